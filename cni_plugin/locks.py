@@ -1,0 +1,92 @@
+"""Files that one process (or thread) holds at a time, with a bound on how long anybody waits.
+
+``flock(2)`` and not ``fcntl`` locks: host-local takes the first, the two do not see each other, and flock is
+released by the kernel when its holder dies, whoever it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+
+from cni_plugin.errors import Busy, StateDamaged
+
+PATIENCE = 30.0
+"""Seconds to wait for a lock before giving up with CNI error 11 (try again later)."""
+
+_FIRST_PAUSE = 0.0005
+_LONGEST_PAUSE = 0.02
+
+
+@contextlib.contextmanager
+def hold(path: str, *, shared: bool = False, patience: float = PATIENCE, mode: int = 0o600) -> Iterator[int]:
+    """Hold the lock file while the block runs; yields its descriptor.
+
+    The file is made where missing; its directory must be there. The holder may unlink it: a waiter notices
+    that its file is no longer the one of that name and starts over.
+    Raises Busy when somebody else holds it for longer than ``patience`` seconds, StateDamaged when the path
+    cannot be a lock.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        descriptor = _open(path, mode)
+        try:
+            _acquire(descriptor, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, deadline)
+            if _current(descriptor, path):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _open(path: str, mode: int) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, flags, mode)
+    except OSError as error:
+        raise StateDamaged(
+            f"cannot open the lock {path}: {error.strerror}", hint="remove what is in the way and try again"
+        ) from error
+
+
+def _acquire(descriptor: int, path: str, kind: int, deadline: float) -> None:
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Busy(
+                    f"{path} has been locked for too long by {_holder(descriptor)}",
+                    hint="see what that process waits for, then try again",
+                ) from None
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+def _current(descriptor: int, path: str) -> bool:
+    """Whether the name still leads to the file that is open: its last holder may have unlinked it."""
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    here = os.fstat(descriptor)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _holder(descriptor: int) -> str:
+    """Who holds the file, from /proc/locks: "process 4711 (weft)"."""
+    inode = f":{os.fstat(descriptor).st_ino} "
+    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii", errors="replace") as locks:
+        for line in locks:
+            fields = line.split()
+            if "FLOCK" in fields and "->" not in fields and inode in line:
+                pid = fields[4]
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+                    return f"process {pid} ({comm.read().strip()})"
+                return f"process {pid}"
+    return "another process"
