@@ -1,0 +1,12 @@
+"""The names weft answers to: its own, and those of the reference plugins it stands in for.
+
+``bin/setup`` makes a link in ``bin/cni`` for each, so that the folder is a ready CNI_PATH.
+"""
+
+from __future__ import annotations
+
+OWN_NAME = "weft"
+"""The name under which the configuration's ``driver`` says what to do."""
+
+NAMES = ("bridge", "ptp", "loopback", "portmap", "host-local", "static")
+"""The reference plugins whose configurations weft takes and in whose shape it answers."""
