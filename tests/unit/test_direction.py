@@ -48,11 +48,12 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 """Libraries, and the modules (by the start of their names) that may import them. No others are imported."""
 
 IMPURE = frozenset(
-    (
-        "asyncio", "ctypes", "fcntl", "glob", "http", "io", "multiprocessing", "os", "pathlib", "random",
-        "secrets", "select", "shutil", "signal", "socket", "ssl", "subprocess", "tempfile", "threading",
-        "time", "urllib", "uuid", "_socket", "_thread",
+    word
+    for line in (
+        "asyncio ctypes fcntl glob http io multiprocessing os pathlib random secrets select shutil signal",
+        "socket ssl subprocess tempfile threading time urllib uuid _socket _thread",
     )
+    for word in line.split()
 )
 """What a pure module (a driver, a feature) has no use for: whatever can tell two runs apart."""
 

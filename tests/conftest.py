@@ -1,0 +1,17 @@
+"""What all tiers share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TIERS = ("netns", "conformance", "vm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test bears the mark of the tier whose folder it is in."""
+    for item in items:
+        for tier in TIERS:
+            if Path(__file__).parent / tier in item.path.parents:
+                item.add_marker(tier)

@@ -1,0 +1,182 @@
+"""A throw-away host: a network namespace of its own, with containers, neighbours and servers around it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from lab import namespaces, traffic
+from lab.commands import Outcome, run
+from lab.snapshot import Snapshot, difference, take
+
+STATE_FOLDERS = ("/run/weft", "/run/cni", "/var/lib/cni", "/var/lib/weft")
+
+
+@dataclass(frozen=True, slots=True)
+class Lan:
+    """A neighbour on a wire: ``name`` is its namespace, ``link`` the host's end, and the four addresses."""
+
+    name: str
+    link: str
+    host: str
+    outside: str
+    host6: str
+    outside6: str
+
+
+class Host:
+    """The thread is in the host's namespace from the making to ``close``, which leaves nothing behind."""
+
+    def __init__(self) -> None:
+        self._origin = namespaces.open_namespace()
+        try:
+            namespaces.unshare()
+            self._own = namespaces.open_namespace()
+        except OSError:
+            os.close(self._origin)
+            raise
+        self.path = f"/proc/{os.getpid()}/fd/{self._own}"
+        self._namespaces: dict[str, str] = {}
+        self._servers: list[traffic.Server] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._forget_state()
+        run("ip", "link", "set", "lo", "up")
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        for server in self._servers:
+            server.close()
+        for path in self._namespaces.values():
+            namespaces.remove(path)
+        namespaces.enter(self._origin)
+        os.close(self._own)
+        os.close(self._origin)
+        self._forget_state()
+
+    @staticmethod
+    def _forget_state() -> None:
+        for folder in STATE_FOLDERS:
+            shutil.rmtree(folder, ignore_errors=True)
+            # A mount point itself stays.
+            for rest in Path(folder).glob("*"):
+                raise AssertionError(f"{rest} cannot be removed between two tests")
+
+    def _place(self, name: str | None) -> str:
+        return self.path if name is None else self._namespaces[name]
+
+    def container(self, name: str = "c1") -> str:
+        """A new container's namespace, its loopback down; the path for CNI_NETNS."""
+        self._namespaces[name] = namespaces.make(name)
+        return self._namespaces[name]
+
+    def remove_container(self, name: str = "c1") -> None:
+        """The container ends, as when its runtime died before it could call DEL."""
+        namespaces.remove(self._namespaces.pop(name))
+
+    def run(self, *argv: str, check: bool = True, timeout: float = 20, stdin: str = "") -> Outcome:
+        """Run a command on the host."""
+        return run(*argv, check=check, timeout=timeout, stdin=stdin)
+
+    def inside(self, name: str, *argv: str, check: bool = True, timeout: float = 20) -> Outcome:
+        """Run a command in a container's (or the LAN's) namespace."""
+        return run("nsenter", f"--net={self._place(name)}", "--", *argv, check=check, timeout=timeout)
+
+    def start(self, *argv: str, name: str | None = None) -> subprocess.Popen[bytes]:
+        """Start a command on the host, or in a namespace; it is killed with the host."""
+        command = argv if name is None else ("nsenter", f"--net={self._place(name)}", "--", *argv)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        self._processes.append(process)
+        return process
+
+    def lan(
+        self,
+        name: str = "outside",
+        *,
+        link: str = "lan0",
+        subnet: str = "192.0.2.0/24",
+        subnet6: str = "2001:db8:99::/64",
+        default_route: bool = False,
+    ) -> Lan:
+        """A machine next to the host. It knows no way to the containers, unless ``default_route`` sends it to the host.
+
+        The host sends all it has no route for to it.
+        """
+        path = self.container(name)
+        four, six = IPv4Network(subnet), IPv6Network(subnet6)
+        found = Lan(name, link, str(four[1]), str(four[2]), str(six[1]), str(six[2]))
+        far = f"{link}-far"
+        lines = [
+            f"link add {link} type veth peer name {far}",
+            f"link set {far} netns {path}",
+            f"address add {found.host}/{four.prefixlen} dev {link}",
+            f"address add {found.host6}/{six.prefixlen} dev {link} nodad",
+            f"link set {link} up",
+        ]
+        far_lines = [
+            f"link set {far} name eth0",
+            "link set lo up",
+            f"address add {found.outside}/{four.prefixlen} dev eth0",
+            f"address add {found.outside6}/{six.prefixlen} dev eth0 nodad",
+            "link set eth0 up",
+        ]
+        if default_route:
+            far_lines += [f"route add default via {found.host}", f"route add ::/0 via {found.host6}"]
+        run("ip", "-batch", "-", stdin="\n".join(lines))
+        run("nsenter", f"--net={path}", "ip", "-batch", "-", stdin="\n".join(far_lines))
+        ways = [f"route append default via {found.outside}", f"route append ::/0 via {found.outside6}"]
+        run("ip", "-batch", "-", stdin="\n".join(ways))
+        return found
+
+    def serve_tcp(self, name: str | None, port: int, address: str = "::") -> traffic.Server:
+        """A server in a namespace (None: the host) that answers with the client's address, over both families."""
+        return self._serve(name, port, "tcp", address)
+
+    def serve_udp(self, name: str | None, port: int, address: str = "::") -> traffic.Server:
+        return self._serve(name, port, "udp", address)
+
+    def _serve(self, name: str | None, port: int, protocol: str, address: str) -> traffic.Server:
+        server = traffic.Server(self._place(name), port, protocol, address)
+        self._servers.append(server)
+        return server
+
+    def fetch(
+        self,
+        name: str | None,
+        address: str,
+        port: int,
+        protocol: str = "tcp",
+        *,
+        timeout: float = 2.0,
+        source: str = "",
+    ) -> str | None:
+        """Ask a server from a namespace (None: the host); the address it saw the client have, None if none answers."""
+        return traffic.fetch(self._place(name), address, port, protocol, timeout=timeout, source=source)
+
+    def ping(self, name: str | None, address: str, *, timeout: float = 2.0) -> bool:
+        """Whether one echo request is answered within the seconds."""
+        argv = ("ping", "-n", "-q", "-c", "1", "-W", str(timeout), address)
+        return run("nsenter", f"--net={self._place(name)}", "--", *argv, check=False).code == 0
+
+    def snapshot(self) -> Snapshot:
+        """The host's network as it is now, to be compared with ``changes``."""
+        return take()
+
+    def changes(self, before: Snapshot, *, within: float = 1.0) -> list[str]:
+        """How the host's network differs from an earlier snapshot; waits that many seconds for it not to."""
+        deadline = time.monotonic() + within
+        while True:
+            found = difference(before, take())
+            if not found or time.monotonic() >= deadline:
+                return found
+            time.sleep(0.05)

@@ -1,0 +1,81 @@
+"""All of a namespace's network that outlives a call, without what changes by itself; two of them can be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lab.commands import run
+
+Snapshot = dict[str, Any]
+
+QUERIES = {
+    "links": ("ip", "-j", "-d", "address", "show"),
+    "routes4": ("ip", "-4", "-j", "-d", "route", "show", "table", "all"),
+    "routes6": ("ip", "-6", "-j", "-d", "route", "show", "table", "all"),
+    "rules4": ("ip", "-4", "-j", "rule", "show"),
+    "rules6": ("ip", "-6", "-j", "rule", "show"),
+    "neighbours": ("ip", "-j", "neighbour", "show", "nud", "permanent"),
+    "disciplines": ("tc", "-j", "qdisc", "show"),
+    "nft": ("nft", "-j", "list", "ruleset"),
+}
+
+_VOLATILE = frozenset(
+    {"valid_life_time", "preferred_life_time", "operstate", "tentative", "handle", "metainfo", "expires", "packets"}
+    | {"bytes", "cacheinfo", "expires_sec", "tcn_timer", "hello_timer", "gc_timer", "topology_change_timer", "refcnt"}
+)
+_VOLATILE_FLAGS = frozenset({"NO-CARRIER", "LOWER_UP"})
+_SYSCTLS = (
+    "net/ipv4/ip_forward",
+    "net/ipv4/conf/*/forwarding",
+    "net/ipv4/conf/*/route_localnet",
+    "net/ipv4/conf/*/rp_filter",
+    "net/ipv6/conf/*/forwarding",
+    "net/ipv6/conf/*/accept_ra",
+    "net/ipv6/conf/*/disable_ipv6",
+)
+
+
+def _steady(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _steady(item, name) for name, item in value.items() if name not in _VOLATILE}
+    if isinstance(value, list):
+        items = [_steady(item) for item in value if not (key == "flags" and item in _VOLATILE_FLAGS)]
+        # The kernel lists a set's elements in the order of their hashes, which differs from boot to boot.
+        return sorted(items, key=json.dumps) if key == "elem" else items
+    return value
+
+
+def _sysctls() -> dict[str, str]:
+    root = Path("/proc/sys")
+    return {
+        str(path.relative_to(root)): path.read_text().strip()
+        for pattern in _SYSCTLS
+        for path in sorted(root.glob(pattern))
+    }
+
+
+def take() -> Snapshot:
+    """The network of the namespace this thread is in."""
+    state: Snapshot = {}
+    for name, query in QUERIES.items():
+        state[name] = _steady(json.loads(run(*query).stdout or "[]"))
+    rules = state["nft"]["nftables"]
+    state["nft"] = [item for item in rules if item]
+    state["sysctl"] = _sysctls()
+    return state
+
+
+def difference(before: Snapshot, after: Snapshot) -> list[str]:
+    """What was lost (-) and what was gained (+), a line each; empty if both are the same."""
+    lines = []
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name, []), after.get(name, [])
+        if isinstance(old, dict):
+            old, new = ([f"{key} = {value}" for key, value in side.items()] for side in (old, new))
+        lines += [f"- {name}: {json.dumps(item)}" for item in old if item not in new]
+        lines += [f"+ {name}: {json.dumps(item)}" for item in new if item not in old]
+        if not lines and old != new:
+            lines.append(f"! {name}: the same things in another order or number")
+    return lines

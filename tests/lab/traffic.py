@@ -1,0 +1,97 @@
+"""Servers that tell a client what address it came from, and clients that ask. Sockets of a chosen namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from dataclasses import dataclass, field
+
+from lab.namespaces import inside
+
+PAUSE = 0.1
+"""Seconds after which a waiting server looks whether it should end."""
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _kind(protocol: str) -> socket.SocketKind:
+    return {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[protocol]
+
+
+@dataclass
+class Server:
+    """Answers every client with the client's own address and what it sent: ``10.1.0.5 hello``."""
+
+    namespace: str
+    port: int
+    protocol: str = "tcp"
+    address: str = "::"
+    clients: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        with inside(self.namespace):
+            self._socket = socket.socket(_family(self.address), _kind(self.protocol))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self._socket.family == socket.AF_INET6:
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            self._socket.bind((self.address, self.port))
+            if self.protocol == "tcp":
+                self._socket.listen(64)
+        self._socket.settimeout(PAUSE)
+        self._ending = threading.Event()
+        work = self._serve_streams if self.protocol == "tcp" else self._serve_datagrams
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ending.set()
+        self._thread.join(timeout=5)
+        self._socket.close()
+
+    def _name(self, client: str) -> str:
+        name = client.removeprefix("::ffff:").split("%")[0]
+        self.clients.append(name)
+        return name
+
+    def _serve_streams(self) -> None:
+        while not self._ending.is_set():
+            with contextlib.suppress(OSError):
+                connection, client = self._socket.accept()
+                with connection:
+                    connection.settimeout(2)
+                    data = connection.recv(4096)
+                    connection.sendall(f"{self._name(client[0])} ".encode() + data)
+
+    def _serve_datagrams(self) -> None:
+        while not self._ending.is_set():
+            with contextlib.suppress(OSError):
+                data, client = self._socket.recvfrom(4096)
+                self._socket.sendto(f"{self._name(client[0])} ".encode() + data, client)
+
+
+def fetch(
+    namespace: str, address: str, port: int, protocol: str = "tcp", *, timeout: float = 2.0, source: str = ""
+) -> str | None:
+    """What a server answers to ``hello``: the address it saw, None if it cannot be reached in time.
+
+    ``source`` is the address to send from, chosen by the kernel if empty.
+    """
+    with inside(namespace):
+        client = socket.socket(_family(address), _kind(protocol))
+    with client:
+        client.settimeout(timeout)
+        try:
+            if source:
+                client.bind((source, 0))
+            client.connect((address, port))
+            client.sendall(b"hello")
+            answer = client.recv(4096).decode()
+        except OSError:
+            return None
+    seen, _, echoed = answer.partition(" ")
+    if echoed != "hello":
+        raise AssertionError(f"{address}:{port} answered {answer!r}")
+    return seen

@@ -1,0 +1,33 @@
+"""A throw-away host for every test, and a refusal to run where a test could touch the machine's own network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lab.host import Host
+from lab.namespaces import isolation_problem
+from lab.plugins import Cni, chosen_folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolation() -> None:
+    if problem := isolation_problem():
+        pytest.exit(f"tests/netns: {problem}; run bin/test netns, or tests/private COMMAND", returncode=3)
+
+
+@pytest.fixture
+def host(isolation: None) -> Iterator[Host]:
+    """This thread in a network namespace that is a host of its own; all state of earlier tests is gone."""
+    made = Host()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def cni() -> Cni:
+    """Calls the executables in bin/cni (or in the folder that WEFT_TEST_PLUGINS names)."""
+    return Cni(chosen_folder())
