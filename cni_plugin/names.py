@@ -17,7 +17,7 @@ ROUTE_PROTOCOL = 119
 
 _MARK = re.compile(r"^weft:([0-9a-f]{16})(?::|$)")
 _ALIAS_BYTES = 255
-_LINK_NAME = re.compile(r"^[^\x00-\x20\x7f-\uffff/:%\"\\*]+$")
+_LINK_NAME = re.compile(r"^[^\x00-\x20\x7f-\U0010ffff/:%\"\\*]+$")
 _IDENTIFIER = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$")
 _MAC = re.compile(r"^[0-9a-fA-F]{1,2}([:-][0-9a-fA-F]{1,2}){5}$|^[0-9a-fA-F]{4}(\.[0-9a-fA-F]{4}){2}$")
 LONGEST_IDENTIFIER = 255
@@ -34,7 +34,7 @@ def link_name_problem(name: str) -> str:
         return "must not be longer than 15 bytes"
     if name in (".", ".."):
         return "is not a name the kernel takes"
-    if not _LINK_NAME.match(name):
+    if not _LINK_NAME.fullmatch(name):
         return "must be printable ASCII without spaces and / : % \" \\ *"
     return ""
 
