@@ -1,0 +1,368 @@
+"""weft's table of nftables rules, ``inet weft``, through libnftables in this process.
+
+The rules never change with attachments; what an attachment adds are elements of sets and maps, each with the
+mark of its owner as its comment. Commands are made from typed values alone (``nft_text``), and all that one
+call asks for goes to the kernel as one transaction. Sources: nft(8), libnftables(3).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from _thread import allocate_lock
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import NoReturn, TypeVar
+
+from cni_plugin.errors import Busy, Conflict, Exists, KernelLacks, KernelRefused, Missing
+from cni_plugin.kernel import Element
+from cni_plugin.kernel.nft_library import Answer, Runner, enter_namespace, leave_namespace, runner
+from cni_plugin.kernel.nft_text import Shape, checked, elements_in, normal, rendered, shapes
+from cni_plugin.names import digest
+
+T = TypeVar("T")
+
+TABLE = "inet weft"
+_STAMP = "stamp"
+_STAMP_CHAIN = re.compile(r'\s*chain stamp \{\s*(?:return comment "([^"]*)"\s*)?\}')
+_SINGLES = 64  # keys to look up one by one (0.3 ms each) before listing all is quicker
+_ATTEMPTS = 5  # of a transaction that another process's came before
+_ERRORS: tuple[tuple[str, type[KernelRefused], str], ...] = (
+    ("No such file or directory", Missing, ""),
+    ("File exists", Exists, ""),
+    ("Operation not permitted", KernelRefused, "it takes CAP_NET_ADMIN: run weft as root"),
+    ("Operation not supported", KernelLacks, "the kernel lacks an nftables module"),
+    ("Protocol not supported", KernelLacks, "the kernel lacks an nftables module"),
+)
+
+
+class Nft:
+    """The rules of the network namespace that the constructor's thread is in; usable from any thread.
+
+    Nothing is loaded before the first verb: most calls of a runtime need no rules. ``make`` chooses how
+    commands are run (the library, else the ``nft`` program).
+    """
+
+    def __init__(self, make: Callable[[], Runner] = runner) -> None:
+        self._make = make
+        self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._lock = allocate_lock()
+        self._runner: Runner | None = None
+        self._shapes: dict[str, Shape] = {}
+
+    def close(self) -> None:
+        """Give back the library's memory and sockets; a second call does nothing."""
+        with self._lock:
+            if self._runner is not None:
+                self._runner.close()
+                self._runner = None
+            if self._namespace >= 0:
+                os.close(self._namespace)
+                self._namespace = -1
+
+    # The base rules
+
+    def lacks(self, base: str) -> str | None:
+        """What of the base is not as it should be, in a sentence; None if all is.
+
+        One terse listing, whatever the sets hold. It is compared by hash with the stamp that ``install`` left
+        in the table; only where that differs (a change, or another version of nftables, which prints rules
+        another way) is the base installed in an empty namespace, and its listing compared line by line.
+        """
+        self._shapes = shapes(base)
+        listing = self._listing()
+        if listing is None:
+            return f"the table {TABLE} is missing"
+        body, stamp = _without_stamp(listing)
+        if stamp == _stamp(base, body):
+            return None
+        from cni_plugin.kernel.nft_listing import blocks, difference  # rarely needed
+
+        try:
+            wanted = in_new_namespace(lambda: _fresh_listing(base, self._make))
+        except KernelRefused:
+            return f"the table {TABLE} is not as it was installed"
+        found = difference(blocks(wanted), blocks(body))
+        if found is not None:
+            return f"in the table {TABLE}, {found}"
+        with suppress(KernelRefused):
+            self._do(_stamping(_stamp(base, body)))
+        return None
+
+    def install(self, base: str) -> None:
+        """Make the table be exactly what ``base`` says, in one transaction; what else is in it goes.
+
+        Sets and maps of the same type keep their elements. Raises KernelRefused with nftables' sentence.
+        *Equivalent to:* ``nft -f BASE`` after flushing what was there.
+        """
+        self._shapes = shapes(base)
+        for attempt in range(_ATTEMPTS):
+            there = self._listing()
+            if re.search(r"^\tflags ", there or "", re.MULTILINE):
+                # A sleeping table cannot wake and change at once.
+                self._do(f"add table {TABLE}\n")
+            script = f"add table {TABLE}\nflush table {TABLE}\n{_removals(there or '', self._shapes)}{base}\n"
+            try:
+                self._do(script)
+                break
+            except (Missing, Exists):  # another process's transaction came between
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        body, _ = _without_stamp(self._listing() or "")
+        self._do(_stamping(_stamp(base, body)))
+
+    def remove(self) -> None:
+        """Delete the table with all in it; missing is fine. *Equivalent to:* ``nft delete table inet weft``."""
+        self._do(f"add table {TABLE}\ndelete table {TABLE}\n")  # so that missing is fine with any version
+
+    # Elements
+
+    def add(self, elements: Iterable[Element]) -> None:
+        """Add all or none; see ``kernel.Ruleset``. ``create`` and not ``add``: a key of another's is refused."""
+        wanted = self._keyed(elements)
+        absent = dict(wanted)
+        for _ in range(_ATTEMPTS):
+            if not absent:
+                return
+            try:
+                self._do(self._command("create", absent))
+                return
+            except Exists:
+                there = self._there(wanted)
+                for key, element in wanted.items():
+                    if key in there and not _same(element, there[key]):
+                        _conflict(element, there[key])
+                absent = {key: element for key, element in wanted.items() if key not in there}
+            except Missing as error:
+                raise Missing(
+                    f"table {TABLE} lacks one of {', '.join(sorted({key[0] for key in absent}))}",
+                    hint="install the base rules",
+                ) from error
+        if absent:
+            raise Busy("others keep changing the same nftables elements", hint="try again")
+
+    def delete(self, elements: Iterable[Element]) -> None:
+        """Delete those that bear the same mark; one look-up of all keys, then one transaction."""
+        wanted = self._keyed(elements, missing_ok=True)
+        for _ in range(_ATTEMPTS):
+            there = self._there(wanted)
+            mine = {key: element for key, element in wanted.items() if _owned(element, there.get(key))}
+            if not mine:
+                return
+            with suppress(Missing):  # another process deleted one meanwhile: look again
+                self._do(self._command("delete", mine))
+                return
+        raise Busy("others keep changing the same nftables elements", hint="try again")
+
+    def missing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
+        """Those of the elements that are not there with the same data and mark."""
+        given = tuple(elements)
+        wanted = self._keyed(given, missing_ok=True)
+        there = self._there(wanted)
+        found = {key for key, element in wanted.items() if key in there and _same(element, there[key])}
+        return tuple(element for element in given if self._key(element) not in found)
+
+    def elements(self, collection: str) -> tuple[Element, ...]:
+        """All elements of a set or map; raises Missing. *Equivalent to:* ``nft list set inet weft NAME``."""
+        shape = self._shape(collection)
+        if shape is None:
+            raise Missing(f"table {TABLE} has no set or map {collection!r}")
+        return elements_in(self._do(f"list {shape.kind} {TABLE} {collection}\n"), shape)
+
+    def collections(self) -> tuple[str, ...]:
+        """The names of weft's sets and maps, () where the table is missing."""
+        return tuple(shapes(self._listing() or ""))
+
+    # How
+
+    def _keyed(self, elements: Iterable[Element], missing_ok: bool = False) -> dict[tuple[str, str], Element]:
+        """The elements by collection and key, each checked before anything is run; twins become one."""
+        keyed: dict[tuple[str, str], Element] = {}
+        for element in [checked(element) for element in elements]:
+            shape = self._shape(element.collection)
+            if shape is None:
+                if missing_ok:
+                    continue
+                raise Missing(f"table {TABLE} has no set or map {element.collection}", hint="install the base rules")
+            rendered(element.data, shape.data, shape)
+            twin = keyed.setdefault((element.collection, rendered(element.key, shape.key, shape)), element)
+            if not _same(element, twin):
+                _conflict(element, twin)
+        return keyed
+
+    def _key(self, element: Element) -> tuple[str, str] | None:
+        shape = self._shapes.get(element.collection)
+        return None if shape is None else (element.collection, rendered(element.key, shape.key, shape))
+
+    def _shape(self, collection: str) -> Shape | None:
+        """The types of a set or map: from the base this process saw, else from the kernel."""
+        if collection not in self._shapes:
+            self._shapes = {**shapes(self._listing() or ""), **self._shapes}
+        return self._shapes.get(collection)
+
+    def _command(self, verb: str, keyed: dict[tuple[str, str], Element]) -> str:
+        """``VERB element inet weft NAME { KEY comment "MARK" : DATA, … }`` for each collection."""
+        grouped: dict[str, list[str]] = {}
+        for (collection, key), element in keyed.items():
+            shape = self._shapes[collection]
+            text = key
+            if verb == "create":
+                text += f' comment "{element.mark}"'
+                text += f" : {rendered(element.data, shape.data, shape)}" if shape.data else ""
+            grouped.setdefault(collection, []).append(text)
+        return "".join(f"{verb} element {TABLE} {name} {{ {', '.join(keys)} }}\n" for name, keys in grouped.items())
+
+    def _there(self, keyed: dict[tuple[str, str], Element]) -> dict[tuple[str, str], Element]:
+        """What is there under (or, in an interval set, over) the keys.
+
+        By one look-up; where some are missing nftables answers for none, then by one for each, or a listing.
+        """
+        found: dict[tuple[str, str], Element] = {}
+        for collection in dict.fromkeys(name for name, _ in keyed):
+            shape = self._shapes[collection]
+            sought = {key: normal(element.key) for (name, key), element in keyed.items() if name == collection}
+            answer = self._get(shape, list(sought))
+            if answer is None and len(sought) > _SINGLES:
+                with suppress(Missing):
+                    answer = self.elements(collection)
+            there = {normal(element.key): element for element in answer or ()}
+            for key, values in sought.items():
+                one = there.get(values)
+                if one is None and (len(sought) <= _SINGLES or "interval" in shape.flags):
+                    one = next(iter(self._get(shape, [key]) or ()), None)
+                if one is not None:
+                    found[collection, key] = one
+        return found
+
+    def _get(self, shape: Shape, keys: list[str]) -> tuple[Element, ...] | None:
+        """The elements under (or over) these keys, None where one is missing."""
+        try:
+            return elements_in(self._do(f"get element {TABLE} {shape.name} {{ {', '.join(keys)} }}\n"), shape)
+        except Missing:
+            return None
+
+    def _listing(self) -> str | None:
+        """The table without its elements, None where it is missing. *Equivalent to:* ``nft -t list table``."""
+        try:
+            return self._do(f"list table {TABLE}\n", terse=True)
+        except Missing:
+            return None
+
+    def _do(self, commands: str, *, terse: bool = False) -> str:
+        """Run the commands where this object belongs; raises a KernelRefused with nftables' own sentence."""
+        with self._lock:
+            output, errors = self._run(commands, terse)
+        if errors:
+            _refuse(errors)
+        return output
+
+    def _run(self, commands: str, terse: bool) -> Answer:
+        if self._namespace < 0:
+            raise KernelRefused("these nftables rules are closed")
+        here = os.stat("/proc/thread-self/ns/net")
+        home = os.fstat(self._namespace)
+        if (here.st_dev, here.st_ino) == (home.st_dev, home.st_ino):
+            return self._run_here(commands, terse)
+        return _in_thread(lambda: enter_namespace(self._namespace), lambda: self._run_here(commands, terse))
+
+    def _run_here(self, commands: str, terse: bool) -> Answer:
+        if self._runner is None:
+            self._runner = self._make()
+        return self._runner.run(commands, terse=terse)
+
+
+def in_new_namespace(work: Callable[[], T]) -> T:
+    """Do the work in an empty network namespace that ends with it; this thread stays where it is."""
+    return _in_thread(leave_namespace, work)
+
+
+def _in_thread(move: Callable[[], None], work: Callable[[], T]) -> T:
+    """Move a thread of its own to another namespace and do the work there."""
+    from threading import Thread  # a millisecond to import, for a rare path
+
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            move()
+            results.append(work())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def _fresh_listing(base: str, make: Callable[[], Runner]) -> str:
+    """How this nftables lists the base where nothing else is."""
+    fresh = make()
+    try:
+        for commands in (base, f"list table {TABLE}\n"):
+            output, errors = fresh.run(commands, terse=True)
+            if errors:
+                _refuse(errors)
+        return output
+    finally:
+        fresh.close()
+
+
+def _without_stamp(listing: str) -> tuple[str, str]:
+    """The listing but for the stamp, and what the stamp says."""
+    found = _STAMP_CHAIN.findall(listing)
+    return _STAMP_CHAIN.sub("", listing), found[0] if len(found) == 1 else ""
+
+
+def _stamp(base: str, body: str) -> str:
+    """What ties a base to how the kernel lists it."""
+    return f"base {digest(base)} listed {digest(body)}"
+
+
+def _stamping(stamp: str) -> str:
+    """The stamp is the comment of a rule in a chain that no packet meets: a table's comment cannot change."""
+    chain = f"{TABLE} {_STAMP}"
+    return f'add chain {chain}\nflush chain {chain}\nadd rule {chain} return comment "{stamp}"\n'
+
+
+def _removals(listing: str, wanted: dict[str, Shape]) -> str:
+    """Commands that delete every chain, and every set or map that the base has not or of another type."""
+    chains = re.findall(r"^\tchain (\S+) \{", listing, re.MULTILINE)
+    others = [shape for shape in shapes(listing).values() if wanted.get(shape.name) != shape]
+    return "".join(
+        [f"delete chain {TABLE} {name}\n" for name in chains]
+        + [f"delete {shape.kind} {TABLE} {shape.name}\n" for shape in others]
+    )
+
+
+def _owned(element: Element, there: Element | None) -> bool:
+    return there is not None and there.mark == element.mark and normal(there.key) == normal(element.key)
+
+
+def _same(element: Element, there: Element) -> bool:
+    """Whether both are one element, however its single addresses are written."""
+    return _owned(element, there) and normal(there.data) == normal(element.data)
+
+
+def _conflict(element: Element, there: Element) -> NoReturn:
+    key, data = (" . ".join(str(part) for part in parts) for parts in (there.key, there.data))
+    what = f"{key} : {data}" if data else key
+    mine = " . ".join(str(part) for part in element.key)
+    over = "" if normal(there.key) == normal(element.key) else f" overlaps {what}, which"
+    owner = there.mark or "somebody without a mark"
+    raise Conflict(
+        f"{mine} in {element.collection}{over} belongs to {owner}, not to {element.mark}",
+        hint="" if not data else f"it leads to {data} already",
+    )
+
+
+def _refuse(errors: str) -> NoReturn:
+    """Raise what nftables' message says; only its first line, since the others repeat the command."""
+    sentence = errors.strip().splitlines()[0].removeprefix("Error: ").removeprefix("Could not process rule: ")
+    for text, kind, hint in _ERRORS:
+        if text in sentence:
+            raise kind(f"nftables: {sentence}", hint=hint)
+    raise KernelRefused(f"nftables: {sentence}")

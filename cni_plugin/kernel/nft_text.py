@@ -1,0 +1,166 @@
+"""nftables' language, as little of it as weft needs: the types of sets, and their elements.
+
+The same reader serves the base rules and what ``nft list`` prints. Text and not JSON: libnftables may be
+built without JSON, and its ``get element`` prints text even when asked for JSON (1.0.6). Source: nft(8).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from cni_plugin.errors import KernelRefused
+from cni_plugin.kernel import Element, Scalar
+from cni_plugin.names import link_name_problem
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+_PROTOCOL_NAMES = {str(number): name for name, number in PROTOCOLS.items()}
+_FAMILIES: dict[str, tuple[type, type]] = {
+    "ipv4_addr": (IPv4Address, IPv4Network),
+    "ipv6_addr": (IPv6Address, IPv6Network),
+}
+_NUMBERS = {"inet_service": 0xFFFF, "mark": 0xFFFFFFFF}
+_COLLECTION = re.compile(r"[a-z][a-z0-9_]{0,30}")
+_MARK = re.compile(r"weft:[0-9a-f]{16}(?::[A-Za-z0-9_./ -]{0,90})?")
+_DECLARATION = re.compile(r"^\s*(?:set|map)\s+(\S+)\s*\{([^{}]*)\}", re.MULTILINE)
+# Compiled where used: an ADD reads no elements, and each would cost it half a millisecond.
+_ELEMENTS = r'\belements = \{((?:[^}"]+|"[^"]*")*)\}'
+_TOKEN = r'"[^"]*"|,|[^\s,"]+'
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a set or map holds: the types of its key's parts, and of its data's (none: it is a set)."""
+
+    name: str
+    key: tuple[str, ...]
+    data: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return "map" if self.data else "set"
+
+
+def checked(element: Element) -> Element:
+    """The element, if no part of it could be anything but one value; raises KernelRefused otherwise.
+
+    Needs no knowledge of the collection, so it comes before anything is run.
+    """
+    if not isinstance(element.collection, str) or not _COLLECTION.fullmatch(element.collection):
+        raise KernelRefused(f"{element.collection!r} is no name of a set or map")
+    if not isinstance(element.mark, str) or not _MARK.fullmatch(element.mark):
+        raise KernelRefused(f"{element.mark!r} is no mark of weft's, so {element.collection} cannot hold it")
+    for part in (*element.key, *element.data):
+        if type(part) not in (IPv4Address, IPv6Address, IPv4Network, IPv6Network, int, str):
+            raise KernelRefused(f"{part!r} cannot be part of an element of {element.collection}")
+        if isinstance(part, (IPv6Address, IPv6Network)) and "%" in str(part):
+            raise KernelRefused(f"{part} has a scope, which {element.collection} cannot hold")
+        if isinstance(part, str) and link_name_problem(part):
+            raise KernelRefused(f"{part!r} {link_name_problem(part)}, so {element.collection} cannot hold it")
+    return element
+
+
+def rendered(parts: tuple[Scalar, ...], types: tuple[str, ...], shape: Shape) -> str:
+    """A key or data as nft reads it: ``6 . 8080``. Raises KernelRefused where a part is not of its type."""
+    if len(parts) != len(types):
+        raise KernelRefused(f"{shape.name} takes {len(types)} parts ({' . '.join(types)}), not {len(parts)}")
+    return " . ".join(_part(part, name, shape) for part, name in zip(parts, types, strict=True))
+
+
+def _part(part: Scalar, name: str, shape: Shape) -> str:
+    if name in _FAMILIES:
+        address, network = _FAMILIES[name]
+        if isinstance(part, address):
+            return str(part)
+        if isinstance(part, (IPv4Network, IPv6Network)) and isinstance(part, network) and "interval" in shape.flags:
+            return str(part.network_address) if part.prefixlen == part.max_prefixlen else str(part)
+    elif name == "inet_proto" and isinstance(part, str) and part in PROTOCOLS:
+        return str(PROTOCOLS[part])
+    elif name in _NUMBERS and type(part) is int and 0 <= part <= _NUMBERS[name]:
+        return str(part)
+    elif name == "ifname" and isinstance(part, str) and not link_name_problem(part):
+        return f'"{part}"'
+    raise KernelRefused(f"{part!r} cannot be in {shape.name}, which takes {name} there")
+
+
+def normal(parts: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+    """The parts as a listing gives them back: a network of one address is that address."""
+    return tuple(
+        part.network_address
+        if isinstance(part, (IPv4Network, IPv6Network)) and part.prefixlen == part.max_prefixlen
+        else part
+        for part in parts
+    )
+
+
+def elements_in(listing: str, shape: Shape) -> tuple[Element, ...]:
+    """The elements that ``nft list set`` or ``nft get element`` printed; ``mark`` is "" where it is none of weft's."""
+    found = re.search(_ELEMENTS, listing)
+    return tuple(_element(tokens, shape) for tokens in _split(found.group(1), ",")) if found else ()
+
+
+def _element(tokens: list[str], shape: Shape) -> Element:
+    """One element: key, attributes such as ``comment "…"``, and for a map a lone colon and the data."""
+    parts = list(_split_list(tokens, ":")) if shape.data else [tokens]
+    length = 2 * len(shape.key) - 1
+    comment = parts[0].index("comment") if "comment" in parts[0] else -1
+    mark = parts[0][comment + 1].strip('"') if comment >= 0 else ""
+    return Element(
+        shape.name,
+        _values(parts[0][:length:2], shape.key),
+        _values(parts[1][::2], shape.data) if shape.data else (),
+        mark if _MARK.fullmatch(mark) else "",
+    )
+
+
+def _values(tokens: list[str], types: tuple[str, ...]) -> tuple[Scalar, ...]:
+    return tuple(_value(token.strip('"'), name) for token, name in zip(tokens, types, strict=True))
+
+
+def _value(text: str, name: str) -> Scalar:
+    if name in _FAMILIES:
+        try:
+            return ip_network(text) if "/" in text else ip_address(text)
+        except ValueError:
+            return text  # a range: somebody else's, since weft writes none
+    if name == "inet_proto":
+        return _PROTOCOL_NAMES.get(text, text)
+    if name in _NUMBERS:
+        return int(text, 0) if re.fullmatch(r"0x[0-9a-f]+|\d+", text) else text
+    return text
+
+
+def _split(text: str, separator: str) -> Iterator[list[str]]:
+    return _split_list(re.findall(_TOKEN, text), separator)
+
+
+def _split_list(tokens: list[str], separator: str) -> Iterator[list[str]]:
+    part: list[str] = []
+    for token in tokens:
+        if token == separator:
+            yield part
+            part = []
+        else:
+            part.append(token)
+    if part:
+        yield part
+
+
+def shapes(text: str) -> dict[str, Shape]:
+    """The sets and maps that a base or a terse listing declares, by name."""
+    found: dict[str, Shape] = {}
+    for name, body in _DECLARATION.findall(text):
+        statements = [part.strip() for part in re.split("[;\n]", body)]
+        declared = next((part[5:] for part in statements if part.startswith("type ")), "")
+        flags = next((part[6:] for part in statements if part.startswith("flags ")), "")
+        key, _, data = declared.partition(" : ")
+        found[name] = Shape(
+            name,
+            tuple(part.strip() for part in key.split(" . ")),
+            tuple(part.strip() for part in data.split(" . ") if part.strip()),
+            tuple(sorted(part.strip() for part in flags.split(",") if part.strip())),
+        )
+    return found
