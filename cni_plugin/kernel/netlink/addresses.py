@@ -1,0 +1,79 @@
+"""Addresses of links.
+
+Source: ``ip-address(8)``, ``linux/if_addr.h``, ``net/ipv4/devinet.c``, ``net/ipv6/addrconf.c``.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface, ip_interface
+from typing import Any
+
+from cni_plugin.kernel.netlink import codec
+from cni_plugin.kernel.netlink.codec import Attributes, attribute
+from cni_plugin.kernel.netlink.socket import Request, RouteSocket
+from cni_plugin.types import Cidr
+
+_NO_DAD, _DAD_FAILED, _TENTATIVE, _NO_PREFIX_ROUTE = 0x02, 0x08, 0x40, 0x200
+_SCOPE_LINK, _SCOPE_HOST = 253, 254
+
+
+def of_link(socket: RouteSocket, index: int, name: str) -> tuple[Cidr, ...]:
+    """The link's addresses, IPv4 first, each family in the kernel's order."""
+    found = [_cidr(message) for message in _messages(socket, index, name)]
+    return tuple(sorted(found, key=lambda cidr: cidr.version))
+
+
+def tentative(socket: RouteSocket, index: int, name: str) -> tuple[bool, bool]:
+    """Whether duplicate address detection still runs on an IPv6 address, and whether one failed."""
+    flags = [_flags(message) for message in _messages(socket, index, name) if message["family"] == codec.AF_INET6]
+    failed = any(value & _DAD_FAILED for value in flags)
+    return any(value & _TENTATIVE and not value & _DAD_FAILED for value in flags), failed
+
+
+def _messages(socket: RouteSocket, index: int, name: str) -> list[Any]:
+    request = Request(codec.GETADDR, 0, f"list the addresses of {name}", {"index": index})
+    return [message for message in socket.dump(request) if message["index"] == index]
+
+
+def _flags(message: Any) -> int:
+    return int(attribute(message, "IFA_FLAGS") or message["flags"])
+
+
+def _cidr(message: Any) -> Cidr:
+    text = attribute(message, "IFA_LOCAL") or attribute(message, "IFA_ADDRESS")
+    return ip_interface(f"{text}/{message['prefixlen']}")
+
+
+def add(
+    socket: RouteSocket, index: int, name: str, address: Cidr, *, detect: bool = True, prefix_route: bool = True
+) -> None:
+    """Give the link an address; without ``detect`` an IPv6 one is usable at once. Raises ``Exists``.
+
+    Without ``prefix_route`` the kernel adds no route to the address's subnet.
+    """
+    doing = f"add the address {address} to {name}"
+    fields, attributes = _target(index, address)
+    if isinstance(address, IPv4Interface) and address.network.prefixlen < 31:
+        attributes.append(["IFA_BROADCAST", str(address.network.broadcast_address)])
+    flags = (0 if prefix_route else _NO_PREFIX_ROUTE) | (0 if detect else _NO_DAD)
+    if flags:
+        attributes.append(["IFA_FLAGS", flags])
+    fields["scope"] = _SCOPE_HOST if address.ip.is_loopback else _SCOPE_LINK if address.ip.is_link_local else 0
+    socket.request(Request(codec.NEWADDR, codec.CREATE | codec.EXCL, doing, fields, attributes, needs=_needs(address)))
+
+
+def delete(socket: RouteSocket, index: int, name: str, address: Cidr) -> None:
+    """Take an address from the link; raises ``Missing``."""
+    doing = f"delete the address {address} from {name}"
+    fields, attributes = _target(index, address)
+    socket.request(Request(codec.DELADDR, 0, doing, fields, attributes, needs=_needs(address)))
+
+
+def _target(index: int, address: Cidr) -> tuple[dict[str, Any], Attributes]:
+    family = codec.AF_INET if isinstance(address, IPv4Interface) else codec.AF_INET6
+    fields = {"family": family, "index": index, "prefixlen": address.network.prefixlen}
+    return fields, [["IFA_LOCAL", str(address.ip)], ["IFA_ADDRESS", str(address.ip)]]
+
+
+def _needs(address: Cidr) -> str:
+    return f"IPv{address.version}"

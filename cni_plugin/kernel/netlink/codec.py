@@ -1,0 +1,136 @@
+"""The one importer of pyroute2: netlink messages to bytes and back.
+
+Only pyroute2's message classes are used. Its ``__init__`` starts event loops and imports every protocol
+(some 250 ms); the classes alone take a tenth of that, so they are imported past it. What stands in for the
+package meanwhile is taken away again, and a real ``import pyroute2`` later on works.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
+REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
+NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
+NEWADDR, DELADDR, GETADDR = 20, 21, 22
+NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
+
+AF_UNSPEC, AF_INET, AF_BRIDGE, AF_INET6 = 0, 2, 7, 10
+
+Attributes = list[Any]
+
+
+def _message_classes() -> tuple[Any, Any, Any]:
+    """pyroute2's link, address and route classes, imported without running the package's ``__init__``."""
+    stand_ins = [] if "pyroute2" in sys.modules else _stand_ins()
+    try:
+        from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+        from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+        from pyroute2.netlink.rtnl.rtmsg import rtmsg
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+    return ifinfmsg, ifaddrmsg, rtmsg
+
+
+def _stand_ins() -> list[str]:
+    # config is stood in for as well: it imports multiprocessing and platform (8 ms) for settings of sockets.
+    from importlib.machinery import PathFinder
+
+    found = PathFinder.find_spec("pyroute2")
+    if found is None or found.submodule_search_locations is None:
+        raise ModuleNotFoundError("pyroute2 is not installed", name="pyroute2")
+    package, config = ModuleType("pyroute2"), ModuleType("pyroute2.config")
+    package.__path__ = list(found.submodule_search_locations)
+    package.__dict__["config"] = config
+    config.__dict__.update(AF_BRIDGE=AF_BRIDGE, data_plugins_pkgs=(), data_plugins_path=())
+    sys.modules["pyroute2"], sys.modules["pyroute2.config"] = package, config
+    return ["pyroute2", "pyroute2.config"]
+
+
+_link, _address, _route = _message_classes()
+_CLASSES = {
+    NEWLINK: _link, DELLINK: _link, GETLINK: _link, SETLINK: _link,
+    NEWADDR: _address, DELADDR: _address, GETADDR: _address,
+    NEWROUTE: _route, DELROUTE: _route, GETROUTE: _route,
+}  # fmt: skip
+
+
+def _teach_missing_attributes() -> None:
+    """Attributes that pyroute2 0.9 has no name for (``linux/if_link.h``)."""
+    kinds = _link.ifinfo.data_map
+    missing = {
+        "macvlan": (
+            ("IFLA_MACVLAN_BC_QUEUE_LEN", "uint32"),
+            ("IFLA_MACVLAN_BC_QUEUE_LEN_USED", "uint32"),
+            ("IFLA_MACVLAN_BC_CUTOFF", "int32"),
+        ),
+        "ipvlan": (("IFLA_IPVLAN_FLAGS", "uint16"),),
+    }
+    for kind, attributes in missing.items():
+        named_already = {row[0] for row in kinds[kind].nla_map}
+        more = tuple(row for row in attributes if row[0] not in named_already)
+        kinds[kind] = type(kind, (kinds[kind],), {"nla_map": (*kinds[kind].nla_map, *more)})
+
+
+_teach_missing_attributes()
+
+
+def encode(kind: int, flags: int, sequence: int, fields: dict[str, Any], attributes: Attributes) -> bytes:
+    """One request as bytes; ``fields`` are those of the message's fixed part under pyroute2's names."""
+    message = _CLASSES[kind]()
+    message.update(fields)
+    message["header"] = {"type": kind, "flags": flags, "sequence_number": sequence}
+    message["attrs"] = attributes
+    message.encode()
+    return bytes(message.data)
+
+
+def decode(kind: int, data: bytes) -> Any:
+    """One answer, header included; attributes are decoded when asked for (``get_attr``)."""
+    message = _CLASSES[kind](data)
+    message.decode()
+    return message
+
+
+def attribute(message: Any, *path: str) -> Any:
+    """The attribute at the path of names (``IFLA_LINKINFO``, ``IFLA_INFO_KIND``), None if there is none."""
+    for name in path:
+        if not hasattr(message, "get_attr"):
+            return None
+        message = message.get_attr(name)
+    return message
+
+
+def plain(nested: Any) -> dict[str, int | str]:
+    """A nested attribute's numbers and texts: ``IFLA_BR_VLAN_FILTERING`` becomes ``br_vlan_filtering``."""
+    values: dict[str, int | str] = {}
+    if not hasattr(nested, "get_attr"):
+        return values
+    for slot in nested["attrs"]:
+        name, value = slot[0], slot[1]
+        if name != "UNKNOWN" and isinstance(value, int | str):
+            values[name.removeprefix("IFLA_").lower()] = int(value) if isinstance(value, bool) else value
+    return values
+
+
+def named(values: dict[str, int | str]) -> Attributes:
+    """The reverse of ``plain``."""
+    return [[f"IFLA_{name.upper()}", value] for name, value in values.items()]
+
+
+def knows(kind: str, option: str) -> bool:
+    """Whether a link kind has an option of that name (``br_vlan_filtering``); unknown ones would be lost silently."""
+    return any(row[0] == f"IFLA_{option.upper()}" for row in _nla_map(kind))
+
+
+def knows_port(attribute_name: str) -> bool:
+    """Whether a bridge port has an attribute of that name (``brport_isolated``)."""
+    return any(row[0] == f"IFLA_{attribute_name.upper()}" for row in _nla_map("bridge_slave"))
+
+
+def _nla_map(kind: str) -> Any:
+    known = _link.ifinfo.data_map.get(kind)
+    return known.nla_map if known is not None else ()

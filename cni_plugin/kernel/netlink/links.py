@@ -1,0 +1,232 @@
+"""Links: read, made, changed, deleted. Source: ``ip-link(8)``, ``linux/if_link.h``, ``net/core/rtnetlink.c``."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cni_plugin import names
+from cni_plugin.errors import KernelRefused, Missing
+from cni_plugin.kernel import Link, Peer
+from cni_plugin.kernel.netlink import codec
+from cni_plugin.kernel.netlink.codec import Attributes, attribute
+from cni_plugin.kernel.netlink.refusals import module
+from cni_plugin.kernel.netlink.socket import Request, RouteSocket, link_name
+
+_UP, _PROMISC, _ALLMULTI, _LOWER_UP = 0x1, 0x100, 0x200, 0x10000
+_SKIP_STATISTICS = 8
+
+NESTED = 0x8000
+"""Third member of an attribute that must say that it holds others; pyroute2 reads it from tuples alone."""
+
+
+def get(socket: RouteSocket, name: str) -> Link | None:
+    """The link of that name, None if there is none; one filtered request."""
+    message = _message(socket, name)
+    if message is None:
+        return None
+    master = attribute(message, "IFLA_MASTER")
+    return _link(message, link_name(socket.fileno(), master) if master else "")
+
+
+def index(socket: RouteSocket, name: str, doing: str) -> int:
+    """The link's index; raises Missing, saying that one cannot ``doing``."""
+    message = _message(socket, name, decoded=False)
+    if message is None:
+        raise Missing(f"cannot {doing}: there is no link {name}")
+    return index_of(message)
+
+
+def every(socket: RouteSocket) -> tuple[Link, ...]:
+    """Every link, in the order of their indexes."""
+    request = Request(codec.GETLINK, 0, "list the links", attributes=[["IFLA_EXT_MASK", _SKIP_STATISTICS]])
+    messages = socket.dump(request)
+    known = {int(message["index"]): str(attribute(message, "IFLA_IFNAME")) for message in messages}
+    links = [_link(message, known.get(attribute(message, "IFLA_MASTER") or 0, "")) for message in messages]
+    return tuple(sorted(links, key=lambda link: link.index))
+
+
+def _message(socket: RouteSocket, name: str, *, decoded: bool = True) -> Any:
+    if names.link_name_problem(name):
+        return None
+    attributes: Attributes = [["IFLA_EXT_MASK", _SKIP_STATISTICS], ["IFLA_IFNAME", name]]
+    try:
+        request = Request(codec.GETLINK, 0, f"look at the link {name}", attributes=attributes, decoded=decoded)
+        ((message,),) = socket.request(request)
+    except Missing:
+        return None
+    return message
+
+
+def _link(message: Any, master: str) -> Link:
+    kind = attribute(message, "IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
+    port: dict[str, int] = {}
+    if attribute(message, "IFLA_LINKINFO", "IFLA_INFO_SLAVE_KIND") == "bridge":
+        seen = codec.plain(attribute(message, "IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA"))
+        port = {key: value for key, value in seen.items() if isinstance(value, int)}
+    flags = int(message["flags"])
+    return Link(
+        name=str(attribute(message, "IFLA_IFNAME")),
+        index=int(message["index"]),
+        kind=str(kind),
+        mac=str(attribute(message, "IFLA_ADDRESS") or ""),
+        mtu=int(attribute(message, "IFLA_MTU") or 0),
+        up=bool(flags & _UP),
+        alias=str(attribute(message, "IFLA_IFALIAS") or ""),
+        master=master,
+        peer_index=int(attribute(message, "IFLA_LINK") or 0) if kind == "veth" else 0,
+        promiscuous=bool(flags & _PROMISC),
+        carrier=bool(flags & _LOWER_UP),
+        options=codec.plain(attribute(message, "IFLA_LINKINFO", "IFLA_INFO_DATA")),
+        port=port,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NewLink:
+    """A link to be made. ``target`` is the namespace it is to be in as a descriptor, None for the socket's."""
+
+    name: str
+    kind: str
+    mac: str = ""
+    mtu: int = 0
+    up: bool = False
+    master: int = 0
+    parent: int = 0
+    peer: Peer | None = None
+    peer_target: int | None = None
+    target: int | None = None
+    options: Mapping[str, int | str] | None = None
+
+
+def add(socket: RouteSocket, plan: NewLink, doing: str) -> None:
+    """Make a link in one message, with its peer where it has one; the peer is left down.
+
+    Raises ``Exists`` when a name is taken, ``KernelLacks`` for a kind that this kernel does not know.
+    """
+    check_name(plan.name, doing)
+    attributes: Attributes = [["IFLA_IFNAME", plan.name], *_common(plan.mac, plan.mtu)]
+    if plan.parent:
+        attributes.append(["IFLA_LINK", plan.parent])
+    if plan.master:
+        attributes.append(["IFLA_MASTER", plan.master])
+    if plan.target is not None:
+        attributes.append(["IFLA_NET_NS_FD", plan.target])
+    attributes.append(["IFLA_LINKINFO", {"attrs": _kind(plan, doing)}])
+    fields = {"flags": _UP, "change": _UP} if plan.up else {}
+    flags = codec.CREATE | codec.EXCL
+    socket.request(Request(codec.NEWLINK, flags, doing, fields, attributes, needs=module(plan.kind)))
+
+
+def _kind(plan: NewLink, doing: str) -> Attributes:
+    information: Attributes = [["IFLA_INFO_KIND", plan.kind]]
+    if plan.peer is not None:
+        check_name(plan.peer.name, doing)
+        peer: Attributes = [["IFLA_IFNAME", plan.peer.name], *_common(plan.peer.mac, plan.peer.mtu)]
+        if plan.peer_target is not None:
+            peer.append(["IFLA_NET_NS_FD", plan.peer_target])
+        # Not its "up": the driver opens a peer before it is joined and answers ENOTCONN (drivers/net/veth.c).
+        information.append(["IFLA_INFO_DATA", {"attrs": [["VETH_INFO_PEER", {"attrs": peer}]]}])
+    elif plan.options:
+        information.append(_options(plan.kind, plan.options, doing))
+    return information
+
+
+def _options(kind: str, options: Mapping[str, int | str], doing: str) -> list[Any]:
+    for option in options:
+        if not codec.knows(kind, option):  # pyroute2 would leave it out without a word
+            raise KernelRefused(f"cannot {doing}: {kind} links have no option {option}")
+    return ["IFLA_INFO_DATA", {"attrs": codec.named(dict(options))}]
+
+
+def _common(mac: str, mtu: int) -> Attributes:
+    attributes: Attributes = []
+    if mac:
+        attributes.append(["IFLA_ADDRESS", mac])
+    if mtu:
+        attributes.append(["IFLA_MTU", mtu])
+    return attributes
+
+
+def change(
+    socket: RouteSocket,
+    name: str,
+    doing: str,
+    *,
+    up: bool | None = None,
+    mac: str | None = None,
+    mtu: int | None = None,
+    alias: str | None = None,
+    master: str | None = None,
+    promiscuous: bool | None = None,
+    all_multicast: bool | None = None,
+    queue_length: int | None = None,
+    new_name: str | None = None,
+    target: int | None = None,
+    options: Mapping[str, int | str] | None = None,
+) -> None:
+    """Change a link with one message; the kernel moves, renames, then sets it up or down, in this order."""
+    link = _message(socket, name)
+    if link is None:
+        raise Missing(f"cannot {doing}: there is no link {name}")
+    attributes = _common(mac or "", mtu or 0)
+    if new_name is not None:
+        check_name(new_name, doing)
+        attributes.append(["IFLA_IFNAME", new_name])
+    if alias is not None:
+        attributes.append(["IFLA_IFALIAS", alias])
+    if master is not None:
+        attributes.append(["IFLA_MASTER", index(socket, master, doing) if master else 0])
+    if queue_length is not None:
+        attributes.append(["IFLA_TXQLEN", queue_length])
+    if target is not None:
+        attributes.append(["IFLA_NET_NS_FD", target])
+    if options:
+        kind = str(attribute(link, "IFLA_LINKINFO", "IFLA_INFO_KIND") or "")
+        information: Attributes = [["IFLA_INFO_KIND", kind], _options(kind, options, doing)]
+        attributes.append(["IFLA_LINKINFO", {"attrs": information}])
+    flags = mask = 0
+    for wanted, bit in ((up, _UP), (promiscuous, _PROMISC), (all_multicast, _ALLMULTI)):
+        if wanted is not None:
+            mask |= bit
+            flags |= bit if wanted else 0
+    fields = {"index": int(link["index"]), "flags": flags, "change": mask}
+    socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes))
+
+
+def delete(socket: RouteSocket, name: str) -> None:
+    """Delete a link and return when the kernel has acknowledged it (some 15 ms); raises ``Missing``."""
+    doing = f"delete the link {name}"
+    if names.link_name_problem(name):
+        raise Missing(f"cannot {doing}: there is no link {name}")
+    socket.request(Request(codec.DELLINK, 0, doing, attributes=[["IFLA_IFNAME", name]]))
+
+
+def change_port(socket: RouteSocket, name: str, attributes: Mapping[str, int]) -> None:
+    """Set attributes of a bridge port (``brport_mode``, ``brport_isolated`` …)."""
+    doing = f"set the bridge port {name} to {', '.join(f'{key} {value}' for key, value in attributes.items())}"
+    for key in attributes:
+        if not codec.knows_port(key):
+            raise KernelRefused(f"cannot {doing}: a bridge port has no attribute {key}")
+    fields = {"family": codec.AF_BRIDGE, "index": index(socket, name, doing)}
+    nested = ("IFLA_PROTINFO", {"attrs": codec.named(dict(attributes))}, NESTED)
+    socket.request(Request(codec.SETLINK, 0, doing, fields, [nested], needs="bridge ports"))
+
+
+def check_name(name: str, doing: str) -> None:
+    """Raises KernelRefused for a name that the kernel would expand (``%``) or that is none."""
+    problem = names.link_name_problem(name)
+    if problem:
+        raise KernelRefused(f"cannot {doing}: the link name {name!r} {problem}")
+
+
+def index_of(message: memoryview | bytes) -> int:
+    """The index in the fixed part of a link message."""
+    return int(struct.unpack_from("=i", message, 20)[0])
+
+
+def of_bridge(message: memoryview) -> bool:
+    """Whether a link message tells of a bridge port (which has left its bridge) and not of the link itself."""
+    return message[16] == codec.AF_BRIDGE
