@@ -1,0 +1,139 @@
+"""A private machine for a container runtime: its own network, mounts, processes and control groups, ended as one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lab.commands import Outcome, run
+
+_PREPARE = """
+mount -t tmpfs -o mode=0755 tmpfs /run
+mkdir -p /run/netns /run/lock
+mount --bind /run/netns /run/netns
+mount --make-shared /run/netns
+for folder in /etc/cni /etc/containers /opt/cni /opt/containerd \\
+    /var/lib/cni /var/lib/containers /var/lib/containerd; do
+    mkdir -p $folder
+    mount -t tmpfs -o mode=0755 tmpfs $folder
+done
+mkdir -p /etc/cni/net.d
+# A runtime looks here as well, and would not say whose plugin it found.
+[ ! -d /usr/lib/cni ] || mount -t tmpfs tmpfs /usr/lib/cni
+! mountpoint -q /sys/fs/cgroup || umount -R /sys/fs/cgroup
+ip link set lo up
+"""
+# crun refuses a hierarchy that mixes both versions; runc wants the first with its controllers, where there is one.
+_UNIFIED = "mount -t cgroup2 cgroup2 /sys/fs/cgroup\n"
+_CONTROLLERS = """
+mount -t tmpfs tmpfs /sys/fs/cgroup
+mounted=
+for controller in devices memory pids cpu cpuacct cpuset freezer blkio; do
+    mkdir /sys/fs/cgroup/$controller
+    if mount -t cgroup -o $controller cgroup /sys/fs/cgroup/$controller 2>/dev/null; then mounted=1
+    else rmdir /sys/fs/cgroup/$controller; fi
+done
+[ -n "$mounted" ] || { umount /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; }
+"""
+# Process 1: forgets whoever ends (as init does), and ends with everything when the test that holds its input does.
+_FIRST = """
+import signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+APPLETS = ("sh", "ip", "ping", "sleep", "cat", "wget", "httpd", "nc", "nslookup", "hostname")
+
+
+class Machine:
+    """Commands run in it until ``close``; then the kernel kills all that is left."""
+
+    def __init__(self, *, controllers: bool = False) -> None:
+        script = _PREPARE + (_CONTROLLERS if controllers else _UNIFIED) + 'exec "$@"'
+        flags = ("--net", "--mount", "--pid", "--propagation", "private", "--mount-proc", "--fork", "--kill-child")
+        self._process = subprocess.Popen(
+            ("unshare", *flags, "--", "sh", "-euc", script, "sh", sys.executable, "-ISc", _FIRST),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != b"ready\n":
+            _, error = self._process.communicate(timeout=5)
+            raise AssertionError(f"the private machine could not be made: {error.decode()}")
+        self._first = _child(self._process.pid)
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._first, signal.SIGKILL)
+        self._process.communicate(timeout=20)
+
+    def _command(self, argv: Sequence[str]) -> tuple[str, ...]:
+        return ("nsenter", f"--target={self._first}", "--net", "--mount", "--pid", "--", *argv)
+
+    def run(
+        self,
+        *argv: str,
+        check: bool = True,
+        timeout: float = 60,
+        stdin: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        return run(*self._command(argv), check=check, timeout=timeout, stdin=stdin, environment=environment)
+
+    def start(self, *argv: str, log: Path) -> None:
+        """Start a daemon; it ends with the machine."""
+        with log.open("wb") as file:
+            process = subprocess.Popen(self._command(argv), stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        process.returncode = 0  # nobody waits for it: it is killed with the machine
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file as the machine sees it."""
+        self.run("sh", "-c", 'mkdir -p "$(dirname "$1")" && cat >"$1"', "sh", path, stdin=text)
+
+    def files(self, folder: str) -> list[str]:
+        """All regular files under a folder, sorted; none if it is missing."""
+        return sorted(self.run("sh", "-c", f"find {folder} -type f 2>/dev/null || :").stdout.split())
+
+    def links(self) -> list[str]:
+        """The names of the machine's links."""
+        return sorted(link["ifname"] for link in self.run("ip", "-j", "link", "show").json)
+
+    def until(self, *argv: str, timeout: float = 20) -> Outcome:
+        """Run a command again and again until it succeeds; its last outcome if it never does."""
+        deadline = time.monotonic() + timeout
+        while True:
+            outcome = self.run(*argv, check=False)
+            if outcome.code == 0 or time.monotonic() >= deadline:
+                return outcome
+            time.sleep(0.1)
+
+
+def _child(parent: int) -> int:
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # Field 4 is the parent; the name in field 2 may hold anything, its closing bracket is the last.
+            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
+                return int(path.parent.name)
+    raise AssertionError(f"process {parent} has no child")
+
+
+def make_root(folder: Path) -> Path:
+    """A container's root file system: busybox, under the names of what tests call, and a page to serve."""
+    for name in ("bin", "proc", "sys", "dev", "etc", "tmp", "run", "www"):
+        (folder / name).mkdir(parents=True)
+    busybox = shutil.which("busybox")
+    assert busybox, "busybox is missing: bin/setup --test installs it"
+    shutil.copy(busybox, folder / "bin" / "busybox")
+    for name in APPLETS:
+        (folder / "bin" / name).symlink_to("busybox")
+    (folder / "www" / "index.html").write_text("weft was here\n")
+    return folder
