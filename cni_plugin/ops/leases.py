@@ -1,0 +1,120 @@
+"""Operations on addresses' owners: a lease in a host-local directory, or whatever a foreign IPAM plugin does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_interface
+
+from cni_plugin.errors import NOT_AVAILABLE, ConfigProblem, PluginFailed, WeftError
+from cni_plugin.plan import Lease, Machine
+from cni_plugin.types import Cidr, Result
+from cni_plugin.wire.keys import Problems
+from cni_plugin.wire.result import parse, render
+from cni_plugin.wire.versions import at_least
+from ipam import host_local
+from ipam.leases import Owner
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLease(Lease):
+    """Addresses from weft's own pools, as files that host-local understands too."""
+
+    pool: host_local.Pool
+    owner: Owner
+    addresses: tuple[Cidr, ...] = ()
+
+    def reserve(self, machine: Machine) -> Result:
+        return host_local.reserve(self.pool, self.owner, machine.leases)
+
+    def preview(self, machine: Machine) -> Result:
+        return host_local.preview(self.pool, self.owner, machine.leases)
+
+    def available(self, machine: Machine) -> None:
+        host_local.available(self.pool, machine.leases)
+
+    def holding(self, answer: Result) -> Lease:
+        return replace(self, addresses=tuple(ip.address for ip in answer.ips))
+
+    def gateways(self) -> tuple[Cidr, ...]:
+        """The gateways of all ranges, each with its subnet's prefix length."""
+        return tuple(
+            ip_interface((one.gateway, one.subnet.prefixlen))
+            for ranges in self.pool.sets
+            for one in ranges
+            if one.gateway is not None
+        )
+
+    def undo(self, machine: Machine) -> None:
+        host_local.release(self.pool.directory, self.pool.network, self.owner, machine.leases)
+
+    def lacks(self, machine: Machine) -> str | None:
+        return host_local.lacks(self.pool, self.owner, self.addresses, machine.leases)
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        owner = rf"{self.owner.container}\r\n{self.owner.interface}"
+        return tuple(f"printf '{owner}' > {self.pool.directory}/{address.ip}" for address in self.addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignLease(Lease):
+    """Addresses from an IPAM plugin that is not weft's: its ADD, DEL, CHECK and STATUS are called.
+
+    ``environment`` holds the CNI_* variables of the attachment, ``config`` the network configuration as JSON
+    text. Source: CNI specification section 4, "Plugin delegation".
+    """
+
+    name: str
+    version: str
+    environment: tuple[tuple[str, str], ...]
+    config: str
+    answer: str = ""
+
+    def _call(self, machine: Machine, command: str) -> bytes:
+        config = json.loads(self.config)
+        if self.answer and at_least(self.version, "0.4.0"):
+            config["prevResult"] = json.loads(self.answer)
+        variables: Mapping[str, str] = dict(self.environment)
+        return machine.delegate(self.name, command, variables, json.dumps(config).encode())
+
+    def reserve(self, machine: Machine) -> Result:
+        problems = Problems()
+        try:
+            answer = parse(json.loads(self._call(machine, "ADD")), self.version, problems)
+            problems.raise_any()
+        except (ValueError, ConfigProblem) as error:
+            self.undo(machine)
+            raise PluginFailed(f"the IPAM plugin {self.name} answered ADD with no valid result: {error}") from error
+        return answer
+
+    def preview(self, machine: Machine) -> Result:
+        raise WeftError(
+            f"only the IPAM plugin {self.name} knows which address it would give",
+            hint="weft plan works with ipam types host-local and static",
+        )
+
+    def available(self, machine: Machine) -> None:
+        if at_least(self.version, "1.1.0"):
+            try:
+                self._call(machine, "STATUS")
+            except WeftError as error:
+                raise WeftError(error.message, hint=error.hint, code=NOT_AVAILABLE) from error
+
+    def holding(self, answer: Result) -> Lease:
+        return replace(self, answer=render(answer, self.version).decode())
+
+    def undo(self, machine: Machine) -> None:
+        self._call(machine, "DEL")
+
+    def lacks(self, machine: Machine) -> str | None:
+        if not at_least(self.version, "0.4.0"):
+            return None
+        try:
+            self._call(machine, "CHECK")
+        except WeftError as error:
+            return error.message
+        return None
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        return (f"CNI_COMMAND=ADD {self.name} < CONFIGURATION",)

@@ -1,0 +1,285 @@
+"""Operations on links: bridges, veth pairs, ports, VLANs, up and down."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from cni_plugin.errors import Conflict, KernelLacks, Missing
+from cni_plugin.kernel import Link, Peer
+from cni_plugin.plan import Machine, Operation, Place
+from cni_plugin.types import Side
+
+
+def at(side: Side, namespace: str) -> str:
+    """The prefix that runs a shell command on that side."""
+    return "" if side is Side.HOST else f"nsenter --net={namespace} "
+
+
+def bears(link: Link, alias: str) -> bool:
+    """Whether the link bears the mark that the alias starts with."""
+    mark = ":".join(alias.split(":", 2)[:2])
+    return link.alias == mark or link.alias.startswith(f"{mark}:")
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge(Operation):
+    """A bridge of the host, shared by a network's attachments; its MAC is pinned from the start.
+
+    A bridge that was there already is used as it is and never deleted. ``mtu`` in bytes, 0: the kernel's.
+    """
+
+    name: str
+    alias: str
+    mac: str
+    mtu: int = 0
+    vlan_filtering: bool = False
+
+    @property
+    def makes(self) -> tuple[Place, ...]:
+        return ((Side.HOST, self.name),)
+
+    def apply(self, machine: Machine) -> bool:
+        link = machine.host.link(self.name)
+        if link is None:
+            options: dict[str, int | str] = {"br_vlan_filtering": 1} if self.vlan_filtering else {}
+            try:
+                machine.host.add_link(
+                    self.name, "bridge", mac=self.mac, mtu=self.mtu, alias=self.alias, up=True, options=options
+                )
+            except KernelLacks as error:
+                if self.vlan_filtering:
+                    raise no_vlan_filtering(self.name) from error
+                raise
+            return True
+        if link.kind != "bridge":
+            raise Conflict(f"{self.name} is a {link.kind or 'physical'} link and no bridge", hint="name another bridge")
+        if link.up:
+            return False
+        machine.host.change_link(self.name, up=True)
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        link = machine.host.link(self.name)
+        if link is None or not bears(link, self.alias):
+            return
+        if any(port.master == self.name for port in machine.host.links()):
+            return
+        with contextlib.suppress(Missing):
+            machine.host.delete_link(self.name)
+
+    def lacks(self, machine: Machine) -> str | None:
+        link = machine.host.link(self.name)
+        if link is None:
+            return f"the bridge {self.name} is missing"
+        if link.kind != "bridge":
+            return f"{self.name} is a {link.kind or 'physical'} link and no bridge"
+        if not link.up:
+            return f"the bridge {self.name} is down"
+        if bears(link, self.alias) and link.mac != self.mac:
+            return f"the bridge {self.name} has the MAC address {link.mac} instead of {self.mac}"
+        return None
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        mtu = f" mtu {self.mtu}" if self.mtu else ""
+        filtering = " vlan_filtering 1" if self.vlan_filtering else ""
+        return (
+            f"ip link add {self.name} address {self.mac}{mtu} type bridge{filtering}",
+            f"ip link set {self.name} alias '{self.alias}' up",
+        )
+
+
+def no_vlan_filtering(bridge: str) -> KernelLacks:
+    """The error of a kernel without VLAN filtering, for the link that needs it."""
+    return KernelLacks(
+        f"this kernel has no VLAN filtering for bridges, which vlan and vlanTrunk on {bridge} need",
+        hint="boot a kernel with CONFIG_BRIDGE_VLAN_FILTERING, or leave vlan and vlanTrunk out",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Veth(Operation):
+    """A veth pair: one end in the host (up, on ``bridge`` where given), the other in the container (down yet)."""
+
+    host: str
+    container: str
+    alias: str
+    host_mac: str
+    mac: str
+    mtu: int
+    bridge: str = ""
+
+    @property
+    def makes(self) -> tuple[Place, ...]:
+        return ((Side.HOST, self.host), (Side.CONTAINER, self.container))
+
+    def apply(self, machine: Machine) -> bool:
+        if machine.container is None:
+            raise Missing(f"the container's network namespace is gone, {self.container} cannot be made in it")
+        if machine.container.link(self.container) is not None:
+            raise Conflict(
+                f"the container has a link {self.container} already",
+                hint="delete the attachment that made it first, or use another CNI_IFNAME",
+            )
+        machine.host.add_link(
+            self.host,
+            "veth",
+            mac=self.host_mac,
+            mtu=self.mtu,
+            alias=self.alias,
+            up=True,
+            master=self.bridge,
+            peer=Peer(self.container, mac=self.mac, mtu=self.mtu, namespace=machine.container),
+        )
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        link = machine.host.link(self.host)
+        # A process killed between making the pair and naming it leaves no alias, but the planned MAC.
+        if link is None or not (bears(link, self.alias) or (not link.alias and link.mac == self.host_mac)):
+            return
+        with contextlib.suppress(Missing):
+            machine.host.delete_link(self.host)
+
+    def lacks(self, machine: Machine) -> str | None:
+        return self._host_lacks(machine) or self._container_lacks(machine)
+
+    def _host_lacks(self, machine: Machine) -> str | None:
+        link = machine.host.link(self.host)
+        if link is None:
+            return f"the host's link {self.host} is missing"
+        if not link.up:
+            return f"the host's link {self.host} is down"
+        if link.master != self.bridge:
+            where = f"on {link.master}" if link.master else "on no bridge"
+            return f"the host's link {self.host} is {where} instead of {self.bridge or 'standing alone'}"
+        return f"the MTU of {self.host} is {link.mtu} instead of {self.mtu}" if link.mtu != self.mtu else None
+
+    def _container_lacks(self, machine: Machine) -> str | None:
+        if machine.container is None:
+            return "the container's network namespace is gone"
+        link = machine.container.link(self.container)
+        if link is None or link.kind != "veth":
+            return (
+                f"the container's link {self.container} is missing" if link is None else f"{self.container} is no veth"
+            )
+        outer = machine.host.link(self.host)
+        if outer is not None and (outer.peer_index, link.peer_index) != (link.index, outer.index):
+            return f"{self.container} is not the other end of {self.host}"
+        if link.mac != self.mac:
+            return f"{self.container} has the MAC address {link.mac} instead of {self.mac}"
+        return f"the MTU of {self.container} is {link.mtu} instead of {self.mtu}" if link.mtu != self.mtu else None
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        master = f" master {self.bridge}" if self.bridge else ""
+        peer = f"peer name {self.container} address {self.mac} mtu {self.mtu} netns {namespace}"
+        return (
+            f"ip link add {self.host} address {self.host_mac} mtu {self.mtu} type veth {peer}",
+            f"ip link set {self.host} alias '{self.alias}'{master} up",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Up(Operation):
+    """A link is up. ``was`` says whether it was before: only then does undo leave it so."""
+
+    side: Side
+    link: str
+    was: bool = False
+
+    @property
+    def lies_on(self) -> Place | None:
+        return (self.side, self.link)
+
+    def apply(self, machine: Machine) -> bool:
+        return self._set(machine, True)
+
+    def undo(self, machine: Machine) -> None:
+        if not self.was:
+            with contextlib.suppress(Missing):
+                self._set(machine, False)
+
+    def _set(self, machine: Machine, up: bool) -> bool:
+        namespace = machine.side(self.side)
+        link = namespace.link(self.link) if namespace is not None else None
+        if namespace is None or link is None:
+            raise Missing(f"there is no link {self.link} in the {self.side}")
+        if link.up == up:
+            return False
+        namespace.change_link(self.link, up=up)
+        return True
+
+    def lacks(self, machine: Machine) -> str | None:
+        namespace = machine.side(self.side)
+        link = namespace.link(self.link) if namespace is not None else None
+        if link is None:
+            return f"the {self.side}'s link {self.link} is missing"
+        return None if link.up else f"the {self.side}'s link {self.link} is down"
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        return (f"{at(self.side, namespace)}ip link set {self.link} up",)
+
+
+@dataclass(frozen=True, slots=True)
+class Promiscuous(Operation):
+    """A link of the host takes every frame; it stays so, since others may have come to need it."""
+
+    link: str
+
+    @property
+    def lies_on(self) -> Place | None:
+        return (Side.HOST, self.link)
+
+    def apply(self, machine: Machine) -> bool:
+        if self.lacks(machine) is None:
+            return False
+        machine.host.change_link(self.link, promiscuous=True)
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        return None
+
+    def lacks(self, machine: Machine) -> str | None:
+        link = machine.host.link(self.link)
+        return None if link is not None and link.promiscuous else f"{self.link} is not promiscuous"
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        return (f"ip link set {self.link} promisc on",)
+
+
+@dataclass(frozen=True, slots=True)
+class Port(Operation):
+    """How a bridge treats one of its ports: hairpin sends frames back where they came from, isolated ports
+    do not reach each other."""
+
+    link: str
+    hairpin: bool = False
+    isolated: bool = False
+
+    @property
+    def lies_on(self) -> Place | None:
+        return (Side.HOST, self.link)
+
+    def _wanted(self) -> dict[str, int]:
+        return {"brport_mode": int(self.hairpin), "brport_isolated": int(self.isolated)}
+
+    def apply(self, machine: Machine) -> bool:
+        machine.host.change_port(self.link, {name: value for name, value in self._wanted().items() if value})
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        with contextlib.suppress(Missing):
+            machine.host.change_port(self.link, dict.fromkeys(self._wanted(), 0))
+
+    def lacks(self, machine: Machine) -> str | None:
+        link = machine.host.link(self.link)
+        if link is None:
+            return f"the host's link {self.link} is missing"
+        for (name, wanted), word in zip(self._wanted().items(), ("hairpin", "isolated"), strict=True):
+            if link.port.get(name, 0) != wanted:
+                return f"{word} is {'off' if wanted else 'on'} for the port {self.link}"
+        return None
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        words = (" hairpin on" if self.hairpin else "") + (" isolated on" if self.isolated else "")
+        return (f"bridge link set dev {self.link}{words}",)

@@ -1,0 +1,60 @@
+"""Operations on nftables: the base rules that all networks share, and the elements of one attachment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cni_plugin.kernel import Element, Scalar
+from cni_plugin.plan import Machine, Operation
+from cni_plugin.rules import BASE
+
+
+@dataclass(frozen=True, slots=True)
+class BaseRules(Operation):
+    """The table ``inet weft`` with its sets and chains. Removed when the last network goes (see service)."""
+
+    def apply(self, machine: Machine) -> bool:
+        machine.rules().install(BASE)
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        if all(not machine.rules().elements(name) for name in machine.rules().collections()):
+            machine.rules().remove()
+
+    def lacks(self, machine: Machine) -> str | None:
+        return machine.rules().lacks(BASE)
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        return ("nft -f - <<'RULES'\n" + BASE.strip() + "\nRULES",)
+
+
+@dataclass(frozen=True, slots=True)
+class Elements(Operation):
+    """Elements of weft's sets and maps, added and deleted in one transaction."""
+
+    elements: tuple[Element, ...]
+
+    def apply(self, machine: Machine) -> bool:
+        machine.rules().add(self.elements)
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        machine.rules().delete(self.elements)
+
+    def lacks(self, machine: Machine) -> str | None:
+        missing = machine.rules().missing(self.elements)
+        return f"nftables lacks {_text(missing[0])} in {missing[0].collection}" if missing else None
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        return tuple(
+            f"nft add element inet weft {element.collection} '{{ {_text(element)} }}'" for element in self.elements
+        )
+
+
+def _text(element: Element) -> str:
+    data = f" : {_joined(element.data)}" if element.data else ""
+    return f'{_joined(element.key)} comment "{element.mark}"{data}'
+
+
+def _joined(parts: tuple[Scalar, ...]) -> str:
+    return " . ".join(f'"{part}"' if isinstance(part, str) and not part.isalpha() else str(part) for part in parts)

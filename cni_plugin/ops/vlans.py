@@ -1,0 +1,122 @@
+"""Operations on the VLANs of a bridge."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from cni_plugin.errors import Conflict, KernelLacks, Missing
+from cni_plugin.kernel import BridgeVlan, Peer
+from cni_plugin.ops.links import bears, no_vlan_filtering
+from cni_plugin.plan import Machine, Operation, Place
+from cni_plugin.types import Side
+
+
+@dataclass(frozen=True, slots=True)
+class Vlans(Operation):
+    """The VLANs of a bridge port, instead of those it had by default unless ``keep_default``."""
+
+    link: str
+    vlans: tuple[BridgeVlan, ...]
+    keep_default: bool = False
+
+    @property
+    def lies_on(self) -> Place | None:
+        return (Side.HOST, self.link)
+
+    def apply(self, machine: Machine) -> bool:
+        try:
+            if not self.keep_default:
+                wanted = {vlan.vid for vlan in self.vlans}
+                machine.host.delete_vlans(
+                    self.link, (vlan.vid for vlan in machine.host.vlans(self.link) if vlan.vid not in wanted)
+                )
+            machine.host.add_vlans(self.link, self.vlans)
+        except KernelLacks as error:
+            raise no_vlan_filtering(self.link) from error
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        machine.host.delete_vlans(self.link, (vlan.vid for vlan in self.vlans))
+
+    def lacks(self, machine: Machine) -> str | None:
+        there = {vlan.vid: vlan for vlan in machine.host.vlans(self.link)}
+        for vlan in self.vlans:
+            if there.get(vlan.vid) != vlan:
+                return f"the port {self.link} lacks VLAN {vlan.vid} as configured"
+        extra = set(there) - {vlan.vid for vlan in self.vlans}
+        if extra and not self.keep_default:
+            return f"the port {self.link} has VLANs that are not configured: {sorted(extra)}"
+        return None
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        first = () if self.keep_default else (f"bridge vlan del dev {self.link} vid 1",)
+        return first + tuple(
+            f"bridge vlan add dev {self.link} vid {vlan.vid}"
+            + (" pvid" if vlan.pvid else "")
+            + (" untagged" if vlan.untagged else "")
+            for vlan in self.vlans
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VlanGateway(Operation):
+    """The host's own foot in one VLAN of a bridge: a veth pair, its inner end an access port of the bridge.
+
+    ``name`` carries the gateway's address. Shared by the network's attachments, and removed with it.
+    """
+
+    name: str
+    port: str
+    bridge: str
+    alias: str
+    mac: str
+    vid: int
+    mtu: int
+
+    @property
+    def makes(self) -> tuple[Place, ...]:
+        return ((Side.HOST, self.name), (Side.HOST, self.port))
+
+    def apply(self, machine: Machine) -> bool:
+        link = machine.host.link(self.name)
+        if link is not None and not bears(link, self.alias):
+            raise Conflict(f"a link {self.name} is there and not weft's", hint="remove or rename it")
+        if link is None:
+            machine.host.add_link(
+                self.name,
+                "veth",
+                mac=self.mac,
+                mtu=self.mtu,
+                alias=self.alias,
+                up=True,
+                peer=Peer(self.port, mtu=self.mtu, up=True),
+            )
+        if self.lacks(machine) is None:
+            return link is None
+        machine.host.change_link(self.port, master=self.bridge, up=True)
+        machine.host.change_link(self.name, up=True)
+        Vlans(self.port, (BridgeVlan(self.vid, pvid=True, untagged=True),)).apply(machine)
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        link = machine.host.link(self.name)
+        if link is not None and bears(link, self.alias):
+            with contextlib.suppress(Missing):
+                machine.host.delete_link(self.name)
+
+    def lacks(self, machine: Machine) -> str | None:
+        link, port = machine.host.link(self.name), machine.host.link(self.port)
+        if link is None or port is None or not link.up or not port.up:
+            return f"the VLAN gateway link {self.name} is missing or down"
+        if port.master != self.bridge:
+            return f"{self.port} is not on the bridge {self.bridge}"
+        return Vlans(self.port, (BridgeVlan(self.vid, pvid=True, untagged=True),)).lacks(machine)
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        return (
+            f"ip link add {self.name} address {self.mac} type veth peer name {self.port}",
+            f"ip link set {self.name} alias '{self.alias}' up",
+            f"ip link set {self.port} master {self.bridge} up",
+            *Vlans(self.port, (BridgeVlan(self.vid, pvid=True, untagged=True),)).commands(namespace),
+        )

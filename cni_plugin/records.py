@@ -1,0 +1,262 @@
+"""What is attached: one file for each attachment and each network, written before the kernel is changed.
+
+A file is a line with the checksum of the rest, and the rest as JSON. It is replaced by rename, so a reader
+sees the old or the new one and never half of it. The folder is on a tmpfs: a record does not outlive the
+kernel state that it speaks of. A file that cannot be read is set aside as ``NAME.damaged`` and reported; what
+it spoke of is then found by the marks in the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any, TypeVar
+
+from cni_plugin import kernel, ops, plan, types
+from cni_plugin.errors import StateDamaged
+from cni_plugin.names import attachment_digest, digest
+from ipam import host_local, leases, ranges
+
+SCHEMA = 1
+_VALUE = "="
+_KIND = "kind"
+
+
+class Phase(StrEnum):
+    """How far an attachment is: a record in any but ``ATTACHED`` is work that somebody must finish."""
+
+    ADDING = "adding"
+    ATTACHED = "attached"
+    REMOVING = "removing"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One attachment: what was done for it, in order, and what was answered.
+
+    ``made`` is seconds since boot (CLOCK_BOOTTIME), ``boot`` the kernel's boot id.
+    """
+
+    attachment: types.Attachment
+    namespace: types.NamespaceId
+    phase: Phase
+    boot: str
+    made: float
+    driver: str = ""
+    version: str = ""
+    operations: tuple[plan.Operation, ...] = ()
+    shared: tuple[plan.Operation, ...] = ()
+    result: types.Result = field(default_factory=types.Result)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRecord:
+    """What exists for a network as such: the shared operations of all its attachments so far."""
+
+    network: str
+    boot: str
+    shared: tuple[plan.Operation, ...] = ()
+
+
+_Kind = TypeVar("_Kind", Record, NetworkRecord)
+
+
+def _kinds() -> dict[str, type]:
+    """Every class a record may hold, by name: nothing else is ever made from a file."""
+    found: dict[str, type] = {one.__name__: one for one in (Record, NetworkRecord, *ops.ALL)}
+    for module in (types, kernel, leases, ranges, host_local):
+        for name, value in vars(module).items():
+            if isinstance(value, type) and is_dataclass(value):
+                found[name] = value
+    return found
+
+
+def encode(value: object) -> Any:
+    """A value of weft's as plain JSON."""
+    if isinstance(value, StrEnum):
+        return {_VALUE: str(value), _KIND: type(value).__name__}
+    if isinstance(value, str):
+        return value
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, tuple | list):
+        return [encode(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        content = {one.name: encode(getattr(value, one.name)) for one in fields(value)}
+        return {_KIND: type(value).__name__, **content}
+    return {_VALUE: str(value), _KIND: type(value).__name__[4:].lower()}
+
+
+_SIMPLE: dict[str, Callable[[Any], Any]] = {
+    "address": ip_address,
+    "interface": ip_interface,
+    "network": ip_network,
+    "Phase": Phase,
+    "Side": types.Side,
+}
+
+
+def decode(value: Any, kinds: dict[str, type]) -> Any:
+    """The value that ``encode`` was given; raises ValueError, KeyError or TypeError for anything else."""
+    if isinstance(value, list):
+        return tuple(decode(item, kinds) for item in value)
+    if not isinstance(value, dict):
+        return value
+    kind = value[_KIND]
+    if _VALUE in value:
+        return _SIMPLE[kind](value[_VALUE])
+    return kinds[kind](**{name: decode(item, kinds) for name, item in value.items() if name != _KIND})
+
+
+class Records:
+    """The record files under one folder (``/run/weft/<namespace inode>``).
+
+    Writers hold the attachment's or the network's lock; readers need none.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._attachments = os.path.join(folder, "attachments")
+        self._networks = os.path.join(folder, "networks")
+
+    def prepare(self) -> None:
+        """Make the folders, private to root. Raises StateDamaged where that fails."""
+        for folder in (self._attachments, self._networks):
+            try:
+                os.makedirs(folder, mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise StateDamaged(
+                    f"cannot make the folder {folder}: {error.strerror}", hint="weft keeps its records there"
+                ) from error
+
+    def path(self, attachment: types.Attachment) -> str:
+        return os.path.join(self._attachments, f"{attachment_digest(attachment)}.json")
+
+    def lock(self, attachment: types.Attachment) -> str:
+        """The path of the attachment's lock."""
+        return os.path.join(self._attachments, f"{attachment_digest(attachment)}.lock")
+
+    def network_path(self, network: str) -> str:
+        return os.path.join(self._networks, f"{digest('network', network)}.json")
+
+    def network_lock(self, network: str) -> str:
+        """The path of the network's lock: shared by its attachments' calls, exclusive to remove the network."""
+        return os.path.join(self._networks, f"{digest('network', network)}.lock")
+
+    def shared_lock(self) -> str:
+        """The path of the lock under which what networks share is made or removed."""
+        return os.path.join(self._networks, "shared.lock")
+
+    def read(self, attachment: types.Attachment) -> Record | None:
+        return _read(self.path(attachment), Record)
+
+    def read_network(self, network: str) -> NetworkRecord | None:
+        return _read(self.network_path(network), NetworkRecord)
+
+    def write(self, record: Record) -> None:
+        _write(self.path(record.attachment), record)
+
+    def write_network(self, record: NetworkRecord) -> None:
+        _write(self.network_path(record.network), record)
+
+    def remove(self, attachment: types.Attachment) -> None:
+        _remove(self.path(attachment))
+
+    def remove_network(self, network: str) -> None:
+        _remove(self.network_path(network))
+
+    def all(self) -> Iterator[Record]:
+        """Every attachment's record that can be read, in no particular order."""
+        for path in _files(self._attachments):
+            record = _read(path, Record)
+            if record is not None:
+                yield record
+
+    def networks(self) -> Iterator[NetworkRecord]:
+        for path in _files(self._networks):
+            record = _read(path, NetworkRecord)
+            if record is not None:
+                yield record
+
+    def digests(self) -> set[str]:
+        """The digests of all attachments that have a record, readable or not."""
+        return {os.path.basename(path)[: -len(".json")] for path in _files(self._attachments)}
+
+    def litter(self) -> list[str]:
+        """Files that no lock holder left on purpose: half-written ones, locks without a record, damaged records."""
+        found = []
+        for folder in (self._attachments, self._networks):
+            with contextlib.suppress(OSError):
+                names = set(os.listdir(folder))
+                for name in sorted(names):
+                    stem, _, ending = name.rpartition(".")
+                    if ending in ("tmp", "damaged") or (ending == "lock" and f"{stem}.json" not in names):
+                        found.append(os.path.join(folder, name))
+        return found
+
+
+def _files(folder: str) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return [os.path.join(folder, name) for name in names if name.endswith(".json")]
+
+
+def _read(path: str, kind: type[_Kind]) -> _Kind | None:
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateDamaged(f"cannot read {path}: {error.strerror}") from error
+    checksum, _, body = content.partition(b"\n")
+    try:
+        if int(checksum, 16) != zlib.crc32(body):
+            raise ValueError("wrong checksum")
+        document = json.loads(body)
+        if document["schema"] != SCHEMA:
+            # A newer weft's record is left untouched: it is not damaged, only not ours to read.
+            raise StateDamaged(
+                f"{path} has schema {document['schema']}, this weft knows {SCHEMA}", hint="use the newer weft"
+            )
+        found = decode(document["record"], _kinds())
+        if not isinstance(found, kind):
+            raise ValueError("another kind of record")
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        with contextlib.suppress(OSError):
+            os.replace(path, f"{path[: -len('.json')]}.damaged")
+        os.write(2, f"weft: {path} was damaged and is set aside\n".encode())
+        return None
+
+
+def _write(path: str, record: Record | NetworkRecord) -> None:
+    body = json.dumps({"schema": SCHEMA, "record": encode(record)}).encode()
+    temporary = f"{path[: -len('.json')]}.tmp"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(f"{zlib.crc32(body):08x}\n".encode() + body)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise StateDamaged(
+            f"cannot write the record {path}: {error.strerror}", hint="make room in /run, or mount it writable"
+        ) from error
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StateDamaged(f"cannot remove the record {path}: {error.strerror}") from error
