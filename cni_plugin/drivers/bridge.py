@@ -1,0 +1,191 @@
+"""``bridge``: a veth pair with its host end on a bridge.
+
+Keys: ``bridge``, ``isGateway``, ``isDefaultGateway``, ``forceAddress``, ``mtu`` (bytes), ``hairpinMode``,
+``promiscMode``, ``vlan``, ``vlanTrunk``, ``preserveDefaultVlan``, ``enabledad``, ``disableContainerInterface``,
+``portIsolation``, ``ipam``; feature ``ipMasq``. The bridge is made where missing, with a MAC address that stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from ipaddress import ip_interface
+
+from cni_plugin import interface, names
+from cni_plugin.errors import ConfigProblem
+from cni_plugin.kernel import BridgeVlan
+from cni_plugin.ops import Bridge, Gateways, Port, Promiscuous, Setting, VlanGateway, Vlans
+from cni_plugin.plan import Context, Operation, Part, Plan
+from cni_plugin.types import Result, ResultInterface, Side
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+FEATURES = ("masquerade",)
+DEFAULT_BRIDGE = "cni0"
+_LAST_VLAN = 4094
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeNetwork:
+    """A bridge network's settings."""
+
+    bridge: str
+    gateway: bool = False
+    default_gateway: bool = False
+    force_address: bool = False
+    mtu: int = 0
+    hairpin: bool = False
+    promiscuous: bool = False
+    vlan: int = 0
+    trunk: tuple[int, ...] = ()
+    filtering: bool = False
+    keep_default_vlan: bool = False
+    detect: bool = False
+    down: bool = False
+    isolated: bool = False
+    mac: str = ""
+    addressed: bool = False
+
+    def plan(self, context: Context) -> Plan:
+        found = context.result
+        if self.addressed and not found.ips:
+            raise ConfigProblem("IPAM plugin returned missing IP config", hint="give ipam a subnet or addresses")
+        if self.gateway:
+            found = interface.with_gateways(found)
+        if self.default_gateway:
+            found = replace(found, routes=interface.default_routes(found))
+        pair = interface.pair(context, mtu=self.mtu or interface.DEFAULT_MTU, mac=self.mac, bridge=self.bridge)
+        bridge = self._bridge(context)
+        foot = self._foot(context, pair.mtu)
+        return Plan(
+            shared=self._shared(bridge, foot, context, found),
+            operations=(
+                pair,
+                *self._port(pair.host),
+                *(() if self.down else interface.configure(pair.container, found, detect=self.detect)),
+                *(() if self.down else interface.routes(pair.container, found)),
+            ),
+            result=replace(
+                found,
+                interfaces=(
+                    ResultInterface(self.bridge, bridge.mac, "", bridge.mtu),
+                    ResultInterface(pair.host, pair.host_mac, "", pair.mtu),
+                    ResultInterface(pair.container, pair.mac, context.namespace.path, pair.mtu),
+                    *((ResultInterface(foot.name, foot.mac, "", foot.mtu),) if foot else ()),
+                ),
+                ips=interface.with_interface(found, 2),
+            ),
+        )
+
+    def _bridge(self, context: Context) -> Bridge:
+        """The bridge as it is, or as it will be made."""
+        there = context.facts.link(Side.HOST, self.bridge)
+        alias = names.alias(names.mark("bridge", self.bridge), f"bridge {self.bridge}")
+        mac = names.mac(context.host, "bridge", self.bridge)
+        if there is not None and there.alias != alias:
+            return Bridge(self.bridge, there.alias, there.mac, there.mtu, self.filtering)
+        return Bridge(self.bridge, alias, mac, self.mtu or interface.DEFAULT_MTU, self.filtering)
+
+    def _foot(self, context: Context, mtu: int) -> VlanGateway | None:
+        """The link that carries the gateway's address when the network is one VLAN of the bridge."""
+        if not (self.vlan and self.gateway):
+            return None
+        name = f"{self.bridge}.{self.vlan}"
+        return VlanGateway(
+            name=name,
+            port="veth" + names.digest("vlan", name)[:10],
+            bridge=self.bridge,
+            alias=names.alias(names.mark("bridge", name), f"gateway of {name}"),
+            mac=names.mac(context.host, "vlan", name),
+            vid=self.vlan,
+            mtu=mtu,
+        )
+
+    def _shared(
+        self, bridge: Bridge, foot: VlanGateway | None, context: Context, found: Result
+    ) -> tuple[Operation, ...]:
+        shared: list[Operation] = [bridge, *_quiet(self.bridge)]
+        if self.promiscuous:
+            shared.append(Promiscuous(self.bridge))
+        if not self.gateway:
+            return tuple(shared)
+        if foot:
+            shared += [foot, *_quiet(foot.name)]
+        gateways = tuple(
+            dict.fromkeys(ip_interface((ip.gateway, ip.address.network.prefixlen)) for ip in found.ips if ip.gateway)
+        )
+        if gateways:
+            shared.append(Gateways(foot.name if foot else self.bridge, gateways, context.gateways, self.force_address))
+        shared += interface.forwarding(interface.versions(found))
+        return tuple(shared)
+
+    def _port(self, host: str) -> tuple[Operation, ...]:
+        operations: list[Operation] = [Setting(Side.HOST, f"net/ipv6/conf/{host}/accept_ra", "0", host, optional=True)]
+        if self.hairpin or self.isolated:
+            operations.append(Port(host, self.hairpin, self.isolated))
+        if self.filtering:
+            operations.append(Vlans(host, self._vlans(), self.keep_default_vlan))
+        return tuple(operations)
+
+    def _vlans(self) -> tuple[BridgeVlan, ...]:
+        # A trunk without an access VLAN keeps VLAN 1 for untagged frames, as the reference does.
+        access = BridgeVlan(self.vlan or 1, pvid=True, untagged=True)
+        return (access, *(BridgeVlan(vid) for vid in self.trunk if vid != access.vid))
+
+
+def _quiet(link: str) -> tuple[Operation, ...]:
+    """The host takes no router's word from the bridge (CVE-2020-10749), and its address there is usable at once."""
+    return tuple(
+        Setting(Side.HOST, f"net/ipv6/conf/{link}/{key}", "0", link, optional=True)
+        for key in ("accept_ra", "accept_dad")
+    )
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    addressed = bool(request.config.ipam.text("type"))
+    default_gateway = keys.flag("isDefaultGateway")
+    trunk, trunked = _trunk(keys)
+    vlan = keys.integer("vlan", least=0, most=_LAST_VLAN) or 0
+    found = BridgeNetwork(
+        bridge=interface.read_link(keys, "bridge", DEFAULT_BRIDGE),
+        gateway=keys.flag("isGateway") or default_gateway,
+        default_gateway=default_gateway,
+        force_address=keys.flag("forceAddress"),
+        mtu=interface.read_mtu(keys),
+        hairpin=keys.flag("hairpinMode"),
+        promiscuous=keys.flag("promiscMode"),
+        vlan=vlan,
+        trunk=trunk,
+        filtering=trunked or vlan != 0,
+        keep_default_vlan=keys.flag("preserveDefaultVlan"),
+        detect=keys.flag("enabledad"),
+        down=keys.flag("disableContainerInterface"),
+        isolated=keys.flag("portIsolation"),
+        mac=interface.read_mac(request),
+        addressed=addressed,
+    )
+    if found.hairpin and found.promiscuous:
+        keys.problem("hairpinMode", "cannot be set together with promiscMode")
+    if found.down and addressed:
+        keys.problem(
+            "disableContainerInterface", "cannot be set together with ipam: a link that is down has no address"
+        )
+    if found.vlan and found.gateway and len(f"{found.bridge}.{found.vlan}") > 15:
+        keys.problem("bridge", f"is too long for the VLAN gateway link {found.bridge}.{found.vlan} (15 characters)")
+    return found
+
+
+def _trunk(keys: Section) -> tuple[tuple[int, ...], bool]:
+    """The tagged VLANs, and whether the key is there at all: even an empty list turns filtering on."""
+    vids: set[int] = set()
+    for entry in keys.sections("vlanTrunk"):
+        single = entry.integer("id", least=1, most=_LAST_VLAN)
+        low, high = (entry.integer(key, least=1, most=_LAST_VLAN) for key in ("minID", "maxID"))
+        if ("minID" in entry) != ("maxID" in entry):
+            entry.problems.add(f"{entry.path}: minID and maxID must be given together")
+        elif low is not None and high is not None:
+            if low > high:
+                entry.problem("minID", f"is greater than maxID {high}")
+            vids.update(range(low, high + 1))
+        if single is not None:
+            vids.add(single)
+    return tuple(sorted(vids)), "vlanTrunk" in keys

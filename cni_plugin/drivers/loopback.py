@@ -1,0 +1,52 @@
+"""``loopback``: the container's own ``lo`` is up. Keys: none. CNI_IFNAME is ignored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_interface
+
+from cni_plugin.errors import NamespaceProblem
+from cni_plugin.ops import Up
+from cni_plugin.plan import Context, Part, Plan
+from cni_plugin.types import Result, ResultAddress, ResultInterface, Side
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+_ZERO_MAC = "00:00:00:00:00:00"
+_MTU = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Loopback:
+    """Nothing to set."""
+
+    def plan(self, context: Context) -> Plan:
+        lo = context.facts.link(Side.CONTAINER, "lo")
+        strange = [
+            address
+            for address in context.facts.addresses(Side.CONTAINER, "lo")
+            if not address.ip.is_loopback and not address.ip.is_link_local
+        ]
+        if strange:
+            raise NamespaceProblem(
+                f"lo in {context.namespace.path} has the address {strange[0]}, which is no loopback address",
+                hint="is this really a container's namespace?",
+            )
+        return Plan(
+            operations=(Up(Side.CONTAINER, "lo", was=lo is not None and lo.up),),
+            result=context.config.previous or _result(context),
+        )
+
+
+def _result(context: Context) -> Result:
+    families = ["127.0.0.1/8"]
+    if context.facts.sysctl(Side.CONTAINER, "net/ipv6/conf/lo/disable_ipv6") == "0":
+        families.append("::1/128")
+    return Result(
+        interfaces=(ResultInterface("lo", _ZERO_MAC, context.namespace.path, _MTU),),
+        ips=tuple(ResultAddress(ip_interface(text), interface=0) for text in families),
+    )
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    return Loopback()

@@ -1,0 +1,92 @@
+"""``ptp``: a veth pair routed by the host, one address to a container, no bridge.
+
+Keys: ``mtu`` (bytes), ``ipam`` (required, and it must give gateways); feature ``ipMasq``. The container reaches
+even its own subnet through the gateway, whose address every host end carries as /32 or /128.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
+
+from cni_plugin import interface, names
+from cni_plugin.errors import ConfigProblem
+from cni_plugin.kernel import KernelRoute
+from cni_plugin.ops import LinkAddress, LinkRoute, Setting
+from cni_plugin.plan import Context, Operation, Part, Plan
+from cni_plugin.types import ResultAddress, ResultInterface, Route, Side
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+FEATURES = ("masquerade",)
+_LINK_SCOPE = 253
+
+
+@dataclass(frozen=True, slots=True)
+class PointToPoint:
+    """A ptp network's settings."""
+
+    mtu: int
+
+    def plan(self, context: Context) -> Plan:
+        found = context.result
+        if not found.ips:
+            raise ConfigProblem("ipam gave no address, and ptp cannot do without", hint="set ipam.type and a subnet")
+        for ip in found.ips:
+            if ip.gateway is None:
+                raise ConfigProblem(
+                    f"ipam gave {ip.address} without a gateway, which ptp needs", hint="set ipam.gateway"
+                )
+        pair = interface.pair(context, mtu=self.mtu or interface.DEFAULT_MTU)
+        host, link = pair.host, pair.container
+        result = replace(
+            found,
+            interfaces=(
+                ResultInterface(host, pair.host_mac, "", pair.mtu),
+                ResultInterface(link, pair.mac, context.namespace.path, pair.mtu),
+            ),
+            ips=interface.with_interface(found, 1),
+        )
+        return Plan(
+            shared=interface.forwarding(interface.versions(found)),
+            operations=(
+                pair,
+                *(one for ip in found.ips for one in _host_end(host, ip)),
+                *interface.configure(link, found, prefix_routes=False),
+                *(one for ip in found.ips for one in _container_routes(link, ip)),
+                *interface.routes(link, found),
+            ),
+            result=result,
+        )
+
+
+def _host_end(host: str, ip: ResultAddress) -> tuple[Operation, ...]:
+    """The gateway's address on the host's end, and the way to the container."""
+    assert ip.gateway is not None
+    route = Route(ip_network(ip.address.ip), scope=_LINK_SCOPE if ip.address.version == 4 else None)
+    quiet: tuple[Operation, ...] = ()
+    if ip.address.version == 6:
+        quiet = (Setting(Side.HOST, f"net/ipv6/conf/{host}/accept_dad", "0", host, optional=True),)
+    return (
+        *quiet,
+        LinkAddress(Side.HOST, host, interface.single(ip.gateway)),
+        LinkRoute(Side.HOST, KernelRoute(route, host, protocol=names.ROUTE_PROTOCOL)),
+    )
+
+
+def _container_routes(link: str, ip: ResultAddress) -> tuple[Operation, ...]:
+    """The gateway is on the link; everything else of the subnet is behind it."""
+    assert ip.gateway is not None
+    near = Route(ip_network(ip.gateway), scope=_LINK_SCOPE if ip.address.version == 4 else None)
+    subnet = Route(ip.address.network, ip.gateway)
+    wanted = (near,) if subnet.destination == near.destination else (near, subnet)
+    return tuple(
+        LinkRoute(Side.CONTAINER, KernelRoute(route, link, source=ip.address.ip, protocol=names.ROUTE_PROTOCOL))
+        for route in wanted
+    )
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    if not request.config.ipam.text("type"):
+        keys.problems.add("ipam.type is missing, and ptp needs addresses")
+    return PointToPoint(mtu=interface.read_mtu(keys))

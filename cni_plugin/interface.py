@@ -1,0 +1,162 @@
+"""What every driver does alike: give the container's link its addresses, settings and routes.
+
+The order follows the reference plugins' ConfigureIface: settings, addresses, up, duplicate detection, routes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_interface, ip_network
+
+from cni_plugin import names
+from cni_plugin.kernel import KernelRoute
+from cni_plugin.names import ROUTE_PROTOCOL, link_name_problem, normal_mac
+from cni_plugin.ops import Detection, LinkAddress, LinkRoute, Setting, Up, Veth
+from cni_plugin.plan import Context, Operation
+from cni_plugin.types import Address, Cidr, Result, ResultAddress, Route, Side
+from cni_plugin.wire.keys import Section, shown
+from cni_plugin.wire.request import Request
+
+DEFAULT_MTU = 1500
+SMALLEST_MTU = 68
+LARGEST_MTU = 65535
+_LINK_SCOPE = 253
+
+
+def versions(result: Result) -> set[int]:
+    """The IP versions of a result's addresses."""
+    return {ip.address.version for ip in result.ips}
+
+
+def settings(link: str, *, detect: bool, ipv6: bool) -> tuple[Operation, ...]:
+    """Kernel settings of the container's link, before it is up.
+
+    Without ``detect`` IPv6 addresses are usable at once; the peers' caches are refreshed when the link comes up.
+    """
+    make = Side.CONTAINER
+    found: list[Operation] = [Setting(make, f"net/ipv4/conf/{link}/arp_notify", "1", link)]
+    if ipv6:
+        found.append(Setting(make, "net/ipv6/conf/lo/disable_ipv6", "0"))
+        found.append(Setting(make, f"net/ipv6/conf/{link}/disable_ipv6", "0", link))
+        found.append(Setting(make, f"net/ipv6/conf/{link}/keep_addr_on_down", "1", link, optional=True))
+        found.append(Setting(make, f"net/ipv6/conf/{link}/ndisc_notify", "1", link, optional=True))
+    found.append(Setting(make, f"net/ipv6/conf/{link}/accept_dad", "1" if detect else "0", link, optional=True))
+    if detect:
+        found.append(Setting(make, f"net/ipv6/conf/{link}/enhanced_dad", "1", link, optional=True))
+    return tuple(found)
+
+
+def configure(link: str, result: Result, *, detect: bool = False, prefix_routes: bool = True) -> tuple[Operation, ...]:
+    """The operations that make a fresh link of the container carry the result's addresses and be up."""
+    ipv6 = 6 in versions(result)
+    return (
+        *settings(link, detect=detect, ipv6=ipv6),
+        *(LinkAddress(Side.CONTAINER, link, ip.address, prefix_routes) for ip in result.ips),
+        Up(Side.CONTAINER, link),
+        *((Detection(link),) if detect and ipv6 else ()),
+    )
+
+
+def routes(link: str, result: Result) -> tuple[Operation, ...]:
+    """The result's routes over the container's link; one without a gateway takes its family's first.
+
+    A route of scope link is meant to have none.
+    """
+    first: dict[int, Address] = {}
+    for ip in result.ips:
+        if ip.gateway is not None:
+            first.setdefault(ip.gateway.version, ip.gateway)
+    operations = []
+    for route in result.routes:
+        if route.gateway is None and route.scope != _LINK_SCOPE:
+            route = replace(route, gateway=first.get(route.destination.version))
+        operations.append(LinkRoute(Side.CONTAINER, KernelRoute(route, link, protocol=ROUTE_PROTOCOL)))
+    return tuple(operations)
+
+
+def pair(context: Context, *, mtu: int, mac: str = "", bridge: str = "") -> Veth:
+    """The veth pair of an attachment: its names and MAC addresses follow from the attachment alone."""
+    attachment = context.attachment
+    identity = (attachment.network, attachment.container, attachment.interface)
+    return Veth(
+        host=names.host_link(attachment),
+        container=attachment.interface,
+        alias=names.alias(names.attachment_mark(attachment), str(attachment)),
+        host_mac=names.mac(context.host, "host", *identity),
+        mac=mac or names.mac(context.host, "container", *identity),
+        mtu=mtu,
+        bridge=bridge,
+    )
+
+
+def forwarding(families: set[int]) -> tuple[Operation, ...]:
+    """The host forwards packets of these IP versions. It stays so: others come to rely on it."""
+    keys = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+    return tuple(Setting(Side.HOST, keys[version], "1") for version in sorted(families))
+
+
+def with_interface(result: Result, index: int) -> tuple[ResultAddress, ...]:
+    """The result's addresses, said to be on the interface of that index."""
+    return tuple(replace(ip, interface=index) for ip in result.ips)
+
+
+def with_gateways(result: Result) -> Result:
+    """The result with each address's gateway known: its subnet's first address unless IPAM said another."""
+    return replace(
+        result,
+        ips=tuple(
+            ip if ip.gateway is not None else replace(ip, gateway=ip.address.network.network_address + 1)
+            for ip in result.ips
+        ),
+    )
+
+
+def default_routes(result: Result) -> tuple[Route, ...]:
+    """The result's routes, with a default one for each family that has a gateway and no default route yet."""
+    found = list(result.routes)
+    for ip in result.ips:
+        anywhere = ip_network("0.0.0.0/0" if ip.address.version == 4 else "::/0")
+        if ip.gateway is not None and all(route.destination != anywhere for route in found):
+            found.append(Route(anywhere, ip.gateway))
+    return tuple(found)
+
+
+def single(address: Address) -> Cidr:
+    """The address alone: /32 or /128."""
+    return ip_interface(address)
+
+
+def read_mac(request: Request) -> str:
+    """The MAC address asked for, "" if none is: CNI_ARGS, over it args.cni.mac, over it runtimeConfig.mac."""
+    mac = ""
+    sources = (
+        ("CNI_ARGS MAC", request.arguments.get("MAC", "")),
+        ("args.cni.mac", request.config.args_cni.text("mac")),
+        ("runtimeConfig.mac", request.config.runtime.text("mac")),
+    )
+    for key, text in sources:
+        if text:
+            try:
+                mac = normal_mac(text)
+            except ValueError as error:
+                request.config.keys.problems.add(f"{key} {shown(text)} {error}")
+    return mac
+
+
+def read_mtu(keys: Section, key: str = "mtu") -> int:
+    """The MTU in bytes, 0 where none is given; not above zero counts as none, as in the reference."""
+    value = keys.integer(key) or 0
+    if value <= 0:
+        return 0
+    if not SMALLEST_MTU <= value <= LARGEST_MTU:
+        keys.problem(key, f"must be between {SMALLEST_MTU} and {LARGEST_MTU}")
+    return value
+
+
+def read_link(keys: Section, key: str, default: str = "") -> str:
+    """The name of a link, checked."""
+    name = keys.text(key, default)
+    problem = link_name_problem(name)
+    if problem and (name or key in keys):
+        keys.problem(key, problem)
+    return name

@@ -1,0 +1,147 @@
+"""Which driver, which features and which addresses a configuration asks for.
+
+Called by a reference plugin's name, weft is that plugin; called as ``weft`` it takes ``driver`` and nested
+features, so that one process does what a chain of plugins did.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Protocol, cast
+
+from cni_plugin.ops import ForeignLease, PoolLease
+from cni_plugin.plan import Lease, Part
+from cni_plugin.plugins import OWN_NAME
+from cni_plugin.types import Result
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+from ipam import host_local, static
+from ipam.leases import Owner
+
+FEATURES = ("masquerade", "portmap")
+"""All features, in the order in which they join a plan."""
+
+_IPAM = ("host-local", "static")
+
+
+class _Module(Protocol):
+    """What a driver's or feature's file offers; ``FEATURES`` and ``SECTION`` may be absent."""
+
+    FEATURES: tuple[str, ...]
+    SECTION: str
+
+    def read(self, request: Request, keys: Section) -> Part | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The parts of one attachment. ``answer`` is what IPAM says without reserving anything."""
+
+    driver: str = ""
+    parts: tuple[Part, ...] = ()
+    lease: Lease | None = None
+    answer: Result = field(default_factory=Result)
+
+
+def drivers() -> tuple[str, ...]:
+    """The names of all drivers: the files in ``drivers/``."""
+    folder = os.path.join(os.path.dirname(__file__), "drivers")
+    names = (name.removesuffix(".py") for name in os.listdir(folder) if name.endswith(".py") and name[0] != "_")
+    return tuple(sorted(name.replace("_", "-") for name in names))
+
+
+def read(request: Request) -> Assembly:
+    """The parts, validated; every problem is noted in the configuration's problems and none is raised."""
+    if request.plugin in _IPAM:
+        if request.config.ipam.text("type") not in ("", request.plugin):
+            request.config.ipam.problem("type", f"must be {request.plugin!r} when that plugin is called")
+        return _addressed("", (), request, request.plugin)
+    driver, features = _choice(request)
+    parts: list[Part] = []
+    if driver:
+        part = _module("drivers", driver).read(request, request.config.keys)
+        parts += [part] if part is not None else []
+    for name in features:
+        part = _feature(name, request)
+        parts += [part] if part is not None else []
+    return _addressed(driver, tuple(parts), request, request.config.ipam.text("type") if driver else "")
+
+
+def _choice(request: Request) -> tuple[str, tuple[str, ...]]:
+    """The driver's name ("" for a chained plugin) and the names of the features to look for."""
+    keys = request.config.keys
+    if request.plugin in FEATURES:
+        return "", (request.plugin,)
+    if request.plugin != OWN_NAME:
+        return request.plugin, getattr(_module("drivers", request.plugin), "FEATURES", ())
+    name = keys.text("driver")
+    if not name and request.config.previous is None:
+        keys.problems.add(f"driver is missing; it is one of {', '.join(drivers())}")
+    elif name and name not in drivers():
+        keys.problem("driver", f"is not known; it is one of {', '.join(drivers())}")
+        name = ""
+    return name, FEATURES
+
+
+def _feature(name: str, request: Request) -> Part | None:
+    module = _module("features", name)
+    section = getattr(module, "SECTION", "")
+    if request.plugin != OWN_NAME or not section:
+        return module.read(request, request.config.keys)
+    if section not in request.config.keys:
+        return None
+    return module.read(request, request.config.keys.section(section))
+
+
+def _module(kind: str, name: str) -> _Module:
+    return cast(_Module, import_module(f"cni_plugin.{kind}.{name.replace('-', '_')}"))
+
+
+def owner(request: Request) -> Owner:
+    """Who holds the request's addresses."""
+    return Owner(request.container, request.interface)
+
+
+def _addressed(driver: str, parts: tuple[Part, ...], request: Request, ipam: str) -> Assembly:
+    """The assembly with its source of addresses, if it has one."""
+    config = request.config
+    if not ipam:
+        return Assembly(driver, parts)
+    if ipam == "host-local":
+        pool = host_local.read(
+            config.ipam,
+            network=config.name,
+            version=config.version,
+            arguments=request.arguments,
+            args_cni=config.args_cni,
+            runtime=config.runtime,
+        )
+        return Assembly(driver, parts, PoolLease(pool, owner(request)))
+    if ipam == "static":
+        fixed = static.read(
+            config.ipam,
+            version=config.version,
+            arguments=request.arguments,
+            args_cni=config.args_cni,
+            runtime=config.runtime,
+        )
+        return Assembly(driver, parts, None, static.result(fixed))
+    return Assembly(driver, parts, foreign(request, ipam))
+
+
+def foreign(request: Request, ipam: str) -> ForeignLease:
+    """The lease that another IPAM plugin holds for the request's attachment."""
+    if ipam == OWN_NAME:
+        request.config.ipam.problem("type", "must be an IPAM plugin: host-local, static or a foreign one")
+    variables = {
+        "CNI_CONTAINERID": request.container,
+        "CNI_NETNS": request.namespace,
+        "CNI_IFNAME": request.interface,
+        "CNI_PATH": ":".join(request.path),
+        "CNI_ARGS": request.environment.get("CNI_ARGS", ""),
+    }
+    return ForeignLease(
+        ipam, request.config.version, tuple(variables.items()), request.stdin.decode("utf-8", "replace")
+    )
