@@ -86,7 +86,10 @@ def _holder(descriptor: int) -> str:
             fields = line.split()
             if "FLOCK" in fields and "->" not in fields and inode in line:
                 pid = fields[4]
-                with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+                with (
+                    contextlib.suppress(OSError),
+                    open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm,
+                ):
                     return f"process {pid} ({comm.read().strip()})"
                 return f"process {pid}"
     return "another process"

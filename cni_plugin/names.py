@@ -35,7 +35,7 @@ def link_name_problem(name: str) -> str:
     if name in (".", ".."):
         return "is not a name the kernel takes"
     if not _LINK_NAME.fullmatch(name):
-        return "must be printable ASCII without spaces and / : % \" \\ *"
+        return 'must be printable ASCII without spaces and / : % " \\ *'
     return ""
 
 
@@ -77,14 +77,14 @@ def attachment_digest(attachment: Attachment) -> str:
     return digest(attachment.network, attachment.container, attachment.interface, attachment.plugin)
 
 
+def mark(*parts: str) -> str:
+    """The mark of what belongs to something that attachments share: a bridge, a subnet."""
+    return f"weft:{digest(*parts)}"
+
+
 def attachment_mark(attachment: Attachment) -> str:
     """The mark that everything made for an attachment bears: a link's alias, an nft element's comment."""
     return f"weft:{attachment_digest(attachment)}"
-
-
-def network_mark(network: str) -> str:
-    """The mark of what belongs to a network and not to one attachment."""
-    return f"weft:{digest('network', network)}"
 
 
 def mark_digest(text: str) -> str:

@@ -146,10 +146,10 @@ class Namespace(Protocol):
     def addresses(self, link: str) -> tuple[Cidr, ...]:
         """The link's addresses, IPv6 link-local ones included. *Equivalent to:* ``ip address show dev``."""
 
-    def add_address(self, link: str, address: Cidr, *, peer: Cidr | None = None) -> None:
+    def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
         """Give the link an address, without duplicate address detection for IPv6 where ``accept_dad`` is 0.
 
-        *Equivalent to:* ``ip address add CIDR dev LINK``.
+        *Equivalent to:* ``ip address add CIDR dev LINK [noprefixroute]``.
         """
 
     def delete_address(self, link: str, address: Cidr) -> None:
@@ -234,8 +234,11 @@ class Ruleset(Protocol):
 class Kernel(Protocol):
     """The way in: the host's namespace and rules, and any other namespace by its path."""
 
-    host: Namespace
-    rules: Ruleset
+    @property
+    def host(self) -> Namespace: ...
+
+    @property
+    def rules(self) -> Ruleset: ...
 
     def identify(self, path: str) -> NamespaceId:
         """Which namespace the path leads to; unknown (inode 0) where it leads to none. Never hangs."""

@@ -1,0 +1,410 @@
+"""What weft does when a runtime calls: ADD, DEL, CHECK, GC, STATUS.
+
+``handle`` is the whole of it, and the same function whether a process of its own or a long-lived one runs it.
+Locks are taken in one order: the network's (shared), the attachment's, then what networks share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from cni_plugin import executor, locks, parts
+from cni_plugin.errors import (
+    NOT_AVAILABLE,
+    ConfigProblem,
+    Conflict,
+    NamespaceProblem,
+    NotAsPlanned,
+    StateDamaged,
+    UnknownContainer,
+    WeftError,
+)
+from cni_plugin.host import Host, Look
+from cni_plugin.kernel import Kernel, Namespace, Ruleset
+from cni_plugin.ops import BaseRules, Elements, PoolLease
+from cni_plugin.plan import Context, Delegate, Machine, Operation, Plan, compose
+from cni_plugin.records import NetworkRecord, Phase, Record, Records
+from cni_plugin.types import Attachment, NamespaceId, Result
+from cni_plugin.wire.request import Command, Request
+from ipam.leases import Owner, State
+
+
+def foreign(name: str, command: str, variables: Mapping[str, str], stdin: bytes) -> bytes:
+    """Run a plugin that is not weft's; imported only where a configuration names one."""
+    from cni_plugin.delegate import call
+
+    return call(name, command, variables, stdin)
+
+
+class Service:
+    """The verbs, on a kernel and a host. ``watch`` sees every step before it is taken."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        host: Host,
+        *,
+        watch: executor.Watch = executor.unwatched,
+        delegate: Delegate = foreign,
+    ) -> None:
+        self.kernel = kernel
+        self.host = host
+        self.records = Records(host.run)
+        self.watch = watch
+        self._delegate = delegate
+
+    def handle(self, request: Request) -> Result | None:
+        """Do what the request asks; the result of an ADD, None for all else. Raises WeftError."""
+        self.records.prepare()
+        match request.command:
+            case Command.ADD:
+                return self.add(request)
+            case Command.DEL:
+                self.delete(request)
+            case Command.CHECK:
+                self.check(request)
+            case Command.GC:
+                from cni_plugin.upkeep import collect
+
+                collect(self, request)
+            case Command.STATUS:
+                self.status(request)
+            case Command.VERSION:
+                raise AssertionError("VERSION is answered before a service is made")
+        return None
+
+    # The verbs
+
+    def add(self, request: Request) -> Result:
+        """Attach; all of it or nothing."""
+        assembly = self._read(request)
+        attachment = attachment_of(request)
+        first = self.records.read_network(attachment.network) is None
+        try:
+            return self._attach(request, assembly, attachment)
+        except BaseException:
+            if first:
+                from cni_plugin.upkeep import remove_network
+
+                with contextlib.suppress(WeftError):
+                    remove_network(self, attachment.network, patience=0)
+            raise
+
+    def _attach(self, request: Request, assembly: parts.Assembly, attachment: Attachment) -> Result:
+        with self._container(request) as container, self.locked(attachment):
+            machine = self.machine(container)
+            self._clear_the_way(attachment, container.id)
+            record = Record(
+                attachment,
+                container.id,
+                Phase.ADDING,
+                self.host.boot,
+                time.clock_gettime(time.CLOCK_BOOTTIME),
+                assembly.driver,
+                request.config.version,
+                operations=(assembly.lease,) if assembly.lease else (),
+            )
+            attempt = executor.Attempt(machine, self.watch)
+            try:
+                with attempt:
+                    self.records.write(record)
+                    answer = attempt.reserve(assembly.lease) if assembly.lease else assembly.answer
+                    plan = self._compose(request, assembly, answer, container)
+                    lease = (assembly.lease.holding(answer),) if assembly.lease else ()
+                    own = own_operations(plan)
+                    record = replace(
+                        record, operations=(*lease, *own), shared=shared_operations(plan), result=plan.result
+                    )
+                    self.records.write(record)
+                    self._ensure(attachment, record.shared, machine)
+                    attempt.apply(own)
+                    self.records.write(replace(record, phase=Phase.ATTACHED))
+            except BaseException:
+                if not attempt.left:
+                    self.records.remove(attachment)
+                raise
+            return plan.result
+
+    def delete(self, request: Request) -> None:
+        """Detach. What is gone already is fine; what is another's is left alone; errors stop nothing."""
+        attachment = attachment_of(request)
+        asked = self.kernel.identify(request.namespace) if request.namespace else NamespaceId("")
+        with self.locked(attachment):
+            record = self.records.read(attachment)
+            if record is None:
+                from cni_plugin.upkeep import delete_unrecorded
+
+                errors = delete_unrecorded(self, request, asked)
+            elif self._is_anothers(record, asked):
+                return
+            else:
+                errors = self.undo(record)
+            raise_all(errors)
+            self.records.remove(attachment)
+
+    def check(self, request: Request) -> None:
+        """Raises NotAsPlanned naming everything that is not as ADD left it, UnknownContainer without an ADD."""
+        self._read(request)
+        attachment = attachment_of(request)
+        with self._container(request) as container, self.locked(attachment):
+            record = self.records.read(attachment)
+            if record is None or record.phase is not Phase.ATTACHED:
+                raise UnknownContainer(
+                    f"{attachment} is not attached" if record is None else f"{attachment} is only half attached",
+                    hint="no ADD has succeeded since this host booted; DEL and ADD it again",
+                )
+            sentences = []
+            if not record.namespace.same(container.id):
+                sentences.append(f"{attachment} is attached in {record.namespace.path}, not in {request.namespace}")
+            sentences += executor.lacking((*record.shared, *record.operations), self.machine(container))
+            sentences += _not_in_previous(record, request)
+        if sentences:
+            raise NotAsPlanned("; ".join(sentences), hint="DEL and ADD it again, or see weft check")
+
+    def status(self, request: Request) -> None:
+        """Raises a WeftError with code 50 when an ADD could not be served now."""
+        assembly = self._read(request)
+        try:
+            rules = self.kernel.rules
+            rules.collections()
+        except WeftError as error:
+            raise WeftError(f"nftables cannot be used: {error.message}", hint=error.hint, code=NOT_AVAILABLE) from error
+        if assembly.lease:
+            assembly.lease.available(self.machine(None))
+
+    def preview(self, request: Request) -> tuple[Record, Plan]:
+        """What an ADD would do now, as the record it would leave; nothing is changed."""
+        assembly = self._read(request)
+        with self._container(request) as container:
+            machine = self.machine(container)
+            answer = assembly.lease.preview(machine) if assembly.lease else assembly.answer
+            plan = self._compose(request, assembly, answer, container)
+            lease = (assembly.lease.holding(answer),) if assembly.lease else ()
+            record = Record(
+                attachment_of(request),
+                container.id,
+                Phase.ADDING,
+                self.host.boot,
+                time.clock_gettime(time.CLOCK_BOOTTIME),
+                assembly.driver,
+                request.config.version,
+                operations=(*lease, *own_operations(plan)),
+                shared=shared_operations(plan),
+                result=plan.result,
+            )
+            return record, plan
+
+    # What the verbs share
+
+    def machine(self, container: Namespace | None) -> Machine:
+        """What operations act on, for one call."""
+        return Machine(self.kernel.host, container, self._rules, self.leases(), self._delegate)
+
+    def _rules(self) -> Ruleset:
+        return self.kernel.rules
+
+    def leases(self) -> State:
+        """What IPAM needs to know of this host."""
+        return State(os.path.join(self.host.run, "ipam"), self.host.booted, self._alive)
+
+    def _alive(self, network: str, owner: Owner) -> bool:
+        """Whether an attachment of this boot holds the lease."""
+        return any(
+            (record.attachment.network, record.attachment.container, record.attachment.interface)
+            == (network, owner.container, owner.interface)
+            for record in self.records.all()
+            if record.boot == self.host.boot
+        )
+
+    @contextlib.contextmanager
+    def locked(self, attachment: Attachment, *, patience: float = locks.PATIENCE) -> Iterator[None]:
+        """Hold the attachment, and keep its network from being removed meanwhile."""
+        records = self.records
+        with (
+            locks.hold(records.network_lock(attachment.network), shared=True, patience=patience),
+            locks.hold(records.lock(attachment), patience=patience),
+        ):
+            try:
+                yield
+            finally:
+                if not os.path.exists(records.path(attachment)):
+                    with contextlib.suppress(OSError):
+                        os.unlink(records.lock(attachment))
+
+    def undo(self, record: Record) -> list[WeftError]:
+        """Take back everything of a record, its lock held; the errors, [] if nothing is left."""
+        # Without room for the tombstone the removal goes on: the record as it is leads there too.
+        with contextlib.suppress(StateDamaged):
+            self.records.write(replace(record, phase=Phase.REMOVING))
+        container = self._open_same(record.namespace)
+        try:
+            return executor.remove(record.operations, self.machine(container), self.watch)
+        finally:
+            if container is not None:
+                container.close()
+
+    def lives(self, namespace: NamespaceId) -> bool:
+        """Whether the path still leads to that very namespace."""
+        return self.kernel.identify(namespace.path).same(namespace)
+
+    def _read(self, request: Request) -> parts.Assembly:
+        assembly = parts.read(request)
+        request.config.keys.problems.raise_any()
+        chained = not assembly.driver and assembly.parts and request.command in (Command.ADD, Command.CHECK)
+        if chained and request.config.previous is None:
+            raise ConfigProblem(
+                f"prevResult is missing: {request.plugin} without a driver must follow another plugin",
+                hint="put it after the plugin that makes the interface",
+            )
+        return assembly
+
+    @contextlib.contextmanager
+    def _container(self, request: Request) -> Iterator[Namespace]:
+        """The container's namespace; raises NamespaceProblem when it is none, or the host's own."""
+        container = self.kernel.open(request.namespace)
+        try:
+            if container.id.same(self.kernel.host.id) and not request.override:
+                raise NamespaceProblem(
+                    f"CNI_NETNS {request.namespace} is the host's own network namespace",
+                    hint="give the container a namespace of its own, or set CNI_NETNS_OVERRIDE=1",
+                )
+            yield container
+        finally:
+            container.close()
+
+    def _open_same(self, namespace: NamespaceId) -> Namespace | None:
+        """The record's namespace if it is still there."""
+        if not self.lives(namespace):
+            return None
+        try:
+            return self.kernel.open(namespace.path)
+        except WeftError:
+            return None
+
+    def _compose(self, request: Request, assembly: parts.Assembly, answer: Result, container: Namespace) -> Plan:
+        """The plan; pure but for the look at the kernel that drivers may take."""
+        config = request.config
+        start = answer if assembly.driver or not assembly.parts else config.previous or Result()
+        lease = assembly.lease
+        context = Context(
+            attachment_of(request),
+            container.id,
+            f"{self.host.boot}/{self.kernel.host.id.inode}",
+            config,
+            replace(start, dns=config.dns or start.dns),
+            Look(self.kernel.host, container),
+            lease.gateways() if isinstance(lease, PoolLease) else (),
+        )
+        return compose(context, assembly.parts)
+
+    def _clear_the_way(self, attachment: Attachment, namespace: NamespaceId) -> None:
+        """Finish what a killed call left of the attachment; raises Conflict where it is alive."""
+        record = self.records.read(attachment)
+        if record is None:
+            return
+        if record.phase is Phase.ATTACHED and record.boot == self.host.boot:
+            here = record.namespace.same(namespace)
+            if here and self._stands(record):
+                raise Conflict(f"{attachment} is attached already", hint="DEL it first")
+            if not here and self.lives(record.namespace):
+                raise Conflict(
+                    f"{attachment} is attached already, in the network namespace {record.namespace.path}",
+                    hint="DEL it there first, or use another container id",
+                )
+        raise_all(self.undo(record))
+        self.records.remove(attachment)
+
+    def _stands(self, record: Record) -> bool:
+        """Whether the links that the record made are there."""
+        makers = [operation for operation in record.operations if operation.makes]
+        container = self._open_same(record.namespace)
+        try:
+            return bool(makers) and not executor.lacking(makers, self.machine(container))
+        finally:
+            if container is not None:
+                container.close()
+
+    def _is_anothers(self, record: Record, asked: NamespaceId) -> bool:
+        """Whether a DEL that names another namespace must leave this living attachment alone."""
+        if not asked.path or asked.path == record.namespace.path or asked.same(record.namespace):
+            return False
+        return self.lives(record.namespace)
+
+    def _ensure(self, attachment: Attachment, shared: Sequence[Operation], machine: Machine) -> None:
+        """Do what is lacking of the shared operations, one caller at a time; the network's record knows first."""
+        if self._unknown(attachment.network, shared) or any(operation.lacks(machine) for operation in shared):
+            with locks.hold(self.records.shared_lock()):
+                self._remember(attachment.network, self._unknown(attachment.network, shared))
+                for operation in shared:
+                    if operation.lacks(machine) is not None:
+                        self._apply_shared(operation, attachment, machine)
+
+    def _apply_shared(self, operation: Operation, attachment: Attachment, machine: Machine) -> None:
+        self.watch("apply", operation)
+        operation.apply(machine)
+        if isinstance(operation, BaseRules):
+            from cni_plugin.upkeep import restore_rules
+
+            restore_rules(self, attachment)
+
+    def _known(self, network: str) -> tuple[Operation, ...]:
+        """The shared operations that the network's record holds, of this boot."""
+        record = self.records.read_network(network)
+        return record.shared if record is not None and record.boot == self.host.boot else ()
+
+    def _unknown(self, network: str, shared: Sequence[Operation]) -> tuple[Operation, ...]:
+        known = self._known(network)
+        return tuple(operation for operation in shared if operation not in known)
+
+    def _remember(self, network: str, fresh: tuple[Operation, ...]) -> None:
+        if fresh:
+            self.records.write_network(NetworkRecord(network, self.host.boot, self._known(network) + fresh))
+
+
+def attachment_of(request: Request) -> Attachment:
+    return Attachment(request.config.name, request.container, request.interface, request.plugin)
+
+
+def own_operations(plan: Plan) -> tuple[Operation, ...]:
+    """The attachment's operations, its rules last: in on top of what is made, and out before it."""
+    return (*plan.operations, *((Elements(plan.elements),) if plan.elements else ()))
+
+
+def shared_operations(plan: Plan) -> tuple[Operation, ...]:
+    """The network's operations, with the base rules where the plan has any element."""
+    rules: tuple[Operation, ...] = (BaseRules(),) if plan.elements or plan.shared_elements else ()
+    # One operation each: networks share single elements, and a shared one is taken back with its last network.
+    elements = tuple(Elements((element,)) for element in dict.fromkeys(plan.shared_elements))
+    return (*plan.shared, *rules, *elements)
+
+
+def raise_all(errors: Sequence[WeftError]) -> None:
+    """Raise the first error, its hint naming the others."""
+    if errors:
+        first = errors[0]
+        others = "; ".join(error.message for error in errors[1:])
+        first.hint = "; ".join(filter(None, (first.hint, others)))
+        raise first
+
+
+def _not_in_previous(record: Record, request: Request) -> list[str]:
+    """The addresses that ADD answered and the caller's prevResult does not have."""
+    if request.config.previous is None:
+        return []
+    there = {ip.address for ip in request.config.previous.ips}
+    return [f"prevResult lacks the address {ip.address}" for ip in record.result.ips if ip.address not in there]
+
+
+def handle(request: Request) -> Result | None:
+    """One request in a process of its own."""
+    from cni_plugin.kernel.linux import LinuxKernel
+
+    kernel = LinuxKernel()
+    try:
+        return Service(kernel, Host.current(kernel)).handle(request)
+    finally:
+        kernel.close()

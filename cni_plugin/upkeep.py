@@ -1,0 +1,331 @@
+"""Looking after what calls leave: collecting garbage, removing networks, putting rules back.
+
+The rule of all of it: freeing too much is worse than leaking. What is freed is looked at again, under its lock,
+right before; what somebody works on is left to him; and the kernel is listed before the records are, since
+a call writes its record before it makes anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from cni_plugin import executor, locks, names, parts
+from cni_plugin.errors import Busy, ConfigProblem, Missing, WeftError
+from cni_plugin.kernel import Element, Link, Ruleset
+from cni_plugin.ops import Elements
+from cni_plugin.plan import Operation
+from cni_plugin.records import Phase, Record
+from cni_plugin.service import Service, attachment_of, raise_all
+from cni_plugin.types import Attachment, NamespaceId
+from cni_plugin.wire.request import Request
+from ipam import host_local
+
+_YOUNG = 60.0
+"""Seconds for which a lease without a record is left alone: its owner's ADD may be under way elsewhere."""
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a sweep took away, for a person to read."""
+
+    attachments: list[str]
+    leftovers: list[str]
+    errors: list[WeftError]
+
+    @staticmethod
+    def nothing() -> Swept:
+        return Swept([], [], [])
+
+
+def collect(service: Service, request: Request) -> None:
+    """GC: everything of the request's network that is not among its valid attachments goes, and every orphan.
+
+    Raises the first error after trying everything. Source: CNI specification, "GC: Clean up any stale resources".
+    """
+    if request.config.valid is None:
+        raise ConfigProblem(
+            "cni.dev/valid-attachments is missing, and without it everything would go",
+            hint="list the attachments to keep, [] for none",
+        )
+    valid = set(request.config.valid)
+    swept = Swept.nothing()
+    started = time.clock_gettime(time.CLOCK_BOOTTIME)
+    for record in list(service.records.all()):
+        attachment = record.attachment
+        if (attachment.network, attachment.plugin) != (request.config.name, request.plugin):
+            continue
+        if (attachment.container, attachment.interface) not in valid and record.made < started:
+            _detach(service, record, swept)
+    _leases(service, request, valid, swept)
+    sweep(service, swept)
+    if not any(record.attachment.network == request.config.name for record in service.records.all()):
+        with contextlib.suppress(Busy):
+            remove_network(service, request.config.name, patience=1.0)
+    raise_all(swept.errors)
+
+
+def sweep_dead(service: Service) -> Swept:
+    """What ``weft gc`` does where no runtime says what is valid: attachments whose namespace is gone go, half-made
+    ones, orphans, and networks that nobody is attached to any more."""
+    swept = Swept.nothing()
+    for record in list(service.records.all()):
+        if record.phase is not Phase.ATTACHED or not service.lives(record.namespace):
+            _detach(service, record, swept)
+    sweep(service, swept)
+    used = {record.attachment.network for record in service.records.all()}
+    for network in [record.network for record in service.records.networks()]:
+        if network not in used:
+            try:
+                remove_network(service, network, patience=1.0)
+                swept.leftovers.append(f"network {network}")
+            except WeftError as error:
+                swept.errors.append(error)
+    return swept
+
+
+def _detach(service: Service, record: Record, swept: Swept) -> None:
+    """Remove one attachment, unless it has changed since it was looked at or somebody works on it."""
+    attachment = record.attachment
+    try:
+        with service.locked(attachment, patience=1.0):
+            now = service.records.read(attachment)
+            if now is None or now.made != record.made:
+                return
+            errors = service.undo(now)
+            swept.errors += errors
+            if not errors:
+                service.records.remove(attachment)
+                swept.attachments.append(str(attachment))
+    except Busy:
+        return
+
+
+def sweep(service: Service, swept: Swept) -> None:
+    """Take away what bears weft's mark and has no record: links, elements, lock files, half-written records."""
+    everything = service.kernel.host.links()
+    masters = {link.master for link in everything}
+    links = [link for link in everything if names.mark_digest(link.alias) and link.name not in masters]
+    elements = list(_elements(service))
+    known = service.records.digests() | _shared_digests(service)
+    for link in links:
+        if names.mark_digest(link.alias) not in known:
+            _delete_link(service, link.name, swept)
+    orphans = [element for element in elements if names.mark_digest(element.mark) not in known]
+    if orphans:
+        with contextlib.suppress(WeftError):
+            service.kernel.rules.delete(orphans)
+            swept.leftovers += [f"{element.collection} {element.key[0]}" for element in orphans]
+    for path in service.records.litter():
+        _unlink(path, swept)
+    _sweep_table(service, swept)
+
+
+def _sweep_table(service: Service, swept: Swept) -> None:
+    """The table itself goes where no network is recorded and nothing is in it."""
+    rules = service.kernel.rules
+    with contextlib.suppress(Busy), locks.hold(service.records.shared_lock(), patience=0):
+        collections = rules.collections()
+        if collections and not any(service.records.networks()) and not any(map(rules.elements, collections)):
+            rules.remove()
+            swept.leftovers.append("table inet weft")
+
+
+def _unlink(path: str, swept: Swept) -> None:
+    """Remove a stray file; a lock that is held, and what is written under it, stays."""
+    lock = f"{path.rpartition('.')[0]}.lock"
+    try:
+        with locks.hold(lock, patience=0):
+            record = f"{path.rpartition('.')[0]}.json"
+            with contextlib.suppress(FileNotFoundError):
+                if path != lock:
+                    os.unlink(path)
+                    swept.leftovers.append(path)
+            if not os.path.exists(record):
+                os.unlink(lock)
+    except (Busy, OSError):
+        return
+
+
+def _delete_link(service: Service, name: str, swept: Swept) -> None:
+    with contextlib.suppress(Missing):
+        service.kernel.host.delete_link(name)
+        swept.leftovers.append(f"link {name}")
+
+
+def _elements(service: Service) -> Iterator[Element]:
+    """Every marked element of weft's table."""
+    rules = service.kernel.rules
+    for collection in rules.collections():
+        for element in rules.elements(collection):
+            if names.mark_digest(element.mark):
+                yield element
+
+
+def _shared_digests(service: Service) -> set[str]:
+    """The marks of what belongs to networks: their elements, and their VLAN gateways' links."""
+    found = set()
+    for record in service.records.networks():
+        for operation in record.shared:
+            if isinstance(operation, Elements):
+                found |= {names.mark_digest(element.mark) for element in operation.elements}
+            found.add(names.mark_digest(getattr(operation, "alias", "")))
+    return found
+
+
+def _leases(service: Service, request: Request, valid: set[tuple[str, str]], swept: Swept) -> None:
+    """Free the network's leases whose owner is not valid and has no record: an ADD killed before all else, or a
+    host-local beside us. Young ones stay, since that host-local keeps no record."""
+    assembly = parts.read(request)
+    pool = getattr(assembly.lease, "pool", None)
+    if pool is None:
+        return
+    state = service.leases()
+    recorded = {
+        (record.attachment.container, record.attachment.interface)
+        for record in service.records.all()
+        if record.attachment.network == pool.network
+    }
+    for address, owner, modified in list(host_local.owners(pool.directory)):
+        pair = (owner.container, owner.interface)
+        if pair in valid or pair in recorded or time.time() - modified < _YOUNG:
+            continue
+        if not owner.interface and any(container == owner.container for container, _ in valid):
+            continue
+        try:
+            if host_local.release_address(pool.directory, address, owner, state):
+                swept.leftovers.append(f"lease {address} of {owner}")
+        except WeftError as error:
+            swept.errors.append(error)
+
+
+def delete_unrecorded(service: Service, request: Request, asked: NamespaceId) -> list[WeftError]:
+    """DEL without a record: the ADD failed, the state was wiped, or another plugin made the attachment.
+
+    What bears the attachment's mark goes, and its leases; the container's link only where the caller's
+    prevResult shows by its MAC address that it is meant.
+    """
+    attachment = attachment_of(request)
+    machine = service.machine(None)
+    errors: list[WeftError] = []
+
+    def attempt(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except WeftError as error:
+            errors.append(error)
+
+    attempt(lambda: _delete_marked_elements(service, attachment))
+    attempt(lambda: _delete_marked_link(service, attachment))
+    if asked.known:
+        attempt(lambda: _delete_proven_link(service, request))
+    assembly = _tolerant(request)
+    if assembly is not None and assembly.lease is not None:
+        lease = assembly.lease
+        attempt(lambda: lease.undo(machine))
+    return errors
+
+
+def _tolerant(request: Request) -> parts.Assembly | None:
+    """The parts as far as the configuration can be read: a DEL works with what ADD would refuse."""
+    try:
+        return parts.read(request)
+    except (WeftError, ImportError):
+        return None
+
+
+def _delete_marked_elements(service: Service, attachment: Attachment) -> None:
+    mark = names.attachment_mark(attachment)
+    mine = [element for element in _elements(service) if element.mark == mark]
+    if mine:
+        service.kernel.rules.delete(mine)
+
+
+def _delete_marked_link(service: Service, attachment: Attachment) -> None:
+    link = service.kernel.host.link(names.host_link(attachment))
+    if link is not None and names.mark_digest(link.alias) == names.attachment_digest(attachment):
+        with contextlib.suppress(Missing):
+            service.kernel.host.delete_link(link.name)
+
+
+def _delete_proven_link(service: Service, request: Request) -> None:
+    previous = request.config.previous
+    proofs = (
+        {one.mac for one in previous.interfaces if one.name == request.interface and one.sandbox} if previous else set()
+    )
+    if not proofs or request.interface == "lo":
+        return
+    container = service.kernel.open(request.namespace)
+    try:
+        if container.id.same(service.kernel.host.id) and not request.override:
+            return
+        link: Link | None = container.link(request.interface)
+        if (
+            link is not None
+            and link.mac in proofs
+            and link.kind in ("veth", "macvlan", "ipvlan", "vlan", "dummy", "tun")
+        ):
+            with contextlib.suppress(Missing):
+                container.delete_link(link.name)
+    finally:
+        container.close()
+
+
+def remove_network(service: Service, network: str, *, patience: float = locks.PATIENCE) -> None:
+    """Remove what belongs to the network itself: its bridge if weft made it, its rules, its record.
+
+    What another network shares stays. Raises Busy while anything is attached or under way.
+    """
+    records = service.records
+    with (
+        locks.hold(records.network_lock(network), patience=patience),
+        locks.hold(records.shared_lock(), patience=patience),
+    ):
+        attached = [str(record.attachment) for record in records.all() if record.attachment.network == network]
+        if attached:
+            raise Busy(
+                f"network {network} has active endpoints: {', '.join(sorted(attached))}", hint="detach them first"
+            )
+        record = records.read_network(network)
+        others = [other for other in records.networks() if other.network != network]
+        kept = {operation for other in others for operation in other.shared}
+        places = {place for operation in kept for place in operation.makes}
+        mine = [
+            operation
+            for operation in (record.shared if record is not None else ())
+            if operation not in kept and not places.intersection(operation.makes)
+        ]
+        raise_all(executor.remove(mine, service.machine(None), service.watch))
+        records.remove_network(network)
+        with contextlib.suppress(OSError):
+            os.unlink(records.network_lock(network))
+        if not others:
+            with contextlib.suppress(OSError):
+                os.unlink(records.shared_lock())
+
+
+def restore_rules(service: Service, current: Attachment) -> None:
+    """Put back the elements of all networks and attachments after somebody flushed the rules.
+
+    Called under the shared lock. An attachment that somebody works on is left to him.
+    """
+    rules = service.kernel.rules
+    for network in list(service.records.networks()):
+        _apply_elements(network.shared, rules)
+    for record in list(service.records.all()):
+        if record.attachment == current or record.phase is not Phase.ATTACHED:
+            continue
+        with contextlib.suppress(Busy, WeftError), locks.hold(service.records.lock(record.attachment), patience=0):
+            now = service.records.read(record.attachment)
+            if now is not None and now.phase is Phase.ATTACHED:
+                _apply_elements(now.operations, rules)
+
+
+def _apply_elements(operations: Iterable[Operation], rules: Ruleset) -> None:
+    for operation in operations:
+        if isinstance(operation, Elements):
+            with contextlib.suppress(WeftError):
+                rules.add(operation.elements)
