@@ -17,6 +17,7 @@ from cni_plugin.kernel import BridgeVlan, KernelRoute, Link, Namespace, Peer, ne
 from cni_plugin.kernel.netlink import addresses, deletion, links, routes, vlans
 from cni_plugin.kernel.netlink.links import NewLink
 from cni_plugin.kernel.netlink.socket import RouteSocket
+from cni_plugin.kernel.shown import describe
 from cni_plugin.names import digest
 from cni_plugin.types import Cidr, NamespaceId
 
@@ -239,11 +240,11 @@ class LinuxNamespace:
         return routes.of(self._socket, index=index, family=family, table=table)
 
     def add_route(self, route: KernelRoute, *, replace: bool = False) -> None:
-        index = self._index(route.link, f"add the route {routes.describe(route)}") if route.link else 0
+        index = self._index(route.link, f"add the route {describe(route)}") if route.link else 0
         routes.add(self._socket, route, index, replace=replace)
 
     def delete_route(self, route: KernelRoute) -> None:
-        index = self._index(route.link, f"delete the route {routes.describe(route)}") if route.link else 0
+        index = self._index(route.link, f"delete the route {describe(route)}") if route.link else 0
         routes.delete(self._socket, route, index)
 
     def sysctl(self, key: str) -> str | None:

@@ -45,3 +45,18 @@ def shown(route: KernelRoute) -> KernelRoute:
         scope=scope,
     )
     return replace(route, route=plain, protocol=route.protocol or PROTOCOL_BOOT)
+
+
+def describe(route: KernelRoute) -> str:
+    """The route as ``ip route`` would write it."""
+    words = [str(route.route.destination)]
+    for word, value in (
+        ("via", route.route.gateway),
+        ("dev", route.link),
+        ("src", route.source),
+        ("metric", route.route.priority),
+        ("table", route.route.table),
+    ):
+        if value:
+            words += [word, str(value)]
+    return " ".join(words)

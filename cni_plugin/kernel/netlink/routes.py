@@ -10,7 +10,7 @@ from cni_plugin.kernel import KernelRoute
 from cni_plugin.kernel.netlink import codec
 from cni_plugin.kernel.netlink.codec import Attributes, attribute
 from cni_plugin.kernel.netlink.socket import Request, RouteSocket, link_name
-from cni_plugin.kernel.shown import IPV6_PRIORITY, LOCAL_TABLE, MAIN_TABLE, PROTOCOL_BOOT, shown, usual_scope
+from cni_plugin.kernel.shown import IPV6_PRIORITY, LOCAL_TABLE, MAIN_TABLE, PROTOCOL_BOOT, describe, shown, usual_scope
 from cni_plugin.types import Address, Route
 
 _UNICAST = 1
@@ -158,21 +158,6 @@ def _message(route: KernelRoute, index: int) -> tuple[dict[str, Any], Attributes
     if priority:
         attributes.append(["RTA_PRIORITY", priority])
     return fields, attributes
-
-
-def describe(route: KernelRoute) -> str:
-    """The route as ``ip route`` would write it."""
-    words = [str(route.route.destination)]
-    for word, value in (
-        ("via", route.route.gateway),
-        ("dev", route.link),
-        ("src", route.source),
-        ("metric", route.route.priority),
-        ("table", route.route.table),
-    ):
-        if value:
-            words += [word, str(value)]
-    return " ".join(words)
 
 
 def _needs(route: KernelRoute) -> str:
