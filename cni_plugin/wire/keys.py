@@ -16,6 +16,7 @@ from cni_plugin.errors import ConfigProblem
 from cni_plugin.types import Address, Cidr, Subnet
 
 _SHOWN = 80  # characters of a bad value that a message repeats
+_MOST = 20  # problems that are noted; a person reads no more, and a hostile configuration can hold 100,000
 
 
 class Problems:
@@ -25,7 +26,7 @@ class Problems:
         self.found: list[str] = []
 
     def add(self, sentence: str) -> None:
-        if sentence not in self.found:
+        if len(self.found) < _MOST and sentence not in self.found:
             self.found.append(sentence)
 
     def raise_any(self) -> None:
