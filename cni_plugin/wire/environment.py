@@ -1,0 +1,115 @@
+"""The CNI_* variables of a call: which must be there, and what they may hold.
+
+Source: SPEC.md, "Parameters". CNI_PATH may be absent, as the specification has it: a foreign plugin that is
+then not found says so itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cni_plugin.errors import EnvironmentProblem
+from cni_plugin.names import identifier_problem, link_name_problem
+from cni_plugin.wire.keys import shown
+from cni_plugin.wire.request import Command
+
+_REQUIRED = {
+    Command.ADD: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    Command.CHECK: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    Command.DEL: ("CNI_CONTAINERID", "CNI_IFNAME"),
+}
+_LONGEST_PATH = 4095  # PATH_MAX without its zero byte
+_PARSING = frozenset({"weft", "bridge", "macvlan", "tap", "tuning", "host-local", "static"})
+_KNOWN = frozenset({"IgnoreUnknown", "IP", "MAC", "GATEWAY"})
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the variables say; the fields are as in ``Request``."""
+
+    command: Command
+    container: str
+    namespace: str
+    interface: str
+    path: tuple[str, ...]
+    arguments: Mapping[str, str]
+    override: bool
+
+
+def read(environ: Mapping[str, str], plugin: str) -> Environment:
+    """What the environment asks for; raises EnvironmentProblem for the first variable that is wrong or missing.
+
+    DEL ignores what it cannot read in CNI_ARGS: the ADD that had the same has failed, and must be cleaned up after.
+    """
+    command = _command(environ.get("CNI_COMMAND", ""))
+    path = tuple(part for part in environ.get("CNI_PATH", "").split(":") if part)
+    if command not in _REQUIRED:
+        return Environment(command, "", "", "", path, {}, False)
+    container, namespace, interface = (environ.get(f"CNI_{key}", "") for key in ("CONTAINERID", "NETNS", "IFNAME"))
+    for name, value, problem in (
+        ("CNI_CONTAINERID", container, identifier_problem),
+        ("CNI_NETNS", namespace, _path_problem),
+        ("CNI_IFNAME", interface, link_name_problem),
+    ):
+        if value and (sentence := problem(value)):
+            raise EnvironmentProblem(f"{name} {shown(value)} {sentence}", hint="the container runtime sets it")
+    missing = [name for name in _REQUIRED[command] if not environ.get(name)]
+    if missing:
+        raise EnvironmentProblem(f"required env variables [{','.join(missing)}] missing")
+    text = environ.get("CNI_ARGS", "")
+    if command is not Command.DEL:
+        _check_arguments(text, plugin)
+    override = environ.get("CNI_NETNS_OVERRIDE", "").casefold() in ("1", "true")
+    return Environment(command, container, namespace, interface, path, _arguments(text), override)
+
+
+def _command(text: str) -> Command:
+    try:
+        return Command(text)
+    except ValueError:
+        listed = ", ".join(Command)
+        raise EnvironmentProblem(f"unknown CNI_COMMAND: {shown(text)}", hint=f"weft knows {listed}") from None
+
+
+def _path_problem(path: str) -> str:
+    """What is wrong with a namespace's path, "" if nothing is; whether anything is there is not looked at."""
+    if not path.startswith("/"):
+        return "must be an absolute path"
+    if not path.isprintable():
+        return "must be printable UTF-8"
+    if len(path.encode("utf-8")) > _LONGEST_PATH:
+        return f"must not be longer than {_LONGEST_PATH} bytes"
+    return ""
+
+
+def _arguments(text: str) -> dict[str, str]:
+    """``KEY=VALUE;KEY=VALUE``, leaving out what is not so; of a key given twice the last counts."""
+    pairs = (part.split("=") for part in text.split(";"))
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+
+
+def _check_arguments(text: str, plugin: str) -> None:
+    """Raises EnvironmentProblem for CNI_ARGS that the reference plugin of that name would refuse.
+
+    Plugins that look at none of it accept anything there, as theirs do.
+    """
+    if not text or plugin not in _PARSING:
+        return
+    if not text.isprintable():
+        raise EnvironmentProblem(f"CNI_ARGS {shown(text)} must be printable UTF-8")
+    for part in text.split(";"):
+        if part.count("=") != 1:
+            raise EnvironmentProblem(
+                f"ARGS: invalid pair {shown(part)}", hint="CNI_ARGS must be KEY=VALUE pairs with ; between them"
+            )
+    arguments = _arguments(text)
+    lenient = arguments.get("IgnoreUnknown", "false").casefold()
+    if lenient not in ("0", "1", "true", "false"):
+        raise EnvironmentProblem(f"ARGS: IgnoreUnknown {shown(lenient)} must be one of 0, 1, true, false")
+    unknown = [f"{key}={value}" for key, value in arguments.items() if key not in _KNOWN]
+    if unknown and lenient in ("0", "false"):
+        raise EnvironmentProblem(
+            f"ARGS: unknown args [{' '.join(shown(each) for each in unknown)}]",
+            hint="IgnoreUnknown=1 in CNI_ARGS lets them pass",
+        )

@@ -1,0 +1,84 @@
+"""Which versions of the CNI specification weft speaks, and the two answers that need nothing else.
+
+Imports nothing: podman asks every plugin of every network for its versions on every command, so that
+answer must cost no more than the start of the interpreter.
+"""
+
+from __future__ import annotations
+
+from cni_plugin import __version__
+from cni_plugin.errors import VersionProblem
+
+ALL = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+NEWEST = ALL[-1]
+WHEN_ABSENT = ALL[0]
+"""The version of a configuration that names none (SPEC.md, "Network configuration format")."""
+
+_FIRST_OF_PLUGIN = {"bandwidth": "0.3.0", "vrf": "0.3.1", "firewall": "0.4.0"}
+_FIRST_OF_COMMAND = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+_EQUALLED = "1.9.1"
+
+
+def supported(plugin: str) -> tuple[str, ...]:
+    """The versions that weft speaks when called by this name, oldest first."""
+    return ALL[ALL.index(_FIRST_OF_PLUGIN.get(plugin, WHEN_ABSENT)) :]
+
+
+def at_least(version: str, least: str) -> bool:
+    """Whether a supported version is another one or newer."""
+    return ALL.index(version) >= ALL.index(least)
+
+
+def require(version: str, command: str, plugin: str) -> None:
+    """Raises VersionProblem unless the plugin speaks the version and the version knows the command."""
+    known = supported(plugin)
+    if version not in known:
+        quoted = " ".join(f'"{each}"' for each in known)
+        given = version if version.isprintable() and len(version) <= 40 else "unreadable"
+        raise VersionProblem("incompatible CNI versions", hint=f'config is "{given}", plugin supports [{quoted}]')
+    if not at_least(version, _FIRST_OF_COMMAND.get(command, WHEN_ABSENT)):
+        raise VersionProblem(
+            f"config version does not allow {command}",
+            hint=f'config is "{version}", {command} needs "{_FIRST_OF_COMMAND[command]}" or later',
+        )
+
+
+def answer(plugin: str, stdin: bytes) -> bytes:
+    """What VERSION prints: the version asked in, if the plugin speaks it, and all that it speaks.
+
+    Source: SPEC.md, "VERSION: probe plugin version support".
+    """
+    known = supported(plugin)
+    asked = _asked(stdin)
+    listed = ",".join(f'"{each}"' for each in known)
+    line = f'{{"cniVersion":"{asked if asked in known else NEWEST}","supportedVersions":[{listed}]}}\n'
+    return line.encode("ascii")
+
+
+def _asked(stdin: bytes) -> str:
+    """The cniVersion on standard input, "" where there is none or it cannot be read.
+
+    Where the word stands there once, as it does in what every runtime sends, the value is cut out by hand:
+    importing json takes as long as the interpreter's own start.
+    """
+    found = stdin.lower().count(b"cniversion")
+    if found == 0:
+        return ""
+    if found > 1:
+        from cni_plugin.wire import document
+
+        return document.version(stdin)
+    after = stdin[stdin.lower().index(b"cniversion") + len(b"cniversion") :].partition(b":")[2]
+    return after.lstrip().partition(b'"')[2].partition(b'"')[0].decode("ascii", "replace")
+
+
+def about(plugin: str) -> str:
+    """The two lines that a call without CNI_COMMAND prints to standard error.
+
+    The first must be exactly ``CNI NAME plugin vSEMVER``: nerdctl takes the rest of that line as a version,
+    and Nomad the first word that is one; both refuse networks where ``bridge`` or ``firewall`` seem too old.
+    So under a reference plugin's name weft states the release that it equals, with its own as build data,
+    which comparisons of semantic versions ignore.
+    """
+    version = __version__ if plugin == "weft" else f"{_EQUALLED}+weft.{__version__}"
+    return f"CNI {plugin} plugin v{version}\nCNI protocol versions supported: {', '.join(supported(plugin))}\n"
