@@ -25,7 +25,9 @@ _VOLATILE = frozenset(
     {"valid_life_time", "preferred_life_time", "operstate", "tentative", "handle", "metainfo", "expires", "packets"}
     | {"bytes", "cacheinfo", "expires_sec", "tcn_timer", "hello_timer", "gc_timer", "topology_change_timer", "refcnt"}
 )
-_VOLATILE_FLAGS = frozenset({"NO-CARRIER", "LOWER_UP"})
+_VOLATILE_FLAGS = frozenset({"NO-CARRIER", "LOWER_UP", "linkdown", "dead"})
+# The kernel adds and removes these by itself, some time after a link gains or loses its carrier.
+_LINK_LOCAL = ("fe80:", "ff00:")
 _SYSCTLS = (
     "net/ipv4/ip_forward",
     "net/ipv4/conf/*/forwarding",
@@ -41,10 +43,16 @@ def _steady(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
         return {name: _steady(item, name) for name, item in value.items() if name not in _VOLATILE}
     if isinstance(value, list):
-        items = [_steady(item) for item in value if not (key == "flags" and item in _VOLATILE_FLAGS)]
+        items = [_steady(item) for item in value if not _comes_and_goes(key, item)]
         # The kernel lists a set's elements in the order of their hashes, which differs from boot to boot.
         return sorted(items, key=json.dumps) if key == "elem" else items
     return value
+
+
+def _comes_and_goes(key: str, item: Any) -> bool:
+    if isinstance(item, dict):
+        return str(item.get("dst", item.get("local", ""))).startswith(_LINK_LOCAL)
+    return key == "flags" and item in _VOLATILE_FLAGS
 
 
 def _sysctls() -> dict[str, str]:

@@ -1,0 +1,52 @@
+"""Every conflist in conf/ does what it promises when a runtime uses it: ADD, traffic to the gateway, CHECK, DEL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.commands import run
+from lab.host import Host
+from lab.plugins import OWN_FOLDER, ROOT, Cni
+
+FILES = sorted((ROOT / "conf").glob("*.conflist"))
+RUNTIME = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+
+
+def lacks_vlan_filtering() -> bool:
+    """Tried on a bridge that is gone again, in this test's own host."""
+    outcome = run("ip", "link", "add", "probe0", "type", "bridge", "vlan_filtering", "1", check=False)
+    if outcome.code == 0:
+        run("ip", "link", "delete", "probe0")
+    return outcome.code != 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_conflist_works(host: Host, path: Path) -> None:
+    conflist: dict[str, Any] = json.loads(path.read_text())
+    if any("vlan" in plugin for plugin in conflist["plugins"]) and lacks_vlan_filtering():
+        pytest.skip("this kernel has no VLAN filtering on bridges (bin/vm has)")
+    cni = Cni(OWN_FOLDER)
+    netns = host.container("c1")
+    runtime = RUNTIME if any("portMappings" in plugin.get("capabilities", {}) for plugin in conflist["plugins"]) else {}
+    interface = "lo" if path.stem == "loopback" else "eth0"
+    cni.add_list(conflist, netns, runtime, ifname=interface, container="first")
+    cni.delete_list(conflist, None, netns, runtime, ifname=interface, container="first")
+    # The network's own things (its bridge, its rules) stay with the network; a second attachment adds none.
+    before = host.snapshot()
+    result = cni.add_list(conflist, netns, runtime, ifname=interface)
+    for ip in result.get("ips", []):
+        if "gateway" in ip and conflist["plugins"][0].get("isGateway", path.stem.endswith("ptp")):
+            assert host.ping("c1", ip["gateway"]), ip
+    if runtime:
+        lan = host.lan()
+        host.serve_tcp("c1", 80)
+        assert host.fetch(lan.name, lan.host, 8080) == lan.outside
+        host.run("ip", "link", "delete", lan.link)
+    cni.check_list(conflist, result, netns, runtime, ifname=interface)
+    cni.delete_list(conflist, result, netns, runtime, ifname=interface)
+    cni.delete_list(conflist, result, netns, runtime, ifname=interface)
+    assert host.changes(before) == []

@@ -1,0 +1,91 @@
+"""Every conflist in conf/ is one that weft takes, and between them they show every driver and feature."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_plugin import app, parts
+from cni_plugin.plugins import NAMES, OWN_NAME
+from cni_plugin.types import Result
+from cni_plugin.wire.request import Request
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "conf").glob("*.conflist"))
+ENVIRONMENT = {
+    "CNI_COMMAND": "ADD",
+    "CNI_CONTAINERID": "c1",
+    "CNI_NETNS": "/run/netns/c1",
+    "CNI_IFNAME": "eth0",
+    "CNI_PATH": str(ROOT / "bin/cni"),
+}
+PREVIOUS = {
+    "cniVersion": "1.0.0",
+    "interfaces": [{"name": "eth0", "sandbox": "/run/netns/c1"}],
+    "ips": [{"address": "10.1.0.5/24", "interface": 0}],
+}
+
+
+def members(path: Path) -> list[dict[str, Any]]:
+    conflist = json.loads(path.read_text(encoding="utf-8"))
+    common = {"cniVersion": conflist["cniVersion"], "name": conflist["name"]}
+    chained = [{"prevResult": PREVIOUS} if place else {} for place in range(len(conflist["plugins"]))]
+    return [{**plugin, **common, **before} for plugin, before in zip(conflist["plugins"], chained, strict=True)]
+
+
+def taken(conf: dict[str, Any]) -> tuple[int, dict[str, Any], list[parts.Assembly]]:
+    """Exit status and answer of an ADD whose work is only to read the configuration, and what was read."""
+    read = []
+
+    def handle(request: Request) -> Result:
+        read.append(parts.read(request))
+        request.config.keys.problems.raise_any()
+        return Result()
+
+    status, answer = app.run(conf["type"], ENVIRONMENT, json.dumps(conf).encode(), handle)
+    return status, json.loads(answer), read
+
+
+def test_there_are_conflists() -> None:
+    assert {path.stem for path in FILES} >= {"weft", "chain", "ptp", "loopback", "dual-stack", "static"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_conflist_is_taken(path: Path) -> None:
+    conflist = json.loads(path.read_text(encoding="utf-8"))
+    assert conflist["name"] == path.stem
+    for conf in members(path):
+        assert conf["type"] in (OWN_NAME, *NAMES)
+        status, answer, _ = taken(conf)
+        assert status == 0, answer
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_conflist_spoiled_is_refused(path: Path) -> None:
+    """The reading is not so lenient that the test above could not fail."""
+    first = members(path)[0]
+    spoiled = {**first, "type": "weft", "driver": "bridge", "mtu": "large"}
+    status, answer, _ = taken(spoiled)
+    assert status == 1
+    assert "mtu" in answer["msg"]
+
+
+def test_every_driver_and_feature_is_shown() -> None:
+    shown: set[str] = set()
+    for path in FILES:
+        for conf in members(path):
+            _, _, [assembly] = taken(conf)
+            shown |= {assembly.driver} | {type(part).__module__.rpartition(".")[2] for part in assembly.parts}
+    known = {name.replace("-", "_") for name in (*parts.drivers(), *parts.FEATURES)}
+    assert known <= shown
+
+
+def test_every_name_is_a_part_of_weft() -> None:
+    """bin/cni links no name that nothing answers to."""
+    features = {path.stem for path in (ROOT / "cni_plugin/features").glob("[!_]*.py")}
+    pools = {path.stem.replace("_", "-") for path in (ROOT / "ipam").glob("[!_]*.py")}
+    assert set(NAMES) <= set(parts.drivers()) | features | pools
+    assert set(parts.drivers()) <= set(NAMES)
