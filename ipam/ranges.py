@@ -1,0 +1,242 @@
+"""The ranges that a configuration gives out addresses from: read, completed, and checked against each other.
+
+A *set* of ranges gives one address to an attachment; the ranges in it are alternatives. Keys and defaults are
+host-local's; ``exclude`` is whereabouts' idea.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+
+from cni_plugin.types import Address, Dns, Route, Subnet
+from cni_plugin.wire.keys import Section, shown
+
+_MAPPED = IPv6Network("::ffff:0:0/96")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The addresses from ``first`` to ``last``, both included and of one family."""
+
+    first: Address
+    last: Address
+
+    def __contains__(self, address: Address) -> bool:
+        return self.first.version == address.version and int(self.first) <= int(address) <= int(self.last)
+
+    def meets(self, other: Span) -> bool:
+        """Whether the two have an address in common."""
+        return other.first in self or self.first in other
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A part of a subnet, what is left out of it, and the gateway that containers in it are told of."""
+
+    subnet: Subnet
+    span: Span
+    gateway: Address | None
+    exclude: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """All of one host-local configuration: where leases are kept and what may be leased.
+
+    ``directory`` is the network's own (``/var/lib/cni/networks/blue``). ``requested`` are the addresses asked
+    for by name, each inside another set.
+    """
+
+    network: str
+    directory: str
+    sets: tuple[tuple[Range, ...], ...]
+    routes: tuple[Route, ...] = ()
+    dns: Dns = field(default_factory=Dns)
+    requested: tuple[Address, ...] = ()
+
+
+def address_at(version: int, number: int) -> Address:
+    """The address of that number in IPv4 or IPv6."""
+    return IPv4Address(number) if version == 4 else IPv6Address(number)
+
+
+def gateways(sets: tuple[tuple[Range, ...], ...]) -> frozenset[Address]:
+    """The gateways of all ranges: none of them is ever leased, whichever range it lies in."""
+    return frozenset(each.gateway for ranges in sets for each in ranges if each.gateway is not None)
+
+
+def usable(each: Range, kept: frozenset[Address]) -> list[tuple[int, int]]:
+    """What of a range may be leased, as rising pairs of first and last number: without exclusions and ``kept``."""
+    holes = [(int(span.first), int(span.last)) for span in each.exclude]
+    holes += [(int(address), int(address)) for address in kept if address in each.span]
+    start, end = int(each.span.first), int(each.span.last)
+    parts = []
+    for first, last in sorted(holes):
+        if first > start:
+            parts.append((start, min(first - 1, end)))
+        start = max(start, last + 1)
+        if start > end:
+            return parts
+    return [*parts, (start, end)]
+
+
+def size(ranges: tuple[Range, ...], kept: frozenset[Address]) -> int:
+    """How many addresses a set can lease."""
+    return sum(last - first + 1 for each in ranges for first, last in usable(each, kept))
+
+
+def described(ranges: tuple[Range, ...]) -> str:
+    """A set as messages name it: "10.1.0.1-10.1.0.254, 10.2.0.1-10.2.0.254"."""
+    return ", ".join(str(each.span) for each in ranges)
+
+
+def read_sets(ipam: Section, runtime: Section, version: str) -> tuple[tuple[Range, ...], ...]:
+    """All sets of a configuration: ``runtimeConfig.ipRanges``, then ``subnet`` …, then ``ranges``.
+
+    What is wrong is noted in the section's problems; what is returned is then not to be used.
+    """
+    common = tuple(_spans(ipam, "exclude"))
+    named: list[list[tuple[str, Range]]] = list(_nested(runtime, "ipRanges", common))
+    if "subnet" in ipam:
+        found = _range(ipam, common)
+        named.append([(ipam.path, found)] if found else [])
+    else:
+        for key in ("rangeStart", "rangeEnd"):
+            if key in ipam:
+                ipam.problem(key, f"needs {ipam.at('subnet')} beside it")
+    named.extend(_nested(ipam, "ranges", common))
+    if not named and not ipam.problems.found:
+        ipam.problems.add(f"{ipam.at('ranges')} is missing: no range to take an address from")
+    _check_together(ipam, named, version)
+    return tuple(tuple(each for _, each in ranges) for ranges in named)
+
+
+def _nested(section: Section, key: str, common: tuple[Span, ...]) -> Iterator[list[tuple[str, Range]]]:
+    """The sets of a list of lists of ranges."""
+    for outer, members in enumerate(section.items(key)):
+        path = f"{section.at(key)}[{outer}]"
+        if not isinstance(members, list):
+            section.problems.add(f"{path} {shown(members)} must be a list of ranges")
+            continue
+        if not members:
+            section.problems.add(f"{path} is empty: a set needs a range")
+        found = []
+        for inner, member in enumerate(members):
+            each = Section(member, f"{path}[{inner}]", section.problems)
+            if one := _range(each, common, own=True):
+                found.append((each.path, one))
+        yield found
+
+
+def _range(section: Section, common: tuple[Span, ...], *, own: bool = False) -> Range | None:
+    """One range, with host-local's defaults filled in. ``own``: it has an ``exclude`` of its own."""
+    if not section.text("subnet"):
+        section.problems.add(f"{section.at('subnet')} is missing")
+        return None
+    subnet = section.subnet("subnet")
+    if subnet is None:
+        return None
+    if subnet.prefixlen > subnet.max_prefixlen - 2:
+        section.problem("subnet", f"is too small: its prefix may be /{subnet.max_prefixlen - 2} at the longest")
+        return None
+    if isinstance(subnet, IPv6Network) and subnet.overlaps(_MAPPED):
+        section.problem("subnet", "holds IPv4 addresses in disguise; write them as IPv4")
+        return None
+    inside = _hosts(subnet)
+    first = _bound(section, "rangeStart", subnet, inside)
+    last = _bound(section, "rangeEnd", subnet, inside)
+    gateway = section.address("gateway")
+    if gateway is None:
+        gateway = inside.first
+    elif gateway not in inside and not (subnet.version == gateway.version == 6 and gateway.is_link_local):
+        section.problem("gateway", f"is not an address that a host in {subnet} can have ({inside})")
+    span = Span(first or inside.first, last or inside.last)
+    if int(span.first) > int(span.last):
+        section.problem("rangeStart", f"comes after the end of the range, {span.last}")
+        return None
+    spans = tuple(common)
+    if own:
+        for each in _spans(section, "exclude"):
+            if not each.meets(inside):
+                section.problem("exclude", f"names {each}, which is not in {subnet}")
+            spans += (each,)
+    return Range(subnet, span, gateway, tuple(each for each in spans if each.meets(span)))
+
+
+def _hosts(subnet: Subnet) -> Span:
+    """The addresses hosts can have: not the network's own (IPv6: the routers' anycast), not IPv4's broadcast."""
+    last = int(subnet.broadcast_address) - (1 if subnet.version == 4 else 0)
+    return Span(address_at(subnet.version, int(subnet.network_address) + 1), address_at(subnet.version, last))
+
+
+def _bound(section: Section, key: str, subnet: Subnet, inside: Span) -> Address | None:
+    value = section.address(key)
+    if value is None or value in inside:
+        return value
+    if value.version != subnet.version or not _within(subnet, value):
+        section.problem(key, f"is not in {subnet}")
+    else:
+        what = "network" if value == subnet.network_address else "broadcast"
+        section.problem(key, f"is the {what} address of {subnet} and cannot be given to a container")
+    return None
+
+
+def _within(subnet: Subnet, address: Address) -> bool:
+    return int(subnet.network_address) <= int(address) <= int(subnet.broadcast_address)
+
+
+def _spans(section: Section, key: str) -> Iterator[Span]:
+    """Exclusions: addresses, ranges "a-b", or subnets."""
+    for text in section.texts(key):
+        span = parse_span(text)
+        if span is None:
+            section.problems.add(
+                f"{section.at(key)} {shown(text)} is not an address, a range like 10.1.0.5-10.1.0.9, or a subnet"
+            )
+        else:
+            yield span
+
+
+def parse_span(text: str) -> Span | None:
+    """A span from "10.1.0.5", "10.1.0.5-10.1.0.9" or "10.1.0.0/28"; None for anything else."""
+    try:
+        if "/" in text:
+            subnet = ip_network(text.strip())
+            return Span(subnet.network_address, subnet.broadcast_address)
+        start, dash, end = text.partition("-")
+        first = ip_address(start.strip())
+        last = ip_address(end.strip()) if dash else first
+    except ValueError:
+        return None
+    if first.version != last.version or int(first) > int(last) or "%" in text:
+        return None
+    return Span(first, last)
+
+
+def _check_together(ipam: Section, named: list[list[tuple[str, Range]]], version: str) -> None:
+    """Problems between ranges: families mixed in a set, overlaps, sets with nothing to give."""
+    kept = gateways(tuple(tuple(each for _, each in ranges) for ranges in named))
+    families = []
+    for ranges in named:
+        if not ranges:
+            continue
+        if len({each.subnet.version for _, each in ranges}) > 1:
+            ipam.problems.add(f"{ranges[0][0]} and {ranges[-1][0]} mix IPv4 and IPv6 in one set; give each its own")
+            continue
+        families.append(ranges[0][1].subnet.version)
+        if not size(tuple(each for _, each in ranges), kept):
+            ipam.problems.add(f"{ranges[0][0]} leaves no address to give: all are gateways or excluded")
+    flat = [pair for ranges in named for pair in ranges]
+    for place, (path, each) in enumerate(flat):
+        for other_path, other in flat[:place]:
+            if each.span.meets(other.span):
+                ipam.problems.add(f"{path} ({each.span}) overlaps {other_path} ({other.span})")
+    if version in ("", "0.1.0", "0.2.0") and len(families) > len(set(families)):
+        ipam.problems.add(
+            f"cniVersion {version or '0.1.0'} has room for one address of each family; use 0.3.0 or later for more sets"
+        )
