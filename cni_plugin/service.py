@@ -30,6 +30,7 @@ from cni_plugin.plan import Context, Delegate, Machine, Operation, Plan, compose
 from cni_plugin.records import NetworkRecord, Phase, Record, Records
 from cni_plugin.types import Attachment, NamespaceId, Result
 from cni_plugin.wire.request import Command, Request
+from cni_plugin.wire.result import render
 from ipam.leases import Owner, State
 
 
@@ -98,36 +99,22 @@ class Service:
         with self._container(request) as container, self.locked(attachment):
             machine = self.machine(container)
             self._clear_the_way(attachment, container.id)
-            record = Record(
-                attachment,
-                container.id,
-                Phase.ADDING,
-                self.host.boot,
-                time.clock_gettime(time.CLOCK_BOOTTIME),
-                assembly.driver,
-                request.config.version,
-                operations=(assembly.lease,) if assembly.lease else (),
-            )
+            record = self._begun(request, assembly, container)
             attempt = executor.Attempt(machine, self.watch)
             try:
                 with attempt:
                     self.records.write(record)
                     answer = attempt.reserve(assembly.lease) if assembly.lease else assembly.answer
-                    plan = self._compose(request, assembly, answer, container)
-                    lease = (assembly.lease.holding(answer),) if assembly.lease else ()
-                    own = own_operations(plan)
-                    record = replace(
-                        record, operations=(*lease, *own), shared=shared_operations(plan), result=plan.result
-                    )
+                    record = self._planned(record, request, assembly, answer, container)
                     self.records.write(record)
                     self._ensure(attachment, record.shared, machine)
-                    attempt.apply(own)
+                    attempt.apply(record.operations[1:] if assembly.lease else record.operations)
                     self.records.write(replace(record, phase=Phase.ATTACHED))
             except BaseException:
                 if not attempt.left:
                     self.records.remove(attachment)
                 raise
-            return plan.result
+            return record.result
 
     def delete(self, request: Request) -> None:
         """Detach. What is gone already is fine; what is another's is left alone; errors stop nothing."""
@@ -176,27 +163,12 @@ class Service:
         if assembly.lease:
             assembly.lease.available(self.machine(None))
 
-    def preview(self, request: Request) -> tuple[Record, Plan]:
+    def preview(self, request: Request) -> Record:
         """What an ADD would do now, as the record it would leave; nothing is changed."""
         assembly = self._read(request)
         with self._container(request) as container:
-            machine = self.machine(container)
-            answer = assembly.lease.preview(machine) if assembly.lease else assembly.answer
-            plan = self._compose(request, assembly, answer, container)
-            lease = (assembly.lease.holding(answer),) if assembly.lease else ()
-            record = Record(
-                attachment_of(request),
-                container.id,
-                Phase.ADDING,
-                self.host.boot,
-                time.clock_gettime(time.CLOCK_BOOTTIME),
-                assembly.driver,
-                request.config.version,
-                operations=(*lease, *own_operations(plan)),
-                shared=shared_operations(plan),
-                result=plan.result,
-            )
-            return record, plan
+            answer = assembly.lease.preview(self.machine(container)) if assembly.lease else assembly.answer
+            return self._planned(self._begun(request, assembly, container), request, assembly, answer, container)
 
     # What the verbs share
 
@@ -285,13 +257,29 @@ class Service:
         except WeftError:
             return None
 
-    def _compose(self, request: Request, assembly: parts.Assembly, answer: Result, container: Namespace) -> Plan:
-        """The plan; pure but for the look at the kernel that drivers may take."""
+    def _begun(self, request: Request, assembly: parts.Assembly, container: Namespace) -> Record:
+        """The record of an ADD that has reserved no address yet."""
+        return Record(
+            attachment_of(request),
+            container.id,
+            Phase.ADDING,
+            self.host.boot,
+            time.clock_gettime(time.CLOCK_BOOTTIME),
+            assembly.driver,
+            request.config.version,
+            operations=(assembly.lease,) if assembly.lease else (),
+        )
+
+    def _planned(
+        self, record: Record, request: Request, assembly: parts.Assembly, answer: Result, container: Namespace
+    ) -> Record:
+        """The record with its plan: pure but for the look at the kernel that drivers may take."""
         config = request.config
-        start = answer if assembly.driver or not assembly.parts else config.previous or Result()
+        chained = assembly.parts and not assembly.driver
+        start = config.previous or Result() if chained else answer
         lease = assembly.lease
         context = Context(
-            attachment_of(request),
+            record.attachment,
             container.id,
             f"{self.host.boot}/{self.kernel.host.id.inode}",
             config,
@@ -299,7 +287,15 @@ class Service:
             Look(self.kernel.host, container),
             lease.gateways() if isinstance(lease, PoolLease) else (),
         )
-        return compose(context, assembly.parts)
+        plan = compose(context, assembly.parts)
+        # Not every version can say every result: that must come out before the kernel is touched.
+        render(plan.result, config.version)
+        return replace(
+            record,
+            operations=(*((lease.holding(answer),) if lease else ()), *own_operations(plan)),
+            shared=shared_operations(plan),
+            result=plan.result,
+        )
 
     def _clear_the_way(self, attachment: Attachment, namespace: NamespaceId) -> None:
         """Finish what a killed call left of the attachment; raises Conflict where it is alive."""
