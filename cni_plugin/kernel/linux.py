@@ -178,11 +178,15 @@ class LinuxNamespace:
             "all-multicast": all_multicast, "queue length": queue_length, "name": new_name,
             "namespace": namespace.id.path if namespace is not None else None, **(options or {}),
         }  # fmt: skip
-        said = ", ".join(f"{key} {value!r}" for key, value in asked.items() if value is not None)
+        said = ", ".join(f"{key} {value}" for key, value in asked.items() if value is not None)
+        doing = f"change the link {name} to {said}"
+        if namespace is not None and new_name and links.get(_socket_of(namespace), new_name) is not None:
+            # The kernel moves first and renames then: it would leave the link there under its old name.
+            raise Exists(f"cannot {doing}: there is a link {new_name} there already")
         links.change(
             self._socket,
             name,
-            f"change the link {name} to {said}",
+            doing,
             up=up,
             mac=mac,
             mtu=mtu,

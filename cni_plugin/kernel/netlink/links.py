@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cni_plugin import names
-from cni_plugin.errors import KernelRefused, Missing
+from cni_plugin.errors import KernelLacks, KernelRefused, Missing
 from cni_plugin.kernel import Link, Peer
 from cni_plugin.kernel.netlink import codec
 from cni_plugin.kernel.netlink.codec import Attributes, attribute
@@ -17,6 +17,7 @@ from cni_plugin.kernel.netlink.socket import Request, RouteSocket, link_name
 
 _UP, _PROMISC, _ALLMULTI, _LOWER_UP = 0x1, 0x100, 0x200, 0x10000
 _SKIP_STATISTICS = 8
+_UNKNOWN_KIND = "Unknown device type"
 
 NESTED = 0x8000
 """Third member of an attribute that must say that it holds others; pyroute2 reads it from tuples alone."""
@@ -117,7 +118,12 @@ def add(socket: RouteSocket, plan: NewLink, doing: str) -> None:
     attributes.append(["IFLA_LINKINFO", {"attrs": _kind(plan, doing)}])
     fields = {"flags": _UP, "change": _UP} if plan.up else {}
     flags = codec.CREATE | codec.EXCL
-    socket.request(Request(codec.NEWLINK, flags, doing, fields, attributes, needs=module(plan.kind)))
+    try:
+        socket.request(Request(codec.NEWLINK, flags, doing, fields, attributes, needs=module(plan.kind)))
+    except KernelLacks as error:
+        if plan.options and _UNKNOWN_KIND not in error.message:
+            raise KernelLacks(error.message, hint=f"this kernel lacks {' or '.join(plan.options)}") from error
+        raise
 
 
 def _kind(plan: NewLink, doing: str) -> Attributes:
@@ -193,7 +199,7 @@ def change(
             mask |= bit
             flags |= bit if wanted else 0
     fields = {"index": int(link["index"]), "flags": flags, "change": mask}
-    socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes))
+    socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes, needs=" or ".join(options or ())))
 
 
 def delete(socket: RouteSocket, name: str) -> None:

@@ -1,0 +1,6 @@
+"""What holds for the fake holds for the kernel."""
+
+from __future__ import annotations
+
+from unit.kernel.test_contract_links import *  # noqa: F403
+from unit.kernel.test_contract_routes import *  # noqa: F403

@@ -1,0 +1,82 @@
+"""What the fake offers beside the verbs: faults on demand, comparable state, missing kinds, namespaces that end."""
+
+from __future__ import annotations
+
+import pytest
+from unit.kernel.place import Place
+from unit.kernel.test_contract_links import veth
+
+from cni_plugin.errors import KernelLacks, KernelRefused
+from cni_plugin.kernel import Kernel, Peer
+from cni_plugin.kernel.fake import FakeKernel
+
+
+def test_it_is_a_kernel() -> None:
+    kernel: Kernel = FakeKernel()
+    assert kernel.host.link("lo") is not None
+
+
+def test_a_fault_comes_at_the_call_asked_for_and_once() -> None:
+    kernel = FakeKernel()
+    kernel.fail("add_link", KernelRefused("no"), call=2)
+    kernel.host.add_link("a", "bridge")
+    before = kernel.dump()
+    with pytest.raises(KernelRefused, match="no"):
+        kernel.host.add_link("b", "bridge")
+    assert kernel.dump() == before
+    kernel.host.add_link("b", "bridge")
+    assert kernel.calls.count("add_link") == 3
+
+
+def test_two_faults_of_one_verb_come_one_after_the_other() -> None:
+    kernel = FakeKernel()
+    kernel.fail("link", KernelRefused("first"))
+    kernel.fail("link", KernelRefused("second"), call=2)
+    for message in ("first", "second"):
+        with pytest.raises(KernelRefused, match=message):
+            kernel.host.link("lo")
+    assert kernel.host.link("lo") is not None
+
+
+def test_looking_at_the_state_is_no_call() -> None:
+    kernel = FakeKernel()
+    kernel.fail("links", KernelRefused("no"))
+    kernel.dump()
+    assert kernel.calls == []
+    with pytest.raises(KernelRefused):
+        kernel.host.links()
+
+
+def test_the_dump_tells_states_apart(place: Place) -> None:
+    assert isinstance(place.kernel, FakeKernel)
+    before = place.kernel.dump()
+    veth(place)
+    made = place.kernel.dump()
+    assert made != before
+    place.box.set_sysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
+    place.host.change_link("veth0", alias="")
+    assert place.kernel.dump() != made
+    place.box.delete_link("eth0")
+    assert place.kernel.dump() == before
+
+
+def test_a_kernel_can_lack_kinds() -> None:
+    kernel = FakeKernel(lacks=["vlan"])
+    kernel.host.add_link("up0", "veth", peer=Peer("wire"))
+    with pytest.raises(KernelLacks, match="vlan"):
+        kernel.host.add_link("x", "vlan", parent="up0", options={"vlan_id": 5})
+
+
+def test_a_namespace_ends_with_its_links_and_their_peers(place: Place) -> None:
+    assert isinstance(place.kernel, FakeKernel)
+    veth(place)
+    place.kernel.remove(place.box_path)
+    assert place.host.link("veth0") is None
+    assert not place.kernel.identify(place.box_path).known
+
+
+def test_detection_of_duplicates_as_a_test_wants_it(place: Place) -> None:
+    kernel = FakeKernel()
+    space = kernel.add("/run/netns/x")
+    space.pretend_tentative("lo", True, False)
+    assert space.tentative("lo") == (True, False)
