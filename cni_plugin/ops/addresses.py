@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cni_plugin.errors import Busy, Conflict, Exists, KernelRefused, Missing
 from cni_plugin.kernel import KernelRoute, Namespace
+from cni_plugin.kernel.shown import shown
 from cni_plugin.ops.links import at
 from cni_plugin.plan import Machine, Operation, Place
 from cni_plugin.types import Cidr, Side
@@ -157,7 +158,8 @@ class LinkRoute(Operation):
                 namespace.delete_route(self.route)
 
     def lacks(self, machine: Machine) -> str | None:
-        wanted = self.route.route
+        # The kernel leaves out what is the default; so must what is compared with it.
+        wanted = shown(self.route).route
         namespace = present(machine, self.side, self.route.link)
         found = namespace.routes(link=self.route.link, family=wanted.destination.version, table=wanted.table or 254)
         if any(one.route == wanted for one in found):
