@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
-from cni_plugin.errors import Conflict, Missing, WeftError
+from cni_plugin.errors import Missing, WeftError
 from cni_plugin.kernel import Element, Scalar
-from cni_plugin.kernel.nft_text import Shape, checked, normal, rendered, shapes
+from cni_plugin.kernel.nft_text import Shape, checked, conflict, normal, rendered, shapes
 
 Key = tuple[Scalar, ...]
 
@@ -27,7 +28,7 @@ class FakeRuleset:
     def dump(self) -> dict[str, dict[str, str]]:
         """Every element by collection and key, as text to compare; an empty dict where the table is missing."""
         return {
-            name: {_text(key): f"{_text(element.data)} {element.mark}".strip() for key, element in sorted_items(held)}
+            name: {_text(key): f"{_text(element.data)} {element.mark}".strip() for key, element in _sorted_items(held)}
             for name, held in sorted(self._held.items())
         }
 
@@ -58,11 +59,9 @@ class FakeRuleset:
                 raise Missing(f"table inet weft has no set or map {element.collection}", hint="install the base rules")
             key = normal(element.key)
             there = self._held[element.collection].get(key) or wanted.get((element.collection, key))
+            there = there or self._over(element)
             if there is not None and not _same(element, there):
-                raise Conflict(
-                    f"{_text(key)} in {element.collection} belongs to {there.mark}, not to {element.mark}",
-                    hint=f"it leads to {_text(there.data)} already" if there.data else "",
-                )
+                raise conflict(element, there)
             wanted[element.collection, key] = element
         for (collection, key), element in wanted.items():
             self._held[collection][key] = _normal(element)
@@ -103,6 +102,13 @@ class FakeRuleset:
         rendered(element.data, shape.data, shape)
         return True
 
+    def _over(self, element: Element) -> Element | None:
+        """The element of an interval set that covers where the new one begins; the kernel takes no second there."""
+        if "interval" not in self._shapes[element.collection].flags:
+            return None
+        held = self._held[element.collection].values()
+        return next((one for one in held if all(map(_begins_in, element.key, one.key))), None)
+
     def _called(self, verb: str) -> None:
         due = [error for name, error, call in self._failures if (name, call) == (verb, 1)]
         self._failures = [
@@ -112,7 +118,7 @@ class FakeRuleset:
             raise due[0]
 
 
-def sorted_items(held: dict[Key, Element]) -> list[tuple[Key, Element]]:
+def _sorted_items(held: dict[Key, Element]) -> list[tuple[Key, Element]]:
     return sorted(held.items(), key=lambda item: _text(item[0]))
 
 
@@ -121,7 +127,14 @@ def _normal(element: Element) -> Element:
 
 
 def _same(element: Element, there: Element) -> bool:
-    return (element.mark, normal(element.data)) == (there.mark, normal(there.data))
+    return _normal(element) == _normal(there)
+
+
+def _begins_in(part: Scalar, other: Scalar) -> bool:
+    """Whether an address or subnet begins within the other."""
+    if not isinstance(part, (IPv4Address, IPv4Network, IPv6Address, IPv6Network)):
+        return part == other
+    return ip_network(part)[0] in ip_network(other)
 
 
 def _text(parts: Key) -> str:

@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NoReturn, TypeVar
 
-from cni_plugin.errors import Busy, Conflict, Exists, KernelLacks, KernelRefused, Missing
+from cni_plugin.errors import Busy, Exists, KernelLacks, KernelRefused, Missing
 from cni_plugin.kernel import Element
 from cni_plugin.kernel.nft_library import Answer, Runner, enter_namespace, leave_namespace, runner
-from cni_plugin.kernel.nft_text import Shape, checked, elements_in, normal, rendered, shapes
+from cni_plugin.kernel.nft_lookup import look_up
+from cni_plugin.kernel.nft_netlink import Questions
+from cni_plugin.kernel.nft_survey import Survey, survey
+from cni_plugin.kernel.nft_text import Shape, checked, conflict, elements_in, normal, rendered, shapes
 from cni_plugin.names import digest
 
 T = TypeVar("T")
@@ -25,8 +28,9 @@ T = TypeVar("T")
 TABLE = "inet weft"
 _STAMP = "stamp"
 _STAMP_CHAIN = re.compile(r'\s*chain stamp \{\s*(?:return comment "([^"]*)"\s*)?\}')
-_SINGLES = 64  # keys to look up one by one (0.3 ms each) before listing all is quicker
+_OWN_TABLE = re.compile(r"^table inet weft \{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
 _ATTEMPTS = 5  # of a transaction that another process's came before
+_INTERRUPTED = "Interrupted system call"  # the rules changed while nftables read them, before it wrote
 _ERRORS: tuple[tuple[str, type[KernelRefused], str], ...] = (
     ("No such file or directory", Missing, ""),
     ("File exists", Exists, ""),
@@ -48,6 +52,7 @@ class Nft:
         self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._lock = allocate_lock()
         self._runner: Runner | None = None
+        self._questions: Questions | None = None
         self._shapes: dict[str, Shape] = {}
 
     def close(self) -> None:
@@ -56,6 +61,9 @@ class Nft:
             if self._runner is not None:
                 self._runner.close()
                 self._runner = None
+            if self._questions is not None:
+                self._questions.close()
+                self._questions = None
             if self._namespace >= 0:
                 os.close(self._namespace)
                 self._namespace = -1
@@ -65,28 +73,28 @@ class Nft:
     def lacks(self, base: str) -> str | None:
         """What of the base is not as it should be, in a sentence; None if all is.
 
-        One terse listing, whatever the sets hold. It is compared by hash with the stamp that ``install`` left
-        in the table; only where that differs (a change, or another version of nftables, which prints rules
-        another way) is the base installed in an empty namespace, and its listing compared line by line.
+        One look at the rules, whatever the sets hold, is compared with the stamp that ``install`` left in the
+        table. Only where that differs is the base installed in an empty namespace, and its listing compared with
+        this one line by line, to name what differs.
         """
         self._shapes = shapes(base)
-        listing = self._listing()
-        if listing is None:
+        found = self._survey()
+        if found is None:
             return f"the table {TABLE} is missing"
-        body, stamp = _without_stamp(listing)
-        if stamp == _stamp(base, body):
+        if _stamp(base, found).encode() in found.stamp:
             return None
         from cni_plugin.kernel.nft_listing import blocks, difference  # rarely needed
 
         try:
             wanted = in_new_namespace(lambda: _fresh_listing(base, self._make))
+            listing = _STAMP_CHAIN.sub("", self._do(f"list table {TABLE}\n", terse=True))
         except KernelRefused:
             return f"the table {TABLE} is not as it was installed"
-        found = difference(blocks(wanted), blocks(body))
-        if found is not None:
-            return f"in the table {TABLE}, {found}"
+        sentence = difference(blocks(wanted), blocks(listing))
+        if sentence is not None:
+            return f"in the table {TABLE}, {sentence}"
         with suppress(KernelRefused):
-            self._do(_stamping(_stamp(base, body)))
+            self._do(_stamping(_stamp(base, found)))
         return None
 
     def install(self, base: str) -> None:
@@ -97,19 +105,20 @@ class Nft:
         """
         self._shapes = shapes(base)
         for attempt in range(_ATTEMPTS):
-            there = self._listing()
-            if re.search(r"^\tflags ", there or "", re.MULTILINE):
-                # A sleeping table cannot wake and change at once.
+            found = self._survey()
+            if found is not None and found.dormant:  # a sleeping table cannot wake and change at once
                 self._do(f"add table {TABLE}\n")
-            script = f"add table {TABLE}\nflush table {TABLE}\n{_removals(there or '', self._shapes)}{base}\n"
+            chains = "".join(f"delete chain {TABLE} {name}\n" for name in (found.chains if found else ()))
+            script = f"add table {TABLE}\nflush table {TABLE}\n{chains}{self._unlike(self._shapes)}{base}\n"
             try:
                 self._do(script)
                 break
             except (Missing, Exists):  # another process's transaction came between
                 if attempt == _ATTEMPTS - 1:
                     raise
-        body, _ = _without_stamp(self._listing() or "")
-        self._do(_stamping(_stamp(base, body)))
+        found = self._survey()
+        if found is not None:
+            self._do(_stamping(_stamp(base, found)))
 
     def remove(self) -> None:
         """Delete the table with all in it; missing is fine. *Equivalent to:* ``nft delete table inet weft``."""
@@ -131,7 +140,7 @@ class Nft:
                 there = self._there(wanted)
                 for key, element in wanted.items():
                     if key in there and not _same(element, there[key]):
-                        _conflict(element, there[key])
+                        raise conflict(element, there[key]) from None
                 absent = {key: element for key, element in wanted.items() if key not in there}
             except Missing as error:
                 raise Missing(
@@ -171,7 +180,7 @@ class Nft:
 
     def collections(self) -> tuple[str, ...]:
         """The names of weft's sets and maps, () where the table is missing."""
-        return tuple(shapes(self._listing() or ""))
+        return tuple(self._declared())
 
     # How
 
@@ -187,7 +196,7 @@ class Nft:
             rendered(element.data, shape.data, shape)
             twin = keyed.setdefault((element.collection, rendered(element.key, shape.key, shape)), element)
             if not _same(element, twin):
-                _conflict(element, twin)
+                raise conflict(element, twin)
         return keyed
 
     def _key(self, element: Element) -> tuple[str, str] | None:
@@ -197,7 +206,7 @@ class Nft:
     def _shape(self, collection: str) -> Shape | None:
         """The types of a set or map: from the base this process saw, else from the kernel."""
         if collection not in self._shapes:
-            self._shapes = {**shapes(self._listing() or ""), **self._shapes}
+            self._shapes = {**self._declared(), **self._shapes}
         return self._shapes.get(collection)
 
     def _command(self, verb: str, keyed: dict[tuple[str, str], Element]) -> str:
@@ -213,62 +222,74 @@ class Nft:
         return "".join(f"{verb} element {TABLE} {name} {{ {', '.join(keys)} }}\n" for name, keys in grouped.items())
 
     def _there(self, keyed: dict[tuple[str, str], Element]) -> dict[tuple[str, str], Element]:
-        """What is there under (or, in an interval set, over) the keys.
-
-        By one look-up; where some are missing nftables answers for none, then by one for each, or a listing.
-        """
-        found: dict[tuple[str, str], Element] = {}
-        for collection in dict.fromkeys(name for name, _ in keyed):
-            shape = self._shapes[collection]
-            sought = {key: normal(element.key) for (name, key), element in keyed.items() if name == collection}
-            answer = self._get(shape, list(sought))
-            if answer is None and len(sought) > _SINGLES:
-                with suppress(Missing):
-                    answer = self.elements(collection)
-            there = {normal(element.key): element for element in answer or ()}
-            for key, values in sought.items():
-                one = there.get(values)
-                if one is None and (len(sought) <= _SINGLES or "interval" in shape.flags):
-                    one = next(iter(self._get(shape, [key]) or ()), None)
-                if one is not None:
-                    found[collection, key] = one
+        """What is there under (or, in a set of intervals, over) the keys."""
+        single = [(place, self._shapes[place[0]]) for place in keyed]
+        plain = {shape.name for _, shape in single if "interval" in shape.flags and len(shape.key) == 1}
+        sought = [(place, shape) for place, shape in single if shape.name not in plain]
+        keys = [(shape, keyed[place].key) for place, shape in sought]
+        answers = self._ask(lambda questions: look_up(questions, TABLE.split()[1], keys)) if keys else []
+        found = {place: one for (place, _), one in zip(sought, answers, strict=True) if one is not None}
+        for name in plain:  # such a set holds beginnings and ends, not keys
+            there = {normal(one.key): one for one in self.elements(name)}
+            places = [place for place in keyed if place[0] == name and normal(keyed[place].key) in there]
+            found.update({place: there[normal(keyed[place].key)] for place in places})
         return found
 
-    def _get(self, shape: Shape, keys: list[str]) -> tuple[Element, ...] | None:
-        """The elements under (or over) these keys, None where one is missing."""
-        try:
-            return elements_in(self._do(f"get element {TABLE} {shape.name} {{ {', '.join(keys)} }}\n"), shape)
-        except Missing:
-            return None
+    def _declared(self) -> dict[str, Shape]:
+        """The sets and maps there are. *Equivalent to:* ``nft list sets inet; nft list maps inet``, weft's only."""
+        listing = self._do("list sets inet\nlist maps inet\n", terse=True)
+        return shapes("".join(_OWN_TABLE.findall(listing)))
 
-    def _listing(self) -> str | None:
-        """The table without its elements, None where it is missing. *Equivalent to:* ``nft -t list table``."""
-        try:
-            return self._do(f"list table {TABLE}\n", terse=True)
-        except Missing:
-            return None
+    def _unlike(self, wanted: dict[str, Shape]) -> str:
+        """Commands that delete every set or map that is not as wanted."""
+        others = [shape for shape in self._declared().values() if wanted.get(shape.name) != shape]
+        return "".join(f"delete {shape.kind} {TABLE} {shape.name}\n" for shape in others)
+
+    def _survey(self) -> Survey | None:
+        return self._ask(lambda questions: survey(questions, TABLE.split()[1], _STAMP))
+
+    def _ask(self, work: Callable[[Questions], T]) -> T:
+        """Ask the kernel directly, where this object belongs."""
+
+        def asked() -> T:
+            if self._questions is None:
+                self._questions = Questions()
+            return work(self._questions)
+
+        with self._lock:
+            try:
+                return self._at_home(asked)
+            except BaseException:  # answers may still come: never to the next question
+                if self._questions is not None:
+                    self._questions.close()
+                    self._questions = None
+                raise
 
     def _do(self, commands: str, *, terse: bool = False) -> str:
         """Run the commands where this object belongs; raises a KernelRefused with nftables' own sentence."""
         with self._lock:
-            output, errors = self._run(commands, terse)
+            for _ in range(_ATTEMPTS):
+                output, errors = self._at_home(lambda: self._run(commands, terse))
+                if _INTERRUPTED not in errors:
+                    break
         if errors:
             _refuse(errors)
         return output
 
     def _run(self, commands: str, terse: bool) -> Answer:
+        if self._runner is None:
+            self._runner = self._make()
+        return self._runner.run(commands, terse=terse)
+
+    def _at_home(self, work: Callable[[], T]) -> T:
+        """Do the work in the namespace this object belongs to, in a thread of its own if this one is elsewhere."""
         if self._namespace < 0:
             raise KernelRefused("these nftables rules are closed")
         here = os.stat("/proc/thread-self/ns/net")
         home = os.fstat(self._namespace)
         if (here.st_dev, here.st_ino) == (home.st_dev, home.st_ino):
-            return self._run_here(commands, terse)
-        return _in_thread(lambda: enter_namespace(self._namespace), lambda: self._run_here(commands, terse))
-
-    def _run_here(self, commands: str, terse: bool) -> Answer:
-        if self._runner is None:
-            self._runner = self._make()
-        return self._runner.run(commands, terse=terse)
+            return work()
+        return _in_thread(lambda: enter_namespace(self._namespace), work)
 
 
 def in_new_namespace(work: Callable[[], T]) -> T:
@@ -311,31 +332,15 @@ def _fresh_listing(base: str, make: Callable[[], Runner]) -> str:
         fresh.close()
 
 
-def _without_stamp(listing: str) -> tuple[str, str]:
-    """The listing but for the stamp, and what the stamp says."""
-    found = _STAMP_CHAIN.findall(listing)
-    return _STAMP_CHAIN.sub("", listing), found[0] if len(found) == 1 else ""
-
-
-def _stamp(base: str, body: str) -> str:
-    """What ties a base to how the kernel lists it."""
-    return f"base {digest(base)} listed {digest(body)}"
+def _stamp(base: str, found: Survey) -> str:
+    """What ties a base to what the kernel made of it."""
+    return f"base {digest(base)} made {found.fingerprint}"
 
 
 def _stamping(stamp: str) -> str:
     """The stamp is the comment of a rule in a chain that no packet meets: a table's comment cannot change."""
     chain = f"{TABLE} {_STAMP}"
     return f'add chain {chain}\nflush chain {chain}\nadd rule {chain} return comment "{stamp}"\n'
-
-
-def _removals(listing: str, wanted: dict[str, Shape]) -> str:
-    """Commands that delete every chain, and every set or map that the base has not or of another type."""
-    chains = re.findall(r"^\tchain (\S+) \{", listing, re.MULTILINE)
-    others = [shape for shape in shapes(listing).values() if wanted.get(shape.name) != shape]
-    return "".join(
-        [f"delete chain {TABLE} {name}\n" for name in chains]
-        + [f"delete {shape.kind} {TABLE} {shape.name}\n" for shape in others]
-    )
 
 
 def _owned(element: Element, there: Element | None) -> bool:
@@ -345,18 +350,6 @@ def _owned(element: Element, there: Element | None) -> bool:
 def _same(element: Element, there: Element) -> bool:
     """Whether both are one element, however its single addresses are written."""
     return _owned(element, there) and normal(there.data) == normal(element.data)
-
-
-def _conflict(element: Element, there: Element) -> NoReturn:
-    key, data = (" . ".join(str(part) for part in parts) for parts in (there.key, there.data))
-    what = f"{key} : {data}" if data else key
-    mine = " . ".join(str(part) for part in element.key)
-    over = "" if normal(there.key) == normal(element.key) else f" overlaps {what}, which"
-    owner = there.mark or "somebody without a mark"
-    raise Conflict(
-        f"{mine} in {element.collection}{over} belongs to {owner}, not to {element.mark}",
-        hint="" if not data else f"it leads to {data} already",
-    )
 
 
 def _refuse(errors: str) -> NoReturn:

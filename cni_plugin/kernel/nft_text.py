@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from cni_plugin.errors import KernelRefused
+from cni_plugin.errors import Conflict, KernelRefused
 from cni_plugin.kernel import Element, Scalar
 from cni_plugin.names import link_name_problem
 
@@ -96,8 +96,24 @@ def normal(parts: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
     )
 
 
+def conflict(element: Element, there: Element) -> Conflict:
+    """What to raise where an element's key is another's already, or lies within another's interval."""
+    mine, key, data = (" . ".join(map(str, parts)) for parts in (element.key, there.key, there.data))
+    over = "" if normal(there.key) == normal(element.key) else f" lies within {key}, which"
+    owner = there.mark or "somebody without a mark"
+    return Conflict(
+        f"{mine} in {element.collection}{over} belongs to {owner}, not to {element.mark}",
+        hint=f"it leads to {data} already" if data else "",
+    )
+
+
+def own_mark(comment: str) -> str:
+    """The comment if it is a mark of weft's, else ""."""
+    return comment if _MARK.fullmatch(comment) else ""
+
+
 def elements_in(listing: str, shape: Shape) -> tuple[Element, ...]:
-    """The elements that ``nft list set`` or ``nft get element`` printed; ``mark`` is "" where it is none of weft's."""
+    """The elements that ``nft list set`` printed; ``mark`` is "" where it is none of weft's."""
     found = re.search(_ELEMENTS, listing)
     return tuple(_element(tokens, shape) for tokens in _split(found.group(1), ",")) if found else ()
 
@@ -112,7 +128,7 @@ def _element(tokens: list[str], shape: Shape) -> Element:
         shape.name,
         _values(parts[0][:length:2], shape.key),
         _values(parts[1][::2], shape.data) if shape.data else (),
-        mark if _MARK.fullmatch(mark) else "",
+        own_mark(mark),
     )
 
 

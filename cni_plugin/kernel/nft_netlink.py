@@ -1,0 +1,143 @@
+"""Questions to nftables without its library, for the two that every ADD and DEL ask and the library is slow at.
+
+Only what reads is here; all that writes goes through the library. Sources: ``linux/netfilter/nf_tables.h``,
+``nfnetlink.h``, netlink(7).
+"""
+
+from __future__ import annotations
+
+import _socket  # without the ``socket`` module's enumerations, which take milliseconds
+import os
+from collections.abc import Iterable, Iterator
+from struct import Struct
+
+from cni_plugin.errors import KernelLacks, KernelRefused
+
+_NETLINK_NETFILTER = 12
+_SUBSYSTEM = 10 << 8
+_FAMILY_INET = 1
+_REQUEST, _DUMP, _INTERRUPTED = 1, 0x300, 0x10
+_ERROR, _DONE = 2, 3
+_ENOENT = 2
+_NESTED = 0x8000
+_ATTRIBUTE_TYPE = 0x3FFF
+_SECONDS = 10
+_BUFFER = 1 << 17
+_TOGETHER = 64  # questions in one go; their answers fit the socket's buffer
+_MESSAGE = Struct("=IHHII")
+_GENERIC = Struct("=BBH")
+_ATTRIBUTE = Struct("=HH")
+_NUMBER = Struct("=i")
+
+Attributes = dict[int, bytes]
+
+
+class Questions:
+    """A netlink socket to nftables in the namespace of the thread that made it.
+
+    Raises KernelLacks where the kernel has no nftables, KernelRefused where it does not answer; then it must
+    be closed, for answers may still come. Keep it otherwise: to close any socket of this kind waits until all
+    that was deleted before is freed, 10 to 20 ms (nft_rcv_nl_event in ``nf_tables_api.c``).
+    """
+
+    def __init__(self) -> None:
+        kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC
+        try:
+            self._socket = _socket.socket(_socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+        except OSError as error:
+            raise KernelLacks(f"the kernel has no nftables: {error.strerror}", hint="load nf_tables") from error
+        self._socket.settimeout(_SECONDS)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def all(self, kind: int, *attributes: bytes) -> list[Attributes]:
+        """Ask for all of a kind; raises InterruptedError when they changed between two parts of the answer.
+
+        The whole answer is taken in before that is said, so that the next question finds the socket empty.
+        """
+        self._send([_message(kind, _DUMP, 0, attributes)])
+        found: list[Attributes] = []
+        interrupted = False
+        while True:
+            for _, flags, code, body in self._receive():
+                interrupted = interrupted or bool(flags & _INTERRUPTED)
+                if code is None:
+                    found.append(body)
+                elif code:
+                    raise _refused(code)
+                elif interrupted:
+                    raise InterruptedError
+                else:
+                    return found
+
+    def each(self, kind: int, questions: Iterable[tuple[bytes, ...]]) -> list[Attributes | None]:
+        """Ask for single things, many in one go; None for each that is missing."""
+        asked = [_message(kind, 0, number, attributes) for number, attributes in enumerate(questions)]
+        answers: list[Attributes | None] = [None] * len(asked)
+        for first in range(0, len(asked), _TOGETHER):
+            together = asked[first : first + _TOGETHER]
+            self._send(together)
+            open_questions = len(together)
+            while open_questions:
+                for number, _, code, body in self._receive():
+                    open_questions -= 1
+                    if code is None:
+                        answers[number] = body
+                    elif code != -_ENOENT:
+                        raise _refused(code)
+        return answers
+
+    def _send(self, messages: list[bytes]) -> None:
+        try:
+            self._socket.send(b"".join(messages))
+        except OSError as error:
+            raise KernelRefused(f"nftables cannot be asked: {error.strerror}") from error
+
+    def _receive(self) -> Iterator[tuple[int, int, int | None, Attributes]]:
+        """One packet of answers: number of the question, flags, error code (None: none) and attributes."""
+        try:
+            data = memoryview(self._socket.recv(_BUFFER))
+        except OSError as error:
+            raise KernelRefused(f"nftables does not answer: {error.strerror or error}") from error
+        while data:
+            length, answer, flags, number, _ = _MESSAGE.unpack_from(data)
+            if answer in (_ERROR, _DONE):
+                yield number, flags, _NUMBER.unpack_from(data, _MESSAGE.size)[0], {}
+            else:
+                yield number, flags, None, attributes(data[_MESSAGE.size + _GENERIC.size : length])
+            data = data[(length + 3) & ~3 :]
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
+def nested(kind: int, *values: bytes) -> bytes:
+    return attribute(kind | _NESTED, b"".join(values))
+
+
+def text(kind: int, value: str) -> bytes:
+    return attribute(kind, value.encode("ascii") + b"\0")
+
+
+def attributes(data: bytes | memoryview) -> Attributes:
+    """Attributes by their kind; of several of a kind the last."""
+    found: Attributes = {}
+    while len(data) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind & _ATTRIBUTE_TYPE] = bytes(data[_ATTRIBUTE.size : length])
+        data = data[(length + 3) & ~3 :]
+    return found
+
+
+def _message(kind: int, flags: int, number: int, parts: tuple[bytes, ...]) -> bytes:
+    body = _GENERIC.pack(_FAMILY_INET, 0, 0) + b"".join(parts)
+    return _MESSAGE.pack(_MESSAGE.size + len(body), _SUBSYSTEM | kind, flags | _REQUEST, number, 0) + body
+
+
+def _refused(code: int) -> KernelRefused:
+    hint = "it takes CAP_NET_ADMIN: run weft as root" if code == -1 else ""
+    return KernelRefused(f"nftables does not answer: {os.strerror(-code)}", hint=hint)

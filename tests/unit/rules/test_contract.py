@@ -1,0 +1,276 @@
+"""What every ruleset does: the fake here, the kernel in tests/netns/rules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from cni_plugin.errors import Conflict, KernelRefused, Missing
+from cni_plugin.kernel import Element, Ruleset, Scalar
+from cni_plugin.rules import BASE
+
+MINE = "weft:00112233445566aa"
+OTHERS = "weft:ffeeddccbbaa9988"
+CONTAINER = ip_address("10.1.0.5")
+CONTAINER6 = ip_address("fd00:1::5")
+
+ONE_OF_EACH = (
+    Element("masquerade4", (CONTAINER,), (), MINE),
+    Element("masquerade6", (CONTAINER6,), (), MINE),
+    Element("local4", (CONTAINER, ip_network("10.1.0.0/16")), (), MINE),
+    Element("local4", (ip_network("10.9.0.0/24"), ip_network("10.9.0.0/24")), (), MINE),
+    Element("local6", (CONTAINER6, ip_network("fd00:1::/64")), (), MINE),
+    Element("ports4", ("tcp", 8080), (CONTAINER, 80), MINE),
+    Element("ports4", ("udp", 8080), (CONTAINER, 53), MINE),
+    Element("ports4", ("sctp", 65535), (CONTAINER, 1), MINE),
+    Element("ports6", ("tcp", 8080), (CONTAINER6, 80), MINE),
+    Element("ports4_at", (ip_address("127.0.0.1"), "tcp", 8080), (CONTAINER, 80), MINE),
+    Element("ports6_at", (ip_address("2001:db8::1"), "udp", 53), (CONTAINER6, 53), MINE),
+    Element("snat4", (CONTAINER,), (), MINE),
+    Element("hairpin4", ("cni0", CONTAINER), (), MINE),
+    Element("hairpin4", ("tcp", CONTAINER), (), MINE),
+    Element("hairpin4", ("a}{,;#$@'`b", CONTAINER), (), MINE),
+    Element("hairpin6", ("veth0.1-_x", CONTAINER6), (), MINE),
+    Element("masquerade_all4", (CONTAINER,), (), MINE),
+    Element("masquerade_all6", (CONTAINER6,), (), f"{MINE}:web/eth0"),
+)
+PORT = Element("ports4", ("tcp", 8080), (CONTAINER, 80), MINE)
+
+HOSTILE = (
+    "",
+    "*",
+    "eth*",
+    "lo\n",
+    'lo" }',
+    'lo" comment "x',
+    "lo; flush ruleset",
+    "lo\nflush ruleset",
+    "a\\",
+    "a b",
+    "a\x00b",
+    "bücher",
+    "\U0001f4a3",
+    "0123456789abcdef",
+    "..",
+)
+
+
+def ports(count: int, mark: str = MINE) -> tuple[Element, ...]:
+    return tuple(replace(PORT, key=("tcp", 20000 + number), mark=mark) for number in range(count))
+
+
+def test_a_base_is_lacking_until_it_is_installed(rules: Ruleset) -> None:
+    assert "missing" in (rules.lacks(BASE) or "")
+    assert rules.collections() == ()
+    rules.install(BASE)
+    assert rules.lacks(BASE) is None
+    assert set(rules.collections()) == {element.collection for element in ONE_OF_EACH}
+    assert all(rules.elements(name) == () for name in rules.collections())
+
+
+def test_installing_again_changes_nothing_and_keeps_elements(rules: Ruleset) -> None:
+    rules.install(BASE)
+    rules.add(ONE_OF_EACH)
+    before = {name: sorted(rules.elements(name), key=repr) for name in rules.collections()}
+    rules.install(BASE)
+    assert rules.lacks(BASE) is None
+    assert {name: sorted(rules.elements(name), key=repr) for name in rules.collections()} == before
+
+
+def test_another_base_replaces_the_first(rules: Ruleset) -> None:
+    rules.install(BASE)
+    rules.add([PORT, ONE_OF_EACH[0]])
+    changed = BASE.replace("set masquerade4 { type ipv4_addr; }", "set masquerade4 { type ipv4_addr . ipv4_addr; }")
+    changed = changed.replace("ip saddr @masquerade4", "ip saddr . ip daddr @masquerade4")
+    assert rules.lacks(changed) is not None
+    rules.install(changed)
+    assert rules.lacks(changed) is None
+    assert rules.lacks(BASE) is not None
+    assert rules.elements("ports4") == (PORT,)
+    assert rules.elements("masquerade4") == ()  # of another type: its elements mean nothing now
+
+
+def test_removing_twice_is_fine(rules: Ruleset) -> None:
+    rules.remove()
+    rules.install(BASE)
+    rules.remove()
+    rules.remove()
+    assert "missing" in (rules.lacks(BASE) or "")
+
+
+def test_elements_come_back_as_they_went_in(rules: Ruleset) -> None:
+    rules.install(BASE)
+    rules.add(ONE_OF_EACH)
+    there = [element for name in rules.collections() for element in rules.elements(name)]
+    assert sorted(there, key=repr) == sorted(ONE_OF_EACH, key=repr)
+    assert rules.missing(ONE_OF_EACH) == ()
+    rules.delete(ONE_OF_EACH)
+    assert rules.missing(ONE_OF_EACH) == ONE_OF_EACH
+    assert all(rules.elements(name) == () for name in rules.collections())
+
+
+def test_a_network_of_one_address_is_that_address(rules: Ruleset) -> None:
+    rules.install(BASE)
+    element = Element("local4", (ip_network("10.1.0.5/32"), ip_network("10.1.0.0/16")), (), MINE)
+    rules.add([element])
+    assert rules.elements("local4") == (replace(element, key=(CONTAINER, element.key[1])),)
+    assert rules.missing([element]) == ()
+    rules.add([element])
+    rules.delete([element])
+    assert rules.elements("local4") == ()
+
+
+def test_adding_again_is_fine_and_so_is_a_mix(rules: Ruleset) -> None:
+    rules.install(BASE)
+    rules.add([PORT])
+    rules.add([PORT])
+    rules.add([PORT, *ports(3), PORT])
+    assert len(rules.elements("ports4")) == 4
+    rules.add([])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [replace(PORT, mark=OTHERS), replace(PORT, data=(ip_address("10.1.0.6"), 80)), replace(PORT, data=(CONTAINER, 81))],
+    ids=["mark", "address", "port"],
+)
+def test_a_key_of_anothers_is_refused_and_nothing_is_added(rules: Ruleset, other: Element) -> None:
+    rules.install(BASE)
+    rules.add([PORT])
+    with pytest.raises(Conflict) as raised:
+        rules.add([*ports(2), other, ONE_OF_EACH[0]])
+    assert all(word in str(raised.value) for word in ("ports4", "tcp . 8080", MINE))
+    assert rules.elements("ports4") == (PORT,)
+    assert rules.elements("masquerade4") == ()
+
+
+def test_twins_in_one_call_are_refused(rules: Ruleset) -> None:
+    rules.install(BASE)
+    with pytest.raises(Conflict):
+        rules.add([PORT, replace(PORT, mark=OTHERS)])
+    assert rules.elements("ports4") == ()
+
+
+@pytest.mark.parametrize("subnet", ["10.1.3.0/24", "10.1.0.0/17", "10.1.0.0/16"])
+def test_what_lies_within_anothers_interval_is_refused(rules: Ruleset, subnet: str) -> None:
+    rules.install(BASE)
+    network = ip_network("10.1.0.0/16")
+    rules.add([Element("local4", (network, network), (), OTHERS)])
+    inner = Element("local4", (ip_network(subnet), ip_network(subnet)), (), MINE)
+    with pytest.raises(Conflict, match=OTHERS):
+        rules.add([inner])
+    assert rules.missing([inner]) == (inner,)
+    rules.delete([inner])
+    assert len(rules.elements("local4")) == 1
+
+
+def test_only_what_bears_the_same_mark_is_deleted(rules: Ruleset) -> None:
+    rules.install(BASE)
+    theirs = replace(PORT, key=("tcp", 9090), mark=OTHERS)
+    rules.add([PORT, theirs])
+    rules.delete([PORT, replace(theirs, mark=MINE), replace(PORT, key=("tcp", 1))])
+    assert rules.elements("ports4") == (theirs,)
+    rules.delete([PORT])
+    assert rules.elements("ports4") == (theirs,)
+
+
+@pytest.mark.parametrize("count", [5, 200])
+def test_many_at_once_some_of_them_missing(rules: Ruleset, count: int) -> None:
+    rules.install(BASE)
+    many = ports(count)
+    rules.add(many)
+    assert rules.missing(many) == ()
+    rules.delete(many[:2])
+    assert rules.missing(many) == many[:2]
+    rules.add(many)
+    assert rules.missing(many) == ()
+    rules.delete(many[-1:])
+    rules.delete(many)
+    assert rules.elements("ports4") == ()
+    assert rules.missing(many) == many
+
+
+def test_without_the_table(rules: Ruleset) -> None:
+    rules.delete(ONE_OF_EACH)
+    assert rules.missing(ONE_OF_EACH) == ONE_OF_EACH
+    with pytest.raises(Missing, match="ports4"):
+        rules.add([PORT])
+    with pytest.raises(Missing):
+        rules.elements("ports4")
+    rules.install(BASE)
+    rules.add([PORT])
+    rules.remove()
+    rules.delete([PORT])
+    assert rules.missing([PORT]) == (PORT,)
+    with pytest.raises(Missing):
+        rules.add([PORT])
+
+
+def test_an_unknown_collection(rules: Ruleset) -> None:
+    rules.install(BASE)
+    stray = replace(PORT, collection="nosuch")
+    with pytest.raises(Missing, match="nosuch"):
+        rules.add([PORT, stray])
+    assert rules.elements("ports4") == ()
+    rules.add([PORT])
+    rules.delete([stray, PORT])
+    assert rules.elements("ports4") == ()
+    assert rules.missing([stray]) == (stray,)
+
+
+@pytest.mark.parametrize(
+    ("collection", "key", "data"),
+    [
+        ("masquerade4", ("localhost",), ()),  # nft would ask the name servers
+        ("masquerade4", (CONTAINER6,), ()),
+        ("masquerade4", (ip_network("10.1.0.0/16"),), ()),  # no interval set
+        ("masquerade4", (3,), ()),
+        ("masquerade4", (), ()),
+        ("masquerade4", (CONTAINER, CONTAINER), ()),
+        ("masquerade4", (CONTAINER,), (CONTAINER,)),
+        ("masquerade6", (CONTAINER,), ()),
+        ("ports4", ("tcp", 8080), ()),
+        ("ports4", ("icmp", 8080), (CONTAINER, 80)),
+        ("ports4", (6, 8080), (CONTAINER, 80)),
+        ("ports4", ("tcp", "http"), (CONTAINER, 80)),
+        ("ports4", ("tcp", -1), (CONTAINER, 80)),
+        ("ports4", ("tcp", 65536), (CONTAINER, 80)),
+        ("ports4", ("tcp", True), (CONTAINER, 80)),
+        ("ports4", (8080, "tcp"), (CONTAINER, 80)),
+        ("ports4", ("tcp", 8080), (80, CONTAINER)),
+        ("hairpin4", (1, CONTAINER), ()),
+        ("hairpin4", (CONTAINER, "cni0"), ()),
+    ],
+)
+def test_parts_of_a_wrong_type_are_refused(
+    rules: Ruleset, collection: str, key: tuple[Scalar, ...], data: tuple[Scalar, ...]
+) -> None:
+    rules.install(BASE)
+    element = Element(collection, key, data, MINE)
+    for verb in (rules.add, rules.delete, rules.missing):
+        with pytest.raises(KernelRefused, match=collection):
+            verb([PORT, element])
+    assert rules.elements(collection) == ()
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_refused_in_every_field(rules: Ruleset, text: str) -> None:
+    rules.install(BASE)
+    wrong = [
+        replace(PORT, collection=text),
+        replace(PORT, mark=text),
+        replace(PORT, mark=f"{MINE}{text or 'x'}"),
+        replace(PORT, key=(text, 8080)),
+        replace(PORT, key=("tcp", text)),
+        replace(PORT, data=(text, 80)),
+        replace(PORT, data=(CONTAINER, text)),
+        Element("hairpin4", (text, CONTAINER), (), MINE),
+    ]
+    for element in wrong:
+        for verb in (rules.add, rules.delete, rules.missing):
+            with pytest.raises(KernelRefused):
+                verb([PORT, element])
+    assert rules.lacks(BASE) is None
+    assert all(rules.elements(name) == () for name in rules.collections())

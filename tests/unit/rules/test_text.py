@@ -1,0 +1,193 @@
+"""nftables' language, read and written without a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.rules.test_contract import HOSTILE, MINE, ONE_OF_EACH, PORT
+
+from cni_plugin import rules
+from cni_plugin.errors import KernelLacks, KernelRefused, Missing
+from cni_plugin.kernel import Element
+from cni_plugin.kernel.fake_rules import FakeRuleset
+from cni_plugin.kernel.nft import Nft
+from cni_plugin.kernel.nft_library import Runner
+from cni_plugin.kernel.nft_listing import blocks, difference
+from cni_plugin.kernel.nft_text import Shape, checked, elements_in, rendered, shapes
+from cni_plugin.names import attachment_mark
+from cni_plugin.types import Attachment
+
+SHAPES = shapes(rules.BASE)
+
+
+def test_every_collection_has_a_name_and_is_looked_into() -> None:
+    names = {value for name, value in vars(rules).items() if name.isupper() and name != "BASE"}
+    assert names == set(SHAPES)
+    assert all(f"@{name}\n" in rules.BASE or f"@{name} " in rules.BASE for name in names)
+
+
+def test_the_base_declares_what_elements_hold() -> None:
+    assert SHAPES["masquerade4"] == Shape("masquerade4", ("ipv4_addr",))
+    assert SHAPES["local6"] == Shape("local6", ("ipv6_addr", "ipv6_addr"), (), ("interval",))
+    assert SHAPES["ports4_at"].key == ("ipv4_addr", "inet_proto", "inet_service")
+    assert SHAPES["ports4_at"].data == ("ipv4_addr", "inet_service")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("verb", ["add", "delete", "missing"])
+def test_nothing_is_run_for_hostile_text(text: str, verb: str) -> None:
+    """Not even the library is loaded."""
+
+    def never() -> Runner:
+        raise AssertionError("commands would be run")
+
+    ruleset = Nft(never)
+    for wrong in (
+        replace(PORT, collection=text),
+        replace(PORT, mark=f"{MINE}{text}" if text else ""),
+        Element("hairpin4", (text, ip_address("10.1.0.5")), (), MINE),
+        Element("hairpin4", (ip_address("fe80::1%eth0"),), (), MINE),
+        Element("hairpin4", (1.5, b"x"), (), MINE),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(KernelRefused):
+            getattr(ruleset, verb)([PORT, wrong])
+    ruleset.close()
+
+
+class Text(str):
+    """A string that would print as another."""
+
+    def __format__(self, _: str) -> str:
+        return 'lo" }; flush ruleset; #'
+
+
+def test_a_value_that_prints_as_another_is_refused() -> None:
+    with pytest.raises(KernelRefused):
+        checked(Element("hairpin4", (Text("cni0"), ip_address("10.1.0.5")), (), MINE))
+
+
+def test_marks_of_attachments_are_taken() -> None:
+    mark = attachment_mark(Attachment("net", "c1", "eth0", "weft"))
+    assert checked(replace(PORT, mark=mark)).mark == mark
+
+
+printable = st.text(st.characters(min_codepoint=1, max_codepoint=0x2FF), max_size=16)
+
+
+@given(printable)
+def test_a_link_name_is_one_quoted_word_or_refused(text: str) -> None:
+    shape = SHAPES["hairpin4"]
+    try:
+        word = rendered((text, ip_address("10.1.0.5")), shape.key, shape).removesuffix(" . 10.1.0.5")
+    except KernelRefused:
+        return
+    assert word == f'"{text}"'
+    assert text.isascii() and text.isprintable() and not set(text) & set('"\\* \n')
+    listing = f'elements = {{ {word} . 10.1.0.5 comment "{MINE}" }}'
+    assert elements_in(listing, shape) == (Element("hairpin4", (text, ip_address("10.1.0.5")), (), MINE),)
+
+
+@given(
+    st.integers(0, 32).flatmap(lambda bits: st.builds(lambda n: IPv4Network((n >> (32 - bits) << (32 - bits), bits)),
+                                                       st.integers(0, 2**32 - 1))),
+)  # fmt: skip
+def test_subnets_come_back(subnet: IPv4Network) -> None:
+    shape = SHAPES["local4"]
+    text = rendered((subnet, subnet), shape.key, shape)
+    (found,) = elements_in(f"elements = {{ {text} }}", shape)
+    assert [ip_network(part) for part in found.key] == [subnet, subnet]
+    assert found.mark == ""
+
+
+def test_all_kinds_of_elements_come_back_from_a_listing() -> None:
+    for element in ONE_OF_EACH:
+        shape = SHAPES[element.collection]
+        data = f" : {rendered(element.data, shape.data, shape)}" if shape.data else ""
+        text = f'{rendered(element.key, shape.key, shape)} comment "{element.mark}"{data}'
+        assert elements_in(f"elements = {{ {text},\n\t\t\t     {text} }}", shape) == (element, element)
+
+
+def test_elements_that_are_not_wefts_are_shown_without_a_mark() -> None:
+    listing = 'elements = { 10.0.0.1-10.0.0.9 . 10.0.0.0/8 comment "somebody", 10.1.0.1 . ::/0 }'
+    shape = Shape("odd", ("ipv4_addr", "ipv6_addr"), (), ("interval",))
+    first, second = elements_in(listing, shape)
+    assert first.key == ("10.0.0.1-10.0.0.9", ip_network("10.0.0.0/8"))
+    assert first.mark == ""
+    assert second.key == (ip_address("10.1.0.1"), IPv6Network("::/0"))
+
+
+LISTED = """\
+table inet weft {
+	set a {
+		type ipv4_addr
+		size 9	# count 3
+		elements = { 10.0.0.1 comment "# not }" }
+	}
+
+	chain b {
+		type nat hook output priority -100; policy accept;
+		ip daddr { 10.0.0.1, 10.0.0.2 } return comment "# kept"
+		accept
+	}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("\t\taccept\n", "", "the chain b lacks “accept”"),
+        ("\t\taccept\n", "\t\taccept\n\t\tdrop\n", "the chain b has “drop”"),
+        ("\t\taccept\n", "\t\taccept\n\t\taccept\n", "the chain b has its lines in another order or number"),
+        ("# kept", "# other", "the chain b lacks “ip daddr { 10.0.0.1, 10.0.0.2 } return comment"),
+        ("chain b", "chain c", "the chain b is missing"),
+        ("set a", "set c", "the set a is missing"),
+        ("type ipv4_addr\n", "type ipv6_addr\n", "the set a lacks “type ipv4_addr”"),
+        ("table inet weft {\n", "table inet weft {\n\tflags dormant\n", "the table has “flags dormant”"),
+        ("}\n\n\tchain", "}\n\n\tset z {\n\t\ttype mark\n\t}\n\n\tchain", "there is a set z"),
+    ],
+)
+def test_a_difference_is_named(old: str, new: str, words: str) -> None:
+    assert old in LISTED
+    assert words in (difference(blocks(LISTED), blocks(LISTED.replace(old, new, 1))) or "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("# count 3", "# count 4"), ("10.0.0.1 comment", "10.0.0.2, 10.0.0.3 comment"), ("\t# count 3", "")],
+)
+def test_counts_and_elements_are_no_difference(old: str, new: str) -> None:
+    assert old in LISTED
+    assert difference(blocks(LISTED), blocks(LISTED.replace(old, new, 1))) is None
+
+
+def test_where_nftables_is_missing_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cni_plugin.kernel import nft_library
+
+    monkeypatch.setattr(nft_library, "LIBRARY", "libnosuch.so.1")
+    monkeypatch.setattr(nft_library, "PROGRAM", "nosuch")
+    ruleset = Nft()
+    with pytest.raises(KernelLacks, match=r"neither libnosuch\.so\.1 nor a program nosuch"):
+        ruleset.collections()
+    ruleset.close()
+    ruleset.close()
+    with pytest.raises(KernelRefused, match="closed"):
+        ruleset.collections()
+
+
+def test_the_fake_fails_when_told_and_shows_what_it_holds() -> None:
+    fake = FakeRuleset()
+    assert fake.dump() == {}
+    fake.install(rules.BASE)
+    fake.fail("add", Missing("as told"), call=2)
+    fake.add(ONE_OF_EACH[:1])
+    with pytest.raises(Missing, match="as told"):
+        fake.add([PORT])
+    assert fake.dump()["ports4"] == {}
+    fake.add([PORT])
+    assert fake.dump()["ports4"] == {"tcp . 8080": f"10.1.0.5 . 80 {MINE}"}
+    assert fake.dump()["masquerade4"] == {"10.1.0.5": MINE}
