@@ -90,9 +90,11 @@ def preview(pool: Pool, owner: Owner, state: State) -> Result:
         with looked_at(pool.directory, pool.network, state) as leases:
             return _result(pool, _choose(pool, owner, leases))
     except FileNotFoundError:
-        nothing = _Nothing()
         kept = gateways(pool.sets)
-        return _result(pool, tuple(_next(pool, place, kept, None, nothing) for place in range(len(pool.sets))))
+        firsts = (
+            _wanted(pool, place) or _next(pool, place, kept, None, _Nothing()) for place in range(len(pool.sets))
+        )
+        return _result(pool, tuple(firsts))
 
 
 def lacks(pool: Pool, owner: Owner, expected: tuple[Cidr, ...], state: State) -> str | None:
@@ -157,7 +159,7 @@ def _choose(pool: Pool, owner: Owner, leases: Leases) -> tuple[Address, ...]:
                 f"{owner} already has {already[0]} of {described(ranges)} on {pool.network}",
                 hint="delete that attachment first, or use another interface name",
             )
-        wanted = next((address for address in pool.requested if any(address in each.span for each in ranges)), None)
+        wanted = _wanted(pool, place)
         if wanted is None:
             chosen.append(_next(pool, place, kept, leases.directory.pointer(place), leases))
             continue
@@ -172,6 +174,12 @@ def _choose(pool: Pool, owner: Owner, leases: Leases) -> tuple[Address, ...]:
             )
         chosen.append(wanted)
     return tuple(chosen)
+
+
+def _wanted(pool: Pool, place: int) -> Address | None:
+    """The address asked for by name in a set, None where there is none."""
+    ranges = pool.sets[place]
+    return next((address for address in pool.requested if any(address in each.span for each in ranges)), None)
 
 
 def _next(pool: Pool, place: int, kept: frozenset[Address], last: Address | None, taken: Taken) -> Address:

@@ -128,7 +128,7 @@ def _nested(section: Section, key: str, common: tuple[Span, ...]) -> Iterator[li
         found = []
         for inner, member in enumerate(members):
             each = Section(member, f"{path}[{inner}]", section.problems)
-            if one := _range(each, common, own=True):
+            if isinstance(member, dict) and (one := _range(each, common, own=True)):
                 found.append((each.path, one))
         yield found
 

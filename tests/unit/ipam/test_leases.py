@@ -1,0 +1,450 @@
+from __future__ import annotations
+
+import os
+import stat
+import time
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from cni_plugin.errors import Busy, StateDamaged
+from cni_plugin.locks import hold
+from cni_plugin.types import Address
+from ipam import directory as directory_module
+from ipam import leases as leases_module
+from ipam.directory import Directory, as_address
+from ipam.index import Index
+from ipam.leases import Owner, State, looked_at, opened, owners, release, release_address
+from ipam.values import owner_text, parse_owner
+
+ONE, TWO = Owner("one", "eth0"), Owner("two", "eth0")
+A, B, C = (ip_address(f"10.1.0.{last}") for last in (2, 3, 4))
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return State(str(tmp_path / "index"), 0.0, lambda network, owner: True)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    where = tmp_path / "blue"
+    where.mkdir()
+    return str(where)
+
+
+@pytest.fixture(params=["read", "indexed"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of knowing what is taken: reading the files, and the index."""
+    if request.param == "indexed":
+        monkeypatch.setattr(leases_module, "SMALL", 0)
+    return str(request.param)
+
+
+def put(path: str, address: object, content: bytes) -> None:
+    """As host-local or a person would."""
+    Path(path, str(address)).write_bytes(content)
+
+
+def listed(path: str) -> dict[str, Owner]:
+    return {str(address): owner for address, owner, _ in owners(path)}
+
+
+@pytest.mark.parametrize(
+    ("content", "owner"),
+    [
+        (b"one\r\neth0", ONE),
+        (b"one\r\neth0\n", ONE),
+        (b"one\n", Owner("one", "")),
+        (b"one", Owner("one", "")),
+        (b"", None),
+        (b"\0" * 20, None),
+        (b"one\r\n", None),
+        (b"one\r\n\0\0\0\0", None),
+        (b"\r\neth0", None),
+        (b"one\x1b\r\neth0", None),
+        (b"\xff\xfe", None),
+        (b"two words", None),
+    ],
+)
+def test_owners_are_read_as_host_local_writes_them(content: bytes, owner: Owner | None) -> None:
+    assert parse_owner(content) == owner
+
+
+@given(
+    st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,70}", fullmatch=True), st.sampled_from(["eth0", "-x", 'a"b', "v.10"])
+)
+def test_what_is_written_is_read(container: str, interface: str) -> None:
+    assert parse_owner(owner_text(Owner(container, interface))) == Owner(container, interface)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lock", "last_reserved_ip.0", "10.0.0.01", "10.0.0.256", "10.0.0", "fd00:0::1", "FD00::1", "fe80::1%lo", ""],
+)
+def test_other_names_are_no_addresses(name: str) -> None:
+    assert as_address(name) is None
+
+
+def test_leases_are_files_that_host_local_understands(path: str, state: State, size: str) -> None:
+    with opened(path, "blue", state) as leases:
+        assert leases.take((A, ip_address("fd00::5")), ONE)
+    assert Path(path, "10.1.0.2").read_bytes() == b"one\r\neth0"
+    assert stat.S_IMODE(os.stat(Path(path, "fd00::5")).st_mode) == 0o600
+    assert set(os.listdir(path)) == {"10.1.0.2", "fd00::5", "lock"}
+    with opened(path, "blue", state) as leases:
+        assert set(leases.held(ONE)) == {A, ip_address("fd00::5")}
+        assert leases.beyond(4, int(A)) == int(B)
+        assert leases.beyond(6, int(ip_address("fd00::4"))) == int(ip_address("fd00::4"))
+
+
+def test_the_lock_is_as_host_local_makes_it(path: str, state: State) -> None:
+    before = os.umask(0o022)
+    try:
+        with opened(path, "blue", state):
+            assert stat.S_IMODE(os.stat(Path(path, "lock")).st_mode) == 0o750
+            with pytest.raises(Busy, match="locked for too long by process"), opened(path, "blue", state, patience=0):
+                pass
+    finally:
+        os.umask(before)
+
+
+def test_all_or_none(path: str, state: State, size: str) -> None:
+    put(path, B, b"two\r\neth0")
+    with opened(path, "blue", state) as leases:
+        assert not leases.take((A, B), ONE)
+        assert leases.take((C,), ONE)
+    assert listed(path) == {str(B): TWO, str(C): ONE}
+
+
+def test_a_write_that_fails_leaves_nothing(
+    path: str, state: State, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = directory_module._fill, []
+
+    def full(descriptor: int, content: bytes) -> None:
+        calls.append(content)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(descriptor, content)
+
+    monkeypatch.setattr(directory_module, "_fill", full)
+    with pytest.raises(StateDamaged, match=r"cannot write .*10\.1\.0\.3: No space left"), opened(
+        path, "blue", state
+    ) as leases:
+        leases.take((A, B), ONE)
+    assert os.listdir(path) == ["lock"]
+
+
+def test_without_unnamed_files_it_does_as_host_local(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module.os, "O_TMPFILE", os.O_RDONLY)  # what makes open(".") fail with EISDIR
+    with Directory(path) as directory:
+        assert directory.create(A, ONE)
+        assert not directory.create(A, TWO)
+        found = directory.read(A)
+        assert found is not None
+        assert found.owner == ONE
+
+
+def test_release_frees_the_owners_alone(path: str, state: State, size: str) -> None:
+    with opened(path, "blue", state) as leases:
+        leases.take((A,), ONE)
+        leases.take((B,), TWO)
+        leases.take((C,), Owner("one", "eth1"))
+    assert release(path, "blue", ONE, state) == (A,)
+    assert release(path, "blue", ONE, state) == ()
+    assert listed(path) == {str(B): TWO, str(C): Owner("one", "eth1")}
+
+
+def test_old_leases_without_interface_are_honoured(path: str, state: State, size: str) -> None:
+    put(path, A, b"one")
+    with opened(path, "blue", state) as leases:
+        assert leases.beyond(4, int(A)) == int(B)
+    assert release(path, "blue", ONE, state) == (A,)
+
+
+def test_where_nothing_is_nothing_is_made(tmp_path: Path, state: State) -> None:
+    missing = str(tmp_path / "none" / "blue")
+    assert release(missing, "blue", ONE, state) == ()
+    assert not release_address(missing, A, ONE, state)
+    assert list(owners(missing)) == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_release_never_lies(path: str, state: State, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(path, A, b"one\r\neth0")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(directory_module.os, "unlink", refuse)
+    with pytest.raises(StateDamaged, match=r"cannot remove .*10\.1\.0\.2: Read-only file system"):
+        release(path, "blue", ONE, state)
+    assert release(path, "blue", TWO, state) == ()
+
+
+def test_a_lock_that_cannot_be_opened_matters_only_to_who_has_leases(path: str, state: State) -> None:
+    put(path, A, b"one\r\neth0")
+    os.mkdir(Path(path, "lock"))
+    put(path, "lock/file", b"")
+    with pytest.raises(StateDamaged, match="lock"):
+        release(path, "blue", ONE, state)
+    assert release(path, "blue", TWO, state) == ()
+
+
+@pytest.mark.parametrize("what", ["directory", "dangling"])
+def test_what_cannot_be_a_lock_is_cleared_away(path: str, state: State, what: str) -> None:
+    lock = Path(path, "lock")
+    if what == "directory":
+        lock.mkdir()
+    else:
+        lock.symlink_to("/nonexistent/lock")
+    with opened(path, "blue", state) as leases:
+        assert leases.take((A,), ONE)
+    assert stat.S_ISREG(os.lstat(lock).st_mode)
+
+
+def test_one_address_is_freed_only_from_its_owner(path: str, state: State, size: str) -> None:
+    put(path, A, b"one\r\neth0")
+    assert not release_address(path, A, TWO, state)
+    assert release_address(path, A, ONE, state)
+    assert not release_address(path, A, ONE, state)
+
+
+def test_damage_is_reclaimed(path: str, state: State, size: str) -> None:
+    put(path, "10.1.0.10", b"")
+    put(path, "10.1.0.11", b"\0" * 30)
+    put(path, "10.1.0.12", b"one\r\n")
+    os.mkdir(Path(path, "10.1.0.13"))
+    Path(path, "10.1.0.14").symlink_to("/nonexistent")
+    os.mkfifo(Path(path, "10.1.0.15"))
+    os.mkdir(Path(path, "10.1.0.16"))
+    put(path, "10.1.0.16/file", b"")
+    with opened(path, "blue", state) as leases:
+        assert [leases.beyond(4, int(ip_address("10.1.0.0")) + last) & 255 for last in range(10, 17)] == [
+            10, 11, 12, 13, 14, 15, 17
+        ]  # fmt: skip
+    assert set(os.listdir(path)) == {"lock", "10.1.0.16"}
+
+
+def test_looking_changes_nothing(path: str, state: State, size: str) -> None:
+    put(path, A, b"")
+    put(path, B, b"two\r\neth0")
+    before = (os.stat(path).st_mtime_ns, sorted(os.listdir(path)))
+    with looked_at(path, "blue", state) as leases:
+        assert leases.beyond(4, int(A)) == int(A)
+        assert leases.beyond(4, int(B)) == int(C)
+    assert (os.stat(path).st_mtime_ns, sorted(os.listdir(path))) == before
+    assert not os.path.exists(state.index)
+
+
+class TestReboot:
+    """Leases of before this boot whose owners weft does not know are reclaimed, once in a boot."""
+
+    def set_up(self, path: str) -> float:
+        now = time.time()
+        for address, owner, age in ((A, ONE, 500), (B, TWO, 500), (C, Owner("three", "eth0"), 10)):
+            put(path, address, owner_text(owner))
+            os.utime(Path(path, str(address)), (now - age, now - age))
+        return now - 100
+
+    def test_leftovers_go_the_living_stay(self, path: str, tmp_path: Path, size: str) -> None:
+        asked = []
+
+        def alive(network: str, owner: Owner) -> bool:
+            asked.append((network, owner))
+            return owner == TWO
+
+        state = State(str(tmp_path / "index"), self.set_up(path), alive)
+        with opened(path, "blue", state) as leases:
+            assert leases.held(ONE) == ()
+            assert leases.held(TWO) == (B,)
+        assert sorted(asked, key=str) == [("blue", ONE), ("blue", TWO)]
+        assert set(listed(path)) == {str(B), str(C)}
+
+    def test_a_clock_put_forward_later_frees_nothing(self, path: str, state: State, tmp_path: Path, size: str) -> None:
+        self.set_up(path)
+        with opened(path, "blue", state):
+            pass
+        later = State(state.index, time.time() + 10_000_000, lambda network, owner: False)
+        with opened(path, "blue", later) as leases:
+            leases.reread()
+        assert len(listed(path)) == 3
+
+    def test_a_look_passes_over_them_and_leaves_them(self, path: str, tmp_path: Path) -> None:
+        state = State(str(tmp_path / "index"), self.set_up(path), lambda network, owner: False)
+        with looked_at(path, "blue", state) as leases:
+            assert leases.beyond(4, int(A)) == int(A)
+            assert leases.beyond(4, int(C)) == int(C) + 1
+        assert len(listed(path)) == 3
+
+
+class TestIndex:
+    @pytest.fixture(autouse=True)
+    def always(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(leases_module, "SMALL", 0)
+
+    def used(self, path: str, state: State, monkeypatch: pytest.MonkeyPatch) -> bool:
+        """Whether a call gets by without reading all files."""
+        reads: list[object] = []
+        real = Directory.scan
+        with monkeypatch.context() as patch:
+            patch.setattr(Directory, "scan", lambda *values: reads.append(values) or real(*values))
+            with opened(path, "blue", state):
+                pass
+        return not reads
+
+    def test_it_is_believed_as_long_as_nobody_else_changes_files(
+        self, path: str, state: State, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with opened(path, "blue", state) as leases:
+            leases.take((A, B), ONE)
+        assert self.used(path, state, monkeypatch)
+        release(path, "blue", ONE, state)
+        assert self.used(path, state, monkeypatch)
+        put(path, A, b"two\r\neth0")
+        assert not self.used(path, state, monkeypatch)
+        assert self.used(path, state, monkeypatch)
+        os.unlink(Path(path, str(A)))
+        assert not self.used(path, state, monkeypatch)
+
+    @pytest.mark.parametrize("keep", [0, 100, 5000, -1])
+    def test_it_may_be_damaged_or_gone(self, path: str, state: State, keep: int) -> None:
+        with opened(path, "blue", state) as leases:
+            leases.take((A, C), ONE)
+        [index] = Path(state.index).glob("*.index")
+        whole = index.read_bytes()
+        if keep < 0:
+            index.unlink()
+        else:
+            index.write_bytes(whole[:keep] + b"\xa5" * (len(whole) - keep))
+        with opened(path, "blue", state) as leases:
+            assert leases.beyond(4, int(A)) == int(B)
+            assert leases.take((B,), TWO)
+        assert release(path, "blue", ONE, state) in ((A, C), (C, A))
+        assert listed(path) == {str(B): TWO}
+
+    def test_a_kill_before_it_is_kept_makes_it_invalid(
+        self, path: str, state: State, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with opened(path, "blue", state) as leases:
+            leases.take((A,), ONE)
+        with pytest.raises(KeyboardInterrupt), opened(path, "blue", state) as leases:
+            leases.take((B,), TWO)
+            raise KeyboardInterrupt
+        assert not self.used(path, state, monkeypatch)
+        with opened(path, "blue", state) as leases:
+            assert leases.held(TWO) == (B,)
+
+    def test_what_it_says_of_an_owner_is_checked(self, path: str, state: State) -> None:
+        with opened(path, "blue", state) as leases:
+            leases.take((A,), ONE)
+        put(path, A, b"two\r\neth0")  # in place: the directory's mtime does not tell
+        assert release(path, "blue", ONE, state) == ()
+        assert listed(path) == {str(A): TWO}
+        assert release(path, "blue", TWO, state) == (A,)
+
+    def test_its_place_may_be_unusable(self, path: str, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        state = State(str(tmp_path / "file" / "index"), 0.0, lambda network, owner: True)
+        for owner, address in ((ONE, A), (TWO, B)):
+            with opened(path, "blue", state) as leases:
+                assert leases.take((address,), owner)
+        assert release(path, "blue", ONE, state) == (A,)
+
+
+NUMBERS = st.integers(0, 40) | st.integers(2**32 - 6, 2**32 - 1)
+
+
+class IndexModel(RuleBasedStateMachine):
+    """The runs of an index against a set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = Index(":memory:")
+        self.index.build([], (1, 2, 3))
+        self.taken: dict[int, Owner] = {}
+
+    @rule(number=NUMBERS, owner=st.sampled_from([ONE, TWO]))
+    def add(self, number: int, owner: Owner) -> None:
+        if number not in self.taken:
+            self.index.add(as_v4(number), owner)
+            self.taken[number] = owner
+
+    @rule(number=NUMBERS)
+    def discard(self, number: int) -> None:
+        self.index.discard(as_v4(number))
+        self.taken.pop(number, None)
+
+    @rule()
+    def build_anew(self) -> None:
+        self.index.close()
+        self.index = Index(":memory:")
+        self.index.build(((as_v4(number), owner) for number, owner in self.taken.items()), (1, 2, 3))
+
+    @rule(number=NUMBERS)
+    def beyond(self, number: int) -> None:
+        expected = number
+        while expected in self.taken:
+            expected += 1
+        assert self.index.beyond(4, number) == expected
+        assert self.index.beyond(6, number) == number
+
+    @invariant()
+    def owners_are_right(self) -> None:
+        for owner in (ONE, TWO):
+            assert {int(each) for each in self.index.held(owner)} == {
+                number for number, each in self.taken.items() if each == owner
+            }
+
+    def teardown(self) -> None:
+        self.index.close()
+
+
+def as_v4(number: int) -> Address:
+    from ipaddress import IPv4Address
+
+    return IPv4Address(number)
+
+
+TestIndexModel = IndexModel.TestCase
+TestIndexModel.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+
+
+def test_a_held_lock_is_waited_for(path: str, state: State) -> None:
+    with hold(os.path.join(path, "lock")), pytest.raises(Busy), opened(path, "blue", state, patience=0.01):
+        pass
+    with opened(path, "blue", state, patience=0.01) as leases:
+        assert leases.take((A,), ONE)
+
+
+@pytest.mark.parametrize("there", ["garbage", "empty", "directory", "dangling", "fifo", "hardlink", "longer"])
+def test_a_pointer_is_only_a_hint(path: str, there: str, tmp_path: Path) -> None:
+    pointer = Path(path, "last_reserved_ip.0")
+    other = tmp_path / "precious"
+    other.write_text("precious")
+    match there:
+        case "garbage":
+            pointer.write_bytes(b"\xff\0garbage")
+        case "empty":
+            pointer.write_bytes(b"")
+        case "directory":
+            pointer.mkdir()
+        case "dangling":
+            pointer.symlink_to("/nonexistent/file")
+        case "fifo":
+            os.mkfifo(pointer)
+        case "hardlink":
+            os.link(other, pointer)
+        case "longer":
+            pointer.write_text("10.1.0.100")
+    with Directory(path) as directory:
+        assert directory.pointer(0) == (ip_address("10.1.0.100") if there == "longer" else None)
+        directory.point(0, A)
+        assert directory.pointer(0) == A
+    assert pointer.read_bytes() == b"10.1.0.2"
+    assert other.read_text() == "precious"
