@@ -220,9 +220,10 @@ def delete_unrecorded(service: Service, request: Request, asked: NamespaceId) ->
 
     attempt(lambda: _delete_marked_elements(service, attachment))
     attempt(lambda: _delete_marked_link(service, attachment))
-    if asked.known:
-        attempt(lambda: _delete_proven_link(service, request))
     assembly = _tolerant(request)
+    # A chained plugin made no link: the one in its prevResult is the attachment of a plugin before it.
+    if asked.known and (assembly is None or assembly.driver):
+        attempt(lambda: _delete_proven_link(service, request))
     if assembly is not None and assembly.lease is not None:
         lease = assembly.lease
         attempt(lambda: lease.undo(machine))
@@ -280,31 +281,35 @@ def remove_network(service: Service, network: str, *, patience: float = locks.PA
     What another network shares stays. Raises Busy while anything is attached or under way.
     """
     records = service.records
-    with (
-        locks.hold(records.network_lock(network), patience=patience),
-        locks.hold(records.shared_lock(), patience=patience),
-    ):
+    with locks.hold(records.network_lock(network), patience=patience):
         attached = [str(record.attachment) for record in records.all() if record.attachment.network == network]
         if attached:
             raise Busy(
                 f"network {network} has active endpoints: {', '.join(sorted(attached))}", hint="detach them first"
             )
-        record = records.read_network(network)
-        others = [other for other in records.networks() if other.network != network]
-        kept = {operation for other in others for operation in other.shared}
-        places = {place for operation in kept for place in operation.makes}
-        mine = [
-            operation
-            for operation in (record.shared if record is not None else ())
-            if operation not in kept and not places.intersection(operation.makes)
-        ]
-        raise_all(executor.remove(mine, service.machine(None), service.watch))
-        records.remove_network(network)
+        with locks.hold(records.shared_lock(), patience=patience):
+            _remove_shared(service, network)
         with contextlib.suppress(OSError):
             os.unlink(records.network_lock(network))
-        if not others:
-            with contextlib.suppress(OSError):
-                os.unlink(records.shared_lock())
+
+
+def _remove_shared(service: Service, network: str) -> None:
+    """Undo what the network alone has, and forget it; the shared lock is held, and goes with the last network."""
+    records = service.records
+    record = records.read_network(network)
+    others = [other for other in records.networks() if other.network != network]
+    kept = {operation for other in others for operation in other.shared}
+    places = {place for operation in kept for place in operation.makes}
+    mine = [
+        operation
+        for operation in (record.shared if record is not None else ())
+        if operation not in kept and not places.intersection(operation.makes)
+    ]
+    raise_all(executor.remove(mine, service.machine(None), service.watch))
+    records.remove_network(network)
+    if not others:
+        with contextlib.suppress(OSError):
+            os.unlink(records.shared_lock())
 
 
 def restore_rules(service: Service, current: Attachment) -> None:
