@@ -54,7 +54,7 @@ class BridgeNetwork:
         if self.default_gateway:
             found = replace(found, routes=interface.default_routes(found))
         pair = interface.pair(context, mtu=self.mtu or interface.DEFAULT_MTU, mac=self.mac, bridge=self.bridge)
-        bridge = self._bridge(context)
+        bridge, shown = self._bridge(context, pair.mtu)
         foot = self._foot(context, pair.mtu)
         return Plan(
             shared=self._shared(bridge, foot, context, found),
@@ -67,7 +67,7 @@ class BridgeNetwork:
             result=replace(
                 found,
                 interfaces=(
-                    ResultInterface(self.bridge, bridge.mac, "", bridge.mtu),
+                    shown,
                     ResultInterface(pair.host, pair.host_mac, "", pair.mtu),
                     ResultInterface(pair.container, pair.mac, context.namespace.path, pair.mtu),
                     *((ResultInterface(foot.name, foot.mac, "", foot.mtu),) if foot else ()),
@@ -76,14 +76,16 @@ class BridgeNetwork:
             ),
         )
 
-    def _bridge(self, context: Context) -> Bridge:
-        """The bridge as it is, or as it will be made."""
+    def _bridge(self, context: Context, mtu: int) -> tuple[Bridge, ResultInterface]:
+        """The bridge as it is, or as it will be made, and how it stands in the result."""
         there = context.facts.link(Side.HOST, self.bridge)
         alias = names.alias(names.mark("bridge", self.bridge), f"bridge {self.bridge}")
         mac = names.mac(context.host, "bridge", self.bridge)
+        # The kernel gives a bridge the smallest MTU of its ports.
+        shown = ResultInterface(self.bridge, mac, "", mtu if there is None else min(mtu, there.mtu))
         if there is not None and there.alias != alias:
-            return Bridge(self.bridge, there.alias, there.mac, there.mtu, self.filtering)
-        return Bridge(self.bridge, alias, mac, self.mtu or interface.DEFAULT_MTU, self.filtering)
+            return Bridge(self.bridge, "", "", 0, self.filtering), replace(shown, mac=there.mac)
+        return Bridge(self.bridge, alias, mac, mtu, self.filtering), shown
 
     def _foot(self, context: Context, mtu: int) -> VlanGateway | None:
         """The link that carries the gateway's address when the network is one VLAN of the bridge."""
@@ -114,7 +116,11 @@ class BridgeNetwork:
             dict.fromkeys(ip_interface((ip.gateway, ip.address.network.prefixlen)) for ip in found.ips if ip.gateway)
         )
         if gateways:
-            shared.append(Gateways(foot.name if foot else self.bridge, gateways, context.gateways, self.force_address))
+            link = foot.name if foot else self.bridge
+            # On a bridge of somebody else's, what was there before the network was must outlive it.
+            there = () if foot or bridge.alias else context.facts.addresses(Side.HOST, link)
+            before = tuple(address for address in gateways if address in there)
+            shared.append(Gateways(link, gateways, context.gateways, self.force_address, before))
         shared += interface.forwarding(interface.versions(found))
         return tuple(shared)
 

@@ -67,13 +67,15 @@ class Gateways(Operation):
     """The gateway addresses of a network on its bridge, and no other's.
 
     Another IPv4 address, or an IPv6 one of an overlapping subnet, is a conflict unless it is one of ``siblings``,
-    the gateways of the network's other subnets; with ``force`` it is removed.
+    the gateways of the network's other subnets; with ``force`` it is removed. ``before`` are those of the
+    addresses that were there before weft was, and so stay.
     """
 
     link: str
     addresses: tuple[Cidr, ...]
     siblings: tuple[Cidr, ...] = ()
     force: bool = False
+    before: tuple[Cidr, ...] = ()
 
     @property
     def lies_on(self) -> Place | None:
@@ -112,8 +114,9 @@ class Gateways(Operation):
 
     def undo(self, machine: Machine) -> None:
         for address in self.addresses:
-            with contextlib.suppress(Missing):
-                machine.host.delete_address(self.link, address)
+            if address not in self.before:
+                with contextlib.suppress(Missing):
+                    machine.host.delete_address(self.link, address)
 
     def lacks(self, machine: Machine) -> str | None:
         there = machine.host.addresses(self.link)

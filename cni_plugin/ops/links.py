@@ -26,7 +26,8 @@ def bears(link: Link, alias: str) -> bool:
 class Bridge(Operation):
     """A bridge of the host, shared by a network's attachments; its MAC is pinned from the start.
 
-    A bridge that was there already is used as it is and never deleted. ``mtu`` in bytes, 0: the kernel's.
+    Without an alias it is somebody else's: used as it is, never made and never deleted. ``mtu`` in bytes, 0: the
+    kernel's.
     """
 
     name: str
@@ -37,11 +38,13 @@ class Bridge(Operation):
 
     @property
     def makes(self) -> tuple[Place, ...]:
-        return ((Side.HOST, self.name),)
+        return ((Side.HOST, self.name),) if self.alias else ()
 
     def apply(self, machine: Machine) -> bool:
         link = machine.host.link(self.name)
         if link is None:
+            if not self.alias:
+                raise Missing(f"the bridge {self.name} has been removed meanwhile")
             options: dict[str, int | str] = {"br_vlan_filtering": 1} if self.vlan_filtering else {}
             try:
                 machine.host.add_link(
@@ -61,7 +64,7 @@ class Bridge(Operation):
 
     def undo(self, machine: Machine) -> None:
         link = machine.host.link(self.name)
-        if link is None or not bears(link, self.alias):
+        if link is None or link.kind != "bridge" or not self.alias or not bears(link, self.alias):
             return
         if any(port.master == self.name for port in machine.host.links()):
             return
@@ -76,11 +79,13 @@ class Bridge(Operation):
             return f"{self.name} is a {link.kind or 'physical'} link and no bridge"
         if not link.up:
             return f"the bridge {self.name} is down"
-        if bears(link, self.alias) and link.mac != self.mac:
+        if self.alias and bears(link, self.alias) and link.mac != self.mac:
             return f"the bridge {self.name} has the MAC address {link.mac} instead of {self.mac}"
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
+        if not self.alias:
+            return (f"ip link set {self.name} up",)
         mtu = f" mtu {self.mtu}" if self.mtu else ""
         filtering = " vlan_filtering 1" if self.vlan_filtering else ""
         return (
