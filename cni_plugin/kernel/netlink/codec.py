@@ -1,15 +1,20 @@
 """The one importer of pyroute2: netlink messages to bytes and back.
 
-Only pyroute2's message classes are used. Its ``__init__`` starts event loops and imports every protocol
-(some 250 ms); the classes alone take a tenth of that, so they are imported past it. What stands in for the
-package meanwhile is taken away again, and a real ``import pyroute2`` later on works.
+Only the tables in pyroute2's message classes are used: ``reader`` and ``writer`` work by them. Its ``__init__``
+starts event loops and imports every protocol (some 250 ms); the classes alone take a tenth of that, so they are
+imported past it. What stands in for the package meanwhile is taken away again, and a real ``import pyroute2``
+later on works.
 """
 
 from __future__ import annotations
 
+import struct
 import sys
 from types import ModuleType
 from typing import Any
+
+from cni_plugin.kernel.netlink.reader import Reader
+from cni_plugin.kernel.netlink.writer import attributes
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
@@ -69,51 +74,54 @@ def _teach_missing_attributes() -> None:
         ),
         "ipvlan": (("IFLA_IPVLAN_FLAGS", "uint16"),),
     }
-    for kind, attributes in missing.items():
+    for kind, more in missing.items():
         named_already = {row[0] for row in kinds[kind].nla_map}
-        more = tuple(row for row in attributes if row[0] not in named_already)
-        kinds[kind] = type(kind, (kinds[kind],), {"nla_map": (*kinds[kind].nla_map, *more)})
+        new = tuple(row for row in more if row[0] not in named_already)
+        kinds[kind] = type(kind, (kinds[kind],), {"nla_map": (*kinds[kind].nla_map, *new)})
 
 
 _teach_missing_attributes()
 
 
-def encode(kind: int, flags: int, sequence: int, fields: dict[str, Any], attributes: Attributes) -> bytes:
+_LINK_PART = ("=BxHiII", ("family", "ifi_type", "index", "flags", "change"))
+_ADDRESS_PART = ("=BBBBI", ("family", "prefixlen", "flags", "scope", "index"))
+_ROUTE_PART = ("=BBBBBBBBI", ("family", "dst_len", "src_len", "tos", "table", "proto", "scope", "type", "flags"))
+_HEADER = 16
+
+
+def _part(kind: int) -> tuple[str, tuple[str, ...]]:
+    return _LINK_PART if kind < NEWADDR else _ADDRESS_PART if kind < NEWROUTE else _ROUTE_PART
+
+
+def encode(kind: int, flags: int, sequence: int, fields: dict[str, Any], given: Attributes) -> bytes:
     """One request as bytes; ``fields`` are those of the message's fixed part under pyroute2's names."""
-    message = _CLASSES[kind]()
-    message.update(fields)
-    message["header"] = {"type": kind, "flags": flags, "sequence_number": sequence}
-    message["attrs"] = attributes
-    message.encode()
-    return bytes(message.data)
+    form, known = _part(kind)
+    body = struct.pack(form, *(fields.get(name, 0) for name in known)) + attributes(_CLASSES[kind], fields, given)
+    return struct.pack("=IHHII", _HEADER + len(body), kind, flags, sequence, 0) + body
 
 
-def decode(kind: int, data: bytes) -> Any:
-    """One answer, header included; attributes are decoded when asked for (``get_attr``)."""
-    message = _CLASSES[kind](data)
-    message.decode()
-    return message
+def decode(kind: int, data: bytes) -> Reader:
+    """One answer, header included; attributes are read when asked for (``get_attr``)."""
+    form, known = _part(kind)
+    fields = dict(zip(known, struct.unpack_from(form, data, _HEADER), strict=True))
+    return Reader(_CLASSES[kind], memoryview(data), _HEADER + struct.calcsize(form), fields)
 
 
-def attribute(message: Any, *path: str) -> Any:
+def attribute(message: Reader | None, *path: str) -> Any:
     """The attribute at the path of names (``IFLA_LINKINFO``, ``IFLA_INFO_KIND``), None if there is none."""
+    found: Any = message
     for name in path:
-        if not hasattr(message, "get_attr"):
+        if not isinstance(found, Reader):
             return None
-        message = message.get_attr(name)
-    return message
+        found = found.get_attr(name)
+    return found
 
 
 def plain(nested: Any) -> dict[str, int | str]:
     """A nested attribute's numbers and texts: ``IFLA_BR_VLAN_FILTERING`` becomes ``br_vlan_filtering``."""
-    values: dict[str, int | str] = {}
-    if not hasattr(nested, "get_attr"):
-        return values
-    for slot in nested["attrs"]:
-        name, value = slot[0], slot[1]
-        if name != "UNKNOWN" and isinstance(value, int | str):
-            values[name.removeprefix("IFLA_").lower()] = int(value) if isinstance(value, bool) else value
-    return values
+    if not isinstance(nested, Reader):
+        return {}
+    return {name.removeprefix("IFLA_").lower(): value for name, value in nested.items() if isinstance(value, int | str)}
 
 
 def named(values: dict[str, int | str]) -> Attributes:

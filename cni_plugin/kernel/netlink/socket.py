@@ -110,7 +110,7 @@ class RouteSocket:
                 waiting[sequence] = one
                 outcomes[sequence] = Outcome([])
                 flags = one.flags | codec.REQUEST | codec.ACK
-                data += codec.encode(one.kind, flags, sequence, one.fields, one.attributes)
+                data += _encoded(one, flags, sequence)
             self.send(bytes(data), requests[0].doing)
             while waiting:
                 for sequence, kind, flags, payload in split(self.receive(requests[0].doing)):
@@ -133,7 +133,7 @@ class RouteSocket:
         with self._lock:
             sequence = self._next()
             flags = request.flags | codec.REQUEST | codec.DUMP
-            self.send(codec.encode(request.kind, flags, sequence, request.fields, request.attributes), request.doing)
+            self.send(_encoded(request, flags, sequence), request.doing)
             outcome, interrupted, done = Outcome([]), False, False
             while not done:
                 try:
@@ -177,6 +177,13 @@ class RouteSocket:
         if flags & _MSG_TRUNC:
             raise KernelRefused(f"cannot {doing}: the kernel's answer was cut short")
         return bytes(data)
+
+
+def _encoded(request: Request, flags: int, sequence: int) -> bytes:
+    try:
+        return codec.encode(request.kind, flags, sequence, request.fields, request.attributes)
+    except (struct.error, ValueError, TypeError, OSError) as error:
+        raise KernelRefused(f"cannot {request.doing}: a value does not fit in the request: {error}") from error
 
 
 def split(data: bytes) -> list[tuple[int, int, int, memoryview]]:

@@ -8,6 +8,7 @@ from cni_plugin.errors import Missing
 from cni_plugin.kernel import BridgeVlan
 from cni_plugin.kernel.netlink import codec, links
 from cni_plugin.kernel.netlink.codec import Attributes, attribute
+from cni_plugin.kernel.netlink.reader import Reader
 from cni_plugin.kernel.netlink.socket import Request, RouteSocket
 
 _SHOW_VLANS = 2
@@ -24,7 +25,7 @@ def of_port(socket: RouteSocket, name: str) -> tuple[BridgeVlan, ...]:
     found: dict[int, BridgeVlan] = {}
     for message in socket.dump(request):
         specific = attribute(message, "IFLA_AF_SPEC") if message["index"] == index else None
-        if specific is not None and hasattr(specific, "get_attrs"):
+        if isinstance(specific, Reader):
             for one in specific.get_attrs("IFLA_BRIDGE_VLAN_INFO"):
                 flags = one["flags"]
                 found[one["vid"]] = BridgeVlan(one["vid"], bool(flags & _PVID), bool(flags & _UNTAGGED))

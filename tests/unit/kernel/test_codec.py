@@ -1,0 +1,147 @@
+"""The reader and the writer against pyroute2's own decoder and encoder, whose tables they work by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cni_plugin.errors import KernelRefused
+from cni_plugin.kernel.netlink import codec
+from cni_plugin.kernel.netlink.links import NESTED
+from cni_plugin.kernel.netlink.reader import Reader
+from cni_plugin.kernel.netlink.socket import Request, RouteSocket
+
+
+def nested(*attributes: Any, **fields: Any) -> dict[str, Any]:
+    return {**fields, "attrs": list(attributes)}
+
+
+def information(kind: str, *options: Any) -> list[Any]:
+    return ["IFLA_LINKINFO", nested(["IFLA_INFO_KIND", kind], ["IFLA_INFO_DATA", nested(*options)])]
+
+
+MESSAGES: list[tuple[int, dict[str, Any], list[Any]]] = [
+    (codec.GETLINK, {}, [["IFLA_EXT_MASK", 8], ["IFLA_IFNAME", "eth0"]]),
+    (codec.NEWLINK, {"index": 7, "flags": 1, "change": 1}, [["IFLA_MTU", 1400], ["IFLA_ADDRESS", "02:00:00:00:00:0a"]]),
+    (codec.NEWLINK, {}, [["IFLA_IFNAME", "br0"], information("bridge", ["IFLA_BR_VLAN_FILTERING", 1])]),
+    (codec.NEWLINK, {}, [information("macvlan", ["IFLA_MACVLAN_MODE", "passthru"], ["IFLA_MACVLAN_BC_QUEUE_LEN", 9])]),
+    (codec.NEWLINK, {}, [information("vlan", ["IFLA_VLAN_ID", 4094], ["IFLA_VLAN_PROTOCOL", 0x88A8])]),
+    (codec.NEWLINK, {}, [information("ipvlan", ["IFLA_IPVLAN_MODE", 2], ["IFLA_IPVLAN_FLAGS", 1])]),
+    (codec.NEWLINK, {}, [information("vrf", ["IFLA_VRF_TABLE", 70000])]),
+    (
+        codec.NEWLINK,
+        {},
+        [information("vxlan", ["IFLA_VXLAN_ID", 9], ["IFLA_VXLAN_LOCAL", "192.0.2.1"], ["IFLA_VXLAN_PORT", 4789])],
+    ),
+    (
+        codec.NEWLINK,
+        {},
+        [
+            ["IFLA_NET_NS_FD", 5],
+            information("veth", ["VETH_INFO_PEER", nested(["IFLA_IFNAME", "eth0"], ["IFLA_NET_NS_FD", 9])]),
+        ],
+    ),
+    (
+        codec.SETLINK,
+        {"family": 7, "index": 3},
+        [("IFLA_PROTINFO", nested(["IFLA_BRPORT_MODE", 1], ["IFLA_BRPORT_ISOLATED", 1]), NESTED)],
+    ),
+    (
+        codec.SETLINK,
+        {"family": 7, "index": 3},
+        [
+            (
+                "IFLA_AF_SPEC",
+                nested(["IFLA_BRIDGE_FLAGS", 2], ["IFLA_BRIDGE_VLAN_INFO", {"flags": 6, "vid": 42}]),
+                NESTED,
+            )
+        ],
+    ),
+    (codec.NEWADDR, {"family": 2, "prefixlen": 24, "index": 2}, [["IFA_LOCAL", "10.1.0.5"], ["IFA_FLAGS", 0x200]]),
+    (codec.NEWADDR, {"family": 10, "prefixlen": 64, "index": 2}, [["IFA_ADDRESS", "fd00::5"]]),
+    (
+        codec.NEWROUTE,
+        {"family": 2, "dst_len": 16, "table": 252, "type": 1, "flags": 4},
+        [
+            ["RTA_TABLE", 5000],
+            ["RTA_DST", "10.9.0.0"],
+            ["RTA_VIA", {"family": 10, "addr": "fd00::1"}],
+            ["RTA_METRICS", nested(["RTAX_MTU", 1300], ["RTAX_ADVMSS", 1200])],
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "attributes"), MESSAGES)
+def test_the_writer_writes_what_pyroute2_would(kind: int, fields: dict[str, Any], attributes: list[Any]) -> None:
+    theirs = codec._CLASSES[kind]()
+    theirs.update(fields)
+    theirs["header"] = {"type": kind, "flags": 5, "sequence_number": 77}
+    theirs["attrs"] = [tuple(one) for one in attributes]
+    ours = codec.encode(kind, 5, 77, fields, attributes)
+    theirs.encode()
+    assert ours.hex(" ", 4) == bytes(theirs.data).hex(" ", 4)
+
+
+@pytest.mark.parametrize(("kind", "fields", "attributes"), MESSAGES)
+def test_the_reader_reads_what_was_written(kind: int, fields: dict[str, Any], attributes: list[Any]) -> None:
+    message = codec.decode(kind, codec.encode(kind, 5, 77, fields, attributes))
+    assert {name: message[name] for name in fields} == fields
+    for name, value in [one[:2] for one in attributes]:
+        same(message, name, value)
+
+
+def same(reader: Reader, name: str, value: Any) -> None:
+    found = reader.get_attr(name)
+    if not isinstance(value, dict) or "attrs" not in value:
+        assert found == value, name
+        return
+    if name == "VETH_INFO_PEER":  # never read back: the kernel does not send it
+        return
+    assert isinstance(found, Reader), name
+    for inner in value["attrs"]:
+        same(found, inner[0], inner[1])
+
+
+def test_the_kernel_s_own_answer_is_read_as_pyroute2_reads_it() -> None:
+    socket = RouteSocket()
+    request = Request(codec.GETLINK, 0, "look at lo", attributes=[["IFLA_IFNAME", "lo"]], decoded=False)
+    data = socket.request(request)[0][0]
+    socket.close()
+    theirs = codec._CLASSES[codec.NEWLINK](data)
+    theirs.decode()
+    ours = codec.decode(codec.NEWLINK, data)
+    for name in (
+        "IFLA_IFNAME",
+        "IFLA_MTU",
+        "IFLA_ADDRESS",
+        "IFLA_TXQLEN",
+        "IFLA_QDISC",
+        "IFLA_GROUP",
+    ):
+        assert ours.get_attr(name) == theirs.get_attr(name) is not None, name
+    assert ours["index"] == theirs["index"] == 1
+
+
+def test_nonsense_is_refused_by_name_and_never_left_out() -> None:
+    with pytest.raises(KernelRefused, match="IFLA_NONSENSE"):
+        codec.encode(codec.NEWLINK, 0, 1, {}, [["IFLA_NONSENSE", 1]])
+    with pytest.raises(KernelRefused, match="IFLA_INFO_DATA"):
+        codec.encode(codec.NEWLINK, 0, 1, {}, [information("nonesuch", ["IFLA_MTU", 1])])
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 40, "many"])
+def test_a_value_that_does_not_fit_is_refused(value: Any) -> None:
+    socket = RouteSocket()
+    with pytest.raises(KernelRefused, match="cannot change it: a value does not fit"):
+        socket.request(Request(codec.NEWLINK, 0, "change it", {"index": 1}, [["IFLA_MTU", value]]))
+    socket.close()
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 3))
+def test_a_message_that_ends_early_is_read_as_far_as_it_goes(cut: int) -> None:
+    data = codec.encode(codec.NEWLINK, 0, 1, {}, [["IFLA_MTU", 1400], information("bridge", ["IFLA_BR_STP_STATE", 1])])
+    message = codec.decode(codec.NEWLINK, data[: max(len(data) - cut, 32)])
+    assert message.get_attr("IFLA_MTU") in (None, 1400)
+    assert codec.attribute(message, "IFLA_LINKINFO", "IFLA_INFO_KIND") in (None, "bridge")
