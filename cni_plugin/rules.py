@@ -20,8 +20,10 @@ Chains that those use
                      (``ports4_at``), then those of all (``ports4``).
     ``published``    gives such a connection this host as its source where its answers would otherwise go past
                      this host: it came from 127.0.0.1 (``snat4``), or it came in by the link that the
-                     container is behind, from a sibling or the container itself (``hairpin4``), or it
-                     is to be so for all (``masquerade_all4``).
+                     container is behind, from a sibling (``hairpin4``), or from the container itself
+                     (``self4``), or it is to be so for all (``masquerade_all4``). Where the kernel shows
+                     bridged packets to these rules (br_netfilter), a sibling's answers pass them too
+                     and its address may stay, as it does: such a packet came in by no link.
     ``outgoing``     gives connections of the containers in ``masquerade4`` this host's address, but to
                      multicast groups and within their network (``local4``).
 
@@ -59,6 +61,10 @@ HAIRPIN4 = "hairpin4"
 """Containers and the host's link that leads to them: ``(bridge or host's end of the veth pair, address)``."""
 HAIRPIN6 = "hairpin6"
 """The same for IPv6."""
+SELF4 = "self4"
+"""Containers that connect to themselves by a published port: ``(address, the same address)``."""
+SELF6 = "self6"
+"""The same for IPv6."""
 MASQUERADE_ALL4 = "masquerade_all4"
 """Containers that see this host as the source of every connection to a published port: ``(address,)``."""
 MASQUERADE_ALL6 = "masquerade_all6"
@@ -77,6 +83,8 @@ table inet weft {
 	set snat4 { type ipv4_addr; }
 	set hairpin4 { type ifname . ipv4_addr; }
 	set hairpin6 { type ifname . ipv6_addr; }
+	set self4 { type ipv4_addr . ipv4_addr; }
+	set self6 { type ipv6_addr . ipv6_addr; }
 	set masquerade_all4 { type ipv4_addr; }
 	set masquerade_all6 { type ipv6_addr; }
 
@@ -108,6 +116,8 @@ table inet weft {
 		ip saddr 127.0.0.0/8 ip daddr @snat4 masquerade
 		iifname . ip daddr @hairpin4 masquerade
 		iifname . ip6 daddr @hairpin6 masquerade
+		ip saddr . ip daddr @self4 masquerade
+		ip6 saddr . ip6 daddr @self6 masquerade
 		ip daddr @masquerade_all4 masquerade
 		ip6 daddr @masquerade_all6 masquerade
 	}

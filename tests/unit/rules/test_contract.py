@@ -33,6 +33,8 @@ ONE_OF_EACH = (
     Element("hairpin4", ("tcp", CONTAINER), (), MINE),
     Element("hairpin4", ("a}{,;#$@'`b", CONTAINER), (), MINE),
     Element("hairpin6", ("veth0.1-_x", CONTAINER6), (), MINE),
+    Element("self4", (CONTAINER, CONTAINER), (), MINE),
+    Element("self6", (CONTAINER6, CONTAINER6), (), MINE),
     Element("masquerade_all4", (CONTAINER,), (), MINE),
     Element("masquerade_all6", (CONTAINER6,), (), f"{MINE}:web/eth0"),
 )

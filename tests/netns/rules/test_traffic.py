@@ -1,0 +1,265 @@
+"""The base rules under real traffic: a host, two containers on a bridge, and a machine on a wire beside it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+from unit.rules.test_contract import MINE
+
+from cni_plugin.kernel import Element
+from cni_plugin.kernel.nft import Nft
+from cni_plugin.rules import BASE
+from lab.host import Host, Lan
+
+BRIDGE = "br0"
+GATEWAY, GATEWAY6 = "10.1.0.1", "fd00:1::1"
+SERVER, SERVER6 = "10.1.0.5", "fd00:1::5"
+SIBLING, SIBLING6 = "10.1.0.6", "fd00:1::6"
+ELSEWHERE = "10.2.0.5"
+PORT = 8080
+INNER = 80
+
+
+class Site:
+    """Two containers on a bridge, a third on a link of its own, and a LAN that knows no way to them."""
+
+    def __init__(self, host: Host, nft: Nft) -> None:
+        self.host, self.nft = host, nft
+        host.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        self.lan: Lan = host.lan()
+        host.run("ip", "link", "add", BRIDGE, "type", "bridge", "forward_delay", "0")
+        host.run("ip", "address", "add", f"{GATEWAY}/16", "dev", BRIDGE)
+        host.run("ip", "address", "add", f"{GATEWAY6}/64", "dev", BRIDGE, "nodad")
+        host.run("ip", "link", "set", BRIDGE, "up")
+        self._attach("server", SERVER, SERVER6, BRIDGE)
+        self._attach("sibling", SIBLING, SIBLING6, BRIDGE)
+        self._attach("elsewhere", ELSEWHERE, "fd00:2::5", "")
+        Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet").write_text("1")
+        self.show_bridged(False)
+        for address in (SERVER6, SIBLING6, "fd00:2::5", self.lan.outside6):
+            # The first neighbour solicitation may come before the link is ready, and the next is a second away.
+            assert any(host.ping(None, address, timeout=0.5) for _ in range(6)), address
+        nft.install(BASE)
+
+    def show_bridged(self, shown: bool) -> bool:
+        """Whether rules see bridged packets (br_netfilter): False where that cannot be had."""
+        switches = list(Path("/proc/sys/net/bridge").glob("bridge-nf-call-ip*tables"))
+        for switch in switches:
+            switch.write_text(str(int(shown)))
+        return bool(switches) or not shown
+
+    def _attach(self, name: str, address: str, address6: str, bridge: str) -> None:
+        path = self.host.container(name)
+        link = f"v-{name}"
+        self.host.run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", path)
+        gateway, gateway6 = (GATEWAY, GATEWAY6) if bridge else ("10.2.0.1", "fd00:2::1")
+        if bridge:
+            self.host.run("ip", "link", "set", link, "master", bridge)
+        else:
+            self.host.run("ip", "address", "add", f"{gateway}/16", "dev", link)
+            self.host.run("ip", "address", "add", f"{gateway6}/64", "dev", link, "nodad")
+        self.host.run("ip", "link", "set", link, "up")
+        for words in (
+            "link set lo up",
+            "link set eth0 up",
+            f"address add {address}/16 dev eth0",
+            f"address add {address6}/64 dev eth0 nodad",
+            f"route add default via {gateway}",
+            f"route add ::/0 via {gateway6}",
+        ):
+            self.host.inside(name, "ip", *words.split())
+
+    def add(self, collection: str, *key: str | int, to: tuple[str, int] | None = None) -> None:
+        data = () if to is None else (ip_address(to[0]), to[1])
+        self.nft.add([Element(collection, tuple(_typed(part) for part in key), data, MINE)])
+
+    def publish(self, protocol: str = "tcp", *, snat: bool = True) -> None:
+        self.add("ports4", protocol, PORT, to=(SERVER, INNER))
+        self.add("ports6", protocol, PORT, to=(SERVER6, INNER))
+        if snat:
+            self.add("snat4", SERVER)
+            self.add("hairpin4", BRIDGE, SERVER)
+            self.add("hairpin6", BRIDGE, SERVER6)
+            self.add("self4", SERVER, SERVER)
+            self.add("self6", SERVER6, SERVER6)
+
+    def sees(self, client: str | None, address: str, port: int = PORT, protocol: str = "tcp") -> str | None:
+        """The address that the server saw the client have, None where nothing answered."""
+        return self.host.fetch(client, address, port, protocol, timeout=0.4)
+
+
+def _typed(part: str | int) -> object:
+    if isinstance(part, str) and (":" in part or part[0].isdigit()):
+        return ip_network(part) if "/" in part else ip_address(part)
+    return part
+
+
+@pytest.fixture
+def site(host: Host) -> Iterator[Site]:
+    nft = Nft()
+    yield Site(host, nft)
+    nft.close()
+
+
+def test_containers_go_out_by_the_hosts_address(site: Site) -> None:
+    site.host.serve_tcp("outside", 80)
+    assert site.sees("server", site.lan.outside, 80) is None
+    assert site.sees("server", site.lan.outside6, 80) is None
+    site.add("masquerade4", SERVER)
+    site.add("masquerade6", SERVER6)
+    assert site.sees("server", site.lan.outside, 80) == site.lan.host
+    assert site.sees("server", site.lan.outside6, 80) == site.lan.host6
+    assert site.host.ping("server", site.lan.outside)
+    assert site.sees("sibling", site.lan.outside, 80) is None  # only who is in the set
+
+
+@pytest.mark.parametrize("source", [SERVER, "10.1.0.0/16"], ids=["container", "network"])
+def test_within_the_network_addresses_stay(site: Site, source: str) -> None:
+    """To the bridge, and routed by the host to a part of the subnet that is behind another link."""
+    site.host.serve_tcp("elsewhere", 80)
+    site.host.inside("elsewhere", "ip", "address", "add", "10.1.99.9/32", "dev", "lo")
+    site.host.run("ip", "route", "add", "10.1.99.9/32", "via", ELSEWHERE)
+    site.host.inside("server", "ip", "route", "add", "10.1.99.9/32", "via", GATEWAY)
+    site.add("masquerade4", SERVER)
+    assert site.sees("server", "10.1.99.9", 80) == "10.2.0.1"
+    site.add("local4", source, "10.1.0.0/16")
+    assert site.sees("server", "10.1.99.9", 80) == SERVER
+    assert site.sees("server", ELSEWHERE, 80) == "10.2.0.1"
+    site.host.serve_tcp("sibling", 80)
+    assert site.sees("server", SIBLING, 80) == SERVER
+
+
+def test_multicast_keeps_its_source(site: Site) -> None:
+    """Counted by a chain after weft's, since no multicast router is at hand."""
+    sent = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('10.1.0.1', 0)); "
+    sent += "s.setsockopt(0, 32, socket.inet_aton('192.0.2.1')); s.sendto(b'x', ('239.1.2.3', 9))"
+    counter = "chain c { type filter hook postrouting priority 300; ip saddr 10.1.0.1 ip daddr 239.1.2.3 counter\n}"
+    site.host.run("nft", f"table inet watch {{ {counter}\n}}")
+    site.add("masquerade4", GATEWAY)
+    site.host.run("python3", "-c", sent)
+    assert "packets 1 " in site.host.run("nft", "list", "table", "inet", "watch").stdout
+
+
+@pytest.mark.parametrize("bridged", [False, True], ids=["", "br_netfilter"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_published_port_from_everywhere(site: Site, protocol: str, bridged: bool) -> None:
+    if not site.show_bridged(bridged):
+        pytest.skip("this kernel has no br_netfilter")
+    # What is bridged back by where it came from, the bridge must be told to let pass.
+    site.host.run("ip", "link", "set", "v-server", "type", "bridge_slave", "hairpin", "on" if bridged else "off")
+    getattr(site.host, f"serve_{protocol}")("server", INNER)
+    clients = [
+        ("outside", site.lan.host, site.lan.outside),
+        ("outside", site.lan.host6, site.lan.outside6),
+        (None, site.lan.host, site.lan.host),
+        (None, site.lan.host6, site.lan.host6),
+        (None, GATEWAY, GATEWAY),
+        (None, "127.0.0.1", GATEWAY),
+        ("sibling", site.lan.host, SIBLING if bridged else GATEWAY),
+        ("sibling", GATEWAY, SIBLING if bridged else GATEWAY),
+        ("sibling", GATEWAY6, SIBLING6 if bridged else GATEWAY6),
+        ("server", site.lan.host, GATEWAY),
+        ("server", site.lan.host6, GATEWAY6),
+        ("elsewhere", site.lan.host, ELSEWHERE),
+        ("elsewhere", "10.2.0.1", ELSEWHERE),
+    ]
+    for client, address, _ in clients:
+        if protocol == "udp" or ":" not in address:
+            assert site.sees(client, address, protocol=protocol) is None, (client, address)
+    site.publish(protocol)
+    for client, address, seen in clients:
+        assert site.sees(client, address, protocol=protocol) == seen, (client, address)
+    assert site.sees("outside", site.lan.host, PORT + 1, protocol) is None
+    other = "udp" if protocol == "tcp" else "tcp"
+    assert site.sees("outside", site.lan.host, PORT, other) is None
+
+
+def test_without_rewriting_the_sibling_and_the_loopback_get_no_answer(site: Site) -> None:
+    site.host.serve_tcp("server", INNER)
+    site.publish(snat=False)
+    assert site.sees("outside", site.lan.host) == site.lan.outside
+    assert site.sees("sibling", site.lan.host) is None
+    assert site.sees(None, "127.0.0.1") is None
+    assert site.sees("elsewhere", site.lan.host) == ELSEWHERE
+
+
+def test_all_may_be_rewritten(site: Site) -> None:
+    site.host.serve_tcp("server", INNER)
+    site.publish()
+    site.add("masquerade_all4", SERVER)
+    site.add("masquerade_all6", SERVER6)
+    assert site.sees("outside", site.lan.host) == GATEWAY
+    assert site.sees("outside", site.lan.host6) == GATEWAY6
+    assert site.sees("elsewhere", site.lan.host) == GATEWAY
+    assert site.sees("elsewhere", SERVER, INNER) == ELSEWHERE  # not by the published port
+    assert site.sees("sibling", SERVER, INNER) == SIBLING
+
+
+def test_a_port_of_one_address_comes_before_that_of_all(site: Site) -> None:
+    site.host.serve_tcp("server", INNER)
+    site.host.serve_tcp("server", INNER + 1)
+    site.host.serve_tcp("sibling", INNER)
+    site.add("ports4_at", site.lan.host, "tcp", PORT, to=(SERVER, INNER))
+    assert site.sees("outside", site.lan.host) == site.lan.outside
+    assert site.sees("elsewhere", "10.2.0.1") is None
+    site.add("ports4", "tcp", PORT, to=(SIBLING, INNER))
+    servers = {server.port: server for server in site.host._servers if server.namespace.endswith("server")}
+    before = len(servers[INNER].clients)
+    assert site.sees("outside", site.lan.host) == site.lan.outside
+    assert len(servers[INNER].clients) == before + 1
+    assert site.sees("elsewhere", "10.2.0.1") == ELSEWHERE
+    assert len(servers[INNER].clients) == before + 1
+    site.add("ports6_at", site.lan.host6, "tcp", PORT, to=(SERVER6, INNER + 1))
+    assert site.sees("outside", site.lan.host6) == site.lan.outside6
+    assert site.sees("elsewhere", "fd00:2::1") is None
+
+
+def test_a_port_of_the_loopback_is_the_hosts_alone(site: Site) -> None:
+    """Not for the LAN, nor for a container, even if it sends to 127.0.0.1 through the host (CVE-2020-8558)."""
+    site.host.serve_tcp("server", INNER)
+    site.host.serve_udp(None, 9999, "127.0.0.1")
+    site.add("ports4_at", "127.0.0.1", "tcp", PORT, to=(SERVER, INNER))
+    site.add("snat4", SERVER)
+    site.add("hairpin4", BRIDGE, SERVER)
+    assert site.sees(None, "127.0.0.1") == GATEWAY
+    for client, gateway in (("outside", site.lan.host), ("sibling", GATEWAY), ("server", GATEWAY)):
+        assert site.sees(client, gateway) is None
+    # As an attacker does it: 127.0.0.1 is sent out by the wire instead of the loopback.
+    Path(f"/proc/sys/net/ipv4/conf/{site.lan.link}/route_localnet").write_text("1")
+    for client, gateway in (("outside", site.lan.host), ("sibling", GATEWAY)):
+        site.host.inside(client, "sysctl", "-q", "-w", "net.ipv4.conf.eth0.route_localnet=1")
+        site.host.inside(client, "ip", "rule", "add", "pref", "5", "lookup", "local")
+        site.host.inside(client, "ip", "rule", "del", "pref", "0")
+        site.host.inside(client, "ip", "route", "add", "127.0.0.1/32", "via", gateway, "table", "77")
+        site.host.inside(client, "ip", "rule", "add", "pref", "1", "to", "127.0.0.1", "lookup", "77")
+    for client, source in (("outside", site.lan.outside), ("sibling", SIBLING)):
+        for port, protocol in ((PORT, "tcp"), (9999, "udp")):
+            assert site.host.fetch(client, "127.0.0.1", port, protocol, timeout=0.4, source=source) is None
+    # It is the guard that stops them, and nothing else in this test.
+    site.host.run("nft", "flush", "chain", "inet", "weft", "guard")
+    assert site.host.fetch("sibling", "127.0.0.1", 9999, "udp", timeout=0.4, source=SIBLING) == SIBLING
+
+
+def test_a_port_on_the_ipv6_loopback_is_refused_at_once(site: Site) -> None:
+    """So that who tries "localhost" goes on to 127.0.0.1; a server of the host's own there is reached."""
+    site.host.serve_tcp("server", INNER)
+    site.publish()
+    script = f"import socket, sys; sys.exit(socket.socket(socket.AF_INET6).connect_ex(('::1', {PORT})))"
+    refused = subprocess.run(["python3", "-c", script], timeout=5, check=False)
+    assert refused.returncode == 111
+    site.host.serve_tcp(None, PORT, "::1")
+    assert site.sees(None, "::1") == "::1"
+    assert site.sees(None, "127.0.0.1") == GATEWAY
+
+
+def test_a_port_taken_back_is_closed(site: Site) -> None:
+    site.host.serve_tcp("server", INNER)
+    site.publish()
+    assert site.sees("outside", site.lan.host) == site.lan.outside
+    site.nft.delete(element for name in site.nft.collections() for element in site.nft.elements(name))
+    assert site.sees("outside", site.lan.host) is None
+    assert site.sees(None, "127.0.0.1") is None
