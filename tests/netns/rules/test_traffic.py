@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
@@ -133,15 +134,45 @@ def test_within_the_network_addresses_stay(site: Site, source: str) -> None:
     assert site.sees("server", SIBLING, 80) == SERVER
 
 
-def test_multicast_keeps_its_source(site: Site) -> None:
-    """Counted by a chain after weft's, since no multicast router is at hand."""
-    sent = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('10.1.0.1', 0)); "
-    sent += "s.setsockopt(0, 32, socket.inet_aton('192.0.2.1')); s.sendto(b'x', ('239.1.2.3', 9))"
-    counter = "chain c { type filter hook postrouting priority 300; ip saddr 10.1.0.1 ip daddr 239.1.2.3 counter\n}"
-    site.host.run("nft", f"table inet watch {{ {counter}\n}}")
+@pytest.mark.parametrize("family", [4, 6])
+def test_multicast_keeps_its_source(site: Site, family: int) -> None:
+    """Sent by the host itself, since no multicast router is at hand, and counted by a chain after weft's."""
+    source, group, word = (GATEWAY, "239.1.2.3", "ip") if family == 4 else (GATEWAY6, "ff05::123", "ip6")
     site.add("masquerade4", GATEWAY)
-    site.host.run("python3", "-c", sent)
+    site.add("masquerade6", GATEWAY6)
+    match = f"{word} saddr {source} {word} daddr {group} counter"
+    site.host.run("nft", f"table inet watch {{ chain c {{ type filter hook postrouting priority 300; {match}\n}}\n}}")
+    with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+        sender.bind((source, 0))
+        if family == 4:
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(site.lan.host))
+        else:
+            index = socket.if_nametoindex(site.lan.link)
+            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+        sender.sendto(b"x", (group, 9))
     assert "packets 1 " in site.host.run("nft", "list", "table", "inet", "watch").stdout
+
+
+def test_within_an_ipv6_network_addresses_stay(site: Site) -> None:
+    site.host.serve_tcp("elsewhere", 80)
+    site.add("masquerade6", SERVER6)
+    assert site.sees("server", "fd00:2::5", 80) == "fd00:2::1"
+    site.add("local6", SERVER6, "fd00::/16")
+    assert site.sees("server", "fd00:2::5", 80) == SERVER6
+
+
+def test_nobody_comes_from_127_but_the_host(site: Site) -> None:
+    """The bridge has route_localnet, so the kernel itself would take such a packet."""
+    server = site.host.serve_udp(None, 9999, GATEWAY)
+    site.host.inside("sibling", "sysctl", "-q", "-w", "net.ipv4.conf.eth0.route_localnet=1")
+
+    def send() -> list[str]:
+        site.host.fetch("sibling", GATEWAY, 9999, "udp", timeout=0.3, source="127.0.0.9")
+        return server.clients
+
+    assert send() == []
+    site.host.run("nft", "flush", "chain", "inet", "weft", "guard")
+    assert send() == ["127.0.0.9"]
 
 
 @pytest.mark.parametrize("bridged", [False, True], ids=["", "br_netfilter"])
