@@ -70,6 +70,11 @@ def forward(host: Host) -> None:
     host.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 
 
+def hurry(host: Host) -> None:
+    """Have new links of the host usable for IPv6 at once: until detection is over, nothing is forwarded to them."""
+    host.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+
+
 def collect(cni: Cni, conf: Config, valid: tuple[tuple[str, str], ...] = ()) -> None:
     """GC that must succeed; ``valid`` are the attachments to keep, as container id and interface name."""
     listed = [{"containerID": container, "ifname": ifname} for container, ifname in valid]

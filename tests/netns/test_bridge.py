@@ -317,7 +317,8 @@ def test_which_mac_address_wins(host: Host, cni: Cni) -> None:
         macs.append(result["interfaces"][2]["mac"])
         assert seen.link(host, "eth0", name)["address"] == macs[-1]
     assert macs == ["02:00:00:00:00:aa", "02:00:00:00:00:bb", "02:00:00:00:00:cc"]
-    problem = seen.problem(cni, "ADD", bridge(pool(SUBNET), runtimeConfig={"mac": "01:00:00:00:00:01"}), "/run/netns/m0")
+    group = bridge(pool(SUBNET), runtimeConfig={"mac": "01:00:00:00:00:01"})
+    problem = seen.problem(cni, "ADD", group, "/run/netns/m0")
     assert "runtimeConfig.mac" in problem["msg"] and "multicast" in problem["msg"]
 
 
