@@ -14,6 +14,7 @@ from cni_plugin import interface, names
 from cni_plugin.errors import ConfigProblem
 from cni_plugin.kernel import BridgeVlan
 from cni_plugin.ops import Bridge, Gateways, Port, Promiscuous, Setting, VlanGateway, Vlans
+from cni_plugin.ops.links import unnamed
 from cni_plugin.plan import Context, Operation, Part, Plan
 from cni_plugin.types import Result, ResultInterface, Side
 from cni_plugin.wire.keys import Section
@@ -83,7 +84,7 @@ class BridgeNetwork:
         mac = names.mac(context.host, "bridge", self.bridge)
         # The kernel gives a bridge the smallest MTU of its ports.
         shown = ResultInterface(self.bridge, mac, "", mtu if there is None else min(mtu, there.mtu))
-        if there is not None and there.alias != alias:
+        if there is not None and there.alias != alias and not unnamed(there, mac):
             return Bridge(self.bridge, "", "", 0, self.filtering), replace(shown, mac=there.mac)
         return Bridge(self.bridge, alias, mac, mtu, self.filtering), shown
 

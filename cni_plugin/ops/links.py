@@ -22,6 +22,11 @@ def bears(link: Link, alias: str) -> bool:
     return link.alias == mark or link.alias.startswith(f"{mark}:")
 
 
+def unnamed(link: Link, mac: str) -> bool:
+    """Whether the link is what a process left that was killed between making it and giving it its alias."""
+    return not link.alias and link.mac == mac
+
+
 @dataclass(frozen=True, slots=True)
 class Bridge(Operation):
     """A bridge of the host, shared by a network's attachments; its MAC is pinned from the start.
@@ -57,14 +62,17 @@ class Bridge(Operation):
             return True
         if link.kind != "bridge":
             raise Conflict(f"{self.name} is a {link.kind or 'physical'} link and no bridge", hint="name another bridge")
-        if link.up:
+        nameless = bool(self.alias) and unnamed(link, self.mac)
+        if link.up and not nameless:
             return False
-        machine.host.change_link(self.name, up=True)
+        machine.host.change_link(self.name, up=True, alias=self.alias if nameless else None)
         return True
 
     def undo(self, machine: Machine) -> None:
         link = machine.host.link(self.name)
-        if link is None or link.kind != "bridge" or not self.alias or not bears(link, self.alias):
+        if link is None or link.kind != "bridge" or not self.alias:
+            return
+        if not bears(link, self.alias) and not unnamed(link, self.mac):
             return
         if any(port.master == self.name for port in machine.host.links()):
             return
@@ -81,6 +89,8 @@ class Bridge(Operation):
             return f"the bridge {self.name} is down"
         if self.alias and bears(link, self.alias) and link.mac != self.mac:
             return f"the bridge {self.name} has the MAC address {link.mac} instead of {self.mac}"
+        if self.alias and unnamed(link, self.mac):
+            return f"the bridge {self.name} lacks its alias"
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
@@ -140,8 +150,7 @@ class Veth(Operation):
 
     def undo(self, machine: Machine) -> None:
         link = machine.host.link(self.host)
-        # A process killed between making the pair and naming it leaves no alias, but the planned MAC.
-        if link is None or not (bears(link, self.alias) or (not link.alias and link.mac == self.host_mac)):
+        if link is None or not (bears(link, self.alias) or unnamed(link, self.host_mac)):
             return
         with contextlib.suppress(Missing):
             machine.host.delete_link(self.host)

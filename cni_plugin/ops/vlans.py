@@ -6,8 +6,8 @@ import contextlib
 from dataclasses import dataclass
 
 from cni_plugin.errors import Conflict, KernelLacks, Missing
-from cni_plugin.kernel import BridgeVlan, Peer
-from cni_plugin.ops.links import bears, no_vlan_filtering
+from cni_plugin.kernel import BridgeVlan, Link, Peer
+from cni_plugin.ops.links import bears, no_vlan_filtering, unnamed
 from cni_plugin.plan import Machine, Operation, Place
 from cni_plugin.types import Side
 
@@ -78,9 +78,12 @@ class VlanGateway(Operation):
     def makes(self) -> tuple[Place, ...]:
         return ((Side.HOST, self.name), (Side.HOST, self.port))
 
+    def _mine(self, link: Link) -> bool:
+        return bears(link, self.alias) or unnamed(link, self.mac)
+
     def apply(self, machine: Machine) -> bool:
         link = machine.host.link(self.name)
-        if link is not None and not bears(link, self.alias):
+        if link is not None and not self._mine(link):
             raise Conflict(f"a link {self.name} is there and not weft's", hint="remove or rename it")
         if link is None:
             machine.host.add_link(
@@ -95,13 +98,13 @@ class VlanGateway(Operation):
         if self.lacks(machine) is None:
             return link is None
         machine.host.change_link(self.port, master=self.bridge, up=True)
-        machine.host.change_link(self.name, up=True)
+        machine.host.change_link(self.name, up=True, alias=self.alias)
         Vlans(self.port, (BridgeVlan(self.vid, pvid=True, untagged=True),)).apply(machine)
         return True
 
     def undo(self, machine: Machine) -> None:
         link = machine.host.link(self.name)
-        if link is not None and bears(link, self.alias):
+        if link is not None and self._mine(link):
             with contextlib.suppress(Missing):
                 machine.host.delete_link(self.name)
 
@@ -109,6 +112,8 @@ class VlanGateway(Operation):
         link, port = machine.host.link(self.name), machine.host.link(self.port)
         if link is None or port is None or not link.up or not port.up:
             return f"the VLAN gateway link {self.name} is missing or down"
+        if unnamed(link, self.mac):
+            return f"the VLAN gateway link {self.name} lacks its alias"
         if port.master != self.bridge:
             return f"{self.port} is not on the bridge {self.bridge}"
         return Vlans(self.port, (BridgeVlan(self.vid, pvid=True, untagged=True),)).lacks(machine)
