@@ -1,0 +1,257 @@
+"""Call weft in this process, on the real kernel or a fake one, with a place for faults between any two steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cni_plugin import app
+from cni_plugin.errors import KernelRefused
+from cni_plugin.executor import Watch, unwatched
+from cni_plugin.host import Host
+from cni_plugin.kernel import Kernel
+from cni_plugin.kernel.linux import LinuxKernel
+from cni_plugin.plan import Lease, Machine, Operation
+from cni_plugin.records import Record
+from cni_plugin.service import Service
+from cni_plugin.types import Result
+from cni_plugin.wire import config as configuration
+from cni_plugin.wire import environment
+from cni_plugin.wire.request import Request
+
+STATE = ("/run/weft", "/var/lib/cni")
+"""Where weft keeps what it must remember."""
+
+_CHANGES = frozenset({"os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.utime", "os.truncate"})
+_MESSAGES = frozenset({"socket.sendto", "socket.sendmsg"})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a runtime was told: the exit status and the document on standard output ({} for none)."""
+
+    status: int
+    document: dict[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 0
+
+    @property
+    def code(self) -> int:
+        """The CNI error code, 0 where all went well."""
+        return 0 if self.ok else int(self.document["code"])
+
+    @property
+    def text(self) -> str:
+        return f"{self.document.get('msg', '')}: {self.document.get('details', '')}"
+
+
+def variables(command: str, container: str, netns: str, ifname: str, args: str = "") -> dict[str, str]:
+    """The CNI_* variables of one call."""
+    return {
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": container,
+        "CNI_NETNS": netns,
+        "CNI_IFNAME": ifname,
+        "CNI_ARGS": args,
+        "CNI_PATH": "/nowhere",
+    }
+
+
+class Weft:
+    """weft as a function. A new kernel object for every call, as a process of its own has it, unless one is given."""
+
+    def __init__(self, kernel: Kernel | None = None, host: Host | None = None) -> None:
+        self._kernel = kernel
+        self._host = host
+
+    def service(self, kernel: Kernel, watch: Watch = unwatched) -> Service:
+        return Service(kernel, self._host or Host.current(kernel), watch=watch)
+
+    def __call__(
+        self,
+        command: str,
+        conf: Mapping[str, Any],
+        netns: str = "",
+        container: str = "c1",
+        ifname: str = "eth0",
+        *,
+        args: str = "",
+        watch: Watch = unwatched,
+    ) -> Answer:
+        """One call, by the name that the configuration's ``type`` says."""
+
+        def handle(request: Request) -> Result | None:
+            kernel = self._kernel or LinuxKernel()
+            try:
+                return self.service(kernel, watch).handle(request)
+            finally:
+                if self._kernel is None:
+                    kernel.close()
+
+        environ = variables(command, container, netns, ifname, args)
+        status, output = app.run(str(conf["type"]), environ, json.dumps(conf).encode(), handle)
+        return Answer(status, json.loads(output) if output else {})
+
+    def add(self, conf: Mapping[str, Any], netns: str, container: str = "c1", ifname: str = "eth0") -> dict[str, Any]:
+        """ADD that must succeed; the result."""
+        answer = self("ADD", conf, netns, container, ifname)
+        assert answer.ok, answer
+        return answer.document
+
+    def check(
+        self, conf: Mapping[str, Any], result: Any, netns: str, container: str = "c1", ifname: str = "eth0"
+    ) -> str:
+        """What CHECK complains of, "" if it finds all well."""
+        answer = self("CHECK", {**conf, "prevResult": result}, netns, container, ifname)
+        return "" if answer.ok else answer.text
+
+    def delete(self, conf: Mapping[str, Any], netns: str = "", container: str = "c1", ifname: str = "eth0") -> None:
+        """DEL that must succeed and say nothing."""
+        answer = self("DEL", conf, netns, container, ifname)
+        assert answer == Answer(0, {}), answer
+
+    def collect(self, conf: Mapping[str, Any], *valid: tuple[str, str]) -> None:
+        """GC of the configuration's network that must succeed; ``valid``: container ids and interface names."""
+        keep = [{"containerID": container, "ifname": ifname} for container, ifname in valid]
+        answer = self("GC", {**conf, "cniVersion": "1.1.0", "cni.dev/valid-attachments": keep})
+        assert answer == Answer(0, {}), answer
+
+    def request(self, command: str, conf: Mapping[str, Any], netns: str, container: str = "c1") -> Request:
+        """The request that a call would make."""
+        environ = variables(command, container, netns, "eth0")
+        plugin = str(conf["type"])
+        said, text = environment.read(environ, plugin), json.dumps(conf).encode()
+        return Request(
+            said.command, plugin, said.container, said.namespace, said.interface, said.path, said.arguments,
+            said.override, environ, configuration.read(text, said.command, plugin), text,
+        )  # fmt: skip
+
+    def preview(self, conf: Mapping[str, Any], netns: str, container: str = "c1") -> Record:
+        """What an ADD would do now."""
+        kernel = self._kernel or LinuxKernel()
+        try:
+            return self.service(kernel).preview(self.request("ADD", conf, netns, container))
+        finally:
+            if self._kernel is None:
+                kernel.close()
+
+
+class Fault(KernelRefused):
+    """What a test lets go wrong."""
+
+
+class Steps:
+    """Counts the steps of a call, and has something happen before one of them.
+
+    Given to a call as its ``watch``. ``hurt`` is called before step ``at`` (from 0); never if ``at`` is -1.
+    """
+
+    def __init__(self, at: int = -1, hurt: Callable[[], None] | None = None) -> None:
+        self._at = at
+        self._hurt = hurt or refuse
+        self.taken: list[tuple[str, Operation | str]] = []
+
+    def __call__(self, verb: str, operation: Operation | str) -> None:
+        self.taken.append((verb, operation))
+        if len(self.taken) - 1 == self._at:
+            self._hurt()
+
+
+def refuse() -> None:
+    raise Fault("a fault that a test made")
+
+
+class Afterwards:
+    """A ``watch`` that lets step ``at`` of an ADD happen, and then fail: the kernel did it and said it did not.
+
+    The operation's own apply is what fails, so the executor cannot know that it had an effect.
+    """
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self._seen = -1
+        self.happened = False
+
+    def __call__(self, verb: str, operation: Operation) -> None:
+        if verb != "apply":
+            return
+        self._seen += 1
+        if self._seen != self._at:
+            return
+        self.happened = True
+        kind = type(operation)
+        name = "reserve" if isinstance(operation, Lease) else "apply"
+        original = getattr(kind, name)
+
+        def once(this: Operation, machine: Machine) -> object:
+            if this != operation:
+                return original(this, machine)
+            setattr(kind, name, original)
+            done = original(this, machine)
+            if isinstance(this, Lease):
+                # A lease takes back what it took when it fails: the file system's refusal is its own to handle.
+                this.undo(machine)
+            raise Fault(f"{this} was done, and reported as failed; {done}")
+
+        setattr(kind, name, once)
+
+
+def killed(work: Callable[[Steps], object], at: int, *, files: bool = False) -> bool:
+    """Run the work in a child that is killed before step ``at``; False if it came to its end before that.
+
+    With ``files`` every change of a file and every message to the kernel is a step, too.
+    """
+    child = os.fork()
+    if child == 0:
+        steps = Steps(at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        if files:
+            sys.addaudithook(lambda event, given: _noted(steps, event, given))
+        code = 1
+        try:
+            work(steps)
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL, status
+        return True
+    assert os.WEXITSTATUS(status) == 0, status
+    return False
+
+
+def _noted(steps: Steps, event: str, given: tuple[Any, ...]) -> None:
+    opened = event == "open" and isinstance(given[2], int) and given[2] & (os.O_CREAT | os.O_WRONLY | os.O_RDWR)
+    if opened or event in _CHANGES or event in _MESSAGES:
+        steps(event, str(given[0]))
+
+
+def files() -> list[str]:
+    """Every record, lease and lock there is; a lease directory's own furniture (its lock, its pointers) aside."""
+    found = []
+    for folder in STATE:
+        for path in Path(folder).rglob("*"):
+            furniture = path.parent.name == "ipam" or path.name == "lock" or path.name.startswith("last_reserved_ip.")
+            if path.is_file() and not furniture:
+                found.append(str(path))
+    return sorted(found)
+
+
+def leases(network: str, folder: str = "/var/lib/cni/networks") -> dict[str, str]:
+    """Who holds which address of a network, as the files say: ``{"10.1.0.2": "c1 eth0"}``."""
+    place = Path(folder) / network
+    if not place.is_dir():
+        return {}
+    return {
+        path.name: " ".join(path.read_text().split())
+        for path in place.iterdir()
+        if path.name != "lock" and not path.name.startswith("last_reserved_ip.")
+    }

@@ -1,0 +1,76 @@
+"""One configuration for each way in which a driver can work. A new driver is tested by adding one here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Conf = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A configuration to attach containers with. ``first`` is that of the plugin before it in a chain."""
+
+    name: str
+    conf: Conf
+    first: Conf = field(default_factory=dict)
+
+
+def pool(*subnets: str, **rest: object) -> Conf:
+    """A host-local ipam section with one range set for each subnet."""
+    return {"type": "host-local", "ranges": [[{"subnet": subnet}] for subnet in subnets], **rest}
+
+
+def conf(plugin: str, network: str, keys: Mapping[str, object]) -> Conf:
+    return {"cniVersion": "1.1.0", "name": network, "type": plugin, **keys}
+
+
+EVERYWHERE: list[Conf] = [{"dst": "0.0.0.0/0"}]
+EVERYWHERE_TWICE: list[Conf] = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+PORTS: Conf = {
+    "portMappings": [
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": 8053, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"},
+    ]
+}
+FIXED: Conf = {
+    "type": "static",
+    "addresses": [{"address": "10.23.0.9/24", "gateway": "10.23.0.1"}],
+    "routes": EVERYWHERE,
+}
+
+_BRIDGE: Conf = {"bridge": "wbr0", "isGateway": True, "ipMasq": True, "ipam": pool("10.20.0.0/24", routes=EVERYWHERE)}
+_STATIC: Conf = {"bridge": "wbr0", "isGateway": True, "ipMasq": True, "ipam": FIXED}
+_DUAL = pool("10.21.0.0/24", "fd00:21::/64", routes=EVERYWHERE_TWICE)
+
+CASES = (
+    Case("bridge", conf("bridge", "plain", {"bridge": "wbr0", "ipam": pool("10.20.0.0/24")})),
+    Case("bridge-dual", conf("bridge", "dual", {"bridge": "wbr0", "isGateway": True, "ipMasq": True, "ipam": _DUAL})),
+    Case("bridge-l2", conf("bridge", "flat", {"bridge": "wbr0"})),
+    Case("bridge-down", conf("bridge", "down", {"bridge": "wbr0", "disableContainerInterface": True})),
+    Case("bridge-hairpin", conf("bridge", "hair", {**_BRIDGE, "hairpinMode": True, "isDefaultGateway": True})),
+    Case("bridge-promisc", conf("bridge", "prom", {**_BRIDGE, "promiscMode": True})),
+    Case("bridge-isolated", conf("bridge", "isol", {**_BRIDGE, "portIsolation": True, "mtu": 1400})),
+    Case("bridge-static", conf("bridge", "fixed", _STATIC)),
+    Case("ptp", conf("ptp", "line", {"ipMasq": True, "ipam": pool("10.24.0.0/24", routes=EVERYWHERE)})),
+    Case("ptp-dual", conf("ptp", "lines", {"ipMasq": True, "ipam": _DUAL})),
+    Case("loopback", conf("loopback", "lonet", {})),
+    Case(
+        "portmap-chained",
+        conf("portmap", "chain", {"runtimeConfig": PORTS, "snat": True}),
+        first=conf("bridge", "chain", _BRIDGE),
+    ),
+    Case(
+        "weft-everything",
+        conf(
+            "weft",
+            "whole",
+            {
+                "driver": "bridge", "bridge": "wbr0", "isDefaultGateway": True, "ipMasq": True, "hairpinMode": True,
+                "ipam": _DUAL, "portmap": {"masqAll": True}, "runtimeConfig": PORTS,
+            },
+        ),
+    ),
+)  # fmt: skip

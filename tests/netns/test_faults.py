@@ -1,0 +1,124 @@
+"""A fault before, and after, every single step of every driver: nothing is left, and the next ADD works."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.calls import Afterwards, Steps
+from lab.cases import CASES, Case
+from lab.ground import Ground
+from lab.host import Host
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def _steps(ground: Ground) -> list[str]:
+    """The steps of an undisturbed ADD that is taken back again, by name."""
+    record = ground.weft.preview(ground.conf, ground.container)
+    seen = Steps()
+    answer = ground.add(seen)
+    assert answer.ok, answer
+    assert not ground.weft.check(ground.case.conf, answer.document, ground.container)
+    applied = [operation for verb, operation in seen.taken if verb == "apply"]
+    own = [operation for operation in record.operations if operation in applied]
+    assert len(own) + 1 >= len(record.operations), "ADD did not do what its preview said"
+    assert ground.delete().ok
+    ground.collect(*([("c1", "eth0")] if ground.case.first else []))
+    return [type(operation).__name__ for operation in applied]
+
+
+def _afterwards(ground: Ground) -> None:
+    """An ADD works as if nothing had been, and a DEL, and another one."""
+    answer = ground.add()
+    assert answer.ok, answer
+    assert not ground.weft.check(ground.case.conf, answer.document, ground.container)
+    assert ground.delete().ok
+    assert ground.delete().ok
+    assert ground.finish() == []
+
+
+@every_case
+def test_before_every_step(host: Host, case: Case) -> None:
+    ground = Ground(host, case)
+    if not case.first:
+        ground.no_forwarding()
+    names = _steps(ground)
+    ground.remember()
+    for at, name in enumerate(names):
+        if not case.first:
+            ground.no_forwarding()
+        answer = ground.add(Steps(at))
+        assert (answer.status, answer.code) == (1, 103), (at, name, answer)
+        assert "a fault that a test made" in answer.text
+        assert ground.changes() == [], (at, name)
+        if at % 4 == 0:
+            assert ground.delete().ok, (at, name)
+    _afterwards(ground)
+
+
+@every_case
+def test_after_every_step(host: Host, case: Case) -> None:
+    ground = Ground(host, case)
+    if not case.first:
+        ground.no_forwarding()
+    names = _steps(ground)
+    ground.remember()
+    for at, name in enumerate(names):
+        if not case.first:
+            ground.no_forwarding()
+        fault = Afterwards(at)
+        answer = ground.add(fault)
+        assert fault.happened
+        assert not answer.ok, (at, name, answer)
+        assert ground.changes() == [], (at, name)
+    _afterwards(ground)
+
+
+@every_case
+def test_beside_a_living_neighbour(host: Host, case: Case) -> None:
+    """What the network shares stays as it is, and the neighbour is all right."""
+    ground = Ground(host, case)
+    other = host.container("c2")
+    conf = case.conf
+    if case.first:
+        conf = {**conf, "prevResult": ground.weft.add(case.first, other, "c2"), "runtimeConfig": {}}
+    elif "runtimeConfig" in conf:
+        conf = {**conf, "runtimeConfig": {}}
+    if case.name == "bridge-static":
+        address = {"address": "10.23.0.10/24", "gateway": "10.23.0.1"}
+        conf = {**conf, "ipam": {**conf["ipam"], "addresses": [address]}}
+    result = ground.weft.add(conf, other, "c2")
+    seen = Steps()
+    assert ground.add(seen).ok
+    assert ground.delete().ok
+    ground.remember()
+    for at in range(len(seen.taken)):
+        assert not ground.add(Steps(at)).ok
+        assert ground.changes() == [], (at, seen.taken[at])
+    assert ground.weft.check(conf, result, other, "c2") == ""
+    ground.weft.delete(conf, other, "c2")
+    if case.first:
+        ground.weft.delete(case.first, other, "c2")
+    _afterwards(ground)
+
+
+@every_case
+def test_in_every_step_of_a_removal(host: Host, case: Case) -> None:
+    """DEL says that it could not, does all the rest, and the next DEL or GC ends it."""
+    ground = Ground(host, case)
+    seen = Steps()
+    assert ground.add().ok
+    assert ground.delete(seen).ok
+    ground.collect(*([("c1", "eth0")] if case.first else []))
+    ground.remember()
+    for at, step in enumerate(seen.taken):
+        assert ground.add().ok
+        answer = ground.delete(Steps(at))
+        assert not answer.ok, step
+        if at % 2 and not case.first:
+            ground.collect()
+        else:
+            assert ground.delete().ok
+            ground.collect(*([("c1", "eth0")] if case.first else []))
+        assert ground.changes() == [], step
+    _afterwards(ground)
