@@ -26,6 +26,7 @@ _LAST_PORT = 65535
 _ANYWHERE = {4: rules.PORTS4, 6: rules.PORTS6}
 _AT = {4: rules.PORTS4_AT, 6: rules.PORTS6_AT}
 _HAIRPIN = {4: rules.HAIRPIN4, 6: rules.HAIRPIN6}
+_SELF = {4: rules.SELF4, 6: rules.SELF6}
 _MASQUERADE_ALL = {4: rules.MASQUERADE_ALL4, 6: rules.MASQUERADE_ALL6}
 
 
@@ -68,6 +69,9 @@ class PortMap:
         """The elements that give a connection the host's address where its answers would else go past the host."""
         if self.snat and target.version == 4:
             yield Element(rules.SNAT4, (target,), mark=mark)
+        if self.snat:
+            # Bridge netfilter shows a bridged packet without its incoming link, so the way back is named twice.
+            yield Element(_SELF[target.version], (target, target), mark=mark)
         if self.snat and link:
             yield Element(_HAIRPIN[target.version], (link, target), mark=mark)
         if self.masquerade_all:
