@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from cni_plugin.errors import WeftError
+from cni_plugin.errors import Conflict, WeftError
 from cni_plugin.plan import Lease, Machine, Operation
 from cni_plugin.types import Result
 
@@ -48,7 +48,12 @@ class Attempt:
         for operation in operations:
             self._begun.append(operation)
             self._watch("apply", operation)
-            operation.apply(self._machine)
+            try:
+                operation.apply(self._machine)
+            except Conflict:
+                # Nothing was changed, and what is in the way may bear our own mark: a living attachment, record lost.
+                self._begun.pop()
+                raise
 
     def __exit__(
         self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None

@@ -54,7 +54,10 @@ class Operation:
         return None
 
     def apply(self, machine: Machine) -> bool:
-        """Do it; False where it was so already. Raises a WeftError, leaving nothing that undo does not undo."""
+        """Do it; False where it was so already. Raises a WeftError, leaving nothing that undo does not undo.
+
+        A Conflict says that nothing was changed: what is in the way is not undone.
+        """
         raise NotImplementedError
 
     def undo(self, machine: Machine) -> None:
@@ -112,10 +115,26 @@ class Plan:
     result: Result = field(default_factory=Result)
 
 
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A piece of hardware: its driver's name and the host's links that it serves, in order."""
+
+    driver: str = ""
+    links: tuple[str, ...] = ()
+
+
 class Facts(Protocol):
     """A read-only look at the host and the container, for what a plan must know beforehand."""
 
     def link(self, side: Side, name: str) -> Link | None: ...
+
+    def links(self, side: Side) -> tuple[Link, ...]: ...
+
+    def default_link(self, side: Side) -> str:
+        """The link of the default route, IPv4's before IPv6's, "" where there is none."""
+
+    def device(self, place: str) -> Device | None:
+        """The hardware under a path in /sys/devices, or of a PCI address or auxiliary device's name."""
 
     def addresses(self, side: Side, link: str) -> tuple[Cidr, ...]: ...
 
