@@ -150,10 +150,15 @@ class Veth(Operation):
 
     def undo(self, machine: Machine) -> None:
         link = machine.host.link(self.host)
-        if link is None or not (bears(link, self.alias) or unnamed(link, self.host_mac)):
-            return
-        with contextlib.suppress(Missing):
-            machine.host.delete_link(self.host)
+        if link is not None and (bears(link, self.alias) or unnamed(link, self.host_mac)):
+            with contextlib.suppress(Missing):
+                machine.host.delete_link(self.host)
+        elif machine.container is not None:
+            # The host's end was renamed: the container must not keep an address that is free from now on.
+            inner = machine.container.link(self.container)
+            if inner is not None and (inner.kind, inner.mac) == ("veth", self.mac):
+                with contextlib.suppress(Missing):
+                    machine.container.delete_link(self.container)
 
     def lacks(self, machine: Machine) -> str | None:
         return self._host_lacks(machine) or self._container_lacks(machine)
