@@ -23,7 +23,18 @@ QUERIES = {
 
 _VOLATILE = frozenset(
     {"valid_life_time", "preferred_life_time", "operstate", "tentative", "handle", "metainfo", "expires", "packets"}
-    | {"bytes", "cacheinfo", "expires_sec", "tcn_timer", "hello_timer", "gc_timer", "topology_change_timer", "refcnt"}
+    | {
+        "bytes",
+        "cacheinfo",
+        "expires_sec",
+        "tcn_timer",
+        "hello_timer",
+        "gc_timer",
+        "forward_delay_timer",
+        "message_age_timer",
+        "topology_change_timer",
+        "refcnt",
+    }
 )
 _VOLATILE_FLAGS = frozenset({"NO-CARRIER", "LOWER_UP", "linkdown", "dead"})
 # The kernel adds and removes these by itself, some time after a link gains or loses its carrier.
