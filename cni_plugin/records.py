@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from cni_plugin import kernel, ops, plan, types
 from cni_plugin.errors import StateDamaged
-from cni_plugin.names import attachment_digest, digest
+from cni_plugin.names import attachment_digest, attachment_mark, digest
 from ipam import host_local, leases, ranges
 
 SCHEMA = 1
@@ -186,6 +186,12 @@ class Records:
     def digests(self) -> set[str]:
         """The digests of all attachments that have a record, readable or not."""
         return {os.path.basename(path)[: -len(".json")] for path in _files(self._attachments)}
+
+    def named(self, text: str) -> str:
+        """The text with every attachment's mark replaced by what it stands for, as a person knows it."""
+        for record in self.all():
+            text = text.replace(attachment_mark(record.attachment), str(record.attachment))
+        return text
 
     def litter(self) -> list[str]:
         """Files that no lock holder left on purpose: half-written ones, locks without a record, damaged records."""

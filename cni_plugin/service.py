@@ -96,7 +96,7 @@ class Service:
             raise
 
     def _attach(self, request: Request, assembly: parts.Assembly, attachment: Attachment) -> Result:
-        with self._container(request) as container, self.locked(attachment):
+        with self._container(request, assembly) as container, self.locked(attachment):
             machine = self.machine(container)
             self._clear_the_way(attachment, container.id)
             record = self._begun(request, assembly, container)
@@ -110,7 +110,9 @@ class Service:
                     self._ensure(attachment, record.shared, machine)
                     attempt.apply(record.operations[1:] if assembly.lease else record.operations)
                     self.records.write(replace(record, phase=Phase.ATTACHED))
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, Conflict):
+                    error.message = self.records.named(error.message)
                 if not attempt.left:
                     self.records.remove(attachment)
                 raise
@@ -135,9 +137,9 @@ class Service:
 
     def check(self, request: Request) -> None:
         """Raises NotAsPlanned naming everything that is not as ADD left it, UnknownContainer without an ADD."""
-        self._read(request)
+        assembly = self._read(request)
         attachment = attachment_of(request)
-        with self._container(request) as container, self.locked(attachment):
+        with self._container(request, assembly) as container, self.locked(attachment):
             record = self.records.read(attachment)
             if record is None or record.phase is not Phase.ATTACHED:
                 raise UnknownContainer(
@@ -166,7 +168,7 @@ class Service:
     def preview(self, request: Request) -> Record:
         """What an ADD would do now, as the record it would leave; nothing is changed."""
         assembly = self._read(request)
-        with self._container(request) as container:
+        with self._container(request, assembly) as container:
             answer = assembly.lease.preview(self.machine(container)) if assembly.lease else assembly.answer
             return self._planned(self._begun(request, assembly, container), request, assembly, answer, container)
 
@@ -235,11 +237,17 @@ class Service:
         return assembly
 
     @contextlib.contextmanager
-    def _container(self, request: Request) -> Iterator[Namespace]:
-        """The container's namespace; raises NamespaceProblem when it is none, or the host's own."""
+    def _container(self, request: Request, assembly: parts.Assembly) -> Iterator[Namespace]:
+        """The container's namespace; raises NamespaceProblem when it is none, or the host's own (or must be it)."""
         container = self.kernel.open(request.namespace)
         try:
-            if container.id.same(self.kernel.host.id) and not request.override:
+            own = container.id.same(self.kernel.host.id)
+            if assembly.on_host and not own:
+                raise NamespaceProblem(
+                    f"CNI_NETNS {request.namespace} is a network namespace of its own",
+                    hint=f"driver {assembly.driver} is for containers that share the host's",
+                )
+            if own and not assembly.on_host and not request.override:
                 raise NamespaceProblem(
                     f"CNI_NETNS {request.namespace} is the host's own network namespace",
                     hint="give the container a namespace of its own, or set CNI_NETNS_OVERRIDE=1",
