@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,3 +255,33 @@ def leases(network: str, folder: str = "/var/lib/cni/networks") -> dict[str, str
         for path in place.iterdir()
         if path.name != "lock" and not path.name.startswith("last_reserved_ip.")
     }
+
+
+def at_once(works: Sequence[Callable[[], Answer]]) -> list[Answer]:
+    """Every work in a process of its own, all let go at the same moment; their answers in the same order."""
+    start_reader, start = os.pipe()
+    readers = []
+    children = []
+    for work in works:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(start)
+                os.read(start_reader, 1)
+                answer = work()
+                os.write(writer, json.dumps([answer.status, answer.document]).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        readers.append(reader)
+        children.append(child)
+    os.close(start_reader)
+    os.close(start)
+    answers = []
+    for reader, child in zip(readers, children, strict=True):
+        with open(reader, "rb") as file:
+            text = file.read()
+        os.waitpid(child, 0)
+        answers.append(Answer(*json.loads(text)) if text else Answer(1, {"code": 0, "msg": "the child died"}))
+    return answers
