@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from dataclasses import dataclass
 
 from cni_plugin.errors import Missing
 from cni_plugin.kernel import Kernel, Link, Namespace
+from cni_plugin.plan import Device
 from cni_plugin.types import Cidr, Side
+
+_BUSES = ("/sys/bus/pci/devices", "/sys/bus/auxiliary/devices")
+_MAIN_TABLE = 254
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,29 @@ class Look:
         namespace = self._side(side)
         return namespace.link(name) if namespace is not None else None
 
+    def links(self, side: Side) -> tuple[Link, ...]:
+        namespace = self._side(side)
+        return namespace.links() if namespace is not None else ()
+
+    def default_link(self, side: Side) -> str:
+        namespace = self._side(side)
+        if namespace is None:
+            return ""
+        for family in (4, 6):
+            routes = namespace.routes(family=family, table=_MAIN_TABLE)
+            found = [one for one in routes if one.link and one.route.destination.prefixlen == 0]
+            if found:
+                return min(found, key=lambda one: one.route.priority or 0).link
+        return ""
+
+    def device(self, place: str) -> Device | None:
+        paths = (place,) if place.startswith("/") else tuple(f"{bus}/{place}" for bus in _BUSES)
+        for path in map(os.path.realpath, paths):
+            if path.startswith("/sys/devices/") and os.path.isdir(path):
+                driver = os.path.realpath(f"{path}/driver")
+                return Device(os.path.basename(driver) if os.path.exists(driver) else "", _links_of(path))
+        return None
+
     def addresses(self, side: Side, link: str) -> tuple[Cidr, ...]:
         namespace = self._side(side)
         try:
@@ -54,3 +83,15 @@ class Look:
     def sysctl(self, side: Side, key: str) -> str | None:
         namespace = self._side(side)
         return namespace.sysctl(key) if namespace is not None else None
+
+
+def _links_of(path: str) -> tuple[str, ...]:
+    """The links of a device in sysfs; those of a virtio card are one level down, under its virtio device."""
+    with contextlib.suppress(OSError):
+        return tuple(sorted(os.listdir(f"{path}/net")))
+    found: list[str] = []
+    for name in sorted(os.listdir(path)):
+        if name.startswith("virtio"):
+            with contextlib.suppress(OSError):
+                found += sorted(os.listdir(f"{path}/{name}/net"))
+    return tuple(found)

@@ -9,12 +9,14 @@ from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
 from cni_plugin import names
-from cni_plugin.kernel import KernelRoute
+from cni_plugin.errors import ConfigProblem
+from cni_plugin.kernel import KernelRoute, Link
 from cni_plugin.names import ROUTE_PROTOCOL, link_name_problem, normal_mac
-from cni_plugin.ops import Detection, LinkAddress, LinkRoute, Setting, Up, Veth
-from cni_plugin.plan import Context, Operation
-from cni_plugin.types import Address, Cidr, Result, ResultAddress, Route, Side
-from cni_plugin.wire.keys import Section, shown
+from cni_plugin.ops import ContainerLink, Detection, LinkAddress, LinkRoute, Setting, Up, Veth
+from cni_plugin.plan import Context, Operation, Plan
+from cni_plugin.types import Address, Cidr, Result, ResultAddress, ResultInterface, Route, Side
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.keys import shown as quoted
 from cni_plugin.wire.request import Request
 
 DEFAULT_MTU = 1500
@@ -89,6 +91,98 @@ def pair(context: Context, *, mtu: int, mac: str = "", bridge: str = "") -> Veth
     )
 
 
+def own_link(
+    context: Context,
+    kind: str,
+    *,
+    mac: str = "",
+    mtu: int = 0,
+    parent: str = "",
+    side: Side = Side.HOST,
+    master: str = "",
+    options: tuple[tuple[str, int | str], ...] = (),
+) -> ContainerLink:
+    """A link of a kind inside the container; its MAC address follows from the attachment unless it is given."""
+    attachment = context.attachment
+    return ContainerLink(
+        name=attachment.interface,
+        type=kind,
+        passing=names.passing_link(attachment),
+        alias=names.alias(names.attachment_mark(attachment), str(attachment)),
+        mac=mac or names.mac(context.host, "container", attachment.network, attachment.container, attachment.interface),
+        mtu=mtu,
+        parent=parent,
+        side=side,
+        master=master,
+        options=options,
+    )
+
+
+def attach(
+    maker: Operation,
+    link: ResultInterface,
+    found: Result,
+    *,
+    detect: bool = False,
+    addressed: bool = True,
+) -> Plan:
+    """The plan of a driver whose only link is the container's own: make it, then give it what IPAM found.
+
+    Raises ConfigProblem where it is to be ``addressed`` and IPAM found nothing.
+    """
+    if addressed and not found.ips:
+        raise ConfigProblem("IPAM plugin returned missing IP config", hint="give ipam a subnet or addresses")
+    return Plan(
+        operations=(maker, *configure(link.name, found, detect=detect), *routes(link.name, found)),
+        result=replace(found, interfaces=(link,), ips=with_interface(found, 0)),
+    )
+
+
+def shown(context: Context, link: ContainerLink) -> ResultInterface:
+    """How a link of the container's own stands in the result."""
+    return ResultInterface(link.name, link.mac, context.namespace.path, link.mtu or DEFAULT_MTU)
+
+
+def lower(context: Context, name: str, side: Side) -> Link:
+    """The link that a macvlan, ipvlan or VLAN goes on: ``master``, or that of the side's default route.
+
+    Raises ConfigProblem where there is none.
+    """
+    name = name or context.facts.default_link(side)
+    if not name:
+        raise ConfigProblem(
+            f"master is missing, and the {side} has no default route to take it from", hint="name the link in master"
+        )
+    link = context.facts.link(side, name)
+    if link is not None:
+        return link
+    base, _, vid = name.rpartition(".")
+    hint = f"ip link show lists the links of the {side}"
+    if base and vid.isdigit():
+        hint = f"weft makes no VLAN link of the host: ip link add link {base} name {name} type vlan id {vid}"
+    raise ConfigProblem(f"master {quoted(name)} is no link of the {side}", hint=hint)
+
+
+def bounded(mtu: int, below: Link) -> int:
+    """The MTU in bytes, by default that of the link below; raises ConfigProblem for more than that."""
+    if mtu > below.mtu:
+        raise ConfigProblem(
+            f"mtu {mtu} must be between 0 and {below.mtu}, the MTU of the master {below.name}",
+            hint=f"lower it, or raise that of {below.name} first",
+        )
+    return mtu or below.mtu
+
+
+def read_side(keys: Section) -> Side:
+    """Where the master is: ``linkInContainer``."""
+    return Side.CONTAINER if keys.flag("linkInContainer") else Side.HOST
+
+
+def require_ipam(request: Request, driver: str) -> None:
+    if not request.config.ipam.text("type"):
+        request.config.keys.problems.add(f"ipam.type is missing, and {driver} needs addresses")
+
+
 def forwarding(families: set[int]) -> tuple[Operation, ...]:
     """The host forwards packets of these IP versions. It stays so: others come to rely on it."""
     keys = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
@@ -126,10 +220,14 @@ def single(address: Address) -> Cidr:
     return ip_interface(address)
 
 
-def read_mac(request: Request) -> str:
-    """The MAC address asked for, "" if none is: CNI_ARGS, over it args.cni.mac, over it runtimeConfig.mac."""
+def read_mac(request: Request, keys: Section | None = None) -> str:
+    """The MAC address asked for, "" if none is: CNI_ARGS, over it args.cni.mac, over it runtimeConfig.mac.
+
+    Some drivers have a ``mac`` of their own ``keys``, under all of these.
+    """
     mac = ""
     sources = (
+        ("mac", keys.text("mac") if keys is not None else ""),
         ("CNI_ARGS MAC", request.arguments.get("MAC", "")),
         ("args.cni.mac", request.config.args_cni.text("mac")),
         ("runtimeConfig.mac", request.config.runtime.text("mac")),
@@ -139,7 +237,7 @@ def read_mac(request: Request) -> str:
             try:
                 mac = normal_mac(text)
             except ValueError as error:
-                request.config.keys.problems.add(f"{key} {shown(text)} {error}")
+                request.config.keys.problems.add(f"{key} {quoted(text)} {error}")
     return mac
 
 

@@ -15,6 +15,9 @@ from cni_plugin.types import Attachment
 ROUTE_PROTOCOL = 119
 """The protocol number weft's routes bear (``ip route show proto 119``); free in iproute2's rt_protos."""
 
+PASSING = "weft"
+"""How the names of links begin that are not finished yet."""
+
 _MARK = re.compile(r"^weft:([0-9a-f]{16})(?::|$)")
 _ALIAS_BYTES = 255
 _LINK_NAME = re.compile(r"^[^\x00-\x20\x7f-\U0010ffff/:%\"\\*]+$")
@@ -101,6 +104,11 @@ def alias(mark: str, about: str) -> str:
 def host_link(attachment: Attachment) -> str:
     """The name of the host's end of an attachment's veth pair."""
     return "veth" + digest("link", attachment.network, attachment.container, attachment.interface)[:10]
+
+
+def passing_link(attachment: Attachment) -> str:
+    """The name of an attachment's link while it is being made, free in every namespace."""
+    return PASSING + digest("passing", attachment_digest(attachment))[:10]
 
 
 def mac(host: str, *parts: str) -> str:

@@ -27,22 +27,27 @@ _IPAM = ("host-local", "static")
 
 
 class _Module(Protocol):
-    """What a driver's or feature's file offers; ``FEATURES`` and ``SECTION`` may be absent."""
+    """What a driver's or feature's file offers; all but ``read`` may be absent."""
 
     FEATURES: tuple[str, ...]
     SECTION: str
+    ON_HOST: bool
 
     def read(self, request: Request, keys: Section) -> Part | None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """The parts of one attachment. ``answer`` is what IPAM says without reserving anything."""
+    """The parts of one attachment. ``answer`` is what IPAM says without reserving anything.
+
+    ``on_host``: the container shares the host's network namespace, and there is nothing for a feature to do.
+    """
 
     driver: str = ""
     parts: tuple[Part, ...] = ()
     lease: Lease | None = None
     answer: Result = field(default_factory=Result)
+    on_host: bool = False
 
 
 def drivers() -> tuple[str, ...]:
@@ -60,6 +65,9 @@ def read(request: Request) -> Assembly:
         return _addressed("", (), request, request.plugin)
     driver, features = _choice(request)
     parts: list[Part] = []
+    if driver and getattr(_module("drivers", driver), "ON_HOST", False):
+        part = _module("drivers", driver).read(request, request.config.keys)
+        return Assembly(driver, (part,) if part is not None else (), on_host=True)
     if driver:
         part = _module("drivers", driver).read(request, request.config.keys)
         parts += [part] if part is not None else []

@@ -8,5 +8,8 @@ from __future__ import annotations
 OWN_NAME = "weft"
 """The name under which the configuration's ``driver`` says what to do."""
 
-NAMES = ("bridge", "ptp", "loopback", "portmap", "host-local", "static")
+NAMES = (
+    *("bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "dummy", "tap", "loopback"),
+    *("portmap", "host-local", "static"),
+)
 """The reference plugins whose configurations weft takes and in whose shape it answers."""

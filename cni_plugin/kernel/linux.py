@@ -18,7 +18,7 @@ from cni_plugin.kernel.netlink import addresses, deletion, links, routes, vlans
 from cni_plugin.kernel.netlink.links import NewLink
 from cni_plugin.kernel.netlink.socket import RouteSocket
 from cni_plugin.kernel.shown import describe
-from cni_plugin.names import digest
+from cni_plugin.names import PASSING, digest
 from cni_plugin.types import Cidr, NamespaceId
 
 if TYPE_CHECKING:
@@ -143,19 +143,23 @@ class LinuxNamespace:
         """Make a link here whose parent is in another namespace.
 
         Before Linux 6.15 the kernel wants the new name to be free in the parent's namespace too, where another
-        eth0 may well be; so it gets a name of our own first.
+        eth0 may well be; so it gets a name of our own first, unless it has one.
         """
         if links.get(self._socket, plan.name) is not None:
             raise Exists(f"cannot {doing}: there is a link {plan.name} already")
-        passing = "weft" + digest("passing", str(self.id.inode), plan.name)[:10]
+        own = plan.name.startswith(PASSING)
+        passing = plan.name if own else PASSING + digest("passing", str(self.id.inode), plan.name)[:10]
         there = replace(plan, name=passing, up=False, master=0, target=self.descriptor)
         try:
             links.add(_socket_of(far), there, doing)
-        except Exists:  # a call that was killed half-way left it
-            links.delete(self._socket, passing)
+        except Exists:  # a call that was killed half-way left it, or the parent has such a link already
+            with contextlib.suppress(Missing):
+                links.delete(self._socket, passing)
             links.add(_socket_of(far), there, doing)
         master = next((link.name for link in self.links() if link.index == plan.master), None) if plan.master else None
-        self._finish(passing, doing, alias=alias or None, up=plan.up or None, master=master, new_name=plan.name)
+        name = None if own else plan.name
+        if alias or plan.up or master or name:
+            self._finish(passing, doing, alias=alias or None, up=plan.up or None, master=master, new_name=name)
 
     def change_link(
         self,

@@ -6,6 +6,7 @@ Undo looks for weft's mark before it touches anything that has a name others cou
 from __future__ import annotations
 
 from cni_plugin.ops.addresses import Detection, Gateways, LinkAddress, LinkRoute, Setting
+from cni_plugin.ops.devices import ContainerLink, LentLink
 from cni_plugin.ops.leases import ForeignLease, PoolLease
 from cni_plugin.ops.links import Bridge, Port, Promiscuous, Up, Veth
 from cni_plugin.ops.rules import BaseRules, Elements
@@ -14,10 +15,12 @@ from cni_plugin.ops.vlans import VlanGateway, Vlans
 ALL = (
     BaseRules,
     Bridge,
+    ContainerLink,
     Detection,
     Elements,
     ForeignLease,
     Gateways,
+    LentLink,
     LinkAddress,
     LinkRoute,
     PoolLease,
@@ -34,10 +37,12 @@ __all__ = [
     "ALL",
     "BaseRules",
     "Bridge",
+    "ContainerLink",
     "Detection",
     "Elements",
     "ForeignLease",
     "Gateways",
+    "LentLink",
     "LinkAddress",
     "LinkRoute",
     "PoolLease",

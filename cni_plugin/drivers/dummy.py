@@ -1,0 +1,26 @@
+"""``dummy``: a link that leads nowhere, to hold addresses. Keys: ``mtu`` (bytes), ``ipam`` (required)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cni_plugin import interface
+from cni_plugin.plan import Context, Part, Plan
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Dummy:
+    """A dummy network's settings."""
+
+    mtu: int
+
+    def plan(self, context: Context) -> Plan:
+        link = interface.own_link(context, "dummy", mtu=self.mtu or interface.DEFAULT_MTU)
+        return interface.attach(link, interface.shown(context, link), context.result)
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    interface.require_ipam(request, "dummy")
+    return Dummy(interface.read_mtu(keys))

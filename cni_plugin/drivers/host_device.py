@@ -1,0 +1,99 @@
+"""``host-device``: the container has one of the host's links to itself, and the host gets it back, down.
+
+Keys: one of ``device`` (its name), ``hwaddr``, ``kernelpath`` (under /sys/devices), ``pciBusID``, which
+runtimeConfig.deviceID (a PCI address, or an auxiliary device's name) overrides; ``enabledad``, ``ipam``. Hardware
+that is bound to a driver for user space (DPDK) has no link to move: then only addresses are reserved.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from cni_plugin import interface, names
+from cni_plugin.errors import ConfigProblem
+from cni_plugin.kernel import Link
+from cni_plugin.ops import LentLink
+from cni_plugin.plan import Context, Part, Plan
+from cni_plugin.types import ResultInterface, Side
+from cni_plugin.wire.keys import Section, shown
+from cni_plugin.wire.request import Request
+
+_USER_SPACE = ("vfio-pci", "uio_pci_generic", "igb_uio")
+_PLACE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:\-]*$")
+_DEVICES = "/sys/devices/"
+_MARK = "weft-device"
+"""How aliases of lent links begin: not as other marks, since nobody may sweep a link that is the host's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostDevice:
+    """Which of the host's links: by name, MAC address, path in sysfs, or ``bus`` address; the first given counts."""
+
+    name: str
+    mac: str
+    path: str
+    bus: str
+    detect: bool
+    addressed: bool
+
+    def plan(self, context: Context) -> Plan:
+        device = context.facts.device(self.bus) if self.bus else None
+        if device is not None and device.driver in _USER_SPACE:
+            return Plan(result=context.result)
+        link = self._link(context)
+        attachment = context.attachment
+        mark = f"{_MARK}:{names.attachment_digest(attachment)}"
+        loan = LentLink(
+            name=link.name,
+            container=attachment.interface,
+            passing=names.passing_link(attachment),
+            alias=names.alias(mark, f"the host's {link.name}, lent to {attachment}"),
+            # A mark that a lost record left behind is nothing to go back to.
+            before="" if link.alias.startswith(f"{_MARK}:") else link.alias,
+            type=link.kind,
+            mac=link.mac,
+            mtu=link.mtu,
+        )
+        lent = ResultInterface(loan.container, link.mac, context.namespace.path, link.mtu, pci_id=self.bus)
+        return interface.attach(loan, lent, context.result, detect=self.detect, addressed=self.addressed)
+
+    def _link(self, context: Context) -> Link:
+        """The link; raises ConfigProblem where there is none of that description, or it is one not to be lent."""
+        links = {link.name: link for link in context.facts.links(Side.HOST)}
+        if self.name:
+            found, what = links.get(self.name), f"device {self.name}"
+        elif self.mac:
+            found = next((link for link in links.values() if link.mac == self.mac and link.name != "lo"), None)
+            what = f"hwaddr {self.mac}"
+        else:
+            place = self.path or self.bus
+            device = context.facts.device(place)
+            served = device.links if device is not None else ()
+            found = next((links[name] for name in served if name in links), None)
+            what = f"{'kernelpath' if self.path else 'pciBusID'} {place}"
+        if found is None:
+            raise ConfigProblem(f"the host has no link for {what}", hint="ip -d link show lists the links of the host")
+        if found.name == "lo":
+            raise ConfigProblem("device lo cannot be lent: each network namespace has its own", hint="name another")
+        return found
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    override = request.config.runtime.text("deviceID")
+    name, mac, path = interface.read_link(keys, "device") if keys.text("device") else "", "", keys.text("kernelpath")
+    bus = override or keys.text("pciBusID")
+    if keys.text("hwaddr"):
+        try:
+            mac = names.normal_mac(keys.text("hwaddr"))
+        except ValueError as error:
+            keys.problem("hwaddr", str(error))
+    if path and (not path.startswith(_DEVICES) or ".." in path.split("/")):
+        keys.problem("kernelpath", f"must begin with {_DEVICES}")
+    if bus and not _PLACE.fullmatch(bus):
+        where = "runtimeConfig.deviceID" if override else "pciBusID"
+        keys.problems.add(f"{where} {shown(bus)} must be a device's address, like 0000:00:1f.6")
+    if not any((name, keys.text("hwaddr"), path, bus)):
+        keys.problems.add("specify either device, hwaddr, kernelpath or pciBusID")
+    addressed = bool(request.config.ipam.text("type"))
+    return HostDevice(name, mac, path, bus, keys.flag("enabledad"), addressed)

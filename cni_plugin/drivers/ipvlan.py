@@ -1,0 +1,73 @@
+"""``ipvlan``: a link on a link of the host's that shares its MAC address; the kernel tells them apart by IP address.
+
+Keys: ``master`` (default: the link of the default route; in a chain, the one that prevResult names), ``mode``,
+``mtu`` (bytes, at most the master's), ``linkInContainer``, ``enabledad``, ``ipam`` (required unless prevResult has
+addresses, which then move to this link).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cni_plugin import interface
+from cni_plugin.plan import Context, Part, Plan
+from cni_plugin.types import Result, Side
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+_MODES = {"": 0, "l2": 0, "l3": 1, "l3s": 2}  # linux/if_link.h, enum ipvlan_mode
+
+
+@dataclass(frozen=True, slots=True)
+class Ipvlan:
+    """An ipvlan network's settings; ``mode`` is the kernel's number. ``inherits`` the addresses of prevResult."""
+
+    master: str
+    side: Side
+    mode: int
+    mtu: int
+    detect: bool
+    inherits: bool
+
+    def plan(self, context: Context) -> Plan:
+        below = interface.lower(context, self.master, self.side)
+        link = interface.own_link(
+            context,
+            "ipvlan",
+            mac=below.mac,
+            mtu=interface.bounded(self.mtu, below),
+            parent=below.name,
+            side=self.side,
+            options=(("ipvlan_mode", self.mode),),
+        )
+        found, before = context.result, context.config.previous
+        if self.inherits and before is not None:
+            found = replace(before, dns=found.dns or before.dns)
+        return interface.attach(link, interface.shown(context, link), found, detect=self.detect)
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    before = request.config.previous
+    addressed = bool(request.config.ipam.text("type"))
+    inherits = not addressed and before is not None and bool(before.ips)
+    if not inherits:
+        interface.require_ipam(request, "ipvlan")
+    return Ipvlan(
+        master=_master(keys, before),
+        side=interface.read_side(keys),
+        mode=_MODES[keys.text("mode", choices=_MODES)],
+        mtu=interface.read_mtu(keys),
+        detect=keys.flag("enabledad"),
+        inherits=inherits,
+    )
+
+
+def _master(keys: Section, before: Result | None) -> str:
+    """The master's name, "" for the default; in a chain it is the link that the plugin before has made."""
+    name = interface.read_link(keys, "master")
+    if name or before is None:
+        return name
+    if len(before.interfaces) != 1 or not before.interfaces[0].name:
+        keys.problems.add("master is missing, and prevResult lacks a single named interface to take its place")
+        return ""
+    return before.interfaces[0].name

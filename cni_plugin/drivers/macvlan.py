@@ -1,0 +1,70 @@
+"""``macvlan``: a link with a MAC address of its own on a link of the host's, straight to the wire.
+
+Keys: ``master`` (default: the link of the default route), ``mode``, ``mtu`` (bytes, at most the master's), ``mac``,
+``linkInContainer``, ``bcqueuelen``, ``enabledad``, ``ipam``. The host itself cannot be reached over it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cni_plugin import interface
+from cni_plugin.errors import ConfigProblem
+from cni_plugin.plan import Context, Part, Plan
+from cni_plugin.types import Side
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+_MODES = ("bridge", "private", "vepa", "passthru")
+_LONGEST_QUEUE = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Macvlan:
+    """A macvlan network's settings. ``queue`` is how many broadcast packets the master may hold for it."""
+
+    master: str
+    side: Side
+    mode: str
+    mtu: int
+    mac: str
+    queue: int
+    detect: bool
+    addressed: bool
+
+    def plan(self, context: Context) -> Plan:
+        below = interface.lower(context, self.master, self.side)
+        whole = self.mode == "passthru"
+        if whole and self.mac not in ("", below.mac):
+            raise ConfigProblem(
+                f"mac {self.mac} cannot be had in mode passthru, which gives {below.name}'s own, {below.mac}",
+                hint="leave mac out, or choose another mode",
+            )
+        options: list[tuple[str, int | str]] = [("macvlan_mode", self.mode)]
+        if self.queue:
+            options.append(("macvlan_bc_queue_len", self.queue))
+        link = interface.own_link(
+            context,
+            "macvlan",
+            mac=below.mac if whole else self.mac,
+            mtu=interface.bounded(self.mtu, below),
+            parent=below.name,
+            side=self.side,
+            options=tuple(options),
+        )
+        return interface.attach(
+            link, interface.shown(context, link), context.result, detect=self.detect, addressed=self.addressed
+        )
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    return Macvlan(
+        master=interface.read_link(keys, "master"),
+        side=interface.read_side(keys),
+        mode=keys.text("mode", choices=("", *_MODES)) or "bridge",
+        mtu=interface.read_mtu(keys),
+        mac=interface.read_mac(request, keys),
+        queue=keys.integer("bcqueuelen", least=0, most=_LONGEST_QUEUE) or 0,
+        detect=keys.flag("enabledad"),
+        addressed=bool(request.config.ipam.text("type")),
+    )

@@ -1,0 +1,65 @@
+"""``tap``: a link whose other end is a program, for virtual machines that run inside a container.
+
+Keys: ``multiQueue``, ``mtu`` (bytes), ``mac``, ``owner`` and ``group`` (numbers of who may open it),
+``selinuxContext`` (of the process that makes it), ``bridge`` (one that is there, inside the container), ``ipam``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cni_plugin import interface
+from cni_plugin.errors import ConfigProblem
+from cni_plugin.kernel import Link
+from cni_plugin.plan import Context, Part, Plan
+from cni_plugin.types import Side
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+_TAP = 2  # linux/if_tun.h, IFF_TAP
+_LARGEST_ID = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A tap network's settings; ``options`` are those of the link."""
+
+    mtu: int
+    mac: str
+    bridge: str
+    addressed: bool
+    options: tuple[tuple[str, int | str], ...]
+
+    def plan(self, context: Context) -> Plan:
+        if self.bridge:
+            _check_bridge(context.facts.link(Side.CONTAINER, self.bridge), self.bridge)
+        mtu = self.mtu or interface.DEFAULT_MTU
+        link = interface.own_link(context, "tun", mac=self.mac, mtu=mtu, master=self.bridge, options=self.options)
+        return interface.attach(link, interface.shown(context, link), context.result, addressed=self.addressed)
+
+
+def _check_bridge(link: Link | None, name: str) -> None:
+    if link is None or link.kind != "bridge":
+        what = "is not there" if link is None else f"is a {link.kind or 'physical'} link and no bridge"
+        raise ConfigProblem(
+            f"the bridge {name} {what} in the container", hint="make it in the container's namespace first"
+        )
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    options: list[tuple[str, int | str]] = [("tun_type", _TAP)]
+    if keys.flag("multiQueue"):
+        options.append(("tun_multi_queue", 1))
+    for key in ("owner", "group"):
+        number = keys.integer(key, least=0, most=_LARGEST_ID)
+        if number is not None:
+            options.append((f"tun_{key}", number))
+    if label := keys.text("selinuxContext"):
+        options.append(("tun_selinux", label))
+    return Tap(
+        mtu=interface.read_mtu(keys),
+        mac=interface.read_mac(request, keys),
+        bridge=interface.read_link(keys, "bridge") if keys.text("bridge") else "",
+        addressed=bool(request.config.ipam.text("type")),
+        options=tuple(options),
+    )

@@ -1,0 +1,52 @@
+"""``vlan``: one VLAN of a link of the host's, given to one container.
+
+Keys: ``master`` (default: the link of the default route), ``vlanId`` (0 to 4094), ``mtu`` (bytes, at most the
+master's), ``linkInContainer``, ``enabledad``, ``ipam`` (required). The MAC address is the master's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cni_plugin import interface
+from cni_plugin.plan import Context, Part, Plan
+from cni_plugin.types import Side
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+_LAST_VLAN = 4094
+
+
+@dataclass(frozen=True, slots=True)
+class Vlan:
+    """A VLAN network's settings."""
+
+    master: str
+    side: Side
+    vid: int
+    mtu: int
+    detect: bool
+
+    def plan(self, context: Context) -> Plan:
+        below = interface.lower(context, self.master, self.side)
+        link = interface.own_link(
+            context,
+            "vlan",
+            mac=below.mac,
+            mtu=interface.bounded(self.mtu, below),
+            parent=below.name,
+            side=self.side,
+            options=(("vlan_id", self.vid),),
+        )
+        return interface.attach(link, interface.shown(context, link), context.result, detect=self.detect)
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    interface.require_ipam(request, "vlan")
+    return Vlan(
+        master=interface.read_link(keys, "master"),
+        side=interface.read_side(keys),
+        vid=keys.integer("vlanId", least=0, most=_LAST_VLAN) or 0,
+        mtu=interface.read_mtu(keys),
+        detect=keys.flag("enabledad"),
+    )
