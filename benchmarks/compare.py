@@ -1,0 +1,153 @@
+"""Measures weft beside the reference plugins: the same networks, call by call in turn, on the same machine.
+
+Run by ``benchmarks/run`` in private namespaces. Only ratios mean anything: both sides see the same load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from calls import ENGINE, IN_PROCESS, REFERENCE_PLUGINS, Call, Chain, Contender, together
+from cases import AT_ONCE, MANY_PORTS, SERIAL, VERSION, Case
+from lab import namespaces
+
+Times = dict[str, list[float]]
+CONTENDERS = (REFERENCE_PLUGINS, ENGINE, IN_PROCESS)
+Row = dict[str, Any]
+
+
+class Numbers:
+    """Keeps networks, containers and ports of all measurements apart."""
+
+    def __init__(self) -> None:
+        self._network = 0
+        self._container = 0
+
+    def network(self) -> int:
+        self._network += 1
+        return self._network
+
+    def container(self) -> tuple[str, str]:
+        """A container's id and its new namespace."""
+        self._container += 1
+        name = f"bench-{self._container}"
+        return name, namespaces.make(name)
+
+
+def serial(case: Case, rounds: int, contenders: Sequence[Contender], numbers: Numbers) -> Row:
+    """One ADD and one DEL after the other, the contenders taking turns; the first round of each is not counted."""
+    chains = []
+    for place, contender in enumerate(contenders):
+        name, netns = numbers.container()
+        members = case.members(contender, numbers.network())
+        chains.append(Chain(contender, members, name, netns, case.runtime(10000 + 1000 * place)))
+    times: dict[str, Times] = {"ADD": {}, "DEL": {}}
+    for turn in range(rounds + 1):
+        for chain in chains[turn % len(chains) :] + chains[: turn % len(chains)]:
+            added, deleted = chain.add(), chain.delete()
+            if turn:
+                times["ADD"].setdefault(chain.contender.name, []).append(added)
+                times["DEL"].setdefault(chain.contender.name, []).append(deleted)
+    return row(case.name, times)
+
+
+def at_once(case: Case, many: int, rounds: int, contenders: Sequence[Contender], numbers: Numbers) -> Row:
+    """So many ADDs started together, then as many DELs: the time until the last has ended."""
+    sides: list[tuple[Contender, list[Call]]] = []
+    for contender in contenders:
+        (conf,) = case.members(contender, numbers.network())
+        calls = [Call(contender, conf["type"], conf, *numbers.container()) for _ in range(many)]
+        sides.append((contender, calls))
+    times: dict[str, Times] = {"ADD": {}, "DEL": {}}
+    for turn in range(rounds + 1):
+        for contender, calls in sides[turn % len(sides) :] + sides[: turn % len(sides)]:
+            for command in ("ADD", "DEL"):
+                elapsed = together(calls, command)
+                if turn:
+                    times[command].setdefault(contender.name, []).append(elapsed)
+    return row(f"{case.name}, {many} at once", times)
+
+
+def version(rounds: int, contenders: Sequence[Contender]) -> Row:
+    times: Times = {}
+    for turn in range(rounds + 1):
+        for contender in contenders:
+            elapsed, _ = Call(contender, "bridge", {"cniVersion": VERSION}, "", "").timed("VERSION")
+            if turn:
+                times.setdefault(contender.name, []).append(elapsed)
+    return row("VERSION", {"ADD": times})
+
+
+def floor(rounds: int, numbers: Numbers) -> Row:
+    from floor import Floor
+
+    ground = Floor(numbers.container()[1])
+    times: dict[str, Times] = {"ADD": {"floor": []}, "DEL": {"floor": []}}
+    for turn in range(rounds + 1):
+        added, deleted = ground.add(), ground.delete()
+        if turn:
+            times["ADD"]["floor"].append(added)
+            times["DEL"]["floor"].append(deleted)
+    ground.close()
+    return row("floor (netlink alone)", times)
+
+
+def row(name: str, times: dict[str, Times]) -> Row:
+    """Medians in milliseconds, and weft's share of the reference's."""
+    found: Row = {"case": name}
+    for command, each in times.items():
+        medians = {who: statistics.median(values) * 1000 for who, values in each.items()}
+        found[command] = {"ms": medians}
+        if "reference" in medians:
+            own = [who for who in medians if who != "reference"]
+            found[command]["ratio"] = {who: medians[who] / medians["reference"] for who in own}
+    show(found)
+    return found
+
+
+def show(found: Row) -> None:
+    for command in ("ADD", "DEL"):
+        if command in found:
+            parts = [f"{who} {value:8.2f} ms" for who, value in found[command]["ms"].items()]
+            parts += [f"{who}/reference {value:.3f}" for who, value in found[command].get("ratio", {}).items()]
+            print(f"{found['case']:32} {command}  {'  '.join(parts)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks/run", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=25, help="measurements of each kind, after one that does not count")
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--without", action="append", default=[], help="leave out a contender: reference, weft, in process")
+    parser.add_argument("--json", metavar="FILE", help="write the results there as JSON")
+    given = parser.parse_args()
+    if problem := namespaces.isolation_problem():
+        sys.exit(f"benchmarks: {problem}; use benchmarks/run")
+    contenders = [each for each in CONTENDERS if each.name not in given.without]
+    numbers = Numbers()
+    rounds = given.rounds
+    few = max(2, rounds // 8)
+    jobs: list[tuple[str, Callable[[], Row]]] = [("VERSION", lambda: version(rounds * 2, contenders))]
+    jobs.append(("floor", lambda: floor(rounds * 2, numbers)))
+    for case in SERIAL:
+        jobs.append((case.name, lambda case=case: serial(case, rounds, contenders, numbers)))  # type: ignore[misc]
+    jobs.append((MANY_PORTS.name, lambda: serial(MANY_PORTS, few, contenders, numbers)))
+    for case in AT_ONCE:
+        jobs.append(
+            (f"{case.name}, 64 at once", lambda case=case: at_once(case, 64, few, contenders, numbers))  # type: ignore[misc]
+        )
+    rows = [job() for name, job in jobs if given.only in name]
+    if given.json:
+        Path(given.json).write_text(json.dumps({"load": os.getloadavg(), "rows": rows}, indent=2) + "\n")
+
+
+main()

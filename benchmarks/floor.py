@@ -1,0 +1,76 @@
+"""The floor: the same kernel objects made and deleted by one warm process that speaks netlink and nothing else."""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from typing import Any
+
+from cni_plugin.kernel.linux import LinuxKernel, LinuxNamespace
+from cni_plugin.kernel.netlink import codec, links
+from cni_plugin.kernel.netlink.socket import Request, RouteSocket, split
+
+
+class Floor:
+    """A bridge with its address, and a container's namespace."""
+
+    def __init__(self, netns: str) -> None:
+        self._kernel = LinuxKernel()
+        host = self._kernel.host
+        host.add_link("floor0", "bridge", mac="02:00:00:00:00:01", up=True)
+        self._bridge = host.link("floor0").index  # type: ignore[union-attr]
+        container = self._kernel.open(netns)
+        assert isinstance(container, LinuxNamespace)
+        self._container = container
+        self._host = RouteSocket()
+        self._worker = RouteSocket()
+        self._watcher = RouteSocket(groups=1)
+
+    def close(self) -> None:
+        self._kernel.host.delete_link("floor0")
+        for each in (self._host, self._worker, self._watcher, self._container, self._kernel):
+            each.close()
+
+    def add(self) -> float:
+        """A veth pair, its host end up and on the bridge; the container's end with address, up, default route."""
+        started = time.perf_counter()
+        peer = [["IFLA_IFNAME", "eth0"], ["IFLA_NET_NS_FD", self._container.descriptor]]
+        data = {"attrs": [["VETH_INFO_PEER", {"attrs": peer}]]}
+        kind = [["IFLA_INFO_KIND", "veth"], ["IFLA_INFO_DATA", data]]
+        made = [["IFLA_IFNAME", "floorveth"], ["IFLA_MASTER", self._bridge], ["IFLA_LINKINFO", {"attrs": kind}]]
+        flags = codec.CREATE | codec.EXCL
+        self._ask(self._host, codec.NEWLINK, flags, {"flags": 1, "change": 1}, made)
+        inside = self._container._socket
+        index = self._container.link("eth0").index  # type: ignore[union-attr]
+        address = [["IFA_LOCAL", "10.250.0.2"], ["IFA_ADDRESS", "10.250.0.2"]]
+        self._ask(inside, codec.NEWADDR, flags, {"family": 2, "index": index, "prefixlen": 24}, address)
+        self._ask(inside, codec.NEWLINK, 0, {"index": index, "flags": 1, "change": 1}, [])
+        route = {"family": 2, "table": 254, "type": 1, "proto": 3}
+        self._ask(inside, codec.NEWROUTE, codec.CREATE, route, [["RTA_GATEWAY", "10.250.0.1"], ["RTA_OIF", index]])
+        return time.perf_counter() - started
+
+    def delete(self) -> float:
+        """The link's end, as announced; the acknowledgement is awaited outside of the time taken."""
+        link = self._kernel.host.link("floorveth")
+        assert link is not None
+        while select.select((self._watcher,), (), (), 0)[0]:
+            self._watcher.receive("")
+        asker = threading.Thread(target=self._ask, args=(self._worker, codec.DELLINK, 0, {"index": link.index}, []))
+        started = time.perf_counter()
+        asker.start()
+        while not self._gone(link.index):
+            pass
+        elapsed = time.perf_counter() - started
+        asker.join()
+        return elapsed
+
+    def _gone(self, index: int) -> bool:
+        return any(
+            kind == codec.DELLINK and links.index_of(message) == index and not links.of_bridge(message)
+            for _, kind, _, message in split(self._watcher.receive("wait for the link's end"))
+        )
+
+    @staticmethod
+    def _ask(socket: RouteSocket, kind: int, flags: int, fields: dict[str, Any], attributes: list[Any]) -> None:
+        socket.request(Request(kind, flags, "measure the floor", fields, attributes))
