@@ -33,6 +33,8 @@ class Link:
     peer_index: int = 0
     promiscuous: bool = False
     carrier: bool = False
+    all_multicast: bool = False
+    queue_length: int = 0
     options: Mapping[str, int | str] = field(default_factory=dict)
     port: Mapping[str, int] = field(default_factory=dict)
 
@@ -70,6 +72,41 @@ class BridgeVlan:
     vid: int
     pvid: bool = False
     untagged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How fast a link may send: a token bucket. All in bytes, ``rate`` in bytes a second.
+
+    ``burst`` is what may leave at once, ``queue`` what may wait (with that burst); what is more is dropped. The kernel
+    keeps the burst as a time, so it reads back within a thousandth, and not at all where that time is over 274 s.
+    """
+
+    rate: int
+    burst: int
+    queue: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRule:
+    """Packets from ``source`` are routed by ``table``: ``ip rule``. ``protocol`` tells who made it, as for routes."""
+
+    source: Subnet
+    table: int
+    protocol: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A connection that the kernel tracks: what its first packet said, and who answers it (address and port)."""
+
+    protocol: str
+    source: Address
+    source_port: int
+    destination: Address
+    port: int
+    answers: Address
+    answers_port: int
 
 
 class Namespace(Protocol):
@@ -176,6 +213,74 @@ class Namespace(Protocol):
     def set_sysctl(self, key: str, value: str) -> None:
         """*Equivalent to:* ``sysctl -w KEY=VALUE`` in the namespace."""
 
+    def limit(self, link: str) -> Limit | None:
+        """How fast the link may send, None if as fast as it can. *Equivalent to:* ``tc qdisc show dev LINK root``."""
+
+    def set_limit(self, link: str, limit: Limit | None) -> None:
+        """Let the link send so fast; None takes weft's limit away, and another discipline is left alone.
+
+        *Equivalent to:* ``tc qdisc replace dev LINK root tbf rate … burst … limit …``, ``tc qdisc delete …``.
+        """
+
+    def redirect(self, link: str) -> str:
+        """The link by which all goes on that comes in by this one, "" if there is none.
+
+        *Equivalent to:* ``tc filter show dev LINK ingress``.
+        """
+
+    def set_redirect(self, link: str, target: str) -> None:
+        """Send on by ``target`` all that comes in by the link; ``target=""`` takes that back. Others' filters stay.
+
+        *Equivalent to:* ``tc qdisc add dev LINK ingress; tc filter add dev LINK parent ffff: protocol all u32
+        match u32 0 0 action mirred egress redirect dev TARGET``.
+        """
+
+    def routing_rules(self) -> tuple[RoutingRule, ...]:
+        """The rules that send packets from somewhere to a table, of both families.
+
+        *Equivalent to:* ``ip rule show``.
+        """
+
+    def add_routing_rule(self, rule: RoutingRule) -> None:
+        """Raises ``Exists`` for a twin. *Equivalent to:* ``ip rule add from SOURCE table TABLE protocol PROTOCOL``."""
+
+    def delete_routing_rule(self, rule: RoutingRule) -> None:
+        """Raises ``Missing``. *Equivalent to:* ``ip rule delete from SOURCE table TABLE protocol PROTOCOL``."""
+
+    def flows(self, protocol: str, port: int) -> tuple[Flow, ...]:
+        """The tracked connections of a protocol (``udp``) to a port, before any translation, of both families.
+
+        *Equivalent to:* ``conntrack -L -p PROTOCOL --orig-port-dst PORT``.
+        """
+
+    def forget_flows(self, flows: Iterable[Flow]) -> None:
+        """Have the kernel decide anew about the connections; missing ones are fine.
+
+        *Equivalent to:* ``conntrack -D``.
+        """
+
+    def listeners(self, protocol: str, port: int) -> tuple[tuple[Address, str], ...]:
+        """Who waits for packets to a port (``tcp``, ``udp``): the address, and the process as "nginx (4711)".
+
+        The unspecified address stands for all of its family; a socket that takes both families is there twice.
+        *Equivalent to:* ``ss -lnp sport = PORT``.
+        """
+
+    def iptables(self, version: int, table: str) -> tuple[str, ...]:
+        """The chains and rules of a table as ``iptables-save`` writes them: ``:CHAIN POLICY``, ``-A CHAIN …``.
+
+        Raises ``KernelLacks`` where the programs are not installed. *Equivalent to:* ``iptables-save -t TABLE``.
+        """
+
+    def change_iptables(self, version: int, table: str, lines: Iterable[str]) -> None:
+        """Do all of the lines (``-N``, ``-A``, ``-I``, ``-D``, ``-X``) or none.
+
+        *Equivalent to:* ``iptables-restore --noflush``.
+        """
+
+    def drops_forwarded(self, version: int) -> bool:
+        """Whether an iptables FORWARD chain drops what none of its rules accepts, as Docker's does."""
+
 
 Scalar = Address | Subnet | int | str
 
@@ -252,11 +357,14 @@ class Kernel(Protocol):
 __all__ = [
     "BridgeVlan",
     "Element",
+    "Flow",
     "Kernel",
     "KernelRoute",
+    "Limit",
     "Link",
     "Namespace",
     "Peer",
+    "RoutingRule",
     "Ruleset",
     "Scalar",
     "Subnet",

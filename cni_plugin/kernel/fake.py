@@ -14,6 +14,7 @@ from cni_plugin import names
 from cni_plugin.errors import Exists, KernelLacks, KernelRefused, Missing, NamespaceProblem, WeftError
 from cni_plugin.kernel import BridgeVlan, KernelRoute, Link, Namespace, Peer, fake_routes, fake_sysctls
 from cni_plugin.kernel.fake_links import KINDS, MORE_OPTIONS, OPTIONS, PORT, FakeLink
+from cni_plugin.kernel.fake_more import FakeMore
 from cni_plugin.kernel.snapshot import snapshot
 from cni_plugin.types import Cidr, NamespaceId
 
@@ -25,10 +26,11 @@ _FIRST_INODE = 4026532000
 _DEFAULT_VLAN = BridgeVlan(1, pvid=True, untagged=True)
 
 
-class FakeNamespace:
+class FakeNamespace(FakeMore):
     """One network namespace; ``opened`` counts those who have not closed it."""
 
     def __init__(self, kernel: FakeKernel, identity: NamespaceId) -> None:
+        super().__init__()
         self.id = identity
         self.kernel = kernel
         self.opened = 0
@@ -43,6 +45,9 @@ class FakeNamespace:
     def dump(self) -> dict[str, dict[str, object]]:
         """All of the namespace's state as a plain dict, to compare before with after."""
         return snapshot(self)
+
+    def _noted(self, verb: str) -> None:
+        self.kernel.called(verb)
 
     def pretend_tentative(self, link: str, running: bool, failed: bool) -> None:
         """Make ``tentative`` answer this for a link."""

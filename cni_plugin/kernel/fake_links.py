@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Interface
 from typing import TYPE_CHECKING
 
-from cni_plugin.kernel import BridgeVlan, KernelRoute, Link
+from cni_plugin.kernel import BridgeVlan, KernelRoute, Limit, Link
 from cni_plugin.types import Cidr
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ class FakeLink:
     routes: list[KernelRoute] = field(default_factory=list)
     sysctls: dict[str, str] = field(default_factory=dict)
     dad: tuple[bool, bool] = (False, False)
+    limit: Limit | None = None
+    redirect: str = ""
 
     @property
     def carrier(self) -> bool:
@@ -144,6 +146,8 @@ class FakeLink:
             peer_index=self.peer.index if self.peer is not None else 0,
             promiscuous=self.promiscuous,
             carrier=self.carrier,
+            all_multicast=self.all_multicast,
+            queue_length=self.queue_length,
             options=dict(self.options),
             port=dict(self.port),
         )

@@ -13,13 +13,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_plugin.errors import Exists, KernelRefused, Missing
-from cni_plugin.kernel import BridgeVlan, KernelRoute, Link, Namespace, Peer, netns, sysctl
-from cni_plugin.kernel.netlink import addresses, deletion, links, routes, vlans
+from cni_plugin.kernel import BridgeVlan, Flow, KernelRoute, Limit, Link, Namespace, Peer, RoutingRule, netns, sysctl
+from cni_plugin.kernel.netlink import addresses, deletion, links, queues, routes, rules, vlans
 from cni_plugin.kernel.netlink.links import NewLink
 from cni_plugin.kernel.netlink.socket import RouteSocket
 from cni_plugin.kernel.shown import describe
 from cni_plugin.names import PASSING, digest
-from cni_plugin.types import Cidr, NamespaceId
+from cni_plugin.types import Address, Cidr, NamespaceId
 
 if TYPE_CHECKING:
     from cni_plugin.kernel import Ruleset
@@ -262,6 +262,65 @@ class LinuxNamespace:
     def set_sysctl(self, key: str, value: str) -> None:
         with self._entered():
             sysctl.write(key, value)
+
+    def limit(self, link: str) -> Limit | None:
+        return queues.limit(self._socket, link)
+
+    def set_limit(self, link: str, limit: Limit | None) -> None:
+        queues.set_limit(self._socket, link, limit)
+
+    def redirect(self, link: str) -> str:
+        return queues.redirect(self._socket, link)
+
+    def set_redirect(self, link: str, target: str) -> None:
+        queues.set_redirect(self._socket, link, target)
+
+    def routing_rules(self) -> tuple[RoutingRule, ...]:
+        return rules.every(self._socket)
+
+    def add_routing_rule(self, rule: RoutingRule) -> None:
+        rules.add(self._socket, rule)
+
+    def delete_routing_rule(self, rule: RoutingRule) -> None:
+        rules.delete(self._socket, rule)
+
+    # Few calls of a runtime need any of these: each is imported where it is asked for.
+
+    def flows(self, protocol: str, port: int) -> tuple[Flow, ...]:
+        from cni_plugin.kernel import conntrack
+
+        with self._entered():
+            return conntrack.flows(protocol, port)
+
+    def forget_flows(self, flows: Iterable[Flow]) -> None:
+        from cni_plugin.kernel import conntrack
+
+        with self._entered():
+            conntrack.forget(flows)
+
+    def listeners(self, protocol: str, port: int) -> tuple[tuple[Address, str], ...]:
+        from cni_plugin.kernel import sockets
+
+        with self._entered():
+            return sockets.listeners(protocol, port)
+
+    def iptables(self, version: int, table: str) -> tuple[str, ...]:
+        from cni_plugin.kernel import iptables
+
+        with self._entered():
+            return iptables.save(version, table)
+
+    def change_iptables(self, version: int, table: str, lines: Iterable[str]) -> None:
+        from cni_plugin.kernel import iptables
+
+        with self._entered():
+            iptables.restore(version, table, lines)
+
+    def drops_forwarded(self, version: int) -> bool:
+        from cni_plugin.kernel import iptables
+
+        with self._entered():
+            return iptables.drops_forwarded(version)
 
     def _index(self, link: str, doing: str) -> int:
         return links.index(self._socket, link, doing)

@@ -13,6 +13,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from cni_plugin.kernel.netlink import layouts
 from cni_plugin.kernel.netlink.reader import Reader
 from cni_plugin.kernel.netlink.writer import attributes
 
@@ -21,6 +22,9 @@ REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
 NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
+NEWRULE, DELRULE, GETRULE = 32, 33, 34
+NEWQDISC, DELQDISC, GETQDISC = 36, 37, 38
+NEWFILTER, DELFILTER, GETFILTER = 44, 45, 46
 
 AF_UNSPEC, AF_INET, AF_BRIDGE, AF_INET6 = 0, 2, 7, 10
 
@@ -60,6 +64,9 @@ _CLASSES = {
     NEWLINK: _link, DELLINK: _link, GETLINK: _link, SETLINK: _link,
     NEWADDR: _address, DELADDR: _address, GETADDR: _address,
     NEWROUTE: _route, DELROUTE: _route, GETROUTE: _route,
+    NEWRULE: layouts.Rule, DELRULE: layouts.Rule, GETRULE: layouts.Rule,
+    NEWQDISC: layouts.Queue, DELQDISC: layouts.Queue, GETQDISC: layouts.Queue,
+    NEWFILTER: layouts.Queue, DELFILTER: layouts.Queue, GETFILTER: layouts.Queue,
 }  # fmt: skip
 
 
@@ -86,11 +93,14 @@ _teach_missing_attributes()
 _LINK_PART = ("=BxHiII", ("family", "ifi_type", "index", "flags", "change"))
 _ADDRESS_PART = ("=BBBBI", ("family", "prefixlen", "flags", "scope", "index"))
 _ROUTE_PART = ("=BBBBBBBBI", ("family", "dst_len", "src_len", "tos", "table", "proto", "scope", "type", "flags"))
+_RULE_PART = ("=BBBBBxxBI", ("family", "dst_len", "src_len", "tos", "table", "action", "flags"))
+_QUEUE_PART = ("=BxxxiIII", ("family", "index", "handle", "parent", "info"))
+_PARTS = ((NEWADDR, _LINK_PART), (NEWROUTE, _ADDRESS_PART), (NEWRULE, _ROUTE_PART), (NEWQDISC, _RULE_PART))
 _HEADER = 16
 
 
 def _part(kind: int) -> tuple[str, tuple[str, ...]]:
-    return _LINK_PART if kind < NEWADDR else _ADDRESS_PART if kind < NEWROUTE else _ROUTE_PART
+    return next((part for above, part in _PARTS if kind < above), _QUEUE_PART)
 
 
 def encode(kind: int, flags: int, sequence: int, fields: dict[str, Any], given: Attributes) -> bytes:

@@ -80,6 +80,8 @@ def _link(message: Any, master: str) -> Link:
         peer_index=int(attribute(message, "IFLA_LINK") or 0) if kind == "veth" else 0,
         promiscuous=bool(flags & _PROMISC),
         carrier=bool(flags & _LOWER_UP),
+        all_multicast=bool(flags & _ALLMULTI),
+        queue_length=int(attribute(message, "IFLA_TXQLEN") or 0),
         options=codec.plain(attribute(message, "IFLA_LINKINFO", "IFLA_INFO_DATA")),
         port=port,
     )

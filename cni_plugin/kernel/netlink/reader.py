@@ -164,6 +164,8 @@ CHOICES: dict[str, Callable[[Any, Any], Any]] = {
     "IFLA_INFO_SLAVE_DATA": _slave_data,
     "IFLA_AF_SPEC": _family_data,
     "IFLA_PROTINFO": _port_data,
+    "TCA_OPTIONS": lambda reader, layout: layout.kinds.get(reader.get_attr("TCA_KIND")),
+    "TCA_ACT_OPTIONS": lambda reader, layout: layout.kinds.get(reader.get_attr("TCA_ACT_KIND")),
     "VETH_INFO_PEER": lambda _, layout: layout.info_peer(None),
 }
 """Attributes whose layout depends on what else the message says."""

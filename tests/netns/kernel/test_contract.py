@@ -3,4 +3,5 @@
 from __future__ import annotations
 
 from unit.kernel.test_contract_links import *  # noqa: F403
+from unit.kernel.test_contract_more import *  # noqa: F403
 from unit.kernel.test_contract_routes import *  # noqa: F403

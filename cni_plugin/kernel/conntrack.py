@@ -1,0 +1,130 @@
+"""Connections that the kernel tracks: listed by their port, and forgotten.
+
+The kernel decides once for a connection where it leads. A client that keeps sending datagrams keeps its
+connection alive, and would be led past a port that has been published since, or to a container that is gone.
+Sources: ``linux/netfilter/nfnetlink_conntrack.h``, ``net/netfilter/nf_conntrack_netlink.c``, conntrack(8).
+"""
+
+from __future__ import annotations
+
+import _socket  # without the ``socket`` module's enumerations, which take milliseconds
+import os
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
+from struct import Struct
+
+from cni_plugin.errors import KernelLacks, KernelRefused
+from cni_plugin.kernel import Flow
+from cni_plugin.kernel.nft_netlink import Attributes, attribute, attributes, nested
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+_NETLINK_NETFILTER = 12
+_SUBSYSTEM = 1 << 8
+_GET, _DELETE = 1, 2
+_REQUEST, _ACK, _DUMP = 1, 4, 0x300
+_ERROR, _DONE = 2, 3
+_ENOENT = 2
+_ORIGINAL, _REPLY, _ID, _FILTER = 1, 2, 12, 25
+_TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
+_ADDRESSES = {4: (1, 2), 6: (3, 4)}
+_NUMBER, _SOURCE_PORT, _PORT = 1, 2, 3
+_FILTER_ORIGINAL = 1
+_BY_NUMBER_AND_PORT = 1 << 3 | 1 << 5
+_FAMILIES = {4: 2, 6: 10}
+_SECONDS = 10
+_BUFFER = 1 << 17
+_MESSAGE = Struct("=IHHII")
+_GENERIC = Struct("=BBH")
+_ERRNO = Struct("=i")
+_SHORT = Struct("!H")
+
+
+def flows(protocol: str, port: int) -> tuple[Flow, ...]:
+    """The connections to a port, before any translation, in the calling thread's namespace."""
+    number = PROTOCOLS[protocol]
+    with _Socket() as socket:
+        found = []
+        for version in _FAMILIES:
+            original = nested(_TUPLE_PROTOCOL, attribute(_NUMBER, bytes([number])), attribute(_PORT, _SHORT.pack(port)))
+            # Kernels before 5.8 do not know the filter and answer with everything, so all is looked at once more.
+            narrow = nested(_FILTER, attribute(_FILTER_ORIGINAL, _BY_NUMBER_AND_PORT.to_bytes(4, "little")))
+            for body in socket.ask(_GET, _DUMP, version, nested(_ORIGINAL, original) + narrow):
+                flow = _flow(body, protocol, version)
+                if flow is not None and flow.port == port:
+                    found.append(flow)
+    return tuple(found)
+
+
+def forget(gone: Iterable[Flow]) -> None:
+    """Have the kernel decide anew about the connections. What has ended meanwhile is fine."""
+    with _Socket() as socket:
+        for flow in gone:
+            version = flow.destination.version
+            places = _ADDRESSES[version]
+            addresses = (attribute(places[0], flow.source.packed), attribute(places[1], flow.destination.packed))
+            protocol = (
+                attribute(_NUMBER, bytes([PROTOCOLS[flow.protocol]])),
+                attribute(_SOURCE_PORT, _SHORT.pack(flow.source_port)),
+                attribute(_PORT, _SHORT.pack(flow.port)),
+            )
+            tuple_ = nested(_ORIGINAL, nested(_TUPLE_IP, *addresses), nested(_TUPLE_PROTOCOL, *protocol))
+            list(socket.ask(_DELETE, _ACK, version, tuple_))
+
+
+class _Socket:
+    """A netlink socket to connection tracking in the namespace of the thread that made it."""
+
+    def __enter__(self) -> _Socket:
+        kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC
+        try:
+            self._socket = _socket.socket(_socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+        except OSError as error:
+            raise KernelLacks(f"the kernel tracks no connections: {error.strerror}") from error
+        self._socket.settimeout(_SECONDS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(self, kind: int, flags: int, version: int, body: bytes) -> Iterator[Attributes]:
+        """The answers to one request; raises KernelRefused, but not for what is missing."""
+        content = _GENERIC.pack(_FAMILIES[version], 0, 0) + body
+        head = _MESSAGE.pack(_MESSAGE.size + len(content), _SUBSYSTEM | kind, flags | _REQUEST, 1, 0)
+        try:
+            self._socket.send(head + content)
+            while True:
+                data = memoryview(self._socket.recv(_BUFFER))
+                while data:
+                    length, answer, _, _, _ = _MESSAGE.unpack_from(data)
+                    if answer in (_ERROR, _DONE):
+                        code = _ERRNO.unpack_from(data, _MESSAGE.size)[0]
+                        if code and code != -_ENOENT:
+                            raise KernelRefused(f"cannot ask for connections: the kernel says {os.strerror(-code)}")
+                        return
+                    yield attributes(data[_MESSAGE.size + _GENERIC.size : length])
+                    data = data[(length + 3) & ~3 :]
+        except OSError as error:
+            raise KernelRefused(f"cannot ask for connections: {error.strerror or error}") from error
+
+
+def _flow(body: Attributes, protocol: str, version: int) -> Flow | None:
+    """A connection of the protocol, None for another's."""
+    original, reply = _ends(body.get(_ORIGINAL, b""), version), _ends(body.get(_REPLY, b""), version)
+    if original is None or reply is None or original[0] != PROTOCOLS[protocol]:
+        return None
+    source, source_port, destination, port = original[1:]
+    return Flow(
+        protocol, ip_address(source), source_port, ip_address(destination), port, ip_address(reply[1]), reply[2]
+    )
+
+
+def _ends(data: bytes, version: int) -> tuple[int, bytes, int, bytes, int] | None:
+    """Protocol, source, its port, destination, its port."""
+    said = attributes(data)
+    addresses, protocol = attributes(said.get(_TUPLE_IP, b"")), attributes(said.get(_TUPLE_PROTOCOL, b""))
+    places = _ADDRESSES[version]
+    if places[0] not in addresses or _PORT not in protocol or _NUMBER not in protocol:
+        return None
+    ports = (_SHORT.unpack_from(protocol[place])[0] for place in (_SOURCE_PORT, _PORT))
+    source_port, port = ports
+    return protocol[_NUMBER][0], addresses[places[0]], source_port, addresses[places[1]], port

@@ -1,0 +1,100 @@
+"""What the fake cannot show of connections, listeners and policies: the kernel's own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from ipaddress import ip_address
+
+import pytest
+
+from cni_plugin.kernel.linux import LinuxKernel
+from lab.host import Host
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_listener_is_named_with_its_process(host: Host, protocol: str) -> None:
+    kernel = LinuxKernel()
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    name = f"({os.getpid()})"
+    for address, only, found in (
+        ("127.0.0.1", 0, ["127.0.0.1"]),
+        ("0.0.0.0", 0, ["0.0.0.0"]),
+        ("::1", 0, ["::1"]),
+        ("::", 0, ["::", "0.0.0.0"]),
+        ("::", 1, ["::"]),
+    ):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, kind) as server:
+            if family == socket.AF_INET6:
+                server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+            server.bind((address, 8080))
+            if protocol == "tcp":
+                assert kernel.host.listeners(protocol, 8080) == ()
+                server.listen()
+            there = kernel.host.listeners(protocol, 8080)
+            assert [str(one) for one, _ in there] == found
+            assert all(who.endswith(name) for _, who in there)
+            assert kernel.host.listeners(protocol, 8081) == ()
+    assert kernel.host.listeners(protocol, 8080) == ()
+    kernel.close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_connection_is_told_and_forgotten(host: Host, address: str) -> None:
+    kernel = LinuxKernel()
+    # Connections are only tracked where a rule asks for it.
+    host.run(
+        "nft",
+        "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c ct state new",
+    )
+    host.serve_udp(None, 5300)
+    host.serve_udp(None, 5301)
+    for port in (5300, 5301):
+        assert host.fetch(None, address, port, "udp") == address
+    [flow] = kernel.host.flows("udp", 5300)
+    place = ip_address(address)
+    assert (flow.source, flow.destination, flow.port) == (place, place, 5300)
+    assert (flow.answers, flow.answers_port) == (place, 5300) and flow.source_port > 1023
+    assert kernel.host.flows("tcp", 5300) == ()
+    for _ in range(2):
+        kernel.host.forget_flows([flow])
+        assert kernel.host.flows("udp", 5300) == ()
+    assert len(kernel.host.flows("udp", 5301)) == 1
+    kernel.close()
+
+
+def test_a_policy_that_drops_is_seen_in_either_iptables(host: Host) -> None:
+    kernel = LinuxKernel()
+    host.run("iptables-nft", "-P", "FORWARD", "DROP")
+    assert kernel.host.drops_forwarded(4) and not kernel.host.drops_forwarded(6)
+    host.run("iptables-nft", "-P", "FORWARD", "ACCEPT")
+    assert not kernel.host.drops_forwarded(4)
+    if host.run("ip6tables-legacy", "-P", "FORWARD", "DROP", check=False).code == 0:
+        assert kernel.host.drops_forwarded(6) and not kernel.host.drops_forwarded(4)
+    kernel.close()
+
+
+def test_another_s_filter_of_what_comes_in_stays(host: Host) -> None:
+    kernel = LinuxKernel()
+    host.run("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+    host.run("ip", "link", "add", "ifb0", "type", "ifb")
+    host.run("tc", "qdisc", "add", "dev", "veth0", "ingress")
+    classify = "protocol ip prio 7 u32 match ip protocol 1 0xff flowid 1:7"
+    host.run("tc", "filter", "add", "dev", "veth0", "parent", "ffff:", *classify.split())
+    before = host.run("tc", "filter", "show", "dev", "veth0", "parent", "ffff:").stdout
+    kernel.host.set_redirect("veth0", "ifb0")
+    assert kernel.host.redirect("veth0") == "ifb0"
+    kernel.host.set_redirect("veth0", "")
+    assert host.run("tc", "filter", "show", "dev", "veth0", "parent", "ffff:").stdout == before
+    assert "flowid 1:7" in before
+    kernel.close()
+
+
+def test_another_s_discipline_at_the_root_stays(host: Host) -> None:
+    kernel = LinuxKernel()
+    host.run("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+    host.run("tc", "qdisc", "add", "dev", "veth0", "root", "handle", "7:", "htb")
+    kernel.host.set_limit("veth0", None)
+    assert "htb 7:" in host.run("tc", "qdisc", "show", "dev", "veth0").stdout
+    kernel.close()

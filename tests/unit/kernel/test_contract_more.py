@@ -1,0 +1,132 @@
+"""Limits, routing rules and iptables on every kernel: the fake here, the real one in tests/netns/kernel."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+import pytest
+from unit.kernel.place import Place
+
+from cni_plugin.errors import Exists, KernelRefused, Missing
+from cni_plugin.kernel import Limit, Peer, RoutingRule
+
+
+def pair(place: Place) -> None:
+    place.host.add_link("veth0", "veth", up=True, peer=Peer("eth0", up=True, namespace=place.box))
+
+
+LIMITS = (
+    Limit(500_000, 20_000, 32_500),
+    Limit(125_000_000, 1_000_000, 4_125_000),
+    Limit(10_000_000_000, 100_000_000, 350_000_000),
+    Limit(125, 3_000, 4_000),
+)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_limit_reads_back_as_written(place: Place, limit: Limit) -> None:
+    pair(place)
+    assert place.host.limit("veth0") is None
+    place.host.set_limit("veth0", limit)
+    there = place.host.limit("veth0")
+    assert there is not None
+    assert (there.rate, there.queue) == (limit.rate, limit.queue)
+    assert there.burst == pytest.approx(limit.burst, rel=0.001)
+
+
+def test_a_limit_changes_in_place_and_goes(place: Place) -> None:
+    pair(place)
+    for limit in (*LIMITS, LIMITS[0]):
+        place.host.set_limit("veth0", limit)
+    there = place.host.limit("veth0")
+    assert there is not None and there.rate == LIMITS[0].rate
+    for _ in range(2):
+        place.host.set_limit("veth0", None)
+        assert place.host.limit("veth0") is None
+
+
+def test_what_comes_in_is_redirected_until_it_is_not(place: Place) -> None:
+    pair(place)
+    for name in ("ifb0", "ifb1"):
+        place.host.add_link(name, "ifb", up=True)
+    assert place.host.redirect("veth0") == ""
+    for target in ("ifb0", "ifb0", "ifb1"):
+        place.host.set_redirect("veth0", target)
+        assert place.host.redirect("veth0") == target
+    for _ in range(2):
+        place.host.set_redirect("veth0", "")
+        assert place.host.redirect("veth0") == ""
+    place.host.set_redirect("veth0", "ifb0")
+    assert place.host.redirect("veth0") == "ifb0"
+
+
+def test_limits_and_redirections_of_what_is_not_there(place: Place) -> None:
+    pair(place)
+    for verb in (
+        lambda: place.host.limit("nope"),
+        lambda: place.host.set_limit("nope", LIMITS[0]),
+        lambda: place.host.redirect("nope"),
+        lambda: place.host.set_redirect("nope", "veth0"),
+        lambda: place.host.set_redirect("veth0", "nope"),
+    ):
+        with pytest.raises(Missing, match="nope"):
+            verb()
+
+
+def test_a_link_tells_of_all_multicast_and_its_queue(place: Place) -> None:
+    pair(place)
+    place.host.change_link("veth0", all_multicast=True, queue_length=333)
+    link = place.host.link("veth0")
+    assert link is not None and (link.all_multicast, link.queue_length) == (True, 333)
+    place.host.change_link("veth0", all_multicast=False)
+    link = place.host.link("veth0")
+    assert link is not None and not link.all_multicast and link.queue_length == 333
+
+
+def rule(source: str, table: int, protocol: int = 119) -> RoutingRule:
+    return RoutingRule(ip_network(source), table, protocol)
+
+
+def test_routing_rules_of_both_families(place: Place) -> None:
+    wanted = (rule("10.1.0.5/32", 100), rule("10.1.0.0/24", 70000), rule("fd00::5/128", 101))
+    assert place.box.routing_rules() == ()
+    for one in wanted:
+        place.box.add_routing_rule(one)
+        with pytest.raises(Exists):
+            place.box.add_routing_rule(one)
+    assert set(place.box.routing_rules()) == set(wanted) and place.host.routing_rules() == ()
+    assert [one.source.version for one in place.box.routing_rules()] == [4, 4, 6]
+    with pytest.raises(Missing):
+        place.box.delete_routing_rule(rule("10.1.0.5/32", 100, protocol=3))
+    place.box.delete_routing_rule(rule("10.1.0.5/32", 100, protocol=0))
+    place.box.delete_routing_rule(wanted[2])
+    with pytest.raises(Missing):
+        place.box.delete_routing_rule(wanted[2])
+    assert place.box.routing_rules() == (wanted[1],)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_iptables_does_all_lines_or_none(place: Place, version: int) -> None:
+    host = place.host
+    host.change_iptables(version, "filter", ["-N WEFT-TEST", "-A WEFT-TEST -j ACCEPT", "-I FORWARD 1 -j WEFT-TEST"])
+    lines = host.iptables(version, "filter")
+    assert {":WEFT-TEST - [0:0]", "-A WEFT-TEST -j ACCEPT", "-A FORWARD -j WEFT-TEST"} <= set(lines)
+    for bad in (
+        ["-N WEFT-TEST"],
+        ["-A WEFT-TEST -j DROP", "-D WEFT-TEST -j REJECT"],
+        ["-X WEFT-TEST"],
+        ["-A NONE -j DROP"],
+    ):
+        with pytest.raises(KernelRefused):
+            host.change_iptables(version, "filter", bad)
+        assert host.iptables(version, "filter") == lines
+    host.change_iptables(version, "filter", ["-D FORWARD -j WEFT-TEST", "-D WEFT-TEST -j ACCEPT", "-X WEFT-TEST"])
+    assert not any("WEFT-TEST" in line for line in host.iptables(version, "filter"))
+    assert not any("WEFT-TEST" in line for line in place.box.iptables(version, "filter"))
+
+
+def test_nobody_listens_and_nothing_flows_in_a_new_namespace(place: Place) -> None:
+    assert place.host.listeners("tcp", 80) == () and place.host.listeners("sctp", 80) == ()
+    assert place.host.flows("udp", 53) == ()
+    place.host.forget_flows(())
+    assert not place.host.drops_forwarded(4) and not place.host.drops_forwarded(6)
