@@ -1,0 +1,233 @@
+"""CHECK tells the truth: it misses no single change, and complains of nothing that is as it was. Rules come back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cni_plugin.executor import lacking
+from cni_plugin.kernel.linux import LinuxKernel
+from cni_plugin.ops import BaseRules, Bridge, Detection, Setting
+from cni_plugin.plan import Operation
+from lab.calls import Weft, at_once, leases
+from lab.cases import CASES, Case
+from lab.ground import Ground
+from lab.host import Host
+
+BY_NAME = {case.name: case for case in CASES}
+WHOLE, PTP = BY_NAME["weft-everything"], BY_NAME["ptp-dual"]
+
+
+class Record:
+    """What stands in the record of the attachment, and a machine to take it back on."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.kernel = LinuxKernel()
+        service = ground.weft.service(self.kernel)
+        self.container = self.kernel.open(ground.container)
+        self.machine = service.machine(self.container)
+        found = [one for one in service.records.all() if one.attachment.plugin == ground.case.conf["type"]]
+        assert len(found) == 1
+        self.operations = (*found[0].shared, *found[0].operations)
+
+    def close(self) -> None:
+        self.container.close()
+        self.kernel.close()
+
+
+def _spoil(operation: Operation, record: Record) -> bool:
+    """Undo one operation alone, or turn it into its opposite; False where there is nothing to undo."""
+    if isinstance(operation, Detection):
+        return False
+    if isinstance(operation, Bridge):
+        record.kernel.host.delete_link(operation.name)
+        return True
+    if isinstance(operation, BaseRules):
+        record.kernel.rules.remove()
+        return True
+    if isinstance(operation, Setting):
+        side = record.machine.side(operation.side)
+        assert side is not None
+        there = side.sysctl(operation.key)
+        if there is None:
+            return False
+        side.set_sysctl(operation.key, "1" if there == "0" else "0")
+        return True
+    if type(operation).__name__ == "Promiscuous":
+        record.kernel.host.change_link("wbr0", promiscuous=False)
+        return True
+    operation.undo(record.machine)
+    return True
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_operation_that_is_undone_is_missed(host: Host, case: Case) -> None:
+    """One after the other, each in an attachment of its own."""
+    ground = Ground(host, case)
+    seen = 0
+    for place in range(100):
+        answer = ground.add()
+        assert answer.ok, answer
+        assert ground.weft.check(case.conf, answer.document, ground.container) == ""
+        record = Record(ground)
+        ended = place >= len(record.operations)
+        operation = record.operations[min(place, len(record.operations) - 1)]
+        try:
+            if not ended and _spoil(operation, record):
+                seen += 1
+                assert lacking([operation], record.machine), operation
+                complaint = ground.weft.check(case.conf, answer.document, ground.container)
+                assert complaint, operation
+                assert lacking([operation], record.machine)[0] in complaint
+        finally:
+            record.close()
+        assert ground.delete().ok
+        if case.first:
+            ground.weft.delete(case.first, ground.container)
+        ground.collect()
+        if ended:
+            break
+        if case.first:
+            ground.conf = {**case.conf, "prevResult": ground.weft.add(case.first, ground.container)}
+    assert seen >= 1
+
+
+def _lease(host: Host, text: str) -> None:
+    for address in leases("whole"):
+        Path("/var/lib/cni/networks/whole", address).write_text(text)
+
+
+Mutation = tuple[Callable[[Host, str], object], str]
+
+
+def _host(*argv: str) -> Callable[[Host, str], object]:
+    return lambda host, link: host.run(*(word.replace("LINK", link) for word in argv))
+
+
+def _inside(*argv: str) -> Callable[[Host, str], object]:
+    return lambda host, link: host.inside("c1", *argv)
+
+
+MUTATIONS: dict[str, Mutation] = {
+    "bridge down": (_host("ip", "link", "set", "wbr0", "down"), "wbr0"),
+    "bridge MAC": (_host("ip", "link", "set", "wbr0", "address", "02:00:00:00:00:99"), "wbr0"),
+    "gateway address": (_host("ip", "address", "delete", "10.21.0.1/24", "dev", "wbr0"), "10.21.0.1"),
+    "gateway address v6": (_host("ip", "address", "delete", "fd00:21::1/64", "dev", "wbr0"), "fd00:21::1"),
+    "another gateway": (_host("ip", "address", "add", "10.77.0.1/24", "dev", "wbr0"), "10.77.0.1"),
+    "forwarding": (_host("sysctl", "-qw", "net.ipv4.ip_forward=0"), "ip_forward"),
+    "forwarding v6": (_host("sysctl", "-qw", "net.ipv6.conf.all.forwarding=0"), "forwarding"),
+    "port down": (_host("ip", "link", "set", "LINK", "down"), "down"),
+    "port off the bridge": (_host("ip", "link", "set", "LINK", "nomaster"), "wbr0"),
+    "port MTU": (_host("ip", "link", "set", "LINK", "mtu", "1400"), "MTU"),
+    "hairpin": (_host("bridge", "link", "set", "dev", "LINK", "hairpin", "off"), "hairpin"),
+    "isolated": (_host("bridge", "link", "set", "dev", "LINK", "isolated", "on"), "isolated"),
+    "container link down": (_inside("ip", "link", "set", "eth0", "down"), "eth0"),
+    "container link gone": (_inside("ip", "link", "delete", "eth0"), "eth0"),
+    "container link renamed": (
+        _inside("sh", "-c", "ip link set eth0 down; ip link set eth0 name x; ip link set x up"), "eth0",
+    ),
+    "container MTU": (_inside("ip", "link", "set", "eth0", "mtu", "1400"), "MTU"),
+    "container MAC": (_inside("ip", "link", "set", "eth0", "address", "02:00:00:00:00:99"), "MAC"),
+    "address": (_inside("ip", "address", "delete", "10.21.0.2/24", "dev", "eth0"), "10.21.0.2"),
+    "address v6": (_inside("ip", "address", "delete", "fd00:21::2/64", "dev", "eth0"), "fd00:21::2"),
+    "other prefix": (
+        _inside("sh", "-c", "ip address flush dev eth0; ip address add 10.21.0.2/16 dev eth0"), "10.21.0.2/24",
+    ),
+    "route": (_inside("ip", "route", "delete", "default"), "0.0.0.0/0"),
+    "route v6": (_inside("ip", "-6", "route", "delete", "default"), "::/0"),
+    "other route": (_inside("ip", "route", "replace", "default", "via", "10.21.0.9", "proto", "119"), "10.21.0.9"),
+    "table": (_host("nft", "delete", "table", "inet", "weft"), "table"),
+    "ruleset": (_host("nft", "flush", "ruleset"), "table"),
+    "chain": (_host("nft", "flush", "chain", "inet", "weft", "sources"), "sources"),
+    "guard": (_host("nft", "flush", "chain", "inet", "weft", "guard"), "guard"),
+    "ports": (_host("nft", "flush", "map", "inet", "weft", "ports4"), "ports4"),
+    "ports at an address": (_host("nft", "flush", "map", "inet", "weft", "ports4_at"), "ports4_at"),
+    "masquerading": (_host("nft", "flush", "set", "inet", "weft", "masquerade4"), "masquerade4"),
+    "masquerading v6": (_host("nft", "flush", "set", "inet", "weft", "masquerade6"), "masquerade6"),
+    "local subnets": (_host("nft", "flush", "set", "inet", "weft", "local4"), "local4"),
+    "hairpin masquerading": (_host("nft", "flush", "set", "inet", "weft", "hairpin4"), "hairpin4"),
+    "rule added": (_host("nft", "add", "rule", "inet", "weft", "guard", "drop"), "guard"),
+    "rule of others in weft's chain": (_host("nft", "insert", "rule", "inet", "weft", "sources", "accept"), "sources"),
+    "lease gone": (lambda host, link: [Path("/var/lib/cni/networks/whole", one).unlink() for one in leases("whole")],
+                   "10.21.0.2"),
+    "lease another's": (lambda host, link: _lease(host, "c9\r\neth0"), "10.21.0.2"),
+    "lease empty": (lambda host, link: _lease(host, ""), "10.21.0.2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_every_change_by_hand_is_missed(host: Host, mutation: str) -> None:
+    ground = Ground(host, WHOLE)
+    result = ground.add().document
+    assert ground.weft.check(WHOLE.conf, result, ground.container) == ""
+    change, word = MUTATIONS[mutation]
+    change(host, result["interfaces"][1]["name"])
+    answer = ground.weft("CHECK", {**WHOLE.conf, "prevResult": result}, ground.container)
+    assert (answer.code, word in answer.text) == (104, True), answer
+    assert ground.delete().ok
+
+
+def test_no_false_alarm(host: Host) -> None:
+    """60 made at once, all looked at at once, twice; others come and go meanwhile."""
+    weft = Weft()
+    paths = [host.container(f"c{number}") for number in range(60)]
+    conf = {**WHOLE.conf, "runtimeConfig": {}}
+    results = at_once([lambda n=n, path=path: weft("ADD", conf, path, f"c{n}") for n, path in enumerate(paths)])
+    assert [answer for answer in results if not answer.ok] == []
+    churn = [host.container(f"d{number}") for number in range(8)]
+    for command in ("ADD", "DEL"):
+        works = [
+            lambda n=n, path=path: weft("CHECK", {**conf, "prevResult": results[n].document}, path, f"c{n}")
+            for n, path in enumerate(paths)
+        ]
+        works += [lambda n=n, path=path: weft(command, conf, path, f"d{n}") for n, path in enumerate(churn)]  # noqa: B023
+        assert [answer for answer in at_once(works) if not answer.ok] == []
+
+
+FLUSHES = {
+    "ruleset": ("nft", "flush", "ruleset"),
+    "table": ("nft", "delete", "table", "inet", "weft"),
+    "chain": ("nft", "flush", "chain", "inet", "weft", "sources"),
+}
+
+
+@pytest.mark.parametrize("flush", FLUSHES)
+def test_the_next_add_brings_the_rules_back(host: Host, flush: str) -> None:
+    """Of all networks and all living attachments, as they were; and of none that is gone."""
+    weft = Weft()
+    first, second, third = (host.container(name) for name in ("c1", "c2", "c3"))
+    whole = weft.add(WHOLE.conf, first, "c1")
+    line = weft.add({**PTP.conf, "ipam": {"type": "host-local", "subnet": "10.55.0.0/24"}}, second, "c2")
+    before = host.run("nft", "-j", "list", "table", "inet", "weft").stdout
+    host.run(*FLUSHES[flush])
+    assert weft.check(WHOLE.conf, whole, first, "c1") != ""
+    passing = {**BY_NAME["bridge-static"].conf, "bridge": "wbr1"}
+    weft.add(passing, third, "c3")
+    assert weft.check(WHOLE.conf, whole, first, "c1") == ""
+    assert weft.check(PTP.conf, line, second, "c2") == ""
+    weft.delete(passing, third, "c3")
+    weft.collect(passing)
+    after = host.run("nft", "-j", "list", "table", "inet", "weft").stdout
+    assert sorted(_elements(before)) == sorted(_elements(after))
+
+
+def _elements(listing: str) -> list[str]:
+    sets = [one.get("set") or one.get("map") for one in json.loads(listing)["nftables"]]
+    return [json.dumps([one["name"], element]) for one in sets if one for element in one.get("elem", [])]
+
+
+def test_a_bridge_that_was_deleted(host: Host) -> None:
+    """A new container gets a bridge again; that the old one is on none is said."""
+    weft = Weft()
+    old, new = host.container("c1"), host.container("c2")
+    conf = {**WHOLE.conf, "runtimeConfig": {}}
+    result = weft.add(conf, old, "c1")
+    host.run("ip", "link", "delete", "wbr0")
+    assert "wbr0" in weft.check(conf, result, old, "c1")
+    fresh = weft.add(conf, new, "c2")
+    assert weft.check(conf, fresh, new, "c2") == ""
+    assert "on no bridge" in weft.check(conf, result, old, "c1")
+    assert host.ping("c2", "10.21.0.1")
