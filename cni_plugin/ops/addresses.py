@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cni_plugin.errors import Busy, Conflict, Exists, KernelRefused, Missing
 from cni_plugin.kernel import KernelRoute, Namespace
 from cni_plugin.kernel.shown import shown
-from cni_plugin.ops.links import at
+from cni_plugin.ops.links import at, patiently
 from cni_plugin.plan import Machine, Operation, Place
 from cni_plugin.types import Cidr, Side
 
@@ -40,9 +40,9 @@ class LinkAddress(Operation):
         try:
             namespace.add_address(self.link, self.address, prefix_route=self.prefix_route)
         except Exists:
-            if self.address not in namespace.addresses(self.link):
-                raise
-            return False
+            if self.address in namespace.addresses(self.link):
+                return False
+            patiently(lambda: namespace.add_address(self.link, self.address, prefix_route=self.prefix_route))
         return True
 
     def undo(self, machine: Machine) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cni_plugin import names
 from cni_plugin.errors import Conflict, Exists, Missing, WeftError
 from cni_plugin.kernel import Link, Namespace
-from cni_plugin.ops.links import at, bears
+from cni_plugin.ops.links import at, bears, patiently
 from cni_plugin.plan import Machine, Operation, Place
-from cni_plugin.types import Side
+from cni_plugin.types import Attachment, Side
+
+_LENT = "weft-device"
+"""How aliases of lent links begin: not as other marks, since nobody may sweep a link that is the host's own."""
 
 _PATIENCE = 2.0
 """Seconds in which the kernel gives back the physical links of a namespace that has ended (cleanup_net)."""
@@ -66,14 +71,16 @@ class ContainerLink(Operation):
     def apply(self, machine: Machine) -> bool:
         container = _container(machine, self.name)
         try:
-            container.add_link(
-                self.passing,
-                self.type,
-                mac=self.mac,
-                mtu=self.mtu,
-                parent=self.parent,
-                parent_namespace=machine.side(self.side) if self.parent else None,
-                options=dict(self.options),
+            patiently(
+                lambda: container.add_link(
+                    self.passing,
+                    self.type,
+                    mac=self.mac,
+                    mtu=self.mtu,
+                    parent=self.parent,
+                    parent_namespace=machine.side(self.side) if self.parent else None,
+                    options=dict(self.options),
+                )
             )
         except WeftError as error:
             error.message = error.message.replace(self.passing, self.name)
@@ -219,3 +226,44 @@ class LentLink(Operation):
             f"ip link set {self.name} alias '{self.alias}'",
             f"ip link set {self.name} netns {namespace} name {self.container}",
         )
+
+
+def lent(link: Link, attachment: Attachment) -> LentLink:
+    """The operation that lends a link of the host's to an attachment.
+
+    The alias tells the host's name for it, so that it finds home when all records are lost.
+    """
+    return LentLink(
+        name=link.name,
+        container=attachment.interface,
+        passing=names.passing_link(attachment),
+        alias=names.alias(f"{_LENT}:{names.attachment_digest(attachment)}", f"{link.name}:lent to {attachment}"),
+        # A mark that a lost record left behind is nothing to go back to.
+        before="" if link.alias.startswith(f"{_LENT}:") else link.alias,
+        type=link.kind,
+        mac=link.mac,
+        mtu=link.mtu,
+    )
+
+
+def marked(machine: Machine, attachment: Attachment) -> Iterator[Operation]:
+    """What must have made the links that bear an attachment's marks, its record lost: for ``undo`` alone."""
+    digest = names.attachment_digest(attachment)
+    passing = names.passing_link(attachment)
+    inside = machine.container.links() if machine.container is not None else ()
+    for link in inside:
+        if link.name == passing or names.mark_digest(link.alias) == digest:
+            yield ContainerLink(link.name, link.kind, passing, names.attachment_mark(attachment))
+    for link in (*inside, *machine.host.links()):
+        parts = link.alias.split(":", 3)
+        if parts[:2] == [_LENT, digest] and len(parts) == 4:
+            yield LentLink(
+                parts[2], link.name, passing, f"{_LENT}:{digest}", type=link.kind, mac=link.mac, mtu=link.mtu
+            )
+
+
+def lent_by_name(link: Link, attachment: Attachment) -> LentLink:
+    """What the reference plugin host-device must have done: it leaves nothing but the host's name, as the alias."""
+    return LentLink(
+        link.alias, link.name, names.passing_link(attachment), link.alias, type=link.kind, mac=link.mac, mtu=link.mtu
+    )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from cni_plugin.errors import Conflict, KernelLacks, Missing
+from cni_plugin.errors import Conflict, Exists, KernelLacks, Missing
 from cni_plugin.kernel import Link, Peer
 from cni_plugin.plan import Machine, Operation, Place
 from cni_plugin.types import Side
+
+_PATIENCE = 2.0  # seconds
 
 
 def at(side: Side, namespace: str) -> str:
@@ -25,6 +29,22 @@ def bears(link: Link, alias: str) -> bool:
 def unnamed(link: Link, mac: str) -> bool:
     """Whether the link is what a process left that was killed between making it and giving it its alias."""
     return not link.alias and link.mac == mac
+
+
+def patiently(work: Callable[[], None]) -> None:
+    """Do it again for a while where something of the kind Exists; raises that if it stays.
+
+    A namespace that has ended still holds its MAC addresses, VLANs and IP addresses on a link that several share,
+    until the kernel has swept it up (cleanup_net): some milliseconds, a second under load.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return work()
+        except Exists:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.02)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +245,7 @@ class Up(Operation):
             raise Missing(f"there is no link {self.link} in the {self.side}")
         if link.up == up:
             return False
-        namespace.change_link(self.link, up=up)
+        patiently(lambda: namespace.change_link(self.link, up=up))
         return True
 
     def lacks(self, machine: Machine) -> str | None:

@@ -32,7 +32,7 @@ def refusal(number: int, doing: str, sentence: str = "", *, needs: str = "") -> 
     message = f"cannot {doing}: the kernel says {words}"
     if number in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT) and needs:
         return KernelLacks(message, hint=f"this kernel lacks {needs}")
-    if number == errno.EEXIST:
+    if number in (errno.EEXIST, errno.EADDRINUSE):
         return Exists(message)
     if number in _MISSING:
         return Missing(message)
