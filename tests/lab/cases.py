@@ -11,11 +11,16 @@ Conf = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A configuration to attach containers with. ``first`` is that of the plugin before it in a chain."""
+    """A configuration to attach containers with. ``first`` is that of the plugin before it in a chain.
+
+    ``needs`` is a kind of link that a kernel may lack, ``wired`` whether the host has a neighbour, on ``lan0``.
+    """
 
     name: str
     conf: Conf
     first: Conf = field(default_factory=dict)
+    needs: str = ""
+    wired: bool = False
 
 
 def pool(*subnets: str, **rest: object) -> Conf:
@@ -57,6 +62,16 @@ CASES = (
     Case("ptp", conf("ptp", "line", {"ipMasq": True, "ipam": pool("10.24.0.0/24", routes=EVERYWHERE)})),
     Case("ptp-dual", conf("ptp", "lines", {"ipMasq": True, "ipam": _DUAL})),
     Case("loopback", conf("loopback", "lonet", {})),
+    Case("macvlan", conf("macvlan", "mac", {"ipam": pool("192.0.2.0/25", "2001:db8:99::/112")}), wired=True),
+    Case(
+        "ipvlan",
+        conf("ipvlan", "ipv", {"master": "lan0", "mode": "l3", "ipam": pool("10.25.0.0/24")}),
+        needs="ipvlan",
+        wired=True,
+    ),
+    Case("vlan", conf("vlan", "tag", {"vlanId": 100, "ipam": pool("10.26.0.0/24")}), needs="vlan", wired=True),
+    Case("dummy", conf("dummy", "dum", {"ipam": pool("10.27.0.0/24", "fd00:27::/64")}), needs="dummy"),
+    Case("tap", conf("tap", "vm", {"owner": 7, "group": 8, "mtu": 1400, "ipam": pool("10.28.0.0/24")}), needs="tun"),
     Case(
         "portmap-chained",
         conf("portmap", "chain", {"runtimeConfig": PORTS, "snat": True}),

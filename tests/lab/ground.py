@@ -6,6 +6,7 @@ from typing import Any
 
 from cni_plugin.kernel.linux import LinuxKernel
 from lab import namespaces
+from lab.abilities import require
 from lab.calls import Answer, Steps, Weft, files, leases
 from lab.cases import Case
 from lab.host import Host
@@ -19,6 +20,9 @@ class Ground:
 
     def __init__(self, host: Host, case: Case, weft: Weft | None = None) -> None:
         self.host, self.case, self.weft = host, case, weft or Weft()
+        require(case.needs)
+        if case.wired:
+            host.lan()
         self.container = host.container()
         self.bare = host.snapshot()
         self.conf = case.conf

@@ -17,7 +17,7 @@ from lab.ground import Ground, rest
 from lab.host import Host
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-THOROUGHLY = ("bridge-dual", "ptp", "loopback", "weft-everything")
+THOROUGHLY = ("bridge-dual", "ptp", "loopback", "macvlan", "weft-everything")
 """The cases that are gone through again and again: the others differ in their operations only."""
 
 thorough = pytest.mark.parametrize(
