@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 
+from lab.abilities import require
 from lab.commands import run
 from lab.host import Host
+from lab.namespaces import OWN
 from lab.plugins import OWN_FOLDER, ROOT, Cni
 
 FILES = sorted((ROOT / "conf").glob("*.conflist"))
 RUNTIME = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+NEEDS = {"macvlan": "macvlan", "ipvlan": "ipvlan", "vlan-link": "vlan", "dummy": "dummy", "tap": "tun"}
+WIRED = ("macvlan", "ipvlan", "vlan-link", "host")
+"""Those whose master is the link of the default route."""
 
 
 def lacks_vlan_filtering() -> bool:
@@ -29,8 +34,13 @@ def test_a_conflist_works(host: Host, path: Path) -> None:
     conflist: dict[str, Any] = json.loads(path.read_text())
     if any("vlan" in plugin for plugin in conflist["plugins"]) and lacks_vlan_filtering():
         pytest.skip("this kernel has no VLAN filtering on bridges (bin/vm has)")
+    require(NEEDS.get(path.stem, ""))
+    if path.stem in WIRED:
+        host.lan()
+    if path.stem == "host-device":
+        host.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth1-far")
     cni = Cni(OWN_FOLDER)
-    netns = host.container("c1")
+    netns = OWN if path.stem == "host" else host.container("c1")
     runtime = RUNTIME if any("portMappings" in plugin.get("capabilities", {}) for plugin in conflist["plugins"]) else {}
     interface = "lo" if path.stem == "loopback" else "eth0"
     cni.add_list(conflist, netns, runtime, ifname=interface, container="first")

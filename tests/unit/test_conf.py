@@ -88,4 +88,5 @@ def test_every_name_is_a_part_of_weft() -> None:
     features = {path.stem for path in (ROOT / "cni_plugin/features").glob("[!_]*.py")}
     pools = {path.stem.replace("_", "-") for path in (ROOT / "ipam").glob("[!_]*.py")}
     assert set(NAMES) <= set(parts.drivers()) | features | pools
-    assert set(parts.drivers()) <= set(NAMES)
+    # There is no reference plugin for containers that share the host's namespace.
+    assert set(parts.drivers()) - {"host"} <= set(NAMES)
