@@ -18,9 +18,11 @@ def pool(*subnets: str, **keys: Any) -> Conf:
     return {"type": "host-local", "ranges": [[{"subnet": subnet}] for subnet in subnets], **keys}
 
 
-def network(driver: str, ipam: Conf | None = None, *, version: str = "1.1.0", name: str = "net", **keys: Any) -> Conf:
+def network(
+    plugin: str, ipam: Conf | None = None, /, *, version: str = "1.1.0", name: str = "net", **keys: Any
+) -> Conf:
     """The configuration of one plugin under its reference name; ``ipam`` None leaves it out."""
-    conf = {"cniVersion": version, "name": name, "type": driver, **keys}
+    conf = {"cniVersion": version, "name": name, "type": plugin, **keys}
     return conf if ipam is None else {**conf, "ipam": ipam}
 
 

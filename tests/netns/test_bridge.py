@@ -198,9 +198,7 @@ def test_an_mtu_that_cannot_be_is_refused_by_name(host: Host, cni: Cni, mtu: int
 
 def test_hairpin_mode(host: Host, cni: Cni) -> None:
     for index, wanted in enumerate((True, False)):
-        result = cni.add(
-            bridge(pool(SUBNET), hairpinMode=wanted), host.container(f"h{index}"), container=f"h{index}"
-        )
+        result = cni.add(bridge(pool(SUBNET), hairpinMode=wanted), host.container(f"h{index}"), container=f"h{index}")
         port = seen.link(host, result["interfaces"][1]["name"])
         assert port["linkinfo"]["info_slave_data"]["hairpin"] is wanted
 

@@ -243,9 +243,7 @@ def test_without_mappings_nothing_is_done(host: Host, cni: Cni) -> None:
         ({**port(80, 80), "hostIP": "2001:db8::1"}, "the container has no IPv6 address"),
     ],
 )
-def test_a_mapping_that_cannot_be_is_refused_by_name(
-    host: Host, cni: Cni, mapping: dict[str, Any], words: str
-) -> None:
+def test_a_mapping_that_cannot_be_is_refused_by_name(host: Host, cni: Cni, mapping: dict[str, Any], words: str) -> None:
     netns = host.container()
     result = cni.add(bridge(pool(SUBNET)), netns)
     before = host.snapshot()

@@ -1,0 +1,213 @@
+"""The same configuration through the reference plugins and through weft: the same answer, the same network.
+
+And each ends what the other began, so that a host can change from one to the other while containers run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import seen
+from lab.confs import DEFAULT4, DEFAULT6, SUBNET, SUBNET6, bridge, dual, network, pool, port, ptp, published
+from lab.host import Host
+from lab.plugins import OWN_FOLDER, REFERENCE_FOLDER, Cni
+
+VERSION = "1.0.0"  # the newest that Debian's release of the reference speaks
+RANGE = {"subnet": SUBNET, "rangeStart": "10.80.0.40", "rangeEnd": "10.80.0.50", "gateway": "10.80.0.254"}
+STATIC = {
+    "type": "static",
+    "addresses": [{"address": "10.80.0.5/24", "gateway": "10.80.0.1"}, {"address": "fd80::5/64", "gateway": "fd80::1"}],
+    "routes": [DEFAULT4, {"dst": "10.9.0.0/16", "gw": "10.80.0.1"}],
+}
+NAMED = {
+    **STATIC,
+    "dns": {"nameservers": ["192.0.2.53"], "domain": "example.org", "search": ["a", "b"], "options": ["ndots:2"]},
+}
+OWN_MAC = {"args": {"cni": {"mac": "02:00:00:00:00:aa"}}}
+CASES: dict[str, dict[str, Any]] = {
+    "bridge": bridge(dual(), version=VERSION, isGateway=True),
+    "bridge-bare": bridge(pool(SUBNET), version=VERSION),
+    "bridge-default-gateway": bridge(pool(SUBNET, "fd80::/64"), version=VERSION, isDefaultGateway=True),
+    "bridge-range": bridge({"type": "host-local", "ranges": [[RANGE]]}, version=VERSION, isGateway=True),
+    "bridge-static": bridge(STATIC, version=VERSION, isGateway=True),
+    "bridge-layer-2": bridge(version=VERSION),
+    "bridge-options": bridge(pool(SUBNET), version=VERSION, mtu=1400, hairpinMode=True, **OWN_MAC),
+    "bridge-promiscuous": bridge(pool(SUBNET), version=VERSION, promiscMode=True),
+    "bridge-0.3.1": bridge(dual(), version="0.3.1", isGateway=True),
+    "bridge-0.2.0": bridge(dual(), version="0.2.0", isGateway=True),
+    "ptp": ptp(dual(), version=VERSION, mtu=1400),
+    "ptp-static": ptp(STATIC, version=VERSION),
+    "ptp-0.4.0": ptp(dual(), version="0.4.0"),
+    "loopback": network("loopback", version=VERSION, name="lo"),
+    "host-local": network("host-local", pool(SUBNET, SUBNET6, routes=[DEFAULT4, DEFAULT6]), version=VERSION),
+    "host-local-range": network("host-local", {"type": "host-local", "ranges": [[RANGE]]}, version=VERSION),
+    "static": network("static", NAMED, version=VERSION),
+}
+
+
+@pytest.fixture(autouse=True)
+def both(isolation: None) -> None:
+    if not (REFERENCE_FOLDER / "bridge").exists():
+        pytest.skip("the reference plugins are not in /usr/lib/cni (Debian: containernetworking-plugins)")
+
+
+@pytest.fixture
+def reference() -> Cni:
+    return Cni(REFERENCE_FOLDER)
+
+
+@pytest.fixture
+def weft() -> Cni:
+    return Cni(OWN_FOLDER)
+
+
+def plain(value: Any) -> Any:
+    """A result without what is random or only one of the two says: names, MACs, namespaces; empty dns."""
+    if isinstance(value, dict):
+        kept = {key: plain(item) for key, item in value.items() if key != "mac" and (key, item) != ("dns", {})}
+        if re.fullmatch("veth[0-9a-f]+", str(kept.get("name", ""))):
+            kept["name"] = "veth"
+        return kept
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def plain_routes(host: Host, place: str | None) -> list[tuple[Any, ...]]:
+    """Routes without who made them; a host's veth by its kind."""
+    found = []
+    for one in seen.routes(host, place):
+        device = re.sub("^veth.*", "veth", one["dev"])
+        scope = one.get("scope", "global") if place else ""
+        found.append((one["dst"], one.get("gateway"), device, scope, one.get("prefsrc")))
+    return sorted(found, key=str)
+
+
+def state(host: Host, result: dict[str, Any]) -> dict[str, Any]:
+    """What the two should have made alike."""
+    interfaces = result.get("interfaces", [])
+    found: dict[str, Any] = {"container": plain_routes(host, "c1"), "host": plain_routes(host, None)}
+    for name in seen.links(host, "c1"):
+        link = seen.link(host, name, "c1")
+        found[name] = (seen.addresses(host, name, "c1"), link["mtu"], sorted(link["flags"]), link.get("link_type"))
+    for name in ("lo", "br0", *(one["name"] for one in interfaces if one["name"].startswith("veth"))):
+        link = seen.link(host, name)
+        if link:
+            data = link.get("linkinfo", {}).get("info_slave_data", {})
+            port_state = {key: data.get(key) for key in ("hairpin", "isolated", "learning", "flood")}
+            flags = sorted(set(link["flags"]) - {"M-DOWN"})
+            found[re.sub("^veth.*", "veth", name)] = (seen.addresses(host, name), link["mtu"], flags, port_state)
+    for key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
+        found[key] = seen.setting(host, key)
+    # Weft announces itself and needs no detection whatever the driver; the reference with bridges alone.
+    if interfaces and interfaces[0]["name"] == "br0" and "ips" in result:
+        for key in ("net/ipv4/conf/eth0/arp_notify", "net/ipv6/conf/eth0/accept_dad"):
+            found[key] = seen.setting(host, key, "c1")
+    return found
+
+
+def through(cni: Cni, conf: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
+    """The result of an ADD on a host of its own, the network it made, and the leases; then CHECK and DEL."""
+    host = Host()
+    try:
+        netns = host.container()
+        ifname = "lo" if conf["type"] == "loopback" else "eth0"
+        result = cni.add(conf, netns, ifname=ifname)
+        found = state(host, result)
+        leases = sorted(path.name for path in Path("/var/lib/cni/networks").glob("*/*") if path.name[0] in "1f")
+        if conf["cniVersion"] == VERSION and "ipam" in conf:
+            cni.check(conf, result, netns, ifname=ifname)
+        cni.delete(conf, netns, ifname=ifname)
+        assert seen.links(host, "c1") == ["lo"]
+        return result, found, leases
+    finally:
+        host.close()
+
+
+@pytest.mark.parametrize("conf", CASES.values(), ids=CASES)
+def test_both_answer_and_do_the_same(reference: Cni, weft: Cni, conf: dict[str, Any]) -> None:
+    theirs, their_state, their_leases = through(reference, conf)
+    ours, our_state, our_leases = through(weft, conf)
+    assert plain(ours) == plain(theirs)
+    assert our_state == their_state
+    assert our_leases == their_leases
+
+
+CHAINS = {
+    "bridge": published(bridge(dual(), version=VERSION, isGateway=True, ipMasq=True), [port(8080, 80)]),
+    "ptp": published(ptp(dual(), version=VERSION, ipMasq=True), [port(8080, 80)]),
+}
+
+
+@pytest.fixture
+def host(both: None) -> Iterator[Host]:
+    made = Host()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+def test_a_chain_answers_the_same(reference: Cni, weft: Cni, chain: tuple[Any, Any]) -> None:
+    conflist, runtime = chain
+    results = []
+    for cni in (reference, weft):
+        host = Host()
+        try:
+            lan = host.lan()
+            results.append(cni.add_list(conflist, host.container(), runtime))
+            host.serve_tcp("c1", 80)
+            host.serve_tcp(lan.name, 81)
+            assert host.fetch(lan.name, lan.host, 8080) == lan.outside
+            assert host.fetch(None, "127.0.0.1", 8080) is not None
+            assert host.fetch("c1", lan.outside, 81) == lan.host
+            cni.delete_list(conflist, results[-1], "/run/netns/c1", runtime)
+        finally:
+            host.close()
+    assert plain(results[1]) == plain(results[0])
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["prevResult", "no-prevResult"])
+@pytest.mark.parametrize("name", ["bridge", "ptp"])
+def test_weft_ends_what_the_reference_began(host: Host, reference: Cni, weft: Cni, name: str, known: bool) -> None:
+    """Leases always; the link where the runtime hands over the result that proves whose it is."""
+    conf = CASES[name]
+    netns = host.container()
+    result = reference.add(conf, netns)
+    assert list(Path("/var/lib/cni/networks/net").glob("10.80.0.2"))
+    weft.delete({**conf, "prevResult": result} if known else conf, netns)
+    assert list(Path("/var/lib/cni/networks/net").glob("10.80.*")) == []
+    if known:
+        assert seen.links(host, "c1") == ["lo"]
+        assert [one for one in seen.links(host) if one.startswith("veth")] == []
+
+
+@pytest.mark.parametrize("name", ["bridge", "ptp"])
+def test_the_reference_ends_what_weft_began(host: Host, reference: Cni, weft: Cni, name: str) -> None:
+    conf = CASES[name]
+    netns = host.container()
+    result = weft.add(conf, netns)
+    reference.check(conf, result, netns)
+    reference.delete({**conf, "prevResult": result}, netns)
+    assert list(Path("/var/lib/cni/networks/net").glob("10.80.*")) == []
+    assert seen.links(host, "c1") == ["lo"]
+    # Weft's own record is of a link that is gone: the next ADD of the same name is served all the same.
+    again = weft.add(conf, netns)
+    assert host.ping("c1", "10.80.0.1")
+    weft.check(conf, again, netns)
+    weft.delete(conf, netns)
+
+
+def test_both_lease_from_one_folder(host: Host, reference: Cni, weft: Cni) -> None:
+    """By turns, and no address twice; each goes on where the other stopped."""
+    conf = CASES["bridge"]
+    found = []
+    for index, cni in enumerate((reference, weft, reference, weft)):
+        name = f"n{index}"
+        found.append(cni.add(conf, host.container(name), container=name)["ips"][0]["address"])
+    assert found == [f"10.80.0.{index}/24" for index in (2, 3, 4, 5)]
+    assert host.ping("n0", "10.80.0.3") and host.ping("n3", "10.80.0.4")
