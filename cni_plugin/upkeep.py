@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cni_plugin import executor, locks, names, parts
 from cni_plugin.errors import Busy, ConfigProblem, Missing, WeftError
-from cni_plugin.kernel import Element, Link, Ruleset
+from cni_plugin.kernel import Link, Ruleset
 from cni_plugin.ops import Elements
 from cni_plugin.plan import Operation
+from cni_plugin.orphans import dead, idle, marked_elements, orphans
 from cni_plugin.records import Phase, Record
 from cni_plugin.service import Service, attachment_of, raise_all
 from cni_plugin.types import Attachment, NamespaceId
@@ -72,19 +73,32 @@ def sweep_dead(service: Service) -> Swept:
     """What ``weft gc`` does where no runtime says what is valid: attachments whose namespace is gone go, half-made
     ones, orphans, and networks that nobody is attached to any more."""
     swept = Swept.nothing()
-    for record in list(service.records.all()):
-        if record.phase is not Phase.ATTACHED or not service.lives(record.namespace):
-            _detach(service, record, swept)
+    for record in dead(service):
+        _detach(service, record, swept)
     sweep(service, swept)
-    used = {record.attachment.network for record in service.records.all()}
-    for network in [record.network for record in service.records.networks()]:
-        if network not in used:
-            try:
-                remove_network(service, network, patience=1.0)
-                swept.leftovers.append(f"network {network}")
-            except WeftError as error:
-                swept.errors.append(error)
+    for network in idle(service):
+        try:
+            remove_network(service, network, patience=1.0)
+            swept.leftovers.append(f"network {network}")
+        except WeftError as error:
+            swept.errors.append(error)
     return swept
+
+
+def repair(service: Service) -> None:
+    """Put back what networks share and lack, and the rules of all that is attached. Raises the first error."""
+    machine = service.machine(None)
+    errors: list[WeftError] = []
+    with locks.hold(service.records.shared_lock()):
+        for operation in dict.fromkeys(one for network in service.records.networks() for one in network.shared):
+            try:
+                if operation.lacks(machine) is not None:
+                    service.watch("apply", operation)
+                    operation.apply(machine)
+            except WeftError as error:
+                errors.append(error)
+        restore_rules(service, None)
+    raise_all(errors)
 
 
 def _detach(service: Service, record: Record, swept: Swept) -> None:
@@ -106,20 +120,14 @@ def _detach(service: Service, record: Record, swept: Swept) -> None:
 
 def sweep(service: Service, swept: Swept) -> None:
     """Take away what bears weft's mark and has no record: links, elements, lock files, half-written records."""
-    everything = service.kernel.host.links()
-    masters = {link.master for link in everything}
-    links = [link for link in everything if names.mark_digest(link.alias) and link.name not in masters]
-    elements = list(_elements(service))
-    known = service.records.digests() | _shared_digests(service)
-    for link in links:
-        if names.mark_digest(link.alias) not in known:
-            _delete_link(service, link.name, swept)
-    orphans = [element for element in elements if names.mark_digest(element.mark) not in known]
-    if orphans:
+    found = orphans(service)
+    for name in found.links:
+        _delete_link(service, name, swept)
+    if found.elements:
         with contextlib.suppress(WeftError):
-            service.kernel.rules.delete(orphans)
-            swept.leftovers += [f"{element.collection} {element.key[0]}" for element in orphans]
-    for path in service.records.litter():
+            service.kernel.rules.delete(found.elements)
+            swept.leftovers += [f"{element.collection} {element.key[0]}" for element in found.elements]
+    for path in found.files:
         _unlink(path, swept)
     _sweep_table(service, swept)
 
@@ -154,26 +162,6 @@ def _delete_link(service: Service, name: str, swept: Swept) -> None:
     with contextlib.suppress(Missing):
         service.kernel.host.delete_link(name)
         swept.leftovers.append(f"link {name}")
-
-
-def _elements(service: Service) -> Iterator[Element]:
-    """Every marked element of weft's table."""
-    rules = service.kernel.rules
-    for collection in rules.collections():
-        for element in rules.elements(collection):
-            if names.mark_digest(element.mark):
-                yield element
-
-
-def _shared_digests(service: Service) -> set[str]:
-    """The marks of what belongs to networks: their elements, and their VLAN gateways' links."""
-    found = set()
-    for record in service.records.networks():
-        for operation in record.shared:
-            if isinstance(operation, Elements):
-                found |= {names.mark_digest(element.mark) for element in operation.elements}
-            found.add(names.mark_digest(getattr(operation, "alias", "")))
-    return found
 
 
 def _leases(service: Service, request: Request, valid: set[tuple[str, str]], swept: Swept) -> None:
@@ -240,7 +228,7 @@ def _tolerant(request: Request) -> parts.Assembly | None:
 
 def _delete_marked_elements(service: Service, attachment: Attachment) -> None:
     mark = names.attachment_mark(attachment)
-    mine = [element for element in _elements(service) if element.mark == mark]
+    mine = [element for element in marked_elements(service) if element.mark == mark]
     if mine:
         service.kernel.rules.delete(mine)
 
@@ -312,10 +300,10 @@ def _remove_shared(service: Service, network: str) -> None:
             os.unlink(records.shared_lock())
 
 
-def restore_rules(service: Service, current: Attachment) -> None:
+def restore_rules(service: Service, current: Attachment | None) -> None:
     """Put back the elements of all networks and attachments after somebody flushed the rules.
 
-    Called under the shared lock. An attachment that somebody works on is left to him.
+    Called under the shared lock. ``current`` puts its own back; an attachment that somebody works on is left to him.
     """
     rules = service.kernel.rules
     for network in list(service.records.networks()):

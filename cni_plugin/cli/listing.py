@@ -1,0 +1,214 @@
+"""``weft ps``, ``weft show`` and ``weft check``: what is attached, and whether it is still as it was made."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from cni_plugin.cli import joined
+from cni_plugin.cli.chain import Chain, Target
+from cni_plugin.cli.joined import Joined, State
+from cni_plugin.cli.options import common
+from cni_plugin.cli.output import age, as_json, count, fields, say, table
+from cni_plugin.cli.tool import Tool, pass_tool
+from cni_plugin.conflists import Json
+from cni_plugin.errors import UnknownContainer
+from cni_plugin.types import Result
+from cni_plugin.wire import versions
+from cni_plugin.wire.result import render
+
+_SHORT_ID = 12
+_HEADER = ("CONTAINER", "NETWORK", "INTERFACE", "ADDRESSES", "MAC", "PORTS", "AGE", "STATE")
+
+
+@click.command()
+@common
+@click.option("--network", "wanted", metavar="NAME", default="", help="Only what is attached to this network.")
+@click.option("--no-trunc", is_flag=True, help="Print container ids whole.")
+@click.option("-q", "--quiet", is_flag=True, help="Print container ids alone.")
+@pass_tool
+def ps(tool: Tool, wanted: str, no_trunc: bool, quiet: bool, json_output: bool) -> None:
+    """List what is attached to this host's networks.
+
+    STATE is "attached", "half attached" (a call was killed on the way) or "namespace gone" (the container ended
+    and nobody detached it); weft gc clears up the last two.
+
+    \b
+    Example:
+      weft ps --network blue
+    """
+    tool.need_records()
+    found = [one for one in joined.every(tool.service) if not wanted or one.network == wanted]
+    if json_output:
+        as_json([summary(one) for one in found])
+    elif quiet:
+        for identity in dict.fromkeys(one.container for one in found):
+            say(identity if no_trunc else identity[:_SHORT_ID])
+    else:
+        table(_HEADER, [_row(one, no_trunc) for one in found])
+
+
+def _row(one: Joined, no_trunc: bool) -> tuple[str, ...]:
+    return (
+        one.container if no_trunc else one.container[:_SHORT_ID],
+        one.network,
+        one.interface,
+        ", ".join(one.addresses) or "-",
+        one.mac or "-",
+        ", ".join(one.ports) or "-",
+        age(one.age),
+        str(one.state),
+    )
+
+
+def summary(one: Joined) -> Json:
+    """An attachment as ``--json`` shows it."""
+    return {
+        "container": one.container,
+        "network": one.network,
+        "interface": one.interface,
+        "addresses": list(one.addresses),
+        "mac": one.mac,
+        "ports": list(one.ports),
+        "ageSeconds": round(one.age),
+        "state": str(one.state),
+        "driver": one.driver,
+        "namespace": one.namespace.path,
+    }
+
+
+@click.command()
+@common
+@click.argument("container", metavar="CONTAINER[/IFNAME]")
+@click.argument("network", required=False, default="")
+@pass_tool
+def show(tool: Tool, container: str, network: str, json_output: bool) -> None:
+    """Show everything about what is attached of a container.
+
+    That is its namespace, the answer the runtime was given, the shell commands that the attachment equals, and
+    what is not as it was made. The container may be named by the beginning of its id.
+
+    \b
+    Example:
+      weft show weft-c1/eth0 blue
+    """
+    tool.need_records()
+    found = _named(tool, container, network)
+    documents = [_everything(tool, one) for one in found]
+    if json_output:
+        as_json(documents)
+        return
+    for place, (one, document) in enumerate(zip(found, documents, strict=True)):
+        if place:
+            say()
+        _show(one, document)
+
+
+def _named(tool: Tool, text: str, network: str) -> list[Joined]:
+    """The attachments meant by CONTAINER[/IFNAME]. Raises UnknownContainer."""
+    container, _, interface = text.partition("/")
+    found = joined.matching(tool.service, container, interface, network)
+    if not found:
+        where = f" on {network}" if network else ""
+        raise UnknownContainer(f"{text} is not attached{where}", hint="weft ps lists what is")
+    return found
+
+
+def _everything(tool: Tool, one: Joined) -> Json:
+    path = one.namespace.path
+    return {
+        **summary(one),
+        "plugins": [record.attachment.plugin for record in one.records],
+        "result": answer(one.result, one.records[-1].version),
+        "shared": [command for each in one.shared for command in each.commands(path)],
+        "commands": [command for each in one.operations for command in each.commands(path)],
+        "lacks": joined.lacking(tool.service, one),
+    }
+
+
+def answer(result: Result, version: str) -> object:
+    """A result as the runtime was given it, in the newest version where the old one cannot say it."""
+    return json.loads(render(result, version if versions.at_least(version, "0.3.0") else versions.NEWEST))
+
+
+def _show(one: Joined, document: Json) -> None:
+    gateways = dict.fromkeys(str(ip.gateway) for ip in one.result.ips if ip.gateway)
+    routes = [f"{each.destination}" + (f" via {each.gateway}" if each.gateway else "") for each in one.result.routes]
+    pairs = [
+        ("Container", one.container),
+        ("Network", f"{one.network} ({one.driver})" if one.driver else one.network),
+        ("Interface", one.interface),
+        ("State", f"{one.state}, {age(one.age)} old"),
+        ("Namespace", f"{one.namespace.path} (inode {one.namespace.inode})"),
+        ("Addresses", ", ".join(one.addresses)),
+        ("Gateway", ", ".join(gateways)),
+        ("Routes", "\n".join(routes)),
+        ("MAC", one.mac),
+        ("Ports", "\n".join(one.ports)),
+        ("Plugins", ", ".join(record.attachment.plugin for record in one.records)),
+    ]
+    fields([(name, value) for name, value in pairs if value])
+    say()
+    say("Made with (what the network shares is left out; --json has it):")
+    for command in (command for each in one.operations for command in each.commands(one.namespace.path)):
+        say(f"  {command}")
+    say()
+    lacks = document["lacks"]
+    if isinstance(lacks, list) and lacks:
+        say("Not as it was made:")
+        for sentence in lacks:
+            say(f"  {sentence}")
+    else:
+        say("Everything is as it was made.")
+
+
+@click.command()
+@common
+@click.argument("network", required=False, default="")
+@click.argument("container", metavar="[CONTAINER[/IFNAME]]", required=False, default="")
+@pass_tool
+def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
+    """Check that attachments are still as they were made.
+
+    Looks at links, addresses, routes, settings, rules and leases, changes nothing, and says what differs. Exits
+    with 1 if anything does.
+
+    \b
+    Example:
+      weft check blue weft-c1
+    """
+    tool.need_records()
+    if container:
+        found = _named(tool, container, network)
+    else:
+        found = [one for one in joined.every(tool.service) if not network or one.network == network]
+        if network and not found:
+            tool.network(network)
+    results = [(one, problems(tool, one)) for one in found]
+    broken = sum(bool(sentences) for _, sentences in results)
+    if json_output:
+        as_json([{**summary(one), "lacks": sentences} for one, sentences in results])
+    else:
+        for one, sentences in results:
+            say(f"{'broken' if sentences else 'ok'.ljust(6)}  {one}")
+            for sentence in sentences:
+                say(f"        {sentence}")
+        if not results:
+            say("nothing is attached" + (f" to {network}" if network else ""))
+        elif broken:
+            say(f"{broken} of {count(len(results), 'attachment')} not as made; to mend it, detach and attach again")
+    raise click.exceptions.Exit(1 if broken else 0)
+
+
+def problems(tool: Tool, one: Joined) -> list[str]:
+    """What is not as it was made: what weft did, then what the foreign plugins of the network find."""
+    found = joined.lacking(tool.service, one)
+    network = tool.network_if_known(one.network)
+    if one.state is State.ATTACHED and network is not None:
+        previous = answer(one.result, one.records[-1].version)
+        chain = Chain(
+            tool.service, network, Target(one.container, one.namespace.path, one.interface), tool.path
+        )
+        found += chain.check(previous if isinstance(previous, dict) else None)
+    return list(dict.fromkeys(found))

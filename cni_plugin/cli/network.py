@@ -1,0 +1,319 @@
+"""``weft network``: the network lists that runtimes and weft read, under Docker's and podman's habits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+
+import click
+
+from cni_plugin import conflists
+from cni_plugin.cli import create as creating
+from cni_plugin.cli import joined, leases
+from cni_plugin.cli.chain import Chain, Target
+from cni_plugin.cli.create import Wanted
+from cni_plugin.cli.joined import Joined
+from cni_plugin.cli.options import common, pairs
+from cni_plugin.cli.output import as_json, say, table
+from cni_plugin.cli.problems import BadOption, InUse
+from cni_plugin.cli.tool import Tool, pass_tool
+from cni_plugin.conflists import Json, NetworkList
+from cni_plugin.errors import ConfigProblem
+from cni_plugin.upkeep import remove_network
+
+_ALIASES = {"list": "ls", "remove": "rm"}
+_FILTERS = ("name", "driver", "label")
+
+
+class _Aliased(click.Group):
+    """Also answers to the names that other tools have for the same."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, _ALIASES.get(cmd_name, cmd_name))
+
+
+@click.group(cls=_Aliased)
+def network() -> None:
+    """Make, list, inspect and remove networks.
+
+    A network is a file in the CNI configuration folder, which podman, containerd, nerdctl and Nomad read too.
+    """
+
+
+@network.command()
+@common
+@click.argument("name", required=False, default="")
+@click.option("-d", "--driver", default="bridge", show_default=True, help="bridge, ptp … (an unknown one lists all).")
+@click.option("--subnet", "subnets", multiple=True, metavar="CIDR", help="Subnet, like 10.89.7.0/24. Repeatable.")
+@click.option("--gateway", "gateways", multiple=True, metavar="IP", help="Gateway, one for each subnet.")
+@click.option("--ip-range", "ranges", multiple=True, metavar="CIDR|FIRST-LAST", help="The part to give out.")
+@click.option("--ipv6", is_flag=True, help="IPv6 as well; a free subnet of fd00::/8 unless one is given.")
+@click.option("--internal", is_flag=True, help="No way out: no gateway, no default route, no masquerade.")
+@click.option("-o", "--opt", "options", multiple=True, metavar="KEY=VALUE", help="Driver options (below). Repeatable.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label. Repeatable.")
+@click.option("--disable-dns", is_flag=True, help="Accepted for podman's sake; weft's networks have no DNS of theirs.")
+@pass_tool
+def create(
+    tool: Tool,
+    name: str,
+    driver: str,
+    subnets: tuple[str, ...],
+    gateways: tuple[str, ...],
+    ranges: tuple[str, ...],
+    ipv6: bool,
+    internal: bool,
+    options: tuple[str, ...],
+    labels: tuple[str, ...],
+    disable_dns: bool,
+    json_output: bool,
+) -> None:
+    """Make a network and print its name.
+
+    Nothing is set up before the first container is attached. Without NAME it is weft0, weft1 …; without --subnet it
+    gets the first free /24 from 10.89.0.0 on.
+
+    \b
+    Options of the driver bridge, under their short and Docker's names:
+      mtu       com.docker.network.driver.mtu: bytes
+      bridge    com.docker.network.bridge.name: the bridge's name
+      ip-masq   com.docker.network.bridge.enable_ip_masquerade: true or false
+      icc       com.docker.network.bridge.enable_icc: false keeps containers apart
+      vlan      1 to 4094
+      hairpin   true or false
+    \b
+    Example:
+      weft network create blue --subnet 10.89.7.0/24 -o mtu=1400
+    """
+    del disable_dns
+    wanted = Wanted(
+        driver, subnets, gateways, ranges, ipv6, internal, pairs("--opt", options), pairs("--label", labels)
+    )
+    host = tool.service.kernel.host
+    with conflists.changing(tool.config):
+        there = tool.networks()
+        chosen = name or creating.free_name(there, host)
+        content = creating.build(chosen, wanted, there, host)
+        made = conflists.parse(chosen, content)
+        probe = Target("validation", "/run/netns/validation", "eth0")
+        try:
+            Chain(tool.service, made, probe, tool.path).validate()
+        except ConfigProblem as error:
+            raise BadOption(error.message) from error
+        path = conflists.write(tool.config, chosen, content)
+    if json_output:
+        as_json(inspected(tool, conflists.load(path), []))
+    else:
+        say(chosen)
+
+
+def identity(network: NetworkList) -> str:
+    """The network's id as podman computes it."""
+    return sha256(network.name.encode()).hexdigest()
+
+
+@network.command(name="ls")
+@common
+@click.option("-q", "--quiet", is_flag=True, help="Print names alone.")
+@click.option("--no-trunc", is_flag=True, help="Print ids whole.")
+@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="By name, driver or label.")
+@pass_tool
+def list_networks(
+    tool: Tool, quiet: bool, no_trunc: bool, filters: tuple[str, ...], json_output: bool
+) -> None:
+    """List all networks, those of other software too.
+
+    DRIVER is weft's driver, or the plugin that makes the interface. There is no --format, as its templates are Go's:
+    use --json.
+
+    \b
+    Example:
+      weft network ls --filter driver=bridge
+    """
+    found = [one for one in tool.networks() if _passes(one, filters)]
+    if json_output:
+        as_json([_listed(one) for one in found])
+    elif quiet:
+        for one in found:
+            say(one.name)
+    else:
+        table(
+            ("NETWORK ID", "NAME", "DRIVER", "SUBNETS", "FILE"),
+            [
+                (
+                    identity(one) if no_trunc else identity(one)[:12],
+                    one.name,
+                    one.driver,
+                    ", ".join(map(str, conflists.subnets(one))) or "-",
+                    one.path,
+                )
+                for one in found
+            ],
+        )
+
+
+def _passes(one: NetworkList, filters: tuple[str, ...]) -> bool:
+    """Whether a network has some value of every key that is filtered by, as Docker has it. Raises BadOption."""
+    wanted: dict[str, list[str]] = {}
+    for text in filters:
+        key, _, value = text.partition("=")
+        if key not in _FILTERS:
+            raise BadOption(f"--filter {text!r}: only {', '.join(_FILTERS)} can be filtered by")
+        wanted.setdefault(key, []).append(value)
+    labels = _labels(one)
+    given = {*labels, *(f"{key}={text}" for key, text in labels.items())}
+    tests: dict[str, Callable[[str], bool]] = {
+        "name": lambda value: value in one.name,
+        "driver": lambda value: value == one.driver,
+        "label": lambda value: value in given,
+    }
+    return all(any(map(tests[key], values)) for key, values in wanted.items())
+
+
+def _labels(one: NetworkList) -> dict[str, str]:
+    return _texts(one.notes.raw("labels"))
+
+
+def _texts(value: object) -> dict[str, str]:
+    return {str(key): str(text) for key, text in value.items()} if isinstance(value, dict) else {}
+
+
+def _listed(one: NetworkList) -> Json:
+    return {
+        "id": identity(one),
+        "name": one.name,
+        "driver": one.driver,
+        "subnets": [str(subnet) for subnet in conflists.subnets(one)],
+        "labels": _labels(one),
+        "file": one.path,
+    }
+
+
+@network.command()
+@common
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@pass_tool
+def inspect(tool: Tool, names: tuple[str, ...], json_output: bool) -> None:
+    """Print all about networks as JSON, in the shape of "docker network inspect".
+
+    Under "Weft" stand what Docker has no words for: the file, the plugins, the bridge.
+
+    \b
+    Example:
+      weft network inspect blue
+    """
+    found = [tool.network(name) for name in names]
+    tool.need_records()
+    attached = joined.every(tool.service)
+    as_json([inspected(tool, one, [each for each in attached if each.network == one.name]) for one in found])
+
+
+def inspected(tool: Tool, one: NetworkList, attached: list[Joined]) -> Json:
+    """A network as Docker would show it."""
+    return {
+        "Name": one.name,
+        "Id": identity(one),
+        "Created": one.notes.text("created"),
+        "Scope": "local",
+        "Driver": one.driver,
+        "EnableIPv4": any(subnet.version == 4 for subnet in conflists.subnets(one)),
+        "EnableIPv6": any(subnet.version == 6 for subnet in conflists.subnets(one)),
+        "IPAM": {
+            "Driver": one.main.section("ipam").text("type") or "none",
+            "Options": {},
+            "Config": _pools(one),
+        },
+        "Internal": one.internal,
+        "Containers": {each.container: _container(each) for each in attached},
+        "Options": _texts(one.notes.raw("options")),
+        "Labels": _labels(one),
+        "Weft": {
+            "File": one.path,
+            "CniVersion": one.version,
+            "Plugins": list(one.types),
+            "Bridge": one.bridge,
+            "Interfaces": [f"{each.container}/{each.interface}" for each in attached],
+        },
+    }
+
+
+def _pools(one: NetworkList) -> list[Json]:
+    known = leases.pool(one)
+    if known is None:
+        return [{"Subnet": str(subnet)} for subnet in conflists.subnets(one)]
+    given = {
+        str(each.get("subnet")): "rangeStart" in each or "rangeEnd" in each
+        for ranges in one.main.section("ipam").items("ranges")
+        for each in (ranges if isinstance(ranges, list) else [])
+        if isinstance(each, dict)
+    }
+    return [
+        {
+            "Subnet": str(each.subnet),
+            "Gateway": str(each.gateway),
+            **({"IPRange": str(each.span)} if given.get(str(each.subnet)) else {}),
+        }
+        for ranges in known.sets
+        for each in ranges
+    ]
+
+
+def _container(each: Joined) -> Json:
+    four = next((address for address in each.addresses if ":" not in address), "")
+    six = next((address for address in each.addresses if ":" in address), "")
+    return {
+        "Name": each.container,
+        "EndpointID": each.interface,
+        "MacAddress": each.mac,
+        "IPv4Address": four,
+        "IPv6Address": six,
+    }
+
+
+@network.command(name="rm")
+@common
+@click.option("-f", "--force", is_flag=True, help="Detach what is attached; remove networks of other software too.")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@pass_tool
+def remove(tool: Tool, force: bool, names: tuple[str, ...], json_output: bool) -> None:
+    """Remove networks: bridge, rules, records, leases and file. Prints their names.
+
+    Refuses while anything is attached, unless --force.
+
+    \b
+    Example:
+      weft network rm blue
+    """
+    tool.prepare_to("remove a network")
+    removed = []
+    for name in names:
+        with conflists.changing(tool.config):
+            _remove(tool, tool.network(name), force)
+        removed.append(name)
+        if not json_output:
+            say(name)
+    if json_output:
+        as_json(removed)
+
+
+def _remove(tool: Tool, one: NetworkList, force: bool) -> None:
+    """Remove one network, its file last, so that what fails can be tried again. Raises InUse."""
+    if not one.weft and not force:
+        raise InUse(f"network {one.name} was not made by weft ({one.path})", hint="--force removes it all the same")
+    attached = [each for each in joined.every(tool.service) if each.network == one.name]
+    if attached and not force:
+        listed = ", ".join(f"{each.container}/{each.interface}" for each in attached)
+        raise InUse(
+            f"network {one.name} has active endpoints: {listed}", hint="detach them first, or use --force to do both"
+        )
+    for each in attached:
+        joined.detach(tool.service, each)
+    strangers = [lease for lease in leases.listed(tool.service, one) if not lease.attached]
+    if any(lease.age < leases.YOUNG or not one.weft for lease in strangers) and not force:
+        held = ", ".join(f"{lease.address} of {lease.owner}" for lease in strangers[:3])
+        raise InUse(f"network {one.name} has addresses given out: {held}", hint="--force frees them")
+    for lease in strangers:
+        leases.free(tool.service, one, lease)
+    remove_network(tool.service, one.name)
+    leases.forget(one)
+    conflists.remove(one)
+

@@ -1,0 +1,120 @@
+"""Options that several commands have, and how their values are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import click
+
+from cni_plugin import names
+from cni_plugin.cli.chain import Target, Wishes
+from cni_plugin.cli.problems import BadOption
+from cni_plugin.cli.tool import Tool
+from cni_plugin.conflists import Json
+from cni_plugin.errors import NamespaceProblem
+from cni_plugin.service import Service
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+NETNS_FOLDER = "/run/netns"
+_PORT = re.compile(r"(?:(?:\[(?P<six>[^]]+)]|(?P<four>[^:]+)):)?(?P<host>\d+):(?P<inner>\d+)(?:/(?P<protocol>\w+))?")
+_PROC = re.compile(r"/proc/(\d+)/ns/net")
+
+
+def _choose_folder(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value:
+        context.ensure_object(Tool).config = value
+
+
+def common(command: Command) -> Command:
+    """``--json`` and ``--config-dir``, which every command has."""
+    folder = click.option(
+        "--config-dir",
+        metavar="FOLDER",
+        expose_value=False,
+        callback=_choose_folder,
+        help="Where network lists are. Default: $WEFT_CNI_CONFIG, else /etc/cni/net.d.",
+    )
+    plain = click.option("--json", "json_output", is_flag=True, help="Print JSON, for programs to read.")
+    return folder(plain(command))
+
+
+def attaching(command: Command) -> Command:
+    """The options that say which interface of which container is meant, and what it is to have."""
+    for option in (
+        click.option("-p", "--publish", multiple=True, metavar="PORTS", help="Publish: 8080:80/tcp. Repeatable."),
+        click.option("--mac", metavar="MAC", default="", help="The interface's MAC address."),
+        click.option("--ip", "addresses", multiple=True, metavar="IP", help="An address it must get. Repeatable."),
+        click.option("--ifname", default="eth0", show_default=True, help="The interface's name in the container."),
+        click.option("--container", metavar="ID", default="", help="The container's id. Default: weft-NETNS."),
+    ):
+        command = option(command)
+    return command
+
+
+def target(service: Service, netns: str, container: str, interface: str) -> Target:
+    """Whom a namespace's name, path or process id means. Raises BadOption and NamespaceProblem."""
+    path = namespace_path(service, netns)
+    for option, value, problem in (
+        ("--container", container, names.identifier_problem),
+        ("--ifname", interface, names.link_name_problem),
+    ):
+        if value and (sentence := problem(value)):
+            raise BadOption(f"{option} {value!r} {sentence}")
+    return Target(container or container_of(netns), path, interface)
+
+
+def namespace_path(service: Service, netns: str) -> str:
+    """The path of a namespace: given as such, as a name of ``ip netns``, or as a process id."""
+    identify = service.kernel.identify
+    places = [netns] if "/" in netns else [f"{NETNS_FOLDER}/{netns}"]
+    if netns.isascii() and netns.isdigit():
+        places.append(f"/proc/{netns}/ns/net")
+    for path in places:
+        if identify(path).known:
+            return path
+    raise NamespaceProblem(
+        f"no network namespace at {' or '.join(places)}",
+        hint="give a name that ip netns list shows, a path, or the id of a process in the namespace",
+    )
+
+
+def container_of(netns: str) -> str:
+    """The container id that stands for a namespace which no runtime made."""
+    found = _PROC.fullmatch(netns)
+    text = found.group(1) if found else netns.rstrip("/").rpartition("/")[2]
+    return "weft-" + re.sub(r"[^a-zA-Z0-9_.\-]", "-", text)
+
+
+def wishes(publish: Iterable[str], addresses: Iterable[str], mac: str) -> Wishes:
+    """What the options ask of the plugins. Raises BadOption."""
+    try:
+        normal = names.normal_mac(mac) if mac else ""
+    except ValueError as error:
+        raise BadOption(f"--mac {mac!r} {error}") from None
+    return Wishes(tuple(_published(text) for text in publish), tuple(addresses), normal)
+
+
+def _published(text: str) -> Json:
+    """One published port as CNI's portMappings has it."""
+    found = _PORT.fullmatch(text)
+    protocol = (found["protocol"] or "tcp").lower() if found else ""
+    if found is None or protocol not in ("tcp", "udp", "sctp"):
+        raise BadOption(f"--publish {text!r} is not [ADDRESS:]HOST-PORT:PORT[/tcp|udp|sctp], like 8080:80/tcp")
+    made: Json = {"hostPort": int(found["host"]), "containerPort": int(found["inner"]), "protocol": protocol}
+    if host := found["six"] or found["four"]:
+        made["hostIP"] = host
+    return made
+
+
+def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
+    """Options of the form KEY=VALUE. Raises BadOption."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or (not equals and option != "--label"):
+            raise BadOption(f"{option} {text!r} is not KEY=VALUE")
+        found[key] = value
+    return found

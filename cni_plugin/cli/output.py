@@ -1,0 +1,64 @@
+"""How things are printed: aligned columns, ages, JSON, and never a control character."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import click
+
+_GAP = "   "
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that would move a terminal's cursor or change its colours."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def say(line: str = "") -> None:
+    """Print one line."""
+    click.echo(printable(line))
+
+
+def warn(line: str) -> None:
+    """Print one line on standard error, for what did not stop the command."""
+    click.echo(f"weft: {printable(line)}", err=True)
+
+
+def as_json(value: object) -> None:
+    """Print a document."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns that line up, each as wide as its widest cell."""
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(header))]
+    for row in cells:
+        click.echo(_GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def fields(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> None:
+    """Print names and values in two columns; a value of several lines stays in its column."""
+    width = max((len(name) for name, _ in pairs), default=0) + 2
+    for name, value in pairs:
+        for place, line in enumerate(value.split("\n")):
+            say(f"{indent}{(f'{name}:' if not place else '').ljust(width)}{line}".rstrip())
+
+
+def age(seconds: float) -> str:
+    """A length of time in its largest unit: 42s, 5m, 3h, 12d."""
+    whole = max(0, int(seconds))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if whole >= size:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 address", "3 addresses"."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"

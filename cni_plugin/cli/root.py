@@ -1,0 +1,164 @@
+"""The command itself: its groups of subcommands, its overview, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import click
+
+from cni_plugin import __version__
+from cni_plugin.cli.attaching import attach, detach, plan
+from cni_plugin.cli.doctor import doctor
+from cni_plugin.cli.keeping import gc, ipam
+from cni_plugin.cli.listing import check, ps, show
+from cni_plugin.cli.network import network
+from cni_plugin.cli.options import common
+from cni_plugin.cli.output import printable, say
+from cni_plugin.cli.problems import FAILED, MEANINGS, USAGE, status
+from cni_plugin.cli.tool import Tool
+from cni_plugin.errors import WeftError
+
+GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Networks", ("network", "ipam")),
+    ("What is attached", ("ps", "show", "check")),
+    ("Attach by hand, without a container runtime", ("plan", "attach", "detach")),
+    ("When something is wrong", ("doctor", "gc")),
+    ("Shell", ("completion",)),
+)
+
+_FIRST_STEPS = (
+    ("weft network create blue", "make a network"),
+    ("ip netns add c1", "something to attach"),
+    ("weft attach blue c1", "attach it, and see its address"),
+    ("weft ps", "see what is attached"),
+    ("weft detach blue c1", "and away again"),
+)
+
+
+class Weft(click.Group):
+    """Shows its commands in groups, and turns whatever fails into one line and an exit status."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, members in GROUPS:
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(80)) for name in members])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Exit status"):
+            formatter.write_dl([(str(number), meaning) for number, meaning in MEANINGS])
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: object,
+    ) -> object:
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        sys.exit(_ended(lambda: super(Weft, self).main(args, prog_name, complete_var, standalone_mode=False, **extra)))
+
+
+def _ended(work: Callable[[], object]) -> int:
+    """Run the command; its exit status. A failure is one line on standard error, and a hint if there is one."""
+    try:
+        answer = work()
+        sys.stdout.flush()
+        return answer if isinstance(answer, int) else 0
+    except WeftError as error:
+        return _failed(error.message, error.hint, status(error), error)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "weft"
+        return _failed(error.format_message().rstrip("."), f"see {command} --help", USAGE, error)
+    except click.ClickException as error:
+        return _failed(error.format_message(), "", FAILED, error)
+    except (click.Abort, KeyboardInterrupt):
+        return _failed("interrupted", "", 130, None)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read our output has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- the interpreter flushes it as it ends
+            return FAILED
+        return _failed(_sentence(error), _TRACE, FAILED, error)
+    except Exception as error:
+        return _failed(f"internal error: {_sentence(error)}", _TRACE, FAILED, error)
+
+
+_TRACE = "set WEFT_DEBUG=1 to see where"
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, OSError) else f"{type(error).__name__}{': ' if text else ''}{text}"
+
+
+def _failed(message: str, hint: str, number: int, error: Exception | None) -> int:
+    if error is not None and os.environ.get("WEFT_DEBUG"):
+        import traceback
+
+        click.echo("".join(traceback.format_exception(error)), err=True)
+    click.echo(f"weft: {printable(message)}", err=True)
+    if hint:
+        click.echo(f"hint: {printable(hint)}", err=True)
+    return number
+
+
+@click.group(cls=Weft, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", prog_name="weft", message="%(prog)s %(version)s")
+@click.pass_context
+def weft(context: click.Context) -> None:
+    """Networks for containers: make them, attach to them, and see what is wrong with them.
+
+    Container runtimes call weft by themselves, as a CNI plugin; this command is for people. Every command has --json
+    and its own --help with an example.
+    """
+    tool = context.ensure_object(Tool)
+    context.call_on_close(tool.close)
+    if context.invoked_subcommand is None:
+        _overview()
+
+
+def _overview() -> None:
+    say("weft: networks for containers")
+    for title, members in GROUPS:
+        say()
+        say(title)
+        for name in members:
+            say(f"  {name.ljust(12)}{weft.commands[name].get_short_help_str(80)}")
+    say()
+    say("To begin with")
+    for line, meaning in _FIRST_STEPS:
+        say(f"  {line.ljust(28)}{meaning}")
+    say()
+    say("weft COMMAND --help explains each command; weft --help lists the exit statuses.")
+
+
+@weft.command()
+@common
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str, json_output: bool) -> None:
+    """Print a script that completes weft's commands in a shell.
+
+    \b
+    Example:
+      source <(weft completion bash)
+    """
+    from click.shell_completion import get_completion_class
+
+    from cni_plugin.cli.output import as_json
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"click has no completion for {shell}")
+    script = kind(weft, {}, "weft", "_WEFT_COMPLETE").source()
+    if json_output:
+        as_json({"shell": shell, "script": script})
+    else:
+        click.echo(script)
+
+
+for command in (network, ipam, ps, show, check, plan, attach, detach, doctor, gc):
+    weft.add_command(command)

@@ -1,0 +1,97 @@
+"""The command on a fake kernel: one host, its network lists and its leases, all under the test's own folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cni_plugin.cli.root import weft
+from cni_plugin.cli.tool import Tool
+from cni_plugin.host import Host
+from cni_plugin.kernel.fake import FakeKernel
+from cni_plugin.kernel.probe import Ability
+from cni_plugin.service import Service
+from ipam import host_local
+
+
+@dataclass
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+@dataclass
+class Weft:
+    """Runs the command; what it stands on can be looked at and broken."""
+
+    folder: Path
+    kernel: FakeKernel
+    service: Service
+    lacking_rights: str = ""
+    abilities: tuple[Ability, ...] = ()
+    made: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "net.d"
+
+    def __call__(self, *arguments: str) -> Said:
+        tool = Tool(
+            config=str(self.config),
+            path=(str(self.folder / "plugins"),),
+            make=lambda: self.service,
+            lacking_rights=lambda: self.lacking_rights,
+            abilities=lambda: self.abilities,
+            empty_namespace=self._empty,
+        )
+        result = CliRunner().invoke(weft, list(arguments), obj=tool)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return Said(result.exit_code, result.stdout, result.stderr)
+
+    def good(self, *arguments: str) -> str:
+        """A command that must succeed and complain of nothing; what it printed."""
+        said = self(*arguments)
+        assert (said.code, said.err) == (0, ""), said
+        return said.out
+
+    def container(self, name: str) -> str:
+        """A new namespace of that name."""
+        path = f"/run/netns/{name}"
+        self.kernel.add(path)
+        return path
+
+    def list(self, name: str) -> dict:
+        return json.loads((self.config / f"{name}.conflist").read_text())
+
+    @contextlib.contextmanager
+    def _empty(self) -> Iterator[str]:
+        path = "/proc/1/task/1/ns/net"
+        self.kernel.add(path)
+        try:
+            yield path
+        finally:
+            self.kernel.remove(path)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weft:
+    monkeypatch.setattr(host_local, "DATA", str(tmp_path / "leases"))
+    monkeypatch.delenv("WEFT_CNI_CONFIG", raising=False)
+    monkeypatch.delenv("WEFT_DEBUG", raising=False)
+    kernel = FakeKernel()
+    service = Service(kernel, Host(str(tmp_path / "run"), "this-boot", time.time() - 3600))
+    return Weft(tmp_path, kernel, service)

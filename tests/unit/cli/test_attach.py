@@ -1,0 +1,242 @@
+"""weft plan, attach, ps, show, check and detach on the fake kernel, foreign plugins included."""
+
+from __future__ import annotations
+
+import json
+import os
+from ipaddress import ip_interface
+
+import pytest
+
+from cni_plugin.cli.options import container_of
+from cni_plugin.errors import KernelRefused
+
+LOGGER = """#!/bin/sh
+stdin=$(cat)
+echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_NETNS" >>{log}
+printf '%s\\n' "$stdin" >>{log}.json
+if [ "$CNI_COMMAND" = "{fails}" ]; then
+    echo '{{"cniVersion": "1.0.0", "code": 77, "msg": "no luck", "details": "none at all"}}'
+    exit 1
+fi
+if [ "$CNI_COMMAND" = ADD ]; then
+    echo '{{"cniVersion": "1.0.0", "interfaces": [], "ips": [{{"address": "10.7.0.2/24"}}]}}'
+fi
+"""
+
+
+def foreign(run, fails: str = "nothing") -> None:
+    """Put a foreign plugin "stranger" behind weft's in the network blue."""
+    folder = run.folder / "plugins"
+    folder.mkdir(exist_ok=True)
+    (folder / "stranger").write_text(LOGGER.format(log=run.folder / "log", fails=fails))
+    (folder / "stranger").chmod(0o755)
+    content = run.list("blue")
+    content["plugins"].append({"type": "stranger", "capabilities": {"portMappings": True}})
+    (run.config / "blue.conflist").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def blue(run):
+    run.good("network", "create", "blue", "--subnet", "10.7.0.0/24")
+    run.container("c1")
+    run.container("c2")
+    return run
+
+
+def test_plan_changes_nothing_and_names_every_command(blue) -> None:
+    before = blue.kernel.dump()
+    files = sorted(os.walk(blue.folder))
+    out = blue.good("plan", "blue", "c1", "-p", "8080:80/tcp")
+    assert blue.kernel.dump() == before
+    assert sorted(os.walk(blue.folder)) == files
+    shared, own = out.split("# This attachment's own:\n")
+    assert shared.startswith("# What network blue shares:\n")
+    assert "ip link add weft-blue " in shared
+    assert "net/ipv6/conf/weft-blue/accept_ra=0" in shared  # lies on a bridge that is yet to be made
+    assert "nsenter --net=/run/netns/c1 ip address add 10.7.0.2/24 dev eth0" in own
+    assert "tcp . 8080" in own
+    assert "mkdir -p" in own
+
+
+def test_plan_leaves_out_what_is_in_place(blue) -> None:
+    blue.good("attach", "blue", "c2")
+    out = blue.good("plan", "blue", "c1")
+    assert "ip link add weft-blue" not in out
+    assert "in place already" in out
+    assert "ip link add weft-blue" in blue.good("plan", "blue", "c1", "--all")
+    document = json.loads(blue.good("plan", "blue", "c1", "--json"))
+    assert any("ip link add weft-blue" in line for line in document["inPlace"])
+    assert document["result"]["ips"][0]["address"] == "10.7.0.3/24"
+
+
+def test_plan_without_a_namespace_uses_a_variable(blue) -> None:
+    out = blue.good("plan", "blue")
+    assert 'nsenter --net="$NETNS" ip link set eth0 up' in out
+    assert "/proc/1/task" not in out
+
+
+def test_attach_ps_show_and_detach(blue) -> None:
+    out = blue.good("attach", "blue", "c1", "-p", "127.0.0.1:8080:80", "--ip", "10.7.0.9", "--mac", "02:00:00:00:00:09")
+    assert out == "weft-c1/eth0: 10.7.0.9/24, gateway 10.7.0.1, mac 02:00:00:00:00:09\npublished: 127.0.0.1:8080:80\n"
+    header, line = blue.good("ps").splitlines()
+    assert " ".join(header.split()) == "CONTAINER NETWORK INTERFACE ADDRESSES MAC PORTS AGE STATE"
+    assert line.split() == [
+        "weft-c1", "blue", "eth0", "10.7.0.9/24", "02:00:00:00:00:09", "127.0.0.1:8080->80/tcp", "0s", "attached",
+    ]  # fmt: skip
+    [shown] = json.loads(blue.good("show", "weft-c1/eth0", "--json"))
+    assert shown["lacks"] == []
+    assert shown["result"]["ips"][0]["gateway"] == "10.7.0.1"
+    assert "Everything is as it was made." in blue.good("show", "weft-c1", "blue")
+    assert blue.good("detach", "blue", "c1") == "weft-c1/eth0\n"
+    assert len(blue.good("ps").splitlines()) == 1
+    said = blue("detach", "blue", "c1")
+    assert (said.code, "is not attached to blue" in said.err) == (3, True)
+
+
+def test_attach_twice_leaves_the_first_alone(blue) -> None:
+    blue.good("attach", "blue", "c1")
+    said = blue("attach", "blue", "c1")
+    assert said.code == 4
+    assert "attached to blue already" in said.err
+    assert blue.good("check").startswith("ok      weft-c1/eth0 on blue")
+
+
+def test_attach_answers_the_cni_result_as_json(blue) -> None:
+    result = json.loads(blue.good("attach", "blue", "c1", "--json"))
+    assert result["cniVersion"] == "1.0.0"
+    assert result["interfaces"][2]["sandbox"] == "/run/netns/c1"
+
+
+def test_a_foreign_plugin_gets_results_and_capabilities_and_is_called_backwards(blue) -> None:
+    foreign(blue)
+    blue.good("attach", "blue", "c1", "-p", "8080:80")
+    blue.good("detach", "blue", "c1")
+    calls = (blue.folder / "log").read_text().splitlines()
+    assert calls == ["ADD weft-c1 eth0 /run/netns/c1", "DEL weft-c1 eth0 /run/netns/c1"]
+    added, deleted = (json.loads(line) for line in (blue.folder / "log.json").read_text().splitlines())
+    for given in (added, deleted):
+        assert (given["name"], given["cniVersion"], given["type"]) == ("blue", "1.0.0", "stranger")
+        assert given["prevResult"]["ips"][0]["address"] == "10.7.0.2/24"
+    assert added["runtimeConfig"] == {
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+    }
+
+
+def test_attach_that_fails_half_way_takes_all_back(blue) -> None:
+    before = blue.kernel.dump()
+    foreign(blue, fails="ADD")
+    said = blue("attach", "blue", "c1")
+    assert said.code == 1
+    assert said.err == "weft: the plugin stranger failed: no luck\nhint: none at all\n"
+    calls = [line.split()[0] for line in (blue.folder / "log").read_text().splitlines()]
+    assert calls == ["ADD", "DEL"]
+    assert blue("ps", "-q").out == ""
+    assert blue.kernel.dump()["/run/netns/c1"] == before["/run/netns/c1"]
+
+
+def test_attach_that_the_kernel_refuses_leaves_nothing(blue) -> None:
+    before = blue.kernel.dump()["/run/netns/c1"]
+    blue.kernel.fail("add_address", KernelRefused("cannot: the kernel says no"), call=2)
+    said = blue("attach", "blue", "c1")
+    assert (said.code, said.err) == (1, "weft: cannot: the kernel says no\n")
+    assert blue.kernel.dump()["/run/netns/c1"] == before
+    assert blue("ps", "-q").out == ""
+
+
+def test_check_names_what_is_broken(blue) -> None:
+    blue.good("attach", "blue", "c1")
+    blue.good("attach", "blue", "c2")
+    assert blue.good("check") == "ok      weft-c1/eth0 on blue\nok      weft-c2/eth0 on blue\n"
+    inside = blue.kernel.open("/run/netns/c2")
+    inside.delete_address("eth0", ip_interface("10.7.0.3/24"))
+    said = blue("check", "blue")
+    assert said.code == 1
+    lines = said.out.splitlines()
+    assert lines[:2] == ["ok      weft-c1/eth0 on blue", "broken  weft-c2/eth0 on blue"]
+    assert "        eth0 lacks the address 10.7.0.3/24" in lines
+    assert lines[-1].startswith("1 of 2 attachments")
+    assert blue("check", "blue", "weft-c1").code == 0
+    assert blue("check", "nothing").code == 3
+    assert blue("check", "blue", "weft-c9").code == 3
+
+
+def test_check_asks_foreign_plugins_too(blue) -> None:
+    foreign(blue, fails="CHECK")
+    blue.good("attach", "blue", "c1")
+    said = blue("check")
+    assert said.code == 1
+    assert "        the plugin stranger failed: no luck" in said.out.splitlines()
+
+
+def test_detach_works_when_file_and_namespace_are_gone(blue) -> None:
+    blue.good("attach", "blue", "c1")
+    (blue.config / "blue.conflist").unlink()
+    blue.kernel.remove("/run/netns/c1")
+    assert "namespace gone" in blue.good("ps")
+    assert blue.good("detach", "blue", "c1") == "weft-c1/eth0\n"
+    assert blue("ps", "-q").out == ""
+
+
+def test_a_container_may_be_named_by_the_beginning_of_its_id(blue) -> None:
+    blue.good("attach", "blue", "c1", "--container", "0123456789abcdef0123")
+    blue.good("attach", "blue", "c2", "--container", "0123456789abffff")
+    assert blue.good("ps", "-q") == "0123456789ab\n" * 2
+    assert "Container: 0123456789abcdef0123" in blue.good("show", "0123456789abc")
+    said = blue("show", "01234567")
+    assert said.code == 3
+    assert "could be" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("attach", "red", "c1"), 3, "network red not found"),
+        (("attach", "blue", "c9"), 3, "no network namespace at /run/netns/c9"),
+        (("attach", "blue", "99"), 3, "no network namespace at /run/netns/99 or /proc/99/ns/net"),
+        (("attach", "blue", "c1", "-p", "80"), 2, "is not [ADDRESS:]HOST-PORT:PORT"),
+        (("attach", "blue", "c1", "-p", "80:80/icmp"), 2, "is not [ADDRESS:]HOST-PORT:PORT"),
+        (("attach", "blue", "c1", "--mac", "nonsense"), 2, "is not a MAC address"),
+        (("attach", "blue", "c1", "--ifname", "a/b"), 2, "--ifname 'a/b' must be printable"),
+        (("attach", "blue", "c1", "--container", "-x"), 2, "--container '-x' must start with"),
+        (("attach", "blue", "c1", "--ip", "10.9.0.1"), 1, "10.9.0.1"),
+        (("show", "c9"), 3, "c9 is not attached"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(blue, arguments, code, said) -> None:
+    answer = blue(*arguments)
+    assert answer.code == code, answer
+    assert said in answer.err
+    assert len(answer.err.splitlines()) <= 2
+
+
+def test_a_capability_that_no_plugin_has_is_an_error(blue) -> None:
+    content = blue.list("blue")
+    del content["plugins"][0]["capabilities"]
+    (blue.config / "blue.conflist").write_text(json.dumps(content))
+    said = blue("attach", "blue", "c1", "-p", "8080:80")
+    assert said.code == 2
+    assert "no plugin of network blue publishes ports" in said.err
+
+
+def test_without_rights_nothing_is_begun(blue) -> None:
+    blue.lacking_rights = "CAP_NET_ADMIN"
+    for words in ("attach blue c1", "plan blue c1", "detach blue c1", "network rm blue", "gc"):
+        said = blue(*words.split())
+        assert said.code == 6
+        assert "CAP_NET_ADMIN" in said.err and "run it as root" in said.err
+    assert blue("network", "ls").code == 0
+
+
+@pytest.mark.parametrize(
+    ("netns", "container"),
+    [
+        ("c1", "weft-c1"),
+        ("/run/netns/c1", "weft-c1"),
+        ("/proc/77/ns/net", "weft-77"),
+        ("77", "weft-77"),
+        ("/run/user/0/a b", "weft-a-b"),
+    ],
+)
+def test_a_namespace_stands_for_a_container(netns, container) -> None:
+    assert container_of(netns) == container

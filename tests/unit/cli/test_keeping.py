@@ -1,0 +1,181 @@
+"""weft gc, ipam and doctor: what is left over, who holds what, and what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from ipaddress import ip_interface
+
+import pytest
+
+from cni_plugin.kernel import Element
+from cni_plugin.kernel.probe import Ability
+from cni_plugin.records import Phase
+
+
+@pytest.fixture
+def blue(run):
+    run.good("network", "create", "blue", "--subnet", "10.7.0.0/24")
+    for name in ("c1", "c2"):
+        run.container(name)
+        run.good("attach", "blue", name)
+    return run
+
+
+def orphan(run) -> None:
+    """A link and a rule of an attachment that nobody has heard of."""
+    run.kernel.host.add_link("veth0123456789", "dummy", alias="weft:0123456789abcdef:c9/eth0 on gone")
+    run.kernel.rules.add([Element("masquerade4", (ip_interface("10.7.0.99").ip,), mark="weft:0123456789abcdef")])
+
+
+def lease(run, address: str, age: float) -> None:
+    path = run.folder / "leases/blue" / address
+    path.write_bytes(b"c9\r\neth0")
+    then = time.time() - age
+    os.utime(path, (then, then))
+
+
+def whats(said) -> list[str]:
+    return [one["what"] for one in said.json["findings"]]
+
+
+def test_a_host_in_order_gets_no_findings(blue) -> None:
+    said = blue("doctor", "--json")
+    assert (said.code, whats(said)) == (0, [])
+    assert "Nothing is wrong." in blue.good("doctor")
+    blue.good("detach", "blue", "c1")
+    blue.good("detach", "blue", "c2")
+    assert blue("doctor").code == 0
+
+
+def test_doctor_finds_leftovers_and_gc_clears_them(blue) -> None:
+    orphan(blue)
+    lease(blue, "10.7.0.50", 3600)
+    lease(blue, "10.7.0.51", 5)
+    found = whats(blue("doctor", "--json"))
+    assert found == [
+        "the link veth0123456789 bears weft's mark and belongs to no attachment",
+        "the rule masquerade4 10.7.0.99 bears weft's mark and belongs to no attachment",
+        "the address 10.7.0.50 on blue is given to c9/eth0, which is not attached",
+    ]
+    before = blue.kernel.dump()
+    assert "would free link veth0123456789" in blue.good("gc", "--dry-run")
+    assert blue.kernel.dump() == before
+    assert blue.good("gc").splitlines() == [
+        "freed link veth0123456789",
+        "freed masquerade4 10.7.0.99",
+        "freed address 10.7.0.50 of c9/eth0 on blue",
+    ]
+    assert blue.good("gc") == "nothing to clear up\n"
+    assert (blue.folder / "leases/blue/10.7.0.51").exists()
+    assert blue.good("check").count("ok ") == 2
+
+
+def test_doctor_finds_dead_and_half_made_attachments(blue) -> None:
+    blue.kernel.remove("/run/netns/c1")
+    record = next(one for one in blue.service.records.all() if one.attachment.container == "weft-c2")
+    blue.service.records.write(replace(record, phase=Phase.ADDING))
+    found = whats(blue("doctor", "--json"))
+    assert "weft-c1/eth0 on blue: its namespace /run/netns/c1 is gone" in found
+    assert "weft-c2/eth0 on blue: it is only half attached" in found
+    assert "half attached" in blue.good("ps")
+    blue.good("gc")
+    assert blue("ps", "-q").out == ""
+    assert blue("doctor").code == 0
+
+
+def test_doctor_finds_drift_and_repairs_what_it_can(blue) -> None:
+    blue.kernel.rules.remove()
+    blue.kernel.host.set_sysctl("net/ipv4/ip_forward", "0")
+    blue.kernel.host.change_link("weft-blue", up=False)
+    blue.kernel.open("/run/netns/c2").delete_address("eth0", ip_interface("10.7.0.3/24"))
+    found = whats(blue("doctor", "--json"))
+    assert "this host does not forward IPv4 packets (net/ipv4/ip_forward is 0)" in found
+    assert "network blue: the table inet weft is missing" in found
+    assert "network blue: the bridge weft-blue is down" in found
+    assert "weft-c2/eth0 on blue: eth0 lacks the address 10.7.0.3/24" in found
+    assert len(found) == len(set(found))
+    said = blue("doctor", "--repair", "--json")
+    assert said.code == 1
+    assert {one["mends"] for one in said.json["findings"]} == {"person"}
+    assert all(one["what"].startswith("weft-c2/eth0 on blue: ") for one in said.json["findings"])
+    assert blue("check", "blue", "weft-c1").code == 0
+
+
+def test_doctor_finds_networks_in_each_others_way(blue) -> None:
+    for name, subnet in (("red", "10.7.0.128/25"), ("green", "192.168.77.0/24")):
+        content = blue.list("blue") | {"name": name}
+        content["plugins"][0] |= {"ipam": {"type": "host-local", "ranges": [[{"subnet": subnet}]]}}
+        content["plugins"][0]["bridge"] = "weft-blue" if name == "green" else "weft-red"
+        (blue.config / f"{name}.conflist").write_text(json.dumps(content))
+    blue.kernel.host.add_link("lan0", "dummy", up=True)
+    blue.kernel.host.add_address("lan0", ip_interface("192.168.77.5/24"))
+    (blue.config / "zz.conflist").write_text("[]")
+    found = whats(blue("doctor", "--json"))
+    assert "networks blue and red overlap: 10.7.0.0/24 and 10.7.0.128/25" in found
+    assert "networks blue and green are both on the bridge weft-blue" in found
+    assert any(
+        one.startswith("network green's subnet 192.168.77.0/24 overlaps with") and "lan0" in one for one in found
+    )
+    assert any("zz.conflist" in one for one in found)
+
+
+def test_doctor_finds_damaged_records(blue) -> None:
+    record = next(one for one in blue.service.records.all() if one.attachment.container == "weft-c1")
+    path = blue.service.records.path(record.attachment)
+    with open(path, "ab") as file:
+        file.write(b"x")
+    said = blue("doctor", "--json")
+    assert said.code == 1
+    assert any("was damaged and set aside" in one for one in whats(said))
+
+
+def test_what_the_host_lacks_counts_only_where_it_is_needed(blue) -> None:
+    blue.abilities = (
+        Ability("CAP_NET_ADMIN", "everything", essential=True),
+        Ability("ipvlan", "driver ipvlan", "this kernel lacks the module ipvlan"),
+    )
+    out = blue.good("doctor")
+    assert "no: this kernel lacks the module ipvlan" in out
+    blue.abilities += (Ability("nftables nat", "masquerade and portmap", "no such thing"),)
+    said = blue("doctor", "--json")
+    assert (said.code, whats(said)) == (1, ["nftables nat: no such thing"])
+    assert "network blue needs it" in said.json["findings"][0]["remedy"]
+    assert {one["there"] for one in said.json["abilities"]} == {True, False}
+    blue.abilities = (Ability("CAP_NET_ADMIN", "everything", "run as root", essential=True),)
+    assert blue("doctor").code == 1
+
+
+def test_ipam_lists_owners_and_usage(blue) -> None:
+    lease(blue, "10.7.0.50", 3600)
+    lines = blue.good("ipam", "ls", "blue").splitlines()
+    assert [line.split()[:3] for line in lines[1:4]] == [
+        ["blue", "10.7.0.2", "weft-c1/eth0"],
+        ["blue", "10.7.0.3", "weft-c2/eth0"],
+        ["blue", "10.7.0.50", "c9/eth0"],
+    ]
+    assert lines[1].endswith("attachment") and lines[3].endswith("1h    no attachment of weft's")
+    assert lines[-1].split(maxsplit=2) == ["blue", "10.7.0.1-10.7.0.254", "3 of 253"]
+    assert json.loads(blue.good("ipam", "ls", "--json"))["ranges"][0]["used"] == 3
+
+
+def test_ipam_frees_no_address_that_is_in_use(blue) -> None:
+    lease(blue, "10.7.0.50", 3600)
+    assert blue.good("ipam", "release", "blue", "10.7.0.50") == "10.7.0.50\n"
+    assert blue("ipam", "release", "blue", "10.7.0.50").code == 3
+    said = blue("ipam", "release", "blue", "10.7.0.2")
+    assert said.code == 4
+    assert "held by weft-c1/eth0" in said.err
+    assert (blue.folder / "leases/blue/10.7.0.2").exists()
+    blue.good("ipam", "release", "--force", "blue", "10.7.0.2")
+    assert not (blue.folder / "leases/blue/10.7.0.2").exists()
+    assert blue("ipam", "release", "blue", "nonsense").code == 2
+
+
+def test_a_host_that_weft_never_ran_on_is_in_order(run) -> None:
+    assert run.good("gc") == "nothing to clear up\n"
+    assert run("doctor").code == 0
+    assert len(run.good("ps").splitlines()) == 1
+    assert run.good("check") == "nothing is attached\n"

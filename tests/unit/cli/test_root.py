@@ -1,0 +1,136 @@
+"""The command as a whole: help, exit statuses, and one line for whatever fails."""
+
+from __future__ import annotations
+
+import errno
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from cni_plugin import errors
+from cni_plugin.cli import output, problems
+from cni_plugin.cli.root import GROUPS, weft
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def commands(group: click.Group = weft, path: tuple[str, ...] = ()):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(*one, id=" ".join(one[0])) for one in commands()])
+def test_every_command_has_json_an_example_and_help(run, path, command) -> None:
+    text = run.good(*path, "--help")
+    assert "--json" in text and "--config-dir" in text
+    assert re.search(rf"Example:\n(.*\n)*.*weft {' '.join(path[:2])}", text), text
+    assert "Traceback" not in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_the_overview_shows_every_command_once(run) -> None:
+    listed = [name for _, members in GROUPS for name in members]
+    assert sorted(listed) == sorted(weft.commands)
+    text = run.good()
+    assert all(f"  {name} " in text for name in listed)
+    whole = run.good("--help")
+    assert all(meaning.split(":")[0] in " ".join(whole.split()) for _, meaning in problems.MEANINGS)
+
+
+def test_usage_errors_are_one_line_and_a_hint(run) -> None:
+    for arguments in (("bogus",), ("ps", "--bogus"), ("attach", "blue"), ("network", "rm")):
+        said = run(*arguments)
+        assert said.code == 2
+        first, second = said.err.splitlines()
+        assert first.startswith("weft: ") and second.startswith("hint: see weft")
+
+
+def test_completion_is_a_script_for_weft(run) -> None:
+    for shell in ("zsh", "fish"):
+        assert "_WEFT_COMPLETE" in run.good("completion", shell)
+    assert run("completion", "tcsh").code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.UnknownContainer("x"), 3),
+        (errors.NamespaceProblem("x"), 3),
+        (errors.Missing("x"), 3),
+        (errors.Conflict("x"), 4),
+        (errors.Exists("x"), 4),
+        (errors.PoolExhausted("x"), 4),
+        (errors.Busy("x"), 5),
+        (errors.WeftError("x", code=errors.NOT_AVAILABLE), 5),
+        (errors.KernelRefused("x", hint="this needs CAP_NET_ADMIN in the network namespace"), 6),
+        (errors.KernelRefused("x"), 1),
+        (problems.BadOption("x"), 2),
+        (errors.EnvironmentProblem("x"), 2),
+    ],
+)
+def test_each_kind_of_failure_has_its_status(error, status) -> None:
+    assert problems.status(error) == status
+
+
+def test_a_refusal_by_file_rights_is_told_apart() -> None:
+    try:
+        try:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        except OSError as cause:
+            raise errors.StateDamaged("cannot write") from cause
+    except errors.StateDamaged as error:
+        assert problems.status(error) == 6
+
+
+def test_an_internal_error_is_a_line_and_not_a_traceback(run, monkeypatch) -> None:
+    def broken() -> list[object]:
+        raise ValueError("what\nnow")
+
+    monkeypatch.setattr(run.service.records, "all", broken)
+    said = run("ps")
+    assert (said.code, said.err.splitlines()[0]) == (1, "weft: internal error: ValueError: what now")
+    monkeypatch.setenv("WEFT_DEBUG", "1")
+    assert "Traceback" in run("ps").err
+
+
+def test_an_interrupt_is_no_traceback(run, monkeypatch) -> None:
+    def interrupted() -> list[object]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.service.records, "all", interrupted)
+    said = run("ps")
+    assert (said.code, said.err.strip()) == (130, "weft: interrupted")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    code = "import sys; sys.argv=['weft']; from cni_plugin.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "x"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_columns_line_up_whatever_is_in_them(capsys) -> None:
+    output.table(("A", "B"), [("long cell", "x"), ("\x1b[2J", "y")])
+    assert capsys.readouterr().out == "A           B\nlong cell   x\n\\x1b[2J     y\n"
+
+
+def test_nothing_unprintable_is_printed() -> None:
+    assert output.printable("a\x07b\udc80c\u202ed") == "a\\x07b\\udc80c\\u202ed"
+    assert output.printable("grün") == "grün"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (59.9, "59s"), (60, "1m"), (7200, "2h"), (200000, "2d"), (-5, "0s")]
+)
+def test_ages(seconds, text) -> None:
+    assert output.age(seconds) == text
