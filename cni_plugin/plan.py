@@ -104,7 +104,8 @@ class Plan:
     """What an ADD will do and answer.
 
     ``shared`` belongs to the network: done where lacking, kept when the attachment goes. ``operations``
-    are the attachment's own, in order. ``elements`` and ``shared_elements`` are nftables elements of
+    are the attachment's own, in order. ``guards`` are nftables elements that forbid: they are there before the
+    attachment's first link is, and until its last one is gone. ``elements`` and ``shared_elements`` are nftables elements of
     either kind; compose gathers them so that a plan's rules change in one transaction.
     """
 
@@ -112,6 +113,7 @@ class Plan:
     operations: tuple[Operation, ...] = ()
     shared_elements: tuple[Element, ...] = ()
     elements: tuple[Element, ...] = ()
+    guards: tuple[Element, ...] = ()
     result: Result = field(default_factory=Result)
 
 
@@ -179,6 +181,7 @@ def compose(context: Context, parts: Sequence[Part]) -> Plan:
             operations=whole.operations + step.operations,
             shared_elements=whole.shared_elements + step.shared_elements,
             elements=whole.elements + step.elements,
+            guards=whole.guards + step.guards,
             result=step.result,
         )
     return whole

@@ -1,21 +1,32 @@
 """The rules that weft installs once on a host, and the sets and maps that they look into.
 
-There is one table, ``inet weft`` (``nft list table inet weft``), and its rules are the same whether one
-container runs or ten thousand. What belongs to a container is an element of a set or map, with the mark of
-its attachment as the comment, so a packet costs the same few look-ups however many there are.
+There are two tables, ``inet weft`` for packets and ``bridge weft`` for frames (``nft list table inet weft``), and
+their rules are the same whether one container runs or ten thousand. What belongs to a container is an element of a
+set or map, with the mark of its attachment as the comment, so a packet costs the same few look-ups however many
+there are.
 
-Chains that packets enter by
+Chains of ``inet weft`` that packets enter by
     ``guard``        before anything else: what arrives from a wire (or a container) and claims to come from or go to
                      127.0.0.0/8 is dropped. Ports published on 127.0.0.1 need ``route_localnet`` on the
                      bridge, which takes away the kernel's own refusal (CVE-2020-8558). It is also what
-                     keeps a port published on 127.0.0.1 alone from being reached from elsewhere.
+                     keeps a port published on 127.0.0.1 alone from being reached from elsewhere. Then
+                     ``senders`` and ``metadata``.
     ``arriving``     packets from elsewhere to any address of this host: see ``ports``.
     ``leaving``      packets from this host to any of its own addresses: see ``ports``. Not to [::1]: a
                      packet from ::1 cannot leave the loopback, so such a port is refused at once, and
                      whoever asked for "localhost" goes on to 127.0.0.1.
     ``sources``      as packets leave: see ``published`` and ``outgoing``.
+    ``forwarding``   what this host passes on. Nothing new reaches a link in ``closed`` but published ports and what
+                     comes from within the network (``entering``); a link in ``routed`` is open to the outside
+                     and closed to other containers' (``private``); from a link in ``internal`` nothing goes
+                     anywhere but within (``inward``).
+    ``visiting``     what is for this host itself: from a link in ``no_host`` only what ``visitors`` lets pass,
+                     which is DNS and echo requests at the address of the link itself.
 
 Chains that those use
+    ``senders``      on a link in ``sourced`` (a ptp container's) only its own addresses may be sources.
+    ``metadata``     from a link in ``no_metadata`` the clouds' metadata services and all of 169.254.0.0/16 cannot be
+                     reached, but for DNS, which some clouds serve there.
     ``ports``        sends a connection to a published port on to its container. First the ports of one host address
                      (``ports4_at``), then those of all (``ports4``).
     ``published``    gives such a connection this host as its source where its answers would otherwise go past
@@ -26,6 +37,14 @@ Chains that those use
                      and its address may stay, as it does: such a packet came in by no link.
     ``outgoing``     gives connections of the containers in ``masquerade4`` this host's address, but to
                      multicast groups and within their network (``local4``).
+
+The table ``bridge weft`` has one chain that frames enter by, ``frames``, before the bridge has learned anything from
+them. Nobody takes a container for a router (CVE-2020-10749): router advertisements and redirects from a
+port in ``attached`` are dropped. A port in ``stationed`` sends with the MAC address in ``stations`` alone
+(``origin``), and one in ``addressed`` (``contents``) with its own IP addresses alone, in IPv4, IPv6 and ARP alone:
+no VLAN tags unless in ``trunks``, no DHCP server's answers, no ARP (``arps``) or neighbour advertisement
+(``advertised``) for an address or a MAC address that is not its own. Link-layer addresses within neighbour discovery are
+looked at where they must stand first (RFC 4861, 4.3 and 4.4), and what a fragment hides the receiver ignores (RFC 6980).
 
 Priorities are those that other software expects (dstnat, srcnat, raw): whoever's rule decides first about a
 connection's address decides, and weft's rules look only for weft's ports and containers.
@@ -70,6 +89,50 @@ MASQUERADE_ALL4 = "masquerade_all4"
 MASQUERADE_ALL6 = "masquerade_all6"
 """The same for IPv6."""
 
+CLOSED = "closed"
+"""Links that nothing new is forwarded to, but to published ports: ``(bridge or host's end of the veth pair,)``."""
+ROUTED = "routed"
+"""Links that only other containers' links cannot reach: ``(link,)``."""
+PRIVATE = "private"
+"""The links of closed and routed networks, which ``routed`` ones are closed to: ``(link,)``."""
+INTERNAL = "internal"
+"""Links from which nothing is forwarded but within the network: ``(link,)``."""
+WITHIN = "within"
+"""Links of one network: ``(incoming link, outgoing link)``; for a bridge the same twice."""
+WITHIN4 = "within4"
+"""The subnets of a link's own network, for networks without a bridge: ``(link, subnet)``."""
+WITHIN6 = "within6"
+"""The same for IPv6."""
+NO_METADATA = "no_metadata"
+"""Links from which metadata services and link-local addresses cannot be reached: ``(link,)``."""
+NO_HOST = "no_host"
+"""Links from which this host offers DNS and nothing else: ``(link,)``."""
+SOURCED = "sourced"
+"""Links whose packets' sources are looked at: ``(link,)``."""
+SOURCES4 = "sources4"
+"""The addresses they may have: ``(link, address)``."""
+SOURCES6 = "sources6"
+"""The same for IPv6."""
+
+ATTACHED = "attached"
+"""Bridge ports that no router is behind: ``(port,)``. This and all that follow are in ``bridge weft``."""
+STATIONED = "stationed"
+"""Bridge ports that send from known MAC addresses alone: ``(port,)``."""
+STATIONS = "stations"
+"""Those MAC addresses: ``(port, MAC)``."""
+ADDRESSED = "addressed"
+"""Bridge ports that send from known IP addresses alone: ``(port,)``."""
+ADDRESSES4 = "addresses4"
+"""Those addresses: ``(port, address)``."""
+ADDRESSES6 = "addresses6"
+"""The same for IPv6."""
+CLAIMS6 = "claims6"
+"""The same addresses as numbers, for the target of a neighbour advertisement: nftables before 1.0.8 has no name for it."""
+LINK_ADDRESSES = "link_addresses"
+"""The same MAC addresses as numbers, for the options of neighbour discovery, which nftables has no name for."""
+TRUNKS = "trunks"
+"""Bridge ports that may send tagged frames: ``(port,)``; the bridge itself knows which tags."""
+
 BASE = """\
 table inet weft {
 	set masquerade4 { type ipv4_addr; }
@@ -87,11 +150,71 @@ table inet weft {
 	set self6 { type ipv6_addr . ipv6_addr; }
 	set masquerade_all4 { type ipv4_addr; }
 	set masquerade_all6 { type ipv6_addr; }
+	set closed { type ifname; }
+	set routed { type ifname; }
+	set private { type ifname; }
+	set internal { type ifname; }
+	set within { type ifname . ifname; }
+	set within4 { type ifname . ipv4_addr; flags interval; }
+	set within6 { type ifname . ipv6_addr; flags interval; }
+	set no_metadata { type ifname; }
+	set no_host { type ifname; }
+	set sourced { type ifname; }
+	set sources4 { type ifname . ipv4_addr; }
+	set sources6 { type ifname . ipv6_addr; }
+
+	chain senders {
+		iifname . ip saddr @sources4 return
+		iifname . ip6 saddr @sources6 return
+		ip6 saddr :: meta l4proto ipv6-icmp return
+		drop
+	}
+
+	chain metadata {
+		meta l4proto { tcp, udp } th dport 53 return
+		ip daddr { 100.100.100.200, 169.254.0.0/16 } fib daddr . iif type != local drop
+		ip6 daddr { fd00:ec2::254, fd20:ce::254 } drop
+	}
 
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
 		iifname != "lo" ip daddr 127.0.0.0/8 drop
 		iifname != "lo" ip saddr 127.0.0.0/8 drop
+		iifname @sourced jump senders
+		iifname @no_metadata goto metadata
+	}
+
+	chain inward {
+		iifname . oifname @within accept
+		iifname . ip daddr @within4 accept
+		iifname . ip6 daddr @within6 accept
+		drop
+	}
+
+	chain entering {
+		ct status dnat accept
+		goto inward
+	}
+
+	chain forwarding {
+		type filter hook forward priority filter; policy accept;
+		ct state established,related accept
+		iifname @internal goto inward
+		oifname @closed goto entering
+		oifname @routed iifname @private goto entering
+	}
+
+	chain visitors {
+		ct state established,related accept
+		meta l4proto { tcp, udp } th dport 53 fib daddr . iif type local accept
+		meta l4proto { icmp, ipv6-icmp } fib daddr . iif type local accept
+		icmpv6 type { nd-neighbor-solicit, nd-router-solicit } accept
+		drop
+	}
+
+	chain visiting {
+		type filter hook input priority filter; policy accept;
+		iifname @no_host goto visitors
 	}
 
 	chain ports {
@@ -135,6 +258,77 @@ table inet weft {
 		ct status dnat jump published
 		ip saddr @masquerade4 goto outgoing
 		ip6 saddr @masquerade6 goto outgoing
+	}
+}
+
+table bridge weft {
+	set attached { type ifname; }
+	set stationed { type ifname; }
+	set stations { type ifname . ether_addr; }
+	set addressed { type ifname; }
+	set addresses4 { type ifname . ipv4_addr; }
+	set addresses6 { type ifname . ipv6_addr; }
+	set claims6 { typeof iifname . @th,64,128; }
+	set link_addresses { typeof iifname . @th,208,48; }
+	set trunks { type ifname; }
+
+	chain origin {
+		iifname . ether saddr != @stations drop
+		meta protocol arp iifname . arp saddr ether != @stations drop
+	}
+
+	chain arps {
+		arp htype != 1 drop
+		arp ptype != ip drop
+		arp hlen != 6 drop
+		arp plen != 4 drop
+		arp saddr ip 0.0.0.0 accept
+		iifname . arp saddr ip @addresses4 accept
+		drop
+	}
+
+	chain packets4 {
+		udp sport 67 udp dport 68 drop
+		icmp type redirect drop
+		iifname . ip saddr @addresses4 accept
+		ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
+		drop
+	}
+
+	chain advertised {
+		iifname . @th,64,128 != @claims6 drop
+		@th,192,16 != 0x0201 drop
+		iifname . @th,208,48 != @link_addresses drop
+	}
+
+	chain solicited {
+		@th,192,16 != 0x0101 drop
+		iifname . @th,208,48 != @link_addresses drop
+	}
+
+	chain packets6 {
+		udp sport 547 udp dport 546 drop
+		icmpv6 type nd-neighbor-advert jump advertised
+		icmpv6 type nd-neighbor-solicit ip6 saddr != :: jump solicited
+		icmpv6 type nd-router-solicit ip6 saddr != :: @th,64,16 != 0x0101 drop
+		icmpv6 type nd-router-solicit ip6 saddr != :: iifname . @th,80,48 != @link_addresses drop
+		iifname . ip6 saddr @addresses6 accept
+		ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . @th,64,128 @claims6 accept
+		ip6 saddr :: icmpv6 type { 131, 132, 143, nd-router-solicit } accept
+		drop
+	}
+
+	chain contents {
+		ether type vlan iifname @trunks accept
+		ether type vmap { ip : goto packets4, ip6 : goto packets6, arp : goto arps }
+		drop
+	}
+
+	chain frames {
+		type filter hook prerouting priority dstnat; policy accept;
+		meta protocol ip6 icmpv6 type { nd-router-advert, nd-redirect } iifname @attached drop
+		iifname @stationed jump origin
+		iifname @addressed goto contents
 	}
 }
 """

@@ -374,13 +374,14 @@ def attachment_of(request: Request) -> Attachment:
 
 
 def own_operations(plan: Plan) -> tuple[Operation, ...]:
-    """The attachment's operations, its rules last: in on top of what is made, and out before it."""
-    return (*plan.operations, *((Elements(plan.elements),) if plan.elements else ()))
+    """The attachment's operations. What forbids is there before what is made, and what leads to it after it."""
+    guards = (Elements(plan.guards),) if plan.guards else ()
+    return (*guards, *plan.operations, *((Elements(plan.elements),) if plan.elements else ()))
 
 
 def shared_operations(plan: Plan) -> tuple[Operation, ...]:
     """The network's operations, with the base rules where the plan has any element."""
-    rules: tuple[Operation, ...] = (BaseRules(),) if plan.elements or plan.shared_elements else ()
+    rules: tuple[Operation, ...] = (BaseRules(),) if plan.elements or plan.shared_elements or plan.guards else ()
     # One operation each: networks share single elements, and a shared one is taken back with its last network.
     elements = tuple(Elements((element,)) for element in dict.fromkeys(plan.shared_elements))
     return (*plan.shared, *rules, *elements)

@@ -26,7 +26,7 @@ class FakeRuleset:
         self._failures.append((verb, error, call))
 
     def dump(self) -> dict[str, dict[str, str]]:
-        """Every element by collection and key, as text to compare; an empty dict where the table is missing."""
+        """Every element by collection and key, as text to compare; an empty dict where the tables are missing."""
         return {
             name: {_text(key): f"{_text(element.data)} {element.mark}".strip() for key, element in _sorted_items(held)}
             for name, held in sorted(self._held.items())
@@ -56,7 +56,9 @@ class FakeRuleset:
         wanted: dict[tuple[str, Key], Element] = {}
         for element in [checked(element) for element in elements]:
             if not self._fits(element):
-                raise Missing(f"table inet weft has no set or map {element.collection}", hint="install the base rules")
+                raise Missing(
+                    f"weft's tables have no set or map {element.collection}", hint="install the base rules"
+                )
             key = normal(element.key)
             there = self._held[element.collection].get(key) or wanted.get((element.collection, key))
             there = there or self._over(element)
@@ -80,7 +82,7 @@ class FakeRuleset:
     def elements(self, collection: str) -> tuple[Element, ...]:
         self._called("elements")
         if collection not in self._held:
-            raise Missing(f"table inet weft has no set or map {collection!r}")
+            raise Missing(f"weft's tables have no set or map {collection!r}")
         return tuple(self._held[collection].values())
 
     def collections(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""weft's table of nftables rules, ``inet weft``, through libnftables in this process.
+"""weft's tables of nftables rules, ``inet weft`` and ``bridge weft``, through libnftables in this process.
 
 The rules never change with attachments; what an attachment adds are elements of sets and maps, each with the
 mark of its owner as its comment. Commands are made from typed values alone (``nft_text``), and all that one
@@ -25,10 +25,11 @@ from cni_plugin.names import digest
 
 T = TypeVar("T")
 
-TABLE = "inet weft"
+TABLES = ("inet weft", "bridge weft")
+"""The first is about packets, the second about frames between the ports of a bridge."""
 _STAMP = "stamp"
 _STAMP_CHAIN = re.compile(r'\s*chain stamp \{\s*(?:return comment "([^"]*)"\s*)?\}')
-_OWN_TABLE = re.compile(r"^table inet weft \{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
+_FAMILIES = tuple(table.split()[0] for table in TABLES)
 _ATTEMPTS = 5  # of a transaction that another process's came before
 _INTERRUPTED = "Interrupted system call"  # the rules changed while nftables read them, before it wrote
 _ERRORS: tuple[tuple[str, type[KernelRefused], str], ...] = (
@@ -74,31 +75,32 @@ class Nft:
         """What of the base is not as it should be, in a sentence; None if all is.
 
         One look at the rules, whatever the sets hold, is compared with the stamp that ``install`` left in the
-        table. Only where that differs is the base installed in an empty namespace, and its listing compared with
+        first table. Only where that differs is the base installed in an empty namespace, and its listing compared with
         this one line by line, to name what differs.
         """
         self._shapes = shapes(base)
         found = self._survey()
-        if found is None:
-            return f"the table {TABLE} is missing"
+        if found.missing:
+            return f"the table {found.missing[0]} is missing"
         if _stamp(base, found).encode() in found.stamp:
             return None
         from cni_plugin.kernel.nft_listing import blocks, difference  # rarely needed
 
         try:
-            wanted = in_new_namespace(lambda: _fresh_listing(base, self._make))
-            listing = _STAMP_CHAIN.sub("", self._do(f"list table {TABLE}\n", terse=True))
+            wanted = in_new_namespace(lambda: _fresh_listings(base, self._make))
+            there = [_STAMP_CHAIN.sub("", self._do(f"list table {table}\n", terse=True)) for table in TABLES]
         except KernelRefused:
-            return f"the table {TABLE} is not as it was installed"
-        sentence = difference(blocks(wanted), blocks(listing))
-        if sentence is not None:
-            return f"in the table {TABLE}, {sentence}"
+            return "weft's nftables tables are not as they were installed"
+        for table, one, other in zip(TABLES, wanted, there, strict=True):
+            sentence = difference(blocks(one), blocks(other))
+            if sentence is not None:
+                return f"in the table {table}, {sentence}"
         with suppress(KernelRefused):
             self._do(_stamping(_stamp(base, found)))
         return None
 
     def install(self, base: str) -> None:
-        """Make the table be exactly what ``base`` says, in one transaction; what else is in it goes.
+        """Make the tables be exactly what ``base`` says, in one transaction; what else is in them goes.
 
         Sets and maps of the same type keep their elements. Raises KernelRefused with nftables' sentence.
         *Equivalent to:* ``nft -f BASE`` after flushing what was there.
@@ -106,10 +108,11 @@ class Nft:
         self._shapes = shapes(base)
         for attempt in range(_ATTEMPTS):
             found = self._survey()
-            if found is not None and found.dormant:  # a sleeping table cannot wake and change at once
-                self._do(f"add table {TABLE}\n")
-            chains = "".join(f"delete chain {TABLE} {name}\n" for name in (found.chains if found else ()))
-            script = f"add table {TABLE}\nflush table {TABLE}\n{chains}{self._unlike(self._shapes)}{base}\n"
+            for table in found.dormant:  # a sleeping table cannot wake and change at once
+                self._do(f"add table {table}\n")
+            empty = "".join(f"add table {table}\nflush table {table}\n" for table in TABLES)
+            chains = "".join(f"delete chain {table} {name}\n" for table, name in found.chains)
+            script = f"{empty}{chains}{self._unlike(self._shapes)}{base}\n"
             try:
                 self._do(script)
                 break
@@ -117,12 +120,13 @@ class Nft:
                 if attempt == _ATTEMPTS - 1:
                     raise
         found = self._survey()
-        if found is not None:
+        if not found.missing:
             self._do(_stamping(_stamp(base, found)))
 
     def remove(self) -> None:
-        """Delete the table with all in it; missing is fine. *Equivalent to:* ``nft delete table inet weft``."""
-        self._do(f"add table {TABLE}\ndelete table {TABLE}\n")  # so that missing is fine with any version
+        """Delete the tables with all in them; missing is fine. *Equivalent to:* ``nft delete table inet weft`` …"""
+        # "add" first, so that missing is fine with any version.
+        self._do("".join(f"add table {table}\ndelete table {table}\n" for table in TABLES))
 
     # Elements
 
@@ -144,7 +148,7 @@ class Nft:
                 absent = {key: element for key, element in wanted.items() if key not in there}
             except Missing as error:
                 raise Missing(
-                    f"table {TABLE} lacks one of {', '.join(sorted({key[0] for key in absent}))}",
+                    f"nftables lacks one of {', '.join(sorted({key[0] for key in absent}))}",
                     hint="install the base rules",
                 ) from error
         if absent:
@@ -175,11 +179,11 @@ class Nft:
         """All elements of a set or map; raises Missing. *Equivalent to:* ``nft list set inet weft NAME``."""
         shape = self._shape(collection)
         if shape is None:
-            raise Missing(f"table {TABLE} has no set or map {collection!r}")
-        return elements_in(self._do(f"list {shape.kind} {TABLE} {collection}\n"), shape)
+            raise Missing(f"weft's tables have no set or map {collection!r}")
+        return elements_in(self._do(f"list {shape.kind} {shape.table} {collection}\n"), shape)
 
     def collections(self) -> tuple[str, ...]:
-        """The names of weft's sets and maps, () where the table is missing."""
+        """The names of weft's sets and maps, () where the tables are missing."""
         return tuple(self._declared())
 
     # How
@@ -192,7 +196,9 @@ class Nft:
             if shape is None:
                 if missing_ok:
                     continue
-                raise Missing(f"table {TABLE} has no set or map {element.collection}", hint="install the base rules")
+                raise Missing(
+                    f"weft's tables have no set or map {element.collection}", hint="install the base rules"
+                )
             rendered(element.data, shape.data, shape)
             twin = keyed.setdefault((element.collection, rendered(element.key, shape.key, shape)), element)
             if not _same(element, twin):
@@ -219,7 +225,10 @@ class Nft:
                 text += f' comment "{element.mark}"'
                 text += f" : {rendered(element.data, shape.data, shape)}" if shape.data else ""
             grouped.setdefault(collection, []).append(text)
-        return "".join(f"{verb} element {TABLE} {name} {{ {', '.join(keys)} }}\n" for name, keys in grouped.items())
+        return "".join(
+            f"{verb} element {self._shapes[name].table} {name} {{ {', '.join(keys)} }}\n"
+            for name, keys in grouped.items()
+        )
 
     def _there(self, keyed: dict[tuple[str, str], Element]) -> dict[tuple[str, str], Element]:
         """What is there under (or, in a set of intervals, over) the keys."""
@@ -227,7 +236,7 @@ class Nft:
         plain = {shape.name for _, shape in single if "interval" in shape.flags and len(shape.key) == 1}
         sought = [(place, shape) for place, shape in single if shape.name not in plain]
         keys = [(shape, keyed[place].key) for place, shape in sought]
-        answers = self._ask(lambda questions: look_up(questions, TABLE.split()[1], keys)) if keys else []
+        answers = self._ask(lambda questions: look_up(questions, keys)) if keys else []
         found = {place: one for (place, _), one in zip(sought, answers, strict=True) if one is not None}
         for name in plain:  # such a set holds beginnings and ends, not keys
             there = {normal(one.key): one for one in self.elements(name)}
@@ -236,17 +245,17 @@ class Nft:
         return found
 
     def _declared(self) -> dict[str, Shape]:
-        """The sets and maps there are. *Equivalent to:* ``nft list sets inet; nft list maps inet``, weft's only."""
-        listing = self._do("list sets inet\nlist maps inet\n", terse=True)
-        return shapes("".join(_OWN_TABLE.findall(listing)))
+        """The sets and maps there are. *Equivalent to:* ``nft list sets inet; nft list maps inet`` …, weft's only."""
+        commands = "".join(f"list sets {family}\nlist maps {family}\n" for family in _FAMILIES)
+        return shapes(self._do(commands, terse=True))
 
     def _unlike(self, wanted: dict[str, Shape]) -> str:
         """Commands that delete every set or map that is not as wanted."""
         others = [shape for shape in self._declared().values() if wanted.get(shape.name) != shape]
-        return "".join(f"delete {shape.kind} {TABLE} {shape.name}\n" for shape in others)
+        return "".join(f"delete {shape.kind} {shape.table} {shape.name}\n" for shape in others)
 
-    def _survey(self) -> Survey | None:
-        return self._ask(lambda questions: survey(questions, TABLE.split()[1], _STAMP))
+    def _survey(self) -> Survey:
+        return self._ask(lambda questions: survey(questions, TABLES, _STAMP))
 
     def _ask(self, work: Callable[[Questions], T]) -> T:
         """Ask the kernel directly, where this object belongs."""
@@ -319,15 +328,17 @@ def _in_thread(move: Callable[[], None], work: Callable[[], T]) -> T:
     return results[0]
 
 
-def _fresh_listing(base: str, make: Callable[[], Runner]) -> str:
-    """How this nftables lists the base where nothing else is."""
+def _fresh_listings(base: str, make: Callable[[], Runner]) -> list[str]:
+    """How this nftables lists the base's tables where nothing else is."""
     fresh = make()
     try:
-        for commands in (base, f"list table {TABLE}\n"):
+        listings = []
+        for commands in (base, *(f"list table {table}\n" for table in TABLES)):
             output, errors = fresh.run(commands, terse=True)
             if errors:
                 _refuse(errors)
-        return output
+            listings.append(output)
+        return listings[1:]
     finally:
         fresh.close()
 
@@ -339,7 +350,7 @@ def _stamp(base: str, found: Survey) -> str:
 
 def _stamping(stamp: str) -> str:
     """The stamp is the comment of a rule in a chain that no packet meets: a table's comment cannot change."""
-    chain = f"{TABLE} {_STAMP}"
+    chain = f"{TABLES[0]} {_STAMP}"
     return f'add chain {chain}\nflush chain {chain}\nadd rule {chain} return comment "{stamp}"\n'
 
 

@@ -18,24 +18,25 @@ _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _ITEM = 1
 _KEY, _DATA, _COMMENT, _KEY_END = 1, 2, 6, 10
 _VALUE = 1
-_LENGTHS = {"ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 1, "inet_service": 2, "mark": 4, "ifname": 16}
+_LENGTHS = {"ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 1, "inet_service": 2, "mark": 4, "ifname": 16, "ether_addr": 6}
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
-def look_up(questions: Questions, table: str, sought: list[tuple[Shape, tuple[Scalar, ...]]]) -> list[Element | None]:
+def look_up(questions: Questions, sought: list[tuple[Shape, tuple[Scalar, ...]]]) -> list[Element | None]:
     """The element under each key (in a set of intervals: over it), None where there is none.
 
     The keys must have been rendered before, which checks their types. A set of plain intervals has no such keys.
     """
-    found = questions.each(_GET_ELEMENT, [_question(table, shape, key) for shape, key in sought])
+    found = questions.each(_GET_ELEMENT, [_question(shape, key) for shape, key in sought])
     return [None if one is None else _element(one, shape) for one, (shape, _) in zip(found, sought, strict=True)]
 
 
-def _question(table: str, shape: Shape, key: tuple[Scalar, ...]) -> tuple[bytes, ...]:
+def _question(shape: Shape, key: tuple[Scalar, ...]) -> tuple[str, tuple[bytes, ...]]:
     ends = [nested(_KEY, attribute(_VALUE, _bytes(key, shape.key, 0)))]
     if "interval" in shape.flags:
         ends.append(nested(_KEY_END, attribute(_VALUE, _bytes(key, shape.key, -1))))
-    return text(_TABLE, table), text(_SET, shape.name), nested(_ELEMENTS, nested(_ITEM, *ends))
+    family, table = shape.table.split()
+    return family, (text(_TABLE, table), text(_SET, shape.name), nested(_ELEMENTS, nested(_ITEM, *ends)))
 
 
 def _bytes(parts: tuple[Scalar, ...], types: tuple[str, ...], end: int) -> bytes:
@@ -48,9 +49,11 @@ def _part(part: Scalar, name: str, end: int) -> bytes:
     if isinstance(part, (IPv4Network, IPv6Network)):
         return part[end].packed
     if isinstance(part, str):
+        if name == "ether_addr":
+            return bytes.fromhex(part.replace(":", ""))
         return bytes([PROTOCOLS[part]]) if name == "inet_proto" else part.encode("ascii").ljust(_LENGTHS[name], b"\0")
     if isinstance(part, int):
-        return part.to_bytes(_LENGTHS[name], sys.byteorder if name == "mark" else "big")
+        return part.to_bytes(_length(name), sys.byteorder if name == "mark" else "big")
     return part.packed
 
 
@@ -68,10 +71,15 @@ def _values(first: bytes, last: bytes, types: tuple[str, ...]) -> tuple[Scalar, 
     values: list[Scalar] = []
     place = 0
     for name in types:
-        here = slice(place, place + _LENGTHS[name])
+        here = slice(place, place + _length(name))
         values.append(_value(first[here], last[here], name))
-        place += (_LENGTHS[name] + 3) & ~3
+        place += (_length(name) + 3) & ~3
     return tuple(values)
+
+
+def _length(name: str) -> int:
+    """The bytes that a value of the type has."""
+    return int(name[4:]) // 8 if name.startswith("bits") else _LENGTHS[name]
 
 
 def _value(first: bytes, last: bytes, name: str) -> Scalar:
@@ -86,4 +94,6 @@ def _value(first: bytes, last: bytes, name: str) -> Scalar:
         return _PROTOCOL_NAMES.get(first[0], str(first[0]))
     if name == "ifname":
         return first.rstrip(b"\0").decode("utf-8", "replace")
+    if name == "ether_addr":
+        return first.hex(":")
     return int.from_bytes(first, sys.byteorder if name == "mark" else "big")

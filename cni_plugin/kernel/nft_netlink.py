@@ -15,7 +15,8 @@ from cni_plugin.errors import KernelLacks, KernelRefused
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10 << 8
-_FAMILY_INET = 1
+FAMILIES = {"inet": 1, "bridge": 7}
+"""What linux/netfilter.h calls them."""
 _REQUEST, _DUMP, _INTERRUPTED = 1, 0x300, 0x10
 _ERROR, _DONE = 2, 3
 _ENOENT = 2
@@ -51,12 +52,12 @@ class Questions:
     def close(self) -> None:
         self._socket.close()
 
-    def all(self, kind: int, *attributes: bytes) -> list[Attributes]:
-        """Ask for all of a kind; raises InterruptedError when they changed between two parts of the answer.
+    def all(self, kind: int, family: str, *attributes: bytes) -> list[Attributes]:
+        """Ask for all of a kind and family; raises InterruptedError when they changed between two parts of the answer.
 
         The whole answer is taken in before that is said, so that the next question finds the socket empty.
         """
-        self._send([_message(kind, _DUMP, 0, attributes)])
+        self._send([_message(kind, family, _DUMP, 0, attributes)])
         found: list[Attributes] = []
         interrupted = False
         while True:
@@ -71,9 +72,11 @@ class Questions:
                 else:
                     return found
 
-    def each(self, kind: int, questions: Iterable[tuple[bytes, ...]]) -> list[Attributes | None]:
-        """Ask for single things, many in one go; None for each that is missing."""
-        asked = [_message(kind, 0, number, attributes) for number, attributes in enumerate(questions)]
+    def each(self, kind: int, questions: Iterable[tuple[str, tuple[bytes, ...]]]) -> list[Attributes | None]:
+        """Ask for single things by family and attributes, many in one go; None for each that is missing."""
+        asked = [
+            _message(kind, family, 0, number, attributes) for number, (family, attributes) in enumerate(questions)
+        ]
         answers: list[Attributes | None] = [None] * len(asked)
         for first in range(0, len(asked), _TOGETHER):
             together = asked[first : first + _TOGETHER]
@@ -133,8 +136,8 @@ def attributes(data: bytes | memoryview) -> Attributes:
     return found
 
 
-def _message(kind: int, flags: int, number: int, parts: tuple[bytes, ...]) -> bytes:
-    body = _GENERIC.pack(_FAMILY_INET, 0, 0) + b"".join(parts)
+def _message(kind: int, family: str, flags: int, number: int, parts: tuple[bytes, ...]) -> bytes:
+    body = _GENERIC.pack(FAMILIES[family], 0, 0) + b"".join(parts)
     return _MESSAGE.pack(_MESSAGE.size + len(body), _SUBSYSTEM | kind, flags | _REQUEST, number, 0) + body
 
 

@@ -1,5 +1,7 @@
 """nftables' language, as little of it as weft needs: the types of sets, and their elements.
 
+A part of a packet that nftables has no word for (``@th,64,128``) is a number of so many bits to it, and to us.
+
 The same reader serves the base rules and what ``nft list`` prints. Text and not JSON: libnftables may be
 built without JSON, and its ``get element`` prints text even when asked for JSON (1.0.6). Source: nft(8).
 """
@@ -22,6 +24,9 @@ _FAMILIES: dict[str, tuple[type, type]] = {
     "ipv6_addr": (IPv6Address, IPv6Network),
 }
 _NUMBERS = {"inet_service": 0xFFFF, "mark": 0xFFFFFFFF}
+_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+_BITS = re.compile(r"@[a-z]+,[0-9]+,([0-9]+)")
+_TABLE = re.compile(r"^table (\S+ weft) \{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
 _COLLECTION = re.compile(r"[a-z][a-z0-9_]{0,30}")
 _MARK = re.compile(r"weft:[0-9a-f]{16}(?::[A-Za-z0-9_./ -]{0,90})?")
 _DECLARATION = re.compile(r"^\s*(?:set|map)\s+(\S+)\s*\{([^{}]*)\}", re.MULTILINE)
@@ -32,12 +37,16 @@ _TOKEN = r'"[^"]*"|,|[^\s,"]+'
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a set or map holds: the types of its key's parts, and of its data's (none: it is a set)."""
+    """What a set or map holds: the types of its key's parts, and of its data's (none: it is a set).
+
+    ``bits64`` is a type of weft's own: a number of 64 bits. ``table`` is the family and the name of its table.
+    """
 
     name: str
     key: tuple[str, ...]
     data: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    table: str = "inet weft"
 
     @property
     def kind(self) -> str:
@@ -58,7 +67,7 @@ def checked(element: Element) -> Element:
             raise KernelRefused(f"{part!r} cannot be part of an element of {element.collection}")
         if isinstance(part, (IPv6Address, IPv6Network)) and "%" in str(part):
             raise KernelRefused(f"{part} has a scope, which {element.collection} cannot hold")
-        if isinstance(part, str) and link_name_problem(part):
+        if isinstance(part, str) and link_name_problem(part) and not _MAC.fullmatch(part):
             raise KernelRefused(f"{part!r} {link_name_problem(part)}, so {element.collection} cannot hold it")
     return element
 
@@ -81,6 +90,10 @@ def _part(part: Scalar, name: str, shape: Shape) -> str:
         return str(PROTOCOLS[part])
     elif name in _NUMBERS and type(part) is int and 0 <= part <= _NUMBERS[name]:
         return str(part)
+    elif name == "ether_addr" and isinstance(part, str) and _MAC.fullmatch(part):
+        return part
+    elif name.startswith("bits") and type(part) is int and 0 <= part < 1 << int(name[4:]):
+        return hex(part)
     elif name == "ifname" and isinstance(part, str) and not link_name_problem(part):
         return f'"{part}"'
     raise KernelRefused(f"{part!r} cannot be in {shape.name}, which takes {name} there")
@@ -144,7 +157,7 @@ def _value(text: str, name: str) -> Scalar:
             return text  # a range: somebody else's, since weft writes none
     if name == "inet_proto":
         return _PROTOCOL_NAMES.get(text, text)
-    if name in _NUMBERS:
+    if name in _NUMBERS or name.startswith("bits"):
         return int(text, 0) if re.fullmatch(r"0x[0-9a-f]+|\d+", text) else text
     return text
 
@@ -166,17 +179,25 @@ def _split_list(tokens: list[str], separator: str) -> Iterator[list[str]]:
 
 
 def shapes(text: str) -> dict[str, Shape]:
-    """The sets and maps that a base or a terse listing declares, by name."""
+    """The sets and maps that a base or a terse listing declares in weft's tables, by name."""
     found: dict[str, Shape] = {}
-    for name, body in _DECLARATION.findall(text):
-        statements = [part.strip() for part in re.split("[;\n]", body)]
-        declared = next((part[5:] for part in statements if part.startswith("type ")), "")
-        flags = next((part[6:] for part in statements if part.startswith("flags ")), "")
-        key, _, data = declared.partition(" : ")
-        found[name] = Shape(
-            name,
-            tuple(part.strip() for part in key.split(" . ")),
-            tuple(part.strip() for part in data.split(" . ") if part.strip()),
-            tuple(sorted(part.strip() for part in flags.split(",") if part.strip())),
-        )
+    for table, content in _TABLE.findall(text):
+        for name, body in _DECLARATION.findall(content):
+            statements = [part.strip() for part in re.split("[;\n]", body)]
+            declared = next((part.partition(" ")[2] for part in statements if part.startswith("type")), "")
+            flags = next((part[6:] for part in statements if part.startswith("flags ")), "")
+            key, _, data = declared.partition(" : ")
+            found[name] = Shape(
+                name,
+                tuple(_type(part.strip()) for part in key.split(" . ")),
+                tuple(_type(part.strip()) for part in data.split(" . ") if part.strip()),
+                tuple(sorted(part.strip() for part in flags.split(",") if part.strip())),
+                table,
+            )
     return found
+
+
+def _type(word: str) -> str:
+    """A type's name, also where a set declares it by an expression (``typeof iifname . @th,64,128``)."""
+    bits = _BITS.fullmatch(word)
+    return f"bits{bits.group(1)}" if bits else "ifname" if word == "iifname" else word

@@ -38,7 +38,11 @@ OTHER_TYPE = (
 )
 TAMPERING = [
     ("delete table inet weft", "the table inet weft is missing"),
-    ("flush table inet weft", "the chain guard lacks"),
+    ("flush table inet weft", "the chain senders lacks"),
+    ("delete table bridge weft", "the table bridge weft is missing"),
+    ("flush chain bridge weft contents", "in the table bridge weft, the chain contents lacks"),
+    ("add table bridge weft { flags dormant; }", "in the table bridge weft, the table has “flags dormant”"),
+    ("add set bridge weft extra { type mark; }", "in the table bridge weft, there is a set extra"),
     ("flush chain inet weft ports", "the chain ports lacks “dnat ip to ip daddr"),
     ("delete chain inet weft guard", "the chain guard is missing"),
     ("flush chain inet weft sources\nflush chain inet weft outgoing", "the chain outgoing lacks"),
