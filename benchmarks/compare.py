@@ -9,16 +9,16 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
-
-from calls import ENGINE, IN_PROCESS, REFERENCE_PLUGINS, Call, Chain, Contender, together
+from calls import ENGINE, IN_PROCESS, REFERENCE_PLUGINS, ROOT, Call, Chain, Contender, together
 from cases import AT_ONCE, MANY_PORTS, SERIAL, VERSION, Case
+
 from lab import namespaces
 
 Times = dict[str, list[float]]
@@ -125,9 +125,13 @@ def show(found: Row) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/run", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25, help="measurements of each kind, after one that does not count")
+    parser.add_argument(
+        "--rounds", type=int, default=25, help="measurements of each kind, after one that does not count"
+    )
     parser.add_argument("--only", default="", help="cases whose name holds this")
-    parser.add_argument("--without", action="append", default=[], help="leave out a contender: reference, weft, in process")
+    parser.add_argument(
+        "--without", action="append", default=[], help="leave out a contender: reference, weft, in process"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the results there as JSON")
     given = parser.parse_args()
     if problem := namespaces.isolation_problem():
@@ -145,9 +149,24 @@ def main() -> None:
         jobs.append(
             (f"{case.name}, 64 at once", lambda case=case: at_once(case, 64, few, contenders, numbers))  # type: ignore[misc]
         )
-    rows = [job() for name, job in jobs if given.only in name]
+    engine = start_engine() if ENGINE in contenders else None
+    try:
+        rows = [job() for name, job in jobs if given.only in name]
+    finally:
+        if engine is not None:
+            engine.terminate()
+            engine.wait()
     if given.json:
         Path(given.json).write_text(json.dumps({"load": os.getloadavg(), "rows": rows}, indent=2) + "\n")
 
 
-main()
+def start_engine() -> subprocess.Popen[bytes]:
+    """The engine of this network namespace, once it listens."""
+    engine = subprocess.Popen([ROOT / ".venv" / "bin" / "weft-engine"], env={"MALLOC_ARENA_MAX": "2"})
+    place = Path(f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}/engine.sock")
+    deadline = time.monotonic() + 20
+    while not place.exists():
+        if engine.poll() is not None or time.monotonic() > deadline:
+            sys.exit("benchmarks: the engine does not start")
+        time.sleep(0.01)
+    return engine

@@ -10,6 +10,7 @@ import os
 import sys
 
 from cni_plugin.errors import TRY_AGAIN, WeftError
+from cni_plugin.remarks import remark
 from cni_plugin.wire import versions
 
 TYPE_CHECKING = False
@@ -33,31 +34,33 @@ class Interrupted(BaseException):
     """A signal asked this process to end. Not an Exception: only what undoes its work may catch it."""
 
 
-def main() -> int:
+def main(stdin: bytes | int = 0) -> int:
     """The entry of the executable; returns its exit status: 0, or 1 with an error object on standard output.
+
+    ``stdin`` is all of standard input where it has been read already.
 
     While the work is done, descriptor 1 leads to standard error, so that nothing else can write among the JSON.
     """
     closed = _fill_standard_descriptors()
     plugin = os.path.basename(sys.argv[0]) or "weft"
     if not os.environ.get("CNI_COMMAND"):
-        _complain(versions.about(plugin))
+        remark(versions.about(plugin))
         return 0
     if 1 in closed:
-        _complain("standard output is closed, nothing was done\n")
+        remark("standard output is closed, nothing was done\n")
         return 1
     output = os.dup(1)
     os.dup2(2, 1)
     try:
         if os.environ["CNI_COMMAND"] == "VERSION":
-            status, answer = run(plugin, os.environ, 0, _handle)  # importing signal would double its time
+            status, answer = run(plugin, os.environ, stdin, _handle)  # importing signal would double its time
         else:
             _catch_signals()
-            status, answer = run(plugin, os.environ, 0, _handle)
+            status, answer = run(plugin, os.environ, stdin, _handle)
             _ignore_signals()
     except BaseException as error:  # a signal between two lines of run
         status, answer = 1, _failure(error, b"")
-    return status if _deliver(output, answer) else 1
+    return status if deliver(output, answer) else 1
 
 
 def run(plugin: str, environ: Mapping[str, str], stdin: bytes | int, handle: Handle) -> tuple[int, bytes]:
@@ -129,7 +132,7 @@ def _failure(error: BaseException, given: bytes, *, traced: bool = False) -> byt
         if traced and not isinstance(error, WeftError):
             import traceback
 
-            _complain("".join(traceback.format_exception(error)))
+            remark("".join(traceback.format_exception(error)))
         return failure.render_error(_explained(error), document.version(given))
     except BaseException:
         return _LAST_RESORT
@@ -160,7 +163,7 @@ def _fill_standard_descriptors() -> tuple[int, ...]:
             os.fstat(descriptor)
         except OSError:
             closed.append(descriptor)
-            try:  # noqa: SIM105 -- see _complain
+            try:  # noqa: SIM105 -- importing contextlib would cost VERSION a third of its time
                 os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
             except OSError:
                 pass  # no /dev: the number stays free, and reading or writing it fails
@@ -188,7 +191,7 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _deliver(output: int, answer: bytes) -> bool:
+def deliver(output: int, answer: bytes) -> bool:
     """Writes the answer; False, with a sentence on standard error, where it could not be written whole."""
     try:
         while answer:
@@ -199,14 +202,6 @@ def _deliver(output: int, answer: bytes) -> bool:
 
                 select.select((), (output,), ())
     except OSError as error:
-        _complain(f"cannot write to standard output: {error.strerror}\n")
+        remark(f"cannot write to standard output: {error.strerror}\n")
         return False
     return True
-
-
-def _complain(text: str) -> None:
-    """Writes to standard error, if there is anybody to read it."""
-    try:  # noqa: SIM105 -- importing contextlib would cost VERSION a third of its time
-        os.write(2, text.encode("utf-8", "backslashreplace"))
-    except OSError:
-        pass

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 from cni_plugin.errors import ConfigProblem, PluginFailed
+from cni_plugin.remarks import remark
 
 PATIENCE = 120
 """Seconds a foreign plugin may take: dhcp waits for its server."""
@@ -61,7 +62,7 @@ def call(name: str, command: str, variables: Mapping[str, str], stdin: bytes) ->
     except OSError as error:
         raise PluginFailed(f"the IPAM plugin {executable} cannot be started: {error.strerror}") from error
     if done.stderr:
-        os.write(2, done.stderr)
+        remark(done.stderr)
     if done.returncode:
         raise _failure(name, command, done.stdout, done.returncode)
     return done.stdout

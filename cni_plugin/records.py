@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from cni_plugin import kernel, ops, plan, types
 from cni_plugin.errors import StateDamaged
 from cni_plugin.names import attachment_digest, attachment_mark, digest
+from cni_plugin.remarks import remark
 from ipam import host_local, leases, ranges
 
 SCHEMA = 1
@@ -239,7 +240,7 @@ def _read(path: str, kind: type[_Kind]) -> _Kind | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         with contextlib.suppress(OSError):
             os.replace(path, f"{path[: -len('.json')]}.damaged")
-        os.write(2, f"weft: {path} was damaged and is set aside\n".encode())
+        remark(f"weft: {path} was damaged and is set aside\n")
         return None
 
 

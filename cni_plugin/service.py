@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from cni_plugin import executor, locks, parts
@@ -42,7 +42,11 @@ def foreign(name: str, command: str, variables: Mapping[str, str], stdin: bytes)
 
 
 class Service:
-    """The verbs, on a kernel and a host. ``watch`` sees every step before it is taken."""
+    """The verbs, on a kernel and a host.
+
+    ``watch`` sees every step before it is taken; ``begin`` is called whenever an attachment's lock has been taken, and
+    may raise to have nothing done.
+    """
 
     def __init__(
         self,
@@ -50,12 +54,14 @@ class Service:
         host: Host,
         *,
         watch: executor.Watch = executor.unwatched,
+        begin: Callable[[], None] = lambda: None,
         delegate: Delegate = foreign,
     ) -> None:
         self.kernel = kernel
         self.host = host
         self.records = Records(host.run)
         self.watch = watch
+        self._begin = begin
         self._delegate = delegate
 
     def handle(self, request: Request) -> Result | None:
@@ -203,6 +209,7 @@ class Service:
             locks.hold(records.lock(attachment), patience=patience),
         ):
             try:
+                self._begin()
                 yield
             finally:
                 if not os.path.exists(records.path(attachment)):

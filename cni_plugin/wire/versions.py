@@ -14,14 +14,14 @@ NEWEST = ALL[-1]
 WHEN_ABSENT = ALL[0]
 """The version of a configuration that names none (SPEC.md, "Network configuration format")."""
 
-_FIRST_OF_PLUGIN = {"bandwidth": "0.3.0", "vrf": "0.3.1", "firewall": "0.4.0"}
+FIRST_OF_PLUGIN = {"bandwidth": "0.3.0", "vrf": "0.3.1", "firewall": "0.4.0"}
 _FIRST_OF_COMMAND = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
-_EQUALLED = "1.9.1"
+EQUALLED = "1.9.1"
 
 
 def supported(plugin: str) -> tuple[str, ...]:
     """The versions that weft speaks when called by this name, oldest first."""
-    return ALL[ALL.index(_FIRST_OF_PLUGIN.get(plugin, WHEN_ABSENT)) :]
+    return ALL[ALL.index(FIRST_OF_PLUGIN.get(plugin, WHEN_ABSENT)) :]
 
 
 def at_least(version: str, least: str) -> bool:
@@ -80,5 +80,5 @@ def about(plugin: str) -> str:
     So under a reference plugin's name weft states the release that it equals, with its own as build data,
     which comparisons of semantic versions ignore.
     """
-    version = __version__ if plugin == "weft" else f"{_EQUALLED}+weft.{__version__}"
+    version = __version__ if plugin == "weft" else f"{EQUALLED}+weft.{__version__}"
     return f"CNI {plugin} plugin v{version}\nCNI protocol versions supported: {', '.join(supported(plugin))}\n"

@@ -31,7 +31,7 @@ class Cni:
     def environment(
         self, command: str, container: str = "c1", netns: str = "", ifname: str = "eth0", args: str = "", path: str = ""
     ) -> dict[str, str]:
-        """The CNI_* variables of one call, beside a bare PATH."""
+        """The CNI_* variables of one call, beside a bare PATH; no engine unless this process's WEFT_ENGINE says so."""
         return {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "CNI_COMMAND": command,
@@ -40,6 +40,7 @@ class Cni:
             "CNI_IFNAME": ifname,
             "CNI_ARGS": args,
             "CNI_PATH": path or str(self.folder),
+            "WEFT_ENGINE": os.environ.get("WEFT_ENGINE", "off"),
         }
 
     def __call__(

@@ -39,7 +39,7 @@ def container(host: Host) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
-def test_a_call_is_one_execve_and_no_other_process(cni: Cni, container: str, tmp_path: Path, command: str) -> None:
+def test_a_call_starts_no_other_process(cni: Cni, container: str, tmp_path: Path, command: str) -> None:
     if command == "DEL":
         cni.add(CONF, container)
     trace = tmp_path / "trace"
@@ -51,7 +51,9 @@ def test_a_call_is_one_execve_and_no_other_process(cni: Cni, container: str, tmp
     assert outcome.code == 0, outcome
     lines = [line for line in trace.read_text().splitlines() if "exited" not in line and "+++" not in line]
     started = [line for line in lines if "exec" in line]
-    assert len(started) == 1, lines
+    # The client becomes Python, or is it already; nothing is started beside it.
+    assert 1 <= len(started) <= 2, lines
+    assert len({line.split()[0] for line in started}) == 1, lines
     # A thread is no process: it shares the address space.
     assert [line for line in lines if "fork" in line or ("clone" in line and "CLONE_THREAD" not in line)] == []
 

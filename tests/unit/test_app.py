@@ -228,6 +228,7 @@ def test_version_imports_next_to_nothing(launch: Launch) -> None:
     assert {name for name in loaded if name.startswith("cni_plugin.")} <= {
         "cni_plugin.app",
         "cni_plugin.errors",
+        "cni_plugin.remarks",
         "cni_plugin.service",  # the launcher's own
         "cni_plugin.wire",
         "cni_plugin.wire.channel",

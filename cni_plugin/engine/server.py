@@ -1,0 +1,165 @@
+"""The server around the service: threads that take connections in turn, and an orderly end.
+
+One thread at a time waits for a connection; when it has one, the next takes its place. So nobody is woken to hand
+work on, and a client that is stuck occupies one thread until its time is up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import threading
+import time
+
+from cni_plugin import remarks
+from cni_plugin.engine.code import Code
+from cni_plugin.engine.peer import Peer
+from cni_plugin.engine.place import Place, Taken
+from cni_plugin.engine.worker import Shared, Worker
+from cni_plugin.wire import frame
+
+IDLE = 900.0
+"""Seconds without a request after which an engine ends; 0: never."""
+
+MOST_WORKERS = 128
+_STACK = 1 << 19  # bytes of a thread's stack; the deepest call needs a fraction
+_LOOK = 2.0  # seconds between two looks at the clock and at the socket's name
+_PATIENCE = frame.DEADLINE + 10
+
+
+class Server:
+    """Serves at a place until it is told to stop, is outdated, or nobody comes any more."""
+
+    def __init__(self, place: Place, shared: Shared, idle: float) -> None:
+        self._place = place
+        self._shared = shared
+        self._idle = idle
+        self._turn = threading.Lock()
+        self._state = threading.Lock()
+        self._workers = 0
+        self._busy = 0
+        self._last = time.monotonic()
+        self._stopping = self._draining = False
+        self._stop, self._stop_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._drain, self._drain_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def stop(self) -> None:
+        """Take no new connections; may be called from anywhere, and twice."""
+        self._stopping = True
+        with contextlib.suppress(OSError):
+            os.write(self._stop_end, b"x")
+
+    def run(self) -> None:
+        """Serve. Returns when all that was taken on is done."""
+        self._hire()
+        while not self._stopping:
+            select.select([self._stop], [], [], _LOOK)
+            if self._quiet() or not self._place.stands:
+                self.stop()
+        self._place.leave()  # before anybody stops taking: who connected until now is served
+        self._draining = True
+        os.write(self._drain_end, b"x")
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until:
+            with self._state:
+                if self._workers == 0:
+                    return
+            time.sleep(0.005)
+
+    def _quiet(self) -> bool:
+        with self._state:
+            return bool(self._idle) and not self._busy and time.monotonic() - self._last > self._idle
+
+    def _hire(self) -> None:
+        """One more thread, the state's lock held or nobody else there yet."""
+        self._workers += 1
+        threading.Thread(target=self._work, name="worker", daemon=True).start()
+
+    def _work(self) -> None:
+        worker = Worker(self._shared)
+        try:
+            while (peer := self._next()) is not None:
+                try:
+                    if not worker.serve(peer):
+                        self.stop()
+                finally:
+                    peer.close()
+                    with self._state:
+                        self._busy -= 1
+                        self._last = time.monotonic()
+        finally:
+            worker.close()
+            with self._state:
+                self._workers -= 1
+
+    def _next(self) -> Peer | None:
+        """The next connection, None when there will be none. Somebody else waits for the one after."""
+        with self._turn:
+            poll = select.poll()
+            poll.register(self._place.listener, select.POLLIN)
+            poll.register(self._drain, select.POLLIN)
+            while True:
+                try:
+                    connection, _ = self._place.listener.accept()
+                    break
+                except BlockingIOError:
+                    if self._draining:
+                        return None
+                    poll.poll()
+                except OSError as error:  # no descriptor left, or the caller is gone again
+                    remarks.remark(f"weft: cannot take a connection: {error}\n")
+                    time.sleep(0.05)
+            with self._state:
+                self._busy += 1
+                self._last = time.monotonic()
+                if self._busy == self._workers and self._workers < MOST_WORKERS:
+                    self._hire()
+        return Peer(connection)
+
+
+def serve(idle: float = IDLE, *, log: bool = False) -> int:
+    """Be the engine of this network namespace; the exit status of the process.
+
+    0 when it has served its time or another engine is there already, 1 where it cannot be one.
+    """
+    os.umask(0o022)
+    threading.stack_size(_STACK)
+    shared = _prepare(log)
+    try:
+        place = Place()
+    except Taken:
+        if log:
+            remarks.remark("weft: an engine serves this network namespace already\n")
+        return 0
+    except OSError as error:
+        remarks.remark(f"weft: the engine cannot be reached by anybody: {error}\n")
+        return 1
+    server = Server(place, shared, idle)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    gc.collect()
+    gc.freeze()
+    server.run()
+    return 0
+
+
+def _prepare(log: bool) -> Shared:
+    """Everything imported and opened that the first request would otherwise wait for."""
+    from importlib import import_module
+
+    from cni_plugin.kernel.nft import Nft
+    from cni_plugin.parts import FEATURES, drivers
+
+    for name in ("sqlite3", "cni_plugin.upkeep", "cni_plugin.wire.failure", "cni_plugin.wire.result"):
+        import_module(name)
+    for kind, names in (("drivers", drivers()), ("features", FEATURES)):
+        for name in names:
+            import_module(f"cni_plugin.{kind}.{name.replace('-', '_')}")
+    code = Code()
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot = file.read().strip()
+    return Shared(Nft(), code, frame.view(), boot, log)

@@ -1,0 +1,115 @@
+"""One request after the other, in one thread: read, done by the service, answered."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+from cni_plugin import app, delegate, remarks
+from cni_plugin.engine import code
+from cni_plugin.engine.kernel import WorkerKernel
+from cni_plugin.engine.peer import Peer, PeerGone
+from cni_plugin.errors import Busy
+from cni_plugin.host import Host
+from cni_plugin.kernel import Ruleset
+from cni_plugin.plan import Operation
+from cni_plugin.service import Service
+from cni_plugin.types import Result
+from cni_plugin.wire import frame
+from cni_plugin.wire.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all workers share. ``log`` says whether each request is told of on standard error."""
+
+    rules: Ruleset
+    code: code.Code
+    view: str
+    boot: str
+    log: bool
+
+
+class Worker:
+    """Serves connections; one thread uses it."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._kernel = WorkerKernel(shared.rules)
+        self._run = f"/run/weft/{self._kernel.host.id.inode}"
+
+    def close(self) -> None:
+        self._kernel.host.close()
+
+    def serve(self, peer: Peer) -> bool:
+        """One request. False where it shows that this engine is to make way for another. Raises nothing."""
+        try:
+            sent = peer.receive()
+            outdated = not self._shared.code.look() or code.newer(sent.version)
+            if outdated or sent.root != code.ROOT or sent.view != self._shared.view:
+                peer.answer(frame.declined())
+                return not outdated
+            peer.answer(self._reply(sent, peer))
+        except (PeerGone, frame.FrameProblem) as error:
+            if self._shared.log:
+                remarks.remark(f"weft: a request was dropped: {error}\n")
+        return True
+
+    def _reply(self, sent: frame.Sent, peer: Peer) -> bytes:
+        started = time.monotonic()
+        said: list[bytes] = []
+        remarks.listen(said.append)
+        call = _Call(self._kernel, self._run, self._shared.boot, peer, started + frame.DEADLINE)
+        try:
+            self._kernel.give(sent.environment.get("CNI_NETNS", ""), peer.namespace)
+            status, output = app.run(sent.plugin, sent.environment, sent.stdin, call.handle)
+        finally:
+            self._kernel.give("", -1)
+            remarks.listen(None)
+        if self._shared.log:
+            _tell(sent, call, status, output, time.monotonic() - started)
+        return frame.reply(status, output, b"".join(said))
+
+
+class _Call:
+    """One call of the service for a peer, who must still be there when it begins and before every step."""
+
+    def __init__(self, kernel: WorkerKernel, run: str, boot: str, peer: Peer, until: float) -> None:
+        self._kernel = kernel
+        self._run = run
+        self._boot = boot
+        self._peer = peer
+        self._until = until
+        self.result: Result | None = None
+
+    def handle(self, request: Request) -> Result | None:
+        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        host = Host(self._run, self._boot, booted)
+        service = Service(self._kernel, host, watch=self._watch, delegate=delegate.call, begin=self._begin)
+        self.result = service.handle(request)
+        return self.result
+
+    def _begin(self) -> None:
+        """The attachment is held now. Whoever gave up waiting may have asked for something else meanwhile."""
+        if not self._peer.waits:
+            raise PeerGone("nobody waits for the answer")
+
+    def _watch(self, verb: str, operation: Operation) -> None:
+        if verb != "apply":
+            return  # what is being taken back is taken back whole
+        self._begin()
+        if time.monotonic() > self._until:
+            raise Busy(f"the call has taken longer than {frame.DEADLINE:g} seconds", hint="try again")
+
+
+def _tell(sent: frame.Sent, call: _Call, status: int, output: bytes, elapsed: float) -> None:
+    """One line: what was asked for whom, and what came of it."""
+    variables = sent.environment
+    whom = "/".join(filter(None, (variables.get("CNI_CONTAINERID", ""), variables.get("CNI_IFNAME", ""))))
+    if status:
+        what = " ".join(output.decode("utf-8", "replace").split())[:300]
+    else:
+        what = ", ".join(str(ip.address) for ip in call.result.ips) if call.result else "done"
+    line = f"{variables.get('CNI_COMMAND', '')} {whom} by {sent.plugin}: {what}, {elapsed * 1000:.1f} ms\n"
+    os.write(2, line.encode("utf-8", "backslashreplace"))

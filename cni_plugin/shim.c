@@ -1,0 +1,406 @@
+/*
+ * The executable that container runtimes call: it hands the call to weft's engine, which is warm, and prints the answer.
+ *
+ * VERSION and a call without CNI_COMMAND it answers itself. Whatever is unusual (no engine, a terminal, closed
+ * descriptors, a request that the engine declines) goes to weft in a process of its own: this one becomes it by
+ * execve(2). The protocol is told in wire/frame.py; shim.py is the same in Python. The build gives PYTHON, LAUNCHER,
+ * ENGINE, ROOT, OWN_VERSION, EQUALLED, VERSIONS and FIRSTS (shim_build.py).
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LONGEST_INPUT ((1u << 20) + 1)
+#define LONGEST_REPLY (1u << 26)
+#define LONGEST_VARIABLES (1u << 17)
+#define SENDING_SECONDS 10
+#define PATIENCE_SECONDS 190
+#define PROTOCOL 1
+
+extern char **environ;
+
+static const char *const versions[] = {VERSIONS};
+static const size_t version_count = sizeof versions / sizeof *versions;
+static const struct {
+    const char *plugin, *first;
+} firsts[] = {FIRSTS};
+
+static char input[LONGEST_INPUT + 1];
+static size_t input_length;
+static const char *plugin;
+
+static int write_all(int descriptor, const char *data, size_t length) {
+    while (length) {
+        ssize_t written = write(descriptor, data, length);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written < 0 && errno == EAGAIN) {
+            struct pollfd full = {descriptor, POLLOUT, 0};
+            poll(&full, 1, -1);
+            continue;
+        }
+        if (written < 0)
+            return -1;
+        data += written;
+        length -= (size_t)written;
+    }
+    return 0;
+}
+
+static int put(int descriptor, const char *text) { return write_all(descriptor, text, strlen(text)); }
+
+/* Write the answer to standard output; the exit status. */
+static int deliver(const char *data, size_t length, int status) {
+    if (write_all(1, data, length) == 0)
+        return status;
+    put(2, "weft: cannot write to standard output\n");
+    return 1;
+}
+
+/* Become weft in a process of its own, with what was read of standard input put back. */
+static void become_process(int input_was_read) {
+    if (input_was_read) {
+        int copy = memfd_create("stdin", MFD_CLOEXEC);
+        if (copy < 0 || write_all(copy, input, input_length) || lseek(copy, 0, SEEK_SET) || dup2(copy, 0) < 0) {
+            put(2, "weft: cannot keep standard input\n");
+            _exit(1);
+        }
+    }
+    char *arguments[] = {(char *)PYTHON, (char *)"-IBS", (char *)LAUNCHER, (char *)plugin, NULL};
+    execv(PYTHON, arguments);
+    put(2, "weft: cannot run " PYTHON ": run bin/setup again\n");
+    _exit(1);
+}
+
+/* The position in `versions` of the oldest that the plugin speaks. */
+static size_t first_version(void) {
+    const char *wanted = versions[0];
+    for (size_t each = 0; each < sizeof firsts / sizeof *firsts; each++)
+        if (strcmp(firsts[each].plugin, plugin) == 0)
+            wanted = firsts[each].first;
+    for (size_t each = 0; each < version_count; each++)
+        if (strcmp(versions[each], wanted) == 0)
+            return each;
+    return 0;
+}
+
+static const char *after(const char *place, const char *end, char wanted) {
+    const char *found = place ? memchr(place, wanted, (size_t)(end - place)) : NULL;
+    return found ? found + 1 : NULL;
+}
+
+/*
+ * The cniVersion on standard input if it is one of ours from `first` on, else the newest. `*unclear` is set where the
+ * word stands there twice, which only a JSON parser can tell apart.
+ */
+static const char *asked_version(size_t first, int *unclear) {
+    const char *end = input + input_length, *found = NULL, *newest = versions[version_count - 1];
+    *unclear = 0;
+    for (const char *place = input; place + 10 <= end; place++)
+        if (strncasecmp(place, "cniversion", 10) == 0) {
+            if (found) {
+                *unclear = 1;
+                return newest;
+            }
+            found = place + 10;
+        }
+    const char *value = after(found, end, ':');
+    while (value && value < end && strchr(" \t\n\r\f\v", *value))
+        value++;
+    value = after(value, end, '"');
+    const char *close = after(value, end, '"');
+    for (size_t each = first; value && each < version_count; each++) {
+        size_t length = strlen(versions[each]);
+        if ((close ? close - 1 : end) == value + length && memcmp(value, versions[each], length) == 0)
+            return versions[each];
+    }
+    return newest;
+}
+
+static int say_about(void) {
+    char text[512];
+    int own = strcmp(plugin, "weft") == 0;
+    int length = snprintf(text, sizeof text, "CNI %.64s plugin v%s\nCNI protocol versions supported: ", plugin,
+                          own ? OWN_VERSION : EQUALLED "+weft." OWN_VERSION);
+    for (size_t each = first_version(); each < version_count; each++)
+        length += snprintf(text + length, sizeof text - (size_t)length, "%s%s", versions[each],
+                           each + 1 < version_count ? ", " : "\n");
+    write_all(2, text, (size_t)length);
+    return 0;
+}
+
+/* Read standard input to its end, or one byte past what weft takes; -1 where it cannot be read. */
+static int read_input(int patience_milliseconds) {
+    while (input_length < LONGEST_INPUT) {
+        struct pollfd ready = {0, POLLIN, 0};
+        int found = poll(&ready, 1, patience_milliseconds);
+        if (found < 0 && errno == EINTR)
+            continue;
+        if (found <= 0)
+            return found;
+        ssize_t length = read(0, input + input_length, LONGEST_INPUT - input_length);
+        if (length < 0 && (errno == EINTR || errno == EAGAIN))
+            continue;
+        if (length < 0)
+            return -1;
+        if (length == 0)
+            return 0;
+        input_length += (size_t)length;
+    }
+    return 0;
+}
+
+static int answer_version(void) {
+    char text[512];
+    int unclear;
+    if (!isatty(0) && read_input(1000) < 0)
+        input_length = 0;
+    size_t first = first_version();
+    const char *asked = asked_version(first, &unclear);
+    if (unclear || input_length >= LONGEST_INPUT)
+        become_process(1);
+    int length = snprintf(text, sizeof text, "{\"cniVersion\":\"%s\",\"supportedVersions\":[", asked);
+    for (size_t each = first; each < version_count; each++)
+        length += snprintf(text + length, sizeof text - (size_t)length, "\"%s\"%s", versions[each],
+                           each + 1 < version_count ? "," : "]}\n");
+    return deliver(text, (size_t)length, 0);
+}
+
+/* CNI error 11: try again. */
+static int fail(const char *sentence) {
+    char text[512];
+    int unclear;
+    const char *version = asked_version(0, &unclear);
+    int length = snprintf(text, sizeof text, "{\n    \"cniVersion\": \"%s\",\n    \"code\": 11,\n    \"msg\": \"%s\"\n}",
+                          version, sentence);
+    return deliver(text, (size_t)length, 1);
+}
+
+/*
+ * Start an engine that outlives this call, unless that was tried a moment ago. What it does not need to inherit it does
+ * not: a runtime waits until everybody has closed the pipes it gave.
+ */
+static void start_engine(const char *folder) {
+    char path[96];
+    struct stat about;
+    snprintf(path, sizeof path, "%s/engine.start", folder);
+    mkdir("/run/weft", 0755);
+    mkdir(folder, 0700);
+    int tried = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (tried < 0 || flock(tried, LOCK_EX | LOCK_NB) || fstat(tried, &about))
+        return;
+    if (about.st_size && time(NULL) - about.st_mtime >= 0 && time(NULL) - about.st_mtime < 10)
+        return;
+    if (pwrite(tried, "x", 1, 0) != 1 || futimens(tried, NULL))
+        return;
+    pid_t child = fork();
+    if (child != 0) {
+        if (child > 0)
+            waitpid(child, NULL, 0); /* it ends at once: its own child is the engine, and nobody's */
+        return;
+    }
+    setsid();
+    if (fork() != 0)
+        _exit(0);
+    int nothing = open("/dev/null", O_RDWR);
+    for (int each = 0; each < 3; each++)
+        dup2(nothing, each);
+    for (int each = 3; close_range(3, ~0u, 0) && each < 4096; each++)
+        close(each);
+    if (chdir("/"))
+        _exit(1);
+    char idle[64] = "WEFT_ENGINE_IDLE=";
+    const char *wanted = getenv("WEFT_ENGINE_IDLE");
+    strncat(idle, wanted ? wanted : "900", 20);
+    char *environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX=2",
+                           idle, NULL};
+    if (access("/run/systemd/system", F_OK) == 0 && access("/usr/bin/systemd-run", X_OK) == 0) {
+        char *scope[] = {"/usr/bin/systemd-run", "--quiet", "--scope", "--collect", (char *)PYTHON, "-IBS",
+                         (char *)ENGINE, NULL};
+        execve(scope[0], scope, environment);
+    }
+    char *arguments[] = {(char *)PYTHON, "-IBS", (char *)ENGINE, NULL};
+    execve(PYTHON, arguments, environment);
+    _exit(1);
+}
+
+/* The container's namespace as a descriptor, -1 where the path leads to none: nothing else is ever opened. */
+static int open_namespace(const char *path, dev_t namespaces) {
+    char link[32];
+    struct stat about;
+    int place = path && *path ? open(path, O_PATH | O_CLOEXEC) : -1;
+    if (place < 0 || fstat(place, &about) || about.st_dev != namespaces)
+        return -1;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", place);
+    return open(link, O_RDONLY | O_CLOEXEC);
+}
+
+static int connect_engine(const char *folder) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct ucred peer;
+    socklen_t length = sizeof peer;
+    struct timeval sending = {SENDING_SECONDS, 0};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s/engine.sock", folder);
+    int found = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (found < 0)
+        return -1;
+    setsockopt(found, SOL_SOCKET, SO_SNDTIMEO, &sending, sizeof sending);
+    if (connect(found, (struct sockaddr *)&address, sizeof address) == 0 &&
+        getsockopt(found, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && (peer.uid == 0 || peer.uid == geteuid()))
+        return found;
+    close(found);
+    return -1;
+}
+
+static void number(char *place, uint32_t value) {
+    for (int each = 0; each < 4; each++)
+        place[each] = (char)(value >> 8 * each);
+}
+
+static uint32_t numbered(const unsigned char *place) {
+    return place[0] | (uint32_t)place[1] << 8 | (uint32_t)place[2] << 16 | (uint32_t)place[3] << 24;
+}
+
+/* The request's head and texts in `text`; their length, 0 where the variables are too long. */
+static size_t compose(char *text, size_t room) {
+    struct stat mounts, root;
+    if (stat("/proc/self/ns/mnt", &mounts) || stat("/", &root))
+        return 0;
+    size_t length = 12;
+    length += (size_t)snprintf(text + length, room - length, "%s%c%s%c%ju:%ju:%ju%c%s%c", OWN_VERSION, 0, ROOT, 0,
+                               (uintmax_t)mounts.st_ino, (uintmax_t)root.st_dev, (uintmax_t)root.st_ino, 0, plugin, 0);
+    for (char **each = environ; *each; each++) {
+        size_t more = strlen(*each) + 1;
+        if (strncmp(*each, "CNI_", 4))
+            continue;
+        if (length + more + 1 > room)
+            return 0;
+        memcpy(text + length, *each, more);
+        length += more;
+    }
+    text[length++] = 0;
+    memcpy(text, "WEFT\1\0\0\0", 8);
+    number(text + 8, (uint32_t)(length - 12 + input_length));
+    return length;
+}
+
+/* Send all of it, the descriptor beside the first byte; -1 where the engine is gone or does not take it. */
+static int send_request(int engine, char *text, size_t length, int namespace) {
+    struct iovec parts[2] = {{text, length}, {input, input_length}};
+    char ancillary[CMSG_SPACE(sizeof(int))] = {0};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    if (namespace >= 0) {
+        message.msg_control = ancillary;
+        message.msg_controllen = sizeof ancillary;
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        *header = (struct cmsghdr){.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int))};
+        memcpy(CMSG_DATA(header), &namespace, sizeof namespace);
+    }
+    while (parts[0].iov_len + parts[1].iov_len) {
+        ssize_t sent = sendmsg(engine, &message, MSG_NOSIGNAL);
+        if (sent < 0 && errno == EINTR)
+            continue;
+        if (sent < 0)
+            return -1;
+        message.msg_control = NULL;
+        message.msg_controllen = 0;
+        for (int each = 0; each < 2; each++) {
+            size_t taken = (size_t)sent < parts[each].iov_len ? (size_t)sent : parts[each].iov_len;
+            parts[each].iov_base = (char *)parts[each].iov_base + taken;
+            parts[each].iov_len -= taken;
+            sent -= (ssize_t)taken;
+        }
+    }
+    return 0;
+}
+
+static int receive(int engine, char *place, size_t length) {
+    while (length) {
+        struct pollfd ready = {engine, POLLIN, 0};
+        int found = poll(&ready, 1, PATIENCE_SECONDS * 1000);
+        if (found < 0 && errno == EINTR)
+            continue;
+        ssize_t got = found > 0 ? read(engine, place, length) : 0;
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return -1;
+        place += got;
+        length -= (size_t)got;
+    }
+    return 0;
+}
+
+/* The whole exchange; the exit status. Declined, nothing has happened: then this becomes a process of its own. */
+static int ask(int engine, int namespace, int must) {
+    static char text[LONGEST_VARIABLES];
+    static const char lost[] = "the engine ended before it answered; what it left is finished by the next call";
+    unsigned char head[16];
+    size_t length = compose(text, sizeof text);
+    if (!length)
+        become_process(1);
+    if (send_request(engine, text, length, namespace) || receive(engine, (char *)head, sizeof head))
+        return fail(lost);
+    uint32_t output = numbered(head + 8), errors = numbered(head + 12);
+    if (memcmp(head, "WEFT", 4) || head[4] != PROTOCOL || output > LONGEST_REPLY || errors > LONGEST_REPLY)
+        return fail("the engine answered what cannot be read");
+    if (head[5] && must)
+        return fail("the engine is of another version or sees other files, and WEFT_ENGINE=require");
+    if (head[5])
+        become_process(1);
+    char *data = malloc((size_t)output + errors + 1);
+    if (!data || receive(engine, data, (size_t)output + errors))
+        return fail(lost);
+    if (errors)
+        write_all(2, data + output, errors);
+    return deliver(data, output, head[6] | head[7] << 8);
+}
+
+static int is_own_path(const char *path) {
+    return path && (strncmp(path, "/proc/self/", 11) == 0 || strncmp(path, "/proc/thread-self/", 18) == 0);
+}
+
+int main(int count, char **arguments) {
+    const char *slash = count && *arguments ? strrchr(arguments[0], '/') : NULL;
+    const char *command = getenv("CNI_COMMAND"), *wanted = getenv("WEFT_ENGINE"), *debug = getenv("WEFT_DEBUG");
+    const char *container = getenv("CNI_NETNS");
+    struct stat own;
+    char folder[64];
+    plugin = slash ? slash + 1 : count && *arguments ? arguments[0] : "weft";
+    if (!*plugin)
+        plugin = "weft";
+    for (int each = 0; each < 3; each++)
+        if (fcntl(each, F_GETFD) < 0)
+            become_process(0); /* which knows what to do without it */
+    if (!command || !*command)
+        return say_about();
+    if (strcmp(command, "VERSION") == 0)
+        return answer_version();
+    if ((wanted && strcmp(wanted, "off") == 0) || (debug && *debug) || is_own_path(container) || isatty(0) ||
+        stat("/proc/self/ns/net", &own))
+        become_process(0);
+    int must = wanted && strcmp(wanted, "require") == 0;
+    if (read_input(-1) < 0)
+        become_process(1);
+    snprintf(folder, sizeof folder, "/run/weft/%ju", (uintmax_t)own.st_ino);
+    int engine = connect_engine(folder);
+    if (engine >= 0)
+        return ask(engine, open_namespace(container, own.st_dev), must);
+    if (must)
+        return fail("no engine serves this network namespace, and WEFT_ENGINE=require");
+    start_engine(folder);
+    become_process(1);
+}

@@ -1,0 +1,93 @@
+"""What the executable and the engine say to each other: one frame there, one back, on a unix stream socket.
+
+A request is a head of 12 bytes (``WEFT``, the protocol's number, three zero bytes, the body's length) and a body: texts
+that each end with a zero byte (the client's version, the folder its code is in, its view of the file system, the
+name it was called by, the CNI_* variables), an empty text, and standard input as it came. The container's
+namespace comes as an open descriptor beside the first byte, where the path leads to one.
+
+A reply is a head of 16 bytes (``WEFT``, the protocol's number, whether the request was declined, the exit status, the
+lengths of what follows), then the bytes for standard output and those for standard error. A request that is
+declined has changed nothing: the client does the work itself. Numbers are little-endian. The same in C is
+``shim.c``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from struct import Struct
+
+PROTOCOL = 1
+MAGIC = b"WEFT"
+LONGEST_BODY = (1 << 20) + (1 << 18)
+"""Bytes: standard input at its longest, and more than the variables may take."""
+
+HEAD = Struct("<4sB3xI")
+REPLY = Struct("<4sBBHII")
+DEADLINE = 180.0
+"""Seconds that a request may take; a foreign IPAM plugin alone may take 120."""
+
+
+class FrameProblem(Exception):
+    """The bytes are no frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request as it came. ``view`` tells mount namespaces and roots apart."""
+
+    version: str
+    root: str
+    view: str
+    plugin: str
+    environment: Mapping[str, str]
+    stdin: bytes
+
+
+def view() -> str:
+    """What a path means to this process: its mount namespace and its root."""
+    mounts, root = os.stat("/proc/self/ns/mnt"), os.stat("/")
+    return f"{mounts.st_ino}:{root.st_dev}:{root.st_ino}"
+
+
+def request(sent: Sent) -> bytes:
+    """The whole request, to be sent."""
+    texts = [sent.version, sent.root, sent.view, sent.plugin]
+    texts += [f"{name}={value}" for name, value in sent.environment.items()]
+    body = b"".join(os.fsencode(text) + b"\0" for text in texts) + b"\0" + sent.stdin
+    return HEAD.pack(MAGIC, PROTOCOL, len(body)) + body
+
+
+def length(head: bytes) -> int:
+    """The body's length; raises FrameProblem."""
+    magic, protocol, found = HEAD.unpack(head)
+    if magic != MAGIC or protocol != PROTOCOL or found > LONGEST_BODY:
+        raise FrameProblem("not a request of this protocol")
+    return int(found)
+
+
+def parse(body: bytes) -> Sent:
+    """The request of a body; raises FrameProblem."""
+    texts: list[str] = []
+    place = 0
+    while True:
+        end = body.find(b"\0", place)
+        if end < 0:
+            raise FrameProblem("a text has no end")
+        if end == place and len(texts) >= 4:
+            break
+        texts.append(os.fsdecode(body[place:end]))
+        place = end + 1
+    pairs = (text.partition("=") for text in texts[4:])
+    environment = {name: value for name, equals, value in pairs if equals and name.startswith("CNI_")}
+    version, root, seen, plugin = texts[:4]
+    return Sent(version, root, seen, plugin, environment, body[place + 1 :])
+
+
+def reply(status: int, output: bytes, errors: bytes = b"") -> bytes:
+    return REPLY.pack(MAGIC, PROTOCOL, 0, status, len(output), len(errors)) + output + errors
+
+
+def declined() -> bytes:
+    return REPLY.pack(MAGIC, PROTOCOL, 1, 0, 0, 0)
