@@ -9,6 +9,7 @@ and the cost does not grow with the number of leases.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_interface
 
@@ -23,7 +24,17 @@ from ipam.ranges import Pool, Range, described, gateways, read_sets, size
 from ipam.values import Owner, State
 
 __all__ = [
-    "Owner", "Pool", "State", "available", "lacks", "owners", "preview", "read", "release", "release_address", "reserve"
+    "Owner",
+    "Pool",
+    "State",
+    "available",
+    "lacks",
+    "owners",
+    "preview",
+    "read",
+    "release",
+    "release_address",
+    "reserve",
 ]
 
 DATA = "/var/lib/cni/networks"
@@ -91,9 +102,7 @@ def preview(pool: Pool, owner: Owner, state: State) -> Result:
             return _result(pool, _choose(pool, owner, leases))
     except FileNotFoundError:
         kept = gateways(pool.sets)
-        firsts = (
-            _wanted(pool, place) or _next(pool, place, kept, None, _Nothing()) for place in range(len(pool.sets))
-        )
+        firsts = (_wanted(pool, place) or _next(pool, place, kept, None, _Nothing()) for place in range(len(pool.sets)))
         return _result(pool, tuple(firsts))
 
 
@@ -272,10 +281,16 @@ def _resolv_conf(ipam: Section) -> Dns:
     if not path:
         return Dns()
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        # Without O_NONBLOCK a FIFO would hang the call for ever, a DEL's too.
+        with open(
+            os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8", errors="replace"
+        ) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("it is no ordinary file")
             lines = file.read(_LONGEST_RESOLV_CONF).splitlines()
-    except OSError as error:
-        ipam.problem("resolvConf", f"cannot be read: {error.strerror}")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        ipam.problem("resolvConf", f"cannot be read: {reason}")
         return Dns()
     found: dict[str, list[str]] = {"nameserver": [], "domain": [], "search": [], "options": []}
     for line in lines:
