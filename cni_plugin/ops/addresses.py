@@ -59,7 +59,7 @@ class LinkAddress(Operation):
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         word = "" if self.prefix_route else " noprefixroute"
-        return (f"{at(self.side, namespace)}ip address add {self.address} dev {self.link}{word}",)
+        return (f"{at(self.side, namespace)}ip address add {_added(self.address)} dev {self.link}{word}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,12 @@ class Gateways(Operation):
         return f"{self.link} has the address {strangers[0]} besides the gateway's" if strangers else None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        return tuple(f"ip address add {address} dev {self.link}" for address in self.addresses)
+        return tuple(f"ip address add {_added(address)} dev {self.link}" for address in self.addresses)
+
+
+def _added(address: Cidr) -> str:
+    """An address as ``ip address add`` takes it: the kernel does not work out the broadcast address by itself."""
+    return f"{address} broadcast +" if address.version == 4 and address.network.prefixlen < 31 else str(address)
 
 
 def _overlap(one: Cidr, other: Cidr) -> bool:
@@ -172,7 +177,7 @@ class LinkRoute(Operation):
         return f"the route {text} is missing" if near is None else f"the route {text} is now {_text(near)}"
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        return (f"{at(self.side, namespace)}ip route append {_text(self.route)}",)
+        return (f"{at(self.side, namespace)}ip route append {_text(self.route)} proto {self.route.protocol}",)
 
 
 def _text(wanted: KernelRoute) -> str:

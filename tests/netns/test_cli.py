@@ -1,0 +1,202 @@
+"""The command on the real kernel: what a person does with it, and that a plan is what happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import namespaces
+from lab.commands import Outcome, run
+from lab.host import Host
+from lab.plugins import REFERENCE_FOLDER, ROOT
+from lab.snapshot import Snapshot, difference, take
+
+Weft = Callable[..., Outcome]
+CONFIG = Path("/run/cni-config")
+
+
+@pytest.fixture
+def weft(host: Host) -> Iterator[Weft]:
+    """Runs bin/weft with a folder of network lists of the test's own."""
+    shutil.rmtree(CONFIG, ignore_errors=True)
+    environment = {"PATH": os.environ["PATH"], "WEFT_CNI_CONFIG": str(CONFIG), "LC_ALL": "C.UTF-8"}
+
+    def call(*arguments: str, check: bool = True) -> Outcome:
+        return run(str(ROOT / "bin/weft"), *arguments, environment=environment, check=check)
+
+    yield call
+    shutil.rmtree(CONFIG, ignore_errors=True)
+
+
+def test_a_networks_life(host: Host, weft: Weft) -> None:
+    before = host.snapshot()
+    for name in ("c1", "c2"):
+        host.container(name)
+    assert weft("network", "create", "blue", "--subnet", "10.7.0.0/24").stdout == "blue\n"
+    assert host.changes(before) == []  # nothing is set up before the first attachment
+    first = weft("attach", "blue", "c1", "-p", "8080:80/tcp").stdout
+    assert first.startswith("weft-c1/eth0: 10.7.0.2/24, gateway 10.7.0.1, mac ")
+    weft("attach", "blue", "c2")
+    assert host.ping("c1", "10.7.0.3") and host.ping("c2", "10.7.0.1")
+    host.serve_tcp("c1", 80)
+    assert host.fetch(None, "127.0.0.1", 8080) is not None
+    lines = [line.split()[:3] for line in weft("ps").stdout.splitlines()]
+    assert lines == [["CONTAINER", "NETWORK", "INTERFACE"], ["weft-c1", "blue", "eth0"], ["weft-c2", "blue", "eth0"]]
+    assert "Everything is as it was made." in weft("show", "weft-c1/eth0").stdout
+    assert weft("check").code == 0
+    assert json.loads(weft("doctor", "--json").stdout)["findings"] == []
+    _break_and_mend(host, weft)
+    refused = weft("network", "rm", "blue", check=False)
+    assert (refused.code, "has active endpoints: weft-c1/eth0, weft-c2/eth0" in refused.stderr) == (4, True)
+    weft("detach", "blue", "c1")
+    weft("detach", "blue", "weft-c2")
+    weft("network", "rm", "blue")
+    assert not Path("/var/lib/cni/networks/blue").exists()
+    assert not any(Path("/run/weft").rglob("*.json")) and list(CONFIG.iterdir()) == []
+    changes = [line for line in host.changes(before) if "net/ipv4/ip_forward" not in line and "forwarding" not in line]
+    assert changes == []
+
+
+def _break_and_mend(host: Host, weft: Weft) -> None:
+    """Break things by hand: check and doctor name each, and --repair puts back what needs no new attachment."""
+    host.run("nft", "flush", "set", "inet", "weft", "masquerade4")
+    host.run("nft", "delete", "chain", "inet", "weft", "guard")
+    host.run("ip", "link", "set", "weft-blue", "down")
+    host.run("ip", "link", "add", "veth0123456789", "type", "veth", "peer", "name", "veth9876543210")
+    host.run("ip", "link", "set", "veth0123456789", "alias", "weft:0123456789abcdef:gone")
+    checked = weft("check", "blue", check=False)
+    assert checked.code == 1
+    assert "the bridge weft-blue is down" in checked.stdout
+    assert "masquerade4" in checked.stdout
+    found = json.loads(weft("doctor", "--json", check=False).stdout)["findings"]
+    whats = " | ".join(one["what"] for one in found)
+    for word in ("weft-blue is down", "guard", "masquerade4", "the link veth0123456789"):
+        assert word in whats
+    repaired = weft("doctor", "--repair", check=False)
+    assert (repaired.code, "Nothing is wrong." in repaired.stdout) == (0, True), repaired
+    assert weft("check").code == 0
+    assert host.ping("c1", "10.7.0.3")
+
+
+def test_a_container_that_is_gone_is_cleared_up(host: Host, weft: Weft) -> None:
+    before = host.snapshot()
+    host.container("c1")
+    weft("network", "create", "blue")
+    weft("attach", "blue", "c1", "--ifname", "eth7")
+    host.remove_container("c1")
+    assert "namespace gone" in weft("ps").stdout
+    assert weft("doctor", check=False).code == 1
+    expected = weft("gc", "--dry-run").stdout
+    assert "would free attachment weft-c1/eth7 on blue" in expected
+    assert "freed attachment weft-c1/eth7 on blue" in weft("gc").stdout
+    assert weft("ps", "-q").stdout == ""
+    assert [line for line in host.changes(before) if "forward" not in line] == []
+    assert list(Path("/var/lib/cni/networks/blue").glob("10.*")) == []
+
+
+@pytest.mark.parametrize("driver", ["bridge", "ptp"])
+def test_a_plan_is_what_happens(host: Host, weft: Weft, driver: str) -> None:
+    """The printed commands, run on one host, leave what attaching leaves on it."""
+    path = host.container("c1")
+    weft("network", "create", "blue", "-d", driver, "--subnet", "10.7.0.0/24", "--subnet", "fd00:7::/64")
+    before = host.snapshot()
+    script = weft("plan", "blue", "c1", "-p", "8080:80/tcp").stdout
+    assert host.changes(before, within=0.0) == []
+    assert run("sh", "-e", stdin=script).stderr == ""
+    by_hand = _both(path)
+    assert by_hand[0] != before
+    host.remove_container("c1")
+    host.run("nft", "flush", "ruleset")
+    for link in json.loads(host.run("ip", "-j", "link").stdout):
+        if link["ifname"].startswith(("weft", "veth")):
+            host.run("ip", "link", "delete", link["ifname"], check=False)
+    host.run("sysctl", "-qw", "net/ipv4/ip_forward=0", "net/ipv6/conf/all/forwarding=0")
+    shutil.rmtree("/var/lib/cni/networks/blue")
+    host.container("c1")
+    weft("attach", "blue", "c1", "-p", "8080:80/tcp")
+    by_weft = _both(path)
+    for hand, own in zip(by_hand, by_weft, strict=True):
+        changes = difference(hand, own)
+        assert not changes, "\n".join(changes)
+
+
+_OWN_WAYS = frozenset({"ifindex", "link_index", "link_netnsid", "root_id", "bridge_id", "no", "id", "nodad"})
+"""What may differ: numbers that only rise, and a flag that says again what accept_dad, which both set to 0, says."""
+
+
+def _both(path: str) -> tuple[Snapshot, Snapshot]:
+    """The host's network and the container's."""
+    with namespaces.inside(path):
+        inside = take()
+    return _comparable(take()), _comparable(inside)
+
+
+def _comparable(snapshot: Snapshot) -> Snapshot:
+    """A snapshot without what may differ, and without the note in the table that spares CHECK a comparison."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items() if key not in _OWN_WAYS}
+        return [clean(item) for item in value] if isinstance(value, list) else value
+
+    found: Snapshot = clean(snapshot)
+    found["nft"] = [item for item in found["nft"] if '"stamp"' not in json.dumps(item)]
+    return found
+
+
+def test_without_a_namespace_the_plan_can_be_run_with_a_variable(host: Host, weft: Weft) -> None:
+    weft("network", "create", "blue")
+    script = weft("plan", "blue").stdout
+    path = host.container("c1")
+    run("sh", "-e", stdin=f"NETNS={path}\n{script}")
+    assert host.ping("c1", "10.89.0.1")
+
+
+def test_a_network_of_foreign_plugins_is_attached_by_executing_them(host: Host, weft: Weft, tmp_path: Path) -> None:
+    """The reference's bandwidth behind weft's bridge: its queueing discipline is there, and gone after detach."""
+    host.container("c1")
+    weft("network", "create", "blue")
+    path = CONFIG / "blue.conflist"
+    content = json.loads(path.read_text())
+    shaper = {"type": "shaper", "ingressRate": 8000000, "ingressBurst": 800000}
+    content["plugins"].append(shaper)
+    path.write_text(json.dumps(content))
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    shutil.copy(REFERENCE_FOLDER / "bandwidth", folder / "shaper")  # under a name that weft does not answer to
+    environment = {"PATH": os.environ["PATH"], "WEFT_CNI_CONFIG": str(CONFIG), "CNI_PATH": str(folder)}
+    run(str(ROOT / "bin/weft"), "attach", "blue", "c1", environment=environment)
+    assert "tbf" in host.run("tc", "qdisc", "show").stdout
+    assert run(str(ROOT / "bin/weft"), "check", environment=environment).code == 0
+    run(str(ROOT / "bin/weft"), "detach", "blue", "c1", environment=environment)
+    assert "tbf" not in host.run("tc", "qdisc", "show").stdout
+    assert weft("ps", "-q").stdout == ""
+
+
+def test_what_the_host_can_do_is_tried_without_touching_it(host: Host, weft: Weft) -> None:
+    before = host.snapshot()
+    said = weft("doctor", "--json")
+    abilities = {one["name"]: one["there"] for one in json.loads(said.stdout)["abilities"]}
+    assert abilities["veth pairs"] and abilities["bridge"] and abilities["nftables nat"] and abilities["nftables fib"]
+    tried = run("ip", "link", "add", "weft-try", "type", "dummy", check=False).code == 0
+    if tried:
+        host.run("ip", "link", "delete", "weft-try")
+    assert abilities["dummy"] is tried
+    assert host.changes(before) == []
+
+
+def test_a_process_without_rights_is_told_so(host: Host, weft: Weft) -> None:
+    weft("network", "create", "blue")
+    host.container("c1")
+    environment = {"PATH": os.environ["PATH"], "WEFT_CNI_CONFIG": str(CONFIG)}
+    drop = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all")
+    for arguments, code in ((("attach", "blue", "c1"), 6), (("network", "ls"), 0), (("network", "create", "red"), 6)):
+        said = run(*drop, str(ROOT / "bin/weft"), *arguments, environment=environment, check=False)
+        assert said.code == code, said
+        assert "Traceback" not in said.stderr
