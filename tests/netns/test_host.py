@@ -1,0 +1,53 @@
+"""The host driver: containers that share the host's namespace are on record, and nothing is done to the kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lab import seen
+from lab.confs import network, pool
+from lab.host import Host
+from lab.namespaces import OWN
+from lab.plugins import Cni
+
+PORTS = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+
+
+def shared(**keys: Any) -> dict[str, Any]:
+    return network("weft", name="host", driver="host", **keys)
+
+
+def test_the_hosts_addresses_are_answered(host: Host, cni: Cni) -> None:
+    lan = host.lan()
+    before = host.snapshot()
+    conf = shared(portmap={}, runtimeConfig=PORTS, ipMasq=True)
+    result = cni.add(conf, OWN)
+    assert [one["name"] for one in result["interfaces"]] == [lan.link]
+    assert [ip["address"] for ip in result["ips"]] == [f"{lan.host}/24", f"{lan.host6}/64"]
+    assert [ip["interface"] for ip in result["ips"]] == [0, 0]
+    assert host.changes(before) == []
+    cni.check(conf, result, OWN)
+    second = cni.add(conf, OWN, container="c2")
+    cni.delete(conf, OWN)
+    cni.delete(conf, OWN)
+    assert seen.problem(cni, "CHECK", {**conf, "prevResult": result}, OWN)["code"] == 3
+    cni.check(conf, second, OWN, container="c2")
+    seen.collect(cni, conf)
+    assert seen.problem(cni, "CHECK", {**conf, "prevResult": second}, OWN, container="c2")["code"] == 3
+    assert host.changes(before) == []
+
+
+def test_without_a_default_route_there_is_nothing_to_tell(host: Host, cni: Cni) -> None:
+    result = cni.add(shared(), OWN)
+    assert "interfaces" not in result and "ips" not in result
+    cni.delete(shared())
+
+
+def test_it_is_for_the_hosts_namespace_alone(host: Host, cni: Cni) -> None:
+    problem = seen.problem(cni, "ADD", shared(), host.container())
+    assert problem["code"] == 8 and "share the host's" in problem["details"]
+
+
+def test_ipam_has_no_place_in_it(host: Host, cni: Cni) -> None:
+    problem = seen.problem(cni, "ADD", shared(ipam=pool("10.80.0.0/24")), OWN)
+    assert problem["code"] == 7 and "ipam" in problem["msg"]
