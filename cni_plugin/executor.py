@@ -60,6 +60,8 @@ class Attempt:
     ) -> None:
         if failure is None:
             return
+        # Until it is known to be undone it is not: whatever breaks off the undoing, the record must stay.
+        self.left = [WeftError("the undoing was broken off")]
         self.left = remove(self._begun, self._machine, self._watch)
         if self.left and isinstance(failure, WeftError):
             failure.hint = "; ".join(filter(None, (failure.hint, f"not undone: {_sentences(self.left)}")))
@@ -83,12 +85,18 @@ def remove(operations: Sequence[Operation], machine: Machine, watch: Watch = unw
     return errors
 
 
-def lacking(operations: Sequence[Operation], machine: Machine) -> list[str]:
-    """What is not as the operations left it, a sentence each."""
+def lacking(operations: Sequence[Operation], machine: Machine, later: Sequence[Operation] = ()) -> list[str]:
+    """What is not as the operations left it, a sentence each.
+
+    ``later`` are the operations of plugins further on in the chain: they may have changed what these made.
+    """
     sentences = []
-    for operation in operations:
+    for place, operation in enumerate(operations):
+        now = operation
+        for change in (*operations[place + 1 :], *later):
+            now = change.adapt(now)
         try:
-            sentence = operation.lacks(machine)
+            sentence = now.lacks(machine)
         except WeftError as error:
             sentence = str(error)
         if sentence:

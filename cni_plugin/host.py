@@ -7,8 +7,8 @@ import os
 import time
 from dataclasses import dataclass
 
-from cni_plugin.errors import Missing
-from cni_plugin.kernel import Kernel, Link, Namespace
+from cni_plugin.errors import ConfigProblem, Missing
+from cni_plugin.kernel import Kernel, KernelRoute, Link, Namespace, RoutingRule
 from cni_plugin.plan import Device
 from cni_plugin.types import Cidr, Side
 
@@ -83,6 +83,29 @@ class Look:
     def sysctl(self, side: Side, key: str) -> str | None:
         namespace = self._side(side)
         return namespace.sysctl(key) if namespace is not None else None
+
+    def routes(self, side: Side, link: str = "") -> tuple[KernelRoute, ...]:
+        namespace = self._side(side)
+        try:
+            return namespace.routes(link=link) if namespace is not None else ()
+        except Missing:
+            return ()
+
+    def routing_rules(self, side: Side) -> tuple[RoutingRule, ...]:
+        namespace = self._side(side)
+        return namespace.routing_rules() if namespace is not None else ()
+
+    def drops_forwarded(self, version: int) -> bool:
+        return self.host.drops_forwarded(version)
+
+    def lines(self, path: str) -> tuple[str, ...] | None:
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return tuple(file.read().splitlines())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigProblem(f"cannot read {path}: {error.strerror}") from error
 
 
 def _links_of(path: str) -> tuple[str, ...]:

@@ -23,6 +23,9 @@ DEFAULT_MTU = 1500
 SMALLEST_MTU = 68
 LARGEST_MTU = 65535
 _LINK_SCOPE = 253
+_KERNEL_PROTOCOL = 2
+_KERNEL_METRIC = 256
+"""What the kernel says of a route that it adds with an address; the metric is IPv6's."""
 
 
 def versions(result: Result) -> set[int]:
@@ -258,3 +261,52 @@ def read_link(keys: Section, key: str, default: str = "") -> str:
     if problem and (name or key in keys):
         keys.problem(key, problem)
     return name
+
+
+def host_end(context: Context) -> str:
+    """The host's end of the container's veth pair, "" where the container's link is of another kind."""
+    planned = names.host_link(context.attachment)
+    candidates = [one.name for one in context.result.interfaces if not one.sandbox]
+    if planned in candidates:
+        return planned
+    inner = context.facts.link(Side.CONTAINER, context.attachment.interface)
+    for name in candidates if inner is not None and inner.kind == "veth" else ():
+        link = context.facts.link(Side.HOST, name)
+        if link is not None and inner is not None and link.kind == "veth" and link.index == inner.peer_index:
+            return name
+    return ""
+
+
+def own_addresses(context: Context) -> tuple[ResultAddress, ...]:
+    """The result's addresses that are on the attachment's interface."""
+    interfaces = context.result.interfaces
+    return tuple(
+        ip
+        for ip in context.result.ips
+        if ip.interface is None
+        or ip.interface >= len(interfaces)
+        or interfaces[ip.interface].name == context.attachment.interface
+    )
+
+
+def planned_routes(context: Context) -> tuple[KernelRoute, ...]:
+    """The routes of the attachment's interface: as they are, or as the same plan will make them.
+
+    Without IPv6's link-local ones, which stay where they are.
+    """
+    interface = context.attachment.interface
+    if context.facts.link(Side.CONTAINER, interface) is not None:
+        there = context.facts.routes(Side.CONTAINER, interface)
+        return tuple(
+            one for one in there if not (one.route.destination.version == 6 and one.route.destination.is_link_local)
+        )
+    found = []
+    for ip in own_addresses(context):
+        subnet = ip.address.network
+        if subnet.prefixlen < subnet.max_prefixlen:
+            metric = None if subnet.version == 4 else _KERNEL_METRIC
+            source = ip.address.ip if subnet.version == 4 else None
+            found.append(KernelRoute(Route(subnet, priority=metric), interface, source, _KERNEL_PROTOCOL))
+    result = replace(context.result, ips=own_addresses(context))
+    made = (one.route for one in routes(interface, result) if isinstance(one, LinkRoute))
+    return (*found, *made)

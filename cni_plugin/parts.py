@@ -20,8 +20,11 @@ from cni_plugin.wire.request import Request
 from ipam import host_local, static
 from ipam.leases import Owner
 
-FEATURES = ("masquerade", "portmap")
-"""All features, in the order in which they join a plan."""
+FEATURES = ("tuning", "vrf", "sbr", "bandwidth", "masquerade", "firewall", "portmap")
+"""All features, in the order in which they join a plan: the link, its routes, what it carries, and rules at last."""
+
+GUARDS = ("spoofing", "isolation")
+"""What protects others from a container and it from them; a driver that has it names it among its FEATURES."""
 
 _IPAM = ("host-local", "static")
 
@@ -90,10 +93,13 @@ def _choice(request: Request) -> tuple[str, tuple[str, ...]]:
     elif name and name not in drivers():
         keys.problem("driver", f"is not known; it is one of {', '.join(drivers())}")
         name = ""
-    return name, FEATURES
+    guards = getattr(_module("drivers", name), "FEATURES", ()) if name else ()
+    return name, (*FEATURES, *(guard for guard in GUARDS if guard in guards))
 
 
 def _feature(name: str, request: Request) -> Part | None:
+    if request.plugin == OWN_NAME and name not in ("masquerade", *GUARDS) and name not in request.config.keys:
+        return None  # a section bears its feature's name: what is not asked for is not imported
     module = _module("features", name)
     section = getattr(module, "SECTION", "")
     if request.plugin != OWN_NAME or not section:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from cni_plugin.kernel import Element, Link, Namespace, Ruleset
+from cni_plugin.kernel import Element, KernelRoute, Link, Namespace, RoutingRule, Ruleset
 from cni_plugin.types import Attachment, Cidr, NamespaceId, Result, Side
 from cni_plugin.wire.request import Config, Request
 from ipam.leases import State
@@ -68,6 +68,10 @@ class Operation:
         """What is not as this operation left it, in a sentence; None if all is."""
         raise NotImplementedError
 
+    def adapt(self, earlier: Operation) -> Operation:
+        """An earlier operation as it stands now that this one has changed what it made: what CHECK compares with."""
+        return earlier
+
     def commands(self, namespace: str) -> tuple[str, ...]:
         """The shell commands it equals; ``namespace`` is the container's path."""
         raise NotImplementedError
@@ -106,7 +110,8 @@ class Plan:
     ``shared`` belongs to the network: done where lacking, kept when the attachment goes. ``operations``
     are the attachment's own, in order. ``guards`` are nftables elements that forbid: they are there before the
     attachment's first link is, and until its last one is gone. ``elements`` and ``shared_elements`` are nftables elements of
-    either kind; compose gathers them so that a plan's rules change in one transaction.
+    either kind; compose gathers them so that a plan's rules change in one transaction. ``after`` needs the rules
+    in place.
     """
 
     shared: tuple[Operation, ...] = ()
@@ -114,6 +119,7 @@ class Plan:
     shared_elements: tuple[Element, ...] = ()
     elements: tuple[Element, ...] = ()
     guards: tuple[Element, ...] = ()
+    after: tuple[Operation, ...] = ()
     result: Result = field(default_factory=Result)
 
 
@@ -141,6 +147,17 @@ class Facts(Protocol):
     def addresses(self, side: Side, link: str) -> tuple[Cidr, ...]: ...
 
     def sysctl(self, side: Side, key: str) -> str | None: ...
+
+    def routes(self, side: Side, link: str = "") -> tuple[KernelRoute, ...]:
+        """The routes of a link (of all) in every table but local."""
+
+    def routing_rules(self, side: Side) -> tuple[RoutingRule, ...]: ...
+
+    def drops_forwarded(self, version: int) -> bool:
+        """Whether an iptables FORWARD chain of the host drops what no rule accepts."""
+
+    def lines(self, path: str) -> tuple[str, ...] | None:
+        """The lines of a file that the administrator may have written, None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +199,7 @@ def compose(context: Context, parts: Sequence[Part]) -> Plan:
             shared_elements=whole.shared_elements + step.shared_elements,
             elements=whole.elements + step.elements,
             guards=whole.guards + step.guards,
+            after=whole.after + step.after,
             result=step.result,
         )
     return whole

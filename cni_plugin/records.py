@@ -68,9 +68,16 @@ class NetworkRecord:
 _Kind = TypeVar("_Kind", Record, NetworkRecord)
 
 
+class _Kinds(dict[str, type]):
+    """Classes by name; an operation that few need is imported when a record has it."""
+
+    def __missing__(self, name: str) -> type:
+        return ops.rare(name)
+
+
 def _kinds() -> dict[str, type]:
     """Every class a record may hold, by name: nothing else is ever made from a file."""
-    found: dict[str, type] = {one.__name__: one for one in (Record, NetworkRecord, *ops.ALL)}
+    found = _Kinds({one.__name__: one for one in (Record, NetworkRecord, *ops.COMMON)})
     for module in (types, kernel, leases, ranges, host_local):
         for name, value in vars(module).items():
             if isinstance(value, type) and is_dataclass(value):

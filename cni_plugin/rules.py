@@ -20,6 +20,8 @@ Chains of ``inet weft`` that packets enter by
                      comes from within the network (``entering``); a link in ``routed`` is open to the outside
                      and closed to other containers' (``private``); from a link in ``internal`` nothing goes
                      anywhere but within (``inward``).
+    ``separating``   what is for a container with an ingress policy (``separate4``) comes from its own bridge, or
+                     from a link that no such container is behind: see ``separate``.
     ``visiting``     what is for this host itself: from a link in ``no_host`` only what ``visitors`` lets pass,
                      which is DNS and echo requests at the address of the link itself.
 
@@ -27,6 +29,8 @@ Chains that those use
     ``senders``      on a link in ``sourced`` (a ptp container's) only its own addresses may be sources.
     ``metadata``     from a link in ``no_metadata`` the clouds' metadata services and all of 169.254.0.0/16 cannot be
                      reached, but for DNS, which some clouds serve there.
+    ``separate``     lets packets of the same link pass (``same``), but to an isolated container (``isolated4``), and
+                     drops those of other links in ``policed``.
     ``ports``        sends a connection to a published port on to its container. First the ports of one host address
                      (``ports4_at``), then those of all (``ports4``).
     ``published``    gives such a connection this host as its source where its answers would otherwise go past
@@ -43,8 +47,9 @@ them. Nobody takes a container for a router (CVE-2020-10749): router advertiseme
 port in ``attached`` are dropped. A port in ``stationed`` sends with the MAC address in ``stations`` alone
 (``origin``), and one in ``addressed`` (``contents``) with its own IP addresses alone, in IPv4, IPv6 and ARP alone:
 no VLAN tags unless in ``trunks``, no DHCP server's answers, no ARP (``arps``) or neighbour advertisement
-(``advertised``) for an address or a MAC address that is not its own. Link-layer addresses within neighbour discovery are
-looked at where they must stand first (RFC 4861, 4.3 and 4.4), and what a fragment hides the receiver ignores (RFC 6980).
+(``advertised``) for an address or a MAC address that is not its own. Link-layer addresses within neighbour discovery
+are looked at where they must stand first (RFC 4861, 4.3 and 4.4), and what a fragment hides the receiver ignores (RFC
+6980).
 
 Priorities are those that other software expects (dstnat, srcnat, raw): whoever's rule decides first about a
 connection's address decides, and weft's rules look only for weft's ports and containers.
@@ -114,6 +119,19 @@ SOURCES4 = "sources4"
 SOURCES6 = "sources6"
 """The same for IPv6."""
 
+POLICED = "policed"
+"""Links of the host that containers with an ingress policy are behind: ``(link,)``."""
+SAME = "same"
+"""The same links, as where a packet came from and where it goes: ``(link, the same link)``."""
+SEPARATE4 = "separate4"
+"""Containers that other policed links cannot reach: ``(link, address)``."""
+SEPARATE6 = "separate6"
+"""The same for IPv6."""
+ISOLATED4 = "isolated4"
+"""Containers that their own link's others cannot reach either: ``(link, address)``."""
+ISOLATED6 = "isolated6"
+"""The same for IPv6."""
+
 ATTACHED = "attached"
 """Bridge ports that no router is behind: ``(port,)``. This and all that follow are in ``bridge weft``."""
 STATIONED = "stationed"
@@ -127,7 +145,7 @@ ADDRESSES4 = "addresses4"
 ADDRESSES6 = "addresses6"
 """The same for IPv6."""
 CLAIMS6 = "claims6"
-"""The same addresses as numbers, for the target of a neighbour advertisement: nftables before 1.0.8 has no name for it."""
+"""The same addresses as numbers, for a neighbour advertisement's target, which older nftables have no name for."""
 LINK_ADDRESSES = "link_addresses"
 """The same MAC addresses as numbers, for the options of neighbour discovery, which nftables has no name for."""
 TRUNKS = "trunks"
@@ -162,6 +180,12 @@ table inet weft {
 	set sourced { type ifname; }
 	set sources4 { type ifname . ipv4_addr; }
 	set sources6 { type ifname . ipv6_addr; }
+	set policed { type ifname; }
+	set same { type ifname . ifname; }
+	set separate4 { type ifname . ipv4_addr; }
+	set separate6 { type ifname . ipv6_addr; }
+	set isolated4 { type ifname . ipv4_addr; }
+	set isolated6 { type ifname . ipv6_addr; }
 
 	chain senders {
 		iifname . ip saddr @sources4 return
@@ -202,6 +226,20 @@ table inet weft {
 		iifname @internal goto inward
 		oifname @closed goto entering
 		oifname @routed iifname @private goto entering
+	}
+
+	chain separate {
+		iifname . oifname != @same iifname @policed drop
+		iifname . oifname != @same return
+		oifname . ip daddr @isolated4 drop
+		oifname . ip6 daddr @isolated6 drop
+	}
+
+	chain separating {
+		type filter hook forward priority filter; policy accept;
+		ct state established,related accept
+		oifname . ip daddr @separate4 goto separate
+		oifname . ip6 daddr @separate6 goto separate
 	}
 
 	chain visitors {

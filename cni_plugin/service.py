@@ -33,6 +33,8 @@ from cni_plugin.wire.request import Command, Request
 from cni_plugin.wire.result import render
 from ipam.leases import Owner, State
 
+_CHANGERS = ("tuning", "vrf", "sbr")
+
 
 def foreign(name: str, command: str, variables: Mapping[str, str], stdin: bytes) -> bytes:
     """Run a plugin that is not weft's; imported only where a configuration names one."""
@@ -155,10 +157,17 @@ class Service:
             sentences = []
             if not record.namespace.same(container.id):
                 sentences.append(f"{attachment} is attached in {record.namespace.path}, not in {request.namespace}")
-            sentences += executor.lacking((*record.shared, *record.operations), self.machine(container))
+            operations = (*record.shared, *record.operations)
+            sentences += executor.lacking(operations, self.machine(container), self._changed_later(attachment))
             sentences += _not_in_previous(record, request)
         if sentences:
             raise NotAsPlanned("; ".join(sentences), hint="DEL and ADD it again, or see weft check")
+
+    def _changed_later(self, attachment: Attachment) -> tuple[Operation, ...]:
+        """The operations of those plugins of the chain that change what another one made."""
+        names = [name for name in _CHANGERS if name != attachment.plugin]
+        others = (self.records.read(replace(attachment, plugin=name)) for name in names)
+        return tuple(operation for record in others if record is not None for operation in record.operations)
 
     def status(self, request: Request) -> None:
         """Raises a WeftError with code 50 when an ADD could not be served now."""
@@ -383,7 +392,7 @@ def attachment_of(request: Request) -> Attachment:
 def own_operations(plan: Plan) -> tuple[Operation, ...]:
     """The attachment's operations. What forbids is there before what is made, and what leads to it after it."""
     guards = (Elements(plan.guards),) if plan.guards else ()
-    return (*guards, *plan.operations, *((Elements(plan.elements),) if plan.elements else ()))
+    return (*guards, *plan.operations, *((Elements(plan.elements),) if plan.elements else ()), *plan.after)
 
 
 def shared_operations(plan: Plan) -> tuple[Operation, ...]:

@@ -1,22 +1,26 @@
 """``ipMasq``: what a container sends beyond its own subnet leaves with the host's address.
 
 Keys, at the top level: ``ipMasq``, ``ipMasqBackend``. Each container is an element of a set; the rules are the
-same for all. Multicast is never masqueraded.
+same for all. With the backend ``iptables``, which must be asked for, they are rules of its own in the chain
+WEFT-MASQ. Multicast is never masqueraded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cni_plugin import names, rules
 from cni_plugin.kernel import Element
-from cni_plugin.plan import Context, Part, Plan
+from cni_plugin.plan import Context, Operation, Part, Plan
 from cni_plugin.types import ResultAddress
 from cni_plugin.wire.keys import Section
 from cni_plugin.wire.request import Request
 
 _SOURCES = {4: rules.MASQUERADE4, 6: rules.MASQUERADE6}
 _LOCAL = {4: rules.LOCAL4, 6: rules.LOCAL6}
+_MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
+_CHAIN = "WEFT-MASQ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,33 @@ class Masquerade:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class MasqueradeByTables:
+    """The same by iptables."""
+
+    def plan(self, context: Context) -> Plan:
+        from cni_plugin.ops.tables import TableChain, TableRules
+
+        mark = names.attachment_mark(context.attachment)
+        shared: list[Operation] = []
+        operations: list[Operation] = []
+        for version in sorted({ip.address.version for ip in context.result.ips}):
+            ips = [ip for ip in context.result.ips if ip.address.version == version]
+            shared.append(TableChain(version, "nat", _CHAIN, jumps=(("POSTROUTING", f"-j {_CHAIN}"),)))
+            lines = tuple(line for ip in ips for line in _lines(ip, mark))
+            operations.append(TableRules(version, "nat", _CHAIN, mark, lines))
+        return Plan(shared=tuple(shared), operations=tuple(operations), result=context.result)
+
+
+def _lines(ip: ResultAddress, mark: str) -> Iterator[str]:
+    from cni_plugin.ops.tables import commented
+
+    address = ip.address
+    source = f"-s {address.ip}/{address.max_prefixlen}"
+    yield f"{source} -d {address.network} {commented(mark)} -j ACCEPT"
+    yield f"{source} ! -d {_MULTICAST[address.version]} {commented(mark)} -j MASQUERADE"
+
+
 def _within(ip: ResultAddress) -> Element:
     """The exception for a subnet; its mark names the subnet, since networks may share it."""
     subnet = ip.address.network
@@ -41,5 +72,7 @@ def _within(ip: ResultAddress) -> Element:
 
 
 def read(request: Request, keys: Section) -> Part | None:
-    keys.text("ipMasqBackend", choices=("iptables", "nftables"))
-    return Masquerade() if keys.flag("ipMasq") else None
+    backend = keys.text("ipMasqBackend", choices=("iptables", "nftables"))
+    if not keys.flag("ipMasq"):
+        return None
+    return MasqueradeByTables() if backend == "iptables" else Masquerade()

@@ -1,26 +1,44 @@
 """The operations: small reversible changes as frozen values, each also telling the command it equals.
 
-Undo looks for weft's mark before it touches anything that has a name others could use.
+Undo looks for weft's mark before it touches anything that has a name others could use. Those that few configurations
+need are imported when they are asked for: every module costs every call a millisecond.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cni_plugin.ops.addresses import Detection, Gateways, LinkAddress, LinkRoute, Setting
-from cni_plugin.ops.devices import ContainerLink, LentLink
 from cni_plugin.ops.leases import ForeignLease, PoolLease
 from cni_plugin.ops.links import Bridge, Port, Promiscuous, Up, Veth
 from cni_plugin.ops.rules import BaseRules, Elements
-from cni_plugin.ops.vlans import VlanGateway, Vlans
 
-ALL = (
+if TYPE_CHECKING:
+    from cni_plugin.ops.devices import ContainerLink, LentLink
+    from cni_plugin.ops.policy import InVrf, Isolated, RoutedFrom, RouteMoved, Vrf
+    from cni_plugin.ops.ports import EndedFlows, FreshFlows, PortsFree, PublishedPort
+    from cni_plugin.ops.queues import Ifb, Limited, Redirected
+    from cni_plugin.ops.tables import TableChain, TableRules
+    from cni_plugin.ops.tuning import LinkSetting
+    from cni_plugin.ops.vlans import VlanGateway, Vlans
+
+_RARE = {
+    **dict.fromkeys(("ContainerLink", "LentLink"), "devices"),
+    **dict.fromkeys(("InVrf", "Isolated", "RouteMoved", "RoutedFrom", "Vrf"), "policy"),
+    **dict.fromkeys(("EndedFlows", "FreshFlows", "PortsFree", "PublishedPort"), "ports"),
+    **dict.fromkeys(("Ifb", "Limited", "Redirected"), "queues"),
+    **dict.fromkeys(("TableChain", "TableRules"), "tables"),
+    "LinkSetting": "tuning",
+    **dict.fromkeys(("VlanGateway", "Vlans"), "vlans"),
+}
+
+COMMON: tuple[type, ...] = (
     BaseRules,
     Bridge,
-    ContainerLink,
     Detection,
     Elements,
     ForeignLease,
     Gateways,
-    LentLink,
     LinkAddress,
     LinkRoute,
     PoolLease,
@@ -29,28 +47,58 @@ ALL = (
     Setting,
     Up,
     Veth,
-    VlanGateway,
-    Vlans,
 )
+"""The operations, and the values they hold, that are imported in any case."""
+
+
+def rare(name: str) -> type:
+    """One of the others by its name; raises KeyError for a name that is none."""
+    from importlib import import_module
+
+    found: type = getattr(import_module(f"cni_plugin.ops.{_RARE[name]}"), name)
+    return found
+
+
+def __getattr__(name: str) -> type:
+    if name not in _RARE:
+        raise AttributeError(f"there is no operation {name}")
+    return rare(name)
+
 
 __all__ = [
-    "ALL",
+    "COMMON",
     "BaseRules",
     "Bridge",
     "ContainerLink",
     "Detection",
     "Elements",
+    "EndedFlows",
     "ForeignLease",
+    "FreshFlows",
     "Gateways",
+    "Ifb",
+    "InVrf",
+    "Isolated",
     "LentLink",
+    "Limited",
     "LinkAddress",
     "LinkRoute",
+    "LinkSetting",
     "PoolLease",
     "Port",
+    "PortsFree",
     "Promiscuous",
+    "PublishedPort",
+    "Redirected",
+    "RouteMoved",
+    "RoutedFrom",
     "Setting",
+    "TableChain",
+    "TableRules",
     "Up",
     "Veth",
     "VlanGateway",
     "Vlans",
+    "Vrf",
+    "rare",
 ]

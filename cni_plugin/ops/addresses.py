@@ -218,26 +218,31 @@ class Setting(Operation):
     def apply(self, machine: Machine) -> bool:
         namespace = present(machine, self.side, self.key)
         there = namespace.sysctl(self.key)
-        if there == self.value or (there is None and self.optional):
+        if same_setting(there, self.value) or (there is None and self.optional):
             return False
         namespace.set_sysctl(self.key, self.value)
         return True
 
     def undo(self, machine: Machine) -> None:
         namespace = machine.side(self.side)
-        if namespace is None or self.before is None or namespace.sysctl(self.key) != self.value:
+        if namespace is None or self.before is None or not same_setting(namespace.sysctl(self.key), self.value):
             return
         with contextlib.suppress(KernelRefused):
             namespace.set_sysctl(self.key, self.before)
 
     def lacks(self, machine: Machine) -> str | None:
         there = present(machine, self.side, self.key).sysctl(self.key)
-        if there == self.value or (there is None and self.optional):
+        if same_setting(there, self.value) or (there is None and self.optional):
             return None
         return f"{self.key} is {there} instead of {self.value} in the {self.side}"
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"{at(self.side, namespace)}sysctl -w {self.key}={self.value}",)
+
+
+def same_setting(there: str | None, value: str) -> bool:
+    """Whether the kernel shows the value; it has tabs between several numbers where a person writes spaces."""
+    return there is not None and there.split() == value.split()
 
 
 @dataclass(frozen=True, slots=True)

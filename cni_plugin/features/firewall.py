@@ -1,0 +1,116 @@
+"""``firewall``: who may reach the container, and that a firewall which drops what is forwarded lets it through.
+
+Keys: ``ingressPolicy``: ``open``, ``same-bridge`` (containers behind other links of such networks cannot reach it)
+or ``isolated`` (nor those behind its own link); ``backend``: ``nftables``, ``iptables``, or "" for what the host needs;
+``iptablesAdminChainName`` (default CNI-ADMIN); ``firewalldZone`` is accepted. The policy is always elements of weft's
+own sets: a drop there is final, whoever accepts. An acceptance is not: where the chain FORWARD of iptables drops what
+it does not know, as Docker's does, what concerns the container is accepted there, in CNI-FORWARD, after whatever
+an administrator has put into CNI-ADMIN.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from cni_plugin import names, rules
+from cni_plugin.errors import UNSUPPORTED_FIELD, ConfigProblem
+from cni_plugin.interface import host_end, own_addresses
+from cni_plugin.kernel import Element
+from cni_plugin.ops.policy import Isolated
+from cni_plugin.ops.tables import TableChain, TableRules, commented
+from cni_plugin.plan import Context, Operation, Part, Plan
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+SECTION = "firewall"
+_CHAIN = "CNI-FORWARD"
+_ADMIN = "CNI-ADMIN"
+_POLICIES = ("", "open", "same-bridge", "isolated")
+_CHAIN_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.\-]{0,27}")
+_SEPARATE = {4: rules.SEPARATE4, 6: rules.SEPARATE6}
+_ISOLATED = {4: rules.ISOLATED4, 6: rules.ISOLATED6}
+
+
+@dataclass(frozen=True, slots=True)
+class Firewall:
+    """``backend`` "" is iptables where that drops, else nftables."""
+
+    policy: str = "open"
+    backend: str = ""
+    admin: str = _ADMIN
+
+    def plan(self, context: Context) -> Plan:
+        shared, operations = self._acceptance(context)
+        if self.policy == "open":
+            return Plan(shared=shared, operations=operations, result=context.result)
+        link = next((one.name for one in context.result.interfaces if not one.sandbox), "")
+        if not link:
+            raise ConfigProblem(
+                f"ingressPolicy {self.policy} needs a link of the host that the container is behind",
+                hint="use the driver bridge or ptp, or ingressPolicy open",
+                code=UNSUPPORTED_FIELD,
+            )
+        mark, of_link = names.attachment_mark(context.attachment), names.mark("policy", link)
+        addresses = [ip.address.ip for ip in own_addresses(context)]
+        elements = [Element(_SEPARATE[one.version], (link, one), mark=mark) for one in addresses]
+        port = host_end(context)
+        if self.policy == "isolated":
+            elements += [Element(_ISOLATED[one.version], (link, one), mark=mark) for one in addresses]
+            operations += (Isolated(port),) if port and port != link else ()
+        return Plan(
+            shared=shared,
+            operations=operations,
+            shared_elements=(
+                Element(rules.POLICED, (link,), mark=of_link),
+                Element(rules.SAME, (link, link), mark=of_link),
+            ),
+            elements=tuple(elements),
+            result=context.result,
+        )
+
+    def _acceptance(self, context: Context) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
+        """What makes iptables accept what concerns the container: the chains, and the container's own rules."""
+        shared: list[Operation] = []
+        operations: list[Operation] = []
+        mark = names.attachment_mark(context.attachment)
+        addresses = [ip.address.ip for ip in own_addresses(context)]
+        for version in sorted({one.version for one in addresses}):
+            if not (self.backend == "iptables" or (not self.backend and context.facts.drops_forwarded(version))):
+                continue
+            shared.append(TableChain(version, "filter", self.admin))
+            shared.append(
+                TableChain(
+                    version,
+                    "filter",
+                    _CHAIN,
+                    jumps=(("FORWARD", f'-m comment --comment "CNI firewall plugin rules" -j {_CHAIN}'),),
+                    rules=(f'-m comment --comment "CNI firewall plugin admin overrides" -j {self.admin}',),
+                    first=True,
+                )
+            )
+            accept = f"{commented(mark)} -j ACCEPT"
+            accepted: list[str] = []
+            for address in (one for one in addresses if one.version == version):
+                single = f"{address}/{address.max_prefixlen}"
+                accepted.append(f"-d {single} -m conntrack --ctstate RELATED,ESTABLISHED {accept}")
+                # What is published is meant to be reached; the reference plugin leaves it to the policy.
+                accepted.append(f"-d {single} -m conntrack --ctstate DNAT {accept}")
+                accepted.append(f"-s {single} {accept}")
+            operations.append(TableRules(version, "filter", _CHAIN, mark, tuple(accepted)))
+        return tuple(shared), tuple(operations)
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    backend = keys.text("backend", choices=("", "iptables", "nftables", "firewalld"))
+    if backend == "firewalld":
+        raise ConfigProblem(
+            f"{keys.at('backend')} firewalld is not supported",
+            hint="leave it out: weft's rules stand beside firewalld's",
+            code=UNSUPPORTED_FIELD,
+        )
+    keys.text("firewalldZone")
+    admin = keys.text("iptablesAdminChainName") or _ADMIN
+    if not _CHAIN_NAME.fullmatch(admin):
+        keys.problem("iptablesAdminChainName", "must be the name of a chain: at most 28 letters, digits, '_', '.', '-'")
+    return Firewall(keys.text("ingressPolicy", choices=_POLICIES) or "open", backend, admin)

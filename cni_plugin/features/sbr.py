@@ -1,0 +1,104 @@
+"""``sbr``: source-based routing. What the container sends from an address goes by the routes of that address's link.
+
+Keys: ``table`` (then only rules that send each address there are made), ``gateways`` (at most one of each family,
+instead of the result's), ``addSourceHints``. Without ``table`` each address has one of its own, the first from 100 on
+that is free, with a default route and the link's routes; the main table loses these, so that several links of a
+container do not contradict each other. It comes late in a chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
+
+from cni_plugin.interface import own_addresses, planned_routes
+from cni_plugin.kernel import KernelRoute, RoutingRule
+from cni_plugin.names import ROUTE_PROTOCOL
+from cni_plugin.ops import LinkRoute
+from cni_plugin.ops.policy import RoutedFrom, RouteMoved
+from cni_plugin.plan import Context, Operation, Part, Plan
+from cni_plugin.types import Address, Cidr, ResultAddress, Route, Side
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+SECTION = "sbr"
+_FIRST_TABLE = 100
+_LARGEST_TABLE = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRouting:
+    """``table`` 0: one for each address; ``gateways`` by family over the result's."""
+
+    table: int = 0
+    gateways: tuple[Address, ...] = ()
+    source_hints: bool = False
+
+    def plan(self, context: Context) -> Plan:
+        addresses = own_addresses(context)
+        if self.table:
+            rules = tuple(RoutedFrom(_rule(ip.address, self.table)) for ip in addresses)
+            return Plan(operations=rules, result=context.result)
+        free = _free_tables(context)
+        main = [route for route in planned_routes(context) if (route.route.table or 254) == 254]
+        operations: list[Operation] = []
+        homes: dict[KernelRoute, KernelRoute] = {}
+        for ip in addresses:
+            table = next(free)
+            operations.append(RoutedFrom(_rule(ip.address, table)))
+            for copy, origin in self._routes(ip, main, context.attachment.interface):
+                there = replace(copy, route=replace(copy.route, table=table))
+                operations.append(LinkRoute(Side.CONTAINER, there))
+                if origin is not None:
+                    homes.setdefault(origin, there)
+        # Only now: a gateway must be reachable by the main table while its routes are added elsewhere.
+        # Those through gateways first: put back in reverse, each finds what its gateway is reached by.
+        leaving = sorted(main, key=lambda route: route.route.gateway is None)
+        operations += [RouteMoved(route, homes.get(route)) for route in leaving]
+        return Plan(operations=tuple(operations), result=context.result)
+
+    def _routes(
+        self, ip: ResultAddress, main: list[KernelRoute], link: str
+    ) -> Iterator[tuple[KernelRoute, KernelRoute | None]]:
+        """The routes for an address's own table, those without gateway first, each with the one that it copies."""
+        version = ip.address.version
+        source = ip.address.ip if self.source_hints else None
+        gateway = next((one for one in self.gateways if one.version == version), ip.gateway)
+        anywhere = ip_network("0.0.0.0/0" if version == 4 else "::/0")
+        mine = [route for route in main if route.route.destination.version == version and _concerns(route, ip.address)]
+        default = KernelRoute(Route(anywhere, gateway), link, source, ROUTE_PROTOCOL)
+        given = gateway is not None
+        for route in sorted(mine, key=lambda route: route.route.gateway is not None):
+            if given and route.route.destination == anywhere and not route.route.priority:
+                yield replace(default, onlink=route.onlink), route
+                given = False
+            else:
+                yield replace(route, source=source or route.source, protocol=ROUTE_PROTOCOL), route
+        if given:
+            yield default, None
+
+
+def _concerns(route: KernelRoute, address: Cidr) -> bool:
+    """Whether a route is that of the address's subnet: by its source or gateway, or by having neither."""
+    near = [one for one in (route.source, route.route.gateway) if one is not None]
+    return not near or any(one in address.network for one in near)
+
+
+def _rule(address: Cidr, table: int) -> RoutingRule:
+    return RoutingRule(ip_network(address.ip), table, ROUTE_PROTOCOL)
+
+
+def _free_tables(context: Context) -> Iterator[int]:
+    facts = context.facts
+    used = {route.route.table or 254 for route in facts.routes(Side.CONTAINER)}
+    used |= {rule.table for rule in facts.routing_rules(Side.CONTAINER)} | {253, 254, 255}
+    return (table for table in range(_FIRST_TABLE, _LARGEST_TABLE) if table not in used)
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    gateways = tuple(found for text in keys.texts("gateways") if (found := keys.parse_address("gateways", text)))
+    if len({one.version for one in gateways}) != len(gateways):
+        keys.problem("gateways", "must hold at most one of IPv4 and one of IPv6")
+    table = keys.integer("table", least=1, most=_LARGEST_TABLE) or 0
+    return SourceRouting(table, gateways, keys.flag("addSourceHints"))

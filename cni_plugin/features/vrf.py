@@ -1,0 +1,69 @@
+"""``vrf``: the container's link in a virtual routing domain of the container, with its routes in that domain's table.
+
+Keys: ``vrfname`` (required), ``table`` (the first that no VRF of the container has, if not given). Containers' links
+that name the same VRF share it; it goes with the last of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cni_plugin import names
+from cni_plugin.errors import ConfigProblem, Conflict
+from cni_plugin.interface import own_addresses, planned_routes, read_link
+from cni_plugin.ops.policy import InVrf, Vrf
+from cni_plugin.plan import Context, Part, Plan
+from cni_plugin.types import Side
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+SECTION = "vrf"
+_LARGEST_TABLE = 2**32 - 1
+_KERNEL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualRouting:
+    """``table`` 0: the first that is free."""
+
+    name: str
+    table: int = 0
+
+    def plan(self, context: Context) -> Plan:
+        interface = context.attachment.interface
+        if self.name == interface:
+            raise ConfigProblem(f"vrfname {self.name} is the name of the interface itself", hint="use another name")
+        table, alias = self._domain(context)
+        # What belongs to an address the kernel itself puts into the VRF's table.
+        routes = [route for route in planned_routes(context) if route.protocol != _KERNEL]
+        addresses = tuple(ip.address for ip in own_addresses(context) if ip.address.version == 6)
+        return Plan(
+            operations=(
+                Vrf(self.name, table, alias),
+                InVrf(interface, self.name, table, addresses, tuple(routes)),
+            ),
+            result=context.result,
+        )
+
+    def _domain(self, context: Context) -> tuple[int, str]:
+        """The VRF's table, and the alias to make it with, "" where it is another's."""
+        mark = names.alias(names.attachment_mark(context.attachment), self.name)
+        there = context.facts.link(Side.CONTAINER, self.name)
+        used = {
+            int(link.options.get("vrf_table", 0)) for link in context.facts.links(Side.CONTAINER) if link.kind == "vrf"
+        }
+        if there is not None and there.kind == "vrf":
+            table = int(there.options.get("vrf_table", 0))
+            if self.table not in (0, table):
+                raise Conflict(f"the VRF {self.name} has the table {table}, not {self.table}", hint="use its own table")
+            return table, mark if there.alias.startswith("weft:") else ""
+        if self.table in used:
+            raise Conflict(f"table {self.table} is another VRF's", hint="leave table out, or use another")
+        return self.table or next(table for table in range(1, len(used) + 2) if table not in used), mark
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    name = read_link(keys, "vrfname")
+    if not name and "vrfname" not in keys:
+        keys.problems.add(f"{keys.at('vrfname')} is missing: the name of the VRF")
+    return VirtualRouting(name, keys.integer("table", least=0, most=_LARGEST_TABLE) or 0)
