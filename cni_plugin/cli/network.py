@@ -43,13 +43,13 @@ def network() -> None:
 @network.command()
 @common
 @click.argument("name", required=False, default="")
-@click.option("-d", "--driver", default="bridge", show_default=True, help="bridge, ptp … (an unknown one lists all).")
+@click.option("-d", "--driver", default="bridge", show_default=True, help="bridge, ptp, macvlan, ipvlan or vlan.")
 @click.option("--subnet", "subnets", multiple=True, metavar="CIDR", help="Subnet, like 10.89.7.0/24. Repeatable.")
 @click.option("--gateway", "gateways", multiple=True, metavar="IP", help="Gateway, one for each subnet.")
 @click.option("--ip-range", "ranges", multiple=True, metavar="CIDR|FIRST-LAST", help="The part to give out.")
 @click.option("--ipv6", is_flag=True, help="IPv6 as well; a free subnet of fd00::/8 unless one is given.")
 @click.option("--internal", is_flag=True, help="No way out: no gateway, no default route, no masquerade.")
-@click.option("-o", "--opt", "options", multiple=True, metavar="KEY=VALUE", help="Driver options (below). Repeatable.")
+@click.option("-o", "--opt", "options", multiple=True, metavar="KEY=VALUE", help="Driver options (above). Repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label. Repeatable.")
 @click.option("--disable-dns", is_flag=True, help="Accepted for podman's sake; weft's networks have no DNS of theirs.")
 @pass_tool

@@ -54,7 +54,7 @@ def test_plan_changes_nothing_and_names_every_command(blue) -> None:
     assert shared.startswith("# What network blue shares:\n")
     assert "ip link add weft-blue " in shared
     assert "net/ipv6/conf/weft-blue/accept_ra=0" in shared  # lies on a bridge that is yet to be made
-    assert "nsenter --net=/run/netns/c1 ip address add 10.7.0.2/24 dev eth0" in own
+    assert "nsenter --net=/run/netns/c1 ip address add 10.7.0.2/24 broadcast + dev eth0" in own
     assert "tcp . 8080" in own
     assert "mkdir -p" in own
 

@@ -226,3 +226,22 @@ def test_the_folder_comes_from_the_option_over_the_environment(run, tmp_path, mo
     run.good("network", "create", "blue", "--config-dir", str(there))
     assert os.listdir(there) == ["blue.conflist"]
     assert run.good("network", "ls", "-q") == ""
+
+
+@pytest.mark.parametrize(
+    ("driver", "options", "keys"),
+    [
+        ("macvlan", ("parent=lan0", "macvlan_mode=bridge"), {"master": "lan0", "mode": "bridge"}),
+        ("ipvlan", ("parent=lan0", "ipvlan_mode=l3"), {"master": "lan0", "mode": "l3"}),
+        ("vlan", ("parent=lan0", "vlan=7"), {"master": "lan0", "vlanId": 7}),
+    ],
+)
+def test_networks_on_a_link_of_the_host(run, driver, options, keys) -> None:
+    run.kernel.host.add_link("lan0", "dummy", up=True)
+    given = [word for option in options for word in ("-o", option)]
+    run.good("network", "create", "wire", "-d", driver, "--subnet", "10.7.0.0/24", *given)
+    [plugin] = run.list("wire")["plugins"]
+    assert plugin.items() >= keys.items()
+    assert "portmap" not in plugin and "portMappings" not in plugin["capabilities"]
+    wrong = run("network", "create", "bad", "-d", driver, "-o", "parent=lan0", "-o", "mode=nonsense")
+    assert wrong.code == 2
