@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from cni_plugin import executor, locks, names, parts
 from cni_plugin.errors import Busy, ConfigProblem, Missing, WeftError
 from cni_plugin.kernel import Link, Ruleset
+from cni_plugin.names import link_name_problem
 from cni_plugin.ops import Elements
-from cni_plugin.plan import Operation
+from cni_plugin.ops.devices import lent_by_name, marked
 from cni_plugin.orphans import dead, idle, marked_elements, orphans
+from cni_plugin.plan import Operation
 from cni_plugin.records import Phase, Record
 from cni_plugin.service import Service, attachment_of, raise_all
 from cni_plugin.types import Attachment, NamespaceId
@@ -209,9 +211,12 @@ def delete_unrecorded(service: Service, request: Request, asked: NamespaceId) ->
     attempt(lambda: _delete_marked_elements(service, attachment))
     attempt(lambda: _delete_marked_link(service, attachment))
     assembly = _tolerant(request)
+    driver = assembly.driver if assembly is not None else ""
     # A chained plugin made no link: the one in its prevResult is the attachment of a plugin before it.
-    if asked.known and (assembly is None or assembly.driver):
-        attempt(lambda: _delete_proven_link(service, request))
+    if assembly is None or driver:
+        attempt(lambda: _undo_marked_links(service, request, asked, driver))
+        if asked.known:
+            attempt(lambda: _delete_proven_link(service, request, driver))
     if assembly is not None and assembly.lease is not None:
         lease = assembly.lease
         attempt(lambda: lease.undo(machine))
@@ -240,7 +245,23 @@ def _delete_marked_link(service: Service, attachment: Attachment) -> None:
             service.kernel.host.delete_link(link.name)
 
 
-def _delete_proven_link(service: Service, request: Request) -> None:
+def _undo_marked_links(service: Service, request: Request, asked: NamespaceId, driver: str) -> None:
+    """Links of the container's own that bear the attachment's mark go; one that the host lent it comes back.
+
+    The host's many links are looked through only where one of them may have come back by itself.
+    """
+    foreign = asked.known and (request.override or not asked.same(service.kernel.host.id))
+    container = service.kernel.open(request.namespace) if foreign else None
+    try:
+        machine = service.machine(container)
+        there = tuple(marked(machine, attachment_of(request), on_host=driver in ("", "host-device")))
+        raise_all(executor.remove(there, machine, service.watch))
+    finally:
+        if container is not None:
+            container.close()
+
+
+def _delete_proven_link(service: Service, request: Request, driver: str) -> None:
     previous = request.config.previous
     proofs = (
         {one.mac for one in previous.interfaces if one.name == request.interface and one.sandbox} if previous else set()
@@ -252,11 +273,12 @@ def _delete_proven_link(service: Service, request: Request) -> None:
         if container.id.same(service.kernel.host.id) and not request.override:
             return
         link: Link | None = container.link(request.interface)
-        if (
-            link is not None
-            and link.mac in proofs
-            and link.kind in ("veth", "macvlan", "ipvlan", "vlan", "dummy", "tun")
-        ):
+        if link is None or link.mac not in proofs:
+            return
+        if driver == "host-device":
+            if not link_name_problem(link.alias):
+                lent_by_name(link, attachment_of(request)).undo(service.machine(container))
+        elif link.kind in ("veth", "macvlan", "ipvlan", "vlan", "dummy", "tun"):
             with contextlib.suppress(Missing):
                 container.delete_link(link.name)
     finally:

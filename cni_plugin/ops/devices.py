@@ -246,7 +246,7 @@ def lent(link: Link, attachment: Attachment) -> LentLink:
     )
 
 
-def marked(machine: Machine, attachment: Attachment) -> Iterator[Operation]:
+def marked(machine: Machine, attachment: Attachment, *, on_host: bool) -> Iterator[Operation]:
     """What must have made the links that bear an attachment's marks, its record lost: for ``undo`` alone."""
     digest = names.attachment_digest(attachment)
     passing = names.passing_link(attachment)
@@ -254,7 +254,7 @@ def marked(machine: Machine, attachment: Attachment) -> Iterator[Operation]:
     for link in inside:
         if link.name == passing or names.mark_digest(link.alias) == digest:
             yield ContainerLink(link.name, link.kind, passing, names.attachment_mark(attachment))
-    for link in (*inside, *machine.host.links()):
+    for link in (*inside, *(machine.host.links() if on_host else ())):
         parts = link.alias.split(":", 3)
         if parts[:2] == [_LENT, digest] and len(parts) == 4:
             yield LentLink(
