@@ -2,7 +2,8 @@
 
 Keys: ``bridge``, ``isGateway``, ``isDefaultGateway``, ``forceAddress``, ``mtu`` (bytes), ``hairpinMode``,
 ``promiscMode``, ``vlan``, ``vlanTrunk``, ``preserveDefaultVlan``, ``enabledad``, ``disableContainerInterface``,
-``portIsolation``, ``ipam``; feature ``ipMasq``. The bridge is made where missing, with a MAC address that stays.
+``portIsolation``, ``ipam``; features ``ipMasq``, ``macspoofchk`` and ``isolation``. The bridge is made where missing,
+with a MAC address that stays.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cni_plugin.types import Result, ResultInterface, Side
 from cni_plugin.wire.keys import Section
 from cni_plugin.wire.request import Request
 
-FEATURES = ("masquerade",)
+FEATURES = ("masquerade", "spoofing", "isolation")
 DEFAULT_BRIDGE = "cni0"
 _LAST_VLAN = 4094
 

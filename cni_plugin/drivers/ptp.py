@@ -1,6 +1,7 @@
 """``ptp``: a veth pair routed by the host, one address to a container, no bridge.
 
-Keys: ``mtu`` (bytes), ``ipam`` (required, and it must give gateways); feature ``ipMasq``. The container reaches
+Keys: ``mtu`` (bytes), ``ipam`` (required, and it must give gateways); features ``ipMasq``, ``ipspoofchk`` and
+``isolation``. The container reaches
 even its own subnet through the gateway, whose address every host end carries as /32 or /128.
 """
 
@@ -18,7 +19,7 @@ from cni_plugin.types import ResultAddress, ResultInterface, Route, Side
 from cni_plugin.wire.keys import Section
 from cni_plugin.wire.request import Request
 
-FEATURES = ("masquerade",)
+FEATURES = ("masquerade", "spoofing", "isolation")
 _LINK_SCOPE = 253
 
 
@@ -51,6 +52,8 @@ class PointToPoint:
             shared=interface.forwarding(interface.versions(found)),
             operations=(
                 pair,
+                # The host takes no router's word from the container (CVE-2020-10749).
+                Setting(Side.HOST, f"net/ipv6/conf/{host}/accept_ra", "0", host, optional=True),
                 *(one for ip in found.ips for one in _host_end(host, ip)),
                 *interface.configure(link, found, prefix_routes=False),
                 *(one for ip in found.ips for one in _container_routes(link, ip)),

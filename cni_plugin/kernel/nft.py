@@ -196,9 +196,7 @@ class Nft:
             if shape is None:
                 if missing_ok:
                     continue
-                raise Missing(
-                    f"weft's tables have no set or map {element.collection}", hint="install the base rules"
-                )
+                raise Missing(f"weft's tables have no set or map {element.collection}", hint="install the base rules")
             rendered(element.data, shape.data, shape)
             twin = keyed.setdefault((element.collection, rendered(element.key, shape.key, shape)), element)
             if not _same(element, twin):

@@ -18,7 +18,15 @@ _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _ITEM = 1
 _KEY, _DATA, _COMMENT, _KEY_END = 1, 2, 6, 10
 _VALUE = 1
-_LENGTHS = {"ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 1, "inet_service": 2, "mark": 4, "ifname": 16, "ether_addr": 6}
+_LENGTHS = {
+    "ipv4_addr": 4,
+    "ipv6_addr": 16,
+    "inet_proto": 1,
+    "inet_service": 2,
+    "mark": 4,
+    "ifname": 16,
+    "ether_addr": 6,
+}
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 

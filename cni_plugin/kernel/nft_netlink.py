@@ -74,9 +74,7 @@ class Questions:
 
     def each(self, kind: int, questions: Iterable[tuple[str, tuple[bytes, ...]]]) -> list[Attributes | None]:
         """Ask for single things by family and attributes, many in one go; None for each that is missing."""
-        asked = [
-            _message(kind, family, 0, number, attributes) for number, (family, attributes) in enumerate(questions)
-        ]
+        asked = [_message(kind, family, 0, number, attributes) for number, (family, attributes) in enumerate(questions)]
         answers: list[Attributes | None] = [None] * len(asked)
         for first in range(0, len(asked), _TOGETHER):
             together = asked[first : first + _TOGETHER]

@@ -11,7 +11,7 @@ from cni_plugin.rules import BASE
 
 @dataclass(frozen=True, slots=True)
 class BaseRules(Operation):
-    """The table ``inet weft`` with its sets and chains. Removed when the last network goes (see service)."""
+    """weft's tables with their sets and chains. Removed when the last network goes (see service)."""
 
     def apply(self, machine: Machine) -> bool:
         machine.rules().install(BASE)
@@ -46,8 +46,12 @@ class Elements(Operation):
         return f"nftables lacks {_text(missing[0])} in {missing[0].collection}" if missing else None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
+        from cni_plugin.kernel.nft_text import shapes  # no call of a runtime prints commands
+
+        known = shapes(BASE)
         return tuple(
-            f"nft add element inet weft {element.collection} '{{ {_text(element)} }}'" for element in self.elements
+            f"nft add element {known[element.collection].table} {element.collection} '{{ {_text(element)} }}'"
+            for element in self.elements
         )
 
 
@@ -57,4 +61,9 @@ def _text(element: Element) -> str:
 
 
 def _joined(parts: tuple[Scalar, ...]) -> str:
-    return " . ".join(f'"{part}"' if isinstance(part, str) and not part.isalpha() else str(part) for part in parts)
+    return " . ".join(_word(part) for part in parts)
+
+
+def _word(part: Scalar) -> str:
+    """A link's name in quotation marks; a MAC address, which alone has colons, and a protocol without."""
+    return f'"{part}"' if isinstance(part, str) and not part.isalpha() and ":" not in part else str(part)

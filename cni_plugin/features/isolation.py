@@ -1,0 +1,99 @@
+"""``isolation``: who may connect to a network's containers, and what they may connect to.
+
+Keys, at the top level: ``isolation``: ``closed`` (nothing new comes in from other networks or from outside but to
+published ports: what the name ``weft`` means by default), ``routed`` (the outside may, other containers may not),
+``open`` (everybody may: the default under the reference's names); ``internal``: no way out either, and of the host no
+more than DNS; ``hostAccess``: ``open`` (the default) or ``dns``, what containers may have of this host; ``metadata``:
+whether they may reach clouds' metadata services and link-local addresses (by default not, under the name ``weft``).
+Links are elements of sets, so a network of any size costs the same. On a bridge that networks share, the strictest
+counts; on one that was there before weft, nothing is closed unless a key says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cni_plugin import names, rules
+from cni_plugin.kernel import Element, Scalar
+from cni_plugin.plan import Context, Part, Plan
+from cni_plugin.plugins import OWN_NAME
+from cni_plugin.types import Result, Side
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+CLOSED, ROUTED, OPEN = "closed", "routed", "open"
+_WITHIN = {4: rules.WITHIN4, 6: rules.WITHIN6}
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """How far a network is apart from others, from the outside and from this host."""
+
+    bridged: bool
+    mode: str
+    internal: bool = False
+    metadata: bool = True
+    host: bool = True
+    asked: bool = True
+
+    def plan(self, context: Context) -> Plan:
+        result = context.result
+        link = _link(result)
+        if not link or (self.bridged and not self.asked and _anothers(context, link)):
+            return Plan(result=result)
+        # A bridge is the network's; the host's end of a ptp pair is one container's.
+        mark = names.mark("link", link) if self.bridged else names.attachment_mark(context.attachment)
+        elements = tuple(dict.fromkeys(Element(name, key, mark=mark) for name, key in self._elements(link, result)))
+        if self.bridged:
+            return Plan(shared_elements=elements, result=result)
+        return Plan(guards=elements, result=result)
+
+    def _elements(self, link: str, result: Result) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
+        if self.mode != OPEN:
+            yield rules.CLOSED if self.mode == CLOSED else rules.ROUTED, (link,)
+            yield rules.PRIVATE, (link,)
+            if self.bridged:
+                yield rules.WITHIN, (link, link)
+            else:
+                for ip in result.ips:
+                    yield _WITHIN[ip.address.version], (link, ip.address.network)
+        if self.internal:
+            yield rules.INTERNAL, (link,)
+        if not self.metadata:
+            yield rules.NO_METADATA, (link,)
+        if not self.host:
+            yield rules.NO_HOST, (link,)
+
+
+def _link(result: Result) -> str:
+    """The host's link that packets to the container leave by: the bridge, its VLAN's link, or a veth's end."""
+    host = [one.name for one in result.interfaces if not one.sandbox]
+    return next((name for name in host[1:] if name.startswith(f"{host[0]}.")), next(iter(host), ""))
+
+
+def _anothers(context: Context, bridge: str) -> bool:
+    """Whether the bridge is not weft's: machines may be behind it that no default of ours should cut off."""
+    there = context.facts.link(Side.HOST, bridge)
+    if there is None or names.mark_digest(there.alias):
+        return False
+    return bool(there.alias) or there.mac != names.mac(context.host, "bridge", bridge)
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    own = request.plugin == OWN_NAME
+    driver = keys.text("driver") if own else request.plugin
+    internal = keys.flag("internal")
+    usual = CLOSED if own or internal else OPEN
+    mode = keys.text("isolation", usual, choices=(CLOSED, ROUTED, OPEN))
+    host = keys.text("hostAccess", "dns" if internal else "open", choices=("open", "dns"))
+    if internal and mode != CLOSED:
+        keys.problem("isolation", "cannot be set together with internal: such a network is closed")
+    if internal and host != "dns":
+        keys.problem("hostAccess", "cannot be set together with internal: such a network has no way to the host")
+    if internal and keys.flag("ipMasq"):
+        keys.problem("ipMasq", "cannot be set together with internal: such a network has no way out")
+    metadata = keys.flag("metadata", mode == OPEN) and not internal
+    asked = any(key in keys for key in ("isolation", "internal", "hostAccess", "metadata"))
+    found = Isolation(driver == "bridge", mode, internal, metadata, host == "open", asked)
+    return found if own or asked else None

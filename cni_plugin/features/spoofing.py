@@ -1,0 +1,107 @@
+"""``macspoofchk``, ``ipspoofchk``: a container sends with its own addresses alone, whatever it is allowed to do inside.
+
+Keys, at the top level: ``macspoofchk`` (the source MAC address), ``ipspoofchk`` (also source IP addresses, ARP,
+neighbour discovery, DHCP servers' answers, tags and other protocols), ``routerAdvertisements`` (a router is behind the
+port: let it advertise itself). Under the name ``weft`` both checks are on, ``ipspoofchk`` where there are addresses;
+under the reference's names both are off until asked for. Router advertisements and redirects never leave a port,
+whatever the type, unless the key says so (CVE-2020-10749).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+
+from cni_plugin import names, rules
+from cni_plugin.kernel import Element, Scalar
+from cni_plugin.plan import Context, Part, Plan
+from cni_plugin.plugins import OWN_NAME
+from cni_plugin.types import Address, Result, ResultInterface
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.request import Request
+
+_ADDRESSES = {4: rules.ADDRESSES4, 6: rules.ADDRESSES6}
+_SOURCES = {4: rules.SOURCES4, 6: rules.SOURCES6}
+
+
+@dataclass(frozen=True, slots=True)
+class Spoofing:
+    """What a container's port may send. ``trunk``: frames with VLAN tags, too, which are then not looked into."""
+
+    bridged: bool
+    mac: bool
+    addresses: bool
+    router: bool = False
+    trunk: bool = False
+
+    def plan(self, context: Context) -> Plan:
+        result = context.result
+        inner = next((one for one in result.interfaces if one.sandbox), None)
+        port = _port(result, self.bridged)
+        if inner is None or not port:
+            return Plan(result=result)
+        own = tuple(ip.address.ip for ip in result.ips)
+        found = self._frames(port, inner, own) if self.bridged else self._packets(port, inner, own)
+        mark = names.attachment_mark(context.attachment)
+        # An address may be there twice, with two prefix lengths.
+        return Plan(
+            guards=tuple(dict.fromkeys(Element(name, key, mark=mark) for name, key in found)),
+            result=result,
+        )
+
+    def _frames(
+        self, port: str, inner: ResultInterface, own: tuple[Address, ...]
+    ) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
+        if not self.router:
+            yield rules.ATTACHED, (port,)
+        if self.mac:
+            yield rules.STATIONED, (port,)
+            yield rules.STATIONS, (port, inner.mac)
+        if not (self.addresses and own):
+            return
+        yield rules.ADDRESSED, (port,)
+        yield rules.LINK_ADDRESSES, (port, int(inner.mac.replace(":", ""), 16))
+        for address in (*own, link_local(inner.mac)):
+            yield _ADDRESSES[address.version], (port, address)
+            if address.version == 6:
+                yield rules.CLAIMS6, (port, int(address))
+        if self.trunk:
+            yield rules.TRUNKS, (port,)
+
+    def _packets(
+        self, port: str, inner: ResultInterface, own: tuple[Address, ...]
+    ) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
+        if self.addresses and own:
+            yield rules.SOURCED, (port,)
+            for address in (*own, link_local(inner.mac)):
+                yield _SOURCES[address.version], (port, address)
+
+
+def _port(result: Result, bridged: bool) -> str:
+    """The host's end of the veth pair: on a bridge it comes after the bridge itself."""
+    host = [one.name for one in result.interfaces if not one.sandbox]
+    return next(iter(host[1:] if bridged else host), "")
+
+
+def link_local(mac: str) -> IPv6Address:
+    """The address that the kernel gives a link by itself (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:])
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    own = request.plugin == OWN_NAME
+    driver = keys.text("driver") if own else request.plugin
+    addressed = bool(request.config.ipam.text("type"))
+    mac = keys.flag("macspoofchk", own)
+    addresses = keys.flag("ipspoofchk", own and mac and addressed)
+    if addresses and not mac:
+        if own:
+            keys.problem(
+                "macspoofchk", "cannot be set together with ipspoofchk true: whoever forges one forges the other"
+            )
+        mac = True
+    if addresses and not addressed:
+        keys.problem("ipspoofchk", "needs ipam: without it no address is known to be the container's own")
+    return Spoofing(driver == "bridge", mac, addresses, keys.flag("routerAdvertisements"), "vlanTrunk" in keys)
