@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 
-from lab import seen
+from lab import namespaces, seen
 from lab.confs import SUBNET, bridge, dual, network, pool, port, ptp, published
 from lab.host import Host, Lan
 from lab.plugins import Cni
@@ -191,15 +192,19 @@ def test_two_networks_of_one_container(host: Host, cni: Cni, lan: Lan) -> None:
 
 
 def test_a_port_can_be_published_again_at_once(host: Host, cni: Cni, lan: Lan) -> None:
-    """The next owner of a UDP port gets what its client sends on: no connection of the former one hides it."""
-    publish(host, cni, port(5353, 53, "udp"))
-    host.serve_udp("c1", 53)
-    assert host.fetch(lan.name, lan.host, 5353, "udp", source=lan.outside) == lan.outside
-    withdraw(cni, port(5353, 53, "udp"))
-    publish(host, cni, port(5353, 53, "udp"), name="c2")
-    server = host.serve_udp("c2", 53)
-    assert host.fetch(lan.name, lan.host, 5353, "udp", source=lan.outside) == lan.outside
-    assert server.clients == [lan.outside]
+    """A client that goes on sending from one UDP port reaches the next owner, not the address of the former one."""
+    with namespaces.inside(f"/run/netns/{lan.name}"):
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with client:
+        client.settimeout(1)
+        client.connect((lan.host, 5353))
+        for name in ("c1", "c2"):
+            publish(host, cni, port(5353, 53, "udp"), name=name)
+            server = host.serve_udp(name, 53)
+            client.send(b"hello")
+            assert client.recv(100).startswith(lan.outside.encode())
+            assert server.clients == [lan.outside]
+            withdraw(cni, port(5353, 53, "udp"), name=name)
 
 
 def test_check_notices_a_port_that_is_gone(host: Host, cni: Cni) -> None:
