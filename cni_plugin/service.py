@@ -201,12 +201,12 @@ class Service:
         return State(os.path.join(self.host.run, "ipam"), self.host.booted, self._alive)
 
     def _alive(self, network: str, owner: Owner) -> bool:
-        """Whether an attachment of this boot holds the lease."""
+        """Whether an attachment of this boot holds the lease, and not one that is only about to be made."""
         return any(
             (record.attachment.network, record.attachment.container, record.attachment.interface)
             == (network, owner.container, owner.interface)
             for record in self.records.all()
-            if record.boot == self.host.boot
+            if record.boot == self.host.boot and record.result.ips
         )
 
     @contextlib.contextmanager
