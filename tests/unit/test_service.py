@@ -1,0 +1,353 @@
+"""The verbs through ``Service.handle`` on the fake kernel: no root, and sequences that nobody would think of."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from cni_plugin import ops
+from cni_plugin.executor import Watch, unwatched
+from cni_plugin.host import Host
+from cni_plugin.kernel import Kernel
+from cni_plugin.kernel.fake import FakeKernel
+from cni_plugin.plan import Machine, Operation
+from cni_plugin.records import Phase, Records
+from cni_plugin.service import Service
+from lab.calls import Answer, Steps, Weft
+from lab.cases import EVERYWHERE, Conf, conf, pool
+
+RESULT = {"cniVersion": "1.1.0"}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of weft's may do anything from here on."""
+
+
+class Mortal(Records):
+    """Records that a dead process neither writes nor removes."""
+
+    def __init__(self, folder: str, dead: list[bool]) -> None:
+        super().__init__(folder)
+        self._dead = dead
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("write", "remove", "write_network", "remove_network", "all", "read_network", "path") and self._dead:
+            raise Killed
+        return super().__getattribute__(name)
+
+
+class Fake(Weft):
+    """A host of dicts and a folder. ``dead`` is not empty once the process of the present call has been killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.dead: list[bool] = []
+        self.boot = 0
+        self.start()
+
+    def start(self) -> None:
+        """Boot: the kernel is empty, and so is /run; what is on the disk has grown old."""
+        self.boot += 1
+        self.kernel = FakeKernel()
+        shutil.rmtree(self.folder / "run", ignore_errors=True)
+        for path in (self.folder / "disk").rglob("*"):
+            os.utime(path, (time.time() - 1000, time.time() - 1000))
+        host = Host(str(self.folder / "run"), f"boot-{self.boot}", time.time() - 500)
+        super().__init__(self.kernel, host)
+        self.bare = self.state()
+
+    def service(self, kernel: Kernel, watch: Watch = unwatched) -> Service:
+        made = super().service(kernel, watch)
+        made.records = Mortal(str(self.folder / "run"), self.dead)
+        return made
+
+    def dying(self, command: str, given: Conf, path: str, container: str, at: int) -> Answer:
+        """The call, killed before step ``at``."""
+
+        def die() -> None:
+            self.dead.append(True)
+            raise Killed
+
+        steps = Steps(at, die)
+
+        def watch(verb: str, operation: Operation) -> None:
+            if self.dead:
+                raise Killed
+            steps(verb, operation)
+
+        try:
+            return self(command, given, path, container, watch=watch)
+        finally:
+            self.dead.clear()
+
+    def network(self, name: str, subnet: str = "10.60.0.0/28", **rest: Any) -> Conf:
+        ipam = pool(subnet, routes=EVERYWHERE, dataDir=str(self.folder / "disk"))
+        return conf("bridge", name, {"bridge": f"b{name}", "isGateway": True, "ipMasq": True, "ipam": ipam, **rest})
+
+    def state(self) -> dict[str, object]:
+        """All there is of the host's; forwarding stays on for those who rely on it."""
+        return {name: part for name, part in self.kernel.dump().items() if name in ("rules", self.kernel.host.id.path)}
+
+    def leases(self, network: str) -> dict[str, str]:
+        folder = self.folder / "disk" / network
+        names = os.listdir(folder) if folder.is_dir() else []
+        return {name: (folder / name).read_text().split()[0] for name in names if name[0] == "1"}
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Fake:
+    made = Fake(tmp_path)
+    made.kernel.add("/c1")
+    made.kernel.add("/c2")
+    return made
+
+
+def test_add_check_delete_collect(fake: Fake) -> None:
+    red = fake.network("red")
+    result = fake.add(red, "/c1")
+    assert [one["name"] for one in result["interfaces"]][::2] == ["bred", "eth0"]
+    assert result["ips"] == [{"address": "10.60.0.2/28", "gateway": "10.60.0.1", "interface": 2}]
+    assert fake.check(red, result, "/c1") == ""
+    fake.delete(red, "/c1")
+    fake.delete(red, "/c1")
+    assert fake.leases("red") == {}
+    fake.collect(red)
+    assert fake.state() == fake.bare
+    assert not [path for path in (fake.folder / "run").rglob("*") if path.is_file() and path.parent.name != "ipam"]
+
+
+def test_a_second_add_is_refused_and_harms_nothing(fake: Fake) -> None:
+    red = fake.network("red")
+    result = fake.add(red, "/c1")
+    assert fake("ADD", red, "/c1").code == 101
+    assert fake("ADD", red, "/c2").code == 101
+    assert fake.check(red, result, "/c1") == ""
+    fake.delete(red, "/c2")
+    assert fake.check(red, result, "/c1") == ""
+
+
+def test_check_without_an_add(fake: Fake) -> None:
+    answer = fake("CHECK", {**fake.network("red"), "prevResult": RESULT}, "/c1")
+    assert (answer.code, "is not attached" in answer.text) == (3, True)
+
+
+def test_check_in_another_namespace(fake: Fake) -> None:
+    red = fake.network("red")
+    result = fake.add(red, "/c1")
+    assert "/c1" in fake.check(red, result, "/c2")
+
+
+def test_check_looks_at_the_result_it_is_given(fake: Fake) -> None:
+    red = fake.network("red")
+    result = fake.add(red, "/c1")
+    assert "10.60.0.2" in fake.check(red, {**result, "ips": []}, "/c1")
+
+
+def test_collect_keeps_what_is_valid_and_the_other_networks(fake: Fake) -> None:
+    red, blue = fake.network("red"), fake.network("blue", "10.61.0.0/28")
+    kept, gone, other = fake.add(red, "/c1", "a"), fake.add(red, "/c2", "b"), fake.add(blue, "/c2", "b", "eth1")
+    fake.collect(red, ("a", "eth0"))
+    assert fake.check(red, kept, "/c1", "a") == ""
+    assert fake.check(blue, other, "/c2", "b", "eth1") == ""
+    assert "not attached" in fake.check(red, gone, "/c2", "b")
+    assert set(fake.leases("red").values()) == {"a"}
+
+
+def test_collect_without_a_list_frees_nothing(fake: Fake) -> None:
+    red = fake.network("red")
+    result = fake.add(red, "/c1")
+    assert fake("GC", red).code == 7
+    assert fake.check(red, result, "/c1") == ""
+
+
+def test_an_exhausted_pool_is_said_before_and_after(fake: Fake) -> None:
+    red = fake.network("red")
+    assert fake("STATUS", red).ok
+    for number in range(13):
+        fake.kernel.add(f"/n{number}")
+        fake.add(red, f"/n{number}", f"n{number}")
+    assert fake("STATUS", red).code == 50
+    before = fake.state()
+    answer = fake("ADD", red, "/c1")
+    assert (answer.code, "on red" in answer.text) == (100, True), answer
+    assert fake.state() == before
+
+
+def test_preview_changes_nothing_and_says_what_add_does(fake: Fake) -> None:
+    red = fake.network("red")
+    record = fake.preview(red, "/c1")
+    assert fake.state() == fake.bare
+    assert fake.leases("red") == {}
+    steps = Steps()
+    result = fake("ADD", red, "/c1", watch=steps).document
+    done = [operation for _, operation in steps.taken]
+    # The lease stands in the record with the addresses that it was answered.
+    assert done[1:] == [*(one for one in record.shared if one in done), *record.operations[1:]]
+    assert [str(ip.address) for ip in record.result.ips] == [ip["address"] for ip in result["ips"]]
+
+
+def test_a_record_stays_when_undoing_breaks_off(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault in weft itself: the record is what a DEL then finishes by."""
+    red = fake.network("red")
+
+    def broken(this: object, machine: Machine) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ops.Up, "apply", broken)
+        patched.setattr(ops.Veth, "undo", broken)
+        assert fake("ADD", red, "/c1").code == 999
+    records = list(Records(str(fake.folder / "run")).all())
+    assert [record.phase for record in records] == [Phase.ADDING]
+    fake.delete(red, "/c1")
+    fake.collect(red)
+    assert fake.state() == fake.bare
+
+
+def test_a_reboot_frees_what_died(fake: Fake) -> None:
+    red = fake.network("red")
+    first = fake.add(red, "/c1")
+    fake.start()
+    fake.kernel.add("/c1")
+    again = fake.add(red, "/c1")
+    assert fake.check(red, again, "/c1") == ""
+    assert set(fake.leases("red")) == {again["ips"][0]["address"].split("/")[0]}
+    assert first["interfaces"][2]["name"] == "eth0"
+
+
+class Life(RuleBasedStateMachine):
+    """Four containers on two networks, attached, looked at, collected, killed in every way, and rebooted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.mkdtemp(prefix="weft-life-")
+        self.fake = Fake(Path(self.folder))
+        self.confs = [
+            self.fake.network("red"),
+            self.fake.network("blue", "10.61.0.0/28", bridge="bred", isGateway=False),
+        ]
+        self.results: dict[tuple[int, int], Any] = {}
+        self.living: set[int] = set()
+        for container in range(4):
+            self.revive(container)
+
+    def teardown(self) -> None:
+        try:
+            for container in range(4):
+                self.revive(container)
+                for network in (0, 1):
+                    self.delete(network, container)
+            for network in (0, 1):
+                self.collect(network)
+            assert self.fake.state() == self.fake.bare
+            assert self.fake.leases("red") == self.fake.leases("blue") == {}
+            assert not list(Path(self.folder, "run").rglob("*.json"))
+        finally:
+            shutil.rmtree(self.folder)
+
+    def _call(self, command: str, network: int, container: int, at: int = -1) -> Answer:
+        given = self.confs[network]
+        return self.fake.dying(command, given, f"/c{container}", f"c{container}", at)
+
+    networks, containers, steps = st.integers(0, 1), st.integers(0, 3), st.integers(0, 24)
+
+    @rule(network=networks, container=containers)
+    def add(self, network: int, container: int) -> None:
+        answer = self._call("ADD", network, container)
+        there = (network, container) in self.results
+        other = (1 - network, container) in self.results
+        if container not in self.living:
+            assert answer.code == 8
+        elif there:
+            assert answer.code == 101
+        elif answer.ok:
+            assert not other
+            self.results[network, container] = answer.document
+        else:
+            # The other network's eth0 is in the way, whole or left by a call that was killed.
+            assert answer.code == 101, answer
+
+    @rule(network=networks, container=containers, at=steps)
+    def add_and_be_killed(self, network: int, container: int, at: int) -> None:
+        if (network, container) in self.results:
+            return
+        answer = self._call("ADD", network, container, at)
+        if answer.ok:
+            self.results[network, container] = answer.document
+
+    @rule(network=networks, container=containers)
+    def delete(self, network: int, container: int) -> None:
+        assert self._call("DEL", network, container).ok
+        self.results.pop((network, container), None)
+        assert f"c{container}" not in self.fake.leases(self.confs[network]["name"]).values()
+
+    @rule(network=networks, container=containers, at=steps)
+    def delete_and_be_killed(self, network: int, container: int, at: int) -> None:
+        self.results.pop((network, container), None)
+        self._call("DEL", network, container, at)
+
+    @rule(network=networks, container=containers)
+    def check(self, network: int, container: int) -> None:
+        result = self.results.get((network, container))
+        if result is not None:
+            assert self.fake.check(self.confs[network], result, f"/c{container}", f"c{container}") == ""
+
+    @rule(network=networks)
+    def collect(self, network: int) -> None:
+        self.fake.collect(self.confs[network], *[(f"c{one}", "eth0") for net, one in self.results if net == network])
+        wanted = {f"c{one}" for net, one in self.results if net == network}
+        assert set(self.fake.leases(self.confs[network]["name"]).values()) == wanted
+
+    @rule(container=containers)
+    def die(self, container: int) -> None:
+        if container in self.living:
+            self.fake.kernel.remove(f"/c{container}")
+            self.living.discard(container)
+            for network in (0, 1):
+                self.results.pop((network, container), None)
+
+    @rule(container=containers)
+    def revive(self, container: int) -> None:
+        if container not in self.living:
+            self.fake.kernel.add(f"/c{container}")
+            self.living.add(container)
+
+    @rule()
+    def reboot(self) -> None:
+        self.fake.start()
+        self.results, self.living = {}, set()
+
+    @rule()
+    def flush(self) -> None:
+        """Somebody flushes all rules; the next ADD that works brings those of the living back."""
+        self.fake.kernel.rules.remove()
+        for network, container in list(self.results):
+            self.delete(network, container)
+
+    @invariant()
+    def no_address_has_two_owners(self) -> None:
+        owners: dict[str, int] = {}
+        for container in self.living:
+            space = self.fake.kernel.open(f"/c{container}")
+            for address in space.addresses("eth0") if space.link("eth0") else ():
+                if not address.is_link_local:
+                    assert str(address.ip) not in owners, (address, container, owners)
+                    owners[str(address.ip)] = container
+                    held = self.fake.leases("red") | self.fake.leases("blue")
+                    assert held.get(str(address.ip)) == f"c{container}", (address, held)
+            space.close()
+
+
+Life.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestLife = Life.TestCase
