@@ -57,7 +57,7 @@ class Server:
         self._hire()
         while not self._stopping:
             select.select([self._stop], [], [], _LOOK)
-            if self._quiet() or not self._place.stands:
+            if self._quiet() or not self._place.stands or not self._shared.code.look():
                 self.stop()
         self._place.leave()  # before anybody stops taking: who connected until now is served
         self._draining = True
@@ -154,11 +154,12 @@ def _prepare(log: bool) -> Shared:
     from cni_plugin.kernel.nft import Nft
     from cni_plugin.parts import FEATURES, drivers
 
-    for name in ("sqlite3", "cni_plugin.upkeep", "cni_plugin.wire.failure", "cni_plugin.wire.result"):
-        import_module(name)
-    for kind, names in (("drivers", drivers()), ("features", FEATURES)):
-        for name in names:
-            import_module(f"cni_plugin.{kind}.{name.replace('-', '_')}")
+    wanted = ["sqlite3", "cni_plugin.upkeep", "cni_plugin.wire.failure", "cni_plugin.wire.result"]
+    wanted += [f"cni_plugin.drivers.{name.replace('-', '_')}" for name in drivers()]
+    wanted += [f"cni_plugin.features.{name.replace('-', '_')}" for name in FEATURES]
+    for module in wanted:
+        with contextlib.suppress(ImportError):  # whoever needs it will be told
+            import_module(module)
     code = Code()
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read().strip()
