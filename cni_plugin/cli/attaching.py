@@ -29,7 +29,7 @@ _PLACEHOLDER = "NETNS"
 @click.argument("network")
 @click.argument("netns", required=False, default="")
 @attaching
-@click.option("--all", "everything", is_flag=True, help="Also show what is in place already.")
+@click.option("--all", "everything", is_flag=True, help="Also show what is in place already, and the whole table of rules.")
 @pass_tool
 def plan(
     tool: Tool,
@@ -77,7 +77,7 @@ def plan(
         )
         return
     shown = [one for one in shared if everything or one in lacking]
-    _print_plan(network, steps, shown, len(shared) - len(shown), path)
+    _print_plan(network, steps, shown, len(shared) - len(shown), path, everything)
 
 
 def _lacking(shared: list[Operation], machine: Machine) -> list[Operation]:
@@ -87,14 +87,21 @@ def _lacking(shared: list[Operation], machine: Machine) -> list[Operation]:
     return [one for one in shared if one in found or one.lies_on in fresh]
 
 
-def _print_plan(network: str, steps: list[Step], shared: list[Operation], there: int, path: str) -> None:
+def _print_plan(
+    network: str, steps: list[Step], shared: list[Operation], there: int, path: str, everything: bool
+) -> None:
     say(f"# What network {network} shares:")
     if there:
         say(f"# ({there} of its steps are in place already; --all shows them too)")
     for operation in shared:
         for command in operation.commands(path):
-            for line in command.split("\n"):
-                say(line.replace("\t", "    "))
+            first, *rest = command.replace("\t", "    ").split("\n")
+            if rest and not everything:
+                # Weft's own table, the same for every network: two hundred lines that nobody asked about.
+                say(f"# (here the table of rules, {len(rest)} lines: --all prints it)")
+                continue
+            for line in (first, *rest):
+                say(line)
     say()
     say("# This attachment's own:")
     for step in steps:

@@ -106,7 +106,7 @@ def test_a_plan_is_what_happens(host: Host, weft: Weft, driver: str) -> None:
     path = host.container("c1")
     weft("network", "create", "blue", "-d", driver, "--subnet", "10.7.0.0/24", "--subnet", "fd00:7::/64")
     before = host.snapshot()
-    script = weft("plan", "blue", "c1", "-p", "8080:80/tcp").stdout
+    script = weft("plan", "blue", "c1", "--all", "-p", "8080:80/tcp").stdout
     assert host.changes(before, within=0.0) == []
     assert run("sh", "-e", stdin=script).stderr == ""
     by_hand = _both(path)
@@ -152,7 +152,7 @@ def _comparable(snapshot: Snapshot) -> Snapshot:
 
 def test_without_a_namespace_the_plan_can_be_run_with_a_variable(host: Host, weft: Weft) -> None:
     weft("network", "create", "blue")
-    script = weft("plan", "blue").stdout
+    script = weft("plan", "blue", "--all").stdout
     path = host.container("c1")
     run("sh", "-e", stdin=f"NETNS={path}\n{script}")
     assert host.ping("c1", "10.89.0.1")
