@@ -345,7 +345,7 @@ def test_defect_27_each_kind_of_failure_has_its_code(host: Host, cni: Cni) -> No
     result = cni.add(bridge(one), netns)
     codes = {
         "an option that weft has not": seen.problem(
-            cni, "ADD", network("portmap", prevResult=result, conditionsV4=["-d", "1.2.3.4"]), netns
+            cni, "ADD", network("portmap", prevResult=result, conditionsV4=["-m", "statistic"]), netns
         ),
         "no such attachment": seen.problem(cni, "CHECK", {**bridge(one), "prevResult": result}, netns, container="c9"),
         "bad configuration": seen.problem(cni, "ADD", bridge(one, mtu="x"), netns),
