@@ -1,0 +1,147 @@
+"""The executor alone: order, what is undone, what is skipped, what is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+
+from cni_plugin.errors import Conflict, KernelRefused, WeftError
+from cni_plugin.executor import Attempt, lacking, remove
+from cni_plugin.plan import Lease, Machine, Operation, Place
+from cni_plugin.types import Result, Side
+
+LOG: list[str] = []
+MACHINE = cast(Machine, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Operation):
+    """An operation that notes what is asked of it, and fails where it is told to."""
+
+    name: str
+    fails: dict[str, BaseException] = field(default_factory=dict, hash=False)
+    made: tuple[Place, ...] = ()
+    on: Place | None = None
+
+    @property
+    def makes(self) -> tuple[Place, ...]:
+        return self.made
+
+    @property
+    def lies_on(self) -> Place | None:
+        return self.on
+
+    def _do(self, verb: str) -> None:
+        LOG.append(f"{verb} {self.name}")
+        if verb in self.fails:
+            raise self.fails[verb]
+
+    def apply(self, machine: Machine) -> bool:
+        self._do("apply")
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        self._do("undo")
+
+    def lacks(self, machine: Machine) -> str | None:
+        self._do("lacks")
+        return f"{self.name} is gone"
+
+
+class Ticket(Lease):
+    """A lease that cannot be had."""
+
+    def reserve(self, machine: Machine) -> Result:
+        raise KernelRefused("no")
+
+
+REFUSED = KernelRefused("the kernel said no", hint="ask again")
+LINK: Place = (Side.HOST, "veth0")
+
+
+@pytest.fixture(autouse=True)
+def empty() -> None:
+    LOG.clear()
+
+
+def _attempt(*steps: Step) -> Attempt:
+    attempt = Attempt(MACHINE)
+    with attempt:
+        attempt.apply(steps)
+    return attempt
+
+
+def test_applied_in_order_and_left_alone() -> None:
+    assert _attempt(Step("a"), Step("b")).left == []
+    assert LOG == ["apply a", "apply b"]
+
+
+def test_a_failure_undoes_in_reverse_what_was_begun() -> None:
+    with pytest.raises(KernelRefused):
+        _attempt(Step("a"), Step("b", {"apply": KernelRefused("no")}), Step("c"))
+    assert LOG == ["apply a", "apply b", "undo b", "undo a"]
+
+
+def test_what_is_in_the_way_is_not_undone() -> None:
+    with pytest.raises(Conflict):
+        _attempt(Step("a"), Step("b", {"apply": Conflict("taken")}))
+    assert LOG == ["apply a", "apply b", "undo a"]
+
+
+def test_an_undo_that_fails_stops_nothing_and_is_said() -> None:
+    with pytest.raises(KernelRefused) as caught:
+        _attempt(Step("a"), Step("b", {"undo": WeftError("stuck")}), Step("c", {"apply": REFUSED}))
+    assert LOG[3:] == ["undo c", "undo b", "undo a"]
+    assert caught.value.hint == "ask again; not undone: stuck"
+
+
+def test_an_undoing_that_breaks_off_is_not_taken_for_done() -> None:
+    attempt = Attempt(MACHINE)
+    with pytest.raises(ZeroDivisionError), attempt:
+        attempt.apply([Step("a", {"undo": ZeroDivisionError()}), Step("b", {"apply": KernelRefused("no")})])
+    assert attempt.left != []
+
+
+def test_an_interruption_undoes_as_well() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _attempt(Step("a"), Step("b", {"apply": KeyboardInterrupt()}))
+    assert LOG[2:] == ["undo b", "undo a"]
+
+
+def test_a_lease_that_failed_is_not_undone() -> None:
+    """It undoes its own failure: undoing it again would free an address that it had before."""
+    seen: list[str] = []
+    attempt = Attempt(MACHINE, lambda verb, operation: seen.append(verb))
+    with pytest.raises(KernelRefused), attempt:
+        attempt.reserve(Ticket())
+    assert seen == ["apply"]
+    assert attempt.left == []
+
+
+def test_what_lies_on_a_made_link_goes_with_it() -> None:
+    steps = [Step("link", made=(LINK,)), Step("address", on=LINK), Step("other", on=(Side.CONTAINER, "veth0"))]
+    assert remove(steps, MACHINE) == []
+    assert LOG == ["undo other", "undo link"]
+
+
+def test_what_lies_on_a_link_that_stays_is_undone() -> None:
+    assert remove([Step("address", on=LINK)], MACHINE) == []
+    assert LOG == ["undo address"]
+
+
+def test_the_watch_sees_every_step_before_it() -> None:
+    seen: list[tuple[str, int]] = []
+    first, second = Step("a"), Step("b", {"apply": KernelRefused("no")})
+    attempt = Attempt(MACHINE, lambda verb, operation: seen.append((verb, len(LOG))))
+    with pytest.raises(KernelRefused), attempt:
+        attempt.apply([first, second])
+    assert seen == [("apply", 0), ("apply", 1), ("undo", 2), ("undo", 3)]
+
+
+def test_lacking_collects_errors_as_sentences() -> None:
+    assert lacking([Step("a"), Step("b", {"lacks": KernelRefused("cannot look")})], MACHINE) == [
+        "a is gone",
+        "cannot look",
+    ]

@@ -1,0 +1,315 @@
+"""What each driver and feature plans, as the list of operations that it is: nothing is done, nothing is mocked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+import pytest
+
+from cni_plugin import names, parts
+from cni_plugin.errors import ConfigProblem, NamespaceProblem
+from cni_plugin.host import Look
+from cni_plugin.kernel import Element, KernelRoute
+from cni_plugin.kernel.fake import FakeKernel
+from cni_plugin.ops import Bridge, Gateways, LinkAddress, LinkRoute, Port, Promiscuous, Setting, Up, Veth
+from cni_plugin.plan import Context, Operation, Plan
+from cni_plugin.service import attachment_of
+from cni_plugin.types import Attachment, Result, Route, Side
+from lab.calls import Weft
+from lab.cases import Conf, conf
+
+HOST, INSIDE = Side.HOST, Side.CONTAINER
+FOUR: Conf = {"address": "10.23.0.9/24", "gateway": "10.23.0.1"}
+SIX: Conf = {"address": "fd00:23::9/64", "gateway": "fd00:23::1"}
+BRIDGE_MAC = names.mac("host", "bridge", "wbr0")
+VETH = names.host_link(Attachment("red", "c1", "eth0", "bridge"))
+
+
+def planned(plugin: str, *addresses: Conf, kernel: FakeKernel | None = None, part: int = 0, **keys: Any) -> Plan:
+    """The plan of one part (0: the driver) alone, of a container c1 on the network red."""
+    kernel = kernel or FakeKernel()
+    container = kernel.add("/c1")
+    ipam = {"ipam": {"type": "static", "addresses": list(addresses), **keys.pop("ipam", {})}} if addresses else {}
+    request = Weft().request("ADD", conf(plugin, "red", {**ipam, **keys}), "/c1")
+    assembly = parts.read(request)
+    request.config.keys.problems.raise_any()
+    result = request.config.previous if not assembly.driver and request.config.previous else assembly.answer
+    look = Look(kernel.host, container)
+    context = Context(attachment_of(request), container.id, "host", request.config, result, look)
+    plan = assembly.parts[0].plan(context)
+    for each in assembly.parts[1 : part + 1]:
+        plan = each.plan(replace(context, result=plan.result))
+    return plan
+
+
+def at(plan: Plan, *kinds: type[Operation]) -> list[Operation]:
+    """The attachment's operations of these kinds, in order."""
+    return [operation for operation in plan.operations if isinstance(operation, kinds)]
+
+
+def of(plan: Plan, collection: str) -> list[tuple[object, ...]]:
+    """The keys of the attachment's elements in a set or map, with the data."""
+    return [(*one.key, *one.data) for one in plan.elements if one.collection == collection]
+
+
+def route(side: Side, link: str, to: str, via: str = "", source: str = "", scope: int | None = None) -> LinkRoute:
+    gateway = ip_address(via) if via else None
+    there = Route(ip_network(to), gateway, scope=scope)
+    return LinkRoute(
+        side, KernelRoute(there, link, ip_address(source) if source else None, protocol=names.ROUTE_PROTOCOL)
+    )
+
+
+def bridge(*addresses: Conf, **keys: Any) -> Plan:
+    return planned("bridge", *addresses, bridge="wbr0", **keys)
+
+
+# bridge
+
+
+def test_bridge_on_layer_2() -> None:
+    plan = bridge()
+    assert [type(one) for one in plan.shared] == [Bridge, Setting, Setting]
+    assert plan.shared[0] == Bridge("wbr0", plan.shared[0].alias, BRIDGE_MAC, 1500)  # type: ignore[attr-defined]
+    assert names.mark_digest(plan.shared[0].alias)  # type: ignore[attr-defined]
+    assert at(plan, Up, LinkAddress, LinkRoute) == [Up(INSIDE, "eth0")]
+    assert [one.name for one in plan.result.interfaces] == ["wbr0", VETH, "eth0"]
+    assert plan.result.ips == ()
+    assert plan.shared_elements == ()
+
+
+def test_bridge_makes_the_pair_first_with_all_names_chosen() -> None:
+    (pair,) = at(bridge(FOUR), Veth)
+    assert isinstance(pair, Veth)
+    assert (pair.host, pair.container, pair.bridge, pair.mtu) == (VETH, "eth0", "wbr0", 1500)
+    assert pair.mac == names.mac("host", "container", "red", "c1", "eth0")
+    assert pair.host_mac == names.mac("host", "host", "red", "c1", "eth0")
+
+
+def test_bridge_with_an_address_but_no_gateway() -> None:
+    plan = bridge(FOUR)
+    assert at(plan, LinkAddress, Up, LinkRoute) == [
+        LinkAddress(INSIDE, "eth0", ip_interface("10.23.0.9/24")),
+        Up(INSIDE, "eth0"),
+    ]
+    assert not [one for one in plan.shared if isinstance(one, Gateways)]
+    assert not [one for one in plan.shared if isinstance(one, Setting) and "forward" in one.key]
+
+
+def test_bridge_with_a_gateway() -> None:
+    (gateways,) = [one for one in bridge(FOUR, isGateway=True).shared if isinstance(one, Gateways)]
+    assert (gateways.link, gateways.addresses) == ("wbr0", (ip_interface("10.23.0.1/24"),))
+    assert Setting(HOST, "net/ipv4/ip_forward", "1") in bridge(FOUR, isGateway=True).shared
+
+
+def test_bridge_with_a_gateway_that_ipam_does_not_name() -> None:
+    plan = bridge({"address": "10.23.0.9/24"}, isGateway=True)
+    assert plan.result.ips[0].gateway == ip_address("10.23.0.1")
+
+
+def test_bridge_with_a_default_gateway_in_two_families() -> None:
+    plan = bridge(FOUR, SIX, isDefaultGateway=True)
+    assert at(plan, LinkAddress, LinkRoute) == [
+        LinkAddress(INSIDE, "eth0", ip_interface("10.23.0.9/24")),
+        LinkAddress(INSIDE, "eth0", ip_interface("fd00:23::9/64")),
+        route(INSIDE, "eth0", "0.0.0.0/0", "10.23.0.1"),
+        route(INSIDE, "eth0", "::/0", "fd00:23::1"),
+    ]
+    forwarding = [one.key for one in plan.shared if isinstance(one, Setting) and not one.link]
+    assert forwarding == ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"]
+    assert [one.interface for one in plan.result.ips] == [2, 2]
+
+
+def test_bridge_keeps_the_default_route_that_ipam_gives() -> None:
+    plan = bridge(FOUR, isDefaultGateway=True, ipam={"routes": [{"dst": "0.0.0.0/0", "gw": "10.23.0.77"}]})
+    assert at(plan, LinkRoute) == [route(INSIDE, "eth0", "0.0.0.0/0", "10.23.0.77")]
+
+
+def test_bridge_ports() -> None:
+    assert at(bridge(FOUR), Port) == []
+    assert at(bridge(FOUR, hairpinMode=True), Port) == [Port(VETH, hairpin=True)]
+    assert at(bridge(FOUR, portIsolation=True), Port) == [Port(VETH, isolated=True)]
+    assert at(bridge(FOUR, portIsolation=True, hairpinMode=True), Port) == [Port(VETH, True, True)]
+
+
+def test_bridge_promiscuous() -> None:
+    assert Promiscuous("wbr0") in bridge(FOUR, promiscMode=True).shared
+    assert Promiscuous("wbr0") not in bridge(FOUR).shared
+
+
+def test_bridge_with_its_link_left_down() -> None:
+    assert at(bridge(disableContainerInterface=True), Up, LinkAddress) == []
+
+
+def test_bridge_that_was_there_is_not_made() -> None:
+    kernel = FakeKernel()
+    kernel.host.add_link("wbr0", "bridge", mac="02:00:00:00:00:77")
+    plan = bridge(FOUR, kernel=kernel)
+    assert plan.shared[0].makes == ()
+    assert plan.result.interfaces[0].mac == "02:00:00:00:00:77"
+
+
+def test_bridge_that_a_killed_call_left_is_made_whole() -> None:
+    kernel = FakeKernel()
+    kernel.host.add_link("wbr0", "bridge", mac=BRIDGE_MAC)
+    assert bridge(FOUR, kernel=kernel).shared[0] == bridge(FOUR).shared[0]
+
+
+@pytest.mark.parametrize("asked", [{"runtimeConfig": {"mac": "02:00:00:00:00:05"}},
+                                   {"args": {"cni": {"mac": "0200.0000.0005"}}}])  # fmt: skip
+def test_bridge_with_a_mac_address_asked_for(asked: Conf) -> None:
+    (pair,) = at(bridge(FOUR, **asked), Veth)
+    assert isinstance(pair, Veth)
+    assert pair.mac == "02:00:00:00:00:05"
+
+
+def test_bridge_without_the_addresses_it_was_promised() -> None:
+    with pytest.raises(ConfigProblem, match="IP"):
+        planned("bridge", bridge="wbr0", ipam={"type": "static"})
+
+
+# ptp and loopback
+
+
+def test_ptp() -> None:
+    plan = planned("ptp", FOUR, mtu=1400)
+    link = at(plan, Veth)[0].makes[0][1]
+    assert at(plan, LinkAddress, LinkRoute, Up) == [
+        LinkAddress(HOST, link, ip_interface("10.23.0.1/32")),
+        route(HOST, link, "10.23.0.9/32", scope=253),
+        LinkAddress(INSIDE, "eth0", ip_interface("10.23.0.9/24"), prefix_route=False),
+        Up(INSIDE, "eth0"),
+        route(INSIDE, "eth0", "10.23.0.1/32", source="10.23.0.9", scope=253),
+        route(INSIDE, "eth0", "10.23.0.0/24", "10.23.0.1", source="10.23.0.9"),
+    ]
+    assert Setting(HOST, "net/ipv4/ip_forward", "1") in plan.shared
+    assert [one.mtu for one in plan.result.interfaces] == [1400, 1400]
+
+
+def test_ptp_in_two_families() -> None:
+    plan = planned("ptp", FOUR, SIX, ipam={"routes": [{"dst": "::/0"}]})
+    assert at(plan, LinkRoute)[-1] == route(INSIDE, "eth0", "::/0", "fd00:23::1")
+    hosts = [one for one in at(plan, LinkAddress) if isinstance(one, LinkAddress) and one.side is HOST]
+    assert [str(one.address) for one in hosts if isinstance(one, LinkAddress)] == ["10.23.0.1/32", "fd00:23::1/128"]
+
+
+def test_ptp_needs_a_gateway() -> None:
+    with pytest.raises(ConfigProblem, match="gateway"):
+        planned("ptp", {"address": "10.23.0.9/24"})
+
+
+@pytest.mark.parametrize("up", (True, False))
+def test_loopback_remembers_whether_it_was_up(up: bool) -> None:
+    kernel = FakeKernel()
+    space = kernel.add("/c1")
+    if up:
+        space.change_link("lo", up=True)
+    request = Weft().request("ADD", conf("loopback", "red", {}), "/c1")
+    look = Look(kernel.host, space)
+    context = Context(attachment_of(request), space.id, "host", request.config, Result(), look)
+    plan = parts.read(request).parts[0].plan(context)
+    assert plan.operations == (Up(INSIDE, "lo", was=up),)
+    assert str(plan.result.ips[0].address) == "127.0.0.1/8"
+
+
+def test_loopback_of_what_is_no_container() -> None:
+    kernel = FakeKernel()
+    space = kernel.add("/c1")
+    space.add_address("lo", ip_interface("192.0.2.7/32"))
+    request = Weft().request("ADD", conf("loopback", "red", {}), "/c1")
+    context = Context(attachment_of(request), space.id, "host", request.config, Result(), Look(kernel.host, space))
+    with pytest.raises(NamespaceProblem, match=r"192\.0\.2\.7"):
+        parts.read(request).parts[0].plan(context)
+
+
+# portmap, after another plugin
+
+PREVIOUS: Conf = {
+    "cniVersion": "1.1.0",
+    "interfaces": [{"name": "wbr0"}, {"name": "vethx"}, {"name": "eth0", "sandbox": "/c1"}],
+    "ips": [{"address": "10.23.0.9/24", "interface": 2}, {"address": "fd00:23::9/64", "interface": 2}],
+}
+TCP: Conf = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}
+
+
+def portmap(*mappings: Conf, previous: Conf = PREVIOUS, **keys: Any) -> Plan:
+    return planned("portmap", prevResult=previous, runtimeConfig={"portMappings": list(mappings)}, **keys)
+
+
+def test_portmap_without_ports_plans_nothing() -> None:
+    assert portmap().operations == portmap().elements == ()
+
+
+def test_portmap_on_all_addresses() -> None:
+    plan = portmap(TCP)
+    assert of(plan, "ports4") == [("tcp", 8080, ip_address("10.23.0.9"), 80)]
+    assert of(plan, "ports6") == [("tcp", 8080, ip_address("fd00:23::9"), 80)]
+    assert of(plan, "ports4_at") == of(plan, "ports6_at") == []
+    assert Setting(HOST, "net/ipv4/conf/wbr0/route_localnet", "1", "wbr0") in plan.operations
+
+
+@pytest.mark.parametrize(("host", "four", "six"), [("0.0.0.0", 1, 0), ("::", 0, 1), ("", 1, 1)])
+def test_portmap_on_one_family(host: str, four: int, six: int) -> None:
+    plan = portmap({**TCP, "hostIP": host})
+    assert (len(of(plan, "ports4")), len(of(plan, "ports6"))) == (four, six)
+
+
+def test_portmap_at_one_address() -> None:
+    plan = portmap({**TCP, "hostIP": "192.0.2.1", "protocol": "udp"})
+    assert of(plan, "ports4_at") == [(ip_address("192.0.2.1"), "udp", 8080, ip_address("10.23.0.9"), 80)]
+    assert of(plan, "ports4") == of(plan, "ports6") == []
+
+
+def test_portmap_without_source_translation() -> None:
+    plan = portmap(TCP, snat=False)
+    assert not [one for one in plan.elements if one.collection.startswith(("snat", "hairpin"))]
+    assert at(plan, Setting) == []
+
+
+def test_portmap_masquerading_all() -> None:
+    assert of(portmap(TCP, masqAll=True), "masquerade_all4") == [(ip_address("10.23.0.9"),)]
+    assert of(portmap(TCP), "masquerade_all4") == []
+
+
+def test_portmap_marks_all_with_the_attachment() -> None:
+    mark = names.attachment_mark(Attachment("red", "c1", "eth0", "portmap"))
+    assert {one.mark for one in portmap(TCP).elements} == {mark}
+
+
+@pytest.mark.parametrize(
+    ("mappings", "word"),
+    [
+        ([{**TCP, "hostIP": "fd00::1"}], "IPv6"),
+        ([TCP, {**TCP, "containerPort": 81}], "twice"),
+        ([{"hostPort": 1}], "protocol"),
+    ],
+)
+def test_portmap_that_cannot_be(mappings: list[Conf], word: str) -> None:
+    only4 = {**PREVIOUS, "ips": PREVIOUS["ips"][:1]}
+    with pytest.raises(ConfigProblem, match=word):
+        portmap(*mappings, previous=only4)
+
+
+# masquerade
+
+
+def test_masquerade() -> None:
+    plan = planned("bridge", FOUR, SIX, bridge="wbr0", ipMasq=True, part=1)
+    assert of(plan, "masquerade4") == [(ip_address("10.23.0.9"),)]
+    assert of(plan, "masquerade6") == [(ip_address("fd00:23::9"),)]
+    local = [one for one in (*plan.shared_elements, *plan.elements) if one.collection == "local4"]
+    assert [one.key[-1] for one in local] == [ip_network("10.23.0.0/24")]
+
+
+def test_masquerade_only_where_it_is_asked_for() -> None:
+    request = Weft().request("ADD", conf("bridge", "red", {"ipMasq": False}), "/c1")
+    assert not [one for one in parts.read(request).parts if type(one).__name__ == "Masquerade"]
+
+
+def test_an_element_is_a_value() -> None:
+    """Plans are compared: equal plans must be equal values."""
+    assert bridge(FOUR, isDefaultGateway=True) == bridge(FOUR, isDefaultGateway=True)
+    assert portmap(TCP) == portmap(TCP)
+    assert Element("a", (1,)) != Element("a", (2,))

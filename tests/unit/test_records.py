@@ -1,0 +1,162 @@
+"""Records: what goes in comes out, and a file that is not whole is set aside and never believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+
+import pytest
+
+from cni_plugin.errors import StateDamaged
+from cni_plugin.host import Host
+from cni_plugin.kernel import KernelRoute, Peer
+from cni_plugin.kernel.fake import FakeKernel
+from cni_plugin.records import NetworkRecord, Phase, Record, Records
+from cni_plugin.types import Attachment, NamespaceId, Route
+from lab.calls import Weft
+from lab.cases import CASES, Case
+
+ATTACHMENT = Attachment("red", "c1", "eth0", "bridge")
+RECORD = Record(ATTACHMENT, NamespaceId("/c1", 4, 7), Phase.ADDING, "boot", 1.5, "bridge", "1.1.0")
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    made = Records(str(tmp_path / "run"))
+    made.prepare()
+    return made
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_operation_survives(case: Case, records: Records, tmp_path: Path) -> None:
+    """What a driver plans comes back from the file as it was, to the last value."""
+    kernel = FakeKernel()
+    kernel.add("/c1")
+    if case.wired:
+        kernel.host.add_link("lan0", "veth", up=True, peer=Peer("far", up=True))
+        kernel.host.add_address("lan0", ip_interface("192.0.2.1/24"))
+        way = Route(ip_network("0.0.0.0/0"), ip_address("192.0.2.2"))
+        kernel.host.add_route(KernelRoute(way, "lan0"))
+    weft = Weft(kernel, Host(str(tmp_path / "state"), "boot", 0.0))
+    data = {"ipam": {**case.conf["ipam"], "dataDir": str(tmp_path)}} if "ipam" in case.conf else {}
+    conf = {**case.conf, **data}
+    if case.first:
+        ips = [{"address": "10.20.0.2/24", "interface": 1}]
+        interfaces = [{"name": "wbr0"}, {"name": "eth0", "sandbox": "/c1"}]
+        conf["prevResult"] = {"cniVersion": "1.1.0", "interfaces": interfaces, "ips": ips}
+    planned = weft.preview(conf, "/c1")
+    assert planned.operations
+    for phase in Phase:
+        record = replace(planned, phase=phase)
+        records.write(record)
+        assert records.read(record.attachment) == record
+    network = NetworkRecord(case.conf["name"], "boot", planned.shared)
+    records.write_network(network)
+    assert records.read_network(case.conf["name"]) == network
+    assert list(records.networks()) == [network]
+
+
+def test_removal_is_idempotent(records: Records) -> None:
+    records.write(RECORD)
+    records.remove(ATTACHMENT)
+    records.remove(ATTACHMENT)
+    assert records.read(ATTACHMENT) is None
+    assert records.litter() == []
+
+
+def _checked(body: bytes) -> bytes:
+    return f"{zlib.crc32(body):08x}\n".encode() + body
+
+
+DAMAGES = {
+    "empty": b"",
+    "zeros": b"\0" * 100,
+    "text": b"hello",
+    "no body": b"00000000\n",
+    "not JSON": _checked(b"{"),
+    "a list": _checked(b"[]"),
+    "no record": _checked(b'{"schema": 1}'),
+    "unknown kind": _checked(b'{"schema": 1, "record": {"kind": "Popen", "args": ["id"]}}'),
+    "another kind": _checked(b'{"schema": 1, "record": {"kind": "NetworkRecord", "network": "a", "boot": "b"}}'),
+    "missing values": _checked(b'{"schema": 1, "record": {"kind": "Record"}}'),
+    "unknown values": _checked(b'{"schema": 1, "record": {"kind": "NamespaceId", "path": "x", "more": 1}}'),
+    "no address": _checked(b'{"schema": 1, "record": {"=": "x", "kind": "address"}}'),
+    "nested too deep": _checked(b'{"schema": 1, "record": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_set_aside(records: Records, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path = Path(records.path(ATTACHMENT))
+    path.write_bytes(DAMAGES[damage])
+    assert records.read(ATTACHMENT) is None
+    assert not path.exists()
+    assert path.with_suffix(".damaged").read_bytes() == DAMAGES[damage]
+    assert str(path) in capfd.readouterr().err
+    assert list(records.all()) == []
+    assert records.litter() == [str(path.with_suffix(".damaged"))]
+
+
+def test_every_byte_counts(records: Records) -> None:
+    """A record with any one byte changed, or cut off anywhere, is never believed."""
+    path = Path(records.path(ATTACHMENT))
+    records.write(RECORD)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        for broken in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):
+            path.write_bytes(broken)
+            found = records.read(ATTACHMENT)
+            assert found is None or found == RECORD, place
+    path.write_bytes(whole)
+    assert records.read(ATTACHMENT) == RECORD
+
+
+def test_a_newer_record_is_left_untouched(records: Records) -> None:
+    path = Path(records.path(ATTACHMENT))
+    newer = _checked(json.dumps({"schema": 2, "record": {"whatever": 1}}).encode())
+    path.write_bytes(newer)
+    with pytest.raises(StateDamaged, match="schema 2"):
+        records.read(ATTACHMENT)
+    assert path.read_bytes() == newer
+
+
+def test_a_write_that_fails_leaves_the_old_record(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    records.write(RECORD)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        with pytest.raises(StateDamaged, match="No space left"):
+            records.write(replace(RECORD, phase=Phase.ATTACHED))
+    assert records.read(ATTACHMENT) == RECORD
+    assert records.litter() == []
+
+
+def test_a_planted_link_is_not_followed(records: Records, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("mine")
+    Path(records.path(ATTACHMENT)).with_suffix(".tmp").symlink_to(target)
+    with pytest.raises(StateDamaged):
+        records.write(RECORD)
+    assert target.read_text() == "mine"
+
+
+def test_files_are_private(records: Records, tmp_path: Path) -> None:
+    records.write(RECORD)
+    assert Path(records.path(ATTACHMENT)).stat().st_mode & 0o777 == 0o600
+    assert Path(records.path(ATTACHMENT)).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_attachments_do_not_share_files(records: Records) -> None:
+    others = [
+        replace(ATTACHMENT, network="blue"), replace(ATTACHMENT, container="c2"),
+        replace(ATTACHMENT, interface="eth1"), replace(ATTACHMENT, plugin="portmap"),
+    ]  # fmt: skip
+    paths = {records.path(one) for one in (ATTACHMENT, *others)} | {records.lock(one) for one in (ATTACHMENT, *others)}
+    assert len(paths) == 10
