@@ -1,28 +1,46 @@
 """``portmap``: ports of the host that lead to ports of the container.
 
-Keys: ``snat`` (default true), ``masqAll``, ``backend``, ``markMasqBit``; runtimeConfig ``portMappings``, a list of
-``hostPort``, ``containerPort``, ``protocol`` (tcp, udp, sctp) and ``hostIP``. Each mapping is an element of a map,
-so a port that is taken is refused by the kernel and the error names who has it.
+Keys: ``snat`` (default true), ``masqAll``, ``backend``, ``conditionsV4``, ``conditionsV6``; runtimeConfig
+``portMappings``, a list of ``hostPort``, ``containerPort``, ``protocol`` (tcp, udp, sctp) and ``hostIP``. Each mapping
+is an element of a map, so a port that is taken is refused by the kernel and the error names who has it; a port at which
+a process of the host listens is refused as well. With the backend ``iptables``, which conditions in its words imply,
+mappings are rules in the chain WEFT-PORTS. Connections are known by having been translated, so ``markMasqBit`` and
+``externalSetMarkChain`` (iptables only) are accepted and no mark is set. A port cannot be published on [::1]: the
+kernel lets no packet from ::1 leave the loopback.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING
 
 from cni_plugin import names, rules
 from cni_plugin.errors import UNSUPPORTED_FIELD, ConfigProblem
 from cni_plugin.kernel import Element
+from cni_plugin.names import link_name_problem
 from cni_plugin.ops import Setting
 from cni_plugin.plan import Context, Operation, Part, Plan
 from cni_plugin.types import Address, Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.wire.keys import Section, shown
 from cni_plugin.wire.request import Request
 
+if TYPE_CHECKING:
+    from cni_plugin.ops.ports import PublishedPort
+
 SECTION = "portmap"
+_LOOPBACK6 = ip_address("::1")
 PROTOCOLS = ("tcp", "udp", "sctp")
 _LAST_PORT = 65535
+_CHAIN = "WEFT-PORTS"
+_JUMP = f"-m addrtype --dst-type LOCAL -j {_CHAIN}"
+_CONDITIONS = {
+    "-s": "-s", "--source": "-s", "--src": "-s", "-d": "-d", "--destination": "-d", "--dst": "-d",
+    "-i": "-i", "--in-interface": "-i",
+}  # fmt: skip
+_ORDER = ("-s", "-d", "-i")
+_NAMES = {4: "conditionsV4", 6: "conditionsV6"}
 _ANYWHERE = {4: rules.PORTS4, 6: rules.PORTS6}
 _AT = {4: rules.PORTS4_AT, 6: rules.PORTS6_AT}
 _HAIRPIN = {4: rules.HAIRPIN4, 6: rules.HAIRPIN6}
@@ -48,22 +66,56 @@ class PortMap:
     mappings: tuple[Mapping, ...]
     snat: bool = True
     masquerade_all: bool = False
+    tables: bool = False
+    conditions: tuple[tuple[int, tuple[tuple[str, str], ...]], ...] = ()
 
     def plan(self, context: Context) -> Plan:
         if not self.mappings:
             return Plan(result=context.result)
+        from cni_plugin.ops.ports import EndedFlows, FreshFlows, PortsFree
+
         targets = _targets(context)
         mark = names.attachment_mark(context.attachment)
         link = next((one.name for one in context.result.interfaces if not one.sandbox), "")
-        elements = [element for mapping in self.mappings for element in _published(mapping, targets, mark)]
-        used = [target for version, target in targets.items() if any(e.collection in _of(version) for e in elements)]
-        for target in used:
-            elements += self._sources(target, link, mark)
+        ports = tuple(port for mapping in self.mappings for port in _ports(mapping, targets))
+        elements = [] if self.tables else [_element(port, mark) for port in ports]
+        for target in targets.values():
+            if any(port.target == target for port in ports):
+                elements += self._sources(target, link, mark)
+        datagrams = tuple(port for port in ports if port.protocol == "udp")
+        chains, lines = self._tables(ports, mark)
         return Plan(
-            operations=self._loopback(link, targets),
+            shared=chains,
+            operations=(
+                PortsFree(ports),
+                *((EndedFlows(datagrams),) if datagrams else ()),
+                *self._loopback(link, targets),
+                *lines,
+            ),
             elements=tuple(dict.fromkeys(elements)),
+            after=(FreshFlows(datagrams),) if datagrams else (),
             result=context.result,
         )
+
+    def _tables(
+        self, ports: tuple[PublishedPort, ...], mark: str
+    ) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
+        """The chains and the rules of the backend iptables; what is the connection's source is in weft's sets."""
+        if not self.tables:
+            return (), ()
+        from cni_plugin.ops.tables import TableChain, TableRules
+
+        conditions = dict(self.conditions)
+        jumps = (("PREROUTING", _JUMP), ("OUTPUT", _JUMP))
+        chains: list[Operation] = []
+        rules_: list[Operation] = []
+        for version in sorted({port.target.version for port in ports}):
+            lines = tuple(
+                _line(port, dict(conditions.get(version, ())), mark) for port in ports if port.target.version == version
+            )
+            chains.append(TableChain(version, "nat", _CHAIN, jumps))
+            rules_.append(TableRules(version, "nat", _CHAIN, mark, lines))
+        return tuple(chains), tuple(rules_)
 
     def _sources(self, target: Address, link: str, mark: str) -> Iterator[Element]:
         """The elements that give a connection the host's address where its answers would else go past the host."""
@@ -85,10 +137,6 @@ class PortMap:
         return (Setting(Side.HOST, f"net/ipv4/conf/{link}/route_localnet", "1", link),)
 
 
-def _of(version: int) -> tuple[str, str]:
-    return _ANYWHERE[version], _AT[version]
-
-
 def _targets(context: Context) -> dict[int, Address]:
     """The container's first address of each family, on the interface that CNI_IFNAME names."""
     interfaces = context.result.interfaces
@@ -104,8 +152,10 @@ def _targets(context: Context) -> dict[int, Address]:
     return found
 
 
-def _published(mapping: Mapping, targets: dict[int, Address], mark: str) -> Iterator[Element]:
-    """The elements of one mapping: one for each family that it speaks of and the container has."""
+def _ports(mapping: Mapping, targets: dict[int, Address]) -> Iterator[PublishedPort]:
+    """What one mapping publishes: a port for each family that it speaks of and the container has."""
+    from cni_plugin.ops.ports import PublishedPort
+
     versions = [mapping.version] if mapping.version else sorted(targets)
     for version in versions:
         if version not in targets:
@@ -113,23 +163,45 @@ def _published(mapping: Mapping, targets: dict[int, Address], mark: str) -> Iter
                 f"hostIP {mapping.host or ('0.0.0.0' if version == 4 else '::')} of host port {mapping.host_port} is "
                 f"IPv{version}, but the container has no IPv{version} address",
             )
-        data = (targets[version], mapping.container_port)
-        if mapping.host is None:
-            yield Element(_ANYWHERE[version], (mapping.protocol, mapping.host_port), data, mark)
-        else:
-            yield Element(_AT[version], (mapping.host, mapping.protocol, mapping.host_port), data, mark)
+        yield PublishedPort(mapping.protocol, mapping.host_port, targets[version], mapping.container_port, mapping.host)
+
+
+def _element(port: PublishedPort, mark: str) -> Element:
+    version = port.target.version
+    data = (port.target, port.target_port)
+    if port.host is None:
+        return Element(_ANYWHERE[version], (port.protocol, port.port), data, mark)
+    return Element(_AT[version], (port.host, port.protocol, port.port), data, mark)
+
+
+def _line(port: PublishedPort, conditions: dict[str, str], mark: str) -> str:
+    """The port's rule for iptables, in the order in which iptables-save writes."""
+    from cni_plugin.ops.tables import commented
+
+    if port.host is not None:
+        if "-d" in conditions:
+            raise ConfigProblem(
+                f"hostIP {port.host} and the condition {conditions['-d']} contradict each other",
+                hint="leave one of them out",
+            )
+        conditions["-d"] = f"-d {port.host}/{port.host.max_prefixlen}"
+    words = [conditions[option] for option in _ORDER if option in conditions]
+    words.append(f"-p {port.protocol} -m {port.protocol} --dport {port.port} {commented(mark)}")
+    target = f"[{port.target}]" if port.target.version == 6 else str(port.target)
+    return " ".join((*words, f"-j DNAT --to-destination {target}:{port.target_port}"))
 
 
 def read(request: Request, keys: Section) -> Part | None:
-    keys.text("backend", choices=("iptables", "nftables"))
-    keys.integer("markMasqBit", least=0, most=31)
-    for key in ("conditionsV4", "conditionsV6", "externalSetMarkChain"):
-        if keys.raw(key):
-            raise ConfigProblem(
-                f"{keys.at(key)} is not supported: it holds text for iptables",
-                hint="leave it out",
-                code=UNSUPPORTED_FIELD,
-            )
+    backend = keys.text("backend", choices=("", "iptables", "nftables"))
+    bit = keys.integer("markMasqBit", least=0, most=31)
+    conditions = tuple((version, found) for version in _NAMES if (found := _conditions(keys, version)))
+    if conditions and backend == "nftables":
+        keys.problem("backend", "cannot follow conditions in the words of iptables")
+    if keys.text("externalSetMarkChain"):
+        if bit is not None:
+            keys.problem("externalSetMarkChain", "cannot be given together with markMasqBit")
+        if backend != "iptables":
+            keys.problem("externalSetMarkChain", "needs the backend iptables")
     mappings: dict[tuple[str, Address | None, int, int], Mapping] = {}
     for entry in request.config.runtime.sections("portMappings"):
         mapping = _mapping(entry)
@@ -138,7 +210,56 @@ def read(request: Request, keys: Section) -> Part | None:
         port = (mapping.protocol, mapping.host, mapping.version, mapping.host_port)
         if mappings.setdefault(port, mapping) != mapping:
             entry.problem("hostPort", f"is mapped twice for {mapping.protocol}, to different ports of the container")
-    return PortMap(tuple(mappings.values()), keys.flag("snat", True), keys.flag("masqAll"))
+    return PortMap(
+        tuple(mappings.values()),
+        keys.flag("snat", True),
+        keys.flag("masqAll"),
+        backend == "iptables" or bool(conditions),
+        conditions,
+    )
+
+
+def _conditions(keys: Section, version: int) -> tuple[tuple[str, str], ...]:
+    """The conditions of one family: options of iptables, each with what the rule says for it.
+
+    Source, destination and incoming link are understood, each once; what else iptables or nft could be told is
+    refused, since it would be code in a configuration. Raises ConfigProblem for that.
+    """
+    key = _NAMES[version]
+    words = list(keys.texts(key))
+    found: dict[str, str] = {}
+    while words:
+        negation = "! " if words[0] == "!" else ""
+        option, *rest = words[1:] if negation else words
+        if option not in _CONDITIONS or not rest:
+            raise ConfigProblem(
+                f"{keys.at(key)} {shown(option)} is not supported",
+                hint="-s, -d and -i with a value are, each with or without '!' before it",
+                code=UNSUPPORTED_FIELD,
+            )
+        value, *words = rest
+        name = _CONDITIONS[option]
+        if name in found:
+            keys.problem(key, f"gives {name} twice")
+        found[name] = f"{negation}{name} {_value(keys, key, name, value, version)}"
+    return tuple(found.items())
+
+
+def _value(keys: Section, key: str, option: str, value: str, version: int) -> str:
+    """A condition's value as iptables-save writes it; a problem is noted for what is none."""
+    if option == "-i":
+        problem = link_name_problem(value.removesuffix("+") or value)
+        if problem:
+            keys.problem(key, f"names a link that {problem}")
+        return value
+    try:
+        subnet = ip_network(value, strict=False)
+        if subnet.version == version:
+            return str(subnet)
+        keys.problem(key, f"holds {value}, which is not IPv{version}")
+    except ValueError:
+        keys.problem(key, f"holds {shown(value)}, which is neither an address nor a subnet")
+    return ""
 
 
 def _mapping(entry: Section) -> Mapping | None:
@@ -149,6 +270,12 @@ def _mapping(entry: Section) -> Mapping | None:
     if protocol not in PROTOCOLS:
         entry.problem("protocol", f"must be one of {', '.join(PROTOCOLS)}")
     host = entry.address("hostIP")
+    if host == _LOOPBACK6:
+        raise ConfigProblem(
+            f"{entry.at('hostIP')} ::1 is not supported: the kernel lets no packet from ::1 leave the loopback",
+            hint="use 127.0.0.1; who asks for localhost goes on to that",
+            code=UNSUPPORTED_FIELD,
+        )
     if len(entry.problems.found) > known:
         return None
     if host_port is None or container_port is None:

@@ -26,7 +26,7 @@ _ONLY_V6 = 11
 _SECONDS = 10
 _BUFFER = 1 << 17
 _MESSAGE = Struct("=IHHII")
-_QUESTION = Struct("=BBBxI48x")
+_QUESTION = Struct("=BBBxI2s46x")
 _SOCKET = Struct("=BBBB")
 _ANSWER = 72
 
@@ -57,7 +57,7 @@ def _open() -> _socket.socket:
 
 def _sockets(socket: _socket.socket, family: int, protocol: str, port: int) -> list[tuple[Address, int, bool]]:
     """Address, inode, and whether it takes IPv6 only, of the sockets that wait at the port."""
-    question = _QUESTION.pack(family, _PROTOCOLS[protocol], 0, _WAITING[protocol])
+    question = _QUESTION.pack(family, _PROTOCOLS[protocol], 0, _WAITING[protocol], port.to_bytes(2, "big"))
     found: list[tuple[Address, int, bool]] = []
     try:
         socket.send(_MESSAGE.pack(_MESSAGE.size + len(question), _BY_FAMILY, _REQUEST | _DUMP, 1, 0) + question)
