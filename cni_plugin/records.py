@@ -147,7 +147,11 @@ class Records:
 
     def lock(self, attachment: types.Attachment) -> str:
         """The path of the attachment's lock."""
-        return os.path.join(self._attachments, f"{attachment_digest(attachment)}.lock")
+        return self.lock_of(attachment_digest(attachment))
+
+    def lock_of(self, mark: str) -> str:
+        """The path of the lock of the attachment that a mark's digest stands for."""
+        return os.path.join(self._attachments, f"{mark}.lock")
 
     def network_path(self, network: str) -> str:
         return os.path.join(self._networks, f"{digest('network', network)}.json")

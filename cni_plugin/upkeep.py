@@ -12,10 +12,11 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from cni_plugin import executor, locks, names, parts
 from cni_plugin.errors import Busy, ConfigProblem, Missing, WeftError
-from cni_plugin.kernel import Link, Ruleset
+from cni_plugin.kernel import Element, Link, Ruleset
 from cni_plugin.names import link_name_problem
 from cni_plugin.ops import Elements
 from cni_plugin.ops.devices import lent_by_name, marked
@@ -109,7 +110,8 @@ def _detach(service: Service, record: Record, swept: Swept) -> None:
     try:
         with service.locked(attachment, patience=1.0):
             now = service.records.read(attachment)
-            if now is None or now.made != record.made:
+            # An ADD that was under way when its record was listed, and is done now, is nobody's leftover.
+            if now is None or (now.made, now.phase) != (record.made, record.phase):
                 return
             errors = service.undo(now)
             swept.errors += errors
@@ -124,11 +126,10 @@ def sweep(service: Service, swept: Swept) -> None:
     """Take away what bears weft's mark and has no record: links, elements, lock files, half-written records."""
     found = orphans(service)
     for name in found.links:
-        _delete_link(service, name, swept)
-    if found.elements:
-        with contextlib.suppress(WeftError):
-            service.kernel.rules.delete(found.elements)
-            swept.leftovers += [f"{element.collection} {element.key[0]}" for element in found.elements]
+        _unless_claimed(service, _mark_of_link(service, name), partial(_delete_link, service, name, swept))
+    for mark in dict.fromkeys(names.mark_digest(element.mark) for element in found.elements):
+        mine = [element for element in found.elements if names.mark_digest(element.mark) == mark]
+        _unless_claimed(service, mark, partial(_delete_elements, service, mine, swept))
     for path in found.files:
         _unlink(path, swept)
     _sweep_table(service, swept)
@@ -158,6 +159,27 @@ def _unlink(path: str, swept: Swept) -> None:
                 os.unlink(lock)
     except (Busy, OSError):
         return
+
+
+def _mark_of_link(service: Service, name: str) -> str:
+    link = service.kernel.host.link(name)
+    return names.mark_digest(link.alias) if link is not None else ""
+
+
+def _unless_claimed(service: Service, mark: str, take: Callable[[], None]) -> None:
+    """Take something away, unless an ADD of the attachment whose mark it bears has begun since it was found."""
+    lock = service.records.lock_of(mark)
+    with contextlib.suppress(Busy), locks.hold(lock, patience=0):
+        if mark and mark not in service.records.digests():
+            take()
+            with contextlib.suppress(OSError):
+                os.unlink(lock)
+
+
+def _delete_elements(service: Service, elements: list[Element], swept: Swept) -> None:
+    with contextlib.suppress(WeftError):
+        service.kernel.rules.delete(elements)
+        swept.leftovers += [f"{element.collection} {element.key[0]}" for element in elements]
 
 
 def _delete_link(service: Service, name: str, swept: Swept) -> None:

@@ -1,0 +1,59 @@
+"""Collecting garbage beside calls that are under way: freeing too much is worse than leaking."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cni_plugin import names, upkeep
+from cni_plugin.host import Host
+from cni_plugin.kernel.fake import FakeKernel
+from cni_plugin.locks import hold
+from cni_plugin.records import Phase, Record
+from cni_plugin.service import Service
+from cni_plugin.types import Attachment, NamespaceId
+
+ATTACHMENT = Attachment("blue", "c1", "eth0", "weft")
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    made = Service(FakeKernel(), Host(str(tmp_path), "boot", 0.0))
+    made.records.prepare()
+    return made
+
+
+def test_an_add_that_ended_after_it_was_listed_is_left_alone(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Record(ATTACHMENT, NamespaceId("/run/netns/c1", 1, 2), Phase.ADDING, "boot", 1.0)
+    service.records.write(replace(record, phase=Phase.ATTACHED))
+    monkeypatch.setattr(upkeep, "dead", lambda service: [record])
+    assert upkeep.sweep_dead(service).attachments == []
+    assert service.records.read(ATTACHMENT) is not None
+
+
+def test_a_half_made_attachment_goes(service: Service) -> None:
+    service.records.write(Record(ATTACHMENT, NamespaceId("/run/netns/c1", 1, 2), Phase.ADDING, "boot", 1.0))
+    assert upkeep.sweep_dead(service).attachments == [str(ATTACHMENT)]
+    assert service.records.read(ATTACHMENT) is None
+
+
+def _orphan(service: Service) -> str:
+    name = names.host_link(ATTACHMENT)
+    service.kernel.host.add_link(name, "dummy", alias=names.alias(names.attachment_mark(ATTACHMENT), "c1/eth0"))
+    return name
+
+
+def test_an_orphan_goes_with_its_lock(service: Service) -> None:
+    name = _orphan(service)
+    assert upkeep.sweep_dead(service).leftovers == [f"link {name}"]
+    assert service.kernel.host.link(name) is None
+    assert service.records.litter() in ([], [service.records.shared_lock()])
+
+
+def test_an_orphan_whose_attachment_somebody_works_on_stays(service: Service) -> None:
+    name = _orphan(service)
+    with hold(service.records.lock(ATTACHMENT)):
+        assert upkeep.sweep_dead(service).leftovers == []
+    assert service.kernel.host.link(name) is not None
