@@ -13,7 +13,8 @@ Conf = dict[str, Any]
 class Case:
     """A configuration to attach containers with. ``first`` is that of the plugin before it in a chain.
 
-    ``needs`` is a kind of link that a kernel may lack, ``wired`` whether the host has a neighbour, on ``lan0``.
+    ``needs`` is a kind of link that a kernel may lack, ``wired`` whether the host has a neighbour, on ``lan0``,
+    ``tables`` whether iptables has been used before: its own chains stay when all of weft's are gone.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Case:
     first: Conf = field(default_factory=dict)
     needs: str = ""
     wired: bool = False
+    tables: bool = False
 
 
 def pool(*subnets: str, **rest: object) -> Conf:
@@ -50,7 +52,39 @@ _BRIDGE: Conf = {"bridge": "wbr0", "isGateway": True, "ipMasq": True, "ipam": po
 _STATIC: Conf = {"bridge": "wbr0", "isGateway": True, "ipMasq": True, "ipam": FIXED}
 _DUAL = pool("10.21.0.0/24", "fd00:21::/64", routes=EVERYWHERE_TWICE)
 
+SLOW: Conf = {"ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 4_000_000, "egressBurst": 400_000}
+TUNED: Conf = {
+    "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net.ipv4.ip_local_port_range": "30000 60000"},
+    "mac": "02:00:00:AA:BB:01", "mtu": 1400, "promisc": True, "allmulti": True, "txQLen": 99,
+}  # fmt: skip
+_CHAINED: Conf = {"bridge": "wbr0", "isGateway": True, "ipam": _DUAL}
+
+FEATURE_CASES = tuple(
+    Case(f"chain-{plugin}{suffix}", conf(plugin, "chain", keys), conf("bridge", "chain", _CHAINED), **more)  # type: ignore[arg-type]
+    for plugin, suffix, keys, more in (
+        ("bandwidth", "", SLOW, {}),
+        ("tuning", "", TUNED, {}),
+        ("sbr", "", {"addSourceHints": True}, {}),
+        ("vrf", "", {"vrfname": "blue"}, {"needs": "vrf"}),
+        ("firewall", "", {"ingressPolicy": "isolated", "backend": "iptables"}, {"tables": True}),
+        ("portmap", "-iptables", {"runtimeConfig": PORTS, "backend": "iptables"}, {"tables": True}),
+    )
+)
+
 CASES = (
+    *FEATURE_CASES,
+    Case(
+        "weft-features",
+        conf(
+            "weft",
+            "many",
+            {
+                "driver": "bridge", "bridge": "wbr0", "isGateway": True, "ipMasq": True, "ipMasqBackend": "iptables",
+                "ipam": _DUAL, "bandwidth": SLOW, "tuning": TUNED, "sbr": {}, "firewall": {"ingressPolicy": "isolated"},
+            },
+        ),
+        tables=True,
+    ),
     Case("bridge", conf("bridge", "plain", {"bridge": "wbr0", "ipam": pool("10.20.0.0/24")})),
     Case("bridge-dual", conf("bridge", "dual", {"bridge": "wbr0", "isGateway": True, "ipMasq": True, "ipam": _DUAL})),
     Case("bridge-l2", conf("bridge", "flat", {"bridge": "wbr0"})),
@@ -63,14 +97,6 @@ CASES = (
     Case("ptp-dual", conf("ptp", "lines", {"ipMasq": True, "ipam": _DUAL})),
     Case("loopback", conf("loopback", "lonet", {})),
     Case("macvlan", conf("macvlan", "mac", {"ipam": pool("192.0.2.0/25", "2001:db8:99::/112")}), wired=True),
-    Case(
-        "ipvlan",
-        conf("ipvlan", "ipv", {"master": "lan0", "mode": "l3", "ipam": pool("10.25.0.0/24")}),
-        needs="ipvlan",
-        wired=True,
-    ),
-    Case("vlan", conf("vlan", "tag", {"vlanId": 100, "ipam": pool("10.26.0.0/24")}), needs="vlan", wired=True),
-    Case("dummy", conf("dummy", "dum", {"ipam": pool("10.27.0.0/24", "fd00:27::/64")}), needs="dummy"),
     Case("tap", conf("tap", "vm", {"owner": 7, "group": 8, "mtu": 1400, "ipam": pool("10.28.0.0/24")}), needs="tun"),
     Case(
         "portmap-chained",

@@ -87,8 +87,6 @@ def test_beside_a_living_neighbour(host: Host, case: Case) -> None:
     if case.name == "bridge-static":
         address = {"address": "10.23.0.10/24", "gateway": "10.23.0.1"}
         conf = {**conf, "ipam": {**conf["ipam"], "addresses": [address]}}
-    if case.name == "vlan":  # of a link's VLANs each is for one container
-        conf = {**conf, "vlanId": 101}
     result = ground.weft.add(conf, other, "c2")
     seen = Steps()
     assert ground.add(seen).ok
