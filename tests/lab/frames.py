@@ -1,0 +1,129 @@
+"""Frames made by hand, sent from a namespace past its own kernel, and what arrives elsewhere. packet(7)."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterable
+from ipaddress import IPv6Address, ip_address
+
+from lab.namespaces import inside
+
+EVERYBODY = "ff:ff:ff:ff:ff:ff"
+ALL_NODES = "ff02::1"
+_ALL = 0x0003  # ETH_P_ALL
+UDP, ICMP, ICMP6 = 17, 1, 58
+
+
+def octets(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def link_local(mac: str) -> str:
+    raw = octets(mac)
+    return str(IPv6Address(b"\xfe\x80" + bytes(6) + bytes([raw[0] ^ 2]) + raw[1:3] + b"\xff\xfe" + raw[3:]))
+
+
+def _sum(data: bytes) -> int:
+    """The internet checksum (RFC 1071)."""
+    words = struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2))
+    total = sum(words)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def frame(source: str, protocol: int, content: bytes, to: str = EVERYBODY) -> bytes:
+    return octets(to) + octets(source) + struct.pack("!H", protocol) + content
+
+
+def tagged(whole: bytes, vid: int) -> bytes:
+    """The same frame with an 802.1Q tag."""
+    return whole[:12] + struct.pack("!HH", 0x8100, vid) + whole[12:]
+
+
+def ip(source: str, to: str, protocol: int, content: bytes, *, before: bytes = b"") -> tuple[int, bytes]:
+    """EtherType and packet. ``before`` are IPv6 extension headers, the first one hop-by-hop options."""
+    first, second = ip_address(source), ip_address(to)
+    pseudo = first.packed + second.packed
+    if first.version == 4:
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(content), 1, 0, 64, protocol, 0) + pseudo
+        return 0x0800, header[:10] + struct.pack("!H", _sum(header)) + header[12:] + content
+    if protocol == ICMP6:
+        over = pseudo + struct.pack("!II", len(content), protocol) + content
+        content = content[:2] + struct.pack("!H", _sum(over)) + content[4:]
+    header = struct.pack("!IHBB", 6 << 28, len(before) + len(content), 0 if before else protocol, 255)
+    return 0x86DD, header + pseudo + before + content
+
+
+def udp(source: int, to: int, content: bytes) -> bytes:
+    return struct.pack("!HHHH", source, to, 8 + len(content), 0) + content
+
+
+def arp(operation: int, mac: str, address: str, to_mac: str, to: str, token: bytes = b"") -> bytes:
+    """An ARP packet: 1 asks, 2 answers. What stands behind it nobody reads."""
+    head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation)
+    return head + octets(mac) + ip_address(address).packed + octets(to_mac) + ip_address(to).packed + token
+
+
+def option(kind: int, mac: str) -> bytes:
+    """A link-layer address option of neighbour discovery: 1 the source's, 2 the target's."""
+    return struct.pack("!BB", kind, 1) + octets(mac)
+
+
+def note(token: bytes) -> bytes:
+    """An option that nobody knows and everybody skips."""
+    return struct.pack("!BB", 253, 2) + token.ljust(14, b"\0")
+
+
+def advertisement(target: str, options: bytes) -> bytes:
+    """A neighbour advertisement that wants to override what is known."""
+    return struct.pack("!BBHI", 136, 0, 0, 0x20000000) + ip_address(target).packed + options
+
+
+def solicitation(target: str, options: bytes) -> bytes:
+    return struct.pack("!BBHI", 135, 0, 0, 0) + ip_address(target).packed + options
+
+
+def router(prefix: str, options: bytes = b"") -> bytes:
+    """A router advertisement: a default route for half an hour, and a /64 to take an address from."""
+    head = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
+    return head + struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 7200, 7200, 0) + ip_address(prefix).packed + options
+
+
+def send(namespace: str, frames: Iterable[bytes], link: str = "eth0") -> None:
+    """Send from a link, past all that the namespace's own kernel would say to it."""
+    with inside(namespace), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.bind((link, 0))
+        for one in frames:
+            sender.send(one)
+
+
+class Ear:
+    """Hears all that arrives at a link from the moment it is made."""
+
+    def __init__(self, namespace: str, link: str = "eth0") -> None:
+        with inside(namespace):
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
+            self._socket.bind((link, _ALL))
+        self._socket.settimeout(0.1)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def heard(self, tokens: Iterable[bytes], last: bytes, *, within: float = 3.0) -> set[bytes]:
+        """Which of the tokens arrived before the last one did; raises AssertionError if that never comes."""
+        wanted, found = set(tokens), set()
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            try:
+                data, (_, _, kind, *_rest) = self._socket.recvfrom(65535)
+            except TimeoutError:
+                continue
+            if kind == 4:  # PACKET_OUTGOING: sent, not arrived
+                continue
+            found |= {token for token in wanted if token in data}
+            if last in data:
+                return found
+        raise AssertionError(f"{last!r} did not arrive; of the others {sorted(found)} did")

@@ -1,0 +1,277 @@
+"""Frames that a container forges: each arrives where nothing is checked, and none where it is."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lab import frames, seen
+from lab.calls import Weft
+from lab.confs import DEFAULT4, SUBNET, bridge, dual, pool, ptp
+from lab.frames import ALL_NODES, EVERYBODY, ICMP, ICMP6, UDP
+from lab.host import Host
+from lab.snapshot import difference
+
+EVIL, VICTIM, GATEWAY = "10.80.0.2", "10.80.0.3", "10.80.0.1"
+EVIL6, VICTIM6, GATEWAY6 = "fd80::2", "fd80::3", "fd80::1"
+FORGED = "02:66:6f:72:67:65"
+PREFIX = "2001:db8:bad::"
+
+UNCHECKED = bridge(dual(), isGateway=True, routerAdvertisements=True)
+PLAIN = bridge(dual(), isGateway=True)
+CHECKED = bridge(dual(), type="weft", driver="bridge", isGateway=True)
+
+
+class Yard:
+    """A container that forges, its sibling, and their host, all on one bridge."""
+
+    def __init__(self, host: Host, conf: dict[str, Any]) -> None:
+        self.host, self.conf, self.weft = host, conf, Weft()
+        seen.hurry(host)
+        self.paths = {name: host.container(name) for name in ("evil", "victim")}
+        self.results = {name: self.weft.add(conf, path, name) for name, path in self.paths.items()}
+        self.macs = {
+            name: next(one["mac"] for one in result["interfaces"] if one.get("sandbox"))
+            for name, result in self.results.items()
+        }
+        self.macs["host"] = seen.link(host, "br0")["address"]
+
+    def send(self, *made: bytes) -> None:
+        frames.send(self.paths["evil"], made)
+
+    def neighbours(self, place: str | None, link: str) -> dict[str, str]:
+        argv = ("ip", "-j", "neighbour", "show", "dev", link)
+        found = self.host.run(*argv) if place is None else self.host.inside(place, *argv)
+        return {one["dst"]: one["lladdr"] for one in found.json if "lladdr" in one}
+
+
+def forgeries(yard: Yard) -> dict[bytes, bytes]:
+    """One frame of every kind, under the token that it carries."""
+    mine, theirs = yard.macs["evil"], yard.macs["victim"]
+    own = frames.link_local(mine)
+    found: dict[bytes, bytes] = {}
+
+    def add(name: str, make: Callable[[bytes], tuple[int, bytes]], mac: str = mine) -> None:
+        token = f"<{name[:12]}>".encode()
+        assert token not in found
+        found[token] = frames.frame(mac, *make(token))
+
+    def packet(source: str, ports: tuple[int, int] = (4000, 4000)) -> Callable[[bytes], tuple[int, bytes]]:
+        to = "255.255.255.255" if "." in source else ALL_NODES
+        return lambda token: frames.ip(source, to, UDP, frames.udp(*ports, token))
+
+    def claim(source: str, content: Callable[[bytes], bytes], before: bytes = b"") -> Callable[..., tuple[int, bytes]]:
+        return lambda token: frames.ip(source, ALL_NODES, ICMP6, content(frames.note(token)), before=before)
+
+    add("mac", packet(EVIL), FORGED)
+    add("sibling", packet(VICTIM))
+    add("gateway", packet(GATEWAY))
+    add("foreign", packet("8.8.8.8"))
+    add("second", packet("10.80.0.99"))
+    add("nobody", packet("0.0.0.0"))
+    add("sibling6", packet(VICTIM6))
+    add("gateway6", packet(GATEWAY6))
+    add("second6", packet("fd80::99"))
+    add("local6", packet(frames.link_local(theirs)))
+    add("dhcp", packet(EVIL, (67, 68)))
+    add("dhcp6", packet(EVIL6, (547, 546)))
+    redirect = struct.pack("!BBHI", 5, 1, 0, 0)
+    add("redirect4", lambda token: frames.ip(EVIL, "255.255.255.255", ICMP, redirect + token))
+    add("arp ip", lambda token: (0x0806, frames.arp(2, mine, VICTIM, EVERYBODY, VICTIM, token)))
+    add("arp gateway", lambda token: (0x0806, frames.arp(1, mine, GATEWAY, EVERYBODY, GATEWAY, token)))
+    add("arp mac", lambda token: (0x0806, frames.arp(2, FORGED, EVIL, EVERYBODY, EVIL, token)))
+    add("na target", claim(EVIL6, lambda rest: frames.advertisement(VICTIM6, frames.option(2, mine) + rest)))
+    add("na mac", claim(EVIL6, lambda rest: frames.advertisement(EVIL6, frames.option(2, FORGED) + rest)))
+    add("na hidden", claim(EVIL6, lambda rest: frames.advertisement(EVIL6, rest + frames.option(2, FORGED))))
+    add("ns mac", claim(EVIL6, lambda rest: frames.solicitation(VICTIM6, frames.option(1, FORGED) + rest)))
+    add("dad", claim("::", lambda rest: frames.solicitation(VICTIM6, rest)))
+    add("rs mac", claim(own, lambda rest: struct.pack("!BBHI", 133, 0, 0, 0) + frames.option(1, FORGED) + rest))
+    hops = bytes([ICMP6, 0, 1, 4, 0, 0, 0, 0])
+    add("ra", claim(own, lambda rest: frames.router(PREFIX, rest)))
+    add("ra behind", claim(own, lambda rest: frames.router(PREFIX, rest), hops))
+    add("redirect6", claim(own, lambda rest: struct.pack("!BBHI", 137, 0, 0, 0) + bytes(32) + rest))
+    add("rarp", lambda token: (0x8035, frames.arp(3, mine, EVIL, mine, EVIL, token)))
+    add("tag", packet(EVIL))
+    found[b"<tag>"] = frames.tagged(found[b"<tag>"], 7)
+    add("tagged ra", claim(own, lambda rest: frames.router(PREFIX, rest)))
+    found[b"<tagged ra>"] = frames.tagged(found[b"<tagged ra>"], 1)
+    return found
+
+
+ROUTERS = {b"<ra>", b"<ra behind>", b"<redirect6>", b"<tagged ra>"}
+
+
+def arrived(yard: Yard) -> tuple[set[bytes], set[bytes], set[bytes]]:
+    """All tokens, those that the sibling heard, and those that the host did; an honest frame comes last."""
+    made = forgeries(yard)
+    honest = frames.frame(
+        yard.macs["evil"], *frames.ip(EVIL, "255.255.255.255", UDP, frames.udp(4000, 4000, b"<honest>"))
+    )
+    ears = frames.Ear(yard.paths["victim"]), frames.Ear(yard.host.path, "br0")
+    yard.send(*made.values(), honest)
+    sibling, host = (ear.heard(made, b"<honest>") for ear in ears)
+    for ear in ears:
+        ear.close()
+    return set(made), sibling, host
+
+
+def test_without_checks_every_forged_frame_arrives(host: Host) -> None:
+    every, sibling, at_host = arrived(Yard(host, UNCHECKED))
+    assert len(every) >= 12
+    assert sibling == every
+    assert at_host == every
+
+
+def test_with_checks_no_forged_frame_arrives(host: Host) -> None:
+    yard = Yard(host, CHECKED)
+    _, sibling, at_host = arrived(yard)
+    assert (sibling, at_host) == (set(), set())
+    for name, path in yard.paths.items():
+        assert yard.weft.check(yard.conf, yard.results[name], path, name) == ""
+
+
+def test_the_checks_can_be_asked_for_under_the_references_name(host: Host) -> None:
+    _, sibling, at_host = arrived(Yard(host, {**PLAIN, "ipspoofchk": True}))
+    assert (sibling, at_host) == (set(), set())
+
+
+def test_macspoofchk_is_about_mac_addresses(host: Host) -> None:
+    every, sibling, _ = arrived(Yard(host, {**PLAIN, "macspoofchk": True}))
+    assert every - sibling == {b"<mac>", b"<arp mac>"} | ROUTERS
+
+
+def test_the_references_defaults_stop_routers_alone(host: Host) -> None:
+    every, sibling, at_host = arrived(Yard(host, PLAIN))
+    assert every - sibling == every - at_host == ROUTERS
+
+
+def test_a_network_without_addresses_is_checked_for_mac_addresses(host: Host) -> None:
+    yard = Yard(host, CHECKED)  # its addresses are what the forgeries speak of
+    weft, flat = Weft(), {**CHECKED, "name": "flat", "ipam": {}, "isGateway": False}
+    weft.add(flat, host.container("flat"), "flat")
+    mac = seen.link(host, "eth0", "flat")["address"]
+    ear = frames.Ear(yard.paths["victim"])
+    packet = frames.ip("192.0.2.77", "255.255.255.255", UDP, frames.udp(4000, 4000, b"<free>"))
+    forged = frames.ip("192.0.2.77", "255.255.255.255", UDP, frames.udp(4000, 4000, b"<forged>"))
+    frames.send("/run/netns/flat", [frames.frame(FORGED, *forged), frames.frame(mac, *packet)])
+    assert ear.heard([b"<forged>"], b"<free>") == set()
+    ear.close()
+
+
+def poison(yard: Yard) -> None:
+    """Claims of the victim's and the host's addresses, to those who know better."""
+    mine = yard.macs["evil"]
+    for to, to4, to6, pairs in (
+        ("victim", VICTIM, VICTIM6, ((GATEWAY, GATEWAY6),)),
+        ("host", GATEWAY, GATEWAY6, ((VICTIM, VICTIM6),)),
+    ):
+        mac = yard.macs[to]
+        for four, six in pairs:
+            said = frames.advertisement(six, frames.option(2, mine))
+            asked = frames.solicitation(to6, frames.option(1, mine))
+            yard.send(
+                frames.frame(mine, 0x0806, frames.arp(2, mine, four, mac, to4), mac),
+                frames.frame(mine, *frames.ip(six, to6, ICMP6, said), mac),
+                frames.frame(mine, *frames.ip(six, to6, ICMP6, asked), mac),
+            )
+
+
+@pytest.mark.parametrize(("conf", "poisoned"), [(UNCHECKED, True), (CHECKED, False)], ids=["unchecked", "checked"])
+def test_neighbour_tables(host: Host, conf: dict[str, Any], poisoned: bool) -> None:
+    """Nobody's idea of who has an address changes, be it the sibling's or the host's."""
+    yard = Yard(host, conf)
+    host.run("sysctl", "-qw", "net.ipv4.neigh.br0.locktime=0")
+    host.inside("victim", "sysctl", "-qw", "net.ipv4.neigh.eth0.locktime=0")
+    for address in (GATEWAY, GATEWAY6):
+        assert host.ping("victim", address)
+    poison(yard)
+    wrong = yard.macs["evil"]
+    right = {"victim": yard.macs["host"], None: yard.macs["victim"]}
+    known = {
+        "victim": [yard.neighbours("victim", "eth0")[one] for one in (GATEWAY, GATEWAY6)],
+        None: [yard.neighbours(None, "br0")[one] for one in (VICTIM, VICTIM6)],
+    }
+    assert known == {place: [wrong if poisoned else right[place]] * 2 for place in right}
+
+
+@pytest.mark.parametrize("conf", [UNCHECKED, PLAIN, CHECKED], ids=["allowed", "plain", "checked"])
+def test_nobody_takes_a_container_for_a_router(host: Host, conf: dict[str, Any]) -> None:
+    """CVE-2020-10749, for siblings and the host. A router that the configuration speaks of is one."""
+    ipam = pool(SUBNET, routes=[DEFAULT4])  # an IPv4 network, where nobody expects any
+    yard = Yard(host, {**conf, "ipam": ipam})
+    before = seen.inner(yard.paths["victim"]), host.snapshot()
+    mac = yard.macs["evil"]
+    yard.send(frames.frame(mac, *frames.ip(frames.link_local(mac), ALL_NODES, ICMP6, frames.router(PREFIX)), EVERYBODY))
+    soon = time.monotonic() + (3.0 if conf is UNCHECKED else 0.5)
+    while time.monotonic() < soon and not took(host):
+        time.sleep(0.05)
+    assert took(host) == (conf is UNCHECKED)
+    if conf is not UNCHECKED:
+        assert difference(before[0], seen.inner(yard.paths["victim"])) == []
+        assert host.changes(before[1]) == []
+
+
+def took(host: Host) -> bool:
+    """Whether the victim has a default route that somebody advertised."""
+    return "default" in host.inside("victim", "ip", "-6", "route", "show").stdout
+
+
+def test_honest_traffic_passes(host: Host) -> None:
+    """Both families, link-local addresses, detection of duplicates, large packets, and the way out."""
+    lan = host.lan()
+    yard = Yard(host, {**CHECKED, "ipMasq": True, "enabledad": True})
+    host.serve_tcp("victim", 80)
+    host.serve_udp("victim", 53)
+    for address, source in ((VICTIM, EVIL), (VICTIM6, EVIL6)):
+        assert host.fetch("evil", address, 80) == source
+        assert host.fetch("evil", address, 53, "udp") == source
+        assert host.inside("evil", "ping", "-nqc1", "-W2", "-s", "8000", address).code == 0
+    local = frames.link_local(yard.macs["victim"])
+    assert host.inside("evil", "ping", "-nqc1", "-W2", f"{local}%eth0").code == 0
+    assert host.ping("evil", lan.outside)
+    assert host.ping("evil", lan.outside6)
+    host.inside("evil", "ip", "neighbour", "flush", "dev", "eth0")
+    assert host.ping("victim", EVIL) and host.ping(None, EVIL6)
+
+
+def test_forged_mac_addresses_do_not_fill_the_bridges_table(host: Host) -> None:
+    yard = Yard(host, CHECKED)
+    known = len(host.run("bridge", "fdb", "show", "br", "br0").stdout.splitlines())
+    content = frames.ip(EVIL, "255.255.255.255", UDP, frames.udp(1, 1, b""))
+    yard.send(*(frames.frame(f"02:00:00:00:00:{number:02x}", *content) for number in range(200)))
+    assert len(host.run("bridge", "fdb", "show", "br", "br0").stdout.splitlines()) <= known
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_ptp_container_sends_as_itself_alone(host: Host, checked: bool) -> None:
+    """Routed by the host, which looks at sources; under the reference's name it does not."""
+    seen.hurry(host)
+    conf = ptp(dual(), **({"type": "weft", "driver": "ptp"} if checked else {}))
+    weft = Weft()
+    evil, victim = (host.container(name) for name in ("evil", "victim"))
+    outer, inner = weft.add(conf, evil, "evil")["interfaces"]
+    weft.add(conf, victim, "victim")
+    ear = frames.Ear(victim)
+    forged = {b"<sibling>": "10.80.0.77", b"<foreign>": "8.8.8.8", b"<sibling6>": "fd80::77", b"<foreign6>": "2600::1"}
+    for token, source in (*forged.items(), (b"<honest>", EVIL)):
+        packet = frames.ip(source, VICTIM if "." in source else VICTIM6, UDP, frames.udp(9, 9, token))
+        frames.send(evil, [frames.frame(inner["mac"], *packet, outer["mac"])])
+    assert ear.heard(forged, b"<honest>") == (set() if checked else set(forged))
+    ear.close()
+
+
+@pytest.mark.parametrize(
+    ("keys", "word"),
+    [
+        ({"macspoofchk": False, "ipspoofchk": True}, "macspoofchk"),
+        ({"ipspoofchk": True, "ipam": {}}, "ipspoofchk"),
+        ({"macspoofchk": "yes"}, "macspoofchk"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(host: Host, keys: dict[str, Any], word: str) -> None:
+    answer = Weft()("ADD", {**CHECKED, **keys}, host.container())
+    assert answer.code == 7 and word in answer.text
