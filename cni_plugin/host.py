@@ -13,6 +13,7 @@ from cni_plugin.plan import Device
 from cni_plugin.types import Cidr, Side
 
 _BUSES = ("/sys/bus/pci/devices", "/sys/bus/auxiliary/devices")
+_DEVICES = "/sys/devices/"
 _MAIN_TABLE = 254
 
 
@@ -68,7 +69,7 @@ class Look:
     def device(self, place: str) -> Device | None:
         paths = (place,) if place.startswith("/") else tuple(f"{bus}/{place}" for bus in _BUSES)
         for path in map(os.path.realpath, paths):
-            if path.startswith("/sys/devices/") and os.path.isdir(path):
+            if path.startswith(_DEVICES) and os.path.isdir(path):
                 driver = os.path.realpath(f"{path}/driver")
                 return Device(os.path.basename(driver) if os.path.exists(driver) else "", _links_of(path))
         return None
