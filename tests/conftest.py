@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ("lab.outcomes",)
 TIERS = ("netns", "conformance", "vm")
 
 

@@ -1,0 +1,12 @@
+"""The guest's kernel has all that weft can use. So nothing is skipped there for want of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.capabilities import CAPABILITIES, lack
+
+
+@pytest.mark.parametrize("name", CAPABILITIES)
+def test_the_kernel_has(name: str) -> None:
+    assert lack(name) == ""
