@@ -13,17 +13,16 @@ from dataclasses import dataclass
 from cni_plugin import interface, names
 from cni_plugin.errors import ConfigProblem
 from cni_plugin.kernel import Link
-from cni_plugin.ops import LentLink
+from cni_plugin.ops.devices import lent
 from cni_plugin.plan import Context, Part, Plan
 from cni_plugin.types import ResultInterface, Side
-from cni_plugin.wire.keys import Section, shown
+from cni_plugin.wire.keys import Section
+from cni_plugin.wire.keys import shown as quoted
 from cni_plugin.wire.request import Request
 
 _USER_SPACE = ("vfio-pci", "uio_pci_generic", "igb_uio")
 _PLACE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:\-]*$")
 _DEVICES = "/sys/devices/"
-_MARK = "weft-device"
-"""How aliases of lent links begin: not as other marks, since nobody may sweep a link that is the host's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +41,9 @@ class HostDevice:
         if device is not None and device.driver in _USER_SPACE:
             return Plan(result=context.result)
         link = self._link(context)
-        attachment = context.attachment
-        mark = f"{_MARK}:{names.attachment_digest(attachment)}"
-        loan = LentLink(
-            name=link.name,
-            container=attachment.interface,
-            passing=names.passing_link(attachment),
-            alias=names.alias(mark, f"the host's {link.name}, lent to {attachment}"),
-            # A mark that a lost record left behind is nothing to go back to.
-            before="" if link.alias.startswith(f"{_MARK}:") else link.alias,
-            type=link.kind,
-            mac=link.mac,
-            mtu=link.mtu,
-        )
-        lent = ResultInterface(loan.container, link.mac, context.namespace.path, link.mtu, pci_id=self.bus)
-        return interface.attach(loan, lent, context.result, detect=self.detect, addressed=self.addressed)
+        loan = lent(link, context.attachment)
+        shown = ResultInterface(loan.container, link.mac, context.namespace.path, link.mtu, pci_id=self.bus)
+        return interface.attach(loan, shown, context.result, detect=self.detect, addressed=self.addressed)
 
     def _link(self, context: Context) -> Link:
         """The link; raises ConfigProblem where there is none of that description, or it is one not to be lent."""
@@ -92,7 +79,7 @@ def read(request: Request, keys: Section) -> Part | None:
         keys.problem("kernelpath", f"must begin with {_DEVICES}")
     if bus and not _PLACE.fullmatch(bus):
         where = "runtimeConfig.deviceID" if override else "pciBusID"
-        keys.problems.add(f"{where} {shown(bus)} must be a device's address, like 0000:00:1f.6")
+        keys.problems.add(f"{where} {quoted(bus)} must be a device's address, like 0000:00:1f.6")
     if not any((name, keys.text("hwaddr"), path, bus)):
         keys.problems.add("specify either device, hwaddr, kernelpath or pciBusID")
     addressed = bool(request.config.ipam.text("type"))
