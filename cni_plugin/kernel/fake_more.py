@@ -71,6 +71,8 @@ class FakeMore:
         self.held_listeners: dict[tuple[str, int], list[tuple[Address, str]]] = {}
         self.tables = {4: FakeTables(), 6: FakeTables()}
 
+    links_by_name: dict[str, FakeLink]
+
     def _noted(self, verb: str) -> None:
         raise NotImplementedError
 
@@ -87,7 +89,8 @@ class FakeMore:
 
     def redirect(self, link: str) -> str:
         self._noted("redirect")
-        return self.held(link, f"list the filters of {link}").redirect
+        target = self.held(link, f"list the filters of {link}").redirect
+        return target if target in self.links_by_name else ""
 
     def set_redirect(self, link: str, target: str) -> None:
         self._noted("set_redirect")

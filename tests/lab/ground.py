@@ -23,11 +23,16 @@ class Ground:
         require(case.needs)
         if case.wired:
             host.lan()
+        if case.tables:
+            use_tables(host)
         self.container = host.container()
         self.bare = host.snapshot()
         self.conf = case.conf
         if case.first:
             self.conf = {**case.conf, "prevResult": self.weft.add(case.first, self.container)}
+            # The chain's network outlives every attempt: so what it shares is there from the beginning.
+            self.weft.add(self.conf, self.container)
+            self.weft.delete(self.conf, self.container)
         self.remember()
 
     def remember(self) -> None:
@@ -68,6 +73,15 @@ class Ground:
             self.weft.delete(self.case.first, self.container)
         self.collect()
         return steady(self.host.changes(self.bare, within=0.0)) + files()
+
+
+def use_tables(host: Host) -> None:
+    """Have iptables make its tables and chains, which it never removes."""
+    for program in ("iptables", "ip6tables"):
+        for table, chains in (("filter", ("FORWARD",)), ("nat", ("PREROUTING", "OUTPUT", "POSTROUTING"))):
+            for chain in chains:
+                for verb in ("-A", "-D"):
+                    host.run(program, "-t", table, verb, chain, "-j", "ACCEPT")
 
 
 def steady(lines: list[str]) -> list[str]:

@@ -62,7 +62,8 @@ def set_redirect(socket: RouteSocket, name: str, target: str) -> None:
     """Redirect all that comes in to ``target``, "" for no longer."""
     doing = f"send on by {target} what comes in by {name}" if target else f"end the redirection of {name}"
     index = links.index(socket, name, doing)
-    there = [message for message in _filters(socket, name) if _target(message)]
+    # By its priority and not by its target: that of a link which is gone is nowhere.
+    there = [message for message in _filters(socket, name) if _is_own(message)]
     wanted = links.index(socket, target, doing) if target else 0
     if wanted and any(_target(message) == wanted for message in there):
         return
@@ -126,9 +127,13 @@ def _is_table(message: Any) -> bool:
     return attribute(message, "TCA_KIND") == "u32" and not message["handle"] & 0xFFF
 
 
+def _is_own(message: Any) -> bool:
+    return bool(message["info"] & 0xFFFF0000 == _PRIORITY)
+
+
 def _target(message: Any) -> int:
     """The index of the link to which a filter of weft's redirects, 0 for other filters."""
-    if message["info"] & 0xFFFF0000 != _PRIORITY:
+    if not _is_own(message):
         return 0
     path = ("TCA_OPTIONS", "TCA_U32_ACT", "TCA_ACT_FIRST", "TCA_ACT_OPTIONS", "TCA_MIRRED_PARMS")
     said = attribute(message, *path)

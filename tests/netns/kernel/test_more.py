@@ -91,6 +91,18 @@ def test_another_s_filter_of_what_comes_in_stays(host: Host) -> None:
     kernel.close()
 
 
+def test_a_redirection_to_a_link_that_is_gone_can_be_taken_back(host: Host) -> None:
+    kernel = LinuxKernel()
+    host.run("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+    host.run("ip", "link", "add", "ifb0", "type", "ifb")
+    before = host.run("tc", "qdisc", "show", "dev", "veth0").stdout
+    kernel.host.set_redirect("veth0", "ifb0")
+    host.run("ip", "link", "delete", "ifb0")
+    kernel.host.set_redirect("veth0", "")
+    assert host.run("tc", "qdisc", "show", "dev", "veth0").stdout == before
+    kernel.close()
+
+
 def test_another_s_discipline_at_the_root_stays(host: Host) -> None:
     kernel = LinuxKernel()
     host.run("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth1")

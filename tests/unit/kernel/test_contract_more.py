@@ -58,6 +58,9 @@ def test_what_comes_in_is_redirected_until_it_is_not(place: Place) -> None:
         assert place.host.redirect("veth0") == ""
     place.host.set_redirect("veth0", "ifb0")
     assert place.host.redirect("veth0") == "ifb0"
+    place.host.delete_link("ifb0")
+    assert place.host.redirect("veth0") == ""
+    place.host.set_redirect("veth0", "")
 
 
 def test_limits_and_redirections_of_what_is_not_there(place: Place) -> None:
