@@ -1,0 +1,157 @@
+"""What a neighbour on the wire, and a container, can reach of a host that publishes some ports: only those."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+from lab import frames, namespaces, seen
+from lab.calls import Weft
+from lab.confs import DEFAULT4, DEFAULT6, bridge, pool, port, ptp
+from lab.frames import UDP
+from lab.host import Host, Lan
+
+SERVER, SERVER6 = "10.81.0.2", "fd00:81::2"
+EVERYWHERE, LOCAL, INNER, UNPUBLISHED, INDOORS = 8080, 8081, 80, 90, 7000
+DRIVERS = pytest.mark.parametrize("driver", ["bridge", "ptp"])
+
+
+class Shop:
+    """A container that publishes a port everywhere and another on 127.0.0.1; a neighbour that knows every way in."""
+
+    def __init__(self, host: Host, driver: str, *, weft: bool = True, **keys: Any) -> None:
+        self.host, self.weft = host, Weft()
+        seen.hurry(host)
+        self.lan: Lan = host.lan(default_route=True)
+        ipam = pool("10.81.0.0/24", "fd00:81::/64", routes=[DEFAULT4, DEFAULT6])
+        made = bridge(ipam, name="shop", isGateway=True) if driver == "bridge" else ptp(ipam, name="shop")
+        made = {**made, "ipMasq": True, "hairpinMode": True} if driver == "bridge" else {**made, "ipMasq": True}
+        runtime = {"portMappings": [port(EVERYWHERE, INNER), port(LOCAL, 81, address="127.0.0.1")]}
+        self.path = host.container("shop")
+        if weft:
+            self.conf = {**made, "type": "weft", "driver": driver, "portmap": {}, "runtimeConfig": runtime, **keys}
+            self.result = self.weft.add(self.conf, self.path, "shop")
+        else:
+            self.conf = {**made, **keys}
+            self.result = self.weft.add(self.conf, self.path, "shop")
+            chained = {"cniVersion": "1.1.0", "name": "shop", "type": "portmap", "runtimeConfig": runtime}
+            self.weft.add({**chained, "prevResult": self.result}, self.path, "shop")
+        for number in (INNER, 81, UNPUBLISHED):
+            host.serve_tcp("shop", number)
+        host.serve_tcp(None, INDOORS, "127.0.0.1")
+        assert any(host.ping(None, self.lan.outside6, timeout=0.5) for _ in range(6))
+
+    def outsider(self, address: str, number: int) -> bool:
+        return self.host.fetch(self.lan.name, address, number, timeout=0.4) is not None
+
+
+@DRIVERS
+def test_published_ports_are_reachable_and_nothing_else_is(host: Host, driver: str) -> None:
+    shop = Shop(host, driver)
+    assert shop.outsider(shop.lan.host, EVERYWHERE)
+    assert shop.outsider(shop.lan.host6, EVERYWHERE)
+    for address in (SERVER, SERVER6):
+        for number in (INNER, 81, UNPUBLISHED, EVERYWHERE):
+            assert not shop.outsider(address, number), (address, number)
+    for address in (shop.lan.host, shop.lan.host6, "10.81.0.1", "fd00:81::1"):
+        for number in (LOCAL, UNPUBLISHED, INDOORS):
+            assert not shop.outsider(address, number), (address, number)
+    assert host.fetch(None, "127.0.0.1", LOCAL) is not None
+    assert host.fetch(None, "127.0.0.1", EVERYWHERE) is not None
+    assert shop.weft.check(shop.conf, shop.result, shop.path, "shop") == ""
+
+
+@DRIVERS
+def test_the_same_ways_are_open_where_nothing_is_closed(host: Host, driver: str) -> None:
+    """As under the reference's name, so that the test above can fail; but 127.0.0.1 is 127.0.0.1 even there."""
+    shop = Shop(host, driver, weft=False)
+    assert shop.outsider(shop.lan.host, EVERYWHERE)
+    for address in (SERVER, SERVER6):
+        for number in (INNER, 81, UNPUBLISHED):
+            assert shop.outsider(address, number), (address, number)
+    assert not shop.outsider(shop.lan.host, LOCAL)
+
+
+@DRIVERS
+def test_a_routed_network_is_reached_by_address(host: Host, driver: str) -> None:
+    shop = Shop(host, driver, isolation="routed")
+    assert shop.outsider(SERVER, UNPUBLISHED)
+    assert shop.outsider(SERVER6, UNPUBLISHED)
+    assert not shop.outsider(shop.lan.host, LOCAL)
+
+
+@DRIVERS
+@pytest.mark.parametrize("weft", [True, False])
+@pytest.mark.parametrize("guarded", [True, False])
+def test_the_hosts_loopback_stays_its_own(host: Host, driver: str, weft: bool, guarded: bool) -> None:
+    """Packets for 127.0.0.1 by the wire, as a neighbour or a container can send them (CVE-2020-8558).
+
+    A bridge or link of ours needs route_localnet for ports published on 127.0.0.1, so what stops them is a rule:
+    without it (not guarded) they arrive from the container, and from the wire only where the host takes them.
+    """
+    shop = Shop(host, driver, weft=weft, **({"ipspoofchk": False} if weft else {}))
+    if not guarded:
+        host.run("nft", "flush", "chain", "inet", "weft", "guard")
+        host.run("sysctl", "-qw", f"net.ipv4.conf.{shop.lan.link}.route_localnet=1")
+    outer = next(one for one in shop.result["interfaces"] if not one.get("sandbox"))
+    mac = seen.link(host, "eth0", "shop")["address"]
+    far, near = seen.link(host, "eth0", shop.lan.name)["address"], seen.link(host, shop.lan.link)["address"]
+    listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    listener.bind(("127.0.0.1", 7001))
+    listener.settimeout(0.3)
+    heard = []
+    for path, source, address, to in (
+        (shop.path, mac, SERVER, outer["mac"]),
+        (f"{namespaces.FOLDER}/{shop.lan.name}", far, shop.lan.outside, near),
+    ):
+        packet = frames.ip(address, "127.0.0.1", UDP, frames.udp(4000, 7001, b"in"))
+        frames.send(path, [frames.frame(source, *packet, to)])
+        try:
+            heard.append(listener.recv(100))
+        except TimeoutError:
+            heard.append(b"")
+    listener.close()
+    assert heard == ([b"", b""] if guarded else [b"in", b"in"])
+
+
+@DRIVERS
+def test_containers_of_other_networks_reach_published_ports_alone(host: Host, driver: str) -> None:
+    shop = Shop(host, driver)
+    ipam = pool("10.82.0.0/24", "fd00:82::/64", routes=[DEFAULT4, DEFAULT6])
+    shop.weft.add({**bridge(ipam, name="next", bridge="b-next", isGateway=True), "type": "weft", "driver": "bridge"},
+                  host.container("next"), "next")  # fmt: skip
+    for address in (shop.lan.host, shop.lan.host6, "10.82.0.1"):
+        assert host.fetch("next", address, EVERYWHERE) is not None, address
+    for address in (SERVER, SERVER6):
+        for number in (INNER, UNPUBLISHED, EVERYWHERE):
+            assert host.fetch("next", address, number, timeout=0.4) is None
+    for address in (shop.lan.host, "10.82.0.1"):
+        assert host.fetch("next", address, LOCAL, timeout=0.4) is None
+
+
+@DRIVERS
+def test_established_connections_outlive_the_removal_of_a_neighbour(host: Host, driver: str) -> None:
+    """A connection that was let in stays, whatever is added and taken away beside it."""
+    shop = Shop(host, driver)
+    with namespaces.inside(f"{namespaces.FOLDER}/{shop.lan.name}"):
+        client = socket.create_connection((shop.lan.host, EVERYWHERE), timeout=2)
+    path = host.container("beside")
+    beside = {**shop.conf, "runtimeConfig": {}}
+    shop.weft.add(beside, path, "beside")
+    shop.weft.delete(beside, path, "beside")
+    client.sendall(b"still here")
+    assert client.recv(100).endswith(b"still here")
+    client.close()
+
+
+def test_no_setting_is_wider_than_a_link(host: Host) -> None:
+    """Nothing of net.*.conf.all but forwarding changes, and route_localnet on the container's link alone."""
+    words = ("route_localnet", "accept_local", "rp_filter", "accept_ra", "accept_redirects", "arp_ignore")
+    keys = [f"net/ipv4/conf/all/{word}" for word in words[:3]] + ["net/ipv6/conf/all/accept_ra"]
+    before = [seen.setting(host, key) for key in keys]
+    Shop(host, "bridge")
+    assert [seen.setting(host, key) for key in keys] == before
+    settings = host.run("sysctl", "-a", "-r", "route_localnet").stdout.split("\n")
+    assert [line for line in settings if line.endswith("= 1")] == ["net.ipv4.conf.br0.route_localnet = 1"]

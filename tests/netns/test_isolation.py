@@ -1,0 +1,306 @@
+"""Networks that are closed, routed, open or internal: who reaches whom, over both families."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from lab import seen
+from lab.calls import Weft
+from lab.confs import DEFAULT4, DEFAULT6, bridge, pool, ptp
+from lab.frames import link_local
+from lab.host import Host, Lan
+
+OWN = {"bridge": {"type": "weft", "driver": "bridge"}, "ptp": {"type": "weft", "driver": "ptp"}}
+ROUTES = [DEFAULT4, DEFAULT6]
+
+
+def conf(name: str, number: int, driver: str = "bridge", *, weft: bool = True, **keys: Any) -> dict[str, Any]:
+    """Network ``name`` on 10.NUMBER.0.0/24 and fd00:NUMBER::/64, with a gateway and no masquerade."""
+    ipam = pool(f"10.{number}.0.0/24", f"fd00:{number}::/64", routes=ROUTES)
+    made = bridge(ipam, name=name, bridge=f"b-{name}", isGateway=True) if driver == "bridge" else ptp(ipam, name=name)
+    return {**made, **(OWN[driver] if weft else {}), **keys}
+
+
+class Estate:
+    """Containers by name, each answering on TCP 80 and UDP 53, and a machine outside that knows the way to all."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self.weft = host, Weft()
+        seen.hurry(host)
+        seen.forward(host)
+        self.lan: Lan = host.lan(default_route=True)
+        host.serve_tcp(self.lan.name, 80)
+        # The first neighbour solicitation may come before the link is ready, and the next is a second away.
+        assert any(host.ping("outside", self.lan.host6, timeout=0.5) for _ in range(6))
+        assert any(host.ping(None, self.lan.outside6, timeout=0.5) for _ in range(6))
+        self.addresses: dict[str, list[str]] = {self.lan.name: [self.lan.outside, self.lan.outside6]}
+        self.confs: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, Any] = {}
+
+    def add(self, container: str, network: dict[str, Any]) -> list[str]:
+        result = self.weft.add(network, self.host.container(container), container)
+        self.results[container], self.confs[container] = result, network
+        self.addresses[container] = [ip["address"].partition("/")[0] for ip in result["ips"]]
+        self.host.serve_tcp(container, 80)
+        self.host.serve_udp(container, 53)
+        return self.addresses[container]
+
+    def reaches(self, client: str | None, server: str) -> bool:
+        """Whether the client reaches the server in every way, or in none; anything between fails."""
+        ways = [(one, kind) for one in self.addresses[server] for kind in ("tcp", "udp", "icmp")]
+        ways = [way for way in ways if way != (way[0], "udp") or server != self.lan.name]
+        with ThreadPoolExecutor(len(ways)) as pool:
+            found = dict(zip(ways, pool.map(lambda way: self._reaches(client, *way), ways), strict=True))
+        assert len(set(found.values())) == 1, found
+        return next(iter(found.values()))
+
+    def _reaches(self, client: str | None, address: str, kind: str) -> bool:
+        if kind == "icmp":
+            return self.host.ping(client, address, timeout=0.5)
+        return self.host.fetch(client, address, 80 if kind == "tcp" else 53, kind, timeout=0.5) is not None
+
+
+DRIVERS = pytest.mark.parametrize("driver", ["bridge", "ptp"])
+
+
+@DRIVERS
+def test_networks_of_weft_are_closed_to_each_other_and_to_the_outside(host: Host, driver: str) -> None:
+    estate = Estate(host)
+    for name, number in (("one", 81), ("two", 82)):
+        network = conf(name, number, driver)
+        for index in (1, 2):
+            estate.add(f"{name}{index}", network)
+    assert estate.reaches("one1", "one2")
+    assert not estate.reaches("one1", "two1")
+    assert not estate.reaches("two2", "one2")
+    assert not estate.reaches("outside", "one1")
+    assert estate.reaches(None, "one1")
+    assert estate.reaches("one1", "outside")
+    for name, path in (("one1", "/run/netns/one1"), ("two2", "/run/netns/two2")):
+        assert estate.weft.check(estate.confs[name], estate.results[name], path, name) == ""
+
+
+@DRIVERS
+def test_networks_that_say_so_are_open(host: Host, driver: str) -> None:
+    estate = Estate(host)
+    estate.add("shut", conf("shut", 81, driver))
+    estate.add("free", conf("free", 82, driver, isolation="open"))
+    assert estate.reaches("shut", "free")
+    assert estate.reaches("outside", "free")
+    assert not estate.reaches("free", "shut")
+
+
+@DRIVERS
+def test_a_routed_network_is_open_to_the_outside_alone(host: Host, driver: str) -> None:
+    estate = Estate(host)
+    network = conf("road", 81, driver, isolation="routed")
+    estate.add("road1", network)
+    estate.add("road2", network)
+    estate.add("shut", conf("shut", 82, driver))
+    assert estate.reaches("outside", "road1")
+    assert estate.reaches("road1", "road2")
+    assert not estate.reaches("shut", "road1")
+    assert not estate.reaches("road1", "shut")
+
+
+@DRIVERS
+def test_under_the_references_name_networks_are_open(host: Host, driver: str) -> None:
+    estate = Estate(host)
+    estate.add("one", conf("one", 81, driver, weft=False))
+    estate.add("two", conf("two", 82, driver, weft=False))
+    assert estate.reaches("one", "two")
+    assert estate.reaches("outside", "one")
+
+
+@DRIVERS
+def test_the_references_networks_can_be_closed(host: Host, driver: str) -> None:
+    estate = Estate(host)
+    estate.add("one", conf("one", 81, driver, weft=False, isolation="closed"))
+    estate.add("two", conf("two", 82, driver, weft=False))
+    assert not estate.reaches("two", "one")
+    assert not estate.reaches("outside", "one")
+    assert estate.reaches("one", "two")
+
+
+def test_a_second_address_opens_nothing(host: Host) -> None:
+    """Neither one of the other network's, nor one that nobody has, nor a link-local one."""
+    estate = Estate(host)
+    estate.add("one", conf("one", 81, macspoofchk=False))
+    estate.add("two", conf("two", 82, macspoofchk=False))
+    for address in ("10.82.0.99/24", "10.99.0.9/24", "fd00:82::99/64"):
+        host.inside("one", "ip", "address", "add", address, "dev", "eth0", "nodad", check=False)
+    host.run("ip", "route", "add", "10.99.0.0/24", "dev", "b-two")
+    host.inside("two", "ip", "address", "add", "10.99.0.5/24", "dev", "eth0")
+    for address, source in (
+        ("10.82.0.2", "10.81.0.2"),
+        ("10.82.0.2", "10.99.0.9"),
+        ("10.99.0.5", "10.81.0.2"),
+        ("fd00:82::2", "fd00:81::2"),
+    ):
+        assert host.fetch("one", address, 80, timeout=0.3, source=source) is None
+    assert host.fetch("outside", "10.99.0.5", 80, timeout=0.3) is None
+    assert host.fetch(None, "10.99.0.5", 80) is not None
+
+
+@pytest.mark.parametrize("weft", [True, False])
+def test_port_isolation_keeps_siblings_apart(host: Host, weft: bool) -> None:
+    estate = Estate(host)
+    network = conf("one", 81, weft=weft, portIsolation=True)
+    estate.add("a", network)
+    estate.add("b", network)
+    assert not estate.reaches("a", "b")
+    assert estate.reaches(None, "a")
+    assert estate.reaches("a", "outside")
+
+
+@pytest.mark.parametrize(("driver", "gateway"), [("bridge", True), ("bridge", False), ("ptp", True)])
+def test_an_internal_network_has_no_way_out(host: Host, driver: str, gateway: bool) -> None:
+    """Not even with a route of the container's own making, over its gateway, the bridge's own address or the
+    host's other addresses."""
+    estate = Estate(host)
+    network = conf("in", 81, driver, internal=True)
+    network = {**network, **({"isGateway": gateway} if driver == "bridge" else {})}
+    estate.add("a", network)
+    estate.add("b", network)
+    estate.add("other", conf("other", 82, isolation="open"))
+    host.serve_tcp(None, 81)
+    host.serve_udp(None, 53)
+    if not gateway:
+        local = seen.link(host, "b-in")["address"]
+        for words in (f"-6 route replace default via {link_local(local)} dev eth0", "route replace default dev eth0"):
+            host.inside("a", "ip", *words.split())
+    assert estate.reaches("a", "b")
+    assert not estate.reaches("a", "outside")
+    assert not estate.reaches("a", "other")
+    assert not estate.reaches("outside", "a")
+    assert not estate.reaches("other", "a")
+    for address in (estate.lan.host, estate.lan.host6, "10.82.0.1", "fd00:82::1", "10.81.0.1", "fd00:81::1"):
+        assert host.fetch("a", address, 81, timeout=0.3) is None, address
+    assert host.fetch("a", estate.lan.host, 53, "udp", timeout=0.3) is None
+    if gateway:
+        assert estate.reaches(None, "a")
+        assert host.fetch("a", "10.81.0.1", 53, "udp") is not None
+        assert host.fetch("a", "fd00:81::1", 53, "udp") is not None
+
+
+def test_without_internal_the_same_ways_lead_out(host: Host) -> None:
+    """What the test above shows to be shut is open where nothing shuts it."""
+    estate = Estate(host)
+    estate.add("a", conf("in", 81))
+    estate.add("other", conf("other", 82, isolation="open"))
+    host.serve_tcp(None, 81)
+    for address in (estate.lan.host, estate.lan.host6, "10.82.0.1", "fd00:82::1", "10.81.0.1", "fd00:81::1"):
+        assert host.fetch("a", address, 81) is not None, address
+    assert estate.reaches("a", "outside") and estate.reaches("a", "other")
+
+
+@DRIVERS
+def test_of_the_host_only_dns(host: Host, driver: str) -> None:
+    estate = Estate(host)
+    estate.add("a", conf("in", 81, driver, hostAccess="dns"))
+    host.serve_tcp(None, 81)
+    host.serve_udp(None, 53)
+    for address in ("10.81.0.1", "fd00:81::1"):
+        assert host.fetch("a", address, 53, "udp") is not None
+        assert host.fetch("a", address, 81, timeout=0.3) is None
+        assert host.ping("a", address)
+    assert host.fetch("a", estate.lan.host, 53, "udp", timeout=0.3) is None
+    assert estate.reaches("a", "outside")
+    assert estate.reaches(None, "a")
+
+
+METADATA = ("169.254.169.254", "169.254.170.2", "100.100.100.200", "fd00:ec2::254")
+
+
+@DRIVERS
+@pytest.mark.parametrize("allowed", [False, True])
+def test_metadata_services_are_out_of_reach(host: Host, driver: str, allowed: bool) -> None:
+    """But for DNS, which some clouds serve there."""
+    estate = Estate(host)
+    for address in METADATA:
+        host.inside("outside", "ip", "address", "add", address, "dev", "lo")
+    host.serve_udp("outside", 53, METADATA[0])
+    estate.add("a", conf("in", 81, driver, **({"metadata": True} if allowed else {})))
+    for address in METADATA:
+        assert (host.fetch("a", address, 80, timeout=0.4) is not None) == allowed
+        assert host.ping("a", address, timeout=0.4) == allowed
+    assert host.fetch("a", "169.254.169.254", 53, "udp") is not None
+
+
+@DRIVERS
+def test_a_gateway_of_link_local_address_is_a_gateway(host: Host, driver: str) -> None:
+    estate = Estate(host)
+    network = conf("in", 81, driver)
+    network["ipam"] = pool("169.254.77.0/24", routes=[DEFAULT4])
+    estate.add("a", network)
+    host.serve_tcp(None, 81)
+    assert host.ping("a", "169.254.77.1")
+    assert host.fetch("a", "169.254.77.1", 81) == "169.254.77.2"
+
+
+@DRIVERS
+@pytest.mark.parametrize("keys", [{}, {"isolation": "routed"}, {"internal": True}])
+def test_nothing_stays(host: Host, driver: str, keys: dict[str, Any]) -> None:
+    seen.forward(host)
+    before, weft = host.snapshot(), Weft()
+    network = conf("one", 81, driver, **keys)
+    for name in ("a", "b"):
+        weft.add(network, host.container(name), name)
+    weft.delete(network, "/run/netns/a", "a")
+    assert host.run("nft", "list", "ruleset").stdout.count("fd00:81::2 ") == 0
+    weft.delete(network, "/run/netns/b", "b")
+    weft.collect(network)
+    assert host.changes(before) == []
+
+
+def test_the_rules_come_back_with_the_next_call_and_check_says_so(host: Host) -> None:
+    estate = Estate(host)
+    estate.add("one", conf("one", 81))
+    estate.add("two", conf("two", 82))
+    host.run("nft", "flush", "ruleset")
+    assert estate.reaches("one", "two"), "nothing is closed without rules: the test could not fail"
+    said = estate.weft.check(estate.confs["one"], estate.results["one"], "/run/netns/one", "one")
+    assert "inet weft is missing" in said and "in closed" in said and "in attached" in said
+    estate.add("three", conf("three", 83))
+    assert not estate.reaches("one", "two")
+    for name in ("one", "two"):
+        assert estate.weft.check(estate.confs[name], estate.results[name], f"/run/netns/{name}", name) == ""
+
+
+def test_a_bridge_that_was_there_is_not_closed_unasked(host: Host) -> None:
+    """Machines may be behind it that are none of weft's business."""
+    estate = Estate(host)
+    host.run("ip", "link", "add", "b-one", "up", "type", "bridge")
+    estate.add("one", conf("one", 81))
+    assert estate.reaches("outside", "one")
+    estate.add("two", conf("one", 81, isolation="closed"))
+    assert not estate.reaches("outside", "two")
+
+
+def test_the_guards_are_there_before_the_link_and_until_after_it(host: Host) -> None:
+    weft = Weft()
+    record = weft.preview(conf("one", 81), host.container())
+    kinds = [type(operation).__name__ for operation in record.operations]
+    elements = [name for name, kind in enumerate(kinds) if kind == "Elements"]
+    assert kinds.index("Veth") > elements[0] > kinds.index("PoolLease")
+
+
+@pytest.mark.parametrize(
+    ("keys", "word"),
+    [
+        ({"isolation": "maybe"}, "isolation"),
+        ({"isolation": True}, "isolation"),
+        ({"hostAccess": "none"}, "hostAccess"),
+        ({"internal": True, "isolation": "open"}, "isolation"),
+        ({"internal": True, "hostAccess": "open"}, "hostAccess"),
+        ({"internal": True, "ipMasq": True}, "ipMasq"),
+        ({"internal": "yes"}, "internal"),
+        ({"metadata": 1}, "metadata"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(host: Host, keys: dict[str, Any], word: str) -> None:
+    answer = Weft()("ADD", conf("one", 81, **keys), host.container())
+    assert answer.code == 7 and word in answer.text
