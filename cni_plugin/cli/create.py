@@ -191,11 +191,12 @@ def _way_out(wanted: Wanted, settings: dict[str, object]) -> dict[str, object]:
     """The driver's keys with their defaults: a gateway and masquerade, unless the network is internal."""
     if wanted.internal and settings.get("ipMasq"):
         raise BadOption("--internal and ip-masq=true contradict each other: an internal network has no way out")
+    closed = {"internal": True} if wanted.internal else {}
     if wanted.driver == "bridge":
         outward = not wanted.internal
-        return {"isGateway": outward, "ipMasq": outward, "hairpinMode": True, **settings}
+        return {"isGateway": outward, "ipMasq": outward, "hairpinMode": True, **closed, **settings}
     if wanted.driver == "ptp":
-        return {"ipMasq": not wanted.internal, **settings}
+        return {"ipMasq": not wanted.internal, **closed, **settings}
     return settings
 
 

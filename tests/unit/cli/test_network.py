@@ -98,6 +98,7 @@ def test_an_internal_network_has_no_way_out(run) -> None:
     run.good("network", "create", "inside", "--internal")
     [plugin] = run.list("inside")["plugins"]
     assert (plugin["isGateway"], plugin["ipMasq"], "routes" in plugin["ipam"]) == (False, False, False)
+    assert plugin["internal"] is True
     [shown] = json.loads(run.good("network", "inspect", "inside"))
     assert shown["Internal"] is True
 
