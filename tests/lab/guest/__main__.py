@@ -26,7 +26,6 @@ ALWAYS = (
     "tests/netns/test_conf.py::test_a_conflist_works[loopback]",
     "tests/netns/test_conf.py::test_a_conflist_works[ptp]",
     "tests/netns/test_conf.py::test_a_conflist_works[vlan]",
-    "tests/netns/test_conf.py::test_a_conflist_works[weft]",
 )
 # What a run in the guest has no use for, and what costs it seconds to import.
 QUICK = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
