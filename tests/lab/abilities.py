@@ -13,6 +13,7 @@ _WORDS = {
     "macvlan": "link up0 type macvlan mode bridge",
     "ipvlan": "link up0 type ipvlan mode l2",
     "dummy": "type dummy",
+    "vrf": "type vrf table 10",
 }
 
 

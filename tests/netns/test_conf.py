@@ -16,7 +16,7 @@ from lab.plugins import OWN_FOLDER, ROOT, Cni
 
 FILES = sorted((ROOT / "conf").glob("*.conflist"))
 RUNTIME = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
-NEEDS = {"macvlan": "macvlan", "ipvlan": "ipvlan", "vlan-link": "vlan", "dummy": "dummy", "tap": "tun"}
+NEEDS = {"macvlan": "macvlan", "ipvlan": "ipvlan", "vlan-link": "vlan", "dummy": "dummy", "tap": "tun", "vrf": "vrf"}
 WIRED = ("macvlan", "ipvlan", "vlan-link", "host")
 """Those whose master is the link of the default route."""
 

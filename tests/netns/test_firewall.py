@@ -1,0 +1,149 @@
+"""``firewall`` with real traffic: who is kept from whom, and what a host that drops lets through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lab import seen
+from lab.confs import bridge, network, pool, port, published
+from lab.ground import use_tables
+from lab.host import Host
+from lab.plugins import Cni
+
+ROUTES = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+NETS = {
+    name: bridge(
+        pool(f"10.{number}.0.0/24", f"fd{number}::/64", routes=ROUTES), bridge=f"br-{name}", name=name, isGateway=True
+    )
+    for name, number in (("red", 81), ("blue", 82), ("free", 83))
+}
+PLACES = {"red": ("10.81.0.2", "fd81::2"), "blue": ("10.82.0.2", "fd82::2"), "free": ("10.83.0.2", "fd83::2")}
+
+
+def attach(host: Host, cni: Cni, net: str, name: str, **keys: Any) -> Any:
+    """A container on the net with a firewall (none for no keys); the result."""
+    netns = host.container(name)
+    result = cni.add(NETS[net], netns, container=name)
+    if keys:
+        conf = network("firewall", name=net, **keys)
+        assert cni.add({**conf, "prevResult": result}, netns, container=name) == result
+        cni.check(conf, result, netns, container=name)
+    host.serve_tcp(name, 80)
+    return result
+
+
+def reaches(host: Host, sender: str, *addresses: str) -> list[bool]:
+    return [host.fetch(sender, address, 80, timeout=0.4) is not None for address in addresses]
+
+
+def test_networks_are_kept_apart(host: Host, cni: Cni) -> None:
+    """Same-bridge: siblings, the host and networks without a policy reach it, others with one do not."""
+    for name in ("red", "blue"):
+        attach(host, cni, name, name, ingressPolicy="same-bridge")
+    attach(host, cni, "red", "red2", ingressPolicy="same-bridge")
+    attach(host, cni, "free", "free")
+    assert reaches(host, "red", *PLACES["blue"]) == [False, False]
+    assert reaches(host, "blue", *PLACES["red"], "10.81.0.3", "fd81::3") == [False] * 4
+    assert reaches(host, "red2", *PLACES["red"]) == [True, True]
+    assert reaches(host, "free", *PLACES["red"], *PLACES["blue"]) == [True] * 4
+    assert reaches(host, "red", *PLACES["free"]) == [True, True]
+    assert host.fetch(None, "10.81.0.2", 80) is not None
+    conf = network("firewall", name="blue", ingressPolicy="same-bridge")
+    cni.delete(conf, "", container="blue")
+    assert reaches(host, "red", *PLACES["blue"]) == [True, True]
+
+
+def test_containers_are_kept_apart(host: Host, cni: Cni) -> None:
+    """Isolated: on one bridge, too, whether by the bridge or by way of the host."""
+    for name in ("c1", "c2"):
+        attach(host, cni, "red", name, ingressPolicy="isolated")
+    assert reaches(host, "c1", "10.81.0.3", "fd81::3") == [False, False]
+    for name in ("c1", "c2"):
+        host.inside(name, "ip", "route", "replace", "10.81.0.0/24", "via", "10.81.0.1", "dev", "eth0", "onlink")
+    assert reaches(host, "c1", "10.81.0.3") == [False]
+    assert host.ping("c1", "10.81.0.1") and host.fetch(None, "10.81.0.3", 80) is not None
+
+
+def test_a_policy_that_changes_does_not_linger(host: Host, cni: Cni) -> None:
+    """The reference plugin's rules are a bridge's and stay: isolated survives the change to same-bridge."""
+    attach(host, cni, "red", "c1", ingressPolicy="isolated")
+    attach(host, cni, "red", "c2", ingressPolicy="isolated")
+    for name in ("c1", "c2"):
+        conf = network("firewall", name="red", ingressPolicy="isolated")
+        cni.delete(conf, f"/run/netns/{name}", container=name)
+    for name in ("c1", "c2"):
+        result = cni("ADD", {**NETS["red"]}, netns=f"/run/netns/{name}", container=name)
+        assert result.code == 1, "it is attached still, only the policy is gone"
+    assert reaches(host, "c1", "10.81.0.3", "fd81::3") == [True, True]
+
+
+def test_no_element_stays(host: Host, cni: Cni) -> None:
+    seen.forward(host)
+    before = host.snapshot()
+    attach(host, cni, "red", "c1", ingressPolicy="isolated")
+    host.remove_container("c1")
+    for conf in (network("firewall", name="red", ingressPolicy="isolated"), NETS["red"]):
+        cni.delete(conf, "", container="c1")
+        cni.delete(conf, "", container="c1")
+        seen.collect(cni, conf)
+    assert host.changes(before) == []
+
+
+@pytest.mark.parametrize("backend", ["", "iptables"])
+def test_a_host_that_drops_lets_containers_through(host: Host, cni: Cni, backend: str) -> None:
+    """As with Docker beside it: what they send, the answers, and what is published; nothing else."""
+    lan = host.lan(default_route=True)
+    use_tables(host)
+    seen.forward(host)
+    before = host.snapshot()
+    for program in ("iptables", "ip6tables"):
+        host.run(program, "-P", "FORWARD", "DROP")
+    result = attach(host, cni, "red", "c1")
+    host.serve_tcp(lan.name, 80)
+    assert reaches(host, "c1", lan.outside, lan.outside6) == [False, False]
+    conf = network("firewall", name="red", backend=backend)
+    cni.add({**conf, "prevResult": result}, "/run/netns/c1")
+    cni.check(conf, result, "/run/netns/c1")
+    assert reaches(host, "c1", lan.outside, lan.outside6) == [True, True]
+    assert reaches(host, lan.name, *PLACES["red"]) == [False, False]
+    _, runtime = published(NETS["red"], [port(8080, 80)])
+    cni.add({**network("portmap", name="red", runtimeConfig=runtime), "prevResult": result}, "/run/netns/c1")
+    assert host.fetch(lan.name, lan.host, 8080) == lan.outside
+    assert host.fetch(lan.name, lan.host6, 8080) == lan.outside6
+    # An administrator's own rule comes before.
+    host.run("iptables", "-A", "CNI-ADMIN", "-s", "10.81.0.2", "-j", "DROP")
+    assert reaches(host, "c1", lan.outside, lan.outside6) == [False, True]
+    host.run("iptables", "-F", "CNI-ADMIN")
+    host.run("iptables", "-D", "CNI-FORWARD", "2")
+    assert seen.problem(cni, "CHECK", {**conf, "prevResult": result}, "/run/netns/c1")["code"] == 104
+    for one in (network("portmap", name="red"), conf, NETS["red"]):
+        cni.delete(one, "")
+    seen.collect(cni, NETS["red"])
+    for program in ("iptables", "ip6tables"):
+        host.run(program, "-P", "FORWARD", "ACCEPT")
+    assert host.changes(before) == []
+
+
+def test_a_host_that_accepts_gets_no_iptables(host: Host, cni: Cni) -> None:
+    attach(host, cni, "red", "c1", backend="")
+    assert "CNI-FORWARD" not in host.run("iptables-save").stdout
+
+
+@pytest.mark.parametrize(
+    ("keys", "code", "said"),
+    [
+        ({"backend": "magic"}, 7, "magic"),
+        ({"backend": "firewalld"}, 2, "firewalld"),
+        ({"ingressPolicy": "closed"}, 7, "closed"),
+        ({"backend": "iptables", "iptablesAdminChainName": "-j ACCEPT"}, 7, "iptablesAdminChainName"),
+    ],
+)
+def test_what_cannot_be_is_refused(host: Host, cni: Cni, keys: dict[str, str], code: int, said: str) -> None:
+    netns = host.container()
+    result = cni.add(NETS["red"], netns)
+    before = host.snapshot()
+    problem = seen.problem(cni, "ADD", network("firewall", name="red", prevResult=result, **keys), netns)
+    assert problem["code"] == code and said in problem["msg"]
+    assert host.changes(before) == []

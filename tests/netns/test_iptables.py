@@ -1,0 +1,129 @@
+"""portmap and ipMasq by iptables, where a configuration asks for it by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab import seen
+from lab.confs import bridge, dual, port, published
+from lab.ground import use_tables
+from lab.host import Host, Lan
+from lab.plugins import Cni
+
+CHAIN = bridge(dual(), isGateway=True, hairpinMode=True)
+MAPPINGS = (port(8080, 80), port(5353, 53, "udp"), port(8081, 80, address="192.0.2.1"))
+
+
+@pytest.fixture
+def lan(host: Host) -> Lan:
+    return host.lan()
+
+
+def test_published_ports(host: Host, cni: Cni, lan: Lan) -> None:
+    use_tables(host)
+    seen.forward(host)
+    before = host.snapshot()
+    conflist, runtime = published(CHAIN, MAPPINGS, backend="iptables")
+    netns = host.container()
+    result = cni.add_list(conflist, netns, runtime)
+    cni.check_list(conflist, result, netns, runtime)
+    host.serve_tcp("c1", 80)
+    host.serve_udp("c1", 53)
+    assert "WEFT-PORTS" in host.run("iptables-save", "-t", "nat").stdout
+    assert host.fetch(lan.name, lan.host, 8080) == lan.outside
+    assert host.fetch(lan.name, lan.host6, 8080) == lan.outside6
+    assert host.fetch(lan.name, lan.host, 5353, "udp") == lan.outside
+    assert host.fetch(lan.name, lan.host, 8081) == lan.outside
+    assert host.fetch(None, "127.0.0.1", 8080) == "10.80.0.1"
+    assert host.fetch(None, "127.0.0.1", 8081, timeout=0.4) is None
+    assert host.fetch("c1", lan.host, 8080) == "10.80.0.1"
+    host.run("iptables", "-t", "nat", "-D", "WEFT-PORTS", "1")
+    problem = seen.problem(cni, "CHECK", cni._members(conflist, runtime)[1] | {"prevResult": result}, netns)
+    assert problem["code"] == 104 and "WEFT-PORTS" in problem["msg"]
+    cni.delete_list(conflist, None, "", runtime)
+    seen.collect(cni, CHAIN)
+    seen.collect(cni, {**CHAIN, "type": "portmap"})
+    assert host.changes(before) == []
+
+
+def test_conditions_hold(host: Host, cni: Cni, lan: Lan) -> None:
+    """Written for iptables, and so done by it, backend named or not."""
+    conditions = {"conditionsV4": ["!", "-s", "10.80.0.0/24", "-i", "lan0"], "conditionsV6": ["-s", "2001:db8:99::2"]}
+    conflist, runtime = published(CHAIN, [port(8080, 80)], **conditions)
+    netns = host.container()
+    result = cni.add_list(conflist, netns, runtime)
+    cni.check_list(conflist, result, netns, runtime)
+    cni.add(CHAIN, host.container("c2"), container="c2")
+    host.serve_tcp("c1", 80)
+    assert host.fetch(lan.name, lan.host, 8080) == lan.outside
+    assert host.fetch(lan.name, lan.host6, 8080) == lan.outside6
+    assert host.fetch("c2", lan.host, 8080, timeout=0.4) is None
+    assert host.fetch("c2", lan.host6, 8080, timeout=0.4) is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "code", "said"),
+    [
+        ({"conditionsV4": ["-s", "fd00::/8"]}, 7, "fd00::/8"),
+        ({"conditionsV4": ["-s", "1.2.3.4", "-s", "1.2.3.5"]}, 7, "twice"),
+        ({"conditionsV4": ["-i", "a b"]}, 7, "conditionsV4"),
+        ({"conditionsV4": ["-s", "1.2.3.4"], "backend": "nftables"}, 7, "backend"),
+        ({"conditionsV4": ["ip", "saddr", "1.2.3.4"], "backend": "nftables"}, 2, "conditionsV4"),
+        ({"conditionsV6": ["!", "-p", "tcp"]}, 2, "conditionsV6"),
+        ({"conditionsV6": ["-s"]}, 2, "conditionsV6"),
+        ({"externalSetMarkChain": "KUBE-MARK-MASQ"}, 7, "externalSetMarkChain"),
+        ({"externalSetMarkChain": "X", "markMasqBit": 3, "backend": "iptables"}, 7, "markMasqBit"),
+    ],
+)
+def test_what_cannot_be_is_refused(host: Host, cni: Cni, keys: dict[str, object], code: int, said: str) -> None:
+    conf = {**CHAIN, "type": "portmap", **keys, "prevResult": {"cniVersion": "1.1.0"}}
+    problem = seen.problem(cni, "ADD", conf, host.container())
+    assert problem["code"] == code and said in problem["msg"]
+
+
+def test_masquerading(host: Host, cni: Cni, lan: Lan) -> None:
+    use_tables(host)
+    seen.forward(host)
+    before = host.snapshot()
+    conf = {**CHAIN, "ipMasq": True, "ipMasqBackend": "iptables"}
+    netns = host.container()
+    result = cni.add(conf, netns)
+    cni.check(conf, result, netns)
+    host.serve_tcp(lan.name, 80)
+    host.serve_tcp(None, 81)
+    assert host.fetch("c1", lan.outside, 80) == lan.host
+    assert host.fetch("c1", lan.outside6, 80) == lan.host6
+    assert host.fetch("c1", "10.80.0.1", 81) == "10.80.0.2"
+    assert "10.80.0.2" in host.run("iptables-save", "-t", "nat").stdout
+    host.remove_container("c1")
+    cni.delete(conf, "")
+    seen.collect(cni, conf)
+    assert host.changes(before) == []
+
+
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_port_at_which_a_process_listens(host: Host, cni: Cni, lan: Lan, backend: str, protocol: str) -> None:
+    """It would be cut off: so the port is refused, naming the process. Another address of the host is another port."""
+    serve = host.serve_tcp if protocol == "tcp" else host.serve_udp
+    serve(None, 8080, "127.0.0.1")
+    netns = host.container()
+    result = cni.add(CHAIN, netns)
+    before = host.snapshot()
+    conf = {**CHAIN, "type": "portmap", "backend": backend, "prevResult": result}
+    for address, refused in (("", True), ("127.0.0.1", True), ("192.0.2.1", False)):
+        runtime = {"portMappings": [port(8080, 80, protocol, address=address)]}
+        outcome = cni("ADD", {**conf, "runtimeConfig": runtime}, netns=netns)
+        assert (outcome.code == 1) == refused, outcome
+        if refused:
+            assert outcome.json["code"] == 101 and "8080" in outcome.json["msg"] and "(" in outcome.json["msg"]
+            # What belongs to the network, an empty chain, may be there already.
+            assert not [line for line in host.changes(before) if "8080" in line or "10.80.0.2" in line]
+
+
+def test_the_loopback_of_ipv6_is_refused(host: Host, cni: Cni) -> None:
+    netns = host.container()
+    runtime = {"portMappings": [port(8080, 80, address="::1")]}
+    conf = {**CHAIN, "type": "portmap", "runtimeConfig": runtime, "prevResult": {"cniVersion": "1.1.0"}}
+    problem = seen.problem(cni, "ADD", conf, netns)
+    assert problem["code"] == 2 and "::1" in problem["msg"]

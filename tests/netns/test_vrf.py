@@ -1,0 +1,84 @@
+"""``vrf``: a container's links in virtual routing domains, with their addresses and routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lab import seen
+from lab.abilities import require
+from lab.confs import bridge, network, pool
+from lab.host import Host
+from lab.plugins import Cni
+
+ROUTES = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+NETS = {
+    ifname: bridge(
+        pool("10.87.0.0/24", "fd87::/64", routes=ROUTES),
+        bridge=f"br{number}",
+        name=f"net{number}",
+        isGateway=number == 0,
+    )
+    for ifname, number in (("eth0", 0), ("eth1", 1))
+}
+
+
+@pytest.fixture(autouse=True)
+def vrfs(host: Host) -> None:
+    require("vrf")
+
+
+def vrf(ifname: str, name: str, **keys: Any) -> dict[str, Any]:
+    return network("vrf", name=NETS[ifname]["name"], vrfname=name, **keys)
+
+
+def attach(cni: Cni, netns: str, ifname: str, name: str, **keys: Any) -> Any:
+    result = cni.add(NETS[ifname], netns, ifname=ifname)
+    assert cni.add({**vrf(ifname, name, **keys), "prevResult": result}, netns, ifname=ifname) == result
+    return result
+
+
+def test_one_subnet_twice_in_two_domains(host: Host, cni: Cni) -> None:
+    netns = host.container()
+    results = {ifname: attach(cni, netns, ifname, name) for ifname, name in (("eth0", "red"), ("eth1", "blue"))}
+    for table, (ifname, result) in zip((1, 2), results.items(), strict=True):
+        name = ("red", "blue")[table - 1]
+        assert seen.link(host, ifname, "c1")["master"] == name
+        there = {one["dst"]: one for one in seen.routes(host, "c1", table=str(table))}
+        assert {"0.0.0.0/0", "::/0", "10.87.0.0/24", "fd87::/64"} <= there.keys()
+        assert all(one["dev"] == ifname for one in there.values())
+        assert seen.addresses(host, ifname, "c1") == ["10.87.0.2/24", "fd87::2/64"]
+        cni.check(vrf(ifname, name), result, netns, ifname=ifname)
+        cni.check(NETS[ifname], result, netns, ifname=ifname)
+    assert host.inside("c1", "ip", "vrf", "exec", "red", "ping", "-c1", "-W2", "10.87.0.1", check=False).code in (
+        0,
+        1,
+        255,
+    )
+    assert host.ping("c1", "10.87.0.1") is False
+    cni.delete(vrf("eth0", "red"), netns)
+    cni.delete(vrf("eth0", "red"), netns)
+    assert "red" not in seen.links(host, "c1") and "blue" in seen.links(host, "c1")
+    assert host.ping("c1", "10.87.0.1")
+    cni.check(NETS["eth0"], results["eth0"], netns)
+
+
+def test_a_domain_that_is_shared_goes_with_its_last_link(host: Host, cni: Cni) -> None:
+    netns = host.container()
+    for ifname in NETS:
+        attach(cni, netns, ifname, "red", table=77)
+    assert seen.link(host, "red", "c1")["linkinfo"]["info_data"]["table"] == 77
+    cni.delete(vrf("eth0", "red"), netns, ifname="eth0")
+    assert seen.link(host, "eth1", "c1")["master"] == "red"
+    cni.delete(vrf("eth1", "red"), netns, ifname="eth1")
+    assert "red" not in seen.links(host, "c1")
+
+
+@pytest.mark.parametrize(("name", "said"), [("", "vrfname"), ("lo", "lo"), ("eth0", "eth0")])
+def test_what_cannot_be_is_refused(host: Host, cni: Cni, name: str, said: str) -> None:
+    netns = host.container()
+    result = cni.add(NETS["eth0"], netns)
+    problem = seen.problem(cni, "ADD", {**vrf("eth0", name), "prevResult": result}, netns)
+    assert problem["code"] in (7, 101) and said in problem["msg"]
+    assert seen.link(host, "eth0", "c1").get("master") is None
