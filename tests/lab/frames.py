@@ -28,10 +28,10 @@ def link_local(mac: str) -> str:
 def _sum(data: bytes) -> int:
     """The internet checksum (RFC 1071)."""
     words = struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2))
-    total = sum(words)
+    total: int = sum(words)
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return 0xFFFF - total
 
 
 def frame(source: str, protocol: int, content: bytes, to: str = EVERYBODY) -> bytes:
