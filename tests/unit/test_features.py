@@ -1,0 +1,151 @@
+"""What features read and plan, on the fake kernel: VRFs, which few kernels have, and what CHECK makes of a chain."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from cni_plugin.host import Host
+from cni_plugin.kernel import Flow
+from cni_plugin.kernel.fake import FakeKernel
+from lab.calls import Weft
+from lab.confs import bridge, network
+
+NETNS = "/run/netns/c1"
+DRIVER = bridge(
+    {
+        "type": "static",
+        "addresses": [
+            {"address": "10.80.0.2/24", "gateway": "10.80.0.1"},
+            {"address": "fd80::2/64", "gateway": "fd80::1"},
+        ],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+    },
+    isGateway=True,
+)
+
+
+@pytest.fixture
+def kernel() -> FakeKernel:
+    made = FakeKernel()
+    made.add(NETNS)
+    return made
+
+
+@pytest.fixture
+def weft(kernel: FakeKernel, tmp_path: Any) -> Weft:
+    return Weft(kernel, Host(str(tmp_path), "boot", 0.0))
+
+
+def everything(kernel: FakeKernel) -> list[object]:
+    """All that can be compared: also limits, redirections, routing rules, iptables and what a link is like."""
+    found: list[object] = [kernel.dump()]
+    for space in kernel.namespaces():
+        found += [(link.limit, link.redirect, link.queue_length, link.port) for link in space.links_by_name.values()]
+        found += [space.routing_rules()]
+        found += [tables.save(name) for tables in space.tables.values() for name in ("filter", "nat")]
+    return found
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        network("vrf", vrfname="blue"),
+        network("vrf", vrfname="blue", table=77),
+        network("sbr"),
+        network("sbr", table=4000),
+        network("tuning", mac="02:00:00:AA:00:01", mtu=1400, promisc=True, allmulti=False, txQLen=7),
+        network("bandwidth", egressRate=8000, egressBurst=8000, ingressRate=8000, ingressBurst=8000),
+        network("firewall", ingressPolicy="isolated", backend="iptables"),
+        network(
+            "portmap",
+            backend="iptables",
+            runtimeConfig={"portMappings": [{"hostPort": 53, "containerPort": 53, "protocol": "udp"}]},
+        ),
+    ],
+    ids=lambda conf: "-".join(map(str, (conf["type"], *list(conf)[3:5]))),
+)
+def test_a_chain_is_added_checked_and_taken_back(kernel: FakeKernel, weft: Weft, later: dict[str, Any]) -> None:
+    result = weft.add(DRIVER, NETNS)
+    weft.add({**later, "prevResult": result}, NETNS)
+    weft.delete(later, NETNS)
+    before = everything(kernel)
+    told = weft.add({**later, "prevResult": result}, NETNS)
+    assert everything(kernel) != before
+    assert weft.check(later, told, NETNS) == ""
+    assert weft.check(DRIVER, told, NETNS) == ""
+    for _ in range(2):
+        weft.delete(later)
+    assert everything(kernel) == before
+    assert weft.check(DRIVER, result, NETNS) == ""
+
+
+def test_two_domains_have_two_tables(kernel: FakeKernel, weft: Weft) -> None:
+    for number, name in enumerate(("red", "blue"), 1):
+        driver = {**DRIVER, "name": name, "bridge": f"br{number}"}
+        result = weft.add(driver, NETNS, ifname=f"eth{number}")
+        conf = {**network("vrf", name=name), "vrfname": name, "prevResult": result}
+        weft.add(conf, NETNS, ifname=f"eth{number}")
+        link = kernel.open(NETNS).link(name)
+        assert link is not None and (link.kind, link.options["vrf_table"]) == ("vrf", number)
+
+
+@pytest.mark.parametrize(
+    ("conf", "code", "said"),
+    [
+        (network("vrf"), 7, "vrfname"),
+        (network("vrf", vrfname="eth0"), 7, "eth0"),
+        (network("sbr", gateways=["10.0.0.1", "10.0.0.2"]), 7, "gateways"),
+        (network("sbr", table="main"), 7, "table"),
+        (network("bandwidth", ingressRate=5), 7, "ingressBurst"),
+        (network("firewall", backend="magic"), 7, "magic"),
+        (network("tuning", sysctl={"kernel.pid_max": "5"}), 7, "kernel.pid_max"),
+    ],
+)
+def test_what_cannot_be_is_refused(weft: Weft, conf: dict[str, Any], code: int, said: str) -> None:
+    result = weft.add(DRIVER, NETNS)
+    answer = weft("ADD", {**conf, "prevResult": result}, NETNS)
+    assert answer.code == code and said in answer.text
+
+
+def test_bandwidth_needs_a_veth_pair(weft: Weft, kernel: FakeKernel) -> None:
+    kernel.open(NETNS).add_link("eth0", "dummy")
+    previous = {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "sandbox": NETNS}]}
+    conf = network("bandwidth", ingressRate=8000, ingressBurst=8000, prevResult=previous)
+    answer = weft("ADD", conf, NETNS)
+    assert answer.code == 2 and "veth" in answer.text
+
+
+def test_a_holder_of_a_port_is_no_conflict(weft: Weft, kernel: FakeKernel) -> None:
+    """Podman's conmon and nerdctl's sleep listen so that nobody else does; a server is one who loses its port."""
+    result = weft.add(DRIVER, NETNS)
+    mapping = {"hostPort": 80, "containerPort": 80, "protocol": "tcp"}
+    conf = network("portmap", runtimeConfig={"portMappings": [mapping]}, prevResult=result)
+    listeners = kernel.host.held_listeners
+    for process, code in (("nginx (7)", 101), ("conmon (8)", 0)):
+        listeners["tcp", 80] = [(ip_address("0.0.0.0"), process)]
+        answer = weft("ADD", conf, NETNS)
+        assert answer.code == code and (not code or process in answer.text)
+
+
+def test_only_stale_datagrams_are_forgotten(weft: Weft, kernel: FakeKernel) -> None:
+    """Those to the host that lead elsewhere than the port does; not what containers send to servers far away."""
+
+    def flow(destination: str, answers: str, port: int = 53) -> Flow:
+        source = ip_address("192.0.2.9")
+        return Flow("udp", source, 4000, ip_address(destination), port, ip_address(answers), 53)
+
+    result = weft.add(DRIVER, NETNS)
+    stale, far = flow("10.80.0.1", "10.80.0.77"), flow("9.9.9.9", "9.9.9.9")
+    other = flow("10.80.0.1", "10.80.0.77", port=54)
+    kernel.host.held_flows = [stale, far, other]
+    mapping = {"hostPort": 53, "containerPort": 53, "protocol": "udp"}
+    conf = network("portmap", runtimeConfig={"portMappings": [mapping]}, prevResult=result)
+    weft.add(conf, NETNS)
+    assert kernel.host.held_flows == [far, other]
+    mine = flow("10.80.0.1", "10.80.0.2")
+    kernel.host.held_flows = [mine, far, other]
+    weft.delete(conf)
+    assert kernel.host.held_flows == [far, other]
