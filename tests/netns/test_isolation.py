@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +124,21 @@ def test_the_references_networks_can_be_closed(host: Host, driver: str) -> None:
     assert not estate.reaches("two", "one")
     assert not estate.reaches("outside", "one")
     assert estate.reaches("one", "two")
+
+
+@pytest.mark.parametrize("keys", [{}, {"internal": True}])
+def test_siblings_reach_each_other_where_rules_see_bridged_packets(host: Host, keys: dict[str, Any]) -> None:
+    """With br_netfilter, as Kubernetes has it, what passes a bridge passes the rules for packets as well."""
+    switches = list(Path("/proc/sys/net/bridge").glob("bridge-nf-call-ip*tables"))
+    if not switches:
+        pytest.skip("this kernel shows no bridged packets to rules (br_netfilter)")
+    for switch in switches:
+        switch.write_text("1")
+    estate = Estate(host)
+    for name, network in (("a", conf("one", 81, **keys)), ("b", conf("one", 81, **keys)), ("c", conf("two", 82))):
+        estate.add(name, network)
+    assert estate.reaches("a", "b")
+    assert not estate.reaches("c", "a")
 
 
 def test_a_second_address_opens_nothing(host: Host) -> None:

@@ -1,0 +1,129 @@
+"""What the isolation and the checks of a network plan: elements, and which come before the link."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from cni_plugin import names, parts, rules
+from cni_plugin.features.spoofing import link_local
+from cni_plugin.host import Look
+from cni_plugin.kernel import Element
+from cni_plugin.kernel.fake import FakeKernel
+from cni_plugin.plan import Context, Plan, compose
+from cni_plugin.service import attachment_of, own_operations, shared_operations
+from cni_plugin.types import Attachment
+from lab.calls import Weft
+from lab.cases import conf
+
+FOUR = {"address": "10.23.0.9/24", "gateway": "10.23.0.1"}
+SIX = {"address": "fd00:23::9/64", "gateway": "fd00:23::1"}
+MAC = "02:00:00:00:00:09"
+
+
+def planned(plugin: str, *addresses: dict[str, str], kernel: FakeKernel | None = None, **keys: Any) -> Plan:
+    """The whole plan of a container c1 on the network red."""
+    kernel = kernel or FakeKernel()
+    container = kernel.add("/c1")
+    ipam = {"ipam": {"type": "static", "addresses": list(addresses)}} if addresses else {}
+    named = {"bridge": "wbr0", "isGateway": True} if "bridge" in (plugin, keys.get("driver")) else {}
+    request = Weft().request(
+        "ADD", conf(plugin, "red", {**named, **ipam, "args": {"cni": {"mac": MAC}}, **keys}), "/c1"
+    )
+    assembly = parts.read(request)
+    request.config.keys.problems.raise_any()
+    look = Look(kernel.host, container)
+    context = Context(attachment_of(request), container.id, "host", request.config, assembly.answer, look)
+    return compose(context, assembly.parts)
+
+
+def keys_of(elements: tuple[Element, ...]) -> dict[str, list[tuple[object, ...]]]:
+    found: dict[str, list[tuple[object, ...]]] = {}
+    for element in elements:
+        found.setdefault(element.collection, []).append(element.key)
+    return found
+
+
+def port(plugin: str) -> str:
+    return names.host_link(Attachment("red", "c1", "eth0", plugin))
+
+
+def test_under_the_references_name_no_router_and_nothing_else() -> None:
+    plan = planned("bridge", FOUR)
+    assert keys_of(plan.guards) == {rules.ATTACHED: [(port("bridge"),)]}
+    assert plan.shared_elements == ()
+    assert planned("bridge", FOUR, routerAdvertisements=True).guards == ()
+    assert planned("ptp", FOUR).guards == ()
+
+
+def test_a_bridge_of_wefts_own_is_closed_and_its_port_checked() -> None:
+    plan = planned("weft", FOUR, SIX, driver="bridge")
+    host, local = port("weft"), link_local(MAC)
+    assert keys_of(plan.shared_elements) == {
+        rules.CLOSED: [("wbr0",)],
+        rules.PRIVATE: [("wbr0",)],
+        rules.WITHIN: [("wbr0", "wbr0")],
+        rules.NO_METADATA: [("wbr0",)],
+    }
+    six = [IPv6Address("fd00:23::9"), local]
+    assert keys_of(plan.guards) == {
+        rules.ATTACHED: [(host,)],
+        rules.STATIONED: [(host,)],
+        rules.STATIONS: [(host, MAC)],
+        rules.ADDRESSED: [(host,)],
+        rules.LINK_ADDRESSES: [(host, 0x020000000009)],
+        rules.ADDRESSES4: [(host, ip_address("10.23.0.9"))],
+        rules.ADDRESSES6: [(host, one) for one in six],
+        rules.CLAIMS6: [(host, int(one)) for one in six],
+    }
+
+
+def test_a_trunk_may_send_tags() -> None:
+    assert rules.TRUNKS not in keys_of(planned("weft", FOUR, driver="bridge", vlan=5).guards)
+    trunk = keys_of(planned("weft", FOUR, driver="bridge", vlanTrunk=[{"id": 7}]).guards)
+    assert trunk[rules.TRUNKS] == [(port("weft"),)]
+
+
+def test_of_a_vlan_its_own_link_is_closed_and_not_the_bridge() -> None:
+    shared = keys_of(planned("weft", FOUR, driver="bridge", vlan=5).shared_elements)
+    assert shared[rules.CLOSED] == [("wbr0.5",)]
+
+
+def test_a_limited_ports_link_for_shaping_is_not_taken_for_another() -> None:
+    """bandwidth puts a further link of the host into the result."""
+    rates = {"ingressRate": 1000, "ingressBurst": 1000, "egressRate": 1000, "egressBurst": 1000}
+    plan = planned("weft", FOUR, driver="bridge", bandwidth=rates)
+    assert len([one for one in plan.result.interfaces if not one.sandbox]) == 3
+    assert keys_of(plan.shared_elements)[rules.CLOSED] == [("wbr0",)]
+    assert keys_of(plan.guards)[rules.STATIONED] == [(port("weft"),)]
+
+
+def test_a_ptp_container_is_closed_by_itself() -> None:
+    plan = planned("weft", FOUR, driver="ptp", internal=True)
+    host = port("weft")
+    assert plan.shared_elements == ()
+    guards = keys_of(plan.guards)
+    assert guards[rules.WITHIN4] == [(host, ip_network("10.23.0.0/24"))]
+    assert guards[rules.SOURCES4] == [(host, ip_address("10.23.0.9"))]
+    assert {rules.CLOSED, rules.INTERNAL, rules.NO_HOST, rules.NO_METADATA, rules.SOURCED} <= set(guards)
+
+
+@pytest.mark.parametrize("alias", ["", "somebody's"])
+def test_a_bridge_of_somebody_elses_is_closed_only_if_asked(alias: str) -> None:
+    kernel = FakeKernel()
+    kernel.host.add_link("wbr0", "bridge", mac="02:00:00:00:00:17", alias=alias, up=True)
+    assert planned("weft", FOUR, driver="bridge", kernel=kernel).shared_elements == ()
+    asked = planned("weft", FOUR, driver="bridge", kernel=kernel, isolation="closed")
+    assert rules.CLOSED in keys_of(asked.shared_elements)
+
+
+def test_guards_come_first_and_the_base_rules_with_them() -> None:
+    plan = planned("bridge", FOUR)
+    assert [type(one).__name__ for one in own_operations(plan)][:2] == ["Elements", "Veth"]
+    assert "BaseRules" in [type(one).__name__ for one in shared_operations(plan)]
+
+
+def test_the_link_local_address_is_the_kernels() -> None:
+    assert link_local("52:74:f2:b1:a8:7f") == IPv6Address("fe80::5074:f2ff:feb1:a87f")
