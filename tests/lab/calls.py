@@ -235,11 +235,12 @@ def _noted(steps: Steps, event: str, given: tuple[Any, ...]) -> None:
 
 
 def files() -> list[str]:
-    """Every record, lease and lock there is; a lease directory's own furniture (its lock, its pointers) aside."""
+    """Every record, lease and lock there is; furniture (lease directories' locks, the engine's) aside."""
     found = []
     for folder in STATE:
         for path in Path(folder).rglob("*"):
-            furniture = path.parent.name == "ipam" or path.name == "lock" or path.name.startswith("last_reserved_ip.")
+            kept = path.name == "lock" or path.name.startswith(("last_reserved_ip.", "engine."))
+            furniture = path.parent.name == "ipam" or kept
             if path.is_file() and not furniture:
                 found.append(str(path))
     return sorted(found)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cni_plugin.errors import WeftError
 from cni_plugin.executor import lacking
 from cni_plugin.kernel.linux import LinuxKernel
-from cni_plugin.ops import BaseRules, Bridge, Detection, Setting
+from cni_plugin.ops import BaseRules, Bridge, Promiscuous, Setting
 from cni_plugin.plan import Operation
 from lab.calls import Weft, at_once, leases
 from lab.cases import CASES, Case
@@ -38,61 +40,76 @@ class Record:
         self.kernel.close()
 
 
-def _spoil(operation: Operation, record: Record) -> bool:
-    """Undo one operation alone, or turn it into its opposite; False where there is nothing to undo."""
-    if isinstance(operation, Detection):
-        return False
+def _spoil(operation: Operation, record: Record) -> None:
+    """Undo one operation alone, or turn it into its opposite where its undo leaves it to others."""
+    host = record.kernel.host
     if isinstance(operation, Bridge):
-        record.kernel.host.delete_link(operation.name)
-        return True
-    if isinstance(operation, BaseRules):
+        host.delete_link(operation.name)
+    elif isinstance(operation, BaseRules):
         record.kernel.rules.remove()
-        return True
-    if isinstance(operation, Setting):
-        side = record.machine.side(operation.side)
-        assert side is not None
-        there = side.sysctl(operation.key)
-        if there is None:
-            return False
-        side.set_sysctl(operation.key, "1" if there == "0" else "0")
-        return True
-    if type(operation).__name__ == "Promiscuous":
-        record.kernel.host.change_link("wbr0", promiscuous=False)
-        return True
-    operation.undo(record.machine)
-    return True
+    elif isinstance(operation, Promiscuous):
+        host.change_link(operation.link, promiscuous=False)
+    elif isinstance(operation, Setting):
+        _turn(operation, record)
+    else:
+        # Alone and out of its turn it may be refused: a chain that is still referred to.
+        with contextlib.suppress(WeftError):
+            operation.undo(record.machine)
+
+
+def _turn(setting: Setting, record: Record) -> None:
+    side = record.machine.side(setting.side)
+    assert side is not None
+    there = side.sysctl(setting.key)
+    for value in ("0", "1", "20000 30000"):
+        if there not in (None, value):
+            with contextlib.suppress(WeftError):
+                return side.set_sysctl(setting.key, value)
+    return None
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_operation_that_is_undone_is_missed(host: Host, case: Case) -> None:
-    """One after the other, each in an attachment of its own."""
+    """One after the other, each in an attachment of its own; what changes nothing need not be missed."""
     ground = Ground(host, case)
-    seen = 0
-    for place in range(100):
-        answer = ground.add()
-        assert answer.ok, answer
-        assert ground.weft.check(case.conf, answer.document, ground.container) == ""
-        record = Record(ground)
-        ended = place >= len(record.operations)
-        operation = record.operations[min(place, len(record.operations) - 1)]
-        try:
-            if not ended and _spoil(operation, record):
-                seen += 1
-                assert lacking([operation], record.machine), operation
-                complaint = ground.weft.check(case.conf, answer.document, ground.container)
-                assert complaint, operation
-                assert lacking([operation], record.machine)[0] in complaint
-        finally:
-            record.close()
-        assert ground.delete().ok
-        if case.first:
-            ground.weft.delete(case.first, ground.container)
-        ground.collect()
-        if ended:
+    missed = place = 0
+    while True:
+        lacks, count = _undone(ground, place)
+        if not lacks:
+            changes, _ = _undone(ground, place, look=True)
+            assert changes == [], place
+        missed += bool(lacks)
+        place += 1
+        if place >= count:
             break
-        if case.first:
-            ground.conf = {**case.conf, "prevResult": ground.weft.add(case.first, ground.container)}
-    assert seen >= 1
+    assert missed >= 1
+
+
+def _undone(ground: Ground, place: int, *, look: bool = False) -> tuple[list[str], int]:
+    """Undo one operation of a new attachment: what is lacking then (or how all has changed), and how many there are."""
+    case = ground.case
+    answer = ground.add()
+    assert answer.ok, answer
+    assert ground.weft.check(case.conf, answer.document, ground.container) == ""
+    record = Record(ground)
+    operation = record.operations[place]
+    try:
+        if look:
+            ground.remember()
+        _spoil(operation, record)
+        found = ground.changes() if look else lacking(record.operations, record.machine)
+        if found and not look:
+            complaint = ground.weft.check(case.conf, answer.document, ground.container)
+            assert found[0] in complaint, operation
+    finally:
+        record.close()
+    assert ground.delete().ok
+    if case.first:
+        ground.weft.delete(case.first, ground.container)
+    ground.collect()
+    if case.first:
+        ground.conf = {**case.conf, "prevResult": ground.weft.add(case.first, ground.container)}
+    return found, len(record.operations)
 
 
 def _lease(host: Host, text: str) -> None:
