@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import time
+from _thread import allocate_lock
 from collections.abc import Iterator
 
 from cni_plugin.errors import Busy, StateDamaged
@@ -31,15 +32,48 @@ def hold(path: str, *, shared: bool = False, patience: float = PATIENCE, mode: i
     cannot be a lock.
     """
     deadline = time.monotonic() + patience
-    while True:
-        descriptor = _open(path, mode)
-        try:
-            _acquire(descriptor, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, deadline)
-            if _current(descriptor, path):
-                yield descriptor
-                return
-        finally:
-            os.close(descriptor)
+    with contextlib.nullcontext() if shared else _turn(path, patience):
+        while True:
+            descriptor = _open(path, mode)
+            try:
+                _acquire(descriptor, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, deadline)
+                if _current(descriptor, path):
+                    yield descriptor
+                    return
+            finally:
+                os.close(descriptor)
+
+
+class _Queue:
+    """The threads of this process that want one file; they need not ask the kernel again and again."""
+
+    __slots__ = ("lock", "users")
+
+    def __init__(self) -> None:
+        self.lock = allocate_lock()
+        self.users = 0
+
+
+_queues: dict[str, _Queue] = {}
+_guard = allocate_lock()
+
+
+@contextlib.contextmanager
+def _turn(path: str, patience: float) -> Iterator[None]:
+    """Be the thread of this process that asks for the file, or have waited long enough to ask all the same."""
+    with _guard:
+        queue = _queues.setdefault(path, _Queue())
+        queue.users += 1
+    mine = queue.lock.acquire(patience > 0, patience if patience > 0 else -1)
+    try:
+        yield
+    finally:
+        if mine:
+            queue.lock.release()
+        with _guard:
+            queue.users -= 1
+            if not queue.users:
+                _queues.pop(path, None)
 
 
 def _open(path: str, mode: int) -> int:

@@ -9,6 +9,7 @@ it spoke of is then found by the marks in the kernel.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import zlib
@@ -75,6 +76,7 @@ class _Kinds(dict[str, type]):
         return ops.rare(name)
 
 
+@functools.cache
 def _kinds() -> dict[str, type]:
     """Every class a record may hold, by name: nothing else is ever made from a file."""
     found = _Kinds({one.__name__: one for one in (Record, NetworkRecord, *ops.COMMON)})
@@ -85,20 +87,30 @@ def _kinds() -> dict[str, type]:
     return found
 
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_names: dict[type, tuple[str, ...] | None] = {}
+
+
 def encode(value: object) -> Any:
     """A value of weft's as plain JSON."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is tuple or kind is list:
+        return [encode(item) for item in value]  # type: ignore[attr-defined]
+    if kind not in _names:
+        _names[kind] = tuple(one.name for one in fields(kind)) if is_dataclass(kind) else None
+    names = _names[kind]
+    if names is not None:
+        content = {_KIND: kind.__name__}
+        for name in names:
+            content[name] = encode(getattr(value, name))
+        return content
     if isinstance(value, StrEnum):
-        return {_VALUE: str(value), _KIND: type(value).__name__}
+        return {_VALUE: str(value), _KIND: kind.__name__}
     if isinstance(value, str):
-        return value
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, tuple | list):
-        return [encode(item) for item in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        content = {one.name: encode(getattr(value, one.name)) for one in fields(value)}
-        return {_KIND: type(value).__name__, **content}
-    return {_VALUE: str(value), _KIND: type(value).__name__[4:].lower()}
+        return str(value)
+    return {_VALUE: str(value), _KIND: kind.__name__[4:].lower()}
 
 
 _SIMPLE: dict[str, Callable[[Any], Any]] = {
@@ -228,12 +240,14 @@ def _files(folder: str) -> list[str]:
 
 def _read(path: str, kind: type[_Kind]) -> _Kind | None:
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = _content(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StateDamaged(f"cannot read {path}: {error.strerror}") from error
+    known = _known.get(path)
+    if known is not None and known.content == content and isinstance(known.record, kind):
+        return known.record
     checksum, _, body = content.partition(b"\n")
     try:
         if int(checksum, 16) != zlib.crc32(body):
@@ -247,6 +261,7 @@ def _read(path: str, kind: type[_Kind]) -> _Kind | None:
         found = decode(document["record"], _kinds())
         if not isinstance(found, kind):
             raise ValueError("another kind of record")
+        _know(path, _Known(content, found, {}))
         return found
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         with contextlib.suppress(OSError):
@@ -255,13 +270,66 @@ def _read(path: str, kind: type[_Kind]) -> _Kind | None:
         return None
 
 
+def _content(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = b""
+        while piece := os.read(descriptor, 1 << 20):
+            content += piece
+        return content
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What a file held when this process last saw it. ``texts`` are the values of its fields as JSON."""
+
+    content: bytes
+    record: Record | NetworkRecord
+    texts: dict[str, tuple[object, str]]
+
+
+_known: dict[str, _Known] = {}
+"""What was read and written last: to be told again only where the file still holds the very same bytes."""
+
+_MOST_KNOWN = 128
+
+
+def _know(path: str, known: _Known) -> None:
+    _known.pop(path, None)
+    _known[path] = known
+    while len(_known) > _MOST_KNOWN:
+        with contextlib.suppress(StopIteration, RuntimeError):  # another thread may be doing the same
+            _known.pop(next(iter(_known)), None)
+
+
+def _texts(path: str, record: Record | NetworkRecord) -> dict[str, tuple[object, str]]:
+    """The fields as JSON; those that are the same objects as in the record before are not written anew."""
+    before = _known[path].texts if path in _known else {}
+    texts = {}
+    for name in _FIELDS[type(record)]:
+        value = getattr(record, name)
+        old = before.get(name)
+        texts[name] = old if old is not None and old[0] is value else (value, json.dumps(encode(value)))
+    return texts
+
+
+_FIELDS = {kind: tuple(one.name for one in fields(kind)) for kind in (Record, NetworkRecord)}
+
+
 def _write(path: str, record: Record | NetworkRecord) -> None:
-    body = json.dumps({"schema": SCHEMA, "record": encode(record)}).encode()
+    texts = _texts(path, record)
+    inner = "".join(f', "{name}": {text}' for name, (_, text) in texts.items())
+    body = f'{{"schema": {SCHEMA}, "record": {{"{_KIND}": "{type(record).__name__}"{inner}}}}}'.encode()
+    content = f"{zlib.crc32(body):08x}\n".encode() + body
     temporary = f"{path[: -len('.json')]}.tmp"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(f"{zlib.crc32(body):08x}\n".encode() + body)
+        try:
+            _whole(descriptor, content)
+        finally:
+            os.close(descriptor)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -271,7 +339,16 @@ def _write(path: str, record: Record | NetworkRecord) -> None:
         ) from error
 
 
+    _know(path, _Known(content, record, texts))
+
+
+def _whole(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
 def _remove(path: str) -> None:
+    _known.pop(path, None)
     try:
         os.unlink(path)
     except FileNotFoundError:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """The entry of ``bin/weft`` and of an installed weft; never returns."""
+    if sys.argv[1:2] == ["engine"]:
+        from cni_plugin.engine.main import end, serving
+
+        end(serving(sys.argv[2:]))
     from cni_plugin.cli.root import weft  # click takes 60 ms, which nobody who imports a sibling should pay
 
     weft.main(prog_name="weft")

@@ -8,6 +8,7 @@ import os
 
 from cni_plugin.kernel import Namespace, Ruleset
 from cni_plugin.kernel.linux import LinuxKernel, LinuxNamespace
+from cni_plugin.kernel.netlink.reaper import Reaper
 from cni_plugin.types import NamespaceId
 
 _NS_GET_NSTYPE = 0xB703
@@ -17,9 +18,11 @@ _CLONE_NEWNET = 0x40000000
 class WorkerKernel(LinuxKernel):
     """One for each thread: its socket to the host's namespace is its own, the rules are everybody's."""
 
-    def __init__(self, rules: Ruleset) -> None:
+    def __init__(self, rules: Ruleset, reaper: Reaper) -> None:
         super().__init__()
         self._rules = rules
+        if isinstance(self.host, LinuxNamespace):
+            self.host.reaper = reaper
         self._given: tuple[str, int, NamespaceId] | None = None
 
     def give(self, path: str, descriptor: int) -> None:

@@ -151,6 +151,7 @@ def _prepare(log: bool) -> Shared:
     """Everything imported and opened that the first request would otherwise wait for."""
     from importlib import import_module
 
+    from cni_plugin.kernel.netlink.reaper import Reaper
     from cni_plugin.kernel.nft import Nft
     from cni_plugin.parts import FEATURES, drivers
 
@@ -163,4 +164,4 @@ def _prepare(log: bool) -> Shared:
     code = Code()
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read().strip()
-    return Shared(Nft(), code, frame.view(), boot, log)
+    return Shared(Nft(), Reaper(), code, frame.view(), boot, log)

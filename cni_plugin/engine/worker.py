@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import select
 import time
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from cni_plugin.engine.peer import Peer, PeerGone
 from cni_plugin.errors import Busy
 from cni_plugin.host import Host
 from cni_plugin.kernel import Ruleset
+from cni_plugin.kernel.netlink.reaper import Reaper
 from cni_plugin.plan import Operation
 from cni_plugin.service import Service
 from cni_plugin.types import Result
@@ -25,6 +26,7 @@ class Shared:
     """What all workers share. ``log`` says whether each request is told of on standard error."""
 
     rules: Ruleset
+    reaper: Reaper
     code: code.Code
     view: str
     boot: str
@@ -36,7 +38,7 @@ class Worker:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self._kernel = WorkerKernel(shared.rules)
+        self._kernel = WorkerKernel(shared.rules, shared.reaper)
         self._run = f"/run/weft/{self._kernel.host.id.inode}"
 
     def close(self) -> None:
@@ -112,4 +114,8 @@ def _tell(sent: frame.Sent, call: _Call, status: int, output: bytes, elapsed: fl
     else:
         what = ", ".join(str(ip.address) for ip in call.result.ips) if call.result else "done"
     line = f"{variables.get('CNI_COMMAND', '')} {whom} by {sent.plugin}: {what}, {elapsed * 1000:.1f} ms\n"
-    os.write(2, line.encode("utf-8", "backslashreplace"))
+    # A reader that has stopped reading must not stop the engine: then the line is lost.
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    if poll.poll(0):
+        remarks.remark(line)

@@ -23,6 +23,7 @@ from cni_plugin.types import Address, Cidr, NamespaceId
 
 if TYPE_CHECKING:
     from cni_plugin.kernel import Ruleset
+    from cni_plugin.kernel.netlink.reaper import Reaper
 
 
 class LinuxNamespace:
@@ -31,6 +32,8 @@ class LinuxNamespace:
     def __init__(self, descriptor: int, identity: NamespaceId) -> None:
         self.id = identity
         self.descriptor = descriptor
+        self.reaper: Reaper | None = None
+        """Deletes this namespace's links where many threads do so; None: each does it by itself."""
         try:
             with self._entered():
                 self._socket = RouteSocket()
@@ -206,13 +209,16 @@ class LinuxNamespace:
 
     def delete_link(self, name: str) -> None:
         index = links.index(self._socket, name, f"delete the link {name}")
-        with self._entered():
-            worker, watcher = RouteSocket(), RouteSocket(groups=deletion.LINK_GROUP)
-        try:
-            deletion.delete(worker, watcher, index, name)
-        finally:
-            worker.close()
-            watcher.close()
+        if self.reaper is not None:
+            self.reaper.delete(index, name)
+        else:
+            with self._entered():
+                worker, watcher = RouteSocket(), RouteSocket(groups=deletion.LINK_GROUP)
+            try:
+                deletion.delete(worker, watcher, index, name)
+            finally:
+                worker.close()
+                watcher.close()
         # Asked under the kernel's lock, so the deletion's last step is over: peers' routes are gone as well.
         links.get(self._socket, name)
 

@@ -55,6 +55,8 @@ class Nft:
         self._runner: Runner | None = None
         self._questions: Questions | None = None
         self._shapes: dict[str, Shape] = {}
+        self._sound: tuple[str, int] | None = None
+        """The base that was found as it should be, and the kernel's count of transactions then."""
 
     def close(self) -> None:
         """Give back the library's memory and sockets; a second call does nothing."""
@@ -79,10 +81,14 @@ class Nft:
         this one line by line, to name what differs.
         """
         self._shapes = shapes(base)
+        generation = self._ask(Questions.generation)
+        if self._sound == (base, generation):
+            return None
         found = self._survey()
         if found.missing:
             return f"the table {found.missing[0]} is missing"
         if _stamp(base, found).encode() in found.stamp:
+            self._sound = (base, generation)
             return None
         from cni_plugin.kernel.nft_listing import blocks, difference  # rarely needed
 
@@ -138,7 +144,7 @@ class Nft:
             if not absent:
                 return
             try:
-                self._do(self._command("create", absent))
+                self._do(self._command("create", absent), elements=True)
                 return
             except Exists:
                 there = self._there(wanted)
@@ -163,7 +169,7 @@ class Nft:
             if not mine:
                 return
             with suppress(Missing):  # another process deleted one meanwhile: look again
-                self._do(self._command("delete", mine))
+                self._do(self._command("delete", mine), elements=True)
                 return
         raise Busy("others keep changing the same nftables elements", hint="try again")
 
@@ -264,21 +270,33 @@ class Nft:
             return work(self._questions)
 
         with self._lock:
-            try:
-                return self._at_home(asked)
-            except BaseException:  # answers may still come: never to the next question
-                if self._questions is not None:
-                    self._questions.close()
-                    self._questions = None
-                raise
+            return self._answered(asked)
 
-    def _do(self, commands: str, *, terse: bool = False) -> str:
-        """Run the commands where this object belongs; raises a KernelRefused with nftables' own sentence."""
+    def _answered(self, asked: Callable[[], T]) -> T:
+        try:
+            return self._at_home(asked)
+        except BaseException:  # answers may still come: never to the next question
+            if self._questions is not None:
+                self._questions.close()
+                self._questions = None
+            raise
+
+    def _do(self, commands: str, *, terse: bool = False, elements: bool = False) -> str:
+        """Run the commands where this object belongs; raises a KernelRefused with nftables' own sentence.
+
+        Commands that change ``elements`` alone leave rules that were sound so, if nobody else's came between.
+        """
         with self._lock:
+            sound, questions = self._sound, self._questions
+            watched = elements and sound is not None and questions is not None
+            before = self._answered(questions.generation) if watched and questions is not None else 0
             for _ in range(_ATTEMPTS):
                 output, errors = self._at_home(lambda: self._run(commands, terse))
                 if _INTERRUPTED not in errors:
                     break
+            if watched and questions is not None and sound is not None and sound[1] == before and not errors:
+                after = self._answered(questions.generation)
+                self._sound = (sound[0], after) if after == before + 1 else None
         if errors:
             _refuse(errors)
         return output

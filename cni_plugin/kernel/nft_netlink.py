@@ -15,11 +15,12 @@ from cni_plugin.errors import KernelLacks, KernelRefused
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10 << 8
-FAMILIES = {"inet": 1, "bridge": 7}
+FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 """What linux/netfilter.h calls them."""
 _REQUEST, _DUMP, _INTERRUPTED = 1, 0x300, 0x10
 _ERROR, _DONE = 2, 3
 _ENOENT = 2
+_GET_GENERATION, _GENERATION_ID = 16, 1
 _NESTED = 0x8000
 _ATTRIBUTE_TYPE = 0x3FFF
 _SECONDS = 10
@@ -88,6 +89,11 @@ class Questions:
                     elif code != -_ENOENT:
                         raise _refused(code)
         return answers
+
+    def generation(self) -> int:
+        """How many transactions there have been: the same as before where nothing was changed by anybody."""
+        (found,) = self.each(_GET_GENERATION, [("inet", ())])
+        return int.from_bytes(found[_GENERATION_ID], "big") if found else 0
 
     def _send(self, messages: list[bytes]) -> None:
         try:

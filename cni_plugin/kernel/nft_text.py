@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from cni_plugin.errors import Conflict, KernelRefused
@@ -180,6 +181,11 @@ def _split_list(tokens: list[str], separator: str) -> Iterator[list[str]]:
 
 def shapes(text: str) -> dict[str, Shape]:
     """The sets and maps that a base or a terse listing declares in weft's tables, by name."""
+    return dict(_shapes(text))
+
+
+@lru_cache(4)
+def _shapes(text: str) -> dict[str, Shape]:
     found: dict[str, Shape] = {}
     for table, content in _TABLE.findall(text):
         for name, body in _DECLARATION.findall(content):

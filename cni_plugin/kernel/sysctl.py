@@ -8,6 +8,7 @@ import os
 from cni_plugin.errors import KernelRefused, Missing
 
 _ROOT = "/proc/sys/"
+_LONGEST = 1 << 16
 
 
 def read(key: str) -> str | None:
@@ -17,8 +18,11 @@ def read(key: str) -> str | None:
     *Equivalent to:* ``sysctl -n KEY``.
     """
     try:
-        with open(_path(key), encoding="ascii", errors="replace") as file:
-            return file.read().rstrip("\n")
+        descriptor = os.open(_path(key), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(descriptor, _LONGEST).decode("ascii", "replace").rstrip("\n")
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return None
     except OSError as error:

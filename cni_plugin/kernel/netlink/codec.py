@@ -131,7 +131,7 @@ def plain(nested: Any) -> dict[str, int | str]:
     """A nested attribute's numbers and texts: ``IFLA_BR_VLAN_FILTERING`` becomes ``br_vlan_filtering``."""
     if not isinstance(nested, Reader):
         return {}
-    return {name.removeprefix("IFLA_").lower(): value for name, value in nested.items() if isinstance(value, int | str)}
+    return nested.plain()
 
 
 def named(values: dict[str, int | str]) -> Attributes:

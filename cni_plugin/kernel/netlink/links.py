@@ -17,6 +17,7 @@ from cni_plugin.kernel.netlink.socket import Request, RouteSocket, link_name
 
 _UP, _PROMISC, _ALLMULTI, _LOWER_UP = 0x1, 0x100, 0x200, 0x10000
 _SKIP_STATISTICS = 8
+_MOST_INDEXES = 1000
 _UNKNOWN_KIND = "Unknown device type"
 
 NESTED = 0x8000
@@ -34,10 +35,16 @@ def get(socket: RouteSocket, name: str) -> Link | None:
 
 def index(socket: RouteSocket, name: str, doing: str) -> int:
     """The link's index; raises Missing, saying that one cannot ``doing``."""
+    known = socket.indexes.get(name)
+    if known is not None and link_name(socket.fileno(), known) == name:
+        return known
     message = _message(socket, name, decoded=False)
     if message is None:
         raise Missing(f"cannot {doing}: there is no link {name}")
-    return index_of(message)
+    if len(socket.indexes) > _MOST_INDEXES:
+        socket.indexes.clear()
+    socket.indexes[name] = index_of(message)
+    return socket.indexes[name]
 
 
 def every(socket: RouteSocket) -> tuple[Link, ...]:
@@ -54,7 +61,8 @@ def _message(socket: RouteSocket, name: str, *, decoded: bool = True) -> Any:
         return None
     attributes: Attributes = [["IFLA_EXT_MASK", _SKIP_STATISTICS], ["IFLA_IFNAME", name]]
     try:
-        request = Request(codec.GETLINK, 0, f"look at the link {name}", attributes=attributes, decoded=decoded)
+        doing = f"look at the link {name}"
+        request = Request(codec.GETLINK, 0, doing, attributes=attributes, decoded=decoded, single=True)
         ((message,),) = socket.request(request)
     except Missing:
         return None
@@ -176,9 +184,7 @@ def change(
     options: Mapping[str, int | str] | None = None,
 ) -> None:
     """Change a link with one message; the kernel moves, renames, then sets it up or down, in this order."""
-    link = _message(socket, name)
-    if link is None:
-        raise Missing(f"cannot {doing}: there is no link {name}")
+    number = index(socket, name, doing)
     attributes = _common(mac or "", mtu or 0)
     if new_name is not None:
         check_name(new_name, doing)
@@ -192,7 +198,7 @@ def change(
     if target is not None:
         attributes.append(["IFLA_NET_NS_FD", target])
     if options:
-        kind = str(attribute(link, "IFLA_LINKINFO", "IFLA_INFO_KIND") or "")
+        kind = str(attribute(_message(socket, name), "IFLA_LINKINFO", "IFLA_INFO_KIND") or "")
         information: Attributes = [["IFLA_INFO_KIND", kind], _options(kind, options, doing)]
         attributes.append(["IFLA_LINKINFO", {"attrs": information}])
     flags = mask = 0
@@ -200,7 +206,7 @@ def change(
         if wanted is not None:
             mask |= bit
             flags |= bit if wanted else 0
-    fields = {"index": int(link["index"]), "flags": flags, "change": mask}
+    fields = {"index": number, "flags": flags, "change": mask}
     socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes, needs=" or ".join(options or ())))
 
 

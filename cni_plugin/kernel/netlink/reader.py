@@ -34,6 +34,23 @@ def table(layout: Any) -> dict[int, Row]:
     return _tables[layout]
 
 
+_HEAD = struct.Struct("=HH").unpack_from
+
+_short: dict[Any, dict[int, tuple[str, Any, int, Row]]] = {}
+
+
+def _shortened(layout: Any) -> dict[int, tuple[str, Any, int, Row]]:
+    """A class's attributes by number: the name as ``plain`` has it, how to unpack it, the bytes that takes, the row."""
+    if layout not in _short:
+        _short[layout] = {
+            number: (row[0].removeprefix("IFLA_").lower(), None, 0, row)
+            if row[3] is None or row[1] in _ADDRESSES
+            else (row[0].removeprefix("IFLA_").lower(), row[3], struct.calcsize(row[2].fields[0][1]), row)
+            for number, row in table(layout).items()
+        }
+    return _short[layout]
+
+
 def _number(layout: Any) -> Any:
     """What unpacks an attribute that is one number and nothing else, None for others."""
     if not isinstance(layout, type) or getattr(layout, "nla_map", None) or getattr(layout, "value_map", None):
@@ -73,12 +90,30 @@ class Reader:
         for name, rows in self._attributes().items():
             yield name, self._value(*rows[0])
 
+    def plain(self) -> dict[str, int | str]:
+        """Every known attribute that is a number or a text, by its name in small letters without ``IFLA_``."""
+        found: dict[str, int | str] = {}
+        known, data, place = _shortened(self._layout), self._data, self._start
+        while place + 4 <= len(data):
+            length, number = _HEAD(data, place)
+            if length < 4 or place + length > len(data):
+                break
+            short = known.get(number & _TYPE)
+            if short is not None and short[0] not in found:
+                name, unpack, size, row = short
+                inner = data[place + 4 : place + length] if unpack is None or length < 4 + size else None
+                value = unpack(data, place + 4)[0] if inner is None else self._value(row, inner)
+                if isinstance(value, int | str):
+                    found[name] = value
+            place += (length + 3) & ~3
+        return found
+
     def _attributes(self) -> dict[str, list[tuple[Row, memoryview]]]:
         if self._found is None:
             self._found = {}
             known, data, place = table(self._layout), self._data, self._start
             while place + 4 <= len(data):
-                length, number = struct.unpack_from("=HH", data, place)
+                length, number = _HEAD(data, place)
                 if length < 4 or place + length > len(data):
                     break
                 row = known.get(number & _TYPE)

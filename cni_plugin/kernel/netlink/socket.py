@@ -20,6 +20,7 @@ from cni_plugin.kernel.netlink.refusals import refusal
 
 _AF_NETLINK, _NETLINK_ROUTE, _SOL_NETLINK = 16, 0, 270
 _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 10, 11, 12
+_ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 1, 2
 _SOL_SOCKET, _SO_RCVBUF = 1, 8
 _NOOP, _ERROR, _DONE, _OVERRUN = 1, 2, 3, 4
 _F_DUMP_INTERRUPTED, _F_ACK_SENTENCE = 0x10, 0x200
@@ -36,7 +37,8 @@ _MOST_AT_ONCE = 100
 class Request:
     """One message to be sent. ``doing`` completes "cannot …" and ``needs`` names what the kernel may lack.
 
-    Where little of the answer is wanted, ``decoded`` is False and the answers are bytes.
+    Where little of the answer is wanted, ``decoded`` is False and the answers are bytes. ``single`` says that it is
+    answered by one message or a refusal, so that no acknowledgement is needed.
     """
 
     kind: int
@@ -46,6 +48,7 @@ class Request:
     attributes: codec.Attributes = field(default_factory=list)
     needs: str = ""
     decoded: bool = True
+    single: bool = False
 
 
 @dataclass(slots=True)
@@ -78,9 +81,18 @@ class RouteSocket:
         self._socket.bind((0, groups))
         self._lock = threading.Lock()
         self._sequence = 0
+        self.indexes: dict[str, int] = {}
+        """Links' indexes as last seen: to be believed where the index still has that name."""
 
     def close(self) -> None:
         self._socket.close()
+
+    def join(self, group: int) -> None:
+        """Hear a multicast group's announcements from now on."""
+        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+
+    def leave(self, group: int) -> None:
+        self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, group)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -101,6 +113,8 @@ class RouteSocket:
         """Send all at once (a hundred a time) and return what became of each."""
         if len(requests) > _MOST_AT_ONCE:  # more acknowledgements than this could overflow the receive buffer
             return self.attempt(*requests[:_MOST_AT_ONCE]) + self.attempt(*requests[_MOST_AT_ONCE:])
+        if not requests:
+            return []
         with self._lock:
             outcomes: dict[int, Outcome] = {}
             waiting: dict[int, Request] = {}
@@ -109,7 +123,7 @@ class RouteSocket:
                 sequence = self._next()
                 waiting[sequence] = one
                 outcomes[sequence] = Outcome([])
-                flags = one.flags | codec.REQUEST | codec.ACK
+                flags = one.flags | codec.REQUEST | (0 if one.single else codec.ACK)
                 data += _encoded(one, flags, sequence)
             self.send(bytes(data), requests[0].doing)
             while waiting:
@@ -217,6 +231,7 @@ def _take(outcome: Outcome, request: Request, kind: int, flags: int, data: memor
         return True
     if kind not in (_NOOP, _OVERRUN):
         outcome.answers.append(codec.decode(kind, bytes(data)) if request.decoded else bytes(data))
+        return request.single
     return False
 
 

@@ -30,7 +30,7 @@ class Around:
 
 def attributes(layout: Any, fields: dict[str, Any], given: list[Given]) -> bytes:
     """The attributes of a message or of a nested one, one after the other, as bytes."""
-    numbers = {row[0]: (number, row) for number, row in table(layout).items()}
+    numbers = _named(layout)
     around = Around(fields, given)
     out = bytearray()
     for one in given:
@@ -41,6 +41,16 @@ def attributes(layout: Any, fields: dict[str, Any], given: list[Given]) -> bytes
         payload = _payload(layout, around, row, one[1])
         out += struct.pack("=HH", len(payload) + 4, number | flags) + payload + b"\0" * (-len(payload) % 4)
     return bytes(out)
+
+
+def _named(layout: Any) -> dict[str, tuple[int, Row]]:
+    """A pyroute2 class's attributes by name."""
+    if layout not in _names:
+        _names[layout] = {row[0]: (number, row) for number, row in table(layout).items()}
+    return _names[layout]
+
+
+_names: dict[Any, dict[str, tuple[int, Row]]] = {}
 
 
 def _payload(layout: Any, around: Around, row: Row, value: Any) -> bytes:

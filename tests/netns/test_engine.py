@@ -1,0 +1,334 @@
+"""The engine for real: its answers are those of a process of its own, and no death of anybody leaves a trace."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_plugin.wire import frame
+from lab.commands import run
+from lab.host import Host
+from lab.plugins import OWN_FOLDER, ROOT, Cni
+
+PLUGIN = OWN_FOLDER / "bridge"
+ENGINE = ROOT / ".venv" / "bin" / "weft-engine"
+CONF: dict[str, Any] = {
+    "cniVersion": "1.0.0",
+    "name": "engined",
+    "type": "bridge",
+    "bridge": "br-engined",
+    "isGateway": True,
+    "ipMasq": True,
+    "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.72.0.0/24"}]]},
+}
+
+
+class Engine:
+    """An engine of the test's host."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.folder = Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}")
+        self.socket = self.folder / "engine.sock"
+        self.process = subprocess.Popen([ENGINE, "--log", *arguments], stderr=subprocess.PIPE)
+        until = time.monotonic() + 20
+        while not self.socket.exists():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> str:
+        """End it in order, if it has not ended; what it said."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+        try:
+            return self.process.communicate(timeout=20)[1].decode()
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture
+def engine(host: Host) -> Iterator[Engine]:
+    found = Engine()
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+class Through(Cni):
+    """Calls that must go through the engine."""
+
+    def environment(self, *arguments: Any, **rest: Any) -> dict[str, str]:
+        return super().environment(*arguments, **rest) | {"WEFT_ENGINE": "require"}
+
+
+@pytest.fixture
+def through() -> Through:
+    return Through(OWN_FOLDER)
+
+
+def left(folder: Path) -> list[str]:
+    """Records, leases and links that are there."""
+    places = (folder / "attachments", Path("/var/lib/cni/networks/engined"))
+    files = [path.name for place in places if place.is_dir() for path in place.iterdir()]
+    links = [link["ifname"] for link in run("ip", "-j", "link", "show", "type", "veth").json]
+    return sorted(name for name in files if not name.startswith(("lock", "last_"))) + links
+
+
+def start(cni: Cni, command: str, container: str, netns: str) -> subprocess.Popen[bytes]:
+    """A call that is under way."""
+    process = subprocess.Popen(
+        [PLUGIN],
+        env=cni.environment(command, container, netns),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(CONF).encode())
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def test_answers_as_a_process_of_its_own_does(host: Host, engine: Engine, through: Through, cni: Cni) -> None:
+    path = host.container()
+    result = through.add(CONF, path)
+    through.check(CONF, result, path)
+    again = through("ADD", CONF, netns=path)
+    assert again == cni("ADD", CONF, netns=path)
+    assert again.json["code"] == 101
+    through.delete(CONF, path)
+    other = cni.add(CONF, path)
+    through.check(CONF, other, path)
+    assert [link["name"] for link in other["interfaces"]] == [link["name"] for link in result["interfaces"]]
+    assert other["interfaces"] == result["interfaces"]
+    through.delete(CONF, path)
+    assert left(engine.folder) == []
+    for conf in ({}, {"cniVersion": "1.0.0"}, {**CONF, "mtu": "x"}, {**CONF, "cniVersion": "7"}):
+        assert through("ADD", conf, netns=path, plugin="bridge") == cni("ADD", conf, netns=path, plugin="bridge")
+    for extra in ({"CNI_NETNS": "/nowhere"}, {"CNI_IFNAME": ""}, {"CNI_COMMAND": "FLY"}, {"CNI_ARGS": "X"}):
+        assert through("ADD", CONF, netns=path, extra=extra) == cni("ADD", CONF, netns=path, extra=extra)
+
+
+def test_is_private(engine: Engine) -> None:
+    assert stat.S_IMODE(engine.socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(engine.folder.stat().st_mode) & 0o077 == 0
+    # Even where somebody has opened the way, another user is not heard.
+    for place in (engine.folder, engine.socket):
+        place.chmod(0o777)
+    script = (
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+        "s.sendall(bytes.fromhex(sys.argv[2])); sys.exit(len(s.recv(1)))"
+    )
+    sent = frame.request(frame.Sent("0", str(ROOT), frame.view(), "bridge", {}, b""))
+    python = str(ROOT / ".venv/bin/python")
+    assert run(python, "-Ic", script, str(engine.socket), sent.hex(), check=False).code in (0, 1)
+    assert "may not ask" in engine.close()
+
+
+def test_garbage_and_stuck_clients_hold_up_nobody(host: Host, engine: Engine, through: Through) -> None:
+    path = host.container()
+    stuck = []
+    for data in (b"", b"W", b"WEFT\1\0\0\0\xff\xff\x0f\0", b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096)) * 8:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(engine.socket))
+        with contextlib.suppress(OSError):
+            client.sendall(data)
+        stuck.append(client)
+    started = time.monotonic()
+    through.add(CONF, path)
+    through.delete(CONF, path)
+    assert time.monotonic() - started < 4
+    for client in stuck:
+        client.close()
+    assert left(engine.folder) == []
+
+
+def test_without_an_engine(host: Host, through: Through) -> None:
+    path = host.container()
+    outcome = through("ADD", CONF, netns=path)
+    assert (outcome.code, outcome.json["code"], outcome.json["cniVersion"]) == (1, 11, "1.0.0")
+
+
+def test_one_is_started_on_demand_and_ends_when_idle(host: Host, cni: Cni) -> None:
+    path = host.container()
+    extra = {"WEFT_ENGINE": "auto", "WEFT_ENGINE_IDLE": "1"}
+    folder = Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}")
+    cni.add(CONF, path, extra=extra)  # by itself, with all its pipes closed: the engine holds none of them
+    until = time.monotonic() + 20
+    while not (folder / "engine.sock").exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    cni.delete(CONF, path, extra={"WEFT_ENGINE": "require"})
+    assert left(folder) == []
+    while (folder / "engine.sock").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_an_engine_that_was_killed_is_done_without(host: Host, engine: Engine, cni: Cni) -> None:
+    path = host.container()
+    engine.kill()
+    assert engine.socket.exists()
+    cni.add(CONF, path, extra={"WEFT_ENGINE": "auto", "WEFT_ENGINE_IDLE": "1"})
+    cni.delete(CONF, path)
+    assert left(engine.folder) == []
+
+
+def test_ends_in_order_while_it_works(host: Host, engine: Engine, through: Through) -> None:
+    """SIGTERM: what was taken on is finished, and answered."""
+    calls = [(f"c{number}", host.container(f"c{number}")) for number in range(12)]
+    running = [start(through, "ADD", *call) for call in calls]
+    time.sleep(0.05)
+    engine.process.send_signal(signal.SIGTERM)
+    outcomes = [process.communicate(timeout=30) for process in running]
+    assert engine.process.wait(20) == 0
+    codes = [json.loads(out).get("code", 0) for out, _ in outcomes]
+    assert set(codes) <= {0, 11}, outcomes  # 11: came when there was none any more
+    assert 0 in codes
+    for call in calls:
+        Cni(OWN_FOLDER).delete(CONF, call[1], container=call[0])
+    assert left(engine.folder) == []
+
+
+@pytest.mark.parametrize("delay", [each / 1000 for each in range(1, 40, 3)])
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_killed_in_the_middle(host: Host, command: str, delay: float, through: Through, cni: Cni) -> None:
+    """SIGKILL of the engine: the client says so, and a DEL by anybody ends it clean."""
+    path = host.container()
+    engine = Engine()
+    through.add(CONF, path)
+    if command == "ADD":
+        through.delete(CONF, path)
+    process = start(through, command, "c1", path)
+    time.sleep(delay)
+    engine.kill()
+    out, _ = process.communicate(timeout=20)
+    if process.returncode:
+        assert json.loads(out)["code"] == 11
+    cni.delete(CONF, path)
+    assert left(engine.folder) == []
+    cni.add(CONF, path)
+    cni.delete(CONF, path)
+
+
+@pytest.mark.parametrize("delay", [each / 1000 for each in range(0, 30, 3)])
+def test_a_client_that_is_killed_leaves_nothing_after_its_del(
+    host: Host, engine: Engine, through: Through, delay: float
+) -> None:
+    path = host.container()
+    for _ in range(3):
+        process = start(through, "ADD", "c1", path)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        through.delete(CONF, path)
+        assert left(engine.folder) == []
+
+
+def test_a_request_of_somebody_who_left_is_not_begun(host: Host, engine: Engine, through: Through) -> None:
+    """An ADD that waits for the attachment's lock while its caller goes: nothing of it happens afterwards."""
+    path = host.container()
+    through.add(CONF, path)
+    through.delete(CONF, path)
+    from cni_plugin import locks
+    from cni_plugin.records import Records
+    from cni_plugin.types import Attachment
+
+    lock = Records(str(engine.folder)).lock(Attachment("engined", "c1", "eth0", "bridge"))
+    with locks.hold(lock):
+        process = start(through, "ADD", "c1", path)
+        time.sleep(0.3)
+        process.kill()
+        process.communicate()
+    time.sleep(0.3)
+    assert left(engine.folder) == []
+    assert "nobody waits" in engine.close()
+
+
+def test_many_at_once(host: Host, engine: Engine, through: Through) -> None:
+    calls = [(f"c{number}", host.container(f"c{number}")) for number in range(64)]
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        results = list(pool.map(lambda call: through.add(CONF, call[1], container=call[0]), calls))
+        addresses = {ip["address"] for result in results for ip in result["ips"]}
+        assert len(addresses) == 64
+        list(pool.map(lambda call: through.delete(CONF, call[1], container=call[0]), calls))
+    assert left(engine.folder) == []
+
+
+def test_a_del_that_is_answered_is_done(host: Host, engine: Engine, through: Through) -> None:
+    """The same names again at once, a thousand times: nothing is left of the one before."""
+    path = host.container()
+    conf = {**CONF, "ipMasq": False}
+    for _ in range(1000):
+        for command in ("ADD", "DEL"):
+            process = start_with(through, conf, command, path)
+            out, err = process
+            assert err == b"", err
+            assert command == "ADD" or out == b"", out
+    assert left(engine.folder) == []
+
+
+def start_with(cni: Cni, conf: dict[str, Any], command: str, netns: str) -> tuple[bytes, bytes]:
+    done = subprocess.run(
+        [PLUGIN],
+        env=cni.environment(command, "c1", netns),
+        input=json.dumps(conf).encode(),
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    return done.stdout, done.stderr
+
+
+def test_other_code_makes_it_yield(host: Host, engine: Engine) -> None:
+    """A client of a newer version is declined, and the engine makes way."""
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(10)
+    client.connect(str(engine.socket))
+    sent = frame.Sent("99.0.0", str(ROOT), frame.view(), "bridge", {"CNI_COMMAND": "ADD"}, b"{}")
+    client.sendall(frame.request(sent))
+    reply = client.recv(100)
+    assert frame.REPLY.unpack(reply)[2] == 1
+    assert engine.process.wait(20) == 0
+    assert not engine.socket.exists()
+
+
+def test_only_one(host: Host, engine: Engine) -> None:
+    assert run(str(ENGINE), timeout=20).code == 0
+    assert engine.process.poll() is None
+    assert engine.socket.exists()
+
+
+def test_the_client_in_python(host: Host, engine: Engine, cni: Cni) -> None:
+    """What stands in where there is no compiler speaks the same."""
+    path = host.container()
+    script = (
+        "import sys; sys.path[:0] = [sys.argv.pop(1)]; sys.argv[:] = sys.argv[1:];"
+        "from cni_plugin.shim import main; sys.exit(main())"
+    )
+    argv = [str(ROOT / ".venv/bin/python"), "-IBc", script, str(ROOT), "/x/bridge"]
+    for command in ("ADD", "DEL"):
+        environment = cni.environment(command, netns=path) | {"WEFT_ENGINE": "require"}
+        outcome = run(*argv, stdin=json.dumps(CONF), environment=environment, check=False)
+        assert outcome.code == 0, outcome
+    assert left(engine.folder) == []
+    assert engine.close().count(" by bridge: ") == 2
