@@ -10,10 +10,13 @@ import os
 from collections.abc import Iterable
 
 from cni_plugin.errors import KernelLacks, KernelRefused
+from cni_plugin.kernel import nft_netlink
 
 _FOLDERS = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin")
 _PREFIXES = {4: "iptables", 6: "ip6tables"}
 _TABLES_IN_USE = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
+_GET_CHAIN, _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_POLICY = 4, 1, 3, 5  # linux/netfilter/nf_tables.h
+_DROP = bytes(4)
 _PATIENCE = 30  # seconds for one program, and for the lock that the legacy ones share
 
 
@@ -29,15 +32,30 @@ def restore(version: int, table: str, lines: Iterable[str]) -> None:
 
 
 def drops_forwarded(version: int) -> bool:
-    """Whether a FORWARD chain has the policy DROP: that of nftables' iptables, or the legacy one's where in use."""
+    """Whether a FORWARD chain has the policy DROP: that of nftables' iptables, or the legacy one's where in use.
+
+    The first is asked of the kernel, since most hosts have only that and every ADD with a firewall asks; only the
+    legacy one needs a program.
+    """
     try:
-        if _policy(save(version, "filter")) == "DROP":
+        if _nftables_policy(version) == _DROP:
             return True
         with open(_TABLES_IN_USE[version], encoding="ascii", errors="replace") as tables:
             legacy = "filter" in tables.read().split()
         return legacy and _policy(_lines(_run(version, "-legacy-save", ["-t", "filter"]))) == "DROP"
-    except (KernelLacks, OSError):
+    except (KernelRefused, OSError):
         return False
+
+
+def _nftables_policy(version: int) -> bytes:
+    """The policy of the chain that iptables keeps in nftables, as the kernel has it; empty where there is none."""
+    questions = nft_netlink.Questions()
+    try:
+        chain = (nft_netlink.text(_CHAIN_TABLE, "filter"), nft_netlink.text(_CHAIN_NAME, "FORWARD"))
+        (found,) = questions.each(_GET_CHAIN, [("ip" if version == 4 else "ip6", chain)])
+        return (found or {}).get(_CHAIN_POLICY, b"")
+    finally:
+        questions.close()
 
 
 def _policy(lines: tuple[str, ...]) -> str:
