@@ -18,7 +18,7 @@ from cni_plugin.kernel.fake import FakeKernel
 from cni_plugin.records import NetworkRecord, Phase, Record, Records
 from cni_plugin.types import Attachment, NamespaceId, Route
 from lab.calls import Weft
-from lab.cases import CASES, Case
+from lab.cases import CASES, Case, Conf
 
 ATTACHMENT = Attachment("red", "c1", "eth0", "bridge")
 RECORD = Record(ATTACHMENT, NamespaceId("/c1", 4, 7), Phase.ADDING, "boot", 1.5, "bridge", "1.1.0")
@@ -31,23 +31,28 @@ def records(tmp_path: Path) -> Records:
     return made
 
 
+def _placed(conf: Conf, folder: Path) -> Conf:
+    """The configuration with its leases in a folder of the test's."""
+    return {**conf, "ipam": {**conf["ipam"], "dataDir": str(folder)}} if "ipam" in conf else dict(conf)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_operation_survives(case: Case, records: Records, tmp_path: Path) -> None:
     """What a driver plans comes back from the file as it was, to the last value."""
     kernel = FakeKernel()
-    kernel.add("/c1")
+    space = kernel.add("/c1")
     if case.wired:
         kernel.host.add_link("lan0", "veth", up=True, peer=Peer("far", up=True))
         kernel.host.add_address("lan0", ip_interface("192.0.2.1/24"))
         way = Route(ip_network("0.0.0.0/0"), ip_address("192.0.2.2"))
         kernel.host.add_route(KernelRoute(way, "lan0"))
     weft = Weft(kernel, Host(str(tmp_path / "state"), "boot", 0.0))
-    data = {"ipam": {**case.conf["ipam"], "dataDir": str(tmp_path)}} if "ipam" in case.conf else {}
-    conf = {**case.conf, **data}
-    if case.first:
-        ips = [{"address": "10.20.0.2/24", "interface": 1}]
-        interfaces = [{"name": "wbr0"}, {"name": "eth0", "sandbox": "/c1"}]
-        conf["prevResult"] = {"cniVersion": "1.1.0", "interfaces": interfaces, "ips": ips}
+    conf, first = (_placed(one, tmp_path) for one in (case.conf, case.first))
+    if first:
+        conf["prevResult"] = weft.add(first, "/c1")
+        # The fake has the settings that weft's drivers use; these are what the case of tuning asks for.
+        space.links_by_name["eth0"].sysctls["net/ipv4/conf/arp_filter"] = "0"
+        space.sysctls["net/ipv4/ip_local_port_range"] = "32768 60999"
     planned = weft.preview(conf, "/c1")
     assert planned.operations
     for phase in Phase:
