@@ -18,6 +18,7 @@ from typing import Any
 
 from calls import ENGINE, IN_PROCESS, REFERENCE_PLUGINS, ROOT, Call, Chain, Contender, together
 from cases import AT_ONCE, MANY_PORTS, SERIAL, VERSION, Case
+from long import endurance, growth, pools
 
 from lab import namespaces
 
@@ -132,6 +133,8 @@ def main() -> None:
     parser.add_argument(
         "--without", action="append", default=[], help="leave out a contender: reference, weft, in process"
     )
+    parser.add_argument("--long", action="store_true", help="growth, large pools and endurance as well")
+    parser.add_argument("--pairs", type=int, default=20000, help="ADD and DEL pairs of the endurance run")
     parser.add_argument("--json", metavar="FILE", help="write the results there as JSON")
     given = parser.parse_args()
     if problem := namespaces.isolation_problem():
@@ -152,6 +155,10 @@ def main() -> None:
     engine = start_engine() if ENGINE in contenders else None
     try:
         rows = [job() for name, job in jobs if given.only in name]
+        if given.long and engine is not None:
+            rows += growth((0, 250, 500, 1000, 2000), max(10, rounds))
+            rows += pools((10, 65000), few * 2, [each for each in contenders if each != IN_PROCESS])
+            rows += endurance(given.pairs, engine.pid)
     finally:
         if engine is not None:
             engine.terminate()

@@ -1,0 +1,111 @@
+"""What takes longer to measure: growth with attachments, large pools, and an engine after many calls."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from calls import ENGINE, REFERENCE_PLUGINS, Call, Contender, together
+from cases import VERSION, Case
+
+from lab import namespaces
+
+Row = dict[str, Any]
+_PORTS_OF_A_BRIDGE = 500  # the kernel takes 1023
+
+
+def growth(counts: Sequence[int], rounds: int) -> list[Row]:
+    """Serial ADD and DEL, masqueraded, beside so many attachments on other bridges. Milliseconds."""
+    case = Case("growth", masquerade=True)
+    netns = namespaces.make("growth-probe")
+    (conf,) = case.members(ENGINE, 240)
+    probe = Call(ENGINE, "bridge", conf, "growth-probe", netns)
+    found: list[Row] = []
+    there = 0
+    for count in counts:
+        while there < count:
+            many = min(50, count - there)
+            (other,) = case.members(ENGINE, 200 + there // _PORTS_OF_A_BRIDGE)
+            names = [f"grown-{there + each}" for each in range(many)]
+            together([Call(ENGINE, "bridge", other, name, namespaces.make(name)) for name in names], "ADD")
+            there += many
+        times: dict[str, list[float]] = {"ADD": [], "DEL": []}
+        for turn in range(rounds + 2):
+            for command in times:
+                elapsed, _ = probe.timed(command)
+                if turn > 1:
+                    times[command].append(elapsed)
+        row: Row = {"case": "growth", "attachments": there}
+        row |= {command: statistics.median(values) * 1000 for command, values in times.items()}
+        print(f"beside {there:5} attachments         ADD {row['ADD']:7.2f} ms  DEL {row['DEL']:7.2f} ms", flush=True)
+        found.append(row)
+    return found
+
+
+def pools(leases: Sequence[int], rounds: int, contenders: Sequence[Contender]) -> list[Row]:
+    """ADD and DEL of the host-local plugin alone, in a /16 with so many leases. Milliseconds."""
+    found = []
+    for number, count in enumerate(leases):
+        medians: dict[str, dict[str, float]] = {"ADD": {}, "DEL": {}}
+        for contender in contenders:
+            name = f"pool-{number}-{contender.name.replace(' ', '-')}"
+            _fill(Path("/var/lib/cni/networks") / name, count)
+            conf = {
+                "cniVersion": VERSION,
+                "name": name,
+                "type": "bridge",
+                "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.100.0.0/16"}]]},
+            }
+            call = Call(contender, "host-local", conf, "pooled", "/proc/1/ns/net")
+            times: dict[str, list[float]] = {"ADD": [], "DEL": []}
+            for turn in range(rounds + 2):
+                for command in times:
+                    elapsed, _ = call.timed(command)
+                    if turn > 1:
+                        times[command].append(elapsed)
+            for command, values in times.items():
+                medians[command][contender.name] = statistics.median(values) * 1000
+        row: Row = {"case": f"IPAM, {count} leases"}
+        for command, each in medians.items():
+            row[command] = {"ms": each}
+            if REFERENCE_PLUGINS.name in each:
+                own = [who for who in each if who != REFERENCE_PLUGINS.name]
+                row[command]["ratio"] = {who: each[who] / each[REFERENCE_PLUGINS.name] for who in own}
+            print(f"{row['case']:32} {command}  {row[command]}", flush=True)
+        found.append(row)
+    return found
+
+
+def _fill(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(2, count + 2):
+        address = f"10.100.{number >> 8}.{number & 255}"
+        (folder / address).write_bytes(b"somebody-%d\r\neth0" % number)
+    (folder / "last_reserved_ip.0").write_text(f"10.100.{(count + 1) >> 8}.{(count + 1) & 255}")
+
+
+def endurance(pairs: int, process: int) -> list[Row]:
+    """The engine's memory and descriptors as ADD and DEL go on."""
+    (conf,) = Case("endurance", masquerade=True).members(ENGINE, 241)
+    call = Call(ENGINE, "bridge", conf, "endurance", namespaces.make("endurance"))
+    found = []
+    for done in range(pairs + 1):
+        if done % max(1, pairs // 4) == 0:
+            found.append({"case": "endurance", "pairs": done, **_used(process)})
+            print(f"after {done:6} pairs: {found[-1]}", flush=True)
+        for command in ("ADD", "DEL"):
+            call.timed(command)
+    return found
+
+
+def _used(process: int) -> dict[str, int]:
+    status = Path(f"/proc/{process}/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    return {
+        "resident_kib": int(fields["VmRSS"].split()[0]),
+        "threads": int(fields["Threads"]),
+        "descriptors": len(os.listdir(f"/proc/{process}/fd")),
+    }

@@ -1,0 +1,159 @@
+"""What the client and the engine say to each other, and when an engine makes way: no socket and no root needed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cni_plugin import __version__, remarks, shim_build
+from cni_plugin.engine import code
+from cni_plugin.wire import frame, versions
+
+TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=20)
+NAMES = st.from_regex(r"CNI_[A-Z_]{1,10}", fullmatch=True)
+
+
+@given(
+    st.builds(
+        frame.Sent,
+        version=TEXT.filter(bool),
+        root=TEXT,
+        view=TEXT,
+        plugin=TEXT,
+        environment=st.dictionaries(NAMES, TEXT),
+        stdin=st.binary(max_size=200),
+    )
+)
+def test_a_request_comes_out_as_it_went_in(sent: frame.Sent) -> None:
+    data = frame.request(sent)
+    head, body = data[: frame.HEAD.size], data[frame.HEAD.size :]
+    assert frame.length(head) == len(body)
+    assert frame.parse(body) == sent
+
+
+@given(st.binary(max_size=300))
+def test_bytes_that_are_no_request_are_told_from_one(data: bytes) -> None:
+    try:
+        sent = frame.parse(data)
+    except frame.FrameProblem:
+        return
+    assert all(name.startswith("CNI_") for name in sent.environment)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        frame.HEAD.pack(b"XEFT", frame.PROTOCOL, 1),
+        frame.HEAD.pack(frame.MAGIC, frame.PROTOCOL + 1, 1),
+        frame.HEAD.pack(frame.MAGIC, frame.PROTOCOL, frame.LONGEST_BODY + 1),
+    ],
+)
+def test_other_heads_are_refused(head: bytes) -> None:
+    with pytest.raises(frame.FrameProblem):
+        frame.length(head)
+
+
+def test_only_variables_of_cni_get_through() -> None:
+    sent = frame.Sent("1", "/r", "v", "bridge", {"CNI_COMMAND": "ADD", "LD_PRELOAD": "x", "PATH": "/"}, b"{}")
+    assert frame.parse(frame.request(sent)[frame.HEAD.size :]).environment == {"CNI_COMMAND": "ADD"}
+
+
+def test_which_version_makes_way() -> None:
+    assert code.newer("99.0")
+    assert not code.newer(__version__)
+    assert not code.newer("0.0.1")
+    assert not code.newer("nonsense")
+
+
+def test_a_changed_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cni_plugin" / "deep").mkdir(parents=True)
+    source = tmp_path / "cni_plugin" / "deep" / "one.py"
+    source.write_text("1\n")
+    monkeypatch.setattr(code, "ROOT", str(tmp_path))
+    monkeypatch.setattr(code, "_EVERY", 0.0)
+    seen = code.Code()
+    assert seen.look()
+    os.utime(source, (1, 1))
+    assert not seen.look()
+    os.utime(source, (2, 2))
+    assert not seen.look(), "once outdated, always"
+
+
+def test_remarks_go_to_whom_the_thread_works_for(capfd: pytest.CaptureFixture[str]) -> None:
+    heard: list[bytes] = []
+    remarks.listen(heard.append)
+    try:
+        remarks.remark("for the caller")
+    finally:
+        remarks.listen(None)
+    remarks.remark("for the log")
+    assert heard == [b"for the caller"]
+    assert capfd.readouterr().err == "for the log"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C client, whose Python is a script that says how it was called."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler here: bin/setup takes the client in Python then")
+    folder = tmp_path_factory.mktemp("client with a space")
+    python = folder / "python"
+    python.write_text('#!/bin/sh\necho "python $*"\ncat\n')
+    python.chmod(0o755)
+
+    def run(command: Sequence[str]) -> bool:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode == 0 and "warning" not in done.stderr
+
+    defined = shim_build.definitions(str(python), '/launch"er', "/engine", str(folder))
+    assert shim_build.compile_client(run, str(folder / "bridge"), ["cc"], defined)
+    for name in ("weft", "firewall", "vrf"):
+        (folder / name).symlink_to("bridge")
+    return folder
+
+
+def call(client: Path, name: str, stdin: bytes = b"", **variables: str) -> tuple[int, bytes, bytes]:
+    done = subprocess.run([client / name], env=variables, input=stdin, capture_output=True, check=False, timeout=20)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["bridge", "weft", "firewall", "vrf"])
+def test_the_client_answers_a_bare_call_as_python_does(client: Path, name: str) -> None:
+    assert call(client, name) == (0, b"", versions.about(name).encode())
+
+
+@pytest.mark.parametrize("name", ["bridge", "weft", "firewall", "vrf"])
+@pytest.mark.parametrize(
+    "stdin",
+    [
+        b"",
+        b"{}",
+        b'{"cniVersion":"0.4.0"}',
+        b'{ "CNIVERSION" :\n "1.0.0" }',
+        b'{"cniVersion":"9.9.9"}',
+        b'{"cniVersion":""}',
+        b'{"cniVersion":"0.2.0"}',
+        b'{"cniVersion":"1.0.0',
+        b'{"cniVersion":"1.1.',
+        b'{"cniVersion"',
+        b'cniversion:"0.3.1"',
+        b"\0\xff" * 50,
+    ],
+)
+def test_the_client_answers_version_as_python_does(client: Path, name: str, stdin: bytes) -> None:
+    assert call(client, name, stdin, CNI_COMMAND="VERSION") == (0, versions.answer(name, stdin), b"")
+
+
+def test_the_client_leaves_what_is_unclear_to_python(client: Path) -> None:
+    stdin = b'{"cniVersion":"0.4.0","x":"cniVersion"}'
+    said = b'python -IBS /launch"er bridge\n'
+    assert call(client, "bridge", stdin, CNI_COMMAND="VERSION") == (0, said + stdin, b"")
+    for variables in ({"WEFT_ENGINE": "off"}, {"WEFT_DEBUG": "1"}, {"CNI_NETNS": "/proc/self/ns/net"}):
+        assert call(client, "bridge", stdin, CNI_COMMAND="ADD", **variables) == (0, said + stdin, b"")
