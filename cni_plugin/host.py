@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from cni_plugin.errors import ConfigProblem, Missing
 from cni_plugin.kernel import Kernel, KernelRoute, Link, Namespace, RoutingRule
-from cni_plugin.plan import Device
+from cni_plugin.plan import Device, Facts
 from cni_plugin.types import Cidr, Side
 
 _BUSES = ("/sys/bus/pci/devices", "/sys/bus/auxiliary/devices")
@@ -107,6 +109,30 @@ class Look:
             return None
         except OSError as error:
             raise ConfigProblem(f"cannot read {path}: {error.strerror}") from error
+
+
+class _Remembered:
+    """Facts that stay as they were when they were first asked for, while the kernel is being changed."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._known: dict[tuple[object, ...], object] = {}
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        question: Callable[..., object] = getattr(self._facts, name)
+
+        def ask(*given: object, **named: object) -> object:
+            key = (name, *given, *sorted(named.items()))
+            if key not in self._known:
+                self._known[key] = question(*given, **named)
+            return self._known[key]
+
+        return ask
+
+
+def remembered(facts: Facts) -> Facts:
+    """The same facts, each asked for once: for a plan that is made in two steps and must see one world."""
+    return cast(Facts, _Remembered(facts))
 
 
 def _links_of(path: str) -> tuple[str, ...]:

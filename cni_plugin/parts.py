@@ -7,7 +7,7 @@ features, so that one process does what a chain of plugins did.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -26,7 +26,7 @@ FEATURES = ("tuning", "vrf", "sbr", "bandwidth", "masquerade", "firewall", "port
 GUARDS = ("spoofing", "isolation")
 """What protects others from a container and it from them; a driver that has it names it among its FEATURES."""
 
-_IPAM = ("host-local", "static")
+_IPAM = ("host-local", "static", "dhcp")
 
 
 class _Module(Protocol):
@@ -43,11 +43,13 @@ class _Module(Protocol):
 class Assembly:
     """The parts of one attachment. ``answer`` is what IPAM says without reserving anything.
 
+    ``foundation`` are those of the parts that need no address to be planned: the driver, and what protects others.
     ``on_host``: the container shares the host's network namespace, and there is nothing for a feature to do.
     """
 
     driver: str = ""
     parts: tuple[Part, ...] = ()
+    foundation: tuple[Part, ...] = ()
     lease: Lease | None = None
     answer: Result = field(default_factory=Result)
     on_host: bool = False
@@ -74,10 +76,13 @@ def read(request: Request) -> Assembly:
     if driver:
         part = _module("drivers", driver).read(request, request.config.keys)
         parts += [part] if part is not None else []
+    foundation = list(parts)
     for name in features:
         part = _feature(name, request)
         parts += [part] if part is not None else []
-    return _addressed(driver, tuple(parts), request, request.config.ipam.text("type") if driver else "")
+        foundation += [part] if part is not None and name in GUARDS else []
+    found = _addressed(driver, tuple(parts), request, request.config.ipam.text("type") if driver else "")
+    return replace(found, foundation=tuple(foundation))
 
 
 def _choice(request: Request) -> tuple[str, tuple[str, ...]]:
@@ -132,7 +137,7 @@ def _addressed(driver: str, parts: tuple[Part, ...], request: Request, ipam: str
             args_cni=config.args_cni,
             runtime=config.runtime,
         )
-        return Assembly(driver, parts, PoolLease(pool, owner(request)))
+        return Assembly(driver, parts, lease=PoolLease(pool, owner(request)))
     if ipam == "static":
         fixed = static.read(
             config.ipam,
@@ -141,8 +146,29 @@ def _addressed(driver: str, parts: tuple[Part, ...], request: Request, ipam: str
             args_cni=config.args_cni,
             runtime=config.runtime,
         )
-        return Assembly(driver, parts, None, static.result(fixed))
-    return Assembly(driver, parts, foreign(request, ipam))
+        return Assembly(driver, parts, answer=static.result(fixed))
+    if ipam == "dhcp":
+        return Assembly(driver, parts, lease=_dhcp(request))
+    return Assembly(driver, parts, lease=foreign(request, ipam))
+
+
+def _dhcp(request: Request) -> Lease:
+    """The lease that a DHCP server is to give; what it needs is imported only here."""
+    from cni_plugin.names import digest
+    from cni_plugin.ops.dhcp import DhcpLease
+    from ipam import dhcp
+
+    settings = dhcp.read(request.config.ipam, request.arguments)
+    who = (request.container, request.config.name, request.interface)
+    return DhcpLease(
+        key=digest("dhcp", *who, request.plugin),
+        about=f"{request.container}/{request.interface} on {request.config.name}",
+        link=request.interface,
+        client=dhcp.client_id(*who).hex(),
+        provide=tuple((number, data.hex()) for number, data in settings.provide),
+        request=settings.request,
+        priority=settings.priority,
+    )
 
 
 def foreign(request: Request, ipam: str) -> ForeignLease:

@@ -82,6 +82,11 @@ class Lease(Operation):
 
     __slots__ = ()
 
+    @property
+    def needs_link(self) -> bool:
+        """Whether the container's link must be there and up first, since the addresses come over it."""
+        return False
+
     def reserve(self, machine: Machine) -> Result:
         """Apply, and answer the addresses; all or none, and on failure only what this very call took is freed."""
         raise NotImplementedError
@@ -166,7 +171,8 @@ class Context:
 
     ``host`` tells this host's namespace from every other one; ``result`` is what stands so far: the IPAM
     answer for a driver, the driver's result for a feature, the prevResult for a chained plugin. ``gateways``
-    are those of all the network's subnets, where weft's own IPAM knows them.
+    are those of all the network's subnets, where weft's own IPAM knows them. ``pending``: the addresses are not known
+    yet, for they will come over the link that is being planned; all that needs none is.
     """
 
     attachment: Attachment
@@ -176,6 +182,7 @@ class Context:
     result: Result
     facts: Facts
     gateways: tuple[Cidr, ...] = ()
+    pending: bool = False
 
 
 class Part(Protocol):

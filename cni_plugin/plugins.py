@@ -10,6 +10,6 @@ OWN_NAME = "weft"
 
 NAMES = (
     *("bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "dummy", "tap", "loopback"),
-    *("portmap", "firewall", "bandwidth", "tuning", "sbr", "vrf", "host-local", "static"),
+    *("portmap", "firewall", "bandwidth", "tuning", "sbr", "vrf", "host-local", "static", "dhcp"),
 )
 """The reference plugins whose configurations weft takes and in whose shape it answers."""

@@ -23,17 +23,18 @@ from cni_plugin.errors import (
     UnknownContainer,
     WeftError,
 )
-from cni_plugin.host import Host, Look
+from cni_plugin.host import Host, Look, remembered
 from cni_plugin.kernel import Kernel, Namespace, Ruleset
 from cni_plugin.ops import BaseRules, Elements, PoolLease
-from cni_plugin.plan import Context, Delegate, Machine, Operation, Plan, compose
+from cni_plugin.plan import Context, Delegate, Facts, Machine, Operation, Plan, compose
 from cni_plugin.records import NetworkRecord, Phase, Record, Records
-from cni_plugin.types import Attachment, NamespaceId, Result
+from cni_plugin.types import Attachment, NamespaceId, Result, Side
 from cni_plugin.wire.request import Command, Request
 from cni_plugin.wire.result import render
 from ipam.leases import Owner, State
 
 _CHANGERS = ("tuning", "vrf", "sbr")
+_NOTHING = Plan()
 
 
 def foreign(name: str, command: str, variables: Mapping[str, str], stdin: bytes) -> bytes:
@@ -112,11 +113,23 @@ class Service:
             try:
                 with attempt:
                     self.records.write(record)
+                    facts, first = self._look(container), _NOTHING
+                    if assembly.lease and assembly.lease.needs_link:
+                        facts, first = self._foundation(record, request, assembly, container)
+                        record = replace(
+                            record,
+                            operations=(*own_operations(first), assembly.lease),
+                            shared=shared_operations(first),
+                        )
+                        self.records.write(record)
+                        self._ensure(attachment, record.shared, machine)
+                        attempt.apply(record.operations[:-1])
                     answer = attempt.reserve(assembly.lease) if assembly.lease else assembly.answer
-                    record = self._planned(record, request, assembly, answer, container)
+                    done = len(record.operations)
+                    record = self._planned(record, request, assembly, answer, container, facts, first)
                     self.records.write(record)
                     self._ensure(attachment, record.shared, machine)
-                    attempt.apply(record.operations[1:] if assembly.lease else record.operations)
+                    attempt.apply(record.operations[done:])
                     self.records.write(replace(record, phase=Phase.ATTACHED))
             except BaseException as error:
                 if isinstance(error, Conflict):
@@ -185,7 +198,8 @@ class Service:
         assembly = self._read(request)
         with self._container(request, assembly) as container:
             answer = assembly.lease.preview(self.machine(container)) if assembly.lease else assembly.answer
-            return self._planned(self._begun(request, assembly, container), request, assembly, answer, container)
+            begun, facts = self._begun(request, assembly, container), self._look(container)
+            return self._planned(begun, request, assembly, answer, container, facts)
 
     # What the verbs share
 
@@ -294,29 +308,58 @@ class Service:
             operations=(assembly.lease,) if assembly.lease else (),
         )
 
+    def _look(self, container: Namespace) -> Facts:
+        return Look(self.kernel.host, container)
+
+    def _foundation(
+        self, record: Record, request: Request, assembly: parts.Assembly, container: Namespace
+    ) -> tuple[Facts, Plan]:
+        """What is done before the addresses are known, where they come over the link itself; and what was seen."""
+        facts = remembered(self._look(container))
+        facts.link(Side.CONTAINER, request.interface)  # the whole plan is to see that it was not there
+        context = self._context(record, request, container, facts, Result())
+        return facts, compose(replace(context, pending=True), assembly.foundation)
+
+    def _context(self, record: Record, request: Request, container: Namespace, facts: Facts, start: Result) -> Context:
+        return Context(
+            record.attachment,
+            container.id,
+            f"{self.host.boot}/{self.kernel.host.id.inode}",
+            request.config,
+            replace(start, dns=request.config.dns or start.dns),
+            facts,
+        )
+
     def _planned(
-        self, record: Record, request: Request, assembly: parts.Assembly, answer: Result, container: Namespace
+        self,
+        record: Record,
+        request: Request,
+        assembly: parts.Assembly,
+        answer: Result,
+        container: Namespace,
+        facts: Facts,
+        first: Plan = _NOTHING,
     ) -> Record:
-        """The record with its plan: pure but for the look at the kernel that drivers may take."""
+        """The record with its plan, which is pure but for the look at the kernel that drivers may take.
+
+        ``first`` is what has been done of it already, before the lease.
+        """
         config = request.config
         chained = assembly.parts and not assembly.driver
         start = config.previous or Result() if chained else answer
         lease = assembly.lease
-        context = Context(
-            record.attachment,
-            container.id,
-            f"{self.host.boot}/{self.kernel.host.id.inode}",
-            config,
-            replace(start, dns=config.dns or start.dns),
-            Look(self.kernel.host, container),
-            lease.gateways() if isinstance(lease, PoolLease) else (),
-        )
-        plan = compose(context, assembly.parts)
+        gateways = lease.gateways() if isinstance(lease, PoolLease) else ()
+        context = self._context(record, request, container, facts, start)
+        plan = compose(replace(context, gateways=gateways), assembly.parts)
         # Not every version can say every result: that must come out before the kernel is touched.
         render(plan.result, config.version)
         return replace(
             record,
-            operations=(*((lease.holding(answer),) if lease else ()), *own_operations(plan)),
+            operations=(
+                *own_operations(first),
+                *((lease.holding(answer),) if lease else ()),
+                *own_operations(_rest(plan, first)),
+            ),
             shared=shared_operations(plan),
             result=plan.result,
         )
@@ -393,6 +436,15 @@ def own_operations(plan: Plan) -> tuple[Operation, ...]:
     """The attachment's operations. What forbids is there before what is made, and what leads to it after it."""
     guards = (Elements(plan.guards),) if plan.guards else ()
     return (*guards, *plan.operations, *((Elements(plan.elements),) if plan.elements else ()), *plan.after)
+
+
+def _rest(plan: Plan, first: Plan) -> Plan:
+    """What a plan has beside one that has been carried out."""
+    return replace(
+        plan,
+        guards=tuple(element for element in plan.guards if element not in first.guards),
+        operations=tuple(operation for operation in plan.operations if operation not in first.operations),
+    )
 
 
 def shared_operations(plan: Plan) -> tuple[Operation, ...]:

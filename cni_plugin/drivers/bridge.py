@@ -49,7 +49,7 @@ class BridgeNetwork:
 
     def plan(self, context: Context) -> Plan:
         found = context.result
-        if self.addressed and not found.ips:
+        if self.addressed and not found.ips and not context.pending:
             raise ConfigProblem("IPAM plugin returned missing IP config", hint="give ipam a subnet or addresses")
         if self.gateway:
             found = interface.with_gateways(found)

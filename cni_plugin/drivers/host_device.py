@@ -43,7 +43,9 @@ class HostDevice:
         link = self._link(context)
         loan = lent(link, context.attachment)
         shown = ResultInterface(loan.container, link.mac, context.namespace.path, link.mtu, pci_id=self.bus)
-        return interface.attach(loan, shown, context.result, detect=self.detect, addressed=self.addressed)
+        return interface.attach(
+            loan, shown, context.result, detect=self.detect, addressed=self.addressed and not context.pending
+        )
 
     def _link(self, context: Context) -> Link:
         """The link; raises ConfigProblem where there is none of that description, or it is one not to be lent."""

@@ -43,7 +43,9 @@ class Ipvlan:
         found, before = context.result, context.config.previous
         if self.inherits and before is not None:
             found = replace(before, dns=found.dns or before.dns)
-        return interface.attach(link, interface.shown(context, link), found, detect=self.detect)
+        return interface.attach(
+            link, interface.shown(context, link), found, detect=self.detect, addressed=not context.pending
+        )
 
 
 def read(request: Request, keys: Section) -> Part | None:

@@ -53,7 +53,11 @@ class Macvlan:
             options=tuple(options),
         )
         return interface.attach(
-            link, interface.shown(context, link), context.result, detect=self.detect, addressed=self.addressed
+            link,
+            interface.shown(context, link),
+            context.result,
+            detect=self.detect,
+            addressed=self.addressed and not context.pending,
         )
 
 

@@ -35,7 +35,9 @@ class Tap:
             _check_bridge(context.facts.link(Side.CONTAINER, self.bridge), self.bridge)
         mtu = self.mtu or interface.DEFAULT_MTU
         link = interface.own_link(context, "tun", mac=self.mac, mtu=mtu, master=self.bridge, options=self.options)
-        return interface.attach(link, interface.shown(context, link), context.result, addressed=self.addressed)
+        return interface.attach(
+            link, interface.shown(context, link), context.result, addressed=self.addressed and not context.pending
+        )
 
 
 def _check_bridge(link: Link | None, name: str) -> None:

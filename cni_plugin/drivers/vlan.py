@@ -38,7 +38,9 @@ class Vlan:
             side=self.side,
             options=(("vlan_id", self.vid),),
         )
-        return interface.attach(link, interface.shown(context, link), context.result, detect=self.detect)
+        return interface.attach(
+            link, interface.shown(context, link), context.result, detect=self.detect, addressed=not context.pending
+        )
 
 
 def read(request: Request, keys: Section) -> Part | None:

@@ -15,6 +15,7 @@ from cni_plugin.ops.rules import BaseRules, Elements
 
 if TYPE_CHECKING:
     from cni_plugin.ops.devices import ContainerLink, LentLink
+    from cni_plugin.ops.dhcp import DhcpLease
     from cni_plugin.ops.policy import InVrf, Isolated, RoutedFrom, RouteMoved, Vrf
     from cni_plugin.ops.ports import EndedFlows, FreshFlows, PortsFree, PublishedPort
     from cni_plugin.ops.queues import Ifb, Limited, Redirected
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _RARE = {
     **dict.fromkeys(("ContainerLink", "LentLink"), "devices"),
+    "DhcpLease": "dhcp",
     **dict.fromkeys(("InVrf", "Isolated", "RouteMoved", "RoutedFrom", "Vrf"), "policy"),
     **dict.fromkeys(("EndedFlows", "FreshFlows", "PortsFree", "PublishedPort"), "ports"),
     **dict.fromkeys(("Ifb", "Limited", "Redirected"), "queues"),
@@ -71,6 +73,7 @@ __all__ = [
     "Bridge",
     "ContainerLink",
     "Detection",
+    "DhcpLease",
     "Elements",
     "EndedFlows",
     "ForeignLease",

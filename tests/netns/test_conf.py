@@ -10,14 +10,18 @@ import pytest
 
 from lab.abilities import require
 from lab.commands import run
+from lab.dnsmasq import Dnsmasq, end_keepers
 from lab.host import Host
 from lab.namespaces import OWN
 from lab.plugins import OWN_FOLDER, ROOT, Cni
 
 FILES = sorted((ROOT / "conf").glob("*.conflist"))
 RUNTIME = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
-NEEDS = {"macvlan": "macvlan", "ipvlan": "ipvlan", "vlan-link": "vlan", "dummy": "dummy", "tap": "tun", "vrf": "vrf"}
-WIRED = ("macvlan", "ipvlan", "vlan-link", "host")
+NEEDS = {
+    **{"macvlan": "macvlan", "ipvlan": "ipvlan", "vlan-link": "vlan", "dummy": "dummy"},
+    **{"tap": "tun", "vrf": "vrf", "dhcp": "macvlan"},
+}
+WIRED = ("macvlan", "ipvlan", "vlan-link", "host", "dhcp")
 """Those whose master is the link of the default route."""
 
 
@@ -30,13 +34,15 @@ def lacks_vlan_filtering() -> bool:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_conflist_works(host: Host, path: Path) -> None:
+def test_a_conflist_works(host: Host, path: Path, tmp_path: Path) -> None:
     conflist: dict[str, Any] = json.loads(path.read_text())
     if any("vlan" in plugin for plugin in conflist["plugins"]) and lacks_vlan_filtering():
         pytest.skip("this kernel has no VLAN filtering on bridges (bin/vm has)")
     require(NEEDS.get(path.stem, ""))
     if path.stem in WIRED:
-        host.lan()
+        lan = host.lan()
+        if path.stem == "dhcp":
+            Dnsmasq(host, lan, tmp_path)
     if path.stem == "host-device":
         host.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth1-far")
     cni = Cni(OWN_FOLDER)
@@ -60,3 +66,4 @@ def test_a_conflist_works(host: Host, path: Path) -> None:
     cni.delete_list(conflist, result, netns, runtime, ifname=interface)
     cni.delete_list(conflist, result, netns, runtime, ifname=interface)
     assert host.changes(before) == []
+    end_keepers()

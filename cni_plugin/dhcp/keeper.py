@@ -1,0 +1,190 @@
+"""Renews leases when they are due, takes links down whose lease is lost, and says to whoever asks that it is there.
+
+``python -m cni_plugin.dhcp.keeper`` runs one by hand (``--log``: with a line for everything it does).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from cni_plugin.dhcp.place import Place, Taken
+from cni_plugin.errors import Busy, KernelRefused, NamespaceProblem, WeftError
+from cni_plugin.kernel import netns
+from cni_plugin.kernel.linux import LinuxNamespace
+from cni_plugin.kernel.packets import PacketWire
+from cni_plugin.remarks import remark
+from ipam import dhcp_client
+from ipam.dhcp_held import Held, Leases
+
+IDLE = 60.0
+"""Seconds without a lease to renew after which a keeper ends."""
+
+_LOOK = 2.0  # seconds between two looks at the place
+_STACK = 1 << 19  # bytes of a thread's stack
+_MOST = 32  # leases renewed at the same time
+_Log = Callable[[str], None]
+
+
+class Keeper:
+    """Keeps the leases of one place until it is told to stop, or has nothing to do."""
+
+    def __init__(self, place: Place, leases: Leases, *, idle: float = IDLE, log: _Log = lambda line: None) -> None:
+        self._place = place
+        self._leases = leases
+        self._idle = idle
+        self._log = log
+        self._busy: set[str] = set()
+        self._state = threading.Lock()
+        self._until = time.monotonic() + idle
+        self._wake_end, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._stopping = False
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._stir()
+
+    def _stir(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._wake, b"x")
+
+    def run(self) -> None:
+        """Serve. A lease that was written before ``keeper.sock`` went is not overlooked."""
+        while not self._stopping and self._place.stands:
+            pause = self._work()
+            if time.monotonic() > self._until and not self._busy:
+                self._place.leave()
+                if not self._alive():
+                    return
+                self._place.listen()
+            self._wait(pause)
+        self._place.leave()
+
+    def _alive(self) -> bool:
+        return any(not held.lost for held in self._leases.all())
+
+    def _wait(self, seconds: float) -> None:
+        listener = self._place.listener.fileno()
+        ready, _, _ = select.select([listener, self._wake_end], [], [], seconds)
+        if self._wake_end in ready:
+            os.read(self._wake_end, 4096)
+        if listener in ready:
+            self._place.answer()
+
+    def _work(self) -> float:
+        """Start on what is due; the seconds until the next look."""
+        now = dhcp_client.now()
+        pause = _LOOK
+        for held in self._leases.all():
+            if held.lost:
+                continue
+            self._until = time.monotonic() + self._idle
+            due = held.due
+            if due is None or held.key in self._busy:
+                continue
+            if due > now:
+                pause = min(pause, due - now)
+            elif len(self._busy) < _MOST:
+                with self._state:
+                    self._busy.add(held.key)
+                threading.Thread(target=self._keep, args=(held.key,), daemon=True).start()
+        return pause
+
+    def _keep(self, key: str) -> None:
+        """One attempt at one lease."""
+        try:
+            with self._leases.locked(key, patience=1.0):
+                held = self._leases.read(key)
+                due = held.due if held is not None else None
+                if held is not None and due is not None and due <= dhcp_client.now():
+                    now = attempt(held, self._log)
+                    if now is None:
+                        self._leases.remove(key)
+                    else:
+                        self._leases.write(now)
+        except Busy:
+            time.sleep(_LOOK)  # a DEL is at it
+        except (WeftError, OSError) as error:
+            self._log(f"{key}: {error}")
+            time.sleep(_LOOK)
+        finally:
+            with self._state:
+                self._busy.discard(key)
+            self._stir()
+
+
+def attempt(held: Held, log: _Log) -> Held | None:
+    """The lease after what is due has been done: renewed, tried in vain, or lost; None where its container is gone."""
+    times = held.given.times
+    assert times is not None, "a lease without an end is never due"
+    _, rebinding, end = times
+    now = dhcp_client.now()
+    address = held.given.message.yours
+    if now >= end:
+        return _lost(held, "it has run out, and no DHCP server renewed it", log)
+    try:
+        with PacketWire(held.namespace, held.link) as wire:
+            pause = min(4.0, max(0.5, (end - now) / 4))
+            given = dhcp_client.renew(wire, held.asking, held.given, rebind=now >= rebinding, pauses=(pause,))
+    except dhcp_client.Refused as error:
+        return _lost(held, error.message, log)
+    except (dhcp_client.NoAnswer, NamespaceProblem, KernelRefused) as error:
+        log(f"{held.about}: {address} not renewed: {error.message}")
+        return replace(held, tried=now)
+    log(f"{held.about}: {address} renewed for {given.length or 'ever'} s")
+    return replace(held, given=given, tried=0.0)
+
+
+def _lost(held: Held, why: str, log: _Log) -> Held | None:
+    """The address is somebody else's from now on, so the link must not use it: it goes down, as in the reference."""
+    log(f"{held.about}: {held.given.message.yours} lost: {why}")
+    try:
+        descriptor, there = netns.open_namespace(held.namespace.path)
+    except NamespaceProblem:
+        return None
+    if not there.same(held.namespace):
+        os.close(descriptor)
+        return None
+    container = LinuxNamespace(descriptor, there)
+    try:
+        link = container.link(held.link)
+        if link is not None:
+            container.change_link(held.link, up=False)
+    finally:
+        container.close()
+    return replace(held, lost=why)
+
+
+def main(arguments: list[str]) -> int:
+    """``[--log]``; the exit status: 0 when it has served its time or another keeper is there, 1 where it cannot be."""
+    os.umask(0o077)
+    threading.stack_size(_STACK)
+    folder = f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}/dhcp"
+    leases = Leases(folder)
+    try:
+        leases.prepare()
+        place = Place(folder)
+    except Taken:
+        return 0
+    except (OSError, WeftError) as error:
+        remark(f"weft: the keeper of DHCP leases cannot work: {error}\n")
+        return 1
+    keeper = Keeper(
+        place, leases, log=(lambda line: remark(f"{line}\n")) if "--log" in arguments else lambda line: None
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: keeper.stop())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    keeper.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

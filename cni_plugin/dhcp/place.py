@@ -1,0 +1,86 @@
+"""Where a keeper is found: a socket for root alone, and the lock that makes it the only one of its namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import time
+
+_PATIENCE = 2.0  # seconds for another keeper to finish leaving
+_CREDENTIALS = struct.Struct("=iII")
+
+
+class Taken(Exception):
+    """Another keeper is there."""
+
+
+class Place:
+    """The socket and the lock; the lock's file holds the keeper's process number."""
+
+    def __init__(self, folder: str) -> None:
+        """Raises Taken, and OSError where the folder cannot be used."""
+        self.path = os.path.join(folder, "keeper.sock")
+        self._lock = os.open(
+            os.path.join(folder, "keeper.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline or os.path.exists(self.path):
+                    os.close(self._lock)
+                    raise Taken from None
+            time.sleep(0.02)
+        os.truncate(self._lock, 0)
+        os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
+        self.listen()
+
+    def listen(self) -> None:
+        """Be found. A socket that only root may connect to, under its name once it is ready and not before."""
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        temporary = f"{self.path}.{os.getpid()}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        before = os.umask(0o177)
+        try:
+            self.listener.bind(temporary)
+        finally:
+            os.umask(before)
+        self.listener.listen(128)
+        self.listener.setblocking(False)
+        os.rename(temporary, self.path)
+        self._own = _identity(self.path)
+
+    @property
+    def stands(self) -> bool:
+        """Whether callers still find this keeper."""
+        return self._own is not None and _identity(self.path) == self._own
+
+    def leave(self) -> None:
+        """Be found no more."""
+        if self.stands:
+            os.unlink(self.path)
+        self._own = None
+        self.listener.close()
+
+    def answer(self) -> None:
+        """Tell who connected that the leases are being looked at; others than root and our own user get nothing."""
+        with contextlib.suppress(OSError):
+            connection, _ = self.listener.accept()
+            with connection:
+                given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+                if _CREDENTIALS.unpack(given)[1] in (0, os.geteuid()):
+                    connection.send(b"looked\n", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino

@@ -1,0 +1,229 @@
+"""The conversation with a DHCP server, over a ``Wire``: to get a lease, to keep it, to give it back.
+
+Source: RFC 2131, sections 3.1, 4.4.1 to 4.4.6. The broadcast flag is always set: a container's link may share its MAC
+address with others (ipvlan), and has no address yet that an answer could be sent to.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Protocol
+
+from cni_plugin.errors import Busy, WeftError
+from ipam.dhcp import problem
+from ipam.dhcp_messages import (
+    ANY,
+    BROADCAST_MAC,
+    EVERYBODY,
+    Kind,
+    Message,
+    Option,
+    decode,
+    encode,
+    packet,
+    payload,
+)
+
+OFFERS = (1.0, 2.0, 4.0, 8.0)
+"""Seconds to wait for an offer after each time of asking; less than RFC 2131's, since a container waits."""
+
+ANSWERS = (1.0, 2.0, 4.0)
+"""Seconds to wait for an acknowledgement, likewise."""
+
+FOREVER = 2**32 - 1
+_LARGEST = 1472  # bytes of a message that fits an Ethernet frame
+_LIVES = 3  # how often a server may take its own offer back
+
+
+class Wire(Protocol):
+    """A link that IPv4 packets are sent on and read from, whatever addresses it has."""
+
+    mac: str
+
+    def send(self, packet: bytes, mac: str) -> None:
+        """Send an IP packet to a neighbour's MAC address."""
+
+    def receive(self, seconds: float) -> tuple[bytes, str] | None:
+        """The next packet to a DHCP client and its sender's MAC address, None if none comes in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Who asks for what: the client's identifier, the options to send, those to ask for."""
+
+    client: bytes
+    provide: tuple[tuple[int, bytes], ...]
+    request: tuple[int, ...]
+
+    def options(self) -> dict[int, bytes]:
+        return {
+            Option.CLIENT: self.client,
+            Option.LARGEST: _LARGEST.to_bytes(2, "big"),
+            **dict(self.provide),
+            Option.WANTED: bytes(self.request),
+        }
+
+    @property
+    def known_as(self) -> bytes:
+        """The identifier that the server sees: a configured one counts more."""
+        return dict(self.provide).get(Option.CLIENT, self.client)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A lease: the acknowledgement, who gave it, and when it was asked for (seconds since boot)."""
+
+    message: Message
+    server: IPv4Address
+    server_mac: str
+    since: float
+
+    @property
+    def length(self) -> float | None:
+        """Seconds, None for ever."""
+        seconds = self.message.number(Option.LEASE_TIME)
+        return None if seconds is None or seconds == FOREVER else float(seconds)
+
+    @property
+    def times(self) -> tuple[float, float, float] | None:
+        """When to renew, to rebind, and when it ends, in seconds since boot; None where it never ends."""
+        if self.length is None:
+            return None
+        rebinding = self._within(Option.REBINDING, self.length * 0.875, self.length)
+        renewal = self._within(Option.RENEWAL, min(self.length * 0.5, rebinding), rebinding)
+        return self.since + renewal, self.since + rebinding, self.since + self.length
+
+    def _within(self, option: Option, usual: float, most: float) -> float:
+        said = self.message.number(option)
+        return float(said) if said is not None and 0 < said <= most else usual
+
+
+class NoAnswer(Busy):
+    """No server has answered in time."""
+
+
+class Refused(WeftError):
+    """The server says that the lease is not, or no longer, this client's."""
+
+
+def now() -> float:
+    """Seconds since boot, sleep included: leases run out while a machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def acquire(
+    wire: Wire, asking: Asking, *, offers: Sequence[float] = OFFERS, answers: Sequence[float] = ANSWERS
+) -> Given:
+    """A new lease. Raises NoAnswer, or Refused where servers take back what they offer."""
+    said = ""
+    for _ in range(_LIVES):
+        xid = random.getrandbits(32)
+        offer, sender = _offer(wire, asking, xid, offers)
+        started = now()
+        options = {
+            **asking.options(),
+            Option.REQUESTED_ADDRESS: offer.yours.packed,
+            Option.SERVER: offer.options[Option.SERVER],
+        }
+        request = Message(Kind.REQUEST, xid, wire.mac, options=options)
+        answer = _answer(wire, request, answers, server=offer.addresses(Option.SERVER)[0])
+        if answer is None:
+            raise NoAnswer(
+                f"the DHCP server {offer.addresses(Option.SERVER)[0]} offered {offer.yours} and then fell silent"
+            )
+        message, sender = answer
+        if message.kind is Kind.ACK:
+            return Given(message, message.addresses(Option.SERVER)[0], sender, started)
+        said = message.options.get(Option.MESSAGE, b"").decode("ascii", "replace")
+    raise Refused(f"the DHCP server refuses its own offer{f': {said}' if said.isprintable() and said else ''}")
+
+
+def _offer(wire: Wire, asking: Asking, xid: int, pauses: Sequence[float]) -> tuple[Message, str]:
+    """The first offer that can be used, and its sender's MAC address."""
+    why = ""
+    waited = 0.0
+    for pause in pauses:
+        discover = Message(Kind.DISCOVER, xid, wire.mac, seconds=int(waited), options=asking.options())
+        wire.send(packet(encode(discover), ANY, EVERYBODY), BROADCAST_MAC)
+        for message, sender in _replies(wire, xid, _jitter(pause)):
+            if message.kind is Kind.OFFER:
+                why = problem(message)
+                if not why:
+                    return message, sender
+        waited += pause
+    if why:
+        raise Refused(f"a DHCP server's offer cannot be used: {why}", hint="see the server's options")
+    raise NoAnswer(
+        f"no DHCP server answered within {waited:g} s",
+        hint="is there one on the link's network, and does a firewall let UDP ports 67 and 68 pass?",
+    )
+
+
+def _answer(
+    wire: Wire, request: Message, pauses: Sequence[float], *, server: IPv4Address | None, to: Given | None = None
+) -> tuple[Message, str] | None:
+    """The ACK or NAK to a request, and its sender's MAC address; None where neither comes.
+
+    ``server``: only this one's counts. ``to``: the server to send to, by itself; else everybody.
+    """
+    for pause in pauses:
+        target, mac = (to.server, to.server_mac) if to else (EVERYBODY, BROADCAST_MAC)
+        wire.send(packet(encode(request), request.client, target), mac)
+        for message, sender in _replies(wire, request.xid, _jitter(pause)):
+            if message.kind not in (Kind.ACK, Kind.NAK):
+                continue
+            if server is not None and message.addresses(Option.SERVER)[:1] != (server,):
+                continue
+            if message.kind is Kind.NAK or not problem(message):
+                return message, sender
+    return None
+
+
+def renew(wire: Wire, asking: Asking, held: Given, *, rebind: bool, pauses: Sequence[float] = (4.0,)) -> Given:
+    """The lease, longer. Asks the server that gave it, or (``rebind``) any. Raises NoAnswer and Refused."""
+    address = held.message.yours
+    request = Message(
+        Kind.REQUEST, random.getrandbits(32), wire.mac, client=address, broadcast=rebind, options=asking.options()
+    )
+    started = now()
+    server = None if rebind else held.server
+    answer = _answer(wire, request, pauses, server=server, to=None if rebind else held)
+    if answer is None:
+        raise NoAnswer(f"{'no DHCP server' if rebind else f'the DHCP server {held.server}'} answered")
+    message, sender = answer
+    if message.kind is Kind.NAK:
+        raise Refused(f"the DHCP server refuses to renew {address}")
+    if message.yours != address:
+        raise Refused(f"the DHCP server gives {message.yours} instead of {address}")
+    return Given(message, message.addresses(Option.SERVER)[0], sender, started)
+
+
+def release(wire: Wire, asking: Asking, held: Given) -> None:
+    """Give the lease back. No server answers that."""
+    options: dict[int, bytes] = {Option.SERVER: held.server.packed, Option.CLIENT: asking.known_as}
+    message = Message(
+        Kind.RELEASE, random.getrandbits(32), wire.mac, client=held.message.yours, broadcast=False, options=options
+    )
+    wire.send(packet(encode(message), held.message.yours, held.server), held.server_mac)
+
+
+def _replies(wire: Wire, xid: int, seconds: float) -> Iterator[tuple[Message, str]]:
+    """Every server's message to this client that comes within the seconds."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        received = wire.receive(left)
+        if received is None:
+            return
+        data = payload(received[0])
+        message = decode(data) if data is not None else None
+        if message is not None and message.reply and (message.xid, message.mac) == (xid, wire.mac):
+            yield message, received[1]
+
+
+def _jitter(seconds: float) -> float:
+    """A little more or less, so that many clients do not ask in step."""
+    return seconds * random.uniform(0.9, 1.1)

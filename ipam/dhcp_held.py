@@ -1,0 +1,182 @@
+"""The DHCP leases of this host as files: what ADD got, what the keeper renews, what DEL gives back.
+
+One file each in ``/run/weft/INODE/dhcp``, replaced by rename. Whoever changes one holds its lock. They are all that the
+keeper knows, so it can be killed and started again at any time. Times are seconds since boot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from cni_plugin import locks
+from cni_plugin.errors import StateDamaged
+from cni_plugin.types import NamespaceId
+from ipam.dhcp import problem
+from ipam.dhcp_client import Asking, Given
+from ipam.dhcp_messages import decode, encode
+
+_AGAIN = 10.0  # seconds between two attempts at least
+_ENDING = ".json"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One lease. ``tried``: when the keeper last asked in vain, 0 if it did not; ``lost``: why it is no more."""
+
+    key: str
+    about: str
+    namespace: NamespaceId
+    link: str
+    asking: Asking
+    given: Given
+    tried: float = 0.0
+    lost: str = ""
+
+    @property
+    def due(self) -> float | None:
+        """When something is to be done about it, None for never.
+
+        Between two attempts passes half of the time that is left, as RFC 2131 section 4.4.5 has it.
+        """
+        times = self.given.times
+        if self.lost or times is None:
+            return None
+        renewal, rebinding, end = times
+        if self.tried < renewal:
+            return renewal
+        limit = rebinding if self.tried < rebinding else end
+        return min(self.tried + max((limit - self.tried) / 2, _AGAIN), limit)
+
+
+class Leases:
+    """The lease files under a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def prepare(self) -> None:
+        """Make the folder. Raises StateDamaged where that fails."""
+        try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StateDamaged(f"cannot make the folder {self.folder}: {error.strerror}") from error
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self.folder, key + _ENDING)
+
+    @contextlib.contextmanager
+    def locked(self, key: str, *, patience: float = locks.PATIENCE) -> Iterator[None]:
+        """Hold one lease. Its lock goes with its file."""
+        path = os.path.join(self.folder, f"{key}.lock")
+        with locks.hold(path, patience=patience):
+            try:
+                yield
+            finally:
+                if not os.path.exists(self._path(key)):
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+
+    def read(self, key: str) -> Held | None:
+        """The lease; None where there is none, or none that can be read."""
+        try:
+            with open(self._path(key), encoding="ascii") as file:
+                return _parsed(key, json.load(file))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def all(self) -> list[Held]:
+        try:
+            names = sorted(os.listdir(self.folder))
+        except OSError:
+            return []
+        found = (self.read(name.removesuffix(_ENDING)) for name in names if name.endswith(_ENDING))
+        return [one for one in found if one is not None]
+
+    def write(self, held: Held) -> None:
+        """Raises StateDamaged where it cannot be written."""
+        path = self._path(held.key)
+        temporary = os.path.join(self.folder, f"{held.key}.tmp")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            with open(descriptor, "w", encoding="ascii") as file:
+                json.dump(_plain(held), file)
+            os.replace(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise StateDamaged(
+                f"cannot write the lease {path}: {error.strerror}", hint="make room in /run, or mount it writable"
+            ) from error
+
+    def remove(self, key: str) -> None:
+        """Missing is fine. Raises StateDamaged."""
+        try:
+            os.unlink(self._path(key))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StateDamaged(f"cannot remove the lease {self._path(key)}: {error.strerror}") from error
+
+
+def _plain(held: Held) -> dict[str, object]:
+    given, asking = held.given, held.asking
+    return {
+        "about": held.about,
+        "namespace": [held.namespace.path, held.namespace.device, held.namespace.inode],
+        "link": held.link,
+        "client": asking.client.hex(),
+        "provide": [[number, data.hex()] for number, data in asking.provide],
+        "request": list(asking.request),
+        "acknowledged": encode(given.message).hex(),
+        "server": str(given.server),
+        "server_mac": given.server_mac,
+        "since": given.since,
+        "tried": held.tried,
+        "lost": held.lost,
+    }
+
+
+def _parsed(key: str, value: dict[str, object]) -> Held:
+    """The lease in a file's JSON; raises ValueError, KeyError, TypeError or AttributeError for anything else."""
+    message = decode(bytes.fromhex(_text(value["acknowledged"])))
+    if message is None or problem(message):
+        raise ValueError("no acknowledgement")
+    path, device, inode = _list(value["namespace"])
+    provide = tuple(
+        (_whole(number), bytes.fromhex(_text(data))) for number, data in map(_list, _list(value["provide"]))
+    )
+    asking = Asking(bytes.fromhex(_text(value["client"])), provide, tuple(map(_whole, _list(value["request"]))))
+    given = Given(message, IPv4Address(_text(value["server"])), _text(value["server_mac"]), _number(value["since"]))
+    return Held(
+        key, _text(value["about"]), NamespaceId(_text(path), _whole(device), _whole(inode)), _text(value["link"]),
+        asking, given, _number(value["tried"]), _text(value["lost"]),
+    )  # fmt: skip
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(value)
+    return value
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(value)
+    return float(value)
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError(value)
+    return value
