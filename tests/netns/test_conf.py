@@ -17,10 +17,8 @@ from lab.plugins import OWN_FOLDER, ROOT, Cni
 
 FILES = sorted((ROOT / "conf").glob("*.conflist"))
 RUNTIME = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
-NEEDS = {
-    **{"macvlan": "macvlan", "ipvlan": "ipvlan", "vlan-link": "vlan", "dummy": "dummy"},
-    **{"tap": "tun", "vrf": "vrf", "dhcp": "macvlan"},
-}
+NEEDS = {name: name for name in ("macvlan", "ipvlan", "dummy", "vrf")}
+NEEDS |= {"vlan-link": "vlan", "tap": "tun", "dhcp": "macvlan"}
 WIRED = ("macvlan", "ipvlan", "vlan-link", "host", "dhcp")
 """Those whose master is the link of the default route."""
 
