@@ -125,8 +125,10 @@ def _detach(service: Service, record: Record, swept: Swept) -> None:
 def sweep(service: Service, swept: Swept) -> None:
     """Take away what bears weft's mark and has no record: links, elements, lock files, half-written records."""
     found = orphans(service)
-    for name in found.links:
-        _unless_claimed(service, _mark_of_link(service, name), partial(_delete_link, service, name, swept))
+    _sweep_links(service, found.links, swept)
+    if found.links:
+        # A bridge is nobody's only once its ports are gone.
+        _sweep_links(service, orphans(service).links, swept)
     for mark in dict.fromkeys(names.mark_digest(element.mark) for element in found.elements):
         mine = [element for element in found.elements if names.mark_digest(element.mark) == mark]
         _unless_claimed(service, mark, partial(_delete_elements, service, mine, swept))
@@ -159,6 +161,11 @@ def _unlink(path: str, swept: Swept) -> None:
                 os.unlink(lock)
     except (Busy, OSError):
         return
+
+
+def _sweep_links(service: Service, links: Iterable[str], swept: Swept) -> None:
+    for name in links:
+        _unless_claimed(service, _mark_of_link(service, name), partial(_delete_link, service, name, swept))
 
 
 def _mark_of_link(service: Service, name: str) -> str:

@@ -57,3 +57,11 @@ def test_an_orphan_whose_attachment_somebody_works_on_stays(service: Service) ->
     with hold(service.records.lock(ATTACHMENT)):
         assert upkeep.sweep_dead(service).leftovers == []
     assert service.kernel.host.link(name) is not None
+
+
+def test_a_bridge_goes_with_its_last_orphaned_port(service: Service) -> None:
+    host = service.kernel.host
+    host.add_link("br0", "bridge", alias=names.alias(names.mark("bridge", "br0"), "bridge br0"))
+    host.change_link(_orphan(service), master="br0")
+    assert len(upkeep.sweep_dead(service).leftovers) == 2
+    assert host.link("br0") is None
