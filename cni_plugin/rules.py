@@ -49,7 +49,8 @@ port in ``attached`` are dropped. A port in ``stationed`` sends with the MAC add
 no VLAN tags unless in ``trunks``, no DHCP server's answers, no ARP (``arps``) or neighbour advertisement
 (``advertised``) for an address or a MAC address that is not its own. Link-layer addresses within neighbour discovery
 are looked at where they must stand first (RFC 4861, 4.3 and 4.4), and what a fragment hides the receiver ignores (RFC
-6980).
+6980). Nearly all that a checked port sends is its own by one look-up (``own4``, ``own6``), after which TCP is let go
+and the rest goes through ``sent4`` or ``sent6``.
 
 Priorities are those that other software expects (dstnat, srcnat, raw): whoever's rule decides first about a
 connection's address decides, and weft's rules look only for weft's ports and containers.
@@ -140,12 +141,12 @@ STATIONS = "stations"
 """Those MAC addresses: ``(port, MAC)``."""
 ADDRESSED = "addressed"
 """Bridge ports that send from known IP addresses alone: ``(port,)``."""
-ADDRESSES4 = "addresses4"
-"""Those addresses: ``(port, address)``."""
-ADDRESSES6 = "addresses6"
+OWN4 = "own4"
+"""Those addresses, each with the MAC address that it is sent from: ``(port, MAC, address)``."""
+OWN6 = "own6"
 """The same for IPv6."""
 CLAIMS6 = "claims6"
-"""The same addresses as numbers, for a neighbour advertisement's target, which older nftables have no name for."""
+"""The IPv6 addresses as numbers: ``(port, address)``; older nftables have no name for an advertisement's target."""
 LINK_ADDRESSES = "link_addresses"
 """The same MAC addresses as numbers, for the options of neighbour discovery, which nftables has no name for."""
 TRUNKS = "trunks"
@@ -304,8 +305,8 @@ table bridge weft {
 	set stationed { type ifname; }
 	set stations { type ifname . ether_addr; }
 	set addressed { type ifname; }
-	set addresses4 { type ifname . ipv4_addr; }
-	set addresses6 { type ifname . ipv6_addr; }
+	set own4 { type ifname . ether_addr . ipv4_addr; }
+	set own6 { type ifname . ether_addr . ipv6_addr; }
 	set claims6 { typeof iifname . @th,64,128; }
 	set link_addresses { typeof iifname . @th,208,48; }
 	set trunks { type ifname; }
@@ -321,16 +322,14 @@ table bridge weft {
 		arp hlen != 6 drop
 		arp plen != 4 drop
 		arp saddr ip 0.0.0.0 accept
-		iifname . arp saddr ip @addresses4 accept
+		iifname . arp saddr ether . arp saddr ip @own4 accept
 		drop
 	}
 
-	chain packets4 {
+	chain sent4 {
+		meta l4proto tcp accept
 		udp sport 67 udp dport 68 drop
 		icmp type redirect drop
-		iifname . ip saddr @addresses4 accept
-		ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
-		drop
 	}
 
 	chain advertised {
@@ -344,26 +343,29 @@ table bridge weft {
 		iifname . @th,208,48 != @link_addresses drop
 	}
 
-	chain packets6 {
+	chain sent6 {
+		meta l4proto tcp accept
 		udp sport 547 udp dport 546 drop
-		icmpv6 type nd-neighbor-advert jump advertised
-		icmpv6 type nd-neighbor-solicit ip6 saddr != :: jump solicited
-		icmpv6 type nd-router-solicit ip6 saddr != :: @th,64,16 != 0x0101 drop
-		icmpv6 type nd-router-solicit ip6 saddr != :: iifname . @th,80,48 != @link_addresses drop
-		iifname . ip6 saddr @addresses6 accept
-		ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . @th,64,128 @claims6 accept
-		ip6 saddr :: icmpv6 type { 131, 132, 143, nd-router-solicit } accept
-		drop
+		icmpv6 type { nd-router-advert, nd-redirect } iifname @attached drop
+		icmpv6 type nd-neighbor-advert goto advertised
+		icmpv6 type nd-neighbor-solicit goto solicited
+		icmpv6 type nd-router-solicit @th,64,16 != 0x0101 drop
+		icmpv6 type nd-router-solicit iifname . @th,80,48 != @link_addresses drop
 	}
 
 	chain contents {
 		ether type vlan iifname @trunks accept
-		ether type vmap { ip : goto packets4, ip6 : goto packets6, arp : goto arps }
+		ether type arp goto arps
+		ether type ip ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
+		ether type ip6 ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . @th,64,128 @claims6 accept
+		ether type ip6 ip6 saddr :: icmpv6 type { 131, 132, 143, nd-router-solicit } accept
 		drop
 	}
 
 	chain frames {
 		type filter hook prerouting priority dstnat; policy accept;
+		ether type ip iifname . ether saddr . ip saddr @own4 goto sent4
+		ether type ip6 iifname . ether saddr . ip6 saddr @own6 goto sent6
 		meta protocol ip6 icmpv6 type { nd-router-advert, nd-redirect } iifname @attached drop
 		iifname @stationed jump origin
 		iifname @addressed goto contents

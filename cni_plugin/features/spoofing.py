@@ -21,7 +21,7 @@ from cni_plugin.types import Address, Result, ResultInterface
 from cni_plugin.wire.keys import Section
 from cni_plugin.wire.request import Request
 
-_ADDRESSES = {4: rules.ADDRESSES4, 6: rules.ADDRESSES6}
+_OWN = {4: rules.OWN4, 6: rules.OWN6}
 _SOURCES = {4: rules.SOURCES4, 6: rules.SOURCES6}
 
 
@@ -63,7 +63,7 @@ class Spoofing:
         yield rules.ADDRESSED, (port,)
         yield rules.LINK_ADDRESSES, (port, int(inner.mac.replace(":", ""), 16))
         for address in (*own, link_local(inner.mac)):
-            yield _ADDRESSES[address.version], (port, address)
+            yield _OWN[address.version], (port, inner.mac, address)
             if address.version == 6:
                 yield rules.CLAIMS6, (port, int(address))
         if self.trunk:

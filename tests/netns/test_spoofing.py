@@ -255,6 +255,8 @@ def test_a_ptp_container_sends_as_itself_alone(host: Host, checked: bool) -> Non
     evil, victim = (host.container(name) for name in ("evil", "victim"))
     outer, inner = weft.add(conf, evil, "evil")["interfaces"]
     weft.add(conf, victim, "victim")
+    # What waits for a neighbour's answer could come after the honest packet.
+    assert all(any(host.ping(None, one, timeout=0.5) for _ in range(6)) for one in (VICTIM, VICTIM6))
     ear = frames.Ear(victim)
     forged = {b"<sibling>": "10.80.0.77", b"<foreign>": "8.8.8.8", b"<sibling6>": "fd80::77", b"<foreign6>": "2600::1"}
     for token, source in (*forged.items(), (b"<honest>", EVIL)):

@@ -74,8 +74,8 @@ def test_a_bridge_of_wefts_own_is_closed_and_its_port_checked() -> None:
         rules.STATIONS: [(host, MAC)],
         rules.ADDRESSED: [(host,)],
         rules.LINK_ADDRESSES: [(host, 0x020000000009)],
-        rules.ADDRESSES4: [(host, ip_address("10.23.0.9"))],
-        rules.ADDRESSES6: [(host, one) for one in six],
+        rules.OWN4: [(host, MAC, ip_address("10.23.0.9"))],
+        rules.OWN6: [(host, MAC, one) for one in six],
         rules.CLAIMS6: [(host, int(one)) for one in six],
     }
 
