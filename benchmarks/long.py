@@ -48,6 +48,7 @@ def growth(counts: Sequence[int], rounds: int) -> list[Row]:
 def pools(leases: Sequence[int], rounds: int, contenders: Sequence[Contender]) -> list[Row]:
     """ADD and DEL of the host-local plugin alone, in a /16 with so many leases. Milliseconds."""
     found = []
+    netns = namespaces.make("pooled")
     for number, count in enumerate(leases):
         medians: dict[str, dict[str, float]] = {"ADD": {}, "DEL": {}}
         for contender in contenders:
@@ -59,7 +60,7 @@ def pools(leases: Sequence[int], rounds: int, contenders: Sequence[Contender]) -
                 "type": "bridge",
                 "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.100.0.0/16"}]]},
             }
-            call = Call(contender, "host-local", conf, "pooled", "/proc/1/ns/net")
+            call = Call(contender, "host-local", conf, "pooled", netns)
             times: dict[str, list[float]] = {"ADD": [], "DEL": []}
             for turn in range(rounds + 2):
                 for command in times:

@@ -99,6 +99,9 @@ class LinuxNamespace:
             self._add_from_afar(plan, far, alias, doing)
             return
         links.add(self._socket, plan, doing)
+        links.made(self._socket, name)
+        if peer is not None and peer.namespace is not None:
+            links.made(_socket_of(peer.namespace), peer.name)
         # Not in the same sendmsg: the kernel goes on after a refusal, and would change somebody else's link.
         if alias:
             self._finish(name, doing, alias=alias)

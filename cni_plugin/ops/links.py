@@ -155,21 +155,24 @@ class Veth(Operation):
     def apply(self, machine: Machine) -> bool:
         if machine.container is None:
             raise Missing(f"the container's network namespace is gone, {self.container} cannot be made in it")
-        if machine.container.link(self.container) is not None:
+        try:
+            machine.host.add_link(
+                self.host,
+                "veth",
+                mac=self.host_mac,
+                mtu=self.mtu,
+                alias=self.alias,
+                up=True,
+                master=self.bridge,
+                peer=Peer(self.container, mac=self.mac, mtu=self.mtu, namespace=machine.container),
+            )
+        except Exists:
+            if machine.container.link(self.container) is None:
+                raise
             raise Conflict(
                 f"the container has a link {self.container} already",
                 hint="delete the attachment that made it first, or use another CNI_IFNAME",
-            )
-        machine.host.add_link(
-            self.host,
-            "veth",
-            mac=self.host_mac,
-            mtu=self.mtu,
-            alias=self.alias,
-            up=True,
-            master=self.bridge,
-            peer=Peer(self.container, mac=self.mac, mtu=self.mtu, namespace=machine.container),
-        )
+            ) from None
         return True
 
     def undo(self, machine: Machine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,18 @@ def index(socket: RouteSocket, name: str, doing: str) -> int:
         socket.indexes.clear()
     socket.indexes[name] = index_of(message)
     return socket.indexes[name]
+
+
+def made(socket: RouteSocket, name: str) -> None:
+    """Note the index of a link that was just made, without waiting for the kernel's lock (SIOCGIFINDEX).
+
+    Only for links that are there: for others the kernel would go and look for a module of that name.
+    """
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        answer = fcntl.ioctl(socket.fileno(), 0x8933, struct.pack("=16si20x", name.encode(), 0))
+        socket.indexes[name] = int(struct.unpack_from("=i", answer, 16)[0])
 
 
 def every(socket: RouteSocket) -> tuple[Link, ...]:
