@@ -27,6 +27,7 @@ PATIENCE = 1.0
 
 _LAST_RESORT = b'{\n    "cniVersion": "1.1.0",\n    "code": 999,\n    "msg": "weft failed and could not say why"\n}'
 _DEBUG = "set WEFT_DEBUG=1 in the runtime's environment for a traceback on standard error"
+_VERBS = ("create", "info", "setup", "teardown")  # of netavark's plugins
 _LONGEST_REASON = 200  # characters of an exception's text that a message repeats
 
 
@@ -43,7 +44,8 @@ def main(stdin: bytes | int = 0) -> int:
     """
     closed = _fill_standard_descriptors()
     plugin = os.path.basename(sys.argv[0]) or "weft"
-    if not os.environ.get("CNI_COMMAND"):
+    other = _netavark(plugin)
+    if not os.environ.get("CNI_COMMAND") and not other:
         remark(versions.about(plugin))
         return 0
     if 1 in closed:
@@ -52,7 +54,13 @@ def main(stdin: bytes | int = 0) -> int:
     output = os.dup(1)
     os.dup2(2, 1)
     try:
-        if os.environ["CNI_COMMAND"] == "VERSION":
+        if other:
+            from cni_plugin import netavark
+
+            _catch_signals()
+            status, answer = netavark.run(sys.argv[1:], stdin, _handle)
+            _ignore_signals()
+        elif os.environ["CNI_COMMAND"] == "VERSION":
             status, answer = run(plugin, os.environ, stdin, _handle)  # importing signal would double its time
         else:
             _catch_signals()
@@ -61,6 +69,11 @@ def main(stdin: bytes | int = 0) -> int:
     except BaseException as error:  # a signal between two lines of run
         status, answer = 1, _failure(error, b"")
     return status if deliver(output, answer) else 1
+
+
+def _netavark(plugin: str) -> bool:
+    """Whether netavark calls: with arguments, which CNI does not have."""
+    return plugin == "weft" and not os.environ.get("CNI_COMMAND") and sys.argv[1:2] != [] and sys.argv[1] in _VERBS
 
 
 def run(plugin: str, environ: Mapping[str, str], stdin: bytes | int, handle: Handle) -> tuple[int, bytes]:

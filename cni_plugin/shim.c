@@ -70,8 +70,8 @@ static int deliver(const char *data, size_t length, int status) {
     return 1;
 }
 
-/* Become weft in a process of its own, with what was read of standard input put back. */
-static void become_process(int input_was_read) {
+/* Become weft in a process of its own, with what was read of standard input put back. `more`: up to two arguments. */
+static void become(int input_was_read, char *const more[2]) {
     if (input_was_read) {
         int copy = memfd_create("stdin", MFD_CLOEXEC);
         if (copy < 0 || write_all(copy, input, input_length) || lseek(copy, 0, SEEK_SET) || dup2(copy, 0) < 0) {
@@ -79,10 +79,21 @@ static void become_process(int input_was_read) {
             _exit(1);
         }
     }
-    char *arguments[] = {(char *)PYTHON, (char *)"-IBS", (char *)LAUNCHER, (char *)plugin, NULL};
+    char *arguments[] = {(char *)PYTHON, (char *)"-IBS", (char *)LAUNCHER, (char *)plugin, more[0], more[1], NULL};
     execv(PYTHON, arguments);
     put(2, "weft: cannot run " PYTHON ": run bin/setup again\n");
     _exit(1);
+}
+
+static void become_process(int input_was_read) { become(input_was_read, (char *const[2]){NULL, NULL}); }
+
+/* Whether netavark calls, which gives its driver plugins a verb (netavark.py). */
+static int is_netavark(int count, char **arguments) {
+    static const char *const verbs[] = {"create", "info", "setup", "teardown"};
+    for (size_t each = 0; strcmp(plugin, "weft") == 0 && count > 1 && count < 4 && each < 4; each++)
+        if (strcmp(arguments[1], verbs[each]) == 0)
+            return 1;
+    return 0;
 }
 
 /* The position in `versions` of the oldest that the plugin speaks. */
@@ -385,6 +396,8 @@ int main(int count, char **arguments) {
     for (int each = 0; each < 3; each++)
         if (fcntl(each, F_GETFD) < 0)
             become_process(0); /* which knows what to do without it */
+    if ((!command || !*command) && is_netavark(count, arguments))
+        become(0, (char *const[2]){arguments[1], count > 2 ? arguments[2] : NULL});
     if (!command || !*command)
         return say_about();
     if (strcmp(command, "VERSION") == 0)

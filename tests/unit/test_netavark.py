@@ -1,0 +1,177 @@
+"""Podman's settings as weft's configuration, and what netavark is answered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_plugin import netavark
+from cni_plugin.errors import ConfigProblem
+from cni_plugin.types import Result
+from cni_plugin.wire.request import Request
+
+SUBNET = {"subnet": "10.77.0.0/24", "gateway": "10.77.0.1", "lease_range": None}
+
+
+def network(**keys: Any) -> dict[str, Any]:
+    return {
+        "name": "blue", "id": "ab" * 32, "driver": "weft", "dns_enabled": False, "internal": False,
+        "ipv6_enabled": False, "network_interface": "wbr-1", "options": None, "ipam_options": {"driver": "host-local"},
+        "subnets": [SUBNET], "routes": None, "network_dns_servers": None, **keys,
+    }  # fmt: skip
+
+
+def call(given: dict[str, Any] | None = None, **options: Any) -> netavark.Call:
+    own = {"interface_name": "eth0", "aliases": None, "static_ips": None, "static_mac": None, **options}
+    ports = own.pop("port_mappings", None)
+    return netavark.Call(
+        {"container_id": "c1", "container_name": "web", "port_mappings": ports,
+         "network": given or network(), "network_options": own}
+    )  # fmt: skip
+
+
+def test_a_bridge() -> None:
+    assert call().config == {
+        "cniVersion": "1.1.0", "name": "blue", "type": "weft", "driver": "bridge", "bridge": "wbr-1",
+        "isGateway": True, "ipMasq": True,
+        "ipam": {
+            "type": "host-local", "ranges": [[{"subnet": "10.77.0.0/24", "gateway": "10.77.0.1"}]],
+            "routes": [{"dst": "0.0.0.0/0", "priority": 0}],
+        },
+    }  # fmt: skip
+
+
+def test_an_internal_network_has_no_way_out() -> None:
+    config = call(network(internal=True)).config
+    assert config["internal"] is True and "ipMasq" not in config
+    assert config["ipam"]["routes"] == []  # type: ignore[index]
+
+
+def test_options_ranges_and_routes() -> None:
+    lease = {"rangeStart": "10.77.0.100", "rangeEnd": "10.77.0.200"}
+    subnets = [
+        {**SUBNET, "lease_range": {"start_ip": "10.77.0.100", "end_ip": "10.77.0.200"}},
+        {"subnet": "fd77::/64", "gateway": "fd77::1"},
+    ]
+    routes = [{"destination": "10.0.0.0/8", "gateway": "10.77.0.9", "metric": None}]
+    config = call(
+        network(options={"mtu": "1400", "hairpinMode": "true", "metric": "50"}, subnets=subnets, routes=routes)
+    )
+    assert (config.config["mtu"], config.config["hairpinMode"]) == (1400, True)
+    assert config.config["ipam"] == {
+        "type": "host-local",
+        "ranges": [
+            [{"subnet": "10.77.0.0/24", "gateway": "10.77.0.1"} | lease],
+            [{"subnet": "fd77::/64", "gateway": "fd77::1"}],
+        ],
+        "routes": [
+            {"dst": "10.0.0.0/8", "gw": "10.77.0.9", "priority": 0},
+            {"dst": "0.0.0.0/0", "priority": 50}, {"dst": "::/0", "priority": 50},
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", ["parent", "network_interface", "master"])
+def test_macvlan_with_dhcp(spelling: str) -> None:
+    options = {"driver": "macvlan", "mode": "private", "no_default_route": "1"}
+    given = network(options=options, subnets=None, ipam_options={"driver": "dhcp"}, network_interface=None)
+    (given if spelling == "network_interface" else options)[spelling] = "eth7"
+    assert call(given).config == {
+        "cniVersion": "1.1.0", "name": "blue", "type": "weft", "driver": "macvlan", "mode": "private",
+        "master": "eth7", "ipam": {"type": "dhcp"},
+    }  # fmt: skip
+
+
+def test_ports_addresses_and_aliases() -> None:
+    ports = [
+        {"container_port": 80, "host_ip": "", "host_port": 8080, "protocol": "tcp,udp", "range": 2},
+        {"container_port": 53, "host_ip": "127.0.0.1", "host_port": 53, "protocol": "", "range": 0},
+    ]
+    found = call(static_ips=["10.77.0.9"], static_mac="02:00:00:00:00:09", aliases=["web", "w"], port_mappings=ports)
+    assert found.config["portmap"] == {}
+    assert found.config["runtimeConfig"] == {
+        "mac": "02:00:00:00:00:09",
+        "ips": ["10.77.0.9"],
+        "aliases": {"blue": ["web", "w"]},
+        "portMappings": [
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 8081, "containerPort": 81, "protocol": "tcp"},
+            {"hostPort": 8080, "containerPort": 80, "protocol": "udp"},
+            {"hostPort": 8081, "containerPort": 81, "protocol": "udp"},
+            {"hostPort": 53, "containerPort": 53, "protocol": "tcp", "hostIP": "127.0.0.1"},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"options": {"nonsense": "1"}}, "nonsense"),
+        ({"options": {"driver": "nope"}}, "nope"),
+        ({"options": {"driver": "loopback"}}, "loopback"),
+        ({"options": {"mtu": "large"}}, "large"),
+        ({"options": {"mtu": "20"}}, "mtu 20"),
+        ({"options": {"hairpinMode": "maybe"}}, "maybe"),
+        ({"options": {"isolation": "some"}}, "some"),
+        ({"options": "all"}, "options"),
+        ({"network_interface": "much-too-long-a-name"}, "much-too-long-a-name"),
+        ({"ipam_options": {"driver": "magic"}}, "magic"),
+        ({"ipam_options": {"driver": "dhcp"}}, "subnets"),
+        ({"subnets": [{"subnet": "10.77.0.1/24"}]}, "10.77.0.0/24"),
+        ({"subnets": [{}]}, "subnet"),
+        ({"subnets": [{**SUBNET, "gateway": "10.78.0.1"}]}, "10.78.0.1"),
+        ({"options": {"driver": "macvlan"}, "subnets": None}, "needs a subnet"),
+    ],
+)
+def test_a_network_that_cannot_be_is_not_created(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigProblem) as refused:
+        netavark.created(network(**keys))
+    assert words in str(refused.value)
+
+
+def test_created_networks_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netavark, "_taken", list)
+    keys = {"subnets": None, "network_interface": None, "ipam_options": None, "ipv6_enabled": True}
+    found = netavark.created(network(**keys))
+    four, six = found["subnets"]  # type: ignore[misc]
+    assert four == {"subnet": "10.89.0.0/24", "gateway": "10.89.0.1"} and six["subnet"].startswith("fd")
+    assert found["ipam_options"] == {"driver": "host-local"}
+    assert str(found["network_interface"]).startswith("wbr-")
+    assert {key: found[key] for key in ("name", "id", "driver")} == {"name": "blue", "id": "ab" * 32, "driver": "weft"}
+    assert netavark.created(found) == found
+    inside = netavark.created(network(**keys, internal=True))
+    assert "gateway" not in inside["subnets"][0]  # type: ignore[index]
+
+
+def test_podmans_other_networks_keep_their_subnets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "red.json").write_text(json.dumps({"subnets": [{"subnet": "10.89.0.0/16"}]}))
+    (tmp_path / "bad.json").write_text("{")
+    monkeypatch.setattr(netavark, "FOLDER", str(tmp_path))
+    assert "10.89.0.0/16" in [str(use.subnet) for use in netavark._taken()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "words"),
+    [
+        (["setup"], b"{}", "usage"),
+        (["create", "more"], b"{}", "usage"),
+        (["setup", "/run/netns/x"], b"", "JSON"),
+        (["setup", "/run/netns/x"], b"[]", "object"),
+        (["setup", "/run/netns/x"], b"{}", "name"),
+        (["teardown", "/run/netns/x"], b'{"network": 7}', "network"),
+    ],
+)
+def test_what_cannot_be_understood_is_an_error_object(arguments: list[str], stdin: bytes, words: str) -> None:
+    def handle(request: Request) -> Result | None:
+        raise AssertionError("nothing must be done")
+
+    status, answer = netavark.run(arguments, stdin, handle)
+    assert status == 1 and words in json.loads(answer)["error"], answer
+
+
+def test_info() -> None:
+    status, answer = netavark.run(["info"], b"", lambda request: None)
+    assert status == 0 and json.loads(answer)["api_version"] == "1.0.0"
