@@ -25,6 +25,8 @@ IDLE = 900.0
 """Seconds without a request after which an engine ends; 0: never."""
 
 MOST_WORKERS = 128
+_MOST_IDLE = 6
+"""Threads kept waiting: with more, each call would wake one that has been cold for long."""
 _STACK = 1 << 19  # bytes of a thread's stack; the deepest call needs a fraction
 _LOOK = 2.0  # seconds between two looks at the clock and at the socket's name
 _PATIENCE = frame.DEADLINE + 10
@@ -80,8 +82,9 @@ class Server:
 
     def _work(self) -> None:
         worker = Worker(self._shared)
+        counted = True
         try:
-            while (peer := self._next()) is not None:
+            while counted and (peer := self._next()) is not None:
                 try:
                     if not worker.serve(peer):
                         self.stop()
@@ -90,10 +93,14 @@ class Server:
                     with self._state:
                         self._busy -= 1
                         self._last = time.monotonic()
+                        if self._workers - self._busy > _MOST_IDLE:  # counted out at once, or all might go
+                            self._workers -= 1
+                            counted = False
         finally:
             worker.close()
-            with self._state:
-                self._workers -= 1
+            if counted:
+                with self._state:
+                    self._workers -= 1
 
     def _next(self) -> Peer | None:
         """The next connection, None when there will be none. Somebody else waits for the one after."""
