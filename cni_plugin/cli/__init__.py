@@ -11,6 +11,10 @@ def main() -> None:
         from cni_plugin.engine.main import end, serving
 
         end(serving(sys.argv[2:]))
+    if sys.argv[1:2] == ["dhcp"]:
+        from cni_plugin.dhcp.keeper import main as keep
+
+        sys.exit(keep(sys.argv[2:]))
     from cni_plugin.cli.root import weft  # click takes 60 ms, which nobody who imports a sibling should pay
 
     weft.main(prog_name="weft")

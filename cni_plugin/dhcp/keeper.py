@@ -1,6 +1,6 @@
 """Renews leases when they are due, takes links down whose lease is lost, and says to whoever asks that it is there.
 
-``python -m cni_plugin.dhcp.keeper`` runs one by hand (``--log``: with a line for everything it does).
+``weft dhcp`` runs one by hand (``--log``: with a line for everything it does).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -163,9 +162,12 @@ def _lost(held: Held, why: str, log: _Log) -> Held | None:
 
 
 def main(arguments: list[str]) -> int:
-    """``[--log]``; the exit status: 0 when it has served its time or another keeper is there, 1 where it cannot be."""
+    """``[--log]``; the exit status: 0 when it has served its time or another keeper is there, else 1."""
     os.umask(0o077)
     threading.stack_size(_STACK)
+    if arguments not in ([], ["--log"]):
+        remark("usage: weft dhcp [--log]\n")
+        return 2
     folder = f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}/dhcp"
     leases = Leases(folder)
     try:
@@ -184,7 +186,3 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     keeper.run()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -141,7 +141,7 @@ def ensure_keeper(folder: str) -> None:
         if time.monotonic() > deadline:
             raise WeftError(
                 "the process that renews DHCP leases does not start",
-                hint=f"python -m cni_plugin.dhcp.keeper says why; its socket is {folder}/keeper.sock",
+                hint=f"weft dhcp --log says why; its socket is {folder}/keeper.sock",
             )
         time.sleep(0.02)
 

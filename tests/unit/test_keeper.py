@@ -1,0 +1,109 @@
+"""The keeper of DHCP leases without a network: who finds it, when it ends, and what it cannot renew."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from cni_plugin.dhcp.keeper import Keeper, attempt, main
+from cni_plugin.dhcp.place import Place, Taken
+from cni_plugin.types import NamespaceId
+from ipam import dhcp_client
+from ipam.dhcp_client import Asking, Given
+from ipam.dhcp_held import Held, Leases
+from ipam.dhcp_messages import Kind, Message, Option
+
+
+def held(since: float, key: str = "k") -> Held:
+    """A lease of two minutes, of a container that is gone."""
+    options = {
+        Option.SUBNET_MASK: b"\xff\xff\xff\0", Option.SERVER: b"\xc0\0\2\1", Option.LEASE_TIME: b"\0\0\0\x78",
+    }  # fmt: skip
+    message = Message(
+        Kind.ACK, 7, "02:00:00:00:00:01", yours=IPv4Address("192.0.2.5"), reply=True,
+        options={int(number): data for number, data in options.items()},
+    )  # fmt: skip
+    given = Given(message, IPv4Address("192.0.2.1"), "02:00:00:00:00:99", since)
+    return Held(key, "c1/eth0 on net", NamespaceId("/nowhere", 4, 7), "eth0", Asking(b"\0me", (), (1,)), given)
+
+
+@pytest.fixture
+def leases(tmp_path: Path) -> Leases:
+    made = Leases(str(tmp_path / "dhcp"))
+    made.prepare()
+    return made
+
+
+def said(folder: str) -> bytes:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(f"{folder}/keeper.sock")
+        return connection.recv(100)
+
+
+def test_it_ends_when_there_is_nothing_to_keep(leases: Leases) -> None:
+    place = Place(leases.folder)
+    keeper = Keeper(place, leases, idle=0.2)
+    thread = threading.Thread(target=keeper.run)
+    thread.start()
+    assert said(leases.folder) == b"looked\n"
+    assert os.stat(place.path).st_mode & 0o777 == 0o600
+    thread.join(10)
+    assert not thread.is_alive() and not os.path.exists(place.path)
+
+
+def test_it_stays_while_there_is_a_lease_and_goes_when_told(leases: Leases) -> None:
+    leases.write(held(dhcp_client.now()))
+    keeper = Keeper(Place(leases.folder), leases, idle=0.0)
+    thread = threading.Thread(target=keeper.run)
+    thread.start()
+    time.sleep(0.3)
+    assert said(leases.folder) == b"looked\n"
+    keeper.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_it_ends_when_its_place_is_another_s(leases: Leases) -> None:
+    leases.write(held(dhcp_client.now()))
+    place = Place(leases.folder)
+    keeper = Keeper(place, leases)
+    os.unlink(place.path)
+    keeper.run()
+
+
+def test_there_is_one(leases: Leases) -> None:
+    place = Place(leases.folder)
+    with pytest.raises(Taken):
+        Place(leases.folder)
+    place.leave()
+
+
+def test_a_lease_that_cannot_be_renewed_is_tried_again_and_at_last_forgotten(leases: Leases) -> None:
+    """The container may only be out of sight: nothing goes before the lease itself has ended."""
+    lines: list[str] = []
+    now = dhcp_client.now()
+    again = attempt(held(now - 70), lines.append)
+    assert again is not None and again.tried >= now and not again.lost
+    assert again.due is not None and again.due > now
+    assert attempt(replace(again, given=held(now - 130).given), lines.append) is None
+    assert "not renewed" in lines[0] and "run out" in lines[1]
+
+
+def test_what_has_run_out_while_no_keeper_was_there_goes_at_once(leases: Leases) -> None:
+    leases.write(held(dhcp_client.now() - 500))
+    keeper = Keeper(Place(leases.folder), leases, idle=0.1)
+    keeper.run()
+    assert leases.all() == [] and os.listdir(leases.folder) == ["keeper.lock"]
+
+
+def test_what_it_is_not_told_it_says(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--nonsense"]) == 2
+    assert "usage: weft dhcp" in capfd.readouterr().err
