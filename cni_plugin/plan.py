@@ -114,9 +114,9 @@ class Plan:
 
     ``shared`` belongs to the network: done where lacking, kept when the attachment goes. ``operations``
     are the attachment's own, in order. ``guards`` are nftables elements that forbid: they are there before the
-    attachment's first link is, and until its last one is gone. ``elements`` and ``shared_elements`` are nftables elements of
-    either kind; compose gathers them so that a plan's rules change in one transaction. ``after`` needs the rules
-    in place.
+    attachment's first link is, and until its last one is gone. ``elements`` and ``shared_elements`` are nftables
+    elements of either kind; compose gathers them so that a plan's rules change in one transaction. ``after`` needs the
+    rules in place.
     """
 
     shared: tuple[Operation, ...] = ()

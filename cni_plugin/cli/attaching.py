@@ -29,7 +29,7 @@ _PLACEHOLDER = "NETNS"
 @click.argument("network")
 @click.argument("netns", required=False, default="")
 @attaching
-@click.option("--all", "everything", is_flag=True, help="Also show what is in place already, and the whole table of rules.")
+@click.option("--all", "everything", is_flag=True, help="Show what is in place already too, and the table of rules.")
 @pass_tool
 def plan(
     tool: Tool,

@@ -60,7 +60,7 @@ TUNED: Conf = {
 _CHAINED: Conf = {"bridge": "wbr0", "isGateway": True, "ipam": _DUAL}
 
 FEATURE_CASES = tuple(
-    Case(f"chain-{plugin}{suffix}", conf(plugin, "chain", keys), conf("bridge", "chain", _CHAINED), **more)  # type: ignore[arg-type]
+    Case(f"chain-{plugin}{suffix}", conf(plugin, "chain", keys), conf("bridge", "chain", _CHAINED), **more)
     for plugin, suffix, keys, more in (
         ("bandwidth", "", SLOW, {}),
         ("tuning", "", TUNED, {}),
