@@ -1,7 +1,7 @@
 """What the reference plugins are known to do wrong, one test each: weft does it right, and goes on doing so.
 
-WEFT_TEST_PLUGINS=/usr/lib/cni shows which of the tests the
-reference fails.
+WEFT_TEST_PLUGINS=/usr/lib/cni shows which of the tests the reference fails. Those of chained plugins and of the
+drivers for devices are in test_defects_others.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 from lab import seen
 from lab.commands import run
-from lab.confs import DEFAULT4, DEFAULT6, SUBNET, bridge, dual, network, pool, port, ptp, published
+from lab.confs import DEFAULT4, DEFAULT6, SUBNET, bridge, dual, network, pool, ptp
 from lab.host import Host
 from lab.plugins import Cni
 
@@ -374,21 +374,3 @@ def test_defect_28_errors_and_versions_speak_the_callers_version(host: Host, cni
     answer = cni("VERSION", {"cniVersion": version}, plugin="bridge").json
     assert answer["cniVersion"] == version
     assert answer["supportedVersions"][-1] == "1.1.0"
-
-
-def test_defect_17_two_networks_of_one_container_do_not_share_ports(host: Host, cni: Cni) -> None:
-    netns = host.container()
-    other = bridge(pool("10.81.0.0/24"), bridge="br1", isGateway=True, name="other")
-    for conf, number, ifname in ((GATEWAY, 8080, "eth0"), (other, 9090, "eth1")):
-        conflist, runtime = published(conf, [port(number, 80)])
-        cni.add_list(conflist, netns, runtime, ifname=ifname)
-    conflist, runtime = published(GATEWAY, [port(8080, 80)])
-    cni.delete_list(conflist, None, netns, runtime, ifname="eth0")
-    rules = host.run("nft", "list", "ruleset").stdout
-    assert re.search(r"\b9090\b", rules) and not re.search(r"\b8080\b", rules)
-
-
-def test_defect_22_loopback_at_0_2_0_answers_in_the_shape_of_0_2_0(host: Host, cni: Cni) -> None:
-    conf = network("loopback", version="0.2.0", name="lo")
-    result = cni.add(conf, host.container(), ifname="lo")
-    assert "interfaces" not in result and result["ip4"]["ip"] == "127.0.0.1/8"
