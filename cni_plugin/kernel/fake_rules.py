@@ -56,9 +56,7 @@ class FakeRuleset:
         wanted: dict[tuple[str, Key], Element] = {}
         for element in [checked(element) for element in elements]:
             if not self._fits(element):
-                raise Missing(
-                    f"weft's tables have no set or map {element.collection}", hint="install the base rules"
-                )
+                raise Missing(f"weft's tables have no set or map {element.collection}", hint="install the base rules")
             key = normal(element.key)
             there = self._held[element.collection].get(key) or wanted.get((element.collection, key))
             there = there or self._over(element)
