@@ -102,7 +102,7 @@ def test_other_drivers(host: Host, cni: Cni, wire: Lan, tmp_path: Path, driver: 
     server = Dnsmasq(host, wire, tmp_path)
     netns = host.container()
     if driver == "bridge":
-        host.run("ip", "link", "add", "br0", "type", "bridge")
+        host.run("ip", "link", "add", "br0", "address", "02:00:00:00:00:b0", "type", "bridge")
         host.run("ip", "link", "set", wire.link, "master", "br0")
         host.run("ip", "link", "set", "br0", "up")
     key = {"bridge": "bridge", "ipvlan": "master", "host-device": "device"}.get(driver)
@@ -125,7 +125,7 @@ def test_features_under_weft_know_the_address(host: Host, cni: Cni, tmp_path: Pa
     """Guards are there before the link is; what needs the address joins once it is known."""
     lan = host.lan()
     server = Dnsmasq(host, lan, tmp_path)
-    host.run("ip", "link", "add", "br0", "type", "bridge")
+    host.run("ip", "link", "add", "br0", "address", "02:00:00:00:00:b0", "type", "bridge")
     host.run("ip", "link", "set", lan.link, "master", "br0")
     host.run("ip", "link", "set", "br0", "up")
     host.run("ip", "address", "flush", "dev", lan.link)
