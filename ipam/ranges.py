@@ -175,9 +175,15 @@ def _hosts(subnet: Subnet) -> Span:
 
 
 def _bound(section: Section, key: str, subnet: Subnet, inside: Span) -> Address | None:
+    """Where the range begins or ends; None for as far as hosts can be.
+
+    A range to the very edge of its subnet is what podman writes for ``--ip-range``; the edge itself is not given out.
+    """
     value = section.address(key)
     if value is None or value in inside:
         return value
+    if value == (subnet.network_address if key == "rangeStart" else subnet.broadcast_address):
+        return None
     if value.version != subnet.version or not _within(subnet, value):
         section.problem(key, f"is not in {subnet}")
     else:

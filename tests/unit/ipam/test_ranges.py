@@ -66,8 +66,8 @@ def test_a_link_local_router_is_a_gateway_for_ipv6() -> None:
         ({"subnet": "::ffff:10.0.0.0/120"}, "write them as IPv4"),
         ({"rangeStart": "10.1.0.9"}, "needs ipam.subnet beside it"),
         ({"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.255"}, "broadcast address of 10.1.0.0/24"),
-        ({"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.0", "rangeEnd": "10.1.0.9"}, "network address"),
-        ({"subnet": "fd00::/64", "rangeStart": "fd00::"}, "network address"),
+        ({"subnet": "10.1.0.0/24", "rangeEnd": "10.1.0.0"}, "network address of 10.1.0.0/24"),
+        ({"subnet": "fd00::/64", "rangeEnd": "fd00::"}, "network address of fd00::/64"),
         ({"subnet": "10.1.0.0/24", "rangeEnd": "10.2.0.9"}, 'ipam.rangeEnd "10.2.0.9" is not in 10.1.0.0/24'),
         ({"subnet": "10.1.0.0/24", "rangeEnd": "fd00::9"}, "is not in 10.1.0.0/24"),
         ({"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"}, "comes after the end"),
@@ -88,6 +88,21 @@ def test_problems_name_key_and_value(ipam: dict[str, Any], said: str) -> None:
     _, found = parse(ipam)
     assert any(said in sentence for sentence in found), found
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("ipam", "span"),
+    [
+        ({"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.129", "rangeEnd": "192.0.2.255"}, "192.0.2.129-192.0.2.254"),
+        ({"subnet": "192.0.2.0/24", "rangeStart": "192.0.2.0", "rangeEnd": "192.0.2.9"}, "192.0.2.1-192.0.2.9"),
+        ({"subnet": "fd00::/120", "rangeStart": "fd00::", "rangeEnd": "fd00::ff"}, "fd00::1-fd00::ff"),
+    ],
+)
+def test_a_range_may_reach_to_the_edges_of_its_subnet(ipam: dict[str, Any], span: str) -> None:
+    """podman writes the broadcast address as the end of ``--ip-range`` where that is the subnet's upper half."""
+    [[each]], problems = parse(ipam)
+    assert problems == []
+    assert str(each.span) == span
 
 
 def test_old_versions_have_room_for_one_address_of_a_family() -> None:
