@@ -15,6 +15,7 @@ from dataclasses import replace
 from cni_plugin import executor, locks, parts
 from cni_plugin.errors import (
     NOT_AVAILABLE,
+    Busy,
     ConfigProblem,
     Conflict,
     NamespaceProblem,
@@ -227,17 +228,29 @@ class Service:
     def locked(self, attachment: Attachment, *, patience: float = locks.PATIENCE) -> Iterator[None]:
         """Hold the attachment, and keep its network from being removed meanwhile."""
         records = self.records
-        with (
-            locks.hold(records.network_lock(attachment.network), shared=True, patience=patience),
-            locks.hold(records.lock(attachment), patience=patience),
-        ):
-            try:
-                self._begin()
-                yield
-            finally:
-                if not os.path.exists(records.path(attachment)):
-                    with contextlib.suppress(OSError):
-                        os.unlink(records.lock(attachment))
+        try:
+            with (
+                locks.hold(records.network_lock(attachment.network), shared=True, patience=patience),
+                locks.hold(records.lock(attachment), patience=patience),
+            ):
+                try:
+                    self._begin()
+                    yield
+                finally:
+                    if not os.path.exists(records.path(attachment)):
+                        with contextlib.suppress(OSError):
+                            os.unlink(records.lock(attachment))
+        finally:
+            self._drop_lock(attachment.network)
+
+    def _drop_lock(self, network: str) -> None:
+        """Remove the lock of a network that has no record: nothing is shared, no ADD has succeeded, or it is gone."""
+        path, record = self.records.network_lock(network), self.records.network_path(network)
+        if os.path.exists(record):
+            return
+        with contextlib.suppress(Busy, StateDamaged, OSError), locks.hold(path, patience=0):
+            if not os.path.exists(record):
+                os.unlink(path)
 
     def undo(self, record: Record) -> list[WeftError]:
         """Take back everything of a record, its lock held; the errors, [] if nothing is left."""

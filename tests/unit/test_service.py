@@ -125,6 +125,24 @@ def test_add_check_delete_collect(fake: Fake) -> None:
     assert not [path for path in (fake.folder / "run").rglob("*") if path.is_file() and path.parent.name != "ipam"]
 
 
+def test_calls_leave_no_lock_of_a_network_that_shares_nothing(fake: Fake) -> None:
+    """Such a lock would look like what a killed call has left."""
+
+    def locks() -> list[str]:
+        return [path.name for path in (fake.folder / "run").rglob("*.lock")]
+
+    red = fake.network("red")
+    fake.delete(red, "/c1")
+    assert locks() == []
+    loopback = {"cniVersion": "1.0.0", "name": "inner", "type": "loopback"}
+    fake.kernel.open("/c1").change_link("lo", up=False)
+    result = fake.add(loopback, "/c1", ifname="lo")
+    fake.check(loopback, result, "/c1", ifname="lo")
+    kept = locks()
+    fake.delete(loopback, "/c1", ifname="lo")
+    assert (len(kept), locks()) == (1, [])
+
+
 def test_a_second_add_is_refused_and_harms_nothing(fake: Fake) -> None:
     red = fake.network("red")
     result = fake.add(red, "/c1")
