@@ -131,8 +131,12 @@ def build(name: str, wanted: Wanted, networks: Sequence[NetworkList], host: Name
     settings = _settings(wanted)
     if wanted.driver == "bridge":
         settings["bridge"] = _bridge(name, settings, networks, host)
+    own = str(settings.get("bridge", ""))
+    if wanted.subnets and wanted.driver not in _ROUTED:
+        # Containers on the wire are meant to have addresses of the subnet that the host has there.
+        own = str(settings.get("master", "")) or _default_link(host)
     uses = pools.of_networks(networks) + pools.of_host(host)
-    subnets = _subnets(wanted, [use for use in uses if not use.link or use.link != settings.get("bridge")])
+    subnets = _subnets(wanted, [use for use in uses if not use.link or use.link != own])
     plugin: Json = {
         "type": OWN_NAME,
         "driver": wanted.driver,
@@ -185,6 +189,11 @@ def _bridge(name: str, settings: dict[str, object], networks: Sequence[NetworkLi
         return plain
     tail = f"-{names.digest('bridge of', name)[:5]}"
     return plain[: longest - len(tail)] + tail
+
+
+def _default_link(host: Namespace) -> str:
+    """The link that a driver takes where none is named, "" if there is none."""
+    return next((known.link for known in host.routes() if known.route.destination.prefixlen == 0), "")
 
 
 def _way_out(wanted: Wanted, settings: dict[str, object]) -> dict[str, object]:

@@ -18,6 +18,10 @@ from cni_plugin.ops import Elements
 from cni_plugin.orphans import idle, orphans
 from cni_plugin.service import Service
 
+_ON_A_LINK = ("macvlan", "ipvlan", "vlan")
+_NEVER_LISTED = "podman"
+"""podman has its default network's list in memory alone."""
+
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
 
@@ -94,7 +98,7 @@ def of_leftovers(service: Service, networks: Sequence[NetworkList]) -> Iterator[
     for path in found.files:
         if not path.endswith(".damaged"):
             yield Finding(f"the file {path} was left by a call that was killed", _GC, Mends.GC)
-    for name in set(idle(service)) - {network.name for network in networks}:
+    for name in set(idle(service)) - {network.name for network in networks} - {_NEVER_LISTED}:
         yield Finding(f"network {name} is still set up although nothing names or uses it", _GC, Mends.GC)
     for lease in leases.lost(service, networks):
         what = f"the address {lease.address} on {lease.network} is given to {lease.owner}, which is not attached"
@@ -171,6 +175,9 @@ def _between(one: NetworkList, other: NetworkList) -> Iterator[Finding]:
 
 def _own_link(link: str, network: NetworkList) -> bool:
     """Whether the host's link belongs to the network: its bridge, its VLAN's gateway, a container's link."""
+    if network.driver in _ON_A_LINK:
+        # What is on the wire beside the host has the host's own subnet there, as a rule.
+        return link == network.main.text("master", link)
     if not network.bridge:
         return link.startswith("veth")
     return link == network.bridge or link.startswith(f"{network.bridge}.")

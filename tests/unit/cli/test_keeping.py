@@ -122,6 +122,31 @@ def test_doctor_finds_networks_in_each_others_way(blue) -> None:
     assert any("zz.conflist" in one for one in found)
 
 
+def test_doctor_has_nothing_against_a_network_on_the_hosts_own_wire(run) -> None:
+    for name in ("lan0", "lan1"):
+        run.kernel.host.add_link(name, "dummy", up=True)
+    run.kernel.host.add_address("lan0", ip_interface("192.168.77.5/24"))
+    run.good("network", "create", "wire", "-d", "macvlan", "-o", "parent=lan0", "--subnet", "192.168.77.0/24")
+    assert whats(run("doctor", "--json")) == []
+    content = run.list("wire")
+    content["plugins"][0]["master"] = "lan1"
+    (run.config / "wire.conflist").write_text(json.dumps(content))
+    [found] = whats(run("doctor", "--json"))
+    assert found.startswith("network wire's subnet 192.168.77.0/24 overlaps with") and "lan0" in found
+
+
+def test_doctor_knows_that_podmans_default_network_is_in_no_file(blue) -> None:
+    for name in ("podman", "other"):
+        content = blue.list("blue") | {"name": name}
+        content["plugins"][0] |= {"bridge": f"br-{name}", "ipam": {}}
+        (blue.config / f"{name}.conflist").write_text(json.dumps(content))
+        blue.container(f"in-{name}")
+        blue.good("attach", name, f"in-{name}")
+        blue.good("detach", name, f"in-{name}")
+        (blue.config / f"{name}.conflist").unlink()
+    assert whats(blue("doctor", "--json")) == ["network other is still set up although nothing names or uses it"]
+
+
 def test_doctor_finds_damaged_records(blue) -> None:
     record = next(one for one in blue.service.records.all() if one.attachment.container == "weft-c1")
     path = blue.service.records.path(record.attachment)

@@ -74,6 +74,26 @@ def test_a_free_subnet_is_none_of_the_hosts(run) -> None:
     assert "lan0" in said.err
 
 
+def test_containers_on_the_wire_may_have_the_subnet_that_the_host_has_there(run) -> None:
+    from ipaddress import ip_interface, ip_network
+
+    for name, address in (("lan0", "10.89.0.77/24"), ("lan1", "192.0.2.7/24")):
+        run.kernel.host.add_link(name, "dummy", up=True)
+        run.kernel.host.add_address(name, ip_interface(address))
+    wire = ("--driver", "macvlan", "--subnet", "10.89.0.0/24")
+    run.good("network", "create", "named", *wire, "-o", "parent=lan0")
+    run.good("network", "rm", "named")
+    assert run("network", "create", "red", *wire, "-o", "parent=lan1").code == 4
+    assert run("network", "create", "red", *wire).code == 4
+    run.kernel.host.add_route(KernelRoute(Route(ip_network("0.0.0.0/0")), "lan0", protocol=4))
+    run.good("network", "create", "default", *wire)
+    assert run("network", "create", "blue", "--subnet", "10.89.0.0/24").code == 4
+    # A subnet that nobody named is nobody's, the host's included.
+    run.good("network", "rm", "default")
+    run.good("network", "create", "any", "--driver", "macvlan", "-o", "parent=lan0")
+    assert run.list("any")["plugins"][0]["ipam"]["ranges"] == [[{"subnet": "10.89.1.0/24"}]]
+
+
 def test_free_subnets_go_beyond_the_first_pool() -> None:
     from ipaddress import ip_network
 
