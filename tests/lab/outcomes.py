@@ -1,6 +1,7 @@
 """How every test of a run ended, in a file, and whether two runs leave a test that ran in neither.
 
-A pytest plugin: ``--outcomes FILE`` writes. As a program: ``python -m lab.outcomes NETNS VM`` compares.
+A pytest plugin: ``--outcomes FILE`` writes. As a program: ``python -m lab.outcomes NETNS VM`` compares, and
+``python -m lab.outcomes --join FILE PART...`` makes one file of those of a run's parts.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ class Recorder:
             self._found.setdefault(report.nodeid, ("passed", ""))
 
     def pytest_sessionfinish(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(self._found, indent=1, sort_keys=True) + "\n")
+        write(self._path, self._found)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,6 +45,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if path := config.getoption("--outcomes"):
         config.pluginmanager.register(Recorder(Path(os.path.abspath(path))))
+
+
+def write(path: Path, found: Outcomes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+def join(whole: Path, parts: list[Path]) -> None:
+    """One file of several, and none where one of them did not come to its end."""
+    found = [read(part) for part in parts]
+    if all(found):
+        write(whole, {name: outcome for one in found for name, outcome in one.items()})
 
 
 def read(path: Path) -> Outcomes:
@@ -90,4 +102,7 @@ def main(first: str, second: str) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--join":
+        join(Path(sys.argv[2]), [Path(path) for path in sys.argv[3:]])
+        sys.exit(0)
     sys.exit(main(*sys.argv[1:]))

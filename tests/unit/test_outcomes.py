@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.outcomes import main, ran_nowhere, read
+from lab.outcomes import join, main, ran_nowhere, read, write
 
 LACKS = "this kernel has no VLAN filtering on bridges"
 TESTS = """
@@ -86,3 +86,13 @@ def test_the_program_fails_for_what_ran_nowhere_and_for_a_run_that_did_not_end(
     assert f"ran in no tier: a: {LACKS}" in capsys.readouterr().out
     there.write_text(json.dumps({"a": ["passed", ""]}))
     assert main(str(here), str(there)) == 0
+
+
+def test_the_parts_of_a_run_are_joined_only_if_all_came_to_their_end(tmp_path: Path) -> None:
+    first, second, whole = (tmp_path / name for name in ("1.json", "2.json", "whole.json"))
+    write(first, {"a": ("passed", "")})
+    join(whole, [first, second])
+    assert not whole.exists()
+    write(second, {"b": ("skipped", "no such kernel")})
+    join(whole, [first, second])
+    assert read(whole) == {"a": ("passed", ""), "b": ("skipped", "no such kernel")}
