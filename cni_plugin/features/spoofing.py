@@ -104,4 +104,5 @@ def read(request: Request, keys: Section) -> Part | None:
         mac = True
     if addresses and not addressed:
         keys.problem("ipspoofchk", "needs ipam: without it no address is known to be the container's own")
-    return Spoofing(driver == "bridge", mac, addresses, keys.flag("routerAdvertisements"), "vlanTrunk" in keys)
+    bridged = driver == "bridge"
+    return Spoofing(bridged, mac, addresses, keys.flag("routerAdvertisements"), bridged and "vlanTrunk" in keys)
