@@ -98,7 +98,7 @@ class Service:
         try:
             return self._attach(request, assembly, attachment)
         except BaseException:
-            if first:
+            if first and self.records.read_network(attachment.network) is not None:
                 from cni_plugin.upkeep import remove_network
 
                 with contextlib.suppress(WeftError):
