@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab.machine import make_root
-from lab.plugins import OWN_FOLDER, REFERENCE_FOLDER, chosen_folder
+from lab.plugins import OWN_FOLDER, chosen_folder
+from lab.podman import Podman
 
 NETWORK = "lab"
 SUBNET = "10.66.0.0/24"
@@ -51,19 +53,53 @@ def network(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plugins under test; from the reference come only the links of a chain that they do not claim to replace."""
+    """The plugins under test, and no others: ``bin/cni`` alone is all that podman's own lists need."""
+    if chosen_folder() == OWN_FOLDER:
+        return OWN_FOLDER
+    # The machine hides the reference's own folder.
     folder = tmp_path_factory.mktemp("cni")
-    for name in ("firewall", "tuning"):
-        shutil.copy(REFERENCE_FOLDER / name, folder)
     for path in chosen_folder().iterdir():
-        target = folder / path.name
-        target.unlink(missing_ok=True)
-        # The machine hides the reference's own folder; weft's executables know where they come from.
-        if chosen_folder() == REFERENCE_FOLDER:
-            shutil.copy(path, target)
-        else:
-            target.symlink_to(path)
+        shutil.copy(path, folder)
     return folder
+
+
+@pytest.fixture
+def own() -> None:
+    """For tests that ask weft itself."""
+    if chosen_folder() != OWN_FOLDER:
+        pytest.skip("these are not weft's plugins")
+
+
+@pytest.fixture(scope="session")
+def machine(plugin_folder: Path) -> Iterator[Podman]:
+    """Podman with the networks that tests have it make."""
+    made = Podman(plugin_folder)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def podman(machine: Podman) -> Iterator[Podman]:
+    """Podman without containers, and again without when the test is over."""
+    yield machine
+    machine.podman("rm", "-fa", "-t0")
+
+
+@pytest.fixture
+def create(podman: Podman) -> Iterator[Callable[..., None]]:
+    """Make networks with podman's own command; when the test is over nothing of their containers may be left."""
+    made: list[str] = []
+
+    def create(name: str, *options: str) -> None:
+        podman.podman("network", "create", *options, name)
+        made.append(name)
+
+    yield create
+    podman.podman("rm", "-fa", "-t0")
+    left = podman.left()
+    podman.podman("network", "rm", "-f", *made)
+    podman.weft("gc")
+    assert left == []
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,137 @@
+"""A private machine with podman on it, its network backend CNI, and a neighbour on the wire."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lab.commands import Outcome
+from lab.machine import Machine
+from lab.plugins import ROOT
+
+_LEASES = "/var/lib/cni/networks"
+# Without control groups crun needs no rights that this machine may lack, for a pod's first container either.
+_CONTAINERS_CONF = """
+[containers]
+cgroups = "disabled"
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+runtime = "crun"
+[network]
+network_backend = "cni"
+cni_plugin_dirs = ["{folder}"]
+"""
+_STORAGE_CONF = """
+[storage]
+driver = "vfs"
+runroot = "/run/containers/storage"
+graphroot = "/var/lib/containers/storage"
+"""
+_GET = """
+import http.client, sys
+client = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=3)
+client.request("GET", "/")
+print(client.getresponse().read().decode())
+"""
+_OF_CONTAINERS = ("ports", "masquerade", "hairpin", "own", "stations", "separate", "isolated", "snat")
+_SLEEP = ("/bin/sleep", "600")
+
+
+class Podman(Machine):
+    """A machine with podman on it, the networks of the given conflists, and a neighbour at 192.0.2.2 behind lan0."""
+
+    def __init__(self, plugins: Path, *conflists: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.network = str(conflists[0]["name"]) if conflists else "podman"
+        for number, conflist in enumerate(conflists, 10):
+            self.write(f"/etc/cni/net.d/{number}-{conflist['name']}.conflist", json.dumps(conflist))
+        self.write("/etc/containers/containers.conf", _CONTAINERS_CONF.format(folder=plugins))
+        self.write("/etc/containers/storage.conf", _STORAGE_CONF)
+        self.write("/etc/containers/policy.json", '{"default": [{"type": "insecureAcceptAnything"}]}')
+        for line in (
+            "netns add outside",
+            "link add lan0 type veth peer name eth0 netns outside",
+            "address add 192.0.2.1/24 dev lan0",
+            "link set lan0 up",
+            "-n outside address add 192.0.2.2/24 dev eth0",
+            "-n outside link set eth0 up",
+        ):
+            self.run("ip", *line.split())
+
+    # Podman
+
+    def podman(self, *argv: str) -> str:
+        """What a command that must succeed printed."""
+        return self.run("podman", *argv).stdout.strip()
+
+    def start_one(
+        self, name: str, root: str, *options: str, network: str = "", command: tuple[str, ...] = _SLEEP
+    ) -> Outcome:
+        """``podman run``, which may fail. A ``network`` of "-" gives no --network at all."""
+        where = () if network == "-" else ("--network", network or self.network)
+        flags = ("--cap-add=NET_RAW", *where, "--name", name, *options)
+        return self.run("podman", "run", "-d", *flags, "--rootfs", root, *command, check=False)
+
+    def up(self, name: str, root: str, *options: str, network: str = "", command: tuple[str, ...] = _SLEEP) -> str:
+        """Start a container; its address."""
+        outcome = self.start_one(name, root, *options, network=network, command=command)
+        assert outcome.code == 0, outcome
+        return str(self.inspect(name, "podman" if network == "-" else network)["IPAddress"])
+
+    def serve(self, name: str, root: str, *options: str, network: str = "") -> str:
+        """Start a container with a page on port 80; its address."""
+        return self.up(name, root, *options, network=network, command=("/bin/httpd", "-f", "-p", "80", "-h", "/www"))
+
+    def inspect(self, name: str, network: str = "") -> dict[str, Any]:
+        """What podman knows of a container on a network."""
+        return dict(self.state(name)["NetworkSettings"]["Networks"][network or self.network])
+
+    def state(self, name: str) -> dict[str, Any]:
+        """All that podman knows of a container."""
+        [found] = json.loads(self.podman("inspect", name))
+        return dict(found)
+
+    def show(self, name: str, *argv: str) -> str:
+        """What busybox's ``ip`` prints in a container."""
+        return self.podman("exec", name, "/bin/ip", *argv)
+
+    def ping(self, name: str, address: str, *, count: int = 3) -> bool:
+        # The first packet may be lost to neighbour discovery on a loaded machine.
+        argv = ("podman", "exec", name, "/bin/ping", "-c", str(count), "-i", "0.2", "-w", "5", address)
+        return "0 packets received" not in self.run(*argv, check=False).stdout
+
+    def get(self, address: str, port: int, *, namespace: str = "", patience: float = 6) -> str:
+        """The page a server has, asked for on the machine or in a namespace; "" if it cannot be had in time."""
+        where = ("ip", "netns", "exec", namespace) if namespace else ()
+        return self.until(*where, sys.executable, "-ISc", _GET, address, str(port), timeout=patience).stdout
+
+    # What is there
+
+    def weft(self, *argv: str) -> Outcome:
+        """The command ``weft``, which may fail."""
+        return self.run(str(ROOT / "bin" / "weft"), *argv, check=False)
+
+    def findings(self) -> list[str]:
+        """What ``weft doctor`` finds."""
+        return [one["what"] for one in self.weft("doctor", "--json").json["findings"]]
+
+    def leases(self, network: str = "") -> list[str]:
+        """The addresses that are taken on disk; of every network if "*" is given."""
+        folder = _LEASES if network == "*" else f"{_LEASES}/{network or self.network}"
+        names = [Path(path).name for path in self.files(folder)]
+        return [name for name in names if not name.startswith(("last_reserved_ip", "lock"))]
+
+    def left(self) -> list[str]:
+        """What is there of containers that are gone: leases, results, links, rules."""
+        found = self.leases("*") + self.files("/var/lib/cni/results")
+        found += [link for link in self.links() if link.startswith("veth")]
+        for each in self.run("nft", "-j", "list", "ruleset").json["nftables"]:
+            one = each.get("set") or each.get("map") or {}
+            if one.get("elem") and one["name"].startswith(_OF_CONTAINERS):
+                found.append(f"{one['name']} {one['elem']}")
+        return found
