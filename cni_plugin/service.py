@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from cni_plugin import executor, locks, parts
+from cni_plugin.drafts import NOTHING, Drafts, attachment_of, own_operations, shared_operations
 from cni_plugin.errors import (
     NOT_AVAILABLE,
     Busy,
@@ -24,18 +24,16 @@ from cni_plugin.errors import (
     UnknownContainer,
     WeftError,
 )
-from cni_plugin.host import Host, Look, remembered
+from cni_plugin.host import Host
 from cni_plugin.kernel import Kernel, Namespace, Ruleset
-from cni_plugin.ops import BaseRules, Elements, PoolLease
-from cni_plugin.plan import Context, Delegate, Facts, Machine, Operation, Plan, compose
+from cni_plugin.ops import BaseRules
+from cni_plugin.plan import Delegate, Machine, Operation
 from cni_plugin.records import NetworkRecord, Phase, Record, Records
-from cni_plugin.types import Attachment, NamespaceId, Result, Side
+from cni_plugin.types import Attachment, NamespaceId, Result
 from cni_plugin.wire.request import Command, Request
-from cni_plugin.wire.result import render
 from ipam.leases import Owner, State
 
 _CHANGERS = ("tuning", "vrf", "sbr")
-_NOTHING = Plan()
 
 
 def foreign(name: str, command: str, variables: Mapping[str, str], stdin: bytes) -> bytes:
@@ -64,6 +62,7 @@ class Service:
         self.kernel = kernel
         self.host = host
         self.records = Records(host.run)
+        self.drafts = Drafts(kernel, host)
         self.watch = watch
         self._begin = begin
         self._delegate = delegate
@@ -109,14 +108,14 @@ class Service:
         with self._container(request, assembly) as container, self.locked(attachment):
             machine = self.machine(container)
             self._clear_the_way(attachment, container.id)
-            record = self._begun(request, assembly, container)
+            record = self.drafts.begun(request, assembly, container)
             attempt = executor.Attempt(machine, self.watch)
             try:
                 with attempt:
                     self.records.write(record)
-                    facts, first = self._look(container), _NOTHING
+                    facts, first = self.drafts.look(container), NOTHING
                     if assembly.lease and assembly.lease.needs_link:
-                        facts, first = self._foundation(record, request, assembly, container)
+                        facts, first = self.drafts.foundation(record, request, assembly, container)
                         record = replace(
                             record,
                             operations=(*own_operations(first), assembly.lease),
@@ -127,7 +126,7 @@ class Service:
                         attempt.apply(record.operations[:-1])
                     answer = attempt.reserve(assembly.lease) if assembly.lease else assembly.answer
                     done = len(record.operations)
-                    record = self._planned(record, request, assembly, answer, container, facts, first)
+                    record = self.drafts.planned(record, request, assembly, answer, container, facts, first)
                     self.records.write(record)
                     self._ensure(attachment, record.shared, machine)
                     attempt.apply(record.operations[done:])
@@ -199,8 +198,8 @@ class Service:
         assembly = self._read(request)
         with self._container(request, assembly) as container:
             answer = assembly.lease.preview(self.machine(container)) if assembly.lease else assembly.answer
-            begun, facts = self._begun(request, assembly, container), self._look(container)
-            return self._planned(begun, request, assembly, answer, container, facts)
+            begun, facts = self.drafts.begun(request, assembly, container), self.drafts.look(container)
+            return self.drafts.planned(begun, request, assembly, answer, container, facts)
 
     # What the verbs share
 
@@ -308,75 +307,6 @@ class Service:
         except WeftError:
             return None
 
-    def _begun(self, request: Request, assembly: parts.Assembly, container: Namespace) -> Record:
-        """The record of an ADD that has reserved no address yet."""
-        return Record(
-            attachment_of(request),
-            container.id,
-            Phase.ADDING,
-            self.host.boot,
-            time.clock_gettime(time.CLOCK_BOOTTIME),
-            assembly.driver,
-            request.config.version,
-            operations=(assembly.lease,) if assembly.lease else (),
-        )
-
-    def _look(self, container: Namespace) -> Facts:
-        return Look(self.kernel.host, container)
-
-    def _foundation(
-        self, record: Record, request: Request, assembly: parts.Assembly, container: Namespace
-    ) -> tuple[Facts, Plan]:
-        """What is done before the addresses are known, where they come over the link itself; and what was seen."""
-        facts = remembered(self._look(container))
-        facts.link(Side.CONTAINER, request.interface)  # the whole plan is to see that it was not there
-        context = self._context(record, request, container, facts, Result())
-        return facts, compose(replace(context, pending=True), assembly.foundation)
-
-    def _context(self, record: Record, request: Request, container: Namespace, facts: Facts, start: Result) -> Context:
-        return Context(
-            record.attachment,
-            container.id,
-            f"{self.host.boot}/{self.kernel.host.id.inode}",
-            request.config,
-            replace(start, dns=request.config.dns or start.dns),
-            facts,
-        )
-
-    def _planned(
-        self,
-        record: Record,
-        request: Request,
-        assembly: parts.Assembly,
-        answer: Result,
-        container: Namespace,
-        facts: Facts,
-        first: Plan = _NOTHING,
-    ) -> Record:
-        """The record with its plan, which is pure but for the look at the kernel that drivers may take.
-
-        ``first`` is what has been done of it already, before the lease.
-        """
-        config = request.config
-        chained = assembly.parts and not assembly.driver
-        start = config.previous or Result() if chained else answer
-        lease = assembly.lease
-        gateways = lease.gateways() if isinstance(lease, PoolLease) else ()
-        context = self._context(record, request, container, facts, start)
-        plan = compose(replace(context, gateways=gateways), assembly.parts)
-        # Not every version can say every result: that must come out before the kernel is touched.
-        render(plan.result, config.version)
-        return replace(
-            record,
-            operations=(
-                *own_operations(first),
-                *((lease.holding(answer),) if lease else ()),
-                *own_operations(_rest(plan, first)),
-            ),
-            shared=shared_operations(plan),
-            result=plan.result,
-        )
-
     def _clear_the_way(self, attachment: Attachment, namespace: NamespaceId) -> None:
         """Finish what a killed call left of the attachment; raises Conflict where it is alive."""
         record = self.records.read(attachment)
@@ -439,33 +369,6 @@ class Service:
     def _remember(self, network: str, fresh: tuple[Operation, ...]) -> None:
         if fresh:
             self.records.write_network(NetworkRecord(network, self.host.boot, self._known(network) + fresh))
-
-
-def attachment_of(request: Request) -> Attachment:
-    return Attachment(request.config.name, request.container, request.interface, request.plugin)
-
-
-def own_operations(plan: Plan) -> tuple[Operation, ...]:
-    """The attachment's operations. What forbids is there before what is made, and what leads to it after it."""
-    guards = (Elements(plan.guards),) if plan.guards else ()
-    return (*guards, *plan.operations, *((Elements(plan.elements),) if plan.elements else ()), *plan.after)
-
-
-def _rest(plan: Plan, first: Plan) -> Plan:
-    """What a plan has beside one that has been carried out."""
-    return replace(
-        plan,
-        guards=tuple(element for element in plan.guards if element not in first.guards),
-        operations=tuple(operation for operation in plan.operations if operation not in first.operations),
-    )
-
-
-def shared_operations(plan: Plan) -> tuple[Operation, ...]:
-    """The network's operations, with the base rules where the plan has any element."""
-    rules: tuple[Operation, ...] = (BaseRules(),) if plan.elements or plan.shared_elements or plan.guards else ()
-    # One operation each: networks share single elements, and a shared one is taken back with its last network.
-    elements = tuple(Elements((element,)) for element in dict.fromkeys(plan.shared_elements))
-    return (*plan.shared, *rules, *elements)
 
 
 def raise_all(errors: Sequence[WeftError]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from cni_plugin import executor, locks, names, parts
+from cni_plugin.drafts import attachment_of
 from cni_plugin.errors import Busy, ConfigProblem, Missing, WeftError
 from cni_plugin.kernel import Element, Link, Ruleset
 from cni_plugin.names import link_name_problem
@@ -23,7 +24,7 @@ from cni_plugin.ops.devices import lent_by_name, marked
 from cni_plugin.orphans import dead, idle, marked_elements, orphans
 from cni_plugin.plan import Operation
 from cni_plugin.records import Phase, Record
-from cni_plugin.service import Service, attachment_of, raise_all
+from cni_plugin.service import Service, raise_all
 from cni_plugin.types import Attachment, NamespaceId
 from cni_plugin.wire.request import Request
 from ipam import host_local

@@ -17,7 +17,7 @@ FOUNDATION = GROUND | {"wire", "ipam", "store", "kernel", "delegate"}
 PLANNING = frozenset({"plan", "ops"})
 DOING = frozenset({"executor", "records"})
 PARTS = frozenset({"drivers", "features", "interface"})
-SERVICE = frozenset({"conflists", "host", "orphans", "parts", "service", "upkeep"})
+SERVICE = frozenset({"conflists", "drafts", "host", "orphans", "parts", "service", "upkeep"})
 SERVING = FOUNDATION | PLANNING | DOING | PARTS | SERVICE
 TOP = frozenset({"dhcp", "engine", "netavark", "app", "shim", "shim_build", "agent", "cli"})
 

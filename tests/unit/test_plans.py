@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from cni_plugin import names, parts
+from cni_plugin.drafts import attachment_of
 from cni_plugin.errors import ConfigProblem, NamespaceProblem
 from cni_plugin.host import Look
 from cni_plugin.kernel import Element, KernelRoute
 from cni_plugin.kernel.fake import FakeKernel
 from cni_plugin.ops import Bridge, Gateways, LinkAddress, LinkRoute, Port, Promiscuous, Setting, Up, Veth
 from cni_plugin.plan import Context, Operation, Plan
-from cni_plugin.service import attachment_of
 from cni_plugin.types import Attachment, Result, Route, Side
 from lab.calls import Weft
 from lab.cases import Conf, conf

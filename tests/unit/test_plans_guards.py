@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from cni_plugin import names, parts, rules
+from cni_plugin.drafts import attachment_of, own_operations, shared_operations
 from cni_plugin.features.spoofing import link_local
 from cni_plugin.host import Look
 from cni_plugin.kernel import Element
 from cni_plugin.kernel.fake import FakeKernel
 from cni_plugin.plan import Context, Plan, compose
-from cni_plugin.service import attachment_of, own_operations, shared_operations
 from cni_plugin.types import Attachment
 from lab.calls import Weft
 from lab.cases import conf
