@@ -83,10 +83,22 @@ class Bridge(Operation):
         if link.kind != "bridge":
             raise Conflict(f"{self.name} is a {link.kind or 'physical'} link and no bridge", hint="name another bridge")
         nameless = bool(self.alias) and unnamed(link, self.mac)
-        if link.up and not nameless:
+        unfiltered = self._unfiltered(link)
+        if link.up and not nameless and not unfiltered:
             return False
-        machine.host.change_link(self.name, up=True, alias=self.alias if nameless else None)
+        options = {"br_vlan_filtering": 1} if unfiltered else None
+        try:
+            machine.host.change_link(self.name, up=True, alias=self.alias if nameless else None, options=options)
+        except KernelLacks as error:
+            if unfiltered:
+                raise no_vlan_filtering(self.name) from error
+            raise
         return True
+
+    def _unfiltered(self, link: Link) -> bool:
+        """Whether it was made for a network without VLANs; what others made is theirs to switch."""
+        mine = bool(self.alias) and (bears(link, self.alias) or unnamed(link, self.mac))
+        return self.vlan_filtering and mine and not link.options.get("br_vlan_filtering")
 
     def undo(self, machine: Machine) -> None:
         link = machine.host.link(self.name)
@@ -111,6 +123,8 @@ class Bridge(Operation):
             return f"the bridge {self.name} has the MAC address {link.mac} instead of {self.mac}"
         if self.alias and unnamed(link, self.mac):
             return f"the bridge {self.name} lacks its alias"
+        if self._unfiltered(link):
+            return f"the bridge {self.name} does not filter VLANs"
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:

@@ -91,6 +91,15 @@ def test_access_ports_of_one_vlan_reach_each_other_only(filtering: Host, cni: Cn
     assert not filtering.ping("c1", "10.80.0.4", timeout=0.5)
 
 
+def test_vlans_hold_on_a_bridge_that_was_made_without(filtering: Host, cni: Cni) -> None:
+    """Else a port would be in its VLAN by name alone. Those without a VLAN go on as they were."""
+    attach(filtering, cni, "c1")
+    attach(filtering, cni, "c2")
+    attach(filtering, cni, "c3", vlan=7)
+    assert filtering.ping("c1", "10.80.0.3")
+    assert not filtering.ping("c1", "10.80.0.4", timeout=0.5)
+
+
 def test_a_trunk_carries_tagged_vlans_and_vlan_1_bare(filtering: Host, cni: Cni) -> None:
     port = attach(filtering, cni, "c1", vlanTrunk=[{"id": 7}, {"minID": 10, "maxID": 12}])
     assert vlans(filtering, port) == {1: ["Egress Untagged", "PVID"], 7: [], 10: [], 11: [], 12: []}
@@ -111,6 +120,9 @@ def test_check_notices_a_vlan_that_is_gone(filtering: Host, cni: Cni) -> None:
     filtering.run("bridge", "vlan", "delete", "dev", result["interfaces"][1]["name"], "vid", "7")
     problem = seen.problem(cni, "CHECK", {**conf, "prevResult": result}, netns)
     assert problem["code"] == 104 and "VLAN 7" in problem["msg"]
+    filtering.run("ip", "link", "set", "br0", "type", "bridge", "vlan_filtering", "0")
+    problem = seen.problem(cni, "CHECK", {**conf, "prevResult": result}, netns)
+    assert problem["code"] == 104 and "br0 does not filter VLANs" in problem["msg"]
 
 
 def test_each_vlan_has_a_gateway_of_its_own(filtering: Host, cni: Cni) -> None:

@@ -96,6 +96,7 @@ def test_two_domains_have_two_tables(kernel: FakeKernel, weft: Weft) -> None:
     ("conf", "code", "said"),
     [
         (network("vrf"), 7, "vrfname"),
+        (network("vrf", vrfname=""), 7, "vrfname"),
         (network("vrf", vrfname="eth0"), 7, "eth0"),
         (network("sbr", gateways=["10.0.0.1", "10.0.0.2"]), 7, "gateways"),
         (network("sbr", table="main"), 7, "table"),
@@ -149,3 +150,19 @@ def test_only_stale_datagrams_are_forgotten(weft: Weft, kernel: FakeKernel) -> N
     kernel.host.held_flows = [mine, far, other]
     weft.delete(conf)
     assert kernel.host.held_flows == [far, other]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "another's"])
+def test_a_bridge_begins_to_filter_when_a_network_with_vlans_joins(kernel: FakeKernel, weft: Weft, own: bool) -> None:
+    """Of weft's own; of somebody else's bridge the setting is left alone, as by the reference plugin."""
+    if own:
+        weft.add({**DRIVER, "name": "plain", "ipam": {}}, NETNS, ifname="eth9")
+    else:
+        kernel.host.add_link("br0", "bridge", mac="02:00:00:00:00:77", alias="mine", up=True)
+    conf = {**DRIVER, "vlan": 7}
+    result = weft.add(conf, NETNS)
+    link = kernel.host.link("br0")
+    assert link is not None and bool(link.options["br_vlan_filtering"]) is own
+    assert weft.check(conf, result, NETNS) == ""
+    kernel.host.change_link("br0", options={"br_vlan_filtering": 0})
+    assert ("br0 does not filter VLANs" in weft.check(conf, result, NETNS)) is own
