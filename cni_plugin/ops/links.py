@@ -86,9 +86,9 @@ class Bridge(Operation):
         unfiltered = self._unfiltered(link)
         if link.up and not nameless and not unfiltered:
             return False
-        options = {"br_vlan_filtering": 1} if unfiltered else None
+        change = {"br_vlan_filtering": 1} if unfiltered else None
         try:
-            machine.host.change_link(self.name, up=True, alias=self.alias if nameless else None, options=options)
+            machine.host.change_link(self.name, up=True, alias=self.alias if nameless else None, options=change)
         except KernelLacks as error:
             if unfiltered:
                 raise no_vlan_filtering(self.name) from error
