@@ -24,15 +24,23 @@ Delegate = Callable[[str, str, Mapping[str, str], bytes], bytes]
 """Runs a foreign plugin: its name, CNI_COMMAND, further CNI_* variables, standard input; answers its output."""
 
 
+def no_kin(mark: str) -> frozenset[str]:
+    return frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What operations act on. ``container`` is None once that namespace is gone."""
+    """What operations act on. ``container`` is None once that namespace is gone.
+
+    ``kin`` tells the marks of the other attachments that the container of an attachment's mark has.
+    """
 
     host: Namespace
     container: Namespace | None
     rules: Callable[[], Ruleset]
     leases: State
     delegate: Delegate
+    kin: Callable[[str], frozenset[str]] = no_kin
 
     def side(self, side: Side) -> Namespace | None:
         return self.host if side is Side.HOST else self.container

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from cni_plugin import executor, locks, parts
+from cni_plugin import executor, locks, names, parts
 from cni_plugin.drafts import NOTHING, Drafts, attachment_of, own_operations, shared_operations
 from cni_plugin.errors import (
     NOT_AVAILABLE,
@@ -26,7 +26,7 @@ from cni_plugin.errors import (
 )
 from cni_plugin.host import Host
 from cni_plugin.kernel import Kernel, Namespace, Ruleset
-from cni_plugin.ops import BaseRules
+from cni_plugin.ops import BaseRules, Elements
 from cni_plugin.plan import Delegate, Machine, Operation
 from cni_plugin.records import NetworkRecord, Phase, Record, Records
 from cni_plugin.types import Attachment, NamespaceId, Result
@@ -155,6 +155,10 @@ class Service:
                 errors = self.undo(record)
             raise_all(errors)
             self.records.remove(attachment)
+            if record is not None and any(isinstance(one, Elements) and one.published for one in record.operations):
+                from cni_plugin.upkeep import hand_over
+
+                hand_over(self, attachment)
 
     def check(self, request: Request) -> None:
         """Raises NotAsPlanned naming everything that is not as ADD left it, UnknownContainer without an ADD."""
@@ -205,7 +209,12 @@ class Service:
 
     def machine(self, container: Namespace | None) -> Machine:
         """What operations act on, for one call."""
-        return Machine(self.kernel.host, container, self._rules, self.leases(), self._delegate)
+        return Machine(self.kernel.host, container, self._rules, self.leases(), self._delegate, self._kin)
+
+    def _kin(self, mark: str) -> frozenset[str]:
+        """The marks of the other attachments that the container of an attachment has."""
+        every = {names.attachment_mark(record.attachment): record.attachment.container for record in self.records.all()}
+        return frozenset(other for other, container in every.items() if container == every.get(mark) and other != mark)
 
     def _rules(self) -> Ruleset:
         return self.kernel.rules

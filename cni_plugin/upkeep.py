@@ -17,12 +17,12 @@ from functools import partial
 from cni_plugin import executor, locks, names, parts
 from cni_plugin.drafts import attachment_of
 from cni_plugin.errors import Busy, ConfigProblem, Missing, WeftError
-from cni_plugin.kernel import Element, Link, Ruleset
+from cni_plugin.kernel import Element, Link
 from cni_plugin.names import link_name_problem
 from cni_plugin.ops import Elements
 from cni_plugin.ops.devices import lent_by_name, marked
 from cni_plugin.orphans import dead, idle, marked_elements, orphans
-from cni_plugin.plan import Operation
+from cni_plugin.plan import Machine, Operation
 from cni_plugin.records import Phase, Record
 from cni_plugin.service import Service, raise_all
 from cni_plugin.types import Attachment, NamespaceId
@@ -357,20 +357,33 @@ def restore_rules(service: Service, current: Attachment | None) -> None:
 
     Called under the shared lock. ``current`` puts its own back; an attachment that somebody works on is left to him.
     """
-    rules = service.kernel.rules
+    machine = service.machine(None)
     for network in list(service.records.networks()):
-        _apply_elements(network.shared, rules)
+        _apply_elements(network.shared, machine)
     for record in list(service.records.all()):
-        if record.attachment == current or record.phase is not Phase.ATTACHED:
-            continue
-        with contextlib.suppress(Busy, WeftError), locks.hold(service.records.lock(record.attachment), patience=0):
-            now = service.records.read(record.attachment)
-            if now is not None and now.phase is Phase.ATTACHED:
-                _apply_elements(now.operations, rules)
+        if record.attachment != current:
+            _restore_elements(service, record)
 
 
-def _apply_elements(operations: Iterable[Operation], rules: Ruleset) -> None:
+def hand_over(service: Service, ended: Attachment) -> None:
+    """Give the ports that an attachment had to those of its container that were to have them, too."""
+    for record in list(service.records.all()):
+        if record.attachment.container == ended.container and record.attachment != ended:
+            _restore_elements(service, record)
+
+
+def _restore_elements(service: Service, record: Record) -> None:
+    """Add what is missing of an attachment's elements, unless somebody works on it."""
+    if record.phase is not Phase.ATTACHED:
+        return
+    with contextlib.suppress(Busy, WeftError), locks.hold(service.records.lock(record.attachment), patience=0):
+        now = service.records.read(record.attachment)
+        if now is not None and now.phase is Phase.ATTACHED:
+            _apply_elements(now.operations, service.machine(None))
+
+
+def _apply_elements(operations: Iterable[Operation], machine: Machine) -> None:
     for operation in operations:
         if isinstance(operation, Elements):
             with contextlib.suppress(WeftError):
-                rules.add(operation.elements)
+                operation.apply(machine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cni_plugin.errors import Conflict
 from cni_plugin.kernel import Element, Scalar
 from cni_plugin.plan import Machine, Operation
 from cni_plugin.rules import BASE
@@ -30,20 +31,45 @@ class BaseRules(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Elements(Operation):
-    """Elements of weft's sets and maps, added and deleted in one transaction."""
+    """Elements of weft's sets and maps, added and deleted in one transaction.
+
+    A runtime gives the same ports to every network of a container: the first attachment has them while it lasts.
+    """
 
     elements: tuple[Element, ...]
 
     def apply(self, machine: Machine) -> bool:
-        machine.rules().add(self.elements)
+        try:
+            machine.rules().add(self.elements)
+        except Conflict:
+            mine = self._without_kin(self.elements, machine)
+            if len(mine) == len(self.elements):
+                raise
+            machine.rules().add(mine)
         return True
 
     def undo(self, machine: Machine) -> None:
         machine.rules().delete(self.elements)
 
     def lacks(self, machine: Machine) -> str | None:
-        missing = machine.rules().missing(self.elements)
+        missing = self._without_kin(machine.rules().missing(self.elements), machine)
         return f"nftables lacks {_text(missing[0])} in {missing[0].collection}" if missing else None
+
+    @property
+    def published(self) -> bool:
+        """Whether there are ports among them."""
+        return any(element.data for element in self.elements)
+
+    @staticmethod
+    def _without_kin(elements: tuple[Element, ...], machine: Machine) -> tuple[Element, ...]:
+        """Those of the elements whose places no other attachment of the same container has."""
+        ports = {element.collection for element in elements if element.data}
+        kin = machine.kin(elements[0].mark) if ports else frozenset()
+        if not kin:
+            return elements
+        there = [element for name in ports for element in machine.rules().elements(name) if element.mark in kin]
+        theirs = {(element.collection, element.key) for element in there}
+        return tuple(element for element in elements if (element.collection, element.key) not in theirs)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         from cni_plugin.kernel.nft_text import shapes  # no call of a runtime prints commands

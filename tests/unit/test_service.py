@@ -143,6 +143,35 @@ def test_calls_leave_no_lock_of_a_network_that_shares_nothing(fake: Fake) -> Non
     assert (len(kept), locks()) == (1, [])
 
 
+def test_a_container_publishes_the_same_port_from_two_networks(fake: Fake) -> None:
+    """podman gives its whole list to every network: the first has the port, and the next one when that is gone."""
+
+    def of(name: str, subnet: str, port: int = 80) -> Conf:
+        mappings = [{"hostPort": 8080, "containerPort": port, "protocol": "tcp"}]
+        made = fake.network(name, subnet, driver="bridge", portmap={})
+        return {**made, "type": "weft", "runtimeConfig": {"portMappings": mappings}}
+
+    def leads_to() -> list[str]:
+        return [str(element.data[0]) for element in fake.kernel.rules.elements("ports4")]
+
+    red, blue = of("red", "10.60.0.0/28"), of("blue", "10.61.0.0/28")
+    results = {"eth0": fake.add(red, "/c1"), "eth1": fake.add(blue, "/c1", ifname="eth1")}
+    assert leads_to() == ["10.60.0.2"]
+    assert fake.check(red, results["eth0"], "/c1") == ""
+    assert fake.check(blue, results["eth1"], "/c1", ifname="eth1") == ""
+    assert "belongs to c1/eth0 on red" in fake("ADD", of("green", "10.62.0.0/28"), "/c2", "c2").text
+    fake.delete(red, "/c1")
+    assert leads_to() == ["10.61.0.2"]
+    fake.add(red, "/c1")
+    assert leads_to() == ["10.61.0.2"]
+    fake.delete(blue, "/c1", ifname="eth1")
+    assert leads_to() == ["10.60.0.3"]
+    fake.kernel.rules.remove()
+    assert "nftables lacks" in fake.check(red, results["eth0"], "/c1")
+    fake.delete(red, "/c1")
+    assert fake.leases("red") == fake.leases("blue") == {}
+
+
 def test_a_second_add_is_refused_and_harms_nothing(fake: Fake) -> None:
     red = fake.network("red")
     result = fake.add(red, "/c1")
