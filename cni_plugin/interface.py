@@ -255,10 +255,10 @@ def read_mtu(keys: Section, key: str = "mtu") -> int:
 
 
 def read_link(keys: Section, key: str, default: str = "") -> str:
-    """The name of a link, checked."""
+    """The name of a link, checked. Without a ``default`` an empty one is none: podman writes it where none is named."""
     name = keys.text(key, default)
     problem = link_name_problem(name)
-    if problem and (name or key in keys):
+    if problem and (name or (default and key in keys)):
         keys.problem(key, problem)
     return name
 

@@ -64,6 +64,6 @@ class VirtualRouting:
 
 def read(request: Request, keys: Section) -> Part | None:
     name = read_link(keys, "vrfname")
-    if not name and "vrfname" not in keys:
+    if keys.raw("vrfname") in (None, ""):
         keys.problems.add(f"{keys.at('vrfname')} is missing: the name of the VRF")
     return VirtualRouting(name, keys.integer("table", least=0, most=_LARGEST_TABLE) or 0)

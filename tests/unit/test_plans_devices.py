@@ -111,6 +111,7 @@ def test_the_commands_say_what_is_done(lab: Lab) -> None:
     [
         (conf("ipvlan", mode="l3s"), "ipvlan", MAC, (("ipvlan_mode", 2),)),
         (conf("ipvlan"), "ipvlan", MAC, (("ipvlan_mode", 0),)),
+        (conf("ipvlan", master=""), "ipvlan", MAC, (("ipvlan_mode", 0),)),
         (conf("vlan", vlanId=4094), "vlan", MAC, (("vlan_id", 4094),)),
         (conf("vlan"), "vlan", MAC, (("vlan_id", 0),)),
         (conf("macvlan", mode="passthru"), "macvlan", MAC, (("macvlan_mode", "passthru"),)),
