@@ -12,10 +12,11 @@ from cni_plugin.cli import pools
 from cni_plugin.cli.pools import Use
 from cni_plugin.cli.problems import BadOption, InUse
 from cni_plugin.conflists import OWN_KEY, Json, NetworkList
+from cni_plugin.host import Look
 from cni_plugin.interface import LARGEST_MTU, SMALLEST_MTU
 from cni_plugin.kernel import Namespace
 from cni_plugin.plugins import OWN_NAME
-from cni_plugin.types import Address, Subnet
+from cni_plugin.types import Address, Side, Subnet
 
 VERSION = "1.0.0"
 """podman 4.3.1 does not show lists of 1.1.0."""
@@ -134,7 +135,7 @@ def build(name: str, wanted: Wanted, networks: Sequence[NetworkList], host: Name
     own = str(settings.get("bridge", ""))
     if wanted.subnets and wanted.driver not in _ROUTED:
         # Containers on the wire are meant to have addresses of the subnet that the host has there.
-        own = str(settings.get("master", "")) or _default_link(host)
+        own = str(settings.get("master", "")) or Look(host, None).default_link(Side.HOST)
     uses = pools.of_networks(networks) + pools.of_host(host)
     subnets = _subnets(wanted, [use for use in uses if not use.link or use.link != own])
     plugin: Json = {
@@ -189,11 +190,6 @@ def _bridge(name: str, settings: dict[str, object], networks: Sequence[NetworkLi
         return plain
     tail = f"-{names.digest('bridge of', name)[:5]}"
     return plain[: longest - len(tail)] + tail
-
-
-def _default_link(host: Namespace) -> str:
-    """The link that a driver takes where none is named, "" if there is none."""
-    return next((known.link for known in host.routes() if known.route.destination.prefixlen == 0), "")
 
 
 def _way_out(wanted: Wanted, settings: dict[str, object]) -> dict[str, object]:
