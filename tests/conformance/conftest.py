@@ -97,7 +97,8 @@ def create(podman: Podman) -> Iterator[Callable[..., None]]:
     yield create
     podman.podman("rm", "-fa", "-t0")
     left = podman.left()
-    podman.podman("network", "rm", "-f", *made)
+    if made:
+        podman.podman("network", "rm", "-f", *made)
     podman.weft("gc")
     assert left == []
 

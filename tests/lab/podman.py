@@ -102,8 +102,8 @@ class Podman(Machine):
 
     def ping(self, name: str, address: str, *, count: int = 3) -> bool:
         # The first packet may be lost to neighbour discovery on a loaded machine.
-        argv = ("podman", "exec", name, "/bin/ping", "-c", str(count), "-i", "0.2", "-w", "5", address)
-        return "0 packets received" not in self.run(*argv, check=False).stdout
+        argv = ("podman", "exec", name, "/bin/ping", "-c", str(count), "-i", "0.2", "-W", "1", address)
+        return self.run(*argv, check=False).code == 0
 
     def get(self, address: str, port: int, *, namespace: str = "", patience: float = 6) -> str:
         """The page a server has, asked for on the machine or in a namespace; "" if it cannot be had in time."""
