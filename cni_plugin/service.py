@@ -390,11 +390,19 @@ def raise_all(errors: Sequence[WeftError]) -> None:
 
 
 def _not_in_previous(record: Record, request: Request) -> list[str]:
-    """The addresses that ADD answered and the caller's prevResult does not have."""
+    """The addresses that ADD answered and the caller's prevResult does not have.
+
+    It is the last plugin's, who may not have passed on the interface: in Nomad's list loopback is before bridge.
+    """
     if request.config.previous is None:
         return []
     there = {ip.address for ip in request.config.previous.ips}
-    return [f"prevResult lacks the address {ip.address}" for ip in record.result.ips if ip.address not in there]
+    told = {one.name for one in request.config.previous.interfaces}
+    lacking = [ip for ip in record.result.ips if ip.address not in there]
+    if told:
+        made = record.result.interfaces
+        lacking = [ip for ip in lacking if ip.interface is None or made[ip.interface].name in told]
+    return [f"prevResult lacks the address {ip.address}" for ip in lacking]
 
 
 def handle(request: Request) -> Result | None:

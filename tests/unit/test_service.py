@@ -143,6 +143,16 @@ def test_calls_leave_no_lock_of_a_network_that_shares_nothing(fake: Fake) -> Non
     assert (len(kept), locks()) == (1, [])
 
 
+def test_check_of_a_list_whose_last_result_is_of_another_interface(fake: Fake) -> None:
+    red = fake.network("red")
+    loopback = {"cniVersion": "1.0.0", "name": "red", "type": "loopback"}
+    first = fake.add(loopback, "/c1")
+    last = fake.add({**red, "prevResult": first}, "/c1")
+    assert fake.check(loopback, last, "/c1") == ""
+    assert "prevResult lacks the address" in fake.check(loopback, {**first, "ips": []}, "/c1")
+    assert "prevResult lacks the address" in fake.check(red, {**last, "ips": []}, "/c1")
+
+
 def test_a_container_publishes_the_same_port_from_two_networks(fake: Fake) -> None:
     """podman gives its whole list to every network: the first has the port, and the next one when that is gone."""
 
