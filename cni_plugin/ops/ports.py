@@ -50,7 +50,8 @@ class PortsFree(Operation):
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        return tuple(f"ss -Hlnp '( sport = :{port.port} )' # {port.protocol}: nobody" for port in self.ports)
+        flags = {"tcp": "t", "udp": "u", "sctp": "S"}
+        return tuple(f"ss -Hlnp{flags[port.protocol]} '( sport = :{port.port} )' # nobody" for port in self.ports)
 
 
 @dataclass(frozen=True, slots=True)
