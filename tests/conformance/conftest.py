@@ -51,6 +51,12 @@ def network(request: pytest.FixtureRequest) -> dict[str, Any]:
     return conflist(kind)
 
 
+@pytest.fixture
+def two_lists() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two networks in the order of their files."""
+    return conflist("chain"), conflist("single") | {"name": "other"}
+
+
 @pytest.fixture(scope="session")
 def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plugins under test, and no others: ``bin/cni`` alone is all that podman's own lists need."""

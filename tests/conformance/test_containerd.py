@@ -42,3 +42,44 @@ def test_del_without_a_namespace_frees_everything(containerd: Containerd, roots:
     assert containerd.leases("lab") == before
     assert "failed" not in outcome.stderr
     assert containerd.links() == links
+
+
+def test_of_several_lists_the_first_is_taken(
+    two_lists: tuple[dict[str, Any], ...], plugin_folder: Path, roots: list[str], tmp_path: Path
+) -> None:
+    made = Containerd(plugin_folder, tmp_path, *two_lists)
+    try:
+        assert made.up("c1", roots[0]).startswith("10.66.0.")
+        assert (len(made.leases("lab")), made.leases("other")) == (1, [])
+        made.down("c1")
+    finally:
+        made.close()
+
+
+def test_the_hosts_network(containerd: Containerd, roots: list[str]) -> None:
+    """Without a network of its own a container is no business of weft's."""
+    before = containerd.leases("lab")
+    shown = containerd.run("ctr", "run", "--rm", "--net-host", "--rootfs", roots[0], "bare", "/bin/ip", "-o", "link")
+    names = {line.split(": ")[1].split("@")[0] for line in shown.stdout.splitlines()}
+    assert names == set(containerd.links())
+    assert containerd.leases("lab") == before
+
+
+def test_what_detached_tasks_leave_is_cleared_up(own: None, containerd: Containerd, roots: list[str]) -> None:
+    """ctr calls no DEL for them, ever; weft knows that their namespaces are gone."""
+    containerd.weft("gc")
+    assert containerd.leases("lab") == []
+    addresses = [containerd.up(name, root) for name, root in zip(("c1", "c2", "c3"), roots, strict=True)]
+    for name in ("c1", "c2"):
+        containerd.down(name)
+    assert sorted(containerd.leases("lab")) == sorted(addresses)
+    said = containerd.weft("doctor").stdout
+    assert "default-c1/eth0 on lab: its namespace" in said and "default-c3" not in said
+    assert "attachment default-c1/eth0 on lab" in containerd.weft("gc").stdout
+    assert containerd.leases("lab") == [addresses[2]]
+    assert len([link for link in containerd.links() if link.startswith("veth")]) == 1
+    assert " 0% packet loss" in containerd.inside("c3", "/bin/ping", "-c", "2", "-w", "5", "10.66.0.1").stdout
+    containerd.down("c3")
+    containerd.weft("gc")
+    assert containerd.leases("lab") == []
+    assert containerd.weft("doctor").code == 0
