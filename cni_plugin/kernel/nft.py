@@ -81,9 +81,15 @@ class Nft:
         this one line by line, to name what differs.
         """
         self._shapes = shapes(base)
-        generation = self._ask(Questions.generation)
-        if self._sound == (base, generation):
-            return None
+        for _ in range(_ATTEMPTS):
+            generation = self._ask(Questions.generation)
+            sentence = None if self._sound == (base, generation) else self._difference(base, generation)
+            # Looks before and after somebody's transaction make a whole that never was: look again.
+            if sentence is None or self._ask(Questions.generation) == generation:
+                break
+        return sentence
+
+    def _difference(self, base: str, generation: int) -> str | None:
         found = self._survey()
         if found.missing:
             return f"the table {found.missing[0]} is missing"

@@ -60,6 +60,15 @@ def speed(host: Host, sender: str | None, receiver: str | None, address: str) ->
     return arrived[0] * 8 / SECONDS
 
 
+def limited_to(rate: float, *way: Any) -> bool:
+    """Whether a stream is as fast as allowed: a busy machine can make it slower for a while, and never faster."""
+    for _ in range(4):
+        found = speed(*way)
+        if found > 0.5 * rate:
+            break
+    return 0.5 * rate < found < 1.5 * rate
+
+
 @pytest.mark.parametrize("driver", DRIVERS, ids=lambda conf: str(conf["type"]))
 def test_both_directions_are_as_fast_as_allowed(host: Host, cni: Cni, driver: dict[str, Any]) -> None:
     netns = host.container()
@@ -71,8 +80,8 @@ def test_both_directions_are_as_fast_as_allowed(host: Host, cni: Cni, driver: di
     ifb = seen.link(host, told["interfaces"][-1]["name"])
     assert (ifb["linkinfo"]["info_kind"], ifb["address"]) == ("ifb", told["interfaces"][-1]["mac"])
     cni.check(limits, told, netns)
-    assert 0.5 * RATE < speed(host, None, "c1", "10.80.0.2") < 1.5 * RATE
-    assert 0.5 * RATE < speed(host, "c1", None, "fd80::1" if driver["type"] == "bridge" else "10.80.0.1") < 1.5 * RATE
+    assert limited_to(RATE, host, None, "c1", "10.80.0.2")
+    assert limited_to(RATE, host, "c1", None, "fd80::1" if driver["type"] == "bridge" else "10.80.0.1")
     cni.delete(limits, "")
     cni.delete(limits, netns)
     assert host.changes(before) == []
