@@ -14,7 +14,7 @@ from lab.guest.image import NoGuest, image
 
 ROOT = Path(__file__).resolve().parents[3]
 REPORTS = ROOT / "build" / "outcomes"
-SECONDS = 1080.0
+SECONDS = 2300.0
 """How long the guest may take for the tests."""
 IN_GUEST = "/weft-exchange/reports"
 
