@@ -169,8 +169,19 @@ class Host:
         return run("nsenter", f"--net={self._place(name)}", "--", *argv, check=False).code == 0
 
     def snapshot(self) -> Snapshot:
-        """The host's network as it is now, to be compared with ``changes``."""
-        return take()
+        """The host's network, to be compared with ``changes``: as it is once nothing moves for a tenth of a second.
+
+        The kernel adds the local route of an IPv6 address in its own time after a link has found its carrier.
+        """
+        deadline = time.monotonic() + 2
+        found = take()
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            again = take()
+            if not difference(found, again):
+                break
+            found = again
+        return found
 
     def changes(self, before: Snapshot, *, within: float = 1.0) -> list[str]:
         """How the host's network differs from an earlier snapshot; waits that many seconds for it not to."""
