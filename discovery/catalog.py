@@ -1,0 +1,328 @@
+"""All that is known of nodes, services and checks, in memory: a replica of the store that DNS, HTTP and the balancer read.
+
+It is fed with the store's changes, one revision at a time, and remembers for each *topic* (one service's instances, one
+service's health, the list of services …) the revision that last changed what is answered about it. So who waits for
+one service is not woken by another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from discovery import layout
+from discovery.layout import Unreadable, decode
+from discovery.values import Check, Health, Instance, Node, Value, VirtualAddress
+from store import Batch, Entry, Event
+
+Topic = tuple[str, str]
+"""What can change on its own: a kind and a name."""
+
+SERVICES: Topic = ("services", "")
+"""The names of all services, with their tags."""
+NODES: Topic = ("nodes", "")
+CHECKS: Topic = ("checks", "")
+VIRTUALS: Topic = ("virtuals", "")
+
+Listener = Callable[[int, frozenset[Topic]], None]
+
+
+def service(name: str) -> Topic:
+    """The instances of one service, and the nodes that they are on."""
+    return ("service", name)
+
+
+def health(name: str) -> Topic:
+    """The same with every check that concerns them."""
+    return ("health", name)
+
+
+def node(name: str) -> Topic:
+    """A node and what runs on it."""
+    return ("node", name)
+
+
+def node_checks(name: str) -> Topic:
+    """All checks on a node."""
+    return ("node checks", name)
+
+
+def virtual(name: str) -> Topic:
+    """The virtual addresses of a service."""
+    return ("virtual", name)
+
+
+class Catalog:
+    """Nodes, instances, checks and virtual addresses, by every key that somebody asks by. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.index = 1
+        """The revision of the last change that was seen; at least 1, since clients must never see 0."""
+        self.unreadable: dict[str, str] = {}
+        """Keys of the store that hold no value of weft's, and why."""
+        self._nodes: dict[str, Node] = {}
+        self._by_service: dict[str, dict[tuple[str, str], Instance]] = {}
+        self._by_node: dict[str, dict[str, Instance]] = {}
+        self._checks: dict[str, dict[str, Check]] = {}
+        self._virtuals: dict[str, VirtualAddress] = {}
+        self._of_service: dict[str, dict[str, VirtualAddress]] = {}
+        self._holders: dict[str, set[tuple[str, str]]] = {}
+        self._changed: dict[Topic, int] = {}
+        self._waiting: dict[Topic, set[asyncio.Event]] = {}
+        self._listeners: list[Listener] = []
+
+    # What is known
+
+    def services(self) -> dict[str, tuple[str, ...]]:
+        """Every service with all tags of its instances, both sorted."""
+        return {
+            name: tuple(sorted({tag for instance in found.values() for tag in instance.tags}))
+            for name, found in sorted(self._by_service.items())
+        }
+
+    def names(self) -> Iterable[str]:
+        """The names of all services, in no order."""
+        return self._by_service.keys()
+
+    def instances(self, name: str) -> tuple[Instance, ...]:
+        """The instances of a service, sorted by node and id; none for a service that nobody offers."""
+        found = self._by_service.get(name, {})
+        return tuple(found[key] for key in sorted(found))
+
+    def health(self, name: str) -> tuple[Health, ...]:
+        """The same with their nodes and checks. Instances whose node is not known are left out."""
+        found = []
+        for instance in self.instances(name):
+            where = self._nodes.get(instance.node)
+            if where is not None:
+                found.append(Health(where, instance, self.checks_of(instance)))
+        return tuple(found)
+
+    def checks_of(self, instance: Instance) -> tuple[Check, ...]:
+        """The checks that concern an instance: its own, then those of its node, each sorted by id."""
+        found = self._checks.get(instance.node, {})
+        concerned = [check for check in found.values() if check.service_id in ("", instance.id)]
+        return tuple(sorted(concerned, key=lambda check: (not check.service_id, check.id)))
+
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes, sorted by name."""
+        return tuple(self._nodes[name] for name in sorted(self._nodes))
+
+    def node(self, name: str) -> Node | None:
+        """A node by its name, whatever the case; None if there is none."""
+        found = self._nodes.get(name)
+        if found is None:
+            wanted = name.lower()
+            found = next((one for key, one in self._nodes.items() if key.lower() == wanted), None)
+        return found
+
+    def on_node(self, name: str) -> tuple[Instance, ...]:
+        """The instances on a node, sorted by id."""
+        found = self._by_node.get(name, {})
+        return tuple(found[key] for key in sorted(found))
+
+    def instance(self, node_name: str, instance_id: str) -> Instance | None:
+        """An instance by its node and id; None if there is none."""
+        return self._by_node.get(node_name, {}).get(instance_id)
+
+    def checks(self) -> tuple[Check, ...]:
+        """All checks, sorted by node and id."""
+        return tuple(check for name in sorted(self._checks) for check in self.node_checks(name))
+
+    def node_checks(self, name: str) -> tuple[Check, ...]:
+        """All checks on a node, those of its services among them, sorted by id."""
+        found = self._checks.get(name, {})
+        return tuple(found[key] for key in sorted(found))
+
+    def virtual_addresses(self, name: str) -> tuple[VirtualAddress, ...]:
+        """The virtual addresses of a service, IPv4 before IPv6."""
+        found = self._of_service.get(name, {})
+        return tuple(sorted(found.values(), key=lambda one: (":" in one.address, one.address)))
+
+    def virtual_owner(self, address: str) -> str:
+        """The service that a virtual address stands for; "" for none."""
+        found = self._virtuals.get(address)
+        return found.service if found else ""
+
+    def all_virtual_addresses(self) -> Mapping[str, VirtualAddress]:
+        """Every virtual address."""
+        return self._virtuals
+
+    def at_address(self, address: str) -> tuple[Node | Instance, ...]:
+        """The nodes and instances with this address, nodes first. Addresses are compared as they are written."""
+        holders = self._holders.get(address, set())
+        found: list[Node | Instance] = []
+        for node_name, instance_id in sorted(holders):
+            one = self.instance(node_name, instance_id) if instance_id else self._nodes.get(node_name)
+            if one is not None:
+                found.append(one)
+        return tuple(sorted(found, key=lambda one: isinstance(one, Instance)))
+
+    # How it changes
+
+    def changed(self, *topics: Topic) -> int:
+        """The revision that last changed what is answered about one of these; 1 if nothing ever did."""
+        return max((self._changed.get(topic, 1) for topic in topics), default=1)
+
+    async def wait(self, topics: Iterable[Topic], after: int, seconds: float) -> bool:
+        """Wait until one of these changes, after this revision, at most so many seconds; whether it did."""
+        wanted = tuple(topics)
+        if self.changed(*wanted) > after:
+            return True
+        event = asyncio.Event()
+        for topic in wanted:
+            self._waiting.setdefault(topic, set()).add(event)
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            return False
+        finally:
+            for topic in wanted:
+                waiting = self._waiting[topic]
+                waiting.discard(event)
+                if not waiting:
+                    del self._waiting[topic]
+        return True
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Have a function called after each revision with the topics that it changed; returns what ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def load(self, entries: Iterable[Entry], revision: int) -> None:
+        """Take over all of a store as of a revision: what is not among the entries is gone."""
+        found = {entry.key: entry for entry in entries}
+        held = {layout.key_of(value): value for value in self._everything()}
+        events = [
+            Event(key, None, None, revision) for key in held if key not in found
+        ] + [
+            Event(key, entry, None, entry.mod_revision)
+            for key, entry in found.items()
+            if key not in held or _revision(held[key]) != entry.mod_revision
+        ]
+        self.apply(Batch(revision, tuple(events)))
+
+    def apply(self, batch: Batch) -> None:
+        """Take over the changes of one revision, then tell whoever waits or listens."""
+        touched: set[Topic] = set()
+        for event in batch.events:
+            touched |= self._apply(event)
+        self.index = max(self.index, batch.revision)
+        for topic in touched:
+            self._changed[topic] = batch.revision
+            for waiting in self._waiting.get(topic, ()):
+                waiting.set()
+        if touched:
+            topics = frozenset(touched)
+            for listener in tuple(self._listeners):
+                listener(batch.revision, topics)
+
+    def _apply(self, event: Event) -> set[Topic]:
+        """One change; the topics that it concerns."""
+        self.unreadable.pop(event.key, None)
+        value: Value | None = None
+        if event.entry is not None:
+            try:
+                value = decode(event.entry)
+            except Unreadable as error:
+                # As if it were not there: what somebody else wrote must not stop what is right.
+                self.unreadable[event.key] = str(error)
+        kind = event.key.removeprefix(layout.ROOT).partition("/")[0]
+        return set(_CHANGES[kind](self, event.key, value)) if kind in _CHANGES else set()
+
+    def _put_node(self, key: str, value: Value | None) -> Iterator[Topic]:
+        (name,) = layout.names_in(key)
+        old = self._nodes.pop(name, None)
+        if isinstance(value, Node):
+            self._nodes[name] = value
+        self._move((name, ""), old.address if old else "", value.address if isinstance(value, Node) else "")
+        yield from (NODES, node(name))
+        for instance in self._by_node.get(name, {}).values():
+            yield from (service(instance.name), health(instance.name))
+
+    def _put_instance(self, key: str, value: Value | None) -> Iterator[Topic]:
+        name, node_name, instance_id = layout.names_in(key)
+        place = (node_name, instance_id)
+        siblings = self._by_service.setdefault(name, {})
+        old = siblings.pop(place, None)
+        here = self._by_node.setdefault(node_name, {})
+        if instance_id in here and here[instance_id].name == name:
+            del here[instance_id]
+        new = value if isinstance(value, Instance) else None
+        if new is not None:
+            siblings[place] = here[instance_id] = new
+        if not siblings:
+            del self._by_service[name]
+        if not here:
+            del self._by_node[node_name]
+        self._move(place, old.address if old else "", new.address if new else "")
+        yield from (service(name), health(name), node(node_name))
+        if (old.tags if old else None) != (new.tags if new else None):
+            yield SERVICES
+
+    def _put_check(self, key: str, value: Value | None) -> Iterator[Topic]:
+        node_name, check_id = layout.names_in(key)
+        here = self._checks.setdefault(node_name, {})
+        old = here.pop(check_id, None)
+        new = value if isinstance(value, Check) else None
+        if new is not None:
+            here[check_id] = new
+        if not here:
+            del self._checks[node_name]
+        yield from (CHECKS, node_checks(node_name))
+        on_node = self._by_node.get(node_name, {})
+        for check in (old, new):
+            if check is None:
+                continue
+            concerned = [on_node[check.service_id]] if check.service_id in on_node else on_node.values()
+            if check.service_id and check.service_id not in on_node:
+                concerned = []
+            for instance in concerned:
+                yield health(instance.name)
+
+    def _put_virtual(self, key: str, value: Value | None) -> Iterator[Topic]:
+        (address,) = layout.names_in(key)
+        old = self._virtuals.pop(address, None)
+        if old is not None:
+            mine = self._of_service[old.service]
+            del mine[address]
+            if not mine:
+                del self._of_service[old.service]
+            yield virtual(old.service)
+        if isinstance(value, VirtualAddress):
+            self._virtuals[address] = value
+            self._of_service.setdefault(value.service, {})[address] = value
+            yield virtual(value.service)
+        yield VIRTUALS
+
+    def _move(self, holder: tuple[str, str], old: str, new: str) -> None:
+        """A node or an instance has another address now."""
+        if old == new:
+            return
+        if old and old in self._holders:
+            self._holders[old].discard(holder)
+            if not self._holders[old]:
+                del self._holders[old]
+        if new:
+            self._holders.setdefault(new, set()).add(holder)
+
+    def _everything(self) -> Iterator[Value]:
+        yield from self._nodes.values()
+        for instances in self._by_node.values():
+            yield from instances.values()
+        for checks in self._checks.values():
+            yield from checks.values()
+        yield from self._virtuals.values()
+
+
+def _revision(value: Value) -> int:
+    return value.create_index if isinstance(value, VirtualAddress) else value.modify_index
+
+
+_CHANGES: dict[str, Callable[[Catalog, str, Value | None], Iterator[Topic]]] = {
+    "node": Catalog._put_node,
+    "service": Catalog._put_instance,
+    "check": Catalog._put_check,
+    "virtual": Catalog._put_virtual,
+}

@@ -1,0 +1,142 @@
+"""Where the values lie in a store: one key each, JSON inside. What is read back is looked at before it is believed.
+
+``/weft/v1/node/NODE``, ``/weft/v1/service/NAME/NODE/ID``, ``/weft/v1/check/NODE/ID``, ``/weft/v1/virtual/ADDRESS``; all
+but the last are bound to the lease of their node. What a node's agent must remember about itself, so that a restart
+loses nothing, lies under ``/weft/v1/own/NODE/`` and is bound to none.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
+
+from discovery.values import Check, Instance, Node, Place, Status, Value, VirtualAddress, Weights
+from store import Entry
+
+ROOT = "/weft/v1/"
+NODES = ROOT + "node/"
+SERVICES = ROOT + "service/"
+CHECKS = ROOT + "check/"
+VIRTUALS = ROOT + "virtual/"
+OWN = ROOT + "own/"
+
+Kind = TypeVar("Kind", Node, Instance, Check, VirtualAddress)
+
+
+class Unreadable(ValueError):
+    """What lies in the store under this key is no value of weft's."""
+
+
+def key_of(value: Value) -> str:
+    """The key that a value is stored under; parts are percent-encoded, so that no name can reach another's place."""
+    match value:
+        case Node():
+            return NODES + _part(value.name)
+        case Instance():
+            return f"{SERVICES}{_part(value.name)}/{_part(value.node)}/{_part(value.id)}"
+        case Check():
+            return f"{CHECKS}{_part(value.node)}/{_part(value.id)}"
+        case VirtualAddress():
+            return VIRTUALS + _part(value.address)
+
+
+def own_key(node: str, kind: str, name: str = "") -> str:
+    """Where the agent of a node keeps something of its own: ``("n1", "service", "web-1")``."""
+    return f"{OWN}{_part(node)}/{_part(kind)}/{_part(name)}"
+
+
+def encode(value: Value) -> bytes:
+    """A value as it is stored: what the key says already, the indexes (which the store counts) and defaults left out."""
+    found = asdict(value)
+    return json.dumps(
+        {name: part for name, part in found.items() if part not in ("", (), {}, []) and not name.endswith("_index")},
+        separators=(",", ":"),
+        ensure_ascii=False,
+        sort_keys=True,
+    ).encode()
+
+
+def decode(entry: Entry) -> Value:
+    """The value of a store's entry, with the store's revisions as its indexes. Raises Unreadable."""
+    for prefix, build in _BUILDERS.items():
+        if entry.key.startswith(prefix):
+            try:
+                found = json.loads(entry.value)
+                value = build(found, entry)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                raise Unreadable(f"{entry.key}: {error}") from error
+            if key_of(value) != entry.key:
+                raise Unreadable(f"{entry.key}: its value is of {key_of(value)}")
+            return value
+    raise Unreadable(f"{entry.key}: no such place")
+
+
+def names_in(key: str) -> tuple[str, ...]:
+    """The parts of a key behind its prefix, decoded: ``("web", "n1", "web-1")`` for a service's."""
+    return tuple(unquote(part) for part in key.removeprefix(ROOT).split("/")[1:])
+
+
+def _part(name: str) -> str:
+    return quote(name, safe=":@+ ,=~")
+
+
+def _node(found: dict[str, Any], entry: Entry) -> Node:
+    return _built(Node, found, entry, strings("meta", "tagged_addresses"))
+
+
+def _instance(found: dict[str, Any], entry: Entry) -> Instance:
+    special = {
+        "ports": lambda value: {str(name): _port(port) for name, port in value.items()},
+        "port": _port,
+        "tags": _words,
+        "weights": lambda value: Weights(int(value["passing"]), int(value["warning"])),
+        "tagged_addresses": lambda value: {
+            str(name): Place(str(place["address"]), _port(place.get("port", 0))) for name, place in value.items()
+        },
+        "enable_tag_override": bool,
+        **strings("meta"),
+    }
+    return _built(Instance, found, entry, special)
+
+
+def _check(found: dict[str, Any], entry: Entry) -> Check:
+    return _built(Check, found, entry, {"status": Status, "service_tags": _words, "definition": dict})
+
+
+def _virtual(found: dict[str, Any], entry: Entry) -> VirtualAddress:
+    return VirtualAddress(str(found["service"]), str(found["address"]), entry.create_revision)
+
+
+def _built(kind: type[Kind], found: dict[str, Any], entry: Entry, special: dict[str, Any]) -> Kind:
+    """A value of its parts: strings as they are, others by their own reader; unknown ones are a newer weft's."""
+    known = {part.name for part in fields(kind)} - {"create_index", "modify_index"}
+    parts = {name: special.get(name, _text)(value) for name, value in found.items() if name in known}
+    return kind(**parts, create_index=entry.create_revision, modify_index=entry.mod_revision)
+
+
+def strings(*names: str) -> dict[str, Any]:
+    """Readers for parts that are tables of strings."""
+    return dict.fromkeys(names, lambda value: {_text(key): _text(part) for key, part in value.items()})
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no string")
+    return value
+
+
+def _words(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return tuple(_text(word) for word in value)
+
+
+def _port(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value <= 65535:
+        raise ValueError(f"{value!r} is no port")
+    return value
+
+
+_BUILDERS = {NODES: _node, SERVICES: _instance, CHECKS: _check, VIRTUALS: _virtual}
