@@ -9,16 +9,18 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from cni_plugin.dhcp.place import Place, Taken
+from cni_plugin.daemons import LOOKED
 from cni_plugin.errors import Busy, KernelRefused, NamespaceProblem, WeftError
 from cni_plugin.kernel import netns
 from cni_plugin.kernel.linux import LinuxNamespace
 from cni_plugin.kernel.packets import PacketWire
+from cni_plugin.place import Place, Taken
 from cni_plugin.remarks import remark
 from ipam import dhcp_client
 from ipam.dhcp_held import Held, Leases
@@ -75,7 +77,10 @@ class Keeper:
         if self._wake_end in ready:
             os.read(self._wake_end, 4096)
         if listener in ready:
-            self._place.answer()
+            connection = self._place.accept()
+            if connection is not None:
+                with connection, contextlib.suppress(OSError):
+                    connection.send(LOOKED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def _work(self) -> float:
         """Start on what is due; the seconds until the next look."""
@@ -172,7 +177,7 @@ def main(arguments: list[str]) -> int:
     leases = Leases(folder)
     try:
         leases.prepare()
-        place = Place(folder)
+        place = Place(folder, "keeper")
     except Taken:
         return 0
     except (OSError, WeftError) as error:

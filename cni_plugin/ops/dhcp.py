@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from dataclasses import dataclass, replace
 
+from cni_plugin.daemons import Daemon
 from cni_plugin.errors import KernelRefused, Missing, NamespaceProblem, StateDamaged, WeftError
 from cni_plugin.ops.addresses import present
 from cni_plugin.ops.links import at
@@ -15,13 +15,7 @@ from cni_plugin.types import Cidr, Result, Side
 from ipam import dhcp, dhcp_client
 from ipam.dhcp_held import Held, Leases
 
-_SYSTEMD_RUN = "/usr/bin/systemd-run"
-_ANSWER_SECONDS = 2.0
-_START_SECONDS = 5.0
-_KEEPER = (
-    "import os, sys; os.fork() and os._exit(0); os.closerange(3, 4096); os.chdir('/'); "
-    "sys.path[:] = eval(sys.argv.pop(1)); from cni_plugin.dhcp.keeper import main; sys.exit(main([]))"
-)
+_KEEPER = Daemon("cni_plugin.dhcp.keeper", "renews DHCP leases", "weft dhcp --log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +64,7 @@ class DhcpLease(Lease):
                 raise
             wire.announce(given.message.yours)
         try:
-            ensure_keeper(leases.folder)
+            _KEEPER.ensure(os.path.join(leases.folder, "keeper.sock"))
         except WeftError:
             self.undo(machine)
             raise
@@ -107,7 +101,7 @@ class DhcpLease(Lease):
             return f"the DHCP lease of {held.given.message.yours} is lost: {held.lost}"
         if any(address.ip != held.given.message.yours for address in self.addresses):
             return f"the DHCP lease is of {held.given.message.yours} instead of {self.addresses[0].ip}"
-        ensure_keeper(leases.folder)
+        _KEEPER.ensure(os.path.join(leases.folder, "keeper.sock"))
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
@@ -127,49 +121,3 @@ def _give_back(held: Held) -> None:
         PacketWire(held.namespace, held.link) as wire,
     ):
         dhcp_client.release(wire, held.asking, held.given)
-
-
-def ensure_keeper(folder: str) -> None:
-    """Have a keeper look at the leases: the one that is there, or a new one. Raises WeftError where none starts."""
-    import time
-
-    if _looked(folder):
-        return
-    _start_keeper()
-    deadline = time.monotonic() + _START_SECONDS
-    while not _looked(folder):
-        if time.monotonic() > deadline:
-            raise WeftError(
-                "the process that renews DHCP leases does not start",
-                hint=f"weft dhcp --log says why; its socket is {folder}/keeper.sock",
-            )
-        time.sleep(0.02)
-
-
-def _looked(folder: str) -> bool:
-    """Whether a keeper of this user's is there and has looked at the leases now."""
-    import socket
-
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)) as connection:
-        connection.settimeout(_ANSWER_SECONDS)
-        try:
-            connection.connect(os.path.join(folder, "keeper.sock"))
-            given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            user = int.from_bytes(given[4:8], sys.byteorder)
-            return user in (0, os.geteuid()) and connection.recv(8) == b"looked\n"
-        except OSError:
-            return False
-
-
-def _start_keeper() -> None:
-    """Start a keeper that outlives this process, in this thread's network namespace, holding nothing of ours open."""
-    argv = [sys.executable, "-IBSc", _KEEPER, repr(sys.path)]
-    if os.path.exists("/run/systemd/system") and os.path.exists(_SYSTEMD_RUN):
-        argv[:0] = [_SYSTEMD_RUN, "--quiet", "--scope", "--collect"]
-    environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX": "2"}
-    nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
-    try:
-        child = os.posix_spawn(argv[0], argv, environment, file_actions=nothing, setsid=True)
-        os.waitpid(child, 0)  # it ends at once: its own child is the keeper, and nobody's
-    except OSError as error:
-        raise WeftError(f"cannot start the process that renews DHCP leases: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Where a keeper is found: a socket for root alone, and the lock that makes it the only one of its namespace."""
+"""Where a daemon is found: a socket for root alone, and the lock that makes it the only one of its namespace."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _CREDENTIALS = struct.Struct("=iII")
 
 
 class Taken(Exception):
-    """Another keeper is there."""
+    """Another one is there."""
 
 
 class Place:
-    """The socket and the lock; the lock's file holds the keeper's process number."""
+    """The socket and the lock, ``NAME.sock`` and ``NAME.lock`` in a folder; the lock holds the process number."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, name: str) -> None:
         """Raises Taken, and OSError where the folder cannot be used."""
-        self.path = os.path.join(folder, "keeper.sock")
+        self.path = os.path.join(folder, f"{name}.sock")
         self._lock = os.open(
-            os.path.join(folder, "keeper.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            os.path.join(folder, f"{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
         deadline = time.monotonic() + _PATIENCE
         while True:
@@ -58,7 +58,7 @@ class Place:
 
     @property
     def stands(self) -> bool:
-        """Whether callers still find this keeper."""
+        """Whether callers still find this daemon."""
         return self._own is not None and _identity(self.path) == self._own
 
     def leave(self) -> None:
@@ -68,14 +68,15 @@ class Place:
         self._own = None
         self.listener.close()
 
-    def answer(self) -> None:
-        """Tell who connected that the leases are being looked at; others than root and our own user get nothing."""
+    def accept(self) -> socket.socket | None:
+        """Who asks, None if it is neither root nor our own user. What they are told is ``daemons.LOOKED``."""
         with contextlib.suppress(OSError):
             connection, _ = self.listener.accept()
-            with connection:
-                given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-                if _CREDENTIALS.unpack(given)[1] in (0, os.geteuid()):
-                    connection.send(b"looked\n", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            if _CREDENTIALS.unpack(given)[1] in (0, os.geteuid()):
+                return connection
+            connection.close()
+        return None
 
 
 def _identity(path: str) -> tuple[int, int] | None:
