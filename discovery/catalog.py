@@ -220,6 +220,9 @@ class Catalog:
 
     def _apply(self, event: Event) -> set[Topic]:
         """One change; the topics that it concerns."""
+        change = _CHANGES.get(event.key.removeprefix(layout.ROOT).partition("/")[0])
+        if change is None:
+            return set()
         self.unreadable.pop(event.key, None)
         value: Value | None = None
         if event.entry is not None:
@@ -228,8 +231,7 @@ class Catalog:
             except Unreadable as error:
                 # As if it were not there: what somebody else wrote must not stop what is right.
                 self.unreadable[event.key] = str(error)
-        kind = event.key.removeprefix(layout.ROOT).partition("/")[0]
-        return set(_CHANGES[kind](self, event.key, value)) if kind in _CHANGES else set()
+        return set(change(self, event.key, value))
 
     def _put_node(self, key: str, value: Value | None) -> Iterator[Topic]:
         (name,) = layout.names_in(key)

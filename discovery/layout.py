@@ -8,11 +8,11 @@ loses nothing, lies under ``/weft/v1/own/NODE/`` and is bound to none.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-from discovery.values import Check, Instance, Node, Place, Status, Value, VirtualAddress, Weights
+from discovery.values import Check, Definition, Instance, Node, Place, Status, Value, VirtualAddress, Weights
 from store import Entry
 
 ROOT = "/weft/v1/"
@@ -71,6 +71,33 @@ def decode(entry: Entry) -> Value:
                 raise Unreadable(f"{entry.key}: its value is of {key_of(value)}")
             return value
     raise Unreadable(f"{entry.key}: no such place")
+
+
+def decode_own(entry: Entry) -> Instance:
+    """An instance as its node's agent keeps it, not stored anywhere else yet. Raises Unreadable."""
+    try:
+        return replace(_instance(json.loads(entry.value), entry), create_index=0, modify_index=0)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Unreadable(f"{entry.key}: {error}") from error
+
+
+def encode_definition(definition: Definition) -> bytes:
+    """How a check is made, as the agent of its node keeps it."""
+    return json.dumps(asdict(definition), separators=(",", ":"), ensure_ascii=False, sort_keys=True).encode()
+
+
+def decode_definition(value: bytes) -> Definition:
+    """The reverse. Raises Unreadable."""
+    try:
+        found = json.loads(value)
+        known = {part.name for part in fields(Definition)}
+        parts = {name: part for name, part in found.items() if name in known}
+        parts["initial"] = Status(parts["initial"])
+        parts["headers"] = {name: tuple(values) for name, values in parts["headers"].items()}
+        parts["arguments"] = tuple(parts["arguments"])
+        return Definition(**parts)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Unreadable(f"no definition of a check: {error}") from error
 
 
 def names_in(key: str) -> tuple[str, ...]:
