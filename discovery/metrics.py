@@ -1,0 +1,160 @@
+"""What the agent counts about itself: counters, gauges and histograms, as Prometheus reads them.
+
+One ``Metrics`` is made by the agent and handed to its parts. Each part asks for its metrics once, by name, and keeps
+what it gets; adding to one is a dictionary's work. Not thread-safe: all of it belongs to the agent's loop.
+Source: the Prometheus text format, version 0.0.4.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of a histogram of times that are short when all is well."""
+SERIES = 1000
+"""Label values of one metric; more are counted together under "other", so that no client can fill the memory."""
+
+Labels = tuple[str, ...]
+
+
+class Counter:
+    """A number that only grows, one for each combination of label values."""
+
+    kind = "counter"
+
+    def __init__(self, name: str, purpose: str, labels: Labels) -> None:
+        self.name, self.purpose, self.labels = name, purpose, labels
+        self.values: dict[Labels, float] = {} if labels else {(): 0.0}
+
+    def add(self, amount: float = 1, *labels: str) -> None:
+        """Count; with as many label values as the metric has labels."""
+        key = _bounded(self.values, labels)
+        self.values[key] = self.values.get(key, 0.0) + amount
+
+    def samples(self) -> Iterator[tuple[str, Sequence[str], Labels, float]]:
+        """Its series: the name's ending, the names and the values of the labels, and the number."""
+        for values, number in self.values.items():
+            yield "", self.labels, values, number
+
+
+class Gauge:
+    """A number that rises and falls: set, or asked for when it is read."""
+
+    kind = "gauge"
+
+    def __init__(self, name: str, purpose: str, labels: Labels, read: Callable[[], float] | None = None) -> None:
+        self.name, self.purpose, self.labels = name, purpose, labels
+        self.values: dict[Labels, float] = {} if labels else {(): 0.0}
+        self._read = read
+
+    def set(self, number: float, *labels: str) -> None:
+        """What it is now."""
+        self.values[_bounded(self.values, labels)] = number
+
+    def samples(self) -> Iterator[tuple[str, Sequence[str], Labels, float]]:
+        """Its series, like a counter's."""
+        if self._read is not None:
+            self.values[()] = self._read()
+        for values, number in self.values.items():
+            yield "", self.labels, values, number
+
+
+class Histogram:
+    """How many measurements were at most so large, for each of its bounds, and their sum."""
+
+    kind = "histogram"
+
+    def __init__(self, name: str, purpose: str, labels: Labels, bounds: Sequence[float]) -> None:
+        self.name, self.purpose, self.labels = name, purpose, labels
+        self._bounds = tuple(bounds)
+        self.values: dict[Labels, list[float]] = {}
+
+    def observe(self, number: float, *labels: str) -> None:
+        """One measurement."""
+        key = _bounded(self.values, labels)
+        found = self.values.get(key)
+        if found is None:
+            found = self.values[key] = [0.0] * (len(self._bounds) + 2)
+        found[bisect.bisect_left(self._bounds, number)] += 1
+        found[-1] += number
+
+    def samples(self) -> Iterator[tuple[str, Sequence[str], Labels, float]]:
+        """Its series, like a counter's."""
+        names = (*self.labels, "le")
+        for values, (*counts, total) in self.values.items():
+            seen = 0.0
+            for bound, count in zip((*self._bounds, math.inf), counts, strict=True):
+                seen += count
+                yield "_bucket", names, (*values, _number(bound)), seen
+            yield "_sum", self.labels, values, total
+            yield "_count", self.labels, values, seen
+
+
+class Metrics:
+    """All metrics of an agent, by name. Asking for one twice gives the same."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Counter | Gauge | Histogram] = {}
+
+    def counter(self, name: str, purpose: str, *labels: str) -> Counter:
+        """A counter, made when it is first asked for: ``counter("weft_dns_queries_total", "Questions.", "type")``."""
+        found = self._found.setdefault(name, Counter(name, purpose, labels))
+        if not isinstance(found, Counter):
+            raise ValueError(f"metric {name} is a {found.kind}")
+        return found
+
+    def gauge(self, name: str, purpose: str, *labels: str, read: Callable[[], float] | None = None) -> Gauge:
+        """A gauge; ``read``, if given, tells its value whenever somebody looks, and it has no labels then."""
+        if read is not None:
+            self._found.pop(name, None)
+        found = self._found.setdefault(name, Gauge(name, purpose, labels, read))
+        if not isinstance(found, Gauge):
+            raise ValueError(f"metric {name} is a {found.kind}")
+        return found
+
+    def histogram(self, name: str, purpose: str, *labels: str, bounds: Sequence[float] = SECONDS) -> Histogram:
+        """A histogram with these upper bounds."""
+        found = self._found.setdefault(name, Histogram(name, purpose, labels, bounds))
+        if not isinstance(found, Histogram):
+            raise ValueError(f"metric {name} is a {found.kind}")
+        return found
+
+    def text(self) -> str:
+        """All of it, as Prometheus reads it."""
+        lines = []
+        for name in sorted(self._found):
+            metric = self._found[name]
+            lines += [f"# HELP {name} {metric.purpose}", f"# TYPE {name} {metric.kind}"]
+            for ending, labels, values, number in metric.samples():
+                lines.append(f"{name}{ending}{_braces(labels, values)} {_number(number)}")
+        return "\n".join(lines) + "\n"
+
+    def samples(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        """Every series: the kind of its metric, its name, its labels and its number."""
+        for name in sorted(self._found):
+            metric = self._found[name]
+            for ending, labels, values, number in metric.samples():
+                yield metric.kind, name + ending, dict(zip(labels, values, strict=True)), number
+
+
+def _bounded(known: dict[Labels, float] | dict[Labels, list[float]], labels: Labels) -> Labels:
+    return labels if labels in known or len(known) < SERIES else ("other",) * len(labels)
+
+
+def _braces(labels: Sequence[str], values: Labels) -> str:
+    if not labels:
+        return ""
+    pairs = (f'{name}="{_escaped(value)}"' for name, value in zip(labels, values, strict=True))
+    return "{" + ",".join(pairs) + "}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(number: float) -> str:
+    if not math.isfinite(number):
+        return "NaN" if math.isnan(number) else "+Inf" if number > 0 else "-Inf"
+    return str(int(number)) if number == int(number) else repr(number)
