@@ -3,8 +3,8 @@
 The semantics are those of etcd's version 3 API (https://etcd.io/docs/v3.5/learning/api/ and .../api_guarantees/), so
 that one caller can stand on a file of this host or on a cluster:
 
-- Every change gets a revision, one more than the last. A transaction that changes several keys has one revision for all of
-  them; one that changes nothing has none.
+- Every change gets a revision, one more than the last. A transaction that changes several keys has one revision for
+  all of them; one that changes nothing has none.
 - What a call has answered is durable, and every read that begins later sees it.
 - Keys are compared as UTF-8 bytes, which is the order of their code points.
 - A call that is cancelled, or that raises ``Unavailable``, may or may not have had its effect; ask before repeating it.
@@ -69,7 +69,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change of one key: ``entry`` is what is there now, None if deleted; ``previous`` what was before, if anything."""
+    """A change of one key: ``entry`` is what is there now, None if deleted; ``previous`` what was there before."""
 
     key: str
     entry: Entry | None
@@ -79,7 +79,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The events of one revision, sorted by key; a watch sees those of its prefix, never in two parts."""
+    """The events of one revision, in its order; a watch sees those of its prefix, never in two parts."""
 
     revision: int
     events: tuple[Event, ...]
@@ -136,7 +136,7 @@ class Outcome:
 
 
 class Store(Protocol):
-    """A key-value store. Every method raises ``Invalid`` for what cannot be and ``Unavailable`` when it cannot serve."""
+    """A key-value store. All of it raises ``Invalid`` for what cannot be and ``Unavailable`` when it cannot serve."""
 
     async def get(self, key: str) -> Entry | None:
         """The key as it is now, None if there is none. *Equivalent to:* ``etcdctl get KEY``."""
@@ -172,9 +172,10 @@ class Store(Protocol):
         """End a lease and delete its keys under one revision. One that has ended already is no error."""
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
-        """Every change of such keys after that revision, in order, none lost, none twice; ends when the store is closed.
+        """Every change of such keys after that revision, in order, none lost, none twice.
 
-        Raises Compacted when the history is gone, at the start or because the reader was too slow.
+        It ends when the store is closed. Raises Compacted when the history is gone, at the start or because the reader
+        was too slow.
         *Equivalent to:* ``etcdctl watch --prefix PREFIX --rev AFTER+1``.
         """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from store.interface import Compare, Delete, Invalid, Operation, Put
@@ -13,8 +12,8 @@ TRANSACTION_OPERATIONS = 128
 """etcd's --max-txn-ops; it counts each branch, and the comparisons, for itself."""
 TRANSACTION_BYTES = 1536 * 1024
 """etcd's --max-request-bytes, of keys and values together."""
-LEASE_SECONDS = 9_000_000_000
-"""etcd's longest lease."""
+LEASE_SECONDS = 1_000_000_000
+"""31 years."""
 
 _NUMBERS = ("create", "mod", "version", "lease")
 _LARGEST_NUMBER = 2**63 - 1
@@ -51,7 +50,7 @@ def check_number(name: str, value: int) -> None:
 
 def check_seconds(seconds: float) -> None:
     """Raise Invalid for a time that no lease can have."""
-    if not (math.isfinite(seconds) and 0 < seconds <= LEASE_SECONDS):
+    if not 0 < seconds <= LEASE_SECONDS:
         raise Invalid(f"a lease of {seconds} seconds", hint=f"more than 0 and at most {LEASE_SECONDS}")
 
 

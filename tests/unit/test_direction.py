@@ -43,8 +43,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "pyroute2": ("cni_plugin.kernel.netlink",),
     "subprocess": ("cni_plugin.delegate", "cni_plugin.kernel.nft", "cni_plugin.kernel.iptables"),
     "click": ("cni_plugin.cli",),
-    # The delegate asks the kernel to end a plugin together with its caller (prctl), before the plugin runs.
-    "ctypes": ("cni_plugin.kernel", "cni_plugin.delegate"),
+    # The delegate asks the kernel to end a plugin together with its caller (prctl), before the plugin runs; the store
+    # asks to be told of other processes' writes (inotify), and must not know the network's kernel.
+    "ctypes": ("cni_plugin.kernel", "cni_plugin.delegate", "store.inotify"),
     "netaddr": ("cni_plugin", "ipam", "store", "discovery"),
 }
 """Libraries, and the modules (by the start of their names) that may import them. No others are imported."""
