@@ -32,10 +32,6 @@ class Hub:
     def latest(self) -> int:
         return self._latest
 
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
     def offer(self, batches: Sequence[Batch]) -> None:
         """Changes that have been committed; the memory begins anew where they do not follow what is in it."""
         batches = [batch for batch in batches if batch.revision > self._end]
@@ -86,7 +82,7 @@ class Hub:
         self._watches += 1
         try:
             cursor, checked = after, False
-            while not self.closed:
+            while not self._closed:
                 if self._error:
                     raise self._error
                 news = self._news
@@ -94,12 +90,9 @@ class Hub:
                     batches: Sequence[Batch] = self._tail[cursor - self._start :]
                     cursor = self._end
                 elif not checked or cursor < self._latest:
-                    try:
-                        page = await self._read(prefix, cursor)
-                    except Unavailable:
-                        if self.closed:
-                            return
-                        raise
+                    page = await self._page(prefix, cursor)
+                    if page is None:
+                        return
                     checked = True
                     self.notice(page.upto)
                     batches, cursor = page.batches, max(cursor, page.upto)
@@ -111,6 +104,15 @@ class Hub:
                         yield part
         finally:
             self._watches -= 1
+
+    async def _page(self, prefix: str, cursor: int) -> Page | None:
+        """The next changes from the file; None if the store was closed meanwhile."""
+        try:
+            return await self._read(prefix, cursor)
+        except Unavailable:
+            if self._closed:
+                return None
+            raise
 
     def _wake(self) -> None:
         self._news.set()
