@@ -12,10 +12,20 @@ from discovery.durations import format_duration, parse_duration
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        ("10s", 10), ("1m30s", 90), ("100ms", 0.1), ("1.5h", 5400), ("0", 0), ("-2s", -2), ("120000ms", 120),
-        ("15us", 15e-6), ("15µs", 15e-6), ("+3s", 3), (".5s", 0.5), ("1h0m1s", 3601),
+        ("10s", 10),
+        ("1m30s", 90),
+        ("100ms", 0.1),
+        ("1.5h", 5400),
+        ("0", 0),
+        ("-2s", -2),
+        ("120000ms", 120),
+        ("15us", 15e-6),
+        ("15µs", 15e-6),
+        ("+3s", 3),
+        (".5s", 0.5),
+        ("1h0m1s", 3601),
     ],
-)  # fmt: skip
+)
 def test_what_go_reads(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
 
