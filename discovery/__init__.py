@@ -1,1 +1,1 @@
-"""Services: registered, found by HTTP and DNS, checked, and balanced by the kernel. The agent (``weft agent``) is made of this."""
+"""Services: registered, found by HTTP and DNS, checked, balanced by the kernel. ``weft agent`` runs it."""

@@ -1,4 +1,4 @@
-"""All that is known of nodes, services and checks, in memory: a replica of the store that DNS, HTTP and the balancer read.
+"""All that is known of nodes, services and checks, in memory: a replica of the store for DNS, HTTP and the balancer.
 
 It is fed with the store's changes, one revision at a time, and remembers for each *topic* (one service's instances, one
 service's health, the list of services …) the revision that last changed what is answered about it. So who waits for
@@ -194,9 +194,7 @@ class Catalog:
         """Take over all of a store as of a revision: what is not among the entries is gone."""
         found = {entry.key: entry for entry in entries}
         held = {layout.key_of(value): value for value in self._everything()}
-        events = [
-            Event(key, None, None, revision) for key in held if key not in found
-        ] + [
+        events = [Event(key, None, None, revision) for key in held if key not in found] + [
             Event(key, entry, None, entry.mod_revision)
             for key, entry in found.items()
             if key not in held or _revision(held[key]) != entry.mod_revision

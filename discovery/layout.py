@@ -8,6 +8,7 @@ loses nothing, lies under ``/weft/v1/own/NODE/`` and is bound to none.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -22,7 +23,7 @@ CHECKS = ROOT + "check/"
 VIRTUALS = ROOT + "virtual/"
 OWN = ROOT + "own/"
 
-Kind = TypeVar("Kind", Node, Instance, Check, VirtualAddress)
+Kind = TypeVar("Kind", Node, Instance, Check)
 
 
 class Unreadable(ValueError):
@@ -48,7 +49,7 @@ def own_key(node: str, kind: str, name: str = "") -> str:
 
 
 def encode(value: Value) -> bytes:
-    """A value as it is stored: what the key says already, the indexes (which the store counts) and defaults left out."""
+    """A value as it is stored, without empty parts and indexes (which the store counts)."""
     found = asdict(value)
     return json.dumps(
         {name: part for name, part in found.items() if part not in ("", (), {}, []) and not name.endswith("_index")},
@@ -166,4 +167,9 @@ def _port(value: object) -> int:
     return value
 
 
-_BUILDERS = {NODES: _node, SERVICES: _instance, CHECKS: _check, VIRTUALS: _virtual}
+_BUILDERS: dict[str, Callable[[dict[str, Any], Entry], Value]] = {
+    NODES: _node,
+    SERVICES: _instance,
+    CHECKS: _check,
+    VIRTUALS: _virtual,
+}

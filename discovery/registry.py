@@ -8,6 +8,7 @@ attachment's own record is the truth about it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from discovery import layout
+from discovery.publication import Publication
 from discovery.values import (
     NODE_CHECK,
     NODE_MAINTENANCE,
@@ -27,14 +29,12 @@ from discovery.values import (
     Status,
     Value,
 )
-from store import Delete, Entry, LeaseGone, Operation, Put, Store, StoreError
+from store import LeaseGone, Operation, Store, StoreError
 
 log = logging.getLogger(__name__)
 
 OUTPUT_SECONDS = 5.0
 """A check whose output alone changes is written again this often at most: what it says is no news."""
-BATCH = 100
-"""Operations in one transaction of the store; etcd takes 128."""
 
 
 class Unknown(LookupError):
@@ -52,19 +52,16 @@ class Registry:
     ``lease_seconds`` is how long after its agent's last sign of life a node's services stay visible to others.
     """
 
-    def __init__(
-        self, node: Node, own: Store, shared: Store, *, port: int = 8500, lease_seconds: float = 30.0
-    ) -> None:
+    def __init__(self, node: Node, own: Store, shared: Store, *, port: int = 8500, lease_seconds: float = 30.0) -> None:
         self.node = node
-        self._own = own
-        self._shared = shared
         self._port = port
         self._lease_seconds = lease_seconds
-        self._lease = 0
+        self._publication = Publication(node.name, own, shared, lease_seconds)
         self._instances: dict[str, Instance] = {}
         self._checks: dict[str, Check] = {}
         self._definitions: dict[str, Definition] = {}
         self._listeners: list[Callable[[], None]] = []
+        self._report_listeners: list[Callable[[str, Status], None]] = []
         self._lock = asyncio.Lock()
         self._late: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,6 +83,10 @@ class Registry:
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Have a function called whenever the definitions have changed."""
         self._listeners.append(listener)
+
+    def subscribe_reports(self, listener: Callable[[str, Status], None]) -> None:
+        """Have a function called with a check's id and status after each report, also of one that changes nothing."""
+        self._report_listeners.append(listener)
 
     # Registering
 
@@ -109,7 +110,7 @@ class Registry:
         async with self._lock:
             instance = self._instance(definition.service_id) if definition.service_id else None
             check = self._check(definition, instance)
-            await self._write([self._kept(definition)], [self._shown(check)])
+            await self._write([self._kept(definition)], [check])
             self._checks[check.id] = check
             self._definitions[definition.id] = definition
             self._tell()
@@ -118,7 +119,7 @@ class Registry:
         """End a check. Raises Unknown, StoreError."""
         async with self._lock:
             check = self._known_check(check_id)
-            await self._write([self._own_delete("check", check_id), self._own_delete("status", check_id)], [_gone(check)])
+            await self._write([self._publication.drop(kind, check_id) for kind in ("check", "status")], (), [check])
             self._forget_check(check_id)
             self._tell()
 
@@ -130,16 +131,22 @@ class Registry:
         async with self._lock:
             old = self._known_check(check_id)
             new = replace(old, status=status, output=output)
-            if new == old:
-                return
-            if status is old.status:
-                self._checks[check_id] = new
-                self._late.setdefault(check_id, time.monotonic() + OUTPUT_SECONDS)
-                return
-            kept = [self._own_put("status", check_id, status.value)] if check_id in self._definitions else []
-            await self._write([one for one in kept if not self._owner_of(new)], [self._shown(new)])
-            self._checks[check_id] = new
-            self._late.pop(check_id, None)
+            await self._report(old, new)
+        for listener in tuple(self._report_listeners):
+            listener(check_id, status)
+
+    async def _report(self, old: Check, new: Check) -> None:
+        if new == old:
+            return
+        if new.status is old.status:
+            self._checks[new.id] = new
+            self._late.setdefault(new.id, time.monotonic() + OUTPUT_SECONDS)
+            return
+        lasting = new.id in self._definitions and not self._owner_of(new)
+        kept = [self._publication.keep("status", new.id, json.dumps(new.status).encode())] if lasting else []
+        await self._write(kept, [new])
+        self._checks[new.id] = new
+        self._late.pop(new.id, None)
 
     async def maintenance(self, enable: bool, reason: str = "", instance_id: str = "") -> None:
         """Take an instance, or (without an id) this node, out of service, or back. Raises Unknown, StoreError."""
@@ -178,16 +185,15 @@ class Registry:
             for check in self._checks.values()
             if replace_checks and check.service_id == instance.id and check.id not in ids and not check.maintenance
         ]
-        shown: list[Operation] = [self._shown(one) for one in (instance, *checks)]
-        shown += [_gone(check) for check in ended]
+        gone: list[Value] = [*ended]
         if old is not None and old.name != instance.name:
-            shown.append(_gone(old))
+            gone.append(old)
         kept: list[Operation] = []
         if keep:
-            kept = [Put(self._own_key("service", instance.id), layout.encode(instance))]
+            kept = [self._publication.keep("service", instance.id, layout.encode(instance))]
             kept += [self._kept(definition) for definition in definitions]
-            kept += [self._own_delete(kind, check.id) for check in ended for kind in ("check", "status")]
-        await self._write(kept, shown)
+            kept += [self._publication.drop(kind, check.id) for check in ended for kind in ("check", "status")]
+        await self._write(kept, [instance, *checks], gone)
         self._instances[instance.id] = instance
         for check in ended:
             self._forget_check(check.id)
@@ -198,9 +204,9 @@ class Registry:
 
     async def _deregister(self, instance: Instance) -> None:
         checks = [check for check in self._checks.values() if check.service_id == instance.id]
-        kept = [self._own_delete("service", instance.id)]
-        kept += [self._own_delete(kind, check.id) for check in checks for kind in ("check", "status")]
-        await self._write([] if instance.owner else kept, [_gone(one) for one in (instance, *checks)])
+        kept = [self._publication.drop("service", instance.id)]
+        kept += [self._publication.drop(kind, check.id) for check in checks for kind in ("check", "status")]
+        await self._write([] if instance.owner else kept, (), [instance, *checks])
         del self._instances[instance.id]
         for check in checks:
             self._forget_check(check.id)
@@ -212,7 +218,8 @@ class Registry:
     async def start(self) -> None:
         """Read what was registered before, take up the node's lease, and show all of it. Raises StoreError."""
         await self._read_own()
-        await self._take_lease()
+        await self._adopt()
+        await self._publication.revive()
         await self._show_all()
         self._tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._catch_up())]
 
@@ -223,15 +230,13 @@ class Registry:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def leave(self) -> None:
-        """Have this node's services vanish at once for everybody; what is registered by hand comes back with a start."""
+        """Have this node's services vanish at once; what is registered by hand comes back with a start."""
         await self.stop()
-        await self._shared.revoke(self._lease)
+        await self._publication.end()
 
     async def _read_own(self) -> None:
-        prefix = layout.own_key(self.node.name, "", "").rstrip("/") + "/"
         statuses: dict[str, Status] = {}
-        for entry in (await self._own.range(prefix)).entries:
-            kind, name = layout.names_in(entry.key)[1:3]
+        for kind, name, entry in await self._publication.kept():
             try:
                 if kind == "service":
                     self._instances[name] = layout.decode_own(entry)
@@ -239,87 +244,52 @@ class Registry:
                     self._definitions[name] = layout.decode_definition(entry.value)
                 elif kind == "status":
                     statuses[name] = Status(json.loads(entry.value))
-                elif kind == "lease":
-                    self._lease = int(json.loads(entry.value))
             except (layout.Unreadable, ValueError) as error:
                 log.warning("%s is not registered again: %s", entry.key, error)
         for definition in self._definitions.values():
             check = self._check(definition, self._instances.get(definition.service_id))
             self._checks[check.id] = replace(check, status=statuses.get(check.id, check.status))
 
-    async def _take_lease(self) -> None:
-        if self._lease:
+    async def _adopt(self) -> None:
+        """Go on with what attachments offered before a restart, and with the last outputs of the checks."""
+        async for entry in self._publication.shown():
             try:
-                await self._shared.keep_alive(self._lease)
-            except LeaseGone:
-                self._lease = 0
-        if not self._lease:
-            self._lease = await self._shared.grant(self._lease_seconds)
-            await self._own.transact((), [self._own_put("lease", "", self._lease)])
+                value = layout.decode(entry)
+            except layout.Unreadable:
+                continue
+            if isinstance(value, Instance) and value.owner and value.id not in self._instances:
+                self._instances[value.id] = replace(value, create_index=0, modify_index=0)
+            elif isinstance(value, Check):
+                mine = self._checks.get(value.id)
+                if mine is None and self._owner_of(value):
+                    self._checks[value.id] = replace(value, create_index=0, modify_index=0)
+                elif mine is not None and mine.status is value.status:
+                    self._checks[value.id] = replace(mine, output=value.output)
 
     async def _show_all(self) -> None:
-        """Make what the store shows of this node what is registered, and write nothing that is right already."""
-        for value in self._always():
-            if isinstance(value, Instance):
-                self._instances[value.id] = value
-            else:
-                self._checks[value.id] = value
-        shown = await self._found()
-        for entry in shown.values():
-            self._adopt(entry)
-        wanted = {
-            layout.key_of(value): layout.encode(value)
-            for value in (self.node, *self._instances.values(), *self._checks.values())
-        }
-        operations: list[Operation] = [
-            Put(key, value, self._lease)
-            for key, value in wanted.items()
-            if key not in shown or shown[key].value != value or shown[key].lease != self._lease
-        ]
-        operations += [Delete(key) for key in shown if key not in wanted]
-        await self._write([], operations)
+        """Have everybody see what is registered, and the node with it. Raises StoreError."""
+        alive = "Agent alive and reachable"
+        name = self.node.name
+        self._checks[NODE_CHECK] = Check(name, NODE_CHECK, "Serf Health Status", Status.PASSING, output=alive)
+        self._instances[OWN_SERVICE] = Instance(name, OWN_SERVICE, OWN_SERVICE, port=self._port)
+        await self._publication.replace_all((self.node, *self._instances.values(), *self._checks.values()))
 
-    async def _found(self) -> dict[str, Entry]:
-        """What the store shows of this node, by key."""
-        mine = (self.node.name,)
-        entries = (await self._shared.range(layout.SERVICES)).entries
-        found = {entry.key: entry for entry in entries if layout.names_in(entry.key)[1:2] == mine}
-        for prefix in (layout.CHECKS, layout.NODES):
-            entries = (await self._shared.range(prefix)).entries
-            found |= {entry.key: entry for entry in entries if layout.names_in(entry.key)[:1] == mine}
-        return found
-
-    def _adopt(self, entry: Entry) -> None:
-        """Go on with what an attachment offered before a restart, and with the last outputs of the checks."""
-        try:
-            value = layout.decode(entry)
-        except layout.Unreadable:
-            return
-        if isinstance(value, Instance) and value.owner and value.id not in self._instances:
-            self._instances[value.id] = replace(value, create_index=0, modify_index=0)
-        elif isinstance(value, Check):
-            mine = self._checks.get(value.id)
-            if mine is None and self._owner_of(value):
-                self._checks[value.id] = replace(value, create_index=0, modify_index=0)
-            elif mine is not None and mine.status is value.status:
-                self._checks[value.id] = replace(mine, output=value.output)
-
-    def _always(self) -> tuple[Instance, Check]:
-        check = Check(self.node.name, NODE_CHECK, "Serf Health Status", Status.PASSING, output="Agent alive and reachable")
-        return Instance(self.node.name, OWN_SERVICE, OWN_SERVICE, port=self._port), check
+    async def _revive(self) -> None:
+        """Show everything again after this node was thought dead. Raises StoreError."""
+        log.warning("the lease of node %s had ended; its services are registered again", self.node.name)
+        await self._publication.revive()
+        await self._show_all()
 
     async def _live(self) -> None:
         """Keep the lease; where it was lost (the machine slept, the store was away), show everything again."""
         while True:
             await asyncio.sleep(self._lease_seconds / 3)
             try:
-                await self._shared.keep_alive(self._lease)
+                await self._publication.live()
             except LeaseGone:
-                log.warning("the lease of node %s had ended; its services are registered again", self.node.name)
                 async with self._lock:
-                    self._lease = 0
-                    await self._take_lease()
-                    await self._show_all()
+                    with contextlib.suppress(StoreError):
+                        await self._revive()
             except StoreError as error:
                 log.warning("the lease of node %s could not be renewed: %s", self.node.name, error)
 
@@ -331,7 +301,7 @@ class Registry:
             async with self._lock:
                 checks = [self._checks[check_id] for check_id in due if check_id in self._checks]
                 try:
-                    await self._write([], [self._shown(check) for check in checks])
+                    await self._write((), checks)
                 except StoreError as error:
                     log.warning("outputs of checks could not be written: %s", error)
                     continue
@@ -340,28 +310,18 @@ class Registry:
 
     # Writing
 
-    async def _write(self, kept: Sequence[Operation], shown: Sequence[Operation]) -> None:
-        """First what must not be lost, then what others see; both at once where both are in one store."""
-        if self._own is self._shared:
-            kept, shown = (), (*kept, *shown)
-        for target, operations in ((self._own, kept), (self._shared, shown)):
-            for start in range(0, len(operations), BATCH):
-                await target.transact((), operations[start : start + BATCH])
+    async def _write(self, kept: Sequence[Operation], show: Sequence[Value], hide: Sequence[Value] = ()) -> None:
+        """What to keep, what to show and what to hide, at once. Raises StoreError."""
+        for _ in range(2):
+            shown = [self._publication.show(one) for one in show] + [self._publication.hide(one) for one in hide]
+            try:
+                return await self._publication.write(kept, shown)
+            except LeaseGone:
+                await self._revive()
+        raise LeaseGone(0)
 
-    def _shown(self, value: Value) -> Put:
-        return Put(layout.key_of(value), layout.encode(value), self._lease)
-
-    def _kept(self, definition: Definition) -> Put:
-        return Put(self._own_key("check", definition.id), layout.encode_definition(definition))
-
-    def _own_put(self, kind: str, name: str, value: object) -> Put:
-        return Put(self._own_key(kind, name), json.dumps(value).encode())
-
-    def _own_delete(self, kind: str, name: str) -> Operation:
-        return Delete(self._own_key(kind, name))
-
-    def _own_key(self, kind: str, name: str) -> str:
-        return layout.own_key(self.node.name, kind, name)
+    def _kept(self, definition: Definition) -> Operation:
+        return self._publication.keep("check", definition.id, layout.encode_definition(definition))
 
     def _check(self, definition: Definition, instance: Instance | None) -> Check:
         """The check of a definition, in the state that it is in."""
@@ -371,7 +331,7 @@ class Registry:
             id=definition.id,
             name=definition.name,
             status=old.status if old else definition.initial,
-            service_id=instance.id if instance else "",
+            service_id=definition.service_id,
             service_name=instance.name if instance else "",
             service_tags=instance.tags if instance else (),
             notes=definition.notes,
@@ -398,12 +358,8 @@ class Registry:
 
     def _forget_check(self, check_id: str) -> None:
         for table in (self._checks, self._definitions, self._late):
-            table.pop(check_id, None)  # type: ignore[attr-defined]
+            table.pop(check_id, None)
 
     def _tell(self) -> None:
         for listener in tuple(self._listeners):
             listener()
-
-
-def _gone(value: Value) -> Delete:
-    return Delete(layout.key_of(value))

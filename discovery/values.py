@@ -101,8 +101,8 @@ class Instance:
 class Check:
     """What is known of the health of an instance, or of a whole node (``service_id`` empty).
 
-    ``definition`` is what the client asked for, as it did (``{"HTTP": …, "Interval": …}``); ``type`` is its kind: "ttl",
-    "http", "tcp", "udp", "script", "alias", or "" for a status that somebody else reports.
+    ``definition`` is what the client asked for, as it did (``{"HTTP": …, "Interval": …}``); ``type`` is its kind:
+    "ttl", "http", "tcp", "udp", "script", "alias", or "" for a status that somebody else reports.
     """
 
     node: str

@@ -1,0 +1,191 @@
+"""Every check of this node, made when it is due, and what its results do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from discovery.catalog import Catalog, node_checks
+from discovery.health.probes import probe
+from discovery.health.streak import Streak
+from discovery.metrics import Metrics
+from discovery.registry import Registry, Unknown
+from discovery.values import Definition, Status, worst
+from store import StoreError
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 64
+"""Checks that are made at the same time."""
+REAP_SECONDS = 5.0
+"""How often to look for services that were critical for too long."""
+_ALIAS_SECONDS = 600.0
+_SHORTEST = 0.1  # seconds between two looks, whatever is asked for
+
+
+class Checker:
+    """Makes the checks of a registry. ``scripts``: whether programs may be run; it is for the administrator to say."""
+
+    def __init__(self, registry: Registry, catalog: Catalog, metrics: Metrics, *, scripts: bool = False) -> None:
+        self._registry = registry
+        self._catalog = catalog
+        self._scripts = scripts
+        self._running: dict[str, tuple[Definition, asyncio.Task[None]]] = {}
+        self._heard: dict[str, asyncio.Event] = {}
+        self._own: set[str] = set()
+        self._critical: dict[str, float] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._reaper: asyncio.Task[None] | None = None
+        self._started = False
+        self._made = metrics.counter("weft_checks_total", "Health checks made, by result.", "type", "status")
+
+    async def start(self) -> None:
+        """Begin with the checks there are, spread over their intervals, and follow what is registered."""
+        self._registry.subscribe(self._follow)
+        self._registry.subscribe_reports(self._reported)
+        self._follow()
+        self._started = True
+        self._reaper = asyncio.create_task(self._reap())
+
+    async def stop(self) -> None:
+        """End; every check keeps the status it has."""
+        tasks = [task for _, task in self._running.values()]
+        if self._reaper is not None:
+            tasks.append(self._reaper)
+        self._running.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _follow(self) -> None:
+        """Make what is registered what is running."""
+        wanted = self._registry.definitions()
+        for name, (definition, task) in list(self._running.items()):
+            if wanted.get(name) != definition:
+                task.cancel()
+                del self._running[name]
+                self._critical.pop(name, None)
+                self._heard.pop(name, None)
+        for name, definition in wanted.items():
+            if name not in self._running and definition.type in self._loops():
+                loop = self._loops()[definition.type]
+                self._running[name] = (definition, asyncio.create_task(self._kept(definition, loop)))
+
+    def _loops(self) -> dict[str, Callable[[Definition], Awaitable[None]]]:
+        return {
+            **dict.fromkeys(("http", "tcp", "udp"), self._look),
+            "script": self._script,
+            "ttl": self._expire,
+            "alias": self._alias,
+        }
+
+    async def _kept(self, definition: Definition, loop: Callable[[Definition], Awaitable[None]]) -> None:
+        """A check goes on whatever happens to it."""
+        while True:
+            try:
+                await loop(definition)
+            except Unknown:
+                return  # deregistered in this very moment
+            except StoreError as error:
+                log.warning("check %s: %s", definition.id, error)
+            except Exception:
+                log.exception("check %s failed and is begun again", definition.id)
+            await asyncio.sleep(max(definition.interval, 1.0))
+
+    async def _look(self, definition: Definition) -> None:
+        """Look every interval, the first time at once; after a start of the agent at any time within it."""
+        streak = Streak(definition)
+        interval = max(definition.interval, _SHORTEST)
+        if not self._started:
+            await asyncio.sleep(random.uniform(0, interval))
+        due = time.monotonic()
+        while True:
+            async with self._slots:
+                status, text = await probe(definition)
+            self._made.add(1, definition.type, status.value)
+            settled = streak.settle(status)
+            if settled is not None:
+                await self._report(definition, settled, text)
+            due = max(due + interval, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+
+    async def _script(self, definition: Definition) -> None:
+        if self._scripts:
+            await self._look(definition)
+            return
+        await self._report(definition, Status.CRITICAL, "script checks are not enabled on this agent")
+        await asyncio.Event().wait()
+
+    async def _expire(self, definition: Definition) -> None:
+        """Critical whenever nobody has reported for the check's time."""
+        heard = self._heard[definition.id] = asyncio.Event()
+        while True:
+            heard.clear()
+            try:
+                async with asyncio.timeout(definition.ttl):
+                    await heard.wait()
+            except TimeoutError:
+                await self._report(definition, Status.CRITICAL, "TTL expired")
+                await heard.wait()
+
+    async def _alias(self, definition: Definition) -> None:
+        """As healthy as the service it stands for, or as its node."""
+        node = definition.alias_node or self._registry.node.name
+        while True:
+            seen = self._catalog.changed(node_checks(node))
+            checks = [
+                check
+                for check in self._catalog.node_checks(node)
+                if check.service_id in ("", definition.alias_service) and check.id != definition.id
+            ]
+            there = self._catalog.instance(node, definition.alias_service) if definition.alias_service else True
+            if there is None:
+                status, text = Status.CRITICAL, f"Service {definition.alias_service} could not be found on node {node}"
+            else:
+                status = worst(checks)
+                bad = [check.name for check in checks if check.status is status and status is not Status.PASSING]
+                text = f"Aliased check {bad[0]!r} is {status.value}" if bad else "All checks passing."
+            await self._report(definition, status, text)
+            await self._catalog.wait((node_checks(node),), seen, _ALIAS_SECONDS)
+
+    async def _report(self, definition: Definition, status: Status, text: str) -> None:
+        self._own.add(definition.id)
+        try:
+            await self._registry.report(definition.id, status, text)
+        finally:
+            self._own.discard(definition.id)
+
+    def _reported(self, check_id: str, status: Status) -> None:
+        """Somebody has reported, or a look of ours: a TTL begins anew with the first."""
+        if check_id not in self._own and check_id in self._heard:
+            self._heard[check_id].set()
+        self._count(check_id, status)
+
+    def _count(self, check_id: str, status: Status) -> None:
+        """Since when a check is critical."""
+        if status is Status.CRITICAL:
+            self._critical.setdefault(check_id, time.monotonic())
+        else:
+            self._critical.pop(check_id, None)
+
+    async def _reap(self) -> None:
+        """Deregister services whose check was critical for as long as it says."""
+        while True:
+            await asyncio.sleep(REAP_SECONDS)
+            now = time.monotonic()
+            for check_id, since in list(self._critical.items()):
+                definition = self._registry.definitions().get(check_id)
+                if definition is None or not definition.deregister_after or not definition.service_id:
+                    continue
+                if now - since >= definition.deregister_after:
+                    log.warning(
+                        "service %s is deregistered: check %s was critical for %d seconds",
+                        *(definition.service_id, check_id, now - since),
+                    )
+                    self._critical.pop(check_id, None)
+                    with contextlib.suppress(Unknown, StoreError):
+                        await self._registry.deregister(definition.service_id)

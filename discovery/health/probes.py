@@ -1,0 +1,150 @@
+"""One look at what a check is about: over HTTP, TCP or UDP, from the namespace that it names, or by a program.
+
+Each answers a status and a text for people, and raises nothing: whatever goes wrong is critical, and why is the text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Iterator
+
+import aiohttp
+
+from cni_plugin.errors import WeftError
+from cni_plugin.kernel import netns
+from discovery.values import Definition, Status
+
+Finding = tuple[Status, str]
+
+_UDP_SECONDS = 1.0
+"""How long a refusal may take to come back; silence is what most UDP services answer to an empty datagram."""
+_TOO_MANY = 429
+_REDIRECTS = 10
+
+
+async def probe(definition: Definition) -> Finding:
+    """Look once, for at most the check's timeout."""
+    look = {"http": _http, "tcp": _tcp, "udp": _udp, "script": _script}[definition.type]
+    try:
+        async with asyncio.timeout(definition.timeout):
+            status, text = await look(definition)
+    except TimeoutError:
+        status, text = Status.CRITICAL, f"no answer from {_about(definition)} within {definition.timeout:g} seconds"
+    except (OSError, WeftError, ValueError, aiohttp.ClientError) as error:
+        status, text = Status.CRITICAL, f"{_about(definition)}: {_why(error)}"
+    return status, text[: definition.output_max_size]
+
+
+def _why(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else str(error) or type(error).__name__
+
+
+def _about(definition: Definition) -> str:
+    return definition.target or " ".join(definition.arguments)
+
+
+@contextlib.contextmanager
+def _within(path: str) -> Iterator[None]:
+    """In the namespace that the check is made from. A socket stays where it was made, so this lasts no longer."""
+    if not path:
+        yield
+        return
+    descriptor, _ = netns.open_namespace(path)
+    try:
+        with netns.inside(descriptor):
+            yield
+    finally:
+        os.close(descriptor)
+
+
+async def _http(definition: Definition) -> Finding:
+    def opened(info: tuple[int, int, int, str, object]) -> socket.socket:
+        with _within(definition.netns):
+            made = socket.socket(info[0], info[1] | socket.SOCK_CLOEXEC, info[2])
+        made.setblocking(False)
+        return made
+
+    context: ssl.SSLContext | bool = True
+    if definition.tls_skip_verify:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connector = aiohttp.TCPConnector(force_close=True, ssl=context, socket_factory=opened)
+    headers = [(name, value) for name, values in definition.headers.items() for value in values]
+    async with (
+        aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
+        session.request(
+            definition.method,
+            definition.target,
+            headers=headers,
+            data=definition.body or None,
+            max_redirects=_REDIRECTS,
+            server_hostname=definition.tls_server_name or None,
+        ) as answer,
+    ):
+        body = await answer.content.read(definition.output_max_size)
+        text = f"HTTP {definition.method} {definition.target}: {answer.status} {answer.reason}"
+        text += f" Output: {body.decode('utf-8', 'replace')}"
+        if 200 <= answer.status < 300:
+            return Status.PASSING, text
+        return Status.WARNING if answer.status == _TOO_MANY else Status.CRITICAL, text
+
+
+async def _tcp(definition: Definition) -> Finding:
+    made, place = await _socket(definition, socket.SOCK_STREAM)
+    with contextlib.closing(made):
+        await asyncio.get_running_loop().sock_connect(made, place)
+    return Status.PASSING, f"TCP connect {definition.target}: Success"
+
+
+async def _udp(definition: Definition) -> Finding:
+    loop = asyncio.get_running_loop()
+    made, place = await _socket(definition, socket.SOCK_DGRAM)
+    with contextlib.closing(made):
+        await loop.sock_connect(made, place)
+        await loop.sock_sendall(made, b"\0")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(_UDP_SECONDS, definition.timeout / 2)):
+                await loop.sock_recv(made, 1)
+    return Status.PASSING, f"UDP send to {definition.target}: Success"
+
+
+async def _socket(definition: Definition, kind: socket.SocketKind) -> tuple[socket.socket, tuple[object, ...]]:
+    """A socket in the check's namespace and the address to connect to."""
+    host, _, port = definition.target.rpartition(":")
+    found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=kind)
+    family, _, protocol, _, place = found[0]
+    with _within(definition.netns):
+        made = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+    made.setblocking(False)
+    return made, place
+
+
+async def _script(definition: Definition) -> Finding:
+    """Its exit status: 0 is passing, 1 warning, any other critical. It leads its own group, which goes whole."""
+    process = await asyncio.create_subprocess_exec(
+        *definition.arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+        cwd="/",
+    )
+    try:
+        assert process.stdout is not None
+        text = b""
+        while piece := await process.stdout.read(4096):
+            text = (text + piece)[: definition.output_max_size]
+        code = await process.wait()
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    status = {0: Status.PASSING, 1: Status.WARNING}.get(code, Status.CRITICAL)
+    return status, text.decode("utf-8", "replace")

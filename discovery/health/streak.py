@@ -1,0 +1,31 @@
+"""When a check's results change its status: only after so many in a row."""
+
+from __future__ import annotations
+
+from discovery.values import Definition, Status
+
+
+class Streak:
+    """Counts the results of one check. A warning is a success as far as counting goes: something answered.
+
+    Source: ``success_before_passing``, ``failures_before_warning`` and ``failures_before_critical`` of Consul's checks.
+    """
+
+    def __init__(self, definition: Definition) -> None:
+        self._before_passing = definition.success_before_passing
+        self._before_critical = definition.failures_before_critical
+        self._before_warning = definition.failures_before_warning or definition.failures_before_critical
+        self._successes = 0
+        self._failures = 0
+
+    def settle(self, result: Status) -> Status | None:
+        """The status that a check has after this result; None while it keeps the one it had."""
+        if result is not Status.CRITICAL:
+            self._failures = 0
+            self._successes += 1
+            return result if self._successes >= self._before_passing else None
+        self._successes = 0
+        self._failures += 1
+        if self._failures >= self._before_critical:
+            return Status.CRITICAL
+        return Status.WARNING if self._failures >= self._before_warning else None

@@ -1,0 +1,268 @@
+"""What is registered: kept over restarts, shown to everybody, and gone with its node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from discovery import catalog as topics
+from discovery.catalog import Catalog
+from discovery.feed import Feed
+from discovery.health.checker import Checker
+from discovery.metrics import Metrics
+from discovery.registry import Registry, Unknown
+from discovery.values import Definition, Instance, Node, Status
+from store import Put
+from store.embedded import open_embedded
+
+NODE = Node("n1", "192.0.2.1", "5f0c1ad0-0000-4000-8000-000000000001")
+WEB = Instance("", "web-1", "web", "192.0.2.10", 80, tags=("v1",))
+TTL = Definition("service:web-1", "Service 'web' check", "ttl", "web-1", ttl=60.0)
+
+
+@dataclass
+class Parts:
+    """An agent's inner parts over one file."""
+
+    registry: Registry
+    catalog: Catalog
+
+    async def until(self, holds: Callable[[], bool], seconds: float = 10.0) -> None:
+        """Wait until something holds; fails if it does not."""
+        async with asyncio.timeout(seconds):
+            while not holds():
+                await asyncio.sleep(0.005)
+
+    def health(self, name: str) -> list[tuple[str, Status]]:
+        return [(one.instance.id, one.status) for one in self.catalog.health(name)]
+
+
+@asynccontextmanager
+async def running(path: Path, *, lease_seconds: float = 30.0, checks: bool = False) -> AsyncIterator[Parts]:
+    store = await open_embedded(path / "catalog.db")
+    catalog, registry = Catalog(), Registry(NODE, store, store, lease_seconds=lease_seconds)
+    feed, checker = Feed(catalog, store), Checker(registry, catalog, Metrics())
+    await registry.start()
+    await feed.start()
+    if checks:
+        await checker.start()
+    try:
+        yield Parts(registry, catalog)
+    finally:
+        for part in (*([checker] if checks else []), registry, feed):
+            await part.stop()
+        await store.close()
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(test())  # type: ignore[arg-type]
+
+
+def test_a_service_is_seen_with_its_node_and_checks(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            await parts.registry.register(WEB, [TTL])
+            await parts.until(lambda: parts.health("web") == [("web-1", Status.CRITICAL)])
+            await parts.registry.report("service:web-1", Status.PASSING, "fine")
+            await parts.until(lambda: parts.health("web") == [("web-1", Status.PASSING)])
+            (one,) = parts.catalog.health("web")
+            assert (one.address, one.node.name, one.weight) == ("192.0.2.10", "n1", 1)
+            assert [check.id for check in one.checks] == ["service:web-1", "serfHealth"]
+            assert one.checks[0].output == "fine" and one.instance.create_index > 0
+            assert parts.catalog.services() == {"consul": (), "web": ("v1",)}
+            assert [found.id for found in parts.catalog.at_address("192.0.2.10")] == ["web-1"]
+            await parts.registry.deregister("web-1")
+            await parts.until(lambda: parts.catalog.services() == {"consul": ()})
+            assert parts.catalog.node_checks("n1")[0].id == "serfHealth" and not parts.catalog.at_address("192.0.2.10")
+
+    run(test)
+
+
+def test_a_restart_loses_nothing(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            await parts.registry.register(WEB, [TTL])
+            await parts.registry.report("service:web-1", Status.WARNING, "slow")
+            await parts.registry.maintenance(True, "moving house", "web-1")
+            await parts.registry.offer("owner", [(Instance("", "db-1", "db", "192.0.2.11", 5432), [])])
+            await parts.until(lambda: len(parts.health("db")) == 1)
+            index = parts.catalog.changed(topics.health("web"))
+        async with running(tmp_path) as parts:
+            assert parts.health("web") == [("web-1", Status.CRITICAL)]
+            (one,) = parts.catalog.health("web")
+            assert one.maintenance and {check.status for check in one.checks[:2]} == {Status.WARNING, Status.CRITICAL}
+            assert parts.registry.owners() == {"owner"} and parts.health("db") == [("db-1", Status.PASSING)]
+            assert parts.catalog.changed(topics.health("web")) >= index
+            await parts.registry.maintenance(False, instance_id="web-1")
+            await parts.registry.offer("owner", [])
+            await parts.until(lambda: parts.health("web") == [("web-1", Status.WARNING)])
+            await parts.until(lambda: "db" not in parts.catalog.services())
+
+    run(test)
+
+
+def test_a_restart_writes_nothing_that_is_right(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            await parts.registry.register(WEB, [TTL])
+            await parts.until(lambda: "web" in parts.catalog.services())
+            before = [check.modify_index for check in parts.catalog.checks()]
+        async with running(tmp_path) as parts:
+            assert [check.modify_index for check in parts.catalog.checks()] == before
+
+    run(test)
+
+
+def test_what_comes_back_after_the_lease_has_ended(tmp_path: Path) -> None:
+    """An agent that was away too long registers everything again, with the statuses that it last had."""
+
+    async def test() -> None:
+        async with running(tmp_path, lease_seconds=0.2) as parts:
+            await parts.registry.register(WEB, [TTL])
+            await parts.registry.report("service:web-1", Status.PASSING, "fine")
+        await asyncio.sleep(0.5)
+        async with running(tmp_path) as parts:
+            await parts.until(lambda: parts.health("web") == [("web-1", Status.PASSING)])
+
+    run(test)
+
+
+def test_registering_again_does_not_flap(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            await parts.registry.register(WEB, [TTL])
+            await parts.registry.report("service:web-1", Status.PASSING, "fine")
+            statuses: list[Status] = []
+            parts.catalog.subscribe(lambda *_: statuses.extend(status for _, status in parts.health("web")))
+            again = Instance("", "web-1", "web", "192.0.2.12", 81)
+            await parts.registry.register(again, [TTL])
+            await parts.until(lambda: parts.catalog.instances("web")[0].port == 81)
+            await parts.registry.register(Instance("", "web-1", "www", "192.0.2.12", 81))
+            await parts.until(lambda: not parts.catalog.instances("web"))
+            assert parts.health("www") == [("web-1", Status.PASSING)]
+            assert set(statuses) == {Status.PASSING}
+            await parts.registry.register(Instance("", "web-1", "www"), [], replace_checks=True)
+            await parts.until(lambda: [one.id for one in parts.catalog.checks()] == ["serfHealth"])
+
+    run(test)
+
+
+def test_only_what_changed_wakes(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            await parts.registry.register(WEB, [TTL])
+            await parts.registry.register(Instance("", "db-1", "db"))
+            await parts.until(lambda: "db" in parts.catalog.services())
+            seen = {topic: parts.catalog.changed(topic) for topic in (topics.SERVICES, topics.health("db"))}
+            catalog_seen = parts.catalog.changed(topics.service("web"))
+            waiting = asyncio.create_task(parts.catalog.wait([topics.health("web")], parts.catalog.index, 10))
+            await parts.registry.report("service:web-1", Status.PASSING, "")
+            assert await waiting
+            assert {topic: parts.catalog.changed(topic) for topic in seen} == seen
+            assert parts.catalog.changed(topics.service("web")) == catalog_seen
+            assert not await parts.catalog.wait([topics.health("db")], parts.catalog.index, 0.05)
+
+    run(test)
+
+
+@pytest.mark.parametrize("what", ["deregister", "deregister_check", "report", "maintenance", "check"])
+def test_the_unknown_is_named(tmp_path: Path, what: str) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            calls: dict[str, Callable[[], Awaitable[None]]] = {
+                "deregister": lambda: parts.registry.deregister("nobody"),
+                "deregister_check": lambda: parts.registry.deregister_check("nobody"),
+                "report": lambda: parts.registry.report("nobody", Status.PASSING, ""),
+                "maintenance": lambda: parts.registry.maintenance(True, "", "nobody"),
+                "check": lambda: parts.registry.register_check(Definition("c", "c", "ttl", "nobody")),
+            }
+            with pytest.raises(Unknown, match="'nobody' is not registered"):
+                await calls[what]()
+
+    run(test)
+
+
+def test_garbage_in_the_store_is_left_out(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            await parts.registry.register(WEB)
+            store = parts.registry._publication._shared
+            bad = {
+                "/weft/v1/service/web/n1/bad": b"{",
+                "/weft/v1/service/web/n1/worse": b'{"name":"web","node":"n1","id":"worse","port":"x"}',
+                "/weft/v1/service/web/n1/other": b'{"name":"web","node":"n2","id":"other"}',
+                "/weft/v1/node/n9": b"[]",
+            }
+            await store.transact((), [Put(key, value) for key, value in bad.items()])
+            await parts.until(lambda: set(parts.catalog.unreadable) == set(bad))
+            assert [one.id for one in parts.catalog.instances("web")] == ["web-1"]
+            await store.delete("/weft/v1/service/web/n1/bad")
+            await parts.until(lambda: len(parts.catalog.unreadable) == 3)
+
+    run(test)
+
+
+def test_a_ttl_runs_out_and_begins_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path, checks=True) as parts:
+            await parts.registry.register(WEB, [Definition("t", "t", "ttl", "web-1", ttl=0.3, initial=Status.PASSING)])
+            await parts.until(lambda: parts.health("web") == [("web-1", Status.PASSING)])
+            await parts.until(lambda: parts.health("web") == [("web-1", Status.CRITICAL)])
+            await parts.registry.report("t", Status.PASSING, "again")
+            await parts.until(lambda: parts.health("web") == [("web-1", Status.PASSING)])
+            await parts.until(lambda: parts.health("web") == [("web-1", Status.CRITICAL)])
+
+    run(test)
+
+
+def test_tcp_http_and_alias_checks(tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):  # a TCP check says nothing
+            await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %s OK\r\nContent-Length: 2\r\n\r\nhi" % codes[0])
+        await writer.drain()
+        writer.close()
+
+    codes = [b"200"]
+
+    async def test() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, running(tmp_path, checks=True) as parts:
+            web = Definition("h", "h", "http", "web-1", interval=0.05, target=f"http://{place}/")
+            tcp = Definition("c", "c", "tcp", "web-1", interval=0.05, target=place)
+            await parts.registry.register(WEB, [web, tcp])
+            alias = Definition("a", "a", "alias", "copy", alias_service="web-1")
+            await parts.registry.register(Instance("", "copy", "copy"), [alias])
+            await parts.until(lambda: parts.health("web") == [("web-1", Status.PASSING)])
+            await parts.until(lambda: parts.health("copy") == [("copy", Status.PASSING)])
+            assert "200 OK Output: hi" in parts.registry.checks()["h"].output
+            codes[0] = b"429"
+            await parts.until(lambda: parts.health("web") == [("web-1", Status.WARNING)])
+            await parts.until(lambda: parts.health("copy") == [("copy", Status.WARNING)])
+            codes[0] = b"500"
+            await parts.until(lambda: parts.health("web") == [("web-1", Status.CRITICAL)])
+            server.close()
+            await parts.until(lambda: "refused" in parts.registry.checks()["c"].output.lower())
+            await parts.registry.deregister("web-1")
+            await parts.until(lambda: parts.health("copy") == [("copy", Status.CRITICAL)])
+
+    run(test)
+
+
+def test_scripts_run_only_where_enabled(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path, checks=True) as parts:
+            mark = tmp_path / "ran"
+            script = Definition("s", "s", "script", "web-1", interval=0.05, arguments=("/bin/touch", str(mark)))
+            await parts.registry.register(WEB, [script])
+            await parts.until(lambda: "not enabled" in parts.registry.checks()["s"].output)
+            assert not mark.exists()
+
+    run(test)
