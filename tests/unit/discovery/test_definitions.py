@@ -1,0 +1,129 @@
+"""Definitions of checks: what is read, and what is said of what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from discovery.definitions import parse_check
+from discovery.fields import BadField, Fields
+from discovery.values import Definition, Status
+
+
+def parse(scripts: bool = False, **found: object) -> Definition:
+    return parse_check(Fields(found), scripts=scripts)
+
+
+def test_an_http_check_is_read() -> None:
+    assert parse(
+        ID="api",
+        Name="API",
+        ServiceID="web",
+        Notes="looks",
+        HTTP="https://10.0.0.5:8080/health",
+        Method="POST",
+        Header={"Host": ["web"], "X-Two": ["a", "b"]},
+        Body="{}",
+        TLSSkipVerify=True,
+        TLSServerName="web.example",
+        Interval="10s",
+        Timeout="1500ms",
+        Status="passing",
+        OutputMaxSize=100,
+        SuccessBeforePassing=2,
+        FailuresBeforeWarning=1,
+        FailuresBeforeCritical=3,
+        DeregisterCriticalServiceAfter="90m",
+    ) == Definition(
+        id="api",
+        name="API",
+        type="http",
+        service_id="web",
+        notes="looks",
+        initial=Status.PASSING,
+        interval=10,
+        timeout=1.5,
+        target="https://10.0.0.5:8080/health",
+        method="POST",
+        headers={"Host": ("web",), "X-Two": ("a", "b")},
+        body="{}",
+        tls_skip_verify=True,
+        tls_server_name="web.example",
+        output_max_size=100,
+        success_before_passing=2,
+        failures_before_warning=1,
+        failures_before_critical=3,
+        deregister_after=5400,
+        asked={
+            "HTTP": "https://10.0.0.5:8080/health",
+            "Method": "POST",
+            "Header": {"Host": ["web"], "X-Two": ["a", "b"]},
+            "Body": "{}",
+            "TLSSkipVerify": True,
+            "TLSServerName": "web.example",
+            "Interval": "10s",
+            "Timeout": "1.5s",
+            "DeregisterCriticalServiceAfter": "1h30m0s",
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "kind", "target"),
+    [
+        ({"TTL": "10s"}, "ttl", ""),
+        ({"ttl": 10_000_000_000}, "ttl", ""),
+        ({"tcp": "10.0.0.5:6379", "interval": "1s"}, "tcp", "10.0.0.5:6379"),
+        ({"UDP": "[fd00::5]:53", "interval": "1s"}, "udp", "[fd00::5]:53"),
+        ({"ScriptArgs": ["/bin/true"], "Interval": "1s"}, "script", ""),
+        ({"alias_service": "db"}, "alias", ""),
+        ({"AliasNode": "n2"}, "alias", ""),
+    ],
+)
+def test_every_kind_is_known(found: dict[str, object], kind: str, target: str) -> None:
+    definition = parse(scripts=True, **found)
+    assert (definition.type, definition.target) == (kind, target)
+    assert definition.timeout == (30 if kind == "script" else 10)
+    assert definition.initial is Status.CRITICAL
+
+
+def test_times_are_kept_within_reason() -> None:
+    assert parse(TTL=10_000_000_000).ttl == 10
+    assert parse(TCP="h:1", Interval="1ns").interval == 0.1
+    assert parse(TTL="1s", DeregisterCriticalServiceAfter="1s").deregister_after == 60
+    assert parse(TTL="1s", OutputMaxSize=10**6).output_max_size == 4096
+    assert parse(TTL="1s", FailuresBeforeCritical=3).failures_before_warning == 3
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({}, "Must provide TTL or Script/DockerContainerID/HTTP/TCP and Interval"),
+        ({"TTL": "0s"}, "TTL must be > 0 for TTL checks"),
+        ({"TTL": "-1s"}, "TTL must be > 0 for TTL checks"),
+        ({"HTTP": "http://a/"}, "Interval must be > 0"),
+        ({"HTTP": "http://a/", "Interval": "1s", "TTL": "1s"}, "Interval and TTL cannot both be specified"),
+        ({"HTTP": "ftp://a/", "Interval": "1s"}, "no URL"),
+        ({"HTTP": "http://a:99999/", "Interval": "1s"}, "no URL"),
+        ({"HTTP": "http://a/ b", "Interval": "1s"}, "no URL"),
+        ({"HTTP": "http://[::1/", "Interval": "1s"}, "no URL"),
+        ({"TCP": "10.0.0.5", "Interval": "1s"}, "no HOST:PORT"),
+        ({"TCP": "10.0.0.5:0", "Interval": "1s"}, "no HOST:PORT"),
+        ({"TCP": "a:1", "UDP": "a:1", "Interval": "1s"}, "tcp and udp at once"),
+        ({"GRPC": "a:1", "Interval": "1s"}, "weft makes no gRPC checks"),
+        ({"DockerContainerID": "x", "Shell": "sh", "Interval": "1s"}, "weft makes no Docker checks"),
+        ({"Script": "true", "Interval": "1s"}, "as a list, in Args"),
+        ({"Args": ["true"], "Interval": "1s"}, "Scripts are disabled on this agent"),
+        ({"AliasService": "a", "Interval": "1s"}, "Interval cannot be set for Alias checks"),
+        ({"TTL": "1s", "Status": "odd"}, "Bad check status"),
+        ({"TTL": "1s", "FailuresBeforeWarning": 1}, "FailuresBeforeWarning can't be higher"),
+        ({"TTL": "1s", "OutputMaxSize": -1}, "must be positive"),
+        ({"TTL": "1s", "Header": ["a"]}, "Header: .* is no object"),
+        ({"TTL": "1s", "Header": {"a\r\nb": ["c"]}}, "no name of a header"),
+        ({"TTL": "1s", "Header": {"a": ["b\r\nc"]}}, "no list of strings"),
+        ({"TTL": True}, "TTL: true is no time"),
+        ({"TTL": 1e300}, "is no time"),
+    ],
+)
+def test_what_is_wrong_is_said(found: dict[str, object], said: str) -> None:
+    with pytest.raises(BadField, match=said):
+        parse(**found)
