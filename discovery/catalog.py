@@ -67,8 +67,10 @@ class Catalog:
         self._virtuals: dict[str, VirtualAddress] = {}
         self._of_service: dict[str, dict[str, VirtualAddress]] = {}
         self._holders: dict[str, set[tuple[str, str]]] = {}
+        self._floor = 1
         self._changed: dict[Topic, int] = {}
         self._waiting: dict[Topic, set[asyncio.Event]] = {}
+        self._arriving: dict[asyncio.Event, int] = {}
         self._listeners: list[Listener] = []
 
     # What is known
@@ -161,8 +163,26 @@ class Catalog:
     # How it changes
 
     def changed(self, *topics: Topic) -> int:
-        """The revision that last changed what is answered about one of these; 1 if nothing ever did."""
-        return max((self._changed.get(topic, 1) for topic in topics), default=1)
+        """The revision that last changed what is answered about one of these.
+
+        Of what has not changed since the start it is the revision of the start, so that it does not go back with one.
+        """
+        return max((self._changed.get(topic, self._floor) for topic in topics), default=self._floor)
+
+    async def reached(self, revision: int, seconds: float) -> bool:
+        """Wait until all changes up to this revision are taken over, at most so many seconds; whether they are."""
+        if self.index >= revision:
+            return True
+        event = asyncio.Event()
+        self._arriving[event] = revision
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            return False
+        finally:
+            del self._arriving[event]
+        return True
 
     async def wait(self, topics: Iterable[Topic], after: int, seconds: float) -> bool:
         """Wait until one of these changes, after this revision, at most so many seconds; whether it did."""
@@ -199,6 +219,8 @@ class Catalog:
             for key, entry in found.items()
             if key not in held or _revision(held[key]) != entry.mod_revision
         ]
+        if self._floor == 1:
+            self._floor = max(1, revision)
         self.apply(Batch(revision, tuple(events)))
 
     def apply(self, batch: Batch) -> None:
@@ -207,6 +229,9 @@ class Catalog:
         for event in batch.events:
             touched |= self._apply(event)
         self.index = max(self.index, batch.revision)
+        for arriving, revision in self._arriving.items():
+            if revision <= self.index:
+                arriving.set()
         for topic in touched:
             self._changed[topic] = batch.revision
             for waiting in self._waiting.get(topic, ()):
