@@ -85,7 +85,6 @@ class EmbeddedStore:
         self._inotify = self._listen()
         self._attending = asyncio.create_task(self._attend(), name="store-attend")
         self._closing: asyncio.Task[None] | None = None
-        self._lost: StoreError | None = None
 
     async def get(self, key: str) -> Entry | None:
         data = encoded(key)
@@ -147,11 +146,11 @@ class EmbeddedStore:
 
     async def _read(self, function: Callable[[sqlite3.Connection], Answer]) -> Answer:
         def read() -> Answer:
+            if identity(self._path) != self._identity:
+                raise Replaced(self._path)
             with reporting(self._path):
                 return function(self._reader)
 
-        if self._lost:
-            raise self._lost
         if self._closing:
             raise Unavailable(f"{self._path} has been closed", hint="open it again")
         return await asyncio.get_running_loop().run_in_executor(self._readers, read)
@@ -177,13 +176,12 @@ class EmbeddedStore:
 
     async def _attend(self) -> None:
         """Look after what no caller asks for: other processes' changes, leases that run out, a file that is gone."""
+        said = ""
         while True:
             pause = _POLL_SECONDS
             self._hurry.clear()
             try:
                 glance = await self._read(reading.glance)
-                if identity(self._path) != self._identity:
-                    raise Replaced(self._path)
                 await self._hub.fetch(glance.revision)
                 if glance.deadline is not None:
                     pause = min(pause, (glance.deadline - now()) / 1e9)
@@ -191,12 +189,14 @@ class EmbeddedStore:
                     await self._writer.submit(lambda _: None, soft=True)
                     continue
             except Replaced as error:
-                self._lost = error
                 self._hub.fail(error)
                 return
             except StoreError as error:
-                log.warning("%s", error)
-                pause = _POLL_SECONDS
+                if self._closing:
+                    return
+                if str(error) != said:
+                    log.warning("%s", error)
+                said, pause = str(error), _POLL_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._hurry.wait()

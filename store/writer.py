@@ -137,11 +137,11 @@ class Writer:
             known = explained(self._path, error) if isinstance(error, sqlite3.Error) else error
             self._deliver([_failure(request, known) for request in group], [])
             return
+        self._deliver(deliveries, batches)
         if batches:
-            # Written after the commit, so that whoever is woken by it finds the news; the log's own writes come before.
+            # Wakes other processes. SQLite's own writes to its log cannot: they come before the commit can be seen.
             with contextlib.suppress(OSError):
                 os.pwrite(lock, batches[-1].revision.to_bytes(8, "big"), 0)
-        self._deliver(deliveries, batches)
 
     def _commit(self, group: list[_Request]) -> tuple[list[Callable[[], None]], list[Batch]]:
         """One transaction of SQLite's; after it, what delivers the answers, and the changes."""
