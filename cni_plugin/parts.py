@@ -20,7 +20,7 @@ from cni_plugin.wire.request import Request
 from ipam import host_local, static
 from ipam.leases import Owner
 
-FEATURES = ("tuning", "vrf", "sbr", "bandwidth", "masquerade", "firewall", "portmap")
+FEATURES = ("tuning", "vrf", "sbr", "bandwidth", "masquerade", "firewall", "portmap", "names")
 """All features, in the order in which they join a plan: the link, its routes, what it carries, and rules at last."""
 
 GUARDS = ("spoofing", "isolation")
@@ -103,7 +103,7 @@ def _choice(request: Request) -> tuple[str, tuple[str, ...]]:
 
 
 def _feature(name: str, request: Request) -> Part | None:
-    if request.plugin == OWN_NAME and name not in ("masquerade", *GUARDS) and name not in request.config.keys:
+    if request.plugin == OWN_NAME and name not in ("masquerade", *GUARDS) and not _asked(name, request):
         return None  # a section bears its feature's name: what is not asked for is not imported
     module = _module("features", name)
     section = getattr(module, "SECTION", "")
@@ -112,6 +112,15 @@ def _feature(name: str, request: Request) -> Part | None:
     if section not in request.config.keys:
         return None
     return module.read(request, request.config.keys.section(section))
+
+
+def _asked(name: str, request: Request) -> bool:
+    """Whether the configuration has the feature's section, or for names one of the ways to offer a service."""
+    keys = request.config.keys
+    if name != "names":
+        return name in keys
+    offered = "services" in keys or "services" in request.config.args_cni
+    return name in keys or offered or "SERVICE_NAME" in request.arguments
 
 
 def _module(kind: str, name: str) -> _Module:

@@ -16,6 +16,7 @@ from cni_plugin.ops.rules import BaseRules, Elements
 if TYPE_CHECKING:
     from cni_plugin.ops.devices import ContainerLink, LentLink
     from cni_plugin.ops.dhcp import DhcpLease
+    from cni_plugin.ops.names import Announced
     from cni_plugin.ops.policy import InVrf, Isolated, RoutedFrom, RouteMoved, Vrf
     from cni_plugin.ops.ports import EndedFlows, FreshFlows, PortsFree, PublishedPort
     from cni_plugin.ops.queues import Ifb, Limited, Redirected
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _RARE = {
     **dict.fromkeys(("ContainerLink", "LentLink"), "devices"),
     "DhcpLease": "dhcp",
+    "Announced": "names",
     **dict.fromkeys(("InVrf", "Isolated", "RouteMoved", "RoutedFrom", "Vrf"), "policy"),
     **dict.fromkeys(("EndedFlows", "FreshFlows", "PortsFree", "PublishedPort"), "ports"),
     **dict.fromkeys(("Ifb", "Limited", "Redirected"), "queues"),
@@ -69,6 +71,7 @@ def __getattr__(name: str) -> type:
 
 __all__ = [
     "COMMON",
+    "Announced",
     "BaseRules",
     "Bridge",
     "ContainerLink",

@@ -1,0 +1,200 @@
+"""``names``: the container is found by its names, and what it offers is registered as services.
+
+Keys: ``names``: ``{}`` switches it on; ``domain`` in it is a further suffix that the names are known by (and the
+container's search domain); ``dns: false`` leaves the container's resolver alone. ``services``, at the top level or
+under args.cni, a list of what the container offers: ``name``, ``port``, ``protocol`` (tcp or udp; both if absent),
+``tags``, ``meta``, ``weight``, ``check`` (as Consul's: ``http``, ``tcp`` or ``udp`` with ``interval``, or ``ttl``),
+``virtual`` (true, or the virtual address), ``balance`` and ``sticky``. A service may also come as CNI_ARGS
+``SERVICE_NAME``, ``SERVICE_PORT`` and ``SERVICE_TAGS``. The names are those that the runtime tells (CNI_ARGS
+``K8S_POD_NAME``, args.cni.name, runtimeConfig ``aliases``) and the first twelve characters of the container's id.
+
+The container asks the network's gateway, where the agent answers. On a network whose gateway is not this host
+(macvlan, ipvlan) services are registered all the same, and the resolver is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from cni_plugin import names
+from cni_plugin.plan import Context, Part, Plan
+from cni_plugin.types import Result, Side
+from cni_plugin.wire.keys import Section, shown
+from cni_plugin.wire.request import Request
+
+SHORT = 12
+"""Characters of a container's id that it is known by, as with docker and podman."""
+_LONGEST_LABEL = 63
+_LONGEST_NAME = 200
+_BALANCES = ("random", "round-robin", "weighted", "source", "maglev", "sticky", "least-connections")
+_CHECKS = ("http", "tcp", "udp", "ttl")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a container is called, and what it offers (each service as JSON has it)."""
+
+    names: tuple[str, ...]
+    services: tuple[str, ...] = ()
+    domain: str = ""
+    resolver: bool = True
+    internal: bool = False
+
+    def plan(self, context: Context) -> Plan:
+        from cni_plugin.ops.names import Announced  # only networks with names pay for it
+
+        mark = names.attachment_mark(context.attachment)
+        gateways = _gateways(context)
+        document = {
+            "network": context.attachment.network,
+            "container": context.attachment.container,
+            "interface": context.attachment.interface,
+            "namespace": context.namespace.path,
+            "addresses": [str(ip.address) for ip in context.result.ips],
+            "gateways": gateways,
+            "internal": self.internal,
+            "names": list(self.names),
+            "domain": self.domain,
+            "services": [json.loads(text) for text in self.services],
+        }
+        announced = Announced(mark, json.dumps(document, sort_keys=True))
+        result = self._resolved(context.result, gateways) if self.resolver else context.result
+        return Plan(after=(announced,), result=result)
+
+    def _resolved(self, result: Result, gateways: list[str]) -> Result:
+        """The result with the agent as the container's name server, before any that the configuration names."""
+        if not gateways:
+            return result
+        dns = result.dns
+        search = (self.domain, *dns.search) if self.domain and self.domain not in dns.search else dns.search
+        servers = (*gateways, *(one for one in dns.nameservers if one not in gateways))
+        return replace(result, dns=replace(dns, nameservers=servers, search=search))
+
+
+def _gateways(context: Context) -> list[str]:
+    """The addresses of this host at which the container finds the agent, IPv4 first."""
+    found = {ip.gateway for ip in context.result.ips if ip.gateway is not None}
+    hosts = [one for one in context.result.interfaces if not one.sandbox]
+    if context.config.previous is not None and hosts:
+        # Chained: whether a gateway is this host's shows only there.
+        held = {cidr.ip for one in hosts for cidr in context.facts.addresses(Side.HOST, one.name)}
+        found &= held
+    return [str(one) for one in sorted(found, key=lambda one: (one.version, int(one)))] if hosts else []
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    section = keys.section("names")
+    offered = (*keys.sections("services"), *request.config.args_cni.sections("services"))
+    domain = section.text("domain").rstrip(".").lower()
+    if domain and (problem := name_problem(domain)):
+        section.problem("domain", problem)
+    services = [*(_service(one) for one in offered), *_argued(request)]
+    return Names(
+        tuple(dict.fromkeys(_names(request))),
+        tuple(json.dumps(one, sort_keys=True) for one in services),
+        domain,
+        section.flag("dns", True),
+        keys.flag("internal"),
+    )
+
+
+def _names(request: Request) -> Iterator[str]:
+    config = request.config
+    given = (request.arguments.get("K8S_POD_NAME", ""), config.args_cni.text("name"))
+    # What a runtime calls its containers need not be a name in DNS; what somebody asks for must.
+    yield from (name.lower() for name in given if name and not name_problem(name))
+    aliases = config.runtime.section("aliases")
+    for alias in aliases.texts(config.name):
+        if problem := name_problem(alias):
+            aliases.problems.add(f"{aliases.at(config.name)} {shown(alias)} {problem}")
+        else:
+            yield alias.lower()
+    yield request.container[:SHORT].lower()
+
+
+def name_problem(name: str) -> str:
+    """Why a text cannot be a name in DNS, "" if it can; underscores are allowed, as containers' names have them."""
+    if not 0 < len(name) <= _LONGEST_NAME:
+        return f"must have between 1 and {_LONGEST_NAME} characters"
+    for label in name.split("."):
+        if not 0 < len(label) <= _LONGEST_LABEL:
+            return f"must have between 1 and {_LONGEST_LABEL} characters between two dots"
+        if not all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in label):
+            return "must consist of letters, digits, '-', '_' and dots"
+    return ""
+
+
+def _service(section: Section) -> dict[str, object]:
+    """One service, looked at key by key; in the words that its registration takes."""
+    name = section.text("name")
+    if not name or name_problem(name):
+        section.problem("name", name_problem(name) or "is missing")
+    found: dict[str, object] = {"name": name}
+    port = section.integer("port", least=1, most=65535)
+    found["port"] = port or 0
+    found["protocol"] = section.text("protocol", choices=("tcp", "udp"))
+    found["tags"] = list(section.texts("tags"))
+    weight = section.integer("weight", least=0, most=65535)
+    if weight is not None:
+        found["weights"] = {"passing": weight, "warning": weight}
+    meta = _meta(section)
+    for key, choices in (("balance", _BALANCES), ("sticky", ())):
+        if value := section.text(key, choices=choices):
+            meta[f"weft-{key}"] = value
+    found["meta"] = meta
+    if "virtual" in section:
+        found["virtual"] = _virtual(section)
+    if "check" in section:
+        found["check"] = _check(section.section("check"), port)
+    return found
+
+
+def _meta(section: Section) -> dict[str, str]:
+    value = section.raw("meta") or {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        section.problem("meta", "must be an object of strings")
+        return {}
+    return dict(value)
+
+
+def _virtual(section: Section) -> bool | str:
+    value = section.raw("virtual")
+    if isinstance(value, bool):
+        return value
+    address = section.address("virtual")
+    return str(address) if address is not None else False
+
+
+def _check(section: Section, port: int | None) -> dict[str, object]:
+    kinds = [kind for kind in _CHECKS if kind in section]
+    if len(kinds) != 1:
+        section.problems.add(f"{section.path} must have one of {', '.join(_CHECKS)}")
+        return {}
+    found: dict[str, object] = {}
+    for key in (*_CHECKS, "interval", "timeout", "deregister_critical_service_after", "method", "body"):
+        if key in section:
+            found[key] = section.text(key)
+    if kinds[0] != "ttl" and "interval" not in found:
+        section.problems.add(f'{section.at("interval")} is missing: say how often to check, like "10s"')
+    if port is None and kinds[0] != "ttl":
+        section.problems.add(f"{section.path} needs the service to have a port")
+    return found
+
+
+def _argued(request: Request) -> Iterator[dict[str, object]]:
+    """The service that CNI_ARGS speak of."""
+    arguments = request.arguments
+    name = arguments.get("SERVICE_NAME", "")
+    if not name:
+        return
+    port = arguments.get("SERVICE_PORT", "")
+    problems = request.config.keys.problems
+    if problem := name_problem(name):
+        problems.add(f"CNI_ARGS SERVICE_NAME {shown(name)} {problem}")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        problems.add(f"CNI_ARGS SERVICE_PORT {shown(port)} must be between 1 and 65535")
+        port = "0"
+    tags = [tag for tag in arguments.get("SERVICE_TAGS", "").split(",") if tag]
+    yield {"name": name, "port": int(port), "protocol": "", "tags": tags, "meta": {}}

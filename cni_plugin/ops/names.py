@@ -1,0 +1,104 @@
+"""The operation that makes a container's names and services known to the agent of its host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+from cni_plugin.daemons import Daemon
+from cni_plugin.errors import StateDamaged
+from cni_plugin.names import mark_digest
+from cni_plugin.plan import Machine, Operation
+
+FOLDER = "names"
+SOCKET = "agent.sock"
+_AGENT = Daemon("cni_plugin.agent.main", "answers names and registers services", "weft agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Announced(Operation):
+    """A container's names, addresses and services as JSON, in a file that the agent reads.
+
+    The agent is told of it, and started where none runs; the ADD goes on once it answers those names. Undo takes the
+    file away and tells the agent if there is one.
+    *Equivalent to:* ``curl -X PUT localhost:8500/v1/agent/service/register``, and lines in a hosts file.
+    """
+
+    mark: str
+    document: str
+
+    def apply(self, machine: Machine) -> bool:
+        path = self._path(machine)
+        if _content(path) != self.document:
+            _replace(path, self.document)
+        _AGENT.ensure(_socket(machine))
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(machine))
+        tell(_socket(machine))
+
+    def lacks(self, machine: Machine) -> str | None:
+        if _content(self._path(machine)) != self.document:
+            return f"the container's names are not in {self._path(machine)}"
+        _AGENT.ensure(_socket(machine))
+        return None
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        return (f"weft agent  # reads {self.document}",)
+
+    def _path(self, machine: Machine) -> str:
+        return os.path.join(_run(machine), FOLDER, f"{mark_digest(self.mark)}.json")
+
+
+def _run(machine: Machine) -> str:
+    return os.path.dirname(machine.leases.index)
+
+
+def _socket(machine: Machine) -> str:
+    return os.path.join(_run(machine), SOCKET)
+
+
+def tell(path: str) -> None:
+    """Have the agent look at the files soon, if there is one; nobody waits for it."""
+    import socket
+
+    with (
+        contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)) as connection,
+        contextlib.suppress(OSError),
+    ):
+        connection.setblocking(False)
+        connection.connect(path)
+
+
+def _content(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _replace(path: str, document: str) -> None:
+    """Raises StateDamaged where the folder cannot be used."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        try:
+            with open(temporary, "x", encoding="utf-8", opener=_private) as file:
+                file.write(document)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise StateDamaged(
+            f"cannot write {path}: {error.strerror}", hint="weft keeps containers' names there"
+        ) from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -1,0 +1,127 @@
+"""The feature ``names``: what a container is called and offers, from everywhere that a runtime may tell it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_plugin.daemons import Daemon
+from cni_plugin.host import Host
+from cni_plugin.kernel.fake import FakeKernel
+from cni_plugin.names import attachment_digest
+from cni_plugin.types import Attachment
+from lab.calls import Weft
+from lab.confs import dual, network
+
+NETNS = "/run/netns/c1"
+CONTAINER = "0123456789abcdef"
+
+
+@pytest.fixture
+def weft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weft:
+    monkeypatch.setattr(Daemon, "ensure", lambda self, path: None)
+    kernel = FakeKernel()
+    kernel.add(NETNS)
+    return Weft(kernel, Host(str(tmp_path), "boot", 0.0))
+
+
+def conf(**keys: Any) -> dict[str, Any]:
+    return network("weft", dual(dataDir="/nowhere"), driver="bridge", bridge="br0", isGateway=True, **keys)
+
+
+def announced(tmp_path: Path) -> Any:
+    """What the agent would read."""
+    mark = attachment_digest(Attachment("net", CONTAINER, "eth0", "weft"))
+    return json.loads((tmp_path / "names" / f"{mark}.json").read_text())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> dict[str, str]:
+    return {"dataDir": str(tmp_path / "leases")}
+
+
+def settled(given: dict[str, Any], folder: dict[str, str]) -> dict[str, Any]:
+    return {**given, "ipam": {**given["ipam"], **folder}}
+
+
+def test_names_and_services_are_announced(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
+    given = settled(
+        conf(
+            names={"domain": "Blue.Example."},
+            services=[
+                {
+                    "name": "web",
+                    "port": 80,
+                    "protocol": "tcp",
+                    "tags": ["v1"],
+                    "meta": {"Team": "a"},
+                    "weight": 3,
+                    "check": {"http": "/health", "interval": "10s"},
+                    "virtual": True,
+                    "balance": "maglev",
+                }
+            ],
+            runtimeConfig={"aliases": {"net": ["WWW", "front"], "other": ["no"]}},
+            args={"cni": {"name": "my_app", "services": [{"name": "admin", "port": 9000}]}},
+        ),
+        folder,
+    )
+    args = "IgnoreUnknown=1;K8S_POD_NAME=pod;SERVICE_NAME=extra;SERVICE_PORT=7;SERVICE_TAGS=a,b"
+    answer = weft("ADD", given, NETNS, CONTAINER, args=args)
+    assert answer.ok, answer
+    assert answer.document["dns"] == {"nameservers": ["10.80.0.1", "fd80::1"], "search": ["blue.example"]}
+    found = announced(tmp_path)
+    assert found["names"] == ["pod", "my_app", "www", "front", CONTAINER[:12]]
+    assert found["addresses"] == ["10.80.0.2/24", "fd80::2/64"] and found["gateways"] == ["10.80.0.1", "fd80::1"]
+    assert [(one["name"], one["port"]) for one in found["services"]] == [("web", 80), ("admin", 9000), ("extra", 7)]
+    web = found["services"][0]
+    assert web["meta"] == {"Team": "a", "weft-balance": "maglev"} and web["weights"] == {"passing": 3, "warning": 3}
+    assert web["check"] == {"http": "/health", "interval": "10s"} and web["virtual"] is True
+    assert found["services"][2]["tags"] == ["a", "b"]
+    assert weft.check(given, answer.document, NETNS, CONTAINER) == ""
+    os.unlink(next((tmp_path / "names").iterdir()))
+    assert "names" in weft.check(given, answer.document, NETNS, CONTAINER)
+    weft.delete(given, NETNS, CONTAINER)
+    assert list((tmp_path / "names").iterdir()) == []
+
+
+def test_nothing_is_announced_unasked(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
+    answer = weft("ADD", settled(conf(), folder), NETNS, CONTAINER, args="IgnoreUnknown=1;K8S_POD_NAME=pod")
+    assert answer.ok and not answer.document.get("dns") and not (tmp_path / "names").exists()
+
+
+def test_the_resolver_may_be_left_alone(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
+    given = settled(conf(names={"dns": False}, dns={"nameservers": ["192.0.2.1"]}), folder)
+    assert weft.add(given, NETNS, CONTAINER)["dns"] == {"nameservers": ["192.0.2.1"]}
+    other = settled(conf(names={}, dns={"nameservers": ["192.0.2.1"]}), folder)
+    weft.delete(given, NETNS, CONTAINER)
+    assert weft.add(other, NETNS, CONTAINER)["dns"]["nameservers"] == ["10.80.0.1", "fd80::1", "192.0.2.1"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"names": {"domain": "a b"}}, 'names.domain "a b" must consist of'),
+        ({"names": []}, "names must be an object"),
+        ({"services": [{"port": 80}]}, "services[0].name"),
+        ({"services": [{"name": "web", "port": 0}]}, "services[0].port 0 must be between 1"),
+        ({"services": [{"name": "web", "protocol": "icmp"}]}, 'services[0].protocol "icmp" must be one of'),
+        ({"services": [{"name": "web", "balance": "best"}]}, 'services[0].balance "best" must be one of'),
+        ({"services": [{"name": "web", "virtual": "x"}]}, 'services[0].virtual "x" is not an IP address'),
+        ({"services": [{"name": "web", "meta": {"a": 1}}]}, "services[0].meta"),
+        ({"services": [{"name": "web", "port": 1, "check": {}}]}, "services[0].check must have one of"),
+        ({"services": [{"name": "web", "port": 1, "check": {"http": "/"}}]}, "services[0].check.interval is missing"),
+        ({"services": [{"name": "web", "check": {"tcp": "", "interval": "1s"}}]}, "needs the service to have a port"),
+        ({"runtimeConfig": {"aliases": {"net": ["a/b"]}}, "names": {}}, 'aliases.net "a/b" must consist of'),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    weft: Weft, tmp_path: Path, folder: dict[str, str], keys: dict[str, Any], said: str
+) -> None:
+    answer = weft("ADD", settled(conf(**keys), folder), NETNS, CONTAINER)
+    assert answer.code == 7 and said in answer.text
+    assert not (tmp_path / "names").exists() and not (tmp_path / "leases").exists()
