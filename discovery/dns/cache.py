@@ -1,0 +1,106 @@
+"""Replies of other servers, kept as long as they may be and no more than there is room for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from discovery.dns import codec
+from discovery.dns.codec import NOERROR, NXDOMAIN, OPT, SOA
+
+MOST_REPLIES = 10_000
+MOST_BYTES = 16 << 20
+LONGEST = 3600
+LONGEST_NEGATIVE = 300
+"""Seconds that a reply is kept at most. Source: RFC 2308 section 5, RFC 8767 section 4."""
+_OVERHEAD = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply without OPT; ``ttls``: the places of its TTLs and their values; ``seconds``: how long it may be kept."""
+
+    message: bytes
+    ttls: tuple[tuple[int, int], ...]
+    seconds: int
+
+    def aged(self, seconds: int) -> bytes:
+        """The reply after so many seconds."""
+        if seconds <= 0:
+            return self.message
+        changed = bytearray(self.message)
+        for at, ttl in self.ttls:
+            changed[at : at + 4] = max(ttl - seconds, 0).to_bytes(4, "big")
+        return bytes(changed)
+
+
+def understand(message: bytes) -> Reply:
+    """A reply as it was received, read from end to end. Raises Malformed.
+
+    An OPT, and what stands behind it, is taken off: both are between the two servers.
+    """
+    places: list[tuple[int, int]] = []
+    lowest = LONGEST
+    negative = -1
+    counts = [0, 0, 0]
+    answers = 0
+    start = end = codec.HEADER + len(codec.question_of(message))
+    code = message[3] & 15
+    for one in codec.read_records(message):
+        if one.type == OPT:
+            code |= (message[one.ttl_at]) << 4
+            end = start
+            break
+        start = one.end
+        counts[one.section - 1] += 1
+        answers += one.section == 1
+        places.append((one.ttl_at, one.ttl))
+        lowest = min(lowest, one.ttl)
+        if one.section == 2 and one.type == SOA:
+            negative = min(one.ttl, int.from_bytes(message[one.end - 4 : one.end], "big"), LONGEST_NEGATIVE)
+    else:
+        end = len(message)
+    if code == NXDOMAIN or (code == NOERROR and not answers):
+        seconds = min(negative, lowest)
+    else:
+        seconds = lowest if code == NOERROR else 0
+    head = message[:4] + b"\0\1" + b"".join(each.to_bytes(2, "big") for each in counts)
+    return Reply(head + message[codec.HEADER : end], tuple(places), max(seconds, 0))
+
+
+class Cache:
+    """The replies that were asked for last. Times in seconds, of any steady clock."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[bytes, tuple[Reply, float]] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: bytes, now: float) -> bytes | None:
+        """The reply to a question, its TTLs as they are by now; None if there is none any more."""
+        found = self._kept.get(key)
+        if found is None:
+            return None
+        reply, since = found
+        if now - since >= reply.seconds:
+            self._drop(key)
+            return None
+        self._kept.move_to_end(key)
+        return reply.aged(int(now - since))
+
+    def put(self, key: bytes, reply: Reply, now: float) -> None:
+        """Keep a reply, if it may be kept at all."""
+        self._drop(key)
+        if reply.seconds <= 0:
+            return
+        self._kept[key] = (reply, now)
+        self._bytes += len(reply.message) + len(key) + _OVERHEAD
+        while len(self._kept) > MOST_REPLIES or self._bytes > MOST_BYTES:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: bytes) -> None:
+        found = self._kept.pop(key, None)
+        if found is not None:
+            self._bytes -= len(found[0].message) + len(key) + _OVERHEAD

@@ -1,0 +1,270 @@
+"""Asking other name servers: unpredictable ids, ports and spelling, several servers in turn, one question at a time.
+
+Sources: RFC 5452 (forged answers), RFC 7766 (TCP), RFC 8914 (extended errors), draft-vixie-dnsext-dns0x20.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import secrets
+import socket
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from discovery.dns import codec
+from discovery.dns.cache import Cache, Reply, understand
+from discovery.dns.codec import CD, FORMERR, NOTIMP, QR, RD, REFUSED, SERVFAIL, TC, Malformed
+from discovery.dns.upstreams import ResolvConf, Upstream, parsed
+
+MOST_QUESTIONS = 1024
+"""How many questions are under way at once; every one has a socket."""
+MOST_OF_ONE = 128
+"""How many queries of one client may wait at once."""
+MOST_WAITING = 8192
+ATTEMPT = 2.0
+TOTAL = 4.5
+"""Seconds for one attempt, and for all: most clients give up after five."""
+NEXT_SERVER = 0.5
+SAME_SERVER = 1.5
+"""Seconds until another server is asked beside the first, or the same one again."""
+DEMOTED = 10.0
+"""Seconds for which a server that did not answer comes last."""
+MOST_WRONG = 8
+"""Datagrams that are no answer; behind so many somebody is guessing, and TCP is safer."""
+_PORTS = (32768, 60999)
+_BOUND_ERRORS = (errno.EADDRINUSE, errno.EACCES)
+
+Done = Callable[[bytes | None], None]
+
+
+class Failed(Exception):
+    """A server gave no answer."""
+
+
+@dataclass(slots=True)
+class _Question:
+    """A question under way, and who waits for it."""
+
+    asked: bytes
+    flags: int
+    edns: bool
+    do: bool
+    servers: tuple[Upstream, ...]
+    waiting: list[tuple[str, Done]] = field(default_factory=list)
+
+
+class Forwarder:
+    """Asks others, and keeps what they say. ``own`` are weft's own places, which are never asked."""
+
+    def __init__(self, resolv_conf: ResolvConf, own: Callable[[], Collection[tuple[str, int]]]) -> None:
+        self.cache = Cache()
+        self._resolv_conf = resolv_conf
+        self._own = own
+        self._questions: dict[bytes, _Question] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._of_client: dict[str, int] = {}
+        self._waiting = 0
+        self._failed: dict[Upstream, float] = {}
+        self._plain: set[Upstream] = set()
+
+    @property
+    def under_way(self) -> int:
+        """How many questions others have not answered yet."""
+        return len(self._questions)
+
+    async def close(self) -> None:
+        """Ask no more; whoever waits gets no answer."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def ask(
+        self, query: codec.Query, asked: bytes, upstreams: tuple[str, ...], client: str, done: Done
+    ) -> bytes | None:
+        """The reply if it is at hand; else None, and ``done`` is called with it later (with None if nobody answers).
+
+        ``asked``: name in lower case, type and class. ``upstreams``: who is asked; empty for those of resolv.conf.
+        The reply has that question and no OPT.
+        """
+        flags = query.flags & CD
+        key = b"%b%b%d%d%b" % (asked, flags.to_bytes(2, "big"), query.edns, query.do, ",".join(upstreams).encode())
+        found = self.cache.get(key, asyncio.get_running_loop().time())
+        if found is not None:
+            return found
+        question = self._questions.get(key)
+        busy = self._waiting >= MOST_WAITING or self._of_client.get(client, 0) >= MOST_OF_ONE
+        if busy or (question is None and len(self._questions) >= MOST_QUESTIONS):
+            done(None)
+            return None
+        if question is None:
+            servers = self._servers(upstreams)
+            question = _Question(asked, flags, query.edns, query.do, servers)
+            self._questions[key] = question
+            task = asyncio.get_running_loop().create_task(self._answer(key, question))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        question.waiting.append((client, done))
+        self._waiting += 1
+        self._of_client[client] = self._of_client.get(client, 0) + 1
+        return None
+
+    def _servers(self, upstreams: tuple[str, ...]) -> tuple[Upstream, ...]:
+        """Whom to ask, in order: those that failed lately last, weft itself never."""
+        found = parsed(upstreams) if upstreams else self._resolv_conf.servers()
+        own = self._own()
+        now = asyncio.get_running_loop().time()
+        self._failed = {each: since for each, since in self._failed.items() if now - since < DEMOTED}
+        usable = (each for each in found if (each.address, each.port) not in own)
+        return tuple(sorted(usable, key=lambda each: each in self._failed))
+
+    async def _answer(self, key: bytes, question: _Question) -> None:
+        message: bytes | None = None
+        try:
+            reply = await self._race(question)
+            self.cache.put(key, reply, asyncio.get_running_loop().time())
+            message = reply.message
+        except Failed:
+            pass
+        finally:
+            del self._questions[key]
+            for client, done in question.waiting:
+                self._waiting -= 1
+                left = self._of_client[client] - 1
+                if left:
+                    self._of_client[client] = left
+                else:
+                    del self._of_client[client]
+                done(message)
+
+    async def _race(self, question: _Question) -> Reply:
+        """The first good reply; of the bad ones the last if there is no other. Raises Failed."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + TOTAL
+        first, again = list(question.servers), list(question.servers)
+        tasks: dict[asyncio.Task[Reply], Upstream] = {}
+        bad: Reply | None = None
+        try:
+            while (first or again or tasks) and loop.time() < deadline:
+                if first or again:
+                    server = (first or again).pop(0)
+                    tasks[loop.create_task(self._attempt(server, question))] = server
+                pause = NEXT_SERVER if first else SAME_SERVER if again else ATTEMPT * 2
+                bound = min(pause, deadline - loop.time())
+                done, _ = await asyncio.wait(tasks, timeout=bound, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    asked = tasks.pop(task)
+                    if task.exception() is not None:
+                        continue
+                    reply = task.result()
+                    if reply.message[3] & 15 not in (SERVFAIL, REFUSED, FORMERR, NOTIMP):
+                        return reply
+                    bad = reply
+                    again = [each for each in again if each != asked]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if bad is None:
+            raise Failed
+        return bad
+
+    async def _attempt(self, server: Upstream, question: _Question) -> Reply:
+        """What one server says. Raises Failed."""
+        try:
+            async with asyncio.timeout(ATTEMPT):
+                reply = await self._datagram(server, question, question.edns)
+                if question.edns and reply[3] & 15 in (FORMERR, NOTIMP):
+                    reply = await self._datagram(server, question, False)
+                return understand(reply)
+        except (OSError, TimeoutError, Malformed, asyncio.IncompleteReadError) as error:
+            self._failed[server] = asyncio.get_running_loop().time()
+            raise Failed(str(error)) from error
+
+    async def _datagram(self, server: Upstream, question: _Question, edns: bool) -> bytes:
+        """Ask by UDP, by TCP where the answer does not fit or cannot be trusted."""
+        loop = asyncio.get_running_loop()
+        asked = question.asked if server in self._plain else _respelled(question.asked)
+        message = _query(question, asked, edns)
+        with contextlib.closing(_connected(server)) as sock:
+            await loop.sock_sendall(sock, message)
+            for _ in range(MOST_WRONG):
+                reply = await loop.sock_recv(sock, 4096)
+                if not _answers(reply, message):
+                    continue
+                spelled = codec.question_of(reply)
+                if spelled == asked:
+                    if reply[2] & TC >> 8:
+                        break
+                    return reply
+                if spelled.lower() == asked.lower():
+                    # It does not keep the spelling; how likely that it is somebody else is not to be known.
+                    self._plain.add(server)
+                    break
+        return await _stream(server, _query(question, question.asked, edns))
+
+
+def _connected(server: Upstream) -> socket.socket:
+    """A socket at a port that nobody can guess, which hears this server alone."""
+    sock = socket.socket(server.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        for _ in range(4):
+            try:
+                sock.bind(("", _PORTS[0] + secrets.randbelow(_PORTS[1] - _PORTS[0])))
+                break
+            except OSError as error:
+                if error.errno not in _BOUND_ERRORS:
+                    raise
+        sock.connect(server.place)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _stream(server: Upstream, message: bytes) -> bytes:
+    """Ask by TCP. Raises OSError, IncompleteReadError, Malformed."""
+    sock = socket.socket(server.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, server.place)
+        reader, writer = await asyncio.open_connection(sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        writer.write(len(message).to_bytes(2, "big") + message)
+        reply = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+    finally:
+        writer.transport.abort()
+    asked = codec.question_of(message)
+    if not _answers(reply, message) or codec.question_of(reply).lower() != asked.lower():
+        raise Malformed("the answer is to another question")
+    return reply
+
+
+def _query(question: _Question, asked: bytes, edns: bool) -> bytes:
+    """A query with an id that nobody can guess."""
+    head = codec.header(secrets.randbits(16), RD | question.flags, 1, 0, 0, int(edns))
+    return head + asked + (codec.opt_record(do=question.do) if edns else b"")
+
+
+def _answers(reply: bytes, message: bytes) -> bool:
+    """Whether a message is a reply to the query as far as its header and the length of its question say."""
+    try:
+        asked = codec.question_of(reply)
+    except Malformed:
+        return False
+    flags = int.from_bytes(reply[2:4], "big")
+    same = reply[:2] == message[:2] and bool(flags & QR) and not flags & codec.OPCODE
+    return same and len(asked) == len(codec.question_of(message))
+
+
+def _respelled(asked: bytes) -> bytes:
+    """The question in a spelling that nobody can guess; a server answers in the same."""
+    name = bytearray(asked[:-4])
+    bits = secrets.randbits(len(name))
+    for at, byte in enumerate(name):
+        if 97 <= byte <= 122 and bits >> at & 1:
+            name[at] = byte - 32
+    return bytes(name) + asked[-4:]

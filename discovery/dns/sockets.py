@@ -1,0 +1,69 @@
+"""The sockets that DNS is asked at: bound early, also to addresses that are not there yet.
+
+Sources: ip(7) for IP_FREEBIND and IP_PKTINFO, ipv6(7), include/uapi/linux/in.h, in6.h.
+"""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import ip_address
+
+IP_FREEBIND = 15
+IPV6_FREEBIND = 78
+IP_PKTINFO = 8
+RECEIVE_BUFFER = 1 << 20
+"""Bytes of queries that may wait while something else is done; about a thousand."""
+BACKLOG = 128
+
+
+def datagrams(address: str, port: int) -> socket.socket:
+    """A bound UDP socket. Raises OSError, ValueError for what is no address."""
+    sock = _bound(address, port, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    if is_wildcard(address):
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    return sock
+
+
+def stream(address: str, port: int) -> socket.socket:
+    """A bound TCP socket; not listening yet. Raises OSError, ValueError."""
+    return _bound(address, port, socket.SOCK_STREAM)
+
+
+def is_wildcard(address: str) -> bool:
+    """Whether it stands for every address."""
+    return address in ("0.0.0.0", "::")
+
+
+def from_where(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+    """What makes an answer leave from the address that was asked, of what came with the query."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO) and len(data) >= 12:
+            # struct in_pktinfo: the link, the address to send from, the address that was asked.
+            return [(level, kind, bytes(4) + data[4:8] + bytes(4))]
+        if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO) and len(data) >= 20:
+            return [(level, kind, data[:20])]
+    return []
+
+
+def _bound(address: str, port: int, kind: int) -> socket.socket:
+    # Never a name: to resolve it would take a name server.
+    family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if kind == socket.SOCK_STREAM:
+            # A server that ended a moment ago has connections that the kernel still remembers.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        sock.bind((address, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock

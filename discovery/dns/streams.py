@@ -1,0 +1,193 @@
+"""DNS over TCP: one object a connection, several queries at once, and bounds on everything that a client holds.
+
+Source: RFC 7766 (pipelining, idle connections), RFC 9210.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+from discovery.dns.codec import HEADER
+
+MOST_CONNECTIONS = 512
+MOST_OF_ONE = 32
+"""Connections in all, and of one client."""
+IDLE = 5.0
+"""Seconds without a whole query, and without an answer that is under way, until a connection is closed."""
+ATTENTION = 12.0
+"""Seconds that a client may take for the answers: those that are not read end the connection."""
+LONGEST_QUERY = 4096
+MOST_UNDER_WAY = 32
+"""Queries of one connection that others are asked about; more are read when some are answered."""
+MOST_UNREAD = 1 << 17
+"""Bytes of answers that a client has not taken; queries are read again when it did."""
+
+Answer = Callable[[bytes, str, Callable[[bytes | None], None]], bool]
+"""Takes a query, the client's address and what to call with the reply; False if the client is none of ours."""
+
+
+class Connections:
+    """All connections, the one that was idle longest first."""
+
+    def __init__(self) -> None:
+        self._open: dict[Stream, None] = {}
+        self._of_client: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, stream: Stream) -> bool:
+        """Whether there is room for another one; if nobody has any, the one that is idle longest ends."""
+        held = self._of_client.get(stream.client, 0)
+        if held >= MOST_OF_ONE:
+            return False
+        if len(self._open) >= MOST_CONNECTIONS:
+            next(iter(self._open)).abort()
+        self._open[stream] = None
+        self._of_client[stream.client] = held + 1
+        return True
+
+    def touch(self, stream: Stream) -> None:
+        """It is in use."""
+        if stream in self._open:
+            del self._open[stream]
+            self._open[stream] = None
+
+    def drop(self, stream: Stream) -> None:
+        """It is closed; whoever was never added is not missed."""
+        if stream in self._open:
+            del self._open[stream]
+            left = self._of_client[stream.client] - 1
+            if left:
+                self._of_client[stream.client] = left
+            else:
+                del self._of_client[stream.client]
+
+    def close(self) -> None:
+        """End all."""
+        for stream in tuple(self._open):
+            stream.abort()
+
+
+class Stream(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, connections: Connections, answer: Answer) -> None:
+        self.client = ""
+        self._connections = connections
+        self._answer = answer
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._under_way = 0
+        self._full = False
+        self._ended = False
+        self._used = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep it if there is room."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(MOST_UNREAD)
+        peer = transport.get_extra_info("peername")
+        self.client = peer[0].partition("%")[0] if peer else ""
+        if not self._connections.add(self):
+            self._transport.abort()
+            return
+        self._used = asyncio.get_running_loop().time()
+        self._watch(IDLE)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Forget it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport = None
+        self._buffer.clear()
+        self._connections.drop(self)
+
+    def abort(self) -> None:
+        """End it at once, with all that the client has not read."""
+        self._connections.drop(self)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes; whole queries are answered."""
+        self._buffer += data
+        self._work()
+
+    def eof_received(self) -> bool:
+        """The client asks no more; it still gets its answers."""
+        self._ended = True
+        return self._under_way > 0
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._full = True
+        self._flow()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        self._full = False
+        self._work()
+
+    def _work(self) -> None:
+        """Answer the queries in the buffer, as far as answers can be sent."""
+        buffer = self._buffer
+        while self._transport is not None and len(buffer) >= 2 and not self._busy:
+            length = buffer[0] << 8 | buffer[1]
+            if not HEADER <= length <= LONGEST_QUERY:
+                self.abort()
+                return
+            if len(buffer) < 2 + length:
+                break
+            query = bytes(buffer[2 : 2 + length])
+            del buffer[: 2 + length]
+            self._used = asyncio.get_running_loop().time()
+            self._connections.touch(self)
+            self._under_way += 1
+            if not self._answer(query, self.client, partial(self._send)):
+                self.abort()
+                return
+        self._flow()
+
+    @property
+    def _busy(self) -> bool:
+        return self._full or self._under_way >= MOST_UNDER_WAY
+
+    def _send(self, reply: bytes | None) -> None:
+        self._under_way -= 1
+        if self._transport is None or self._transport.is_closing():
+            return
+        if reply is None:
+            self.abort()
+            return
+        self._used = asyncio.get_running_loop().time()
+        self._transport.write(len(reply).to_bytes(2, "big") + reply)
+        if self._ended and not self._under_way:
+            self._transport.close()
+        elif self._under_way == MOST_UNDER_WAY - 1:
+            asyncio.get_running_loop().call_soon(self._work)
+
+    def _flow(self) -> None:
+        """Read on only while answers can be sent."""
+        if self._transport is None or self._transport.is_closing() or self._ended:
+            return
+        if self._busy:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _watch(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Whether it was idle for too long."""
+        bound = ATTENTION if self._under_way else IDLE
+        left = self._used + bound - asyncio.get_running_loop().time()
+        if left <= 0:
+            self.abort()
+        else:
+            self._watch(left)

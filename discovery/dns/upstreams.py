@@ -1,0 +1,124 @@
+"""Who is asked about other names: servers as they are written, and those of a resolv.conf that may change."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+
+PORT = 53
+MOST_SERVERS = 3
+"""resolv.conf(5): further name servers are not used."""
+LARGEST_FILE = 65536
+LOOK_AGAIN = 1.0
+"""Seconds that a look at the file holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A name server: its address, port, and the index of the link that a link-local address is on."""
+
+    address: str
+    port: int = PORT
+    scope: int = 0
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """AF_INET or AF_INET6."""
+        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
+
+    @property
+    def place(self) -> tuple[str, int] | tuple[str, int, int, int]:
+        """As ``connect(2)`` wants it."""
+        if self.family == socket.AF_INET6:
+            return (self.address, self.port, 0, self.scope)
+        return (self.address, self.port)
+
+
+def parse(text: str) -> Upstream:
+    """A server as it is written: ``9.9.9.9:5353``, ``fe80::1%eth0``, ``[fd00::1]:5353``; port 53. Raises ValueError."""
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":")
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    address, _, link = host.partition("%")
+    found = ip_address(address)
+    number = int(port) if port else PORT
+    if not 0 < number < 65536:
+        raise ValueError(f"{text!r}: {number} is no port")
+    scope = 0
+    if isinstance(found, IPv6Address) and link:
+        try:
+            scope = int(link) if link.isdecimal() else socket.if_nametoindex(link)
+        except OSError:
+            raise ValueError(f"{text!r}: there is no link {link!r}") from None
+    return Upstream(str(found), number, scope)
+
+
+def parsed(texts: Iterable[str]) -> tuple[Upstream, ...]:
+    """Those of several servers that can be read."""
+    found = []
+    for each in texts:
+        try:
+            found.append(parse(each))
+        except ValueError:
+            continue
+    return tuple(dict.fromkeys(found))
+
+
+class ResolvConf:
+    """The name servers and search domains of a resolv.conf, read again when it changes. Source: resolv.conf(5)."""
+
+    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._looked = float("-inf")
+        self._seen: tuple[int, ...] | None = None
+        self._servers: tuple[Upstream, ...] = ()
+        self._search: frozenset[str] = frozenset()
+
+    def servers(self) -> tuple[Upstream, ...]:
+        """At most three; none if the file is missing or names none."""
+        self._look()
+        return self._servers
+
+    def search(self) -> frozenset[str]:
+        """The search domains in lower case."""
+        self._look()
+        return self._search
+
+    def _look(self) -> None:
+        now = self._clock()
+        if now - self._looked < LOOK_AGAIN:
+            return
+        self._looked = now
+        try:
+            found = os.stat(self._path)
+            seen = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+            if seen == self._seen:
+                return
+            with Path(self._path).open("rb") as file:
+                text = file.read(LARGEST_FILE).decode("utf-8", "replace")
+        except OSError:
+            # Replaced at this moment, or gone: what was known holds until there is something else.
+            return
+        self._seen = seen
+        self._read(text)
+
+    def _read(self, text: str) -> None:
+        servers: list[str] = []
+        search: list[str] = []
+        for line in text.splitlines():
+            words = line.split("#")[0].split(";")[0].split()
+            if words[:1] == ["nameserver"] and len(words) > 1:
+                servers.append(words[1])
+            elif words[:1] in (["search"], ["domain"]):
+                search = words[1:]
+        self._servers = parsed(servers)[:MOST_SERVERS]
+        self._search = frozenset(each.rstrip(".").lower() for each in search)

@@ -1,0 +1,316 @@
+"""What weft is authoritative for: services, nodes and virtual addresses, under the names that Consul gives them.
+
+    [TAG.]NAME.service[.DC].weft     _NAME._PROTO[.service][.DC].weft     _PORT._PROTO.NAME.service[.DC].weft
+    NODE.node[.DC].weft              HEXADDRESS.addr[.DC].weft            NAME.virtual[.DC].weft
+
+Pure but for the clock in an SOA's serial. Answers are kept until the catalog says that they are others.
+Sources: the DNS interface of Consul; RFC 2782 (SRV), RFC 8020 (empty names in between), RFC 8482 (ANY).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from discovery import catalog as topics
+from discovery.catalog import Catalog, Topic
+from discovery.dns import codec
+from discovery.dns.codec import AAAA, ANY, CNAME, NS, PTR, QUESTION, SOA, SRV, TXT, A, BadName
+from discovery.dns.prepared import Prepared, Unit, authority, negative, ready
+from discovery.dns.settings import Settings
+from discovery.values import OWN_SERVICE, Health, Instance, Node, Status
+
+KEPT_TYPES = frozenset((A, AAAA, SRV, TXT, SOA, NS, ANY, 65))
+"""Answers to these are kept (65 is HTTPS, which browsers ask for); whoever asks for others fills no memory."""
+MOST_KEPT = 100_000
+MOST_GLUE = 3
+_KINDS = (b"service", b"node", b"addr", b"virtual")
+_PROTOCOLS = (b"_tcp", b"_udp")
+Address = IPv4Address | IPv6Address
+Found = tuple[Prepared, tuple[Topic, ...] | None]
+"""An answer, and the topics that it depends on; None for what is not worth keeping."""
+
+
+class Zone:
+    """Answers questions about services, nodes and virtual addresses from the catalog."""
+
+    def __init__(self, catalog: Catalog, settings: Settings) -> None:
+        self.kept: dict[bytes, Prepared] = {}
+        """Answers by question: the name in lower case, type and class."""
+        self._catalog = catalog
+        self._settings = settings
+        self._domains = tuple(codec.encode_name(domain).lower() for domain in settings.domains)
+        self._datacenter = settings.datacenter.lower().encode()
+        self._services: dict[bytes, set[str]] = {}
+        self._nodes: dict[bytes, str] = {}
+        self._of_topic: dict[Topic, set[bytes]] = {}
+        self._take(topics.service(name) for name in catalog.names())
+        self._take(topics.node(one.name) for one in catalog.nodes())
+        self._unsubscribe = catalog.subscribe(lambda _, changed: self._take(changed))
+
+    def close(self) -> None:
+        """Follow the catalog no longer."""
+        self._unsubscribe()
+
+    def domain_of(self, name: bytes) -> bytes:
+        """The zone that a name (lower case, as on the wire) is in; b"" if it is none of weft's."""
+        for domain in self._domains:
+            if name.endswith(domain) and (len(name) == len(domain) or _on_boundary(name, domain)):
+                return domain
+        return b""
+
+    def answer(self, name: bytes, kind: int, domain: bytes) -> Prepared:
+        """The answer to a question about a name in one of the zones."""
+        found, about = self._answer(name, kind, domain)
+        if kind in KEPT_TYPES and about is not None:
+            if len(self.kept) >= MOST_KEPT:
+                self.kept.clear()
+                self._of_topic.clear()
+            key = name + kind.to_bytes(2, "big") + b"\0\1"
+            self.kept[key] = found
+            for topic in about:
+                self._of_topic.setdefault(topic, set()).add(key)
+        return found
+
+    def pointer(self, address: Address) -> Prepared | None:
+        """The names of an address: of a node, else of services, else of a virtual address; None if there is none."""
+        holders = self._catalog.at_address(str(address))
+        nodes = [one for one in holders if isinstance(one, Node)]
+        targets = [self._node_name(one, self._domains[0]) for one in nodes] or [
+            _joined(one.name, b"service", self._datacenter, self._domains[0])
+            for one in holders
+            if isinstance(one, Instance)
+        ]
+        owner = self._catalog.virtual_owner(str(address))
+        if not targets and owner:
+            targets = [_joined(owner, b"virtual", b"", self._domains[0])]
+        found = [Unit(codec.record(QUESTION, PTR, 0, target)) for target in targets if target]
+        return ready(units=found) if found else None
+
+    def _take(self, changed: Iterable[Topic]) -> None:
+        """The catalog changed: forget what was said about it."""
+        for topic in changed:
+            for key in self._of_topic.pop(topic, ()):
+                self.kept.pop(key, None)
+            what, name = topic
+            lower = name.encode("utf-8", "surrogateescape").lower()
+            if what == "service":
+                names = self._services.setdefault(lower, set())
+                if self._catalog.instances(name):
+                    names.add(name)
+                else:
+                    names.discard(name)
+                if not names:
+                    del self._services[lower]
+            elif what == "node":
+                node = self._catalog.node(name)
+                if node is not None:
+                    self._nodes[lower] = node.name
+                else:
+                    self._nodes.pop(lower, None)
+
+    def _answer(self, name: bytes, kind: int, domain: bytes) -> Found:
+        parts = codec.labels(name[: len(name) - len(domain)] + b"\0")
+        if not parts:
+            return self._apex(name, kind, domain), (topics.health(OWN_SERVICE), topics.NODES)
+        if parts[-1] == self._datacenter:
+            parts = parts[:-1]
+        if not parts or (len(parts) == 1 and parts[0] in _KINDS):
+            return negative(name, domain, True), ()
+        match parts:
+            case (*rest, b"service"):
+                return self._service(name, kind, domain, rest)
+            case (*rest, b"node"):
+                return self._node(name, kind, domain, b".".join(rest))
+            case (address, b"addr"):
+                return _of_units(name, domain, kind, _hexadecimal(address)), None
+            case (service, b"virtual"):
+                return self._virtual(name, kind, domain, service)
+            case (b"ns",):
+                return self._own(name, kind, domain), (topics.health(OWN_SERVICE), topics.NODES)
+            case (*_, proto) if proto.startswith(b"_"):
+                return self._service(name, kind, domain, list(parts))
+        return negative(name, domain, False), None
+
+    # The zone itself
+
+    def _apex(self, name: bytes, kind: int, domain: bytes) -> Prepared:
+        if kind in (SOA, ANY):
+            return ready(units=[Unit(authority(0, int(time.time())))])
+        if kind == NS:
+            units = []
+            for node in self._servers()[:MOST_GLUE]:
+                target = self._node_name(node, domain)
+                if target:
+                    glue = tuple(_records(target, [node.address], self._settings.node_ttl))
+                    units.append(Unit(codec.record(QUESTION, NS, 0, target), glue))
+            return ready(units=units or [Unit(codec.record(QUESTION, NS, 0, b"\x02ns" + QUESTION))])
+        return negative(name, domain, True)
+
+    def _own(self, name: bytes, kind: int, domain: bytes) -> Prepared:
+        """``ns``, which the SOA names: the nodes that answer."""
+        return _of_units(name, domain, kind, [node.address for node in self._servers()])
+
+    def _servers(self) -> list[Node]:
+        return [health.node for health in self._catalog.health(OWN_SERVICE)]
+
+    # Services
+
+    def _service(self, name: bytes, kind: int, domain: bytes, parts: list[bytes]) -> Found:
+        """``parts`` is what stands left of ``service``."""
+        tag = port = protocol = b""
+        if len(parts) >= 2 and parts[-1].startswith(b"_") and parts[-2].startswith(b"_"):
+            # RFC 2782: what stands for the protocol is a tag, unless it is TCP.
+            wanted = parts[-2][1:]
+            tag = b"" if parts[-1] == b"_tcp" else parts[-1][1:]
+            if len(parts) > 2:
+                return negative(name, domain, False), None
+        elif len(parts) == 3 and parts[0].startswith(b"_") and parts[1] in _PROTOCOLS:
+            port, protocol, wanted = parts[0][1:], parts[1][1:], parts[2]
+        elif parts[-1].startswith(b"_"):
+            return negative(name, domain, parts[-1] in _PROTOCOLS), None
+        else:
+            wanted, tag = parts[-1], b".".join(parts[:-1])
+        names = self._services.get(wanted)
+        if not names:
+            return negative(name, domain, False), None
+        about = tuple(topics.health(each) for each in names)
+        members = [one for each in sorted(names) for one in self._catalog.health(each) if self._usable(one)]
+        below = False
+        if tag in _PROTOCOLS:
+            below, members = bool(members), []
+        elif tag:
+            below = any(_tagged(one, b"." + tag, part=True) for one in members)
+            members = [one for one in members if _tagged(one, tag)]
+        if port:
+            members = [one for one in members if _port(one, port) and one.instance.protocol in ("", protocol.decode())]
+        if not members:
+            # Tags that nobody has are without number.
+            return negative(name, domain, below), None if tag or port else about
+        ttl = self._settings.ttl_of(members[0].instance.name)
+        if kind == SRV:
+            return ready(units=[self._location(one, domain, port, ttl) for one in members]), about
+        return self._of_hosts(name, domain, kind, [one.address for one in members], ttl), about
+
+    def _usable(self, one: Health) -> bool:
+        bound = Status.PASSING if self._settings.only_passing else Status.WARNING
+        return one.status.rank <= bound.rank
+
+    def _location(self, one: Health, domain: bytes, port: bytes, ttl: int) -> Unit:
+        """An SRV record, with its target's addresses."""
+        number = _port(one, port) if port else one.instance.port
+        address = one.instance.address
+        where = _address(address or one.node.address)
+        target = b"" if address else self._node_name(one.node, domain)
+        if not target and where is not None:
+            target = _joined(where.packed.hex(), b"addr", self._datacenter, domain)
+        if not target:
+            target = _encoded(one.address) or domain
+        extras = tuple(_records(target, [one.address], ttl))
+        return Unit(codec.srv_record(QUESTION, ttl, 1, min(max(one.weight, 0), 65535), number, target), extras)
+
+    def _virtual(self, name: bytes, kind: int, domain: bytes, service: bytes) -> Found:
+        names = self._services.get(service)
+        if not names:
+            return negative(name, domain, False), None
+        about = [topic for each in names for topic in (topics.service(each), topics.virtual(each))]
+        found = [one.address for each in names for one in self._catalog.virtual_addresses(each)]
+        ttl = self._settings.ttl_of(min(names))
+        return _of_units(name, domain, kind, found, ttl, exists=True), tuple(about)
+
+    # Nodes
+
+    def _node(self, name: bytes, kind: int, domain: bytes, wanted: bytes) -> Found:
+        known = self._nodes.get(wanted)
+        node = self._catalog.node(known) if known else None
+        if node is None:
+            below = any(each.endswith(b"." + wanted) for each in self._nodes)
+            return negative(name, domain, below), None
+        ttl = self._settings.node_ttl
+        about = (topics.node(node.name),)
+        if kind == TXT and node.meta:
+            pairs = sorted(node.meta.items())
+            texts = [value if key.lower().startswith("rfc1035-") else f"{key}={value}" for key, value in pairs]
+            return ready(units=[Unit(codec.text_record(QUESTION, ttl, each)) for each in texts]), about
+        return self._of_hosts(name, domain, kind, [node.address], ttl), about
+
+    def _node_name(self, node: Node, domain: bytes) -> bytes:
+        return _joined(node.name, b"node", self._datacenter, domain)
+
+    def _of_hosts(self, name: bytes, domain: bytes, kind: int, hosts: list[str], ttl: int) -> Prepared:
+        """Addresses; or the name that stands for one, if there is no address and only names are known."""
+        if any(_address(host) for host in hosts):
+            return _of_units(name, domain, kind, hosts, ttl, exists=True)
+        targets = sorted({target for host in hosts if (target := _encoded(host).lower()) and target != name})
+        if not targets or kind not in (A, AAAA, CNAME, ANY):
+            return negative(name, domain, True)
+        # A name has one CNAME and nothing beside it (RFC 2181 section 10.1).
+        target = targets[0]
+        chain = codec.record(QUESTION, CNAME, ttl, target)
+        return ready(chain=(chain,), target=target if kind in (A, AAAA) else b"")
+
+
+def _of_units(
+    name: bytes, domain: bytes, kind: int, hosts: Iterable[str], ttl: int = 0, *, exists: bool = False
+) -> Prepared:
+    """The addresses of the type that is asked for; for ANY those of one type."""
+    known = [address for host in hosts if (address := _address(host))]
+    version = {A: 4, AAAA: 6}.get(kind) or (min((each.version for each in known), default=4) if kind == ANY else 0)
+    units = [Unit(codec.address_record(QUESTION, each, ttl)) for each in known if each.version == version]
+    return ready(units=units) if units else negative(name, domain, exists or bool(known))
+
+
+def _records(owner: bytes, hosts: Iterable[str], ttl: int) -> list[bytes]:
+    return [codec.address_record(owner, address, ttl) for host in hosts if (address := _address(host))]
+
+
+def _on_boundary(name: bytes, domain: bytes) -> bool:
+    """Whether the end of a name begins where a label does."""
+    at, start = 0, len(name) - len(domain)
+    while at < start:
+        at += 1 + name[at]
+    return at == start
+
+
+def _tagged(one: Health, tag: bytes, part: bool = False) -> bool:
+    tags = (each.encode("utf-8", "surrogateescape").lower() for each in one.instance.tags)
+    return any(each.endswith(tag) if part else each == tag for each in tags)
+
+
+def _port(one: Health, name: bytes) -> int:
+    wanted = name.decode("utf-8", "surrogateescape")
+    return next((number for each, number in one.instance.ports.items() if each.lower() == wanted), 0)
+
+
+def _address(text: str) -> Address | None:
+    try:
+        found = ip_address(text)
+    except ValueError:
+        return None
+    return found
+
+
+def _hexadecimal(label: bytes) -> list[str]:
+    """The address that ``0a000001`` or 32 such digits are, as a list."""
+    try:
+        packed = bytes.fromhex(label.decode("ascii"))
+    except ValueError:
+        return []
+    return [str(ip_address(packed))] if len(packed) in (4, 16) and len(label) == 2 * len(packed) else []
+
+
+def _encoded(name: str) -> bytes:
+    """A host's name for the wire; b"" if it is none."""
+    try:
+        found = codec.encode_name(name)
+    except BadName:
+        return b""
+    return found if found != b"\0" else b""
+
+
+def _joined(name: str, kind: bytes, datacenter: bytes, domain: bytes) -> bytes:
+    """``NAME.KIND.DC.DOMAIN``; b"" if that is too long or no name."""
+    start = _encoded(name)
+    found = start[:-1] + codec.join(*filter(None, (kind, datacenter)))[:-1] + domain
+    return found if start and len(found) <= codec.LONGEST_NAME else b""
