@@ -24,9 +24,10 @@ class Counter:
 
     kind = "counter"
 
-    def __init__(self, name: str, purpose: str, labels: Labels) -> None:
+    def __init__(self, name: str, purpose: str, labels: Labels, read: Callable[[], float] | None = None) -> None:
         self.name, self.purpose, self.labels = name, purpose, labels
         self.values: dict[Labels, float] = {} if labels else {(): 0.0}
+        self._read = read
 
     def add(self, amount: float = 1, *labels: str) -> None:
         """Count; with as many label values as the metric has labels."""
@@ -35,6 +36,8 @@ class Counter:
 
     def samples(self) -> Iterator[tuple[str, Sequence[str], Labels, float]]:
         """Its series: the name's ending, the names and the values of the labels, and the number."""
+        if self._read is not None:
+            self.values[()] = self._read()
         for values, number in self.values.items():
             yield "", self.labels, values, number
 
@@ -98,9 +101,14 @@ class Metrics:
     def __init__(self) -> None:
         self._found: dict[str, Counter | Gauge | Histogram] = {}
 
-    def counter(self, name: str, purpose: str, *labels: str) -> Counter:
-        """A counter, made when it is first asked for: ``counter("weft_dns_queries_total", "Questions.", "type")``."""
-        found = self._found.setdefault(name, Counter(name, purpose, labels))
+    def counter(self, name: str, purpose: str, *labels: str, read: Callable[[], float] | None = None) -> Counter:
+        """A counter, made when it is first asked for: ``counter("weft_dns_queries_total", "Questions.", "type")``.
+
+        ``read``, if given, tells its value whenever somebody looks, and it has no labels then.
+        """
+        if read is not None:
+            self._found.pop(name, None)
+        found = self._found.setdefault(name, Counter(name, purpose, labels, read))
         if not isinstance(found, Counter):
             raise ValueError(f"metric {name} is a {found.kind}")
         return found
