@@ -158,6 +158,7 @@ def _prepare(log: bool) -> Shared:
     """Everything imported and opened that the first request would otherwise wait for."""
     from importlib import import_module
 
+    from cni_plugin.kernel import sysctl
     from cni_plugin.kernel.netlink.reaper import Reaper
     from cni_plugin.kernel.nft import Nft
     from cni_plugin.parts import FEATURES, drivers
@@ -168,6 +169,7 @@ def _prepare(log: bool) -> Shared:
     for module in wanted:
         with contextlib.suppress(ImportError):  # whoever needs it will be told
             import_module(module)
+    sysctl.use_own_proc()
     code = Code()
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read().strip()

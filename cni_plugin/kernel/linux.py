@@ -32,6 +32,7 @@ class LinuxNamespace:
     def __init__(self, descriptor: int, identity: NamespaceId) -> None:
         self.id = identity
         self.descriptor = descriptor
+        self._sysctls = sysctl.Sysctls()
         self.reaper: Reaper | None = None
         """Deletes this namespace's links where many threads do so; None: each does it by itself."""
         try:
@@ -45,6 +46,7 @@ class LinuxNamespace:
         """Close the descriptor and the socket; a second time does nothing."""
         if self.descriptor >= 0:
             self._socket.close()
+            self._sysctls.close()
             os.close(self.descriptor)
             self.descriptor = -1
 
@@ -266,11 +268,11 @@ class LinuxNamespace:
 
     def sysctl(self, key: str) -> str | None:
         with self._entered():
-            return sysctl.read(key)
+            return self._sysctls.read(key)
 
     def set_sysctl(self, key: str, value: str) -> None:
         with self._entered():
-            sysctl.write(key, value)
+            self._sysctls.write(key, value)
 
     def limit(self, link: str) -> Limit | None:
         return queues.limit(self._socket, link)

@@ -1,4 +1,7 @@
-"""The network's sysctls, as files under /proc/sys of the calling thread's namespace. Source: ``sysctl(8)``."""
+"""The network's sysctls, as files under /proc/sys of the calling thread's namespace. Source: ``sysctl(8)``.
+
+The folders stay open, for the way to them is the longer the more namespaces there are (``proc``).
+"""
 
 from __future__ import annotations
 
@@ -7,51 +10,90 @@ import os
 
 from cni_plugin.errors import KernelRefused, Missing
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_plugin.kernel.proc import OwnProc
+
 _ROOT = "/proc/sys/"
+_FOLDERS = ("net/ipv4/", "net/ipv6/")
 _LONGEST = 1 << 16
 
+_own_proc: OwnProc | None = None
 
-def read(key: str) -> str | None:
-    """The value without its line end, None if there is no such key; tabs between several values are kept.
 
-    Raises KernelRefused for a key outside ``net/`` and for one that cannot be read.
-    *Equivalent to:* ``sysctl -n KEY``.
-    """
-    try:
-        descriptor = os.open(_path(key), os.O_RDONLY | os.O_CLOEXEC)
+def use_own_proc() -> None:
+    """From now on look through a /proc of this process's own, where it may have one."""
+    import contextlib
+
+    from cni_plugin.kernel.proc import OwnProc
+
+    global _own_proc
+    with contextlib.suppress(OSError):
+        _own_proc = OwnProc()
+
+
+class Sysctls:
+    """The sysctls of one namespace, which the thread must be in whenever it calls."""
+
+    __slots__ = ("_folders",)
+
+    def __init__(self) -> None:
+        self._folders: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Close the folders; a second time does nothing."""
+        while self._folders:
+            os.close(self._folders.popitem()[1])
+
+    def read(self, key: str) -> str | None:
+        """The value without its line end, None if there is no such key; tabs between several values are kept.
+
+        Raises KernelRefused for a key outside ``net/`` and for one that cannot be read.
+        *Equivalent to:* ``sysctl -n KEY``.
+        """
         try:
-            return os.read(descriptor, _LONGEST).decode("ascii", "replace").rstrip("\n")
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise KernelRefused(f"cannot read the sysctl {key}: the kernel says {error.strerror}") from error
+            descriptor = self._open(key, os.O_RDONLY)
+            try:
+                return os.read(descriptor, _LONGEST).decode("ascii", "replace").rstrip("\n")
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise KernelRefused(f"cannot read the sysctl {key}: the kernel says {error.strerror}") from error
 
+    def write(self, key: str, value: str) -> None:
+        """Set a value. Raises Missing for no such key, KernelRefused otherwise, naming key and value.
 
-def write(key: str, value: str) -> None:
-    """Set a value. Raises Missing for no such key, KernelRefused otherwise, naming key and value.
-
-    *Equivalent to:* ``sysctl -w KEY=VALUE``.
-    """
-    path = _path(key)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        *Equivalent to:* ``sysctl -w KEY=VALUE``.
+        """
+        setting = f"cannot set the sysctl {key} to {value!r}"
         try:
-            os.write(descriptor, value.encode("utf-8", "surrogateescape"))
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError as error:
-        raise Missing(f"cannot set the sysctl {key} to {value!r}: there is no such sysctl in this namespace") from error
-    except OSError as error:
-        hint = {
-            errno.EROFS: "/proc/sys is mounted read-only",
-            errno.EACCES: "it is read-only",
-            errno.EPERM: "this needs CAP_NET_ADMIN",
-        }.get(error.errno or 0, "")
-        raise KernelRefused(
-            f"cannot set the sysctl {key} to {value!r}: the kernel says {error.strerror}", hint=hint
-        ) from error
+            descriptor = self._open(key, os.O_WRONLY)
+            try:
+                os.write(descriptor, value.encode("utf-8", "surrogateescape"))
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError as error:
+            raise Missing(f"{setting}: there is no such sysctl in this namespace") from error
+        except OSError as error:
+            hint = {
+                errno.EROFS: "/proc/sys is mounted read-only",
+                errno.EACCES: "it is read-only",
+                errno.EPERM: "this needs CAP_NET_ADMIN",
+            }.get(error.errno or 0, "")
+            raise KernelRefused(f"{setting}: the kernel says {error.strerror}", hint=hint) from error
+
+    def _open(self, key: str, flags: int) -> int:
+        wrong = problem(key)
+        if wrong:
+            raise KernelRefused(f"cannot use the sysctl {key!r}: it {wrong}")
+        folder = next((folder for folder in _FOLDERS if key.startswith(folder)), "")
+        if not folder:
+            return os.open(_ROOT + key, flags | os.O_CLOEXEC)
+        if folder not in self._folders:
+            self._folders[folder] = _open_folder(folder)
+        return os.open(key.removeprefix(folder), flags | os.O_CLOEXEC, dir_fd=self._folders[folder])
 
 
 def problem(key: str) -> str:
@@ -64,8 +106,6 @@ def problem(key: str) -> str:
     return ""
 
 
-def _path(key: str) -> str:
-    wrong = problem(key)
-    if wrong:
-        raise KernelRefused(f"cannot use the sysctl {key!r}: it {wrong}")
-    return _ROOT + key
+def _open_folder(folder: str) -> int:
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    return os.open(_ROOT + folder, flags) if _own_proc is None else _own_proc.open("sys/" + folder, flags)
