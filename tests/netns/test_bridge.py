@@ -70,6 +70,16 @@ def test_without_a_gateway_the_bridge_is_bare(host: Host, cni: Cni) -> None:
     assert seen.setting(host, "net/ipv6/conf/br0/accept_ra") == "0"
 
 
+def test_a_port_has_no_ipv6_of_its_own(host: Host, cni: Cni) -> None:
+    """It passes on its container's; addresses and routes of the port itself would cost every deletion of a link."""
+    result = cni.add(bridge(dual(), isGateway=True), host.container())
+    port = result["interfaces"][1]["name"]
+    assert seen.setting(host, f"net/ipv6/conf/{port}/disable_ipv6") == "1"
+    assert host.ping("c1", "fd80::1")
+    assert seen.addresses(host, port) == []
+    assert host.run("ip", "-6", "route", "show", "table", "all", "dev", port).stdout == ""
+
+
 def test_the_default_bridge_is_cni0(host: Host, cni: Cni) -> None:
     conf = bridge(pool(SUBNET))
     del conf["bridge"]
