@@ -18,12 +18,16 @@ from typing import Any
 
 from calls import ENGINE, IN_PROCESS, REFERENCE_PLUGINS, ROOT, Call, Chain, Contender, together
 from cases import AT_ONCE, MANY_PORTS, SERIAL, VERSION, Case
-from long import endurance, growth, pools
+from growth import growth
+from long import endurance, pools
 
 from lab import namespaces
 
 Times = dict[str, list[float]]
 CONTENDERS = (REFERENCE_PLUGINS, ENGINE, IN_PROCESS)
+COUNTS = (0, 100, 250, 500, 1000, 2000)
+REFERENCE_UNTIL = 500
+"""How many attachments the reference is given: beyond, making them takes many minutes."""
 Row = dict[str, Any]
 
 
@@ -156,15 +160,28 @@ def main() -> None:
     try:
         rows = [job() for name, job in jobs if given.only in name]
         if given.long and engine is not None:
-            rows += growth((0, 250, 500, 1000, 2000), max(10, rounds))
-            rows += pools((10, 65000), few * 2, [each for each in contenders if each != IN_PROCESS])
-            rows += endurance(given.pairs, engine.pid)
+            for name, job in long_jobs(given, contenders, engine.pid):
+                if given.only in name:
+                    rows += job()
     finally:
         if engine is not None:
             engine.terminate()
             engine.wait()
     if given.json:
         Path(given.json).write_text(json.dumps({"load": os.getloadavg(), "rows": rows}, indent=2) + "\n")
+
+
+def long_jobs(
+    given: argparse.Namespace, contenders: Sequence[Contender], engine: int
+) -> list[tuple[str, Callable[[], list[Row]]]]:
+    few = max(2, given.rounds // 8)
+    beside = [each for each in contenders if each != IN_PROCESS]
+    until = REFERENCE_UNTIL if REFERENCE_PLUGINS in contenders else 0
+    return [
+        ("growth", lambda: growth(COUNTS, given.rounds, until, start_engine)),
+        ("IPAM", lambda: pools((10, 65000), few * 2, beside)),
+        ("endurance", lambda: endurance(given.pairs, engine)),
+    ]
 
 
 def start_engine() -> subprocess.Popen[bytes]:

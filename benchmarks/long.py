@@ -1,4 +1,4 @@
-"""What takes longer to measure: growth with attachments, large pools, and an engine after many calls."""
+"""What takes longer to measure: large pools, and an engine after many calls."""
 
 from __future__ import annotations
 
@@ -8,41 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from calls import ENGINE, REFERENCE_PLUGINS, Call, Contender, together
+from calls import ENGINE, REFERENCE_PLUGINS, Call, Contender
 from cases import VERSION, Case
+from growth import family
 
 from lab import namespaces
 
 Row = dict[str, Any]
-_PORTS_OF_A_BRIDGE = 500  # the kernel takes 1023
-
-
-def growth(counts: Sequence[int], rounds: int) -> list[Row]:
-    """Serial ADD and DEL, masqueraded, beside so many attachments on other bridges. Milliseconds."""
-    case = Case("growth", masquerade=True)
-    netns = namespaces.make("growth-probe")
-    (conf,) = case.members(ENGINE, 240)
-    probe = Call(ENGINE, "bridge", conf, "growth-probe", netns)
-    found: list[Row] = []
-    there = 0
-    for count in counts:
-        while there < count:
-            many = min(50, count - there)
-            (other,) = case.members(ENGINE, 200 + there // _PORTS_OF_A_BRIDGE)
-            names = [f"grown-{there + each}" for each in range(many)]
-            together([Call(ENGINE, "bridge", other, name, namespaces.make(name)) for name in names], "ADD")
-            there += many
-        times: dict[str, list[float]] = {"ADD": [], "DEL": []}
-        for turn in range(rounds + 2):
-            for command in times:
-                elapsed, _ = probe.timed(command)
-                if turn > 1:
-                    times[command].append(elapsed)
-        row: Row = {"case": "growth", "attachments": there}
-        row |= {command: statistics.median(values) * 1000 for command, values in times.items()}
-        print(f"beside {there:5} attachments         ADD {row['ADD']:7.2f} ms  DEL {row['DEL']:7.2f} ms", flush=True)
-        found.append(row)
-    return found
 
 
 def pools(leases: Sequence[int], rounds: int, contenders: Sequence[Contender]) -> list[Row]:
@@ -89,7 +61,7 @@ def _fill(folder: Path, count: int) -> None:
 
 
 def endurance(pairs: int, process: int) -> list[Row]:
-    """The engine's memory and descriptors as ADD and DEL go on."""
+    """The engine's memory, threads and descriptors, its children's among them, as ADD and DEL go on."""
     (conf,) = Case("endurance", masquerade=True).members(ENGINE, 241)
     call = Call(ENGINE, "bridge", conf, "endurance", namespaces.make("endurance"))
     found = []
@@ -103,10 +75,11 @@ def endurance(pairs: int, process: int) -> list[Row]:
 
 
 def _used(process: int) -> dict[str, int]:
-    status = Path(f"/proc/{process}/status").read_text()
-    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    return {
-        "resident_kib": int(fields["VmRSS"].split()[0]),
-        "threads": int(fields["Threads"]),
-        "descriptors": len(os.listdir(f"/proc/{process}/fd")),
-    }
+    found = {"resident_kib": 0, "threads": 0, "descriptors": 0}
+    for each in family(process):
+        status = Path(f"/proc/{each}/status").read_text()
+        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        found["resident_kib"] += int(fields["VmRSS"].split()[0])
+        found["threads"] += int(fields["Threads"])
+        found["descriptors"] += len(os.listdir(f"/proc/{each}/fd"))
+    return found
