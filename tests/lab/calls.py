@@ -24,6 +24,7 @@ from cni_plugin.types import Result
 from cni_plugin.wire import config as configuration
 from cni_plugin.wire import environment
 from cni_plugin.wire.request import Request
+from lab import engine
 
 STATE = ("/run/weft", "/var/lib/cni")
 """Where weft keeps what it must remember."""
@@ -97,6 +98,8 @@ class Weft:
                     kernel.close()
 
         environ = variables(command, container, netns, ifname, args)
+        if engine.wanted() and self._kernel is None and self._host is None:
+            return _through_engine(conf, environ, None if watch is unwatched else watch)
         status, output = app.run(str(conf["type"]), environ, json.dumps(conf).encode(), handle)
         return Answer(status, json.loads(output) if output else {})
 
@@ -144,6 +147,15 @@ class Weft:
                 kernel.close()
 
 
+LOST = Answer(1, {"code": 11, "msg": "the engine ended before it answered"})
+
+
+def _through_engine(conf: Mapping[str, Any], environ: Mapping[str, str], watch: Watch | None) -> Answer:
+    files = isinstance(watch, Steps) and watch.files
+    reply = engine.call(str(conf["type"]), environ, json.dumps(conf).encode(), watch, files=files)
+    return LOST if reply is None else Answer(reply[0], json.loads(reply[1]) if reply[1] else {})
+
+
 class Fault(KernelRefused):
     """What a test lets go wrong."""
 
@@ -151,10 +163,12 @@ class Fault(KernelRefused):
 class Steps:
     """Counts the steps of a call, and has something happen before one of them.
 
-    Given to a call as its ``watch``. ``hurt`` is called before step ``at`` (from 0); never if ``at`` is -1.
+    Given to a call as its ``watch``. ``hurt`` is called before step ``at`` (from 0); never if ``at`` is -1. With
+    ``files`` every change of a file and every message to the kernel is a step, too.
     """
 
-    def __init__(self, at: int = -1, hurt: Callable[[], None] | None = None) -> None:
+    def __init__(self, at: int = -1, hurt: Callable[[], None] | None = None, *, files: bool = False) -> None:
+        self.files = files
         self._at = at
         self._hurt = hurt or refuse
         self.taken: list[tuple[str, Operation | str]] = []
@@ -207,13 +221,15 @@ class Afterwards:
 def killed(work: Callable[[Steps], object], at: int, *, files: bool = False) -> bool:
     """Run the work in a child that is killed before step ``at``; False if it came to its end before that.
 
-    With ``files`` every change of a file and every message to the kernel is a step, too.
+    Where calls go through an engine, it is the engine that is killed.
     """
+    steps = Steps(at, lambda: os.kill(os.getpid(), signal.SIGKILL), files=files)
+    if engine.wanted():
+        return work(steps) == LOST and engine.was_killed()
     child = os.fork()
     if child == 0:
-        steps = Steps(at, lambda: os.kill(os.getpid(), signal.SIGKILL))
         if files:
-            sys.addaudithook(lambda event, given: _noted(steps, event, given))
+            sys.addaudithook(lambda event, given: noted(steps, event, given))
         code = 1
         try:
             work(steps)
@@ -228,7 +244,8 @@ def killed(work: Callable[[Steps], object], at: int, *, files: bool = False) -> 
     return False
 
 
-def _noted(steps: Steps, event: str, given: tuple[Any, ...]) -> None:
+def noted(steps: Callable[[str, str], None], event: str, given: tuple[Any, ...]) -> None:
+    """An audit event of Python's, told as a step if it is a change of a file or a message to the kernel."""
     opened = event == "open" and isinstance(given[2], int) and given[2] & (os.O_CREAT | os.O_WRONLY | os.O_RDWR)
     if opened or event in _CHANGES or event in _MESSAGES:
         steps(event, str(given[0]))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from cni_plugin.executor import unwatched
 from cni_plugin.kernel.linux import LinuxKernel
 from lab import namespaces
 from lab.abilities import require
-from lab.calls import Answer, Steps, Weft, files, leases
+from lab.calls import Answer, Weft, files, leases
 from lab.cases import Case
 from lab.host import Host
 from lab.snapshot import Snapshot, difference, take
@@ -45,12 +46,12 @@ class Ground:
             return take()
 
     def add(self, watch: Any = None) -> Answer:
-        return self.weft("ADD", self.conf, self.container, watch=watch or Steps())
+        return self.weft("ADD", self.conf, self.container, watch=watch or unwatched)
 
     def delete(self, watch: Any = None, netns: str | None = None) -> Answer:
         """DEL, with the namespace unless another path is given."""
         where = self.container if netns is None else netns
-        return self.weft("DEL", self.conf, where, watch=watch or Steps())
+        return self.weft("DEL", self.conf, where, watch=watch or unwatched)
 
     def collect(self, *valid: tuple[str, str]) -> None:
         """GC of every plugin of the chain, last one first."""

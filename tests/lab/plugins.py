@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab import engine
 from lab.commands import Outcome, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ class Cni:
     def environment(
         self, command: str, container: str = "c1", netns: str = "", ifname: str = "eth0", args: str = "", path: str = ""
     ) -> dict[str, str]:
-        """The CNI_* variables of one call, beside a bare PATH; no engine unless this process's WEFT_ENGINE says so."""
+        """The CNI_* variables of one call, beside a bare PATH; no engine unless this process's environment says so."""
         return {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "CNI_COMMAND": command,
@@ -40,7 +41,7 @@ class Cni:
             "CNI_IFNAME": ifname,
             "CNI_ARGS": args,
             "CNI_PATH": path or str(self.folder),
-            "WEFT_ENGINE": os.environ.get("WEFT_ENGINE", "off"),
+            "WEFT_ENGINE": "require" if engine.wanted() else os.environ.get("WEFT_ENGINE", "off"),
         }
 
     def __call__(
@@ -59,6 +60,8 @@ class Cni:
         timeout: float = 30,
     ) -> Outcome:
         """One call of one plugin, named by the configuration's ``type`` unless given. A failure is an answer, too."""
+        if engine.wanted() and self.folder == OWN_FOLDER:
+            engine.ready()
         environment = self.environment(command, container, netns, ifname, args, path) | dict(extra or {})
         executable = str(self.folder / (plugin or conf["type"]))
         return run(

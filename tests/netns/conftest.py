@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lab import engine
 from lab.host import Host
 from lab.namespaces import isolation_problem
 from lab.plugins import Cni, chosen_folder
@@ -22,8 +23,11 @@ def host(isolation: None) -> Iterator[Host]:
     """This thread in a network namespace that is a host of its own; all state of earlier tests is gone."""
     made = Host()
     try:
+        if engine.wanted():
+            engine.ready()
         yield made
     finally:
+        engine.stop()
         made.close()
 
 

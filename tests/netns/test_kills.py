@@ -11,6 +11,7 @@ from itertools import count
 
 import pytest
 
+from cni_plugin.executor import unwatched
 from lab.calls import Answer, Steps, killed
 from lab.cases import CASES, Case
 from lab.ground import Ground, rest
@@ -47,7 +48,7 @@ class Victim:
 
     def call(self, command: str, watch: Steps | None = None, netns: str | None = None) -> Answer:
         where = self.path if netns is None else netns
-        return self.ground.weft(command, self.conf, where, watch=watch or Steps())
+        return self.ground.weft(command, self.conf, where, watch=watch or unwatched)
 
     def left(self) -> list[str]:
         """What is left at a glance; in a chain, what the plugin before did is not meant."""
