@@ -2,7 +2,8 @@
 
 The rules never change with attachments; what an attachment adds are elements of sets and maps, each with the
 mark of its owner as its comment. Commands are made from typed values alone (``nft_text``), and all that one
-call asks for goes to the kernel as one transaction. Sources: nft(8), libnftables(3).
+call asks for goes to the kernel as one transaction: elements by messages of our own (``nft_elements``), a fifth of the
+time, the rest by the library. Sources: nft(8), libnftables(3).
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import NoReturn, TypeVar
 
 from cni_plugin.errors import Busy, Exists, KernelLacks, KernelRefused, Missing
 from cni_plugin.kernel import Element
+from cni_plugin.kernel.nft_elements import creations, deletions, writable
 from cni_plugin.kernel.nft_library import Answer, Runner, enter_namespace, leave_namespace, runner
 from cni_plugin.kernel.nft_lookup import look_up
-from cni_plugin.kernel.nft_netlink import Questions
+from cni_plugin.kernel.nft_netlink import ERESTART, Change, Questions, refusal
 from cni_plugin.kernel.nft_survey import Survey, survey
-from cni_plugin.kernel.nft_text import Shape, checked, conflict, elements_in, normal, rendered, shapes
+from cni_plugin.kernel.nft_text import Shape, checked, commands, conflict, elements_in, normal, rendered, shapes
 from cni_plugin.names import digest
 
 T = TypeVar("T")
@@ -31,6 +33,7 @@ _STAMP = "stamp"
 _STAMP_CHAIN = re.compile(r'\s*chain stamp \{\s*(?:return comment "([^"]*)"\s*)?\}')
 _FAMILIES = tuple(table.split()[0] for table in TABLES)
 _ATTEMPTS = 5  # of a transaction that another process's came before
+_LAST_GENERATION = 0xFFFFFFFF  # after which the kernel counts from 1 again
 _INTERRUPTED = "Interrupted system call"  # the rules changed while nftables read them, before it wrote
 _ERRORS: tuple[tuple[str, type[KernelRefused], str], ...] = (
     ("No such file or directory", Missing, ""),
@@ -72,6 +75,11 @@ class Nft:
                 self._namespace = -1
 
     # The base rules
+
+    @property
+    def known(self) -> bool:
+        """Whether the base was looked at, and nobody else was seen to change any rules since."""
+        return self._sound is not None
 
     def lacks(self, base: str) -> str | None:
         """What of the base is not as it should be, in a sentence; None if all is.
@@ -150,7 +158,7 @@ class Nft:
             if not absent:
                 return
             try:
-                self._do(self._command("create", absent), elements=True)
+                self._change("create", absent)
                 return
             except Exists:
                 there = self._there(wanted)
@@ -175,7 +183,7 @@ class Nft:
             if not mine:
                 return
             with suppress(Missing):  # another process deleted one meanwhile: look again
-                self._do(self._command("delete", mine), elements=True)
+                self._change("delete", mine)
                 return
         raise Busy("others keep changing the same nftables elements", hint="try again")
 
@@ -225,20 +233,27 @@ class Nft:
             self._shapes = {**self._declared(), **self._shapes}
         return self._shapes.get(collection)
 
-    def _command(self, verb: str, keyed: dict[tuple[str, str], Element]) -> str:
-        """``VERB element inet weft NAME { KEY comment "MARK" : DATA, … }`` for each collection."""
-        grouped: dict[str, list[str]] = {}
-        for (collection, key), element in keyed.items():
-            shape = self._shapes[collection]
-            text = key
-            if verb == "create":
-                text += f' comment "{element.mark}"'
-                text += f" : {rendered(element.data, shape.data, shape)}" if shape.data else ""
-            grouped.setdefault(collection, []).append(text)
-        return "".join(
-            f"{verb} element {self._shapes[name].table} {name} {{ {', '.join(keys)} }}\n"
-            for name, keys in grouped.items()
-        )
+    def _change(self, verb: str, keyed: dict[tuple[str, str], Element]) -> None:
+        """Create or delete the elements, all or none, in one transaction."""
+        items = [(self._shapes[collection], element) for (collection, _), element in keyed.items()]
+        if not all(writable(shape) for shape, _ in items):
+            self._do(commands(verb, items))
+            return
+        changes = creations(items) if verb == "create" else deletions(items)
+        number = self._ask(lambda questions: self._transact(questions, changes))
+        if number:
+            raise refusal(number)
+
+    def _transact(self, questions: Questions, changes: list[Change]) -> int:
+        """Rules that were sound stay so where nobody else's transaction came between: else the kernel refuses."""
+        if self._sound is not None:
+            base, generation = self._sound
+            number = questions.transact(changes, generation)
+            if number != ERESTART:
+                self._sound = base, generation if number else generation % _LAST_GENERATION + 1
+                return number
+            self._sound = None
+        return questions.transact(changes)
 
     def _there(self, keyed: dict[tuple[str, str], Element]) -> dict[tuple[str, str], Element]:
         """What is there under (or, in a set of intervals, over) the keys."""
@@ -270,39 +285,23 @@ class Nft:
     def _ask(self, work: Callable[[Questions], T]) -> T:
         """Ask the kernel directly, where this object belongs."""
 
-        def asked() -> T:
-            if self._questions is None:
-                self._questions = Questions()
-            return work(self._questions)
-
         with self._lock:
-            return self._answered(asked)
-
-    def _answered(self, asked: Callable[[], T]) -> T:
-        try:
-            return self._at_home(asked)
-        except BaseException:  # answers may still come: never to the next question
-            if self._questions is not None:
+            if self._questions is None:
+                self._questions = self._at_home(Questions)
+            try:
+                return work(self._questions)
+            except BaseException:  # answers may still come: never to the next question
                 self._questions.close()
                 self._questions = None
-            raise
+                raise
 
-    def _do(self, commands: str, *, terse: bool = False, elements: bool = False) -> str:
-        """Run the commands where this object belongs; raises a KernelRefused with nftables' own sentence.
-
-        Commands that change ``elements`` alone leave rules that were sound so, if nobody else's came between.
-        """
+    def _do(self, commands: str, *, terse: bool = False) -> str:
+        """Run the commands where this object belongs; raises a KernelRefused with nftables' own sentence."""
         with self._lock:
-            sound, questions = self._sound, self._questions
-            watched = elements and sound is not None and questions is not None
-            before = self._answered(questions.generation) if watched and questions is not None else 0
             for _ in range(_ATTEMPTS):
                 output, errors = self._at_home(lambda: self._run(commands, terse))
                 if _INTERRUPTED not in errors:
                     break
-            if watched and questions is not None and sound is not None and sound[1] == before and not errors:
-                after = self._answered(questions.generation)
-                self._sound = (sound[0], after) if after == before + 1 else None
         if errors:
             _refuse(errors)
         return output

@@ -40,14 +40,14 @@ def look_up(questions: Questions, sought: list[tuple[Shape, tuple[Scalar, ...]]]
 
 
 def _question(shape: Shape, key: tuple[Scalar, ...]) -> tuple[str, tuple[bytes, ...]]:
-    ends = [nested(_KEY, attribute(_VALUE, _bytes(key, shape.key, 0)))]
+    ends = [nested(_KEY, attribute(_VALUE, packed(key, shape.key, 0)))]
     if "interval" in shape.flags:
-        ends.append(nested(_KEY_END, attribute(_VALUE, _bytes(key, shape.key, -1))))
+        ends.append(nested(_KEY_END, attribute(_VALUE, packed(key, shape.key, -1))))
     family, table = shape.table.split()
     return family, (text(_TABLE, table), text(_SET, shape.name), nested(_ELEMENTS, nested(_ITEM, *ends)))
 
 
-def _bytes(parts: tuple[Scalar, ...], types: tuple[str, ...], end: int) -> bytes:
+def packed(parts: tuple[Scalar, ...], types: tuple[str, ...], end: int = 0) -> bytes:
     """A key as the kernel has it: each part in network order, of a concatenation padded to four bytes."""
     values = [_part(part, name, end) for part, name in zip(parts, types, strict=True)]
     return values[0] if len(values) == 1 else b"".join(value + b"\0" * (-len(value) % 4) for value in values)

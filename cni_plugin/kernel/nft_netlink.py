@@ -1,7 +1,7 @@
-"""Questions to nftables without its library, for the two that every ADD and DEL ask and the library is slow at.
+"""What is said to nftables without its library, which reads all rules and sets before it changes a single element.
 
-Only what reads is here; all that writes goes through the library. Sources: ``linux/netfilter/nf_tables.h``,
-``nfnetlink.h``, netlink(7).
+Here are the questions, and transactions of messages that ``nft_elements`` makes; rules and sets are the library's.
+Sources: ``linux/netfilter/nf_tables.h``, ``nfnetlink.h``, ``net/netfilter/nfnetlink.c``, netlink(7).
 """
 
 from __future__ import annotations
@@ -9,29 +9,39 @@ from __future__ import annotations
 import _socket  # without the ``socket`` module's enumerations, which take milliseconds
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from struct import Struct
+from sys import byteorder
 
-from cni_plugin.errors import KernelLacks, KernelRefused
+from cni_plugin.errors import Exists, KernelLacks, KernelRefused, Missing
 
 _NETLINK_NETFILTER = 12
-_SUBSYSTEM = 10 << 8
+_NFTABLES = 10
+_SUBSYSTEM = _NFTABLES << 8
 FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 """What linux/netfilter.h calls them."""
-_REQUEST, _DUMP, _INTERRUPTED = 1, 0x300, 0x10
+_REQUEST, _ACK, _DUMP, _INTERRUPTED = 1, 4, 0x300, 0x10
 _ERROR, _DONE = 2, 3
-_ENOENT = 2
+_BEGIN, _END, _EXPECTED = 0x10, 0x11, 1
+_ENOENT, _EEXIST, _EOPNOTSUPP = 2, 17, 95
+ERESTART = 85
 _GET_GENERATION, _GENERATION_ID = 16, 1
 _NESTED = 0x8000
 _ATTRIBUTE_TYPE = 0x3FFF
+_SOL_SOCKET, _RECEIVE_TIME, _SEND_TIME, _SEND_BUFFER = 1, 20, 21, 32
 _SECONDS = 10
 _BUFFER = 1 << 17
+_LARGEST = 1 << 22  # bytes of a transaction
 _TOGETHER = 64  # questions in one go; their answers fit the socket's buffer
 _MESSAGE = Struct("=IHHII")
 _GENERIC = Struct("=BBH")
 _ATTRIBUTE = Struct("=HH")
 _NUMBER = Struct("=i")
+_TIME = Struct("=qq")
 
 Attributes = dict[int, bytes]
+Change = tuple[int, int, str, tuple[bytes, ...]]
+"""One message of a transaction: its kind, its flags, the table's family, its attributes."""
 
 
 class Questions:
@@ -48,7 +58,11 @@ class Questions:
             self._socket = _socket.socket(_socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
         except OSError as error:
             raise KernelLacks(f"the kernel has no nftables: {error.strerror}", hint="load nf_tables") from error
-        self._socket.settimeout(_SECONDS)
+        # In the kernel and not by settimeout(), which asks poll(2) before every word.
+        for option in (_RECEIVE_TIME, _SEND_TIME):
+            self._socket.setsockopt(_SOL_SOCKET, option, _TIME.pack(_SECONDS, 0))
+        with suppress(OSError):
+            self._socket.setsockopt(_SOL_SOCKET, _SEND_BUFFER, _LARGEST)
 
     def close(self) -> None:
         self._socket.close()
@@ -67,7 +81,7 @@ class Questions:
                 if code is None:
                     found.append(body)
                 elif code:
-                    raise _refused(code)
+                    raise refusal(-code)
                 elif interrupted:
                     raise InterruptedError
                 else:
@@ -87,13 +101,35 @@ class Questions:
                     if code is None:
                         answers[number] = body
                     elif code != -_ENOENT:
-                        raise _refused(code)
+                        raise refusal(-code)
         return answers
 
     def generation(self) -> int:
         """How many transactions there have been: the same as before where nothing was changed by anybody."""
         (found,) = self.each(_GET_GENERATION, [("inet", ())])
         return int.from_bytes(found[_GENERATION_ID], "big") if found else 0
+
+    def transact(self, changes: list[Change], expected: int = 0) -> int:
+        """All of the changes or none: 0, or the errno of what refused them, having done nothing.
+
+        ERESTART says that the generation is not the ``expected`` one; 0 expects none.
+        """
+        generation = (attribute(_EXPECTED, expected.to_bytes(4, "big")),) if expected else ()
+        last = len(changes)
+        messages = [_batch(_BEGIN, 0, generation)]
+        messages += [
+            _message(kind, family, flags | (_ACK if number == last else 0), number, parts)
+            for number, (kind, flags, family, parts) in enumerate(changes, 1)
+        ]
+        self._send([*messages, _batch(_END, last + 1, ())])
+        refused = 0
+        while True:
+            for number, _, code, _ in self._receive():
+                refused = refused or -(code or 0)
+                if number == last or refused == ERESTART:
+                    return refused
+                if not number:  # the commit failed, and other answers may come
+                    raise refusal(refused)
 
     def _send(self, messages: list[bytes]) -> None:
         try:
@@ -145,6 +181,19 @@ def _message(kind: int, family: str, flags: int, number: int, parts: tuple[bytes
     return _MESSAGE.pack(_MESSAGE.size + len(body), _SUBSYSTEM | kind, flags | _REQUEST, number, 0) + body
 
 
-def _refused(code: int) -> KernelRefused:
-    hint = "it takes CAP_NET_ADMIN: run weft as root" if code == -1 else ""
-    return KernelRefused(f"nftables does not answer: {os.strerror(-code)}", hint=hint)
+def _batch(kind: int, number: int, parts: tuple[bytes, ...]) -> bytes:
+    """The first or the last message of a transaction."""
+    body = _GENERIC.pack(0, 0, _NFTABLES << 8 if byteorder == "little" else _NFTABLES) + b"".join(parts)
+    return _MESSAGE.pack(_MESSAGE.size + len(body), kind, _REQUEST, number, 0) + body
+
+
+def refusal(number: int) -> KernelRefused:
+    """The error for an errno."""
+    sentence = f"nftables: {os.strerror(number)}"
+    if number == _EEXIST:
+        return Exists(sentence)
+    if number == _ENOENT:
+        return Missing(sentence)
+    if number == _EOPNOTSUPP:
+        return KernelLacks(sentence, hint="the kernel lacks an nftables module")
+    return KernelRefused(sentence, hint="it takes CAP_NET_ADMIN: run weft as root" if number == 1 else "")

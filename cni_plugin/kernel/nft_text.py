@@ -9,7 +9,7 @@ built without JSON, and its ``get element`` prints text even when asked for JSON
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -98,6 +98,20 @@ def _part(part: Scalar, name: str, shape: Shape) -> str:
     elif name == "ifname" and isinstance(part, str) and not link_name_problem(part):
         return f'"{part}"'
     raise KernelRefused(f"{part!r} cannot be in {shape.name}, which takes {name} there")
+
+
+def commands(verb: str, elements: Iterable[tuple[Shape, Element]]) -> str:
+    """``VERB element inet weft NAME { KEY comment "MARK" : DATA, … }`` for each collection; "create" or "delete"."""
+    grouped: dict[str, tuple[Shape, list[str]]] = {}
+    for shape, element in elements:
+        text = rendered(element.key, shape.key, shape)
+        if verb == "create":
+            text += f' comment "{element.mark}"'
+            text += f" : {rendered(element.data, shape.data, shape)}" if shape.data else ""
+        grouped.setdefault(shape.name, (shape, []))[1].append(text)
+    return "".join(
+        f"{verb} element {shape.table} {shape.name} {{ {', '.join(texts)} }}\n" for shape, texts in grouped.values()
+    )
 
 
 def normal(parts: tuple[Scalar, ...]) -> tuple[Scalar, ...]:

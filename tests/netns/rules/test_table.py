@@ -7,15 +7,16 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
-from unit.rules.test_contract import ONE_OF_EACH, OTHERS, PORT, ports
+from unit.rules.test_contract import MINE, ONE_OF_EACH, OTHERS, PORT, ports
 
 from cni_plugin.errors import Conflict
 from cni_plugin.kernel import Element
 from cni_plugin.kernel.nft import Nft
 from cni_plugin.kernel.nft_library import Library, Program
+from cni_plugin.kernel.nft_text import commands, shapes
 from cni_plugin.rules import BASE
 from lab.host import Host
 
@@ -114,6 +115,48 @@ def test_both_ways_leave_the_same(host: Host) -> None:
         made.close()
     assert listings[0] == listings[1]
     assert host.run("nft", "list", "ruleset").stdout == ""
+
+
+def test_elements_are_as_nftables_would_write_them(host: Host, nft: Nft) -> None:
+    """By messages of our own, and by the program: not even the program's listing tells them apart."""
+    nft.add(ONE_OF_EACH)
+    ours = host.run("nft", "list", "ruleset").stdout
+    assert all(element.mark in ours for element in ONE_OF_EACH)
+    nft.delete(ONE_OF_EACH)
+    assert not any(nft.elements(name) for name in nft.collections())
+    nft_program(host, commands("create", [(shapes(BASE)[one.collection], one) for one in ONE_OF_EACH]))
+    assert host.run("nft", "list", "ruleset").stdout == ours
+    assert nft.missing(ONE_OF_EACH) == ()
+    nft.delete(ONE_OF_EACH)
+    assert not any(nft.elements(name) for name in nft.collections())
+
+
+def test_a_set_of_plain_intervals_is_left_to_the_library(host: Host, nft: Nft) -> None:
+    nft_program(host, "add set inet weft spans { type ipv4_addr; flags interval; }")
+    span = Element("spans", (ip_network("10.1.0.0/16"),), (), OTHERS)
+    nft.add([span])
+    assert nft.elements("spans") == (span,)
+    with pytest.raises(Conflict):
+        nft.add([replace(span, mark=MINE)])
+    nft.delete([span])
+    assert nft.elements("spans") == ()
+
+
+def test_weft_s_own_changes_leave_rules_known_and_nobody_elses_do(host: Host, nft: Nft) -> None:
+    """What was looked at once is not looked at again, until somebody else was there."""
+    assert nft.lacks(BASE) is None
+    nft.add(ports(500))
+    with pytest.raises(Conflict):
+        nft.add(ports(1, OTHERS))
+    assert nft.known
+    nft_program(host, "add table ip other")
+    nft.delete(ports(500))
+    assert not nft.known
+    assert nft.lacks(BASE) is None
+    assert nft.known
+    nft_program(host, "flush chain inet weft ports")
+    nft.add([PORT])
+    assert "ports" in (nft.lacks(BASE) or "")
 
 
 def test_others_tables_stay(host: Host, nft: Nft) -> None:
