@@ -187,6 +187,7 @@ def _secure(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         _sync_folder(folder)
+        _sync_folder(folder.parent)
     for suffix in ("", "-wal", "-shm", ".lock", ".turn"):
         _secure_file(f"{path}{suffix}")
 

@@ -1,0 +1,102 @@
+"""Several processes on one file: how they hear of each other, who has his turn, what the history may weigh."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from unit.store.helpers import environment, program, soon, take
+
+from store import Compacted, embedded, transaction, writer
+from store.database import write_lock
+from store.embedded import open_embedded
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store" / "store.db"
+
+
+async def hears_another_process(path: Path) -> None:
+    store = await open_embedded(path)
+    watch = store.watch("", 0)
+    listening = asyncio.create_task(take(watch, 20))
+    child = await asyncio.create_subprocess_exec(*program("write", "embedded", str(path), "p", "20"), env=environment())
+    assert [batch.revision for batch in await soon(listening)] == list(range(1, 21))
+    assert await child.wait() == 0
+    await store.close()
+
+
+async def test_the_kernel_tells_of_another_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_POLL_SECONDS", 100_000.0)
+    await hears_another_process(path)
+
+
+async def test_where_the_kernel_cannot_looking_now_and_then_must_do(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(path: str) -> int:
+        raise OSError(24, "no instances left")
+
+    monkeypatch.setattr(embedded, "open_inotify", none_left)
+    await hears_another_process(path)
+
+
+async def test_a_process_killed_before_it_could_tell_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = await open_embedded(path), await open_embedded(path)
+    monkeypatch.setattr(writer.os, "pwrite", lambda *_: 0)
+    listening = asyncio.create_task(take(one.watch("", 0), 1))
+    await asyncio.sleep(0.05)
+    await other.put("a", b"")
+    assert await soon(listening)
+    await one.close()
+    await other.close()
+
+
+async def test_one_that_writes_all_the_time_lets_others_have_their_turn(path: Path) -> None:
+    one, other = await open_embedded(path), await open_embedded(path)
+    stopping = False
+
+    async def write() -> None:
+        while not stopping:
+            await one.put("busy", b"")
+
+    writing = [asyncio.create_task(write()) for _ in range(16)]
+    for _ in range(10):
+        await soon(other.put("polite", b""))
+    stopping = True
+    await soon(asyncio.gather(*writing))
+    await one.close()
+    await other.close()
+
+
+async def test_a_renewal_asked_for_in_time_counts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the disk kept it, and whoever asks for something meanwhile."""
+    moment = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda clock: moment)
+    store = await open_embedded(path)
+    lease = await store.grant(10)
+    await store.put("a", b"", lease=lease)
+    with write_lock(str(path)):
+        calls = [asyncio.create_task(store.put("before", b"")), asyncio.create_task(store.keep_alive(lease))]
+        await asyncio.sleep(0.05)
+        moment += 60 * 10**9
+    await soon(asyncio.gather(*calls))
+    assert await store.get("a")
+    await store.close()
+
+
+async def test_a_history_of_large_values_is_shorter(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (transaction, writer):
+        monkeypatch.setattr(module, "HISTORY_BYTES", 1_000_000)
+    store = await open_embedded(path)
+    for number in range(60):
+        await store.put("k", b"%d" % number * 25_000)
+    with pytest.raises(Compacted) as caught:
+        await take(store.watch("", 0), 1)
+    assert 20 < caught.value.oldest < 59
+    heard = await take(store.watch("", caught.value.oldest), 60 - caught.value.oldest)
+    assert heard[-1].revision == 60
+    await store.close()
