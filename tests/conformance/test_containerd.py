@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab.containerd import Containerd
+from lab.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +27,7 @@ def test_containers_reach_each_other(containerd: Containerd, roots: list[str]) -
     try:
         assert first != second
         for name, address in (("c1", second), ("c2", first)):
-            answer = containerd.inside(name, "/bin/ping", "-c", "3", "-w", "5", address).stdout
-            assert " 0% packet loss" in answer
+            until(partial(containerd.answered, name, address), what=f"an answer of {address}")
     finally:
         for name in ("c1", "c2"):
             containerd.down(name)
@@ -78,7 +79,7 @@ def test_what_detached_tasks_leave_is_cleared_up(own: None, containerd: Containe
     assert "attachment default-c1/eth0 on lab" in containerd.weft("gc").stdout
     assert containerd.leases("lab") == [addresses[2]]
     assert len([link for link in containerd.links() if link.startswith("veth")]) == 1
-    assert " 0% packet loss" in containerd.inside("c3", "/bin/ping", "-c", "2", "-w", "5", "10.66.0.1").stdout
+    until(lambda: containerd.answered("c3", "10.66.0.1"), what="an answer")
     containerd.down("c3")
     containerd.weft("gc")
     assert containerd.leases("lab") == []

@@ -37,7 +37,7 @@ def test_a_published_port(podman: Podman, roots: list[str]) -> None:
     assert "weft was here" in podman.get("127.0.0.1", 8080)
     # Debian's static busybox dies of a resolver's library in wget, not in nc.
     asked = "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 192.0.2.1 8080"
-    assert "weft was here" in podman.until("podman", "exec", "c2", "/bin/sh", "-c", asked, timeout=6).stdout
+    assert "weft was here" in podman.until("podman", "exec", "c2", "/bin/sh", "-c", asked).stdout
     podman.podman("rm", "-f", "-t0", "web")
     assert podman.get("192.0.2.1", 8080, namespace="outside", patience=0) == ""
 

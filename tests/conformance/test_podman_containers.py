@@ -36,7 +36,7 @@ import socket, sys
 name, address, port = sys.argv[1:]
 kind = {"udp": (socket.SOCK_DGRAM, 0), "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP)}[name]
 client = socket.socket(socket.AF_INET, *kind)
-client.settimeout(5)
+client.settimeout(10)
 client.connect((address, int(port)))
 client.sendall(b"was here")
 print(client.recv(100).decode())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -31,7 +33,7 @@ class Outcome:
 def run(
     *argv: str,
     stdin: str | bytes = b"",
-    timeout: float = 20,
+    timeout: float = 60,
     environment: Mapping[str, str] | None = None,
     check: bool = True,
     folder: str | None = None,
@@ -61,3 +63,13 @@ def run(
     if check and outcome.code != 0:
         raise AssertionError(f"{argv} failed: {outcome}")
     return outcome
+
+
+def opened(pid: int) -> list[str]:
+    """The files that a process has open; [] if it has ended."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed since
+                found.append(os.readlink(path))
+    return found

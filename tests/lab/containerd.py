@@ -50,6 +50,10 @@ class Containerd(Machine):
     def inside(self, name: str, *argv: str) -> Outcome:
         return self.run("ctr", "task", "exec", "--exec-id", f"{name}-{abs(hash(argv))}", name, *argv, check=False)
 
+    def answered(self, name: str, address: str) -> bool:
+        """Whether an echo request of the container's is answered."""
+        return " 0% packet loss" in self.inside(name, "/bin/ping", "-c", "1", "-W", "1", address).stdout
+
     def weft(self, *argv: str) -> Outcome:
         """The command ``weft``, which may fail."""
         return self.run(str(ROOT / "bin" / "weft"), *argv, check=False)

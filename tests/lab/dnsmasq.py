@@ -6,13 +6,12 @@ import contextlib
 import os
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lab.host import Host, Lan
+from lab.waiting import until
 
 
 class Dnsmasq:
@@ -30,10 +29,8 @@ class Dnsmasq:
             "--dhcp-range=192.0.2.100,192.0.2.120,255.255.255.0,2m",
             *(options or (f"--dhcp-option=3,{lan.outside}",)), name=lan.name,
         )  # fmt: skip
-        deadline = time.monotonic() + 5
-        while "DHCP, IP range" not in self.log:
-            assert time.monotonic() < deadline and self._process.poll() is None, self.log
-            time.sleep(0.02)
+        until(lambda: "DHCP, IP range" in self.log or self._process.poll() is not None, what="a DHCP server")
+        assert self._process.poll() is None, self.log
 
     def stop(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
@@ -64,11 +61,3 @@ def _ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
-
-
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Wait for it; raises AssertionError where it does not come to pass."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from ipaddress import IPv6Address, ip_address
 
 from lab.namespaces import inside
+from lab.waiting import PATIENTLY
 
 EVERYBODY = "ff:ff:ff:ff:ff:ff"
 ALL_NODES = "ff02::1"
@@ -112,7 +113,7 @@ class Ear:
     def close(self) -> None:
         self._socket.close()
 
-    def heard(self, tokens: Iterable[bytes], last: bytes, *, within: float = 3.0) -> set[bytes]:
+    def heard(self, tokens: Iterable[bytes], last: bytes, *, within: float = PATIENTLY) -> set[bytes]:
         """Which of the tokens arrived before the last one did; raises AssertionError if that never comes."""
         wanted, found = set(tokens), set()
         deadline = time.monotonic() + within

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from cni_plugin.executor import unwatched
@@ -12,6 +14,7 @@ from lab.calls import Answer, Weft, files, leases
 from lab.cases import Case
 from lab.host import Host
 from lab.snapshot import Snapshot, difference, take
+from lab.waiting import PATIENTLY
 
 FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 
@@ -63,17 +66,24 @@ class Ground:
         self.host.run("sysctl", "-q", "-w", *(f"{key}=0" for key in FORWARDING))
 
     def changes(self) -> list[str]:
-        """What differs on the host, in the container and on the disk. Forwarding may have been turned on."""
-        found = steady(difference(self._host, self.host.snapshot()))
-        found += [f"container: {line}" for line in difference(self._container, self._inside())]
-        return found + [f"file {path}" for path in sorted(set(files()) ^ set(self._files))]
+        """What differs on the host, in the container and on the disk. Forwarding may have been turned on.
+
+        Nothing is expected to, so what the kernel has yet to undo by itself is waited for.
+        """
+
+        def look() -> list[str]:
+            found = steady(difference(self._host, take()))
+            found += [f"container: {line}" for line in difference(self._container, self._inside())]
+            return found + [f"file {path}" for path in sorted(set(files()) ^ set(self._files))]
+
+        return at_last(look)
 
     def finish(self) -> list[str]:
         """The chain's first plugin is taken away and all is collected; what is left of everything then."""
         if self.case.first:
             self.weft.delete(self.case.first, self.container)
         self.collect()
-        return steady(self.host.changes(self.bare, within=0.0)) + files()
+        return at_last(lambda: steady(difference(self.bare, take())) + files())
 
 
 def use_tables(host: Host) -> None:
@@ -83,6 +93,14 @@ def use_tables(host: Host) -> None:
             for chain in chains:
                 for verb in ("-A", "-D"):
                     host.run(program, "-t", table, verb, chain, "-j", "ACCEPT")
+
+
+def at_last(look: Callable[[], list[str]]) -> list[str]:
+    """What is left to see when there is nothing, or when that has been waited for long enough."""
+    deadline = time.monotonic() + PATIENTLY
+    while (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
 
 
 def steady(lines: list[str]) -> list[str]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from lab import namespaces, traffic
 from lab.commands import Outcome, run
-from lab.snapshot import Snapshot, difference, take
+from lab.snapshot import Snapshot, difference, settled, take
+from lab.waiting import BRIEFLY, PATIENTLY
 
 STATE_FOLDERS = ("/run/weft", "/run/cni", "/var/lib/cni", "/var/lib/weft")
 
@@ -82,11 +83,11 @@ class Host:
         """The container ends, as when its runtime died before it could call DEL."""
         namespaces.remove(self._namespaces.pop(name))
 
-    def run(self, *argv: str, check: bool = True, timeout: float = 20, stdin: str = "") -> Outcome:
+    def run(self, *argv: str, check: bool = True, timeout: float = 60, stdin: str = "") -> Outcome:
         """Run a command on the host."""
         return run(*argv, check=check, timeout=timeout, stdin=stdin)
 
-    def inside(self, name: str, *argv: str, check: bool = True, timeout: float = 20) -> Outcome:
+    def inside(self, name: str, *argv: str, check: bool = True, timeout: float = 60) -> Outcome:
         """Run a command in a container's (or the LAN's) namespace."""
         return run("nsenter", f"--net={self._place(name)}", "--", *argv, check=check, timeout=timeout)
 
@@ -157,37 +158,47 @@ class Host:
         port: int,
         protocol: str = "tcp",
         *,
-        timeout: float = 2.0,
+        timeout: float = PATIENTLY,
         source: str = "",
     ) -> str | None:
-        """Ask a server from a namespace (None: the host); the address it saw the client have, None if none answers."""
+        """Ask a server from a namespace (None: the host); the address it saw the client have, None if none answers.
+
+        Whoever expects no answer gives ``timeout=BRIEFLY``.
+        """
         return traffic.fetch(self._place(name), address, port, protocol, timeout=timeout, source=source)
 
-    def ping(self, name: str | None, address: str, *, timeout: float = 2.0) -> bool:
-        """Whether one echo request is answered within the seconds."""
-        argv = ("ping", "-n", "-q", "-c", "1", "-W", str(timeout), address)
-        return run("nsenter", f"--net={self._place(name)}", "--", *argv, check=False).code == 0
+    def ping(self, name: str | None, address: str, *, timeout: float = PATIENTLY) -> bool:
+        """Whether an echo request is answered within the seconds; one is sent every half of a second until then."""
+        bound = ("-i", "0.5", "-w", f"{timeout:.0f}") if timeout >= 1 else ("-W", str(timeout))
+        argv = ("ping", "-n", "-q", "-c", "1", *bound, address)
+        deadline = time.monotonic() + timeout
+        while True:
+            # It ends early where the kernel knows no way yet.
+            if run("nsenter", f"--net={self._place(name)}", "--", *argv, check=False).code == 0:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.1)
+
+    def reaches(
+        self, name: str | None, address: str, port: int, protocol: str = "tcp", *, expected: bool = True
+    ) -> bool:
+        """Whether a server answers, or for ``icmp`` the address itself; waits long where that is expected."""
+        timeout = PATIENTLY if expected else BRIEFLY
+        if protocol == "icmp":
+            return self.ping(name, address, timeout=timeout)
+        return self.fetch(name, address, port, protocol, timeout=timeout) is not None
 
     def snapshot(self) -> Snapshot:
-        """The host's network, to be compared with ``changes``: as it is once nothing moves for a tenth of a second.
+        """The host's network, to be compared with ``changes``: as it is once the kernel has nothing more to do."""
+        return settled()
 
-        The kernel adds the local route of an IPv6 address in its own time after a link has found its carrier.
+    def changes(self, before: Snapshot, *, within: float = PATIENTLY) -> list[str]:
+        """How the host's network differs from an earlier snapshot; waits that many seconds for it not to.
+
+        Whoever expects a difference gives ``within=0``.
         """
-        deadline = time.monotonic() + 2
-        found = take()
-        while time.monotonic() < deadline:
-            time.sleep(0.1)
-            again = take()
-            if not difference(found, again):
-                break
-            found = again
-        return found
-
-    def changes(self, before: Snapshot, *, within: float = 1.0) -> list[str]:
-        """How the host's network differs from an earlier snapshot; waits that many seconds for it not to."""
         deadline = time.monotonic() + within
-        while True:
-            found = difference(before, take())
-            if not found or time.monotonic() >= deadline:
-                return found
+        while (found := difference(before, take())) and time.monotonic() < deadline:
             time.sleep(0.05)
+        return found

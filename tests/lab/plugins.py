@@ -57,7 +57,7 @@ class Cni:
         path: str = "",
         extra: Mapping[str, str] | None = None,
         folder: str | None = None,
-        timeout: float = 30,
+        timeout: float = 120,
     ) -> Outcome:
         """One call of one plugin, named by the configuration's ``type`` unless given. A failure is an answer, too."""
         if engine.wanted() and self.folder == OWN_FOLDER:

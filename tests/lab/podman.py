@@ -11,6 +11,7 @@ from typing import Any
 from lab.commands import Outcome
 from lab.machine import Machine
 from lab.plugins import ROOT
+from lab.waiting import PATIENTLY
 
 _LEASES = "/var/lib/cni/networks"
 # Without control groups crun needs no rights that this machine may lack, for a pod's first container either.
@@ -100,12 +101,12 @@ class Podman(Machine):
         """What busybox's ``ip`` prints in a container."""
         return self.podman("exec", name, "/bin/ip", *argv)
 
-    def ping(self, name: str, address: str, *, count: int = 3) -> bool:
-        # The first packet may be lost to neighbour discovery on a loaded machine.
-        argv = ("podman", "exec", name, "/bin/ping", "-c", str(count), "-i", "0.2", "-W", "1", address)
-        return self.run(*argv, check=False).code == 0
+    def ping(self, name: str, address: str, *, expected: bool = True) -> bool:
+        """Whether an echo request is answered: asked again and again where that is expected, else once."""
+        argv = ("podman", "exec", name, "/bin/ping", "-c", "1", "-W", "1", address)
+        return self.until(*argv, timeout=PATIENTLY if expected else 0).code == 0
 
-    def get(self, address: str, port: int, *, namespace: str = "", patience: float = 6) -> str:
+    def get(self, address: str, port: int, *, namespace: str = "", patience: float = PATIENTLY) -> str:
         """The page a server has, asked for on the machine or in a namespace; "" if it cannot be had in time."""
         where = ("ip", "netns", "exec", namespace) if namespace else ()
         return self.until(*where, sys.executable, "-ISc", _GET, address, str(port), timeout=patience).stdout

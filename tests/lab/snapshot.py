@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from lab.commands import run
+from lab.waiting import PATIENTLY
 
 Snapshot = dict[str, Any]
 
@@ -84,6 +86,37 @@ def take() -> Snapshot:
     state["nft"] = [item for item in rules if item]
     state["sysctl"] = _sysctls()
     return state
+
+
+def settled() -> Snapshot:
+    """The network of this thread's namespace once the kernel has nothing more to do and nothing moves for a moment.
+
+    Some time after a link has found or lost its carrier the kernel notes that, and adds or removes routes.
+    """
+    deadline = time.monotonic() + PATIENTLY
+    found = take()
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        waiting, again = _pending(), take()
+        if not waiting and not difference(found, again):
+            break
+        found = again
+    return found
+
+
+def _pending() -> bool:
+    """Whether the kernel has yet to note a link's carrier, or to find out whether an address is anybody's.
+
+    An address of its own making, which ``take`` leaves out, may be tentative for seconds.
+    """
+    for link in json.loads(run("ip", "-j", "address", "show").stdout or "[]"):
+        flags = link.get("flags", ())
+        # IFF_LOWER_UP is the carrier itself, NO-CARRIER (no IFF_RUNNING) what has been noted.
+        if "LOWER_UP" in flags and "NO-CARRIER" in flags:
+            return True
+        if any(one.get("tentative") and one.get("scope") == "global" for one in link.get("addr_info", ())):
+            return True
+    return False
 
 
 def difference(before: Snapshot, after: Snapshot) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 
 from lab.namespaces import inside
+from lab.waiting import PATIENTLY
 
 PAUSE = 0.1
 """Seconds after which a waiting server looks whether it should end."""
@@ -61,7 +63,7 @@ class Server:
             with contextlib.suppress(OSError):
                 connection, client = self._socket.accept()
                 with connection:
-                    connection.settimeout(2)
+                    connection.settimeout(PATIENTLY)
                     data = connection.recv(4096)
                     connection.sendall(f"{self._name(client[0])} ".encode() + data)
 
@@ -73,25 +75,46 @@ class Server:
 
 
 def fetch(
-    namespace: str, address: str, port: int, protocol: str = "tcp", *, timeout: float = 2.0, source: str = ""
+    namespace: str, address: str, port: int, protocol: str = "tcp", *, timeout: float = PATIENTLY, source: str = ""
 ) -> str | None:
     """What a server answers to ``hello``: the address it saw, None if it cannot be reached in time.
 
-    ``source`` is the address to send from, chosen by the kernel if empty.
+    A refusal ends it; where the kernel knows no way, it may be about to. ``source`` is the address to send from, chosen
+    by the kernel if empty.
     """
-    with inside(namespace):
-        client = socket.socket(_family(address), _kind(protocol))
-    with client:
-        client.settimeout(timeout)
-        try:
-            if source:
-                client.bind((source, 0))
-            client.connect((address, port))
-            client.sendall(b"hello")
-            answer = client.recv(4096).decode()
-        except OSError:
-            return None
+    deadline = time.monotonic() + timeout
+    while True:
+        with inside(namespace):
+            client = socket.socket(_family(address), _kind(protocol))
+        with client:
+            try:
+                if source:
+                    client.bind((source, 0))
+                client.settimeout(timeout)
+                client.connect((address, port))
+                answer = _ask(client, deadline).decode()
+                break
+            except (TimeoutError, ConnectionError):
+                return None
+            except OSError:
+                if time.monotonic() >= deadline:
+                    return None
+        time.sleep(PAUSE)
     seen, _, echoed = answer.partition(" ")
     if echoed != "hello":
         raise AssertionError(f"{address}:{port} answered {answer!r}")
     return seen
+
+
+def _ask(client: socket.socket, deadline: float) -> bytes:
+    """Say hello, once a second where nobody repeats what is lost; the answer. Raises OSError if none comes."""
+    while True:
+        client.sendall(b"hello")
+        left = deadline - time.monotonic()
+        again = client.type == socket.SOCK_DGRAM and left > 1
+        client.settimeout(1 if again else max(left, 0.01))
+        try:
+            return client.recv(4096)
+        except TimeoutError:
+            if not again:
+                raise

@@ -245,7 +245,7 @@ def test_defect_23_isolation_ends_when_the_policy_changes(host: Host, cni: Cni) 
         conf = network("firewall", ingressPolicy=policy)
         for name, netns in places.items():
             cni.add({**conf, "prevResult": results[name]}, netns, container=name)
-        assert (host.fetch("c1", "10.80.0.3", 80, timeout=0.4) is not None) is reached
+        assert host.reaches("c1", "10.80.0.3", 80, expected=reached) is reached
         for name, netns in places.items():
             cni.delete({**conf, "prevResult": results[name]}, netns, container=name)
 

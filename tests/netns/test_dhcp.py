@@ -15,9 +15,10 @@ from lab import seen
 from lab.abilities import require
 from lab.calls import Steps, Weft, killed
 from lab.confs import network
-from lab.dnsmasq import Dnsmasq, end_keepers, until
+from lab.dnsmasq import Dnsmasq, end_keepers
 from lab.host import Host, Lan
 from lab.plugins import REFERENCE_FOLDER, Cni
+from lab.waiting import until
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 
+from cni_plugin.engine.peer import READING
 from cni_plugin.wire import frame
-from lab.commands import run
+from lab.commands import opened, run
 from lab.host import Host
 from lab.plugins import OWN_FOLDER, ROOT, Cni
+from lab.waiting import until
 
 PLUGIN = OWN_FOLDER / "bridge"
 ENGINE = ROOT / ".venv" / "bin" / "weft-engine"
@@ -42,11 +44,8 @@ class Engine:
         self.folder = Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}")
         self.socket = self.folder / "engine.sock"
         self.process = subprocess.Popen([ENGINE, "--log", *arguments], stderr=subprocess.PIPE)
-        until = time.monotonic() + 20
-        while not self.socket.exists():
-            assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        until(lambda: self.socket.exists() or self.process.poll() is not None, 60, "an engine")
+        assert self.process.poll() is None, self.process.communicate()
 
     def kill(self) -> None:
         self.process.kill()
@@ -57,7 +56,7 @@ class Engine:
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
         try:
-            return self.process.communicate(timeout=20)[1].decode()
+            return self.process.communicate(timeout=60)[1].decode()
         finally:
             self.process.kill()
 
@@ -155,7 +154,8 @@ def test_garbage_and_stuck_clients_hold_up_nobody(host: Host, engine: Engine, th
     started = time.monotonic()
     through.add(CONF, path)
     through.delete(CONF, path)
-    assert time.monotonic() - started < 4
+    # One after the other, the 24 who do not end what they send would take that long each.
+    assert time.monotonic() - started < 8 * READING
     for client in stuck:
         client.close()
     assert left(engine.folder) == []
@@ -169,18 +169,13 @@ def test_without_an_engine(host: Host, through: Through) -> None:
 
 def test_one_is_started_on_demand_and_ends_when_idle(host: Host, cni: Cni) -> None:
     path = host.container()
-    extra = {"WEFT_ENGINE": "auto", "WEFT_ENGINE_IDLE": "1"}
+    extra = {"WEFT_ENGINE": "auto", "WEFT_ENGINE_IDLE": "4"}
     folder = Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}")
     cni.add(CONF, path, extra=extra)  # by itself, with all its pipes closed: the engine holds none of them
-    until = time.monotonic() + 20
-    while not (folder / "engine.sock").exists():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    until((folder / "engine.sock").exists, 60, "an engine")
     cni.delete(CONF, path, extra={"WEFT_ENGINE": "require"})
     assert left(folder) == []
-    while (folder / "engine.sock").exists():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    until(lambda: not (folder / "engine.sock").exists(), 60, "the end of an idle engine")
 
 
 def test_an_engine_that_was_killed_is_done_without(host: Host, engine: Engine, cni: Cni) -> None:
@@ -196,10 +191,10 @@ def test_ends_in_order_while_it_works(host: Host, engine: Engine, through: Throu
     """SIGTERM: what was taken on is finished, and answered."""
     calls = [(f"c{number}", host.container(f"c{number}")) for number in range(12)]
     running = [start(through, "ADD", *call) for call in calls]
-    time.sleep(0.05)
+    until(lambda: any((engine.folder / "attachments").glob("*.json")), what="an ADD")
     engine.process.send_signal(signal.SIGTERM)
-    outcomes = [process.communicate(timeout=30) for process in running]
-    assert engine.process.wait(20) == 0
+    outcomes = [process.communicate(timeout=60) for process in running]
+    assert engine.process.wait(60) == 0
     codes = [json.loads(out).get("code", 0) for out, _ in outcomes]
     assert set(codes) <= {0, 11}, outcomes  # 11: came when there was none any more
     assert 0 in codes
@@ -220,7 +215,7 @@ def test_killed_in_the_middle(host: Host, command: str, delay: float, through: T
     process = start(through, command, "c1", path)
     time.sleep(delay)
     engine.kill()
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     if process.returncode:
         assert json.loads(out)["code"] == 11
     cni.delete(CONF, path)
@@ -255,12 +250,11 @@ def test_a_request_of_somebody_who_left_is_not_begun(host: Host, engine: Engine,
     lock = Records(str(engine.folder)).lock(Attachment("engined", "c1", "eth0", "bridge"))
     with locks.hold(lock):
         process = start(through, "ADD", "c1", path)
-        time.sleep(0.3)
+        until(lambda: lock in opened(engine.process.pid), what="waiting for the lock")
         process.kill()
         process.communicate()
-    time.sleep(0.3)
-    assert left(engine.folder) == []
     assert "nobody waits" in engine.close()
+    assert left(engine.folder) == []
 
 
 def test_many_at_once(host: Host, engine: Engine, through: Through) -> None:
@@ -292,7 +286,7 @@ def start_with(cni: Cni, conf: dict[str, Any], command: str, netns: str) -> tupl
         env=cni.environment(command, "c1", netns),
         input=json.dumps(conf).encode(),
         capture_output=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 0, done
@@ -308,12 +302,12 @@ def test_other_code_makes_it_yield(host: Host, engine: Engine) -> None:
     client.sendall(frame.request(sent))
     reply = client.recv(100)
     assert frame.REPLY.unpack(reply)[2] == 1
-    assert engine.process.wait(20) == 0
+    assert engine.process.wait(60) == 0
     assert not engine.socket.exists()
 
 
 def test_only_one(host: Host, engine: Engine) -> None:
-    assert run(str(ENGINE), timeout=20).code == 0
+    assert run(str(ENGINE), timeout=60).code == 0
     assert engine.process.poll() is None
     assert engine.socket.exists()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -94,9 +93,7 @@ def test_traffic_over_the_lan(host: Host, protocol: str) -> None:
 
 
 def test_a_command_that_hangs_is_ended_with_its_children() -> None:
-    started = time.monotonic()
     with pytest.raises(AssertionError, match="longer than"):
         run("sh", "-c", "sleep 987.25 & wait", timeout=0.3)
-    assert time.monotonic() - started < 5
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not any(b"987.25" in command for command in commands)
