@@ -154,11 +154,11 @@ class Service:
             else:
                 errors = self.undo(record)
             raise_all(errors)
-            self.records.remove(attachment)
             if record is not None and any(isinstance(one, Elements) and one.published for one in record.operations):
                 from cni_plugin.upkeep import hand_over
 
-                hand_over(self, attachment)
+                hand_over(self, record)
+            self.records.remove(attachment)
 
     def check(self, request: Request) -> None:
         """Raises NotAsPlanned naming everything that is not as ADD left it, UnknownContainer without an ADD."""

@@ -16,7 +16,7 @@ from functools import partial
 
 from cni_plugin import executor, locks, names, parts
 from cni_plugin.drafts import attachment_of
-from cni_plugin.errors import Busy, ConfigProblem, Missing, WeftError
+from cni_plugin.errors import Busy, ConfigProblem, Missing, StateDamaged, WeftError
 from cni_plugin.kernel import Element, Link
 from cni_plugin.names import link_name_problem
 from cni_plugin.ops import Elements
@@ -117,6 +117,7 @@ def _detach(service: Service, record: Record, swept: Swept) -> None:
             errors = service.undo(now)
             swept.errors += errors
             if not errors:
+                hand_over(service, now)
                 service.records.remove(attachment)
                 swept.attachments.append(str(attachment))
     except Busy:
@@ -365,20 +366,33 @@ def restore_rules(service: Service, current: Attachment | None) -> None:
             _restore_elements(service, record)
 
 
-def hand_over(service: Service, ended: Attachment) -> None:
-    """Give the ports that an attachment had to those of its container that were to have them, too."""
-    for record in list(service.records.all()):
-        if record.attachment.container == ended.container and record.attachment != ended:
-            _restore_elements(service, record)
+def hand_over(service: Service, ended: Record) -> None:
+    """Give the ports that an attachment had to those of its container that were to have them, too.
 
-
-def _restore_elements(service: Service, record: Record) -> None:
-    """Add what is missing of an attachment's elements, unless somebody works on it."""
-    if record.phase is not Phase.ATTACHED:
+    Called when its elements are gone and before its record is, which says REMOVING: so a call that is killed here is
+    done again, and of two that end at once neither waits for the other. An ADD may have found the ports taken just
+    before, and CHECK holds an attachment as well: they are waited for.
+    """
+    if not any(isinstance(one, Elements) and one.published for one in ended.operations):
         return
-    with contextlib.suppress(Busy, WeftError), locks.hold(service.records.lock(record.attachment), patience=0):
+    mine = ended.attachment
+    with contextlib.suppress(StateDamaged):
+        for record in list(service.records.all()):
+            if record.attachment.container == mine.container and record.attachment != mine:
+                _restore_elements(service, record, patience=locks.PATIENCE)
+
+
+def _restore_elements(service: Service, record: Record, *, patience: float = 0) -> None:
+    """Add what is missing of an attachment's elements, unless somebody works on it for longer than the patience."""
+    if record.phase is Phase.REMOVING:
+        return
+    lock = service.records.lock(record.attachment)
+    with contextlib.suppress(WeftError), locks.hold(lock, patience=patience):
         now = service.records.read(record.attachment)
-        if now is not None and now.phase is Phase.ATTACHED:
+        if now is None:
+            with contextlib.suppress(OSError):
+                os.unlink(lock)
+        elif now.phase is Phase.ATTACHED:
             _apply_elements(now.operations, service.machine(None))
 
 

@@ -42,10 +42,8 @@ class Elements(Operation):
         try:
             machine.rules().add(self.elements)
         except Conflict:
-            mine = self._without_kin(self.elements, machine)
-            if len(mine) == len(self.elements):
-                raise
-            machine.rules().add(mine)
+            # Where no kin has them any more, one had them a moment ago, or it is a stranger: the second try tells.
+            machine.rules().add(self._without_kin(self.elements, machine))
         return True
 
     def undo(self, machine: Machine) -> None:

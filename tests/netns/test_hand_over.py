@@ -1,0 +1,212 @@
+"""A container's networks share its ports: whatever one of them is doing when another goes, the ports are never lost.
+
+Every interleaving is made: one call stands still before each of its steps while the other runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from cni_plugin.kernel import Kernel
+from cni_plugin.records import Records
+from cni_plugin.service import Service
+from cni_plugin.types import Attachment
+from lab.calls import Answer, Steps, Weft, killed
+from lab.commands import opened
+from lab.confs import bridge, pool, port
+from lab.ground import rest
+from lab.host import Host
+from lab.waiting import until
+
+PORTS = {"portMappings": [port(8080, 80)]}
+NETS = {
+    name: bridge(pool(f"10.{number}.0.0/24"), type="weft", driver="bridge", bridge=f"b-{name}", name=name,
+                 isGateway=True, portmap={}, runtimeConfig=PORTS)
+    for name, number in (("red", 81), ("blue", 82), ("green", 83))
+}  # fmt: skip
+LINKS = {"red": "eth0", "blue": "eth1", "green": "eth2"}
+
+Watch = Callable[[str, object], None]
+
+
+class Kin(Weft):
+    """weft, standing still also right before and after it looks at who else the container has."""
+
+    def service(self, kernel: Kernel, watch: Any = None) -> Service:
+        made = super().service(kernel, watch)
+        look = made._kin
+
+        def kin(mark: str) -> frozenset[str]:
+            watch("before", "kin")
+            found = look(mark)
+            watch("after", "kin")
+            return found
+
+        made._kin = kin  # type: ignore[method-assign]
+        return made
+
+
+class Call:
+    """A call in a process of its own. Before step ``at`` it stands still until its answer is asked for."""
+
+    def __init__(self, work: Callable[[Watch], Answer], at: int = -1) -> None:
+        (stood, standing), (go, self._go), (answer, writer) = (os.pipe() for _ in range(3))
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.close(self._go)
+                found = work(Steps(at, lambda: (os.write(standing, b"s"), os.read(go, 1))))  # type: ignore[arg-type]
+                os.write(writer, json.dumps([found.status, found.document]).encode())
+            finally:
+                os._exit(0)
+        for descriptor in (standing, go, writer):
+            os.close(descriptor)
+        self._answer = answer
+        self.stands = at >= 0 and os.read(stood, 1) == b"s"
+        os.close(stood)
+
+    def over_or_at(self, *locks: str) -> bool:
+        """Whether it has come to its end, or is at one of these locks."""
+        state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "Z" or any(path in locks for path in opened(self.pid))
+
+    def answer(self) -> Answer:
+        """Let it go on to its end; what it says then."""
+        with contextlib.suppress(BrokenPipeError):  # it has not stood still
+            os.write(self._go, b"g")
+        os.close(self._go)
+        with open(self._answer, "rb") as file:
+            text = file.read()
+        os.waitpid(self.pid, 0)
+        assert text, "the call died"
+        return Answer(*json.loads(text))
+
+
+class Scene:
+    """A container on some of the networks."""
+
+    def __init__(self, host: Host, *networks: str) -> None:
+        self.weft, self.path = Kin(), host.container()
+        self.results = {name: self.call("ADD", name).document for name in networks}
+
+    def call(self, command: str, name: str, watch: Watch | None = None) -> Answer:
+        conf = {**NETS[name], **({"prevResult": self.results[name]} if command == "CHECK" else {})}
+        return self.weft(command, conf, self.path, "c1", LINKS[name], watch=watch or Steps())
+
+    def start(self, command: str, name: str, at: int = -1) -> Call:
+        return Call(lambda watch: self.call(command, name, watch), at)
+
+    def lock(self, name: str) -> str:
+        folder = f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}"
+        return Records(folder).lock(Attachment(name, "c1", LINKS[name], "weft"))
+
+    def end(self, host: Host, heir: str) -> None:
+        """The heir has the port, in the kernel and by its own account; then all of it goes."""
+        address = self.results[heir]["ips"][0]["address"].partition("/")[0]
+        assert re.search(rf"\btcp \. 8080 .* : {re.escape(address)} \. 80\b", _ports(host)), _ports(host)
+        assert self.call("CHECK", heir).ok
+        for name in NETS:
+            assert self.call("DEL", name).ok
+        for name in NETS:
+            self.weft.collect({**NETS[name], "runtimeConfig": {}})
+        assert rest(self.path) == []
+        host.remove_container()
+
+
+def _ports(host: Host) -> str:
+    return host.run("nft", "list", "map", "inet", "weft", "ports4").stdout
+
+
+def test_a_network_that_comes_while_another_goes(host: Host) -> None:
+    """The ADD stands still, before it has found the ports taken or after it; meanwhile the other network's DEL."""
+    for at in count():
+        scene = Scene(host, "red")
+        coming = scene.start("ADD", "blue", at)
+        going = scene.start("DEL", "red")
+        until(lambda: going.over_or_at(scene.lock("blue")), 60)  # noqa: B023
+        stood = coming.stands
+        added, deleted = coming.answer(), going.answer()
+        assert added.ok and deleted.ok, (at, added, deleted)
+        scene.results["blue"] = added.document
+        scene.end(host, "blue")
+        if not stood:
+            break
+    assert at > 12
+
+
+def test_a_network_that_goes_while_another_comes(host: Host) -> None:
+    """The DEL stands still, and the other network's ADD has all the time it wants."""
+    for at in count():
+        scene = Scene(host, "red")
+        going = scene.start("DEL", "red", at)
+        coming = scene.start("ADD", "blue")
+        until(lambda: coming.over_or_at(), 60)  # noqa: B023
+        stood = going.stands
+        added, deleted = coming.answer(), going.answer()
+        assert added.ok and deleted.ok, (at, added, deleted)
+        scene.results["blue"] = added.document
+        scene.end(host, "blue")
+        if not stood:
+            break
+    assert at > 3
+
+
+def test_two_networks_that_go(host: Host) -> None:
+    """Neither hands its ports to the other, nor waits for it: both hand them to the third."""
+    for at in count():
+        scene = Scene(host, "red", "blue", "green")
+        first = scene.start("DEL", "red", at)
+        second = scene.start("DEL", "blue")
+        # The first may have found the second's network still there, and be about to hand it the ports.
+        held = [scene.lock(name) for name in ("red", "green")]
+        held += [path for path in (scene.lock("blue"),) if path in opened(first.pid)]
+        until(lambda: second.over_or_at(*held), 60)  # noqa: B023
+        stood = first.stands
+        answers = first.answer(), second.answer()
+        assert answers[0].ok and answers[1].ok, (at, answers)
+        scene.end(host, "green")
+        if not stood:
+            break
+    assert at > 3
+
+
+def test_a_network_that_goes_while_another_is_looked_at(host: Host) -> None:
+    """CHECK holds the attachment, so that the ports cannot be given to it at once."""
+    for at in count():
+        scene = Scene(host, "red", "blue")
+        looking = scene.start("CHECK", "blue", at)
+        going = scene.start("DEL", "red")
+        until(lambda: going.over_or_at(scene.lock("blue")), 60)  # noqa: B023
+        stood = looking.stands
+        looking.answer()  # of a moment between the two: either may be right
+        assert going.answer().ok
+        scene.end(host, "blue")
+        if not stood:
+            break
+    assert at == 2
+
+
+def test_a_network_whose_end_is_killed(host: Host) -> None:
+    """Whatever was done before the kill, the next DEL hands the ports over."""
+    for at in count():
+        scene = Scene(host, "red", "blue")
+        alive = not killed(lambda steps: scene.call("DEL", "red", steps), at, files=True)  # noqa: B023
+        assert scene.call("DEL", "red").ok
+        scene.end(host, "blue")
+        if alive:
+            break
+    assert at > 5
+
+
+def test_a_network_that_is_collected(host: Host) -> None:
+    """GC is an end like any other."""
+    scene = Scene(host, "red", "blue")
+    scene.weft.collect({**NETS["red"], "runtimeConfig": {}})
+    scene.end(host, "blue")
