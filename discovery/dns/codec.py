@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from struct import Struct, error
 
 A, NS, CNAME, SOA, PTR, HINFO, MX, TXT, AAAA, SRV, OPT = 1, 2, 5, 6, 12, 13, 15, 16, 28, 33, 41
@@ -40,6 +40,8 @@ MOST_RECORDS = 8
 """More records than a query has any use for."""
 MOST_POINTERS = 32
 """More pointers than anybody makes a name of; each costs who reads it."""
+
+Address = IPv4Address | IPv6Address
 
 _HEADER = Struct("!HHHHHH")
 _FIXED = Struct("!HHIH")
@@ -129,7 +131,15 @@ def record(owner: bytes, kind: int, ttl: int, data: bytes) -> bytes:
     return owner + _FIXED.pack(kind, IN, ttl, len(data)) + data
 
 
-def address_record(owner: bytes, address: IPv4Address | IPv6Address, ttl: int) -> bytes:
+def read_address(written: str) -> Address | None:
+    """An address as somebody wrote it; None if it is none, but a name."""
+    try:
+        return ip_address(written)
+    except ValueError:
+        return None
+
+
+def address_record(owner: bytes, address: Address, ttl: int) -> bytes:
     """An A or AAAA record."""
     return record(owner, A if address.version == 4 else AAAA, ttl, address.packed)
 

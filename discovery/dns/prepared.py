@@ -89,8 +89,8 @@ def _orders(units: Sequence[Unit]) -> list[list[Unit]]:
 def fitted(prepared: Prepared, room: int, limit: int = 0) -> tuple[bytes, tuple[int, int, int], bool]:
     """Records in a new order, as many as fit: their bytes, the counts of the three sections, and whether all are there.
 
-    ``room`` is in bytes, behind the question; ``limit`` units at most are wanted, 0 for all. A first unit that does not fit with its additional records comes without
-    them. Source: RFC 2181 section 9.
+    ``room`` is in bytes, behind the question; ``limit`` units at most are wanted, 0 for all. A first unit that does not
+    fit with its additional records comes without them. Source: RFC 2181 section 9.
     """
     units = list(prepared.units)
     if len(units) > 1:

@@ -29,7 +29,7 @@ from discovery.dns.codec import (
 )
 from discovery.dns.prepared import Prepared, Unit, fitted, ready
 from discovery.dns.settings import Settings
-from discovery.dns.view import View, address_of
+from discovery.dns.view import View, reversed_address
 from discovery.dns.zone import Zone
 
 LARGEST = 65535
@@ -154,7 +154,7 @@ class Responder:
             return self._zone.answer(query.name, query.type, domain)
         found = view.answer(query.name, query.type)
         if (found is None or found.code) and query.type in (PTR, ANY):
-            address = address_of(codec.labels(query.name))
+            address = reversed_address(codec.labels(query.name))
             found = (self._zone.pointer(address) if address is not None else None) or found
         return found
 

@@ -41,13 +41,12 @@ class Connections:
 
     def add(self, stream: Stream) -> bool:
         """Whether there is room for another one; if nobody has any, the one that is idle longest ends."""
-        held = self._of_client.get(stream.client, 0)
-        if held >= MOST_OF_ONE:
+        if self._of_client.get(stream.client, 0) >= MOST_OF_ONE:
             return False
         if len(self._open) >= MOST_CONNECTIONS:
             next(iter(self._open)).abort()
         self._open[stream] = None
-        self._of_client[stream.client] = held + 1
+        self._of_client[stream.client] = self._of_client.get(stream.client, 0) + 1
         return True
 
     def touch(self, stream: Stream) -> None:

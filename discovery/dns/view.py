@@ -9,16 +9,15 @@ Sources: the embedded servers of Docker (libnetwork) and podman (aardvark-dns); 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from discovery.dns import codec
-from discovery.dns.codec import AAAA, ANY, NOERROR, NXDOMAIN, PTR, QUESTION, REFUSED, A
+from discovery.dns.codec import AAAA, ANY, NOERROR, NXDOMAIN, PTR, QUESTION, REFUSED, A, Address, read_address
 from discovery.dns.names import NetworkNames
 from discovery.dns.prepared import Prepared, Unit, ready
 from discovery.dns.settings import Settings
 from discovery.dns.zone import KEPT_TYPES
 
-Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
 MOST_KEPT = 20_000
 _NOBODY = ready(NXDOMAIN)
@@ -57,7 +56,7 @@ class View:
     def answer(self, name: bytes, kind: int) -> Prepared | None:
         """The answer about a name (lower case, as on the wire); None if it is others' to answer."""
         parts = codec.labels(name)
-        address = address_of(parts)
+        address = reversed_address(parts)
         if address is not None:
             return self._pointer(address, kind)
         if not self.networks or not parts:
@@ -96,8 +95,8 @@ class View:
         return found, known
 
     def _of(self, addresses: list[str], kind: int) -> Prepared:
-        found = [ip_address(each) for each in addresses]
-        version = {A: 4, AAAA: 6}.get(kind) or (min(each.version for each in found) if kind == ANY else 0)
+        found = [address for each in addresses if (address := read_address(each))]
+        version = {A: 4, AAAA: 6}.get(kind) or (min((each.version for each in found), default=4) if kind == ANY else 0)
         chosen = (each for each in found if each.version == version)
         return ready(units=[Unit(codec.address_record(QUESTION, each, self._ttl)) for each in chosen])
 
@@ -131,7 +130,7 @@ def subnets(texts: Sequence[str]) -> tuple[Subnet, ...]:
     return tuple(found)
 
 
-def address_of(parts: Sequence[bytes]) -> Address | None:
+def reversed_address(parts: Sequence[bytes]) -> Address | None:
     """The address that the labels of a name in ``in-addr.arpa`` or ``ip6.arpa`` are; None if they are no whole one."""
     if len(parts) < 6 or parts[-1] != b"arpa":
         return None

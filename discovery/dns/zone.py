@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
 from discovery.dns import codec
-from discovery.dns.codec import AAAA, ANY, CNAME, NS, PTR, QUESTION, SOA, SRV, TXT, A, BadName
+from discovery.dns.codec import AAAA, ANY, CNAME, NS, PTR, QUESTION, SOA, SRV, TXT, A, Address, BadName, read_address
 from discovery.dns.prepared import Prepared, Unit, authority, negative, ready
 from discovery.dns.settings import Settings
 from discovery.values import OWN_SERVICE, Health, Instance, Node, Status
@@ -27,7 +27,6 @@ MOST_KEPT = 100_000
 MOST_GLUE = 3
 _KINDS = (b"service", b"node", b"addr", b"virtual")
 _PROTOCOLS = (b"_tcp", b"_udp")
-Address = IPv4Address | IPv6Address
 Found = tuple[Prepared, tuple[Topic, ...] | None]
 """An answer, and the topics that it depends on; None for what is not worth keeping."""
 
@@ -201,7 +200,7 @@ class Zone:
         """An SRV record, with its target's addresses."""
         number = _port(one, port) if port else one.instance.port
         address = one.instance.address
-        where = _address(address or one.node.address)
+        where = read_address(address or one.node.address)
         target = b"" if address else self._node_name(one.node, domain)
         if not target and where is not None:
             target = _joined(where.packed.hex(), b"addr", self._datacenter, domain)
@@ -240,7 +239,7 @@ class Zone:
 
     def _of_hosts(self, name: bytes, domain: bytes, kind: int, hosts: list[str], ttl: int) -> Prepared:
         """Addresses; or the name that stands for one, if there is no address and only names are known."""
-        if any(_address(host) for host in hosts):
+        if any(read_address(host) for host in hosts):
             return _of_units(name, domain, kind, hosts, ttl, exists=True)
         targets = sorted({target for host in hosts if (target := _encoded(host).lower()) and target != name})
         if not targets or kind not in (A, AAAA, CNAME, ANY):
@@ -255,14 +254,14 @@ def _of_units(
     name: bytes, domain: bytes, kind: int, hosts: Iterable[str], ttl: int = 0, *, exists: bool = False
 ) -> Prepared:
     """The addresses of the type that is asked for; for ANY those of one type."""
-    known = [address for host in hosts if (address := _address(host))]
+    known = [address for host in hosts if (address := read_address(host))]
     version = {A: 4, AAAA: 6}.get(kind) or (min((each.version for each in known), default=4) if kind == ANY else 0)
     units = [Unit(codec.address_record(QUESTION, each, ttl)) for each in known if each.version == version]
     return ready(units=units) if units else negative(name, domain, exists or bool(known))
 
 
 def _records(owner: bytes, hosts: Iterable[str], ttl: int) -> list[bytes]:
-    return [codec.address_record(owner, address, ttl) for host in hosts if (address := _address(host))]
+    return [codec.address_record(owner, address, ttl) for host in hosts if (address := read_address(host))]
 
 
 def _on_boundary(name: bytes, domain: bytes) -> bool:
@@ -281,14 +280,6 @@ def _tagged(one: Health, tag: bytes, part: bool = False) -> bool:
 def _port(one: Health, name: bytes) -> int:
     wanted = name.decode("utf-8", "surrogateescape")
     return next((number for each, number in one.instance.ports.items() if each.lower() == wanted), 0)
-
-
-def _address(text: str) -> Address | None:
-    try:
-        found = ip_address(text)
-    except ValueError:
-        return None
-    return found
 
 
 def _hexadecimal(label: bytes) -> list[str]:

@@ -1,0 +1,294 @@
+"""The server on the loopback: listeners that come and go, connections, and clients that mean no good."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import resource
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+import dns.flags
+import dns.message
+import dns.rcode
+import pytest
+
+from discovery.dns import server, sockets, streams
+from discovery.dns.names import Holder, NetworkNames
+from discovery.dns.settings import Listen, Settings
+from discovery.metrics import Metrics
+from discovery.values import Instance
+from lab.dns import Changing, Running, Upstream, ask, ask_stream, question, read, records, running
+from lab.waiting import BRIEFLY, until
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def network(name: str, *gateways: str, **more: object) -> NetworkNames:
+    given: dict[str, object] = {"subnets": ("127.0.0.0/8", "::1/128"), "internal": True, **more}
+    return NetworkNames(name, gateways, **given)  # type: ignore[arg-type]
+
+
+BLUE = network("blue", "127.0.1.1", records={"db": ("10.9.0.5",)})
+RED = network("red", "127.0.2.1", records={"db": ("10.8.0.5",)})
+
+
+class Served:
+    def __init__(self, stack: contextlib.ExitStack, *networks: NetworkNames, listen: tuple[str, ...] = ()) -> None:
+        self.port = free_port()
+        many = [Instance(f"n{n}", f"w{n}", "many", f"10.1.{n}.1", 80) for n in range(500)]
+        self.world = Changing(Instance("n1", "w", "web", "10.1.0.5", 80), *many)
+        for instance in many:
+            self.world.put(type(self.world.catalog.nodes()[0])(instance.node, "10.0.0.2"))
+        settings = Settings(
+            listen=tuple(Listen(address, self.port) for address in listen), network_port=self.port, resolv_conf="/none"
+        )
+        self.running: Running = stack.enter_context(running(self.world.catalog, settings, *networks))
+        self.server = self.running.server
+
+    def address_of(self, gateway: str, name: str, *, timeout: float = 10) -> list[str] | None:
+        reply = ask(gateway, self.port, question(name), timeout=timeout)
+        if reply is None:
+            return None
+        return sorted(item.to_text() for each in read(reply).answer for item in each)
+
+    def connect(self, gateway: str, source: str = "") -> socket.socket:
+        return socket.create_connection((gateway, self.port), 10, (source, 0) if source else None)
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as made:
+        yield made
+
+
+def closed(client: socket.socket) -> bool:
+    """Whether the server has ended the connection (waits for it)."""
+    try:
+        while client.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def test_each_network_has_its_own_names(stack: contextlib.ExitStack) -> None:
+    served = Served(stack, BLUE, RED, listen=("127.0.0.1", "::1"))
+    assert served.address_of("127.0.1.1", "db") == ["10.9.0.5"]
+    assert served.address_of("127.0.2.1", "db") == ["10.8.0.5"]
+    for place in ("127.0.0.1", "::1", "127.0.1.1"):
+        assert served.address_of(place, "web.service.weft") == ["10.1.0.5"]
+        (reply,) = ask_stream(place, served.port, question("web.service.weft"))
+        assert records(read(reply).answer) == ["web.service.weft. 0 IN A 10.1.0.5"]
+    assert read(ask("127.0.0.1", served.port, question("db"))).rcode() == dns.rcode.REFUSED
+
+
+def test_listeners_come_and_go_without_the_others_noticing(stack: contextlib.ExitStack) -> None:
+    served = Served(stack, BLUE)
+    client = stack.enter_context(served.connect("127.0.1.1"))
+    socket_of_blue = served.server._listeners["127.0.1.1", served.port].datagrams
+    served.running.run(served.server.serve([BLUE, RED]))
+    assert served.address_of("127.0.2.1", "db") == ["10.8.0.5"]
+    changed = network("blue", "127.0.1.1", records={"db": ("10.9.0.99",)})
+    served.running.call(lambda: served.running.names.put(changed))
+    assert served.address_of("127.0.1.1", "db") == ["10.9.0.99"]
+    served.running.call(lambda: served.running.names.remove("red"))
+    until(lambda: len(served.server._listeners) == 1)
+    assert served.address_of("127.0.2.1", "db", timeout=BRIEFLY) is None
+    assert served.server._listeners["127.0.1.1", served.port].datagrams is socket_of_blue
+    client.sendall(len(question("db")).to_bytes(2, "big") + question("db"))
+    assert client.recv(4096)
+
+
+def test_an_address_that_is_taken_is_tried_again(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "BIND_AGAIN", 0.05)
+    served = Served(stack)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.1.1", served.port))
+        served.running.run(served.server.serve([BLUE, RED, network("odd", "no address")]))
+        assert "in use" in served.server.problems["127.0.1.1", served.port]
+        assert "no address" in served.server.problems["no address", served.port]
+        assert served.address_of("127.0.2.1", "db") == ["10.8.0.5"]
+    until(lambda: ("127.0.1.1", served.port) in served.server._listeners)
+    assert served.address_of("127.0.1.1", "db") == ["10.9.0.5"]
+    assert list(served.server.problems) == [("no address", served.port)]
+
+
+def test_strangers_get_no_answer(stack: contextlib.ExitStack) -> None:
+    narrow = network("blue", "127.0.1.1", subnets=("127.0.1.0/24",), records={"db": ("10.9.0.5",)})
+    served = Served(stack, narrow)
+    message = question("db")
+    assert ask("127.0.1.1", served.port, message, timeout=BRIEFLY, source="127.0.9.9") is None
+    assert ask("127.0.1.1", served.port, message, source="127.0.1.9") is not None
+    client = stack.enter_context(served.connect("127.0.1.1", "127.0.9.9"))
+    client.sendall(len(message).to_bytes(2, "big") + message)
+    assert closed(client)
+    assert served.server.counts.foreign == 2
+
+
+def test_networks_that_share_a_gateway_and_containers_on_several(stack: contextlib.ExitStack) -> None:
+    first = network("first", "127.0.1.1", records={"db": ("10.1.1.1",)}, reverse={"127.0.3.1": "x"})
+    second = network(
+        "second",
+        "127.0.1.1",
+        records={"db": ("10.2.2.2",)},
+        reverse={"127.0.3.2": "y"},
+        holders={"127.0.3.3": Holder(("first", "nix"))},
+    )
+    served = Served(stack, first, second)
+    expected = {"127.0.3.1": ["10.1.1.1"], "127.0.3.2": ["10.2.2.2"], "127.0.3.3": ["10.1.1.1", "10.2.2.2"]}
+    for source, addresses in expected.items():
+        reply = read(ask("127.0.1.1", served.port, question("db"), source=source))
+        assert sorted(item.to_text() for each in reply.answer for item in each) == addresses
+
+
+def test_a_wildcard_answers_from_the_address_that_was_asked(stack: contextlib.ExitStack) -> None:
+    upstream = Upstream(lambda query, _: [dns.message.make_response(query).to_wire()])
+    stack.callback(upstream.close)
+    port = free_port()
+    settings = Settings(listen=(Listen("0.0.0.0", port), Listen("::", port)), recursors=(upstream.address,))
+    stack.enter_context(running(Changing().catalog, settings))
+    for address in ("127.0.0.1", "127.0.0.7", "127.1.2.3", "::1"):
+        for name in ("weft", "example.com"):
+            assert ask(address, port, question(name, "SOA")) is not None, address
+
+
+def test_many_queries_of_one_connection(stack: contextlib.ExitStack) -> None:
+    served = Served(stack, BLUE)
+    messages = [question("db" if n % 2 else "web.service.weft") for n in range(200)]
+    replies = ask_stream("127.0.1.1", served.port, *messages)
+    assert [reply[:2] for reply in replies] == [message[:2] for message in messages]
+
+
+def test_a_query_may_come_in_pieces_and_the_client_end_early(stack: contextlib.ExitStack) -> None:
+    served = Served(stack, BLUE)
+    message = question("db")
+    client = stack.enter_context(served.connect("127.0.1.1"))
+    for byte in len(message).to_bytes(2, "big") + message:
+        client.sendall(bytes((byte,)))
+    client.shutdown(socket.SHUT_WR)
+    data = client.makefile("rb").read()
+    assert records(read(data[2:]).answer) == ["db. 0 IN A 10.9.0.5"]
+
+
+def test_answers_of_others_reach_a_connection_in_any_order(stack: contextlib.ExitStack) -> None:
+    upstream = Upstream(lambda query, _: [dns.message.make_response(query).to_wire()])
+    stack.callback(upstream.close)
+    served = Served(stack, network("blue", "127.0.1.1", internal=False, upstreams=(upstream.address,)))
+    messages = [question(f"www{n}.example.com") if n % 3 else question("web.service.weft") for n in range(90)]
+    replies = ask_stream("127.0.1.1", served.port, *messages)
+    assert {reply[:2] for reply in replies} == {message[:2] for message in messages}
+
+
+@pytest.mark.parametrize("length", [0, 1, 11, 4097, 65535])
+def test_messages_of_impossible_lengths_end_the_connection(stack: contextlib.ExitStack, length: int) -> None:
+    served = Served(stack, BLUE)
+    client = stack.enter_context(served.connect("127.0.1.1"))
+    client.sendall(length.to_bytes(2, "big") + b"\0" * 12)
+    assert closed(client)
+
+
+def test_idle_and_slow_connections_end(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "IDLE", 0.3)
+    monkeypatch.setattr(streams, "ATTENTION", 0.3)
+    served = Served(stack, BLUE)
+    idle, slow, deaf = (stack.enter_context(served.connect("127.0.1.1")) for _ in range(3))
+    message = len(question("many.service.weft", "SRV")).to_bytes(2, "big") + question("many.service.weft", "SRV")
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.settimeout(0.2)
+    # Answers of 40 KB, which it does not read.
+    with contextlib.suppress(OSError):
+        for _ in range(100_000):
+            deaf.sendall(message)
+    slow.settimeout(0.05)
+    with contextlib.suppress(OSError):
+        for _ in range(200):
+            slow.sendall(b"\0")
+            with contextlib.suppress(TimeoutError):
+                if not slow.recv(1):
+                    break
+        else:
+            raise AssertionError("a byte from time to time kept the connection")
+    assert closed(idle)
+    until(lambda: not len(served.server._connections))
+
+
+def test_connections_are_bounded_and_others_are_still_answered(stack: contextlib.ExitStack) -> None:
+    """A thousand connections that say nothing, of one client and then of many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+    served = Served(stack, BLUE)
+    for number in range(1000):
+        stack.enter_context(served.connect("127.0.1.1", f"127.0.7.{1 + number % 40 if number >= 300 else 1}"))
+    until(lambda: len(served.server._connections) <= streams.MOST_CONNECTIONS)
+    assert served.address_of("127.0.1.1", "db") == ["10.9.0.5"]
+    (reply,) = ask_stream("127.0.1.1", served.port, question("db"))
+    assert records(read(reply).answer) == ["db. 0 IN A 10.9.0.5"]
+    connections = served.server._connections
+    held, many = served.running.call(lambda: (dict(connections._of_client), len(connections)))
+    assert max(held.values()) <= streams.MOST_OF_ONE
+    assert sum(held.values()) == many <= streams.MOST_CONNECTIONS
+
+
+def test_connections_that_are_cut_off_leave_nothing(stack: contextlib.ExitStack) -> None:
+    """Half a query, then a reset: a thousand times. The server is idle afterwards (CVE-2024-8418, CVE-2026-35406)."""
+    served = Served(stack, BLUE)
+    whole = len(question("db")).to_bytes(2, "big") + question("db")
+    for number in range(1000):
+        client = served.connect("127.0.1.1")
+        with contextlib.suppress(ConnectionError):
+            client.sendall(whole[: number % len(whole)])
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    until(lambda: not len(served.server._connections))
+    assert served.address_of("127.0.1.1", "db") == ["10.9.0.5"]
+    assert idle(served)
+
+
+def idle(served: Served) -> bool:
+    """Whether the server's thread has come to rest: the processor time of a pause is next to none."""
+    for _ in range(20):
+        before = time.process_time()
+        time.sleep(0.5)
+        if time.process_time() - before < 0.1:
+            return True
+    return False
+
+
+def test_noise_does_no_harm(stack: contextlib.ExitStack) -> None:
+    served = Served(stack, BLUE)
+    noise = random.Random(7)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(("127.0.1.1", served.port))
+        for number in range(2000):
+            size = noise.choice((0, 1, 11, 12, 13, 40, 512, 4095, 9000, 60_000 if number % 50 == 0 else 100))
+            with contextlib.suppress(OSError):
+                client.send(noise.randbytes(size))
+        for body in (b"\xc0\x0c", b"\x01a\xc0\x0c", b"\xc0\x0e\xc0\x0c"):
+            client.send(b"ab\1\0\0\1\0\0\0\0\0\0" + body + b"\0\1\0\1")
+    assert served.address_of("127.0.1.1", "db") == ["10.9.0.5"]
+
+
+def test_counts_are_published() -> None:
+    metrics = Metrics()
+    with running(Changing().catalog, Settings(listen=())) as made:
+        made.call(lambda: made.server._publish(metrics))
+        made.call(lambda: made.server._responder.respond(question("weft"), made.server._made((), None)))
+        text = metrics.text()
+    assert "weft_dns_queries_total 1\n" in text
+    assert "# TYPE weft_dns_queries_total counter" in text
+    assert "weft_dns_connections 0\n" in text
+
+
+def test_what_cannot_be_bound_is_an_error_and_not_a_name_to_resolve() -> None:
+    with pytest.raises(ValueError, match="does not appear to be"):
+        sockets.datagrams("localhost", 0)

@@ -1,0 +1,146 @@
+"""Containers' names: which of them a client sees, and what never leaves the host."""
+
+from __future__ import annotations
+
+import dns.rcode
+import pytest
+
+from discovery.dns.names import Holder, Names, NetworkNames
+from discovery.dns.responder import Pending, Responder
+from discovery.dns.settings import Settings
+from discovery.dns.view import View, subnets
+from discovery.dns.zone import Zone
+from discovery.values import Instance
+from lab.dns import Changing, question, read, records
+
+BLUE = NetworkNames(
+    "blue",
+    records={
+        "db": ("10.9.0.5", "fd00:9::5"),
+        "db.main": ("10.9.0.5",),
+        "web": ("10.9.0.6", "10.9.0.7"),
+        "4f1d2c3b5a69": ("10.9.0.6",),
+    },
+    reverse={"10.9.0.5": "db", "fd00:9::5": "db", "10.9.0.6": "web"},
+    search=("given.example",),
+)
+RED = NetworkNames("red", records={"db": ("10.8.0.5",), "only-red": ("10.8.0.6",)}, domains=())
+LOCAL = subnets(("10.9.0.0/24", "10.8.0.0/24", "fd00:9::/64", "nonsense"))
+
+
+class Asked:
+    def __init__(self, *networks: NetworkNames, upstreams: tuple[str, ...] | None = ()) -> None:
+        settings = Settings(network_ttl=4)
+        world = Changing(Instance("n1", "w", "web", "10.1.0.5", 80), Instance("n1", "c", "both", "10.9.0.6", 80))
+        self.view = View(networks, settings, upstreams, lambda: LOCAL, lambda: ("corp.example",))
+        self.responder = Responder(Zone(world.catalog, settings), settings)
+
+    def __call__(self, name: str, kind: str = "A") -> object:
+        """The data of the records, the code if there are none, or "asked" if others are asked."""
+        found = [self.responder.respond(question(name, kind), self.view) for _ in range(2)]
+        if isinstance(found[0], Pending):
+            return "asked"
+        first, second = (read(each) for each in found)
+        assert records(first.answer) == records(second.answer)
+        assert first.rcode() == second.rcode()
+        if not first.answer:
+            return dns.rcode.to_text(first.rcode())
+        return sorted(item.to_text() for each in first.answer for item in each)
+
+
+def test_names_of_containers() -> None:
+    ask = Asked(BLUE)
+    assert ask("db") == ["10.9.0.5"]
+    assert ask("DB", "AAAA") == ["fd00:9::5"]
+    assert ask("web") == ["10.9.0.6", "10.9.0.7"]
+    assert ask("4f1d2c3b5a69") == ["10.9.0.6"]
+    for name in ("db.dns.podman", "db.blue", "Db.Blue", "db.main", "db.main.blue", "db.main.dns.podman"):
+        assert ask(name) == ["10.9.0.5"], name
+    assert ask("web.service.weft") == ["10.1.0.5"]
+
+
+def test_the_time_to_live_is_the_networks() -> None:
+    reply = read(Asked(BLUE).responder.respond(question("db"), Asked(BLUE).view))
+    assert records(reply.answer) == ["db. 4 IN A 10.9.0.5"]
+
+
+def test_known_names_have_no_other_records_and_are_asked_of_nobody() -> None:
+    ask = Asked(BLUE)
+    for kind in ("AAAA", "MX", "TXT", "SRV", "HTTPS", "NS", "SOA"):
+        assert ask("web", kind) == "NOERROR", kind
+        assert ask("web.blue", kind) == "NOERROR", kind
+    assert ask("dns.podman", "SOA") == "NOERROR"
+
+
+@pytest.mark.parametrize("upstreams", [(), None])
+def test_what_never_leaves_the_host(upstreams: tuple[str, ...] | None) -> None:
+    ask = Asked(BLUE, upstreams=upstreams)
+    for name in (
+        *("nix", "nix.dns.podman", "a.b.dns.podman", "only-red"),
+        *("web.corp.example", "web.given.example", "db.main.corp.example"),
+        *("x.invalid", "x.onion", "99.0.8.10.in-addr.arpa"),
+    ):
+        for kind in ("A", "AAAA", "MX"):
+            assert ask(name, kind) == "NXDOMAIN", (name, kind)
+
+
+def test_the_rest_is_asked_of_others() -> None:
+    ask = Asked(BLUE)
+    for name in ("example.com", "nix.corp.example", "nix.blue", "x.web", ".", "4.3.2.1.in-addr.arpa", "web.example"):
+        assert ask(name) == "asked", name
+    assert ask("localhost") == ["127.0.0.1"]
+    assert ask("x.localhost", "AAAA") == ["::1"]
+
+
+def test_an_internal_network_asks_nobody() -> None:
+    ask = Asked(BLUE, upstreams=None)
+    assert ask("db") == ["10.9.0.5"]
+    for name in ("example.com", "nix.blue", ".", "4.3.2.1.in-addr.arpa"):
+        assert ask(name) == "NXDOMAIN", name
+
+
+def test_a_network_does_not_see_another() -> None:
+    assert Asked(RED)("db") == ["10.8.0.5"]
+    assert Asked(RED)("web") == "NXDOMAIN"
+    assert Asked(RED)("db.blue") == "asked"
+    assert Asked(RED)("5.0.9.10.in-addr.arpa", "PTR") == "NXDOMAIN"
+    assert Asked(BLUE, RED)("db") == ["10.8.0.5", "10.9.0.5"]
+    assert Asked(BLUE, RED)("only-red") == ["10.8.0.6"]
+
+
+def test_names_of_addresses() -> None:
+    ask = Asked(BLUE)
+    assert ask("5.0.9.10.in-addr.arpa", "PTR") == ["db.dns.podman."]
+    assert ask("5.0.0.0." + "0." * 20 + "9.0.0.0.0.0.d.f.ip6.arpa", "PTR") == ["db.dns.podman."]
+    assert ask("6.0.9.10.in-addr.arpa", "PTR") == ["web.dns.podman."]
+    assert ask("5.0.9.10.in-addr.arpa", "A") == "NOERROR"
+    # What has no container's name may be a service's.
+    assert ask("5.0.1.10.in-addr.arpa", "PTR") == ["web.service.dc1.weft."]
+    assert Asked(NetworkNames("x", reverse={"10.9.0.1": "a b"}, domains=()))("1.0.9.10.in-addr.arpa", "PTR") == [
+        "a\\032b.x."
+    ]
+
+
+def test_names_that_cannot_be_names_are_left_out() -> None:
+    strange = NetworkNames("n" * 70, records={"a": ("nonsense",), "b": ("10.0.0.1",)}, reverse={"10.9.0.1": "a..b"})
+    ask = Asked(strange)
+    assert ask("b") == ["10.0.0.1"]
+    assert ask("a") == "NOERROR"
+    assert ask("1.0.9.10.in-addr.arpa", "PTR") == "NOERROR"
+
+
+def test_the_holder_tells_of_networks_that_change() -> None:
+    names = Names()
+    told: list[frozenset[str]] = []
+    end = names.subscribe(told.append)
+    names.put(BLUE)
+    names.put(BLUE)
+    names.replace([BLUE, RED])
+    names.replace([NetworkNames("red", holders={"10.8.0.5": Holder(("blue",))})])
+    names.remove("nix")
+    names.remove("red")
+    end()
+    names.put(RED)
+    assert told == [frozenset({"blue"}), frozenset({"red"}), frozenset({"blue", "red"}), frozenset({"red"})]
+    assert names.networks() == (RED,)
+    assert names.network("blue") is None

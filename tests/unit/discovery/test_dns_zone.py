@@ -1,0 +1,378 @@
+"""Services, nodes and virtual addresses by DNS: what Consul's interface answers, read by dnspython."""
+
+from __future__ import annotations
+
+import collections
+
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from discovery.dns.responder import Pending, Responder
+from discovery.dns.settings import Settings
+from discovery.dns.view import View
+from discovery.dns.zone import Zone
+from discovery.values import Instance, Node, Status, VirtualAddress, Weights
+from lab.dns import Changing, question, read, records
+
+NXDOMAIN, NOERROR = dns.rcode.NXDOMAIN, dns.rcode.NOERROR
+
+
+class Asked:
+    """A zone to ask."""
+
+    def __init__(self, world: Changing, told: Settings | None = None, upstreams: tuple[str, ...] | None = None):
+        told = told or Settings()
+        self.zone = Zone(world.catalog, told)
+        self.responder = Responder(self.zone, told)
+        self.view = View((), told, upstreams)
+
+    def raw(self, name: str, kind: str = "A", *, stream: bool = False, **more: object) -> object:
+        return self.responder.respond(question(name, kind, **more), self.view, stream)  # type: ignore[arg-type]
+
+    def __call__(self, name: str, kind: str = "A", *, stream: bool = False, **more: object) -> dns.message.Message:
+        found = read(self.raw(name, kind, stream=stream, **more))
+        again = read(self.raw(name, kind, stream=stream, **more))
+        assert records(again.answer) == records(found.answer) or found.flags & dns.flags.TC
+        return found
+
+    def answers(self, name: str, kind: str = "A", **more: object) -> list[str]:
+        """The data of the answer's records."""
+        found = self(name, kind, **more)  # type: ignore[arg-type]
+        assert found.rcode() == NOERROR
+        return sorted(item.to_text() for each in found.answer for item in each)
+
+    def code(self, name: str, kind: str = "A") -> tuple[str, int]:
+        """The code, and the number of answers; what has none says where that is known from."""
+        found = self(name, kind)
+        assert bool(found.answer) != any("SOA" in line for line in records(found.authority))
+        return dns.rcode.to_text(found.rcode()), len(records(found.answer))
+
+
+def web(number: int, **more: object) -> Instance:
+    return Instance("n1", f"web-{number}", "web", f"10.1.0.{number}", 80, **more)  # type: ignore[arg-type]
+
+
+def test_the_addresses_of_a_service() -> None:
+    world = Changing(web(1), web(2), Instance("n1", "web-6", "web", "fd00::6", 80), Instance("n1", "own", "web"))
+    ask = Asked(world)
+    assert ask.answers("web.service.weft") == ["10.0.0.1", "10.1.0.1", "10.1.0.2"]
+    assert ask.answers("web.service.consul", "AAAA") == ["fd00::6"]
+    assert ask.answers("WEB.Service.dc1.Weft") == ["10.0.0.1", "10.1.0.1", "10.1.0.2"]
+    found = ask("web.service.weft", edns=True)
+    assert found.flags & dns.flags.AA
+    assert not found.flags & dns.flags.RA
+    assert found.edns == 0
+    assert not found.options
+
+
+def test_the_question_comes_back_as_it_was_spelled() -> None:
+    ask = Asked(Changing(web(1)))
+    for _ in range(2):
+        assert "wEb.SerVice.weFT." in records(ask("wEb.SerVice.weFT").question)[0]
+
+
+def test_what_does_not_exist_and_what_has_no_such_record() -> None:
+    ask = Asked(Changing(web(1), Instance("n1", "six", "six", "fd00::6")))
+    assert ask.code("nix.service.weft") == ("NXDOMAIN", 0)
+    assert ask.code("web.service.weft", "AAAA") == ("NOERROR", 0)
+    assert ask.code("six.service.weft", "A") == ("NOERROR", 0)
+    assert ask.code("web.service.weft", "MX") == ("NOERROR", 0)
+    assert ask.code("web.service.weft", "HTTPS") == ("NOERROR", 0)
+    assert ask.code("web.service.dc2.weft") == ("NXDOMAIN", 0)
+    assert ask.code("web.weft") == ("NXDOMAIN", 0)
+    assert ask.code("web.virtual.weft") == ("NOERROR", 0)
+    assert ask.code("nix.node.weft") == ("NXDOMAIN", 0)
+    # Names that others are below exist (RFC 8020).
+    for name in ("service.weft", "node.weft", "dc1.weft", "service.dc1.weft", "_tcp.web.service.weft"):
+        assert ask.code(name) == ("NOERROR", 0), name
+
+
+def test_names_of_other_domains_are_refused() -> None:
+    ask = Asked(Changing(web(1)))
+    for name in ("web.service.wefts", "web.service.xweft", "example.com", "."):
+        assert ask(name).rcode() == dns.rcode.REFUSED
+    ask = Asked(Changing(web(1)), upstreams=("192.0.2.1",))
+    assert isinstance(ask.raw("example.com"), Pending)
+    assert read(ask.raw("example.com", flags=0)).rcode() == dns.rcode.REFUSED
+    assert read(ask.raw("nix.service.weft")).rcode() == NXDOMAIN
+
+
+def test_only_the_healthy() -> None:
+    world = Changing(web(1), web(2), web(3))
+    ask, strict = Asked(world), Asked(world, Settings(only_passing=True))
+    world.check("web-1", Status.PASSING)
+    world.check("web-2", Status.WARNING)
+    world.check("web-3", Status.CRITICAL)
+    assert ask.answers("web.service.weft") == ["10.1.0.1", "10.1.0.2"]
+    assert strict.answers("web.service.weft") == ["10.1.0.1"]
+    world.check("web-1", Status.CRITICAL)
+    world.check("web-2", Status.CRITICAL)
+    assert ask.code("web.service.weft") == ("NXDOMAIN", 0)
+    world.check("web-2", Status.PASSING)
+    assert ask.answers("web.service.weft") == ["10.1.0.2"]
+    world.check("", Status.CRITICAL)
+    assert ask.code("web.service.weft") == ("NXDOMAIN", 0)
+
+
+def test_an_answer_follows_every_change() -> None:
+    world = Changing(web(1))
+    ask = Asked(world)
+    assert ask.answers("web.service.weft") == ["10.1.0.1"]
+    world.put(web(2))
+    assert ask.answers("web.service.weft") == ["10.1.0.1", "10.1.0.2"]
+    world.put(Instance("n1", "web-2", "web", "10.1.0.9"))
+    assert ask.answers("web.service.weft") == ["10.1.0.1", "10.1.0.9"]
+    world.put(Instance("n1", "web-2", "web"))
+    world.put(Node("n1", "10.0.0.77"))
+    assert ask.answers("web.service.weft") == ["10.0.0.77", "10.1.0.1"]
+    world.drop(web(1), web(2))
+    assert ask.code("web.service.weft") == ("NXDOMAIN", 0)
+    world.drop(Node("n1", ""))
+    assert ask.code("n1.node.weft") == ("NXDOMAIN", 0)
+
+
+def test_what_is_kept_is_what_exists() -> None:
+    world = Changing(*(web(number) for number in range(1, 9)))
+    ask = Asked(world)
+    for number in range(500):
+        ask.raw(f"tag{number}.web.service.weft")
+        ask.raw(f"nix{number}.service.weft")
+        ask.raw(f"{number:08x}.addr.weft")
+        ask.raw("web.service.weft", f"TYPE{1000 + number}")
+        world.put(web(1))
+        ask.raw("web.service.weft")
+        ask.raw("web.virtual.weft")
+    assert len(ask.zone.kept) <= 4
+
+
+def test_tags() -> None:
+    world = Changing(web(1, tags=("v1", "Master")), web(2, tags=("v2", "a.b")))
+    ask = Asked(world)
+    assert ask.answers("v1.web.service.weft") == ["10.1.0.1"]
+    assert ask.answers("master.web.service.dc1.weft") == ["10.1.0.1"]
+    assert ask.answers("a.b.web.service.weft") == ["10.1.0.2"]
+    assert ask.code("b.web.service.weft") == ("NOERROR", 0)
+    assert ask.code("v3.web.service.weft") == ("NXDOMAIN", 0)
+
+
+def test_services_as_rfc_2782_names_them() -> None:
+    world = Changing(web(1, tags=("v1",)), web(2, ports={"admin": 9000}, protocol="tcp"))
+    ask = Asked(world)
+    both = ["1 1 80 0a010001.addr.dc1.weft.", "1 1 80 0a010002.addr.dc1.weft."]
+    for name in ("_web._tcp.service.weft", "_web._tcp.weft", "_web._tcp.service.dc1.weft", "_web._tcp.dc1.weft"):
+        assert ask.answers(name, "SRV") == both, name
+    assert ask.answers("_web._v1.service.weft", "SRV") == both[:1]
+    assert ask.code("_nix._tcp.service.weft", "SRV") == ("NXDOMAIN", 0)
+    assert ask.answers("_admin._tcp.web.service.weft", "SRV") == ["1 1 9000 0a010002.addr.dc1.weft."]
+    assert ask.code("_admin._udp.web.service.weft", "SRV") == ("NXDOMAIN", 0)
+    assert ask.code("_nix._tcp.web.service.weft", "SRV") == ("NXDOMAIN", 0)
+
+
+def test_locations_have_weights_targets_and_their_addresses() -> None:
+    world = Changing(
+        web(1, weights=Weights(7, 3)),
+        Instance("n1", "own", "web", "", 81),
+        Instance("n1", "six", "web", "fd00::6", 82),
+        Instance("n1", "far", "web", "db.example.com", 83),
+    )
+    world.check("web-1", Status.WARNING)
+    ask = Asked(world)
+    found = ask("web.service.weft", "SRV")
+    assert sorted(item.to_text() for each in found.answer for item in each) == [
+        "1 1 81 n1.node.dc1.weft.",
+        "1 1 82 fd000000000000000000000000000006.addr.dc1.weft.",
+        "1 1 83 db.example.com.",
+        "1 3 80 0a010001.addr.dc1.weft.",
+    ]
+    assert records(found.additional) == [
+        "0a010001.addr.dc1.weft. 0 IN A 10.1.0.1",
+        "fd000000000000000000000000000006.addr.dc1.weft. 0 IN AAAA fd00::6",
+        "n1.node.dc1.weft. 0 IN A 10.0.0.1",
+    ]
+    for line in records(found.additional):
+        name, _, _, kind, address = line.split()
+        assert ask.answers(name, kind) == [address]
+
+
+def test_nodes() -> None:
+    world = Changing(
+        Node("n2.rack1", "10.0.0.2", meta={"rfc1035-note": "plain", "os": "linux"}),
+        Node("Six", "fd00::1"),
+        Node("far", "far.example.com"),
+    )
+    ask = Asked(world)
+    assert ask.answers("n1.node.weft") == ["10.0.0.1"]
+    assert ask.answers("n2.rack1.node.dc1.weft") == ["10.0.0.2"]
+    assert ask.answers("n2.rack1.node.weft", "TXT") == ['"os=linux"', '"plain"']
+    assert ask.answers("six.node.weft", "AAAA") == ["fd00::1"]
+    assert ask.code("six.node.weft", "A") == ("NOERROR", 0)
+    assert ask.code("rack1.node.weft", "A") == ("NOERROR", 0)
+    assert ask.answers("far.node.weft", "A") == ["far.example.com."]
+
+
+def test_addresses_by_digits() -> None:
+    ask = Asked(Changing())
+    assert ask.answers("0a000001.addr.dc1.weft") == ["10.0.0.1"]
+    assert ask.answers("fd00000000000000000000000000000F.addr.weft", "AAAA") == ["fd00::f"]
+    assert ask.code("0a000001.addr.weft", "AAAA") == ("NOERROR", 0)
+    for name in ("0a0000.addr.weft", "0a 00 01.addr.weft", "0a00000g.addr.weft", "x.0a000001.addr.weft"):
+        assert ask.code(name) == ("NXDOMAIN", 0), name
+
+
+def test_virtual_addresses() -> None:
+    world = Changing(web(1), VirtualAddress("web", "10.200.0.1"), VirtualAddress("web", "fd01::1"))
+    ask = Asked(world)
+    assert ask.answers("web.virtual.weft") == ["10.200.0.1"]
+    assert ask.answers("web.virtual.weft", "AAAA") == ["fd01::1"]
+    world.drop(VirtualAddress("web", "10.200.0.1"))
+    world.put(VirtualAddress("web", "10.200.0.2"))
+    assert ask.answers("web.virtual.weft") == ["10.200.0.2"]
+    assert ask.answers("2.0.200.10.in-addr.arpa", "PTR") == ["web.virtual.weft."]
+
+
+def test_names_of_addresses() -> None:
+    ask = Asked(Changing(web(1), Instance("n1", "six", "six", "fd00::6"), Instance("n1", "same", "same", "10.0.0.1")))
+    assert ask.answers("1.0.0.10.in-addr.arpa", "PTR") == ["n1.node.dc1.weft."]
+    assert ask.answers("1.0.1.10.in-addr.arpa", "PTR") == ["web.service.dc1.weft."]
+    reverse = dns.name.from_text("6" + ".0" * 27 + ".0.0.d.f.ip6.arpa").to_text()
+    assert ask.answers(reverse, "PTR") == ["six.service.dc1.weft."]
+    assert ask("9.0.0.10.in-addr.arpa", "PTR").rcode() == dns.rcode.REFUSED
+
+
+def test_the_zone_itself() -> None:
+    ask = Asked(Changing(Instance("n1", "consul", "consul", "", 8300)))
+    assert ask.answers("weft", "SOA")[0].startswith("ns.weft. hostmaster.weft. ")
+    assert ask.answers("consul", "SOA")[0].startswith("ns.consul. hostmaster.consul. ")
+    found = ask("consul", "NS")
+    assert records(found.answer) == ["consul. 0 IN NS n1.node.dc1.consul."]
+    assert records(found.additional) == ["n1.node.dc1.consul. 0 IN A 10.0.0.1"]
+    assert ask.answers("ns.weft") == ["10.0.0.1"]
+    assert ask.code("weft", "A") == ("NOERROR", 0)
+
+
+def test_any_is_answered_with_one_kind_of_record() -> None:
+    ask = Asked(Changing(web(1), Instance("n1", "six", "web", "fd00::6", 80)))
+    assert ask.answers("web.service.weft", "ANY") == ["10.1.0.1"]
+
+
+def test_names_instead_of_addresses() -> None:
+    world = Changing(
+        Instance("n1", "a", "far", "db.example.com", 1),
+        Instance("n1", "b", "near", "n1.node.weft", 1),
+        Instance("n1", "c", "ring", "ring.service.weft", 1),
+        Instance("n1", "d", "one", "two.service.weft", 1),
+        Instance("n1", "e", "two", "one.service.weft", 1),
+    )
+    ask = Asked(world)
+    assert records(ask("far.service.weft").answer) == ["far.service.weft. 0 IN CNAME db.example.com."]
+    assert records(ask("near.service.weft").answer) == [
+        "n1.node.weft. 0 IN A 10.0.0.1",
+        "near.service.weft. 0 IN CNAME n1.node.weft.",
+    ]
+    assert ask("ring.service.weft").rcode() == NOERROR
+    assert len(records(ask("one.service.weft").answer)) <= 6
+    pending = Asked(world, upstreams=("192.0.2.1",)).raw("far.service.weft", "AAAA")
+    assert isinstance(pending, Pending)
+    assert pending.asked == b"\x02db\x07example\x03com\x00\x00\x1c\x00\x01"
+
+
+def test_times_to_live() -> None:
+    world = Changing(web(1), Instance("n1", "d", "db-main", "10.1.0.7", 1), Instance("n1", "e", "x", "10.1.0.8", 1))
+    ask = Asked(world, Settings(node_ttl=3, service_ttl={"web": 5, "db-*": 6, "db*": 7, "*": 9}))
+    found = {name: ask(f"{name}.service.weft").answer[0].ttl for name in ("web", "db-main", "x")}
+    assert found == {"web": 5, "db-main": 6, "x": 9}
+    assert ask("n1.node.weft").answer[0].ttl == 3
+
+
+def test_answers_are_shuffled_evenly() -> None:
+    for many in (3, 12):
+        ask = Asked(Changing(*(web(number) for number in range(1, many + 1))))
+        asked = question("web.service.weft")
+        at = len(asked) + 12
+        replies = [ask.responder.respond(asked, ask.view) for _ in range(200 * many)]
+        first = collections.Counter(reply[at : at + 4] for reply in replies if isinstance(reply, bytes))
+        assert len(first) == many
+        assert all(110 < count < 290 for count in first.values()), first
+
+
+@pytest.mark.parametrize("kind", ["A", "SRV"])
+@pytest.mark.parametrize("size", [0, 512, 700, 1232, 4096])
+def test_what_does_not_fit_is_cut_between_records(kind: str, size: int) -> None:
+    instances = [Instance(f"n{n % 3}", f"w{n}", "web", f"10.1.{n}.1", 80) for n in range(200)]
+    ask = Asked(Changing(Node("n0", "10.0.0.9"), Node("n2", "10.0.0.2"), *instances))
+    bound = min(max(size, 512), 1232)
+    raw = ask.raw("web.service.weft", kind, edns=bool(size), size=size or 512)
+    found = read(raw)
+    assert len(raw) <= bound  # type: ignore[arg-type]
+    assert len(raw) > bound - 120, "as much as fits"  # type: ignore[arg-type]
+    assert found.flags & dns.flags.TC
+    if kind == "SRV":
+        # Each answer with its target's address, and no address without an answer.
+        targets = {line.split()[-1] for line in records(found.answer)}
+        assert targets == {line.split()[0] for line in records(found.additional)}
+    whole = read(ask.raw("web.service.weft", kind, stream=True))
+    assert not whole.flags & dns.flags.TC
+    assert len(records(whole.answer)) == 200
+
+
+def test_a_limit_of_answers() -> None:
+    ask = Asked(Changing(*(web(number) for number in range(1, 7))), Settings(answer_limit=2))
+    found = {tuple(records(read(ask.raw("web.service.weft")).answer)) for _ in range(100)}
+    assert {len(each) for each in found} == {2}
+    assert len(found) > 5
+
+
+def test_messages_that_ask_for_something_else() -> None:
+    ask = Asked(Changing(web(1)))
+    assert ask("weft", "AXFR").rcode() == dns.rcode.NOTIMP
+    assert ask("weft", "IXFR").rcode() == dns.rcode.NOTIMP
+    message = dns.message.make_query("web.service.weft", "A")
+    for opcode in (1, 2, 4, 5, 6, 15):
+        message.set_opcode(opcode)
+        reply = ask.responder.respond(message.to_wire(), ask.view)
+        assert isinstance(reply, bytes)
+        assert dns.message.from_wire(reply).rcode() == dns.rcode.NOTIMP
+    message.set_opcode(0)
+    message.flags |= dns.flags.QR
+    assert ask.responder.respond(message.to_wire(), ask.view) is None
+    chaos = dns.message.make_query("version.bind", "TXT", "CH")
+    assert read(ask.responder.respond(chaos.to_wire(), ask.view)).rcode() == dns.rcode.REFUSED
+
+
+def test_edns() -> None:
+    ask = Asked(Changing(web(1)))
+    cookie = dns.edns.GenericOption(dns.edns.OptionType(10), b"12345678")
+    strange = dns.message.make_query("web.service.weft", "A", use_edns=0, options=[cookie], want_dnssec=True)
+    found = read(ask.responder.respond(strange.to_wire(), ask.view))
+    assert found.edns == 0
+    assert not found.options
+    assert found.ednsflags & dns.flags.DO
+    newer = dns.message.make_query("web.service.weft", "A", use_edns=1)
+    found = read(ask.responder.respond(newer.to_wire(), ask.view))
+    assert (found.rcode(), found.edns, records(found.answer)) == (dns.rcode.BADVERS, 0, [])
+    twice = bytearray(dns.message.make_query("web.service.weft", "A", use_edns=0).to_wire())
+    twice[11] = 2
+    twice += twice[-11:]
+    assert read(ask.responder.respond(bytes(twice), ask.view)).rcode() == dns.rcode.FORMERR
+
+
+@settings(max_examples=30)
+@given(st.text(min_size=1, max_size=80), st.text(min_size=1, max_size=80), st.text(max_size=80))
+def test_no_name_does_harm(service: str, node: str, address: str) -> None:
+    """Whatever somebody registers, every answer is DNS."""
+    world = Changing(Node(node, address), Instance(node, "i", service, "", 80, tags=(service,), meta={node: service}))
+    world.put(Instance("n1", "j", service, address, 80))
+    ask = Asked(world)
+    for name in (service, node):
+        labels = [label for label in name.encode().split(b".") if 0 < len(label) < 64]
+        for kind in (b"service", b"node", b"virtual"):
+            asked = dns.name.Name((*labels, kind, b"weft", b""))
+            for wanted in ("A", "SRV", "TXT", "ANY"):
+                for stream in (False, True):
+                    read(ask.responder.respond(dns.message.make_query(asked, wanted).to_wire(), ask.view, stream))
+    read(ask.raw("1.0.0.10.in-addr.arpa", "PTR"))
