@@ -138,7 +138,7 @@ class Registry:
     async def _report(self, old: Check, new: Check) -> None:
         if new == old:
             return
-        if new.status is old.status:
+        if new.status is old.status and old.output:
             self._checks[new.id] = new
             self._late.setdefault(new.id, time.monotonic() + OUTPUT_SECONDS)
             return

@@ -11,6 +11,10 @@ def main() -> None:
         from cni_plugin.engine.main import end, serving
 
         end(serving(sys.argv[2:]))
+    if sys.argv[1:2] == ["agent"]:
+        from cni_plugin.agent.main import serving as agent
+
+        sys.exit(agent(sys.argv[2:]))
     if sys.argv[1:2] == ["dhcp"]:
         from cni_plugin.dhcp.keeper import main as keep
 

@@ -1,0 +1,204 @@
+"""What this host's containers are called and offer: read from files that attachments leave, told to DNS and registry.
+
+``ops/names.py`` writes one file for each attachment and asks the agent to look. The files are the truth: what has none
+is withdrawn, also after a restart of the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_interface
+from typing import Any
+
+from cni_plugin.types import Cidr
+from discovery.definitions import parse_check
+from discovery.dns.names import Holder, Names, NetworkNames
+from discovery.fields import Fields
+from discovery.registry import Registry
+from discovery.values import Definition, Instance, Place, Weights
+
+log = logging.getLogger(__name__)
+
+_LARGEST = 1 << 20  # bytes of a file
+_SHORT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """One attachment, as its file says."""
+
+    owner: str
+    network: str
+    container: str
+    interface: str
+    namespace: str
+    addresses: tuple[Cidr, ...]
+    gateways: tuple[str, ...]
+    internal: bool
+    names: tuple[str, ...]
+    domain: str
+    services: tuple[Mapping[str, Any], ...]
+
+
+class Attachments:
+    """Follows the files of one folder."""
+
+    def __init__(self, folder: str, names: Names, registry: Registry) -> None:
+        self._folder = folder
+        self._names = names
+        self._registry = registry
+        self._known: dict[str, tuple[tuple[int, int], Announcement | None]] = {}
+        self._offered: dict[str, Announcement] = {}
+        self._lock = asyncio.Lock()
+
+    @property
+    def count(self) -> int:
+        """How many attachments there are."""
+        return len(self._known)
+
+    async def refresh(self) -> None:
+        """Look at the files, and have DNS and the registry say what they say. Raises StoreError."""
+        async with self._lock:
+            found = self._read()
+            self._names.replace(networks(found.values()))
+            for owner in (self._registry.owners() | self._offered.keys()) - found.keys():
+                await self._registry.offer(owner, ())
+                self._offered.pop(owner, None)
+            for owner, one in found.items():
+                if self._offered.get(owner) != one:
+                    await self._registry.offer(owner, list(offers(one)))
+                    self._offered[owner] = one
+
+    def _read(self) -> dict[str, Announcement]:
+        """Every announcement that can be read; files that have not changed are not read again."""
+        now: dict[str, tuple[tuple[int, int], Announcement | None]] = {}
+        try:
+            entries = list(os.scandir(self._folder))
+        except FileNotFoundError:
+            entries = []
+        for entry in entries:
+            if not entry.name.endswith(".json"):
+                continue
+            try:
+                about = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            state = (about.st_ino, about.st_mtime_ns)
+            held = self._known.get(entry.name)
+            now[entry.name] = held if held is not None and held[0] == state else (state, _announcement(entry.path))
+        self._known = now
+        return {one.owner: one for _, one in now.values() if one is not None}
+
+
+def _announcement(path: str) -> Announcement | None:
+    """What a file says; None, with a line in the log, if it makes no sense."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), encoding="utf-8") as file:
+            found = json.loads(file.read(_LARGEST))
+        return Announcement(
+            owner=os.path.basename(path).removesuffix(".json"),
+            network=str(found["network"]),
+            container=str(found["container"]),
+            interface=str(found["interface"]),
+            namespace=str(found["namespace"]),
+            addresses=tuple(ip_interface(text) for text in found["addresses"]),
+            gateways=tuple(map(str, found["gateways"])),
+            internal=found["internal"] is True,
+            names=tuple(map(str, found["names"])),
+            domain=str(found["domain"]),
+            services=tuple(dict(one) for one in found["services"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s is left out: %s", path, error)
+        return None
+
+
+def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkNames]:
+    """What DNS knows of each network that has containers."""
+    together: dict[str, list[Announcement]] = {}
+    on: dict[str, set[str]] = {}
+    for one in announcements:
+        together.setdefault(one.network, []).append(one)
+        on.setdefault(one.container, set()).add(one.network)
+    for network, members in together.items():
+        records: dict[str, dict[str, None]] = {}
+        reverse: dict[str, str] = {}
+        holders: dict[str, Holder] = {}
+        for one in members:
+            addresses = [str(cidr.ip) for cidr in one.addresses]
+            for name in one.names:
+                records.setdefault(name, {}).update(dict.fromkeys(addresses))
+            others = tuple(sorted(on[one.container] - {network}))
+            for address in addresses:
+                if one.names:
+                    reverse[address] = one.names[0]
+                if others:
+                    holders[address] = Holder(others)
+        yield NetworkNames(
+            network,
+            gateways=tuple(dict.fromkeys(gateway for one in members for gateway in one.gateways)),
+            subnets=tuple(sorted({str(cidr.network) for one in members for cidr in one.addresses})),
+            internal=any(one.internal for one in members),
+            records={name: tuple(found) for name, found in records.items()},
+            reverse=reverse,
+            domains=tuple(sorted({one.domain for one in members if one.domain})),
+            holders=holders,
+        )
+
+
+def offers(one: Announcement) -> Iterator[tuple[Instance, tuple[Definition, ...]]]:
+    """The instances that an attachment stands for, each with its check."""
+    for service in one.services:
+        instance = _instance(one, service)
+        checks: tuple[Definition, ...] = ()
+        asked = service.get("check")
+        if isinstance(asked, Mapping):
+            try:
+                checks = (_check(one, instance, asked),)
+            except ValueError as error:
+                log.warning("the check of service %s in %s is left out: %s", instance.name, one.container, error)
+        yield instance, checks
+
+
+def _instance(one: Announcement, service: Mapping[str, Any]) -> Instance:
+    name, port = str(service["name"]), int(service.get("port", 0))
+    place = "" if one.interface == "eth0" else f"-{one.interface}"
+    tagged = {f"lan_ipv{cidr.version}": Place(str(cidr.ip), port) for cidr in reversed(one.addresses)}
+    virtual = service.get("virtual", "")
+    if virtual:
+        tagged["virtual"] = Place(virtual if isinstance(virtual, str) else "", port)
+    weights = service.get("weights", {})
+    return Instance(
+        node="",
+        id=f"{name}-{one.container[:_SHORT]}{place}" + (f"-{port}" if port else ""),
+        name=name,
+        address=str(one.addresses[0].ip) if one.addresses else "",
+        port=port,
+        protocol=str(service.get("protocol", "")),
+        tags=tuple(map(str, service.get("tags", ()))),
+        meta={str(key): str(value) for key, value in service.get("meta", {}).items()} | {"network": one.network},
+        tagged_addresses=tagged,
+        weights=Weights(int(weights.get("passing", 1)), int(weights.get("warning", 1))),
+        owner=one.owner,
+    )
+
+
+def _check(one: Announcement, instance: Instance, asked: Mapping[str, object]) -> Definition:
+    """The check, made from within the container's namespace; a path or a port alone is at the container's address."""
+    whole = dict(asked)
+    host = f"[{instance.address}]" if ":" in instance.address else instance.address
+    place = f"{host}:{instance.port}"
+    if str(whole.get("http", "")).startswith("/"):
+        whole["http"] = f"http://{place}{whole['http']}"
+    for kind in ("tcp", "udp"):
+        given = str(whole.get(kind, ""))
+        if kind in whole and not given.strip(":0123456789"):
+            whole[kind] = f"{host}:{given.strip(':')}" if given.strip(":") else place
+    found = parse_check(Fields(whole), service_id=instance.id)
+    name = found.name or f"Service '{instance.name}' check"
+    return replace(found, id=f"service:{instance.id}", name=name, netns=one.namespace)

@@ -1,0 +1,287 @@
+"""The agent's process: its parts in one loop, begun in an order that has names answered soon, and ended by a signal.
+
+A part that cannot begin (its port is another's) is tried again, and keeps no other from its work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from cni_plugin import __version__
+from cni_plugin.agent import settings as configuration
+from cni_plugin.agent.attachments import Attachments
+from cni_plugin.agent.settings import Settings
+from cni_plugin.daemons import LOOKED
+from cni_plugin.errors import WeftError
+from cni_plugin.host import Look
+from cni_plugin.kernel.linux import LinuxKernel
+from cni_plugin.place import Place, Taken
+from cni_plugin.types import Side
+from discovery.api.server import Api
+from discovery.balancer.balancer import Balancer
+from discovery.catalog import Catalog
+from discovery.dns.names import Names
+from discovery.dns.server import DnsServer
+from discovery.feed import Feed
+from discovery.health.checker import Checker
+from discovery.metrics import Metrics
+from discovery.registry import Registry
+from discovery.values import Node
+from store import Store
+from store.embedded import open_embedded
+
+log = logging.getLogger("weft.agent")
+
+IDLE = 60.0
+"""Seconds without an attachment or a service after which an agent ends that an attachment had started."""
+_AGAIN = 5.0  # seconds until a part that could not begin is tried again
+_LOOK = 2.0  # seconds between two looks at the place and the files
+
+
+class Part(Protocol):
+    """What the agent is made of."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Parts:
+    """The parts of a running agent, by what they do."""
+
+    registry: Registry
+    attachments: Attachments
+    dns: DnsServer | None
+
+
+class Agent:
+    """One host's agent. ``idle`` seconds without anything to do end it; 0 is never."""
+
+    def __init__(self, settings: Settings, place: Place, *, idle: float = 0.0) -> None:
+        self._settings = settings
+        self._place = place
+        self._folder = os.path.dirname(place.path)
+        self._idle = idle
+        self._busy = time.monotonic()
+        self._ended = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._begun: list[Part] = []
+        self.problems: dict[str, str] = {}
+        """The parts that could not begin, and why."""
+
+    async def run(self) -> None:
+        """Serve until a signal, or until there is nothing to do. Raises StoreError where the store cannot be opened."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ended.set)
+        store = await open_embedded(_data(self._settings) / "catalog.db", recover=True)
+        try:
+            parts = await self._begin(store)
+            self._attend(parts)
+            _notify("READY=1")
+            await self._ended.wait()
+        finally:
+            _notify("STOPPING=1")
+            self._place.leave()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for part in reversed(self._begun):
+                with contextlib.suppress(Exception):
+                    await part.stop()
+            await store.close()
+
+    async def _begin(self, store: Store) -> Parts:
+        settings, metrics, catalog, names = self._settings, Metrics(), Catalog(), Names()
+        port = int(settings.http.listen[0].rpartition(":")[2]) if settings.http.listen else 0
+        registry = Registry(await asyncio.to_thread(_node, settings, self._folder), store, store, port=port)
+        attachments = Attachments(os.path.join(self._folder, "names"), names, registry)
+        await self._first("registry", registry)
+        await self._first("catalog", Feed(catalog, store))
+        dns = DnsServer(catalog, names, settings.dns, metrics) if settings.dns is not None else None
+        if dns is not None:
+            await self._first("dns", dns)
+        await self._look(attachments, dns)
+        if settings.balancing is not None:
+            await self._first("balancer", Balancer(catalog, settings.balancing, metrics))
+        await self._first("checks", Checker(registry, catalog, metrics, scripts=settings.scripts))
+        serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
+        await self._first("http", Api(catalog, registry, store, serving, metrics))
+        gc.freeze()
+        return Parts(registry, attachments, dns)
+
+    async def _first(self, name: str, part: Part) -> None:
+        """Begin a part; where it fails, go on without it and try again later."""
+        try:
+            await part.start()
+            self._begun.append(part)
+            self.problems.pop(name, None)
+        except (OSError, WeftError) as error:
+            if name not in self.problems:
+                log.error("%s cannot begin and is tried again: %s", name, error)
+            self.problems[name] = str(error)
+            self._task(self._later(name, part))
+
+    async def _later(self, name: str, part: Part) -> None:
+        await asyncio.sleep(_AGAIN)
+        await self._first(name, part)
+
+    # Attachments
+
+    def _attend(self, parts: Parts) -> None:
+        """Answer those who ask to look at the files, and look from time to time."""
+        listener = self._place.listener
+
+        def asked() -> None:
+            connection = self._place.accept()
+            if connection is not None:
+                self._task(self._answer(connection, parts))
+
+        asyncio.get_running_loop().add_reader(listener.fileno(), asked)
+        self._task(self._watch(parts))
+
+    async def _answer(self, connection: socket.socket, parts: Parts) -> None:
+        with connection:
+            await self._look(parts.attachments, parts.dns)
+            with contextlib.suppress(OSError):
+                connection.send(LOOKED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    async def _look(self, attachments: Attachments, dns: DnsServer | None) -> None:
+        """Once this returns, the names of what is attached are answered."""
+        try:
+            await attachments.refresh()
+        except WeftError as error:
+            log.error("attachments are not registered: %s", error)
+        if dns is not None:
+            await dns.serve(dns.names.networks())
+
+    async def _watch(self, parts: Parts) -> None:
+        while True:
+            await asyncio.sleep(_LOOK)
+            if not self._place.stands:
+                log.info("another agent has this place, or its folder is gone")
+                self._ended.set()
+            await self._look(parts.attachments, parts.dns)
+            if parts.attachments.count or parts.registry.instances():
+                self._busy = time.monotonic()
+            elif self._idle and time.monotonic() - self._busy > self._idle:
+                self._ended.set()
+
+    def _task(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the agent failed: %r", error, exc_info=error)
+
+
+def main(arguments: list[str]) -> int:
+    """The agent that an attachment starts: ends when nothing needs it; the exit status."""
+    return _serve("", IDLE)
+
+
+def serving(arguments: list[str]) -> int:
+    """``weft agent [--config FILE]``, as a person or a service manager calls it; the exit status."""
+    if "--help" in arguments or "-h" in arguments:
+        print(_USAGE, end="")
+        return 0
+    path = ""
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name.lstrip("-") in ("config", "config-file") and (equals or rest):
+            path = value if equals else rest.pop(0)
+        else:
+            print(f"weft: agent does not know {word!r}\nhint: see weft agent --help", file=sys.stderr)
+            return 2
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    return _serve(path, 0.0)
+
+
+_USAGE = """Usage: weft agent [--config FILE]
+
+Answer names, serve the registry (HTTP and DNS), check health and balance services of this network namespace, until
+stopped. FILE is weft.toml (/etc/weft/weft.toml, or what WEFT_CONFIG names). An attachment whose network has names
+starts an agent by itself; weft up starts one in the background.
+"""
+
+
+def _serve(path: str, idle: float) -> int:
+    try:
+        settings = configuration.read(path)
+        folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        place = Place(folder, "agent")
+    except Taken:
+        print("weft: an agent is running in this network namespace already", file=sys.stderr)
+        return 3
+    except (WeftError, OSError) as error:
+        print(f"weft: {error}", file=sys.stderr)
+        if isinstance(error, WeftError) and error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return 1
+    try:
+        asyncio.run(Agent(settings, place, idle=idle).run())
+    except WeftError as error:
+        print(f"weft: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _data(settings: Settings) -> Path:
+    """Where to keep what is registered. A namespace other than the machine's own does not outlive a boot anyway."""
+    if settings.data:
+        return Path(settings.data)
+    inode = os.stat("/proc/self/ns/net").st_ino
+    with contextlib.suppress(OSError):
+        if os.stat("/proc/1/ns/net").st_ino == inode:
+            return Path(configuration.DATA)
+    return Path(f"/run/weft/{inode}/agent")
+
+
+def _node(settings: Settings, folder: str) -> Node:
+    """This host, as others see it."""
+    address = settings.address or _own_address()
+    machine = ""
+    with contextlib.suppress(OSError), open("/etc/machine-id", encoding="ascii", errors="replace") as file:
+        machine = file.read().strip()
+    number = uuid.uuid5(uuid.NAMESPACE_OID, f"weft {machine} {settings.node}")
+    meta = {"weft-version": __version__, **settings.meta}
+    tagged = {"lan": address, "wan": address}
+    return Node(settings.node, address, str(number), settings.datacenter, meta, tagged)
+
+
+def _own_address() -> str:
+    """The first address of the default route's link, 127.0.0.1 where there is none."""
+    with contextlib.closing(LinuxKernel()) as kernel:
+        look = Look(kernel.host, None)
+        link = look.default_link(Side.HOST)
+        addresses = look.addresses(Side.HOST, link) if link else ()
+        usable = [one for one in addresses if not one.ip.is_link_local]
+        return str(min(usable, key=lambda one: one.version).ip) if usable else "127.0.0.1"
+
+
+def _notify(state: str) -> None:
+    """Tell systemd. Source: sd_notify(3)."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path:
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+        with socket.socket(socket.AF_UNIX, kind) as connection, contextlib.suppress(OSError):
+            connection.sendto(state.encode(), f"\0{path[1:]}" if path.startswith("@") else path)

@@ -1,0 +1,214 @@
+"""What the administrator says in ``weft.toml``: every key is looked at, and an unknown one is an error.
+
+Without the file everything has its default. Source: conf/weft.toml, which names each key with its default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+
+from cni_plugin.errors import ConfigProblem
+from cni_plugin.wire.keys import Problems, Section
+from discovery.api.settings import Settings as Serving
+from discovery.balancer.settings import BalancerConfig, Mode
+from discovery.dns.settings import Listen
+from discovery.dns.settings import Settings as Naming
+from discovery.durations import parse_duration
+
+PATH = "/etc/weft/weft.toml"
+DATA = "/var/lib/weft"
+_KEYS: Mapping[str, frozenset[str]] = {
+    "agent": frozenset({"node", "datacenter", "address", "data", "meta"}),
+    "http": frozenset({"listen", "hosts"}),
+    "dns": frozenset(
+        {
+            *(
+                "listen",
+                "domains",
+                "recursors",
+                "resolv_conf",
+                "only_passing",
+                "node_ttl",
+                "service_ttl",
+                "network_ttl",
+            ),
+            *("answer_limit", "enabled"),
+        }
+    ),
+    "checks": frozenset({"scripts"}),
+    "balancer": frozenset(
+        {"enabled", "mode", "ranges", "allowed", "outside", "published_from", "published_to", "drain", "keep"}
+    ),
+}
+_NODE = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of an agent. ``address`` "" is the first address of the default route's link; ``data`` a folder."""
+
+    node: str
+    datacenter: str = "dc1"
+    address: str = ""
+    data: str = ""
+    meta: Mapping[str, str] = field(default_factory=dict)
+    http: Serving = field(default_factory=Serving)
+    dns: Naming | None = field(default_factory=Naming)
+    scripts: bool = False
+    balancing: BalancerConfig | None = None
+
+
+def read(path: str = "") -> Settings:
+    """The settings of the file, of ``/etc/weft/weft.toml`` where none is named and that is there.
+
+    Raises ConfigProblem with everything that is wrong in it.
+    """
+    named = path or os.environ.get("WEFT_CONFIG", "")
+    where = Path(named or PATH)
+    try:
+        found = tomllib.loads(where.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if named:
+            raise ConfigProblem(f"there is no file {where}", hint="conf/weft.toml is one to begin with") from None
+        found = {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigProblem(f"{where} cannot be read: {error}") from error
+    problems = Problems()
+    _known(found, problems)
+    whole = Section(found, "", problems)
+    settings = _settings(whole)
+    if problems.found:
+        raise ConfigProblem(
+            f"{where}: {'; '.join(problems.found)}", hint="correct the file; conf/weft.toml explains it"
+        )
+    return settings
+
+
+def _known(found: Mapping[str, object], problems: Problems) -> None:
+    for name, table in found.items():
+        if name not in _KEYS:
+            problems.add(f"[{name}] is not known; there are {', '.join(f'[{one}]' for one in _KEYS)}")
+        elif isinstance(table, dict):
+            for key in table.keys() - _KEYS[name]:
+                problems.add(f"{name}.{key} is not known; [{name}] has {', '.join(sorted(_KEYS[name]))}")
+
+
+def _settings(whole: Section) -> Settings:
+    agent = whole.section("agent")
+    node = agent.text("node", socket.gethostname())
+    if not _NODE.match(node):
+        agent.problem("node", "must be letters, digits, '-', '_' and dots, at most 128")
+    datacenter = agent.text("datacenter", "dc1")
+    if not _NODE.match(datacenter) or "." in datacenter:
+        agent.problem("datacenter", "must be letters, digits, '-' and '_'")
+    address = agent.address("address")
+    meta = agent.raw("meta") or {}
+    if not isinstance(meta, dict) or not all(isinstance(value, str) for value in meta.values()):
+        agent.problem("meta", "must be a table of strings")
+        meta = {}
+    scripts = whole.section("checks").flag("scripts")
+    return Settings(
+        node=node,
+        datacenter=datacenter,
+        address=str(address) if address is not None else "",
+        data=agent.text("data"),
+        meta=meta,
+        http=_serving(whole.section("http"), scripts),
+        dns=_naming(whole.section("dns"), datacenter),
+        scripts=scripts,
+        balancing=_balancing(whole.section("balancer"), node),
+    )
+
+
+def _serving(section: Section, scripts: bool) -> Serving:
+    listen = tuple(
+        f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        for address, port in _places(section, "listen", ("127.0.0.1:8500",), 8500)
+    )
+    return Serving(listen=listen, hosts=section.texts("hosts"), scripts=scripts)
+
+
+def _naming(section: Section, datacenter: str) -> Naming | None:
+    if not section.flag("enabled", True):
+        return None
+    usual = Naming()
+    ttls = section.raw("service_ttl") or {}
+    if not isinstance(ttls, dict):
+        section.problem("service_ttl", 'must be a table like {"web" = "5s", "*" = "0s"}')
+        ttls = {}
+    return Naming(
+        domains=tuple(one.strip(".").lower() for one in section.texts("domains")) or usual.domains,
+        datacenter=datacenter,
+        listen=tuple(Listen(*one) for one in _places(section, "listen", ("127.0.0.1:8600", "[::1]:8600"), 8600)),
+        recursors=section.texts("recursors"),
+        resolv_conf=section.text("resolv_conf", usual.resolv_conf),
+        only_passing=section.flag("only_passing"),
+        node_ttl=_ttl(section, "node_ttl", section.raw("node_ttl")),
+        service_ttl={str(name): _ttl(section, f"service_ttl.{name}", value) for name, value in ttls.items()},
+        network_ttl=_ttl(section, "network_ttl", section.raw("network_ttl")),
+        answer_limit=section.integer("answer_limit", least=0, most=1000) or 0,
+    )
+
+
+def _ttl(section: Section, key: str, value: object) -> int:
+    return int(_seconds(section, key, value))
+
+
+def _balancing(section: Section, node: str) -> BalancerConfig | None:
+    if not section.flag("enabled", True):
+        return None
+    usual = BalancerConfig(node)
+    first, last = usual.published
+    return BalancerConfig(
+        node,
+        ranges=_networks(section, "ranges") if "ranges" in section else usual.ranges,
+        allowed=_networks(section, "allowed"),
+        mode=Mode(section.text("mode", usual.mode, choices=tuple(Mode))),
+        published=(
+            section.integer("published_from", least=1, most=65535) or first,
+            section.integer("published_to", least=1, most=65535) or last,
+        ),
+        outside=section.texts("outside") if "outside" in section else None,
+        drain=_seconds(section, "drain", section.raw("drain"), usual.drain),
+        keep=_seconds(section, "keep", section.raw("keep"), usual.keep),
+    )
+
+
+def _networks(section: Section, key: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    found = []
+    for text in section.texts(key):
+        try:
+            found.append(ip_network(text))
+        except ValueError as error:
+            section.problem(key, f"holds {text!r}, which is no subnet: {error}")
+    return tuple(found)
+
+
+def _places(section: Section, key: str, usual: tuple[str, ...], port: int) -> list[tuple[str, int]]:
+    """``["127.0.0.1:8500", "[::1]"]`` as addresses and ports."""
+    found = []
+    for text in section.texts(key) if key in section else usual:
+        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::(\d{1,5}))?", text)
+        number = int(match[3]) if match and match[3] else port
+        if match is None or number > 65535 or section.parse_address(key, match[1] or match[2]) is None:
+            section.problem(key, f'holds {text!r}; write "127.0.0.1:{port}" or "[::1]:{port}"')
+            continue
+        found.append((match[1] or match[2], number))
+    return found
+
+
+def _seconds(section: Section, key: str, value: object, usual: float = 0.0) -> float:
+    if value is None:
+        return usual
+    try:
+        return parse_duration(str(value))
+    except ValueError as error:
+        section.problems.add(f"{section.at(key)}: {error}")
+        return usual
