@@ -48,8 +48,9 @@ async def open_embedded(path: Path, *, history: int = 10_000, recover: bool = Fa
     file that is damaged is renamed to ``PATH.damaged-1`` (-2 …), which is logged, and an empty one takes its place.
 
     A lease runs by the clock since boot (CLOCK_BOOTTIME), so setting the time has no effect on it; it runs on while no
-    process has the store open or the host is suspended, and all leases get their full time again when the store is
-    first opened after a boot. Whichever process notices first that one has run out ends it.
+    process has the store open or the host is suspended. All leases get their full time again when the store is first
+    opened after a boot, and when renewals can be written again after they could not (disk full). Whichever process
+    notices first that one has run out ends it.
 
     Raises Unavailable where the file cannot be used, with its name and what to do: links, folders that others may write
     to, other programs' databases, damage.

@@ -58,6 +58,7 @@ class Writer:
         self._queued_bytes = 0
         self._stopping = False
         self._suspect = False
+        self._outage = False
         self._pages = 0
         self._unweighed = 0
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
@@ -104,7 +105,7 @@ class Writer:
             except Exception as error:
                 if self._loop.is_closed():  # before the store was: nobody is left to answer
                     break
-                self._deliver([_failure(request, error) for request in group], [])
+                self._refuse(group, error)
         # The last to close makes a checkpoint, which is a write like any other.
         with contextlib.suppress(StoreError, sqlite3.Error), write_lock(self._path):
             self._connection.close()
@@ -135,7 +136,7 @@ class Writer:
                     self._commit_all([request], lock)
                 return
             known = explained(self._path, error) if isinstance(error, sqlite3.Error) else error
-            self._deliver([_failure(request, known) for request in group], [])
+            self._refuse(group, known)
             return
         self._deliver(deliveries, batches)
         if batches:
@@ -163,12 +164,18 @@ class Writer:
         clock = now()
         connection = self._connection
         soft = all(request.soft for request in group)
-        if soft and connection.execute("SELECT 1 FROM leases WHERE deadline <= ?", (clock,)).fetchone():
+        if (
+            soft
+            and not self._outage
+            and connection.execute("SELECT 1 FROM leases WHERE deadline <= ?", (clock,)).fetchone()
+        ):
             soft = False
         connection.execute(f"PRAGMA synchronous = {'NORMAL' if soft else 'FULL'}")
         connection.execute("BEGIN IMMEDIATE")
         try:
             transaction = Transaction(connection, clock)
+            if self._outage:
+                transaction.renew_all()
             # Renewals first: they were asked for in time, however long the disk kept them waiting.
             deliveries = [_perform(request, transaction) for request in group if request.soft]
             transaction.expire()
@@ -179,6 +186,7 @@ class Writer:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        self._outage = False
         self._account(len(group), transaction.bytes)
         return deliveries, transaction.batches
 
@@ -206,6 +214,12 @@ class Writer:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as error:
             self._suspect |= primary_code(error) == sqlite3.SQLITE_IOERR
+
+    def _refuse(self, group: list[_Request], error: Exception) -> None:
+        """Answer with the error. Where renewals cannot be written, that is nobody's fault who asked for them: when
+        they can again, all leases have their full time, as after an outage of etcd."""
+        self._outage |= any(request.soft for request in group)
+        self._deliver([_failure(request, error) for request in group], [])
 
     def _deliver(self, deliveries: list[Callable[[], None]], batches: list[Batch]) -> None:
         self._loop.call_soon_threadsafe(self._settle, deliveries, batches)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import time
 from pathlib import Path
 
 import pytest
-from unit.store.helpers import environment, program, soon, take
+from unit.store.helpers import environment, program, soon, take, until
 
 from store import Compacted, embedded, transaction, writer
 from store.database import write_lock
@@ -55,21 +56,29 @@ async def test_a_process_killed_before_it_could_tell_is_noticed(path: Path, monk
     await other.close()
 
 
-async def test_one_that_writes_all_the_time_lets_others_have_their_turn(path: Path) -> None:
-    one, other = await open_embedded(path), await open_embedded(path)
-    stopping = False
+def somebody_waits(path: Path) -> bool:
+    """Whether a process is next in the line of those that want to write."""
+    with open(f"{path}.turn", "rb") as turn:
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
-    async def write() -> None:
-        while not stopping:
-            await one.put("busy", b"")
 
-    writing = [asyncio.create_task(write()) for _ in range(16)]
-    for _ in range(10):
-        await soon(other.put("polite", b""))
-    stopping = True
-    await soon(asyncio.gather(*writing))
-    await one.close()
-    await other.close()
+async def test_who_has_written_joins_the_line_at_its_end(path: Path) -> None:
+    store = await open_embedded(path)
+    with write_lock(str(path)):
+        writing = asyncio.create_task(store.put("joined", b""))
+
+        async def waits() -> bool:
+            return somebody_waits(path)
+
+        await until(waits)
+    with write_lock(str(path)):
+        assert await store.get("joined"), "the one that came first has written first"
+    assert await soon(writing) == 1
+    await store.close()
 
 
 async def test_a_renewal_asked_for_in_time_counts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
