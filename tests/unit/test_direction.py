@@ -43,6 +43,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "pyroute2": ("cni_plugin.kernel.netlink",),
     "subprocess": ("cni_plugin.delegate", "cni_plugin.kernel.nft", "cni_plugin.kernel.iptables"),
     "click": ("cni_plugin.cli",),
+    "aiohttp": ("discovery.api", "discovery.health"),
     # The delegate asks the kernel to end a plugin together with its caller (prctl), before the plugin runs; the store
     # asks to be told of other processes' writes (inotify), and must not know the network's kernel.
     "ctypes": ("cni_plugin.kernel", "cni_plugin.delegate", "store.inotify"),
@@ -176,6 +177,7 @@ def test_all_modules_are_looked_at() -> None:
         ("cni_plugin.service", "import importlib\nimportlib.import_module('pyroute2')", "pyroute2 belongs in"),
         ("cni_plugin.executor", "import subprocess", "subprocess belongs in"),
         ("cni_plugin.app", "import click", "click belongs in"),
+        ("discovery.catalog", "from aiohttp import web", "aiohttp belongs in"),
         ("cni_plugin.ops.address", "import ctypes", "ctypes belongs in"),
         ("cni_plugin.wire.keys", "import requests", "requests is no library"),
         ("cni_plugin.types", "if TYPE_CHECKING:\n    import ipam.leases", "not know ipam"),

@@ -1,0 +1,134 @@
+"""Answers that can be waited for: an index that moves when, and only when, the answer changes.
+
+The catalog says which revision last touched what an answer is made of. That alone would move the index of
+``?passing`` with each output of a check. So the last answer of every question is remembered: where it comes out the
+same, it keeps its index, and whoever waits for another goes on waiting. One body serves all who asked the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from discovery import layout
+from discovery.api.question import Question
+from discovery.api.routes import Answer
+from discovery.catalog import Catalog, Topic
+from discovery.metrics import Metrics
+from store import Store
+
+QUESTIONS = 4096
+BYTES = 32 * 1024 * 1024
+"""How many answers are remembered, and how much they weigh together; a forgotten one may wake its clients once more."""
+CONSISTENT_SECONDS = 0.2
+"""How long a read may wait for the catalog to have taken over what the store has."""
+JITTER = 16
+"""A wait is longer by up to a sixteenth of it, as in Consul, so that clients do not come back all at once."""
+
+
+@dataclass(slots=True)
+class Known:
+    """The last answer to a question: its body, its index, and the revision as of which that was so."""
+
+    body: bytes
+    status: int
+    index: int
+    seen: int
+
+
+class Answers:
+    """Remembers answers, and parks those who wait for the next one."""
+
+    def __init__(self, catalog: Catalog, store: Store, metrics: Metrics) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._known: OrderedDict[Hashable, Known] = OrderedDict()
+        self._bytes = 0
+        self.parked = 0
+        metrics.gauge("weft_http_waiting", "Requests that wait for a change.", read=lambda: self.parked)
+
+    async def serve(
+        self, question: Question, key: Hashable, topics: tuple[Topic, ...], build: Callable[[], Any]
+    ) -> Answer:
+        """The answer that ``build`` makes of the catalog, when it is past the index that the question names."""
+        index, seconds = question.waiting()
+        if question.consistency() == "consistent":
+            await self.settle()
+        clock = asyncio.get_running_loop().time
+        end = clock() + seconds * (1 + random.random() / JITTER)
+        while True:
+            found = self._current(key, topics, question, build)
+            if index == 0 or found.index > index or clock() >= end:
+                return self.answer(found, question)
+            await self.park(self._catalog.wait(topics, found.seen, end - clock()))
+
+    async def park(self, waiting: Awaitable[object]) -> None:
+        """Wait for something, counted as a request that does."""
+        self.parked += 1
+        try:
+            await waiting
+        finally:
+            self.parked -= 1
+
+    def _current(self, key: Hashable, topics: tuple[Topic, ...], question: Question, build: Callable[[], Any]) -> Known:
+        seen = self._catalog.changed(*topics)
+        known = self._known.get(key)
+        if known is not None and known.seen == seen:
+            self._known.move_to_end(key)
+            return known
+        return self.remember(key, write_json(build(), question), 200, seen)
+
+    def remember(self, key: Hashable, body: bytes, status: int, seen: int, index: int = 0) -> Known:
+        """Take note of an answer that is true as of a revision; it keeps its index if it is the same as the last.
+
+        Else ``index`` is its index, or the revision where that is 0.
+        """
+        known = self._known.get(key)
+        if known is not None and known.seen > seen:
+            return known  # a later reading overtook this one
+        if known is not None:
+            del self._known[key]
+            self._bytes -= len(known.body)
+        if known is not None and known.body == body and known.status == status:
+            index = known.index
+        else:
+            index = max(index or seen, 1)
+        found = Known(body, status, index, seen)
+        self._known[key] = found
+        self._bytes += len(body)
+        while len(self._known) > QUESTIONS or (self._bytes > BYTES and len(self._known) > 1):
+            _, old = self._known.popitem(last=False)
+            self._bytes -= len(old.body)
+        return found
+
+    def answer(self, found: Known, question: Question) -> Answer:
+        """An answer with the headers that every read has."""
+        headers = read_headers(found.index, question)
+        return Answer(found.body, found.status, headers=headers)
+
+    async def settle(self) -> None:
+        """Wait until the catalog has taken over all that the store has now. Raises StoreError."""
+        revision = (await self._store.range(layout.NODES, limit=1)).revision
+        await self._catalog.reached(revision, CONSISTENT_SECONDS)
+
+
+def read_headers(index: int, question: Question) -> dict[str, str]:
+    """What Consul says with each read."""
+    return {
+        "X-Consul-Index": str(index),
+        "X-Consul-KnownLeader": "true",
+        "X-Consul-LastContact": "0",
+        "X-Consul-Effective-Consistency": question.consistency() or "leader",
+    }
+
+
+def write_json(value: Any, question: Question) -> bytes:
+    """JSON, indented if the question has ``?pretty``."""
+    if question.has("pretty"):
+        return json.dumps(value, ensure_ascii=False, indent=4).encode() + b"\n"
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,137 @@
+"""Connections: how many there may be, how long they may take, and who must go when there are too many.
+
+Who waits for a change has a request under way and stays; who has none is idle, and the longest idle goes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import Counter
+from typing import Any
+
+from aiohttp import web
+
+from discovery.api.settings import Settings
+from discovery.metrics import Metrics
+
+SWEEP_SECONDS = 1.0
+LARGEST_LINE = 16 * 1024
+LARGEST_HEADER = 8 * 1024
+HEADERS = 100
+
+_quiet = logging.getLogger("discovery.api.http")
+_quiet.setLevel(logging.CRITICAL)
+"""What clients send that is no HTTP is answered, and no news."""
+
+
+class Connection(web.RequestHandler):
+    """One connection: whether a request is under way on it, and if not, since when, and since when one has begun."""
+
+    __slots__ = ("begun", "idle_since", "peer")
+
+    def __init__(self, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self.peer = ""
+        self.idle_since: float | None = None
+        self.begun: float | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self.idle_since is not None and self.begun is None:
+            self.begun = asyncio.get_running_loop().time()
+        super().data_received(data)
+
+
+class Connections(web.Server):
+    """All connections of the API, within their bounds."""
+
+    def __init__(self, handler: Any, settings: Settings, metrics: Metrics) -> None:
+        super().__init__(
+            handler,
+            handler_cancellation=True,
+            keepalive_timeout=settings.idle_time,
+            access_log=None,
+            logger=_quiet,
+            max_line_size=LARGEST_LINE,
+            max_field_size=LARGEST_HEADER,
+            max_headers=HEADERS,
+            lingering_time=0.0,
+            auto_decompress=False,
+        )
+        self._settings = settings
+        self._peers: Counter[str] = Counter()
+        self._open: dict[Connection, None] = {}
+        self._refused = metrics.counter("weft_http_refused_total", "Connections ended by a bound.", "reason")
+        metrics.gauge("weft_http_connections", "Open connections.", read=lambda: len(self._open))
+
+    def __call__(self) -> web.RequestHandler:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        assert isinstance(handler, Connection)
+        handler.peer = _peer(transport)
+        if not self._has_room(handler.peer):
+            self._refused.add(1, "too many")
+            transport.abort()
+            return
+        handler.idle_since = self._loop.time()
+        self._open[handler] = None
+        self._peers[handler.peer] += 1
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family != socket.AF_UNIX:
+            # Who does not take what it asked for is let go by the kernel.
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self._settings.write_time * 1000))
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        if isinstance(handler, Connection) and handler in self._open:
+            self._forget(handler)
+
+    def _forget(self, handler: Connection) -> None:
+        del self._open[handler]
+        self._peers[handler.peer] -= 1
+        if not self._peers[handler.peer]:
+            del self._peers[handler.peer]
+
+    def _has_room(self, peer: str) -> bool:
+        """Whether one more may come; who is longest idle makes room."""
+        of_peer = self._peers[peer] >= self._settings.connections_of_peer
+        if not of_peer and len(self._open) < self._settings.connections:
+            return True
+        idle = [one for one in self._open if one.idle_since is not None and (one.peer == peer or not of_peer)]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda one: one.idle_since or 0.0)
+        self._refused.add(1, "idle")
+        self._end(oldest)
+        return True
+
+    def _end(self, handler: Connection) -> None:
+        if handler in self._open:
+            self._forget(handler)
+        if handler.transport is not None:
+            handler.transport.abort()
+
+    def busy(self, handler: Connection) -> None:
+        """A request is under way."""
+        handler.idle_since = handler.begun = None
+
+    def idle(self, handler: Connection) -> None:
+        """It is answered."""
+        handler.idle_since = self._loop.time()
+
+    async def sweep(self) -> None:
+        """End those who began a request and do not come to its end; for ever."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            late = self._loop.time() - self._settings.header_time
+            for handler in [one for one in self._open if one.begun is not None and one.begun < late]:
+                self._refused.add(1, "slow")
+                self._end(handler)
+
+
+def _peer(transport: asyncio.Transport) -> str:
+    found = transport.get_extra_info("peername")
+    return str(found[0]) if isinstance(found, tuple) and found else "unix"

@@ -1,0 +1,235 @@
+"""``/v1/health`` and the reading half of ``/v1/catalog``: what the catalog knows, as Consul's clients ask for it.
+
+Lists of instances are sorted by node and id in both, since clients pair them by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from discovery import catalog as topics
+from discovery.api import schemas, views
+from discovery.api.answers import Answers, write_json
+from discovery.api.lists import chosen, filter_of, filtered, has_meta, near, nodes_with, wanted_meta
+from discovery.api.problem import Problem
+from discovery.api.question import Question
+from discovery.api.routes import Answer, Route
+from discovery.catalog import CHECKS, NODES, SERVICES, Catalog, Topic
+from discovery.values import OWN_SERVICE, Check, Node, Status
+
+COUNTING = ("passing", "tag", "near", "node-meta", "filter", "pretty")
+"""The parameters that change what is answered; the others say how."""
+BLOCKING = ("index", "wait", "stale", "consistent", "cached", "pretty", "dc")
+OF_INSTANCES = ("tag", "near", "node-meta", "filter", *BLOCKING)
+
+
+class HealthRoutes:
+    """The handlers that read the catalog."""
+
+    def __init__(self, catalog: Catalog, node: Node, answers: Answers) -> None:
+        self._catalog = catalog
+        self._node = node
+        self._answers = answers
+
+    def routes(self) -> tuple[Route, ...]:
+        """The table of what is served."""
+        checks = schemas.many(schemas.CHECK)
+        return (
+            Route("GET", "/v1/catalog/datacenters", "The datacenters", self.datacenters, answer=schemas.WORDS),
+            self._route(
+                "/v1/catalog/nodes", "All nodes", self.nodes, schemas.many(schemas.NODE), "near", "node-meta", "filter"
+            ),
+            self._route(
+                "/v1/catalog/services", "The names of all services, with all their tags", self.services,
+                schemas.table(schemas.WORDS), "node-meta", "filter",
+            ),
+            self._route(
+                "/v1/catalog/service/:service", "The instances of a service, whatever their health", self.instances,
+                schemas.many(schemas.CATALOG_SERVICE), "tag", "near", "node-meta", "filter",
+            ),
+            self._route(
+                "/v1/catalog/node/:node", "A node and its services by id; null if there is none", self.node,
+                schemas.nullable(schemas.CATALOG_NODE), "filter",
+            ),
+            self._route(
+                "/v1/catalog/node-services/:node", "The same, its services as a list", self.node_services,
+                schemas.nullable(schemas.CATALOG_NODE_SERVICES), "filter",
+            ),
+            self._route(
+                "/v1/health/service/:service", "The instances of a service with their nodes and checks", self.health,
+                schemas.many(schemas.HEALTH), "passing", "tag", "near", "node-meta", "filter",
+            ),
+            self._route("/v1/health/node/:node", "The checks of a node", self.node_checks, checks, "filter"),
+            self._route(
+                "/v1/health/checks/:service", "The checks of a service's instances", self.service_checks, checks,
+                "near", "node-meta", "filter",
+            ),
+            self._route(
+                "/v1/health/state/:state", "All checks in a state: any, passing, warning, critical", self.checks,
+                checks, "near", "node-meta", "filter",
+            ),
+            Route("GET", "/v1/status/leader", "The address of the leader", self.leader, answer=schemas.TEXT),
+            Route("GET", "/v1/status/peers", "The addresses of all agents", self.peers, answer=schemas.WORDS),
+        )  # fmt: skip
+
+    def _route(
+        self, path: str, summary: str, handler: Callable[[Question], Any], answer: schemas.Schema, *parameters: str
+    ) -> Route:
+        return Route("GET", path, summary, handler, (*parameters, *BLOCKING), answer, blocks=True)
+
+    async def _serve(self, kind: str, question: Question, asked: tuple[Topic, ...], build: Callable[[], Any]) -> Answer:
+        key: Hashable = (kind, question.name, tuple((name, tuple(question.all(name))) for name in COUNTING))
+        return await self._answers.serve(question, key, asked, build)
+
+    # Services
+
+    async def services(self, question: Question) -> Answer:
+        def build() -> Any:
+            found = {name: list(tags) for name, tags in self._catalog.services().items()}
+            if question.has("node-meta") or question.get("filter"):
+                found = self._some_services(question)
+            elif OWN_SERVICE not in found:
+                found = {OWN_SERVICE: [], **found}
+            return found
+
+        asked = (SERVICES, NODES) if question.has("node-meta") or question.get("filter") else (SERVICES,)
+        return await self._serve("services", question, asked, build)
+
+    def _some_services(self, question: Question) -> dict[str, list[str]]:
+        """The services of some nodes or instances, with the tags of these alone."""
+        nodes = nodes_with(self._catalog.nodes(), question)
+        test = filter_of(question, schemas.CATALOG_SERVICE)
+        found: dict[str, set[str]] = {}
+        for name in sorted(self._catalog.names()):
+            for one in self._catalog.health(name):
+                if one.node.name in nodes and test(views.catalog_service(one)):
+                    found.setdefault(name, set()).update(one.instance.tags)
+        return {name: sorted(tags) for name, tags in found.items()}
+
+    async def instances(self, question: Question) -> Answer:
+        name = _required(question, "Missing service name")
+
+        def build() -> Any:
+            found = chosen(self._catalog.health(name), question, self._node.name, passing=False)
+            return filtered([views.catalog_service(one) for one in found], question, schemas.CATALOG_SERVICE)
+
+        return await self._serve("instances", question, (topics.service(name),), build)
+
+    async def health(self, question: Question) -> Answer:
+        name = _required(question, "Missing service name")
+        passing = question.flag("passing")
+
+        def build() -> Any:
+            found = chosen(self._catalog.health(name), question, self._node.name, passing=passing)
+            return filtered([views.health(one) for one in found], question, schemas.HEALTH)
+
+        return await self._serve("health", question, (topics.health(name),), build)
+
+    # Nodes
+
+    async def nodes(self, question: Question) -> Answer:
+        def build() -> Any:
+            wanted = wanted_meta(question)
+            found = [node for node in self._catalog.nodes() if has_meta(node.meta, wanted)]
+            found = near(found, question, self._node.name, lambda node: node.name)
+            return filtered([views.node(node) for node in found], question, schemas.NODE)
+
+        return await self._serve("nodes", question, (NODES,), build)
+
+    async def node(self, question: Question) -> Answer:
+        name = _required(question, "Missing node name")
+
+        def build() -> Any:
+            node = self._catalog.node(name)
+            if node is None:
+                return None
+            services = {one.id: views.service(one) for one in self._catalog.on_node(node.name)}
+            return {"Node": views.node(node), "Services": filtered(services, question, schemas.SERVICE)}
+
+        return await self._serve("node", question, self._topics_of(name), build)
+
+    async def node_services(self, question: Question) -> Answer:
+        name = _required(question, "Missing node name")
+
+        def build() -> Any:
+            node = self._catalog.node(name)
+            if node is None:
+                return None
+            services = [views.service(one) for one in self._catalog.on_node(node.name)]
+            return {"Node": views.node(node), "Services": filtered(services, question, schemas.SERVICE)}
+
+        return await self._serve("node services", question, self._topics_of(name), build)
+
+    def _topics_of(self, name: str) -> tuple[Topic, ...]:
+        """What an answer about a node is made of: its name may be written in another case, and it may not exist yet."""
+        node = self._catalog.node(name)
+        return (topics.node(node.name),) if node is not None else (NODES,)
+
+    # Checks
+
+    async def node_checks(self, question: Question) -> Answer:
+        name = _required(question, "Missing node name")
+        node = self._catalog.node(name)
+        real = node.name if node is not None else name
+
+        def build() -> Any:
+            return filtered([views.check(one) for one in self._catalog.node_checks(real)], question, schemas.CHECK)
+
+        return await self._serve("node checks", question, (topics.node_checks(real),), build)
+
+    async def service_checks(self, question: Question) -> Answer:
+        name = _required(question, "Missing service name")
+
+        def build() -> Any:
+            found = [
+                check
+                for one in chosen(self._catalog.health(name), question, self._node.name, passing=False)
+                for check in one.checks
+                if check.service_id
+            ]
+            return filtered([views.check(check) for check in found], question, schemas.CHECK)
+
+        return await self._serve("service checks", question, (topics.health(name),), build)
+
+    async def checks(self, question: Question) -> Answer:
+        state = _required(question, "Missing check state")
+        if state not in ("any", *Status):
+            raise Problem(400, f"Invalid check state: '{state[:40]}'; any, passing, warning and critical are states")
+
+        def build() -> Any:
+            found: list[Check] = [one for one in self._catalog.checks() if state in ("any", one.status.value)]
+            if question.has("node-meta"):
+                nodes = nodes_with(self._catalog.nodes(), question)
+                found = [one for one in found if one.node in nodes]
+            found = near(found, question, self._node.name, lambda one: one.node)
+            return filtered([views.check(one) for one in found], question, schemas.CHECK)
+
+        asked = (CHECKS, NODES) if question.has("node-meta") else (CHECKS,)
+        return await self._serve("checks", question, asked, build)
+
+    # What there is but one of
+
+    async def datacenters(self, question: Question) -> Answer:
+        return Answer(write_json([self._node.datacenter], question))
+
+    async def leader(self, question: Question) -> Answer:
+        return Answer(write_json(_place(self._node), question))
+
+    async def peers(self, question: Question) -> Answer:
+        agents = [node for node in self._catalog.nodes() if self._offers(node)]
+        return Answer(write_json([_place(node) for node in agents] or [_place(self._node)], question))
+
+    def _offers(self, node: Node) -> bool:
+        return self._catalog.instance(node.name, OWN_SERVICE) is not None
+
+
+def _required(question: Question, said: str) -> str:
+    if not question.name:
+        raise Problem(400, said)
+    return question.name
+
+
+def _place(node: Node) -> str:
+    host = f"[{node.address}]" if ":" in node.address else node.address
+    return f"{host}:8300"

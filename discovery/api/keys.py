@@ -1,0 +1,230 @@
+"""``/v1/kv`` and ``/v1/txn``: the key-value store.
+
+Its reads come from the store itself. An index is the revision of the key where one key is asked for and there; of a
+list, or of a key that is not there, it is the store's revision when the answer became what it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from discovery.api import schemas
+from discovery.api.answers import Answers, read_headers, write_json
+from discovery.api.problem import Problem
+from discovery.api.question import Question
+from discovery.api.routes import Answer, Route
+from discovery.api.settings import LARGEST_VALUE
+from discovery.changes import Changes
+from discovery.fields import BadField, Fields
+from discovery.pairs import PAIRS, Pair, decode_pair
+from discovery.transaction import Done, Step, apply
+from store import Entry, Range, Store
+
+STEPS = 64
+"""Operations in one transaction."""
+READING = ("recurse", "keys", "raw", "separator", "index", "wait", "stale", "consistent", "pretty", "dc")
+_WRITING = {"cas": "cas", "acquire": "lock", "release": "unlock"}
+_RAW = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
+
+
+class KeyRoutes:
+    """The handlers of keys."""
+
+    def __init__(self, store: Store, changes: Changes, answers: Answers) -> None:
+        self._store = store
+        self._changes = changes
+        self._answers = answers
+
+    def routes(self) -> tuple[Route, ...]:
+        """The table of what is served."""
+        return (
+            Route(
+                "GET", "/v1/kv/:key", "A key, all that begin so (?recurse), or their names (?keys)", self.read, READING,
+                schemas.many(schemas.ENTRY), (404,), blocks=True,
+            ),
+            Route(
+                "PUT", "/v1/kv/:key", "Set a key; false if ?cas, ?acquire or ?release forbid it", self.write,
+                ("flags", "cas", "acquire", "release", "dc"), schemas.FLAG, writes=True,
+            ),
+            Route(
+                "DELETE", "/v1/kv/:key", "Delete a key, or all that begin so (?recurse)", self.delete,
+                ("recurse", "cas", "dc"), schemas.FLAG, writes=True,
+            ),
+            Route(
+                "PUT", "/v1/txn", "Do several operations on keys, or none", self.transact, ("dc",), schemas.TRANSACTION,
+                (409,), schemas.OPERATIONS_SENT, writes=True,
+            ),
+        )  # fmt: skip
+
+    async def read(self, question: Question) -> Answer:
+        key = question.name
+        if question.has("keys"):
+            separator = question.get("separator") or question.get("seperator")
+            return await self._block(
+                question, ("keys", key, separator), True, lambda found: _names(found, key, separator)
+            )
+        if question.has("recurse"):
+            return await self._block(question, ("tree", key), True, _tree)
+        if not key:
+            raise Problem(400, "Missing key name")
+        return await self._block(question, ("key", key), False, lambda found: _one(found, key), raw=question.has("raw"))
+
+    async def _block(
+        self,
+        question: Question,
+        asked: tuple[str, ...],
+        prefix: bool,
+        build: Callable[[Range], list[Any] | None],
+        *,
+        raw: bool = False,
+    ) -> Answer:
+        """Read until the answer is past the index asked for, or the time is over."""
+        index, seconds = question.waiting()
+        question.consistency()
+        clock = asyncio.get_running_loop().time
+        end = clock() + seconds
+        place = PAIRS + question.name
+        with self._changes.listening(place, prefix=prefix) as changed:
+            while True:
+                changed.clear()
+                found = await self._store.range(place, limit=0 if prefix else 1)
+                listed = build(found)
+                at = 0 if prefix or listed is None else found.entries[0].mod_revision
+                body = write_json(listed, question) if listed is not None else b""
+                # What one key has is told by its revision, however it is shown.
+                shown = body if prefix else str(at).encode()
+                known = self._answers.remember(("kv", *asked, question.has("pretty")), shown, 200, found.revision, at)
+                if index == 0 or known.index > index or clock() >= end:
+                    headers = read_headers(known.index, question)
+                    if listed is None:
+                        return Answer(b"", 404, headers=headers)
+                    if raw:
+                        return Answer(decode_pair(found.entries[0]).value, 200, "text/plain", headers | _RAW)
+                    return Answer(body, headers=headers)
+                await self._answers.park(until(changed, end - clock()))
+
+    async def write(self, question: Question) -> Answer:
+        if not question.name:
+            raise Problem(400, "Missing key name")
+        asked = [name for name in _WRITING if question.has(name)]
+        if len(asked) > 1:
+            raise Problem(400, f"Conflicting flags: {' and '.join(asked)}; give one of them")
+        step = Step(
+            verb=_WRITING[asked[0]] if asked else "set",
+            key=question.name,
+            value=_bounded(await question.read()),
+            flags=question.number("flags"),
+            index=question.number("cas"),
+            session=question.get(asked[0]) if asked and asked[0] != "cas" else "",
+        )
+        return Answer(b"false" if (await self._apply([step])).failures else b"true")
+
+    async def delete(self, question: Question) -> Answer:
+        if question.has("recurse") and question.has("cas"):
+            raise Problem(400, "Conflicting flags: recurse and cas; give one of them")
+        if question.has("recurse"):
+            verb = "delete-tree"
+        elif not question.name:
+            raise Problem(400, "Missing key name")
+        else:
+            verb = "delete-cas" if question.has("cas") else "delete"
+        step = Step(verb, question.name, index=question.number("cas"))
+        return Answer(b"false" if (await self._apply([step])).failures else b"true")
+
+    async def transact(self, question: Question) -> Answer:
+        found = await question.json()
+        if not isinstance(found, list):
+            raise Problem(400, "Failed to parse body: it is no list of operations")
+        if len(found) > STEPS:
+            raise Problem(413, f"Transaction contains too many operations ({len(found)} > {STEPS})")
+        try:
+            steps = [_step(Fields(part, f"[{number}].")) for number, part in enumerate(found)]
+        except BadField as error:
+            raise Problem(400, f"Failed to parse body: {error}") from None
+        done = await self._apply(steps)
+        results = [{"KV": _entry(pair)} for pair in done.pairs]
+        errors = [{"OpIndex": failure.step, "What": failure.what} for failure in done.failures]
+        body = write_json({"Results": results, "Errors": errors}, question)
+        return Answer(body, 409 if errors else 200)
+
+    async def _apply(self, steps: Sequence[Step]) -> Done:
+        try:
+            return await apply(self._store, steps)
+        except BadField as error:
+            raise Problem(400, str(error)) from None
+
+
+async def until(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, at most so many seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+def _bounded(value: bytes) -> bytes:
+    if len(value) > LARGEST_VALUE:
+        raise Problem(413, f"Request body({len(value)} bytes) too large, max size: {LARGEST_VALUE} bytes.")
+    return value
+
+
+def _one(read: Range, key: str) -> list[Any] | None:
+    """The key itself; it is the first of those that begin so."""
+    entries = [entry for entry in read.entries if entry.key == PAIRS + key]
+    return [_entry(decode_pair(entry)) for entry in entries] or None
+
+
+def _tree(read: Range) -> list[Any] | None:
+    return [_entry(decode_pair(entry)) for entry in read.entries] or None
+
+
+def _names(read: Range, prefix: str, separator: str) -> list[Any] | None:
+    """The names of keys; those that have the separator behind the prefix only up to it, and once."""
+    names: dict[str, None] = {}
+    for entry in read.entries:
+        names[_cut(entry, prefix, separator)] = None
+    return list(names) if names or not prefix else None
+
+
+def _cut(entry: Entry, prefix: str, separator: str) -> str:
+    key = entry.key.removeprefix(PAIRS)
+    if not separator:
+        return key
+    head, found, _ = key[len(prefix) :].partition(separator)
+    return prefix + head + found
+
+
+def _entry(pair: Pair) -> dict[str, Any]:
+    value = base64.b64encode(pair.value).decode() if pair.value else None
+    found: dict[str, Any] = {"LockIndex": pair.lock_index, "Key": pair.key, "Flags": pair.flags, "Value": value}
+    if pair.session:
+        found["Session"] = pair.session
+    return {**found, "CreateIndex": pair.create_index, "ModifyIndex": pair.modify_index}
+
+
+def _step(fields: Fields) -> Step:
+    found = fields.inner("KV")
+    if found is None:
+        raise BadField('an operation is none on keys; write {"KV": {…}}')
+    verb = found.text("Verb", longest=40)
+    key = found.text("Key")
+    if not key and verb not in ("get-tree", "delete-tree"):
+        found.fail("Key", key, "names no key")
+    text = found.text("Value", longest=2**20)
+    try:
+        value = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        found.fail("Value", text, "is no base64")
+    return Step(
+        verb,
+        key,
+        _bounded(value),
+        found.number("Flags", high=2**64 - 1),
+        found.number("Index", high=2**64 - 1),
+        found.text("Session"),
+    )

@@ -1,0 +1,132 @@
+"""The description of the API, made of the same table that it is served by (OpenAPI 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cni_plugin import __version__
+from discovery.api.routes import Route
+from discovery.api.schemas import Schema
+
+_FLAG = "its presence counts, or a boolean"
+PARAMETERS: Mapping[str, str] = {
+    "acquire": "lock the key for this session",
+    "cached": "accepted and ignored: every answer comes from memory",
+    "cas": "only if the key's ModifyIndex is this; 0: only if it does not exist",
+    "consistent": "everything that was written before is in the answer",
+    "dc": "accepted and ignored",
+    "enable": "a boolean, required",
+    "filter": 'an expression over the fields of an item: Port == 80 and "v1" in Tags',
+    "flags": "an unsigned number of 64 bits that is kept with the value",
+    "format": "text: the status alone; prometheus: as Prometheus reads it",
+    "hash": "the ContentHash that the answer must differ from",
+    "index": "the X-Consul-Index that the answer must be past",
+    "keys": f"names only; {_FLAG}",
+    "near": "the node whose items come first; _agent is this one",
+    "node-meta": "KEY:VALUE that the node must have; may be repeated",
+    "note": "what the check says",
+    "passing": f"only instances of which every check passes; {_FLAG}",
+    "pretty": "indent the JSON",
+    "prune": "accepted and ignored: what is removed is gone",
+    "raw": "the value itself",
+    "reason": "why, for people",
+    "recurse": f"all keys that begin so; {_FLAG}",
+    "release": "unlock the key, which this session holds",
+    "replace-existing-checks": f"end the service's checks that are not named; {_FLAG}",
+    "separator": "names are cut behind the first of these after the prefix",
+    "stale": "accepted: every answer comes from this agent's memory",
+    "tag": "a tag that the instance must have; may be repeated",
+    "wait": "how long to wait at most, as Go writes times; 5m if not given, 10m at most",
+    "wan": "accepted and ignored",
+}
+"""What each parameter means."""
+
+_ERRORS = {
+    "400": "What is wrong with the request, in a sentence",
+    "403": "The request comes from another site's page",
+    "404": "There is no such thing",
+    "405": "The path is not served for this method",
+    "413": "The body is too large",
+    "500": "The store cannot serve",
+}
+_INDEX = {"X-Consul-Index": {"schema": {"type": "integer"}, "description": "Give it as ?index to wait for a change"}}
+
+
+def describe(routes: Sequence[Route]) -> dict[str, Any]:
+    """The whole description."""
+    components: dict[str, Any] = {}
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        place = paths.setdefault(template(route), {})
+        for method in route.methods:
+            place[method.lower()] = _operation(route, method, components)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "weft agent",
+            "version": __version__,
+            "description": "Service discovery, compatible with Consul's HTTP API. Names of fields that are sent may be"
+            " written in any case, with or without underscores.",
+        },
+        "servers": [{"url": "http://127.0.0.1:8500"}],
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def template(route: Route) -> str:
+    """The path as OpenAPI writes it: ``/v1/kv/{key}``."""
+    start, _, name = route.path.partition(":")
+    return f"{start}{{{name}}}" if name else start
+
+
+def _operation(route: Route, method: str, components: dict[str, Any]) -> dict[str, Any]:
+    parameters: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "in": "query",
+            "description": PARAMETERS[name],
+            "schema": {"type": "string"},
+            "allowEmptyValue": True,
+        }
+        for name in route.parameters
+    ]
+    _, _, name = route.path.partition(":")
+    if name:
+        parameters.insert(0, {"name": name, "in": "path", "required": True, "schema": {"type": "string"}})
+    answer: dict[str, Any] = {"description": "Done" if route.answer is None else "The answer"}
+    if route.answer is not None:
+        answer["content"] = {"application/json": {"schema": _referred(route.answer, components)}}
+    if route.blocks:
+        answer["headers"] = _INDEX
+    responses = {"200": answer, **{str(status): {**answer, "description": "As it is"} for status in route.statuses}}
+    for status, description in _ERRORS.items():
+        text = {"description": description, "content": {"text/plain": {"schema": {"type": "string"}}}}
+        responses.setdefault(status, text)
+    found: dict[str, Any] = {"summary": route.summary, "responses": responses}
+    if parameters:
+        found["parameters"] = parameters
+    if route.body is not None:
+        found["requestBody"] = {"content": {"application/json": {"schema": _referred(route.body, components)}}}
+    if method != route.method:
+        found["deprecated"] = True
+    return found
+
+
+def _referred(schema: Schema, components: dict[str, Any]) -> dict[str, Any]:
+    """The schema with those that have a title put among the components, and referred to."""
+    plain = {name: _inside(value, components) for name, value in schema.items()}
+    title = schema.get("title")
+    if title is None or isinstance(schema.get("type"), list):
+        return plain
+    components[title] = plain
+    return {"$ref": f"#/components/schemas/{title}"}
+
+
+def _inside(value: Any, components: dict[str, Any]) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if "type" in value and not isinstance(value["type"], Mapping):
+        return _referred(value, components)
+    return {name: _inside(part, components) for name, part in value.items()}

@@ -1,0 +1,108 @@
+"""One request, read: which route, the name in its path, its parameters and body."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
+
+from discovery.api.problem import Problem
+from discovery.durations import parse_duration
+from discovery.fields import BadField, decode_json
+
+PARAMETERS = 128
+"""Parameters of one request."""
+DEFAULT_WAIT = 300.0
+LONGEST_WAIT = 600.0
+_NUMBER = re.compile(r"\d{1,20}", re.ASCII)
+_TRUE = ("1", "t", "T", "true", "TRUE", "True")
+_FALSE = ("0", "f", "F", "false", "FALSE", "False")
+
+
+@dataclass(slots=True)
+class Question:
+    """A request. ``name`` is the part of the path that is the client's: a service, a node, a key."""
+
+    method: str
+    name: str
+    parameters: Mapping[str, Sequence[str]]
+    read: Callable[[], Awaitable[bytes]]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        """Whether the parameter is there at all: ``?stale``."""
+        return name in self.parameters
+
+    def get(self, name: str) -> str:
+        """The parameter's value, "" if it is not there."""
+        return self.parameters[name][0] if name in self.parameters else ""
+
+    def all(self, name: str) -> Sequence[str]:
+        """Every value of a parameter that may be repeated."""
+        return self.parameters.get(name, ())
+
+    def flag(self, name: str) -> bool:
+        """Whether a parameter is there and not false: ``?passing``, ``?passing=1``. Raises Problem."""
+        if not self.has(name) or not self.get(name):
+            return self.has(name)
+        return parse_bool(self.get(name), f"Invalid value for ?{name}")
+
+    def number(self, name: str) -> int:
+        """A whole number of up to 64 bits; 0 if it is not there. Raises Problem."""
+        value = self.get(name)
+        if not self.has(name):
+            return 0
+        if not _NUMBER.fullmatch(value) or int(value) >= 2**64:
+            raise Problem(400, f"Invalid value for ?{name}: {value[:40]!r} is no whole number")
+        return int(value)
+
+    def waiting(self) -> tuple[int, float]:
+        """The index that the answer must be past, 0 for any, and for how long to wait for it. Raises Problem."""
+        seconds, index = 0.0, 0
+        if value := self.get("wait"):
+            try:
+                seconds = parse_duration(value)
+            except ValueError:
+                raise Problem(400, "Invalid wait time") from None
+        if value := self.get("index"):
+            if not _NUMBER.fullmatch(value) or int(value) >= 2**64:
+                raise Problem(400, "Invalid index")
+            index = int(value)
+        return index, min(seconds, LONGEST_WAIT) if seconds > 0 else DEFAULT_WAIT
+
+    def consistency(self) -> str:
+        """``stale``, ``consistent`` or "". Raises Problem where they contradict each other."""
+        for other in ("stale", "cached"):
+            if self.has("consistent") and self.has(other):
+                raise Problem(400, f"Cannot specify ?{other} with ?consistent, conflicting semantics.")
+        return next((name for name in ("stale", "consistent") if self.has(name)), "")
+
+    async def json(self) -> object:
+        """The body, as JSON. Raises Problem."""
+        try:
+            return decode_json(await self.read())
+        except BadField as error:
+            raise Problem(400, f"Request decode failed: {error}") from None
+
+
+def parse_parameters(query: str) -> dict[str, list[str]]:
+    """The parameters behind ``?``, in order. Raises Problem."""
+    found: dict[str, list[str]] = {}
+    try:
+        for name, value in parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=PARAMETERS):
+            found.setdefault(name, []).append(value)
+    except UnicodeDecodeError:
+        raise Problem(400, "The parameters are no UTF-8") from None
+    except ValueError:
+        raise Problem(400, f"The request has more than {PARAMETERS} parameters") from None
+    return found
+
+
+def parse_bool(text: str, said: str) -> bool:
+    """A flag as Go's ParseBool reads it. Raises Problem."""
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise Problem(400, f'{said}: "{text[:40]}"')

@@ -1,0 +1,280 @@
+"""The server of the API: takes requests, finds their route, and writes what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+import time
+from pathlib import Path
+from typing import TypeVar
+
+from aiohttp import web
+
+from discovery.api.agent import AgentRoutes, Hook
+from discovery.api.answers import Answers, write_json
+from discovery.api.catalog import CatalogRoutes
+from discovery.api.connections import Connection, Connections
+from discovery.api.guard import why_refused
+from discovery.api.health import HealthRoutes
+from discovery.api.keys import KeyRoutes
+from discovery.api.openapi import describe
+from discovery.api.problem import Problem
+from discovery.api.question import Question, parse_parameters
+from discovery.api.routes import TEXT, Answer, Route, Table
+from discovery.api.schemas import ANYTHING
+from discovery.api.sessions import SessionRoutes
+from discovery.api.settings import Settings
+from discovery.catalog import Catalog
+from discovery.changes import Changes
+from discovery.layout import ROOT
+from discovery.metrics import Metrics
+from discovery.registry import Registry
+from discovery.sessions import Sessions
+from store import Invalid, Store, StoreError
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+SPARE_FILES = 256
+"""Open files that connections leave to the rest of the process."""
+
+Result = TypeVar("Result")
+
+
+class Api:
+    """Consul's HTTP API. ``reload`` and ``leave`` are called for ``agent/reload`` and ``agent/leave``."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        registry: Registry,
+        store: Store,
+        settings: Settings | None = None,
+        metrics: Metrics | None = None,
+        *,
+        reload: Hook | None = None,
+        leave: Hook | None = None,
+    ) -> None:
+        self._settings = settings = _within_limits(settings or Settings())
+        self._metrics = metrics = metrics or Metrics()
+        self._node = registry.node
+        self._store = store
+        self._answers = answers = Answers(catalog, store, metrics)
+        self._sessions = Sessions(catalog, store, registry.node.name)
+        self._changes = Changes(store, ROOT, self._sessions.changed)
+        agent = AgentRoutes(catalog, registry, store, settings, metrics, answers, reload=reload, leave=leave)
+        self.table = Table(
+            (
+                *agent.routes(),
+                *HealthRoutes(catalog, registry.node, answers).routes(),
+                *CatalogRoutes(catalog, registry, store, answers).routes(),
+                *KeyRoutes(store, self._changes, answers).routes(),
+                *SessionRoutes(
+                    catalog, store, self._changes, self._sessions, answers, settings, registry.node.name
+                ).routes(),
+                Route("GET", "/v1/openapi.json", "This description", self._openapi, answer=ANYTHING),
+            )
+        )
+        self._hosts = {name.lower().rstrip(".") for name in (*settings.hosts, registry.node.name)}
+        self._requests = metrics.counter("weft_http_requests_total", "Requests answered.", "method", "path", "code")
+        self._seconds = metrics.histogram("weft_http_request_seconds", "Time of requests that did not wait.", "method")
+        self._server: Connections | None = None
+        self._listeners: list[asyncio.Server] = []
+        self._sweeper: asyncio.Task[None] | None = None
+        self._writing: set[asyncio.Future[Answer]] = set()
+        self.addresses: tuple[str, ...] = ()
+        """Where it listens, once it has started: what was asked for, with the real port in place of 0."""
+
+    async def start(self) -> None:
+        """Listen. Raises StoreError, or OSError with the place in its text where that cannot be listened at."""
+        self._changes.start(await self._sessions.start())
+        self._server = Connections(self._handle, self._settings, self._metrics)
+        self._sweeper = asyncio.create_task(self._server.sweep())
+        loop = asyncio.get_running_loop()
+        addresses = []
+        try:
+            for place in self._settings.listen:
+                opened = _listen(place)
+                self._listeners.append(await loop.create_server(self._server, sock=opened, backlog=BACKLOG))
+                addresses.append(_written(place, opened))
+        except BaseException:
+            await self.stop()
+            raise
+        self.addresses = tuple(addresses)
+        log.info("HTTP API at %s", ", ".join(addresses))
+
+    async def stop(self) -> None:
+        """Stop listening; what is being written is finished, who waits is let go."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for place in self._settings.listen:
+            if place in self.addresses and place.startswith("/"):
+                Path(place).unlink(missing_ok=True)
+        if self._writing:
+            await asyncio.wait(set(self._writing), timeout=5)
+        if self._server is not None:
+            await self._server.shutdown(0.1)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._changes.stop()
+        await self._sessions.stop()
+
+    async def _openapi(self, question: Question) -> Answer:
+        return Answer(write_json(describe(self.table.routes), question))
+
+    # One request
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        assert self._server is not None
+        self._server.busy(connection)
+        started = time.monotonic()
+        path, close = "other", False
+        try:
+            route, question = self._read(request)
+            path = route.path
+            answer = await self._run(route, question)
+        except Problem as problem:
+            close = problem.close
+            answer = Answer(problem.text.encode("utf-8", "replace"), problem.status, TEXT, problem.headers)
+        except Invalid as error:
+            answer = Answer(str(error).encode(), 400, TEXT)
+        except StoreError as error:
+            answer = Answer(str(error).encode(), 500, TEXT)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("%s %s", request.method, request.rel_url.raw_path[:200])
+            answer = Answer(b"internal error; see the agent's log", 500, TEXT)
+        finally:
+            self._server.idle(connection)
+        self._requests.add(1, request.method, path, str(answer.status))
+        if "index" not in request.rel_url.raw_query_string:
+            self._seconds.observe(time.monotonic() - started, request.method)
+        headers = {"Content-Type": answer.type, **answer.headers}
+        response = web.Response(body=answer.body, status=answer.status, headers=headers)
+        # A body that was not read to its end would be taken for the next request.
+        if close or not request.content.is_eof():
+            response.force_close()
+        return response
+
+    def _read(self, request: web.BaseRequest) -> tuple[Route, Question]:
+        """The route of a request and what it asks. Raises Problem."""
+        length = request.content_length or 0
+        if length > self._settings.body_bytes:
+            raise self._too_large(length)
+        raw_path, _, query = request.raw_path.partition("?")
+        if not raw_path.startswith("/"):
+            raise Problem(400, "Give the path alone: GET /v1/…")
+        route, name = self.table.find(request.method, raw_path)
+        if route.writes and request.protocol.transport is not None:
+            why = why_refused(request.headers, self._hosts)
+            if why and _family(request.protocol.transport) != socket.AF_UNIX:
+                raise Problem(403, why)
+
+        async def read() -> bytes:
+            return await self._body(request)
+
+        return route, Question(request.method, name, parse_parameters(query), read, request.headers)
+
+    async def _run(self, route: Route, question: Question) -> Answer:
+        if not route.writes:
+            return await route.handler(question)
+        # A client that goes away must not leave half of what it asked for.
+        writing: asyncio.Future[Answer] = asyncio.ensure_future(route.handler(question))
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
+        return await asyncio.shield(writing)
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        """The body, within its bounds of size and time. Raises Problem."""
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.protocol.transport is not None:
+            request.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        found = bytearray()
+        try:
+            async with asyncio.timeout(self._settings.body_time):
+                async for chunk in request.content.iter_any():
+                    found += chunk
+                    if len(found) > self._settings.body_bytes:
+                        raise self._too_large(len(found))
+        except TimeoutError:
+            text = f"The body did not come within {self._settings.body_time:g} s"
+            raise Problem(408, text, close=True) from None
+        except web.RequestPayloadError:
+            raise Problem(400, "The body is no HTTP", close=True) from None
+        return bytes(found)
+
+    def _too_large(self, size: int) -> Problem:
+        most = self._settings.body_bytes
+        return Problem(413, f"Request body({size} bytes) too large, max size: {most} bytes.", close=True)
+
+
+def _within_limits(settings: Settings) -> Settings:
+    """The settings with no more connections than the process may have open files."""
+    import resource
+    from dataclasses import replace
+
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return replace(settings, connections=min(settings.connections, max(files - SPARE_FILES, 16)))
+
+
+def _listen(place: str) -> socket.socket:
+    """A socket that is bound to ``HOST:PORT`` or to the path of a unix socket. Raises OSError."""
+    try:
+        if place.startswith("/"):
+            return _listen_unix(Path(place))
+        host, _, port = place.rpartition(":")
+        host = host.strip("[]")
+        opened = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        with contextlib.ExitStack() as undo:
+            undo.callback(opened.close)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if opened.family == socket.AF_INET6:
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            opened.bind((host, int(port)))
+            undo.pop_all()
+        return opened
+    except (OSError, ValueError, OverflowError) as error:
+        raise OSError(f"the HTTP API cannot listen at {place}: {error}") from error
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode) and not _answers(path):
+            path.unlink()  # left behind by one that was killed
+    opened = socket.socket(socket.AF_UNIX)
+    try:
+        opened.bind(str(path))
+        os.chmod(path, 0o600)  # nobody can connect before it listens
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _written(place: str, opened: socket.socket) -> str:
+    if opened.family == socket.AF_UNIX:
+        return place
+    return f"{place.rpartition(':')[0]}:{opened.getsockname()[1]}"
+
+
+def _family(transport: asyncio.BaseTransport) -> int | None:
+    opened = transport.get_extra_info("socket")
+    return opened.family if opened is not None else None

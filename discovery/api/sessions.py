@@ -1,0 +1,185 @@
+"""``/v1/session``: sessions, which hold locks on keys."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from discovery.api import schemas
+from discovery.api.answers import Answers, read_headers, write_json
+from discovery.api.keys import until
+from discovery.api.problem import Problem
+from discovery.api.question import Question
+from discovery.api.routes import Answer, Route
+from discovery.api.settings import Settings
+from discovery.catalog import Catalog
+from discovery.changes import Changes
+from discovery.durations import format_duration
+from discovery.fields import BadField, Fields
+from discovery.pairs import SESSIONS
+from discovery.sessions import Session, Sessions, read_session
+from discovery.values import NODE_CHECK, Status
+from store import Store
+
+READING = ("index", "wait", "stale", "consistent", "pretty", "dc")
+LONGEST_TTL = 86400.0
+LONGEST_DELAY = 60.0
+
+
+class SessionRoutes:
+    """The handlers of sessions."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        changes: Changes,
+        sessions: Sessions,
+        answers: Answers,
+        settings: Settings,
+        node: str,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._changes = changes
+        self._sessions = sessions
+        self._answers = answers
+        self._settings = settings
+        self._node = node
+
+    def routes(self) -> tuple[Route, ...]:
+        """The table of what is served."""
+        found = schemas.many(schemas.SESSION)
+        return (
+            Route(
+                "PUT", "/v1/session/create", "Begin a session", self.create, ("dc",),
+                schemas.record("SessionCreated", ID=schemas.TEXT), body=schemas.SESSION_SENT, writes=True,
+            ),
+            Route(
+                "PUT", "/v1/session/destroy/:id", "End a session; what it holds is released", self.destroy, ("dc",),
+                schemas.FLAG, writes=True,
+            ),
+            Route(
+                "PUT", "/v1/session/renew/:id", "Give a session its full time again", self.renew, ("dc",), found,
+                writes=True,
+            ),
+            Route("GET", "/v1/session/info/:id", "One session", self.info, READING, found, blocks=True),
+            Route("GET", "/v1/session/list", "All sessions", self.list_, READING, found, blocks=True),
+            Route("GET", "/v1/session/node/:node", "The sessions of a node", self.of_node, READING, found, blocks=True),
+        )  # fmt: skip
+
+    async def create(self, question: Question) -> Answer:
+        found = await question.json()
+        try:
+            session = self._session(Fields({} if found is None else found))
+        except BadField as error:
+            raise Problem(400, f"Request decode failed: {error}") from None
+        session = await self._sessions.create(session)
+        return Answer(write_json({"ID": session.id}, question))
+
+    def _session(self, fields: Fields) -> Session:
+        node = fields.name("Node") or self._node
+        if self._catalog.node(node) is None and node != self._node:
+            raise Problem(400, f'Missing node registration: there is no node "{node}"')
+        behavior = fields.text("Behavior") or "release"
+        if behavior not in ("release", "delete"):
+            raise Problem(400, f"Invalid Behavior setting '{behavior[:40]}'")
+        ttl = fields.seconds("TTL")
+        if ttl and not self._settings.session_ttl_min <= ttl <= LONGEST_TTL:
+            low, high = format_duration(self._settings.session_ttl_min), format_duration(LONGEST_TTL)
+            raise Problem(400, f"Invalid Session TTL '{fields.get('TTL')}', must be between [{low}={high}]")
+        given = fields.has("Checks", "NodeChecks")
+        checks = tuple(dict.fromkeys((*fields.words("Checks"), *fields.words("NodeChecks"))))
+        services = tuple(part.name("ID") for part in fields.parts("ServiceChecks"))
+        session = Session(
+            id="",
+            node=node,
+            name=fields.name("Name"),
+            ttl=ttl,
+            delay=_delay(fields),
+            behavior=behavior,
+            checks=checks if given else (NODE_CHECK,),
+            service_checks=services,
+        )
+        self._look_at_checks(session)
+        return session
+
+    def _look_at_checks(self, session: Session) -> None:
+        """Raise Problem where a check that the session is to live by is not there, or critical."""
+        found = {check.id: check for check in self._catalog.node_checks(session.node)}
+        for name in (*session.checks, *session.service_checks):
+            if name not in found and name != NODE_CHECK:
+                raise Problem(400, f"Missing check '{name}' registration")
+            if name in found and found[name].status is Status.CRITICAL:
+                raise Problem(400, f"Check '{name}' is in critical state")
+
+    async def destroy(self, question: Question) -> Answer:
+        await self._sessions.destroy(_required(question))
+        return Answer(b"true")
+
+    async def renew(self, question: Question) -> Answer:
+        session = await self._sessions.renew(_required(question))
+        if session is None:
+            raise Problem(404, f"Session id '{question.name}' not found")
+        return Answer(write_json([_view(session)], question))
+
+    async def info(self, question: Question) -> Answer:
+        session_id = _required(question)
+        return await self._block("info", question, lambda session: session.id == session_id)
+
+    async def list_(self, question: Question) -> Answer:
+        return await self._block("list", question, lambda session: True)
+
+    async def of_node(self, question: Question) -> Answer:
+        if not question.name:
+            raise Problem(400, "Missing node name")
+        return await self._block("node", question, lambda session: session.node == question.name)
+
+    async def _block(self, kind: str, question: Question, chosen: Callable[[Session], bool]) -> Answer:
+        index, seconds = question.waiting()
+        question.consistency()
+        clock = asyncio.get_running_loop().time
+        end = clock() + seconds
+        key = ("session", kind, question.name, question.has("pretty"))
+        with self._changes.listening(SESSIONS, prefix=True) as changed:
+            while True:
+                changed.clear()
+                read = await self._store.range(SESSIONS)
+                found = [_view(one) for one in map(read_session, read.entries) if chosen(one)]
+                known = self._answers.remember(key, write_json(found, question), 200, read.revision)
+                if index == 0 or known.index > index or clock() >= end:
+                    return Answer(known.body, headers=read_headers(known.index, question))
+                await self._answers.park(until(changed, end - clock()))
+
+
+def _required(question: Question) -> str:
+    if not question.name:
+        raise Problem(400, "Missing session")
+    return question.name
+
+
+def _delay(fields: Fields) -> float:
+    """Seconds; a small number is meant as seconds, not as Go's nanoseconds."""
+    if not fields.has("LockDelay"):
+        return 15.0
+    seconds = fields.seconds("LockDelay")
+    if 0 < seconds < 1e-6:
+        seconds *= 1e9
+    return min(max(seconds, 0.0), LONGEST_DELAY)
+
+
+def _view(session: Session) -> dict[str, Any]:
+    return {
+        "ID": session.id,
+        "Name": session.name,
+        "Node": session.node,
+        "LockDelay": round(session.delay * 1e9),
+        "Behavior": session.behavior,
+        "TTL": format_duration(session.ttl) if session.ttl else "",
+        "Checks": list(session.checks),
+        "NodeChecks": list(session.checks),
+        "ServiceChecks": [{"ID": name} for name in session.service_checks],
+        "CreateIndex": session.create_index,
+        "ModifyIndex": session.modify_index,
+    }

@@ -1,0 +1,147 @@
+"""Values as Consul writes them in JSON. Lists are never null."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from discovery.values import NODE_CHECK, Check, Health, Instance, Node, Status
+
+Json = dict[str, Any]
+
+
+def node(found: Node) -> Json:
+    """A node, as catalog and health show it."""
+    return {
+        "ID": found.id,
+        "Node": found.name,
+        "Address": found.address,
+        "Datacenter": found.datacenter,
+        "TaggedAddresses": _tagged(found),
+        "Meta": dict(found.meta),
+        "CreateIndex": found.create_index,
+        "ModifyIndex": found.modify_index,
+    }
+
+
+def _tagged(found: Node) -> dict[str, str]:
+    return dict(found.tagged_addresses) or {"lan": found.address, "wan": found.address}
+
+
+def _service(found: Instance) -> Json:
+    return {
+        "Kind": found.kind,
+        "ID": found.id,
+        "Service": found.name,
+        "Tags": list(found.tags),
+        "Meta": dict(found.meta),
+        "Port": found.port,
+        "Ports": dict(found.ports),
+        "Address": found.address,
+        "TaggedAddresses": _places(found),
+        "Weights": _weights(found),
+        "EnableTagOverride": found.enable_tag_override,
+    }
+
+
+def _places(found: Instance) -> Json:
+    return {name: {"Address": place.address, "Port": place.port} for name, place in found.tagged_addresses.items()}
+
+
+def _weights(found: Instance) -> Json:
+    return {"Passing": found.weights.passing, "Warning": found.weights.warning}
+
+
+def service(found: Instance) -> Json:
+    """An instance, as health and catalog/node show it."""
+    return {**_service(found), "CreateIndex": found.create_index, "ModifyIndex": found.modify_index}
+
+
+def agent_service(found: Instance, datacenter: str) -> Json:
+    """An instance, as its own agent shows it."""
+    return {**_service(found), "Datacenter": datacenter}
+
+
+def check(found: Check) -> Json:
+    """A check, wherever it is shown."""
+    return {
+        "Node": found.node,
+        "CheckID": found.id,
+        "Name": found.name,
+        "Status": found.status.value,
+        "Notes": found.notes,
+        "Output": found.output,
+        "ServiceID": found.service_id,
+        "ServiceName": found.service_name,
+        "ServiceTags": list(found.service_tags),
+        "Type": found.type,
+        "Interval": str(found.definition.get("Interval", "")),
+        "Timeout": str(found.definition.get("Timeout", "")),
+        "ExposedPort": 0,
+        "Definition": dict(found.definition),
+        "CreateIndex": found.create_index,
+        "ModifyIndex": found.modify_index,
+    }
+
+
+def catalog_service(found: Health) -> Json:
+    """An instance with its node, as catalog/service shows them."""
+    where, instance = found.node, found.instance
+    return {
+        "ID": where.id,
+        "Node": where.name,
+        "Address": where.address,
+        "Datacenter": where.datacenter,
+        "TaggedAddresses": _tagged(where),
+        "NodeMeta": dict(where.meta),
+        "ServiceKind": instance.kind,
+        "ServiceID": instance.id,
+        "ServiceName": instance.name,
+        "ServiceTags": list(instance.tags),
+        "ServiceAddress": instance.address,
+        "ServiceTaggedAddresses": _places(instance),
+        "ServiceWeights": _weights(instance),
+        "ServiceMeta": dict(instance.meta),
+        "ServicePort": instance.port,
+        "ServicePorts": dict(instance.ports),
+        "ServiceEnableTagOverride": instance.enable_tag_override,
+        "ServiceProxy": {},
+        "ServiceConnect": {},
+        "CreateIndex": instance.create_index,
+        "ModifyIndex": instance.modify_index,
+    }
+
+
+def health(found: Health) -> Json:
+    """An instance with its node and checks, as health/service shows them."""
+    return {
+        "Node": node(found.node),
+        "Service": service(found.instance),
+        "Checks": [check(one) for one in found.checks],
+    }
+
+
+def member(found: Node, checks: Iterable[Check], version: str) -> Json:
+    """A node that runs an agent, as agent/members shows it: 1 is alive, 4 failed."""
+    alive = all(one.status is Status.PASSING for one in checks if one.id == NODE_CHECK)
+    return {
+        "Name": found.name,
+        "Addr": found.address,
+        "Port": 8301,
+        "Tags": {
+            "acls": "0",
+            "build": version,
+            "dc": found.datacenter,
+            "id": found.id,
+            "port": "8300",
+            "role": "consul",
+            "vsn": "2",
+        },
+        "Status": 1 if alive else 4,
+        "ProtocolMin": 1,
+        "ProtocolMax": 5,
+        "ProtocolCur": 2,
+        "DelegateMin": 2,
+        "DelegateMax": 5,
+        "DelegateCur": 4,
+    }

@@ -1,0 +1,80 @@
+"""Who waits for changes of keys of the store, and is woken by theirs alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+from store import Batch, Compacted, Store, StoreError
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+
+
+class Changes:
+    """Follows all keys that begin with ``root``; ``tell`` is called with each revision's changes of them."""
+
+    def __init__(self, store: Store, root: str, tell: Callable[[Batch], None] = lambda batch: None) -> None:
+        self._store = store
+        self._root = root
+        self._tell = tell
+        self._keys: dict[str, set[asyncio.Event]] = {}
+        self._prefixes: dict[str, set[asyncio.Event]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, after: int) -> None:
+        """Follow the changes after that revision."""
+        self._task = asyncio.create_task(self._follow(after))
+
+    async def stop(self) -> None:
+        """End; who waits goes on waiting for nothing."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def listening(self, key: str, *, prefix: bool = False) -> Iterator[asyncio.Event]:
+        """An event that is set by every change of the key, or of any that begins so. Listen first, then read."""
+        event = asyncio.Event()
+        places = self._prefixes if prefix else self._keys
+        places.setdefault(key, set()).add(event)
+        try:
+            yield event
+        finally:
+            places[key].discard(event)
+            if not places[key]:
+                del places[key]
+
+    async def _follow(self, after: int) -> None:
+        while True:
+            try:
+                async for batch in self._store.watch(self._root, after):
+                    after = batch.revision
+                    self._tell(batch)
+                    for event in batch.events:
+                        self._wake(event.key)
+                return  # the store is closed
+            except Compacted as error:
+                after = error.oldest
+                self._wake_all()
+            except StoreError as error:
+                log.warning("the store cannot be followed: %s", error)
+                self._wake_all()
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _wake(self, key: str) -> None:
+        for event in self._keys.get(key, ()):
+            event.set()
+        if self._prefixes:
+            for end in range(len(self._root), len(key) + 1):
+                for event in self._prefixes.get(key[:end], ()):
+                    event.set()
+
+    def _wake_all(self) -> None:
+        for places in (self._keys, self._prefixes):
+            for events in places.values():
+                for event in events:
+                    event.set()

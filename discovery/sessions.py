@@ -1,0 +1,218 @@
+"""Sessions: who may hold locks on keys, and what becomes of the locks when a session ends.
+
+A session with a TTL is bound to a lease of the store, so it ends everywhere at once; one with checks ends when one of
+them is critical or gone. Whoever notices an end releases (or deletes) what the session held, by comparing first: it
+does not matter how many do.
+Source: https://developer.hashicorp.com/consul/docs/automate/session and .../api-docs/session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from discovery.catalog import CHECKS, NODES, Catalog, Topic
+from discovery.pairs import DELAYS, HOLDS, PAIRS, SESSIONS, Pair, decode_pair, encode_pair
+from discovery.values import NODE_CHECK, Check, Status
+from store import Batch, Compare, Delete, Entry, LeaseGone, Operation, Put, Store, StoreError
+
+log = logging.getLogger(__name__)
+
+CHUNK = 30
+"""Keys that are released in one transaction."""
+ATTEMPTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Times in seconds; ``ttl`` 0 is for ever. ``behavior`` is what happens to its keys: "release" or "delete"."""
+
+    id: str
+    node: str
+    name: str = ""
+    ttl: float = 0.0
+    delay: float = 15.0
+    behavior: str = "release"
+    checks: tuple[str, ...] = (NODE_CHECK,)
+    service_checks: tuple[str, ...] = ()
+    lease: int = 0
+    create_index: int = 0
+    modify_index: int = 0
+
+
+def read_session(entry: Entry) -> Session:
+    """The session of a store's entry. Raises ValueError."""
+    found: dict[str, Any] = json.loads(entry.value)
+    known = {part.name for part in fields(Session)} - {"id", "create_index", "modify_index"}
+    parts: dict[str, Any] = {
+        name: tuple(part) if isinstance(part, list) else part for name, part in found.items() if name in known
+    }
+    return Session(
+        id=entry.key.removeprefix(SESSIONS),
+        create_index=entry.create_revision,
+        modify_index=entry.mod_revision,
+        **parts,
+    )
+
+
+class Sessions:
+    """The sessions of all nodes; those of which a check fails are ended from here."""
+
+    def __init__(self, catalog: Catalog, store: Store, node: str) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._node = node
+        self._known: dict[str, Session] = {}
+        self._ended: asyncio.Queue[str] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self._unsubscribe: Callable[[], None] = lambda: None
+
+    async def start(self) -> int:
+        """Take up what there is, and release what ended meanwhile; the revision to follow ``changed`` from."""
+        found = await self._store.range(SESSIONS)
+        for entry in found.entries:
+            self._learn(entry.key, entry)
+        held = await self._store.range(HOLDS)
+        for session in {entry.key.removeprefix(HOLDS).partition("/")[0] for entry in held.entries} - set(self._known):
+            self._ended.put_nowait(session)
+        self._unsubscribe = self._catalog.subscribe(self._checked)
+        self._checked(0, frozenset((CHECKS,)))
+        self._task = asyncio.create_task(self._release_ended())
+        return found.revision
+
+    async def stop(self) -> None:
+        """End; sessions live on."""
+        self._unsubscribe()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def changed(self, batch: Batch) -> None:
+        """Take note of changes of the store."""
+        for event in batch.events:
+            if event.key.startswith(SESSIONS):
+                self._learn(event.key, event.entry)
+
+    def _learn(self, key: str, entry: Entry | None) -> None:
+        session_id = key.removeprefix(SESSIONS)
+        if entry is None:
+            self._known.pop(session_id, None)
+            self._ended.put_nowait(session_id)
+            return
+        try:
+            self._known[session_id] = read_session(entry)
+        except (ValueError, TypeError, AttributeError) as error:
+            log.warning("%s is no session: %s", key, error)
+
+    # Asked for by clients
+
+    async def create(self, session: Session) -> Session:
+        """Begin a session; its id is made here. Raises StoreError."""
+        lease = await self._store.grant(session.ttl) if session.ttl else 0
+        session = replace(session, id=str(uuid.uuid4()), lease=lease)
+        content = {
+            name: part for name, part in asdict(session).items() if name not in ("id", "create_index", "modify_index")
+        }
+        revision = await self._store.put(SESSIONS + session.id, json.dumps(content).encode(), lease=lease)
+        return replace(session, create_index=revision, modify_index=revision)
+
+    async def renew(self, session_id: str) -> Session | None:
+        """Give a session its full time again; None if it has ended. Raises StoreError."""
+        entry = await self._store.get(SESSIONS + session_id)
+        if entry is None:
+            return None
+        session = read_session(entry)
+        if session.lease:
+            try:
+                await self._store.keep_alive(session.lease)
+            except LeaseGone:
+                return None
+        return session
+
+    async def destroy(self, session_id: str) -> None:
+        """End a session and let go of what it holds. Raises StoreError."""
+        entry = await self._store.get(SESSIONS + session_id)
+        if entry is None:
+            return
+        await self.release(session_id, [Delete(entry.key)])
+        if lease := read_session(entry).lease:
+            await self._store.revoke(lease)
+
+    # What ends them
+
+    def _checked(self, revision: int, topics: frozenset[Topic]) -> None:
+        """End the sessions of which a check is critical or gone."""
+        if not topics & {CHECKS, NODES}:
+            return
+        for session in tuple(self._known.values()):
+            if not self._healthy(session):
+                del self._known[session.id]
+                self._ended.put_nowait(session.id)
+
+    def _healthy(self, session: Session) -> bool:
+        found = {check.id: check for check in self._catalog.node_checks(session.node)}
+        wanted = {*session.checks, *session.service_checks}
+        if session.node == self._node:
+            wanted.discard(NODE_CHECK)  # this agent lives, whatever its lease has come to
+        return _none_critical(wanted, found)
+
+    async def _release_ended(self) -> None:
+        while True:
+            session_id = await self._ended.get()
+            try:
+                await self.destroy(session_id)
+                await self.release(session_id)
+            except StoreError as error:
+                log.warning("what session %s held is not released yet: %s", session_id, error)
+                await asyncio.sleep(1)
+                self._ended.put_nowait(session_id)
+
+    async def release(self, session_id: str, also: Iterable[Operation] = ()) -> None:
+        """Let go of all that a session holds; ``also`` is done in the first transaction. Raises StoreError."""
+        also = list(also)
+        lease: dict[float, int] = {}
+        for _ in range(ATTEMPTS):
+            held = (await self._store.range(f"{HOLDS}{session_id}/", limit=CHUNK)).entries
+            if not held and not also:
+                return
+            compares: list[Compare] = []
+            operations: list[Operation] = list(also)
+            for hold in held:
+                await self._let_go(hold, session_id, compares, operations, lease)
+            if (await self._store.transact(compares, operations)).succeeded:
+                also = []
+                if len(held) < CHUNK:
+                    return
+
+    async def _let_go(
+        self,
+        hold: Entry,
+        session_id: str,
+        compares: list[Compare],
+        operations: list[Operation],
+        leases: dict[float, int],
+    ) -> None:
+        key = hold.key.removeprefix(f"{HOLDS}{session_id}/")
+        entry = await self._store.get(PAIRS + key)
+        compares.append(Compare(PAIRS + key, "mod", entry.mod_revision if entry else 0))
+        operations.append(Delete(hold.key))
+        pair = decode_pair(entry) if entry else Pair(key)
+        if pair.session != session_id:
+            return
+        if pair.behavior == "delete":
+            operations.append(Delete(PAIRS + key))
+        else:
+            operations.append(Put(PAIRS + key, encode_pair(replace(pair, session="", delay=0.0))))
+        if pair.delay > 0:
+            if pair.delay not in leases:
+                leases[pair.delay] = await self._store.grant(pair.delay)
+            operations.append(Put(DELAYS + key, b"", leases[pair.delay]))
+
+
+def _none_critical(wanted: Iterable[str], found: dict[str, Check]) -> bool:
+    return all(name in found and found[name].status is not Status.CRITICAL for name in wanted)

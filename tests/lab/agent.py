@@ -1,0 +1,155 @@
+"""A real agent's catalog, registry and HTTP API on a loopback port, in a thread of its own: clients may block."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from discovery.api import Api, Settings
+from discovery.catalog import Catalog
+from discovery.feed import Feed
+from discovery.metrics import Metrics
+from discovery.registry import Registry
+from discovery.values import Node
+from store import Store
+from store.embedded import open_embedded
+
+Result = TypeVar("Result")
+
+EXPECTED = 20.0
+"""Seconds within which anything that is expected must have happened."""
+
+
+class Reply:
+    """What came back: ``json`` reads the body."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.body = response.read()
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def index(self) -> int:
+        return int(self.headers["X-Consul-Index"])
+
+
+class LabAgent:
+    """One node's service discovery over a store in a folder."""
+
+    def __init__(self, folder: Path, node: Node, settings: Settings) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
+        self._thread.start()
+        self.folder = folder
+        self.node = node
+        self.settings = settings
+        self.catalog = Catalog()
+        self.metrics = Metrics()
+        self.store: Store
+        self.registry: Registry
+        self.api: Api
+        self.call(self._start())
+        self.host, _, port = self.api.addresses[0].rpartition(":")
+        self.port = int(port)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def call(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Run something in the agent's loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+
+    async def _start(self) -> None:
+        self.store = await open_embedded(self.folder / "store.db")
+        self._feed = Feed(self.catalog, self.store)
+        await self._feed.start()
+        self.registry = Registry(self.node, self.store, self.store)
+        await self.registry.start()
+        self.api = Api(self.catalog, self.registry, self.store, self.settings, self.metrics)
+        await self.api.start()
+
+    async def _stop(self) -> None:
+        await self.api.stop()
+        await self.registry.stop()
+        await self._feed.stop()
+        await self.store.close()
+
+    def stop(self) -> None:
+        """End it, and its thread."""
+        self.call(self._stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+
+    def connect(self, timeout: float = 60) -> http.client.HTTPConnection:
+        """A connection to it."""
+        return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+
+    def request(self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> Reply:
+        """One request on a connection of its own; a body that is no bytes is sent as JSON."""
+        sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        connection = self.connect()
+        try:
+            connection.request(method, path, sent, dict(headers or {}))
+            return Reply(connection.getresponse())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Reply:
+        """GET it."""
+        return self.request("GET", path, headers=headers)
+
+    def put(self, path: str, body: object = None, **headers: str) -> Reply:
+        """PUT it."""
+        return self.request("PUT", path, body, headers)
+
+    def parked(self) -> int:
+        """How many requests wait for a change."""
+        return next(int(number) for _, name, _, number in self.metrics.samples() if name == "weft_http_waiting")
+
+
+class Waiting:
+    """A request in a thread, which waits for a change already; ``done`` says whether it was answered."""
+
+    def __init__(self, agent: LabAgent, path: str) -> None:
+        self._reply: Reply | None = None
+        self._thread = threading.Thread(target=self._run, args=(agent, path), daemon=True)
+        before = agent.parked()
+        self._thread.start()
+        until(lambda: agent.parked() > before or self._reply is not None)
+
+    def _run(self, agent: LabAgent, path: str) -> None:
+        self._reply = agent.get(path)
+
+    @property
+    def done(self) -> bool:
+        return self._reply is not None
+
+    def reply(self) -> Reply:
+        """What it was answered with."""
+        self._thread.join(EXPECTED)
+        assert self._reply is not None, "the request still waits"
+        return self._reply
+
+
+def until(test: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + EXPECTED
+    while not test():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
