@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import TypeVar
 
@@ -77,13 +78,13 @@ class Upstream:
     """A name server of somebody else, by UDP and TCP. ``answer`` makes replies of a query (and whether it is TCP)."""
 
     def __init__(
-        self, answer: Callable[[dns.message.Message, bool], Iterable[bytes]], address: str = "127.0.0.1"
+        self, answer: Callable[[dns.message.Message, bool], Iterable[bytes]], address: str = "127.0.0.1", port: int = 0
     ) -> None:
         self.queries: list[dns.message.Message] = []
         self.ports: list[int] = []
         self._answer = answer
         self._datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._datagrams.bind((address, 0))
+        self._datagrams.bind((address, port))
         self.port = self._datagrams.getsockname()[1]
         self.address = f"{address}:{self.port}"
         self._streams = socket.create_server((address, self.port))
@@ -185,7 +186,10 @@ def ask(address: str, port: int, message: bytes, *, timeout: float = PATIENTLY, 
             try:
                 client.sendto(message, (address, port))
                 reply, place = client.recvfrom(65535)
-            except (TimeoutError, ConnectionError):
+            except TimeoutError:
+                continue
+            except OSError:
+                time.sleep(min(left + 1.0, 0.5))
                 continue
             if place[0] == address and reply[:2] == message[:2]:
                 return reply
@@ -194,7 +198,17 @@ def ask(address: str, port: int, message: bytes, *, timeout: float = PATIENTLY, 
 
 def ask_stream(address: str, port: int, *messages: bytes, timeout: float = PATIENTLY) -> list[bytes]:
     """What a server answers by TCP to questions that are sent at once, in the order of the answers."""
-    with socket.create_connection((address, port), timeout=timeout) as client:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            client = socket.create_connection((address, port), timeout=timeout)
+            break
+        except OSError:
+            # The kernel knows no way yet, or nobody listens yet.
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.1)
+    with client:
         client.sendall(b"".join(len(each).to_bytes(2, "big") + each for each in messages))
         stream = client.makefile("rb")
         return [stream.read(int.from_bytes(stream.read(2), "big")) for _ in messages]

@@ -1,0 +1,183 @@
+"""DNS at the gateways of real networks: who is answered, and that nothing of an internal network gets out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dns.message
+import dns.rcode
+import pytest
+
+from discovery.dns.names import NetworkNames
+from discovery.dns.settings import Settings
+from discovery.values import Instance
+from lab import seen
+from lab.calls import Weft
+from lab.confs import DEFAULT4, DEFAULT6, bridge, pool
+from lab.dns import Changing, Running, Upstream, ask, ask_stream, question, read, records, running
+from lab.host import Host
+from lab.namespaces import inside
+from lab.waiting import BRIEFLY, PATIENTLY, until
+
+SEARCH = "corp.example"
+
+
+def conf(name: str, number: int, **keys: Any) -> dict[str, Any]:
+    ipam = pool(f"10.{number}.0.0/24", f"fd00:{number}::/64", routes=[DEFAULT4, DEFAULT6])
+    made = bridge(ipam, name=name, bridge=f"b-{name}", isGateway=True, ipMasq=True)
+    return {**made, "type": "weft", "driver": "bridge", **keys}
+
+
+def names(name: str, number: int, **more: Any) -> NetworkNames:
+    return NetworkNames(
+        name,
+        gateways=(f"10.{number}.0.1", f"fd00:{number}::1"),
+        subnets=(f"10.{number}.0.0/24", f"fd00:{number}::/64"),
+        records={"db": (f"10.{number}.0.77", f"fd00:{number}::77"), f"only-{name}": (f"10.{number}.0.78",)},
+        reverse={f"10.{number}.0.77": "db"},
+        **more,
+    )
+
+
+class Estate:
+    """A host with an uplink, on which a name server answers all questions, and weft's at the gateways."""
+
+    def __init__(self, host: Host, folder: Path, stack: contextlib.ExitStack) -> None:
+        self.host, self.weft = host, Weft()
+        seen.hurry(host)
+        seen.forward(host)
+        self.lan = host.lan()
+        with inside(host._place(self.lan.name)):
+            self.upstream = Upstream(lambda query, _: [self.answer(query)], self.lan.outside, 53)
+        stack.callback(self.upstream.close)
+        # Whatever leaves by the uplink and is for port 53, of the host itself or passed on.
+        host.run("nft", "-f", "-", stdin=(
+            "table inet watch {\ncounter dns { }\nchain out {\ntype filter hook postrouting priority 300\n"
+            "oifname lan0 meta l4proto { tcp, udp } th dport 53 counter name dns\n}\n}\n"
+        ))  # fmt: skip
+        resolv_conf = folder / "resolv.conf"
+        resolv_conf.write_text(f"search {SEARCH}\nnameserver {self.lan.outside}\n")
+        world = Changing(Instance("n1", "w", "web", "10.1.0.5", 80))
+        self.dns: Running = stack.enter_context(
+            running(world.catalog, Settings(listen=(), resolv_conf=str(resolv_conf)))
+        )
+        assert host.ping(None, self.lan.outside)
+
+    @staticmethod
+    def answer(query: dns.message.Message) -> bytes:
+        return dns.message.make_response(query).to_wire()
+
+    @property
+    def leaked(self) -> int:
+        """Packets to port 53 that left by the uplink."""
+        listed = self.host.run("nft", "-j", "list", "counter", "inet", "watch", "dns").json["nftables"]
+        return int(next(one["counter"]["packets"] for one in listed if "counter" in one))
+
+    def serve(self, *networks: NetworkNames) -> None:
+        self.dns.run(self.dns.server.serve(networks))
+
+    def add(self, container: str, network: dict[str, Any]) -> None:
+        self.weft.add(network, self.host.container(container), container)
+
+    def ask(
+        self, container: str, gateway: str, name: str, kind: str = "A", *, timeout: float = PATIENTLY
+    ) -> str | None:
+        """The records, or the code where there are none; None where nobody answers."""
+        with inside(self.host._place(container)):
+            reply = ask(gateway, 53, question(name, kind), timeout=timeout)
+        if reply is None:
+            return None
+        found = read(reply)
+        return " ".join(line.split()[-1] for line in records(found.answer)) or dns.rcode.to_text(found.rcode())
+
+    def ask_stream(self, container: str, gateway: str, name: str, kind: str = "A") -> str:
+        with inside(self.host._place(container)):
+            (reply,) = ask_stream(gateway, 53, question(name, kind))
+        found = read(reply)
+        return " ".join(line.split()[-1] for line in records(found.answer)) or dns.rcode.to_text(found.rcode())
+
+
+@pytest.fixture
+def estate(host: Host, tmp_path: Path) -> Iterator[Estate]:
+    with contextlib.ExitStack() as stack:
+        yield Estate(host, tmp_path, stack)
+
+
+def test_containers_are_answered_at_their_gateway(estate: Estate) -> None:
+    """The server comes first, the bridge later."""
+    estate.serve(names("blue", 10))
+    assert not estate.dns.server.problems
+    estate.add("c1", conf("blue", 10))
+    for gateway in ("10.10.0.1", "fd00:10::1"):
+        assert estate.ask("c1", gateway, "db") == "10.10.0.77"
+        assert estate.ask("c1", gateway, "db", "AAAA") == "fd00:10::77"
+        assert estate.ask_stream("c1", gateway, "web.service.weft") == "10.1.0.5"
+        assert estate.ask("c1", gateway, "77.0.10.10.in-addr.arpa", "PTR") == "db.dns.podman."
+    before = estate.leaked
+    assert estate.ask("c1", "10.10.0.1", "www.example.org") == "NOERROR"
+    assert estate.leaked == before + 1
+    assert [str(each.question[0].name).lower() for each in estate.upstream.queries] == ["www.example.org."]
+
+
+def test_names_of_containers_do_not_leave_the_host(estate: Estate) -> None:
+    """Whatever the search list makes of them, and whatever type is asked for (CVE-2025-8283)."""
+    estate.serve(names("blue", 10))
+    estate.add("c1", conf("blue", 10))
+    reverse = "78.0.10.10.in-addr.arpa"
+    for name in ("db", "db.blue", "db.dns.podman", f"db.{SEARCH}", "gone", "gone.dns.podman", reverse):
+        for kind in ("A", "AAAA", "MX", "TXT", "PTR"):
+            assert estate.ask("c1", "10.10.0.1", name, kind) is not None
+            assert estate.ask_stream("c1", "10.10.0.1", name, kind)
+    assert estate.leaked == 0
+    assert not estate.upstream.queries
+    assert estate.ask("c1", "10.10.0.1", f"other.{SEARCH}") == "NOERROR"
+    assert estate.leaked == 1
+
+
+def test_an_internal_network_leaks_no_query(estate: Estate) -> None:
+    """Neither by UDP nor by TCP, at weft's server or past it (CVE-2024-29018)."""
+    estate.serve(names("inner", 11, internal=True))
+    estate.add("c1", conf("inner", 11, internal=True, ipMasq=False))
+    for gateway in ("10.11.0.1", "fd00:11::1"):
+        assert estate.ask("c1", gateway, "db") == "10.11.0.77"
+        assert estate.ask_stream("c1", gateway, "web.service.weft") == "10.1.0.5"
+        for name in ("secret.example.org", "gone", f"db.{SEARCH}", "1.2.0.192.in-addr.arpa", "."):
+            for kind in ("A", "AAAA", "PTR", "NS", "ANY"):
+                assert estate.ask("c1", gateway, name, kind) == "NXDOMAIN", (name, kind)
+            assert estate.ask_stream("c1", gateway, name) == "NXDOMAIN"
+    for place in (estate.lan.outside, estate.lan.outside6, estate.lan.host):
+        assert estate.ask("c1", place, "www.example.org", timeout=BRIEFLY) is None
+    assert estate.leaked == 0
+    assert not estate.upstream.queries
+
+
+def test_a_network_is_not_asked_by_another(estate: Estate) -> None:
+    estate.serve(names("blue", 10), names("red", 12))
+    estate.add("c1", conf("blue", 10, isolation="open"))
+    estate.add("c2", conf("red", 12, isolation="open"))
+    assert estate.ask("c1", "10.10.0.1", "only-blue") == "10.10.0.78"
+    assert estate.ask("c1", "10.10.0.1", "only-red") == "NXDOMAIN"
+    assert estate.ask("c2", "10.12.0.1", "only-red") == "10.12.0.78"
+    assert estate.ask("c1", "10.12.0.1", "only-red", timeout=BRIEFLY) is None
+    assert estate.ask("c1", "10.12.0.1", "web.service.weft", timeout=BRIEFLY) is None
+    # From outside nobody is answered, though the gateway can be reached.
+    estate.host.inside("outside", "ip", "route", "add", "10.10.0.0/24", "via", estate.lan.host)
+    assert estate.ask("outside", "10.10.0.1", "only-blue", timeout=BRIEFLY) is None
+
+
+def test_a_network_may_come_back(estate: Estate) -> None:
+    """A bridge that is deleted and made again is answered at by the same socket."""
+    estate.serve(names("blue", 10), names("red", 12))
+    estate.add("c1", conf("blue", 10))
+    assert estate.ask("c1", "10.10.0.1", "db") == "10.10.0.77"
+    estate.host.run("ip", "link", "delete", "b-blue")
+    estate.host.remove_container("c1")
+    estate.add("c2", {**conf("blue", 10), "bridge": "b-again"})
+    assert estate.ask("c2", "10.10.0.1", "db") == "10.10.0.77"
+    estate.serve(names("red", 12))
+    assert estate.ask("c2", "10.10.0.1", "db", timeout=BRIEFLY) is None
+    estate.serve(names("red", 12), names("blue", 10))
+    until(lambda: estate.ask("c2", "10.10.0.1", "db") == "10.10.0.77")
