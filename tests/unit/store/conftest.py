@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from unit.store.engines import ENGINES, Engine
+from unit.store.helpers import memory
 
 _PATIENCE = 120.0
 
@@ -23,6 +26,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @pytest.fixture(params=sorted(ENGINES))
-def engine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """An empty store of each kind."""
-    return ENGINES[request.param](tmp_path, monkeypatch)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """An empty store of each kind; in memory, where nobody else's fsync delays it."""
+    with tempfile.TemporaryDirectory(dir=memory()) as folder:
+        yield ENGINES[request.param](Path(folder), monkeypatch)

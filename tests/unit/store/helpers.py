@@ -18,6 +18,11 @@ SOON = 30.0
 Answer = TypeVar("Answer")
 
 
+def memory() -> str | None:
+    """A folder in memory, if there is one."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
 async def soon(awaitable: Awaitable[Answer]) -> Answer:
     async with asyncio.timeout(SOON):
         return await awaitable

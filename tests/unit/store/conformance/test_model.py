@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from unit.store.engines import ENGINES
-from unit.store.helpers import collect
+from unit.store.helpers import collect, memory
 
 from store import Batch, Compacted, Compare, Delete, Entry, Event, LeaseGone, Operation, Put, Store
 
@@ -106,7 +106,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        self.folder = Path(tempfile.mkdtemp(dir=memory()))
         self.engine = ENGINES[self.make](self.folder, pytest.MonkeyPatch())
         self.runner = asyncio.Runner()
         self.model = Model()
