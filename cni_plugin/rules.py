@@ -7,14 +7,21 @@ there are.
 
 Chains of ``inet weft`` that packets enter by
     ``guard``        before anything else: what arrives from a wire (or a container) and claims to come from or go to
-                     127.0.0.0/8 is dropped. Ports published on 127.0.0.1 need ``route_localnet`` on the
-                     bridge, which takes away the kernel's own refusal (CVE-2020-8558). It is also what
-                     keeps a port published on 127.0.0.1 alone from being reached from elsewhere. Then
+                     127.0.0.0/8 or ::1 is dropped (CVE-2020-8558). The kernel does so, too, but not on a link
+                     with ``route_localnet``, which others set, and only once ``ports`` has sent a published
+                     port's on (those for ::1: where br_netfilter shows bridged packets to the rules). Then
                      ``senders`` and ``metadata``.
     ``arriving``     packets from elsewhere to any address of this host: see ``ports``.
-    ``leaving``      packets from this host to any of its own addresses: see ``ports``. Not to [::1]: a
-                     packet from ::1 cannot leave the loopback, so such a port is refused at once, and
-                     whoever asked for "localhost" goes on to 127.0.0.1.
+    ``leaving``      packets from this host to any of its own addresses: see ``ports``. A process that speaks from a
+                     loopback address reaches what ``lending`` has lent an address to, and no other port.
+    ``lending``      packets of a connection from the loopback to a port in ``loopback4`` or ``loopback4_at`` bear
+                     ``STAND_IN4`` as their source, since the kernel sends nothing from the loopback out by
+                     another link. This comes between connection tracking, which knows the true source, and
+                     ``leaving``; then ``published`` puts this host's address there. For ::1 the same.
+    ``answering``    the answers go to this host's own address and port again, which connection tracking had just
+                     replaced: the kernel takes nothing for the loopback from another link, and looks for
+                     a socket already, which might be one that speaks to the container directly.
+    ``returning``    once the kernel has taken them, they go to the process.
     ``sources``      as packets leave: see ``published`` and ``outgoing``.
     ``forwarding``   what this host passes on. Nothing new reaches a link in ``closed`` but published ports and what
                      comes from within the network (``entering``); a link in ``routed`` is open to the outside
@@ -34,11 +41,11 @@ Chains that those use
     ``ports``        sends a connection to a published port on to its container. First the ports of one host address
                      (``ports4_at``), then those of all (``ports4``).
     ``published``    gives such a connection this host as its source where its answers would otherwise go past
-                     this host: it came from 127.0.0.1 (``snat4``), or it came in by the link that the
-                     container is behind, from a sibling (``hairpin4``), or from the container itself
-                     (``self4``), or it is to be so for all (``masquerade_all4``). Where the kernel shows
-                     bridged packets to these rules (br_netfilter), a sibling's answers pass them too
-                     and its address may stay, as it does: such a packet came in by no link.
+                     this host: it was lent one (and may go nowhere but out by the container's link), or it
+                     came in by the link that the container is behind, from a sibling (``hairpin4``), or from the
+                     container itself (``self4``), or it is to be so for all (``masquerade_all4``). Where
+                     the kernel shows bridged packets to these rules (br_netfilter), a sibling's answers
+                     pass them too and its address may stay, as it does: such a packet came in by no link.
     ``outgoing``     gives connections of the containers in ``masquerade4`` this host's address, but to
                      multicast groups and within their network (``local4``).
 
@@ -80,8 +87,18 @@ PORTS4_AT = "ports4_at"
 PORTS6_AT = "ports6_at"
 """The same for IPv6."""
 
-SNAT4 = "snat4"
-"""Containers that 127.0.0.1 may connect to by a published port: ``(address,)``. There is no such thing for ::1."""
+LOOPBACK4 = "loopback4"
+"""Those of the ports of every host address that processes reach from 127.0.0.1: ``(protocol, host port)``."""
+LOOPBACK6 = "loopback6"
+"""The same for ::1."""
+LOOPBACK4_AT = "loopback4_at"
+"""Ports of one loopback address alone: ``(host's address, protocol, host port)``."""
+LOOPBACK6_AT = "loopback6_at"
+"""The same for ::1."""
+STAND_IN4 = "192.0.0.8"
+"""The source that packets of a process at 127.0.0.1 bear within this host: the dummy address of RFC 7600."""
+STAND_IN6 = "100:0:0:1::8"
+"""The same for ::1, of the dummy prefix of RFC 9780."""
 HAIRPIN4 = "hairpin4"
 """Containers and the host's link that leads to them: ``(bridge or host's end of the veth pair, address)``."""
 HAIRPIN6 = "hairpin6"
@@ -94,6 +111,8 @@ MASQUERADE_ALL4 = "masquerade_all4"
 """Containers that see this host as the source of every connection to a published port: ``(address,)``."""
 MASQUERADE_ALL6 = "masquerade_all6"
 """The same for IPv6."""
+PORTS = frozenset({PORTS4, PORTS6, PORTS4_AT, PORTS6_AT, LOOPBACK4, LOOPBACK6, LOOPBACK4_AT, LOOPBACK6_AT})
+"""The collections in which an element is a port of the host."""
 
 CLOSED = "closed"
 """Links that nothing new is forwarded to, but to published ports: ``(bridge or host's end of the veth pair,)``."""
@@ -162,7 +181,10 @@ table inet weft {
 	map ports6 { type inet_proto . inet_service : ipv6_addr . inet_service; }
 	map ports4_at { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
 	map ports6_at { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }
-	set snat4 { type ipv4_addr; }
+	set loopback4 { type inet_proto . inet_service; }
+	set loopback6 { type inet_proto . inet_service; }
+	set loopback4_at { type ipv4_addr . inet_proto . inet_service; }
+	set loopback6_at { type ipv6_addr . inet_proto . inet_service; }
 	set hairpin4 { type ifname . ipv4_addr; }
 	set hairpin6 { type ifname . ipv6_addr; }
 	set self4 { type ipv4_addr . ipv4_addr; }
@@ -203,8 +225,11 @@ table inet weft {
 
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
-		iifname != "lo" ip daddr 127.0.0.0/8 drop
-		iifname != "lo" ip saddr 127.0.0.0/8 drop
+		iif "lo" accept
+		ip daddr 127.0.0.0/8 drop
+		ip saddr 127.0.0.0/8 drop
+		ip6 daddr ::1 drop
+		ip6 saddr ::1 drop
 		iifname @sourced jump senders
 		iifname @no_metadata goto metadata
 	}
@@ -268,14 +293,63 @@ table inet weft {
 		fib daddr type local goto ports
 	}
 
+	chain lend4 {
+		ip daddr . meta l4proto . th dport @loopback4_at ip saddr set 192.0.0.8 return
+		meta l4proto . th dport @loopback4 ip saddr set 192.0.0.8
+	}
+
+	chain lend6 {
+		ip6 daddr . meta l4proto . th dport @loopback6_at ip6 saddr set 100:0:0:1::8 return
+		meta l4proto . th dport @loopback6 ip6 saddr set 100:0:0:1::8
+	}
+
+	chain lending {
+		type filter hook output priority mangle; policy accept;
+		ct status & (confirmed | dnat) == confirmed accept
+		oif "lo" ip saddr 127.0.0.0/8 ct direction original goto lend4
+		oif "lo" ip6 saddr ::1 ct direction original goto lend6
+	}
+
 	chain leaving {
 		type nat hook output priority -100; policy accept;
-		ip6 daddr ::1 return
+		ip saddr 127.0.0.0/8 return
+		ip6 saddr ::1 return
 		fib daddr type local goto ports
 	}
 
+	chain as_sent {
+		tcp dport set ct reply proto-dst
+		udp dport set ct reply proto-dst
+		ip daddr set ct reply ip daddr
+		ip6 daddr set ct reply ip6 daddr
+	}
+
+	chain answering {
+		type filter hook prerouting priority dstnat + 10; policy accept;
+		ct status ! dnat accept
+		iif != "lo" ip daddr 127.0.0.0/8 ct direction reply goto as_sent
+		iif != "lo" ip6 daddr ::1 ct direction reply goto as_sent
+	}
+
+	chain as_asked {
+		tcp dport set ct original proto-src
+		udp dport set ct original proto-src
+		ip daddr set ct original ip saddr
+		ip6 daddr set ct original ip6 saddr
+	}
+
+	chain returning {
+		type filter hook input priority 110; policy accept;
+		ct status ! dnat accept
+		iif != "lo" ct direction reply ct original ip saddr 127.0.0.0/8 goto as_asked
+		iif != "lo" ct direction reply ct original ip6 saddr ::1 goto as_asked
+	}
+
 	chain published {
-		ip saddr 127.0.0.0/8 ip daddr @snat4 masquerade
+		ip saddr 192.0.0.8 oifname . ip daddr != @hairpin4 drop
+		ip6 saddr 100:0:0:1::8 oifname . ip6 daddr != @hairpin6 drop
+		ip saddr 192.0.0.8 masquerade
+		ip6 saddr 100:0:0:1::8 masquerade
 		iifname . ip daddr @hairpin4 masquerade
 		iifname . ip6 daddr @hairpin6 masquerade
 		ip saddr . ip daddr @self4 masquerade

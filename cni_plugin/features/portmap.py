@@ -5,8 +5,11 @@ Keys: ``snat`` (default true), ``masqAll``, ``backend``, ``conditionsV4``, ``con
 is an element of a map, so a port that is taken is refused by the kernel and the error names who has it; a port at which
 a process of the host listens is refused as well. With the backend ``iptables``, which conditions in its words imply,
 mappings are rules in the chain WEFT-PORTS. Connections are known by having been translated, so ``markMasqBit`` and
-``externalSetMarkChain`` (iptables only) are accepted and no mark is set. A port cannot be published on [::1]: the
-kernel lets no packet from ::1 leave the loopback.
+``externalSetMarkChain`` (iptables only) are accepted and no mark is set.
+
+A port of all addresses, of 127.0.0.1 or of ::1 is reached by the host's own processes from there, too, as elements of
+``rules.LOOPBACK4`` and its like say: where a link of the host's leads to the container (not with macvlan), and unless
+``snat`` is false, since the container must see an address that it can answer.
 """
 
 from __future__ import annotations
@@ -20,9 +23,8 @@ from cni_plugin import names, rules
 from cni_plugin.errors import UNSUPPORTED_FIELD, ConfigProblem
 from cni_plugin.kernel import Element
 from cni_plugin.names import link_name_problem
-from cni_plugin.ops import Setting
 from cni_plugin.plan import Context, Operation, Part, Plan
-from cni_plugin.types import Address, Side
+from cni_plugin.types import Address
 from cni_plugin.wire.keys import Section, shown
 from cni_plugin.wire.request import Request
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from cni_plugin.ops.ports import PublishedPort
 
 SECTION = "portmap"
-_LOOPBACK6 = ip_address("::1")
 PROTOCOLS = ("tcp", "udp", "sctp")
 _LAST_PORT = 65535
 _CHAIN = "WEFT-PORTS"
@@ -43,6 +44,10 @@ _ORDER = ("-s", "-d", "-i")
 _NAMES = {4: "conditionsV4", 6: "conditionsV6"}
 _ANYWHERE = {4: rules.PORTS4, 6: rules.PORTS6}
 _AT = {4: rules.PORTS4_AT, 6: rules.PORTS6_AT}
+_LOOPBACK = {4: rules.LOOPBACK4, 6: rules.LOOPBACK6}
+_LOOPBACK_AT = {4: rules.LOOPBACK4_AT, 6: rules.LOOPBACK6_AT}
+_LOCALHOST = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
+_STAND_IN = {4: rules.STAND_IN4, 6: rules.STAND_IN6}
 _HAIRPIN = {4: rules.HAIRPIN4, 6: rules.HAIRPIN6}
 _SELF = {4: rules.SELF4, 6: rules.SELF6}
 _MASQUERADE_ALL = {4: rules.MASQUERADE_ALL4, 6: rules.MASQUERADE_ALL6}
@@ -76,20 +81,21 @@ class PortMap:
 
         targets = _targets(context)
         mark = names.attachment_mark(context.attachment)
-        link = next((one.name for one in context.result.interfaces if not one.sandbox), "")
+        links = _links(context)
         ports = tuple(port for mapping in self.mappings for port in _ports(mapping, targets))
         elements = [] if self.tables else [_element(port, mark) for port in ports]
         for target in targets.values():
             if any(port.target == target for port in ports):
-                elements += self._sources(target, link, mark)
+                elements += self._sources(target, links, mark)
+        if self.snat and links:
+            elements += [_loopback(port, mark) for port in ports if self._reached_within(port)]
         datagrams = tuple(port for port in ports if port.protocol == "udp")
-        chains, lines = self._tables(ports, mark)
+        chains, lines = self._tables(ports, mark) if self.tables else ((), ())
         return Plan(
             shared=chains,
             operations=(
                 PortsFree(ports),
                 *((EndedFlows(datagrams),) if datagrams else ()),
-                *self._loopback(link, targets),
                 *lines,
             ),
             elements=tuple(dict.fromkeys(elements)),
@@ -101,8 +107,6 @@ class PortMap:
         self, ports: tuple[PublishedPort, ...], mark: str
     ) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
         """The chains and the rules of the backend iptables; what is the connection's source is in weft's sets."""
-        if not self.tables:
-            return (), ()
         from cni_plugin.ops.tables import TableChain, TableRules
 
         conditions = dict(self.conditions)
@@ -110,31 +114,44 @@ class PortMap:
         chains: list[Operation] = []
         rules_: list[Operation] = []
         for version in sorted({port.target.version for port in ports}):
-            lines = tuple(
-                _line(port, dict(conditions.get(version, ())), mark) for port in ports if port.target.version == version
-            )
+            own = dict(conditions.get(version, ()))
+            mine = [port for port in ports if port.target.version == version]
+            lines = [_line(port, own, mark) for port in mine]
+            if "-s" in own:
+                within = {**own, "-s": f"-s {_STAND_IN[version]}/{ip_address(_STAND_IN[version]).max_prefixlen}"}
+                lines += [_line(port, within, mark) for port in mine if self._reached_within(port)]
             chains.append(TableChain(version, "nat", _CHAIN, jumps))
-            rules_.append(TableRules(version, "nat", _CHAIN, mark, lines))
+            rules_.append(TableRules(version, "nat", _CHAIN, mark, tuple(lines)))
         return tuple(chains), tuple(rules_)
 
-    def _sources(self, target: Address, link: str, mark: str) -> Iterator[Element]:
+    def _sources(self, target: Address, links: tuple[str, ...], mark: str) -> Iterator[Element]:
         """The elements that give a connection the host's address where its answers would else go past the host."""
-        if self.snat and target.version == 4:
-            yield Element(rules.SNAT4, (target,), mark=mark)
         if self.snat:
             # Bridge netfilter shows a bridged packet without its incoming link, so the way back is named twice.
             yield Element(_SELF[target.version], (target, target), mark=mark)
-        if self.snat and link:
-            yield Element(_HAIRPIN[target.version], (link, target), mark=mark)
+            for link in links:
+                yield Element(_HAIRPIN[target.version], (link, target), mark=mark)
         if self.masquerade_all:
             yield Element(_MASQUERADE_ALL[target.version], (target,), mark=mark)
 
-    def _loopback(self, link: str, targets: dict[int, Address]) -> tuple[Operation, ...]:
-        """Lets connections from 127.0.0.1 leave by the link; the base rules refuse such sources from outside."""
-        wanted = any(one.host is None or one.host.is_loopback for one in self.mappings if one.version != 6)
-        if not (self.snat and link and 4 in targets and wanted):
-            return ()
-        return (Setting(Side.HOST, f"net/ipv4/conf/{link}/route_localnet", "1", link),)
+    def _reached_within(self, port: PublishedPort) -> bool:
+        """Whether a process at the host's loopback may connect to the port."""
+        version = port.target.version
+        if port.host is not None and not port.host.is_loopback:
+            return False
+        places = {"-s": _LOCALHOST[version], "-d": port.host or _LOCALHOST[version]}
+        for option, words in dict(self.conditions).get(version, ()):
+            value = words.split()[-1]
+            inside = option in places and places[option] in ip_network(value)  # what leaves has no incoming link
+            if inside == words.startswith("!"):
+                return False
+        return True
+
+
+def _links(context: Context) -> tuple[str, ...]:
+    """The host's link that leads to the container, and where it is one VLAN of a bridge the gateway's, too."""
+    first, *others = [one.name for one in context.result.interfaces if not one.sandbox] or [""]
+    return tuple(name for name in (first, *others) if name and (name == first or name.startswith(f"{first}.")))
 
 
 def _targets(context: Context) -> dict[int, Address]:
@@ -174,10 +191,18 @@ def _element(port: PublishedPort, mark: str) -> Element:
     return Element(_AT[version], (port.host, port.protocol, port.port), data, mark)
 
 
+def _loopback(port: PublishedPort, mark: str) -> Element:
+    version = port.target.version
+    if port.host is None:
+        return Element(_LOOPBACK[version], (port.protocol, port.port), mark=mark)
+    return Element(_LOOPBACK_AT[version], (port.host, port.protocol, port.port), mark=mark)
+
+
 def _line(port: PublishedPort, conditions: dict[str, str], mark: str) -> str:
     """The port's rule for iptables, in the order in which iptables-save writes."""
     from cni_plugin.ops.tables import commented
 
+    conditions = dict(conditions)
     if port.host is not None:
         if "-d" in conditions:
             raise ConfigProblem(
@@ -242,7 +267,7 @@ def _conditions(keys: Section, version: int) -> tuple[tuple[str, str], ...]:
         if name in found:
             keys.problem(key, f"gives {name} twice")
         found[name] = f"{negation}{name} {_value(keys, key, name, value, version)}"
-    return tuple(found.items())
+    return tuple(one for one in found.items() if not one[1].endswith("/0") or one[1].startswith("!"))
 
 
 def _value(keys: Section, key: str, option: str, value: str, version: int) -> str:
@@ -270,12 +295,6 @@ def _mapping(entry: Section) -> Mapping | None:
     if protocol not in PROTOCOLS:
         entry.problem("protocol", f"must be one of {', '.join(PROTOCOLS)}")
     host = entry.address("hostIP")
-    if host == _LOOPBACK6:
-        raise ConfigProblem(
-            f"{entry.at('hostIP')} ::1 is not supported: the kernel lets no packet from ::1 leave the loopback",
-            hint="use 127.0.0.1; who asks for localhost goes on to that",
-            code=UNSUPPORTED_FIELD,
-        )
     if len(entry.problems.found) > known:
         return None
     if host_port is None or container_port is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cni_plugin.errors import Conflict
 from cni_plugin.kernel import Element, Scalar
 from cni_plugin.plan import Machine, Operation
-from cni_plugin.rules import BASE
+from cni_plugin.rules import BASE, PORTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,12 @@ class Elements(Operation):
     @property
     def published(self) -> bool:
         """Whether there are ports among them."""
-        return any(element.data for element in self.elements)
+        return any(element.collection in PORTS for element in self.elements)
 
     @staticmethod
     def _without_kin(elements: tuple[Element, ...], machine: Machine) -> tuple[Element, ...]:
         """Those of the elements whose places no other attachment of the same container has."""
-        ports = {element.collection for element in elements if element.data}
+        ports = {element.collection for element in elements} & PORTS
         kin = machine.kin(elements[0].mark) if ports else frozenset()
         if not kin:
             return elements

@@ -9,6 +9,7 @@ from lab.confs import bridge, dual, port, published
 from lab.ground import use_tables
 from lab.host import Host, Lan
 from lab.plugins import Cni
+from lab.waiting import BRIEFLY
 
 CHAIN = bridge(dual(), isGateway=True, hairpinMode=True)
 MAPPINGS = (port(8080, 80), port(5353, 53, "udp"), port(8081, 80, address="192.0.2.1"))
@@ -121,9 +122,28 @@ def test_a_port_at_which_a_process_listens(host: Host, cni: Cni, lan: Lan, backe
             assert not [line for line in host.changes(before) if "8080" in line or "10.80.0.2" in line]
 
 
-def test_the_loopback_of_ipv6_is_refused(host: Host, cni: Cni) -> None:
+LOOPBACKS = (("127.0.0.1", "10.80.0.1"), ("::1", "fd80::1"))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "reached"),
+    [
+        ({}, True),
+        ({"conditionsV4": ["-s", "127.0.0.0/8"], "conditionsV6": ["-s", "::1"]}, True),
+        ({"conditionsV4": ["!", "-s", "10.80.0.0/24"], "conditionsV6": ["!", "-i", "lan0"]}, True),
+        ({"conditionsV4": ["-d", "127.0.0.1"], "conditionsV6": ["-d", "::/0"]}, True),
+        ({"conditionsV4": ["-s", "192.0.2.0/24"], "conditionsV6": ["!", "-s", "::1"]}, False),
+        ({"conditionsV4": ["-d", "192.0.2.1"], "conditionsV6": ["-i", "lan0"]}, False),
+    ],
+    ids=lambda value: " ".join(word for words in value.values() for word in words) if isinstance(value, dict) else "",
+)
+def test_from_the_loopback(host: Host, cni: Cni, conditions: dict[str, list[str]], reached: bool) -> None:
+    """What the conditions say of 127.0.0.1 and ::1 holds for them, though iptables sees a stand-in."""
+    conflist, runtime = published(CHAIN, [port(8080, 80)], backend="iptables", **conditions)
     netns = host.container()
-    runtime = {"portMappings": [port(8080, 80, address="::1")]}
-    conf = {**CHAIN, "type": "portmap", "runtimeConfig": runtime, "prevResult": {"cniVersion": "1.1.0"}}
-    problem = seen.problem(cni, "ADD", conf, netns)
-    assert problem["code"] == 2 and "::1" in problem["msg"]
+    result = cni.add_list(conflist, netns, runtime)
+    cni.check_list(conflist, result, netns, runtime)
+    host.serve_tcp("c1", 80)
+    for address, seen_from in LOOPBACKS:
+        answer = host.fetch(None, address, 8080, **({} if reached else {"timeout": BRIEFLY}))
+        assert answer == (seen_from if reached else None), address

@@ -247,13 +247,37 @@ def test_portmap_on_all_addresses() -> None:
     assert of(plan, "ports4") == [("tcp", 8080, ip_address("10.23.0.9"), 80)]
     assert of(plan, "ports6") == [("tcp", 8080, ip_address("fd00:23::9"), 80)]
     assert of(plan, "ports4_at") == of(plan, "ports6_at") == []
-    assert Setting(HOST, "net/ipv4/conf/wbr0/route_localnet", "1", "wbr0") in plan.operations
+    assert of(plan, "loopback4") == of(plan, "loopback6") == [("tcp", 8080)]
+    assert of(plan, "hairpin4") == [("wbr0", ip_address("10.23.0.9"))]
+    assert at(plan, Setting) == []
 
 
 @pytest.mark.parametrize(("host", "four", "six"), [("0.0.0.0", 1, 0), ("::", 0, 1), ("", 1, 1)])
 def test_portmap_on_one_family(host: str, four: int, six: int) -> None:
     plan = portmap({**TCP, "hostIP": host})
     assert (len(of(plan, "ports4")), len(of(plan, "ports6"))) == (four, six)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
+def test_portmap_at_the_loopback(host: str) -> None:
+    plan = portmap({**TCP, "hostIP": host})
+    address = ip_address(host)
+    assert of(plan, f"loopback{address.version}_at") == [(address, "tcp", 8080)]
+    assert of(plan, "loopback4") == of(plan, "loopback6") == []
+
+
+def test_portmap_without_a_link_of_the_hosts() -> None:
+    """Behind macvlan the host cannot reach the container, so nothing is offered at 127.0.0.1."""
+    plan = portmap(TCP, previous={**PREVIOUS, "interfaces": [{"name": "eth0", "sandbox": "/c1"}], "ips": [
+        {"address": "10.23.0.9/24", "interface": 0}]})  # fmt: skip
+    assert of(plan, "ports4") and of(plan, "loopback4") == of(plan, "hairpin4") == []
+
+
+def test_portmap_behind_one_vlan_of_a_bridge() -> None:
+    """Packets come from and go to the link that has the gateway's address."""
+    interfaces = [*PREVIOUS["interfaces"], {"name": "wbr0.5"}]
+    plan = portmap(TCP, previous={**PREVIOUS, "interfaces": interfaces})
+    assert [link for link, _ in of(plan, "hairpin4")] == ["wbr0", "wbr0.5"]
 
 
 def test_portmap_at_one_address() -> None:
@@ -264,7 +288,7 @@ def test_portmap_at_one_address() -> None:
 
 def test_portmap_without_source_translation() -> None:
     plan = portmap(TCP, snat=False)
-    assert not [one for one in plan.elements if one.collection.startswith(("snat", "hairpin"))]
+    assert not [one for one in plan.elements if one.collection.startswith(("loopback", "hairpin", "self"))]
     assert at(plan, Setting) == []
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -14,7 +14,9 @@ from unit.rules.test_contract import MINE
 from cni_plugin.kernel import Element
 from cni_plugin.kernel.nft import Nft
 from cni_plugin.rules import BASE
+from lab import frames, namespaces, seen
 from lab.host import Host, Lan
+from lab.waiting import BRIEFLY, PATIENTLY
 
 BRIDGE = "br0"
 GATEWAY, GATEWAY6 = "10.1.0.1", "fd00:1::1"
@@ -39,7 +41,6 @@ class Site:
         self._attach("server", SERVER, SERVER6, BRIDGE)
         self._attach("sibling", SIBLING, SIBLING6, BRIDGE)
         self._attach("elsewhere", ELSEWHERE, "fd00:2::5", "")
-        Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet").write_text("1")
         self.show_bridged(False)
         for address in (SERVER6, SIBLING6, "fd00:2::5", self.lan.outside6):
             # The first neighbour solicitation may come before the link is ready, and the next is a second away.
@@ -82,7 +83,8 @@ class Site:
         self.add("ports4", protocol, PORT, to=(SERVER, INNER))
         self.add("ports6", protocol, PORT, to=(SERVER6, INNER))
         if snat:
-            self.add("snat4", SERVER)
+            self.add("loopback4", protocol, PORT)
+            self.add("loopback6", protocol, PORT)
             self.add("hairpin4", BRIDGE, SERVER)
             self.add("hairpin6", BRIDGE, SERVER6)
             self.add("self4", SERVER, SERVER)
@@ -162,7 +164,8 @@ def test_within_an_ipv6_network_addresses_stay(site: Site) -> None:
 
 
 def test_nobody_comes_from_127_but_the_host(site: Site) -> None:
-    """The bridge has route_localnet, so the kernel itself would take such a packet."""
+    """Somebody has given the bridge route_localnet, so the kernel itself would take such a packet."""
+    Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet").write_text("1")
     server = site.host.serve_udp(None, 9999, GATEWAY)
     site.host.inside("sibling", "sysctl", "-q", "-w", "net.ipv4.conf.eth0.route_localnet=1")
 
@@ -182,6 +185,7 @@ def test_a_published_port_from_everywhere(site: Site, protocol: str, bridged: bo
         pytest.skip("this kernel has no br_netfilter")
     # What is bridged back by where it came from, the bridge must be told to let pass.
     site.host.run("ip", "link", "set", "v-server", "type", "bridge_slave", "hairpin", "on" if bridged else "off")
+    site.host.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1")
     getattr(site.host, f"serve_{protocol}")("server", INNER)
     clients = [
         ("outside", site.lan.host, site.lan.outside),
@@ -190,6 +194,8 @@ def test_a_published_port_from_everywhere(site: Site, protocol: str, bridged: bo
         (None, site.lan.host6, site.lan.host6),
         (None, GATEWAY, GATEWAY),
         (None, "127.0.0.1", GATEWAY),
+        (None, "127.8.9.10", GATEWAY),
+        (None, "::1", GATEWAY6),
         ("sibling", site.lan.host, SIBLING if bridged else GATEWAY),
         ("sibling", GATEWAY, SIBLING if bridged else GATEWAY),
         ("sibling", GATEWAY6, SIBLING6 if bridged else GATEWAY6),
@@ -202,8 +208,8 @@ def test_a_published_port_from_everywhere(site: Site, protocol: str, bridged: bo
         if protocol == "udp" or ":" not in address:
             assert site.sees(client, address, protocol=protocol) is None, (client, address)
     site.publish(protocol)
-    for client, address, seen in clients:
-        assert site.sees(client, address, protocol=protocol) == seen, (client, address)
+    for client, address, known in clients:
+        assert site.sees(client, address, protocol=protocol) == known, (client, address)
     assert site.sees("outside", site.lan.host, PORT + 1, protocol) is None
     other = "udp" if protocol == "tcp" else "tcp"
     assert site.sees("outside", site.lan.host, PORT, other) is None
@@ -215,6 +221,7 @@ def test_without_rewriting_the_sibling_and_the_loopback_get_no_answer(site: Site
     assert site.sees("outside", site.lan.host) == site.lan.outside
     assert site.sees("sibling", site.lan.host) is None
     assert site.sees(None, "127.0.0.1") is None
+    assert site.sees(None, "::1") is None
     assert site.sees("elsewhere", site.lan.host) == ELSEWHERE
 
 
@@ -249,42 +256,79 @@ def test_a_port_of_one_address_comes_before_that_of_all(site: Site) -> None:
     assert site.sees("elsewhere", "fd00:2::1") is None
 
 
-def test_a_port_of_the_loopback_is_the_hosts_alone(site: Site) -> None:
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_port_of_the_loopback_is_the_hosts_alone(site: Site, guarded: bool) -> None:
     """Not for the LAN, nor for a container, even if it sends to 127.0.0.1 through the host (CVE-2020-8558)."""
     site.host.serve_tcp("server", INNER)
     site.host.serve_udp(None, 9999, "127.0.0.1")
     site.add("ports4_at", "127.0.0.1", "tcp", PORT, to=(SERVER, INNER))
-    site.add("snat4", SERVER)
+    site.add("loopback4_at", "127.0.0.1", "tcp", PORT)
     site.add("hairpin4", BRIDGE, SERVER)
     assert site.sees(None, "127.0.0.1") == GATEWAY
+    assert site.sees(None, "127.0.0.2") is None
     for client, gateway in (("outside", site.lan.host), ("sibling", GATEWAY), ("server", GATEWAY)):
         assert site.sees(client, gateway) is None
     # As an attacker does it: 127.0.0.1 is sent out by the wire instead of the loopback.
-    Path(f"/proc/sys/net/ipv4/conf/{site.lan.link}/route_localnet").write_text("1")
     for client, gateway in (("outside", site.lan.host), ("sibling", GATEWAY)):
         site.host.inside(client, "sysctl", "-q", "-w", "net.ipv4.conf.eth0.route_localnet=1")
         site.host.inside(client, "ip", "rule", "add", "pref", "5", "lookup", "local")
         site.host.inside(client, "ip", "rule", "del", "pref", "0")
         site.host.inside(client, "ip", "route", "add", "127.0.0.1/32", "via", gateway, "table", "77")
         site.host.inside(client, "ip", "rule", "add", "pref", "1", "to", "127.0.0.1", "lookup", "77")
-    for client, source in (("outside", site.lan.outside), ("sibling", SIBLING)):
-        for port, protocol in ((PORT, "tcp"), (9999, "udp")):
-            assert site.host.fetch(client, "127.0.0.1", port, protocol, timeout=0.4, source=source) is None
-    # It is the guard that stops them, and nothing else in this test.
+
+    def answered(port: int, protocol: str, seconds: float = BRIEFLY) -> list[bool]:
+        clients = (("outside", site.lan.outside), ("sibling", SIBLING))
+        return [
+            site.host.fetch(client, "127.0.0.1", port, protocol, timeout=seconds, source=source) == source
+            for client, source in clients
+        ]
+
+    def let_in() -> None:
+        for link in (site.lan.link, BRIDGE):
+            Path(f"/proc/sys/net/ipv4/conf/{link}/route_localnet").write_text("1")
+
+    if guarded:
+        let_in()
+        assert answered(PORT, "tcp") == answered(9999, "udp") == [False, False]
+        return
+    # The kernel itself refuses what is for the host, unless told otherwise; a published port is the guard's.
     site.host.run("nft", "flush", "chain", "inet", "weft", "guard")
-    assert site.host.fetch("sibling", "127.0.0.1", 9999, "udp", timeout=0.4, source=SIBLING) == SIBLING
+    assert answered(9999, "udp") == [False, False]
+    let_in()
+    assert answered(PORT, "tcp", PATIENTLY)[0]
+    assert answered(9999, "udp", PATIENTLY)[1]
 
 
-def test_a_port_on_the_ipv6_loopback_is_refused_at_once(site: Site) -> None:
-    """So that who tries "localhost" goes on to 127.0.0.1; a server of the host's own there is reached."""
+@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("family", [4, 6])
+def test_bridged_packets_to_the_loopback_are_stopped_by_the_guard(site: Site, family: int, guarded: bool) -> None:
+    """Where rules see bridged packets (br_netfilter), they do so before the kernel refuses such an address."""
+    if not site.show_bridged(True):
+        pytest.skip("this kernel has no br_netfilter")
+    source, loopback, inner = (SIBLING, "127.0.0.1", SERVER) if family == 4 else (SIBLING6, "::1", SERVER6)
+    site.add(f"ports{family}_at", loopback, "udp", PORT, to=(inner, INNER))
+    if not guarded:
+        site.host.run("nft", "flush", "chain", "inet", "weft", "guard")
+    packet = frames.ip(source, loopback, frames.UDP, frames.udp(4000, PORT, b"by the bridge"))
+    macs = seen.link(site.host, "eth0", "sibling")["address"], seen.link(site.host, BRIDGE)["address"]
+    ear = frames.Ear(f"{namespaces.FOLDER}/server")
+    frames.send(f"{namespaces.FOLDER}/sibling", [frames.frame(macs[0], *packet, macs[1])])
+    with pytest.raises(AssertionError) if guarded else contextlib.nullcontext():
+        ear.heard([], b"by the bridge", within=BRIEFLY if guarded else PATIENTLY)
+    ear.close()
+
+
+def test_a_port_of_no_container_on_the_loopback_is_the_hosts_own(site: Site) -> None:
+    """Published by IPv4 alone: a server of the host's own at ::1 is reached, and the other way round."""
     site.host.serve_tcp("server", INNER)
-    site.publish()
-    script = f"import socket, sys; sys.exit(socket.socket(socket.AF_INET6).connect_ex(('::1', {PORT})))"
-    refused = subprocess.run(["python3", "-c", script], timeout=5, check=False)
-    assert refused.returncode == 111
+    site.add("ports4", "tcp", PORT, to=(SERVER, INNER))
+    site.add("loopback4", "tcp", PORT)
+    site.add("hairpin4", BRIDGE, SERVER)
     site.host.serve_tcp(None, PORT, "::1")
     assert site.sees(None, "::1") == "::1"
     assert site.sees(None, "127.0.0.1") == GATEWAY
+    site.host.serve_tcp(None, PORT + 1, "127.0.0.1")
+    assert site.sees(None, "127.0.0.1", PORT + 1) == "127.0.0.1"
 
 
 def test_a_port_taken_back_is_closed(site: Site) -> None:

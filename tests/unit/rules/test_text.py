@@ -25,7 +25,8 @@ SHAPES = shapes(rules.BASE)
 
 
 def test_every_collection_has_a_name_and_is_looked_into() -> None:
-    names = {value for name, value in vars(rules).items() if name.isupper() and name != "BASE"}
+    others = ("BASE", "PORTS", "STAND_IN4", "STAND_IN6")
+    names = {value for name, value in vars(rules).items() if name.isupper() and name not in others}
     assert names == set(SHAPES)
     assert all(f"@{name}\n" in rules.BASE or f"@{name} " in rules.BASE for name in names)
 
@@ -34,6 +35,8 @@ def test_the_base_declares_what_elements_hold() -> None:
     assert SHAPES["masquerade4"] == Shape("masquerade4", ("ipv4_addr",))
     assert SHAPES["local6"] == Shape("local6", ("ipv6_addr", "ipv6_addr"), (), ("interval",))
     assert SHAPES["ports4_at"].key == ("ipv4_addr", "inet_proto", "inet_service")
+    assert {name for name in SHAPES if name.startswith(("ports", "loopback"))} == rules.PORTS
+    assert all(f"saddr {one} oifname" in rules.BASE for one in (rules.STAND_IN4, rules.STAND_IN6))
     assert SHAPES["ports4_at"].data == ("ipv4_addr", "inet_service")
 
 
