@@ -1,4 +1,4 @@
-"""What the embedded store takes: ``PYTHONPATH=. .venv/bin/python benchmarks/key_values.py [FOLDER]``, on that folder's disk.
+"""What the embedded store takes, on a disk: ``PYTHONPATH=. .venv/bin/python benchmarks/key_values.py [FOLDER]``.
 
 Beside it the disk's own fsync, which no durable put can be faster than.
 """
