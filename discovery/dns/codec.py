@@ -7,9 +7,9 @@ Sources: RFC 1035 section 4, RFC 2782 (SRV), RFC 3596 (AAAA), RFC 6891 (EDNS), R
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from socket import AF_INET, AF_INET6, inet_pton
 from struct import Struct, error
 
 A, NS, CNAME, SOA, PTR, HINFO, MX, TXT, AAAA, SRV, OPT = 1, 2, 5, 6, 12, 13, 15, 16, 28, 33, 41
@@ -40,8 +40,6 @@ MOST_RECORDS = 8
 """More records than a query has any use for."""
 MOST_POINTERS = 32
 """More pointers than anybody makes a name of; each costs who reads it."""
-
-Address = IPv4Address | IPv6Address
 
 _HEADER = Struct("!HHHHHH")
 _FIXED = Struct("!HHIH")
@@ -131,17 +129,24 @@ def record(owner: bytes, kind: int, ttl: int, data: bytes) -> bytes:
     return owner + _FIXED.pack(kind, IN, ttl, len(data)) + data
 
 
-def read_address(written: str) -> Address | None:
-    """An address as somebody wrote it; None if it is none, but a name."""
+def read_address(written: str) -> bytes:
+    """The 4 or 16 bytes of an address as somebody wrote it; none if it is no address, but a name."""
     try:
-        return ip_address(written)
-    except ValueError:
-        return None
+        return inet_pton(AF_INET6 if ":" in written else AF_INET, written)
+    except (OSError, ValueError):
+        return b""
 
 
-def address_record(owner: bytes, address: Address, ttl: int) -> bytes:
-    """An A or AAAA record."""
-    return record(owner, A if address.version == 4 else AAAA, ttl, address.packed)
+def address_record(owner: bytes, address: bytes, ttl: int) -> bytes:
+    """An A or AAAA record of the bytes of an address."""
+    return record(owner, A if len(address) == 4 else AAAA, ttl, address)
+
+
+def of_kind(addresses: Iterable[bytes], kind: int) -> list[bytes]:
+    """Those that are asked for, as bytes: of IPv4, of IPv6, or for ANY of one of them."""
+    known = [each for each in addresses if each]
+    size = {A: 4, AAAA: 16}.get(kind) or (min(map(len, known), default=0) if kind == ANY else 0)
+    return [each for each in known if len(each) == size]
 
 
 def srv_record(owner: bytes, ttl: int, priority: int, weight: int, port: int, target: bytes) -> bytes:

@@ -12,17 +12,18 @@ from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from discovery.dns import codec
-from discovery.dns.codec import AAAA, ANY, NOERROR, NXDOMAIN, PTR, QUESTION, REFUSED, A, Address, read_address
+from discovery.dns.codec import AAAA, ANY, NOERROR, NXDOMAIN, PTR, QUESTION, REFUSED, A, of_kind, read_address
 from discovery.dns.names import NetworkNames
 from discovery.dns.prepared import Prepared, Unit, ready
 from discovery.dns.settings import Settings
 from discovery.dns.zone import KEPT_TYPES
 
+Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
 MOST_KEPT = 20_000
 _NOBODY = ready(NXDOMAIN)
 _NOTHING = ready(NOERROR)
-_LOOPBACK: dict[int, Address] = {A: IPv4Address("127.0.0.1"), AAAA: IPv6Address("::1")}
+_LOOPBACK = {A: read_address("127.0.0.1"), AAAA: read_address("::1")}
 _NEVER = (b"invalid", b"onion")
 
 
@@ -95,9 +96,7 @@ class View:
         return found, known
 
     def _of(self, addresses: list[str], kind: int) -> Prepared:
-        found = [address for each in addresses if (address := read_address(each))]
-        version = {A: 4, AAAA: 6}.get(kind) or (min((each.version for each in found), default=4) if kind == ANY else 0)
-        chosen = (each for each in found if each.version == version)
+        chosen = of_kind(map(read_address, addresses), kind)
         return ready(units=[Unit(codec.address_record(QUESTION, each, self._ttl)) for each in chosen])
 
     def _pointer(self, address: Address, kind: int) -> Prepared | None:

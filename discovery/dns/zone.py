@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address
 
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
 from discovery.dns import codec
-from discovery.dns.codec import AAAA, ANY, CNAME, NS, PTR, QUESTION, SOA, SRV, TXT, A, Address, BadName, read_address
+from discovery.dns.codec import AAAA, ANY, CNAME, NS, PTR, QUESTION, SOA, SRV, TXT, A, BadName, of_kind, read_address
 from discovery.dns.prepared import Prepared, Unit, authority, negative, ready
 from discovery.dns.settings import Settings
 from discovery.values import OWN_SERVICE, Health, Instance, Node, Status
@@ -72,7 +72,7 @@ class Zone:
                 self._of_topic.setdefault(topic, set()).add(key)
         return found
 
-    def pointer(self, address: Address) -> Prepared | None:
+    def pointer(self, address: IPv4Address | IPv6Address) -> Prepared | None:
         """The names of an address: of a node, else of services, else of a virtual address; None if there is none."""
         holders = self._catalog.at_address(str(address))
         nodes = [one for one in holders if isinstance(one, Node)]
@@ -123,7 +123,7 @@ class Zone:
             case (*rest, b"node"):
                 return self._node(name, kind, domain, b".".join(rest))
             case (address, b"addr"):
-                return _of_units(name, domain, kind, _hexadecimal(address)), None
+                return _of_addresses(name, domain, kind, _hexadecimal(address)), None
             case (service, b"virtual"):
                 return self._virtual(name, kind, domain, service)
             case (b"ns",):
@@ -149,7 +149,7 @@ class Zone:
 
     def _own(self, name: bytes, kind: int, domain: bytes) -> Prepared:
         """``ns``, which the SOA names: the nodes that answer."""
-        return _of_units(name, domain, kind, [node.address for node in self._servers()])
+        return _of_addresses(name, domain, kind, [read_address(node.address) for node in self._servers()])
 
     def _servers(self) -> list[Node]:
         return [health.node for health in self._catalog.health(OWN_SERVICE)]
@@ -200,10 +200,10 @@ class Zone:
         """An SRV record, with its target's addresses."""
         number = _port(one, port) if port else one.instance.port
         address = one.instance.address
-        where = read_address(address or one.node.address)
+        where = read_address(one.address)
         target = b"" if address else self._node_name(one.node, domain)
-        if not target and where is not None:
-            target = _joined(where.packed.hex(), b"addr", self._datacenter, domain)
+        if not target and where:
+            target = _joined(where.hex(), b"addr", self._datacenter, domain)
         if not target:
             target = _encoded(one.address) or domain
         extras = tuple(_records(target, [one.address], ttl))
@@ -214,9 +214,9 @@ class Zone:
         if not names:
             return negative(name, domain, False), None
         about = [topic for each in names for topic in (topics.service(each), topics.virtual(each))]
-        found = [one.address for each in names for one in self._catalog.virtual_addresses(each)]
+        found = [read_address(one.address) for each in names for one in self._catalog.virtual_addresses(each)]
         ttl = self._settings.ttl_of(min(names))
-        return _of_units(name, domain, kind, found, ttl, exists=True), tuple(about)
+        return _of_addresses(name, domain, kind, found, ttl, exists=True), tuple(about)
 
     # Nodes
 
@@ -239,8 +239,9 @@ class Zone:
 
     def _of_hosts(self, name: bytes, domain: bytes, kind: int, hosts: list[str], ttl: int) -> Prepared:
         """Addresses; or the name that stands for one, if there is no address and only names are known."""
-        if any(read_address(host) for host in hosts):
-            return _of_units(name, domain, kind, hosts, ttl, exists=True)
+        known = [address for host in hosts if (address := read_address(host))]
+        if known:
+            return _of_addresses(name, domain, kind, known, ttl)
         targets = sorted({target for host in hosts if (target := _encoded(host).lower()) and target != name})
         if not targets or kind not in (A, AAAA, CNAME, ANY):
             return negative(name, domain, True)
@@ -250,13 +251,11 @@ class Zone:
         return ready(chain=(chain,), target=target if kind in (A, AAAA) else b"")
 
 
-def _of_units(
-    name: bytes, domain: bytes, kind: int, hosts: Iterable[str], ttl: int = 0, *, exists: bool = False
+def _of_addresses(
+    name: bytes, domain: bytes, kind: int, known: list[bytes], ttl: int = 0, *, exists: bool = False
 ) -> Prepared:
-    """The addresses of the type that is asked for; for ANY those of one type."""
-    known = [address for host in hosts if (address := read_address(host))]
-    version = {A: 4, AAAA: 6}.get(kind) or (min((each.version for each in known), default=4) if kind == ANY else 0)
-    units = [Unit(codec.address_record(QUESTION, each, ttl)) for each in known if each.version == version]
+    """Those of the type that is asked for; a name that has any address exists."""
+    units = [Unit(codec.address_record(QUESTION, each, ttl)) for each in of_kind(known, kind)]
     return ready(units=units) if units else negative(name, domain, exists or bool(known))
 
 
@@ -282,13 +281,13 @@ def _port(one: Health, name: bytes) -> int:
     return next((number for each, number in one.instance.ports.items() if each.lower() == wanted), 0)
 
 
-def _hexadecimal(label: bytes) -> list[str]:
+def _hexadecimal(label: bytes) -> list[bytes]:
     """The address that ``0a000001`` or 32 such digits are, as a list."""
     try:
         packed = bytes.fromhex(label.decode("ascii"))
     except ValueError:
         return []
-    return [str(ip_address(packed))] if len(packed) in (4, 16) and len(label) == 2 * len(packed) else []
+    return [packed] if len(packed) in (4, 16) and len(label) == 2 * len(packed) else []
 
 
 def _encoded(name: str) -> bytes:
