@@ -16,6 +16,7 @@ from struct import Struct
 from cni_plugin.errors import KernelLacks, KernelRefused
 from cni_plugin.kernel import Flow
 from cni_plugin.kernel.nft_netlink import Attributes, attribute, attributes, nested
+from cni_plugin.types import Address
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _NETLINK_NETFILTER = 12
@@ -24,12 +25,15 @@ _GET, _DELETE = 1, 2
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _ERROR, _DONE = 2, 3
 _ENOENT = 2
-_ORIGINAL, _REPLY, _ID, _FILTER = 1, 2, 12, 25
+_ORIGINAL, _REPLY, _PROTOCOL_INFORMATION, _ID, _FILTER = 1, 2, 4, 12, 25
+_TCP, _STATE = 1, 1
+_LIVE = range(1, 6)  # SYN_SENT to CLOSE_WAIT: nf_conntrack_tcp.h
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
 _ADDRESSES = {4: (1, 2), 6: (3, 4)}
 _NUMBER, _SOURCE_PORT, _PORT = 1, 2, 3
 _FILTER_ORIGINAL = 1
 _BY_NUMBER_AND_PORT = 1 << 3 | 1 << 5
+_BY_DESTINATION = 1 << 1
 _FAMILIES = {4: 2, 6: 10}
 _SECONDS = 10
 _BUFFER = 1 << 17
@@ -39,18 +43,27 @@ _ERRNO = Struct("=i")
 _SHORT = Struct("!H")
 
 
-def flows(protocol: str, port: int) -> tuple[Flow, ...]:
-    """The connections to a port, before any translation, in the calling thread's namespace."""
+def flows(protocol: str, port: int, destination: Address | None = None, *, live: bool = False) -> tuple[Flow, ...]:
+    """The connections to a port, before any translation, in the calling thread's namespace.
+
+    ``destination`` asks for those to one address alone, ``live`` leaves out those of TCP that have ended.
+    """
     number = PROTOCOLS[protocol]
     with _Socket() as socket:
         found = []
-        for version in _FAMILIES:
+        for version in _FAMILIES if destination is None else (destination.version,):
             original = nested(_TUPLE_PROTOCOL, attribute(_NUMBER, bytes([number])), attribute(_PORT, _SHORT.pack(port)))
+            wanted = _BY_NUMBER_AND_PORT
+            if destination is not None and version == 4:  # for IPv6 the kernel gives all others (6.18)
+                original += nested(_TUPLE_IP, attribute(_ADDRESSES[version][1], destination.packed))
+                wanted |= _BY_DESTINATION
             # Kernels before 5.8 do not know the filter and answer with everything, so all is looked at once more.
-            narrow = nested(_FILTER, attribute(_FILTER_ORIGINAL, _BY_NUMBER_AND_PORT.to_bytes(4, "little")))
+            narrow = nested(_FILTER, attribute(_FILTER_ORIGINAL, wanted.to_bytes(4, "little")))
             for body in socket.ask(_GET, _DUMP, version, nested(_ORIGINAL, original) + narrow):
                 flow = _flow(body, protocol, version)
-                if flow is not None and flow.port == port:
+                if flow is None or flow.port != port or (live and not _lives(body)):
+                    continue
+                if destination is None or flow.destination == destination:
                     found.append(flow)
     return tuple(found)
 
@@ -105,6 +118,12 @@ class _Socket:
                     data = data[(length + 3) & ~3 :]
         except OSError as error:
             raise KernelRefused(f"cannot ask for connections: {error.strerror or error}") from error
+
+
+def _lives(body: Attributes) -> bool:
+    """Whether a connection of TCP goes on; of other protocols nothing says that it ended."""
+    tcp = attributes(body.get(_PROTOCOL_INFORMATION, b"")).get(_TCP)
+    return tcp is None or attributes(tcp).get(_STATE, b"\0")[0] in _LIVE
 
 
 def _flow(body: Attributes, protocol: str, version: int) -> Flow | None:

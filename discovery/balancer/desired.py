@@ -1,0 +1,263 @@
+"""What the kernel should balance: from the catalog to services with their addresses, ports and instances. Pure.
+
+The oldest instance of a service says how, by keys of its ``meta``:
+
+``weft-balance``   ``weighted`` (the default: at random, by the instances' weights), ``random`` (at random, all
+                   alike), ``round-robin`` (in turn, by weight), ``source`` (a client stays with its instance),
+                   ``maglev`` (every host sends a connection to the same instance, and little moves when one comes
+                   or goes), ``sticky`` (a client stays for a time), ``least-connections`` (whoever has few
+                   connections gets more)
+``weft-sticky``    how long, from the client's last connection on: 1m, 10m (the default), 1h, 3h or 24h; other times
+                   are rounded up
+``weft-slots``     how many slots the service's table has: 12, 61, 251 or 1021; chosen by the number of instances if
+                   not given. Maglev and source have 61 at least, sticky 61 or 251
+``weft-publish``   ports of this host that lead to the service: ``30080`` or ``30080:80/tcp, 30443:https``; on the
+                   right a port of the service by number or name
+
+A virtual address has the ports that the oldest instance has (``port``, and each of ``ports``), or the port that its
+``tagged_addresses.virtual`` names; an instance is reached at its own port of the same name. The address of the other
+family is that of ``tagged_addresses`` ``lan_ipv4`` or ``lan_ipv6``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from ipaddress import ip_address
+
+from discovery.balancer.rules import SIZES, STICKY_SECONDS
+from discovery.balancer.settings import Address, BalancerConfig, instance_problem, virtual_problem
+from discovery.catalog import Catalog
+from discovery.durations import parse_duration
+from discovery.values import Health, Instance, Status
+
+VIRTUAL_TAG = "virtual"
+MOST_PORTS = 64
+"""Ports of one service that are balanced; and as many that it may publish."""
+_TAGGED = {4: "lan_ipv4", 6: "lan_ipv6"}
+_PROTOCOLS = {"": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",)}
+
+
+class Algorithm(StrEnum):
+    """How a connection finds its instance."""
+
+    WEIGHTED = "weighted"
+    RANDOM = "random"
+    ROUND_ROBIN = "round-robin"
+    SOURCE = "source"
+    MAGLEV = "maglev"
+    STICKY = "sticky"
+    LEAST_CONNECTIONS = "least-connections"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a service is balanced. ``slots`` 0 is chosen by the number of instances; ``sticky`` in seconds."""
+
+    algorithm: Algorithm = Algorithm.WEIGHTED
+    sticky: int = 600
+    slots: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """What clients connect to: a port of a virtual address, or (``address`` None) of every address of this host."""
+
+    address: Address | None
+    version: int
+    protocol: str
+    port: int
+
+    def __str__(self) -> str:
+        where = "any" if self.address is None else f"[{self.address}]" if self.version == 6 else str(self.address)
+        return f"{where}:{self.port}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Where a connection may be sent. ``local`` says that it is on this host."""
+
+    address: Address
+    port: int
+    local: bool = field(default=True, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The same on every host."""
+        return f"{self.address}#{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Frontends of one family and protocol that share their instances; each with its weight, 0 for nothing new."""
+
+    frontends: tuple[Frontend, ...]
+    backends: tuple[tuple[Backend, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualService:
+    """A service as the kernel should balance it. ``problems`` are sentences about what could not be done as asked."""
+
+    name: str
+    policy: Policy = Policy()
+    addresses: tuple[Address, ...] = ()
+    groups: tuple[Group, ...] = ()
+    problems: tuple[str, ...] = ()
+    registered: frozenset[Backend] = field(default_factory=frozenset)
+    """Every instance that is registered, healthy or not."""
+
+
+def desired(catalog: Catalog, name: str, config: BalancerConfig) -> VirtualService | None:
+    """One service as it should be; None if it has neither a virtual address nor a published port."""
+    return service(name, catalog.health(name), [one.address for one in catalog.virtual_addresses(name)], config)
+
+
+def service(
+    name: str, found: Sequence[Health], virtuals: Iterable[str], config: BalancerConfig
+) -> VirtualService | None:
+    """The same from what the catalog knows of it."""
+    problems: list[str] = []
+    addresses: list[Address] = []
+    for text in virtuals:
+        address = _address(text)
+        problem = f"{text!r} is no address" if address is None else virtual_problem(address, config)
+        if address is None or problem:
+            problems.append(problem)
+        else:
+            addresses.append(address)
+    if not found:
+        return VirtualService(name, addresses=tuple(addresses), problems=tuple(problems)) if addresses else None
+    first = oldest(health.instance for health in found)
+    published = list(_published(first, config, problems))
+    if not addresses and not published:
+        return None
+    groups = []
+    registered: set[Backend] = set()
+    ports = list(_ports(first))
+    if len(ports) > MOST_PORTS:
+        problems.append(f"service {name} has {len(ports)} ports; the first {MOST_PORTS} are balanced")
+    seen: set[tuple[str, int]] = set()
+    for label, port in ports[:MOST_PORTS]:
+        for protocol in _PROTOCOLS.get(first.protocol, ()):
+            if (protocol, port) in seen:
+                continue
+            seen.add((protocol, port))
+            wanted = [host for host, target, kind in published if target in (label, port) and kind in ("", protocol)]
+            for version in (4, 6):
+                fronts = [Frontend(one, version, protocol, port) for one in addresses if one.version == version]
+                fronts += [Frontend(None, version, protocol, host) for host in wanted]
+                backends = _backends(found, label, version, config, problems)
+                registered |= {backend for backend, _ in backends}
+                if fronts:
+                    groups.append(Group(tuple(fronts), tuple(sorted(backends, key=lambda pair: pair[0].name))))
+    return VirtualService(
+        name,
+        _policy(first, problems),
+        tuple(addresses),
+        tuple(groups),
+        tuple(dict.fromkeys(problems)),
+        frozenset(registered),
+    )
+
+
+def oldest(instances: Iterable[Instance]) -> Instance:
+    """The instance that was registered first: its keys count for the service."""
+    return min(instances, key=lambda instance: (instance.create_index, instance.order))
+
+
+def _ports(first: Instance) -> Iterator[tuple[str, int]]:
+    """Names and numbers of a service's ports; "" names the one without a name."""
+    asked = first.tagged_addresses.get(VIRTUAL_TAG)
+    if first.port:
+        yield "", asked.port if asked is not None and asked.port else first.port
+    for name, port in sorted(first.ports.items(), key=lambda pair: pair[1]):
+        if port:
+            yield name, port
+
+
+def _backends(
+    found: Sequence[Health], label: str, version: int, config: BalancerConfig, problems: list[str]
+) -> list[tuple[Backend, int]]:
+    backends: dict[Backend, int] = {}
+    for health in found:
+        place = _place(health, version)
+        if place is None:
+            continue
+        address, port = place
+        port = health.instance.ports.get(label, 0) if label else port or health.instance.port
+        if problem := instance_problem(address, config):
+            problems.append(f"instance {health.instance.id} of {health.instance.name} gets no connections: {problem}")
+            continue
+        if port:
+            backend = Backend(address, port, health.instance.node == config.node)
+            usable = not health.maintenance and health.status is not Status.CRITICAL
+            backends[backend] = max(backends.get(backend, 0), health.weight if usable else 0)
+    return list(backends.items())
+
+
+def _place(health: Health, version: int) -> tuple[Address, int] | None:
+    """An instance's address of a family, and the port that goes with that address alone (0: the instance's)."""
+    tagged = health.instance.tagged_addresses.get(_TAGGED[version])
+    own = _address(health.address)
+    if own is not None and own.version == version:
+        return own, 0
+    other = _address(tagged.address) if tagged is not None else None
+    if tagged is not None and other is not None and other.version == version:
+        return other, tagged.port
+    return None
+
+
+@lru_cache(65536)
+def _address(text: str) -> Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:  # a host's name: nothing that a kernel could send to
+        return None
+
+
+def _policy(first: Instance, problems: list[str]) -> Policy:
+    found = Policy()
+    said = first.meta.get("weft-balance", found.algorithm)
+    try:
+        algorithm = Algorithm(said)
+    except ValueError:
+        algorithm = found.algorithm
+        problems.append(f"meta weft-balance {said!r} is none of {', '.join(Algorithm)}; {algorithm} is used")
+    sticky, slots = found.sticky, found.slots
+    if text := first.meta.get("weft-sticky", ""):
+        try:
+            wanted = parse_duration(text)
+            sticky = next((seconds for seconds in STICKY_SECONDS if seconds >= wanted), STICKY_SECONDS[-1])
+        except ValueError as error:
+            problems.append(f"meta weft-sticky: {error}; {sticky} s are used")
+    if text := first.meta.get("weft-slots", ""):
+        if text in map(str, SIZES):
+            slots = int(text)
+        else:
+            problems.append(f"meta weft-slots {text!r} is none of {', '.join(map(str, SIZES))}; one is chosen")
+    return Policy(algorithm, sticky, slots)
+
+
+def _published(first: Instance, config: BalancerConfig, problems: list[str]) -> Iterator[tuple[int, str | int, str]]:
+    """Host port, the service's port (its name or number) and protocol ("": the service's) of each that is published."""
+    text = first.meta.get("weft-publish", "")
+    low, high = config.published
+    for part in [part.strip() for part in text.split(",") if part.strip()][:MOST_PORTS]:
+        rest, _, protocol = part.partition("/")
+        host, _, target = rest.partition(":")
+        if not _number(host) or protocol not in _PROTOCOLS or target.startswith("0"):
+            problems.append(f"meta weft-publish {part!r} is not like 30080, 30080:80/tcp or 30443:https")
+        elif not low <= int(host) <= high:
+            problems.append(
+                f"meta weft-publish: port {host} is not one from {low} to {high}, which services may publish"
+            )
+        else:
+            ports = list(_ports(first))
+            yield int(host), int(target) if _number(target) else target or (ports[0][0] if ports else ""), protocol
+
+
+def _number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5

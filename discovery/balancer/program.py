@@ -1,0 +1,298 @@
+"""From services to elements of the table, and from one state of a service to the next: what to delete and to add. Pure.
+
+Keys and data are bytes as the kernel keeps them: each part in network order and padded to four bytes, but a slot's
+number, which the kernel computed and so has in its own order.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from discovery.balancer import algorithms
+from discovery.balancer.desired import Algorithm, Backend, Frontend, Policy, VirtualService
+from discovery.balancer.rules import (
+    COUNTERS,
+    HASHED_SIZES,
+    INSTANCES,
+    PORT_SLOTS,
+    PORTS,
+    SELVES,
+    SERVICES,
+    SIZES,
+    SLOTS,
+    STICKY_SIZES,
+    STICKY_SLOTS,
+    VIRTUALS,
+)
+
+Key = tuple[str, bytes]
+Data = bytes | str
+
+_NUMBERS = {"tcp": 6, "udp": 17}
+_NAMES = {number: name for name, number in _NUMBERS.items()}
+_LENGTHS = {4: 4, 6: 16}
+_STEADY = 251  # slots of tables that hash, until there are so many instances that shares would be uneven
+_MANY = 100
+_HASHED = {Algorithm.SOURCE: "source", Algorithm.MAGLEV: "maglev"}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a frontend's connections meet: a chain, and whose each slot is."""
+
+    chain: str
+    slots: tuple[Backend, ...]
+
+
+@dataclass(slots=True)
+class Change:
+    """What to delete and then to add, in one transaction, and what that means for connections."""
+
+    delete: list[Key] = field(default_factory=list)
+    add: list[tuple[str, bytes, Data]] = field(default_factory=list)
+    left: dict[Frontend, frozenset[Backend]] = field(default_factory=dict)
+    """Frontends that send nothing new to some instances any more."""
+    began: list[Frontend] = field(default_factory=list)
+    """Frontends that were not there before."""
+
+
+class Program:
+    """All that the table should hold. A change is computed first, and taken over once the kernel has it."""
+
+    def __init__(self) -> None:
+        self.tables: dict[Frontend, Table] = {}
+        self.services: dict[str, VirtualService] = {}
+        self._owners: dict[Frontend, str] = {}
+        self._shared: dict[Key, dict[str, Data]] = {}
+        """Elements that several services may need, with who does."""
+
+    def owner(self, frontend: Frontend) -> str:
+        """The service that has a frontend; "" for none."""
+        return self._owners.get(frontend, "")
+
+    def tables_for(
+        self, service: VirtualService, loads: Mapping[str, int] | None = None
+    ) -> tuple[dict[Frontend, Table], tuple[Frontend, ...]]:
+        """The service's tables, and the frontends that are another service's; ``loads``: connections by instance."""
+        found: dict[Frontend, Table] = {}
+        taken: list[Frontend] = []
+        for group in service.groups:
+            mine = [front for front in group.frontends if self._owners.get(front, service.name) == service.name]
+            taken += [front for front in group.frontends if front not in mine]
+            by_name = {backend.name: backend for backend, _ in group.backends}
+            weights: dict[str, float] = {backend.name: weight for backend, weight in group.backends if weight}
+            if not weights:
+                continue
+            for virtual in (True, False):
+                fronts = [front for front in mine if (front.address is not None) == virtual]
+                if not fronts:
+                    continue
+                # Others' ports have no memory of clients, so there the client's address decides.
+                policy = service.policy
+                if not virtual and policy.algorithm is Algorithm.STICKY:
+                    policy = Policy(Algorithm.SOURCE, slots=policy.slots)
+                held = self.tables.get(fronts[0])
+                chain, slots = self._dealt(policy, weights, held, loads or {})
+                table = Table(chain, tuple(by_name[name] for name in slots))
+                found.update(dict.fromkeys(fronts, table))
+        return found, tuple(taken)
+
+    def change(self, name: str, service: VirtualService | None, tables: Mapping[Frontend, Table]) -> Change:
+        """What leads from the present state of a service to this one."""
+        change = Change()
+        before = self.services.get(name)
+        for front in frontends(before):
+            if front not in tables and front in self.tables and self._owners.get(front) == name:
+                _replace(change, front, self.tables[front], None)
+        for front, table in tables.items():
+            _replace(change, front, self.tables.get(front), table)
+        old, new = dict(_shared(before)), dict(_shared(service))
+        for key, data in new.items():
+            there = self._shared.get(key, {})
+            if data not in there.values():
+                if there:
+                    change.delete.append(key)
+                change.add.append((*key, data))
+        for key in old.keys() - new.keys():
+            if len(self._shared.get(key, {})) == 1:
+                change.delete.append(key)
+        return change
+
+    def commit(self, name: str, service: VirtualService | None, tables: Mapping[Frontend, Table]) -> None:
+        """The kernel has it now."""
+        before = self.services.get(name)
+        for front in frontends(before):
+            if self._owners.get(front) == name:
+                del self._owners[front]
+                self.tables.pop(front, None)
+        new = dict(_shared(service))
+        for key, _ in _shared(before):
+            holders = self._shared.get(key)
+            if holders is not None and key not in new:
+                holders.pop(name, None)
+                if not holders:
+                    del self._shared[key]
+        for key, data in new.items():
+            holders = self._shared.setdefault(key, {})
+            for other in holders:  # an element has one datum, the latest
+                holders[other] = data
+            holders[name] = data
+        if service is None:
+            self.services.pop(name, None)
+            return
+        self.services[name] = service
+        for front in frontends(service):
+            self._owners.setdefault(front, name)
+        self.tables.update(tables)
+
+    def elements(self) -> dict[Key, Data]:
+        """All of it."""
+        found: dict[Key, Data] = {key: next(iter(holders.values())) for key, holders in self._shared.items()}
+        for front, table in self.tables.items():
+            found.update(_elements(front, table))
+        return found
+
+    def adopt(self, there: Mapping[Key, Data]) -> None:
+        """Start from the tables that the kernel has: whose a slot was decides who keeps it."""
+        self.tables = dict(tables_in(there))
+
+    # How
+
+    def _dealt(
+        self, policy: Policy, weights: dict[str, float], held: Table | None, loads: Mapping[str, int]
+    ) -> tuple[str, tuple[str, ...]]:
+        """The chain and the owners of the slots."""
+        slots = tuple(backend.name for backend in held.slots) if held is not None else ()
+        algorithm, count = policy.algorithm, len(weights)
+        asked = policy.slots if policy.slots >= count else 0  # every instance has a slot at least
+        if algorithm in _HASHED:
+            size = asked if asked in HASHED_SIZES else _STEADY if count <= _MANY else SIZES[-1]
+            return f"{_HASHED[algorithm]}{size}", algorithms.maglev(weights, size)
+        if algorithm is Algorithm.STICKY:
+            size = asked if asked in STICKY_SIZES else algorithms.size_for([1.0] * count, STICKY_SIZES)
+            return f"sticky{policy.sticky}_{size}", algorithms.spread(weights, size, slots)
+        if algorithm is Algorithm.RANDOM:
+            weights = dict.fromkeys(weights, 1.0)
+        if algorithm is Algorithm.ROUND_ROBIN:
+            size = max(asked, SIZES[1]) if asked else algorithms.size_for(list(weights.values()), SIZES[1:])
+            return f"turn{self._counter(held)}_{size}", algorithms.interleaved(weights, size)
+        if algorithm is Algorithm.LEAST_CONNECTIONS:
+            size = asked or (_STEADY if count <= _MANY else SIZES[-1])
+            return f"random{size}", algorithms.spread(algorithms.least_connections(weights, loads), size, slots)
+        size = asked or algorithms.size_for(list(weights.values()), SIZES)
+        return f"random{size}", algorithms.spread(weights, size, slots)
+
+    def _counter(self, held: Table | None) -> int:
+        """A counter of its own for each service that goes in turn, while there are any."""
+        if held is not None and held.chain.startswith("turn"):
+            return int(held.chain[4:].partition("_")[0])
+        used = [0] * COUNTERS
+        for table in self.tables.values():
+            if table.chain.startswith("turn"):
+                used[int(table.chain[4:].partition("_")[0])] += 1
+        return used.index(min(used))
+
+
+def frontends(service: VirtualService | None) -> tuple[Frontend, ...]:
+    """All frontends of a service."""
+    return tuple(front for group in service.groups for front in group.frontends) if service else ()
+
+
+def place(front: Frontend) -> tuple[str, bytes]:
+    """The map that leads a frontend's connections to a chain, and its key there."""
+    ending = bytes([_NUMBERS[front.protocol], 0, 0, 0]) + front.port.to_bytes(2, "big") + b"\0\0"
+    if front.address is None:
+        return PORTS[front.version], ending
+    return SERVICES[front.version], front.address.packed + ending
+
+
+def slot_map(front: Frontend, chain: str) -> str:
+    """The map in which a frontend's slots are."""
+    if front.address is None:
+        return PORT_SLOTS[front.version]
+    return (STICKY_SLOTS if chain.startswith("sticky") else SLOTS)[front.version]
+
+
+def tables_in(there: Mapping[Key, Data]) -> Iterator[tuple[Frontend, Table]]:
+    """The tables that elements make up; those that lack a slot are left out."""
+    chains = {(name, key): data for (name, key), data in there.items() if isinstance(data, str)}
+    slots: dict[tuple[str, bytes], dict[int, Backend]] = {}
+    for (name, key), data in there.items():
+        version = int(name[-1]) if name[-1] in "46" else 0
+        if name in (SLOTS.get(version), STICKY_SLOTS.get(version), PORT_SLOTS.get(version)) and isinstance(data, bytes):
+            length = _LENGTHS[version]
+            backend = Backend(ip_address(data[:length]), int.from_bytes(data[length : length + 2], "big"))
+            slots.setdefault((name, key[:-4]), {})[int.from_bytes(key[-4:], sys.byteorder)] = backend
+    for version in (4, 6):
+        for name in (SERVICES[version], PORTS[version]):
+            for (_, key), chain in ((place, chain) for place, chain in chains.items() if place[0] == name):
+                length = len(key) - 8
+                if key[length] not in _NAMES:
+                    continue
+                address = ip_address(key[:length]) if length else None
+                port = int.from_bytes(key[length + 4 : length + 6], "big")
+                front = Frontend(address, version, _NAMES[key[length]], port)
+                found = slots.get((slot_map(front, str(chain)), key), {})
+                if found and sorted(found) == list(range(len(found))):
+                    yield front, Table(str(chain), tuple(found[number] for number in range(len(found))))
+
+
+def _data(backend: Backend) -> bytes:
+    return backend.address.packed + backend.port.to_bytes(2, "big") + b"\0\0"
+
+
+def _elements(front: Frontend, table: Table) -> Iterator[tuple[Key, Data]]:
+    where, key = place(front)
+    yield (where, key), table.chain
+    name = slot_map(front, table.chain)
+    data = {backend: _data(backend) for backend in set(table.slots)}
+    for number, backend in enumerate(table.slots):
+        yield (name, key + number.to_bytes(4, sys.byteorder)), data[backend]
+
+
+def _replace(change: Change, front: Frontend, old: Table | None, new: Table | None) -> None:
+    """From one table of a frontend to another; slots that stay as they are are not mentioned."""
+    where, key = place(front)
+    if old is None:
+        change.began.append(front)
+    gone = (frozenset(old.slots) if old else frozenset()) - (frozenset(new.slots) if new else frozenset())
+    if gone:
+        change.left[front] = gone
+    if old == new:
+        return
+    same_map = old is not None and new is not None and slot_map(front, old.chain) == slot_map(front, new.chain)
+    if old is not None and (new is None or old.chain != new.chain):
+        change.delete.append((where, key))
+    if new is not None and (old is None or old.chain != new.chain):
+        change.add.append((where, key, new.chain))
+    before = old.slots if old else ()
+    after = new.slots if new else ()
+    data = {backend: _data(backend) for backend in set(after)}
+    for number in range(max(len(before), len(after))):
+        was = before[number] if number < len(before) else None
+        is_ = after[number] if number < len(after) else None
+        if same_map and was is not None and is_ is not None and (was.address, was.port) == (is_.address, is_.port):
+            continue
+        slot = key + number.to_bytes(4, sys.byteorder)
+        if was is not None and old is not None:
+            change.delete.append((slot_map(front, old.chain), slot))
+        if is_ is not None and new is not None:
+            change.add.append((slot_map(front, new.chain), slot, data[is_]))
+
+
+def _shared(service: VirtualService | None) -> Iterable[tuple[Key, Data]]:
+    """What belongs to addresses: the virtual ones, and those of instances that take connections or still have some."""
+    if service is None:
+        return
+    for address in service.addresses:
+        yield (VIRTUALS[address.version], address.packed), b""
+    for group in service.groups:
+        for backend, _ in group.backends:
+            protocol = bytes([_NUMBERS[group.frontends[0].protocol], 0, 0, 0])
+            version, packed = backend.address.version, backend.address.packed
+            key = packed + protocol + backend.port.to_bytes(2, "big") + b"\0\0"
+            yield (INSTANCES[version], key), "near" if backend.local else "far"
+            yield (SELVES[version], packed + packed), b""

@@ -1,0 +1,202 @@
+"""The kernel's side: the table of rules installed and looked at, its elements written and read, the way to it made.
+
+Everything here blocks and belongs to one thread, the one that made it, whose network namespace is the host's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from ipaddress import ip_network
+
+from cni_plugin.errors import Exists, KernelRefused, Missing
+from cni_plugin.kernel import KernelRoute, Namespace
+from cni_plugin.kernel.linux import LinuxKernel
+from cni_plugin.kernel.nft_batch import Elements
+from cni_plugin.kernel.nft_library import Runner, runner
+from cni_plugin.kernel.nft_survey import survey
+from cni_plugin.names import ROUTE_PROTOCOL, digest, mac
+from cni_plugin.types import Route
+from discovery.balancer import rules
+from discovery.balancer.program import Data, Key
+from discovery.balancer.settings import Network
+
+log = logging.getLogger(__name__)
+
+LINK = "weft-services"
+"""The device that the ranges are routed to, so that this host's own processes have a way to them.
+
+A bridge without ports: a connection that is translated never gets there, and what is not translated ends there. The
+loopback would do for IPv4, but routes of IPv6 by it refuse; and a local route would make virtual addresses this
+host's own, with all that listens on any address."""
+_STAMP = "stamp"
+_LINKED = (rules.OUTSIDE, rules.TURNING)
+MAPS = tuple(
+    names[version]
+    for names in (
+        rules.SERVICES, rules.PORTS, rules.SLOTS, rules.STICKY_SLOTS, rules.PORT_SLOTS, rules.VIRTUALS, rules.INSTANCES,
+        rules.SELVES,
+    )
+    for version in (4, 6)
+)  # fmt: skip
+"""The sets and maps that hold services."""
+TOGETHER = 4000
+"""Elements in a transaction when there are many to write: others' changes wait no longer than for these."""
+
+
+class KernelTable:
+    """``inet weft-services`` in this thread's network namespace. Raises KernelRefused, KernelLacks among them."""
+
+    def __init__(self, ranges: tuple[Network, ...]) -> None:
+        self._ranges = ranges
+        self._elements = Elements(rules.TABLE)
+        self._kernel = LinuxKernel()
+        self._runner: Runner | None = None
+
+    @property
+    def host(self) -> Namespace:
+        """This host's links, addresses and connections."""
+        return self._kernel.host
+
+    @property
+    def port(self) -> int:
+        """The netlink port that elements are written from."""
+        return self._elements.port
+
+    def close(self) -> None:
+        """Give back sockets and memory; the table stays."""
+        self._elements.close()
+        self._kernel.close()
+        if self._runner is not None:
+            self._runner.close()
+
+    @property
+    def there(self) -> bool:
+        """Whether there is such a table. *Equivalent to:* ``nft list table inet weft-services``."""
+        return not survey(self._elements, (rules.TABLE,), _STAMP).missing
+
+    def install(self) -> bool:
+        """Make the rules be as they should; whether anything had to be done. Elements that fit the new rules stay.
+
+        *Equivalent to:* ``nft -f``, in one transaction.
+        """
+        found = survey(self._elements, (rules.TABLE,), _STAMP)
+        if not found.missing and not found.dormant and self._stamp(found.fingerprint).encode() in found.stamp:
+            return False
+        ranges = "".join(
+            f"flush set {rules.TABLE} {rules.RANGES[version]}\n"
+            + "".join(
+                f"add element {rules.TABLE} {rules.RANGES[version]} {{ {network} }}\n"
+                for network in self._ranges
+                if network.version == version
+            )
+            for version in (4, 6)
+        )
+        try:
+            if found.dormant:
+                raise KernelRefused("the table sleeps")  # it cannot wake and change at once
+            self._run(f"add table {rules.TABLE}\nflush table {rules.TABLE}\n{rules.BASE}{ranges}")
+        except KernelRefused as error:
+            if not found.missing:
+                log.warning("the table %s is made anew: %s", rules.TABLE, error)
+            self._run(f"add table {rules.TABLE}\ndelete table {rules.TABLE}\n{rules.BASE}{ranges}")
+        made = survey(self._elements, (rules.TABLE,), _STAMP).fingerprint
+        chain = f"{rules.TABLE} {_STAMP}"
+        self._run(f'add chain {chain}\nflush chain {chain}\nadd rule {chain} return comment "{self._stamp(made)}"\n')
+        return True
+
+    def way(self) -> None:
+        """Route the ranges to a device of their own. *Equivalent to:* ``ip link add weft-services type bridge`` …"""
+        host = self._kernel.host
+        if host.link(LINK) is None:
+            with suppress(Exists):
+                host.add_link(LINK, "bridge", mac=mac("", LINK), alias="virtual addresses of services")
+        with suppress(KernelRefused):  # a host without IPv6 has no such key
+            host.set_sysctl(f"net/ipv6/conf/{LINK}/addr_gen_mode", "1")
+        host.change_link(LINK, up=True)
+        there = {route.route.destination for route in host.routes(link=LINK)}
+        for network in self._ranges:
+            if network not in there:
+                with suppress(Exists):
+                    host.add_route(KernelRoute(Route(network), LINK, protocol=ROUTE_PROTOCOL))
+
+    def overlapping(self) -> list[str]:
+        """The ranges of which this host has a route already that leads elsewhere, in sentences."""
+        return [
+            f"the range for services {network} overlaps {route.route.destination} on {route.link}"
+            for route in self._kernel.host.routes()
+            for network in self._ranges
+            if route.link != LINK
+            and route.route.destination.prefixlen
+            and route.route.destination.version == network.version
+            and network.overlaps(ip_network(route.route.destination))
+        ]
+
+    def write(self, delete: Iterable[Key], add: Iterable[tuple[str, bytes, Data]]) -> None:
+        """One transaction. Raises Missing or KernelRefused where the table is not as it was believed to be."""
+        self._elements.write(delete, add)
+
+    def read(self) -> dict[Key, Data]:
+        """Every element of a service."""
+        return {(name, key): data for name in MAPS for key, data in self._elements.read(name)}
+
+    def make(self, wanted: Mapping[Key, Data], there: Mapping[Key, Data]) -> int:
+        """Make what is there be what is wanted, in several transactions where it is much; how many elements changed.
+
+        Slots and instances come before the element that leads to them, and go after it. An element that changes is
+        never missing.
+        """
+        new = {key: data for key, data in wanted.items() if there.get(key) != data}
+        changed = [key for key in new if key in there]
+        gone = [key for key in there if key not in wanted]
+        leading = {*rules.SERVICES.values(), *rules.PORTS.values()}
+        for first in range(0, len(changed), TOGETHER):
+            keys = changed[first : first + TOGETHER]
+            self._elements.write(keys, [(*key, new[key]) for key in keys])
+        rest = [key for key in new if key not in there]
+        for keys in ([key for key in rest if key[0] not in leading], [key for key in rest if key[0] in leading]):
+            for first in range(0, len(keys), TOGETHER):
+                self._elements.write((), [(*key, new[key]) for key in keys[first : first + TOGETHER]])
+        for keys in ([key for key in gone if key[0] in leading], [key for key in gone if key[0] not in leading]):
+            for first in range(0, len(keys), TOGETHER):
+                self._elements.write(keys[first : first + TOGETHER], ())
+        return len(new) + len(gone)
+
+    def links(self, outside: tuple[str, ...] | None) -> None:
+        """Tell the rules which links lead outside, and behind which answers may go past this host."""
+        host = self._kernel.host
+        if outside is None:
+            default = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+            outside = tuple(route.link for route in host.routes() if route.route.destination in default)
+        shown = all(host.sysctl(f"net/bridge/bridge-nf-call-{what}") == "1" for what in ("iptables", "ip6tables"))
+        bridges = (
+            () if shown else tuple(link.name for link in host.links() if link.kind == "bridge" and link.name != LINK)
+        )
+        wanted = {(rules.OUTSIDE, _padded(name)) for name in outside if name}
+        wanted |= {(rules.TURNING, _padded(name) * 2) for name in bridges}
+        there = {(name, key) for name in _LINKED for key, _ in self._elements.read(name)}
+        self._elements.write(there - wanted, [(*key, b"") for key in wanted - there])
+
+    def remove(self) -> None:
+        """Take the table and the device away; missing is fine.
+
+        *Equivalent to:* ``nft delete table inet weft-services; ip link delete weft-services``.
+        """
+        self._run(f"add table {rules.TABLE}\ndelete table {rules.TABLE}\n")
+        with suppress(Missing):
+            self._kernel.host.delete_link(LINK)
+
+    def _stamp(self, fingerprint: str) -> str:
+        return f"{rules.VERSION} {digest(*map(str, self._ranges))} made {fingerprint}"
+
+    def _run(self, commands: str) -> None:
+        if self._runner is None:
+            self._runner = runner()
+        _, errors = self._runner.run(commands)
+        if errors:
+            raise KernelRefused(f"nftables: {errors.strip().splitlines()[0]}")
+
+
+def _padded(name: str) -> bytes:
+    return name.encode("ascii", "replace").ljust(16, b"\0")
