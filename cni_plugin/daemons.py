@@ -38,7 +38,7 @@ class Daemon:
 
         if looked(path):
             return
-        self._start()
+        start(self.module, self.purpose)
         deadline = time.monotonic() + _START_SECONDS
         while not looked(path):
             if time.monotonic() > deadline:
@@ -48,19 +48,23 @@ class Daemon:
                 )
             time.sleep(0.02)
 
-    def _start(self) -> None:
-        """Start one that outlives this process, in this thread's network namespace, holding nothing of ours open."""
-        argv = [sys.executable, "-IBSc", _PROGRAM.format(module=self.module), repr(sys.path)]
-        if os.path.exists("/run/systemd/system") and os.path.exists(_SYSTEMD_RUN):
-            argv[:0] = [_SYSTEMD_RUN, "--quiet", "--scope", "--collect"]
-        environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX": "2"}
-        environment |= {name: value for name, value in os.environ.items() if name == "WEFT_CONFIG"}
-        nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
-        try:
-            child = os.posix_spawn(argv[0], argv, environment, file_actions=nothing, setsid=True)
-            os.waitpid(child, 0)  # it ends at once: its own child is the daemon, and nobody's
-        except OSError as error:
-            raise WeftError(f"cannot start the process that {self.purpose}: {error.strerror}") from error
+
+def start(module: str, purpose: str) -> None:
+    """Start a module's ``main`` in a process that outlives this one, holding nothing of ours open.
+
+    It is in this thread's network namespace. Raises WeftError, saying that what ``purpose`` names cannot be started.
+    """
+    argv = [sys.executable, "-IBSc", _PROGRAM.format(module=module), repr(sys.path)]
+    if os.path.exists("/run/systemd/system") and os.path.exists(_SYSTEMD_RUN):
+        argv[:0] = [_SYSTEMD_RUN, "--quiet", "--scope", "--collect"]
+    environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX": "2"}
+    environment |= {name: value for name, value in os.environ.items() if name == "WEFT_CONFIG"}
+    nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
+    try:
+        child = os.posix_spawn(argv[0], argv, environment, file_actions=nothing, setsid=True)
+        os.waitpid(child, 0)  # it ends at once: its own child is the daemon, and nobody's
+    except OSError as error:
+        raise WeftError(f"cannot start the process that {purpose}: {error.strerror}") from error
 
 
 def looked(path: str) -> bool:

@@ -11,7 +11,7 @@ import fcntl
 import os
 import time
 from _thread import allocate_lock
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from cni_plugin.errors import Busy, StateDamaged
 
@@ -112,18 +112,29 @@ def _current(descriptor: int, path: str) -> bool:
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
+def holder(path: str) -> int:
+    """The process that holds a file with flock(2), 0 if none does or the file is missing. Source: ``proc_locks(5)``."""
+    try:
+        about = os.stat(path)
+        with open("/proc/locks", encoding="ascii", errors="replace") as locks:
+            return _holding(locks, about.st_ino)
+    except OSError:
+        return 0
+
+
+def _holding(locks: Iterable[str], inode: int) -> int:
+    for line in locks:
+        fields = line.split()
+        if "FLOCK" in fields and "->" not in fields and f":{inode} " in line:
+            return int(fields[4])
+    return 0
+
+
 def _holder(descriptor: int) -> str:
-    """Who holds the file, from /proc/locks: "process 4711 (weft)"."""
-    inode = f":{os.fstat(descriptor).st_ino} "
-    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii", errors="replace") as locks:
-        for line in locks:
-            fields = line.split()
-            if "FLOCK" in fields and "->" not in fields and inode in line:
-                pid = fields[4]
-                with (
-                    contextlib.suppress(OSError),
-                    open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm,
-                ):
-                    return f"process {pid} ({comm.read().strip()})"
-                return f"process {pid}"
-    return "another process"
+    """Who holds the file: "process 4711 (weft)"."""
+    process = holder(f"/proc/self/fd/{descriptor}")
+    if not process:
+        return "another process"
+    with contextlib.suppress(OSError), open(f"/proc/{process}/comm", encoding="utf-8", errors="replace") as comm:
+        return f"process {process} ({comm.read().strip()})"
+    return f"process {process}"

@@ -3,8 +3,8 @@
  *
  * VERSION and a call without CNI_COMMAND it answers itself. Whatever is unusual (no engine, a terminal, closed
  * descriptors, a request that the engine declines) goes to weft in a process of its own: this one becomes it by
- * execve(2). The protocol is told in wire/frame.py; shim.py is the same in Python. The build gives PYTHON, LAUNCHER,
- * ENGINE, ROOT, OWN_VERSION, EQUALLED, VERSIONS and FIRSTS (shim_build.py).
+ * execve(2). The protocol is told in wire/frame.py; shim.py is the same in Python. The build gives OWN_VERSION, EQUALLED,
+ * VERSIONS and FIRSTS, and whoever installs the client fills in the paths (shim_build.py).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -37,6 +37,13 @@ static const size_t version_count = sizeof versions / sizeof *versions;
 static const struct {
     const char *plugin, *first;
 } firsts[] = {FIRSTS};
+
+/* Not static: the compiler must not take what it sees here for what is there later. */
+char weft_paths[4][1024] = {"@weft python", "@weft launcher", "@weft engine", "@weft root"};
+#define PYTHON weft_paths[0]
+#define LAUNCHER weft_paths[1]
+#define ENGINE weft_paths[2]
+#define ROOT weft_paths[3]
 
 static char input[LONGEST_INPUT + 1];
 static size_t input_length;
@@ -79,9 +86,11 @@ static void become(int input_was_read, char *const more[2]) {
             _exit(1);
         }
     }
-    char *arguments[] = {(char *)PYTHON, (char *)"-IBS", (char *)LAUNCHER, (char *)plugin, more[0], more[1], NULL};
+    char *arguments[] = {PYTHON, (char *)"-IBS", LAUNCHER, (char *)plugin, more[0], more[1], NULL};
     execv(PYTHON, arguments);
-    put(2, "weft: cannot run " PYTHON ": run bin/setup again\n");
+    put(2, "weft: cannot run ");
+    put(2, PYTHON);
+    put(2, ": install weft again\n");
     _exit(1);
 }
 
@@ -239,11 +248,11 @@ static void start_engine(const char *folder) {
     char *environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX=2",
                            idle, NULL};
     if (access("/run/systemd/system", F_OK) == 0 && access("/usr/bin/systemd-run", X_OK) == 0) {
-        char *scope[] = {"/usr/bin/systemd-run", "--quiet", "--scope", "--collect", (char *)PYTHON, "-IBS",
-                         (char *)ENGINE, NULL};
+        char *scope[] = {"/usr/bin/systemd-run", "--quiet", "--scope", "--collect", PYTHON, "-IBS",
+                         ENGINE, NULL};
         execve(scope[0], scope, environment);
     }
-    char *arguments[] = {(char *)PYTHON, "-IBS", (char *)ENGINE, NULL};
+    char *arguments[] = {PYTHON, "-IBS", ENGINE, NULL};
     execve(PYTHON, arguments, environment);
     _exit(1);
 }

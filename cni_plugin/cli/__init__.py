@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """The entry of ``bin/weft`` and of an installed weft; never returns."""
-    if sys.argv[1:2] == ["engine"]:
+    if sys.argv[1:2] == ["engine"] and not {"start", "status", "stop", "-h", "--help"} & set(sys.argv[2:]):
         from cni_plugin.engine.main import end, serving
 
         end(serving(sys.argv[2:]))

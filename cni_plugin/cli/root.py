@@ -12,6 +12,8 @@ import click
 from cni_plugin import __version__
 from cni_plugin.cli.attaching import attach, detach, plan
 from cni_plugin.cli.doctor import doctor
+from cni_plugin.cli.engine import engine
+from cni_plugin.cli.install import install
 from cni_plugin.cli.keeping import gc, ipam
 from cni_plugin.cli.listing import check, ps, show
 from cni_plugin.cli.network import network
@@ -26,7 +28,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What is attached", ("ps", "show", "check")),
     ("Attach by hand, without a container runtime", ("plan", "attach", "detach")),
     ("When something is wrong", ("doctor", "gc")),
-    ("Shell", ("completion",)),
+    ("Install and run", ("install", "engine", "completion")),
 )
 
 _FIRST_STEPS = (
@@ -160,5 +162,5 @@ def completion(shell: str, json_output: bool) -> None:
         click.echo(script)
 
 
-for command in (network, ipam, ps, show, check, plan, attach, detach, doctor, gc):
+for command in (network, ipam, ps, show, check, plan, attach, detach, doctor, gc, install, engine):
     weft.add_command(command)

@@ -8,12 +8,6 @@ import sys
 from cni_plugin import remarks
 from cni_plugin.engine.server import IDLE, serve
 
-_USAGE = """Usage: weft engine [--idle SECONDS] [--quiet]
-
-Serve this network namespace's container runtimes until nobody has asked for SECONDS (900; 0: for ever), telling of each
-request on standard error. The first call of a runtime starts an engine by itself; see also conf/systemd.
-"""
-
 
 def main(arguments: list[str]) -> int:
     """``[--idle SECONDS] [--log]``; the exit status."""
@@ -34,16 +28,13 @@ def main(arguments: list[str]) -> int:
         if not 0 <= idle < float("inf"):
             raise ValueError(idle)
     except (ValueError, IndexError) as error:
-        remarks.remark(f"weft engine: not understood: {error}\n")
+        remarks.remark(f"weft engine: not understood: {error}; see weft engine --help\n")
         return 2
     return serve(idle, log=log)
 
 
 def serving(arguments: list[str]) -> int:
-    """``weft engine``, as a person or a service manager calls it; the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print(_USAGE, end="")
-        return 0
+    """``weft engine [--idle SECONDS] [--quiet]``, as a person or a service manager calls it; the exit status."""
     rest = [word for word in arguments if word != "--quiet"]
     return main(rest if len(rest) < len(arguments) else [*rest, "--log"])
 

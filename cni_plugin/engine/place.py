@@ -9,6 +9,8 @@ import socket
 import stat
 
 BACKLOG = 512
+SOCKET = "engine.sock"
+LOCK = "engine.lock"
 
 
 def folder() -> str:
@@ -27,8 +29,8 @@ class Place:
         """Raises Taken where another engine is there, OSError where the folder cannot be used."""
         self.folder = folder()
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        self.path = os.path.join(self.folder, "engine.sock")
-        self._lock = os.open(os.path.join(self.folder, "engine.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.path = os.path.join(self.folder, SOCKET)
+        self._lock = os.open(os.path.join(self.folder, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

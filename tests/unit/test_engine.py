@@ -112,8 +112,11 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.returncode == 0 and "warning" not in done.stderr
 
-    defined = shim_build.definitions(str(python), '/launch"er', "/engine", str(folder))
-    assert shim_build.compile_client(run, str(folder / "bridge"), ["cc"], defined)
+    compiled = folder / "compiled"
+    assert shim_build.compile_client(str(compiled), run)
+    paths = {"python": str(python), "launcher": '/launch"er', "engine": "/engine", "root": str(folder)}
+    (folder / "bridge").write_bytes(shim_build.fill(compiled.read_bytes(), paths))
+    (folder / "bridge").chmod(0o755)
     for name in ("weft", "firewall", "vrf"):
         (folder / name).symlink_to("bridge")
     return folder
