@@ -65,14 +65,15 @@ _SERVICE: dict[str, Schema] = {
     "Tags": WORDS,
     "Meta": TEXTS,
     "Port": NUMBER,
-    "Ports": table(NUMBER),
     "Address": TEXT,
     "TaggedAddresses": table(PLACE),
     "Weights": WEIGHTS,
     "EnableTagOverride": FLAG,
 }
-SERVICE = record("Service", **_SERVICE, **INDEXES)
-AGENT_SERVICE = record("AgentService", optional={"ContentHash": TEXT}, **_SERVICE, Datacenter=TEXT)
+PORTS = many(record("ServicePort", Name=TEXT, Port=NUMBER, Default=FLAG))
+"""Named ports, there only if a service has some: clients that know them (Consul 1.22) expect a list, others nothing."""
+SERVICE = record("Service", optional={"Ports": PORTS}, **_SERVICE, **INDEXES)
+AGENT_SERVICE = record("AgentService", optional={"Ports": PORTS, "ContentHash": TEXT}, **_SERVICE, Datacenter=TEXT)
 CHECK = record(
     "Check",
     Node=TEXT,
@@ -93,6 +94,7 @@ CHECK = record(
 )
 CATALOG_SERVICE = record(
     "CatalogService",
+    optional={"ServicePorts": PORTS},
     ID=TEXT,
     Node=TEXT,
     Address=TEXT,
@@ -108,7 +110,6 @@ CATALOG_SERVICE = record(
     ServiceWeights=WEIGHTS,
     ServiceMeta=TEXTS,
     ServicePort=NUMBER,
-    ServicePorts=table(NUMBER),
     ServiceEnableTagOverride=FLAG,
     ServiceProxy=ANYTHING,
     ServiceConnect=ANYTHING,
@@ -196,6 +197,7 @@ SERVICE_SENT: Schema = {
     "properties": {
         "Name": TEXT,
         **{name: schema for name, schema in _SERVICE.items() if name != "Service"},
+        "Ports": table(NUMBER),
         "Check": CHECK_SENT,
         "Checks": many(CHECK_SENT),
     },

@@ -36,12 +36,18 @@ def _service(found: Instance) -> Json:
         "Tags": list(found.tags),
         "Meta": dict(found.meta),
         "Port": found.port,
-        "Ports": dict(found.ports),
+        **_ports("Ports", found),
         "Address": found.address,
         "TaggedAddresses": _places(found),
         "Weights": _weights(found),
         "EnableTagOverride": found.enable_tag_override,
     }
+
+
+def _ports(name: str, found: Instance) -> Json:
+    """Named ports, if there are any."""
+    ports = [{"Name": port, "Port": number, "Default": number == found.port} for port, number in found.ports.items()]
+    return {name: ports} if ports else {}
 
 
 def _places(found: Instance) -> Json:
@@ -103,7 +109,7 @@ def catalog_service(found: Health) -> Json:
         "ServiceWeights": _weights(instance),
         "ServiceMeta": dict(instance.meta),
         "ServicePort": instance.port,
-        "ServicePorts": dict(instance.ports),
+        **_ports("ServicePorts", instance),
         "ServiceEnableTagOverride": instance.enable_tag_override,
         "ServiceProxy": {},
         "ServiceConnect": {},

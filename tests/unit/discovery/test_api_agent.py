@@ -37,7 +37,6 @@ def test_a_service_is_registered_seen_changed_and_ended(client: consul.Consul) -
         "Tags": ["a", "b"],
         "Meta": {"k": "v"},
         "Port": 6379,
-        "Ports": {},
         "Address": "10.0.0.5",
         "TaggedAddresses": {"wan": {"Address": "192.0.2.1", "Port": 1}},
         "Weights": {"Passing": 5, "Warning": 2},

@@ -100,7 +100,6 @@ def test_an_instance_is_shown_whole(agent: LabAgent) -> None:
         "ServiceWeights": {"Passing": 1, "Warning": 1},
         "ServiceMeta": {"version": "2.1"},
         "ServicePort": 81,
-        "ServicePorts": {},
         "ServiceEnableTagOverride": False,
         "ServiceProxy": {},
         "ServiceConnect": {},

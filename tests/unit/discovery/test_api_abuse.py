@@ -1,0 +1,226 @@
+"""Clients that mean no good, or are merely broken: others are still served."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from discovery.api import Settings
+from discovery.api.guard import why_refused
+from discovery.values import Node
+from lab.agent import LabAgent, until
+
+
+def dial(agent: LabAgent, sent: bytes = b"") -> socket.socket:
+    opened = socket.create_connection((agent.host, agent.port), timeout=30)
+    opened.sendall(sent)
+    return opened
+
+
+def rest(opened: socket.socket) -> bytes:
+    """All that comes until the other side ends."""
+    found = b""
+    try:
+        while part := opened.recv(65536):
+            found += part
+    except ConnectionError:
+        pass
+    opened.close()
+    return found
+
+
+def test_idle_connections_are_nobodys_trouble(agent: LabAgent) -> None:
+    idle = [dial(agent) for _ in range(1000)]
+    try:
+        until(lambda: len(agent.api._server.connections) >= 1000)  # type: ignore[union-attr]
+        for _ in range(20):
+            assert agent.get("/v1/catalog/nodes").status == 200
+    finally:
+        for opened in idle:
+            opened.close()
+    until(lambda: len(agent.api._server.connections) == 0)  # type: ignore[union-attr]
+
+
+def test_a_head_that_does_not_end_is_cut(agent: LabAgent) -> None:
+    opened = dial(agent, b"GET /v1/catalog/nodes HTTP/1.1\r\nHost: localhost\r\n")
+    started = time.monotonic()
+    opened.settimeout(0.2)
+    while time.monotonic() < started + 30:
+        try:
+            opened.sendall(b"X: y\r\n")
+            if opened.recv(1) == b"":
+                break
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            break
+    else:
+        pytest.fail("the connection lives on")
+    opened.close()
+
+
+def test_a_body_that_does_not_come_is_given_up(agent: LabAgent) -> None:
+    head = b"PUT /v1/kv/slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc"
+    found = rest(dial(agent, head))
+    assert found.startswith(b"HTTP/1.1 408 ")
+    assert b"did not come within" in found
+    assert agent.get("/v1/kv/slow").status == 404
+
+
+def test_large_bodies_are_refused_before_they_come(agent: LabAgent) -> None:
+    head = b"PUT /v1/kv/big HTTP/1.1\r\nHost: localhost\r\nContent-Length: 104857600\r\n"
+    found = rest(dial(agent, head + b"\r\n"))
+    assert found.startswith(b"HTTP/1.1 413 ")
+    assert b"Request body(104857600 bytes) too large, max size: 524288 bytes." in found
+    assert b"100 Continue" not in rest(dial(agent, head + b"Expect: 100-continue\r\n\r\n"))
+    small = b"PUT /v1/kv/small HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nExpect: 100-continue\r\n"
+    opened = dial(agent, small + b"Connection: close\r\n\r\n")
+    assert opened.recv(100).startswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+    opened.sendall(b"x")
+    assert rest(opened).startswith(b"HTTP/1.1 200 ")
+
+
+def test_large_bodies_in_pieces_are_cut_off(agent: LabAgent) -> None:
+    opened = dial(agent, b"PUT /v1/kv/big HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    sent = 0
+    try:
+        while sent < 100 * 2**20:
+            opened.sendall(piece)
+            sent += len(piece)
+    except ConnectionError:
+        pass
+    assert sent < 20 * 2**20
+    assert agent.get("/v1/kv/big").status == 404
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\r\n\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+        b"GET " + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /v1/catalog/nodes HTTP/1.1\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET /v1/catalog/nodes HTTP/1.1\r\n" + b"X: y\r\n" * 5000 + b"\r\n",
+        b"GET /v1/catalog/nodes HTTP/9.9\r\n\r\n",
+        b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nxx",
+        b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET http://else.where/v1/catalog/nodes HTTP/1.1\r\nHost: else.where\r\n\r\n",
+        b"CONNECT else.where:443 HTTP/1.1\r\nHost: else.where\r\n\r\n",
+        os.urandom(4096),
+    ],
+)
+def test_what_is_no_http_is_answered_or_ended(agent: LabAgent, sent: bytes) -> None:
+    opened = socket.create_connection((agent.host, agent.port), timeout=30)
+    try:
+        opened.sendall(sent)
+        opened.shutdown(socket.SHUT_WR)
+    except ConnectionError:
+        pass
+    found = rest(opened)
+    assert found == b"" or found.split(b" ")[1][:1] == b"4", found[:200]
+    assert agent.get("/v1/kv/a").status == 404
+
+
+def test_a_writer_that_goes_away_leaves_nothing_half_done(agent: LabAgent) -> None:
+    for number in range(20):
+        body = b'{"Name":"gone","ID":"g%d","Checks":[{"TTL":"1h"},{"TTL":"1h"}]}' % number
+        head = b"PUT /v1/agent/service/register HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+        opened = dial(agent, head + body)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        opened.close()
+    until(lambda: not agent.api._writing)
+    known = agent.get("/v1/agent/services").json
+    for service_id in known:
+        assert len([one for one in agent.get("/v1/agent/checks").json.values() if one["ServiceID"] == service_id]) == 2
+        agent.put(f"/v1/agent/service/deregister/{service_id}")
+
+
+def test_web_pages_change_nothing(agent: LabAgent) -> None:
+    agent.put("/v1/agent/check/register", {"Name": "page", "TTL": "1h"})
+    paths = (("PUT", "/v1/kv/page", b"x"), ("GET", "/v1/agent/check/pass/page", None))
+    for headers in (
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Host": "evil.example:8500"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ):
+        for method, path, body in paths:
+            assert agent.request(method, path, body, headers).status == 403
+        assert agent.get("/v1/catalog/nodes", **headers).status == 200
+    assert agent.get("/v1/kv/page").status == 404
+    assert agent.get("/v1/agent/checks").json["page"]["Status"] == "critical"
+    for host in ("localhost:8500", "127.0.0.1", "[::1]:8500", "N1:8500"):
+        assert agent.request("PUT", "/v1/kv/page", b"x", {"Host": host}).status == 200
+    agent.put("/v1/agent/check/deregister/page")
+    agent.request("DELETE", "/v1/kv/page")
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("", True),
+        ("localhost", True),
+        ("consul.localhost:1", True),
+        ("10.0.0.5:8500", True),
+        ("[fd00::1]", True),
+        ("n1.", True),
+        ("localhost.evil.example", False),
+        ("n1.evil.example:8500", False),
+        ("10.0.0.5.evil.example", False),
+        ("::1:8500x", False),
+    ],
+)
+def test_whose_host_it_is(host: str, own: bool) -> None:
+    assert (why_refused({"Host": host}, {"n1"}) == "") is own
+
+
+def test_the_oldest_idle_connection_makes_room(tmp_path: Path) -> None:
+    settings = Settings(listen=("127.0.0.1:0",), connections_of_peer=5)
+    agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), settings)
+    try:
+        idle = [dial(agent) for _ in range(5)]
+        until(lambda: len(agent.api._server.connections) == 5)  # type: ignore[union-attr]
+        assert agent.get("/v1/catalog/nodes").status == 200
+        assert idle[0].recv(1) == b""
+        index = agent.get("/v1/catalog/nodes").index
+        head = b"GET /v1/catalog/nodes?index=%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % index
+        waiting = [dial(agent, head) for _ in range(5)]
+        until(lambda: agent.parked() == 5)
+        assert rest(dial(agent, b"GET /v1/catalog/nodes HTTP/1.1\r\n\r\n")) == b"", "who waits stays"
+        assert agent.parked() == 5
+        for opened in (*idle, *waiting):
+            opened.close()
+    finally:
+        agent.stop()
+
+
+def test_a_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "agent.sock"
+    path.parent.mkdir()
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(path))  # as one that was killed leaves it
+    left.close()
+    agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), Settings(listen=("127.0.0.1:0", str(path))))
+    try:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b"PUT /v1/kv/u HTTP/1.1\r\nHost: agent\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert agent.get("/v1/kv/u?raw").text == "x"
+    finally:
+        agent.stop()
+    assert not path.exists()
+
+
+def test_a_place_that_is_taken_is_told(agent: LabAgent, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=f"the HTTP API cannot listen at 127.0.0.1:{agent.port}: "):
+        LabAgent(tmp_path, Node("n2", "127.0.0.1"), Settings(listen=(f"127.0.0.1:{agent.port}",)))
