@@ -57,11 +57,42 @@ JSON = st.recursive(
     max_leaves=10,
 )
 NAMES = st.sampled_from(
-    (
-        "Name ID Node Address Service Check Checks TTL HTTP Interval Status Meta Tags ServiceID CheckID Port Weights"
-        " TaggedAddresses KV Verb Key Value Index Session LockDelay Behavior NodeMeta Definition Output Header Args Ports"
-        " ServiceChecks Flags"
-    ).split()
+    [
+        "Name",
+        "ID",
+        "Node",
+        "Address",
+        "Service",
+        "Check",
+        "Checks",
+        "TTL",
+        "HTTP",
+        "Interval",
+        "Status",
+        "Meta",
+        "Tags",
+        "ServiceID",
+        "CheckID",
+        "Port",
+        "Weights",
+        "TaggedAddresses",
+        "KV",
+        "Verb",
+        "Key",
+        "Value",
+        "Index",
+        "Session",
+        "LockDelay",
+        "Behavior",
+        "NodeMeta",
+        "Definition",
+        "Output",
+        "Header",
+        "Args",
+        "Ports",
+        "ServiceChecks",
+        "Flags",
+    ]
 )
 LIKELY = st.recursive(
     JSON | st.sampled_from(["web", "n1", "10s", "passing", "10.0.0.1", "set", "lock", "consul", "serfHealth"]),
@@ -103,10 +134,28 @@ PATHS = st.sampled_from(
 WORD = st.text(max_size=12) | st.sampled_from(["", "0", "-1", "1e9", "10s", "99999999999999999999", "%00", "web", "\0"])
 QUERY = st.dictionaries(
     st.sampled_from(
-        (
-            "cas flags acquire recurse keys separator raw near tag node-meta format passing filter pretty stale consistent"
-            " cached note enable reason"
-        ).split()
+        [
+            "cas",
+            "flags",
+            "acquire",
+            "recurse",
+            "keys",
+            "separator",
+            "raw",
+            "near",
+            "tag",
+            "node-meta",
+            "format",
+            "passing",
+            "filter",
+            "pretty",
+            "stale",
+            "consistent",
+            "cached",
+            "note",
+            "enable",
+            "reason",
+        ]
     ),
     WORD,
     max_size=4,
@@ -131,10 +180,29 @@ def test_waits(line: Line, name: str, value: str) -> None:
     is_told(line.ask("GET", f"/v1/catalog/nodes?{other}&{name}={quote(value, errors='replace')}"))
 
 
-WORDS = (
-    'Service.Tags Service.Port Service.Meta.a Node.Node Checks.Status Service "v1" 80 == != in not is empty and or ( )'
-    ' matches contains "(a+)+$"'
-).split()
+WORDS = [
+    "Service.Tags",
+    "Service.Port",
+    "Service.Meta.a",
+    "Node.Node",
+    "Checks.Status",
+    "Service",
+    '"v1"',
+    "80",
+    "==",
+    "!=",
+    "in",
+    "not",
+    "is",
+    "empty",
+    "and",
+    "or",
+    "(",
+    ")",
+    "matches",
+    "contains",
+    '"(a+)+$"',
+]
 FILTERS = st.text(max_size=60) | st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)
 
 
