@@ -1,0 +1,196 @@
+"""Who gets which virtual address, by a real store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from discovery import layout
+from discovery.balancer.allocate import TRIES, Allocator, candidates
+from discovery.balancer.settings import RANGES, BalancerConfig, Mode
+from discovery.catalog import Catalog
+from discovery.feed import Feed
+from discovery.metrics import Metrics
+from discovery.values import Instance, Node, Place, VirtualAddress
+from lab.services import instance
+from store import Delete, Put, Store
+from store.embedded import open_embedded
+
+NODES = [Node("n1", "192.0.2.1"), Node("n2", "192.0.2.2")]
+
+
+class Host:
+    """A node: its catalog, fed from the store that all share, and its allocator."""
+
+    def __init__(self, store: Store, node: str, **settings: object) -> None:
+        self.catalog, self.store = Catalog(), store
+        self.feed = Feed(self.catalog, store)
+        config = BalancerConfig(**{"node": node, "mode": Mode.ALL, **settings})  # type: ignore[arg-type]
+        self.allocator = Allocator(self.catalog, store, config, Metrics(), lambda: [ip_network("10.79.9.0/24")])
+
+    async def start(self) -> None:
+        await self.feed.start()
+        await self.allocator.start()
+
+    async def stop(self) -> None:
+        await self.allocator.stop()
+        await self.feed.stop()
+
+    async def put(self, *values: Instance | Node | VirtualAddress) -> None:
+        await self.store.transact([], [Put(layout.key_of(value), layout.encode(value)) for value in values])
+
+    async def drop(self, *values: Instance) -> None:
+        await self.store.transact([], [Delete(layout.key_of(value)) for value in values])
+
+    def addresses(self, name: str = "web") -> list[str]:
+        return [one.address for one in self.catalog.virtual_addresses(name)]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+
+def run(path: Path, work: Callable[..., Awaitable[None]], *nodes: str, **settings: object) -> None:
+    async def main() -> None:
+        store = await open_embedded(path / "store" / "data")
+        hosts = [Host(store, node, **settings) for node in nodes or ("n1",)]
+        await hosts[0].put(*NODES)
+        for host in hosts:
+            await host.start()
+        try:
+            await work(*hosts)
+        finally:
+            for host in hosts:
+                await host.stop()
+            await store.close()
+
+    asyncio.run(main())
+
+
+def asking(address: str, name: str = "web", **rest: object) -> Instance:
+    return instance(name, "10.0.0.1", tagged_addresses={"virtual": Place(address)}, **rest)
+
+
+def test_a_service_gets_an_address_of_each_family_of_its_instances(tmp_path: Path) -> None:
+    async def work(host: Host) -> None:
+        await host.put(instance("web", "10.0.0.1"), instance("both", "10.0.0.2"), instance("both", "fd00::2"))
+        await host.put(instance("both", "10.0.0.3", tagged_addresses={"lan_ipv6": Place("fd00::3")}))
+        await host.until(lambda: len(host.addresses()) == 1 and len(host.addresses("both")) == 2)
+        found = [ip_address(one) for one in (*host.addresses(), *host.addresses("both"))]
+        assert [one.version for one in found] == [4, 4, 6]
+        assert all(one in RANGES[one.version == 6] for one in found)
+
+    run(tmp_path, work)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_the_mode_says_who_gets_one(tmp_path: Path, mode: Mode) -> None:
+    async def work(host: Host) -> None:
+        await host.put(
+            instance("plain", "10.0.0.1"), instance("container", "10.0.0.2", owner="weft:1"), asking("", "asked")
+        )
+        await host.until(lambda: host.addresses("asked"))
+        await asyncio.sleep(0.05)
+        got = {name for name in ("plain", "container", "asked") if host.addresses(name)}
+        assert (
+            got
+            == {
+                Mode.ALL: {"plain", "container", "asked"},
+                Mode.ATTACHED: {"container", "asked"},
+                Mode.ASKED: {"asked"},
+            }[mode]
+        )
+
+    run(tmp_path, work, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("8.8.8.8", "none of the ranges"),
+        ("10.79.9.7", "uses"),
+        ("127.0.0.1", "none of the ranges"),
+        ("10.79.255.255", "first or the last"),
+        ("10.79.1.300", "no address"),
+        ("10.79.3.3", "belongs to service db"),
+    ],
+)
+def test_nobody_gets_what_is_not_theirs_to_ask_for(tmp_path: Path, address: str, said: str) -> None:
+    async def work(host: Host) -> None:
+        await host.put(VirtualAddress("db", "10.79.3.3"), asking(address))
+        await host.until(lambda: host.allocator.refused)
+        assert said in host.allocator.refused["web"]
+        assert address not in host.addresses()
+        await host.put(asking("10.79.3.4"))
+        await host.until(lambda: "10.79.3.4" in host.addresses())
+        assert not host.allocator.refused
+
+    run(tmp_path, work)
+
+
+def test_a_service_that_comes_back_finds_its_address(tmp_path: Path) -> None:
+    async def work(host: Host) -> None:
+        await host.put(instance("web", "10.0.0.1"))
+        await host.until(host.addresses)
+        before = host.addresses()
+        await host.drop(instance("web", "10.0.0.1"))
+        await host.until(lambda: not host.catalog.instances("web"))
+        await asyncio.sleep(0.1)
+        assert host.addresses() == before
+        await host.put(instance("web", "10.0.0.9"))
+        await asyncio.sleep(0.1)
+        assert host.addresses() == before
+
+    run(tmp_path, work)
+
+
+def test_the_address_of_a_service_that_is_gone_is_free_after_a_while_and_the_same_again(tmp_path: Path) -> None:
+    async def work(one: Host, other: Host) -> None:
+        await one.put(instance("web", "10.0.0.1"))
+        await one.until(one.addresses)
+        before = one.addresses()
+        await one.drop(instance("web", "10.0.0.1"))
+        await one.until(lambda: not one.addresses() and not other.addresses())
+        await one.put(instance("web", "10.0.0.1"))
+        await one.until(one.addresses)
+        assert one.addresses() == before
+
+    run(tmp_path, work, "n1", "n2", keep=0.1)
+
+
+def test_many_services_on_two_nodes_get_one_address_each(tmp_path: Path) -> None:
+    async def work(one: Host, other: Host) -> None:
+        wanted = [f"s{number}" for number in range(60)]
+        for name in wanted:
+            mine = instance(name, "10.0.0.1")
+            await one.put(mine, Instance("n2", f"{name}-2", name, "10.0.0.2", 80))
+        await one.until(lambda: all(one.addresses(name) for name in wanted))
+        await asyncio.sleep(0.1)
+        found = [address for name in wanted for address in one.addresses(name)]
+        assert len(found) == len(set(found)) == len(wanted)
+
+    run(tmp_path, work, "n1", "n2", ranges=(ip_network("10.79.0.0/24"),))
+
+
+def test_a_full_range_is_named(tmp_path: Path) -> None:
+    async def work(host: Host) -> None:
+        for number in range(12):
+            await host.put(instance(f"s{number}", "10.0.0.1"))
+        await host.until(lambda: host.allocator.refused)
+        assert "larger range" in next(iter(host.allocator.refused.values()))
+        assert sum(len(host.addresses(f"s{number}")) for number in range(12)) <= 5
+
+    run(tmp_path, work, ranges=(ip_network("10.79.0.0/29"),))
+
+
+def test_the_order_of_a_service_is_its_own_and_leaves_the_ends_out() -> None:
+    network = ip_network("10.79.0.0/29")
+    found = list(candidates("web", network))
+    assert len(found) == TRIES and found == list(candidates("web", network)) != list(candidates("db", network))
+    assert {str(one) for one in found} == {f"10.79.0.{number}" for number in range(2, 7)}
+    assert list(candidates("web", ip_network("10.79.0.0/30"))) == []
