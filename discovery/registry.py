@@ -188,12 +188,15 @@ class Registry:
         gone: list[Value] = [*ended]
         if old is not None and old.name != instance.name:
             gone.append(old)
+        # Many register again and again to be sure; what is the same must wake nobody who waits for a change.
+        shown: list[Value] = [check for check in checks if check != self._checks.get(check.id)]
         kept: list[Operation] = []
-        if keep:
+        if instance != old:
+            shown.insert(0, instance)
             kept = [self._publication.keep("service", instance.id, layout.encode(instance))]
-            kept += [self._kept(definition) for definition in definitions]
-            kept += [self._publication.drop(kind, check.id) for check in ended for kind in ("check", "status")]
-        await self._write(kept, [instance, *checks], gone)
+        kept += [self._kept(one) for one in definitions if one != self._definitions.get(one.id)]
+        kept += [self._publication.drop(kind, check.id) for check in ended for kind in ("check", "status")]
+        await self._write(kept if keep else [], shown, gone)
         self._instances[instance.id] = instance
         for check in ended:
             self._forget_check(check.id)

@@ -154,3 +154,16 @@ def test_consuls_client_waits(agent: LabAgent, web: str) -> None:
     waiting = Waiting(agent, f"{web}?index={index}&wait=60s")
     client.agent.check.ttl_fail("service:web")
     assert waiting.reply().index > int(index)
+
+
+def test_registering_the_same_again_wakes_nobody(agent: LabAgent, web: str) -> None:
+    same = {"Tags": ["v1"], "Check": {"TTL": "1h", "Status": "passing"}}
+    agent.put("/v1/agent/check/warn/service:web?note=so")
+    before = agent.get(web)
+    for _ in range(3):
+        register(agent, "web", **same)
+        agent.put("/v1/agent/check/warn/service:web?note=so")
+    again = agent.get(web)
+    assert (again.index, again.body) == (before.index, before.body)
+    register(agent, "web", **same | {"Port": 8080})
+    assert agent.get(web).index > before.index
