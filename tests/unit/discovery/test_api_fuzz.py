@@ -126,11 +126,23 @@ def test_bodies(line: Line, path: str, body: bytes) -> None:
 
 PATHS = st.sampled_from(
     [
-        "/v1/agent/service/", "/v1/agent/check/pass/", "/v1/agent/service/deregister/", "/v1/catalog/service/",
-        "/v1/catalog/node/", "/v1/health/service/", "/v1/health/node/", "/v1/health/state/", "/v1/kv/", "/v1/session/info/",
-        "/v1/session/renew/", "/v1/session/destroy/", "/v1/agent/health/service/id/", "/v1/", "/",
+        "/v1/agent/service/",
+        "/v1/agent/check/pass/",
+        "/v1/agent/service/deregister/",
+        "/v1/catalog/service/",
+        "/v1/catalog/node/",
+        "/v1/health/service/",
+        "/v1/health/node/",
+        "/v1/health/state/",
+        "/v1/kv/",
+        "/v1/session/info/",
+        "/v1/session/renew/",
+        "/v1/session/destroy/",
+        "/v1/agent/health/service/id/",
+        "/v1/",
+        "/",
     ]
-)  # fmt: skip
+)
 WORD = st.text(max_size=12) | st.sampled_from(["", "0", "-1", "1e9", "10s", "99999999999999999999", "%00", "web", "\0"])
 QUERY = st.dictionaries(
     st.sampled_from(
