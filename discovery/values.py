@@ -187,6 +187,14 @@ class Health:
         return self.instance.address or self.node.address
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it is reached, and the addresses of the other family that it is also known by (lan_ipv4, lan_ipv6)."""
+        tagged = (self.instance.tagged_addresses.get(name) for name in ("lan_ipv4", "lan_ipv6"))
+        others = (one.address for one in tagged if one is not None and one.address)
+        first = self.address
+        return (first, *(one for one in others if (":" in one) != (":" in first)))
+
+    @property
     def weight(self) -> int:
         """Its share of new connections in its present state; 0 for critical."""
         if self.status is Status.CRITICAL:

@@ -30,6 +30,7 @@ from cni_plugin.kernel.linux import LinuxKernel
 from cni_plugin.place import Place, Taken
 from cni_plugin.types import Side
 from discovery.api.server import Api
+from discovery.balancer.allocate import Allocator
 from discovery.balancer.balancer import Balancer
 from discovery.catalog import Catalog
 from discovery.dns.names import Names
@@ -116,6 +117,7 @@ class Agent:
             await self._first("dns", dns)
         await self._look(attachments, dns)
         if settings.balancing is not None:
+            await self._first("virtual addresses", Allocator(catalog, store, settings.balancing, metrics))
             await self._first("balancer", Balancer(catalog, settings.balancing, metrics))
         await self._first("checks", Checker(registry, catalog, metrics, scripts=settings.scripts))
         serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
