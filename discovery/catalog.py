@@ -64,6 +64,7 @@ class Catalog:
         self._by_service: dict[str, dict[tuple[str, str], Instance]] = {}
         self._by_node: dict[str, dict[str, Instance]] = {}
         self._checks: dict[str, dict[str, Check]] = {}
+        self._concerning: dict[tuple[str, str], dict[str, Check]] = {}
         self._virtuals: dict[str, VirtualAddress] = {}
         self._of_service: dict[str, dict[str, VirtualAddress]] = {}
         self._holders: dict[str, set[tuple[str, str]]] = {}
@@ -102,9 +103,9 @@ class Catalog:
 
     def checks_of(self, instance: Instance) -> tuple[Check, ...]:
         """The checks that concern an instance: its own, then those of its node, each sorted by id."""
-        found = self._checks.get(instance.node, {})
-        concerned = [check for check in found.values() if check.service_id in ("", instance.id)]
-        return tuple(sorted(concerned, key=lambda check: (not check.service_id, check.id)))
+        own = self._concerning.get((instance.node, instance.id), {})
+        general = self._concerning.get((instance.node, ""), {}) if instance.id else {}
+        return tuple(found[key] for found in (own, general) for key in sorted(found))
 
     def nodes(self) -> tuple[Node, ...]:
         """All nodes, sorted by name."""
@@ -300,11 +301,22 @@ class Catalog:
         for check in (old, new):
             if check is None:
                 continue
+            self._concern(check, check is new)
             concerned = [on_node[check.service_id]] if check.service_id in on_node else on_node.values()
             if check.service_id and check.service_id not in on_node:
                 concerned = []
             for instance in concerned:
                 yield health(instance.name)
+
+    def _concern(self, check: Check, there: bool) -> None:
+        """Keep a check by what it is about, or no longer."""
+        about = (check.node, check.service_id)
+        found = self._concerning.setdefault(about, {})
+        found.pop(check.id, None)
+        if there:
+            found[check.id] = check
+        if not found:
+            del self._concerning[about]
 
     def _put_virtual(self, key: str, value: Value | None) -> Iterator[Topic]:
         (address,) = layout.names_in(key)

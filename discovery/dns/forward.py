@@ -33,6 +33,8 @@ DEMOTED = 10.0
 """Seconds for which a server that did not answer comes last."""
 MOST_WRONG = 8
 """Datagrams that are no answer; behind so many somebody is guessing, and TCP is safer."""
+MOST_PLAIN = 1000
+"""Servers of which it is remembered that they do not keep the spelling."""
 _PORTS = (32768, 60999)
 _BOUND_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
@@ -200,6 +202,8 @@ class Forwarder:
                     return reply
                 if spelled.lower() == asked.lower():
                     # It does not keep the spelling; how likely that it is somebody else is not to be known.
+                    if len(self._plain) >= MOST_PLAIN:
+                        self._plain.clear()
                     self._plain.add(server)
                     break
         return await _stream(server, _query(question, question.asked, edns))

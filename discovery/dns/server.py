@@ -78,6 +78,7 @@ class DnsServer:
 
     async def start(self) -> None:
         """Listen for the host and for all networks, and follow the networks from now on."""
+        self._zone.open()
         self._unsubscribe = self.names.subscribe(self._changed)
         self._changed(frozenset())
         await self._reconcile()
@@ -194,12 +195,13 @@ class DnsServer:
         return found
 
     def _find_view(self, listener: _Listener, source: str) -> View | None:
-        if not listener.networks:
-            return self._made((), self._settings.recursors or None)
         try:
             address = ip_address(source)
         except ValueError:
             return None
+        if not listener.networks:
+            # Whoever listens for the world answers it, but does not ask others on its behalf.
+            return self._made((), self._settings.recursors or None if address.is_private else None)
         served = [network for name in listener.networks if (network := self.names.network(name))]
         near = [one for one in served if any(_contains(each, address) for each in subnets(one.subnets))]
         if not near:

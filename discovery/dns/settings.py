@@ -21,8 +21,9 @@ class Settings:
     """DNS of this host. TTLs in seconds.
 
     ``domains``: what weft answers for, the first used in what it says itself. ``listen``: where services and nodes are
-    answered for the host. ``recursors``: what those listeners ask about other names ("9.9.9.9", "[fd00::1]:5353"); none
-    means that they refuse. Containers' other questions go to the servers of ``resolv_conf``, whatever is here.
+    answered for the host. ``recursors``: whom those listeners ask about other names ("9.9.9.9", "[fd00::1]:5353") for
+    clients with private addresses; none means that they refuse. Containers' other questions go to the servers of
+    ``resolv_conf``, whatever is here.
     ``service_ttl``: by name, by the start of a name ("db-*"), or for all ("*"); exact names first, then the longest.
     ``network_ttl``: of containers' names. ``answer_limit``: how many records an answer has at most, others for each
     client; 0 for all. ``udp_size``: bytes of an answer over UDP to a client that takes so many.

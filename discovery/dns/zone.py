@@ -10,16 +10,17 @@ Sources: the DNS interface of Consul; RFC 2782 (SRV), RFC 8020 (empty names in b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
 from discovery.dns import codec
 from discovery.dns.codec import AAAA, ANY, CNAME, NS, PTR, QUESTION, SOA, SRV, TXT, A, BadName, of_kind, read_address
+from discovery.dns.index import Index
 from discovery.dns.prepared import Prepared, Unit, authority, negative, ready
 from discovery.dns.settings import Settings
-from discovery.values import OWN_SERVICE, Health, Instance, Node, Status
+from discovery.values import OWN_SERVICE, Health, Instance, Node
 
 KEPT_TYPES = frozenset((A, AAAA, SRV, TXT, SOA, NS, ANY, 65))
 """Answers to these are kept (65 is HTTPS, which browsers ask for); whoever asks for others fills no memory."""
@@ -41,16 +42,23 @@ class Zone:
         self._settings = settings
         self._domains = tuple(codec.encode_name(domain).lower() for domain in settings.domains)
         self._datacenter = settings.datacenter.lower().encode()
-        self._services: dict[bytes, set[str]] = {}
-        self._nodes: dict[bytes, str] = {}
         self._of_topic: dict[Topic, set[bytes]] = {}
-        self._take(topics.service(name) for name in catalog.names())
-        self._take(topics.node(one.name) for one in catalog.nodes())
-        self._unsubscribe = catalog.subscribe(lambda _, changed: self._take(changed))
+        self._unsubscribe: Callable[[], None] | None = None
+        self.open()
+
+    def open(self) -> None:
+        """Follow the catalog from now on, where that has ended; a new zone does."""
+        if self._unsubscribe is None:
+            self.kept.clear()
+            self._of_topic.clear()
+            self._index = Index(self._catalog, self._settings.only_passing)
+            self._unsubscribe = self._catalog.subscribe(self._take)
 
     def close(self) -> None:
         """Follow the catalog no longer."""
-        self._unsubscribe()
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
 
     def domain_of(self, name: bytes) -> bytes:
         """The zone that a name (lower case, as on the wire) is in; b"" if it is none of weft's."""
@@ -69,7 +77,7 @@ class Zone:
             key = name + kind.to_bytes(2, "big") + b"\0\1"
             self.kept[key] = found
             for topic in about:
-                self._of_topic.setdefault(topic, set()).add(key)
+                self._of_topic.setdefault(_caseless(topic), set()).add(key)
         return found
 
     def pointer(self, address: IPv4Address | IPv6Address) -> Prepared | None:
@@ -87,27 +95,12 @@ class Zone:
         found = [Unit(codec.record(QUESTION, PTR, 0, target)) for target in targets if target]
         return ready(units=found) if found else None
 
-    def _take(self, changed: Iterable[Topic]) -> None:
+    def _take(self, _: int, changed: frozenset[Topic]) -> None:
         """The catalog changed: forget what was said about it."""
+        self._index.take(changed)
         for topic in changed:
-            for key in self._of_topic.pop(topic, ()):
+            for key in self._of_topic.pop(_caseless(topic), ()):
                 self.kept.pop(key, None)
-            what, name = topic
-            lower = name.encode("utf-8", "surrogateescape").lower()
-            if what == "service":
-                names = self._services.setdefault(lower, set())
-                if self._catalog.instances(name):
-                    names.add(name)
-                else:
-                    names.discard(name)
-                if not names:
-                    del self._services[lower]
-            elif what == "node":
-                node = self._catalog.node(name)
-                if node is not None:
-                    self._nodes[lower] = node.name
-                else:
-                    self._nodes.pop(lower, None)
 
     def _answer(self, name: bytes, kind: int, domain: bytes) -> Found:
         parts = codec.labels(name[: len(name) - len(domain)] + b"\0")
@@ -158,7 +151,7 @@ class Zone:
 
     def _service(self, name: bytes, kind: int, domain: bytes, parts: list[bytes]) -> Found:
         """``parts`` is what stands left of ``service``."""
-        tag = port = protocol = b""
+        tag, port, protocol = b"", "", ""
         if len(parts) >= 2 and parts[-1].startswith(b"_") and parts[-2].startswith(b"_"):
             # RFC 2782: what stands for the protocol is a tag, unless it is TCP.
             wanted = parts[-2][1:]
@@ -166,37 +159,29 @@ class Zone:
             if len(parts) > 2:
                 return negative(name, domain, False), None
         elif len(parts) == 3 and parts[0].startswith(b"_") and parts[1] in _PROTOCOLS:
-            port, protocol, wanted = parts[0][1:], parts[1][1:], parts[2]
+            port, protocol = parts[0][1:].decode("utf-8", "surrogateescape"), parts[1][1:].decode()
+            wanted = parts[2]
         elif parts[-1].startswith(b"_"):
             return negative(name, domain, parts[-1] in _PROTOCOLS), None
         else:
             wanted, tag = parts[-1], b".".join(parts[:-1])
-        names = self._services.get(wanted)
-        if not names:
+        service = self._index.service(wanted)
+        if service is None:
             return negative(name, domain, False), None
-        about = tuple(topics.health(each) for each in names)
-        members = [one for each in sorted(names) for one in self._catalog.health(each) if self._usable(one)]
-        below = False
-        if tag in _PROTOCOLS:
-            below, members = bool(members), []
-        elif tag:
-            below = any(_tagged(one, b"." + tag, part=True) for one in members)
-            members = [one for one in members if _tagged(one, tag)]
+        about = tuple(topics.health(each) for each in service.names)
+        members = service.by_tag.get(tag, ()) if tag else service.members
         if port:
-            members = [one for one in members if _port(one, port) and one.instance.protocol in ("", protocol.decode())]
+            members = tuple(one for one in members if _port(one, port) and one.instance.protocol in ("", protocol))
         if not members:
             # Tags that nobody has are without number.
+            below = bool(service.members) if tag in _PROTOCOLS else tag in service.above
             return negative(name, domain, below), None if tag or port else about
         ttl = self._settings.ttl_of(members[0].instance.name)
         if kind == SRV:
             return ready(units=[self._location(one, domain, port, ttl) for one in members]), about
         return self._of_hosts(name, domain, kind, [one.address for one in members], ttl), about
 
-    def _usable(self, one: Health) -> bool:
-        bound = Status.PASSING if self._settings.only_passing else Status.WARNING
-        return one.status.rank <= bound.rank
-
-    def _location(self, one: Health, domain: bytes, port: bytes, ttl: int) -> Unit:
+    def _location(self, one: Health, domain: bytes, port: str, ttl: int) -> Unit:
         """An SRV record, with its target's addresses."""
         number = _port(one, port) if port else one.instance.port
         address = one.instance.address
@@ -209,10 +194,11 @@ class Zone:
         extras = tuple(_records(target, [one.address], ttl))
         return Unit(codec.srv_record(QUESTION, ttl, 1, min(max(one.weight, 0), 65535), number, target), extras)
 
-    def _virtual(self, name: bytes, kind: int, domain: bytes, service: bytes) -> Found:
-        names = self._services.get(service)
-        if not names:
+    def _virtual(self, name: bytes, kind: int, domain: bytes, wanted: bytes) -> Found:
+        service = self._index.service(wanted)
+        if service is None:
             return negative(name, domain, False), None
+        names = service.names
         about = [topic for each in names for topic in (topics.service(each), topics.virtual(each))]
         found = [read_address(one.address) for each in names for one in self._catalog.virtual_addresses(each)]
         ttl = self._settings.ttl_of(min(names))
@@ -221,11 +207,9 @@ class Zone:
     # Nodes
 
     def _node(self, name: bytes, kind: int, domain: bytes, wanted: bytes) -> Found:
-        known = self._nodes.get(wanted)
-        node = self._catalog.node(known) if known else None
+        node = self._index.node(wanted)
         if node is None:
-            below = any(each.endswith(b"." + wanted) for each in self._nodes)
-            return negative(name, domain, below), None
+            return negative(name, domain, self._index.is_above(wanted)), None
         ttl = self._settings.node_ttl
         about = (topics.node(node.name),)
         if kind == TXT and node.meta:
@@ -263,6 +247,11 @@ def _records(owner: bytes, hosts: Iterable[str], ttl: int) -> list[bytes]:
     return [codec.address_record(owner, address, ttl) for host in hosts if (address := read_address(host))]
 
 
+def _caseless(topic: Topic) -> Topic:
+    """The same for all names that are one in DNS."""
+    return (topic[0], topic[1].lower())
+
+
 def _on_boundary(name: bytes, domain: bytes) -> bool:
     """Whether the end of a name begins where a label does."""
     at, start = 0, len(name) - len(domain)
@@ -271,14 +260,8 @@ def _on_boundary(name: bytes, domain: bytes) -> bool:
     return at == start
 
 
-def _tagged(one: Health, tag: bytes, part: bool = False) -> bool:
-    tags = (each.encode("utf-8", "surrogateescape").lower() for each in one.instance.tags)
-    return any(each.endswith(tag) if part else each == tag for each in tags)
-
-
-def _port(one: Health, name: bytes) -> int:
-    wanted = name.decode("utf-8", "surrogateescape")
-    return next((number for each, number in one.instance.ports.items() if each.lower() == wanted), 0)
+def _port(one: Health, name: str) -> int:
+    return next((number for each, number in one.instance.ports.items() if each.lower() == name), 0)
 
 
 def _hexadecimal(label: bytes) -> list[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import threading
 import time
@@ -25,6 +26,17 @@ from lab.waiting import PATIENTLY
 from store import Batch, Entry, Event
 
 Result = TypeVar("Result")
+
+
+def free_port() -> int:
+    """A port that nobody has, by UDP or TCP, and that the kernel gives to nobody who does not ask for it."""
+    while True:
+        port = random.randint(12_000, 32_000)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                sock = stack.enter_context(socket.socket(socket.AF_INET, kind))
+                sock.bind(("0.0.0.0", port))
+            return port
 
 
 class Running:
@@ -83,9 +95,9 @@ class Upstream:
         self.queries: list[dns.message.Message] = []
         self.ports: list[int] = []
         self._answer = answer
+        self.port = port or free_port()
         self._datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._datagrams.bind((address, port))
-        self.port = self._datagrams.getsockname()[1]
+        self._datagrams.bind((address, self.port))
         self.address = f"{address}:{self.port}"
         self._streams = socket.create_server((address, self.port))
         self._threads = [threading.Thread(target=each, daemon=True) for each in (self._serve, self._serve_streams)]

@@ -19,16 +19,10 @@ from discovery.dns.names import NetworkNames
 from discovery.dns.settings import Listen, Settings
 from discovery.dns.upstreams import ResolvConf, parse
 from discovery.values import Instance
-from lab.dns import Changing, Upstream, ask, ask_stream, question, read, records, running
+from lab.dns import Changing, Upstream, ask, ask_stream, free_port, question, read, records, running
 from lab.waiting import until
 
 Answer = Callable[[dns.message.Message, bool], Iterable[bytes]]
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def answer(query: dns.message.Message, *texts: str, ttl: int = 60) -> dns.message.Message:

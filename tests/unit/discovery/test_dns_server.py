@@ -20,14 +20,8 @@ from discovery.dns.names import Holder, NetworkNames
 from discovery.dns.settings import Listen, Settings
 from discovery.metrics import Metrics
 from discovery.values import Instance
-from lab.dns import Changing, Running, Upstream, ask, ask_stream, question, read, records, running
+from lab.dns import Changing, Running, Upstream, ask, ask_stream, free_port, question, read, records, running
 from lab.waiting import BRIEFLY, until
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def network(name: str, *gateways: str, **more: object) -> NetworkNames:

@@ -16,7 +16,7 @@ from discovery.dns.responder import Pending, Responder
 from discovery.dns.settings import Settings
 from discovery.dns.view import View
 from discovery.dns.zone import Zone
-from discovery.values import Instance, Node, Status, VirtualAddress, Weights
+from discovery.values import Check, Instance, Node, Status, VirtualAddress, Weights
 from lab.dns import Changing, question, read, records
 
 NXDOMAIN, NOERROR = dns.rcode.NXDOMAIN, dns.rcode.NOERROR
@@ -136,6 +136,29 @@ def test_an_answer_follows_every_change() -> None:
     assert ask.code("n1.node.weft") == ("NXDOMAIN", 0)
 
 
+def test_names_that_differ_in_case_are_one() -> None:
+    world = Changing(web(1))
+    ask = Asked(world)
+    assert ask.answers("web.service.weft") == ["10.1.0.1"]
+    world.put(Instance("n1", "other", "WEB", "10.1.0.9", 80))
+    assert ask.answers("Web.service.weft") == ["10.1.0.1", "10.1.0.9"]
+    world.drop(web(1))
+    assert ask.answers("web.service.weft") == ["10.1.0.9"]
+
+
+def test_a_service_of_many_instances_on_one_node() -> None:
+    """All have a check of their own: who looks through all of them for each would take minutes."""
+    world = Changing(*(Instance("n1", f"w{n}", "web", f"10.1.{n >> 8}.{n & 255}", 80) for n in range(4000)))
+    checks = [Check("n1", f"c{n}", "c", Status.PASSING, service_id=f"w{n}") for n in range(4000)]
+    world.put(*checks)
+    ask = Asked(world)
+    assert len(records(read(ask.raw("web.service.weft", stream=True)).answer)) > 3000
+    for number in range(500):
+        assert not read(ask.raw(f"t{number}.web.service.weft")).answer
+    world.check("w7", Status.CRITICAL)
+    assert ask.zone.kept == {}
+
+
 def test_what_is_kept_is_what_exists() -> None:
     world = Changing(*(web(number) for number in range(1, 9)))
     ask = Asked(world)
@@ -212,6 +235,8 @@ def test_nodes() -> None:
     assert ask.answers("six.node.weft", "AAAA") == ["fd00::1"]
     assert ask.code("six.node.weft", "A") == ("NOERROR", 0)
     assert ask.code("rack1.node.weft", "A") == ("NOERROR", 0)
+    world.drop(Node("n2.rack1", ""))
+    assert ask.code("rack1.node.weft", "A") == ("NXDOMAIN", 0)
     assert ask.answers("far.node.weft", "A") == ["far.example.com."]
 
 
