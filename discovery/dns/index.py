@@ -1,0 +1,114 @@
+"""Services and nodes by the names that are asked for, which are in lower case; and instances by their tags.
+
+What costs time in proportion to a service's instances is done once after each change, not for each question.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from discovery import catalog as topics
+from discovery.catalog import Catalog, Topic
+from discovery.values import Health, Node, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service as it is now: the names it is registered by (in whatever case), and its instances that are healthy.
+
+    ``by_tag`` has the instances by tag in lower case, ``above`` the names that only tags are below of.
+    """
+
+    names: tuple[str, ...]
+    members: tuple[Health, ...]
+    by_tag: Mapping[bytes, tuple[Health, ...]]
+    above: frozenset[bytes]
+
+
+class Index:
+    """Finds services and nodes. ``only_passing`` leaves out what has a warning."""
+
+    def __init__(self, catalog: Catalog, only_passing: bool) -> None:
+        self._catalog = catalog
+        self._worst = (Status.PASSING if only_passing else Status.WARNING).rank
+        self._names: dict[bytes, set[str]] = {}
+        self._services: dict[bytes, Service] = {}
+        self._nodes: dict[bytes, str] = {}
+        self._above: Counter[bytes] = Counter()
+        self.take(topics.service(name) for name in catalog.names())
+        self.take(topics.node(one.name) for one in catalog.nodes())
+
+    def service(self, name: bytes) -> Service | None:
+        """A service by its name in lower case; None if there is none."""
+        names = self._names.get(name)
+        if not names:
+            return None
+        found = self._services.get(name)
+        if found is None:
+            found = self._services[name] = self._service(tuple(sorted(names)))
+        return found
+
+    def node(self, name: bytes) -> Node | None:
+        """A node by its name in lower case; None if there is none."""
+        found = self._nodes.get(name)
+        return self._catalog.node(found) if found is not None else None
+
+    def is_above(self, name: bytes) -> bool:
+        """Whether the names of nodes end in this name: ``rack1`` for ``n2.rack1``."""
+        return self._above[name] > 0
+
+    def take(self, changed: Iterable[Topic]) -> None:
+        """The catalog changed."""
+        for what, name in changed:
+            lower = _lower(name)
+            if what == "service":
+                self._take_service(name, lower)
+            elif what == "health":
+                self._services.pop(lower, None)
+            elif what == "node":
+                self._take_node(name, lower)
+
+    def _take_service(self, name: str, lower: bytes) -> None:
+        self._services.pop(lower, None)
+        names = self._names.setdefault(lower, set())
+        if self._catalog.instances(name):
+            names.add(name)
+        else:
+            names.discard(name)
+        if not names:
+            del self._names[lower]
+
+    def _take_node(self, name: str, lower: bytes) -> None:
+        node = self._catalog.node(name)
+        if node is None:
+            if self._nodes.pop(lower, None) is not None:
+                self._above.subtract(_ends(lower))
+                self._above += Counter()
+        elif lower not in self._nodes:
+            self._above.update(_ends(lower))
+            self._nodes[lower] = node.name
+        else:
+            self._nodes[lower] = node.name
+
+    def _service(self, names: tuple[str, ...]) -> Service:
+        found = [one for name in names for one in self._catalog.health(name) if one.status.rank <= self._worst]
+        by_tag: dict[bytes, list[Health]] = {}
+        for one in found:
+            for tag in dict.fromkeys(map(_lower, one.instance.tags)):
+                by_tag.setdefault(tag, []).append(one)
+        above = frozenset(end for tag in by_tag for end in _ends(tag))
+        return Service(names, tuple(found), {tag: tuple(each) for tag, each in by_tag.items()}, above)
+
+
+def _lower(name: str) -> bytes:
+    """As on the wire, where only A to Z have a lower case."""
+    return name.encode("utf-8", "surrogateescape").lower()
+
+
+def _ends(name: bytes) -> Iterator[bytes]:
+    """What stands behind each dot."""
+    while b"." in name:
+        name = name.partition(b".")[2]
+        yield name
