@@ -386,6 +386,56 @@ def test_edns() -> None:
     assert read(ask.responder.respond(bytes(twice), ask.view)).rcode() == dns.rcode.FORMERR
 
 
+Step = tuple[int, str, str, int, tuple[str, ...], Status | None] | int
+INSTANCES = st.tuples(
+    st.integers(0, 5),
+    st.sampled_from(["web", "Web", "db"]),
+    st.sampled_from(["", "10.1.0.1", "10.1.0.2", "fd00::1", "host.example.com"]),
+    st.integers(0, 65535),
+    st.sampled_from([(), ("v1",), ("V1", "v2")]),
+    st.sampled_from([*Status, None]),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.one_of(INSTANCES, st.integers(0, 5)), max_size=12), st.booleans())
+def test_answers_are_what_the_catalog_says(history: list[Step], strict: bool) -> None:
+    """After every change of a history: instances come, change their name, tags, address or health, and go."""
+    world = Changing()
+    ask = Asked(world, Settings(only_passing=strict))
+    there: dict[int, tuple[Instance, Status | None]] = {}
+    for step in history:
+        if isinstance(step, int):
+            if step in there:
+                world.drop(there.pop(step)[0])
+        else:
+            number, name, address, port, tags, status = step
+            if number in there:
+                world.drop(there.pop(number)[0])
+            there[number] = (Instance("n1", f"i{number}", name, address, port, tags=tags), status)
+            world.put(there[number][0])
+            world.drop(Check("n1", f"service:i{number}", ""))
+            if status is not None:
+                world.check(f"i{number}", status)
+        bad = {Status.CRITICAL, Status.WARNING} if strict else {Status.CRITICAL}
+        for name in ("web", "db"):
+            for tag in ("", "v1"):
+                healthy = [
+                    one for one, status in there.values()
+                    if status not in bad and one.name.lower() == name and (not tag or tag in map(str.lower, one.tags))
+                ]  # fmt: skip
+                hosts = {one.address or "10.0.0.1" for one in healthy}
+                found = ask(f"{tag}.{name}.service.weft" if tag else f"{name}.service.weft", edns=True)
+                assert (found.rcode() == NXDOMAIN) == (not healthy)
+                data = {item.to_text() for each in found.answer for item in each}
+                four = {host for host in hosts if host.startswith("10.")}
+                only_names = hosts == {"host.example.com"}
+                assert data == ({"host.example.com."} if only_names else four)
+                located = ask(f"{tag}.{name}.service.weft" if tag else f"{name}.service.weft", "SRV", edns=True)
+                ports = {item.port for each in located.answer for item in each}
+                assert ports == {one.port for one in healthy}
+
+
 @settings(max_examples=30)
 @given(st.text(min_size=1, max_size=80), st.text(min_size=1, max_size=80), st.text(max_size=80))
 def test_no_name_does_harm(service: str, node: str, address: str) -> None:
