@@ -70,7 +70,7 @@ class Sessions:
         self._known: dict[str, Session] = {}
         self._ended: asyncio.Queue[str] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
-        self._unsubscribe: Callable[[], None] = lambda: None
+        self._unsubscribe: Callable[[], None] = _nothing
 
     async def start(self) -> int:
         """Take up what there is, and release what ended meanwhile; the revision to follow ``changed`` from."""
@@ -88,6 +88,7 @@ class Sessions:
     async def stop(self) -> None:
         """End; sessions live on."""
         self._unsubscribe()
+        self._unsubscribe = _nothing
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -212,6 +213,10 @@ class Sessions:
             if pair.delay not in leases:
                 leases[pair.delay] = await self._store.grant(pair.delay)
             operations.append(Put(DELAYS + key, b"", leases[pair.delay]))
+
+
+def _nothing() -> None:
+    """There is nothing to end."""
 
 
 def _none_critical(wanted: Iterable[str], found: dict[str, Check]) -> bool:

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import socket
 import stat
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from aiohttp import web
 
@@ -41,9 +42,6 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024
 SPARE_FILES = 256
 """Open files that connections leave to the rest of the process."""
-
-Result = TypeVar("Result")
-
 
 class Api:
     """Consul's HTTP API. ``reload`` and ``leave`` are called for ``agent/reload`` and ``agent/leave``."""
@@ -95,26 +93,25 @@ class Api:
         self._server = Connections(self._handle, self._settings, self._metrics)
         self._sweeper = asyncio.create_task(self._server.sweep())
         loop = asyncio.get_running_loop()
-        addresses = []
         try:
             for place in self._settings.listen:
                 opened = _listen(place)
+                self.addresses += (_written(place, opened),)
                 self._listeners.append(await loop.create_server(self._server, sock=opened, backlog=BACKLOG))
-                addresses.append(_written(place, opened))
         except BaseException:
             await self.stop()
             raise
-        self.addresses = tuple(addresses)
-        log.info("HTTP API at %s", ", ".join(addresses))
+        log.info("HTTP API at %s", ", ".join(self.addresses))
 
     async def stop(self) -> None:
         """Stop listening; what is being written is finished, who waits is let go."""
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-        for place in self._settings.listen:
-            if place in self.addresses and place.startswith("/"):
+        for place in self.addresses:
+            if place.startswith("/"):
                 Path(place).unlink(missing_ok=True)
+        self.addresses = ()
         if self._writing:
             await asyncio.wait(set(self._writing), timeout=5)
         if self._server is not None:
@@ -217,11 +214,12 @@ class Api:
 
 
 def _within_limits(settings: Settings) -> Settings:
-    """The settings with no more connections than the process may have open files."""
-    import resource
-    from dataclasses import replace
-
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """The settings with no more connections than the process may have open files, which it raises if it may."""
+    wanted = settings.connections + SPARE_FILES
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < wanted:
+        files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
     return replace(settings, connections=min(settings.connections, max(files - SPARE_FILES, 16)))
 
 

@@ -13,7 +13,7 @@ import pytest
 from discovery.api import Settings
 from discovery.api.guard import why_refused
 from discovery.values import Node
-from lab.agent import LabAgent, until
+from lab.agent import LabAgent, Waiting, until
 
 
 def dial(agent: LabAgent, sent: bytes = b"") -> socket.socket:
@@ -219,6 +219,21 @@ def test_a_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
     finally:
         agent.stop()
     assert not path.exists()
+
+
+def test_it_may_be_stopped_and_started_again(tmp_path: Path) -> None:
+    agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), Settings(listen=("127.0.0.1:0",)))
+    try:
+        agent.put("/v1/kv/a", b"x")
+        for _ in range(2):
+            agent.call(agent.api.stop())
+        agent.call(agent.api.start())
+        agent.port = int(agent.api.addresses[0].rpartition(":")[2])
+        waiting = Waiting(agent, f"/v1/kv/a?index={agent.get('/v1/kv/a').index}&wait=60s")
+        agent.put("/v1/kv/a", b"y")
+        assert waiting.reply().json[0]["Value"] == "eQ=="
+    finally:
+        agent.stop()
 
 
 def test_a_place_that_is_taken_is_told(agent: LabAgent, tmp_path: Path) -> None:
