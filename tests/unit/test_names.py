@@ -89,6 +89,18 @@ def test_names_and_services_are_announced(weft: Weft, tmp_path: Path, folder: di
     assert list((tmp_path / "names").iterdir()) == []
 
 
+def test_checks_go_on_as_they_were_written(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
+    checks = [
+        {"udp": "", "interval": "5s", "timeout": "1s"},
+        {"ttl": "30s", "deregister_critical_service_after": "5m"},
+        {"http": "/", "interval": "5s", "method": "POST", "body": "{}"},
+    ]
+    services = [{"name": "web", "port": 80, "sticky": "1h", "check": check} for check in checks]
+    weft.add(settled(conf(services=services), folder), NETNS, CONTAINER)
+    found = announced(tmp_path)["services"]
+    assert [one["check"] for one in found] == checks and found[0]["meta"] == {"weft-sticky": "1h"}
+
+
 def test_nothing_is_announced_unasked(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
     answer = weft("ADD", settled(conf(), folder), NETNS, CONTAINER, args="IgnoreUnknown=1;K8S_POD_NAME=pod")
     assert answer.ok and not answer.document.get("dns") and not (tmp_path / "names").exists()
