@@ -37,6 +37,7 @@ class Wanted:
     ranges: tuple[str, ...] = ()
     ipv6: bool = False
     internal: bool = False
+    names: bool = False
     options: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
 
@@ -51,6 +52,15 @@ def _number(name: str, text: str, least: int, most: int) -> int:
     if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
         raise BadOption(f"option {name}: {text!r} is not a number between {least} and {most}")
     return int(text)
+
+
+def _one_of(*choices: str) -> Callable[[str, str], str]:
+    def read(name: str, text: str) -> str:
+        if text not in choices:
+            raise BadOption(f"option {name}: {text!r} is none of {', '.join(choices)}")
+        return text
+
+    return read
 
 
 def _link(name: str, text: str) -> str:
@@ -74,6 +84,10 @@ _MTU = _Option(
 _MASQUERADE = _Option(
     ("ip-masq", "com.docker.network.bridge.enable_ip_masquerade"), "ipMasq", lambda name, text: _flag(name, text)
 )
+_GUARDS = (
+    _Option(("isolation",), "isolation", _one_of("closed", "routed", "open")),
+    _Option(("host-access",), "hostAccess", _one_of("open", "dns")),
+)
 _PARENT = _Option(("parent", "master"), "master", _link)
 _OPTIONS: dict[str, tuple[_Option, ...]] = {
     "bridge": (
@@ -87,8 +101,9 @@ _OPTIONS: dict[str, tuple[_Option, ...]] = {
             lambda name, text: not _flag(name, text),
         ),
         _Option(("hairpin",), "hairpinMode", _flag),
+        *_GUARDS,
     ),
-    "ptp": (_MTU, _MASQUERADE),
+    "ptp": (_MTU, _MASQUERADE, *_GUARDS),
     "macvlan": (_MTU, _PARENT, _Option(("mode", "macvlan_mode"), "mode", lambda _, text: text)),
     "ipvlan": (_MTU, _PARENT, _Option(("mode", "ipvlan_mode"), "mode", lambda _, text: text)),
     "vlan": (_MTU, _PARENT, _Option(("vlan",), "vlanId", lambda name, text: _number(name, text, 1, _LAST_VLAN))),
@@ -130,6 +145,11 @@ def build(name: str, wanted: Wanted, networks: Sequence[NetworkList], host: Name
             hint="for other plugins, write the network list by hand",
         )
     settings = _settings(wanted)
+    if wanted.names and wanted.driver not in _ROUTED:
+        raise BadOption(
+            f"--names goes with the drivers {' and '.join(_ROUTED)}, whose gateway is this host",
+            hint=f"containers of {wanted.driver} ask the name servers of the network they are on",
+        )
     if wanted.driver == "bridge":
         settings["bridge"] = _bridge(name, settings, networks, host)
     own = str(settings.get("bridge", ""))
@@ -144,10 +164,13 @@ def build(name: str, wanted: Wanted, networks: Sequence[NetworkList], host: Name
         **_way_out(wanted, settings),
         "capabilities": {"portMappings": True, "ips": True, "mac": True},
         **({"portmap": {}} if wanted.driver in _ROUTED else {}),
+        **({"names": {}} if wanted.names else {}),
         "ipam": _ipam(wanted, subnets),
     }
     if wanted.driver not in _ROUTED:
         plugin["capabilities"] = {"ips": True, "mac": True}
+    if wanted.names:
+        plugin["capabilities"] = {**plugin["capabilities"], "aliases": True}
     notes: Json = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "internal": wanted.internal,
@@ -199,7 +222,7 @@ def _way_out(wanted: Wanted, settings: dict[str, object]) -> dict[str, object]:
     closed = {"internal": True} if wanted.internal else {}
     if wanted.driver == "bridge":
         outward = not wanted.internal
-        return {"isGateway": outward, "ipMasq": outward, "hairpinMode": True, **closed, **settings}
+        return {"isGateway": outward or wanted.names, "ipMasq": outward, "hairpinMode": True, **closed, **settings}
     if wanted.driver == "ptp":
         return {"ipMasq": not wanted.internal, **closed, **settings}
     return settings

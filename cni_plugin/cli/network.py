@@ -49,9 +49,10 @@ def network() -> None:
 @click.option("--ip-range", "ranges", multiple=True, metavar="CIDR|FIRST-LAST", help="The part to give out.")
 @click.option("--ipv6", is_flag=True, help="IPv6 as well; a free subnet of fd00::/8 unless one is given.")
 @click.option("--internal", is_flag=True, help="No way out: no gateway, no default route, no masquerade.")
+@click.option("--names", is_flag=True, help="Containers find each other and services by name; weft's agent answers.")
 @click.option("-o", "--opt", "options", multiple=True, metavar="KEY=VALUE", help="Driver options (above). Repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label. Repeatable.")
-@click.option("--disable-dns", is_flag=True, help="Accepted for podman's sake; weft's networks have no DNS of theirs.")
+@click.option("--disable-dns", is_flag=True, help="Accepted for podman's sake: what is without --names.")
 @pass_tool
 def create(
     tool: Tool,
@@ -62,6 +63,7 @@ def create(
     ranges: tuple[str, ...],
     ipv6: bool,
     internal: bool,
+    names: bool,
     options: tuple[str, ...],
     labels: tuple[str, ...],
     disable_dns: bool,
@@ -80,13 +82,16 @@ def create(
       icc       com.docker.network.bridge.enable_icc: false keeps containers apart
       vlan      1 to 4094
       hairpin   true or false
+      isolation    closed (nothing new comes in but to published ports), routed or open
+      host-access  open, or dns: what containers may have of this host
     \b
     Example:
       weft network create blue --subnet 10.89.7.0/24 -o mtu=1400
     """
-    del disable_dns
+    if names and disable_dns:
+        raise BadOption("--names and --disable-dns contradict each other")
     wanted = Wanted(
-        driver, subnets, gateways, ranges, ipv6, internal, pairs("--opt", options), pairs("--label", labels)
+        driver, subnets, gateways, ranges, ipv6, internal, names, pairs("--opt", options), pairs("--label", labels)
     )
     host = tool.service.kernel.host
     with conflists.changing(tool.config):

@@ -52,6 +52,19 @@ def test_create_writes_a_list_that_says_what_was_asked(run) -> None:
     assert os.listdir(run.config) == ["blue.conflist"]
 
 
+def test_names_and_isolation_are_keys_of_their_own(run) -> None:
+    run.good("network", "create", "blue", "--names", "--internal")
+    [plugin] = run.list("blue")["plugins"]
+    assert plugin["names"] == {} and plugin["isGateway"] and plugin["capabilities"]["aliases"]
+    assert "routes" not in plugin["ipam"] and not plugin["ipMasq"]
+    run.good("network", "create", "red", "-o", "isolation=routed", "-o", "host-access=dns", "--disable-dns")
+    [plugin] = run.list("red")["plugins"]
+    assert (plugin["isolation"], plugin["hostAccess"], "names" in plugin) == ("routed", "dns", False)
+    assert "none of closed, routed, open" in run("network", "create", "-o", "isolation=no").err
+    assert "whose gateway is this host" in run("network", "create", "-d", "macvlan", "--names").err
+    assert "contradict" in run("network", "create", "--names", "--disable-dns").err
+
+
 def test_networks_without_names_and_subnets_get_free_ones(run) -> None:
     assert [run.good("network", "create") for _ in range(3)] == ["weft0\n", "weft1\n", "weft2\n"]
     subnets = [run.list(f"weft{n}")["plugins"][0]["ipam"]["ranges"][0][0]["subnet"] for n in range(3)]
