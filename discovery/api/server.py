@@ -22,9 +22,11 @@ from discovery.api.connections import Connection, Connections
 from discovery.api.guard import why_refused
 from discovery.api.health import HealthRoutes
 from discovery.api.keys import KeyRoutes
+from discovery.api.local import LocalRoutes
 from discovery.api.openapi import describe
 from discovery.api.problem import Problem
 from discovery.api.question import Question, parse_parameters
+from discovery.api.registering import RegisteringRoutes
 from discovery.api.routes import TEXT, Answer, Route, Table
 from discovery.api.schemas import ANYTHING
 from discovery.api.sessions import SessionRoutes
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024
 SPARE_FILES = 256
 """Open files that connections leave to the rest of the process."""
+
 
 class Api:
     """Consul's HTTP API. ``reload`` and ``leave`` are called for ``agent/reload`` and ``agent/leave``."""
@@ -64,10 +67,12 @@ class Api:
         self._answers = answers = Answers(catalog, store, metrics)
         self._sessions = Sessions(catalog, store, registry.node.name)
         self._changes = Changes(store, ROOT, self._sessions.changed)
-        agent = AgentRoutes(catalog, registry, store, settings, metrics, answers, reload=reload, leave=leave)
+        agent = AgentRoutes(catalog, registry, store, metrics, answers, reload=reload, leave=leave)
         self.table = Table(
             (
                 *agent.routes(),
+                *LocalRoutes(catalog, registry, answers).routes(),
+                *RegisteringRoutes(registry, answers, scripts=settings.scripts).routes(),
                 *HealthRoutes(catalog, registry.node, answers).routes(),
                 *CatalogRoutes(catalog, registry, store, answers).routes(),
                 *KeyRoutes(store, self._changes, answers).routes(),

@@ -1,0 +1,134 @@
+"""``/v1/agent``: the services and checks of this node, read."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from discovery import catalog as topics
+from discovery.api import schemas, views
+from discovery.api.answers import Answers, write_json
+from discovery.api.lists import filtered
+from discovery.api.problem import Problem
+from discovery.api.question import Question
+from discovery.api.routes import TEXT, Answer, Route
+from discovery.catalog import Catalog
+from discovery.registry import Registry
+from discovery.values import Check, Instance, worst
+
+_AGGREGATED = {"passing": 200, "warning": 429}
+
+
+class LocalRoutes:
+    """The handlers that read what is registered on this node."""
+
+    def __init__(self, catalog: Catalog, registry: Registry, answers: Answers) -> None:
+        self._catalog = catalog
+        self._registry = registry
+        self._answers = answers
+
+    def routes(self) -> tuple[Route, ...]:
+        """The table of what is served."""
+        health = schemas.many(schemas.AGENT_HEALTH)
+        sick = (429, 503)
+        return (
+            Route(
+                "GET", "/v1/agent/services", "The services of this node, by id", self.services, ("filter",),
+                schemas.table(schemas.AGENT_SERVICE),
+            ),
+            Route(
+                "GET", "/v1/agent/service/:id", "One service of this node; waits for a change of ?hash", self.service,
+                ("hash", "wait"), schemas.AGENT_SERVICE,
+            ),
+            Route(
+                "GET", "/v1/agent/checks", "The checks of this node, by id", self.checks, ("filter",),
+                schemas.table(schemas.CHECK),
+            ),
+            Route(
+                "GET", "/v1/agent/health/service/name/:name", "The health of this node's instances of a service",
+                self.health_by_name, ("format",), health, sick,
+            ),
+            Route(
+                "GET", "/v1/agent/health/service/id/:id", "The health of one instance on this node", self.health_by_id,
+                ("format",), schemas.AGENT_HEALTH, sick,
+            ),
+        )  # fmt: skip
+
+    async def services(self, question: Question) -> Answer:
+        datacenter = self._registry.node.datacenter
+        instances = self._registry.instances()
+        found = {name: views.agent_service(instances[name], datacenter) for name in sorted(instances)}
+        return Answer(write_json(filtered(found, question, schemas.AGENT_SERVICE), question))
+
+    async def service(self, question: Question) -> Answer:
+        node = self._registry.node
+        _, seconds = question.waiting()
+        clock = asyncio.get_running_loop().time
+        end = clock() + seconds
+        topic = topics.node(node.name)
+        while True:
+            seen = self._catalog.changed(topic)
+            instance = self._registry.instances().get(question.name)
+            if instance is None:
+                raise Problem(404, f"unknown service ID: {question.name}")
+            found = views.agent_service(instance, node.datacenter)
+            digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+            if question.get("hash") != digest or clock() >= end:
+                body = write_json({**found, "ContentHash": digest}, question)
+                return Answer(body, headers={"X-Consul-ContentHash": digest})
+            await self._answers.park(self._catalog.wait((topic,), seen, end - clock()))
+
+    async def checks(self, question: Question) -> Answer:
+        checks = self._registry.checks()
+        found = {name: views.check(checks[name]) for name in sorted(checks)}
+        return Answer(write_json(filtered(found, question, schemas.CHECK), question))
+
+    async def health_by_name(self, question: Question) -> Answer:
+        instances = [one for _, one in sorted(self._registry.instances().items()) if one.name == question.name]
+        found = [self._health(one) for one in instances]
+        if not found:
+            text = f"ServiceName {question.name} Not Found"
+            return Answer(text.encode(), 404, TEXT) if _wants_text(question) else Answer(b"[]", 404)
+        status = max((one["AggregatedStatus"] for one in found), key=_severity)
+        return _healthy(found, status, question)
+
+    async def health_by_id(self, question: Question) -> Answer:
+        instance = self._registry.instances().get(question.name)
+        if instance is None:
+            raise Problem(404, f"ServiceId {question.name} not found")
+        found = self._health(instance)
+        return _healthy(found, found["AggregatedStatus"], question)
+
+    def _health(self, instance: Instance) -> dict[str, Any]:
+        concerned = [
+            check for _, check in sorted(self._registry.checks().items()) if check.service_id in ("", instance.id)
+        ]
+        return {
+            "AggregatedStatus": _aggregated(concerned),
+            "Service": views.agent_service(instance, self._registry.node.datacenter),
+            "Checks": [views.check(check) for check in concerned],
+        }
+
+
+def _aggregated(checks: Sequence[Check]) -> str:
+    return "maintenance" if any(check.maintenance for check in checks) else worst(checks).value
+
+
+def _severity(status: str) -> int:
+    return ("passing", "warning", "critical", "maintenance").index(status)
+
+
+def _wants_text(question: Question) -> bool:
+    if question.headers.get("Accept", "").startswith("text/plain"):
+        return True
+    return question.get("format") == "text"
+
+
+def _healthy(found: object, status: str, question: Question) -> Answer:
+    code = _AGGREGATED.get(status, 503)
+    if _wants_text(question):
+        return Answer(status.encode(), code, TEXT)
+    return Answer(write_json(found, question), code)

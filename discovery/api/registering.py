@@ -1,0 +1,178 @@
+"""``/v1/agent``: registering services and checks on this node, reporting, and maintenance."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from discovery.api import schemas
+from discovery.api.answers import Answers
+from discovery.api.problem import Problem
+from discovery.api.question import Question, parse_bool
+from discovery.api.routes import Answer, Route
+from discovery.definitions import parse_check
+from discovery.fields import BadField, Fields
+from discovery.registration import parse_service
+from discovery.registry import Registry, Unknown
+from discovery.values import NODE_CHECK, OWN_SERVICE, Status
+
+
+class RegisteringRoutes:
+    """The handlers that change what is registered on this node. ``scripts``: whether checks may run programs."""
+
+    def __init__(self, registry: Registry, answers: Answers, *, scripts: bool) -> None:
+        self._registry = registry
+        self._answers = answers
+        self._scripts = scripts
+
+    def routes(self) -> tuple[Route, ...]:
+        """The table of what is served."""
+        return (*self._of_services(), *self._of_checks())
+
+    def _of_services(self) -> tuple[Route, ...]:
+        return (
+            Route(
+                "PUT", "/v1/agent/service/register", "Register a service, or change it in place", self.register,
+                ("replace-existing-checks",), body=schemas.SERVICE_SENT, writes=True,
+            ),
+            Route("PUT", "/v1/agent/service/deregister/:id", "End a service", self.deregister, writes=True),
+            Route(
+                "PUT", "/v1/agent/service/maintenance/:id", "Take a service out of service, or back",
+                self.maintain_service, ("enable", "reason"), writes=True,
+            ),
+            Route(
+                "PUT", "/v1/agent/maintenance", "Take this node out of service, or back", self.maintain_node,
+                ("enable", "reason"), writes=True,
+            ),
+        )  # fmt: skip
+
+    def _of_checks(self) -> tuple[Route, ...]:
+        words = (("pass", Status.PASSING), ("warn", Status.WARNING), ("fail", Status.CRITICAL))
+        return (
+            Route(
+                "PUT", "/v1/agent/check/register", "Register a check", self.register_check, body=schemas.CHECK_SENT,
+                writes=True,
+            ),
+            Route("PUT", "/v1/agent/check/deregister/:id", "End a check", self.deregister_check, writes=True),
+            *(
+                Route(
+                    "PUT", f"/v1/agent/check/{word}/:id", f"Report a TTL check as {status}", self._report(status),
+                    ("note",), writes=True, old=("GET",),
+                )
+                for word, status in words
+            ),
+            Route(
+                "PUT", "/v1/agent/check/update/:id", "Report a TTL check", self.update_check, body=schemas.UPDATE_SENT,
+                writes=True,
+            ),
+        )  # fmt: skip
+
+    # Services
+
+    async def register(self, question: Question) -> Answer:
+        try:
+            registration = parse_service(await question.json(), self._registry.node.name, scripts=self._scripts)
+        except BadField as error:
+            raise Problem(400, str(error)) from None
+        instance = registration.instance
+        if OWN_SERVICE in (instance.id, instance.name):
+            raise Problem(400, f'Invalid service name: "{OWN_SERVICE}" is what this agent offers itself')
+        asked = question.get("replace-existing-checks") in ("", "true")
+        replace_checks = question.has("replace-existing-checks") and asked
+        await self._registry.register(instance, registration.checks, replace_checks=replace_checks)
+        await self._answers.settle()
+        return Answer()
+
+    async def deregister(self, question: Question) -> Answer:
+        try:
+            await self._registry.deregister(question.name)
+        except Unknown:
+            raise _unknown_service(question.name) from None
+        await self._answers.settle()
+        return Answer()
+
+    async def maintain_service(self, question: Question) -> Answer:
+        if not question.name:
+            raise Problem(400, "Missing service ID")
+        return await self._maintain(question, question.name)
+
+    async def maintain_node(self, question: Question) -> Answer:
+        return await self._maintain(question, "")
+
+    async def _maintain(self, question: Question, instance_id: str) -> Answer:
+        if not question.has("enable"):
+            raise Problem(400, "Missing value for enable")
+        enable = parse_bool(question.get("enable"), "Invalid value for enable")
+        try:
+            await self._registry.maintenance(enable, question.get("reason"), instance_id)
+        except Unknown:
+            raise _unknown_service(instance_id) from None
+        await self._answers.settle()
+        return Answer()
+
+    # Checks
+
+    async def register_check(self, question: Question) -> Answer:
+        try:
+            fields = Fields(await question.json())
+            if not fields.name("Name"):
+                raise Problem(400, "Missing check name")
+            definition = parse_check(fields, scripts=self._scripts)
+        except BadField as error:
+            raise Problem(400, str(error)) from None
+        definition = replace(definition, id=definition.id or definition.name)
+        if definition.id == NODE_CHECK:
+            raise Problem(400, f'Invalid check: "{NODE_CHECK}" is this agent\'s own')
+        try:
+            await self._registry.register_check(definition)
+        except Unknown:
+            raise Problem(404, f'ServiceID "{definition.service_id}" does not exist') from None
+        await self._answers.settle()
+        return Answer()
+
+    async def deregister_check(self, question: Question) -> Answer:
+        if question.name == NODE_CHECK:
+            raise _unknown_check(question.name)
+        try:
+            await self._registry.deregister_check(question.name)
+        except Unknown:
+            raise _unknown_check(question.name) from None
+        await self._answers.settle()
+        return Answer()
+
+    def _report(self, status: Status) -> Callable[[Question], Awaitable[Answer]]:
+        async def report(question: Question) -> Answer:
+            return await self._update(question.name, status, question.get("note"))
+
+        return report
+
+    async def update_check(self, question: Question) -> Answer:
+        try:
+            fields = Fields(await question.json())
+            status, output = fields.text("Status"), fields.text("Output", longest=512 * 1024)
+        except BadField as error:
+            raise Problem(400, f"Request decode failed: {error}") from None
+        if status not in tuple(Status):
+            raise Problem(400, f"Invalid check status: '{status[:40]}'")
+        return await self._update(question.name, Status(status), output)
+
+    async def _update(self, check_id: str, status: Status, output: str) -> Answer:
+        definition = self._registry.definitions().get(check_id)
+        if definition is None:
+            raise _unknown_check(check_id)
+        if definition.type != "ttl":
+            raise Problem(400, f'CheckID "{check_id}" does not have associated TTL')
+        try:
+            await self._registry.report(check_id, status, output[: definition.output_max_size])
+        except Unknown:
+            raise _unknown_check(check_id) from None
+        await self._answers.settle()
+        return Answer()
+
+
+def _unknown_service(name: str) -> Problem:
+    return Problem(404, f'Unknown service ID "{name}". Ensure that the service ID is passed, not the service name.')
+
+
+def _unknown_check(name: str) -> Problem:
+    return Problem(404, f'Unknown check ID "{name}". Ensure that the check ID is passed, not the check name.')
