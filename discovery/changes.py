@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from store import Batch, Compacted, Store, StoreError
+from store import Batch, Compacted, Range, Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ class Changes:
         self._tell = tell
         self._keys: dict[str, set[asyncio.Event]] = {}
         self._prefixes: dict[str, set[asyncio.Event]] = {}
+        self._reading: dict[tuple[str, int], asyncio.Task[Range]] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self, after: int) -> None:
@@ -47,6 +48,22 @@ class Changes:
             places[key].discard(event)
             if not places[key]:
                 del places[key]
+
+    async def read(self, prefix: str, *, limit: int = 0) -> Range:
+        """Read the store, once for all who ask for the same in the same moment: those who were woken together.
+
+        Raises StoreError.
+        """
+        asked = (prefix, limit)
+        if asked not in self._reading:
+            self._reading[asked] = asyncio.create_task(self._read(asked))
+        return await asyncio.shield(self._reading[asked])
+
+    async def _read(self, asked: tuple[str, int]) -> Range:
+        await asyncio.sleep(0)
+        # Who asks from now on may have been told of something that this reading does not see.
+        del self._reading[asked]
+        return await self._store.range(asked[0], limit=asked[1])
 
     async def _follow(self, after: int) -> None:
         while True:

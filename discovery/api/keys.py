@@ -91,7 +91,7 @@ class KeyRoutes:
         with self._changes.listening(place, prefix=prefix) as changed:
             while True:
                 changed.clear()
-                found = await self._store.range(place, limit=0 if prefix else 1)
+                found = await self._changes.read(place, limit=0 if prefix else 1)
                 listed = build(found)
                 at = 0 if prefix or listed is None else found.entries[0].mod_revision
                 body = write_json(listed, question) if listed is not None else b""

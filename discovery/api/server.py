@@ -76,9 +76,7 @@ class Api:
                 *HealthRoutes(catalog, registry.node, answers).routes(),
                 *CatalogRoutes(catalog, registry, store, answers).routes(),
                 *KeyRoutes(store, self._changes, answers).routes(),
-                *SessionRoutes(
-                    catalog, store, self._changes, self._sessions, answers, settings, registry.node.name
-                ).routes(),
+                *SessionRoutes(catalog, self._changes, self._sessions, answers, settings, registry.node.name).routes(),
                 Route("GET", "/v1/openapi.json", "This description", self._openapi, answer=ANYTHING),
             )
         )

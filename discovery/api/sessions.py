@@ -20,7 +20,6 @@ from discovery.fields import BadField, Fields
 from discovery.pairs import SESSIONS
 from discovery.sessions import Session, Sessions, read_session
 from discovery.values import NODE_CHECK, Status
-from store import Store
 
 READING = ("index", "wait", "stale", "consistent", "pretty", "dc")
 LONGEST_TTL = 86400.0
@@ -33,7 +32,6 @@ class SessionRoutes:
     def __init__(
         self,
         catalog: Catalog,
-        store: Store,
         changes: Changes,
         sessions: Sessions,
         answers: Answers,
@@ -41,7 +39,6 @@ class SessionRoutes:
         node: str,
     ) -> None:
         self._catalog = catalog
-        self._store = store
         self._changes = changes
         self._sessions = sessions
         self._answers = answers
@@ -145,7 +142,7 @@ class SessionRoutes:
         with self._changes.listening(SESSIONS, prefix=True) as changed:
             while True:
                 changed.clear()
-                read = await self._store.range(SESSIONS)
+                read = await self._changes.read(SESSIONS)
                 found = [_view(one) for one in map(read_session, read.entries) if chosen(one)]
                 known = self._answers.remember(key, write_json(found, question), 200, read.revision)
                 if index == 0 or known.index > index or clock() >= end:

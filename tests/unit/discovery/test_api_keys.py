@@ -118,6 +118,16 @@ def test_waiting_for_a_key(agent: LabAgent, client: consul.Consul) -> None:
     assert back.reply().index > gone.reply().index
 
 
+def test_many_wait_for_one_key(agent: LabAgent, client: consul.Consul) -> None:
+    client.kv.put("m", "1")
+    index = agent.get("/v1/kv/m").index
+    waiting = [Waiting(agent, f"/v1/kv/m?index={index}&wait=60s") for _ in range(20)]
+    for number in range(2, 10):
+        client.kv.put("m", str(number))
+    found = {one.reply().index: one.reply().json[0]["Value"] for one in waiting}
+    assert all(after > index and value != base64.b64encode(b"1").decode() for after, value in found.items())
+
+
 def test_waiting_for_a_tree(agent: LabAgent, client: consul.Consul) -> None:
     client.kv.put("t/a", "1")
     tree, names = agent.get("/v1/kv/t/?recurse").index, agent.get("/v1/kv/t/?keys").index
