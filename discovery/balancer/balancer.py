@@ -26,7 +26,7 @@ from discovery.balancer.desired import Algorithm, Backend, Frontend, VirtualServ
 from discovery.balancer.draining import Draining, Drains
 from discovery.balancer.program import Change, Program, Table, frontends
 from discovery.balancer.rules import TABLE
-from discovery.balancer.settings import BalancerConfig
+from discovery.balancer.settings import Address, BalancerConfig
 from discovery.balancer.table import KernelTable
 from discovery.catalog import Catalog, Topic
 from discovery.metrics import Metrics
@@ -43,6 +43,9 @@ TOGETHER = 64
 SETTLE_SECONDS = 0.05
 """So long after somebody touched the table it is looked at."""
 RETRY_SECONDS = 1.0
+TURNS = 5
+"""So often the kernel is asked by which port an instance is reached, which it may have to find out first."""
+TURN_SECONDS = 0.2
 _CONCERNED = ("health", "virtual")
 
 
@@ -55,6 +58,9 @@ class Balancer:
         self._program = Program()
         self._table: KernelTable | None = None
         self._ready = False
+        self._turned: set[Address] = set()
+        self._unturned: dict[Address, int] = {}
+        self._soon = asyncio.Event()
         self._watch: Watch | None = None
         self._drains = Drains(_flows, conntrack.forget)
         self._thread: ThreadPoolExecutor | None = None
@@ -183,6 +189,8 @@ class Balancer:
                         del self._dirty[name]
                     known = [self._known(name) for name in taken]
                     self._say(await self._run(lambda known=known: self._apply(known)))  # type: ignore[misc]
+                    if self._unturned:
+                        self._soon.set()
                     now = time.perf_counter()
                     for since in taken.values():
                         self._changes.add()
@@ -196,10 +204,15 @@ class Balancer:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(self._config.interval)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._soon.wait(), self._config.interval)
+            if self._soon.is_set():
+                self._soon.clear()
+                await asyncio.sleep(TURN_SECONDS)
             try:
-                ended = await self._run(self._look)
-                self._ended.add(ended)
+                self._ended.add(await self._run(self._look))
+                if self._unturned:
+                    self._soon.set()
             except WeftError as error:
                 log.warning("connections cannot be looked at: %s", error)
             self._dirty.update(
@@ -266,6 +279,7 @@ class Balancer:
         wanted = self._program.elements()
         count = self._prepare().make(wanted, there) if wanted or there else 0
         self._settle(changed)
+        self._turn(*self._program.services.values())
         return count
 
     @staticmethod
@@ -302,6 +316,7 @@ class Balancer:
             self._program.commit(name, service, tables)
         self._note(name, taken)
         self._settle(change)
+        self._turn(*([service] if service else ()))
         return (*(service.problems if service else ()), *(f"{front} is another service's already" for front in taken))
 
     def _note(self, name: str, taken: tuple[Frontend, ...]) -> None:
@@ -320,6 +335,17 @@ class Balancer:
                 with suppress(KernelRefused):
                     self._drains.move(front, self._serving(front))
 
+    def _turn(self, *services: VirtualService) -> None:
+        """Let the instances of this host reach themselves; the kernel may have to look for them first."""
+        for group in (group for service in services for group in service.groups):
+            local = {backend.address for backend, _ in group.backends if backend.local} - self._turned
+            self._unturned.update(dict.fromkeys(local - self._unturned.keys(), TURNS))
+        if self._unturned:
+            unknown = self._kernel().turn(self._unturned.keys())
+            tries = {address: left - 1 for address, left in self._unturned.items() if address in unknown and left > 1}
+            self._turned |= self._unturned.keys() - tries.keys()
+            self._unturned = tries
+
     def _repair(self) -> int:
         """Compare all with what there is, and write the difference."""
         if not self._ready:
@@ -337,6 +363,9 @@ class Balancer:
         table = self._kernel()
         table.way()
         table.links(self._config.outside)
+        present = {backend.address for service in self._program.services.values() for backend in service.registered}
+        self._turned &= present
+        self._turn()
         for name, service in list(self._program.services.items()):
             if service.policy.algorithm is Algorithm.LEAST_CONNECTIONS:
                 self._set(name, service, self._loads(service))

@@ -6,13 +6,14 @@ Everything here blocks and belongs to one thread, the one that made it, whose ne
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import ip_network
 
 from cni_plugin.errors import Exists, KernelRefused, Missing
 from cni_plugin.kernel import KernelRoute, Namespace
 from cni_plugin.kernel.linux import LinuxKernel
+from cni_plugin.kernel.neighbours import bridge_ports, wake
 from cni_plugin.kernel.nft_batch import Elements
 from cni_plugin.kernel.nft_library import Runner, runner
 from cni_plugin.kernel.nft_survey import survey
@@ -20,7 +21,7 @@ from cni_plugin.names import ROUTE_PROTOCOL, digest, mac
 from cni_plugin.types import Route
 from discovery.balancer import rules
 from discovery.balancer.program import Data, Key
-from discovery.balancer.settings import Network
+from discovery.balancer.settings import Address, Network
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +178,31 @@ class KernelTable:
         wanted |= {(rules.TURNING, _padded(name) * 2) for name in bridges}
         there = {(name, key) for name in _LINKED for key, _ in self._elements.read(name)}
         self._elements.write(there - wanted, [(*key, b"") for key in wanted - there])
+
+    def turn(self, addresses: Collection[Address]) -> set[Address]:
+        """Let instances reach themselves by their service, where the kernel shows bridged packets to the rules.
+
+        Such a packet is translated before the bridge has decided where it goes, and a bridge sends nothing back by the
+        port that it came from, unless told to. Ports that are isolated from their siblings stay as they are. The answer
+        are those of which nothing is known yet. *Equivalent to:* ``bridge link set dev PORT hairpin on``.
+        """
+        if not addresses or not self._shown():
+            return set()
+        ports = bridge_ports(addresses)
+        links = {link.index: link for link in self._kernel.host.links() if link.master} if ports else {}
+        for index in set(ports.values()) - {0}:
+            link = links.get(index)
+            if link is not None and not link.port.get("brport_mode") and not link.port.get("brport_isolated"):
+                with suppress(KernelRefused):  # it may be gone
+                    self._kernel.host.change_port(link.name, {"brport_mode": 1})
+        unknown = set(addresses) - ports.keys()
+        wake(unknown)
+        return unknown
+
+    def _shown(self) -> bool:
+        """Whether the kernel shows bridged packets to the rules, of either family."""
+        host = self._kernel.host
+        return any(host.sysctl(f"net/bridge/bridge-nf-call-{what}") == "1" for what in ("iptables", "ip6tables"))
 
     def remove(self) -> None:
         """Take the table and the device away; missing is fine.

@@ -1,0 +1,198 @@
+"""Virtual IPs beside the networks that weft makes: closed and internal ones, siblings on a bridge, and the outside."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from discovery.balancer.balancer import Balancer
+from lab import seen
+from lab.calls import Weft
+from lab.confs import DEFAULT4, DEFAULT6, bridge, pool, ptp
+from lab.host import Host, Lan
+from lab.services import Book, Greeters, instance, picks, run, talk, virtual
+from lab.waiting import until
+
+FAMILIES = pytest.mark.parametrize("version", [4, 6])
+VIPS = {4: "10.79.0.10", 6: "fd57:6566:7400::10"}
+SHOWN = pytest.mark.parametrize("shown", ["0", "1"], ids=["bridged unseen", "bridged seen"])
+
+
+class Town:
+    """Containers on weft's own networks, each with a server at port 80 that says the container's name."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self.weft = host, Weft()
+        seen.hurry(host)
+        seen.forward(host)
+        self.lan: Lan = host.lan(default_route=True)
+        self.book = Book()
+        self.addresses: dict[str, dict[int, str]] = {}
+        self._servers: list[Greeters] = []
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.close()
+
+    def show_bridged(self, shown: str) -> None:
+        """Whether the kernel shows bridged packets to the rules (br_netfilter)."""
+        for key in ("iptables", "ip6tables"):
+            self.host.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{key}={shown}")
+
+    def add(self, name: str, network: str, number: int, driver: str = "bridge", **keys: Any) -> None:
+        ipam = pool(f"10.{number}.0.0/24", f"fd00:{number}::/64", routes=[DEFAULT4, DEFAULT6])
+        if driver == "bridge":
+            conf = bridge(ipam, name=network, bridge=f"b-{network}", isGateway=True)
+        else:
+            conf = ptp(ipam, name=network)
+        result = self.weft.add({**conf, "type": "weft", "driver": driver, **keys}, self.host.container(name), name)
+        found = [ip["address"].partition("/")[0] for ip in result["ips"]]
+        self.addresses[name] = {6 if ":" in one else 4: one for one in found}
+        self._servers.append(Greeters(f"/run/netns/{name}", {name: ("::", 80)}))
+
+    def offer(self, *names: str, **rest: Any) -> None:
+        """These containers offer the service, over both families."""
+        for name in names:
+            for version in (4, 6):
+                self.book.put(instance("web", self.addresses[name][version], **rest))
+        self.book.put(*(virtual("web", one) for one in VIPS.values()))
+
+    def asks(self, name: str | None, address: str, count: int = 12, port: int = 80) -> Counter[str]:
+        return picks(self.host.path if name is None else f"/run/netns/{name}", address, port, count)
+
+
+@pytest.fixture
+def town(host: Host) -> Iterator[Town]:
+    made = Town(host)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@FAMILIES
+@pytest.mark.parametrize("driver", ["bridge", "ptp"])
+def test_a_service_on_a_closed_network_is_open_by_its_address_alone(town: Town, driver: str, version: int) -> None:
+    town.add("a", "x", 81, driver)
+    town.add("b", "y", 82, driver)
+    town.offer("b")
+
+    async def work(balancer: Balancer) -> None:
+        assert town.asks("a", VIPS[version]) == {"b": 12}
+        assert town.asks(None, VIPS[version]) == {"b": 12}
+        assert not town.host.reaches("a", town.addresses["b"][version], 80, expected=False)
+        assert town.asks("a", VIPS[version], 2, 81) == {"refused": 2}
+
+    run(work, town.book)
+
+
+@FAMILIES
+@SHOWN
+def test_siblings_on_a_bridge_and_the_instance_itself(town: Town, shown: str, version: int) -> None:
+    town.show_bridged(shown)
+    for name in ("a", "b", "c"):
+        town.add(name, "x", 81)
+    town.offer("b", "c")
+
+    async def work(balancer: Balancer) -> None:
+        assert set(town.asks("a", VIPS[version], 40)) == {"b", "c"}
+        # To whom else it could connect does not matter, but it must reach itself as well.
+        await asyncio.to_thread(until, lambda: set(town.asks("b", VIPS[version], 40)) == {"b", "c"}, 30)
+        clients = set(town._servers[1].clients["b"] + town._servers[2].clients["c"])
+        own = {one.removeprefix("::ffff:") for one in clients}
+        # Whoever connects is known by its own address wherever the answers come back this way anyhow.
+        assert (town.addresses["a"][version] in own) == (shown == "1")
+
+    run(work, town.book)
+
+
+@FAMILIES
+def test_an_instance_behind_a_link_of_its_own_reaches_itself(town: Town, version: int) -> None:
+    town.add("a", "x", 81, "ptp")
+    town.add("b", "x", 81, "ptp")
+    town.offer("b")
+
+    async def work(balancer: Balancer) -> None:
+        assert town.asks("b", VIPS[version]) == {"b": 12}
+        assert town.asks("a", VIPS[version]) == {"b": 12}
+        clients = {one.removeprefix("::ffff:") for one in town._servers[1].clients["b"]}
+        assert town.addresses["a"][version] in clients
+
+    run(work, town.book)
+
+
+@FAMILIES
+def test_from_an_internal_network_only_its_own_instances_are_reached(town: Town, version: int) -> None:
+    """With the routes that such a network does not even give its containers."""
+    town.add("in1", "inner", 81, internal=True)
+    town.add("in2", "inner", 81, internal=True)
+    town.add("b", "y", 82)
+    town.offer("b")
+
+    async def work(balancer: Balancer) -> None:
+        assert town.asks(None, VIPS[version], 2) == {"b": 2}
+        assert not town.host.reaches("in1", VIPS[version], 80, expected=False)
+        for one in town.book.catalog.instances("web"):
+            town.book.drop(one)
+        town.offer("in2")
+        await balancer.settled()
+        assert town.asks("in1", VIPS[version]) == {"in2": 12}
+
+    run(work, town.book)
+
+
+@FAMILIES
+def test_the_outside_reaches_published_ports_and_no_virtual_address(town: Town, version: int) -> None:
+    town.add("a", "x", 81)
+    town.add("b", "x", 81)
+    town.offer("a", "b", meta={"weft-publish": "30080:80"})
+    here = {4: town.lan.host, 6: town.lan.host6}[version]
+
+    async def work(balancer: Balancer) -> None:
+        assert set(town.asks("outside", here, 40, 30080)) == {"a", "b"}
+        there = {4: town.lan.outside, 6: town.lan.outside6}[version]
+        clients = town._servers[0].clients["a"] + town._servers[1].clients["b"]
+        assert {one.removeprefix("::ffff:") for one in clients} == {there}
+        assert town.asks("outside", VIPS[version], 2) == {"refused": 2}
+        assert set(town.asks(None, here, 40, 30080)) == {"a", "b"}
+        town.show_bridged("0")
+        await asyncio.to_thread(until, lambda: set(town.asks("a", here, 20, 30080)) == {"a", "b"}, 30)
+        # Not another port, and not this one elsewhere.
+        assert town.asks("outside", here, 2, 30081) == {"refused": 2}
+        for one in town.book.catalog.instances("web"):
+            town.book.drop(one)
+        await balancer.settled()
+        assert town.asks("outside", here, 2, 30080) == {"refused": 2}
+
+    run(work, town.book, outside=None)
+
+
+def test_a_containers_own_published_port_comes_first(town: Town) -> None:
+    town.add("a", "x", 81)
+    mapping = {"hostPort": 30080, "containerPort": 80, "protocol": "tcp"}
+    town.add("b", "y", 82, portmap={}, runtimeConfig={"portMappings": [mapping]})
+    town.offer("a", meta={"weft-publish": "30080:80"})
+
+    async def work(balancer: Balancer) -> None:
+        assert town.asks("outside", town.lan.host, 10, 30080) == {"b": 10}
+
+    run(work, town.book, outside=None)
+
+
+@FAMILIES
+def test_metadata_and_the_loopback_stay_out_of_reach(town: Town, version: int) -> None:
+    """A service cannot be made to lead where its clients must not go."""
+    town.add("a", "x", 81)
+    for address in ("127.0.0.1", "169.254.169.254", "::1", "fd00:ec2::254"):
+        town.book.put(instance("web", address))
+    town.book.put(*(virtual("web", one) for one in VIPS.values()))
+
+    async def work(balancer: Balancer) -> None:
+        assert town.asks("a", VIPS[version], 2) == {"refused": 2}
+        assert talk("/run/netns/a", VIPS[version], 80) == "refused"
+
+    run(work, town.book)
