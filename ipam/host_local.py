@@ -77,7 +77,8 @@ def reserve(pool: Pool, owner: Owner, state: State) -> Result:
     Raises PoolExhausted, Conflict (the owner has an address of a set already, or a requested one is somebody
     else's), Busy and StateDamaged. Earlier leases of the owner are left as they are.
     """
-    make_directory(pool.directory)
+    if not os.path.isdir(pool.directory):
+        make_directory(pool.directory)
     with opened(pool.directory, pool.network, state) as leases:
         for _ in range(_ATTEMPTS):
             chosen = _choose(pool, owner, leases)

@@ -28,6 +28,7 @@ from cni_plugin.names import digest
 from cni_plugin.types import Address
 from ipam.directory import LOCK, Directory, Found
 from ipam.index import Index, IndexDamaged, past
+from ipam.memory import Read, recall, remember
 from ipam.values import Owner, State
 
 __all__ = [
@@ -35,37 +36,13 @@ __all__ = [
 ]
 
 SMALL = 256
-"""Up to so many names a directory is read whole: 4 ms, less than it takes to load and ask an index (8 ms)."""
+"""Up to so many names a directory is read whole: 4 ms, less than it takes to load and ask an index (8 ms).
+
+A process that lives long reads it once (``ipam/memory.py``)."""
 
 _MARGIN = 5.0  # seconds by which a file must be older than the boot
 _FRESH = 60.0  # seconds for which an index is believed that a pool is exhausted
 _LOCK_MODE = 0o750
-
-
-class _Read:
-    """What is taken, as read from all the files."""
-
-    __slots__ = ("_owners", "_taken")
-
-    def __init__(self, taken: dict[Address, Owner | None]) -> None:
-        self._owners = taken
-        self._taken = {(address.version, int(address)) for address in taken}
-
-    def held(self, owner: Owner) -> tuple[Address, ...]:
-        return tuple(address for address, each in self._owners.items() if each == owner)
-
-    def beyond(self, version: int, number: int) -> int:
-        while (version, number) in self._taken:
-            number += 1
-        return number
-
-    def add(self, address: Address, owner: Owner) -> None:
-        self._owners[address] = owner
-        self._taken.add((address.version, int(address)))
-
-    def discard(self, address: Address) -> None:
-        self._owners.pop(address, None)
-        self._taken.discard((address.version, int(address)))
 
 
 class Leases:
@@ -77,11 +54,15 @@ class Leases:
         self._state = state
         self._write = write
         self._changed = False
-        mark = digest("leases", os.path.realpath(directory.path))
-        self._index_path = os.path.join(state.index, mark + ".index")
-        self._seen_path = os.path.join(state.index, mark + ".seen")
-        self._seen = os.path.exists(self._seen_path)
-        self._view: Index | _Read = self._look()
+        recalled = recall(directory) if write else None
+        self._recalled = recalled is not None
+        self._seen = self._recalled or os.path.exists(self._beside("seen"))
+        self._view: Index | Read = self._look() if recalled is None else recalled
+
+    def _beside(self, ending: str) -> str:
+        """The path of a file about the directory, on a tmpfs."""
+        mark = digest("leases", os.path.realpath(self.directory.path))
+        return os.path.join(self._state.index, f"{mark}.{ending}")
 
     def held(self, owner: Owner) -> tuple[Address, ...]:
         """The addresses leased to an owner; what an index says of them is checked against their files."""
@@ -89,7 +70,8 @@ class Leases:
             mine = self._view.held(owner)
         except IndexDamaged:
             return self._read_now().held(owner)
-        if isinstance(self._view, Index) and any(self.holder(address) != owner for address in mine):
+        believed = self._recalled or isinstance(self._view, Index)
+        if believed and any(self.holder(address) != owner for address in mine):
             self.reread()
             mine = self._view.held(owner)
         return mine
@@ -109,14 +91,15 @@ class Leases:
     def reread(self) -> None:
         """Forget what was believed and read the files."""
         self.close()
+        self._recalled = False
         self._view = self._build(self.directory.names())
 
     def doubt(self) -> bool:
         """Read the files again if that was not done lately; says whether it was done."""
-        if not isinstance(self._view, Index):
+        if not isinstance(self._view, Index) and not self._recalled:
             return False
         with contextlib.suppress(IndexDamaged):
-            if self._view.age() < _FRESH:
+            if isinstance(self._view, Index) and self._view.age() < _FRESH:
                 return False
         self.reread()
         return True
@@ -168,8 +151,11 @@ class Leases:
         return True
 
     def finish(self) -> None:
-        """Keep the index for the next call. The directory's mtime comes last: it is what makes the index valid."""
-        if isinstance(self._view, Index) and self._changed:
+        """Keep what is known for the next call. The directory's mtime comes last: it is what makes that valid."""
+        if isinstance(self._view, Read):
+            if self._changed and len(self._view) <= SMALL:
+                remember(self.directory, self._view)
+        elif self._changed:
             modified = past()
             with self._noting():
                 self._view.commit(modified)
@@ -189,51 +175,53 @@ class Leases:
             yield
         except IndexDamaged:
             self.close()
-            self._view = _Read({})
+            self._view = Read({})
             with contextlib.suppress(OSError):
-                os.unlink(self._index_path)
+                os.unlink(self._beside("index"))
             self._view = self._read_now()
 
-    def _look(self) -> Index | _Read:
+    def _look(self) -> Index | Read:
         """A view of what is taken: small directories read, large ones from their index if that still fits."""
         names = self.directory.names(SMALL + 1)
         if len(names) <= SMALL:
             return self._build(names)
-        if self._seen and os.path.exists(self._index_path):
+        path = self._beside("index")
+        if self._seen and os.path.exists(path):
             index = None
             with contextlib.suppress(IndexDamaged):
-                index = Index(self._index_path)
+                index = Index(path)
                 if index.fits(self.directory.identity()):
                     return index
             if index:
                 index.close()
         return self._build(self.directory.names())
 
-    def _read_now(self) -> _Read:
+    def _read_now(self) -> Read:
         self.close()
-        view = _Read(self._survivors(self.directory.names()))
+        view = Read(self._survivors(self.directory.names()))
         self._view = view
         return view
 
-    def _build(self, names: list[str]) -> Index | _Read:
+    def _build(self, names: list[str]) -> Index | Read:
         """Read the files, reclaim what nobody holds, and leave an index behind where it pays."""
         if len(names) <= SMALL or not self._write:
-            return _Read(self._survivors(names))
+            return Read(self._survivors(names))
         taken = self._survivors(names)
         if not self.directory.mark(past()):
-            return _Read(taken)
+            return Read(taken)
         index = None
         try:
             os.makedirs(self._state.index, mode=0o700, exist_ok=True)
+            path = self._beside("index")
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._index_path)
-            index = Index(self._index_path)
+                os.unlink(path)
+            index = Index(path)
             index.build(taken.items(), self.directory.identity())
             return index
         except (IndexDamaged, OSError):
             if index:
                 index.close()
-            return _Read(taken)
+            return Read(taken)
 
     def _survivors(self, names: list[str]) -> dict[Address, Owner | None]:
         """Who holds what; what nobody holds any more is removed if this may write, and passed over if not."""
@@ -242,7 +230,7 @@ class Leases:
             if not self._dead(found) or not self._reclaim(found.address):
                 taken[found.address] = found.owner
         if self._write and not self._seen:
-            self._seen = _leave_stamp(self._seen_path)
+            self._seen = _leave_stamp(self._beside("seen"))
         return taken
 
     def _dead(self, found: Found) -> bool:
