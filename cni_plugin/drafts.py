@@ -13,7 +13,7 @@ from cni_plugin.plan import Context, Facts, Operation, Plan, compose
 from cni_plugin.records import Phase, Record
 from cni_plugin.types import Attachment, Result, Side
 from cni_plugin.wire.request import Request
-from cni_plugin.wire.result import render
+from cni_plugin.wire.result import check
 
 NOTHING = Plan()
 
@@ -38,9 +38,9 @@ class Drafts:
             operations=(assembly.lease,) if assembly.lease else (),
         )
 
-    def look(self, container: Namespace) -> Facts:
-        """The facts that a plan may ask for, from the kernel."""
-        return Look(self._kernel.host, container)
+    def look(self, container: Namespace, host: Namespace | None = None) -> Facts:
+        """The facts that a plan may ask for, from the kernel; ``host`` where it was looked at before."""
+        return Look(host or self._kernel.host, container)
 
     def foundation(
         self, record: Record, request: Request, assembly: parts.Assembly, container: Namespace
@@ -83,7 +83,7 @@ class Drafts:
         context = self._context(record, request, container, facts, start)
         plan = compose(replace(context, gateways=gateways), assembly.parts)
         # Not every version can say every result: that must come out before the kernel is touched.
-        render(plan.result, config.version)
+        check(plan.result, config.version)
         return replace(
             record,
             operations=(

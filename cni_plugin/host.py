@@ -135,6 +135,27 @@ def remembered(facts: Facts) -> Facts:
     return cast(Facts, _Remembered(facts))
 
 
+class _Seen:
+    """A namespace in which a link that was looked at is not looked at again."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._links: dict[str, Link | None] = {}
+
+    def link(self, name: str) -> Link | None:
+        if name not in self._links:
+            self._links[name] = self._namespace.link(name)
+        return self._links[name]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._namespace, name)
+
+
+def seen(namespace: Namespace) -> Namespace:
+    """The same namespace, each link asked for once: a look waits for the kernel's lock, behind all who make links."""
+    return cast(Namespace, _Seen(namespace))
+
+
 def _links_of(path: str) -> tuple[str, ...]:
     """The links of a device in sysfs; those of a virtio card are one level down, under its virtio device."""
     with contextlib.suppress(OSError):

@@ -24,7 +24,7 @@ from cni_plugin.errors import (
     UnknownContainer,
     WeftError,
 )
-from cni_plugin.host import Host
+from cni_plugin.host import Host, seen
 from cni_plugin.kernel import Kernel, Namespace, Ruleset
 from cni_plugin.ops import BaseRules, Elements
 from cni_plugin.plan import Delegate, Machine, Operation
@@ -113,7 +113,8 @@ class Service:
             try:
                 with attempt:
                     self.records.write(record)
-                    facts, first = self.drafts.look(container), NOTHING
+                    host = seen(self.kernel.host)
+                    facts, first = self.drafts.look(container, host), NOTHING
                     if assembly.lease and assembly.lease.needs_link:
                         facts, first = self.drafts.foundation(record, request, assembly, container)
                         record = replace(
@@ -128,7 +129,8 @@ class Service:
                     done = len(record.operations)
                     record = self.drafts.planned(record, request, assembly, answer, container, facts, first)
                     self.records.write(record)
-                    self._ensure(attachment, record.shared, machine)
+                    planned_on = replace(machine, host=host) if first is NOTHING else machine
+                    self._ensure(attachment, record.shared, machine, planned_on)
                     attempt.apply(record.operations[done:])
                     self.records.write(replace(record, phase=Phase.ATTACHED))
             except BaseException as error:
@@ -349,9 +351,15 @@ class Service:
             return False
         return self.lives(record.namespace)
 
-    def _ensure(self, attachment: Attachment, shared: Sequence[Operation], machine: Machine) -> None:
-        """Do what is lacking of the shared operations, one caller at a time; the network's record knows first."""
-        if self._unknown(attachment.network, shared) or any(operation.lacks(machine) for operation in shared):
+    def _ensure(
+        self, attachment: Attachment, shared: Sequence[Operation], machine: Machine, planned_on: Machine | None = None
+    ) -> None:
+        """Do what is lacking of the shared operations, one caller at a time; the network's record knows first.
+
+        ``planned_on`` is the machine as planning saw it a moment ago, for the first look.
+        """
+        first = planned_on or machine
+        if self._unknown(attachment.network, shared) or any(operation.lacks(first) for operation in shared):
             with locks.hold(self.records.shared_lock()):
                 self._remember(attachment.network, self._unknown(attachment.network, shared))
                 for operation in shared:

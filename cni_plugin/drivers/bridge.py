@@ -127,10 +127,7 @@ class BridgeNetwork:
         return tuple(shared)
 
     def _port(self, host: str) -> tuple[Operation, ...]:
-        # A port only passes frames on. With IPv6 of its own it would have an address and three routes, and the kernel
-        # goes through all of them whenever a link is deleted (``fib6_ifdown`` in ``net/ipv6/route.c``).
-        no_ipv6 = Setting(Side.HOST, f"net/ipv6/conf/{host}/disable_ipv6", "1", host, optional=True)
-        operations: list[Operation] = [no_ipv6]
+        operations: list[Operation] = []
         if self.hairpin or self.isolated:
             operations.append(Port(host, self.hairpin, self.isolated))
         if self.filtering:

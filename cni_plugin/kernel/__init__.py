@@ -136,9 +136,11 @@ class Namespace(Protocol):
         parent_namespace: Namespace | None = None,
         peer: Peer | None = None,
         options: Mapping[str, int | str] | None = None,
+        addressless: bool = False,
     ) -> None:
         """Make a link. ``parent`` is the lower link (macvlan, vlan …), looked up in ``parent_namespace``.
 
+        ``addressless``: a veth with an alias gets no IPv6 address by itself (``addrgenmode none``).
         All of it happens or none: a link that cannot be finished (alias, master) is removed again.
         Raises ``Exists`` when the name (or the peer's) is taken, ``KernelLacks`` for an unknown kind.
         *Equivalent to:* ``ip link add NAME [link PARENT] type KIND …``.

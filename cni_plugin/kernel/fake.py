@@ -84,6 +84,7 @@ class FakeNamespace(FakeMore):
         parent_namespace: Namespace | None = None,
         peer: Peer | None = None,
         options: Mapping[str, int | str] | None = None,
+        addressless: bool = False,
     ) -> None:
         self.kernel.called("add_link")
         doing = f"make the {kind} link {name}" + (f" with its peer {peer.name}" if peer else "")

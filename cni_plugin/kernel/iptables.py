@@ -31,14 +31,14 @@ def restore(version: int, table: str, lines: Iterable[str]) -> None:
     _run(version, "-restore", ["--noflush", f"--wait={_PATIENCE}"], text)
 
 
-def drops_forwarded(version: int) -> bool:
+def drops_forwarded(version: int, questions: nft_netlink.Questions) -> bool:
     """Whether a FORWARD chain has the policy DROP: that of nftables' iptables, or the legacy one's where in use.
 
     The first is asked of the kernel, since most hosts have only that and every ADD with a firewall asks; only the
     legacy one needs a program.
     """
     try:
-        if _nftables_policy(version) == _DROP:
+        if _nftables_policy(version, questions) == _DROP:
             return True
         with open(_TABLES_IN_USE[version], encoding="ascii", errors="replace") as tables:
             legacy = "filter" in tables.read().split()
@@ -47,15 +47,11 @@ def drops_forwarded(version: int) -> bool:
         return False
 
 
-def _nftables_policy(version: int) -> bytes:
+def _nftables_policy(version: int, questions: nft_netlink.Questions) -> bytes:
     """The policy of the chain that iptables keeps in nftables, as the kernel has it; empty where there is none."""
-    questions = nft_netlink.Questions()
-    try:
-        chain = (nft_netlink.text(_CHAIN_TABLE, "filter"), nft_netlink.text(_CHAIN_NAME, "FORWARD"))
-        (found,) = questions.each(_GET_CHAIN, [("ip" if version == 4 else "ip6", chain)])
-        return (found or {}).get(_CHAIN_POLICY, b"")
-    finally:
-        questions.close()
+    chain = (nft_netlink.text(_CHAIN_TABLE, "filter"), nft_netlink.text(_CHAIN_NAME, "FORWARD"))
+    (found,) = questions.each(_GET_CHAIN, [("ip" if version == 4 else "ip6", chain)])
+    return (found or {}).get(_CHAIN_POLICY, b"")
 
 
 def _policy(lines: tuple[str, ...]) -> str:

@@ -24,6 +24,7 @@ from cni_plugin.types import Address, Cidr, NamespaceId
 if TYPE_CHECKING:
     from cni_plugin.kernel import Ruleset
     from cni_plugin.kernel.netlink.reaper import Reaper
+    from cni_plugin.kernel.nft_netlink import Questions
 
 
 class LinuxNamespace:
@@ -35,17 +36,27 @@ class LinuxNamespace:
         self._sysctls = sysctl.Sysctls()
         self.reaper: Reaper | None = None
         """Deletes this namespace's links where many threads do so; None: each does it by itself."""
-        try:
+        self._opened: RouteSocket | None = None
+        self._questions: Questions | None = None
+        """Kept, since to close one may take the kernel 20 ms."""
+
+    @property
+    def _socket(self) -> RouteSocket:
+        """Opened when first needed: a DEL needs none in the container."""
+        if self._opened is None:
             with self._entered():
-                self._socket = RouteSocket()
-        except BaseException:
-            os.close(descriptor)
-            raise
+                self._opened = RouteSocket()
+        return self._opened
 
     def close(self) -> None:
         """Close the descriptor and the socket; a second time does nothing."""
         if self.descriptor >= 0:
-            self._socket.close()
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
+            if self._questions is not None:
+                self._questions.close()
+                self._questions = None
             self._sysctls.close()
             os.close(self.descriptor)
             self.descriptor = -1
@@ -76,6 +87,7 @@ class LinuxNamespace:
         parent_namespace: Namespace | None = None,
         peer: Peer | None = None,
         options: Mapping[str, int | str] | None = None,
+        addressless: bool = False,
     ) -> None:
         doing = f"make the {kind} link {name}" + (f" with its peer {peer.name}" if peer else "")
         links.check_name(name, doing)
@@ -106,7 +118,8 @@ class LinuxNamespace:
             links.made(_socket_of(peer.namespace), peer.name)
         # Not in the same sendmsg: the kernel goes on after a refusal, and would change somebody else's link.
         if alias:
-            self._finish(name, doing, alias=alias)
+            with self._or_nothing(name):
+                links.finish(self._socket, name, alias, doing, addressless=addressless)
         if peer is not None and peer.up:
             there = _linux(peer.namespace) if peer.namespace is not None else self
             with self._or_nothing(name):
@@ -329,9 +342,15 @@ class LinuxNamespace:
 
     def drops_forwarded(self, version: int) -> bool:
         from cni_plugin.kernel import iptables
+        from cni_plugin.kernel.nft_netlink import Questions
 
         with self._entered():
-            return iptables.drops_forwarded(version)
+            if self._questions is None:
+                try:
+                    self._questions = Questions()
+                except KernelRefused:
+                    return False
+            return iptables.drops_forwarded(version, self._questions)
 
     def _index(self, link: str, doing: str) -> int:
         return links.index(self._socket, link, doing)

@@ -19,7 +19,7 @@ from cni_plugin.errors import Busy, Exists, KernelLacks, KernelRefused, Missing
 from cni_plugin.kernel import Element
 from cni_plugin.kernel.nft_elements import creations, deletions, writable
 from cni_plugin.kernel.nft_library import Answer, Runner, enter_namespace, leave_namespace, runner
-from cni_plugin.kernel.nft_lookup import look_up
+from cni_plugin.kernel.nft_lookup import keys, look_up, owned
 from cni_plugin.kernel.nft_netlink import ERESTART, Change, Questions, refusal
 from cni_plugin.kernel.nft_survey import Survey, survey
 from cni_plugin.kernel.nft_text import Shape, checked, commands, conflict, elements_in, normal, rendered, shapes
@@ -158,7 +158,7 @@ class Nft:
             if not absent:
                 return
             try:
-                self._change("create", absent)
+                self._create(absent.values())
                 return
             except Exists:
                 there = self._there(wanted)
@@ -178,12 +178,14 @@ class Nft:
         """Delete those that bear the same mark; one look-up of all keys, then one transaction."""
         wanted = self._keyed(elements, missing_ok=True)
         for _ in range(_ATTEMPTS):
-            there = self._there(wanted)
-            mine = {key: element for key, element in wanted.items() if _owned(element, there.get(key))}
-            if not mine:
-                return
             with suppress(Missing):  # another process deleted one meanwhile: look again
-                self._change("delete", mine)
+                if all(writable(self._shapes[collection]) for collection, _ in wanted):
+                    self._delete(wanted.values())
+                else:
+                    there = self._there(wanted)
+                    mine = [one for key, one in wanted.items() if _owned(one, there.get(key))]
+                    if mine:
+                        self._do(commands("delete", [(self._shapes[one.collection], one) for one in mine]))
                 return
         raise Busy("others keep changing the same nftables elements", hint="try again")
 
@@ -219,7 +221,7 @@ class Nft:
                 raise Missing(f"weft's tables have no set or map {element.collection}", hint="install the base rules")
             rendered(element.data, shape.data, shape)
             twin = keyed.setdefault((element.collection, rendered(element.key, shape.key, shape)), element)
-            if not _same(element, twin):
+            if twin is not element and not _same(element, twin):
                 raise conflict(element, twin)
         return keyed
 
@@ -233,13 +235,23 @@ class Nft:
             self._shapes = {**self._declared(), **self._shapes}
         return self._shapes.get(collection)
 
-    def _change(self, verb: str, keyed: dict[tuple[str, str], Element]) -> None:
-        """Create or delete the elements, all or none, in one transaction."""
-        items = [(self._shapes[collection], element) for (collection, _), element in keyed.items()]
-        if not all(writable(shape) for shape, _ in items):
-            self._do(commands(verb, items))
-            return
-        changes = creations(items) if verb == "create" else deletions(items)
+    def _create(self, elements: Iterable[Element]) -> None:
+        items = [(self._shapes[element.collection], element) for element in elements]
+        if all(writable(shape) for shape, _ in items):
+            self._change(creations(items))
+        else:
+            self._do(commands("create", items))
+
+    def _delete(self, elements: Iterable[Element]) -> None:
+        """Look for all, then delete those that bear their mark."""
+        shaped = [(self._shapes[element.collection], element) for element in elements]
+        sought = [(shape, keys(shape, element.key), element.mark) for shape, element in shaped]
+        bear = self._ask(lambda questions: owned(questions, sought)) if sought else []
+        mine = [(shape, key) for (shape, key, _), one in zip(sought, bear, strict=True) if one]
+        if mine:
+            self._change(deletions(mine))
+
+    def _change(self, changes: list[Change]) -> None:
         number = self._ask(lambda questions: self._transact(questions, changes))
         if number:
             raise refusal(number)
@@ -260,8 +272,8 @@ class Nft:
         single = [(place, self._shapes[place[0]]) for place in keyed]
         plain = {shape.name for _, shape in single if "interval" in shape.flags and len(shape.key) == 1}
         sought = [(place, shape) for place, shape in single if shape.name not in plain]
-        keys = [(shape, keyed[place].key) for place, shape in sought]
-        answers = self._ask(lambda questions: look_up(questions, keys)) if keys else []
+        wanted = [(shape, keyed[place].key) for place, shape in sought]
+        answers = self._ask(lambda questions: look_up(questions, wanted)) if wanted else []
         found = {place: one for (place, _), one in zip(sought, answers, strict=True) if one is not None}
         for name in plain:  # such a set holds beginnings and ends, not keys
             there = {normal(one.key): one for one in self.elements(name)}

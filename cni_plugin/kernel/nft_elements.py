@@ -1,7 +1,7 @@
 """Elements of weft's sets and maps as netlink messages, for transactions that read nothing first.
 
 The same bytes as nftables writes, so that it lists them as its own: parts in network order, of a concatenation each
-padded to four bytes, the mark as a comment. Sources: ``linux/netfilter/nf_tables.h``, libnftnl's ``udata.h``.
+padded to four bytes, the mark as a comment. Source: ``linux/netfilter/nf_tables.h``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cni_plugin.kernel import Element
-from cni_plugin.kernel.nft_lookup import packed
+from cni_plugin.kernel.nft_lookup import comment, keys, packed
 from cni_plugin.kernel.nft_netlink import Change, attribute, nested, text
 from cni_plugin.kernel.nft_text import Shape
 
@@ -17,7 +17,7 @@ _NEW, _DELETE = 12, 14
 _CREATE, _EXCLUSIVE = 0x400, 0x200
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _ITEM = 1
-_KEY, _DATA, _COMMENT, _KEY_END = 1, 2, 6, 10
+_DATA, _COMMENT = 2, 6
 _VALUE = 1
 _MOST = 200  # elements in one message: an attribute's length has 16 bits, an element takes up to 300 bytes
 
@@ -32,9 +32,9 @@ def creations(elements: Iterable[tuple[Shape, Element]]) -> list[Change]:
     return _changes(_NEW, _CREATE | _EXCLUSIVE, ((shape, _whole(shape, element)) for shape, element in elements))
 
 
-def deletions(elements: Iterable[tuple[Shape, Element]]) -> list[Change]:
-    """What deletes the elements by their keys and refuses one that is not there."""
-    return _changes(_DELETE, 0, ((shape, b"".join(_keys(shape, element))) for shape, element in elements))
+def deletions(sought: Iterable[tuple[Shape, bytes]]) -> list[Change]:
+    """What deletes the elements under the keys (as ``nft_lookup.keys`` gives them) and refuses one that is missing."""
+    return _changes(_DELETE, 0, sought)
 
 
 def _changes(kind: int, flags: int, items: Iterable[tuple[Shape, bytes]]) -> list[Change]:
@@ -51,16 +51,6 @@ def _changes(kind: int, flags: int, items: Iterable[tuple[Shape, bytes]]) -> lis
     return changes
 
 
-def _keys(shape: Shape, element: Element) -> list[bytes]:
-    keys = [nested(_KEY, attribute(_VALUE, packed(element.key, shape.key)))]
-    if "interval" in shape.flags:
-        keys.append(nested(_KEY_END, attribute(_VALUE, packed(element.key, shape.key, -1))))
-    return keys
-
-
 def _whole(shape: Shape, element: Element) -> bytes:
-    comment = element.mark.encode("ascii") + b"\0"
-    parts = [*_keys(shape, element), attribute(_COMMENT, bytes((0, len(comment))) + comment)]
-    if shape.data:
-        parts.append(nested(_DATA, attribute(_VALUE, packed(element.data, shape.data))))
-    return b"".join(parts)
+    found = keys(shape, element.key) + attribute(_COMMENT, comment(element.mark))
+    return found + nested(_DATA, attribute(_VALUE, packed(element.data, shape.data))) if shape.data else found

@@ -35,16 +35,45 @@ def look_up(questions: Questions, sought: list[tuple[Shape, tuple[Scalar, ...]]]
 
     The keys must have been rendered before, which checks their types. A set of plain intervals has no such keys.
     """
-    found = questions.each(_GET_ELEMENT, [_question(shape, key) for shape, key in sought])
+    found = questions.each(_GET_ELEMENT, [_question(shape, keys(shape, key)) for shape, key in sought])
     return [None if one is None else _element(one, shape) for one, (shape, _) in zip(found, sought, strict=True)]
 
 
-def _question(shape: Shape, key: tuple[Scalar, ...]) -> tuple[str, tuple[bytes, ...]]:
-    ends = [nested(_KEY, attribute(_VALUE, packed(key, shape.key, 0)))]
+def keys(shape: Shape, key: tuple[Scalar, ...]) -> bytes:
+    """A key as attributes; in a set of intervals its first and its last value."""
+    ends = nested(_KEY, attribute(_VALUE, packed(key, shape.key)))
     if "interval" in shape.flags:
-        ends.append(nested(_KEY_END, attribute(_VALUE, packed(key, shape.key, -1))))
+        ends += nested(_KEY_END, attribute(_VALUE, packed(key, shape.key, -1)))
+    return ends
+
+
+def comment(mark: str) -> bytes:
+    """A mark as nftables keeps comments: kind 0, length, text with its zero (libnftnl's ``udata.h``)."""
+    data = mark.encode("ascii") + b"\0"
+    return bytes((0, len(data))) + data
+
+
+def owned(questions: Questions, sought: list[tuple[Shape, bytes, str]]) -> list[bool]:
+    """Whether under each key (as ``keys`` gives it) there is an element of that very key with the mark."""
+    found = questions.each(_GET_ELEMENT, [_question(shape, key) for shape, key, _ in sought])
+    return [
+        one is not None and _bears(one, shape, key, mark) for one, (shape, key, mark) in zip(found, sought, strict=True)
+    ]
+
+
+def _bears(answer: Attributes, shape: Shape, key: bytes, mark: str) -> bool:
+    found = attributes(attributes(answer[_ELEMENTS])[_ITEM])
+    if found.get(_COMMENT) != comment(mark):
+        return False
+    if "interval" not in shape.flags:
+        return True
+    first, last = (attributes(found.get(kind, found[_KEY]))[_VALUE] for kind in (_KEY, _KEY_END))
+    return key == nested(_KEY, attribute(_VALUE, first)) + nested(_KEY_END, attribute(_VALUE, last))
+
+
+def _question(shape: Shape, key: bytes) -> tuple[str, tuple[bytes, ...]]:
     family, table = shape.table.split()
-    return family, (text(_TABLE, table), text(_SET, shape.name), nested(_ELEMENTS, nested(_ITEM, *ends)))
+    return family, (text(_TABLE, table), text(_SET, shape.name), nested(_ELEMENTS, nested(_ITEM, key)))
 
 
 def packed(parts: tuple[Scalar, ...], types: tuple[str, ...], end: int = 0) -> bytes:
@@ -70,8 +99,8 @@ def _element(answer: Attributes, shape: Shape) -> Element:
     first = attributes(found[_KEY])[_VALUE]
     last = attributes(found[_KEY_END])[_VALUE] if _KEY_END in found else first
     data = attributes(found[_DATA])[_VALUE] if shape.data else b""
-    comment = found.get(_COMMENT, b"\0\0")  # kind 0, length, text with its zero: libnftnl's udata.h
-    mark = comment[2 : 2 + comment[1]].rstrip(b"\0").decode("utf-8", "replace") if comment[0] == 0 else ""
+    said = found.get(_COMMENT, b"\0\0")
+    mark = said[2 : 2 + said[1]].rstrip(b"\0").decode("utf-8", "replace") if said[0] == 0 else ""
     return Element(shape.name, _values(first, last, shape.key), _values(data, data, shape.data), own_mark(mark))
 
 

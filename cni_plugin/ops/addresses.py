@@ -217,10 +217,16 @@ class Setting(Operation):
 
     def apply(self, machine: Machine) -> bool:
         namespace = present(machine, self.side, self.key)
-        there = namespace.sysctl(self.key)
-        if same_setting(there, self.value) or (there is None and self.optional):
+        try:
+            namespace.set_sysctl(self.key, self.value)
+        except Missing:
+            if not self.optional:
+                raise
             return False
-        namespace.set_sysctl(self.key, self.value)
+        except KernelRefused:
+            if not same_setting(namespace.sysctl(self.key), self.value):  # it cannot be written, and need not
+                raise
+            return False
         return True
 
     def undo(self, machine: Machine) -> None:

@@ -179,6 +179,7 @@ class Veth(Operation):
                 up=True,
                 master=self.bridge,
                 peer=Peer(self.container, mac=self.mac, mtu=self.mtu, namespace=machine.container),
+                addressless=bool(self.bridge),
             )
         except Exists:
             if machine.container.link(self.container) is None:
@@ -236,7 +237,7 @@ class Veth(Operation):
         peer = f"peer name {self.container} address {self.mac} mtu {self.mtu} netns {namespace}"
         return (
             f"ip link add {self.host} address {self.host_mac} mtu {self.mtu} type veth {peer}",
-            f"ip link set {self.host} alias '{self.alias}'{master} up",
+            f"ip link set {self.host} alias '{self.alias}'{' addrgenmode none' if self.bridge else ''}{master} up",
         )
 
 
@@ -253,22 +254,20 @@ class Up(Operation):
         return (self.side, self.link)
 
     def apply(self, machine: Machine) -> bool:
-        return self._set(machine, True)
+        # Not looked at before: the kernel does nothing where it is up already, and each look waits for its lock.
+        self._set(machine, True)
+        return not self.was
 
     def undo(self, machine: Machine) -> None:
         if not self.was:
             with contextlib.suppress(Missing):
                 self._set(machine, False)
 
-    def _set(self, machine: Machine, up: bool) -> bool:
+    def _set(self, machine: Machine, up: bool) -> None:
         namespace = machine.side(self.side)
-        link = namespace.link(self.link) if namespace is not None else None
-        if namespace is None or link is None:
+        if namespace is None:
             raise Missing(f"there is no link {self.link} in the {self.side}")
-        if link.up == up:
-            return False
         patiently(lambda: namespace.change_link(self.link, up=up))
-        return True
 
     def lacks(self, machine: Machine) -> str | None:
         namespace = machine.side(self.side)

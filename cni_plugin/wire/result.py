@@ -25,8 +25,7 @@ _FAMILIES = ((4, "ip4"), (6, "ip6"))
 def render(result: Result, version: str) -> bytes:
     """The result as a plugin prints it: four spaces of indentation, no newline at the end.
 
-    Raises VersionProblem where the version cannot say it: 0.1.0 and 0.2.0 need an address. A plan's result is known
-    before the kernel is touched, so that is the time to ask.
+    Raises VersionProblem as ``check`` does.
     """
     body: Json = {"cniVersion": version}
     if not versions.at_least(version, "0.3.0"):
@@ -39,6 +38,15 @@ def render(result: Result, version: str) -> bytes:
             body["dns"] = _dns(result.dns)
         body = dict(sorted(body.items()))
     return json.dumps(body, indent=4).encode("ascii")
+
+
+def check(result: Result, version: str) -> None:
+    """Raises VersionProblem where the version cannot say it: 0.1.0 and 0.2.0 need an address.
+
+    A plan's result is known before the kernel is touched, so that is the time to ask.
+    """
+    if not versions.at_least(version, "0.3.0"):
+        _by_family(result)
 
 
 def parse(value: object, version: str, problems: Problems, path: str = "prevResult") -> Result:

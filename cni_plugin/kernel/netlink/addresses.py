@@ -5,15 +5,20 @@ Source: ``ip-address(8)``, ``linux/if_addr.h``, ``net/ipv4/devinet.c``, ``net/ip
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Interface, ip_interface
+from sys import byteorder
 from typing import Any
 
 from cni_plugin.kernel.netlink import codec
-from cni_plugin.kernel.netlink.codec import Attributes, attribute
+from cni_plugin.kernel.netlink.codec import Attributes
+from cni_plugin.kernel.netlink.reader import number, scan
 from cni_plugin.kernel.netlink.socket import Request, RouteSocket
 from cni_plugin.types import Cidr
 
 _NO_DAD, _DAD_FAILED, _TENTATIVE, _NO_PREFIX_ROUTE = 0x02, 0x08, 0x40, 0x200
+_FAMILY, _PREFIX, _FIXED = 16, 17, 24  # places in a message
+_ADDRESS, _LOCAL, _FLAGS = 1, 2, 8
 _SCOPE_LINK, _SCOPE_HOST = 253, 254
 
 
@@ -25,23 +30,28 @@ def of_link(socket: RouteSocket, index: int, name: str) -> tuple[Cidr, ...]:
 
 def tentative(socket: RouteSocket, index: int, name: str) -> tuple[bool, bool]:
     """Whether duplicate address detection still runs on an IPv6 address, and whether one failed."""
-    flags = [_flags(message) for message in _messages(socket, index, name) if message["family"] == codec.AF_INET6]
+    flags = [_flags(message) for message in _messages(socket, index, name) if message[_FAMILY] == codec.AF_INET6]
     failed = any(value & _DAD_FAILED for value in flags)
     return any(value & _TENTATIVE and not value & _DAD_FAILED for value in flags), failed
 
 
-def _messages(socket: RouteSocket, index: int, name: str) -> list[Any]:
-    request = Request(codec.GETADDR, 0, f"list the addresses of {name}", {"index": index})
-    return [message for message in socket.dump(request) if message["index"] == index]
+def _messages(socket: RouteSocket, index: int, name: str) -> list[bytes]:
+    request = Request(codec.GETADDR, 0, f"list the addresses of {name}", {"index": index}, decoded=False)
+    return [message for message in socket.dump(request) if int.from_bytes(message[20:24], byteorder) == index]
 
 
-def _flags(message: Any) -> int:
-    return int(attribute(message, "IFA_FLAGS") or message["flags"])
+def _flags(message: bytes) -> int:
+    return number(scan(message, _FIXED), _FLAGS) or message[18]
 
 
-def _cidr(message: Any) -> Cidr:
-    text = attribute(message, "IFA_LOCAL") or attribute(message, "IFA_ADDRESS")
-    return ip_interface(f"{text}/{message['prefixlen']}")
+def _cidr(message: bytes) -> Cidr:
+    found = scan(message, _FIXED)
+    return _interface(found.get(_LOCAL) or found[_ADDRESS], message[_PREFIX])
+
+
+@lru_cache(256)
+def _interface(packed: bytes, prefix: int) -> Cidr:
+    return ip_interface((packed, prefix))
 
 
 def add(

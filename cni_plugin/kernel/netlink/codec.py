@@ -103,10 +103,14 @@ def _part(kind: int) -> tuple[str, tuple[str, ...]]:
     return next((part for above, part in _PARTS if kind < above), _QUEUE_PART)
 
 
-def encode(kind: int, flags: int, sequence: int, fields: dict[str, Any], given: Attributes) -> bytes:
-    """One request as bytes; ``fields`` are those of the message's fixed part under pyroute2's names."""
+def encode(kind: int, flags: int, sequence: int, fields: dict[str, Any], given: Attributes | bytes) -> bytes:
+    """One request as bytes; ``fields`` are those of the message's fixed part under pyroute2's names.
+
+    Attributes that are given as bytes are so already.
+    """
     form, known = _part(kind)
-    body = struct.pack(form, *(fields.get(name, 0) for name in known)) + attributes(_CLASSES[kind], fields, given)
+    written = given if isinstance(given, bytes) else attributes(_CLASSES[kind], fields, given)
+    body = struct.pack(form, *(fields.get(name, 0) for name in known)) + written
     return struct.pack("=IHHII", _HEADER + len(body), kind, flags, sequence, 0) + body
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,16 @@ from cni_plugin.errors import KernelLacks, KernelRefused, Missing
 from cni_plugin.kernel import Link, Peer
 from cni_plugin.kernel.netlink import codec
 from cni_plugin.kernel.netlink.codec import Attributes, attribute
+from cni_plugin.kernel.netlink.reader import number, scan, word
 from cni_plugin.kernel.netlink.refusals import module
 from cni_plugin.kernel.netlink.socket import Request, RouteSocket, link_name
 
 _UP, _PROMISC, _ALLMULTI, _LOWER_UP = 0x1, 0x100, 0x200, 0x10000
 _SKIP_STATISTICS = 8
+_FIXED = 32  # bytes before a message's attributes
+_ADDRESS, _NAME, _MTU, _LOWER, _MASTER, _QUEUE_LENGTH, _INFORMATION, _ALIAS = 1, 3, 4, 5, 10, 13, 18, 20
+_KIND, _DATA, _PORT_KIND = 1, 2, 4
+_BY_FAMILY, _GENERATE = 26, 8
 _MOST_INDEXES = 1000
 _UNKNOWN_KIND = "Unknown device type"
 
@@ -27,11 +32,12 @@ NESTED = 0x8000
 
 def get(socket: RouteSocket, name: str) -> Link | None:
     """The link of that name, None if there is none; one filtered request."""
-    message = _message(socket, name)
+    message = _message(socket, name, decoded=False)
     if message is None:
         return None
-    master = attribute(message, "IFLA_MASTER")
-    return _link(message, link_name(socket.fileno(), master) if master else "")
+    found = scan(message, _FIXED)
+    master = number(found, _MASTER)
+    return _link(message, found, link_name(socket.fileno(), master) if master else "")
 
 
 def index(socket: RouteSocket, name: str, doing: str) -> int:
@@ -62,10 +68,11 @@ def made(socket: RouteSocket, name: str) -> None:
 
 def every(socket: RouteSocket) -> tuple[Link, ...]:
     """Every link, in the order of their indexes."""
-    request = Request(codec.GETLINK, 0, "list the links", attributes=[["IFLA_EXT_MASK", _SKIP_STATISTICS]])
-    messages = socket.dump(request)
-    known = {int(message["index"]): str(attribute(message, "IFLA_IFNAME")) for message in messages}
-    links = [_link(message, known.get(attribute(message, "IFLA_MASTER") or 0, "")) for message in messages]
+    attributes: Attributes = [["IFLA_EXT_MASK", _SKIP_STATISTICS]]
+    messages = socket.dump(Request(codec.GETLINK, 0, "list the links", attributes=attributes, decoded=False))
+    told = [(message, scan(message, _FIXED)) for message in messages]
+    known = {index_of(message): word(found, _NAME) for message, found in told}
+    links = [_link(message, found, known.get(number(found, _MASTER), "")) for message, found in told]
     return tuple(sorted(links, key=lambda link: link.index))
 
 
@@ -82,30 +89,58 @@ def _message(socket: RouteSocket, name: str, *, decoded: bool = True) -> Any:
     return message
 
 
-def _link(message: Any, master: str) -> Link:
-    kind = attribute(message, "IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
-    port: dict[str, int] = {}
-    if attribute(message, "IFLA_LINKINFO", "IFLA_INFO_SLAVE_KIND") == "bridge":
-        seen = codec.plain(attribute(message, "IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA"))
-        port = {key: value for key, value in seen.items() if isinstance(value, int)}
-    flags = int(message["flags"])
+def _link(message: bytes, found: dict[int, bytes], master: str) -> Link:
+    about = scan(found.get(_INFORMATION, b""))
+    kind = word(about, _KIND)
+    flags = struct.unpack_from("=I", message, 24)[0]
     return Link(
-        name=str(attribute(message, "IFLA_IFNAME")),
-        index=int(message["index"]),
-        kind=str(kind),
-        mac=str(attribute(message, "IFLA_ADDRESS") or ""),
-        mtu=int(attribute(message, "IFLA_MTU") or 0),
+        name=word(found, _NAME),
+        index=index_of(message),
+        kind=kind,
+        mac=found.get(_ADDRESS, b"").hex(":"),
+        mtu=number(found, _MTU),
         up=bool(flags & _UP),
-        alias=str(attribute(message, "IFLA_IFALIAS") or ""),
+        alias=word(found, _ALIAS),
         master=master,
-        peer_index=int(attribute(message, "IFLA_LINK") or 0) if kind == "veth" else 0,
+        peer_index=number(found, _LOWER) if kind == "veth" else 0,
         promiscuous=bool(flags & _PROMISC),
         carrier=bool(flags & _LOWER_UP),
         all_multicast=bool(flags & _ALLMULTI),
-        queue_length=int(attribute(message, "IFLA_TXQLEN") or 0),
-        options=codec.plain(attribute(message, "IFLA_LINKINFO", "IFLA_INFO_DATA")),
-        port=port,
+        queue_length=number(found, _QUEUE_LENGTH),
+        options=Details(message, "IFLA_INFO_DATA") if _DATA in about else {},
+        port=Details(message, "IFLA_INFO_SLAVE_DATA") if word(about, _PORT_KIND) == "bridge" else {},
     )
+
+
+class Details(Mapping[str, Any]):
+    """What a link's kind alone knows, read when somebody asks: it is half of a message, and seldom wanted."""
+
+    __slots__ = ("_known", "_message", "_name")
+
+    def __init__(self, message: bytes, name: str) -> None:
+        self._message = message
+        self._name = name
+        self._known: dict[str, Any] | None = None
+
+    def _read(self) -> dict[str, Any]:
+        if self._known is None:
+            message = codec.decode(codec.NEWLINK, self._message)
+            found = codec.plain(attribute(message, "IFLA_LINKINFO", self._name))
+            slave = self._name == "IFLA_INFO_SLAVE_DATA"
+            self._known = {key: value for key, value in found.items() if not slave or isinstance(value, int)}
+        return self._known
+
+    def __getitem__(self, key: str) -> Any:
+        return self._read()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __repr__(self) -> str:
+        return repr(self._read())
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +232,7 @@ def change(
     options: Mapping[str, int | str] | None = None,
 ) -> None:
     """Change a link with one message; the kernel moves, renames, then sets it up or down, in this order."""
-    number = index(socket, name, doing)
+    here = index(socket, name, doing)
     attributes = _common(mac or "", mtu or 0)
     if new_name is not None:
         check_name(new_name, doing)
@@ -219,8 +254,28 @@ def change(
         if wanted is not None:
             mask |= bit
             flags |= bit if wanted else 0
-    fields = {"index": number, "flags": flags, "change": mask}
+    fields = {"index": here, "flags": flags, "change": mask}
     socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes, needs=" or ".join(options or ())))
+
+
+def finish(socket: RouteSocket, name: str, alias: str, doing: str, *, addressless: bool) -> None:
+    """Give a link that was just made its alias; ``addressless`` also that IPv6 gives it no address by itself.
+
+    It must have no carrier yet, which would have brought the address. A kernel without IPv6 gives none anyway.
+    """
+    fields = {"index": index(socket, name, doing)}
+    attributes = _attribute(_ALIAS, alias.encode("utf-8", "surrogateescape"))
+    none = _attribute(_BY_FAMILY | NESTED, _attribute(codec.AF_INET6 | NESTED, _attribute(_GENERATE, b"\1")))
+    try:
+        socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes + (none if addressless else b""), "IPv6"))
+    except KernelLacks:
+        if not addressless:
+            raise
+        socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes))
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
 
 
 def delete(socket: RouteSocket, name: str) -> None:

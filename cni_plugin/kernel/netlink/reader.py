@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from _socket import inet_ntop
 from collections.abc import Callable, Iterator
+from sys import byteorder
 from typing import Any
 
 _TYPE = 0x3FFF
@@ -35,6 +36,29 @@ def table(layout: Any) -> dict[int, Row]:
 
 
 _HEAD = struct.Struct("=HH").unpack_from
+
+def scan(data: bytes, place: int = 0) -> dict[int, bytes]:
+    """Attributes by their numbers, as bytes: for the few that every call reads, without a table."""
+    found: dict[int, bytes] = {}
+    end = len(data)
+    while place + 4 <= end:
+        length, kind = _HEAD(data, place)
+        if length < 4 or place + length > end:
+            break
+        found.setdefault(kind & _TYPE, data[place + 4 : place + length])
+        place += (length + 3) & ~3
+    return found
+
+
+def number(found: dict[int, bytes], kind: int) -> int:
+    """An attribute that is a number, 0 where it is not there."""
+    return int.from_bytes(found.get(kind, b"")[:4], byteorder)
+
+
+def word(found: dict[int, bytes], kind: int) -> str:
+    """An attribute that is a text, "" where it is not there."""
+    return found.get(kind, b"").split(b"\0", 1)[0].decode("utf-8", "replace")
+
 
 _short: dict[Any, dict[int, tuple[str, Any, int, Row]]] = {}
 

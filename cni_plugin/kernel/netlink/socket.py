@@ -45,7 +45,7 @@ class Request:
     flags: int
     doing: str
     fields: dict[str, Any] = field(default_factory=dict)
-    attributes: codec.Attributes = field(default_factory=list)
+    attributes: codec.Attributes | bytes = field(default_factory=list)
     needs: str = ""
     decoded: bool = True
     single: bool = False
