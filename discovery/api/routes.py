@@ -86,6 +86,8 @@ class Table:
         whole = self._whole.get(path) or self._whole.get(path.rstrip("/"))
         if whole is not None:
             return whole, ""
+        if found := self._open.get(path + "/"):
+            return found, ""
         end = len(path)
         while (end := path.rfind("/", 0, end)) > 0:
             if found := self._open.get(path[: end + 1]):

@@ -42,6 +42,8 @@ from store import Invalid, Store, StoreError
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
+METHODS = ("GET", "PUT", "DELETE", "HEAD", "POST", "OPTIONS", "PATCH")
+"""Methods that are counted by name."""
 SPARE_FILES = 256
 """Open files that connections leave to the rest of the process."""
 
@@ -99,7 +101,7 @@ class Api:
         try:
             for place in self._settings.listen:
                 opened = _listen(place)
-                self.addresses += (_written(place, opened),)
+                self.addresses += (_shown(place, opened),)
                 self._listeners.append(await loop.create_server(self._server, sock=opened, backlog=BACKLOG))
         except BaseException:
             await self.stop()
@@ -155,9 +157,10 @@ class Api:
             answer = Answer(b"internal error; see the agent's log", 500, TEXT)
         finally:
             self._server.idle(connection)
-        self._requests.add(1, request.method, path, str(answer.status))
+        method = request.method if request.method in METHODS else "other"
+        self._requests.add(1, method, path, str(answer.status))
         if "index" not in request.rel_url.raw_query_string:
-            self._seconds.observe(time.monotonic() - started, request.method)
+            self._seconds.observe(time.monotonic() - started, method)
         headers = {"Content-Type": answer.type, **answer.headers}
         response = web.Response(body=answer.body, status=answer.status, headers=headers)
         # A body that was not read to its end would be taken for the next request.
@@ -190,8 +193,13 @@ class Api:
         # A client that goes away must not leave half of what it asked for.
         writing: asyncio.Future[Answer] = asyncio.ensure_future(route.handler(question))
         self._writing.add(writing)
-        writing.add_done_callback(self._writing.discard)
+        writing.add_done_callback(self._written)
         return await asyncio.shield(writing)
+
+    def _written(self, writing: asyncio.Future[Answer]) -> None:
+        self._writing.discard(writing)
+        if not writing.cancelled():
+            writing.exception()  # who asked may be gone, and then nobody else looks at it
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         """The body, within its bounds of size and time. Raises Problem."""
@@ -270,7 +278,7 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def _written(place: str, opened: socket.socket) -> str:
+def _shown(place: str, opened: socket.socket) -> str:
     if opened.family == socket.AF_UNIX:
         return place
     return f"{place.rpartition(':')[0]}:{opened.getsockname()[1]}"

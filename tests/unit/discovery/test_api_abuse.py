@@ -221,6 +221,22 @@ def test_a_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_who_does_not_take_the_answer_is_let_go(tmp_path: Path) -> None:
+    agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), Settings(listen=("127.0.0.1:0",), write_time=1.0))
+    try:
+        for number in range(30):
+            agent.put(f"/v1/kv/big/{number}", bytes(500_000))
+        opened = socket.socket()
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        opened.connect((agent.host, agent.port))
+        opened.sendall(b"GET /v1/kv/big/?recurse HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        until(lambda: len(agent.api._server.connections) == 1)  # type: ignore[union-attr]
+        until(lambda: len(agent.api._server.connections) == 0)  # type: ignore[union-attr]
+        opened.close()
+    finally:
+        agent.stop()
+
+
 def test_it_may_be_stopped_and_started_again(tmp_path: Path) -> None:
     agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), Settings(listen=("127.0.0.1:0",)))
     try:
