@@ -158,19 +158,17 @@ def build(name: str, wanted: Wanted, networks: Sequence[NetworkList], host: Name
         own = str(settings.get("master", "")) or Look(host, None).default_link(Side.HOST)
     uses = pools.of_networks(networks) + pools.of_host(host)
     subnets = _subnets(wanted, [use for use in uses if not use.link or use.link != own])
+    capabilities = [*(["portMappings"] if wanted.driver in _ROUTED else []), "ips", "mac"]
+    capabilities += ["aliases"] if wanted.names else []
     plugin: Json = {
         "type": OWN_NAME,
         "driver": wanted.driver,
         **_way_out(wanted, settings),
-        "capabilities": {"portMappings": True, "ips": True, "mac": True},
+        "capabilities": dict.fromkeys(capabilities, True),
         **({"portmap": {}} if wanted.driver in _ROUTED else {}),
         **({"names": {}} if wanted.names else {}),
         "ipam": _ipam(wanted, subnets),
     }
-    if wanted.driver not in _ROUTED:
-        plugin["capabilities"] = {"ips": True, "mac": True}
-    if wanted.names:
-        plugin["capabilities"] = {**plugin["capabilities"], "aliases": True}
     notes: Json = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "internal": wanted.internal,
