@@ -11,6 +11,7 @@ from lab import namespaces, seen
 from lab.confs import SUBNET, bridge, dual, network, pool, port, ptp, published
 from lab.host import Host, Lan
 from lab.plugins import Cni
+from lab.waiting import PATIENTLY, until
 
 CHAIN = bridge(dual(), isGateway=True, ipMasq=True, hairpinMode=True)
 DRIVERS = {"bridge": CHAIN, "ptp": ptp(dual(), ipMasq=True)}
@@ -133,7 +134,7 @@ def test_the_trap_of_a_neighbour_would_close_without_the_guard(host: Host, cni: 
     ):
         host.inside("c2", *lines)
     host.fetch("c2", "127.0.0.1", 9999, "udp", timeout=0.5)
-    assert secret.clients == ["10.80.0.3"]
+    until(lambda: secret.clients == ["10.80.0.3"], what="a datagram by way of the host")
 
 
 def test_a_thousand_ports(host: Host, cni: Cni, lan: Lan) -> None:
@@ -201,7 +202,7 @@ def test_a_port_can_be_published_again_at_once(host: Host, cni: Cni, lan: Lan) -
     with namespaces.inside(f"/run/netns/{lan.name}"):
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with client:
-        client.settimeout(1)
+        client.settimeout(PATIENTLY)
         client.connect((lan.host, 5353))
         for name in ("c1", "c2"):
             publish(host, cni, port(5353, 53, "udp"), name=name)
