@@ -5,12 +5,14 @@ The kernel is listed before the records are, since a call writes its record befo
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cni_plugin import names
+from cni_plugin.errors import Missing
 from cni_plugin.kernel import Element
 from cni_plugin.ops import Elements
 from cni_plugin.records import Phase, Record
@@ -75,9 +77,8 @@ def marked_elements(service: Service) -> Iterator[Element]:
     """Every marked element of weft's table."""
     rules = service.kernel.rules
     for collection in rules.collections():
-        for element in rules.elements(collection):
-            if names.mark_digest(element.mark):
-                yield element
+        with contextlib.suppress(Missing):  # since it was listed another GC has removed the rules of the last network
+            yield from (one for one in rules.elements(collection) if names.mark_digest(one.mark))
 
 
 def _shared_digests(service: Service) -> set[str]:
