@@ -54,7 +54,8 @@ class _Standing:
     owner: int
 
     def alive(self) -> bool:
-        return os.waitpid(self.process, os.WNOHANG) == (0, 0)
+        """Whether it runs; what has ended stays to be asked for its end."""
+        return os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 _standing: _Standing | None = None
@@ -63,6 +64,12 @@ _standing: _Standing | None = None
 def wanted() -> bool:
     """Whether calls are to go through an engine."""
     return os.environ.get("WEFT_TEST_ENGINE") == "require"
+
+
+def process() -> int:
+    """The process number of the engine that stands."""
+    assert _standing is not None
+    return _standing.process
 
 
 def ready() -> None:
@@ -81,15 +88,15 @@ def stop() -> None:
     ended, _standing = _standing, None
     if ended.report >= 0:
         os.close(ended.report)
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):
-        os.kill(ended.process, signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE
-        while ended.alive():
-            if time.monotonic() > deadline:
-                os.kill(ended.process, signal.SIGKILL)
-                os.waitpid(ended.process, 0)
-                raise AssertionError("the engine did not end when it was told to")
-            time.sleep(0.002)
+    os.kill(ended.process, signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE
+    while alive := ended.alive():
+        if time.monotonic() > deadline:
+            os.kill(ended.process, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    os.waitpid(ended.process, 0)
+    assert not alive, "the engine did not end when it was told to"
 
 
 def was_killed() -> bool:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from cni_plugin.errors import Missing
 from cni_plugin.executor import unwatched
 from cni_plugin.kernel.linux import LinuxKernel
 from lab import namespaces
@@ -133,7 +134,11 @@ def held_twice(network: str, paths: dict[str, str]) -> list[str]:
     try:
         for container, path in paths.items():
             inside = kernel.open(path)
-            for address in inside.addresses("eth0") if inside.link("eth0") else ():
+            try:
+                addresses = inside.addresses("eth0") if inside.link("eth0") else ()
+            except Missing:  # an engine is taking back what was asked for by somebody who is gone
+                addresses = ()
+            for address in addresses:
                 text = str(address.ip)
                 if address.is_link_local:
                     continue
