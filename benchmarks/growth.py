@@ -139,22 +139,24 @@ def _measured(sides: Sequence[Side], rounds: int) -> Times:
 
 
 def _row(count: int, times: Times) -> Row:
+    """``ms`` are medians; ``quiet ms`` what the quickest tenth of calls takes at most, least touched by other work."""
     row: Row = {"case": "growth", "attachments": count, "load": os.getloadavg()[0]}
     for command in ("ADD", "DEL"):
-        medians = {
-            whose: [statistics.median(column) * 1000 for column in zip(*values, strict=True)]
+        columns = {
+            whose: [sorted(column) for column in zip(*values, strict=True)]
             for (whose, which), values in times.items()
             if which == command
         }
-        names = [whose for whose in medians if f"{whose} beside none" in medians]
-        row[command] = {
-            "ms": {whose: elapsed for whose, (elapsed, _) in medians.items()},
-            "engine ms": {whose: worked for whose, (_, worked) in medians.items() if worked},
-            "growth": {whose: medians[whose][0] / medians[f"{whose} beside none"][0] for whose in names},
-            "engine growth": medians[ENGINE.name][1] / medians[f"{ENGINE.name} beside none"][1],
-        }
-        parts = [f"{whose} {elapsed:.2f} ms" for whose, (elapsed, _) in medians.items()]
-        parts += [f"{whose} x {factor:.2f}" for whose, factor in row[command]["growth"].items()]
-        parts += [f"engine's processor time x {row[command]['engine growth']:.2f}"]
+        medians = {whose: statistics.median(elapsed) * 1000 for whose, (elapsed, _) in columns.items()}
+        quiet = {whose: elapsed[len(elapsed) // 10] * 1000 for whose, (elapsed, _) in columns.items()}
+        worked = {whose: statistics.median(engine) * 1000 for whose, (_, engine) in columns.items() if any(engine)}
+        row[command] = {"ms": medians, "quiet ms": quiet, "engine ms": worked}
+        parts = []
+        for name, values in (("", medians), ("quiet ", quiet), ("engine ", worked)):
+            pairs = [whose for whose in values if f"{whose} beside none" in values]
+            row[command][f"{name}growth"] = {whose: values[whose] / values[f"{whose} beside none"] for whose in pairs}
+            for whose in pairs:
+                factor = row[command][f"{name}growth"][whose]
+                parts.append(f"{name}{whose} {values[whose]:.2f} ms, x {factor:.2f}")
         print(f"beside {count:5} attachments  {command}  {'  '.join(parts)}", flush=True)
     return row

@@ -1,51 +1,78 @@
 """The plot of docs/performance.md: what an ADD and a DEL cost beside so many attachments, as SVG.
 
 ``python3 benchmarks/plot.py RESULTS.json >docs/performance.svg``, with the JSON of ``benchmarks/run --long --json``.
+The scale is logarithmic, for the two sides lie far apart.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 320, 60, 50, 30
-COLOURS = {"ADD": "#2060a0", "DEL": "#c06020"}
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 380, 64, 150, 40, 56
+SERIES = (
+    ("reference", "DEL", "#c07820", "6 4"),
+    ("reference", "ADD", "#c03020", ""),
+    ("weft", "ADD", "#1858a0", ""),
+    ("weft", "DEL", "#38a0c0", "6 4"),
+)
+STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def svg(rows: list[dict[str, Any]]) -> str:
-    """Two lines over the number of attachments; milliseconds from zero."""
+    """Milliseconds over the number of attachments, a line for each side and command."""
+    values = [row[command]["quiet ms"].get(whose) for row in rows for whose, command, *_ in SERIES]
+    there = [value for value in values if value is not None]
+    low = max(step for step in STEPS if step <= max(1, min(there)))
+    high = min(step for step in STEPS if step >= max(there) or step == STEPS[-1])
     most = max(row["attachments"] for row in rows) or 1
-    highest = max(max(row["ADD"], row["DEL"]) for row in rows) * 1.25
 
-    def place(count: float, value: float) -> str:
-        x = LEFT + (WIDTH - LEFT - 20) * count / most
-        y = HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * value / highest
-        return f"{x:.1f},{y:.1f}"
+    def across(count: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * count / most
 
-    size = f'width="{WIDTH}" height="{HEIGHT}"'
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">']
-    parts.append('<rect width="100%" height="100%" fill="white"/>')
-    for step in range(5):
-        value = highest * step / 4
-        x, y = place(0, value).split(",")
-        parts.append(f'<line x1="{x}" y1="{y}" x2="{WIDTH - 20}" y2="{y}" stroke="#ddd"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y}" text-anchor="end" dominant-baseline="middle">{value:.1f}</text>')
+    def up(value: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * math.log(value / low) / math.log(high / low)
+
+    parts = [
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
+            ' font-family="sans-serif" font-size="12" fill="#222">'
+        ),
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{LEFT - 40}" y="22" font-size="13">milliseconds for one call</text>',
+        f'<text x="{across(most / 2):.0f}" y="{HEIGHT - 14}" text-anchor="middle">attachments already there</text>',
+    ]
+    for step in (step for step in STEPS if low <= step <= high):
+        y = f"{up(step):.1f}"
+        parts.append(f'<line x1="{LEFT}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}" stroke="#ddd"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y}" text-anchor="end" dominant-baseline="middle">{step}</text>')
+    placed = -math.inf
     for row in rows:
-        x = place(row["attachments"], 0).split(",")[0]
-        parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{row["attachments"]}</text>')
-    for command, colour in COLOURS.items():
-        points = [place(row["attachments"], row[command]) for row in rows]
-        parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        for point in points:
-            x, y = point.split(",")
-            parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
-        x, y = points[-1].split(",")
-        parts.append(f'<text x="{x}" y="{float(y) - 8:.1f}" text-anchor="end" fill="{colour}">{command}</text>')
-    parts.append(f'<text x="{LEFT}" y="18">ms for one call, median</text>')
-    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 12}" text-anchor="middle">attachments already there</text></svg>')
-    return "\n".join(parts) + "\n"
+        x = across(row["attachments"])
+        parts.append(
+            f'<line x1="{x:.1f}" y1="{HEIGHT - BOTTOM}" x2="{x:.1f}" y2="{HEIGHT - BOTTOM + 5}" stroke="#888"/>'
+        )
+        if x - placed > 30:  # else the numbers would run into each other
+            y = HEIGHT - BOTTOM + 19
+            parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{row["attachments"]}</text>')
+            placed = x
+    for whose, command, colour, dashes in SERIES:
+        points = [(across(row["attachments"]), up(row[command]["quiet ms"][whose])) for row in rows
+                  if whose in row[command]["quiet ms"]]  # fmt: skip
+        if not points:
+            continue
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"{dashed}/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
+        x, y = points[-1]
+        parts.append(
+            f'<text x="{x + 8:.1f}" y="{y:.1f}" dominant-baseline="middle" fill="{colour}">{whose}, {command}</text>'
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 if __name__ == "__main__":
