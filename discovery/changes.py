@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from store import Batch, Compacted, Range, Store, StoreError
 
@@ -26,9 +26,12 @@ class Changes:
         self._reading: dict[tuple[str, int], asyncio.Task[Range]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, after: int) -> None:
-        """Follow the changes after that revision."""
-        self._task = asyncio.create_task(self._follow(after))
+    async def start(self, load: Callable[[], Awaitable[int]]) -> None:
+        """Follow all changes after what ``load`` reads, whose revision it returns. Raises StoreError.
+
+        It is called again where the history between was no longer kept.
+        """
+        self._task = asyncio.create_task(self._follow(await load(), load))
 
     async def stop(self) -> None:
         """End; who waits goes on waiting for nothing."""
@@ -65,18 +68,21 @@ class Changes:
         del self._reading[asked]
         return await self._store.range(asked[0], limit=asked[1])
 
-    async def _follow(self, after: int) -> None:
+    async def _follow(self, after: int, load: Callable[[], Awaitable[int]]) -> None:
+        lost = False
         while True:
             try:
+                if lost:
+                    after, lost = await load(), False
+                    self._wake_all()
                 async for batch in self._store.watch(self._root, after):
                     after = batch.revision
                     self._tell(batch)
                     for event in batch.events:
                         self._wake(event.key)
                 return  # the store is closed
-            except Compacted as error:
-                after = error.oldest
-                self._wake_all()
+            except Compacted:
+                lost = True
             except StoreError as error:
                 log.warning("the store cannot be followed: %s", error)
                 self._wake_all()

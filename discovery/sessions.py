@@ -72,17 +72,21 @@ class Sessions:
         self._task: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = _nothing
 
-    async def start(self) -> int:
+    def start(self) -> None:
+        """Look after them from now on; ``load`` and ``changed`` tell what there is."""
+        self._unsubscribe = self._catalog.subscribe(self._checked)
+        self._task = asyncio.create_task(self._release_ended())
+
+    async def load(self) -> int:
         """Take up what there is, and release what ended meanwhile; the revision to follow ``changed`` from."""
         found = await self._store.range(SESSIONS)
+        self._known.clear()
         for entry in found.entries:
             self._learn(entry.key, entry)
         held = await self._store.range(HOLDS)
         for session in {entry.key.removeprefix(HOLDS).partition("/")[0] for entry in held.entries} - set(self._known):
             self._ended.put_nowait(session)
-        self._unsubscribe = self._catalog.subscribe(self._checked)
         self._checked(0, frozenset((CHECKS,)))
-        self._task = asyncio.create_task(self._release_ended())
         return found.revision
 
     async def stop(self) -> None:

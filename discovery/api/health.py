@@ -69,6 +69,10 @@ class HealthRoutes:
                 "/v1/health/state/:state", "All checks in a state: any, passing, warning, critical", self.checks,
                 checks, "near", "node-meta", "filter",
             ),
+            Route(
+                "GET", "/v1/weft/virtual-addresses", "The virtual addresses of each service; Consul has no such call",
+                self.virtual_addresses, answer=schemas.table(schemas.WORDS),
+            ),
             Route("GET", "/v1/status/leader", "The address of the leader", self.leader, answer=schemas.TEXT),
             Route("GET", "/v1/status/peers", "The addresses of all agents", self.peers, answer=schemas.WORDS),
         )  # fmt: skip
@@ -212,6 +216,11 @@ class HealthRoutes:
 
     async def datacenters(self, question: Question) -> Answer:
         return Answer(write_json([self._node.datacenter], question))
+
+    async def virtual_addresses(self, question: Question) -> Answer:
+        names = sorted({one.service for one in self._catalog.all_virtual_addresses().values()})
+        found = {name: [one.address for one in self._catalog.virtual_addresses(name)] for name in names}
+        return Answer(write_json(found, question))
 
     async def leader(self, question: Question) -> Answer:
         return Answer(write_json(_place(self._node), question))

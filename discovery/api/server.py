@@ -94,11 +94,12 @@ class Api:
 
     async def start(self) -> None:
         """Listen. Raises StoreError, or OSError with the place in its text where that cannot be listened at."""
-        self._changes.start(await self._sessions.start())
         self._server = Connections(self._handle, self._settings, self._metrics)
         self._sweeper = asyncio.create_task(self._server.sweep())
         loop = asyncio.get_running_loop()
         try:
+            self._sessions.start()
+            await self._changes.start(self._sessions.load)
             for place in self._settings.listen:
                 opened = _listen(place)
                 self.addresses += (_shown(place, opened),)

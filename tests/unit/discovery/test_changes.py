@@ -1,0 +1,78 @@
+"""Who waits for keys, and what happens when the store's history is too short."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from discovery.changes import Changes
+from store import Batch, Compacted, Store
+from store.embedded import open_embedded
+
+
+class Forgetful:
+    """A store whose watches find their history gone as often as they are told to."""
+
+    def __init__(self, store: Store, times: int) -> None:
+        self._store = store
+        self.times = times
+
+    async def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
+        if self.times:
+            self.times -= 1
+            raise Compacted(after)
+        async for batch in self._store.watch(prefix, after):
+            yield batch
+
+
+async def follow(path: Path, times: int) -> None:
+    store = await open_embedded(path / "store.db")
+    forgetful = Forgetful(store, times)
+    seen: list[int] = []
+    loads = 0
+
+    async def load() -> int:
+        nonlocal loads
+        loads += 1
+        return (await store.range("")).revision
+
+    changes = Changes(forgetful, "/a/", lambda batch: seen.append(batch.revision))  # type: ignore[arg-type]
+    await changes.start(load)
+    try:
+        async with asyncio.timeout(20):
+            while loads < 1 + times:
+                await asyncio.sleep(0.01)
+            with changes.listening("/a/x") as key, changes.listening("/a/", prefix=True) as tree:
+                await store.put("/b/x", b"")
+                await store.put("/a/y", b"")
+                await tree.wait()
+                assert not key.is_set()
+                await store.put("/a/x", b"")
+                await key.wait()
+        assert len(seen) == 2
+    finally:
+        await changes.stop()
+        await store.close()
+
+
+def test_changes_wake_those_who_wait_for_them(tmp_path: Path) -> None:
+    asyncio.run(follow(tmp_path, 0))
+
+
+def test_a_gap_in_the_history_is_read_over(tmp_path: Path) -> None:
+    asyncio.run(follow(tmp_path, 3))
+
+
+def test_one_reading_serves_all_who_ask_together(tmp_path: Path) -> None:
+    async def run() -> None:
+        store = await open_embedded(tmp_path / "store.db")
+        changes = Changes(store, "/")
+        await store.put("/a", b"1")
+        found = await asyncio.gather(*(changes.read("/a") for _ in range(50)))
+        assert len({id(one) for one in found}) == 1
+        await store.put("/a", b"2")
+        assert (await changes.read("/a")).entries[0].value == b"2"
+        await store.close()
+
+    asyncio.run(run())
