@@ -1,0 +1,59 @@
+"""weft's DNS server as the benchmarks run it: PORT NAMES UPSTREAM FILE.
+
+It has so many services (of the file, as a store would have them) and so many containers on one network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import marshal
+import sys
+from pathlib import Path
+
+from discovery import layout
+from discovery.catalog import Catalog
+from discovery.dns.names import Names, NetworkNames
+from discovery.dns.server import DnsServer
+from discovery.dns.settings import Listen, Settings
+from discovery.values import Instance, Node, Value
+from store import Entry
+
+NETWORK = "127.0.5.1"
+
+
+def address(number: int) -> str:
+    return f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+
+
+def services(many: int) -> bytes:
+    """A service for each name, on one node, as they lie in a store."""
+    values: list[Value] = [Node("n1", "10.255.0.1")]
+    values += [Instance("n1", f"s{n}", f"s{n}", address(n), 80) for n in range(many)]
+    return marshal.dumps([(layout.key_of(value), layout.encode(value)) for value in values])
+
+
+def catalog(path: str) -> Catalog:
+    """All services of such a file."""
+    found = Catalog()
+    entries = marshal.loads(Path(path).read_bytes())
+    found.load([Entry(key, value, 2, 2, 1) for key, value in entries], 2)
+    return found
+
+
+async def main(port: int, many: int, upstream: str, path: str) -> None:
+    settings = Settings(listen=(Listen("127.0.0.1", port),), network_port=port)
+    names = Names()
+    records = {f"c{n}": (address(n),) for n in range(many)}
+    upstreams = (upstream,)
+    names.put(NetworkNames("blue", (NETWORK,), ("127.0.0.0/8",), records=records, upstreams=upstreams))
+    server = DnsServer(catalog(path), names, settings)
+    await server.start()
+    gc.collect()
+    gc.freeze()
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))
