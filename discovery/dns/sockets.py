@@ -1,6 +1,6 @@
 """The sockets that DNS is asked at: bound early, also to addresses that are not there yet.
 
-Sources: ip(7) for IP_FREEBIND and IP_PKTINFO, ipv6(7), include/uapi/linux/in.h, in6.h.
+Sources: ip(7) for IP_FREEBIND and IP_PKTINFO, ipv6(7), socket(7), include/uapi/linux/in.h, in6.h.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from ipaddress import ip_address
 IP_FREEBIND = 15
 IPV6_FREEBIND = 78
 IP_PKTINFO = 8
+SO_RCVBUFFORCE = 33
 RECEIVE_BUFFER = 1 << 20
 """Bytes of queries that may wait while something else is done; about a thousand."""
 BACKLOG = 128
@@ -19,7 +20,11 @@ BACKLOG = 128
 def datagrams(address: str, port: int) -> socket.socket:
     """A bound UDP socket. Raises OSError, ValueError for what is no address."""
     sock = _bound(address, port, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:
+        # As much as net.core.rmem_max lets everybody have.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     if is_wildcard(address):
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
