@@ -102,6 +102,16 @@ def test_listeners_come_and_go_without_the_others_noticing(stack: contextlib.Exi
     assert client.recv(4096)
 
 
+def test_what_was_stopped_can_be_started_again(stack: contextlib.ExitStack) -> None:
+    served = Served(stack, BLUE, listen=("127.0.0.1",))
+    served.running.run(served.server.stop())
+    assert served.address_of("127.0.1.1", "db", timeout=BRIEFLY) is None
+    served.world.put(Instance("n1", "w2", "late", "10.1.0.6", 80))
+    served.running.run(served.server.start())
+    assert served.address_of("127.0.1.1", "db") == ["10.9.0.5"]
+    assert served.address_of("127.0.0.1", "late.service.weft") == ["10.1.0.6"]
+
+
 def test_an_address_that_is_taken_is_tried_again(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "BIND_AGAIN", 0.05)
     served = Served(stack)
