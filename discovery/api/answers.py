@@ -55,7 +55,7 @@ class Answers:
     async def serve(
         self, question: Question, key: Hashable, topics: tuple[Topic, ...], build: Callable[[], Any]
     ) -> Answer:
-        """The answer that ``build`` makes of the catalog, when it is past the index that the question names."""
+        """The answer that ``build`` makes of the catalog (or bytes, written already), past the index asked for."""
         index, seconds = question.waiting()
         if question.consistency() == "consistent":
             await self.settle()
@@ -81,7 +81,9 @@ class Answers:
         if known is not None and known.seen == seen:
             self._known.move_to_end(key)
             return known
-        return self.remember(key, write_json(build(), question), 200, seen)
+        built = build()
+        body = built if isinstance(built, bytes) else write_json(built, question)
+        return self.remember(key, body, 200, seen)
 
     def remember(self, key: Hashable, body: bytes, status: int, seen: int, index: int = 0) -> Known:
         """Take note of an answer that is true as of a revision; it keeps its index if it is the same as the last.

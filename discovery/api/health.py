@@ -11,6 +11,7 @@ from typing import Any
 from discovery import catalog as topics
 from discovery.api import schemas, views
 from discovery.api.answers import Answers, write_json
+from discovery.api.fragments import Fragments
 from discovery.api.lists import chosen, filter_of, filtered, has_meta, near, nodes_with, wanted_meta
 from discovery.api.problem import Problem
 from discovery.api.question import Question
@@ -31,6 +32,8 @@ class HealthRoutes:
         self._catalog = catalog
         self._node = node
         self._answers = answers
+        self._catalog_lists = Fragments(views.catalog_service, lambda one: (one.node, one.instance))
+        self._health_lists = Fragments(views.health, lambda one: (one.node, one.instance, *one.checks))
 
     def routes(self) -> tuple[Route, ...]:
         """The table of what is served."""
@@ -115,7 +118,10 @@ class HealthRoutes:
         name = _required(question, "Missing service name")
 
         def build() -> Any:
-            found = chosen(self._catalog.health(name), question, self._node.name, passing=False)
+            instances = self._catalog.health(name)
+            found = chosen(instances, question, self._node.name, passing=False)
+            if _is_plain(question):
+                return self._catalog_lists.write(name, found, len(instances))
             return filtered([views.catalog_service(one) for one in found], question, schemas.CATALOG_SERVICE)
 
         return await self._serve("instances", question, (topics.service(name),), build)
@@ -125,7 +131,10 @@ class HealthRoutes:
         passing = question.flag("passing")
 
         def build() -> Any:
-            found = chosen(self._catalog.health(name), question, self._node.name, passing=passing)
+            instances = self._catalog.health(name)
+            found = chosen(instances, question, self._node.name, passing=passing)
+            if _is_plain(question):
+                return self._health_lists.write(name, found, len(instances))
             return filtered([views.health(one) for one in found], question, schemas.HEALTH)
 
         return await self._serve("health", question, (topics.health(name),), build)
@@ -237,6 +246,11 @@ def _required(question: Question, said: str) -> str:
     if not question.name:
         raise Problem(400, said)
     return question.name
+
+
+def _is_plain(question: Question) -> bool:
+    """Whether items are written as they are: neither looked into nor indented."""
+    return not question.get("filter") and not question.has("pretty")
 
 
 def _place(node: Node) -> str:
