@@ -1,0 +1,213 @@
+"""HCL, as far as definitions of services need it: attributes, blocks with labels, strings, heredocs, lists, maps.
+
+No expressions, no variables: ``${…}`` is text like any other.
+Source: https://github.com/hashicorp/hcl/blob/hcl1/README.md and its json-like data model, which Consul reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NoReturn
+
+Value = str | int | float | bool | None | list["Value"] | dict[str, "Value"]
+
+DEEPEST = 32
+"""Blocks, lists and maps within each other."""
+_SPACE = re.compile(r"(?:[ \t\r\n]+|(?:#|//)[^\n]*|/\*.*?\*/)+", re.DOTALL)
+_NAME = re.compile(r"[^\W\d][\w.-]*")
+_NUMBER = re.compile(r"-?(?:0[xX][0-9a-fA-F]{1,16}|\d{1,40}(?:\.\d{1,40})?(?:[eE][+-]?\d{1,3})?)(?![\w.])", re.ASCII)
+_TEXT = re.compile(r'[^"\\\n]+')
+_HEREDOC = re.compile(r"<<(-?)([^\W\d]\w*)[ \t\r]*\n")
+_CODE = re.compile(r"u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})")
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
+_WORDS: dict[str, Value] = {"true": True, "false": False, "null": None}
+
+
+class BadHcl(ValueError):
+    """The text is no HCL; its sentence begins with line and column."""
+
+
+def parse(text: str) -> dict[str, Value]:
+    """What a text says. A block is a map, repeated blocks are a list of maps, a label is a map around its block.
+
+    ``service { name = "web" }`` is ``{"service": {"name": "web"}}``. Raises BadHcl.
+    """
+    return _Reader(text.removeprefix("\ufeff")).body()
+
+
+class _Reader:
+    """A place in a text, and what can be read from there."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._depth = 0
+
+    def body(self, end: str = "") -> dict[str, Value]:
+        """Attributes and blocks until ``end``, which is passed over; "" is the end of the text."""
+        found: dict[str, Value] = {}
+        blocks: set[str] = set()
+        while (next_ := self._next()) != end:
+            if not next_:
+                self._fail(f"{end!r} is missing: the text ends within what it would close")
+            start = self._at
+            key = self._key()
+            mark = self._next()
+            if mark in ("=", ":"):
+                self._at += 1
+                if key in found:
+                    self._fail(f"{key} is given a second time; one of the two must go", start)
+                found[key] = self._value()
+            else:
+                self._put(found, blocks, key, self._block(key), start)
+            if self._next() == ",":
+                self._at += 1
+        self._at += len(end)
+        return found
+
+    def _put(self, found: dict[str, Value], blocks: set[str], key: str, block: Value, start: int) -> None:
+        """One more block of that name: the second makes it a list."""
+        if key not in found:
+            found[key] = block
+            blocks.add(key)
+            return
+        before = found[key]
+        if key not in blocks:
+            self._fail(f"{key} is both an attribute and a block; make it one of them", start)
+        if isinstance(before, list):
+            before.append(block)
+        else:
+            found[key] = [before, block]
+
+    def _block(self, key: str) -> Value:
+        """The labels and the body of a block."""
+        labels = []
+        while self._next() == '"' or _NAME.match(self._text, self._at):
+            labels.append(self._key())
+            if len(labels) > DEEPEST:
+                self._fail(f"{key} has more than {DEEPEST} labels")
+        if self._next() != "{":
+            self._fail(f"behind {key} there must be '=' or '{{'")
+        block: Value = self._inside("{", lambda: self.body("}"))
+        for label in reversed(labels):
+            block = {label: block}
+        return block
+
+    def _key(self) -> str:
+        if self._next() == '"':
+            return self._string()
+        match = _NAME.match(self._text, self._at)
+        if match is None:
+            self._fail(f"{self._shown()} is no name of an attribute or a block")
+        self._at = match.end()
+        return match[0]
+
+    def _value(self) -> Value:
+        """What stands behind ``=``."""
+        mark = self._next()
+        if mark == '"':
+            return self._string()
+        if mark == "{":
+            return self._inside("{", lambda: self.body("}"))
+        if mark == "[":
+            return self._inside("[", self._list)
+        if mark == "<":
+            return self._heredoc()
+        if match := _NUMBER.match(self._text, self._at):
+            self._at = match.end()
+            return _number(match[0])
+        match = _NAME.match(self._text, self._at)
+        if match is None or match[0] not in _WORDS:
+            shown = match[0][:40] if match else self._shown()
+            self._fail(f"{shown} is no value; a text stands in quotes")
+        self._at = match.end()
+        return _WORDS[match[0]]
+
+    def _inside(self, mark: str, read: Callable[[], Value]) -> Value:
+        if self._depth >= DEEPEST:
+            self._fail(f"more than {DEEPEST} blocks, lists and maps within each other")
+        self._at += len(mark)
+        self._depth += 1
+        found = read()
+        self._depth -= 1
+        return found
+
+    def _list(self) -> Value:
+        found: list[Value] = []
+        while self._next() != "]":
+            found.append(self._value())
+            mark = self._next()
+            if mark == ",":
+                self._at += 1
+            elif mark != "]":
+                self._fail("in a list, ',' or ']' must stand here")
+        self._at += 1
+        return found
+
+    def _string(self) -> str:
+        start = self._at
+        self._at += 1
+        parts = []
+        while True:
+            if match := _TEXT.match(self._text, self._at):
+                parts.append(match[0])
+                self._at = match.end()
+            mark = self._text[self._at : self._at + 1]
+            if mark == '"':
+                self._at += 1
+                return "".join(parts)
+            if mark != "\\":
+                self._fail("the text that begins here has no '\"' at the end of its line", start)
+            parts.append(self._escape())
+
+    def _escape(self) -> str:
+        """What stands for a backslash and what follows it."""
+        sign = self._text[self._at + 1 : self._at + 2]
+        if sign in _ESCAPES:
+            self._at += 2
+            return _ESCAPES[sign]
+        match = _CODE.match(self._text, self._at + 1)
+        code = int(match[1] or match[2], 16) if match else -1
+        if match is None or code > 0x10FFFF or 0xD800 <= code < 0xE000:
+            self._fail(f"\\{sign} means nothing in a text; a backslash itself is written \\\\")
+        self._at = match.end()
+        return chr(code)
+
+    def _heredoc(self) -> str:
+        """Lines until one that holds the mark alone; ``<<-`` takes away the indentation that all of them have."""
+        match = _HEREDOC.match(self._text, self._at)
+        if match is None:
+            self._fail("a text of several lines begins with <<NAME and a new line")
+        end = re.compile(rf"^[ \t]*{match[2]}[ \t\r]*$", re.MULTILINE).search(self._text, match.end())
+        if end is None:
+            self._fail(f"the text that begins here does not end: no line holds {match[2]} alone")
+        self._at = end.end()
+        lines = self._text[match.end() : end.start()].replace("\r\n", "\n").splitlines(keepends=True)
+        if match[1]:
+            cut = min((len(line) - len(line.lstrip(" \t")) for line in lines if line.strip()), default=0)
+            lines = [line[cut:] if line.strip() else "\n" for line in lines]
+        return "".join(lines)
+
+    def _next(self) -> str:
+        """The next character that is neither space nor comment, "" at the end; it is not passed over."""
+        if match := _SPACE.match(self._text, self._at):
+            self._at = match.end()
+        if self._text.startswith("/*", self._at):
+            self._fail("the comment that begins here does not end: */ is missing")
+        return self._text[self._at : self._at + 1]
+
+    def _shown(self) -> str:
+        return repr(self._text[self._at : self._at + 1]) if self._at < len(self._text) else "the end of the text"
+
+    def _fail(self, sentence: str, at: int = -1) -> NoReturn:
+        place = self._at if at < 0 else at
+        line = self._text.count("\n", 0, place) + 1
+        column = place - (self._text.rfind("\n", 0, place) + 1) + 1
+        raise BadHcl(f"line {line}, column {column}: {sentence}")
+
+
+def _number(text: str) -> int | float:
+    if text.lstrip("-")[:2] in ("0x", "0X"):
+        return int(text, 16)
+    return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
