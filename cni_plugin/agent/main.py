@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Protocol
 
 from cni_plugin import __version__
+from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
+from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
 from cni_plugin.daemons import LOOKED
 from cni_plugin.errors import WeftError
@@ -66,6 +68,7 @@ class Parts:
     registry: Registry
     attachments: Attachments
     dns: DnsServer | None
+    api: Api
 
 
 class Agent:
@@ -77,6 +80,8 @@ class Agent:
         self._folder = os.path.dirname(place.path)
         self._idle = idle
         self._busy = time.monotonic()
+        self._started = time.time()
+        self._reported: Report | None = None
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun: list[Part] = []
@@ -91,6 +96,7 @@ class Agent:
         store = await open_embedded(_data(self._settings) / "catalog.db", recover=True)
         try:
             parts = await self._begin(store)
+            self._report(parts)
             self._attend(parts)
             _notify("READY=1")
             await self._ended.wait()
@@ -121,9 +127,10 @@ class Agent:
             await self._first("balancer", Balancer(catalog, settings.balancing, metrics))
         await self._first("checks", Checker(registry, catalog, metrics, scripts=settings.scripts))
         serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
-        await self._first("http", Api(catalog, registry, store, serving, metrics))
+        api = Api(catalog, registry, store, serving, metrics)
+        await self._first("http", api)
         gc.freeze()
-        return Parts(registry, attachments, dns)
+        return Parts(registry, attachments, dns, api)
 
     async def _first(self, name: str, part: Part) -> None:
         """Begin a part; where it fails, go on without it and try again later."""
@@ -177,10 +184,40 @@ class Agent:
                 log.info("another agent has this place, or its folder is gone")
                 self._ended.set()
             await self._look(parts.attachments, parts.dns)
+            self._report(parts)
             if parts.attachments.count or parts.registry.instances():
                 self._busy = time.monotonic()
-            elif self._idle and time.monotonic() - self._busy > self._idle:
+            elif self._idle and time.monotonic() - self._busy > self._idle and not self._stays:
                 self._ended.set()
+
+    @property
+    def _stays(self) -> bool:
+        """Whether somebody wants it to stay, whatever there is to do."""
+        return os.path.exists(os.path.join(self._folder, reports.STAY))
+
+    def _report(self, parts: Parts) -> None:
+        """Write down how it is, if that is not what was written last."""
+        node, dns = parts.registry.node, parts.dns
+        problems = [f"{name}: {why}" for name, why in self.problems.items()]
+        now = Report(
+            process=os.getpid(),
+            started=self._started,
+            version=__version__,
+            node=node.name,
+            datacenter=node.datacenter,
+            address=node.address,
+            http=parts.api.addresses,
+            dns=tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in dns.places)
+            if dns is not None
+            else (),
+            problems=(*problems, *(f"dns: {why}" for why in dns.problems.values())) if dns else tuple(problems),
+        )
+        if now != self._reported:
+            try:
+                reports.write(self._folder, now)
+                self._reported = now
+            except OSError as error:
+                log.warning("cannot write %s: %s", reports.NAME, error)
 
     def _task(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]

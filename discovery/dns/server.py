@@ -72,6 +72,11 @@ class DnsServer:
             self._publish(metrics)
 
     @property
+    def places(self) -> tuple[Place, ...]:
+        """Where it listens now."""
+        return tuple(self._listeners)
+
+    @property
     def counts(self) -> Counts:
         """What happened since the start."""
         return self._responder.counts
