@@ -122,6 +122,7 @@ def test_answers_are_as_described(agent: LabAgent, description: dict[str, Any]) 
         ("get", "/v1/health/node/{node}", "/v1/health/node/n1", None),
         ("get", "/v1/health/checks/{service}", "/v1/health/checks/web", None),
         ("get", "/v1/health/state/{state}", "/v1/health/state/any", None),
+        ("get", "/v1/weft/virtual-addresses", "/v1/weft/virtual-addresses", None),
         ("get", "/v1/status/leader", "/v1/status/leader", None),
         ("get", "/v1/status/peers", "/v1/status/peers", None),
         ("get", "/v1/kv/{key}", "/v1/kv/?recurse", None),
