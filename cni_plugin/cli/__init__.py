@@ -11,7 +11,7 @@ def main() -> None:
         from cni_plugin.engine.main import end, serving
 
         end(serving(sys.argv[2:]))
-    if sys.argv[1:2] == ["agent"]:
+    if sys.argv[1:2] == ["agent"] and not {"-h", "--help"} & set(sys.argv[2:]):
         from cni_plugin.agent.main import serving as agent
 
         sys.exit(agent(sys.argv[2:]))
@@ -21,4 +21,4 @@ def main() -> None:
         sys.exit(keep(sys.argv[2:]))
     from cni_plugin.cli.root import weft  # click takes 60 ms, which nobody who imports a sibling should pay
 
-    weft.main(prog_name="weft")
+    weft.main(prog_name="consul" if sys.argv[0].rpartition("/")[2] == "consul" else "weft")

@@ -96,13 +96,8 @@ def start_(tool: Tool, json_output: bool) -> None:
       weft engine start
     """
     tool.prepare_to("start an engine")
-    there = running()
-    if there is None:
-        start("cni_plugin.engine.main", "serves container runtimes")
-    found = _wait(_START_SECONDS, wanted=True)
-    if found is None:
-        raise WeftError("the engine does not start", hint="weft engine, in the foreground, says why")
-    _told(found.process, "runs already" if there else "runs now", json_output)
+    found, new = begin()
+    _told(found.process, "runs now" if new else "runs already", json_output)
 
 
 @engine.command()
@@ -118,15 +113,31 @@ def stop(tool: Tool, json_output: bool) -> None:
       weft engine stop
     """
     tool.need_rights("stop the engine")
+    process = end()
+    _told(process, "has ended" if process else "does not run", json_output)
+
+
+def begin() -> tuple[Running, bool]:
+    """The engine that runs, or a new one; whether it is new. Raises WeftError where none starts."""
+    there = running()
+    if there is None:
+        start("cni_plugin.engine.main", "serves container runtimes")
+    found = _wait(_START_SECONDS, wanted=True)
+    if found is None:
+        raise WeftError("the engine does not start", hint="weft engine, in the foreground, says why")
+    return found, there is None
+
+
+def end() -> int:
+    """End the engine and wait until it has; the process that it was, 0 if there was none. Raises Busy."""
     found = running()
     if found is None:
-        _told(0, "does not run", json_output)
-        return
+        return 0
     with contextlib.suppress(ProcessLookupError):
         os.kill(found.process, signal.SIGTERM)
     if left := _wait(_STOP_SECONDS, wanted=False, other_than=found.process):
         raise Busy(f"the engine, process {left.process}, has not ended yet", hint="it finishes a call that takes long")
-    _told(found.process, "has ended", json_output)
+    return found.process
 
 
 def _wait(seconds: float, *, wanted: bool, other_than: int = 0) -> Running | None:

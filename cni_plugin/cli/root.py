@@ -10,16 +10,22 @@ from collections.abc import Callable, Sequence
 import click
 
 from cni_plugin import __version__
+from cni_plugin.cli.agents import agent, down, up
 from cni_plugin.cli.attaching import attach, detach, plan
+from cni_plugin.cli.catalog import catalog, members
 from cni_plugin.cli.doctor import doctor
 from cni_plugin.cli.engine import engine
 from cni_plugin.cli.install import install
 from cni_plugin.cli.keeping import gc, ipam
 from cni_plugin.cli.listing import check, ps, show
+from cni_plugin.cli.lookup import dns_lookup
 from cni_plugin.cli.network import network
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import printable, say
-from cni_plugin.cli.problems import FAILED, MEANINGS, USAGE, status
+from cni_plugin.cli.problems import FAILED, MEANINGS, USAGE
+from cni_plugin.cli.problems import status as exit_status
+from cni_plugin.cli.services import services
+from cni_plugin.cli.status import status
 from cni_plugin.cli.tool import Tool
 from cni_plugin.errors import WeftError
 
@@ -27,8 +33,9 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Networks", ("network", "ipam")),
     ("What is attached", ("ps", "show", "check")),
     ("Attach by hand, without a container runtime", ("plan", "attach", "detach")),
-    ("When something is wrong", ("doctor", "gc")),
-    ("Install and run", ("install", "engine", "completion")),
+    ("Services", ("services", "catalog", "members", "dns-lookup")),
+    ("When something is wrong", ("status", "doctor", "gc")),
+    ("Install and run", ("install", "up", "down", "agent", "engine", "completion")),
 )
 
 _FIRST_STEPS = (
@@ -44,9 +51,9 @@ class Weft(click.Group):
     """Shows its commands in groups, and turns whatever fails into one line and an exit status."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, members in GROUPS:
+        for title, names in GROUPS:
             with formatter.section(title):
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(80)) for name in members])
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(80)) for name in names])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Exit status"):
@@ -72,7 +79,7 @@ def _ended(work: Callable[[], object]) -> int:
         sys.stdout.flush()
         return answer if isinstance(answer, int) else 0
     except WeftError as error:
-        return _failed(error.message, error.hint, status(error), error)
+        return _failed(error.message, error.hint, exit_status(error), error)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "weft"
         return _failed(error.format_message().rstrip("."), f"see {command} --help", USAGE, error)
@@ -112,10 +119,11 @@ def _failed(message: str, hint: str, number: int, error: Exception | None) -> in
 @click.version_option(__version__, "--version", prog_name="weft", message="%(prog)s %(version)s")
 @click.pass_context
 def weft(context: click.Context) -> None:
-    """Networks for containers: make them, attach to them, and see what is wrong with them.
+    """Networks for containers, and the services in them: make them, attach to them, and see what is wrong with them.
 
     Container runtimes call weft by themselves, as a CNI plugin; this command is for people. Every command has --json
-    and its own --help with an example.
+    and its own --help with an example. services, catalog and members are used as Consul's are: -name=x, and wrong usage
+    ends with 1; they are also found by a link named consul to this command.
     """
     tool = context.ensure_object(Tool)
     context.call_on_close(tool.close)
@@ -124,11 +132,11 @@ def weft(context: click.Context) -> None:
 
 
 def _overview() -> None:
-    say("weft: networks for containers")
-    for title, members in GROUPS:
+    say("weft: networks for containers, and the services in them")
+    for title, names in GROUPS:
         say()
         say(title)
-        for name in members:
+        for name in names:
             say(f"  {name.ljust(12)}{weft.commands[name].get_short_help_str(80)}")
     say()
     say("To begin with")
@@ -162,5 +170,6 @@ def completion(shell: str, json_output: bool) -> None:
         click.echo(script)
 
 
-for command in (network, ipam, ps, show, check, plan, attach, detach, doctor, gc, install, engine):
+for command in (network, ipam, ps, show, check, plan, attach, detach, doctor, gc, install, engine, services, catalog,
+                members, dns_lookup, agent, up, down, status):  # fmt: skip
     weft.add_command(command)

@@ -1,0 +1,175 @@
+"""Commands that take their options as Go's flag package does, and so Consul: ``-name=x``, ``-name x``, ``--name``.
+
+Options stand before arguments, a flag may be ``-name=false``, and wrong usage ends with 1.
+Source: https://pkg.go.dev/flag; https://developer.hashicorp.com/consul/commands.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+import click
+
+from cni_plugin.cli.output import printable
+from cni_plugin.cli.problems import FAILED
+from cni_plugin.errors import WeftError
+from discovery.client import Client, parse_address, usual_address
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+_TRUE = ("1", "t", "T", "true", "TRUE", "True")
+_FALSE = ("0", "f", "F", "false", "FALSE", "False")
+
+
+class WrongFlag(ValueError):
+    """An option is not known, or its value makes no sense."""
+
+
+class GoCommand(click.Command):
+    """A command with options in Go's manner. Declare them with one dash: ``click.option("-node", …)``."""
+
+    allow_interspersed_args = False
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # a shell asks what could follow
+            return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, self._normal(ctx, args))
+        except (WrongFlag, click.UsageError) as error:
+            said = error.format_message().rstrip(".") if isinstance(error, click.UsageError) else str(error)
+            fail(said, hint=f"see {ctx.command_path} -help")
+
+    def _normal(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return normal(args, self.get_params(ctx), anywhere=ctx.allow_interspersed_args)
+
+
+def normal(
+    arguments: Sequence[str], parameters: Sequence[click.Parameter], *, anywhere: bool = False
+) -> list[str]:
+    """The arguments with every option as it was declared, and in front. Raises WrongFlag, with Go's sentences.
+
+    ``anywhere``: options may also stand behind arguments.
+    """
+    options = {name.lstrip("-"): one for one in parameters if isinstance(one, click.Option) for name in one.opts}
+    found: list[str] = []
+    plain: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "-" or not word.startswith("-"):
+            plain.append(word)
+            if anywhere:
+                continue
+            break
+        if word == "--":
+            break
+        name, equals, value = word.removeprefix("-").removeprefix("-").partition("=")
+        if not name or name.startswith("-"):
+            raise WrongFlag(f"bad flag syntax: {word}")
+        option = options.get(name)
+        if option is None:
+            raise WrongFlag(f"flag provided but not defined: -{name}")
+        if option.is_flag:
+            if value in _TRUE or not equals:
+                found.append(option.opts[0])
+            elif value not in _FALSE:
+                raise WrongFlag(f'invalid boolean value "{value}" for -{name}: parse error')
+        elif equals or rest:
+            found += [option.opts[0], value if equals else rest.pop(0)]
+        else:
+            raise WrongFlag(f"flag needs an argument: -{name}")
+    return [*found, "--", *plain, *rest]
+
+
+def fail(line: str, status: int = FAILED, hint: str = "") -> NoReturn:
+    """Say why on standard error, as it is, and end."""
+    click.echo(printable(line), err=True)
+    if hint:
+        click.echo(f"hint: {printable(hint)}", err=True)
+    raise click.exceptions.Exit(status)
+
+
+def fail_with(begin: str, error: WeftError) -> NoReturn:
+    """End with an error's sentence behind a beginning that Consul's users know."""
+    fail(f"{begin}: {error.message}", hint=error.hint)
+
+
+def pairs(texts: Sequence[str]) -> dict[str, str]:
+    """Options of the form KEY=VALUE; ends the command where one is not."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            fail(f'Missing "=" value in argument: {text}')
+        found[key] = value
+    return found
+
+
+_OPTIONS = (
+    click.option("-http-addr", metavar="ADDRESS", help="The agent. Default: $WEFT_HTTP_ADDR, $CONSUL_HTTP_ADDR, this "
+                 "namespace's own socket, else 127.0.0.1:8500."),
+    click.option("-token", metavar="TOKEN", help="Sent with each request. Default: $CONSUL_HTTP_TOKEN."),
+    click.option("-token-file", metavar="FILE", help="A file that holds the token."),
+    click.option("-ca-file", metavar="FILE", help="Certificates that a TLS agent's is signed by. $CONSUL_CACERT."),
+    click.option("-datacenter", metavar="NAME", help="The datacenter to ask about."),
+    click.option("-stale", is_flag=True, help="Any server may answer."),
+)  # fmt: skip
+
+
+def asking(command: Command) -> Command:
+    """The options that every command of an agent's has; the command gets a ``client``."""
+
+    def run(
+        *arguments: object,
+        http_addr: str | None,
+        token: str | None,
+        token_file: str | None,
+        ca_file: str | None,
+        datacenter: str | None,
+        stale: bool,
+        **rest: object,
+    ) -> object:
+        try:
+            client = _client(http_addr, _token(token, token_file), ca_file, datacenter, stale)
+        except WeftError as error:
+            fail_with("Error connecting to Consul agent", error)
+        try:
+            return command(*arguments, client=client, **rest)
+        finally:
+            client.close()
+
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    decorated: Callable[..., object] = run
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated  # type: ignore[return-value]
+
+
+def _client(address: str | None, token: str, ca_file: str | None, datacenter: str | None, stale: bool) -> Client:
+    """Raises BadAddress."""
+    environ = os.environ
+    text = address or environ.get("WEFT_HTTP_ADDR") or environ.get("CONSUL_HTTP_ADDR")
+    tls = environ.get("CONSUL_HTTP_SSL") in _TRUE
+    return Client(
+        parse_address(text, tls=tls) if text else usual_address(),
+        token=token,
+        parameters=[*([("dc", datacenter)] if datacenter else []), *([("stale", "")] if stale else [])],
+        ca_file=ca_file or environ.get("CONSUL_CACERT", ""),
+        verify=environ.get("CONSUL_HTTP_SSL_VERIFY") not in _FALSE,
+    )
+
+
+def _token(given: str | None, file: str | None) -> str:
+    if given:
+        return given
+    path = file or os.environ.get("CONSUL_HTTP_TOKEN_FILE", "")
+    if not path:
+        return os.environ.get("CONSUL_HTTP_TOKEN", "")
+    try:
+        with open(path, encoding="utf-8") as text:
+            return text.read(4096).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"Error loading token file: {error}")

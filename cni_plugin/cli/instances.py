@@ -1,0 +1,83 @@
+"""Instances of services as the agent's answers have them, in the words that commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from discovery.client import Client, objects, path_of
+from discovery.values import NODE_MAINTENANCE, SERVICE_MAINTENANCE
+
+_WORST = ("maintenance", "critical", "warning", "passing")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An instance. ``status`` is the worst of its checks, or "maintenance"; ``why`` what the check that counts says."""
+
+    service: str
+    id: str
+    node: str
+    address: str
+    port: int
+    status: str
+    why: str = ""
+    tags: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """``ADDRESS:PORT``."""
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{host}:{self.port}" if self.port else self.address
+
+
+def seen(answer: object) -> Iterator[Seen]:
+    """The instances of an answer of ``/v1/health/service/NAME``."""
+    for one in objects(answer):
+        node, service = _object(one.get("Node")), _object(one.get("Service"))
+        status, why = worst(objects(one.get("Checks")))
+        port, tags = service.get("Port"), service.get("Tags")
+        yield Seen(
+            service=str(service.get("Service", "")),
+            id=str(service.get("ID", "")),
+            node=str(node.get("Node", "")),
+            address=str(service.get("Address") or node.get("Address", "")),
+            port=port if isinstance(port, int) else 0,
+            status=status,
+            why=why,
+            tags=tuple(map(str, tags)) if isinstance(tags, list) else (),
+        )
+
+
+def worst(checks: Iterable[Mapping[str, object]]) -> tuple[str, str]:
+    """The word that several checks come to, and the first line of what the one that counts says."""
+    found, why = "passing", ""
+    for check in checks:
+        name, status = str(check.get("CheckID", "")), str(check.get("Status", ""))
+        if name == NODE_MAINTENANCE or name.startswith(SERVICE_MAINTENANCE):
+            status = "maintenance"
+        if status in _WORST and _WORST.index(status) < _WORST.index(found):
+            text = str(check.get("Output") or check.get("Notes") or "").strip()
+            found, why = status, text.partition("\n")[0]
+    return found, why
+
+
+def everywhere(client: Client) -> list[Seen]:
+    """All instances of all services, by service, node and id. Raises Unreachable and Refused."""
+    names = _object(client.get(path_of("catalog", "services")).json)
+    return [one for name in sorted(names) for one in seen(client.get(path_of("health", "service", name)).json)]
+
+
+def virtual_addresses(client: Client) -> dict[str, tuple[str, ...]]:
+    """The virtual addresses of each service; none where the agent is Consul's. Raises Unreachable."""
+    from discovery.client import Refused
+
+    try:
+        found = _object(client.get(path_of("weft", "virtual-addresses")).json)
+    except Refused:
+        return {}
+    return {name: tuple(map(str, each)) for name, each in found.items() if isinstance(each, list)}
+
+
+def _object(found: object) -> Mapping[str, object]:
+    return found if isinstance(found, dict) else {}
