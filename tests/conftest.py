@@ -6,11 +6,6 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-
-# How long an example takes says something about the machine's other work, and nothing about weft.
-settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("shared")
 
 pytest_plugins = ("lab.outcomes",)
 TIERS = ("netns", "conformance", "vm")
