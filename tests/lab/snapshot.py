@@ -12,16 +12,21 @@ from lab.waiting import PATIENTLY
 
 Snapshot = dict[str, Any]
 
-QUERIES = {
-    "links": ("ip", "-j", "-d", "address", "show"),
-    "routes4": ("ip", "-4", "-j", "-d", "route", "show", "table", "all"),
-    "routes6": ("ip", "-6", "-j", "-d", "route", "show", "table", "all"),
-    "rules4": ("ip", "-4", "-j", "rule", "show"),
-    "rules6": ("ip", "-6", "-j", "rule", "show"),
-    "neighbours": ("ip", "-j", "neighbour", "show", "nud", "permanent"),
-    "disciplines": ("tc", "-j", "qdisc", "show"),
-    "nft": ("nft", "-j", "list", "ruleset"),
-}
+# As few programs as can be: in an emulator starting them is what a snapshot costs.
+QUERIES: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (
+    (
+        ("ip", "-j", "-d", "-batch", "-"),
+        {
+            "links": "address show",
+            "routes4": "route show table all",
+            "rules4": "rule show",
+            "neighbours": "neighbour show nud permanent",
+        },
+    ),
+    (("ip", "-6", "-j", "-d", "-batch", "-"), {"routes6": "route show table all", "rules6": "rule show"}),
+    (("tc", "-j", "qdisc", "show"), {"disciplines": ""}),
+    (("nft", "-j", "list", "ruleset"), {"nft": ""}),
+)
 
 _VOLATILE = frozenset(
     {"valid_life_time", "preferred_life_time", "operstate", "tentative", "handle", "metainfo", "expires", "packets"}
@@ -80,12 +85,23 @@ def _sysctls() -> dict[str, str]:
 def take() -> Snapshot:
     """The network of the namespace this thread is in."""
     state: Snapshot = {}
-    for name, query in QUERIES.items():
-        state[name] = _steady(json.loads(run(*query).stdout or "[]"))
+    for argv, lines in QUERIES:
+        said = _documents(run(*argv, stdin="".join(f"{line}\n" for line in lines.values() if line)).stdout)
+        state.update(zip(lines, map(_steady, said or [[]]), strict=True))
     rules = state["nft"]["nftables"]
     state["nft"] = [item for item in rules if item]
     state["sysctl"] = _sysctls()
     return state
+
+
+def _documents(text: str) -> list[Any]:
+    """The JSON documents of a text, one after the other."""
+    found, decoder = [], json.JSONDecoder()
+    while text := text.lstrip():
+        document, end = decoder.raw_decode(text)
+        found.append(document)
+        text = text[end:]
+    return found
 
 
 def settled() -> Snapshot:
