@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 Conf = dict[str, Any]
+Step = TypeVar("Step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +18,8 @@ class Case:
     """A configuration to attach containers with. ``first`` is that of the plugin before it in a chain.
 
     ``needs`` is a kind of link that a kernel may lack, ``wired`` whether the host has a neighbour, on ``lan0``,
-    ``tables`` whether iptables has been used before: its own chains stay when all of weft's are gone.
+    ``tables`` whether iptables has been used before: its own chains stay when all of weft's are gone. ``beside`` are
+    the keys that another container on the network must have otherwise.
     """
 
     name: str
@@ -23,6 +28,17 @@ class Case:
     needs: str = ""
     wired: bool = False
     tables: bool = False
+    beside: Conf = field(default_factory=dict)
+
+
+def sampled(name: str, steps: Iterable[Step], *, needs: str = "") -> Iterator[Step]:
+    """The steps that a sweep of faults or kills goes through: all of them.
+
+    Where WEFT_TEST_SAMPLE says 3, every third, from one that is another for each name. What needs something of the
+    kernel is swept whole even so: it may be swept nowhere else.
+    """
+    every = 1 if needs else int(os.environ.get("WEFT_TEST_SAMPLE", "1"))
+    return islice(steps, zlib.crc32(name.encode()) % every, None, every)
 
 
 def pool(*subnets: str, **rest: object) -> Conf:
@@ -48,6 +64,7 @@ FIXED: Conf = {
     "routes": EVERYWHERE,
 }
 
+_NEXT = {"address": "10.23.0.10/24", "gateway": "10.23.0.1"}
 _BRIDGE: Conf = {"bridge": "wbr0", "isGateway": True, "ipMasq": True, "ipam": pool("10.20.0.0/24", routes=EVERYWHERE)}
 _STATIC: Conf = {"bridge": "wbr0", "isGateway": True, "ipMasq": True, "ipam": FIXED}
 _DUAL = pool("10.21.0.0/24", "fd00:21::/64", routes=EVERYWHERE_TWICE)
@@ -92,12 +109,16 @@ CASES = (
     Case("bridge-hairpin", conf("bridge", "hair", {**_BRIDGE, "hairpinMode": True, "isDefaultGateway": True})),
     Case("bridge-promisc", conf("bridge", "prom", {**_BRIDGE, "promiscMode": True})),
     Case("bridge-isolated", conf("bridge", "isol", {**_BRIDGE, "portIsolation": True, "mtu": 1400})),
-    Case("bridge-static", conf("bridge", "fixed", _STATIC)),
+    Case("bridge-static", conf("bridge", "fixed", _STATIC), beside={"ipam": {**FIXED, "addresses": [_NEXT]}}),
     Case("ptp", conf("ptp", "line", {"ipMasq": True, "ipam": pool("10.24.0.0/24", routes=EVERYWHERE)})),
     Case("ptp-dual", conf("ptp", "lines", {"ipMasq": True, "ipam": _DUAL})),
     Case("loopback", conf("loopback", "lonet", {})),
     Case("macvlan", conf("macvlan", "mac", {"ipam": pool("192.0.2.0/25", "2001:db8:99::/112")}), wired=True),
     Case("tap", conf("tap", "vm", {"owner": 7, "group": 8, "mtu": 1400, "ipam": pool("10.28.0.0/24")}), needs="tun"),
+    Case("ipvlan", conf("ipvlan", "ipv", {"ipam": pool("192.0.2.0/25")}), needs="ipvlan", wired=True),
+    Case("vlan", conf("vlan", "tag", {"vlanId": 42, "ipam": pool("10.29.0.0/24")}), needs="vlan", wired=True,
+         beside={"vlanId": 43}),
+    Case("dummy", conf("dummy", "held", {"ipam": pool("10.30.0.0/24", "fd00:30::/64")}), needs="dummy"),
     Case(
         "portmap-chained",
         conf("portmap", "chain", {"runtimeConfig": PORTS, "snat": True}),

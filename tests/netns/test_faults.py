@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lab.calls import Afterwards, Steps
-from lab.cases import CASES, Case
+from lab.cases import CASES, Case, sampled
 from lab.ground import Ground
 from lab.host import Host
 
@@ -44,7 +44,7 @@ def test_before_every_step(host: Host, case: Case) -> None:
         ground.no_forwarding()
     names = _steps(ground)
     ground.remember()
-    for at, name in enumerate(names):
+    for at, name in sampled(case.name, enumerate(names), needs=case.needs):
         if not case.first:
             ground.no_forwarding()
         answer = ground.add(Steps(at))
@@ -63,7 +63,7 @@ def test_after_every_step(host: Host, case: Case) -> None:
         ground.no_forwarding()
     names = _steps(ground)
     ground.remember()
-    for at, name in enumerate(names):
+    for at, name in sampled(case.name, enumerate(names), needs=case.needs):
         if not case.first:
             ground.no_forwarding()
         fault = Afterwards(at)
@@ -84,15 +84,13 @@ def test_beside_a_living_neighbour(host: Host, case: Case) -> None:
         conf = {**conf, "prevResult": ground.weft.add(case.first, other, "c2"), "runtimeConfig": {}}
     elif "runtimeConfig" in conf:
         conf = {**conf, "runtimeConfig": {}}
-    if case.name == "bridge-static":
-        address = {"address": "10.23.0.10/24", "gateway": "10.23.0.1"}
-        conf = {**conf, "ipam": {**conf["ipam"], "addresses": [address]}}
+    conf = {**conf, **case.beside}
     result = ground.weft.add(conf, other, "c2")
     seen = Steps()
     assert ground.add(seen).ok
     assert ground.delete().ok
     ground.remember()
-    for at in range(len(seen.taken)):
+    for at in sampled(case.name, range(len(seen.taken)), needs=case.needs):
         assert not ground.add(Steps(at)).ok
         assert ground.changes() == [], (at, seen.taken[at])
     assert ground.weft.check(conf, result, other, "c2") == ""
@@ -111,7 +109,7 @@ def test_in_every_step_of_a_removal(host: Host, case: Case) -> None:
     assert ground.delete(seen).ok
     ground.collect(*([("c1", "eth0")] if case.first else []))
     ground.remember()
-    for at, step in enumerate(seen.taken):
+    for at, step in sampled(case.name, enumerate(seen.taken), needs=case.needs):
         assert ground.add().ok
         answer = ground.delete(Steps(at))
         assert not answer.ok, step

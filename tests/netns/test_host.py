@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from lab import seen
+from lab.calls import Steps, Weft, files, killed
+from lab.cases import sampled
 from lab.confs import network, pool
 from lab.host import Host
 from lab.namespaces import OWN
@@ -51,3 +54,31 @@ def test_it_is_for_the_hosts_namespace_alone(host: Host, cni: Cni) -> None:
 def test_ipam_has_no_place_in_it(host: Host, cni: Cni) -> None:
     problem = seen.problem(cni, "ADD", shared(ipam=pool("10.80.0.0/24")), OWN)
     assert problem["code"] == 7 and "ipam" in problem["msg"]
+
+
+def test_nothing_is_done_that_could_fail(host: Host) -> None:
+    """So there is no step before or after which a fault could be."""
+    host.lan()
+    steps = Steps()
+    assert Weft()("ADD", shared(), OWN, watch=steps).ok
+    assert Weft()("DEL", shared(), OWN, watch=steps).ok
+    assert steps.taken == []
+
+
+def test_a_kill_at_every_change(host: Host) -> None:
+    """Of the disk: there is no other. DEL and GC take turns at ending it."""
+    lan, weft = host.lan(), Weft()
+    before = host.snapshot()
+    for command in ("ADD", "DEL"):
+        for at in sampled(command, count()):
+            if command == "DEL":
+                weft.add(shared(), OWN)
+            alive = not killed(lambda steps: weft(command, shared(), OWN, watch=steps), at, files=True)  # noqa: B023
+            if at % 2 == 0:
+                weft.delete(shared(), OWN)
+            weft.collect(shared())
+            assert files() == [], (command, at)
+            if alive:
+                break
+        assert at > 2
+    assert host.changes(before) == [], lan

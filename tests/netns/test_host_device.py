@@ -9,6 +9,7 @@ import pytest
 
 from lab import seen
 from lab.calls import Afterwards, Answer, Steps, Weft, files, killed
+from lab.cases import sampled
 from lab.confs import DEFAULT4, network
 from lab.host import Host, Lan
 from lab.plugins import REFERENCE_FOLDER, Cni
@@ -236,8 +237,7 @@ class Call:
         return self.weft(command, self.conf, self.netns, watch=watch or Steps())
 
     def left(self) -> list[str]:
-        found = difference(self.before, self.host.snapshot())
-        return found + difference(self.inner, seen.inner(self.netns)) + files()
+        return self.host.changes(self.before) + difference(self.inner, seen.inner(self.netns)) + files()
 
 
 @pytest.mark.parametrize("when", [Steps, Afterwards])
@@ -247,7 +247,7 @@ def test_a_fault_at_every_step(host: Host, when: Any) -> None:
     assert call("ADD", steps).ok and call("DEL").ok
     call.weft.collect(call.conf)
     assert call.left() == []
-    for at in range(len(steps.taken)):
+    for at in sampled("host-device", range(len(steps.taken))):
         answer = call("ADD", when(at))
         assert not answer.ok, at
         assert call.left() == [], (at, steps.taken[at])
@@ -263,7 +263,7 @@ def test_a_fault_at_every_step(host: Host, when: Any) -> None:
 def test_a_kill_at_every_change(host: Host, command: str) -> None:
     """Of the kernel and of the disk; DEL, GC and the next ADD take turns at ending it."""
     call = Call(host)
-    for at in count():
+    for at in sampled(command, count()):
         if command == "DEL":
             assert call("ADD").ok
         if not killed(lambda steps: call(command, steps), at, files=True):

@@ -13,7 +13,7 @@ import pytest
 
 from cni_plugin.executor import unwatched
 from lab.calls import Answer, Steps, killed
-from lab.cases import CASES, Case
+from lab.cases import CASES, Case, sampled
 from lab.ground import Ground, rest
 from lab.host import Host
 
@@ -106,7 +106,7 @@ def _kill_at_every_step(host: Host, case: Case, command: str, finishes: list[Fin
     """Returns how many steps there were."""
     ground = Ground(host, case)
     victim = Victim(ground)
-    for at in count():
+    for at in sampled(case.name, count(), needs=case.needs):
         victim.renew()
         if command == "DEL":
             assert victim.call("ADD").ok
