@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("cni_plugin", "ipam", "store", "discovery")
 
-GROUND = frozenset({"cni_plugin", "errors", "types", "names", "locks", "plugins", "remarks", "rules", "daemons", "place"})
+GROUND = frozenset(
+    {"cni_plugin", "errors", "types", "names", "locks", "plugins", "remarks", "rules", "daemons", "place"}
+)
 FOUNDATION = GROUND | {"wire", "ipam", "store", "kernel", "delegate"}
 PLANNING = frozenset({"plan", "ops"})
 DOING = frozenset({"executor", "records"})
