@@ -8,7 +8,7 @@ what a killed process left behind is recognised by anybody. Sources: ``linux/if.
 from __future__ import annotations
 
 import re
-from hashlib import blake2b
+from _blake2 import blake2b  # hashlib would load OpenSSL, which takes 4 ms
 
 from cni_plugin.types import Attachment
 

@@ -331,8 +331,16 @@ def _texts(path: str, record: Record | NetworkRecord) -> dict[str, tuple[object,
     for name in _FIELDS[type(record)]:
         value = getattr(record, name)
         old = before.get(name)
-        texts[name] = old if old is not None and old[0] is value else (value, encode(value))
+        if old is None or old[0] is not value:
+            old = (value, _shared(value) if name == "shared" else encode(value))
+        texts[name] = old
     return texts
+
+
+@functools.lru_cache(64)
+def _shared(operations: tuple[plan.Operation, ...]) -> str:
+    """The operations of a network, which are the same in each of its attachments' records."""
+    return encode(operations)
 
 
 _FIELDS = {kind: tuple(one.name for one in fields(kind)) for kind in (Record, NetworkRecord)}

@@ -182,8 +182,11 @@ class Namespace(Protocol):
     def delete_vlans(self, name: str, vids: Iterable[int]) -> None:
         """*Equivalent to:* ``bridge vlan del dev NAME vid VID`` for each; missing ones are fine."""
 
-    def addresses(self, link: str) -> tuple[Cidr, ...]:
-        """The link's addresses, IPv6 link-local ones included. *Equivalent to:* ``ip address show dev``."""
+    def addresses(self, link: str, version: int = 0) -> tuple[Cidr, ...]:
+        """The link's addresses, of one IP version where given, IPv6 link-local ones included.
+
+        *Equivalent to:* ``ip address show dev``.
+        """
 
     def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
         """Give the link an address, without duplicate address detection for IPv6 where ``accept_dad`` is 0.

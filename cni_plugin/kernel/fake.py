@@ -282,10 +282,11 @@ class FakeNamespace(FakeMore):
             raise KernelRefused(f"cannot {doing}: the kernel says Operation not supported")
         return link
 
-    def addresses(self, link: str) -> tuple[Cidr, ...]:
+    def addresses(self, link: str, version: int = 0) -> tuple[Cidr, ...]:
         self.kernel.called("addresses")
         held = self.held(link, f"list the addresses of {link}")
-        return tuple(sorted(held.addresses, key=lambda cidr: cidr.version))
+        found = (cidr for cidr in held.addresses if version in (0, cidr.version))
+        return tuple(sorted(found, key=lambda cidr: cidr.version))
 
     def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
         self.kernel.called("add_address")

@@ -252,8 +252,8 @@ class LinuxNamespace:
     def delete_vlans(self, name: str, vids: Iterable[int]) -> None:
         vlans.delete(self._socket, name, vids)
 
-    def addresses(self, link: str) -> tuple[Cidr, ...]:
-        return addresses.of_link(self._socket, self._index(link, f"list the addresses of {link}"), link)
+    def addresses(self, link: str, version: int = 0) -> tuple[Cidr, ...]:
+        return addresses.of_link(self._socket, self._index(link, f"list the addresses of {link}"), link, version)
 
     def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
         index = self._index(link, f"add the address {address} to {link}")

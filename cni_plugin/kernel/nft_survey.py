@@ -7,8 +7,8 @@ looked at: handles, and counts of users or of elements, change by themselves.
 
 from __future__ import annotations
 
+from _blake2 import blake2b  # hashlib would load OpenSSL, which takes 4 ms
 from dataclasses import dataclass
-from hashlib import blake2b
 
 from cni_plugin.errors import Busy
 from cni_plugin.kernel.nft_netlink import Attributes, Questions, text

@@ -81,6 +81,11 @@ class Gateways(Operation):
     def lies_on(self) -> Place | None:
         return (Side.HOST, self.link)
 
+    def _there(self, machine: Machine) -> tuple[Cidr, ...]:
+        """The link's addresses of the versions that matter."""
+        versions = sorted({address.version for address in self.addresses})
+        return tuple(one for version in versions for one in machine.host.addresses(self.link, version))
+
     def _strangers(self, there: tuple[Cidr, ...]) -> list[Cidr]:
         wanted = {*self.addresses, *self.siblings}
         versions = {address.version for address in self.addresses}
@@ -93,7 +98,7 @@ class Gateways(Operation):
         ]
 
     def apply(self, machine: Machine) -> bool:
-        there = machine.host.addresses(self.link)
+        there = self._there(machine)
         strangers = self._strangers(there)
         if strangers and not self.force:
             wanted = ", ".join(map(str, self.addresses))
@@ -119,7 +124,7 @@ class Gateways(Operation):
                     machine.host.delete_address(self.link, address)
 
     def lacks(self, machine: Machine) -> str | None:
-        there = machine.host.addresses(self.link)
+        there = self._there(machine)
         for address in self.addresses:
             if address not in there:
                 return f"{self.link} lacks the gateway address {address}"

@@ -12,6 +12,7 @@ Source: SPEC.md of each version, "Success" ("Result").
 from __future__ import annotations
 
 import json
+from json.encoder import encode_basestring_ascii
 
 from cni_plugin.errors import VersionProblem
 from cni_plugin.types import Cidr, Dns, Result, ResultAddress, ResultInterface, Route
@@ -37,7 +38,18 @@ def render(result: Result, version: str) -> bytes:
         if result.dns:
             body["dns"] = _dns(result.dns)
         body = dict(sorted(body.items()))
-    return json.dumps(body, indent=4).encode("ascii")
+    return _indented(body, "\n").encode("ascii")
+
+
+def _indented(value: object, end: str) -> str:
+    """What ``json.dumps(value, indent=4)`` says, which takes five times as long."""
+    inner = end + "    "
+    if isinstance(value, dict) and value:
+        items = [f"{encode_basestring_ascii(key)}: {_indented(each, inner)}" for key, each in value.items()]
+        return f"{{{inner}{f',{inner}'.join(items)}{end}}}"
+    if isinstance(value, list) and value:
+        return f"[{inner}{f',{inner}'.join([_indented(each, inner) for each in value])}{end}]"
+    return encode_basestring_ascii(value) if isinstance(value, str) else json.dumps(value)
 
 
 def check(result: Result, version: str) -> None:

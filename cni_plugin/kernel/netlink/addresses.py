@@ -19,25 +19,29 @@ from cni_plugin.types import Cidr
 _NO_DAD, _DAD_FAILED, _TENTATIVE, _NO_PREFIX_ROUTE = 0x02, 0x08, 0x40, 0x200
 _FAMILY, _PREFIX, _FIXED = 16, 17, 24  # places in a message
 _ADDRESS, _LOCAL, _FLAGS = 1, 2, 8
+_FAMILIES = {4: codec.AF_INET, 6: codec.AF_INET6}
 _SCOPE_LINK, _SCOPE_HOST = 253, 254
 
 
-def of_link(socket: RouteSocket, index: int, name: str) -> tuple[Cidr, ...]:
-    """The link's addresses, IPv4 first, each family in the kernel's order."""
-    found = [_cidr(message) for message in _messages(socket, index, name)]
-    return tuple(sorted(found, key=lambda cidr: cidr.version))
+def of_link(socket: RouteSocket, index: int, name: str, version: int = 0) -> tuple[Cidr, ...]:
+    """The link's addresses, of one IP version where given, IPv4 first, each family in the kernel's order."""
+    families = [_FAMILIES[version]] if version else [codec.AF_INET, codec.AF_INET6]
+    return tuple(_cidr(message) for family in families for message in _messages(socket, index, name, family))
 
 
 def tentative(socket: RouteSocket, index: int, name: str) -> tuple[bool, bool]:
     """Whether duplicate address detection still runs on an IPv6 address, and whether one failed."""
-    flags = [_flags(message) for message in _messages(socket, index, name) if message[_FAMILY] == codec.AF_INET6]
+    flags = [_flags(message) for message in _messages(socket, index, name, codec.AF_INET6)]
     failed = any(value & _DAD_FAILED for value in flags)
     return any(value & _TENTATIVE and not value & _DAD_FAILED for value in flags), failed
 
 
-def _messages(socket: RouteSocket, index: int, name: str) -> list[bytes]:
-    request = Request(codec.GETADDR, 0, f"list the addresses of {name}", {"index": index}, decoded=False)
-    return [message for message in socket.dump(request) if int.from_bytes(message[20:24], byteorder) == index]
+def _messages(socket: RouteSocket, index: int, name: str, family: int) -> list[bytes]:
+    # Asked for one family the kernel needs no lock, asked for all it waits for that of links.
+    fields = {"family": family, "index": index}
+    request = Request(codec.GETADDR, 0, f"list the addresses of {name}", fields, decoded=False)
+    there = socket.dump(request)
+    return [one for one in there if one[_FAMILY] == family and int.from_bytes(one[20:24], byteorder) == index]
 
 
 def _flags(message: bytes) -> int:
