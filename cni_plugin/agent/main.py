@@ -50,6 +50,7 @@ log = logging.getLogger("weft.agent")
 IDLE = 60.0
 """Seconds without an attachment or a service after which an agent ends that an attachment had started."""
 _AGAIN = 5.0  # seconds until a part that could not begin is tried again
+_FAREWELL = 0.2
 _LOOK = 2.0  # seconds between two looks at the place and the files
 
 
@@ -127,7 +128,12 @@ class Agent:
             await self._first("balancer", Balancer(catalog, settings.balancing, metrics))
         await self._first("checks", Checker(registry, catalog, metrics, scripts=settings.scripts))
         serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
-        api = Api(catalog, registry, store, serving, metrics)
+
+        async def leave() -> None:
+            await registry.leave()
+            asyncio.get_running_loop().call_later(_FAREWELL, self._ended.set)  # once who asked has been answered
+
+        api = Api(catalog, registry, store, serving, metrics, leave=leave)
         await self._first("http", api)
         gc.freeze()
         return Parts(registry, attachments, dns, api)

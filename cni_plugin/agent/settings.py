@@ -18,8 +18,10 @@ from cni_plugin.errors import ConfigProblem
 from cni_plugin.wire.keys import Problems, Section
 from discovery.api.settings import Settings as Serving
 from discovery.balancer.settings import BalancerConfig, Mode
+from discovery.dns.codec import encode_name
 from discovery.dns.settings import Listen
 from discovery.dns.settings import Settings as Naming
+from discovery.dns.upstreams import parse as parse_upstream
 from discovery.durations import parse_duration
 
 PATH = "/etc/weft/weft.toml"
@@ -139,6 +141,12 @@ def _naming(section: Section, datacenter: str) -> Naming | None:
     if not section.flag("enabled", True):
         return None
     usual = Naming()
+    for key, check in (("domains", encode_name), ("recursors", parse_upstream)):
+        for text in section.texts(key):
+            try:
+                check(text)
+            except ValueError as error:
+                section.problem(key, f"holds {text!r}: {error}")
     ttls = section.raw("service_ttl") or {}
     if not isinstance(ttls, dict):
         section.problem("service_ttl", 'must be a table like {"web" = "5s", "*" = "0s"}')

@@ -179,7 +179,8 @@ class Zone:
         ttl = self._settings.ttl_of(members[0].instance.name)
         if kind == SRV:
             return ready(units=[self._location(one, domain, port, ttl) for one in members]), about
-        return self._of_hosts(name, domain, kind, [one.address for one in members], ttl), about
+        addresses = [address for one in members for address in one.addresses]
+        return self._of_hosts(name, domain, kind, addresses, ttl), about
 
     def _location(self, one: Health, domain: bytes, port: str, ttl: int) -> Unit:
         """An SRV record, with its target's addresses."""
