@@ -8,6 +8,7 @@ loses nothing, lies under ``/weft/v1/own/NODE/`` and is bound to none.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
@@ -24,6 +25,10 @@ VIRTUALS = ROOT + "virtual/"
 OWN = ROOT + "own/"
 
 Kind = TypeVar("Kind", Node, Instance, Check)
+
+
+_SAFE = ":@+ ,=~"
+_PLAIN = re.compile(r"[A-Za-z0-9_.:@+ ,=~-]*", re.ASCII)  # what quote() leaves as it is, told ten times as fast
 
 
 class Unreadable(ValueError):
@@ -64,7 +69,7 @@ def decode(entry: Entry) -> Value:
     for prefix, build in _BUILDERS.items():
         if entry.key.startswith(prefix):
             try:
-                found = json.loads(entry.value)
+                found = json.loads(entry.value.decode())
                 value = build(found, entry)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise Unreadable(f"{entry.key}: {error}") from error
@@ -103,50 +108,44 @@ def decode_definition(value: bytes) -> Definition:
 
 def names_in(key: str) -> tuple[str, ...]:
     """The parts of a key behind its prefix, decoded: ``("web", "n1", "web-1")`` for a service's."""
-    return tuple(unquote(part) for part in key.removeprefix(ROOT).split("/")[1:])
+    parts = key.removeprefix(ROOT).split("/")[1:]
+    return tuple(unquote(part) for part in parts) if "%" in key else tuple(parts)
 
 
 def _part(name: str) -> str:
-    return quote(name, safe=":@+ ,=~")
+    return name if _PLAIN.fullmatch(name) else quote(name, safe=_SAFE)
 
 
 def _node(found: dict[str, Any], entry: Entry) -> Node:
-    return _built(Node, found, entry, strings("meta", "tagged_addresses"))
+    return _built(Node, _NODE, found, entry)
 
 
 def _instance(found: dict[str, Any], entry: Entry) -> Instance:
-    special = {
-        "ports": lambda value: {str(name): _port(port) for name, port in value.items()},
-        "port": _port,
-        "tags": _words,
-        "weights": lambda value: Weights(int(value["passing"]), int(value["warning"])),
-        "tagged_addresses": lambda value: {
-            str(name): Place(str(place["address"]), _port(place.get("port", 0))) for name, place in value.items()
-        },
-        "enable_tag_override": bool,
-        **strings("meta"),
-    }
-    return _built(Instance, found, entry, special)
+    return _built(Instance, _INSTANCE, found, entry)
 
 
 def _check(found: dict[str, Any], entry: Entry) -> Check:
-    return _built(Check, found, entry, {"status": Status, "service_tags": _words, "definition": dict})
+    return _built(Check, _CHECK, found, entry)
 
 
 def _virtual(found: dict[str, Any], entry: Entry) -> VirtualAddress:
     return VirtualAddress(str(found["service"]), str(found["address"]), entry.create_revision)
 
 
-def _built(kind: type[Kind], found: dict[str, Any], entry: Entry, special: dict[str, Any]) -> Kind:
-    """A value of its parts: strings as they are, others by their own reader; unknown ones are a newer weft's."""
-    known = {part.name for part in fields(kind)} - {"create_index", "modify_index"}
-    parts = {name: special.get(name, _text)(value) for name, value in found.items() if name in known}
+def _built(kind: type[Kind], readers: dict[str, Callable[[Any], Any]], found: dict[str, Any], entry: Entry) -> Kind:
+    """A value of its parts, each by its reader; unknown ones are a newer weft's."""
+    parts = {name: readers[name](value) for name, value in found.items() if name in readers}
     return kind(**parts, create_index=entry.create_revision, modify_index=entry.mod_revision)
 
 
-def strings(*names: str) -> dict[str, Any]:
-    """Readers for parts that are tables of strings."""
-    return dict.fromkeys(names, lambda value: {_text(key): _text(part) for key, part in value.items()})
+def _readers(kind: type, **special: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
+    """How each part of a value is read: as a text, unless something else is said."""
+    names = {part.name for part in fields(kind)} - {"create_index", "modify_index"}
+    return {name: special.get(name, _text) for name in names}
+
+
+def _strings(value: Any) -> dict[str, str]:
+    return {_text(key): _text(part) for key, part in value.items()}
 
 
 def _text(value: object) -> str:
@@ -167,6 +166,20 @@ def _port(value: object) -> int:
     return value
 
 
+_NODE = _readers(Node, meta=_strings, tagged_addresses=_strings)
+_INSTANCE = _readers(
+    Instance,
+    ports=lambda value: {_text(name): _port(port) for name, port in value.items()},
+    port=_port,
+    tags=_words,
+    meta=_strings,
+    weights=lambda value: Weights(int(value["passing"]), int(value["warning"])),
+    tagged_addresses=lambda value: {
+        _text(name): Place(_text(place["address"]), _port(place.get("port", 0))) for name, place in value.items()
+    },
+    enable_tag_override=bool,
+)
+_CHECK = _readers(Check, status=Status, service_tags=_words, definition=dict)
 _BUILDERS: dict[str, Callable[[dict[str, Any], Entry], Value]] = {
     NODES: _node,
     SERVICES: _instance,
