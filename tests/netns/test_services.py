@@ -21,6 +21,7 @@ import dns.rcode
 import pytest
 
 from lab import seen
+from lab.confined import confined
 from lab.confs import DEFAULT4, DEFAULT6, bridge, pool
 from lab.dns import Upstream, ask, ask_stream, question, read, records
 from lab.host import Host
@@ -323,6 +324,19 @@ def test_a_check_starts_the_agent_again(town: Town) -> None:
     town.cni.check(town.confs["c1"], town.results["c1"], "/run/netns/c1", container="c1")
     assert town.agent() not in (0, killed)
     assert town.ask("c1", "c1") == [town.address("c1")]
+
+
+def test_the_rights_of_the_unit_suffice(town: Town) -> None:
+    """As systemd would run it, the agent answers, checks and balances."""
+    town.host.start(*confined(ROOT / "conf/systemd/weft-agent.service", WEFT, "agent"))
+    until(town.agent, STARTS, "the agent")
+    town.add("a", "blue", 10, services=[CHECKED])
+    town.add("client", "red", 11)
+    town.until_healthy("a")
+    until(lambda: set(town.picks("client")) == {"a"})
+    assert town.ask("client", "web.service.weft") == [town.address("a")]
+    town.delete("a")
+    until(lambda: town.ask("client", "web.service.weft") == ["NXDOMAIN"])
 
 
 def test_an_internal_network_has_names_and_leaks_no_question(town: Town, tmp_path: Path) -> None:
