@@ -6,17 +6,20 @@ Source: https://developer.hashicorp.com/consul/api-docs; RFC 9112. The agent may
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import socket
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode, urlsplit
 
 from cni_plugin.errors import WeftError
 from discovery.fields import BadField, decode_json
+
+if TYPE_CHECKING:  # http.client and ssl are imported where they are used: a command that asks no agent need not wait
+    import ssl
+    from http.client import HTTPConnection
 
 TCP = "127.0.0.1:8500"
 LARGEST = 256 << 20
@@ -40,7 +43,7 @@ class Refused(WeftError):
     """The agent answered with an error. ``status`` is HTTP's."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(text or f"the agent answered {status} {http.client.responses.get(status, '')}".rstrip())
+        super().__init__(text or f"the agent answered with HTTP status {status}")
         self.status = status
 
 
@@ -100,17 +103,6 @@ class Reply:
     index: int
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=CONNECT)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 class Client:
     """One agent, asked over one connection that is made anew where it was lost.
 
@@ -126,7 +118,7 @@ class Client:
         self._parameters = tuple(parameters)
         self._ca_file = ca_file
         self._verify = verify
-        self._kept: http.client.HTTPConnection | None = None
+        self._kept: HTTPConnection | None = None
 
     def close(self) -> None:
         """Close the connection."""
@@ -143,56 +135,55 @@ class Client:
         content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") if body is not None else b""
         return read(self._exchange("PUT", path, parameters, content), self.address)
 
-    def begin(self, path: str, parameters: Parameters = (), *, seconds: float = ANSWER) -> http.client.HTTPConnection:
+    def begin(self, path: str, parameters: Parameters = (), *, seconds: float = ANSWER) -> HTTPConnection:
         """Ask on a connection of its own and do not wait: ``read`` takes the answer. Raises Unreachable."""
         connection = self._connect(seconds)
-        try:
-            connection.request("GET", self._target(path, parameters), headers=self._headers)
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise unreachable(self.address, error) from error
+        self._send(connection, "GET", self._target(path, parameters), None)
         return connection
 
-    def _exchange(
-        self, method: str, path: str, parameters: Parameters, body: bytes | None
-    ) -> http.client.HTTPConnection:
-        kept = self._kept
-        if kept is not None and not _stale(kept):
-            connection = kept
-        else:
+    def _exchange(self, method: str, path: str, parameters: Parameters, body: bytes | None) -> HTTPConnection:
+        if self._kept is None or _stale(self._kept):
             self.close()
-            connection = self._kept = self._connect(ANSWER)
+            self._kept = self._connect(ANSWER)
+        self._send(self._kept, method, self._target(path, parameters), body)
+        return self._kept
+
+    def _send(self, connection: HTTPConnection, method: str, target: str, body: bytes | None) -> None:
+        from http.client import HTTPException
+
         try:
-            connection.request(method, self._target(path, parameters), body, self._headers)
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
+            connection.request(method, target, body, self._headers)
+        except (OSError, HTTPException) as error:
+            connection.close()
             raise unreachable(self.address, error) from error
-        return connection
 
     def _target(self, path: str, parameters: Parameters) -> str:
         query = urlencode([*self._parameters, *parameters])
         return f"{self.address.prefix}{path}{'?' if query else ''}{query}"
 
-    def _connect(self, seconds: float) -> http.client.HTTPConnection:
+    def _connect(self, seconds: float) -> HTTPConnection:
         """A connection that is made already. Raises Unreachable."""
+        from http.client import HTTPConnection, HTTPException, HTTPSConnection
+
         where = self.address
-        connection: http.client.HTTPConnection
         try:
             if where.path:
-                connection = _UnixConnection(where.path)
+                connection = HTTPConnection("localhost")
+                connection.sock = _connected(where.path)
             elif where.tls:
-                connection = http.client.HTTPSConnection(
-                    where.host, where.port, timeout=CONNECT, context=self._context()
-                )
+                connection = HTTPSConnection(where.host, where.port, timeout=CONNECT, context=self._context())
+                connection.connect()
             else:
-                connection = http.client.HTTPConnection(where.host, where.port, timeout=CONNECT)
-            connection.connect()
-        except (OSError, http.client.HTTPException, UnicodeError) as error:
+                connection = HTTPConnection(where.host, where.port, timeout=CONNECT)
+                connection.connect()
+        except (OSError, HTTPException, UnicodeError) as error:
             raise unreachable(where, error) from error
         connection.sock.settimeout(seconds)
         return connection
 
     def _context(self) -> ssl.SSLContext:
+        import ssl
+
         context = ssl.create_default_context(cafile=self._ca_file or None)
         if not self._verify:
             context.check_hostname = False
@@ -205,12 +196,14 @@ def path_of(*parts: str) -> str:
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
-def read(connection: http.client.HTTPConnection, address: Address) -> Reply:
+def read(connection: HTTPConnection, address: Address) -> Reply:
     """The answer to what was asked on a connection. Raises Unreachable and Refused."""
+    from http.client import HTTPException
+
     try:
         response = connection.getresponse()
         body = response.read(LARGEST + 1)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, HTTPException) as error:
         connection.close()
         raise unreachable(address, error) from error
     if len(body) > LARGEST:
@@ -233,7 +226,19 @@ def unreachable(address: Address, error: Exception) -> Unreachable:
     return Unreachable(f"no agent answers at {address}: {reason[:200]}", hint="weft up starts the one of this host")
 
 
-def _stale(connection: http.client.HTTPConnection) -> bool:
+def _connected(path: str) -> socket.socket:
+    """A connection to a unix socket. Raises OSError."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        made.settimeout(CONNECT)
+        made.connect(path)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _stale(connection: HTTPConnection) -> bool:
     """Whether the agent has closed a connection that was kept."""
     if connection.sock is None:
         return True
@@ -241,7 +246,7 @@ def _stale(connection: http.client.HTTPConnection) -> bool:
         connection.sock.setblocking(False)
         try:
             return connection.sock.recv(1, socket.MSG_PEEK) == b""
-        except (BlockingIOError, ssl.SSLWantReadError, ValueError):
+        except (BlockingIOError, ValueError):  # the latter with TLS, which knows no peeking
             return False
         finally:
             connection.sock.settimeout(ANSWER)

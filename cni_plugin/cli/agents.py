@@ -81,13 +81,13 @@ def up(tool: Tool, config: str | None, json_output: bool) -> None:
     Example:
       weft up --config ./weft.toml
     """
-    from cni_plugin.agent import settings
-
     tool.prepare_to("start weft")
     if config:
         os.environ["WEFT_CONFIG"] = os.path.abspath(config)
     there = running()
     if there is None:
+        from cni_plugin.agent import settings  # stands on much of what the agent is made of
+
         settings.read()
     os.makedirs(place.folder(), mode=0o700, exist_ok=True)
     with open(_stay(), "w", encoding="ascii"):

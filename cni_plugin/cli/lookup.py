@@ -75,11 +75,9 @@ def _kinds(name: str, kind: str) -> tuple[str, ...]:
 
 
 def _hint(code: int, name: str) -> str:
-    if code == codec.REFUSED:
-        return "it answers for its own domains alone; see dns.recursors in weft.toml"
-    if code == codec.NXDOMAIN and "." not in name.rstrip("."):
+    if code in (codec.REFUSED, codec.NXDOMAIN) and "." not in name.rstrip("."):
         return f"services are asked for as {name.rstrip('.')}.service.consul"
-    return ""
+    return "it answers for its own domains alone; see dns.recursors in weft.toml" if code == codec.REFUSED else ""
 
 
 def _print(records: list[dict[str, object]]) -> None:
