@@ -17,10 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from cni_plugin.cli.root import weft
-from discovery import layout
+from discovery import client, layout
 from discovery.api import Settings
 from discovery.values import Node, VirtualAddress
-from lab.agent import LabAgent
+from lab.agent import LabAgent, until
 
 ROOT = Path(__file__).resolve().parents[3]
 EXPECTED = 30.0
@@ -30,7 +30,8 @@ EXPECTED = 30.0
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabAgent]:
     node = Node("n1", "127.0.0.1", id="8f2d6c5e-0000-4000-8000-000000000001", meta={"rack": "a"})
-    found = LabAgent(tmp_path_factory.mktemp("agent"), node, Settings(listen=("127.0.0.1:0",)))
+    folder = tmp_path_factory.mktemp("agent")
+    found = LabAgent(folder, node, Settings(listen=("127.0.0.1:0", str(folder / "api.sock"))))
     yield found
     found.stop()
 
@@ -167,8 +168,8 @@ def test_listing_in_detail(agent: LabAgent) -> None:
     agent.put("/v1/agent/check/update/up", {"Status": "warning", "Output": "slow\nsecond line"})
     virtual = VirtualAddress("web", "10.79.0.1")
     agent.call(agent.store.put(layout.key_of(virtual), layout.encode(virtual)))
-    agent.call(agent.api._answers.settle())
     try:
+        until(lambda: agent.get("/v1/weft/virtual-addresses").json == {"web": ["10.79.0.1"]})
         rows = [re.split(r" {3,}", line) for line in good("services", "list", "-detailed").splitlines()]
         assert rows[0] == ["INSTANCE", "SERVICE", "NODE", "ADDRESS", "STATUS", "TAGS", "VIRTUAL ADDRESS"]
         assert ["web-1", "web", "n1", "10.0.0.5:80", "warning", "v1", "10.79.0.1"] in rows
@@ -222,6 +223,35 @@ def test_where_the_agent_is_asked_for(agent: LabAgent, monkeypatch: pytest.Monke
         1,
         f'Error registering service "web": no agent answers at unix://{tmp_path}/none.sock: No such file or directory',
     )
+
+
+def test_the_own_socket_is_asked_where_it_may_be_used(agent: LabAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONSUL_HTTP_ADDR")
+    monkeypatch.setattr(client, "own_socket", lambda: str(agent.folder / "api.sock"))
+    assert good("members")
+    monkeypatch.setattr(client, "own_socket", lambda: str(agent.folder / "none.sock"))
+    assert str(client.usual_address()) == "http://127.0.0.1:8500"
+
+
+@pytest.mark.parametrize(
+    ("text", "tls", "found"),
+    [
+        ("127.0.0.1:8500", False, "http://127.0.0.1:8500"),
+        ("127.0.0.1:8500", True, "https://127.0.0.1:8500"),
+        ("host", False, "http://host:8500"),
+        ("[::1]:1", False, "http://[::1]:1"),
+        ("https://host:8501/consul/", False, "https://host:8501/consul"),
+        ("unix:///run/x.sock", True, "unix:///run/x.sock"),
+    ],
+)
+def test_addresses_as_consul_writes_them(text: str, tls: bool, found: str) -> None:
+    assert str(client.parse_address(text, tls=tls)) == found
+
+
+@pytest.mark.parametrize("text", ["", "http://", "unix://x", "ftp://x", "host:x", "host:99999", "ho st", "::1:"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(client.BadAddress, match="is no address of an agent"):
+        client.parse_address(text)
 
 
 def test_what_answers_may_be_no_agent() -> None:
@@ -319,6 +349,7 @@ def test_watching_goes_on_when_the_agent_is_back(tmp_path: Path) -> None:
         with Watched(f"-http-addr=127.0.0.1:{first.port}", "web") as watched:
             first.put("/v1/agent/service/register", {"Name": "web", "Port": 80})
             assert watched.line()[10:].startswith(("added", "present"))
+            until(lambda: first.parked() > 0)
             first.stop()
             assert "trying again" in watched.line()
             first = LabAgent(tmp_path, node, settings)

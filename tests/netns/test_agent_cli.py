@@ -1,0 +1,149 @@
+"""``weft up``, ``down``, ``status`` and ``dns-lookup`` with real processes on a host without a service manager."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cni_plugin.agent import report
+from lab.commands import Outcome, run
+from lab.host import Host
+from lab.plugins import ROOT
+from lab.waiting import until
+
+Weft = Callable[..., Outcome]
+CONFIG = Path("/run/cni-config")
+EXPECTED = 60.0
+"""Seconds for a process to come or to go, on a machine that does other things."""
+
+
+@pytest.fixture
+def weft(host: Host) -> Iterator[Weft]:
+    """Runs bin/weft on the test's host, and leaves no process behind."""
+    environment = {"PATH": os.environ["PATH"], "WEFT_CNI_CONFIG": str(CONFIG), "LC_ALL": "C.UTF-8"}
+
+    def call(*arguments: str, check: bool = True) -> Outcome:
+        return run(str(ROOT / "bin/weft"), *arguments, environment=environment, check=check, timeout=EXPECTED * 2)
+
+    yield call
+    call("down", check=False)
+
+
+def folder() -> Path:
+    return Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}")
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_hosts_life(host: Host, weft: Weft) -> None:
+    before = host.snapshot()
+    down = weft("status", check=False)
+    assert (down.code, down.stdout.splitlines()[0].split()) == (1, ["Agent:", "not", "running"])
+    assert "no agent runs" in down.stdout
+    up = json.loads(weft("up", "--json").stdout)
+    processes = [up["agent"]["pid"], up["engine"]["pid"]]
+    assert up["agent"]["started"] and up["engine"]["started"] and all(map(alive, processes))
+    assert "127.0.0.1:8500" in up["agent"]["http"] and "127.0.0.1:8600" in up["agent"]["dns"]
+    again = weft("up").stdout
+    assert f"the agent, process {processes[0]}, runs already" in again
+    assert f"the engine, process {processes[1]}, runs already" in again
+
+    weft("services", "register", "-name=web", "-address=10.9.0.5", "-port=80")
+    weft("network", "create", "blue", "--subnet", "10.7.0.0/24")
+    good = json.loads(weft("status", "--json").stdout)
+    assert (good["services"], good["instances"], good["networks"]) == (1, {"passing": 1}, 1)
+    assert (good["agent"]["pid"], good["engine"]["pid"], good["warnings"]) == (*processes, [])
+    assert "Nothing is wrong." in weft("status").stdout
+    (CONFIG / "db.hcl").write_text(
+        'service {\n name = "db"\n check {\n ttl = "1h"\n status = "critical"\n notes = "full"\n }\n}'
+    )
+    weft("services", "register", str(CONFIG / "db.hcl"))
+    bad = weft("status", check=False)
+    assert bad.code == 1
+    assert "  - db is critical, db on " in bad.stdout
+
+    first, second = weft("down").stdout.splitlines()
+    assert first == f"the agent, process {processes[0]}, has ended"
+    assert second == f"the engine, process {processes[1]}, has ended"
+    assert not any(map(alive, processes))
+    last = weft("down", "--services").stdout.splitlines()
+    assert last == ["the agent did not run", "the engine did not run", "virtual addresses are gone from the kernel"]
+    assert host.changes(before) == []
+
+
+def test_asking_for_names(weft: Weft) -> None:
+    weft("up")
+    weft("services", "register", "-name=web", "-address=10.9.0.5", "-port=80", "-tagged-address=lan_ipv6=fd00::5")
+    lines = [line.split() for line in weft("dns-lookup", "web.service.consul").stdout.splitlines()]
+    assert ["web.service.consul.", "0s", "A", "10.9.0.5"] in lines
+    found = json.loads(weft("dns-lookup", "--json", "web.service.consul", "srv", "-server", "[::1]:8600").stdout)
+    assert found["server"] == "::1 port 8600"
+    values = {(one["section"], one["type"]): one["value"] for one in found["records"]}
+    assert values["answer", "SRV"].startswith("1 1 80 ") and values["additional", "A"] == "10.9.0.5"
+    assert "web.service" in weft("dns-lookup", "10.9.0.5").stdout
+    unknown = weft("dns-lookup", "none.service.consul", check=False)
+    assert (unknown.code, unknown.stderr) == (3, "weft: 127.0.0.1 port 8600 knows no none.service.consul\n")
+    nothing = weft("dns-lookup", "web.service.consul", "TXT", check=False)
+    assert (nothing.code, nothing.stderr) == (3, "weft: 127.0.0.1 port 8600 has no TXT of web.service.consul\n")
+
+
+def test_many_instances_are_asked_for_over_tcp(weft: Weft) -> None:
+    weft("up")
+    text = "".join(f'service {{ name = "many" id = "m{i}" address = "10.9.1.{i}" }}\n' for i in range(1, 200))
+    (folder() / "many.hcl").write_text(text)
+    assert weft("services", "register", str(folder() / "many.hcl")).stdout.count("Registered service: many") == 199
+    assert len(weft("dns-lookup", "many.service.consul", "A").stdout.splitlines()) == 199
+
+
+def test_a_part_that_cannot_begin_is_said(weft: Weft) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 8500))
+        other.listen()
+        up = weft("up", check=False)
+        assert up.code == 1
+        assert "weft: http: the HTTP API cannot listen at 127.0.0.1:8500: " in up.stderr
+        assert "HTTP at nowhere" in up.stdout
+        status = weft("status", check=False)
+        assert (status.code, "http: the HTTP API cannot listen at 127.0.0.1:8500" in status.stdout) == (1, True)
+    until(lambda: weft("status", check=False).code == 0, EXPECTED, "the HTTP API listens when its port is free")
+
+
+def test_wrong_settings_start_nothing(weft: Weft, tmp_path: Path) -> None:
+    (tmp_path / "weft.toml").write_text('[agent]\nnode = "a b"\n[dsn]\n')
+    up = weft("up", "--config", str(tmp_path / "weft.toml"), check=False)
+    assert up.code == 1
+    assert "[dsn] is not known" in up.stderr and "agent.node" in up.stderr
+    assert weft("down").stdout == "the agent did not run\nthe engine did not run\n"
+
+
+def test_settings_are_the_agents(weft: Weft, tmp_path: Path) -> None:
+    (tmp_path / "weft.toml").write_text('[agent]\nnode = "other"\n[http]\nlisten = ["127.0.0.1:18500"]\n')
+    found = weft("up", "--config", str(tmp_path / "weft.toml"))
+    assert "HTTP at 127.0.0.1:18500, " in found.stdout
+    assert weft("members").stdout.splitlines()[1].split()[0] == "other"  # by the socket, whatever the port
+
+
+def test_an_agent_without_work_stays_while_it_is_asked_to(host: Host) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv.pop()); from cni_plugin.agent import main as its; "
+    code += "its.IDLE = 0.5; its.main([])"
+    folder().mkdir(parents=True, exist_ok=True)
+    stay = folder() / report.STAY
+    stay.touch()
+    process = host.start(sys.executable, "-Ic", code, str(ROOT))
+    until(lambda: report.read(str(folder())) is not None, EXPECTED, "the agent's report")
+    time.sleep(5)  # two looks at the clock
+    assert process.poll() is None
+    stay.unlink()
+    until(lambda: process.poll() is not None, EXPECTED, "the agent's end")
