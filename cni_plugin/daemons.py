@@ -67,6 +67,25 @@ def start(module: str, purpose: str) -> None:
         raise WeftError(f"cannot start the process that {purpose}: {error.strerror}") from error
 
 
+def end(process: int, seconds: float) -> bool:
+    """Ask a process to end (SIGTERM) and wait; whether it has within so many seconds. Source: ``pidfd_open(2)``."""
+    import select
+    import signal
+
+    try:
+        descriptor = os.pidfd_open(process)
+    except ProcessLookupError:
+        return True
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(descriptor)
+
+
 def looked(path: str) -> bool:
     """Whether a daemon of this user's listens there and has looked at its files now."""
     import socket

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from dataclasses import dataclass
 
@@ -180,13 +179,8 @@ def _end_agent() -> int:
     found = running()
     if found is None:
         return 0
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(found.process, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_SECONDS
-    while (left := running()) is not None and left.process == found.process:
-        if time.monotonic() > deadline:
-            raise Busy(f"the agent, process {found.process}, has not ended yet", hint="try weft down again")
-        time.sleep(_PAUSE)
+    if not daemons.end(found.process, _STOP_SECONDS):
+        raise Busy(f"the agent, process {found.process}, has not ended yet", hint="try weft down again")
     return found.process
 
 

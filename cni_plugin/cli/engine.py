@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from dataclasses import dataclass
 
 import click
 
-from cni_plugin import locks
+from cni_plugin import daemons, locks
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import age, as_json, fields, say
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.daemons import start
 from cni_plugin.engine import place
 from cni_plugin.errors import Busy, WeftError
 
@@ -121,8 +119,8 @@ def begin() -> tuple[Running, bool]:
     """The engine that runs, or a new one; whether it is new. Raises WeftError where none starts."""
     there = running()
     if there is None:
-        start("cni_plugin.engine.main", "serves container runtimes")
-    found = _wait(_START_SECONDS, wanted=True)
+        daemons.start("cni_plugin.engine.main", "serves container runtimes")
+    found = _wait(_START_SECONDS)
     if found is None:
         raise WeftError("the engine does not start", hint="weft engine, in the foreground, says why")
     return found, there is None
@@ -133,24 +131,20 @@ def end() -> int:
     found = running()
     if found is None:
         return 0
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(found.process, signal.SIGTERM)
-    if left := _wait(_STOP_SECONDS, wanted=False, other_than=found.process):
-        raise Busy(f"the engine, process {left.process}, has not ended yet", hint="it finishes a call that takes long")
+    if not daemons.end(found.process, _STOP_SECONDS):
+        raise Busy(f"the engine, process {found.process}, has not ended yet", hint="it finishes a call that takes long")
     return found.process
 
 
-def _wait(seconds: float, *, wanted: bool, other_than: int = 0) -> Running | None:
-    """The engine once there is one (or once that process is none any more), or what there is in the end."""
+def _wait(seconds: float) -> Running | None:
+    """The engine once there is one and it can be found, None if none comes."""
     deadline = time.monotonic() + seconds
     while True:
         found = running()
-        if wanted:
-            found = found if found and os.path.exists(found.socket) else None
-        elif found and found.process != other_than:
-            found = None
-        if (found is not None) is wanted or time.monotonic() > deadline:
+        if found is not None and os.path.exists(found.socket):
             return found
+        if time.monotonic() > deadline:
+            return None
         time.sleep(0.02)
 
 
