@@ -66,6 +66,14 @@ def wanted() -> bool:
     return os.environ.get("WEFT_TEST_ENGINE") == "require"
 
 
+def for_programs() -> bool:
+    """Whether the executables are to go through an engine: with WEFT_TEST_ENGINE=fork they alone, and a fork's.
+
+    For machines on which starting Python takes long.
+    """
+    return wanted() or os.environ.get("WEFT_TEST_ENGINE") == "fork"
+
+
 def process() -> int:
     """The process number of the engine that stands."""
     assert _standing is not None
@@ -77,7 +85,10 @@ def ready() -> None:
     if _standing is not None and (_standing.owner != os.getpid() or _answers(_standing.folder)):
         return
     stop()
-    _stand(subprocess.Popen([PROGRAM, "--idle", str(IDLE)], stdin=subprocess.DEVNULL).pid, -1)
+    if wanted():
+        _stand(subprocess.Popen([PROGRAM, "--idle", str(IDLE)], stdin=subprocess.DEVNULL).pid, -1)
+    else:
+        _fork(None)
 
 
 def stop() -> None:
@@ -144,7 +155,7 @@ def _stand(process: int, report: int) -> None:
         time.sleep(0.002)
 
 
-def _fork(watch: Watch, *, files: bool) -> None:
+def _fork(watch: Watch | None, *, files: bool = False) -> None:
     """Have a fork of this process be the engine; it keeps nothing open that is the test's."""
     stop()
     report = os.memfd_create("watched")
@@ -157,7 +168,8 @@ def _fork(watch: Watch, *, files: bool) -> None:
         gc.freeze()  # what the test made is not to be closed a second time
         os.closerange(3, report)
         os.closerange(report + 1, 1 << 16)
-        _tell(watch, report, files=files)
+        if watch is not None:
+            _tell(watch, report, files=files)
         status = serve(IDLE)
     except BaseException:
         traceback.print_exc()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,12 @@ def read(path: Path) -> Outcomes:
 
 def skipped(found: Outcomes) -> list[str]:
     return [name for name, (outcome, _) in sorted(found.items()) if outcome == "skipped"]
+
+
+def summary(found: Outcomes) -> str:
+    """How many tests ended in which way."""
+    counts = Counter(outcome for outcome, _ in found.values())
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()) or "no outcomes"
 
 
 def ran_nowhere(first: Outcomes, second: Outcomes) -> list[str]:

@@ -41,7 +41,7 @@ class Cni:
             "CNI_IFNAME": ifname,
             "CNI_ARGS": args,
             "CNI_PATH": path or str(self.folder),
-            "WEFT_ENGINE": "require" if engine.wanted() else os.environ.get("WEFT_ENGINE", "off"),
+            "WEFT_ENGINE": "require" if engine.for_programs() else os.environ.get("WEFT_ENGINE", "off"),
         }
 
     def __call__(
@@ -60,7 +60,7 @@ class Cni:
         timeout: float = 120,
     ) -> Outcome:
         """One call of one plugin, named by the configuration's ``type`` unless given. A failure is an answer, too."""
-        if engine.wanted() and self.folder == OWN_FOLDER:
+        if engine.for_programs() and self.folder == OWN_FOLDER:
             engine.ready()
         environment = self.environment(command, container, netns, ifname, args, path) | dict(extra or {})
         executable = str(self.folder / (plugin or conf["type"]))

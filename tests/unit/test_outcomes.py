@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.outcomes import join, main, ran_nowhere, read, write
+from lab.outcomes import join, main, ran_nowhere, read, summary, write
 
 LACKS = "this kernel has no VLAN filtering on bridges"
 TESTS = """
@@ -96,3 +96,9 @@ def test_the_parts_of_a_run_are_joined_only_if_all_came_to_their_end(tmp_path: P
     write(second, {"b": ("skipped", "no such kernel")})
     join(whole, [first, second])
     assert read(whole) == {"a": ("passed", ""), "b": ("skipped", "no such kernel")}
+
+
+def test_a_summary_counts() -> None:
+    found = {"a": ("passed", ""), "b": ("skipped", "why"), "c": ("passed", "")}
+    assert summary(found) == "2 passed, 1 skipped"
+    assert summary({}) == "no outcomes"

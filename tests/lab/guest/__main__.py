@@ -11,6 +11,7 @@ from pathlib import Path
 from lab import outcomes
 from lab.guest.emulator import Job, run
 from lab.guest.image import NoGuest, image
+from lab.guest.selection import ALWAYS
 
 ROOT = Path(__file__).resolve().parents[3]
 REPORTS = ROOT / "build" / "outcomes"
@@ -18,15 +19,10 @@ SECONDS = 2300.0
 """How long the guest may take for the tests."""
 IN_GUEST = "/weft-exchange/reports"
 
-# Emulation takes about forty times as long as the machine itself, so these are few: what the kernel has, and every
-# driver once. To them come all tests that the machine's own kernel had to skip.
-ALWAYS = (
-    "tests/vm",
-    "tests/netns/test_conf.py::test_a_conflist_works[dual-stack]",
-    "tests/netns/test_conf.py::test_a_conflist_works[loopback]",
-    "tests/netns/test_conf.py::test_a_conflist_works[ptp]",
-    "tests/netns/test_conf.py::test_a_conflist_works[vlan]",
-)
+PARTS = 2
+"""As many as the guest has processors: each runs a part of the tests."""
+SAMPLE = 3
+"""Of the sweeps of faults and kills that the netns tier goes through whole, every third step."""
 # What a run in the guest has no use for, and what costs it seconds to import.
 QUICK = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
@@ -51,7 +47,7 @@ def _end(number: int, frame: object) -> None:
 
 
 def _test(arguments: list[str]) -> int:
-    """Run tests in the guest, all in one boot and one process."""
+    """Run tests in the guest, all in one boot: a selection of the caller's in one process, else in as many as PARTS."""
     everything = "--all" in arguments
     rest = [argument for argument in arguments if argument != "--all"]
     named = any(not argument.startswith("-") and (ROOT / argument.partition("::")[0]).exists() for argument in rest)
@@ -60,14 +56,22 @@ def _test(arguments: list[str]) -> int:
     pytest = (python, "-m", "pytest", *QUICK, *chosen, *rest)
     if not _compile(pytest):
         return 5
+    parts = 1 if named else PARTS
     REPORTS.mkdir(parents=True, exist_ok=True)
-    report = REPORTS / "vm.json"
-    report.unlink(missing_ok=True)
-    command = ("tests/private", *pytest, "--outcomes", f"{IN_GUEST}/{report.name}")
+    reports = [REPORTS / f"vm-{part}.json" for part in range(1, parts + 1)]
+    for report in (REPORTS / "vm.json", *reports):
+        report.unlink(missing_ok=True)
+    command = ("tests/lab/guest/parts.sh", str(parts), f"{IN_GUEST}/vm", *pytest)
     kernel = image()
     seconds = 6 * 3600.0 if everything else SECONDS
+    environment = {} if everything or named else {"WEFT_TEST_SAMPLE": str(SAMPLE)}
+    # Python takes seconds to start; the executables hand their calls to an engine that is a fork of the tests.
+    environment["WEFT_TEST_ENGINE"] = "fork"
     print(f"vm: Linux {kernel.version}", flush=True)
-    return run(kernel, Job(command, ROOT, seconds=seconds, reports=REPORTS))
+    status = run(kernel, Job(command, ROOT, seconds=seconds, environment=environment, reports=REPORTS))
+    outcomes.join(REPORTS / "vm.json", reports)
+    print(f"vm: {outcomes.summary(outcomes.read(REPORTS / 'vm.json'))}", flush=True)
+    return status
 
 
 def _selection() -> list[str]:
@@ -83,9 +87,9 @@ def _compile(pytest: tuple[str, ...]) -> bool:
 
     False if there are no such tests. Raises NoGuest, with what pytest says, if the tests cannot be collected.
     """
-    done = subprocess.run(
-        (*pytest, "--collect-only", "-q"), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    writing = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = (*pytest, "--collect-only", "-q")
+    done = subprocess.run(command, cwd=ROOT, env=writing, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode not in (0, 5):
         raise NoGuest(f"the tests cannot be collected:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return done.returncode == 0

@@ -1,0 +1,110 @@
+"""What the vm tier always runs: for every driver and every feature at least one test of each kind.
+
+The other tests of the netns tier come to it only where the machine's own kernel had to skip them. A new driver or
+feature has to be named here: tests/unit/test_selection.py compares with the files.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    CONFLIST = "a conflist of conf/, as a runtime uses it: ADD, traffic, CHECK, DEL, DEL again, all as before"
+    TRAFFIC = "what it is for, shown by traffic"
+    TRUTH = "CHECK complains of each thing that is broken, and of nothing else"
+    DELETE = "DEL with a fault in each of its steps, DEL again, all as before"
+    FAULTS = "a fault before each step of ADD"
+    KILLS = "a SIGKILL before each step of ADD and of DEL"
+
+
+Tests = dict[Kind, tuple[str, ...]]
+_SWEPT = {
+    Kind.TRUTH: ("truth.py::test_every_operation_that_is_undone_is_missed[{}]",),
+    Kind.DELETE: ("faults.py::test_in_every_step_of_a_removal[{}]",),
+    Kind.FAULTS: ("faults.py::test_before_every_step[{}]",),
+    Kind.KILLS: tuple(f"kills.py::test_kill_before_every_operation_in_turn[{{}}-{verb}]" for verb in ("ADD", "DEL")),
+}
+
+
+def _tests(conflist: str, traffic: str, case: str = "", **others: str) -> Tests:
+    """``case`` is the one of lab.cases that is swept; where none can be, ``others`` are the tests by kind."""
+    found: Tests = {Kind.CONFLIST: (f"conf.py::test_a_conflist_works[{conflist}]",), Kind.TRAFFIC: (traffic,)}
+    if case:
+        found |= {kind: tuple(test.format(case) for test in tests) for kind, tests in _SWEPT.items()}
+    found |= {Kind[name.upper()]: tuple(tests.split()) for name, tests in others.items()}
+    return {kind: tuple(f"tests/netns/test_{test}" for test in tests) for kind, tests in found.items()}
+
+
+DRIVERS: dict[str, Tests] = {
+    "bridge": _tests("vlan", "bridge.py::test_containers_reach_each_other_and_the_host", "bridge-dual"),
+    "ptp": _tests("ptp", "ptp.py::test_containers_reach_each_other_and_the_host", "ptp"),
+    "loopback": _tests("loopback", "loopback.py::test_lo_is_up_and_down_again", "loopback"),
+    "macvlan": _tests("macvlan", "macvlan.py::test_containers_and_the_neighbour_reach_each_other", "macvlan"),
+    "ipvlan": _tests("ipvlan", "ipvlan.py::test_modes", "ipvlan"),
+    "vlan": _tests("vlan-link", "vlan.py::test_frames_bear_the_tag", "vlan"),
+    "dummy": _tests("dummy", "dummy.py::test_it_holds_its_addresses", "dummy"),
+    "tap": _tests("tap", "tap.py::test_a_program_receives_what_is_sent_to_it", "tap"),
+    "host_device": _tests(
+        "host-device",
+        "host_device.py::test_without_ipam_it_is_only_moved_and_up",
+        truth="host_device.py::test_check_sees_what_is_broken_by_hand",
+        delete="host_device.py::test_the_container_has_it_and_the_host_gets_it_back",
+        faults="host_device.py::test_a_fault_at_every_step[Steps]",
+        kills="host_device.py::test_a_kill_at_every_change[ADD] host_device.py::test_a_kill_at_every_change[DEL]",
+    ),
+    # It does nothing to the kernel: its addresses are the host's, and a record is all that a fault or a kill can meet.
+    "host": _tests(
+        "host",
+        "host.py::test_the_hosts_addresses_are_answered",
+        truth="host.py::test_the_hosts_addresses_are_answered",
+        delete="host.py::test_the_hosts_addresses_are_answered",
+        faults="host.py::test_nothing_is_done_that_could_fail",
+        kills="host.py::test_a_kill_at_every_change",
+    ),
+}
+FEATURES: dict[str, Tests] = {
+    "masquerade": _tests("dual-stack", "masquerade.py::test_the_outside_sees_the_host[bridge]", "bridge-dual"),
+    "portmap": _tests("chain", "portmap.py::test_a_port_is_reached_from_everywhere[bridge]", "portmap-chained"),
+    "firewall": _tests("features", "firewall.py::test_networks_are_kept_apart", "chain-firewall"),
+    "bandwidth": _tests(
+        "features", "bandwidth.py::test_both_directions_are_as_fast_as_allowed[bridge]", "chain-bandwidth"
+    ),
+    "tuning": _tests("features", "tuning.py::test_all_is_as_asked_and_then_as_before", "chain-tuning"),
+    "sbr": _tests("sbr", "sbr.py::test_two_links_each_with_a_way_of_its_own", "chain-sbr"),
+    "vrf": _tests("vrf", "vrf.py::test_one_subnet_twice_in_two_domains", "chain-vrf"),
+    # Under weft's own name both are the default.
+    "isolation": _tests(
+        "internal",
+        "isolation.py::test_networks_of_weft_are_closed_to_each_other_and_to_the_outside[bridge]",
+        "weft-everything",
+    ),
+    "spoofing": _tests("isolated", "spoofing.py::test_with_checks_no_forged_frame_arrives", "weft-everything"),
+}
+NOT_YET = frozenset({"names"})
+"""Features without every kind of test: a sweep of this one would have to start and end the agent each time."""
+IPAM: dict[str, Tests] = {
+    "dhcp": _tests(
+        "dhcp",
+        "dhcp.py::test_macvlan_gets_an_address_uses_it_and_gives_it_back",
+        truth="dhcp.py::test_the_link_goes_down_with_the_lease[expiry]",
+        delete="dhcp.py::test_delete_works_when_the_container_and_the_keeper_are_gone",
+        faults="dhcp.py::test_a_fault_after_the_lease_gives_it_back",
+        kills="dhcp.py::test_a_kill_between_any_two_steps_leaves_nothing_that_delete_does_not_end",
+    ),
+}
+ALWAYS = tuple(
+    dict.fromkeys(
+        (
+            "tests/vm",
+            # What the tests above show to be shut is open where nothing shuts it.
+            "tests/netns/test_spoofing.py::test_without_checks_every_forged_frame_arrives",
+            *(
+                test
+                for part in (*DRIVERS.values(), *FEATURES.values(), *IPAM.values())
+                for tests in part.values()
+                for test in tests
+            ),
+        )
+    )
+)
