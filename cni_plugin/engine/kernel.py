@@ -6,13 +6,18 @@ import contextlib
 import fcntl
 import os
 
-from cni_plugin.kernel import Namespace, Ruleset
+from cni_plugin.kernel import Link, Namespace, Ruleset
 from cni_plugin.kernel.linux import LinuxKernel, LinuxNamespace
 from cni_plugin.kernel.netlink.reaper import Reaper
 from cni_plugin.types import NamespaceId
 
 _NS_GET_NSTYPE = 0xB703
 _CLONE_NEWNET = 0x40000000
+
+
+_indexes: dict[str, int] = {}
+_seen: dict[str, tuple[float, Link]] = {}
+"""What all workers know of the host's links; each verifies it whenever it is used."""
 
 
 class WorkerKernel(LinuxKernel):
@@ -23,6 +28,7 @@ class WorkerKernel(LinuxKernel):
         self._rules = rules
         if isinstance(self.host, LinuxNamespace):
             self.host.reaper = reaper
+            self.host.share(_indexes, _seen)
         self._given: tuple[str, int, NamespaceId] | None = None
 
     def give(self, path: str, descriptor: int) -> None:

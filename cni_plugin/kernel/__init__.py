@@ -119,6 +119,18 @@ class Namespace(Protocol):
     def link(self, name: str) -> Link | None:
         """The link of that name, None if there is none. *Equivalent to:* ``ip -d link show NAME``."""
 
+    def look(self, name: str) -> Link | None:
+        """The same without waiting for the kernel's lock of links, where it was looked at in the last seconds.
+
+        Its name, index, MAC address, MTU and flags are as they are now, all else may be some seconds old.
+        """
+
+    def mac(self, name: str) -> str:
+        """The MAC address of a link that was used before, "" if it is not known without the kernel's lock.
+
+        *Equivalent to:* ``cat /sys/class/net/NAME/address``.
+        """
+
     def links(self) -> tuple[Link, ...]:
         """Every link. *Equivalent to:* ``ip -d link show``."""
 

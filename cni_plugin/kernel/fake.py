@@ -66,6 +66,12 @@ class FakeNamespace(FakeMore):
         self.kernel.called("link")
         return self.links_by_name[name].shown() if name in self.links_by_name else None
 
+    def look(self, name: str) -> Link | None:
+        return self.link(name)
+
+    def mac(self, name: str) -> str:
+        return ""
+
     def links(self) -> tuple[Link, ...]:
         self.kernel.called("links")
         return tuple(sorted((link.shown() for link in self.links_by_name.values()), key=lambda link: link.index))

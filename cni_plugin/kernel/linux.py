@@ -48,6 +48,10 @@ class LinuxNamespace:
                 self._opened = RouteSocket()
         return self._opened
 
+    def share(self, indexes: dict[str, int], seen: dict[str, tuple[float, Link]]) -> None:
+        """Know of links what others in the same namespace know."""
+        self._socket.indexes, self._socket.seen = indexes, seen
+
     def close(self) -> None:
         """Close the descriptor and the socket; a second time does nothing."""
         if self.descriptor >= 0:
@@ -69,6 +73,12 @@ class LinuxNamespace:
 
     def link(self, name: str) -> Link | None:
         return links.get(self._socket, name)
+
+    def look(self, name: str) -> Link | None:
+        return links.look(self._socket, name)
+
+    def mac(self, name: str) -> str:
+        return links.hardware(self._socket, name)
 
     def links(self) -> tuple[Link, ...]:
         return links.every(self._socket)

@@ -191,8 +191,10 @@ class Veth(Operation):
         return True
 
     def undo(self, machine: Machine) -> None:
-        link = machine.host.link(self.host)
-        if link is not None and (bears(link, self.alias) or unnamed(link, self.host_mac)):
+        # Name and MAC address both follow from the attachment alone: who has both is the one that bears its mark.
+        known = machine.host.mac(self.host) == self.host_mac
+        link = None if known else machine.host.link(self.host)
+        if known or (link is not None and (bears(link, self.alias) or unnamed(link, self.host_mac))):
             with contextlib.suppress(Missing):
                 machine.host.delete_link(self.host)
         elif machine.container is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ _ADDRESS, _NAME, _MTU, _LOWER, _MASTER, _QUEUE_LENGTH, _INFORMATION, _ALIAS = 1,
 _KIND, _DATA, _PORT_KIND = 1, 2, 4
 _BY_FAMILY, _GENERATE = 26, 8
 _MOST_INDEXES = 1000
+_FRESH = 10.0  # seconds
 _UNKNOWN_KIND = "Unknown device type"
 
 NESTED = 0x8000
@@ -52,6 +54,54 @@ def index(socket: RouteSocket, name: str, doing: str) -> int:
         socket.indexes.clear()
     socket.indexes[name] = index_of(message)
     return socket.indexes[name]
+
+
+def glance(socket: RouteSocket, name: str) -> Link | None:
+    """The link as it was looked at a moment ago, if all that can be seen without the kernel's lock is as it was then.
+
+    That is: name, index, MAC address, MTU and flags. None where it must be looked at.
+    """
+    known = socket.seen.get(name)
+    if known is None or time.monotonic() - known[0] > _FRESH:
+        return None
+    link = known[1]
+    return link if _signs(socket, name, link.index) == (link.mac, link.mtu, link.up, link.promiscuous) else None
+
+
+def look(socket: RouteSocket, name: str) -> Link | None:
+    """The link, asked for unless ``glance`` tells it."""
+    link = glance(socket, name)
+    if link is None:
+        link = get(socket, name)
+        if link is not None:
+            if len(socket.seen) > _MOST_INDEXES:
+                socket.seen.clear()
+            socket.seen[name] = (time.monotonic(), link)
+    return link
+
+
+def hardware(socket: RouteSocket, name: str) -> str:
+    """The MAC address of a link whose index is known, without the kernel's lock; "" where that is not so."""
+    known = socket.indexes.get(name)
+    return _signs(socket, name, known)[0] if known is not None else ""
+
+
+def _signs(socket: RouteSocket, name: str, index: int) -> tuple[str, int, bool, bool]:
+    """MAC address, MTU, up, promiscuous (SIOCGIFHWADDR and its like); nothing where index and name do not fit."""
+    import fcntl
+
+    descriptor = socket.fileno()
+    # First of all the name by the index: the kernel looks for a module of a name that is not there.
+    if link_name(descriptor, index) != name:
+        return "", 0, False, False
+    asked = struct.pack("=16s24x", name.encode())
+    try:
+        address, mtu, flags = (fcntl.ioctl(descriptor, number, asked) for number in (0x8927, 0x8921, 0x8913))
+    except OSError:
+        return "", 0, False, False
+    said = struct.unpack_from("=H", flags, 16)[0]
+    mac = address[18:24].hex(":")
+    return mac, struct.unpack_from("=i", mtu, 16)[0], bool(said & _UP), bool(said & _PROMISC)
 
 
 def made(socket: RouteSocket, name: str) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cni_plugin.errors import KernelRefused
+from cni_plugin.kernel import Link
 from cni_plugin.kernel.netlink import codec
 from cni_plugin.kernel.netlink.refusals import refusal
 
@@ -83,6 +84,8 @@ class RouteSocket:
         self._sequence = 0
         self.indexes: dict[str, int] = {}
         """Links' indexes as last seen: to be believed where the index still has that name."""
+        self.seen: dict[str, tuple[float, Link]] = {}
+        """Links as last seen, and when: to be believed as far as ``links.glance`` does."""
 
     def close(self) -> None:
         self._socket.close()

@@ -43,6 +43,33 @@ def test_the_thread_stays_where_it_was(place: Place) -> None:
     assert os.stat("/proc/thread-self/ns/net").st_ino == before == place.host.id.inode
 
 
+@pytest.mark.parametrize("change", ["mtu 1400", "down", "address 02:00:00:00:00:99", "promisc on", "name br1"])
+def test_a_link_that_was_looked_at_is_believed_only_as_it_is(host: Host, place: Place, change: str) -> None:
+    """What is remembered is told from what somebody has changed meanwhile, without asking for the link."""
+    place.host.add_link("br0", "bridge", mac=MAC, alias="weft:0011223344556677", up=True)
+    first = place.host.look("br0")
+    assert first == place.host.link("br0")
+    assert first is place.host.look("br0")
+    host.run("ip", "link", "set", "br0", *change.split())
+    assert place.host.look("br0") == place.host.link("br0") != first
+    host.run("ip", "link", "delete", "br1" if change == "name br1" else "br0")
+    assert place.host.look("br0") is None
+    place.host.add_link("br0", "bridge", mac=MAC)
+    assert place.host.look("br0") == place.host.link("br0")
+
+
+def test_the_mac_of_a_link_is_known_while_the_link_is_the_same(host: Host, place: Place) -> None:
+    assert place.host.mac("veth0") == ""
+    veth(place)
+    there = place.host.link("veth0")
+    assert there is not None and place.host.mac("veth0") == there.mac
+    host.run("ip", "link", "set", "veth0", "address", "02:00:00:00:00:99")
+    assert place.host.mac("veth0") == "02:00:00:00:00:99"
+    host.run("ip", "link", "delete", "veth0")
+    host.run("ip", "link", "add", "veth0", "type", "veth", "peer", "veth1")
+    assert place.host.mac("veth0") == ""
+
+
 def test_nothing_stays_open(host: Host) -> None:
     path = host.container()
     LinuxKernel().close()  # what is loaded once
