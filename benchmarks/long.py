@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from calls import ENGINE, REFERENCE_PLUGINS, Call, Contender
+from calls import ENGINE, REFERENCE_PLUGINS, Call, Contender, together
 from cases import VERSION, Case
 from growth import family
 
 from lab import namespaces
 
 Row = dict[str, Any]
+_AT_ONCE = 8
 
 
 def pools(leases: Sequence[int], rounds: int, contenders: Sequence[Contender]) -> list[Row]:
@@ -61,16 +62,17 @@ def _fill(folder: Path, count: int) -> None:
 
 
 def endurance(pairs: int, process: int) -> list[Row]:
-    """The engine's memory, threads and descriptors, its children's among them, as ADD and DEL go on."""
+    """The engine's memory, threads and descriptors, its children's among them, as ADD and DEL go on, eight at once."""
     (conf,) = Case("endurance", masquerade=True).members(ENGINE, 241)
-    call = Call(ENGINE, "bridge", conf, "endurance", namespaces.make("endurance"))
-    found = []
-    for done in range(pairs + 1):
-        if done % max(1, pairs // 4) == 0:
+    names = [f"endurance-{number}" for number in range(_AT_ONCE)]
+    calls = [Call(ENGINE, "bridge", conf, name, namespaces.make(name)) for name in names]
+    found: list[Row] = []
+    for done in range(0, pairs + 1, _AT_ONCE):
+        if done * 8 // pairs > len(found) - 1:
             found.append({"case": "endurance", "pairs": done, **_used(process)})
             print(f"after {done:6} pairs: {found[-1]}", flush=True)
         for command in ("ADD", "DEL"):
-            call.timed(command)
+            together(calls, command)
     return found
 
 
