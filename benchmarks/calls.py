@@ -81,11 +81,16 @@ class Call:
 
     def timed(self, command: str) -> tuple[float, bytes]:
         """Seconds, and standard output. Raises AssertionError where the call fails."""
+        elapsed, _, output = self.accounted(command)
+        return elapsed, output
+
+    def accounted(self, command: str) -> tuple[float, float, bytes]:
+        """Seconds, processor seconds of the plugin and all it started, and standard output."""
         started = time.perf_counter()
         running = self.start(command)
-        status = os.waitpid(running.process, 0)[1]
+        _, status, used = os.wait4(running.process, 0)
         elapsed = time.perf_counter() - started
-        return elapsed, finished(running, status)
+        return elapsed, used.ru_utime + used.ru_stime, finished(running, status)
 
 
 def finished(running: Running, status: int) -> bytes:

@@ -67,14 +67,14 @@ class Side:
             self.there += many
 
     def timed(self, command: str) -> tuple[float, float]:
-        """Seconds of a call, and the engine's processor seconds in it; every ADD is of a new container."""
+        """Seconds of a call, and its processor seconds, the engine's with them; every ADD is of a new container."""
         if command == "ADD":
             self._renew()
         assert self.probe is not None
         with namespaces.inside(self.host):
             before = self._worked()
-            elapsed, _ = self.probe.timed(command)
-            return elapsed, self._worked() - before
+            elapsed, used, _ = self.probe.accounted(command)
+            return elapsed, used + self._worked() - before
 
     def _worked(self) -> float:
         """Processor seconds of the engine and its children."""
@@ -122,7 +122,7 @@ def growth(
     return found
 
 
-Times = dict[tuple[str, str], list[tuple[float, float]]]  # by (whose, command): a call's seconds, and the engine's
+Times = dict[tuple[str, str], list[tuple[float, float]]]  # by (whose, command): seconds, and processor seconds
 
 
 def _measured(sides: Sequence[Side], rounds: int) -> Times:
@@ -139,24 +139,23 @@ def _measured(sides: Sequence[Side], rounds: int) -> Times:
 
 
 def _row(count: int, times: Times) -> Row:
-    """``ms`` are medians; ``quiet ms`` what the quickest tenth of calls takes at most, least touched by other work."""
+    """Medians: ``ms`` by the clock; ``processor ms``, which other work on the machine alters least."""
     row: Row = {"case": "growth", "attachments": count, "load": os.getloadavg()[0]}
     for command in ("ADD", "DEL"):
-        columns = {
-            whose: [sorted(column) for column in zip(*values, strict=True)]
+        medians = {
+            whose: [statistics.median(column) * 1000 for column in zip(*values, strict=True)]
             for (whose, which), values in times.items()
             if which == command
         }
-        medians = {whose: statistics.median(elapsed) * 1000 for whose, (elapsed, _) in columns.items()}
-        quiet = {whose: elapsed[len(elapsed) // 10] * 1000 for whose, (elapsed, _) in columns.items()}
-        worked = {whose: statistics.median(engine) * 1000 for whose, (_, engine) in columns.items() if any(engine)}
-        row[command] = {"ms": medians, "quiet ms": quiet, "engine ms": worked}
-        parts = []
-        for name, values in (("", medians), ("quiet ", quiet), ("engine ", worked)):
-            pairs = [whose for whose in values if f"{whose} beside none" in values]
-            row[command][f"{name}growth"] = {whose: values[whose] / values[f"{whose} beside none"] for whose in pairs}
-            for whose in pairs:
-                factor = row[command][f"{name}growth"][whose]
-                parts.append(f"{name}{whose} {values[whose]:.2f} ms, x {factor:.2f}")
+        row[command], parts = {}, []
+        for place, unit in enumerate(("ms", "processor ms")):
+            values = {whose: both[place] for whose, both in medians.items()}
+            factors = {
+                whose: value / values[f"{whose} beside none"]
+                for whose, value in values.items()
+                if f"{whose} beside none" in values
+            }
+            row[command] |= {unit: values, f"growth of {unit}": factors}
+            parts += [f"{whose} {values[whose]:.2f} {unit}, x {factor:.2f}" for whose, factor in factors.items()]
         print(f"beside {count:5} attachments  {command}  {'  '.join(parts)}", flush=True)
     return row

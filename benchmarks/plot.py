@@ -24,7 +24,7 @@ STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 def svg(rows: list[dict[str, Any]]) -> str:
     """Milliseconds over the number of attachments, a line for each side and command."""
-    values = [row[command]["quiet ms"].get(whose) for row in rows for whose, command, *_ in SERIES]
+    values = [row[command]["processor ms"].get(whose) for row in rows for whose, command, *_ in SERIES]
     there = [value for value in values if value is not None]
     low = max(step for step in STEPS if step <= max(1, min(there)))
     high = min(step for step in STEPS if step >= max(there) or step == STEPS[-1])
@@ -42,13 +42,13 @@ def svg(rows: list[dict[str, Any]]) -> str:
             ' font-family="sans-serif" font-size="12" fill="#222">'
         ),
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="{LEFT - 40}" y="22" font-size="13">milliseconds for one call</text>',
+        f'<text x="{LEFT - 40}" y="22" font-size="13">milliseconds of processor time for one call</text>',
         f'<text x="{across(most / 2):.0f}" y="{HEIGHT - 14}" text-anchor="middle">attachments already there</text>',
     ]
     for step in (step for step in STEPS if low <= step <= high):
         y = f"{up(step):.1f}"
         parts.append(f'<line x1="{LEFT}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}" stroke="#ddd"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y}" text-anchor="end" dominant-baseline="middle">{step}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y}" text-anchor="end" dy="0.35em">{step}</text>')
     placed = -math.inf
     for row in rows:
         x = across(row["attachments"])
@@ -60,8 +60,8 @@ def svg(rows: list[dict[str, Any]]) -> str:
             parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{row["attachments"]}</text>')
             placed = x
     for whose, command, colour, dashes in SERIES:
-        points = [(across(row["attachments"]), up(row[command]["quiet ms"][whose])) for row in rows
-                  if whose in row[command]["quiet ms"]]  # fmt: skip
+        points = [(across(row["attachments"]), up(row[command]["processor ms"][whose])) for row in rows
+                  if whose in row[command]["processor ms"]]  # fmt: skip
         if not points:
             continue
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -69,9 +69,7 @@ def svg(rows: list[dict[str, Any]]) -> str:
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"{dashed}/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
         x, y = points[-1]
-        parts.append(
-            f'<text x="{x + 8:.1f}" y="{y:.1f}" dominant-baseline="middle" fill="{colour}">{whose}, {command}</text>'
-        )
+        parts.append(f'<text x="{x + 8:.1f}" y="{y:.1f}" dy="0.35em" fill="{colour}">{whose}, {command}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
