@@ -116,16 +116,18 @@ def holder(path: str) -> int:
     """The process that holds a file with flock(2), 0 if none does or the file is missing. Source: ``proc_locks(5)``."""
     try:
         about = os.stat(path)
+        # Inodes of every tmpfs are numbered from 1: without the device it might be a stranger's file.
+        file = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
         with open("/proc/locks", encoding="ascii", errors="replace") as locks:
-            return _holding(locks, about.st_ino)
+            return _holding(locks, file)
     except OSError:
         return 0
 
 
-def _holding(locks: Iterable[str], inode: int) -> int:
+def _holding(locks: Iterable[str], file: str) -> int:
     for line in locks:
         fields = line.split()
-        if "FLOCK" in fields and "->" not in fields and f":{inode} " in line:
+        if "FLOCK" in fields and "->" not in fields and file in fields:
             return int(fields[4])
     return 0
 

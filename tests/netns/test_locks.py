@@ -1,0 +1,40 @@
+"""Who holds a lock, where file systems number their files alike."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cni_plugin import locks
+from lab.commands import run
+
+
+@pytest.fixture
+def alike(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """Two files of the same inode number, each in a file system of its own."""
+    folders = (tmp_path / "one", tmp_path / "two")
+    for folder in folders:
+        folder.mkdir()
+        run("mount", "-t", "tmpfs", "tmpfs", str(folder))
+    try:
+        files = (folders[0] / "lock", folders[1] / "lock")
+        for file in files:
+            file.touch()
+        assert files[0].stat().st_ino == files[1].stat().st_ino
+        yield files
+    finally:
+        for folder in folders:
+            run("umount", "--lazy", str(folder))
+
+
+def test_a_strangers_lock_is_not_taken_for_ours(alike: tuple[Path, Path]) -> None:
+    """Or ``weft down`` would end a process that has nothing to do with weft."""
+    held, free = alike
+    with held.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert locks.holder(str(held)) == os.getpid()
+        assert locks.holder(str(free)) == 0
