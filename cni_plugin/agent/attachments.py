@@ -19,6 +19,7 @@ from cni_plugin.types import Cidr
 from discovery.definitions import parse_check
 from discovery.dns.names import Holder, Names, NetworkNames
 from discovery.fields import Fields
+from discovery.page import Attachment, Overview
 from discovery.registry import Registry
 from discovery.values import Definition, Instance, Place, Weights
 
@@ -48,10 +49,11 @@ class Announcement:
 class Attachments:
     """Follows the files of one folder."""
 
-    def __init__(self, folder: str, names: Names, registry: Registry) -> None:
+    def __init__(self, folder: str, names: Names, registry: Registry, overview: Overview | None = None) -> None:
         self._folder = folder
         self._names = names
         self._registry = registry
+        self._overview = overview
         self._known: dict[str, tuple[tuple[int, int], Announcement | None]] = {}
         self._offered: dict[str, Announcement] = {}
         self._lock = asyncio.Lock()
@@ -66,6 +68,8 @@ class Attachments:
         async with self._lock:
             found = self._read()
             self._names.replace(networks(found.values()))
+            if self._overview is not None:
+                self._overview.attached(self._shown())
             for owner in (self._registry.owners() | self._offered.keys()) - found.keys():
                 await self._registry.offer(owner, ())
                 self._offered.pop(owner, None)
@@ -73,6 +77,23 @@ class Attachments:
                 if self._offered.get(owner) != one:
                     await self._registry.offer(owner, list(offers(one)))
                     self._offered[owner] = one
+
+    def _shown(self) -> Iterator[Attachment]:
+        """What the web page shows of them. A file is as old as what it tells of."""
+        for (_, written), one in self._known.values():
+            if one is not None:
+                yield Attachment(
+                    owner=one.owner,
+                    network=one.network,
+                    container=one.container,
+                    interface=one.interface,
+                    addresses=tuple(map(str, one.addresses)),
+                    gateways=one.gateways,
+                    names=one.names,
+                    domain=one.domain,
+                    internal=one.internal,
+                    since=written / 1e9,
+                )
 
     def _read(self) -> dict[str, Announcement]:
         """Every announcement that can be read; files that have not changed are not read again."""

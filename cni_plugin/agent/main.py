@@ -40,6 +40,7 @@ from discovery.dns.server import DnsServer
 from discovery.feed import Feed
 from discovery.health.checker import Checker
 from discovery.metrics import Metrics
+from discovery.page import Overview, routes
 from discovery.registry import Registry
 from discovery.values import Node
 from store import Store
@@ -116,7 +117,9 @@ class Agent:
         settings, metrics, catalog, names = self._settings, Metrics(), Catalog(), Names()
         port = int(settings.http.listen[0].rpartition(":")[2]) if settings.http.listen else 0
         registry = Registry(await asyncio.to_thread(_node, settings, self._folder), store, store, port=port)
-        attachments = Attachments(os.path.join(self._folder, "names"), names, registry)
+        domain = settings.dns.domains[0] if settings.dns is not None else ""
+        overview = Overview(catalog, registry.node, domain=domain, virtual=settings.balancing is not None)
+        attachments = Attachments(os.path.join(self._folder, "names"), names, registry, overview)
         await self._first("registry", registry)
         await self._first("catalog", Feed(catalog, store))
         dns = DnsServer(catalog, names, settings.dns, metrics) if settings.dns is not None else None
@@ -133,7 +136,7 @@ class Agent:
             await registry.leave()
             asyncio.get_running_loop().call_later(_FAREWELL, self._ended.set)  # once who asked has been answered
 
-        api = Api(catalog, registry, store, serving, metrics, leave=leave)
+        api = Api(catalog, registry, store, serving, metrics, leave=leave, more=routes(overview))
         await self._first("http", api)
         gc.freeze()
         return Parts(registry, attachments, dns, api)

@@ -54,10 +54,12 @@ _INDEX = {"X-Consul-Index": {"schema": {"type": "integer"}, "description": "Give
 
 
 def describe(routes: Sequence[Route]) -> dict[str, Any]:
-    """The whole description."""
+    """The whole description. Pages for people, outside of ``/v1/``, are no part of it."""
     components: dict[str, Any] = {}
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
+        if not route.path.startswith("/v1/"):
+            continue
         place = paths.setdefault(template(route), {})
         for method in route.methods:
             place[method.lower()] = _operation(route, method, components)

@@ -10,6 +10,7 @@ import resource
 import socket
 import stat
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +50,10 @@ SPARE_FILES = 256
 
 
 class Api:
-    """Consul's HTTP API. ``reload`` and ``leave`` are called for ``agent/reload`` and ``agent/leave``."""
+    """Consul's HTTP API. ``reload`` and ``leave`` are called for ``agent/reload`` and ``agent/leave``.
+
+    ``more`` are routes of others that are served beside its own.
+    """
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class Api:
         *,
         reload: Hook | None = None,
         leave: Hook | None = None,
+        more: Iterable[Route] = (),
     ) -> None:
         self._settings = settings = _within_limits(settings or Settings())
         self._metrics = metrics = metrics or Metrics()
@@ -80,6 +85,7 @@ class Api:
                 *KeyRoutes(store, self._changes, answers).routes(),
                 *SessionRoutes(catalog, self._changes, self._sessions, answers, settings, registry.node.name).routes(),
                 Route("GET", "/v1/openapi.json", "This description", self._openapi, answer=ANYTHING),
+                *more,
             )
         )
         self._hosts = {name.lower().rstrip(".") for name in (*settings.hosts, registry.node.name)}

@@ -7,11 +7,12 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from discovery.api import Api, Settings
+from discovery.api.routes import Route
 from discovery.catalog import Catalog
 from discovery.feed import Feed
 from discovery.metrics import Metrics
@@ -21,6 +22,7 @@ from store import Store
 from store.embedded import open_embedded
 
 Result = TypeVar("Result")
+More = Callable[[Catalog], Iterable[Route]]
 
 EXPECTED = 20.0
 """Seconds within which anything that is expected must have happened."""
@@ -50,13 +52,15 @@ class Reply:
 class LabAgent:
     """One node's service discovery over a store in a folder."""
 
-    def __init__(self, folder: Path, node: Node, settings: Settings) -> None:
+    def __init__(self, folder: Path, node: Node, settings: Settings, more: More | None = None) -> None:
+        """``more`` makes routes that are served beside the API's own."""
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self._thread.start()
         self.folder = folder
         self.node = node
         self.settings = settings
+        self._more = more
         self.catalog = Catalog()
         self.metrics = Metrics()
         self.store: Store
@@ -80,7 +84,8 @@ class LabAgent:
         await self._feed.start()
         self.registry = Registry(self.node, self.store, self.store)
         await self.registry.start()
-        self.api = Api(self.catalog, self.registry, self.store, self.settings, self.metrics)
+        more = self._more(self.catalog) if self._more is not None else ()
+        self.api = Api(self.catalog, self.registry, self.store, self.settings, self.metrics, more=more)
         await self.api.start()
 
     async def _stop(self) -> None:

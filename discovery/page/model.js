@@ -1,0 +1,100 @@
+// The agent's document, put together for the views: who is where, and how healthy all of it is.
+
+import { STATUSES } from "./parts.js";
+
+export const OWN = "consul"; // the agents' own service, which every node has
+export const HOSTS = ""; // where instances are that are on no network of containers
+
+const naturally = new Intl.Collator(undefined, { numeric: true });
+
+export function understand(data) {
+  const attachments = new Map(data.Attachments.map((one) => [one.ID, one]));
+  const containers = new Map();
+  for (const one of data.Attachments) {
+    const found = containers.get(one.Container) ?? { id: one.Container, name: "", attachments: [], instances: [], words: [] };
+    containers.set(one.Container, found);
+    found.attachments.push(one);
+    found.name ||= one.Names[0] ?? "";
+    found.words.push(one.Container, one.Network, ...one.Names, ...one.Addresses);
+  }
+  const networks = new Map(data.Networks.map((one) => [one.Name, { ...one, name: one.Name, here: true, cells: [] }]));
+  const services = data.Services.map((service) => join(service, attachments, containers, networks));
+  for (const one of data.Attachments) {
+    const container = containers.get(one.Container);
+    if (container.instances.some((found) => found.Owner === one.ID)) continue;
+    networks.get(one.Network)?.cells.push({
+      key: `container ${one.Container} ${one.ID}`, kind: "container", id: one.Container, service: "", status: "none",
+      name: container.name || one.Container.slice(0, 12), address: plain(one.Addresses[0]), container: one.Container, words: container.words,
+    });
+  }
+  for (const one of containers.values()) {
+    one.name ||= one.id.slice(0, 12);
+    one.status = worst(one.instances.map((instance) => instance.Status)) || "none";
+  }
+  const sorted = [...networks.values()].sort((a, b) => (a.name === HOSTS) - (b.name === HOSTS) || naturally.compare(a.name, b.name));
+  return {
+    data, services, networks: sorted, attachments,
+    containers: [...containers.values()].sort((a, b) => naturally.compare(a.name, b.name)),
+    nodes: data.Nodes,
+    total: count(services.flatMap((one) => one.Instances)),
+  };
+}
+
+function join(service, attachments, containers, networks) {
+  const words = [service.Name, ...service.Tags, ...service.Virtual];
+  const places = new Set();
+  for (const instance of service.Instances) {
+    const attachment = attachments.get(instance.Owner);
+    const container = attachment && containers.get(attachment.Container);
+    instance.service = service.Name;
+    instance.container = container?.id ?? "";
+    instance.network = attachment?.Network ?? (instance.Owner || networks.has(instance.Network) ? instance.Network : HOSTS);
+    instance.title = container?.name || attachment?.Names[0] || instance.ID;
+    instance.key = JSON.stringify([service.Name, instance.Node, instance.ID]);
+    instance.words = [...words, instance.ID, instance.Node, instance.network, ...instance.Addresses, ...(container?.words ?? [])];
+    container?.instances.push(instance);
+    if (container) container.words.push(service.Name, instance.ID, ...service.Tags);
+    if (service.Name === OWN) continue;
+    places.add(instance.network);
+    if (!networks.has(instance.network)) {
+      const hosts = instance.network === HOSTS;
+      networks.set(instance.network, { name: instance.network, here: hosts, Gateways: [], Domains: [], Internal: false, Attachments: 0, cells: [] });
+    }
+    networks.get(instance.network).cells.push({
+      key: `instance ${instance.key}`, kind: "instance", id: instance.key, service: service.Name, status: instance.Status,
+      name: instance.title, address: instance.Addresses[0] ?? "", port: instance.Port, container: instance.container,
+      node: instance.Node, words: instance.words,
+    });
+  }
+  const found = count(service.Instances);
+  return {
+    ...service, name: service.Name, count: found, networks: [...places].sort(naturally.compare),
+    status: STATUSES.find((one) => found[one]) ?? "none",
+    changed: Math.max(0, ...service.Instances.map((one) => one.Changed)),
+    words: [...words, ...service.Instances.flatMap((one) => one.words)],
+  };
+}
+
+export function count(instances) {
+  const found = {};
+  for (const one of instances) found[one.Status] = (found[one.Status] ?? 0) + 1;
+  return found;
+}
+
+export function worst(statuses) {
+  return STATUSES.find((one) => statuses.includes(one)) ?? "";
+}
+
+export function plain(address = "") {
+  return address.replace(/\/\d+$/, "");
+}
+
+export function matcher(query) {
+  // Every word that is asked for must be somewhere in what the thing is known by.
+  const wanted = query.toLowerCase().split(/\s+/).filter(Boolean);
+  return (words) => !wanted.length || ((all) => wanted.every((one) => all.includes(one)))(words.join("\n").toLowerCase());
+}
+
+export function networkName(name) {
+  return name === HOSTS ? "On hosts" : name;
+}

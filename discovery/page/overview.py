@@ -1,0 +1,256 @@
+"""What the page shows, as one JSON document, and when it is another: nodes, networks, attachments and services.
+
+The catalog's index says nothing of attachments, so the document has a version of its own. It is written only when
+somebody looks, at most four times a second however much changes, and each service again only when it has changed.
+What only a detail needs (checks with their outputs, tags, metadata) is asked for where Consul's clients ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from cni_plugin import __version__
+from discovery import catalog as topics
+from discovery.catalog import Catalog, Topic
+from discovery.values import Health, Node, worst
+
+INSTANCES = 5000
+OF_SERVICE = 1000
+ATTACHMENTS = 5000
+NODES = 1000
+"""How many of each, and instances of one service, the document has at most; it says how many more there are."""
+NAMES = 16
+"""Names of an attachment, tags of a service, that the document has at most."""
+PAUSE = 0.25
+"""Seconds from one writing to the next."""
+_SLICE = 50  # instances that are written at once: a millisecond
+_MOMENTS = 4096
+_RESOLUTION = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """An interface of a container on a network of this host. ``addresses`` are CIDR, ``since`` is in Unix seconds."""
+
+    owner: str
+    network: str
+    container: str
+    interface: str
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    domain: str = ""
+    internal: bool = False
+    since: float = 0.0
+
+
+class Overview:
+    """The document, for whoever waits for the next one. Not thread-safe."""
+
+    def __init__(self, catalog: Catalog, node: Node, *, domain: str = "", virtual: bool = False) -> None:
+        """``domain``: what services are found under by DNS, "" where nobody answers; ``virtual``: whether services
+        may have virtual addresses here."""
+        self._catalog = catalog
+        self._facts = {
+            "Node": node.name,
+            "Datacenter": node.datacenter,
+            "Version": __version__,
+            "Domain": domain,
+            "Virtual": virtual,
+        }
+        self._attachments: tuple[Attachment, ...] = ()
+        self._started = time.time()
+        # Greater than any that an earlier agent gave out, so that a page that was open over a restart asks on.
+        self.version = round(self._started * 1000)
+        self._moments: list[tuple[int, float]] = [(catalog.index, self._started)]
+        self._services: dict[str, tuple[int, int, bytes]] = {}
+        self._written: tuple[int, bytes] = (0, b"")
+        self._at = 0.0
+        self._writing = asyncio.Lock()
+        self._changes = asyncio.Event()
+        catalog.subscribe(self._take)
+
+    def attached(self, attachments: Iterable[Attachment]) -> None:
+        """These are all attachments of this host."""
+        found = tuple(sorted(attachments, key=lambda one: (one.network, one.names, one.container, one.interface)))
+        if found != self._attachments:
+            self._attachments = found
+            self._change()
+
+    def _take(self, revision: int, _: frozenset[Topic]) -> None:
+        now = time.time()
+        if now - self._moments[-1][1] >= _RESOLUTION:
+            self._moments.append((revision, now))
+            if len(self._moments) > _MOMENTS:
+                # Of the far past half of the moments are enough.
+                self._moments[: _MOMENTS // 2] = self._moments[: _MOMENTS // 2 : 2]
+        else:
+            self._moments[-1] = (max(revision, self._moments[-1][0]), self._moments[-1][1])
+        self._change()
+
+    def _change(self) -> None:
+        self.version += 1
+        self._changes.set()
+        self._changes = asyncio.Event()
+
+    async def after(self, version: int, seconds: float) -> tuple[int, bytes]:
+        """The document once it is another than that version, or after so many seconds; with its version.
+
+        A version that this agent did not give out is another at once.
+        """
+        if version == self.version:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._changes.wait()
+            except TimeoutError:
+                pass
+        async with self._writing:
+            if self._written[0] != self.version:
+                await asyncio.sleep(max(0.0, self._at + PAUSE - time.monotonic()))
+                version = self.version
+                self._written = (version, await self._write(version))
+                self._at = time.monotonic()
+            return self._written
+
+    async def _write(self, version: int) -> bytes:
+        names = sorted(self._catalog.names())
+        services: list[bytes] = []
+        left, more = INSTANCES, 0
+        for name in names:
+            if left <= 0:
+                more += 1
+                continue
+            count, text = await self._service(name)
+            left -= count
+            services.append(text)
+        for name in self._services.keys() - set(names):
+            del self._services[name]
+        head = {
+            "Index": version,
+            **self._facts,
+            "Now": round(time.time(), 3),
+            "Started": round(self._started, 3),
+            "Omitted": {
+                "Services": more,
+                "Attachments": max(0, len(self._attachments) - ATTACHMENTS),
+                "Nodes": max(0, len(self._catalog.nodes()) - NODES),
+            },
+        }
+        parts = {
+            "Nodes": _json([self._node_view(one) for one in self._catalog.nodes()[:NODES]]),
+            "Networks": _json(_networks(self._attachments)),
+            "Attachments": await self._attachment_views(),
+            "Services": b"[" + b",".join(services) + b"]",
+        }
+        rest = b"".join(b',"%s":%s' % (name.encode(), text) for name, text in parts.items())
+        return _json(head)[:-1] + rest + b"}"
+
+    async def _service(self, name: str) -> tuple[int, bytes]:
+        """A service's part of the document, and how many instances that has."""
+        seen = self._catalog.changed(topics.service(name), topics.health(name), topics.virtual(name))
+        known = self._services.get(name)
+        if known is not None and known[0] == seen:
+            return known[1:]
+        instances = self._catalog.instances(name)
+        written: list[bytes] = []
+        for start in range(0, min(len(instances), OF_SERVICE), _SLICE):
+            for one in instances[start : min(start + _SLICE, OF_SERVICE)]:
+                node = self._catalog.node(one.node)
+                if node is not None:
+                    written.append(_json(self._instance(Health(node, one, self._catalog.checks_of(one)))))
+            await asyncio.sleep(0)
+        facts = {
+            "Name": name,
+            "Tags": sorted({tag for one in instances[:OF_SERVICE] for tag in one.tags})[:NAMES],
+            "Virtual": [one.address for one in self._catalog.virtual_addresses(name)],
+            "Omitted": max(0, len(instances) - OF_SERVICE),
+        }
+        text = _json(facts)[:-1] + b',"Instances":[' + b",".join(written) + b"]}"
+        if seen == self._catalog.changed(topics.service(name), topics.health(name), topics.virtual(name)):
+            self._services[name] = (seen, len(written), text)
+        return len(written), text
+
+    def _instance(self, one: Health) -> dict[str, Any]:
+        instance = one.instance
+        revision = max((check.modify_index for check in one.checks), default=0)
+        return {
+            "ID": instance.id,
+            "Node": instance.node,
+            "Addresses": list(one.addresses),
+            "Port": instance.port,
+            "Protocol": instance.protocol,
+            "Status": "maintenance" if one.maintenance else one.status.value,
+            "Network": instance.meta.get("network", ""),
+            "Owner": instance.owner,
+            "Changed": self._moment(max(revision, instance.modify_index)),
+        }
+
+    def _node_view(self, node: Node) -> dict[str, Any]:
+        checks = [check for check in self._catalog.node_checks(node.name) if not check.service_id]
+        revision = max((check.modify_index for check in checks), default=0)
+        away = any(check.maintenance for check in checks)
+        return {
+            "Name": node.name,
+            "Address": node.address,
+            "Status": "maintenance" if away else worst(checks).value,
+            "Services": len(self._catalog.on_node(node.name)),
+            "Changed": self._moment(max(revision, node.modify_index)),
+        }
+
+    async def _attachment_views(self) -> bytes:
+        written: list[bytes] = []
+        for number, one in enumerate(islice(self._attachments, ATTACHMENTS)):
+            written.append(_json(_attachment_view(one)))
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+        return b"[" + b",".join(written) + b"]"
+
+    def _moment(self, revision: int) -> float:
+        """When a revision was seen, in Unix seconds; 0 if that was before this agent."""
+        if revision <= max(self._moments[0][0], self._catalog.changed()):
+            return 0
+        place = min(bisect_left(self._moments, (revision, 0.0)), len(self._moments) - 1)
+        return round(self._moments[place][1], 1)
+
+
+def _attachment_view(one: Attachment) -> dict[str, Any]:
+    return {
+        "ID": one.owner,
+        "Network": one.network,
+        "Container": one.container,
+        "Interface": one.interface,
+        "Addresses": list(one.addresses),
+        "Names": list(one.names[:NAMES]),
+        "Domain": one.domain,
+        "Since": round(one.since, 1),
+    }
+
+
+def _networks(attachments: Iterable[Attachment]) -> list[dict[str, Any]]:
+    """The networks of this host that have containers, sorted by name."""
+    found: dict[str, list[Attachment]] = {}
+    for one in attachments:
+        found.setdefault(one.network, []).append(one)
+    return [
+        {
+            "Name": name,
+            "Gateways": sorted({address for one in members for address in one.gateways}),
+            "Domains": sorted({one.domain for one in members if one.domain}),
+            "Internal": any(one.internal for one in members),
+            "Attachments": len(members),
+        }
+        for name, members in sorted(found.items())
+    ]
+
+
+def _json(value: object) -> bytes:
+    # No "<" goes out as it is: whoever takes this for HTML in spite of its type finds no element in it.
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return text.encode("utf-8", "replace")

@@ -1,0 +1,306 @@
+// The page itself: what is looked at is in the address after "#"; what there is comes from the agent as it changes.
+
+import { describe, question } from "./details.js";
+import { beside, draw, shownNetworks } from "./drawing.js";
+import { kept, MOST, table } from "./lists.js";
+import { matcher, networkName, OWN, understand } from "./model.js";
+import { code, element, mark, setClock, STATUSES, tick } from "./parts.js";
+
+const VIEWS = { map: "Map", services: "Services", containers: "Containers", networks: "Networks", nodes: "Nodes" };
+const KINDS = ["service", "instance", "container", "network", "node"];
+const WAIT = "60s";
+const at = (id) => document.getElementById(id);
+
+let model = null;
+let more = null; // what the detail pane shows beside the overview
+let rows = MOST;
+let current = read();
+let opener = ""; // the key of what opened the detail pane
+let stop = ""; // the key of what the tabulator reaches in the drawing
+let asked = null;
+
+// What is looked at
+
+function read() {
+  const found = new URLSearchParams(location.hash.slice(1));
+  const kind = KINDS.find((one) => found.has(one));
+  return {
+    view: Object.hasOwn(VIEWS, found.get("view")) ? found.get("view") : "map",
+    query: found.get("q") ?? "", health: STATUSES.includes(found.get("health")) ? found.get("health") : "",
+    network: found.get("network-is"),
+    selected: kind ? { kind, id: found.get(kind) } : null,
+  };
+}
+
+function go(change) {
+  const next = { ...current, ...change };
+  const found = new URLSearchParams();
+  if (next.view !== "map") found.set("view", next.view);
+  if (next.query) found.set("q", next.query);
+  if (next.health) found.set("health", next.health);
+  if (next.network !== null) found.set("network-is", next.network);
+  if (next.selected) found.set(next.selected.kind, next.selected.id);
+  const place = `#${found}`;
+  // Typing is no step that one would want to go back to.
+  if ("query" in change) history.replaceState(null, "", place);
+  else if (place !== (location.hash || "#")) history.pushState(null, "", place);
+  follow();
+}
+
+function follow() {
+  const before = current;
+  current = read();
+  if (current.view !== before.view) rows = MOST;
+  if (JSON.stringify(current.selected) !== JSON.stringify(before.selected)) ask();
+  render();
+}
+
+// What there is
+
+async function watch(path, take, signal, problem = () => {}) {
+  // Ask for ever, each time for what comes after the last answer.
+  for (let index = "", pause = 500; !signal.aborted;) {
+    try {
+      const response = await fetch(`${path}?index=${index || 0}&wait=${WAIT}`, { signal, headers: { Accept: "application/json" } });
+      if (!response.ok) throw new Error(`${response.status} ${(await response.text()).slice(0, 200)}`);
+      index = response.headers.get("X-Consul-Index") ?? "";
+      take(await response.json());
+      pause = 500;
+      await sleep(150);
+    } catch (error) {
+      if (signal.aborted) return;
+      problem(error);
+      index = "";
+      await sleep(pause);
+      pause = Math.min(pause * 2, 10000);
+    }
+  }
+}
+
+const sleep = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
+
+function begin() {
+  // A page that nobody sees asks nothing: browsers have few connections to one place.
+  const watching = new AbortController();
+  watch("/v1/weft/overview", (data) => {
+    setClock(data.Now);
+    model = understand(data);
+    connected(true);
+    render();
+  }, watching.signal, () => connected(false));
+  ask();
+  const end = () => {
+    if (!document.hidden) return;
+    document.removeEventListener("visibilitychange", end);
+    watching.abort();
+    asked?.abort();
+    document.addEventListener("visibilitychange", begin, { once: true });
+  };
+  document.addEventListener("visibilitychange", end);
+}
+
+function ask() {
+  asked?.abort();
+  asked = new AbortController();
+  more = null;
+  const path = question(current.selected);
+  if (path) watch(path, (found) => { more = found; detail(); }, asked.signal, () => { more = null; });
+}
+
+function connected(well) {
+  const live = at("live");
+  const text = well ? "live" : `no answer from the agent since ${new Date().toLocaleTimeString()}; trying again`;
+  if (well || live.className !== "away") put(live, [text]);
+  live.className = well ? "good" : "away";
+  document.body.classList.toggle("stale", !well);
+}
+
+// What is shown
+
+function put(place, children) {
+  // Replace what is in a place, if it is another; what had the focus there has it again.
+  const made = document.createElement("div");
+  made.append(...children);
+  const [old, fresh] = [[...place.childNodes], [...made.childNodes]];
+  if (old.length === fresh.length && old.every((one, number) => one.isEqualNode(fresh[number]))) return;
+  const key = place.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  place.replaceChildren(...fresh);
+  if (key !== undefined) [...place.querySelectorAll("[data-key]")].find((one) => one.dataset.key === key)?.focus({ preventScroll: true });
+}
+
+function render() {
+  const matches = matcher(current.query);
+  tools();
+  if (!model) return;
+  const { data, total } = model;
+  const critical = total.critical ? ` (${total.critical} critical)` : "";
+  document.title = `${data.Node}${critical} · weft`;
+  put(at("place"), [`${data.Node} · ${data.Datacenter}`, element("span", { class: "faint" }, ` ${data.Version}`)]);
+  views();
+  if (!model.containers.length && !model.services.some((one) => one.name !== OWN) && current.view !== "nodes") {
+    put(at("found"), []);
+    put(at("main"), [welcome()]);
+  } else if (current.view === "map") map(matches);
+  else {
+    const found = kept(current.view, model, current, matches);
+    summary(found.length, current.view);
+    put(at("main"), found.length
+      ? table(current.view, found, model, current.selected, rows, () => { rows += MOST; render(); })
+      : [nothing()]);
+  }
+  detail();
+}
+
+function map(matches) {
+  const networks = shownNetworks(model.networks, matches, current);
+  summary(networks.reduce((sum, one) => sum + one.cells.length, 0), "endpoints");
+  const style = getComputedStyle(at("main"));
+  const room = at("main").clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+  if (!networks.length) return put(at("main"), [nothing()]);
+  const drawing = draw(networks, model, Math.floor(room), current.selected);
+  // One of the drawing is reached by the tabulator, the others from there by the arrows.
+  const items = [...drawing.querySelectorAll(".item")];
+  (items.find((one) => one.dataset.key === stop) ?? items[0])?.setAttribute("tabindex", "0");
+  return put(at("main"), [drawing]);
+}
+
+function summary(number, what) {
+  const { Omitted } = model.data;
+  const hidden = Omitted.Services + Omitted.Attachments + Omitted.Nodes;
+  const text = `${number} ${number === 1 ? what.replace(/s$/, "") : what}`;
+  put(at("found"), [text, hidden ? `; ${hidden} more are too many for this page: weft services list` : ""]);
+}
+
+function views() {
+  const numbers = {
+    services: model.services.length + model.data.Omitted.Services, containers: model.containers.length,
+    networks: model.networks.filter((one) => one.name).length, nodes: model.nodes.length + model.data.Omitted.Nodes,
+  };
+  const tabs = Object.entries(VIEWS).map(([view, name]) => element("button", {
+    type: "button", "data-key": `view ${view}`, "aria-current": view === current.view ? "page" : undefined, click: () => go({ view }),
+  }, name, view in numbers ? element("span", { class: "number" }, String(numbers[view])) : null));
+  const healths = STATUSES.filter((one) => model.total[one]).map((one) => element("button", {
+    type: "button", class: `health ${one}`, "data-key": `health ${one}`, "aria-pressed": String(current.health === one),
+    title: `Instances that are ${one}`, click: () => go({ health: current.health === one ? "" : one }),
+  }, mark(one), `${model.total[one]} ${one}`));
+  put(at("views"), [element("div", { class: "tabs" }, tabs), element("div", { class: "healths" }, healths)]);
+}
+
+function tools() {
+  if (at("query").value !== current.query) at("query").value = current.query;
+  at("health").value = current.health;
+  const names = model ? model.networks.map((one) => one.name) : [];
+  if (current.network !== null && !names.includes(current.network)) names.push(current.network);
+  const select = at("network");
+  if (JSON.stringify(names) !== select.dataset.names) {
+    select.dataset.names = JSON.stringify(names);
+    select.replaceChildren(element("option", { value: "" }, "all"), ...names.map((name) => element("option", { value: `=${name}` }, networkName(name))));
+  }
+  select.value = current.network === null ? "" : `=${current.network}`;
+  at("clear").hidden = !current.query && !current.health && current.network === null;
+}
+
+function nothing() {
+  return element("div", { class: "empty" }, element("h2", {}, "Nothing matches"),
+    element("p", {}, "The search and the filters leave nothing here."),
+    element("button", { type: "button", "data-key": "clear", click: clear }, "Clear them"));
+}
+
+function welcome() {
+  return element("div", { class: "empty" },
+    element("h2", {}, "Nothing is registered yet"),
+    element("p", {}, "Containers show up here when they are attached to a network with names, services when somebody registers them. This page follows by itself."),
+    element("h3", {}, "A network, for the next container"),
+    element("p", {}, code("weft network create blue --names")),
+    element("h3", {}, "A service on this host"),
+    element("p", {}, code("weft services register -name=web -port=80")));
+}
+
+function detail() {
+  const pane = at("detail");
+  const { selected } = current;
+  pane.hidden = !selected || !model;
+  document.body.classList.toggle("detailed", !pane.hidden);
+  if (pane.hidden) return pane.replaceChildren();
+  const found = describe(selected, model, more);
+  const [kind, title, sections] = found ?? ["", "Gone", [element("p", {}, "It is not there any more, or not yet. If it comes, it is shown here.")]];
+  const above = pane.scrollTop;
+  const content = [
+    element("div", { class: "title" }, element("p", { class: "faint" }, kind), element("h2", { tabindex: "-1", "data-key": "title" }, title),
+      element("button", { type: "button", class: "close", "data-key": "close", "aria-label": "Close", title: "Close (Esc)", click: close }, "×")),
+    ...sections,
+  ];
+  put(pane, [element("div", {}, content)]);
+  pane.scrollTop = above;
+  return undefined;
+}
+
+// What people do
+
+function choose(target) {
+  const one = target.closest?.("[data-kind]");
+  if (!one || getSelection()?.type === "Range") return;
+  opener = document.activeElement?.dataset?.key ?? one.dataset.key ?? "";
+  go({ selected: { kind: one.dataset.kind, id: one.dataset.id } });
+  at("detail").scrollTop = 0;
+}
+
+function close() {
+  go({ selected: null });
+  const back = [...document.querySelectorAll("#main [data-key]")].find((one) => one.dataset.key === opener);
+  back?.focus();
+}
+
+function clear() {
+  go({ query: "", health: "", network: null });
+  at("query").focus();
+}
+
+function key(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const item = event.target.closest?.(".item");
+  if (event.key === "Escape" && current.selected) close();
+  else if (event.key === "/" && !event.target.closest?.("input, select, textarea")) {
+    event.preventDefault();
+    at("query").focus();
+  } else if (item && (event.key === "Enter" || event.key === " ")) {
+    event.preventDefault();
+    choose(item);
+    at("detail").querySelector("h2")?.focus();
+  } else if (item && event.key.startsWith("Arrow")) {
+    event.preventDefault();
+    const next = beside(at("main").querySelectorAll(".item"), item, event.key);
+    if (!next) return;
+    stop = next.dataset.key;
+    item.setAttribute("tabindex", "-1");
+    next.setAttribute("tabindex", "0");
+    next.focus();
+    next.scrollIntoView({ block: "nearest" });
+  }
+}
+
+document.addEventListener("click", (event) => choose(event.target));
+document.addEventListener("keydown", key);
+addEventListener("popstate", follow);
+addEventListener("hashchange", follow);
+at("query").addEventListener("input", (event) => go({ query: event.target.value }));
+at("health").addEventListener("change", (event) => go({ health: event.target.value }));
+at("network").addEventListener("change", (event) => go({ network: event.target.value ? event.target.value.slice(1) : null }));
+at("clear").addEventListener("click", clear);
+at("main").addEventListener("pointerover", (event) => {
+  // The line of a service is easier to follow while the pointer is on one of its frames.
+  const kind = event.target.closest?.("[data-kind='service']");
+  for (const one of document.querySelectorAll(".thread[data-service]")) one.classList.toggle("near", Boolean(kind) && one.dataset.service === kind.dataset.id);
+});
+let width = 0;
+new ResizeObserver(([entry]) => {
+  if (Math.abs(entry.contentRect.width - width) < 1) return;
+  width = entry.contentRect.width;
+  if (model && current.view === "map") render();
+}).observe(at("main"));
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  at("main").focus();
+});
+setInterval(tick, 5000);
+begin();

@@ -1,0 +1,235 @@
+"""The document that the web page shows, and how its files are served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discovery.api import Settings
+from discovery.api.openapi import describe
+from discovery.page import Attachment, Overview, overview, routes
+from discovery.page.pages import OVERVIEW, TYPES
+from discovery.values import Check, Node, Status
+from lab.agent import LabAgent, until
+from lab.services import NODE, Book, instance, virtual
+
+FILES = Path(overview.__file__).parent
+
+
+def attachment(number: int, **rest: Any) -> Attachment:
+    made = Attachment(f"mark{number}", "blue", f"{number:064}", "eth0", (f"10.0.0.{number}/24",), names=(f"c{number}",))
+    return replace(made, **rest)
+
+
+def read(found: Overview) -> Any:
+    """The document as it is now."""
+    return json.loads(asyncio.run(found.after(0, 5))[1])
+
+
+@pytest.fixture
+def book() -> Book:
+    return Book()
+
+
+@pytest.fixture
+def page(book: Book) -> Overview:
+    return Overview(book.catalog, NODE, domain="weft", virtual=True)
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabAgent]:
+    """An agent that serves the page, too."""
+    node = Node("n1", "127.0.0.1")
+    settings = Settings(listen=("127.0.0.1:0",))
+    found = LabAgent(tmp_path_factory.mktemp("page"), node, settings, lambda catalog: routes(Overview(catalog, node)))
+    yield found
+    found.stop()
+
+
+def test_all_there_is_is_in_the_document(book: Book, page: Overview) -> None:
+    web = instance("web", "10.0.0.1", meta={"network": "blue"}, tags=("v1",), owner="mark1")
+    book.put(web, virtual("web", "10.79.0.1"))
+    book.health(web, Status.WARNING)
+    page.attached([attachment(1, gateways=("10.0.0.254",), internal=True, domain="dns.podman", since=5.0)])
+    found = read(page)
+    assert (found["Node"], found["Datacenter"], found["Domain"], found["Virtual"]) == ("n1", "dc1", "weft", True)
+    [network] = found["Networks"]
+    assert network == {
+        "Name": "blue", "Gateways": ["10.0.0.254"], "Domains": ["dns.podman"], "Internal": True, "Attachments": 1,
+    }  # fmt: skip
+    [attached] = found["Attachments"]
+    assert (attached["Addresses"], attached["Names"], attached["Since"]) == (["10.0.0.1/24"], ["c1"], 5.0)
+    [service] = found["Services"]
+    assert (service["Name"], service["Virtual"], service["Tags"]) == ("web", ["10.79.0.1"], ["v1"])
+    [one] = service["Instances"]
+    assert (one["Status"], one["Network"], one["Owner"], one["Node"]) == ("warning", "blue", "mark1", "n1")
+    assert [node["Name"] for node in found["Nodes"]] == ["n1"]
+
+
+def test_who_waits_is_told_of_every_kind_of_change(book: Book, page: Overview) -> None:
+    web = instance("web", "10.0.0.1")
+    check = Check(NODE.name, "maintenance", "m", Status.CRITICAL)
+    changes = [
+        lambda: book.put(web),
+        lambda: book.health(web, Status.CRITICAL),
+        lambda: book.put(virtual("web", "10.79.0.1")),
+        lambda: book.drop(virtual("web", "10.79.0.1")),
+        lambda: book.put(check),
+        lambda: book.put(replace(NODE, address="192.0.2.9")),
+        lambda: page.attached([attachment(1)]),
+        lambda: page.attached([]),
+        lambda: book.drop(web),
+    ]
+
+    async def follow() -> list[tuple[int, bytes]]:
+        found = [await page.after(0, 5)]
+        for change in changes:
+            waiting = asyncio.create_task(page.after(found[-1][0], 60))
+            await asyncio.sleep(0.01)
+            assert not waiting.done()
+            change()
+            found.append(await asyncio.wait_for(waiting, 10))
+        return found
+
+    found = asyncio.run(follow())
+    versions = [version for version, _ in found]
+    assert versions == sorted(set(versions))
+    bodies = [re.sub(rb'"(Index|Now)":[\d.]+', b"", body) for _, body in found]
+    assert all(one != other for one, other in pairwise(bodies))
+
+
+def test_nothing_new_is_nothing_but_time(book: Book, page: Overview) -> None:
+    page.attached([attachment(2), attachment(1)])
+
+    async def twice() -> tuple[tuple[int, bytes], tuple[int, bytes]]:
+        first = await page.after(0, 5)
+        page.attached([attachment(1), attachment(2)])
+        return first, await page.after(first[0], 0.05)
+
+    first, second = asyncio.run(twice())
+    assert first == second
+
+
+def test_a_version_of_another_agent_is_answered_at_once(page: Overview) -> None:
+    for version in (1, page.version + 1000):
+        found, _ = asyncio.run(asyncio.wait_for(page.after(version, 600), 10))
+        assert found == page.version
+
+
+def test_many_changes_are_few_writings(book: Book, page: Overview, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    write = page._write
+    monkeypatch.setattr(page, "_write", lambda version: (written.append(version), write(version))[1])
+
+    async def storm() -> None:
+        async def look() -> None:
+            version = 0
+            while version < page.version or not done.is_set():
+                version, _ = await page.after(version, 0.05)
+
+        done = asyncio.Event()
+        lookers = [asyncio.create_task(look()) for _ in range(5)]
+        for number in range(100):
+            book.put(instance("web", f"10.0.0.{number}"))
+            await asyncio.sleep(0)
+        done.set()
+        await asyncio.gather(*lookers)
+
+    asyncio.run(storm())
+    assert len(read(page)["Services"][0]["Instances"]) == 100
+    assert 1 <= len(written) < 20
+
+
+def test_more_than_the_bound_is_counted(book: Book, page: Overview, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("INSTANCES", "OF_SERVICE", "ATTACHMENTS", "NODES"):
+        monkeypatch.setattr(overview, name, 3)
+    book.put(*(instance("a", f"10.0.0.{number}") for number in range(5)), instance("b", "10.0.1.1"))
+    book.put(*(Node(f"n{number}", "192.0.2.1") for number in range(6)))
+    page.attached(attachment(number, names=("n",) * 100) for number in range(1, 8))
+    found = read(page)
+    assert found["Omitted"] == {"Services": 1, "Attachments": 4, "Nodes": 3}
+    assert [len(found[kind]) for kind in ("Services", "Attachments", "Nodes")] == [1, 3, 3]
+    assert (len(found["Services"][0]["Instances"]), found["Services"][0]["Omitted"]) == (3, 2)
+    assert len(found["Attachments"][0]["Names"]) == overview.NAMES
+
+
+def test_when_something_changed_is_when_it_was_seen(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(overview.time, "time", lambda: now[0])
+    book.put(instance("old", "10.0.0.1"))
+    page = Overview(book.catalog, NODE)
+    for number in range(2 * overview._MOMENTS):
+        now[0] += 2
+        book.put(instance("new", f"10.0.0.{number % 50}", tags=(str(number),)))
+    found = {one["Name"]: one for one in read(page)["Services"]}
+    assert found["old"]["Instances"][0]["Changed"] == 0
+    newest = max(one["Changed"] for one in found["new"]["Instances"])
+    assert newest == now[0]
+    assert len(page._moments) <= overview._MOMENTS
+    earliest = page._moment(book.revision - 2 * overview._MOMENTS + 1)
+    assert 1000.0 < earliest < 1000.0 + overview._MOMENTS
+
+
+def test_the_document_is_as_described(agent: LabAgent) -> None:
+    agent.put("/v1/agent/service/register", {"Name": "web", "Port": 80, "Check": {"TTL": "1h"}})
+    until(lambda: "web" in agent.get("/v1/catalog/services").json)
+    reply = agent.get("/v1/weft/overview")
+    assert reply.headers["Content-Type"] == "application/json" and reply.index == reply.json["Index"]
+    description = describe(agent.api.table.routes)
+    assert "/v1/weft/overview" in description["paths"]
+    assert not [path for path in description["paths"] if "ui" in path]
+    assert reply.json.keys() == OVERVIEW["properties"].keys()
+    service = next(one for one in reply.json["Services"] if one["Name"] == "web")
+    described = OVERVIEW["properties"]["Services"]["items"]["properties"]
+    assert service.keys() == described.keys()
+    assert service["Instances"][0].keys() == described["Instances"]["items"]["properties"].keys()
+    assert agent.put("/v1/agent/service/deregister/web").status == 200
+    changed = agent.get(f"/v1/weft/overview?index={reply.index}&wait=60s")
+    assert changed.index > reply.index and "web" not in [one["Name"] for one in changed.json["Services"]]
+    assert agent.get(f"/v1/weft/overview?index={changed.index}&wait=50ms").body == changed.body
+    assert agent.get("/v1/weft/overview?index=x").status == 400
+
+
+def test_text_is_no_html_even_where_it_is_taken_for_it(agent: LabAgent) -> None:
+    name = "<img src=x onerror=alert(1)>"
+    agent.put("/v1/agent/service/register", {"Name": name})
+    reply = agent.get("/v1/weft/overview")
+    assert b"<" not in reply.body and name in [one["Name"] for one in reply.json["Services"]]
+    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_every_file_is_served_with_a_strict_policy(agent: LabAgent) -> None:
+    assert {path.name for path in FILES.iterdir() if path.suffix in (".html", ".css", ".js", ".svg")} == TYPES.keys()
+    for name, kind in {**TYPES, "": TYPES["index.html"]}.items():
+        reply = agent.get(f"/ui/{name}")
+        assert (reply.status, reply.headers["Content-Type"]) == (200, kind)
+        policy = reply.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy and "script-src 'self';" in policy and "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy and reply.headers["X-Frame-Options"] == "DENY"
+        assert reply.headers["X-Content-Type-Options"] == "nosniff"
+    redirected = agent.get("/")
+    assert (redirected.status, redirected.headers["Location"]) == (302, "/ui/")
+    assert agent.get("/ui").body == agent.get("/ui/").body
+    for name in ("nothing", "overview.py", "..%2fapi%2fserver.py", "../pages.py", "%00", "index.html/"):
+        assert agent.get(f"/ui/{name}").status == 404
+    assert agent.put("/ui/index.html", b"x").status == 405
+
+
+def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
+    html = (FILES / "index.html").read_text()
+    assert not re.search(r"<style|\son\w+=|\sstyle=|<script(?![^>]*\ssrc=)", html)
+    for name in TYPES:
+        text = (FILES / name).read_text()
+        addresses = set(re.findall(r"https?://[^\s\"'`]+", text))
+        assert addresses <= {"http://www.w3.org/2000/svg"}, name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text), (
+            name
+        )
