@@ -1,0 +1,285 @@
+"""The agent's web page in a real browser: what it shows, that it follows, and that text stays text."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import browser
+from lab.browser import Browser
+from lab.host import Host
+from lab.plugins import ROOT
+from lab.waiting import until
+
+pytestmark = pytest.mark.skipif(browser.program() is None, reason="chromium is not installed: bin/setup --test")
+
+PAGE = "http://127.0.0.1:8500"
+EXPECTED = 60.0
+EVIL = "<img src=x onerror=alert(1)>"
+Look = Callable[[Browser], Awaitable[None]]
+
+
+class Page:
+    """An agent with networks and containers that it was told of, and a browser that looks at its page."""
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self._host = host
+        self._folder = folder
+        self.names = Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}/names")
+        self.names.mkdir(parents=True)
+        config = folder / "weft.toml"
+        config.write_text('[agent]\nnode = "host-a"\naddress = "192.0.2.10"\n[balancer]\nenabled = false\n')
+        self._command = (str(ROOT / "bin/weft"), "agent", "--config", str(config))
+        self.start()
+
+    def start(self) -> None:
+        self._agent = self._host.start(*self._command)
+        until(self.answers, EXPECTED, "an answer of the agent")
+
+    def stop(self) -> None:
+        self._agent.send_signal(signal.SIGTERM)
+        self._agent.communicate(timeout=EXPECTED)
+
+    def answers(self) -> bool:
+        assert self._agent.poll() is None, (self._agent.communicate()[1] or b"").decode()
+        try:
+            return urllib.request.urlopen(f"{PAGE}/v1/status/leader", timeout=EXPECTED).status == 200
+        except OSError:
+            return False
+
+    def put(self, path: str, body: object = None) -> None:
+        sent = b"" if body is None else json.dumps(body).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{PAGE}{path}", sent, method="PUT"), timeout=EXPECTED)
+
+    def announce(self, name: str, network: str, number: int, *services: dict[str, Any], interface: str = "eth0") -> str:
+        """A container is attached: the file that an ADD would leave, replaced as that does. Returns its id."""
+        container = f"{name.encode().hex():0<64}"[:64]
+        prefix = {"blue": "10.71.0", "green": "10.72.0"}.get(network, "10.73.0")
+        document = {
+            "network": network,
+            "container": container,
+            "interface": interface,
+            "namespace": "",
+            "addresses": [f"{prefix}.{number}/24"],
+            "gateways": [],
+            "internal": network == "green",
+            "names": [name, container[:12]],
+            "domain": "dns.podman",
+            "services": list(services),
+        }
+        new = self.names / "new"
+        new.write_text(json.dumps(document))
+        new.rename(self.names / f"{name}-{interface}.json")
+        return container
+
+    def look(self, work: Look) -> None:
+        """Have a browser look; its console must stay empty."""
+
+        async def main() -> None:
+            async with Browser(self._folder) as found:
+                await found.size(1440, 900)
+                await found.open(f"{PAGE}/")
+                await found.until("document.querySelector('#live.good')")
+                await work(found)
+                assert found.problems == []
+
+        asyncio.run(main())
+
+
+@pytest.fixture
+def page(host: Host, tmp_path: Path) -> Iterator[Page]:
+    found = Page(host, tmp_path)
+    yield found
+    found.stop()
+
+
+def shows(text: str, where: str = "#main") -> str:
+    """The expression that an element shows a text; of the drawing, as a title or in it."""
+    return f"document.querySelector({json.dumps(where)})?.textContent.includes({json.dumps(text)})"
+
+
+def item(label: str) -> str:
+    """The expression of the drawing's item with such a label."""
+    return f"[...document.querySelectorAll('.item')].find((one) => one.ariaLabel.startsWith({json.dumps(label)}))"
+
+
+def test_the_drawing_follows_what_happens(page: Page) -> None:
+    web = {"name": "web", "port": 80, "tags": ["v1"], "check": {"ttl": "1h", "status": "passing"}}
+    container = page.announce("web-1", "blue", 2, web)
+    page.announce("job-1", "green", 3)
+    checked = f"service:web-{container[:12]}-80"
+
+    async def look(browser: Browser) -> None:
+        assert await browser.ask("location.pathname") == "/ui/"
+        for label in ("Network blue", "Network green: internal", "Service web: 1 of 1", "job-1, 10.72.0.3"):
+            await browser.until(item(label))
+        await browser.until(item("web-1, 10.71.0.2:80, passing"))
+        await browser.ask("window.untouched = true")
+
+        page.put("/v1/agent/service/register", {"Name": "later", "Address": "192.0.2.7", "Port": 5})
+        await browser.until(item("Service later"))
+        page.announce("web-2", "green", 4, web)
+        await browser.until(item("web-2, 10.72.0.4:80, passing"))
+        await browser.until("document.querySelector('.thread[data-service=web]')")
+
+        colour = f"getComputedStyle({item('web-1')}.querySelector('.mark rect')).fill"
+        well = await browser.ask(colour)
+        page.put(f"/v1/agent/check/fail/{checked}?note=disk+full")
+        await browser.until(item("web-1, 10.71.0.2:80, critical"))
+        assert await browser.ask(colour) != well
+        await browser.until("document.title.startsWith('host-a (1 critical)')")
+
+        (page.names / "job-1-eth0.json").unlink()
+        await browser.until(f"!({item('job-1')})")
+        page.put("/v1/agent/service/deregister/later")
+        await browser.until(f"!({item('Service later')})")
+        assert await browser.ask("window.untouched"), "the page was loaded anew"
+
+    page.look(look)
+
+
+def test_details_search_and_keyboard(page: Page) -> None:
+    web = {"name": "web", "port": 80, "meta": {"team": "a"}, "check": {"ttl": "1h", "status": "passing"}}
+    container = page.announce("web-1", "blue", 2, web)
+    page.announce("web-1", "green", 2, interface="eth1")
+    page.announce("db-1", "green", 3, {"name": "db", "port": 5432, "check": {"ttl": "1h", "notes": "a replica"}})
+
+    async def look(browser: Browser) -> None:
+        await browser.until(item("Service web"))
+        await browser.click(item("Service web"))
+        for text in ("web.service.weft", "10.71.0.2:80", "team: a", "blue"):
+            await browser.until(shows(text, "#detail"))
+        page.put(f"/v1/agent/check/fail/service:web-{container[:12]}-80?note=disk+full")
+        await browser.until(shows("disk full", "#detail"))
+
+        await browser.press("Escape")
+        await browser.until("document.querySelector('#detail').hidden")
+        await browser.ask("document.querySelector('.item[tabindex=\"0\"]').focus()")
+        await browser.press("ArrowDown")
+        await browser.press("Enter")
+        await browser.until("!document.querySelector('#detail').hidden && document.activeElement.closest('#detail')")
+        await browser.press("Escape")
+        await browser.until("document.activeElement.closest('.item')")
+
+        await browser.press("/", "/")
+        await browser.until("document.activeElement.id == 'query'")
+        await browser.write("db")
+        await browser.until(f"{item('Service db')} && !({item('Service web')})")
+        await browser.ask("location.hash = '#health=critical'")
+        await browser.until(f"{item('web-1, 10.71.0.2:80, critical')} && !({item('web-1, 10.72.0.2')})")
+        await browser.ask("location.hash = '#network-is=green&view=containers'")
+        await browser.until("document.querySelectorAll('#main tbody tr').length == 2")
+        await browser.click("document.querySelector('#main tbody th button')")
+        await browser.until(shows("db-1.dns.podman", "#detail"))
+        await browser.ask("location.hash = '#q=nothing-like-this'")
+        await browser.until(shows("Nothing matches"))
+        await browser.click("document.querySelector('#main button')")
+        await browser.until(item("Service web"))
+        for view, text in (("services", "db"), ("networks", "no, internal"), ("nodes", "192.0.2.10")):
+            await browser.click(f"document.querySelector('[data-key=\"view {view}\"]')")
+            await browser.until(f"document.querySelector('#main table') && {shows(text)}")
+        await browser.click("document.querySelector('#main tbody th button')")
+        await browser.until(shows("host-a.node.weft", "#detail"))
+        await browser.until(shows("Serf Health Status", "#detail"))
+
+    page.look(look)
+
+
+def test_text_of_the_registry_runs_nowhere(page: Page) -> None:
+    where = {"Name": EVIL, "ID": EVIL, "Tags": [EVIL], "Meta": {"m": EVIL}, "Address": "192.0.2.7", "Port": 1}
+    check = {"Name": EVIL, "Notes": EVIL, "TTL": "1h", "CheckID": "evil"}
+    page.put("/v1/agent/service/register", where | {"Check": check})
+    page.put("/v1/agent/check/fail/evil?note=%3Cscript%3Ealert(2)%3C/script%3E")
+    page.announce(EVIL.replace("/", ""), EVIL, 2, {"name": EVIL, "port": 2})
+
+    async def look(browser: Browser) -> None:
+        await browser.until(item(f"Service {EVIL}"))
+        await browser.until(item(f"Network {EVIL}"))
+        for view in ("map", "services", "containers", "networks", "nodes"):
+            for kind in ("service", "network"):
+                await browser.ask(f"location.hash = 'view={view}&{kind}=' + encodeURIComponent({json.dumps(EVIL)})")
+                await browser.until(shows(EVIL, "#detail h2"))
+                await browser.until("document.querySelector('#main').firstChild")
+        await browser.ask(f"location.hash = 'service=' + encodeURIComponent({json.dumps(EVIL)})")
+        await browser.until(shows("<script>alert(2)</script>", "#detail pre"))
+        assert (
+            await browser.ask("document.querySelectorAll('main img, aside img, main script, aside script').length") == 0
+        )
+        # And what would make elements of text is refused by the browser itself.
+        made = (
+            "(() => { try { document.body.innerHTML = '<p>'; return 'made'; } catch (error) { return error.name; } })()"
+        )
+        assert await browser.ask(made) == "TypeError"
+        refused = [text for text in browser.problems if "TrustedHTML" in text or "require-trusted-types-for" in text]
+        assert browser.problems == refused
+        browser.problems.clear()
+
+    page.look(look)
+
+
+def test_an_agent_that_goes_and_comes_again_is_noticed(page: Page) -> None:
+    page.put("/v1/agent/service/register", {"Name": "kept", "Address": "192.0.2.7", "Port": 5})
+
+    async def look(browser: Browser) -> None:
+        await browser.until(item("Service kept"))
+        page.stop()
+        await browser.until("document.querySelector('#live.away')")
+        assert await browser.ask(f"Boolean({item('Service kept')})"), "what was known is shown until there is better"
+        page.start()
+        await browser.until("document.querySelector('#live.good')")
+        page.put("/v1/agent/service/register", {"Name": "new", "Address": "192.0.2.7", "Port": 6})
+        await browser.until(item("Service new"))
+        # The browser itself reports connections that were refused meanwhile.
+        assert all("Failed to load resource" in text for text in browser.problems), browser.problems
+        browser.problems.clear()
+
+    page.look(look)
+
+
+def test_who_has_nothing_is_told_what_to_do(page: Page, tmp_path: Path) -> None:
+    async def look(browser: Browser) -> None:
+        await browser.until(shows("Nothing is registered yet"))
+        assert "weft network create blue --names" in await browser.text("#main")
+        assert "weft services register" in await browser.text("#main")
+        for width, dark in ((1440, False), (390, False), (1440, True)):
+            await browser.size(width, 844, dark=dark)
+            await browser.until(f"innerWidth == {width} && document.documentElement.scrollWidth <= {width}")
+            await browser.picture(tmp_path / "picture.png")
+        ground = "getComputedStyle(document.body).backgroundColor"
+        dark_ground = await browser.ask(ground)
+        await browser.size(1440, 844)
+        await browser.until(f"{ground} != {json.dumps(dark_ground)}")
+
+    page.look(look)
+
+
+def test_three_hundred_containers_are_drawn_within_the_window(page: Page) -> None:
+    for number in range(300):
+        service = {"name": f"s{number % 12}", "port": 80, "check": {"ttl": "1h", "status": "passing"}}
+        page.announce(f"c{number}", ("blue", "green", "grey")[number % 3], number % 250 + 2, service)
+
+    async def look(browser: Browser) -> None:
+        await browser.until("document.querySelectorAll('.item[data-kind=instance]').length == 300")
+        for width in (1440, 390):
+            await browser.size(width, 900)
+            drawing = "document.querySelector('.drawing').getBoundingClientRect()"
+            await browser.until(f"innerWidth == {width} && {drawing}.right <= {width}")
+            inside = (
+                "(() => { const all = document.querySelector('.drawing').getBoundingClientRect();"
+                " const within = (one) => one.left > all.left - 1 && one.right < all.right + 1"
+                " && one.bottom < all.bottom + 1; const items = [...document.querySelectorAll('.item')];"
+                " return items.every((one) => within(one.getBoundingClientRect())); })()"
+            )
+            assert await browser.ask(inside)
+        await browser.ask("location.hash = '#q=c17'")
+        await browser.until("document.querySelectorAll('.item[data-kind=instance]').length == 11")
+
+    page.look(look)
