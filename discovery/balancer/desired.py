@@ -188,7 +188,7 @@ def _backends(
             continue
         address, port = place
         port = health.instance.ports.get(label, 0) if label else port or health.instance.port
-        if problem := instance_problem(address, config):
+        if problem := instance_problem(address, config.ranges):
             problems.append(f"instance {health.instance.id} of {health.instance.name} gets no connections: {problem}")
             continue
         if port:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 Address = IPv4Address | IPv6Address
@@ -78,10 +79,12 @@ def virtual_problem(address: Address, config: BalancerConfig, occupied: Iterable
     return ""
 
 
-def instance_problem(address: Address, config: BalancerConfig) -> str:
+@lru_cache(65536)
+def instance_problem(address: Address, ranges: tuple[Network, ...]) -> str:
     """Why connections must not be sent to an instance's address, "" if they may.
 
     What a container may not reach itself (the clouds' metadata, the host's loopback) it must not reach by a service.
+    ``ranges`` are those of virtual addresses.
     """
     if address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local:
         return f"{address} is an address of no other machine"
@@ -89,6 +92,6 @@ def instance_problem(address: Address, config: BalancerConfig) -> str:
         return f"{address} has a meaning of its own"
     if isinstance(address, IPv6Address) and (address.ipv4_mapped or address.scope_id):
         return f"{address} cannot be an instance's"
-    if within(address, config.ranges):
+    if within(address, ranges):
         return f"{address} is a virtual address itself"
     return ""

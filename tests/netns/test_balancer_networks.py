@@ -183,6 +183,21 @@ def test_a_containers_own_published_port_comes_first(town: Town) -> None:
     run(work, town.book, outside=None)
 
 
+def test_a_port_of_a_process_stays_its_own(town: Town) -> None:
+    """Whoever may register a service could otherwise take over what this host serves."""
+    town.add("a", "x", 81)
+    server = Greeters(town.host.path, {"host": ("0.0.0.0", 30080)})
+    town.offer("a", meta={"weft-publish": "30080:80"})
+
+    async def work(balancer: Balancer) -> None:
+        assert town.asks("outside", town.lan.host, 5, 30080) == {"host": 5}
+        assert town.asks(None, VIPS[4], 2) == {"a": 2}
+        server.close()
+        await asyncio.to_thread(until, lambda: set(town.asks("outside", town.lan.host, 2, 30080)) == {"a"})
+
+    run(work, town.book, outside=None)
+
+
 @FAMILIES
 def test_metadata_and_the_loopback_stay_out_of_reach(town: Town, version: int) -> None:
     """A service cannot be made to lead where its clients must not go."""
