@@ -38,7 +38,7 @@ from store.embedded import open_embedded
 Row = dict[str, Any]
 VIP = "10.79.255.1"
 INSTANCES = 3
-STREAM, STREAMS = 32 << 20, 40
+STREAM, STREAMS = 32 << 20, 100
 PORT = 80
 
 
@@ -137,8 +137,9 @@ def throughput(net: Wire) -> Row:
     """Gbit/s of one stream, direct and by the virtual address, in turns."""
     data = b"\0" * (1 << 20)
     rates: dict[str, list[float]] = {"direct": [], "virtual": []}
-    for _ in range(STREAMS):
-        for name, address in (("direct", net.servers[4][0]), ("virtual", VIP)):
+    for turn in range(STREAMS):
+        ways = [("direct", net.servers[4][0]), ("virtual", VIP)]
+        for name, address in ways[:: -1 if turn % 2 else 1]:
             with inside(net.client):
                 one = socket.create_connection((address, PORT + 1))
             with one:
