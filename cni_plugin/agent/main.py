@@ -118,7 +118,7 @@ class Agent:
         port = int(settings.http.listen[0].rpartition(":")[2]) if settings.http.listen else 0
         registry = Registry(await asyncio.to_thread(_node, settings, self._folder), store, store, port=port)
         domain = settings.dns.domains[0] if settings.dns is not None else ""
-        overview = Overview(catalog, registry.node, domain=domain, virtual=settings.balancing is not None)
+        overview = Overview(catalog, registry.node, domain=domain)
         attachments = Attachments(os.path.join(self._folder, "names"), names, registry, overview)
         await self._first("registry", registry)
         await self._first("catalog", Feed(catalog, store))

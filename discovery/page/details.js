@@ -63,7 +63,7 @@ const KINDS = {
         ["Addresses", one.Addresses.map((address) => code(plain(address)))],
         ["Attached", when(one.Since, model.data.Started)],
         ["Names", one.Names.map((name) => code(name))],
-        ["In full", one.Domain && one.Names[0] ? code(`${one.Names[0]}.${one.Domain}`) : null],
+        ["Full name", one.Domain && one.Names[0] ? code(`${one.Names[0]}.${one.Domain}`) : null],
       ]))),
       section("Services", container.instances.length
         ? container.instances.map((one) => line(one))
@@ -119,7 +119,7 @@ function pairs(items) {
   return element("dl", {}, rows.map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
 }
 
-function reach(service, { Domain, Virtual }) {
+function reach(service, { Domain }) {
   const name = LABEL.test(service.name) && Domain;
   const rows = [
     ["Name", name ? code(`${service.name}.service.${Domain}`) : null],
@@ -127,7 +127,7 @@ function reach(service, { Domain, Virtual }) {
     ["Virtual address", service.Virtual.map((address) => code(address))],
   ];
   if (rows.some(([, value]) => (Array.isArray(value) ? value.length : value))) return pairs(rows);
-  return element("p", { class: "faint" }, Virtual ? "its addresses below; its name is none that DNS can be asked for" : "its addresses below");
+  return element("p", { class: "faint" }, Domain ? "Its addresses below: its name is none that DNS can be asked for." : "Its addresses below: DNS is switched off.");
 }
 
 function found(more, one) {

@@ -14,6 +14,7 @@ const BAR = 34;
 const STEM = 14;
 const HEAD = 40; // of a frame: its name, and its virtual addresses
 const HUES = 8;
+const TITLE = 380; // at most, for the name of a service
 const THREADS = 8; // with more services on several networks, only the line of one that is pointed at is seen
 
 const pencil = document.createElement("canvas").getContext("2d");
@@ -58,7 +59,7 @@ export function draw(networks, model, room, selected) {
   }
   for (const [name, places] of frames) layers.threads.push(thread(places, selected?.kind === "service" && selected.id === name, name, width));
   const home = selected?.kind === "container" ? homes.get(selected.id) : null;
-  if (home?.length > 1) layers.things.push(thread(home, true, "", width, "home"));
+  if (home?.length > 1) layers.threads.push(thread(home, true, "", width, "home"));
   return drawn("svg", {
     class: `drawing${layers.threads.filter(Boolean).length > THREADS ? " many" : ""}`, width, height: Math.max(0, top - 14), viewBox: `0 0 ${width} ${Math.max(1, top - 14)}`,
     role: "group", "aria-label": "Networks, their containers and services; arrow keys move, Enter opens",
@@ -87,7 +88,7 @@ function flow(found, size, width, fonts, services) {
   for (const [name, cells] of found) {
     const room = width - 2 * EDGE - (name ? 2 * EDGE : 0);
     const most = Math.max(1, Math.floor((room + size.gap) / (size.width + size.gap)));
-    const title = name ? Math.min(room, Math.max(measure(name, fonts.name) + 74, measure(headline(services.get(name)), fonts.small) + 40)) : 0;
+    const title = name ? Math.min(room, TITLE, Math.max(measure(name, fonts.name) + 74, measure(headline(services.get(name)), fonts.small) + 40)) : 0;
     const wanted = size.height > 20 ? cells.length : Math.max(6, Math.ceil(Math.sqrt(cells.length * 3)));
     const columns = Math.min(most, Math.max(wanted, Math.floor((title + size.gap) / (size.width + size.gap))), cells.length);
     const inner = Math.max(title, columns * (size.width + size.gap) - size.gap);

@@ -47,7 +47,7 @@ const TABLES = {
     kind: "network", id: (one) => one.name,
     columns: [
       ["Network", (one) => link("network", one.name, one.name)],
-      ["Attachments", (one) => String(one.Attachments), "number"],
+      ["Attachments", (one) => String(one.Attachments), "amount"],
       ["Gateways", (one) => list(one.Gateways), "code"],
       ["Names end in", (one) => list(one.Domains), "code wide"],
       ["Reaches outside", (one) => (one.here ? (one.Internal ? "no, internal" : "yes") : "on other nodes"), "wide"],
@@ -61,7 +61,7 @@ const TABLES = {
       ["Node", (one) => named("node", one.Name, one.Name, one.Status)],
       ["Health", (one) => state(one.Status)],
       ["Address", (one) => one.Address, "code"],
-      ["Services", (one) => String(one.Services), "number"],
+      ["Services", (one) => String(one.Services), "amount"],
       ["Changed", (one, model) => when(one.Changed, model.data.Started), "wide"],
     ],
   },

@@ -54,16 +54,14 @@ class Attachment:
 class Overview:
     """The document, for whoever waits for the next one. Not thread-safe."""
 
-    def __init__(self, catalog: Catalog, node: Node, *, domain: str = "", virtual: bool = False) -> None:
-        """``domain``: what services are found under by DNS, "" where nobody answers; ``virtual``: whether services
-        may have virtual addresses here."""
+    def __init__(self, catalog: Catalog, node: Node, *, domain: str = "") -> None:
+        """``domain``: what services are found under by DNS, "" where nobody answers."""
         self._catalog = catalog
         self._facts = {
             "Node": node.name,
             "Datacenter": node.datacenter,
             "Version": __version__,
             "Domain": domain,
-            "Virtual": virtual,
         }
         self._attachments: tuple[Attachment, ...] = ()
         self._started = time.time()

@@ -178,7 +178,7 @@ function views() {
   };
   const tabs = Object.entries(VIEWS).map(([view, name]) => element("button", {
     type: "button", "data-key": `view ${view}`, "aria-current": view === current.view ? "page" : undefined, click: () => go({ view }),
-  }, name, view in numbers ? element("span", { class: "number" }, String(numbers[view])) : null));
+  }, name, view in numbers ? element("span", { class: "count" }, String(numbers[view])) : null));
   const healths = STATUSES.filter((one) => model.total[one]).map((one) => element("button", {
     type: "button", class: `health ${one}`, "data-key": `health ${one}`, "aria-pressed": String(current.health === one),
     title: `Instances that are ${one}`, click: () => go({ health: current.health === one ? "" : one }),

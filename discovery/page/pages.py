@@ -79,7 +79,6 @@ OVERVIEW = record(
     **dict.fromkeys(("Node", "Datacenter", "Version", "Domain"), TEXT),
     **dict.fromkeys(("Now", "Started"), SECONDS),
     Index=NUMBER,
-    Virtual=FLAG,
     Omitted=record("OverviewOmitted", Services=NUMBER, Attachments=NUMBER, Nodes=NUMBER),
     Nodes=many(_NODE),
     Networks=many(_NETWORK),

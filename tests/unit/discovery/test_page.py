@@ -41,7 +41,7 @@ def book() -> Book:
 
 @pytest.fixture
 def page(book: Book) -> Overview:
-    return Overview(book.catalog, NODE, domain="weft", virtual=True)
+    return Overview(book.catalog, NODE, domain="weft")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_all_there_is_is_in_the_document(book: Book, page: Overview) -> None:
     book.health(web, Status.WARNING)
     page.attached([attachment(1, gateways=("10.0.0.254",), internal=True, domain="dns.podman", since=5.0)])
     found = read(page)
-    assert (found["Node"], found["Datacenter"], found["Domain"], found["Virtual"]) == ("n1", "dc1", "weft", True)
+    assert (found["Node"], found["Datacenter"], found["Domain"]) == ("n1", "dc1", "weft")
     [network] = found["Networks"]
     assert network == {
         "Name": "blue", "Gateways": ["10.0.0.254"], "Domains": ["dns.podman"], "Internal": True, "Attachments": 1,
