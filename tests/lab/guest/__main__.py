@@ -21,10 +21,10 @@ IN_GUEST = "/weft-exchange/reports"
 
 PARTS = 2
 """As many as the guest has processors: each runs a part of the tests."""
-SAMPLE = 3
-"""Of the sweeps of faults and kills that the netns tier goes through whole, every third step."""
+SAMPLE = 5
+"""Of the sweeps of faults and kills that the netns tier goes through whole, every fifth step."""
 # What a run in the guest has no use for, and what costs it seconds to import.
-QUICK = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+QUICK = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-o", "faulthandler_timeout=1200")
 
 
 def main(arguments: list[str]) -> int:
