@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from cni_plugin.ops import ForeignLease, PoolLease
 from cni_plugin.plan import Lease, Part
-from cni_plugin.plugins import OWN_NAME
+from cni_plugin.plugins import FEATURE_OF, OWN_NAME
 from cni_plugin.types import Result
 from cni_plugin.wire.keys import Section
 from cni_plugin.wire.request import Request
@@ -88,8 +88,9 @@ def read(request: Request) -> Assembly:
 def _choice(request: Request) -> tuple[str, tuple[str, ...]]:
     """The driver's name ("" for a chained plugin) and the names of the features to look for."""
     keys = request.config.keys
-    if request.plugin in FEATURES:
-        return "", (request.plugin,)
+    feature = FEATURE_OF.get(request.plugin, request.plugin)
+    if feature in FEATURES:
+        return "", (feature,)
     if request.plugin != OWN_NAME:
         return request.plugin, getattr(_module("drivers", request.plugin), "FEATURES", ())
     name = keys.text("driver")

@@ -11,5 +11,12 @@ OWN_NAME = "weft"
 NAMES = (
     *("bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "dummy", "tap", "loopback"),
     *("portmap", "firewall", "bandwidth", "tuning", "sbr", "vrf", "host-local", "static", "dhcp"),
+    "dnsname",
 )
-"""The reference plugins whose configurations weft takes and in whose shape it answers."""
+"""The reference plugins whose configurations weft takes and in whose shape it answers.
+
+``dnsname`` is podman's: where there is one, podman has every network that it makes give names to its containers.
+"""
+
+FEATURE_OF = {"dnsname": "names"}
+"""The feature that a plugin of another name is."""

@@ -8,6 +8,8 @@ under args.cni, a list of what the container offers: ``name``, ``port``, ``proto
 ``SERVICE_NAME``, ``SERVICE_PORT`` and ``SERVICE_TAGS``. The names are those that the runtime tells (CNI_ARGS
 ``K8S_POD_NAME``, args.cni.name, runtimeConfig ``aliases``) and the first twelve characters of the container's id.
 
+Called as podman's plugin ``dnsname``, the key is ``domainName``.
+
 The container asks the network's gateway, where the agent answers. On a network whose gateway is not this host
 (macvlan, ipvlan) services are registered all the same, and the resolver is left alone.
 """
@@ -85,19 +87,26 @@ def _gateways(context: Context) -> list[str]:
 
 
 def read(request: Request, keys: Section) -> Part | None:
+    called = tuple(dict.fromkeys(_names(request)))
+    if request.plugin == "dnsname":
+        return Names(called, domain=_domain(keys, "domainName"))
     section = keys.section("names")
     offered = (*keys.sections("services"), *request.config.args_cni.sections("services"))
-    domain = section.text("domain").rstrip(".").lower()
-    if domain and (problem := name_problem(domain)):
-        section.problem("domain", problem)
     services = [*(_service(one) for one in offered), *_argued(request)]
     return Names(
-        tuple(dict.fromkeys(_names(request))),
+        called,
         tuple(json.dumps(one, sort_keys=True) for one in services),
-        domain,
+        _domain(section, "domain"),
         section.flag("dns", True),
         keys.flag("internal"),
     )
+
+
+def _domain(section: Section, key: str) -> str:
+    domain = section.text(key).rstrip(".").lower()
+    if domain and (problem := name_problem(domain)):
+        section.problem(key, problem)
+    return domain
 
 
 def _names(request: Request) -> Iterator[str]:

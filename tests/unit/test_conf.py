@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cni_plugin import app, parts
-from cni_plugin.plugins import NAMES, OWN_NAME
+from cni_plugin.plugins import FEATURE_OF, NAMES, OWN_NAME
 from cni_plugin.types import Result
 from cni_plugin.wire.request import Request
 
@@ -87,6 +87,6 @@ def test_every_name_is_a_part_of_weft() -> None:
     """bin/cni links no name that nothing answers to."""
     features = {path.stem for path in (ROOT / "cni_plugin/features").glob("[!_]*.py")}
     pools = {path.stem.replace("_", "-") for path in (ROOT / "ipam").glob("[!_]*.py")}
-    assert set(NAMES) <= set(parts.drivers()) | features | pools
+    assert {FEATURE_OF.get(name, name) for name in NAMES} <= set(parts.drivers()) | features | pools
     # There is no reference plugin for containers that share the host's namespace.
     assert set(parts.drivers()) - {"host"} <= set(NAMES)

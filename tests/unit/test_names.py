@@ -137,3 +137,24 @@ def test_what_cannot_be_is_refused(
     answer = weft("ADD", settled(conf(**keys), folder), NETNS, CONTAINER)
     assert answer.code == 7 and said in answer.text
     assert not (tmp_path / "names").exists() and not (tmp_path / "leases").exists()
+
+
+def test_podmans_plugin_gives_names(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
+    """Called as ``dnsname``, at the end of the chain that podman writes."""
+    first = settled(network("bridge", dual(dataDir="/nowhere"), bridge="br0", isGateway=True), folder)
+    before = weft.add(first, NETNS, CONTAINER)
+    last = network("dnsname", domainName="Dns.Podman", runtimeConfig={"aliases": {"net": ["WWW"], "other": ["no"]}})
+    chained = {**last, "prevResult": before, "args": {"cni": {"name": "my_app"}}}
+    answer = weft("ADD", chained, NETNS, CONTAINER, args="IgnoreUnknown=1;K8S_POD_NAME=pod")
+    assert answer.ok, answer
+    assert answer.document["ips"] == before["ips"]
+    assert answer.document["dns"] == {"nameservers": ["10.80.0.1", "fd80::1"], "search": ["dns.podman"]}
+    mark = attachment_digest(Attachment("net", CONTAINER, "eth0", "dnsname"))
+    found = json.loads((tmp_path / "names" / f"{mark}.json").read_text())
+    assert (found["names"], found["domain"]) == (["pod", "my_app", "www", CONTAINER[:12]], "dns.podman")
+    assert weft.check(chained, answer.document, NETNS, CONTAINER) == ""
+    weft.delete(chained, NETNS, CONTAINER)
+    assert list((tmp_path / "names").iterdir()) == []
+    refused = weft("ADD", {**chained, "domainName": "no name"}, NETNS, CONTAINER)
+    assert refused.code == 7
+    assert "domainName" in refused.text
