@@ -104,7 +104,7 @@ const KINDS = {
         ["Changed", when(node.Changed, model.data.Started)],
       ]),
       section("Checks", checks((more ?? []).filter((check) => !check.ServiceID))),
-      section(`Services (${node.Services})`, instances.slice(0, MOST).map((one) => line(one)),
+      section(`Services (${instances.length})`, instances.slice(0, MOST).map((one) => line(one)),
         instances.length > MOST ? element("p", { class: "faint" }, `and ${instances.length - MOST} more`) : null),
     ]];
   },

@@ -61,7 +61,7 @@ const TABLES = {
       ["Node", (one) => named("node", one.Name, one.Name, one.Status)],
       ["Health", (one) => state(one.Status)],
       ["Address", (one) => one.Address, "code"],
-      ["Services", (one) => String(one.Services), "amount"],
+      ["Services", (one, model) => String(model.onNode.get(one.Name) ?? 0), "amount"],
       ["Changed", (one, model) => when(one.Changed, model.data.Started), "wide"],
     ],
   },

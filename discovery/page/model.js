@@ -31,11 +31,14 @@ export function understand(data) {
     one.name ||= one.id.slice(0, 12);
     one.status = worst(one.instances.map((instance) => instance.Status)) || "none";
   }
+  const onNode = new Map();
+  for (const one of services.flatMap((service) => service.Instances)) onNode.set(one.Node, (onNode.get(one.Node) ?? 0) + 1);
   const sorted = [...networks.values()].sort((a, b) => (a.name === HOSTS) - (b.name === HOSTS) || naturally.compare(a.name, b.name));
   return {
     data, services, networks: sorted, attachments,
     containers: [...containers.values()].sort((a, b) => naturally.compare(a.name, b.name)),
     nodes: data.Nodes,
+    onNode,
     total: count(services.flatMap((one) => one.Instances)),
   };
 }

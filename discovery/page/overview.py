@@ -19,7 +19,7 @@ from typing import Any
 from cni_plugin import __version__
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
-from discovery.values import Health, Node, worst
+from discovery.values import Health, Instance, Node, worst
 
 INSTANCES = 5000
 OF_SERVICE = 1000
@@ -64,6 +64,7 @@ class Overview:
             "Domain": domain,
         }
         self._attachments: tuple[Attachment, ...] = ()
+        self._attached: tuple[tuple[Attachment, ...], bytes, bytes] = ((), b"[]", b"[]")
         self._started = time.time()
         # Greater than any that an earlier agent gave out, so that a page that was open over a restart asks on.
         self.version = round(self._started * 1000)
@@ -141,10 +142,11 @@ class Overview:
                 "Nodes": max(0, len(self._catalog.nodes()) - NODES),
             },
         }
+        networks, attachments = await self._attachment_views()
         parts = {
             "Nodes": _json([self._node_view(one) for one in self._catalog.nodes()[:NODES]]),
-            "Networks": _json(_networks(self._attachments)),
-            "Attachments": await self._attachment_views(),
+            "Networks": networks,
+            "Attachments": attachments,
             "Services": b"[" + b",".join(services) + b"]",
         }
         rest = b"".join(b',"%s":%s' % (name.encode(), text) for name, text in parts.items())
@@ -191,24 +193,27 @@ class Overview:
         }
 
     def _node_view(self, node: Node) -> dict[str, Any]:
-        checks = [check for check in self._catalog.node_checks(node.name) if not check.service_id]
+        checks = self._catalog.checks_of(Instance(node.name, "", ""))  # those of no instance: the node's own
         revision = max((check.modify_index for check in checks), default=0)
         away = any(check.maintenance for check in checks)
         return {
             "Name": node.name,
             "Address": node.address,
             "Status": "maintenance" if away else worst(checks).value,
-            "Services": len(self._catalog.on_node(node.name)),
             "Changed": self._moment(max(revision, node.modify_index)),
         }
 
-    async def _attachment_views(self) -> bytes:
-        written: list[bytes] = []
-        for number, one in enumerate(islice(self._attachments, ATTACHMENTS)):
-            written.append(_json(_attachment_view(one)))
-            if number % _SLICE == 0:
-                await asyncio.sleep(0)
-        return b"[" + b",".join(written) + b"]"
+    async def _attachment_views(self) -> tuple[bytes, bytes]:
+        """The networks and the attachments; written anew only where these have changed."""
+        shown = self._attachments
+        if self._attached[0] is not shown:
+            written: list[bytes] = []
+            for number, one in enumerate(islice(shown, ATTACHMENTS)):
+                written.append(_json(_attachment_view(one)))
+                if number % _SLICE == 0:
+                    await asyncio.sleep(0)
+            self._attached = (shown, _json(_networks(shown)), b"[" + b",".join(written) + b"]")
+        return self._attached[1:]
 
     def _moment(self, revision: int) -> float:
         """When a revision was seen, in Unix seconds; 0 if that was before this agent."""

@@ -53,7 +53,7 @@ HEADERS: Mapping[str, str] = {
 }
 
 SECONDS: Schema = {"type": "number"}
-_NODE = record("OverviewNode", Name=TEXT, Address=TEXT, Status=TEXT, Services=NUMBER, Changed=SECONDS)
+_NODE = record("OverviewNode", Name=TEXT, Address=TEXT, Status=TEXT, Changed=SECONDS)
 _NETWORK = record(
     "OverviewNetwork", Name=TEXT, Gateways=WORDS, Domains=WORDS, Internal=FLAG, Attachments=NUMBER
 )  # fmt: skip
