@@ -78,7 +78,7 @@ const KINDS = {
     return ["Network", id, [
       pairs([
         ["Gateways", network.Gateways.map((address) => code(address))],
-        ["Names", network.Domains.length ? network.Domains.map((domain) => code(`NAME.${domain}`)) : null],
+        ["Names", network.Domains.length ? network.Domains.map((domain) => element("code", {}, `NAME.${domain}`)) : null],
         ["Outside", network.here ? (network.Internal ? "cannot be reached: the network is internal" : "can be reached") : null],
         ["Where", network.here ? null : "on other nodes"],
       ]),

@@ -125,7 +125,7 @@ function band(network, rows, { top, width, size, fonts, services, layers, frames
   const name = fit(networkName(network.name), width * 0.45, fonts.bar);
   const about = hosts ? "registered without a container" : [
     network.Internal ? "internal" : "", ...network.Gateways, network.here ? "" : "on other nodes",
-    `${network.cells.length} shown`.replace(/^(\d+) shown$/, (_, number) => `${number} ${number === "1" ? "endpoint" : "endpoints"}`),
+    `${network.cells.length} ${network.cells.length === 1 ? "endpoint" : "endpoints"}`,
   ].filter(Boolean).join(" · ");
   const here = 26 + measure(name, fonts.bar) + 14;
   layers.bands.push(drawn("rect", { class: `band hue-${hue}`, x: 0.5, y: top + 0.5, width: width - 1, height: y - top - 1, rx: 10 }));
