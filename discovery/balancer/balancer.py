@@ -158,6 +158,8 @@ class Balancer:
         return name, self._catalog.health(name), addresses
 
     async def _work(self) -> None:
+        """What the catalog says goes to the kernel at once; that somebody else changed rules is looked at after it."""
+        failed = False
         while True:
             self._idle.set()
             await self._wake.wait()
@@ -165,25 +167,22 @@ class Balancer:
             self._idle.clear()
             taken: dict[str, float] = {}
             try:
-                if self._suspect:
-                    await asyncio.sleep(SETTLE_SECONDS)
-                    self._suspect = False
-                    if changed := await self._run(self._worker.repair):
-                        self._repairs.add()
-                        log.warning("the table %s was not as it had been left: %d elements repaired", TABLE, changed)
+                if failed:
+                    await self._repair()
+                    failed = False
                 while self._dirty:
                     taken.update(list(self._dirty.items())[:TOGETHER])
                     for name in taken:
                         del self._dirty[name]
-                    known = [self._known(name) for name in taken]
-                    self._say(await self._run(lambda known=known: self._worker.apply(known)))  # type: ignore[misc]
-                    if self._worker.turning:
-                        self._soon.set()
-                    now = time.perf_counter()
-                    for since in taken.values():
-                        self._changes.add()
-                        self._seconds.observe(now - since)
+                    await self._apply(taken)
                     taken.clear()
+                if self._suspect:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(SETTLE_SECONDS):
+                            await self._wake.wait()
+                    if not self._dirty:
+                        await self._repair()
+                    self._wake.set()
             except Exception as error:
                 self._failures.add()
                 if isinstance(error, WeftError):
@@ -192,8 +191,24 @@ class Balancer:
                     log.exception("services cannot be balanced; trying again")
                 await asyncio.sleep(RETRY_SECONDS)
                 self._dirty.update(taken)
-                self._suspect = True
+                failed = self._suspect = True
                 self._wake.set()
+
+    async def _apply(self, taken: dict[str, float]) -> None:
+        known = [self._known(name) for name in taken]
+        self._say(await self._run(lambda: self._worker.apply(known)))
+        if self._worker.turning:
+            self._soon.set()
+        now = time.perf_counter()
+        for since in taken.values():
+            self._changes.add()
+            self._seconds.observe(now - since)
+
+    async def _repair(self) -> None:
+        self._suspect = False
+        if changed := await self._run(self._worker.repair):
+            self._repairs.add()
+            log.warning("the table %s was not as it had been left: %d elements repaired", TABLE, changed)
 
     async def _tick(self) -> None:
         while True:
