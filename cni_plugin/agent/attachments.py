@@ -19,7 +19,7 @@ from cni_plugin.types import Cidr
 from discovery.definitions import parse_check
 from discovery.dns.names import Holder, Names, NetworkNames
 from discovery.fields import Fields
-from discovery.page import Attachment, Overview
+from discovery.page.overview import Attachment, Overview
 from discovery.registry import Registry
 from discovery.values import Definition, Instance, Place, Weights
 

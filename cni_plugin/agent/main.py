@@ -17,7 +17,7 @@ import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cni_plugin import __version__
 from cni_plugin.agent import report as reports
@@ -31,20 +31,21 @@ from cni_plugin.host import Look
 from cni_plugin.kernel.linux import LinuxKernel
 from cni_plugin.place import Place, Taken
 from cni_plugin.types import Side
-from discovery.api.server import Api
 from discovery.balancer.allocate import Allocator
 from discovery.balancer.balancer import Balancer
 from discovery.catalog import Catalog
 from discovery.dns.names import Names
 from discovery.dns.server import DnsServer
 from discovery.feed import Feed
-from discovery.health.checker import Checker
 from discovery.metrics import Metrics
-from discovery.page import Overview, routes
+from discovery.page.overview import Overview
 from discovery.registry import Registry
 from discovery.values import Node
 from store import Store
 from store.embedded import open_embedded
+
+if TYPE_CHECKING:
+    from discovery.api.server import Api
 
 log = logging.getLogger("weft.agent")
 
@@ -95,7 +96,9 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
-        store = await open_embedded(_data(self._settings) / "catalog.db", recover=True)
+        self._file = _data(self._settings) / "catalog.db"
+        store = await open_embedded(self._file, recover=True)
+        self._identity = _identity(self._file)
         try:
             parts = await self._begin(store)
             self._report(parts)
@@ -129,6 +132,11 @@ class Agent:
         if settings.balancing is not None:
             await self._first("virtual addresses", Allocator(catalog, store, settings.balancing, metrics))
             await self._first("balancer", Balancer(catalog, settings.balancing, metrics))
+        # The HTTP library takes a third of a second to import, for which nobody's names need wait.
+        from discovery.api.server import Api
+        from discovery.health.checker import Checker
+        from discovery.page.pages import routes
+
         await self._first("checks", Checker(registry, catalog, metrics, scripts=settings.scripts))
         serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
 
@@ -181,8 +189,11 @@ class Agent:
         """Once this returns, the names of what is attached are answered."""
         try:
             await attachments.refresh()
+            self.problems.pop("attachments", None)
         except WeftError as error:
-            log.error("attachments are not registered: %s", error)
+            if self.problems.get("attachments") != str(error):
+                log.error("attachments are not registered: %s", error)
+            self.problems["attachments"] = str(error)
         if dns is not None:
             await dns.serve(dns.names.networks())
 
@@ -191,6 +202,10 @@ class Agent:
             await asyncio.sleep(_LOOK)
             if not self._place.stands:
                 log.info("another agent has this place, or its folder is gone")
+                self._ended.set()
+            if _identity(self._file) != self._identity:
+                # What is in memory is nowhere else now; the next agent registers what is attached anew.
+                log.error("%s was removed or replaced; this agent ends, and another begins afresh", self._file)
                 self._ended.set()
             await self._look(parts.attachments, parts.dns)
             self._report(parts)
@@ -302,6 +317,14 @@ def _data(settings: Settings) -> Path:
         if os.stat("/proc/1/ns/net").st_ino == inode:
             return Path(configuration.DATA)
     return Path(f"/run/weft/{inode}/agent")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino
 
 
 def _node(settings: Settings, folder: str) -> Node:

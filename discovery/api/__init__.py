@@ -1,8 +1,4 @@
-"""Consul's HTTP API over the catalog, the registry and the store."""
+"""Consul's HTTP API over the catalog, the registry and the store: ``server`` ties it together.
 
-from __future__ import annotations
-
-from discovery.api.server import Api
-from discovery.api.settings import Settings
-
-__all__ = ["Api", "Settings"]
+Nothing is imported here, so that who wants the settings alone need not wait for an HTTP library.
+"""

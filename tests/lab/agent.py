@@ -11,8 +11,9 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from discovery.api import Api, Settings
 from discovery.api.routes import Route
+from discovery.api.server import Api
+from discovery.api.settings import Settings
 from discovery.catalog import Catalog
 from discovery.feed import Feed
 from discovery.metrics import Metrics

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from cni_plugin.cli.root import weft
 from discovery import client, layout
-from discovery.api import Settings
+from discovery.api.settings import Settings
 from discovery.values import Node, VirtualAddress
 from lab.agent import LabAgent, until
 

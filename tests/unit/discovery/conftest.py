@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from discovery.api import Settings
+from discovery.api.settings import Settings
 from discovery.values import Node
 from lab.agent import LabAgent
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery.api import Settings
 from discovery.api.guard import why_refused
+from discovery.api.settings import Settings
 from discovery.values import Node
 from lab.agent import LabAgent, Waiting, until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery.api import Settings
+from discovery.api.settings import Settings
 from discovery.values import Node
 from lab.agent import LabAgent, Waiting, until
 

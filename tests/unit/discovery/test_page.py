@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from discovery.api import Settings
 from discovery.api.openapi import describe
-from discovery.page import Attachment, Overview, overview, routes
-from discovery.page.pages import OVERVIEW, TYPES
+from discovery.api.settings import Settings
+from discovery.page import overview
+from discovery.page.overview import Attachment, Overview
+from discovery.page.pages import OVERVIEW, TYPES, routes
 from discovery.values import Check, Node, Status
 from lab.agent import LabAgent, until
 from lab.services import NODE, Book, instance, virtual
