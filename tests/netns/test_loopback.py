@@ -9,6 +9,7 @@ from lab.confs import network
 from lab.host import Host
 from lab.plugins import Cni
 from lab.snapshot import difference
+from lab.waiting import until
 
 CONF = network("loopback", name="lo")
 
@@ -80,6 +81,8 @@ def test_a_namespace_that_is_not_a_containers_is_refused(host: Host, cni: Cni, a
     netns = host.container()
     host.inside("c1", "ip", "link", "set", "lo", "up")
     host.inside("c1", "ip", "address", "add", address, "dev", "lo")
+    # The kernel has another thread add the route of an IPv6 address.
+    until(lambda: f"local {address.split('/')[0]} " in host.inside("c1", "ip", "route", "show", "table", "all").stdout)
     inner = seen.inner(netns)
     problem = seen.problem(cni, "ADD", CONF, netns, ifname="lo")
     assert problem["code"] == 8 and address in problem["msg"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from ipaddress import ip_interface
 
 import pytest
@@ -11,7 +12,7 @@ from unit.kernel.place import Place
 from unit.kernel.test_contract_links import MAC, veth
 
 from cni_plugin.errors import Missing, NamespaceProblem
-from cni_plugin.kernel import Peer
+from cni_plugin.kernel import Link, Peer
 from cni_plugin.kernel.linux import LinuxKernel, LinuxNamespace
 from cni_plugin.kernel.netlink import links
 from lab.host import Host
@@ -48,14 +49,21 @@ def test_a_link_that_was_looked_at_is_believed_only_as_it_is(host: Host, place: 
     """What is remembered is told from what somebody has changed meanwhile, without asking for the link."""
     place.host.add_link("br0", "bridge", mac=MAC, alias="weft:0011223344556677", up=True)
     first = place.host.look("br0")
-    assert first == place.host.link("br0")
+    assert _still(first) == _still(place.host.link("br0"))
     assert first is place.host.look("br0")
     host.run("ip", "link", "set", "br0", *change.split())
-    assert place.host.look("br0") == place.host.link("br0") != first
+    assert _still(place.host.look("br0")) == _still(place.host.link("br0")) != _still(first)
     host.run("ip", "link", "delete", "br1" if change == "name br1" else "br0")
     assert place.host.look("br0") is None
     place.host.add_link("br0", "bridge", mac=MAC)
-    assert place.host.look("br0") == place.host.link("br0")
+    assert _still(place.host.look("br0")) == _still(place.host.link("br0"))
+
+
+def _still(link: Link | None) -> Link | None:
+    """Without a bridge's timers, which run between two looks."""
+    if link is None:
+        return None
+    return replace(link, options={key: value for key, value in link.options.items() if not key.endswith("_timer")})
 
 
 def test_the_mac_of_a_link_is_known_while_the_link_is_the_same(host: Host, place: Place) -> None:
