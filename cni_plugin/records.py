@@ -366,7 +366,6 @@ def _write(path: str, record: Record | NetworkRecord) -> None:
             f"cannot write the record {path}: {error.strerror}", hint="make room in /run, or mount it writable"
         ) from error
 
-
     _know(path, _Known(content, record, texts))
 
 

@@ -53,13 +53,13 @@ def parse(text: str, where: str) -> Definitions:
     except (BadField, hcl.BadHcl, UnicodeEncodeError) as error:
         raise BadFile(f"{where}: {str(error).removeprefix('the body is no JSON: ')}") from None
     if not isinstance(found, dict):
-        raise BadFile(f"{where} defines no service; write service {{ … }} or {{\"service\": {{…}}}}")
+        raise BadFile(f'{where} defines no service; write service {{ … }} or {{"service": {{…}}}}')
     keys = {key.lower(): key for key in found}
     if "name" in keys and not keys.keys() & {*_SERVICES}:
         return Definitions((_service(found, where),))  # what would be sent to the API itself
     if not keys.keys() & {*_SERVICES, *_CHECKS}:
         has = f"it has {', '.join(sorted(found))[:100]}" if found else "it is empty"
-        raise BadFile(f"{where} defines no service: {has}; write service {{ … }} or {{\"service\": {{…}}}}")
+        raise BadFile(f'{where} defines no service: {has}; write service {{ … }} or {{"service": {{…}}}}')
     services = [one for key in _SERVICES if key in keys for one in _objects(found[keys[key]], f"{where}: {key}")]
     checks = [one for key in _CHECKS if key in keys for one in _objects(found[keys[key]], f"{where}: {key}")]
     ignored = [f"{where}: {keys[key]}" for key in keys if key not in (*_SERVICES, *_CHECKS)]

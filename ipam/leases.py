@@ -31,9 +31,7 @@ from ipam.index import Index, IndexDamaged, past
 from ipam.memory import Read, recall, remember
 from ipam.values import Owner, State
 
-__all__ = [
-    "Leases", "Owner", "State", "looked_at", "make_directory", "opened", "owners", "release", "release_address"
-]
+__all__ = ["Leases", "Owner", "State", "looked_at", "make_directory", "opened", "owners", "release", "release_address"]
 
 SMALL = 256
 """Up to so many names a directory is read whole: 4 ms, less than it takes to load and ask an index (8 ms).

@@ -242,4 +242,3 @@ def _detach_foreign(tool: Tool, network: str, who: str, container: str, ifname: 
     whom = target(tool.service, who, container, ifname or "eth0")
     Chain(tool.service, known, whom, tool.path).delete(None)
     say(f"{whom.container}/{whom.interface}")
-

@@ -148,9 +148,7 @@ class Chain:
         )
 
     def attachment(self, place: int) -> Attachment:
-        return Attachment(
-            self.network.name, self.target.container, self.target.interface, self.network.types[place]
-        )
+        return Attachment(self.network.name, self.target.container, self.target.interface, self.network.types[place])
 
     def parsed(self, result: Json) -> Result:
         """A result as a value, whatever in it cannot be read left out."""
@@ -223,4 +221,3 @@ class Chain:
         except PluginFailed as error:
             error.message = error.message.replace("the IPAM plugin", "the plugin", 1)
             raise
-

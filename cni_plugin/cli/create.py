@@ -308,4 +308,3 @@ def _usable(subnet: Subnet, first: Address, last: Address) -> tuple[Address, Add
     low = first + 1 if first == subnet.network_address else first
     high = last - 1 if last == subnet.broadcast_address and subnet.version == 4 else last
     return low, high
-

@@ -219,4 +219,3 @@ def every(
         *of_leftovers(service, networks),
     ]
     return list(dict.fromkeys(found))
-

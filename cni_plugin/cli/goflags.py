@@ -45,9 +45,7 @@ class GoCommand(click.Command):
         return normal(args, self.get_params(ctx), anywhere=ctx.allow_interspersed_args)
 
 
-def normal(
-    arguments: Sequence[str], parameters: Sequence[click.Parameter], *, anywhere: bool = False
-) -> list[str]:
+def normal(arguments: Sequence[str], parameters: Sequence[click.Parameter], *, anywhere: bool = False) -> list[str]:
     """The arguments with every option as it was declared, and in front. Raises WrongFlag, with Go's sentences.
 
     ``anywhere``: options may also stand behind arguments.

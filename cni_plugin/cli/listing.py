@@ -207,8 +207,6 @@ def problems(tool: Tool, one: Joined) -> list[str]:
     network = tool.network_if_known(one.network)
     if one.state is State.ATTACHED and network is not None:
         previous = answer(one.result, one.records[-1].version)
-        chain = Chain(
-            tool.service, network, Target(one.container, one.namespace.path, one.interface), tool.path
-        )
+        chain = Chain(tool.service, network, Target(one.container, one.namespace.path, one.interface), tool.path)
         found += chain.check(previous if isinstance(previous, dict) else None)
     return list(dict.fromkeys(found))

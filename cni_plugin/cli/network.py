@@ -122,9 +122,7 @@ def identity(network: NetworkList) -> str:
 @click.option("--no-trunc", is_flag=True, help="Print ids whole.")
 @click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="By name, driver or label.")
 @pass_tool
-def list_networks(
-    tool: Tool, quiet: bool, no_trunc: bool, filters: tuple[str, ...], json_output: bool
-) -> None:
+def list_networks(tool: Tool, quiet: bool, no_trunc: bool, filters: tuple[str, ...], json_output: bool) -> None:
     """List all networks, those of other software too.
 
     DRIVER is weft's driver, or the plugin that makes the interface. There is no --format, as its templates are Go's:
@@ -321,4 +319,3 @@ def _remove(tool: Tool, one: NetworkList, force: bool) -> None:
     remove_network(tool.service, one.name)
     leases.forget(one)
     conflists.remove(one)
-

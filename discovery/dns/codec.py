@@ -169,8 +169,12 @@ def soa_record(owner: bytes, ttl: int, names: tuple[bytes, bytes], numbers: tupl
 def opt_record(code: int = 0, do: bool = False, options: bytes = b"") -> bytes:
     """The OPT of a reply (or of a query: code 0), version 0; ``code`` is the whole response code. Source: RFC 6891."""
     flags = (code >> 4) << 24 | (DO if do else 0)
-    return b"\0" + OPT.to_bytes(2, "big") + OWN_SIZE.to_bytes(2, "big") + flags.to_bytes(4, "big") + (
-        len(options).to_bytes(2, "big") + options
+    return (
+        b"\0"
+        + OPT.to_bytes(2, "big")
+        + OWN_SIZE.to_bytes(2, "big")
+        + flags.to_bytes(4, "big")
+        + (len(options).to_bytes(2, "big") + options)
     )
 
 

@@ -230,4 +230,3 @@ def _problem(query: Query) -> int:
     if codec.FIRST_META <= query.type <= codec.LAST_META and query.type != ANY:
         return NOTIMP
     return REFUSED if query.question[-2:] != b"\0\1" else 0
-

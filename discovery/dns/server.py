@@ -323,9 +323,7 @@ def _send_to(sock: socket.socket, place: Place, reply: bytes | None) -> None:
             sock.sendto(reply, place)
 
 
-def _send_from(
-    sock: socket.socket, place: Place, ancillary: list[tuple[int, int, bytes]], reply: bytes | None
-) -> None:
+def _send_from(sock: socket.socket, place: Place, ancillary: list[tuple[int, int, bytes]], reply: bytes | None) -> None:
     if reply is not None:
         with contextlib.suppress(OSError):
             sock.sendmsg([reply], ancillary, 0, place)

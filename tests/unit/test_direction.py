@@ -21,9 +21,7 @@ DOING = frozenset({"executor", "records"})
 PARTS = frozenset({"drivers", "features", "interface"})
 SERVICE = frozenset({"conflists", "drafts", "host", "orphans", "parts", "service", "upkeep"})
 SERVING = FOUNDATION | PLANNING | DOING | PARTS | SERVICE
-TOP = frozenset(
-    {"dhcp", "engine", "netavark", "app", "shim", "shim_build", "installation", "agent", "cli"}
-)
+TOP = frozenset({"dhcp", "engine", "netavark", "app", "shim", "shim_build", "installation", "agent", "cli"})
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
     **dict.fromkeys(GROUND, GROUND),

@@ -37,6 +37,7 @@ def table(layout: Any) -> dict[int, Row]:
 
 _HEAD = struct.Struct("=HH").unpack_from
 
+
 def scan(data: bytes, place: int = 0) -> dict[int, bytes]:
     """Attributes by their numbers, as bytes: for the few that every call reads, without a table."""
     found: dict[int, bytes] = {}

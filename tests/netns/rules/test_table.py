@@ -82,7 +82,7 @@ def test_a_rule_replaced_by_another_is_found(host: Host, nft: Nft) -> None:
     handle = next(line for line in listed.splitlines() if "saddr" in line).rpartition(" ")[2]
     rule = f"inet weft guard handle {handle} iifname != lo ip saddr 127.0.0.0/8 accept"
     nft_program(host, f"replace rule {rule}")
-    assert 'lacks “ip saddr 127.0.0.0/8 drop”' in (nft.lacks(BASE) or "")
+    assert "lacks “ip saddr 127.0.0.0/8 drop”" in (nft.lacks(BASE) or "")
 
 
 def test_another_base_is_found(nft: Nft) -> None:

@@ -118,9 +118,7 @@ def test_a_foreign_plugin_gets_results_and_capabilities_and_is_called_backwards(
     for given in (added, deleted):
         assert (given["name"], given["cniVersion"], given["type"]) == ("blue", "1.0.0", "stranger")
         assert given["prevResult"]["ips"][0]["address"] == "10.7.0.2/24"
-    assert added["runtimeConfig"] == {
-        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
-    }
+    assert added["runtimeConfig"] == {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
 
 
 def test_attach_that_fails_half_way_takes_all_back(blue) -> None:

@@ -82,7 +82,7 @@ def test_registering_files(agent: LabAgent, tmp_path: Path) -> None:
     web, others = tmp_path / "web.hcl", tmp_path / "others.json"
     web.write_text('service {\n name = "web"\n port = 80\n tags = ["file"]\n check { id = "up" ttl = "1h" }\n}\n')
     others.write_text('{"services": [{"name": "db", "id": "db-1"}], "check": {"name": "disk", "ttl": "1h"}}')
-    given = "service { name = \"in\" port = 1 }"
+    given = 'service { name = "in" port = 1 }'
     out = good("services", "register", "-port=99", "-tag=flag", "-meta=k=v", str(web), str(others), "-", given=given)
     assert out.splitlines() == [
         "Registered service: web",

@@ -211,9 +211,7 @@ def test_standard_input_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         (b" " * ((1 << 20) + 1), "x is larger than 1 MiB"),
     ],
 )
-def test_a_bad_file_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str
-) -> None:
+def test_a_bad_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(BadFile) as error:

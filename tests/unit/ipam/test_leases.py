@@ -121,9 +121,7 @@ def test_all_or_none(path: str, state: State, size: str) -> None:
     assert listed(path) == {str(B): TWO, str(C): ONE}
 
 
-def test_a_write_that_fails_leaves_nothing(
-    path: str, state: State, size: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_nothing(path: str, state: State, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = directory_module._fill, []
 
     def full(descriptor: int, content: bytes) -> None:
@@ -133,9 +131,10 @@ def test_a_write_that_fails_leaves_nothing(
         real(descriptor, content)
 
     monkeypatch.setattr(directory_module, "_fill", full)
-    with pytest.raises(StateDamaged, match=r"cannot write .*10\.1\.0\.3: No space left"), opened(
-        path, "blue", state
-    ) as leases:
+    with (
+        pytest.raises(StateDamaged, match=r"cannot write .*10\.1\.0\.3: No space left"),
+        opened(path, "blue", state) as leases,
+    ):
         leases.take((A, B), ONE)
     assert os.listdir(path) == ["lock"]
 

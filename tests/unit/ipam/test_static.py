@@ -48,9 +48,7 @@ def test_everything_configured_is_answered() -> None:
 
 
 def test_arguments_are_added_and_gateways_find_their_subnets() -> None:
-    found, problems = parse(
-        CONFIGURED, {"IP": "10.2.0.5/24,fd00::5/64", "GATEWAY": "10.2.0.1,fd00::1"}
-    )
+    found, problems = parse(CONFIGURED, {"IP": "10.2.0.5/24,fd00::5/64", "GATEWAY": "10.2.0.1,fd00::1"})
     assert not problems
     assert shown(found) == [
         ("10.1.0.5/24", "10.1.0.1"), ("10.2.0.5/24", "10.2.0.1"), ("fd00::5/64", "fd00::1")
