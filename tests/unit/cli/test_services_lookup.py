@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from cni_plugin.cli import lookup
 from cni_plugin.cli.goflags import WrongFlag, normal
 from cni_plugin.cli.root import weft
+from lab.dns import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 Reply = Callable[[dns.message.Message], bytes]
@@ -43,10 +44,11 @@ class Server:
     def __init__(self) -> None:
         self.reply: Reply = lambda query: dns.message.make_response(query).to_wire()
         self.over_tcp: Reply = self.reply
+        address = "127.0.0.1", free_port()
         self.datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.datagrams.bind(("127.0.0.1", 0))
-        self.place = f"127.0.0.1:{self.datagrams.getsockname()[1]}"
-        self.streams = socket.create_server(self.datagrams.getsockname())
+        self.datagrams.bind(address)
+        self.streams = socket.create_server(address)
+        self.place = f"{address[0]}:{address[1]}"
         for work in (self._serve_datagrams, self._serve_streams):
             threading.Thread(target=work, daemon=True).start()
 
