@@ -196,14 +196,19 @@ class Leases:
 
     def _read_now(self) -> Read:
         self.close()
-        view = Read(self._survivors(self.directory.names()))
+        view = self._whole(self.directory.names())
         self._view = view
         return view
+
+    def _whole(self, names: list[str]) -> Read:
+        before = self.directory.identity()[2]
+        taken = self._survivors(names)
+        return Read(taken, before if before == self.directory.identity()[2] else 0)
 
     def _build(self, names: list[str]) -> Index | Read:
         """Read the files, reclaim what nobody holds, and leave an index behind where it pays."""
         if len(names) <= SMALL or not self._write:
-            return Read(self._survivors(names))
+            return self._whole(names)
         taken = self._survivors(names)
         if not self.directory.mark(past()):
             return Read(taken)

@@ -2,9 +2,17 @@
 
 A memory is as good as the index of a large directory (``ipam/index.py``), and valid by the same sign: whoever changes
 the directory and remembers it sets its mtime, last of all, to a moment in the past that nobody else chooses.
+
+Processes that work together (those of one engine) tell each other what each has changed between which two of those
+moments, so that none reads a directory again because of the others.
 """
 
 from __future__ import annotations
+
+import marshal
+from _thread import allocate_lock
+from ipaddress import ip_address
+from typing import Protocol
 
 from cni_plugin.types import Address
 from ipam.directory import Directory
@@ -13,18 +21,40 @@ from ipam.values import Owner
 
 _MOST = 256  # directories
 
-_remembered: dict[tuple[int, int], tuple[int, Read]] | None = None
-"""What directories held when this process left them, by device and inode, with the mtime that it gave them."""
+
+class News(Protocol):
+    """What processes that work together tell each other."""
+
+    def tell(self, news: bytes) -> None:
+        """Tell all the others."""
+
+    def hear(self) -> list[bytes] | None:
+        """What was told since the last time, one's own too, in order; None where some of it was missed."""
+
+
+Place = tuple[int, int]
+"""The device and inode of a directory."""
+
+_remembered: dict[Place, tuple[int, Read]] | None = None
+"""What directories held when this process left them, with the mtime that it gave them."""
+_news: News | None = None
+_hearing = allocate_lock()
 
 
 class Read:
-    """What is taken, as read from all the files."""
+    """What is taken, as read from all the files.
 
-    __slots__ = ("_owners", "_taken")
+    ``since`` is the directory's mtime then, 0 where it was changed by the reading; ``changes`` is what came after:
+    the address as bytes, and its owner's two names or None where it was freed.
+    """
 
-    def __init__(self, taken: dict[Address, Owner | None]) -> None:
+    __slots__ = ("_owners", "_taken", "changes", "since")
+
+    def __init__(self, taken: dict[Address, Owner | None], since: int = 0) -> None:
         self._owners = taken
         self._taken = {(address.version, int(address)) for address in taken}
+        self.since = since
+        self.changes: list[tuple[bytes, tuple[str, str] | None]] = []
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -40,22 +70,25 @@ class Read:
     def add(self, address: Address, owner: Owner) -> None:
         self._owners[address] = owner
         self._taken.add((address.version, int(address)))
+        self.changes.append((address.packed, (owner.container, owner.interface)))
 
     def discard(self, address: Address) -> None:
         self._owners.pop(address, None)
         self._taken.discard((address.version, int(address)))
+        self.changes.append((address.packed, None))
 
 
-def keep() -> None:
-    """From now on this process remembers."""
-    global _remembered
-    _remembered = {}
+def keep(news: News | None = None) -> None:
+    """From now on this process remembers; ``news`` tells what the processes do that it works with."""
+    global _remembered, _news
+    _remembered, _news = {}, news
 
 
 def recall(directory: Directory) -> Read | None:
     """What the directory holds, if nothing has come or gone since it was remembered; its lock must be held."""
     if _remembered is None:
         return None
+    _hear(_remembered)
     device, inode, modified = directory.identity()
     then, view = _remembered.get((device, inode), (None, None))
     return view if then == modified else None
@@ -69,4 +102,33 @@ def remember(directory: Directory, view: Read) -> None:
     if directory.mark(modified):
         if len(_remembered) >= _MOST:
             _remembered.clear()
-        _remembered[directory.identity()[:2]] = modified, view
+        place = directory.identity()[:2]
+        _remembered[place] = modified, view
+        if _news is not None and view.since:
+            _news.tell(marshal.dumps((place, view.since, modified, view.changes)))
+        view.since = modified
+        view.changes = []
+
+
+def _hear(remembered: dict[Place, tuple[int, Read]]) -> None:
+    """Follow what others have done to directories; nobody does anything to one whose lock is held."""
+    if _news is None:
+        return
+    with _hearing:
+        told = _news.hear()
+        if told is None:
+            remembered.clear()
+        for news in told or ():
+            place, since, modified, changes = marshal.loads(news)
+            then, view = remembered.get(place, (None, None))
+            if view is None or then != since:
+                continue  # one's own, or of a directory that is not remembered so
+            for packed, names in changes:
+                address = ip_address(packed)
+                if names is None:
+                    view.discard(address)
+                else:
+                    view.add(address, Owner(*names))
+            view.changes = []
+            view.since = modified
+            remembered[place] = modified, view

@@ -30,16 +30,21 @@ class Place:
         self.folder = folder()
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         self.path = os.path.join(self.folder, SOCKET)
-        self._lock = os.open(os.path.join(self.folder, LOCK), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise Taken from None
+        self._lock = self._take()
         self.inherited = _inherited()
         self.listener = self.inherited or self._listen()
         self.listener.setblocking(False)
         self._own = _identity(self.path)
+
+    def _take(self) -> int:
+        """The lock's descriptor; raises Taken."""
+        lock = os.open(os.path.join(self.folder, LOCK), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise Taken from None
+        return lock
 
     def _listen(self) -> socket.socket:
         """A socket that only root may connect to, under its name once it is ready and not before."""
@@ -63,13 +68,25 @@ class Place:
         """Whether callers still find this engine."""
         return self.inherited is not None or (self._own is not None and _identity(self.path) == self._own)
 
+    def part(self) -> None:
+        """In a process that only helps: the place is the first one's, as long as that lives."""
+        os.close(self._lock)
+        self._lock = -1
+
     def leave(self) -> None:
-        """Take the name away and let another engine come; what has connected already is still to be served."""
+        """Take the name away and let another engine come; what has connected already is still to be served.
+
+        Of a first process that was killed, a helper does so.
+        """
+        if self._lock < 0:
+            try:
+                self._lock = self._take()
+            except Taken:
+                return
         if self.inherited is None and self.stands:
             os.unlink(self.path)
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        os.close(self._lock)
+        self._lock = -1
 
 
 def _inherited() -> socket.socket | None:

@@ -1,7 +1,8 @@
 """The server around the service: threads that take connections in turn, and an orderly end.
 
 One thread at a time waits for a connection; when it has one, the next takes its place. So nobody is woken to hand
-work on, and a client that is stuck occupies one thread until its time is up.
+work on, and a client that is stuck occupies one thread until its time is up. A process that has enough to do leaves a
+connection to the others (``team``) for a moment.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 from cni_plugin import remarks
 from cni_plugin.engine.code import Code
+from cni_plugin.engine.common import Board, SharedSound
 from cni_plugin.engine.peer import Peer
 from cni_plugin.engine.place import Place, Taken
+from cni_plugin.engine.team import Team, processes
 from cni_plugin.engine.worker import Shared, Worker
+from cni_plugin.kernel.netlink.reaper import Reaper
+from cni_plugin.kernel.nft import Nft
 from cni_plugin.wire import frame
+from ipam import memory
 
 IDLE = 900.0
 """Seconds without a request after which an engine ends; 0: never."""
@@ -31,6 +38,9 @@ _STACK = 1 << 19  # bytes of a thread's stack; the deepest call needs a fraction
 _COLLECTED = 50_000
 """Objects made between two looks for cycles, of which a call leaves next to none: after 700 they were a third of the
 Python of a call with 200 ports."""
+_ENOUGH = 1
+"""ADDs at work in a process: with more they wait for each other, for one interpreter and one lock of the kernel."""
+_MOMENT = 0.02  # seconds that a connection waits then, for another process or for the ADD to end
 _LOOK = 2.0  # seconds between two looks at the clock and at the socket's name
 _PATIENCE = frame.DEADLINE + 10
 
@@ -38,14 +48,15 @@ _PATIENCE = frame.DEADLINE + 10
 class Server:
     """Serves at a place until it is told to stop, is outdated, or nobody comes any more."""
 
-    def __init__(self, place: Place, shared: Shared, idle: float) -> None:
+    def __init__(self, place: Place, shared: Shared, idle: float, team: Team) -> None:
         self._place = place
+        self._team = team
         self._shared = shared
         self._idle = idle
         self._turn = threading.Lock()
         self._state = threading.Lock()
-        self._workers = 0
-        self._busy = 0
+        self._eased = threading.Condition(self._state)
+        self._workers = self._busy = self._at_work = 0
         self._last = time.monotonic()
         self._stopping = self._draining = False
         self._stop, self._stop_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -61,22 +72,23 @@ class Server:
         """Serve. Returns when all that was taken on is done."""
         self._hire()
         while not self._stopping:
-            select.select([self._stop], [], [], _LOOK)
-            if self._quiet() or not self._place.stands or not self._shared.code.look():
+            life, _, _ = select.select([self._stop, *self._team.life], [], [], _LOOK)
+            self._team.miss()
+            if life or self._quiet() or not self._place.stands or not self._shared.code.look():
                 self.stop()
         self._place.leave()  # before anybody stops taking: who connected until now is served
+        self._team.dismiss()
         self._draining = True
         os.write(self._drain_end, b"x")
         until = time.monotonic() + _PATIENCE
-        while time.monotonic() < until:
-            with self._state:
-                if self._workers == 0:
-                    return
+        while self._workers and time.monotonic() < until:
             time.sleep(0.005)
+        self._team.bury(until)
 
     def _quiet(self) -> bool:
         with self._state:
-            return bool(self._idle) and not self._busy and time.monotonic() - self._last > self._idle
+            idle = not self._busy and time.monotonic() - self._last > self._idle
+        return bool(self._idle) and idle and not self._team.is_helper
 
     def _hire(self) -> None:
         """One more thread, the state's lock held or nobody else there yet."""
@@ -89,7 +101,7 @@ class Server:
         try:
             while counted and (peer := self._next()) is not None:
                 try:
-                    if not worker.serve(peer):
+                    if not worker.serve(peer, self._work_on):
                         self.stop()
                 finally:
                     peer.close()
@@ -108,17 +120,16 @@ class Server:
     def _next(self) -> Peer | None:
         """The next connection, None when there will be none. Somebody else waits for the one after."""
         with self._turn:
-            poll = select.poll()
-            poll.register(self._place.listener, select.POLLIN)
-            poll.register(self._drain, select.POLLIN)
             while True:
+                if not self._draining:
+                    self._team.wait(self._drain)
+                    self._leave_to_others()
                 try:
                     connection, _ = self._place.listener.accept()
                     break
                 except BlockingIOError:
                     if self._draining:
                         return None
-                    poll.poll()
                 except OSError as error:  # no descriptor left, or the caller is gone again
                     remarks.remark(f"weft: cannot take a connection: {error}\n")
                     time.sleep(0.05)
@@ -129,6 +140,25 @@ class Server:
                     self._hire()
         return Peer(connection)
 
+    @contextlib.contextmanager
+    def _work_on(self) -> Iterator[None]:
+        """An ADD is worked on meanwhile."""
+        with self._state:
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            with self._state:
+                self._at_work -= 1
+                self._eased.notify()
+
+    def _leave_to_others(self) -> None:
+        """Somebody is there. Where there is enough to do, wait a moment before taking him on."""
+        if self._at_work >= _ENOUGH:
+            self._team.call()
+            with self._state:
+                self._eased.wait_for(lambda: self._at_work < _ENOUGH, _MOMENT)
+
 
 def serve(idle: float = IDLE, *, log: bool = False) -> int:
     """Be the engine of this network namespace; the exit status of the process.
@@ -137,7 +167,7 @@ def serve(idle: float = IDLE, *, log: bool = False) -> int:
     """
     os.umask(0o022)
     threading.stack_size(_STACK)
-    shared = _prepare(log)
+    code = _prepare()
     try:
         place = Place()
     except Taken:
@@ -147,26 +177,35 @@ def serve(idle: float = IDLE, *, log: bool = False) -> int:
     except OSError as error:
         remarks.remark(f"weft: the engine cannot be reached by anybody: {error}\n")
         return 1
-    server = Server(place, shared, idle)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.stop())
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECTED)
-    server.run()
+    team, sound, board = Team(place.listener), SharedSound(), Board()
+
+    def work() -> None:
+        memory.keep(board)
+        shared = Shared(Nft(sound=sound), Reaper(), code, frame.view(), _boot(), log)
+        server = Server(place, shared, idle, team)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.stop())
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        server.run()
+
+    def help_out() -> None:
+        place.part()
+        work()
+
+    team.part(processes() - 1, help_out)
+    work()
     return 0
 
 
-def _prepare(log: bool) -> Shared:
+def _prepare() -> Code:
     """Everything imported and opened that the first request would otherwise wait for."""
     from importlib import import_module
 
     from cni_plugin.kernel import sysctl
-    from cni_plugin.kernel.netlink.reaper import Reaper
-    from cni_plugin.kernel.nft import Nft
     from cni_plugin.parts import FEATURES, drivers
-    from ipam import memory
 
     wanted = ["sqlite3", "cni_plugin.upkeep", "cni_plugin.wire.failure", "cni_plugin.wire.result"]
     wanted += [f"cni_plugin.drivers.{name.replace('-', '_')}" for name in drivers()]
@@ -175,8 +214,9 @@ def _prepare(log: bool) -> Shared:
         with contextlib.suppress(ImportError):  # whoever needs it will be told
             import_module(module)
     sysctl.use_own_proc()
-    memory.keep()
-    code = Code()
+    return Code()
+
+
+def _boot() -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot = file.read().strip()
-    return Shared(Nft(), Reaper(), code, frame.view(), boot, log)
+        return file.read().strip()

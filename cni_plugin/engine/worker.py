@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import select
-import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from cni_plugin import app, delegate, remarks
@@ -34,13 +35,6 @@ class Shared:
     log: bool
 
 
-_together = threading.BoundedSemaphore(3)
-"""ADDs that are worked on. They wait for one interpreter and one lock of the kernel; with more, they wake each other up
-in vain (a sixth of the processor time of 64 at once)."""
-
-_TURN = 0.25  # seconds that an ADD waits for others at most: one of them may be waiting for a server
-
-
 class Worker:
     """Serves connections; one thread uses it."""
 
@@ -52,15 +46,22 @@ class Worker:
     def close(self) -> None:
         self._kernel.host.close()
 
-    def serve(self, peer: Peer) -> bool:
-        """One request. False where it shows that this engine is to make way for another. Raises nothing."""
+    def serve(self, peer: Peer, at_work: Callable[[], AbstractContextManager[None]]) -> bool:
+        """One request, ``at_work`` while an ADD is worked on.
+
+        False where it shows that this engine is to make way for another. Raises nothing.
+        """
         try:
             sent = peer.receive()
             outdated = not self._shared.code.look() or code.newer(sent.version)
             if outdated or sent.root != code.ROOT or sent.view != self._shared.view:
                 peer.answer(frame.declined())
                 return not outdated
-            peer.answer(self._reply(sent, peer))
+            # Removals do not wait for each other: the more there are, the better for all (``netlink.reaper``).
+            adds = sent.environment.get("CNI_COMMAND") == "ADD"
+            with at_work() if adds else nullcontext():
+                reply = self._reply(sent, peer)
+            peer.answer(reply)
         except (PeerGone, frame.FrameProblem) as error:
             if self._shared.log:
                 remarks.remark(f"weft: a request was dropped: {error}\n")
@@ -71,13 +72,10 @@ class Worker:
         said: list[bytes] = []
         remarks.listen(said.append)
         call = _Call(self._kernel, self._run, self._shared.boot, peer, started + frame.DEADLINE)
-        turn = sent.environment.get("CNI_COMMAND") == "ADD" and _together.acquire(timeout=_TURN)
         try:
             self._kernel.give(sent.environment.get("CNI_NETNS", ""), peer.namespace)
             status, output = app.run(sent.plugin, sent.environment, sent.stdin, call.handle)
         finally:
-            if turn:
-                _together.release()
             self._kernel.give("", -1)
             remarks.listen(None)
         if self._shared.log:

@@ -13,6 +13,7 @@ import re
 from _thread import allocate_lock
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import lru_cache
 from typing import NoReturn, TypeVar
 
 from cni_plugin.errors import Busy, Exists, KernelLacks, KernelRefused, Missing
@@ -21,6 +22,7 @@ from cni_plugin.kernel.nft_elements import creations, deletions, writable
 from cni_plugin.kernel.nft_library import Answer, Runner, enter_namespace, leave_namespace, runner
 from cni_plugin.kernel.nft_lookup import keys, look_up, owned
 from cni_plugin.kernel.nft_netlink import ERESTART, Change, Questions, refusal
+from cni_plugin.kernel.nft_sound import Sound
 from cni_plugin.kernel.nft_survey import Survey, survey
 from cni_plugin.kernel.nft_text import Shape, checked, commands, conflict, elements_in, normal, rendered, shapes
 from cni_plugin.names import digest
@@ -48,18 +50,17 @@ class Nft:
     """The rules of the network namespace that the constructor's thread is in; usable from any thread.
 
     Nothing is loaded before the first verb: most calls of a runtime need no rules. ``make`` chooses how
-    commands are run (the library, else the ``nft`` program).
+    commands are run (the library, else the ``nft`` program), ``sound`` who shares what is known of the rules.
     """
 
-    def __init__(self, make: Callable[[], Runner] = runner) -> None:
+    def __init__(self, make: Callable[[], Runner] = runner, sound: Sound | None = None) -> None:
         self._make = make
+        self._sound = sound or Sound()
         self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._lock = allocate_lock()
         self._runner: Runner | None = None
         self._questions: Questions | None = None
         self._shapes: dict[str, Shape] = {}
-        self._sound: tuple[str, int] | None = None
-        """The base that was found as it should be, and the kernel's count of transactions then."""
 
     def close(self) -> None:
         """Give back the library's memory and sockets; a second call does nothing."""
@@ -79,7 +80,7 @@ class Nft:
     @property
     def known(self) -> bool:
         """Whether the base was looked at, and nobody else was seen to change any rules since."""
-        return self._sound is not None
+        return self._sound.found is not None
 
     def lacks(self, base: str) -> str | None:
         """What of the base is not as it should be, in a sentence; None if all is.
@@ -90,20 +91,31 @@ class Nft:
         """
         self._shapes = shapes(base)
         for _ in range(_ATTEMPTS):
-            generation = self._ask(Questions.generation)
-            sentence = None if self._sound == (base, generation) else self._difference(base, generation)
+            generation, found = self._look(base)
+            sentence = None if found is None else self._difference(base, found)
             # Looks before and after somebody's transaction make a whole that never was: look again.
             if sentence is None or self._ask(Questions.generation) == generation:
                 break
         return sentence
 
-    def _difference(self, base: str, generation: int) -> str | None:
-        found = self._survey()
+    def _look(self, base: str) -> tuple[int, Survey | None]:
+        """The count of transactions and what there is, None where that is the base as it was installed.
+
+        Whoever shares what is known waits meanwhile, and need not look himself.
+        """
+        with self._sound.turn:
+            generation = self._ask(Questions.generation)
+            if self._sound.found == (_digest(base), generation):
+                return generation, None
+            found = self._survey()
+            if found.missing or _stamp(base, found).encode() not in found.stamp:
+                return generation, found
+            self._sound.found = _digest(base), generation
+            return generation, None
+
+    def _difference(self, base: str, found: Survey) -> str | None:
         if found.missing:
             return f"the table {found.missing[0]} is missing"
-        if _stamp(base, found).encode() in found.stamp:
-            self._sound = (base, generation)
-            return None
         from cni_plugin.kernel.nft_listing import blocks, difference  # rarely needed
 
         try:
@@ -252,19 +264,20 @@ class Nft:
             self._change(deletions(mine))
 
     def _change(self, changes: list[Change]) -> None:
-        number = self._ask(lambda questions: self._transact(questions, changes))
+        with self._sound.turn:
+            number = self._ask(lambda questions: self._transact(questions, changes))
         if number:
             raise refusal(number)
 
     def _transact(self, questions: Questions, changes: list[Change]) -> int:
         """Rules that were sound stay so where nobody else's transaction came between: else the kernel refuses."""
-        if self._sound is not None:
-            base, generation = self._sound
+        if self._sound.found is not None:
+            base, generation = self._sound.found
             number = questions.transact(changes, generation)
             if number != ERESTART:
-                self._sound = base, generation if number else generation % _LAST_GENERATION + 1
+                self._sound.found = base, generation if number else generation % _LAST_GENERATION + 1
                 return number
-            self._sound = None
+            self._sound.found = None
         return questions.transact(changes)
 
     def _there(self, keyed: dict[tuple[str, str], Element]) -> dict[tuple[str, str], Element]:
@@ -376,9 +389,14 @@ def _fresh_listings(base: str, make: Callable[[], Runner]) -> list[str]:
         fresh.close()
 
 
+@lru_cache(4)
+def _digest(base: str) -> str:
+    return digest(base)
+
+
 def _stamp(base: str, found: Survey) -> str:
     """What ties a base to what the kernel made of it."""
-    return f"base {digest(base)} made {found.fingerprint}"
+    return f"base {_digest(base)} made {found.fingerprint}"
 
 
 def _stamping(stamp: str) -> str:

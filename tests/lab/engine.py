@@ -80,6 +80,17 @@ def process() -> int:
     return _standing.process
 
 
+def helpers(engine: int) -> list[int]:
+    """The living processes that help an engine."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == engine and state != "Z":
+                found.append(int(stat.parent.name))
+    return sorted(found)
+
+
 def ready() -> None:
     """An engine answers on this thread's host: the one that does, or a new one."""
     if _standing is not None and (_standing.owner != os.getpid() or _answers(_standing.folder)):

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from cni_plugin.engine.peer import READING
+from cni_plugin.engine.team import processes
 from cni_plugin.wire import frame
+from lab import engine as engines
 from lab.commands import opened, run
 from lab.host import Host
 from lab.plugins import OWN_FOLDER, ROOT, Cni
@@ -46,8 +48,15 @@ class Engine:
         self.process = subprocess.Popen([ENGINE, "--log", *arguments], stderr=subprocess.PIPE)
         until(lambda: self.socket.exists() or self.process.poll() is not None, 60, "an engine")
         assert self.process.poll() is None, self.process.communicate()
+        until(lambda: len(engines.helpers(self.process.pid)) == processes() - 1)
 
-    def kill(self) -> None:
+    def kill(self, *, whole: bool = False) -> None:
+        """Kill its first process, which its helpers notice and end; or the ``whole`` of it: nobody clears up."""
+        if whole:
+            helpers = engines.helpers(self.process.pid)
+            for helper in helpers:
+                os.kill(helper, signal.SIGKILL)
+            until(lambda: not engines.helpers(self.process.pid))
         self.process.kill()
         self.process.wait()
 
@@ -180,7 +189,7 @@ def test_one_is_started_on_demand_and_ends_when_idle(host: Host, cni: Cni) -> No
 
 def test_an_engine_that_was_killed_is_done_without(host: Host, engine: Engine, cni: Cni) -> None:
     path = host.container()
-    engine.kill()
+    engine.kill(whole=True)
     assert engine.socket.exists()
     cni.add(CONF, path, extra={"WEFT_ENGINE": "auto", "WEFT_ENGINE_IDLE": "1"})
     cni.delete(CONF, path)
@@ -265,6 +274,60 @@ def test_many_at_once(host: Host, engine: Engine, through: Through) -> None:
         assert len(addresses) == 64
         list(pool.map(lambda call: through.delete(CONF, call[1], container=call[0]), calls))
     assert left(engine.folder) == []
+
+
+@pytest.mark.skipif(processes() < 2, reason="on one processor nobody helps an engine")
+def test_helpers_share_the_work(host: Host, engine: Engine, through: Through) -> None:
+    """They take calls when there are many, sleep else, and end with the engine; without them it goes on."""
+    helpers = engines.helpers(engine.process.pid)
+    calls = [(f"c{number}", host.container(f"c{number}")) for number in range(16)]
+
+    def at_once(work: Any) -> None:
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            list(pool.map(work, calls))
+
+    def add(call: tuple[str, str]) -> None:
+        through.add(CONF, call[1], container=call[0])
+
+    def delete(call: tuple[str, str]) -> None:
+        through.delete(CONF, call[1], container=call[0])
+
+    add(calls[0])
+    delete(calls[0])
+    before = [ticks(helper) for helper in helpers]
+    until(lambda: (at_once(add), at_once(delete)) and [ticks(each) for each in helpers] > before)
+    os.kill(helpers[0], signal.SIGKILL)
+    at_once(add)
+    at_once(delete)
+    assert left(engine.folder) == []
+    engine.close()
+    assert not any(Path(f"/proc/{helper}").exists() for helper in helpers)
+
+
+@pytest.mark.skipif(processes() < 2, reason="on one processor nobody helps an engine")
+def test_helpers_of_an_engine_that_was_killed_clear_up(host: Host, engine: Engine, cni: Cni) -> None:
+    """Whoever was taken on is answered, nobody is left to wait, and the next engine comes at once."""
+    helpers = engines.helpers(engine.process.pid)
+    calls = [(f"c{number}", host.container(f"c{number}")) for number in range(12)]
+    running = [start(cni, "ADD", *call) for call in calls]
+    until(lambda: any((engine.folder / "attachments").glob("*.json")), what="an ADD")
+    engine.kill()
+    outcomes = [process.communicate(timeout=60) for process in running]
+    assert {json.loads(out).get("code", 0) for out, _ in outcomes} <= {0, 11}, outcomes
+    until(lambda: not any(Path(f"/proc/{helper}").exists() for helper in helpers))
+    another = Engine()
+    try:
+        for call in calls:
+            cni.delete(CONF, call[1], container=call[0], extra={"WEFT_ENGINE": "require"})
+    finally:
+        another.close()
+    assert left(engine.folder) == []
+
+
+def ticks(process: int) -> int:
+    """The processor time that a process has used, in clock ticks."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def test_a_del_that_is_answered_is_done(host: Host, engine: Engine, through: Through) -> None:

@@ -1,0 +1,107 @@
+"""The processes of one engine: the first, which is always there, and helpers that take calls when there are many.
+
+Python's threads share one interpreter, so 64 calls at once would use one processor. Helpers part from the first process
+when all is imported and no thread runs yet, so that they share its memory; one that is not called sleeps, and costs
+what it has changed of that memory. Serial calls are all the first process's: it stays warm, and the others asleep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+MOST = 4
+"""Processes; the kernel's lock of links, which all wait for, leaves no more to do at once."""
+_AWAKE = 50  # milliseconds that a helper looks out for more, once it was called
+
+
+class Team:
+    """What one process knows of the others. Of the first, ``helpers`` are the process ids; of a helper, it is empty."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.helpers: list[int] = []
+        self._listener = listener
+        self._call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._life, self._life_end = os.pipe2(os.O_CLOEXEC)
+        self.is_helper = self._awake = False
+
+    def part(self, count: int, work: Callable[[], None]) -> None:
+        """Make so many helpers, which do the work and end. No thread may run yet. Fewer where there is no room."""
+        with contextlib.suppress(OSError):
+            for _ in range(count):
+                child = os.fork()
+                if child:
+                    self.helpers.append(child)
+                    continue
+                status = 1
+                try:
+                    self.helpers, self.is_helper = [], True
+                    os.close(self._life_end)
+                    work()
+                    status = 0
+                finally:
+                    os._exit(status)
+
+    @property
+    def life(self) -> list[int]:
+        """What becomes readable when this process is to end with the first one."""
+        return [self._life] if self.is_helper else []
+
+    def call(self) -> None:
+        """There is more to do than this process can."""
+        if self.helpers or self.is_helper:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(self._call, 1)
+
+    def wait(self, drain: int) -> None:
+        """Wait for a connection, as a helper for being called, or until there is something to read from ``drain``."""
+        poll = select.poll()
+        poll.register(drain, select.POLLIN)
+        if not self.is_helper or self._awake:
+            poll.register(self._listener, select.POLLIN)
+            if poll.poll(_AWAKE if self.is_helper else None):
+                return
+            poll.unregister(self._listener)
+        self._awake = False
+        poll.register(self._call, select.POLLIN)
+        poll.poll()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._call)
+            self._awake = True
+
+    def dismiss(self) -> None:
+        """Let the helpers end, when what they have taken on is done."""
+        if self.helpers:
+            os.close(self._life_end)
+
+    def bury(self, until: float) -> None:
+        """See the helpers end, and end them at ``until`` (monotonic)."""
+        while self.helpers:
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(self.helpers[-1], os.WNOHANG)[0] == 0:
+                    if time.monotonic() > until:
+                        os.kill(self.helpers[-1], signal.SIGKILL)
+                    time.sleep(0.005)
+                    continue
+            self.helpers.pop()
+
+    def miss(self) -> None:
+        """Notice helpers that have ended by themselves: the others go on."""
+        for helper in [*self.helpers]:
+            try:
+                ended = os.waitpid(helper, os.WNOHANG)[0] != 0
+            except ChildProcessError:
+                ended = True
+            if ended:
+                self.helpers.remove(helper)
+
+
+def processes() -> int:
+    """How many processes an engine has on this machine: one more than there are processors, of which one waits."""
+    processors = len(os.sched_getaffinity(0))
+    return min(MOST, processors + 1) if processors > 1 else 1

@@ -1,0 +1,155 @@
+"""What the processes of an engine have in common: no root needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from cni_plugin.engine.common import Board, Region, SharedSound
+from ipam import leases, memory
+from ipam.leases import Owner, State, opened
+from lab.waiting import until
+
+
+def in_a_child(work: Callable[[], object]) -> None:
+    """Do it in a process that parts from this one; raises AssertionError where it fails."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_one_at_a_time_holds_a_region() -> None:
+    region = Region(8)
+
+    def count() -> None:
+        for _ in range(2000):
+            with region:
+                found = int.from_bytes(region.memory[:8], "little")
+                region.memory[:8] = (found + 1).to_bytes(8, "little")
+
+    child = os.fork()
+    if not child:
+        count()
+        os._exit(0)
+    count()
+    assert os.waitpid(child, 0)[1] == 0
+    assert int.from_bytes(region.memory[:8], "little") == 4000
+
+
+def test_who_is_killed_holds_nothing() -> None:
+    region = Region(1)
+    child = os.fork()
+    if not child:
+        with region:
+            region.memory[:1] = b"x"
+            time.sleep(60)
+    until(lambda: region.memory[:1] == b"x")
+    os.kill(child, signal.SIGKILL)
+    with region:
+        os.waitpid(child, 0)
+
+
+def test_what_is_known_of_the_rules_is_known_to_all() -> None:
+    sound = SharedSound()
+    assert sound.found is None
+
+    def find() -> None:
+        with sound.turn:
+            sound.found = "0123456789abcdef", 7
+
+    in_a_child(find)
+    assert sound.found == ("0123456789abcdef", 7)
+    sound.found = None
+    assert sound.found is None
+
+
+def test_news_are_heard_in_order_and_by_all() -> None:
+    board = Board(64)
+    assert board.hear() == []
+
+    def tell() -> None:
+        board.tell(b"a")
+        board.tell(b"b" * 20)
+
+    for _ in range(20):  # several times around
+        in_a_child(tell)
+        board.tell(b"")
+        assert board.hear() == [b"a", b"b" * 20, b""]
+    assert board.hear() == []
+
+
+def test_who_did_not_listen_for_long_is_told_so() -> None:
+    board = Board(64)
+    for _ in range(3):
+        board.tell(b"x" * 30)
+    assert board.hear() is None
+    assert board.hear() == []
+    board.tell(b"y")
+    assert board.hear() == [b"y"]
+    board.tell(b"z" * 61)  # too long for anybody
+    assert board.hear() == []
+
+
+@pytest.fixture
+def remembering() -> Iterator[Board]:
+    board = Board()
+    memory.keep(board)
+    yield board
+    memory._remembered = memory._news = None
+
+
+def test_one_process_follows_what_another_leases(
+    tmp_path: Path, remembering: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each lease and release is known to both without either's reading the directory again."""
+    state = State(index=str(tmp_path / "index"), booted=0.0, alive=lambda *_: True)
+    path = tmp_path / "leases"
+    path.mkdir()
+    reads: list[int] = []
+    really = leases.Leases._survivors
+    monkeypatch.setattr(leases.Leases, "_survivors", lambda self, names: (reads.append(1), really(self, names))[1])
+
+    @contextmanager
+    def held() -> Iterator[leases.Leases]:
+        with opened(str(path), "blue", state) as found:
+            yield found
+
+    def take(number: int) -> None:
+        with held() as found:
+            assert found.take((ip_address(f"10.1.0.{number}"),), Owner(f"c{number}", "eth0"))
+
+    def free(number: int) -> None:
+        with held() as found:
+            assert found.give_back(Owner(f"c{number}", "eth0")) == (ip_address(f"10.1.0.{number}"),)
+
+    def knows(*numbers: int) -> None:
+        before = len(reads)
+        with held() as found:
+            for number in range(2, 20):
+                mine = found.held(Owner(f"c{number}", "eth0"))
+                assert mine == ((ip_address(f"10.1.0.{number}"),) if number in numbers else ())
+        assert len(reads) == before
+
+    take(2)
+    in_a_child(lambda: [take(3), knows(2, 3)])
+    knows(2, 3)
+    take(4)
+    in_a_child(lambda: [knows(2, 3, 4), free(2), take(5), take(6), free(5)])
+    knows(3, 4, 6)
+    (path / "10.1.0.9").write_text("c9\r\neth0")  # a stranger's
+    with held() as found:
+        assert found.held(Owner("c9", "eth0")) == (ip_address("10.1.0.9"),)
+    assert len(reads) > 1
