@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import _socket  # without the ``socket`` module's enumerations, which take milliseconds
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from ipaddress import ip_address
 from struct import Struct
 
@@ -43,13 +43,30 @@ _ERRNO = Struct("=i")
 _SHORT = Struct("!H")
 
 
-def flows(protocol: str, port: int, destination: Address | None = None, *, live: bool = False) -> tuple[Flow, ...]:
-    """The connections to a port, before any translation, in the calling thread's namespace.
+class Tracked:
+    """Asks the kernel by one socket, which is opened at the first question, in the calling thread's namespace.
 
-    ``destination`` asks for those to one address alone, ``live`` leaves out those of TCP that have ended.
+    Keep it: to close any netfilter socket waits until the nftables elements that were deleted before are freed, 10 to
+    20 ms (nft_rcv_nl_event in ``nf_tables_api.c``). Raises KernelLacks and KernelRefused.
     """
-    number = PROTOCOLS[protocol]
-    with _Socket() as socket:
+
+    def __init__(self) -> None:
+        self._socket: _socket.socket | None = None
+
+    def close(self) -> None:
+        """Close the socket; a second time does nothing."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def flows(
+        self, protocol: str, port: int, destination: Address | None = None, *, live: bool = False
+    ) -> tuple[Flow, ...]:
+        """The connections to a port, before any translation.
+
+        ``destination`` asks for those to one address alone, ``live`` leaves out those of TCP that have ended.
+        """
+        number = PROTOCOLS[protocol]
         found = []
         for version in _FAMILIES if destination is None else (destination.version,):
             original = nested(_TUPLE_PROTOCOL, attribute(_NUMBER, bytes([number])), attribute(_PORT, _SHORT.pack(port)))
@@ -59,18 +76,16 @@ def flows(protocol: str, port: int, destination: Address | None = None, *, live:
                 wanted |= _BY_DESTINATION
             # Kernels before 5.8 do not know the filter and answer with everything, so all is looked at once more.
             narrow = nested(_FILTER, attribute(_FILTER_ORIGINAL, wanted.to_bytes(4, "little")))
-            for body in socket.ask(_GET, _DUMP, version, nested(_ORIGINAL, original) + narrow):
+            for body in self._ask(_GET, _DUMP, version, nested(_ORIGINAL, original) + narrow):
                 flow = _flow(body, protocol, version)
                 if flow is None or flow.port != port or (live and not _lives(body)):
                     continue
                 if destination is None or flow.destination == destination:
                     found.append(flow)
-    return tuple(found)
+        return tuple(found)
 
-
-def forget(gone: Iterable[Flow]) -> None:
-    """Have the kernel decide anew about the connections. What has ended meanwhile is fine."""
-    with _Socket() as socket:
+    def forget(self, gone: Iterable[Flow]) -> None:
+        """Have the kernel decide anew about the connections. What has ended meanwhile is fine."""
         for flow in gone:
             version = flow.destination.version
             places = _ADDRESSES[version]
@@ -81,28 +96,15 @@ def forget(gone: Iterable[Flow]) -> None:
                 attribute(_PORT, _SHORT.pack(flow.port)),
             )
             tuple_ = nested(_ORIGINAL, nested(_TUPLE_IP, *addresses), nested(_TUPLE_PROTOCOL, *protocol))
-            list(socket.ask(_DELETE, _ACK, version, tuple_))
+            self._ask(_DELETE, _ACK, version, tuple_)
 
-
-class _Socket:
-    """A netlink socket to connection tracking in the namespace of the thread that made it."""
-
-    def __enter__(self) -> _Socket:
-        kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC
-        try:
-            self._socket = _socket.socket(_socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
-        except OSError as error:
-            raise KernelLacks(f"the kernel tracks no connections: {error.strerror}") from error
-        self._socket.settimeout(_SECONDS)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def ask(self, kind: int, flags: int, version: int, body: bytes) -> Iterator[Attributes]:
-        """The answers to one request; raises KernelRefused, but not for what is missing."""
+    def _ask(self, kind: int, flags: int, version: int, body: bytes) -> list[Attributes]:
+        """The answers to one request; what is missing is none."""
         content = _GENERIC.pack(_FAMILIES[version], 0, 0) + body
         head = _MESSAGE.pack(_MESSAGE.size + len(content), _SUBSYSTEM | kind, flags | _REQUEST, 1, 0)
+        if self._socket is None:
+            self._socket = _opened()
+        found: list[Attributes] = []
         try:
             self._socket.send(head + content)
             while True:
@@ -113,11 +115,21 @@ class _Socket:
                         code = _ERRNO.unpack_from(data, _MESSAGE.size)[0]
                         if code and code != -_ENOENT:
                             raise KernelRefused(f"cannot ask for connections: the kernel says {os.strerror(-code)}")
-                        return
-                    yield attributes(data[_MESSAGE.size + _GENERIC.size : length])
+                        return found
+                    found.append(attributes(data[_MESSAGE.size + _GENERIC.size : length]))
                     data = data[(length + 3) & ~3 :]
         except OSError as error:
+            self.close()  # answers may still come: never to the next question
             raise KernelRefused(f"cannot ask for connections: {error.strerror or error}") from error
+
+
+def _opened() -> _socket.socket:
+    try:
+        opened = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    except OSError as error:
+        raise KernelLacks(f"the kernel tracks no connections: {error.strerror}") from error
+    opened.settimeout(_SECONDS)
+    return opened
 
 
 def _lives(body: Attributes) -> bool:

@@ -23,6 +23,7 @@ from cni_plugin.types import Address, Cidr, NamespaceId
 
 if TYPE_CHECKING:
     from cni_plugin.kernel import Ruleset
+    from cni_plugin.kernel.conntrack import Tracked
     from cni_plugin.kernel.netlink.reaper import Reaper
     from cni_plugin.kernel.nft_netlink import Questions
 
@@ -38,6 +39,7 @@ class LinuxNamespace:
         """Deletes this namespace's links where many threads do so; None: each does it by itself."""
         self._opened: RouteSocket | None = None
         self._questions: Questions | None = None
+        self._tracked: Tracked | None = None
         """Kept, since to close one may take the kernel 20 ms."""
 
     @property
@@ -61,6 +63,9 @@ class LinuxNamespace:
             if self._questions is not None:
                 self._questions.close()
                 self._questions = None
+            if self._tracked is not None:
+                self._tracked.close()
+                self._tracked = None
             self._sysctls.close()
             os.close(self.descriptor)
             self.descriptor = -1
@@ -321,16 +326,19 @@ class LinuxNamespace:
     # Few calls of a runtime need any of these: each is imported where it is asked for.
 
     def flows(self, protocol: str, port: int) -> tuple[Flow, ...]:
-        from cni_plugin.kernel import conntrack
-
         with self._entered():
-            return conntrack.flows(protocol, port)
+            return self._connections().flows(protocol, port)
 
     def forget_flows(self, flows: Iterable[Flow]) -> None:
-        from cni_plugin.kernel import conntrack
-
         with self._entered():
-            conntrack.forget(flows)
+            self._connections().forget(flows)
+
+    def _connections(self) -> Tracked:
+        if self._tracked is None:
+            from cni_plugin.kernel.conntrack import Tracked
+
+            self._tracked = Tracked()
+        return self._tracked
 
     def listeners(self, protocol: str, port: int) -> tuple[tuple[Address, str], ...]:
         from cni_plugin.kernel import sockets

@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from cni_plugin.errors import KernelRefused, WeftError
-from cni_plugin.kernel import Flow, conntrack
+from cni_plugin.kernel import Flow
+from cni_plugin.kernel.conntrack import Tracked
 from discovery.balancer import desired
 from discovery.balancer.desired import Algorithm, Backend, Frontend, Group, VirtualService
 from discovery.balancer.draining import Draining, Drains
@@ -42,7 +43,8 @@ class Worker:
         self._program = Program()
         self._table: KernelTable | None = None
         self._ready = False
-        self._drains = Drains(_flows, conntrack.forget)
+        self._tracked = Tracked()
+        self._drains = Drains(self._flows, self._tracked.forget)
         self._turned: set[Address] = set()
         self._unturned: dict[Address, int] = {}
         self._waiting: dict[str, tuple[Frontend, ...]] = {}
@@ -248,10 +250,15 @@ class Worker:
         """The connections to each instance of a service."""
         found: dict[str, int] = {}
         for front in frontends(service):
-            for flow in _flows(front):
+            for flow in self._flows(front):
                 name = Backend(flow.answers, flow.answers_port).name
                 found[name] = found.get(name, 0) + 1
         return found
+
+    def _flows(self, front: Frontend) -> tuple[Flow, ...]:
+        """The connections by a frontend that go on."""
+        found = self._tracked.flows(front.protocol, front.port, front.address, live=True)
+        return tuple(flow for flow in found if flow.destination.version == front.version)
 
     def _serving(self, front: Frontend) -> Collection[Backend]:
         table = self._program.tables.get(front)
@@ -272,6 +279,7 @@ class Worker:
 
     def close(self) -> None:
         """Close it; the kernel goes on balancing as it was told."""
+        self._tracked.close()
         if self._table is not None:
             self._table.close()
             self._table = None
@@ -280,9 +288,3 @@ class Worker:
 def _by_age(known: Sequence[Known]) -> list[Known]:
     """The oldest services first: a port that two want is the older one's."""
     return sorted(known, key=lambda one: min((health.instance.create_index for health in one[1]), default=0))
-
-
-def _flows(front: Frontend) -> tuple[Flow, ...]:
-    """The connections by a frontend that go on."""
-    found = conntrack.flows(front.protocol, front.port, front.address, live=True)
-    return tuple(flow for flow in found if flow.destination.version == front.version)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin.kernel import conntrack
+from cni_plugin.kernel.conntrack import Tracked
 from discovery.balancer.balancer import Balancer, remove_all
 from discovery.balancer.desired import Algorithm
 from discovery.values import Instance, Status, Weights
@@ -264,7 +264,7 @@ def test_a_datagram_sent_too_early_spoils_nothing(net: Wire, host: Host, version
     host.run("nft", "-f", "-", stdin="table inet t { chain c { type filter hook forward priority 0; ct state new; }; }")
     with net.datagrams(VIPS[version], 80) as ask:
         ask.__self__.send()  # type: ignore[attr-defined]
-        until(lambda: conntrack.flows("udp", 80, ip_address(VIPS[version])), what="a connection to nobody")
+        until(lambda: Tracked().flows("udp", 80, ip_address(VIPS[version])), what="a connection to nobody")
 
         async def work(balancer: Balancer) -> None:
             assert ask() == net.names(version)[0]
