@@ -32,7 +32,7 @@ _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
 _ADDRESSES = {4: (1, 2), 6: (3, 4)}
 _NUMBER, _SOURCE_PORT, _PORT = 1, 2, 3
 _FILTER_ORIGINAL = 1
-_BY_NUMBER_AND_PORT = 1 << 3 | 1 << 5
+_BY_NUMBER, _BY_PORT = 1 << 3, 1 << 5
 _BY_DESTINATION = 1 << 1
 _FAMILIES = {4: 2, 6: 10}
 _SECONDS = 10
@@ -60,17 +60,18 @@ class Tracked:
             self._socket = None
 
     def flows(
-        self, protocol: str, port: int, destination: Address | None = None, *, live: bool = False
+        self, protocol: str, port: int = 0, destination: Address | None = None, *, live: bool = False
     ) -> tuple[Flow, ...]:
-        """The connections to a port, before any translation.
+        """The connections to a port (0: to any), before any translation.
 
+        The kernel goes through its whole table for it, 5 ms for each IP version where that has 262,144 buckets.
         ``destination`` asks for those to one address alone, ``live`` leaves out those of TCP that have ended.
         """
         number = PROTOCOLS[protocol]
         found = []
         for version in _FAMILIES if destination is None else (destination.version,):
             original = nested(_TUPLE_PROTOCOL, attribute(_NUMBER, bytes([number])), attribute(_PORT, _SHORT.pack(port)))
-            wanted = _BY_NUMBER_AND_PORT
+            wanted = _BY_NUMBER | (_BY_PORT if port else 0)
             if destination is not None and version == 4:  # for IPv6 the kernel gives all others (6.18)
                 original += nested(_TUPLE_IP, attribute(_ADDRESSES[version][1], destination.packed))
                 wanted |= _BY_DESTINATION
@@ -78,11 +79,19 @@ class Tracked:
             narrow = nested(_FILTER, attribute(_FILTER_ORIGINAL, wanted.to_bytes(4, "little")))
             for body in self._ask(_GET, _DUMP, version, nested(_ORIGINAL, original) + narrow):
                 flow = _flow(body, protocol, version)
-                if flow is None or flow.port != port or (live and not _lives(body)):
+                if flow is None or port not in (0, flow.port) or (live and not _lives(body)):
                     continue
                 if destination is None or flow.destination == destination:
                     found.append(flow)
         return tuple(found)
+
+    def count(self) -> int:
+        """How many connections are tracked. *Equivalent to:* ``sysctl net.netfilter.nf_conntrack_count``."""
+        try:
+            with open("/proc/sys/net/netfilter/nf_conntrack_count", encoding="ascii") as file:
+                return int(file.read())
+        except (OSError, ValueError):
+            return 0
 
     def forget(self, gone: Iterable[Flow]) -> None:
         """Have the kernel decide anew about the connections. What has ended meanwhile is fine."""

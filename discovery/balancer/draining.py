@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 MOST = 10_000
 """So many are looked after at once; connections to more are left to themselves."""
 
-Flows = Callable[[Frontend], tuple[Flow, ...]]
+Flows = Callable[[Collection[Frontend]], dict[Frontend, list[Flow]]]
 Forget = Callable[[Iterable[Flow]], None]
 
 
@@ -58,7 +58,7 @@ class Drains:
     def move(self, front: Frontend, serving: Collection[Backend]) -> int:
         """Have the kernel decide anew about datagrams that go to none of the instances that serve; how many clients."""
         places = {(backend.address, backend.port) for backend in serving}
-        stale = [flow for flow in self._flows(front) if (flow.answers, flow.answers_port) not in places]
+        stale = [flow for flow in self._flows([front])[front] if (flow.answers, flow.answers_port) not in places]
         self._forget(stale)
         return len(stale)
 
@@ -70,8 +70,7 @@ class Drains:
     ) -> int:
         """Count the connections; those past their deadline end where the instance is gone. How many were ended."""
         ended = 0
-        for front in {front for front, _ in self._found}:
-            there = self._flows(front)
+        for front, there in self._flows({front for front, _ in self._found}).items():
             for (_, backend), draining in [(key, one) for key, one in self._found.items() if key[0] == front]:
                 mine = [flow for flow in there if (flow.answers, flow.answers_port) == (backend.address, backend.port)]
                 over = now >= draining.deadline

@@ -35,6 +35,10 @@ TURNS = 5
 """So often the kernel is asked by which port an instance is reached, which it may have to find out first."""
 
 
+_WALK = 500
+"""Connections that are read in the time that the kernel takes to go through its table."""
+
+
 class Worker:
     """What is balanced on this host, and the kernel's table for it."""
 
@@ -250,15 +254,28 @@ class Worker:
         """The connections to each instance of a service."""
         found: dict[str, int] = {}
         for front in frontends(service):
-            for flow in self._flows(front):
+            for flow in self._flows([front])[front]:
                 name = Backend(flow.answers, flow.answers_port).name
                 found[name] = found.get(name, 0) + 1
         return found
 
-    def _flows(self, front: Frontend) -> tuple[Flow, ...]:
-        """The connections by a frontend that go on."""
-        found = self._tracked.flows(front.protocol, front.port, front.address, live=True)
-        return tuple(flow for flow in found if flow.destination.version == front.version)
+    def _flows(self, fronts: Collection[Frontend]) -> dict[Frontend, list[Flow]]:
+        """The connections by each of the frontends that go on; all are asked for where that is less than each's."""
+        found: dict[Frontend, list[Flow]] = {front: [] for front in fronts}
+        if len(fronts) < 2 or len(fronts) * _WALK < self._tracked.count():
+            asked = {
+                front: self._tracked.flows(front.protocol, front.port, front.address, live=True) for front in fronts
+            }
+            for front, flows in asked.items():
+                found[front] = [flow for flow in flows if flow.destination.version == front.version]
+            return found
+        for protocol in {front.protocol for front in fronts}:
+            for flow in self._tracked.flows(protocol, live=True):
+                for address in (flow.destination, None):
+                    front = Frontend(address, flow.destination.version, protocol, flow.port)
+                    if front in found:
+                        found[front].append(flow)
+        return found
 
     def _serving(self, front: Frontend) -> Collection[Backend]:
         table = self._program.tables.get(front)
