@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from discovery.balancer.balancer import Balancer, remove_all
 from discovery.balancer.desired import Algorithm
 from discovery.values import Instance, Status, Weights
 from lab.host import Host
-from lab.services import Book, Wire, instance, picks, run, talk, virtual, wire
+from lab.services import Book, Held, Wire, instance, picks, run, talk, virtual, wire
 from lab.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,6 +221,24 @@ def test_an_instance_that_leaves_keeps_its_connections_and_gets_none(net: Wire, 
         await asyncio.to_thread(until, lambda: not balancer.draining(), what="the end of the connections")
 
     made = book(net, version, 3)
+    run(work, made)
+
+
+def test_connections_of_several_are_counted_at_once(net: Wire) -> None:
+    async def work(balancer: Balancer) -> None:
+        with net.hold(VIPS[4], 80, 20) as four, closing(Held(net.client, VIPS[6], 80, 20)) as six:
+            for version in (4, 6):
+                made.drop(instance("web", net.servers[version][0]))
+            expected = {net.names(4)[0]: four[net.names(4)[0]], net.names(6)[0]: six.owners[net.names(6)[0]]}
+            assert all(expected.values())
+            await asyncio.to_thread(
+                until, lambda: {str(one.backend.address): one.connections for one in balancer.draining()} == expected
+            )
+            assert net.alive() == six.alive() == 20
+        await asyncio.to_thread(until, lambda: not balancer.draining(), what="the end of the connections")
+
+    made = book(net, 4, 3)
+    made.put(*instances(net, 6, 3), virtual("web", VIPS[6]))
     run(work, made)
 
 
