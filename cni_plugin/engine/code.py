@@ -18,35 +18,53 @@ class Code:
     """The files this process was started from."""
 
     def __init__(self) -> None:
-        self._then = _state()
+        self._folders, self._then = _state()
         self._looked = time.monotonic()
         self.fresh = True
 
     def look(self) -> bool:
-        """False once a file is another than at the start; looks at most once a second."""
+        """False once a file is another than at the start, which takes a millisecond to see."""
+        if self.fresh:
+            self._folders, now = _state()
+            self.fresh = now == self._then
+        return self.fresh
+
+    def glance(self) -> bool:
+        """False once a file has come, gone or been replaced, as by every upgrade; looks at most once a second."""
         now = time.monotonic()
         if self.fresh and now - self._looked >= _EVERY:
             self._looked = now
-            self.fresh = _state() == self._then
+            if any(_modified(folder) != then for folder, then in self._folders.items()):
+                return self.look()
         return self.fresh
 
 
-def _state() -> frozenset[tuple[str, int, int]]:
-    """Every source file with its inode and mtime."""
+def _modified(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _state() -> tuple[dict[str, int], frozenset[tuple[str, int, int]]]:
+    """The folders with their mtimes, and every source file with its inode and mtime."""
     found: set[tuple[str, int, int]] = set()
-    folders = [os.path.join(ROOT, name) for name in _PACKAGES]
-    while folders:
+    folders: dict[str, int] = {}
+    waiting = [os.path.join(ROOT, name) for name in _PACKAGES]
+    while waiting:
+        folder = waiting.pop()
+        folders[folder] = _modified(folder)
         try:
-            with os.scandir(folders.pop()) as entries:
+            with os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.name.endswith(".py"):
                         about = entry.stat()
                         found.add((entry.path, about.st_ino, about.st_mtime_ns))
                     elif entry.name != "__pycache__" and entry.is_dir():
-                        folders.append(entry.path)
+                        waiting.append(entry.path)
         except OSError:
             continue
-    return frozenset(found)
+    return folders, frozenset(found)
 
 
 def newer(version: str) -> bool:

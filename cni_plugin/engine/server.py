@@ -74,7 +74,7 @@ class Server:
         while not self._stopping:
             life, _, _ = select.select([self._stop, *self._team.life], [], [], _LOOK)
             self._team.miss()
-            if life or self._quiet() or not self._place.stands or not self._shared.code.look():
+            if life or not self._team.is_helper and self._is_over():
                 self.stop()
         self._place.leave()  # before anybody stops taking: who connected until now is served
         self._team.dismiss()
@@ -85,10 +85,11 @@ class Server:
             time.sleep(0.005)
         self._team.bury(until)
 
-    def _quiet(self) -> bool:
+    def _is_over(self) -> bool:
+        """Whether nobody comes any more, or nobody finds this engine, or it is of another version than the files."""
         with self._state:
             idle = not self._busy and time.monotonic() - self._last > self._idle
-        return bool(self._idle) and idle and not self._team.is_helper
+        return (bool(self._idle) and idle) or not self._place.stands or not self._shared.code.look()
 
     def _hire(self) -> None:
         """One more thread, the state's lock held or nobody else there yet."""

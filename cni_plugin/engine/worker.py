@@ -53,7 +53,7 @@ class Worker:
         """
         try:
             sent = peer.receive()
-            outdated = not self._shared.code.look() or code.newer(sent.version)
+            outdated = not self._shared.code.glance() or code.newer(sent.version)
             if outdated or sent.root != code.ROOT or sent.view != self._shared.view:
                 peer.answer(frame.declined())
                 return not outdated

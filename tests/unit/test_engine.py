@@ -79,11 +79,26 @@ def test_a_changed_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(code, "ROOT", str(tmp_path))
     monkeypatch.setattr(code, "_EVERY", 0.0)
     seen = code.Code()
-    assert seen.look()
+    assert seen.look() and seen.glance()
+    (source.parent / "__pycache__").mkdir()
+    assert seen.glance()
     os.utime(source, (1, 1))
     assert not seen.look()
     os.utime(source, (2, 2))
-    assert not seen.look(), "once outdated, always"
+    assert not seen.look() and not seen.glance(), "once outdated, always"
+
+
+def test_a_replaced_file_is_seen_at_a_glance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ipam").mkdir()
+    source, other = tmp_path / "ipam" / "one.py", tmp_path / "other.py"
+    source.write_text("1\n")
+    other.write_text("2\n")
+    monkeypatch.setattr(code, "ROOT", str(tmp_path))
+    monkeypatch.setattr(code, "_EVERY", 0.0)
+    seen = code.Code()
+    assert seen.glance()
+    other.replace(source)
+    assert not seen.glance()
 
 
 def test_remarks_go_to_whom_the_thread_works_for(capfd: pytest.CaptureFixture[str]) -> None:
