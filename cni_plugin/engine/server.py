@@ -74,7 +74,7 @@ class Server:
         while not self._stopping:
             life, _, _ = select.select([self._stop, *self._team.life], [], [], _LOOK)
             self._team.miss()
-            if life or not self._team.is_helper and self._is_over():
+            if life or (not self._team.is_helper and self._is_over()):
                 self.stop()
         self._place.leave()  # before anybody stops taking: who connected until now is served
         self._team.dismiss()
