@@ -22,7 +22,7 @@ from cni_plugin.engine.common import Board, SharedSound
 from cni_plugin.engine.peer import Peer
 from cni_plugin.engine.place import Place, Taken
 from cni_plugin.engine.team import Team, processes
-from cni_plugin.engine.worker import Shared, Worker
+from cni_plugin.engine.worker import ENOUGH, Shared, Worker
 from cni_plugin.kernel.netlink.reaper import Reaper
 from cni_plugin.kernel.nft import Nft
 from cni_plugin.wire import frame
@@ -38,9 +38,7 @@ _STACK = 1 << 19  # bytes of a thread's stack; the deepest call needs a fraction
 _COLLECTED = 50_000
 """Objects made between two looks for cycles, of which a call leaves next to none: after 700 they were a third of the
 Python of a call with 200 ports."""
-_ENOUGH = 1
-"""ADDs at work in a process: with more they wait for each other, for one interpreter and one lock of the kernel."""
-_MOMENT = 0.02  # seconds that a connection waits then, for another process or for the ADD to end
+_MOMENT = 0.02  # seconds that a connection waits then, for another process or for what is at work to end
 _LOOK = 2.0  # seconds between two looks at the clock and at the socket's name
 _PATIENCE = frame.DEADLINE + 10
 
@@ -142,23 +140,23 @@ class Server:
         return Peer(connection)
 
     @contextlib.contextmanager
-    def _work_on(self) -> Iterator[None]:
-        """An ADD is worked on meanwhile."""
+    def _work_on(self, weight: int) -> Iterator[None]:
+        """A call is worked on meanwhile."""
         with self._state:
-            self._at_work += 1
+            self._at_work += weight
         try:
             yield
         finally:
             with self._state:
-                self._at_work -= 1
+                self._at_work -= weight
                 self._eased.notify()
 
     def _leave_to_others(self) -> None:
         """Somebody is there. Where there is enough to do, wait a moment before taking him on."""
-        if self._at_work >= _ENOUGH:
+        if self._at_work >= ENOUGH:
             self._team.call()
             with self._state:
-                self._eased.wait_for(lambda: self._at_work < _ENOUGH, _MOMENT)
+                self._eased.wait_for(lambda: self._at_work < ENOUGH, _MOMENT)
 
 
 def serve(idle: float = IDLE, *, log: bool = False) -> int:

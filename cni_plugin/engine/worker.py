@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from cni_plugin import app, delegate, remarks
@@ -35,6 +35,12 @@ class Shared:
     log: bool
 
 
+ENOUGH = 10
+_WEIGHTS = {"ADD": ENOUGH, "DEL": 1}
+"""What calls weigh; a process has ``ENOUGH`` at work. ADDs wait for each other, for one interpreter and one lock of the
+kernel; DELs mostly for the kernel, which deletes links together sooner than one by one (``netlink.reaper``)."""
+
+
 class Worker:
     """Serves connections; one thread uses it."""
 
@@ -46,8 +52,8 @@ class Worker:
     def close(self) -> None:
         self._kernel.host.close()
 
-    def serve(self, peer: Peer, at_work: Callable[[], AbstractContextManager[None]]) -> bool:
-        """One request, ``at_work`` while an ADD is worked on.
+    def serve(self, peer: Peer, at_work: Callable[[int], AbstractContextManager[None]]) -> bool:
+        """One request, ``at_work`` with its weight while it is worked on.
 
         False where it shows that this engine is to make way for another. Raises nothing.
         """
@@ -57,9 +63,7 @@ class Worker:
             if outdated or sent.root != code.ROOT or sent.view != self._shared.view:
                 peer.answer(frame.declined())
                 return not outdated
-            # Removals do not wait for each other: the more there are, the better for all (``netlink.reaper``).
-            adds = sent.environment.get("CNI_COMMAND") == "ADD"
-            with at_work() if adds else nullcontext():
+            with at_work(_WEIGHTS.get(sent.environment.get("CNI_COMMAND", ""), 0)):
                 reply = self._reply(sent, peer)
             peer.answer(reply)
         except (PeerGone, frame.FrameProblem) as error:
