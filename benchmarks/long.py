@@ -79,9 +79,9 @@ def endurance(pairs: int, process: int) -> list[Row]:
 def _used(process: int) -> dict[str, int]:
     found = {"resident_kib": 0, "threads": 0, "descriptors": 0}
     for each in family(process):
-        status = Path(f"/proc/{each}/status").read_text()
-        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-        found["resident_kib"] += int(fields["VmRSS"].split()[0])
+        status = Path(f"/proc/{each}/status").read_text() + Path(f"/proc/{each}/smaps_rollup").read_text()
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        found["resident_kib"] += int(fields["Pss"].split()[0])  # what processes share counts once
         found["threads"] += int(fields["Threads"])
         found["descriptors"] += len(os.listdir(f"/proc/{each}/fd"))
     return found

@@ -7,10 +7,12 @@ import fcntl
 import os
 import socket
 import stat
+import time
 
 BACKLOG = 512
 SOCKET = "engine.sock"
 LOCK = "engine.lock"
+_PATIENCE = 10.0  # seconds for another engine to take the name
 
 
 def folder() -> str:
@@ -78,10 +80,15 @@ class Place:
 
         Of a first process that was killed, a helper does so.
         """
-        if self._lock < 0:
+        until = time.monotonic() + _PATIENCE
+        while self._lock < 0:
             try:
                 self._lock = self._take()
-            except Taken:
+            except Taken:  # by another engine that is about to take the name, or by another helper
+                if self.inherited is not None or not self.stands or time.monotonic() > until:
+                    return
+                time.sleep(0.001)
+            except OSError:  # the folder is gone, and the name with it
                 return
         if self.inherited is None and self.stands:
             os.unlink(self.path)
