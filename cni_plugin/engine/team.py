@@ -15,8 +15,9 @@ import socket
 import time
 from collections.abc import Callable
 
-MOST = 4
-"""Processes; the kernel's lock of links, which all wait for, leaves no more to do at once."""
+MOST = 3
+"""Processes: the kernel's lock of links, which all wait for, leaves no more to do at once, and each that has worked has
+20 MiB of its own."""
 _AWAKE = 50  # milliseconds that a helper looks out for more, once it was called
 
 
@@ -102,6 +103,5 @@ class Team:
 
 
 def processes() -> int:
-    """How many processes an engine has on this machine: one more than there are processors, of which one waits."""
-    processors = len(os.sched_getaffinity(0))
-    return min(MOST, processors + 1) if processors > 1 else 1
+    """How many processes an engine has on this machine."""
+    return min(MOST, len(os.sched_getaffinity(0)))
