@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from functools import cache
 
 import pytest
@@ -30,3 +31,11 @@ def require(kind: str) -> None:
     """Skip the test where this kernel has no such links; "" is always there."""
     if kind and (sentence := problem(kind)):
         pytest.skip(f"this kernel makes no {kind} links ({sentence}); the one of bin/vm does")
+
+
+def require_sctp() -> None:
+    """Skip the test where this kernel has no SCTP."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError as error:
+        pytest.skip(f"this kernel has no SCTP ({error.strerror}); the one of bin/vm does")

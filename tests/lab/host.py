@@ -146,6 +146,9 @@ class Host:
     def serve_udp(self, name: str | None, port: int, address: str = "::") -> traffic.Server:
         return self._serve(name, port, "udp", address)
 
+    def serve_sctp(self, name: str | None, port: int, address: str) -> traffic.Server:
+        return self._serve(name, port, "sctp", address)
+
     def _serve(self, name: str | None, port: int, protocol: str, address: str) -> traffic.Server:
         server = traffic.Server(self._place(name), port, protocol, address)
         self._servers.append(server)

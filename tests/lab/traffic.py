@@ -19,8 +19,13 @@ def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def _kind(protocol: str) -> socket.SocketKind:
-    return {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[protocol]
+def _open(address: str, protocol: str) -> socket.socket:
+    kind, number = {
+        "tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+        "udp": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+        "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+    }[protocol]
+    return socket.socket(_family(address), kind, number)
 
 
 @dataclass
@@ -35,16 +40,16 @@ class Server:
 
     def __post_init__(self) -> None:
         with inside(self.namespace):
-            self._socket = socket.socket(_family(self.address), _kind(self.protocol))
+            self._socket = _open(self.address, self.protocol)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if self._socket.family == socket.AF_INET6:
                 self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             self._socket.bind((self.address, self.port))
-            if self.protocol == "tcp":
+            if self.protocol != "udp":
                 self._socket.listen(64)
         self._socket.settimeout(PAUSE)
         self._ending = threading.Event()
-        work = self._serve_streams if self.protocol == "tcp" else self._serve_datagrams
+        work = self._serve_datagrams if self.protocol == "udp" else self._serve_streams
         self._thread = threading.Thread(target=work, daemon=True)
         self._thread.start()
 
@@ -85,7 +90,7 @@ def fetch(
     deadline = time.monotonic() + timeout
     while True:
         with inside(namespace):
-            client = socket.socket(_family(address), _kind(protocol))
+            client = _open(address, protocol)
         with client:
             try:
                 if source:

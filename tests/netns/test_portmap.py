@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lab import namespaces, seen
+from lab import abilities, namespaces, seen
 from lab.confs import SUBNET, bridge, dual, network, pool, port, ptp, published
 from lab.host import Host, Lan
 from lab.plugins import Cni
-from lab.waiting import PATIENTLY, until
+from lab.waiting import BRIEFLY, PATIENTLY, until
 
 CHAIN = bridge(dual(), isGateway=True, ipMasq=True, hairpinMode=True)
 DRIVERS = {"bridge": CHAIN, "ptp": ptp(dual(), ipMasq=True)}
@@ -221,6 +221,26 @@ def test_check_notices_a_port_that_is_gone(host: Host, cni: Cni) -> None:
     member = Cni._members(conflist, runtime)[1]
     problem = seen.problem(cni, "CHECK", {**member, "prevResult": result}, "/run/netns/c1")
     assert problem["code"] == 104 and "8081" in problem["msg"]
+
+
+def test_an_sctp_port(host: Host, cni: Cni, lan: Lan) -> None:
+    """Published beside the same port of TCP, which is another."""
+    abilities.require_sctp()
+    seen.forward(host)
+    before = host.snapshot()
+    mappings = (port(8080, 80, "sctp"), port(8080, 81))
+    publish(host, cni, *mappings)
+    for address in ("10.80.0.2", "fd80::2"):
+        host.serve_sctp("c1", 80, address)
+    host.serve_tcp("c1", 81)
+    for protocol in ("sctp", "tcp"):
+        assert host.fetch(lan.name, lan.host, 8080, protocol) == lan.outside
+        assert host.fetch(lan.name, lan.host6, 8080, protocol) == lan.outside6
+        assert host.fetch(None, lan.host, 8080, protocol) is not None
+    withdraw(cni, *mappings)
+    assert host.fetch(lan.name, lan.host, 8080, "sctp", timeout=BRIEFLY) is None
+    seen.collect(cni, CHAIN)
+    assert host.changes(before) == []
 
 
 def test_del_needs_no_mappings(host: Host, cni: Cni) -> None:
