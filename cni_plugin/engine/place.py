@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
 import stat
-import time
 
 BACKLOG = 512
 SOCKET = "engine.sock"
 LOCK = "engine.lock"
-_PATIENCE = 10.0  # seconds for another engine to take the name
 
 
 def folder() -> str:
@@ -32,21 +31,16 @@ class Place:
         self.folder = folder()
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         self.path = os.path.join(self.folder, SOCKET)
-        self._lock = self._take()
+        self._lock = os.open(os.path.join(self.folder, LOCK), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise Taken from None
         self.inherited = _inherited()
         self.listener = self.inherited or self._listen()
         self.listener.setblocking(False)
         self._own = _identity(self.path)
-
-    def _take(self) -> int:
-        """The lock's descriptor; raises Taken."""
-        lock = os.open(os.path.join(self.folder, LOCK), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise Taken from None
-        return lock
 
     def _listen(self) -> socket.socket:
         """A socket that only root may connect to, under its name once it is ready and not before."""
@@ -80,20 +74,21 @@ class Place:
 
         Of a first process that was killed, a helper does so.
         """
-        until = time.monotonic() + _PATIENCE
-        while self._lock < 0:
-            try:
-                self._lock = self._take()
-            except Taken:  # by another engine that is about to take the name, or by another helper
-                if self.inherited is not None or not self.stands or time.monotonic() > until:
-                    return
-                time.sleep(0.001)
-            except OSError:  # the folder is gone, and the name with it
-                return
         if self.inherited is None and self.stands:
-            os.unlink(self.path)
-        os.close(self._lock)
-        self._lock = -1
+            self._unname()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _unname(self) -> None:
+        """A helper holds no lock, so the name may be another engine's by now: then it gets it back."""
+        aside = f"{self.path}.{os.getpid()}.gone"
+        with contextlib.suppress(FileNotFoundError):  # another helper was here
+            os.rename(self.path, aside)
+            if _identity(aside) != self._own:
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, self.path)
+            os.unlink(aside)
 
 
 def _inherited() -> socket.socket | None:
