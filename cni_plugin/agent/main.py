@@ -17,6 +17,7 @@ import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 from cni_plugin import __version__
@@ -133,18 +134,16 @@ class Agent:
             await self._first("virtual addresses", Allocator(catalog, store, settings.balancing, metrics))
             await self._first("balancer", Balancer(catalog, settings.balancing, metrics))
         # The HTTP library takes a third of a second to import, for which nobody's names need wait.
-        from discovery.api.server import Api
-        from discovery.health.checker import Checker
-        from discovery.page.pages import routes
-
-        await self._first("checks", Checker(registry, catalog, metrics, scripts=settings.scripts))
+        api_server, checker, pages = await asyncio.to_thread(_http)
+        await self._first("checks", checker.Checker(registry, catalog, metrics, scripts=settings.scripts))
         serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
 
         async def leave() -> None:
             await registry.leave()
             asyncio.get_running_loop().call_later(_FAREWELL, self._ended.set)  # once who asked has been answered
 
-        api = Api(catalog, registry, store, serving, metrics, leave=leave, more=routes(overview))
+        more = pages.routes(overview)
+        api = api_server.Api(catalog, registry, store, serving, metrics, leave=leave, more=more)
         await self._first("http", api)
         gc.freeze()
         return Parts(registry, attachments, dns, api)
@@ -252,6 +251,15 @@ class Agent:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the agent failed: %r", error, exc_info=error)
+
+
+def _http() -> tuple[ModuleType, ModuleType, ModuleType]:
+    """What needs the HTTP library."""
+    from discovery.api import server
+    from discovery.health import checker
+    from discovery.page import pages
+
+    return server, checker, pages
 
 
 def main(arguments: list[str]) -> int:
