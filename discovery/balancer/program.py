@@ -15,8 +15,9 @@ from discovery.balancer import algorithms
 from discovery.balancer.desired import Algorithm, Backend, Frontend, Policy, VirtualService
 from discovery.balancer.rules import (
     COUNTERS,
+    FAR,
     HASHED_SIZES,
-    INSTANCES,
+    NEAR,
     PORT_SLOTS,
     PORTS,
     SELVES,
@@ -294,5 +295,5 @@ def _shared(service: VirtualService | None) -> Iterable[tuple[Key, Data]]:
             protocol = bytes([_NUMBERS[group.frontends[0].protocol], 0, 0, 0])
             version, packed = backend.address.version, backend.address.packed
             key = packed + protocol + backend.port.to_bytes(2, "big") + b"\0\0"
-            yield (INSTANCES[version], key), "near" if backend.local else "far"
+            yield ((NEAR if backend.local else FAR)[version], key), b""
             yield (SELVES[version], packed + packed), b""

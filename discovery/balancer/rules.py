@@ -67,8 +67,9 @@ PORT_SLOTS = {4: "port_slots4", 6: "port_slots6"}
 """``(protocol, published port, slot)`` to ``(address, port)`` of an instance."""
 VIRTUALS = {4: "virtuals4", 6: "virtuals6"}
 """Every virtual address: ``(address,)``."""
-INSTANCES = {4: "instances4", 6: "instances6"}
-"""``(address, protocol, port)`` of every instance to ``near`` or ``far``."""
+NEAR = {4: "near4", 6: "near6"}
+FAR = {4: "far4", 6: "far6"}
+"""``(address, protocol, port)`` of every instance on this host, and of every other."""
 SELVES = {4: "selves4", 6: "selves6"}
 """``(address, the same address)`` of every instance."""
 RANGES = {4: "ranges4", 6: "ranges6"}
@@ -100,7 +101,8 @@ def _sets() -> list[str]:
             f"map {STICKY_SLOTS[version]} {{ typeof {place} . meta priority : {ip} daddr . th dport; }}",
             f"map {PORT_SLOTS[version]} {{ typeof {port} . numgen random mod 2 : {ip} daddr . th dport; }}",
             f"set {VIRTUALS[version]} {{ type {kind}; }}",
-            f"map {INSTANCES[version]} {{ type {kind} . inet_proto . inet_service : verdict; }}",
+            f"set {NEAR[version]} {{ type {kind} . inet_proto . inet_service; }}",
+            f"set {FAR[version]} {{ type {kind} . inet_proto . inet_service; }}",
             f"set {SELVES[version]} {{ type {kind} . {kind}; }}",
             f"set {RANGES[version]} {{ type {kind}; flags interval; }}",
         ]
@@ -212,8 +214,12 @@ def _entrances() -> list[str]:
         _chain(
             "sources",
             "type nat hook postrouting priority srcnat - 5; policy accept;",
-            f"ct status dnat ip daddr . meta l4proto . th dport vmap @{INSTANCES[4]}",
-            f"ct status dnat ip6 daddr . meta l4proto . th dport vmap @{INSTANCES[6]}",
+            # Sets and no map of verdicts: for each of its new elements the kernel would go through all the others.
+            *(
+                f"ct status dnat {ip} daddr . meta l4proto . th dport @{instances[version]} goto {chain}"
+                for chain, instances in (("near", NEAR), ("far", FAR))
+                for version, ip in _ADDRESSES.items()
+            ),
         ),
     ]
 

@@ -36,8 +36,8 @@ _LINKED = (rules.OUTSIDE, rules.TURNING)
 MAPS = tuple(
     names[version]
     for names in (
-        rules.SERVICES, rules.PORTS, rules.SLOTS, rules.STICKY_SLOTS, rules.PORT_SLOTS, rules.VIRTUALS, rules.INSTANCES,
-        rules.SELVES,
+        rules.SERVICES, rules.PORTS, rules.SLOTS, rules.STICKY_SLOTS, rules.PORT_SLOTS,
+        rules.VIRTUALS, rules.NEAR, rules.FAR, rules.SELVES,
     )
     for version in (4, 6)
 )  # fmt: skip
