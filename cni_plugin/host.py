@@ -32,11 +32,15 @@ class Host:
 
     @staticmethod
     def current(kernel: Kernel) -> Host:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
         with open("/proc/uptime", encoding="ascii") as file:
             booted = time.time() - float(file.read().split()[0])
-        return Host(f"/run/weft/{kernel.host.id.inode}", boot, booted)
+        return Host(f"/run/weft/{kernel.host.id.inode}", boot_id(), booted)
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot. Source: ``random(4)``."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from cni_plugin.engine.peer import Peer
 from cni_plugin.engine.place import Place, Taken
 from cni_plugin.engine.team import Team, processes
 from cni_plugin.engine.worker import ENOUGH, Shared, Worker
+from cni_plugin.host import boot_id
 from cni_plugin.kernel.netlink.reaper import Reaper
 from cni_plugin.kernel.nft import Nft
 from cni_plugin.wire import frame
@@ -183,7 +184,7 @@ def serve(idle: float = IDLE, *, log: bool = False) -> int:
 
     def work() -> None:
         memory.keep(board)
-        shared = Shared(Nft(sound=sound), Reaper(), code, frame.view(), _boot(), log)
+        shared = Shared(Nft(sound=sound), Reaper(), code, frame.view(), boot_id(), log)
         server = Server(place, shared, idle, team)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
@@ -214,8 +215,3 @@ def _prepare() -> Code:
             import_module(module)
     sysctl.use_own_proc()
     return Code()
-
-
-def _boot() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()

@@ -83,13 +83,11 @@ class Team:
     def bury(self, until: float) -> None:
         """See the helpers end, and end them at ``until`` (monotonic)."""
         while self.helpers:
-            with contextlib.suppress(ChildProcessError):
-                if os.waitpid(self.helpers[-1], os.WNOHANG)[0] == 0:
-                    if time.monotonic() > until:
-                        os.kill(self.helpers[-1], signal.SIGKILL)
-                    time.sleep(0.005)
-                    continue
-            self.helpers.pop()
+            if time.monotonic() > until:
+                for helper in self.helpers:
+                    os.kill(helper, signal.SIGKILL)
+            time.sleep(0.005)
+            self.miss()
 
     def miss(self) -> None:
         """Notice helpers that have ended by themselves: the others go on."""

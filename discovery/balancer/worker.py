@@ -34,7 +34,6 @@ Problems = dict[str, tuple[str, ...]]
 TURNS = 5
 """So often the kernel is asked by which port an instance is reached, which it may have to find out first."""
 
-
 _WALK = 500
 """Connections that are read in the time that the kernel takes to go through its table."""
 
