@@ -26,8 +26,8 @@ def names(namespace: Namespace) -> list[str]:
 
 
 def eventually(true: Callable[[], bool]) -> bool:
-    """Whether it becomes true within a second: the kernel tells of carriers a little later."""
-    deadline = time.monotonic() + 1
+    """Whether it becomes true within some seconds: the kernel tells of carriers a little later."""
+    deadline = time.monotonic() + 20
     while not true() and time.monotonic() < deadline:
         time.sleep(0.005)
     return true()

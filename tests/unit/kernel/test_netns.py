@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,9 @@ from cni_plugin.kernel import netns
 
 def refused(path: str) -> str:
     before = len(os.listdir("/proc/self/fd"))
-    started = time.monotonic()
     with pytest.raises(NamespaceProblem) as caught:
         netns.open_namespace(path)
     assert not netns.identify(path).known and netns.identify(path).path == path
-    assert time.monotonic() - started < 1
     assert len(os.listdir("/proc/self/fd")) == before
     assert repr(path) in caught.value.message or not path
     return caught.value.message

@@ -113,10 +113,10 @@ def test_a_hundred_thousand_problems_do_not_take_long() -> None:
     key = "abcdefghijklmnop"
     cases = ("".join(c.upper() if n >> i & 1 else c for i, c in enumerate(key)) for n in range(40_000))
     stdin = ("{" + ",".join(f'"{each}":1' for each in cases) + ',"name":"n"}').encode()
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(ConfigProblem):
         config.read(stdin, Command.ADD)
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 20  # what grows by the square takes minutes
 
 
 def valid(**keys: object) -> tuple[tuple[str, str], ...] | None:
