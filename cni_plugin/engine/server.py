@@ -1,8 +1,8 @@
 """The server around the service: threads that take connections in turn, and an orderly end.
 
-One thread at a time waits for a connection; when it has one, the next takes its place. So nobody is woken to hand
-work on, and a client that is stuck occupies one thread until its time is up. A process that has enough to do leaves a
-connection to the others (``team``) for a moment.
+Each thread waits for connections, and the kernel wakes one of them for each. So nobody hands work on, and a client that
+is stuck occupies one thread until its time is up. A process that has enough to do leaves a connection to the others
+(``team``) for a moment.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import gc
 import os
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -52,14 +53,14 @@ class Server:
         self._team = team
         self._shared = shared
         self._idle = idle
-        self._turn = threading.Lock()
         self._state = threading.Lock()
         self._eased = threading.Condition(self._state)
         self._workers = self._busy = self._at_work = 0
         self._last = time.monotonic()
         self._stopping = self._draining = False
         self._stop, self._stop_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._drain, self._drain_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        drain, self._drain_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        team.watch(drain)
 
     def stop(self) -> None:
         """Take no new connections; may be called from anywhere, and twice."""
@@ -118,27 +119,37 @@ class Server:
                     self._workers -= 1
 
     def _next(self) -> Peer | None:
-        """The next connection, None when there will be none. Somebody else waits for the one after."""
-        with self._turn:
-            while True:
-                if not self._draining:
-                    self._team.wait(self._drain)
-                    self._leave_to_others()
-                try:
-                    connection, _ = self._place.listener.accept()
-                    break
-                except BlockingIOError:
-                    if self._draining:
-                        return None
-                except OSError as error:  # no descriptor left, or the caller is gone again
-                    remarks.remark(f"weft: cannot take a connection: {error}\n")
-                    time.sleep(0.05)
-            with self._state:
-                self._busy += 1
-                self._last = time.monotonic()
-                if self._busy == self._workers and self._workers < MOST_WORKERS:
-                    self._hire()
+        """The next connection, None when there will be none."""
+        connection = None
+        while connection is None:
+            draining = self._draining
+            if not draining:
+                self._team.wait()
+            try:
+                connection = self._accept()
+            finally:
+                if not draining:
+                    self._team.pass_on()
+            if connection is None and draining:
+                return None
+        with self._state:
+            self._busy += 1
+            self._last = time.monotonic()
+            if self._busy == self._workers and self._workers < MOST_WORKERS:
+                self._hire()
         return Peer(connection)
+
+    def _accept(self) -> socket.socket | None:
+        if not self._draining:
+            self._leave_to_others()
+        try:
+            return self._place.listener.accept()[0]
+        except BlockingIOError:
+            pass
+        except OSError as error:  # no descriptor left, or the caller is gone again
+            remarks.remark(f"weft: cannot take a connection: {error}\n")
+            time.sleep(0.05)
+        return None
 
     @contextlib.contextmanager
     def _work_on(self, weight: int) -> Iterator[None]:

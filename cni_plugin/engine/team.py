@@ -13,12 +13,13 @@ import select
 import signal
 import socket
 import time
+from _thread import allocate_lock
 from collections.abc import Callable
 
 MOST = 3
 """Processes: the kernel's lock of links, which all wait for, leaves no more to do at once, and each that has worked has
 20 MiB of its own."""
-_AWAKE = 50  # milliseconds that a helper looks out for more, once it was called
+_AWAKE = 0.05  # seconds that a helper looks out for more, once it was called
 
 
 class Team:
@@ -29,6 +30,7 @@ class Team:
         self._listener = listener
         self._call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._life, self._life_end = os.pipe2(os.O_CLOEXEC)
+        self._turn = allocate_lock()
         self.is_helper = self._awake = False
 
     def part(self, count: int, work: Callable[[], None]) -> None:
@@ -59,21 +61,39 @@ class Team:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_write(self._call, 1)
 
-    def wait(self, drain: int) -> None:
-        """Wait for a connection, as a helper for being called, or until there is something to read from ``drain``."""
-        poll = select.poll()
-        poll.register(drain, select.POLLIN)
-        if not self.is_helper or self._awake:
-            poll.register(self._listener, select.POLLIN)
-            if poll.poll(_AWAKE if self.is_helper else None):
-                return
-            poll.unregister(self._listener)
+    def watch(self, drain: int) -> None:
+        """Be ready to wait: in the process that waits, before its first thread does."""
+        self._open, self._called = select.epoll(), select.epoll()
+        for here in (self._open, self._called):
+            here.register(drain, select.EPOLLIN)
+        self._open.register(self._listener, select.EPOLLIN | (0 if self.is_helper else select.EPOLLONESHOT))
+        self._called.register(self._call, select.EPOLLIN)
+
+    def wait(self) -> None:
+        """Wait for a connection, as a helper for being called, or until there is something to read from the drain.
+
+        Many threads may wait, one has the turn when it returns, until it passes it on. Of the first process's threads
+        the kernel wakes that one only, the last that came to wait (EPOLLONESHOT, epoll(7)): a call costs half a
+        millisecond more where another thread is woken to wait in its place.
+        """
+        if not self.is_helper:
+            self._open.poll(maxevents=1)
+            return
+        self._turn.acquire()
+        if self._awake and self._open.poll(_AWAKE, 1):
+            return
         self._awake = False
-        poll.register(self._call, select.POLLIN)
-        poll.poll()
+        self._called.poll(maxevents=1)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._call)
             self._awake = True
+
+    def pass_on(self) -> None:
+        """What was there has been taken: the next connection is another's."""
+        if self.is_helper:
+            self._turn.release()
+        else:
+            self._open.modify(self._listener, select.EPOLLIN | select.EPOLLONESHOT)
 
     def dismiss(self) -> None:
         """Let the helpers end, when what they have taken on is done."""
