@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from _blake2 import blake2b  # hashlib would load OpenSSL, which takes 4 ms
+from functools import lru_cache
 
 from cni_plugin.types import Attachment
 
@@ -26,6 +27,7 @@ _MAC = re.compile(r"^[0-9a-fA-F]{1,2}([:-][0-9a-fA-F]{1,2}){5}$|^[0-9a-fA-F]{4}(
 LONGEST_IDENTIFIER = 255
 
 
+@lru_cache(512)
 def link_name_problem(name: str) -> str:
     """What is wrong with a link's name, "" if nothing is.
 
@@ -69,6 +71,7 @@ def normal_mac(text: str) -> str:
     return ":".join(f"{octet:02x}" for octet in octets)
 
 
+@lru_cache(512)
 def digest(*parts: str) -> str:
     """16 hex digits that stand for the parts; parts cannot run together."""
     text = "\0".join(parts)

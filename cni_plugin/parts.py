@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -124,6 +125,7 @@ def _asked(name: str, request: Request) -> bool:
     return name in keys or offered or "SERVICE_NAME" in request.arguments
 
 
+@cache
 def _module(kind: str, name: str) -> _Module:
     return cast(_Module, import_module(f"cni_plugin.{kind}.{name.replace('-', '_')}"))
 

@@ -207,7 +207,9 @@ def compose(context: Context, parts: Sequence[Part]) -> Plan:
     """One plan from a driver and its features, in their order; each sees the result of those before."""
     whole = Plan(result=context.result)
     for part in parts:
-        step = part.plan(replace(context, result=whole.result))
+        if context.result is not whole.result:
+            context = replace(context, result=whole.result)
+        step = part.plan(context)
         whole = Plan(
             shared=whole.shared + tuple(one for one in step.shared if one not in whole.shared),
             operations=whole.operations + step.operations,

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from ipaddress import ip_address, ip_interface, ip_network
 from json.encoder import encode_basestring_ascii
-from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from cni_plugin import kernel, ops, plan, types
 from cni_plugin.errors import StateDamaged
@@ -90,28 +89,36 @@ def _kinds() -> dict[str, type]:
 
 
 _Writer = Callable[[Any], str]
-_writers: dict[type, _Writer] = {
-    str: encode_basestring_ascii,
-    int: int.__repr__,
-    float: float.__repr__,
-    bool: lambda value: "true" if value else "false",
-    type(None): lambda _: "null",
-}
+
+
+class _Writers(dict[type, _Writer]):
+    """Writers by what they write, each made when it is first needed."""
+
+    def __missing__(self, kind: type) -> _Writer:
+        found = self[kind] = _writer(kind)
+        return found
+
+
+_writers = _Writers(
+    {
+        str: encode_basestring_ascii,
+        int: int.__repr__,
+        float: float.__repr__,
+        bool: lambda value: "true" if value else "false",
+        type(None): lambda _: "null",
+    }
+)
 
 
 def encode(value: object) -> str:
-    """A value of weft's as JSON. Each kind has a writer of its own, in half the time of ``json`` on plain objects."""
-    kind = type(value)
-    writer = _writers.get(kind)
-    if writer is None:
-        writer = _writers[kind] = _writer(kind)
-    return writer(value)
+    """A value of weft's as JSON. Each kind has a writer of its own: ``json`` takes twice as long."""
+    return _writers[type(value)](value)
 
 
 def _writer(kind: type) -> _Writer:
     name = kind.__name__
     if kind is tuple or kind is list:
-        return lambda value: f"[{', '.join([encode(item) for item in value])}]"
+        return lambda value: f"[{', '.join([_writers[item.__class__](item) for item in value])}]"
     if is_dataclass(kind):
         return _structured(name, tuple(one.name for one in fields(kind)))
     if issubclass(kind, StrEnum):
@@ -122,13 +129,10 @@ def _writer(kind: type) -> _Writer:
 
 
 def _structured(name: str, names: tuple[str, ...]) -> _Writer:
-    head = f'{{"{_KIND}": "{name}"'
-    labels = tuple((f', "{each}": ', attrgetter(each)) for each in names)
-
-    def write(value: Any) -> str:
-        return head + "".join([label + encode(get(value)) for label, get in labels]) + "}"
-
-    return write
+    """Made as one expression, as ``dataclasses`` makes its methods: a loop over the fields takes half as long again."""
+    written = "".join([f""" + ', "{each}": ' + writers[(it := value.{each}).__class__](it)""" for each in names])
+    expression = f"""lambda value: '{{"{_KIND}": "{name}"'{written} + '}}'"""
+    return cast(_Writer, eval(expression, {"writers": _writers}))  # of the names in our own classes
 
 
 _SIMPLE: dict[str, Callable[[Any], Any]] = {

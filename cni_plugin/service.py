@@ -93,7 +93,7 @@ class Service:
         """Attach; all of it or nothing."""
         assembly = self._read(request)
         attachment = attachment_of(request)
-        first = self.records.read_network(attachment.network) is None
+        first = not os.path.exists(self.records.network_path(attachment.network))
         try:
             return self._attach(request, assembly, attachment)
         except BaseException:
