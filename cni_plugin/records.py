@@ -179,7 +179,7 @@ class Records:
                 ) from error
 
     def path(self, attachment: types.Attachment) -> str:
-        return os.path.join(self._attachments, f"{attachment_digest(attachment)}.json")
+        return f"{self._attachments}/{attachment_digest(attachment)}.json"
 
     def lock(self, attachment: types.Attachment) -> str:
         """The path of the attachment's lock."""
@@ -187,18 +187,18 @@ class Records:
 
     def lock_of(self, mark: str) -> str:
         """The path of the lock of the attachment that a mark's digest stands for."""
-        return os.path.join(self._attachments, f"{mark}.lock")
+        return f"{self._attachments}/{mark}.lock"
 
     def network_path(self, network: str) -> str:
-        return os.path.join(self._networks, f"{digest('network', network)}.json")
+        return f"{self._networks}/{digest('network', network)}.json"
 
     def network_lock(self, network: str) -> str:
         """The path of the network's lock: shared by its attachments' calls, exclusive to remove the network."""
-        return os.path.join(self._networks, f"{digest('network', network)}.lock")
+        return f"{self._networks}/{digest('network', network)}.lock"
 
     def shared_lock(self) -> str:
         """The path of the lock under which what networks share is made or removed."""
-        return os.path.join(self._networks, "shared.lock")
+        return f"{self._networks}/shared.lock"
 
     def read(self, attachment: types.Attachment) -> Record | None:
         return _read(self.path(attachment), Record)

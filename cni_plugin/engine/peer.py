@@ -28,6 +28,8 @@ class Peer:
         self._connection = connection
         self._until = time.monotonic() + READING
         self.namespace = -1
+        self._said = select.poll()
+        self._said.register(connection, select.POLLIN)
 
     def close(self) -> None:
         self._connection.close()
@@ -93,6 +95,8 @@ class Peer:
     @property
     def waits(self) -> bool:
         """Whether somebody is still there for the answer."""
+        if not self._said.poll(0):
+            return True  # before every step: an exception takes longer
         try:
             return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
         except BlockingIOError:
