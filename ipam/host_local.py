@@ -20,7 +20,7 @@ from cni_plugin.wire.keys import Section, shown
 from ipam.allocate import Taken, next_free
 from ipam.directory import Directory
 from ipam.leases import Leases, looked_at, make_directory, opened, owners, release, release_address
-from ipam.ranges import Pool, Range, described, gateways, read_sets, size
+from ipam.ranges import Pool, Sets, described, gateways, read_sets, size
 from ipam.values import Owner, State
 
 __all__ = [
@@ -217,7 +217,7 @@ def _result(pool: Pool, chosen: tuple[Address, ...]) -> Result:
 
 def _requested(
     ipam: Section,
-    sets: tuple[tuple[Range, ...], ...],
+    sets: Sets,
     arguments: Mapping[str, str],
     args_cni: Section,
     runtime: Section,
@@ -259,11 +259,11 @@ def _asked(arguments: Mapping[str, str], args_cni: Section, runtime: Section) ->
             yield section.at("ips"), text
 
 
-def _place(address: Address, sets: tuple[tuple[Range, ...], ...]) -> int | None:
+def _place(address: Address, sets: Sets) -> int | None:
     return next((place for place, ranges in enumerate(sets) if any(address in each.span for each in ranges)), None)
 
 
-def _unsuited(address: Address, sets: tuple[tuple[Range, ...], ...], kept: frozenset[Address]) -> str:
+def _unsuited(address: Address, sets: Sets, kept: frozenset[Address]) -> str:
     """Why an address cannot be had, "" if it can."""
     place = _place(address, sets)
     if place is None:

@@ -44,6 +44,9 @@ class Range:
     exclude: tuple[Span, ...] = ()
 
 
+Sets = tuple[tuple[Range, ...], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """All of one host-local configuration: where leases are kept and what may be leased.
@@ -54,7 +57,7 @@ class Pool:
 
     network: str
     directory: str
-    sets: tuple[tuple[Range, ...], ...]
+    sets: Sets
     routes: tuple[Route, ...] = ()
     dns: Dns = field(default_factory=Dns)
     requested: tuple[Address, ...] = ()
@@ -65,7 +68,7 @@ def address_at(version: int, number: int) -> Address:
     return IPv4Address(number) if version == 4 else IPv6Address(number)
 
 
-def gateways(sets: tuple[tuple[Range, ...], ...]) -> frozenset[Address]:
+def gateways(sets: Sets) -> frozenset[Address]:
     """The gateways of all ranges: none of them is ever leased, whichever range it lies in."""
     return frozenset(each.gateway for ranges in sets for each in ranges if each.gateway is not None)
 
@@ -95,11 +98,29 @@ def described(ranges: tuple[Range, ...]) -> str:
     return ", ".join(str(each.span) for each in ranges)
 
 
-def read_sets(ipam: Section, runtime: Section, version: str) -> tuple[tuple[Range, ...], ...]:
+_KEYS = ("subnet", "rangeStart", "rangeEnd", "gateway", "exclude", "ranges")
+_read: dict[str, Sets] = {}
+_MOST_READ, _LONGEST_TEXT = 256, 4096
+
+
+def read_sets(ipam: Section, runtime: Section, version: str) -> Sets:
     """All sets of a configuration: ``runtimeConfig.ipRanges``, then ``subnet`` …, then ``ranges``.
 
-    What is wrong is noted in the section's problems; what is returned is then not to be used.
+    What is wrong is noted in the section's problems; what is returned is then not to be used. What was read before
+    without a problem is remembered by its text: a network's is the same for each of its containers.
     """
+    text = repr([version, runtime.raw("ipRanges"), *(ipam.raw(key) for key in _KEYS)])
+    sets = _read.get(text)
+    if sets is None:
+        sets = _sets(ipam, runtime, version)
+        if not ipam.problems.found and len(text) < _LONGEST_TEXT:
+            if len(_read) >= _MOST_READ:
+                _read.clear()
+            _read[text] = sets
+    return sets
+
+
+def _sets(ipam: Section, runtime: Section, version: str) -> Sets:
     common = tuple(_spans(ipam, "exclude"))
     named: list[list[tuple[str, Range]]] = list(_nested(runtime, "ipRanges", common))
     if "subnet" in ipam:

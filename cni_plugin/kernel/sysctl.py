@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import lru_cache
 
 from cni_plugin.errors import KernelRefused, Missing
 
@@ -85,15 +86,22 @@ class Sysctls:
             raise KernelRefused(f"{setting}: the kernel says {error.strerror}", hint=hint) from error
 
     def _open(self, key: str, flags: int) -> int:
-        wrong = problem(key)
-        if wrong:
-            raise KernelRefused(f"cannot use the sysctl {key!r}: it {wrong}")
-        folder = next((folder for folder in _FOLDERS if key.startswith(folder)), "")
+        folder, rest = _place(key)
         if not folder:
             return os.open(_ROOT + key, flags | os.O_CLOEXEC)
         if folder not in self._folders:
             self._folders[folder] = _open_folder(folder)
-        return os.open(key.removeprefix(folder), flags | os.O_CLOEXEC, dir_fd=self._folders[folder])
+        return os.open(rest, flags | os.O_CLOEXEC, dir_fd=self._folders[folder])
+
+
+@lru_cache(512)
+def _place(key: str) -> tuple[str, str]:
+    """The folder that is kept open and the way from there, ("", key) elsewhere. Raises KernelRefused for no key."""
+    wrong = problem(key)
+    if wrong:
+        raise KernelRefused(f"cannot use the sysctl {key!r}: it {wrong}")
+    folder = next((folder for folder in _FOLDERS if key.startswith(folder)), "")
+    return folder, key.removeprefix(folder)
 
 
 def problem(key: str) -> str:
