@@ -18,11 +18,15 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
 #define LONGEST_INPUT ((1u << 20) + 1)
 #define LONGEST_REPLY (1u << 26)
 #define LONGEST_VARIABLES (1u << 17)
@@ -238,7 +242,7 @@ static void start_engine(const char *folder) {
     int nothing = open("/dev/null", O_RDWR);
     for (int each = 0; each < 3; each++)
         dup2(nothing, each);
-    for (int each = 3; close_range(3, ~0u, 0) && each < 4096; each++)
+    for (int each = 3; syscall(SYS_close_range, 3, ~0u, 0) && each < 4096; each++)
         close(each);
     if (chdir("/"))
         _exit(1);
