@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import struct
 from _socket import inet_pton
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 from cni_plugin.errors import KernelRefused
 from cni_plugin.kernel.netlink.reader import AF_INET, AF_INET6, CHOICES, Row, table
 
+_HEAD = struct.Struct("=HH").pack
+Write = Callable[[Any], bytes]
+Known = tuple[int, int, Row, "Write | None"]
+"""An attribute's number and flags, its row in the table, and what writes its value."""
 Given = tuple[Any, ...] | list[Any]
 """Name, value, and perhaps flags of the attribute (0x8000: it says that it holds others)."""
 
@@ -30,50 +36,73 @@ class Around:
 
 def attributes(layout: Any, fields: dict[str, Any], given: list[Given]) -> bytes:
     """The attributes of a message or of a nested one, one after the other, as bytes."""
-    numbers = _named(layout)
-    around = Around(fields, given)
+    known = _named(layout)
     out = bytearray()
     for one in given:
-        if one[0] not in numbers:
+        if one[0] not in known:
             raise KernelRefused(f"cannot write the netlink attribute {one[0]}: there is none of that name")
-        number, row = numbers[one[0]]
-        flags = one[2] if len(one) > 2 else getattr(row[2], "nla_flags", 0)
-        payload = _payload(layout, around, row, one[1])
-        out += struct.pack("=HH", len(payload) + 4, number | flags) + payload + b"\0" * (-len(payload) % 4)
+        number, flags, row, write = known[one[0]]
+        if len(one) > 2:
+            flags = one[2]
+        payload = write(one[1]) if write is not None else _chosen(layout, Around(fields, given), row, one[1])
+        out += _HEAD(len(payload) + 4, number | flags) + payload + b"\0" * (-len(payload) % 4)
     return bytes(out)
 
 
-def _named(layout: Any) -> dict[str, tuple[int, Row]]:
+def _named(layout: Any) -> dict[str, Known]:
     """A pyroute2 class's attributes by name."""
     if layout not in _names:
-        _names[layout] = {row[0]: (number, row) for number, row in table(layout).items()}
+        rows = table(layout).items()
+        _names[layout] = {row[0]: (number, getattr(row[2], "nla_flags", 0), row, _writer(row)) for number, row in rows}
     return _names[layout]
 
 
-_names: dict[Any, dict[str, tuple[int, Row]]] = {}
+_names: dict[Any, dict[str, Known]] = {}
 
 
-def _payload(layout: Any, around: Around, row: Row, value: Any) -> bytes:
-    name, kind, inner = row[:3]
-    if kind in ("asciiz", "string"):
-        return str(value).encode("utf-8", "surrogateescape") + b"\0"
-    if kind == "l2addr":
-        return bytes.fromhex(value.replace(":", ""))
-    if kind in ("ip4addr", "ip6addr", "ipaddr", "target"):
-        return _address(value)
-    if kind == "flag":
-        return b""
+def _writer(row: Row) -> Write | None:
+    """What writes an attribute's value, None where that is chosen by what is beside it."""
+    name, kind, inner, plain = row
     if name == "RTA_VIA":
-        return struct.pack("=H", value["family"]) + _address(value["addr"])
-    if name in CHOICES:
-        inner = CHOICES[name](around, layout)
+        return _via
+    if kind in _WRITERS:
+        return _WRITERS[kind]
+    if name in CHOICES or not isinstance(inner, type):
+        return None
+    if plain is not None:
+        return struct.Struct(cast(Any, inner).fields[0][1]).pack
+    return partial(_structured, inner)
+
+
+def _chosen(layout: Any, around: Around, row: Row, value: Any) -> bytes:
+    inner = CHOICES[row[0]](around, layout) if row[0] in CHOICES else None
     if not isinstance(inner, type):
-        raise KernelRefused(f"cannot write the netlink attribute {name}: its layout is not known")
+        raise KernelRefused(f"cannot write the netlink attribute {row[0]}: its layout is not known")
     return _structured(inner, value)
+
+
+def _text(value: Any) -> bytes:
+    return str(value).encode("utf-8", "surrogateescape") + b"\0"
+
+
+def _hardware(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
 
 
 def _address(text: str) -> bytes:
     return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
+
+
+def _via(value: dict[str, Any]) -> bytes:
+    return struct.pack("=H", value["family"]) + _address(value["addr"])
+
+
+_WRITERS: dict[str, Write] = {
+    **dict.fromkeys(("asciiz", "string"), _text),
+    **dict.fromkeys(("ip4addr", "ip6addr", "ipaddr", "target"), _address),
+    "l2addr": _hardware,
+    "flag": lambda _: b"",
+}
 
 
 def _structured(layout: Any, value: Any) -> bytes:
