@@ -113,11 +113,11 @@ def test_remarks_go_to_whom_the_thread_works_for(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr().err == "for the log"
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["musl-gcc", "cc"])
+def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The C client, whose Python is a script that says how it was called."""
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler here: bin/setup takes the client in Python then")
+    if shutil.which(request.param) is None:
+        pytest.skip(f"no {request.param} here: bin/setup takes another compiler then, or the client in Python")
     folder = tmp_path_factory.mktemp("client with a space")
     python = folder / "python"
     python.write_text('#!/bin/sh\necho "python $*"\ncat\n')
@@ -128,7 +128,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return done.returncode == 0 and "warning" not in done.stderr
 
     compiled = folder / "compiled"
-    assert shim_build.compile_client(str(compiled), run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CC", request.param)
+        assert shim_build.compile_client(str(compiled), run)
     paths = {"python": str(python), "launcher": '/launch"er', "engine": "/engine", "root": str(folder)}
     (folder / "bridge").write_bytes(shim_build.fill(compiled.read_bytes(), paths))
     (folder / "bridge").chmod(0o755)
