@@ -11,6 +11,7 @@ from unit.kernel.place import Place
 from cni_plugin.errors import Exists, KernelLacks, KernelRefused, Missing, NamespaceProblem
 from cni_plugin.kernel import BridgeVlan, Namespace, Peer
 from cni_plugin.kernel.snapshot import snapshot
+from lab.waiting import PATIENTLY
 
 MAC, PEER_MAC, BRIDGE_MAC = "02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:00:00:01"
 
@@ -27,7 +28,7 @@ def names(namespace: Namespace) -> list[str]:
 
 def eventually(true: Callable[[], bool]) -> bool:
     """Whether it becomes true within some seconds: the kernel tells of carriers a little later."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENTLY
     while not true() and time.monotonic() < deadline:
         time.sleep(0.005)
     return true()

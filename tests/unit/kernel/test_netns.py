@@ -6,19 +6,23 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cni_plugin.errors import KernelRefused, NamespaceProblem
 from cni_plugin.kernel import netns
+from lab.waiting import PATIENTLY
 
 
 def refused(path: str) -> str:
     before = len(os.listdir("/proc/self/fd"))
+    started = time.monotonic()
     with pytest.raises(NamespaceProblem) as caught:
         netns.open_namespace(path)
     assert not netns.identify(path).known and netns.identify(path).path == path
+    assert time.monotonic() - started < PATIENTLY
     assert len(os.listdir("/proc/self/fd")) == before
     assert repr(path) in caught.value.message or not path
     return caught.value.message

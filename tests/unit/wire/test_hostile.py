@@ -13,6 +13,7 @@ from cni_plugin import app
 from cni_plugin.types import Result
 from cni_plugin.wire import versions
 from cni_plugin.wire.request import Request
+from lab.waiting import PATIENTLY
 
 GOOD = b'{"cniVersion":"1.0.0","name":"n","type":"bridge"}'
 ENVIRON = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_NETNS": "/run/netns/a", "CNI_IFNAME": "eth0"}
@@ -170,9 +171,9 @@ def refused(environ: dict[str, str], stdin: bytes) -> dict[str, object]:
 @pytest.mark.parametrize("case", STDIN)
 def test_standard_input(case: str) -> None:
     code, stdin = STDIN[case]
-    started = time.thread_time()
+    started = time.monotonic()
     assert refused(ENVIRON, stdin)["code"] == code
-    assert time.thread_time() - started < 10
+    assert time.monotonic() - started < PATIENTLY  # neither works nor waits for long
 
 
 @pytest.mark.parametrize("case", ENVIRONMENT)
