@@ -82,9 +82,9 @@ def turns(sides: Sequence[Side], rounds: int) -> Iterator[tuple[int, Side]]:
 
     They take 160 ms and would empty the caches of the one who comes next; the ratios are of calls that follow closely.
     """
-    together = [one for one in sides if one.contender is not IN_PROCESS]
+    others = [one for one in sides if one.contender is not IN_PROCESS]
     alone = [one for one in sides if one.contender is IN_PROCESS]
-    for group in filter(None, (together, alone)):
+    for group in filter(None, (others, alone)):
         for turn in range(rounds + 1):
             for one in group[turn % len(group) :] + group[: turn % len(group)]:
                 yield turn, one

@@ -122,14 +122,12 @@ class Server:
         """The next connection, None when there will be none."""
         connection = None
         while connection is None:
-            draining = self._draining
-            if not draining:
-                self._team.wait()
+            draining = self._draining  # then nobody waits: the drain stays readable
+            self._team.wait()
             try:
                 connection = self._accept()
             finally:
-                if not draining:
-                    self._team.pass_on()
+                self._team.pass_on()
             if connection is None and draining:
                 return None
         with self._state:
