@@ -107,8 +107,9 @@ def _exchange(connection: socket, request: bytes) -> tuple[bool, int, bytes, byt
     if descriptor >= 0:
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptor.to_bytes(4, sys.byteorder))]
     try:
-        sent = connection.sendmsg([request], ancillary)
-        connection.sendall(request[sent:])
+        rest = request[connection.sendmsg([request], ancillary) :]
+        if rest:  # sending nothing fails, too, where the engine has answered and closed already
+            connection.sendall(rest)
         data = b""
         while _missing(data):
             piece = connection.recv(1 << 18)
