@@ -205,11 +205,16 @@ def changing(folder: str) -> Iterator[None]:
 
 
 def write(folder: str, name: str, content: Json) -> str:
-    """Write ``NAME.conflist`` whole, never over another file; its path. Raises Conflict and StateDamaged."""
+    """Write ``NAME.conflist`` whole, never over another file; its path. Raises Conflict and StateDamaged.
+
+    The folder is held (``changing``): what one that was killed has left is the next one's to remove.
+    """
     path = os.path.join(folder, f"{name}{_LIST}")
-    temporary = os.path.join(folder, f".{os.getpid()}.weft-new")
+    temporary = os.path.join(folder, ".weft-new")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)  # not truncated: it may be a second name of a network that is there
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         with open(descriptor, "w", encoding="ascii") as file:
             json.dump(content, file, indent=2)
             file.write("\n")

@@ -5,6 +5,7 @@ Made by bin/setup for a checkout and by ``weft install`` for an installed packag
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -131,6 +132,8 @@ def make(folder: str, installation: Installation, compiled: bytes | None, *, rep
     for name in NAMES:
         link = os.path.join(folder, name)
         if not (os.path.islink(link) and os.readlink(link) == OWN_NAME):
+            with contextlib.suppress(FileNotFoundError):  # of one that was killed
+                os.unlink(f"{link}.new")
             os.symlink(OWN_NAME, f"{link}.new")
             os.replace(f"{link}.new", link)
 

@@ -43,7 +43,7 @@ class Place:
     def listen(self) -> None:
         """Be found. A socket that only root may connect to, under its name once it is ready and not before."""
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        temporary = f"{self.path}.{os.getpid()}"
+        temporary = f"{self.path}.new"  # one name, which the lock makes ours: of one that was killed it is taken
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         before = os.umask(0o177)

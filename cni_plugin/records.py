@@ -20,7 +20,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from json.encoder import encode_basestring_ascii
 from typing import Any, TypeVar, cast
 
-from cni_plugin import kernel, ops, plan, types
+from cni_plugin import files, kernel, ops, plan, types
 from cni_plugin.errors import StateDamaged
 from cni_plugin.names import attachment_digest, attachment_mark, digest
 from cni_plugin.remarks import remark
@@ -169,14 +169,7 @@ class Records:
     def prepare(self) -> None:
         """Make the folders, private to root. Raises StateDamaged where that fails."""
         for folder in (self._attachments, self._networks):
-            if os.path.isdir(folder):
-                continue
-            try:
-                os.makedirs(folder, mode=0o700, exist_ok=True)
-            except OSError as error:
-                raise StateDamaged(
-                    f"cannot make the folder {folder}: {error.strerror}", hint="weft keeps its records there"
-                ) from error
+            files.make_folder(folder, "its records")
 
     def path(self, attachment: types.Attachment) -> str:
         return f"{self._attachments}/{attachment_digest(attachment)}.json"
@@ -355,34 +348,10 @@ def _write(path: str, record: Record | NetworkRecord) -> None:
     inner = "".join(f', "{name}": {text}' for name, (_, text) in texts.items())
     body = f'{{"schema": {SCHEMA}, "record": {{"{_KIND}": "{type(record).__name__}"{inner}}}}}'.encode()
     content = f"{zlib.crc32(body):08x}\n".encode() + body
-    temporary = f"{path[: -len('.json')]}.tmp"
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            _whole(descriptor, content)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise StateDamaged(
-            f"cannot write the record {path}: {error.strerror}", hint="make room in /run, or mount it writable"
-        ) from error
-
+    files.write(path, content, "the record")
     _know(path, _Known(content, record, texts))
-
-
-def _whole(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
 
 
 def _remove(path: str) -> None:
     _known.pop(path, None)
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StateDamaged(f"cannot remove the record {path}: {error.strerror}") from error
+    files.remove(path, "the record")

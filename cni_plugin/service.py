@@ -260,6 +260,7 @@ class Service:
             return
         with contextlib.suppress(Busy, StateDamaged, OSError), locks.hold(path, patience=0):
             if not os.path.exists(record):
+                self.records.remove_network(network)  # what a writer that was killed left of it
                 os.unlink(path)
 
     def undo(self, record: Record) -> list[WeftError]:

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from cni_plugin import locks
-from cni_plugin.errors import StateDamaged
+from cni_plugin import files, locks
 from cni_plugin.types import NamespaceId
 from ipam.dhcp import problem
 from ipam.dhcp_client import Asking, Given
@@ -61,10 +60,7 @@ class Leases:
 
     def prepare(self) -> None:
         """Make the folder. Raises StateDamaged where that fails."""
-        try:
-            os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise StateDamaged(f"cannot make the folder {self.folder}: {error.strerror}") from error
+        files.make_folder(self.folder, "the leases of DHCP")
 
     def _path(self, key: str) -> str:
         return os.path.join(self.folder, key + _ENDING)
@@ -99,28 +95,11 @@ class Leases:
 
     def write(self, held: Held) -> None:
         """Raises StateDamaged where it cannot be written."""
-        path = self._path(held.key)
-        temporary = os.path.join(self.folder, f"{held.key}.tmp")
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            with open(descriptor, "w", encoding="ascii") as file:
-                json.dump(_plain(held), file)
-            os.replace(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise StateDamaged(
-                f"cannot write the lease {path}: {error.strerror}", hint="make room in /run, or mount it writable"
-            ) from error
+        files.write(self._path(held.key), json.dumps(_plain(held)).encode(), "the lease")
 
     def remove(self, key: str) -> None:
         """Missing is fine. Raises StateDamaged."""
-        try:
-            os.unlink(self._path(key))
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise StateDamaged(f"cannot remove the lease {self._path(key)}: {error.strerror}") from error
+        files.remove(self._path(key), "the lease")
 
 
 def _plain(held: Held) -> dict[str, object]:

@@ -27,7 +27,7 @@ from cni_plugin.agent.attachments import Attachments
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
 from cni_plugin.daemons import LOOKED
-from cni_plugin.errors import WeftError
+from cni_plugin.errors import StateDamaged, WeftError
 from cni_plugin.host import Look
 from cni_plugin.kernel.linux import LinuxKernel
 from cni_plugin.place import Place, Taken
@@ -239,8 +239,8 @@ class Agent:
             try:
                 reports.write(self._folder, now)
                 self._reported = now
-            except OSError as error:
-                log.warning("cannot write %s: %s", reports.NAME, error)
+            except StateDamaged as error:
+                log.warning("%s", error.message)
 
     def _task(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]

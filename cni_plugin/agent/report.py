@@ -6,6 +6,8 @@ import json
 import os
 from dataclasses import asdict, dataclass
 
+from cni_plugin import files
+
 NAME = "agent.json"
 STAY = "agent.stay"
 """A file: while it is there, an agent that an attachment started stays, also without anything to do."""
@@ -28,12 +30,8 @@ class Report:
 
 
 def write(folder: str, report: Report) -> None:
-    """Replace the file. Raises OSError."""
-    path = os.path.join(folder, NAME)
-    temporary = f"{path}.{os.getpid()}"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-        json.dump(asdict(report), file)
-    os.rename(temporary, path)
+    """Replace the file. Raises StateDamaged."""
+    files.write(os.path.join(folder, NAME), json.dumps(asdict(report)).encode(), "the agent's report")
 
 
 def read(folder: str) -> Report | None:

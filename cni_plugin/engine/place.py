@@ -45,7 +45,9 @@ class Place:
     def _listen(self) -> socket.socket:
         """A socket that only root may connect to, under its name once it is ready and not before."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        temporary = f"{self.path}.{os.getpid()}"
+        temporary = f"{self.path}.new"  # one name, which the lock makes ours: of one that was killed it is taken
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         try:
             before = os.umask(0o177)
             try:

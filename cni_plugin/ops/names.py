@@ -6,12 +6,13 @@ import contextlib
 import os
 from dataclasses import dataclass
 
+from cni_plugin import files
 from cni_plugin.daemons import Daemon
-from cni_plugin.errors import StateDamaged
 from cni_plugin.names import mark_digest
 from cni_plugin.plan import Machine, Operation
 
 FOLDER = "names"
+_WHAT = "the container's names"
 SOCKET = "agent.sock"
 _AGENT = Daemon("cni_plugin.agent.main", "answers names and registers services", "weft agent")
 
@@ -31,13 +32,13 @@ class Announced(Operation):
     def apply(self, machine: Machine) -> bool:
         path = self._path(machine)
         if _content(path) != self.document:
-            _replace(path, self.document)
+            files.make_folder(os.path.dirname(path), "containers' names")
+            files.write(path, self.document.encode(), _WHAT)
         _AGENT.ensure(_socket(machine))
         return True
 
     def undo(self, machine: Machine) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path(machine))
+        files.remove(self._path(machine), _WHAT)
         tell(_socket(machine))
 
     def lacks(self, machine: Machine) -> str | None:
@@ -79,26 +80,3 @@ def _content(path: str) -> str | None:
             return file.read()
     except (OSError, UnicodeDecodeError):
         return None
-
-
-def _replace(path: str, document: str) -> None:
-    """Raises StateDamaged where the folder cannot be used."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        try:
-            with open(temporary, "x", encoding="utf-8", opener=_private) as file:
-                file.write(document)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise StateDamaged(
-            f"cannot write {path}: {error.strerror}", hint="weft keeps containers' names there"
-        ) from error
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

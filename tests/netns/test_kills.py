@@ -12,7 +12,8 @@ from itertools import count
 import pytest
 
 from cni_plugin.executor import unwatched
-from lab.calls import Answer, Steps, killed
+from cni_plugin.files import UNFINISHED
+from lab.calls import Answer, Steps, files, killed
 from lab.cases import CASES, Case, sampled
 from lab.ground import Ground, rest
 from lab.host import Host
@@ -63,6 +64,7 @@ def _delete(victim: Victim, at: int) -> None:
     """DEL ends it."""
     answer = victim.call("DEL")
     assert answer.ok, (at, answer)
+    assert not [path for path in files() if "/attachments/" in path and path.endswith(UNFINISHED)], at
     assert victim.left() == [], at
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("cni_plugin", "ipam", "store", "discovery")
 
 GROUND = frozenset(
-    {"cni_plugin", "errors", "types", "names", "locks", "plugins", "remarks", "rules", "daemons", "place"}
+    {"cni_plugin", "errors", "types", "names", "files", "locks", "plugins", "remarks", "rules", "daemons", "place"}
 )
 FOUNDATION = GROUND | {"wire", "ipam", "store", "kernel", "delegate"}
 PLANNING = frozenset({"plan", "ops"})
@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     **dict.fromkeys(("ipam", "store", "kernel", "delegate"), GROUND | {"wire"}),
     **dict.fromkeys(PLANNING, FOUNDATION | PLANNING),
     # Pure: of IPAM and the kernel they see the values alone.
-    **dict.fromkeys(PARTS, (GROUND - {"locks"}) | {"wire"} | PLANNING | PARTS),
+    **dict.fromkeys(PARTS, (GROUND - {"files", "locks"}) | {"wire"} | PLANNING | PARTS),
     **dict.fromkeys(DOING, FOUNDATION | PLANNING | DOING),
     **dict.fromkeys(SERVICE, SERVING),
     **dict.fromkeys(TOP, SERVING | TOP),

@@ -1,0 +1,164 @@
+"""Files that are there whole or not at all, whoever is killed while he writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cni_plugin import conflists, files, installation
+from cni_plugin.daemons import Daemon
+from cni_plugin.engine import place as engine_place
+from cni_plugin.errors import StateDamaged
+from cni_plugin.host import Host
+from cni_plugin.kernel.fake import FakeKernel
+from cni_plugin.place import Place
+from cni_plugin.plugins import NAMES, OWN_NAME
+from lab.calls import Weft
+from lab.confs import dual, network
+
+NETNS = "/run/netns/c1"
+WRITING = ("replace", "rename", "link")
+"""What of ``os`` puts a file that has been written into its place."""
+
+
+def killed(work: Callable[[], object], at: int) -> bool:
+    """Do it in a child that gets SIGKILL before it puts its file number ``at`` into its place; False if it ended."""
+    child = os.fork()
+    if not child:
+        left = at
+        try:
+
+            def dying(real: Callable[..., None]) -> Callable[..., None]:
+                def put(*given: object, **rest: object) -> None:
+                    nonlocal left
+                    if not left:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    left -= 1
+                    real(*given, **rest)
+
+                return put
+
+            for name in WRITING:
+                setattr(os, name, dying(getattr(os, name)))
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def present(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+def test_a_file_is_replaced_whole_and_private(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.json")
+    for content in (b"one", b"", b"x" * 100_000):
+        files.write(path, content, "the file")
+        assert Path(path).read_bytes() == content
+        assert os.stat(path).st_mode & 0o777 == 0o600
+    assert present(tmp_path) == {"a.json"}
+    for _ in range(2):
+        files.remove(path, "the file")
+        assert present(tmp_path) == set()
+
+
+def test_what_a_killed_writer_left_goes_with_the_file_and_with_the_next(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.json")
+    assert killed(lambda: files.write(path, b"new", "the file"), 0)
+    assert present(tmp_path) == {"a.tmp"}
+    files.remove(path, "the file")
+    assert present(tmp_path) == set()
+    files.write(path, b"old", "the file")
+    assert killed(lambda: files.write(path, b"new" * 9, "the file"), 0)
+    assert (Path(path).read_bytes(), present(tmp_path)) == (b"old", {"a.json", "a.tmp"})
+    files.write(path, b"newer", "the file")
+    assert (Path(path).read_bytes(), present(tmp_path)) == (b"newer", {"a.json"})
+
+
+def test_what_cannot_be_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for work, said in (
+        (lambda: files.write(str(tmp_path / "no" / "a.json"), b"", "the lease"), "cannot write the lease .*No such"),
+        (lambda: files.remove(str(tmp_path / "file" / "a"), "the lease"), "cannot remove the lease .*Not a dir"),
+        (lambda: files.make_folder(str(tmp_path / "file" / "a"), "its records"), "cannot make the folder .*Not a dir"),
+    ):
+        with pytest.raises(StateDamaged, match=said):
+            work()
+    (tmp_path / "a.tmp").symlink_to(tmp_path / "file")
+    with pytest.raises(StateDamaged):
+        files.write(str(tmp_path / "a.json"), b"planted", "the lease")
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_del_leaves_nothing_of_an_add_that_was_killed_while_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file that an ADD writes: the records of attachment and network, the container's names, and the lease."""
+    monkeypatch.setattr(Daemon, "ensure", lambda self, path: None)
+    run, pool = tmp_path / "run", {"dataDir": str(tmp_path / "leases")}
+    conf = network("weft", dual(**pool), driver="bridge", bridge="br0", isGateway=True, names={})
+
+    def host() -> Weft:
+        kernel = FakeKernel()
+        kernel.add(NETNS)
+        return Weft(kernel, Host(str(run), "boot", 0.0))
+
+    killings = 0
+    while killed(lambda: host().add(conf, NETNS), killings):
+        unfinished = {path for path in present(run) if path.endswith(files.UNFINISHED)}
+        assert len(unfinished) <= 1, killings
+        host().delete(conf, NETNS)
+        left = {path for path in present(run) if not path.startswith(("ipam/", "networks/"))}
+        assert left == set(), killings
+        killings += 1
+        if any((run / "networks").glob("*.json")):
+            continue
+        assert not list((run / "networks").glob(f"*{files.UNFINISHED}")), killings
+    assert killings > 5
+
+
+def test_a_network_that_was_not_made_whole_is_not_there(tmp_path: Path) -> None:
+    """Also where it had its name already, and only the second name of its file was still to go."""
+    content = {"name": "blue", "plugins": []}
+    assert killed(lambda: conflists.write(str(tmp_path), "blue", content), 0)
+    assert present(tmp_path) == {".weft-new"} and conflists.listed(str(tmp_path))[0] == []
+    os.rename(tmp_path / ".weft-new", tmp_path / "red.conflist")
+    os.link(tmp_path / "red.conflist", tmp_path / ".weft-new")
+    path = Path(conflists.write(str(tmp_path), "blue", {"name": "other"}))
+    assert present(tmp_path) == {"blue.conflist", "red.conflist"}
+    assert json.loads((tmp_path / "red.conflist").read_text()) == content
+    assert json.loads(path.read_text()) == {"name": "other"}
+
+
+def test_an_installation_that_was_killed_is_made_again(tmp_path: Path) -> None:
+    """At any moment: the next one ends it, and leaves no file of another name."""
+    scripts, folder = tmp_path / "scripts", tmp_path / "cni"
+    scripts.mkdir()
+    one = installation.Installation("/usr/bin/python3", "/nowhere", (), str(scripts))
+    wanted = {OWN_NAME, *NAMES}
+    for at in range(len(wanted) + 2):  # beside the executables: two scripts
+        assert killed(lambda: installation.make(str(folder), one, None, replace=False), at)
+        installation.make(str(folder), one, None, replace=False)
+        assert present(folder) == wanted, at
+        assert not [name for name in present(scripts) if name.endswith(".new")], at
+        shutil.rmtree(folder)
+        for path in scripts.iterdir():
+            path.unlink()
+
+
+def test_a_daemon_that_was_killed_before_it_could_be_found_leaves_no_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_place, "folder", lambda: str(tmp_path / "engine"))
+    for make in (lambda: Place(str(tmp_path), "daemon"), engine_place.Place):
+        assert killed(make, 0)
+        there = make()
+        assert not [name for name in present(tmp_path) if name.endswith(".new")]
+        there.leave()
+        there.listener.close()
