@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 
+_BACKLOG = 128
 _PATIENCE = 2.0  # seconds for another keeper to finish leaving
 _CREDENTIALS = struct.Struct("=iII")
 
@@ -41,25 +42,14 @@ class Place:
         self.listen()
 
     def listen(self) -> None:
-        """Be found. A socket that only root may connect to, under its name once it is ready and not before."""
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        temporary = f"{self.path}.new"  # one name, which the lock makes ours: of one that was killed it is taken
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        before = os.umask(0o177)
-        try:
-            self.listener.bind(temporary)
-        finally:
-            os.umask(before)
-        self.listener.listen(128)
-        self.listener.setblocking(False)
-        os.rename(temporary, self.path)
-        self._own = _identity(self.path)
+        """Be found."""
+        self.listener = listening(self.path, _BACKLOG)
+        self._own = identity(self.path)
 
     @property
     def stands(self) -> bool:
         """Whether callers still find this daemon."""
-        return self._own is not None and _identity(self.path) == self._own
+        return self._own is not None and identity(self.path) == self._own
 
     def leave(self) -> None:
         """Be found no more."""
@@ -79,7 +69,32 @@ class Place:
         return None
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def listening(path: str, backlog: int) -> socket.socket:
+    """A socket that only root may connect to, under its name once it is ready and not before. Raises OSError.
+
+    Its caller holds a lock: until then it has one name, and what one that was killed left under it is removed.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    temporary = f"{path}.new"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        before = os.umask(0o177)
+        try:
+            listener.bind(temporary)
+        finally:
+            os.umask(before)
+        listener.listen(backlog)
+        listener.setblocking(False)
+        os.rename(temporary, path)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """The device and the inode of what a path leads to, None where it leads to nothing."""
     try:
         about = os.stat(path)
     except OSError:

@@ -242,7 +242,8 @@ class Records:
                 names = set(os.listdir(folder))
                 for name in sorted(names):
                     stem, _, ending = name.rpartition(".")
-                    if ending in ("tmp", "damaged") or (ending == "lock" and f"{stem}.json" not in names):
+                    stray = ending == "lock" and f"{stem}.json" not in names
+                    if stray or name.endswith((files.UNFINISHED, ".damaged")):
                         found.append(os.path.join(folder, name))
         return found
 

@@ -30,7 +30,7 @@ from cni_plugin.daemons import LOOKED
 from cni_plugin.errors import StateDamaged, WeftError
 from cni_plugin.host import Look
 from cni_plugin.kernel.linux import LinuxKernel
-from cni_plugin.place import Place, Taken
+from cni_plugin.place import Place, Taken, identity
 from cni_plugin.types import Side
 from discovery.balancer.allocate import Allocator
 from discovery.balancer.balancer import Balancer
@@ -99,7 +99,7 @@ class Agent:
             loop.add_signal_handler(number, self._ended.set)
         self._file = _data(self._settings) / "catalog.db"
         store = await open_embedded(self._file, recover=True)
-        self._identity = _identity(self._file)
+        self._identity = identity(str(self._file))
         try:
             parts = await self._begin(store)
             self._report(parts)
@@ -202,7 +202,7 @@ class Agent:
             if not self._place.stands:
                 log.info("another agent has this place, or its folder is gone")
                 self._ended.set()
-            if _identity(self._file) != self._identity:
+            if identity(str(self._file)) != self._identity:
                 # What is in memory is nowhere else now; the next agent registers what is attached anew.
                 log.error("%s was removed or replaced; this agent ends, and another begins afresh", self._file)
                 self._ended.set()
@@ -325,14 +325,6 @@ def _data(settings: Settings) -> Path:
         if os.stat("/proc/1/ns/net").st_ino == inode:
             return Path(configuration.DATA)
     return Path(f"/run/weft/{inode}/agent")
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        about = os.stat(path)
-    except OSError:
-        return None
-    return about.st_dev, about.st_ino
 
 
 def _node(settings: Settings, folder: str) -> Node:

@@ -9,6 +9,8 @@ import os
 import socket
 import stat
 
+from cni_plugin.place import Taken, identity, listening
+
 BACKLOG = 512
 SOCKET = "engine.sock"
 LOCK = "engine.lock"
@@ -17,10 +19,6 @@ LOCK = "engine.lock"
 def folder() -> str:
     """The folder of this thread's network namespace."""
     return f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}"
-
-
-class Taken(Exception):
-    """Another engine serves this namespace."""
 
 
 class Place:
@@ -38,33 +36,13 @@ class Place:
             os.close(self._lock)
             raise Taken from None
         self.inherited = _inherited()
-        self.listener = self.inherited or self._listen()
-        self.listener.setblocking(False)
-        self._own = _identity(self.path)
-
-    def _listen(self) -> socket.socket:
-        """A socket that only root may connect to, under its name once it is ready and not before."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        temporary = f"{self.path}.new"  # one name, which the lock makes ours: of one that was killed it is taken
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        try:
-            before = os.umask(0o177)
-            try:
-                listener.bind(temporary)
-            finally:
-                os.umask(before)
-            listener.listen(BACKLOG)
-            os.rename(temporary, self.path)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
+        self.listener = self.inherited or listening(self.path, BACKLOG)
+        self._own = identity(self.path)
 
     @property
     def stands(self) -> bool:
         """Whether callers still find this engine."""
-        return self.inherited is not None or (self._own is not None and _identity(self.path) == self._own)
+        return self.inherited is not None or (self._own is not None and identity(self.path) == self._own)
 
     def part(self) -> None:
         """In a process that only helps: the place is the first one's, as long as that lives."""
@@ -87,7 +65,7 @@ class Place:
         aside = f"{self.path}.{os.getpid()}.gone"
         with contextlib.suppress(FileNotFoundError):  # another helper was here
             os.rename(self.path, aside)
-            if _identity(aside) != self._own:
+            if identity(aside) != self._own:
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, self.path)
             os.unlink(aside)
@@ -99,15 +77,8 @@ def _inherited() -> socket.socket | None:
         return None
     os.set_inheritable(3, False)
     found = socket.socket(fileno=3)
+    found.setblocking(False)
     mode = stat.S_IMODE(os.stat(found.getsockname()).st_mode)
     if mode & 0o077:
         raise OSError(errno.EPERM, f"{found.getsockname()} may be used by others than root: set SocketMode=0600")
     return found
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        about = os.stat(path)
-    except OSError:
-        return None
-    return about.st_dev, about.st_ino

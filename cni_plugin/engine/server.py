@@ -21,12 +21,13 @@ from cni_plugin import remarks
 from cni_plugin.engine.code import Code
 from cni_plugin.engine.common import Board, SharedSound
 from cni_plugin.engine.peer import Peer
-from cni_plugin.engine.place import Place, Taken
+from cni_plugin.engine.place import Place
 from cni_plugin.engine.team import Team, processes
 from cni_plugin.engine.worker import ENOUGH, Shared, Worker
 from cni_plugin.host import boot_id
 from cni_plugin.kernel.netlink.reaper import Reaper
 from cni_plugin.kernel.nft import Nft
+from cni_plugin.place import Taken
 from cni_plugin.wire import frame
 from ipam import memory
 
