@@ -21,8 +21,8 @@ except ImportError:  # setuptools before 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from cni_plugin import shim_build
-from cni_plugin.installation import COMPILED
+from cni_plugin.entry import build
+from cni_plugin.entry.installation import COMPILED
 
 
 def run(command: Sequence[str]) -> bool:
@@ -38,8 +38,8 @@ class Modules(build_py):
     def run(self) -> None:
         shutil.rmtree(self.build_lib, ignore_errors=True)  # what is no module any more would be packed again
         super().run()
-        client = os.path.join(self.build_lib, "cni_plugin", COMPILED)
-        if not shim_build.compile_client(client, run):
+        client = os.path.join(self.build_lib, "cni_plugin", "entry", COMPILED)
+        if not build.compile_client(client, run):
             self.warn("no C compiler: every call will start Python; install one and build again to have it faster")
 
 
@@ -48,7 +48,7 @@ class Wheel(bdist_wheel):
 
     def finalize_options(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            compiled = shim_build.compile_client(os.path.join(folder, "client"), run)
+            compiled = build.compile_client(os.path.join(folder, "client"), run)
         self.distribution.has_ext_modules = lambda: compiled
         super().finalize_options()
 

@@ -53,7 +53,7 @@ class Case:
 
 def _features() -> Conf:
     """The rest of podman's chain, as far as weft has it."""
-    from cni_plugin.parts import FEATURES
+    from cni_plugin.service.assemble import FEATURES
 
     return {name: {} for name in ("firewall", "tuning") if name in FEATURES}
 

@@ -7,9 +7,9 @@ import threading
 import time
 from typing import Any
 
-from cni_plugin.kernel.linux import LinuxKernel, LinuxNamespace
-from cni_plugin.kernel.netlink import codec, links
-from cni_plugin.kernel.netlink.socket import Request, RouteSocket, split
+from weft.kernel.linux.kernel import LinuxKernel, LinuxNamespace
+from weft.kernel.netlink import codec, links
+from weft.kernel.netlink.socket import Request, RouteSocket, split
 
 
 class Floor:

@@ -1,3 +1,1 @@
-"""Attach containers to networks: the CNI engine of weft."""
-
-__version__ = "0.1.0"
+"""Attachments: the CNI executable, its drivers and features, the engine, the agent and the command line."""

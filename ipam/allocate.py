@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from cni_plugin.types import Address
 from ipam.ranges import Range, address_at, usable
+from weft.types import Address
 
 
 class Taken(Protocol):

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from cni_plugin.types import Dns, Result, ResultAddress, Route
-from cni_plugin.wire.keys import Section
 from ipam.dhcp_messages import Message, Option, classless_routes, search_list, static_routes, text
+from weft.section import Section
+from weft.types import Dns, Result, ResultAddress, Route
 
 _NAMES = {
     "dhcp-client-identifier": Option.CLIENT,

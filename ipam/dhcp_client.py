@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from cni_plugin.errors import Busy, WeftError
 from ipam.dhcp import problem
 from ipam.dhcp_messages import (
     ANY,
@@ -27,6 +26,7 @@ from ipam.dhcp_messages import (
     packet,
     payload,
 )
+from weft.errors import Busy, WeftError
 
 OFFERS = (1.0, 2.0, 4.0, 8.0)
 """Seconds to wait for an offer after each time of asking; less than RFC 2131's, since a container waits."""

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from cni_plugin import files, locks
-from cni_plugin.types import NamespaceId
 from ipam.dhcp import problem
 from ipam.dhcp_client import Asking, Given
 from ipam.dhcp_messages import decode, encode
+from weft import files, locks
+from weft.types import NamespaceId
 
 _AGAIN = 10.0  # seconds between two attempts at least
 _ENDING = ".json"

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import islice
 
-from cni_plugin.errors import StateDamaged
-from cni_plugin.types import Address
 from ipam.values import Owner, owner_text, parse_owner
+from weft.errors import StateDamaged
+from weft.types import Address
 
 LOCK = "lock"
 POINTER = "last_reserved_ip."

@@ -13,15 +13,15 @@ import stat
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_interface
 
-from cni_plugin.errors import NOT_AVAILABLE, Busy, Conflict, PoolExhausted, WeftError
-from cni_plugin.types import Address, Cidr, Dns, Result, ResultAddress
-from cni_plugin.wire.common import routes
-from cni_plugin.wire.keys import Section, shown
 from ipam.allocate import Taken, next_free
 from ipam.directory import Directory
 from ipam.leases import Leases, looked_at, make_directory, opened, owners, release, release_address
 from ipam.ranges import Pool, Sets, described, gateways, read_sets, size
 from ipam.values import Owner, State
+from weft.cni_keys import routes
+from weft.errors import NOT_AVAILABLE, Busy, Conflict, PoolExhausted, WeftError
+from weft.section import Section, shown
+from weft.types import Address, Cidr, Dns, Result, ResultAddress
 
 __all__ = [
     "Owner",

@@ -18,9 +18,9 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 
-from cni_plugin.types import Address
 from ipam.ranges import address_at
 from ipam.values import Owner
+from weft.types import Address
 
 _SCHEMA = 1
 _PAST = 2_000_000_000  # nanoseconds; more than the coarsest timestamps round by

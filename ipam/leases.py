@@ -22,14 +22,14 @@ import stat
 import time
 from collections.abc import Iterator
 
-from cni_plugin.errors import StateDamaged
-from cni_plugin.locks import PATIENCE, hold
-from cni_plugin.names import digest
-from cni_plugin.types import Address
 from ipam.directory import LOCK, Directory, Found
 from ipam.index import Index, IndexDamaged, past
 from ipam.memory import Read, recall, remember
 from ipam.values import Owner, State
+from weft.errors import StateDamaged
+from weft.identity import digest
+from weft.locks import PATIENCE, hold
+from weft.types import Address
 
 __all__ = ["Leases", "Owner", "State", "looked_at", "make_directory", "opened", "owners", "release", "release_address"]
 

@@ -14,10 +14,10 @@ from _thread import allocate_lock
 from ipaddress import ip_address
 from typing import Protocol
 
-from cni_plugin.types import Address
 from ipam.directory import Directory
 from ipam.index import past
 from ipam.values import Owner
+from weft.types import Address
 
 _MOST = 256  # directories
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
-from cni_plugin.types import Address, Dns, Route, Subnet
-from cni_plugin.wire.keys import Section, shown
+from weft.section import Section, shown
+from weft.types import Address, Dns, Route, Subnet
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 

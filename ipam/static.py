@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
-from cni_plugin.types import Address, Cidr, Dns, Result, ResultAddress, Route
-from cni_plugin.wire.common import dns, routes
-from cni_plugin.wire.keys import Section, shown
+from weft.cni_keys import dns, routes
+from weft.section import Section, shown
+from weft.types import Address, Cidr, Dns, Result, ResultAddress, Route
 
 __all__ = ["Static", "lacks", "read", "result"]
 

@@ -19,9 +19,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cni_plugin import locks
-from cni_plugin.errors import WeftError
 from store.interface import Unavailable
+from weft import locks
+from weft.errors import WeftError
 
 _APPLICATION = 0x77656674
 _SCHEMA = 1

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from cni_plugin.errors import INVALID_CONFIG, STATE_DAMAGED, UNKNOWN_CONTAINER, WeftError
+from weft.errors import INVALID_CONFIG, STATE_DAMAGED, UNKNOWN_CONTAINER, WeftError
 
 
 class StoreError(WeftError):

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 from typing import Any
 
-from cni_plugin.types import Cidr
-from discovery.definitions import parse_check
+from discovery.consul.definitions import parse_check
+from discovery.consul.fields import Fields
 from discovery.dns.names import Holder, Names, NetworkNames
-from discovery.fields import Fields
 from discovery.page.overview import Attachment, Overview
 from discovery.registry import Registry
 from discovery.values import Definition, Instance, Place, Weights
+from weft.types import Cidr
 
 log = logging.getLogger(__name__)
 

@@ -20,18 +20,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
-from cni_plugin import __version__
 from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
-from cni_plugin.daemons import LOOKED
-from cni_plugin.errors import StateDamaged, WeftError
-from cni_plugin.host import Look
-from cni_plugin.kernel.linux import LinuxKernel
-from cni_plugin.place import Place, Taken, identity
-from cni_plugin.types import Side
+from cni_plugin.plan.facts import Look
 from discovery.balancer.allocate import Allocator
 from discovery.balancer.balancer import Balancer
 from discovery.catalog import Catalog
@@ -44,6 +38,12 @@ from discovery.registry import Registry
 from discovery.values import Node
 from store import Store
 from store.embedded import open_embedded
+from weft import __version__
+from weft.daemon_socket import Place, Taken, identity
+from weft.daemons import LOOKED
+from weft.errors import StateDamaged, WeftError
+from weft.kernel.linux.kernel import LinuxKernel
+from weft.types import Side
 
 if TYPE_CHECKING:
     from discovery.api.server import Api

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 
-from cni_plugin import files
+from weft import files
 
 NAME = "agent.json"
 STAY = "agent.stay"

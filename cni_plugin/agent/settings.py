@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
-from cni_plugin.errors import ConfigProblem
-from cni_plugin.wire.keys import Problems, Section
 from discovery.api.settings import Settings as Serving
 from discovery.balancer.settings import BalancerConfig, Mode
+from discovery.consul.durations import parse_duration
 from discovery.dns.codec import encode_name
 from discovery.dns.settings import Listen
 from discovery.dns.settings import Settings as Naming
 from discovery.dns.upstreams import parse as parse_upstream
-from discovery.durations import parse_duration
+from weft.errors import ConfigProblem
+from weft.section import Problems, Section
 
 PATH = "/etc/weft/weft.toml"
 DATA = "/var/lib/weft"

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import click
 
-from cni_plugin import daemons, locks
 from cni_plugin.agent import report as reports
 from cni_plugin.agent.report import Report
 from cni_plugin.cli import engine as engines
@@ -17,9 +16,10 @@ from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, say, warn
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.engine import place
-from cni_plugin.errors import Busy, WeftError
-from discovery.client import Address, Client, Refused, Unreachable
+from cni_plugin.engine import listener
+from discovery.consul.client import Address, Client, Refused, Unreachable
+from weft import daemons, locks
+from weft.errors import Busy, WeftError
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
@@ -37,15 +37,15 @@ class Running:
     @property
     def client(self) -> Client:
         """Asks it, over its socket."""
-        return Client(Address(path=os.path.join(place.folder(), "api.sock")))
+        return Client(Address(path=os.path.join(listener.folder(), "api.sock")))
 
 
 def running() -> Running | None:
     """The agent of this network namespace: who holds its lock."""
-    process = locks.holder(os.path.join(place.folder(), "agent.lock"))
+    process = locks.holder(os.path.join(listener.folder(), "agent.lock"))
     if not process:
         return None
-    found = reports.read(place.folder())
+    found = reports.read(listener.folder())
     return Running(process, found if found and found.process == process else None)
 
 
@@ -88,7 +88,7 @@ def up(tool: Tool, config: str | None, json_output: bool) -> None:
         from cni_plugin.agent import settings  # stands on much of what the agent is made of
 
         settings.read()
-    os.makedirs(place.folder(), mode=0o700, exist_ok=True)
+    os.makedirs(listener.folder(), mode=0o700, exist_ok=True)
     with open(_stay(), "w", encoding="ascii"):
         pass
     if there is None:
@@ -185,4 +185,4 @@ def _end_agent() -> int:
 
 
 def _stay() -> str:
-    return os.path.join(place.folder(), reports.STAY)
+    return os.path.join(listener.folder(), reports.STAY)

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 
 import click
 
-from cni_plugin import executor
-from cni_plugin.cli import joined
 from cni_plugin.cli.chain import Chain, Step, Target
 from cni_plugin.cli.listing import answer
 from cni_plugin.cli.options import attaching, common, container_of, namespace_path, target, wishes
 from cni_plugin.cli.output import as_json, say
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.conflists import implemented
-from cni_plugin.errors import Conflict, NamespaceProblem, UnknownContainer, WeftError
+from cni_plugin.networks import attachments
+from cni_plugin.networks.conflists import implemented
 from cni_plugin.ops import PoolLease
-from cni_plugin.plan import Machine, Operation
-from cni_plugin.service import raise_all
-from cni_plugin.types import Result
+from cni_plugin.ops.operation import Machine, Operation
+from cni_plugin.service import executor
+from cni_plugin.service.context import raise_all
+from weft.errors import Conflict, NamespaceProblem, UnknownContainer, WeftError
+from weft.types import Result
 
 _PLACEHOLDER = "NETNS"
 
@@ -149,8 +149,8 @@ def attach(
     tool.prepare_to("attach")
     found = tool.network(network)
     whom = target(tool.service, netns, container, ifname)
-    there = joined.matching(tool.service, whom.container, ifname, network)
-    if any(one.container == whom.container and one.state is joined.State.ATTACHED for one in there):
+    there = attachments.matching(tool.service, whom.container, ifname, network)
+    if any(one.container == whom.container and one.state is attachments.State.ATTACHED for one in there):
         raise Conflict(
             f"{whom.container}/{ifname} is attached to {network} already",
             hint=f"use another --ifname or --container, or first: weft detach {network} {netns}",
@@ -207,7 +207,7 @@ def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json
                 Chain(tool.service, known, whom, tool.path).delete(previous if isinstance(previous, dict) else None)
             except WeftError as error:
                 errors.append(error)
-        joined.detach(tool.service, one)
+        attachments.detach(tool.service, one)
     raise_all(errors)
     names = [f"{one.container}/{one.interface}" for one in found]
     if json_output:
@@ -217,19 +217,19 @@ def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json
             say(name)
 
 
-def _attached(tool: Tool, network: str, who: str, container: str, ifname: str) -> list[joined.Joined]:
+def _attached(tool: Tool, network: str, who: str, container: str, ifname: str) -> list[attachments.Joined]:
     """What is attached of a container id, or in a namespace."""
-    found = joined.matching(tool.service, container or who, ifname, network)
+    found = attachments.matching(tool.service, container or who, ifname, network)
     if found or container:
         return found
     try:
         path = namespace_path(tool.service, who)
     except NamespaceProblem:
-        return joined.matching(tool.service, container_of(who), ifname, network)
+        return attachments.matching(tool.service, container_of(who), ifname, network)
     there = tool.service.kernel.identify(path)
     return [
         one
-        for one in joined.every(tool.service)
+        for one in attachments.every(tool.service)
         if one.network == network and one.namespace.same(there) and (not ifname or one.interface == ifname)
     ]
 

@@ -11,8 +11,8 @@ import click
 from cni_plugin.cli.goflags import GoCommand, asking, fail, fail_with, pairs
 from cni_plugin.cli.instances import seen, virtual_addresses
 from cni_plugin.cli.output import as_json, printable, say, table
-from cni_plugin.errors import WeftError
-from discovery.client import Client, objects, path_of
+from discovery.consul.client import Client, objects, path_of
+from weft.errors import WeftError
 
 Command = TypeVar("Command", bound=Callable[..., object])
 

@@ -12,17 +12,17 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from cni_plugin import parts
-from cni_plugin.cli.problems import BadOption
-from cni_plugin.conflists import Json, NetworkList, implemented
-from cni_plugin.errors import PluginFailed, WeftError
-from cni_plugin.plan import Operation
-from cni_plugin.service import Service, raise_all
-from cni_plugin.types import Attachment, Result
+from cni_plugin.networks.conflists import Json, NetworkList, implemented
+from cni_plugin.ops.operation import Operation
+from cni_plugin.service import assemble
+from cni_plugin.service.context import raise_all
+from cni_plugin.service.verbs import Service
 from cni_plugin.wire import config, environment, versions
-from cni_plugin.wire.keys import Problems
 from cni_plugin.wire.request import Command, Request
 from cni_plugin.wire.result import parse, render
+from weft.errors import BadOption, PluginFailed, WeftError
+from weft.section import Problems
+from weft.types import Attachment, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Chain:
                 if previous is None:
                     raise PluginFailed(
                         f"only the plugin {plugin} knows what it would do",
-                        hint=f"weft plan works with {', '.join(parts.drivers())}",
+                        hint=f"weft plan works with {', '.join(assemble.drivers())}",
                     )
                 steps.append(Step(plugin))
                 continue
@@ -124,7 +124,7 @@ class Chain:
         for place, plugin in enumerate(self.network.types):
             if implemented(plugin):
                 request = self.request(place, Command.ADD, None)
-                parts.read(request)
+                assemble.read(request)
                 request.config.keys.problems.raise_any()
 
     def request(self, place: int, command: Command, previous: Json | None) -> Request:
@@ -209,7 +209,7 @@ class Chain:
         }
 
     def _execute(self, place: int, command: Command, previous: Json | None) -> bytes:
-        from cni_plugin.delegate import call
+        from cni_plugin.service.delegate import call
 
         try:
             return call(

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import click
 
-from cni_plugin import conflists, upkeep
-from cni_plugin.cli import findings
-from cni_plugin.cli.findings import Finding, Mends
 from cni_plugin.cli.keeping import free_lost
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.errors import WeftError
-from cni_plugin.kernel.probe import Ability
+from cni_plugin.networks import conflists, findings
+from cni_plugin.networks.findings import Finding, Mends
+from cni_plugin.service import gc, shared
+from weft.errors import WeftError
+from weft.kernel.linux.probe import Ability
 
 
 @click.command()
@@ -50,11 +50,11 @@ def _repair(tool: Tool) -> None:
     """Do what weft can do by itself; what fails is said, and what is left is found again afterwards."""
     networks, _ = conflists.listed(tool.config)
     try:
-        swept = upkeep.sweep_dead(tool.service)
+        swept = gc.sweep_dead(tool.service)
         free_lost(tool, networks)
         for error in swept.errors:
             warn(error.message)
-        upkeep.repair(tool.service)
+        shared.repair(tool.service)
     except WeftError as error:
         warn(error.message)
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import click
 
-from cni_plugin import daemons, locks
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import age, as_json, fields, say
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.engine import place
-from cni_plugin.errors import Busy, WeftError
+from cni_plugin.engine import listener
+from weft import daemons, locks
+from weft.errors import Busy, WeftError
 
 _START_SECONDS = 10.0
 _STOP_SECONDS = 200.0  # more than a request may take, all of which are finished first
@@ -33,15 +33,15 @@ class Running:
 
 def running() -> Running | None:
     """The engine of this network namespace: who holds its lock, for a socket of systemd's tells nothing of it."""
-    folder = place.folder()
-    process = locks.holder(os.path.join(folder, place.LOCK))
+    folder = listener.folder()
+    process = locks.holder(os.path.join(folder, listener.LOCK))
     with contextlib.suppress(OSError, IndexError, ValueError):
         if process:
             with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
                 words = file.read().rpartition(")")[2].split()
             since = time.clock_gettime(time.CLOCK_BOOTTIME) - int(words[19]) / os.sysconf("SC_CLK_TCK")
             memory = int(words[21]) * os.sysconf("SC_PAGE_SIZE") // 1024
-            return Running(process, os.path.join(folder, place.SOCKET), since, memory)
+            return Running(process, os.path.join(folder, listener.SOCKET), since, memory)
     return None
 
 

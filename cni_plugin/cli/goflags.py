@@ -14,8 +14,8 @@ import click
 
 from cni_plugin.cli.output import printable
 from cni_plugin.cli.problems import FAILED
-from cni_plugin.errors import WeftError
-from discovery.client import Client, parse_address, usual_address
+from discovery.consul.client import Client, parse_address, usual_address
+from weft.errors import WeftError
 
 Command = TypeVar("Command", bound=Callable[..., object])
 

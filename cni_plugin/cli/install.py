@@ -6,11 +6,11 @@ import os
 
 import click
 
-from cni_plugin import installation
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, say
-from cni_plugin.cli.problems import BadOption
-from cni_plugin.plugins import NAMES, OWN_NAME
+from cni_plugin.entry import installation
+from cni_plugin.wire.plugins import NAMES, OWN_NAME
+from weft.errors import BadOption
 
 
 @click.command()

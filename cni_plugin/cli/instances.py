@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from discovery.client import Client, objects, path_of
+from discovery.consul.client import Client, Refused, objects, path_of
 from discovery.values import NODE_MAINTENANCE, SERVICE_MAINTENANCE
 
 _WORST = ("maintenance", "critical", "warning", "passing")
@@ -70,8 +70,6 @@ def everywhere(client: Client) -> list[Seen]:
 
 def virtual_addresses(client: Client) -> dict[str, tuple[str, ...]]:
     """The virtual addresses of each service; none where the agent is Consul's. Raises Unreachable."""
-    from discovery.client import Refused
-
     try:
         found = _object(client.get(path_of("weft", "virtual-addresses")).json)
     except Refused:

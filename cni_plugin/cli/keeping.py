@@ -6,18 +6,16 @@ from ipaddress import ip_address
 
 import click
 
-from cni_plugin.cli import leases
-from cni_plugin.cli.leases import Lease
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import age, as_json, say, table, warn
-from cni_plugin.cli.problems import BadOption, InUse
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.conflists import NetworkList
-from cni_plugin.errors import Missing, WeftError
-from cni_plugin.kernel import Element
-from cni_plugin.orphans import dead, idle, orphans
-from cni_plugin.service import raise_all
-from cni_plugin.upkeep import sweep_dead
+from cni_plugin.networks import leases
+from cni_plugin.networks.conflists import NetworkList
+from cni_plugin.networks.leases import Lease
+from cni_plugin.service.context import raise_all
+from cni_plugin.service.gc import sweep_dead
+from cni_plugin.service.orphans import dead, element_text, idle, orphans
+from weft.errors import BadOption, InUse, Missing, WeftError
 
 
 @click.command()
@@ -66,11 +64,6 @@ def rubbish(tool: Tool, networks: list[NetworkList]) -> list[str]:
     found += list(left.files)
     found += [f"network {name}" for name in idle(tool.service)]
     return found + [_lease_text(lease) for lease in leases.lost(tool.service, networks)]
-
-
-def element_text(element: Element) -> str:
-    """A rule's element as messages name it."""
-    return f"{element.collection} {element.key[0]}"
 
 
 def free_lost(tool: Tool, networks: list[NetworkList]) -> list[str]:

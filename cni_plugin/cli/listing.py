@@ -6,17 +6,17 @@ import json
 
 import click
 
-from cni_plugin.cli import joined
 from cni_plugin.cli.chain import Chain, Target
-from cni_plugin.cli.joined import Joined, State
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import age, as_json, count, fields, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.conflists import Json
-from cni_plugin.errors import UnknownContainer
-from cni_plugin.types import Result
+from cni_plugin.networks import attachments
+from cni_plugin.networks.attachments import Joined, State
+from cni_plugin.networks.conflists import Json
 from cni_plugin.wire import versions
 from cni_plugin.wire.result import render
+from weft.errors import UnknownContainer
+from weft.types import Result
 
 _SHORT_ID = 12
 _HEADER = ("CONTAINER", "NETWORK", "INTERFACE", "ADDRESSES", "MAC", "PORTS", "AGE", "STATE")
@@ -39,7 +39,7 @@ def ps(tool: Tool, wanted: str, no_trunc: bool, quiet: bool, json_output: bool) 
       weft ps --network blue
     """
     tool.need_records()
-    found = [one for one in joined.every(tool.service) if not wanted or one.network == wanted]
+    found = [one for one in attachments.every(tool.service) if not wanted or one.network == wanted]
     if json_output:
         as_json([summary(one) for one in found])
     elif quiet:
@@ -108,7 +108,7 @@ def show(tool: Tool, container: str, network: str, json_output: bool) -> None:
 def _named(tool: Tool, text: str, network: str) -> list[Joined]:
     """The attachments meant by CONTAINER[/IFNAME]. Raises UnknownContainer."""
     container, _, interface = text.partition("/")
-    found = joined.matching(tool.service, container, interface, network)
+    found = attachments.matching(tool.service, container, interface, network)
     if not found:
         where = f" on {network}" if network else ""
         raise UnknownContainer(f"{text} is not attached{where}", hint="weft ps lists what is")
@@ -123,7 +123,7 @@ def _everything(tool: Tool, one: Joined) -> Json:
         "result": answer(one.result, one.records[-1].version),
         "shared": [command for each in one.shared for command in each.commands(path)],
         "commands": [command for each in one.operations for command in each.commands(path)],
-        "lacks": joined.lacking(tool.service, one),
+        "lacks": attachments.lacking(tool.service, one),
     }
 
 
@@ -182,7 +182,7 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
     if container:
         found = _named(tool, container, network)
     else:
-        found = [one for one in joined.every(tool.service) if not network or one.network == network]
+        found = [one for one in attachments.every(tool.service) if not network or one.network == network]
         if network and not found:
             tool.network(network)
     results = [(one, problems(tool, one)) for one in found]
@@ -203,7 +203,7 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
 
 def problems(tool: Tool, one: Joined) -> list[str]:
     """What is not as it was made: what weft did, then what the foreign plugins of the network find."""
-    found = joined.lacking(tool.service, one)
+    found = attachments.lacking(tool.service, one)
     network = tool.network_if_known(one.network)
     if one.state is State.ATTACHED and network is not None:
         previous = answer(one.result, one.records[-1].version)

@@ -7,19 +7,17 @@ from hashlib import sha256
 
 import click
 
-from cni_plugin import conflists
-from cni_plugin.cli import create as creating
-from cni_plugin.cli import joined, leases
 from cni_plugin.cli.chain import Chain, Target
-from cni_plugin.cli.create import Wanted
-from cni_plugin.cli.joined import Joined
 from cni_plugin.cli.options import common, pairs
 from cni_plugin.cli.output import as_json, say, table
-from cni_plugin.cli.problems import BadOption, InUse
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.conflists import Json, NetworkList
-from cni_plugin.errors import ConfigProblem
-from cni_plugin.upkeep import remove_network
+from cni_plugin.networks import attachments, conflists, leases
+from cni_plugin.networks import create as creating
+from cni_plugin.networks.attachments import Joined
+from cni_plugin.networks.conflists import Json, NetworkList
+from cni_plugin.networks.create import Wanted
+from cni_plugin.service.shared import remove_network
+from weft.errors import BadOption, ConfigProblem, InUse
 
 _ALIASES = {"list": "ls", "remove": "rm"}
 _FILTERS = ("name", "driver", "label")
@@ -206,7 +204,7 @@ def inspect(tool: Tool, names: tuple[str, ...], json_output: bool) -> None:
     """
     found = [tool.network(name) for name in names]
     tool.need_records()
-    attached = joined.every(tool.service)
+    attached = attachments.every(tool.service)
     as_json([inspected(tool, one, [each for each in attached if each.network == one.name]) for one in found])
 
 
@@ -302,14 +300,14 @@ def _remove(tool: Tool, one: NetworkList, force: bool) -> None:
     """Remove one network, its file last, so that what fails can be tried again. Raises InUse."""
     if not one.weft and not force:
         raise InUse(f"network {one.name} was not made by weft ({one.path})", hint="--force removes it all the same")
-    attached = [each for each in joined.every(tool.service) if each.network == one.name]
+    attached = [each for each in attachments.every(tool.service) if each.network == one.name]
     if attached and not force:
         listed = ", ".join(f"{each.container}/{each.interface}" for each in attached)
         raise InUse(
             f"network {one.name} has active endpoints: {listed}", hint="detach them first, or use --force to do both"
         )
     for each in attached:
-        joined.detach(tool.service, each)
+        attachments.detach(tool.service, each)
     strangers = [lease for lease in leases.listed(tool.service, one) if not lease.attached]
     if any(lease.age < leases.YOUNG or not one.weft for lease in strangers) and not force:
         held = ", ".join(f"{lease.address} of {lease.owner}" for lease in strangers[:3])

@@ -8,13 +8,12 @@ from typing import TypeVar
 
 import click
 
-from cni_plugin import names
 from cni_plugin.cli.chain import Target, Wishes
-from cni_plugin.cli.problems import BadOption
 from cni_plugin.cli.tool import Tool
-from cni_plugin.conflists import Json
-from cni_plugin.errors import NamespaceProblem
-from cni_plugin.service import Service
+from cni_plugin.networks.conflists import Json
+from cni_plugin.service.verbs import Service
+from weft import identity
+from weft.errors import BadOption, NamespaceProblem
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -58,8 +57,8 @@ def target(service: Service, netns: str, container: str, interface: str) -> Targ
     """Whom a namespace's name, path or process id means. Raises BadOption and NamespaceProblem."""
     path = namespace_path(service, netns)
     for option, value, problem in (
-        ("--container", container, names.identifier_problem),
-        ("--ifname", interface, names.link_name_problem),
+        ("--container", container, identity.identifier_problem),
+        ("--ifname", interface, identity.link_name_problem),
     ):
         if value and (sentence := problem(value)):
             raise BadOption(f"{option} {value!r} {sentence}")
@@ -91,7 +90,7 @@ def container_of(netns: str) -> str:
 def wishes(publish: Iterable[str], addresses: Iterable[str], mac: str) -> Wishes:
     """What the options ask of the plugins. Raises BadOption."""
     try:
-        normal = names.normal_mac(mac) if mac else ""
+        normal = identity.normal_mac(mac) if mac else ""
     except ValueError as error:
         raise BadOption(f"--mac {mac!r} {error}") from None
     return Wishes(tuple(_published(text) for text in publish), tuple(addresses), normal)

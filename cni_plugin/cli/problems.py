@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from cni_plugin import errors
-from cni_plugin.conflists import UnknownNetwork
+from cni_plugin.networks.conflists import UnknownNetwork
+from weft import errors
 
 FAILED = 1
 USAGE = 2
@@ -25,23 +25,9 @@ MEANINGS = (
 )
 
 
-class BadOption(errors.ConfigProblem):
-    """An option's value makes no sense, by itself or beside the others."""
-
-
-class InUse(errors.Conflict):
-    """The thing cannot go while others need it."""
-
-
-class NotPermitted(errors.WeftError):
-    """The caller lacks a privilege."""
-
-    code = errors.IO_FAILURE
-
-
 _STATUSES: tuple[tuple[type[errors.WeftError], int], ...] = (
-    (NotPermitted, NOT_PERMITTED),
-    (BadOption, USAGE),
+    (errors.NotPermitted, NOT_PERMITTED),
+    (errors.BadOption, USAGE),
     (errors.EnvironmentProblem, USAGE),
     (UnknownNetwork, NO_SUCH_THING),
     (errors.UnknownContainer, NO_SUCH_THING),

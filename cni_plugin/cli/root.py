@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from cni_plugin import __version__
 from cni_plugin.cli.agents import agent, down, up
 from cni_plugin.cli.attaching import attach, detach, plan
 from cni_plugin.cli.catalog import catalog, members
@@ -21,13 +20,14 @@ from cni_plugin.cli.listing import check, ps, show
 from cni_plugin.cli.lookup import dns_lookup
 from cni_plugin.cli.network import network
 from cni_plugin.cli.options import common
-from cni_plugin.cli.output import printable, say
+from cni_plugin.cli.output import as_json, printable, say
 from cni_plugin.cli.problems import FAILED, MEANINGS, USAGE
 from cni_plugin.cli.problems import status as exit_status
 from cni_plugin.cli.services import services
 from cni_plugin.cli.status import status
 from cni_plugin.cli.tool import Tool
-from cni_plugin.errors import WeftError
+from weft import __version__
+from weft.errors import WeftError
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Networks", ("network", "ipam")),
@@ -157,8 +157,6 @@ def completion(shell: str, json_output: bool) -> None:
       source <(weft completion bash)
     """
     from click.shell_completion import get_completion_class
-
-    from cni_plugin.cli.output import as_json
 
     kind = get_completion_class(shell)
     if kind is None:

@@ -10,10 +10,10 @@ import click
 from cni_plugin.cli.catalog import choosing, print_services
 from cni_plugin.cli.goflags import GoCommand, asking, fail, fail_with, pairs
 from cni_plugin.cli.output import as_json, say, warn
-from cni_plugin.errors import WeftError
-from discovery import definition_files
-from discovery.client import Client, path_of
-from discovery.definition_files import BadFile, Definitions, Object
+from discovery.consul import definition_files
+from discovery.consul.client import Client, path_of
+from discovery.consul.definition_files import BadFile, Definitions, Object
+from weft.errors import WeftError
 
 _JSON = click.option("--json", "json_output", is_flag=True, help="Print JSON, for programs to read.")
 

@@ -9,18 +9,19 @@ from collections.abc import Sequence
 
 import click
 
-from cni_plugin import __version__
-from cni_plugin.cli import agents, joined
+from cni_plugin.cli import agents
 from cni_plugin.cli import engine as engines
 from cni_plugin.cli.agents import Running
 from cni_plugin.cli.instances import Seen, everywhere, virtual_addresses
-from cni_plugin.cli.joined import State
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import age, as_json, count, fields, say
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.errors import WeftError
+from cni_plugin.networks import attachments
+from cni_plugin.networks.attachments import State
 from discovery.values import OWN_SERVICE
+from weft import __version__
+from weft.errors import WeftError
 
 _MOST = 10
 """Sick instances that are told one by one."""
@@ -45,7 +46,7 @@ def status(tool: Tool, json_output: bool) -> None:
     agent, engine = agents.running(), engines.running()
     instances, virtual = _services(agent, warnings)
     instances = [one for one in instances if one.service != OWN_SERVICE]
-    attached = joined.every(tool.service)
+    attached = attachments.every(tool.service)
     gone = sum(one.state is not State.ATTACHED for one in attached)
     networks = len(tool.networks())
     if gone:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cni_plugin import conflists
 from cni_plugin.cli.output import warn
-from cni_plugin.cli.problems import NotPermitted
-from cni_plugin.conflists import NetworkList
+from cni_plugin.networks import conflists
+from cni_plugin.networks.conflists import NetworkList
+from weft.errors import NotPermitted
 
 if TYPE_CHECKING:
-    from cni_plugin.kernel.probe import Ability
-    from cni_plugin.service import Service
+    from cni_plugin.service.verbs import Service
+    from weft.kernel.linux.probe import Ability
 
 PLUGIN_FOLDERS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 
@@ -33,28 +33,29 @@ def plugin_path() -> tuple[str, ...]:
 
 
 def _service() -> Service:
-    from cni_plugin.host import Host
-    from cni_plugin.kernel.linux import LinuxKernel
-    from cni_plugin.service import Service
+    from cni_plugin.service.verbs import Service
+    from weft.kernel.host import Host
+    from weft.kernel.linux.kernel import LinuxKernel
 
     kernel = LinuxKernel()
     return Service(kernel, Host.current(kernel))
 
 
 def _lacking_rights() -> str:
-    from cni_plugin.kernel import probe
+    from weft.kernel.linux import probe
 
     return " and ".join(one.name for one in probe.privileges() if one.problem)
 
 
 def _abilities() -> tuple[Ability, ...]:
-    from cni_plugin.kernel import probe
+    from cni_plugin.dataplane.rules import BASE
+    from weft.kernel.linux import probe
 
-    return probe.abilities()
+    return probe.abilities(BASE)
 
 
 def _empty_namespace() -> AbstractContextManager[str]:
-    from cni_plugin.kernel import probe
+    from weft.kernel.linux import probe
 
     return probe.empty_namespace()
 

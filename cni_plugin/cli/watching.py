@@ -14,7 +14,7 @@ import click
 
 from cni_plugin.cli.instances import Seen, seen
 from cni_plugin.cli.output import say, warn
-from discovery.client import Client, Reply, Unreachable, path_of, read
+from discovery.consul.client import Client, Reply, Unreachable, path_of, read
 
 WAIT = 60
 """Seconds that the agent may keep a question."""

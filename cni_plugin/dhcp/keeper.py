@@ -15,15 +15,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from cni_plugin.daemons import LOOKED
-from cni_plugin.errors import Busy, KernelRefused, NamespaceProblem, WeftError
-from cni_plugin.kernel import netns
-from cni_plugin.kernel.linux import LinuxNamespace
-from cni_plugin.kernel.packets import PacketWire
-from cni_plugin.place import Place, Taken
-from cni_plugin.remarks import remark
 from ipam import dhcp_client
 from ipam.dhcp_held import Held, Leases
+from weft.daemon_socket import Place, Taken
+from weft.daemons import LOOKED
+from weft.errors import Busy, KernelRefused, NamespaceProblem, WeftError
+from weft.kernel import netns
+from weft.kernel.linux.kernel import LinuxNamespace
+from weft.kernel.linux.packet_socket import PacketWire
+from weft.stderr import remark
 
 IDLE = 60.0
 """Seconds without a lease to renew after which a keeper ends."""

@@ -11,15 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 
-from cni_plugin import interface, names
-from cni_plugin.errors import ConfigProblem
-from cni_plugin.kernel import BridgeVlan
 from cni_plugin.ops import Bridge, Gateways, Port, Promiscuous, Setting, VlanGateway, Vlans
 from cni_plugin.ops.links import unnamed
-from cni_plugin.plan import Context, Operation, Part, Plan
-from cni_plugin.types import Result, ResultInterface, Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.ops.operation import Operation
+from cni_plugin.plan import interface
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft import identity
+from weft.errors import ConfigProblem
+from weft.kernel.interface import BridgeVlan
+from weft.section import Section
+from weft.types import Result, ResultInterface, Side
 
 FEATURES = ("masquerade", "spoofing", "isolation")
 DEFAULT_BRIDGE = "cni0"
@@ -81,8 +83,8 @@ class BridgeNetwork:
     def _bridge(self, context: Context, mtu: int) -> tuple[Bridge, ResultInterface]:
         """The bridge as it is, or as it will be made, and how it stands in the result."""
         there = context.facts.link(Side.HOST, self.bridge)
-        alias = names.alias(names.mark("bridge", self.bridge), f"bridge {self.bridge}")
-        mac = names.mac(context.host, "bridge", self.bridge)
+        alias = identity.alias(identity.mark("bridge", self.bridge), f"bridge {self.bridge}")
+        mac = identity.mac(context.host, "bridge", self.bridge)
         # The kernel gives a bridge the smallest MTU of its ports.
         shown = ResultInterface(self.bridge, mac, "", mtu if there is None else min(mtu, there.mtu))
         if there is not None and there.alias != alias and not unnamed(there, mac):
@@ -96,10 +98,10 @@ class BridgeNetwork:
         name = f"{self.bridge}.{self.vlan}"
         return VlanGateway(
             name=name,
-            port="veth" + names.digest("vlan", name)[:10],
+            port="veth" + identity.digest("vlan", name)[:10],
             bridge=self.bridge,
-            alias=names.alias(names.mark("bridge", name), f"gateway of {name}"),
-            mac=names.mac(context.host, "vlan", name),
+            alias=identity.alias(identity.mark("bridge", name), f"gateway of {name}"),
+            mac=identity.mac(context.host, "vlan", name),
             vid=self.vlan,
             mtu=mtu,
         )

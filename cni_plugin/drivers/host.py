@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cni_plugin.plan import Context, Part, Plan
-from cni_plugin.types import Result, ResultAddress, ResultInterface, Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft.section import Section
+from weft.types import Result, ResultAddress, ResultInterface, Side
 
 ON_HOST = True
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cni_plugin import interface, names
-from cni_plugin.errors import ConfigProblem
-from cni_plugin.kernel import Link
 from cni_plugin.ops.devices import lent
-from cni_plugin.plan import Context, Part, Plan
-from cni_plugin.types import ResultInterface, Side
-from cni_plugin.wire.keys import Section
-from cni_plugin.wire.keys import shown as quoted
+from cni_plugin.plan import interface
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft import identity
+from weft.errors import ConfigProblem
+from weft.kernel.interface import Link
+from weft.section import Section
+from weft.section import shown as quoted
+from weft.types import ResultInterface, Side
 
 _USER_SPACE = ("vfio-pci", "uio_pci_generic", "igb_uio")
 _PLACE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:\-]*$")
@@ -74,7 +75,7 @@ def read(request: Request, keys: Section) -> Part | None:
     bus = override or keys.text("pciBusID")
     if keys.text("hwaddr"):
         try:
-            mac = names.normal_mac(keys.text("hwaddr"))
+            mac = identity.normal_mac(keys.text("hwaddr"))
         except ValueError as error:
             keys.problem("hwaddr", str(error))
     if path and (not path.startswith(_DEVICES) or ".." in path.split("/")):

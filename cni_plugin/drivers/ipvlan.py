@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cni_plugin import interface
-from cni_plugin.plan import Context, Part, Plan
-from cni_plugin.types import Result, Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.plan import interface
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft.section import Section
+from weft.types import Result, Side
 
 _MODES = {"": 0, "l2": 0, "l3": 1, "l3s": 2}  # linux/if_link.h, enum ipvlan_mode
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import ip_interface
 
-from cni_plugin.errors import NamespaceProblem
 from cni_plugin.ops import Up
-from cni_plugin.plan import Context, Part, Plan
-from cni_plugin.types import Result, ResultAddress, ResultInterface, Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft.errors import NamespaceProblem
+from weft.section import Section
+from weft.types import Result, ResultAddress, ResultInterface, Side
 
 _ZERO_MAC = "00:00:00:00:00:00"
 _MTU = 65536

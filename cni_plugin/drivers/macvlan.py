@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cni_plugin import interface
-from cni_plugin.errors import ConfigProblem
-from cni_plugin.plan import Context, Part, Plan
-from cni_plugin.types import Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.plan import interface
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft.errors import ConfigProblem
+from weft.section import Section
+from weft.types import Side
 
 _MODES = ("bridge", "private", "vepa", "passthru")
 _LONGEST_QUEUE = 2**32 - 1

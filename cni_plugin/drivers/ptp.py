@@ -10,14 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
-from cni_plugin import interface, names
-from cni_plugin.errors import ConfigProblem
-from cni_plugin.kernel import KernelRoute
 from cni_plugin.ops import LinkAddress, LinkRoute, Setting
-from cni_plugin.plan import Context, Operation, Part, Plan
-from cni_plugin.types import ResultAddress, ResultInterface, Route, Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.ops.operation import Operation
+from cni_plugin.plan import interface
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft import identity
+from weft.errors import ConfigProblem
+from weft.kernel.interface import KernelRoute
+from weft.section import Section
+from weft.types import ResultAddress, ResultInterface, Route, Side
 
 FEATURES = ("masquerade", "spoofing", "isolation")
 _LINK_SCOPE = 253
@@ -73,7 +75,7 @@ def _host_end(host: str, ip: ResultAddress) -> tuple[Operation, ...]:
     return (
         *quiet,
         LinkAddress(Side.HOST, host, interface.single(ip.gateway)),
-        LinkRoute(Side.HOST, KernelRoute(route, host, protocol=names.ROUTE_PROTOCOL)),
+        LinkRoute(Side.HOST, KernelRoute(route, host, protocol=identity.ROUTE_PROTOCOL)),
     )
 
 
@@ -84,7 +86,7 @@ def _container_routes(link: str, ip: ResultAddress) -> tuple[Operation, ...]:
     subnet = Route(ip.address.network, ip.gateway)
     wanted = (near,) if subnet.destination == near.destination else (near, subnet)
     return tuple(
-        LinkRoute(Side.CONTAINER, KernelRoute(route, link, source=ip.address.ip, protocol=names.ROUTE_PROTOCOL))
+        LinkRoute(Side.CONTAINER, KernelRoute(route, link, source=ip.address.ip, protocol=identity.ROUTE_PROTOCOL))
         for route in wanted
     )
 

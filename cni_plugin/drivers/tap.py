@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cni_plugin import interface
-from cni_plugin.errors import ConfigProblem
-from cni_plugin.kernel import Link
-from cni_plugin.plan import Context, Part, Plan
-from cni_plugin.types import Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.plan import interface
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft.errors import ConfigProblem
+from weft.kernel.interface import Link
+from weft.section import Section
+from weft.types import Side
 
 _TAP = 2  # linux/if_tun.h, IFF_TAP
 _LARGEST_ID = 2**31 - 1

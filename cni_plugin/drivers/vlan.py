@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cni_plugin import interface
-from cni_plugin.plan import Context, Part, Plan
-from cni_plugin.types import Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.plan import interface
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft.section import Section
+from weft.types import Side
 
 _LAST_VLAN = 4094
 

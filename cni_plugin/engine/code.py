@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 
-import cni_plugin
+import weft
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(cni_plugin.__file__)))
-VERSION = cni_plugin.__version__
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(weft.__file__)))
+VERSION = weft.__version__
 
 _EVERY = 1.0  # seconds between two looks
-_PACKAGES = ("cni_plugin", "ipam")
+_PACKAGES = ("weft", "cni_plugin", "ipam")
 
 
 class Code:

@@ -6,10 +6,10 @@ import contextlib
 import fcntl
 import os
 
-from cni_plugin.kernel import Link, Namespace, Ruleset
-from cni_plugin.kernel.linux import LinuxKernel, LinuxNamespace
-from cni_plugin.kernel.netlink.reaper import Reaper
-from cni_plugin.types import NamespaceId
+from weft.kernel.interface import Link, Namespace, Ruleset
+from weft.kernel.linux.kernel import LinuxKernel, LinuxNamespace
+from weft.kernel.netlink.reaper import Reaper
+from weft.types import NamespaceId
 
 _NS_GET_NSTYPE = 0xB703
 _CLONE_NEWNET = 0x40000000

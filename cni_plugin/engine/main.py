@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from cni_plugin import remarks
 from cni_plugin.engine.server import IDLE, serve
+from weft import stderr
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
         if not 0 <= idle < float("inf"):
             raise ValueError(idle)
     except (ValueError, IndexError) as error:
-        remarks.remark(f"weft engine: not understood: {error}; see weft engine --help\n")
+        stderr.remark(f"weft engine: not understood: {error}; see weft engine --help\n")
         return 2
     return serve(idle, log=log)
 

@@ -16,20 +16,23 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from importlib import import_module
 
-from cni_plugin import remarks
 from cni_plugin.engine.code import Code
-from cni_plugin.engine.common import Board, SharedSound
-from cni_plugin.engine.peer import Peer
-from cni_plugin.engine.place import Place
-from cni_plugin.engine.team import Team, processes
+from cni_plugin.engine.connection import Peer
+from cni_plugin.engine.helpers import Team, processes
+from cni_plugin.engine.listener import Place
+from cni_plugin.engine.shared import Board, SharedSound
 from cni_plugin.engine.worker import ENOUGH, Shared, Worker
-from cni_plugin.host import boot_id
-from cni_plugin.kernel.netlink.reaper import Reaper
-from cni_plugin.kernel.nft import Nft
-from cni_plugin.place import Taken
+from cni_plugin.service.assemble import FEATURES, drivers
 from cni_plugin.wire import frame
 from ipam import memory
+from weft import stderr
+from weft.daemon_socket import Taken
+from weft.kernel import sysctl
+from weft.kernel.host import boot_id
+from weft.kernel.netlink.reaper import Reaper
+from weft.kernel.nft.ruleset import Nft
 
 IDLE = 900.0
 """Seconds without a request after which an engine ends; 0: never."""
@@ -146,7 +149,7 @@ class Server:
         except BlockingIOError:
             pass
         except OSError as error:  # no descriptor left, or the caller is gone again
-            remarks.remark(f"weft: cannot take a connection: {error}\n")
+            stderr.remark(f"weft: cannot take a connection: {error}\n")
             time.sleep(0.05)
         return None
 
@@ -182,10 +185,10 @@ def serve(idle: float = IDLE, *, log: bool = False) -> int:
         place = Place()
     except Taken:
         if log:
-            remarks.remark("weft: an engine serves this network namespace already\n")
+            stderr.remark("weft: an engine serves this network namespace already\n")
         return 0
     except OSError as error:
-        remarks.remark(f"weft: the engine cannot be reached by anybody: {error}\n")
+        stderr.remark(f"weft: the engine cannot be reached by anybody: {error}\n")
         return 1
     gc.collect()
     gc.freeze()
@@ -212,12 +215,7 @@ def serve(idle: float = IDLE, *, log: bool = False) -> int:
 
 def _prepare() -> Code:
     """Everything imported and opened that the first request would otherwise wait for."""
-    from importlib import import_module
-
-    from cni_plugin.kernel import sysctl
-    from cni_plugin.parts import FEATURES, drivers
-
-    wanted = ["sqlite3", "cni_plugin.upkeep", "cni_plugin.wire.failure", "cni_plugin.wire.result"]
+    wanted = ["sqlite3", "cni_plugin.service.gc", "cni_plugin.wire.failure", "cni_plugin.wire.result"]
     wanted += [f"cni_plugin.drivers.{name.replace('-', '_')}" for name in drivers()]
     wanted += [f"cni_plugin.features.{name.replace('-', '_')}" for name in FEATURES]
     for module in wanted:

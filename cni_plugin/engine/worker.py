@@ -8,19 +8,21 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from cni_plugin import app, delegate, remarks
 from cni_plugin.engine import code
+from cni_plugin.engine.connection import Peer, PeerGone
 from cni_plugin.engine.kernel import WorkerKernel
-from cni_plugin.engine.peer import Peer, PeerGone
-from cni_plugin.errors import Busy
-from cni_plugin.host import Host
-from cni_plugin.kernel import Ruleset
-from cni_plugin.kernel.netlink.reaper import Reaper
-from cni_plugin.plan import Operation
-from cni_plugin.service import Service
-from cni_plugin.types import Result
+from cni_plugin.entry import cni
+from cni_plugin.ops.operation import Operation
+from cni_plugin.service import delegate
+from cni_plugin.service.verbs import Service
 from cni_plugin.wire import frame
 from cni_plugin.wire.request import Request
+from weft import stderr
+from weft.errors import Busy
+from weft.kernel.host import Host
+from weft.kernel.interface import Ruleset
+from weft.kernel.netlink.reaper import Reaper
+from weft.types import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +70,20 @@ class Worker:
             peer.answer(reply)
         except (PeerGone, frame.FrameProblem) as error:
             if self._shared.log:
-                remarks.remark(f"weft: a request was dropped: {error}\n")
+                stderr.remark(f"weft: a request was dropped: {error}\n")
         return True
 
     def _reply(self, sent: frame.Sent, peer: Peer) -> bytes:
         started = time.monotonic()
         said: list[bytes] = []
-        remarks.listen(said.append)
+        stderr.listen(said.append)
         call = _Call(self._kernel, self._run, self._shared.boot, peer, started + frame.DEADLINE)
         try:
             self._kernel.give(sent.environment.get("CNI_NETNS", ""), peer.namespace)
-            status, output = app.run(sent.plugin, sent.environment, sent.stdin, call.handle)
+            status, output = cni.run(sent.plugin, sent.environment, sent.stdin, call.handle)
         finally:
             self._kernel.give("", -1)
-            remarks.listen(None)
+            stderr.listen(None)
         if self._shared.log:
             _tell(sent, call, status, output, time.monotonic() - started)
         return frame.reply(status, output, b"".join(said))
@@ -131,4 +133,4 @@ def _tell(sent: frame.Sent, call: _Call, status: int, output: bytes, elapsed: fl
     poll = select.poll()
     poll.register(2, select.POLLOUT)
     if poll.poll(0):
-        remarks.remark(line)
+        stderr.remark(line)

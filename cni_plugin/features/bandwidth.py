@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cni_plugin import names
-from cni_plugin.errors import UNSUPPORTED_FIELD, ConfigProblem
-from cni_plugin.interface import DEFAULT_MTU, host_end
-from cni_plugin.kernel import Limit
+from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.queues import Ifb, Limited, Redirected
-from cni_plugin.plan import Context, Operation, Part, Plan
-from cni_plugin.types import ResultInterface, Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.plan.interface import DEFAULT_MTU, host_end
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft import identity
+from weft.errors import UNSUPPORTED_FIELD, ConfigProblem
+from weft.kernel.interface import Limit
+from weft.section import Section
+from weft.types import ResultInterface, Side
 
 SECTION = "bandwidth"
 _KEYS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
@@ -81,11 +82,11 @@ def _mtu(context: Context, link: str) -> int:
 def _ifb(context: Context, mtu: int) -> Ifb:
     """The attachment's own: its name and MAC address follow from network, container and interface."""
     attachment = context.attachment
-    identity = (attachment.network, attachment.container, attachment.interface)
+    who = (attachment.network, attachment.container, attachment.interface)
     return Ifb(
-        "bwp" + names.digest("ifb", *identity)[:12],
-        names.alias(names.attachment_mark(attachment), str(attachment)),
-        names.mac(context.host, "ifb", *identity),
+        "bwp" + identity.digest("ifb", *who)[:12],
+        identity.alias(identity.attachment_mark(attachment), str(attachment)),
+        identity.mac(context.host, "ifb", *who),
         mtu,
     )
 

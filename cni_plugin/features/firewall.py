@@ -13,15 +13,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cni_plugin import names, rules
-from cni_plugin.errors import UNSUPPORTED_FIELD, ConfigProblem
-from cni_plugin.interface import host_end, own_addresses
-from cni_plugin.kernel import Element
+from cni_plugin.dataplane import rules
+from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.policy import Isolated
 from cni_plugin.ops.tables import TableChain, TableRules, commented
-from cni_plugin.plan import Context, Operation, Part, Plan
-from cni_plugin.wire.keys import Section
+from cni_plugin.plan.interface import host_end, own_addresses
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft import identity
+from weft.errors import UNSUPPORTED_FIELD, ConfigProblem
+from weft.kernel.interface import Element
+from weft.section import Section
 
 SECTION = "firewall"
 _CHAIN = "CNI-FORWARD"
@@ -51,7 +53,7 @@ class Firewall:
                 hint="use the driver bridge or ptp, or ingressPolicy open",
                 code=UNSUPPORTED_FIELD,
             )
-        mark, of_link = names.attachment_mark(context.attachment), names.mark("policy", link)
+        mark, of_link = identity.attachment_mark(context.attachment), identity.mark("policy", link)
         addresses = [ip.address.ip for ip in own_addresses(context)]
         elements = [Element(_SEPARATE[one.version], (link, one), mark=mark) for one in addresses]
         port = host_end(context)
@@ -73,7 +75,7 @@ class Firewall:
         """What makes iptables accept what concerns the container: the chains, and the container's own rules."""
         shared: list[Operation] = []
         operations: list[Operation] = []
-        mark = names.attachment_mark(context.attachment)
+        mark = identity.attachment_mark(context.attachment)
         addresses = [ip.address.ip for ip in own_addresses(context)]
         for version in sorted({one.version for one in addresses}):
             if not (self.backend == "iptables" or (not self.backend and context.facts.drops_forwarded(version))):

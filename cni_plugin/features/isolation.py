@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cni_plugin import names, rules
-from cni_plugin.kernel import Element, Scalar
-from cni_plugin.plan import Context, Part, Plan
-from cni_plugin.plugins import OWN_NAME
-from cni_plugin.types import Result, Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.dataplane import rules
+from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
+from weft import identity
+from weft.kernel.interface import Element, Scalar
+from weft.section import Section
+from weft.types import Result, Side
 
 CLOSED, ROUTED, OPEN = "closed", "routed", "open"
 _WITHIN = {4: rules.WITHIN4, 6: rules.WITHIN6}
@@ -43,7 +44,7 @@ class Isolation:
         if not link or (self.bridged and not self.asked and _anothers(context, link)):
             return Plan(result=result)
         # A bridge is the network's; the host's end of a ptp pair is one container's.
-        mark = names.mark("link", link) if self.bridged else names.attachment_mark(context.attachment)
+        mark = identity.mark("link", link) if self.bridged else identity.attachment_mark(context.attachment)
         elements = tuple(dict.fromkeys(Element(name, key, mark=mark) for name, key in self._elements(link, result)))
         if self.bridged:
             return Plan(shared_elements=elements, result=result)
@@ -75,9 +76,9 @@ def _link(result: Result) -> str:
 def _anothers(context: Context, bridge: str) -> bool:
     """Whether the bridge is not weft's: machines may be behind it that no default of ours should cut off."""
     there = context.facts.link(Side.HOST, bridge)
-    if there is None or names.mark_digest(there.alias):
+    if there is None or identity.mark_digest(there.alias):
         return False
-    return bool(there.alias) or there.mac != names.mac(context.host, "bridge", bridge)
+    return bool(there.alias) or there.mac != identity.mac(context.host, "bridge", bridge)
 
 
 def read(request: Request, keys: Section) -> Part | None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cni_plugin import names, rules
-from cni_plugin.kernel import Element
-from cni_plugin.plan import Context, Operation, Part, Plan
-from cni_plugin.types import ResultAddress
-from cni_plugin.wire.keys import Section
+from cni_plugin.dataplane import rules
+from cni_plugin.ops.operation import Operation
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft import identity
+from weft.kernel.interface import Element
+from weft.section import Section
+from weft.types import ResultAddress
 
 _SOURCES = {4: rules.MASQUERADE4, 6: rules.MASQUERADE6}
 _LOCAL = {4: rules.LOCAL4, 6: rules.LOCAL6}
@@ -28,7 +30,7 @@ class Masquerade:
     """All addresses of the attachment are masqueraded."""
 
     def plan(self, context: Context) -> Plan:
-        mark = names.attachment_mark(context.attachment)
+        mark = identity.attachment_mark(context.attachment)
         return Plan(
             shared_elements=tuple(_within(ip) for ip in context.result.ips),
             elements=tuple(
@@ -45,7 +47,7 @@ class MasqueradeByTables:
     def plan(self, context: Context) -> Plan:
         from cni_plugin.ops.tables import TableChain, TableRules
 
-        mark = names.attachment_mark(context.attachment)
+        mark = identity.attachment_mark(context.attachment)
         shared: list[Operation] = []
         operations: list[Operation] = []
         for version in sorted({ip.address.version for ip in context.result.ips}):
@@ -68,7 +70,7 @@ def _lines(ip: ResultAddress, mark: str) -> Iterator[str]:
 def _within(ip: ResultAddress) -> Element:
     """The exception for a subnet; its mark names the subnet, since networks may share it."""
     subnet = ip.address.network
-    return Element(_LOCAL[subnet.version], (subnet, subnet), mark=names.mark("subnet", str(subnet)))
+    return Element(_LOCAL[subnet.version], (subnet, subnet), mark=identity.mark("subnet", str(subnet)))
 
 
 def read(request: Request, keys: Section) -> Part | None:

@@ -20,11 +20,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from cni_plugin import names
-from cni_plugin.plan import Context, Part, Plan
-from cni_plugin.types import Result, Side
-from cni_plugin.wire.keys import Section, shown
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft import identity
+from weft.section import Section, shown
+from weft.types import Result, Side
 
 SHORT = 12
 """Characters of a container's id that it is known by, as with docker and podman."""
@@ -47,7 +47,7 @@ class Names:
     def plan(self, context: Context) -> Plan:
         from cni_plugin.ops.names import Announced  # only networks with names pay for it
 
-        mark = names.attachment_mark(context.attachment)
+        mark = identity.attachment_mark(context.attachment)
         gateways = _gateways(context)
         document = {
             "network": context.attachment.network,

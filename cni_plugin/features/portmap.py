@@ -19,14 +19,16 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from cni_plugin import names, rules
-from cni_plugin.errors import UNSUPPORTED_FIELD, ConfigProblem
-from cni_plugin.kernel import Element
-from cni_plugin.names import link_name_problem
-from cni_plugin.plan import Context, Operation, Part, Plan
-from cni_plugin.types import Address
-from cni_plugin.wire.keys import Section, shown
+from cni_plugin.dataplane import rules
+from cni_plugin.ops.operation import Operation
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft import identity
+from weft.errors import UNSUPPORTED_FIELD, ConfigProblem
+from weft.identity import link_name_problem
+from weft.kernel.interface import Element
+from weft.section import Section, shown
+from weft.types import Address
 
 if TYPE_CHECKING:
     from cni_plugin.ops.ports import PublishedPort
@@ -80,7 +82,7 @@ class PortMap:
         from cni_plugin.ops.ports import EndedFlows, FreshFlows, PortsFree
 
         targets = _targets(context)
-        mark = names.attachment_mark(context.attachment)
+        mark = identity.attachment_mark(context.attachment)
         links = _links(context)
         ports = tuple(port for mapping in self.mappings for port in _ports(mapping, targets))
         elements = [] if self.tables else [_element(port, mark) for port in ports]

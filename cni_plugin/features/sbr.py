@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
-from cni_plugin.interface import own_addresses, planned_routes
-from cni_plugin.kernel import KernelRoute, RoutingRule
-from cni_plugin.names import ROUTE_PROTOCOL
 from cni_plugin.ops import LinkRoute
+from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.policy import RoutedFrom, RouteMoved
-from cni_plugin.plan import Context, Operation, Part, Plan
-from cni_plugin.types import Address, Cidr, ResultAddress, Route, Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.plan.interface import own_addresses, planned_routes
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft.identity import ROUTE_PROTOCOL
+from weft.kernel.interface import KernelRoute, RoutingRule
+from weft.section import Section
+from weft.types import Address, Cidr, ResultAddress, Route, Side
 
 SECTION = "sbr"
 _FIRST_TABLE = 100

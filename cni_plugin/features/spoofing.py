@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
-from cni_plugin import names, rules
-from cni_plugin.kernel import Element, Scalar
-from cni_plugin.plan import Context, Part, Plan
-from cni_plugin.plugins import OWN_NAME
-from cni_plugin.types import Address, Result, ResultInterface
-from cni_plugin.wire.keys import Section
+from cni_plugin.dataplane import rules
+from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
+from weft import identity
+from weft.kernel.interface import Element, Scalar
+from weft.section import Section
+from weft.types import Address, Result, ResultInterface
 
 _OWN = {4: rules.OWN4, 6: rules.OWN6}
 _SOURCES = {4: rules.SOURCES4, 6: rules.SOURCES6}
@@ -43,7 +44,7 @@ class Spoofing:
             return Plan(result=result)
         own = tuple(ip.address.ip for ip in result.ips)
         found = self._frames(port, inner, own) if self.bridged else self._packets(port, inner, own)
-        mark = names.attachment_mark(context.attachment)
+        mark = identity.attachment_mark(context.attachment)
         # An address may be there twice, with two prefix lengths.
         return Plan(
             guards=tuple(dict.fromkeys(Element(name, key, mark=mark) for name, key in found)),

@@ -12,15 +12,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from cni_plugin.errors import ConfigProblem
-from cni_plugin.interface import LARGEST_MTU, read_mac, read_mtu
-from cni_plugin.names import normal_mac
 from cni_plugin.ops import Setting
+from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.tuning import LinkSetting
-from cni_plugin.plan import Context, Operation, Part, Plan
-from cni_plugin.types import Result, Side
-from cni_plugin.wire.keys import Section, shown
+from cni_plugin.plan.interface import LARGEST_MTU, read_mac, read_mtu
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft.errors import ConfigProblem
+from weft.identity import normal_mac
+from weft.section import Section, shown
+from weft.types import Result, Side
 
 SECTION = "tuning"
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"

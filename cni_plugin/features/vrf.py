@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cni_plugin import names
-from cni_plugin.errors import ConfigProblem, Conflict
-from cni_plugin.interface import own_addresses, planned_routes, read_link
 from cni_plugin.ops.policy import InVrf, Vrf
-from cni_plugin.plan import Context, Part, Plan
-from cni_plugin.types import Side
-from cni_plugin.wire.keys import Section
+from cni_plugin.plan.interface import own_addresses, planned_routes, read_link
+from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
+from weft import identity
+from weft.errors import ConfigProblem, Conflict
+from weft.section import Section
+from weft.types import Side
 
 SECTION = "vrf"
 _LARGEST_TABLE = 2**32 - 1
@@ -47,7 +47,7 @@ class VirtualRouting:
 
     def _domain(self, context: Context) -> tuple[int, str]:
         """The VRF's table, and the alias to make it with, "" where it is another's."""
-        mark = names.alias(names.attachment_mark(context.attachment), self.name)
+        mark = identity.alias(identity.attachment_mark(context.attachment), self.name)
         there = context.facts.link(Side.CONTAINER, self.name)
         used = {
             int(link.options.get("vrf_table", 0)) for link in context.facts.links(Side.CONTAINER) if link.kind == "vrf"

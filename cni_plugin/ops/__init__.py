@@ -6,6 +6,7 @@ need are imported when they are asked for: every module costs every call a milli
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cni_plugin.ops.addresses import Detection, Gateways, LinkAddress, LinkRoute, Setting
@@ -57,8 +58,6 @@ COMMON: tuple[type, ...] = (
 
 def rare(name: str) -> type:
     """One of the others by its name; raises KeyError for a name that is none."""
-    from importlib import import_module
-
     found: type = getattr(import_module(f"cni_plugin.ops.{_RARE[name]}"), name)
     return found
 

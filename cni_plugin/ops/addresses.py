@@ -6,12 +6,12 @@ import contextlib
 import time
 from dataclasses import dataclass
 
-from cni_plugin.errors import Busy, Conflict, Exists, KernelRefused, Missing
-from cni_plugin.kernel import KernelRoute, Namespace
-from cni_plugin.kernel.shown import shown
 from cni_plugin.ops.links import at, patiently
-from cni_plugin.plan import Machine, Operation, Place
-from cni_plugin.types import Cidr, Side
+from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from weft.errors import Busy, Conflict, Exists, KernelRefused, Missing
+from weft.kernel.canonical import shown
+from weft.kernel.interface import KernelRoute, Namespace
+from weft.types import Cidr, Side
 
 
 def present(machine: Machine, side: Side, link: str) -> Namespace:
@@ -32,7 +32,7 @@ class LinkAddress(Operation):
     prefix_route: bool = True
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (self.side, self.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -78,7 +78,7 @@ class Gateways(Operation):
     before: tuple[Cidr, ...] = ()
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def _there(self, machine: Machine) -> tuple[Cidr, ...]:
@@ -152,7 +152,7 @@ class LinkRoute(Operation):
     route: KernelRoute
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (self.side, self.route.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -217,7 +217,7 @@ class Setting(Operation):
     optional: bool = False
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (self.side, self.link) if self.link else None
 
     def apply(self, machine: Machine) -> bool:
@@ -267,7 +267,7 @@ class Detection(Operation):
     seconds: int = 5
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (Side.CONTAINER, self.link)
 
     def apply(self, machine: Machine) -> bool:

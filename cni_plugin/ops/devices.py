@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cni_plugin import names
-from cni_plugin.errors import Conflict, Exists, Missing, WeftError
-from cni_plugin.kernel import Link, Namespace
 from cni_plugin.ops.links import at, bears, patiently
-from cni_plugin.plan import Machine, Operation, Place
-from cni_plugin.types import Attachment, Side
+from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from weft import identity
+from weft.errors import Conflict, Exists, Missing, WeftError
+from weft.kernel.interface import Link, Namespace
+from weft.types import Attachment, Side
 
 _LENT = "weft-device"
 """How aliases of lent links begin: not as other marks, since nobody may sweep a link that is the host's own."""
@@ -65,7 +65,7 @@ class ContainerLink(Operation):
     options: tuple[tuple[str, int | str], ...] = ()
 
     @property
-    def makes(self) -> tuple[Place, ...]:
+    def makes(self) -> tuple[LinkRef, ...]:
         return ((Side.CONTAINER, self.name),)
 
     def apply(self, machine: Machine) -> bool:
@@ -155,7 +155,7 @@ class LentLink(Operation):
     mtu: int = 0
 
     @property
-    def makes(self) -> tuple[Place, ...]:
+    def makes(self) -> tuple[LinkRef, ...]:
         return ((Side.CONTAINER, self.container),)
 
     def apply(self, machine: Machine) -> bool:
@@ -236,8 +236,8 @@ def lent(link: Link, attachment: Attachment) -> LentLink:
     return LentLink(
         name=link.name,
         container=attachment.interface,
-        passing=names.passing_link(attachment),
-        alias=names.alias(f"{_LENT}:{names.attachment_digest(attachment)}", f"{link.name}:lent to {attachment}"),
+        passing=identity.passing_link(attachment),
+        alias=identity.alias(f"{_LENT}:{identity.attachment_digest(attachment)}", f"{link.name}:lent to {attachment}"),
         # A mark that a lost record left behind is nothing to go back to.
         before="" if link.alias.startswith(f"{_LENT}:") else link.alias,
         type=link.kind,
@@ -248,12 +248,12 @@ def lent(link: Link, attachment: Attachment) -> LentLink:
 
 def marked(machine: Machine, attachment: Attachment, *, on_host: bool) -> Iterator[Operation]:
     """What must have made the links that bear an attachment's marks, its record lost: for ``undo`` alone."""
-    digest = names.attachment_digest(attachment)
-    passing = names.passing_link(attachment)
+    digest = identity.attachment_digest(attachment)
+    passing = identity.passing_link(attachment)
     inside = machine.container.links() if machine.container is not None else ()
     for link in inside:
-        if link.name == passing or names.mark_digest(link.alias) == digest:
-            yield ContainerLink(link.name, link.kind, passing, names.attachment_mark(attachment))
+        if link.name == passing or identity.mark_digest(link.alias) == digest:
+            yield ContainerLink(link.name, link.kind, passing, identity.attachment_mark(attachment))
     for link in (*inside, *(machine.host.links() if on_host else ())):
         parts = link.alias.split(":", 3)
         if parts[:2] == [_LENT, digest] and len(parts) == 4:
@@ -265,5 +265,5 @@ def marked(machine: Machine, attachment: Attachment, *, on_host: bool) -> Iterat
 def lent_by_name(link: Link, attachment: Attachment) -> LentLink:
     """What the reference plugin host-device must have done: it leaves nothing but the host's name, as the alias."""
     return LentLink(
-        link.alias, link.name, names.passing_link(attachment), link.alias, type=link.kind, mac=link.mac, mtu=link.mtu
+        link.alias, link.name, identity.passing_link(attachment), link.alias, type=link.kind, mac=link.mac, mtu=link.mtu
     )

@@ -6,14 +6,14 @@ import contextlib
 import os
 from dataclasses import dataclass, replace
 
-from cni_plugin.daemons import Daemon
-from cni_plugin.errors import KernelRefused, Missing, NamespaceProblem, StateDamaged, WeftError
 from cni_plugin.ops.addresses import present
 from cni_plugin.ops.links import at
-from cni_plugin.plan import Lease, Machine
-from cni_plugin.types import Cidr, Result, Side
+from cni_plugin.ops.operation import Lease, Machine
 from ipam import dhcp, dhcp_client
 from ipam.dhcp_held import Held, Leases
+from weft.daemons import Daemon
+from weft.errors import KernelRefused, Missing, NamespaceProblem, StateDamaged, WeftError
+from weft.types import Cidr, Result, Side
 
 _KEEPER = Daemon("cni_plugin.dhcp.keeper", "renews DHCP leases", "weft dhcp --log")
 
@@ -40,7 +40,7 @@ class DhcpLease(Lease):
         return True
 
     def reserve(self, machine: Machine) -> Result:
-        from cni_plugin.kernel.packets import PacketWire  # only this needs sockets, and only here
+        from weft.kernel.linux.packet_socket import PacketWire  # only this needs sockets, and only here
 
         container = present(machine, Side.CONTAINER, self.link)
         link = container.link(self.link)
@@ -114,7 +114,7 @@ def _leases(machine: Machine) -> Leases:
 
 def _give_back(held: Held) -> None:
     """Tell the server, where the container's link is still there; otherwise the lease runs out by itself."""
-    from cni_plugin.kernel.packets import PacketWire
+    from weft.kernel.linux.packet_socket import PacketWire
 
     with (
         contextlib.suppress(NamespaceProblem, KernelRefused),

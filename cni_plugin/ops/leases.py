@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 
-from cni_plugin.errors import NOT_AVAILABLE, ConfigProblem, PluginFailed, WeftError
-from cni_plugin.plan import Lease, Machine
-from cni_plugin.types import Cidr, Result
-from cni_plugin.wire.keys import Problems
+from cni_plugin.ops.operation import Lease, Machine
 from cni_plugin.wire.result import parse, render
 from cni_plugin.wire.versions import at_least
 from ipam import host_local
 from ipam.leases import Owner
+from weft.errors import NOT_AVAILABLE, ConfigProblem, PluginFailed, WeftError
+from weft.section import Problems
+from weft.types import Cidr, Result
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cni_plugin.errors import Conflict, Exists, KernelLacks, Missing
-from cni_plugin.kernel import Link, Peer
-from cni_plugin.plan import Machine, Operation, Place
-from cni_plugin.types import Side
+from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from weft.errors import Conflict, Exists, KernelLacks, Missing
+from weft.kernel.interface import Link, Peer
+from weft.types import Side
 
 _PATIENCE = 2.0  # seconds
 
@@ -62,7 +62,7 @@ class Bridge(Operation):
     vlan_filtering: bool = False
 
     @property
-    def makes(self) -> tuple[Place, ...]:
+    def makes(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.name),) if self.alias else ()
 
     def apply(self, machine: Machine) -> bool:
@@ -163,7 +163,7 @@ class Veth(Operation):
     container_mtu: int = 0
 
     @property
-    def makes(self) -> tuple[Place, ...]:
+    def makes(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.host), (Side.CONTAINER, self.container))
 
     def apply(self, machine: Machine) -> bool:
@@ -252,7 +252,7 @@ class Up(Operation):
     was: bool = False
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (self.side, self.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -289,7 +289,7 @@ class Promiscuous(Operation):
     link: str
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -319,7 +319,7 @@ class Port(Operation):
     isolated: bool = False
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def _wanted(self) -> dict[str, int]:

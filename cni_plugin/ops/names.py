@@ -6,10 +6,10 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from cni_plugin import files
-from cni_plugin.daemons import Daemon
-from cni_plugin.names import mark_digest
-from cni_plugin.plan import Machine, Operation
+from cni_plugin.ops.operation import Machine, Operation
+from weft import files
+from weft.daemons import Daemon
+from weft.identity import mark_digest
 
 FOLDER = "names"
 _WHAT = "the container's names"

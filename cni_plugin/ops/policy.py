@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 
-from cni_plugin.errors import Conflict, Exists, KernelRefused, Missing
-from cni_plugin.kernel import KernelRoute, Namespace, RoutingRule
-from cni_plugin.kernel.shown import shown
 from cni_plugin.ops.addresses import LinkRoute, present
 from cni_plugin.ops.links import Port, at, bears
-from cni_plugin.plan import Machine, Operation, Place
-from cni_plugin.types import Cidr, Side
+from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from weft.errors import Conflict, Exists, KernelRefused, Missing
+from weft.kernel.canonical import shown
+from weft.kernel.interface import KernelRoute, Namespace, RoutingRule
+from weft.types import Cidr, Side
 
 _MAIN = 254
 
@@ -54,7 +54,7 @@ class RouteMoved(Operation):
     to: KernelRoute | None = None
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (Side.CONTAINER, self.route.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -157,7 +157,7 @@ class InVrf(Operation):
     routes: tuple[KernelRoute, ...] = ()
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (Side.CONTAINER, self.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -214,7 +214,7 @@ class Isolated(Operation):
     link: str
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def apply(self, machine: Machine) -> bool:

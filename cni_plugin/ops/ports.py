@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cni_plugin.errors import Conflict
-from cni_plugin.kernel import Flow
-from cni_plugin.plan import Machine, Operation
-from cni_plugin.types import Address
+from cni_plugin.ops.operation import Machine, Operation
+from weft.errors import Conflict
+from weft.kernel.interface import Flow
+from weft.types import Address
 
 _HOLDERS = ("conmon", "nerdctl", "sleep")
 """Processes by which podman and nerdctl keep a published port from others: they listen and never answer."""

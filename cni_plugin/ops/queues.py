@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from cni_plugin.errors import Conflict, Missing
-from cni_plugin.kernel import Limit
 from cni_plugin.ops.links import bears
-from cni_plugin.plan import Machine, Operation, Place
-from cni_plugin.types import Side
+from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from weft.errors import Conflict, Missing
+from weft.kernel.interface import Limit
+from weft.types import Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Limited(Operation):
     limit: Limit
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -61,7 +61,7 @@ class Ifb(Operation):
     mtu: int
 
     @property
-    def makes(self) -> tuple[Place, ...]:
+    def makes(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.name),)
 
     def apply(self, machine: Machine) -> bool:
@@ -99,7 +99,7 @@ class Redirected(Operation):
     target: str
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def apply(self, machine: Machine) -> bool:

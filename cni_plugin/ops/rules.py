@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cni_plugin.errors import Conflict
-from cni_plugin.kernel import Element, Scalar
-from cni_plugin.plan import Machine, Operation
-from cni_plugin.rules import BASE, PORTS
+from cni_plugin.dataplane.rules import BASE, PORTS
+from cni_plugin.ops.operation import Machine, Operation
+from weft.errors import Conflict
+from weft.kernel.interface import Element, Scalar
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Elements(Operation):
         return tuple(element for element in elements if (element.collection, element.key) not in theirs)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        from cni_plugin.kernel.nft_text import shapes  # no call of a runtime prints commands
+        from weft.kernel.nft.text import shapes  # no call of a runtime prints commands
 
         known = shapes(BASE)
         return tuple(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from cni_plugin.errors import KernelLacks
-from cni_plugin.plan import Machine, Operation
+from cni_plugin.ops.operation import Machine, Operation
+from weft.errors import KernelLacks
 
 _PROGRAMS = {4: "iptables", 6: "ip6tables"}
 

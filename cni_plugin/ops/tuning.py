@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 
-from cni_plugin.errors import KernelRefused, Missing
-from cni_plugin.kernel import Link, Namespace
 from cni_plugin.ops.addresses import present
 from cni_plugin.ops.devices import ContainerLink, LentLink
 from cni_plugin.ops.links import Veth, at
-from cni_plugin.plan import Machine, Operation, Place
-from cni_plugin.types import Side
+from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from weft.errors import KernelRefused, Missing
+from weft.kernel.interface import Link, Namespace
+from weft.types import Side
 
 Value = int | str | bool
 
@@ -38,7 +38,7 @@ class LinkSetting(Operation):
     before: Value | None = None
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (Side.CONTAINER, self.link)
 
     def apply(self, machine: Machine) -> bool:

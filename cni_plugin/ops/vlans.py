@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from cni_plugin.errors import Conflict, KernelLacks, Missing
-from cni_plugin.kernel import BridgeVlan, Link, Peer
 from cni_plugin.ops.links import bears, no_vlan_filtering, unnamed
-from cni_plugin.plan import Machine, Operation, Place
-from cni_plugin.types import Side
+from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from weft.errors import Conflict, KernelLacks, Missing
+from weft.kernel.interface import BridgeVlan, Link, Peer
+from weft.types import Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Vlans(Operation):
     keep_default: bool = False
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -75,7 +75,7 @@ class VlanGateway(Operation):
     mtu: int
 
     @property
-    def makes(self) -> tuple[Place, ...]:
+    def makes(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.name), (Side.HOST, self.port))
 
     def _mine(self, link: Link) -> bool:

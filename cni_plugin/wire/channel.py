@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 
-from cni_plugin.errors import IO_FAILURE, DecodeProblem, WeftError
+from weft.errors import IO_FAILURE, DecodeProblem, WeftError
 
 LIMIT = 1 << 20
 """Bytes of configuration that weft reads at most; the largest seen in use is a hundredth of it."""

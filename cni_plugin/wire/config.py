@@ -5,12 +5,13 @@ Source: SPEC.md, "Network configuration format" and "Deriving runtime configurat
 
 from __future__ import annotations
 
-from cni_plugin.errors import ConfigProblem, DecodeProblem
-from cni_plugin.names import identifier_problem
-from cni_plugin.types import Result
-from cni_plugin.wire import common, document, result, versions
-from cni_plugin.wire.keys import Problems, Section, shown
+from cni_plugin.wire import document, result, versions
 from cni_plugin.wire.request import Command, Config
+from weft import cni_keys
+from weft.errors import ConfigProblem, DecodeProblem
+from weft.identity import identifier_problem
+from weft.section import Problems, Section, shown
+from weft.types import Result
 
 _VALID = ("cni.dev/valid-attachments", "cni.dev/attachments")
 
@@ -38,7 +39,7 @@ def read(stdin: bytes, command: Command, plugin: str = "weft") -> Config:
         ipam=keys.section("ipam"),
         runtime=keys.section("runtimeConfig"),
         args_cni=keys.section("args").section("cni"),
-        dns=common.dns(keys.section("dns")),
+        dns=cni_keys.dns(keys.section("dns")),
         previous=_previous(keys, version, problems),
         valid=_valid(value or {}, problems) if command is Command.GC else None,
     )

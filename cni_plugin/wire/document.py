@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from cni_plugin.errors import DecodeProblem, WeftError
 from cni_plugin.wire import versions
 from cni_plugin.wire.channel import HINT, check_length
+from weft.errors import DecodeProblem, WeftError
 
 DEEPEST = 64
 """How many lists and objects may stand inside each other."""

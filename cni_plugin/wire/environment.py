@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cni_plugin.errors import EnvironmentProblem
-from cni_plugin.names import identifier_problem, link_name_problem
-from cni_plugin.wire.keys import shown
 from cni_plugin.wire.request import Command
+from weft.errors import EnvironmentProblem
+from weft.identity import identifier_problem, link_name_problem
+from weft.section import shown
 
 _REQUIRED = {
     Command.ADD: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cni_plugin.errors import WeftError
 from cni_plugin.wire import versions
+from weft.errors import WeftError
 
 
 def render_error(error: WeftError, version: str) -> bytes:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cni_plugin.types import Dns, Result
-from cni_plugin.wire.keys import Section
+from weft.section import Section
+from weft.types import Dns, Result
 
 
 class Command(StrEnum):

@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 from json.encoder import encode_basestring_ascii
 
-from cni_plugin.errors import VersionProblem
-from cni_plugin.types import Cidr, Dns, Result, ResultAddress, ResultInterface, Route
-from cni_plugin.wire import common, versions
-from cni_plugin.wire.keys import Problems, Section
+from cni_plugin.wire import versions
+from weft import cni_keys
+from weft.errors import VersionProblem
+from weft.section import Problems, Section
+from weft.types import Cidr, Dns, Result, ResultAddress, ResultInterface, Route
 
 Json = dict[str, object]
 _FAMILIES = ((4, "ip4"), (6, "ip6"))
@@ -74,8 +75,8 @@ def parse(value: object, version: str, problems: Problems, path: str = "prevResu
     return Result(
         interfaces=interfaces,
         ips=tuple(each for each in found if each is not None),
-        routes=common.routes(section),
-        dns=common.dns(section.section("dns")),
+        routes=cni_keys.routes(section),
+        dns=cni_keys.dns(section.section("dns")),
     )
 
 
@@ -179,8 +180,8 @@ def _from_families(section: Section) -> Result:
             entry.problem("ip", f"is not an IPv{family} address")
             continue
         ips.append(ResultAddress(address, entry.address("gateway")))
-        routes.extend(common.routes(entry))
-    return Result(ips=tuple(ips), routes=tuple(routes), dns=common.dns(section.section("dns")))
+        routes.extend(cni_keys.routes(entry))
+    return Result(ips=tuple(ips), routes=tuple(routes), dns=cni_keys.dns(section.section("dns")))
 
 
 def _interface(section: Section) -> ResultInterface:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 
-from cni_plugin import __version__
 from discovery.api import schemas, views
 from discovery.api.answers import Answers, write_json
 from discovery.api.problem import Problem
@@ -17,6 +16,7 @@ from discovery.metrics import Metrics
 from discovery.registry import Registry
 from discovery.values import NODE_CHECK, Node, Value
 from store import Delete, Store
+from weft import __version__
 
 Hook = Callable[[], Awaitable[None]]
 

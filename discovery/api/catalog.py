@@ -15,9 +15,9 @@ from discovery.api.problem import Problem
 from discovery.api.question import Question
 from discovery.api.routes import Answer, Route
 from discovery.catalog import Catalog
-from discovery.fields import BadField, Fields
+from discovery.consul.fields import BadField, Fields
+from discovery.consul.registration import check_address, check_metadata, parse_instance
 from discovery.layout import encode, key_of
-from discovery.registration import check_address, check_metadata, parse_instance
 from discovery.registry import Registry, Unknown
 from discovery.values import Check, Instance, Node, Status, Value
 from store import Compare, Delete, Operation, Put, Store, Unavailable

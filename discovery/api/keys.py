@@ -19,9 +19,9 @@ from discovery.api.question import Question
 from discovery.api.routes import Answer, Route
 from discovery.api.settings import LARGEST_VALUE
 from discovery.changes import Changes
-from discovery.fields import BadField, Fields
+from discovery.consul.fields import BadField, Fields
+from discovery.consul.transaction import Done, Step, apply
 from discovery.pairs import PAIRS, Pair, decode_pair
-from discovery.transaction import Done, Step, apply
 from store import Entry, Range, Store
 
 STEPS = 64

@@ -9,7 +9,7 @@ from discovery.api.problem import Problem
 from discovery.api.question import Question
 from discovery.api.schemas import Schema
 from discovery.api.views import Json
-from discovery.filter import BadFilter, Test, compile_filter
+from discovery.consul.filter import BadFilter, Test, compile_filter
 from discovery.values import Health, Node, Status
 
 Found = TypeVar("Found", list[Json], dict[str, Json])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cni_plugin import __version__
 from discovery.api.routes import Route
 from discovery.api.schemas import Schema
+from weft import __version__
 
 _FLAG = "its presence counts, or a boolean"
 PARAMETERS: Mapping[str, str] = {

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 from discovery.api.problem import Problem
-from discovery.durations import parse_duration
-from discovery.fields import BadField, decode_json
+from discovery.consul.durations import parse_duration
+from discovery.consul.fields import BadField, decode_json
 
 PARAMETERS = 128
 """Parameters of one request."""

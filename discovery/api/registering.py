@@ -10,9 +10,9 @@ from discovery.api.answers import Answers
 from discovery.api.problem import Problem
 from discovery.api.question import Question, parse_bool
 from discovery.api.routes import Answer, Route
-from discovery.definitions import parse_check
-from discovery.fields import BadField, Fields
-from discovery.registration import parse_service
+from discovery.consul.definitions import parse_check
+from discovery.consul.fields import BadField, Fields
+from discovery.consul.registration import parse_service
 from discovery.registry import Registry, Unknown
 from discovery.values import NODE_CHECK, OWN_SERVICE, Status
 

@@ -34,10 +34,10 @@ from discovery.api.sessions import SessionRoutes
 from discovery.api.settings import Settings
 from discovery.catalog import Catalog
 from discovery.changes import Changes
+from discovery.consul.sessions import Sessions
 from discovery.layout import ROOT
 from discovery.metrics import Metrics
 from discovery.registry import Registry
-from discovery.sessions import Sessions
 from store import Invalid, Store, StoreError
 
 log = logging.getLogger(__name__)

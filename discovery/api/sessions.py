@@ -15,10 +15,10 @@ from discovery.api.routes import Answer, Route
 from discovery.api.settings import Settings
 from discovery.catalog import Catalog
 from discovery.changes import Changes
-from discovery.durations import format_duration
-from discovery.fields import BadField, Fields
+from discovery.consul.durations import format_duration
+from discovery.consul.fields import BadField, Fields
+from discovery.consul.sessions import Session, Sessions, read_session
 from discovery.pairs import SESSIONS
-from discovery.sessions import Session, Sessions, read_session
 from discovery.values import NODE_CHECK, Status
 
 READING = ("index", "wait", "stale", "consistent", "pretty", "dc")

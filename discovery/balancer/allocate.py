@@ -219,8 +219,8 @@ class Allocator:
 
 def networks_of_this_host() -> list[Network]:
     """The networks that the links of the calling thread's namespace have addresses in, but for weft's own device."""
-    from cni_plugin.kernel.linux import LinuxKernel
     from discovery.balancer.table import LINK
+    from weft.kernel.linux.kernel import LinuxKernel
 
     kernel = LinuxKernel()
     try:

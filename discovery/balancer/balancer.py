@@ -17,8 +17,6 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import TypeVar
 
-from cni_plugin.errors import WeftError
-from cni_plugin.kernel.nft_batch import Watch
 from discovery.balancer.desired import Frontend, VirtualService
 from discovery.balancer.draining import Draining
 from discovery.balancer.rules import TABLE
@@ -27,6 +25,8 @@ from discovery.balancer.table import KernelTable
 from discovery.balancer.worker import Known, Problems, Worker
 from discovery.catalog import Catalog, Topic
 from discovery.metrics import Metrics
+from weft.errors import WeftError
+from weft.kernel.nft.batch import Watch
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from ipaddress import ip_address
 from discovery.balancer.rules import SIZES, STICKY_SECONDS
 from discovery.balancer.settings import Address, BalancerConfig, instance_problem, virtual_problem
 from discovery.catalog import Catalog
-from discovery.durations import parse_duration
+from discovery.consul.durations import parse_duration
 from discovery.values import Health, Instance, Status
 
 VIRTUAL_TAG = "virtual"

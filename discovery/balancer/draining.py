@@ -11,8 +11,8 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from cni_plugin.kernel import Flow
 from discovery.balancer.desired import Backend, Frontend
+from weft.kernel.interface import Flow
 
 log = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ Sources: nft(8), ``linux/netfilter_ipv4.h`` for the priorities.
 
 from __future__ import annotations
 
-from cni_plugin.names import digest
+from weft.identity import digest
 
 TABLE = "inet weft-services"
 

@@ -10,18 +10,18 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import ip_network
 
-from cni_plugin.errors import Exists, KernelRefused, Missing
-from cni_plugin.kernel import KernelRoute, Namespace
-from cni_plugin.kernel.linux import LinuxKernel
-from cni_plugin.kernel.neighbours import bridge_ports, wake
-from cni_plugin.kernel.nft_batch import Elements
-from cni_plugin.kernel.nft_library import Runner, runner
-from cni_plugin.kernel.nft_survey import survey
-from cni_plugin.names import ROUTE_PROTOCOL, digest, mac
-from cni_plugin.types import Route
 from discovery.balancer import rules
 from discovery.balancer.program import Data, Key
 from discovery.balancer.settings import Address, Network
+from weft.errors import Exists, KernelRefused, Missing
+from weft.identity import ROUTE_PROTOCOL, digest, mac
+from weft.kernel.interface import KernelRoute, Namespace
+from weft.kernel.linux.kernel import LinuxKernel
+from weft.kernel.netlink.neighbours import bridge_ports, wake
+from weft.kernel.nft.batch import Elements
+from weft.kernel.nft.library import Runner, runner
+from weft.kernel.nft.survey import survey
+from weft.types import Route
 
 log = logging.getLogger(__name__)
 

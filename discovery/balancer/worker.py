@@ -12,9 +12,6 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from cni_plugin.errors import KernelRefused, WeftError
-from cni_plugin.kernel import Flow
-from cni_plugin.kernel.conntrack import Tracked
 from discovery.balancer import desired
 from discovery.balancer.desired import Algorithm, Backend, Frontend, Group, VirtualService
 from discovery.balancer.draining import Draining, Drains
@@ -23,6 +20,9 @@ from discovery.balancer.rules import TABLE
 from discovery.balancer.settings import Address, BalancerConfig
 from discovery.balancer.table import KernelTable
 from discovery.values import Health
+from weft.errors import KernelRefused, WeftError
+from weft.kernel.interface import Flow
+from weft.kernel.netlink.conntrack import Tracked
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 import aiohttp
 
-from cni_plugin.errors import WeftError
-from cni_plugin.kernel import netns
 from discovery.values import Definition, Status
+from weft.errors import WeftError
+from weft.kernel import netns
 
 Finding = tuple[Status, str]
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from cni_plugin import __version__
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
 from discovery.values import Health, Instance, Node, worst
+from weft import __version__
 
 INSTANCES = 5000
 OF_SERVICE = 1000

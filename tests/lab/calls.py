@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cni_plugin import app
-from cni_plugin.errors import KernelRefused
-from cni_plugin.executor import Watch, unwatched
-from cni_plugin.host import Host
-from cni_plugin.kernel import Kernel
-from cni_plugin.kernel.linux import LinuxKernel
-from cni_plugin.plan import Lease, Machine, Operation
-from cni_plugin.records import Record
-from cni_plugin.service import Service
-from cni_plugin.types import Result
+from cni_plugin.entry import cni
+from cni_plugin.ops.operation import Lease, Machine, Operation
+from cni_plugin.service.executor import Watch, unwatched
+from cni_plugin.service.records import Record
+from cni_plugin.service.verbs import Service
 from cni_plugin.wire import config as configuration
 from cni_plugin.wire import environment
 from cni_plugin.wire.request import Request
 from lab import engine
+from weft.errors import KernelRefused
+from weft.kernel.host import Host
+from weft.kernel.interface import Kernel
+from weft.kernel.linux.kernel import LinuxKernel
+from weft.types import Result
 
 STATE = ("/run/weft", "/var/lib/cni")
 """Where weft keeps what it must remember."""
@@ -100,7 +100,7 @@ class Weft:
         environ = variables(command, container, netns, ifname, args)
         if engine.wanted() and self._kernel is None and self._host is None:
             return _through_engine(conf, environ, None if watch is unwatched else watch)
-        status, output = app.run(str(conf["type"]), environ, json.dumps(conf).encode(), handle)
+        status, output = cni.run(str(conf["type"]), environ, json.dumps(conf).encode(), handle)
         return Answer(status, json.loads(output) if output else {})
 
     def add(self, conf: Mapping[str, Any], netns: str, container: str = "c1", ifname: str = "eth0") -> dict[str, Any]:

@@ -23,16 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cni_plugin import __version__, shim
-from cni_plugin.engine import code, place, server, worker
+from cni_plugin.engine import code, listener, server, worker
 from cni_plugin.engine.server import serve
-from cni_plugin.host import Host
-from cni_plugin.kernel import Kernel
-from cni_plugin.plan import Operation
-from cni_plugin.service import Service
-from cni_plugin.types import Result
+from cni_plugin.entry import shim
+from cni_plugin.ops.operation import Operation
+from cni_plugin.service.verbs import Service
 from cni_plugin.wire import frame
 from cni_plugin.wire.request import Request
+from weft import __version__
+from weft.kernel.host import Host
+from weft.kernel.interface import Kernel
+from weft.types import Result
 
 PROGRAM = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "weft-engine"
 IDLE = 120
@@ -151,7 +152,7 @@ def call(plugin: str, variables: Mapping[str, str], stdin: bytes, watch: Watch |
 def _answers(folder: str) -> bool:
     """Whether an engine takes connections there."""
     assert _standing is not None
-    if folder != place.folder() or not _standing.alive():
+    if folder != listener.folder() or not _standing.alive():
         return False
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(f"{folder}/engine.sock") == 0
@@ -159,7 +160,7 @@ def _answers(folder: str) -> bool:
 
 def _stand(process: int, report: int) -> None:
     global _standing
-    _standing = _Standing(process, place.folder(), report, os.getpid())
+    _standing = _Standing(process, listener.folder(), report, os.getpid())
     deadline = time.monotonic() + PATIENCE
     while not _answers(_standing.folder):
         assert time.monotonic() < deadline, "the engine does not take connections"

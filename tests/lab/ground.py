@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cni_plugin.errors import Missing
-from cni_plugin.executor import unwatched
-from cni_plugin.kernel.linux import LinuxKernel
+from cni_plugin.service.executor import unwatched
 from lab import namespaces
 from lab.abilities import require
 from lab.calls import Answer, Weft, files, leases
@@ -16,6 +14,8 @@ from lab.cases import Case
 from lab.host import Host
 from lab.snapshot import Snapshot, difference, take
 from lab.waiting import PATIENTLY
+from weft.errors import Missing
+from weft.kernel.linux.kernel import LinuxKernel
 
 FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin.kernel.conntrack import Tracked
 from discovery.balancer.balancer import Balancer, remove_all
 from discovery.balancer.desired import Algorithm
 from discovery.values import Instance, Status, Weights
 from lab.host import Host
 from lab.services import Book, Held, Wire, instance, picks, run, talk, virtual, wire
 from lab.waiting import until
+from weft.kernel.netlink.conntrack import Tracked
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = pytest.mark.parametrize("version", [4, 6])

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from cni_plugin import names
-from cni_plugin.types import Attachment
 from lab.calls import Weft, leases
 from lab.cases import CASES, EVERYWHERE, Case, Conf, conf, pool
 from lab.commands import run
 from lab.ground import Ground, held_twice, rest
 from lab.host import Host
+from weft import identity
+from weft.types import Attachment
 
 BY_NAME = {case.name: case for case in CASES}
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -28,7 +28,7 @@ Break = Callable[[Host, Case], object]
 
 
 def _host_link(case: Case) -> str:
-    return names.host_link(Attachment(case.conf["name"], "c1", "eth0", case.conf["type"]))
+    return identity.host_link(Attachment(case.conf["name"], "c1", "eth0", case.conf["type"]))
 
 
 def _renamed(host: Host, case: Case) -> None:

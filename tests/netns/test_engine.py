@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from cni_plugin.engine.peer import READING
-from cni_plugin.engine.team import processes
+from cni_plugin.engine.connection import READING
+from cni_plugin.engine.helpers import processes
 from cni_plugin.wire import frame
 from lab import engine as engines
 from lab.commands import opened, run
@@ -252,9 +252,9 @@ def test_a_request_of_somebody_who_left_is_not_begun(host: Host, engine: Engine,
     path = host.container()
     through.add(CONF, path)
     through.delete(CONF, path)
-    from cni_plugin import locks
-    from cni_plugin.records import Records
-    from cni_plugin.types import Attachment
+    from cni_plugin.service.records import Records
+    from weft import locks
+    from weft.types import Attachment
 
     lock = Records(str(engine.folder)).lock(Attachment("engined", "c1", "eth0", "bridge"))
     with locks.hold(lock):
@@ -380,7 +380,7 @@ def test_the_client_in_python(host: Host, engine: Engine, cni: Cni) -> None:
     path = host.container()
     script = (
         "import sys; sys.path[:0] = [sys.argv.pop(1)]; sys.argv[:] = sys.argv[1:];"
-        "from cni_plugin.shim import main; sys.exit(main())"
+        "from cni_plugin.entry.shim import main; sys.exit(main())"
     )
     argv = [str(ROOT / ".venv/bin/python"), "-IBc", script, str(ROOT), "/x/bridge"]
     for command in ("ADD", "DEL"):

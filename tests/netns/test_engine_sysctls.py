@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin.errors import KernelRefused, Missing
-from cni_plugin.kernel import proc, sysctl
 from lab import namespaces
 from lab.host import Host
+from weft.errors import KernelRefused, Missing
+from weft.kernel import proc, sysctl
 
 KEYS = ("net/ipv4/ip_local_reserved_ports", "net/ipv6/conf/lo/hop_limit", "net/netfilter/nf_conntrack_tcp_loose")
 

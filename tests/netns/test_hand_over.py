@@ -14,16 +14,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from cni_plugin.kernel import Kernel
-from cni_plugin.records import Records
-from cni_plugin.service import Service
-from cni_plugin.types import Attachment
+from cni_plugin.service.records import Records
+from cni_plugin.service.verbs import Service
 from lab.calls import Answer, Steps, Weft, killed
 from lab.commands import opened
 from lab.confs import bridge, pool, port
 from lab.ground import rest
 from lab.host import Host
 from lab.waiting import until
+from weft.kernel.interface import Kernel
+from weft.types import Attachment
 
 PORTS = {"portMappings": [port(8080, 80)]}
 NETS = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cni_plugin import app
+from cni_plugin.entry import cni
 from lab.calls import Weft, variables
 from lab.cases import Case, Conf, conf, pool
 from lab.ground import Ground, rest
@@ -303,7 +303,7 @@ def test_no_error_leaves_files(host: Host, quick: Weft) -> None:
 
 def test_the_answer_to_a_fault_of_our_own_is_one_document() -> None:
     """Anything that is raised ends in one document: code 999 is for what nobody thought of."""
-    status, output = app.run("bridge", variables("ADD", "c", "/x", "eth0"), json.dumps(BRIDGE).encode(), _broken)
+    status, output = cni.run("bridge", variables("ADD", "c", "/x", "eth0"), json.dumps(BRIDGE).encode(), _broken)
     assert (status, json.loads(output)["code"]) == (1, 999)
 
 

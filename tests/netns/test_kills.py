@@ -11,12 +11,12 @@ from itertools import count
 
 import pytest
 
-from cni_plugin.executor import unwatched
-from cni_plugin.files import UNFINISHED
+from cni_plugin.service.executor import unwatched
 from lab.calls import Answer, Steps, files, killed
 from lab.cases import CASES, Case, sampled
 from lab.ground import Ground, rest
 from lab.host import Host
+from weft.files import UNFINISHED
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 THOROUGHLY = ("bridge-dual", "ptp", "loopback", "macvlan", "weft-everything")

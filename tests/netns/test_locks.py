@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin import locks
 from lab.commands import run
+from weft import locks
 
 
 @pytest.fixture

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin.errors import WeftError
-from cni_plugin.executor import lacking
-from cni_plugin.kernel.linux import LinuxKernel
 from cni_plugin.ops import BaseRules, Bridge, Promiscuous, Setting
-from cni_plugin.plan import Operation
+from cni_plugin.ops.operation import Operation
+from cni_plugin.service.executor import lacking
 from lab.calls import Weft, at_once, leases
 from lab.cases import CASES, Case, sampled
 from lab.ground import Ground
 from lab.host import Host
+from weft.errors import WeftError
+from weft.kernel.linux.kernel import LinuxKernel
 
 BY_NAME = {case.name: case for case in CASES}
 WHOLE, PTP = BY_NAME["weft-everything"], BY_NAME["ptp-dual"]

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin import __version__, app
-from cni_plugin.errors import Conflict
-from cni_plugin.types import Result, ResultAddress, Route
+from cni_plugin.entry import cni
 from cni_plugin.wire.request import Command, Request
+from weft import __version__
+from weft.errors import Conflict
+from weft.types import Result, ResultAddress, Route
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = b'{"cniVersion":"0.4.0","name":"n","type":"bridge"}'
@@ -27,15 +28,15 @@ RESULT = Result(ips=(ResultAddress(ip_interface("10.1.0.5/24")),))
 LAUNCHER = f"""
 import os, sys, types
 sys.path.insert(0, {str(ROOT)!r})
-service = types.ModuleType("cni_plugin.service")
-sys.modules["cni_plugin.service"] = service
+service = types.ModuleType("cni_plugin.service.verbs")
+sys.modules["cni_plugin.service.verbs"] = service
 BODY
-from cni_plugin.app import main
+from cni_plugin.entry.call import main
 sys.exit(main())
 """
 ANSWER = """
 def handle(request):
-    from cni_plugin.types import Result
+    from weft.types import Result
     sys.stderr.write("asked\\n")
     return Result()
 service.handle = handle
@@ -85,7 +86,7 @@ def test_a_result_is_printed_in_the_version_asked_for() -> None:
         return RESULT
 
     environ = ENVIRON | {"CNI_ARGS": "IgnoreUnknown=1;A=b", "OTHER": "x", "CNI_PATH": "/a:/b"}
-    status, answer = app.run("bridge", environ, GOOD, handle)
+    status, answer = cni.run("bridge", environ, GOOD, handle)
     assert status == 0
     assert document(answer) == {
         "cniVersion": "0.4.0",
@@ -101,14 +102,14 @@ def test_a_result_is_printed_in_the_version_asked_for() -> None:
 
 @pytest.mark.parametrize("command", ["DEL", "CHECK"])
 def test_no_result_is_no_output(command: str) -> None:
-    assert app.run("bridge", ENVIRON | {"CNI_COMMAND": command}, GOOD, lambda request: None) == (0, b"")
+    assert cni.run("bridge", ENVIRON | {"CNI_COMMAND": command}, GOOD, lambda request: None) == (0, b"")
 
 
 def failing(error: BaseException) -> dict[str, object]:
     def handle(_: Request) -> Result:
         raise error
 
-    status, answer = app.run("bridge", ENVIRON, GOOD, handle)
+    status, answer = cni.run("bridge", ENVIRON, GOOD, handle)
     assert status == 1
     value = document(answer)
     assert value["cniVersion"] == "0.4.0"
@@ -147,13 +148,13 @@ def test_an_endless_recursion_is_999() -> None:
     def handle(request: Request) -> Result:
         return handle(request)
 
-    status, answer = app.run("bridge", ENVIRON, GOOD, handle)
+    status, answer = cni.run("bridge", ENVIRON, GOOD, handle)
     assert (status, document(answer)["code"]) == (1, 999)
 
 
 def test_an_interruption_is_to_be_tried_again() -> None:
     assert failing(KeyboardInterrupt())["code"] == 11
-    value = failing(app.Interrupted("ended by SIGTERM"))
+    value = failing(cni.Interrupted("ended by SIGTERM"))
     assert (value["code"], value["msg"]) == (11, "ended by SIGTERM before the work was done")
 
 
@@ -165,12 +166,12 @@ def test_an_exception_that_cannot_be_printed() -> None:
     def handle(_: Request) -> Result:
         raise Mute
 
-    status, answer = app.run("bridge", ENVIRON, GOOD, handle)
+    status, answer = cni.run("bridge", ENVIRON, GOOD, handle)
     assert (status, document(answer)["code"]) == (1, 999)
 
 
 def test_a_result_that_the_version_cannot_say_is_a_failure() -> None:
-    status, answer = app.run("bridge", ENVIRON, b'{"cniVersion":"0.2.0","name":"n"}', lambda request: Result())
+    status, answer = cni.run("bridge", ENVIRON, b'{"cniVersion":"0.2.0","name":"n"}', lambda request: Result())
     assert (status, document(answer)["code"], document(answer)["cniVersion"]) == (1, 1, "0.2.0")
 
 
@@ -178,7 +179,7 @@ def test_a_traceback_only_on_request(capfd: pytest.CaptureFixture[str]) -> None:
     def handle(_: Request) -> Result:
         raise KeyError("x")
 
-    app.run("bridge", ENVIRON | {"WEFT_DEBUG": "1"}, GOOD, handle)
+    cni.run("bridge", ENVIRON | {"WEFT_DEBUG": "1"}, GOOD, handle)
     said = capfd.readouterr()
     assert said.out == ""
     assert "Traceback" in said.err
@@ -187,13 +188,13 @@ def test_a_traceback_only_on_request(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_version_needs_no_other_variable() -> None:
     environ = {"CNI_COMMAND": "VERSION", "CNI_IFNAME": "eth%d"}
-    status, answer = app.run("bridge", environ, b'{"cniVersion":"1.0.0"}', lambda request: None)
+    status, answer = cni.run("bridge", environ, b'{"cniVersion":"1.0.0"}', lambda request: None)
     assert (status, document(answer)["cniVersion"]) == (0, "1.0.0")
 
 
 @pytest.mark.parametrize("stdin", [b"", b"{", b"\xff", b" " * (1 << 21)])
 def test_version_takes_anything_on_standard_input(stdin: bytes) -> None:
-    status, answer = app.run("bridge", {"CNI_COMMAND": "VERSION"}, stdin, lambda request: None)
+    status, answer = cni.run("bridge", {"CNI_COMMAND": "VERSION"}, stdin, lambda request: None)
     assert (status, document(answer)["cniVersion"]) == (0, "1.1.0")
 
 
@@ -223,16 +224,22 @@ def test_version_imports_next_to_nothing(launch: Launch) -> None:
     assert process.returncode == 0
     assert document(out)["cniVersion"] == "0.4.0"
     loaded = set(err.decode().split())
-    assert "cni_plugin.app" in loaded
+    assert "cni_plugin.entry.cni" in loaded
     assert not HEAVY & loaded
-    assert {name for name in loaded if name.startswith("cni_plugin.")} <= {
-        "cni_plugin.app",
-        "cni_plugin.errors",
-        "cni_plugin.remarks",
-        "cni_plugin.service",  # the launcher's own
+    assert {name for name in loaded if name.startswith(("cni_plugin.", "weft"))} <= {
+        "cni_plugin.entry",
+        "cni_plugin.entry.call",
+        "cni_plugin.entry.cni",
+        "cni_plugin.service",
+        "cni_plugin.service.verbs",  # the launcher's own
         "cni_plugin.wire",
         "cni_plugin.wire.channel",
+        "cni_plugin.wire.failure",
+        "cni_plugin.wire.probe",
         "cni_plugin.wire.versions",
+        "weft",
+        "weft.errors",
+        "weft.stderr",
     }
 
 
@@ -246,7 +253,7 @@ def test_version_does_not_wait_for_a_pipe_that_stays_open(launch: Launch) -> Non
 def test_nothing_else_reaches_standard_output(launch: Launch) -> None:
     body = """
 def handle(request):
-    from cni_plugin.types import Result
+    from weft.types import Result
     print("printed", flush=True)
     os.write(1, b"written")
     os.system("echo from a child")
@@ -346,7 +353,7 @@ def test_a_reader_that_left_is_told(launch: Launch) -> None:
 def test_a_slow_reader_gets_it_all(launch: Launch) -> None:
     body = """
 def handle(request):
-    from cni_plugin.types import Result, Route
+    from weft.types import Result, Route
     from ipaddress import ip_network
     return Result(routes=(Route(ip_network("10.0.0.0/8")),) * 5_000)
 service.handle = handle
@@ -365,7 +372,7 @@ service.handle = handle
     assert process.wait(timeout=20) == 0
     assert len(out) > 1 << 17
     expected = Result(routes=(Route(ip_network("10.0.0.0/8")),) * 5_000)
-    assert app.run("bridge", ENVIRON, GOOD, lambda request: expected) == (0, out)
+    assert cni.run("bridge", ENVIRON, GOOD, lambda request: expected) == (0, out)
 
 
 def test_a_closed_standard_error_changes_nothing(launch: Launch) -> None:

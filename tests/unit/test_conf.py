@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from cni_plugin import app, parts
-from cni_plugin.plugins import FEATURE_OF, NAMES, OWN_NAME
-from cni_plugin.types import Result
+from cni_plugin.entry import cni
+from cni_plugin.service import assemble
+from cni_plugin.wire.plugins import FEATURE_OF, NAMES, OWN_NAME
 from cni_plugin.wire.request import Request
+from weft.types import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "conf").glob("*.conflist"))
@@ -36,16 +37,16 @@ def members(path: Path) -> list[dict[str, Any]]:
     return [{**plugin, **common, **before} for plugin, before in zip(conflist["plugins"], chained, strict=True)]
 
 
-def taken(conf: dict[str, Any]) -> tuple[int, dict[str, Any], list[parts.Assembly]]:
+def taken(conf: dict[str, Any]) -> tuple[int, dict[str, Any], list[assemble.Assembly]]:
     """Exit status and answer of an ADD whose work is only to read the configuration, and what was read."""
     read = []
 
     def handle(request: Request) -> Result:
-        read.append(parts.read(request))
+        read.append(assemble.read(request))
         request.config.keys.problems.raise_any()
         return Result()
 
-    status, answer = app.run(conf["type"], ENVIRONMENT, json.dumps(conf).encode(), handle)
+    status, answer = cni.run(conf["type"], ENVIRONMENT, json.dumps(conf).encode(), handle)
     return status, json.loads(answer), read
 
 
@@ -79,7 +80,7 @@ def test_every_driver_and_feature_is_shown() -> None:
         for conf in members(path):
             _, _, [assembly] = taken(conf)
             shown |= {assembly.driver} | {type(part).__module__.rpartition(".")[2] for part in assembly.parts}
-    known = {name.replace("-", "_") for name in (*parts.drivers(), *parts.FEATURES)}
+    known = {name.replace("-", "_") for name in (*assemble.drivers(), *assemble.FEATURES)}
     assert known <= shown
 
 
@@ -87,6 +88,6 @@ def test_every_name_is_a_part_of_weft() -> None:
     """bin/cni links no name that nothing answers to."""
     features = {path.stem for path in (ROOT / "cni_plugin/features").glob("[!_]*.py")}
     pools = {path.stem.replace("_", "-") for path in (ROOT / "ipam").glob("[!_]*.py")}
-    assert {FEATURE_OF.get(name, name) for name in NAMES} <= set(parts.drivers()) | features | pools
+    assert {FEATURE_OF.get(name, name) for name in NAMES} <= set(assemble.drivers()) | features | pools
     # There is no reference plugin for containers that share the host's namespace.
-    assert set(parts.drivers()) - {"host"} <= set(NAMES)
+    assert set(assemble.drivers()) - {"host"} <= set(NAMES)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin import conflists
-from cni_plugin.errors import ConfigProblem, Conflict, StateDamaged
+from cni_plugin.networks import conflists
+from weft.errors import ConfigProblem, Conflict, StateDamaged
 
 LIST = {
     "cniVersion": "1.0.0",

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_plugin import __version__, remarks, shim_build
 from cni_plugin.engine import code
-from cni_plugin.wire import frame, versions
+from cni_plugin.entry import build
+from cni_plugin.wire import frame, probe, versions
+from weft import __version__, stderr
 
 TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=20)
 NAMES = st.from_regex(r"CNI_[A-Z_]{1,10}", fullmatch=True)
@@ -103,12 +104,12 @@ def test_a_replaced_file_is_seen_at_a_glance(tmp_path: Path, monkeypatch: pytest
 
 def test_remarks_go_to_whom_the_thread_works_for(capfd: pytest.CaptureFixture[str]) -> None:
     heard: list[bytes] = []
-    remarks.listen(heard.append)
+    stderr.listen(heard.append)
     try:
-        remarks.remark("for the caller")
+        stderr.remark("for the caller")
     finally:
-        remarks.listen(None)
-    remarks.remark("for the log")
+        stderr.listen(None)
+    stderr.remark("for the log")
     assert heard == [b"for the caller"]
     assert capfd.readouterr().err == "for the log"
 
@@ -130,9 +131,9 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     compiled = folder / "compiled"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CC", request.param)
-        assert shim_build.compile_client(str(compiled), run)
+        assert build.compile_client(str(compiled), run)
     paths = {"python": str(python), "launcher": '/launch"er', "engine": "/engine", "root": str(folder)}
-    (folder / "bridge").write_bytes(shim_build.fill(compiled.read_bytes(), paths))
+    (folder / "bridge").write_bytes(build.fill(compiled.read_bytes(), paths))
     (folder / "bridge").chmod(0o755)
     for name in ("weft", "firewall", "vrf"):
         (folder / name).symlink_to("bridge")
@@ -168,7 +169,7 @@ def test_the_client_answers_a_bare_call_as_python_does(client: Path, name: str) 
     ],
 )
 def test_the_client_answers_version_as_python_does(client: Path, name: str, stdin: bytes) -> None:
-    assert call(client, name, stdin, CNI_COMMAND="VERSION") == (0, versions.answer(name, stdin), b"")
+    assert call(client, name, stdin, CNI_COMMAND="VERSION") == (0, probe.answer(name, stdin), b"")
 
 
 def test_the_client_leaves_what_is_unclear_to_python(client: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin.engine.common import Board, Region, SharedSound
+from cni_plugin.engine.shared import Board, Region, SharedSound
 from ipam import leases, memory
 from ipam.leases import Owner, State, opened
 from lab.waiting import until

@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
-from cni_plugin.errors import Conflict, KernelRefused, WeftError
-from cni_plugin.executor import Attempt, lacking, remove
-from cni_plugin.plan import Lease, Machine, Operation, Place
-from cni_plugin.types import Result, Side
+from cni_plugin.ops.operation import Lease, LinkRef, Machine, Operation
+from cni_plugin.service.executor import Attempt, lacking, remove
+from weft.errors import Conflict, KernelRefused, WeftError
+from weft.types import Result, Side
 
 LOG: list[str] = []
 MACHINE = cast(Machine, None)
@@ -22,15 +22,15 @@ class Step(Operation):
 
     name: str
     fails: dict[str, BaseException] = field(default_factory=dict, hash=False)
-    made: tuple[Place, ...] = ()
-    on: Place | None = None
+    made: tuple[LinkRef, ...] = ()
+    on: LinkRef | None = None
 
     @property
-    def makes(self) -> tuple[Place, ...]:
+    def makes(self) -> tuple[LinkRef, ...]:
         return self.made
 
     @property
-    def lies_on(self) -> Place | None:
+    def lies_on(self) -> LinkRef | None:
         return self.on
 
     def _do(self, verb: str) -> None:
@@ -58,7 +58,7 @@ class Ticket(Lease):
 
 
 REFUSED = KernelRefused("the kernel said no", hint="ask again")
-LINK: Place = (Side.HOST, "veth0")
+LINK: LinkRef = (Side.HOST, "veth0")
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cni_plugin.host import Host
-from cni_plugin.kernel import Flow
-from cni_plugin.kernel.fake import FakeKernel
 from lab.calls import Weft
 from lab.confs import bridge, network
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.host import Host
+from weft.kernel.interface import Flow
 
 NETNS = "/run/netns/c1"
 DRIVER = bridge(

@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin import conflists, files, installation
-from cni_plugin.daemons import Daemon
-from cni_plugin.engine import place as engine_place
-from cni_plugin.errors import StateDamaged
-from cni_plugin.host import Host
-from cni_plugin.kernel.fake import FakeKernel
-from cni_plugin.place import Place
-from cni_plugin.plugins import NAMES, OWN_NAME
+from cni_plugin.engine import listener as engine_place
+from cni_plugin.entry import installation
+from cni_plugin.networks import conflists
+from cni_plugin.wire.plugins import NAMES, OWN_NAME
 from lab.calls import Weft
 from lab.confs import dual, network
+from weft import files
+from weft.daemon_socket import Place
+from weft.daemons import Daemon
+from weft.errors import StateDamaged
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.host import Host
 
 NETNS = "/run/netns/c1"
 WRITING = ("replace", "rename", "link")

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from cni_plugin.dhcp.keeper import Keeper, attempt, main
-from cni_plugin.place import Place, Taken
-from cni_plugin.types import NamespaceId
 from ipam import dhcp_client
 from ipam.dhcp_client import Asking, Given
 from ipam.dhcp_held import Held, Leases
 from ipam.dhcp_messages import Kind, Message, Option
+from weft.daemon_socket import Place, Taken
+from weft.types import NamespaceId
 
 
 def held(since: float, key: str = "k") -> Held:

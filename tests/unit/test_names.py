@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from cni_plugin.daemons import Daemon
-from cni_plugin.host import Host
-from cni_plugin.kernel.fake import FakeKernel
-from cni_plugin.names import attachment_digest
-from cni_plugin.types import Attachment
 from lab.calls import Weft
 from lab.confs import dual, network
+from weft.daemons import Daemon
+from weft.identity import attachment_digest
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.host import Host
+from weft.types import Attachment
 
 NETNS = "/run/netns/c1"
 CONTAINER = "0123456789abcdef"

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cni_plugin import netavark
-from cni_plugin.errors import ConfigProblem
-from cni_plugin.types import Result
+from cni_plugin.entry import netavark
 from cni_plugin.wire.request import Request
+from weft.errors import ConfigProblem
+from weft.types import Result
 
 SUBNET = {"subnet": "10.77.0.0/24", "gateway": "10.77.0.1", "lease_range": None}
 

@@ -8,23 +8,25 @@ from typing import Any
 
 import pytest
 
-from cni_plugin import names, parts
-from cni_plugin.drafts import attachment_of
-from cni_plugin.errors import ConfigProblem, NamespaceProblem
-from cni_plugin.host import Look
-from cni_plugin.kernel import Element, KernelRoute
-from cni_plugin.kernel.fake import FakeKernel
 from cni_plugin.ops import Bridge, Gateways, LinkAddress, LinkRoute, Port, Promiscuous, Setting, Up, Veth
-from cni_plugin.plan import Context, Operation, Plan
-from cni_plugin.types import Attachment, Result, Route, Side
+from cni_plugin.ops.operation import Operation
+from cni_plugin.plan.facts import Look
+from cni_plugin.plan.plan import Context, Plan
+from cni_plugin.service import assemble
+from cni_plugin.service.planner import attachment_of
 from lab.calls import Weft
 from lab.cases import Conf, conf
+from weft import identity
+from weft.errors import ConfigProblem, NamespaceProblem
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.interface import Element, KernelRoute
+from weft.types import Attachment, Result, Route, Side
 
 HOST, INSIDE = Side.HOST, Side.CONTAINER
 FOUR: Conf = {"address": "10.23.0.9/24", "gateway": "10.23.0.1"}
 SIX: Conf = {"address": "fd00:23::9/64", "gateway": "fd00:23::1"}
-BRIDGE_MAC = names.mac("host", "bridge", "wbr0")
-VETH = names.host_link(Attachment("red", "c1", "eth0", "bridge"))
+BRIDGE_MAC = identity.mac("host", "bridge", "wbr0")
+VETH = identity.host_link(Attachment("red", "c1", "eth0", "bridge"))
 
 
 def planned(plugin: str, *addresses: Conf, kernel: FakeKernel | None = None, part: int = 0, **keys: Any) -> Plan:
@@ -33,7 +35,7 @@ def planned(plugin: str, *addresses: Conf, kernel: FakeKernel | None = None, par
     container = kernel.add("/c1")
     ipam = {"ipam": {"type": "static", "addresses": list(addresses), **keys.pop("ipam", {})}} if addresses else {}
     request = Weft().request("ADD", conf(plugin, "red", {**ipam, **keys}), "/c1")
-    assembly = parts.read(request)
+    assembly = assemble.read(request)
     request.config.keys.problems.raise_any()
     result = request.config.previous if not assembly.driver and request.config.previous else assembly.answer
     look = Look(kernel.host, container)
@@ -58,7 +60,7 @@ def route(side: Side, link: str, to: str, via: str = "", source: str = "", scope
     gateway = ip_address(via) if via else None
     there = Route(ip_network(to), gateway, scope=scope)
     return LinkRoute(
-        side, KernelRoute(there, link, ip_address(source) if source else None, protocol=names.ROUTE_PROTOCOL)
+        side, KernelRoute(there, link, ip_address(source) if source else None, protocol=identity.ROUTE_PROTOCOL)
     )
 
 
@@ -73,7 +75,7 @@ def test_bridge_on_layer_2() -> None:
     plan = bridge()
     assert [type(one) for one in plan.shared] == [Bridge, Setting, Setting]
     assert plan.shared[0] == Bridge("wbr0", plan.shared[0].alias, BRIDGE_MAC, 1500)  # type: ignore[attr-defined]
-    assert names.mark_digest(plan.shared[0].alias)  # type: ignore[attr-defined]
+    assert identity.mark_digest(plan.shared[0].alias)  # type: ignore[attr-defined]
     assert at(plan, Up, LinkAddress, LinkRoute) == [Up(INSIDE, "eth0")]
     assert [one.name for one in plan.result.interfaces] == ["wbr0", VETH, "eth0"]
     assert plan.result.ips == ()
@@ -84,8 +86,8 @@ def test_bridge_makes_the_pair_first_with_all_names_chosen() -> None:
     (pair,) = at(bridge(FOUR), Veth)
     assert isinstance(pair, Veth)
     assert (pair.host, pair.container, pair.bridge, pair.mtu) == (VETH, "eth0", "wbr0", 1500)
-    assert pair.mac == names.mac("host", "container", "red", "c1", "eth0")
-    assert pair.host_mac == names.mac("host", "host", "red", "c1", "eth0")
+    assert pair.mac == identity.mac("host", "container", "red", "c1", "eth0")
+    assert pair.host_mac == identity.mac("host", "host", "red", "c1", "eth0")
 
 
 def test_bridge_with_an_address_but_no_gateway() -> None:
@@ -209,7 +211,7 @@ def test_loopback_remembers_whether_it_was_up(up: bool) -> None:
     request = Weft().request("ADD", conf("loopback", "red", {}), "/c1")
     look = Look(kernel.host, space)
     context = Context(attachment_of(request), space.id, "host", request.config, Result(), look)
-    plan = parts.read(request).parts[0].plan(context)
+    plan = assemble.read(request).parts[0].plan(context)
     assert plan.operations == (Up(INSIDE, "lo", was=up),)
     assert str(plan.result.ips[0].address) == "127.0.0.1/8"
 
@@ -221,7 +223,7 @@ def test_loopback_of_what_is_no_container() -> None:
     request = Weft().request("ADD", conf("loopback", "red", {}), "/c1")
     context = Context(attachment_of(request), space.id, "host", request.config, Result(), Look(kernel.host, space))
     with pytest.raises(NamespaceProblem, match=r"192\.0\.2\.7"):
-        parts.read(request).parts[0].plan(context)
+        assemble.read(request).parts[0].plan(context)
 
 
 # portmap, after another plugin
@@ -298,7 +300,7 @@ def test_portmap_masquerading_all() -> None:
 
 
 def test_portmap_marks_all_with_the_attachment() -> None:
-    mark = names.attachment_mark(Attachment("red", "c1", "eth0", "portmap"))
+    mark = identity.attachment_mark(Attachment("red", "c1", "eth0", "portmap"))
     assert {one.mark for one in portmap(TCP).elements} == {mark}
 
 
@@ -329,7 +331,7 @@ def test_masquerade() -> None:
 
 def test_masquerade_only_where_it_is_asked_for() -> None:
     request = Weft().request("ADD", conf("bridge", "red", {"ipMasq": False}), "/c1")
-    assert not [one for one in parts.read(request).parts if type(one).__name__ == "Masquerade"]
+    assert not [one for one in assemble.read(request).parts if type(one).__name__ == "Masquerade"]
 
 
 def test_an_element_is_a_value() -> None:

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
-from cni_plugin import names
-from cni_plugin.host import Host, Look
-from cni_plugin.kernel import KernelRoute, Peer
-from cni_plugin.kernel.fake import FakeKernel, FakeNamespace
 from cni_plugin.ops import ContainerLink, LentLink, LinkAddress, LinkRoute, Setting, Up
-from cni_plugin.plan import Device, Operation
-from cni_plugin.types import Attachment, Route, Side
+from cni_plugin.ops.operation import Operation
+from cni_plugin.plan.facts import Look
+from cni_plugin.plan.plan import Device
 from lab.calls import Afterwards, Steps, Weft
+from weft import identity
+from weft.kernel.fake.kernel import FakeKernel, FakeNamespace
+from weft.kernel.host import Host
+from weft.kernel.interface import KernelRoute, Peer
+from weft.types import Attachment, Route, Side
 
 BOX = "/run/netns/c1"
 MAC = "02:00:00:00:00:01"
@@ -75,13 +77,13 @@ def made(lab: Lab, given: dict[str, Any]) -> ContainerLink:
 
 def test_a_macvlan_plan_is_the_link_and_what_lies_on_it(lab: Lab) -> None:
     plan = lab.plan(conf("macvlan", bcqueuelen=77))
-    digest = names.attachment_digest(Attachment("net", "c1", "eth0", "macvlan"))
+    digest = identity.attachment_digest(Attachment("net", "c1", "eth0", "macvlan"))
     assert plan[0] == ContainerLink(
         name="eth0",
         type="macvlan",
-        passing=names.passing_link(Attachment("net", "c1", "eth0", "macvlan")),
+        passing=identity.passing_link(Attachment("net", "c1", "eth0", "macvlan")),
         alias=f"weft:{digest}:c1/eth0 on net",
-        mac=names.mac(f"boot/{lab.kernel.host.id.inode}", "container", "net", "c1", "eth0"),
+        mac=identity.mac(f"boot/{lab.kernel.host.id.inode}", "container", "net", "c1", "eth0"),
         mtu=1450,
         parent="up0",
         side=Side.HOST,
@@ -151,11 +153,11 @@ def test_a_dummy_and_a_tap_stand_alone(lab: Lab) -> None:
 def test_a_lent_link(lab: Lab) -> None:
     lab.kernel.host.change_link("up1", alias="mine")
     loan = lab.plan(conf("host-device", device="up1"))[0]
-    digest = names.attachment_digest(Attachment("net", "c1", "eth0", "host-device"))
+    digest = identity.attachment_digest(Attachment("net", "c1", "eth0", "host-device"))
     assert isinstance(loan, LentLink)
     assert (loan.name, loan.container, loan.before, loan.mac) == ("up1", "eth0", "mine", "02:00:00:00:00:02")
     assert loan.alias == f"weft-device:{digest}:up1:lent to c1/eth0 on net"
-    assert names.mark_digest(loan.alias) == ""  # or a sweep would delete a link of the host's own
+    assert identity.mark_digest(loan.alias) == ""  # or a sweep would delete a link of the host's own
     by_mac = lab.plan(conf("host-device", hwaddr="02-00-00-00-00-02"))[0]
     assert by_mac == loan
 
@@ -202,7 +204,7 @@ def test_a_device_is_found_in_sysfs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (real / "virtio0/net/eth7").mkdir(parents=True)
     (tmp_path / "virtio-pci").mkdir()
     (real / "driver").symlink_to(tmp_path / "virtio-pci")
-    monkeypatch.setattr("cni_plugin.host._DEVICES", f"{tmp_path}/sys/devices/")
+    monkeypatch.setattr("cni_plugin.plan.facts._DEVICES", f"{tmp_path}/sys/devices/")
     assert look.device(str(real)) == Device("virtio-pci", ("eth7",))
     (real / "net/eth8").mkdir(parents=True)
     assert look.device(str(real)) == Device("virtio-pci", ("eth8",))
@@ -269,7 +271,7 @@ def test_what_a_killed_process_left_under_a_passing_name_goes(lab: Lab) -> None:
     lab.weft.add(given, BOX)
     box = lab.box
     assert isinstance(box, FakeNamespace)
-    passing = names.passing_link(Attachment("net", "c1", "eth0", "vlan"))
+    passing = identity.passing_link(Attachment("net", "c1", "eth0", "vlan"))
     box.change_link("eth0", new_name=passing, alias="")
     lab.weft.delete(given, BOX)
     assert lab.kernel.dump() == before

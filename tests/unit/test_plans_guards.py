@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 
-from cni_plugin import names, parts, rules
-from cni_plugin.drafts import attachment_of, own_operations, shared_operations
+from cni_plugin.dataplane import rules
 from cni_plugin.features.spoofing import link_local
-from cni_plugin.host import Look
-from cni_plugin.kernel import Element
-from cni_plugin.kernel.fake import FakeKernel
-from cni_plugin.plan import Context, Plan, compose
-from cni_plugin.types import Attachment
+from cni_plugin.plan.facts import Look
+from cni_plugin.plan.plan import Context, Plan, compose
+from cni_plugin.service import assemble
+from cni_plugin.service.planner import attachment_of, own_operations, shared_operations
 from lab.calls import Weft
 from lab.cases import conf
+from weft import identity
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.interface import Element
+from weft.types import Attachment
 
 FOUR = {"address": "10.23.0.9/24", "gateway": "10.23.0.1"}
 SIX = {"address": "fd00:23::9/64", "gateway": "fd00:23::1"}
@@ -32,7 +34,7 @@ def planned(plugin: str, *addresses: dict[str, str], kernel: FakeKernel | None =
     request = Weft().request(
         "ADD", conf(plugin, "red", {**named, **ipam, "args": {"cni": {"mac": MAC}}, **keys}), "/c1"
     )
-    assembly = parts.read(request)
+    assembly = assemble.read(request)
     request.config.keys.problems.raise_any()
     look = Look(kernel.host, container)
     context = Context(attachment_of(request), container.id, "host", request.config, assembly.answer, look)
@@ -47,7 +49,7 @@ def keys_of(elements: tuple[Element, ...]) -> dict[str, list[tuple[object, ...]]
 
 
 def port(plugin: str) -> str:
-    return names.host_link(Attachment("red", "c1", "eth0", plugin))
+    return identity.host_link(Attachment("red", "c1", "eth0", plugin))
 
 
 def test_under_the_references_name_no_router_and_nothing_else() -> None:

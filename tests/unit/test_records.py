@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin.errors import StateDamaged
-from cni_plugin.host import Host
-from cni_plugin.kernel import KernelRoute, Peer
-from cni_plugin.kernel.fake import FakeKernel
-from cni_plugin.records import NetworkRecord, Phase, Record, Records
-from cni_plugin.types import Attachment, NamespaceId, Route
+from cni_plugin.service.records import NetworkRecord, Phase, Record, Records
 from lab.calls import Weft
 from lab.cases import CASES, Case, Conf
+from weft.errors import StateDamaged
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.host import Host
+from weft.kernel.interface import KernelRoute, Peer
+from weft.types import Attachment, NamespaceId, Route
 
 ATTACHMENT = Attachment("red", "c1", "eth0", "bridge")
 RECORD = Record(ATTACHMENT, NamespaceId("/c1", 4, 7), Phase.ADDING, "boot", 1.5, "bridge", "1.1.0")

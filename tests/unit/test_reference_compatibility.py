@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from cni_plugin import parts
-from cni_plugin.host import Host
-from cni_plugin.kernel import Peer
-from cni_plugin.kernel.fake import FakeKernel
-from cni_plugin.plugins import NAMES, OWN_NAME
-from cni_plugin.records import Record
+from cni_plugin.service import assemble
+from cni_plugin.service.records import Record
 from cni_plugin.wire import config, environment
-from cni_plugin.wire.keys import Section
+from cni_plugin.wire.plugins import NAMES, OWN_NAME
 from cni_plugin.wire.request import Command, Request
 from lab.calls import Weft
 from lab.confs import bridge, network, port, ptp
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.host import Host
+from weft.kernel.interface import Peer
+from weft.section import Section
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reference-compatibility.md"
@@ -153,7 +153,7 @@ def looked_up(plugin: str, seen: set[str]) -> set[str]:
         text = json.dumps({"cniVersion": "1.1.0", "name": "net", "type": plugin, **more}).encode()
         read = config.read(text, Command.ADD, plugin)
         seen.clear()
-        parts.read(
+        assemble.read(
             Request(Command.ADD, plugin, "c1", NETNS, "eth0", (), Noted(seen), False, {}, read, text),
         )
         found |= seen
@@ -244,7 +244,7 @@ WITHOUT_EFFECT: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
 
 def planned(weft: Weft, conf: dict[str, Any]) -> Record:
     """What an ADD would do, after a bridge's if the plugin is a chained one."""
-    if conf["type"] in parts.FEATURES:
+    if conf["type"] in assemble.FEATURES:
         conf = {**conf, "prevResult": weft.add(DRIVER, NETNS)}
         weft.delete(DRIVER, NETNS)
     return weft.preview(conf, NETNS)

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cni_plugin import ops
-from cni_plugin.executor import Watch, unwatched
-from cni_plugin.host import Host
-from cni_plugin.kernel import Kernel
-from cni_plugin.kernel.fake import FakeKernel
-from cni_plugin.plan import Machine, Operation
-from cni_plugin.records import Phase, Records
-from cni_plugin.service import Service
+from cni_plugin.ops.operation import Machine, Operation
+from cni_plugin.service.executor import Watch, unwatched
+from cni_plugin.service.records import Phase, Records
+from cni_plugin.service.verbs import Service
 from lab.calls import Answer, Steps, Weft
 from lab.cases import EVERYWHERE, Conf, conf, pool
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.host import Host
+from weft.kernel.interface import Kernel
 
 RESULT = {"cniVersion": "1.1.0"}
 

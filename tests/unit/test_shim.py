@@ -6,7 +6,7 @@ import contextlib
 import socket
 from typing import Any
 
-from cni_plugin import shim
+from cni_plugin.entry import shim
 from cni_plugin.wire import frame
 
 REQUEST = frame.request(frame.Sent("0.1.0", "/", "1:1:1", "bridge", {"CNI_COMMAND": "DEL"}, b"{}"))

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin import names, upkeep
-from cni_plugin.host import Host
-from cni_plugin.kernel.fake import FakeKernel
-from cni_plugin.locks import hold
-from cni_plugin.records import Phase, Record
-from cni_plugin.service import Service
-from cni_plugin.types import Attachment, NamespaceId
+from cni_plugin.service import gc
+from cni_plugin.service.records import Phase, Record
+from cni_plugin.service.verbs import Service
+from weft import identity
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.host import Host
+from weft.locks import hold
+from weft.types import Attachment, NamespaceId
 
 ATTACHMENT = Attachment("blue", "c1", "eth0", "weft")
 
@@ -28,26 +29,26 @@ def service(tmp_path: Path) -> Service:
 def test_an_add_that_ended_after_it_was_listed_is_left_alone(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     record = Record(ATTACHMENT, NamespaceId("/run/netns/c1", 1, 2), Phase.ADDING, "boot", 1.0)
     service.records.write(replace(record, phase=Phase.ATTACHED))
-    monkeypatch.setattr(upkeep, "dead", lambda service: [record])
-    assert upkeep.sweep_dead(service).attachments == []
+    monkeypatch.setattr(gc, "dead", lambda service: [record])
+    assert gc.sweep_dead(service).attachments == []
     assert service.records.read(ATTACHMENT) is not None
 
 
 def test_a_half_made_attachment_goes(service: Service) -> None:
     service.records.write(Record(ATTACHMENT, NamespaceId("/run/netns/c1", 1, 2), Phase.ADDING, "boot", 1.0))
-    assert upkeep.sweep_dead(service).attachments == [str(ATTACHMENT)]
+    assert gc.sweep_dead(service).attachments == [str(ATTACHMENT)]
     assert service.records.read(ATTACHMENT) is None
 
 
 def _orphan(service: Service) -> str:
-    name = names.host_link(ATTACHMENT)
-    service.kernel.host.add_link(name, "dummy", alias=names.alias(names.attachment_mark(ATTACHMENT), "c1/eth0"))
+    name = identity.host_link(ATTACHMENT)
+    service.kernel.host.add_link(name, "dummy", alias=identity.alias(identity.attachment_mark(ATTACHMENT), "c1/eth0"))
     return name
 
 
 def test_an_orphan_goes_with_its_lock(service: Service) -> None:
     name = _orphan(service)
-    assert upkeep.sweep_dead(service).leftovers == [f"link {name}"]
+    assert gc.sweep_dead(service).leftovers == [f"link {name}"]
     assert service.kernel.host.link(name) is None
     assert service.records.litter() in ([], [service.records.shared_lock()])
 
@@ -55,13 +56,13 @@ def test_an_orphan_goes_with_its_lock(service: Service) -> None:
 def test_an_orphan_whose_attachment_somebody_works_on_stays(service: Service) -> None:
     name = _orphan(service)
     with hold(service.records.lock(ATTACHMENT)):
-        assert upkeep.sweep_dead(service).leftovers == []
+        assert gc.sweep_dead(service).leftovers == []
     assert service.kernel.host.link(name) is not None
 
 
 def test_a_bridge_goes_with_its_last_orphaned_port(service: Service) -> None:
     host = service.kernel.host
-    host.add_link("br0", "bridge", alias=names.alias(names.mark("bridge", "br0"), "bridge br0"))
+    host.add_link("br0", "bridge", alias=identity.alias(identity.mark("bridge", "br0"), "bridge br0"))
     host.change_link(_orphan(service), master="br0")
-    assert len(upkeep.sweep_dead(service).leftovers) == 2
+    assert len(gc.sweep_dead(service).leftovers) == 2
     assert host.link("br0") is None

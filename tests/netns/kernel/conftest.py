@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from unit.kernel.place import Place
 
-from cni_plugin.kernel.linux import LinuxKernel
 from lab.host import Host
+from weft.kernel.linux.kernel import LinuxKernel
 
 
 @pytest.fixture

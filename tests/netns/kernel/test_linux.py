@@ -11,11 +11,11 @@ import pytest
 from unit.kernel.place import Place
 from unit.kernel.test_contract_links import MAC, veth
 
-from cni_plugin.errors import Missing, NamespaceProblem
-from cni_plugin.kernel import Link, Peer
-from cni_plugin.kernel.linux import LinuxKernel, LinuxNamespace
-from cni_plugin.kernel.netlink import links
 from lab.host import Host
+from weft.errors import Missing, NamespaceProblem
+from weft.kernel.interface import Link, Peer
+from weft.kernel.linux.kernel import LinuxKernel, LinuxNamespace
+from weft.kernel.netlink import links
 
 
 def test_a_namespace_opened_here_is_used_from_another_thread(place: Place) -> None:

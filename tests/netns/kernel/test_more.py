@@ -8,8 +8,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from cni_plugin.kernel.linux import LinuxKernel
 from lab.host import Host
+from weft.kernel.linux.kernel import LinuxKernel
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from cni_plugin.kernel.nft import Nft
-from cni_plugin.kernel.nft_library import Library, Program
 from lab.host import Host
+from weft.kernel.nft.library import Library, Program
+from weft.kernel.nft.ruleset import Nft
 
 
 @pytest.fixture(params=[Library, Program], ids=["library", "program"])

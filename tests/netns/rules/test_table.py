@@ -11,14 +11,14 @@ from ipaddress import ip_address, ip_network
 import pytest
 from unit.rules.test_contract import MINE, ONE_OF_EACH, OTHERS, PORT, ports
 
-from cni_plugin.errors import Conflict
-from cni_plugin.kernel import Element
-from cni_plugin.kernel.nft import Nft
-from cni_plugin.kernel.nft_library import Library, Program
-from cni_plugin.kernel.nft_netlink import Questions
-from cni_plugin.kernel.nft_text import commands, shapes
-from cni_plugin.rules import BASE
+from cni_plugin.dataplane.rules import BASE
 from lab.host import Host
+from weft.errors import Conflict
+from weft.kernel.interface import Element
+from weft.kernel.nft.library import Library, Program
+from weft.kernel.nft.ruleset import Nft
+from weft.kernel.nft.socket import Questions
+from weft.kernel.nft.text import commands, shapes
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from unit.rules.test_contract import MINE
 
-from cni_plugin.kernel import Element
-from cni_plugin.kernel.nft import Nft
-from cni_plugin.rules import BASE
+from cni_plugin.dataplane.rules import BASE
 from lab import frames, namespaces, seen
 from lab.host import Host, Lan
 from lab.waiting import BRIEFLY, PATIENTLY, until
+from weft.kernel.interface import Element
+from weft.kernel.nft.ruleset import Nft
 
 BRIDGE = "br0"
 GATEWAY, GATEWAY6 = "10.1.0.1", "fd00:1::1"

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 from cni_plugin.cli.root import weft
 from cni_plugin.cli.tool import Tool
-from cni_plugin.host import Host
-from cni_plugin.kernel.fake import FakeKernel
-from cni_plugin.kernel.probe import Ability
-from cni_plugin.service import Service
+from cni_plugin.service.verbs import Service
 from ipam import host_local
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.host import Host
+from weft.kernel.linux.probe import Ability
 
 
 @dataclass

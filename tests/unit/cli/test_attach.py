@@ -9,7 +9,7 @@ from ipaddress import ip_interface
 import pytest
 
 from cni_plugin.cli.options import container_of
-from cni_plugin.errors import KernelRefused
+from weft.errors import KernelRefused
 
 LOGGER = """#!/bin/sh
 stdin=$(cat)

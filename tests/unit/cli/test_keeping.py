@@ -10,9 +10,9 @@ from ipaddress import ip_interface
 
 import pytest
 
-from cni_plugin.kernel import Element
-from cni_plugin.kernel.probe import Ability
-from cni_plugin.records import Phase
+from cni_plugin.service.records import Phase
+from weft.kernel.interface import Element
+from weft.kernel.linux.probe import Ability
 
 
 @pytest.fixture

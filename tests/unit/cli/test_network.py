@@ -8,9 +8,9 @@ import os
 
 import pytest
 
-from cni_plugin.cli import pools
-from cni_plugin.kernel import KernelRoute
-from cni_plugin.types import Route
+from cni_plugin.networks import pools
+from weft.kernel.interface import KernelRoute
+from weft.types import Route
 
 
 def test_create_writes_a_list_that_says_what_was_asked(run) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 import pytest
 
-from cni_plugin import errors
 from cni_plugin.cli import output, problems
 from cni_plugin.cli.root import GROUPS, weft
+from weft import errors
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -71,7 +71,7 @@ def test_completion_is_a_script_for_weft(run) -> None:
         (errors.WeftError("x", code=errors.NOT_AVAILABLE), 5),
         (errors.KernelRefused("x", hint="this needs CAP_NET_ADMIN in the network namespace"), 6),
         (errors.KernelRefused("x"), 1),
-        (problems.BadOption("x"), 2),
+        (errors.BadOption("x"), 2),
         (errors.EnvironmentProblem("x"), 2),
     ],
 )

@@ -17,8 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 from cni_plugin.cli.root import weft
-from discovery import client, layout
+from discovery import layout
 from discovery.api.settings import Settings
+from discovery.consul import client
 from discovery.values import Node, VirtualAddress
 from lab.agent import LabAgent, until
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from discovery.definitions import parse_check
-from discovery.fields import BadField, Fields
+from discovery.consul.definitions import parse_check
+from discovery.consul.fields import BadField, Fields
 from discovery.values import Definition, Status
 
 

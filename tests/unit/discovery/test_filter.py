@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.filter import BadFilter, compile_filter
+from discovery.consul.filter import BadFilter, compile_filter
 
 TEXT = {"type": "string"}
 SCHEMA = {

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery import definition_files, hcl
-from discovery.definition_files import BadFile
-from discovery.hcl import BadHcl
+from discovery.consul import definition_files, hcl
+from discovery.consul.definition_files import BadFile
+from discovery.consul.hcl import BadHcl
 
 WHOLE = r"""
 # one comment

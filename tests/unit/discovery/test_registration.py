@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.fields import BadField, Fields, decode_json
-from discovery.registration import parse_service
+from discovery.consul.fields import BadField, Fields, decode_json
+from discovery.consul.registration import parse_service
 from discovery.values import Instance, Place, Status, Weights
 
 WHOLE = {

@@ -10,8 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_plugin.types import Dns, NamespaceId, Route
-from cni_plugin.wire.keys import Section
 from ipam import dhcp, dhcp_client
 from ipam.dhcp_client import Asking, Given
 from ipam.dhcp_held import Held, Leases
@@ -30,6 +28,8 @@ from ipam.dhcp_messages import (
     search_list,
     static_routes,
 )
+from weft.section import Section
+from weft.types import Dns, NamespaceId, Route
 
 MAC = "02:00:00:00:00:01"
 SERVER = IPv4Address("192.0.2.1")

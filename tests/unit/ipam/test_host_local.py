@@ -13,9 +13,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from cni_plugin.errors import ConfigProblem, Conflict, PoolExhausted, StateDamaged, WeftError
-from cni_plugin.types import Dns, Result
-from cni_plugin.wire.keys import Problems, Section
 from ipam import leases as leases_module
 from ipam.directory import Directory
 from ipam.host_local import (
@@ -30,6 +27,9 @@ from ipam.host_local import (
     release,
     reserve,
 )
+from weft.errors import ConfigProblem, Conflict, PoolExhausted, StateDamaged, WeftError
+from weft.section import Problems, Section
+from weft.types import Dns, Result
 
 ROOT = Path(__file__).resolve().parents[3]
 HOST_LOCAL = Path("/usr/lib/cni/host-local")

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cni_plugin.errors import Busy, StateDamaged
-from cni_plugin.locks import hold
-from cni_plugin.types import Address
 from ipam import directory as directory_module
 from ipam import leases as leases_module
 from ipam.directory import Directory, as_address
 from ipam.index import Index
 from ipam.leases import Owner, State, looked_at, opened, owners, release, release_address
 from ipam.values import owner_text, parse_owner
+from weft.errors import Busy, StateDamaged
+from weft.locks import hold
+from weft.types import Address
 
 ONE, TWO = Owner("one", "eth0"), Owner("two", "eth0")
 A, B, C = (ip_address(f"10.1.0.{last}") for last in (2, 3, 4))

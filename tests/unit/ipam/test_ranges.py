@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_plugin.wire.keys import Problems, Section
 from ipam.ranges import Range, Span, address_at, described, gateways, parse_span, read_sets, size, usable
+from weft.section import Problems, Section
 
 
 def parse(

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from cni_plugin.types import Dns
-from cni_plugin.wire.keys import Problems, Section
 from ipam import static
+from weft.section import Problems, Section
+from weft.types import Dns
 
 
 def parse(

@@ -12,9 +12,9 @@ from random import Random
 
 import pytest
 
-from cni_plugin.wire.keys import Problems, Section
 from ipam import leases as leases_module
 from ipam.host_local import Owner, Pool, State, owners, preview, read, release, reserve
+from weft.section import Problems, Section
 
 ROOT = Path(__file__).resolve().parents[3]
 HOST_LOCAL = Path("/usr/lib/cni/host-local")
@@ -26,7 +26,7 @@ from ipam import leases
 from ipam.host_local import *
 from ipam.ranges import *
 from ipaddress import *
-from cni_plugin.errors import PoolExhausted
+from weft.errors import PoolExhausted
 data, name, small, held = sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5:]
 leases.SMALL = small
 subnet = ip_network("10.1.0.0/27")

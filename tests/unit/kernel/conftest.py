@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from unit.kernel.place import Place
 
-from cni_plugin.kernel.fake import FakeKernel
+from weft.kernel.fake.kernel import FakeKernel
 
 
 @pytest.fixture

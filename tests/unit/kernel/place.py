@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cni_plugin.kernel import Kernel, Namespace
+from weft.kernel.interface import Kernel, Namespace
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from cni_plugin.errors import KernelRefused
-from cni_plugin.kernel.netlink import codec
-from cni_plugin.kernel.netlink.links import NESTED
-from cni_plugin.kernel.netlink.reader import Reader
-from cni_plugin.kernel.netlink.socket import Request, RouteSocket
+from weft.errors import KernelRefused
+from weft.kernel.netlink import codec
+from weft.kernel.netlink.links import NESTED
+from weft.kernel.netlink.reader import Reader
+from weft.kernel.netlink.socket import Request, RouteSocket
 
 
 def nested(*attributes: Any, **fields: Any) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 from unit.kernel.place import Place
 
-from cni_plugin.errors import Exists, KernelLacks, KernelRefused, Missing, NamespaceProblem
-from cni_plugin.kernel import BridgeVlan, Namespace, Peer
-from cni_plugin.kernel.snapshot import snapshot
 from lab.waiting import PATIENTLY
+from weft.errors import Exists, KernelLacks, KernelRefused, Missing, NamespaceProblem
+from weft.kernel.interface import BridgeVlan, Namespace, Peer
+from weft.kernel.snapshot import snapshot
 
 MAC, PEER_MAC, BRIDGE_MAC = "02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:00:00:01"
 

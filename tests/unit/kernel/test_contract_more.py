@@ -7,8 +7,8 @@ from ipaddress import ip_network
 import pytest
 from unit.kernel.place import Place
 
-from cni_plugin.errors import Exists, KernelRefused, Missing
-from cni_plugin.kernel import Limit, Peer, RoutingRule
+from weft.errors import Exists, KernelRefused, Missing
+from weft.kernel.interface import Limit, Peer, RoutingRule
 
 
 def pair(place: Place) -> None:

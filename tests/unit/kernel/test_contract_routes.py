@@ -9,11 +9,11 @@ import pytest
 from unit.kernel.place import Place
 from unit.kernel.test_contract_links import eventually, veth
 
-from cni_plugin.errors import Exists, KernelRefused, Missing
-from cni_plugin.kernel import KernelRoute
-from cni_plugin.kernel.shown import shown
-from cni_plugin.kernel.snapshot import snapshot
-from cni_plugin.types import Route
+from weft.errors import Exists, KernelRefused, Missing
+from weft.kernel.canonical import shown
+from weft.kernel.interface import KernelRoute
+from weft.kernel.snapshot import snapshot
+from weft.types import Route
 
 FOUR, SIX = ip_interface("10.1.0.5/24"), ip_interface("fd00:1::5/64")
 DEFAULT = KernelRoute(Route(ip_network("0.0.0.0/0"), ip_address("10.1.0.1")), "eth0", protocol=119)

@@ -6,9 +6,9 @@ import pytest
 from unit.kernel.place import Place
 from unit.kernel.test_contract_links import veth
 
-from cni_plugin.errors import KernelLacks, KernelRefused
-from cni_plugin.kernel import Kernel, Peer
-from cni_plugin.kernel.fake import FakeKernel
+from weft.errors import KernelLacks, KernelRefused
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.interface import Kernel, Peer
 
 
 def test_it_is_a_kernel() -> None:

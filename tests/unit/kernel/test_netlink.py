@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from cni_plugin.errors import Exists, KernelLacks, KernelRefused, Missing
-from cni_plugin.kernel.netlink import codec
-from cni_plugin.kernel.netlink.refusals import refusal
-from cni_plugin.kernel.netlink.socket import Request, RouteSocket, split
+from weft.errors import Exists, KernelLacks, KernelRefused, Missing
+from weft.kernel.netlink import codec
+from weft.kernel.netlink.refusals import refusal
+from weft.kernel.netlink.socket import Request, RouteSocket, split
 
 GET = Request(codec.GETLINK, 0, "look")
 
@@ -169,7 +169,7 @@ def test_what_is_not_supported_is_no_lack_where_nothing_is_named() -> None:
 
 def test_pyroute2_s_machinery_is_not_imported_and_can_be_later() -> None:
     program = (
-        "import sys; import cni_plugin.kernel.linux\n"
+        "import sys; import weft.kernel.linux.kernel\n"
         "heavy = {'asyncio', 'multiprocessing', 'pyroute2.config', 'pyroute2', 'subprocess'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "from pyroute2 import IPRoute\n"

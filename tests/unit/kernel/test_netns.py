@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin.errors import KernelRefused, NamespaceProblem
-from cni_plugin.kernel import netns
 from lab.waiting import PATIENTLY
+from weft.errors import KernelRefused, NamespaceProblem
+from weft.kernel import netns
 
 
 def refused(path: str) -> str:
@@ -68,7 +68,7 @@ def test_what_is_no_namespace_cannot_be_entered(tmp_path: Path) -> None:
 
 def test_a_process_that_cannot_come_back_ends() -> None:
     program = (
-        "import os; from cni_plugin.kernel import netns\n"
+        "import os; from weft.kernel import netns\n"
         "calls = []\n"
         "def enter(descriptor):\n"
         "    calls.append(descriptor)\n"

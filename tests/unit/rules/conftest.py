@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cni_plugin.kernel import Ruleset
-from cni_plugin.kernel.fake_rules import FakeRuleset
+from weft.kernel.fake.rules import FakeRuleset
+from weft.kernel.interface import Ruleset
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from cni_plugin.errors import Conflict, KernelRefused, Missing
-from cni_plugin.kernel import Element, Ruleset, Scalar
-from cni_plugin.rules import BASE
+from cni_plugin.dataplane.rules import BASE
+from weft.errors import Conflict, KernelRefused, Missing
+from weft.kernel.interface import Element, Ruleset, Scalar
 
 MINE = "weft:00112233445566aa"
 OTHERS = "weft:ffeeddccbbaa9988"

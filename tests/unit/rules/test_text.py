@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.rules.test_contract import HOSTILE, MINE, ONE_OF_EACH, PORT
 
-from cni_plugin import rules
-from cni_plugin.errors import KernelLacks, KernelRefused, Missing
-from cni_plugin.kernel import Element
-from cni_plugin.kernel.fake_rules import FakeRuleset
-from cni_plugin.kernel.nft import Nft
-from cni_plugin.kernel.nft_library import Runner
-from cni_plugin.kernel.nft_listing import blocks, difference
-from cni_plugin.kernel.nft_text import Shape, checked, elements_in, rendered, shapes
-from cni_plugin.names import attachment_mark
-from cni_plugin.types import Attachment
+from cni_plugin.dataplane import rules
+from weft.errors import KernelLacks, KernelRefused, Missing
+from weft.identity import attachment_mark
+from weft.kernel.fake.rules import FakeRuleset
+from weft.kernel.interface import Element
+from weft.kernel.nft.library import Runner
+from weft.kernel.nft.listing import blocks, difference
+from weft.kernel.nft.ruleset import Nft
+from weft.kernel.nft.text import Shape, checked, elements_in, rendered, shapes
+from weft.types import Attachment
 
 SHAPES = shapes(rules.BASE)
 
@@ -169,10 +169,10 @@ def test_counts_and_elements_are_no_difference(old: str, new: str) -> None:
 
 
 def test_where_nftables_is_missing_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cni_plugin.kernel import nft_library
+    from weft.kernel.nft import library
 
-    monkeypatch.setattr(nft_library, "LIBRARY", "libnosuch.so.1")
-    monkeypatch.setattr(nft_library, "PROGRAM", "nosuch")
+    monkeypatch.setattr(library, "LIBRARY", "libnosuch.so.1")
+    monkeypatch.setattr(library, "PROGRAM", "nosuch")
     ruleset = Nft()
     with pytest.raises(KernelLacks, match=r"neither libnosuch\.so\.1 nor a program nosuch"):
         ruleset.collections()

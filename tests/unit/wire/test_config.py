@@ -8,10 +8,10 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from cni_plugin.errors import ConfigProblem, DecodeProblem, VersionProblem, WeftError
-from cni_plugin.types import Dns, Result, ResultAddress, ResultInterface
 from cni_plugin.wire import config
 from cni_plugin.wire.request import Command
+from weft.errors import ConfigProblem, DecodeProblem, VersionProblem, WeftError
+from weft.types import Dns, Result, ResultAddress, ResultInterface
 
 WHOLE = {
     "cniVersion": "1.1.0",

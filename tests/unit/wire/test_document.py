@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_plugin.errors import DecodeProblem, WeftError
 from cni_plugin.wire import channel, document
 from lab.waiting import PATIENTLY
+from weft.errors import DecodeProblem, WeftError
 
 LEAF = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUE = st.recursive(LEAF, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)

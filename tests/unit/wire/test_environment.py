@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cni_plugin.errors import EnvironmentProblem
 from cni_plugin.wire import environment
 from cni_plugin.wire.request import Command
+from weft.errors import EnvironmentProblem
 
 WHOLE = {
     "CNI_COMMAND": "ADD",

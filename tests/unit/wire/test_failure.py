@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from cni_plugin.errors import Conflict, WeftError
 from cni_plugin.wire.failure import render_error
+from weft.errors import Conflict, WeftError
 
 
 def test_a_failure_with_a_hint() -> None:

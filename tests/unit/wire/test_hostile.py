@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_plugin import app
-from cni_plugin.types import Result
+from cni_plugin.entry import cni
 from cni_plugin.wire import versions
 from cni_plugin.wire.request import Request
 from lab.waiting import PATIENTLY
+from weft.types import Result
 
 GOOD = b'{"cniVersion":"1.0.0","name":"n","type":"bridge"}'
 ENVIRON = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_NETNS": "/run/netns/a", "CNI_IFNAME": "eth0"}
@@ -157,7 +157,7 @@ ENVIRONMENT: dict[str, tuple[int, dict[str, str | None]]] = {
 def refused(environ: dict[str, str], stdin: bytes) -> dict[str, object]:
     """Runs it; it must fail in one document that says its version, without the work being asked for."""
     asked: list[Request] = []
-    status, answer = app.run("bridge", environ, stdin, lambda request: asked.append(request))
+    status, answer = cni.run("bridge", environ, stdin, lambda request: asked.append(request))
     assert status == 1
     assert asked == []
     value = json.loads(answer)
@@ -224,9 +224,9 @@ OBJECT = st.dictionaries(KEYS, VALUE).map(
 @given(OBJECT, COMMANDS)
 def test_any_configuration_is_read_or_refused(value: dict[str, object], command: str) -> None:
     stdin = json.dumps(value).encode()
-    one_document(*app.run("bridge", ENVIRON | {"CNI_COMMAND": command}, stdin, lambda request: None))
+    one_document(*cni.run("bridge", ENVIRON | {"CNI_COMMAND": command}, stdin, lambda request: None))
 
 
 @given(st.dictionaries(st.sampled_from([*ENVIRON, "CNI_ARGS", "CNI_PATH", "CNI_NETNS_OVERRIDE"]), st.text()))
 def test_any_environment_is_read_or_refused(environ: dict[str, str]) -> None:
-    one_document(*app.run("bridge", ENVIRON | environ, GOOD, lambda request: Result()))
+    one_document(*cni.run("bridge", ENVIRON | environ, GOOD, lambda request: Result()))

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_plugin.errors import VersionProblem
-from cni_plugin.types import Cidr, Dns, Result, ResultAddress, ResultInterface, Route
 from cni_plugin.wire import result, versions
-from cni_plugin.wire.keys import Problems
+from weft.errors import VersionProblem
+from weft.section import Problems
+from weft.types import Cidr, Dns, Result, ResultAddress, ResultInterface, Route
 
 WHOLE = Result(
     interfaces=(

@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from cni_plugin import __version__
-from cni_plugin.errors import VersionProblem
-from cni_plugin.wire import versions
+from cni_plugin.wire import probe, versions
+from weft import __version__
+from weft.errors import VersionProblem
 
 SEMVER = re.compile(r"v(\d+)\.(\d+)\.(\d+)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
 
@@ -39,14 +39,14 @@ def test_a_plugin_speaks_all_from_its_first_version_on(plugin: str, first: str) 
     ],
 )
 def test_version_answers_in_the_version_asked_in(stdin: bytes, expected: str) -> None:
-    answer = versions.answer("bridge", stdin)
+    answer = probe.answer("bridge", stdin)
     assert answer.endswith(b"}\n")
     assert answer.count(b"\n") == 1
     assert json.loads(answer) == {"cniVersion": expected, "supportedVersions": list(versions.ALL)}
 
 
 def test_version_does_not_answer_in_a_version_the_plugin_lacks() -> None:
-    answer = json.loads(versions.answer("firewall", b'{"cniVersion":"0.3.1"}'))
+    answer = json.loads(probe.answer("firewall", b'{"cniVersion":"0.3.1"}'))
     assert answer == {"cniVersion": "1.1.0", "supportedVersions": ["0.4.0", "1.0.0", "1.1.0"]}
 
 

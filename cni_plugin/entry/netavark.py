@@ -1,0 +1,353 @@
+"""Weft as a driver plugin of netavark, so that podman's networks can be weft's: ``create``, ``setup``, ``teardown``.
+
+``weft`` is called with the verb, for the last two also with the path of the container's network namespace, and with
+JSON on standard input. Setup and teardown are an ADD and a DEL of one network made of podman's settings: its
+``options`` bear the names of weft's own keys. Source: netavark's plugin-API.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_network
+
+from cni_plugin.entry import cni
+from cni_plugin.wire import channel, document
+from cni_plugin.wire.plugins import OWN_NAME
+from cni_plugin.wire.request import Command, Request
+from weft import __version__
+from weft.errors import ConfigProblem, WeftError
+from weft.identity import digest
+from weft.section import Problems, Section
+from weft.types import Result, Subnet
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_plugin.networks.pools import Use
+
+API = "1.0.0"
+FOLDER = "/etc/containers/networks"
+"""Where podman keeps its networks."""
+
+_VERSION = "1.1.0"
+_FLAGS = frozenset(
+    ("hairpinMode", "promiscMode", "portIsolation", "macspoofchk", "ipspoofchk", "routerAdvertisements", "metadata")
+)
+_NUMBERS = frozenset(("mtu", "vlan", "vlanId", "metric", "bcqueuelen"))
+_WORDS = frozenset(("driver", "mode", "parent", "isolation", "hostAccess", "no_default_route"))
+_OTHER_NAMES = {"com.docker.network.driver.mtu": "mtu", "master": "parent"}
+_PLACES = {"bridge": "bridge", "macvlan": "master", "ipvlan": "master", "vlan": "master", "host-device": "device"}
+"""What podman's ``network_interface`` is for each driver that has a use for it."""
+
+_IPAM = ("host-local", "dhcp", "none")
+_EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
+_LAST_PORT = 65535
+_LONGEST_ALIAS = 253
+
+Json = dict[str, object]
+Handle = Callable[[Request], Result | None]
+
+
+def run(arguments: list[str], stdin: bytes | int, handle: Handle) -> tuple[int, bytes]:
+    """One call: the exit status, and the bytes for standard output. Raises nothing but what ends the process."""
+    try:
+        return 0, _answer(arguments, stdin, handle)
+    except WeftError as error:
+        return 1, _json({"error": str(error)})
+    except Exception as error:
+        if os.environ.get("WEFT_DEBUG"):
+            import traceback
+
+            traceback.print_exc()
+        return 1, _json({"error": f"internal error: {type(error).__name__}: {error}"})
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode("ascii")
+
+
+def _answer(arguments: list[str], stdin: bytes | int, handle: Handle) -> bytes:
+    verb, places = arguments[0], arguments[1:]
+    if len(places) != (verb in ("setup", "teardown")):
+        raise ConfigProblem(f"usage: weft {verb}{' NETNS' if verb in ('setup', 'teardown') else ''}")
+    if verb == "info":
+        return _json({"version": __version__, "api_version": API})
+    value, _ = document.decode(stdin if isinstance(stdin, bytes) else channel.read(stdin))
+    if verb == "create":
+        return _json(created(value or {}))
+    call = Call(value or {})
+    if verb == "teardown":
+        _cni("DEL", call, places[0], handle)
+        return b""
+    return _json(status(_cni("ADD", call, places[0], handle), call))
+
+
+def _cni(command: str, call: Call, netns: str, handle: Handle) -> Json:
+    """The CNI call that a setup or teardown amounts to; raises WeftError with its message."""
+    environment = {
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": call.container,
+        "CNI_NETNS": netns,
+        "CNI_IFNAME": call.interface,
+        "CNI_PATH": os.path.dirname(os.path.abspath(sys.argv[0])),
+        "WEFT_DEBUG": os.environ.get("WEFT_DEBUG", ""),
+    }
+    status, output = cni.run(OWN_NAME, environment, _json(call.config), handle)
+    answer: Json = json.loads(output) if output else {}
+    if status:
+        raise WeftError(str(answer.get("msg", "")), hint=str(answer.get("details", "")))
+    return answer
+
+
+class Network:
+    """A network of podman's; every problem is noted in the section's problems."""
+
+    def __init__(self, section: Section) -> None:
+        self._section = section
+        self.name = section.text("name")
+        self.internal = section.flag("internal")
+        self.options = self._options(section.section("options"))
+        ipam = section.section("ipam_options")
+        self.ipam = ipam.text("driver", choices=("", *_IPAM)) or ("host-local" if section.items("subnets") else "none")
+        self.driver = str(self.options.get("driver", "bridge"))
+        if self.driver not in _PLACES and self.driver not in ("ptp", "dummy", "tap"):
+            section.section("options").problem("driver", "is no driver that podman's networks can have")
+
+    def _options(self, section: Section) -> Json:
+        """The options as the keys of weft that they are; podman gives all of them as texts."""
+        found: Json = {}
+        for given in _object(self._section.raw("options")):
+            key = _OTHER_NAMES.get(given, given)
+            text = section.text(given)
+            if key in _FLAGS or key == "no_default_route":
+                if text not in ("true", "false", "1", "0"):
+                    section.problem(given, "must be true or false")
+                found[key] = text in ("true", "1")
+            elif key in _NUMBERS:
+                if not (text.isascii() and text.isdigit()):
+                    section.problem(given, "must be a number")
+                else:
+                    found[key] = int(text)
+            elif key in _WORDS:
+                found[key] = text
+            else:
+                known = ", ".join(sorted(_FLAGS | _NUMBERS | _WORDS))
+                section.problem(given, f"is for an option that weft does not know; it knows {known}")
+        return found
+
+    def config(self) -> Json:
+        """The CNI configuration of the network, without what concerns one container."""
+        options = {key: value for key, value in self.options.items() if key not in ("no_default_route", "metric")}
+        place = _PLACES.get(self.driver)
+        link = self._section.text("network_interface") or str(options.pop("parent", ""))
+        options.pop("parent", None)
+        config: Json = {"cniVersion": _VERSION, "name": self.name, "type": OWN_NAME, **options, "driver": self.driver}
+        if place and link:
+            config[place] = link
+        if self.driver == "bridge":
+            config["isGateway"] = bool(self._gateways())
+        if self.driver in ("bridge", "ptp"):
+            config |= {"internal": True} if self.internal else {"ipMasq": True}
+        if self.ipam != "none":
+            config["ipam"] = self._ipam()
+        return config
+
+    def _gateways(self) -> set[int]:
+        """The IP versions that a way out is known for."""
+        gateways = (one.address("gateway") for one in self._section.sections("subnets"))
+        return {one.version for one in gateways if one is not None}
+
+    def _ipam(self) -> Json:
+        metric = self.options.get("metric")
+        if self.ipam == "dhcp":
+            return {"type": "dhcp"} | ({"priority": metric} if metric else {})
+        ranges = []
+        for one in self._section.sections("subnets"):
+            lease = one.section("lease_range")
+            given = {
+                "subnet": one.text("subnet"),
+                "gateway": one.text("gateway"),
+                "rangeStart": lease.text("start_ip"),
+                "rangeEnd": lease.text("end_ip"),
+            }
+            ranges.append([{key: text for key, text in given.items() if text}])
+        routes: list[Json] = [
+            {"dst": one.text("destination"), "gw": one.text("gateway"), "priority": one.integer("metric", least=0) or 0}
+            for one in self._section.sections("routes")
+        ]
+        if not self.internal and not self.options.get("no_default_route"):
+            there = {route["dst"] for route in routes}
+            defaults = [_EVERYWHERE[version] for version in sorted(self._gateways())]
+            routes += [{"dst": one, "priority": metric or 0} for one in defaults if one not in there]
+        return {"type": "host-local", "ranges": ranges, "routes": routes}
+
+
+class Call:
+    """What setup and teardown are given: one container's attachment to one network. Raises ConfigProblem."""
+
+    def __init__(self, given: object) -> None:
+        problems = Problems()
+        section = Section(given, "", problems)
+        own = section.section("network_options")
+        network = Network(section.section("network"))
+        self.container = section.text("container_id")
+        self.interface = own.text("interface_name")
+        self.internal = network.internal
+        needed = {"container_id": self.container, "interface_name": self.interface, "network.name": network.name}
+        for key in (key for key, text in needed.items() if not text):
+            problems.add(f"{key} is missing: podman gives one")
+        self.servers = section.section("network").texts("network_dns_servers")
+        self.config = network.config()
+        runtime: Json = {}
+        if mac := own.text("static_mac"):
+            runtime["mac"] = mac
+        if ips := own.texts("static_ips"):
+            runtime["ips"] = list(ips)
+        if mappings := [one for each in section.sections("port_mappings") for one in _mappings(each)]:
+            runtime["portMappings"] = mappings
+            self.config["portmap"] = {}
+        if aliases := [one for one in own.texts("aliases") if 0 < len(one) <= _LONGEST_ALIAS]:
+            runtime["aliases"] = {network.name: aliases}
+        if runtime:
+            self.config["runtimeConfig"] = runtime
+        problems.raise_any()
+
+
+def _mappings(section: Section) -> Iterator[Json]:
+    """The ports of one mapping: ``range`` of them, for each of its protocols."""
+    first, inner = (section.integer(key, least=0, most=_LAST_PORT) or 0 for key in ("host_port", "container_port"))
+    count = max(1, section.integer("range", least=0, most=_LAST_PORT) or 1)
+    if max(first, inner) + count - 1 > _LAST_PORT:
+        section.problem("range", f"leads beyond port {_LAST_PORT}")
+        return
+    host = section.text("host_ip")
+    for protocol in (section.text("protocol") or "tcp").split(","):
+        for step in range(count):
+            found: Json = {"hostPort": first + step, "containerPort": inner + step, "protocol": protocol.strip()}
+            yield found | ({"hostIP": host} if host else {})
+
+
+def status(result: Mapping[str, object], call: Call) -> Json:
+    """Netavark's status block of a CNI result."""
+    section = Section(dict(result))
+    own = next(
+        (place, one) for place, one in enumerate(section.sections("interfaces")) if one.text("name") == call.interface
+    )
+    subnets = []
+    for ip in section.sections("ips"):
+        if ip.integer("interface") == own[0]:
+            gateway = "" if call.internal else ip.text("gateway")
+            subnets.append({"ipnet": ip.text("address"), **({"gateway": gateway} if gateway else {})})
+    dns = section.section("dns")
+    domain = dns.text("domain")
+    search = dns.texts("search") or ((domain,) if domain else ())
+    return {
+        "dns_search_domains": list(search),
+        "dns_server_ips": list(call.servers or dns.texts("nameservers")),
+        "interfaces": {call.interface: {"mac_address": own[1].text("mac"), "subnets": subnets}},
+    }
+
+
+def created(value: Json) -> Json:
+    """The network that podman is to remember: the one it asked for, with what it left open filled in.
+
+    A bridge gets a name, and a network whose addresses weft gives out gets subnets that nobody has. Raises
+    ConfigProblem naming everything that is wrong.
+    """
+    problems = Problems()
+    section = Section(value, "", problems)
+    found: Json = dict(value)
+    network = Network(section)
+    asked = section.section("ipam_options").text("driver")
+    ipam = asked or ("none" if network.driver in ("host-device", "tap") else "host-local")
+    if ipam != "host-local" and section.items("subnets"):
+        section.problem("subnets", f"cannot be given with the ipam driver {ipam}")
+    problems.raise_any()
+    if network.driver == "bridge" and not section.text("network_interface"):
+        found["network_interface"] = f"wbr-{digest('netavark', section.text('id') or network.name)[:8]}"
+    if ipam == "host-local":
+        found["subnets"] = _subnets(section, network)
+    found["ipam_options"] = {**_object(value.get("ipam_options")), "driver": ipam}
+    # What setup would refuse is refused now: the same reading, for a container that there might be.
+    _tried(found)
+    return found
+
+
+def _object(value: object) -> Json:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _subnets(section: Section, network: Network) -> list[Json]:
+    """The subnets, each with a gateway where containers go out through one; free ones where none is named."""
+    found: list[Json] = []
+    versions = set()
+    for one, raw in zip(section.sections("subnets"), section.items("subnets"), strict=True):
+        subnet, gateway = one.subnet("subnet"), one.text("gateway")
+        if subnet is None:
+            one.problems.add(f"{one.at('subnet')} is missing")
+            continue
+        versions.add(subnet.version)
+        gateway = gateway or ("" if network.internal else _gateway(subnet))
+        found.append({**_object(raw), **({"gateway": gateway} if gateway else {})})
+    section.problems.raise_any()
+    if not found and network.driver in ("macvlan", "ipvlan", "vlan"):
+        raise ConfigProblem(
+            f"the driver {network.driver} needs a subnet: that of the wire", hint="--subnet, or --ipam-driver dhcp"
+        )
+    if not found:
+        found.append(_free(4, network))
+    if section.flag("ipv6_enabled") and 6 not in versions:
+        found.append(_free(6, network))
+    return found
+
+
+def _gateway(subnet: Subnet) -> str:
+    return str(subnet.network_address + 1)
+
+
+def _free(version: int, network: Network) -> Json:
+    from cni_plugin.networks import pools
+
+    uses = _taken()
+    subnet: Subnet = pools.free_ipv4(uses) if version == 4 else pools.free_ipv6(uses)
+    found: Json = {"subnet": str(subnet)}
+    return found if network.internal else {**found, "gateway": _gateway(subnet)}
+
+
+def _taken() -> list[Use]:
+    """The subnets of this host, of CNI's networks and of podman's."""
+    from cni_plugin.networks import conflists, pools
+    from weft.kernel.linux.kernel import LinuxKernel
+
+    kernel = LinuxKernel()
+    try:
+        uses = pools.of_host(kernel.host)
+    finally:
+        kernel.close()
+    uses += pools.of_networks(conflists.listed(conflists.FOLDER)[0])
+    try:
+        names = sorted(name for name in os.listdir(FOLDER) if name.endswith(".json"))
+    except OSError:
+        names = []
+    for name in names:
+        try:
+            with open(os.path.join(FOLDER, name), encoding="utf-8") as file:
+                subnets = json.load(file).get("subnets") or ()
+            uses += [pools.Use(ip_network(one["subnet"]), f"podman's network {name[:-5]}") for one in subnets]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # podman will say what is wrong with it
+    return uses
+
+
+def _tried(network: Json) -> None:
+    """Raises ConfigProblem where a container could not be attached to the network."""
+    from cni_plugin.service import assemble
+    from cni_plugin.wire import config
+
+    call = Call({"container_id": "c", "network": network, "network_options": {"interface_name": "eth0"}})
+    text = _json(call.config)
+    read = config.read(text, Command.ADD, OWN_NAME)
+    assemble.read(Request(Command.ADD, OWN_NAME, "c", "/", "eth0", (), {}, False, {}, read, text))
+    read.keys.problems.raise_any()

@@ -1,0 +1,1 @@
+"""Networks and attachments as an operator sees them: conflists, subnets, leases, findings."""

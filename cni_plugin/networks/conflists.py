@@ -1,0 +1,268 @@
+"""CNI network lists: the files in ``/etc/cni/net.d`` that say which networks there are.
+
+Runtimes and weft share the folder, so it is read as libcni reads it (``*.conflist``, ``*.conf`` and ``*.json``, by
+file name) and a file appears in it whole or not at all. Source: CNI specification section 1, "Network
+configuration format"; libcni's ``conf.go``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_interface
+
+from cni_plugin.wire import document, versions
+from cni_plugin.wire.plugins import NAMES, OWN_NAME
+from weft.errors import ConfigProblem, Conflict, StateDamaged, WeftError
+from weft.identity import identifier_problem
+from weft.section import Section, shown
+from weft.types import Subnet
+
+Json = dict[str, object]
+
+FOLDER = "/etc/cni/net.d"
+OWN_KEY = "weft"
+"""The key of a list under which weft notes what CNI has no key for: labels, options, when it was made."""
+
+_LIST = ".conflist"
+_SINGLE = (".conf", ".json")
+_LARGEST = 1 << 20  # bytes of one file
+
+
+class UnknownNetwork(ConfigProblem):
+    """No file of the folder describes a network of that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkList:
+    """One network: the file, and the plugins that a runtime calls in turn. ``content`` is all of the file."""
+
+    path: str
+    name: str
+    version: str
+    plugins: tuple[Json, ...]
+    content: Json
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return tuple(Section(plugin).text("type") for plugin in self.plugins)
+
+    @property
+    def driver(self) -> str:
+        """What makes the interface: weft's driver, or the first plugin's name."""
+        return self.main.text("driver") or self.types[0]
+
+    @property
+    def main(self) -> Section:
+        """The first plugin's keys."""
+        return Section(self.plugins[0])
+
+    @property
+    def weft(self) -> bool:
+        """Whether the list is written for weft, so that no other software's plugins serve it."""
+        return OWN_NAME in self.types
+
+    @property
+    def notes(self) -> Section:
+        """What weft noted in the list when it made it."""
+        return Section(self.content.get(OWN_KEY) if isinstance(self.content.get(OWN_KEY), dict) else None)
+
+    @property
+    def bridge(self) -> str:
+        """The bridge that the network is on, "" where it is on none."""
+        if self.driver != "bridge":
+            return ""
+        return self.main.text("bridge") or "cni0"
+
+    @property
+    def internal(self) -> bool:
+        """Whether no route leads out of the network."""
+        ipam = self.main.section("ipam")
+        leads_out = self.main.flag("isDefaultGateway") or bool(ipam.items("routes"))
+        return not leads_out and not self.main.flag("isGateway")
+
+    def capabilities(self) -> frozenset[str]:
+        """What a runtime may ask of the network's plugins (``portMappings``, ``ips`` …)."""
+        return frozenset(name for plugin in self.plugins for name in _declared(plugin))
+
+    def member(self, place: int, runtime: Mapping[str, object], previous: Json | None) -> Json:
+        """The configuration that one plugin of the list is called with.
+
+        ``runtime`` holds a value for each capability; a plugin is given those that it declares.
+        """
+        plugin = self.plugins[place]
+        given = {name: value for name, value in runtime.items() if name in _declared(plugin)}
+        made: Json = {**plugin, "cniVersion": self.version, "name": self.name}
+        if given:
+            made["runtimeConfig"] = given
+        if previous is not None:
+            made["prevResult"] = previous
+        return made
+
+
+def implemented(plugin: str) -> bool:
+    """Whether weft itself is the plugin of that name."""
+    return plugin == OWN_NAME or plugin in NAMES
+
+
+def listed(folder: str) -> tuple[list[NetworkList], list[WeftError]]:
+    """Every network of the folder, by file name, and what could not be read. A missing folder has none.
+
+    Raises StateDamaged where the folder cannot be read.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise StateDamaged(f"cannot read {folder}: {error.strerror}") from error
+    found: list[NetworkList] = []
+    problems: list[WeftError] = []
+    for name in names:
+        if os.path.splitext(name)[1] not in (_LIST, *_SINGLE) or name.startswith("."):
+            continue
+        try:
+            found.append(load(os.path.join(folder, name)))
+        except WeftError as error:
+            problems.append(error)
+    return found, problems
+
+
+def find(folder: str, name: str) -> NetworkList:
+    """The network of that name; where two files claim it, libcni's choice, the first. Raises UnknownNetwork."""
+    found, problems = listed(folder)
+    for network in found:
+        if network.name == name:
+            return network
+    known = ", ".join(network.name for network in found) or "none"
+    unread = "".join(f"; {problem.message}" for problem in problems)
+    raise UnknownNetwork(f"network {name} not found in {folder}", hint=f"there is: {known}{unread}")
+
+
+def load(path: str) -> NetworkList:
+    """Read one file. Raises ConfigProblem naming the file and what is wrong with it."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise StateDamaged(f"cannot read {path}: {error.strerror}") from error
+    try:
+        value, _ = document.decode(content)
+        return parse(path, value or {})
+    except WeftError as error:
+        reason = error.message.replace("standard input", "it")
+        raise ConfigProblem(f"{path}: {reason}", hint="correct the file or remove it") from error
+
+
+def parse(path: str, content: Json) -> NetworkList:
+    """A network list from its JSON; a lone plugin's configuration is a list of one. Raises ConfigProblem."""
+    section = Section(content)
+    name = section.text("name")
+    if problem := identifier_problem(name):
+        raise ConfigProblem(f"name {shown(section.raw('name'))} {problem}")
+    plugins = [content]
+    if "plugins" in section:
+        plugins = [plugin for plugin in section.items("plugins") if isinstance(plugin, dict)]
+        if not plugins or len(plugins) != len(section.items("plugins")):
+            section.problem("plugins", "must be a list of objects, at least one")
+    for plugin in plugins:
+        if not Section(plugin, "", section.problems).text("type"):
+            section.problems.add(f"a plugin of {name} has no type")
+    section.problems.raise_any()
+    return NetworkList(path, name, _version(section), tuple(plugins), content)
+
+
+def _version(section: Section) -> str:
+    """The list's version: of several offered (``cniVersions``, CNI 1.1.0) the newest that weft has."""
+    offered = [one for one in section.items("cniVersions") if isinstance(one, str) and one in versions.ALL]
+    return max((section.text("cniVersion"), *offered), key=_rank) or versions.WHEN_ABSENT
+
+
+def _rank(version: str) -> int:
+    return versions.ALL.index(version) if version in versions.ALL else -1
+
+
+@contextlib.contextmanager
+def changing(folder: str) -> Iterator[None]:
+    """Hold the folder against other changes of weft's, so that no two networks get one name or one subnet.
+
+    The folder is made where missing. Raises StateDamaged where it cannot be made or opened.
+    """
+    try:
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateDamaged(f"cannot use the folder {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write(folder: str, name: str, content: Json) -> str:
+    """Write ``NAME.conflist`` whole, never over another file; its path. Raises Conflict and StateDamaged.
+
+    The folder is held (``changing``): what one that was killed has left is the next one's to remove.
+    """
+    path = os.path.join(folder, f"{name}{_LIST}")
+    temporary = os.path.join(folder, ".weft-new")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)  # not truncated: it may be a second name of a network that is there
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with open(descriptor, "w", encoding="ascii") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise Conflict(f"{path} is there already", hint="choose another name") from error
+    except OSError as error:
+        raise StateDamaged(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+    return path
+
+
+def remove(network: NetworkList) -> None:
+    """Remove the network's file; missing is fine. Raises StateDamaged."""
+    try:
+        os.unlink(network.path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StateDamaged(f"cannot remove {network.path}: {error.strerror}") from error
+
+
+def subnets(network: NetworkList) -> tuple[Subnet, ...]:
+    """Every subnet that an IPAM plugin of the list names, whichever plugin it is."""
+    found: dict[Subnet, None] = {}
+    for plugin in network.plugins:
+        ipam = Section(plugin).section("ipam")
+        texts = [ipam.text("subnet")]
+        for one in ipam.items("ranges"):
+            texts += [Section(each).text("subnet") for each in (one if isinstance(one, list) else [one])]
+        texts += [Section(each).text("address") for each in ipam.items("addresses")]
+        for text in texts:
+            with contextlib.suppress(ValueError):
+                if "/" in text:
+                    found[ip_interface(text).network] = None
+    return tuple(found)
+
+
+def disputed(subnet: Subnet) -> bool:
+    """Whether two networks could be at odds over the subnet: not over a default route, nor over what every link has."""
+    special = subnet.is_loopback or subnet.is_link_local or subnet.is_multicast
+    return subnet.prefixlen > 0 and not special
+
+
+def _declared(plugin: Json) -> tuple[str, ...]:
+    value = plugin.get("capabilities")
+    return tuple(str(name) for name, wanted in value.items() if wanted is True) if isinstance(value, dict) else ()

@@ -1,0 +1,147 @@
+"""What a plan may look at of the host and the container."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from cni_plugin.plan.plan import Device, Facts
+from weft.errors import ConfigProblem, Missing
+from weft.kernel.interface import KernelRoute, Link, Namespace, RoutingRule
+from weft.types import Cidr, Side
+
+_BUSES = ("/sys/bus/pci/devices", "/sys/bus/auxiliary/devices")
+_DEVICES = "/sys/devices/"
+_MAIN_TABLE = 254
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The facts a plan may ask for, from the kernel."""
+
+    host: Namespace
+    container: Namespace | None
+
+    def _side(self, side: Side) -> Namespace | None:
+        return self.host if side is Side.HOST else self.container
+
+    def link(self, side: Side, name: str) -> Link | None:
+        namespace = self._side(side)
+        return namespace.link(name) if namespace is not None else None
+
+    def links(self, side: Side) -> tuple[Link, ...]:
+        namespace = self._side(side)
+        return namespace.links() if namespace is not None else ()
+
+    def default_link(self, side: Side) -> str:
+        namespace = self._side(side)
+        if namespace is None:
+            return ""
+        for family in (4, 6):
+            routes = namespace.routes(family=family, table=_MAIN_TABLE)
+            found = [one for one in routes if one.link and one.route.destination.prefixlen == 0]
+            if found:
+                return min(found, key=lambda one: one.route.priority or 0).link
+        return ""
+
+    def device(self, place: str) -> Device | None:
+        paths = (place,) if place.startswith("/") else tuple(f"{bus}/{place}" for bus in _BUSES)
+        for path in map(os.path.realpath, paths):
+            if path.startswith(_DEVICES) and os.path.isdir(path):
+                driver = os.path.realpath(f"{path}/driver")
+                return Device(os.path.basename(driver) if os.path.exists(driver) else "", _links_of(path))
+        return None
+
+    def addresses(self, side: Side, link: str) -> tuple[Cidr, ...]:
+        namespace = self._side(side)
+        try:
+            return namespace.addresses(link) if namespace is not None else ()
+        except Missing:
+            return ()
+
+    def sysctl(self, side: Side, key: str) -> str | None:
+        namespace = self._side(side)
+        return namespace.sysctl(key) if namespace is not None else None
+
+    def routes(self, side: Side, link: str = "") -> tuple[KernelRoute, ...]:
+        namespace = self._side(side)
+        try:
+            return namespace.routes(link=link) if namespace is not None else ()
+        except Missing:
+            return ()
+
+    def routing_rules(self, side: Side) -> tuple[RoutingRule, ...]:
+        namespace = self._side(side)
+        return namespace.routing_rules() if namespace is not None else ()
+
+    def drops_forwarded(self, version: int) -> bool:
+        return self.host.drops_forwarded(version)
+
+    def lines(self, path: str) -> tuple[str, ...] | None:
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                return tuple(file.read().splitlines())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigProblem(f"cannot read {path}: {error.strerror}") from error
+
+
+class _Remembered:
+    """Facts that stay as they were when they were first asked for, while the kernel is being changed."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._known: dict[tuple[object, ...], object] = {}
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        question: Callable[..., object] = getattr(self._facts, name)
+
+        def ask(*given: object, **named: object) -> object:
+            key = (name, *given, *sorted(named.items()))
+            if key not in self._known:
+                self._known[key] = question(*given, **named)
+            return self._known[key]
+
+        return ask
+
+
+def remembered(facts: Facts) -> Facts:
+    """The same facts, each asked for once: for a plan that is made in two steps and must see one world."""
+    return cast(Facts, _Remembered(facts))
+
+
+class _Seen:
+    """A namespace in which a link that was looked at is not looked at again."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._links: dict[str, Link | None] = {}
+
+    def link(self, name: str) -> Link | None:
+        if name not in self._links:
+            self._links[name] = self._namespace.look(name)
+        return self._links[name]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._namespace, name)
+
+
+def seen(namespace: Namespace) -> Namespace:
+    """The same namespace, each link asked for once: a look waits for the kernel's lock, behind all who make links."""
+    return cast(Namespace, _Seen(namespace))
+
+
+def _links_of(path: str) -> tuple[str, ...]:
+    """The links of a device in sysfs; those of a virtio card are one level down, under its virtio device."""
+    with contextlib.suppress(OSError):
+        return tuple(sorted(os.listdir(f"{path}/net")))
+    found: list[str] = []
+    for name in sorted(os.listdir(path)):
+        if name.startswith("virtio"):
+            with contextlib.suppress(OSError):
+                found += sorted(os.listdir(f"{path}/{name}/net"))
+    return tuple(found)

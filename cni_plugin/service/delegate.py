@@ -1,0 +1,84 @@
+"""Runs a plugin that is not weft's: an IPAM plugin named in a configuration.
+
+The only module that starts a process on the way of an ADD, and only where a configuration asks for a foreign
+``ipam.type``. Source: CNI specification section 4, "Plugin delegation".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from weft.errors import ConfigProblem, PluginFailed
+from weft.stderr import remark
+
+PATIENCE = 120
+"""Seconds a foreign plugin may take: dhcp waits for its server."""
+
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG, linux/prctl.h
+
+
+def find(name: str, path: Sequence[str]) -> str:
+    """The plugin's executable in the folders of CNI_PATH.
+
+    Raises ConfigProblem for a name with a slash (CVE-2021-20206) and PluginFailed where no folder has it.
+    """
+    if not name or "/" in name or name in (".", "..") or "\0" in name:
+        raise ConfigProblem(f"ipam.type {json.dumps(name)} is not the name of a plugin")
+    for folder in path:
+        candidate = os.path.join(folder, name)
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+    raise PluginFailed(
+        f"failed to find plugin {json.dumps(name)} in path [{' '.join(path)}]",
+        hint="install the plugin, or use ipam type host-local, static or none",
+    )
+
+
+def call(name: str, command: str, variables: Mapping[str, str], stdin: bytes) -> bytes:
+    """Run the plugin and answer its standard output; its own error comes back with its own code.
+
+    The child dies with its caller, so that it cannot reserve an address after a DEL has been answered.
+    Raises PluginFailed when it cannot be started, takes longer than PATIENCE or says no reason.
+    """
+    environment = {**os.environ, **variables, "CNI_COMMAND": command}
+    executable = find(name, [folder for folder in environment.get("CNI_PATH", "").split(":") if folder])
+    try:
+        done = subprocess.run(
+            [executable],
+            input=stdin,
+            env=environment,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+            preexec_fn=_die_with_caller,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise PluginFailed(f"the IPAM plugin {name} did not answer {command} within {PATIENCE} s") from error
+    except OSError as error:
+        raise PluginFailed(f"the IPAM plugin {executable} cannot be started: {error.strerror}") from error
+    if done.stderr:
+        remark(done.stderr)
+    if done.returncode:
+        raise _failure(name, command, done.stdout, done.returncode)
+    return done.stdout
+
+
+def _die_with_caller() -> None:
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _failure(name: str, command: str, stdout: bytes, status: int) -> PluginFailed:
+    try:
+        said = json.loads(stdout)
+        return PluginFailed(
+            f"the IPAM plugin {name} failed: {said['msg']}",
+            hint=str(said.get("details", "")),
+            code=int(said["code"]) or PluginFailed.code,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return PluginFailed(f"the IPAM plugin {name} failed {command} with status {status} and said no reason")

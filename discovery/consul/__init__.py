@@ -1,0 +1,1 @@
+"""Consul's formats and semantics: definitions, filters, transactions, sessions."""

@@ -1,0 +1,258 @@
+"""A client of the agent's HTTP API for programs that wait for each answer.
+
+Source: https://developer.hashicorp.com/consul/api-docs; RFC 9112. The agent may be weft's or Consul's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode, urlsplit
+
+from discovery.consul.fields import BadField, decode_json
+from weft.errors import WeftError
+
+if TYPE_CHECKING:  # http.client and ssl are imported where they are used: a command that asks no agent need not wait
+    import ssl
+    from http.client import HTTPConnection
+
+TCP = "127.0.0.1:8500"
+LARGEST = 256 << 20
+"""Bytes of an answer."""
+CONNECT = 5.0
+"""Seconds for a connection to be made."""
+ANSWER = 30.0
+"""Seconds for an answer to something that does not wait for a change."""
+Parameters = Sequence[tuple[str, str]]
+
+
+class BadAddress(WeftError):
+    """The text is no address of an agent."""
+
+
+class Unreachable(WeftError):
+    """No agent answers there."""
+
+
+class Refused(WeftError):
+    """The agent answered with an error. ``status`` is HTTP's."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text or f"the agent answered with HTTP status {status}")
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an agent is: a unix socket (``path``), or a host and a port, and a path that all its paths begin with."""
+
+    host: str = ""
+    port: int = 8500
+    path: str = ""
+    prefix: str = ""
+    tls: bool = False
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix://{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.prefix}"
+
+
+def parse_address(text: str, *, tls: bool = False) -> Address:
+    """``HOST[:PORT]``, ``http://HOST:PORT[/PREFIX]``, ``https://…`` or ``unix:///PATH``. Raises BadAddress."""
+    scheme, mark, rest = text.partition("://")
+    if not mark:
+        scheme, rest = "https" if tls else "http", text
+    try:
+        if scheme == "unix":
+            if not rest.startswith("/"):
+                raise ValueError("a socket's path begins with /")
+            return Address(path=rest)
+        if scheme not in ("http", "https"):
+            raise ValueError("it begins with neither http://, https:// nor unix://")
+        parts = urlsplit(f"//{rest}")
+        if not parts.hostname or any(character.isspace() or not character.isprintable() for character in rest):
+            raise ValueError("it names no host")
+        return Address(parts.hostname, parts.port or 8500, "", parts.path.rstrip("/"), scheme == "https")
+    except ValueError as error:
+        raise BadAddress(f"{text[:100]!r} is no address of an agent: {error}", hint=f"write it like {TCP}") from None
+
+
+def usual_address() -> Address:
+    """The agent of this network namespace: by its socket where this process may use that, by TCP otherwise."""
+    path = own_socket()
+    return Address(path=path) if os.access(path, os.R_OK | os.W_OK) else parse_address(TCP)
+
+
+def own_socket() -> str:
+    """Where the agent of this network namespace listens for root."""
+    return f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}/api.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an agent answered. ``index`` is what to wait behind, 0 if there is none."""
+
+    json: object
+    index: int
+
+
+class Client:
+    """One agent, asked over one connection that is made anew where it was lost.
+
+    ``parameters`` go with every request (``("dc", "dc1")``). ``ca_file`` are the certificates that a TLS agent's must
+    be signed by; with ``verify`` false any certificate will do.
+    """
+
+    def __init__(
+        self, address: Address, *, token: str = "", parameters: Parameters = (), ca_file: str = "", verify: bool = True
+    ) -> None:
+        self.address = address
+        self._headers = {"X-Consul-Token": token} if token else {}
+        self._parameters = tuple(parameters)
+        self._ca_file = ca_file
+        self._verify = verify
+        self._kept: HTTPConnection | None = None
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def get(self, path: str, parameters: Parameters = ()) -> Reply:
+        """What is at a path, which begins with ``/v1/``. Raises Unreachable and Refused."""
+        return read(self._exchange("GET", path, parameters, None), self.address)
+
+    def put(self, path: str, body: object = None, parameters: Parameters = ()) -> Reply:
+        """Send an object as JSON. Raises Unreachable and Refused."""
+        content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") if body is not None else b""
+        return read(self._exchange("PUT", path, parameters, content), self.address)
+
+    def begin(self, path: str, parameters: Parameters = (), *, seconds: float = ANSWER) -> HTTPConnection:
+        """Ask on a connection of its own and do not wait: ``read`` takes the answer. Raises Unreachable."""
+        connection = self._connect(seconds)
+        self._send(connection, "GET", self._target(path, parameters), None)
+        return connection
+
+    def _exchange(self, method: str, path: str, parameters: Parameters, body: bytes | None) -> HTTPConnection:
+        if self._kept is None or _stale(self._kept):
+            self.close()
+            self._kept = self._connect(ANSWER)
+        self._send(self._kept, method, self._target(path, parameters), body)
+        return self._kept
+
+    def _send(self, connection: HTTPConnection, method: str, target: str, body: bytes | None) -> None:
+        from http.client import HTTPException
+
+        try:
+            connection.request(method, target, body, self._headers)
+        except (OSError, HTTPException) as error:
+            connection.close()
+            raise unreachable(self.address, error) from error
+
+    def _target(self, path: str, parameters: Parameters) -> str:
+        query = urlencode([*self._parameters, *parameters])
+        return f"{self.address.prefix}{path}{'?' if query else ''}{query}"
+
+    def _connect(self, seconds: float) -> HTTPConnection:
+        """A connection that is made already. Raises Unreachable."""
+        from http.client import HTTPConnection, HTTPException, HTTPSConnection
+
+        where = self.address
+        try:
+            if where.path:
+                connection = HTTPConnection("localhost")
+                connection.sock = _connected(where.path)
+            elif where.tls:
+                connection = HTTPSConnection(where.host, where.port, timeout=CONNECT, context=self._context())
+                connection.connect()
+            else:
+                connection = HTTPConnection(where.host, where.port, timeout=CONNECT)
+                connection.connect()
+        except (OSError, HTTPException, UnicodeError) as error:
+            raise unreachable(where, error) from error
+        connection.sock.settimeout(seconds)
+        return connection
+
+    def _context(self) -> ssl.SSLContext:
+        import ssl
+
+        context = ssl.create_default_context(cafile=self._ca_file or None)
+        if not self._verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+def path_of(*parts: str) -> str:
+    """``/v1/`` and the parts, each a whole name whatever characters it has."""
+    return "/v1/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def read(connection: HTTPConnection, address: Address) -> Reply:
+    """The answer to what was asked on a connection. Raises Unreachable and Refused."""
+    from http.client import HTTPException
+
+    try:
+        response = connection.getresponse()
+        body = response.read(LARGEST + 1)
+    except (OSError, HTTPException) as error:
+        connection.close()
+        raise unreachable(address, error) from error
+    if len(body) > LARGEST:
+        connection.close()
+        raise Refused(response.status, f"the agent's answer is larger than {LARGEST >> 20} MiB")
+    if response.status != 200:
+        raise Refused(response.status, body.decode("utf-8", "replace").strip()[:2000])
+    index = response.headers.get("X-Consul-Index", "")
+    try:
+        return Reply(decode_json(body), int(index) if index.isascii() and index.isdigit() else 0)
+    except BadField:
+        raise Refused(response.status, f"what answers at {address} is no agent: its answer is no JSON") from None
+
+
+def unreachable(address: Address, error: Exception) -> Unreachable:
+    """The sentence for a connection that could not be made, or was lost."""
+    reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
+    if isinstance(error, TimeoutError):
+        reason = "it does not answer in time"
+    return Unreachable(f"no agent answers at {address}: {reason[:200]}", hint="weft up starts the one of this host")
+
+
+def _connected(path: str) -> socket.socket:
+    """A connection to a unix socket. Raises OSError."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        made.settimeout(CONNECT)
+        made.connect(path)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _stale(connection: HTTPConnection) -> bool:
+    """Whether the agent has closed a connection that was kept."""
+    if connection.sock is None:
+        return True
+    with contextlib.suppress(OSError):
+        connection.sock.setblocking(False)
+        try:
+            return connection.sock.recv(1, socket.MSG_PEEK) == b""
+        except (BlockingIOError, ValueError):  # the latter with TLS, which knows no peeking
+            return False
+        finally:
+            connection.sock.settimeout(ANSWER)
+    return True
+
+
+def objects(found: object) -> list[Mapping[str, object]]:
+    """The objects of an answer that is a list of them."""
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

@@ -1,0 +1,177 @@
+"""Definitions of checks, as clients and files write them: ``{"HTTP": "http://…/health", "Interval": "10s"}``.
+
+Sources: https://developer.hashicorp.com/consul/api-docs/agent/check and .../docs/reference/service/health-check; the
+errors are Consul's where it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from discovery.consul.durations import format_duration
+from discovery.consul.fields import BadField, Fields
+from discovery.values import Definition, Status
+
+SHORTEST_INTERVAL = 0.1
+"""Seconds; a shorter interval is taken for this one, so that no client can have the agent do nothing else."""
+SHORTEST_DEREGISTER = 60.0
+"""Seconds that a check must at least be critical before its service is ended for it."""
+LARGEST_OUTPUT = 4096
+_TIMEOUTS = {"script": 30.0}
+_SCRIPTS_OFF = (
+    "Scripts are disabled on this agent; to enable, configure 'enable_script_checks' or"
+    " 'enable_local_script_checks' to true"
+)
+_NO_CHECK = "Must provide TTL or Script/DockerContainerID/HTTP/TCP and Interval"
+_ABSENT_KINDS = {
+    "GRPC": "gRPC", "H2PING": "HTTP/2 ping", "OSService": "operating system service", "DockerContainerID": "Docker",
+}  # fmt: skip
+
+
+def parse_check(found: Fields, *, scripts: bool = False, service_id: str = "") -> Definition:
+    """A definition of a check, on its own or inside of a service (then ``service_id``). Raises BadField.
+
+    ``scripts`` is whether it may name a program to run. An id is made by the caller if the definition has none.
+    """
+    kind, target = _kind(found)
+    if kind == "script" and not scripts:
+        raise BadField(_SCRIPTS_OFF)
+    interval, ttl = found.seconds("Interval"), found.seconds("TTL")
+    _check_times(kind, interval, ttl)
+    warning = found.number("FailuresBeforeWarning")
+    critical = found.number("FailuresBeforeCritical")
+    if warning > critical:
+        raise BadField("Invalid check: FailuresBeforeWarning can't be higher than FailuresBeforeCritical")
+    status = found.text("Status")
+    name = found.name("Name")
+    timeout, after = found.seconds("Timeout"), found.seconds("DeregisterCriticalServiceAfter")
+    size = found.number("OutputMaxSize", low=-(2**31))
+    if size < 0:
+        raise BadField("Invalid check: MaxOutputMaxSize must be positive")
+    return Definition(
+        id=found.name("CheckID", "ID"),
+        name=name,
+        type=kind,
+        service_id=service_id or found.name("ServiceID"),
+        notes=found.text("Notes"),
+        initial=_status(status) if status else Status.CRITICAL,
+        interval=max(interval, SHORTEST_INTERVAL) if interval else 0.0,
+        timeout=timeout if timeout > 0 else _TIMEOUTS.get(kind, 10.0),
+        ttl=ttl,
+        target=target,
+        method=found.name("Method") or "GET",
+        headers=_headers(found),
+        body=found.text("Body", longest=64 * 1024),
+        tls_skip_verify=found.flag("TLSSkipVerify"),
+        tls_server_name=found.name("TLSServerName"),
+        arguments=found.words("Args", "ScriptArgs"),
+        alias_node=found.name("AliasNode"),
+        alias_service=found.name("AliasService"),
+        output_max_size=min(size or LARGEST_OUTPUT, LARGEST_OUTPUT),
+        success_before_passing=found.number("SuccessBeforePassing"),
+        failures_before_warning=warning or critical,
+        failures_before_critical=critical,
+        deregister_after=max(after, SHORTEST_DEREGISTER) if after > 0 else 0.0,
+        asked=_asked(found),
+    )
+
+
+def _status(text: str) -> Status:
+    try:
+        return Status(text)
+    except ValueError:
+        raise BadField("Bad check status") from None
+
+
+def _kind(found: Fields) -> tuple[str, str]:
+    """Which kind of check it is, and what it looks at. Raises BadField."""
+    for name, kind in _ABSENT_KINDS.items():
+        if found.get(name):
+            raise BadField(f"Invalid check: {name}: weft makes no {kind} checks; use HTTP, TCP, UDP, TTL or Args")
+    if found.get("Script"):
+        raise BadField("Invalid check: Script: name the program and its arguments as a list, in Args")
+    kinds: list[tuple[str, str]] = []
+    if found.words("Args", "ScriptArgs"):
+        kinds.append(("script", ""))
+    if address := found.text("HTTP"):
+        kinds.append(("http", _url(address)))
+    for kind in ("tcp", "udp"):
+        if address := found.text(kind.upper()):
+            kinds.append((kind, _host_port(kind.upper(), address)))
+    if found.get("AliasService") or found.get("AliasNode"):
+        kinds.append(("alias", ""))
+    if found.get("TTL") and not kinds:
+        kinds.append(("ttl", ""))
+    if len(kinds) > 1:
+        raise BadField(f"Invalid check: it is {' and '.join(kind for kind, _ in kinds)} at once; make it one of them")
+    if not kinds:
+        raise BadField("Invalid check: TTL must be > 0 for TTL checks" if found.has("TTL") else _NO_CHECK)
+    return kinds[0]
+
+
+def _check_times(kind: str, interval: float, ttl: float) -> None:
+    regular = kind in ("script", "http", "tcp", "udp")
+    said = ""
+    if interval > 0 and ttl > 0:
+        said = "Interval and TTL cannot both be specified"
+    elif regular and interval <= 0:
+        said = "Interval must be > 0 for Script, HTTP, H2PING, TCP, UDP or OSService checks"
+    elif kind == "alias" and interval > 0:
+        said = "Interval cannot be set for Alias checks"
+    elif kind == "alias" and ttl > 0:
+        said = "TTL must be not be set for Alias checks"
+    elif kind == "ttl" and ttl <= 0:
+        said = "TTL must be > 0 for TTL checks"
+    if said:
+        raise BadField(f"Invalid check: {said}")
+
+
+def _url(address: str) -> str:
+    try:
+        found = urlsplit(address)
+        whole = found.scheme in ("http", "https") and bool(found.hostname) and (found.port is None or found.port > 0)
+    except ValueError:
+        whole = False
+    if not whole or any(character.isspace() or not character.isprintable() for character in address):
+        raise BadField(f"Invalid check: HTTP: {address[:100]!r} is no URL; write it like http://10.0.0.5:8080/health")
+    return address
+
+
+def _host_port(name: str, address: str) -> str:
+    host, _, port = address.rpartition(":")
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
+    if not host or not 0 < number <= 65535 or any(character.isspace() for character in host) or not host.isprintable():
+        raise BadField(f"Invalid check: {name}: {address[:100]!r} is no HOST:PORT; write it like 10.0.0.5:6379")
+    return address
+
+
+def _headers(found: Fields) -> dict[str, tuple[str, ...]]:
+    value = found.get("Header") or {}
+    if not isinstance(value, dict):
+        found.fail("Header", value, 'is no object; write it like {"Host": ["web"]}')
+    headers = {}
+    for name, parts in value.items():
+        parts = [parts] if isinstance(parts, str) else parts
+        if not isinstance(parts, list) or not all(isinstance(part, str) and part.isprintable() for part in parts):
+            found.fail(f"Header.{name}", parts, "is no list of strings")
+        if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+            found.fail("Header", name, "is no name of a header")
+        headers[name] = tuple(parts)
+    return headers
+
+
+def _asked(found: Fields) -> Mapping[str, object]:
+    """What the client wrote of it, in Consul's names, as answers repeat it (``Definition`` of a check)."""
+    times = {name: found.seconds(name) for name in ("Interval", "Timeout", "TTL", "DeregisterCriticalServiceAfter")}
+    asked: dict[str, object] = {name: format_duration(seconds) for name, seconds in times.items() if seconds > 0}
+    for name in ("HTTP", "Method", "Body", "TCP", "UDP", "TLSServerName", "AliasNode", "AliasService"):
+        if text := found.text(name, longest=64 * 1024):
+            asked[name] = text
+    if found.flag("TLSSkipVerify"):
+        asked["TLSSkipVerify"] = True
+    if headers := _headers(found):
+        asked["Header"] = {name: list(values) for name, values in headers.items()}
+    if arguments := found.words("Args", "ScriptArgs"):
+        asked["ScriptArgs"] = list(arguments)
+    return asked

@@ -1,0 +1,303 @@
+"""Filters of lists as Consul's clients write them: ``"v1" in Tags and Meta.version matches "^2[.]"``.
+
+A filter is compiled against the shape of what it filters (the JSON schema of one item of the answer), so a selector
+that can never apply is an error, not an empty answer.
+Source: the grammar of github.com/hashicorp/go-bexpr; https://developer.hashicorp.com/consul/api-docs/features/filtering.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from discovery.consul.patterns import BadPattern, Pattern
+
+LONGEST = 4096
+_DEPTH = 50
+_WORDS = 1000
+
+Item = Any
+Test = Callable[[Item], bool]
+Schema = Mapping[str, Any]
+
+_TOKEN = re.compile(
+    r"""[ \t\r\n]*(?:(?P<text>"[^"]*"|`[^`]*`)|(?P<number>-?(?:0|[1-9]\d*)(?:\.\d+)?)(?=[ \t\r\n)\]]|$)"""
+    r"""|(?P<name>[a-zA-Z][a-zA-Z0-9_/]*)|(?P<sign>==|!=|[()\[\].]))|(?P<index>\d+)""",
+    re.ASCII,
+)
+_OPERATORS = ("==", "!=", "contains", "matches")
+
+
+class BadFilter(ValueError):
+    """The filter is none: what is wrong with it, in a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    kind: str
+    text: str
+
+
+def compile_filter(text: str, schema: Schema) -> Test:
+    """What tells for an item whether the filter takes it. Raises BadFilter, when made and when used.
+
+    ``schema`` is the JSON schema of an item: objects with ``properties``, or with ``additionalProperties`` for tables
+    whose keys are the user's; arrays, strings, integers and booleans.
+    """
+    if len(text) > LONGEST:
+        raise BadFilter(f"the filter is {len(text)} characters long; {LONGEST} is the most")
+    return _Parser(_tokens(text), schema).read()
+
+
+def _tokens(text: str) -> list[_Token]:
+    found: list[_Token] = []
+    place = 0
+    text = text.rstrip()
+    while place < len(text):
+        match = _TOKEN.match(text, place)
+        if match is None or match.lastgroup is None:
+            raise BadFilter(f"no match found, at {text[place : place + 20]!r}")
+        found.append(_Token(match.lastgroup, match[match.lastgroup]))
+        place = match.end()
+        if len(found) > _WORDS:
+            raise BadFilter(f"the filter has more than {_WORDS} words")
+    return found
+
+
+class _Parser:
+    """Recursive descent; ``or`` binds least, then ``and``, then ``not``."""
+
+    def __init__(self, tokens: Sequence[_Token], schema: Schema) -> None:
+        self._tokens = tokens
+        self._place = 0
+        self._schema = schema
+        self._depth = 0
+
+    def read(self) -> Test:
+        if not self._tokens:
+            return lambda item: True
+        test = self._either()
+        if self._place < len(self._tokens):
+            raise BadFilter(f"unexpected {self._tokens[self._place].text!r}")
+        return test
+
+    def _is(self, *words: str, at: int = 0) -> bool:
+        ahead = self._tokens[self._place + at : self._place + at + len(words)]
+        return len(ahead) == len(words) and all(
+            token.kind in ("name", "sign") and token.text == word for token, word in zip(ahead, words, strict=True)
+        )
+
+    def _skip(self, *words: str) -> bool:
+        found = self._is(*words)
+        self._place += len(words) if found else 0
+        return found
+
+    def _take(self) -> _Token:
+        if self._place >= len(self._tokens):
+            raise BadFilter("the filter ends too early")
+        self._place += 1
+        return self._tokens[self._place - 1]
+
+    def _either(self) -> Test:
+        self._depth += 1
+        if self._depth > _DEPTH:
+            raise BadFilter("the filter is nested too deeply")
+        tests = [self._both()]
+        while self._skip("or"):
+            tests.append(self._both())
+        self._depth -= 1
+        return tests[0] if len(tests) == 1 else lambda item: any(test(item) for test in tests)
+
+    def _both(self) -> Test:
+        tests = [self._negated()]
+        while self._skip("and"):
+            tests.append(self._negated())
+        return tests[0] if len(tests) == 1 else lambda item: all(test(item) for test in tests)
+
+    def _negated(self) -> Test:
+        negated = False
+        while self._is("not") and not self._is("in", at=1):
+            self._place += 1
+            negated = not negated
+        test = self._primary()
+        return (lambda item: not test(item)) if negated else test
+
+    def _primary(self) -> Test:
+        if self._skip("("):
+            test = self._either()
+            if not self._skip(")"):
+                raise BadFilter("unmatched parentheses")
+            return test
+        return self._match()
+
+    def _match(self) -> Test:
+        start = self._place
+        token = self._take()
+        if token.kind == "number" or (token.kind == "text" and not self._is_pointer(token)):
+            return self._value_in(_plain(token))
+        path = self._path(token)
+        if self._is("in") or self._is("not", "in"):
+            return self._value_in(_written(path, self._tokens[start : self._place]))
+        return self._compare(path)
+
+    def _is_pointer(self, token: _Token) -> bool:
+        return token.text.startswith('"/') and not self._is("in") and not self._is("not", "in")
+
+    def _value_in(self, value: str) -> Test:
+        negated = self._skip("not")
+        if not self._skip("in"):
+            raise BadFilter(f"after the value {value[:40]!r}, in or not in must follow")
+        return _test(self._schema, self._path(self._take()), "in", value, negated)
+
+    def _compare(self, path: tuple[str, ...]) -> Test:
+        if self._skip("is"):
+            negated = self._skip("not")
+            if not self._skip("empty"):
+                raise BadFilter(f"after {'.'.join(path)} is, empty or not empty must follow")
+            return _test(self._schema, path, "empty", "", negated)
+        negated = self._skip("not")
+        operator = next((word for word in _OPERATORS if self._skip(word)), None)
+        if operator is None or (negated and operator in ("==", "!=")):
+            raise BadFilter(f"after the selector {'.'.join(path)[:80]}, an operator must follow")
+        token = self._take()
+        if token.kind == "name":
+            start = self._place - 1
+            value = _written(self._path(token), self._tokens[start : self._place])
+        elif token.kind in ("text", "number"):
+            value = _plain(token)
+        else:
+            raise BadFilter(f"after {'.'.join(path)} {operator}, a value must follow")
+        if operator == "!=":
+            operator, negated = "==", True
+        return _test(self._schema, path, "in" if operator == "contains" else operator, value, negated)
+
+    def _path(self, first: _Token) -> tuple[str, ...]:
+        if first.kind == "text" and first.text.startswith('"/'):
+            return tuple(part.replace("~1", "/").replace("~0", "~") for part in _plain(first)[1:].split("/"))
+        if first.kind != "name":
+            raise BadFilter(f"invalid selector {first.text[:40]!r}")
+        path = [first.text]
+        while self._is(".") or self._is("["):
+            bracket = self._take().text == "["
+            token = self._take()
+            if bracket:
+                if token.kind != "text" or not self._skip("]"):
+                    raise BadFilter(f"unclosed or invalid index after {'.'.join(path)[:80]}")
+                path.append(_plain(token))
+            elif token.kind in ("name", "number", "index"):
+                path.append(token.text)
+            else:
+                raise BadFilter(f"invalid selector after {'.'.join(path)[:80]}")
+        return tuple(path)
+
+
+def _plain(token: _Token) -> str:
+    if token.kind != "text":
+        return token.text
+    inside = token.text[1:-1]
+    if token.text[0] == "`" or "\\" not in inside:
+        return inside
+    return re.sub(r"\\(.)", lambda found: {"n": "\n", "t": "\t", "r": "\r"}.get(found[1], found[1]), inside)
+
+
+def _written(path: tuple[str, ...], tokens: Sequence[_Token]) -> str:
+    """A value without quotes: it reads like a selector, and stands for its own text."""
+    return ".".join(path) if all(token.kind != "text" for token in tokens) else "".join(token.text for token in tokens)
+
+
+# What a match means, by the kind of what is selected
+
+
+def _test(schema: Schema, path: tuple[str, ...], operator: str, value: str, negated: bool) -> Test:
+    """A test of an item: the place is found by the schema, so that only what the user named may be missing."""
+    if not path:
+        return _of_value(schema, operator, value, negated)
+    name, rest = path[0], path[1:]
+    if schema["type"] == "array":
+        inner = _test(schema["items"], path, operator, value, negated)
+        return lambda item: any(inner(part) for part in item or ())
+    if name in schema.get("properties", {}):
+        inner = _test(schema["properties"][name], rest, operator, value, negated)
+        return lambda item: inner((item or {}).get(name))
+    if "additionalProperties" in schema:
+        inner = _test(schema["additionalProperties"] or {"type": "string"}, rest, operator, value, negated)
+        missing = negated != (operator == "empty")
+        return lambda item: inner(item[name]) if name in (item or {}) else missing
+    raise BadFilter(f'Selector "{name[:80]}" is not valid')
+
+
+def _of_value(schema: Schema, operator: str, value: str, negated: bool) -> Test:
+    kind = schema["type"]
+    test = _SIMPLE.get((kind, operator))
+    if test is None or (kind == "object" and "additionalProperties" not in schema):
+        raise BadFilter(f'the operator "{operator}" cannot be used with a selector of type {kind}')
+    made = test(schema, value)
+    return (lambda item: not made(item)) if negated else made
+
+
+def _equal_text(schema: Schema, value: str) -> Test:
+    return lambda item: (item or "") == value
+
+
+def _equal_number(schema: Schema, value: str) -> Test:
+    try:
+        number = float(value) if schema["type"] == "number" else int(value)
+    except ValueError:
+        raise BadFilter(f"{value[:40]!r} is no number, which is what it is compared with") from None
+    return lambda item: (item or 0) == number
+
+
+def _equal_flag(schema: Schema, value: str) -> Test:
+    flags = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
+    if value.lower() not in flags:
+        raise BadFilter(f"{value[:40]!r} is neither true nor false, which is what it is compared with")
+    return lambda item: bool(item) is flags[value.lower()]
+
+
+def _matching(schema: Schema, value: str) -> Test:
+    try:
+        pattern = Pattern(value)
+    except BadPattern as error:
+        raise BadFilter(str(error)) from None
+
+    def test(item: Item) -> bool:
+        try:
+            return pattern.found_in(item or "")
+        except BadPattern as error:
+            raise BadFilter(str(error)) from None
+
+    return test
+
+
+def _part_of_text(schema: Schema, value: str) -> Test:
+    return lambda item: value in (item or "")
+
+
+def _in_list(schema: Schema, value: str) -> Test:
+    equal = _of_value(schema["items"], "==", value, False)
+    return lambda item: any(equal(part) for part in item or ())
+
+
+def _key_of(schema: Schema, value: str) -> Test:
+    return lambda item: value in (item or {})
+
+
+def _empty(schema: Schema, value: str) -> Test:
+    return lambda item: not item
+
+
+_SIMPLE: dict[tuple[str, str], Callable[[Schema, str], Test]] = {
+    ("string", "=="): _equal_text,
+    ("string", "matches"): _matching,
+    ("string", "in"): _part_of_text,
+    ("string", "empty"): _empty,
+    ("integer", "=="): _equal_number,
+    ("number", "=="): _equal_number,
+    ("boolean", "=="): _equal_flag,
+    ("array", "in"): _in_list,
+    ("array", "empty"): _empty,
+    ("object", "in"): _key_of,
+    ("object", "empty"): _empty,
+}

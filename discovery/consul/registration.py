@@ -1,0 +1,169 @@
+"""Registrations of services, as clients and files write them, made into an instance and its checks.
+
+Sources: https://developer.hashicorp.com/consul/api-docs/agent/service and .../docs/reference/service; the errors are
+Consul's where it has one. Beyond Consul: ``Ports`` (named ports: ``{"http": 80}``) and ``Protocol`` ("tcp" or "udp").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+
+from discovery.consul.definitions import parse_check
+from discovery.consul.fields import BadField, Fields
+from discovery.values import Definition, Instance, Place, Weights
+
+METADATA = 64
+"""Pairs of metadata; a key has up to 128 characters, a value up to 512."""
+_KEY = re.compile(r"[a-zA-Z0-9_-]+")
+_LARGEST_WEIGHT = 65535
+MAXIMUM_CHECKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """An instance and the checks that were asked for with it."""
+
+    instance: Instance
+    checks: tuple[Definition, ...]
+
+
+def parse_service(found: object, node: str, *, scripts: bool = False) -> Registration:
+    """The registration of a service on a node, of JSON. Raises BadField, whose text is the answer.
+
+    ``scripts`` is whether its checks may name programs to run.
+    """
+    service = Fields(found)
+    if not service.name("Name", "Service"):
+        raise BadField("Missing service name")
+    connect = service.get("Connect")
+    if isinstance(connect, dict) and any(connect.values()):
+        raise BadField("Invalid SidecarService: weft runs no Connect proxies; register the service without Connect")
+    if service.text("SocketPath"):
+        raise BadField("Validation failed: SocketPath: weft offers services by address and port only")
+    instance = parse_instance(service, node)
+    return Registration(instance, _checks(service, instance, scripts))
+
+
+def parse_instance(service: Fields, node: str) -> Instance:
+    """The service alone, of its fields. Raises BadField."""
+    name = service.name("Name", "Service")
+    meta = service.table("Meta")
+    check_metadata(meta, "Invalid Service Meta: ")
+    protocol = service.text("Protocol").lower()
+    if protocol not in ("", "tcp", "udp"):
+        service.fail("Protocol", protocol, "is neither tcp nor udp")
+    return Instance(
+        node=node,
+        id=service.name("ID") or name,
+        name=name,
+        address=check_address(service.name("Address")),
+        port=service.number("Port", high=65535),
+        ports=_ports(service),
+        protocol=protocol,
+        tags=tuple(dict.fromkeys(service.words("Tags"))),
+        meta=meta,
+        tagged_addresses=_tagged(service),
+        weights=_weights(service),
+        enable_tag_override=service.flag("EnableTagOverride"),
+        kind=service.name("Kind"),
+    )
+
+
+def check_address(address: str) -> str:
+    """The address itself, if a service can be reached there; a name or "" will do. Raises BadField."""
+    try:
+        if ip_address(address.strip("[]")).is_unspecified:
+            raise BadField("Invalid service address")
+    except ValueError as error:
+        if isinstance(error, BadField):
+            raise
+    if any(character.isspace() or character == "/" for character in address):
+        raise BadField(f"Invalid service address: {address[:60]!r} is neither an IP address nor a name")
+    return address
+
+
+def check_metadata(meta: Mapping[str, str], prefix: str) -> None:
+    """Raise BadField if Consul would refuse these pairs; ``prefix`` begins the sentence."""
+    if len(meta) > METADATA:
+        raise BadField(f"{prefix}Node metadata cannot contain more than {METADATA} key/value pairs")
+    for key, value in meta.items():
+        why = ""
+        if not key:
+            why = "Key cannot be blank"
+        elif not _KEY.fullmatch(key):
+            why = "Key contains invalid characters"
+        elif len(key) > 128:
+            why = "Key is too long (limit: 128 characters)"
+        elif len(value) > 512:
+            why = "Value is too long (limit: 512 characters)"
+        if why:
+            raise BadField(f"{prefix}Couldn't load metadata pair ('{key[:40]}', '{value[:40]}'): {why}")
+
+
+def _weights(service: Fields) -> Weights:
+    found = service.inner("Weights")
+    if found is None:
+        return Weights()
+    bounds = {"low": -(2**31), "default": 1}
+    weights = Weights(found.number("Passing", **bounds), found.number("Warning", **bounds))
+    said = ""
+    if weights.passing < 1:
+        said = "Passing must be greater than 0"
+    elif weights.warning < 0:
+        said = "Warning must be greater or equal than 0"
+    elif max(weights.passing, weights.warning) > _LARGEST_WEIGHT:
+        said = f"DNS Weight must be between 0 and {_LARGEST_WEIGHT}"
+    if said:
+        raise BadField(f"Invalid Weights: {said}")
+    return weights
+
+
+def _tagged(service: Fields) -> dict[str, Place]:
+    """Tagged addresses: an address and a port each, or an address alone."""
+    value = service.get("TaggedAddresses") or {}
+    if not isinstance(value, dict):
+        service.fail("TaggedAddresses", value, "is no object")
+    found = {}
+    for name, place in value.items():
+        if isinstance(place, str):
+            place = {"Address": place}
+        fields = Fields(place, f"TaggedAddresses.{name}.")
+        found[name] = Place(check_address(fields.name("Address")), fields.number("Port", high=65535))
+    return found
+
+
+def _ports(service: Fields) -> dict[str, int]:
+    """Named ports: an object of numbers, or a list of names and numbers."""
+    value = service.get("Ports") or {}
+    if isinstance(value, list):
+        parts = tuple(service.parts("Ports"))
+        return {part.name("Name"): part.number("Port", low=1, high=65535) for part in parts}
+    if not isinstance(value, dict):
+        service.fail("Ports", value, 'is no object; write it like {"http": 80}')
+    return {
+        name: Fields({"Port": port}, f"Ports.{name}.").number("Port", low=1, high=65535) for name, port in value.items()
+    }
+
+
+def _checks(service: Fields, instance: Instance, scripts: bool) -> tuple[Definition, ...]:
+    """The checks of a service; those without an id get ``service:ID``, or ``service:ID:1``, ``:2`` … for several."""
+    one = service.inner("Check")
+    if one is not None and not service.get("Check"):
+        one = None  # Go's clients send an empty one
+    found = [*([one] if one is not None else []), *service.parts("Checks")]
+    if len(found) > MAXIMUM_CHECKS:
+        raise BadField(f"Checks: {len(found)} of them; {MAXIMUM_CHECKS} is the most")
+    checks = []
+    for number, fields in enumerate(found, 1):
+        status = fields.text("Status")
+        if status not in ("", "passing", "warning", "critical"):
+            raise BadField("Status for checks must 'passing', 'warning', 'critical'")
+        check = parse_check(fields, scripts=scripts, service_id=instance.id)
+        made = f"service:{instance.id}" + (f":{number}" if len(found) > 1 else "")
+        checks.append(replace(check, id=check.id or made, name=check.name or f"Service '{instance.name}' check"))
+    if len({check.id for check in checks}) < len(checks):
+        raise BadField("Checks: two of them have the same CheckID")
+    return tuple(checks)

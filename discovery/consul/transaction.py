@@ -1,0 +1,224 @@
+"""Consul's operations on keys, one or many at once: worked out on what is read, then written if that still holds.
+
+All keys that were read are compared when writing; where one has changed meanwhile, everything is worked out again. What
+a tree (``get-tree``, ``delete-tree``) did not have when it was read is not seen by the comparison.
+Source: https://developer.hashicorp.com/consul/api-docs/txn; the errors are Consul's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from discovery.consul.fields import BadField
+from discovery.consul.sessions import read_session
+from discovery.pairs import DELAYS, HOLDS, PAIRS, SESSIONS, Pair, decode_pair, encode_pair
+from store import Compare, Delete, Operation, Put, Store, Unavailable
+
+ATTEMPTS = 100
+"""How often a transaction is worked out again before it is given up: each time, somebody else's went through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation: ``verb`` is one of Consul's ("set", "cas", "lock" …), ``index`` what cas and checks compare."""
+
+    verb: str
+    key: str
+    value: bytes = b""
+    flags: int = 0
+    index: int = 0
+    session: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why the step of that number could not be."""
+
+    step: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The pairs that the steps gave, in order; or else why they could not be, and then nothing was changed."""
+
+    pairs: tuple[Pair, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+
+class _Refused(Exception):
+    """The step cannot be."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is read and what is to be written, while steps are worked out."""
+
+    store: Store
+    pairs: dict[str, Pair | None] = field(default_factory=dict)
+    compares: dict[tuple[str, str], Compare] = field(default_factory=dict)
+    writes: dict[str, Operation] = field(default_factory=dict)
+    trees: list[str] = field(default_factory=list)
+    changed: set[str] = field(default_factory=set)
+
+    async def read(self, key: str) -> Pair | None:
+        if key not in self.pairs:
+            entry = await self.store.get(PAIRS + key)
+            self.pairs[key] = decode_pair(entry) if entry else None
+        pair = self.pairs[key]
+        if (PAIRS + key, "mod") not in self.compares and PAIRS + key not in self.writes:
+            self.expect(PAIRS + key, pair.modify_index if pair else 0)
+        return pair
+
+    def expect(self, key: str, revision: int) -> None:
+        self.compares[key, "mod"] = Compare(key, "mod", revision)
+
+    async def read_tree(self, prefix: str) -> list[Pair]:
+        for entry in (await self.store.range(PAIRS + prefix)).entries:
+            self.pairs.setdefault(entry.key.removeprefix(PAIRS), decode_pair(entry))
+        return [pair for key, pair in sorted(self.pairs.items()) if pair is not None and key.startswith(prefix)]
+
+    def put(self, pair: Pair) -> Pair:
+        old = self.pairs[pair.key]
+        if old is not None and old.content == pair.content:
+            return old  # the same again is no change, and must not wake those who wait for one
+        self.pairs[pair.key] = pair
+        self.changed.add(pair.key)
+        self.writes[PAIRS + pair.key] = Put(PAIRS + pair.key, encode_pair(pair))
+        for session in {old.session if old else "", pair.session} - {""}:
+            hold = f"{HOLDS}{session}/{pair.key}"
+            self.writes[hold] = Put(hold, b"") if session == pair.session else Delete(hold)
+        return pair
+
+    def delete(self, key: str) -> None:
+        pair = self.pairs[key]
+        if pair is not None:
+            self.writes[PAIRS + key] = Delete(PAIRS + key)
+            if pair.session:
+                hold = f"{HOLDS}{pair.session}/{key}"
+                self.writes[hold] = Delete(hold)
+        self.pairs[key] = None
+
+    def operations(self) -> list[Operation]:
+        """What to write; a tree goes as one operation where nothing below it is written, else key by key."""
+        writes = dict(self.writes)
+        trees = []
+        for prefix in self.trees:
+            below = [key for key in writes if key.startswith(PAIRS + prefix)]
+            if all(isinstance(writes[key], Delete) for key in below):
+                trees.append(Delete(PAIRS + prefix, prefix=True))
+                for key in below:
+                    del writes[key]
+        return [*trees, *writes.values()]
+
+
+async def apply(store: Store, steps: Sequence[Step]) -> Done:
+    """Do all steps, or none of them. Raises BadField for an unknown verb, StoreError."""
+    for _ in range(ATTEMPTS):
+        work = _Work(store)
+        pairs: list[Pair] = []
+        failures: list[Failure] = []
+        for number, step in enumerate(steps):
+            try:
+                pairs += await _work_out(work, step)
+            except _Refused as error:
+                failures.append(Failure(number, str(error)))
+        if failures:
+            return Done((), tuple(failures))
+        outcome = await store.transact(tuple(work.compares.values()), work.operations())
+        if outcome.succeeded:
+            return Done(tuple(_indexed(pair, work, outcome.revision) for pair in pairs))
+    raise Unavailable(f"{len(steps)} operations could not be done", hint="too many others write the same keys")
+
+
+def _indexed(pair: Pair, work: _Work, revision: int) -> Pair:
+    if pair.key not in work.changed:
+        return pair
+    return replace(pair, create_index=pair.create_index or revision, modify_index=revision)
+
+
+async def _work_out(work: _Work, step: Step) -> list[Pair]:
+    match step.verb:
+        case "get-tree":
+            return await work.read_tree(step.key)
+        case "delete-tree":
+            for found in await work.read_tree(step.key):
+                work.delete(found.key)
+            work.trees.append(step.key)
+            return []
+    pair = await work.read(step.key)
+    match step.verb:
+        case "set" | "cas" | "lock" | "unlock":
+            return [replace(await _write(work, step, pair), value=b"")]
+        case "delete" | "delete-cas":
+            if step.verb == "delete-cas" and pair is not None and pair.modify_index != step.index:
+                raise _Refused(f'failed to delete key "{step.key}", index is stale')
+            work.delete(step.key)
+            return []
+        case "get":
+            if pair is None:
+                raise _Refused(f'key "{step.key}" doesn\'t exist')
+            return [pair]
+        case "get-or-empty":
+            return [pair or Pair(step.key)]
+        case "check-index" | "check-session" | "check-not-exists":
+            return [replace(found, value=b"") for found in _check(step, pair)]
+    raise BadField(f'unknown KV verb "{step.verb[:40]}"')
+
+
+async def _write(work: _Work, step: Step, pair: Pair | None) -> Pair:
+    new = replace(pair or Pair(step.key), value=step.value, flags=step.flags)
+    if step.verb == "cas" and (pair.modify_index if pair else 0) != step.index:
+        raise _Refused(f'failed to set key "{step.key}", index is stale')
+    if step.verb == "lock":
+        new = await _locked(work, step, pair, new)
+    if step.verb == "unlock":
+        if not step.session:
+            raise BadField("missing session")
+        if pair is None or pair.session != step.session:
+            raise _Refused(f'failed to unlock key "{step.key}", lock isn\'t held, or is held by another session')
+        new = replace(new, session="", delay=0.0, behavior="release")
+    return work.put(new)
+
+
+async def _locked(work: _Work, step: Step, pair: Pair | None, new: Pair) -> Pair:
+    if not step.session:
+        raise BadField("missing session")
+    entry = await work.store.get(SESSIONS + step.session)
+    if entry is None:
+        raise BadField(f'invalid session "{step.session[:60]}"')
+    work.expect(entry.key, entry.mod_revision)
+    if pair is not None and pair.session == step.session:
+        return new
+    delayed = await work.store.get(DELAYS + step.key)
+    if (pair is not None and pair.session) or delayed is not None:
+        raise _Refused(f'failed to lock key "{step.key}", lock is already held')
+    work.expect(DELAYS + step.key, 0)
+    session = read_session(entry)
+    return replace(
+        new,
+        session=session.id,
+        lock_index=new.lock_index + 1,
+        delay=session.delay,
+        behavior=session.behavior,
+    )
+
+
+def _check(step: Step, pair: Pair | None) -> list[Pair]:
+    if step.verb == "check-not-exists":
+        if pair is not None:
+            raise _Refused(f'key "{step.key}" exists')
+        return []
+    if pair is None:
+        what = "index" if step.verb == "check-index" else "lock"
+        raise _Refused(f'failed to check {what} for key "{step.key}", key doesn\'t exist')
+    if step.verb == "check-index" and pair.modify_index != step.index:
+        raise _Refused(
+            f'failed index check for key "{step.key}", current modify index {pair.modify_index} != {step.index}'
+        )
+    if step.verb == "check-session" and pair.session != step.session:
+        raise _Refused(
+            f'failed session check for key "{step.key}", current session "{pair.session}" != "{step.session}"'
+        )
+    return [pair]

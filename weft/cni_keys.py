@@ -1,0 +1,47 @@
+"""Parts that several kinds of configuration share: routes and DNS settings."""
+
+from __future__ import annotations
+
+from weft.section import Section
+from weft.types import Dns, Route
+
+_MOST = 2**32 - 1
+
+
+def routes(section: Section, key: str = "routes") -> tuple[Route, ...]:
+    """The routes under a key: ``dst`` and, each optional, ``gw mtu advmss priority table scope``.
+
+    A route without ``dst``, with host bits set in it, or with a gateway of the other family is a problem.
+    0 for ``mtu``, ``advmss`` and ``priority`` is the same as absent. Source: CNI SPEC.md, "Success" (routes).
+    """
+    found = []
+    for each in section.sections(key):
+        if not each.text("dst"):
+            if "dst" not in each or each.raw("dst") == "":
+                each.problems.add(f"{each.at('dst')} is missing: a route needs a destination")
+            continue
+        destination, gateway = each.subnet("dst"), each.address("gw")
+        numbers = {
+            "mtu": each.integer("mtu", least=0, most=_MOST) or None,
+            "advmss": each.integer("advmss", least=0, most=_MOST) or None,
+            "priority": each.integer("priority", least=0, most=_MOST) or None,
+            "table": each.integer("table", least=0, most=_MOST),
+            "scope": each.integer("scope", least=0, most=255),
+        }
+        if destination is None:
+            continue
+        if gateway is not None and gateway.version != destination.version:
+            each.problem("gw", f"is not of the same family as {each.at('dst')} {destination}")
+            continue
+        found.append(Route(destination, gateway, **numbers))
+    return tuple(found)
+
+
+def dns(section: Section) -> Dns:
+    """The DNS settings of an object with ``nameservers domain search options``."""
+    return Dns(
+        nameservers=section.texts("nameservers"),
+        domain=section.text("domain"),
+        search=section.texts("search"),
+        options=section.texts("options"),
+    )

@@ -1,0 +1,62 @@
+"""A route as the kernel shows it after it was added, so that what is wanted and what is there compare equal.
+
+The kernel (and ``ip``) fill in what a route leaves out, and drop what is the default: pure functions that the
+real reader, the fake and whoever compares share. Source: ``ip-route(8)``, ``linux/rtnetlink.h``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from weft.kernel.interface import KernelRoute
+from weft.types import Route
+
+MAIN_TABLE, LOCAL_TABLE = 254, 255
+SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST = 0, 253, 254
+PROTOCOL_KERNEL, PROTOCOL_BOOT = 2, 3
+IPV6_PRIORITY = 1024
+"""The metric that IPv6 routes get when none is given."""
+
+
+def usual_scope(route: Route) -> int:
+    """The scope that ``ip route add`` would choose: the link's where there is no gateway (IPv4 only)."""
+    return SCOPE_LINK if route.destination.version == 4 and route.gateway is None else SCOPE_UNIVERSE
+
+
+def shown(route: KernelRoute) -> KernelRoute:
+    """The route as ``Namespace.routes`` reads it back: defaults as None, 0 as None, protocol 0 as ``boot`` (3).
+
+    A link that the kernel finds by the gateway is not filled in.
+    """
+    wanted = route.route
+    priority = wanted.priority or None
+    scope = wanted.scope
+    if wanted.destination.version == 6:
+        scope = None  # IPv6 routes have none
+        priority = None if priority == IPV6_PRIORITY else priority
+    elif scope == usual_scope(wanted):
+        scope = None
+    plain = replace(
+        wanted,
+        mtu=wanted.mtu or None,
+        advmss=wanted.advmss or None,
+        priority=priority,
+        table=None if wanted.table in (0, MAIN_TABLE) else wanted.table,
+        scope=scope,
+    )
+    return replace(route, route=plain, protocol=route.protocol or PROTOCOL_BOOT)
+
+
+def describe(route: KernelRoute) -> str:
+    """The route as ``ip route`` would write it."""
+    words = [str(route.route.destination)]
+    for word, value in (
+        ("via", route.route.gateway),
+        ("dev", route.link),
+        ("src", route.source),
+        ("metric", route.route.priority),
+        ("table", route.route.table),
+    ):
+        if value:
+            words += [word, str(value)]
+    return " ".join(words)

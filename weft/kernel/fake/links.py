@@ -1,0 +1,167 @@
+"""The fake kernel's links: what one holds, what a namespace holds of them, and the kernel's defaults for a new one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv6Interface
+
+from weft.errors import Missing
+from weft.kernel.interface import BridgeVlan, KernelRoute, Limit, Link
+from weft.types import Cidr
+
+KINDS = frozenset(
+    (
+        "bridge",
+        "dummy",
+        "geneve",
+        "ifb",
+        "ipvlan",
+        "macvlan",
+        "macvtap",
+        "tun",
+        "veth",
+        "vlan",
+        "vrf",
+        "vxlan",
+        "wireguard",
+    )
+)
+"""The kinds of links that can be made, unless the fake is told to lack some."""
+
+OPTIONS: dict[str, dict[str, int | str]] = {
+    "bridge": {"br_ageing_time": 30000, "br_stp_state": 0, "br_vlan_filtering": 0, "br_group_fwd_mask": 0},
+    "macvlan": {"macvlan_mode": "vepa", "macvlan_bc_queue_len": 1000},
+    "macvtap": {"macvtap_mode": "vepa"},
+    "ipvlan": {"ipvlan_mode": 1, "ipvlan_flags": 0},
+    "vlan": {"vlan_id": 0, "vlan_protocol": 0x8100},
+    "vrf": {"vrf_table": 0},
+    "vxlan": {"vxlan_id": 0, "vxlan_port": 8472, "vxlan_learning": 1, "vxlan_ttl": 0, "vxlan_ageing": 300},
+    "tun": {"tun_type": 2, "tun_pi": 0, "tun_vnet_hdr": 0, "tun_multi_queue": 0, "tun_persist": 1},
+}
+MORE_OPTIONS = {
+    "vxlan": ("vxlan_local", "vxlan_local6", "vxlan_group", "vxlan_group6", "vxlan_udp_csum"),
+    "tun": ("tun_owner", "tun_group"),
+    "bridge": (
+        "br_forward_delay", "br_hello_time", "br_max_age", "br_priority", "br_mcast_snooping", "br_mcast_querier",
+        "br_vlan_default_pvid", "br_vlan_protocol", "br_nf_call_iptables", "br_nf_call_ip6tables",
+    ),
+}  # fmt: skip
+PORT = {
+    "brport_mode": 0, "brport_guard": 0, "brport_protect": 0, "brport_fast_leave": 0, "brport_learning": 1,
+    "brport_unicast_flood": 1, "brport_mcast_flood": 1, "brport_bcast_flood": 1, "brport_proxyarp": 0,
+    "brport_isolated": 0, "brport_locked": 0, "brport_neigh_suppress": 0, "brport_cost": 2, "brport_priority": 32,
+}  # fmt: skip
+
+CONF = {
+    "net/ipv4/conf": {
+        "accept_local": "0", "arp_announce": "0", "arp_ignore": "0", "arp_notify": "0", "forwarding": "0",
+        "promote_secondaries": "0", "proxy_arp": "0", "route_localnet": "0", "rp_filter": "0", "send_redirects": "1",
+        "accept_redirects": "1", "src_valid_mark": "0", "disable_policy": "0", "accept_source_route": "1",
+    },
+    "net/ipv6/conf": {
+        "accept_dad": "1", "accept_ra": "1", "accept_redirects": "1", "addr_gen_mode": "0", "autoconf": "1",
+        "disable_ipv6": "0", "enhanced_dad": "1", "forwarding": "0", "keep_addr_on_down": "0", "ndisc_notify": "0",
+        "proxy_ndp": "0", "use_tempaddr": "0", "dad_transmits": "1", "accept_source_route": "0",
+    },
+}  # fmt: skip
+"""What each link has under these folders, with the kernel's defaults."""
+
+GLOBAL = {
+    "net/ipv4/ip_forward": "0",
+    "net/ipv4/ip_nonlocal_bind": "0",
+    "net/ipv4/ip_unprivileged_port_start": "1024",
+    "net/ipv4/ping_group_range": "1\t0",
+    "net/ipv4/tcp_keepalive_time": "7200",
+    "net/core/somaxconn": "4096",
+    "net/netfilter/nf_conntrack_max": "65536",
+    "net/bridge/bridge-nf-call-iptables": "0",
+    "net/bridge/bridge-nf-call-ip6tables": "0",
+}
+
+
+@dataclass(slots=True, eq=False)
+class FakeLink:
+    """One link: ``peer`` is a veth's other end, ``parent`` the lower link, both perhaps in other namespaces."""
+
+    name: str
+    kind: str
+    index: int
+    mac: str
+    mtu: int
+    namespace: FakeState
+    up: bool = False
+    alias: str = ""
+    master: FakeLink | None = None
+    peer: FakeLink | None = None
+    parent: FakeLink | None = None
+    promiscuous: bool = False
+    all_multicast: bool = False
+    queue_length: int = 1000
+    options: dict[str, int | str] = field(default_factory=dict)
+    port: dict[str, int] = field(default_factory=dict)
+    vlans: dict[int, BridgeVlan] = field(default_factory=dict)
+    addresses: list[Cidr] = field(default_factory=list)
+    without_route: set[Cidr] = field(default_factory=set)
+    routes: list[KernelRoute] = field(default_factory=list)
+    sysctls: dict[str, str] = field(default_factory=dict)
+    dad: tuple[bool, bool] = (False, False)
+    limit: Limit | None = None
+    redirect: str = ""
+
+    @property
+    def carrier(self) -> bool:
+        """Whether something is at the other end."""
+        if not self.up:
+            return False
+        if self.kind == "bridge":
+            ports = [link for link in self.namespace.links_by_name.values() if link.master is self]
+            return any(port.carrier for port in ports)
+        if self.kind == "veth":
+            return self.peer is not None and self.peer.up
+        if self.kind == "tun":
+            return False
+        return self.parent is None or self.parent.up
+
+    def link_local(self) -> Cidr:
+        """The IPv6 address that the kernel makes of the MAC (EUI-64, RFC 4291)."""
+        octets = [int(part, 16) for part in self.mac.split(":")]
+        octets[0] ^= 0x02
+        packed = bytes([0xFE, 0x80, 0, 0, 0, 0, 0, 0, *octets[:3], 0xFF, 0xFE, *octets[3:]])
+        return IPv6Interface((packed, 64))
+
+    def shown(self) -> Link:
+        """The link as ``Namespace.link`` answers it."""
+        return Link(
+            name=self.name,
+            index=self.index,
+            kind=self.kind,
+            mac=self.mac,
+            mtu=self.mtu,
+            up=self.up,
+            alias=self.alias,
+            master=self.master.name if self.master is not None else "",
+            peer_index=self.peer.index if self.peer is not None else 0,
+            promiscuous=self.promiscuous,
+            carrier=self.carrier,
+            all_multicast=self.all_multicast,
+            queue_length=self.queue_length,
+            options=dict(self.options),
+            port=dict(self.port),
+        )
+
+
+class FakeState:
+    """What a namespace holds: its links by name, and the sysctls that belong to no link."""
+
+    def __init__(self) -> None:
+        self.links_by_name: dict[str, FakeLink] = {}
+        self.sysctls: dict[str, str] = {}
+
+    def held(self, name: str, doing: str) -> FakeLink:
+        """The link of that name; raises ``Missing``."""
+        if name not in self.links_by_name:
+            raise Missing(f"cannot {doing}: there is no link {name}")
+        return self.links_by_name[name]
+
+    def every_address(self) -> list[Cidr]:
+        return [cidr for link in self.links_by_name.values() for cidr in link.addresses]

@@ -1,0 +1,132 @@
+"""The fake kernel's routing: which routes it accepts, which come with an address, which go with one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from weft.errors import Exists, KernelRefused, Missing
+from weft.kernel.canonical import LOCAL_TABLE, MAIN_TABLE, PROTOCOL_KERNEL, describe, shown
+from weft.kernel.fake.links import FakeLink, FakeState
+from weft.kernel.interface import KernelRoute
+from weft.types import Address, Cidr, Route
+
+
+def connected(link: FakeLink, address: Cidr) -> KernelRoute | None:
+    """The route that the kernel adds with an address, None where there is none."""
+    if address in link.without_route or (link.kind == "loopback" and address.version == 4):
+        return None
+    if address.version == 4:
+        if address.network.prefixlen == 32:
+            return None
+        return KernelRoute(Route(address.network), link.name, source=address.ip, protocol=PROTOCOL_KERNEL)
+    return KernelRoute(Route(address.network, priority=256), link.name, protocol=PROTOCOL_KERNEL)
+
+
+def connect(link: FakeLink, address: Cidr) -> None:
+    """Add the address's own route, unless an earlier address of the subnet brought one."""
+    route = connected(link, address)
+    if link.up and route is not None and not any(_same_but_source(route, there) for there in link.routes):
+        link.routes.append(route)
+
+
+def disconnect(link: FakeLink, address: Cidr) -> None:
+    """Remove what goes with an address that the link no longer has."""
+    family = [other for other in link.addresses if other.version == address.version]
+    if address.version == 4 and not family:
+        link.routes = [route for route in link.routes if route.route.destination.version != 4]
+        return
+    mine = connected(link, address)
+    if mine is not None and not any(other.network == address.network for other in family):
+        link.routes = [route for route in link.routes if not _same_but_source(mine, route)]
+    for other in link.namespace.links_by_name.values():
+        other.routes = [route for route in other.routes if address.version == 6 or route.source != address.ip]
+
+
+def _same_but_source(one: KernelRoute, two: KernelRoute) -> bool:
+    return replace(one, source=None) == replace(two, source=None)
+
+
+def add(namespace: FakeState, asked: KernelRoute, *, replacing: bool) -> None:
+    """Add a route as the kernel would; raises ``Exists`` for a twin."""
+    doing = f"{'replace' if replacing else 'add'} the route {describe(asked)}"
+    link = _outgoing(namespace, asked, doing)
+    if not link.up:
+        raise KernelRefused(f"cannot {doing}: the kernel says Device for nexthop is not up", hint="the link is down")
+    gateway = asked.route.gateway
+    if gateway is not None and not asked.onlink and not _reachable(link, gateway):
+        raise KernelRefused(f"cannot {doing}: the kernel says Nexthop has invalid gateway")
+    if asked.source is not None and not any(cidr.ip == asked.source for cidr in namespace.every_address()):
+        raise KernelRefused(f"cannot {doing}: the kernel says Invalid prefsrc address")
+    route = shown(replace(asked, link=link.name))
+    everything = [(owner, there) for owner in namespace.links_by_name.values() for there in owner.routes]
+    if replacing:
+        for owner, there in everything:
+            if _key(there) == _key(route):
+                owner.routes.remove(there)
+                break
+    elif any(_twins(there, replace(route, link=owner.name), owner is link) for owner, there in everything):
+        raise Exists(f"cannot {doing}: the kernel says File exists")
+    link.routes.append(route)
+
+
+def _key(route: KernelRoute) -> tuple[object, ...]:
+    return route.route.destination, route.route.priority, route.route.table
+
+
+def _twins(there: KernelRoute, route: KernelRoute, same_link: bool) -> bool:
+    if not same_link or _key(there) != _key(route) or there.route.gateway != route.route.gateway:
+        return False
+    return route.route.destination.version == 6 or there == route
+
+
+def _outgoing(namespace: FakeState, asked: KernelRoute, doing: str) -> FakeLink:
+    if asked.link:
+        return namespace.held(asked.link, doing)
+    for link in namespace.links_by_name.values():
+        if link.up and asked.route.gateway is not None and _reachable(link, asked.route.gateway):
+            return link
+    raise KernelRefused(f"cannot {doing}: the kernel says Nexthop has invalid gateway")
+
+
+def _reachable(link: FakeLink, gateway: Address) -> bool:
+    if gateway.version == 6 and gateway.is_link_local:
+        return True
+    return any(route.route.gateway is None and gateway in route.route.destination for route in link.routes)
+
+
+def delete(namespace: FakeState, asked: KernelRoute) -> None:
+    """Delete the first route that fits; raises ``Missing``."""
+    wanted = shown(asked)
+    for link in namespace.links_by_name.values():
+        for there in link.routes:
+            if (not asked.link or link.name == asked.link) and _fits(there, wanted, asked):
+                link.routes.remove(there)
+                return
+    if asked.link:
+        namespace.held(asked.link, f"delete the route {describe(asked)}")
+    raise Missing(f"cannot delete the route {describe(asked)}: the kernel says No such process")
+
+
+def _fits(there: KernelRoute, wanted: KernelRoute, asked: KernelRoute) -> bool:
+    """What the request leaves out matches any: protocol, IPv4 metric, gateway and source."""
+    one, two = there.route, wanted.route
+    if (one.destination, one.table, one.scope) != (two.destination, two.table, two.scope):
+        return False
+    if one.priority != two.priority and (two.destination.version == 6 or two.priority is not None):
+        return False
+    return (
+        (two.gateway is None or one.gateway == two.gateway)
+        and (not asked.protocol or there.protocol == asked.protocol)
+        and (asked.source is None or there.source == asked.source)
+    )
+
+
+def listed(namespace: FakeState, link: str, family: int, table: int) -> tuple[KernelRoute, ...]:
+    """As ``Namespace.routes``."""
+    found = []
+    for name, owner in namespace.links_by_name.items():
+        for route in owner.routes if link in ("", name) else ():
+            here = route.route.table or MAIN_TABLE
+            if family in (0, route.route.destination.version) and (here == table if table else here != LOCAL_TABLE):
+                found.append(replace(route, link=name))
+    return tuple(sorted(found, key=lambda route: route.route.destination.version))

@@ -1,0 +1,62 @@
+"""The fake kernel's sysctls: one value for each key, and those that a link brings and takes with it."""
+
+from __future__ import annotations
+
+from weft.errors import KernelRefused, Missing
+from weft.kernel import sysctl
+from weft.kernel.fake.links import CONF, GLOBAL, FakeState
+
+_ALL = {"net/ipv6/conf": {"accept_dad": "0"}, "net/ipv4/conf": {}}
+
+
+def fresh() -> dict[str, str]:
+    """A new namespace's, with those of ``all`` and ``default``."""
+    values = dict(GLOBAL)
+    for folder, settings in CONF.items():
+        for name, value in settings.items():
+            values[f"{folder}/default/{name}"] = value
+            values[f"{folder}/all/{name}"] = _ALL[folder].get(name, value)
+    return values
+
+
+def of_new_link(values: dict[str, str]) -> dict[str, str]:
+    """What a new link begins with: the values of ``default``, under keys without its name."""
+    return {f"{folder}/{name}": values[f"{folder}/default/{name}"] for folder in CONF for name in CONF[folder]}
+
+
+def _place(namespace: FakeState, key: str) -> tuple[dict[str, str], str]:
+    """The dict that holds the key, and its name in it."""
+    wrong = sysctl.problem(key)
+    if wrong:
+        raise KernelRefused(f"cannot use the sysctl {key!r}: it {wrong}")
+    folder, _, rest = key.partition("/conf/")
+    link, _, name = rest.rpartition("/")
+    if link in namespace.links_by_name:
+        return namespace.links_by_name[link].sysctls, f"{folder}/conf/{name}"
+    return namespace.sysctls, key
+
+
+def read(namespace: FakeState, key: str) -> str | None:
+    values, name = _place(namespace, key)
+    return values.get(name)
+
+
+def write(namespace: FakeState, key: str, value: str) -> None:
+    values, name = _place(namespace, key)
+    if name not in values:
+        raise Missing(f"cannot set the sysctl {key} to {value!r}: there is no such sysctl in this namespace")
+    if values[name].isdigit() and not value.strip().lstrip("-").isdigit():
+        raise KernelRefused(f"cannot set the sysctl {key} to {value!r}: the kernel says Invalid argument")
+    values[name] = value
+    links = namespace.links_by_name.values()
+    # What the kernel itself copies (ip-sysctl.rst: ip_forward, conf/all/forwarding, conf/all/disable_ipv6).
+    if key in ("net/ipv4/ip_forward", "net/ipv4/conf/all/forwarding"):
+        namespace.sysctls.update({f"net/ipv4/conf/{which}/forwarding": value for which in ("all", "default")})
+        namespace.sysctls["net/ipv4/ip_forward"] = value
+        for link in links:
+            link.sysctls["net/ipv4/conf/forwarding"] = value
+    for name in ("forwarding", "disable_ipv6"):
+        if key == f"net/ipv6/conf/all/{name}":
+            namespace.sysctls[f"net/ipv6/conf/default/{name}"] = value
+            for link in links:
+                link.sysctls[f"net/ipv6/conf/{name}"] = value

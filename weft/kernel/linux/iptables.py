@@ -1,0 +1,90 @@
+"""iptables, for configurations that ask for it and hosts whose FORWARD chain drops: the programs save and restore.
+
+A restore does all of its lines or none. Which iptables it is (the one on nftables, the legacy one) is the
+administrator's choice, by what the plain names lead to. Sources: iptables-save(8), iptables-restore(8).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from weft.errors import KernelLacks, KernelRefused
+from weft.kernel.nft import socket
+
+_FOLDERS = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin")
+_PREFIXES = {4: "iptables", 6: "ip6tables"}
+_TABLES_IN_USE = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
+_GET_CHAIN, _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_POLICY = 4, 1, 3, 5  # linux/netfilter/nf_tables.h
+_DROP = bytes(4)
+_PATIENCE = 30  # seconds for one program, and for the lock that the legacy ones share
+
+
+def save(version: int, table: str) -> tuple[str, ...]:
+    """The table's chains and rules, () where the table is not in use. *Equivalent to:* ``iptables-save -t TABLE``."""
+    return _lines(_run(version, "-save", ["-t", table]))
+
+
+def restore(version: int, table: str, lines: Iterable[str]) -> None:
+    """Do all the lines or none. *Equivalent to:* ``iptables-restore --noflush``."""
+    text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
+    _run(version, "-restore", ["--noflush", f"--wait={_PATIENCE}"], text)
+
+
+def drops_forwarded(version: int, questions: socket.Questions) -> bool:
+    """Whether a FORWARD chain has the policy DROP: that of nftables' iptables, or the legacy one's where in use.
+
+    The first is asked of the kernel, since most hosts have only that and every ADD with a firewall asks; only the
+    legacy one needs a program.
+    """
+    try:
+        if _nftables_policy(version, questions) == _DROP:
+            return True
+        with open(_TABLES_IN_USE[version], encoding="ascii", errors="replace") as tables:
+            legacy = "filter" in tables.read().split()
+        return legacy and _policy(_lines(_run(version, "-legacy-save", ["-t", "filter"]))) == "DROP"
+    except (KernelRefused, OSError):
+        return False
+
+
+def _nftables_policy(version: int, questions: socket.Questions) -> bytes:
+    """The policy of the chain that iptables keeps in nftables, as the kernel has it; empty where there is none."""
+    chain = (socket.text(_CHAIN_TABLE, "filter"), socket.text(_CHAIN_NAME, "FORWARD"))
+    (found,) = questions.each(_GET_CHAIN, [("ip" if version == 4 else "ip6", chain)])
+    return (found or {}).get(_CHAIN_POLICY, b"")
+
+
+def _policy(lines: tuple[str, ...]) -> str:
+    return next((line.split()[1] for line in lines if line.startswith(":FORWARD ")), "")
+
+
+def _lines(output: str) -> tuple[str, ...]:
+    return tuple(line for line in output.splitlines() if line.startswith((":", "-")))
+
+
+def _run(version: int, program: str, flags: list[str], text: str = "") -> str:
+    import subprocess  # 10 ms to import, which a host without iptables never pays
+    from shutil import which
+
+    name = f"{_PREFIXES[version]}{program}"
+    path = which(name, path=os.pathsep.join((os.environ.get("PATH", ""), *_FOLDERS)))
+    if path is None:
+        raise KernelLacks(f"there is no program {name}", hint="install iptables, or ask for the backend nftables")
+    try:
+        done = subprocess.run(
+            [path, *flags],
+            input=text,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env={"LC_ALL": "C", "PATH": os.pathsep.join(_FOLDERS)},
+            timeout=_PATIENCE * 2,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelRefused(f"{path} does not run: {error}") from error
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line and not line.startswith("# Warning")]
+        sentence = said[0] if said else f"exit status {done.returncode}"
+        raise KernelRefused(f"{name}: {sentence.removeprefix(f'{name}: ')}")
+    return done.stdout

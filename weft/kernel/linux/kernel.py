@@ -1,0 +1,417 @@
+"""The real kernel: namespaces opened by path, each with its own route-netlink socket.
+
+A socket stays in the namespace where it was made, so the thread enters a namespace only to open one (and for
+sysctls, whose files follow the thread).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from weft.errors import Exists, KernelRefused, Missing
+from weft.identity import PASSING, digest
+from weft.kernel import netns, sysctl
+from weft.kernel.canonical import describe
+from weft.kernel.interface import BridgeVlan, Flow, KernelRoute, Limit, Link, Namespace, Peer, RoutingRule
+from weft.kernel.linux import tuntap
+from weft.kernel.netlink import addresses, deletion, links, qdiscs, routes, rules, sock_diag, vlans
+from weft.kernel.netlink.links import NewLink
+from weft.kernel.netlink.socket import RouteSocket
+from weft.types import Address, Cidr, NamespaceId
+
+if TYPE_CHECKING:
+    from weft.kernel.interface import Ruleset
+    from weft.kernel.netlink.conntrack import Tracked
+    from weft.kernel.netlink.reaper import Reaper
+    from weft.kernel.nft.socket import Questions
+
+
+class LinuxNamespace:
+    """One network namespace; ``descriptor`` is the open namespace, which this object closes."""
+
+    def __init__(self, descriptor: int, identity: NamespaceId) -> None:
+        self.id = identity
+        self.descriptor = descriptor
+        self._sysctls = sysctl.Sysctls()
+        self.reaper: Reaper | None = None
+        """Deletes this namespace's links where many threads do so; None: each does it by itself."""
+        self._opened: RouteSocket | None = None
+        self._questions: Questions | None = None
+        self._tracked: Tracked | None = None
+        """Kept, since to close one may take the kernel 20 ms."""
+
+    @property
+    def _socket(self) -> RouteSocket:
+        """Opened when first needed: a DEL needs none in the container."""
+        if self._opened is None:
+            with self._entered():
+                self._opened = RouteSocket()
+        return self._opened
+
+    def share(self, indexes: dict[str, int], seen: dict[str, tuple[float, Link]]) -> None:
+        """Know of links what others in the same namespace know."""
+        self._socket.indexes, self._socket.seen = indexes, seen
+
+    def close(self) -> None:
+        """Close the descriptor and the socket; a second time does nothing."""
+        if self.descriptor >= 0:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
+            if self._questions is not None:
+                self._questions.close()
+                self._questions = None
+            if self._tracked is not None:
+                self._tracked.close()
+                self._tracked = None
+            self._sysctls.close()
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _entered(self) -> contextlib.AbstractContextManager[None]:
+        here = os.stat(netns.CURRENT)
+        if (here.st_dev, here.st_ino) == (self.id.device, self.id.inode):
+            return contextlib.nullcontext()
+        return netns.inside(self.descriptor)
+
+    def link(self, name: str) -> Link | None:
+        return links.get(self._socket, name)
+
+    def look(self, name: str) -> Link | None:
+        return links.look(self._socket, name)
+
+    def mac(self, name: str) -> str:
+        return links.hardware(self._socket, name)
+
+    def links(self) -> tuple[Link, ...]:
+        return links.every(self._socket)
+
+    def add_link(
+        self,
+        name: str,
+        kind: str,
+        *,
+        mac: str = "",
+        mtu: int = 0,
+        alias: str = "",
+        up: bool = False,
+        master: str = "",
+        parent: str = "",
+        parent_namespace: Namespace | None = None,
+        peer: Peer | None = None,
+        options: Mapping[str, int | str] | None = None,
+        addressless: bool = False,
+    ) -> None:
+        doing = f"make the {kind} link {name}" + (f" with its peer {peer.name}" if peer else "")
+        links.check_name(name, doing)
+        far: Namespace = parent_namespace if parent and parent_namespace is not None else self
+        if kind == "tun":
+            self._add_tun(name, options or {}, doing)
+            rest = {"mac": mac or None, "mtu": mtu or None, "master": master or None}
+            self._finish(name, doing, alias=alias or None, up=up or None, **rest)  # type: ignore[arg-type]
+            return
+        plan = NewLink(
+            name=name,
+            kind=kind,
+            mac=mac,
+            mtu=mtu,
+            up=up,
+            master=links.index(self._socket, master, doing) if master else 0,
+            parent=links.index(_socket_of(far), parent, doing) if parent else 0,
+            peer=peer,
+            peer_target=_descriptor_of(peer.namespace) if peer and peer.namespace is not None else None,
+            options=options,
+        )
+        if not far.id.same(self.id):
+            self._add_from_afar(plan, far, alias, doing)
+            return
+        links.add(self._socket, plan, doing)
+        links.made(self._socket, name)
+        if peer is not None and peer.namespace is not None:
+            links.made(_socket_of(peer.namespace), peer.name)
+        # Not in the same sendmsg: the kernel goes on after a refusal, and would change somebody else's link.
+        if alias:
+            with self._or_nothing(name):
+                links.finish(self._socket, name, alias, doing, addressless=addressless)
+        if peer is not None and peer.up:
+            there = _linux(peer.namespace) if peer.namespace is not None else self
+            with self._or_nothing(name):
+                links.change(there._socket, peer.name, doing, up=True)
+
+    def _finish(
+        self,
+        name: str,
+        doing: str,
+        *,
+        alias: str | None = None,
+        up: bool | None = None,
+        mac: str | None = None,
+        mtu: int | None = None,
+        master: str | None = None,
+        new_name: str | None = None,
+    ) -> None:
+        """Give the link just made what creation does not; without that the link goes again."""
+        with self._or_nothing(name):
+            links.change(
+                self._socket, name, doing, alias=alias, up=up, mac=mac, mtu=mtu, master=master, new_name=new_name
+            )
+
+    @contextlib.contextmanager
+    def _or_nothing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Missing):
+                links.delete(self._socket, name)
+            raise
+
+    def _add_tun(self, name: str, options: Mapping[str, int | str], doing: str) -> None:
+        if links.get(self._socket, name) is not None:
+            raise Exists(f"cannot {doing}: there is a link {name} already")
+        with self._entered():
+            tuntap.add(name, options, doing)
+
+    def _add_from_afar(self, plan: NewLink, far: Namespace, alias: str, doing: str) -> None:
+        """Make a link here whose parent is in another namespace.
+
+        Before Linux 6.15 the kernel wants the new name to be free in the parent's namespace too, where another
+        eth0 may well be; so it gets a name of our own first, unless it has one.
+        """
+        if links.get(self._socket, plan.name) is not None:
+            raise Exists(f"cannot {doing}: there is a link {plan.name} already")
+        own = plan.name.startswith(PASSING)
+        passing = plan.name if own else PASSING + digest("passing", str(self.id.inode), plan.name)[:10]
+        there = replace(plan, name=passing, up=False, master=0, target=self.descriptor)
+        try:
+            links.add(_socket_of(far), there, doing)
+        except Exists:  # a call that was killed half-way left it, or the parent has such a link already
+            with contextlib.suppress(Missing):
+                links.delete(self._socket, passing)
+            links.add(_socket_of(far), there, doing)
+        master = next((link.name for link in self.links() if link.index == plan.master), None) if plan.master else None
+        name = None if own else plan.name
+        if alias or plan.up or master or name:
+            self._finish(passing, doing, alias=alias or None, up=plan.up or None, master=master, new_name=name)
+
+    def change_link(
+        self,
+        name: str,
+        *,
+        up: bool | None = None,
+        mac: str | None = None,
+        mtu: int | None = None,
+        alias: str | None = None,
+        master: str | None = None,
+        promiscuous: bool | None = None,
+        all_multicast: bool | None = None,
+        queue_length: int | None = None,
+        new_name: str | None = None,
+        namespace: Namespace | None = None,
+        options: Mapping[str, int | str] | None = None,
+    ) -> None:
+        asked = {
+            "up": up, "mac": mac, "mtu": mtu, "alias": alias, "master": master, "promiscuous": promiscuous,
+            "all-multicast": all_multicast, "queue length": queue_length, "name": new_name,
+            "namespace": namespace.id.path if namespace is not None else None, **(options or {}),
+        }  # fmt: skip
+        said = ", ".join(f"{key} {value}" for key, value in asked.items() if value is not None)
+        doing = f"change the link {name} to {said}"
+        if namespace is not None and new_name and links.get(_socket_of(namespace), new_name) is not None:
+            # The kernel moves first and renames then: it would leave the link there under its old name.
+            raise Exists(f"cannot {doing}: there is a link {new_name} there already")
+        links.change(
+            self._socket,
+            name,
+            doing,
+            up=up,
+            mac=mac,
+            mtu=mtu,
+            alias=alias,
+            master=master,
+            promiscuous=promiscuous,
+            all_multicast=all_multicast,
+            queue_length=queue_length,
+            new_name=new_name,
+            target=_descriptor_of(namespace) if namespace is not None else None,
+            options=options,
+        )
+
+    def delete_link(self, name: str) -> None:
+        index = links.index(self._socket, name, f"delete the link {name}")
+        if self.reaper is not None:
+            self.reaper.delete(index, name)
+        else:
+            with self._entered():
+                worker, watcher = RouteSocket(), RouteSocket(groups=deletion.LINK_GROUP)
+            try:
+                deletion.delete(worker, watcher, index, name)
+            finally:
+                worker.close()
+                watcher.close()
+        # Asked under the kernel's lock, so the deletion's last step is over: peers' routes are gone as well.
+        links.get(self._socket, name)
+
+    def change_port(self, name: str, attributes: Mapping[str, int]) -> None:
+        links.change_port(self._socket, name, attributes)
+
+    def vlans(self, name: str) -> tuple[BridgeVlan, ...]:
+        return vlans.of_port(self._socket, name)
+
+    def add_vlans(self, name: str, wanted: Iterable[BridgeVlan]) -> None:
+        vlans.add(self._socket, name, wanted)
+
+    def delete_vlans(self, name: str, vids: Iterable[int]) -> None:
+        vlans.delete(self._socket, name, vids)
+
+    def addresses(self, link: str, version: int = 0) -> tuple[Cidr, ...]:
+        return addresses.of_link(self._socket, self._index(link, f"list the addresses of {link}"), link, version)
+
+    def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
+        index = self._index(link, f"add the address {address} to {link}")
+        detect = address.version == 4 or self.sysctl(f"net/ipv6/conf/{link}/accept_dad") != "0"
+        addresses.add(self._socket, index, link, address, detect=detect, prefix_route=prefix_route)
+
+    def delete_address(self, link: str, address: Cidr) -> None:
+        index = self._index(link, f"delete the address {address} from {link}")
+        addresses.delete(self._socket, index, link, address)
+
+    def tentative(self, link: str) -> tuple[bool, bool]:
+        return addresses.tentative(self._socket, self._index(link, f"list the addresses of {link}"), link)
+
+    def routes(self, *, link: str = "", family: int = 0, table: int = 0) -> tuple[KernelRoute, ...]:
+        index = self._index(link, f"list the routes of {link}") if link else 0
+        return routes.of(self._socket, index=index, family=family, table=table)
+
+    def add_route(self, route: KernelRoute, *, replace: bool = False) -> None:
+        index = self._index(route.link, f"add the route {describe(route)}") if route.link else 0
+        routes.add(self._socket, route, index, replace=replace)
+
+    def delete_route(self, route: KernelRoute) -> None:
+        index = self._index(route.link, f"delete the route {describe(route)}") if route.link else 0
+        routes.delete(self._socket, route, index)
+
+    def sysctl(self, key: str) -> str | None:
+        with self._entered():
+            return self._sysctls.read(key)
+
+    def set_sysctl(self, key: str, value: str) -> None:
+        with self._entered():
+            self._sysctls.write(key, value)
+
+    def limit(self, link: str) -> Limit | None:
+        return qdiscs.limit(self._socket, link)
+
+    def set_limit(self, link: str, limit: Limit | None) -> None:
+        qdiscs.set_limit(self._socket, link, limit)
+
+    def redirect(self, link: str) -> str:
+        return qdiscs.redirect(self._socket, link)
+
+    def set_redirect(self, link: str, target: str) -> None:
+        qdiscs.set_redirect(self._socket, link, target)
+
+    def routing_rules(self) -> tuple[RoutingRule, ...]:
+        return rules.every(self._socket)
+
+    def add_routing_rule(self, rule: RoutingRule) -> None:
+        rules.add(self._socket, rule)
+
+    def delete_routing_rule(self, rule: RoutingRule) -> None:
+        rules.delete(self._socket, rule)
+
+    # Few calls of a runtime need any of these: each is imported where it is asked for.
+
+    def flows(self, protocol: str, port: int) -> tuple[Flow, ...]:
+        with self._entered():
+            return self._connections().flows(protocol, port)
+
+    def forget_flows(self, flows: Iterable[Flow]) -> None:
+        with self._entered():
+            self._connections().forget(flows)
+
+    def _connections(self) -> Tracked:
+        if self._tracked is None:
+            from weft.kernel.netlink.conntrack import Tracked
+
+            self._tracked = Tracked()
+        return self._tracked
+
+    def listeners(self, protocol: str, port: int) -> tuple[tuple[Address, str], ...]:
+        with self._entered():
+            return sock_diag.listeners(protocol, port)
+
+    def iptables(self, version: int, table: str) -> tuple[str, ...]:
+        from weft.kernel.linux import iptables
+
+        with self._entered():
+            return iptables.save(version, table)
+
+    def change_iptables(self, version: int, table: str, lines: Iterable[str]) -> None:
+        from weft.kernel.linux import iptables
+
+        with self._entered():
+            iptables.restore(version, table, lines)
+
+    def drops_forwarded(self, version: int) -> bool:
+        from weft.kernel.linux import iptables
+        from weft.kernel.nft.socket import Questions
+
+        with self._entered():
+            if self._questions is None:
+                try:
+                    self._questions = Questions()
+                except KernelRefused:
+                    return False
+            return iptables.drops_forwarded(version, self._questions)
+
+    def _index(self, link: str, doing: str) -> int:
+        return links.index(self._socket, link, doing)
+
+
+class LinuxKernel:
+    """The kernel that weft runs on; ``host`` is the namespace of the thread that made this object."""
+
+    def __init__(self) -> None:
+        self.host: Namespace = LinuxNamespace(*netns.open_namespace(netns.CURRENT))
+        self._rules: Ruleset | None = None
+
+    @property
+    def rules(self) -> Ruleset:
+        """nftables in the host's namespace, loaded when first asked for (libnftables costs some 10 ms)."""
+        if self._rules is None:
+            from weft.kernel.nft.ruleset import Nft
+
+            self._rules = Nft()
+        return self._rules
+
+    def identify(self, path: str) -> NamespaceId:
+        return netns.identify(path)
+
+    def open(self, path: str) -> Namespace:
+        return LinuxNamespace(*netns.open_namespace(path))
+
+    def close(self) -> None:
+        self.host.close()
+        if self._rules is not None:
+            close = getattr(self._rules, "close", None)
+            if close is not None:
+                close()
+            self._rules = None
+
+
+def _linux(namespace: Namespace) -> LinuxNamespace:
+    if not isinstance(namespace, LinuxNamespace) or namespace.descriptor < 0:
+        raise KernelRefused("cannot use a namespace that is not open")
+    return namespace
+
+
+def _descriptor_of(namespace: Namespace) -> int:
+    return _linux(namespace).descriptor
+
+
+def _socket_of(namespace: Namespace) -> RouteSocket:
+    return _linux(namespace)._socket

@@ -1,0 +1,194 @@
+"""What this kernel and host can do, found by trying it in an empty network namespace that ends with the trial.
+
+Looking at configurations, module lists or versions would be a guess: a module may be there and refuse to load, a
+privilege may be missing, a container may have a read-only /proc. Nothing of the host's own network is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from weft.errors import KernelRefused, WeftError
+from weft.kernel.interface import Namespace, Peer
+
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}  # linux/capability.h
+_PLACES = ("veth", "wefta", "weftb")
+
+
+@dataclass(frozen=True, slots=True)
+class Ability:
+    """One thing tried: its name, what needs it, and why it is not to be had ("" if it is).
+
+    ``essential``: without it weft attaches nothing at all.
+    """
+
+    name: str
+    serves: str
+    problem: str = ""
+    essential: bool = False
+
+
+_LINKS: tuple[tuple[str, str, str, dict[str, int | str], str], ...] = (
+    ("bridge", "driver bridge", "bridge", {}, ""),
+    ("bridge VLAN filtering", "driver bridge with vlan or vlanTrunk", "bridge", {"br_vlan_filtering": 1}, ""),
+    ("vlan", "driver vlan", "vlan", {"vlan_id": 5}, "wefta"),
+    ("macvlan", "driver macvlan", "macvlan", {"macvlan_mode": "bridge"}, "wefta"),
+    ("ipvlan", "driver ipvlan", "ipvlan", {}, "weftb"),
+    ("vxlan", "driver overlay", "vxlan", {"vxlan_id": 7, "vxlan_port": 4789}, ""),
+    ("dummy", "driver dummy", "dummy", {}, ""),
+    ("vrf", "feature vrf", "vrf", {"vrf_table": 10}, ""),
+    ("ifb", "feature bandwidth (what a container receives)", "ifb", {}, ""),
+    ("tun", "driver tap", "tun", {"tun_type": 2}, ""),
+)
+"""Links to try: name, what needs it, kind, options, parent."""
+
+_RULES: tuple[tuple[str, str, str], ...] = (
+    ("nftables, inet family", "masquerade, portmap and all other rules", "add table inet weft-probe\n"),
+    ("nftables, bridge family", "protection against forged addresses", "add table bridge weft-probe\n"),
+    ("nftables, netdev family", "rules at a link itself", "add table netdev weft-probe\n"),
+    (
+        "nftables fib",
+        "portmap",
+        "table inet weft-fib {\nchain c {\ntype filter hook input priority 0;\nfib daddr type local accept\n}\n}\n",
+    ),
+    (
+        "nftables nat",
+        "masquerade and portmap",
+        "table inet weft-nat {\nchain c {\ntype nat hook postrouting priority 100;\nmasquerade\n}\n}\n",
+    ),
+)
+"""nft scripts to try, each in the same empty namespace."""
+
+_SETTINGS = (
+    ("IPv4 forwarding", "every network with a gateway", "net/ipv4/ip_forward"),
+    ("IPv6 forwarding", "IPv6 networks with a gateway", "net/ipv6/conf/all/forwarding"),
+)
+
+
+def abilities(ruleset: str) -> tuple[Ability, ...]:
+    """Everything that weft may come to need of this host, each tried, ``ruleset`` too. Raises nothing."""
+    found = privileges()
+    if any(one.problem for one in found):
+        return found
+    from weft.kernel.nft.ruleset import in_new_namespace
+
+    try:
+        return (*found, *in_new_namespace(lambda: _try_all(ruleset)))
+    except WeftError as error:
+        why = f"{error.message}, so nothing more could be tried"
+        return (*found, Ability("network namespaces", "every container", why, essential=True))
+
+
+def privileges() -> tuple[Ability, ...]:
+    """Which of the capabilities that weft needs this process has."""
+    return tuple(_privilege(name) for name in _CAPABILITIES)
+
+
+@contextlib.contextmanager
+def empty_namespace() -> Iterator[str]:
+    """The path of a new and empty network namespace, which ends with the block. Raises KernelRefused."""
+    from threading import Event, Thread, get_native_id
+
+    from weft.kernel.nft.library import leave_namespace
+
+    ready, over = Event(), Event()
+    found: list[str] = []
+    failures: list[WeftError] = []
+
+    def stay() -> None:
+        try:
+            leave_namespace()
+            found.append(f"/proc/{os.getpid()}/task/{get_native_id()}/ns/net")
+        except KernelRefused as error:
+            failures.append(error)
+        ready.set()
+        over.wait()
+
+    thread = Thread(target=stay, daemon=True)
+    thread.start()
+    ready.wait()
+    try:
+        if failures:
+            raise failures[0]
+        yield found[0]
+    finally:
+        over.set()
+        thread.join()
+
+
+def _privilege(name: str) -> Ability:
+    """Whether this process has a capability. Source: ``proc(5)``, CapEff."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        effective = next((int(line.split()[1], 16) for line in status if line.startswith("CapEff:")), 0)
+    lacking = not effective >> _CAPABILITIES[name] & 1
+    return Ability(name, "everything", "this process does not have it: run as root" if lacking else "", essential=True)
+
+
+def _try_all(ruleset: str) -> list[Ability]:
+    """In the empty namespace: links, rules and settings, one after the other."""
+    from weft.kernel.linux.kernel import LinuxKernel
+
+    kernel = LinuxKernel()
+    try:
+        host = kernel.host
+        found = [_attempt("veth pairs", "drivers bridge and ptp", lambda: _pair(host), essential=True)]
+        found += [
+            _attempt(name, serves, lambda number=number, one=one: _link(host, f"weft{number}", *one))  # type: ignore[misc]
+            for number, (name, serves, *one) in enumerate(_LINKS)
+        ]
+        found += _rules(ruleset)
+        found += [_ipv6(host)]
+        found += [
+            _attempt(name, serves, lambda key=key: host.set_sysctl(key, "1"))  # type: ignore[misc]
+            for name, serves, key in _SETTINGS
+        ]
+    finally:
+        kernel.close()
+    return found
+
+
+def _pair(host: Namespace) -> None:
+    kind, one, other = _PLACES
+    host.add_link(one, kind, up=True, peer=Peer(other, up=True))
+
+
+def _link(host: Namespace, name: str, kind: str, options: Mapping[str, int | str], parent: str) -> None:
+    host.add_link(name, kind, parent=parent, options=dict(options) or None)
+
+
+def _rules(ruleset: str) -> list[Ability]:
+    from weft.kernel.nft.library import Library, Program
+
+    library = _attempt("libnftables", "quick changes of rules", lambda: Library().close())
+    try:
+        run = Program() if library.problem else Library()
+    except WeftError as error:
+        return [Ability("nftables", "masquerade, portmap and all other rules", error.message, essential=True)]
+    found = [library]
+    try:
+        scripts = (*_RULES, ("weft's rules", "masquerade and portmap", ruleset))
+        for number, (name, serves, script) in enumerate(scripts):
+            _, errors = run.run(script)
+            sentence = errors.strip().splitlines()[0] if errors.strip() else ""
+            found.append(Ability(name, serves, sentence, essential=number == 0))
+    finally:
+        run.close()
+    return found
+
+
+def _ipv6(host: Namespace) -> Ability:
+    there = host.sysctl("net/ipv6/conf/all/disable_ipv6")
+    problem = {None: "this kernel has no IPv6", "1": "IPv6 is switched off for new namespaces"}.get(there, "")
+    return Ability("IPv6", "IPv6 networks", problem)
+
+
+def _attempt(name: str, serves: str, work: Callable[[], None], *, essential: bool = False) -> Ability:
+    try:
+        work()
+    except (WeftError, OSError) as error:
+        hint = error.hint if isinstance(error, WeftError) else ""
+        return Ability(name, serves, hint or str(error), essential)
+    return Ability(name, serves, "", essential)

@@ -1,0 +1,164 @@
+"""Unicast routes. Source: ``ip-route(8)``, ``rtnetlink(7)``, ``net/ipv4/fib_*.c``, ``net/ipv6/route.c``."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
+
+from weft.errors import Missing
+from weft.kernel.canonical import IPV6_PRIORITY, LOCAL_TABLE, MAIN_TABLE, PROTOCOL_BOOT, describe, shown, usual_scope
+from weft.kernel.interface import KernelRoute
+from weft.kernel.netlink import codec
+from weft.kernel.netlink.codec import Attributes, attribute
+from weft.kernel.netlink.socket import Request, RouteSocket, link_name
+from weft.types import Address, Route
+
+_UNICAST = 1
+_ONLINK, _CLONED = 0x4, 0x200
+_COMPATIBLE_TABLE = 252  # what the old one-byte field says where the attribute holds the table
+_FAMILIES = {4: codec.AF_INET, 6: codec.AF_INET6}
+
+
+def of(socket: RouteSocket, *, index: int = 0, family: int = 0, table: int = 0) -> tuple[KernelRoute, ...]:
+    """Unicast routes, of one link, family or table where given; each next hop of a multipath route by itself."""
+    known: dict[int, str] = {}
+    found: list[KernelRoute] = []
+    for version in (family,) if family else (4, 6):
+        for message in _messages(socket, version, index, table):
+            found += _routes(socket, message, index, known)
+    return tuple(found)
+
+
+def _messages(socket: RouteSocket, version: int, index: int, table: int) -> list[Any]:
+    attributes: Attributes = []
+    if table:
+        attributes.append(["RTA_TABLE", table])
+    if index and version == 4:  # IPv6 compares the first next hop only, and would hide the others' routes
+        attributes.append(["RTA_OIF", index])
+    fields = {"family": _FAMILIES[version], "type": _UNICAST}
+    try:
+        answers = socket.dump(Request(codec.GETROUTE, 0, "list the routes", fields, attributes))
+    except Missing:  # nothing was ever put into that table
+        return []
+    return [message for message in answers if _wanted(message, table)]
+
+
+def _wanted(message: Any, table: int) -> bool:
+    here = _table(message)
+    if message["type"] != _UNICAST or message["flags"] & _CLONED:
+        return False
+    return here == table if table else here != LOCAL_TABLE
+
+
+def _table(message: Any) -> int:
+    return int(attribute(message, "RTA_TABLE") or message["table"])
+
+
+def _routes(socket: RouteSocket, message: Any, index: int, known: dict[int, str]) -> list[KernelRoute]:
+    hops = attribute(message, "RTA_MULTIPATH")
+    if not hops:
+        hops = [message]
+    routes = []
+    for hop in hops:
+        out = int(hop["oif"] if hop is not message else attribute(message, "RTA_OIF") or 0)
+        if index and out != index:
+            continue
+        if out not in known:
+            known[out] = link_name(socket.fileno(), out) if out else ""
+        onlink = bool((hop["flags"] | (message["flags"] if hop is message else 0)) & _ONLINK)
+        routes.append(_route(message, hop, known[out], onlink))
+    return routes
+
+
+def _route(message: Any, hop: Any, link: str, onlink: bool) -> KernelRoute:
+    metrics = attribute(message, "RTA_METRICS")
+    source = attribute(message, "RTA_PREFSRC")
+    route = Route(
+        destination=_destination(message),
+        gateway=_gateway(hop),
+        mtu=attribute(metrics, "RTAX_MTU"),
+        advmss=attribute(metrics, "RTAX_ADVMSS"),
+        priority=attribute(message, "RTA_PRIORITY"),
+        table=_table(message),
+        scope=int(message["scope"]),
+    )
+    return shown(
+        KernelRoute(
+            route=route,
+            link=link,
+            source=ip_address(source) if source else None,
+            protocol=int(message["proto"]),
+            onlink=onlink,
+        )
+    )
+
+
+def _destination(message: Any) -> IPv4Network | IPv6Network:
+    nowhere = "0.0.0.0" if message["family"] == codec.AF_INET else "::"
+    return ip_network(f"{attribute(message, 'RTA_DST') or nowhere}/{message['dst_len']}")
+
+
+def _gateway(hop: Any) -> Address | None:
+    text = attribute(hop, "RTA_GATEWAY")
+    if text is None:
+        via = attribute(hop, "RTA_VIA")  # an IPv4 route through an IPv6 gateway
+        text = via["addr"] if via else None
+    return ip_address(text) if text else None
+
+
+def add(socket: RouteSocket, route: KernelRoute, index: int, *, replace: bool) -> None:
+    """Add a route beside those of the same destination (or in the place of one); raises ``Exists`` for a twin."""
+    doing = f"{'replace' if replace else 'add'} the route {describe(route)}"
+    fields, attributes = _message(route, index)
+    fields["proto"] = route.protocol or PROTOCOL_BOOT
+    metrics: Attributes = []
+    if route.route.mtu:
+        metrics.append(["RTAX_MTU", route.route.mtu])
+    if route.route.advmss:
+        metrics.append(["RTAX_ADVMSS", route.route.advmss])
+    if metrics:
+        attributes.append(["RTA_METRICS", {"attrs": metrics}])
+    flags = codec.CREATE | (codec.REPLACE if replace else codec.APPEND)
+    socket.request(Request(codec.NEWROUTE, flags, doing, fields, attributes, needs=_needs(route)))
+
+
+def delete(socket: RouteSocket, route: KernelRoute, index: int) -> None:
+    """Delete a route; what it leaves out (protocol, IPv4 metric, mtu) matches any. Raises ``Missing``."""
+    fields, attributes = _message(route, index)
+    fields["proto"] = route.protocol
+    doing = f"delete the route {describe(route)}"
+    socket.request(Request(codec.DELROUTE, 0, doing, fields, attributes, needs=_needs(route)))
+
+
+def _message(route: KernelRoute, index: int) -> tuple[dict[str, Any], Attributes]:
+    wanted = route.route
+    version = wanted.destination.version
+    table = wanted.table or MAIN_TABLE
+    fields: dict[str, Any] = {
+        "family": _FAMILIES[version],
+        "dst_len": wanted.destination.prefixlen,
+        "table": table if table < 256 else _COMPATIBLE_TABLE,
+        "scope": usual_scope(wanted) if wanted.scope is None else wanted.scope,
+        "type": _UNICAST,
+        "flags": _ONLINK if route.onlink else 0,
+    }
+    attributes: Attributes = [["RTA_TABLE", table]]
+    if wanted.destination.prefixlen:
+        attributes.append(["RTA_DST", str(wanted.destination.network_address)])
+    if wanted.gateway is not None and wanted.gateway.version == version:
+        attributes.append(["RTA_GATEWAY", str(wanted.gateway)])
+    elif wanted.gateway is not None:
+        via = {"family": _FAMILIES[wanted.gateway.version], "addr": str(wanted.gateway)}
+        attributes.append(["RTA_VIA", via])
+    if index:
+        attributes.append(["RTA_OIF", index])
+    if route.source is not None:
+        attributes.append(["RTA_PREFSRC", str(route.source)])
+    priority = wanted.priority or (IPV6_PRIORITY if version == 6 else 0)
+    if priority:
+        attributes.append(["RTA_PRIORITY", priority])
+    return fields, attributes
+
+
+def _needs(route: KernelRoute) -> str:
+    return f"IPv{route.route.destination.version}"

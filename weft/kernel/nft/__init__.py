@@ -1,0 +1,1 @@
+"""nftables: installing a ruleset and verifying it, and its elements."""

@@ -1,0 +1,136 @@
+"""Single elements of weft's sets and maps, looked up in the kernel by their keys: some microseconds each.
+
+``nft get element`` fetches every element of the table first (80 ms for 10,000) and answers for none where one is
+missing. Here each key is a question of its own, and many go out together.
+"""
+
+from __future__ import annotations
+
+import sys
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+from weft.kernel.interface import Element, Scalar
+from weft.kernel.nft.socket import Attributes, Questions, attribute, attributes, nested, text
+from weft.kernel.nft.text import PROTOCOLS, Shape, own_mark
+
+_GET_ELEMENT = 13
+_TABLE, _SET, _ELEMENTS = 1, 2, 3
+_ITEM = 1
+_KEY, _DATA, _COMMENT, _KEY_END = 1, 2, 6, 10
+_VALUE = 1
+_LENGTHS = {
+    "ipv4_addr": 4,
+    "ipv6_addr": 16,
+    "inet_proto": 1,
+    "inet_service": 2,
+    "mark": 4,
+    "ifname": 16,
+    "ether_addr": 6,
+}
+_PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+
+
+def look_up(questions: Questions, sought: list[tuple[Shape, tuple[Scalar, ...]]]) -> list[Element | None]:
+    """The element under each key (in a set of intervals: over it), None where there is none.
+
+    The keys must have been rendered before, which checks their types. A set of plain intervals has no such keys.
+    """
+    found = questions.each(_GET_ELEMENT, [_question(shape, keys(shape, key)) for shape, key in sought])
+    return [None if one is None else _element(one, shape) for one, (shape, _) in zip(found, sought, strict=True)]
+
+
+def keys(shape: Shape, key: tuple[Scalar, ...]) -> bytes:
+    """A key as attributes; in a set of intervals its first and its last value."""
+    ends = nested(_KEY, attribute(_VALUE, packed(key, shape.key)))
+    if "interval" in shape.flags:
+        ends += nested(_KEY_END, attribute(_VALUE, packed(key, shape.key, -1)))
+    return ends
+
+
+def comment(mark: str) -> bytes:
+    """A mark as nftables keeps comments: kind 0, length, text with its zero (libnftnl's ``udata.h``)."""
+    data = mark.encode("ascii") + b"\0"
+    return bytes((0, len(data))) + data
+
+
+def owned(questions: Questions, sought: list[tuple[Shape, bytes, str]]) -> list[bool]:
+    """Whether under each key (as ``keys`` gives it) there is an element of that very key with the mark."""
+    found = questions.each(_GET_ELEMENT, [_question(shape, key) for shape, key, _ in sought])
+    return [
+        one is not None and _bears(one, shape, key, mark) for one, (shape, key, mark) in zip(found, sought, strict=True)
+    ]
+
+
+def _bears(answer: Attributes, shape: Shape, key: bytes, mark: str) -> bool:
+    found = attributes(attributes(answer[_ELEMENTS])[_ITEM])
+    if found.get(_COMMENT) != comment(mark):
+        return False
+    if "interval" not in shape.flags:
+        return True
+    first, last = (attributes(found.get(kind, found[_KEY]))[_VALUE] for kind in (_KEY, _KEY_END))
+    return key == nested(_KEY, attribute(_VALUE, first)) + nested(_KEY_END, attribute(_VALUE, last))
+
+
+def _question(shape: Shape, key: bytes) -> tuple[str, tuple[bytes, ...]]:
+    family, table = shape.table.split()
+    return family, (text(_TABLE, table), text(_SET, shape.name), nested(_ELEMENTS, nested(_ITEM, key)))
+
+
+def packed(parts: tuple[Scalar, ...], types: tuple[str, ...], end: int = 0) -> bytes:
+    """A key as the kernel has it: each part in network order, of a concatenation padded to four bytes."""
+    values = [_part(part, name, end) for part, name in zip(parts, types, strict=True)]
+    return values[0] if len(values) == 1 else b"".join(value + b"\0" * (-len(value) % 4) for value in values)
+
+
+def _part(part: Scalar, name: str, end: int) -> bytes:
+    if isinstance(part, (IPv4Network, IPv6Network)):
+        return part[end].packed
+    if isinstance(part, str):
+        if name == "ether_addr":
+            return bytes.fromhex(part.replace(":", ""))
+        return bytes([PROTOCOLS[part]]) if name == "inet_proto" else part.encode("ascii").ljust(_LENGTHS[name], b"\0")
+    if isinstance(part, int):
+        return part.to_bytes(_length(name), sys.byteorder if name == "mark" else "big")
+    return part.packed
+
+
+def _element(answer: Attributes, shape: Shape) -> Element:
+    found = attributes(attributes(answer[_ELEMENTS])[_ITEM])
+    first = attributes(found[_KEY])[_VALUE]
+    last = attributes(found[_KEY_END])[_VALUE] if _KEY_END in found else first
+    data = attributes(found[_DATA])[_VALUE] if shape.data else b""
+    said = found.get(_COMMENT, b"\0\0")
+    mark = said[2 : 2 + said[1]].rstrip(b"\0").decode("utf-8", "replace") if said[0] == 0 else ""
+    return Element(shape.name, _values(first, last, shape.key), _values(data, data, shape.data), own_mark(mark))
+
+
+def _values(first: bytes, last: bytes, types: tuple[str, ...]) -> tuple[Scalar, ...]:
+    values: list[Scalar] = []
+    place = 0
+    for name in types:
+        here = slice(place, place + _length(name))
+        values.append(_value(first[here], last[here], name))
+        place += (_length(name) + 3) & ~3
+    return tuple(values)
+
+
+def _length(name: str) -> int:
+    """The bytes that a value of the type has."""
+    return int(name[4:]) // 8 if name.startswith("bits") else _LENGTHS[name]
+
+
+def _value(first: bytes, last: bytes, name: str) -> Scalar:
+    if name in ("ipv4_addr", "ipv6_addr"):
+        if first == last:
+            return ip_address(first)
+        low, high = ip_address(first), ip_address(last)
+        bits = (int(low) ^ int(high)).bit_length()
+        subnet = ip_network((first, len(first) * 8 - bits), strict=False)
+        return subnet if (subnet[0], subnet[-1]) == (low, high) else f"{low}-{high}"
+    if name == "inet_proto":
+        return _PROTOCOL_NAMES.get(first[0], str(first[0]))
+    if name == "ifname":
+        return first.rstrip(b"\0").decode("utf-8", "replace")
+    if name == "ether_addr":
+        return first.hex(":")
+    return int.from_bytes(first, sys.byteorder if name == "mark" else "big")

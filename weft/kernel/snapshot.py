@@ -1,0 +1,63 @@
+"""A namespace's links, addresses and routes as a plain nested dict, to compare before with after.
+
+Made with the verbs alone, so it works on the kernel and on the fake. Left out: what the kernel numbers or counts
+by itself (indexes, timers, carrier, a bridge's spanning tree) and IPv6 link-local addresses with their routes,
+which come and go with the carrier.
+"""
+
+from __future__ import annotations
+
+from weft.kernel.interface import KernelRoute, Namespace
+
+_VOLATILE = ("br_root", "br_topology", "br_group_addr", "brport_id", "brport_no", "brport_state", "brport_designated")
+_COUNTED = ("_timer", "_cnt", "_groups", "_used", "_ack", "_pending", "_num_queues", "_num_disabled_queues")
+
+
+def snapshot(namespace: Namespace) -> dict[str, dict[str, object]]:
+    """For each link its settings, addresses, VLANs and routes, texts and numbers only."""
+    found: dict[str, dict[str, object]] = {}
+    for link in namespace.links():
+        settings: dict[str, object] = {
+            "kind": link.kind,
+            "mac": link.mac,
+            "mtu": link.mtu,
+            "up": link.up,
+            "alias": link.alias,
+            "master": link.master,
+            "promiscuous": link.promiscuous,
+            "addresses": sorted(str(cidr) for cidr in namespace.addresses(link.name) if not cidr.is_link_local),
+            "routes": [],
+        }
+        settings |= {key: value for key, value in (*link.options.items(), *link.port.items()) if not _changes(key)}
+        if link.master or link.kind == "bridge":
+            settings["vlans"] = [str(vlan) for vlan in namespace.vlans(link.name)]
+        found[link.name] = settings
+    lines: dict[str, list[str]] = {}
+    for route in namespace.routes():
+        if not (route.route.destination.version == 6 and route.route.destination.is_link_local):
+            lines.setdefault(route.link, []).append(_line(route))
+    for name, routes in lines.items():
+        found.setdefault(name, {})["routes"] = sorted(routes)
+    return found
+
+
+def _changes(key: str) -> bool:
+    return key.startswith(_VOLATILE) or key.endswith(_COUNTED)
+
+
+def _line(route: KernelRoute) -> str:
+    wanted = route.route
+    words = [str(wanted.destination)]
+    for word, value in (
+        ("via", wanted.gateway),
+        ("src", route.source),
+        ("metric", wanted.priority),
+        ("table", wanted.table),
+        ("mtu", wanted.mtu),
+        ("advmss", wanted.advmss),
+        ("scope", wanted.scope),
+        ("proto", route.protocol),
+    ):
+        if value is not None:
+            words += [word, str(value)]
+    return " ".join([*words, *(["onlink"] if route.onlink else [])])

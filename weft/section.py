@@ -1,0 +1,202 @@
+"""Reading a JSON object key by key: folded case, checked types, every problem collected.
+
+Runtimes do not agree on the case of keys (containerd sends ``HostPort``), and Go's decoder, which the
+reference plugins use, folds it; so does this. ``null`` is the same as absent. A problem never raises by
+itself: it is noted with its path and value, so that a person sees all of them at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+from weft.errors import ConfigProblem
+from weft.types import Address, Cidr, Subnet
+
+_SHOWN = 80  # characters of a bad value that a message repeats
+_MOST = 20  # problems that are noted; a person reads no more, and a hostile configuration can hold 100,000
+
+
+class Problems:
+    """The problems found while reading one configuration."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def add(self, sentence: str) -> None:
+        if len(self.found) < _MOST and sentence not in self.found:
+            self.found.append(sentence)
+
+    def raise_any(self) -> None:
+        """Raises ConfigProblem naming all that was found, nothing if all is well."""
+        if self.found:
+            raise ConfigProblem("; ".join(self.found), hint="correct the network configuration")
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: JSON, printable, cut short."""
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+class Section:
+    """One JSON object of a configuration, known by its path (``ipam.ranges[0][1]``)."""
+
+    __slots__ = ("_keys", "path", "problems")
+
+    def __init__(self, value: object, path: str = "", problems: Problems | None = None) -> None:
+        self.path = path
+        self.problems = problems if problems is not None else Problems()
+        self._keys: dict[str, Any] = {}
+        if value is None:
+            return
+        if not isinstance(value, dict):
+            self.problems.add(f"{path or 'the configuration'} must be an object, not {shown(value)}")
+            return
+        for key, item in value.items():
+            folded = key.casefold()
+            if folded in self._keys:
+                self.problems.add(f"{self.at(key)} is given twice (keys are compared without case)")
+            elif item is not None:
+                self._keys[folded] = item
+
+    def __contains__(self, key: str) -> bool:
+        return key.casefold() in self._keys
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def at(self, key: str) -> str:
+        """The path of a key, as messages name it."""
+        return f"{self.path}.{key}" if self.path else key
+
+    def raw(self, key: str) -> Any:
+        """The value as it came, None where absent."""
+        return self._keys.get(key.casefold())
+
+    def problem(self, key: str, sentence: str) -> None:
+        """Note that the value of ``key`` is wrong: "KEY VALUE sentence"."""
+        self.problems.add(f"{self.at(key)} {shown(self.raw(key))} {sentence}")
+
+    def text(self, key: str, default: str = "", *, choices: Iterable[str] = ()) -> str:
+        value = self.raw(key)
+        if value is None:
+            return default
+        allowed = tuple(choices)
+        if not isinstance(value, str):
+            self.problem(key, "must be a string")
+            return default
+        if allowed and value not in allowed:
+            self.problem(key, f"must be one of {', '.join(repr(word) for word in allowed)}")
+            return default
+        return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.raw(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.problem(key, "must be true or false")
+            return default
+        return value
+
+    def integer(self, key: str, *, least: int | None = None, most: int | None = None) -> int | None:
+        """A whole number; 1400.0 is none, as in Go."""
+        value = self.raw(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.problem(key, "must be a whole number")
+            return None
+        if (least is not None and value < least) or (most is not None and value > most):
+            low, high = "any" if least is None else least, "any" if most is None else most
+            self.problem(key, f"must be between {low} and {high}")
+            return None
+        return value
+
+    def section(self, key: str) -> Section:
+        """The object under ``key``, an empty one where absent."""
+        return Section(self.raw(key), self.at(key), self.problems)
+
+    def items(self, key: str) -> list[Any]:
+        """The list under ``key``, () where absent."""
+        value = self.raw(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            self.problem(key, "must be a list")
+            return []
+        return value
+
+    def sections(self, key: str) -> list[Section]:
+        """The list of objects under ``key``."""
+        return [
+            Section({} if item is None else item, f"{self.at(key)}[{place}]", self.problems)
+            for place, item in enumerate(self.items(key))
+        ]
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """The list of strings under ``key``."""
+        values = self.items(key)
+        if not all(isinstance(item, str) for item in values):
+            self.problem(key, "must be a list of strings")
+            return ()
+        return tuple(values)
+
+    def address(self, key: str) -> Address | None:
+        text = self.text(key)
+        return self.parse_address(key, text) if text else None
+
+    def parse_address(self, key: str, text: str) -> Address | None:
+        """An IP address from text that stands under ``key``."""
+        try:
+            value = ip_address(text)
+        except ValueError:
+            self.problems.add(f"{self.at(key)} {shown(text)} is not an IP address")
+            return None
+        if getattr(value, "scope_id", None):
+            self.problems.add(f"{self.at(key)} {shown(text)} must not name a zone")
+            return None
+        return value
+
+    def subnet(self, key: str) -> Subnet | None:
+        """A network; host bits that are set are a problem."""
+        text = self.text(key)
+        if not text:
+            return None
+        try:
+            if "/" not in text:
+                raise ValueError("no prefix length")
+            return ip_network(text)
+        except ValueError as error:
+            loose = _loose(text)
+            better = f"; did you mean {loose}?" if loose else ""
+            self.problem(key, f"is not a subnet ({str(error).split(': ')[-1]}){better}")
+            return None
+
+    def cidr(self, key: str) -> Cidr | None:
+        text = self.text(key)
+        return self.parse_cidr(key, text) if text else None
+
+    def parse_cidr(self, key: str, text: str) -> Cidr | None:
+        """An address with its prefix length, from text that stands under ``key``."""
+        try:
+            if "/" not in text or "%" in text:
+                raise ValueError("no prefix length")
+            return ip_interface(text)
+        except ValueError:
+            self.problems.add(f"{self.at(key)} {shown(text)} is not an address with a prefix length, like 10.1.0.5/24")
+            return None
+
+
+def _loose(text: str) -> str:
+    """The subnet a text with host bits set would be in, "" if it is no subnet at all."""
+    try:
+        return str(ip_network(text, strict=False)) if "/" in text else ""
+    except ValueError:
+        return ""
