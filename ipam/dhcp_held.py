@@ -66,10 +66,10 @@ class Leases:
         return os.path.join(self.folder, key + _ENDING)
 
     @contextlib.contextmanager
-    def locked(self, key: str, *, patience: float = locks.PATIENCE) -> Iterator[None]:
+    def locked(self, key: str, *, timeout: float = locks.TIMEOUT) -> Iterator[None]:
         """Hold one lease. Its lock goes with its file."""
         path = os.path.join(self.folder, f"{key}.lock")
-        with locks.hold(path, patience=patience):
+        with locks.hold(path, timeout=timeout):
             try:
                 yield
             finally:

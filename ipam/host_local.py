@@ -20,7 +20,7 @@ from ipam.ranges import Pool, Sets, described, gateways, read_sets, size
 from ipam.values import Owner, State
 from weft.cni_keys import routes
 from weft.errors import NOT_AVAILABLE, Busy, Conflict, PoolExhausted, WeftError
-from weft.section import Section, shown
+from weft.section import Section, quoted
 from weft.types import Address, Cidr, Dns, Result, ResultAddress
 
 __all__ = [
@@ -130,7 +130,7 @@ def lacks(pool: Pool, owner: Owner, expected: tuple[Cidr, ...], state: State) ->
 def available(pool: Pool, state: State) -> None:
     """Whether an ADD could be served now. Raises WeftError of code 50 that says what is in the way."""
     try:
-        with opened(pool.directory, pool.network, state, patience=_STATUS_PATIENCE) as leases:
+        with opened(pool.directory, pool.network, state, timeout=_STATUS_PATIENCE) as leases:
             kept = gateways(pool.sets)
             for place in range(len(pool.sets)):
                 _next(pool, place, kept, None, leases)
@@ -232,7 +232,7 @@ def _requested(
             if "/" in text:
                 ip_interface(text.strip())
         except ValueError:
-            ipam.problems.add(f"{where} {shown(text)} is not an IP address")
+            ipam.problems.add(f"{where} {quoted(text)} is not an IP address")
             continue
         if address in found:
             continue
@@ -242,7 +242,7 @@ def _requested(
             problem = f"is a second address of the same set: {taken_sets[place]} is requested already"
         if problem or place is None:
             if sets:
-                ipam.problems.add(f"{where} {shown(text)} {problem}")
+                ipam.problems.add(f"{where} {quoted(text)} {problem}")
             continue
         taken_sets[place] = address
         found.append(address)

@@ -28,7 +28,7 @@ from ipam.memory import Read, recall, remember
 from ipam.values import Owner, State
 from weft.errors import StateDamaged
 from weft.identity import digest
-from weft.locks import PATIENCE, hold
+from weft.locks import TIMEOUT, hold
 from weft.types import Address
 
 __all__ = ["Leases", "Owner", "State", "looked_at", "make_directory", "opened", "owners", "release", "release_address"]
@@ -255,13 +255,13 @@ class Leases:
 
 
 @contextlib.contextmanager
-def opened(path: str, network: str, state: State, *, patience: float = PATIENCE) -> Iterator[Leases]:
+def opened(path: str, network: str, state: State, *, timeout: float = TIMEOUT) -> Iterator[Leases]:
     """The leases of a directory that is there, its lock held meanwhile.
 
     Raises FileNotFoundError where there is no such directory, Busy when the lock stays taken for longer than
-    ``patience`` seconds, StateDamaged where files cannot be read or written.
+    ``timeout`` seconds, StateDamaged where files cannot be read or written.
     """
-    with Directory(path) as directory, _locked(directory, patience):
+    with Directory(path) as directory, _locked(directory, timeout):
         leases = Leases(directory, network, state, write=True)
         try:
             yield leases
@@ -288,15 +288,15 @@ def looked_at(path: str, network: str, state: State) -> Iterator[Leases]:
 
 
 @contextlib.contextmanager
-def _locked(directory: Directory, patience: float) -> Iterator[None]:
+def _locked(directory: Directory, timeout: float) -> Iterator[None]:
     path = os.path.join(directory.path, LOCK)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(hold(path, patience=patience, mode=_LOCK_MODE))
+            stack.enter_context(hold(path, timeout=timeout, mode=_LOCK_MODE))
         except StateDamaged:
             if not _cleared(directory):
                 raise
-            stack.enter_context(hold(path, patience=patience, mode=_LOCK_MODE))
+            stack.enter_context(hold(path, timeout=timeout, mode=_LOCK_MODE))
         yield
 
 

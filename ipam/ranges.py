@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
-from weft.section import Section, shown
+from weft.section import Section, quoted
 from weft.types import Address, Dns, Route, Subnet
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
@@ -142,7 +142,7 @@ def _nested(section: Section, key: str, common: tuple[Span, ...]) -> Iterator[li
     for outer, members in enumerate(section.items(key)):
         path = f"{section.at(key)}[{outer}]"
         if not isinstance(members, list):
-            section.problems.add(f"{path} {shown(members)} must be a list of ranges")
+            section.problems.add(f"{path} {quoted(members)} must be a list of ranges")
             continue
         if not members:
             section.problems.add(f"{path} is empty: a set needs a range")
@@ -223,7 +223,7 @@ def _spans(section: Section, key: str) -> Iterator[Span]:
         span = parse_span(text)
         if span is None:
             section.problems.add(
-                f"{section.at(key)} {shown(text)} is not an address, a range like 10.1.0.5-10.1.0.9, or a subnet"
+                f"{section.at(key)} {quoted(text)} is not an address, a range like 10.1.0.5-10.1.0.9, or a subnet"
             )
         else:
             yield span

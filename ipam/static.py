@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 from weft.cni_keys import dns, routes
-from weft.section import Section, shown
+from weft.section import Section, quoted
 from weft.types import Address, Cidr, Dns, Result, ResultAddress, Route
 
 __all__ = ["Static", "lacks", "read", "result"]
@@ -91,7 +91,7 @@ def _with_gateways(ipam: Section, found: list[ResultAddress], arguments: Mapping
         try:
             gateway: Address = ip_address(text.strip())
         except ValueError:
-            ipam.problems.add(f"CNI_ARGS GATEWAY {shown(text)} is not an IP address")
+            ipam.problems.add(f"CNI_ARGS GATEWAY {quoted(text)} is not an IP address")
             continue
         found = [replace(each, gateway=gateway) if gateway in each.address.network else each for each in found]
     return found

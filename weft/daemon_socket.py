@@ -14,15 +14,15 @@ _PATIENCE = 2.0  # seconds for another keeper to finish leaving
 _CREDENTIALS = struct.Struct("=iII")
 
 
-class Taken(Exception):
+class AlreadyRunning(Exception):
     """Another one is there."""
 
 
-class Place:
+class DaemonSocket:
     """The socket and the lock, ``NAME.sock`` and ``NAME.lock`` in a folder; the lock holds the process number."""
 
     def __init__(self, folder: str, name: str) -> None:
-        """Raises Taken, and OSError where the folder cannot be used."""
+        """Raises AlreadyRunning, and OSError where the folder cannot be used."""
         self.path = os.path.join(folder, f"{name}.sock")
         self._lock = os.open(
             os.path.join(folder, f"{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
@@ -35,7 +35,7 @@ class Place:
             except BlockingIOError:
                 if time.monotonic() > deadline or os.path.exists(self.path):
                     os.close(self._lock)
-                    raise Taken from None
+                    raise AlreadyRunning from None
             time.sleep(0.02)
         os.truncate(self._lock, 0)
         os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
@@ -43,17 +43,17 @@ class Place:
 
     def listen(self) -> None:
         """Be found."""
-        self.listener = listening(self.path, _BACKLOG)
-        self._own = identity(self.path)
+        self.listener = bind(self.path, _BACKLOG)
+        self._own = file_id(self.path)
 
     @property
-    def stands(self) -> bool:
+    def bound(self) -> bool:
         """Whether callers still find this daemon."""
-        return self._own is not None and identity(self.path) == self._own
+        return self._own is not None and file_id(self.path) == self._own
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Be found no more."""
-        if self.stands:
+        if self.bound:
             os.unlink(self.path)
         self._own = None
         self.listener.close()
@@ -69,7 +69,7 @@ class Place:
         return None
 
 
-def listening(path: str, backlog: int) -> socket.socket:
+def bind(path: str, backlog: int) -> socket.socket:
     """A socket that only root may connect to, under its name once it is ready and not before. Raises OSError.
 
     Its caller holds a lock: until then it has one name, and what one that was killed left under it is removed.
@@ -93,7 +93,7 @@ def listening(path: str, backlog: int) -> socket.socket:
     return listener
 
 
-def identity(path: str) -> tuple[int, int] | None:
+def file_id(path: str) -> tuple[int, int] | None:
     """The device and the inode of what a path leads to, None where it leads to nothing."""
     try:
         about = os.stat(path)

@@ -18,7 +18,7 @@ from weft.errors import WeftError
 _SYSTEMD_RUN = "/usr/bin/systemd-run"
 _ANSWER_SECONDS = 2.0
 _START_SECONDS = 10.0
-LOOKED = b"looked\n"
+REFRESHED = b"looked\n"
 """What a daemon says once it has looked at its files."""
 _PROGRAM = (
     "import os, sys; os.fork() and os._exit(0); os.closerange(3, 4096); os.chdir('/'); "
@@ -36,11 +36,11 @@ class Daemon:
 
     def ensure(self, path: str) -> None:
         """Have it look at its files: the one that is there, or a new one. Raises WeftError where none starts."""
-        if looked(path):
+        if refresh(path):
             return
         start(self.module, self.purpose)
         deadline = time.monotonic() + _START_SECONDS
-        while not looked(path):
+        while not refresh(path):
             if time.monotonic() > deadline:
                 raise WeftError(
                     f"the process that {self.purpose} does not start",
@@ -85,7 +85,7 @@ def end(process: int, seconds: float) -> bool:
         os.close(descriptor)
 
 
-def looked(path: str) -> bool:
+def refresh(path: str) -> bool:
     """Whether a daemon of this user's listens there and has looked at its files now."""
     import socket
 
@@ -95,6 +95,6 @@ def looked(path: str) -> bool:
             connection.connect(path)
             given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             user = int.from_bytes(given[4:8], sys.byteorder)
-            return user in (0, os.geteuid()) and connection.recv(len(LOOKED)) == LOOKED
+            return user in (0, os.geteuid()) and connection.recv(len(REFRESHED)) == REFRESHED
         except OSError:
             return False

@@ -11,7 +11,7 @@ import os
 
 from weft.errors import StateDamaged
 
-UNFINISHED = ".tmp"
+TEMPORARY_SUFFIX = ".tmp"
 """How the name of a file ends that is being written, in place of what comes after the last dot."""
 
 
@@ -58,4 +58,4 @@ def remove(path: str, what: str) -> None:
 
 
 def _unfinished(path: str) -> str:
-    return os.path.splitext(path)[0] + UNFINISHED
+    return os.path.splitext(path)[0] + TEMPORARY_SUFFIX

@@ -16,7 +16,7 @@ from weft.types import Attachment
 ROUTE_PROTOCOL = 119
 """The protocol number weft's routes bear (``ip route show proto 119``); free in iproute2's rt_protos."""
 
-PASSING = "weft"
+TEMPORARY_PREFIX = "weft"
 """How the names of links begin that are not finished yet."""
 
 _MARK = re.compile(r"^weft:([0-9a-f]{16})(?::|$)")
@@ -109,9 +109,9 @@ def host_link(attachment: Attachment) -> str:
     return "veth" + digest("link", attachment.network, attachment.container, attachment.interface)[:10]
 
 
-def passing_link(attachment: Attachment) -> str:
+def temporary_link(attachment: Attachment) -> str:
     """The name of an attachment's link while it is being made, free in every namespace."""
-    return PASSING + digest("passing", attachment_digest(attachment))[:10]
+    return TEMPORARY_PREFIX + digest("passing", attachment_digest(attachment))[:10]
 
 
 def mac(host: str, *parts: str) -> str:

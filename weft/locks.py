@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from weft.errors import Busy, StateDamaged
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds to wait for a lock before giving up with CNI error 11 (try again later)."""
 
 _FIRST_PAUSE = 0.0005
@@ -23,16 +23,16 @@ _LONGEST_PAUSE = 0.02
 
 
 @contextlib.contextmanager
-def hold(path: str, *, shared: bool = False, patience: float = PATIENCE, mode: int = 0o600) -> Iterator[int]:
+def hold(path: str, *, shared: bool = False, timeout: float = TIMEOUT, mode: int = 0o600) -> Iterator[int]:
     """Hold the lock file while the block runs; yields its descriptor.
 
     The file is made where missing; its directory must be there. The holder may unlink it: a waiter notices
     that its file is no longer the one of that name and starts over.
-    Raises Busy when somebody else holds it for longer than ``patience`` seconds, StateDamaged when the path
+    Raises Busy when somebody else holds it for longer than ``timeout`` seconds, StateDamaged when the path
     cannot be a lock.
     """
-    deadline = time.monotonic() + patience
-    with contextlib.nullcontext() if shared else _turn(path, patience):
+    deadline = time.monotonic() + timeout
+    with contextlib.nullcontext() if shared else _turn(path, timeout):
         while True:
             descriptor = _open(path, mode)
             try:
@@ -59,12 +59,12 @@ _guard = allocate_lock()
 
 
 @contextlib.contextmanager
-def _turn(path: str, patience: float) -> Iterator[None]:
+def _turn(path: str, timeout: float) -> Iterator[None]:
     """Be the thread of this process that asks for the file, or have waited long enough to ask all the same."""
     with _guard:
         queue = _queues.setdefault(path, _Queue())
         queue.users += 1
-    mine = queue.lock.acquire(patience > 0, patience if patience > 0 else -1)
+    mine = queue.lock.acquire(timeout > 0, timeout if timeout > 0 else -1)
     try:
         yield
     finally:

@@ -35,7 +35,7 @@ class Problems:
             raise ConfigProblem("; ".join(self.found), hint="correct the network configuration")
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A value as a message shows it: JSON, printable, cut short."""
     try:
         text = json.dumps(value)
@@ -56,7 +56,7 @@ class Section:
         if value is None:
             return
         if not isinstance(value, dict):
-            self.problems.add(f"{path or 'the configuration'} must be an object, not {shown(value)}")
+            self.problems.add(f"{path or 'the configuration'} must be an object, not {quoted(value)}")
             return
         for key, item in value.items():
             folded = key.casefold()
@@ -81,7 +81,7 @@ class Section:
 
     def problem(self, key: str, sentence: str) -> None:
         """Note that the value of ``key`` is wrong: "KEY VALUE sentence"."""
-        self.problems.add(f"{self.at(key)} {shown(self.raw(key))} {sentence}")
+        self.problems.add(f"{self.at(key)} {quoted(self.raw(key))} {sentence}")
 
     def text(self, key: str, default: str = "", *, choices: Iterable[str] = ()) -> str:
         value = self.raw(key)
@@ -157,10 +157,10 @@ class Section:
         try:
             value = ip_address(text)
         except ValueError:
-            self.problems.add(f"{self.at(key)} {shown(text)} is not an IP address")
+            self.problems.add(f"{self.at(key)} {quoted(text)} is not an IP address")
             return None
         if getattr(value, "scope_id", None):
-            self.problems.add(f"{self.at(key)} {shown(text)} must not name a zone")
+            self.problems.add(f"{self.at(key)} {quoted(text)} must not name a zone")
             return None
         return value
 
@@ -190,7 +190,7 @@ class Section:
                 raise ValueError("no prefix length")
             return ip_interface(text)
         except ValueError:
-            self.problems.add(f"{self.at(key)} {shown(text)} is not an address with a prefix length, like 10.1.0.5/24")
+            self.problems.add(f"{self.at(key)} {quoted(text)} is not an address with a prefix length, like 10.1.0.5/24")
             return None
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _thread = _local()
 
 
-def remark(text: str | bytes) -> None:
+def write(text: str | bytes) -> None:
     """Write to standard error, if there is anybody to read it; raises nothing."""
     data = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
     listener: Callable[[bytes], None] | None = getattr(_thread, "listener", None)
@@ -25,6 +25,6 @@ def remark(text: str | bytes) -> None:
         pass
 
 
-def listen(listener: Callable[[bytes], None] | None) -> None:
+def redirect(listener: Callable[[bytes], None] | None) -> None:
     """From now on this thread's remarks go there; None: to standard error again."""
     _thread.listener = listener

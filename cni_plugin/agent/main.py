@@ -39,8 +39,8 @@ from discovery.values import Node
 from store import Store
 from store.embedded import open_embedded
 from weft import __version__
-from weft.daemon_socket import Place, Taken, identity
-from weft.daemons import LOOKED
+from weft.daemon_socket import AlreadyRunning, DaemonSocket, file_id
+from weft.daemons import REFRESHED
 from weft.errors import StateDamaged, WeftError
 from weft.kernel.linux.kernel import LinuxKernel
 from weft.types import Side
@@ -78,7 +78,7 @@ class Parts:
 class Agent:
     """One host's agent. ``idle`` seconds without anything to do end it; 0 is never."""
 
-    def __init__(self, settings: Settings, place: Place, *, idle: float = 0.0) -> None:
+    def __init__(self, settings: Settings, place: DaemonSocket, *, idle: float = 0.0) -> None:
         self._settings = settings
         self._place = place
         self._folder = os.path.dirname(place.path)
@@ -99,7 +99,7 @@ class Agent:
             loop.add_signal_handler(number, self._ended.set)
         self._file = _data(self._settings) / "catalog.db"
         store = await open_embedded(self._file, recover=True)
-        self._identity = identity(str(self._file))
+        self._identity = file_id(str(self._file))
         try:
             parts = await self._begin(store)
             self._report(parts)
@@ -108,7 +108,7 @@ class Agent:
             await self._ended.wait()
         finally:
             _notify("STOPPING=1")
-            self._place.leave()
+            self._place.close()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -182,7 +182,7 @@ class Agent:
         with connection:
             await self._look(parts.attachments, parts.dns)
             with contextlib.suppress(OSError):
-                connection.send(LOOKED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                connection.send(REFRESHED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     async def _look(self, attachments: Attachments, dns: DnsServer | None) -> None:
         """Once this returns, the names of what is attached are answered."""
@@ -199,10 +199,10 @@ class Agent:
     async def _watch(self, parts: Parts) -> None:
         while True:
             await asyncio.sleep(_LOOK)
-            if not self._place.stands:
+            if not self._place.bound:
                 log.info("another agent has this place, or its folder is gone")
                 self._ended.set()
-            if identity(str(self._file)) != self._identity:
+            if file_id(str(self._file)) != self._identity:
                 # What is in memory is nowhere else now; the next agent registers what is attached anew.
                 log.error("%s was removed or replaced; this agent ends, and another begins afresh", self._file)
                 self._ended.set()
@@ -299,8 +299,8 @@ def _serve(path: str, idle: float) -> int:
         settings = configuration.read(path)
         folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        place = Place(folder, "agent")
-    except Taken:
+        place = DaemonSocket(folder, "agent")
+    except AlreadyRunning:
         print("weft: an agent is running in this network namespace already", file=sys.stderr)
         return 3
     except (WeftError, OSError) as error:

@@ -17,13 +17,13 @@ from dataclasses import replace
 
 from ipam import dhcp_client
 from ipam.dhcp_held import Held, Leases
-from weft.daemon_socket import Place, Taken
-from weft.daemons import LOOKED
+from weft import stderr
+from weft.daemon_socket import AlreadyRunning, DaemonSocket
+from weft.daemons import REFRESHED
 from weft.errors import Busy, KernelRefused, NamespaceProblem, WeftError
 from weft.kernel import netns
 from weft.kernel.linux.kernel import LinuxNamespace
 from weft.kernel.linux.packet_socket import PacketWire
-from weft.stderr import remark
 
 IDLE = 60.0
 """Seconds without a lease to renew after which a keeper ends."""
@@ -37,7 +37,9 @@ _Log = Callable[[str], None]
 class Keeper:
     """Keeps the leases of one place until it is told to stop, or has nothing to do."""
 
-    def __init__(self, place: Place, leases: Leases, *, idle: float = IDLE, log: _Log = lambda line: None) -> None:
+    def __init__(
+        self, place: DaemonSocket, leases: Leases, *, idle: float = IDLE, log: _Log = lambda line: None
+    ) -> None:
         self._place = place
         self._leases = leases
         self._idle = idle
@@ -58,15 +60,15 @@ class Keeper:
 
     def run(self) -> None:
         """Serve. A lease that was written before ``keeper.sock`` went is not overlooked."""
-        while not self._stopping and self._place.stands:
+        while not self._stopping and self._place.bound:
             pause = self._work()
             if time.monotonic() > self._until and not self._busy:
-                self._place.leave()
+                self._place.close()
                 if not self._alive():
                     return
                 self._place.listen()
             self._wait(pause)
-        self._place.leave()
+        self._place.close()
 
     def _alive(self) -> bool:
         return any(not held.lost for held in self._leases.all())
@@ -80,7 +82,7 @@ class Keeper:
             connection = self._place.accept()
             if connection is not None:
                 with connection, contextlib.suppress(OSError):
-                    connection.send(LOOKED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                    connection.send(REFRESHED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def _work(self) -> float:
         """Start on what is due; the seconds until the next look."""
@@ -104,7 +106,7 @@ class Keeper:
     def _keep(self, key: str) -> None:
         """One attempt at one lease."""
         try:
-            with self._leases.locked(key, patience=1.0):
+            with self._leases.locked(key, timeout=1.0):
                 held = self._leases.read(key)
                 due = held.due if held is not None else None
                 if held is not None and due is not None and due <= dhcp_client.now():
@@ -171,20 +173,20 @@ def main(arguments: list[str]) -> int:
     os.umask(0o077)
     threading.stack_size(_STACK)
     if arguments not in ([], ["--log"]):
-        remark("usage: weft dhcp [--log]\n")
+        stderr.write("usage: weft dhcp [--log]\n")
         return 2
     folder = f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}/dhcp"
     leases = Leases(folder)
     try:
         leases.prepare()
-        place = Place(folder, "keeper")
-    except Taken:
+        place = DaemonSocket(folder, "keeper")
+    except AlreadyRunning:
         return 0
     except (OSError, WeftError) as error:
-        remark(f"weft: the keeper of DHCP leases cannot work: {error}\n")
+        stderr.write(f"weft: the keeper of DHCP leases cannot work: {error}\n")
         return 1
     keeper = Keeper(
-        place, leases, log=(lambda line: remark(f"{line}\n")) if "--log" in arguments else lambda line: None
+        place, leases, log=(lambda line: stderr.write(f"{line}\n")) if "--log" in arguments else lambda line: None
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: keeper.stop())

@@ -17,8 +17,7 @@ from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import ConfigProblem
 from weft.kernel.interface import Link
-from weft.section import Section
-from weft.section import shown as quoted
+from weft.section import Section, quoted
 from weft.types import ResultInterface, Side
 
 _USER_SPACE = ("vfio-pci", "uio_pci_generic", "igb_uio")

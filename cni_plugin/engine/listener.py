@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 
-from weft.daemon_socket import Taken, identity, listening
+from weft.daemon_socket import AlreadyRunning, bind, file_id
 
 BACKLOG = 512
 SOCKET = "engine.sock"
@@ -25,7 +25,7 @@ class Place:
     """The socket that this engine listens on, and the lock that makes it the only one."""
 
     def __init__(self) -> None:
-        """Raises Taken where another engine is there, OSError where the folder cannot be used."""
+        """Raises AlreadyRunning where another engine is there, OSError where the folder cannot be used."""
         self.folder = folder()
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         self.path = os.path.join(self.folder, SOCKET)
@@ -34,15 +34,15 @@ class Place:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise Taken from None
+            raise AlreadyRunning from None
         self.inherited = _inherited()
-        self.listener = self.inherited or listening(self.path, BACKLOG)
-        self._own = identity(self.path)
+        self.listener = self.inherited or bind(self.path, BACKLOG)
+        self._own = file_id(self.path)
 
     @property
     def stands(self) -> bool:
         """Whether callers still find this engine."""
-        return self.inherited is not None or (self._own is not None and identity(self.path) == self._own)
+        return self.inherited is not None or (self._own is not None and file_id(self.path) == self._own)
 
     def part(self) -> None:
         """In a process that only helps: the place is the first one's, as long as that lives."""
@@ -65,7 +65,7 @@ class Place:
         aside = f"{self.path}.{os.getpid()}.gone"
         with contextlib.suppress(FileNotFoundError):  # another helper was here
             os.rename(self.path, aside)
-            if identity(aside) != self._own:
+            if file_id(aside) != self._own:
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, self.path)
             os.unlink(aside)

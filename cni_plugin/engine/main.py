@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
         if not 0 <= idle < float("inf"):
             raise ValueError(idle)
     except (ValueError, IndexError) as error:
-        stderr.remark(f"weft engine: not understood: {error}; see weft engine --help\n")
+        stderr.write(f"weft engine: not understood: {error}; see weft engine --help\n")
         return 2
     return serve(idle, log=log)
 

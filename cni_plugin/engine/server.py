@@ -28,7 +28,7 @@ from cni_plugin.service.assemble import FEATURES, drivers
 from cni_plugin.wire import frame
 from ipam import memory
 from weft import stderr
-from weft.daemon_socket import Taken
+from weft.daemon_socket import AlreadyRunning
 from weft.kernel import sysctl
 from weft.kernel.host import boot_id
 from weft.kernel.netlink.reaper import Reaper
@@ -149,7 +149,7 @@ class Server:
         except BlockingIOError:
             pass
         except OSError as error:  # no descriptor left, or the caller is gone again
-            stderr.remark(f"weft: cannot take a connection: {error}\n")
+            stderr.write(f"weft: cannot take a connection: {error}\n")
             time.sleep(0.05)
         return None
 
@@ -183,12 +183,12 @@ def serve(idle: float = IDLE, *, log: bool = False) -> int:
     code = _prepare()
     try:
         place = Place()
-    except Taken:
+    except AlreadyRunning:
         if log:
-            stderr.remark("weft: an engine serves this network namespace already\n")
+            stderr.write("weft: an engine serves this network namespace already\n")
         return 0
     except OSError as error:
-        stderr.remark(f"weft: the engine cannot be reached by anybody: {error}\n")
+        stderr.write(f"weft: the engine cannot be reached by anybody: {error}\n")
         return 1
     gc.collect()
     gc.freeze()

@@ -70,20 +70,20 @@ class Worker:
             peer.answer(reply)
         except (PeerGone, frame.FrameProblem) as error:
             if self._shared.log:
-                stderr.remark(f"weft: a request was dropped: {error}\n")
+                stderr.write(f"weft: a request was dropped: {error}\n")
         return True
 
     def _reply(self, sent: frame.Sent, peer: Peer) -> bytes:
         started = time.monotonic()
         said: list[bytes] = []
-        stderr.listen(said.append)
+        stderr.redirect(said.append)
         call = _Call(self._kernel, self._run, self._shared.boot, peer, started + frame.DEADLINE)
         try:
             self._kernel.give(sent.environment.get("CNI_NETNS", ""), peer.namespace)
             status, output = cni.run(sent.plugin, sent.environment, sent.stdin, call.handle)
         finally:
             self._kernel.give("", -1)
-            stderr.listen(None)
+            stderr.redirect(None)
         if self._shared.log:
             _tell(sent, call, status, output, time.monotonic() - started)
         return frame.reply(status, output, b"".join(said))
@@ -133,4 +133,4 @@ def _tell(sent: frame.Sent, call: _Call, status: int, output: bytes, elapsed: fl
     poll = select.poll()
     poll.register(2, select.POLLOUT)
     if poll.poll(0):
-        stderr.remark(line)
+        stderr.write(line)

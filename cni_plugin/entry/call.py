@@ -12,7 +12,7 @@ import sys
 
 from cni_plugin.entry import cni
 from cni_plugin.wire import versions
-from weft.stderr import remark
+from weft import stderr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # what VERSION must not import
@@ -33,10 +33,10 @@ def main(stdin: bytes | int = 0) -> int:
     plugin = os.path.basename(sys.argv[0]) or "weft"
     other = _netavark(plugin)
     if not os.environ.get("CNI_COMMAND") and not other:
-        remark(versions.about(plugin))
+        stderr.write(versions.about(plugin))
         return 0
     if 1 in closed:
-        remark("standard output is closed, nothing was done\n")
+        stderr.write("standard output is closed, nothing was done\n")
         return 1
     output = os.dup(1)
     os.dup2(2, 1)
@@ -117,6 +117,6 @@ def deliver(output: int, answer: bytes) -> bool:
             except BlockingIOError:
                 select.select((), (output,), ())
     except OSError as error:
-        remark(f"cannot write to standard output: {error.strerror}\n")
+        stderr.write(f"cannot write to standard output: {error.strerror}\n")
         return False
     return True

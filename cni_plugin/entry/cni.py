@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from cni_plugin.wire import channel, probe
 from cni_plugin.wire import failure as rendering
+from weft import stderr
 from weft.errors import TRY_AGAIN, WeftError
-from weft.stderr import remark
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # what VERSION must not import
@@ -92,7 +92,7 @@ def failure(error: BaseException, given: bytes, *, traced: bool = False) -> byte
         if traced and not isinstance(error, WeftError):
             import traceback
 
-            remark("".join(traceback.format_exception(error)))
+            stderr.write("".join(traceback.format_exception(error)))
         return rendering.render_error(_explained(error), document.version(given))
     except BaseException:
         return _LAST_RESORT

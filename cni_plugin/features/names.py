@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
 from weft import identity
-from weft.section import Section, shown
+from weft.section import Section, quoted
 from weft.types import Result, Side
 
 SHORT = 12
@@ -117,7 +117,7 @@ def _names(request: Request) -> Iterator[str]:
     aliases = config.runtime.section("aliases")
     for alias in aliases.texts(config.name):
         if problem := name_problem(alias):
-            aliases.problems.add(f"{aliases.at(config.name)} {shown(alias)} {problem}")
+            aliases.problems.add(f"{aliases.at(config.name)} {quoted(alias)} {problem}")
         else:
             yield alias.lower()
     yield request.container[:SHORT].lower()
@@ -201,9 +201,9 @@ def _argued(request: Request) -> Iterator[dict[str, object]]:
     port = arguments.get("SERVICE_PORT", "")
     problems = request.config.keys.problems
     if problem := name_problem(name):
-        problems.add(f"CNI_ARGS SERVICE_NAME {shown(name)} {problem}")
+        problems.add(f"CNI_ARGS SERVICE_NAME {quoted(name)} {problem}")
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        problems.add(f"CNI_ARGS SERVICE_PORT {shown(port)} must be between 1 and 65535")
+        problems.add(f"CNI_ARGS SERVICE_PORT {quoted(port)} must be between 1 and 65535")
         port = "0"
     tags = [tag for tag in arguments.get("SERVICE_TAGS", "").split(",") if tag]
     yield {"name": name, "port": int(port), "protocol": "", "tags": tags, "meta": {}}

@@ -27,7 +27,7 @@ from weft import identity
 from weft.errors import UNSUPPORTED_FIELD, ConfigProblem
 from weft.identity import link_name_problem
 from weft.kernel.interface import Element
-from weft.section import Section, shown
+from weft.section import Section, quoted
 from weft.types import Address
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _conditions(keys: Section, version: int) -> tuple[tuple[str, str], ...]:
         option, *rest = words[1:] if negation else words
         if option not in _CONDITIONS or not rest:
             raise ConfigProblem(
-                f"{keys.at(key)} {shown(option)} is not supported",
+                f"{keys.at(key)} {quoted(option)} is not supported",
                 hint="-s, -d and -i with a value are, each with or without '!' before it",
                 code=UNSUPPORTED_FIELD,
             )
@@ -285,7 +285,7 @@ def _value(keys: Section, key: str, option: str, value: str, version: int) -> st
             return str(subnet)
         keys.problem(key, f"holds {value}, which is not IPv{version}")
     except ValueError:
-        keys.problem(key, f"holds {shown(value)}, which is neither an address nor a subnet")
+        keys.problem(key, f"holds {quoted(value)}, which is neither an address nor a subnet")
     return ""
 
 

@@ -20,7 +20,7 @@ from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.wire.request import Request
 from weft.errors import ConfigProblem
 from weft.identity import normal_mac
-from weft.section import Section, shown
+from weft.section import Section, quoted
 from weft.types import Result, Side
 
 SECTION = "tuning"
@@ -136,8 +136,8 @@ def _settings(request: Request, keys: Section, given: Section) -> tuple[tuple[st
             places.add(path)
             problem = _problem(path)
             if problem or not isinstance(value, str) or "\0" in value:
-                problem = problem or f"must be set to a string, not {shown(value)}"
-                section.problems.add(f"{section.at('sysctl')} {shown(key)} {problem}")
+                problem = problem or f"must be set to a string, not {quoted(value)}"
+                section.problems.add(f"{section.at('sysctl')} {quoted(key)} {problem}")
             else:
                 found[path] = (key, value)
     return tuple(found.values())

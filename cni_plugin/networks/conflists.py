@@ -19,7 +19,7 @@ from cni_plugin.wire import document, versions
 from cni_plugin.wire.plugins import NAMES, OWN_NAME
 from weft.errors import ConfigProblem, Conflict, StateDamaged, WeftError
 from weft.identity import identifier_problem
-from weft.section import Section, shown
+from weft.section import Section, quoted
 from weft.types import Subnet
 
 Json = dict[str, object]
@@ -163,7 +163,7 @@ def parse(path: str, content: Json) -> NetworkList:
     section = Section(content)
     name = section.text("name")
     if problem := identifier_problem(name):
-        raise ConfigProblem(f"name {shown(section.raw('name'))} {problem}")
+        raise ConfigProblem(f"name {quoted(section.raw('name'))} {problem}")
     plugins = [content]
     if "plugins" in section:
         plugins = [plugin for plugin in section.items("plugins") if isinstance(plugin, dict)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cni_plugin.ops.links import at, patiently
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Busy, Conflict, Exists, KernelRefused, Missing
-from weft.kernel.canonical import shown
+from weft.kernel.canonical import canonical
 from weft.kernel.interface import KernelRoute, Namespace
 from weft.types import Cidr, Side
 
@@ -172,7 +172,7 @@ class LinkRoute(Operation):
 
     def lacks(self, machine: Machine) -> str | None:
         # The kernel leaves out what is the default; so must what is compared with it.
-        wanted = shown(self.route).route
+        wanted = canonical(self.route).route
         namespace = present(machine, self.side, self.route.link)
         found = namespace.routes(link=self.route.link, family=wanted.destination.version, table=wanted.table or 254)
         if any(one.route == wanted for one in found):

@@ -236,7 +236,7 @@ def lent(link: Link, attachment: Attachment) -> LentLink:
     return LentLink(
         name=link.name,
         container=attachment.interface,
-        passing=identity.passing_link(attachment),
+        passing=identity.temporary_link(attachment),
         alias=identity.alias(f"{_LENT}:{identity.attachment_digest(attachment)}", f"{link.name}:lent to {attachment}"),
         # A mark that a lost record left behind is nothing to go back to.
         before="" if link.alias.startswith(f"{_LENT}:") else link.alias,
@@ -249,7 +249,7 @@ def lent(link: Link, attachment: Attachment) -> LentLink:
 def marked(machine: Machine, attachment: Attachment, *, on_host: bool) -> Iterator[Operation]:
     """What must have made the links that bear an attachment's marks, its record lost: for ``undo`` alone."""
     digest = identity.attachment_digest(attachment)
-    passing = identity.passing_link(attachment)
+    passing = identity.temporary_link(attachment)
     inside = machine.container.links() if machine.container is not None else ()
     for link in inside:
         if link.name == passing or identity.mark_digest(link.alias) == digest:
@@ -265,5 +265,11 @@ def marked(machine: Machine, attachment: Attachment, *, on_host: bool) -> Iterat
 def lent_by_name(link: Link, attachment: Attachment) -> LentLink:
     """What the reference plugin host-device must have done: it leaves nothing but the host's name, as the alias."""
     return LentLink(
-        link.alias, link.name, identity.passing_link(attachment), link.alias, type=link.kind, mac=link.mac, mtu=link.mtu
+        link.alias,
+        link.name,
+        identity.temporary_link(attachment),
+        link.alias,
+        type=link.kind,
+        mac=link.mac,
+        mtu=link.mtu,
     )

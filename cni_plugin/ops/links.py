@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Exists, KernelLacks, Missing
-from weft.kernel.interface import Link, Peer
+from weft.kernel.interface import Link, VethPeer
 from weft.types import Side
 
 _PATIENCE = 2.0  # seconds
@@ -178,8 +178,8 @@ class Veth(Operation):
                 alias=self.alias,
                 up=True,
                 master=self.bridge,
-                peer=Peer(self.container, mac=self.mac, mtu=self.mtu, namespace=machine.container),
-                addressless=bool(self.bridge),
+                peer=VethPeer(self.container, mac=self.mac, mtu=self.mtu, namespace=machine.container),
+                addrgen_none=bool(self.bridge),
             )
         except Exists:
             if machine.container.link(self.container) is None:
@@ -192,7 +192,7 @@ class Veth(Operation):
 
     def undo(self, machine: Machine) -> None:
         # Name and MAC address both follow from the attachment alone: who has both is the one that bears its mark.
-        known = machine.host.mac(self.host) == self.host_mac
+        known = machine.host.cached_mac(self.host) == self.host_mac
         link = None if known else machine.host.link(self.host)
         if known or (link is not None and (bears(link, self.alias) or unnamed(link, self.host_mac))):
             with contextlib.suppress(Missing):

@@ -12,7 +12,7 @@ from cni_plugin.ops.addresses import LinkRoute, present
 from cni_plugin.ops.links import Port, at, bears
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Exists, KernelRefused, Missing
-from weft.kernel.canonical import shown
+from weft.kernel.canonical import canonical
 from weft.kernel.interface import KernelRoute, Namespace, RoutingRule
 from weft.types import Cidr, Side
 
@@ -71,7 +71,7 @@ class RouteMoved(Operation):
                 machine.container.add_route(self.route)
 
     def lacks(self, machine: Machine) -> str | None:
-        wanted = shown(self.route)
+        wanted = canonical(self.route)
         there = present(machine, Side.CONTAINER, self.route.link).routes(
             link=self.route.link, table=wanted.route.table or _MAIN
         )
@@ -91,8 +91,8 @@ class RouteMoved(Operation):
 
 def _same(earlier: LinkRoute, route: KernelRoute) -> bool:
     """Whether an operation's route is the one that the kernel shows."""
-    there = (earlier.side, earlier.route.link, shown(earlier.route).route)
-    return there == (Side.CONTAINER, route.link, shown(route).route)
+    there = (earlier.side, earlier.route.link, canonical(earlier.route).route)
+    return there == (Side.CONTAINER, route.link, canonical(route).route)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ class InVrf(Operation):
             return f"{self.link} is not in the VRF {self.vrf}"
         there = [one.route for one in container.routes(link=self.link, table=self.table)]
         for route in self.routes:
-            if shown(self._in(route, self.table)).route not in there:
+            if canonical(self._in(route, self.table)).route not in there:
                 return f"the route {route.route.destination} of {self.link} is missing in the table {self.table}"
         return None
 

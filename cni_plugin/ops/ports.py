@@ -72,7 +72,7 @@ class FreshFlows(Operation):
                 own = _own_addresses(machine)
             stale += [flow for flow in found if flow.destination == port.host or flow.destination in (own or ())]
         if stale:
-            machine.host.forget_flows(dict.fromkeys(stale))
+            machine.host.delete_flows(dict.fromkeys(stale))
         return bool(stale)
 
     def undo(self, machine: Machine) -> None:
@@ -106,7 +106,7 @@ class EndedFlows(Operation):
                 if (flow.answers, flow.answers_port) == (port.target, port.target_port)
             ]
         if ended:
-            machine.host.forget_flows(dict.fromkeys(ended))
+            machine.host.delete_flows(dict.fromkeys(ended))
 
     def lacks(self, machine: Machine) -> str | None:
         return None

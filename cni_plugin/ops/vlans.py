@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cni_plugin.ops.links import bears, no_vlan_filtering, unnamed
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, KernelLacks, Missing
-from weft.kernel.interface import BridgeVlan, Link, Peer
+from weft.kernel.interface import BridgeVlan, Link, VethPeer
 from weft.types import Side
 
 
@@ -93,7 +93,7 @@ class VlanGateway(Operation):
                 mtu=self.mtu,
                 alias=self.alias,
                 up=True,
-                peer=Peer(self.port, mtu=self.mtu, up=True),
+                peer=VethPeer(self.port, mtu=self.mtu, up=True),
             )
         if self.lacks(machine) is None:
             return link is None

@@ -123,7 +123,7 @@ class _Seen:
 
     def link(self, name: str) -> Link | None:
         if name not in self._links:
-            self._links[name] = self._namespace.look(name)
+            self._links[name] = self._namespace.cached_link(name)
         return self._links[name]
 
     def __getattr__(self, name: str) -> object:

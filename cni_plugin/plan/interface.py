@@ -16,8 +16,7 @@ from weft import identity
 from weft.errors import ConfigProblem
 from weft.identity import ROUTE_PROTOCOL, link_name_problem, normal_mac
 from weft.kernel.interface import KernelRoute, Link
-from weft.section import Section
-from weft.section import shown as quoted
+from weft.section import Section, quoted
 from weft.types import Address, Cidr, Result, ResultAddress, ResultInterface, Route, Side
 
 DEFAULT_MTU = 1500
@@ -111,7 +110,7 @@ def own_link(
     return ContainerLink(
         name=attachment.interface,
         type=kind,
-        passing=identity.passing_link(attachment),
+        passing=identity.temporary_link(attachment),
         alias=identity.alias(identity.attachment_mark(attachment), str(attachment)),
         mac=mac
         or identity.mac(context.host, "container", attachment.network, attachment.container, attachment.interface),

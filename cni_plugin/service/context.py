@@ -81,13 +81,13 @@ class ServiceContext:
         )
 
     @contextlib.contextmanager
-    def locked(self, attachment: Attachment, *, patience: float = locks.PATIENCE) -> Iterator[None]:
+    def locked(self, attachment: Attachment, *, timeout: float = locks.TIMEOUT) -> Iterator[None]:
         """Hold the attachment, and keep its network from being removed meanwhile."""
         records = self.records
         try:
             with (
-                locks.hold(records.network_lock(attachment.network), shared=True, patience=patience),
-                locks.hold(records.lock(attachment), patience=patience),
+                locks.hold(records.network_lock(attachment.network), shared=True, timeout=timeout),
+                locks.hold(records.lock(attachment), timeout=timeout),
             ):
                 try:
                     self._begin()
@@ -104,7 +104,7 @@ class ServiceContext:
         path, record = self.records.network_lock(network), self.records.network_path(network)
         if os.path.exists(record):
             return
-        with contextlib.suppress(Busy, StateDamaged, OSError), locks.hold(path, patience=0):
+        with contextlib.suppress(Busy, StateDamaged, OSError), locks.hold(path, timeout=0):
             if not os.path.exists(record):
                 self.records.remove_network(network)  # what a writer that was killed left of it
                 os.unlink(path)

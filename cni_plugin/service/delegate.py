@@ -13,8 +13,8 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 
+from weft import stderr
 from weft.errors import ConfigProblem, PluginFailed
-from weft.stderr import remark
 
 PATIENCE = 120
 """Seconds a foreign plugin may take: dhcp waits for its server."""
@@ -62,7 +62,7 @@ def call(name: str, command: str, variables: Mapping[str, str], stdin: bytes) ->
     except OSError as error:
         raise PluginFailed(f"the IPAM plugin {executable} cannot be started: {error.strerror}") from error
     if done.stderr:
-        remark(done.stderr)
+        stderr.write(done.stderr)
     if done.returncode:
         raise _failure(name, command, done.stdout, done.returncode)
     return done.stdout

@@ -65,7 +65,7 @@ def collect(context: ServiceContext, request: Request) -> None:
     sweep(context, swept)
     if not any(record.attachment.network == request.config.name for record in context.records.all()):
         with contextlib.suppress(Busy):
-            remove_network(context, request.config.name, patience=1.0)
+            remove_network(context, request.config.name, timeout=1.0)
     raise_all(swept.errors)
 
 
@@ -78,7 +78,7 @@ def sweep_dead(context: ServiceContext) -> Swept:
     sweep(context, swept)
     for network in idle(context):
         try:
-            remove_network(context, network, patience=1.0)
+            remove_network(context, network, timeout=1.0)
             swept.leftovers.append(f"network {network}")
         except WeftError as error:
             swept.errors.append(error)
@@ -89,7 +89,7 @@ def _detach(context: ServiceContext, record: Record, swept: Swept) -> None:
     """Remove one attachment, unless it has changed since it was looked at or somebody works on it."""
     attachment = record.attachment
     try:
-        with context.locked(attachment, patience=1.0):
+        with context.locked(attachment, timeout=1.0):
             now = context.records.read(attachment)
             # An ADD that was under way when its record was listed, and is done now, is nobody's leftover.
             if now is None or (now.made, now.phase) != (record.made, record.phase):
@@ -122,7 +122,7 @@ def sweep(context: ServiceContext, swept: Swept) -> None:
 def _sweep_table(context: ServiceContext, swept: Swept) -> None:
     """The table itself goes where no network is recorded and nothing is in it."""
     rules = context.kernel.rules
-    with contextlib.suppress(Busy), locks.hold(context.records.shared_lock(), patience=0):
+    with contextlib.suppress(Busy), locks.hold(context.records.shared_lock(), timeout=0):
         collections = rules.collections()
         if collections and not any(context.records.networks()) and not any(map(rules.elements, collections)):
             rules.remove()
@@ -133,7 +133,7 @@ def _unlink(path: str, swept: Swept) -> None:
     """Remove a stray file; a lock that is held, and what is written under it, stays."""
     lock = f"{path.rpartition('.')[0]}.lock"
     try:
-        with locks.hold(lock, patience=0):
+        with locks.hold(lock, timeout=0):
             record = f"{path.rpartition('.')[0]}.json"
             with contextlib.suppress(FileNotFoundError):
                 if path != lock:
@@ -158,7 +158,7 @@ def _mark_of_link(context: ServiceContext, name: str) -> str:
 def _unless_claimed(context: ServiceContext, mark: str, take: Callable[[], None]) -> None:
     """Take something away, unless an ADD of the attachment whose mark it bears has begun since it was found."""
     lock = context.records.lock_of(mark)
-    with contextlib.suppress(Busy), locks.hold(lock, patience=0):
+    with contextlib.suppress(Busy), locks.hold(lock, timeout=0):
         if mark and mark not in context.records.digests():
             take()
             with contextlib.suppress(OSError):

@@ -23,11 +23,10 @@ from typing import Any, TypeVar, cast
 from cni_plugin import ops
 from cni_plugin.ops.operation import Operation
 from ipam import host_local, leases, ranges
-from weft import files, types
+from weft import files, stderr, types
 from weft.errors import StateDamaged
 from weft.identity import attachment_digest, attachment_mark, digest
 from weft.kernel import interface
-from weft.stderr import remark
 
 SCHEMA = 1
 _VALUE = "="
@@ -246,7 +245,7 @@ class Records:
                 for name in sorted(names):
                     stem, _, ending = name.rpartition(".")
                     stray = ending == "lock" and f"{stem}.json" not in names
-                    if stray or name.endswith((files.UNFINISHED, ".damaged")):
+                    if stray or name.endswith((files.TEMPORARY_SUFFIX, ".damaged")):
                         found.append(os.path.join(folder, name))
         return found
 
@@ -287,7 +286,7 @@ def _read(path: str, kind: type[_Kind]) -> _Kind | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         with contextlib.suppress(OSError):
             os.replace(path, f"{path[: -len('.json')]}.damaged")
-        remark(f"weft: {path} was damaged and is set aside\n")
+        stderr.write(f"weft: {path} was damaged and is set aside\n")
         return None
 
 

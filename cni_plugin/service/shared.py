@@ -32,19 +32,19 @@ def repair(context: ServiceContext) -> None:
     raise_all(errors)
 
 
-def remove_network(context: ServiceContext, network: str, *, patience: float = locks.PATIENCE) -> None:
+def remove_network(context: ServiceContext, network: str, *, timeout: float = locks.TIMEOUT) -> None:
     """Remove what belongs to the network itself: its bridge if weft made it, its rules, its record.
 
     What another network shares stays. Raises Busy while anything is attached or under way.
     """
     records = context.records
-    with locks.hold(records.network_lock(network), patience=patience):
+    with locks.hold(records.network_lock(network), timeout=timeout):
         attached = [str(record.attachment) for record in records.all() if record.attachment.network == network]
         if attached:
             raise Busy(
                 f"network {network} has active endpoints: {', '.join(sorted(attached))}", hint="detach them first"
             )
-        with locks.hold(records.shared_lock(), patience=patience):
+        with locks.hold(records.shared_lock(), timeout=timeout):
             _remove_shared(context, network)
         with contextlib.suppress(OSError):
             os.unlink(records.network_lock(network))
@@ -95,15 +95,15 @@ def hand_over(context: ServiceContext, ended: Record) -> None:
     with contextlib.suppress(StateDamaged):
         for record in list(context.records.all()):
             if record.attachment.container == mine.container and record.attachment != mine:
-                _restore_elements(context, record, patience=locks.PATIENCE)
+                _restore_elements(context, record, timeout=locks.TIMEOUT)
 
 
-def _restore_elements(context: ServiceContext, record: Record, *, patience: float = 0) -> None:
-    """Add what is missing of an attachment's elements, unless somebody works on it for longer than the patience."""
+def _restore_elements(context: ServiceContext, record: Record, *, timeout: float = 0) -> None:
+    """Add what is missing of an attachment's elements, unless somebody works on it for longer than the timeout."""
     if record.phase is Phase.REMOVING:
         return
     lock = context.records.lock(record.attachment)
-    with contextlib.suppress(WeftError), locks.hold(lock, patience=patience):
+    with contextlib.suppress(WeftError), locks.hold(lock, timeout=timeout):
         now = context.records.read(record.attachment)
         if now is None:
             with contextlib.suppress(OSError):

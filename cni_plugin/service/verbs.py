@@ -72,7 +72,7 @@ class Service(ServiceContext):
         except BaseException:
             if first and self.records.read_network(attachment.network) is not None:
                 with contextlib.suppress(WeftError):
-                    remove_network(self, attachment.network, patience=0)
+                    remove_network(self, attachment.network, timeout=0)
             raise
 
     def _attach(self, request: Request, assembly: assemble.Assembly, attachment: Attachment) -> Result:

@@ -10,7 +10,7 @@ from cni_plugin.wire.request import Command, Config
 from weft import cni_keys
 from weft.errors import ConfigProblem, DecodeProblem
 from weft.identity import identifier_problem
-from weft.section import Problems, Section, shown
+from weft.section import Problems, Section, quoted
 from weft.types import Result
 
 _VALID = ("cni.dev/valid-attachments", "cni.dev/attachments")
@@ -30,7 +30,7 @@ def read(stdin: bytes, command: Command, plugin: str = "weft") -> Config:
     version = _version(keys)
     versions.require(version, command, plugin)
     for key in twice:
-        problems.add(f"the key {shown(key)} is given twice in one object")
+        problems.add(f"the key {quoted(key)} is given twice in one object")
     config = Config(
         version=version,
         name=name,
@@ -54,9 +54,9 @@ def _name(keys: Section) -> str:
     if name is None or name == "":
         raise ConfigProblem("missing network name", hint="give the network configuration a name")
     if not isinstance(name, str):
-        raise DecodeProblem(f"name {shown(name)} must be a string")
+        raise DecodeProblem(f"name {quoted(name)} must be a string")
     if problem := identifier_problem(name):
-        raise ConfigProblem(f"the network name {shown(name)} {problem}", hint="give the network another name")
+        raise ConfigProblem(f"the network name {quoted(name)} {problem}", hint="give the network another name")
     return name
 
 
@@ -65,7 +65,7 @@ def _version(keys: Section) -> str:
     if version is None or version == "":
         return versions.WHEN_ABSENT
     if not isinstance(version, str):
-        raise DecodeProblem(f"cniVersion {shown(version)} must be a string, like {shown(versions.NEWEST)}")
+        raise DecodeProblem(f"cniVersion {quoted(version)} must be a string, like {quoted(versions.NEWEST)}")
     return version
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cni_plugin.wire.request import Command
 from weft.errors import EnvironmentProblem
 from weft.identity import identifier_problem, link_name_problem
-from weft.section import shown
+from weft.section import quoted
 
 _REQUIRED = {
     Command.ADD: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
@@ -53,7 +53,7 @@ def read(environ: Mapping[str, str], plugin: str) -> Environment:
         ("CNI_IFNAME", interface, link_name_problem),
     ):
         if value and (sentence := problem(value)):
-            raise EnvironmentProblem(f"{name} {shown(value)} {sentence}", hint="the container runtime sets it")
+            raise EnvironmentProblem(f"{name} {quoted(value)} {sentence}", hint="the container runtime sets it")
     missing = [name for name in _REQUIRED[command] if not environ.get(name)]
     if missing:
         raise EnvironmentProblem(f"required env variables [{','.join(missing)}] missing")
@@ -69,7 +69,7 @@ def _command(text: str) -> Command:
         return Command(text)
     except ValueError:
         listed = ", ".join(Command)
-        raise EnvironmentProblem(f"unknown CNI_COMMAND: {shown(text)}", hint=f"weft knows {listed}") from None
+        raise EnvironmentProblem(f"unknown CNI_COMMAND: {quoted(text)}", hint=f"weft knows {listed}") from None
 
 
 def _path_problem(path: str) -> str:
@@ -97,19 +97,19 @@ def _check_arguments(text: str, plugin: str) -> None:
     if not text or plugin not in _PARSING:
         return
     if not text.isprintable():
-        raise EnvironmentProblem(f"CNI_ARGS {shown(text)} must be printable UTF-8")
+        raise EnvironmentProblem(f"CNI_ARGS {quoted(text)} must be printable UTF-8")
     for part in text.split(";"):
         if part.count("=") != 1:
             raise EnvironmentProblem(
-                f"ARGS: invalid pair {shown(part)}", hint="CNI_ARGS must be KEY=VALUE pairs with ; between them"
+                f"ARGS: invalid pair {quoted(part)}", hint="CNI_ARGS must be KEY=VALUE pairs with ; between them"
             )
     arguments = _arguments(text)
     lenient = arguments.get("IgnoreUnknown", "false").casefold()
     if lenient not in ("0", "1", "true", "false"):
-        raise EnvironmentProblem(f"ARGS: IgnoreUnknown {shown(lenient)} must be one of 0, 1, true, false")
+        raise EnvironmentProblem(f"ARGS: IgnoreUnknown {quoted(lenient)} must be one of 0, 1, true, false")
     unknown = [f"{key}={value}" for key, value in arguments.items() if key not in _KNOWN]
     if unknown and lenient in ("0", "false"):
         raise EnvironmentProblem(
-            f"ARGS: unknown args [{' '.join(shown(each) for each in unknown)}]",
+            f"ARGS: unknown args [{' '.join(quoted(each) for each in unknown)}]",
             hint="IgnoreUnknown=1 in CNI_ARGS lets them pass",
         )

@@ -16,7 +16,7 @@ from lab.calls import Answer, Steps, files, killed
 from lab.cases import CASES, Case, sampled
 from lab.ground import Ground, rest
 from lab.host import Host
-from weft.files import UNFINISHED
+from weft.files import TEMPORARY_SUFFIX
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 THOROUGHLY = ("bridge-dual", "ptp", "loopback", "macvlan", "weft-everything")
@@ -64,7 +64,7 @@ def _delete(victim: Victim, at: int) -> None:
     """DEL ends it."""
     answer = victim.call("DEL")
     assert answer.ok, (at, answer)
-    assert not [path for path in files() if "/attachments/" in path and path.endswith(UNFINISHED)], at
+    assert not [path for path in files() if "/attachments/" in path and path.endswith(TEMPORARY_SUFFIX)], at
     assert victim.left() == [], at
 
 

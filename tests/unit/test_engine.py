@@ -104,12 +104,12 @@ def test_a_replaced_file_is_seen_at_a_glance(tmp_path: Path, monkeypatch: pytest
 
 def test_remarks_go_to_whom_the_thread_works_for(capfd: pytest.CaptureFixture[str]) -> None:
     heard: list[bytes] = []
-    stderr.listen(heard.append)
+    stderr.redirect(heard.append)
     try:
-        stderr.remark("for the caller")
+        stderr.write("for the caller")
     finally:
-        stderr.listen(None)
-    stderr.remark("for the log")
+        stderr.redirect(None)
+    stderr.write("for the log")
     assert heard == [b"for the caller"]
     assert capfd.readouterr().err == "for the log"
 

@@ -18,7 +18,7 @@ from cni_plugin.wire.plugins import NAMES, OWN_NAME
 from lab.calls import Weft
 from lab.confs import dual, network
 from weft import files
-from weft.daemon_socket import Place
+from weft.daemon_socket import DaemonSocket
 from weft.daemons import Daemon
 from weft.errors import StateDamaged
 from weft.kernel.fake.kernel import FakeKernel
@@ -113,14 +113,14 @@ def test_a_del_leaves_nothing_of_an_add_that_was_killed_while_it_wrote(
 
     killings = 0
     while killed(lambda: host().add(conf, NETNS), killings):
-        unfinished = {path for path in present(run) if path.endswith(files.UNFINISHED)}
+        unfinished = {path for path in present(run) if path.endswith(files.TEMPORARY_SUFFIX)}
         assert len(unfinished) <= 1, killings
         host().delete(conf, NETNS)
         left = {path for path in present(run) if not path.startswith(("ipam/", "networks/"))}
         assert left == set(), killings
         killings += 1
         networks = {path.suffix for path in (run / "networks").glob("*")}
-        assert ".json" in networks or files.UNFINISHED not in networks, killings
+        assert ".json" in networks or files.TEMPORARY_SUFFIX not in networks, killings
     assert killings > 5
 
 
@@ -157,9 +157,9 @@ def test_a_daemon_that_was_killed_before_it_could_be_found_leaves_no_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_place, "folder", lambda: str(tmp_path / "engine"))
-    for make in (lambda: Place(str(tmp_path), "daemon"), engine_place.Place):
+    for make in (lambda: DaemonSocket(str(tmp_path), "daemon"), engine_place.Place):
         assert killed(make, 0)
         there = make()
         assert not [name for name in present(tmp_path) if name.endswith(".new")]
-        there.leave()
+        there.close() if isinstance(there, DaemonSocket) else there.leave()
         there.listener.close()

@@ -17,7 +17,7 @@ from ipam import dhcp_client
 from ipam.dhcp_client import Asking, Given
 from ipam.dhcp_held import Held, Leases
 from ipam.dhcp_messages import Kind, Message, Option
-from weft.daemon_socket import Place, Taken
+from weft.daemon_socket import AlreadyRunning, DaemonSocket
 from weft.types import NamespaceId
 
 
@@ -49,7 +49,7 @@ def said(folder: str) -> bytes:
 
 
 def test_it_ends_when_there_is_nothing_to_keep(leases: Leases) -> None:
-    place = Place(leases.folder, "keeper")
+    place = DaemonSocket(leases.folder, "keeper")
     keeper = Keeper(place, leases, idle=0.2)
     thread = threading.Thread(target=keeper.run)
     thread.start()
@@ -61,7 +61,7 @@ def test_it_ends_when_there_is_nothing_to_keep(leases: Leases) -> None:
 
 def test_it_stays_while_there_is_a_lease_and_goes_when_told(leases: Leases) -> None:
     leases.write(held(dhcp_client.now()))
-    keeper = Keeper(Place(leases.folder, "keeper"), leases, idle=0.0)
+    keeper = Keeper(DaemonSocket(leases.folder, "keeper"), leases, idle=0.0)
     thread = threading.Thread(target=keeper.run)
     thread.start()
     time.sleep(0.3)
@@ -73,17 +73,17 @@ def test_it_stays_while_there_is_a_lease_and_goes_when_told(leases: Leases) -> N
 
 def test_it_ends_when_its_place_is_another_s(leases: Leases) -> None:
     leases.write(held(dhcp_client.now()))
-    place = Place(leases.folder, "keeper")
+    place = DaemonSocket(leases.folder, "keeper")
     keeper = Keeper(place, leases)
     os.unlink(place.path)
     keeper.run()
 
 
 def test_there_is_one(leases: Leases) -> None:
-    place = Place(leases.folder, "keeper")
-    with pytest.raises(Taken):
-        Place(leases.folder, "keeper")
-    place.leave()
+    place = DaemonSocket(leases.folder, "keeper")
+    with pytest.raises(AlreadyRunning):
+        DaemonSocket(leases.folder, "keeper")
+    place.close()
 
 
 def test_a_lease_that_cannot_be_renewed_is_tried_again_and_at_last_forgotten(leases: Leases) -> None:
@@ -99,7 +99,7 @@ def test_a_lease_that_cannot_be_renewed_is_tried_again_and_at_last_forgotten(lea
 
 def test_what_has_run_out_while_no_keeper_was_there_goes_at_once(leases: Leases) -> None:
     leases.write(held(dhcp_client.now() - 500))
-    keeper = Keeper(Place(leases.folder, "keeper"), leases, idle=0.1)
+    keeper = Keeper(DaemonSocket(leases.folder, "keeper"), leases, idle=0.1)
     keeper.run()
     assert leases.all() == [] and os.listdir(leases.folder) == ["keeper.lock"]
 

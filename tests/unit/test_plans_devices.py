@@ -16,7 +16,7 @@ from lab.calls import Afterwards, Steps, Weft
 from weft import identity
 from weft.kernel.fake.kernel import FakeKernel, FakeNamespace
 from weft.kernel.host import Host
-from weft.kernel.interface import KernelRoute, Peer
+from weft.kernel.interface import KernelRoute, VethPeer
 from weft.types import Attachment, Route, Side
 
 BOX = "/run/netns/c1"
@@ -35,8 +35,8 @@ class Lab:
     def __init__(self, folder: Path, lacks: tuple[str, ...] = ()) -> None:
         self.kernel = FakeKernel(lacks=lacks)
         host = self.kernel.host
-        host.add_link("up0", "veth", mac=MAC, mtu=1450, up=True, peer=Peer("wire", up=True))
-        host.add_link("up1", "veth", mac="02:00:00:00:00:02", up=True, peer=Peer("wire1", up=True))
+        host.add_link("up0", "veth", mac=MAC, mtu=1450, up=True, peer=VethPeer("wire", up=True))
+        host.add_link("up1", "veth", mac="02:00:00:00:00:02", up=True, peer=VethPeer("wire1", up=True))
         host.add_address("up0", IPv4Interface("192.0.2.7/24"))
         host.add_address("up0", IPv6Interface("2001:db8::7/64"))
         for link, priority in (("up1", 200), ("up0", 100)):
@@ -81,7 +81,7 @@ def test_a_macvlan_plan_is_the_link_and_what_lies_on_it(lab: Lab) -> None:
     assert plan[0] == ContainerLink(
         name="eth0",
         type="macvlan",
-        passing=identity.passing_link(Attachment("net", "c1", "eth0", "macvlan")),
+        passing=identity.temporary_link(Attachment("net", "c1", "eth0", "macvlan")),
         alias=f"weft:{digest}:c1/eth0 on net",
         mac=identity.mac(f"boot/{lab.kernel.host.id.inode}", "container", "net", "c1", "eth0"),
         mtu=1450,
@@ -126,7 +126,7 @@ def test_what_goes_on_a_master(lab: Lab, given: dict[str, Any], kind: str, mac: 
 
 
 def test_a_master_in_the_container(lab: Lab) -> None:
-    lab.box.add_link("inner", "veth", mtu=1300, peer=Peer("other"))
+    lab.box.add_link("inner", "veth", mtu=1300, peer=VethPeer("other"))
     link = made(lab, conf("macvlan", master="inner", linkInContainer=True))
     assert (link.parent, link.side, link.mtu) == ("inner", Side.CONTAINER, 1300)
     assert "inner" in lab.refused(conf("macvlan", master="inner"))
@@ -271,7 +271,7 @@ def test_what_a_killed_process_left_under_a_passing_name_goes(lab: Lab) -> None:
     lab.weft.add(given, BOX)
     box = lab.box
     assert isinstance(box, FakeNamespace)
-    passing = identity.passing_link(Attachment("net", "c1", "eth0", "vlan"))
+    passing = identity.temporary_link(Attachment("net", "c1", "eth0", "vlan"))
     box.change_link("eth0", new_name=passing, alias="")
     lab.weft.delete(given, BOX)
     assert lab.kernel.dump() == before

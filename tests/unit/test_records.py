@@ -17,7 +17,7 @@ from lab.cases import CASES, Case, Conf
 from weft.errors import StateDamaged
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
-from weft.kernel.interface import KernelRoute, Peer
+from weft.kernel.interface import KernelRoute, VethPeer
 from weft.types import Attachment, NamespaceId, Route
 
 ATTACHMENT = Attachment("red", "c1", "eth0", "bridge")
@@ -42,7 +42,7 @@ def test_every_operation_survives(case: Case, records: Records, tmp_path: Path) 
     kernel = FakeKernel()
     space = kernel.add("/c1")
     if case.wired:
-        kernel.host.add_link("lan0", "veth", up=True, peer=Peer("far", up=True))
+        kernel.host.add_link("lan0", "veth", up=True, peer=VethPeer("far", up=True))
         kernel.host.add_address("lan0", ip_interface("192.0.2.1/24"))
         way = Route(ip_network("0.0.0.0/0"), ip_address("192.0.2.2"))
         kernel.host.add_route(KernelRoute(way, "lan0"))

@@ -22,7 +22,7 @@ from lab.calls import Weft
 from lab.confs import bridge, network, port, ptp
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
-from weft.kernel.interface import Peer
+from weft.kernel.interface import VethPeer
 from weft.section import Section
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,7 +273,7 @@ def test_a_dhcp_lease_is_the_same_whatever_daemon_is_named() -> None:
 
 
 def uplink(kernel: FakeKernel) -> None:
-    kernel.host.add_link("up0", "veth", mac="02:00:00:00:00:10", up=True, peer=Peer("wire", up=True))
+    kernel.host.add_link("up0", "veth", mac="02:00:00:00:00:10", up=True, peer=VethPeer("wire", up=True))
 
 
 @pytest.mark.parametrize("driver", ["macvlan", "tap"])

@@ -18,12 +18,12 @@ IPV6_PRIORITY = 1024
 """The metric that IPv6 routes get when none is given."""
 
 
-def usual_scope(route: Route) -> int:
+def default_scope(route: Route) -> int:
     """The scope that ``ip route add`` would choose: the link's where there is no gateway (IPv4 only)."""
     return SCOPE_LINK if route.destination.version == 4 and route.gateway is None else SCOPE_UNIVERSE
 
 
-def shown(route: KernelRoute) -> KernelRoute:
+def canonical(route: KernelRoute) -> KernelRoute:
     """The route as ``Namespace.routes`` reads it back: defaults as None, 0 as None, protocol 0 as ``boot`` (3).
 
     A link that the kernel finds by the gateway is not filled in.
@@ -34,7 +34,7 @@ def shown(route: KernelRoute) -> KernelRoute:
     if wanted.destination.version == 6:
         scope = None  # IPv6 routes have none
         priority = None if priority == IPV6_PRIORITY else priority
-    elif scope == usual_scope(wanted):
+    elif scope == default_scope(wanted):
         scope = None
     plain = replace(
         wanted,

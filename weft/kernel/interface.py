@@ -40,7 +40,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class VethPeer:
     """The other end of a veth pair to be made, in ``namespace`` (None: the same one)."""
 
     name: str
@@ -119,13 +119,13 @@ class Namespace(Protocol):
     def link(self, name: str) -> Link | None:
         """The link of that name, None if there is none. *Equivalent to:* ``ip -d link show NAME``."""
 
-    def look(self, name: str) -> Link | None:
+    def cached_link(self, name: str) -> Link | None:
         """The same without waiting for the kernel's lock of links, where it was looked at in the last seconds.
 
         Its name, index, MAC address, MTU and flags are as they are now, all else may be some seconds old.
         """
 
-    def mac(self, name: str) -> str:
+    def cached_mac(self, name: str) -> str:
         """The MAC address of a link that was used before, "" if it is not known without the kernel's lock.
 
         *Equivalent to:* ``cat /sys/class/net/NAME/address``.
@@ -146,13 +146,13 @@ class Namespace(Protocol):
         master: str = "",
         parent: str = "",
         parent_namespace: Namespace | None = None,
-        peer: Peer | None = None,
+        peer: VethPeer | None = None,
         options: Mapping[str, int | str] | None = None,
-        addressless: bool = False,
+        addrgen_none: bool = False,
     ) -> None:
         """Make a link. ``parent`` is the lower link (macvlan, vlan …), looked up in ``parent_namespace``.
 
-        ``addressless``: a veth with an alias gets no IPv6 address by itself (``addrgenmode none``).
+        ``addrgen_none``: a veth with an alias gets no IPv6 address by itself (``addrgenmode none``).
         All of it happens or none: a link that cannot be finished (alias, master) is removed again.
         Raises ``Exists`` when the name (or the peer's) is taken, ``KernelLacks`` for an unknown kind.
         *Equivalent to:* ``ip link add NAME [link PARENT] type KIND …``.
@@ -270,7 +270,7 @@ class Namespace(Protocol):
         *Equivalent to:* ``conntrack -L -p PROTOCOL --orig-port-dst PORT``.
         """
 
-    def forget_flows(self, flows: Iterable[Flow]) -> None:
+    def delete_flows(self, flows: Iterable[Flow]) -> None:
         """Have the kernel decide anew about the connections; missing ones are fine.
 
         *Equivalent to:* ``conntrack -D``.
@@ -380,9 +380,9 @@ __all__ = [
     "Limit",
     "Link",
     "Namespace",
-    "Peer",
     "RoutingRule",
     "Ruleset",
     "Scalar",
     "Subnet",
+    "VethPeer",
 ]

@@ -13,7 +13,7 @@ from unit.kernel.test_contract_links import MAC, veth
 
 from lab.host import Host
 from weft.errors import Missing, NamespaceProblem
-from weft.kernel.interface import Link, Peer
+from weft.kernel.interface import Link, VethPeer
 from weft.kernel.linux.kernel import LinuxKernel, LinuxNamespace
 from weft.kernel.netlink import links
 
@@ -48,15 +48,15 @@ def test_the_thread_stays_where_it_was(place: Place) -> None:
 def test_a_link_that_was_looked_at_is_believed_only_as_it_is(host: Host, place: Place, change: str) -> None:
     """What is remembered is told from what somebody has changed meanwhile, without asking for the link."""
     place.host.add_link("br0", "bridge", mac=MAC, alias="weft:0011223344556677", up=True)
-    first = place.host.look("br0")
+    first = place.host.cached_link("br0")
     assert _still(first) == _still(place.host.link("br0"))
-    assert first is place.host.look("br0")
+    assert first is place.host.cached_link("br0")
     host.run("ip", "link", "set", "br0", *change.split())
-    assert _still(place.host.look("br0")) == _still(place.host.link("br0")) != _still(first)
+    assert _still(place.host.cached_link("br0")) == _still(place.host.link("br0")) != _still(first)
     host.run("ip", "link", "delete", "br1" if change == "name br1" else "br0")
-    assert place.host.look("br0") is None
+    assert place.host.cached_link("br0") is None
     place.host.add_link("br0", "bridge", mac=MAC)
-    assert _still(place.host.look("br0")) == _still(place.host.link("br0"))
+    assert _still(place.host.cached_link("br0")) == _still(place.host.link("br0"))
 
 
 def _still(link: Link | None) -> Link | None:
@@ -67,15 +67,15 @@ def _still(link: Link | None) -> Link | None:
 
 
 def test_the_mac_of_a_link_is_known_while_the_link_is_the_same(host: Host, place: Place) -> None:
-    assert place.host.mac("veth0") == ""
+    assert place.host.cached_mac("veth0") == ""
     veth(place)
     there = place.host.link("veth0")
-    assert there is not None and place.host.mac("veth0") == there.mac
+    assert there is not None and place.host.cached_mac("veth0") == there.mac
     host.run("ip", "link", "set", "veth0", "address", "02:00:00:00:00:99")
-    assert place.host.mac("veth0") == "02:00:00:00:00:99"
+    assert place.host.cached_mac("veth0") == "02:00:00:00:00:99"
     host.run("ip", "link", "delete", "veth0")
     host.run("ip", "link", "add", "veth0", "type", "veth", "peer", "veth1")
-    assert place.host.mac("veth0") == ""
+    assert place.host.cached_mac("veth0") == ""
 
 
 def test_nothing_stays_open(host: Host) -> None:
@@ -84,7 +84,7 @@ def test_nothing_stays_open(host: Host) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     kernel = LinuxKernel()
     space = kernel.open(path)
-    kernel.host.add_link("veth0", "veth", peer=Peer("eth0", namespace=space))
+    kernel.host.add_link("veth0", "veth", peer=VethPeer("eth0", namespace=space))
     space.sysctl("net/ipv4/ip_forward")
     kernel.host.delete_link("veth0")
     for bad in ("/dev/zero", "/proc/self/ns/uts", path + "x"):
@@ -107,7 +107,7 @@ def test_an_open_namespace_outlives_its_path(host: Host) -> None:
 
 def test_a_name_left_by_a_killed_call_is_no_obstacle(place: Place) -> None:
     """A macvlan gets a passing name in its new namespace first; a killed call leaves that."""
-    place.host.add_link("up0", "veth", mac=MAC, up=True, peer=Peer("wire", up=True))
+    place.host.add_link("up0", "veth", mac=MAC, up=True, peer=VethPeer("wire", up=True))
     change = links.change
     killed: list[str] = []
 

@@ -58,7 +58,7 @@ def test_a_connection_is_told_and_forgotten(host: Host, address: str) -> None:
     assert (flow.answers, flow.answers_port) == (place, 5300) and flow.source_port > 1023
     assert kernel.host.flows("tcp", 5300) == ()
     for _ in range(2):
-        kernel.host.forget_flows([flow])
+        kernel.host.delete_flows([flow])
         assert kernel.host.flows("udp", 5300) == ()
     assert len(kernel.host.flows("udp", 5301)) == 1
     kernel.close()

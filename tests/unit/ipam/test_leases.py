@@ -107,7 +107,7 @@ def test_the_lock_is_as_host_local_makes_it(path: str, state: State) -> None:
     try:
         with opened(path, "blue", state):
             assert stat.S_IMODE(os.stat(Path(path, "lock")).st_mode) == 0o750
-            with pytest.raises(Busy, match="locked for too long by process"), opened(path, "blue", state, patience=0):
+            with pytest.raises(Busy, match="locked for too long by process"), opened(path, "blue", state, timeout=0):
                 pass
     finally:
         os.umask(before)
@@ -415,9 +415,9 @@ TestIndexModel.settings = settings(max_examples=25, stateful_step_count=40, dead
 
 
 def test_a_held_lock_is_waited_for(path: str, state: State) -> None:
-    with hold(os.path.join(path, "lock")), pytest.raises(Busy), opened(path, "blue", state, patience=0.01):
+    with hold(os.path.join(path, "lock")), pytest.raises(Busy), opened(path, "blue", state, timeout=0.01):
         pass
-    with opened(path, "blue", state, patience=0.01) as leases:
+    with opened(path, "blue", state, timeout=0.01) as leases:
         assert leases.take((A,), ONE)
 
 

@@ -10,7 +10,7 @@ from unit.kernel.place import Place
 
 from lab.waiting import PATIENTLY
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing, NamespaceProblem
-from weft.kernel.interface import BridgeVlan, Namespace, Peer
+from weft.kernel.interface import BridgeVlan, Namespace, VethPeer
 from weft.kernel.snapshot import snapshot
 
 MAC, PEER_MAC, BRIDGE_MAC = "02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:00:00:01"
@@ -18,7 +18,7 @@ MAC, PEER_MAC, BRIDGE_MAC = "02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:
 
 def veth(place: Place, name: str = "veth0", peer: str = "eth0", *, up: bool = True, master: str = "") -> None:
     """A pair between the host and the first container."""
-    end = Peer(peer, mac=PEER_MAC, mtu=1400, up=up, namespace=place.box)
+    end = VethPeer(peer, mac=PEER_MAC, mtu=1400, up=up, namespace=place.box)
     place.host.add_link(name, "veth", mac=MAC, mtu=1400, alias="weft:1:x", up=up, master=master, peer=end)
 
 
@@ -58,7 +58,7 @@ def test_a_link_that_is_not_there_is_none_and_missing_for_every_verb(place: Plac
         lambda: place.host.vlans("nope"),
         lambda: place.host.tentative("nope"),
         lambda: place.host.routes(link="nope"),
-        lambda: place.host.add_link("v", "veth", master="nope", peer=Peer("p")),
+        lambda: place.host.add_link("v", "veth", master="nope", peer=VethPeer("p")),
         lambda: place.host.add_link("v", "macvlan", parent="nope"),
     ):
         with pytest.raises(Missing, match="nope"):
@@ -113,12 +113,12 @@ def test_a_taken_name_is_refused_on_either_side_and_nothing_is_left(place: Place
 def test_a_link_that_cannot_be_finished_is_not_left_behind(place: Place) -> None:
     before = snapshot(place.host), snapshot(place.box)
     with pytest.raises(KernelRefused):
-        place.host.add_link("v", "veth", alias="x" * 300, peer=Peer("eth0", namespace=place.box))
+        place.host.add_link("v", "veth", alias="x" * 300, peer=VethPeer("eth0", namespace=place.box))
     with pytest.raises(KernelRefused):
-        place.host.add_link("v", "veth", mtu=9, peer=Peer("eth0", namespace=place.box))
-    place.host.add_link("dull", "veth", peer=Peer("dullpeer"))
+        place.host.add_link("v", "veth", mtu=9, peer=VethPeer("eth0", namespace=place.box))
+    place.host.add_link("dull", "veth", peer=VethPeer("dullpeer"))
     with pytest.raises(KernelRefused):
-        place.host.add_link("v", "veth", master="dull", peer=Peer("eth0", namespace=place.box))
+        place.host.add_link("v", "veth", master="dull", peer=VethPeer("eth0", namespace=place.box))
     place.host.delete_link("dull")
     assert (snapshot(place.host), snapshot(place.box)) == before
 
@@ -128,7 +128,7 @@ def test_a_name_that_the_kernel_would_expand_or_refuse(place: Place, name: str) 
     with pytest.raises(KernelRefused):
         place.host.add_link(name, "bridge")
     with pytest.raises(KernelRefused):
-        place.host.add_link("v", "veth", peer=Peer(name))
+        place.host.add_link("v", "veth", peer=VethPeer(name))
     assert names(place.host) == ["lo"]
 
 
@@ -188,7 +188,7 @@ def test_a_link_changes_as_asked_and_in_nothing_else(place: Place) -> None:
 
 
 def test_a_link_moves_to_another_namespace_under_a_new_name(place: Place) -> None:
-    place.host.add_link("veth0", "veth", mac=MAC, peer=Peer("veth1", mac=PEER_MAC))
+    place.host.add_link("veth0", "veth", mac=MAC, peer=VethPeer("veth1", mac=PEER_MAC))
     place.host.change_link("veth1", namespace=place.box, new_name="eth0", up=True)
     link = place.box.link("eth0")
     assert link is not None and link.mac == PEER_MAC and link.up
@@ -212,7 +212,7 @@ def test_renaming_refuses_a_taken_name(place: Place) -> None:
 
 
 def test_a_macvlan_of_the_host_s_link_in_the_container(place: Place) -> None:
-    place.host.add_link("up0", "veth", mac=MAC, mtu=1450, up=True, peer=Peer("wire", up=True))
+    place.host.add_link("up0", "veth", mac=MAC, mtu=1450, up=True, peer=VethPeer("wire", up=True))
     # Its name is taken on the host, and it must not matter.
     place.host.add_link("eth0", "bridge")
     place.box.add_link(
@@ -275,7 +275,7 @@ def test_vlans_of_a_bridge_port(place: Place) -> None:
     ],
 )
 def test_every_kind_that_a_driver_needs(place: Place, kind: str, options: dict[str, int | str]) -> None:
-    place.host.add_link("up0", "veth", up=True, peer=Peer("wire", up=True))
+    place.host.add_link("up0", "veth", up=True, peer=VethPeer("wire", up=True))
     parent = "up0" if kind in ("vlan", "ipvlan", "macvlan") else ""
     try:
         place.host.add_link("x0", kind, parent=parent, options=options, alias="mine", up=True)

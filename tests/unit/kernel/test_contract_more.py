@@ -8,11 +8,11 @@ import pytest
 from unit.kernel.place import Place
 
 from weft.errors import Exists, KernelRefused, Missing
-from weft.kernel.interface import Limit, Peer, RoutingRule
+from weft.kernel.interface import Limit, RoutingRule, VethPeer
 
 
 def pair(place: Place) -> None:
-    place.host.add_link("veth0", "veth", up=True, peer=Peer("eth0", up=True, namespace=place.box))
+    place.host.add_link("veth0", "veth", up=True, peer=VethPeer("eth0", up=True, namespace=place.box))
 
 
 LIMITS = (
@@ -131,5 +131,5 @@ def test_iptables_does_all_lines_or_none(place: Place, version: int) -> None:
 def test_nobody_listens_and_nothing_flows_in_a_new_namespace(place: Place) -> None:
     assert place.host.listeners("tcp", 80) == () and place.host.listeners("sctp", 80) == ()
     assert place.host.flows("udp", 53) == ()
-    place.host.forget_flows(())
+    place.host.delete_flows(())
     assert not place.host.drops_forwarded(4) and not place.host.drops_forwarded(6)

@@ -10,7 +10,7 @@ from unit.kernel.place import Place
 from unit.kernel.test_contract_links import eventually, veth
 
 from weft.errors import Exists, KernelRefused, Missing
-from weft.kernel.canonical import shown
+from weft.kernel.canonical import canonical
 from weft.kernel.interface import KernelRoute
 from weft.kernel.snapshot import snapshot
 from weft.types import Route
@@ -127,10 +127,10 @@ def test_a_route_reads_back_as_added_has_no_twin_and_goes(place: Place, route: K
     before = snapshot(place.box)
     place.box.add_route(route)
     table = route.route.table or 254
-    assert shown(route) in place.box.routes()
-    assert shown(route) in place.box.routes(link="eth0", family=route.route.destination.version, table=table)
-    assert shown(route) not in place.box.routes(family=10 - route.route.destination.version)
-    assert shown(route) not in place.box.routes(table=4000)
+    assert canonical(route) in place.box.routes()
+    assert canonical(route) in place.box.routes(link="eth0", family=route.route.destination.version, table=table)
+    assert canonical(route) not in place.box.routes(family=10 - route.route.destination.version)
+    assert canonical(route) not in place.box.routes(table=4000)
     with pytest.raises(Exists, match=str(route.route.destination)):
         place.box.add_route(route)
     place.box.delete_route(route)

@@ -8,7 +8,7 @@ from unit.kernel.test_contract_links import veth
 
 from weft.errors import KernelLacks, KernelRefused
 from weft.kernel.fake.kernel import FakeKernel
-from weft.kernel.interface import Kernel, Peer
+from weft.kernel.interface import Kernel, VethPeer
 
 
 def test_it_is_a_kernel() -> None:
@@ -62,7 +62,7 @@ def test_the_dump_tells_states_apart(place: Place) -> None:
 
 def test_a_kernel_can_lack_kinds() -> None:
     kernel = FakeKernel(lacks=["vlan"])
-    kernel.host.add_link("up0", "veth", peer=Peer("wire"))
+    kernel.host.add_link("up0", "veth", peer=VethPeer("wire"))
     with pytest.raises(KernelLacks, match="vlan"):
         kernel.host.add_link("x", "vlan", parent="up0", options={"vlan_id": 5})
 

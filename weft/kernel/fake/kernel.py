@@ -15,7 +15,7 @@ from weft.kernel.fake import routes, sysctls
 from weft.kernel.fake.links import KINDS, MORE_OPTIONS, OPTIONS, PORT, FakeLink
 from weft.kernel.fake.more import FakeMore
 from weft.kernel.fake.rules import FakeRuleset
-from weft.kernel.interface import BridgeVlan, KernelRoute, Link, Namespace, Peer
+from weft.kernel.interface import BridgeVlan, KernelRoute, Link, Namespace, VethPeer
 from weft.kernel.snapshot import snapshot
 from weft.types import Cidr, NamespaceId
 
@@ -52,17 +52,17 @@ class FakeNamespace(FakeMore):
 
     def link(self, name: str) -> Link | None:
         self.kernel.called("link")
-        return self.links_by_name[name].shown() if name in self.links_by_name else None
+        return self.links_by_name[name].to_link() if name in self.links_by_name else None
 
-    def look(self, name: str) -> Link | None:
+    def cached_link(self, name: str) -> Link | None:
         return self.link(name)
 
-    def mac(self, name: str) -> str:
+    def cached_mac(self, name: str) -> str:
         return ""
 
     def links(self) -> tuple[Link, ...]:
         self.kernel.called("links")
-        return tuple(sorted((link.shown() for link in self.links_by_name.values()), key=lambda link: link.index))
+        return tuple(sorted((link.to_link() for link in self.links_by_name.values()), key=lambda link: link.index))
 
     def add_link(
         self,
@@ -76,9 +76,9 @@ class FakeNamespace(FakeMore):
         master: str = "",
         parent: str = "",
         parent_namespace: Namespace | None = None,
-        peer: Peer | None = None,
+        peer: VethPeer | None = None,
         options: Mapping[str, int | str] | None = None,
-        addressless: bool = False,
+        addrgen_none: bool = False,
     ) -> None:
         self.kernel.called("add_link")
         doing = f"make the {kind} link {name}" + (f" with its peer {peer.name}" if peer else "")

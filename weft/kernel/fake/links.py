@@ -129,7 +129,7 @@ class FakeLink:
         packed = bytes([0xFE, 0x80, 0, 0, 0, 0, 0, 0, *octets[:3], 0xFF, 0xFE, *octets[3:]])
         return IPv6Interface((packed, 64))
 
-    def shown(self) -> Link:
+    def to_link(self) -> Link:
         """The link as ``Namespace.link`` answers it."""
         return Link(
             name=self.name,

@@ -120,8 +120,8 @@ class FakeMore(FakeState):
         self._noted("flows")
         return tuple(flow for flow in self.held_flows if (flow.protocol, flow.port) == (protocol, port))
 
-    def forget_flows(self, flows: Iterable[Flow]) -> None:
-        self._noted("forget_flows")
+    def delete_flows(self, flows: Iterable[Flow]) -> None:
+        self._noted("delete_flows")
         gone = set(flows)
         self.held_flows = [flow for flow in self.held_flows if flow not in gone]
 

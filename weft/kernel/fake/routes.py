@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from weft.errors import Exists, KernelRefused, Missing
-from weft.kernel.canonical import LOCAL_TABLE, MAIN_TABLE, PROTOCOL_KERNEL, describe, shown
+from weft.kernel.canonical import LOCAL_TABLE, MAIN_TABLE, PROTOCOL_KERNEL, canonical, describe
 from weft.kernel.fake.links import FakeLink, FakeState
 from weft.kernel.interface import KernelRoute
 from weft.types import Address, Cidr, Route
@@ -57,7 +57,7 @@ def add(namespace: FakeState, asked: KernelRoute, *, replacing: bool) -> None:
         raise KernelRefused(f"cannot {doing}: the kernel says Nexthop has invalid gateway")
     if asked.source is not None and not any(cidr.ip == asked.source for cidr in namespace.every_address()):
         raise KernelRefused(f"cannot {doing}: the kernel says Invalid prefsrc address")
-    route = shown(replace(asked, link=link.name))
+    route = canonical(replace(asked, link=link.name))
     everything = [(owner, there) for owner in namespace.links_by_name.values() for there in owner.routes]
     if replacing:
         for owner, there in everything:
@@ -96,7 +96,7 @@ def _reachable(link: FakeLink, gateway: Address) -> bool:
 
 def delete(namespace: FakeState, asked: KernelRoute) -> None:
     """Delete the first route that fits; raises ``Missing``."""
-    wanted = shown(asked)
+    wanted = canonical(asked)
     for link in namespace.links_by_name.values():
         for there in link.routes:
             if (not asked.link or link.name == asked.link) and _fits(there, wanted, asked):

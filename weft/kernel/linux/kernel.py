@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weft.errors import Exists, KernelRefused, Missing
-from weft.identity import PASSING, digest
+from weft.identity import TEMPORARY_PREFIX, digest
 from weft.kernel import netns, sysctl
 from weft.kernel.canonical import describe
-from weft.kernel.interface import BridgeVlan, Flow, KernelRoute, Limit, Link, Namespace, Peer, RoutingRule
+from weft.kernel.interface import BridgeVlan, Flow, KernelRoute, Limit, Link, Namespace, RoutingRule, VethPeer
 from weft.kernel.linux import tuntap
 from weft.kernel.netlink import addresses, deletion, links, qdiscs, routes, rules, sock_diag, vlans
 from weft.kernel.netlink.links import NewLink
@@ -81,10 +81,10 @@ class LinuxNamespace:
     def link(self, name: str) -> Link | None:
         return links.get(self._socket, name)
 
-    def look(self, name: str) -> Link | None:
+    def cached_link(self, name: str) -> Link | None:
         return links.look(self._socket, name)
 
-    def mac(self, name: str) -> str:
+    def cached_mac(self, name: str) -> str:
         return links.hardware(self._socket, name)
 
     def links(self) -> tuple[Link, ...]:
@@ -102,9 +102,9 @@ class LinuxNamespace:
         master: str = "",
         parent: str = "",
         parent_namespace: Namespace | None = None,
-        peer: Peer | None = None,
+        peer: VethPeer | None = None,
         options: Mapping[str, int | str] | None = None,
-        addressless: bool = False,
+        addrgen_none: bool = False,
     ) -> None:
         doing = f"make the {kind} link {name}" + (f" with its peer {peer.name}" if peer else "")
         links.check_name(name, doing)
@@ -136,7 +136,7 @@ class LinuxNamespace:
         # Not in the same sendmsg: the kernel goes on after a refusal, and would change somebody else's link.
         if alias:
             with self._or_nothing(name):
-                links.finish(self._socket, name, alias, doing, addressless=addressless)
+                links.finish(self._socket, name, alias, doing, addrgen_none=addrgen_none)
         if peer is not None and peer.up:
             there = _linux(peer.namespace) if peer.namespace is not None else self
             with self._or_nothing(name):
@@ -183,8 +183,8 @@ class LinuxNamespace:
         """
         if links.get(self._socket, plan.name) is not None:
             raise Exists(f"cannot {doing}: there is a link {plan.name} already")
-        own = plan.name.startswith(PASSING)
-        passing = plan.name if own else PASSING + digest("passing", str(self.id.inode), plan.name)[:10]
+        own = plan.name.startswith(TEMPORARY_PREFIX)
+        passing = plan.name if own else TEMPORARY_PREFIX + digest("passing", str(self.id.inode), plan.name)[:10]
         there = replace(plan, name=passing, up=False, master=0, target=self.descriptor)
         try:
             links.add(_socket_of(far), there, doing)
@@ -329,7 +329,7 @@ class LinuxNamespace:
         with self._entered():
             return self._connections().flows(protocol, port)
 
-    def forget_flows(self, flows: Iterable[Flow]) -> None:
+    def delete_flows(self, flows: Iterable[Flow]) -> None:
         with self._entered():
             self._connections().forget(flows)
 

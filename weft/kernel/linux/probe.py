@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from weft.errors import KernelRefused, WeftError
-from weft.kernel.interface import Namespace, Peer
+from weft.kernel.interface import Namespace, VethPeer
 
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}  # linux/capability.h
 _PLACES = ("veth", "wefta", "weftb")
@@ -152,7 +152,7 @@ def _try_all(ruleset: str) -> list[Ability]:
 
 def _pair(host: Namespace) -> None:
     kind, one, other = _PLACES
-    host.add_link(one, kind, up=True, peer=Peer(other, up=True))
+    host.add_link(one, kind, up=True, peer=VethPeer(other, up=True))
 
 
 def _link(host: Namespace, name: str, kind: str, options: Mapping[str, int | str], parent: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from weft import identity
 from weft.errors import KernelLacks, KernelRefused, Missing
-from weft.kernel.interface import Link, Peer
+from weft.kernel.interface import Link, VethPeer
 from weft.kernel.netlink import codec
 from weft.kernel.netlink.codec import Attributes, attribute
 from weft.kernel.netlink.reader import number, scan, word
@@ -201,7 +201,7 @@ class NewLink:
     up: bool = False
     master: int = 0
     parent: int = 0
-    peer: Peer | None = None
+    peer: VethPeer | None = None
     peer_target: int | None = None
     target: int | None = None
     options: Mapping[str, int | str] | None = None
@@ -305,8 +305,8 @@ def change(
     socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes, needs=" or ".join(options or ())))
 
 
-def finish(socket: RouteSocket, name: str, alias: str, doing: str, *, addressless: bool) -> None:
-    """Give a link that was just made its alias; ``addressless`` also that IPv6 gives it no address by itself.
+def finish(socket: RouteSocket, name: str, alias: str, doing: str, *, addrgen_none: bool) -> None:
+    """Give a link that was just made its alias; ``addrgen_none`` also that IPv6 gives it no address by itself.
 
     It must have no carrier yet, which would have brought the address. A kernel without IPv6 gives none anyway.
     """
@@ -314,9 +314,9 @@ def finish(socket: RouteSocket, name: str, alias: str, doing: str, *, addressles
     attributes = _attribute(_ALIAS, alias.encode("utf-8", "surrogateescape"))
     none = _attribute(_BY_FAMILY | NESTED, _attribute(codec.AF_INET6 | NESTED, _attribute(_GENERATE, b"\1")))
     try:
-        socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes + (none if addressless else b""), "IPv6"))
+        socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes + (none if addrgen_none else b""), "IPv6"))
     except KernelLacks:
-        if not addressless:
+        if not addrgen_none:
             raise
         socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes))
 

@@ -6,7 +6,15 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from weft.errors import Missing
-from weft.kernel.canonical import IPV6_PRIORITY, LOCAL_TABLE, MAIN_TABLE, PROTOCOL_BOOT, describe, shown, usual_scope
+from weft.kernel.canonical import (
+    IPV6_PRIORITY,
+    LOCAL_TABLE,
+    MAIN_TABLE,
+    PROTOCOL_BOOT,
+    canonical,
+    default_scope,
+    describe,
+)
 from weft.kernel.interface import KernelRoute
 from weft.kernel.netlink import codec
 from weft.kernel.netlink.codec import Attributes, attribute
@@ -82,7 +90,7 @@ def _route(message: Any, hop: Any, link: str, onlink: bool) -> KernelRoute:
         table=_table(message),
         scope=int(message["scope"]),
     )
-    return shown(
+    return canonical(
         KernelRoute(
             route=route,
             link=link,
@@ -138,7 +146,7 @@ def _message(route: KernelRoute, index: int) -> tuple[dict[str, Any], Attributes
         "family": _FAMILIES[version],
         "dst_len": wanted.destination.prefixlen,
         "table": table if table < 256 else _COMPATIBLE_TABLE,
-        "scope": usual_scope(wanted) if wanted.scope is None else wanted.scope,
+        "scope": default_scope(wanted) if wanted.scope is None else wanted.scope,
         "type": _UNICAST,
         "flags": _ONLINK if route.onlink else 0,
     }
