@@ -8,7 +8,7 @@ import os
 
 from weft.kernel.interface import Link, Namespace, Ruleset
 from weft.kernel.linux.kernel import LinuxKernel, LinuxNamespace
-from weft.kernel.netlink.reaper import Reaper
+from weft.kernel.netlink.batch_deletion import BatchDeleter
 from weft.types import NamespaceId
 
 _NS_GET_NSTYPE = 0xB703
@@ -23,11 +23,11 @@ _seen: dict[str, tuple[float, Link]] = {}
 class WorkerKernel(LinuxKernel):
     """One for each thread: its socket to the host's namespace is its own, the rules are everybody's."""
 
-    def __init__(self, rules: Ruleset, reaper: Reaper) -> None:
+    def __init__(self, rules: Ruleset, link_deleter: BatchDeleter) -> None:
         super().__init__()
         self._rules = rules
         if isinstance(self.host, LinuxNamespace):
-            self.host.reaper = reaper
+            self.host.link_deleter = link_deleter
             self.host.share(_indexes, _seen)
         self._given: tuple[str, int, NamespaceId] | None = None
 

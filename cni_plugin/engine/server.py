@@ -31,7 +31,7 @@ from weft import stderr
 from weft.daemon_socket import AlreadyRunning
 from weft.kernel import sysctl
 from weft.kernel.host import boot_id
-from weft.kernel.netlink.reaper import Reaper
+from weft.kernel.netlink.batch_deletion import BatchDeleter
 from weft.kernel.nft.ruleset import Nft
 
 IDLE = 900.0
@@ -197,7 +197,7 @@ def serve(idle: float = IDLE, *, log: bool = False) -> int:
 
     def work() -> None:
         memory.keep(board)
-        shared = Shared(Nft(sound=sound), Reaper(), code, frame.view(), boot_id(), log)
+        shared = Shared(Nft(sound=sound), BatchDeleter(), code, frame.view(), boot_id(), log)
         server = Server(place, shared, idle, team)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())

@@ -21,7 +21,7 @@ from weft import stderr
 from weft.errors import Busy
 from weft.kernel.host import Host
 from weft.kernel.interface import Ruleset
-from weft.kernel.netlink.reaper import Reaper
+from weft.kernel.netlink.batch_deletion import BatchDeleter
 from weft.types import Result
 
 
@@ -30,7 +30,7 @@ class Shared:
     """What all workers share. ``log`` says whether each request is told of on standard error."""
 
     rules: Ruleset
-    reaper: Reaper
+    link_deleter: BatchDeleter
     code: code.Code
     view: str
     boot: str
@@ -40,7 +40,7 @@ class Shared:
 ENOUGH = 10
 _WEIGHTS = {"ADD": ENOUGH, "DEL": 1}
 """What calls weigh; a process has ``ENOUGH`` at work. ADDs wait for each other, for one interpreter and one lock of the
-kernel; DELs mostly for the kernel, which deletes links together sooner than one by one (``netlink.reaper``)."""
+kernel; DELs mostly for the kernel, which deletes links together sooner than one by one (``netlink.batch_deletion``)."""
 
 
 class Worker:
@@ -48,7 +48,7 @@ class Worker:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self._kernel = WorkerKernel(shared.rules, shared.reaper)
+        self._kernel = WorkerKernel(shared.rules, shared.link_deleter)
         self._run = f"/run/weft/{self._kernel.host.id.inode}"
 
     def close(self) -> None:

@@ -103,7 +103,7 @@ class EndedFlows(Operation):
             ended += [
                 flow
                 for flow in machine.host.flows(port.protocol, port.port)
-                if (flow.answers, flow.answers_port) == (port.target, port.target_port)
+                if (flow.reply_source, flow.reply_port) == (port.target, port.target_port)
             ]
         if ended:
             machine.host.delete_flows(dict.fromkeys(ended))
@@ -117,7 +117,7 @@ class EndedFlows(Operation):
 
 def _astray(flow: Flow, port: PublishedPort) -> bool:
     """Whether the connection leads elsewhere than the port does now."""
-    there = (flow.answers, flow.answers_port)
+    there = (flow.reply_source, flow.reply_port)
     return flow.destination.version == port.target.version and there != (port.target, port.target_port)
 
 

@@ -26,7 +26,7 @@ from discovery.balancer.worker import Known, Problems, Worker
 from discovery.catalog import Catalog, Topic
 from discovery.metrics import Metrics
 from weft.errors import WeftError
-from weft.kernel.nft.batch import Watch
+from weft.kernel.nft.batch import TableWatch
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Balancer:
         self._catalog = catalog
         self._config = config
         self._worker = Worker(config)
-        self._watch: Watch | None = None
+        self._watch: TableWatch | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._unsubscribe: Callable[[], None] = lambda: None
@@ -89,7 +89,7 @@ class Balancer:
                     await asyncio.sleep(0)
             changed = await self._run(lambda: self._worker.begin(known))
             log.info("%d services are balanced; %d elements were changed", self._worker.count(), changed)
-            self._watch = await self._run(lambda: Watch(TABLE))
+            self._watch = await self._run(lambda: TableWatch(TABLE))
         except BaseException:
             await self.stop()
             raise
@@ -149,7 +149,7 @@ class Balancer:
             self._wake.set()
 
     def _touched(self) -> None:
-        if self._watch is not None and self._watch.touched(self._worker.port):
+        if self._watch is not None and self._watch.changed_by_others(self._worker.port):
             self._suspect = True
             self._wake.set()
 

@@ -58,7 +58,7 @@ class Drains:
     def move(self, front: Frontend, serving: Collection[Backend]) -> int:
         """Have the kernel decide anew about datagrams that go to none of the instances that serve; how many clients."""
         places = {(backend.address, backend.port) for backend in serving}
-        stale = [flow for flow in self._flows([front])[front] if (flow.answers, flow.answers_port) not in places]
+        stale = [flow for flow in self._flows([front])[front] if (flow.reply_source, flow.reply_port) not in places]
         self._forget(stale)
         return len(stale)
 
@@ -72,7 +72,9 @@ class Drains:
         ended = 0
         for front, there in self._flows({front for front, _ in self._found}).items():
             for (_, backend), draining in [(key, one) for key, one in self._found.items() if key[0] == front]:
-                mine = [flow for flow in there if (flow.answers, flow.answers_port) == (backend.address, backend.port)]
+                mine = [
+                    flow for flow in there if (flow.reply_source, flow.reply_port) == (backend.address, backend.port)
+                ]
                 over = now >= draining.deadline
                 if over and mine and backend not in registered(front):
                     self._forget(mine)

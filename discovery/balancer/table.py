@@ -17,8 +17,8 @@ from weft.errors import Exists, KernelRefused, Missing
 from weft.identity import ROUTE_PROTOCOL, digest, mac
 from weft.kernel.interface import KernelRoute, Namespace
 from weft.kernel.linux.kernel import LinuxKernel
-from weft.kernel.netlink.neighbours import bridge_ports, wake
-from weft.kernel.nft.batch import Elements
+from weft.kernel.netlink.neighbours import bridge_ports, resolve
+from weft.kernel.nft.batch import ElementSocket
 from weft.kernel.nft.library import Runner, runner
 from weft.kernel.nft.survey import survey
 from weft.types import Route
@@ -43,7 +43,7 @@ MAPS = tuple(
 )  # fmt: skip
 """The sets and maps that hold services."""
 TOGETHER = 4000
-"""Elements in a transaction when there are many to write: others' changes wait no longer than for these."""
+"""ElementSocket in a transaction when there are many to write: others' changes wait no longer than for these."""
 
 
 class KernelTable:
@@ -51,7 +51,7 @@ class KernelTable:
 
     def __init__(self, ranges: tuple[Network, ...]) -> None:
         self._ranges = ranges
-        self._elements = Elements(rules.TABLE)
+        self._elements = ElementSocket(rules.TABLE)
         self._kernel = LinuxKernel()
         self._runner: Runner | None = None
 
@@ -78,7 +78,7 @@ class KernelTable:
         return not survey(self._elements, (rules.TABLE,), _STAMP).missing
 
     def install(self) -> bool:
-        """Make the rules be as they should; whether anything had to be done. Elements that fit the new rules stay.
+        """Make the rules be as they should; whether anything had to be done. ElementSocket that fit the new rules stay.
 
         *Equivalent to:* ``nft -f``, in one transaction.
         """
@@ -96,7 +96,7 @@ class KernelTable:
         )
         try:
             if found.dormant:
-                raise KernelRefused("the table sleeps")  # it cannot wake and change at once
+                raise KernelRefused("the table sleeps")  # it cannot resolve and change at once
             self._run(f"add table {rules.TABLE}\nflush table {rules.TABLE}\n{rules.BASE}{ranges}")
         except KernelRefused as error:
             if not found.missing:
@@ -196,7 +196,7 @@ class KernelTable:
                 with suppress(KernelRefused):  # it may be gone
                     self._kernel.host.change_port(link.name, {"brport_mode": 1})
         unknown = set(addresses) - ports.keys()
-        wake(unknown)
+        resolve(unknown)
         return unknown
 
     def _shown(self) -> bool:

@@ -22,7 +22,7 @@ from discovery.balancer.table import KernelTable
 from discovery.values import Health
 from weft.errors import KernelRefused, WeftError
 from weft.kernel.interface import Flow
-from weft.kernel.netlink.conntrack import Tracked
+from weft.kernel.netlink.conntrack import Conntrack
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class Worker:
         self._program = Program()
         self._table: KernelTable | None = None
         self._ready = False
-        self._tracked = Tracked()
-        self._drains = Drains(self._flows, self._tracked.forget)
+        self._conntrack = Conntrack()
+        self._drains = Drains(self._flows, self._conntrack.delete)
         self._turned: set[Address] = set()
         self._unturned: dict[Address, int] = {}
         self._waiting: dict[str, tuple[Frontend, ...]] = {}
@@ -254,22 +254,22 @@ class Worker:
         found: dict[str, int] = {}
         for front in frontends(service):
             for flow in self._flows([front])[front]:
-                name = Backend(flow.answers, flow.answers_port).name
+                name = Backend(flow.reply_source, flow.reply_port).name
                 found[name] = found.get(name, 0) + 1
         return found
 
     def _flows(self, fronts: Collection[Frontend]) -> dict[Frontend, list[Flow]]:
         """The connections by each of the frontends that go on; all are asked for where that is less than each's."""
         found: dict[Frontend, list[Flow]] = {front: [] for front in fronts}
-        if len(fronts) < 2 or len(fronts) * _WALK < self._tracked.count():
+        if len(fronts) < 2 or len(fronts) * _WALK < self._conntrack.count():
             asked = {
-                front: self._tracked.flows(front.protocol, front.port, front.address, live=True) for front in fronts
+                front: self._conntrack.flows(front.protocol, front.port, front.address, live=True) for front in fronts
             }
             for front, flows in asked.items():
                 found[front] = [flow for flow in flows if flow.destination.version == front.version]
             return found
         for protocol in {front.protocol for front in fronts}:
-            for flow in self._tracked.flows(protocol, live=True):
+            for flow in self._conntrack.flows(protocol, live=True):
                 for address in (flow.destination, None):
                     front = Frontend(address, flow.destination.version, protocol, flow.port)
                     if front in found:
@@ -295,7 +295,7 @@ class Worker:
 
     def close(self) -> None:
         """Close it; the kernel goes on balancing as it was told."""
-        self._tracked.close()
+        self._conntrack.close()
         if self._table is not None:
             self._table.close()
             self._table = None

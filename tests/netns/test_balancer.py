@@ -21,7 +21,7 @@ from discovery.values import Instance, Status, Weights
 from lab.host import Host
 from lab.services import Book, Held, Wire, instance, picks, run, talk, virtual, wire
 from lab.waiting import until
-from weft.kernel.netlink.conntrack import Tracked
+from weft.kernel.netlink.conntrack import Conntrack
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = pytest.mark.parametrize("version", [4, 6])
@@ -285,7 +285,7 @@ def test_a_datagram_sent_too_early_spoils_nothing(net: Wire, host: Host, version
     host.run("nft", "-f", "-", stdin="table inet t { chain c { type filter hook forward priority 0; ct state new; }; }")
     with net.datagrams(VIPS[version], 80) as ask:
         ask.__self__.send()  # type: ignore[attr-defined]
-        until(lambda: Tracked().flows("udp", 80, ip_address(VIPS[version])), what="a connection to nobody")
+        until(lambda: Conntrack().flows("udp", 80, ip_address(VIPS[version])), what="a connection to nobody")
 
         async def work(balancer: Balancer) -> None:
             assert ask() == net.names(version)[0]

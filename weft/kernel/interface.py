@@ -98,15 +98,15 @@ class RoutingRule:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A connection that the kernel tracks: what its first packet said, and who answers it (address and port)."""
+    """A connection that the kernel tracks: the original tuple, and the source of its replies."""
 
     protocol: str
     source: Address
     source_port: int
     destination: Address
     port: int
-    answers: Address
-    answers_port: int
+    reply_source: Address
+    reply_port: int
 
 
 class Namespace(Protocol):

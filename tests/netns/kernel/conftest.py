@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from unit.kernel.place import Place
+from unit.kernel.topology import Topology
 
 from lab.host import Host
 from weft.kernel.linux.kernel import LinuxKernel
 
 
 @pytest.fixture
-def place(host: Host) -> Iterator[Place]:
+def topology(host: Host) -> Iterator[Topology]:
     kernel = LinuxKernel()
     paths = host.container("c1"), host.container("c2")
-    box, other = kernel.open(paths[0]), kernel.open(paths[1])
-    yield Place(kernel, paths[0], box, other)
-    box.close()
+    container, other = kernel.open(paths[0]), kernel.open(paths[1])
+    yield Topology(kernel, paths[0], container, other)
+    container.close()
     other.close()
     kernel.close()

@@ -8,8 +8,8 @@ from dataclasses import replace
 from ipaddress import ip_interface
 
 import pytest
-from unit.kernel.place import Place
 from unit.kernel.test_contract_links import MAC, veth
+from unit.kernel.topology import Topology
 
 from lab.host import Host
 from weft.errors import Missing, NamespaceProblem
@@ -18,45 +18,45 @@ from weft.kernel.linux.kernel import LinuxKernel, LinuxNamespace
 from weft.kernel.netlink import links
 
 
-def test_a_namespace_opened_here_is_used_from_another_thread(place: Place) -> None:
+def test_a_namespace_opened_here_is_used_from_another_thread(topology: Topology) -> None:
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
-            veth(place)
-            place.box.add_address("eth0", ip_interface("10.1.0.5/24"))
-            place.box.set_sysctl("net/ipv4/conf/eth0/arp_notify", "1")
-            place.host.delete_link("veth0")
+            veth(topology)
+            topology.container.add_address("eth0", ip_interface("10.1.0.5/24"))
+            topology.container.set_sysctl("net/ipv4/conf/eth0/arp_notify", "1")
+            topology.host.delete_link("veth0")
         except BaseException as error:
             failures.append(error)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join(10)
-    assert failures == [] and place.host.link("veth0") is None
+    assert failures == [] and topology.host.link("veth0") is None
 
 
-def test_the_thread_stays_where_it_was(place: Place) -> None:
+def test_the_thread_stays_where_it_was(topology: Topology) -> None:
     before = os.stat("/proc/thread-self/ns/net").st_ino
-    place.box.sysctl("net/ipv4/ip_forward")
+    topology.container.sysctl("net/ipv4/ip_forward")
     with pytest.raises(Missing):
-        place.box.set_sysctl("net/ipv4/nonesuch", "1")
-    assert os.stat("/proc/thread-self/ns/net").st_ino == before == place.host.id.inode
+        topology.container.set_sysctl("net/ipv4/nonesuch", "1")
+    assert os.stat("/proc/thread-self/ns/net").st_ino == before == topology.host.id.inode
 
 
 @pytest.mark.parametrize("change", ["mtu 1400", "down", "address 02:00:00:00:00:99", "promisc on", "name br1"])
-def test_a_link_that_was_looked_at_is_believed_only_as_it_is(host: Host, place: Place, change: str) -> None:
+def test_a_link_that_was_looked_at_is_believed_only_as_it_is(host: Host, topology: Topology, change: str) -> None:
     """What is remembered is told from what somebody has changed meanwhile, without asking for the link."""
-    place.host.add_link("br0", "bridge", mac=MAC, alias="weft:0011223344556677", up=True)
-    first = place.host.cached_link("br0")
-    assert _still(first) == _still(place.host.link("br0"))
-    assert first is place.host.cached_link("br0")
+    topology.host.add_link("br0", "bridge", mac=MAC, alias="weft:0011223344556677", up=True)
+    first = topology.host.cached_link("br0")
+    assert _still(first) == _still(topology.host.link("br0"))
+    assert first is topology.host.cached_link("br0")
     host.run("ip", "link", "set", "br0", *change.split())
-    assert _still(place.host.cached_link("br0")) == _still(place.host.link("br0")) != _still(first)
+    assert _still(topology.host.cached_link("br0")) == _still(topology.host.link("br0")) != _still(first)
     host.run("ip", "link", "delete", "br1" if change == "name br1" else "br0")
-    assert place.host.cached_link("br0") is None
-    place.host.add_link("br0", "bridge", mac=MAC)
-    assert _still(place.host.cached_link("br0")) == _still(place.host.link("br0"))
+    assert topology.host.cached_link("br0") is None
+    topology.host.add_link("br0", "bridge", mac=MAC)
+    assert _still(topology.host.cached_link("br0")) == _still(topology.host.link("br0"))
 
 
 def _still(link: Link | None) -> Link | None:
@@ -66,16 +66,16 @@ def _still(link: Link | None) -> Link | None:
     return replace(link, options={key: value for key, value in link.options.items() if not key.endswith("_timer")})
 
 
-def test_the_mac_of_a_link_is_known_while_the_link_is_the_same(host: Host, place: Place) -> None:
-    assert place.host.cached_mac("veth0") == ""
-    veth(place)
-    there = place.host.link("veth0")
-    assert there is not None and place.host.cached_mac("veth0") == there.mac
+def test_the_mac_of_a_link_is_known_while_the_link_is_the_same(host: Host, topology: Topology) -> None:
+    assert topology.host.cached_mac("veth0") == ""
+    veth(topology)
+    there = topology.host.link("veth0")
+    assert there is not None and topology.host.cached_mac("veth0") == there.mac
     host.run("ip", "link", "set", "veth0", "address", "02:00:00:00:00:99")
-    assert place.host.cached_mac("veth0") == "02:00:00:00:00:99"
+    assert topology.host.cached_mac("veth0") == "02:00:00:00:00:99"
     host.run("ip", "link", "delete", "veth0")
     host.run("ip", "link", "add", "veth0", "type", "veth", "peer", "veth1")
-    assert place.host.cached_mac("veth0") == ""
+    assert topology.host.cached_mac("veth0") == ""
 
 
 def test_nothing_stays_open(host: Host) -> None:
@@ -105,9 +105,9 @@ def test_an_open_namespace_outlives_its_path(host: Host) -> None:
     kernel.close()
 
 
-def test_a_name_left_by_a_killed_call_is_no_obstacle(place: Place) -> None:
+def test_a_name_left_by_a_killed_call_is_no_obstacle(topology: Topology) -> None:
     """A macvlan gets a passing name in its new namespace first; a killed call leaves that."""
-    place.host.add_link("up0", "veth", mac=MAC, up=True, peer=VethPeer("wire", up=True))
+    topology.host.add_link("up0", "veth", mac=MAC, up=True, peer=VethPeer("wire", up=True))
     change = links.change
     killed: list[str] = []
 
@@ -120,21 +120,21 @@ def test_a_name_left_by_a_killed_call_is_no_obstacle(place: Place) -> None:
         patch.setattr(links, "change", kill)
         patch.setattr(links, "delete", lambda *_: None)
         with pytest.raises(SystemExit):
-            place.box.add_link("eth0", "macvlan", parent="up0", parent_namespace=place.host)
+            topology.container.add_link("eth0", "macvlan", parent="up0", parent_namespace=topology.host)
     assert links.change is change and links.delete is delete
-    assert place.box.link(killed[0]) is not None
-    place.box.add_link("eth0", "macvlan", parent="up0", parent_namespace=place.host)
-    assert [link.name for link in place.box.links()] == ["lo", "eth0"]
+    assert topology.container.link(killed[0]) is not None
+    topology.container.add_link("eth0", "macvlan", parent="up0", parent_namespace=topology.host)
+    assert [link.name for link in topology.container.links()] == ["lo", "eth0"]
 
 
-def test_many_deletions_at_once(place: Place) -> None:
+def test_many_deletions_at_once(topology: Topology) -> None:
     for number in range(8):
-        veth(place, f"veth{number}", f"eth{number}")
+        veth(topology, f"veth{number}", f"eth{number}")
     failures: list[BaseException] = []
 
     def remove(number: int) -> None:
         try:
-            place.host.delete_link(f"veth{number}")
+            topology.host.delete_link(f"veth{number}")
         except BaseException as error:
             failures.append(error)
 
@@ -144,13 +144,13 @@ def test_many_deletions_at_once(place: Place) -> None:
     for thread in threads:
         thread.join(20)
     assert failures == []
-    assert [link.name for link in place.host.links()] == [link.name for link in place.box.links()] == ["lo"]
+    assert [link.name for link in topology.host.links()] == [link.name for link in topology.container.links()] == ["lo"]
 
 
-def test_a_port_that_leaves_its_bridge_is_not_taken_for_a_deleted_link(place: Place) -> None:
-    place.host.add_link("br0", "bridge", up=True)
+def test_a_port_that_leaves_its_bridge_is_not_taken_for_a_deleted_link(topology: Topology) -> None:
+    topology.host.add_link("br0", "bridge", up=True)
     for _ in range(5):
-        veth(place, master="br0")
-        place.host.delete_link("veth0")
-        assert place.host.link("veth0") is None
-    assert isinstance(place.host, LinuxNamespace)
+        veth(topology, master="br0")
+        topology.host.delete_link("veth0")
+        assert topology.host.link("veth0") is None
+    assert isinstance(topology.host, LinuxNamespace)

@@ -55,7 +55,7 @@ def test_a_connection_is_told_and_forgotten(host: Host, address: str) -> None:
     [flow] = kernel.host.flows("udp", 5300)
     place = ip_address(address)
     assert (flow.source, flow.destination, flow.port) == (place, place, 5300)
-    assert (flow.answers, flow.answers_port) == (place, 5300) and flow.source_port > 1023
+    assert (flow.reply_source, flow.reply_port) == (place, 5300) and flow.source_port > 1023
     assert kernel.host.flows("tcp", 5300) == ()
     for _ in range(2):
         kernel.host.delete_flows([flow])

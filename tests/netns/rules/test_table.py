@@ -17,7 +17,7 @@ from weft.errors import Conflict
 from weft.kernel.interface import Element
 from weft.kernel.nft.library import Library, Program
 from weft.kernel.nft.ruleset import Nft
-from weft.kernel.nft.socket import Questions
+from weft.kernel.nft.socket import NftSocket
 from weft.kernel.nft.text import commands, shapes
 
 
@@ -299,9 +299,9 @@ def test_cost_does_not_grow_with_elements(host: Host, nft: Nft) -> None:
 @pytest.mark.parametrize("number", [1, 200])
 def test_elements_together_are_one_transaction(host: Host, nft: Nft, number: int) -> None:
     def transactions(work: Callable[[], object]) -> int:
-        before = nft._ask(Questions.generation)
+        before = nft._ask(NftSocket.generation)
         work()
-        return nft._ask(Questions.generation) - before
+        return nft._ask(NftSocket.generation) - before
 
     words, elements = Words(nft), ports(number)
     for work in (nft.add, nft.delete):

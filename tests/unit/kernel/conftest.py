@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from unit.kernel.place import Place
+from unit.kernel.topology import Topology
 
 from weft.kernel.fake.kernel import FakeKernel
 
 
 @pytest.fixture
-def place() -> Place:
+def topology() -> Topology:
     kernel = FakeKernel()
     for path in ("/run/netns/c1", "/run/netns/c2"):
         kernel.add(path)
-    return Place(kernel, "/run/netns/c1", kernel.open("/run/netns/c1"), kernel.open("/run/netns/c2"))
+    return Topology(kernel, "/run/netns/c1", kernel.open("/run/netns/c1"), kernel.open("/run/netns/c2"))

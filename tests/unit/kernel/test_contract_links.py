@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from unit.kernel.place import Place
+from unit.kernel.topology import Topology
 
 from lab.waiting import PATIENTLY
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing, NamespaceProblem
@@ -16,10 +16,10 @@ from weft.kernel.snapshot import snapshot
 MAC, PEER_MAC, BRIDGE_MAC = "02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:00:00:01"
 
 
-def veth(place: Place, name: str = "veth0", peer: str = "eth0", *, up: bool = True, master: str = "") -> None:
+def veth(topology: Topology, name: str = "veth0", peer: str = "eth0", *, up: bool = True, master: str = "") -> None:
     """A pair between the host and the first container."""
-    end = VethPeer(peer, mac=PEER_MAC, mtu=1400, up=up, namespace=place.box)
-    place.host.add_link(name, "veth", mac=MAC, mtu=1400, alias="weft:1:x", up=up, master=master, peer=end)
+    end = VethPeer(peer, mac=PEER_MAC, mtu=1400, up=up, namespace=topology.container)
+    topology.host.add_link(name, "veth", mac=MAC, mtu=1400, alias="weft:1:x", up=up, master=master, peer=end)
 
 
 def names(namespace: Namespace) -> list[str]:
@@ -34,42 +34,44 @@ def eventually(true: Callable[[], bool]) -> bool:
     return true()
 
 
-def test_a_new_namespace_has_a_loopback_that_is_down(place: Place) -> None:
-    link = place.box.link("lo")
-    assert link is not None and not link.up and names(place.box) == ["lo"]
-    assert place.box.addresses("lo") == () and place.box.routes() == ()
+def test_a_new_namespace_has_a_loopback_that_is_down(topology: Topology) -> None:
+    link = topology.container.link("lo")
+    assert link is not None and not link.up and names(topology.container) == ["lo"]
+    assert topology.container.addresses("lo") == () and topology.container.routes() == ()
 
 
-def test_a_namespace_is_known_by_its_identity(place: Place) -> None:
-    assert place.kernel.identify(place.box_path).same(place.box.id)
-    assert not place.box.id.same(place.host.id) and not place.box.id.same(place.other.id)
-    assert not place.kernel.identify("/run/netns/none").known
+def test_a_namespace_is_known_by_its_identity(topology: Topology) -> None:
+    assert topology.kernel.identify(topology.container_path).same(topology.container.id)
+    assert not topology.container.id.same(topology.host.id) and not topology.container.id.same(
+        topology.other_container.id
+    )
+    assert not topology.kernel.identify("/run/netns/none").known
     with pytest.raises(NamespaceProblem, match="/run/netns/none"):
-        place.kernel.open("/run/netns/none")
+        topology.kernel.open("/run/netns/none")
 
 
-def test_a_link_that_is_not_there_is_none_and_missing_for_every_verb(place: Place) -> None:
-    assert place.host.link("nope") is None
+def test_a_link_that_is_not_there_is_none_and_missing_for_every_verb(topology: Topology) -> None:
+    assert topology.host.link("nope") is None
     for verb in (
-        lambda: place.host.delete_link("nope"),
-        lambda: place.host.change_link("nope", up=True),
-        lambda: place.host.change_port("nope", {"brport_mode": 1}),
-        lambda: place.host.addresses("nope"),
-        lambda: place.host.vlans("nope"),
-        lambda: place.host.tentative("nope"),
-        lambda: place.host.routes(link="nope"),
-        lambda: place.host.add_link("v", "veth", master="nope", peer=VethPeer("p")),
-        lambda: place.host.add_link("v", "macvlan", parent="nope"),
+        lambda: topology.host.delete_link("nope"),
+        lambda: topology.host.change_link("nope", up=True),
+        lambda: topology.host.change_port("nope", {"brport_mode": 1}),
+        lambda: topology.host.addresses("nope"),
+        lambda: topology.host.vlans("nope"),
+        lambda: topology.host.tentative("nope"),
+        lambda: topology.host.routes(link="nope"),
+        lambda: topology.host.add_link("v", "veth", master="nope", peer=VethPeer("p")),
+        lambda: topology.host.add_link("v", "macvlan", parent="nope"),
     ):
         with pytest.raises(Missing, match="nope"):
             verb()
-    assert names(place.host) == ["lo"]
+    assert names(topology.host) == ["lo"]
 
 
-def test_a_veth_pair_is_as_asked_on_both_sides(place: Place) -> None:
-    place.host.add_link("br0", "bridge", mac=BRIDGE_MAC, up=True)
-    veth(place, master="br0")
-    here, there = place.host.link("veth0"), place.box.link("eth0")
+def test_a_veth_pair_is_as_asked_on_both_sides(topology: Topology) -> None:
+    topology.host.add_link("br0", "bridge", mac=BRIDGE_MAC, up=True)
+    veth(topology, master="br0")
+    here, there = topology.host.link("veth0"), topology.container.link("eth0")
     assert here is not None and there is not None
     assert (here.kind, here.mac, here.mtu, here.up, here.alias) == ("veth", MAC, 1400, True, "weft:1:x")
     assert (here.master, here.peer_index, here.carrier) == ("br0", there.index, True)
@@ -77,190 +79,192 @@ def test_a_veth_pair_is_as_asked_on_both_sides(place: Place) -> None:
     assert there.peer_index == here.index
 
 
-def test_a_pair_without_carrier_while_one_end_is_down(place: Place) -> None:
-    veth(place, up=False)
-    place.host.change_link("veth0", up=True)
-    here, there = place.host.link("veth0"), place.box.link("eth0")
+def test_a_pair_without_carrier_while_one_end_is_down(topology: Topology) -> None:
+    veth(topology, up=False)
+    topology.host.change_link("veth0", up=True)
+    here, there = topology.host.link("veth0"), topology.container.link("eth0")
     assert here is not None and here.up and not here.carrier
     assert there is not None and not there.up
 
 
-def test_deleting_one_end_takes_the_other_and_all_it_had(place: Place) -> None:
-    before = snapshot(place.host), snapshot(place.box)
-    veth(place)
-    place.host.delete_link("veth0")
-    assert (snapshot(place.host), snapshot(place.box)) == before
+def test_deleting_one_end_takes_the_other_and_all_it_had(topology: Topology) -> None:
+    before = snapshot(topology.host), snapshot(topology.container)
+    veth(topology)
+    topology.host.delete_link("veth0")
+    assert (snapshot(topology.host), snapshot(topology.container)) == before
     with pytest.raises(Missing):
-        place.host.delete_link("veth0")
+        topology.host.delete_link("veth0")
 
 
-def test_the_name_is_free_when_the_deletion_returns(place: Place) -> None:
+def test_the_name_is_free_when_the_deletion_returns(topology: Topology) -> None:
     for _ in range(5):
-        veth(place)
-        place.host.delete_link("veth0")
+        veth(topology)
+        topology.host.delete_link("veth0")
 
 
-def test_a_taken_name_is_refused_on_either_side_and_nothing_is_left(place: Place) -> None:
-    veth(place)
-    before = snapshot(place.host), snapshot(place.box)
+def test_a_taken_name_is_refused_on_either_side_and_nothing_is_left(topology: Topology) -> None:
+    veth(topology)
+    before = snapshot(topology.host), snapshot(topology.container)
     with pytest.raises(Exists, match="veth0"):
-        veth(place, peer="eth9")
+        veth(topology, peer="eth9")
     with pytest.raises(Exists, match="eth0"):
-        veth(place, name="veth9")
-    assert (snapshot(place.host), snapshot(place.box)) == before
+        veth(topology, name="veth9")
+    assert (snapshot(topology.host), snapshot(topology.container)) == before
 
 
-def test_a_link_that_cannot_be_finished_is_not_left_behind(place: Place) -> None:
-    before = snapshot(place.host), snapshot(place.box)
+def test_a_link_that_cannot_be_finished_is_not_left_behind(topology: Topology) -> None:
+    before = snapshot(topology.host), snapshot(topology.container)
     with pytest.raises(KernelRefused):
-        place.host.add_link("v", "veth", alias="x" * 300, peer=VethPeer("eth0", namespace=place.box))
+        topology.host.add_link("v", "veth", alias="x" * 300, peer=VethPeer("eth0", namespace=topology.container))
     with pytest.raises(KernelRefused):
-        place.host.add_link("v", "veth", mtu=9, peer=VethPeer("eth0", namespace=place.box))
-    place.host.add_link("dull", "veth", peer=VethPeer("dullpeer"))
+        topology.host.add_link("v", "veth", mtu=9, peer=VethPeer("eth0", namespace=topology.container))
+    topology.host.add_link("dull", "veth", peer=VethPeer("dullpeer"))
     with pytest.raises(KernelRefused):
-        place.host.add_link("v", "veth", master="dull", peer=VethPeer("eth0", namespace=place.box))
-    place.host.delete_link("dull")
-    assert (snapshot(place.host), snapshot(place.box)) == before
+        topology.host.add_link("v", "veth", master="dull", peer=VethPeer("eth0", namespace=topology.container))
+    topology.host.delete_link("dull")
+    assert (snapshot(topology.host), snapshot(topology.container)) == before
 
 
 @pytest.mark.parametrize("name", ["x%d", "", "a/b", "sixteen-bytes-xx", "..", "a b"])
-def test_a_name_that_the_kernel_would_expand_or_refuse(place: Place, name: str) -> None:
+def test_a_name_that_the_kernel_would_expand_or_refuse(topology: Topology, name: str) -> None:
     with pytest.raises(KernelRefused):
-        place.host.add_link(name, "bridge")
+        topology.host.add_link(name, "bridge")
     with pytest.raises(KernelRefused):
-        place.host.add_link("v", "veth", peer=VethPeer(name))
-    assert names(place.host) == ["lo"]
+        topology.host.add_link("v", "veth", peer=VethPeer(name))
+    assert names(topology.host) == ["lo"]
 
 
-def test_an_unknown_kind_or_option_is_refused_by_name(place: Place) -> None:
+def test_an_unknown_kind_or_option_is_refused_by_name(topology: Topology) -> None:
     with pytest.raises(KernelLacks, match="nonesuch"):
-        place.host.add_link("x", "nonesuch")
+        topology.host.add_link("x", "nonesuch")
     with pytest.raises(KernelRefused, match="br_nonsense"):
-        place.host.add_link("br0", "bridge", options={"br_nonsense": 1})
-    assert names(place.host) == ["lo"]
+        topology.host.add_link("br0", "bridge", options={"br_nonsense": 1})
+    assert names(topology.host) == ["lo"]
 
 
-def test_a_link_s_own_options_read_back_as_written(place: Place) -> None:
-    place.host.add_link("br0", "bridge", mac=BRIDGE_MAC, options={"br_ageing_time": 12300})
-    link = place.host.link("br0")
+def test_a_link_s_own_options_read_back_as_written(topology: Topology) -> None:
+    topology.host.add_link("br0", "bridge", mac=BRIDGE_MAC, options={"br_ageing_time": 12300})
+    link = topology.host.link("br0")
     assert link is not None and (link.kind, link.mac) == ("bridge", BRIDGE_MAC)
     assert link.options["br_ageing_time"] == 12300
-    place.host.change_link("br0", options={"br_ageing_time": 20000})
-    link = place.host.link("br0")
+    topology.host.change_link("br0", options={"br_ageing_time": 20000})
+    link = topology.host.link("br0")
     assert link is not None and link.options["br_ageing_time"] == 20000 and link.mac == BRIDGE_MAC
 
 
-def test_port_attributes_read_back_as_written(place: Place) -> None:
-    place.host.add_link("br0", "bridge", mac=BRIDGE_MAC)
-    veth(place, master="br0")
-    place.host.change_port("veth0", {"brport_mode": 1, "brport_isolated": 1})
-    link = place.host.link("veth0")
+def test_port_attributes_read_back_as_written(topology: Topology) -> None:
+    topology.host.add_link("br0", "bridge", mac=BRIDGE_MAC)
+    veth(topology, master="br0")
+    topology.host.change_port("veth0", {"brport_mode": 1, "brport_isolated": 1})
+    link = topology.host.link("veth0")
     assert link is not None and link.port["brport_mode"] == 1 and link.port["brport_isolated"] == 1
     assert link.port["brport_learning"] == 1
-    place.host.change_link("veth0", master="")
-    link = place.host.link("veth0")
+    topology.host.change_link("veth0", master="")
+    link = topology.host.link("veth0")
     assert link is not None and link.master == "" and link.port == {}
     with pytest.raises(KernelRefused):
-        place.host.change_port("veth0", {"brport_mode": 1})
+        topology.host.change_port("veth0", {"brport_mode": 1})
     with pytest.raises(KernelRefused, match="brport_nonsense"):
-        place.host.change_port("veth0", {"brport_nonsense": 1})
+        topology.host.change_port("veth0", {"brport_nonsense": 1})
 
 
-def test_deleting_a_bridge_frees_its_ports(place: Place) -> None:
-    place.host.add_link("br0", "bridge", mac=BRIDGE_MAC)
-    veth(place, master="br0")
-    place.host.delete_link("br0")
-    link = place.host.link("veth0")
+def test_deleting_a_bridge_frees_its_ports(topology: Topology) -> None:
+    topology.host.add_link("br0", "bridge", mac=BRIDGE_MAC)
+    veth(topology, master="br0")
+    topology.host.delete_link("br0")
+    link = topology.host.link("veth0")
     assert link is not None and link.master == "" and link.port == {}
 
 
-def test_a_link_changes_as_asked_and_in_nothing_else(place: Place) -> None:
-    veth(place)
-    before = place.host.link("veth0")
-    place.host.change_link("veth0", mtu=1300, alias="other", promiscuous=True, mac="02:00:00:00:00:09")
-    after = place.host.link("veth0")
+def test_a_link_changes_as_asked_and_in_nothing_else(topology: Topology) -> None:
+    veth(topology)
+    before = topology.host.link("veth0")
+    topology.host.change_link("veth0", mtu=1300, alias="other", promiscuous=True, mac="02:00:00:00:00:09")
+    after = topology.host.link("veth0")
     assert before is not None and after is not None
     assert (after.mtu, after.alias, after.promiscuous, after.mac) == (1300, "other", True, "02:00:00:00:00:09")
     assert (after.up, after.master, after.index) == (before.up, before.master, before.index)
-    place.host.change_link("veth0", promiscuous=False, alias="")
-    after = place.host.link("veth0")
+    topology.host.change_link("veth0", promiscuous=False, alias="")
+    after = topology.host.link("veth0")
     assert after is not None and not after.promiscuous and after.alias == "" and after.mtu == 1300
 
 
-def test_a_link_moves_to_another_namespace_under_a_new_name(place: Place) -> None:
-    place.host.add_link("veth0", "veth", mac=MAC, peer=VethPeer("veth1", mac=PEER_MAC))
-    place.host.change_link("veth1", namespace=place.box, new_name="eth0", up=True)
-    link = place.box.link("eth0")
+def test_a_link_moves_to_another_namespace_under_a_new_name(topology: Topology) -> None:
+    topology.host.add_link("veth0", "veth", mac=MAC, peer=VethPeer("veth1", mac=PEER_MAC))
+    topology.host.change_link("veth1", namespace=topology.container, new_name="eth0", up=True)
+    link = topology.container.link("eth0")
     assert link is not None and link.mac == PEER_MAC and link.up
-    assert names(place.host) == ["lo", "veth0"] and names(place.box) == ["lo", "eth0"]
+    assert names(topology.host) == ["lo", "veth0"] and names(topology.container) == ["lo", "eth0"]
     with pytest.raises(Exists):
-        place.host.change_link("veth0", namespace=place.box, new_name="eth0")
-    place.host.change_link("veth0", namespace=place.other)
-    assert names(place.host) == ["lo"] and names(place.other) == ["lo", "veth0"]
-    place.other.delete_link("veth0")
-    assert names(place.box) == ["lo"]
+        topology.host.change_link("veth0", namespace=topology.container, new_name="eth0")
+    topology.host.change_link("veth0", namespace=topology.other_container)
+    assert names(topology.host) == ["lo"] and names(topology.other_container) == ["lo", "veth0"]
+    topology.other_container.delete_link("veth0")
+    assert names(topology.container) == ["lo"]
 
 
-def test_renaming_refuses_a_taken_name(place: Place) -> None:
-    veth(place, up=False)
-    place.host.change_link("veth0", new_name="blue")
-    assert place.host.link("veth0") is None and place.host.link("blue") is not None
+def test_renaming_refuses_a_taken_name(topology: Topology) -> None:
+    veth(topology, up=False)
+    topology.host.change_link("veth0", new_name="blue")
+    assert topology.host.link("veth0") is None and topology.host.link("blue") is not None
     with pytest.raises(Exists):
-        place.host.change_link("blue", new_name="lo")
+        topology.host.change_link("blue", new_name="lo")
     with pytest.raises(KernelRefused):
-        place.host.change_link("blue", new_name="b%d")
+        topology.host.change_link("blue", new_name="b%d")
 
 
-def test_a_macvlan_of_the_host_s_link_in_the_container(place: Place) -> None:
-    place.host.add_link("up0", "veth", mac=MAC, mtu=1450, up=True, peer=VethPeer("wire", up=True))
+def test_a_macvlan_of_the_host_s_link_in_the_container(topology: Topology) -> None:
+    topology.host.add_link("up0", "veth", mac=MAC, mtu=1450, up=True, peer=VethPeer("wire", up=True))
     # Its name is taken on the host, and it must not matter.
-    place.host.add_link("eth0", "bridge")
-    place.box.add_link(
-        "eth0", "macvlan", mac=PEER_MAC, alias="weft:2:x", up=True, parent="up0", parent_namespace=place.host,
+    topology.host.add_link("eth0", "bridge")
+    topology.container.add_link(
+        "eth0", "macvlan", mac=PEER_MAC, alias="weft:2:x", up=True, parent="up0", parent_namespace=topology.host,
         options={"macvlan_mode": "bridge"},
     )  # fmt: skip
-    link = place.box.link("eth0")
+    link = topology.container.link("eth0")
     assert link is not None and (link.kind, link.mac, link.up, link.alias) == ("macvlan", PEER_MAC, True, "weft:2:x")
     assert link.options["macvlan_mode"] == "bridge" and link.mtu == 1450
-    assert names(place.box) == ["lo", "eth0"] and sorted(names(place.host)) == ["eth0", "lo", "up0", "wire"]
+    assert names(topology.container) == ["lo", "eth0"] and sorted(names(topology.host)) == ["eth0", "lo", "up0", "wire"]
     with pytest.raises(Exists):
-        place.box.add_link("eth0", "macvlan", parent="up0", parent_namespace=place.host)
-    place.host.delete_link("up0")
-    assert names(place.box) == ["lo"]
+        topology.container.add_link("eth0", "macvlan", parent="up0", parent_namespace=topology.host)
+    topology.host.delete_link("up0")
+    assert names(topology.container) == ["lo"]
 
 
-def test_a_tap_link_lasts_and_tells_its_owner(place: Place) -> None:
-    place.box.add_link("tap0", "tun", mac=MAC, mtu=1300, alias="x", up=True, options={"tun_type": 2, "tun_owner": 7})
-    link = place.box.link("tap0")
+def test_a_tap_link_lasts_and_tells_its_owner(topology: Topology) -> None:
+    topology.container.add_link(
+        "tap0", "tun", mac=MAC, mtu=1300, alias="x", up=True, options={"tun_type": 2, "tun_owner": 7}
+    )
+    link = topology.container.link("tap0")
     assert link is not None and (link.kind, link.mac, link.mtu, link.alias, link.up) == ("tun", MAC, 1300, "x", True)
     assert link.options["tun_type"] == 2 and link.options["tun_owner"] == 7
     with pytest.raises(Exists):
-        place.box.add_link("tap0", "tun")
-    place.box.delete_link("tap0")
-    assert names(place.box) == ["lo"]
+        topology.container.add_link("tap0", "tun")
+    topology.container.delete_link("tap0")
+    assert names(topology.container) == ["lo"]
 
 
-def test_the_loopback_cannot_be_deleted(place: Place) -> None:
+def test_the_loopback_cannot_be_deleted(topology: Topology) -> None:
     with pytest.raises(KernelRefused, match="lo"):
-        place.host.delete_link("lo")
-    assert place.host.link("lo") is not None
+        topology.host.delete_link("lo")
+    assert topology.host.link("lo") is not None
 
 
-def test_vlans_of_a_bridge_port(place: Place) -> None:
-    place.host.add_link("br0", "bridge", mac=BRIDGE_MAC, up=True)
+def test_vlans_of_a_bridge_port(topology: Topology) -> None:
+    topology.host.add_link("br0", "bridge", mac=BRIDGE_MAC, up=True)
     try:
-        place.host.change_link("br0", options={"br_vlan_filtering": 1})
-        place.host.add_vlans("br0", [BridgeVlan(2)])
+        topology.host.change_link("br0", options={"br_vlan_filtering": 1})
+        topology.host.add_vlans("br0", [BridgeVlan(2)])
     except KernelLacks as error:
         pytest.skip(str(error))
-    veth(place, master="br0")
-    assert place.host.vlans("veth0") == (BridgeVlan(1, pvid=True, untagged=True),)
-    place.host.add_vlans("veth0", [BridgeVlan(5, pvid=True, untagged=True), BridgeVlan(7), BridgeVlan(8)])
-    place.host.delete_vlans("veth0", [1, 8, 99])
-    assert place.host.vlans("veth0") == (BridgeVlan(5, pvid=True, untagged=True), BridgeVlan(7))
-    assert BridgeVlan(2) in place.host.vlans("br0")
-    place.host.delete_vlans("br0", [2])
-    assert BridgeVlan(2) not in place.host.vlans("br0")
+    veth(topology, master="br0")
+    assert topology.host.vlans("veth0") == (BridgeVlan(1, pvid=True, untagged=True),)
+    topology.host.add_vlans("veth0", [BridgeVlan(5, pvid=True, untagged=True), BridgeVlan(7), BridgeVlan(8)])
+    topology.host.delete_vlans("veth0", [1, 8, 99])
+    assert topology.host.vlans("veth0") == (BridgeVlan(5, pvid=True, untagged=True), BridgeVlan(7))
+    assert BridgeVlan(2) in topology.host.vlans("br0")
+    topology.host.delete_vlans("br0", [2])
+    assert BridgeVlan(2) not in topology.host.vlans("br0")
 
 
 @pytest.mark.parametrize(
@@ -274,40 +278,40 @@ def test_vlans_of_a_bridge_port(place: Place) -> None:
         ("dummy", {}),
     ],
 )
-def test_every_kind_that_a_driver_needs(place: Place, kind: str, options: dict[str, int | str]) -> None:
-    place.host.add_link("up0", "veth", up=True, peer=VethPeer("wire", up=True))
+def test_every_kind_that_a_driver_needs(topology: Topology, kind: str, options: dict[str, int | str]) -> None:
+    topology.host.add_link("up0", "veth", up=True, peer=VethPeer("wire", up=True))
     parent = "up0" if kind in ("vlan", "ipvlan", "macvlan") else ""
     try:
-        place.host.add_link("x0", kind, parent=parent, options=options, alias="mine", up=True)
+        topology.host.add_link("x0", kind, parent=parent, options=options, alias="mine", up=True)
     except KernelLacks as error:
         assert kind in str(error) or "8021q" in str(error)
         pytest.skip(str(error))
-    link = place.host.link("x0")
+    link = topology.host.link("x0")
     assert link is not None and (link.kind, link.alias, link.up) == (kind, "mine", True)
     assert {key: link.options[key] for key in options} == options
-    place.host.delete_link("x0")
-    assert place.host.link("x0") is None
+    topology.host.delete_link("x0")
+    assert topology.host.link("x0") is None
 
 
-def test_sysctls_are_the_namespace_s_own(place: Place) -> None:
-    veth(place)
+def test_sysctls_are_the_namespace_s_own(topology: Topology) -> None:
+    veth(topology)
     key = "net/ipv4/conf/eth0/arp_notify"
-    assert place.box.sysctl(key) == "0" and place.host.sysctl(key) is None
-    place.box.set_sysctl(key, "1")
-    assert place.box.sysctl(key) == "1"
-    place.box.set_sysctl("net/ipv4/ip_forward", "1")
-    assert place.box.sysctl("net/ipv4/conf/eth0/forwarding") == "1"
-    assert place.host.sysctl("net/ipv4/ip_forward") == place.other.sysctl("net/ipv4/ip_forward") == "0"
+    assert topology.container.sysctl(key) == "0" and topology.host.sysctl(key) is None
+    topology.container.set_sysctl(key, "1")
+    assert topology.container.sysctl(key) == "1"
+    topology.container.set_sysctl("net/ipv4/ip_forward", "1")
+    assert topology.container.sysctl("net/ipv4/conf/eth0/forwarding") == "1"
+    assert topology.host.sysctl("net/ipv4/ip_forward") == topology.other_container.sysctl("net/ipv4/ip_forward") == "0"
 
 
-def test_sysctls_that_cannot_be(place: Place) -> None:
-    assert place.box.sysctl("net/ipv4/nonesuch") is None
+def test_sysctls_that_cannot_be(topology: Topology) -> None:
+    assert topology.container.sysctl("net/ipv4/nonesuch") is None
     with pytest.raises(Missing, match="nonesuch"):
-        place.box.set_sysctl("net/ipv4/nonesuch", "1")
+        topology.container.set_sysctl("net/ipv4/nonesuch", "1")
     with pytest.raises(KernelRefused, match="ip_forward to 'maybe'"):
-        place.box.set_sysctl("net/ipv4/ip_forward", "maybe")
+        topology.container.set_sysctl("net/ipv4/ip_forward", "maybe")
     for key in ("kernel/hostname", "net/../kernel/hostname", "/net/ipv4/ip_forward", "net", "net//ipv4", ""):
         with pytest.raises(KernelRefused):
-            place.box.sysctl(key)
+            topology.container.sysctl(key)
         with pytest.raises(KernelRefused):
-            place.box.set_sysctl(key, "1")
+            topology.container.set_sysctl(key, "1")

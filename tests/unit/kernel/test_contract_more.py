@@ -5,14 +5,14 @@ from __future__ import annotations
 from ipaddress import ip_network
 
 import pytest
-from unit.kernel.place import Place
+from unit.kernel.topology import Topology
 
 from weft.errors import Exists, KernelRefused, Missing
 from weft.kernel.interface import Limit, RoutingRule, VethPeer
 
 
-def pair(place: Place) -> None:
-    place.host.add_link("veth0", "veth", up=True, peer=VethPeer("eth0", up=True, namespace=place.box))
+def pair(topology: Topology) -> None:
+    topology.host.add_link("veth0", "veth", up=True, peer=VethPeer("eth0", up=True, namespace=topology.container))
 
 
 LIMITS = (
@@ -24,65 +24,65 @@ LIMITS = (
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_limit_reads_back_as_written(place: Place, limit: Limit) -> None:
-    pair(place)
-    assert place.host.limit("veth0") is None
-    place.host.set_limit("veth0", limit)
-    there = place.host.limit("veth0")
+def test_a_limit_reads_back_as_written(topology: Topology, limit: Limit) -> None:
+    pair(topology)
+    assert topology.host.limit("veth0") is None
+    topology.host.set_limit("veth0", limit)
+    there = topology.host.limit("veth0")
     assert there is not None
     assert (there.rate, there.queue) == (limit.rate, limit.queue)
     assert there.burst == pytest.approx(limit.burst, rel=0.001)
 
 
-def test_a_limit_changes_in_place_and_goes(place: Place) -> None:
-    pair(place)
+def test_a_limit_changes_in_place_and_goes(topology: Topology) -> None:
+    pair(topology)
     for limit in (*LIMITS, LIMITS[0]):
-        place.host.set_limit("veth0", limit)
-    there = place.host.limit("veth0")
+        topology.host.set_limit("veth0", limit)
+    there = topology.host.limit("veth0")
     assert there is not None and there.rate == LIMITS[0].rate
     for _ in range(2):
-        place.host.set_limit("veth0", None)
-        assert place.host.limit("veth0") is None
+        topology.host.set_limit("veth0", None)
+        assert topology.host.limit("veth0") is None
 
 
-def test_what_comes_in_is_redirected_until_it_is_not(place: Place) -> None:
-    pair(place)
+def test_what_comes_in_is_redirected_until_it_is_not(topology: Topology) -> None:
+    pair(topology)
     for name in ("ifb0", "ifb1"):
-        place.host.add_link(name, "ifb", up=True)
-    assert place.host.redirect("veth0") == ""
+        topology.host.add_link(name, "ifb", up=True)
+    assert topology.host.redirect("veth0") == ""
     for target in ("ifb0", "ifb0", "ifb1"):
-        place.host.set_redirect("veth0", target)
-        assert place.host.redirect("veth0") == target
+        topology.host.set_redirect("veth0", target)
+        assert topology.host.redirect("veth0") == target
     for _ in range(2):
-        place.host.set_redirect("veth0", "")
-        assert place.host.redirect("veth0") == ""
-    place.host.set_redirect("veth0", "ifb0")
-    assert place.host.redirect("veth0") == "ifb0"
-    place.host.delete_link("ifb0")
-    assert place.host.redirect("veth0") == ""
-    place.host.set_redirect("veth0", "")
+        topology.host.set_redirect("veth0", "")
+        assert topology.host.redirect("veth0") == ""
+    topology.host.set_redirect("veth0", "ifb0")
+    assert topology.host.redirect("veth0") == "ifb0"
+    topology.host.delete_link("ifb0")
+    assert topology.host.redirect("veth0") == ""
+    topology.host.set_redirect("veth0", "")
 
 
-def test_limits_and_redirections_of_what_is_not_there(place: Place) -> None:
-    pair(place)
+def test_limits_and_redirections_of_what_is_not_there(topology: Topology) -> None:
+    pair(topology)
     for verb in (
-        lambda: place.host.limit("nope"),
-        lambda: place.host.set_limit("nope", LIMITS[0]),
-        lambda: place.host.redirect("nope"),
-        lambda: place.host.set_redirect("nope", "veth0"),
-        lambda: place.host.set_redirect("veth0", "nope"),
+        lambda: topology.host.limit("nope"),
+        lambda: topology.host.set_limit("nope", LIMITS[0]),
+        lambda: topology.host.redirect("nope"),
+        lambda: topology.host.set_redirect("nope", "veth0"),
+        lambda: topology.host.set_redirect("veth0", "nope"),
     ):
         with pytest.raises(Missing, match="nope"):
             verb()
 
 
-def test_a_link_tells_of_all_multicast_and_its_queue(place: Place) -> None:
-    pair(place)
-    place.host.change_link("veth0", all_multicast=True, queue_length=333)
-    link = place.host.link("veth0")
+def test_a_link_tells_of_all_multicast_and_its_queue(topology: Topology) -> None:
+    pair(topology)
+    topology.host.change_link("veth0", all_multicast=True, queue_length=333)
+    link = topology.host.link("veth0")
     assert link is not None and (link.all_multicast, link.queue_length) == (True, 333)
-    place.host.change_link("veth0", all_multicast=False)
-    link = place.host.link("veth0")
+    topology.host.change_link("veth0", all_multicast=False)
+    link = topology.host.link("veth0")
     assert link is not None and not link.all_multicast and link.queue_length == 333
 
 
@@ -90,27 +90,27 @@ def rule(source: str, table: int, protocol: int = 119) -> RoutingRule:
     return RoutingRule(ip_network(source), table, protocol)
 
 
-def test_routing_rules_of_both_families(place: Place) -> None:
+def test_routing_rules_of_both_families(topology: Topology) -> None:
     wanted = (rule("10.1.0.5/32", 100), rule("10.1.0.0/24", 70000), rule("fd00::5/128", 101))
-    assert place.box.routing_rules() == ()
+    assert topology.container.routing_rules() == ()
     for one in wanted:
-        place.box.add_routing_rule(one)
+        topology.container.add_routing_rule(one)
         with pytest.raises(Exists):
-            place.box.add_routing_rule(one)
-    assert set(place.box.routing_rules()) == set(wanted) and place.host.routing_rules() == ()
-    assert [one.source.version for one in place.box.routing_rules()] == [4, 4, 6]
+            topology.container.add_routing_rule(one)
+    assert set(topology.container.routing_rules()) == set(wanted) and topology.host.routing_rules() == ()
+    assert [one.source.version for one in topology.container.routing_rules()] == [4, 4, 6]
     with pytest.raises(Missing):
-        place.box.delete_routing_rule(rule("10.1.0.5/32", 100, protocol=3))
-    place.box.delete_routing_rule(rule("10.1.0.5/32", 100, protocol=0))
-    place.box.delete_routing_rule(wanted[2])
+        topology.container.delete_routing_rule(rule("10.1.0.5/32", 100, protocol=3))
+    topology.container.delete_routing_rule(rule("10.1.0.5/32", 100, protocol=0))
+    topology.container.delete_routing_rule(wanted[2])
     with pytest.raises(Missing):
-        place.box.delete_routing_rule(wanted[2])
-    assert place.box.routing_rules() == (wanted[1],)
+        topology.container.delete_routing_rule(wanted[2])
+    assert topology.container.routing_rules() == (wanted[1],)
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_iptables_does_all_lines_or_none(place: Place, version: int) -> None:
-    host = place.host
+def test_iptables_does_all_lines_or_none(topology: Topology, version: int) -> None:
+    host = topology.host
     host.change_iptables(version, "filter", ["-N WEFT-TEST", "-A WEFT-TEST -j ACCEPT", "-I FORWARD 1 -j WEFT-TEST"])
     lines = host.iptables(version, "filter")
     assert {":WEFT-TEST - [0:0]", "-A WEFT-TEST -j ACCEPT", "-A FORWARD -j WEFT-TEST"} <= set(lines)
@@ -125,11 +125,11 @@ def test_iptables_does_all_lines_or_none(place: Place, version: int) -> None:
         assert host.iptables(version, "filter") == lines
     host.change_iptables(version, "filter", ["-D FORWARD -j WEFT-TEST", "-D WEFT-TEST -j ACCEPT", "-X WEFT-TEST"])
     assert not any("WEFT-TEST" in line for line in host.iptables(version, "filter"))
-    assert not any("WEFT-TEST" in line for line in place.box.iptables(version, "filter"))
+    assert not any("WEFT-TEST" in line for line in topology.container.iptables(version, "filter"))
 
 
-def test_nobody_listens_and_nothing_flows_in_a_new_namespace(place: Place) -> None:
-    assert place.host.listeners("tcp", 80) == () and place.host.listeners("sctp", 80) == ()
-    assert place.host.flows("udp", 53) == ()
-    place.host.delete_flows(())
-    assert not place.host.drops_forwarded(4) and not place.host.drops_forwarded(6)
+def test_nobody_listens_and_nothing_flows_in_a_new_namespace(topology: Topology) -> None:
+    assert topology.host.listeners("tcp", 80) == () and topology.host.listeners("sctp", 80) == ()
+    assert topology.host.flows("udp", 53) == ()
+    topology.host.delete_flows(())
+    assert not topology.host.drops_forwarded(4) and not topology.host.drops_forwarded(6)

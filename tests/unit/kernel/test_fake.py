@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from unit.kernel.place import Place
 from unit.kernel.test_contract_links import veth
+from unit.kernel.topology import Topology
 
 from weft.errors import KernelLacks, KernelRefused
 from weft.kernel.fake.kernel import FakeKernel
@@ -47,17 +47,17 @@ def test_looking_at_the_state_is_no_call() -> None:
         kernel.host.links()
 
 
-def test_the_dump_tells_states_apart(place: Place) -> None:
-    assert isinstance(place.kernel, FakeKernel)
-    before = place.kernel.dump()
-    veth(place)
-    made = place.kernel.dump()
+def test_the_dump_tells_states_apart(topology: Topology) -> None:
+    assert isinstance(topology.kernel, FakeKernel)
+    before = topology.kernel.dump()
+    veth(topology)
+    made = topology.kernel.dump()
     assert made != before
-    place.box.set_sysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
-    place.host.change_link("veth0", alias="")
-    assert place.kernel.dump() != made
-    place.box.delete_link("eth0")
-    assert place.kernel.dump() == before
+    topology.container.set_sysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
+    topology.host.change_link("veth0", alias="")
+    assert topology.kernel.dump() != made
+    topology.container.delete_link("eth0")
+    assert topology.kernel.dump() == before
 
 
 def test_a_kernel_can_lack_kinds() -> None:
@@ -67,15 +67,15 @@ def test_a_kernel_can_lack_kinds() -> None:
         kernel.host.add_link("x", "vlan", parent="up0", options={"vlan_id": 5})
 
 
-def test_a_namespace_ends_with_its_links_and_their_peers(place: Place) -> None:
-    assert isinstance(place.kernel, FakeKernel)
-    veth(place)
-    place.kernel.remove(place.box_path)
-    assert place.host.link("veth0") is None
-    assert not place.kernel.identify(place.box_path).known
+def test_a_namespace_ends_with_its_links_and_their_peers(topology: Topology) -> None:
+    assert isinstance(topology.kernel, FakeKernel)
+    veth(topology)
+    topology.kernel.remove(topology.container_path)
+    assert topology.host.link("veth0") is None
+    assert not topology.kernel.identify(topology.container_path).known
 
 
-def test_detection_of_duplicates_as_a_test_wants_it(place: Place) -> None:
+def test_detection_of_duplicates_as_a_test_wants_it(topology: Topology) -> None:
     kernel = FakeKernel()
     space = kernel.add("/run/netns/x")
     space.pretend_tentative("lo", True, False)

@@ -31,14 +31,14 @@ def restore(version: int, table: str, lines: Iterable[str]) -> None:
     _run(version, "-restore", ["--noflush", f"--wait={_PATIENCE}"], text)
 
 
-def drops_forwarded(version: int, questions: socket.Questions) -> bool:
+def drops_forwarded(version: int, nft_socket: socket.NftSocket) -> bool:
     """Whether a FORWARD chain has the policy DROP: that of nftables' iptables, or the legacy one's where in use.
 
     The first is asked of the kernel, since most hosts have only that and every ADD with a firewall asks; only the
     legacy one needs a program.
     """
     try:
-        if _nftables_policy(version, questions) == _DROP:
+        if _nftables_policy(version, nft_socket) == _DROP:
             return True
         with open(_TABLES_IN_USE[version], encoding="ascii", errors="replace") as tables:
             legacy = "filter" in tables.read().split()
@@ -47,10 +47,10 @@ def drops_forwarded(version: int, questions: socket.Questions) -> bool:
         return False
 
 
-def _nftables_policy(version: int, questions: socket.Questions) -> bytes:
+def _nftables_policy(version: int, nft_socket: socket.NftSocket) -> bytes:
     """The policy of the chain that iptables keeps in nftables, as the kernel has it; empty where there is none."""
     chain = (socket.text(_CHAIN_TABLE, "filter"), socket.text(_CHAIN_NAME, "FORWARD"))
-    (found,) = questions.each(_GET_CHAIN, [("ip" if version == 4 else "ip6", chain)])
+    (found,) = nft_socket.each(_GET_CHAIN, [("ip" if version == 4 else "ip6", chain)])
     return (found or {}).get(_CHAIN_POLICY, b"")
 
 

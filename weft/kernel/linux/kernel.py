@@ -25,9 +25,9 @@ from weft.types import Address, Cidr, NamespaceId
 
 if TYPE_CHECKING:
     from weft.kernel.interface import Ruleset
-    from weft.kernel.netlink.conntrack import Tracked
-    from weft.kernel.netlink.reaper import Reaper
-    from weft.kernel.nft.socket import Questions
+    from weft.kernel.netlink.batch_deletion import BatchDeleter
+    from weft.kernel.netlink.conntrack import Conntrack
+    from weft.kernel.nft.socket import NftSocket
 
 
 class LinuxNamespace:
@@ -37,11 +37,11 @@ class LinuxNamespace:
         self.id = identity
         self.descriptor = descriptor
         self._sysctls = sysctl.Sysctls()
-        self.reaper: Reaper | None = None
+        self.link_deleter: BatchDeleter | None = None
         """Deletes this namespace's links where many threads do so; None: each does it by itself."""
         self._opened: RouteSocket | None = None
-        self._questions: Questions | None = None
-        self._tracked: Tracked | None = None
+        self._nft_socket: NftSocket | None = None
+        self._conntrack: Conntrack | None = None
         """Kept, since to close one may take the kernel 20 ms."""
 
     @property
@@ -62,12 +62,12 @@ class LinuxNamespace:
             if self._opened is not None:
                 self._opened.close()
                 self._opened = None
-            if self._questions is not None:
-                self._questions.close()
-                self._questions = None
-            if self._tracked is not None:
-                self._tracked.close()
-                self._tracked = None
+            if self._nft_socket is not None:
+                self._nft_socket.close()
+                self._nft_socket = None
+            if self._conntrack is not None:
+                self._conntrack.close()
+                self._conntrack = None
             self._sysctls.close()
             os.close(self.descriptor)
             self.descriptor = -1
@@ -242,8 +242,8 @@ class LinuxNamespace:
 
     def delete_link(self, name: str) -> None:
         index = links.index(self._socket, name, f"delete the link {name}")
-        if self.reaper is not None:
-            self.reaper.delete(index, name)
+        if self.link_deleter is not None:
+            self.link_deleter.delete(index, name)
         else:
             with self._entered():
                 worker, watcher = RouteSocket(), RouteSocket(groups=deletion.LINK_GROUP)
@@ -331,14 +331,14 @@ class LinuxNamespace:
 
     def delete_flows(self, flows: Iterable[Flow]) -> None:
         with self._entered():
-            self._connections().forget(flows)
+            self._connections().delete(flows)
 
-    def _connections(self) -> Tracked:
-        if self._tracked is None:
-            from weft.kernel.netlink.conntrack import Tracked
+    def _connections(self) -> Conntrack:
+        if self._conntrack is None:
+            from weft.kernel.netlink.conntrack import Conntrack
 
-            self._tracked = Tracked()
-        return self._tracked
+            self._conntrack = Conntrack()
+        return self._conntrack
 
     def listeners(self, protocol: str, port: int) -> tuple[tuple[Address, str], ...]:
         with self._entered():
@@ -358,15 +358,15 @@ class LinuxNamespace:
 
     def drops_forwarded(self, version: int) -> bool:
         from weft.kernel.linux import iptables
-        from weft.kernel.nft.socket import Questions
+        from weft.kernel.nft.socket import NftSocket
 
         with self._entered():
-            if self._questions is None:
+            if self._nft_socket is None:
                 try:
-                    self._questions = Questions()
+                    self._nft_socket = NftSocket()
                 except KernelRefused:
                     return False
-            return iptables.drops_forwarded(version, self._questions)
+            return iptables.drops_forwarded(version, self._nft_socket)
 
     def _index(self, link: str, doing: str) -> int:
         return links.index(self._socket, link, doing)

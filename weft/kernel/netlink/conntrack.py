@@ -43,7 +43,7 @@ _ERRNO = Struct("=i")
 _SHORT = Struct("!H")
 
 
-class Tracked:
+class Conntrack:
     """Asks the kernel by one socket, which is opened at the first question, in the calling thread's namespace.
 
     Keep it: to close any netfilter socket waits until the nftables elements that were deleted before are freed, 10 to
@@ -93,7 +93,7 @@ class Tracked:
         except (OSError, ValueError):
             return 0
 
-    def forget(self, gone: Iterable[Flow]) -> None:
+    def delete(self, gone: Iterable[Flow]) -> None:
         """Have the kernel decide anew about the connections. What has ended meanwhile is fine."""
         for flow in gone:
             version = flow.destination.version

@@ -32,7 +32,7 @@ _NEIGHBOUR = Struct("=BxxxiHBB")
 def bridge_ports(addresses: Iterable[Address]) -> dict[Address, int]:
     """The index of the bridge port that each address is behind, in the calling thread's namespace; 0 behind no bridge.
 
-    Those of which the kernel knows nothing yet are left out; ``wake`` has it learn.
+    Those of which the kernel knows nothing yet are left out; ``resolve`` has it learn.
     *Equivalent to:* ``ip neigh show; bridge fdb show``.
     """
     wanted = set(addresses)
@@ -56,7 +56,7 @@ def bridge_ports(addresses: Iterable[Address]) -> dict[Address, int]:
     }
 
 
-def wake(addresses: Iterable[Address]) -> None:
+def resolve(addresses: Iterable[Address]) -> None:
     """Have the kernel look for the addresses, by an empty datagram to the discard port of each. Does not wait."""
     for address in addresses:
         family = _socket.AF_INET if address.version == 4 else _socket.AF_INET6

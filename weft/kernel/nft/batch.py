@@ -14,7 +14,7 @@ from struct import Struct
 from typing import TypeVar
 
 from weft.errors import KernelLacks
-from weft.kernel.nft.socket import Attributes, Change, Questions, _message, attribute, attributes, nested, refusal, text
+from weft.kernel.nft.socket import Attributes, Change, NftSocket, _message, attribute, attributes, nested, refusal, text
 
 Key = tuple[str, bytes]
 """An element's place: the name of its set or map, and its key."""
@@ -42,8 +42,8 @@ _MESSAGE = Struct("=IHHII")
 _shapes: dict[tuple[int, int], Struct] = {}
 
 
-class Elements(Questions):
-    """The elements of one table, named by family and name; else like ``Questions``."""
+class ElementSocket(NftSocket):
+    """The elements of one table, named by family and name; else like ``NftSocket``."""
 
     def __init__(self, table: str) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Elements(Questions):
         ]
 
 
-class Watch:
+class TableWatch:
     """Tells when somebody else has changed a table, or taken it away. Register ``fileno`` for reading."""
 
     def __init__(self, table: str) -> None:
@@ -119,7 +119,7 @@ class Watch:
     def close(self) -> None:
         self._socket.close()
 
-    def touched(self, own: int, most: int = 64) -> bool:
+    def changed_by_others(self, own: int, most: int = 64) -> bool:
         """Whether one of the next so many packets tells of a change that the netlink port ``own`` did not make.
 
         True as well where some packets were lost. Never waits.

@@ -10,7 +10,7 @@ import sys
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from weft.kernel.interface import Element, Scalar
-from weft.kernel.nft.socket import Attributes, Questions, attribute, attributes, nested, text
+from weft.kernel.nft.socket import Attributes, NftSocket, attribute, attributes, nested, text
 from weft.kernel.nft.text import PROTOCOLS, Shape, own_mark
 
 _GET_ELEMENT = 13
@@ -30,12 +30,12 @@ _LENGTHS = {
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
-def look_up(questions: Questions, sought: list[tuple[Shape, tuple[Scalar, ...]]]) -> list[Element | None]:
+def look_up(nft_socket: NftSocket, sought: list[tuple[Shape, tuple[Scalar, ...]]]) -> list[Element | None]:
     """The element under each key (in a set of intervals: over it), None where there is none.
 
     The keys must have been rendered before, which checks their types. A set of plain intervals has no such keys.
     """
-    found = questions.each(_GET_ELEMENT, [_question(shape, keys(shape, key)) for shape, key in sought])
+    found = nft_socket.each(_GET_ELEMENT, [_question(shape, keys(shape, key)) for shape, key in sought])
     return [None if one is None else _element(one, shape) for one, (shape, _) in zip(found, sought, strict=True)]
 
 
@@ -53,9 +53,9 @@ def comment(mark: str) -> bytes:
     return bytes((0, len(data))) + data
 
 
-def owned(questions: Questions, sought: list[tuple[Shape, bytes, str]]) -> list[bool]:
+def owned(nft_socket: NftSocket, sought: list[tuple[Shape, bytes, str]]) -> list[bool]:
     """Whether under each key (as ``keys`` gives it) there is an element of that very key with the mark."""
-    found = questions.each(_GET_ELEMENT, [_question(shape, key) for shape, key, _ in sought])
+    found = nft_socket.each(_GET_ELEMENT, [_question(shape, key) for shape, key, _ in sought])
     return [
         one is not None and _bears(one, shape, key, mark) for one, (shape, key, mark) in zip(found, sought, strict=True)
     ]

@@ -23,7 +23,7 @@ from weft.kernel.nft.elements import creations, deletions, writable
 from weft.kernel.nft.generation import Sound
 from weft.kernel.nft.library import Answer, Runner, enter_namespace, leave_namespace, runner
 from weft.kernel.nft.lookup import keys, look_up, owned
-from weft.kernel.nft.socket import ERESTART, Change, Questions, refusal
+from weft.kernel.nft.socket import ERESTART, Change, NftSocket, refusal
 from weft.kernel.nft.survey import Survey, survey
 from weft.kernel.nft.text import Shape, checked, commands, conflict, elements_in, normal, rendered, shapes
 
@@ -59,7 +59,7 @@ class Nft:
         self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._lock = allocate_lock()
         self._runner: Runner | None = None
-        self._questions: Questions | None = None
+        self._nft_socket: NftSocket | None = None
         self._shapes: dict[str, Shape] = {}
 
     def close(self) -> None:
@@ -68,9 +68,9 @@ class Nft:
             if self._runner is not None:
                 self._runner.close()
                 self._runner = None
-            if self._questions is not None:
-                self._questions.close()
-                self._questions = None
+            if self._nft_socket is not None:
+                self._nft_socket.close()
+                self._nft_socket = None
             if self._namespace >= 0:
                 os.close(self._namespace)
                 self._namespace = -1
@@ -94,7 +94,7 @@ class Nft:
             generation, found = self._look(base)
             sentence = None if found is None else self._difference(base, found)
             # Looks before and after somebody's transaction make a whole that never was: look again.
-            if sentence is None or self._ask(Questions.generation) == generation:
+            if sentence is None or self._ask(NftSocket.generation) == generation:
                 break
         return sentence
 
@@ -104,7 +104,7 @@ class Nft:
         Whoever shares what is known waits meanwhile, and need not look himself.
         """
         with self._sound.turn:
-            generation = self._ask(Questions.generation)
+            generation = self._ask(NftSocket.generation)
             if self._sound.found == (_digest(base), generation):
                 return generation, None
             found = self._survey()
@@ -258,27 +258,27 @@ class Nft:
         """Look for all, then delete those that bear their mark."""
         shaped = [(self._shapes[element.collection], element) for element in elements]
         sought = [(shape, keys(shape, element.key), element.mark) for shape, element in shaped]
-        bear = self._ask(lambda questions: owned(questions, sought)) if sought else []
+        bear = self._ask(lambda nft_socket: owned(nft_socket, sought)) if sought else []
         mine = [(shape, key) for (shape, key, _), one in zip(sought, bear, strict=True) if one]
         if mine:
             self._change(deletions(mine))
 
     def _change(self, changes: list[Change]) -> None:
         with self._sound.turn:
-            number = self._ask(lambda questions: self._transact(questions, changes))
+            number = self._ask(lambda nft_socket: self._transact(nft_socket, changes))
         if number:
             raise refusal(number)
 
-    def _transact(self, questions: Questions, changes: list[Change]) -> int:
+    def _transact(self, nft_socket: NftSocket, changes: list[Change]) -> int:
         """Rules that were sound stay so where nobody else's transaction came between: else the kernel refuses."""
         if self._sound.found is not None:
             base, generation = self._sound.found
-            number = questions.transact(changes, generation)
+            number = nft_socket.transact(changes, generation)
             if number != ERESTART:
                 self._sound.found = base, generation if number else generation % _LAST_GENERATION + 1
                 return number
             self._sound.found = None
-        return questions.transact(changes)
+        return nft_socket.transact(changes)
 
     def _there(self, keyed: dict[tuple[str, str], Element]) -> dict[tuple[str, str], Element]:
         """What is there under (or, in a set of intervals, over) the keys."""
@@ -286,7 +286,7 @@ class Nft:
         plain = {shape.name for _, shape in single if "interval" in shape.flags and len(shape.key) == 1}
         sought = [(place, shape) for place, shape in single if shape.name not in plain]
         wanted = [(shape, keyed[place].key) for place, shape in sought]
-        answers = self._ask(lambda questions: look_up(questions, wanted)) if wanted else []
+        answers = self._ask(lambda nft_socket: look_up(nft_socket, wanted)) if wanted else []
         found = {place: one for (place, _), one in zip(sought, answers, strict=True) if one is not None}
         for name in plain:  # such a set holds beginnings and ends, not keys
             there = {normal(one.key): one for one in self.elements(name)}
@@ -305,19 +305,19 @@ class Nft:
         return "".join(f"delete {shape.kind} {shape.table} {shape.name}\n" for shape in others)
 
     def _survey(self) -> Survey:
-        return self._ask(lambda questions: survey(questions, TABLES, _STAMP))
+        return self._ask(lambda nft_socket: survey(nft_socket, TABLES, _STAMP))
 
-    def _ask(self, work: Callable[[Questions], T]) -> T:
+    def _ask(self, work: Callable[[NftSocket], T]) -> T:
         """Ask the kernel directly, where this object belongs."""
 
         with self._lock:
-            if self._questions is None:
-                self._questions = self._at_home(Questions)
+            if self._nft_socket is None:
+                self._nft_socket = self._at_home(NftSocket)
             try:
-                return work(self._questions)
+                return work(self._nft_socket)
             except BaseException:  # answers may still come: never to the next question
-                self._questions.close()
-                self._questions = None
+                self._nft_socket.close()
+                self._nft_socket = None
                 raise
 
     def _do(self, commands: str, *, terse: bool = False) -> str:

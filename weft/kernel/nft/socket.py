@@ -44,7 +44,7 @@ Change = tuple[int, int, str, tuple[bytes, ...]]
 """One message of a transaction: its kind, its flags, the table's family, its attributes."""
 
 
-class Questions:
+class NftSocket:
     """A netlink socket to nftables in the namespace of the thread that made it.
 
     Raises KernelLacks where the kernel has no nftables, KernelRefused where it does not answer; then it must

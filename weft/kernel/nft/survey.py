@@ -11,7 +11,7 @@ from _blake2 import blake2b  # hashlib would load OpenSSL, which takes 4 ms
 from dataclasses import dataclass
 
 from weft.errors import Busy
-from weft.kernel.nft.socket import Attributes, Questions, text
+from weft.kernel.nft.socket import Attributes, NftSocket, text
 
 _ATTEMPTS = 20
 _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET = 1, 4, 7, 10
@@ -35,27 +35,27 @@ class Survey:
     stamp: bytes
 
 
-def survey(questions: Questions, tables: tuple[str, ...], stamp_chain: str) -> Survey:
+def survey(nft_socket: NftSocket, tables: tuple[str, ...], stamp_chain: str) -> Survey:
     """The tables, each named by family and name; the hash leaves the stamp out, which is in the first of them.
 
-    Raises KernelRefused as ``Questions`` does, and Busy where the rules never rest.
+    Raises KernelRefused as ``NftSocket`` does, and Busy where the rules never rest.
     """
     for _ in range(_ATTEMPTS):
         try:
-            return _survey(questions, tables, stamp_chain.encode() + b"\0")
+            return _survey(nft_socket, tables, stamp_chain.encode() + b"\0")
         except InterruptedError:
             continue
     raise Busy("the nftables rules keep changing", hint="try again")
 
 
-def _survey(questions: Questions, tables: tuple[str, ...], stamp_chain: bytes) -> Survey:
+def _survey(nft_socket: NftSocket, tables: tuple[str, ...], stamp_chain: bytes) -> Survey:
     digest = blake2b(digest_size=8)
     missing: list[str] = []
     dormant: list[str] = []
     chains: list[tuple[str, str]] = []
     stamp = b""
     for table in tables:
-        found = _table(questions, table)
+        found = _table(nft_socket, table)
         if found is None:
             missing.append(table)
             continue
@@ -75,27 +75,27 @@ def _survey(questions: Questions, tables: tuple[str, ...], stamp_chain: bytes) -
 _Table = tuple[bytes, dict[bytes, list[bytes]], list[bytes], dict[bytes, bytes]]
 
 
-def _table(questions: Questions, table: str) -> _Table | None:
+def _table(nft_socket: NftSocket, table: str) -> _Table | None:
     """A table's flags, what its chains and their rules say, what its sets say, and the comments in each chain."""
     family, _, plain = table.partition(" ")
     name = plain.encode() + b"\0"
-    (there,) = questions.each(_GET_TABLE, [(family, (text(_TABLE_NAME, plain),))])
+    (there,) = nft_socket.each(_GET_TABLE, [(family, (text(_TABLE_NAME, plain),))])
     if there is None:
         return None
     chains = {
         found[_CHAIN_NAME]: [_said(found, _CHAIN_SAYS)]
-        for found in questions.all(_GET_CHAIN, family)  # the kernel filters no chains by table
+        for found in nft_socket.all(_GET_CHAIN, family)  # the kernel filters no chains by table
         if found[_CHAIN_TABLE] == name
     }
     comments: dict[bytes, bytes] = {}
-    for found in questions.all(_GET_RULE, family, text(_RULE_TABLE, plain)):
+    for found in nft_socket.all(_GET_RULE, family, text(_RULE_TABLE, plain)):
         chain = found[_RULE_CHAIN]
         if found[_RULE_TABLE] == name and chain in chains:
             chains[chain].append(_said(found, (_RULE_EXPRESSIONS, _RULE_COMMENT)))
             comments[chain] = comments.get(chain, b"") + found.get(_RULE_COMMENT, b"")
     sets = [
         _said(found, _SET_SAYS)
-        for found in questions.all(_GET_SET, family, text(_SET_TABLE, plain))
+        for found in nft_socket.all(_GET_SET, family, text(_SET_TABLE, plain))
         if found[_SET_TABLE] == name
     ]
     return there.get(_TABLE_FLAGS, b""), chains, sets, comments

@@ -34,7 +34,7 @@ class _Wish:
         self.done.acquire()
 
 
-class Reaper:
+class BatchDeleter:
     """Deletes links of the namespace that the constructor's thread, and every caller, is in."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a contract test stands in: a host's namespace and two containers', of the fake or of the kernel."""
+"""The namespaces of a contract test: the host and two containers, of the fake or of the kernel."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from weft.kernel.interface import Kernel, Namespace
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Topology:
     kernel: Kernel
-    box_path: str
-    box: Namespace
-    other: Namespace
+    container_path: str
+    container: Namespace
+    other_container: Namespace
 
     @property
     def host(self) -> Namespace:
