@@ -9,15 +9,15 @@ from ipam.ranges import Range, address_at, usable
 from weft.types import Address
 
 
-class Taken(Protocol):
+class Leased(Protocol):
     """A view of the addresses that are taken."""
 
-    def beyond(self, version: int, number: int) -> int:
+    def first_free_from(self, version: int, number: int) -> int:
         """The first number, from ``number`` on, that is not taken; ``number`` itself if it is free."""
 
 
 def next_free(
-    ranges: tuple[Range, ...], kept: frozenset[Address], last: Address | None, taken: Taken
+    ranges: tuple[Range, ...], kept: frozenset[Address], last: Address | None, taken: Leased
 ) -> Address | None:
     """The free address that follows ``last`` in a set, wrapping over all its ranges; None when all are taken.
 
@@ -26,7 +26,7 @@ def next_free(
     and a late packet for its old owner finds nobody for as long as can be (RFC 826 caches, DNS answers).
     """
     for version, first, end in _rounds(ranges, kept, last):
-        number = taken.beyond(version, first)
+        number = taken.first_free_from(version, first)
         if number <= end:
             return address_at(version, number)
     return None

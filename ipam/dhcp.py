@@ -15,7 +15,7 @@ from weft.section import Section
 from weft.types import Dns, Result, ResultAddress, Route
 
 _NAMES = {
-    "dhcp-client-identifier": Option.CLIENT,
+    "dhcp-client-identifier": Option.CLIENT_ID,
     "subnet-mask": Option.SUBNET_MASK,
     "routers": Option.ROUTERS,
     "host-name": Option.HOST_NAME,
@@ -24,12 +24,21 @@ _NAMES = {
 }
 _USUAL = (
     *(Option.CLASSLESS_ROUTES, Option.SUBNET_MASK, Option.ROUTERS, Option.STATIC_ROUTES),
-    *(Option.NAME_SERVERS, Option.DOMAIN, Option.SEARCH),
+    *(Option.NAME_SERVERS, Option.DOMAIN, Option.DOMAIN_SEARCH),
 )
 """What is asked for by default. Option 121 comes first, as RFC 3442 wants it."""
 
-_TIMES = (Option.LEASE_TIME, Option.SERVER, Option.RENEWAL, Option.REBINDING)
-_OWN = frozenset({Option.PAD, Option.REQUESTED_ADDRESS, Option.OVERLOAD, Option.KIND, Option.SERVER, Option.WANTED})
+_TIMES = (Option.LEASE_TIME, Option.SERVER_ID, Option.RENEWAL, Option.REBINDING)
+_SET_BY_WEFT = frozenset(
+    {
+        Option.PAD,
+        Option.REQUESTED_ADDRESS,
+        Option.OVERLOAD,
+        Option.MESSAGE_TYPE,
+        Option.SERVER_ID,
+        Option.PARAMETER_LIST,
+    }
+)
 _LONGEST = 255
 _LINK_SCOPE = 253
 _MOST = 2**32 - 1
@@ -56,7 +65,7 @@ def read(ipam: Section, arguments: Mapping[str, str]) -> Settings:
         data = value.encode()
         if len(data) > _LONGEST:
             each.problems.add(f"{each.path}: the value of an option must not be longer than {_LONGEST} bytes")
-        elif number in _OWN:
+        elif number in _SET_BY_WEFT:
             each.problem("option", "is one that weft itself must set")
         elif number and value:
             provide[number] = data
@@ -91,7 +100,7 @@ def problem(message: Message) -> str:
     """Why an offer or acknowledgement cannot be used, "" if it can."""
     if not int(message.yours) or message.yours.is_multicast or message.yours.is_loopback:
         return f"it gives the address {message.yours}"
-    if len(message.addresses(Option.SERVER)) != 1:
+    if len(message.addresses(Option.SERVER_ID)) != 1:
         return "it does not say which server it is from"
     if len(message.addresses(Option.SUBNET_MASK)) != 1:
         return "it has no subnet mask"
@@ -121,7 +130,7 @@ def result(message: Message, priority: int | None) -> Result:
         dns=Dns(
             nameservers=tuple(map(str, message.addresses(Option.NAME_SERVERS))),
             domain=text(message.options.get(Option.DOMAIN, b"")),
-            search=search_list(message.options.get(Option.SEARCH, b"")),
+            search=search_list(message.options.get(Option.DOMAIN_SEARCH, b"")),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""The conversation with a DHCP server, over a ``Wire``: to get a lease, to keep it, to give it back.
+"""The conversation with a DHCP server, over a ``Transport``: to get a lease, to keep it, to give it back.
 
 Source: RFC 2131, sections 3.1, 4.4.1 to 4.4.6. The broadcast flag is always set: a container's link may share its MAC
 address with others (ipvlan), and has no address yet that an answer could be sent to.
@@ -16,8 +16,8 @@ from typing import Protocol
 from ipam.dhcp import problem
 from ipam.dhcp_messages import (
     ANY,
+    BROADCAST,
     BROADCAST_MAC,
-    EVERYBODY,
     Kind,
     Message,
     Option,
@@ -39,7 +39,7 @@ _LARGEST = 1472  # bytes of a message that fits an Ethernet frame
 _LIVES = 3  # how often a server may take its own offer back
 
 
-class Wire(Protocol):
+class Transport(Protocol):
     """A link that IPv4 packets are sent on and read from, whatever addresses it has."""
 
     mac: str
@@ -52,7 +52,7 @@ class Wire(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class ClientOptions:
     """Who asks for what: the client's identifier, the options to send, those to ask for."""
 
     client: bytes
@@ -61,41 +61,41 @@ class Asking:
 
     def options(self) -> dict[int, bytes]:
         return {
-            Option.CLIENT: self.client,
-            Option.LARGEST: _LARGEST.to_bytes(2, "big"),
+            Option.CLIENT_ID: self.client,
+            Option.MAX_MESSAGE_SIZE: _LARGEST.to_bytes(2, "big"),
             **dict(self.provide),
-            Option.WANTED: bytes(self.request),
+            Option.PARAMETER_LIST: bytes(self.request),
         }
 
     @property
-    def known_as(self) -> bytes:
+    def identifier(self) -> bytes:
         """The identifier that the server sees: a configured one counts more."""
-        return dict(self.provide).get(Option.CLIENT, self.client)
+        return dict(self.provide).get(Option.CLIENT_ID, self.client)
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Lease:
     """A lease: the acknowledgement, who gave it, and when it was asked for (seconds since boot)."""
 
     message: Message
     server: IPv4Address
     server_mac: str
-    since: float
+    requested_at: float
 
     @property
-    def length(self) -> float | None:
+    def duration(self) -> float | None:
         """Seconds, None for ever."""
         seconds = self.message.number(Option.LEASE_TIME)
         return None if seconds is None or seconds == FOREVER else float(seconds)
 
     @property
-    def times(self) -> tuple[float, float, float] | None:
+    def timers(self) -> tuple[float, float, float] | None:
         """When to renew, to rebind, and when it ends, in seconds since boot; None where it never ends."""
-        if self.length is None:
+        if self.duration is None:
             return None
-        rebinding = self._within(Option.REBINDING, self.length * 0.875, self.length)
-        renewal = self._within(Option.RENEWAL, min(self.length * 0.5, rebinding), rebinding)
-        return self.since + renewal, self.since + rebinding, self.since + self.length
+        rebinding = self._within(Option.REBINDING, self.duration * 0.875, self.duration)
+        renewal = self._within(Option.RENEWAL, min(self.duration * 0.5, rebinding), rebinding)
+        return self.requested_at + renewal, self.requested_at + rebinding, self.requested_at + self.duration
 
     def _within(self, option: Option, usual: float, most: float) -> float:
         said = self.message.number(option)
@@ -116,40 +116,40 @@ def now() -> float:
 
 
 def acquire(
-    wire: Wire, asking: Asking, *, offers: Sequence[float] = OFFERS, answers: Sequence[float] = ANSWERS
-) -> Given:
+    transport: Transport, asking: ClientOptions, *, offers: Sequence[float] = OFFERS, answers: Sequence[float] = ANSWERS
+) -> Lease:
     """A new lease. Raises NoAnswer, or Refused where servers take back what they offer."""
     said = ""
     for _ in range(_LIVES):
         xid = random.getrandbits(32)
-        offer, sender = _offer(wire, asking, xid, offers)
+        offer, sender = _offer(transport, asking, xid, offers)
         started = now()
         options = {
             **asking.options(),
             Option.REQUESTED_ADDRESS: offer.yours.packed,
-            Option.SERVER: offer.options[Option.SERVER],
+            Option.SERVER_ID: offer.options[Option.SERVER_ID],
         }
-        request = Message(Kind.REQUEST, xid, wire.mac, options=options)
-        answer = _answer(wire, request, answers, server=offer.addresses(Option.SERVER)[0])
+        request = Message(Kind.REQUEST, xid, transport.mac, options=options)
+        answer = _answer(transport, request, answers, server=offer.addresses(Option.SERVER_ID)[0])
         if answer is None:
             raise NoAnswer(
-                f"the DHCP server {offer.addresses(Option.SERVER)[0]} offered {offer.yours} and then fell silent"
+                f"the DHCP server {offer.addresses(Option.SERVER_ID)[0]} offered {offer.yours} and then fell silent"
             )
         message, sender = answer
         if message.kind is Kind.ACK:
-            return Given(message, message.addresses(Option.SERVER)[0], sender, started)
+            return Lease(message, message.addresses(Option.SERVER_ID)[0], sender, started)
         said = message.options.get(Option.MESSAGE, b"").decode("ascii", "replace")
     raise Refused(f"the DHCP server refuses its own offer{f': {said}' if said.isprintable() and said else ''}")
 
 
-def _offer(wire: Wire, asking: Asking, xid: int, pauses: Sequence[float]) -> tuple[Message, str]:
+def _offer(transport: Transport, asking: ClientOptions, xid: int, pauses: Sequence[float]) -> tuple[Message, str]:
     """The first offer that can be used, and its sender's MAC address."""
     why = ""
     waited = 0.0
     for pause in pauses:
-        discover = Message(Kind.DISCOVER, xid, wire.mac, seconds=int(waited), options=asking.options())
-        wire.send(packet(encode(discover), ANY, EVERYBODY), BROADCAST_MAC)
-        for message, sender in _replies(wire, xid, _jitter(pause)):
+        discover = Message(Kind.DISCOVER, xid, transport.mac, seconds=int(waited), options=asking.options())
+        transport.send(packet(encode(discover), ANY, BROADCAST), BROADCAST_MAC)
+        for message, sender in _replies(transport, xid, _jitter(pause)):
             if message.kind is Kind.OFFER:
                 why = problem(message)
                 if not why:
@@ -164,34 +164,41 @@ def _offer(wire: Wire, asking: Asking, xid: int, pauses: Sequence[float]) -> tup
 
 
 def _answer(
-    wire: Wire, request: Message, pauses: Sequence[float], *, server: IPv4Address | None, to: Given | None = None
+    transport: Transport,
+    request: Message,
+    pauses: Sequence[float],
+    *,
+    server: IPv4Address | None,
+    to: Lease | None = None,
 ) -> tuple[Message, str] | None:
     """The ACK or NAK to a request, and its sender's MAC address; None where neither comes.
 
     ``server``: only this one's counts. ``to``: the server to send to, by itself; else everybody.
     """
     for pause in pauses:
-        target, mac = (to.server, to.server_mac) if to else (EVERYBODY, BROADCAST_MAC)
-        wire.send(packet(encode(request), request.client, target), mac)
-        for message, sender in _replies(wire, request.xid, _jitter(pause)):
+        target, mac = (to.server, to.server_mac) if to else (BROADCAST, BROADCAST_MAC)
+        transport.send(packet(encode(request), request.client, target), mac)
+        for message, sender in _replies(transport, request.xid, _jitter(pause)):
             if message.kind not in (Kind.ACK, Kind.NAK):
                 continue
-            if server is not None and message.addresses(Option.SERVER)[:1] != (server,):
+            if server is not None and message.addresses(Option.SERVER_ID)[:1] != (server,):
                 continue
             if message.kind is Kind.NAK or not problem(message):
                 return message, sender
     return None
 
 
-def renew(wire: Wire, asking: Asking, held: Given, *, rebind: bool, pauses: Sequence[float] = (4.0,)) -> Given:
+def renew(
+    transport: Transport, asking: ClientOptions, held: Lease, *, rebind: bool, pauses: Sequence[float] = (4.0,)
+) -> Lease:
     """The lease, longer. Asks the server that gave it, or (``rebind``) any. Raises NoAnswer and Refused."""
     address = held.message.yours
     request = Message(
-        Kind.REQUEST, random.getrandbits(32), wire.mac, client=address, broadcast=rebind, options=asking.options()
+        Kind.REQUEST, random.getrandbits(32), transport.mac, client=address, broadcast=rebind, options=asking.options()
     )
     started = now()
     server = None if rebind else held.server
-    answer = _answer(wire, request, pauses, server=server, to=None if rebind else held)
+    answer = _answer(transport, request, pauses, server=server, to=None if rebind else held)
     if answer is None:
         raise NoAnswer(f"{'no DHCP server' if rebind else f'the DHCP server {held.server}'} answered")
     message, sender = answer
@@ -199,28 +206,28 @@ def renew(wire: Wire, asking: Asking, held: Given, *, rebind: bool, pauses: Sequ
         raise Refused(f"the DHCP server refuses to renew {address}")
     if message.yours != address:
         raise Refused(f"the DHCP server gives {message.yours} instead of {address}")
-    return Given(message, message.addresses(Option.SERVER)[0], sender, started)
+    return Lease(message, message.addresses(Option.SERVER_ID)[0], sender, started)
 
 
-def release(wire: Wire, asking: Asking, held: Given) -> None:
+def release(transport: Transport, asking: ClientOptions, held: Lease) -> None:
     """Give the lease back. No server answers that."""
-    options: dict[int, bytes] = {Option.SERVER: held.server.packed, Option.CLIENT: asking.known_as}
+    options: dict[int, bytes] = {Option.SERVER_ID: held.server.packed, Option.CLIENT_ID: asking.identifier}
     message = Message(
-        Kind.RELEASE, random.getrandbits(32), wire.mac, client=held.message.yours, broadcast=False, options=options
+        Kind.RELEASE, random.getrandbits(32), transport.mac, client=held.message.yours, broadcast=False, options=options
     )
-    wire.send(packet(encode(message), held.message.yours, held.server), held.server_mac)
+    transport.send(packet(encode(message), held.message.yours, held.server), held.server_mac)
 
 
-def _replies(wire: Wire, xid: int, seconds: float) -> Iterator[tuple[Message, str]]:
+def _replies(transport: Transport, xid: int, seconds: float) -> Iterator[tuple[Message, str]]:
     """Every server's message to this client that comes within the seconds."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        received = wire.receive(left)
+        received = transport.receive(left)
         if received is None:
             return
         data = payload(received[0])
         message = decode(data) if data is not None else None
-        if message is not None and message.reply and (message.xid, message.mac) == (xid, wire.mac):
+        if message is not None and message.reply and (message.xid, message.mac) == (xid, transport.mac):
             yield message, received[1]
 
 

@@ -16,7 +16,7 @@ from struct import Struct
 CLIENT_PORT, SERVER_PORT = 68, 67
 BROADCAST_MAC = "ff:ff:ff:ff:ff:ff"
 ANY = IPv4Address("0.0.0.0")
-EVERYBODY = IPv4Address("255.255.255.255")
+BROADCAST = IPv4Address("255.255.255.255")
 
 _FIXED = Struct("!BBBBIHH4s4s4s4s16s64s128s4s")
 _COOKIE = b"\x63\x82\x53\x63"
@@ -52,17 +52,17 @@ class Option(IntEnum):
     REQUESTED_ADDRESS = 50
     LEASE_TIME = 51
     OVERLOAD = 52
-    KIND = 53
-    SERVER = 54
-    WANTED = 55
+    MESSAGE_TYPE = 53
+    SERVER_ID = 54
+    PARAMETER_LIST = 55
     MESSAGE = 56
-    LARGEST = 57
+    MAX_MESSAGE_SIZE = 57
     RENEWAL = 58
     REBINDING = 59
     VENDOR_CLASS = 60
-    CLIENT = 61
+    CLIENT_ID = 61
     USER_CLASS = 77
-    SEARCH = 119
+    DOMAIN_SEARCH = 119
     CLASSLESS_ROUTES = 121
     END = 255
 
@@ -99,8 +99,10 @@ def encode(message: Message) -> bytes:
         2 if message.reply else 1, 1, 6, 0, message.xid, message.seconds, flags, message.client.packed,
         message.yours.packed, bytes(4), bytes(4), mac, b"", b"", _COOKIE,
     )  # fmt: skip
-    options = b"".join(_option(number, data) for number, data in message.options.items() if number != Option.KIND)
-    whole = fixed + _option(Option.KIND, bytes([message.kind])) + options + bytes([Option.END])
+    options = b"".join(
+        _option(number, data) for number, data in message.options.items() if number != Option.MESSAGE_TYPE
+    )
+    whole = fixed + _option(Option.MESSAGE_TYPE, bytes([message.kind])) + options + bytes([Option.END])
     return whole.ljust(_SHORTEST, b"\0")
 
 
@@ -125,7 +127,7 @@ def decode(data: bytes) -> Message | None:
     for bit, more in ((1, file), (2, name)):
         if overload and overload[0] & bit and not _read_options(more, options):
             return None
-    kind = options.get(Option.KIND, b"")
+    kind = options.get(Option.MESSAGE_TYPE, b"")
     if len(kind) != 1 or kind[0] not in set(Kind):
         return None
     return Message(

@@ -33,7 +33,7 @@ _NO_FILE = frozenset((errno.ELOOP, errno.ENXIO))
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class LeaseFile:
     """A file named like an address. ``owner`` is None where it names nobody.
 
     ``modified`` is its mtime in wall-clock seconds; ``unreadable`` says that what it holds could not be seen,
@@ -87,7 +87,7 @@ class Directory:
         now = os.fstat(self.descriptor)
         return now.st_dev, now.st_ino, now.st_mtime_ns
 
-    def mark(self, modified: int) -> bool:
+    def set_mtime(self, modified: int) -> bool:
         """Set the directory's mtime, in nanoseconds; False where that is not allowed."""
         try:
             os.utime(self.descriptor, ns=(modified, modified))
@@ -103,14 +103,14 @@ class Directory:
         except OSError as error:
             raise self._damaged("list", "", error) from error
 
-    def scan(self, names: list[str] | None = None) -> Iterator[Found]:
+    def scan(self, names: list[str] | None = None) -> Iterator[LeaseFile]:
         """Everything that is named like an address. Raises StateDamaged."""
         for name in self.names() if names is None else names:
             address = as_address(name)
             if address is not None and (found := self.read(address, name)) is not None:
                 yield found
 
-    def read(self, address: Address, name: str = "") -> Found | None:
+    def read(self, address: Address, name: str = "") -> LeaseFile | None:
         """The file of an address (which is its ``name``), None where there is none."""
         name = name or str(address)
         try:
@@ -122,15 +122,15 @@ class Directory:
         try:
             about = os.fstat(descriptor)
             if not stat.S_ISREG(about.st_mode):
-                return Found(address, None, about.st_mtime)
+                return LeaseFile(address, None, about.st_mtime)
             content = os.read(descriptor, _LONGEST_CONTENT)
         except OSError:
-            return Found(address, None, 0.0, unreadable=True)
+            return LeaseFile(address, None, 0.0, unreadable=True)
         finally:
             os.close(descriptor)
-        return Found(address, parse_owner(content), about.st_mtime)
+        return LeaseFile(address, parse_owner(content), about.st_mtime)
 
-    def _no_file(self, name: str, address: Address, error: OSError) -> Found | None:
+    def _no_file(self, name: str, address: Address, error: OSError) -> LeaseFile | None:
         """What to make of a name that could not be opened: sockets and dangling links name nobody."""
         try:
             about = os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
@@ -141,7 +141,7 @@ class Directory:
             with contextlib.suppress(FileNotFoundError):
                 os.stat(name, dir_fd=self.descriptor)
                 nothing = False
-        return Found(address, None, about.st_mtime, unreadable=not nothing)
+        return LeaseFile(address, None, about.st_mtime, unreadable=not nothing)
 
     def create(self, address: Address, owner: Owner) -> bool:
         """Make an address's file, whole or not at all; False where something of that name is there.

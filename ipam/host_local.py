@@ -13,20 +13,20 @@ import stat
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_interface
 
-from ipam.allocate import Taken, next_free
+from ipam.allocate import Leased, next_free
 from ipam.directory import Directory
-from ipam.leases import Leases, looked_at, make_directory, opened, owners, release, release_address
+from ipam.leases import Leases, make_directory, open_locked, open_readonly, owners, release, release_address
 from ipam.ranges import Pool, Sets, described, gateways, read_sets, size
-from ipam.values import Owner, State
+from ipam.values import HostState, Owner
 from weft.cni_keys import routes
 from weft.errors import NOT_AVAILABLE, Busy, Conflict, PoolExhausted, WeftError
 from weft.section import Section, quoted
 from weft.types import Address, Cidr, Dns, Result, ResultAddress
 
 __all__ = [
+    "HostState",
     "Owner",
     "Pool",
-    "State",
     "available",
     "lacks",
     "owners",
@@ -71,7 +71,7 @@ def read(
     )
 
 
-def reserve(pool: Pool, owner: Owner, state: State) -> Result:
+def reserve(pool: Pool, owner: Owner, state: HostState) -> Result:
     """Lease an address of every set to the owner, or of none.
 
     Raises PoolExhausted, Conflict (the owner has an address of a set already, or a requested one is somebody
@@ -79,7 +79,7 @@ def reserve(pool: Pool, owner: Owner, state: State) -> Result:
     """
     if not os.path.isdir(pool.directory):
         make_directory(pool.directory)
-    with opened(pool.directory, pool.network, state) as leases:
+    with open_locked(pool.directory, pool.network, state) as leases:
         for _ in range(_ATTEMPTS):
             chosen = _choose(pool, owner, leases)
             if leases.take(chosen, owner):
@@ -96,10 +96,10 @@ def reserve(pool: Pool, owner: Owner, state: State) -> Result:
     return _result(pool, chosen)
 
 
-def preview(pool: Pool, owner: Owner, state: State) -> Result:
+def preview(pool: Pool, owner: Owner, state: HostState) -> Result:
     """What ``reserve`` would answer now; raises what it would raise. Changes no file and makes none."""
     try:
-        with looked_at(pool.directory, pool.network, state) as leases:
+        with open_readonly(pool.directory, pool.network, state) as leases:
             return _result(pool, _choose(pool, owner, leases))
     except FileNotFoundError:
         kept = gateways(pool.sets)
@@ -107,7 +107,7 @@ def preview(pool: Pool, owner: Owner, state: State) -> Result:
         return _result(pool, tuple(firsts))
 
 
-def lacks(pool: Pool, owner: Owner, expected: tuple[Cidr, ...], state: State) -> str | None:
+def lacks(pool: Pool, owner: Owner, expected: tuple[Cidr, ...], state: HostState) -> str | None:
     """Which of the expected addresses is not leased to the owner, as a sentence; None if all are."""
     mine = {owner, Owner(owner.container, "")}
     try:
@@ -121,16 +121,16 @@ def lacks(pool: Pool, owner: Owner, expected: tuple[Cidr, ...], state: State) ->
                     return f"{cidr.ip} is {whose} in {pool.directory}, it should be leased to {owner}"
             if expected:
                 return None
-        with looked_at(pool.directory, pool.network, state) as leases:
+        with open_readonly(pool.directory, pool.network, state) as leases:
             return None if any(leases.held(each) for each in mine) else f"{owner} has no lease in {pool.directory}"
     except FileNotFoundError:
         return f"{owner} has no lease: there is no directory {pool.directory}"
 
 
-def available(pool: Pool, state: State) -> None:
+def available(pool: Pool, state: HostState) -> None:
     """Whether an ADD could be served now. Raises WeftError of code 50 that says what is in the way."""
     try:
-        with opened(pool.directory, pool.network, state, timeout=_STATUS_PATIENCE) as leases:
+        with open_locked(pool.directory, pool.network, state, timeout=_STATUS_PATIENCE) as leases:
             kept = gateways(pool.sets)
             for place in range(len(pool.sets)):
                 _next(pool, place, kept, None, leases)
@@ -153,7 +153,7 @@ def available(pool: Pool, state: State) -> None:
 class _Nothing:
     """A view in which nothing is taken."""
 
-    def beyond(self, version: int, number: int) -> int:
+    def first_free_from(self, version: int, number: int) -> int:
         return number
 
 
@@ -173,7 +173,7 @@ def _choose(pool: Pool, owner: Owner, leases: Leases) -> tuple[Address, ...]:
         if wanted is None:
             chosen.append(_next(pool, place, kept, leases.directory.pointer(place), leases))
             continue
-        if leases.beyond(wanted.version, int(wanted)) != int(wanted):
+        if leases.first_free_from(wanted.version, int(wanted)) != int(wanted):
             if leases.directory.read(wanted) is None:
                 leases.reread()
                 return _choose(pool, owner, leases)
@@ -192,11 +192,11 @@ def _wanted(pool: Pool, place: int) -> Address | None:
     return next((address for address in pool.requested if any(address in each.span for each in ranges)), None)
 
 
-def _next(pool: Pool, place: int, kept: frozenset[Address], last: Address | None, taken: Taken) -> Address:
+def _next(pool: Pool, place: int, kept: frozenset[Address], last: Address | None, taken: Leased) -> Address:
     """The next free address of a set. Raises PoolExhausted."""
     ranges = pool.sets[place]
     found = next_free(ranges, kept, last, taken)
-    if found is None and isinstance(taken, Leases) and taken.doubt():
+    if found is None and isinstance(taken, Leases) and taken.reread_if_stale():
         found = next_free(ranges, kept, last, taken)
     if found is None:
         total = size(ranges, kept)

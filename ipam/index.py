@@ -36,7 +36,7 @@ class IndexDamaged(Exception):
     """The index cannot be used; the directory must be read instead."""
 
 
-def past() -> int:
+def unique_past_mtime() -> int:
     """A moment in the past that nobody else chooses, in nanoseconds."""
     return time.time_ns() - _PAST - int.from_bytes(os.urandom(4), "big") % 1_000_000_000
 
@@ -96,7 +96,7 @@ class Index:
         )
         return tuple(address_at(key[0], int.from_bytes(key[1:], "big")) for (key,) in rows)
 
-    def beyond(self, version: int, number: int) -> int:
+    def first_free_from(self, version: int, number: int) -> int:
         """The first number from there on that is not taken."""
         key = _pack(version, number)
         last = self._run_before(key)[1]

@@ -22,21 +22,31 @@ import stat
 import time
 from collections.abc import Iterator
 
-from ipam.directory import LOCK, Directory, Found
-from ipam.index import Index, IndexDamaged, past
-from ipam.memory import Read, recall, remember
-from ipam.values import Owner, State
+from ipam.cache import LeaseTable, recall, remember
+from ipam.directory import LOCK, Directory, LeaseFile
+from ipam.index import Index, IndexDamaged, unique_past_mtime
+from ipam.values import HostState, Owner
 from weft.errors import StateDamaged
 from weft.identity import digest
 from weft.locks import TIMEOUT, hold
 from weft.types import Address
 
-__all__ = ["Leases", "Owner", "State", "looked_at", "make_directory", "opened", "owners", "release", "release_address"]
+__all__ = [
+    "HostState",
+    "Leases",
+    "Owner",
+    "make_directory",
+    "open_locked",
+    "open_readonly",
+    "owners",
+    "release",
+    "release_address",
+]
 
 SMALL = 256
 """Up to so many names a directory is read whole: 4 ms, less than it takes to load and ask an index (8 ms).
 
-A process that lives long reads it once (``ipam/memory.py``)."""
+A process that lives long reads it once (``ipam/cache.py``)."""
 
 _MARGIN = 5.0  # seconds by which a file must be older than the boot
 _FRESH = 60.0  # seconds for which an index is believed that a pool is exhausted
@@ -44,9 +54,9 @@ _LOCK_MODE = 0o750
 
 
 class Leases:
-    """The leases of one directory. ``opened`` makes it, with the lock held; ``write`` says if it may change files."""
+    """The leases of one directory. ``open_locked`` makes it, with the lock held; ``write``: it may change files."""
 
-    def __init__(self, directory: Directory, network: str, state: State, *, write: bool) -> None:
+    def __init__(self, directory: Directory, network: str, state: HostState, *, write: bool) -> None:
         self.directory = directory
         self._network = network
         self._state = state
@@ -55,7 +65,7 @@ class Leases:
         recalled = recall(directory) if write else None
         self._recalled = recalled is not None
         self._seen = self._recalled or os.path.exists(self._beside("seen"))
-        self._view: Index | Read = self._look() if recalled is None else recalled
+        self._view: Index | LeaseTable = self._look() if recalled is None else recalled
 
     def _beside(self, ending: str) -> str:
         """The path of a file about the directory, on a tmpfs."""
@@ -74,12 +84,12 @@ class Leases:
             mine = self._view.held(owner)
         return mine
 
-    def beyond(self, version: int, number: int) -> int:
-        """The first number from there on that is not leased (``ipam.allocate.Taken``)."""
+    def first_free_from(self, version: int, number: int) -> int:
+        """The first number from there on that is not leased (``ipam.allocate.Leased``)."""
         try:
-            return self._view.beyond(version, number)
+            return self._view.first_free_from(version, number)
         except IndexDamaged:
-            return self._read_now().beyond(version, number)
+            return self._read_now().first_free_from(version, number)
 
     def holder(self, address: Address) -> Owner | None:
         """Whom an address's file names now."""
@@ -92,8 +102,8 @@ class Leases:
         self._recalled = False
         self._view = self._build(self.directory.names())
 
-    def doubt(self) -> bool:
-        """Read the files again if that was not done lately; says whether it was done."""
+    def reread_if_stale(self) -> bool:
+        """LeaseTable the files again if that was not done lately; says whether it was done."""
         if not isinstance(self._view, Index) and not self._recalled:
             return False
         with contextlib.suppress(IndexDamaged):
@@ -125,7 +135,7 @@ class Leases:
             with contextlib.suppress(StateDamaged):
                 self.directory.remove(address)
 
-    def give_back(self, owner: Owner) -> tuple[Address, ...]:
+    def release(self, owner: Owner) -> tuple[Address, ...]:
         """Free all of an owner's addresses, each looked at once more right before; says which.
 
         Where the owner has none, those that name its container alone (an old host-local's) are meant.
@@ -150,16 +160,16 @@ class Leases:
 
     def finish(self) -> None:
         """Keep what is known for the next call. The directory's mtime comes last: it is what makes that valid."""
-        if isinstance(self._view, Read):
+        if isinstance(self._view, LeaseTable):
             if self._changed and len(self._view) <= SMALL:
                 remember(self.directory, self._view)
         elif self._changed:
-            modified = past()
+            modified = unique_past_mtime()
             with self._noting():
                 self._view.commit(modified)
             if isinstance(self._view, Index):
                 self.close()
-                self.directory.mark(modified)
+                self.directory.set_mtime(modified)
 
     def close(self) -> None:
         """Let go of the index. What was noted and not kept by ``finish`` leaves it invalid, as it must."""
@@ -173,12 +183,12 @@ class Leases:
             yield
         except IndexDamaged:
             self.close()
-            self._view = Read({})
+            self._view = LeaseTable({})
             with contextlib.suppress(OSError):
                 os.unlink(self._beside("index"))
             self._view = self._read_now()
 
-    def _look(self) -> Index | Read:
+    def _look(self) -> Index | LeaseTable:
         """A view of what is taken: small directories read, large ones from their index if that still fits."""
         names = self.directory.names(SMALL + 1)
         if len(names) <= SMALL:
@@ -194,24 +204,24 @@ class Leases:
                 index.close()
         return self._build(self.directory.names())
 
-    def _read_now(self) -> Read:
+    def _read_now(self) -> LeaseTable:
         self.close()
         view = self._whole(self.directory.names())
         self._view = view
         return view
 
-    def _whole(self, names: list[str]) -> Read:
+    def _whole(self, names: list[str]) -> LeaseTable:
         before = self.directory.identity()[2]
         taken = self._survivors(names)
-        return Read(taken, before if before == self.directory.identity()[2] else 0)
+        return LeaseTable(taken, before if before == self.directory.identity()[2] else 0)
 
-    def _build(self, names: list[str]) -> Index | Read:
-        """Read the files, reclaim what nobody holds, and leave an index behind where it pays."""
+    def _build(self, names: list[str]) -> Index | LeaseTable:
+        """LeaseTable the files, reclaim what nobody holds, and leave an index behind where it pays."""
         if len(names) <= SMALL or not self._write:
             return self._whole(names)
         taken = self._survivors(names)
-        if not self.directory.mark(past()):
-            return Read(taken)
+        if not self.directory.set_mtime(unique_past_mtime()):
+            return LeaseTable(taken)
         index = None
         try:
             os.makedirs(self._state.index, mode=0o700, exist_ok=True)
@@ -224,7 +234,7 @@ class Leases:
         except (IndexDamaged, OSError):
             if index:
                 index.close()
-            return Read(taken)
+            return LeaseTable(taken)
 
     def _survivors(self, names: list[str]) -> dict[Address, Owner | None]:
         """Who holds what; what nobody holds any more is removed if this may write, and passed over if not."""
@@ -236,7 +246,7 @@ class Leases:
             self._seen = _leave_stamp(self._beside("seen"))
         return taken
 
-    def _dead(self, found: Found) -> bool:
+    def _dead(self, found: LeaseFile) -> bool:
         if found.unreadable:
             return False
         if found.owner is None:
@@ -255,7 +265,7 @@ class Leases:
 
 
 @contextlib.contextmanager
-def opened(path: str, network: str, state: State, *, timeout: float = TIMEOUT) -> Iterator[Leases]:
+def open_locked(path: str, network: str, state: HostState, *, timeout: float = TIMEOUT) -> Iterator[Leases]:
     """The leases of a directory that is there, its lock held meanwhile.
 
     Raises FileNotFoundError where there is no such directory, Busy when the lock stays taken for longer than
@@ -271,10 +281,10 @@ def opened(path: str, network: str, state: State, *, timeout: float = TIMEOUT) -
 
 
 @contextlib.contextmanager
-def looked_at(path: str, network: str, state: State) -> Iterator[Leases]:
+def open_readonly(path: str, network: str, state: HostState) -> Iterator[Leases]:
     """The leases of a directory, to look at: no file is made or changed, not even a lock's.
 
-    Raises FileNotFoundError, Busy and StateDamaged as ``opened`` does.
+    Raises FileNotFoundError, Busy and StateDamaged as ``open_locked`` does.
     """
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(Directory(path))
@@ -347,15 +357,15 @@ def make_directory(path: str) -> None:
         ) from error
 
 
-def release(path: str, network: str, owner: Owner, state: State) -> tuple[Address, ...]:
+def release(path: str, network: str, owner: Owner, state: HostState) -> tuple[Address, ...]:
     """Free all that an owner holds in a directory; says which. Nothing there, or no directory, is success.
 
     Raises Busy, and StateDamaged where an address of the owner's could not be freed: a directory that is damaged
     or read-only but holds nothing of the owner's is nothing to fail for.
     """
     try:
-        with opened(path, network, state) as leases:
-            return leases.give_back(owner)
+        with open_locked(path, network, state) as leases:
+            return leases.release(owner)
     except FileNotFoundError:
         return ()
     except StateDamaged:
@@ -385,13 +395,13 @@ def owners(path: str) -> Iterator[tuple[Address, Owner, float]]:
                 yield found.address, found.owner, found.modified
 
 
-def release_address(path: str, address: Address, owner: Owner, state: State) -> bool:
+def release_address(path: str, address: Address, owner: Owner, state: HostState) -> bool:
     """Free one address if it is that owner's at the moment it is freed; False where it is not (any more).
 
     For GC, whose list of leases may be out of date. Raises Busy and StateDamaged.
     """
     try:
-        with opened(path, os.path.basename(path), state) as leases:
+        with open_locked(path, os.path.basename(path), state) as leases:
             return leases.free(address, owner)
     except FileNotFoundError:
         return False

@@ -25,7 +25,7 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class HostState:
     """What the caller knows of this host.
 
     ``index`` is a directory for the index of large pools, on a tmpfs, private to root; it may be wiped at any

@@ -47,13 +47,13 @@ class DaemonSocket:
         self._own = file_id(self.path)
 
     @property
-    def bound(self) -> bool:
+    def is_reachable(self) -> bool:
         """Whether callers still find this daemon."""
         return self._own is not None and file_id(self.path) == self._own
 
     def close(self) -> None:
         """Be found no more."""
-        if self.bound:
+        if self.is_reachable:
             os.unlink(self.path)
         self._own = None
         self.listener.close()

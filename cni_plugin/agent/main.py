@@ -199,7 +199,7 @@ class Agent:
     async def _watch(self, parts: Parts) -> None:
         while True:
             await asyncio.sleep(_LOOK)
-            if not self._place.bound:
+            if not self._place.is_reachable:
                 log.info("another agent has this place, or its folder is gone")
                 self._ended.set()
             if file_id(str(self._file)) != self._identity:

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ipam import dhcp_client
-from ipam.dhcp_held import Held, Leases
+from ipam.dhcp_leases import LeaseFiles, StoredLease
 from weft import stderr
 from weft.daemon_socket import AlreadyRunning, DaemonSocket
 from weft.daemons import REFRESHED
 from weft.errors import Busy, KernelRefused, NamespaceProblem, WeftError
 from weft.kernel import netns
 from weft.kernel.linux.kernel import LinuxNamespace
-from weft.kernel.linux.packet_socket import PacketWire
+from weft.kernel.linux.packet_socket import PacketSocket
 
 IDLE = 60.0
 """Seconds without a lease to renew after which a keeper ends."""
@@ -38,7 +38,7 @@ class Keeper:
     """Keeps the leases of one place until it is told to stop, or has nothing to do."""
 
     def __init__(
-        self, place: DaemonSocket, leases: Leases, *, idle: float = IDLE, log: _Log = lambda line: None
+        self, place: DaemonSocket, leases: LeaseFiles, *, idle: float = IDLE, log: _Log = lambda line: None
     ) -> None:
         self._place = place
         self._leases = leases
@@ -60,7 +60,7 @@ class Keeper:
 
     def run(self) -> None:
         """Serve. A lease that was written before ``keeper.sock`` went is not overlooked."""
-        while not self._stopping and self._place.bound:
+        while not self._stopping and self._place.is_reachable:
             pause = self._work()
             if time.monotonic() > self._until and not self._busy:
                 self._place.close()
@@ -92,7 +92,7 @@ class Keeper:
             if held.lost:
                 continue
             self._until = time.monotonic() + self._idle
-            due = held.due
+            due = held.next_attempt
             if due is None or held.key in self._busy:
                 continue
             if due > now:
@@ -108,7 +108,7 @@ class Keeper:
         try:
             with self._leases.locked(key, timeout=1.0):
                 held = self._leases.read(key)
-                due = held.due if held is not None else None
+                due = held.next_attempt if held is not None else None
                 if held is not None and due is not None and due <= dhcp_client.now():
                     now = attempt(held, self._log)
                     if now is None:
@@ -126,31 +126,31 @@ class Keeper:
             self._stir()
 
 
-def attempt(held: Held, log: _Log) -> Held | None:
+def attempt(held: StoredLease, log: _Log) -> StoredLease | None:
     """The lease after what is due has been done: renewed, tried in vain, or lost; None where its container is gone."""
-    times = held.given.times
+    times = held.lease.timers
     assert times is not None, "a lease without an end is never due"
     _, rebinding, end = times
     now = dhcp_client.now()
-    address = held.given.message.yours
+    address = held.lease.message.yours
     if now >= end:
         return _lost(held, "it has run out, and no DHCP server renewed it", log)
     try:
-        with PacketWire(held.namespace, held.link) as wire:
+        with PacketSocket(held.namespace, held.link) as transport:
             pause = min(4.0, max(0.5, (end - now) / 4))
-            given = dhcp_client.renew(wire, held.asking, held.given, rebind=now >= rebinding, pauses=(pause,))
+            lease = dhcp_client.renew(transport, held.options, held.lease, rebind=now >= rebinding, pauses=(pause,))
     except dhcp_client.Refused as error:
         return _lost(held, error.message, log)
     except (dhcp_client.NoAnswer, NamespaceProblem, KernelRefused) as error:
-        log(f"{held.about}: {address} not renewed: {error.message}")
-        return replace(held, tried=now)
-    log(f"{held.about}: {address} renewed for {given.length or 'ever'} s")
-    return replace(held, given=given, tried=0.0)
+        log(f"{held.description}: {address} not renewed: {error.message}")
+        return replace(held, last_attempt=now)
+    log(f"{held.description}: {address} renewed for {lease.duration or 'ever'} s")
+    return replace(held, lease=lease, last_attempt=0.0)
 
 
-def _lost(held: Held, why: str, log: _Log) -> Held | None:
+def _lost(held: StoredLease, why: str, log: _Log) -> StoredLease | None:
     """The address is somebody else's from now on, so the link must not use it: it goes down, as in the reference."""
-    log(f"{held.about}: {held.given.message.yours} lost: {why}")
+    log(f"{held.description}: {held.lease.message.yours} lost: {why}")
     try:
         descriptor, there = netns.open_namespace(held.namespace.path)
     except NamespaceProblem:
@@ -176,7 +176,7 @@ def main(arguments: list[str]) -> int:
         stderr.write("usage: weft dhcp [--log]\n")
         return 2
     folder = f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}/dhcp"
-    leases = Leases(folder)
+    leases = LeaseFiles(folder)
     try:
         leases.prepare()
         place = DaemonSocket(folder, "keeper")

@@ -26,7 +26,7 @@ from cni_plugin.engine.shared import Board, SharedSound
 from cni_plugin.engine.worker import ENOUGH, Shared, Worker
 from cni_plugin.service.assemble import FEATURES, drivers
 from cni_plugin.wire import frame
-from ipam import memory
+from ipam import cache
 from weft import stderr
 from weft.daemon_socket import AlreadyRunning
 from weft.kernel import sysctl
@@ -196,7 +196,7 @@ def serve(idle: float = IDLE, *, log: bool = False) -> int:
     team, sound, board = Team(place.listener), SharedSound(), Board()
 
     def work() -> None:
-        memory.keep(board)
+        cache.enable(board)
         shared = Shared(Nft(sound=sound), BatchDeleter(), code, frame.view(), boot_id(), log)
         server = Server(place, shared, idle, team)
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -68,14 +68,14 @@ class SharedSound(Sound):
 
 
 class Board:
-    """News (``ipam.memory``) in a ring: who does not listen for long misses some, and is told so."""
+    """News (``ipam.cache``) in a ring: who does not listen for long misses some, and is told so."""
 
     def __init__(self, size: int = _NEWS) -> None:
         self._region = Region(_COUNT.size + size)
         self._size = size
         self._heard = 0
 
-    def tell(self, news: bytes) -> None:
+    def publish(self, news: bytes) -> None:
         data = _LENGTH.pack(len(news)) + news
         if len(data) > self._size:
             return  # nobody can follow then, and nobody believes he could
@@ -87,7 +87,7 @@ class Board:
             self._put(0, data[len(first) :])
             _COUNT.pack_into(self._region.memory, 0, written + len(data))
 
-    def hear(self) -> list[bytes] | None:
+    def poll(self) -> list[bytes] | None:
         if self._written() == self._heard:
             return []
         with self._region:

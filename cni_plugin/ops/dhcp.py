@@ -10,7 +10,7 @@ from cni_plugin.ops.addresses import present
 from cni_plugin.ops.links import at
 from cni_plugin.ops.operation import Lease, Machine
 from ipam import dhcp, dhcp_client
-from ipam.dhcp_held import Held, Leases
+from ipam.dhcp_leases import LeaseFiles, StoredLease
 from weft.daemons import Daemon
 from weft.errors import KernelRefused, Missing, NamespaceProblem, StateDamaged, WeftError
 from weft.types import Cidr, Result, Side
@@ -40,7 +40,7 @@ class DhcpLease(Lease):
         return True
 
     def reserve(self, machine: Machine) -> Result:
-        from weft.kernel.linux.packet_socket import PacketWire  # only this needs sockets, and only here
+        from weft.kernel.linux.packet_socket import PacketSocket  # only this needs sockets, and only here
 
         container = present(machine, Side.CONTAINER, self.link)
         link = container.link(self.link)
@@ -52,23 +52,23 @@ class DhcpLease(Lease):
         if not link.up:  # a main plugin that is not weft's leaves that to DHCP
             container.change_link(self.link, up=True)
         provide = tuple((number, bytes.fromhex(data)) for number, data in self.provide)
-        asking = dhcp_client.Asking(bytes.fromhex(self.client), provide, self.request)
+        asking = dhcp_client.ClientOptions(bytes.fromhex(self.client), provide, self.request)
         leases = _leases(machine)
         leases.prepare()
-        with leases.locked(self.key), PacketWire(container.id, self.link) as wire:
-            given = dhcp_client.acquire(wire, asking)
+        with leases.locked(self.key), PacketSocket(container.id, self.link) as transport:
+            lease = dhcp_client.acquire(transport, asking)
             try:
-                leases.write(Held(self.key, self.about, container.id, self.link, asking, given))
+                leases.write(StoredLease(self.key, self.about, container.id, self.link, asking, lease))
             except StateDamaged:
-                dhcp_client.release(wire, asking, given)
+                dhcp_client.release(transport, asking, lease)
                 raise
-            wire.announce(given.message.yours)
+            transport.send_gratuitous_arp(lease.message.yours)
         try:
             _KEEPER.ensure(os.path.join(leases.folder, "keeper.sock"))
         except WeftError:
             self.undo(machine)
             raise
-        return dhcp.result(given.message, self.priority)
+        return dhcp.result(lease.message, self.priority)
 
     def preview(self, machine: Machine) -> Result:
         raise WeftError(
@@ -98,9 +98,9 @@ class DhcpLease(Lease):
         if held is None:
             return f"there is no DHCP lease of {self.about}"
         if held.lost:
-            return f"the DHCP lease of {held.given.message.yours} is lost: {held.lost}"
-        if any(address.ip != held.given.message.yours for address in self.addresses):
-            return f"the DHCP lease is of {held.given.message.yours} instead of {self.addresses[0].ip}"
+            return f"the DHCP lease of {held.lease.message.yours} is lost: {held.lost}"
+        if any(address.ip != held.lease.message.yours for address in self.addresses):
+            return f"the DHCP lease is of {held.lease.message.yours} instead of {self.addresses[0].ip}"
         _KEEPER.ensure(os.path.join(leases.folder, "keeper.sock"))
         return None
 
@@ -108,16 +108,16 @@ class DhcpLease(Lease):
         return (f"{at(Side.CONTAINER, namespace)}udhcpc -i {self.link}",)
 
 
-def _leases(machine: Machine) -> Leases:
-    return Leases(os.path.join(os.path.dirname(machine.leases.index), "dhcp"))
+def _leases(machine: Machine) -> LeaseFiles:
+    return LeaseFiles(os.path.join(os.path.dirname(machine.leases.index), "dhcp"))
 
 
-def _give_back(held: Held) -> None:
+def _give_back(held: StoredLease) -> None:
     """Tell the server, where the container's link is still there; otherwise the lease runs out by itself."""
-    from weft.kernel.linux.packet_socket import PacketWire
+    from weft.kernel.linux.packet_socket import PacketSocket
 
     with (
         contextlib.suppress(NamespaceProblem, KernelRefused),
-        PacketWire(held.namespace, held.link) as wire,
+        PacketSocket(held.namespace, held.link) as transport,
     ):
-        dhcp_client.release(wire, held.asking, held.given)
+        dhcp_client.release(transport, held.options, held.lease)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ipam.leases import State
+from ipam.leases import HostState
 from weft.kernel.interface import Namespace, Ruleset
 from weft.types import Result, Side
 
@@ -31,7 +31,7 @@ class Machine:
     host: Namespace
     container: Namespace | None
     rules: Callable[[], Ruleset]
-    leases: State
+    leases: HostState
     delegate: Delegate
     kin: Callable[[str], frozenset[str]] = no_kin
 

@@ -14,7 +14,7 @@ from cni_plugin.ops.operation import Delegate, Machine
 from cni_plugin.service import executor
 from cni_plugin.service.planner import Drafts
 from cni_plugin.service.records import Phase, Record, Records
-from ipam.leases import Owner, State
+from ipam.leases import HostState, Owner
 from weft import identity, locks
 from weft.errors import Busy, StateDamaged, WeftError
 from weft.kernel.host import Host
@@ -67,9 +67,9 @@ class ServiceContext:
     def _rules(self) -> Ruleset:
         return self.kernel.rules
 
-    def leases(self) -> State:
+    def leases(self) -> HostState:
         """What IPAM needs to know of this host."""
-        return State(os.path.join(self.host.run, "ipam"), self.host.booted, self._alive)
+        return HostState(os.path.join(self.host.run, "ipam"), self.host.booted, self._alive)
 
     def _alive(self, network: str, owner: Owner) -> bool:
         """Whether an attachment of this boot holds the lease, and not one that is only about to be made."""

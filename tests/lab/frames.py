@@ -11,7 +11,7 @@ from ipaddress import IPv6Address, ip_address
 from lab.namespaces import inside
 from lab.waiting import PATIENTLY
 
-EVERYBODY = "ff:ff:ff:ff:ff:ff"
+BROADCAST = "ff:ff:ff:ff:ff:ff"
 ALL_NODES = "ff02::1"
 _ALL = 0x0003  # ETH_P_ALL
 UDP, ICMP, ICMP6 = 17, 1, 58
@@ -35,7 +35,7 @@ def _sum(data: bytes) -> int:
     return 0xFFFF - total
 
 
-def frame(source: str, protocol: int, content: bytes, to: str = EVERYBODY) -> bytes:
+def frame(source: str, protocol: int, content: bytes, to: str = BROADCAST) -> bytes:
     return octets(to) + octets(source) + struct.pack("!H", protocol) + content
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cni_plugin.engine.shared import Board, Region, SharedSound
-from ipam import leases, memory
-from ipam.leases import Owner, State, opened
+from ipam import cache, leases
+from ipam.leases import HostState, Owner, open_locked
 from lab.waiting import until
 
 
@@ -78,44 +78,44 @@ def test_what_is_known_of_the_rules_is_known_to_all() -> None:
 
 def test_news_are_heard_in_order_and_by_all() -> None:
     board = Board(64)
-    assert board.hear() == []
+    assert board.poll() == []
 
-    def tell() -> None:
-        board.tell(b"a")
-        board.tell(b"b" * 20)
+    def publish() -> None:
+        board.publish(b"a")
+        board.publish(b"b" * 20)
 
     for _ in range(20):  # several times around
-        in_a_child(tell)
-        board.tell(b"")
-        assert board.hear() == [b"a", b"b" * 20, b""]
-    assert board.hear() == []
+        in_a_child(publish)
+        board.publish(b"")
+        assert board.poll() == [b"a", b"b" * 20, b""]
+    assert board.poll() == []
 
 
 def test_who_did_not_listen_for_long_is_told_so() -> None:
     board = Board(64)
     for _ in range(3):
-        board.tell(b"x" * 30)
-    assert board.hear() is None
-    assert board.hear() == []
-    board.tell(b"y")
-    assert board.hear() == [b"y"]
-    board.tell(b"z" * 61)  # too long for anybody
-    assert board.hear() == []
+        board.publish(b"x" * 30)
+    assert board.poll() is None
+    assert board.poll() == []
+    board.publish(b"y")
+    assert board.poll() == [b"y"]
+    board.publish(b"z" * 61)  # too long for anybody
+    assert board.poll() == []
 
 
 @pytest.fixture
 def remembering() -> Iterator[Board]:
     board = Board()
-    memory.keep(board)
+    cache.enable(board)
     yield board
-    memory._remembered = memory._news = None
+    cache._remembered = cache._feed = None
 
 
 def test_one_process_follows_what_another_leases(
     tmp_path: Path, remembering: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each lease and release is known to both without either's reading the directory again."""
-    state = State(index=str(tmp_path / "index"), booted=0.0, alive=lambda *_: True)
+    state = HostState(index=str(tmp_path / "index"), booted=0.0, alive=lambda *_: True)
     path = tmp_path / "leases"
     path.mkdir()
     reads: list[int] = []
@@ -124,7 +124,7 @@ def test_one_process_follows_what_another_leases(
 
     @contextmanager
     def held() -> Iterator[leases.Leases]:
-        with opened(str(path), "blue", state) as found:
+        with open_locked(str(path), "blue", state) as found:
             yield found
 
     def take(number: int) -> None:
@@ -133,7 +133,7 @@ def test_one_process_follows_what_another_leases(
 
     def free(number: int) -> None:
         with held() as found:
-            assert found.give_back(Owner(f"c{number}", "eth0")) == (ip_address(f"10.1.0.{number}"),)
+            assert found.release(Owner(f"c{number}", "eth0")) == (ip_address(f"10.1.0.{number}"),)
 
     def knows(*numbers: int) -> None:
         before = len(reads)

@@ -14,29 +14,30 @@ import pytest
 
 from cni_plugin.dhcp.keeper import Keeper, attempt, main
 from ipam import dhcp_client
-from ipam.dhcp_client import Asking, Given
-from ipam.dhcp_held import Held, Leases
+from ipam.dhcp_client import ClientOptions, Lease
+from ipam.dhcp_leases import LeaseFiles, StoredLease
 from ipam.dhcp_messages import Kind, Message, Option
 from weft.daemon_socket import AlreadyRunning, DaemonSocket
 from weft.types import NamespaceId
 
 
-def held(since: float, key: str = "k") -> Held:
+def held(since: float, key: str = "k") -> StoredLease:
     """A lease of two minutes, of a container that is gone."""
     options = {
-        Option.SUBNET_MASK: b"\xff\xff\xff\0", Option.SERVER: b"\xc0\0\2\1", Option.LEASE_TIME: b"\0\0\0\x78",
+        Option.SUBNET_MASK: b"\xff\xff\xff\0", Option.SERVER_ID: b"\xc0\0\2\1", Option.LEASE_TIME: b"\0\0\0\x78",
     }  # fmt: skip
     message = Message(
         Kind.ACK, 7, "02:00:00:00:00:01", yours=IPv4Address("192.0.2.5"), reply=True,
         options={int(number): data for number, data in options.items()},
     )  # fmt: skip
-    given = Given(message, IPv4Address("192.0.2.1"), "02:00:00:00:00:99", since)
-    return Held(key, "c1/eth0 on net", NamespaceId("/nowhere", 4, 7), "eth0", Asking(b"\0me", (), (1,)), given)
+    lease = Lease(message, IPv4Address("192.0.2.1"), "02:00:00:00:00:99", since)
+    options = ClientOptions(b"\0me", (), (1,))
+    return StoredLease(key, "c1/eth0 on net", NamespaceId("/nowhere", 4, 7), "eth0", options, lease)
 
 
 @pytest.fixture
-def leases(tmp_path: Path) -> Leases:
-    made = Leases(str(tmp_path / "dhcp"))
+def leases(tmp_path: Path) -> LeaseFiles:
+    made = LeaseFiles(str(tmp_path / "dhcp"))
     made.prepare()
     return made
 
@@ -48,7 +49,7 @@ def said(folder: str) -> bytes:
         return connection.recv(100)
 
 
-def test_it_ends_when_there_is_nothing_to_keep(leases: Leases) -> None:
+def test_it_ends_when_there_is_nothing_to_keep(leases: LeaseFiles) -> None:
     place = DaemonSocket(leases.folder, "keeper")
     keeper = Keeper(place, leases, idle=0.2)
     thread = threading.Thread(target=keeper.run)
@@ -59,7 +60,7 @@ def test_it_ends_when_there_is_nothing_to_keep(leases: Leases) -> None:
     assert not thread.is_alive() and not os.path.exists(place.path)
 
 
-def test_it_stays_while_there_is_a_lease_and_goes_when_told(leases: Leases) -> None:
+def test_it_stays_while_there_is_a_lease_and_goes_when_told(leases: LeaseFiles) -> None:
     leases.write(held(dhcp_client.now()))
     keeper = Keeper(DaemonSocket(leases.folder, "keeper"), leases, idle=0.0)
     thread = threading.Thread(target=keeper.run)
@@ -71,7 +72,7 @@ def test_it_stays_while_there_is_a_lease_and_goes_when_told(leases: Leases) -> N
     assert not thread.is_alive()
 
 
-def test_it_ends_when_its_place_is_another_s(leases: Leases) -> None:
+def test_it_ends_when_its_place_is_another_s(leases: LeaseFiles) -> None:
     leases.write(held(dhcp_client.now()))
     place = DaemonSocket(leases.folder, "keeper")
     keeper = Keeper(place, leases)
@@ -79,25 +80,25 @@ def test_it_ends_when_its_place_is_another_s(leases: Leases) -> None:
     keeper.run()
 
 
-def test_there_is_one(leases: Leases) -> None:
+def test_there_is_one(leases: LeaseFiles) -> None:
     place = DaemonSocket(leases.folder, "keeper")
     with pytest.raises(AlreadyRunning):
         DaemonSocket(leases.folder, "keeper")
     place.close()
 
 
-def test_a_lease_that_cannot_be_renewed_is_tried_again_and_at_last_forgotten(leases: Leases) -> None:
+def test_a_lease_that_cannot_be_renewed_is_tried_again_and_at_last_forgotten(leases: LeaseFiles) -> None:
     """The container may only be out of sight: nothing goes before the lease itself has ended."""
     lines: list[str] = []
     now = dhcp_client.now()
     again = attempt(held(now - 70), lines.append)
-    assert again is not None and again.tried >= now and not again.lost
-    assert again.due is not None and again.due > now
-    assert attempt(replace(again, given=held(now - 130).given), lines.append) is None
+    assert again is not None and again.last_attempt >= now and not again.lost
+    assert again.next_attempt is not None and again.next_attempt > now
+    assert attempt(replace(again, lease=held(now - 130).lease), lines.append) is None
     assert "not renewed" in lines[0] and "run out" in lines[1]
 
 
-def test_what_has_run_out_while_no_keeper_was_there_goes_at_once(leases: Leases) -> None:
+def test_what_has_run_out_while_no_keeper_was_there_goes_at_once(leases: LeaseFiles) -> None:
     leases.write(held(dhcp_client.now() - 500))
     keeper = Keeper(DaemonSocket(leases.folder, "keeper"), leases, idle=0.1)
     keeper.run()

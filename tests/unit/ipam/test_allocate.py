@@ -15,7 +15,7 @@ class Set:
     def __init__(self, taken: set[int]) -> None:
         self.taken = taken
 
-    def beyond(self, version: int, number: int) -> int:
+    def first_free_from(self, version: int, number: int) -> int:
         assert version == 4
         while number in self.taken:
             number += 1
@@ -75,7 +75,7 @@ def test_a_large_ipv6_range_is_no_work() -> None:
     whole = Range(subnet, Span(ip_address("fd00::1"), subnet.broadcast_address), ip_address("fd00::1"))
 
     class AllButTheLast:
-        def beyond(self, version: int, number: int) -> int:
+        def first_free_from(self, version: int, number: int) -> int:
             return int(subnet.broadcast_address) if number <= int(subnet.broadcast_address) else number
 
     assert next_free((whole,), frozenset([ip_address("fd00::1")]), ip_address("fd00::99"), AllButTheLast()) == (

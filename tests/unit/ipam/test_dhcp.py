@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipam import dhcp, dhcp_client
-from ipam.dhcp_client import Asking, Given
-from ipam.dhcp_held import Held, Leases
+from ipam.dhcp_client import ClientOptions, Lease
+from ipam.dhcp_leases import LeaseFiles, StoredLease
 from ipam.dhcp_messages import (
     ANY,
-    EVERYBODY,
+    BROADCAST,
     Kind,
     Message,
     Option,
@@ -37,8 +37,8 @@ SERVER = IPv4Address("192.0.2.1")
 
 def acknowledged(**options: str) -> Message:
     """An acknowledgement of 192.0.2.5 with the usual options; others by name, as hexadecimal bytes, "" for none."""
-    given = {"SUBNET_MASK": "ffffff00", "SERVER": SERVER.packed.hex(), "LEASE_TIME": "00000078", **options}
-    found = {int(Option[name]): bytes.fromhex(data) for name, data in given.items() if data}
+    lease = {"SUBNET_MASK": "ffffff00", "SERVER_ID": SERVER.packed.hex(), "LEASE_TIME": "00000078", **options}
+    found = {int(Option[name]): bytes.fromhex(data) for name, data in lease.items() if data}
     return Message(Kind.ACK, 7, MAC, yours=IPv4Address("192.0.2.5"), reply=True, options=found)
 
 
@@ -64,7 +64,7 @@ def test_settings() -> None:
     assert found.provide == ((12, b"web"), (60, b"x"), (77, b"blue"))
     assert found.request[0] == Option.CLASSLESS_ROUTES and 26 in found.request and found.priority == 7
     skipped, _ = settings({"request": [{"option": "routers"}, {"skipDefault": True}]})
-    assert set(skipped.request) == {3, Option.LEASE_TIME, Option.SERVER, Option.RENEWAL, Option.REBINDING}
+    assert set(skipped.request) == {3, Option.LEASE_TIME, Option.SERVER_ID, Option.RENEWAL, Option.REBINDING}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_options_in_the_fields_for_names_count() -> None:
 
 def test_a_packet_carries_its_message() -> None:
     for content in (b"odd", b"even"):
-        whole = packet(content, ANY, EVERYBODY)
+        whole = packet(content, ANY, BROADCAST)
         assert checksum(whole[:20]) == 0
         pseudo = whole[12:20] + b"\0\x11" + whole[24:26]
         assert checksum(pseudo + whole[20:]) == 0
@@ -135,7 +135,7 @@ def test_a_packet_carries_its_message() -> None:
 def test_the_answer_becomes_a_result() -> None:
     message = acknowledged(
         ROUTERS="c0000201c0000202", NAME_SERVERS="c0000235", DOMAIN=b"example.test".hex(),
-        SEARCH=(b"\x03one\x04test\0\x03two\xc0\x04").hex(), STATIC_ROUTES="0a000000c000020300000000c0000204",
+        DOMAIN_SEARCH=(b"\x03one\x04test\0\x03two\xc0\x04").hex(), STATIC_ROUTES="0a000000c000020300000000c0000204",
     )  # fmt: skip
     found = dhcp.result(message, 9)
     assert str(found.ips[0].address) == "192.0.2.5/24" and found.ips[0].gateway == SERVER
@@ -168,7 +168,7 @@ def test_a_router_outside_the_subnet_is_on_the_link() -> None:
         (acknowledged(SUBNET_MASK=""), "no subnet mask"),
         (acknowledged(SUBNET_MASK="ff00ff00"), "255.0.255.0"),
         (acknowledged(SUBNET_MASK="00000000"), "0.0.0.0"),
-        (acknowledged(SERVER=""), "which server"),
+        (acknowledged(SERVER_ID=""), "which server"),
         (replace(acknowledged(), yours=ANY), "0.0.0.0"),
         (replace(acknowledged(), yours=IPv4Address("127.0.0.1")), "127.0.0.1"),
     ],
@@ -183,7 +183,7 @@ def test_no_text_of_a_server_breaks_a_file(text: bytes) -> None:
 
 
 class FakeWire:
-    """A wire with a server that is a function from a client's message to its answers."""
+    """A transport with a server that is a function from a client's message to its answers."""
 
     mac = MAC
 
@@ -201,11 +201,11 @@ class FakeWire:
     def receive(self, seconds: float) -> tuple[bytes, str] | None:
         if not self._waiting:
             return None
-        content = packet(encode(self._waiting.pop(0)), SERVER, EVERYBODY)
+        content = packet(encode(self._waiting.pop(0)), SERVER, BROADCAST)
         return content[:20] + content[22:24] + content[20:22] + content[24:], "02:00:00:00:00:99"
 
 
-ASKING = Asking(b"\0me", ((12, b"web"),), (1, 3))
+ASKING = ClientOptions(b"\0me", ((12, b"web"),), (1, 3))
 QUICK = {"offers": (0.01, 0.01), "answers": (0.01, 0.01)}
 
 
@@ -215,14 +215,14 @@ def usual(message: Message) -> list[Message]:
 
 
 def test_a_lease_is_got() -> None:
-    wire = FakeWire(usual)
-    found = dhcp_client.acquire(wire, ASKING, **QUICK)
-    assert (found.server, found.server_mac, found.length) == (SERVER, "02:00:00:00:00:99", 120.0)
-    discover, request = (message for message, _ in wire.sent)
+    transport = FakeWire(usual)
+    found = dhcp_client.acquire(transport, ASKING, **QUICK)
+    assert (found.server, found.server_mac, found.duration) == (SERVER, "02:00:00:00:00:99", 120.0)
+    discover, request = (message for message, _ in transport.sent)
     assert (discover.kind, request.kind) == (Kind.DISCOVER, Kind.REQUEST) and discover.broadcast
-    assert discover.options[Option.CLIENT] == b"\0me" and discover.options[Option.WANTED] == bytes((1, 3))
+    assert discover.options[Option.CLIENT_ID] == b"\0me" and discover.options[Option.PARAMETER_LIST] == bytes((1, 3))
     assert request.addresses(Option.REQUESTED_ADDRESS) == (found.message.yours,)
-    assert request.addresses(Option.SERVER) == (SERVER,)
+    assert request.addresses(Option.SERVER_ID) == (SERVER,)
 
 
 def test_what_others_say_does_not_count() -> None:
@@ -230,7 +230,7 @@ def test_what_others_say_does_not_count() -> None:
 
     def noisy(message: Message) -> list[Message]:
         [good] = usual(message)
-        foreign = acknowledged(SERVER="c0000209")
+        foreign = acknowledged(SERVER_ID="c0000209")
         return [
             replace(good, xid=message.xid ^ 1),
             replace(good, mac="02:00:00:00:00:02"),
@@ -263,17 +263,17 @@ def test_silence_and_refusal_are_told_apart() -> None:
         )
 
 
-HELD = Given(acknowledged(), SERVER, "02:00:00:00:00:99", 1000.0)
+HELD = Lease(acknowledged(), SERVER, "02:00:00:00:00:99", 1000.0)
 
 
 @pytest.mark.parametrize("rebind", [False, True])
 def test_renewing_asks_the_server_and_rebinding_everybody(rebind: bool) -> None:
-    wire = FakeWire(usual)
-    found = dhcp_client.renew(wire, ASKING, HELD, rebind=rebind)
+    transport = FakeWire(usual)
+    found = dhcp_client.renew(transport, ASKING, HELD, rebind=rebind)
     assert found.message.yours == HELD.message.yours
-    [(message, mac)] = wire.sent
+    [(message, mac)] = transport.sent
     assert (message.kind, message.client) == (Kind.REQUEST, HELD.message.yours)
-    assert Option.SERVER not in message.options and Option.REQUESTED_ADDRESS not in message.options
+    assert Option.SERVER_ID not in message.options and Option.REQUESTED_ADDRESS not in message.options
     assert mac == ("ff:ff:ff:ff:ff:ff" if rebind else HELD.server_mac)
 
 
@@ -286,11 +286,11 @@ def test_another_address_is_no_renewal() -> None:
 
 
 def test_release_says_whose() -> None:
-    wire = FakeWire(lambda message: [])
-    dhcp_client.release(wire, replace(ASKING, provide=((61, b"\1other"),)), HELD)
-    [(message, mac)] = wire.sent
+    transport = FakeWire(lambda message: [])
+    dhcp_client.release(transport, replace(ASKING, provide=((61, b"\1other"),)), HELD)
+    [(message, mac)] = transport.sent
     assert (message.kind, message.client, mac) == (Kind.RELEASE, HELD.message.yours, HELD.server_mac)
-    assert message.options[Option.CLIENT] == b"\1other" and message.addresses(Option.SERVER) == (SERVER,)
+    assert message.options[Option.CLIENT_ID] == b"\1other" and message.addresses(Option.SERVER_ID) == (SERVER,)
 
 
 @pytest.mark.parametrize(
@@ -305,26 +305,26 @@ def test_release_says_whose() -> None:
     ],
 )
 def test_when_to_renew(options: dict[str, str], times: tuple[float, float, float] | None) -> None:
-    assert replace(HELD, message=acknowledged(**options)).times == times
+    assert replace(HELD, message=acknowledged(**options)).timers == times
 
 
 def test_attempts_halve_the_time_that_is_left() -> None:
-    held = Held("k", "c1/eth0 on net", NamespaceId("/run/netns/c1", 4, 7), "eth0", ASKING, HELD)
-    assert [replace(held, tried=when).due for when in (0, 1060, 1082.5, 1104, 1105, 1112.5)] == [
+    held = StoredLease("k", "c1/eth0 on net", NamespaceId("/run/netns/c1", 4, 7), "eth0", ASKING, HELD)
+    assert [replace(held, last_attempt=when).next_attempt for when in (0, 1060, 1082.5, 1104, 1105, 1112.5)] == [
         1060, 1082.5, 1093.75, 1105, 1115, 1120,
     ]  # fmt: skip
-    assert replace(held, lost="gone").due is None
+    assert replace(held, lost="gone").next_attempt is None
 
 
 def test_leases_are_files(tmp_path: object) -> None:
-    leases = Leases(f"{tmp_path}/dhcp")
+    leases = LeaseFiles(f"{tmp_path}/dhcp")
     leases.prepare()
-    held = Held("k", "c1/eth0 on net", NamespaceId("/run/netns/c1", 4, 7), "eth0", ASKING, HELD, 3.5, "why")
+    held = StoredLease("k", "c1/eth0 on net", NamespaceId("/run/netns/c1", 4, 7), "eth0", ASKING, HELD, 3.5, "why")
     with leases.locked("k"):
         leases.write(held)
     back = leases.read("k")
-    assert back is not None and replace(back, given=HELD) == held
-    assert (back.given.message.yours, back.given.times) == (HELD.message.yours, HELD.times)
+    assert back is not None and replace(back, lease=HELD) == held
+    assert (back.lease.message.yours, back.lease.timers) == (HELD.message.yours, HELD.timers)
     assert [one.key for one in leases.all()] == ["k"]
     with open(f"{leases.folder}/k.json", "w") as file:
         file.write('{"acknowledged": "00"}')

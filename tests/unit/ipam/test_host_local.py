@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from ipam import leases as leases_module
 from ipam.directory import Directory
 from ipam.host_local import (
+    HostState,
     Owner,
     Pool,
-    State,
     available,
     lacks,
     owners,
@@ -57,8 +57,8 @@ def parse(
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
-    return State(str(tmp_path / "index"), 0.0, lambda network, owner: True)
+def state(tmp_path: Path) -> HostState:
+    return HostState(str(tmp_path / "index"), 0.0, lambda network, owner: True)
 
 
 @pytest.fixture(params=["read", "indexed"])
@@ -87,7 +87,7 @@ def listed(pool: Pool) -> dict[str, Owner]:
     return {str(address): owner for address, owner, _ in owners(pool.directory)}
 
 
-def test_an_answer_has_everything_but_interfaces(data: str, state: State, tmp_path: Path) -> None:
+def test_an_answer_has_everything_but_interfaces(data: str, state: HostState, tmp_path: Path) -> None:
     (tmp_path / "resolv.conf").write_text(
         "# comment\nnameserver 10.1.0.1\nnameserver fd00::1\ndomain a.test\nsearch b.test c.test\noptions ndots:2\nx\n"
     )
@@ -104,7 +104,7 @@ def test_an_answer_has_everything_but_interfaces(data: str, state: State, tmp_pa
     assert Path(data, "blue", "last_reserved_ip.1").read_text() == "fd00::2"
 
 
-def test_a_preview_is_what_reserve_answers_and_makes_nothing(data: str, state: State) -> None:
+def test_a_preview_is_what_reserve_answers_and_makes_nothing(data: str, state: HostState) -> None:
     pool = parse(small(data))
     expected = preview(pool, ONE, state)
     assert not os.path.exists(data)
@@ -115,7 +115,7 @@ def test_a_preview_is_what_reserve_answers_and_makes_nothing(data: str, state: S
     assert reserve(pool, TWO, state) == expected
 
 
-def test_all_addresses_are_given_then_none(data: str, state: State) -> None:
+def test_all_addresses_are_given_then_none(data: str, state: HostState) -> None:
     pool = parse(small(data, exclude=["10.1.0.4", "10.1.0.8/31"]))
     available(pool, state)
     given = [shown(reserve(pool, Owner(f"c{number}", "eth0"), state))[0] for number in range(10)]
@@ -130,7 +130,7 @@ def test_all_addresses_are_given_then_none(data: str, state: State) -> None:
     assert shown(reserve(pool, ONE, state)) == ["10.1.0.7/28"]
 
 
-def test_a_freed_address_comes_last(data: str, state: State) -> None:
+def test_a_freed_address_comes_last(data: str, state: HostState) -> None:
     pool = parse(small(data))
     given = []
     for number in range(14):
@@ -141,7 +141,7 @@ def test_a_freed_address_comes_last(data: str, state: State) -> None:
     assert given[13] == given[0]
 
 
-def test_one_exhausted_set_means_nothing_is_taken(data: str, state: State) -> None:
+def test_one_exhausted_set_means_nothing_is_taken(data: str, state: HostState) -> None:
     pool = parse({"dataDir": data, "ranges": [[{"subnet": "10.1.0.0/28"}], [{"subnet": "10.2.0.0/30"}]]})
     reserve(pool, ONE, state)
     before = listed(pool)
@@ -150,7 +150,7 @@ def test_one_exhausted_set_means_nothing_is_taken(data: str, state: State) -> No
     assert listed(pool) == before
 
 
-def test_a_second_reservation_is_refused_and_the_first_one_stays(data: str, state: State) -> None:
+def test_a_second_reservation_is_refused_and_the_first_one_stays(data: str, state: HostState) -> None:
     pool = parse(small(data, ranges=[[{"subnet": "fd00::/64"}]]))
     reserve(pool, ONE, state)
     with pytest.raises(Conflict, match=r"one/eth0 already has 10\.1\.0\.2"):
@@ -161,7 +161,7 @@ def test_a_second_reservation_is_refused_and_the_first_one_stays(data: str, stat
     assert set(listed(pool)) == {"10.1.0.2", "fd00::2"}
 
 
-def test_requested_addresses(data: str, state: State) -> None:
+def test_requested_addresses(data: str, state: HostState) -> None:
     ipam = small(data, ranges=[[{"subnet": "fd00::/64"}]])
     pool = parse(
         ipam, arguments={"IP": "10.1.0.9"}, args_cni={"ips": ["10.1.0.9/28"]}, runtime={"ips": ["FD00::99/64"]}
@@ -213,7 +213,7 @@ def test_the_default_directory() -> None:
     assert parse({"subnet": "10.1.0.0/28"}).directory == "/var/lib/cni/networks/blue"
 
 
-def test_what_is_lacking_is_said(data: str, state: State) -> None:
+def test_what_is_lacking_is_said(data: str, state: HostState) -> None:
     pool = parse(small(data))
     mine = (ip_interface("10.1.0.2/28"),)
     assert "there is no directory" in str(lacks(pool, ONE, mine, state))
@@ -227,7 +227,7 @@ def test_what_is_lacking_is_said(data: str, state: State) -> None:
     assert "no valid owner" in str(lacks(pool, ONE, mine, state))
 
 
-def test_status_says_what_is_in_the_way(data: str, state: State, tmp_path: Path) -> None:
+def test_status_says_what_is_in_the_way(data: str, state: HostState, tmp_path: Path) -> None:
     pool = parse(small(data))
     available(pool, state)
     assert not os.path.exists(data)
@@ -239,19 +239,19 @@ def test_status_says_what_is_in_the_way(data: str, state: State, tmp_path: Path)
         reserve(pool, ONE, state)
 
 
-def test_after_a_reboot_all_is_free_at_once(data: str, state: State) -> None:
+def test_after_a_reboot_all_is_free_at_once(data: str, state: HostState) -> None:
     pool = parse(small(data))
     for number in range(13):
         reserve(pool, Owner(f"c{number}", "eth0"), state)
     for address, _, _ in owners(pool.directory):
         os.utime(Path(pool.directory, str(address)), (1000, 1000))
-    booted = State(state.index + "2", time.time() - 60, lambda network, owner: False)
+    booted = HostState(state.index + "2", time.time() - 60, lambda network, owner: False)
     given = [shown(reserve(pool, Owner(f"c{number}", "eth0"), booted))[0] for number in range(13)]
     assert len(set(given)) == 13
 
 
 def test_an_exhausted_pool_is_doubted_after_a_while(
-    data: str, state: State, size: str, monkeypatch: pytest.MonkeyPatch
+    data: str, state: HostState, size: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that was emptied in place does not show in the directory's mtime; it counts when it is needed."""
     pool = parse(small(data))
@@ -263,7 +263,7 @@ def test_an_exhausted_pool_is_doubted_after_a_while(
 
 
 def test_a_file_that_appears_in_the_last_moment_is_respected(
-    data: str, state: State, monkeypatch: pytest.MonkeyPatch
+    data: str, state: HostState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = parse(small(data, ranges=[[{"subnet": "fd00::/64"}]]))
     real = Directory.create
@@ -290,7 +290,7 @@ class Beside(RuleBasedStateMachine):
         self.place = TemporaryDirectory()
         self.before = leases_module.SMALL
         leases_module.SMALL = self.small_size
-        self.state = State(self.place.name + "/index", 0.0, lambda network, owner: True)
+        self.state = HostState(self.place.name + "/index", 0.0, lambda network, owner: True)
         self.pool = parse({"subnet": "10.1.0.0/29", "dataDir": self.place.name + "/data"})
         self.model: dict[str, Owner] = {}
         self.last = 0

@@ -15,7 +15,7 @@ from ipam import directory as directory_module
 from ipam import leases as leases_module
 from ipam.directory import Directory, as_address
 from ipam.index import Index
-from ipam.leases import Owner, State, looked_at, opened, owners, release, release_address
+from ipam.leases import HostState, Owner, open_locked, open_readonly, owners, release, release_address
 from ipam.values import owner_text, parse_owner
 from weft.errors import Busy, StateDamaged
 from weft.locks import hold
@@ -26,8 +26,8 @@ A, B, C = (ip_address(f"10.1.0.{last}") for last in (2, 3, 4))
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
-    return State(str(tmp_path / "index"), 0.0, lambda network, owner: True)
+def state(tmp_path: Path) -> HostState:
+    return HostState(str(tmp_path / "index"), 0.0, lambda network, owner: True)
 
 
 @pytest.fixture
@@ -90,38 +90,41 @@ def test_other_names_are_no_addresses(name: str) -> None:
     assert as_address(name) is None
 
 
-def test_leases_are_files_that_host_local_understands(path: str, state: State, size: str) -> None:
-    with opened(path, "blue", state) as leases:
+def test_leases_are_files_that_host_local_understands(path: str, state: HostState, size: str) -> None:
+    with open_locked(path, "blue", state) as leases:
         assert leases.take((A, ip_address("fd00::5")), ONE)
     assert Path(path, "10.1.0.2").read_bytes() == b"one\r\neth0"
     assert stat.S_IMODE(os.stat(Path(path, "fd00::5")).st_mode) == 0o600
     assert set(os.listdir(path)) == {"10.1.0.2", "fd00::5", "lock"}
-    with opened(path, "blue", state) as leases:
+    with open_locked(path, "blue", state) as leases:
         assert set(leases.held(ONE)) == {A, ip_address("fd00::5")}
-        assert leases.beyond(4, int(A)) == int(B)
-        assert leases.beyond(6, int(ip_address("fd00::4"))) == int(ip_address("fd00::4"))
+        assert leases.first_free_from(4, int(A)) == int(B)
+        assert leases.first_free_from(6, int(ip_address("fd00::4"))) == int(ip_address("fd00::4"))
 
 
-def test_the_lock_is_as_host_local_makes_it(path: str, state: State) -> None:
+def test_the_lock_is_as_host_local_makes_it(path: str, state: HostState) -> None:
     before = os.umask(0o022)
     try:
-        with opened(path, "blue", state):
+        with open_locked(path, "blue", state):
             assert stat.S_IMODE(os.stat(Path(path, "lock")).st_mode) == 0o750
-            with pytest.raises(Busy, match="locked for too long by process"), opened(path, "blue", state, timeout=0):
+            too_long = pytest.raises(Busy, match="locked for too long by process")
+            with too_long, open_locked(path, "blue", state, timeout=0):
                 pass
     finally:
         os.umask(before)
 
 
-def test_all_or_none(path: str, state: State, size: str) -> None:
+def test_all_or_none(path: str, state: HostState, size: str) -> None:
     put(path, B, b"two\r\neth0")
-    with opened(path, "blue", state) as leases:
+    with open_locked(path, "blue", state) as leases:
         assert not leases.take((A, B), ONE)
         assert leases.take((C,), ONE)
     assert listed(path) == {str(B): TWO, str(C): ONE}
 
 
-def test_a_write_that_fails_leaves_nothing(path: str, state: State, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_nothing(
+    path: str, state: HostState, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = directory_module._fill, []
 
     def full(descriptor: int, content: bytes) -> None:
@@ -133,7 +136,7 @@ def test_a_write_that_fails_leaves_nothing(path: str, state: State, size: str, m
     monkeypatch.setattr(directory_module, "_fill", full)
     with (
         pytest.raises(StateDamaged, match=r"cannot write .*10\.1\.0\.3: No space left"),
-        opened(path, "blue", state) as leases,
+        open_locked(path, "blue", state) as leases,
     ):
         leases.take((A, B), ONE)
     assert os.listdir(path) == ["lock"]
@@ -149,8 +152,8 @@ def test_without_unnamed_files_it_does_as_host_local(path: str, monkeypatch: pyt
         assert found.owner == ONE
 
 
-def test_release_frees_the_owners_alone(path: str, state: State, size: str) -> None:
-    with opened(path, "blue", state) as leases:
+def test_release_frees_the_owners_alone(path: str, state: HostState, size: str) -> None:
+    with open_locked(path, "blue", state) as leases:
         leases.take((A,), ONE)
         leases.take((B,), TWO)
         leases.take((C,), Owner("one", "eth1"))
@@ -159,14 +162,14 @@ def test_release_frees_the_owners_alone(path: str, state: State, size: str) -> N
     assert listed(path) == {str(B): TWO, str(C): Owner("one", "eth1")}
 
 
-def test_old_leases_without_interface_are_honoured(path: str, state: State, size: str) -> None:
+def test_old_leases_without_interface_are_honoured(path: str, state: HostState, size: str) -> None:
     put(path, A, b"one")
-    with opened(path, "blue", state) as leases:
-        assert leases.beyond(4, int(A)) == int(B)
+    with open_locked(path, "blue", state) as leases:
+        assert leases.first_free_from(4, int(A)) == int(B)
     assert release(path, "blue", ONE, state) == (A,)
 
 
-def test_where_nothing_is_nothing_is_made(tmp_path: Path, state: State) -> None:
+def test_where_nothing_is_nothing_is_made(tmp_path: Path, state: HostState) -> None:
     missing = str(tmp_path / "none" / "blue")
     assert release(missing, "blue", ONE, state) == ()
     assert not release_address(missing, A, ONE, state)
@@ -174,7 +177,7 @@ def test_where_nothing_is_nothing_is_made(tmp_path: Path, state: State) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_release_never_lies(path: str, state: State, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_never_lies(path: str, state: HostState, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     put(path, A, b"one\r\neth0")
 
     def refuse(*_: object, **__: object) -> None:
@@ -186,7 +189,7 @@ def test_a_release_never_lies(path: str, state: State, size: str, monkeypatch: p
     assert release(path, "blue", TWO, state) == ()
 
 
-def test_a_lock_that_cannot_be_opened_matters_only_to_who_has_leases(path: str, state: State) -> None:
+def test_a_lock_that_cannot_be_opened_matters_only_to_who_has_leases(path: str, state: HostState) -> None:
     put(path, A, b"one\r\neth0")
     os.mkdir(Path(path, "lock"))
     put(path, "lock/file", b"")
@@ -196,25 +199,25 @@ def test_a_lock_that_cannot_be_opened_matters_only_to_who_has_leases(path: str, 
 
 
 @pytest.mark.parametrize("what", ["directory", "dangling"])
-def test_what_cannot_be_a_lock_is_cleared_away(path: str, state: State, what: str) -> None:
+def test_what_cannot_be_a_lock_is_cleared_away(path: str, state: HostState, what: str) -> None:
     lock = Path(path, "lock")
     if what == "directory":
         lock.mkdir()
     else:
         lock.symlink_to("/nonexistent/lock")
-    with opened(path, "blue", state) as leases:
+    with open_locked(path, "blue", state) as leases:
         assert leases.take((A,), ONE)
     assert stat.S_ISREG(os.lstat(lock).st_mode)
 
 
-def test_one_address_is_freed_only_from_its_owner(path: str, state: State, size: str) -> None:
+def test_one_address_is_freed_only_from_its_owner(path: str, state: HostState, size: str) -> None:
     put(path, A, b"one\r\neth0")
     assert not release_address(path, A, TWO, state)
     assert release_address(path, A, ONE, state)
     assert not release_address(path, A, ONE, state)
 
 
-def test_damage_is_reclaimed(path: str, state: State, size: str) -> None:
+def test_damage_is_reclaimed(path: str, state: HostState, size: str) -> None:
     put(path, "10.1.0.10", b"")
     put(path, "10.1.0.11", b"\0" * 30)
     put(path, "10.1.0.12", b"one\r\n")
@@ -223,20 +226,20 @@ def test_damage_is_reclaimed(path: str, state: State, size: str) -> None:
     os.mkfifo(Path(path, "10.1.0.15"))
     os.mkdir(Path(path, "10.1.0.16"))
     put(path, "10.1.0.16/file", b"")
-    with opened(path, "blue", state) as leases:
-        assert [leases.beyond(4, int(ip_address("10.1.0.0")) + last) & 255 for last in range(10, 17)] == [
+    with open_locked(path, "blue", state) as leases:
+        assert [leases.first_free_from(4, int(ip_address("10.1.0.0")) + last) & 255 for last in range(10, 17)] == [
             10, 11, 12, 13, 14, 15, 17
         ]  # fmt: skip
     assert set(os.listdir(path)) == {"lock", "10.1.0.16"}
 
 
-def test_looking_changes_nothing(path: str, state: State, size: str) -> None:
+def test_looking_changes_nothing(path: str, state: HostState, size: str) -> None:
     put(path, A, b"")
     put(path, B, b"two\r\neth0")
     before = (os.stat(path).st_mtime_ns, sorted(os.listdir(path)))
-    with looked_at(path, "blue", state) as leases:
-        assert leases.beyond(4, int(A)) == int(A)
-        assert leases.beyond(4, int(B)) == int(C)
+    with open_readonly(path, "blue", state) as leases:
+        assert leases.first_free_from(4, int(A)) == int(A)
+        assert leases.first_free_from(4, int(B)) == int(C)
     assert (os.stat(path).st_mtime_ns, sorted(os.listdir(path))) == before
     assert not os.path.exists(state.index)
 
@@ -258,27 +261,29 @@ class TestReboot:
             asked.append((network, owner))
             return owner == TWO
 
-        state = State(str(tmp_path / "index"), self.set_up(path), alive)
-        with opened(path, "blue", state) as leases:
+        state = HostState(str(tmp_path / "index"), self.set_up(path), alive)
+        with open_locked(path, "blue", state) as leases:
             assert leases.held(ONE) == ()
             assert leases.held(TWO) == (B,)
         assert sorted(asked, key=str) == [("blue", ONE), ("blue", TWO)]
         assert set(listed(path)) == {str(B), str(C)}
 
-    def test_a_clock_put_forward_later_frees_nothing(self, path: str, state: State, tmp_path: Path, size: str) -> None:
+    def test_a_clock_put_forward_later_frees_nothing(
+        self, path: str, state: HostState, tmp_path: Path, size: str
+    ) -> None:
         self.set_up(path)
-        with opened(path, "blue", state):
+        with open_locked(path, "blue", state):
             pass
-        later = State(state.index, time.time() + 10_000_000, lambda network, owner: False)
-        with opened(path, "blue", later) as leases:
+        later = HostState(state.index, time.time() + 10_000_000, lambda network, owner: False)
+        with open_locked(path, "blue", later) as leases:
             leases.reread()
         assert len(listed(path)) == 3
 
     def test_a_look_passes_over_them_and_leaves_them(self, path: str, tmp_path: Path) -> None:
-        state = State(str(tmp_path / "index"), self.set_up(path), lambda network, owner: False)
-        with looked_at(path, "blue", state) as leases:
-            assert leases.beyond(4, int(A)) == int(A)
-            assert leases.beyond(4, int(C)) == int(C) + 1
+        state = HostState(str(tmp_path / "index"), self.set_up(path), lambda network, owner: False)
+        with open_readonly(path, "blue", state) as leases:
+            assert leases.first_free_from(4, int(A)) == int(A)
+            assert leases.first_free_from(4, int(C)) == int(C) + 1
         assert len(listed(path)) == 3
 
 
@@ -287,20 +292,20 @@ class TestIndex:
     def always(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(leases_module, "SMALL", 0)
 
-    def used(self, path: str, state: State, monkeypatch: pytest.MonkeyPatch) -> bool:
+    def used(self, path: str, state: HostState, monkeypatch: pytest.MonkeyPatch) -> bool:
         """Whether a call gets by without reading all files."""
         reads: list[object] = []
         real = Directory.scan
         with monkeypatch.context() as patch:
             patch.setattr(Directory, "scan", lambda *values: reads.append(values) or real(*values))
-            with opened(path, "blue", state):
+            with open_locked(path, "blue", state):
                 pass
         return not reads
 
     def test_it_is_believed_as_long_as_nobody_else_changes_files(
-        self, path: str, state: State, monkeypatch: pytest.MonkeyPatch
+        self, path: str, state: HostState, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with opened(path, "blue", state) as leases:
+        with open_locked(path, "blue", state) as leases:
             leases.take((A, B), ONE)
         assert self.used(path, state, monkeypatch)
         release(path, "blue", ONE, state)
@@ -312,8 +317,8 @@ class TestIndex:
         assert not self.used(path, state, monkeypatch)
 
     @pytest.mark.parametrize("keep", [0, 100, 5000, -1])
-    def test_it_may_be_damaged_or_gone(self, path: str, state: State, keep: int) -> None:
-        with opened(path, "blue", state) as leases:
+    def test_it_may_be_damaged_or_gone(self, path: str, state: HostState, keep: int) -> None:
+        with open_locked(path, "blue", state) as leases:
             leases.take((A, C), ONE)
         [index] = Path(state.index).glob("*.index")
         whole = index.read_bytes()
@@ -321,26 +326,26 @@ class TestIndex:
             index.unlink()
         else:
             index.write_bytes(whole[:keep] + b"\xa5" * (len(whole) - keep))
-        with opened(path, "blue", state) as leases:
-            assert leases.beyond(4, int(A)) == int(B)
+        with open_locked(path, "blue", state) as leases:
+            assert leases.first_free_from(4, int(A)) == int(B)
             assert leases.take((B,), TWO)
         assert release(path, "blue", ONE, state) in ((A, C), (C, A))
         assert listed(path) == {str(B): TWO}
 
     def test_a_kill_before_it_is_kept_makes_it_invalid(
-        self, path: str, state: State, monkeypatch: pytest.MonkeyPatch
+        self, path: str, state: HostState, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with opened(path, "blue", state) as leases:
+        with open_locked(path, "blue", state) as leases:
             leases.take((A,), ONE)
-        with pytest.raises(KeyboardInterrupt), opened(path, "blue", state) as leases:
+        with pytest.raises(KeyboardInterrupt), open_locked(path, "blue", state) as leases:
             leases.take((B,), TWO)
             raise KeyboardInterrupt
         assert not self.used(path, state, monkeypatch)
-        with opened(path, "blue", state) as leases:
+        with open_locked(path, "blue", state) as leases:
             assert leases.held(TWO) == (B,)
 
-    def test_what_it_says_of_an_owner_is_checked(self, path: str, state: State) -> None:
-        with opened(path, "blue", state) as leases:
+    def test_what_it_says_of_an_owner_is_checked(self, path: str, state: HostState) -> None:
+        with open_locked(path, "blue", state) as leases:
             leases.take((A,), ONE)
         put(path, A, b"two\r\neth0")  # in place: the directory's mtime does not tell
         assert release(path, "blue", ONE, state) == ()
@@ -349,9 +354,9 @@ class TestIndex:
 
     def test_its_place_may_be_unusable(self, path: str, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
-        state = State(str(tmp_path / "file" / "index"), 0.0, lambda network, owner: True)
+        state = HostState(str(tmp_path / "file" / "index"), 0.0, lambda network, owner: True)
         for owner, address in ((ONE, A), (TWO, B)):
-            with opened(path, "blue", state) as leases:
+            with open_locked(path, "blue", state) as leases:
                 assert leases.take((address,), owner)
         assert release(path, "blue", ONE, state) == (A,)
 
@@ -386,12 +391,12 @@ class IndexModel(RuleBasedStateMachine):
         self.index.build(((as_v4(number), owner) for number, owner in self.taken.items()), (1, 2, 3))
 
     @rule(number=NUMBERS)
-    def beyond(self, number: int) -> None:
+    def first_free_from(self, number: int) -> None:
         expected = number
         while expected in self.taken:
             expected += 1
-        assert self.index.beyond(4, number) == expected
-        assert self.index.beyond(6, number) == number
+        assert self.index.first_free_from(4, number) == expected
+        assert self.index.first_free_from(6, number) == number
 
     @invariant()
     def owners_are_right(self) -> None:
@@ -414,10 +419,10 @@ TestIndexModel = IndexModel.TestCase
 TestIndexModel.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 
 
-def test_a_held_lock_is_waited_for(path: str, state: State) -> None:
-    with hold(os.path.join(path, "lock")), pytest.raises(Busy), opened(path, "blue", state, timeout=0.01):
+def test_a_held_lock_is_waited_for(path: str, state: HostState) -> None:
+    with hold(os.path.join(path, "lock")), pytest.raises(Busy), open_locked(path, "blue", state, timeout=0.01):
         pass
-    with opened(path, "blue", state, timeout=0.01) as leases:
+    with open_locked(path, "blue", state, timeout=0.01) as leases:
         assert leases.take((A,), ONE)
 
 

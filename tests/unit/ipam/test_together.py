@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from ipam import leases as leases_module
-from ipam.host_local import Owner, Pool, State, owners, preview, read, release, reserve
+from ipam.host_local import HostState, Owner, Pool, owners, preview, read, release, reserve
 from weft.section import Problems, Section
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,7 +32,7 @@ leases.SMALL = small
 subnet = ip_network("10.1.0.0/27")
 span = Span(ip_address("10.1.0.1"), ip_address("10.1.0.30"))
 pool = Pool("blue", data + "/blue", ((Range(subnet, span, span.first),),))
-state = State(data + "/index", 0.0, lambda network, owner: True)
+state = HostState(data + "/index", 0.0, lambda network, owner: True)
 for container in held:
     release(pool.directory, "blue", Owner(container, "eth0"), state)
     print("-", container, flush=True)
@@ -145,7 +145,7 @@ def test_nothing_is_given_twice_or_lost_whoever_is_killed(tmp_path: Path, small:
     done = sum(log.read_text().count("+") for log in tmp_path.glob("log.*"))
     assert done > 50
     assert not b"".join(each.read_bytes() for each in tmp_path.glob("errors.*"))
-    state = State(str(tmp_path / "index"), 0.0, lambda network, owner: True)
+    state = HostState(str(tmp_path / "index"), 0.0, lambda network, owner: True)
     for container in left:
         release(str(tmp_path / "blue"), "blue", Owner(container, "eth0"), state)
     pool = pool_of(tmp_path)
@@ -176,7 +176,7 @@ def host_local(verb: str, data: Path, container: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize("small", [256, 0], ids=["read", "indexed"])
 def test_the_real_host_local_beside_weft(tmp_path: Path, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases_module, "SMALL", small)
-    state = State(str(tmp_path / "index"), 0.0, lambda network, owner: True)
+    state = HostState(str(tmp_path / "index"), 0.0, lambda network, owner: True)
     pool, dice = pool_of(tmp_path), Random(3)
     model: dict[str, str] = {}
     for step in range(60):

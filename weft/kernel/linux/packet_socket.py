@@ -38,7 +38,7 @@ _FILTER = (
 )
 
 
-class PacketWire:
+class PacketSocket:
     """A link of a namespace, open for packets; ``mac`` is its MAC address. Close it when done.
 
     While it is open the namespace lives, whoever has left it.
@@ -60,7 +60,7 @@ class PacketWire:
     def close(self) -> None:
         self._socket.close()
 
-    def __enter__(self) -> PacketWire:
+    def __enter__(self) -> PacketSocket:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,7 +70,7 @@ class PacketWire:
         """Send an IPv4 packet to a neighbour; raises KernelRefused."""
         self._send(packet, _IP, bytes.fromhex(mac.replace(":", "")))
 
-    def announce(self, address: IPv4Address) -> None:
+    def send_gratuitous_arp(self, address: IPv4Address) -> None:
         """Tell the neighbours whose address it is now, so that they forget who had it before (RFC 5227, section 3)."""
         own = bytes.fromhex(self.mac.replace(":", ""))
         sender = own + address.packed

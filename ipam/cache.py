@@ -15,33 +15,33 @@ from ipaddress import ip_address
 from typing import Protocol
 
 from ipam.directory import Directory
-from ipam.index import past
+from ipam.index import unique_past_mtime
 from ipam.values import Owner
 from weft.types import Address
 
 _MOST = 256  # directories
 
 
-class News(Protocol):
+class ChangeFeed(Protocol):
     """What processes that work together tell each other."""
 
-    def tell(self, news: bytes) -> None:
+    def publish(self, news: bytes) -> None:
         """Tell all the others."""
 
-    def hear(self) -> list[bytes] | None:
+    def poll(self) -> list[bytes] | None:
         """What was told since the last time, one's own too, in order; None where some of it was missed."""
 
 
 Place = tuple[int, int]
 """The device and inode of a directory."""
 
-_remembered: dict[Place, tuple[int, Read]] | None = None
+_remembered: dict[Place, tuple[int, LeaseTable]] | None = None
 """What directories held when this process left them, with the mtime that it gave them."""
-_news: News | None = None
+_feed: ChangeFeed | None = None
 _hearing = allocate_lock()
 
 
-class Read:
+class LeaseTable:
     """What is taken, as read from all the files.
 
     ``since`` is the directory's mtime then, 0 where it was changed by the reading; ``changes`` is what came after:
@@ -62,7 +62,7 @@ class Read:
     def held(self, owner: Owner) -> tuple[Address, ...]:
         return tuple(address for address, each in self._owners.items() if each == owner)
 
-    def beyond(self, version: int, number: int) -> int:
+    def first_free_from(self, version: int, number: int) -> int:
         while (version, number) in self._taken:
             number += 1
         return number
@@ -78,13 +78,13 @@ class Read:
         self.changes.append((address.packed, None))
 
 
-def keep(news: News | None = None) -> None:
+def enable(news: ChangeFeed | None = None) -> None:
     """From now on this process remembers; ``news`` tells what the processes do that it works with."""
-    global _remembered, _news
-    _remembered, _news = {}, news
+    global _remembered, _feed
+    _remembered, _feed = {}, news
 
 
-def recall(directory: Directory) -> Read | None:
+def recall(directory: Directory) -> LeaseTable | None:
     """What the directory holds, if nothing has come or gone since it was remembered; its lock must be held."""
     if _remembered is None:
         return None
@@ -94,28 +94,28 @@ def recall(directory: Directory) -> Read | None:
     return view if then == modified else None
 
 
-def remember(directory: Directory, view: Read) -> None:
+def remember(directory: Directory, view: LeaseTable) -> None:
     """Remember it, at the end of a change; its lock must be held."""
     if _remembered is None:
         return
-    modified = past()
-    if directory.mark(modified):
+    modified = unique_past_mtime()
+    if directory.set_mtime(modified):
         if len(_remembered) >= _MOST:
             _remembered.clear()
         place = directory.identity()[:2]
         _remembered[place] = modified, view
-        if _news is not None and view.since:
-            _news.tell(marshal.dumps((place, view.since, modified, view.changes)))
+        if _feed is not None and view.since:
+            _feed.publish(marshal.dumps((place, view.since, modified, view.changes)))
         view.since = modified
         view.changes = []
 
 
-def _hear(remembered: dict[Place, tuple[int, Read]]) -> None:
+def _hear(remembered: dict[Place, tuple[int, LeaseTable]]) -> None:
     """Follow what others have done to directories; nobody does anything to one whose lock is held."""
-    if _news is None:
+    if _feed is None:
         return
     with _hearing:
-        told = _news.hear()
+        told = _feed.poll()
         if told is None:
             remembered.clear()
         for news in told or ():

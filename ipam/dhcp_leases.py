@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from ipam.dhcp import problem
-from ipam.dhcp_client import Asking, Given
+from ipam.dhcp_client import ClientOptions, Lease
 from ipam.dhcp_messages import decode, encode
 from weft import files, locks
 from weft.types import NamespaceId
@@ -24,35 +24,35 @@ _ENDING = ".json"
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class StoredLease:
     """One lease. ``tried``: when the keeper last asked in vain, 0 if it did not; ``lost``: why it is no more."""
 
     key: str
-    about: str
+    description: str
     namespace: NamespaceId
     link: str
-    asking: Asking
-    given: Given
-    tried: float = 0.0
+    options: ClientOptions
+    lease: Lease
+    last_attempt: float = 0.0
     lost: str = ""
 
     @property
-    def due(self) -> float | None:
+    def next_attempt(self) -> float | None:
         """When something is to be done about it, None for never.
 
         Between two attempts passes half of the time that is left, as RFC 2131 section 4.4.5 has it.
         """
-        times = self.given.times
+        times = self.lease.timers
         if self.lost or times is None:
             return None
         renewal, rebinding, end = times
-        if self.tried < renewal:
+        if self.last_attempt < renewal:
             return renewal
-        limit = rebinding if self.tried < rebinding else end
-        return min(self.tried + max((limit - self.tried) / 2, _AGAIN), limit)
+        limit = rebinding if self.last_attempt < rebinding else end
+        return min(self.last_attempt + max((limit - self.last_attempt) / 2, _AGAIN), limit)
 
 
-class Leases:
+class LeaseFiles:
     """The lease files under a folder."""
 
     def __init__(self, folder: str) -> None:
@@ -77,7 +77,7 @@ class Leases:
                     with contextlib.suppress(OSError):
                         os.unlink(path)
 
-    def read(self, key: str) -> Held | None:
+    def read(self, key: str) -> StoredLease | None:
         """The lease; None where there is none, or none that can be read."""
         try:
             with open(self._path(key), encoding="ascii") as file:
@@ -85,7 +85,7 @@ class Leases:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def all(self) -> list[Held]:
+    def all(self) -> list[StoredLease]:
         try:
             names = sorted(os.listdir(self.folder))
         except OSError:
@@ -93,7 +93,7 @@ class Leases:
         found = (self.read(name.removesuffix(_ENDING)) for name in names if name.endswith(_ENDING))
         return [one for one in found if one is not None]
 
-    def write(self, held: Held) -> None:
+    def write(self, held: StoredLease) -> None:
         """Raises StateDamaged where it cannot be written."""
         files.write(self._path(held.key), json.dumps(_plain(held)).encode(), "the lease")
 
@@ -102,25 +102,25 @@ class Leases:
         files.remove(self._path(key), "the lease")
 
 
-def _plain(held: Held) -> dict[str, object]:
-    given, asking = held.given, held.asking
+def _plain(held: StoredLease) -> dict[str, object]:
+    lease, asking = held.lease, held.options
     return {
-        "about": held.about,
+        "about": held.description,
         "namespace": [held.namespace.path, held.namespace.device, held.namespace.inode],
         "link": held.link,
         "client": asking.client.hex(),
         "provide": [[number, data.hex()] for number, data in asking.provide],
         "request": list(asking.request),
-        "acknowledged": encode(given.message).hex(),
-        "server": str(given.server),
-        "server_mac": given.server_mac,
-        "since": given.since,
-        "tried": held.tried,
+        "acknowledged": encode(lease.message).hex(),
+        "server": str(lease.server),
+        "server_mac": lease.server_mac,
+        "since": lease.requested_at,
+        "tried": held.last_attempt,
         "lost": held.lost,
     }
 
 
-def _parsed(key: str, value: dict[str, object]) -> Held:
+def _parsed(key: str, value: dict[str, object]) -> StoredLease:
     """The lease in a file's JSON; raises ValueError, KeyError, TypeError or AttributeError for anything else."""
     message = decode(bytes.fromhex(_text(value["acknowledged"])))
     if message is None or problem(message):
@@ -129,11 +129,11 @@ def _parsed(key: str, value: dict[str, object]) -> Held:
     provide = tuple(
         (_whole(number), bytes.fromhex(_text(data))) for number, data in map(_list, _list(value["provide"]))
     )
-    asking = Asking(bytes.fromhex(_text(value["client"])), provide, tuple(map(_whole, _list(value["request"]))))
-    given = Given(message, IPv4Address(_text(value["server"])), _text(value["server_mac"]), _number(value["since"]))
-    return Held(
+    asking = ClientOptions(bytes.fromhex(_text(value["client"])), provide, tuple(map(_whole, _list(value["request"]))))
+    lease = Lease(message, IPv4Address(_text(value["server"])), _text(value["server_mac"]), _number(value["since"]))
+    return StoredLease(
         key, _text(value["about"]), NamespaceId(_text(path), _whole(device), _whole(inode)), _text(value["link"]),
-        asking, given, _number(value["tried"]), _text(value["lost"]),
+        asking, lease, _number(value["tried"]), _text(value["lost"]),
     )  # fmt: skip
 
 
