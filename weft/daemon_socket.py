@@ -59,7 +59,7 @@ class DaemonSocket:
         self.listener.close()
 
     def accept(self) -> socket.socket | None:
-        """Who asks, None if it is neither root nor our own user. What they are told is ``daemons.LOOKED``."""
+        """Who asks, None if it is neither root nor our own user. What they are told is ``daemons.REFRESHED``."""
         with contextlib.suppress(OSError):
             connection, _ = self.listener.accept()
             given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

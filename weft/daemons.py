@@ -13,13 +13,17 @@ import sys
 import time
 from dataclasses import dataclass
 
+from weft import __version__
 from weft.errors import WeftError
+from weft.version import newer
 
 _SYSTEMD_RUN = "/usr/bin/systemd-run"
 _ANSWER_SECONDS = 2.0
 _START_SECONDS = 10.0
-REFRESHED = b"looked\n"
-"""What a daemon says once it has looked at its files."""
+_END_SECONDS = 5.0
+_LOOKED = "looked"
+REFRESHED = f"{_LOOKED}\n{__version__}\n".encode()
+"""What a daemon answers once it has read its files: weft 0.1 reads and sends the first line alone."""
 _PROGRAM = (
     "import os, sys; os.fork() and os._exit(0); os.closerange(3, 4096); os.chdir('/'); "
     "sys.path[:] = eval(sys.argv.pop(1)); from {module} import main; sys.exit(main([]))"
@@ -35,12 +39,18 @@ class Daemon:
     command: str
 
     def ensure(self, path: str) -> None:
-        """Have it look at its files: the one that is there, or a new one. Raises WeftError where none starts."""
-        if refresh(path):
+        """Have it read its files; it is started where none runs, and replaced where an older release runs.
+
+        Raises WeftError where none starts.
+        """
+        found = refresh(path)
+        if found is not None and not newer(__version__, found.version):
             return
+        if found is not None and found.process:  # 0: it runs in another process namespace
+            end(found.process, _END_SECONDS)
         start(self.module, self.purpose)
         deadline = time.monotonic() + _START_SECONDS
-        while not refresh(path):
+        while refresh(path) is None:
             if time.monotonic() > deadline:
                 raise WeftError(
                     f"the process that {self.purpose} does not start",
@@ -85,8 +95,19 @@ def end(process: int, seconds: float) -> bool:
         os.close(descriptor)
 
 
-def refresh(path: str) -> bool:
-    """Whether a daemon of this user's listens there and has looked at its files now."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A daemon that has read its files: its process id, and its release ("" for those before 0.2)."""
+
+    process: int
+    version: str
+
+
+def refresh(path: str) -> Answer | None:
+    """Have the daemon behind a socket read its files; None where none of root's or this user's answers in time.
+
+    Source: ``unix(7)``, SO_PEERCRED.
+    """
     import socket
 
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)) as connection:
@@ -94,7 +115,10 @@ def refresh(path: str) -> bool:
         try:
             connection.connect(path)
             given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            user = int.from_bytes(given[4:8], sys.byteorder)
-            return user in (0, os.geteuid()) and connection.recv(len(REFRESHED)) == REFRESHED
+            process, user = (int.from_bytes(given[at : at + 4], sys.byteorder) for at in (0, 4))
+            answer = connection.recv(64).decode("ascii", "replace").splitlines()
         except OSError:
-            return False
+            return None
+    if user not in (0, os.geteuid()) or answer[:1] != [_LOOKED]:
+        return None
+    return Answer(process, answer[1] if len(answer) > 1 else "")

@@ -65,12 +65,3 @@ def _state() -> tuple[dict[str, int], frozenset[tuple[str, int, int]]]:
         except OSError:
             continue
     return folders, frozenset(found)
-
-
-def newer(version: str) -> bool:
-    """Whether a client's version is newer than this engine's."""
-    return _numbers(version) > _numbers(VERSION)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split("+")[0].split("."))

@@ -23,6 +23,7 @@ from weft.kernel.host import Host
 from weft.kernel.interface import Ruleset
 from weft.kernel.netlink.batch_deletion import BatchDeleter
 from weft.types import Result
+from weft.version import newer
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Worker:
         """
         try:
             sent = peer.receive()
-            outdated = not self._shared.code.glance() or code.newer(sent.version)
+            outdated = not self._shared.code.glance() or newer(sent.version, code.VERSION)
             if outdated or sent.root != code.ROOT or sent.view != self._shared.view:
                 peer.answer(frame.declined())
                 return not outdated

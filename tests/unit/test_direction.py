@@ -49,6 +49,7 @@ STANDS_ON: dict[str, str] = {
         "cni_plugin.plan cni_plugin.service"
     ),
     "cni_plugin.entry": "weft weft.kernel.linux cni_plugin.wire cni_plugin.service cni_plugin.networks",
+    "cni_plugin.entry.former": "cni_plugin.entry",
     "cni_plugin.engine": (
         "weft weft.kernel weft.kernel.nft weft.kernel.netlink weft.kernel.linux ipam cni_plugin.wire "
         "cni_plugin.ops cni_plugin.service cni_plugin.entry"

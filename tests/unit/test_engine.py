@@ -16,6 +16,7 @@ from cni_plugin.engine import code
 from cni_plugin.entry import build
 from cni_plugin.wire import frame, probe, versions
 from weft import __version__, stderr
+from weft.version import newer
 
 TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=20)
 NAMES = st.from_regex(r"CNI_[A-Z_]{1,10}", fullmatch=True)
@@ -67,10 +68,11 @@ def test_only_variables_of_cni_get_through() -> None:
 
 
 def test_which_version_makes_way() -> None:
-    assert code.newer("99.0")
-    assert not code.newer(__version__)
-    assert not code.newer("0.0.1")
-    assert not code.newer("nonsense")
+    assert newer("99.0", __version__)
+    assert not newer(__version__, __version__)
+    assert not newer("0.0.1", __version__)
+    assert not newer("nonsense", __version__)
+    assert newer(__version__, "")
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

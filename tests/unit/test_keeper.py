@@ -18,6 +18,7 @@ from ipam.dhcp_client import ClientOptions, Lease
 from ipam.dhcp_leases import LeaseFiles, StoredLease
 from ipam.dhcp_messages import Kind, Message, Option
 from weft.daemon_socket import AlreadyRunning, DaemonSocket
+from weft.daemons import REFRESHED
 from weft.types import NamespaceId
 
 
@@ -54,7 +55,7 @@ def test_it_ends_when_there_is_nothing_to_keep(leases: LeaseFiles) -> None:
     keeper = Keeper(place, leases, idle=0.2)
     thread = threading.Thread(target=keeper.run)
     thread.start()
-    assert said(leases.folder) == b"looked\n"
+    assert said(leases.folder) == REFRESHED
     assert os.stat(place.path).st_mode & 0o777 == 0o600
     thread.join(10)
     assert not thread.is_alive() and not os.path.exists(place.path)
@@ -66,7 +67,7 @@ def test_it_stays_while_there_is_a_lease_and_goes_when_told(leases: LeaseFiles) 
     thread = threading.Thread(target=keeper.run)
     thread.start()
     time.sleep(0.3)
-    assert said(leases.folder) == b"looked\n"
+    assert said(leases.folder) == REFRESHED
     keeper.stop()
     thread.join(10)
     assert not thread.is_alive()

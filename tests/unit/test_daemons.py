@@ -1,0 +1,107 @@
+"""Daemons beside calls of another release: an older one is replaced, an equal or newer one is kept."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from weft import __version__, daemons
+from weft.daemons import REFRESHED, Daemon
+from weft.errors import WeftError
+
+
+def serve(path: Path, answer: bytes) -> subprocess.Popen[bytes]:
+    """A process that gives every caller the answer."""
+    program = (
+        "import socket, sys\n"
+        "listener = socket.socket(socket.AF_UNIX)\n"
+        "listener.bind(sys.argv[1]); listener.listen(8)\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    connection, _ = listener.accept()\n"
+        "    connection.send(bytes.fromhex(sys.argv[2])); connection.close()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(path), answer.hex()], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    return process
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The modules that were started; each serves the socket from then on."""
+    modules: list[str] = []
+
+    def start(module: str, purpose: str) -> None:
+        path = tmp_path / "agent.sock"
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen(8)
+        modules.append(module)
+
+        def answer() -> None:
+            while True:
+                connection, _ = listener.accept()
+                connection.send(REFRESHED)
+                connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+
+    monkeypatch.setattr(daemons, "start", start)
+    return modules
+
+
+AGENT = Daemon("cni_plugin.agent.main", "answers names", "weft agent")
+
+
+def test_one_is_started_where_none_answers(started: list[str], tmp_path: Path) -> None:
+    AGENT.ensure(str(tmp_path / "agent.sock"))
+    assert started == [AGENT.module]
+
+
+@pytest.mark.parametrize("answer", [b"looked\n", b"looked\n0.0.1\n"], ids=["0.1", "older"])
+def test_an_older_release_is_replaced(started: list[str], tmp_path: Path, answer: bytes) -> None:
+    process = serve(tmp_path / "agent.sock", answer)
+    AGENT.ensure(str(tmp_path / "agent.sock"))
+    assert started == [AGENT.module]
+    assert process.wait(10) == -15
+
+
+@pytest.mark.parametrize("answer", [REFRESHED, b"looked\n99.0.0\n"], ids=["equal", "newer"])
+def test_an_equal_or_newer_release_is_kept(started: list[str], tmp_path: Path, answer: bytes) -> None:
+    process = serve(tmp_path / "agent.sock", answer)
+    try:
+        AGENT.ensure(str(tmp_path / "agent.sock"))
+        assert (started, process.poll()) == ([], None)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_a_release_before_reads_the_first_line_alone() -> None:
+    assert REFRESHED[: len(b"looked\n")] == b"looked\n"
+    assert REFRESHED.decode().splitlines() == ["looked", __version__]
+
+
+def test_what_does_not_answer_as_a_daemon_is_none(tmp_path: Path) -> None:
+    process = serve(tmp_path / "other.sock", b"HTTP/1.1 400\r\n")
+    try:
+        assert daemons.refresh(str(tmp_path / "other.sock")) is None
+    finally:
+        process.terminate()
+        process.wait(10)
+    assert daemons.refresh(str(tmp_path / "missing.sock")) is None
+
+
+def test_none_that_starts_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(daemons, "start", lambda module, purpose: None)
+    monkeypatch.setattr(daemons, "_START_SECONDS", 0.1)
+    with pytest.raises(WeftError, match="does not start"):
+        AGENT.ensure(str(tmp_path / "agent.sock"))
+    assert not os.listdir(tmp_path)
