@@ -26,9 +26,9 @@ from typing import Any
 from discovery import layout
 from discovery.balancer.balancer import Balancer
 from discovery.catalog import Catalog
-from discovery.feed import Feed
+from discovery.catalog_sync import Feed
 from discovery.metrics import Metrics
-from discovery.values import Instance, VirtualAddress
+from discovery.structs import Instance, VirtualAddress
 from lab.host import Host
 from lab.namespaces import inside
 from lab.services import NODE, Book, Wire, config, instance, wire

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from discovery import layout
 from discovery.catalog import Catalog
-from discovery.dns.names import Names, NetworkNames
+from discovery.dns.network_zones import Names, NetworkNames
 from discovery.dns.server import DnsServer
 from discovery.dns.settings import Listen, Settings
-from discovery.values import Instance, Node, Value
+from discovery.structs import Instance, Node, Value
 from store import Entry
 
 NETWORK = "127.0.5.1"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from discovery import layout
 from discovery.layout import Unreadable, decode
-from discovery.values import Check, Health, Instance, Node, Value, VirtualAddress
+from discovery.structs import Check, Health, Instance, Node, Value, VirtualAddress
 from store import Batch, Entry, Event
 
 Topic = tuple[str, str]

@@ -14,7 +14,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-from discovery.values import Check, Definition, Instance, Node, Place, Status, Value, VirtualAddress, Weights
+from discovery.structs import Check, Definition, Instance, Node, Place, Status, Value, VirtualAddress, Weights
 from store import Entry
 
 ROOT = "/weft/v1/"

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from discovery import layout
-from discovery.values import Value
+from discovery.structs import Value
 from store import Delete, Entry, LeaseGone, Operation, Put, Store
 
 BATCH = 100

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from discovery import layout
 from discovery.publication import Publication
-from discovery.values import (
+from discovery.structs import (
     NODE_CHECK,
     NODE_MAINTENANCE,
     OWN_SERVICE,

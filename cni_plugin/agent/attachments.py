@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 from typing import Any
 
-from discovery.consul.definitions import parse_check
-from discovery.consul.fields import Fields
-from discovery.dns.names import Holder, Names, NetworkNames
+from discovery.consul.check_definitions import parse_check
+from discovery.consul.json_fields import Fields
+from discovery.dns.network_zones import Holder, Names, NetworkNames
 from discovery.page.overview import Attachment, Overview
 from discovery.registry import Registry
-from discovery.values import Definition, Instance, Place, Weights
+from discovery.structs import Definition, Instance, Place, Weights
 from weft.types import Cidr
 
 log = logging.getLogger(__name__)

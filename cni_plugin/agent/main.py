@@ -29,13 +29,13 @@ from cni_plugin.plan.facts import Look
 from discovery.balancer.allocate import Allocator
 from discovery.balancer.balancer import Balancer
 from discovery.catalog import Catalog
-from discovery.dns.names import Names
+from discovery.catalog_sync import Feed
+from discovery.dns.network_zones import Names
 from discovery.dns.server import DnsServer
-from discovery.feed import Feed
 from discovery.metrics import Metrics
 from discovery.page.overview import Overview
 from discovery.registry import Registry
-from discovery.values import Node
+from discovery.structs import Node
 from store import Store
 from store.embedded import open_embedded
 from weft import __version__

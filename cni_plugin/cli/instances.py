@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from discovery.consul.client import Client, Refused, objects, path_of
-from discovery.values import NODE_MAINTENANCE, SERVICE_MAINTENANCE
+from discovery.structs import NODE_MAINTENANCE, SERVICE_MAINTENANCE
 
 _WORST = ("maintenance", "critical", "warning", "passing")
 

@@ -19,7 +19,7 @@ from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments
 from cni_plugin.networks.attachments import State
-from discovery.values import OWN_SERVICE
+from discovery.structs import OWN_SERVICE
 from weft import __version__
 from weft.errors import WeftError
 

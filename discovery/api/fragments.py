@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from discovery.api.views import Json
-from discovery.values import Health
+from discovery.api.serialize import Json
+from discovery.structs import Health
 
 SPARE = 64
 """Instances of a service that are remembered though they are gone, before all are forgotten."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from discovery.api.routes import Route
+from discovery.api.router import Route
 from discovery.api.schemas import Schema
 from weft import __version__
 

@@ -16,25 +16,25 @@ from pathlib import Path
 
 from aiohttp import web
 
-from discovery.api.agent import AgentRoutes, Hook
-from discovery.api.answers import Answers, write_json
-from discovery.api.catalog import CatalogRoutes
-from discovery.api.connections import Connection, Connections
-from discovery.api.guard import why_refused
-from discovery.api.health import HealthRoutes
-from discovery.api.keys import KeyRoutes
-from discovery.api.local import LocalRoutes
+from discovery.api.agent_endpoint import AgentRoutes, Hook
+from discovery.api.agent_register_endpoint import RegisteringRoutes
+from discovery.api.agent_services_endpoint import LocalRoutes
+from discovery.api.blocking_query import Answers, write_json
+from discovery.api.catalog_endpoint import CatalogRoutes
+from discovery.api.csrf import why_refused
+from discovery.api.health_endpoint import HealthRoutes
+from discovery.api.http_connections import Connection, Connections
+from discovery.api.http_error import Problem
+from discovery.api.http_request import Question, parse_parameters
+from discovery.api.kvs_endpoint import KeyRoutes
 from discovery.api.openapi import describe
-from discovery.api.problem import Problem
-from discovery.api.question import Question, parse_parameters
-from discovery.api.registering import RegisteringRoutes
-from discovery.api.routes import TEXT, Answer, Route, Table
+from discovery.api.router import TEXT, Answer, Route, Table
 from discovery.api.schemas import ANYTHING
-from discovery.api.sessions import SessionRoutes
+from discovery.api.session_endpoint import SessionRoutes
 from discovery.api.settings import Settings
 from discovery.catalog import Catalog
-from discovery.changes import Changes
 from discovery.consul.sessions import Sessions
+from discovery.key_watch import Changes
 from discovery.layout import ROOT
 from discovery.metrics import Metrics
 from discovery.registry import Registry

@@ -22,7 +22,7 @@ from discovery.balancer.desired import VIRTUAL_TAG, oldest
 from discovery.balancer.settings import Address, BalancerConfig, Mode, Network, virtual_problem
 from discovery.catalog import SERVICES, Catalog, Topic
 from discovery.metrics import Metrics
-from discovery.values import Instance, VirtualAddress
+from discovery.structs import Instance, VirtualAddress
 from store import Compare, Delete, Put, Store, StoreError
 
 log = logging.getLogger(__name__)

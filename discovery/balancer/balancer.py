@@ -19,10 +19,10 @@ from typing import TypeVar
 
 from discovery.balancer.desired import Frontend, VirtualService
 from discovery.balancer.draining import Draining
+from discovery.balancer.proxier import Known, Problems, Worker
 from discovery.balancer.rules import TABLE
 from discovery.balancer.settings import BalancerConfig
 from discovery.balancer.table import KernelTable
-from discovery.balancer.worker import Known, Problems, Worker
 from discovery.catalog import Catalog, Topic
 from discovery.metrics import Metrics
 from weft.errors import WeftError

@@ -31,7 +31,7 @@ from discovery.balancer.rules import SIZES, STICKY_SECONDS
 from discovery.balancer.settings import Address, BalancerConfig, instance_problem, virtual_problem
 from discovery.catalog import Catalog
 from discovery.consul.durations import parse_duration
-from discovery.values import Health, Instance, Status
+from discovery.structs import Health, Instance, Status
 
 VIRTUAL_TAG = "virtual"
 MOST_PORTS = 64

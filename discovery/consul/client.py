@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode, urlsplit
 
-from discovery.consul.fields import BadField, decode_json
+from discovery.consul.json_fields import BadField, decode_json
 from weft.errors import WeftError
 
 if TYPE_CHECKING:  # http.client and ssl are imported where they are used: a command that asks no agent need not wait

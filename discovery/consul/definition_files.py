@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from discovery.consul import hcl
-from discovery.consul.fields import BadField, decode_json
+from discovery.consul.json_fields import BadField, decode_json
 
 LARGEST = 1 << 20
 """Bytes of a file."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from discovery.consul.patterns import BadPattern, Pattern
+from discovery.consul.regex import BadPattern, Pattern
 
 LONGEST = 4096
 _DEPTH = 50

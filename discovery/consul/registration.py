@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
-from discovery.consul.definitions import parse_check
-from discovery.consul.fields import BadField, Fields
-from discovery.values import Definition, Instance, Place, Weights
+from discovery.consul.check_definitions import parse_check
+from discovery.consul.json_fields import BadField, Fields
+from discovery.structs import Definition, Instance, Place, Weights
 
 METADATA = 64
 """Pairs of metadata; a key has up to 128 characters, a value up to 512."""

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from discovery.catalog import CHECKS, NODES, Catalog, Topic
-from discovery.pairs import DELAYS, HOLDS, PAIRS, SESSIONS, Pair, decode_pair, encode_pair
-from discovery.values import NODE_CHECK, Check, Status
+from discovery.kv import DELAYS, HOLDS, PAIRS, SESSIONS, Pair, decode_pair, encode_pair
+from discovery.structs import NODE_CHECK, Check, Status
 from store import Batch, Compare, Delete, Entry, LeaseGone, Operation, Put, Store, StoreError
 
 log = logging.getLogger(__name__)

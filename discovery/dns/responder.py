@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from random import random
 
 from discovery.dns import codec
+from discovery.dns.answers import Prepared, Unit, fitted, ready
 from discovery.dns.codec import (
     AA,
     AD,
@@ -27,7 +28,6 @@ from discovery.dns.codec import (
     Malformed,
     Query,
 )
-from discovery.dns.prepared import Prepared, Unit, fitted, ready
 from discovery.dns.settings import Settings
 from discovery.dns.view import View, reversed_address
 from discovery.dns.zone import Zone

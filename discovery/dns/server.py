@@ -14,11 +14,11 @@ from ipaddress import ip_address
 from discovery.catalog import Catalog
 from discovery.dns import codec, sockets
 from discovery.dns.codec import SERVFAIL, Malformed
-from discovery.dns.forward import Forwarder
-from discovery.dns.names import Holder, Names, NetworkNames
+from discovery.dns.forwarder import Forwarder
+from discovery.dns.network_zones import Holder, Names, NetworkNames
 from discovery.dns.responder import COUNTED, Counts, Pending, Responder
 from discovery.dns.settings import Settings
-from discovery.dns.streams import Connections, Stream
+from discovery.dns.tcp import Connections, Stream
 from discovery.dns.upstreams import ResolvConf
 from discovery.dns.view import Subnet, View, subnets
 from discovery.dns.zone import Zone

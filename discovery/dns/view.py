@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from discovery.dns import codec
+from discovery.dns.answers import Prepared, Unit, ready
 from discovery.dns.codec import AAAA, ANY, NOERROR, NXDOMAIN, PTR, QUESTION, REFUSED, A, of_kind, read_address
-from discovery.dns.names import NetworkNames
-from discovery.dns.prepared import Prepared, Unit, ready
+from discovery.dns.network_zones import NetworkNames
 from discovery.dns.settings import Settings
 from discovery.dns.zone import KEPT_TYPES
 

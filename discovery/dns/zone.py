@@ -16,11 +16,11 @@ from ipaddress import IPv4Address, IPv6Address
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
 from discovery.dns import codec
+from discovery.dns.answers import Prepared, Unit, authority, negative, ready
 from discovery.dns.codec import AAAA, ANY, CNAME, NS, PTR, QUESTION, SOA, SRV, TXT, A, BadName, of_kind, read_address
-from discovery.dns.index import Index
-from discovery.dns.prepared import Prepared, Unit, authority, negative, ready
+from discovery.dns.service_index import Index
 from discovery.dns.settings import Settings
-from discovery.values import OWN_SERVICE, Health, Instance, Node
+from discovery.structs import OWN_SERVICE, Health, Instance, Node
 
 KEPT_TYPES = frozenset((A, AAAA, SRV, TXT, SOA, NS, ANY, 65))
 """Answers to these are kept (65 is HTTPS, which browsers ask for); whoever asks for others fills no memory."""

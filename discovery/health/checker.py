@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable
 
 from discovery.catalog import Catalog, node_checks
 from discovery.health.probes import probe
-from discovery.health.streak import Streak
+from discovery.health.status_handler import Streak
 from discovery.metrics import Metrics
 from discovery.registry import Registry, Unknown
-from discovery.values import Definition, Status, worst
+from discovery.structs import Definition, Status, worst
 from store import StoreError
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import aiohttp
 
-from discovery.values import Definition, Status
+from discovery.structs import Definition, Status
 from weft.errors import WeftError
 from weft.kernel import netns
 

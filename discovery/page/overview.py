@@ -18,7 +18,7 @@ from typing import Any
 
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
-from discovery.values import Health, Instance, Node, worst
+from discovery.structs import Health, Instance, Node, worst
 from weft import __version__
 
 INSTANCES = 5000

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.resources import files
 
-from discovery.api.problem import Problem
-from discovery.api.question import Question
-from discovery.api.routes import Answer, Route
+from discovery.api.http_error import Problem
+from discovery.api.http_request import Question
+from discovery.api.router import Answer, Route
 from discovery.api.schemas import FLAG, NUMBER, TEXT, WORDS, Schema, many, record
 from discovery.page.overview import Overview
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from discovery.api.routes import Route
+from discovery.api.router import Route
 from discovery.api.server import Api
 from discovery.api.settings import Settings
 from discovery.catalog import Catalog
-from discovery.feed import Feed
+from discovery.catalog_sync import Feed
 from discovery.metrics import Metrics
 from discovery.registry import Registry
-from discovery.values import Node
+from discovery.structs import Node
 from store import Store
 from store.embedded import open_embedded
 

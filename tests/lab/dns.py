@@ -18,10 +18,10 @@ import dns.rdatatype
 
 from discovery import layout
 from discovery.catalog import Catalog
-from discovery.dns.names import Names, NetworkNames
+from discovery.dns.network_zones import Names, NetworkNames
 from discovery.dns.server import DnsServer
 from discovery.dns.settings import Settings
-from discovery.values import Check, Node, Status, Value
+from discovery.structs import Check, Node, Status, Value
 from lab.waiting import PATIENTLY
 from store import Batch, Entry, Event
 

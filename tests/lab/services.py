@@ -16,7 +16,7 @@ from discovery.balancer.balancer import Balancer
 from discovery.balancer.settings import BalancerConfig
 from discovery.catalog import Catalog
 from discovery.metrics import Metrics
-from discovery.values import Check, Instance, Node, Status, Value, VirtualAddress
+from discovery.structs import Check, Instance, Node, Status, Value, VirtualAddress
 from lab import commands
 from lab.host import Host
 from lab.namespaces import inside

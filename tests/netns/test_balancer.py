@@ -17,7 +17,7 @@ import pytest
 
 from discovery.balancer.balancer import Balancer, remove_all
 from discovery.balancer.desired import Algorithm
-from discovery.values import Instance, Status, Weights
+from discovery.structs import Instance, Status, Weights
 from lab.host import Host
 from lab.services import Book, Held, Wire, instance, picks, run, talk, virtual, wire
 from lab.waiting import until

@@ -11,9 +11,9 @@ import dns.message
 import dns.rcode
 import pytest
 
-from discovery.dns.names import NetworkNames
+from discovery.dns.network_zones import NetworkNames
 from discovery.dns.settings import Settings
-from discovery.values import Instance
+from discovery.structs import Instance
 from lab import seen
 from lab.calls import Weft
 from lab.confs import DEFAULT4, DEFAULT6, bridge, pool

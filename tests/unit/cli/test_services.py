@@ -20,7 +20,7 @@ from cni_plugin.cli.root import weft
 from discovery import layout
 from discovery.api.settings import Settings
 from discovery.consul import client
-from discovery.values import Node, VirtualAddress
+from discovery.structs import Node, VirtualAddress
 from lab.agent import LabAgent, until
 
 ROOT = Path(__file__).resolve().parents[3]

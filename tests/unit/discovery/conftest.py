@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from discovery.api.settings import Settings
-from discovery.values import Node
+from discovery.structs import Node
 from lab.agent import LabAgent
 
 

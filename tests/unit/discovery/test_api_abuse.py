@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from discovery.api.guard import why_refused
+from discovery.api.csrf import why_refused
 from discovery.api.settings import Settings
-from discovery.values import Node
+from discovery.structs import Node
 from lab.agent import LabAgent, Waiting, until
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from discovery.api.settings import Settings
-from discovery.values import Node
+from discovery.structs import Node
 from lab.agent import LabAgent, Waiting, until
 
 SETTINGS = Settings(listen=("127.0.0.1:0",), session_ttl_min=0.2)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from discovery.api import fragments, views
+from discovery.api import fragments, serialize
 from discovery.api.fragments import Fragments
-from discovery.values import Check, Health, Instance, Node, Status
+from discovery.structs import Check, Health, Instance, Node, Status
 
 
 def instances(count: int) -> list[Health]:
@@ -22,25 +22,25 @@ def instances(count: int) -> list[Health]:
 def test_only_what_changed_is_written_anew() -> None:
     written: list[str] = []
 
-    def view(one: Health) -> views.Json:
+    def view(one: Health) -> serialize.Json:
         written.append(one.instance.id)
-        return views.health(one)
+        return serialize.health(one)
 
     lists = Fragments(view, lambda one: (one.node, one.instance, *one.checks))
     found = instances(5)
     for _ in range(2):
-        assert json.loads(lists.write("web", found, 5)) == [views.health(one) for one in found]
+        assert json.loads(lists.write("web", found, 5)) == [serialize.health(one) for one in found]
     assert written == ["w0", "w1", "w2", "w3", "w4"]
     written.clear()
     found[1] = replace(found[1], checks=(replace(found[1].checks[0], output="new"),))
     found[2] = replace(found[2], checks=())
     found[3] = replace(found[3], node=replace(found[3].node, address="10.0.0.2"))
-    assert json.loads(lists.write("web", found[1:4], 5)) == [views.health(one) for one in found[1:4]]
+    assert json.loads(lists.write("web", found[1:4], 5)) == [serialize.health(one) for one in found[1:4]]
     assert written == ["w1", "w2", "w3"]
 
 
 def test_what_is_gone_is_forgotten() -> None:
-    lists = Fragments(views.health, lambda one: (one.node, one.instance, *one.checks))
+    lists = Fragments(serialize.health, lambda one: (one.node, one.instance, *one.checks))
     lists.write("web", instances(fragments.SPARE + 20), fragments.SPARE + 20)
     lists.write("web", instances(5), 5)
     assert len(lists._known["web"]) == 5

@@ -13,9 +13,9 @@ from discovery import layout
 from discovery.balancer.allocate import TRIES, Allocator, candidates
 from discovery.balancer.settings import RANGES, BalancerConfig, Mode
 from discovery.catalog import Catalog
-from discovery.feed import Feed
+from discovery.catalog_sync import Feed
 from discovery.metrics import Metrics
-from discovery.values import Instance, Node, Place, VirtualAddress
+from discovery.structs import Instance, Node, Place, VirtualAddress
 from lab.services import instance
 from store import Delete, Put, Store
 from store.embedded import open_embedded

@@ -14,7 +14,7 @@ from discovery.balancer.desired import Algorithm, Backend, Frontend, Group, Poli
 from discovery.balancer.program import Change, Program, frontends, tables_in
 from discovery.balancer.rules import BASE, COUNTERS
 from discovery.balancer.settings import BalancerConfig, virtual_problem
-from discovery.values import Place, Status, Weights
+from discovery.structs import Place, Status, Weights
 from lab.services import NODE, Book, config, instance, virtual
 
 VIP = "10.79.0.10"

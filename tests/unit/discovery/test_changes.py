@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from discovery.changes import Changes
+from discovery.key_watch import Changes
 from store import Batch, Compacted, Store
 from store.embedded import open_embedded
 

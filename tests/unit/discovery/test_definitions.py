@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from discovery.consul.definitions import parse_check
-from discovery.consul.fields import BadField, Fields
-from discovery.values import Definition, Status
+from discovery.consul.check_definitions import parse_check
+from discovery.consul.json_fields import BadField, Fields
+from discovery.structs import Definition, Status
 
 
 def parse(scripts: bool = False, **found: object) -> Definition:

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from discovery.dns import codec
 from discovery.dns.cache import understand
 from discovery.dns.codec import BadName, Malformed
-from discovery.dns.names import NetworkNames
+from discovery.dns.network_zones import NetworkNames
 from discovery.dns.responder import Pending, Responder
 from discovery.dns.settings import Settings
 from discovery.dns.view import View
 from discovery.dns.zone import Zone
-from discovery.values import Instance
+from discovery.structs import Instance
 from lab.dns import Changing
 
 LABELS = st.lists(st.binary(min_size=1, max_size=63), max_size=5)

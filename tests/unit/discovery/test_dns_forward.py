@@ -15,10 +15,10 @@ import dns.rrset
 import pytest
 
 from discovery.dns.cache import Cache, understand
-from discovery.dns.names import NetworkNames
+from discovery.dns.network_zones import NetworkNames
 from discovery.dns.settings import Listen, Settings
 from discovery.dns.upstreams import ResolvConf, parse
-from discovery.values import Instance
+from discovery.structs import Instance
 from lab.dns import Changing, Upstream, ask, ask_stream, free_port, question, read, records, running
 from lab.waiting import until
 

@@ -15,11 +15,11 @@ import dns.message
 import dns.rcode
 import pytest
 
-from discovery.dns import server, sockets, streams
-from discovery.dns.names import Holder, NetworkNames
+from discovery.dns import server, sockets, tcp
+from discovery.dns.network_zones import Holder, NetworkNames
 from discovery.dns.settings import Listen, Settings
 from discovery.metrics import Metrics
-from discovery.values import Instance
+from discovery.structs import Instance
 from lab.dns import Changing, Running, Upstream, ask, ask_stream, free_port, question, read, records, running
 from lab.waiting import BRIEFLY, until
 
@@ -201,8 +201,8 @@ def test_messages_of_impossible_lengths_end_the_connection(stack: contextlib.Exi
 
 
 def test_idle_and_slow_connections_end(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "IDLE", 0.3)
-    monkeypatch.setattr(streams, "ATTENTION", 0.3)
+    monkeypatch.setattr(tcp, "IDLE", 0.3)
+    monkeypatch.setattr(tcp, "ATTENTION", 0.3)
     served = Served(stack, BLUE)
     idle, slow, deaf = (stack.enter_context(served.connect("127.0.1.1")) for _ in range(3))
     message = len(question("many.service.weft", "SRV")).to_bytes(2, "big") + question("many.service.weft", "SRV")
@@ -233,14 +233,14 @@ def test_connections_are_bounded_and_others_are_still_answered(stack: contextlib
     served = Served(stack, BLUE)
     for number in range(1000):
         stack.enter_context(served.connect("127.0.1.1", f"127.0.7.{1 + number % 40 if number >= 300 else 1}"))
-    until(lambda: len(served.server._connections) <= streams.MOST_CONNECTIONS)
+    until(lambda: len(served.server._connections) <= tcp.MOST_CONNECTIONS)
     assert served.address_of("127.0.1.1", "db") == ["10.9.0.5"]
     (reply,) = ask_stream("127.0.1.1", served.port, question("db"))
     assert records(read(reply).answer) == ["db. 0 IN A 10.9.0.5"]
     connections = served.server._connections
     held, many = served.running.call(lambda: (dict(connections._of_client), len(connections)))
-    assert max(held.values()) <= streams.MOST_OF_ONE
-    assert sum(held.values()) == many <= streams.MOST_CONNECTIONS
+    assert max(held.values()) <= tcp.MOST_OF_ONE
+    assert sum(held.values()) == many <= tcp.MOST_CONNECTIONS
 
 
 def test_connections_that_are_cut_off_leave_nothing(stack: contextlib.ExitStack) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dns.rcode
 import pytest
 
-from discovery.dns.names import Holder, Names, NetworkNames
+from discovery.dns.network_zones import Holder, Names, NetworkNames
 from discovery.dns.responder import Pending, Responder
 from discovery.dns.settings import Settings
 from discovery.dns.view import View, subnets
 from discovery.dns.zone import Zone
-from discovery.values import Instance
+from discovery.structs import Instance
 from lab.dns import Changing, question, read, records
 
 BLUE = NetworkNames(

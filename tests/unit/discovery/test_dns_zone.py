@@ -16,7 +16,7 @@ from discovery.dns.responder import Pending, Responder
 from discovery.dns.settings import Settings
 from discovery.dns.view import View
 from discovery.dns.zone import Zone
-from discovery.values import Check, Instance, Node, Status, VirtualAddress, Weights
+from discovery.structs import Check, Instance, Node, Status, VirtualAddress, Weights
 from lab.dns import Changing, question, read, records
 
 NXDOMAIN, NOERROR = dns.rcode.NXDOMAIN, dns.rcode.NOERROR

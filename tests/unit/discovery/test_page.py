@@ -18,7 +18,7 @@ from discovery.api.settings import Settings
 from discovery.page import overview
 from discovery.page.overview import Attachment, Overview
 from discovery.page.pages import OVERVIEW, TYPES, routes
-from discovery.values import Check, Node, Status
+from discovery.structs import Check, Node, Status
 from lab.agent import LabAgent, until
 from lab.services import NODE, Book, instance, virtual
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.consul.patterns import BadPattern, Pattern
+from discovery.consul.regex import BadPattern, Pattern
 
 
 @pytest.mark.parametrize(

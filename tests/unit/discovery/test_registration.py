@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.consul.fields import BadField, Fields, decode_json
+from discovery.consul.json_fields import BadField, Fields, decode_json
 from discovery.consul.registration import parse_service
-from discovery.values import Instance, Place, Status, Weights
+from discovery.structs import Instance, Place, Status, Weights
 
 WHOLE = {
     "ID": "web-1",

@@ -13,11 +13,11 @@ import pytest
 
 from discovery import catalog as topics
 from discovery.catalog import Catalog
-from discovery.feed import Feed
+from discovery.catalog_sync import Feed
 from discovery.health.checker import Checker
 from discovery.metrics import Metrics
 from discovery.registry import Registry, Unknown
-from discovery.values import Definition, Instance, Node, Status
+from discovery.structs import Definition, Instance, Node, Status
 from store import Put
 from store.embedded import open_embedded
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 
-from discovery.api import schemas, views
-from discovery.api.answers import Answers, write_json
-from discovery.api.problem import Problem
-from discovery.api.question import Question
-from discovery.api.routes import Answer, Route
+from discovery.api import schemas, serialize
+from discovery.api.blocking_query import Answers, write_json
+from discovery.api.http_error import Problem
+from discovery.api.http_request import Question
+from discovery.api.router import Answer, Route
 from discovery.catalog import Catalog
 from discovery.layout import key_of
 from discovery.metrics import Metrics
 from discovery.registry import Registry
-from discovery.values import NODE_CHECK, Node, Value
+from discovery.structs import NODE_CHECK, Node, Value
 from store import Delete, Store
 from weft import __version__
 
@@ -77,7 +77,7 @@ class AgentRoutes:
             "Config": config,
             "DebugConfig": {},
             "Coord": {"Vec": [0.0] * 8, "Error": 1.5, "Adjustment": 0.0, "Height": 1e-05},
-            "Member": views.member(node, (), __version__),
+            "Member": serialize.member(node, (), __version__),
             "Stats": {},
             "Meta": dict(node.meta),
         }
@@ -86,7 +86,7 @@ class AgentRoutes:
     async def members(self, question: Question) -> Answer:
         own = self._registry.node
         nodes = {node.name: node for node in self._catalog.nodes() if self._runs_agent(node)} | {own.name: own}
-        found = [views.member(nodes[name], self._catalog.node_checks(name), __version__) for name in sorted(nodes)]
+        found = [serialize.member(nodes[name], self._catalog.node_checks(name), __version__) for name in sorted(nodes)]
         return Answer(write_json(found, question))
 
     def _runs_agent(self, node: Node) -> bool:

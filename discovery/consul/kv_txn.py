@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from discovery.consul.fields import BadField
+from discovery.consul.json_fields import BadField
 from discovery.consul.sessions import read_session
-from discovery.pairs import DELAYS, HOLDS, PAIRS, SESSIONS, Pair, decode_pair, encode_pair
+from discovery.kv import DELAYS, HOLDS, PAIRS, SESSIONS, Pair, decode_pair, encode_pair
 from store import Compare, Delete, Operation, Put, Store, Unavailable
 
 ATTEMPTS = 100

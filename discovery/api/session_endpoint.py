@@ -7,19 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 from discovery.api import schemas
-from discovery.api.answers import Answers, read_headers, write_json
-from discovery.api.keys import until
-from discovery.api.problem import Problem
-from discovery.api.question import Question
-from discovery.api.routes import Answer, Route
+from discovery.api.blocking_query import Answers, read_headers, write_json
+from discovery.api.http_error import Problem
+from discovery.api.http_request import Question
+from discovery.api.kvs_endpoint import until
+from discovery.api.router import Answer, Route
 from discovery.api.settings import Settings
 from discovery.catalog import Catalog
-from discovery.changes import Changes
 from discovery.consul.durations import format_duration
-from discovery.consul.fields import BadField, Fields
+from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.sessions import Session, Sessions, read_session
-from discovery.pairs import SESSIONS
-from discovery.values import NODE_CHECK, Status
+from discovery.key_watch import Changes
+from discovery.kv import SESSIONS
+from discovery.structs import NODE_CHECK, Status
 
 READING = ("index", "wait", "stale", "consistent", "pretty", "dc")
 LONGEST_TTL = 86400.0

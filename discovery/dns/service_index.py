@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
-from discovery.values import Health, Node, Status
+from discovery.structs import Health, Node, Status
 
 
 @dataclass(frozen=True, slots=True)

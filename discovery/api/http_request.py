@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
-from discovery.api.problem import Problem
+from discovery.api.http_error import Problem
 from discovery.consul.durations import parse_duration
-from discovery.consul.fields import BadField, decode_json
+from discovery.consul.json_fields import BadField, decode_json
 
 PARAMETERS = 128
 """Parameters of one request."""

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
-from discovery.api.problem import Problem
-from discovery.api.question import Question
+from discovery.api.http_error import Problem
+from discovery.api.http_request import Question
 from discovery.api.schemas import Schema
 
 JSON = "application/json"

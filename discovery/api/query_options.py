@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from discovery.api.problem import Problem
-from discovery.api.question import Question
+from discovery.api.http_error import Problem
+from discovery.api.http_request import Question
 from discovery.api.schemas import Schema
-from discovery.api.views import Json
+from discovery.api.serialize import Json
 from discovery.consul.filter import BadFilter, Test, compile_filter
-from discovery.values import Health, Node, Status
+from discovery.structs import Health, Node, Status
 
 Found = TypeVar("Found", list[Json], dict[str, Json])
 Item = TypeVar("Item")

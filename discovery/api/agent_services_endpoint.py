@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from discovery import catalog as topics
-from discovery.api import schemas, views
-from discovery.api.answers import Answers, write_json
-from discovery.api.lists import filtered
-from discovery.api.problem import Problem
-from discovery.api.question import Question
-from discovery.api.routes import TEXT, Answer, Route
+from discovery.api import schemas, serialize
+from discovery.api.blocking_query import Answers, write_json
+from discovery.api.http_error import Problem
+from discovery.api.http_request import Question
+from discovery.api.query_options import filtered
+from discovery.api.router import TEXT, Answer, Route
 from discovery.catalog import Catalog
 from discovery.registry import Registry
-from discovery.values import Check, Instance, worst
+from discovery.structs import Check, Instance, worst
 
 _AGGREGATED = {"passing": 200, "warning": 429}
 
@@ -60,7 +60,7 @@ class LocalRoutes:
     async def services(self, question: Question) -> Answer:
         datacenter = self._registry.node.datacenter
         instances = self._registry.instances()
-        found = {name: views.agent_service(instances[name], datacenter) for name in sorted(instances)}
+        found = {name: serialize.agent_service(instances[name], datacenter) for name in sorted(instances)}
         return Answer(write_json(filtered(found, question, schemas.AGENT_SERVICE), question))
 
     async def service(self, question: Question) -> Answer:
@@ -74,7 +74,7 @@ class LocalRoutes:
             instance = self._registry.instances().get(question.name)
             if instance is None:
                 raise Problem(404, f"unknown service ID: {question.name}")
-            found = views.agent_service(instance, node.datacenter)
+            found = serialize.agent_service(instance, node.datacenter)
             digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
             if question.get("hash") != digest or clock() >= end:
                 body = write_json({**found, "ContentHash": digest}, question)
@@ -83,7 +83,7 @@ class LocalRoutes:
 
     async def checks(self, question: Question) -> Answer:
         checks = self._registry.checks()
-        found = {name: views.check(checks[name]) for name in sorted(checks)}
+        found = {name: serialize.check(checks[name]) for name in sorted(checks)}
         return Answer(write_json(filtered(found, question, schemas.CHECK), question))
 
     async def health_by_name(self, question: Question) -> Answer:
@@ -108,8 +108,8 @@ class LocalRoutes:
         ]
         return {
             "AggregatedStatus": _aggregated(concerned),
-            "Service": views.agent_service(instance, self._registry.node.datacenter),
-            "Checks": [views.check(check) for check in concerned],
+            "Service": serialize.agent_service(instance, self._registry.node.datacenter),
+            "Checks": [serialize.check(check) for check in concerned],
         }
 
 

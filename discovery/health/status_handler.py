@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from discovery.values import Definition, Status
+from discovery.structs import Definition, Status
 
 
 class Streak:

@@ -6,15 +6,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from discovery.api import schemas
-from discovery.api.answers import Answers
-from discovery.api.problem import Problem
-from discovery.api.question import Question, parse_bool
-from discovery.api.routes import Answer, Route
-from discovery.consul.definitions import parse_check
-from discovery.consul.fields import BadField, Fields
+from discovery.api.blocking_query import Answers
+from discovery.api.http_error import Problem
+from discovery.api.http_request import Question, parse_bool
+from discovery.api.router import Answer, Route
+from discovery.consul.check_definitions import parse_check
+from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.registration import parse_service
 from discovery.registry import Registry, Unknown
-from discovery.values import NODE_CHECK, OWN_SERVICE, Status
+from discovery.structs import NODE_CHECK, OWN_SERVICE, Status
 
 
 class RegisteringRoutes:

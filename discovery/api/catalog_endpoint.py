@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from discovery.api import schemas
-from discovery.api.agent import remove_node
-from discovery.api.answers import Answers
-from discovery.api.problem import Problem
-from discovery.api.question import Question
-from discovery.api.routes import Answer, Route
+from discovery.api.agent_endpoint import remove_node
+from discovery.api.blocking_query import Answers
+from discovery.api.http_error import Problem
+from discovery.api.http_request import Question
+from discovery.api.router import Answer, Route
 from discovery.catalog import Catalog
-from discovery.consul.fields import BadField, Fields
+from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.registration import check_address, check_metadata, parse_instance
 from discovery.layout import encode, key_of
 from discovery.registry import Registry, Unknown
-from discovery.values import Check, Instance, Node, Status, Value
+from discovery.structs import Check, Instance, Node, Status, Value
 from store import Compare, Delete, Operation, Put, Store, Unavailable
 
 ATTEMPTS = 100

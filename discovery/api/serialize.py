@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from discovery.values import NODE_CHECK, Check, Health, Instance, Node, Status
+from discovery.structs import NODE_CHECK, Check, Health, Instance, Node, Status
 
 Json = dict[str, Any]
 

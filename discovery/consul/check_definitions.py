@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from discovery.consul.durations import format_duration
-from discovery.consul.fields import BadField, Fields
-from discovery.values import Definition, Status
+from discovery.consul.json_fields import BadField, Fields
+from discovery.structs import Definition, Status
 
 SHORTEST_INTERVAL = 0.1
 """Seconds; a shorter interval is taken for this one, so that no client can have the agent do nothing else."""

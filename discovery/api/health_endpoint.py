@@ -9,15 +9,15 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from discovery import catalog as topics
-from discovery.api import schemas, views
-from discovery.api.answers import Answers, write_json
+from discovery.api import schemas, serialize
+from discovery.api.blocking_query import Answers, write_json
 from discovery.api.fragments import Fragments
-from discovery.api.lists import chosen, filter_of, filtered, has_meta, near, nodes_with, wanted_meta
-from discovery.api.problem import Problem
-from discovery.api.question import Question
-from discovery.api.routes import Answer, Route
+from discovery.api.http_error import Problem
+from discovery.api.http_request import Question
+from discovery.api.query_options import chosen, filter_of, filtered, has_meta, near, nodes_with, wanted_meta
+from discovery.api.router import Answer, Route
 from discovery.catalog import CHECKS, NODES, SERVICES, Catalog, Topic
-from discovery.values import OWN_SERVICE, Check, Node, Status
+from discovery.structs import OWN_SERVICE, Check, Node, Status
 
 COUNTING = ("passing", "tag", "near", "node-meta", "filter", "pretty")
 """The parameters that change what is answered; the others say how."""
@@ -32,8 +32,8 @@ class HealthRoutes:
         self._catalog = catalog
         self._node = node
         self._answers = answers
-        self._catalog_lists = Fragments(views.catalog_service, lambda one: (one.node, one.instance))
-        self._health_lists = Fragments(views.health, lambda one: (one.node, one.instance, *one.checks))
+        self._catalog_lists = Fragments(serialize.catalog_service, lambda one: (one.node, one.instance))
+        self._health_lists = Fragments(serialize.health, lambda one: (one.node, one.instance, *one.checks))
 
     def routes(self) -> tuple[Route, ...]:
         """The table of what is served."""
@@ -110,7 +110,7 @@ class HealthRoutes:
         found: dict[str, set[str]] = {}
         for name in sorted(self._catalog.names()):
             for one in self._catalog.health(name):
-                if one.node.name in nodes and test(views.catalog_service(one)):
+                if one.node.name in nodes and test(serialize.catalog_service(one)):
                     found.setdefault(name, set()).update(one.instance.tags)
         return {name: sorted(tags) for name, tags in found.items()}
 
@@ -122,7 +122,7 @@ class HealthRoutes:
             found = chosen(instances, question, self._node.name, passing=False)
             if _is_plain(question):
                 return self._catalog_lists.write(name, found, len(instances))
-            return filtered([views.catalog_service(one) for one in found], question, schemas.CATALOG_SERVICE)
+            return filtered([serialize.catalog_service(one) for one in found], question, schemas.CATALOG_SERVICE)
 
         return await self._serve("instances", question, (topics.service(name),), build)
 
@@ -135,7 +135,7 @@ class HealthRoutes:
             found = chosen(instances, question, self._node.name, passing=passing)
             if _is_plain(question):
                 return self._health_lists.write(name, found, len(instances))
-            return filtered([views.health(one) for one in found], question, schemas.HEALTH)
+            return filtered([serialize.health(one) for one in found], question, schemas.HEALTH)
 
         return await self._serve("health", question, (topics.health(name),), build)
 
@@ -146,7 +146,7 @@ class HealthRoutes:
             wanted = wanted_meta(question)
             found = [node for node in self._catalog.nodes() if has_meta(node.meta, wanted)]
             found = near(found, question, self._node.name, lambda node: node.name)
-            return filtered([views.node(node) for node in found], question, schemas.NODE)
+            return filtered([serialize.node(node) for node in found], question, schemas.NODE)
 
         return await self._serve("nodes", question, (NODES,), build)
 
@@ -157,8 +157,8 @@ class HealthRoutes:
             node = self._catalog.node(name)
             if node is None:
                 return None
-            services = {one.id: views.service(one) for one in self._catalog.on_node(node.name)}
-            return {"Node": views.node(node), "Services": filtered(services, question, schemas.SERVICE)}
+            services = {one.id: serialize.service(one) for one in self._catalog.on_node(node.name)}
+            return {"Node": serialize.node(node), "Services": filtered(services, question, schemas.SERVICE)}
 
         return await self._serve("node", question, self._topics_of(name), build)
 
@@ -169,8 +169,8 @@ class HealthRoutes:
             node = self._catalog.node(name)
             if node is None:
                 return None
-            services = [views.service(one) for one in self._catalog.on_node(node.name)]
-            return {"Node": views.node(node), "Services": filtered(services, question, schemas.SERVICE)}
+            services = [serialize.service(one) for one in self._catalog.on_node(node.name)]
+            return {"Node": serialize.node(node), "Services": filtered(services, question, schemas.SERVICE)}
 
         return await self._serve("node services", question, self._topics_of(name), build)
 
@@ -187,7 +187,7 @@ class HealthRoutes:
         real = node.name if node is not None else name
 
         def build() -> Any:
-            return filtered([views.check(one) for one in self._catalog.node_checks(real)], question, schemas.CHECK)
+            return filtered([serialize.check(one) for one in self._catalog.node_checks(real)], question, schemas.CHECK)
 
         return await self._serve("node checks", question, (topics.node_checks(real),), build)
 
@@ -201,7 +201,7 @@ class HealthRoutes:
                 for check in one.checks
                 if check.service_id
             ]
-            return filtered([views.check(check) for check in found], question, schemas.CHECK)
+            return filtered([serialize.check(check) for check in found], question, schemas.CHECK)
 
         return await self._serve("service checks", question, (topics.health(name),), build)
 
@@ -216,7 +216,7 @@ class HealthRoutes:
                 nodes = nodes_with(self._catalog.nodes(), question)
                 found = [one for one in found if one.node in nodes]
             found = near(found, question, self._node.name, lambda one: one.node)
-            return filtered([views.check(one) for one in found], question, schemas.CHECK)
+            return filtered([serialize.check(one) for one in found], question, schemas.CHECK)
 
         asked = (CHECKS, NODES) if question.has("node-meta") else (CHECKS,)
         return await self._serve("checks", question, asked, build)

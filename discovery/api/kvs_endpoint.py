@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from discovery.api import schemas
-from discovery.api.answers import Answers, read_headers, write_json
-from discovery.api.problem import Problem
-from discovery.api.question import Question
-from discovery.api.routes import Answer, Route
+from discovery.api.blocking_query import Answers, read_headers, write_json
+from discovery.api.http_error import Problem
+from discovery.api.http_request import Question
+from discovery.api.router import Answer, Route
 from discovery.api.settings import LARGEST_VALUE
-from discovery.changes import Changes
-from discovery.consul.fields import BadField, Fields
-from discovery.consul.transaction import Done, Step, apply
-from discovery.pairs import PAIRS, Pair, decode_pair
+from discovery.consul.json_fields import BadField, Fields
+from discovery.consul.kv_txn import Done, Step, apply
+from discovery.key_watch import Changes
+from discovery.kv import PAIRS, Pair, decode_pair
 from store import Entry, Range, Store
 
 STEPS = 64

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from discovery import layout
-from discovery.api.question import Question
-from discovery.api.routes import Answer
+from discovery.api.http_request import Question
+from discovery.api.router import Answer
 from discovery.catalog import Catalog, Topic
 from discovery.metrics import Metrics
 from store import Store

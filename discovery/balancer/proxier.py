@@ -19,7 +19,7 @@ from discovery.balancer.program import Change, Program, Table, frontends
 from discovery.balancer.rules import TABLE
 from discovery.balancer.settings import Address, BalancerConfig
 from discovery.balancer.table import KernelTable
-from discovery.values import Health
+from discovery.structs import Health
 from weft.errors import KernelRefused, WeftError
 from weft.kernel.interface import Flow
 from weft.kernel.netlink.conntrack import Conntrack
