@@ -1,4 +1,4 @@
-"""Where a daemon is found: a socket for root alone, and the lock that makes it the only one of its namespace."""
+"""The control socket of a daemon, ``NAME.sock``, and the lock ``NAME.lock`` that allows one instance in a folder."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import contextlib
 import fcntl
 import os
 import socket
-import struct
 import time
 
+from weft.peer_credentials import is_trusted
+
 _BACKLOG = 128
-_PATIENCE = 2.0  # seconds for another keeper to finish leaving
-_CREDENTIALS = struct.Struct("=iII")
+_LOCK_TIMEOUT = 2.0  # seconds for an instance that is shutting down
 
 
 class AlreadyRunning(Exception):
-    """Another one is there."""
+    """Another instance holds the lock."""
 
 
 class DaemonSocket:
-    """The socket and the lock, ``NAME.sock`` and ``NAME.lock`` in a folder; the lock holds the process number."""
+    """A listening Unix socket, mode 0600, and its lock file, which holds the daemon's pid.
+
+    The lock is held until the process ends; the socket is replaced by ``listen`` and unlinked by ``close``.
+    """
 
     def __init__(self, folder: str, name: str) -> None:
-        """Raises AlreadyRunning, and OSError where the folder cannot be used."""
+        """Lock, then bind and listen. Raises AlreadyRunning, and OSError where the folder is not usable."""
         self.path = os.path.join(folder, f"{name}.sock")
         self._lock = os.open(
             os.path.join(folder, f"{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _LOCK_TIMEOUT
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,37 +45,37 @@ class DaemonSocket:
         self.listen()
 
     def listen(self) -> None:
-        """Be found."""
+        """Bind and listen. Raises OSError."""
         self.listener = bind(self.path, _BACKLOG)
         self._own = file_id(self.path)
 
     @property
     def is_reachable(self) -> bool:
-        """Whether callers still find this daemon."""
+        """Whether the path still leads to this daemon's socket."""
         return self._own is not None and file_id(self.path) == self._own
 
     def close(self) -> None:
-        """Be found no more."""
+        """Unlink the socket, unless another has replaced it, and stop listening. The lock is kept."""
         if self.is_reachable:
             os.unlink(self.path)
         self._own = None
         self.listener.close()
 
     def accept(self) -> socket.socket | None:
-        """Who asks, None if it is neither root nor our own user. What they are told is ``daemons.REFRESHED``."""
+        """The next connection; None if there is none, or if its peer is not trusted (``is_trusted``)."""
         with contextlib.suppress(OSError):
             connection, _ = self.listener.accept()
-            given = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            if _CREDENTIALS.unpack(given)[1] in (0, os.geteuid()):
+            if is_trusted(connection):
                 return connection
             connection.close()
         return None
 
 
 def bind(path: str, backlog: int) -> socket.socket:
-    """A socket that only root may connect to, under its name once it is ready and not before. Raises OSError.
+    """A listening socket of mode 0600, renamed to its path once it accepts connections. Raises OSError.
 
-    Its caller holds a lock: until then it has one name, and what one that was killed left under it is removed.
+    The caller holds the lock: the temporary name is the same each time, and one that a killed process
+    left there is replaced.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     temporary = f"{path}.new"
@@ -94,9 +97,9 @@ def bind(path: str, backlog: int) -> socket.socket:
 
 
 def file_id(path: str) -> tuple[int, int] | None:
-    """The device and the inode of what a path leads to, None where it leads to nothing."""
+    """The device and inode of a path, None if it does not exist."""
     try:
-        about = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return about.st_dev, about.st_ino
+    return status.st_dev, status.st_ino

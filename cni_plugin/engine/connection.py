@@ -6,15 +6,13 @@ import array
 import os
 import select
 import socket
-import struct
 import time
 
 from cni_plugin.wire import frame
+from weft.peer_credentials import is_trusted, peer_credentials
 
 READING = 5.0
 """Seconds for a request to arrive, and for its answer to be taken."""
-
-_CREDENTIALS = struct.Struct("=iII")
 
 
 class PeerGone(Exception):
@@ -51,10 +49,9 @@ class Peer:
         return frame.parse(b"".join(pieces))
 
     def _check_credentials(self) -> None:
-        given = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _, user, _ = _CREDENTIALS.unpack(given)
-        if user != os.geteuid():
-            raise PeerGone(f"user {user} may not ask")
+        if not is_trusted(self._connection):
+            _, uid, _ = peer_credentials(self._connection)
+            raise PeerGone(f"permission denied for uid {uid}")
 
     def _some(self, most: int, *, with_descriptor: bool = False) -> bytes:
         """At least one byte, in time."""

@@ -12,6 +12,7 @@ import sys
 import time
 
 from weft import __version__
+from weft.peer_credentials import is_trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ def _connect() -> socket | None:
     found = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         found.connect(path)
-        user = int.from_bytes(found.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)[4:8], sys.byteorder)
-        if user in (0, os.geteuid()):
+        if is_trusted(found):
             return found
     except OSError:
         pass

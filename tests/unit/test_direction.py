@@ -201,7 +201,6 @@ DEFERRED: dict[str, dict[str, str]] = {
     # most calls start no daemon and end none
     "weft.daemons": {
         "signal": "1.1 ms",
-        "socket": "3.9 ms",
     },
     # a host without iptables never runs a program
     "weft.kernel.linux.iptables": {
