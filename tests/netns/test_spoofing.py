@@ -12,7 +12,7 @@ import pytest
 from lab import frames, seen
 from lab.calls import Weft
 from lab.confs import DEFAULT4, SUBNET, bridge, dual, pool, ptp
-from lab.frames import ALL_NODES, EVERYBODY, ICMP, ICMP6, UDP
+from lab.frames import ALL_NODES, BROADCAST, ICMP, ICMP6, UDP
 from lab.host import Host
 from lab.snapshot import difference
 from lab.waiting import BRIEFLY, until
@@ -82,9 +82,9 @@ def forgeries(yard: Yard) -> dict[bytes, bytes]:
     add("dhcp6", packet(EVIL6, (547, 546)))
     redirect = struct.pack("!BBHI", 5, 1, 0, 0)
     add("redirect4", lambda token: frames.ip(EVIL, "255.255.255.255", ICMP, redirect + token))
-    add("arp ip", lambda token: (0x0806, frames.arp(2, mine, VICTIM, EVERYBODY, VICTIM, token)))
-    add("arp gateway", lambda token: (0x0806, frames.arp(1, mine, GATEWAY, EVERYBODY, GATEWAY, token)))
-    add("arp mac", lambda token: (0x0806, frames.arp(2, FORGED, EVIL, EVERYBODY, EVIL, token)))
+    add("arp ip", lambda token: (0x0806, frames.arp(2, mine, VICTIM, BROADCAST, VICTIM, token)))
+    add("arp gateway", lambda token: (0x0806, frames.arp(1, mine, GATEWAY, BROADCAST, GATEWAY, token)))
+    add("arp mac", lambda token: (0x0806, frames.arp(2, FORGED, EVIL, BROADCAST, EVIL, token)))
     add("na target", claim(EVIL6, lambda rest: frames.advertisement(VICTIM6, frames.option(2, mine) + rest)))
     add("na mac", claim(EVIL6, lambda rest: frames.advertisement(EVIL6, frames.option(2, FORGED) + rest)))
     add("na hidden", claim(EVIL6, lambda rest: frames.advertisement(EVIL6, rest + frames.option(2, FORGED))))
@@ -213,7 +213,7 @@ def test_nobody_takes_a_container_for_a_router(host: Host, conf: dict[str, Any])
     yard = Yard(host, {**conf, "ipam": ipam})
     before = seen.inner(yard.paths["victim"]), host.snapshot()
     mac = yard.macs["evil"]
-    yard.send(frames.frame(mac, *frames.ip(frames.link_local(mac), ALL_NODES, ICMP6, frames.router(PREFIX)), EVERYBODY))
+    yard.send(frames.frame(mac, *frames.ip(frames.link_local(mac), ALL_NODES, ICMP6, frames.router(PREFIX)), BROADCAST))
     if conf is UNCHECKED:
         until(lambda: took(host), what="an advertised route")
     else:
