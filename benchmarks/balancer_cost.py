@@ -26,7 +26,7 @@ from typing import Any
 from discovery import layout
 from discovery.balancer.balancer import Balancer
 from discovery.catalog import Catalog
-from discovery.catalog_sync import Feed
+from discovery.catalog_sync import CatalogSync
 from discovery.metrics import Metrics
 from discovery.structs import Instance, VirtualAddress
 from lab.host import Host
@@ -159,9 +159,9 @@ async def from_store(net: Wire, rounds: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         store = await open_embedded(Path(folder) / "store" / "data")
         catalog = Catalog()
-        feed = Feed(catalog, store)
+        feed = CatalogSync(catalog, store)
         values = [NODE, VirtualAddress("measured", VIP), instance("measured", net.servers[4][0])]
-        await store.transact([], [Put(layout.key_of(one), layout.encode(one)) for one in values])
+        await store.transact([], [Put(layout.store_key(one), layout.encode(one)) for one in values])
         await feed.start()
         balancer = Balancer(catalog, config(interval=3600.0), Metrics())
         await balancer.start()
@@ -171,7 +171,7 @@ async def from_store(net: Wire, rounds: int) -> Row:
             one = instance("measured", net.servers[4][0]), instance("measured", address)
             before = catalog.index
             began = time.perf_counter()
-            await store.transact([], [Put(layout.key_of(each), layout.encode(each)) for each in one])
+            await store.transact([], [Put(layout.store_key(each), layout.encode(each)) for each in one])
             while catalog.index == before:
                 await asyncio.sleep(0)
             await balancer.settled()

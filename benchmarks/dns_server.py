@@ -13,10 +13,10 @@ from pathlib import Path
 
 from discovery import layout
 from discovery.catalog import Catalog
-from discovery.dns.network_zones import Names, NetworkNames
+from discovery.dns.network_zones import NetworkZone, NetworkZones
 from discovery.dns.server import DnsServer
-from discovery.dns.settings import Listen, Settings
-from discovery.structs import Instance, Node, Value
+from discovery.dns.settings import DnsSettings, ListenAddress
+from discovery.structs import CatalogEntry, Instance, Node
 from store import Entry
 
 NETWORK = "127.0.5.1"
@@ -28,9 +28,9 @@ def address(number: int) -> str:
 
 def services(many: int) -> bytes:
     """A service for each name, on one node, as they lie in a store."""
-    values: list[Value] = [Node("n1", "10.255.0.1")]
+    values: list[CatalogEntry] = [Node("n1", "10.255.0.1")]
     values += [Instance("n1", f"s{n}", f"s{n}", address(n), 80) for n in range(many)]
-    return marshal.dumps([(layout.key_of(value), layout.encode(value)) for value in values])
+    return marshal.dumps([(layout.store_key(value), layout.encode(value)) for value in values])
 
 
 def catalog(path: str) -> Catalog:
@@ -42,11 +42,11 @@ def catalog(path: str) -> Catalog:
 
 
 async def main(port: int, many: int, upstream: str, path: str) -> None:
-    settings = Settings(listen=(Listen("127.0.0.1", port),), network_port=port)
-    names = Names()
+    settings = DnsSettings(listen=(ListenAddress("127.0.0.1", port),), network_port=port)
+    names = NetworkZones()
     records = {f"c{n}": (address(n),) for n in range(many)}
     upstreams = (upstream,)
-    names.put(NetworkNames("blue", (NETWORK,), ("127.0.0.0/8",), records=records, upstreams=upstreams))
+    names.put(NetworkZone("blue", (NETWORK,), ("127.0.0.0/8",), records=records, upstreams=upstreams))
     server = DnsServer(catalog(path), names, settings)
     await server.start()
     gc.collect()

@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from discovery import layout
-from discovery.layout import Unreadable, decode
-from discovery.structs import Check, Health, Instance, Node, Value, VirtualAddress
+from discovery.layout import DecodeError, decode
+from discovery.structs import CatalogEntry, Check, Health, Instance, Node, VirtualAddress
 from store import Batch, Entry, Event
 
 Topic = tuple[str, str]
@@ -214,7 +214,7 @@ class Catalog:
     def load(self, entries: Iterable[Entry], revision: int) -> None:
         """Take over all of a store as of a revision: what is not among the entries is gone."""
         found = {entry.key: entry for entry in entries}
-        held = {layout.key_of(value): value for value in self._everything()}
+        held = {layout.store_key(value): value for value in self._everything()}
         events = [Event(key, None, None, revision) for key in held if key not in found] + [
             Event(key, entry, None, entry.mod_revision)
             for key, entry in found.items()
@@ -248,17 +248,17 @@ class Catalog:
         if change is None:
             return set()
         self.unreadable.pop(event.key, None)
-        value: Value | None = None
+        value: CatalogEntry | None = None
         if event.entry is not None:
             try:
                 value = decode(event.entry)
-            except Unreadable as error:
+            except DecodeError as error:
                 # As if it were not there: what somebody else wrote must not stop what is right.
                 self.unreadable[event.key] = str(error)
         return set(change(self, event.key, value))
 
-    def _put_node(self, key: str, value: Value | None) -> Iterator[Topic]:
-        (name,) = layout.names_in(key)
+    def _put_node(self, key: str, value: CatalogEntry | None) -> Iterator[Topic]:
+        (name,) = layout.key_parts(key)
         old = self._nodes.pop(name, None)
         if isinstance(value, Node):
             self._nodes[name] = value
@@ -267,8 +267,8 @@ class Catalog:
         for instance in self._by_node.get(name, {}).values():
             yield from (service(instance.name), health(instance.name))
 
-    def _put_instance(self, key: str, value: Value | None) -> Iterator[Topic]:
-        name, node_name, instance_id = layout.names_in(key)
+    def _put_instance(self, key: str, value: CatalogEntry | None) -> Iterator[Topic]:
+        name, node_name, instance_id = layout.key_parts(key)
         place = (node_name, instance_id)
         siblings = self._by_service.setdefault(name, {})
         old = siblings.pop(place, None)
@@ -287,8 +287,8 @@ class Catalog:
         if (old.tags if old else None) != (new.tags if new else None):
             yield SERVICES
 
-    def _put_check(self, key: str, value: Value | None) -> Iterator[Topic]:
-        node_name, check_id = layout.names_in(key)
+    def _put_check(self, key: str, value: CatalogEntry | None) -> Iterator[Topic]:
+        node_name, check_id = layout.key_parts(key)
         here = self._checks.setdefault(node_name, {})
         old = here.pop(check_id, None)
         new = value if isinstance(value, Check) else None
@@ -318,8 +318,8 @@ class Catalog:
         if not found:
             del self._concerning[about]
 
-    def _put_virtual(self, key: str, value: Value | None) -> Iterator[Topic]:
-        (address,) = layout.names_in(key)
+    def _put_virtual(self, key: str, value: CatalogEntry | None) -> Iterator[Topic]:
+        (address,) = layout.key_parts(key)
         old = self._virtuals.pop(address, None)
         if old is not None:
             mine = self._of_service[old.service]
@@ -344,7 +344,7 @@ class Catalog:
         if new:
             self._holders.setdefault(new, set()).add(holder)
 
-    def _everything(self) -> Iterator[Value]:
+    def _everything(self) -> Iterator[CatalogEntry]:
         yield from self._nodes.values()
         for instances in self._by_node.values():
             yield from instances.values()
@@ -353,11 +353,11 @@ class Catalog:
         yield from self._virtuals.values()
 
 
-def _revision(value: Value) -> int:
+def _revision(value: CatalogEntry) -> int:
     return value.create_index if isinstance(value, VirtualAddress) else value.modify_index
 
 
-_CHANGES: dict[str, Callable[[Catalog, str, Value | None], Iterator[Topic]]] = {
+_CHANGES: dict[str, Callable[[Catalog, str, CatalogEntry | None], Iterator[Topic]]] = {
     "node": Catalog._put_node,
     "service": Catalog._put_instance,
     "check": Catalog._put_check,

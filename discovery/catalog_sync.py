@@ -15,7 +15,7 @@ RETRY_SECONDS = 1.0
 """How long to wait before a store that could not serve is asked again."""
 
 
-class Feed:
+class CatalogSync:
     """Feeds one catalog from one store."""
 
     def __init__(self, catalog: Catalog, store: Store) -> None:

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
 
 
-class Changes:
+class KeyWatcher:
     """Follows all keys that begin with ``root``; ``tell`` is called with each revision's changes of them."""
 
     def __init__(self, store: Store, root: str, tell: Callable[[Batch], None] = lambda batch: None) -> None:

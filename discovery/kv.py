@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from discovery.layout import ROOT
 from store import Entry
 
-PAIRS = ROOT + "kv/"
-SESSIONS = ROOT + "session/"
-HOLDS = ROOT + "hold/"
-DELAYS = ROOT + "delay/"
+KV_PREFIX = ROOT + "kv/"
+SESSION_PREFIX = ROOT + "session/"
+LOCK_PREFIX = ROOT + "hold/"
+LOCK_DELAY_PREFIX = ROOT + "delay/"
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class KVPair:
     """A key and its value. ``session`` holds its lock; ``delay`` (seconds) and ``behavior`` are that session's."""
 
     key: str
@@ -39,7 +39,7 @@ class Pair:
         return (self.value, self.flags, self.session, self.lock_index)
 
 
-def encode_pair(pair: Pair) -> bytes:
+def encode_pair(pair: KVPair) -> bytes:
     """A pair as it is stored."""
     head: dict[str, object] = {}
     if pair.flags:
@@ -51,14 +51,14 @@ def encode_pair(pair: Pair) -> bytes:
     return (json.dumps(head, separators=(",", ":")).encode() if head else b"") + b"\n" + pair.value
 
 
-def decode_pair(entry: Entry) -> Pair:
+def decode_pair(entry: Entry) -> KVPair:
     """The reverse. Raises ValueError for what is no pair of weft's."""
     head, line, value = entry.value.partition(b"\n")
     if not line:
         raise ValueError(f"{entry.key} holds no pair")
     found = json.loads(head) if head else {}
-    return Pair(
-        key=entry.key.removeprefix(PAIRS),
+    return KVPair(
+        key=entry.key.removeprefix(KV_PREFIX),
         value=value,
         flags=int(found.get("flags", 0)),
         session=str(found.get("session", "")),

@@ -14,7 +14,17 @@ from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-from discovery.structs import Check, Definition, Instance, Node, Place, Status, Value, VirtualAddress, Weights
+from discovery.structs import (
+    CatalogEntry,
+    Check,
+    CheckDefinition,
+    Instance,
+    Node,
+    ServiceAddress,
+    Status,
+    VirtualAddress,
+    Weights,
+)
 from store import Entry
 
 ROOT = "/weft/v1/"
@@ -22,7 +32,7 @@ NODES = ROOT + "node/"
 SERVICES = ROOT + "service/"
 CHECKS = ROOT + "check/"
 VIRTUALS = ROOT + "virtual/"
-OWN = ROOT + "own/"
+LOCAL = ROOT + "own/"
 
 Kind = TypeVar("Kind", Node, Instance, Check)
 
@@ -31,11 +41,11 @@ _SAFE = ":@+ ,=~"
 _PLAIN = re.compile(r"[A-Za-z0-9_.:@+ ,=~-]*", re.ASCII)  # what quote() leaves as it is, told ten times as fast
 
 
-class Unreadable(ValueError):
+class DecodeError(ValueError):
     """What lies in the store under this key is no value of weft's."""
 
 
-def key_of(value: Value) -> str:
+def store_key(value: CatalogEntry) -> str:
     """The key that a value is stored under; parts are percent-encoded, so that no name can reach another's place."""
     match value:
         case Node():
@@ -48,12 +58,12 @@ def key_of(value: Value) -> str:
             return VIRTUALS + _part(value.address)
 
 
-def own_key(node: str, kind: str, name: str = "") -> str:
+def local_key(node: str, kind: str, name: str = "") -> str:
     """Where the agent of a node keeps something of its own: ``("n1", "service", "web-1")``."""
-    return f"{OWN}{_part(node)}/{_part(kind)}/{_part(name)}"
+    return f"{LOCAL}{_part(node)}/{_part(kind)}/{_part(name)}"
 
 
-def encode(value: Value) -> bytes:
+def encode(value: CatalogEntry) -> bytes:
     """A value as it is stored, without empty parts and indexes (which the store counts)."""
     found = asdict(value)
     return json.dumps(
@@ -64,7 +74,7 @@ def encode(value: Value) -> bytes:
     ).encode()
 
 
-def decode(entry: Entry) -> Value:
+def decode(entry: Entry) -> CatalogEntry:
     """The value of a store's entry, with the store's revisions as its indexes. Raises Unreadable."""
     for prefix, build in _BUILDERS.items():
         if entry.key.startswith(prefix):
@@ -72,41 +82,41 @@ def decode(entry: Entry) -> Value:
                 found = json.loads(entry.value.decode())
                 value = build(found, entry)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                raise Unreadable(f"{entry.key}: {error}") from error
-            if key_of(value) != entry.key:
-                raise Unreadable(f"{entry.key}: its value is of {key_of(value)}")
+                raise DecodeError(f"{entry.key}: {error}") from error
+            if store_key(value) != entry.key:
+                raise DecodeError(f"{entry.key}: its value is of {store_key(value)}")
             return value
-    raise Unreadable(f"{entry.key}: no such place")
+    raise DecodeError(f"{entry.key}: no such place")
 
 
-def decode_own(entry: Entry) -> Instance:
+def decode_local(entry: Entry) -> Instance:
     """An instance as its node's agent keeps it, not stored anywhere else yet. Raises Unreadable."""
     try:
         return replace(_instance(json.loads(entry.value), entry), create_index=0, modify_index=0)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Unreadable(f"{entry.key}: {error}") from error
+        raise DecodeError(f"{entry.key}: {error}") from error
 
 
-def encode_definition(definition: Definition) -> bytes:
+def encode_check_definition(definition: CheckDefinition) -> bytes:
     """How a check is made, as the agent of its node keeps it."""
     return json.dumps(asdict(definition), separators=(",", ":"), ensure_ascii=False, sort_keys=True).encode()
 
 
-def decode_definition(value: bytes) -> Definition:
+def decode_check_definition(value: bytes) -> CheckDefinition:
     """The reverse. Raises Unreadable."""
     try:
         found = json.loads(value)
-        known = {part.name for part in fields(Definition)}
+        known = {part.name for part in fields(CheckDefinition)}
         parts = {name: part for name, part in found.items() if name in known}
         parts["initial"] = Status(parts["initial"])
         parts["headers"] = {name: tuple(values) for name, values in parts["headers"].items()}
         parts["arguments"] = tuple(parts["arguments"])
-        return Definition(**parts)
+        return CheckDefinition(**parts)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Unreadable(f"no definition of a check: {error}") from error
+        raise DecodeError(f"no definition of a check: {error}") from error
 
 
-def names_in(key: str) -> tuple[str, ...]:
+def key_parts(key: str) -> tuple[str, ...]:
     """The parts of a key behind its prefix, decoded: ``("web", "n1", "web-1")`` for a service's."""
     parts = key.removeprefix(ROOT).split("/")[1:]
     return tuple(unquote(part) for part in parts) if "%" in key else tuple(parts)
@@ -175,12 +185,13 @@ _INSTANCE = _readers(
     meta=_strings,
     weights=lambda value: Weights(int(value["passing"]), int(value["warning"])),
     tagged_addresses=lambda value: {
-        _text(name): Place(_text(place["address"]), _port(place.get("port", 0))) for name, place in value.items()
+        _text(name): ServiceAddress(_text(place["address"]), _port(place.get("port", 0)))
+        for name, place in value.items()
     },
     enable_tag_override=bool,
 )
 _CHECK = _readers(Check, status=Status, service_tags=_words, definition=dict)
-_BUILDERS: dict[str, Callable[[dict[str, Any], Entry], Value]] = {
+_BUILDERS: dict[str, Callable[[dict[str, Any], Entry], CatalogEntry]] = {
     NODES: _node,
     SERVICES: _instance,
     CHECKS: _check,

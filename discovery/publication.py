@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from discovery import layout
-from discovery.structs import Value
+from discovery.structs import CatalogEntry
 from store import Delete, Entry, LeaseGone, Operation, Put, Store
 
 BATCH = 100
@@ -28,22 +28,22 @@ class Publication:
 
     # What is to be written
 
-    def show(self, value: Value) -> Operation:
+    def show(self, value: CatalogEntry) -> Operation:
         """Have everybody see a value, for as long as this node lives."""
-        return Put(layout.key_of(value), layout.encode(value), self._lease)
+        return Put(layout.store_key(value), layout.encode(value), self._lease)
 
     @staticmethod
-    def hide(value: Value) -> Operation:
+    def hide(value: CatalogEntry) -> Operation:
         """The reverse; what is not shown is no error."""
-        return Delete(layout.key_of(value))
+        return Delete(layout.store_key(value))
 
     def keep(self, kind: str, name: str, value: bytes) -> Operation:
         """Keep something over restarts."""
-        return Put(layout.own_key(self._node, kind, name), value)
+        return Put(layout.local_key(self._node, kind, name), value)
 
     def drop(self, kind: str, name: str) -> Operation:
         """The reverse; what is not kept is no error."""
-        return Delete(layout.own_key(self._node, kind, name))
+        return Delete(layout.local_key(self._node, kind, name))
 
     async def write(self, kept: Sequence[Operation], shown: Sequence[Operation]) -> None:
         """First what must not be lost, then what others see; both at once where both are in one store.
@@ -56,9 +56,9 @@ class Publication:
             for start in range(0, len(operations), BATCH):
                 await target.transact((), operations[start : start + BATCH])
 
-    async def replace_all(self, values: Iterable[Value]) -> None:
+    async def replace_all(self, values: Iterable[CatalogEntry]) -> None:
         """Show these values and no others, and write nothing that is so already. Raises StoreError."""
-        wanted = {layout.key_of(value): layout.encode(value) for value in values}
+        wanted = {layout.store_key(value): layout.encode(value) for value in values}
         shown = {entry.key: entry async for entry in self.shown()}
         operations: list[Operation] = [
             Put(key, value, self._lease)
@@ -72,10 +72,10 @@ class Publication:
 
     async def kept(self) -> list[tuple[str, str, Entry]]:
         """What this node keeps: kind, name and entry. Raises StoreError."""
-        prefix = layout.own_key(self._node, "", "").rstrip("/") + "/"
+        prefix = layout.local_key(self._node, "", "").rstrip("/") + "/"
         found = []
         for entry in (await self._own.range(prefix)).entries:
-            kind, name = layout.names_in(entry.key)[1:3]
+            kind, name = layout.key_parts(entry.key)[1:3]
             found.append((kind, name, entry))
         return found
 
@@ -83,7 +83,7 @@ class Publication:
         """What everybody sees of this node, services first. Raises StoreError."""
         for prefix, place in ((layout.SERVICES, 1), (layout.CHECKS, 0), (layout.NODES, 0)):
             for entry in (await self._shared.range(prefix)).entries:
-                if layout.names_in(entry.key)[place : place + 1] == (self._node,):
+                if layout.key_parts(entry.key)[place : place + 1] == (self._node,):
                     yield entry
 
     # Its life
@@ -91,7 +91,7 @@ class Publication:
     async def revive(self) -> None:
         """Take up the lease that this node had, if it still holds, or a new one. Raises StoreError."""
         if not self._lease:
-            held = await self._own.get(layout.own_key(self._node, "lease"))
+            held = await self._own.get(layout.local_key(self._node, "lease"))
             self._lease = int(json.loads(held.value)) if held is not None else 0
         try:
             if self._lease:
@@ -100,7 +100,7 @@ class Publication:
         except LeaseGone:
             pass
         self._lease = await self._shared.grant(self._seconds)
-        await self._own.put(layout.own_key(self._node, "lease"), json.dumps(self._lease).encode())
+        await self._own.put(layout.local_key(self._node, "lease"), json.dumps(self._lease).encode())
 
     async def live(self) -> None:
         """Give a sign of life. Raises LeaseGone where it came too late, StoreError."""

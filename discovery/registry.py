@@ -18,26 +18,26 @@ from dataclasses import replace
 from discovery import layout
 from discovery.publication import Publication
 from discovery.structs import (
-    NODE_CHECK,
-    NODE_MAINTENANCE,
-    OWN_SERVICE,
-    SERVICE_MAINTENANCE,
+    CONSUL_SERVICE,
+    NODE_MAINT,
+    SERF_HEALTH,
+    SERVICE_MAINT_PREFIX,
+    CatalogEntry,
     Check,
-    Definition,
+    CheckDefinition,
     Instance,
     Node,
     Status,
-    Value,
 )
 from store import LeaseGone, Operation, Store, StoreError
 
 log = logging.getLogger(__name__)
 
-OUTPUT_SECONDS = 5.0
+CHECK_UPDATE_INTERVAL = 5.0
 """A check whose output alone changes is written again this often at most: what it says is no news."""
 
 
-class Unknown(LookupError):
+class NotRegistered(LookupError):
     """There is no such service or check on this node."""
 
     def __init__(self, what: str, name: str) -> None:
@@ -59,7 +59,7 @@ class Registry:
         self._publication = Publication(node.name, own, shared, lease_seconds)
         self._instances: dict[str, Instance] = {}
         self._checks: dict[str, Check] = {}
-        self._definitions: dict[str, Definition] = {}
+        self._definitions: dict[str, CheckDefinition] = {}
         self._listeners: list[Callable[[], None]] = []
         self._report_listeners: list[Callable[[str, Status], None]] = []
         self._lock = asyncio.Lock()
@@ -70,13 +70,13 @@ class Registry:
 
     def instances(self) -> dict[str, Instance]:
         """This node's instances by id, the agent's own (``consul``) left out."""
-        return {name: one for name, one in self._instances.items() if name != OWN_SERVICE}
+        return {name: one for name, one in self._instances.items() if name != CONSUL_SERVICE}
 
     def checks(self) -> dict[str, Check]:
         """This node's checks by id, with their latest output; that of the agent itself left out."""
-        return {name: one for name, one in self._checks.items() if name != NODE_CHECK}
+        return {name: one for name, one in self._checks.items() if name != SERF_HEALTH}
 
-    def definitions(self) -> dict[str, Definition]:
+    def definitions(self) -> dict[str, CheckDefinition]:
         """How the checks of this node are made, by id."""
         return dict(self._definitions)
 
@@ -91,7 +91,7 @@ class Registry:
     # Registering
 
     async def register(
-        self, instance: Instance, checks: Sequence[Definition] = (), *, replace_checks: bool = False
+        self, instance: Instance, checks: Sequence[CheckDefinition] = (), *, replace_checks: bool = False
     ) -> None:
         """Offer an instance; one of the same id is changed in place, and the checks that stay keep their state.
 
@@ -105,7 +105,7 @@ class Registry:
         async with self._lock:
             await self._deregister(self._instance(instance_id))
 
-    async def register_check(self, definition: Definition) -> None:
+    async def register_check(self, definition: CheckDefinition) -> None:
         """Check an instance, or (without a ``service_id``) the whole node. Raises Unknown, StoreError."""
         async with self._lock:
             instance = self._instance(definition.service_id) if definition.service_id else None
@@ -140,7 +140,7 @@ class Registry:
             return
         if new.status is old.status and old.output:
             self._checks[new.id] = new
-            self._late.setdefault(new.id, time.monotonic() + OUTPUT_SECONDS)
+            self._late.setdefault(new.id, time.monotonic() + CHECK_UPDATE_INTERVAL)
             return
         lasting = new.id in self._definitions and not self._owner_of(new)
         kept = [self._publication.keep("status", new.id, json.dumps(new.status).encode())] if lasting else []
@@ -151,16 +151,16 @@ class Registry:
     async def maintenance(self, enable: bool, reason: str = "", instance_id: str = "") -> None:
         """Take an instance, or (without an id) this node, out of service, or back. Raises Unknown, StoreError."""
         instance = self._instance(instance_id) if instance_id else None
-        check_id = SERVICE_MAINTENANCE + instance_id if instance_id else NODE_MAINTENANCE
+        check_id = SERVICE_MAINT_PREFIX + instance_id if instance_id else NODE_MAINT
         what = "service" if instance else "node"
         if enable:
             notes = reason or f"Somebody took this {what} out of service and gave no reason."
             name = f"{what.capitalize()} Maintenance Mode"
-            await self.register_check(Definition(check_id, name, "maintenance", instance_id, notes))
+            await self.register_check(CheckDefinition(check_id, name, "maintenance", instance_id, notes))
         elif check_id in self._checks:
             await self.deregister_check(check_id)
 
-    async def offer(self, owner: str, offered: Sequence[tuple[Instance, Sequence[Definition]]]) -> None:
+    async def offer(self, owner: str, offered: Sequence[tuple[Instance, Sequence[CheckDefinition]]]) -> None:
         """What an attachment offers now, instead of what it offered before; nothing ends it. Raises StoreError."""
         async with self._lock:
             wanted = {instance.id for instance, _ in offered}
@@ -174,7 +174,7 @@ class Registry:
         return {one.owner for one in self._instances.values() if one.owner}
 
     async def _register(
-        self, instance: Instance, definitions: Sequence[Definition], replace_checks: bool, *, keep: bool
+        self, instance: Instance, definitions: Sequence[CheckDefinition], replace_checks: bool, *, keep: bool
     ) -> None:
         instance = replace(instance, node=self.node.name)
         old = self._instances.get(instance.id)
@@ -185,11 +185,11 @@ class Registry:
             for check in self._checks.values()
             if replace_checks and check.service_id == instance.id and check.id not in ids and not check.maintenance
         ]
-        gone: list[Value] = [*ended]
+        gone: list[CatalogEntry] = [*ended]
         if old is not None and old.name != instance.name:
             gone.append(old)
         # Many register again and again to be sure; what is the same must wake nobody who waits for a change.
-        shown: list[Value] = [check for check in checks if check != self._checks.get(check.id)]
+        shown: list[CatalogEntry] = [check for check in checks if check != self._checks.get(check.id)]
         kept: list[Operation] = []
         if instance != old:
             shown.insert(0, instance)
@@ -242,12 +242,12 @@ class Registry:
         for kind, name, entry in await self._publication.kept():
             try:
                 if kind == "service":
-                    self._instances[name] = layout.decode_own(entry)
+                    self._instances[name] = layout.decode_local(entry)
                 elif kind == "check":
-                    self._definitions[name] = layout.decode_definition(entry.value)
+                    self._definitions[name] = layout.decode_check_definition(entry.value)
                 elif kind == "status":
                     statuses[name] = Status(json.loads(entry.value))
-            except (layout.Unreadable, ValueError) as error:
+            except (layout.DecodeError, ValueError) as error:
                 log.warning("%s is not registered again: %s", entry.key, error)
         for definition in self._definitions.values():
             check = self._check(definition, self._instances.get(definition.service_id))
@@ -258,7 +258,7 @@ class Registry:
         async for entry in self._publication.shown():
             try:
                 value = layout.decode(entry)
-            except layout.Unreadable:
+            except layout.DecodeError:
                 continue
             if isinstance(value, Instance) and value.owner and value.id not in self._instances:
                 self._instances[value.id] = replace(value, create_index=0, modify_index=0)
@@ -273,8 +273,8 @@ class Registry:
         """Have everybody see what is registered, and the node with it. Raises StoreError."""
         alive = "Agent alive and reachable"
         name = self.node.name
-        self._checks[NODE_CHECK] = Check(name, NODE_CHECK, "Serf Health Status", Status.PASSING, output=alive)
-        self._instances[OWN_SERVICE] = Instance(name, OWN_SERVICE, OWN_SERVICE, port=self._port)
+        self._checks[SERF_HEALTH] = Check(name, SERF_HEALTH, "Serf Health Status", Status.PASSING, output=alive)
+        self._instances[CONSUL_SERVICE] = Instance(name, CONSUL_SERVICE, CONSUL_SERVICE, port=self._port)
         await self._publication.replace_all((self.node, *self._instances.values(), *self._checks.values()))
 
     async def _revive(self) -> None:
@@ -313,7 +313,9 @@ class Registry:
 
     # Writing
 
-    async def _write(self, kept: Sequence[Operation], show: Sequence[Value], hide: Sequence[Value] = ()) -> None:
+    async def _write(
+        self, kept: Sequence[Operation], show: Sequence[CatalogEntry], hide: Sequence[CatalogEntry] = ()
+    ) -> None:
         """What to keep, what to show and what to hide, at once. Raises StoreError."""
         for _ in range(2):
             shown = [self._publication.show(one) for one in show] + [self._publication.hide(one) for one in hide]
@@ -323,10 +325,10 @@ class Registry:
                 await self._revive()
         raise LeaseGone(0)
 
-    def _kept(self, definition: Definition) -> Operation:
-        return self._publication.keep("check", definition.id, layout.encode_definition(definition))
+    def _kept(self, definition: CheckDefinition) -> Operation:
+        return self._publication.keep("check", definition.id, layout.encode_check_definition(definition))
 
-    def _check(self, definition: Definition, instance: Instance | None) -> Check:
+    def _check(self, definition: CheckDefinition, instance: Instance | None) -> Check:
         """The check of a definition, in the state that it is in."""
         old = self._checks.get(definition.id)
         return Check(
@@ -346,13 +348,13 @@ class Registry:
     def _instance(self, instance_id: str) -> Instance:
         found = self._instances.get(instance_id)
         if found is None:
-            raise Unknown("service", instance_id)
+            raise NotRegistered("service", instance_id)
         return found
 
     def _known_check(self, check_id: str) -> Check:
         found = self._checks.get(check_id)
         if found is None:
-            raise Unknown("check", check_id)
+            raise NotRegistered("check", check_id)
         return found
 
     def _owner_of(self, check: Check) -> str:

@@ -27,12 +27,12 @@ class Status(StrEnum):
 
 _RANKS = {Status.PASSING: 0, Status.WARNING: 1, Status.CRITICAL: 2}
 
-NODE_CHECK = "serfHealth"
+SERF_HEALTH = "serfHealth"
 """The check that every node has: its agent is alive. Clients of Consul look for this name."""
-NODE_MAINTENANCE = "_node_maintenance"
-SERVICE_MAINTENANCE = "_service_maintenance:"
+NODE_MAINT = "_node_maintenance"
+SERVICE_MAINT_PREFIX = "_service_maintenance:"
 """Checks of these names (the second followed by the instance's id) mean that somebody took it out of service."""
-OWN_SERVICE = "consul"
+CONSUL_SERVICE = "consul"
 """The service that every node offers: its own HTTP API. Many clients expect it in the catalog."""
 
 
@@ -45,7 +45,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ServiceAddress:
     """An address and a port that an instance is also known by (``TaggedAddresses``)."""
 
     address: str
@@ -83,7 +83,7 @@ class Instance:
     protocol: str = ""
     tags: tuple[str, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict)
-    tagged_addresses: Mapping[str, Place] = field(default_factory=dict)
+    tagged_addresses: Mapping[str, ServiceAddress] = field(default_factory=dict)
     weights: Weights = Weights()
     enable_tag_override: bool = False
     kind: str = ""
@@ -122,11 +122,11 @@ class Check:
     @property
     def maintenance(self) -> bool:
         """Whether it says that somebody took the node or the instance out of service."""
-        return self.id == NODE_MAINTENANCE or self.id.startswith(SERVICE_MAINTENANCE)
+        return self.id == NODE_MAINT or self.id.startswith(SERVICE_MAINT_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
-class Definition:
+class CheckDefinition:
     """What a check does, and how often; times in seconds.
 
     ``type`` is one of Check's. ``target`` is a URL (http), HOST:PORT (tcp, udp) or "" ; an alias follows the service
@@ -174,7 +174,7 @@ class Health:
     @property
     def status(self) -> Status:
         """The worst of the checks; passing if there is none."""
-        return worst(self.checks)
+        return worst_status(self.checks)
 
     @property
     def maintenance(self) -> bool:
@@ -212,10 +212,10 @@ class VirtualAddress:
     create_index: int = 0
 
 
-Value = Node | Instance | Check | VirtualAddress
+CatalogEntry = Node | Instance | Check | VirtualAddress
 """What the store holds of the catalog."""
 
 
-def worst(checks: Iterable[Check]) -> Status:
+def worst_status(checks: Iterable[Check]) -> Status:
     """The status of several checks together: the worst; passing for none."""
     return max((check.status for check in checks), key=lambda status: status.rank, default=Status.PASSING)

@@ -17,10 +17,10 @@ from typing import Any
 
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import Fields
-from discovery.dns.network_zones import Holder, Names, NetworkNames
-from discovery.page.overview import Attachment, Overview
+from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
+from discovery.page.overview import AttachmentSummary, Overview
 from discovery.registry import Registry
-from discovery.structs import Definition, Instance, Place, Weights
+from discovery.structs import CheckDefinition, Instance, ServiceAddress, Weights
 from weft.types import Cidr
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Announcement:
 class Attachments:
     """Follows the files of one folder."""
 
-    def __init__(self, folder: str, names: Names, registry: Registry, overview: Overview | None = None) -> None:
+    def __init__(self, folder: str, names: NetworkZones, registry: Registry, overview: Overview | None = None) -> None:
         self._folder = folder
         self._names = names
         self._registry = registry
@@ -78,11 +78,11 @@ class Attachments:
                     await self._registry.offer(owner, list(offers(one)))
                     self._offered[owner] = one
 
-    def _shown(self) -> Iterator[Attachment]:
+    def _shown(self) -> Iterator[AttachmentSummary]:
         """What the web page shows of them. A file is as old as what it tells of."""
         for (_, written), one in self._known.values():
             if one is not None:
-                yield Attachment(
+                yield AttachmentSummary(
                     owner=one.owner,
                     network=one.network,
                     container=one.container,
@@ -139,7 +139,7 @@ def _announcement(path: str) -> Announcement | None:
         return None
 
 
-def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkNames]:
+def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkZone]:
     """What DNS knows of each network that has containers."""
     together: dict[str, list[Announcement]] = {}
     on: dict[str, set[str]] = {}
@@ -149,7 +149,7 @@ def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkNames]:
     for network, members in together.items():
         records: dict[str, dict[str, None]] = {}
         reverse: dict[str, str] = {}
-        holders: dict[str, Holder] = {}
+        holders: dict[str, ClientConfig] = {}
         for one in members:
             addresses = [str(cidr.ip) for cidr in one.addresses]
             for name in one.names:
@@ -159,8 +159,8 @@ def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkNames]:
                 if one.names:
                     reverse[address] = one.names[0]
                 if others:
-                    holders[address] = Holder(others)
-        yield NetworkNames(
+                    holders[address] = ClientConfig(others)
+        yield NetworkZone(
             network,
             gateways=tuple(dict.fromkeys(gateway for one in members for gateway in one.gateways)),
             subnets=tuple(sorted({str(cidr.network) for one in members for cidr in one.addresses})),
@@ -172,11 +172,11 @@ def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkNames]:
         )
 
 
-def offers(one: Announcement) -> Iterator[tuple[Instance, tuple[Definition, ...]]]:
+def offers(one: Announcement) -> Iterator[tuple[Instance, tuple[CheckDefinition, ...]]]:
     """The instances that an attachment stands for, each with its check."""
     for service in one.services:
         instance = _instance(one, service)
-        checks: tuple[Definition, ...] = ()
+        checks: tuple[CheckDefinition, ...] = ()
         asked = service.get("check")
         if isinstance(asked, Mapping):
             try:
@@ -189,10 +189,10 @@ def offers(one: Announcement) -> Iterator[tuple[Instance, tuple[Definition, ...]
 def _instance(one: Announcement, service: Mapping[str, Any]) -> Instance:
     name, port = str(service["name"]), int(service.get("port", 0))
     place = "" if one.interface == "eth0" else f"-{one.interface}"
-    tagged = {f"lan_ipv{cidr.version}": Place(str(cidr.ip), port) for cidr in reversed(one.addresses)}
+    tagged = {f"lan_ipv{cidr.version}": ServiceAddress(str(cidr.ip), port) for cidr in reversed(one.addresses)}
     virtual = service.get("virtual", "")
     if virtual:
-        tagged["virtual"] = Place(virtual if isinstance(virtual, str) else "", port)
+        tagged["virtual"] = ServiceAddress(virtual if isinstance(virtual, str) else "", port)
     weights = service.get("weights", {})
     return Instance(
         node="",
@@ -209,7 +209,7 @@ def _instance(one: Announcement, service: Mapping[str, Any]) -> Instance:
     )
 
 
-def _check(one: Announcement, instance: Instance, asked: Mapping[str, object]) -> Definition:
+def _check(one: Announcement, instance: Instance, asked: Mapping[str, object]) -> CheckDefinition:
     """The check, made from within the container's namespace; a path or a port alone is at the container's address."""
     whole = dict(asked)
     host = f"[{instance.address}]" if ":" in instance.address else instance.address

@@ -29,8 +29,8 @@ from cni_plugin.plan.facts import Look
 from discovery.balancer.allocate import Allocator
 from discovery.balancer.balancer import Balancer
 from discovery.catalog import Catalog
-from discovery.catalog_sync import Feed
-from discovery.dns.network_zones import Names
+from discovery.catalog_sync import CatalogSync
+from discovery.dns.network_zones import NetworkZones
 from discovery.dns.server import DnsServer
 from discovery.metrics import Metrics
 from discovery.page.overview import Overview
@@ -46,7 +46,7 @@ from weft.kernel.linux.kernel import LinuxKernel
 from weft.types import Side
 
 if TYPE_CHECKING:
-    from discovery.api.server import Api
+    from discovery.api.server import ApiServer
 
 log = logging.getLogger("weft.agent")
 
@@ -72,7 +72,7 @@ class Parts:
     registry: Registry
     attachments: Attachments
     dns: DnsServer | None
-    api: Api
+    api: ApiServer
 
 
 class Agent:
@@ -118,14 +118,14 @@ class Agent:
             await store.close()
 
     async def _begin(self, store: Store) -> Parts:
-        settings, metrics, catalog, names = self._settings, Metrics(), Catalog(), Names()
+        settings, metrics, catalog, names = self._settings, Metrics(), Catalog(), NetworkZones()
         port = int(settings.http.listen[0].rpartition(":")[2]) if settings.http.listen else 0
         registry = Registry(await asyncio.to_thread(_node, settings, self._folder), store, store, port=port)
         domain = settings.dns.domains[0] if settings.dns is not None else ""
         overview = Overview(catalog, registry.node, domain=domain)
         attachments = Attachments(os.path.join(self._folder, "names"), names, registry, overview)
         await self._first("registry", registry)
-        await self._first("catalog", Feed(catalog, store))
+        await self._first("catalog", CatalogSync(catalog, store))
         dns = DnsServer(catalog, names, settings.dns, metrics) if settings.dns is not None else None
         if dns is not None:
             await self._first("dns", dns)

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
-from discovery.api.settings import Settings as Serving
-from discovery.balancer.settings import BalancerConfig, Mode
+from discovery.api.settings import HttpSettings as Serving
+from discovery.balancer.settings import BalancerSettings, Mode
 from discovery.consul.durations import parse_duration
 from discovery.dns.codec import encode_name
-from discovery.dns.settings import Listen
-from discovery.dns.settings import Settings as Naming
-from discovery.dns.upstreams import parse as parse_upstream
+from discovery.dns.settings import DnsSettings as Naming
+from discovery.dns.settings import ListenAddress
+from discovery.dns.upstreams import parse_upstream
 from weft.errors import ConfigProblem
 from weft.section import Problems, Section
 
@@ -64,7 +64,7 @@ class Settings:
     http: Serving = field(default_factory=Serving)
     dns: Naming | None = field(default_factory=Naming)
     scripts: bool = False
-    balancing: BalancerConfig | None = None
+    balancing: BalancerSettings | None = None
 
 
 def read(path: str = "") -> Settings:
@@ -154,7 +154,7 @@ def _naming(section: Section, datacenter: str) -> Naming | None:
     return Naming(
         domains=tuple(one.strip(".").lower() for one in section.texts("domains")) or usual.domains,
         datacenter=datacenter,
-        listen=tuple(Listen(*one) for one in _places(section, "listen", ("127.0.0.1:8600", "[::1]:8600"), 8600)),
+        listen=tuple(ListenAddress(*one) for one in _places(section, "listen", ("127.0.0.1:8600", "[::1]:8600"), 8600)),
         recursors=section.texts("recursors"),
         resolv_conf=section.text("resolv_conf", usual.resolv_conf),
         only_passing=section.flag("only_passing"),
@@ -169,12 +169,12 @@ def _ttl(section: Section, key: str, value: object) -> int:
     return int(_seconds(section, key, value))
 
 
-def _balancing(section: Section, node: str) -> BalancerConfig | None:
+def _balancing(section: Section, node: str) -> BalancerSettings | None:
     if not section.flag("enabled", True):
         return None
-    usual = BalancerConfig(node)
+    usual = BalancerSettings(node)
     first, last = usual.published
-    return BalancerConfig(
+    return BalancerSettings(
         node,
         ranges=_networks(section, "ranges") if "ranges" in section else usual.ranges,
         allowed=_networks(section, "allowed"),

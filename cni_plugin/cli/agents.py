@@ -17,7 +17,7 @@ from cni_plugin.cli.output import as_json, say, warn
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.engine import listener
-from discovery.consul.client import Address, Client, Refused, Unreachable
+from discovery.consul.client import AgentAddress, ApiClient, ApiError, Unreachable
 from weft import daemons, locks
 from weft.errors import Busy, WeftError
 
@@ -35,9 +35,9 @@ class Running:
     report: Report | None
 
     @property
-    def client(self) -> Client:
+    def client(self) -> ApiClient:
         """Asks it, over its socket."""
-        return Client(Address(path=os.path.join(listener.folder(), "api.sock")))
+        return ApiClient(AgentAddress(path=os.path.join(listener.folder(), "api.sock")))
 
 
 def running() -> Running | None:
@@ -136,7 +136,7 @@ def _answers(found: Running) -> bool:
             client.get("/v1/status/leader")
         except Unreachable:
             return False
-        except Refused:
+        except ApiError:
             pass  # it answers
         return True
 

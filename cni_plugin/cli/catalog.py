@@ -11,7 +11,7 @@ import click
 from cni_plugin.cli.goflags import GoCommand, asking, fail, fail_with, pairs
 from cni_plugin.cli.instances import seen, virtual_addresses
 from cni_plugin.cli.output import as_json, printable, say, table
-from discovery.consul.client import Client, objects, path_of
+from discovery.consul.client import ApiClient, api_path, list_of_objects
 from weft.errors import WeftError
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -44,7 +44,7 @@ def catalog() -> None:
 @choosing
 @_JSON
 @asking
-def services_(client: Client, node: str, node_meta: tuple[str, ...], tags: bool, json_output: bool) -> None:
+def services_(client: ApiClient, node: str, node_meta: tuple[str, ...], tags: bool, json_output: bool) -> None:
     """List the services of all nodes: one name a line.
 
     \b
@@ -55,7 +55,7 @@ def services_(client: Client, node: str, node_meta: tuple[str, ...], tags: bool,
 
 
 def print_services(
-    client: Client, node: str, node_meta: Sequence[str], *, tags: bool, detailed: bool, json_output: bool
+    client: ApiClient, node: str, node_meta: Sequence[str], *, tags: bool, detailed: bool, json_output: bool
 ) -> None:
     """What ``catalog services`` and ``services list`` print."""
     wanted = _wanted(node_meta)
@@ -83,18 +83,18 @@ def _wanted(node_meta: Sequence[str]) -> list[tuple[str, str]]:
     return [("node-meta", f"{key}:{value}") for key, value in pairs(node_meta).items()]
 
 
-def _services(client: Client, wanted: list[tuple[str, str]]) -> dict[str, list[str]]:
+def _services(client: ApiClient, wanted: list[tuple[str, str]]) -> dict[str, list[str]]:
     """Names and tags. Raises Unreachable and Refused."""
-    found = client.get(path_of("catalog", "services"), wanted).json
+    found = client.get(api_path("catalog", "services"), wanted).json
     return {name: _texts(tags) for name, tags in found.items()} if isinstance(found, dict) else {}
 
 
-def _on_node(client: Client, node: str, wanted: list[tuple[str, str]]) -> dict[str, list[str]]:
+def _on_node(client: ApiClient, node: str, wanted: list[tuple[str, str]]) -> dict[str, list[str]]:
     """The same, of one node. Raises Unreachable and Refused."""
-    answer = client.get(path_of("catalog", "node", node), wanted).json
+    answer = client.get(api_path("catalog", "node", node), wanted).json
     here = answer.get("Services") if isinstance(answer, dict) else None
     found: dict[str, list[str]] = {}
-    for one in objects(list(here.values())) if isinstance(here, dict) else []:
+    for one in list_of_objects(list(here.values())) if isinstance(here, dict) else []:
         found.setdefault(str(one.get("Service", "")), []).extend(_texts(one.get("Tags")))
     return found
 
@@ -104,14 +104,14 @@ def _texts(found: object) -> list[str]:
 
 
 def _print_instances(
-    client: Client, names: Mapping[str, object], node: str, wanted: list[tuple[str, str]], json_output: bool
+    client: ApiClient, names: Mapping[str, object], node: str, wanted: list[tuple[str, str]], json_output: bool
 ) -> None:
     """Every instance of these services. Raises Unreachable and Refused."""
     virtual = virtual_addresses(client)
     found = [
         one
         for name in sorted(names)
-        for one in seen(client.get(path_of("health", "service", name), wanted).json)
+        for one in seen(client.get(api_path("health", "service", name), wanted).json)
         if not node or one.node == node
     ]
     if json_output:
@@ -153,7 +153,7 @@ def _print_instances(
 @_JSON
 @asking
 def nodes(
-    client: Client,
+    client: ApiClient,
     detailed: bool,
     service: str,
     near: str,
@@ -168,9 +168,9 @@ def nodes(
       weft catalog nodes -service=web
     """
     asked = [*_wanted(node_meta), *[(key, value) for key, value in (("near", near), ("filter", expression)) if value]]
-    path = path_of("catalog", "service", service) if service else path_of("catalog", "nodes")
+    path = api_path("catalog", "service", service) if service else api_path("catalog", "nodes")
     try:
-        found = objects(client.get(path, asked).json)
+        found = list_of_objects(client.get(path, asked).json)
     except WeftError as error:
         fail_with("Error listing nodes" + (" for service" if service else ""), error)
     if json_output:
@@ -194,7 +194,7 @@ def _node(one: Mapping[str, object], meta: str, detailed: bool) -> tuple[str, ..
 @catalog.command(cls=GoCommand)
 @_JSON
 @asking
-def datacenters(client: Client, json_output: bool) -> None:
+def datacenters(client: ApiClient, json_output: bool) -> None:
     """List the datacenters.
 
     \b
@@ -202,7 +202,7 @@ def datacenters(client: Client, json_output: bool) -> None:
       weft catalog datacenters
     """
     try:
-        found = _texts(client.get(path_of("catalog", "datacenters")).json)
+        found = _texts(client.get(api_path("catalog", "datacenters")).json)
     except WeftError as error:
         fail_with("Error listing datacenters", error)
     if json_output:
@@ -221,7 +221,7 @@ def datacenters(client: Client, json_output: bool) -> None:
 @_JSON
 @asking
 def members(
-    client: Client, detailed: bool, status: str, wan: bool, segment: str, expression: str, json_output: bool
+    client: ApiClient, detailed: bool, status: str, wan: bool, segment: str, expression: str, json_output: bool
 ) -> None:
     """List the nodes that run an agent, and whether it is alive. Exits with 2 if none is as asked.
 
@@ -235,7 +235,7 @@ def members(
         fail(f"Failed to compile status regexp: {error}")
     asked = [*([("wan", "1")] if wan else []), *([("filter", expression)] if expression else [])]
     try:
-        answer = objects(client.get(path_of("agent", "members"), asked).json)
+        answer = list_of_objects(client.get(api_path("agent", "members"), asked).json)
     except WeftError as error:
         fail_with("Error retrieving members", error)
     found = [one for one in answer if matching.search(_status(one))]

@@ -14,7 +14,7 @@ import click
 
 from cni_plugin.cli.output import printable
 from cni_plugin.cli.problems import FAILED
-from discovery.consul.client import Client, parse_address, usual_address
+from discovery.consul.client import ApiClient, default_address, parse_address
 from weft.errors import WeftError
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -146,13 +146,13 @@ def asking(command: Command) -> Command:
     return decorated  # type: ignore[return-value]
 
 
-def _client(address: str | None, token: str, ca_file: str | None, datacenter: str | None, stale: bool) -> Client:
+def _client(address: str | None, token: str, ca_file: str | None, datacenter: str | None, stale: bool) -> ApiClient:
     """Raises BadAddress."""
     environ = os.environ
     text = address or environ.get("WEFT_HTTP_ADDR") or environ.get("CONSUL_HTTP_ADDR")
     tls = environ.get("CONSUL_HTTP_SSL") in _TRUE
-    return Client(
-        parse_address(text, tls=tls) if text else usual_address(),
+    return ApiClient(
+        parse_address(text, tls=tls) if text else default_address(),
         token=token,
         parameters=[*([("dc", datacenter)] if datacenter else []), *([("stale", "")] if stale else [])],
         ca_file=ca_file or environ.get("CONSUL_CACERT", ""),

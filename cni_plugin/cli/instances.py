@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from discovery.consul.client import Client, Refused, objects, path_of
-from discovery.structs import NODE_MAINTENANCE, SERVICE_MAINTENANCE
+from discovery.consul.client import ApiClient, ApiError, api_path, list_of_objects
+from discovery.structs import NODE_MAINT, SERVICE_MAINT_PREFIX
 
 _WORST = ("maintenance", "critical", "warning", "passing")
 
@@ -33,9 +33,9 @@ class Seen:
 
 def seen(answer: object) -> Iterator[Seen]:
     """The instances of an answer of ``/v1/health/service/NAME``."""
-    for one in objects(answer):
+    for one in list_of_objects(answer):
         node, service = _object(one.get("Node")), _object(one.get("Service"))
-        status, why = worst(objects(one.get("Checks")))
+        status, why = worst(list_of_objects(one.get("Checks")))
         port, tags = service.get("Port"), service.get("Tags")
         yield Seen(
             service=str(service.get("Service", "")),
@@ -54,7 +54,7 @@ def worst(checks: Iterable[Mapping[str, object]]) -> tuple[str, str]:
     found, why = "passing", ""
     for check in checks:
         name, status = str(check.get("CheckID", "")), str(check.get("Status", ""))
-        if name == NODE_MAINTENANCE or name.startswith(SERVICE_MAINTENANCE):
+        if name == NODE_MAINT or name.startswith(SERVICE_MAINT_PREFIX):
             status = "maintenance"
         if status in _WORST and _WORST.index(status) < _WORST.index(found):
             text = str(check.get("Output") or check.get("Notes") or "").strip()
@@ -62,17 +62,17 @@ def worst(checks: Iterable[Mapping[str, object]]) -> tuple[str, str]:
     return found, why
 
 
-def everywhere(client: Client) -> list[Seen]:
+def everywhere(client: ApiClient) -> list[Seen]:
     """All instances of all services, by service, node and id. Raises Unreachable and Refused."""
-    names = _object(client.get(path_of("catalog", "services")).json)
-    return [one for name in sorted(names) for one in seen(client.get(path_of("health", "service", name)).json)]
+    names = _object(client.get(api_path("catalog", "services")).json)
+    return [one for name in sorted(names) for one in seen(client.get(api_path("health", "service", name)).json)]
 
 
-def virtual_addresses(client: Client) -> dict[str, tuple[str, ...]]:
+def virtual_addresses(client: ApiClient) -> dict[str, tuple[str, ...]]:
     """The virtual addresses of each service; none where the agent is Consul's. Raises Unreachable."""
     try:
-        found = _object(client.get(path_of("weft", "virtual-addresses")).json)
-    except Refused:
+        found = _object(client.get(api_path("weft", "virtual-addresses")).json)
+    except ApiError:
         return {}
     return {name: tuple(map(str, each)) for name, each in found.items() if isinstance(each, list)}
 

@@ -15,7 +15,7 @@ from cni_plugin.cli.goflags import GoCommand, fail
 from cni_plugin.cli.output import as_json, printable
 from cni_plugin.cli.problems import NO_SUCH_THING
 from discovery.dns import codec
-from discovery.dns.codec import BadName, Malformed, Record
+from discovery.dns.codec import BadName, Malformed, ParsedRecord
 
 USUAL = ("127.0.0.1", 8600)
 _SECONDS = 3.0
@@ -53,7 +53,7 @@ def dns_lookup(name: str, kind: str, server: str, json_output: bool) -> None:
         if code not in (codec.NOERROR, codec.NXDOMAIN):
             fail(f"weft: {shown} answers {_CODES.get(code, f'error {code}')} for {asked}",
                  hint=_hint(code, asked))  # fmt: skip
-    found = [(one, reply) for reply in replies for one in codec.read_records(reply)]
+    found = [(one, reply) for reply in replies for one in codec.decode_records(reply)]
     records = [_shown(one, reply) for one, reply in found if one.section != 2 and one.type in _NAMES]
     answered = any(one["section"] == "answer" for one in records)
     if json_output:
@@ -126,12 +126,14 @@ def _ask(name: str, kind: int, place: tuple[str, int]) -> bytes:
         question = codec.encode_name(name) + struct.pack("!HH", kind, codec.IN)
     except BadName as error:
         fail(f"weft: {error}")
-    query = codec.header(int.from_bytes(os.urandom(2), "big"), codec.RD, 1, 0, 0, 1) + question + codec.opt_record()
+    query = (
+        codec.encode_header(int.from_bytes(os.urandom(2), "big"), codec.RD, 1, 0, 0, 1) + question + codec.opt_record()
+    )
     try:
         reply = _over_udp(query, place)
         if reply[2] & codec.TC >> 8:
             reply = _over_tcp(query, place)
-        list(codec.read_records(reply))
+        list(codec.decode_records(reply))
     except TimeoutError:
         fail(f"weft: no DNS server answers at {place[0]} port {place[1]} in {_SECONDS * _TRIES:g} s")
     except OSError as error:
@@ -173,40 +175,41 @@ def _over_tcp(query: bytes, place: tuple[str, int]) -> bytes:
 def _matches(reply: bytes, query: bytes) -> bool:
     """Whether it is a reply to this query."""
     try:
-        own = codec.question_of(query).lower()
-        return reply[:2] == query[:2] and bool(reply[2] & 0x80) and codec.question_of(reply).lower() == own
+        own = codec.question_bytes(query).lower()
+        return reply[:2] == query[:2] and bool(reply[2] & 0x80) and codec.question_bytes(reply).lower() == own
     except (Malformed, IndexError):
         return False
 
 
-def _shown(one: Record, reply: bytes) -> dict[str, object]:
+def _shown(one: ParsedRecord, reply: bytes) -> dict[str, object]:
     return {
         "section": _SECTIONS[one.section],
-        "name": codec.text(one.name),
+        "name": codec.name_to_text(one.name),
         "ttl": one.ttl,
         "type": _NAMES.get(one.type, f"TYPE{one.type}"),
         "value": _value(one, reply),
     }
 
 
-def _value(one: Record, reply: bytes) -> str:
+def _value(one: ParsedRecord, reply: bytes) -> str:
     """A record's data as a zone file has it; what is not known in hexadecimal (RFC 3597)."""
     data = reply[one.data_at : one.end]
     try:
         if one.type in (codec.A, codec.AAAA):
             return str(ipaddress.ip_address(data))
         if one.type in (codec.PTR, codec.NS, codec.CNAME):
-            return codec.text(codec.read_name(reply, one.data_at)[0])
+            return codec.name_to_text(codec.decode_name(reply, one.data_at)[0])
         if one.type == codec.MX:
-            return f"{struct.unpack_from('!H', data)[0]} {codec.text(codec.read_name(reply, one.data_at + 2)[0])}"
+            exchange, _ = codec.decode_name(reply, one.data_at + 2)
+            return f"{struct.unpack_from('!H', data)[0]} {codec.name_to_text(exchange)}"
         if one.type == codec.SRV:
             numbers = " ".join(map(str, struct.unpack_from("!HHH", data)))
-            return f"{numbers} {codec.text(codec.read_name(reply, one.data_at + 6)[0])}"
+            return f"{numbers} {codec.name_to_text(codec.decode_name(reply, one.data_at + 6)[0])}"
         if one.type == codec.SOA:
-            first, at = codec.read_name(reply, one.data_at)
-            second, at = codec.read_name(reply, at)
+            first, at = codec.decode_name(reply, one.data_at)
+            second, at = codec.decode_name(reply, at)
             numbers = " ".join(map(str, struct.unpack_from("!IIIII", reply, at)))
-            return f"{codec.text(first)} {codec.text(second)} {numbers}"
+            return f"{codec.name_to_text(first)} {codec.name_to_text(second)} {numbers}"
         if one.type == codec.TXT:
             return _texts(data)
     except (Malformed, ValueError, struct.error):

@@ -11,8 +11,8 @@ from cni_plugin.cli.catalog import choosing, print_services
 from cni_plugin.cli.goflags import GoCommand, asking, fail, fail_with, pairs
 from cni_plugin.cli.output import as_json, say, warn
 from discovery.consul import definition_files
-from discovery.consul.client import Client, path_of
-from discovery.consul.definition_files import BadFile, Definitions, Object
+from discovery.consul.client import ApiClient, api_path
+from discovery.consul.definition_files import BadDefinitionFile, JsonObject, ServiceDefinitions
 from weft.errors import WeftError
 
 _JSON = click.option("--json", "json_output", is_flag=True, help="Print JSON, for programs to read.")
@@ -42,7 +42,7 @@ def services() -> None:
 @_JSON
 @asking
 def register(
-    client: Client,
+    client: ApiClient,
     files: tuple[str, ...],
     identity: str,
     name: str,
@@ -65,14 +65,21 @@ def register(
       weft services register -name=web -port=80 -tag=v1
       weft services register web.hcl db.json
     """
-    given: Object = {"ID": identity, "Name": name, "Address": address, "Port": port, "Kind": kind, "SocketPath": socket}
+    given: JsonObject = {
+        "ID": identity,
+        "Name": name,
+        "Address": address,
+        "Port": port,
+        "Kind": kind,
+        "SocketPath": socket,
+    }
     given = {key: value for key, value in given.items() if value}
-    more: dict[str, Object] = {"Meta": dict(pairs(meta)), "TaggedAddresses": dict(_places(places))}
+    more: dict[str, JsonObject] = {"Meta": dict(pairs(meta)), "TaggedAddresses": dict(_places(places))}
     if not files and not name:
         fail("Service registration requires at least one argument or flags.")
     if files and name:
         fail("Service registration requires arguments or -id, not both.")
-    found = _read(files) if files else Definitions(({},))
+    found = _read(files) if files else ServiceDefinitions(({},))
     wanted = [_filled(service, given, more, tags) for service in found.services]
     for service in wanted:
         try:
@@ -97,7 +104,7 @@ def register(
 @click.option("-id", "identity", metavar="ID", default="", help="The instance to deregister.")
 @_JSON
 @asking
-def deregister(client: Client, files: tuple[str, ...], identity: str, json_output: bool) -> None:
+def deregister(client: ApiClient, files: tuple[str, ...], identity: str, json_output: bool) -> None:
     """Deregister services from this host's agent: one by its id, or those that files define.
 
     \b
@@ -109,11 +116,11 @@ def deregister(client: Client, files: tuple[str, ...], identity: str, json_outpu
         fail("Service deregistration requires at least one argument or -id.")
     if files and identity:
         fail("Service deregistration requires arguments or -id, not both.")
-    found = _read(files) if files else Definitions()
+    found = _read(files) if files else ServiceDefinitions()
     ids = [identity] if identity else [_text(one, "id") or _text(one, "name") for one in found.services]
     for one in filter(None, ids):
         try:
-            client.put(path_of("agent", "service", "deregister", one))
+            client.put(api_path("agent", "service", "deregister", one))
         except WeftError as error:
             fail_with(f'Error deregistering service "{one}"', error)
         if not json_output:
@@ -123,7 +130,7 @@ def deregister(client: Client, files: tuple[str, ...], identity: str, json_outpu
             continue  # it went with its service
         name = _text(check, "id") or _text(check, "check_id") or _text(check, "name")
         try:
-            client.put(path_of("agent", "check", "deregister", name))
+            client.put(api_path("agent", "check", "deregister", name))
         except WeftError as error:
             fail_with(f'Error deregistering check "{name}"', error)
         if not json_output:
@@ -139,7 +146,7 @@ def deregister(client: Client, files: tuple[str, ...], identity: str, json_outpu
 @_JSON
 @asking
 def list_(
-    client: Client,
+    client: ApiClient,
     node: str,
     node_meta: tuple[str, ...],
     tags: bool,
@@ -161,7 +168,7 @@ def list_(
 @click.option("-once", is_flag=True, help="End after the first change.")
 @_JSON
 @asking
-def watch(client: Client, name: str, once: bool, json_output: bool) -> None:
+def watch(client: ApiClient, name: str, once: bool, json_output: bool) -> None:
     """Print a line for each change of a service, or of all of them, as it happens.
 
     First comes a line for each instance as it is now. Ends when it is interrupted, with 130; when the agent ends, waits
@@ -181,11 +188,11 @@ def watch(client: Client, name: str, once: bool, json_output: bool) -> None:
         raise click.exceptions.Exit(130) from None
 
 
-def _read(files: tuple[str, ...]) -> Definitions:
+def _read(files: tuple[str, ...]) -> ServiceDefinitions:
     """What the files define; ends the command where they cannot be read."""
     try:
         found = definition_files.read(files)
-    except BadFile as error:
+    except BadDefinitionFile as error:
         late = [file for file in files if file.startswith("-") and file != "-"]
         fail(f"Error: {error}", hint=f"options go before files: {late[0]}" if late else "")
     for key in found.ignored:
@@ -193,9 +200,9 @@ def _read(files: tuple[str, ...]) -> Definitions:
     return found
 
 
-def _places(texts: Sequence[str]) -> dict[str, Object]:
+def _places(texts: Sequence[str]) -> dict[str, JsonObject]:
     """``lan=10.0.0.5:80`` as a tagged address; ends the command where it is none."""
-    found: dict[str, Object] = {}
+    found: dict[str, JsonObject] = {}
     for name, text in pairs(texts).items():
         bare = text.strip("[]")
         host, _, port = ("", "", "") if _is_address(bare) else text.rpartition(":")
@@ -216,7 +223,9 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _filled(service: Object, given: Object, more: Mapping[str, Object], tags: tuple[str, ...]) -> Object:
+def _filled(
+    service: JsonObject, given: JsonObject, more: Mapping[str, JsonObject], tags: tuple[str, ...]
+) -> JsonObject:
     """A service with what the options say of it: the file's own word counts, tags are added, pairs replaced."""
     names = {key.replace("_", "").lower(): key for key in service}
     found = dict(service)

@@ -19,7 +19,7 @@ from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments
 from cni_plugin.networks.attachments import State
-from discovery.structs import OWN_SERVICE
+from discovery.structs import CONSUL_SERVICE
 from weft import __version__
 from weft.errors import WeftError
 
@@ -45,7 +45,7 @@ def status(tool: Tool, json_output: bool) -> None:
     warnings: list[str] = []
     agent, engine = agents.running(), engines.running()
     instances, virtual = _services(agent, warnings)
-    instances = [one for one in instances if one.service != OWN_SERVICE]
+    instances = [one for one in instances if one.service != CONSUL_SERVICE]
     attached = attachments.every(tool.service)
     gone = sum(one.state is not State.ATTACHED for one in attached)
     networks = len(tool.networks())

@@ -14,7 +14,7 @@ import click
 
 from cni_plugin.cli.instances import Seen, seen
 from cni_plugin.cli.output import say, warn
-from discovery.consul.client import Client, Reply, Unreachable, path_of, read
+from discovery.consul.client import ApiClient, ApiReply, Unreachable, api_path, read_reply
 
 WAIT = 60
 """Seconds that the agent may keep a question."""
@@ -59,7 +59,7 @@ class Change:
 class Watching:
     """Prints each change of a service, or of all."""
 
-    def __init__(self, client: Client, service: str, *, json_output: bool) -> None:
+    def __init__(self, client: ApiClient, service: str, *, json_output: bool) -> None:
         self._client = client
         self._json = json_output
         self._asked: dict[str, _Asked] = {service: _Asked(service)}
@@ -108,7 +108,7 @@ class Watching:
             connection = one.connection
             self._finish(one, close=False)
             try:
-                reply = read(connection, self._client.address)
+                reply = read_reply(connection, self._client.address)
             finally:
                 connection.close()
             yield from self._take(one, reply)
@@ -116,7 +116,7 @@ class Watching:
     def _ask(self, one: _Asked) -> None:
         parts = ("health", "service", one.service) if one.service != _ALL else ("catalog", "services")
         parameters = [("index", str(one.index)), ("wait", f"{WAIT}s")] if one.index else []
-        connection = self._client.begin(path_of(*parts), parameters)
+        connection = self._client.begin(api_path(*parts), parameters)
         one.connection, one.sock, one.until = connection, connection.sock, time.monotonic() + LATE
         self._selector.register(one.sock, selectors.EVENT_READ, one)
 
@@ -134,7 +134,7 @@ class Watching:
             self._finish(one)
             one.index = 0
 
-    def _take(self, one: _Asked, reply: Reply) -> Iterator[Change]:
+    def _take(self, one: _Asked, reply: ApiReply) -> Iterator[Change]:
         """What an answer changes."""
         one.index = max(reply.index, 1) if reply.index >= one.index else 0
         if self._all and one.service == _ALL:

@@ -6,22 +6,22 @@ import time
 from collections.abc import Awaitable, Callable
 
 from discovery.api import schemas, serialize
-from discovery.api.blocking_query import Answers, write_json
-from discovery.api.http_error import Problem
-from discovery.api.http_request import Question
-from discovery.api.router import Answer, Route
+from discovery.api.blocking_query import BlockingQueries, encode_json
+from discovery.api.http_error import HttpError
+from discovery.api.http_request import HttpRequest
+from discovery.api.router import HttpResponse, Route
 from discovery.catalog import Catalog
-from discovery.layout import key_of
+from discovery.layout import store_key
 from discovery.metrics import Metrics
 from discovery.registry import Registry
-from discovery.structs import NODE_CHECK, Node, Value
+from discovery.structs import SERF_HEALTH, CatalogEntry, Node
 from store import Delete, Store
 from weft import __version__
 
 Hook = Callable[[], Awaitable[None]]
 
 
-class AgentRoutes:
+class AgentEndpoint:
     """The handlers of the agent itself. ``reload`` and ``leave`` are what it does for these calls."""
 
     def __init__(
@@ -30,7 +30,7 @@ class AgentRoutes:
         registry: Registry,
         store: Store,
         metrics: Metrics,
-        answers: Answers,
+        answers: BlockingQueries,
         *,
         reload: Hook | None = None,
         leave: Hook | None = None,
@@ -48,8 +48,12 @@ class AgentRoutes:
         return (
             Route("GET", "/v1/agent/self", "This agent's configuration and member", self.self_, answer=schemas.SELF),
             Route(
-                "GET", "/v1/agent/members", "The nodes that run an agent", self.members, ("wan",),
-                schemas.many(schemas.MEMBER),
+                "GET",
+                "/v1/agent/members",
+                "The nodes that run an agent",
+                self.members,
+                ("wan",),
+                schemas.list_of(schemas.MEMBER),
             ),
             Route("GET", "/v1/agent/metrics", "What this agent counts", self.metrics, ("format",), schemas.METRICS),
             Route("GET", "/v1/agent/version", "This agent's version", self.version, answer=schemas.VERSION),
@@ -57,12 +61,16 @@ class AgentRoutes:
             Route("PUT", "/v1/agent/leave", "End this agent; its services vanish at once", self.leave, writes=True),
             Route("PUT", "/v1/agent/join/:address", "Refused: nodes meet in the store", self.join, writes=True),
             Route(
-                "PUT", "/v1/agent/force-leave/:node", "Remove a node that is gone for good, with all on it",
-                self.force_leave, ("prune", "wan"), writes=True,
+                "PUT",
+                "/v1/agent/force-leave/:node",
+                "Remove a node that is gone for good, with all on it",
+                self.force_leave,
+                ("prune", "wan"),
+                writes=True,
             ),
-        )  # fmt: skip
+        )
 
-    async def self_(self, question: Question) -> Answer:
+    async def self_(self, question: HttpRequest) -> HttpResponse:
         node = self._registry.node
         config = {
             "Datacenter": node.datacenter,
@@ -81,20 +89,20 @@ class AgentRoutes:
             "Stats": {},
             "Meta": dict(node.meta),
         }
-        return Answer(write_json(found, question))
+        return HttpResponse(encode_json(found, question))
 
-    async def members(self, question: Question) -> Answer:
+    async def members(self, question: HttpRequest) -> HttpResponse:
         own = self._registry.node
         nodes = {node.name: node for node in self._catalog.nodes() if self._runs_agent(node)} | {own.name: own}
         found = [serialize.member(nodes[name], self._catalog.node_checks(name), __version__) for name in sorted(nodes)]
-        return Answer(write_json(found, question))
+        return HttpResponse(encode_json(found, question))
 
     def _runs_agent(self, node: Node) -> bool:
-        return any(check.id == NODE_CHECK for check in self._catalog.node_checks(node.name))
+        return any(check.id == SERF_HEALTH for check in self._catalog.node_checks(node.name))
 
-    async def metrics(self, question: Question) -> Answer:
+    async def metrics(self, question: HttpRequest) -> HttpResponse:
         if question.get("format") == "prometheus":
-            return Answer(self._metrics.text().encode(), type="text/plain; version=0.0.4; charset=utf-8")
+            return HttpResponse(self._metrics.text().encode(), type="text/plain; version=0.0.4; charset=utf-8")
         gauges, counters = [], []
         for kind, name, labels, number in self._metrics.samples():
             if kind == "gauge":
@@ -108,39 +116,39 @@ class AgentRoutes:
             "Counters": counters,
             "Samples": [],
         }
-        return Answer(write_json(found, question))
+        return HttpResponse(encode_json(found, question))
 
-    async def version(self, question: Question) -> Answer:
+    async def version(self, question: HttpRequest) -> HttpResponse:
         found = {"SHA": "", "BuildDate": "1970-01-01T00:00:00Z", "HumanVersion": __version__, "FIPS": ""}
-        return Answer(write_json(found, question))
+        return HttpResponse(encode_json(found, question))
 
-    async def reload(self, question: Question) -> Answer:
+    async def reload(self, question: HttpRequest) -> HttpResponse:
         if self._reload is not None:
             await self._reload()
-        return Answer()
+        return HttpResponse()
 
-    async def leave(self, question: Question) -> Answer:
+    async def leave(self, question: HttpRequest) -> HttpResponse:
         await (self._leave or self._registry.leave)()
-        return Answer()
+        return HttpResponse()
 
-    async def join(self, question: Question) -> Answer:
-        raise Problem(400, "weft's nodes meet in their store; give this agent the same store as the others have")
+    async def join(self, question: HttpRequest) -> HttpResponse:
+        raise HttpError(400, "weft's nodes meet in their store; give this agent the same store as the others have")
 
-    async def force_leave(self, question: Question) -> Answer:
+    async def force_leave(self, question: HttpRequest) -> HttpResponse:
         name = question.name
         if name == self._registry.node.name:
-            raise Problem(400, f"{name} is this agent's own node; use agent/leave")
+            raise HttpError(400, f"{name} is this agent's own node; use agent/leave")
         node = self._catalog.node(name)
         if node is None:
-            raise Problem(400, f"agent: No node found with name '{name[:100]}'")
-        await remove_node(self._store, self._catalog, node.name)
+            raise HttpError(400, f"agent: No node found with name '{name[:100]}'")
+        await deregister_node(self._store, self._catalog, node.name)
         await self._answers.settle()
-        return Answer()
+        return HttpResponse()
 
 
-async def remove_node(store: Store, catalog: Catalog, name: str) -> None:
+async def deregister_node(store: Store, catalog: Catalog, name: str) -> None:
     """Delete a node from the catalog, with all that is on it; the node itself last. Raises StoreError."""
-    gone: list[Value] = [*catalog.on_node(name), *catalog.node_checks(name)]
-    operations = [Delete(key_of(one)) for one in gone] + [Delete(key_of(Node(name, "")))]
+    gone: list[CatalogEntry] = [*catalog.on_node(name), *catalog.node_checks(name)]
+    operations = [Delete(store_key(one)) for one in gone] + [Delete(store_key(Node(name, "")))]
     for start in range(0, len(operations), 100):
         await store.transact((), operations[start : start + 100])

@@ -6,21 +6,21 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from discovery.api import schemas
-from discovery.api.blocking_query import Answers
-from discovery.api.http_error import Problem
-from discovery.api.http_request import Question, parse_bool
-from discovery.api.router import Answer, Route
+from discovery.api.blocking_query import BlockingQueries
+from discovery.api.http_error import HttpError
+from discovery.api.http_request import HttpRequest, parse_bool
+from discovery.api.router import HttpResponse, Route
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.registration import parse_service
-from discovery.registry import Registry, Unknown
-from discovery.structs import NODE_CHECK, OWN_SERVICE, Status
+from discovery.registry import NotRegistered, Registry
+from discovery.structs import CONSUL_SERVICE, SERF_HEALTH, Status
 
 
-class RegisteringRoutes:
+class AgentRegisterEndpoint:
     """The handlers that change what is registered on this node. ``scripts``: whether checks may run programs."""
 
-    def __init__(self, registry: Registry, answers: Answers, *, scripts: bool) -> None:
+    def __init__(self, registry: Registry, answers: BlockingQueries, *, scripts: bool) -> None:
         self._registry = registry
         self._answers = answers
         self._scripts = scripts
@@ -32,147 +32,173 @@ class RegisteringRoutes:
     def _of_services(self) -> tuple[Route, ...]:
         return (
             Route(
-                "PUT", "/v1/agent/service/register", "Register a service, or change it in place", self.register,
-                ("replace-existing-checks",), body=schemas.SERVICE_SENT, writes=True,
+                "PUT",
+                "/v1/agent/service/register",
+                "Register a service, or change it in place",
+                self.register,
+                ("replace-existing-checks",),
+                body=schemas.SERVICE_REQUEST,
+                writes=True,
             ),
             Route("PUT", "/v1/agent/service/deregister/:id", "End a service", self.deregister, writes=True),
             Route(
-                "PUT", "/v1/agent/service/maintenance/:id", "Take a service out of service, or back",
-                self.maintain_service, ("enable", "reason"), writes=True,
+                "PUT",
+                "/v1/agent/service/maintenance/:id",
+                "Take a service out of service, or back",
+                self.maintain_service,
+                ("enable", "reason"),
+                writes=True,
             ),
             Route(
-                "PUT", "/v1/agent/maintenance", "Take this node out of service, or back", self.maintain_node,
-                ("enable", "reason"), writes=True,
+                "PUT",
+                "/v1/agent/maintenance",
+                "Take this node out of service, or back",
+                self.maintain_node,
+                ("enable", "reason"),
+                writes=True,
             ),
-        )  # fmt: skip
+        )
 
     def _of_checks(self) -> tuple[Route, ...]:
         words = (("pass", Status.PASSING), ("warn", Status.WARNING), ("fail", Status.CRITICAL))
         return (
             Route(
-                "PUT", "/v1/agent/check/register", "Register a check", self.register_check, body=schemas.CHECK_SENT,
+                "PUT",
+                "/v1/agent/check/register",
+                "Register a check",
+                self.register_check,
+                body=schemas.CHECK_REQUEST,
                 writes=True,
             ),
             Route("PUT", "/v1/agent/check/deregister/:id", "End a check", self.deregister_check, writes=True),
             *(
                 Route(
-                    "PUT", f"/v1/agent/check/{word}/:id", f"Report a TTL check as {status}", self._report(status),
-                    ("note",), writes=True, old=("GET",),
+                    "PUT",
+                    f"/v1/agent/check/{word}/:id",
+                    f"Report a TTL check as {status}",
+                    self._report(status),
+                    ("note",),
+                    writes=True,
+                    old=("GET",),
                 )
                 for word, status in words
             ),
             Route(
-                "PUT", "/v1/agent/check/update/:id", "Report a TTL check", self.update_check, body=schemas.UPDATE_SENT,
+                "PUT",
+                "/v1/agent/check/update/:id",
+                "Report a TTL check",
+                self.update_check,
+                body=schemas.CHECK_UPDATE_REQUEST,
                 writes=True,
             ),
-        )  # fmt: skip
+        )
 
     # Services
 
-    async def register(self, question: Question) -> Answer:
+    async def register(self, question: HttpRequest) -> HttpResponse:
         try:
             registration = parse_service(await question.json(), self._registry.node.name, scripts=self._scripts)
         except BadField as error:
-            raise Problem(400, str(error)) from None
+            raise HttpError(400, str(error)) from None
         instance = registration.instance
-        if OWN_SERVICE in (instance.id, instance.name):
-            raise Problem(400, f'Invalid service name: "{OWN_SERVICE}" is what this agent offers itself')
+        if CONSUL_SERVICE in (instance.id, instance.name):
+            raise HttpError(400, f'Invalid service name: "{CONSUL_SERVICE}" is what this agent offers itself')
         asked = question.get("replace-existing-checks") in ("", "true")
         replace_checks = question.has("replace-existing-checks") and asked
         await self._registry.register(instance, registration.checks, replace_checks=replace_checks)
         await self._answers.settle()
-        return Answer()
+        return HttpResponse()
 
-    async def deregister(self, question: Question) -> Answer:
+    async def deregister(self, question: HttpRequest) -> HttpResponse:
         try:
             await self._registry.deregister(question.name)
-        except Unknown:
+        except NotRegistered:
             raise _unknown_service(question.name) from None
         await self._answers.settle()
-        return Answer()
+        return HttpResponse()
 
-    async def maintain_service(self, question: Question) -> Answer:
+    async def maintain_service(self, question: HttpRequest) -> HttpResponse:
         if not question.name:
-            raise Problem(400, "Missing service ID")
+            raise HttpError(400, "Missing service ID")
         return await self._maintain(question, question.name)
 
-    async def maintain_node(self, question: Question) -> Answer:
+    async def maintain_node(self, question: HttpRequest) -> HttpResponse:
         return await self._maintain(question, "")
 
-    async def _maintain(self, question: Question, instance_id: str) -> Answer:
+    async def _maintain(self, question: HttpRequest, instance_id: str) -> HttpResponse:
         if not question.has("enable"):
-            raise Problem(400, "Missing value for enable")
+            raise HttpError(400, "Missing value for enable")
         enable = parse_bool(question.get("enable"), "Invalid value for enable")
         try:
             await self._registry.maintenance(enable, question.get("reason"), instance_id)
-        except Unknown:
+        except NotRegistered:
             raise _unknown_service(instance_id) from None
         await self._answers.settle()
-        return Answer()
+        return HttpResponse()
 
     # Checks
 
-    async def register_check(self, question: Question) -> Answer:
+    async def register_check(self, question: HttpRequest) -> HttpResponse:
         try:
             fields = Fields(await question.json())
             if not fields.name("Name"):
-                raise Problem(400, "Missing check name")
+                raise HttpError(400, "Missing check name")
             definition = parse_check(fields, scripts=self._scripts)
         except BadField as error:
-            raise Problem(400, str(error)) from None
+            raise HttpError(400, str(error)) from None
         definition = replace(definition, id=definition.id or definition.name)
-        if definition.id == NODE_CHECK:
-            raise Problem(400, f'Invalid check: "{NODE_CHECK}" is this agent\'s own')
+        if definition.id == SERF_HEALTH:
+            raise HttpError(400, f'Invalid check: "{SERF_HEALTH}" is this agent\'s own')
         try:
             await self._registry.register_check(definition)
-        except Unknown:
-            raise Problem(404, f'ServiceID "{definition.service_id}" does not exist') from None
+        except NotRegistered:
+            raise HttpError(404, f'ServiceID "{definition.service_id}" does not exist') from None
         await self._answers.settle()
-        return Answer()
+        return HttpResponse()
 
-    async def deregister_check(self, question: Question) -> Answer:
-        if question.name == NODE_CHECK:
+    async def deregister_check(self, question: HttpRequest) -> HttpResponse:
+        if question.name == SERF_HEALTH:
             raise _unknown_check(question.name)
         try:
             await self._registry.deregister_check(question.name)
-        except Unknown:
+        except NotRegistered:
             raise _unknown_check(question.name) from None
         await self._answers.settle()
-        return Answer()
+        return HttpResponse()
 
-    def _report(self, status: Status) -> Callable[[Question], Awaitable[Answer]]:
-        async def report(question: Question) -> Answer:
+    def _report(self, status: Status) -> Callable[[HttpRequest], Awaitable[HttpResponse]]:
+        async def report(question: HttpRequest) -> HttpResponse:
             return await self._update(question.name, status, question.get("note"))
 
         return report
 
-    async def update_check(self, question: Question) -> Answer:
+    async def update_check(self, question: HttpRequest) -> HttpResponse:
         try:
             fields = Fields(await question.json())
             status, output = fields.text("Status"), fields.text("Output", longest=512 * 1024)
         except BadField as error:
-            raise Problem(400, f"Request decode failed: {error}") from None
+            raise HttpError(400, f"Request decode failed: {error}") from None
         if status not in tuple(Status):
-            raise Problem(400, f"Invalid check status: '{status[:40]}'")
+            raise HttpError(400, f"Invalid check status: '{status[:40]}'")
         return await self._update(question.name, Status(status), output)
 
-    async def _update(self, check_id: str, status: Status, output: str) -> Answer:
+    async def _update(self, check_id: str, status: Status, output: str) -> HttpResponse:
         definition = self._registry.definitions().get(check_id)
         if definition is None:
             raise _unknown_check(check_id)
         if definition.type != "ttl":
-            raise Problem(400, f'CheckID "{check_id}" does not have associated TTL')
+            raise HttpError(400, f'CheckID "{check_id}" does not have associated TTL')
         try:
             await self._registry.report(check_id, status, output[: definition.output_max_size])
-        except Unknown:
+        except NotRegistered:
             raise _unknown_check(check_id) from None
         await self._answers.settle()
-        return Answer()
+        return HttpResponse()
 
 
-def _unknown_service(name: str) -> Problem:
-    return Problem(404, f'Unknown service ID "{name}". Ensure that the service ID is passed, not the service name.')
+def _unknown_service(name: str) -> HttpError:
+    return HttpError(404, f'Unknown service ID "{name}". Ensure that the service ID is passed, not the service name.')
 
 
-def _unknown_check(name: str) -> Problem:
-    return Problem(404, f'Unknown check ID "{name}". Ensure that the check ID is passed, not the check name.')
+def _unknown_check(name: str) -> HttpError:
+    return HttpError(404, f'Unknown check ID "{name}". Ensure that the check ID is passed, not the check name.')

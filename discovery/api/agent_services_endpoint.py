@@ -10,60 +10,82 @@ from typing import Any
 
 from discovery import catalog as topics
 from discovery.api import schemas, serialize
-from discovery.api.blocking_query import Answers, write_json
-from discovery.api.http_error import Problem
-from discovery.api.http_request import Question
-from discovery.api.query_options import filtered
-from discovery.api.router import TEXT, Answer, Route
+from discovery.api.blocking_query import BlockingQueries, encode_json
+from discovery.api.http_error import HttpError
+from discovery.api.http_request import HttpRequest
+from discovery.api.query_options import apply_filter
+from discovery.api.router import TEXT, HttpResponse, Route
 from discovery.catalog import Catalog
 from discovery.registry import Registry
-from discovery.structs import Check, Instance, worst
+from discovery.structs import Check, Instance, worst_status
 
 _AGGREGATED = {"passing": 200, "warning": 429}
 
 
-class LocalRoutes:
+class AgentServicesEndpoint:
     """The handlers that read what is registered on this node."""
 
-    def __init__(self, catalog: Catalog, registry: Registry, answers: Answers) -> None:
+    def __init__(self, catalog: Catalog, registry: Registry, answers: BlockingQueries) -> None:
         self._catalog = catalog
         self._registry = registry
         self._answers = answers
 
     def routes(self) -> tuple[Route, ...]:
         """The table of what is served."""
-        health = schemas.many(schemas.AGENT_HEALTH)
+        health = schemas.list_of(schemas.AGENT_HEALTH)
         sick = (429, 503)
         return (
             Route(
-                "GET", "/v1/agent/services", "The services of this node, by id", self.services, ("filter",),
-                schemas.table(schemas.AGENT_SERVICE),
+                "GET",
+                "/v1/agent/services",
+                "The services of this node, by id",
+                self.services,
+                ("filter",),
+                schemas.map_of(schemas.AGENT_SERVICE),
             ),
             Route(
-                "GET", "/v1/agent/service/:id", "One service of this node; waits for a change of ?hash", self.service,
-                ("hash", "wait"), schemas.AGENT_SERVICE,
+                "GET",
+                "/v1/agent/service/:id",
+                "One service of this node; waits for a change of ?hash",
+                self.service,
+                ("hash", "wait"),
+                schemas.AGENT_SERVICE,
             ),
             Route(
-                "GET", "/v1/agent/checks", "The checks of this node, by id", self.checks, ("filter",),
-                schemas.table(schemas.CHECK),
+                "GET",
+                "/v1/agent/checks",
+                "The checks of this node, by id",
+                self.checks,
+                ("filter",),
+                schemas.map_of(schemas.CHECK),
             ),
             Route(
-                "GET", "/v1/agent/health/service/name/:name", "The health of this node's instances of a service",
-                self.health_by_name, ("format",), health, sick,
+                "GET",
+                "/v1/agent/health/service/name/:name",
+                "The health of this node's instances of a service",
+                self.health_by_name,
+                ("format",),
+                health,
+                sick,
             ),
             Route(
-                "GET", "/v1/agent/health/service/id/:id", "The health of one instance on this node", self.health_by_id,
-                ("format",), schemas.AGENT_HEALTH, sick,
+                "GET",
+                "/v1/agent/health/service/id/:id",
+                "The health of one instance on this node",
+                self.health_by_id,
+                ("format",),
+                schemas.AGENT_HEALTH,
+                sick,
             ),
-        )  # fmt: skip
+        )
 
-    async def services(self, question: Question) -> Answer:
+    async def services(self, question: HttpRequest) -> HttpResponse:
         datacenter = self._registry.node.datacenter
         instances = self._registry.instances()
         found = {name: serialize.agent_service(instances[name], datacenter) for name in sorted(instances)}
-        return Answer(write_json(filtered(found, question, schemas.AGENT_SERVICE), question))
+        return HttpResponse(encode_json(apply_filter(found, question, schemas.AGENT_SERVICE), question))
 
-    async def service(self, question: Question) -> Answer:
+    async def service(self, question: HttpRequest) -> HttpResponse:
         node = self._registry.node
         _, seconds = question.waiting()
         clock = asyncio.get_running_loop().time
@@ -73,32 +95,32 @@ class LocalRoutes:
             seen = self._catalog.changed(topic)
             instance = self._registry.instances().get(question.name)
             if instance is None:
-                raise Problem(404, f"unknown service ID: {question.name}")
+                raise HttpError(404, f"unknown service ID: {question.name}")
             found = serialize.agent_service(instance, node.datacenter)
             digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
             if question.get("hash") != digest or clock() >= end:
-                body = write_json({**found, "ContentHash": digest}, question)
-                return Answer(body, headers={"X-Consul-ContentHash": digest})
+                body = encode_json({**found, "ContentHash": digest}, question)
+                return HttpResponse(body, headers={"X-Consul-ContentHash": digest})
             await self._answers.park(self._catalog.wait((topic,), seen, end - clock()))
 
-    async def checks(self, question: Question) -> Answer:
+    async def checks(self, question: HttpRequest) -> HttpResponse:
         checks = self._registry.checks()
         found = {name: serialize.check(checks[name]) for name in sorted(checks)}
-        return Answer(write_json(filtered(found, question, schemas.CHECK), question))
+        return HttpResponse(encode_json(apply_filter(found, question, schemas.CHECK), question))
 
-    async def health_by_name(self, question: Question) -> Answer:
+    async def health_by_name(self, question: HttpRequest) -> HttpResponse:
         instances = [one for _, one in sorted(self._registry.instances().items()) if one.name == question.name]
         found = [self._health(one) for one in instances]
         if not found:
             text = f"ServiceName {question.name} Not Found"
-            return Answer(text.encode(), 404, TEXT) if _wants_text(question) else Answer(b"[]", 404)
+            return HttpResponse(text.encode(), 404, TEXT) if _wants_text(question) else HttpResponse(b"[]", 404)
         status = max((one["AggregatedStatus"] for one in found), key=_severity)
         return _healthy(found, status, question)
 
-    async def health_by_id(self, question: Question) -> Answer:
+    async def health_by_id(self, question: HttpRequest) -> HttpResponse:
         instance = self._registry.instances().get(question.name)
         if instance is None:
-            raise Problem(404, f"ServiceId {question.name} not found")
+            raise HttpError(404, f"ServiceId {question.name} not found")
         found = self._health(instance)
         return _healthy(found, found["AggregatedStatus"], question)
 
@@ -114,21 +136,21 @@ class LocalRoutes:
 
 
 def _aggregated(checks: Sequence[Check]) -> str:
-    return "maintenance" if any(check.maintenance for check in checks) else worst(checks).value
+    return "maintenance" if any(check.maintenance for check in checks) else worst_status(checks).value
 
 
 def _severity(status: str) -> int:
     return ("passing", "warning", "critical", "maintenance").index(status)
 
 
-def _wants_text(question: Question) -> bool:
+def _wants_text(question: HttpRequest) -> bool:
     if question.headers.get("Accept", "").startswith("text/plain"):
         return True
     return question.get("format") == "text"
 
 
-def _healthy(found: object, status: str, question: Question) -> Answer:
+def _healthy(found: object, status: str, question: HttpRequest) -> HttpResponse:
     code = _AGGREGATED.get(status, 503)
     if _wants_text(question):
-        return Answer(status.encode(), code, TEXT)
-    return Answer(write_json(found, question), code)
+        return HttpResponse(status.encode(), code, TEXT)
+    return HttpResponse(encode_json(found, question), code)

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from discovery import layout
-from discovery.api.http_request import Question
-from discovery.api.router import Answer
+from discovery.api.http_request import HttpRequest
+from discovery.api.router import HttpResponse
 from discovery.catalog import Catalog, Topic
 from discovery.metrics import Metrics
 from store import Store
 
-QUESTIONS = 4096
-BYTES = 32 * 1024 * 1024
+CACHE_ENTRIES = 4096
+CACHE_BYTES = 32 * 1024 * 1024
 """How many answers are remembered, and how much they weigh together; a forgotten one may wake its clients once more."""
 CONSISTENT_SECONDS = 0.2
 """How long a read may wait for the catalog to have taken over what the store has."""
@@ -32,7 +32,7 @@ JITTER = 16
 
 
 @dataclass(slots=True)
-class Known:
+class CachedResponse:
     """The last answer to a question: its body, its index, and the revision as of which that was so."""
 
     body: bytes
@@ -41,20 +41,20 @@ class Known:
     seen: int
 
 
-class Answers:
+class BlockingQueries:
     """Remembers answers, and parks those who wait for the next one."""
 
     def __init__(self, catalog: Catalog, store: Store, metrics: Metrics) -> None:
         self._catalog = catalog
         self._store = store
-        self._known: OrderedDict[Hashable, Known] = OrderedDict()
+        self._known: OrderedDict[Hashable, CachedResponse] = OrderedDict()
         self._bytes = 0
         self.parked = 0
         metrics.gauge("weft_http_waiting", "Requests that wait for a change.", read=lambda: self.parked)
 
     async def serve(
-        self, question: Question, key: Hashable, topics: tuple[Topic, ...], build: Callable[[], Any]
-    ) -> Answer:
+        self, question: HttpRequest, key: Hashable, topics: tuple[Topic, ...], build: Callable[[], Any]
+    ) -> HttpResponse:
         """The answer that ``build`` makes of the catalog (or bytes, written already), past the index asked for."""
         index, seconds = question.waiting()
         if question.consistency() == "consistent":
@@ -75,17 +75,19 @@ class Answers:
         finally:
             self.parked -= 1
 
-    def _current(self, key: Hashable, topics: tuple[Topic, ...], question: Question, build: Callable[[], Any]) -> Known:
+    def _current(
+        self, key: Hashable, topics: tuple[Topic, ...], question: HttpRequest, build: Callable[[], Any]
+    ) -> CachedResponse:
         seen = self._catalog.changed(*topics)
         known = self._known.get(key)
         if known is not None and known.seen == seen:
             self._known.move_to_end(key)
             return known
         built = build()
-        body = built if isinstance(built, bytes) else write_json(built, question)
+        body = built if isinstance(built, bytes) else encode_json(built, question)
         return self.remember(key, body, 200, seen)
 
-    def remember(self, key: Hashable, body: bytes, status: int, seen: int, index: int = 0) -> Known:
+    def remember(self, key: Hashable, body: bytes, status: int, seen: int, index: int = 0) -> CachedResponse:
         """Take note of an answer that is true as of a revision; it keeps its index if it is the same as the last.
 
         Else ``index`` is its index, or the revision where that is 0.
@@ -100,18 +102,18 @@ class Answers:
             index = known.index
         else:
             index = max(index or seen, 1)
-        found = Known(body, status, index, seen)
+        found = CachedResponse(body, status, index, seen)
         self._known[key] = found
         self._bytes += len(body)
-        while len(self._known) > QUESTIONS or (self._bytes > BYTES and len(self._known) > 1):
+        while len(self._known) > CACHE_ENTRIES or (self._bytes > CACHE_BYTES and len(self._known) > 1):
             _, old = self._known.popitem(last=False)
             self._bytes -= len(old.body)
         return found
 
-    def answer(self, found: Known, question: Question) -> Answer:
+    def answer(self, found: CachedResponse, question: HttpRequest) -> HttpResponse:
         """An answer with the headers that every read has."""
-        headers = read_headers(found.index, question)
-        return Answer(found.body, found.status, headers=headers)
+        headers = consul_headers(found.index, question)
+        return HttpResponse(found.body, found.status, headers=headers)
 
     async def settle(self) -> None:
         """Wait until the catalog has taken over all that the store has now. Raises StoreError."""
@@ -119,7 +121,7 @@ class Answers:
         await self._catalog.reached(revision, CONSISTENT_SECONDS)
 
 
-def read_headers(index: int, question: Question) -> dict[str, str]:
+def consul_headers(index: int, question: HttpRequest) -> dict[str, str]:
     """What Consul says with each read."""
     return {
         "X-Consul-Index": str(index),
@@ -129,7 +131,7 @@ def read_headers(index: int, question: Question) -> dict[str, str]:
     }
 
 
-def write_json(value: Any, question: Question) -> bytes:
+def encode_json(value: Any, question: HttpRequest) -> bytes:
     """JSON, indented if the question has ``?pretty``."""
     if question.has("pretty"):
         return json.dumps(value, ensure_ascii=False, indent=4).encode() + b"\n"

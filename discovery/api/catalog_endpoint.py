@@ -9,27 +9,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 from discovery.api import schemas
-from discovery.api.agent_endpoint import remove_node
-from discovery.api.blocking_query import Answers
-from discovery.api.http_error import Problem
-from discovery.api.http_request import Question
-from discovery.api.router import Answer, Route
+from discovery.api.agent_endpoint import deregister_node
+from discovery.api.blocking_query import BlockingQueries
+from discovery.api.http_error import HttpError
+from discovery.api.http_request import HttpRequest
+from discovery.api.router import HttpResponse, Route
 from discovery.catalog import Catalog
 from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.registration import check_address, check_metadata, parse_instance
-from discovery.layout import encode, key_of
-from discovery.registry import Registry, Unknown
-from discovery.structs import Check, Instance, Node, Status, Value
+from discovery.layout import encode, store_key
+from discovery.registry import NotRegistered, Registry
+from discovery.structs import CatalogEntry, Check, Instance, Node, Status
 from store import Compare, Delete, Operation, Put, Store, Unavailable
 
 ATTEMPTS = 100
-MAXIMUM_CHECKS = 64
+MAX_CHECKS = 64
 
 
-class CatalogRoutes:
+class CatalogEndpoint:
     """The handlers that write the catalog."""
 
-    def __init__(self, catalog: Catalog, registry: Registry, store: Store, answers: Answers) -> None:
+    def __init__(self, catalog: Catalog, registry: Registry, store: Store, answers: BlockingQueries) -> None:
         self._catalog = catalog
         self._registry = registry
         self._store = store
@@ -39,35 +39,45 @@ class CatalogRoutes:
         """The table of what is served."""
         return (
             Route(
-                "PUT", "/v1/catalog/register", "Write a node, a service and checks that no agent looks after",
-                self.register, answer=schemas.FLAG, body=schemas.REGISTRATION_SENT, writes=True,
+                "PUT",
+                "/v1/catalog/register",
+                "Write a node, a service and checks that no agent looks after",
+                self.register,
+                answer=schemas.BOOLEAN,
+                body=schemas.CATALOG_REGISTER_REQUEST,
+                writes=True,
             ),
             Route(
-                "PUT", "/v1/catalog/deregister", "Remove a service, a check, or a node with all that is on it",
-                self.deregister, answer=schemas.FLAG, body=schemas.DEREGISTRATION_SENT, writes=True,
+                "PUT",
+                "/v1/catalog/deregister",
+                "Remove a service, a check, or a node with all that is on it",
+                self.deregister,
+                answer=schemas.BOOLEAN,
+                body=schemas.CATALOG_DEREGISTER_REQUEST,
+                writes=True,
             ),
-        )  # fmt: skip
+        )
 
-    async def register(self, question: Question) -> Answer:
+    async def register(self, question: HttpRequest) -> HttpResponse:
         try:
             fields = Fields(await question.json())
             node = _node(fields, self._registry.node.datacenter)
             update = not fields.flag("SkipNodeUpdate")
             if update and not node.address:
-                raise Problem(400, "Must provide address if SkipNodeUpdate is not set")
+                raise HttpError(400, "Must provide address if SkipNodeUpdate is not set")
             instance = _instance(fields, node.name)
             checks = self._checks(fields, node.name, instance)
         except BadField as error:
-            raise Problem(400, str(error)) from None
+            raise HttpError(400, str(error)) from None
         await self._write(node, update, instance, checks)
         await self._answers.settle()
-        return Answer(b"true")
+        return HttpResponse(b"true")
 
     def _checks(self, fields: Fields, node: str, instance: Instance | None) -> list[Check]:
         one = fields.inner("Check")
         found = [*([one] if one is not None and fields.get("Check") else []), *fields.parts("Checks")]
-        if len(found) > MAXIMUM_CHECKS:
-            raise BadField(f"Checks: {len(found)} of them; {MAXIMUM_CHECKS} is the most")
+        if len(found) > MAX_CHECKS:
+            raise BadField(f"Checks: {len(found)} of them; {MAX_CHECKS} is the most")
         checks = [_check(part, node) for part in found]
         return [self._of_service(check, instance) for check in checks]
 
@@ -78,82 +88,82 @@ class CatalogRoutes:
         if instance is None or instance.id != check.service_id:
             instance = self._catalog.instance(check.node, check.service_id)
         if instance is None:
-            raise Problem(400, f'Missing service registration: "{check.service_id}" is not on node "{check.node}"')
+            raise HttpError(400, f'Missing service registration: "{check.service_id}" is not on node "{check.node}"')
         return replace(check, service_name=instance.name, service_tags=instance.tags)
 
     async def _write(self, node: Node, update: bool, instance: Instance | None, checks: list[Check]) -> None:
         for _ in range(ATTEMPTS):
-            entry = await self._store.get(key_of(node))
+            entry = await self._store.get(store_key(node))
             if entry is None and not update:
-                raise Problem(400, f'Missing node registration: there is no node "{node.name}"')
+                raise HttpError(400, f'Missing node registration: there is no node "{node.name}"')
             lease = entry.lease if entry is not None else 0
-            values: list[Value] = [node] if update and not lease else []
+            values: list[CatalogEntry] = [node] if update and not lease else []
             values += [*([instance] if instance is not None else []), *checks]
             operations = [put for value in values if (put := await self._put(value, lease)) is not None]
             operations += self._renamed(instance)
-            guard = Compare(key_of(node), "mod", entry.mod_revision if entry else 0)
+            guard = Compare(store_key(node), "mod", entry.mod_revision if entry else 0)
             if not operations or (await self._store.transact((guard,), operations)).succeeded:
                 return
         raise Unavailable(f"node {node.name} could not be written", hint="too many others write it; try again")
 
-    async def _put(self, value: Value, lease: int) -> Operation | None:
+    async def _put(self, value: CatalogEntry, lease: int) -> Operation | None:
         """How to write a value; None where it is there already, for that would be a change to all who wait."""
-        found = await self._store.get(key_of(value))
+        found = await self._store.get(store_key(value))
         if found is not None and found.value == encode(value) and found.lease == lease:
             return None
-        return Put(key_of(value), encode(value), lease)
+        return Put(store_key(value), encode(value), lease)
 
     def _renamed(self, instance: Instance | None) -> list[Operation]:
         """What to delete where the id was another service's."""
         old = self._catalog.instance(instance.node, instance.id) if instance is not None else None
         if old is None or instance is None or old.name == instance.name:
             return []
-        return [Delete(key_of(old))]
+        return [Delete(store_key(old))]
 
-    async def deregister(self, question: Question) -> Answer:
+    async def deregister(self, question: HttpRequest) -> HttpResponse:
         try:
             fields = Fields(await question.json())
             name = fields.name("Node")
             service_id, check_id = fields.name("ServiceID"), fields.name("CheckID")
         except BadField as error:
-            raise Problem(400, str(error)) from None
+            raise HttpError(400, str(error)) from None
         if not name:
-            raise Problem(400, "Must provide node")
+            raise HttpError(400, "Must provide node")
         own = name == self._registry.node.name
         if own:
             await self._deregister_own(service_id, check_id)
         elif service_id:
             await self._remove_service(name, service_id)
         elif check_id:
-            await self._store.delete(key_of(Check(name, check_id, "")))
+            await self._store.delete(store_key(Check(name, check_id, "")))
         else:
-            await remove_node(self._store, self._catalog, name)
+            await deregister_node(self._store, self._catalog, name)
         await self._answers.settle()
-        return Answer(b"true")
+        return HttpResponse(b"true")
 
     async def _deregister_own(self, service_id: str, check_id: str) -> None:
         """What this agent itself looks after ends with it; what was written beside it is deleted."""
         name = self._registry.node.name
         if not service_id and not check_id:
-            raise Problem(400, f"{name} is this agent's own node; deregister its services, or use agent/leave")
+            raise HttpError(400, f"{name} is this agent's own node; deregister its services, or use agent/leave")
         try:
             if service_id:
                 await self._registry.deregister(service_id)
             else:
                 await self._registry.deregister_check(check_id)
-        except Unknown:
+        except NotRegistered:
             if service_id:
                 await self._remove_service(name, service_id)
             else:
-                await self._store.delete(key_of(Check(name, check_id, "")))
+                await self._store.delete(store_key(Check(name, check_id, "")))
 
     async def _remove_service(self, node: str, service_id: str) -> None:
         instance = self._catalog.instance(node, service_id)
         if instance is None:
             return
         checks = [check for check in self._catalog.node_checks(node) if check.service_id == service_id]
-        gone: list[Value] = [instance, *checks]
-        operations = [Delete(key_of(one)) for one in gone]
+        gone: list[CatalogEntry] = [instance, *checks]
+        operations = [Delete(store_key(one)) for one in gone]
         for start in range(0, len(operations), 100):
             await self._store.transact((), operations[start : start + 100])
 

@@ -15,7 +15,7 @@ _LOCAL = ("localhost",)
 _OWN_SITES = ("same-origin", "none")
 
 
-def why_refused(headers: Mapping[str, str], hosts: Collection[str]) -> str:
+def rejection_reason(headers: Mapping[str, str], hosts: Collection[str]) -> str:
     """Why a request with these headers may change nothing, "" if it may. ``hosts``: names of this agent, lower case."""
     if origin := headers.get("Origin"):
         return f"requests with an Origin may change nothing here: {origin[:100]!r} is a web page"

@@ -12,19 +12,19 @@ from collections.abc import Callable, Sequence
 from discovery.api.serialize import Json
 from discovery.structs import Health
 
-SPARE = 64
+MAX_STALE = 64
 """Instances of a service that are remembered though they are gone, before all are forgotten."""
 
-Parts = tuple[object, ...]
+CacheKey = tuple[object, ...]
 
 
-class Fragments:
+class JsonFragments:
     """Writes lists of instances. ``parts`` are what ``view`` is made of: while these are the same, so is that."""
 
-    def __init__(self, view: Callable[[Health], Json], parts: Callable[[Health], Parts]) -> None:
+    def __init__(self, view: Callable[[Health], Json], parts: Callable[[Health], CacheKey]) -> None:
         self._view = view
         self._parts = parts
-        self._known: dict[str, dict[tuple[str, str], tuple[Parts, bytes]]] = {}
+        self._known: dict[str, dict[tuple[str, str], tuple[CacheKey, bytes]]] = {}
 
     def write(self, service: str, found: Sequence[Health], all_: int) -> bytes:
         """A list of instances of a service, of which there are ``all_`` in all."""
@@ -32,11 +32,11 @@ class Fragments:
             self._known.pop(service, None)
             return b"[]"
         known = self._known.setdefault(service, {})
-        if len(known) > all_ + SPARE:
+        if len(known) > all_ + MAX_STALE:
             known.clear()
         return b"[" + b",".join([self._fragment(known, one) for one in found]) + b"]"
 
-    def _fragment(self, known: dict[tuple[str, str], tuple[Parts, bytes]], one: Health) -> bytes:
+    def _fragment(self, known: dict[tuple[str, str], tuple[CacheKey, bytes]], one: Health) -> bytes:
         parts = self._parts(one)
         last = known.get(one.instance.order)
         if last is not None and len(last[0]) == len(parts) and all(a is b for a, b in zip(last[0], parts, strict=True)):

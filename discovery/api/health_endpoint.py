@@ -10,103 +10,155 @@ from typing import Any
 
 from discovery import catalog as topics
 from discovery.api import schemas, serialize
-from discovery.api.blocking_query import Answers, write_json
-from discovery.api.fragments import Fragments
-from discovery.api.http_error import Problem
-from discovery.api.http_request import Question
-from discovery.api.query_options import chosen, filter_of, filtered, has_meta, near, nodes_with, wanted_meta
-from discovery.api.router import Answer, Route
+from discovery.api.blocking_query import BlockingQueries, encode_json
+from discovery.api.fragments import JsonFragments
+from discovery.api.http_error import HttpError
+from discovery.api.http_request import HttpRequest
+from discovery.api.query_options import (
+    apply_filter,
+    matches_meta,
+    nodes_matching_meta,
+    parse_filter,
+    requested_meta,
+    select_instances,
+    sort_near,
+)
+from discovery.api.router import HttpResponse, Route
 from discovery.catalog import CHECKS, NODES, SERVICES, Catalog, Topic
-from discovery.structs import OWN_SERVICE, Check, Node, Status
+from discovery.structs import CONSUL_SERVICE, Check, Node, Status
 
-COUNTING = ("passing", "tag", "near", "node-meta", "filter", "pretty")
+CACHE_KEY_PARAMETERS = ("passing", "tag", "near", "node-meta", "filter", "pretty")
 """The parameters that change what is answered; the others say how."""
-BLOCKING = ("index", "wait", "stale", "consistent", "cached", "pretty", "dc")
-OF_INSTANCES = ("tag", "near", "node-meta", "filter", *BLOCKING)
+BLOCKING_PARAMETERS = ("index", "wait", "stale", "consistent", "cached", "pretty", "dc")
+OF_INSTANCES = ("tag", "near", "node-meta", "filter", *BLOCKING_PARAMETERS)
 
 
-class HealthRoutes:
+class HealthEndpoint:
     """The handlers that read the catalog."""
 
-    def __init__(self, catalog: Catalog, node: Node, answers: Answers) -> None:
+    def __init__(self, catalog: Catalog, node: Node, answers: BlockingQueries) -> None:
         self._catalog = catalog
         self._node = node
         self._answers = answers
-        self._catalog_lists = Fragments(serialize.catalog_service, lambda one: (one.node, one.instance))
-        self._health_lists = Fragments(serialize.health, lambda one: (one.node, one.instance, *one.checks))
+        self._catalog_lists = JsonFragments(serialize.catalog_service, lambda one: (one.node, one.instance))
+        self._health_lists = JsonFragments(serialize.health, lambda one: (one.node, one.instance, *one.checks))
 
     def routes(self) -> tuple[Route, ...]:
         """The table of what is served."""
-        checks = schemas.many(schemas.CHECK)
+        checks = schemas.list_of(schemas.CHECK)
         return (
-            Route("GET", "/v1/catalog/datacenters", "The datacenters", self.datacenters, answer=schemas.WORDS),
+            Route("GET", "/v1/catalog/datacenters", "The datacenters", self.datacenters, answer=schemas.STRINGS),
             self._route(
-                "/v1/catalog/nodes", "All nodes", self.nodes, schemas.many(schemas.NODE), "near", "node-meta", "filter"
+                "/v1/catalog/nodes",
+                "All nodes",
+                self.nodes,
+                schemas.list_of(schemas.NODE),
+                "near",
+                "node-meta",
+                "filter",
             ),
             self._route(
-                "/v1/catalog/services", "The names of all services, with all their tags", self.services,
-                schemas.table(schemas.WORDS), "node-meta", "filter",
+                "/v1/catalog/services",
+                "The names of all services, with all their tags",
+                self.services,
+                schemas.map_of(schemas.STRINGS),
+                "node-meta",
+                "filter",
             ),
             self._route(
-                "/v1/catalog/service/:service", "The instances of a service, whatever their health", self.instances,
-                schemas.many(schemas.CATALOG_SERVICE), "tag", "near", "node-meta", "filter",
+                "/v1/catalog/service/:service",
+                "The instances of a service, whatever their health",
+                self.instances,
+                schemas.list_of(schemas.CATALOG_SERVICE),
+                "tag",
+                "near",
+                "node-meta",
+                "filter",
             ),
             self._route(
-                "/v1/catalog/node/:node", "A node and its services by id; null if there is none", self.node,
-                schemas.nullable(schemas.CATALOG_NODE), "filter",
+                "/v1/catalog/node/:node",
+                "A node and its services by id; null if there is none",
+                self.node,
+                schemas.nullable(schemas.CATALOG_NODE),
+                "filter",
             ),
             self._route(
-                "/v1/catalog/node-services/:node", "The same, its services as a list", self.node_services,
-                schemas.nullable(schemas.CATALOG_NODE_SERVICES), "filter",
+                "/v1/catalog/node-services/:node",
+                "The same, its services as a list",
+                self.node_services,
+                schemas.nullable(schemas.CATALOG_NODE_SERVICES),
+                "filter",
             ),
             self._route(
-                "/v1/health/service/:service", "The instances of a service with their nodes and checks", self.health,
-                schemas.many(schemas.HEALTH), "passing", "tag", "near", "node-meta", "filter",
+                "/v1/health/service/:service",
+                "The instances of a service with their nodes and checks",
+                self.health,
+                schemas.list_of(schemas.HEALTH),
+                "passing",
+                "tag",
+                "near",
+                "node-meta",
+                "filter",
             ),
             self._route("/v1/health/node/:node", "The checks of a node", self.node_checks, checks, "filter"),
             self._route(
-                "/v1/health/checks/:service", "The checks of a service's instances", self.service_checks, checks,
-                "near", "node-meta", "filter",
+                "/v1/health/checks/:service",
+                "The checks of a service's instances",
+                self.service_checks,
+                checks,
+                "near",
+                "node-meta",
+                "filter",
             ),
             self._route(
-                "/v1/health/state/:state", "All checks in a state: any, passing, warning, critical", self.checks,
-                checks, "near", "node-meta", "filter",
+                "/v1/health/state/:state",
+                "All checks in a state: any, passing, warning, critical",
+                self.checks,
+                checks,
+                "near",
+                "node-meta",
+                "filter",
             ),
             Route(
-                "GET", "/v1/weft/virtual-addresses", "The virtual addresses of each service; Consul has no such call",
-                self.virtual_addresses, answer=schemas.table(schemas.WORDS),
+                "GET",
+                "/v1/weft/virtual-addresses",
+                "The virtual addresses of each service; Consul has no such call",
+                self.virtual_addresses,
+                answer=schemas.map_of(schemas.STRINGS),
             ),
-            Route("GET", "/v1/status/leader", "The address of the leader", self.leader, answer=schemas.TEXT),
-            Route("GET", "/v1/status/peers", "The addresses of all agents", self.peers, answer=schemas.WORDS),
-        )  # fmt: skip
+            Route("GET", "/v1/status/leader", "The address of the leader", self.leader, answer=schemas.STRING),
+            Route("GET", "/v1/status/peers", "The addresses of all agents", self.peers, answer=schemas.STRINGS),
+        )
 
     def _route(
-        self, path: str, summary: str, handler: Callable[[Question], Any], answer: schemas.Schema, *parameters: str
+        self, path: str, summary: str, handler: Callable[[HttpRequest], Any], answer: schemas.Schema, *parameters: str
     ) -> Route:
-        return Route("GET", path, summary, handler, (*parameters, *BLOCKING), answer, blocks=True)
+        return Route("GET", path, summary, handler, (*parameters, *BLOCKING_PARAMETERS), answer, blocks=True)
 
-    async def _serve(self, kind: str, question: Question, asked: tuple[Topic, ...], build: Callable[[], Any]) -> Answer:
-        key: Hashable = (kind, question.name, tuple((name, tuple(question.all(name))) for name in COUNTING))
+    async def _serve(
+        self, kind: str, question: HttpRequest, asked: tuple[Topic, ...], build: Callable[[], Any]
+    ) -> HttpResponse:
+        key: Hashable = (kind, question.name, tuple((name, tuple(question.all(name))) for name in CACHE_KEY_PARAMETERS))
         return await self._answers.serve(question, key, asked, build)
 
     # Services
 
-    async def services(self, question: Question) -> Answer:
+    async def services(self, question: HttpRequest) -> HttpResponse:
         def build() -> Any:
             found = {name: list(tags) for name, tags in self._catalog.services().items()}
             if question.has("node-meta") or question.get("filter"):
                 found = self._some_services(question)
-            elif OWN_SERVICE not in found:
-                found = {OWN_SERVICE: [], **found}
+            elif CONSUL_SERVICE not in found:
+                found = {CONSUL_SERVICE: [], **found}
             return found
 
         asked = (SERVICES, NODES) if question.has("node-meta") or question.get("filter") else (SERVICES,)
         return await self._serve("services", question, asked, build)
 
-    def _some_services(self, question: Question) -> dict[str, list[str]]:
+    def _some_services(self, question: HttpRequest) -> dict[str, list[str]]:
         """The services of some nodes or instances, with the tags of these alone."""
-        nodes = nodes_with(self._catalog.nodes(), question)
-        test = filter_of(question, schemas.CATALOG_SERVICE)
+        nodes = nodes_matching_meta(self._catalog.nodes(), question)
+        test = parse_filter(question, schemas.CATALOG_SERVICE)
         found: dict[str, set[str]] = {}
         for name in sorted(self._catalog.names()):
             for one in self._catalog.health(name):
@@ -114,43 +166,43 @@ class HealthRoutes:
                     found.setdefault(name, set()).update(one.instance.tags)
         return {name: sorted(tags) for name, tags in found.items()}
 
-    async def instances(self, question: Question) -> Answer:
+    async def instances(self, question: HttpRequest) -> HttpResponse:
         name = _required(question, "Missing service name")
 
         def build() -> Any:
             instances = self._catalog.health(name)
-            found = chosen(instances, question, self._node.name, passing=False)
+            found = select_instances(instances, question, self._node.name, passing=False)
             if _is_plain(question):
                 return self._catalog_lists.write(name, found, len(instances))
-            return filtered([serialize.catalog_service(one) for one in found], question, schemas.CATALOG_SERVICE)
+            return apply_filter([serialize.catalog_service(one) for one in found], question, schemas.CATALOG_SERVICE)
 
         return await self._serve("instances", question, (topics.service(name),), build)
 
-    async def health(self, question: Question) -> Answer:
+    async def health(self, question: HttpRequest) -> HttpResponse:
         name = _required(question, "Missing service name")
         passing = question.flag("passing")
 
         def build() -> Any:
             instances = self._catalog.health(name)
-            found = chosen(instances, question, self._node.name, passing=passing)
+            found = select_instances(instances, question, self._node.name, passing=passing)
             if _is_plain(question):
                 return self._health_lists.write(name, found, len(instances))
-            return filtered([serialize.health(one) for one in found], question, schemas.HEALTH)
+            return apply_filter([serialize.health(one) for one in found], question, schemas.HEALTH)
 
         return await self._serve("health", question, (topics.health(name),), build)
 
     # Nodes
 
-    async def nodes(self, question: Question) -> Answer:
+    async def nodes(self, question: HttpRequest) -> HttpResponse:
         def build() -> Any:
-            wanted = wanted_meta(question)
-            found = [node for node in self._catalog.nodes() if has_meta(node.meta, wanted)]
-            found = near(found, question, self._node.name, lambda node: node.name)
-            return filtered([serialize.node(node) for node in found], question, schemas.NODE)
+            wanted = requested_meta(question)
+            found = [node for node in self._catalog.nodes() if matches_meta(node.meta, wanted)]
+            found = sort_near(found, question, self._node.name, lambda node: node.name)
+            return apply_filter([serialize.node(node) for node in found], question, schemas.NODE)
 
         return await self._serve("nodes", question, (NODES,), build)
 
-    async def node(self, question: Question) -> Answer:
+    async def node(self, question: HttpRequest) -> HttpResponse:
         name = _required(question, "Missing node name")
 
         def build() -> Any:
@@ -158,11 +210,11 @@ class HealthRoutes:
             if node is None:
                 return None
             services = {one.id: serialize.service(one) for one in self._catalog.on_node(node.name)}
-            return {"Node": serialize.node(node), "Services": filtered(services, question, schemas.SERVICE)}
+            return {"Node": serialize.node(node), "Services": apply_filter(services, question, schemas.SERVICE)}
 
         return await self._serve("node", question, self._topics_of(name), build)
 
-    async def node_services(self, question: Question) -> Answer:
+    async def node_services(self, question: HttpRequest) -> HttpResponse:
         name = _required(question, "Missing node name")
 
         def build() -> Any:
@@ -170,7 +222,7 @@ class HealthRoutes:
             if node is None:
                 return None
             services = [serialize.service(one) for one in self._catalog.on_node(node.name)]
-            return {"Node": serialize.node(node), "Services": filtered(services, question, schemas.SERVICE)}
+            return {"Node": serialize.node(node), "Services": apply_filter(services, question, schemas.SERVICE)}
 
         return await self._serve("node services", question, self._topics_of(name), build)
 
@@ -181,74 +233,76 @@ class HealthRoutes:
 
     # Checks
 
-    async def node_checks(self, question: Question) -> Answer:
+    async def node_checks(self, question: HttpRequest) -> HttpResponse:
         name = _required(question, "Missing node name")
         node = self._catalog.node(name)
         real = node.name if node is not None else name
 
         def build() -> Any:
-            return filtered([serialize.check(one) for one in self._catalog.node_checks(real)], question, schemas.CHECK)
+            return apply_filter(
+                [serialize.check(one) for one in self._catalog.node_checks(real)], question, schemas.CHECK
+            )
 
         return await self._serve("node checks", question, (topics.node_checks(real),), build)
 
-    async def service_checks(self, question: Question) -> Answer:
+    async def service_checks(self, question: HttpRequest) -> HttpResponse:
         name = _required(question, "Missing service name")
 
         def build() -> Any:
             found = [
                 check
-                for one in chosen(self._catalog.health(name), question, self._node.name, passing=False)
+                for one in select_instances(self._catalog.health(name), question, self._node.name, passing=False)
                 for check in one.checks
                 if check.service_id
             ]
-            return filtered([serialize.check(check) for check in found], question, schemas.CHECK)
+            return apply_filter([serialize.check(check) for check in found], question, schemas.CHECK)
 
         return await self._serve("service checks", question, (topics.health(name),), build)
 
-    async def checks(self, question: Question) -> Answer:
+    async def checks(self, question: HttpRequest) -> HttpResponse:
         state = _required(question, "Missing check state")
         if state not in ("any", *Status):
-            raise Problem(400, f"Invalid check state: '{state[:40]}'; any, passing, warning and critical are states")
+            raise HttpError(400, f"Invalid check state: '{state[:40]}'; any, passing, warning and critical are states")
 
         def build() -> Any:
             found: list[Check] = [one for one in self._catalog.checks() if state in ("any", one.status.value)]
             if question.has("node-meta"):
-                nodes = nodes_with(self._catalog.nodes(), question)
+                nodes = nodes_matching_meta(self._catalog.nodes(), question)
                 found = [one for one in found if one.node in nodes]
-            found = near(found, question, self._node.name, lambda one: one.node)
-            return filtered([serialize.check(one) for one in found], question, schemas.CHECK)
+            found = sort_near(found, question, self._node.name, lambda one: one.node)
+            return apply_filter([serialize.check(one) for one in found], question, schemas.CHECK)
 
         asked = (CHECKS, NODES) if question.has("node-meta") else (CHECKS,)
         return await self._serve("checks", question, asked, build)
 
     # What there is but one of
 
-    async def datacenters(self, question: Question) -> Answer:
-        return Answer(write_json([self._node.datacenter], question))
+    async def datacenters(self, question: HttpRequest) -> HttpResponse:
+        return HttpResponse(encode_json([self._node.datacenter], question))
 
-    async def virtual_addresses(self, question: Question) -> Answer:
+    async def virtual_addresses(self, question: HttpRequest) -> HttpResponse:
         names = sorted({one.service for one in self._catalog.all_virtual_addresses().values()})
         found = {name: [one.address for one in self._catalog.virtual_addresses(name)] for name in names}
-        return Answer(write_json(found, question))
+        return HttpResponse(encode_json(found, question))
 
-    async def leader(self, question: Question) -> Answer:
-        return Answer(write_json(_place(self._node), question))
+    async def leader(self, question: HttpRequest) -> HttpResponse:
+        return HttpResponse(encode_json(_place(self._node), question))
 
-    async def peers(self, question: Question) -> Answer:
+    async def peers(self, question: HttpRequest) -> HttpResponse:
         agents = [node for node in self._catalog.nodes() if self._offers(node)]
-        return Answer(write_json([_place(node) for node in agents] or [_place(self._node)], question))
+        return HttpResponse(encode_json([_place(node) for node in agents] or [_place(self._node)], question))
 
     def _offers(self, node: Node) -> bool:
-        return self._catalog.instance(node.name, OWN_SERVICE) is not None
+        return self._catalog.instance(node.name, CONSUL_SERVICE) is not None
 
 
-def _required(question: Question, said: str) -> str:
+def _required(question: HttpRequest, said: str) -> str:
     if not question.name:
-        raise Problem(400, said)
+        raise HttpError(400, said)
     return question.name
 
 
-def _is_plain(question: Question) -> bool:
+def _is_plain(question: HttpRequest) -> bool:
     """Whether items are written as they are: neither looked into nor indented."""
     return not question.get("filter") and not question.has("pretty")
 

@@ -13,20 +13,20 @@ from typing import Any
 
 from aiohttp import web
 
-from discovery.api.settings import Settings
+from discovery.api.settings import HttpSettings
 from discovery.metrics import Metrics
 
 SWEEP_SECONDS = 1.0
-LARGEST_LINE = 16 * 1024
-LARGEST_HEADER = 8 * 1024
-HEADERS = 100
+MAX_LINE_SIZE = 16 * 1024
+MAX_HEADER_SIZE = 8 * 1024
+MAX_HEADERS = 100
 
 _quiet = logging.getLogger("discovery.api.http")
 _quiet.setLevel(logging.CRITICAL)
 """What clients send that is no HTTP is answered, and no news."""
 
 
-class Connection(web.RequestHandler):
+class HttpConnection(web.RequestHandler):
     """One connection: whether a request is under way on it, and if not, since when, and since when one has begun."""
 
     __slots__ = ("begun", "idle_since", "peer")
@@ -43,34 +43,34 @@ class Connection(web.RequestHandler):
         super().data_received(data)
 
 
-class Connections(web.Server):
+class HttpConnections(web.Server):
     """All connections of the API, within their bounds."""
 
-    def __init__(self, handler: Any, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, handler: Any, settings: HttpSettings, metrics: Metrics) -> None:
         super().__init__(
             handler,
             handler_cancellation=True,
             keepalive_timeout=settings.idle_time,
             access_log=None,
             logger=_quiet,
-            max_line_size=LARGEST_LINE,
-            max_field_size=LARGEST_HEADER,
-            max_headers=HEADERS,
+            max_line_size=MAX_LINE_SIZE,
+            max_field_size=MAX_HEADER_SIZE,
+            max_headers=MAX_HEADERS,
             lingering_time=0.0,
             auto_decompress=False,
         )
         self._settings = settings
         self._peers: Counter[str] = Counter()
-        self._open: dict[Connection, None] = {}
+        self._open: dict[HttpConnection, None] = {}
         self._refused = metrics.counter("weft_http_refused_total", "Connections ended by a bound.", "reason")
         metrics.gauge("weft_http_connections", "Open connections.", read=lambda: len(self._open))
 
     def __call__(self) -> web.RequestHandler:
-        return Connection(self, loop=self._loop, **self._kwargs)
+        return HttpConnection(self, loop=self._loop, **self._kwargs)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        assert isinstance(handler, Connection)
+        assert isinstance(handler, HttpConnection)
         handler.peer = _peer(transport)
         if not self._has_room(handler.peer):
             self._refused.add(1, "too many")
@@ -86,10 +86,10 @@ class Connections(web.Server):
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
-        if isinstance(handler, Connection) and handler in self._open:
+        if isinstance(handler, HttpConnection) and handler in self._open:
             self._forget(handler)
 
-    def _forget(self, handler: Connection) -> None:
+    def _forget(self, handler: HttpConnection) -> None:
         del self._open[handler]
         self._peers[handler.peer] -= 1
         if not self._peers[handler.peer]:
@@ -108,17 +108,17 @@ class Connections(web.Server):
         self._end(oldest)
         return True
 
-    def _end(self, handler: Connection) -> None:
+    def _end(self, handler: HttpConnection) -> None:
         if handler in self._open:
             self._forget(handler)
         if handler.transport is not None:
             handler.transport.abort()
 
-    def busy(self, handler: Connection) -> None:
+    def busy(self, handler: HttpConnection) -> None:
         """A request is under way."""
         handler.idle_since = handler.begun = None
 
-    def idle(self, handler: Connection) -> None:
+    def idle(self, handler: HttpConnection) -> None:
         """It is answered."""
         handler.idle_since = self._loop.time()
 

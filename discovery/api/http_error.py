@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-class Problem(Exception):
+class HttpError(Exception):
     """An answer that is an error. ``close`` ends the connection after it, its body unread."""
 
     def __init__(

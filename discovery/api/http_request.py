@@ -7,21 +7,21 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
-from discovery.api.http_error import Problem
+from discovery.api.http_error import HttpError
 from discovery.consul.durations import parse_duration
 from discovery.consul.json_fields import BadField, decode_json
 
-PARAMETERS = 128
+MAX_PARAMETERS = 128
 """Parameters of one request."""
 DEFAULT_WAIT = 300.0
-LONGEST_WAIT = 600.0
+MAX_WAIT = 600.0
 _NUMBER = re.compile(r"\d{1,20}", re.ASCII)
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
 
 @dataclass(slots=True)
-class Question:
+class HttpRequest:
     """A request. ``name`` is the part of the path that is the client's: a service, a node, a key."""
 
     method: str
@@ -54,7 +54,7 @@ class Question:
         if not self.has(name):
             return 0
         if not _NUMBER.fullmatch(value) or int(value) >= 2**64:
-            raise Problem(400, f"Invalid value for ?{name}: {value[:40]!r} is no whole number")
+            raise HttpError(400, f"Invalid value for ?{name}: {value[:40]!r} is no whole number")
         return int(value)
 
     def waiting(self) -> tuple[int, float]:
@@ -64,18 +64,18 @@ class Question:
             try:
                 seconds = parse_duration(value)
             except ValueError:
-                raise Problem(400, "Invalid wait time") from None
+                raise HttpError(400, "Invalid wait time") from None
         if value := self.get("index"):
             if not _NUMBER.fullmatch(value) or int(value) >= 2**64:
-                raise Problem(400, "Invalid index")
+                raise HttpError(400, "Invalid index")
             index = int(value)
-        return index, min(seconds, LONGEST_WAIT) if seconds > 0 else DEFAULT_WAIT
+        return index, min(seconds, MAX_WAIT) if seconds > 0 else DEFAULT_WAIT
 
     def consistency(self) -> str:
         """``stale``, ``consistent`` or "". Raises Problem where they contradict each other."""
         for other in ("stale", "cached"):
             if self.has("consistent") and self.has(other):
-                raise Problem(400, f"Cannot specify ?{other} with ?consistent, conflicting semantics.")
+                raise HttpError(400, f"Cannot specify ?{other} with ?consistent, conflicting semantics.")
         return next((name for name in ("stale", "consistent") if self.has(name)), "")
 
     async def json(self) -> object:
@@ -83,19 +83,19 @@ class Question:
         try:
             return decode_json(await self.read())
         except BadField as error:
-            raise Problem(400, f"Request decode failed: {error}") from None
+            raise HttpError(400, f"Request decode failed: {error}") from None
 
 
 def parse_parameters(query: str) -> dict[str, list[str]]:
     """The parameters behind ``?``, in order. Raises Problem."""
     found: dict[str, list[str]] = {}
     try:
-        for name, value in parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=PARAMETERS):
+        for name, value in parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS):
             found.setdefault(name, []).append(value)
     except UnicodeDecodeError:
-        raise Problem(400, "The parameters are no UTF-8") from None
+        raise HttpError(400, "The parameters are no UTF-8") from None
     except ValueError:
-        raise Problem(400, f"The request has more than {PARAMETERS} parameters") from None
+        raise HttpError(400, f"The request has more than {MAX_PARAMETERS} parameters") from None
     return found
 
 
@@ -105,4 +105,4 @@ def parse_bool(text: str, said: str) -> bool:
         return True
     if text in _FALSE:
         return False
-    raise Problem(400, f'{said}: "{text[:40]}"')
+    raise HttpError(400, f'{said}: "{text[:40]}"')

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
-from discovery.api.http_error import Problem
-from discovery.api.http_request import Question
+from discovery.api.http_error import HttpError
+from discovery.api.http_request import HttpRequest
 from discovery.api.schemas import Schema
 
 JSON = "application/json"
@@ -15,7 +15,7 @@ TEXT = "text/plain; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """What is sent back: a body that is written already, and headers beside the usual ones."""
 
     body: bytes = b""
@@ -24,7 +24,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Handler = Callable[[Question], Awaitable[Answer]]
+Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Route:
         return (self.method, *self.old)
 
 
-class Table:
+class Router:
     """All routes, found by path."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
@@ -74,13 +74,13 @@ class Table:
         if method not in found:
             allowed = ",".join(sorted(found))
             status = 200 if method == "OPTIONS" else 405
-            raise Problem(
+            raise HttpError(
                 status, f"method {method[:20]} not allowed" if status == 405 else "", headers={"Allow": allowed}
             )
         try:
             return found[method], unquote_to_bytes(name).decode()
         except UnicodeDecodeError:
-            raise Problem(400, "The path is no UTF-8") from None
+            raise HttpError(400, "The path is no UTF-8") from None
 
     def _find(self, path: str) -> tuple[dict[str, Route], str]:
         whole = self._whole.get(path) or self._whole.get(path.rstrip("/"))
@@ -92,4 +92,4 @@ class Table:
         while (end := path.rfind("/", 0, end)) > 0:
             if found := self._open.get(path[: end + 1]):
                 return found, path[end + 1 :]
-        raise Problem(404, f"Invalid URL path: not a recognized HTTP API endpoint: {path[:100]}")
+        raise HttpError(404, f"Invalid URL path: not a recognized HTTP API endpoint: {path[:100]}")

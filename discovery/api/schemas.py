@@ -10,23 +10,23 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-TEXT: Schema = {"type": "string"}
-NUMBER: Schema = {"type": "integer"}
-FLAG: Schema = {"type": "boolean"}
-ANYTHING: Schema = {"type": "object", "additionalProperties": True}
+STRING: Schema = {"type": "string"}
+INTEGER: Schema = {"type": "integer"}
+BOOLEAN: Schema = {"type": "boolean"}
+ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
 
 
-def many(items: Schema) -> Schema:
+def list_of(items: Schema) -> Schema:
     """A list."""
     return {"type": "array", "items": items}
 
 
-def table(values: Schema) -> Schema:
+def map_of(values: Schema) -> Schema:
     """An object whose keys are the user's."""
     return {"type": "object", "additionalProperties": values}
 
 
-def record(title: str, *, optional: Mapping[str, Schema] | None = None, **properties: Schema) -> Schema:
+def struct(title: str, *, optional: Mapping[str, Schema] | None = None, **properties: Schema) -> Schema:
     """An object that always has these fields."""
     return {
         "title": title,
@@ -41,199 +41,214 @@ def nullable(schema: Schema) -> Schema:
     return {**schema, "type": [schema["type"], "null"]}
 
 
-WORDS = many(TEXT)
-TEXTS = table(TEXT)
-INDEXES = {"CreateIndex": NUMBER, "ModifyIndex": NUMBER}
-WEIGHTS = record("Weights", Passing=NUMBER, Warning=NUMBER)
-PLACE = record("ServiceAddress", Address=TEXT, Port=NUMBER)
-DEFINITION: Schema = {
+STRINGS = list_of(STRING)
+STRING_MAP = map_of(STRING)
+INDEXES = {"CreateIndex": INTEGER, "ModifyIndex": INTEGER}
+WEIGHTS = struct("Weights", Passing=INTEGER, Warning=INTEGER)
+SERVICE_ADDRESS = struct("ServiceAddress", Address=STRING, Port=INTEGER)
+CHECK_DEFINITION: Schema = {
     "title": "CheckDefinition",
     "type": "object",
     "properties": {
-        **dict.fromkeys(("HTTP", "Method", "Body", "TCP", "UDP", "TLSServerName", "AliasNode", "AliasService"), TEXT),
-        **dict.fromkeys(("Interval", "Timeout", "TTL", "DeregisterCriticalServiceAfter"), TEXT),
-        "TLSSkipVerify": FLAG,
-        "Header": table(WORDS),
-        "ScriptArgs": WORDS,
+        **dict.fromkeys(("HTTP", "Method", "Body", "TCP", "UDP", "TLSServerName", "AliasNode", "AliasService"), STRING),
+        **dict.fromkeys(("Interval", "Timeout", "TTL", "DeregisterCriticalServiceAfter"), STRING),
+        "TLSSkipVerify": BOOLEAN,
+        "Header": map_of(STRINGS),
+        "ScriptArgs": STRINGS,
     },
 }
-NODE = record("Node", ID=TEXT, Node=TEXT, Address=TEXT, Datacenter=TEXT, TaggedAddresses=TEXTS, Meta=TEXTS, **INDEXES)
-_SERVICE: dict[str, Schema] = {
-    "Kind": TEXT,
-    "ID": TEXT,
-    "Service": TEXT,
-    "Tags": WORDS,
-    "Meta": TEXTS,
-    "Port": NUMBER,
-    "Address": TEXT,
-    "TaggedAddresses": table(PLACE),
-    "Weights": WEIGHTS,
-    "EnableTagOverride": FLAG,
-}
-PORTS = many(record("ServicePort", Name=TEXT, Port=NUMBER, Default=FLAG))
-"""Named ports, there only if a service has some: clients that know them (Consul 1.22) expect a list, others nothing."""
-SERVICE = record("Service", optional={"Ports": PORTS}, **_SERVICE, **INDEXES)
-AGENT_SERVICE = record("AgentService", optional={"Ports": PORTS, "ContentHash": TEXT}, **_SERVICE, Datacenter=TEXT)
-CHECK = record(
-    "Check",
-    Node=TEXT,
-    CheckID=TEXT,
-    Name=TEXT,
-    Status=TEXT,
-    Notes=TEXT,
-    Output=TEXT,
-    ServiceID=TEXT,
-    ServiceName=TEXT,
-    ServiceTags=WORDS,
-    Type=TEXT,
-    Interval=TEXT,
-    Timeout=TEXT,
-    ExposedPort=NUMBER,
-    Definition=DEFINITION,
+NODE = struct(
+    "Node",
+    ID=STRING,
+    Node=STRING,
+    Address=STRING,
+    Datacenter=STRING,
+    TaggedAddresses=STRING_MAP,
+    Meta=STRING_MAP,
     **INDEXES,
 )
-CATALOG_SERVICE = record(
+_SERVICE: dict[str, Schema] = {
+    "Kind": STRING,
+    "ID": STRING,
+    "Service": STRING,
+    "Tags": STRINGS,
+    "Meta": STRING_MAP,
+    "Port": INTEGER,
+    "Address": STRING,
+    "TaggedAddresses": map_of(SERVICE_ADDRESS),
+    "Weights": WEIGHTS,
+    "EnableTagOverride": BOOLEAN,
+}
+PORTS = list_of(struct("ServicePort", Name=STRING, Port=INTEGER, Default=BOOLEAN))
+"""Named ports, there only if a service has some: clients that know them (Consul 1.22) expect a list, others nothing."""
+SERVICE = struct("Service", optional={"Ports": PORTS}, **_SERVICE, **INDEXES)
+AGENT_SERVICE = struct("AgentService", optional={"Ports": PORTS, "ContentHash": STRING}, **_SERVICE, Datacenter=STRING)
+CHECK = struct(
+    "Check",
+    Node=STRING,
+    CheckID=STRING,
+    Name=STRING,
+    Status=STRING,
+    Notes=STRING,
+    Output=STRING,
+    ServiceID=STRING,
+    ServiceName=STRING,
+    ServiceTags=STRINGS,
+    Type=STRING,
+    Interval=STRING,
+    Timeout=STRING,
+    ExposedPort=INTEGER,
+    Definition=CHECK_DEFINITION,
+    **INDEXES,
+)
+CATALOG_SERVICE = struct(
     "CatalogService",
     optional={"ServicePorts": PORTS},
-    ID=TEXT,
-    Node=TEXT,
-    Address=TEXT,
-    Datacenter=TEXT,
-    TaggedAddresses=TEXTS,
-    NodeMeta=TEXTS,
-    ServiceKind=TEXT,
-    ServiceID=TEXT,
-    ServiceName=TEXT,
-    ServiceTags=WORDS,
-    ServiceAddress=TEXT,
-    ServiceTaggedAddresses=table(PLACE),
+    ID=STRING,
+    Node=STRING,
+    Address=STRING,
+    Datacenter=STRING,
+    TaggedAddresses=STRING_MAP,
+    NodeMeta=STRING_MAP,
+    ServiceKind=STRING,
+    ServiceID=STRING,
+    ServiceName=STRING,
+    ServiceTags=STRINGS,
+    ServiceAddress=STRING,
+    ServiceTaggedAddresses=map_of(SERVICE_ADDRESS),
     ServiceWeights=WEIGHTS,
-    ServiceMeta=TEXTS,
-    ServicePort=NUMBER,
-    ServiceEnableTagOverride=FLAG,
-    ServiceProxy=ANYTHING,
-    ServiceConnect=ANYTHING,
+    ServiceMeta=STRING_MAP,
+    ServicePort=INTEGER,
+    ServiceEnableTagOverride=BOOLEAN,
+    ServiceProxy=ANY_OBJECT,
+    ServiceConnect=ANY_OBJECT,
     **INDEXES,
 )
-HEALTH = record("ServiceHealth", Node=NODE, Service=SERVICE, Checks=many(CHECK))
-CATALOG_NODE = record("CatalogNode", Node=NODE, Services=table(SERVICE))
-CATALOG_NODE_SERVICES = record("CatalogNodeServices", Node=NODE, Services=many(SERVICE))
-AGENT_HEALTH = record("AgentServiceHealth", AggregatedStatus=TEXT, Service=AGENT_SERVICE, Checks=many(CHECK))
-MEMBER = record(
+HEALTH = struct("ServiceHealth", Node=NODE, Service=SERVICE, Checks=list_of(CHECK))
+CATALOG_NODE = struct("CatalogNode", Node=NODE, Services=map_of(SERVICE))
+CATALOG_NODE_SERVICES = struct("CatalogNodeServices", Node=NODE, Services=list_of(SERVICE))
+AGENT_HEALTH = struct("AgentServiceHealth", AggregatedStatus=STRING, Service=AGENT_SERVICE, Checks=list_of(CHECK))
+MEMBER = struct(
     "Member",
-    Name=TEXT,
-    Addr=TEXT,
-    Port=NUMBER,
-    Tags=TEXTS,
-    Status=NUMBER,
-    **dict.fromkeys(("ProtocolMin", "ProtocolMax", "ProtocolCur", "DelegateMin", "DelegateMax", "DelegateCur"), NUMBER),
-)
-SELF = record(
-    "Agent",
-    Config=record(
-        "AgentConfig",
-        Datacenter=TEXT,
-        PrimaryDatacenter=TEXT,
-        NodeName=TEXT,
-        NodeID=TEXT,
-        Server=FLAG,
-        Revision=TEXT,
-        Version=TEXT,
+    Name=STRING,
+    Addr=STRING,
+    Port=INTEGER,
+    Tags=STRING_MAP,
+    Status=INTEGER,
+    **dict.fromkeys(
+        ("ProtocolMin", "ProtocolMax", "ProtocolCur", "DelegateMin", "DelegateMax", "DelegateCur"), INTEGER
     ),
-    DebugConfig=ANYTHING,
-    Coord=ANYTHING,
-    Member=MEMBER,
-    Stats=ANYTHING,
-    Meta=TEXTS,
 )
-_ENTRY = {"LockIndex": NUMBER, "Key": TEXT, "Flags": NUMBER, "Value": nullable(TEXT), **INDEXES}
-ENTRY = record("KVEntry", optional={"Session": TEXT}, **_ENTRY)
-SESSION = record(
+SELF = struct(
+    "Agent",
+    Config=struct(
+        "AgentConfig",
+        Datacenter=STRING,
+        PrimaryDatacenter=STRING,
+        NodeName=STRING,
+        NodeID=STRING,
+        Server=BOOLEAN,
+        Revision=STRING,
+        Version=STRING,
+    ),
+    DebugConfig=ANY_OBJECT,
+    Coord=ANY_OBJECT,
+    Member=MEMBER,
+    Stats=ANY_OBJECT,
+    Meta=STRING_MAP,
+)
+_ENTRY = {"LockIndex": INTEGER, "Key": STRING, "Flags": INTEGER, "Value": nullable(STRING), **INDEXES}
+KV_PAIR = struct("KVEntry", optional={"Session": STRING}, **_ENTRY)
+SESSION = struct(
     "Session",
-    ID=TEXT,
-    Name=TEXT,
-    Node=TEXT,
-    LockDelay=NUMBER,
-    Behavior=TEXT,
-    TTL=TEXT,
-    Checks=WORDS,
-    NodeChecks=WORDS,
-    ServiceChecks=many(record("SessionServiceCheck", ID=TEXT)),
+    ID=STRING,
+    Name=STRING,
+    Node=STRING,
+    LockDelay=INTEGER,
+    Behavior=STRING,
+    TTL=STRING,
+    Checks=STRINGS,
+    NodeChecks=STRINGS,
+    ServiceChecks=list_of(struct("SessionServiceCheck", ID=STRING)),
     **INDEXES,
 )
-TRANSACTION = record(
+TXN_RESPONSE = struct(
     "Transaction",
-    Results=many(record("TransactionResult", KV=ENTRY)),
-    Errors=many(record("TransactionError", OpIndex=NUMBER, What=TEXT)),
+    Results=list_of(struct("TransactionResult", KV=KV_PAIR)),
+    Errors=list_of(struct("TransactionError", OpIndex=INTEGER, What=STRING)),
 )
-METRICS = record(
+METRICS = struct(
     "Metrics",
-    Timestamp=TEXT,
-    Gauges=many(ANYTHING),
-    Points=many(ANYTHING),
-    Counters=many(ANYTHING),
-    Samples=many(ANYTHING),
+    Timestamp=STRING,
+    Gauges=list_of(ANY_OBJECT),
+    Points=list_of(ANY_OBJECT),
+    Counters=list_of(ANY_OBJECT),
+    Samples=list_of(ANY_OBJECT),
 )
-VERSION = record("Version", SHA=TEXT, BuildDate=TEXT, HumanVersion=TEXT, FIPS=TEXT)
+VERSION = struct("Version", SHA=STRING, BuildDate=STRING, HumanVersion=STRING, FIPS=STRING)
 
 # What is sent
 
-CHECK_SENT: Schema = {
+CHECK_REQUEST: Schema = {
     "title": "CheckRegistration",
     "type": "object",
     "description": "TTL, or Interval and one of HTTP, TCP, UDP, Args; or AliasService. Times as Go writes them: 10s.",
     "properties": {
-        **dict.fromkeys(("ID", "CheckID", "Name", "ServiceID", "Notes", "Status"), TEXT),
-        **DEFINITION["properties"],
-        "Args": WORDS,
-        **dict.fromkeys(("OutputMaxSize", "SuccessBeforePassing", "FailuresBeforeWarning"), NUMBER),
-        "FailuresBeforeCritical": NUMBER,
+        **dict.fromkeys(("ID", "CheckID", "Name", "ServiceID", "Notes", "Status"), STRING),
+        **CHECK_DEFINITION["properties"],
+        "Args": STRINGS,
+        **dict.fromkeys(("OutputMaxSize", "SuccessBeforePassing", "FailuresBeforeWarning"), INTEGER),
+        "FailuresBeforeCritical": INTEGER,
     },
 }
-SERVICE_SENT: Schema = {
+SERVICE_REQUEST: Schema = {
     "title": "ServiceRegistration",
     "type": "object",
     "required": ["Name"],
     "properties": {
-        "Name": TEXT,
+        "Name": STRING,
         **{name: schema for name, schema in _SERVICE.items() if name != "Service"},
-        "Ports": table(NUMBER),
-        "Check": CHECK_SENT,
-        "Checks": many(CHECK_SENT),
+        "Ports": map_of(INTEGER),
+        "Check": CHECK_REQUEST,
+        "Checks": list_of(CHECK_REQUEST),
     },
 }
-REGISTRATION_SENT: Schema = {
+CATALOG_REGISTER_REQUEST: Schema = {
     "title": "CatalogRegistration",
     "type": "object",
     "required": ["Node"],
     "properties": {
-        **dict.fromkeys(("Node", "Address", "ID", "Datacenter"), TEXT),
-        "TaggedAddresses": TEXTS,
-        "NodeMeta": TEXTS,
-        "SkipNodeUpdate": FLAG,
+        **dict.fromkeys(("Node", "Address", "ID", "Datacenter"), STRING),
+        "TaggedAddresses": STRING_MAP,
+        "NodeMeta": STRING_MAP,
+        "SkipNodeUpdate": BOOLEAN,
         "Service": {"type": "object", "properties": _SERVICE},
         "Check": {"type": "object", "properties": CHECK["properties"]},
-        "Checks": many({"type": "object", "properties": CHECK["properties"]}),
+        "Checks": list_of({"type": "object", "properties": CHECK["properties"]}),
     },
 }
-DEREGISTRATION_SENT: Schema = {
+CATALOG_DEREGISTER_REQUEST: Schema = {
     "title": "CatalogDeregistration",
     "type": "object",
     "required": ["Node"],
-    "properties": {"Node": TEXT, "ServiceID": TEXT, "CheckID": TEXT},
+    "properties": {"Node": STRING, "ServiceID": STRING, "CheckID": STRING},
 }
-UPDATE_SENT: Schema = {"title": "CheckUpdate", "type": "object", "properties": {"Status": TEXT, "Output": TEXT}}
-SESSION_SENT: Schema = {
+CHECK_UPDATE_REQUEST: Schema = {
+    "title": "CheckUpdate",
+    "type": "object",
+    "properties": {"Status": STRING, "Output": STRING},
+}
+SESSION_REQUEST: Schema = {
     "title": "SessionRequest",
     "type": "object",
     "properties": {
-        **dict.fromkeys(("Name", "Node", "TTL", "LockDelay", "Behavior"), TEXT),
-        "Checks": WORDS,
-        "NodeChecks": WORDS,
-        "ServiceChecks": many({"type": "object", "properties": {"ID": TEXT}}),
+        **dict.fromkeys(("Name", "Node", "TTL", "LockDelay", "Behavior"), STRING),
+        "Checks": STRINGS,
+        "NodeChecks": STRINGS,
+        "ServiceChecks": list_of({"type": "object", "properties": {"ID": STRING}}),
     },
 }
-OPERATIONS_SENT = many(
+TXN_REQUEST = list_of(
     {
         "title": "Operation",
         "type": "object",
@@ -242,9 +257,9 @@ OPERATIONS_SENT = many(
                 "type": "object",
                 "required": ["Verb"],
                 "properties": {
-                    **dict.fromkeys(("Verb", "Key", "Value", "Session"), TEXT),
-                    "Flags": NUMBER,
-                    "Index": NUMBER,
+                    **dict.fromkeys(("Verb", "Key", "Value", "Session"), STRING),
+                    "Flags": INTEGER,
+                    "Index": INTEGER,
                 },
             }
         },

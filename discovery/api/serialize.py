@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from discovery.structs import NODE_CHECK, Check, Health, Instance, Node, Status
+from discovery.structs import SERF_HEALTH, Check, Health, Instance, Node, Status
 
 Json = dict[str, Any]
 
@@ -129,7 +129,7 @@ def health(found: Health) -> Json:
 
 def member(found: Node, checks: Iterable[Check], version: str) -> Json:
     """A node that runs an agent, as agent/members shows it: 1 is alive, 4 failed."""
-    alive = all(one.status is Status.PASSING for one in checks if one.id == NODE_CHECK)
+    alive = all(one.status is Status.PASSING for one in checks if one.id == SERF_HEALTH)
     return {
         "Name": found.name,
         "Addr": found.address,

@@ -16,25 +16,25 @@ from pathlib import Path
 
 from aiohttp import web
 
-from discovery.api.agent_endpoint import AgentRoutes, Hook
-from discovery.api.agent_register_endpoint import RegisteringRoutes
-from discovery.api.agent_services_endpoint import LocalRoutes
-from discovery.api.blocking_query import Answers, write_json
-from discovery.api.catalog_endpoint import CatalogRoutes
-from discovery.api.csrf import why_refused
-from discovery.api.health_endpoint import HealthRoutes
-from discovery.api.http_connections import Connection, Connections
-from discovery.api.http_error import Problem
-from discovery.api.http_request import Question, parse_parameters
-from discovery.api.kvs_endpoint import KeyRoutes
+from discovery.api.agent_endpoint import AgentEndpoint, Hook
+from discovery.api.agent_register_endpoint import AgentRegisterEndpoint
+from discovery.api.agent_services_endpoint import AgentServicesEndpoint
+from discovery.api.blocking_query import BlockingQueries, encode_json
+from discovery.api.catalog_endpoint import CatalogEndpoint
+from discovery.api.csrf import rejection_reason
+from discovery.api.health_endpoint import HealthEndpoint
+from discovery.api.http_connections import HttpConnection, HttpConnections
+from discovery.api.http_error import HttpError
+from discovery.api.http_request import HttpRequest, parse_parameters
+from discovery.api.kvs_endpoint import KvsEndpoint
 from discovery.api.openapi import describe
-from discovery.api.router import TEXT, Answer, Route, Table
-from discovery.api.schemas import ANYTHING
-from discovery.api.session_endpoint import SessionRoutes
-from discovery.api.settings import Settings
+from discovery.api.router import TEXT, HttpResponse, Route, Router
+from discovery.api.schemas import ANY_OBJECT
+from discovery.api.session_endpoint import SessionEndpoint
+from discovery.api.settings import HttpSettings
 from discovery.catalog import Catalog
-from discovery.consul.sessions import Sessions
-from discovery.key_watch import Changes
+from discovery.consul.sessions import SessionManager
+from discovery.key_watch import KeyWatcher
 from discovery.layout import ROOT
 from discovery.metrics import Metrics
 from discovery.registry import Registry
@@ -45,11 +45,11 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024
 METHODS = ("GET", "PUT", "DELETE", "HEAD", "POST", "OPTIONS", "PATCH")
 """Methods that are counted by name."""
-SPARE_FILES = 256
+RESERVED_FILES = 256
 """Open files that connections leave to the rest of the process."""
 
 
-class Api:
+class ApiServer:
     """Consul's HTTP API. ``reload`` and ``leave`` are called for ``agent/reload`` and ``agent/leave``.
 
     ``more`` are routes of others that are served beside its own.
@@ -60,47 +60,49 @@ class Api:
         catalog: Catalog,
         registry: Registry,
         store: Store,
-        settings: Settings | None = None,
+        settings: HttpSettings | None = None,
         metrics: Metrics | None = None,
         *,
         reload: Hook | None = None,
         leave: Hook | None = None,
         more: Iterable[Route] = (),
     ) -> None:
-        self._settings = settings = _within_limits(settings or Settings())
+        self._settings = settings = _within_limits(settings or HttpSettings())
         self._metrics = metrics = metrics or Metrics()
         self._node = registry.node
         self._store = store
-        self._answers = answers = Answers(catalog, store, metrics)
-        self._sessions = Sessions(catalog, store, registry.node.name)
-        self._changes = Changes(store, ROOT, self._sessions.changed)
-        agent = AgentRoutes(catalog, registry, store, metrics, answers, reload=reload, leave=leave)
-        self.table = Table(
+        self._answers = answers = BlockingQueries(catalog, store, metrics)
+        self._sessions = SessionManager(catalog, store, registry.node.name)
+        self._changes = KeyWatcher(store, ROOT, self._sessions.changed)
+        agent = AgentEndpoint(catalog, registry, store, metrics, answers, reload=reload, leave=leave)
+        self.table = Router(
             (
                 *agent.routes(),
-                *LocalRoutes(catalog, registry, answers).routes(),
-                *RegisteringRoutes(registry, answers, scripts=settings.scripts).routes(),
-                *HealthRoutes(catalog, registry.node, answers).routes(),
-                *CatalogRoutes(catalog, registry, store, answers).routes(),
-                *KeyRoutes(store, self._changes, answers).routes(),
-                *SessionRoutes(catalog, self._changes, self._sessions, answers, settings, registry.node.name).routes(),
-                Route("GET", "/v1/openapi.json", "This description", self._openapi, answer=ANYTHING),
+                *AgentServicesEndpoint(catalog, registry, answers).routes(),
+                *AgentRegisterEndpoint(registry, answers, scripts=settings.scripts).routes(),
+                *HealthEndpoint(catalog, registry.node, answers).routes(),
+                *CatalogEndpoint(catalog, registry, store, answers).routes(),
+                *KvsEndpoint(store, self._changes, answers).routes(),
+                *SessionEndpoint(
+                    catalog, self._changes, self._sessions, answers, settings, registry.node.name
+                ).routes(),
+                Route("GET", "/v1/openapi.json", "This description", self._openapi, answer=ANY_OBJECT),
                 *more,
             )
         )
         self._hosts = {name.lower().rstrip(".") for name in (*settings.hosts, registry.node.name)}
         self._requests = metrics.counter("weft_http_requests_total", "Requests answered.", "method", "path", "code")
         self._seconds = metrics.histogram("weft_http_request_seconds", "Time of requests that did not wait.", "method")
-        self._server: Connections | None = None
+        self._server: HttpConnections | None = None
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
-        self._writing: set[asyncio.Future[Answer]] = set()
+        self._writing: set[asyncio.Future[HttpResponse]] = set()
         self.addresses: tuple[str, ...] = ()
         """Where it listens, once it has started: what was asked for, with the real port in place of 0."""
 
     async def start(self) -> None:
         """Listen. Raises StoreError, or OSError with the place in its text where that cannot be listened at."""
-        self._server = Connections(self._handle, self._settings, self._metrics)
+        self._server = HttpConnections(self._handle, self._settings, self._metrics)
         self._sweeper = asyncio.create_task(self._server.sweep())
         loop = asyncio.get_running_loop()
         try:
@@ -134,14 +136,14 @@ class Api:
         await self._changes.stop()
         await self._sessions.stop()
 
-    async def _openapi(self, question: Question) -> Answer:
-        return Answer(write_json(describe(self.table.routes), question))
+    async def _openapi(self, question: HttpRequest) -> HttpResponse:
+        return HttpResponse(encode_json(describe(self.table.routes), question))
 
     # One request
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
-        assert isinstance(connection, Connection)
+        assert isinstance(connection, HttpConnection)
         assert self._server is not None
         self._server.busy(connection)
         started = time.monotonic()
@@ -150,18 +152,18 @@ class Api:
             route, question = self._read(request)
             path = route.path
             answer = await self._run(route, question)
-        except Problem as problem:
+        except HttpError as problem:
             close = problem.close
-            answer = Answer(problem.text.encode("utf-8", "replace"), problem.status, TEXT, problem.headers)
+            answer = HttpResponse(problem.text.encode("utf-8", "replace"), problem.status, TEXT, problem.headers)
         except Invalid as error:
-            answer = Answer(str(error).encode(), 400, TEXT)
+            answer = HttpResponse(str(error).encode(), 400, TEXT)
         except StoreError as error:
-            answer = Answer(str(error).encode(), 500, TEXT)
+            answer = HttpResponse(str(error).encode(), 500, TEXT)
         except asyncio.CancelledError:
             raise
         except Exception:
             log.exception("%s %s", request.method, request.rel_url.raw_path[:200])
-            answer = Answer(b"internal error; see the agent's log", 500, TEXT)
+            answer = HttpResponse(b"internal error; see the agent's log", 500, TEXT)
         finally:
             self._server.idle(connection)
         method = request.method if request.method in METHODS else "other"
@@ -175,35 +177,35 @@ class Api:
             response.force_close()
         return response
 
-    def _read(self, request: web.BaseRequest) -> tuple[Route, Question]:
+    def _read(self, request: web.BaseRequest) -> tuple[Route, HttpRequest]:
         """The route of a request and what it asks. Raises Problem."""
         length = request.content_length or 0
         if length > self._settings.body_bytes:
             raise self._too_large(length)
         raw_path, _, query = request.raw_path.partition("?")
         if not raw_path.startswith("/"):
-            raise Problem(400, "Give the path alone: GET /v1/…")
+            raise HttpError(400, "Give the path alone: GET /v1/…")
         route, name = self.table.find(request.method, raw_path)
         if route.writes and request.protocol.transport is not None:
-            why = why_refused(request.headers, self._hosts)
+            why = rejection_reason(request.headers, self._hosts)
             if why and _family(request.protocol.transport) != socket.AF_UNIX:
-                raise Problem(403, why)
+                raise HttpError(403, why)
 
         async def read() -> bytes:
             return await self._body(request)
 
-        return route, Question(request.method, name, parse_parameters(query), read, request.headers)
+        return route, HttpRequest(request.method, name, parse_parameters(query), read, request.headers)
 
-    async def _run(self, route: Route, question: Question) -> Answer:
+    async def _run(self, route: Route, question: HttpRequest) -> HttpResponse:
         if not route.writes:
             return await route.handler(question)
         # A client that goes away must not leave half of what it asked for.
-        writing: asyncio.Future[Answer] = asyncio.ensure_future(route.handler(question))
+        writing: asyncio.Future[HttpResponse] = asyncio.ensure_future(route.handler(question))
         self._writing.add(writing)
         writing.add_done_callback(self._written)
         return await asyncio.shield(writing)
 
-    def _written(self, writing: asyncio.Future[Answer]) -> None:
+    def _written(self, writing: asyncio.Future[HttpResponse]) -> None:
         self._writing.discard(writing)
         if not writing.cancelled():
             writing.exception()  # who asked may be gone, and then nobody else looks at it
@@ -221,24 +223,24 @@ class Api:
                         raise self._too_large(len(found))
         except TimeoutError:
             text = f"The body did not come within {self._settings.body_time:g} s"
-            raise Problem(408, text, close=True) from None
+            raise HttpError(408, text, close=True) from None
         except web.RequestPayloadError:
-            raise Problem(400, "The body is no HTTP", close=True) from None
+            raise HttpError(400, "The body is no HTTP", close=True) from None
         return bytes(found)
 
-    def _too_large(self, size: int) -> Problem:
+    def _too_large(self, size: int) -> HttpError:
         most = self._settings.body_bytes
-        return Problem(413, f"Request body({size} bytes) too large, max size: {most} bytes.", close=True)
+        return HttpError(413, f"Request body({size} bytes) too large, max size: {most} bytes.", close=True)
 
 
-def _within_limits(settings: Settings) -> Settings:
+def _within_limits(settings: HttpSettings) -> HttpSettings:
     """The settings with no more connections than the process may have open files, which it raises if it may."""
-    wanted = settings.connections + SPARE_FILES
+    wanted = settings.connections + RESERVED_FILES
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files < wanted:
         files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
-    return replace(settings, connections=min(settings.connections, max(files - SPARE_FILES, 16)))
+    return replace(settings, connections=min(settings.connections, max(files - RESERVED_FILES, 16)))
 
 
 def _listen(place: str) -> socket.socket:

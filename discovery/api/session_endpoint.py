@@ -7,35 +7,35 @@ from collections.abc import Callable
 from typing import Any
 
 from discovery.api import schemas
-from discovery.api.blocking_query import Answers, read_headers, write_json
-from discovery.api.http_error import Problem
-from discovery.api.http_request import Question
-from discovery.api.kvs_endpoint import until
-from discovery.api.router import Answer, Route
-from discovery.api.settings import Settings
+from discovery.api.blocking_query import BlockingQueries, consul_headers, encode_json
+from discovery.api.http_error import HttpError
+from discovery.api.http_request import HttpRequest
+from discovery.api.kvs_endpoint import wait_event
+from discovery.api.router import HttpResponse, Route
+from discovery.api.settings import HttpSettings
 from discovery.catalog import Catalog
 from discovery.consul.durations import format_duration
 from discovery.consul.json_fields import BadField, Fields
-from discovery.consul.sessions import Session, Sessions, read_session
-from discovery.key_watch import Changes
-from discovery.kv import SESSIONS
-from discovery.structs import NODE_CHECK, Status
+from discovery.consul.sessions import Session, SessionManager, decode_session
+from discovery.key_watch import KeyWatcher
+from discovery.kv import SESSION_PREFIX
+from discovery.structs import SERF_HEALTH, Status
 
-READING = ("index", "wait", "stale", "consistent", "pretty", "dc")
-LONGEST_TTL = 86400.0
-LONGEST_DELAY = 60.0
+READ_PARAMETERS = ("index", "wait", "stale", "consistent", "pretty", "dc")
+MAX_TTL = 86400.0
+MAX_LOCK_DELAY = 60.0
 
 
-class SessionRoutes:
+class SessionEndpoint:
     """The handlers of sessions."""
 
     def __init__(
         self,
         catalog: Catalog,
-        changes: Changes,
-        sessions: Sessions,
-        answers: Answers,
-        settings: Settings,
+        changes: KeyWatcher,
+        sessions: SessionManager,
+        answers: BlockingQueries,
+        settings: HttpSettings,
         node: str,
     ) -> None:
         self._catalog = catalog
@@ -47,45 +47,69 @@ class SessionRoutes:
 
     def routes(self) -> tuple[Route, ...]:
         """The table of what is served."""
-        found = schemas.many(schemas.SESSION)
+        found = schemas.list_of(schemas.SESSION)
         return (
             Route(
-                "PUT", "/v1/session/create", "Begin a session", self.create, ("dc",),
-                schemas.record("SessionCreated", ID=schemas.TEXT), body=schemas.SESSION_SENT, writes=True,
-            ),
-            Route(
-                "PUT", "/v1/session/destroy/:id", "End a session; what it holds is released", self.destroy, ("dc",),
-                schemas.FLAG, writes=True,
-            ),
-            Route(
-                "PUT", "/v1/session/renew/:id", "Give a session its full time again", self.renew, ("dc",), found,
+                "PUT",
+                "/v1/session/create",
+                "Begin a session",
+                self.create,
+                ("dc",),
+                schemas.struct("SessionCreated", ID=schemas.STRING),
+                body=schemas.SESSION_REQUEST,
                 writes=True,
             ),
-            Route("GET", "/v1/session/info/:id", "One session", self.info, READING, found, blocks=True),
-            Route("GET", "/v1/session/list", "All sessions", self.list_, READING, found, blocks=True),
-            Route("GET", "/v1/session/node/:node", "The sessions of a node", self.of_node, READING, found, blocks=True),
-        )  # fmt: skip
+            Route(
+                "PUT",
+                "/v1/session/destroy/:id",
+                "End a session; what it holds is released",
+                self.destroy,
+                ("dc",),
+                schemas.BOOLEAN,
+                writes=True,
+            ),
+            Route(
+                "PUT",
+                "/v1/session/renew/:id",
+                "Give a session its full time again",
+                self.renew,
+                ("dc",),
+                found,
+                writes=True,
+            ),
+            Route("GET", "/v1/session/info/:id", "One session", self.info, READ_PARAMETERS, found, blocks=True),
+            Route("GET", "/v1/session/list", "All sessions", self.list_, READ_PARAMETERS, found, blocks=True),
+            Route(
+                "GET",
+                "/v1/session/node/:node",
+                "The sessions of a node",
+                self.of_node,
+                READ_PARAMETERS,
+                found,
+                blocks=True,
+            ),
+        )
 
-    async def create(self, question: Question) -> Answer:
+    async def create(self, question: HttpRequest) -> HttpResponse:
         found = await question.json()
         try:
             session = self._session(Fields({} if found is None else found))
         except BadField as error:
-            raise Problem(400, f"Request decode failed: {error}") from None
+            raise HttpError(400, f"Request decode failed: {error}") from None
         session = await self._sessions.create(session)
-        return Answer(write_json({"ID": session.id}, question))
+        return HttpResponse(encode_json({"ID": session.id}, question))
 
     def _session(self, fields: Fields) -> Session:
         node = fields.name("Node") or self._node
         if self._catalog.node(node) is None and node != self._node:
-            raise Problem(400, f'Missing node registration: there is no node "{node}"')
+            raise HttpError(400, f'Missing node registration: there is no node "{node}"')
         behavior = fields.text("Behavior") or "release"
         if behavior not in ("release", "delete"):
-            raise Problem(400, f"Invalid Behavior setting '{behavior[:40]}'")
+            raise HttpError(400, f"Invalid Behavior setting '{behavior[:40]}'")
         ttl = fields.seconds("TTL")
-        if ttl and not self._settings.session_ttl_min <= ttl <= LONGEST_TTL:
-            low, high = format_duration(self._settings.session_ttl_min), format_duration(LONGEST_TTL)
-            raise Problem(400, f"Invalid Session TTL '{fields.get('TTL')}', must be between [{low}={high}]")
+        if ttl and not self._settings.session_ttl_min <= ttl <= MAX_TTL:
+            low, high = format_duration(self._settings.session_ttl_min), format_duration(MAX_TTL)
+            raise HttpError(400, f"Invalid Session TTL '{fields.get('TTL')}', must be between [{low}={high}]")
         given = fields.has("Checks", "NodeChecks")
         checks = tuple(dict.fromkeys((*fields.words("Checks"), *fields.words("NodeChecks"))))
         services = tuple(part.name("ID") for part in fields.parts("ServiceChecks"))
@@ -96,7 +120,7 @@ class SessionRoutes:
             ttl=ttl,
             delay=_delay(fields),
             behavior=behavior,
-            checks=checks if given else (NODE_CHECK,),
+            checks=checks if given else (SERF_HEALTH,),
             service_checks=services,
         )
         self._look_at_checks(session)
@@ -106,53 +130,53 @@ class SessionRoutes:
         """Raise Problem where a check that the session is to live by is not there, or critical."""
         found = {check.id: check for check in self._catalog.node_checks(session.node)}
         for name in (*session.checks, *session.service_checks):
-            if name not in found and name != NODE_CHECK:
-                raise Problem(400, f"Missing check '{name}' registration")
+            if name not in found and name != SERF_HEALTH:
+                raise HttpError(400, f"Missing check '{name}' registration")
             if name in found and found[name].status is Status.CRITICAL:
-                raise Problem(400, f"Check '{name}' is in critical state")
+                raise HttpError(400, f"Check '{name}' is in critical state")
 
-    async def destroy(self, question: Question) -> Answer:
+    async def destroy(self, question: HttpRequest) -> HttpResponse:
         await self._sessions.destroy(_required(question))
-        return Answer(b"true")
+        return HttpResponse(b"true")
 
-    async def renew(self, question: Question) -> Answer:
+    async def renew(self, question: HttpRequest) -> HttpResponse:
         session = await self._sessions.renew(_required(question))
         if session is None:
-            raise Problem(404, f"Session id '{question.name}' not found")
-        return Answer(write_json([_view(session)], question))
+            raise HttpError(404, f"Session id '{question.name}' not found")
+        return HttpResponse(encode_json([_view(session)], question))
 
-    async def info(self, question: Question) -> Answer:
+    async def info(self, question: HttpRequest) -> HttpResponse:
         session_id = _required(question)
         return await self._block("info", question, lambda session: session.id == session_id)
 
-    async def list_(self, question: Question) -> Answer:
+    async def list_(self, question: HttpRequest) -> HttpResponse:
         return await self._block("list", question, lambda session: True)
 
-    async def of_node(self, question: Question) -> Answer:
+    async def of_node(self, question: HttpRequest) -> HttpResponse:
         if not question.name:
-            raise Problem(400, "Missing node name")
+            raise HttpError(400, "Missing node name")
         return await self._block("node", question, lambda session: session.node == question.name)
 
-    async def _block(self, kind: str, question: Question, chosen: Callable[[Session], bool]) -> Answer:
+    async def _block(self, kind: str, question: HttpRequest, chosen: Callable[[Session], bool]) -> HttpResponse:
         index, seconds = question.waiting()
         question.consistency()
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
         key = ("session", kind, question.name, question.has("pretty"))
-        with self._changes.listening(SESSIONS, prefix=True) as changed:
+        with self._changes.listening(SESSION_PREFIX, prefix=True) as changed:
             while True:
                 changed.clear()
-                read = await self._changes.read(SESSIONS)
-                found = [_view(one) for one in map(read_session, read.entries) if chosen(one)]
-                known = self._answers.remember(key, write_json(found, question), 200, read.revision)
+                read = await self._changes.read(SESSION_PREFIX)
+                found = [_view(one) for one in map(decode_session, read.entries) if chosen(one)]
+                known = self._answers.remember(key, encode_json(found, question), 200, read.revision)
                 if index == 0 or known.index > index or clock() >= end:
-                    return Answer(known.body, headers=read_headers(known.index, question))
-                await self._answers.park(until(changed, end - clock()))
+                    return HttpResponse(known.body, headers=consul_headers(known.index, question))
+                await self._answers.park(wait_event(changed, end - clock()))
 
 
-def _required(question: Question) -> str:
+def _required(question: HttpRequest) -> str:
     if not question.name:
-        raise Problem(400, "Missing session")
+        raise HttpError(400, "Missing session")
     return question.name
 
 
@@ -163,7 +187,7 @@ def _delay(fields: Fields) -> float:
     seconds = fields.seconds("LockDelay")
     if 0 < seconds < 1e-6:
         seconds *= 1e9
-    return min(max(seconds, 0.0), LONGEST_DELAY)
+    return min(max(seconds, 0.0), MAX_LOCK_DELAY)
 
 
 def _view(session: Session) -> dict[str, Any]:

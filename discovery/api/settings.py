@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KIBIBYTE = 1024
-LARGEST_VALUE = 511 * KIBIBYTE
+MAX_VALUE_BYTES = 511 * KIBIBYTE
 """Bytes of a value in the key-value store; the store's own 512 KiB, less what is kept beside it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class HttpSettings:
     """Times are in seconds, sizes in bytes.
 
     ``listen``: ``HOST:PORT``, ``[IPV6]:PORT``, or the path of a unix socket, which is made with mode 0600. ``hosts``:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
-MOST = 65_535
+MAX_WEIGHT = 65_535
 """The largest weight."""
 
 
-def size_for(weights: Sequence[float], sizes: Sequence[int], error: float = 0.1) -> int:
+def table_size(weights: Sequence[float], sizes: Sequence[int], error: float = 0.1) -> int:
     """The smallest table in which no instance's share is off by more than the error; the largest if none is good."""
     total = sum(weights)
     positive = [weight for weight in weights if weight > 0]
@@ -29,7 +29,7 @@ def size_for(weights: Sequence[float], sizes: Sequence[int], error: float = 0.1)
     return sizes[-1]
 
 
-def spread(weights: Mapping[str, float], size: int, held: Sequence[str] = ()) -> tuple[str, ...]:
+def weighted(weights: Mapping[str, float], size: int, held: Sequence[str] = ()) -> tuple[str, ...]:
     """Slots by weight. An instance keeps those of ``held`` (the table until now) that are not too many for it.
 
     Empty where no weight is above 0. An instance with a weight gets a slot while there are enough.
@@ -50,7 +50,7 @@ def spread(weights: Mapping[str, float], size: int, held: Sequence[str] = ()) ->
     return tuple(slots)
 
 
-def interleaved(weights: Mapping[str, float], size: int) -> tuple[str, ...]:
+def round_robin(weights: Mapping[str, float], size: int) -> tuple[str, ...]:
     """Slots in turns: an instance as often as its weight says, and each time as far from the last as can be."""
     names = sorted(name for name, weight in weights.items() if weight > 0)[:size]
     if not names:

@@ -18,8 +18,8 @@ from hashlib import blake2b
 from ipaddress import ip_address, ip_interface, ip_network
 
 from discovery import layout
-from discovery.balancer.desired import VIRTUAL_TAG, oldest
-from discovery.balancer.settings import Address, BalancerConfig, Mode, Network, virtual_problem
+from discovery.balancer.desired import VIRTUAL_TAG, oldest_instance
+from discovery.balancer.settings import Address, BalancerSettings, Mode, Network, virtual_address_error
 from discovery.catalog import SERVICES, Catalog, Topic
 from discovery.metrics import Metrics
 from discovery.structs import Instance, VirtualAddress
@@ -27,10 +27,10 @@ from store import Compare, Delete, Put, Store, StoreError
 
 log = logging.getLogger(__name__)
 
-TRIES = 64
+MAX_CANDIDATES = 64
 """Addresses that are looked at for a service before its range counts as full."""
 RETRY_SECONDS = 1.0
-TOGETHER = 32
+BATCH = 32
 """Services that are seen to before others may run."""
 _TAGS = {4: "lan_ipv4", 6: "lan_ipv6"}
 
@@ -43,7 +43,7 @@ def candidates(name: str, network: Network) -> Iterator[Address]:
     size = network.num_addresses
     if size < 8:
         return
-    for turn in range(TRIES):
+    for turn in range(MAX_CANDIDATES):
         text = f"{name}\0{turn}".encode("utf-8", "surrogateescape")
         number = int.from_bytes(blake2b(text, digest_size=8, person=b"weft-vip").digest(), "big")
         yield network[2 + number % (size - 3)]
@@ -59,14 +59,14 @@ class Allocator:
         self,
         catalog: Catalog,
         store: Store,
-        config: BalancerConfig,
+        config: BalancerSettings,
         metrics: Metrics,
         occupied: Callable[[], Iterable[Network]] | None = None,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._config = config
-        self._occupied = occupied or networks_of_this_host
+        self._occupied = occupied or host_networks
         self._dirty: dict[str, None] = {}
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -152,7 +152,7 @@ class Allocator:
             self.refused.pop(name, None)
             return
         self._gone.pop(name, None)
-        if oldest(found).node != self._config.node:
+        if oldest_instance(found).node != self._config.node:
             return
         held = [ip_address(one.address) for one in self._catalog.virtual_addresses(name)]
         refused = self.refused.pop(name, "")
@@ -168,7 +168,7 @@ class Allocator:
 
     async def _take_asked(self, name: str, address: Address) -> None:
         networks = await asyncio.to_thread(self._occupied)
-        problem = virtual_problem(address, self._config, networks)
+        problem = virtual_address_error(address, self._config, networks)
         owner = self._catalog.virtual_owner(str(address))
         if problem:
             self._refuse(name, problem)
@@ -189,7 +189,7 @@ class Allocator:
     async def _take(self, name: str, address: Address) -> bool:
         """Whether the address is the service's now."""
         value = VirtualAddress(name, str(address))
-        key = layout.key_of(value)
+        key = layout.store_key(value)
         done = await self._store.transact([Compare(key, "create", 0)], [Put(key, layout.encode(value))])
         if done.succeeded:
             return True
@@ -211,13 +211,13 @@ class Allocator:
                     continue
                 with suppress(StoreError):
                     for one in self._catalog.virtual_addresses(name):
-                        key = layout.key_of(one)
+                        key = layout.store_key(one)
                         await self._store.transact([Compare(key, "create", one.create_index)], [Delete(key)])
                         log.info("service %s is gone; %s is free", name, one.address)
                     del self._gone[name]
 
 
-def networks_of_this_host() -> list[Network]:
+def host_networks() -> list[Network]:
     """The networks that the links of the calling thread's namespace have addresses in, but for weft's own device."""
     from discovery.balancer.table import LINK
     from weft.kernel.linux.kernel import LinuxKernel

@@ -18,10 +18,10 @@ from ipaddress import ip_address
 from typing import TypeVar
 
 from discovery.balancer.desired import Frontend, VirtualService
-from discovery.balancer.draining import Draining
-from discovery.balancer.proxier import Known, Problems, Worker
+from discovery.balancer.draining import DrainingBackend
+from discovery.balancer.proxier import Problems, Proxier, ServiceSnapshot
 from discovery.balancer.rules import TABLE
-from discovery.balancer.settings import BalancerConfig
+from discovery.balancer.settings import BalancerSettings
 from discovery.balancer.table import KernelTable
 from discovery.catalog import Catalog, Topic
 from discovery.metrics import Metrics
@@ -32,22 +32,22 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TOGETHER = 64
+BATCH = 64
 """Services that the thread takes before it answers."""
 SETTLE_SECONDS = 0.05
 """So long after somebody touched the table it is looked at."""
 RETRY_SECONDS = 1.0
-TURN_SECONDS = 0.2
-_CONCERNED = ("health", "virtual")
+HAIRPIN_RETRY_SECONDS = 0.2
+_TOPIC_KINDS = ("health", "virtual")
 
 
 class Balancer:
     """The services of one host in its kernel. Give it the catalog; ``start`` and ``stop`` it."""
 
-    def __init__(self, catalog: Catalog, config: BalancerConfig, metrics: Metrics) -> None:
+    def __init__(self, catalog: Catalog, config: BalancerSettings, metrics: Metrics) -> None:
         self._catalog = catalog
         self._config = config
-        self._worker = Worker(config)
+        self._worker = Proxier(config)
         self._watch: TableWatch | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -76,7 +76,7 @@ class Balancer:
 
     async def start(self) -> None:
         """Make the kernel be as the catalog says, then follow it. Raises KernelRefused, KernelLacks among them."""
-        self._worker = Worker(self._config)
+        self._worker = Proxier(self._config)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="balancer")
         self._unsubscribe = self._catalog.subscribe(self._changed)
         try:
@@ -85,7 +85,7 @@ class Balancer:
             known = []
             for number, name in enumerate(sorted(names)):
                 known.append(self._known(name))
-                if number % TOGETHER == TOGETHER - 1:
+                if number % BATCH == BATCH - 1:
                     await asyncio.sleep(0)
             changed = await self._run(lambda: self._worker.begin(known))
             log.info("%d services are balanced; %d elements were changed", self._worker.count(), changed)
@@ -130,7 +130,7 @@ class Balancer:
         found = ip_address(address)
         return self._worker.slots(Frontend(found, found.version, protocol, port))
 
-    def draining(self) -> tuple[Draining, ...]:
+    def draining(self) -> tuple[DrainingBackend, ...]:
         """The instances that have old connections only."""
         return self._worker.draining()
 
@@ -143,7 +143,7 @@ class Balancer:
     def _changed(self, revision: int, topics: frozenset[Topic]) -> None:
         now = time.perf_counter()
         for kind, name in topics:
-            if kind in _CONCERNED:
+            if kind in _TOPIC_KINDS:
                 self._dirty.setdefault(name, now)
         if self._dirty:
             self._wake.set()
@@ -153,7 +153,7 @@ class Balancer:
             self._suspect = True
             self._wake.set()
 
-    def _known(self, name: str) -> Known:
+    def _known(self, name: str) -> ServiceSnapshot:
         addresses = tuple(one.address for one in self._catalog.virtual_addresses(name))
         return name, self._catalog.health(name), addresses
 
@@ -171,7 +171,7 @@ class Balancer:
                     await self._repair()
                     failed = False
                 while self._dirty:
-                    taken.update(list(self._dirty.items())[:TOGETHER])
+                    taken.update(list(self._dirty.items())[:BATCH])
                     for name in taken:
                         del self._dirty[name]
                     await self._apply(taken)
@@ -217,7 +217,7 @@ class Balancer:
                     await self._soon.wait()
             if self._soon.is_set():
                 self._soon.clear()
-                await asyncio.sleep(TURN_SECONDS)
+                await asyncio.sleep(HAIRPIN_RETRY_SECONDS)
             try:
                 self._ended.add(await self._run(self._worker.look))
                 if self._worker.turning:

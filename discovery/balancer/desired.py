@@ -28,13 +28,13 @@ from functools import lru_cache
 from ipaddress import ip_address
 
 from discovery.balancer.rules import SIZES, STICKY_SECONDS
-from discovery.balancer.settings import Address, BalancerConfig, instance_problem, virtual_problem
+from discovery.balancer.settings import Address, BalancerSettings, backend_address_error, virtual_address_error
 from discovery.catalog import Catalog
 from discovery.consul.durations import parse_duration
 from discovery.structs import Health, Instance, Status
 
 VIRTUAL_TAG = "virtual"
-MOST_PORTS = 64
+MAX_PORTS = 64
 """Ports of one service that are balanced; and as many that it may publish."""
 _TAGGED = {4: "lan_ipv4", 6: "lan_ipv6"}
 _PROTOCOLS = {"": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",)}
@@ -53,7 +53,7 @@ class Algorithm(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class BalancePolicy:
     """How a service is balanced. ``slots`` 0 is chosen by the number of instances; ``sticky`` in seconds."""
 
     algorithm: Algorithm = Algorithm.WEIGHTED
@@ -90,7 +90,7 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class PortGroup:
     """Frontends of one family and protocol that share their instances; each with its weight, 0 for nothing new."""
 
     frontends: tuple[Frontend, ...]
@@ -102,45 +102,45 @@ class VirtualService:
     """A service as the kernel should balance it. ``problems`` are sentences about what could not be done as asked."""
 
     name: str
-    policy: Policy = Policy()
+    policy: BalancePolicy = BalancePolicy()
     addresses: tuple[Address, ...] = ()
-    groups: tuple[Group, ...] = ()
+    groups: tuple[PortGroup, ...] = ()
     problems: tuple[str, ...] = ()
     registered: frozenset[Backend] = field(default_factory=frozenset)
     """Every instance that is registered, healthy or not."""
 
 
-def desired(catalog: Catalog, name: str, config: BalancerConfig) -> VirtualService | None:
+def desired_service(catalog: Catalog, name: str, config: BalancerSettings) -> VirtualService | None:
     """One service as it should be; None if it has neither a virtual address nor a published port."""
-    return service(name, catalog.health(name), [one.address for one in catalog.virtual_addresses(name)], config)
+    return virtual_service(name, catalog.health(name), [one.address for one in catalog.virtual_addresses(name)], config)
 
 
-def service(
-    name: str, found: Sequence[Health], virtuals: Iterable[str], config: BalancerConfig
+def virtual_service(
+    name: str, found: Sequence[Health], virtuals: Iterable[str], config: BalancerSettings
 ) -> VirtualService | None:
     """The same from what the catalog knows of it."""
     problems: list[str] = []
     addresses: list[Address] = []
     for text in virtuals:
         address = _address(text)
-        problem = f"{text!r} is no address" if address is None else virtual_problem(address, config)
+        problem = f"{text!r} is no address" if address is None else virtual_address_error(address, config)
         if address is None or problem:
             problems.append(problem)
         else:
             addresses.append(address)
     if not found:
         return VirtualService(name, addresses=tuple(addresses), problems=tuple(problems)) if addresses else None
-    first = oldest(health.instance for health in found)
+    first = oldest_instance(health.instance for health in found)
     published = list(_published(first, config, problems))
     if not addresses and not published:
         return None
     groups = []
     registered: set[Backend] = set()
     ports = list(_ports(first))
-    if len(ports) > MOST_PORTS:
-        problems.append(f"service {name} has {len(ports)} ports; the first {MOST_PORTS} are balanced")
+    if len(ports) > MAX_PORTS:
+        problems.append(f"service {name} has {len(ports)} ports; the first {MAX_PORTS} are balanced")
     seen: set[tuple[str, int]] = set()
-    for label, port in ports[:MOST_PORTS]:
+    for label, port in ports[:MAX_PORTS]:
         for protocol in _PROTOCOLS.get(first.protocol, ()):
             if (protocol, port) in seen:
                 continue
@@ -152,7 +152,7 @@ def service(
                 backends = _backends(found, label, version, config, problems)
                 registered |= {backend for backend, _ in backends}
                 if fronts:
-                    groups.append(Group(tuple(fronts), tuple(sorted(backends, key=lambda pair: pair[0].name))))
+                    groups.append(PortGroup(tuple(fronts), tuple(sorted(backends, key=lambda pair: pair[0].name))))
     return VirtualService(
         name,
         _policy(first, problems),
@@ -163,7 +163,7 @@ def service(
     )
 
 
-def oldest(instances: Iterable[Instance]) -> Instance:
+def oldest_instance(instances: Iterable[Instance]) -> Instance:
     """The instance that was registered first: its keys count for the service."""
     return min(instances, key=lambda instance: (instance.create_index, instance.order))
 
@@ -179,7 +179,7 @@ def _ports(first: Instance) -> Iterator[tuple[str, int]]:
 
 
 def _backends(
-    found: Sequence[Health], label: str, version: int, config: BalancerConfig, problems: list[str]
+    found: Sequence[Health], label: str, version: int, config: BalancerSettings, problems: list[str]
 ) -> list[tuple[Backend, int]]:
     backends: dict[Backend, int] = {}
     for health in found:
@@ -188,7 +188,7 @@ def _backends(
             continue
         address, port = place
         port = health.instance.ports.get(label, 0) if label else port or health.instance.port
-        if problem := instance_problem(address, config.ranges):
+        if problem := backend_address_error(address, config.ranges):
             problems.append(f"instance {health.instance.id} of {health.instance.name} gets no connections: {problem}")
             continue
         if port:
@@ -218,8 +218,8 @@ def _address(text: str) -> Address | None:
         return None
 
 
-def _policy(first: Instance, problems: list[str]) -> Policy:
-    found = Policy()
+def _policy(first: Instance, problems: list[str]) -> BalancePolicy:
+    found = BalancePolicy()
     said = first.meta.get("weft-balance", found.algorithm)
     try:
         algorithm = Algorithm(said)
@@ -238,14 +238,14 @@ def _policy(first: Instance, problems: list[str]) -> Policy:
             slots = int(text)
         else:
             problems.append(f"meta weft-slots {text!r} is none of {', '.join(map(str, SIZES))}; one is chosen")
-    return Policy(algorithm, sticky, slots)
+    return BalancePolicy(algorithm, sticky, slots)
 
 
-def _published(first: Instance, config: BalancerConfig, problems: list[str]) -> Iterator[tuple[int, str | int, str]]:
+def _published(first: Instance, config: BalancerSettings, problems: list[str]) -> Iterator[tuple[int, str | int, str]]:
     """Host port, the service's port (its name or number) and protocol ("": the service's) of each that is published."""
     text = first.meta.get("weft-publish", "")
     low, high = config.published
-    for part in [part.strip() for part in text.split(",") if part.strip()][:MOST_PORTS]:
+    for part in [part.strip() for part in text.split(",") if part.strip()][:MAX_PORTS]:
         rest, _, protocol = part.partition("/")
         host, _, target = rest.partition(":")
         if not _number(host) or protocol not in _PROTOCOLS or target.startswith("0"):

@@ -16,7 +16,7 @@ from weft.kernel.interface import Flow
 
 log = logging.getLogger(__name__)
 
-MOST = 10_000
+MAX_DRAINING = 10_000
 """So many are looked after at once; connections to more are left to themselves."""
 
 Flows = Callable[[Collection[Frontend]], dict[Frontend, list[Flow]]]
@@ -24,7 +24,7 @@ Forget = Callable[[Iterable[Flow]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Draining:
+class DrainingBackend:
     """An instance that gets no new connections from a frontend. ``deadline`` is of the monotonic clock."""
 
     frontend: Frontend
@@ -34,15 +34,15 @@ class Draining:
     """As last counted; -1 before."""
 
 
-class Drains:
+class ConnectionDrainer:
     """All instances that are being drained. Blocks while it asks the kernel."""
 
     def __init__(self, flows: Flows, forget: Forget) -> None:
         self._flows = flows
         self._forget = forget
-        self._found: dict[tuple[Frontend, Backend], Draining] = {}
+        self._found: dict[tuple[Frontend, Backend], DrainingBackend] = {}
 
-    def all(self) -> tuple[Draining, ...]:
+    def all(self) -> tuple[DrainingBackend, ...]:
         """Every one, as last counted."""
         return tuple(self._found.values())
 
@@ -52,8 +52,8 @@ class Drains:
     def begin(self, front: Frontend, backends: Iterable[Backend], deadline: float) -> None:
         """These instances get no new connections from the frontend any more."""
         for backend in backends:
-            if front.protocol == "tcp" and len(self._found) < MOST:
-                self._found[(front, backend)] = Draining(front, backend, deadline)
+            if front.protocol == "tcp" and len(self._found) < MAX_DRAINING:
+                self._found[(front, backend)] = DrainingBackend(front, backend, deadline)
 
     def move(self, front: Frontend, serving: Collection[Backend]) -> int:
         """Have the kernel decide anew about datagrams that go to none of the instances that serve; how many clients."""
@@ -83,5 +83,5 @@ class Drains:
                 if over or not mine or backend in serving(front):
                     del self._found[(front, backend)]
                 else:
-                    self._found[(front, backend)] = Draining(front, backend, draining.deadline, len(mine))
+                    self._found[(front, backend)] = DrainingBackend(front, backend, draining.deadline, len(mine))
         return ended

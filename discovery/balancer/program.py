@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from discovery.balancer import algorithms
-from discovery.balancer.desired import Algorithm, Backend, Frontend, Policy, VirtualService
+from discovery.balancer.desired import Algorithm, Backend, BalancePolicy, Frontend, VirtualService
 from discovery.balancer.rules import (
     COUNTERS,
     FAR,
@@ -35,13 +35,13 @@ Data = bytes | str
 _NUMBERS = {"tcp": 6, "udp": 17}
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 _LENGTHS = {4: 4, 6: 16}
-_STEADY = 251  # slots of tables that hash, until there are so many instances that shares would be uneven
-_MANY = 100
+_HASHED_SLOTS = 251  # slots of tables that hash, until there are so many instances that shares would be uneven
+_MANY_INSTANCES = 100
 _HASHED = {Algorithm.SOURCE: "source", Algorithm.MAGLEV: "maglev"}
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class SlotTable:
     """What a frontend's connections meet: a chain, and whose each slot is."""
 
     chain: str
@@ -49,7 +49,7 @@ class Table:
 
 
 @dataclass(slots=True)
-class Change:
+class ElementChange:
     """What to delete and then to add, in one transaction, and what that means for connections."""
 
     delete: list[Key] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Program:
     """All that the table should hold. A change is computed first, and taken over once the kernel has it."""
 
     def __init__(self) -> None:
-        self.tables: dict[Frontend, Table] = {}
+        self.tables: dict[Frontend, SlotTable] = {}
         self.services: dict[str, VirtualService] = {}
         self._owners: dict[Frontend, str] = {}
         self._shared: dict[Key, dict[str, Data]] = {}
@@ -76,9 +76,9 @@ class Program:
 
     def tables_for(
         self, service: VirtualService, loads: Mapping[str, int] | None = None
-    ) -> tuple[dict[Frontend, Table], tuple[Frontend, ...]]:
+    ) -> tuple[dict[Frontend, SlotTable], tuple[Frontend, ...]]:
         """The service's tables, and the frontends that are another service's; ``loads``: connections by instance."""
-        found: dict[Frontend, Table] = {}
+        found: dict[Frontend, SlotTable] = {}
         taken: list[Frontend] = []
         for group in service.groups:
             mine = [front for front in group.frontends if self._owners.get(front, service.name) == service.name]
@@ -94,23 +94,23 @@ class Program:
                 # Others' ports have no memory of clients, so there the client's address decides.
                 policy = service.policy
                 if not virtual and policy.algorithm is Algorithm.STICKY:
-                    policy = Policy(Algorithm.SOURCE, slots=policy.slots)
+                    policy = BalancePolicy(Algorithm.SOURCE, slots=policy.slots)
                 held = self.tables.get(fronts[0])
                 chain, slots = self._dealt(policy, weights, held, loads or {})
-                table = Table(chain, tuple(by_name[name] for name in slots))
+                table = SlotTable(chain, tuple(by_name[name] for name in slots))
                 found.update(dict.fromkeys(fronts, table))
         return found, tuple(taken)
 
-    def change(self, name: str, service: VirtualService | None, tables: Mapping[Frontend, Table]) -> Change:
+    def change(self, name: str, service: VirtualService | None, tables: Mapping[Frontend, SlotTable]) -> ElementChange:
         """What leads from the present state of a service to this one."""
-        change = Change()
+        change = ElementChange()
         before = self.services.get(name)
         for front in frontends(before):
             if front not in tables and front in self.tables and self._owners.get(front) == name:
-                _replace(change, front, self.tables[front], None)
+                _diff_tables(change, front, self.tables[front], None)
         for front, table in tables.items():
-            _replace(change, front, self.tables.get(front), table)
-        old, new = dict(_shared(before)), dict(_shared(service))
+            _diff_tables(change, front, self.tables.get(front), table)
+        old, new = dict(_address_elements(before)), dict(_address_elements(service))
         for key, data in new.items():
             there = self._shared.get(key, {})
             if data not in there.values():
@@ -122,15 +122,15 @@ class Program:
                 change.delete.append(key)
         return change
 
-    def commit(self, name: str, service: VirtualService | None, tables: Mapping[Frontend, Table]) -> None:
+    def commit(self, name: str, service: VirtualService | None, tables: Mapping[Frontend, SlotTable]) -> None:
         """The kernel has it now."""
         before = self.services.get(name)
         for front in frontends(before):
             if self._owners.get(front) == name:
                 del self._owners[front]
                 self.tables.pop(front, None)
-        new = dict(_shared(service))
-        for key, _ in _shared(before):
+        new = dict(_address_elements(service))
+        for key, _ in _address_elements(before):
             holders = self._shared.get(key)
             if holders is not None and key not in new:
                 holders.pop(name, None)
@@ -153,40 +153,40 @@ class Program:
         """All of it."""
         found: dict[Key, Data] = {key: next(iter(holders.values())) for key, holders in self._shared.items()}
         for front, table in self.tables.items():
-            found.update(_elements(front, table))
+            found.update(_table_elements(front, table))
         return found
 
     def adopt(self, there: Mapping[Key, Data]) -> None:
         """Start from the tables that the kernel has: whose a slot was decides who keeps it."""
-        self.tables = dict(tables_in(there))
+        self.tables = dict(decode_tables(there))
 
     # How
 
     def _dealt(
-        self, policy: Policy, weights: dict[str, float], held: Table | None, loads: Mapping[str, int]
+        self, policy: BalancePolicy, weights: dict[str, float], held: SlotTable | None, loads: Mapping[str, int]
     ) -> tuple[str, tuple[str, ...]]:
         """The chain and the owners of the slots."""
         slots = tuple(backend.name for backend in held.slots) if held is not None else ()
         algorithm, count = policy.algorithm, len(weights)
         asked = policy.slots if policy.slots >= count else 0  # every instance has a slot at least
         if algorithm in _HASHED:
-            size = asked if asked in HASHED_SIZES else _STEADY if count <= _MANY else SIZES[-1]
+            size = asked if asked in HASHED_SIZES else _HASHED_SLOTS if count <= _MANY_INSTANCES else SIZES[-1]
             return f"{_HASHED[algorithm]}{size}", algorithms.maglev(weights, size)
         if algorithm is Algorithm.STICKY:
-            size = asked if asked in STICKY_SIZES else algorithms.size_for([1.0] * count, STICKY_SIZES)
-            return f"sticky{policy.sticky}_{size}", algorithms.spread(weights, size, slots)
+            size = asked if asked in STICKY_SIZES else algorithms.table_size([1.0] * count, STICKY_SIZES)
+            return f"sticky{policy.sticky}_{size}", algorithms.weighted(weights, size, slots)
         if algorithm is Algorithm.RANDOM:
             weights = dict.fromkeys(weights, 1.0)
         if algorithm is Algorithm.ROUND_ROBIN:
-            size = max(asked, SIZES[1]) if asked else algorithms.size_for(list(weights.values()), SIZES[1:])
-            return f"turn{self._counter(held)}_{size}", algorithms.interleaved(weights, size)
+            size = max(asked, SIZES[1]) if asked else algorithms.table_size(list(weights.values()), SIZES[1:])
+            return f"turn{self._counter(held)}_{size}", algorithms.round_robin(weights, size)
         if algorithm is Algorithm.LEAST_CONNECTIONS:
-            size = asked or (_STEADY if count <= _MANY else SIZES[-1])
-            return f"random{size}", algorithms.spread(algorithms.least_connections(weights, loads), size, slots)
-        size = asked or algorithms.size_for(list(weights.values()), SIZES)
-        return f"random{size}", algorithms.spread(weights, size, slots)
+            size = asked or (_HASHED_SLOTS if count <= _MANY_INSTANCES else SIZES[-1])
+            return f"random{size}", algorithms.weighted(algorithms.least_connections(weights, loads), size, slots)
+        size = asked or algorithms.table_size(list(weights.values()), SIZES)
+        return f"random{size}", algorithms.weighted(weights, size, slots)
 
-    def _counter(self, held: Table | None) -> int:
+    def _counter(self, held: SlotTable | None) -> int:
         """A counter of its own for each service that goes in turn, while there are any."""
         if held is not None and held.chain.startswith("turn"):
             return int(held.chain[4:].partition("_")[0])
@@ -202,7 +202,7 @@ def frontends(service: VirtualService | None) -> tuple[Frontend, ...]:
     return tuple(front for group in service.groups for front in group.frontends) if service else ()
 
 
-def place(front: Frontend) -> tuple[str, bytes]:
+def dispatch_key(front: Frontend) -> tuple[str, bytes]:
     """The map that leads a frontend's connections to a chain, and its key there."""
     ending = bytes([_NUMBERS[front.protocol], 0, 0, 0]) + front.port.to_bytes(2, "big") + b"\0\0"
     if front.address is None:
@@ -217,7 +217,7 @@ def slot_map(front: Frontend, chain: str) -> str:
     return (STICKY_SLOTS if chain.startswith("sticky") else SLOTS)[front.version]
 
 
-def tables_in(there: Mapping[Key, Data]) -> Iterator[tuple[Frontend, Table]]:
+def decode_tables(there: Mapping[Key, Data]) -> Iterator[tuple[Frontend, SlotTable]]:
     """The tables that elements make up; those that lack a slot are left out."""
     chains = {(name, key): data for (name, key), data in there.items() if isinstance(data, str)}
     slots: dict[tuple[str, bytes], dict[int, Backend]] = {}
@@ -238,25 +238,25 @@ def tables_in(there: Mapping[Key, Data]) -> Iterator[tuple[Frontend, Table]]:
                 front = Frontend(address, version, _NAMES[key[length]], port)
                 found = slots.get((slot_map(front, str(chain)), key), {})
                 if found and sorted(found) == list(range(len(found))):
-                    yield front, Table(str(chain), tuple(found[number] for number in range(len(found))))
+                    yield front, SlotTable(str(chain), tuple(found[number] for number in range(len(found))))
 
 
-def _data(backend: Backend) -> bytes:
+def _backend_data(backend: Backend) -> bytes:
     return backend.address.packed + backend.port.to_bytes(2, "big") + b"\0\0"
 
 
-def _elements(front: Frontend, table: Table) -> Iterator[tuple[Key, Data]]:
-    where, key = place(front)
+def _table_elements(front: Frontend, table: SlotTable) -> Iterator[tuple[Key, Data]]:
+    where, key = dispatch_key(front)
     yield (where, key), table.chain
     name = slot_map(front, table.chain)
-    data = {backend: _data(backend) for backend in set(table.slots)}
+    data = {backend: _backend_data(backend) for backend in set(table.slots)}
     for number, backend in enumerate(table.slots):
         yield (name, key + number.to_bytes(4, sys.byteorder)), data[backend]
 
 
-def _replace(change: Change, front: Frontend, old: Table | None, new: Table | None) -> None:
+def _diff_tables(change: ElementChange, front: Frontend, old: SlotTable | None, new: SlotTable | None) -> None:
     """From one table of a frontend to another; slots that stay as they are are not mentioned."""
-    where, key = place(front)
+    where, key = dispatch_key(front)
     if old is None:
         change.began.append(front)
     gone = (frozenset(old.slots) if old else frozenset()) - (frozenset(new.slots) if new else frozenset())
@@ -271,7 +271,7 @@ def _replace(change: Change, front: Frontend, old: Table | None, new: Table | No
         change.add.append((where, key, new.chain))
     before = old.slots if old else ()
     after = new.slots if new else ()
-    data = {backend: _data(backend) for backend in set(after)}
+    data = {backend: _backend_data(backend) for backend in set(after)}
     for number in range(max(len(before), len(after))):
         was = before[number] if number < len(before) else None
         is_ = after[number] if number < len(after) else None
@@ -284,7 +284,7 @@ def _replace(change: Change, front: Frontend, old: Table | None, new: Table | No
             change.add.append((slot_map(front, new.chain), slot, data[is_]))
 
 
-def _shared(service: VirtualService | None) -> Iterable[tuple[Key, Data]]:
+def _address_elements(service: VirtualService | None) -> Iterable[tuple[Key, Data]]:
     """What belongs to addresses: the virtual ones, and those of instances that take connections or still have some."""
     if service is None:
         return

@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from discovery.balancer import desired
-from discovery.balancer.desired import Algorithm, Backend, Frontend, Group, VirtualService
-from discovery.balancer.draining import Draining, Drains
-from discovery.balancer.program import Change, Program, Table, frontends
+from discovery.balancer.desired import Algorithm, Backend, Frontend, PortGroup, VirtualService
+from discovery.balancer.draining import ConnectionDrainer, DrainingBackend
+from discovery.balancer.program import ElementChange, Program, SlotTable, frontends
 from discovery.balancer.rules import TABLE
-from discovery.balancer.settings import Address, BalancerConfig
+from discovery.balancer.settings import Address, BalancerSettings
 from discovery.balancer.table import KernelTable
 from discovery.structs import Health
 from weft.errors import KernelRefused, WeftError
@@ -26,28 +26,28 @@ from weft.kernel.netlink.conntrack import Conntrack
 
 log = logging.getLogger(__name__)
 
-Known = tuple[str, tuple[Health, ...], tuple[str, ...]]
+ServiceSnapshot = tuple[str, tuple[Health, ...], tuple[str, ...]]
 """What the catalog knows of a service: its name, its instances, its virtual addresses."""
 Problems = dict[str, tuple[str, ...]]
 """Sentences about what could not be done, by service."""
 
-TURNS = 5
+HAIRPIN_RETRIES = 5
 """So often the kernel is asked by which port an instance is reached, which it may have to find out first."""
 
-_WALK = 500
+_FLOWS_PER_DUMP = 500
 """Connections that are read in the time that the kernel takes to go through its table."""
 
 
-class Worker:
+class Proxier:
     """What is balanced on this host, and the kernel's table for it."""
 
-    def __init__(self, config: BalancerConfig) -> None:
+    def __init__(self, config: BalancerSettings) -> None:
         self._config = config
         self._program = Program()
         self._table: KernelTable | None = None
         self._ready = False
         self._conntrack = Conntrack()
-        self._drains = Drains(self._flows, self._conntrack.delete)
+        self._drains = ConnectionDrainer(self._flows, self._conntrack.delete)
         self._turned: set[Address] = set()
         self._unturned: dict[Address, int] = {}
         self._waiting: dict[str, tuple[Frontend, ...]] = {}
@@ -77,7 +77,7 @@ class Worker:
         found = self._program.tables.get(front)
         return dict(Counter(backend.name for backend in found.slots)) if found else {}
 
-    def draining(self) -> tuple[Draining, ...]:
+    def draining(self) -> tuple[DrainingBackend, ...]:
         """The instances that have old connections only."""
         return self._drains.all()
 
@@ -108,14 +108,14 @@ class Worker:
             self._ready = True
         return table
 
-    def begin(self, known: Sequence[Known]) -> int:
+    def begin(self, known: Sequence[ServiceSnapshot]) -> int:
         """Compute all, compare with what is there, and write the difference; how many elements changed."""
         there = self._kernel().read() if self._ready else {}
         self._program.adopt(there)
         held = dict(self._program.tables)
-        changed = Change()
+        changed = ElementChange()
         for name, found, virtuals in _by_age(known):
-            service = desired.service(name, found, virtuals, self._config)
+            service = desired.virtual_service(name, found, virtuals, self._config)
             if service is not None:
                 service, busy = self._free(service)
                 tables, taken = self._program.tables_for(service)
@@ -132,7 +132,7 @@ class Worker:
         return count
 
     @staticmethod
-    def _left(changed: Change, held: dict[Frontend, Table], tables: dict[Frontend, Table]) -> None:
+    def _left(changed: ElementChange, held: dict[Frontend, SlotTable], tables: dict[Frontend, SlotTable]) -> None:
         """What the start changes for connections that there are."""
         for front, table in tables.items():
             before = held.get(front)
@@ -141,11 +141,11 @@ class Worker:
             elif gone := frozenset(before.slots) - frozenset(table.slots):
                 changed.left[front] = gone
 
-    def apply(self, known: Sequence[Known]) -> Problems:
+    def apply(self, known: Sequence[ServiceSnapshot]) -> Problems:
         """Bring services up to date, one transaction each; what could not be done."""
         problems: Problems = {}
         for name, found, virtuals in known:
-            service = desired.service(name, found, virtuals, self._config)
+            service = desired.virtual_service(name, found, virtuals, self._config)
             if service is None and name not in self._program.services:
                 problems[name] = ()
                 continue
@@ -186,7 +186,7 @@ class Worker:
         if not busy:
             return service, ()
         groups = (
-            Group(tuple(front for front in group.frontends if front not in busy), group.backends)
+            PortGroup(tuple(front for front in group.frontends if front not in busy), group.backends)
             for group in service.groups
         )
         sentences = (f"port {front} is not published: {who} listens there" for front, who in busy.items())
@@ -199,7 +199,7 @@ class Worker:
         else:
             self._waiting.pop(name, None)
 
-    def _settle(self, change: Change) -> None:
+    def _settle(self, change: ElementChange) -> None:
         """Look after the connections that a change concerns."""
         deadline = time.monotonic() + self._config.drain
         for front, backends in change.left.items():
@@ -216,7 +216,7 @@ class Worker:
         if new := {address for address in local if address not in self._turned and address not in self._unturned}:
             unknown = self._kernel().turn(new)
             self._turned |= new - unknown
-            self._unturned.update(dict.fromkeys(unknown, TURNS))
+            self._unturned.update(dict.fromkeys(unknown, HAIRPIN_RETRIES))
 
     def _turn_again(self) -> None:
         present = {backend.address for service in self._program.services.values() for backend in service.registered}
@@ -261,7 +261,7 @@ class Worker:
     def _flows(self, fronts: Collection[Frontend]) -> dict[Frontend, list[Flow]]:
         """The connections by each of the frontends that go on; all are asked for where that is less than each's."""
         found: dict[Frontend, list[Flow]] = {front: [] for front in fronts}
-        if len(fronts) < 2 or len(fronts) * _WALK < self._conntrack.count():
+        if len(fronts) < 2 or len(fronts) * _FLOWS_PER_DUMP < self._conntrack.count():
             asked = {
                 front: self._conntrack.flows(front.protocol, front.port, front.address, live=True) for front in fronts
             }
@@ -301,6 +301,6 @@ class Worker:
             self._table = None
 
 
-def _by_age(known: Sequence[Known]) -> list[Known]:
+def _by_age(known: Sequence[ServiceSnapshot]) -> list[ServiceSnapshot]:
     """The oldest services first: a port that two want is the older one's."""
     return sorted(known, key=lambda one: min((health.instance.create_index for health in one[1]), default=0))

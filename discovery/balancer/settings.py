@@ -31,7 +31,7 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class BalancerConfig:
+class BalancerSettings:
     """How services are balanced on this host. ``node`` is its name; all times are in seconds.
 
     ``ranges`` belong to weft alone: what is sent there and is no service's is refused. A service may ask for an address
@@ -52,22 +52,22 @@ class BalancerConfig:
     interval: float = 5.0
 
 
-def within(address: Address, networks: Iterable[Network]) -> bool:
+def in_any_network(address: Address, networks: Iterable[Network]) -> bool:
     """Whether the address is in one of the networks."""
     return any(address.version == network.version and address in network for network in networks)
 
 
-def virtual_problem(address: Address, config: BalancerConfig, occupied: Iterable[Network] = ()) -> str:
+def virtual_address_error(address: Address, config: BalancerSettings, occupied: Iterable[Network] = ()) -> str:
     """Why an address cannot be a service's virtual one, "" if it can (CVE-2020-8554: nobody takes others' addresses).
 
     ``occupied`` are the networks that this host has addresses in.
     """
-    if not within(address, (*config.ranges, *config.allowed)):
+    if not in_any_network(address, (*config.ranges, *config.allowed)):
         listed = ", ".join(map(str, (*config.ranges, *config.allowed))) or "none"
         return f"virtual address {address} is in none of the ranges for services ({listed}); take one of those"
     if address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local:
         return f"virtual address {address} is of a kind that stands for no machine; take another"
-    if within(address, _METADATA) or address == IPv4Address("255.255.255.255"):
+    if in_any_network(address, _METADATA) or address == IPv4Address("255.255.255.255"):
         return f"virtual address {address} has a meaning of its own; take another"
     for network in (*config.ranges, *config.allowed):
         ends = (network.network_address, network.broadcast_address)
@@ -80,7 +80,7 @@ def virtual_problem(address: Address, config: BalancerConfig, occupied: Iterable
 
 
 @lru_cache(65536)
-def instance_problem(address: Address, ranges: tuple[Network, ...]) -> str:
+def backend_address_error(address: Address, ranges: tuple[Network, ...]) -> str:
     """Why connections must not be sent to an instance's address, "" if they may.
 
     What a container may not reach itself (the clouds' metadata, the host's loopback) it must not reach by a service.
@@ -88,10 +88,10 @@ def instance_problem(address: Address, ranges: tuple[Network, ...]) -> str:
     """
     if address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local:
         return f"{address} is an address of no other machine"
-    if within(address, _METADATA) or address == IPv4Address("255.255.255.255"):
+    if in_any_network(address, _METADATA) or address == IPv4Address("255.255.255.255"):
         return f"{address} has a meaning of its own"
     if isinstance(address, IPv6Address) and (address.ipv4_mapped or address.scope_id):
         return f"{address} cannot be an instance's"
-    if within(address, ranges):
+    if in_any_network(address, ranges):
         return f"{address} is a virtual address itself"
     return ""

@@ -11,25 +11,25 @@ from urllib.parse import urlsplit
 
 from discovery.consul.durations import format_duration
 from discovery.consul.json_fields import BadField, Fields
-from discovery.structs import Definition, Status
+from discovery.structs import CheckDefinition, Status
 
-SHORTEST_INTERVAL = 0.1
+MIN_INTERVAL = 0.1
 """Seconds; a shorter interval is taken for this one, so that no client can have the agent do nothing else."""
-SHORTEST_DEREGISTER = 60.0
+MIN_DEREGISTER_AFTER = 60.0
 """Seconds that a check must at least be critical before its service is ended for it."""
-LARGEST_OUTPUT = 4096
+MAX_OUTPUT_SIZE = 4096
 _TIMEOUTS = {"script": 30.0}
 _SCRIPTS_OFF = (
     "Scripts are disabled on this agent; to enable, configure 'enable_script_checks' or"
     " 'enable_local_script_checks' to true"
 )
 _NO_CHECK = "Must provide TTL or Script/DockerContainerID/HTTP/TCP and Interval"
-_ABSENT_KINDS = {
+_UNSUPPORTED_TYPES = {
     "GRPC": "gRPC", "H2PING": "HTTP/2 ping", "OSService": "operating system service", "DockerContainerID": "Docker",
 }  # fmt: skip
 
 
-def parse_check(found: Fields, *, scripts: bool = False, service_id: str = "") -> Definition:
+def parse_check(found: Fields, *, scripts: bool = False, service_id: str = "") -> CheckDefinition:
     """A definition of a check, on its own or inside of a service (then ``service_id``). Raises BadField.
 
     ``scripts`` is whether it may name a program to run. An id is made by the caller if the definition has none.
@@ -49,14 +49,14 @@ def parse_check(found: Fields, *, scripts: bool = False, service_id: str = "") -
     size = found.number("OutputMaxSize", low=-(2**31))
     if size < 0:
         raise BadField("Invalid check: MaxOutputMaxSize must be positive")
-    return Definition(
+    return CheckDefinition(
         id=found.name("CheckID", "ID"),
         name=name,
         type=kind,
         service_id=service_id or found.name("ServiceID"),
         notes=found.text("Notes"),
         initial=_status(status) if status else Status.CRITICAL,
-        interval=max(interval, SHORTEST_INTERVAL) if interval else 0.0,
+        interval=max(interval, MIN_INTERVAL) if interval else 0.0,
         timeout=timeout if timeout > 0 else _TIMEOUTS.get(kind, 10.0),
         ttl=ttl,
         target=target,
@@ -68,11 +68,11 @@ def parse_check(found: Fields, *, scripts: bool = False, service_id: str = "") -
         arguments=found.words("Args", "ScriptArgs"),
         alias_node=found.name("AliasNode"),
         alias_service=found.name("AliasService"),
-        output_max_size=min(size or LARGEST_OUTPUT, LARGEST_OUTPUT),
+        output_max_size=min(size or MAX_OUTPUT_SIZE, MAX_OUTPUT_SIZE),
         success_before_passing=found.number("SuccessBeforePassing"),
         failures_before_warning=warning or critical,
         failures_before_critical=critical,
-        deregister_after=max(after, SHORTEST_DEREGISTER) if after > 0 else 0.0,
+        deregister_after=max(after, MIN_DEREGISTER_AFTER) if after > 0 else 0.0,
         asked=_asked(found),
     )
 
@@ -86,7 +86,7 @@ def _status(text: str) -> Status:
 
 def _kind(found: Fields) -> tuple[str, str]:
     """Which kind of check it is, and what it looks at. Raises BadField."""
-    for name, kind in _ABSENT_KINDS.items():
+    for name, kind in _UNSUPPORTED_TYPES.items():
         if found.get(name):
             raise BadField(f"Invalid check: {name}: weft makes no {kind} checks; use HTTP, TCP, UDP, TTL or Args")
     if found.get("Script"):

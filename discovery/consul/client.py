@@ -22,16 +22,16 @@ if TYPE_CHECKING:  # http.client and ssl are imported where they are used: a com
     from http.client import HTTPConnection
 
 TCP = "127.0.0.1:8500"
-LARGEST = 256 << 20
+MAX_REPLY_BYTES = 256 << 20
 """Bytes of an answer."""
-CONNECT = 5.0
+CONNECT_TIMEOUT = 5.0
 """Seconds for a connection to be made."""
-ANSWER = 30.0
+REPLY_TIMEOUT = 30.0
 """Seconds for an answer to something that does not wait for a change."""
 Parameters = Sequence[tuple[str, str]]
 
 
-class BadAddress(WeftError):
+class BadAgentAddress(WeftError):
     """The text is no address of an agent."""
 
 
@@ -39,7 +39,7 @@ class Unreachable(WeftError):
     """No agent answers there."""
 
 
-class Refused(WeftError):
+class ApiError(WeftError):
     """The agent answered with an error. ``status`` is HTTP's."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -48,7 +48,7 @@ class Refused(WeftError):
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class AgentAddress:
     """Where an agent is: a unix socket (``path``), or a host and a port, and a path that all its paths begin with."""
 
     host: str = ""
@@ -64,7 +64,7 @@ class Address:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.prefix}"
 
 
-def parse_address(text: str, *, tls: bool = False) -> Address:
+def parse_address(text: str, *, tls: bool = False) -> AgentAddress:
     """``HOST[:PORT]``, ``http://HOST:PORT[/PREFIX]``, ``https://…`` or ``unix:///PATH``. Raises BadAddress."""
     scheme, mark, rest = text.partition("://")
     if not mark:
@@ -73,37 +73,39 @@ def parse_address(text: str, *, tls: bool = False) -> Address:
         if scheme == "unix":
             if not rest.startswith("/"):
                 raise ValueError("a socket's path begins with /")
-            return Address(path=rest)
+            return AgentAddress(path=rest)
         if scheme not in ("http", "https"):
             raise ValueError("it begins with neither http://, https:// nor unix://")
         parts = urlsplit(f"//{rest}")
         if not parts.hostname or any(character.isspace() or not character.isprintable() for character in rest):
             raise ValueError("it names no host")
-        return Address(parts.hostname, parts.port or 8500, "", parts.path.rstrip("/"), scheme == "https")
+        return AgentAddress(parts.hostname, parts.port or 8500, "", parts.path.rstrip("/"), scheme == "https")
     except ValueError as error:
-        raise BadAddress(f"{text[:100]!r} is no address of an agent: {error}", hint=f"write it like {TCP}") from None
+        raise BadAgentAddress(
+            f"{text[:100]!r} is no address of an agent: {error}", hint=f"write it like {TCP}"
+        ) from None
 
 
-def usual_address() -> Address:
+def default_address() -> AgentAddress:
     """The agent of this network namespace: by its socket where this process may use that, by TCP otherwise."""
-    path = own_socket()
-    return Address(path=path) if os.access(path, os.R_OK | os.W_OK) else parse_address(TCP)
+    path = agent_socket()
+    return AgentAddress(path=path) if os.access(path, os.R_OK | os.W_OK) else parse_address(TCP)
 
 
-def own_socket() -> str:
+def agent_socket() -> str:
     """Where the agent of this network namespace listens for root."""
     return f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}/api.sock"
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ApiReply:
     """What an agent answered. ``index`` is what to wait behind, 0 if there is none."""
 
     json: object
     index: int
 
 
-class Client:
+class ApiClient:
     """One agent, asked over one connection that is made anew where it was lost.
 
     ``parameters`` go with every request (``("dc", "dc1")``). ``ca_file`` are the certificates that a TLS agent's must
@@ -111,7 +113,13 @@ class Client:
     """
 
     def __init__(
-        self, address: Address, *, token: str = "", parameters: Parameters = (), ca_file: str = "", verify: bool = True
+        self,
+        address: AgentAddress,
+        *,
+        token: str = "",
+        parameters: Parameters = (),
+        ca_file: str = "",
+        verify: bool = True,
     ) -> None:
         self.address = address
         self._headers = {"X-Consul-Token": token} if token else {}
@@ -126,25 +134,25 @@ class Client:
             self._kept.close()
             self._kept = None
 
-    def get(self, path: str, parameters: Parameters = ()) -> Reply:
+    def get(self, path: str, parameters: Parameters = ()) -> ApiReply:
         """What is at a path, which begins with ``/v1/``. Raises Unreachable and Refused."""
-        return read(self._exchange("GET", path, parameters, None), self.address)
+        return read_reply(self._exchange("GET", path, parameters, None), self.address)
 
-    def put(self, path: str, body: object = None, parameters: Parameters = ()) -> Reply:
+    def put(self, path: str, body: object = None, parameters: Parameters = ()) -> ApiReply:
         """Send an object as JSON. Raises Unreachable and Refused."""
         content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") if body is not None else b""
-        return read(self._exchange("PUT", path, parameters, content), self.address)
+        return read_reply(self._exchange("PUT", path, parameters, content), self.address)
 
-    def begin(self, path: str, parameters: Parameters = (), *, seconds: float = ANSWER) -> HTTPConnection:
+    def begin(self, path: str, parameters: Parameters = (), *, seconds: float = REPLY_TIMEOUT) -> HTTPConnection:
         """Ask on a connection of its own and do not wait: ``read`` takes the answer. Raises Unreachable."""
         connection = self._connect(seconds)
         self._send(connection, "GET", self._target(path, parameters), None)
         return connection
 
     def _exchange(self, method: str, path: str, parameters: Parameters, body: bytes | None) -> HTTPConnection:
-        if self._kept is None or _stale(self._kept):
+        if self._kept is None or _is_closed(self._kept):
             self.close()
-            self._kept = self._connect(ANSWER)
+            self._kept = self._connect(REPLY_TIMEOUT)
         self._send(self._kept, method, self._target(path, parameters), body)
         return self._kept
 
@@ -169,12 +177,12 @@ class Client:
         try:
             if where.path:
                 connection = HTTPConnection("localhost")
-                connection.sock = _connected(where.path)
+                connection.sock = _connect_unix(where.path)
             elif where.tls:
-                connection = HTTPSConnection(where.host, where.port, timeout=CONNECT, context=self._context())
+                connection = HTTPSConnection(where.host, where.port, timeout=CONNECT_TIMEOUT, context=self._context())
                 connection.connect()
             else:
-                connection = HTTPConnection(where.host, where.port, timeout=CONNECT)
+                connection = HTTPConnection(where.host, where.port, timeout=CONNECT_TIMEOUT)
                 connection.connect()
         except (OSError, HTTPException, UnicodeError) as error:
             raise unreachable(where, error) from error
@@ -191,34 +199,34 @@ class Client:
         return context
 
 
-def path_of(*parts: str) -> str:
+def api_path(*parts: str) -> str:
     """``/v1/`` and the parts, each a whole name whatever characters it has."""
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
-def read(connection: HTTPConnection, address: Address) -> Reply:
+def read_reply(connection: HTTPConnection, address: AgentAddress) -> ApiReply:
     """The answer to what was asked on a connection. Raises Unreachable and Refused."""
     from http.client import HTTPException
 
     try:
         response = connection.getresponse()
-        body = response.read(LARGEST + 1)
+        body = response.read(MAX_REPLY_BYTES + 1)
     except (OSError, HTTPException) as error:
         connection.close()
         raise unreachable(address, error) from error
-    if len(body) > LARGEST:
+    if len(body) > MAX_REPLY_BYTES:
         connection.close()
-        raise Refused(response.status, f"the agent's answer is larger than {LARGEST >> 20} MiB")
+        raise ApiError(response.status, f"the agent's answer is larger than {MAX_REPLY_BYTES >> 20} MiB")
     if response.status != 200:
-        raise Refused(response.status, body.decode("utf-8", "replace").strip()[:2000])
+        raise ApiError(response.status, body.decode("utf-8", "replace").strip()[:2000])
     index = response.headers.get("X-Consul-Index", "")
     try:
-        return Reply(decode_json(body), int(index) if index.isascii() and index.isdigit() else 0)
+        return ApiReply(decode_json(body), int(index) if index.isascii() and index.isdigit() else 0)
     except BadField:
-        raise Refused(response.status, f"what answers at {address} is no agent: its answer is no JSON") from None
+        raise ApiError(response.status, f"what answers at {address} is no agent: its answer is no JSON") from None
 
 
-def unreachable(address: Address, error: Exception) -> Unreachable:
+def unreachable(address: AgentAddress, error: Exception) -> Unreachable:
     """The sentence for a connection that could not be made, or was lost."""
     reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
     if isinstance(error, TimeoutError):
@@ -226,11 +234,11 @@ def unreachable(address: Address, error: Exception) -> Unreachable:
     return Unreachable(f"no agent answers at {address}: {reason[:200]}", hint="weft up starts the one of this host")
 
 
-def _connected(path: str) -> socket.socket:
+def _connect_unix(path: str) -> socket.socket:
     """A connection to a unix socket. Raises OSError."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        made.settimeout(CONNECT)
+        made.settimeout(CONNECT_TIMEOUT)
         made.connect(path)
     except BaseException:
         made.close()
@@ -238,7 +246,7 @@ def _connected(path: str) -> socket.socket:
     return made
 
 
-def _stale(connection: HTTPConnection) -> bool:
+def _is_closed(connection: HTTPConnection) -> bool:
     """Whether the agent has closed a connection that was kept."""
     if connection.sock is None:
         return True
@@ -249,10 +257,10 @@ def _stale(connection: HTTPConnection) -> bool:
         except (BlockingIOError, ValueError):  # the latter with TLS, which knows no peeking
             return False
         finally:
-            connection.sock.settimeout(ANSWER)
+            connection.sock.settimeout(REPLY_TIMEOUT)
     return True
 
 
-def objects(found: object) -> list[Mapping[str, object]]:
+def list_of_objects(found: object) -> list[Mapping[str, object]]:
     """The objects of an answer that is a list of them."""
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

@@ -7,7 +7,7 @@ import re
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _LONGEST_TEXT = 64
-LONGEST = 2**63 / 1e9
+MAX_SECONDS = 2**63 / 1e9
 """Seconds; Go counts nanoseconds in 63 bits."""
 
 
@@ -23,7 +23,7 @@ def parse_duration(text: str) -> float:
     while len(rest) <= _LONGEST_TEXT and (found := _PART.match(rest, place)):
         total += float(found[1]) * _UNITS[found[2]]
         place = found.end()
-    if place != len(rest) or not rest or total >= LONGEST:
+    if place != len(rest) or not rest or total >= MAX_SECONDS:
         raise ValueError(f'invalid duration "{text[:_LONGEST_TEXT]}"; write it like 10s, 1m30s or 100ms')
     return sign * total
 

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from discovery.consul.regex import BadPattern, Pattern
+from discovery.consul.regex import BadRegex, Regex
 
-LONGEST = 4096
-_DEPTH = 50
-_WORDS = 1000
+MAX_LENGTH = 4096
+_MAX_DEPTH = 50
+_MAX_TOKENS = 1000
 
 Item = Any
-Test = Callable[[Item], bool]
+Predicate = Callable[[Item], bool]
 Schema = Mapping[str, Any]
 
 _TOKEN = re.compile(
@@ -40,14 +40,14 @@ class _Token:
     text: str
 
 
-def compile_filter(text: str, schema: Schema) -> Test:
+def compile_filter(text: str, schema: Schema) -> Predicate:
     """What tells for an item whether the filter takes it. Raises BadFilter, when made and when used.
 
     ``schema`` is the JSON schema of an item: objects with ``properties``, or with ``additionalProperties`` for tables
     whose keys are the user's; arrays, strings, integers and booleans.
     """
-    if len(text) > LONGEST:
-        raise BadFilter(f"the filter is {len(text)} characters long; {LONGEST} is the most")
+    if len(text) > MAX_LENGTH:
+        raise BadFilter(f"the filter is {len(text)} characters long; {MAX_LENGTH} is the most")
     return _Parser(_tokens(text), schema).read()
 
 
@@ -61,8 +61,8 @@ def _tokens(text: str) -> list[_Token]:
             raise BadFilter(f"no match found, at {text[place : place + 20]!r}")
         found.append(_Token(match.lastgroup, match[match.lastgroup]))
         place = match.end()
-        if len(found) > _WORDS:
-            raise BadFilter(f"the filter has more than {_WORDS} words")
+        if len(found) > _MAX_TOKENS:
+            raise BadFilter(f"the filter has more than {_MAX_TOKENS} words")
     return found
 
 
@@ -75,7 +75,7 @@ class _Parser:
         self._schema = schema
         self._depth = 0
 
-    def read(self) -> Test:
+    def read(self) -> Predicate:
         if not self._tokens:
             return lambda item: True
         test = self._either()
@@ -100,9 +100,9 @@ class _Parser:
         self._place += 1
         return self._tokens[self._place - 1]
 
-    def _either(self) -> Test:
+    def _either(self) -> Predicate:
         self._depth += 1
-        if self._depth > _DEPTH:
+        if self._depth > _MAX_DEPTH:
             raise BadFilter("the filter is nested too deeply")
         tests = [self._both()]
         while self._skip("or"):
@@ -110,13 +110,13 @@ class _Parser:
         self._depth -= 1
         return tests[0] if len(tests) == 1 else lambda item: any(test(item) for test in tests)
 
-    def _both(self) -> Test:
+    def _both(self) -> Predicate:
         tests = [self._negated()]
         while self._skip("and"):
             tests.append(self._negated())
         return tests[0] if len(tests) == 1 else lambda item: all(test(item) for test in tests)
 
-    def _negated(self) -> Test:
+    def _negated(self) -> Predicate:
         negated = False
         while self._is("not") and not self._is("in", at=1):
             self._place += 1
@@ -124,7 +124,7 @@ class _Parser:
         test = self._primary()
         return (lambda item: not test(item)) if negated else test
 
-    def _primary(self) -> Test:
+    def _primary(self) -> Predicate:
         if self._skip("("):
             test = self._either()
             if not self._skip(")"):
@@ -132,7 +132,7 @@ class _Parser:
             return test
         return self._match()
 
-    def _match(self) -> Test:
+    def _match(self) -> Predicate:
         start = self._place
         token = self._take()
         if token.kind == "number" or (token.kind == "text" and not self._is_pointer(token)):
@@ -145,13 +145,13 @@ class _Parser:
     def _is_pointer(self, token: _Token) -> bool:
         return token.text.startswith('"/') and not self._is("in") and not self._is("not", "in")
 
-    def _value_in(self, value: str) -> Test:
+    def _value_in(self, value: str) -> Predicate:
         negated = self._skip("not")
         if not self._skip("in"):
             raise BadFilter(f"after the value {value[:40]!r}, in or not in must follow")
         return _test(self._schema, self._path(self._take()), "in", value, negated)
 
-    def _compare(self, path: tuple[str, ...]) -> Test:
+    def _compare(self, path: tuple[str, ...]) -> Predicate:
         if self._skip("is"):
             negated = self._skip("not")
             if not self._skip("empty"):
@@ -210,7 +210,7 @@ def _written(path: tuple[str, ...], tokens: Sequence[_Token]) -> str:
 # What a match means, by the kind of what is selected
 
 
-def _test(schema: Schema, path: tuple[str, ...], operator: str, value: str, negated: bool) -> Test:
+def _test(schema: Schema, path: tuple[str, ...], operator: str, value: str, negated: bool) -> Predicate:
     """A test of an item: the place is found by the schema, so that only what the user named may be missing."""
     if not path:
         return _of_value(schema, operator, value, negated)
@@ -228,20 +228,20 @@ def _test(schema: Schema, path: tuple[str, ...], operator: str, value: str, nega
     raise BadFilter(f'Selector "{name[:80]}" is not valid')
 
 
-def _of_value(schema: Schema, operator: str, value: str, negated: bool) -> Test:
+def _of_value(schema: Schema, operator: str, value: str, negated: bool) -> Predicate:
     kind = schema["type"]
-    test = _SIMPLE.get((kind, operator))
+    test = _MATCHERS.get((kind, operator))
     if test is None or (kind == "object" and "additionalProperties" not in schema):
         raise BadFilter(f'the operator "{operator}" cannot be used with a selector of type {kind}')
     made = test(schema, value)
     return (lambda item: not made(item)) if negated else made
 
 
-def _equal_text(schema: Schema, value: str) -> Test:
+def _equal_text(schema: Schema, value: str) -> Predicate:
     return lambda item: (item or "") == value
 
 
-def _equal_number(schema: Schema, value: str) -> Test:
+def _equal_number(schema: Schema, value: str) -> Predicate:
     try:
         number = float(value) if schema["type"] == "number" else int(value)
     except ValueError:
@@ -249,46 +249,46 @@ def _equal_number(schema: Schema, value: str) -> Test:
     return lambda item: (item or 0) == number
 
 
-def _equal_flag(schema: Schema, value: str) -> Test:
+def _equal_flag(schema: Schema, value: str) -> Predicate:
     flags = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
     if value.lower() not in flags:
         raise BadFilter(f"{value[:40]!r} is neither true nor false, which is what it is compared with")
     return lambda item: bool(item) is flags[value.lower()]
 
 
-def _matching(schema: Schema, value: str) -> Test:
+def _matching(schema: Schema, value: str) -> Predicate:
     try:
-        pattern = Pattern(value)
-    except BadPattern as error:
+        pattern = Regex(value)
+    except BadRegex as error:
         raise BadFilter(str(error)) from None
 
     def test(item: Item) -> bool:
         try:
             return pattern.found_in(item or "")
-        except BadPattern as error:
+        except BadRegex as error:
             raise BadFilter(str(error)) from None
 
     return test
 
 
-def _part_of_text(schema: Schema, value: str) -> Test:
+def _part_of_text(schema: Schema, value: str) -> Predicate:
     return lambda item: value in (item or "")
 
 
-def _in_list(schema: Schema, value: str) -> Test:
+def _in_list(schema: Schema, value: str) -> Predicate:
     equal = _of_value(schema["items"], "==", value, False)
     return lambda item: any(equal(part) for part in item or ())
 
 
-def _key_of(schema: Schema, value: str) -> Test:
+def _key_of(schema: Schema, value: str) -> Predicate:
     return lambda item: value in (item or {})
 
 
-def _empty(schema: Schema, value: str) -> Test:
+def _empty(schema: Schema, value: str) -> Predicate:
     return lambda item: not item
 
 
-_SIMPLE: dict[tuple[str, str], Callable[[Schema, str], Test]] = {
+_MATCHERS: dict[tuple[str, str], Callable[[Schema, str], Predicate]] = {
     ("string", "=="): _equal_text,
     ("string", "matches"): _matching,
     ("string", "in"): _part_of_text,

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable
 from typing import NoReturn
 
-Value = str | int | float | bool | None | list["Value"] | dict[str, "Value"]
+HclValue = str | int | float | bool | None | list["HclValue"] | dict[str, "HclValue"]
 
-DEEPEST = 32
+MAX_DEPTH = 32
 """Blocks, lists and maps within each other."""
 _SPACE = re.compile(r"(?:[ \t\r\n]+|(?:#|//)[^\n]*|/\*.*?\*/)+", re.DOTALL)
 _NAME = re.compile(r"[^\W\d][\w.-]*")
@@ -21,22 +21,22 @@ _TEXT = re.compile(r'[^"\\\n]+')
 _HEREDOC = re.compile(r"<<(-?)([^\W\d]\w*)[ \t\r]*\n")
 _CODE = re.compile(r"u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
-_WORDS: dict[str, Value] = {"true": True, "false": False, "null": None}
+_WORDS: dict[str, HclValue] = {"true": True, "false": False, "null": None}
 
 
 class BadHcl(ValueError):
     """The text is no HCL; its sentence begins with line and column."""
 
 
-def parse(text: str) -> dict[str, Value]:
+def parse(text: str) -> dict[str, HclValue]:
     """What a text says. A block is a map, repeated blocks are a list of maps, a label is a map around its block.
 
     ``service { name = "web" }`` is ``{"service": {"name": "web"}}``. Raises BadHcl.
     """
-    return _Reader(text.removeprefix("\ufeff")).body()
+    return _HclParser(text.removeprefix("\ufeff")).body()
 
 
-class _Reader:
+class _HclParser:
     """A place in a text, and what can be read from there."""
 
     def __init__(self, text: str) -> None:
@@ -44,9 +44,9 @@ class _Reader:
         self._at = 0
         self._depth = 0
 
-    def body(self, end: str = "") -> dict[str, Value]:
+    def body(self, end: str = "") -> dict[str, HclValue]:
         """Attributes and blocks until ``end``, which is passed over; "" is the end of the text."""
-        found: dict[str, Value] = {}
+        found: dict[str, HclValue] = {}
         blocks: set[str] = set()
         while (next_ := self._next()) != end:
             if not next_:
@@ -66,7 +66,7 @@ class _Reader:
         self._at += len(end)
         return found
 
-    def _put(self, found: dict[str, Value], blocks: set[str], key: str, block: Value, start: int) -> None:
+    def _put(self, found: dict[str, HclValue], blocks: set[str], key: str, block: HclValue, start: int) -> None:
         """One more block of that name: the second makes it a list."""
         if key not in found:
             found[key] = block
@@ -80,16 +80,16 @@ class _Reader:
         else:
             found[key] = [before, block]
 
-    def _block(self, key: str) -> Value:
+    def _block(self, key: str) -> HclValue:
         """The labels and the body of a block."""
         labels = []
         while self._next() == '"' or _NAME.match(self._text, self._at):
             labels.append(self._key())
-            if len(labels) > DEEPEST:
-                self._fail(f"{key} has more than {DEEPEST} labels")
+            if len(labels) > MAX_DEPTH:
+                self._fail(f"{key} has more than {MAX_DEPTH} labels")
         if self._next() != "{":
             self._fail(f"behind {key} there must be '=' or '{{'")
-        block: Value = self._inside("{", lambda: self.body("}"))
+        block: HclValue = self._inside("{", lambda: self.body("}"))
         for label in reversed(labels):
             block = {label: block}
         return block
@@ -103,7 +103,7 @@ class _Reader:
         self._at = match.end()
         return match[0]
 
-    def _value(self) -> Value:
+    def _value(self) -> HclValue:
         """What stands behind ``=``."""
         mark = self._next()
         if mark == '"':
@@ -124,17 +124,17 @@ class _Reader:
         self._at = match.end()
         return _WORDS[match[0]]
 
-    def _inside(self, mark: str, read: Callable[[], Value]) -> Value:
-        if self._depth >= DEEPEST:
-            self._fail(f"more than {DEEPEST} blocks, lists and maps within each other")
+    def _inside(self, mark: str, read: Callable[[], HclValue]) -> HclValue:
+        if self._depth >= MAX_DEPTH:
+            self._fail(f"more than {MAX_DEPTH} blocks, lists and maps within each other")
         self._at += len(mark)
         self._depth += 1
         found = read()
         self._depth -= 1
         return found
 
-    def _list(self) -> Value:
-        found: list[Value] = []
+    def _list(self) -> HclValue:
+        found: list[HclValue] = []
         while self._next() != "]":
             found.append(self._value())
             mark = self._next()

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 from discovery.consul.durations import parse_duration
 
-SHOWN = 60
+MAX_SHOWN = 60
 """Characters of a wrong value that an error repeats."""
-TEXT = 4096
+MAX_TEXT = 4096
 """Characters of a text, unless its reader says otherwise."""
 
 
@@ -62,7 +62,7 @@ class Fields:
         """Raise what a wrong field raises."""
         raise BadField(f"{self._path}{name}: {shown(value)} {wanted}")
 
-    def text(self, *names: str, longest: int = TEXT) -> str:
+    def text(self, *names: str, longest: int = MAX_TEXT) -> str:
         """A string, "" if it is not there."""
         value = self.get(*names)
         if value is None:
@@ -149,7 +149,7 @@ class Fields:
 def shown(value: object) -> str:
     """A value as an error repeats it."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 
 
 def _normal(name: str) -> str:

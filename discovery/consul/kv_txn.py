@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from discovery.consul.json_fields import BadField
-from discovery.consul.sessions import read_session
-from discovery.kv import DELAYS, HOLDS, PAIRS, SESSIONS, Pair, decode_pair, encode_pair
+from discovery.consul.sessions import decode_session
+from discovery.kv import KV_PREFIX, LOCK_DELAY_PREFIX, LOCK_PREFIX, SESSION_PREFIX, KVPair, decode_pair, encode_pair
 from store import Compare, Delete, Operation, Put, Store, Unavailable
 
-ATTEMPTS = 100
+MAX_ATTEMPTS = 100
 """How often a transaction is worked out again before it is given up: each time, somebody else's went through."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class KVOperation:
     """One operation: ``verb`` is one of Consul's ("set", "cas", "lock" …), ``index`` what cas and checks compare."""
 
     verb: str
@@ -32,7 +32,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class TxnError:
     """Why the step of that number could not be."""
 
     step: int
@@ -40,63 +40,63 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class TxnResult:
     """The pairs that the steps gave, in order; or else why they could not be, and then nothing was changed."""
 
-    pairs: tuple[Pair, ...] = ()
-    failures: tuple[Failure, ...] = ()
+    pairs: tuple[KVPair, ...] = ()
+    failures: tuple[TxnError, ...] = ()
 
 
-class _Refused(Exception):
+class _OperationFailed(Exception):
     """The step cannot be."""
 
 
 @dataclass(slots=True)
-class _Work:
+class _Txn:
     """What is read and what is to be written, while steps are worked out."""
 
     store: Store
-    pairs: dict[str, Pair | None] = field(default_factory=dict)
+    pairs: dict[str, KVPair | None] = field(default_factory=dict)
     compares: dict[tuple[str, str], Compare] = field(default_factory=dict)
     writes: dict[str, Operation] = field(default_factory=dict)
     trees: list[str] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)
 
-    async def read(self, key: str) -> Pair | None:
+    async def read(self, key: str) -> KVPair | None:
         if key not in self.pairs:
-            entry = await self.store.get(PAIRS + key)
+            entry = await self.store.get(KV_PREFIX + key)
             self.pairs[key] = decode_pair(entry) if entry else None
         pair = self.pairs[key]
-        if (PAIRS + key, "mod") not in self.compares and PAIRS + key not in self.writes:
-            self.expect(PAIRS + key, pair.modify_index if pair else 0)
+        if (KV_PREFIX + key, "mod") not in self.compares and KV_PREFIX + key not in self.writes:
+            self.expect(KV_PREFIX + key, pair.modify_index if pair else 0)
         return pair
 
     def expect(self, key: str, revision: int) -> None:
         self.compares[key, "mod"] = Compare(key, "mod", revision)
 
-    async def read_tree(self, prefix: str) -> list[Pair]:
-        for entry in (await self.store.range(PAIRS + prefix)).entries:
-            self.pairs.setdefault(entry.key.removeprefix(PAIRS), decode_pair(entry))
+    async def read_tree(self, prefix: str) -> list[KVPair]:
+        for entry in (await self.store.range(KV_PREFIX + prefix)).entries:
+            self.pairs.setdefault(entry.key.removeprefix(KV_PREFIX), decode_pair(entry))
         return [pair for key, pair in sorted(self.pairs.items()) if pair is not None and key.startswith(prefix)]
 
-    def put(self, pair: Pair) -> Pair:
+    def put(self, pair: KVPair) -> KVPair:
         old = self.pairs[pair.key]
         if old is not None and old.content == pair.content:
             return old  # the same again is no change, and must not wake those who wait for one
         self.pairs[pair.key] = pair
         self.changed.add(pair.key)
-        self.writes[PAIRS + pair.key] = Put(PAIRS + pair.key, encode_pair(pair))
+        self.writes[KV_PREFIX + pair.key] = Put(KV_PREFIX + pair.key, encode_pair(pair))
         for session in {old.session if old else "", pair.session} - {""}:
-            hold = f"{HOLDS}{session}/{pair.key}"
+            hold = f"{LOCK_PREFIX}{session}/{pair.key}"
             self.writes[hold] = Put(hold, b"") if session == pair.session else Delete(hold)
         return pair
 
     def delete(self, key: str) -> None:
         pair = self.pairs[key]
         if pair is not None:
-            self.writes[PAIRS + key] = Delete(PAIRS + key)
+            self.writes[KV_PREFIX + key] = Delete(KV_PREFIX + key)
             if pair.session:
-                hold = f"{HOLDS}{pair.session}/{key}"
+                hold = f"{LOCK_PREFIX}{pair.session}/{key}"
                 self.writes[hold] = Delete(hold)
         self.pairs[key] = None
 
@@ -105,40 +105,40 @@ class _Work:
         writes = dict(self.writes)
         trees = []
         for prefix in self.trees:
-            below = [key for key in writes if key.startswith(PAIRS + prefix)]
+            below = [key for key in writes if key.startswith(KV_PREFIX + prefix)]
             if all(isinstance(writes[key], Delete) for key in below):
-                trees.append(Delete(PAIRS + prefix, prefix=True))
+                trees.append(Delete(KV_PREFIX + prefix, prefix=True))
                 for key in below:
                     del writes[key]
         return [*trees, *writes.values()]
 
 
-async def apply(store: Store, steps: Sequence[Step]) -> Done:
+async def apply(store: Store, steps: Sequence[KVOperation]) -> TxnResult:
     """Do all steps, or none of them. Raises BadField for an unknown verb, StoreError."""
-    for _ in range(ATTEMPTS):
-        work = _Work(store)
-        pairs: list[Pair] = []
-        failures: list[Failure] = []
+    for _ in range(MAX_ATTEMPTS):
+        work = _Txn(store)
+        pairs: list[KVPair] = []
+        failures: list[TxnError] = []
         for number, step in enumerate(steps):
             try:
-                pairs += await _work_out(work, step)
-            except _Refused as error:
-                failures.append(Failure(number, str(error)))
+                pairs += await _run_operation(work, step)
+            except _OperationFailed as error:
+                failures.append(TxnError(number, str(error)))
         if failures:
-            return Done((), tuple(failures))
+            return TxnResult((), tuple(failures))
         outcome = await store.transact(tuple(work.compares.values()), work.operations())
         if outcome.succeeded:
-            return Done(tuple(_indexed(pair, work, outcome.revision) for pair in pairs))
+            return TxnResult(tuple(_with_indexes(pair, work, outcome.revision) for pair in pairs))
     raise Unavailable(f"{len(steps)} operations could not be done", hint="too many others write the same keys")
 
 
-def _indexed(pair: Pair, work: _Work, revision: int) -> Pair:
+def _with_indexes(pair: KVPair, work: _Txn, revision: int) -> KVPair:
     if pair.key not in work.changed:
         return pair
     return replace(pair, create_index=pair.create_index or revision, modify_index=revision)
 
 
-async def _work_out(work: _Work, step: Step) -> list[Pair]:
+async def _run_operation(work: _Txn, step: KVOperation) -> list[KVPair]:
     match step.verb:
         case "get-tree":
             return await work.read_tree(step.key)
@@ -153,49 +153,51 @@ async def _work_out(work: _Work, step: Step) -> list[Pair]:
             return [replace(await _write(work, step, pair), value=b"")]
         case "delete" | "delete-cas":
             if step.verb == "delete-cas" and pair is not None and pair.modify_index != step.index:
-                raise _Refused(f'failed to delete key "{step.key}", index is stale')
+                raise _OperationFailed(f'failed to delete key "{step.key}", index is stale')
             work.delete(step.key)
             return []
         case "get":
             if pair is None:
-                raise _Refused(f'key "{step.key}" doesn\'t exist')
+                raise _OperationFailed(f'key "{step.key}" doesn\'t exist')
             return [pair]
         case "get-or-empty":
-            return [pair or Pair(step.key)]
+            return [pair or KVPair(step.key)]
         case "check-index" | "check-session" | "check-not-exists":
             return [replace(found, value=b"") for found in _check(step, pair)]
     raise BadField(f'unknown KV verb "{step.verb[:40]}"')
 
 
-async def _write(work: _Work, step: Step, pair: Pair | None) -> Pair:
-    new = replace(pair or Pair(step.key), value=step.value, flags=step.flags)
+async def _write(work: _Txn, step: KVOperation, pair: KVPair | None) -> KVPair:
+    new = replace(pair or KVPair(step.key), value=step.value, flags=step.flags)
     if step.verb == "cas" and (pair.modify_index if pair else 0) != step.index:
-        raise _Refused(f'failed to set key "{step.key}", index is stale')
+        raise _OperationFailed(f'failed to set key "{step.key}", index is stale')
     if step.verb == "lock":
-        new = await _locked(work, step, pair, new)
+        new = await _acquire_lock(work, step, pair, new)
     if step.verb == "unlock":
         if not step.session:
             raise BadField("missing session")
         if pair is None or pair.session != step.session:
-            raise _Refused(f'failed to unlock key "{step.key}", lock isn\'t held, or is held by another session')
+            raise _OperationFailed(
+                f'failed to unlock key "{step.key}", lock isn\'t held, or is held by another session'
+            )
         new = replace(new, session="", delay=0.0, behavior="release")
     return work.put(new)
 
 
-async def _locked(work: _Work, step: Step, pair: Pair | None, new: Pair) -> Pair:
+async def _acquire_lock(work: _Txn, step: KVOperation, pair: KVPair | None, new: KVPair) -> KVPair:
     if not step.session:
         raise BadField("missing session")
-    entry = await work.store.get(SESSIONS + step.session)
+    entry = await work.store.get(SESSION_PREFIX + step.session)
     if entry is None:
         raise BadField(f'invalid session "{step.session[:60]}"')
     work.expect(entry.key, entry.mod_revision)
     if pair is not None and pair.session == step.session:
         return new
-    delayed = await work.store.get(DELAYS + step.key)
+    delayed = await work.store.get(LOCK_DELAY_PREFIX + step.key)
     if (pair is not None and pair.session) or delayed is not None:
-        raise _Refused(f'failed to lock key "{step.key}", lock is already held')
-    work.expect(DELAYS + step.key, 0)
-    session = read_session(entry)
+        raise _OperationFailed(f'failed to lock key "{step.key}", lock is already held')
+    work.expect(LOCK_DELAY_PREFIX + step.key, 0)
+    session = decode_session(entry)
     return replace(
         new,
         session=session.id,
@@ -205,20 +207,20 @@ async def _locked(work: _Work, step: Step, pair: Pair | None, new: Pair) -> Pair
     )
 
 
-def _check(step: Step, pair: Pair | None) -> list[Pair]:
+def _check(step: KVOperation, pair: KVPair | None) -> list[KVPair]:
     if step.verb == "check-not-exists":
         if pair is not None:
-            raise _Refused(f'key "{step.key}" exists')
+            raise _OperationFailed(f'key "{step.key}" exists')
         return []
     if pair is None:
         what = "index" if step.verb == "check-index" else "lock"
-        raise _Refused(f'failed to check {what} for key "{step.key}", key doesn\'t exist')
+        raise _OperationFailed(f'failed to check {what} for key "{step.key}", key doesn\'t exist')
     if step.verb == "check-index" and pair.modify_index != step.index:
-        raise _Refused(
+        raise _OperationFailed(
             f'failed index check for key "{step.key}", current modify index {pair.modify_index} != {step.index}'
         )
     if step.verb == "check-session" and pair.session != step.session:
-        raise _Refused(
+        raise _OperationFailed(
             f'failed session check for key "{step.key}", current session "{pair.session}" != "{step.session}"'
         )
     return [pair]

@@ -12,17 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-LONGEST = 1000
+MAX_LENGTH = 1000
 """Characters of a pattern; also the most that a repetition may count to."""
-_INSTRUCTIONS = 2000
-_DEPTH = 50
-_BUDGET = 200_000
+_MAX_INSTRUCTIONS = 2000
+_MAX_DEPTH = 50
+_MAX_STEPS = 200_000
 """States that one pattern may visit before it is given up; those of a step already taken cost nothing."""
-_REMEMBERED = 5000
+_MAX_CACHED_STEPS = 5000
 
 _WORD = (("0", "9"), ("A", "Z"), ("_", "_"), ("a", "z"))
 _CLASSES = {"d": (("0", "9"),), "w": _WORD, "s": (("\t", "\n"), ("\f", "\r"), (" ", " "))}
-_NAMED = {
+_POSIX_CLASSES = {
     "alnum": (("0", "9"), ("A", "Z"), ("a", "z")), "alpha": (("A", "Z"), ("a", "z")), "ascii": (("\0", "\x7f"),),
     "blank": (("\t", "\t"), (" ", " ")), "cntrl": (("\0", "\x1f"), ("\x7f", "\x7f")), "digit": (("0", "9"),),
     "graph": (("!", "~"),), "lower": (("a", "z"),), "print": ((" ", "~"),), "space": (("\t", "\r"), (" ", " ")),
@@ -30,17 +30,17 @@ _NAMED = {
     "xdigit": (("0", "9"), ("A", "F"), ("a", "f")),
 }  # fmt: skip
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "a": "\a"}
-_LAST = "\U0010ffff"
+_MAX_RUNE = "\U0010ffff"
 
 Ranges = tuple[tuple[str, str], ...]
 
 
-class BadPattern(ValueError):
+class BadRegex(ValueError):
     """The pattern is no regular expression, or one that is not offered."""
 
 
 @dataclass(frozen=True, slots=True)
-class _One:
+class _CharClass:
     """Any character in these ranges; ``fold``: whatever its case."""
 
     ranges: Ranges
@@ -54,54 +54,54 @@ class _One:
 
 
 @dataclass(frozen=True, slots=True)
-class _Edge:
+class _Anchor:
     """The beginning or the end of the text."""
 
     end: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _All:
-    parts: tuple[_Tree, ...]
+class _Concat:
+    parts: tuple[_Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Any:
-    parts: tuple[_Tree, ...]
+class _Alternate:
+    parts: tuple[_Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Repeat:
-    part: _Tree
+    part: _Node
     least: int
     most: int | None
 
 
-_Tree = _One | _Edge | _All | _Any | _Repeat
+_Node = _CharClass | _Anchor | _Concat | _Alternate | _Repeat
 
 
 @dataclass(frozen=True, slots=True)
-class _Jump:
+class _Split:
     """Go on at all of these places."""
 
     places: tuple[int, ...]
 
 
-_Instruction = _One | _Edge | _Jump | None
+_Instruction = _CharClass | _Anchor | _Split | None
 """None is the end: it matched."""
 
 
-class Pattern:
+class Regex:
     """One expression, ready to match. Raises BadPattern when made."""
 
     def __init__(self, text: str) -> None:
-        if len(text) > LONGEST:
-            raise BadPattern(f"the expression is {len(text)} characters long; {LONGEST} is the most")
+        if len(text) > MAX_LENGTH:
+            raise BadRegex(f"the expression is {len(text)} characters long; {MAX_LENGTH} is the most")
         self._program: list[_Instruction] = []
         self._visits = 0
-        self._compile(_Reader(text).read())
+        self._compile(RegexParser(text).read())
         self._program.append(None)
-        self._budget = _BUDGET
+        self._budget = _MAX_STEPS
         self._steps: dict[tuple[frozenset[int], str], frozenset[int]] = {}
         self._entry = self._close([0], begin=False, end=False)
 
@@ -122,10 +122,10 @@ class Pattern:
         after = []
         for place in states:
             instruction = self._program[place]
-            if isinstance(instruction, _One) and instruction.has(character):
+            if isinstance(instruction, _CharClass) and instruction.has(character):
                 after.append(place + 1)
         self._spend(len(states))
-        if len(self._steps) >= _REMEMBERED:
+        if len(self._steps) >= _MAX_CACHED_STEPS:
             self._steps.clear()
         found = self._close(after, begin=False, end=False) | self._entry
         self._steps[states, character] = found
@@ -140,9 +140,9 @@ class Pattern:
                 continue
             found.add(place)
             instruction = self._program[place]
-            if isinstance(instruction, _Jump):
+            if isinstance(instruction, _Split):
                 places += instruction.places
-            elif isinstance(instruction, _Edge) and (end if instruction.end else begin):
+            elif isinstance(instruction, _Anchor) and (end if instruction.end else begin):
                 places.append(place + 1)
         self._spend(len(found))
         return frozenset(found)
@@ -150,32 +150,32 @@ class Pattern:
     def _spend(self, steps: int) -> None:
         self._budget -= steps
         if self._budget < 0:
-            raise BadPattern("the expression takes too long to match; make it simpler")
+            raise BadRegex("the expression takes too long to match; make it simpler")
 
     def _emit(self, instruction: _Instruction) -> int:
-        if len(self._program) >= _INSTRUCTIONS:
-            raise BadPattern("the expression is too large; repeat less")
+        if len(self._program) >= _MAX_INSTRUCTIONS:
+            raise BadRegex("the expression is too large; repeat less")
         self._program.append(instruction)
         return len(self._program) - 1
 
-    def _compile(self, tree: _Tree) -> None:
+    def _compile(self, tree: _Node) -> None:
         self._visits += 1  # what repeats nothing emits nothing, and must end too
-        if self._visits > 5 * _INSTRUCTIONS:
-            raise BadPattern("the expression is too large; repeat less")
+        if self._visits > 5 * _MAX_INSTRUCTIONS:
+            raise BadRegex("the expression is too large; repeat less")
         match tree:
-            case _All():
+            case _Concat():
                 for part in tree.parts:
                     self._compile(part)
-            case _Any():
+            case _Alternate():
                 fork = self._emit(None)
                 starts, ends = [], []
                 for part in tree.parts:
                     starts.append(len(self._program))
                     self._compile(part)
                     ends.append(self._emit(None))
-                self._program[fork] = _Jump(tuple(starts))
+                self._program[fork] = _Split(tuple(starts))
                 for place in ends:
-                    self._program[place] = _Jump((len(self._program),))
+                    self._program[place] = _Split((len(self._program),))
             case _Repeat():
                 self._compile_repeat(tree)
             case _:
@@ -187,18 +187,18 @@ class Pattern:
         if tree.most is None:
             fork = self._emit(None)
             self._compile(tree.part)
-            self._emit(_Jump((fork,)))
-            self._program[fork] = _Jump((fork + 1, len(self._program)))
+            self._emit(_Split((fork,)))
+            self._program[fork] = _Split((fork + 1, len(self._program)))
             return
         forks = []
         for _ in range(tree.most - tree.least):
             forks.append(self._emit(None))
             self._compile(tree.part)
         for fork in forks:
-            self._program[fork] = _Jump((fork + 1, len(self._program)))
+            self._program[fork] = _Split((fork + 1, len(self._program)))
 
 
-class _Reader:
+class RegexParser:
     """From characters to a tree."""
 
     def __init__(self, text: str) -> None:
@@ -207,10 +207,10 @@ class _Reader:
         self._fold = self._dot_all = False
         self._depth = 0
 
-    def read(self) -> _Tree:
+    def read(self) -> _Node:
         tree = self._alternatives()
         if self._place < len(self._text):
-            raise BadPattern("unexpected ) in the expression")
+            raise BadRegex("unexpected ) in the expression")
         return tree
 
     def _peek(self, count: int = 1) -> str:
@@ -219,7 +219,7 @@ class _Reader:
     def _take(self) -> str:
         character = self._peek()
         if not character:
-            raise BadPattern("the expression ends too early")
+            raise BadRegex("the expression ends too early")
         self._place += 1
         return character
 
@@ -228,29 +228,29 @@ class _Reader:
         self._place += len(text) if found else 0
         return found
 
-    def _alternatives(self) -> _Tree:
+    def _alternatives(self) -> _Node:
         self._depth += 1
-        if self._depth > _DEPTH:
-            raise BadPattern("the expression is nested too deeply")
+        if self._depth > _MAX_DEPTH:
+            raise BadRegex("the expression is nested too deeply")
         parts = [self._sequence()]
         while self._skip("|"):
             parts.append(self._sequence())
         self._depth -= 1
-        return parts[0] if len(parts) == 1 else _Any(tuple(parts))
+        return parts[0] if len(parts) == 1 else _Alternate(tuple(parts))
 
-    def _sequence(self) -> _Tree:
-        parts: list[_Tree] = []
+    def _sequence(self) -> _Node:
+        parts: list[_Node] = []
         while (character := self._peek()) and character not in "|)":
             parts.append(self._repeated(self._atom()))
-        return _All(tuple(parts))
+        return _Concat(tuple(parts))
 
-    def _repeated(self, part: _Tree) -> _Tree:
+    def _repeated(self, part: _Node) -> _Node:
         bounds = self._bounds()
         if bounds is None:
             return part
         self._skip("?")  # lazy or not makes no difference to whether it matches
         if self._peek() and self._peek() in "*+?":
-            raise BadPattern(f"invalid nested repetition operator {self._peek()} in the expression")
+            raise BadRegex(f"invalid nested repetition operator {self._peek()} in the expression")
         return _Repeat(part, *bounds)
 
     def _bounds(self) -> tuple[int, int | None] | None:
@@ -264,11 +264,11 @@ class _Reader:
         self._place = close + 1
         low = int(least)
         high = (int(most) if most else None) if comma else low
-        if max(low, high or 0) > LONGEST or (high is not None and high < low):
-            raise BadPattern(f"invalid repeat count {{{least}{comma}{most}}} in the expression; {LONGEST} is the most")
+        if max(low, high or 0) > MAX_LENGTH or (high is not None and high < low):
+            raise BadRegex(f"invalid repeat count {{{least}{comma}{most}}} in the expression; {MAX_LENGTH} is the most")
         return low, high
 
-    def _atom(self) -> _Tree:
+    def _atom(self) -> _Node:
         character = self._take()
         match character:
             case "(":
@@ -276,28 +276,28 @@ class _Reader:
             case "[":
                 return self._bracket()
             case ".":
-                return _One((("\0", _LAST),) if self._dot_all else (("\0", "\t"), ("\x0b", _LAST)))
+                return _CharClass((("\0", _MAX_RUNE),) if self._dot_all else (("\0", "\t"), ("\x0b", _MAX_RUNE)))
             case "^":
-                return _Edge(end=False)
+                return _Anchor(end=False)
             case "$":
-                return _Edge(end=True)
+                return _Anchor(end=True)
             case "*" | "+" | "?":
-                raise BadPattern(f"missing argument to repetition operator {character} in the expression")
+                raise BadRegex(f"missing argument to repetition operator {character} in the expression")
             case "\\":
                 return self._escape()
-        return _One(((character, character),), self._fold)
+        return _CharClass(((character, character),), self._fold)
 
-    def _group(self) -> _Tree:
+    def _group(self) -> _Node:
         outside = self._fold, self._dot_all
         if self._skip("?"):
             if self._skip("P<") or (self._peek() == "<" and self._peek(2) not in ("<=", "<!") and self._skip("<")):
                 while self._take() != ">":
                     pass
             elif not self._flags():
-                return _All(())
+                return _Concat(())
         tree = self._alternatives()
         if not self._skip(")"):
-            raise BadPattern("missing closing ) in the expression")
+            raise BadRegex("missing closing ) in the expression")
         self._fold, self._dot_all = outside
         return tree
 
@@ -315,13 +315,13 @@ class _Reader:
                 case "U":
                     pass
                 case _:
-                    raise BadPattern(f"(?{flag} in the expression is not offered")
+                    raise BadRegex(f"(?{flag} in the expression is not offered")
         return flag == ":"
 
-    def _escape(self) -> _Tree:
+    def _escape(self) -> _Node:
         if self._peek() and self._peek() in "Az":
-            return _Edge(end=self._take() == "z")
-        return _One(self._escaped(), self._fold)
+            return _Anchor(end=self._take() == "z")
+        return _CharClass(self._escaped(), self._fold)
 
     def _escaped(self) -> Ranges:
         """What an escape stands for; the backslash is read already."""
@@ -334,7 +334,7 @@ class _Reader:
             character = self._hexadecimal()
         elif character.isalnum() and character.isascii():
             if character not in _ESCAPES:
-                raise BadPattern(f"\\{character} in the expression is not offered")
+                raise BadRegex(f"\\{character} in the expression is not offered")
             character = _ESCAPES[character]
         return ((character, character),)
 
@@ -349,7 +349,7 @@ class _Reader:
         except (ValueError, OverflowError):
             return _invalid(digits)
 
-    def _bracket(self) -> _Tree:
+    def _bracket(self) -> _Node:
         negated = self._skip("^")
         ranges: list[tuple[str, str]] = []
         first = True
@@ -360,11 +360,11 @@ class _Reader:
                 self._take()
                 end = self._member()
                 if len(end) != 1 or end[0][0] < found[0][0]:
-                    raise BadPattern("invalid character class range in the expression")
+                    raise BadRegex("invalid character class range in the expression")
                 found = ((found[0][0], end[0][0]),)
             ranges += found
         self._take()
-        one = _One(tuple(ranges), self._fold)
+        one = _CharClass(tuple(ranges), self._fold)
         return replace(one, ranges=_inverted(_folded(one))) if negated else one
 
     def _member(self) -> Ranges:
@@ -372,23 +372,23 @@ class _Reader:
             name, _, _ = self._text[self._place :].partition(":]")
             self._place += len(name) + 2
             inverted = name.startswith("^")
-            found = _NAMED.get(name.removeprefix("^"))
+            found = _POSIX_CLASSES.get(name.removeprefix("^"))
             if found is None:
-                raise BadPattern(f"invalid character class [:{name[:20]}:] in the expression")
+                raise BadRegex(f"invalid character class [:{name[:20]}:] in the expression")
             return _inverted(found) if inverted else found
         character = self._take()
         return self._escaped() if character == "\\" else ((character, character),)
 
 
 def _invalid(digits: str) -> str:
-    raise BadPattern(f"invalid escape \\x{digits[:10]} in the expression")
+    raise BadRegex(f"invalid escape \\x{digits[:10]} in the expression")
 
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 6
 
 
-def _folded(one: _One) -> Ranges:
+def _folded(one: _CharClass) -> Ranges:
     """The ranges with both cases of ASCII letters, where case does not matter: what is then inverted."""
     if not one.fold:
         return one.ranges
@@ -405,5 +405,5 @@ def _inverted(ranges: Ranges) -> Ranges:
             merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
         else:
             merged.append((low, high))
-    merged.append((ord(_LAST) + 1, ord(_LAST) + 1))
+    merged.append((ord(_MAX_RUNE) + 1, ord(_MAX_RUNE) + 1))
     return tuple((chr(left[1] + 1), chr(right[0] - 1)) for left, right in pairwise(merged) if left[1] + 1 < right[0])

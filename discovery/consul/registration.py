@@ -13,13 +13,13 @@ from ipaddress import ip_address
 
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import BadField, Fields
-from discovery.structs import Definition, Instance, Place, Weights
+from discovery.structs import CheckDefinition, Instance, ServiceAddress, Weights
 
-METADATA = 64
+MAX_META_PAIRS = 64
 """Pairs of metadata; a key has up to 128 characters, a value up to 512."""
 _KEY = re.compile(r"[a-zA-Z0-9_-]+")
 _LARGEST_WEIGHT = 65535
-MAXIMUM_CHECKS = 64
+MAX_CHECKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Registration:
     """An instance and the checks that were asked for with it."""
 
     instance: Instance
-    checks: tuple[Definition, ...]
+    checks: tuple[CheckDefinition, ...]
 
 
 def parse_service(found: object, node: str, *, scripts: bool = False) -> Registration:
@@ -87,8 +87,8 @@ def check_address(address: str) -> str:
 
 def check_metadata(meta: Mapping[str, str], prefix: str) -> None:
     """Raise BadField if Consul would refuse these pairs; ``prefix`` begins the sentence."""
-    if len(meta) > METADATA:
-        raise BadField(f"{prefix}Node metadata cannot contain more than {METADATA} key/value pairs")
+    if len(meta) > MAX_META_PAIRS:
+        raise BadField(f"{prefix}Node metadata cannot contain more than {MAX_META_PAIRS} key/value pairs")
     for key, value in meta.items():
         why = ""
         if not key:
@@ -121,7 +121,7 @@ def _weights(service: Fields) -> Weights:
     return weights
 
 
-def _tagged(service: Fields) -> dict[str, Place]:
+def _tagged(service: Fields) -> dict[str, ServiceAddress]:
     """Tagged addresses: an address and a port each, or an address alone."""
     value = service.get("TaggedAddresses") or {}
     if not isinstance(value, dict):
@@ -131,7 +131,7 @@ def _tagged(service: Fields) -> dict[str, Place]:
         if isinstance(place, str):
             place = {"Address": place}
         fields = Fields(place, f"TaggedAddresses.{name}.")
-        found[name] = Place(check_address(fields.name("Address")), fields.number("Port", high=65535))
+        found[name] = ServiceAddress(check_address(fields.name("Address")), fields.number("Port", high=65535))
     return found
 
 
@@ -148,14 +148,14 @@ def _ports(service: Fields) -> dict[str, int]:
     }
 
 
-def _checks(service: Fields, instance: Instance, scripts: bool) -> tuple[Definition, ...]:
+def _checks(service: Fields, instance: Instance, scripts: bool) -> tuple[CheckDefinition, ...]:
     """The checks of a service; those without an id get ``service:ID``, or ``service:ID:1``, ``:2`` … for several."""
     one = service.inner("Check")
     if one is not None and not service.get("Check"):
         one = None  # Go's clients send an empty one
     found = [*([one] if one is not None else []), *service.parts("Checks")]
-    if len(found) > MAXIMUM_CHECKS:
-        raise BadField(f"Checks: {len(found)} of them; {MAXIMUM_CHECKS} is the most")
+    if len(found) > MAX_CHECKS:
+        raise BadField(f"Checks: {len(found)} of them; {MAX_CHECKS} is the most")
     checks = []
     for number, fields in enumerate(found, 1):
         status = fields.text("Status")

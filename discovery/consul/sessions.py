@@ -17,15 +17,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from discovery.catalog import CHECKS, NODES, Catalog, Topic
-from discovery.kv import DELAYS, HOLDS, PAIRS, SESSIONS, Pair, decode_pair, encode_pair
-from discovery.structs import NODE_CHECK, Check, Status
+from discovery.kv import KV_PREFIX, LOCK_DELAY_PREFIX, LOCK_PREFIX, SESSION_PREFIX, KVPair, decode_pair, encode_pair
+from discovery.structs import SERF_HEALTH, Check, Status
 from store import Batch, Compare, Delete, Entry, LeaseGone, Operation, Put, Store, StoreError
 
 log = logging.getLogger(__name__)
 
-CHUNK = 30
+RELEASE_BATCH = 30
 """Keys that are released in one transaction."""
-ATTEMPTS = 100
+MAX_ATTEMPTS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,14 @@ class Session:
     ttl: float = 0.0
     delay: float = 15.0
     behavior: str = "release"
-    checks: tuple[str, ...] = (NODE_CHECK,)
+    checks: tuple[str, ...] = (SERF_HEALTH,)
     service_checks: tuple[str, ...] = ()
     lease: int = 0
     create_index: int = 0
     modify_index: int = 0
 
 
-def read_session(entry: Entry) -> Session:
+def decode_session(entry: Entry) -> Session:
     """The session of a store's entry. Raises ValueError."""
     found: dict[str, Any] = json.loads(entry.value)
     known = {part.name for part in fields(Session)} - {"id", "create_index", "modify_index"}
@@ -53,14 +53,14 @@ def read_session(entry: Entry) -> Session:
         name: tuple(part) if isinstance(part, list) else part for name, part in found.items() if name in known
     }
     return Session(
-        id=entry.key.removeprefix(SESSIONS),
+        id=entry.key.removeprefix(SESSION_PREFIX),
         create_index=entry.create_revision,
         modify_index=entry.mod_revision,
         **parts,
     )
 
 
-class Sessions:
+class SessionManager:
     """The sessions of all nodes; those of which a check fails are ended from here."""
 
     def __init__(self, catalog: Catalog, store: Store, node: str) -> None:
@@ -79,12 +79,14 @@ class Sessions:
 
     async def load(self) -> int:
         """Take up what there is, and release what ended meanwhile; the revision to follow ``changed`` from."""
-        found = await self._store.range(SESSIONS)
+        found = await self._store.range(SESSION_PREFIX)
         self._known.clear()
         for entry in found.entries:
             self._learn(entry.key, entry)
-        held = await self._store.range(HOLDS)
-        for session in {entry.key.removeprefix(HOLDS).partition("/")[0] for entry in held.entries} - set(self._known):
+        held = await self._store.range(LOCK_PREFIX)
+        for session in {entry.key.removeprefix(LOCK_PREFIX).partition("/")[0] for entry in held.entries} - set(
+            self._known
+        ):
             self._ended.put_nowait(session)
         self._checked(0, frozenset((CHECKS,)))
         return found.revision
@@ -100,17 +102,17 @@ class Sessions:
     def changed(self, batch: Batch) -> None:
         """Take note of changes of the store."""
         for event in batch.events:
-            if event.key.startswith(SESSIONS):
+            if event.key.startswith(SESSION_PREFIX):
                 self._learn(event.key, event.entry)
 
     def _learn(self, key: str, entry: Entry | None) -> None:
-        session_id = key.removeprefix(SESSIONS)
+        session_id = key.removeprefix(SESSION_PREFIX)
         if entry is None:
             self._known.pop(session_id, None)
             self._ended.put_nowait(session_id)
             return
         try:
-            self._known[session_id] = read_session(entry)
+            self._known[session_id] = decode_session(entry)
         except (ValueError, TypeError, AttributeError) as error:
             log.warning("%s is no session: %s", key, error)
 
@@ -123,15 +125,15 @@ class Sessions:
         content = {
             name: part for name, part in asdict(session).items() if name not in ("id", "create_index", "modify_index")
         }
-        revision = await self._store.put(SESSIONS + session.id, json.dumps(content).encode(), lease=lease)
+        revision = await self._store.put(SESSION_PREFIX + session.id, json.dumps(content).encode(), lease=lease)
         return replace(session, create_index=revision, modify_index=revision)
 
     async def renew(self, session_id: str) -> Session | None:
         """Give a session its full time again; None if it has ended. Raises StoreError."""
-        entry = await self._store.get(SESSIONS + session_id)
+        entry = await self._store.get(SESSION_PREFIX + session_id)
         if entry is None:
             return None
-        session = read_session(entry)
+        session = decode_session(entry)
         if session.lease:
             try:
                 await self._store.keep_alive(session.lease)
@@ -141,11 +143,11 @@ class Sessions:
 
     async def destroy(self, session_id: str) -> None:
         """End a session and let go of what it holds. Raises StoreError."""
-        entry = await self._store.get(SESSIONS + session_id)
+        entry = await self._store.get(SESSION_PREFIX + session_id)
         if entry is None:
             return
         await self.release(session_id, [Delete(entry.key)])
-        if lease := read_session(entry).lease:
+        if lease := decode_session(entry).lease:
             await self._store.revoke(lease)
 
     # What ends them
@@ -163,7 +165,7 @@ class Sessions:
         found = {check.id: check for check in self._catalog.node_checks(session.node)}
         wanted = {*session.checks, *session.service_checks}
         if session.node == self._node:
-            wanted.discard(NODE_CHECK)  # this agent lives, whatever its lease has come to
+            wanted.discard(SERF_HEALTH)  # this agent lives, whatever its lease has come to
         return _none_critical(wanted, found)
 
     async def _release_ended(self) -> None:
@@ -181,8 +183,8 @@ class Sessions:
         """Let go of all that a session holds; ``also`` is done in the first transaction. Raises StoreError."""
         also = list(also)
         lease: dict[float, int] = {}
-        for _ in range(ATTEMPTS):
-            held = (await self._store.range(f"{HOLDS}{session_id}/", limit=CHUNK)).entries
+        for _ in range(MAX_ATTEMPTS):
+            held = (await self._store.range(f"{LOCK_PREFIX}{session_id}/", limit=RELEASE_BATCH)).entries
             if not held and not also:
                 return
             compares: list[Compare] = []
@@ -191,7 +193,7 @@ class Sessions:
                 await self._let_go(hold, session_id, compares, operations, lease)
             if (await self._store.transact(compares, operations)).succeeded:
                 also = []
-                if len(held) < CHUNK:
+                if len(held) < RELEASE_BATCH:
                     return
 
     async def _let_go(
@@ -202,21 +204,21 @@ class Sessions:
         operations: list[Operation],
         leases: dict[float, int],
     ) -> None:
-        key = hold.key.removeprefix(f"{HOLDS}{session_id}/")
-        entry = await self._store.get(PAIRS + key)
-        compares.append(Compare(PAIRS + key, "mod", entry.mod_revision if entry else 0))
+        key = hold.key.removeprefix(f"{LOCK_PREFIX}{session_id}/")
+        entry = await self._store.get(KV_PREFIX + key)
+        compares.append(Compare(KV_PREFIX + key, "mod", entry.mod_revision if entry else 0))
         operations.append(Delete(hold.key))
-        pair = decode_pair(entry) if entry else Pair(key)
+        pair = decode_pair(entry) if entry else KVPair(key)
         if pair.session != session_id:
             return
         if pair.behavior == "delete":
-            operations.append(Delete(PAIRS + key))
+            operations.append(Delete(KV_PREFIX + key))
         else:
-            operations.append(Put(PAIRS + key, encode_pair(replace(pair, session="", delay=0.0))))
+            operations.append(Put(KV_PREFIX + key, encode_pair(replace(pair, session="", delay=0.0))))
         if pair.delay > 0:
             if pair.delay not in leases:
                 leases[pair.delay] = await self._store.grant(pair.delay)
-            operations.append(Put(DELAYS + key, b"", leases[pair.delay]))
+            operations.append(Put(LOCK_DELAY_PREFIX + key, b"", leases[pair.delay]))
 
 
 def _nothing() -> None:

@@ -11,13 +11,13 @@ from functools import lru_cache
 from discovery.dns import codec
 from discovery.dns.codec import NOERROR, NXDOMAIN
 
-MOST_ORDERED = 8
-ORDERS = 12
+MAX_ROTATED_RECORDS = 8
+ROTATIONS = 12
 """Of answers with so many records at most, about so many orders are prepared; others are shuffled for each client."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class AnswerRecord:
     """A record of an answer, and the additional records that explain it; they are sent together or not at all."""
 
     record: bytes
@@ -25,7 +25,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedAnswer:
     """The answer to one question.
 
     ``chain``: the CNAMEs that come first, and ``target`` where they lead if that is not answered yet. ``counts`` and
@@ -34,7 +34,7 @@ class Prepared:
     """
 
     code: int = NOERROR
-    units: tuple[Unit, ...] = ()
+    units: tuple[AnswerRecord, ...] = ()
     chain: tuple[bytes, ...] = ()
     authority: bytes = b""
     target: bytes = b""
@@ -43,25 +43,25 @@ class Prepared:
     rests: tuple[bytes, ...] = ()
 
 
-def ready(
+def prepare(
     code: int = NOERROR,
-    units: Iterable[Unit] = (),
+    units: Iterable[AnswerRecord] = (),
     *,
     chain: tuple[bytes, ...] = (),
     authority: bytes = b"",
     target: bytes = b"",
-) -> Prepared:
+) -> PreparedAnswer:
     """A Prepared with all that can be made in advance. Units that are the same are one."""
     found = tuple(dict.fromkeys(units))
-    if len(found) > MOST_ORDERED or target:
-        return Prepared(code, found, chain, authority, target)
+    if len(found) > MAX_ROTATED_RECORDS or target:
+        return PreparedAnswer(code, found, chain, authority, target)
     rests = []
     extras: dict[bytes, None] = {}
-    for order in _orders(found):
+    for order in _rotations(found):
         extras = dict.fromkeys(extra for unit in order for extra in unit.extras)
         rests.append(b"".join((*chain, *(unit.record for unit in order), authority, *extras)))
     numbers = (1, len(found) + len(chain), int(bool(authority)))
-    return Prepared(
+    return PreparedAnswer(
         code,
         found,
         chain,
@@ -73,12 +73,12 @@ def ready(
     )
 
 
-def _orders(units: Sequence[Unit]) -> list[list[Unit]]:
+def _rotations(units: Sequence[AnswerRecord]) -> list[list[AnswerRecord]]:
     """The orders in which the units are sent: at random, but each comes first as often as any other."""
     if len(units) < 2:
         return [list(units)]
     orders = []
-    for _ in range(-(-ORDERS // len(units))):
+    for _ in range(-(-ROTATIONS // len(units))):
         for first in units:
             others = [unit for unit in units if unit is not first]
             random.shuffle(others)
@@ -86,7 +86,7 @@ def _orders(units: Sequence[Unit]) -> list[list[Unit]]:
     return orders
 
 
-def fitted(prepared: Prepared, room: int, limit: int = 0) -> tuple[bytes, tuple[int, int, int], bool]:
+def fit(prepared: PreparedAnswer, room: int, limit: int = 0) -> tuple[bytes, tuple[int, int, int], bool]:
     """Records in a new order, as many as fit: their bytes, the counts of the three sections, and whether all are there.
 
     ``room`` is in bytes, behind the question; ``limit`` units at most are wanted, 0 for all. A first unit that does not
@@ -118,7 +118,7 @@ def fitted(prepared: Prepared, room: int, limit: int = 0) -> tuple[bytes, tuple[
     return body, (len(records) + len(prepared.chain), int(bool(prepared.authority)), len(extras)), whole
 
 
-def negative(name: bytes, zone: bytes, exists: bool) -> Prepared:
+def negative(name: bytes, zone: bytes, exists: bool) -> PreparedAnswer:
     """No such name (NXDOMAIN), or no such record of it, with the zone's SOA. Source: RFC 2308.
 
     The zone must be the end of the name; both in lower case.
@@ -126,13 +126,13 @@ def negative(name: bytes, zone: bytes, exists: bool) -> Prepared:
     return _negative(len(name) - len(zone), exists, int(time.time()))
 
 
-def authority(offset: int, serial: int) -> bytes:
+def soa_authority(offset: int, serial: int) -> bytes:
     """The SOA of a zone whose name begins so many bytes within the name of the question."""
-    pointer = (0xC000 | codec.HEADER + offset).to_bytes(2, "big")
+    pointer = (0xC000 | codec.HEADER_LENGTH + offset).to_bytes(2, "big")
     names = (b"\x02ns" + pointer, b"\x0ahostmaster" + pointer)
     return codec.soa_record(pointer, 0, names, (serial & 0xFFFFFFFF, 3600, 600, 86400, 0))
 
 
 @lru_cache(512)
-def _negative(offset: int, exists: bool, serial: int) -> Prepared:
-    return ready(NOERROR if exists else NXDOMAIN, authority=authority(offset, serial))
+def _negative(offset: int, exists: bool, serial: int) -> PreparedAnswer:
+    return prepare(NOERROR if exists else NXDOMAIN, authority=soa_authority(offset, serial))

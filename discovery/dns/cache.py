@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from discovery.dns import codec
 from discovery.dns.codec import NOERROR, NXDOMAIN, OPT, SOA
 
-MOST_REPLIES = 10_000
-MOST_BYTES = 16 << 20
-LONGEST = 3600
-LONGEST_NEGATIVE = 300
+MAX_REPLIES = 10_000
+MAX_BYTES = 16 << 20
+MAX_TTL = 3600
+MAX_NEGATIVE_TTL = 300
 """Seconds that a reply is kept at most. Source: RFC 2308 section 5, RFC 8767 section 4."""
 _OVERHEAD = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class CachedReply:
     """A reply without OPT; ``ttls``: the places of its TTLs and their values; ``seconds``: how long it may be kept."""
 
     message: bytes
@@ -34,19 +34,19 @@ class Reply:
         return bytes(changed)
 
 
-def understand(message: bytes) -> Reply:
+def parse_reply(message: bytes) -> CachedReply:
     """A reply as it was received, read from end to end. Raises Malformed.
 
     An OPT, and what stands behind it, is taken off: both are between the two servers.
     """
     places: list[tuple[int, int]] = []
-    lowest = LONGEST
+    lowest = MAX_TTL
     negative = -1
     counts = [0, 0, 0]
     answers = 0
-    start = end = codec.HEADER + len(codec.question_of(message))
+    start = end = codec.HEADER_LENGTH + len(codec.question_bytes(message))
     code = message[3] & 15
-    for one in codec.read_records(message):
+    for one in codec.decode_records(message):
         if one.type == OPT:
             code |= (message[one.ttl_at]) << 4
             end = start
@@ -57,7 +57,7 @@ def understand(message: bytes) -> Reply:
         places.append((one.ttl_at, one.ttl))
         lowest = min(lowest, one.ttl)
         if one.section == 2 and one.type == SOA:
-            negative = min(one.ttl, int.from_bytes(message[one.end - 4 : one.end], "big"), LONGEST_NEGATIVE)
+            negative = min(one.ttl, int.from_bytes(message[one.end - 4 : one.end], "big"), MAX_NEGATIVE_TTL)
     else:
         end = len(message)
     if code == NXDOMAIN or (code == NOERROR and not answers):
@@ -65,14 +65,14 @@ def understand(message: bytes) -> Reply:
     else:
         seconds = lowest if code == NOERROR else 0
     head = message[:4] + b"\0\1" + b"".join(each.to_bytes(2, "big") for each in counts)
-    return Reply(head + message[codec.HEADER : end], tuple(places), max(seconds, 0))
+    return CachedReply(head + message[codec.HEADER_LENGTH : end], tuple(places), max(seconds, 0))
 
 
-class Cache:
+class ReplyCache:
     """The replies that were asked for last. Times in seconds, of any steady clock."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[bytes, tuple[Reply, float]] = OrderedDict()
+        self._kept: OrderedDict[bytes, tuple[CachedReply, float]] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -90,14 +90,14 @@ class Cache:
         self._kept.move_to_end(key)
         return reply.aged(int(now - since))
 
-    def put(self, key: bytes, reply: Reply, now: float) -> None:
+    def put(self, key: bytes, reply: CachedReply, now: float) -> None:
         """Keep a reply, if it may be kept at all."""
         self._drop(key)
         if reply.seconds <= 0:
             return
         self._kept[key] = (reply, now)
         self._bytes += len(reply.message) + len(key) + _OVERHEAD
-        while len(self._kept) > MOST_REPLIES or self._bytes > MOST_BYTES:
+        while len(self._kept) > MAX_REPLIES or self._bytes > MAX_BYTES:
             self._drop(next(iter(self._kept)))
 
     def _drop(self, key: bytes) -> None:

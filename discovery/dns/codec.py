@@ -27,18 +27,18 @@ OPCODE = 0x7800
 DO = 0x8000
 """In the flags of OPT: the client understands DNSSEC (RFC 3225)."""
 
-HEADER = 12
-LONGEST_NAME = 255
-LONGEST_LABEL = 63
-PLAIN_SIZE = 512
+HEADER_LENGTH = 12
+MAX_NAME_LENGTH = 255
+MAX_LABEL_LENGTH = 63
+DEFAULT_UDP_SIZE = 512
 """What a UDP client without EDNS takes, in bytes."""
-OWN_SIZE = 1232
+EDNS_UDP_SIZE = 1232
 """What weft sends and takes over UDP with EDNS: it passes every link without fragments."""
-QUESTION = b"\xc0\x0c"
+QUESTION_NAME = b"\xc0\x0c"
 """A pointer to the name of the question, which always stands at the same place."""
-MOST_RECORDS = 8
+MAX_QUERY_RECORDS = 8
 """More records than a query has any use for."""
-MOST_POINTERS = 32
+MAX_POINTERS = 32
 """More pointers than anybody makes a name of; each costs who reads it."""
 
 _HEADER = Struct("!HHHHHH")
@@ -65,7 +65,7 @@ class Query:
     type: int
     edns: bool = False
     version: int = 0
-    size: int = PLAIN_SIZE
+    size: int = DEFAULT_UDP_SIZE
     do: bool = False
 
     @property
@@ -75,7 +75,7 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class ParsedRecord:
     """A record of a message: where its TTL and its data stand. ``section``: 1 answer, 2 authority, 3 additional."""
 
     section: int
@@ -94,12 +94,12 @@ def encode_name(text: str) -> bytes:
     parts = []
     for label in text.removesuffix(".").split("."):
         encoded = label.encode("utf-8", "surrogateescape")
-        if not 0 < len(encoded) <= LONGEST_LABEL:
-            raise BadName(f"{text!r}: a label has 1 to {LONGEST_LABEL} bytes, and {label!r} has {len(encoded)}")
+        if not 0 < len(encoded) <= MAX_LABEL_LENGTH:
+            raise BadName(f"{text!r}: a label has 1 to {MAX_LABEL_LENGTH} bytes, and {label!r} has {len(encoded)}")
         parts.append(bytes((len(encoded),)) + encoded)
     found = b"".join(parts) + b"\0"
-    if len(found) > LONGEST_NAME:
-        raise BadName(f"{text!r}: a name has at most {LONGEST_NAME} bytes on the wire, and this has {len(found)}")
+    if len(found) > MAX_NAME_LENGTH:
+        raise BadName(f"{text!r}: a name has at most {MAX_NAME_LENGTH} bytes on the wire, and this has {len(found)}")
     return found
 
 
@@ -113,23 +113,23 @@ def labels(name: bytes) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def join(*parts: bytes) -> bytes:
+def encode_labels(*parts: bytes) -> bytes:
     """A name of labels, the root's added; they must be short enough."""
     return b"".join(bytes((len(part),)) + part for part in parts) + b"\0"
 
 
-def text(name: bytes) -> str:
+def name_to_text(name: bytes) -> str:
     """A name for people: ``web.weft.``; bytes that do not print are escaped."""
     shown = (label.decode("ascii", "backslashreplace").replace(".", "\\.") for label in labels(name))
     return "".join(part + "." for part in shown) or "."
 
 
-def record(owner: bytes, kind: int, ttl: int, data: bytes) -> bytes:
+def encode_record(owner: bytes, kind: int, ttl: int, data: bytes) -> bytes:
     """A resource record of class IN; TTL in seconds."""
     return owner + _FIXED.pack(kind, IN, ttl, len(data)) + data
 
 
-def read_address(written: str) -> bytes:
+def pack_address(written: str) -> bytes:
     """The 4 or 16 bytes of an address as somebody wrote it; none if it is no address, but a name."""
     try:
         return inet_pton(AF_INET6 if ":" in written else AF_INET, written)
@@ -139,10 +139,10 @@ def read_address(written: str) -> bytes:
 
 def address_record(owner: bytes, address: bytes, ttl: int) -> bytes:
     """An A or AAAA record of the bytes of an address."""
-    return record(owner, A if len(address) == 4 else AAAA, ttl, address)
+    return encode_record(owner, A if len(address) == 4 else AAAA, ttl, address)
 
 
-def of_kind(addresses: Iterable[bytes], kind: int) -> list[bytes]:
+def addresses_of_type(addresses: Iterable[bytes], kind: int) -> list[bytes]:
     """Those that are asked for, as bytes: of IPv4, of IPv6, or for ANY of one of them."""
     known = [each for each in addresses if each]
     size = {A: 4, AAAA: 16}.get(kind) or (min(map(len, known), default=0) if kind == ANY else 0)
@@ -151,19 +151,19 @@ def of_kind(addresses: Iterable[bytes], kind: int) -> list[bytes]:
 
 def srv_record(owner: bytes, ttl: int, priority: int, weight: int, port: int, target: bytes) -> bytes:
     """An SRV record; its target is never compressed. Source: RFC 2782."""
-    return record(owner, SRV, ttl, _SRV.pack(priority, weight, port) + target)
+    return encode_record(owner, SRV, ttl, _SRV.pack(priority, weight, port) + target)
 
 
 def text_record(owner: bytes, ttl: int, value: str) -> bytes:
     """A TXT record of one text, in pieces of 255 bytes."""
     data = value.encode("utf-8", "surrogateescape")
     pieces = [data[at : at + 255] for at in range(0, len(data), 255)] or [b""]
-    return record(owner, TXT, ttl, b"".join(bytes((len(piece),)) + piece for piece in pieces))
+    return encode_record(owner, TXT, ttl, b"".join(bytes((len(piece),)) + piece for piece in pieces))
 
 
 def soa_record(owner: bytes, ttl: int, names: tuple[bytes, bytes], numbers: tuple[int, int, int, int, int]) -> bytes:
     """An SOA record: primary server and mailbox; serial, refresh, retry, expire and minimum in seconds."""
-    return record(owner, SOA, ttl, names[0] + names[1] + b"".join(each.to_bytes(4, "big") for each in numbers))
+    return encode_record(owner, SOA, ttl, names[0] + names[1] + b"".join(each.to_bytes(4, "big") for each in numbers))
 
 
 def opt_record(code: int = 0, do: bool = False, options: bytes = b"") -> bytes:
@@ -172,24 +172,24 @@ def opt_record(code: int = 0, do: bool = False, options: bytes = b"") -> bytes:
     return (
         b"\0"
         + OPT.to_bytes(2, "big")
-        + OWN_SIZE.to_bytes(2, "big")
+        + EDNS_UDP_SIZE.to_bytes(2, "big")
         + flags.to_bytes(4, "big")
         + (len(options).to_bytes(2, "big") + options)
     )
 
 
-def extended_error(code: int, said: str = "") -> bytes:
+def ede_option(code: int, said: str = "") -> bytes:
     """An option that tells people why. Source: RFC 8914."""
     told = said.encode()
     return b"\0\x0f" + (2 + len(told)).to_bytes(2, "big") + code.to_bytes(2, "big") + told
 
 
-def header(identity: int, flags: int, *counts: int) -> bytes:
+def encode_header(identity: int, flags: int, *counts: int) -> bytes:
     """What stands in front: id, flags, and the counts of the four sections, if they are given."""
     return b"".join(each.to_bytes(2, "big") for each in (identity, flags, *counts))
 
 
-def read_name(data: bytes, at: int) -> tuple[bytes, int]:
+def decode_name(data: bytes, at: int) -> tuple[bytes, int]:
     """A name in lower case, its pointers followed, and where it ends. Raises Malformed.
 
     A pointer must lead to before the name's own part that it is in, so that none leads round in a circle.
@@ -204,7 +204,7 @@ def read_name(data: bytes, at: int) -> tuple[bytes, int]:
             if length < 64:
                 parts += data[at : at + 1 + length]
                 at += 1 + length
-                if len(parts) > LONGEST_NAME or at > len(data):
+                if len(parts) > MAX_NAME_LENGTH or at > len(data):
                     raise Malformed("a name is too long")
                 if not length:
                     return bytes(parts).lower(), at if end < 0 else end
@@ -213,7 +213,7 @@ def read_name(data: bytes, at: int) -> tuple[bytes, int]:
                 if end < 0:
                     end = at + 2
                 pointers += 1
-                if target >= bound or target < HEADER or pointers > MOST_POINTERS:
+                if target >= bound or target < HEADER_LENGTH or pointers > MAX_POINTERS:
                     raise Malformed("a pointer does not lead back, or is one of too many")
                 bound = at = target
             else:
@@ -222,23 +222,23 @@ def read_name(data: bytes, at: int) -> tuple[bytes, int]:
         raise Malformed("a name is cut off") from None
 
 
-def read_query(data: bytes) -> Query:
+def decode_query(data: bytes) -> Query:
     """A message with one question and nothing else but additional records. Raises Malformed.
 
     Of the additional records OPT is looked at, the others (a signature) are passed over.
     """
-    if len(data) < HEADER:
+    if len(data) < HEADER_LENGTH:
         raise Malformed("no header")
     identity, flags, questions, answers, authorities, additionals = _HEADER.unpack_from(data)
-    if questions != 1 or answers or authorities or additionals > MOST_RECORDS:
+    if questions != 1 or answers or authorities or additionals > MAX_QUERY_RECORDS:
         raise Malformed("a query has one question, no answer and few additional records")
     end = _question_end(data)
-    name = data[HEADER : end - 4].lower()
+    name = data[HEADER_LENGTH : end - 4].lower()
     kind = int.from_bytes(data[end - 4 : end - 2], "big")
-    edns, version, size, do = False, 0, PLAIN_SIZE, False
+    edns, version, size, do = False, 0, DEFAULT_UDP_SIZE, False
     at = end
     for _ in range(additionals):
-        owner, at = read_name(data, at)
+        owner, at = decode_name(data, at)
         try:
             this, limit, ttl, length = _FIXED.unpack_from(data, at)
         except error:
@@ -249,23 +249,23 @@ def read_query(data: bytes) -> Query:
         if this == OPT:
             if edns or owner != b"\0" or not _options_fit(data[at - length : at]):
                 raise Malformed("EDNS is as it must not be")
-            edns, version, size, do = True, ttl >> 16 & 0xFF, max(limit, PLAIN_SIZE), bool(ttl & DO)
+            edns, version, size, do = True, ttl >> 16 & 0xFF, max(limit, DEFAULT_UDP_SIZE), bool(ttl & DO)
     if at != len(data):
         raise Malformed("something is behind the message")
-    return Query(identity, flags, data[HEADER:end], name, kind, edns, version, size, do)
+    return Query(identity, flags, data[HEADER_LENGTH:end], name, kind, edns, version, size, do)
 
 
 def _question_end(data: bytes) -> int:
     """Where the question ends. Raises Malformed; there is nothing before it that a pointer could lead to."""
-    at = HEADER
+    at = HEADER_LENGTH
     while True:
         if at >= len(data):
             raise Malformed("the question is cut off")
         length = data[at]
-        if length > LONGEST_LABEL:
+        if length > MAX_LABEL_LENGTH:
             raise Malformed("a pointer in the question")
         at += 1 + length
-        if at - HEADER > LONGEST_NAME or at + 4 > len(data):
+        if at - HEADER_LENGTH > MAX_NAME_LENGTH or at + 4 > len(data):
             raise Malformed("the question is too long, or cut off")
         if not length:
             return at + 4
@@ -278,9 +278,9 @@ def _options_fit(data: bytes) -> bool:
     return at == len(data)
 
 
-def read_records(data: bytes) -> Iterator[Record]:
+def decode_records(data: bytes) -> Iterator[ParsedRecord]:
     """Every record of a reply with one question. Raises Malformed where the message is none."""
-    if len(data) < HEADER:
+    if len(data) < HEADER_LENGTH:
         raise Malformed("no header")
     _, _, questions, *counts = _HEADER.unpack_from(data)
     if questions != 1:
@@ -288,7 +288,7 @@ def read_records(data: bytes) -> Iterator[Record]:
     at = _question_end(data)
     for section, count in enumerate(counts, start=1):
         for _ in range(count):
-            name, at = read_name(data, at)
+            name, at = decode_name(data, at)
             try:
                 kind, _, ttl, length = _FIXED.unpack_from(data, at)
             except error:
@@ -297,16 +297,16 @@ def read_records(data: bytes) -> Iterator[Record]:
             if start + length > len(data):
                 raise Malformed("a record is cut off")
             # A TTL with the highest bit is none (RFC 2181 section 8).
-            yield Record(section, name, kind, 0 if ttl >> 31 else ttl, at + 4, start, start + length)
+            yield ParsedRecord(section, name, kind, 0 if ttl >> 31 else ttl, at + 4, start, start + length)
             at = start + length
     if at != len(data):
         raise Malformed("something is behind the message")
 
 
-def question_of(data: bytes) -> bytes:
+def question_bytes(data: bytes) -> bytes:
     """The question of a reply as it was sent: name, type and class. Raises Malformed."""
-    if len(data) < HEADER:
+    if len(data) < HEADER_LENGTH:
         raise Malformed("no header")
     if data[4:6] != b"\0\1":
         raise Malformed("not one question")
-    return data[HEADER : _question_end(data)]
+    return data[HEADER_LENGTH : _question_end(data)]

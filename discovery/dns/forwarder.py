@@ -14,39 +14,39 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from discovery.dns import codec
-from discovery.dns.cache import Cache, Reply, understand
+from discovery.dns.cache import CachedReply, ReplyCache, parse_reply
 from discovery.dns.codec import CD, FORMERR, NOTIMP, QR, RD, REFUSED, SERVFAIL, TC, Malformed
-from discovery.dns.upstreams import ResolvConf, Upstream, parsed
+from discovery.dns.upstreams import ResolvConf, Upstream, parse_upstreams
 
-MOST_QUESTIONS = 1024
+MAX_INFLIGHT = 1024
 """How many questions are under way at once; every one has a socket."""
-MOST_OF_ONE = 128
+MAX_WAITING_PER_CLIENT = 128
 """How many queries of one client may wait at once."""
-MOST_WAITING = 8192
-ATTEMPT = 2.0
-TOTAL = 4.5
+MAX_WAITING = 8192
+ATTEMPT_TIMEOUT = 2.0
+TOTAL_TIMEOUT = 4.5
 """Seconds for one attempt, and for all: most clients give up after five."""
-NEXT_SERVER = 0.5
-SAME_SERVER = 1.5
+NEXT_SERVER_DELAY = 0.5
+RETRY_DELAY = 1.5
 """Seconds until another server is asked beside the first, or the same one again."""
-DEMOTED = 10.0
+DEMOTE_SECONDS = 10.0
 """Seconds for which a server that did not answer comes last."""
-MOST_WRONG = 8
+MAX_MISMATCHED = 8
 """Datagrams that are no answer; behind so many somebody is guessing, and TCP is safer."""
-MOST_PLAIN = 1000
+MAX_NO_0X20 = 1000
 """Servers of which it is remembered that they do not keep the spelling."""
-_PORTS = (32768, 60999)
+_PORT_RANGE = (32768, 60999)
 _BOUND_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
-Done = Callable[[bytes | None], None]
+OnReply = Callable[[bytes | None], None]
 
 
-class Failed(Exception):
+class NoReply(Exception):
     """A server gave no answer."""
 
 
 @dataclass(slots=True)
-class _Question:
+class _InflightQuery:
     """A question under way, and who waits for it."""
 
     asked: bytes
@@ -54,17 +54,17 @@ class _Question:
     edns: bool
     do: bool
     servers: tuple[Upstream, ...]
-    waiting: list[tuple[str, Done]] = field(default_factory=list)
+    waiting: list[tuple[str, OnReply]] = field(default_factory=list)
 
 
 class Forwarder:
     """Asks others, and keeps what they say. ``own`` are weft's own places, which are never asked."""
 
     def __init__(self, resolv_conf: ResolvConf, own: Callable[[], Collection[tuple[str, int]]]) -> None:
-        self.cache = Cache()
+        self.cache = ReplyCache()
         self._resolv_conf = resolv_conf
         self._own = own
-        self._questions: dict[bytes, _Question] = {}
+        self._questions: dict[bytes, _InflightQuery] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._of_client: dict[str, int] = {}
         self._waiting = 0
@@ -83,7 +83,7 @@ class Forwarder:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def ask(
-        self, query: codec.Query, asked: bytes, upstreams: tuple[str, ...], client: str, done: Done
+        self, query: codec.Query, asked: bytes, upstreams: tuple[str, ...], client: str, done: OnReply
     ) -> bytes | None:
         """The reply if it is at hand; else None, and ``done`` is called with it later (with None if nobody answers).
 
@@ -96,13 +96,13 @@ class Forwarder:
         if found is not None:
             return found
         question = self._questions.get(key)
-        busy = self._waiting >= MOST_WAITING or self._of_client.get(client, 0) >= MOST_OF_ONE
-        if busy or (question is None and len(self._questions) >= MOST_QUESTIONS):
+        busy = self._waiting >= MAX_WAITING or self._of_client.get(client, 0) >= MAX_WAITING_PER_CLIENT
+        if busy or (question is None and len(self._questions) >= MAX_INFLIGHT):
             done(None)
             return None
         if question is None:
             servers = self._servers(upstreams)
-            question = _Question(asked, flags, query.edns, query.do, servers)
+            question = _InflightQuery(asked, flags, query.edns, query.do, servers)
             self._questions[key] = question
             task = asyncio.get_running_loop().create_task(self._answer(key, question))
             self._tasks.add(task)
@@ -114,20 +114,20 @@ class Forwarder:
 
     def _servers(self, upstreams: tuple[str, ...]) -> tuple[Upstream, ...]:
         """Whom to ask, in order: those that failed lately last, weft itself never."""
-        found = parsed(upstreams) if upstreams else self._resolv_conf.servers()
+        found = parse_upstreams(upstreams) if upstreams else self._resolv_conf.servers()
         own = self._own()
         now = asyncio.get_running_loop().time()
-        self._failed = {each: since for each, since in self._failed.items() if now - since < DEMOTED}
+        self._failed = {each: since for each, since in self._failed.items() if now - since < DEMOTE_SECONDS}
         usable = (each for each in found if (each.address, each.port) not in own)
         return tuple(sorted(usable, key=lambda each: each in self._failed))
 
-    async def _answer(self, key: bytes, question: _Question) -> None:
+    async def _answer(self, key: bytes, question: _InflightQuery) -> None:
         message: bytes | None = None
         try:
             reply = await self._race(question)
             self.cache.put(key, reply, asyncio.get_running_loop().time())
             message = reply.message
-        except Failed:
+        except NoReply:
             pass
         finally:
             del self._questions[key]
@@ -140,19 +140,19 @@ class Forwarder:
                     del self._of_client[client]
                 done(message)
 
-    async def _race(self, question: _Question) -> Reply:
+    async def _race(self, question: _InflightQuery) -> CachedReply:
         """The first good reply; of the bad ones the last if there is no other. Raises Failed."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + TOTAL
+        deadline = loop.time() + TOTAL_TIMEOUT
         first, again = list(question.servers), list(question.servers)
-        tasks: dict[asyncio.Task[Reply], Upstream] = {}
-        bad: Reply | None = None
+        tasks: dict[asyncio.Task[CachedReply], Upstream] = {}
+        bad: CachedReply | None = None
         try:
             while (first or again or tasks) and loop.time() < deadline:
                 if first or again:
                     server = (first or again).pop(0)
                     tasks[loop.create_task(self._attempt(server, question))] = server
-                pause = NEXT_SERVER if first else SAME_SERVER if again else ATTEMPT * 2
+                pause = NEXT_SERVER_DELAY if first else RETRY_DELAY if again else ATTEMPT_TIMEOUT * 2
                 bound = min(pause, deadline - loop.time())
                 done, _ = await asyncio.wait(tasks, timeout=bound, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -169,53 +169,53 @@ class Forwarder:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if bad is None:
-            raise Failed
+            raise NoReply
         return bad
 
-    async def _attempt(self, server: Upstream, question: _Question) -> Reply:
+    async def _attempt(self, server: Upstream, question: _InflightQuery) -> CachedReply:
         """What one server says. Raises Failed."""
         try:
-            async with asyncio.timeout(ATTEMPT):
+            async with asyncio.timeout(ATTEMPT_TIMEOUT):
                 reply = await self._datagram(server, question, question.edns)
                 if question.edns and reply[3] & 15 in (FORMERR, NOTIMP):
                     reply = await self._datagram(server, question, False)
-                return understand(reply)
+                return parse_reply(reply)
         except (OSError, TimeoutError, Malformed, asyncio.IncompleteReadError) as error:
             self._failed[server] = asyncio.get_running_loop().time()
-            raise Failed(str(error)) from error
+            raise NoReply(str(error)) from error
 
-    async def _datagram(self, server: Upstream, question: _Question, edns: bool) -> bytes:
+    async def _datagram(self, server: Upstream, question: _InflightQuery, edns: bool) -> bytes:
         """Ask by UDP, by TCP where the answer does not fit or cannot be trusted."""
         loop = asyncio.get_running_loop()
-        asked = question.asked if server in self._plain else _respelled(question.asked)
-        message = _query(question, asked, edns)
-        with contextlib.closing(_connected(server)) as sock:
+        asked = question.asked if server in self._plain else _randomize_case(question.asked)
+        message = _encode_query(question, asked, edns)
+        with contextlib.closing(_udp_socket(server)) as sock:
             await loop.sock_sendall(sock, message)
-            for _ in range(MOST_WRONG):
+            for _ in range(MAX_MISMATCHED):
                 reply = await loop.sock_recv(sock, 4096)
-                if not _answers(reply, message):
+                if not _is_reply(reply, message):
                     continue
-                spelled = codec.question_of(reply)
+                spelled = codec.question_bytes(reply)
                 if spelled == asked:
                     if reply[2] & TC >> 8:
                         break
                     return reply
                 if spelled.lower() == asked.lower():
                     # It does not keep the spelling; how likely that it is somebody else is not to be known.
-                    if len(self._plain) >= MOST_PLAIN:
+                    if len(self._plain) >= MAX_NO_0X20:
                         self._plain.clear()
                     self._plain.add(server)
                     break
-        return await _stream(server, _query(question, question.asked, edns))
+        return await _query_tcp(server, _encode_query(question, question.asked, edns))
 
 
-def _connected(server: Upstream) -> socket.socket:
+def _udp_socket(server: Upstream) -> socket.socket:
     """A socket at a port that nobody can guess, which hears this server alone."""
     sock = socket.socket(server.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         for _ in range(4):
             try:
-                sock.bind(("", _PORTS[0] + secrets.randbelow(_PORTS[1] - _PORTS[0])))
+                sock.bind(("", _PORT_RANGE[0] + secrets.randbelow(_PORT_RANGE[1] - _PORT_RANGE[0])))
                 break
             except OSError as error:
                 if error.errno not in _BOUND_ERRORS:
@@ -227,7 +227,7 @@ def _connected(server: Upstream) -> socket.socket:
     return sock
 
 
-async def _stream(server: Upstream, message: bytes) -> bytes:
+async def _query_tcp(server: Upstream, message: bytes) -> bytes:
     """Ask by TCP. Raises OSError, IncompleteReadError, Malformed."""
     sock = socket.socket(server.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
@@ -241,30 +241,30 @@ async def _stream(server: Upstream, message: bytes) -> bytes:
         reply = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
     finally:
         writer.transport.abort()
-    asked = codec.question_of(message)
-    if not _answers(reply, message) or codec.question_of(reply).lower() != asked.lower():
+    asked = codec.question_bytes(message)
+    if not _is_reply(reply, message) or codec.question_bytes(reply).lower() != asked.lower():
         raise Malformed("the answer is to another question")
     return reply
 
 
-def _query(question: _Question, asked: bytes, edns: bool) -> bytes:
+def _encode_query(question: _InflightQuery, asked: bytes, edns: bool) -> bytes:
     """A query with an id that nobody can guess."""
-    head = codec.header(secrets.randbits(16), RD | question.flags, 1, 0, 0, int(edns))
+    head = codec.encode_header(secrets.randbits(16), RD | question.flags, 1, 0, 0, int(edns))
     return head + asked + (codec.opt_record(do=question.do) if edns else b"")
 
 
-def _answers(reply: bytes, message: bytes) -> bool:
+def _is_reply(reply: bytes, message: bytes) -> bool:
     """Whether a message is a reply to the query as far as its header and the length of its question say."""
     try:
-        asked = codec.question_of(reply)
+        asked = codec.question_bytes(reply)
     except Malformed:
         return False
     flags = int.from_bytes(reply[2:4], "big")
     same = reply[:2] == message[:2] and bool(flags & QR) and not flags & codec.OPCODE
-    return same and len(asked) == len(codec.question_of(message))
+    return same and len(asked) == len(codec.question_bytes(message))
 
 
-def _respelled(asked: bytes) -> bytes:
+def _randomize_case(asked: bytes) -> bytes:
     """The question in a spelling that nobody can guess; a server answers in the same."""
     name = bytearray(asked[:-4])
     bits = secrets.randbits(len(name))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class ClientConfig:
     """A container that has one of a network's addresses: the other networks that it is on, and its own name servers."""
 
     networks: tuple[str, ...] = ()
@@ -15,7 +15,7 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkNames:
+class NetworkZone:
     """What DNS knows of one network.
 
     ``gateways`` are the addresses that it is asked at, and only by sources within ``subnets`` (CIDR). ``records``: each
@@ -35,25 +35,25 @@ class NetworkNames:
     domains: tuple[str, ...] = ("dns.podman",)
     search: tuple[str, ...] = ()
     upstreams: tuple[str, ...] = ()
-    holders: Mapping[str, Holder] = field(default_factory=dict)
+    holders: Mapping[str, ClientConfig] = field(default_factory=dict)
 
 
-class Names:
+class NetworkZones:
     """The networks of this host and their names. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._networks: dict[str, NetworkNames] = {}
+        self._networks: dict[str, NetworkZone] = {}
         self._listeners: list[Callable[[frozenset[str]], None]] = []
 
-    def network(self, name: str) -> NetworkNames | None:
+    def network(self, name: str) -> NetworkZone | None:
         """A network by its name; None if there is none."""
         return self._networks.get(name)
 
-    def networks(self) -> tuple[NetworkNames, ...]:
+    def networks(self) -> tuple[NetworkZone, ...]:
         """All networks, sorted by name."""
         return tuple(self._networks[name] for name in sorted(self._networks))
 
-    def put(self, network: NetworkNames) -> None:
+    def put(self, network: NetworkZone) -> None:
         """A network is there, or is another now."""
         if self._networks.get(network.network) != network:
             self._networks[network.network] = network
@@ -64,7 +64,7 @@ class Names:
         if self._networks.pop(name, None) is not None:
             self._tell({name})
 
-    def replace(self, networks: Iterable[NetworkNames]) -> None:
+    def replace(self, networks: Iterable[NetworkZone]) -> None:
         """These are all networks."""
         found = {network.network: network for network in networks}
         changed = {name for name in found.keys() | self._networks.keys() if found.get(name) != self._networks.get(name)}

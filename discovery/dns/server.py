@@ -15,25 +15,25 @@ from discovery.catalog import Catalog
 from discovery.dns import codec, sockets
 from discovery.dns.codec import SERVFAIL, Malformed
 from discovery.dns.forwarder import Forwarder
-from discovery.dns.network_zones import Holder, Names, NetworkNames
-from discovery.dns.responder import COUNTED, Counts, Pending, Responder
-from discovery.dns.settings import Settings
-from discovery.dns.tcp import Connections, Stream
+from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
+from discovery.dns.responder import COUNTER_HELP, Counters, PendingQuery, Responder
+from discovery.dns.settings import DnsSettings
+from discovery.dns.tcp import TcpConnection, TcpConnections
 from discovery.dns.upstreams import ResolvConf
-from discovery.dns.view import Subnet, View, subnets
+from discovery.dns.view import Subnet, View, parse_subnets
 from discovery.dns.zone import Zone
 from discovery.metrics import Metrics
 
-AT_ONCE = 64
+MAX_BURST = 64
 """Datagrams of one socket that are answered before others have their turn."""
-LARGEST_QUERY = 4096
-MOST_SOURCES = 65_536
-BIND_AGAIN = 2.0
+MAX_QUERY_BYTES = 4096
+MAX_CACHED_SOURCES = 65_536
+BIND_RETRY_SECONDS = 2.0
 """Seconds until an address that somebody else holds is tried again."""
-_NO_REACHABLE_SERVER = codec.extended_error(22, "no name server answered")
+_NO_REACHABLE_SERVER = codec.ede_option(22, "no name server answered")
 _log = logging.getLogger("weft.dns")
 
-Place = tuple[str, int]
+SocketAddress = tuple[str, int]
 Send = Callable[[bytes | None], None]
 
 
@@ -41,7 +41,7 @@ Send = Callable[[bytes | None], None]
 class _Listener:
     """An address that is listened at, and the networks whose it is; none for the host's own."""
 
-    place: Place
+    place: SocketAddress
     networks: tuple[str, ...]
     datagrams: socket.socket
     streams: asyncio.Server
@@ -51,17 +51,19 @@ class _Listener:
 class DnsServer:
     """Answers for services to all, and for containers' names to those of the same network."""
 
-    def __init__(self, catalog: Catalog, names: Names, settings: Settings, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, catalog: Catalog, names: NetworkZones, settings: DnsSettings, metrics: Metrics | None = None
+    ) -> None:
         self.names = names
-        self.problems: dict[Place, str] = {}
+        self.problems: dict[SocketAddress, str] = {}
         """The addresses that cannot be listened at, and why."""
         self._settings = settings
         self._resolv_conf = ResolvConf(settings.resolv_conf)
         self._zone = Zone(catalog, settings)
         self._responder = Responder(self._zone, settings)
         self._forwarder = Forwarder(self._resolv_conf, lambda: self._listeners.keys())
-        self._listeners: dict[Place, _Listener] = {}
-        self._connections = Connections()
+        self._listeners: dict[SocketAddress, _Listener] = {}
+        self._connections = TcpConnections()
         self._views: dict[tuple[tuple[str, ...], tuple[str, ...]], View] = {}
         self._local: tuple[Subnet, ...] = ()
         self._opening = asyncio.Lock()
@@ -72,12 +74,12 @@ class DnsServer:
             self._publish(metrics)
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[SocketAddress, ...]:
         """Where it listens now."""
         return tuple(self._listeners)
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> Counters:
         """What happened since the start."""
         return self._responder.counts
 
@@ -101,14 +103,14 @@ class DnsServer:
         await self._forwarder.close()
         self._zone.close()
 
-    async def serve(self, networks: Iterable[NetworkNames]) -> None:
+    async def serve(self, networks: Iterable[NetworkZone]) -> None:
         """These are the networks; returns when all that can be listened at is."""
         self.names.replace(networks)
         await self._reconcile()
 
     def _publish(self, metrics: Metrics) -> None:
         """Have the counts read with all others of the agent."""
-        for name, purpose in COUNTED.items():
+        for name, purpose in COUNTER_HELP.items():
             metrics.counter(f"weft_dns_{name}_total", purpose, read=partial(getattr, self.counts, name))
         metrics.gauge("weft_dns_connections", "Clients connected by TCP.", read=lambda: len(self._connections))
         metrics.gauge("weft_dns_asked", "Questions that others have not answered yet.", read=self._under_way)
@@ -120,7 +122,7 @@ class DnsServer:
 
     def _changed(self, changed: frozenset[str]) -> None:
         """Networks are others now: nobody sees what was before."""
-        self._local = tuple(subnet for one in self.names.networks() for subnet in subnets(one.subnets))
+        self._local = tuple(subnet for one in self.names.networks() for subnet in parse_subnets(one.subnets))
         self._views = {key: view for key, view in self._views.items() if key[0] and not changed & set(key[0])}
         for listener in self._listeners.values():
             listener.sources.clear()
@@ -130,13 +132,13 @@ class DnsServer:
         """Open and close listeners as networks change; try again where an address was taken."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BIND_AGAIN if self.problems else None):
+                async with asyncio.timeout(BIND_RETRY_SECONDS if self.problems else None):
                     await self._wake.wait()
             self._wake.clear()
             await self._reconcile()
 
-    def _wanted(self) -> dict[Place, tuple[str, ...]]:
-        places: dict[Place, tuple[str, ...]] = {(each.address, each.port): () for each in self._settings.listen}
+    def _wanted(self) -> dict[SocketAddress, tuple[str, ...]]:
+        places: dict[SocketAddress, tuple[str, ...]] = {(each.address, each.port): () for each in self._settings.listen}
         for network in self.names.networks():
             for gateway in network.gateways:
                 place = (gateway, self._settings.network_port)
@@ -158,23 +160,23 @@ class DnsServer:
                     held.networks = networks
                     held.sources.clear()
 
-    async def _open(self, place: Place, networks: tuple[str, ...]) -> None:
+    async def _open(self, place: SocketAddress, networks: tuple[str, ...]) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
             try:
-                datagrams = sockets.datagrams(*place)
+                datagrams = sockets.udp_socket(*place)
                 stack.callback(datagrams.close)
-                listening = sockets.stream(*place)
+                listening = sockets.tcp_socket(*place)
                 stack.callback(listening.close)
                 sources: dict[str, View | None] = {}
                 answer = partial(self._answer_stream, place)
                 streams = await loop.create_server(
-                    lambda: Stream(self._connections, answer), sock=listening, backlog=sockets.BACKLOG
+                    lambda: TcpConnection(self._connections, answer), sock=listening, backlog=sockets.BACKLOG
                 )
             except (OSError, ValueError) as error:
                 why = f"cannot listen at {place[0]} port {place[1]}: {getattr(error, 'strerror', None) or error}"
                 if self.problems.get(place) != why:
-                    _log.warning("%s; it is tried again every %g s", why, BIND_AGAIN)
+                    _log.warning("%s; it is tried again every %g s", why, BIND_RETRY_SECONDS)
                 self.problems[place] = why
                 return
             stack.pop_all()
@@ -194,7 +196,7 @@ class DnsServer:
 
     def _view(self, listener: _Listener, source: str) -> View | None:
         """What a client of a listener may see; None for somebody who has no business there."""
-        if len(listener.sources) >= MOST_SOURCES:
+        if len(listener.sources) >= MAX_CACHED_SOURCES:
             listener.sources.clear()
         found = listener.sources[source] = self._find_view(listener, source)
         return found
@@ -208,13 +210,13 @@ class DnsServer:
             # Whoever listens for the world answers it, but does not ask others on its behalf.
             return self._made((), self._settings.recursors or None if address.is_private else None)
         served = [network for name in listener.networks if (network := self.names.network(name))]
-        near = [one for one in served if any(_contains(each, address) for each in subnets(one.subnets))]
+        near = [one for one in served if any(_contains(each, address) for each in parse_subnets(one.subnets))]
         if not near:
             return None
         # Networks may share a gateway: a container belongs to the one that knows its address.
         text = str(address)
         home = next((one for one in near if text in one.reverse or text in one.holders), near[0])
-        holder = home.holders.get(text, Holder())
+        holder = home.holders.get(text, ClientConfig())
         others = [one for name in holder.networks if (one := self.names.network(name)) and one is not home]
         networks = (home, *others)
         upstreams = holder.upstreams or next((one.upstreams for one in networks if one.upstreams), ())
@@ -237,8 +239,8 @@ class DnsServer:
         sock = listener.datagrams
         receive, sources, respond = sock.recvfrom, listener.sources, self._responder.respond
         try:
-            for _ in range(AT_ONCE):
-                data, source = receive(LARGEST_QUERY)
+            for _ in range(MAX_BURST):
+                data, source = receive(MAX_QUERY_BYTES)
                 client = source[0]
                 view = sources.get(client) or self._view(listener, client)
                 if view is None:
@@ -256,9 +258,9 @@ class DnsServer:
     def _drain_any(self, listener: _Listener) -> None:
         """The same where queries come to any address: the answer leaves from the one that was asked."""
         sock = listener.datagrams
-        for _ in range(AT_ONCE):
+        for _ in range(MAX_BURST):
             try:
-                data, ancillary, _, source = sock.recvmsg(LARGEST_QUERY, 128)
+                data, ancillary, _, source = sock.recvmsg(MAX_QUERY_BYTES, 128)
             except OSError:
                 return
             client = source[0].partition("%")[0]
@@ -266,14 +268,14 @@ class DnsServer:
             if view is None:
                 self.counts.foreign += 1
                 continue
-            send = partial(_send_from, sock, source, sockets.from_where(ancillary))
+            send = partial(_send_from, sock, source, sockets.reply_pktinfo(ancillary))
             reply = self._responder.respond(data, view)
-            if isinstance(reply, Pending):
+            if isinstance(reply, PendingQuery):
                 self._ask(reply, client, send)
             elif reply is not None:
                 send(reply)
 
-    def _answer_stream(self, place: Place, data: bytes, client: str, send: Send) -> bool:
+    def _answer_stream(self, place: SocketAddress, data: bytes, client: str, send: Send) -> bool:
         listener = self._listeners.get(place)
         view = (listener.sources.get(client) or self._view(listener, client)) if listener else None
         if view is None:
@@ -281,13 +283,13 @@ class DnsServer:
             return False
         self.counts.streams += 1
         reply = self._responder.respond(data, view, True)
-        if isinstance(reply, Pending):
+        if isinstance(reply, PendingQuery):
             self._ask(reply, client, send)
         else:
             send(reply)
         return True
 
-    def _ask(self, pending: Pending, client: str, send: Send) -> None:
+    def _ask(self, pending: PendingQuery, client: str, send: Send) -> None:
         """Have others answer."""
         self.counts.forwarded += 1
         done = partial(self._asked, pending, send)
@@ -296,7 +298,7 @@ class DnsServer:
             self.counts.cached += 1
             done(found)
 
-    def _asked(self, pending: Pending, send: Send, message: bytes | None) -> None:
+    def _asked(self, pending: PendingQuery, send: Send, message: bytes | None) -> None:
         """Others have answered, or have not."""
         responder = self._responder
         if message is None:
@@ -316,14 +318,16 @@ def _contains(subnet: Subnet, address: object) -> bool:
     return getattr(address, "version", 0) == subnet.version and address in subnet
 
 
-def _send_to(sock: socket.socket, place: Place, reply: bytes | None) -> None:
+def _send_to(sock: socket.socket, place: SocketAddress, reply: bytes | None) -> None:
     # The listener may be closed by now, the client gone or its queue full: it asks again.
     if reply is not None:
         with contextlib.suppress(OSError):
             sock.sendto(reply, place)
 
 
-def _send_from(sock: socket.socket, place: Place, ancillary: list[tuple[int, int, bytes]], reply: bytes | None) -> None:
+def _send_from(
+    sock: socket.socket, place: SocketAddress, ancillary: list[tuple[int, int, bytes]], reply: bytes | None
+) -> None:
     if reply is not None:
         with contextlib.suppress(OSError):
             sock.sendmsg([reply], ancillary, 0, place)

@@ -15,7 +15,7 @@ from discovery.structs import Health, Node, Status
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class IndexedService:
     """A service as it is now: the names it is registered by (in whatever case), and its instances that are healthy.
 
     ``by_tag`` has the instances by tag in lower case, ``above`` the names that only tags are below of.
@@ -27,20 +27,20 @@ class Service:
     above: frozenset[bytes]
 
 
-class Index:
+class ServiceIndex:
     """Finds services and nodes. ``only_passing`` leaves out what has a warning."""
 
     def __init__(self, catalog: Catalog, only_passing: bool) -> None:
         self._catalog = catalog
         self._worst = (Status.PASSING if only_passing else Status.WARNING).rank
         self._names: dict[bytes, set[str]] = {}
-        self._services: dict[bytes, Service] = {}
+        self._services: dict[bytes, IndexedService] = {}
         self._nodes: dict[bytes, str] = {}
         self._above: Counter[bytes] = Counter()
         self.take(topics.service(name) for name in catalog.names())
         self.take(topics.node(one.name) for one in catalog.nodes())
 
-    def service(self, name: bytes) -> Service | None:
+    def service(self, name: bytes) -> IndexedService | None:
         """A service by its name in lower case; None if there is none."""
         names = self._names.get(name)
         if not names:
@@ -92,14 +92,14 @@ class Index:
         else:
             self._nodes[lower] = node.name
 
-    def _service(self, names: tuple[str, ...]) -> Service:
+    def _service(self, names: tuple[str, ...]) -> IndexedService:
         found = [one for name in names for one in self._catalog.health(name) if one.status.rank <= self._worst]
         by_tag: dict[bytes, list[Health]] = {}
         for one in found:
             for tag in dict.fromkeys(map(_lower, one.instance.tags)):
                 by_tag.setdefault(tag, []).append(one)
         above = frozenset(end for tag in by_tag for end in _ends(tag))
-        return Service(names, tuple(found), {tag: tuple(each) for tag, each in by_tag.items()}, above)
+        return IndexedService(names, tuple(found), {tag: tuple(each) for tag, each in by_tag.items()}, above)
 
 
 def _lower(name: str) -> bytes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from discovery.dns.codec import OWN_SIZE
+from discovery.dns.codec import EDNS_UDP_SIZE
 
 
 @dataclass(frozen=True, slots=True)
-class Listen:
+class ListenAddress:
     """An address and a port that services are answered at, to whoever can reach it."""
 
     address: str
@@ -17,7 +17,7 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class DnsSettings:
     """DNS of this host. TTLs in seconds.
 
     ``domains``: what weft answers for, the first used in what it says itself. ``listen``: where services and nodes are
@@ -32,7 +32,7 @@ class Settings:
 
     domains: tuple[str, ...] = ("weft", "consul")
     datacenter: str = "dc1"
-    listen: tuple[Listen, ...] = (Listen("127.0.0.1"), Listen("::1"))
+    listen: tuple[ListenAddress, ...] = (ListenAddress("127.0.0.1"), ListenAddress("::1"))
     recursors: tuple[str, ...] = ()
     resolv_conf: str = "/etc/resolv.conf"
     only_passing: bool = False
@@ -40,7 +40,7 @@ class Settings:
     service_ttl: Mapping[str, int] = field(default_factory=dict)
     network_ttl: int = 0
     answer_limit: int = 0
-    udp_size: int = OWN_SIZE
+    udp_size: int = EDNS_UDP_SIZE
     network_port: int = 53
 
     def ttl_of(self, service: str) -> int:

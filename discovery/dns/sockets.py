@@ -17,9 +17,9 @@ RECEIVE_BUFFER = 1 << 20
 BACKLOG = 128
 
 
-def datagrams(address: str, port: int) -> socket.socket:
+def udp_socket(address: str, port: int) -> socket.socket:
     """A bound UDP socket. Raises OSError, ValueError for what is no address."""
-    sock = _bound(address, port, socket.SOCK_DGRAM)
+    sock = _bind(address, port, socket.SOCK_DGRAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
     except PermissionError:
@@ -33,9 +33,9 @@ def datagrams(address: str, port: int) -> socket.socket:
     return sock
 
 
-def stream(address: str, port: int) -> socket.socket:
+def tcp_socket(address: str, port: int) -> socket.socket:
     """A bound TCP socket; not listening yet. Raises OSError, ValueError."""
-    return _bound(address, port, socket.SOCK_STREAM)
+    return _bind(address, port, socket.SOCK_STREAM)
 
 
 def is_wildcard(address: str) -> bool:
@@ -43,7 +43,7 @@ def is_wildcard(address: str) -> bool:
     return address in ("0.0.0.0", "::")
 
 
-def from_where(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+def reply_pktinfo(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
     """What makes an answer leave from the address that was asked, of what came with the query."""
     for level, kind, data in ancillary:
         if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO) and len(data) >= 12:
@@ -54,7 +54,7 @@ def from_where(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, 
     return []
 
 
-def _bound(address: str, port: int, kind: int) -> socket.socket:
+def _bind(address: str, port: int, kind: int) -> socket.socket:
     # Never a name: to resolve it would take a name server.
     family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)

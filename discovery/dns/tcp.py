@@ -10,52 +10,52 @@ from collections.abc import Callable
 from functools import partial
 from typing import cast
 
-from discovery.dns.codec import HEADER
+from discovery.dns.codec import HEADER_LENGTH
 
-MOST_CONNECTIONS = 512
-MOST_OF_ONE = 32
+MAX_CONNECTIONS = 512
+MAX_CONNECTIONS_PER_CLIENT = 32
 """Connections in all, and of one client."""
-IDLE = 5.0
+IDLE_TIMEOUT = 5.0
 """Seconds without a whole query, and without an answer that is under way, until a connection is closed."""
-ATTENTION = 12.0
+WRITE_TIMEOUT = 12.0
 """Seconds that a client may take for the answers: those that are not read end the connection."""
-LONGEST_QUERY = 4096
-MOST_UNDER_WAY = 32
+MAX_QUERY_BYTES = 4096
+MAX_INFLIGHT_PER_CONNECTION = 32
 """Queries of one connection that others are asked about; more are read when some are answered."""
-MOST_UNREAD = 1 << 17
+MAX_UNSENT_BYTES = 1 << 17
 """Bytes of answers that a client has not taken; queries are read again when it did."""
 
-Answer = Callable[[bytes, str, Callable[[bytes | None], None]], bool]
+AnswerQuery = Callable[[bytes, str, Callable[[bytes | None], None]], bool]
 """Takes a query, the client's address and what to call with the reply; False if the client is none of ours."""
 
 
-class Connections:
+class TcpConnections:
     """All connections, the one that was idle longest first."""
 
     def __init__(self) -> None:
-        self._open: dict[Stream, None] = {}
+        self._open: dict[TcpConnection, None] = {}
         self._of_client: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, stream: Stream) -> bool:
+    def add(self, stream: TcpConnection) -> bool:
         """Whether there is room for another one; if nobody has any, the one that is idle longest ends."""
-        if self._of_client.get(stream.client, 0) >= MOST_OF_ONE:
+        if self._of_client.get(stream.client, 0) >= MAX_CONNECTIONS_PER_CLIENT:
             return False
-        if len(self._open) >= MOST_CONNECTIONS:
+        if len(self._open) >= MAX_CONNECTIONS:
             next(iter(self._open)).abort()
         self._open[stream] = None
         self._of_client[stream.client] = self._of_client.get(stream.client, 0) + 1
         return True
 
-    def touch(self, stream: Stream) -> None:
+    def touch(self, stream: TcpConnection) -> None:
         """It is in use."""
         if stream in self._open:
             del self._open[stream]
             self._open[stream] = None
 
-    def drop(self, stream: Stream) -> None:
+    def drop(self, stream: TcpConnection) -> None:
         """It is closed; whoever was never added is not missed."""
         if stream in self._open:
             del self._open[stream]
@@ -71,10 +71,10 @@ class Connections:
             stream.abort()
 
 
-class Stream(asyncio.Protocol):
+class TcpConnection(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, connections: Connections, answer: Answer) -> None:
+    def __init__(self, connections: TcpConnections, answer: AnswerQuery) -> None:
         self.client = ""
         self._connections = connections
         self._answer = answer
@@ -89,14 +89,14 @@ class Stream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep it if there is room."""
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(MOST_UNREAD)
+        self._transport.set_write_buffer_limits(MAX_UNSENT_BYTES)
         peer = transport.get_extra_info("peername")
         self.client = peer[0].partition("%")[0] if peer else ""
         if not self._connections.add(self):
             self._transport.abort()
             return
         self._used = asyncio.get_running_loop().time()
-        self._watch(IDLE)
+        self._watch(IDLE_TIMEOUT)
 
     def connection_lost(self, _: Exception | None) -> None:
         """Forget it."""
@@ -137,7 +137,7 @@ class Stream(asyncio.Protocol):
         buffer = self._buffer
         while self._transport is not None and len(buffer) >= 2 and not self._busy:
             length = buffer[0] << 8 | buffer[1]
-            if not HEADER <= length <= LONGEST_QUERY:
+            if not HEADER_LENGTH <= length <= MAX_QUERY_BYTES:
                 self.abort()
                 return
             if len(buffer) < 2 + length:
@@ -154,7 +154,7 @@ class Stream(asyncio.Protocol):
 
     @property
     def _busy(self) -> bool:
-        return self._full or self._under_way >= MOST_UNDER_WAY
+        return self._full or self._under_way >= MAX_INFLIGHT_PER_CONNECTION
 
     def _send(self, reply: bytes | None) -> None:
         self._under_way -= 1
@@ -167,7 +167,7 @@ class Stream(asyncio.Protocol):
         self._transport.write(len(reply).to_bytes(2, "big") + reply)
         if self._ended and not self._under_way:
             self._transport.close()
-        elif self._under_way == MOST_UNDER_WAY - 1:
+        elif self._under_way == MAX_INFLIGHT_PER_CONNECTION - 1:
             asyncio.get_running_loop().call_soon(self._work)
 
     def _flow(self) -> None:
@@ -184,7 +184,7 @@ class Stream(asyncio.Protocol):
 
     def _look(self) -> None:
         """Whether it was idle for too long."""
-        bound = ATTENTION if self._under_way else IDLE
+        bound = WRITE_TIMEOUT if self._under_way else IDLE_TIMEOUT
         left = self._used + bound - asyncio.get_running_loop().time()
         if left <= 0:
             self.abort()

@@ -11,10 +11,10 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 PORT = 53
-MOST_SERVERS = 3
+MAX_SERVERS = 3
 """resolv.conf(5): further name servers are not used."""
-LARGEST_FILE = 65536
-LOOK_AGAIN = 1.0
+MAX_FILE_BYTES = 65536
+STAT_INTERVAL = 1.0
 """Seconds that a look at the file holds."""
 
 
@@ -39,7 +39,7 @@ class Upstream:
         return (self.address, self.port)
 
 
-def parse(text: str) -> Upstream:
+def parse_upstream(text: str) -> Upstream:
     """A server as it is written: ``9.9.9.9:5353``, ``fe80::1%eth0``, ``[fd00::1]:5353``; port 53. Raises ValueError."""
     host, port = text, ""
     if text.startswith("["):
@@ -61,12 +61,12 @@ def parse(text: str) -> Upstream:
     return Upstream(str(found), number, scope)
 
 
-def parsed(texts: Iterable[str]) -> tuple[Upstream, ...]:
+def parse_upstreams(texts: Iterable[str]) -> tuple[Upstream, ...]:
     """Those of several servers that can be read."""
     found = []
     for each in texts:
         try:
-            found.append(parse(each))
+            found.append(parse_upstream(each))
         except ValueError:
             continue
     return tuple(dict.fromkeys(found))
@@ -95,7 +95,7 @@ class ResolvConf:
 
     def _look(self) -> None:
         now = self._clock()
-        if now - self._looked < LOOK_AGAIN:
+        if now - self._looked < STAT_INTERVAL:
             return
         self._looked = now
         try:
@@ -104,7 +104,7 @@ class ResolvConf:
             if seen == self._seen:
                 return
             with Path(self._path).open("rb") as file:
-                text = file.read(LARGEST_FILE).decode("utf-8", "replace")
+                text = file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
         except OSError:
             # Replaced at this moment, or gone: what was known holds until there is something else.
             return
@@ -120,5 +120,5 @@ class ResolvConf:
                 servers.append(words[1])
             elif words[:1] in (["search"], ["domain"]):
                 search = words[1:]
-        self._servers = parsed(servers)[:MOST_SERVERS]
+        self._servers = parse_upstreams(servers)[:MAX_SERVERS]
         self._search = frozenset(each.rstrip(".").lower() for each in search)

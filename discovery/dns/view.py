@@ -12,19 +12,30 @@ from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from discovery.dns import codec
-from discovery.dns.answers import Prepared, Unit, ready
-from discovery.dns.codec import AAAA, ANY, NOERROR, NXDOMAIN, PTR, QUESTION, REFUSED, A, of_kind, read_address
-from discovery.dns.network_zones import NetworkNames
-from discovery.dns.settings import Settings
-from discovery.dns.zone import KEPT_TYPES
+from discovery.dns.answers import AnswerRecord, PreparedAnswer, prepare
+from discovery.dns.codec import (
+    AAAA,
+    ANY,
+    NOERROR,
+    NXDOMAIN,
+    PTR,
+    QUESTION_NAME,
+    REFUSED,
+    A,
+    addresses_of_type,
+    pack_address,
+)
+from discovery.dns.network_zones import NetworkZone
+from discovery.dns.settings import DnsSettings
+from discovery.dns.zone import CACHEABLE_TYPES
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
-MOST_KEPT = 20_000
-_NOBODY = ready(NXDOMAIN)
-_NOTHING = ready(NOERROR)
-_LOOPBACK = {A: read_address("127.0.0.1"), AAAA: read_address("::1")}
-_NEVER = (b"invalid", b"onion")
+MAX_CACHED = 20_000
+_NXDOMAIN = prepare(NXDOMAIN)
+_NODATA = prepare(NOERROR)
+_LOOPBACK = {A: pack_address("127.0.0.1"), AAAA: pack_address("::1")}
+_SPECIAL_TLDS = (b"invalid", b"onion")
 
 
 class View:
@@ -37,13 +48,13 @@ class View:
 
     def __init__(
         self,
-        networks: Sequence[NetworkNames],
-        settings: Settings,
+        networks: Sequence[NetworkZone],
+        settings: DnsSettings,
         upstreams: tuple[str, ...] | None = None,
         local: Callable[[], Sequence[Subnet]] = tuple,
         search: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        self.kept: dict[bytes, Prepared] = {}
+        self.kept: dict[bytes, PreparedAnswer] = {}
         """Answers by question: the name in lower case, type and class."""
         self.networks = tuple(networks)
         self.upstreams = upstreams
@@ -54,10 +65,10 @@ class View:
         self._search = search
         self._ttl = settings.network_ttl
 
-    def answer(self, name: bytes, kind: int) -> Prepared | None:
+    def answer(self, name: bytes, kind: int) -> PreparedAnswer | None:
         """The answer about a name (lower case, as on the wire); None if it is others' to answer."""
         parts = codec.labels(name)
-        address = reversed_address(parts)
+        address = parse_reverse_name(parts)
         if address is not None:
             return self._pointer(address, kind)
         if not self.networks or not parts:
@@ -65,22 +76,22 @@ class View:
         found, known = self._addresses(b".".join(parts).decode("utf-8", "surrogateescape"))
         if found:
             answer = self._of(found, kind)
-            if kind in KEPT_TYPES:
-                if len(self.kept) >= MOST_KEPT:
+            if kind in CACHEABLE_TYPES:
+                if len(self.kept) >= MAX_CACHED:
                     self.kept.clear()
                 self.kept[name + kind.to_bytes(2, "big") + b"\0\1"] = answer
             return answer
         if parts[-1] == b"localhost":
             own = _LOOPBACK.get(kind)
-            return ready(units=[Unit(codec.address_record(QUESTION, own, 0))]) if own else _NOTHING
+            return prepare(units=[AnswerRecord(codec.address_record(QUESTION_NAME, own, 0))]) if own else _NODATA
         if known is not None:
             return known
-        return _NOBODY if len(parts) == 1 or parts[-1] in _NEVER else None
+        return _NXDOMAIN if len(parts) == 1 or parts[-1] in _SPECIAL_TLDS else None
 
-    def _addresses(self, name: str) -> tuple[list[str], Prepared | None]:
+    def _addresses(self, name: str) -> tuple[list[str], PreparedAnswer | None]:
         """The addresses that a name has on the networks; and if none has it, what is to be said of it nevertheless."""
         found: list[str] = []
-        known: Prepared | None = None
+        known: PreparedAnswer | None = None
         search = self._search()
         for each in self.networks:
             found += each.records.get(name, ())
@@ -90,35 +101,35 @@ class View:
                 if rest == each.network.lower() or rest in each.domains:
                     found += each.records.get(first, ())
                 if rest in each.domains or ((rest in search or rest in each.search) and first in each.records):
-                    known = _NOBODY
+                    known = _NXDOMAIN
             if name in each.domains:
-                known = _NOTHING
+                known = _NODATA
         return found, known
 
-    def _of(self, addresses: list[str], kind: int) -> Prepared:
-        chosen = of_kind(map(read_address, addresses), kind)
-        return ready(units=[Unit(codec.address_record(QUESTION, each, self._ttl)) for each in chosen])
+    def _of(self, addresses: list[str], kind: int) -> PreparedAnswer:
+        chosen = addresses_of_type(map(pack_address, addresses), kind)
+        return prepare(units=[AnswerRecord(codec.address_record(QUESTION_NAME, each, self._ttl)) for each in chosen])
 
-    def _pointer(self, address: Address, kind: int) -> Prepared | None:
+    def _pointer(self, address: Address, kind: int) -> PreparedAnswer | None:
         """The name that an address has on the networks."""
         for each in self.networks:
             name = each.reverse.get(str(address))
             if name is None:
                 continue
             if kind not in (PTR, ANY):
-                return _NOTHING
+                return _NODATA
             full = f"{name}.{each.domains[0] if each.domains else each.network}"
             try:
                 target = codec.encode_name(full)
             except codec.BadName:
-                return _NOTHING
-            return ready(units=[Unit(codec.record(QUESTION, PTR, self._ttl, target))])
+                return _NODATA
+            return prepare(units=[AnswerRecord(codec.encode_record(QUESTION_NAME, PTR, self._ttl, target))])
         if any(address.version == each.version and address in each for each in self._local()):
-            return _NOBODY
+            return _NXDOMAIN
         return None
 
 
-def subnets(texts: Sequence[str]) -> tuple[Subnet, ...]:
+def parse_subnets(texts: Sequence[str]) -> tuple[Subnet, ...]:
     """CIDR texts as networks; what is none is left out."""
     found: list[Subnet] = []
     for text in texts:
@@ -129,7 +140,7 @@ def subnets(texts: Sequence[str]) -> tuple[Subnet, ...]:
     return tuple(found)
 
 
-def reversed_address(parts: Sequence[bytes]) -> Address | None:
+def parse_reverse_name(parts: Sequence[bytes]) -> Address | None:
     """The address that the labels of a name in ``in-addr.arpa`` or ``ip6.arpa`` are; None if they are no whole one."""
     if len(parts) < 6 or parts[-1] != b"arpa":
         return None

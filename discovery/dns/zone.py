@@ -16,27 +16,41 @@ from ipaddress import IPv4Address, IPv6Address
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
 from discovery.dns import codec
-from discovery.dns.answers import Prepared, Unit, authority, negative, ready
-from discovery.dns.codec import AAAA, ANY, CNAME, NS, PTR, QUESTION, SOA, SRV, TXT, A, BadName, of_kind, read_address
-from discovery.dns.service_index import Index
-from discovery.dns.settings import Settings
-from discovery.structs import OWN_SERVICE, Health, Instance, Node
+from discovery.dns.answers import AnswerRecord, PreparedAnswer, negative, prepare, soa_authority
+from discovery.dns.codec import (
+    AAAA,
+    ANY,
+    CNAME,
+    NS,
+    PTR,
+    QUESTION_NAME,
+    SOA,
+    SRV,
+    TXT,
+    A,
+    BadName,
+    addresses_of_type,
+    pack_address,
+)
+from discovery.dns.service_index import ServiceIndex
+from discovery.dns.settings import DnsSettings
+from discovery.structs import CONSUL_SERVICE, Health, Instance, Node
 
-KEPT_TYPES = frozenset((A, AAAA, SRV, TXT, SOA, NS, ANY, 65))
+CACHEABLE_TYPES = frozenset((A, AAAA, SRV, TXT, SOA, NS, ANY, 65))
 """Answers to these are kept (65 is HTTPS, which browsers ask for); whoever asks for others fills no memory."""
-MOST_KEPT = 100_000
-MOST_GLUE = 3
-_KINDS = (b"service", b"node", b"addr", b"virtual")
+MAX_CACHED = 100_000
+MAX_NAME_SERVERS = 3
+_CATEGORIES = (b"service", b"node", b"addr", b"virtual")
 _PROTOCOLS = (b"_tcp", b"_udp")
-Found = tuple[Prepared, tuple[Topic, ...] | None]
+ZoneAnswer = tuple[PreparedAnswer, tuple[Topic, ...] | None]
 """An answer, and the topics that it depends on; None for what is not worth keeping."""
 
 
 class Zone:
     """Answers questions about services, nodes and virtual addresses from the catalog."""
 
-    def __init__(self, catalog: Catalog, settings: Settings) -> None:
-        self.kept: dict[bytes, Prepared] = {}
+    def __init__(self, catalog: Catalog, settings: DnsSettings) -> None:
+        self.kept: dict[bytes, PreparedAnswer] = {}
         """Answers by question: the name in lower case, type and class."""
         self._catalog = catalog
         self._settings = settings
@@ -51,7 +65,7 @@ class Zone:
         if self._unsubscribe is None:
             self.kept.clear()
             self._of_topic.clear()
-            self._index = Index(self._catalog, self._settings.only_passing)
+            self._index = ServiceIndex(self._catalog, self._settings.only_passing)
             self._unsubscribe = self._catalog.subscribe(self._take)
 
     def close(self) -> None:
@@ -67,11 +81,11 @@ class Zone:
                 return domain
         return b""
 
-    def answer(self, name: bytes, kind: int, domain: bytes) -> Prepared:
+    def answer(self, name: bytes, kind: int, domain: bytes) -> PreparedAnswer:
         """The answer to a question about a name in one of the zones."""
         found, about = self._answer(name, kind, domain)
-        if kind in KEPT_TYPES and about is not None:
-            if len(self.kept) >= MOST_KEPT:
+        if kind in CACHEABLE_TYPES and about is not None:
+            if len(self.kept) >= MAX_CACHED:
                 self.kept.clear()
                 self._of_topic.clear()
             key = name + kind.to_bytes(2, "big") + b"\0\1"
@@ -80,7 +94,7 @@ class Zone:
                 self._of_topic.setdefault(_caseless(topic), set()).add(key)
         return found
 
-    def pointer(self, address: IPv4Address | IPv6Address) -> Prepared | None:
+    def pointer(self, address: IPv4Address | IPv6Address) -> PreparedAnswer | None:
         """The names of an address: of a node, else of services, else of a virtual address; None if there is none."""
         holders = self._catalog.at_address(str(address))
         nodes = [one for one in holders if isinstance(one, Node)]
@@ -92,8 +106,8 @@ class Zone:
         owner = self._catalog.virtual_owner(str(address))
         if not targets and owner:
             targets = [_joined(owner, b"virtual", b"", self._domains[0])]
-        found = [Unit(codec.record(QUESTION, PTR, 0, target)) for target in targets if target]
-        return ready(units=found) if found else None
+        found = [AnswerRecord(codec.encode_record(QUESTION_NAME, PTR, 0, target)) for target in targets if target]
+        return prepare(units=found) if found else None
 
     def _take(self, _: int, changed: frozenset[Topic]) -> None:
         """The catalog changed: forget what was said about it."""
@@ -102,13 +116,13 @@ class Zone:
             for key in self._of_topic.pop(_caseless(topic), ()):
                 self.kept.pop(key, None)
 
-    def _answer(self, name: bytes, kind: int, domain: bytes) -> Found:
+    def _answer(self, name: bytes, kind: int, domain: bytes) -> ZoneAnswer:
         parts = codec.labels(name[: len(name) - len(domain)] + b"\0")
         if not parts:
-            return self._apex(name, kind, domain), (topics.health(OWN_SERVICE), topics.NODES)
+            return self._apex(name, kind, domain), (topics.health(CONSUL_SERVICE), topics.NODES)
         if parts[-1] == self._datacenter:
             parts = parts[:-1]
-        if not parts or (len(parts) == 1 and parts[0] in _KINDS):
+        if not parts or (len(parts) == 1 and parts[0] in _CATEGORIES):
             return negative(name, domain, True), ()
         match parts:
             case (*rest, b"service"):
@@ -120,36 +134,38 @@ class Zone:
             case (service, b"virtual"):
                 return self._virtual(name, kind, domain, service)
             case (b"ns",):
-                return self._own(name, kind, domain), (topics.health(OWN_SERVICE), topics.NODES)
+                return self._own(name, kind, domain), (topics.health(CONSUL_SERVICE), topics.NODES)
             case (*_, proto) if proto.startswith(b"_"):
                 return self._service(name, kind, domain, list(parts))
         return negative(name, domain, False), None
 
     # The zone itself
 
-    def _apex(self, name: bytes, kind: int, domain: bytes) -> Prepared:
+    def _apex(self, name: bytes, kind: int, domain: bytes) -> PreparedAnswer:
         if kind in (SOA, ANY):
-            return ready(units=[Unit(authority(0, int(time.time())))])
+            return prepare(units=[AnswerRecord(soa_authority(0, int(time.time())))])
         if kind == NS:
             units = []
-            for node in self._servers()[:MOST_GLUE]:
+            for node in self._servers()[:MAX_NAME_SERVERS]:
                 target = self._node_name(node, domain)
                 if target:
                     glue = tuple(_records(target, [node.address], self._settings.node_ttl))
-                    units.append(Unit(codec.record(QUESTION, NS, 0, target), glue))
-            return ready(units=units or [Unit(codec.record(QUESTION, NS, 0, b"\x02ns" + QUESTION))])
+                    units.append(AnswerRecord(codec.encode_record(QUESTION_NAME, NS, 0, target), glue))
+            return prepare(
+                units=units or [AnswerRecord(codec.encode_record(QUESTION_NAME, NS, 0, b"\x02ns" + QUESTION_NAME))]
+            )
         return negative(name, domain, True)
 
-    def _own(self, name: bytes, kind: int, domain: bytes) -> Prepared:
+    def _own(self, name: bytes, kind: int, domain: bytes) -> PreparedAnswer:
         """``ns``, which the SOA names: the nodes that answer."""
-        return _of_addresses(name, domain, kind, [read_address(node.address) for node in self._servers()])
+        return _of_addresses(name, domain, kind, [pack_address(node.address) for node in self._servers()])
 
     def _servers(self) -> list[Node]:
-        return [health.node for health in self._catalog.health(OWN_SERVICE)]
+        return [health.node for health in self._catalog.health(CONSUL_SERVICE)]
 
     # Services
 
-    def _service(self, name: bytes, kind: int, domain: bytes, parts: list[bytes]) -> Found:
+    def _service(self, name: bytes, kind: int, domain: bytes, parts: list[bytes]) -> ZoneAnswer:
         """``parts`` is what stands left of ``service``."""
         tag, port, protocol = b"", "", ""
         if len(parts) >= 2 and parts[-1].startswith(b"_") and parts[-2].startswith(b"_"):
@@ -178,36 +194,38 @@ class Zone:
             return negative(name, domain, below), None if tag or port else about
         ttl = self._settings.ttl_of(members[0].instance.name)
         if kind == SRV:
-            return ready(units=[self._location(one, domain, port, ttl) for one in members]), about
+            return prepare(units=[self._location(one, domain, port, ttl) for one in members]), about
         addresses = [address for one in members for address in one.addresses]
         return self._of_hosts(name, domain, kind, addresses, ttl), about
 
-    def _location(self, one: Health, domain: bytes, port: str, ttl: int) -> Unit:
+    def _location(self, one: Health, domain: bytes, port: str, ttl: int) -> AnswerRecord:
         """An SRV record, with its target's addresses."""
         number = _port(one, port) if port else one.instance.port
         address = one.instance.address
-        where = read_address(one.address)
+        where = pack_address(one.address)
         target = b"" if address else self._node_name(one.node, domain)
         if not target and where:
             target = _joined(where.hex(), b"addr", self._datacenter, domain)
         if not target:
             target = _encoded(one.address) or domain
         extras = tuple(_records(target, [one.address], ttl))
-        return Unit(codec.srv_record(QUESTION, ttl, 1, min(max(one.weight, 0), 65535), number, target), extras)
+        return AnswerRecord(
+            codec.srv_record(QUESTION_NAME, ttl, 1, min(max(one.weight, 0), 65535), number, target), extras
+        )
 
-    def _virtual(self, name: bytes, kind: int, domain: bytes, wanted: bytes) -> Found:
+    def _virtual(self, name: bytes, kind: int, domain: bytes, wanted: bytes) -> ZoneAnswer:
         service = self._index.service(wanted)
         if service is None:
             return negative(name, domain, False), None
         names = service.names
         about = [topic for each in names for topic in (topics.service(each), topics.virtual(each))]
-        found = [read_address(one.address) for each in names for one in self._catalog.virtual_addresses(each)]
+        found = [pack_address(one.address) for each in names for one in self._catalog.virtual_addresses(each)]
         ttl = self._settings.ttl_of(min(names))
         return _of_addresses(name, domain, kind, found, ttl, exists=True), tuple(about)
 
     # Nodes
 
-    def _node(self, name: bytes, kind: int, domain: bytes, wanted: bytes) -> Found:
+    def _node(self, name: bytes, kind: int, domain: bytes, wanted: bytes) -> ZoneAnswer:
         node = self._index.node(wanted)
         if node is None:
             return negative(name, domain, self._index.is_above(wanted)), None
@@ -216,15 +234,15 @@ class Zone:
         if kind == TXT and node.meta:
             pairs = sorted(node.meta.items())
             texts = [value if key.lower().startswith("rfc1035-") else f"{key}={value}" for key, value in pairs]
-            return ready(units=[Unit(codec.text_record(QUESTION, ttl, each)) for each in texts]), about
+            return prepare(units=[AnswerRecord(codec.text_record(QUESTION_NAME, ttl, each)) for each in texts]), about
         return self._of_hosts(name, domain, kind, [node.address], ttl), about
 
     def _node_name(self, node: Node, domain: bytes) -> bytes:
         return _joined(node.name, b"node", self._datacenter, domain)
 
-    def _of_hosts(self, name: bytes, domain: bytes, kind: int, hosts: list[str], ttl: int) -> Prepared:
+    def _of_hosts(self, name: bytes, domain: bytes, kind: int, hosts: list[str], ttl: int) -> PreparedAnswer:
         """Addresses; or the name that stands for one, if there is no address and only names are known."""
-        known = [address for host in hosts if (address := read_address(host))]
+        known = [address for host in hosts if (address := pack_address(host))]
         if known:
             return _of_addresses(name, domain, kind, known, ttl)
         targets = sorted({target for host in hosts if (target := _encoded(host).lower()) and target != name})
@@ -232,20 +250,20 @@ class Zone:
             return negative(name, domain, True)
         # A name has one CNAME and nothing beside it (RFC 2181 section 10.1).
         target = targets[0]
-        chain = codec.record(QUESTION, CNAME, ttl, target)
-        return ready(chain=(chain,), target=target if kind in (A, AAAA) else b"")
+        chain = codec.encode_record(QUESTION_NAME, CNAME, ttl, target)
+        return prepare(chain=(chain,), target=target if kind in (A, AAAA) else b"")
 
 
 def _of_addresses(
     name: bytes, domain: bytes, kind: int, known: list[bytes], ttl: int = 0, *, exists: bool = False
-) -> Prepared:
+) -> PreparedAnswer:
     """Those of the type that is asked for; a name that has any address exists."""
-    units = [Unit(codec.address_record(QUESTION, each, ttl)) for each in of_kind(known, kind)]
-    return ready(units=units) if units else negative(name, domain, exists or bool(known))
+    units = [AnswerRecord(codec.address_record(QUESTION_NAME, each, ttl)) for each in addresses_of_type(known, kind)]
+    return prepare(units=units) if units else negative(name, domain, exists or bool(known))
 
 
 def _records(owner: bytes, hosts: Iterable[str], ttl: int) -> list[bytes]:
-    return [codec.address_record(owner, address, ttl) for host in hosts if (address := read_address(host))]
+    return [codec.address_record(owner, address, ttl) for host in hosts if (address := pack_address(host))]
 
 
 def _caseless(topic: Topic) -> Topic:
@@ -286,5 +304,5 @@ def _encoded(name: str) -> bytes:
 def _joined(name: str, kind: bytes, datacenter: bytes, domain: bytes) -> bytes:
     """``NAME.KIND.DC.DOMAIN``; b"" if that is too long or no name."""
     start = _encoded(name)
-    found = start[:-1] + codec.join(*filter(None, (kind, datacenter)))[:-1] + domain
-    return found if start and len(found) <= codec.LONGEST_NAME else b""
+    found = start[:-1] + codec.encode_labels(*filter(None, (kind, datacenter)))[:-1] + domain
+    return found if start and len(found) <= codec.MAX_NAME_LENGTH else b""

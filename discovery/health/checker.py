@@ -11,20 +11,20 @@ from collections.abc import Awaitable, Callable
 
 from discovery.catalog import Catalog, node_checks
 from discovery.health.probes import probe
-from discovery.health.status_handler import Streak
+from discovery.health.status_handler import StatusHandler
 from discovery.metrics import Metrics
-from discovery.registry import Registry, Unknown
-from discovery.structs import Definition, Status, worst
+from discovery.registry import NotRegistered, Registry
+from discovery.structs import CheckDefinition, Status, worst_status
 from store import StoreError
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 64
+MAX_CONCURRENT = 64
 """Checks that are made at the same time."""
 REAP_SECONDS = 5.0
 """How often to look for services that were critical for too long."""
 _ALIAS_SECONDS = 600.0
-_SHORTEST = 0.1  # seconds between two looks, whatever is asked for
+_MIN_INTERVAL = 0.1  # seconds between two looks, whatever is asked for
 
 
 class Checker:
@@ -34,11 +34,11 @@ class Checker:
         self._registry = registry
         self._catalog = catalog
         self._scripts = scripts
-        self._running: dict[str, tuple[Definition, asyncio.Task[None]]] = {}
+        self._running: dict[str, tuple[CheckDefinition, asyncio.Task[None]]] = {}
         self._heard: dict[str, asyncio.Event] = {}
         self._own: set[str] = set()
         self._critical: dict[str, float] = {}
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._reaper: asyncio.Task[None] | None = None
         self._started = False
         self._made = metrics.counter("weft_checks_total", "Health checks made, by result.", "type", "status")
@@ -75,7 +75,7 @@ class Checker:
                 loop = self._loops()[definition.type]
                 self._running[name] = (definition, asyncio.create_task(self._kept(definition, loop)))
 
-    def _loops(self) -> dict[str, Callable[[Definition], Awaitable[None]]]:
+    def _loops(self) -> dict[str, Callable[[CheckDefinition], Awaitable[None]]]:
         return {
             **dict.fromkeys(("http", "tcp", "udp"), self._look),
             "script": self._script,
@@ -83,12 +83,12 @@ class Checker:
             "alias": self._alias,
         }
 
-    async def _kept(self, definition: Definition, loop: Callable[[Definition], Awaitable[None]]) -> None:
+    async def _kept(self, definition: CheckDefinition, loop: Callable[[CheckDefinition], Awaitable[None]]) -> None:
         """A check goes on whatever happens to it."""
         while True:
             try:
                 await loop(definition)
-            except Unknown:
+            except NotRegistered:
                 return  # deregistered in this very moment
             except StoreError as error:
                 log.warning("check %s: %s", definition.id, error)
@@ -96,10 +96,10 @@ class Checker:
                 log.exception("check %s failed and is begun again", definition.id)
             await asyncio.sleep(max(definition.interval, 1.0))
 
-    async def _look(self, definition: Definition) -> None:
+    async def _look(self, definition: CheckDefinition) -> None:
         """Look every interval, the first time at once; after a start of the agent at any time within it."""
-        streak = Streak(definition)
-        interval = max(definition.interval, _SHORTEST)
+        streak = StatusHandler(definition)
+        interval = max(definition.interval, _MIN_INTERVAL)
         if not self._started:
             await asyncio.sleep(random.uniform(0, interval))
         due = time.monotonic()
@@ -113,14 +113,14 @@ class Checker:
             due = max(due + interval, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
 
-    async def _script(self, definition: Definition) -> None:
+    async def _script(self, definition: CheckDefinition) -> None:
         if self._scripts:
             await self._look(definition)
             return
         await self._report(definition, Status.CRITICAL, "script checks are not enabled on this agent")
         await asyncio.Event().wait()
 
-    async def _expire(self, definition: Definition) -> None:
+    async def _expire(self, definition: CheckDefinition) -> None:
         """Critical whenever nobody has reported for the check's time."""
         heard = self._heard[definition.id] = asyncio.Event()
         while True:
@@ -132,7 +132,7 @@ class Checker:
                 await self._report(definition, Status.CRITICAL, "TTL expired")
                 await heard.wait()
 
-    async def _alias(self, definition: Definition) -> None:
+    async def _alias(self, definition: CheckDefinition) -> None:
         """As healthy as the service it stands for, or as its node."""
         node = definition.alias_node or self._registry.node.name
         while True:
@@ -146,13 +146,13 @@ class Checker:
             if there is None:
                 status, text = Status.CRITICAL, f"Service {definition.alias_service} could not be found on node {node}"
             else:
-                status = worst(checks)
+                status = worst_status(checks)
                 bad = [check.name for check in checks if check.status is status and status is not Status.PASSING]
                 text = f"Aliased check {bad[0]!r} is {status.value}" if bad else "All checks passing."
             await self._report(definition, status, text)
             await self._catalog.wait((node_checks(node),), seen, _ALIAS_SECONDS)
 
-    async def _report(self, definition: Definition, status: Status, text: str) -> None:
+    async def _report(self, definition: CheckDefinition, status: Status, text: str) -> None:
         self._own.add(definition.id)
         try:
             await self._registry.report(definition.id, status, text)
@@ -187,5 +187,5 @@ class Checker:
                         *(definition.service_id, check_id, now - since),
                     )
                     self._critical.pop(check_id, None)
-                    with contextlib.suppress(Unknown, StoreError):
+                    with contextlib.suppress(NotRegistered, StoreError):
                         await self._registry.deregister(definition.service_id)

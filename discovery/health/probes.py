@@ -15,11 +15,11 @@ from collections.abc import Iterator
 
 import aiohttp
 
-from discovery.structs import Definition, Status
+from discovery.structs import CheckDefinition, Status
 from weft.errors import WeftError
 from weft.kernel import netns
 
-Finding = tuple[Status, str]
+ProbeResult = tuple[Status, str]
 
 _UDP_SECONDS = 1.0
 """How long a refusal may take to come back; silence is what most UDP services answer to an empty datagram."""
@@ -27,7 +27,7 @@ _TOO_MANY = 429
 _REDIRECTS = 10
 
 
-async def probe(definition: Definition) -> Finding:
+async def probe(definition: CheckDefinition) -> ProbeResult:
     """Look once, for at most the check's timeout."""
     look = {"http": _http, "tcp": _tcp, "udp": _udp, "script": _script}[definition.type]
     try:
@@ -45,12 +45,12 @@ def _why(error: Exception) -> str:
     return os.strerror(number) if number else str(error) or type(error).__name__
 
 
-def _about(definition: Definition) -> str:
+def _about(definition: CheckDefinition) -> str:
     return definition.target or " ".join(definition.arguments)
 
 
 @contextlib.contextmanager
-def _within(path: str) -> Iterator[None]:
+def _in_netns(path: str) -> Iterator[None]:
     """In the namespace that the check is made from. A socket stays where it was made, so this lasts no longer."""
     if not path:
         yield
@@ -63,9 +63,9 @@ def _within(path: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-async def _http(definition: Definition) -> Finding:
+async def _http(definition: CheckDefinition) -> ProbeResult:
     def opened(info: tuple[int, int, int, str, object]) -> socket.socket:
-        with _within(definition.netns):
+        with _in_netns(definition.netns):
             made = socket.socket(info[0], info[1] | socket.SOCK_CLOEXEC, info[2])
         made.setblocking(False)
         return made
@@ -95,14 +95,14 @@ async def _http(definition: Definition) -> Finding:
         return Status.WARNING if answer.status == _TOO_MANY else Status.CRITICAL, text
 
 
-async def _tcp(definition: Definition) -> Finding:
+async def _tcp(definition: CheckDefinition) -> ProbeResult:
     made, place = await _socket(definition, socket.SOCK_STREAM)
     with contextlib.closing(made):
         await asyncio.get_running_loop().sock_connect(made, place)
     return Status.PASSING, f"TCP connect {definition.target}: Success"
 
 
-async def _udp(definition: Definition) -> Finding:
+async def _udp(definition: CheckDefinition) -> ProbeResult:
     loop = asyncio.get_running_loop()
     made, place = await _socket(definition, socket.SOCK_DGRAM)
     with contextlib.closing(made):
@@ -114,18 +114,18 @@ async def _udp(definition: Definition) -> Finding:
     return Status.PASSING, f"UDP send to {definition.target}: Success"
 
 
-async def _socket(definition: Definition, kind: socket.SocketKind) -> tuple[socket.socket, tuple[object, ...]]:
+async def _socket(definition: CheckDefinition, kind: socket.SocketKind) -> tuple[socket.socket, tuple[object, ...]]:
     """A socket in the check's namespace and the address to connect to."""
     host, _, port = definition.target.rpartition(":")
     found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=kind)
     family, _, protocol, _, place = found[0]
-    with _within(definition.netns):
+    with _in_netns(definition.netns):
         made = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
     made.setblocking(False)
     return made, place
 
 
-async def _script(definition: Definition) -> Finding:
+async def _script(definition: CheckDefinition) -> ProbeResult:
     """Its exit status: 0 is passing, 1 warning, any other critical. It leads its own group, which goes whole."""
     process = await asyncio.create_subprocess_exec(
         *definition.arguments,

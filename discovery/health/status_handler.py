@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from discovery.structs import Definition, Status
+from discovery.structs import CheckDefinition, Status
 
 
-class Streak:
+class StatusHandler:
     """Counts the results of one check. A warning is a success as far as counting goes: something answered.
 
     Source: ``success_before_passing``, ``failures_before_warning`` and ``failures_before_critical`` of Consul's checks.
     """
 
-    def __init__(self, definition: Definition) -> None:
+    def __init__(self, definition: CheckDefinition) -> None:
         self._before_passing = definition.success_before_passing
         self._before_critical = definition.failures_before_critical
         self._before_warning = definition.failures_before_warning or definition.failures_before_critical

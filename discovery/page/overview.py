@@ -18,17 +18,17 @@ from typing import Any
 
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
-from discovery.structs import Health, Instance, Node, worst
+from discovery.structs import Health, Instance, Node, worst_status
 from weft import __version__
 
-INSTANCES = 5000
-OF_SERVICE = 1000
-ATTACHMENTS = 5000
-NODES = 1000
+MAX_INSTANCES = 5000
+MAX_INSTANCES_PER_SERVICE = 1000
+MAX_ATTACHMENTS = 5000
+MAX_NODES = 1000
 """How many of each, and instances of one service, the document has at most; it says how many more there are."""
-NAMES = 16
+MAX_NAMES = 16
 """Names of an attachment, tags of a service, that the document has at most."""
-PAUSE = 0.25
+MIN_WRITE_INTERVAL = 0.25
 """Seconds from one writing to the next."""
 _SLICE = 50  # instances that are written at once: a millisecond
 _MOMENTS = 4096
@@ -36,7 +36,7 @@ _RESOLUTION = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Attachment:
+class AttachmentSummary:
     """An interface of a container on a network of this host. ``addresses`` are CIDR, ``since`` is in Unix seconds."""
 
     owner: str
@@ -63,8 +63,8 @@ class Overview:
             "Version": __version__,
             "Domain": domain,
         }
-        self._attachments: tuple[Attachment, ...] = ()
-        self._attached: tuple[tuple[Attachment, ...], bytes, bytes] = ((), b"[]", b"[]")
+        self._attachments: tuple[AttachmentSummary, ...] = ()
+        self._attached: tuple[tuple[AttachmentSummary, ...], bytes, bytes] = ((), b"[]", b"[]")
         self._started = time.time()
         # Greater than any that an earlier agent gave out, so that a page that was open over a restart asks on.
         self.version = round(self._started * 1000)
@@ -76,7 +76,7 @@ class Overview:
         self._changes = asyncio.Event()
         catalog.subscribe(self._take)
 
-    def attached(self, attachments: Iterable[Attachment]) -> None:
+    def attached(self, attachments: Iterable[AttachmentSummary]) -> None:
         """These are all attachments of this host."""
         found = tuple(sorted(attachments, key=lambda one: (one.network, one.names, one.container, one.interface)))
         if found != self._attachments:
@@ -112,7 +112,7 @@ class Overview:
                 pass
         async with self._writing:
             if self._written[0] != self.version:
-                await asyncio.sleep(max(0.0, self._at + PAUSE - time.monotonic()))
+                await asyncio.sleep(max(0.0, self._at + MIN_WRITE_INTERVAL - time.monotonic()))
                 version = self.version
                 self._written = (version, await self._write(version))
                 self._at = time.monotonic()
@@ -121,7 +121,7 @@ class Overview:
     async def _write(self, version: int) -> bytes:
         names = sorted(self._catalog.names())
         services: list[bytes] = []
-        left, more = INSTANCES, 0
+        left, more = MAX_INSTANCES, 0
         for name in names:
             if left <= 0:
                 more += 1
@@ -138,13 +138,13 @@ class Overview:
             "Started": round(self._started, 3),
             "Omitted": {
                 "Services": more,
-                "Attachments": max(0, len(self._attachments) - ATTACHMENTS),
-                "Nodes": max(0, len(self._catalog.nodes()) - NODES),
+                "Attachments": max(0, len(self._attachments) - MAX_ATTACHMENTS),
+                "Nodes": max(0, len(self._catalog.nodes()) - MAX_NODES),
             },
         }
         networks, attachments = await self._attachment_views()
         parts = {
-            "Nodes": _json([self._node_view(one) for one in self._catalog.nodes()[:NODES]]),
+            "Nodes": _json([self._node_view(one) for one in self._catalog.nodes()[:MAX_NODES]]),
             "Networks": networks,
             "Attachments": attachments,
             "Services": b"[" + b",".join(services) + b"]",
@@ -160,17 +160,17 @@ class Overview:
             return known[1:]
         instances = self._catalog.instances(name)
         written: list[bytes] = []
-        for start in range(0, min(len(instances), OF_SERVICE), _SLICE):
-            for one in instances[start : min(start + _SLICE, OF_SERVICE)]:
+        for start in range(0, min(len(instances), MAX_INSTANCES_PER_SERVICE), _SLICE):
+            for one in instances[start : min(start + _SLICE, MAX_INSTANCES_PER_SERVICE)]:
                 node = self._catalog.node(one.node)
                 if node is not None:
                     written.append(_json(self._instance(Health(node, one, self._catalog.checks_of(one)))))
             await asyncio.sleep(0)
         facts = {
             "Name": name,
-            "Tags": sorted({tag for one in instances[:OF_SERVICE] for tag in one.tags})[:NAMES],
+            "Tags": sorted({tag for one in instances[:MAX_INSTANCES_PER_SERVICE] for tag in one.tags})[:MAX_NAMES],
             "Virtual": [one.address for one in self._catalog.virtual_addresses(name)],
-            "Omitted": max(0, len(instances) - OF_SERVICE),
+            "Omitted": max(0, len(instances) - MAX_INSTANCES_PER_SERVICE),
         }
         text = _json(facts)[:-1] + b',"Instances":[' + b",".join(written) + b"]}"
         if seen == self._catalog.changed(topics.service(name), topics.health(name), topics.virtual(name)):
@@ -199,7 +199,7 @@ class Overview:
         return {
             "Name": node.name,
             "Address": node.address,
-            "Status": "maintenance" if away else worst(checks).value,
+            "Status": "maintenance" if away else worst_status(checks).value,
             "Changed": self._moment(max(revision, node.modify_index)),
         }
 
@@ -208,7 +208,7 @@ class Overview:
         shown = self._attachments
         if self._attached[0] is not shown:
             written: list[bytes] = []
-            for number, one in enumerate(islice(shown, ATTACHMENTS)):
+            for number, one in enumerate(islice(shown, MAX_ATTACHMENTS)):
                 written.append(_json(_attachment_view(one)))
                 if number % _SLICE == 0:
                     await asyncio.sleep(0)
@@ -223,22 +223,22 @@ class Overview:
         return round(self._moments[place][1], 1)
 
 
-def _attachment_view(one: Attachment) -> dict[str, Any]:
+def _attachment_view(one: AttachmentSummary) -> dict[str, Any]:
     return {
         "ID": one.owner,
         "Network": one.network,
         "Container": one.container,
         "Interface": one.interface,
         "Addresses": list(one.addresses),
-        "Names": list(one.names[:NAMES]),
+        "Names": list(one.names[:MAX_NAMES]),
         "Domain": one.domain,
         "Since": round(one.since, 1),
     }
 
 
-def _networks(attachments: Iterable[Attachment]) -> list[dict[str, Any]]:
+def _networks(attachments: Iterable[AttachmentSummary]) -> list[dict[str, Any]]:
     """The networks of this host that have containers, sorted by name."""
-    found: dict[str, list[Attachment]] = {}
+    found: dict[str, list[AttachmentSummary]] = {}
     for one in attachments:
         found.setdefault(one.network, []).append(one)
     return [

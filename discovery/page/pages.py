@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.resources import files
 
-from discovery.api.http_error import Problem
-from discovery.api.http_request import Question
-from discovery.api.router import Answer, Route
-from discovery.api.schemas import FLAG, NUMBER, TEXT, WORDS, Schema, many, record
+from discovery.api.http_error import HttpError
+from discovery.api.http_request import HttpRequest
+from discovery.api.router import HttpResponse, Route
+from discovery.api.schemas import BOOLEAN, INTEGER, STRING, STRINGS, Schema, list_of, struct
 from discovery.page.overview import Overview
 
 TYPES: Mapping[str, str] = {
@@ -53,37 +53,37 @@ HEADERS: Mapping[str, str] = {
 }
 
 SECONDS: Schema = {"type": "number"}
-_NODE = record("OverviewNode", Name=TEXT, Address=TEXT, Status=TEXT, Changed=SECONDS)
-_NETWORK = record(
-    "OverviewNetwork", Name=TEXT, Gateways=WORDS, Domains=WORDS, Internal=FLAG, Attachments=NUMBER
-)  # fmt: skip
-_ATTACHMENT = record(
+_NODE = struct("OverviewNode", Name=STRING, Address=STRING, Status=STRING, Changed=SECONDS)
+_NETWORK = struct(
+    "OverviewNetwork", Name=STRING, Gateways=STRINGS, Domains=STRINGS, Internal=BOOLEAN, Attachments=INTEGER
+)
+_ATTACHMENT = struct(
     "OverviewAttachment",
-    **dict.fromkeys(("ID", "Network", "Container", "Interface", "Domain"), TEXT),
-    Addresses=WORDS,
-    Names=WORDS,
+    **dict.fromkeys(("ID", "Network", "Container", "Interface", "Domain"), STRING),
+    Addresses=STRINGS,
+    Names=STRINGS,
     Since=SECONDS,
 )
-_INSTANCE = record(
+_INSTANCE = struct(
     "OverviewInstance",
-    **dict.fromkeys(("ID", "Node", "Protocol", "Status", "Network", "Owner"), TEXT),
-    Addresses=WORDS,
-    Port=NUMBER,
+    **dict.fromkeys(("ID", "Node", "Protocol", "Status", "Network", "Owner"), STRING),
+    Addresses=STRINGS,
+    Port=INTEGER,
     Changed=SECONDS,
 )
-_SERVICE = record(
-    "OverviewService", Name=TEXT, Tags=WORDS, Virtual=WORDS, Omitted=NUMBER, Instances=many(_INSTANCE)
-)  # fmt: skip
-OVERVIEW = record(
+_SERVICE = struct(
+    "OverviewService", Name=STRING, Tags=STRINGS, Virtual=STRINGS, Omitted=INTEGER, Instances=list_of(_INSTANCE)
+)
+OVERVIEW = struct(
     "Overview",
-    **dict.fromkeys(("Node", "Datacenter", "Version", "Domain"), TEXT),
+    **dict.fromkeys(("Node", "Datacenter", "Version", "Domain"), STRING),
     **dict.fromkeys(("Now", "Started"), SECONDS),
-    Index=NUMBER,
-    Omitted=record("OverviewOmitted", Services=NUMBER, Attachments=NUMBER, Nodes=NUMBER),
-    Nodes=many(_NODE),
-    Networks=many(_NETWORK),
-    Attachments=many(_ATTACHMENT),
-    Services=many(_SERVICE),
+    Index=INTEGER,
+    Omitted=struct("OverviewOmitted", Services=INTEGER, Attachments=INTEGER, Nodes=INTEGER),
+    Nodes=list_of(_NODE),
+    Networks=list_of(_NETWORK),
+    Attachments=list_of(_ATTACHMENT),
+    Services=list_of(_SERVICE),
 )
 
 
@@ -91,27 +91,32 @@ def routes(overview: Overview) -> tuple[Route, ...]:
     """What an ``Api`` serves in addition so that there is a page at ``/ui/``."""
     return (
         Route(
-            "GET", "/v1/weft/overview", "All that the web page shows, in one document; Consul has no such call",
-            partial(_overview, overview), ("index", "wait"), OVERVIEW, blocks=True,
+            "GET",
+            "/v1/weft/overview",
+            "All that the web page shows, in one document; Consul has no such call",
+            partial(_overview, overview),
+            ("index", "wait"),
+            OVERVIEW,
+            blocks=True,
         ),
         Route("GET", "/ui/:file", "The web page", _file),
         Route("GET", "/", "To the web page", _redirect),
-    )  # fmt: skip
+    )
 
 
-async def _overview(overview: Overview, question: Question) -> Answer:
+async def _overview(overview: Overview, question: HttpRequest) -> HttpResponse:
     index, seconds = question.waiting()
     version, body = await overview.after(index, seconds)
     headers = {"X-Consul-Index": str(version), "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return Answer(body, headers={**headers, "Cross-Origin-Resource-Policy": "same-origin"})
+    return HttpResponse(body, headers={**headers, "Cross-Origin-Resource-Policy": "same-origin"})
 
 
-async def _file(question: Question) -> Answer:
+async def _file(question: HttpRequest) -> HttpResponse:
     name = question.name or "index.html"
     if name not in TYPES:
-        raise Problem(404, "The page has no such file; it begins at /ui/")
-    return Answer(files("discovery.page").joinpath(name).read_bytes(), type=TYPES[name], headers=HEADERS)
+        raise HttpError(404, "The page has no such file; it begins at /ui/")
+    return HttpResponse(files("discovery.page").joinpath(name).read_bytes(), type=TYPES[name], headers=HEADERS)
 
 
-async def _redirect(question: Question) -> Answer:
-    return Answer(status=302, headers={"Location": "/ui/", "Cache-Control": "no-store"})
+async def _redirect(question: HttpRequest) -> HttpResponse:
+    return HttpResponse(status=302, headers={"Location": "/ui/", "Cache-Control": "no-store"})

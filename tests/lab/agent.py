@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from discovery.api.router import Route
-from discovery.api.server import Api
-from discovery.api.settings import Settings
+from discovery.api.server import ApiServer
+from discovery.api.settings import HttpSettings
 from discovery.catalog import Catalog
-from discovery.catalog_sync import Feed
+from discovery.catalog_sync import CatalogSync
 from discovery.metrics import Metrics
 from discovery.registry import Registry
 from discovery.structs import Node
@@ -53,7 +53,7 @@ class Reply:
 class LabAgent:
     """One node's service discovery over a store in a folder."""
 
-    def __init__(self, folder: Path, node: Node, settings: Settings, more: More | None = None) -> None:
+    def __init__(self, folder: Path, node: Node, settings: HttpSettings, more: More | None = None) -> None:
         """``more`` makes routes that are served beside the API's own."""
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
@@ -66,7 +66,7 @@ class LabAgent:
         self.metrics = Metrics()
         self.store: Store
         self.registry: Registry
-        self.api: Api
+        self.api: ApiServer
         self.call(self._start())
         self.host, _, port = self.api.addresses[0].rpartition(":")
         self.port = int(port)
@@ -81,12 +81,12 @@ class LabAgent:
 
     async def _start(self) -> None:
         self.store = await open_embedded(self.folder / "store.db")
-        self._feed = Feed(self.catalog, self.store)
+        self._feed = CatalogSync(self.catalog, self.store)
         await self._feed.start()
         self.registry = Registry(self.node, self.store, self.store)
         await self.registry.start()
         more = self._more(self.catalog) if self._more is not None else ()
-        self.api = Api(self.catalog, self.registry, self.store, self.settings, self.metrics, more=more)
+        self.api = ApiServer(self.catalog, self.registry, self.store, self.settings, self.metrics, more=more)
         await self.api.start()
 
     async def _stop(self) -> None:

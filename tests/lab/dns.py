@@ -18,10 +18,10 @@ import dns.rdatatype
 
 from discovery import layout
 from discovery.catalog import Catalog
-from discovery.dns.network_zones import Names, NetworkNames
+from discovery.dns.network_zones import NetworkZone, NetworkZones
 from discovery.dns.server import DnsServer
-from discovery.dns.settings import Settings
-from discovery.structs import Check, Node, Status, Value
+from discovery.dns.settings import DnsSettings
+from discovery.structs import CatalogEntry, Check, Node, Status
 from lab.waiting import PATIENTLY
 from store import Batch, Entry, Event
 
@@ -42,8 +42,8 @@ def free_port() -> int:
 class Running:
     """A server in a thread of its own, in the network namespace of whoever makes it."""
 
-    def __init__(self, catalog: Catalog, settings: Settings, *networks: NetworkNames) -> None:
-        self.names = Names()
+    def __init__(self, catalog: Catalog, settings: DnsSettings, *networks: NetworkZone) -> None:
+        self.names = NetworkZones()
         self.names.replace(networks)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -51,7 +51,7 @@ class Running:
         self.server = self._made(catalog, settings)
         self.run(self.server.start())
 
-    def _made(self, catalog: Catalog, settings: Settings) -> DnsServer:
+    def _made(self, catalog: Catalog, settings: DnsSettings) -> DnsServer:
         async def make() -> DnsServer:
             return DnsServer(catalog, self.names, settings)
 
@@ -77,7 +77,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(catalog: Catalog, settings: Settings, *networks: NetworkNames) -> Iterator[Running]:
+def running(catalog: Catalog, settings: DnsSettings, *networks: NetworkZone) -> Iterator[Running]:
     """A server while the block runs."""
     made = Running(catalog, settings, *networks)
     try:
@@ -142,25 +142,25 @@ class Upstream:
 class Changing:
     """A catalog that a test changes, one value and one revision at a time."""
 
-    def __init__(self, *values: Value) -> None:
+    def __init__(self, *values: CatalogEntry) -> None:
         self.catalog = Catalog()
         self._revision = 1
         self.put(Node("n1", "10.0.0.1"), *values)
 
-    def put(self, *values: Value) -> None:
+    def put(self, *values: CatalogEntry) -> None:
         """These are there, or others now."""
         self._revision += 1
         now = self._revision
         events = [
-            Event(layout.key_of(one), Entry(layout.key_of(one), layout.encode(one), now, now, 1), None, now)
+            Event(layout.store_key(one), Entry(layout.store_key(one), layout.encode(one), now, now, 1), None, now)
             for one in values
         ]
         self.catalog.apply(Batch(now, tuple(events)))
 
-    def drop(self, *values: Value) -> None:
+    def drop(self, *values: CatalogEntry) -> None:
         """These are gone."""
         self._revision += 1
-        events = [Event(layout.key_of(one), None, None, self._revision) for one in values]
+        events = [Event(layout.store_key(one), None, None, self._revision) for one in values]
         self.catalog.apply(Batch(self._revision, tuple(events)))
 
     def check(self, service_id: str, status: Status, node: str = "n1") -> None:

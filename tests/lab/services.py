@@ -13,10 +13,10 @@ from dataclasses import replace
 
 from discovery import layout
 from discovery.balancer.balancer import Balancer
-from discovery.balancer.settings import BalancerConfig
+from discovery.balancer.settings import BalancerSettings
 from discovery.catalog import Catalog
 from discovery.metrics import Metrics
-from discovery.structs import Check, Instance, Node, Status, Value, VirtualAddress
+from discovery.structs import CatalogEntry, Check, Instance, Node, Status, VirtualAddress
 from lab import commands
 from lab.host import Host
 from lab.namespaces import inside
@@ -35,11 +35,11 @@ class Book:
         self._created: dict[str, int] = {}
         self.put(*(nodes or (NODE,)))
 
-    def put(self, *values: Value) -> None:
-        self._apply([(layout.key_of(value), layout.encode(value)) for value in values])
+    def put(self, *values: CatalogEntry) -> None:
+        self._apply([(layout.store_key(value), layout.encode(value)) for value in values])
 
-    def drop(self, *values: Value) -> None:
-        self._apply([(layout.key_of(value), None) for value in values])
+    def drop(self, *values: CatalogEntry) -> None:
+        self._apply([(layout.store_key(value), None) for value in values])
 
     def health(self, instance: Instance, status: Status) -> None:
         self.put(
@@ -84,8 +84,8 @@ def run(work: Callable[[Balancer], Awaitable[None]], book: Book, **settings: obj
     asyncio.run(main())
 
 
-def config(**settings: object) -> BalancerConfig:
-    return BalancerConfig(**{"node": NODE.name, "interval": 0.2, "outside": (), **settings})  # type: ignore[arg-type]
+def config(**settings: object) -> BalancerSettings:
+    return BalancerSettings(**{"node": NODE.name, "interval": 0.2, "outside": (), **settings})  # type: ignore[arg-type]
 
 
 class Greeters:

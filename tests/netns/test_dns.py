@@ -11,8 +11,8 @@ import dns.message
 import dns.rcode
 import pytest
 
-from discovery.dns.network_zones import NetworkNames
-from discovery.dns.settings import Settings
+from discovery.dns.network_zones import NetworkZone
+from discovery.dns.settings import DnsSettings
 from discovery.structs import Instance
 from lab import seen
 from lab.calls import Weft
@@ -31,8 +31,8 @@ def conf(name: str, number: int, **keys: Any) -> dict[str, Any]:
     return {**made, "type": "weft", "driver": "bridge", **keys}
 
 
-def names(name: str, number: int, **more: Any) -> NetworkNames:
-    return NetworkNames(
+def names(name: str, number: int, **more: Any) -> NetworkZone:
+    return NetworkZone(
         name,
         gateways=(f"10.{number}.0.1", f"fd00:{number}::1"),
         subnets=(f"10.{number}.0.0/24", f"fd00:{number}::/64"),
@@ -62,7 +62,7 @@ class Estate:
         resolv_conf.write_text(f"search {SEARCH}\nnameserver {self.lan.outside}\n")
         world = Changing(Instance("n1", "w", "web", "10.1.0.5", 80))
         self.dns: Running = stack.enter_context(
-            running(world.catalog, Settings(listen=(), resolv_conf=str(resolv_conf)))
+            running(world.catalog, DnsSettings(listen=(), resolv_conf=str(resolv_conf)))
         )
         assert host.ping(None, self.lan.outside)
 
@@ -76,7 +76,7 @@ class Estate:
         listed = self.host.run("nft", "-j", "list", "counter", "inet", "watch", "dns").json["nftables"]
         return int(next(one["counter"]["packets"] for one in listed if "counter" in one))
 
-    def serve(self, *networks: NetworkNames) -> None:
+    def serve(self, *networks: NetworkZone) -> None:
         self.dns.run(self.dns.server.serve(networks))
 
     def add(self, container: str, network: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from cni_plugin.cli.root import weft
 from discovery import layout
-from discovery.api.settings import Settings
+from discovery.api.settings import HttpSettings
 from discovery.consul import client
 from discovery.structs import Node, VirtualAddress
 from lab.agent import LabAgent, until
@@ -32,7 +32,7 @@ EXPECTED = 30.0
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabAgent]:
     node = Node("n1", "127.0.0.1", id="8f2d6c5e-0000-4000-8000-000000000001", meta={"rack": "a"})
     folder = tmp_path_factory.mktemp("agent")
-    found = LabAgent(folder, node, Settings(listen=("127.0.0.1:0", str(folder / "api.sock"))))
+    found = LabAgent(folder, node, HttpSettings(listen=("127.0.0.1:0", str(folder / "api.sock"))))
     yield found
     found.stop()
 
@@ -168,7 +168,7 @@ def test_listing_in_detail(agent: LabAgent) -> None:
     agent.put("/v1/agent/check/register", {"Name": "up", "ServiceID": "web-1", "TTL": "1h"})
     agent.put("/v1/agent/check/update/up", {"Status": "warning", "Output": "slow\nsecond line"})
     virtual = VirtualAddress("web", "10.79.0.1")
-    agent.call(agent.store.put(layout.key_of(virtual), layout.encode(virtual)))
+    agent.call(agent.store.put(layout.store_key(virtual), layout.encode(virtual)))
     try:
         until(lambda: agent.get("/v1/weft/virtual-addresses").json == {"web": ["10.79.0.1"]})
         rows = [re.split(r" {3,}", line) for line in good("services", "list", "-detailed").splitlines()]
@@ -180,7 +180,7 @@ def test_listing_in_detail(agent: LabAgent) -> None:
         assert "maintenance" in good("services", "list", "-detailed=true")
         assert "STATUS" not in good("services", "list", "-detailed=false")
     finally:
-        agent.call(agent.store.delete(layout.key_of(virtual)))
+        agent.call(agent.store.delete(layout.store_key(virtual)))
 
 
 def test_nodes() -> None:
@@ -228,10 +228,10 @@ def test_where_the_agent_is_asked_for(agent: LabAgent, monkeypatch: pytest.Monke
 
 def test_the_own_socket_is_asked_where_it_may_be_used(agent: LabAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONSUL_HTTP_ADDR")
-    monkeypatch.setattr(client, "own_socket", lambda: str(agent.folder / "api.sock"))
+    monkeypatch.setattr(client, "agent_socket", lambda: str(agent.folder / "api.sock"))
     assert good("members")
-    monkeypatch.setattr(client, "own_socket", lambda: str(agent.folder / "none.sock"))
-    assert str(client.usual_address()) == "http://127.0.0.1:8500"
+    monkeypatch.setattr(client, "agent_socket", lambda: str(agent.folder / "none.sock"))
+    assert str(client.default_address()) == "http://127.0.0.1:8500"
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_addresses_as_consul_writes_them(text: str, tls: bool, found: str) -> No
 
 @pytest.mark.parametrize("text", ["", "http://", "unix://x", "ftp://x", "host:x", "host:99999", "ho st", "::1:"])
 def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(client.BadAddress, match="is no address of an agent"):
+    with pytest.raises(client.BadAgentAddress, match="is no address of an agent"):
         client.parse_address(text)
 
 
@@ -344,8 +344,8 @@ def test_watching_without_an_agent() -> None:
 
 def test_watching_goes_on_when_the_agent_is_back(tmp_path: Path) -> None:
     node = Node("n2", "127.0.0.1")
-    first = LabAgent(tmp_path, node, Settings(listen=("127.0.0.1:0",)))
-    settings = Settings(listen=(f"127.0.0.1:{first.port}",))
+    first = LabAgent(tmp_path, node, HttpSettings(listen=("127.0.0.1:0",)))
+    settings = HttpSettings(listen=(f"127.0.0.1:{first.port}",))
     try:
         with Watched(f"-http-addr=127.0.0.1:{first.port}", "web") as watched:
             first.put("/v1/agent/service/register", {"Name": "web", "Port": 80})

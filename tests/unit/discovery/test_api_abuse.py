@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery.api.csrf import why_refused
-from discovery.api.settings import Settings
+from discovery.api.csrf import rejection_reason
+from discovery.api.settings import HttpSettings
 from discovery.structs import Node
 from lab.agent import LabAgent, Waiting, until
 
@@ -46,7 +46,7 @@ def test_idle_connections_are_nobodys_trouble(agent: LabAgent) -> None:
 
 
 def test_what_does_not_come_to_its_end_is_cut(tmp_path: Path) -> None:
-    settings = Settings(listen=("127.0.0.1:0",), header_time=0.5, body_time=0.5)
+    settings = HttpSettings(listen=("127.0.0.1:0",), header_time=0.5, body_time=0.5)
     agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), settings)
     try:
         body = dial(agent, b"PUT /v1/kv/slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
@@ -179,11 +179,11 @@ def test_web_pages_change_nothing(agent: LabAgent) -> None:
     ],
 )
 def test_whose_host_it_is(host: str, own: bool) -> None:
-    assert (why_refused({"Host": host}, {"n1"}) == "") is own
+    assert (rejection_reason({"Host": host}, {"n1"}) == "") is own
 
 
 def test_the_oldest_idle_connection_makes_room(tmp_path: Path) -> None:
-    settings = Settings(listen=("127.0.0.1:0",), connections_of_peer=5)
+    settings = HttpSettings(listen=("127.0.0.1:0",), connections_of_peer=5)
     agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), settings)
     try:
         idle = [dial(agent) for _ in range(5)]
@@ -208,7 +208,7 @@ def test_a_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(path))  # as one that was killed leaves it
     left.close()
-    agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), Settings(listen=("127.0.0.1:0", str(path))))
+    agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), HttpSettings(listen=("127.0.0.1:0", str(path))))
     try:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         with socket.socket(socket.AF_UNIX) as client:
@@ -222,7 +222,7 @@ def test_a_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
 
 
 def test_who_does_not_take_the_answer_is_let_go(tmp_path: Path) -> None:
-    agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), Settings(listen=("127.0.0.1:0",), write_time=1.0))
+    agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), HttpSettings(listen=("127.0.0.1:0",), write_time=1.0))
     try:
         for number in range(30):
             agent.put(f"/v1/kv/big/{number}", bytes(500_000))
@@ -238,7 +238,7 @@ def test_who_does_not_take_the_answer_is_let_go(tmp_path: Path) -> None:
 
 
 def test_it_may_be_stopped_and_started_again(tmp_path: Path) -> None:
-    agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), Settings(listen=("127.0.0.1:0",)))
+    agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), HttpSettings(listen=("127.0.0.1:0",)))
     try:
         agent.put("/v1/kv/a", b"x")
         for _ in range(2):
@@ -254,4 +254,4 @@ def test_it_may_be_stopped_and_started_again(tmp_path: Path) -> None:
 
 def test_a_place_that_is_taken_is_told(agent: LabAgent, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=f"the HTTP API cannot listen at 127.0.0.1:{agent.port}: "):
-        LabAgent(tmp_path, Node("n2", "127.0.0.1"), Settings(listen=(f"127.0.0.1:{agent.port}",)))
+        LabAgent(tmp_path, Node("n2", "127.0.0.1"), HttpSettings(listen=(f"127.0.0.1:{agent.port}",)))

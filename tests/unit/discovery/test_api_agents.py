@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from discovery.api.settings import Settings
+from discovery.api.settings import HttpSettings
 from discovery.structs import Node
 from lab.agent import LabAgent, Waiting, until
 
-SETTINGS = Settings(listen=("127.0.0.1:0",), session_ttl_min=0.2)
+SETTINGS = HttpSettings(listen=("127.0.0.1:0",), session_ttl_min=0.2)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from discovery.api import fragments, serialize
-from discovery.api.fragments import Fragments
+from discovery.api.fragments import JsonFragments
 from discovery.structs import Check, Health, Instance, Node, Status
 
 
@@ -26,7 +26,7 @@ def test_only_what_changed_is_written_anew() -> None:
         written.append(one.instance.id)
         return serialize.health(one)
 
-    lists = Fragments(view, lambda one: (one.node, one.instance, *one.checks))
+    lists = JsonFragments(view, lambda one: (one.node, one.instance, *one.checks))
     found = instances(5)
     for _ in range(2):
         assert json.loads(lists.write("web", found, 5)) == [serialize.health(one) for one in found]
@@ -40,8 +40,8 @@ def test_only_what_changed_is_written_anew() -> None:
 
 
 def test_what_is_gone_is_forgotten() -> None:
-    lists = Fragments(serialize.health, lambda one: (one.node, one.instance, *one.checks))
-    lists.write("web", instances(fragments.SPARE + 20), fragments.SPARE + 20)
+    lists = JsonFragments(serialize.health, lambda one: (one.node, one.instance, *one.checks))
+    lists.write("web", instances(fragments.MAX_STALE + 20), fragments.MAX_STALE + 20)
     lists.write("web", instances(5), 5)
     assert len(lists._known["web"]) == 5
     assert lists.write("web", [], 0) == b"[]"

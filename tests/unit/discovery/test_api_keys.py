@@ -9,7 +9,7 @@ from urllib.parse import quote
 import consul
 import pytest
 
-from discovery.api.settings import LARGEST_VALUE
+from discovery.api.settings import MAX_VALUE_BYTES
 from lab.agent import LabAgent, Waiting, until
 
 
@@ -35,7 +35,7 @@ def test_a_pair_is_set_read_and_deleted(agent: LabAgent, client: consul.Consul) 
     assert (gone.status, gone.body, gone.index > int(index)) == (404, b"", True)
 
 
-@pytest.mark.parametrize("value", [b"", b"\n", b"\0\xff\n{}", b"x" * LARGEST_VALUE])
+@pytest.mark.parametrize("value", [b"", b"\n", b"\0\xff\n{}", b"x" * MAX_VALUE_BYTES])
 def test_values_are_bytes(agent: LabAgent, client: consul.Consul, value: bytes) -> None:
     assert agent.put("/v1/kv/v", value).text == "true"
     assert agent.get("/v1/kv/v?raw").body == value
@@ -298,7 +298,7 @@ def test_a_transaction_that_fails_changes_nothing(agent: LabAgent, client: consu
         ("PUT", "kv/a?acquire=nobody", b"x", 400, 'invalid session "nobody"'),
         ("PUT", "kv/a?acquire=", b"x", 400, "missing session"),
         ("PUT", "kv/" + "k" * 5000, b"x", 400, "4096 is the most"),
-        ("PUT", "kv/a", b"x" * (LARGEST_VALUE + 1), 413, "too large, max size"),
+        ("PUT", "kv/a", b"x" * (MAX_VALUE_BYTES + 1), 413, "too large, max size"),
         ("PUT", "txn", b"{}", 400, "Failed to parse body"),
         ("PUT", "txn", b'[{"Node": {}}]', 400, "none on keys"),
         ("PUT", "txn", b'[{"KV": {"Verb": "dance", "Key": "a"}}]', 400, 'unknown KV verb "dance"'),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.balancer.algorithms import interleaved, least_connections, maglev, size_for, spread
+from discovery.balancer.algorithms import least_connections, maglev, round_robin, table_size, weighted
 from discovery.balancer.rules import HASHED_SIZES, SIZES
 
 NAMES = [f"10.0.0.{number}#80" for number in range(40)]
@@ -17,27 +17,27 @@ WEIGHTS = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 65535), min_siz
 
 @given(WEIGHTS, st.sampled_from(SIZES))
 def test_spread_gives_every_slot_to_somebody_with_a_weight(weights: dict[str, float], size: int) -> None:
-    slots = spread(weights, size)
+    slots = weighted(weights, size)
     owners = {name for name, weight in weights.items() if weight}
     assert len(slots) == (size if owners else 0)
     assert set(slots) <= owners
     if len(owners) <= size:
         assert set(slots) == owners
-    assert slots == spread(dict(reversed(weights.items())), size)
+    assert slots == weighted(dict(reversed(weights.items())), size)
 
 
 @given(WEIGHTS.filter(lambda weights: len(weights) > 0), st.sampled_from((61, 251)))
 def test_shares_are_the_weights(weights: dict[str, int], size: int) -> None:
     weights = {name: weight % 3 + 1 for name, weight in weights.items()}
-    for slots in (spread(weights, size), interleaved(weights, size), maglev(weights, size)):
+    for slots in (weighted(weights, size), round_robin(weights, size), maglev(weights, size)):
         for name, count in Counter(slots).items():
             assert abs(count - size * weights[name] / sum(weights.values())) <= 2.001
 
 
 @given(WEIGHTS, WEIGHTS, st.sampled_from((12, 61, 251)))
 def test_spread_moves_what_it_must_and_no_more(before: dict[str, float], after: dict[str, float], size: int) -> None:
-    held = spread(before, size)
-    slots = spread(after, size, held)
+    held = weighted(before, size)
+    slots = weighted(after, size, held)
     if not held or not slots:
         return
     kept = sum((Counter(held) & Counter(slots)).values())
@@ -64,17 +64,17 @@ def test_maglev_is_the_same_on_every_host_and_in_every_version() -> None:
 
 
 def test_turns_alternate() -> None:
-    slots = interleaved({"a": 1, "b": 1, "c": 1}, 12)
+    slots = round_robin({"a": 1, "b": 1, "c": 1}, 12)
     assert slots == ("a", "b", "c") * 4
-    assert "".join(interleaved({"a": 2, "b": 1}, 12)) == "aba" * 4
+    assert "".join(round_robin({"a": 2, "b": 1}, 12)) == "aba" * 4
 
 
 def test_a_table_is_as_small_as_shares_allow() -> None:
-    assert size_for([1], SIZES) == 1
-    assert [size_for([1] * count, SIZES) for count in (2, 3, 4, 5, 6, 7, 10, 30, 200)] == [
+    assert table_size([1], SIZES) == 1
+    assert [table_size([1] * count, SIZES) for count in (2, 3, 4, 5, 6, 7, 10, 30, 200)] == [
         12, 12, 12, 61, 12, 61, 251, 251, 1021,
     ]  # fmt: skip
-    assert size_for([100, 1], SIZES) == 1021
+    assert table_size([100, 1], SIZES) == 1021
 
 
 @given(

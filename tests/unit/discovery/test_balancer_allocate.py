@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from discovery import layout
-from discovery.balancer.allocate import TRIES, Allocator, candidates
-from discovery.balancer.settings import RANGES, BalancerConfig, Mode
+from discovery.balancer.allocate import MAX_CANDIDATES, Allocator, candidates
+from discovery.balancer.settings import RANGES, BalancerSettings, Mode
 from discovery.catalog import Catalog
-from discovery.catalog_sync import Feed
+from discovery.catalog_sync import CatalogSync
 from discovery.metrics import Metrics
-from discovery.structs import Instance, Node, Place, VirtualAddress
+from discovery.structs import Instance, Node, ServiceAddress, VirtualAddress
 from lab.services import instance
 from store import Delete, Put, Store
 from store.embedded import open_embedded
@@ -28,8 +28,8 @@ class Host:
 
     def __init__(self, store: Store, node: str, **settings: object) -> None:
         self.catalog, self.store = Catalog(), store
-        self.feed = Feed(self.catalog, store)
-        config = BalancerConfig(**{"node": node, "mode": Mode.ALL, **settings})  # type: ignore[arg-type]
+        self.feed = CatalogSync(self.catalog, store)
+        config = BalancerSettings(**{"node": node, "mode": Mode.ALL, **settings})  # type: ignore[arg-type]
         self.allocator = Allocator(self.catalog, store, config, Metrics(), lambda: [ip_network("10.79.9.0/24")])
 
     async def start(self) -> None:
@@ -41,10 +41,10 @@ class Host:
         await self.feed.stop()
 
     async def put(self, *values: Instance | Node | VirtualAddress) -> None:
-        await self.store.transact([], [Put(layout.key_of(value), layout.encode(value)) for value in values])
+        await self.store.transact([], [Put(layout.store_key(value), layout.encode(value)) for value in values])
 
     async def drop(self, *values: Instance) -> None:
-        await self.store.transact([], [Delete(layout.key_of(value)) for value in values])
+        await self.store.transact([], [Delete(layout.store_key(value)) for value in values])
 
     def addresses(self, name: str = "web") -> list[str]:
         return [one.address for one in self.catalog.virtual_addresses(name)]
@@ -73,13 +73,13 @@ def run(path: Path, work: Callable[..., Awaitable[None]], *nodes: str, **setting
 
 
 def asking(address: str, name: str = "web", **rest: object) -> Instance:
-    return instance(name, "10.0.0.1", tagged_addresses={"virtual": Place(address)}, **rest)
+    return instance(name, "10.0.0.1", tagged_addresses={"virtual": ServiceAddress(address)}, **rest)
 
 
 def test_a_service_gets_an_address_of_each_family_of_its_instances(tmp_path: Path) -> None:
     async def work(host: Host) -> None:
         await host.put(instance("web", "10.0.0.1"), instance("both", "10.0.0.2"), instance("both", "fd00::2"))
-        await host.put(instance("both", "10.0.0.3", tagged_addresses={"lan_ipv6": Place("fd00::3")}))
+        await host.put(instance("both", "10.0.0.3", tagged_addresses={"lan_ipv6": ServiceAddress("fd00::3")}))
         await host.until(lambda: len(host.addresses()) == 1 and len(host.addresses("both")) == 2)
         found = [ip_address(one) for one in (*host.addresses(), *host.addresses("both"))]
         assert [one.version for one in found] == [4, 4, 6]
@@ -191,6 +191,6 @@ def test_a_full_range_is_named(tmp_path: Path) -> None:
 def test_the_order_of_a_service_is_its_own_and_leaves_the_ends_out() -> None:
     network = ip_network("10.79.0.0/29")
     found = list(candidates("web", network))
-    assert len(found) == TRIES and found == list(candidates("web", network)) != list(candidates("db", network))
+    assert len(found) == MAX_CANDIDATES and found == list(candidates("web", network)) != list(candidates("db", network))
     assert {str(one) for one in found} == {f"10.79.0.{number}" for number in range(2, 7)}
     assert list(candidates("web", ip_network("10.79.0.0/30"))) == []

@@ -10,11 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.balancer.desired import Algorithm, Backend, Frontend, Group, Policy, VirtualService, desired
-from discovery.balancer.program import Change, Program, frontends, tables_in
+from discovery.balancer.desired import (
+    Algorithm,
+    Backend,
+    BalancePolicy,
+    Frontend,
+    PortGroup,
+    VirtualService,
+    desired_service,
+)
+from discovery.balancer.program import ElementChange, Program, decode_tables, frontends
 from discovery.balancer.rules import BASE, COUNTERS
-from discovery.balancer.settings import BalancerConfig, virtual_problem
-from discovery.structs import Place, Status, Weights
+from discovery.balancer.settings import BalancerSettings, virtual_address_error
+from discovery.structs import ServiceAddress, Status, Weights
 from lab.services import NODE, Book, config, instance, virtual
 
 VIP = "10.79.0.10"
@@ -31,7 +39,7 @@ def book(**meta: str) -> Book:
 
 def shares(made: Book, name: str = "web", address: str = VIP, port: int = 80, protocol: str = "tcp") -> Counter[str]:
     """Who has how many slots."""
-    service = desired(made.catalog, name, config())
+    service = desired_service(made.catalog, name, config())
     assert service is not None
     tables, taken = Program().tables_for(service)
     assert not taken
@@ -65,7 +73,7 @@ def test_weights_count_by_status_but_for_random() -> None:
 
 def test_ports_have_names_and_instances_their_own_numbers() -> None:
     made = Book()
-    virtually = {"virtual": Place("", 8000)}
+    virtually = {"virtual": ServiceAddress("", 8000)}
     made.put(instance("web", "10.0.0.1", 20001, ports={"admin": 9000}, tagged_addresses=virtually, protocol=""))
     made.put(instance("web", "10.0.0.2", 20002, ports={"admin": 9100}), virtual("web", VIP))
     assert set(shares(made, port=8000)) == {"10.0.0.1:20001", "10.0.0.2:20002"}
@@ -77,7 +85,7 @@ def test_ports_have_names_and_instances_their_own_numbers() -> None:
 def test_each_family_has_its_own_instances() -> None:
     made = book()
     made.put(virtual("web", "fd57:6566:7400::5"))
-    made.put(instance("web", "10.0.0.1", tagged_addresses={"lan_ipv6": Place("fd00::1", 8080)}))
+    made.put(instance("web", "10.0.0.1", tagged_addresses={"lan_ipv6": ServiceAddress("fd00::1", 8080)}))
     made.put(instance("web", "fd00::2"))
     assert shares(made) == {"10.0.0.1:80": 6, "10.0.0.2:80": 6}
     assert set(shares(made, address="fd57:6566:7400::5")) == {"fd00::1:8080", "fd00::2:80"}
@@ -103,26 +111,26 @@ def test_no_service_leads_where_containers_must_not_go(address: str) -> None:
     one = {4: "10.79.0.20", 6: "fd57:6566:7400::5"}[version]
     made.put(instance("web", address), virtual("web", one))
     assert shares(made, address=one) == {}
-    service = desired(made.catalog, "web", config())
+    service = desired_service(made.catalog, "web", config())
     assert service is not None
     assert address in service.problems[0]
 
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "127.0.0.1", "10.79.0.0", "10.79.255.255", "8.8.8.8", "224.0.0.1"])
 def test_a_virtual_address_is_nobody_elses(address: str) -> None:
-    assert address in virtual_problem(ip_address(address), config())
+    assert address in virtual_address_error(ip_address(address), config())
     made = Book()
     made.put(instance("web", "10.0.0.1"), virtual("web", address))
-    assert desired(made.catalog, "web", config()) is None
+    assert desired_service(made.catalog, "web", config()) is None
     wide = config(allowed=(ip_network("0.0.0.0/0"),))
-    assert bool(virtual_problem(ip_address(address), wide)) == (address not in ("192.0.2.7", "8.8.8.8"))
-    assert "uses" in virtual_problem(ip_address("192.0.2.7"), wide, (ip_network("192.0.2.0/24"),))
+    assert bool(virtual_address_error(ip_address(address), wide)) == (address not in ("192.0.2.7", "8.8.8.8"))
+    assert "uses" in virtual_address_error(ip_address("192.0.2.7"), wide, (ip_network("192.0.2.0/24"),))
 
 
 def test_published_ports() -> None:
     made = book(weft_publish="30080, 30081:80/tcp, 80, x, 30082:admin, 99999")
     made.put(instance("web", "10.0.0.1", ports={"admin": 9000}, meta=made.catalog.instances("web")[0].meta))
-    service = desired(made.catalog, "web", BalancerConfig(NODE.name, published=(1024, 32767)))
+    service = desired_service(made.catalog, "web", BalancerSettings(NODE.name, published=(1024, 32767)))
     assert service is not None
     found = {(front.version, front.protocol, front.port) for front in frontends(service) if front.address is None}
     assert found == {(version, "tcp", port) for version in (4, 6) for port in (30080, 30081, 30082)}
@@ -131,22 +139,22 @@ def test_published_ports() -> None:
 
 
 def test_what_is_said_wrongly_is_named_and_the_default_taken() -> None:
-    service = desired(book(weft_balance="best", weft_sticky="soon", weft_slots="7").catalog, "web", config())
+    service = desired_service(book(weft_balance="best", weft_sticky="soon", weft_slots="7").catalog, "web", config())
     assert service is not None
-    assert service.policy == Policy()
+    assert service.policy == BalancePolicy()
     assert [problem.split(" ")[1] for problem in service.problems] == ["weft-balance", "weft-sticky:", "weft-slots"]
-    service = desired(book(weft_balance="sticky", weft_sticky="11m", weft_slots="251").catalog, "web", config())
+    service = desired_service(book(weft_balance="sticky", weft_sticky="11m", weft_slots="251").catalog, "web", config())
     assert service is not None
-    assert service.policy == Policy(Algorithm.STICKY, 3600, 251)
+    assert service.policy == BalancePolicy(Algorithm.STICKY, 3600, 251)
 
 
 def test_a_service_without_instances_keeps_its_address_and_has_no_ports() -> None:
     made = book()
     made.drop(*made.catalog.instances("web"))
-    service = desired(made.catalog, "web", config())
+    service = desired_service(made.catalog, "web", config())
     assert service == VirtualService("web", addresses=(ip_address(VIP),))
     made.drop(virtual("web", VIP))
-    assert desired(made.catalog, "web", config()) is None
+    assert desired_service(made.catalog, "web", config()) is None
 
 
 def test_every_chain_that_is_chosen_exists() -> None:
@@ -154,7 +162,9 @@ def test_every_chain_that_is_chosen_exists() -> None:
         for slots in (0, 1, 12, 61, 251, 1021):
             for count in (1, 2, 5, 30, 150):
                 backends = tuple((Backend(ip_address(f"10.1.{n // 250}.{n % 250}"), 80), 1) for n in range(count))
-                service = VirtualService("web", Policy(algorithm, 600, slots), groups=(Group((FRONTS[0],), backends),))
+                service = VirtualService(
+                    "web", BalancePolicy(algorithm, 600, slots), groups=(PortGroup((FRONTS[0],), backends),)
+                )
                 tables, _ = Program().tables_for(service)
                 table = tables[FRONTS[0]]
                 assert f"chain {table.chain} {{" in BASE
@@ -168,7 +178,7 @@ def test_services_in_turn_have_counters_of_their_own() -> None:
     for number in range(COUNTERS + 1):
         front = Frontend(ip_address(f"10.79.0.{number + 1}"), 4, "tcp", 80)
         service = VirtualService(
-            f"s{number}", Policy(Algorithm.ROUND_ROBIN), groups=(Group((front,), ((BACKENDS[0], 1),)),)
+            f"s{number}", BalancePolicy(Algorithm.ROUND_ROBIN), groups=(PortGroup((front,), ((BACKENDS[0], 1),)),)
         )
         tables, _ = program.tables_for(service)
         program.commit(service.name, service, tables)
@@ -183,9 +193,9 @@ def test_services_in_turn_have_counters_of_their_own() -> None:
 SERVICES = st.builds(
     lambda name, algorithm, fronts, backends, addresses: VirtualService(
         name,
-        Policy(algorithm),
+        BalancePolicy(algorithm),
         tuple(ip_address(one) for one in addresses),
-        tuple(Group((front,), tuple(sorted(backends.items(), key=lambda pair: pair[0].name))) for front in fronts),
+        tuple(PortGroup((front,), tuple(sorted(backends.items(), key=lambda pair: pair[0].name))) for front in fronts),
     ),
     st.sampled_from(["web", "db"]),
     st.sampled_from(list(Algorithm)),
@@ -207,12 +217,12 @@ def test_changes_lead_from_one_state_to_the_next(steps: list[tuple[VirtualServic
         _apply(kernel, program.change(service.name, wanted, tables))
         program.commit(service.name, wanted, tables)
         assert kernel == program.elements()
-        assert {front: (table.chain, [one.name for one in table.slots]) for front, table in tables_in(kernel)} == {
+        assert {front: (table.chain, [one.name for one in table.slots]) for front, table in decode_tables(kernel)} == {
             front: (table.chain, [one.name for one in table.slots]) for front, table in program.tables.items()
         }
 
 
-def _apply(kernel: dict[tuple[str, bytes], bytes | str], change: Change) -> None:
+def _apply(kernel: dict[tuple[str, bytes], bytes | str], change: ElementChange) -> None:
     for key in change.delete:
         del kernel[key]
     for name, key, data in change.add:
@@ -222,9 +232,9 @@ def _apply(kernel: dict[tuple[str, bytes], bytes | str], change: Change) -> None
 
 def test_a_start_that_finds_all_in_place_changes_nothing() -> None:
     program = Program()
-    service = VirtualService("web", groups=(Group((FRONTS[0],), tuple((one, 1) for one in BACKENDS)),))
+    service = VirtualService("web", groups=(PortGroup((FRONTS[0],), tuple((one, 1) for one in BACKENDS)),))
     tables, _ = program.tables_for(service)
-    fewer = replace(service, groups=(Group((FRONTS[0],), tuple((one, 1) for one in BACKENDS[1:])),))
+    fewer = replace(service, groups=(PortGroup((FRONTS[0],), tuple((one, 1) for one in BACKENDS[1:])),))
     program.commit("web", service, tables)
     tables, _ = program.tables_for(fewer)
     program.commit("web", fewer, tables)

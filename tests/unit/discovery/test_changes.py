@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from discovery.key_watch import Changes
+from discovery.key_watch import KeyWatcher
 from store import Batch, Compacted, Store
 from store.embedded import open_embedded
 
@@ -37,7 +37,7 @@ async def follow(path: Path, times: int) -> None:
         loads += 1
         return (await store.range("")).revision
 
-    changes = Changes(forgetful, "/a/", lambda batch: seen.append(batch.revision))  # type: ignore[arg-type]
+    changes = KeyWatcher(forgetful, "/a/", lambda batch: seen.append(batch.revision))  # type: ignore[arg-type]
     await changes.start(load)
     try:
         async with asyncio.timeout(20):
@@ -67,7 +67,7 @@ def test_a_gap_in_the_history_is_read_over(tmp_path: Path) -> None:
 def test_one_reading_serves_all_who_ask_together(tmp_path: Path) -> None:
     async def run() -> None:
         store = await open_embedded(tmp_path / "store.db")
-        changes = Changes(store, "/")
+        changes = KeyWatcher(store, "/")
         await store.put("/a", b"1")
         found = await asyncio.gather(*(changes.read("/a") for _ in range(50)))
         assert len({id(one) for one in found}) == 1

@@ -6,10 +6,10 @@ import pytest
 
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import BadField, Fields
-from discovery.structs import Definition, Status
+from discovery.structs import CheckDefinition, Status
 
 
-def parse(scripts: bool = False, **found: object) -> Definition:
+def parse(scripts: bool = False, **found: object) -> CheckDefinition:
     return parse_check(Fields(found), scripts=scripts)
 
 
@@ -33,7 +33,7 @@ def test_an_http_check_is_read() -> None:
         FailuresBeforeWarning=1,
         FailuresBeforeCritical=3,
         DeregisterCriticalServiceAfter="90m",
-    ) == Definition(
+    ) == CheckDefinition(
         id="api",
         name="API",
         type="http",

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discovery.dns import codec
-from discovery.dns.cache import understand
+from discovery.dns.cache import parse_reply
 from discovery.dns.codec import BadName, Malformed
-from discovery.dns.network_zones import NetworkNames
-from discovery.dns.responder import Pending, Responder
-from discovery.dns.settings import Settings
+from discovery.dns.network_zones import NetworkZone
+from discovery.dns.responder import PendingQuery, Responder
+from discovery.dns.settings import DnsSettings
 from discovery.dns.view import View
 from discovery.dns.zone import Zone
 from discovery.structs import Instance
@@ -42,9 +42,9 @@ def name_of(labels: list[bytes]) -> dns.name.Name:
 @given(LABELS.map(name_of))
 def test_names_are_as_dnspython_has_them(name: dns.name.Name) -> None:
     wire = name.to_wire()
-    assert codec.read_name(b"\0" * 12 + wire, 12) == (wire.lower(), 12 + len(wire))
+    assert codec.decode_name(b"\0" * 12 + wire, 12) == (wire.lower(), 12 + len(wire))
     assert codec.labels(wire) == name.labels[:-1]
-    assert codec.join(*name.labels[:-1]) == wire
+    assert codec.encode_labels(*name.labels[:-1]) == wire
 
 
 @given(st.text(max_size=300))
@@ -56,7 +56,7 @@ def test_text_becomes_a_name_or_is_refused(text: str) -> None:
     else:
         assert len(wire) <= 255
         assert dns.name.from_wire(wire, 0)[1] == len(wire)
-        assert codec.text(wire)
+        assert codec.name_to_text(wire)
 
 
 @given(
@@ -75,7 +75,7 @@ def test_queries_are_read_as_they_were_written(
     if size is not None:
         given_options = [dns.edns.GenericOption(dns.edns.OptionType(code), data) for code, data in options]
         message.use_edns(0, dns.flags.DO if do else 0, size, options=given_options)
-    query = codec.read_query(message.to_wire(max_size=65535))
+    query = codec.decode_query(message.to_wire(max_size=65535))
     assert (query.id, query.type, query.name) == (77, kind, name.to_wire().lower())
     assert query.question == name.to_wire() + struct.pack("!HH", kind, 1)
     assert query.edns == (size is not None)
@@ -99,11 +99,13 @@ def test_records_of_compressed_replies_are_found(given_records: list[tuple[str, 
         kind, _, data = text.partition(" ")
         message.answer.append(dns.rrset.from_text(name, ttl, "IN", kind, data))
     wire = message.to_wire()
-    found = [(codec.text(one.name), one.ttl, dns.rdatatype.to_text(one.type)) for one in codec.read_records(wire)]
+    found = [
+        (codec.name_to_text(one.name), one.ttl, dns.rdatatype.to_text(one.type)) for one in codec.decode_records(wire)
+    ]
     assert found == [(name, ttl, text.split()[0]) for name, ttl, text in given_records]
-    older = understand(wire).aged(10)
+    older = parse_reply(wire).aged(10)
     expected = [max(ttl - 10, 0) for _, ttl, _ in given_records]
-    assert [one.ttl for one in codec.read_records(older)] == expected
+    assert [one.ttl for one in codec.decode_records(older)] == expected
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_records_of_compressed_replies_are_found(given_records: list[tuple[str, 
 )
 def test_what_is_no_query_is_not_read(data: bytes) -> None:
     with pytest.raises(Malformed):
-        codec.read_query(data)
+        codec.decode_query(data)
 
 
 @pytest.mark.parametrize("count", [1, 2, 20_000])
@@ -133,13 +135,13 @@ def test_pointers_in_a_circle_end(count: int) -> None:
     back = b"".join(struct.pack("!H", 0xC000 | max(start, start + 2 * (at - 1))) for at in range(min(count, 8000)))
     for data in (bytes(12) + b"\xc0\x0c", bytes(12) + b"\xc0\x0e\xc0\x0c", bytes(12) + back):
         with pytest.raises(Malformed):
-            codec.read_name(data, len(data) - 2)
+            codec.decode_name(data, len(data) - 2)
 
 
 def responder() -> tuple[Responder, tuple[View, ...]]:
     world = Changing(Instance("n1", "web-1", "web", "10.1.0.5", 80), Instance("n1", "x", "odd name.x", "h.example"))
-    settings = Settings()
-    blue = NetworkNames("blue", records={"db": ("10.9.0.5", "fd00::5")}, reverse={"10.9.0.5": "db"})
+    settings = DnsSettings()
+    blue = NetworkZone("blue", records={"db": ("10.9.0.5", "fd00::5")}, reverse={"10.9.0.5": "db"})
     return Responder(Zone(world.catalog, settings), settings), (
         View((), settings),
         View((blue,), settings),
@@ -156,7 +158,7 @@ def answered(data: bytes, view: View, stream: bool) -> None:
     if reply is None:
         assert len(data) < 12 or data[2] & 0x80
         return
-    if isinstance(reply, Pending):
+    if isinstance(reply, PendingQuery):
         assert view.upstreams is not None
         return
     found = dns.message.from_wire(reply)

@@ -14,10 +14,10 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from discovery.dns.cache import Cache, understand
-from discovery.dns.network_zones import NetworkNames
-from discovery.dns.settings import Listen, Settings
-from discovery.dns.upstreams import ResolvConf, parse
+from discovery.dns.cache import ReplyCache, parse_reply
+from discovery.dns.network_zones import NetworkZone
+from discovery.dns.settings import DnsSettings, ListenAddress
+from discovery.dns.upstreams import ResolvConf, parse_upstream
 from discovery.structs import Instance
 from lab.dns import Changing, Upstream, ask, ask_stream, free_port, question, read, records, running
 from lab.waiting import until
@@ -53,7 +53,7 @@ class Host:
 
     def __init__(self, stack: contextlib.ExitStack, *recursors: str, catalog: Changing | None = None) -> None:
         self.port = free_port()
-        settings = Settings(listen=(Listen("127.0.0.1", self.port),), recursors=recursors)
+        settings = DnsSettings(listen=(ListenAddress("127.0.0.1", self.port),), recursors=recursors)
         self.running = stack.enter_context(running((catalog or Changing()).catalog, settings))
         self.counts = self.running.server.counts
 
@@ -201,7 +201,7 @@ def test_the_reason_is_told_when_nobody_answers() -> None:
 
 def test_weft_does_not_ask_itself() -> None:
     port = free_port()
-    settings = Settings(listen=(Listen("127.0.0.1", port),), recursors=(f"127.0.0.1:{port}",))
+    settings = DnsSettings(listen=(ListenAddress("127.0.0.1", port),), recursors=(f"127.0.0.1:{port}",))
     with running(Changing().catalog, settings) as own:
         assert read(ask("127.0.0.1", port, question("www.example.com"))).rcode() == dns.rcode.SERVFAIL
         assert own.server.counts.queries == 1
@@ -253,11 +253,11 @@ def test_networks_have_their_own_servers_and_internal_ones_none(tmp_path: Path) 
         one, two = stack.enter_context(upstreams(says("A 192.0.2.1"), says("A 192.0.2.2")))
         common = {"subnets": ("127.0.0.0/8",)}
         networks = (
-            NetworkNames("a", ("127.0.0.2",), upstreams=(one.address,), **common),  # type: ignore[arg-type]
-            NetworkNames("b", ("127.0.0.3",), upstreams=(two.address,), **common),  # type: ignore[arg-type]
-            NetworkNames("c", ("127.0.0.4",), upstreams=(two.address,), internal=True, **common),  # type: ignore[arg-type]
+            NetworkZone("a", ("127.0.0.2",), upstreams=(one.address,), **common),  # type: ignore[arg-type]
+            NetworkZone("b", ("127.0.0.3",), upstreams=(two.address,), **common),  # type: ignore[arg-type]
+            NetworkZone("c", ("127.0.0.4",), upstreams=(two.address,), internal=True, **common),  # type: ignore[arg-type]
         )
-        settings = Settings(listen=(), network_port=port, resolv_conf=str(tmp_path / "none"))
+        settings = DnsSettings(listen=(), network_port=port, resolv_conf=str(tmp_path / "none"))
         stack.enter_context(running(Changing().catalog, settings, *networks))
         for address, expected in (("127.0.0.2", "192.0.2.1"), ("127.0.0.3", "192.0.2.2")):
             found = read(ask(address, port, question("www.example.com")))
@@ -299,19 +299,19 @@ def test_resolv_conf_is_read_again_when_it_changes(tmp_path: Path) -> None:
     ],
 )
 def test_servers_as_they_are_written(written: str, place: tuple[object, ...]) -> None:
-    assert parse(written).place == place
+    assert parse_upstream(written).place == place
 
 
 @pytest.mark.parametrize("written", ["", "dns.example", "9.9.9.9:0", "9.9.9.9:70000", "9.9.9.9:x", "fe80::1%nolink0"])
 def test_what_is_no_server(written: str) -> None:
     with pytest.raises(ValueError, match=r"does not appear|port|invalid literal|link"):
-        parse(written)
+        parse_upstream(written)
 
 
 def test_replies_are_kept_as_long_as_they_may_be() -> None:
-    cache = Cache()
+    cache = ReplyCache()
     query = dns.message.make_query("www.example.com", "A")
-    cache.put(b"a", understand(answer(query, "A 192.0.2.1", "A 192.0.2.2", ttl=30).to_wire()), 100.0)
+    cache.put(b"a", parse_reply(answer(query, "A 192.0.2.1", "A 192.0.2.2", ttl=30).to_wire()), 100.0)
     assert dns.message.from_wire(cache.get(b"a", 110.5) or b"").answer[0].ttl == 20
     assert cache.get(b"a", 130.0) is None
     assert len(cache) == 0
@@ -320,17 +320,17 @@ def test_replies_are_kept_as_long_as_they_may_be() -> None:
         nothing = answer(query)
         nothing.set_rcode(code)
         nothing.authority.append(soa)
-        cache.put(b"b", understand(nothing.to_wire()), 0.0)
+        cache.put(b"b", parse_reply(nothing.to_wire()), 0.0)
         assert (cache.get(b"b", 49.0) is not None) == kept
         assert cache.get(b"b", 51.0) is None
-    cache.put(b"c", understand(answer(query).to_wire()), 0.0)
+    cache.put(b"c", parse_reply(answer(query).to_wire()), 0.0)
     assert cache.get(b"c", 0.0) is None, "nothing says how long there is none"
 
 
 def test_the_cache_is_bounded() -> None:
-    cache = Cache()
+    cache = ReplyCache()
     query = dns.message.make_query("www.example.com", "TXT")
-    large = understand(answer(query, *(f'TXT "{"x" * 250}"' for _ in range(4))).to_wire())
+    large = parse_reply(answer(query, *(f'TXT "{"x" * 250}"' for _ in range(4))).to_wire())
     for number in range(30_000):
         cache.put(str(number).encode(), large, 0.0)
     assert 5000 < len(cache) <= 10_000
@@ -342,7 +342,7 @@ def test_what_is_between_two_servers_is_taken_off() -> None:
     query = dns.message.make_query("www.example.com", "A", use_edns=0)
     reply = answer(query, "A 192.0.2.1")
     reply.use_edns(0, 0, 4096, options=[dns.edns.GenericOption(dns.edns.OptionType(10), b"cookie12")])
-    found = dns.message.from_wire(understand(reply.to_wire()).message)
+    found = dns.message.from_wire(parse_reply(reply.to_wire()).message)
     assert found.edns == -1
     assert records(found.answer) == ["www.example.com. 60 IN A 192.0.2.1"]
 

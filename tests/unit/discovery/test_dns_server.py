@@ -16,17 +16,17 @@ import dns.rcode
 import pytest
 
 from discovery.dns import server, sockets, tcp
-from discovery.dns.network_zones import Holder, NetworkNames
-from discovery.dns.settings import Listen, Settings
+from discovery.dns.network_zones import ClientConfig, NetworkZone
+from discovery.dns.settings import DnsSettings, ListenAddress
 from discovery.metrics import Metrics
 from discovery.structs import Instance
 from lab.dns import Changing, Running, Upstream, ask, ask_stream, free_port, question, read, records, running
 from lab.waiting import BRIEFLY, until
 
 
-def network(name: str, *gateways: str, **more: object) -> NetworkNames:
+def network(name: str, *gateways: str, **more: object) -> NetworkZone:
     given: dict[str, object] = {"subnets": ("127.0.0.0/8", "::1/128"), "internal": True, **more}
-    return NetworkNames(name, gateways, **given)  # type: ignore[arg-type]
+    return NetworkZone(name, gateways, **given)  # type: ignore[arg-type]
 
 
 BLUE = network("blue", "127.0.1.1", records={"db": ("10.9.0.5",)})
@@ -34,14 +34,16 @@ RED = network("red", "127.0.2.1", records={"db": ("10.8.0.5",)})
 
 
 class Served:
-    def __init__(self, stack: contextlib.ExitStack, *networks: NetworkNames, listen: tuple[str, ...] = ()) -> None:
+    def __init__(self, stack: contextlib.ExitStack, *networks: NetworkZone, listen: tuple[str, ...] = ()) -> None:
         self.port = free_port()
         many = [Instance(f"n{n}", f"w{n}", "many", f"10.1.{n}.1", 80) for n in range(500)]
         self.world = Changing(Instance("n1", "w", "web", "10.1.0.5", 80), *many)
         for instance in many:
             self.world.put(type(self.world.catalog.nodes()[0])(instance.node, "10.0.0.2"))
-        settings = Settings(
-            listen=tuple(Listen(address, self.port) for address in listen), network_port=self.port, resolv_conf="/none"
+        settings = DnsSettings(
+            listen=tuple(ListenAddress(address, self.port) for address in listen),
+            network_port=self.port,
+            resolv_conf="/none",
         )
         self.running: Running = stack.enter_context(running(self.world.catalog, settings, *networks))
         self.server = self.running.server
@@ -113,7 +115,7 @@ def test_what_was_stopped_can_be_started_again(stack: contextlib.ExitStack) -> N
 
 
 def test_an_address_that_is_taken_is_tried_again(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "BIND_AGAIN", 0.05)
+    monkeypatch.setattr(server, "BIND_RETRY_SECONDS", 0.05)
     served = Served(stack)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.1.1", served.port))
@@ -145,7 +147,7 @@ def test_networks_that_share_a_gateway_and_containers_on_several(stack: contextl
         "127.0.1.1",
         records={"db": ("10.2.2.2",)},
         reverse={"127.0.3.2": "y"},
-        holders={"127.0.3.3": Holder(("first", "nix"))},
+        holders={"127.0.3.3": ClientConfig(("first", "nix"))},
     )
     served = Served(stack, first, second)
     expected = {"127.0.3.1": ["10.1.1.1"], "127.0.3.2": ["10.2.2.2"], "127.0.3.3": ["10.1.1.1", "10.2.2.2"]}
@@ -158,7 +160,9 @@ def test_a_wildcard_answers_from_the_address_that_was_asked(stack: contextlib.Ex
     upstream = Upstream(lambda query, _: [dns.message.make_response(query).to_wire()])
     stack.callback(upstream.close)
     port = free_port()
-    settings = Settings(listen=(Listen("0.0.0.0", port), Listen("::", port)), recursors=(upstream.address,))
+    settings = DnsSettings(
+        listen=(ListenAddress("0.0.0.0", port), ListenAddress("::", port)), recursors=(upstream.address,)
+    )
     stack.enter_context(running(Changing().catalog, settings))
     for address in ("127.0.0.1", "127.0.0.7", "127.1.2.3", "::1"):
         for name in ("weft", "example.com"):
@@ -201,8 +205,8 @@ def test_messages_of_impossible_lengths_end_the_connection(stack: contextlib.Exi
 
 
 def test_idle_and_slow_connections_end(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "IDLE", 0.3)
-    monkeypatch.setattr(tcp, "ATTENTION", 0.3)
+    monkeypatch.setattr(tcp, "IDLE_TIMEOUT", 0.3)
+    monkeypatch.setattr(tcp, "WRITE_TIMEOUT", 0.3)
     served = Served(stack, BLUE)
     idle, slow, deaf = (stack.enter_context(served.connect("127.0.1.1")) for _ in range(3))
     message = len(question("many.service.weft", "SRV")).to_bytes(2, "big") + question("many.service.weft", "SRV")
@@ -233,14 +237,14 @@ def test_connections_are_bounded_and_others_are_still_answered(stack: contextlib
     served = Served(stack, BLUE)
     for number in range(1000):
         stack.enter_context(served.connect("127.0.1.1", f"127.0.7.{1 + number % 40 if number >= 300 else 1}"))
-    until(lambda: len(served.server._connections) <= tcp.MOST_CONNECTIONS)
+    until(lambda: len(served.server._connections) <= tcp.MAX_CONNECTIONS)
     assert served.address_of("127.0.1.1", "db") == ["10.9.0.5"]
     (reply,) = ask_stream("127.0.1.1", served.port, question("db"))
     assert records(read(reply).answer) == ["db. 0 IN A 10.9.0.5"]
     connections = served.server._connections
     held, many = served.running.call(lambda: (dict(connections._of_client), len(connections)))
-    assert max(held.values()) <= tcp.MOST_OF_ONE
-    assert sum(held.values()) == many <= tcp.MOST_CONNECTIONS
+    assert max(held.values()) <= tcp.MAX_CONNECTIONS_PER_CLIENT
+    assert sum(held.values()) == many <= tcp.MAX_CONNECTIONS
 
 
 def test_connections_that_are_cut_off_leave_nothing(stack: contextlib.ExitStack) -> None:
@@ -284,7 +288,7 @@ def test_noise_does_no_harm(stack: contextlib.ExitStack) -> None:
 
 def test_counts_are_published() -> None:
     metrics = Metrics()
-    with running(Changing().catalog, Settings(listen=())) as made:
+    with running(Changing().catalog, DnsSettings(listen=())) as made:
         made.call(lambda: made.server._publish(metrics))
         made.call(lambda: made.server._responder.respond(question("weft"), made.server._made((), None)))
         text = metrics.text()
@@ -295,4 +299,4 @@ def test_counts_are_published() -> None:
 
 def test_what_cannot_be_bound_is_an_error_and_not_a_name_to_resolve() -> None:
     with pytest.raises(ValueError, match="does not appear to be"):
-        sockets.datagrams("localhost", 0)
+        sockets.udp_socket("localhost", 0)

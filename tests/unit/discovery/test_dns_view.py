@@ -5,15 +5,15 @@ from __future__ import annotations
 import dns.rcode
 import pytest
 
-from discovery.dns.network_zones import Holder, Names, NetworkNames
-from discovery.dns.responder import Pending, Responder
-from discovery.dns.settings import Settings
-from discovery.dns.view import View, subnets
+from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
+from discovery.dns.responder import PendingQuery, Responder
+from discovery.dns.settings import DnsSettings
+from discovery.dns.view import View, parse_subnets
 from discovery.dns.zone import Zone
 from discovery.structs import Instance
 from lab.dns import Changing, question, read, records
 
-BLUE = NetworkNames(
+BLUE = NetworkZone(
     "blue",
     records={
         "db": ("10.9.0.5", "fd00:9::5"),
@@ -24,13 +24,13 @@ BLUE = NetworkNames(
     reverse={"10.9.0.5": "db", "fd00:9::5": "db", "10.9.0.6": "web"},
     search=("given.example",),
 )
-RED = NetworkNames("red", records={"db": ("10.8.0.5",), "only-red": ("10.8.0.6",)}, domains=())
-LOCAL = subnets(("10.9.0.0/24", "10.8.0.0/24", "fd00:9::/64", "nonsense"))
+RED = NetworkZone("red", records={"db": ("10.8.0.5",), "only-red": ("10.8.0.6",)}, domains=())
+LOCAL = parse_subnets(("10.9.0.0/24", "10.8.0.0/24", "fd00:9::/64", "nonsense"))
 
 
 class Asked:
-    def __init__(self, *networks: NetworkNames, upstreams: tuple[str, ...] | None = ()) -> None:
-        settings = Settings(network_ttl=4)
+    def __init__(self, *networks: NetworkZone, upstreams: tuple[str, ...] | None = ()) -> None:
+        settings = DnsSettings(network_ttl=4)
         world = Changing(Instance("n1", "w", "web", "10.1.0.5", 80), Instance("n1", "c", "both", "10.9.0.6", 80))
         self.view = View(networks, settings, upstreams, lambda: LOCAL, lambda: ("corp.example",))
         self.responder = Responder(Zone(world.catalog, settings), settings)
@@ -38,7 +38,7 @@ class Asked:
     def __call__(self, name: str, kind: str = "A") -> object:
         """The data of the records, the code if there are none, or "asked" if others are asked."""
         found = [self.responder.respond(question(name, kind), self.view) for _ in range(2)]
-        if isinstance(found[0], Pending):
+        if isinstance(found[0], PendingQuery):
             return "asked"
         first, second = (read(each) for each in found)
         assert records(first.answer) == records(second.answer)
@@ -116,13 +116,13 @@ def test_names_of_addresses() -> None:
     assert ask("5.0.9.10.in-addr.arpa", "A") == "NOERROR"
     # What has no container's name may be a service's.
     assert ask("5.0.1.10.in-addr.arpa", "PTR") == ["web.service.dc1.weft."]
-    assert Asked(NetworkNames("x", reverse={"10.9.0.1": "a b"}, domains=()))("1.0.9.10.in-addr.arpa", "PTR") == [
+    assert Asked(NetworkZone("x", reverse={"10.9.0.1": "a b"}, domains=()))("1.0.9.10.in-addr.arpa", "PTR") == [
         "a\\032b.x."
     ]
 
 
 def test_names_that_cannot_be_names_are_left_out() -> None:
-    strange = NetworkNames("n" * 70, records={"a": ("nonsense",), "b": ("10.0.0.1",)}, reverse={"10.9.0.1": "a..b"})
+    strange = NetworkZone("n" * 70, records={"a": ("nonsense",), "b": ("10.0.0.1",)}, reverse={"10.9.0.1": "a..b"})
     ask = Asked(strange)
     assert ask("b") == ["10.0.0.1"]
     assert ask("a") == "NOERROR"
@@ -130,13 +130,13 @@ def test_names_that_cannot_be_names_are_left_out() -> None:
 
 
 def test_the_holder_tells_of_networks_that_change() -> None:
-    names = Names()
+    names = NetworkZones()
     told: list[frozenset[str]] = []
     end = names.subscribe(told.append)
     names.put(BLUE)
     names.put(BLUE)
     names.replace([BLUE, RED])
-    names.replace([NetworkNames("red", holders={"10.8.0.5": Holder(("blue",))})])
+    names.replace([NetworkZone("red", holders={"10.8.0.5": ClientConfig(("blue",))})])
     names.remove("nix")
     names.remove("red")
     end()

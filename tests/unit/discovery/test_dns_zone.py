@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.dns.responder import Pending, Responder
-from discovery.dns.settings import Settings
+from discovery.dns.responder import PendingQuery, Responder
+from discovery.dns.settings import DnsSettings
 from discovery.dns.view import View
 from discovery.dns.zone import Zone
 from discovery.structs import Check, Instance, Node, Status, VirtualAddress, Weights
@@ -25,8 +25,8 @@ NXDOMAIN, NOERROR = dns.rcode.NXDOMAIN, dns.rcode.NOERROR
 class Asked:
     """A zone to ask."""
 
-    def __init__(self, world: Changing, told: Settings | None = None, upstreams: tuple[str, ...] | None = None):
-        told = told or Settings()
+    def __init__(self, world: Changing, told: DnsSettings | None = None, upstreams: tuple[str, ...] | None = None):
+        told = told or DnsSettings()
         self.zone = Zone(world.catalog, told)
         self.responder = Responder(self.zone, told)
         self.view = View((), told, upstreams)
@@ -97,14 +97,14 @@ def test_names_of_other_domains_are_refused() -> None:
     for name in ("web.service.wefts", "web.service.xweft", "example.com", "."):
         assert ask(name).rcode() == dns.rcode.REFUSED
     ask = Asked(Changing(web(1)), upstreams=("192.0.2.1",))
-    assert isinstance(ask.raw("example.com"), Pending)
+    assert isinstance(ask.raw("example.com"), PendingQuery)
     assert read(ask.raw("example.com", flags=0)).rcode() == dns.rcode.REFUSED
     assert read(ask.raw("nix.service.weft")).rcode() == NXDOMAIN
 
 
 def test_only_the_healthy() -> None:
     world = Changing(web(1), web(2), web(3))
-    ask, strict = Asked(world), Asked(world, Settings(only_passing=True))
+    ask, strict = Asked(world), Asked(world, DnsSettings(only_passing=True))
     world.check("web-1", Status.PASSING)
     world.check("web-2", Status.WARNING)
     world.check("web-3", Status.CRITICAL)
@@ -302,13 +302,13 @@ def test_names_instead_of_addresses() -> None:
     assert ask("ring.service.weft").rcode() == NOERROR
     assert len(records(ask("one.service.weft").answer)) <= 6
     pending = Asked(world, upstreams=("192.0.2.1",)).raw("far.service.weft", "AAAA")
-    assert isinstance(pending, Pending)
+    assert isinstance(pending, PendingQuery)
     assert pending.asked == b"\x02db\x07example\x03com\x00\x00\x1c\x00\x01"
 
 
 def test_times_to_live() -> None:
     world = Changing(web(1), Instance("n1", "d", "db-main", "10.1.0.7", 1), Instance("n1", "e", "x", "10.1.0.8", 1))
-    ask = Asked(world, Settings(node_ttl=3, service_ttl={"web": 5, "db-*": 6, "db*": 7, "*": 9}))
+    ask = Asked(world, DnsSettings(node_ttl=3, service_ttl={"web": 5, "db-*": 6, "db*": 7, "*": 9}))
     found = {name: ask(f"{name}.service.weft").answer[0].ttl for name in ("web", "db-main", "x")}
     assert found == {"web": 5, "db-main": 6, "x": 9}
     assert ask("n1.node.weft").answer[0].ttl == 3
@@ -346,7 +346,7 @@ def test_what_does_not_fit_is_cut_between_records(kind: str, size: int) -> None:
 
 
 def test_a_limit_of_answers() -> None:
-    ask = Asked(Changing(*(web(number) for number in range(1, 7))), Settings(answer_limit=2))
+    ask = Asked(Changing(*(web(number) for number in range(1, 7))), DnsSettings(answer_limit=2))
     found = {tuple(records(read(ask.raw("web.service.weft")).answer)) for _ in range(100)}
     assert {len(each) for each in found} == {2}
     assert len(found) > 5
@@ -402,7 +402,7 @@ INSTANCES = st.tuples(
 def test_answers_are_what_the_catalog_says(history: list[Step], strict: bool) -> None:
     """After every change of a history: instances come, change their name, tags, address or health, and go."""
     world = Changing()
-    ask = Asked(world, Settings(only_passing=strict))
+    ask = Asked(world, DnsSettings(only_passing=strict))
     there: dict[int, tuple[Instance, Status | None]] = {}
     for step in history:
         if isinstance(step, int):

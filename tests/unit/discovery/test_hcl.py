@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from discovery.consul import definition_files, hcl
-from discovery.consul.definition_files import BadFile
+from discovery.consul.definition_files import BadDefinitionFile
 from discovery.consul.hcl import BadHcl
 
 WHOLE = r"""
@@ -214,12 +214,12 @@ def test_standard_input_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bad_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(BadFile) as error:
+    with pytest.raises(BadDefinitionFile) as error:
         definition_files.read(("x",))
     assert said in str(error.value)
 
 
 def test_what_is_no_file_is_said(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(BadFile, match="cannot be read"):
+        with pytest.raises(BadDefinitionFile, match="cannot be read"):
             definition_files.read((str(path),))

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from discovery.api.openapi import describe
-from discovery.api.settings import Settings
+from discovery.api.settings import HttpSettings
 from discovery.page import overview
-from discovery.page.overview import Attachment, Overview
+from discovery.page.overview import AttachmentSummary, Overview
 from discovery.page.pages import OVERVIEW, TYPES, routes
 from discovery.structs import Check, Node, Status
 from lab.agent import LabAgent, until
@@ -25,8 +25,10 @@ from lab.services import NODE, Book, instance, virtual
 FILES = Path(overview.__file__).parent
 
 
-def attachment(number: int, **rest: Any) -> Attachment:
-    made = Attachment(f"mark{number}", "blue", f"{number:064}", "eth0", (f"10.0.0.{number}/24",), names=(f"c{number}",))
+def attachment(number: int, **rest: Any) -> AttachmentSummary:
+    made = AttachmentSummary(
+        f"mark{number}", "blue", f"{number:064}", "eth0", (f"10.0.0.{number}/24",), names=(f"c{number}",)
+    )
     return replace(made, **rest)
 
 
@@ -49,7 +51,7 @@ def page(book: Book) -> Overview:
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabAgent]:
     """An agent that serves the page, too."""
     node = Node("n1", "127.0.0.1")
-    settings = Settings(listen=("127.0.0.1:0",))
+    settings = HttpSettings(listen=("127.0.0.1:0",))
     found = LabAgent(tmp_path_factory.mktemp("page"), node, settings, lambda catalog: routes(Overview(catalog, node)))
     yield found
     found.stop()
@@ -150,7 +152,7 @@ def test_many_changes_are_few_writings(book: Book, page: Overview, monkeypatch: 
 
 
 def test_more_than_the_bound_is_counted(book: Book, page: Overview, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("INSTANCES", "OF_SERVICE", "ATTACHMENTS", "NODES"):
+    for name in ("MAX_INSTANCES", "MAX_INSTANCES_PER_SERVICE", "MAX_ATTACHMENTS", "MAX_NODES"):
         monkeypatch.setattr(overview, name, 3)
     book.put(*(instance("a", f"10.0.0.{number}") for number in range(5)), instance("b", "10.0.1.1"))
     book.put(*(Node(f"n{number}", "192.0.2.1") for number in range(6)))
@@ -159,7 +161,7 @@ def test_more_than_the_bound_is_counted(book: Book, page: Overview, monkeypatch:
     assert found["Omitted"] == {"Services": 1, "Attachments": 4, "Nodes": 3}
     assert [len(found[kind]) for kind in ("Services", "Attachments", "Nodes")] == [1, 3, 3]
     assert (len(found["Services"][0]["Instances"]), found["Services"][0]["Omitted"]) == (3, 2)
-    assert len(found["Attachments"][0]["Names"]) == overview.NAMES
+    assert len(found["Attachments"][0]["Names"]) == overview.MAX_NAMES
 
 
 def test_when_something_changed_is_when_it_was_seen(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:

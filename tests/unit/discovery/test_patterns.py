@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.consul.regex import BadPattern, Pattern
+from discovery.consul.regex import BadRegex, Regex
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ from discovery.consul.regex import BadPattern, Pattern
     ],
 )
 def test_it_matches_what_go_matches(pattern: str, text: str, found: bool) -> None:
-    assert Pattern(pattern).found_in(text) is found
+    assert Regex(pattern).found_in(text) is found
 
 
 @pytest.mark.parametrize(
@@ -85,15 +85,15 @@ def test_it_matches_what_go_matches(pattern: str, text: str, found: bool) -> Non
     ],
 )
 def test_what_is_not_offered_is_refused(pattern: str) -> None:
-    with pytest.raises(BadPattern):
-        Pattern(pattern)
+    with pytest.raises(BadRegex):
+        Regex(pattern)
 
 
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|aa)*$", "(.*)*x", "(a|a|a|a)*b", "(a*)*b", "(?:a?){500}a{500}"])
 def test_what_makes_others_hang_ends(pattern: str) -> None:
     try:
-        assert Pattern(pattern).found_in("a" * 4000 + "!") is False
-    except BadPattern as error:
+        assert Regex(pattern).found_in("a" * 4000 + "!") is False
+    except BadRegex as error:
         assert "too long to match" in str(error)
 
 
@@ -103,9 +103,9 @@ def test_what_makes_others_hang_ends(pattern: str) -> None:
 @settings(max_examples=600)
 def test_python_agrees(pattern: str, texts: list[str]) -> None:
     try:
-        ours = Pattern(pattern)
+        ours = Regex(pattern)
         theirs = re.compile(pattern.replace("$", r"\Z"), re.ASCII)
-    except (BadPattern, re.error):
+    except (BadRegex, re.error):
         return
     for text in texts:
         if not re.search(r"[*+?}]\+|\{,", pattern):  # possessive ones and {,2} are Python's alone
@@ -114,5 +114,5 @@ def test_python_agrees(pattern: str, texts: list[str]) -> None:
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_nothing_breaks_it(pattern: str, text: str) -> None:
-    with contextlib.suppress(BadPattern):
-        Pattern(pattern).found_in(text)
+    with contextlib.suppress(BadRegex):
+        Regex(pattern).found_in(text)

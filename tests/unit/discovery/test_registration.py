@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from discovery.consul.json_fields import BadField, Fields, decode_json
 from discovery.consul.registration import parse_service
-from discovery.structs import Instance, Place, Status, Weights
+from discovery.structs import Instance, ServiceAddress, Status, Weights
 
 WHOLE = {
     "ID": "web-1",
@@ -33,7 +33,7 @@ INSTANCE = Instance(
     protocol="tcp",
     tags=("v1", "blue"),
     meta={"version": "2"},
-    tagged_addresses={"wan": Place("192.0.2.5", 8080), "lan": Place("10.0.0.6")},
+    tagged_addresses={"wan": ServiceAddress("192.0.2.5", 8080), "lan": ServiceAddress("10.0.0.6")},
     weights=Weights(10, 0),
     enable_tag_override=True,
 )

@@ -13,17 +13,17 @@ import pytest
 
 from discovery import catalog as topics
 from discovery.catalog import Catalog
-from discovery.catalog_sync import Feed
+from discovery.catalog_sync import CatalogSync
 from discovery.health.checker import Checker
 from discovery.metrics import Metrics
-from discovery.registry import Registry, Unknown
-from discovery.structs import Definition, Instance, Node, Status
+from discovery.registry import NotRegistered, Registry
+from discovery.structs import CheckDefinition, Instance, Node, Status
 from store import Put
 from store.embedded import open_embedded
 
 NODE = Node("n1", "192.0.2.1", "5f0c1ad0-0000-4000-8000-000000000001")
 WEB = Instance("", "web-1", "web", "192.0.2.10", 80, tags=("v1",))
-TTL = Definition("service:web-1", "Service 'web' check", "ttl", "web-1", ttl=60.0)
+TTL = CheckDefinition("service:web-1", "Service 'web' check", "ttl", "web-1", ttl=60.0)
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Parts:
 async def running(path: Path, *, lease_seconds: float = 30.0, checks: bool = False) -> AsyncIterator[Parts]:
     store = await open_embedded(path / "catalog.db")
     catalog, registry = Catalog(), Registry(NODE, store, store, lease_seconds=lease_seconds)
-    feed, checker = Feed(catalog, store), Checker(registry, catalog, Metrics())
+    feed, checker = CatalogSync(catalog, store), Checker(registry, catalog, Metrics())
     await registry.start()
     await feed.start()
     if checks:
@@ -180,9 +180,9 @@ def test_the_unknown_is_named(tmp_path: Path, what: str) -> None:
                 "deregister_check": lambda: parts.registry.deregister_check("nobody"),
                 "report": lambda: parts.registry.report("nobody", Status.PASSING, ""),
                 "maintenance": lambda: parts.registry.maintenance(True, "", "nobody"),
-                "check": lambda: parts.registry.register_check(Definition("c", "c", "ttl", "nobody")),
+                "check": lambda: parts.registry.register_check(CheckDefinition("c", "c", "ttl", "nobody")),
             }
-            with pytest.raises(Unknown, match="'nobody' is not registered"):
+            with pytest.raises(NotRegistered, match="'nobody' is not registered"):
                 await calls[what]()
 
     run(test)
@@ -211,7 +211,9 @@ def test_garbage_in_the_store_is_left_out(tmp_path: Path) -> None:
 def test_a_ttl_runs_out_and_begins_again(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path, checks=True) as parts:
-            await parts.registry.register(WEB, [Definition("t", "t", "ttl", "web-1", ttl=0.3, initial=Status.PASSING)])
+            await parts.registry.register(
+                WEB, [CheckDefinition("t", "t", "ttl", "web-1", ttl=0.3, initial=Status.PASSING)]
+            )
             await parts.until(lambda: parts.health("web") == [("web-1", Status.PASSING)])
             await parts.until(lambda: parts.health("web") == [("web-1", Status.CRITICAL)])
             await parts.registry.report("t", Status.PASSING, "again")
@@ -235,10 +237,10 @@ def test_tcp_http_and_alias_checks(tmp_path: Path) -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with server, running(tmp_path, checks=True) as parts:
-            web = Definition("h", "h", "http", "web-1", interval=0.05, target=f"http://{place}/")
-            tcp = Definition("c", "c", "tcp", "web-1", interval=0.05, target=place)
+            web = CheckDefinition("h", "h", "http", "web-1", interval=0.05, target=f"http://{place}/")
+            tcp = CheckDefinition("c", "c", "tcp", "web-1", interval=0.05, target=place)
             await parts.registry.register(WEB, [web, tcp])
-            alias = Definition("a", "a", "alias", "copy", alias_service="web-1")
+            alias = CheckDefinition("a", "a", "alias", "copy", alias_service="web-1")
             await parts.registry.register(Instance("", "copy", "copy"), [alias])
             await parts.until(lambda: parts.health("web") == [("web-1", Status.PASSING)])
             await parts.until(lambda: parts.health("copy") == [("copy", Status.PASSING)])
@@ -260,7 +262,7 @@ def test_scripts_run_only_where_enabled(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path, checks=True) as parts:
             mark = tmp_path / "ran"
-            script = Definition("s", "s", "script", "web-1", interval=0.05, arguments=("/bin/touch", str(mark)))
+            script = CheckDefinition("s", "s", "script", "web-1", interval=0.05, arguments=("/bin/touch", str(mark)))
             await parts.registry.register(WEB, [script])
             await parts.until(lambda: "not enabled" in parts.registry.checks()["s"].output)
             assert not mark.exists()
