@@ -60,7 +60,7 @@ class LeaseFiles:
 
     def prepare(self) -> None:
         """Make the folder. Raises StateDamaged where that fails."""
-        files.make_folder(self.folder, "the leases of DHCP")
+        files.make_directory(self.folder, "the leases of DHCP")
 
     def _path(self, key: str) -> str:
         return os.path.join(self.folder, key + _ENDING)

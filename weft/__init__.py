@@ -1,3 +1,3 @@
-"""What everything of weft stands on: errors, values, files and locks, daemons' sockets, and the kernel."""
+"""What all other packages are built on: errors, values, files, locks and the kernel."""
 
 __version__ = "0.2.0"

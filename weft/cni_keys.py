@@ -1,18 +1,18 @@
-"""Parts that several kinds of configuration share: routes and DNS settings."""
+"""Keys of a CNI configuration that several plugins read: ``routes`` and ``dns``."""
 
 from __future__ import annotations
 
 from weft.section import Section
 from weft.types import Dns, Route
 
-_MOST = 2**32 - 1
+_MAX_UINT32 = 2**32 - 1
 
 
 def routes(section: Section, key: str = "routes") -> tuple[Route, ...]:
     """The routes under a key: ``dst`` and, each optional, ``gw mtu advmss priority table scope``.
 
-    A route without ``dst``, with host bits set in it, or with a gateway of the other family is a problem.
-    0 for ``mtu``, ``advmss`` and ``priority`` is the same as absent. Source: CNI SPEC.md, "Success" (routes).
+    A missing ``dst``, one with host bits set, and a gateway of the other family are problems. 0 for
+    ``mtu``, ``advmss`` and ``priority`` means unset. Source: CNI SPEC.md, "Success" (routes).
     """
     found = []
     for each in section.sections(key):
@@ -22,10 +22,10 @@ def routes(section: Section, key: str = "routes") -> tuple[Route, ...]:
             continue
         destination, gateway = each.subnet("dst"), each.address("gw")
         numbers = {
-            "mtu": each.integer("mtu", least=0, most=_MOST) or None,
-            "advmss": each.integer("advmss", least=0, most=_MOST) or None,
-            "priority": each.integer("priority", least=0, most=_MOST) or None,
-            "table": each.integer("table", least=0, most=_MOST),
+            "mtu": each.integer("mtu", least=0, most=_MAX_UINT32) or None,
+            "advmss": each.integer("advmss", least=0, most=_MAX_UINT32) or None,
+            "priority": each.integer("priority", least=0, most=_MAX_UINT32) or None,
+            "table": each.integer("table", least=0, most=_MAX_UINT32),
             "scope": each.integer("scope", least=0, most=255),
         }
         if destination is None:

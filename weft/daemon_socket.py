@@ -1,4 +1,4 @@
-"""The control socket of a daemon, ``NAME.sock``, and the lock ``NAME.lock`` that allows one instance in a folder."""
+"""The control socket of a daemon, and the lock that allows one instance in a folder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ class AlreadyRunning(Exception):
 
 
 class DaemonSocket:
-    """A listening Unix socket, mode 0600, and its lock file, which holds the daemon's pid.
+    """A Unix socket ``NAME.sock``, mode 0600, and the lock ``NAME.lock``, which holds the pid.
 
-    The lock is held until the process ends; the socket is replaced by ``listen`` and unlinked by ``close``.
+    The lock is held until the process ends; the socket is replaced by ``listen`` and unlinked by
+    ``close``.
     """
 
     def __init__(self, folder: str, name: str) -> None:
-        """Lock, then bind and listen. Raises AlreadyRunning, and OSError where the folder is not usable."""
+        """Lock, then bind and listen.
+
+        Raises AlreadyRunning, and OSError where the folder is not usable.
+        """
         self.path = os.path.join(folder, f"{name}.sock")
         self._lock = os.open(
             os.path.join(folder, f"{name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
@@ -55,14 +59,14 @@ class DaemonSocket:
         return self._own is not None and file_id(self.path) == self._own
 
     def close(self) -> None:
-        """Unlink the socket, unless another has replaced it, and stop listening. The lock is kept."""
+        """Unlink the socket, unless it was replaced, and stop listening. Keeps the lock."""
         if self.is_reachable:
             os.unlink(self.path)
         self._own = None
         self.listener.close()
 
     def accept(self) -> socket.socket | None:
-        """The next connection; None if there is none, or if its peer is not trusted (``is_trusted``)."""
+        """The next connection, None if there is none or its peer is not trusted."""
         with contextlib.suppress(OSError):
             connection, _ = self.listener.accept()
             if is_trusted(connection):
@@ -72,10 +76,12 @@ class DaemonSocket:
 
 
 def bind(path: str, backlog: int) -> socket.socket:
-    """A listening socket of mode 0600, renamed to its path once it accepts connections. Raises OSError.
+    """A listening socket of mode 0600, renamed to its path once it accepts connections.
 
-    The caller holds the lock: the temporary name is the same each time, and one that a killed process
-    left there is replaced.
+    Raises OSError.
+
+    The caller holds the lock: the temporary name is the same each time, and one that a killed
+    process left there is replaced.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     temporary = f"{path}.new"

@@ -1,7 +1,7 @@
 """Daemons that attachments need, started on demand: the DHCP keeper and the agent.
 
-Each listens on a control socket in its folder below ``/run/weft``. A connection makes it re-read its
-files; it then writes ``REFRESHED`` and closes. A daemon of an older release is replaced.
+Each listens on a control socket in its folder below ``/run/weft``. A connection makes it re-read
+its files; it then writes ``REFRESHED`` and closes. A daemon of an older release is replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _START_TIMEOUT = 10.0
 _END_TIMEOUT = 5.0
 _LOOKED = "looked"
 REFRESHED = f"{_LOOKED}\n{__version__}\n".encode()
-"""What a daemon writes after it has re-read its files. weft 0.1 reads and sends the first line alone."""
+"""What a daemon writes after it has re-read its files. weft 0.1 knows only the first line."""
 _PROGRAM = (
     "import os, sys; os.fork() and os._exit(0); os.closerange(3, 4096); os.chdir('/'); "
     "sys.path[:] = eval(sys.argv.pop(1)); from {module} import main; sys.exit(main([]))"
@@ -34,7 +34,7 @@ _PROGRAM = (
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A daemon: the module whose ``main`` it runs, what it does (for messages), the command to run it by hand."""
+    """A daemon: the module of its ``main``, its purpose, the command that runs it by hand."""
 
     module: str
     purpose: str
@@ -64,8 +64,8 @@ class Daemon:
 def start(module: str, purpose: str) -> None:
     """Start a module's ``main`` as a daemon in this thread's network namespace.
 
-    It is detached (double fork, setsid, standard descriptors on /dev/null, in a systemd scope of its own where
-    systemd runs). Raises WeftError, which names ``purpose``.
+    It is detached (double fork, setsid, standard descriptors on /dev/null, in a systemd scope of
+    its own where systemd runs). Raises WeftError, which names ``purpose``.
     """
     argv = [sys.executable, "-IBSc", _PROGRAM.format(module=module), repr(sys.path)]
     if os.path.exists("/run/systemd/system") and os.path.exists(_SYSTEMD_RUN):
@@ -81,7 +81,10 @@ def start(module: str, purpose: str) -> None:
 
 
 def end(process: int, seconds: float) -> bool:
-    """Send SIGTERM and wait; whether the process exited within ``seconds``. Source: ``pidfd_open(2)``."""
+    """Send SIGTERM and wait; whether the process exited within ``seconds``.
+
+    Source: ``pidfd_open(2)``.
+    """
     import signal
 
     try:

@@ -1,7 +1,7 @@
-"""What can go wrong, each with the CNI error code a runtime sees and a hint for the person reading it.
+"""weft's exceptions, each with the CNI error code for the runtime and a hint for the user.
 
-Codes 1 to 99 are the CNI specification's (SPEC.md, section "Error"); 100 and above are weft's own and
-listed in docs/architecture.md. Everything above ``kernel/`` sees these, never an errno.
+Codes 1 to 99 are defined by the CNI specification (SPEC.md, section "Error"), 100 and above by weft
+(docs/architecture.md). Code above ``weft.kernel`` handles these and never an errno.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ INTERNAL = 999
 
 
 class WeftError(Exception):
-    """Anything weft reports: a sentence, a CNI code, and what to do about it.
+    """Base of weft's exceptions.
 
-    ``message`` names the key and the value at fault; ``hint`` says what to do and becomes the CNI
-    error's ``details``.
+    ``message`` names the key and value at fault and becomes the CNI error's ``msg``, ``hint`` says
+    how to fix it and becomes ``details``.
     """
 
     code: int = INTERNAL
@@ -48,106 +48,106 @@ class WeftError(Exception):
 
 
 class EnvironmentProblem(WeftError):
-    """A CNI_* variable is missing or not valid."""
+    """A CNI_* variable is missing or invalid."""
 
     code = INVALID_ENVIRONMENT
 
 
 class DecodeProblem(WeftError):
-    """Standard input is not the JSON object it must be."""
+    """Standard input is not a JSON object."""
 
     code = DECODE_FAILURE
 
 
 class ConfigProblem(WeftError):
-    """The network configuration says something that cannot be."""
+    """The network configuration is invalid."""
 
     code = INVALID_CONFIG
 
 
 class VersionProblem(WeftError):
-    """The configuration's cniVersion does not allow what is asked."""
+    """The configuration's cniVersion is not supported, or too old for the command."""
 
     code = INCOMPATIBLE_VERSION
 
 
 class NamespaceProblem(WeftError):
-    """The path is no network namespace, or is one that must not be used."""
+    """The path is not a network namespace, or not one that may be used."""
 
     code = INVALID_NAMESPACE
 
 
 class UnknownContainer(WeftError):
-    """Nothing is attached under this network, container id and interface name."""
+    """No attachment exists for this network, container id and interface name."""
 
     code = UNKNOWN_CONTAINER
 
 
 class Busy(WeftError):
-    """Somebody else holds what is needed; the same call may succeed later."""
+    """A lock or resource is held by another process; try again later."""
 
     code = TRY_AGAIN
 
 
 class PoolExhausted(WeftError):
-    """Every address of a pool is taken."""
+    """No address is free in a pool."""
 
     code = POOL_EXHAUSTED
 
 
 class Conflict(WeftError):
-    """The thing asked for belongs to somebody else: an address, a port, a name."""
+    """The address, port or name is in use by another owner."""
 
     code = CONFLICT
 
 
 class NotAsPlanned(WeftError):
-    """CHECK found the kernel in another state than ADD left it."""
+    """CHECK found a difference between the plan and the kernel."""
 
     code = NOT_AS_PLANNED
 
 
 class StateDamaged(WeftError):
-    """A file of weft's own cannot be read or written."""
+    """A state file of weft cannot be read or written."""
 
     code = STATE_DAMAGED
 
 
 class PluginFailed(WeftError):
-    """A foreign plugin that weft called failed."""
+    """A plugin that weft executed failed."""
 
     code = PLUGIN_FAILED
 
 
 class KernelRefused(WeftError):
-    """The kernel refused a request; the message carries its own sentence."""
+    """The kernel returned an error; the message has its text."""
 
     code = KERNEL_REFUSED
 
 
 class KernelLacks(KernelRefused):
-    """This kernel was built without something the configuration needs."""
+    """The kernel lacks a feature or module that the configuration needs."""
 
     code = KERNEL_LACKS
 
 
 class Missing(KernelRefused):
-    """The link, address, route or element is not there (ENOENT, ENODEV, ESRCH, EADDRNOTAVAIL)."""
+    """No such link, address, route or element (ENOENT, ENODEV, ESRCH, EADDRNOTAVAIL)."""
 
 
 class Exists(KernelRefused):
-    """Something of that name or key is there already (EEXIST)."""
+    """The name or key exists already (EEXIST)."""
 
 
 class BadOption(ConfigProblem):
-    """An option's value makes no sense, by itself or beside the others."""
+    """An option's value is invalid, or conflicts with another option."""
 
 
 class InUse(Conflict):
-    """The thing cannot go while others need it."""
+    """It cannot be removed while it is in use."""
 
 
 class NotPermitted(WeftError):
-    """The caller lacks a privilege."""
+    """The caller lacks a capability (EPERM)."""
 
     code = IO_FAILURE

@@ -1,8 +1,8 @@
-"""Names, MAC addresses and marks: everything the kernel would otherwise choose, chosen here.
+"""Interface names, MAC addresses and marks: what the kernel would otherwise choose, derived here.
 
-All follow from the attachment and the host alone, so a plan is known before the kernel is touched, and
-what a killed process left behind is recognised by anybody. Sources: ``linux/if.h`` (IFNAMSIZ, IFALIASZ),
-``net/core/dev.c`` (dev_valid_name).
+All are hashes of the attachment and the host, so that a plan is complete before the kernel is
+changed, and anything a killed process left behind can be attributed. Sources: ``linux/if.h``
+(IFNAMSIZ, IFALIASZ), ``net/core/dev.c`` (dev_valid_name).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from functools import lru_cache
 from weft.types import Attachment
 
 ROUTE_PROTOCOL = 119
-"""The protocol number weft's routes bear (``ip route show proto 119``); free in iproute2's rt_protos."""
+"""rtm_protocol of weft's routes (``ip route show proto 119``); unassigned in rt_protos."""
 
 TEMPORARY_PREFIX = "weft"
-"""How the names of links begin that are not finished yet."""
+"""Prefix of the name of a link while it is being created."""
 
 _MARK = re.compile(r"^weft:([0-9a-f]{16})(?::|$)")
 _ALIAS_BYTES = 255
@@ -29,23 +29,24 @@ LONGEST_IDENTIFIER = 255
 
 @lru_cache(512)
 def link_name_problem(name: str) -> str:
-    """What is wrong with a link's name, "" if nothing is.
+    """Why a link's name is invalid, "" if it is valid.
 
-    ``%`` is refused because the kernel expands it, the rest because it would spoil a terminal, a log or a rule.
+    ``%`` is rejected because the kernel expands it, other characters because they break terminals,
+    logs or nft scripts.
     """
     if not name:
         return "must not be empty"
     if len(name.encode("utf-8", "surrogateescape")) > 15:
         return "must not be longer than 15 bytes"
     if name in (".", ".."):
-        return "is not a name the kernel takes"
+        return "is not a valid link name"
     if not _LINK_NAME.fullmatch(name):
         return 'must be printable ASCII without spaces and / : % " \\ *'
     return ""
 
 
 def identifier_problem(text: str) -> str:
-    """What is wrong with a container id or network name, "" if nothing is."""
+    """Why a container id or network name is invalid, "" if it is valid. Source: CNI SPEC.md."""
     if not text:
         return "must not be empty"
     if len(text) > LONGEST_IDENTIFIER:
@@ -56,12 +57,12 @@ def identifier_problem(text: str) -> str:
 
 
 def normal_mac(text: str) -> str:
-    """A MAC address as the kernel prints it; raises ValueError for text that is none, or a group's, or zero."""
+    """A unicast MAC address as the kernel prints it. Raises ValueError for anything else."""
     if not _MAC.match(text):
         raise ValueError("is not a MAC address, like 02:42:0a:00:00:05")
     if "." in text:
         digits = text.replace(".", "")
-        octets = [int(digits[place : place + 2], 16) for place in range(0, 12, 2)]
+        octets = [int(digits[start : start + 2], 16) for start in range(0, 12, 2)]
     else:
         octets = [int(part, 16) for part in re.split("[:-]", text)]
     if octets[0] & 1:
@@ -73,51 +74,51 @@ def normal_mac(text: str) -> str:
 
 @lru_cache(512)
 def digest(*parts: str) -> str:
-    """16 hex digits that stand for the parts; parts cannot run together."""
+    """A hash of the parts, 16 hexadecimal digits."""
     text = "\0".join(parts)
     return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 def attachment_digest(attachment: Attachment) -> str:
-    """What identifies an attachment in record names and marks."""
+    """The hash that identifies an attachment in record file names and marks."""
     return digest(attachment.network, attachment.container, attachment.interface, attachment.plugin)
 
 
 def mark(*parts: str) -> str:
-    """The mark of what belongs to something that attachments share: a bridge, a subnet."""
+    """The mark of an object that attachments share, such as a bridge."""
     return f"weft:{digest(*parts)}"
 
 
 def attachment_mark(attachment: Attachment) -> str:
-    """The mark that everything made for an attachment bears: a link's alias, an nft element's comment."""
+    """The mark of an attachment's objects, in link aliases and comments of nft elements."""
     return f"weft:{attachment_digest(attachment)}"
 
 
 def mark_digest(text: str) -> str:
-    """The digest in an alias or comment, "" if the text is no mark of weft's."""
+    """The hash in an alias or comment, "" if it is not a mark."""
     found = _MARK.match(text)
     return found.group(1) if found else ""
 
 
 def alias(mark: str, about: str) -> str:
-    """A link alias that bears the mark and says to a person what the link is for."""
+    """A link alias (IFLA_IFALIAS): the mark, then a description of the link."""
     return f"{mark}:{about}".encode("utf-8", "replace")[:_ALIAS_BYTES].decode("utf-8", "ignore")
 
 
 def host_link(attachment: Attachment) -> str:
-    """The name of the host's end of an attachment's veth pair."""
+    """The name of the host end of an attachment's veth pair."""
     return "veth" + digest("link", attachment.network, attachment.container, attachment.interface)[:10]
 
 
 def temporary_link(attachment: Attachment) -> str:
-    """The name of an attachment's link while it is being made, free in every namespace."""
+    """The name of an attachment's link while it is being created; unique across namespaces."""
     return TEMPORARY_PREFIX + digest("passing", attachment_digest(attachment))[:10]
 
 
 def mac(host: str, *parts: str) -> str:
-    """A locally administered MAC address that no other host and no other parts share.
+    """A locally administered MAC address, a hash of the host and the parts.
 
-    ``host`` tells hosts apart, so that bridges joined by a wire do not answer for each other.
+    ``host`` makes it unique among hosts whose bridges share a layer 2 segment.
     """
     octets = blake2b("\0".join((host, *parts)).encode("utf-8", "surrogateescape"), digest_size=6).digest()
     return ":".join(f"{octet:02x}" for octet in ((octets[0] & 0xFC) | 0x02, *octets[1:]))

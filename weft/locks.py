@@ -1,7 +1,7 @@
-"""Files that one process (or thread) holds at a time, with a bound on how long anybody waits.
+"""Lock files across processes and threads, with a timeout.
 
-``flock(2)`` and not ``fcntl`` locks: host-local takes the first, the two do not see each other, and flock is
-released by the kernel when its holder dies, whoever it is.
+``flock(2)`` and not fcntl locks: host-local uses flock and the two kinds do not exclude each other.
+The kernel releases a flock when its holder exits.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from collections.abc import Iterable, Iterator
 from weft.errors import Busy, StateDamaged
 
 TIMEOUT = 30.0
-"""Seconds to wait for a lock before giving up with CNI error 11 (try again later)."""
+"""Seconds to wait for a lock before CNI error 11 (try again later)."""
 
-_FIRST_PAUSE = 0.0005
-_LONGEST_PAUSE = 0.02
+_MIN_SLEEP = 0.0005
+_MAX_SLEEP = 0.02
 
 
 @contextlib.contextmanager
 def hold(path: str, *, shared: bool = False, timeout: float = TIMEOUT, mode: int = 0o600) -> Iterator[int]:
-    """Hold the lock file while the block runs; yields its descriptor.
+    """Hold a lock file; yields its descriptor.
 
-    The file is made where missing; its directory must be there. The holder may unlink it: a waiter notices
-    that its file is no longer the one of that name and starts over.
-    Raises Busy when somebody else holds it for longer than ``timeout`` seconds, StateDamaged when the path
-    cannot be a lock.
+    It is created if missing, in an existing directory. The holder may unlink it: a waiter then
+    finds that the path leads to another inode and starts over. Raises Busy after ``timeout``
+    seconds, StateDamaged if the path cannot be opened.
     """
     deadline = time.monotonic() + timeout
-    with contextlib.nullcontext() if shared else _turn(path, timeout):
+    with contextlib.nullcontext() if shared else _thread_lock(path, timeout):
         while True:
             descriptor = _open(path, mode)
             try:
@@ -45,7 +44,7 @@ def hold(path: str, *, shared: bool = False, timeout: float = TIMEOUT, mode: int
 
 
 class _Queue:
-    """The threads of this process that want one file; they need not ask the kernel again and again."""
+    """A lock among this process's threads for one lock file: only one of them polls."""
 
     __slots__ = ("lock", "users")
 
@@ -59,16 +58,16 @@ _guard = allocate_lock()
 
 
 @contextlib.contextmanager
-def _turn(path: str, timeout: float) -> Iterator[None]:
-    """Be the thread of this process that asks for the file, or have waited long enough to ask all the same."""
+def _thread_lock(path: str, timeout: float) -> Iterator[None]:
+    """Serialise the threads of this process; after the timeout a thread polls the file itself."""
     with _guard:
         queue = _queues.setdefault(path, _Queue())
         queue.users += 1
-    mine = queue.lock.acquire(timeout > 0, timeout if timeout > 0 else -1)
+    acquired = queue.lock.acquire(timeout > 0, timeout if timeout > 0 else -1)
     try:
         yield
     finally:
-        if mine:
+        if acquired:
             queue.lock.release()
         with _guard:
             queue.users -= 1
@@ -82,12 +81,12 @@ def _open(path: str, mode: int) -> int:
         return os.open(path, flags, mode)
     except OSError as error:
         raise StateDamaged(
-            f"cannot open the lock {path}: {error.strerror}", hint="remove what is in the way and try again"
+            f"cannot open the lock {path}: {error.strerror}", hint="remove what is at that path and try again"
         ) from error
 
 
 def _acquire(descriptor: int, path: str, kind: int, deadline: float) -> None:
-    pause = _FIRST_PAUSE
+    sleep = _MIN_SLEEP
     while True:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -96,28 +95,31 @@ def _acquire(descriptor: int, path: str, kind: int, deadline: float) -> None:
             if time.monotonic() >= deadline:
                 raise Busy(
                     f"{path} has been locked for too long by {_holder(descriptor)}",
-                    hint="see what that process waits for, then try again",
+                    hint="check what that process is waiting for, then try again",
                 ) from None
-        time.sleep(pause)
-        pause = min(pause * 1.5, _LONGEST_PAUSE)
+        time.sleep(sleep)
+        sleep = min(sleep * 1.5, _MAX_SLEEP)
 
 
 def _current(descriptor: int, path: str) -> bool:
-    """Whether the name still leads to the file that is open: its last holder may have unlinked it."""
+    """Whether the path still leads to the open file: the previous holder may have unlinked it."""
     try:
-        there = os.stat(path, follow_symlinks=False)
+        named = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    here = os.fstat(descriptor)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+    opened = os.fstat(descriptor)
+    return (opened.st_dev, opened.st_ino) == (named.st_dev, named.st_ino)
 
 
 def holder(path: str) -> int:
-    """The process that holds a file with flock(2), 0 if none does or the file is missing. Source: ``proc_locks(5)``."""
+    """The pid that holds a flock(2) on a file, 0 if none does or it is missing.
+
+    Source: ``proc_locks(5)``.
+    """
     try:
-        about = os.stat(path)
-        # Inodes of every tmpfs are numbered from 1: without the device it might be a stranger's file.
-        file = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
+        status = os.stat(path)
+        # Every tmpfs numbers its inodes from 1, so the device is compared too.
+        file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
         with open("/proc/locks", encoding="ascii", errors="replace") as locks:
             return _holding(locks, file)
     except OSError:
@@ -133,7 +135,7 @@ def _holding(locks: Iterable[str], file: str) -> int:
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds the file: "process 4711 (weft)"."""
+    """The holder as messages name it: "process 4711 (weft)"."""
     process = holder(f"/proc/self/fd/{descriptor}")
     if not process:
         return "another process"

@@ -1,7 +1,7 @@
 """Who is at the other end of a Unix socket, and whether weft serves them or trusts their answer.
 
-One policy for all of weft's sockets, on both ends: root and the user that this process runs as. Imports
-next to nothing, since a runtime's call pays for it.
+One policy for all of weft's sockets, on both ends: root and the user that this process runs as.
+Imports next to nothing, since a runtime's call pays for it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Reading a JSON object key by key: folded case, checked types, every problem collected.
+"""Typed, case-insensitive access to a JSON object, which collects all problems before it fails.
 
-Runtimes do not agree on the case of keys (containerd sends ``HostPort``), and Go's decoder, which the
-reference plugins use, folds it; so does this. ``null`` is the same as absent. A problem never raises by
-itself: it is noted with its path and value, so that a person sees all of them at once.
+Runtimes differ in the case of keys (containerd sends ``HostPort``), and Go's decoder, which the
+reference plugins use, ignores it. ``null`` means absent. A problem is recorded with its path and
+value instead of raised, so that one error reports them all.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from weft.errors import ConfigProblem
 from weft.types import Address, Cidr, Subnet
 
-_SHOWN = 80  # characters of a bad value that a message repeats
-_MOST = 20  # problems that are noted; a person reads no more, and a hostile configuration can hold 100,000
+_MAX_QUOTED = 80  # characters of a value in a message
+_MAX_PROBLEMS = 20  # a hostile configuration could cause 100,000
 
 
 class Problems:
@@ -26,26 +26,26 @@ class Problems:
         self.found: list[str] = []
 
     def add(self, sentence: str) -> None:
-        if len(self.found) < _MOST and sentence not in self.found:
+        if len(self.found) < _MAX_PROBLEMS and sentence not in self.found:
             self.found.append(sentence)
 
     def raise_any(self) -> None:
-        """Raises ConfigProblem naming all that was found, nothing if all is well."""
+        """Raise ConfigProblem with all problems, if there are any."""
         if self.found:
             raise ConfigProblem("; ".join(self.found), hint="correct the network configuration")
 
 
 def quoted(value: object) -> str:
-    """A value as a message shows it: JSON, printable, cut short."""
+    """A value as messages quote it: JSON, truncated."""
     try:
         text = json.dumps(value)
     except (TypeError, ValueError):
         text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return text if len(text) <= _MAX_QUOTED else text[: _MAX_QUOTED - 1] + "…"
 
 
 class Section:
-    """One JSON object of a configuration, known by its path (``ipam.ranges[0][1]``)."""
+    """A JSON object in a configuration, with its path (``ipam.ranges[0][1]``) for messages."""
 
     __slots__ = ("_keys", "path", "problems")
 
@@ -72,15 +72,15 @@ class Section:
         return bool(self._keys)
 
     def at(self, key: str) -> str:
-        """The path of a key, as messages name it."""
+        """The path of a key, for messages."""
         return f"{self.path}.{key}" if self.path else key
 
     def raw(self, key: str) -> Any:
-        """The value as it came, None where absent."""
+        """The value as decoded, None if absent."""
         return self._keys.get(key.casefold())
 
     def problem(self, key: str, sentence: str) -> None:
-        """Note that the value of ``key`` is wrong: "KEY VALUE sentence"."""
+        """Record a problem with the value of ``key``: "KEY VALUE sentence"."""
         self.problems.add(f"{self.at(key)} {quoted(self.raw(key))} {sentence}")
 
     def text(self, key: str, default: str = "", *, choices: Iterable[str] = ()) -> str:
@@ -106,7 +106,7 @@ class Section:
         return value
 
     def integer(self, key: str, *, least: int | None = None, most: int | None = None) -> int | None:
-        """A whole number; 1400.0 is none, as in Go."""
+        """An integer; 1400.0 is not one, as in Go."""
         value = self.raw(key)
         if value is None:
             return None
@@ -120,11 +120,11 @@ class Section:
         return value
 
     def section(self, key: str) -> Section:
-        """The object under ``key``, an empty one where absent."""
+        """The object under ``key``, empty if absent."""
         return Section(self.raw(key), self.at(key), self.problems)
 
     def items(self, key: str) -> list[Any]:
-        """The list under ``key``, () where absent."""
+        """The list under ``key``, empty if absent."""
         value = self.raw(key)
         if value is None:
             return []
@@ -136,8 +136,8 @@ class Section:
     def sections(self, key: str) -> list[Section]:
         """The list of objects under ``key``."""
         return [
-            Section({} if item is None else item, f"{self.at(key)}[{place}]", self.problems)
-            for place, item in enumerate(self.items(key))
+            Section({} if item is None else item, f"{self.at(key)}[{index}]", self.problems)
+            for index, item in enumerate(self.items(key))
         ]
 
     def texts(self, key: str) -> tuple[str, ...]:
@@ -153,19 +153,19 @@ class Section:
         return self.parse_address(key, text) if text else None
 
     def parse_address(self, key: str, text: str) -> Address | None:
-        """An IP address from text that stands under ``key``."""
+        """Parse an IP address found under ``key``."""
         try:
             value = ip_address(text)
         except ValueError:
             self.problems.add(f"{self.at(key)} {quoted(text)} is not an IP address")
             return None
         if getattr(value, "scope_id", None):
-            self.problems.add(f"{self.at(key)} {quoted(text)} must not name a zone")
+            self.problems.add(f"{self.at(key)} {quoted(text)} must not have a zone index")
             return None
         return value
 
     def subnet(self, key: str) -> Subnet | None:
-        """A network; host bits that are set are a problem."""
+        """An IP network without host bits."""
         text = self.text(key)
         if not text:
             return None
@@ -174,8 +174,8 @@ class Section:
                 raise ValueError("no prefix length")
             return ip_network(text)
         except ValueError as error:
-            loose = _loose(text)
-            better = f"; did you mean {loose}?" if loose else ""
+            network = _without_host_bits(text)
+            better = f"; did you mean {network}?" if network else ""
             self.problem(key, f"is not a subnet ({str(error).split(': ')[-1]}){better}")
             return None
 
@@ -184,7 +184,7 @@ class Section:
         return self.parse_cidr(key, text) if text else None
 
     def parse_cidr(self, key: str, text: str) -> Cidr | None:
-        """An address with its prefix length, from text that stands under ``key``."""
+        """Parse an address with a prefix length found under ``key``."""
         try:
             if "/" not in text or "%" in text:
                 raise ValueError("no prefix length")
@@ -194,8 +194,8 @@ class Section:
             return None
 
 
-def _loose(text: str) -> str:
-    """The subnet a text with host bits set would be in, "" if it is no subnet at all."""
+def _without_host_bits(text: str) -> str:
+    """The network that an address with a prefix length is in, "" if the text is neither."""
     try:
         return str(ip_network(text, strict=False)) if "/" in text else ""
     except ValueError:

@@ -1,9 +1,9 @@
-"""Sentences for standard error: of this process, or of the caller that a thread works for."""
+"""Writing to standard error: the process's own, or per thread that of the client being served."""
 
 from __future__ import annotations
 
 import os
-from _thread import _local  # without importing threading, which a call of a runtime may not need
+from _thread import _local  # threading is not imported: it costs a short-lived call more
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,11 +13,11 @@ _thread = _local()
 
 
 def write(text: str | bytes) -> None:
-    """Write to standard error, if there is anybody to read it; raises nothing."""
+    """Write to standard error, or to this thread's ``redirect`` target. Ignores errors."""
     data = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
-    listener: Callable[[bytes], None] | None = getattr(_thread, "listener", None)
-    if listener is not None:
-        listener(data)
+    target: Callable[[bytes], None] | None = getattr(_thread, "target", None)
+    if target is not None:
+        target(data)
         return
     try:  # noqa: SIM105 -- importing contextlib would cost VERSION a third of its time
         os.write(2, data)
@@ -25,6 +25,6 @@ def write(text: str | bytes) -> None:
         pass
 
 
-def redirect(listener: Callable[[bytes], None] | None) -> None:
-    """From now on this thread's remarks go there; None: to standard error again."""
-    _thread.listener = listener
+def redirect(target: Callable[[bytes], None] | None) -> None:
+    """Send what this thread writes to ``target``; None restores standard error."""
+    _thread.target = target

@@ -1,7 +1,7 @@
-"""The values that pass between weft's parts: frozen, without behaviour beyond validity.
+"""Values shared by all packages.
 
-Addresses are ``ipaddress`` objects: an ``Address`` is one host's, a ``Subnet`` a network's, and a
-``Cidr`` an address together with its subnet, as ``ip address add`` takes it.
+Addresses are ``ipaddress`` objects: ``Address`` is one host's, ``Subnet`` a network prefix, and
+``Cidr`` an address with its prefix length, as in ``ip address add``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Cidr = IPv4Interface | IPv6Interface
 
 
 class Side(StrEnum):
-    """Which of an attachment's two network namespaces a thing is in."""
+    """One of an attachment's two network namespaces."""
 
     HOST = "host"
     CONTAINER = "container"
@@ -31,10 +31,10 @@ class Side(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """One interface of one container on one network, as one plugin of the list made it.
+    """One interface of one container on one network, as one plugin of a conflist manages it.
 
-    ``plugin`` is the name weft was called by (``weft``, ``bridge``, ``portmap`` …): each member of a
-    conflist keeps its own record, though all share network, container and interface.
+    ``plugin`` is the name weft was called by (``weft``, ``bridge``, ``portmap`` …): each plugin of
+    a conflist keeps a record of its own.
     """
 
     network: str
@@ -48,9 +48,9 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceId:
-    """Which network namespace: the path it was named by, and the inode that tells it from others.
+    """A network namespace: the path given for it, and the device and inode that identify it.
 
-    Device and inode are 0 when the path led to no namespace (a DEL after the container is gone).
+    Device and inode are 0 if the path was not a namespace (a DEL after the container exited).
     """
 
     path: str
@@ -59,19 +59,20 @@ class NamespaceId:
 
     @property
     def known(self) -> bool:
-        """Whether the path led to a namespace when it was looked at."""
+        """Whether the path was a namespace when it was opened."""
         return self.inode != 0
 
     def same(self, other: NamespaceId) -> bool:
-        """Whether both are one namespace, whatever their paths."""
+        """Whether both are the same namespace, by device and inode."""
         return self.known and (self.device, self.inode) == (other.device, other.inode)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route as CNI 1.1.0 has it. ``scope`` is the kernel's number (0 universe, 253 link, 254 host).
+    """A route with the keys of CNI 1.1.0.
 
-    ``advmss`` and ``mtu`` are bytes, ``priority`` is the metric, ``table`` a routing table's number.
+    ``mtu`` and ``advmss`` are bytes, ``priority`` is the metric, ``table`` the routing table's id,
+    ``scope`` rtm_scope (0 universe, 253 link, 254 host).
     """
 
     destination: Subnet
@@ -85,7 +86,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Dns:
-    """What a container's resolv.conf should hold."""
+    """The contents of a container's resolv.conf."""
 
     nameservers: tuple[str, ...] = ()
     domain: str = ""
@@ -98,7 +99,7 @@ class Dns:
 
 @dataclass(frozen=True, slots=True)
 class ResultInterface:
-    """One link in a CNI result. ``sandbox`` is the CNI_NETNS string, empty for a link of the host."""
+    """An interface in a CNI result. ``sandbox`` is CNI_NETNS, empty for a link of the host."""
 
     name: str
     mac: str = ""
@@ -110,7 +111,7 @@ class ResultInterface:
 
 @dataclass(frozen=True, slots=True)
 class ResultAddress:
-    """One address in a CNI result; ``interface`` indexes the result's interfaces."""
+    """An address in a CNI result; ``interface`` is an index into its interfaces."""
 
     address: Cidr
     gateway: Address | None = None
@@ -119,7 +120,7 @@ class ResultAddress:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an ADD answers, whatever the version it is printed in. IPAM fills no interfaces."""
+    """The result of an ADD, independent of cniVersion. IPAM plugins return no interfaces."""
 
     interfaces: tuple[ResultInterface, ...] = ()
     ips: tuple[ResultAddress, ...] = ()

@@ -1,10 +1,10 @@
-"""Versions of weft compared: a process of an older release makes way for a newer one."""
+"""Comparison of release numbers: a newer release replaces the daemons of an older one."""
 
 from __future__ import annotations
 
 
 def newer(version: str, than: str) -> bool:
-    """Whether a release is newer than another; "" is older than every release."""
+    """Whether a release is newer than another; "" is the oldest."""
     return _numbers(version) > _numbers(than)
 
 

@@ -32,7 +32,7 @@ class Announced(Operation):
     def apply(self, machine: Machine) -> bool:
         path = self._path(machine)
         if _content(path) != self.document:
-            files.make_folder(os.path.dirname(path), "containers' names")
+            files.make_directory(os.path.dirname(path), "containers' names")
             files.write(path, self.document.encode(), _WHAT)
         _AGENT.ensure(_socket(machine))
         return True

@@ -171,7 +171,7 @@ class Records:
     def prepare(self) -> None:
         """Make the folders, private to root. Raises StateDamaged where that fails."""
         for folder in (self._attachments, self._networks):
-            files.make_folder(folder, "its records")
+            files.make_directory(folder, "its records")
 
     def path(self, attachment: types.Attachment) -> str:
         return f"{self._attachments}/{attachment_digest(attachment)}.json"

@@ -88,7 +88,7 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     for work, said in (
         (lambda: files.write(str(tmp_path / "no" / "a.json"), b"", "the lease"), "cannot write the lease .*No such"),
         (lambda: files.remove(str(tmp_path / "file" / "a"), "the lease"), "cannot remove the lease .*Not a dir"),
-        (lambda: files.make_folder(str(tmp_path / "file" / "a"), "its records"), "cannot make the folder .*Not a dir"),
+        (lambda: files.make_directory(str(tmp_path / "file" / "a"), "records"), "create the directory .*Not a dir"),
     ):
         with pytest.raises(StateDamaged, match=said):
             work()
