@@ -53,9 +53,9 @@ class Case:
 
 def _features() -> Conf:
     """The rest of podman's chain, as far as weft has it."""
-    from cni_plugin.service.assemble import FEATURES
+    from cni_plugin.plan import modules
 
-    return {name: {} for name in ("firewall", "tuning") if name in FEATURES}
+    return {name: {} for name in ("firewall", "tuning") if name in modules.features()}
 
 
 SERIAL = (

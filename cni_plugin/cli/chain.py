@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from cni_plugin.networks.conflists import Json, NetworkList, implemented
 from cni_plugin.ops.operation import Operation
+from cni_plugin.plan import modules
 from cni_plugin.service import assemble
 from cni_plugin.service.context import raise_all
 from cni_plugin.service.verbs import Service
@@ -109,7 +110,7 @@ class Chain:
                 if previous is None:
                     raise PluginFailed(
                         f"only the plugin {plugin} knows what it would do",
-                        hint=f"weft plan works with {', '.join(assemble.drivers())}",
+                        hint=f"weft plan works with {', '.join(modules.drivers())}",
                     )
                 steps.append(Step(plugin))
                 continue
@@ -132,7 +133,7 @@ class Chain:
         plugin = self.network.types[place]
         variables = self._variables(command)
         stdin = self._configuration(place, previous)
-        said = environment.read(variables, plugin)
+        said = environment.read(variables, plugin, modules.reads_arguments)
         return Request(
             command=said.command,
             plugin=plugin,

@@ -9,7 +9,8 @@ import click
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, say
 from cni_plugin.entry import installation
-from cni_plugin.wire.plugins import NAMES, OWN_NAME
+from cni_plugin.plan import modules
+from cni_plugin.wire.plugins import OWN_NAME
 from weft.errors import BadOption
 
 
@@ -33,8 +34,8 @@ def install(folder: str, replace: bool, json_output: bool) -> None:
     compiled = installation.compiled_client()
     installation.make(place, installation.installed(), compiled, replace=replace)
     if json_output:
-        as_json({"folder": place, "compiled": compiled is not None, "plugins": [OWN_NAME, *NAMES]})
+        as_json({"folder": place, "compiled": compiled is not None, "plugins": [OWN_NAME, *modules.plugins()]})
         return
-    say(f"{place}: {OWN_NAME}, and {len(NAMES)} names that lead to it")
+    say(f"{place}: {OWN_NAME}, and {len(modules.plugins())} names that lead to it")
     if compiled is None:
         say("built without a C compiler: each call starts Python; install one and weft again to have it faster")

@@ -41,7 +41,7 @@ def network() -> None:
 @network.command()
 @common
 @click.argument("name", required=False, default="")
-@click.option("-d", "--driver", default="bridge", show_default=True, help="bridge, ptp, macvlan, ipvlan or vlan.")
+@click.option("-d", "--driver", default="bridge", show_default=True, help=f"One of {', '.join(creating.drivers())}.")
 @click.option("--subnet", "subnets", multiple=True, metavar="CIDR", help="Subnet, like 10.89.7.0/24. Repeatable.")
 @click.option("--gateway", "gateways", multiple=True, metavar="IP", help="Gateway, one for each subnet.")
 @click.option("--ip-range", "ranges", multiple=True, metavar="CIDR|FIRST-LAST", help="The part to give out.")

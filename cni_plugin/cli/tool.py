@@ -49,9 +49,10 @@ def _lacking_rights() -> str:
 
 def _abilities() -> tuple[Ability, ...]:
     from cni_plugin.dataplane.rules import BASE
+    from cni_plugin.networks import findings
     from weft.kernel.linux import probe
 
-    return probe.abilities(BASE)
+    return probe.abilities(BASE, findings.trials())
 
 
 def _empty_namespace() -> AbstractContextManager[str]:

@@ -16,6 +16,7 @@ from cni_plugin.ops.links import unnamed
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import ConfigProblem
@@ -23,9 +24,33 @@ from weft.kernel.interface import BridgeVlan
 from weft.section import Section
 from weft.types import Result, ResultInterface, Side
 
-FEATURES = ("masquerade", "spoofing", "isolation")
-DEFAULT_BRIDGE = "cni0"
 _LAST_VLAN = 4094
+
+DRIVER = Driver(
+    link_kind="veth",
+    parent=Parent.MADE,
+    parent_key="bridge",
+    default_parent="cni0",
+    features=("masquerade", "spoofing", "isolation"),
+    plugin=True,
+    reads_arguments=True,
+    routed=True,
+    gateway_key="isGateway",
+    creatable=True,
+    created_with=(("hairpinMode", True),),
+    options=(
+        interface.MTU,
+        Option("bridge", Value.LINK, ("bridge", "com.docker.network.bridge.name"), podman=False),
+        Option("vlan", Value.NUMBER, ("vlan",), least=1, most=_LAST_VLAN),
+        Option("portIsolation", Value.FLAG, ("icc", "com.docker.network.bridge.enable_icc"), inverted=True),
+        Option("hairpinMode", Value.FLAG, ("hairpin",)),
+        Option("promiscMode", Value.FLAG),
+    ),
+    trials=(
+        LinkTrial("bridge", "bridge"),
+        LinkTrial("bridge VLAN filtering", "bridge", (("br_vlan_filtering", 1),), keys=("vlan", "vlanTrunk")),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +181,7 @@ def read(request: Request, keys: Section) -> Part | None:
     trunk, trunked = _trunk(keys)
     vlan = keys.integer("vlan", least=0, most=_LAST_VLAN) or 0
     found = BridgeNetwork(
-        bridge=interface.read_link(keys, "bridge", DEFAULT_BRIDGE),
+        bridge=interface.read_link(keys, "bridge", DRIVER.default_parent),
         gateway=keys.flag("isGateway") or default_gateway,
         default_gateway=default_gateway,
         force_address=keys.flag("forceAddress"),

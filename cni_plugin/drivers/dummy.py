@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Driver, LinkTrial
 from cni_plugin.wire.request import Request
 from weft.section import Section
+
+DRIVER = Driver(link_kind="dummy", plugin=True, options=(interface.MTU,), trials=(LinkTrial("dummy", "dummy"),))
 
 
 @dataclass(frozen=True, slots=True)

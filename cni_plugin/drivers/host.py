@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Driver
 from cni_plugin.wire.request import Request
 from weft.section import Section
 from weft.types import Result, ResultAddress, ResultInterface, Side
 
-ON_HOST = True
+DRIVER = Driver(on_host=True, own_features=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from cni_plugin.ops.devices import lent
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Driver, Parent
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import ConfigProblem
@@ -20,6 +21,7 @@ from weft.kernel.interface import Link
 from weft.section import Section, quoted
 from weft.types import ResultInterface, Side
 
+DRIVER = Driver(link_kind="", parent=Parent.LENT, parent_key="device", plugin=True, default_ipam="none")
 _USER_SPACE = ("vfio-pci", "uio_pci_generic", "igb_uio")
 _PLACE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.:\-]*$")
 _DEVICES = "/sys/devices/"

@@ -11,10 +11,20 @@ from dataclasses import dataclass, replace
 
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
 from cni_plugin.wire.request import Request
 from weft.section import Section
 from weft.types import Result, Side
 
+DRIVER = Driver(
+    link_kind="ipvlan",
+    parent=Parent.SHARED,
+    parent_key="master",
+    plugin=True,
+    creatable=True,
+    options=(interface.MTU, interface.MASTER, Option("mode", Value.TEXT, ("mode", "ipvlan_mode"))),
+    trials=(LinkTrial("ipvlan", "ipvlan", on_link=True),),
+)
 _MODES = {"": 0, "l2": 0, "l3": 1, "l3s": 2}  # linux/if_link.h, enum ipvlan_mode
 
 

@@ -7,11 +7,13 @@ from ipaddress import ip_interface
 
 from cni_plugin.ops import Up
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Driver
 from cni_plugin.wire.request import Request
 from weft.errors import NamespaceProblem
 from weft.section import Section
 from weft.types import Result, ResultAddress, ResultInterface, Side
 
+DRIVER = Driver(plugin=True)
 _ZERO_MAC = "00:00:00:00:00:00"
 _MTU = 65536
 

@@ -10,11 +10,27 @@ from dataclasses import dataclass
 
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
 from cni_plugin.wire.request import Request
 from weft.errors import ConfigProblem
 from weft.section import Section
 from weft.types import Side
 
+DRIVER = Driver(
+    link_kind="macvlan",
+    parent=Parent.SHARED,
+    parent_key="master",
+    plugin=True,
+    reads_arguments=True,
+    creatable=True,
+    options=(
+        interface.MTU,
+        interface.MASTER,
+        Option("mode", Value.TEXT, ("mode", "macvlan_mode")),
+        Option("bcqueuelen", Value.NUMBER),
+    ),
+    trials=(LinkTrial("macvlan", "macvlan", (("macvlan_mode", "bridge"),), on_link=True),),
+)
 _MODES = ("bridge", "private", "vepa", "passthru")
 _LONGEST_QUEUE = 2**32 - 1
 

@@ -1,8 +1,8 @@
 """``ptp``: a veth pair routed by the host, one address to a container, no bridge.
 
 Keys: ``mtu`` (bytes), ``ipam`` (required, and it must give gateways); features ``ipMasq``, ``ipspoofchk`` and
-``isolation``. The container reaches
-even its own subnet through the gateway, whose address every host end carries as /32 or /128.
+``isolation``. The container reaches even its own subnet through the gateway, whose address every host end carries
+as /32 or /128.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from cni_plugin.ops import LinkAddress, LinkRoute, Setting
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Driver
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import ConfigProblem
@@ -21,7 +22,14 @@ from weft.kernel.interface import KernelRoute
 from weft.section import Section
 from weft.types import ResultAddress, ResultInterface, Route, Side
 
-FEATURES = ("masquerade", "spoofing", "isolation")
+DRIVER = Driver(
+    link_kind="veth",
+    features=("masquerade", "spoofing", "isolation"),
+    plugin=True,
+    routed=True,
+    creatable=True,
+    options=(interface.MTU,),
+)
 _LINK_SCOPE = 253
 
 

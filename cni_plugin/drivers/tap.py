@@ -10,12 +10,21 @@ from dataclasses import dataclass
 
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Driver, LinkTrial
 from cni_plugin.wire.request import Request
 from weft.errors import ConfigProblem
 from weft.kernel.interface import Link
 from weft.section import Section
 from weft.types import Side
 
+DRIVER = Driver(
+    link_kind="tun",
+    plugin=True,
+    reads_arguments=True,
+    default_ipam="none",
+    options=(interface.MTU,),
+    trials=(LinkTrial("tun", "tun", (("tun_type", 2),)),),
+)
 _TAP = 2  # linux/if_tun.h, IFF_TAP
 _LARGEST_ID = 2**31 - 1
 

@@ -10,11 +10,26 @@ from dataclasses import dataclass
 
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
 from cni_plugin.wire.request import Request
 from weft.section import Section
 from weft.types import Side
 
 _LAST_VLAN = 4094
+
+DRIVER = Driver(
+    link_kind="vlan",
+    parent=Parent.SHARED,
+    parent_key="master",
+    plugin=True,
+    creatable=True,
+    options=(
+        interface.MTU,
+        interface.MASTER,
+        Option("vlanId", Value.NUMBER, ("vlan",), least=1, most=_LAST_VLAN),
+    ),
+    trials=(LinkTrial("vlan", "vlan", (("vlan_id", 5),), on_link=True),),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from cni_plugin.engine.helpers import Team, processes
 from cni_plugin.engine.listener import Place
 from cni_plugin.engine.shared import Board, SharedSound
 from cni_plugin.engine.worker import ENOUGH, Shared, Worker
-from cni_plugin.service.assemble import FEATURES, drivers
 from cni_plugin.wire import frame
 from ipam import cache
 from weft import stderr
@@ -47,6 +46,11 @@ Python of a call with 200 ports."""
 _MOMENT = 0.02  # seconds that a connection waits then, for another process or for what is at work to end
 _LOOK = 2.0  # seconds between two looks at the clock and at the socket's name
 _PATIENCE = frame.DEADLINE + 10
+_OF_CALLS = (
+    *("cni_plugin.drivers", "cni_plugin.features", "cni_plugin.ops", "cni_plugin.plan", "cni_plugin.service"),
+    *("cni_plugin.wire", "ipam", "weft", "weft.kernel", "weft.kernel.linux", "weft.kernel.netlink", "weft.kernel.nft"),
+)
+"""Packages of which a call may come to need any module."""
 
 
 class Server:
@@ -213,13 +217,20 @@ def serve(idle: float = IDLE, *, log: bool = False) -> int:
     return 0
 
 
-def _prepare() -> Code:
-    """Everything imported and opened that the first request would otherwise wait for."""
-    wanted = ["sqlite3", "cni_plugin.service.gc", "cni_plugin.wire.failure", "cni_plugin.wire.result"]
-    wanted += [f"cni_plugin.drivers.{name.replace('-', '_')}" for name in drivers()]
-    wanted += [f"cni_plugin.features.{name.replace('-', '_')}" for name in FEATURES]
+def preload() -> None:
+    """Import whatever a call may need, so that no worker of no process does it again after the fork."""
+    wanted = ["sqlite3"]
+    for package in _OF_CALLS:
+        for folder in import_module(package).__path__:
+            names = (name.removesuffix(".py") for name in sorted(os.listdir(folder)) if name.endswith(".py"))
+            wanted += [f"{package}.{name}" for name in names if name != "__init__"]
     for module in wanted:
         with contextlib.suppress(ImportError):  # whoever needs it will be told
             import_module(module)
+
+
+def _prepare() -> Code:
+    """Everything imported and opened that the first request would otherwise wait for."""
+    preload()
     sysctl.use_own_proc()
     return Code()

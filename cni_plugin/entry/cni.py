@@ -46,7 +46,7 @@ def run(plugin: str, environ: Mapping[str, str], stdin: bytes | int, handle: Han
         from cni_plugin.wire.request import Request
 
         try:
-            said = environment.read(environ, plugin)
+            said = environment.read(environ, plugin, _reads_arguments)
         except WeftError:
             given = _peek(stdin)
             raise
@@ -70,6 +70,12 @@ def run(plugin: str, environ: Mapping[str, str], stdin: bytes | int, handle: Han
         return 0, b"" if answer is None else result.render(answer, read.version)
     except BaseException as error:  # the one exit
         return 1, failure(error, given, traced=bool(environ.get("WEFT_DEBUG")))
+
+
+def _reads_arguments(plugin: str) -> bool:
+    from cni_plugin.plan import modules
+
+    return modules.reads_arguments(plugin)
 
 
 def _peek(stdin: bytes | int) -> bytes:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from cni_plugin.entry import build
-from cni_plugin.wire.plugins import NAMES, OWN_NAME
+from cni_plugin.plan import modules
+from cni_plugin.wire.plugins import OWN_NAME
 from weft.errors import Conflict, WeftError
 
 _LONGEST_SHEBANG = 255  # bytes of the first line that execve(2) reads
@@ -120,7 +121,7 @@ def make(folder: str, installation: Installation, compiled: bytes | None, *, rep
 
     Raises Conflict where a file that is not weft's bears one of the names, unless ``replace``; nothing is changed then.
     """
-    strangers = [name for name in NAMES if _is_strange(os.path.join(folder, name))]
+    strangers = [name for name in modules.plugins() if _is_strange(os.path.join(folder, name))]
     if strangers and not replace:
         raise Conflict(
             f"{folder} holds {', '.join(strangers)}, which {'is' if len(strangers) == 1 else 'are'} not weft's",
@@ -129,7 +130,7 @@ def make(folder: str, installation: Installation, compiled: bytes | None, *, rep
     installation.place_scripts()
     os.makedirs(folder, mode=0o755, exist_ok=True)
     place(os.path.join(folder, OWN_NAME), installation.client(compiled))
-    for name in NAMES:
+    for name in modules.plugins():
         link = os.path.join(folder, name)
         if not (os.path.islink(link) and os.readlink(link) == OWN_NAME):
             with contextlib.suppress(FileNotFoundError):  # of one that was killed

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_network
 
 from cni_plugin.entry import cni
+from cni_plugin.plan import modules
+from cni_plugin.plan.traits import Driver, Parent, Value
 from cni_plugin.wire import channel, document
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Command, Request
@@ -32,15 +34,10 @@ FOLDER = "/etc/containers/networks"
 """Where podman keeps its networks."""
 
 _VERSION = "1.1.0"
-_FLAGS = frozenset(
-    ("hairpinMode", "promiscMode", "portIsolation", "macspoofchk", "ipspoofchk", "routerAdvertisements", "metadata")
-)
-_NUMBERS = frozenset(("mtu", "vlan", "vlanId", "metric", "bcqueuelen"))
-_WORDS = frozenset(("driver", "mode", "parent", "isolation", "hostAccess", "no_default_route"))
+_OWN_OPTIONS = {
+    "driver": Value.TEXT, "parent": Value.LINK, "no_default_route": Value.FLAG, "metric": Value.NUMBER
+}  # fmt: skip
 _OTHER_NAMES = {"com.docker.network.driver.mtu": "mtu", "master": "parent"}
-_PLACES = {"bridge": "bridge", "macvlan": "master", "ipvlan": "master", "vlan": "master", "host-device": "device"}
-"""What podman's ``network_interface`` is for each driver that has a use for it."""
-
 _IPAM = ("host-local", "dhcp", "none")
 _EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 _LAST_PORT = 65535
@@ -101,6 +98,20 @@ def _cni(command: str, call: Call, netns: str, handle: Handle) -> Json:
     return answer
 
 
+def _options_of(driver: Driver) -> dict[str, Value]:
+    """The options that podman's networks of the driver can have, by the keys that they are."""
+    features = (option for name in driver.features for option in modules.feature(name).FEATURE.options)
+    return _OWN_OPTIONS | {option.key: option.value for option in (*driver.options, *features) if option.podman}
+
+
+def _every_option() -> dict[str, Value]:
+    """The options of all drivers: one that is another driver's is passed on, and means nothing."""
+    found: dict[str, Value] = {}
+    for name in modules.drivers():
+        found |= _options_of(modules.declared(name))
+    return found
+
+
 class Network:
     """A network of podman's; every problem is noted in the section's problems."""
 
@@ -108,47 +119,51 @@ class Network:
         self._section = section
         self.name = section.text("name")
         self.internal = section.flag("internal")
-        self.options = self._options(section.section("options"))
+        options = section.section("options")
+        driver = options.text("driver") or "bridge"
+        self.about = modules.declared(driver)
+        self.options = self._options(options)
         ipam = section.section("ipam_options")
         self.ipam = ipam.text("driver", choices=("", *_IPAM)) or ("host-local" if section.items("subnets") else "none")
-        self.driver = str(self.options.get("driver", "bridge"))
-        if self.driver not in _PLACES and self.driver not in ("ptp", "dummy", "tap"):
-            section.section("options").problem("driver", "is no driver that podman's networks can have")
+        self.driver = driver
+        if self.about.link_kind is None:
+            options.problem("driver", "is no driver that podman's networks can have")
 
     def _options(self, section: Section) -> Json:
         """The options as the keys of weft that they are; podman gives all of them as texts."""
         found: Json = {}
+        known = _options_of(self.about)
         for given in _object(self._section.raw("options")):
             key = _OTHER_NAMES.get(given, given)
             text = section.text(given)
-            if key in _FLAGS or key == "no_default_route":
+            value = known.get(key) or _every_option().get(key)
+            if value is Value.FLAG:
                 if text not in ("true", "false", "1", "0"):
                     section.problem(given, "must be true or false")
                 found[key] = text in ("true", "1")
-            elif key in _NUMBERS:
+            elif value is Value.NUMBER:
                 if not (text.isascii() and text.isdigit()):
                     section.problem(given, "must be a number")
                 else:
                     found[key] = int(text)
-            elif key in _WORDS:
+            elif value is not None:
                 found[key] = text
             else:
-                known = ", ".join(sorted(_FLAGS | _NUMBERS | _WORDS))
-                section.problem(given, f"is for an option that weft does not know; it knows {known}")
+                listed = ", ".join(sorted(_every_option()))
+                section.problem(given, f"is for an option that weft does not know; it knows {listed}")
         return found
 
     def config(self) -> Json:
         """The CNI configuration of the network, without what concerns one container."""
         options = {key: value for key, value in self.options.items() if key not in ("no_default_route", "metric")}
-        place = _PLACES.get(self.driver)
         link = self._section.text("network_interface") or str(options.pop("parent", ""))
         options.pop("parent", None)
         config: Json = {"cniVersion": _VERSION, "name": self.name, "type": OWN_NAME, **options, "driver": self.driver}
-        if place and link:
-            config[place] = link
-        if self.driver == "bridge":
-            config["isGateway"] = bool(self._gateways())
-        if self.driver in ("bridge", "ptp"):
+        if self.about.parent_key and link:
+            config[self.about.parent_key] = link
+        if self.about.gateway_key:
+            config[self.about.gateway_key] = bool(self._gateways())
+        if self.about.routed:
             config |= {"internal": True} if self.internal else {"ipMasq": True}
         if self.ipam != "none":
             config["ipam"] = self._ipam()
@@ -261,11 +276,11 @@ def created(value: Json) -> Json:
     found: Json = dict(value)
     network = Network(section)
     asked = section.section("ipam_options").text("driver")
-    ipam = asked or ("none" if network.driver in ("host-device", "tap") else "host-local")
+    ipam = asked or network.about.default_ipam
     if ipam != "host-local" and section.items("subnets"):
         section.problem("subnets", f"cannot be given with the ipam driver {ipam}")
     problems.raise_any()
-    if network.driver == "bridge" and not section.text("network_interface"):
+    if network.about.bridged and not section.text("network_interface"):
         found["network_interface"] = f"wbr-{digest('netavark', section.text('id') or network.name)[:8]}"
     if ipam == "host-local":
         found["subnets"] = _subnets(section, network)
@@ -292,7 +307,7 @@ def _subnets(section: Section, network: Network) -> list[Json]:
         gateway = gateway or ("" if network.internal else _gateway(subnet))
         found.append({**_object(raw), **({"gateway": gateway} if gateway else {})})
     section.problems.raise_any()
-    if not found and network.driver in ("macvlan", "ipvlan", "vlan"):
+    if not found and network.about.parent is Parent.SHARED:
         raise ConfigProblem(
             f"the driver {network.driver} needs a subnet: that of the wire", hint="--subnet, or --ipam-driver dhcp"
         )

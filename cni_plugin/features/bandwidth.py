@@ -13,6 +13,7 @@ from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.queues import Ifb, Limited, Redirected
 from cni_plugin.plan.interface import DEFAULT_MTU, host_end
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Feature, LinkTrial, Stage
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import UNSUPPORTED_FIELD, ConfigProblem
@@ -20,7 +21,7 @@ from weft.kernel.interface import Limit
 from weft.section import Section
 from weft.types import ResultInterface, Side
 
-SECTION = "bandwidth"
+FEATURE = Feature(Stage.QUEUES, plugin="bandwidth", trials=(LinkTrial("ifb", "ifb"),))
 _KEYS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
 _LARGEST_RATE = 2**63 - 1
 _LARGEST = 2**32 - 1

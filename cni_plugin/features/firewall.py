@@ -19,13 +19,14 @@ from cni_plugin.ops.policy import Isolated
 from cni_plugin.ops.tables import TableChain, TableRules, commented
 from cni_plugin.plan.interface import host_end, own_addresses
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import UNSUPPORTED_FIELD, ConfigProblem
 from weft.kernel.interface import Element
 from weft.section import Section
 
-SECTION = "firewall"
+FEATURE = Feature(Stage.FILTER, plugin="firewall")
 _CHAIN = "CNI-FORWARD"
 _ADMIN = "CNI-ADMIN"
 _POLICIES = ("", "open", "same-bridge", "isolated")

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cni_plugin.dataplane import rules
+from cni_plugin.plan import modules
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Feature, Option, Stage, Value
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
@@ -23,6 +25,16 @@ from weft.kernel.interface import Element, Scalar
 from weft.section import Section
 from weft.types import Result, Side
 
+FEATURE = Feature(
+    Stage.NETWORK_GUARD,
+    section=False,
+    keys=("isolation", "internal", "hostAccess", "metadata"),
+    options=(
+        Option("isolation", Value.CHOICE, ("isolation",), choices=("closed", "routed", "open")),
+        Option("hostAccess", Value.CHOICE, ("host-access",), choices=("open", "dns")),
+        Option("metadata", Value.FLAG),
+    ),
+)
 CLOSED, ROUTED, OPEN = "closed", "routed", "open"
 _WITHIN = {4: rules.WITHIN4, 6: rules.WITHIN6}
 
@@ -83,7 +95,6 @@ def _anothers(context: Context, bridge: str) -> bool:
 
 def read(request: Request, keys: Section) -> Part | None:
     own = request.plugin == OWN_NAME
-    driver = keys.text("driver") if own else request.plugin
     internal = keys.flag("internal")
     usual = CLOSED if own or internal else OPEN
     mode = keys.text("isolation", usual, choices=(CLOSED, ROUTED, OPEN))
@@ -95,6 +106,6 @@ def read(request: Request, keys: Section) -> Part | None:
     if internal and keys.flag("ipMasq"):
         keys.problem("ipMasq", "cannot be set together with internal: such a network has no way out")
     metadata = keys.flag("metadata", mode == OPEN) and not internal
-    asked = any(key in keys for key in ("isolation", "internal", "hostAccess", "metadata"))
-    found = Isolation(driver == "bridge", mode, internal, metadata, host == "open", asked)
+    asked = any(key in keys for key in FEATURE.keys)
+    found = Isolation(modules.of_request(request).bridged, mode, internal, metadata, host == "open", asked)
     return found if own or asked else None

@@ -13,12 +13,22 @@ from dataclasses import dataclass
 from cni_plugin.dataplane import rules
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Feature, Option, Stage, Value
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.kernel.interface import Element
 from weft.section import Section
 from weft.types import ResultAddress
 
+FEATURE = Feature(
+    Stage.SOURCE_NAT,
+    section=False,
+    keys=("ipMasq",),
+    options=(
+        Option("ipMasq", Value.FLAG, ("ip-masq", "com.docker.network.bridge.enable_ip_masquerade"), podman=False),
+    ),
+    abilities=("nftables nat", "nftables fib", "weft's rules"),
+)
 _SOURCES = {4: rules.MASQUERADE4, 6: rules.MASQUERADE6}
 _LOCAL = {4: rules.LOCAL4, 6: rules.LOCAL6}
 _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}

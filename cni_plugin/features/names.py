@@ -21,11 +21,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Feature, Stage
+from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.section import Section, quoted
 from weft.types import Result, Side
 
+FEATURE = Feature(Stage.NAMES, section=False, plugin="dnsname", keys=("names", "services"))
 SHORT = 12
 """Characters of a container's id that it is known by, as with docker and podman."""
 _LONGEST_LABEL = 63
@@ -87,19 +90,30 @@ def _gateways(context: Context) -> list[str]:
 
 
 def read(request: Request, keys: Section) -> Part | None:
-    called = tuple(dict.fromkeys(_names(request)))
-    if request.plugin == "dnsname":
-        return Names(called, domain=_domain(keys, "domainName"))
+    if request.plugin == FEATURE.plugin:
+        return Names(_called(request), domain=_domain(keys, "domainName"))
+    if request.plugin == OWN_NAME and not _asked(request, keys):
+        return None
     section = keys.section("names")
     offered = (*keys.sections("services"), *request.config.args_cni.sections("services"))
     services = [*(_service(one) for one in offered), *_argued(request)]
     return Names(
-        called,
+        _called(request),
         tuple(json.dumps(one, sort_keys=True) for one in services),
         _domain(section, "domain"),
         section.flag("dns", True),
         keys.flag("internal"),
     )
+
+
+def _asked(request: Request, keys: Section) -> bool:
+    """Whether the configuration has the section, or one of the ways to offer a service."""
+    offered = "services" in request.config.args_cni or "SERVICE_NAME" in request.arguments
+    return offered or any(key in keys for key in FEATURE.keys)
+
+
+def _called(request: Request) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_names(request)))
 
 
 def _domain(section: Section, key: str) -> str:

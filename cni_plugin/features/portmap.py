@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.dataplane import rules
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import UNSUPPORTED_FIELD, ConfigProblem
@@ -33,7 +34,7 @@ from weft.types import Address
 if TYPE_CHECKING:
     from cni_plugin.ops.ports import PublishedPort
 
-SECTION = "portmap"
+FEATURE = Feature(Stage.PORTS, plugin="portmap", abilities=("nftables nat", "nftables fib", "weft's rules"))
 PROTOCOLS = ("tcp", "udp", "sctp")
 _LAST_PORT = 65535
 _CHAIN = "WEFT-PORTS"

@@ -17,13 +17,14 @@ from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.policy import RoutedFrom, RouteMoved
 from cni_plugin.plan.interface import own_addresses, planned_routes
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.request import Request
 from weft.identity import ROUTE_PROTOCOL
 from weft.kernel.interface import KernelRoute, RoutingRule
 from weft.section import Section
 from weft.types import Address, Cidr, ResultAddress, Route, Side
 
-SECTION = "sbr"
+FEATURE = Feature(Stage.ROUTES, plugin="sbr")
 _FIRST_TABLE = 100
 _LARGEST_TABLE = 2**32 - 1
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from cni_plugin.dataplane import rules
+from cni_plugin.plan import modules
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Feature, Option, Stage, Value
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
@@ -22,6 +24,16 @@ from weft.kernel.interface import Element, Scalar
 from weft.section import Section
 from weft.types import Address, Result, ResultInterface
 
+FEATURE = Feature(
+    Stage.PORT_GUARD,
+    section=False,
+    keys=("macspoofchk", "ipspoofchk", "routerAdvertisements"),
+    options=(
+        Option("macspoofchk", Value.FLAG),
+        Option("ipspoofchk", Value.FLAG),
+        Option("routerAdvertisements", Value.FLAG),
+    ),
+)
 _OWN = {4: rules.OWN4, 6: rules.OWN6}
 _SOURCES = {4: rules.SOURCES4, 6: rules.SOURCES6}
 
@@ -93,7 +105,6 @@ def link_local(mac: str) -> IPv6Address:
 
 def read(request: Request, keys: Section) -> Part | None:
     own = request.plugin == OWN_NAME
-    driver = keys.text("driver") if own else request.plugin
     addressed = bool(request.config.ipam.text("type"))
     mac = keys.flag("macspoofchk", own)
     addresses = keys.flag("ipspoofchk", own and mac and addressed)
@@ -105,5 +116,5 @@ def read(request: Request, keys: Section) -> Part | None:
         mac = True
     if addresses and not addressed:
         keys.problem("ipspoofchk", "needs ipam: without it no address is known to be the container's own")
-    bridged = driver == "bridge"
+    bridged = modules.of_request(request).bridged
     return Spoofing(bridged, mac, addresses, keys.flag("routerAdvertisements"), bridged and "vlanTrunk" in keys)

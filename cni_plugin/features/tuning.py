@@ -17,13 +17,14 @@ from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.tuning import LinkSetting
 from cni_plugin.plan.interface import LARGEST_MTU, read_mac, read_mtu
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.request import Request
 from weft.errors import ConfigProblem
 from weft.identity import normal_mac
 from weft.section import Section, quoted
 from weft.types import Result, Side
 
-SECTION = "tuning"
+FEATURE = Feature(Stage.LINK, plugin="tuning", reads_arguments=True)
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
 _LONGEST_QUEUE = 2**31 - 1
 _PLACEHOLDER = "IFNAME"

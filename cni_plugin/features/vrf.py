@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from cni_plugin.ops.policy import InVrf, Vrf
 from cni_plugin.plan.interface import own_addresses, planned_routes, read_link
 from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Feature, LinkTrial, Stage
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import ConfigProblem, Conflict
 from weft.section import Section
 from weft.types import Side
 
-SECTION = "vrf"
+FEATURE = Feature(Stage.DOMAIN, plugin="vrf", trials=(LinkTrial("vrf", "vrf", (("vrf_table", 10),)),))
 _LARGEST_TABLE = 2**32 - 1
 _KERNEL = 2
 

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
 
+from cni_plugin.plan import modules
 from cni_plugin.wire import document, versions
-from cni_plugin.wire.plugins import NAMES, OWN_NAME
+from cni_plugin.wire.plugins import OWN_NAME
 from weft.errors import ConfigProblem, Conflict, StateDamaged, WeftError
 from weft.identity import identifier_problem
 from weft.section import Section, quoted
@@ -74,9 +75,8 @@ class NetworkList:
     @property
     def bridge(self) -> str:
         """The bridge that the network is on, "" where it is on none."""
-        if self.driver != "bridge":
-            return ""
-        return self.main.text("bridge") or "cni0"
+        driver = modules.declared(self.driver)
+        return self.main.text(driver.parent_key) or driver.default_parent if driver.bridged else ""
 
     @property
     def internal(self) -> bool:
@@ -106,7 +106,7 @@ class NetworkList:
 
 def implemented(plugin: str) -> bool:
     """Whether weft itself is the plugin of that name."""
-    return plugin == OWN_NAME or plugin in NAMES
+    return plugin == OWN_NAME or plugin in modules.plugins()
 
 
 def listed(folder: str) -> tuple[list[NetworkList], list[WeftError]]:

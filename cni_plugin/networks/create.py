@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
@@ -10,9 +10,9 @@ from ipaddress import ip_address, ip_network
 from cni_plugin.networks import pools
 from cni_plugin.networks.conflists import OWN_KEY, Json, NetworkList
 from cni_plugin.networks.pools import Use
+from cni_plugin.plan import modules
 from cni_plugin.plan.facts import Look
-from cni_plugin.plan.interface import LARGEST_MTU, SMALLEST_MTU
-from cni_plugin.service import assemble
+from cni_plugin.plan.traits import Driver, Option, Parent, Value
 from cni_plugin.wire.plugins import OWN_NAME
 from weft import identity
 from weft.errors import BadOption, InUse
@@ -23,7 +23,6 @@ VERSION = "1.0.0"
 """podman 4.3.1 does not show lists of 1.1.0."""
 
 _LONGEST_LINK = 15
-_LAST_VLAN = 4094
 
 _FLAGS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
@@ -55,13 +54,10 @@ def _number(name: str, text: str, least: int, most: int) -> int:
     return int(text)
 
 
-def _one_of(*choices: str) -> Callable[[str, str], str]:
-    def read(name: str, text: str) -> str:
-        if text not in choices:
-            raise BadOption(f"option {name}: {text!r} is none of {', '.join(choices)}")
-        return text
-
-    return read
+def _one_of(name: str, text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise BadOption(f"option {name}: {text!r} is none of {', '.join(choices)}")
+    return text
 
 
 def _link(name: str, text: str) -> str:
@@ -70,59 +66,35 @@ def _link(name: str, text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class _Option:
-    """One option: its long and short names, the key it sets, and how its value is read."""
-
-    spellings: tuple[str, ...]
-    key: str
-    read: Callable[[str, str], object]
-
-
-_MTU = _Option(
-    ("mtu", "com.docker.network.driver.mtu"), "mtu", lambda name, text: _number(name, text, SMALLEST_MTU, LARGEST_MTU)
-)
-_MASQUERADE = _Option(
-    ("ip-masq", "com.docker.network.bridge.enable_ip_masquerade"), "ipMasq", lambda name, text: _flag(name, text)
-)
-_GUARDS = (
-    _Option(("isolation",), "isolation", _one_of("closed", "routed", "open")),
-    _Option(("host-access",), "hostAccess", _one_of("open", "dns")),
-)
-_PARENT = _Option(("parent", "master"), "master", _link)
-_OPTIONS: dict[str, tuple[_Option, ...]] = {
-    "bridge": (
-        _MTU,
-        _MASQUERADE,
-        _Option(("bridge", "com.docker.network.bridge.name"), "bridge", _link),
-        _Option(("vlan",), "vlan", lambda name, text: _number(name, text, 1, _LAST_VLAN)),
-        _Option(
-            ("icc", "com.docker.network.bridge.enable_icc"),
-            "portIsolation",
-            lambda name, text: not _flag(name, text),
-        ),
-        _Option(("hairpin",), "hairpinMode", _flag),
-        *_GUARDS,
-    ),
-    "ptp": (_MTU, _MASQUERADE, *_GUARDS),
-    "macvlan": (_MTU, _PARENT, _Option(("mode", "macvlan_mode"), "mode", lambda _, text: text)),
-    "ipvlan": (_MTU, _PARENT, _Option(("mode", "ipvlan_mode"), "mode", lambda _, text: text)),
-    "vlan": (_MTU, _PARENT, _Option(("vlan",), "vlanId", lambda name, text: _number(name, text, 1, _LAST_VLAN))),
-}
-"""The drivers that ``weft network create`` knows, and what each can be told."""
-
-_ROUTED = ("bridge", "ptp")
-"""The drivers whose containers reach others through this host."""
+def _read(option: Option, name: str, text: str) -> object:
+    """The value of an option as its key has it. Raises BadOption."""
+    match option.value:
+        case Value.FLAG:
+            return _flag(name, text) != option.inverted
+        case Value.NUMBER:
+            return _number(name, text, option.least, option.most)
+        case Value.CHOICE:
+            return _one_of(name, text, option.choices)
+        case Value.LINK:
+            return _link(name, text)
+        case Value.TEXT:
+            return text
 
 
 def drivers() -> tuple[str, ...]:
     """The drivers that a network can be made with."""
-    return tuple(name for name in assemble.drivers() if name in _OPTIONS)
+    return tuple(name for name in modules.drivers() if modules.declared(name).creatable)
+
+
+def _options(driver: Driver) -> tuple[Option, ...]:
+    """The options of a driver, and of the features that are its own."""
+    features = (option for name in driver.features for option in modules.feature(name).FEATURE.options)
+    return tuple(option for option in (*driver.options, *features) if option.names)
 
 
 def known_options(driver: str) -> tuple[str, ...]:
     """Every spelling of every option of a driver, the short one first."""
-    return tuple(spelling for option in _OPTIONS[driver] for spelling in option.spellings)
+    return tuple(name for option in _options(modules.declared(driver)) for name in option.names)
 
 
 def free_name(networks: Sequence[NetworkList], host: Namespace) -> str:
@@ -145,28 +117,30 @@ def build(name: str, wanted: Wanted, networks: Sequence[NetworkList], host: Name
             f"driver {wanted.driver!r} is not known; it is one of {', '.join(drivers())}",
             hint="for other plugins, write the network list by hand",
         )
-    settings = _settings(wanted)
-    if wanted.names and wanted.driver not in _ROUTED:
+    driver = modules.declared(wanted.driver)
+    settings = _settings(wanted, driver)
+    if wanted.names and not driver.routed:
+        routed = (name for name in drivers() if modules.declared(name).routed)
         raise BadOption(
-            f"--names goes with the drivers {' and '.join(_ROUTED)}, whose gateway is this host",
+            f"--names goes with the drivers {' and '.join(routed)}, whose gateway is this host",
             hint=f"containers of {wanted.driver} ask the name servers of the network they are on",
         )
-    if wanted.driver == "bridge":
-        settings["bridge"] = _bridge(name, settings, networks, host)
-    own = str(settings.get("bridge", ""))
-    if wanted.subnets and wanted.driver not in _ROUTED:
+    if driver.bridged:
+        settings[driver.parent_key] = _bridge(name, str(settings.get(driver.parent_key, "")), settings, networks, host)
+    own = str(settings.get(driver.parent_key, ""))
+    if driver.parent is Parent.SHARED:
         # Containers on the wire are meant to have addresses of the subnet that the host has there.
-        own = str(settings.get("master", "")) or Look(host, None).default_link(Side.HOST)
+        own = (own or Look(host, None).default_link(Side.HOST)) if wanted.subnets else ""
     uses = pools.of_networks(networks) + pools.of_host(host)
     subnets = _subnets(wanted, [use for use in uses if not use.link or use.link != own])
-    capabilities = [*(["portMappings"] if wanted.driver in _ROUTED else []), "ips", "mac"]
+    capabilities = [*(["portMappings"] if driver.routed else []), "ips", "mac"]
     capabilities += ["aliases"] if wanted.names else []
     plugin: Json = {
         "type": OWN_NAME,
         "driver": wanted.driver,
-        **_way_out(wanted, settings),
+        **_way_out(wanted, driver, settings),
         "capabilities": dict.fromkeys(capabilities, True),
-        **({"portmap": {}} if wanted.driver in _ROUTED else {}),
+        **({"portmap": {}} if driver.routed else {}),
         **({"names": {}} if wanted.names else {}),
         "ipam": _ipam(wanted, subnets),
     }
@@ -179,28 +153,29 @@ def build(name: str, wanted: Wanted, networks: Sequence[NetworkList], host: Name
     return {"cniVersion": VERSION, "name": name, "plugins": [plugin], OWN_KEY: notes}
 
 
-def _settings(wanted: Wanted) -> dict[str, object]:
+def _settings(wanted: Wanted, driver: Driver) -> dict[str, object]:
     """The driver's keys that the options set. Raises BadOption naming the known ones."""
     found: dict[str, object] = {}
     given: dict[str, str] = {}
     for name, text in wanted.options.items():
-        option = next((one for one in _OPTIONS[wanted.driver] if name in one.spellings), None)
+        option = next((one for one in _options(driver) if name in one.names), None)
         if option is None:
             raise BadOption(
                 f"driver {wanted.driver} has no option {name!r}",
                 hint=f"it has {', '.join(known_options(wanted.driver))}",
             )
-        value = option.read(name, text)
+        value = _read(option, name, text)
         if found.get(option.key, value) != value:
             raise BadOption(f"options {given[option.key]} and {name} contradict each other")
         found[option.key], given[option.key] = value, name
     return found
 
 
-def _bridge(name: str, settings: dict[str, object], networks: Sequence[NetworkList], host: Namespace) -> str:
+def _bridge(
+    name: str, chosen: str, settings: dict[str, object], networks: Sequence[NetworkList], host: Namespace
+) -> str:
     """The bridge's name: the one asked for, or one that follows from the network's. Raises InUse."""
     owners = {network.bridge: network.name for network in networks if network.bridge}
-    chosen = str(settings.get("bridge", ""))
     if chosen:
         vlans = [network.main.integer("vlan") for network in networks if network.bridge == chosen]
         if chosen in owners and (settings.get("vlan") is None or settings["vlan"] in vlans):
@@ -214,17 +189,16 @@ def _bridge(name: str, settings: dict[str, object], networks: Sequence[NetworkLi
     return plain[: longest - len(tail)] + tail
 
 
-def _way_out(wanted: Wanted, settings: dict[str, object]) -> dict[str, object]:
+def _way_out(wanted: Wanted, driver: Driver, settings: dict[str, object]) -> dict[str, object]:
     """The driver's keys with their defaults: a gateway and masquerade, unless the network is internal."""
     if wanted.internal and settings.get("ipMasq"):
         raise BadOption("--internal and ip-masq=true contradict each other: an internal network has no way out")
+    if not driver.routed:
+        return {**dict(driver.created_with), **settings}
+    outward = not wanted.internal
+    gateway = {driver.gateway_key: outward or wanted.names} if driver.gateway_key else {}
     closed = {"internal": True} if wanted.internal else {}
-    if wanted.driver == "bridge":
-        outward = not wanted.internal
-        return {"isGateway": outward or wanted.names, "ipMasq": outward, "hairpinMode": True, **closed, **settings}
-    if wanted.driver == "ptp":
-        return {"ipMasq": not wanted.internal, **closed, **settings}
-    return settings
+    return {**gateway, "ipMasq": outward, **dict(driver.created_with), **closed, **settings}
 
 
 def _subnets(wanted: Wanted, uses: Sequence[Use]) -> tuple[Subnet, ...]:

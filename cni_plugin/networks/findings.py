@@ -11,13 +11,16 @@ from cni_plugin.networks import attachments, conflists, leases, pools
 from cni_plugin.networks.attachments import Joined, State
 from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.ops import Elements
+from cni_plugin.plan import modules
+from cni_plugin.plan.traits import Feature, LinkTrial, Parent
 from cni_plugin.service import executor
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.orphans import element_text, idle, orphans
 from weft.errors import WeftError
+from weft.kernel.linux import probe
 from weft.kernel.linux.probe import Ability
+from weft.section import Section
 
-_ON_A_LINK = ("macvlan", "ipvlan", "vlan")
 _NEVER_LISTED = "podman"
 """podman has its default network's list in memory alone."""
 
@@ -62,12 +65,9 @@ def _needs(networks: Sequence[NetworkList]) -> dict[str, str]:
     """The abilities that the networks need, each with one of them."""
     found: dict[str, str] = {}
     for network in networks:
-        main = network.main
-        needs = [network.driver]
-        if network.driver == "bridge" and (main.raw("vlan") or main.raw("vlanTrunk") is not None):
-            needs.append("bridge VLAN filtering")
-        if main.raw("ipMasq") or "portmap" in main or "portmap" in network.types:
-            needs += ["nftables nat", "nftables fib", "weft's rules"]
+        needs = [one.name for one in modules.declared(network.driver).trials if _is_tried_for(one, network.main)]
+        for feature in _features(network):
+            needs += [*(one.name for one in feature.trials), *feature.abilities]
         if not network.internal:
             needs.append("IPv4 forwarding")
         if any(subnet.version == 6 for subnet in conflists.subnets(network)):
@@ -75,6 +75,36 @@ def _needs(networks: Sequence[NetworkList]) -> dict[str, str]:
         for name in needs:
             found.setdefault(name, network.name)
     return found
+
+
+def _is_tried_for(trial: LinkTrial, main: Section) -> bool:
+    return not trial.keys or any(main.raw(key) not in (None, 0, "") for key in trial.keys)
+
+
+def _features(network: NetworkList) -> Iterator[Feature]:
+    """The features that the network's plugins ask for."""
+    for name in modules.features():
+        feature, main = modules.feature(name).FEATURE, network.main
+        asked = (feature.section and name in main) or any(main.raw(key) for key in feature.keys)
+        if asked or feature.plugin in network.types:
+            yield feature
+
+
+def trials() -> tuple[probe.LinkTrial, ...]:
+    """The kinds of links that drivers and features need, for ``weft.kernel.linux.probe`` to try."""
+    declared = [(f"driver {name}", modules.declared(name).trials) for name in modules.drivers()]
+    declared += [(f"feature {name}", modules.feature(name).FEATURE.trials) for name in modules.features()]
+    return tuple(
+        probe.LinkTrial(
+            one.name,
+            f"{what} with {' or '.join(one.keys)}" if one.keys else what,
+            one.kind,
+            one.options,
+            one.on_link,
+        )
+        for what, every in declared
+        for one in every
+    )
 
 
 def of_files(context: ServiceContext, problems: Sequence[WeftError]) -> Iterator[Finding]:
@@ -174,9 +204,10 @@ def _between(one: NetworkList, other: NetworkList) -> Iterator[Finding]:
 
 def _own_link(link: str, network: NetworkList) -> bool:
     """Whether the host's link belongs to the network: its bridge, its VLAN's gateway, a container's link."""
-    if network.driver in _ON_A_LINK:
+    driver = modules.declared(network.driver)
+    if driver.parent is Parent.SHARED:
         # What is on the wire beside the host has the host's own subnet there, as a rule.
-        return link == network.main.text("master", link)
+        return link == network.main.text(driver.parent_key, link)
     if not network.bridge:
         return link.startswith("veth")
     return link == network.bridge or link.startswith(f"{network.bridge}.")

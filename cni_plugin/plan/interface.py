@@ -11,6 +11,7 @@ from ipaddress import ip_interface, ip_network
 from cni_plugin.ops import ContainerLink, Detection, LinkAddress, LinkRoute, Setting, Up, Veth
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.plan import Context, Plan
+from cni_plugin.plan.traits import Option, Value
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import ConfigProblem
@@ -22,6 +23,8 @@ from weft.types import Address, Cidr, Result, ResultAddress, ResultInterface, Ro
 DEFAULT_MTU = 1500
 SMALLEST_MTU = 68
 LARGEST_MTU = 65535
+MTU = Option("mtu", Value.NUMBER, ("mtu", "com.docker.network.driver.mtu"), least=SMALLEST_MTU, most=LARGEST_MTU)
+MASTER = Option("master", Value.LINK, ("parent", "master"), podman=False)
 _LINK_SCOPE = 253
 _KERNEL_PROTOCOL = 2
 _KERNEL_METRIC = 256

@@ -6,40 +6,19 @@ features, so that one process does what a chain of plugins did.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib import import_module
-from typing import Protocol, cast
 
 from cni_plugin.ops import ForeignLease, PoolLease
 from cni_plugin.ops.operation import Lease
+from cni_plugin.plan import modules
 from cni_plugin.plan.plan import Part
-from cni_plugin.wire.plugins import FEATURE_OF, OWN_NAME
+from cni_plugin.wire.plugins import IPAM, OWN_NAME
 from cni_plugin.wire.request import Request
 from ipam import host_local, static
 from ipam.leases import Owner
 from weft.identity import digest
-from weft.section import Section
 from weft.types import Result
-
-FEATURES = ("tuning", "vrf", "sbr", "bandwidth", "masquerade", "firewall", "portmap", "names")
-"""All features, in the order in which they join a plan: the link, its routes, what it carries, and rules at last."""
-
-GUARDS = ("spoofing", "isolation")
-"""What protects others from a container and it from them; a driver that has it names it among its FEATURES."""
-
-_IPAM = ("host-local", "static", "dhcp")
-
-
-class _Module(Protocol):
-    """What a driver's or feature's file offers; all but ``read`` may be absent."""
-
-    FEATURES: tuple[str, ...]
-    SECTION: str
-    ON_HOST: bool
-
-    def read(self, request: Request, keys: Section) -> Part | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,78 +37,61 @@ class Assembly:
     on_host: bool = False
 
 
-def drivers() -> tuple[str, ...]:
-    """The names of all drivers: the files in ``drivers/``."""
-    folder = os.path.join(os.path.dirname(os.path.dirname(__file__)), "drivers")
-    names = (name.removesuffix(".py") for name in os.listdir(folder) if name.endswith(".py") and name[0] != "_")
-    return tuple(sorted(name.replace("_", "-") for name in names))
-
-
 def read(request: Request) -> Assembly:
     """The parts, validated; every problem is noted in the configuration's problems and none is raised."""
-    if request.plugin in _IPAM:
+    if request.plugin in IPAM:
         if request.config.ipam.text("type") not in ("", request.plugin):
             request.config.ipam.problem("type", f"must be {request.plugin!r} when that plugin is called")
         return _addressed("", (), request, request.plugin)
     driver, features = _choice(request)
-    parts: list[Part] = []
-    if driver and getattr(_module("drivers", driver), "ON_HOST", False):
-        part = _module("drivers", driver).read(request, request.config.keys)
-        return Assembly(driver, (part,) if part is not None else (), on_host=True)
-    if driver:
-        part = _module("drivers", driver).read(request, request.config.keys)
-        parts += [part] if part is not None else []
+    part = modules.driver(driver).read(request, request.config.keys) if driver else None
+    parts = [part] if part is not None else []
+    if modules.declared(driver).on_host:
+        return Assembly(driver, tuple(parts), on_host=True)
     foundation = list(parts)
     for name in features:
         part = _feature(name, request)
-        parts += [part] if part is not None else []
-        foundation += [part] if part is not None and name in GUARDS else []
+        if part is not None:
+            parts.append(part)
+            if modules.feature(name).FEATURE.guards:
+                foundation.append(part)
     found = _addressed(driver, tuple(parts), request, request.config.ipam.text("type") if driver else "")
     return replace(found, foundation=tuple(foundation))
 
 
 def _choice(request: Request) -> tuple[str, tuple[str, ...]]:
-    """The driver's name ("" for a chained plugin) and the names of the features to look for."""
+    """The driver's name ("" for a chained plugin) and the names of the features to look for, in their order.
+
+    A feature that the configuration does not ask for is not imported.
+    """
     keys = request.config.keys
-    feature = FEATURE_OF.get(request.plugin, request.plugin)
-    if feature in FEATURES:
-        return "", (feature,)
+    if chained := modules.feature_of(request.plugin):
+        return "", (chained,)
     if request.plugin != OWN_NAME:
-        return request.plugin, getattr(_module("drivers", request.plugin), "FEATURES", ())
+        return request.plugin, _ordered(modules.driver(request.plugin).DRIVER.features)
     name = keys.text("driver")
     if not name and request.config.previous is None:
-        keys.problems.add(f"driver is missing; it is one of {', '.join(drivers())}")
-    elif name and name not in drivers():
-        keys.problem("driver", f"is not known; it is one of {', '.join(drivers())}")
+        keys.problems.add(f"driver is missing; it is one of {', '.join(modules.drivers())}")
+    elif name and name not in modules.drivers():
+        keys.problem("driver", f"is not known; it is one of {', '.join(modules.drivers())}")
         name = ""
-    guards = getattr(_module("drivers", name), "FEATURES", ()) if name else ()
-    return name, (*FEATURES, *(guard for guard in GUARDS if guard in guards))
+    driver = modules.declared(name)
+    top = {*driver.features, *driver.own_features}
+    asked = (each for each in modules.features() if each not in top and each in keys)
+    sections = {each for each in asked if modules.feature(each).FEATURE.section}
+    return name, _ordered(top | sections)
+
+
+def _ordered(features: Collection[str]) -> tuple[str, ...]:
+    return tuple(sorted(features, key=lambda name: (modules.feature(name).FEATURE.stage, name)))
 
 
 def _feature(name: str, request: Request) -> Part | None:
-    if request.plugin == OWN_NAME and name not in ("masquerade", *GUARDS) and not _asked(name, request):
-        return None  # a section bears its feature's name: what is not asked for is not imported
-    module = _module("features", name)
-    section = getattr(module, "SECTION", "")
-    if request.plugin != OWN_NAME or not section:
-        return module.read(request, request.config.keys)
-    if section not in request.config.keys:
-        return None
-    return module.read(request, request.config.keys.section(section))
-
-
-def _asked(name: str, request: Request) -> bool:
-    """Whether the configuration has the feature's section, or for names one of the ways to offer a service."""
-    keys = request.config.keys
-    if name != "names":
-        return name in keys
-    offered = "services" in keys or "services" in request.config.args_cni
-    return name in keys or offered or "SERVICE_NAME" in request.arguments
-
-
-@cache
-def _module(kind: str, name: str) -> _Module:
-    return cast(_Module, import_module(f"cni_plugin.{kind}.{name.replace('-', '_')}"))
+    """The feature's settings, from its section or, under a reference plugin's name, from the top level."""
+    module, keys = modules.feature(name), request.config.keys
+    if request.plugin == OWN_NAME and module.FEATURE.section:
+        keys = keys.section(name)
+    return module.read(request, keys)
 
 
 def owner(request: Request) -> Owner:

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable
 
 from cni_plugin.ops.devices import lent_by_name, marked
+from cni_plugin.plan import modules
+from cni_plugin.plan.traits import Parent
 from cni_plugin.service import assemble, executor
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.orphans import marked_elements
@@ -80,7 +82,7 @@ def _undo_marked_links(context: ServiceContext, request: Request, asked: Namespa
     container = context.kernel.open(request.namespace) if foreign else None
     try:
         machine = context.machine(container)
-        there = tuple(marked(machine, attachment_of(request), on_host=driver in ("", "host-device")))
+        there = tuple(marked(machine, attachment_of(request), on_host=_may_be_lent(driver)))
         raise_all(executor.remove(there, machine, context.watch))
     finally:
         if container is not None:
@@ -101,11 +103,21 @@ def _delete_proven_link(context: ServiceContext, request: Request, driver: str) 
         link: Link | None = container.link(request.interface)
         if link is None or link.mac not in proofs:
             return
-        if driver == "host-device":
+        if driver and _may_be_lent(driver):
             if not link_name_problem(link.alias):
                 lent_by_name(link, attachment_of(request)).undo(context.machine(container))
-        elif link.kind in ("veth", "macvlan", "ipvlan", "vlan", "dummy", "tun"):
+        elif link.kind and link.kind in _kinds(driver):
             with contextlib.suppress(Missing):
                 container.delete_link(link.name)
     finally:
         container.close()
+
+
+def _may_be_lent(driver: str) -> bool:
+    """Whether the container's link may be one of the host's; so it may where the driver is not known."""
+    return not driver or modules.declared(driver).parent is Parent.LENT
+
+
+def _kinds(driver: str) -> frozenset[str | None]:
+    """The kinds of links that the driver makes; those of all drivers where it is not known which it was."""
+    return frozenset(modules.declared(name).link_kind for name in ((driver,) if driver else modules.drivers()))

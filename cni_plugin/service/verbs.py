@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from cni_plugin.ops import BaseRules, Elements
 from cni_plugin.ops.operation import Machine, Operation
+from cni_plugin.plan import modules
 from cni_plugin.plan.facts import seen
 from cni_plugin.service import assemble, executor
 from cni_plugin.service.context import ServiceContext, raise_all
@@ -33,8 +34,6 @@ from weft.errors import (
 from weft.kernel.host import Host
 from weft.kernel.interface import Namespace
 from weft.types import Attachment, NamespaceId, Result
-
-_CHANGERS = ("tuning", "vrf", "sbr")
 
 
 class Service(ServiceContext):
@@ -153,8 +152,8 @@ class Service(ServiceContext):
 
     def _changed_later(self, attachment: Attachment) -> tuple[Operation, ...]:
         """The operations of those plugins of the chain that change what another one made."""
-        names = [name for name in _CHANGERS if name != attachment.plugin]
-        others = (self.records.read(replace(attachment, plugin=name)) for name in names)
+        chained = (replace(attachment, plugin=name) for name in modules.features() if name != attachment.plugin)
+        others = (self.records.read(one) for one in chained)
         return tuple(operation for record in others if record is not None for operation in record.operations)
 
     def status(self, request: Request) -> None:

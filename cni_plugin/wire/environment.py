@@ -6,7 +6,7 @@ then not found says so itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cni_plugin.wire.request import Command
@@ -20,7 +20,6 @@ _REQUIRED = {
     Command.DEL: ("CNI_CONTAINERID", "CNI_IFNAME"),
 }
 _LONGEST_PATH = 4095  # PATH_MAX without its zero byte
-_PARSING = frozenset({"weft", "bridge", "macvlan", "tap", "tuning", "host-local", "static"})
 _KNOWN = frozenset({"IgnoreUnknown", "IP", "MAC", "GATEWAY"})
 
 
@@ -37,10 +36,12 @@ class Environment:
     override: bool
 
 
-def read(environ: Mapping[str, str], plugin: str) -> Environment:
+def read(environ: Mapping[str, str], plugin: str, reads_arguments: Callable[[str], bool]) -> Environment:
     """What the environment asks for; raises EnvironmentProblem for the first variable that is wrong or missing.
 
-    DEL ignores what it cannot read in CNI_ARGS: the ADD that had the same has failed, and must be cleaned up after.
+    ``reads_arguments`` tells whether the plugin reads CNI_ARGS: those that look at none of it accept anything there,
+    as theirs do. DEL ignores what it cannot read in CNI_ARGS: the ADD that had the same has failed, and must be
+    cleaned up after.
     """
     command = _command(environ.get("CNI_COMMAND", ""))
     path = tuple(part for part in environ.get("CNI_PATH", "").split(":") if part)
@@ -58,8 +59,8 @@ def read(environ: Mapping[str, str], plugin: str) -> Environment:
     if missing:
         raise EnvironmentProblem(f"required env variables [{','.join(missing)}] missing")
     text = environ.get("CNI_ARGS", "")
-    if command is not Command.DEL:
-        _check_arguments(text, plugin)
+    if text and command is not Command.DEL and reads_arguments(plugin):
+        _check_arguments(text)
     override = environ.get("CNI_NETNS_OVERRIDE", "").casefold() in ("1", "true")
     return Environment(command, container, namespace, interface, path, _arguments(text), override)
 
@@ -89,13 +90,8 @@ def _arguments(text: str) -> dict[str, str]:
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
 
 
-def _check_arguments(text: str, plugin: str) -> None:
-    """Raises EnvironmentProblem for CNI_ARGS that the reference plugin of that name would refuse.
-
-    Plugins that look at none of it accept anything there, as theirs do.
-    """
-    if not text or plugin not in _PARSING:
-        return
+def _check_arguments(text: str) -> None:
+    """Raises EnvironmentProblem for CNI_ARGS that the reference plugins refuse."""
     if not text.isprintable():
         raise EnvironmentProblem(f"CNI_ARGS {quoted(text)} must be printable UTF-8")
     for part in text.split(";"):

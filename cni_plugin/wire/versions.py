@@ -10,6 +10,8 @@ NEWEST = ALL[-1]
 WHEN_ABSENT = ALL[0]
 """The version of a configuration that names none (SPEC.md, "Network configuration format")."""
 
+# Of the reference plugins, which began with CNI itself but for these; told here and to shim.c since VERSION imports
+# neither drivers nor features.
 FIRST_OF_PLUGIN = {"bandwidth": "0.3.0", "vrf": "0.3.1", "firewall": "0.4.0"}
 _FIRST_OF_COMMAND = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 EQUALLED = "1.9.1"

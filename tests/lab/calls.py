@@ -13,6 +13,7 @@ from typing import Any
 
 from cni_plugin.entry import cni
 from cni_plugin.ops.operation import Lease, Machine, Operation
+from cni_plugin.plan import modules
 from cni_plugin.service.executor import Watch, unwatched
 from cni_plugin.service.records import Record
 from cni_plugin.service.verbs import Service
@@ -131,7 +132,7 @@ class Weft:
         """The request that a call would make."""
         environ = variables(command, container, netns, "eth0")
         plugin = str(conf["type"])
-        said, text = environment.read(environ, plugin), json.dumps(conf).encode()
+        said, text = environment.read(environ, plugin, modules.reads_arguments), json.dumps(conf).encode()
         return Request(
             said.command, plugin, said.container, said.namespace, said.interface, said.path, said.arguments,
             said.override, environ, configuration.read(text, said.command, plugin), text,

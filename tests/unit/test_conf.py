@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from cni_plugin.entry import cni
+from cni_plugin.plan import modules
 from cni_plugin.service import assemble
-from cni_plugin.wire.plugins import FEATURE_OF, NAMES, OWN_NAME
+from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft.types import Result
 
@@ -59,7 +60,7 @@ def test_a_conflist_is_taken(path: Path) -> None:
     conflist = json.loads(path.read_text(encoding="utf-8"))
     assert conflist["name"] == path.stem
     for conf in members(path):
-        assert conf["type"] in (OWN_NAME, *NAMES)
+        assert conf["type"] in (OWN_NAME, *modules.plugins())
         status, answer, _ = taken(conf)
         assert status == 0, answer
 
@@ -80,7 +81,7 @@ def test_every_driver_and_feature_is_shown() -> None:
         for conf in members(path):
             _, _, [assembly] = taken(conf)
             shown |= {assembly.driver} | {type(part).__module__.rpartition(".")[2] for part in assembly.parts}
-    known = {name.replace("-", "_") for name in (*assemble.drivers(), *assemble.FEATURES)}
+    known = {name.replace("-", "_") for name in (*modules.drivers(), *modules.features())}
     assert known <= shown
 
 
@@ -88,6 +89,13 @@ def test_every_name_is_a_part_of_weft() -> None:
     """bin/cni links no name that nothing answers to."""
     features = {path.stem for path in (ROOT / "cni_plugin/features").glob("[!_]*.py")}
     pools = {path.stem.replace("_", "-") for path in (ROOT / "ipam").glob("[!_]*.py")}
-    assert {FEATURE_OF.get(name, name) for name in NAMES} <= set(assemble.drivers()) | features | pools
+    names = set(modules.plugins())
+    assert {modules.feature_of(name) or name for name in names} <= set(modules.drivers()) | features | pools
     # There is no reference plugin for containers that share the host's namespace.
-    assert set(assemble.drivers()) - {"host"} <= set(NAMES)
+    assert set(modules.drivers()) - {"host"} <= names
+
+
+def test_weft_is_every_reference_plugin() -> None:
+    made = {"bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "dummy", "tap", "loopback"}
+    chained = {"portmap", "firewall", "bandwidth", "tuning", "sbr", "vrf", "dnsname"}
+    assert set(modules.plugins()) == made | chained | {"host-local", "static", "dhcp"}

@@ -14,7 +14,8 @@ import pytest
 from cni_plugin.engine import listener as engine_place
 from cni_plugin.entry import installation
 from cni_plugin.networks import conflists
-from cni_plugin.wire.plugins import NAMES, OWN_NAME
+from cni_plugin.plan import modules
+from cni_plugin.wire.plugins import OWN_NAME
 from lab.calls import Weft
 from lab.confs import dual, network
 from weft import files
@@ -142,7 +143,7 @@ def test_an_installation_that_was_killed_is_made_again(tmp_path: Path) -> None:
     scripts, folder = tmp_path / "scripts", tmp_path / "cni"
     scripts.mkdir()
     one = installation.Installation("/usr/bin/python3", "/nowhere", (), str(scripts))
-    wanted = {OWN_NAME, *NAMES}
+    wanted = {OWN_NAME, *modules.plugins()}
     for at in range(len(wanted) + 2):  # beside the executables: two scripts
         assert killed(lambda: installation.make(str(folder), one, None, replace=False), at)
         installation.make(str(folder), one, None, replace=False)

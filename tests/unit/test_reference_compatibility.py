@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from cni_plugin.plan import modules
 from cni_plugin.service import assemble
 from cni_plugin.service.records import Record
 from cni_plugin.wire import config, environment
-from cni_plugin.wire.plugins import NAMES, OWN_NAME
+from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Command, Request
 from lab.calls import Weft
 from lab.confs import bridge, network, port, ptp
@@ -80,9 +81,9 @@ def last(key: str) -> str:
 
 def test_every_plugin_has_its_section() -> None:
     titles = re.findall("^## (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(NAMES) | {COMMON, OWN} <= set(titles)
+    assert set(modules.plugins()) | {COMMON, OWN} <= set(titles)
     for row in ROWS:
-        assert set(row.plugins) <= {*NAMES, COMMON, OWN_NAME}
+        assert set(row.plugins) <= {*modules.plugins(), COMMON, OWN_NAME}
         assert row.said.split(":")[0] in WORDS or len(row.plugins) > 1 or row in own_rows(), row
 
 
@@ -166,7 +167,7 @@ def listed(plugin: str, *, unread: bool = False) -> set[str]:
     return {key for row in mine for key in row.keys if row.said.startswith("ignored") is unread}
 
 
-@pytest.mark.parametrize("plugin", NAMES)
+@pytest.mark.parametrize("plugin", modules.plugins())
 def test_what_is_read_is_what_the_page_says(seen: set[str], plugin: str) -> None:
     found = looked_up(plugin, seen) - listed(COMMON)
     assert sorted(found - listed(plugin)) == [], "read, and not on the page"
@@ -244,7 +245,7 @@ WITHOUT_EFFECT: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
 
 def planned(weft: Weft, conf: dict[str, Any]) -> Record:
     """What an ADD would do, after a bridge's if the plugin is a chained one."""
-    if conf["type"] in assemble.FEATURES:
+    if conf["type"] in modules.features():
         conf = {**conf, "prevResult": weft.add(DRIVER, NETNS)}
         weft.delete(DRIVER, NETNS)
     return weft.preview(conf, NETNS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cni_plugin.plan import modules
 from cni_plugin.wire import environment
 from cni_plugin.wire.request import Command
 from weft.errors import EnvironmentProblem
@@ -17,16 +18,20 @@ WHOLE = {
 }
 
 
+def read(environ: dict[str, str], plugin: str) -> environment.Environment:
+    return environment.read(environ, plugin, modules.reads_arguments)
+
+
 def problem(plugin: str = "bridge", **changes: str | None) -> EnvironmentProblem:
     environ = {key: value for key, value in (WHOLE | changes).items() if value is not None}
     with pytest.raises(EnvironmentProblem) as caught:
-        environment.read(environ, plugin)
+        read(environ, plugin)
     assert caught.value.code == 4
     return caught.value
 
 
 def test_a_whole_environment() -> None:
-    said = environment.read(WHOLE | {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=web", "CNI_NETNS_OVERRIDE": "True"}, "x")
+    said = read(WHOLE | {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=web", "CNI_NETNS_OVERRIDE": "True"}, "x")
     assert said == environment.Environment(
         command=Command.ADD,
         container="default-t1",
@@ -46,19 +51,19 @@ def test_add_and_check_need_all_three(command: str) -> None:
 
 def test_del_needs_no_namespace() -> None:
     environ = {key: value for key, value in WHOLE.items() if key != "CNI_NETNS"} | {"CNI_COMMAND": "DEL"}
-    assert environment.read(environ, "bridge").namespace == ""
+    assert read(environ, "bridge").namespace == ""
     assert "[CNI_IFNAME]" in problem(CNI_COMMAND="DEL", CNI_NETNS=None, CNI_IFNAME=None).message
 
 
 @pytest.mark.parametrize("command", ["GC", "STATUS"])
 def test_gc_and_status_look_at_no_container(command: str) -> None:
-    said = environment.read({"CNI_COMMAND": command, "CNI_CONTAINERID": "../x", "CNI_IFNAME": "a b"}, "bridge")
+    said = read({"CNI_COMMAND": command, "CNI_CONTAINERID": "../x", "CNI_IFNAME": "a b"}, "bridge")
     assert (said.container, said.namespace, said.interface) == ("", "", "")
 
 
 def test_the_path_may_be_absent() -> None:
     environ = {key: value for key, value in WHOLE.items() if key != "CNI_PATH"}
-    assert environment.read(environ, "bridge").path == ()
+    assert read(environ, "bridge").path == ()
 
 
 def test_a_bad_value_is_reported_before_a_missing_one() -> None:
@@ -69,7 +74,7 @@ def test_a_bad_value_is_reported_before_a_missing_one() -> None:
     ("text", "override"), [("1", True), ("true", True), ("TRUE", True), ("0", False), ("yes", False), ("", False)]
 )
 def test_override(text: str, override: bool) -> None:
-    assert environment.read(WHOLE | {"CNI_NETNS_OVERRIDE": text}, "bridge").override is override
+    assert read(WHOLE | {"CNI_NETNS_OVERRIDE": text}, "bridge").override is override
 
 
 ARGUMENTS = [
@@ -94,22 +99,22 @@ def test_arguments_that_cannot_be(plugin: str, text: str, message: str) -> None:
 
 @pytest.mark.parametrize("text", [text for text, _ in ARGUMENTS])
 def test_del_and_plugins_that_take_no_arguments_do_not_mind(text: str) -> None:
-    environment.read(WHOLE | {"CNI_COMMAND": "DEL", "CNI_ARGS": text}, "bridge")
-    environment.read(WHOLE | {"CNI_ARGS": text}, "portmap")
+    read(WHOLE | {"CNI_COMMAND": "DEL", "CNI_ARGS": text}, "bridge")
+    read(WHOLE | {"CNI_ARGS": text}, "portmap")
 
 
 @pytest.mark.parametrize("lenient", ["1", "true", "True", "TRUE"])
 def test_unknown_arguments_pass_where_the_runtime_says_so(lenient: str) -> None:
     text = f"IgnoreUnknown={lenient};K8S_POD_UID=1;IP=10.1.0.5"
-    said = environment.read(WHOLE | {"CNI_ARGS": text}, "bridge")
+    said = read(WHOLE | {"CNI_ARGS": text}, "bridge")
     assert said.arguments == {"IgnoreUnknown": lenient, "K8S_POD_UID": "1", "IP": "10.1.0.5"}
 
 
 def test_del_keeps_the_arguments_it_can_read() -> None:
-    said = environment.read(WHOLE | {"CNI_COMMAND": "DEL", "CNI_ARGS": "junk;IP=10.1.0.5;a=b=c"}, "bridge")
+    said = read(WHOLE | {"CNI_COMMAND": "DEL", "CNI_ARGS": "junk;IP=10.1.0.5;a=b=c"}, "bridge")
     assert said.arguments == {"IP": "10.1.0.5"}
 
 
 def test_known_arguments_need_no_leniency() -> None:
-    said = environment.read(WHOLE | {"CNI_ARGS": "IP=10.1.0.5/24;MAC=02:00:00:00:00:01;GATEWAY=10.1.0.1"}, "weft")
+    said = read(WHOLE | {"CNI_ARGS": "IP=10.1.0.5/24;MAC=02:00:00:00:00:01;GATEWAY=10.1.0.1"}, "weft")
     assert said.arguments["GATEWAY"] == "10.1.0.1"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from weft.errors import KernelRefused, WeftError
@@ -31,19 +31,16 @@ class Ability:
     essential: bool = False
 
 
-_LINKS: tuple[tuple[str, str, str, dict[str, int | str], str], ...] = (
-    ("bridge", "driver bridge", "bridge", {}, ""),
-    ("bridge VLAN filtering", "driver bridge with vlan or vlanTrunk", "bridge", {"br_vlan_filtering": 1}, ""),
-    ("vlan", "driver vlan", "vlan", {"vlan_id": 5}, "wefta"),
-    ("macvlan", "driver macvlan", "macvlan", {"macvlan_mode": "bridge"}, "wefta"),
-    ("ipvlan", "driver ipvlan", "ipvlan", {}, "weftb"),
-    ("vxlan", "driver overlay", "vxlan", {"vxlan_id": 7, "vxlan_port": 4789}, ""),
-    ("dummy", "driver dummy", "dummy", {}, ""),
-    ("vrf", "feature vrf", "vrf", {"vrf_table": 10}, ""),
-    ("ifb", "feature bandwidth (what a container receives)", "ifb", {}, ""),
-    ("tun", "driver tap", "tun", {"tun_type": 2}, ""),
-)
-"""Links to try: name, what needs it, kind, options, parent."""
+@dataclass(frozen=True, slots=True)
+class LinkTrial:
+    """A kind of link to try: what its ability is called, what needs it, and whether it is made on another link."""
+
+    name: str
+    serves: str
+    kind: str
+    options: tuple[tuple[str, int | str], ...] = ()
+    on_link: bool = False
+
 
 _RULES: tuple[tuple[str, str, str], ...] = (
     ("nftables, inet family", "masquerade, portmap and all other rules", "add table inet weft-probe\n"),
@@ -68,15 +65,15 @@ _SETTINGS = (
 )
 
 
-def abilities(ruleset: str) -> tuple[Ability, ...]:
-    """Everything that weft may come to need of this host, each tried, ``ruleset`` too. Raises nothing."""
+def abilities(ruleset: str, links: Sequence[LinkTrial]) -> tuple[Ability, ...]:
+    """Everything that weft may come to need of this host, each tried: ``links`` and ``ruleset`` too. Raises nothing."""
     found = privileges()
     if any(one.problem for one in found):
         return found
     from weft.kernel.nft.ruleset import in_new_namespace
 
     try:
-        return (*found, *in_new_namespace(lambda: _try_all(ruleset)))
+        return (*found, *in_new_namespace(lambda: _try_all(ruleset, links)))
     except WeftError as error:
         why = f"{error.message}, so nothing more could be tried"
         return (*found, Ability("network namespaces", "every container", why, essential=True))
@@ -127,7 +124,7 @@ def _privilege(name: str) -> Ability:
     return Ability(name, "everything", "this process does not have it: run as root" if lacking else "", essential=True)
 
 
-def _try_all(ruleset: str) -> list[Ability]:
+def _try_all(ruleset: str, links: Sequence[LinkTrial]) -> list[Ability]:
     """In the empty namespace: links, rules and settings, one after the other."""
     from weft.kernel.linux.kernel import LinuxKernel
 
@@ -136,8 +133,8 @@ def _try_all(ruleset: str) -> list[Ability]:
         host = kernel.host
         found = [_attempt("veth pairs", "drivers bridge and ptp", lambda: _pair(host), essential=True)]
         found += [
-            _attempt(name, serves, lambda number=number, one=one: _link(host, f"weft{number}", *one))  # type: ignore[misc]
-            for number, (name, serves, *one) in enumerate(_LINKS)
+            _attempt(one.name, one.serves, lambda number=number, one=one: _link(host, f"weft{number}", one))  # type: ignore[misc]
+            for number, one in enumerate(links)
         ]
         found += _rules(ruleset)
         found += [_ipv6(host)]
@@ -155,8 +152,11 @@ def _pair(host: Namespace) -> None:
     host.add_link(one, kind, up=True, peer=VethPeer(other, up=True))
 
 
-def _link(host: Namespace, name: str, kind: str, options: Mapping[str, int | str], parent: str) -> None:
-    host.add_link(name, kind, parent=parent, options=dict(options) or None)
+def _link(host: Namespace, name: str, trial: LinkTrial) -> None:
+    parent = f"{name}a" if trial.on_link else ""
+    if parent:  # each its own: a link cannot carry both macvlan and ipvlan links
+        host.add_link(parent, "veth", up=True, peer=VethPeer(f"{name}b", up=True))
+    host.add_link(name, trial.kind, parent=parent, options=dict(trial.options) or None)
 
 
 def _rules(ruleset: str) -> list[Ability]:
