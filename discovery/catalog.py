@@ -58,20 +58,20 @@ class Catalog:
     def __init__(self) -> None:
         self.index = 1
         """The revision of the last change that was seen; at least 1, since clients must never see 0."""
-        self.unreadable: dict[str, str] = {}
+        self.undecodable: dict[str, str] = {}
         """Keys of the store that hold no value of weft's, and why."""
         self._nodes: dict[str, Node] = {}
         self._by_service: dict[str, dict[tuple[str, str], Instance]] = {}
         self._by_node: dict[str, dict[str, Instance]] = {}
         self._checks: dict[str, dict[str, Check]] = {}
-        self._concerning: dict[tuple[str, str], dict[str, Check]] = {}
+        self._checks_by_target: dict[tuple[str, str], dict[str, Check]] = {}
         self._virtuals: dict[str, VirtualAddress] = {}
-        self._of_service: dict[str, dict[str, VirtualAddress]] = {}
-        self._holders: dict[str, set[tuple[str, str]]] = {}
-        self._floor = 1
+        self._virtuals_by_service: dict[str, dict[str, VirtualAddress]] = {}
+        self._by_address: dict[str, set[tuple[str, str]]] = {}
+        self._initial_revision = 1
         self._changed: dict[Topic, int] = {}
-        self._waiting: dict[Topic, set[asyncio.Event]] = {}
-        self._arriving: dict[asyncio.Event, int] = {}
+        self._topic_waiters: dict[Topic, set[asyncio.Event]] = {}
+        self._revision_waiters: dict[asyncio.Event, int] = {}
         self._listeners: list[Listener] = []
 
     # What is known
@@ -103,8 +103,8 @@ class Catalog:
 
     def checks_of(self, instance: Instance) -> tuple[Check, ...]:
         """The checks that concern an instance: its own, then those of its node, each sorted by id."""
-        own = self._concerning.get((instance.node, instance.id), {})
-        general = self._concerning.get((instance.node, ""), {}) if instance.id else {}
+        own = self._checks_by_target.get((instance.node, instance.id), {})
+        general = self._checks_by_target.get((instance.node, ""), {}) if instance.id else {}
         return tuple(found[key] for found in (own, general) for key in sorted(found))
 
     def nodes(self) -> tuple[Node, ...]:
@@ -119,7 +119,7 @@ class Catalog:
             found = next((one for key, one in self._nodes.items() if key.lower() == wanted), None)
         return found
 
-    def on_node(self, name: str) -> tuple[Instance, ...]:
+    def node_instances(self, name: str) -> tuple[Instance, ...]:
         """The instances on a node, sorted by id."""
         found = self._by_node.get(name, {})
         return tuple(found[key] for key in sorted(found))
@@ -139,10 +139,10 @@ class Catalog:
 
     def virtual_addresses(self, name: str) -> tuple[VirtualAddress, ...]:
         """The virtual addresses of a service, IPv4 before IPv6."""
-        found = self._of_service.get(name, {})
+        found = self._virtuals_by_service.get(name, {})
         return tuple(sorted(found.values(), key=lambda one: (":" in one.address, one.address)))
 
-    def virtual_owner(self, address: str) -> str:
+    def virtual_address_service(self, address: str) -> str:
         """The service that a virtual address stands for; "" for none."""
         found = self._virtuals.get(address)
         return found.service if found else ""
@@ -151,9 +151,9 @@ class Catalog:
         """Every virtual address."""
         return self._virtuals
 
-    def at_address(self, address: str) -> tuple[Node | Instance, ...]:
+    def find_by_address(self, address: str) -> tuple[Node | Instance, ...]:
         """The nodes and instances with this address, nodes first. Addresses are compared as they are written."""
-        holders = self._holders.get(address, set())
+        holders = self._by_address.get(address, set())
         found: list[Node | Instance] = []
         for node_name, instance_id in sorted(holders):
             one = self.instance(node_name, instance_id) if instance_id else self._nodes.get(node_name)
@@ -168,21 +168,23 @@ class Catalog:
 
         Of what has not changed since the start it is the revision of the start, so that it does not go back with one.
         """
-        return max((self._changed.get(topic, self._floor) for topic in topics), default=self._floor)
+        return max(
+            (self._changed.get(topic, self._initial_revision) for topic in topics), default=self._initial_revision
+        )
 
-    async def reached(self, revision: int, seconds: float) -> bool:
+    async def wait_for_revision(self, revision: int, seconds: float) -> bool:
         """Wait until all changes up to this revision are taken over, at most so many seconds; whether they are."""
         if self.index >= revision:
             return True
         event = asyncio.Event()
-        self._arriving[event] = revision
+        self._revision_waiters[event] = revision
         try:
             async with asyncio.timeout(seconds):
                 await event.wait()
         except TimeoutError:
             return False
         finally:
-            del self._arriving[event]
+            del self._revision_waiters[event]
         return True
 
     async def wait(self, topics: Iterable[Topic], after: int, seconds: float) -> bool:
@@ -192,7 +194,7 @@ class Catalog:
             return True
         event = asyncio.Event()
         for topic in wanted:
-            self._waiting.setdefault(topic, set()).add(event)
+            self._topic_waiters.setdefault(topic, set()).add(event)
         try:
             async with asyncio.timeout(seconds):
                 await event.wait()
@@ -200,10 +202,10 @@ class Catalog:
             return False
         finally:
             for topic in wanted:
-                waiting = self._waiting[topic]
+                waiting = self._topic_waiters[topic]
                 waiting.discard(event)
                 if not waiting:
-                    del self._waiting[topic]
+                    del self._topic_waiters[topic]
         return True
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
@@ -214,14 +216,14 @@ class Catalog:
     def load(self, entries: Iterable[Entry], revision: int) -> None:
         """Take over all of a store as of a revision: what is not among the entries is gone."""
         found = {entry.key: entry for entry in entries}
-        held = {layout.store_key(value): value for value in self._everything()}
+        held = {layout.store_key(value): value for value in self._entries()}
         events = [Event(key, None, None, revision) for key in held if key not in found] + [
             Event(key, entry, None, entry.mod_revision)
             for key, entry in found.items()
             if key not in held or _revision(held[key]) != entry.mod_revision
         ]
-        if self._floor == 1:
-            self._floor = max(1, revision)
+        if self._initial_revision == 1:
+            self._initial_revision = max(1, revision)
         self.apply(Batch(revision, tuple(events)))
 
     def apply(self, batch: Batch) -> None:
@@ -230,12 +232,12 @@ class Catalog:
         for event in batch.events:
             touched |= self._apply(event)
         self.index = max(self.index, batch.revision)
-        for arriving, revision in self._arriving.items():
+        for arriving, revision in self._revision_waiters.items():
             if revision <= self.index:
                 arriving.set()
         for topic in touched:
             self._changed[topic] = batch.revision
-            for waiting in self._waiting.get(topic, ()):
+            for waiting in self._topic_waiters.get(topic, ()):
                 waiting.set()
         if touched:
             topics = frozenset(touched)
@@ -244,17 +246,17 @@ class Catalog:
 
     def _apply(self, event: Event) -> set[Topic]:
         """One change; the topics that it concerns."""
-        change = _CHANGES.get(event.key.removeprefix(layout.ROOT).partition("/")[0])
+        change = _HANDLERS.get(event.key.removeprefix(layout.ROOT).partition("/")[0])
         if change is None:
             return set()
-        self.unreadable.pop(event.key, None)
+        self.undecodable.pop(event.key, None)
         value: CatalogEntry | None = None
         if event.entry is not None:
             try:
                 value = decode(event.entry)
             except DecodeError as error:
                 # As if it were not there: what somebody else wrote must not stop what is right.
-                self.unreadable[event.key] = str(error)
+                self.undecodable[event.key] = str(error)
         return set(change(self, event.key, value))
 
     def _put_node(self, key: str, value: CatalogEntry | None) -> Iterator[Topic]:
@@ -262,27 +264,27 @@ class Catalog:
         old = self._nodes.pop(name, None)
         if isinstance(value, Node):
             self._nodes[name] = value
-        self._move((name, ""), old.address if old else "", value.address if isinstance(value, Node) else "")
+        self._reindex_address((name, ""), old.address if old else "", value.address if isinstance(value, Node) else "")
         yield from (NODES, node(name))
         for instance in self._by_node.get(name, {}).values():
             yield from (service(instance.name), health(instance.name))
 
     def _put_instance(self, key: str, value: CatalogEntry | None) -> Iterator[Topic]:
         name, node_name, instance_id = layout.key_parts(key)
-        place = (node_name, instance_id)
+        instance_key = (node_name, instance_id)
         siblings = self._by_service.setdefault(name, {})
-        old = siblings.pop(place, None)
+        old = siblings.pop(instance_key, None)
         here = self._by_node.setdefault(node_name, {})
         if instance_id in here and here[instance_id].name == name:
             del here[instance_id]
         new = value if isinstance(value, Instance) else None
         if new is not None:
-            siblings[place] = here[instance_id] = new
+            siblings[instance_key] = here[instance_id] = new
         if not siblings:
             del self._by_service[name]
         if not here:
             del self._by_node[node_name]
-        self._move(place, old.address if old else "", new.address if new else "")
+        self._reindex_address(instance_key, old.address if old else "", new.address if new else "")
         yield from (service(name), health(name), node(node_name))
         if (old.tags if old else None) != (new.tags if new else None):
             yield SERVICES
@@ -297,54 +299,52 @@ class Catalog:
         if not here:
             del self._checks[node_name]
         yield from (CHECKS, node_checks(node_name))
-        on_node = self._by_node.get(node_name, {})
+        node_instances = self._by_node.get(node_name, {})
         for check in (old, new):
             if check is None:
                 continue
-            self._concern(check, check is new)
-            concerned = [on_node[check.service_id]] if check.service_id in on_node else on_node.values()
-            if check.service_id and check.service_id not in on_node:
-                concerned = []
-            for instance in concerned:
-                yield health(instance.name)
+            self._index_check(check, check is new)
+            for instance_id in (check.service_id,) if check.service_id else tuple(node_instances):
+                if instance_id in node_instances:
+                    yield health(node_instances[instance_id].name)
 
-    def _concern(self, check: Check, there: bool) -> None:
+    def _index_check(self, check: Check, present: bool) -> None:
         """Keep a check by what it is about, or no longer."""
         about = (check.node, check.service_id)
-        found = self._concerning.setdefault(about, {})
+        found = self._checks_by_target.setdefault(about, {})
         found.pop(check.id, None)
-        if there:
+        if present:
             found[check.id] = check
         if not found:
-            del self._concerning[about]
+            del self._checks_by_target[about]
 
     def _put_virtual(self, key: str, value: CatalogEntry | None) -> Iterator[Topic]:
         (address,) = layout.key_parts(key)
         old = self._virtuals.pop(address, None)
         if old is not None:
-            mine = self._of_service[old.service]
+            mine = self._virtuals_by_service[old.service]
             del mine[address]
             if not mine:
-                del self._of_service[old.service]
+                del self._virtuals_by_service[old.service]
             yield virtual(old.service)
         if isinstance(value, VirtualAddress):
             self._virtuals[address] = value
-            self._of_service.setdefault(value.service, {})[address] = value
+            self._virtuals_by_service.setdefault(value.service, {})[address] = value
             yield virtual(value.service)
         yield VIRTUALS
 
-    def _move(self, holder: tuple[str, str], old: str, new: str) -> None:
+    def _reindex_address(self, holder: tuple[str, str], old: str, new: str) -> None:
         """A node or an instance has another address now."""
         if old == new:
             return
-        if old and old in self._holders:
-            self._holders[old].discard(holder)
-            if not self._holders[old]:
-                del self._holders[old]
+        if old and old in self._by_address:
+            self._by_address[old].discard(holder)
+            if not self._by_address[old]:
+                del self._by_address[old]
         if new:
-            self._holders.setdefault(new, set()).add(holder)
+            self._by_address.setdefault(new, set()).add(holder)
 
-    def _everything(self) -> Iterator[CatalogEntry]:
+    def _entries(self) -> Iterator[CatalogEntry]:
         yield from self._nodes.values()
         for instances in self._by_node.values():
             yield from instances.values()
@@ -357,7 +357,7 @@ def _revision(value: CatalogEntry) -> int:
     return value.create_index if isinstance(value, VirtualAddress) else value.modify_index
 
 
-_CHANGES: dict[str, Callable[[Catalog, str, CatalogEntry | None], Iterator[Topic]]] = {
+_HANDLERS: dict[str, Callable[[Catalog, str, CatalogEntry | None], Iterator[Topic]]] = {
     "node": Catalog._put_node,
     "service": Catalog._put_instance,
     "check": Catalog._put_check,

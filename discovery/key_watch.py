@@ -17,13 +17,13 @@ RETRY_SECONDS = 1.0
 class KeyWatcher:
     """Follows all keys that begin with ``root``; ``tell`` is called with each revision's changes of them."""
 
-    def __init__(self, store: Store, root: str, tell: Callable[[Batch], None] = lambda batch: None) -> None:
+    def __init__(self, store: Store, root: str, on_batch: Callable[[Batch], None] = lambda batch: None) -> None:
         self._store = store
         self._root = root
-        self._tell = tell
+        self._on_batch = on_batch
         self._keys: dict[str, set[asyncio.Event]] = {}
         self._prefixes: dict[str, set[asyncio.Event]] = {}
-        self._reading: dict[tuple[str, int], asyncio.Task[Range]] = {}
+        self._pending_reads: dict[tuple[str, int], asyncio.Task[Range]] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, load: Callable[[], Awaitable[int]]) -> None:
@@ -40,33 +40,33 @@ class KeyWatcher:
             await asyncio.gather(self._task, return_exceptions=True)
 
     @contextlib.contextmanager
-    def listening(self, key: str, *, prefix: bool = False) -> Iterator[asyncio.Event]:
+    def subscribe(self, key: str, *, prefix: bool = False) -> Iterator[asyncio.Event]:
         """An event that is set by every change of the key, or of any that begins so. Listen first, then read."""
         event = asyncio.Event()
-        places = self._prefixes if prefix else self._keys
-        places.setdefault(key, set()).add(event)
+        subscribers = self._prefixes if prefix else self._keys
+        subscribers.setdefault(key, set()).add(event)
         try:
             yield event
         finally:
-            places[key].discard(event)
-            if not places[key]:
-                del places[key]
+            subscribers[key].discard(event)
+            if not subscribers[key]:
+                del subscribers[key]
 
     async def read(self, prefix: str, *, limit: int = 0) -> Range:
         """Read the store, once for all who ask for the same in the same moment: those who were woken together.
 
         Raises StoreError.
         """
-        asked = (prefix, limit)
-        if asked not in self._reading:
-            self._reading[asked] = asyncio.create_task(self._read(asked))
-        return await asyncio.shield(self._reading[asked])
+        request = (prefix, limit)
+        if request not in self._pending_reads:
+            self._pending_reads[request] = asyncio.create_task(self._read(request))
+        return await asyncio.shield(self._pending_reads[request])
 
-    async def _read(self, asked: tuple[str, int]) -> Range:
+    async def _read(self, request: tuple[str, int]) -> Range:
         await asyncio.sleep(0)
         # Who asks from now on may have been told of something that this reading does not see.
-        del self._reading[asked]
-        return await self._store.range(asked[0], limit=asked[1])
+        del self._pending_reads[request]
+        return await self._store.range(request[0], limit=request[1])
 
     async def _follow(self, after: int, load: Callable[[], Awaitable[int]]) -> None:
         lost = False
@@ -74,21 +74,21 @@ class KeyWatcher:
             try:
                 if lost:
                     after, lost = await load(), False
-                    self._wake_all()
+                    self._notify_all()
                 async for batch in self._store.watch(self._root, after):
                     after = batch.revision
-                    self._tell(batch)
+                    self._on_batch(batch)
                     for event in batch.events:
-                        self._wake(event.key)
+                        self._notify(event.key)
                 return  # the store is closed
             except Compacted:
                 lost = True
             except StoreError as error:
                 log.warning("the store cannot be followed: %s", error)
-                self._wake_all()
+                self._notify_all()
                 await asyncio.sleep(RETRY_SECONDS)
 
-    def _wake(self, key: str) -> None:
+    def _notify(self, key: str) -> None:
         for event in self._keys.get(key, ()):
             event.set()
         if self._prefixes:
@@ -96,8 +96,8 @@ class KeyWatcher:
                 for event in self._prefixes.get(key[:end], ()):
                     event.set()
 
-    def _wake_all(self) -> None:
-        for places in (self._keys, self._prefixes):
-            for events in places.values():
+    def _notify_all(self) -> None:
+        for subscribers in (self._keys, self._prefixes):
+            for events in subscribers.values():
                 for event in events:
                     event.set()

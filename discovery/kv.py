@@ -34,7 +34,7 @@ class KVPair:
     modify_index: int = 0
 
     @property
-    def content(self) -> tuple[object, ...]:
+    def comparable(self) -> tuple[object, ...]:
         """All but the indexes: writing the same again is no change."""
         return (self.value, self.flags, self.session, self.lock_index)
 

@@ -24,8 +24,8 @@ class Counter:
 
     kind = "counter"
 
-    def __init__(self, name: str, purpose: str, labels: Labels, read: Callable[[], float] | None = None) -> None:
-        self.name, self.purpose, self.labels = name, purpose, labels
+    def __init__(self, name: str, help_text: str, labels: Labels, read: Callable[[], float] | None = None) -> None:
+        self.name, self.help_text, self.labels = name, help_text, labels
         self.values: dict[Labels, float] = {} if labels else {(): 0.0}
         self._read = read
 
@@ -47,8 +47,8 @@ class Gauge:
 
     kind = "gauge"
 
-    def __init__(self, name: str, purpose: str, labels: Labels, read: Callable[[], float] | None = None) -> None:
-        self.name, self.purpose, self.labels = name, purpose, labels
+    def __init__(self, name: str, help_text: str, labels: Labels, read: Callable[[], float] | None = None) -> None:
+        self.name, self.help_text, self.labels = name, help_text, labels
         self.values: dict[Labels, float] = {} if labels else {(): 0.0}
         self._read = read
 
@@ -69,8 +69,8 @@ class Histogram:
 
     kind = "histogram"
 
-    def __init__(self, name: str, purpose: str, labels: Labels, bounds: Sequence[float]) -> None:
-        self.name, self.purpose, self.labels = name, purpose, labels
+    def __init__(self, name: str, help_text: str, labels: Labels, bounds: Sequence[float]) -> None:
+        self.name, self.help_text, self.labels = name, help_text, labels
         self._bounds = tuple(bounds)
         self.values: dict[Labels, list[float]] = {}
 
@@ -99,32 +99,32 @@ class Metrics:
     """All metrics of an agent, by name. Asking for one twice gives the same."""
 
     def __init__(self) -> None:
-        self._found: dict[str, Counter | Gauge | Histogram] = {}
+        self._metrics: dict[str, Counter | Gauge | Histogram] = {}
 
-    def counter(self, name: str, purpose: str, *labels: str, read: Callable[[], float] | None = None) -> Counter:
+    def counter(self, name: str, help_text: str, *labels: str, read: Callable[[], float] | None = None) -> Counter:
         """A counter, made when it is first asked for: ``counter("weft_dns_queries_total", "Questions.", "type")``.
 
         ``read``, if given, tells its value whenever somebody looks, and it has no labels then.
         """
         if read is not None:
-            self._found.pop(name, None)
-        found = self._found.setdefault(name, Counter(name, purpose, labels, read))
+            self._metrics.pop(name, None)
+        found = self._metrics.setdefault(name, Counter(name, help_text, labels, read))
         if not isinstance(found, Counter):
             raise ValueError(f"metric {name} is a {found.kind}")
         return found
 
-    def gauge(self, name: str, purpose: str, *labels: str, read: Callable[[], float] | None = None) -> Gauge:
+    def gauge(self, name: str, help_text: str, *labels: str, read: Callable[[], float] | None = None) -> Gauge:
         """A gauge; ``read``, if given, tells its value whenever somebody looks, and it has no labels then."""
         if read is not None:
-            self._found.pop(name, None)
-        found = self._found.setdefault(name, Gauge(name, purpose, labels, read))
+            self._metrics.pop(name, None)
+        found = self._metrics.setdefault(name, Gauge(name, help_text, labels, read))
         if not isinstance(found, Gauge):
             raise ValueError(f"metric {name} is a {found.kind}")
         return found
 
-    def histogram(self, name: str, purpose: str, *labels: str, bounds: Sequence[float] = SECONDS) -> Histogram:
+    def histogram(self, name: str, help_text: str, *labels: str, bounds: Sequence[float] = SECONDS) -> Histogram:
         """A histogram with these upper bounds."""
-        found = self._found.setdefault(name, Histogram(name, purpose, labels, bounds))
+        found = self._metrics.setdefault(name, Histogram(name, help_text, labels, bounds))
         if not isinstance(found, Histogram):
             raise ValueError(f"metric {name} is a {found.kind}")
         return found
@@ -132,17 +132,17 @@ class Metrics:
     def text(self) -> str:
         """All of it, as Prometheus reads it."""
         lines = []
-        for name in sorted(self._found):
-            metric = self._found[name]
-            lines += [f"# HELP {name} {metric.purpose}", f"# TYPE {name} {metric.kind}"]
+        for name in sorted(self._metrics):
+            metric = self._metrics[name]
+            lines += [f"# HELP {name} {metric.help_text}", f"# TYPE {name} {metric.kind}"]
             for ending, labels, values, number in metric.samples():
                 lines.append(f"{name}{ending}{_braces(labels, values)} {_number(number)}")
         return "\n".join(lines) + "\n"
 
     def samples(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """Every series: the kind of its metric, its name, its labels and its number."""
-        for name in sorted(self._found):
-            metric = self._found[name]
+        for name in sorted(self._metrics):
+            metric = self._metrics[name]
             for ending, labels, values, number in metric.samples():
                 yield metric.kind, name + ending, dict(zip(labels, values, strict=True)), number
 

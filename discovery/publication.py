@@ -19,67 +19,67 @@ class Publication:
     ``seconds`` is how long what is shown outlives the last sign of life.
     """
 
-    def __init__(self, node: str, own: Store, shared: Store, seconds: float) -> None:
+    def __init__(self, node: str, local: Store, shared: Store, ttl: float) -> None:
         self._node = node
-        self._own = own
+        self._local = local
         self._shared = shared
-        self._seconds = seconds
+        self._ttl = ttl
         self._lease = 0
 
     # What is to be written
 
-    def show(self, value: CatalogEntry) -> Operation:
+    def publish(self, value: CatalogEntry) -> Operation:
         """Have everybody see a value, for as long as this node lives."""
         return Put(layout.store_key(value), layout.encode(value), self._lease)
 
     @staticmethod
-    def hide(value: CatalogEntry) -> Operation:
+    def unpublish(value: CatalogEntry) -> Operation:
         """The reverse; what is not shown is no error."""
         return Delete(layout.store_key(value))
 
-    def keep(self, kind: str, name: str, value: bytes) -> Operation:
+    def persist(self, kind: str, name: str, value: bytes) -> Operation:
         """Keep something over restarts."""
         return Put(layout.local_key(self._node, kind, name), value)
 
-    def drop(self, kind: str, name: str) -> Operation:
+    def forget(self, kind: str, name: str) -> Operation:
         """The reverse; what is not kept is no error."""
         return Delete(layout.local_key(self._node, kind, name))
 
-    async def write(self, kept: Sequence[Operation], shown: Sequence[Operation]) -> None:
+    async def write(self, persisted: Sequence[Operation], published: Sequence[Operation]) -> None:
         """First what must not be lost, then what others see; both at once where both are in one store.
 
         Raises LeaseGone where this node was thought dead: ``revive`` and show everything; StoreError.
         """
-        if self._own is self._shared:
-            kept, shown = (), (*kept, *shown)
-        for target, operations in ((self._own, kept), (self._shared, shown)):
+        if self._local is self._shared:
+            persisted, published = (), (*persisted, *published)
+        for target, operations in ((self._local, persisted), (self._shared, published)):
             for start in range(0, len(operations), BATCH):
                 await target.transact((), operations[start : start + BATCH])
 
     async def replace_all(self, values: Iterable[CatalogEntry]) -> None:
         """Show these values and no others, and write nothing that is so already. Raises StoreError."""
         wanted = {layout.store_key(value): layout.encode(value) for value in values}
-        shown = {entry.key: entry async for entry in self.shown()}
+        published = {entry.key: entry async for entry in self.published()}
         operations: list[Operation] = [
             Put(key, value, self._lease)
             for key, value in wanted.items()
-            if key not in shown or shown[key].value != value or shown[key].lease != self._lease
+            if key not in published or published[key].value != value or published[key].lease != self._lease
         ]
-        operations += [Delete(key) for key in shown if key not in wanted]
+        operations += [Delete(key) for key in published if key not in wanted]
         await self.write((), operations)
 
     # What is there
 
-    async def kept(self) -> list[tuple[str, str, Entry]]:
+    async def persisted(self) -> list[tuple[str, str, Entry]]:
         """What this node keeps: kind, name and entry. Raises StoreError."""
         prefix = layout.local_key(self._node, "", "").rstrip("/") + "/"
         found = []
-        for entry in (await self._own.range(prefix)).entries:
+        for entry in (await self._local.range(prefix)).entries:
             kind, name = layout.key_parts(entry.key)[1:3]
             found.append((kind, name, entry))
         return found
 
-    async def shown(self) -> AsyncIterator[Entry]:
+    async def published(self) -> AsyncIterator[Entry]:
         """What everybody sees of this node, services first. Raises StoreError."""
         for prefix, place in ((layout.SERVICES, 1), (layout.CHECKS, 0), (layout.NODES, 0)):
             for entry in (await self._shared.range(prefix)).entries:
@@ -88,10 +88,10 @@ class Publication:
 
     # Its life
 
-    async def revive(self) -> None:
+    async def acquire_lease(self) -> None:
         """Take up the lease that this node had, if it still holds, or a new one. Raises StoreError."""
         if not self._lease:
-            held = await self._own.get(layout.local_key(self._node, "lease"))
+            held = await self._local.get(layout.local_key(self._node, "lease"))
             self._lease = int(json.loads(held.value)) if held is not None else 0
         try:
             if self._lease:
@@ -99,13 +99,13 @@ class Publication:
                 return
         except LeaseGone:
             pass
-        self._lease = await self._shared.grant(self._seconds)
-        await self._own.put(layout.local_key(self._node, "lease"), json.dumps(self._lease).encode())
+        self._lease = await self._shared.grant(self._ttl)
+        await self._local.put(layout.local_key(self._node, "lease"), json.dumps(self._lease).encode())
 
-    async def live(self) -> None:
+    async def renew_lease(self) -> None:
         """Give a sign of life. Raises LeaseGone where it came too late, StoreError."""
         await self._shared.keep_alive(self._lease)
 
-    async def end(self) -> None:
+    async def revoke_lease(self) -> None:
         """Have all that is shown vanish at once. Raises StoreError."""
         await self._shared.revoke(self._lease)

@@ -52,18 +52,20 @@ class Registry:
     ``lease_seconds`` is how long after its agent's last sign of life a node's services stay visible to others.
     """
 
-    def __init__(self, node: Node, own: Store, shared: Store, *, port: int = 8500, lease_seconds: float = 30.0) -> None:
+    def __init__(
+        self, node: Node, local: Store, shared: Store, *, port: int = 8500, lease_seconds: float = 30.0
+    ) -> None:
         self.node = node
         self._port = port
         self._lease_seconds = lease_seconds
-        self._publication = Publication(node.name, own, shared, lease_seconds)
+        self._publication = Publication(node.name, local, shared, lease_seconds)
         self._instances: dict[str, Instance] = {}
         self._checks: dict[str, Check] = {}
         self._definitions: dict[str, CheckDefinition] = {}
         self._listeners: list[Callable[[], None]] = []
-        self._report_listeners: list[Callable[[str, Status], None]] = []
+        self._update_listeners: list[Callable[[str, Status], None]] = []
         self._lock = asyncio.Lock()
-        self._late: dict[str, float] = {}
+        self._deferred: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     # What is registered
@@ -84,9 +86,9 @@ class Registry:
         """Have a function called whenever the definitions have changed."""
         self._listeners.append(listener)
 
-    def subscribe_reports(self, listener: Callable[[str, Status], None]) -> None:
+    def subscribe_updates(self, listener: Callable[[str, Status], None]) -> None:
         """Have a function called with a check's id and status after each report, also of one that changes nothing."""
-        self._report_listeners.append(listener)
+        self._update_listeners.append(listener)
 
     # Registering
 
@@ -98,59 +100,59 @@ class Registry:
         ``replace_checks`` ends those of its checks that are not among the given. Raises StoreError.
         """
         async with self._lock:
-            await self._register(instance, checks, replace_checks, keep=True)
+            await self._register(instance, checks, replace_checks, persist=True)
 
     async def deregister(self, instance_id: str) -> None:
         """Offer an instance no longer; its checks go with it. Raises Unknown, StoreError."""
         async with self._lock:
-            await self._deregister(self._instance(instance_id))
+            await self._deregister(self._registered_instance(instance_id))
 
     async def register_check(self, definition: CheckDefinition) -> None:
         """Check an instance, or (without a ``service_id``) the whole node. Raises Unknown, StoreError."""
         async with self._lock:
-            instance = self._instance(definition.service_id) if definition.service_id else None
+            instance = self._registered_instance(definition.service_id) if definition.service_id else None
             check = self._check(definition, instance)
-            await self._write([self._kept(definition)], [check])
+            await self._write([self._persist_check(definition)], [check])
             self._checks[check.id] = check
             self._definitions[definition.id] = definition
-            self._tell()
+            self._notify()
 
     async def deregister_check(self, check_id: str) -> None:
         """End a check. Raises Unknown, StoreError."""
         async with self._lock:
-            check = self._known_check(check_id)
-            await self._write([self._publication.drop(kind, check_id) for kind in ("check", "status")], (), [check])
-            self._forget_check(check_id)
-            self._tell()
+            check = self._registered_check(check_id)
+            await self._write([self._publication.forget(kind, check_id) for kind in ("check", "status")], (), [check])
+            self._drop_check(check_id)
+            self._notify()
 
-    async def report(self, check_id: str, status: Status, output: str) -> None:
+    async def update_check(self, check_id: str, status: Status, output: str) -> None:
         """The result of a check. A change of its output alone is shown within ``OUTPUT_SECONDS``.
 
         Raises Unknown, StoreError.
         """
         async with self._lock:
-            old = self._known_check(check_id)
+            old = self._registered_check(check_id)
             new = replace(old, status=status, output=output)
-            await self._report(old, new)
-        for listener in tuple(self._report_listeners):
+            await self._update_check(old, new)
+        for listener in tuple(self._update_listeners):
             listener(check_id, status)
 
-    async def _report(self, old: Check, new: Check) -> None:
+    async def _update_check(self, old: Check, new: Check) -> None:
         if new == old:
             return
         if new.status is old.status and old.output:
             self._checks[new.id] = new
-            self._late.setdefault(new.id, time.monotonic() + CHECK_UPDATE_INTERVAL)
+            self._deferred.setdefault(new.id, time.monotonic() + CHECK_UPDATE_INTERVAL)
             return
-        lasting = new.id in self._definitions and not self._owner_of(new)
-        kept = [self._publication.keep("status", new.id, json.dumps(new.status).encode())] if lasting else []
-        await self._write(kept, [new])
+        persistent = new.id in self._definitions and not self._owner_of(new)
+        persisted = [self._publication.persist("status", new.id, json.dumps(new.status).encode())] if persistent else []
+        await self._write(persisted, [new])
         self._checks[new.id] = new
-        self._late.pop(new.id, None)
+        self._deferred.pop(new.id, None)
 
     async def maintenance(self, enable: bool, reason: str = "", instance_id: str = "") -> None:
         """Take an instance, or (without an id) this node, out of service, or back. Raises Unknown, StoreError."""
-        instance = self._instance(instance_id) if instance_id else None
+        instance = self._registered_instance(instance_id) if instance_id else None
         check_id = SERVICE_MAINT_PREFIX + instance_id if instance_id else NODE_MAINT
         what = "service" if instance else "node"
         if enable:
@@ -167,64 +169,64 @@ class Registry:
             for old in [one for one in self._instances.values() if one.owner == owner and one.id not in wanted]:
                 await self._deregister(old)
             for instance, checks in offered:
-                await self._register(replace(instance, owner=owner), checks, replace_checks=True, keep=False)
+                await self._register(replace(instance, owner=owner), checks, replace_checks=True, persist=False)
 
     def owners(self) -> set[str]:
         """The attachments that offer something."""
         return {one.owner for one in self._instances.values() if one.owner}
 
     async def _register(
-        self, instance: Instance, definitions: Sequence[CheckDefinition], replace_checks: bool, *, keep: bool
+        self, instance: Instance, definitions: Sequence[CheckDefinition], replace_checks: bool, *, persist: bool
     ) -> None:
         instance = replace(instance, node=self.node.name)
         old = self._instances.get(instance.id)
         checks = [self._check(definition, instance) for definition in definitions]
         ids = {check.id for check in checks}
-        ended = [
+        stale = [
             check
             for check in self._checks.values()
             if replace_checks and check.service_id == instance.id and check.id not in ids and not check.maintenance
         ]
-        gone: list[CatalogEntry] = [*ended]
+        removed: list[CatalogEntry] = [*stale]
         if old is not None and old.name != instance.name:
-            gone.append(old)
+            removed.append(old)
         # Many register again and again to be sure; what is the same must wake nobody who waits for a change.
-        shown: list[CatalogEntry] = [check for check in checks if check != self._checks.get(check.id)]
-        kept: list[Operation] = []
+        published: list[CatalogEntry] = [check for check in checks if check != self._checks.get(check.id)]
+        persisted: list[Operation] = []
         if instance != old:
-            shown.insert(0, instance)
-            kept = [self._publication.keep("service", instance.id, layout.encode(instance))]
-        kept += [self._kept(one) for one in definitions if one != self._definitions.get(one.id)]
-        kept += [self._publication.drop(kind, check.id) for check in ended for kind in ("check", "status")]
-        await self._write(kept if keep else [], shown, gone)
+            published.insert(0, instance)
+            persisted = [self._publication.persist("service", instance.id, layout.encode(instance))]
+        persisted += [self._persist_check(one) for one in definitions if one != self._definitions.get(one.id)]
+        persisted += [self._publication.forget(kind, check.id) for check in stale for kind in ("check", "status")]
+        await self._write(persisted if persist else [], published, removed)
         self._instances[instance.id] = instance
-        for check in ended:
-            self._forget_check(check.id)
+        for check in stale:
+            self._drop_check(check.id)
         self._checks |= {check.id: check for check in checks}
         self._definitions |= {definition.id: definition for definition in definitions}
-        if definitions or ended:
-            self._tell()
+        if definitions or stale:
+            self._notify()
 
     async def _deregister(self, instance: Instance) -> None:
         checks = [check for check in self._checks.values() if check.service_id == instance.id]
-        kept = [self._publication.drop("service", instance.id)]
-        kept += [self._publication.drop(kind, check.id) for check in checks for kind in ("check", "status")]
-        await self._write([] if instance.owner else kept, (), [instance, *checks])
+        persisted = [self._publication.forget("service", instance.id)]
+        persisted += [self._publication.forget(kind, check.id) for check in checks for kind in ("check", "status")]
+        await self._write([] if instance.owner else persisted, (), [instance, *checks])
         del self._instances[instance.id]
         for check in checks:
-            self._forget_check(check.id)
+            self._drop_check(check.id)
         if checks:
-            self._tell()
+            self._notify()
 
     # Its life
 
     async def start(self) -> None:
         """Read what was registered before, take up the node's lease, and show all of it. Raises StoreError."""
-        await self._read_own()
-        await self._adopt()
-        await self._publication.revive()
-        await self._show_all()
-        self._tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._catch_up())]
+        await self._load_persisted()
+        await self._restore_published()
+        await self._publication.acquire_lease()
+        await self._publish_all()
+        self._tasks = [asyncio.create_task(self._renew_loop()), asyncio.create_task(self._deferred_loop())]
 
     async def stop(self) -> None:
         """End. What is shown stays until the lease ends, so that a restart is no event for anybody."""
@@ -235,11 +237,11 @@ class Registry:
     async def leave(self) -> None:
         """Have this node's services vanish at once; what is registered by hand comes back with a start."""
         await self.stop()
-        await self._publication.end()
+        await self._publication.revoke_lease()
 
-    async def _read_own(self) -> None:
+    async def _load_persisted(self) -> None:
         statuses: dict[str, Status] = {}
-        for kind, name, entry in await self._publication.kept():
+        for kind, name, entry in await self._publication.persisted():
             try:
                 if kind == "service":
                     self._instances[name] = layout.decode_local(entry)
@@ -253,9 +255,9 @@ class Registry:
             check = self._check(definition, self._instances.get(definition.service_id))
             self._checks[check.id] = replace(check, status=statuses.get(check.id, check.status))
 
-    async def _adopt(self) -> None:
+    async def _restore_published(self) -> None:
         """Go on with what attachments offered before a restart, and with the last outputs of the checks."""
-        async for entry in self._publication.shown():
+        async for entry in self._publication.published():
             try:
                 value = layout.decode(entry)
             except layout.DecodeError:
@@ -269,7 +271,7 @@ class Registry:
                 elif mine is not None and mine.status is value.status:
                     self._checks[value.id] = replace(mine, output=value.output)
 
-    async def _show_all(self) -> None:
+    async def _publish_all(self) -> None:
         """Have everybody see what is registered, and the node with it. Raises StoreError."""
         alive = "Agent alive and reachable"
         name = self.node.name
@@ -277,30 +279,30 @@ class Registry:
         self._instances[CONSUL_SERVICE] = Instance(name, CONSUL_SERVICE, CONSUL_SERVICE, port=self._port)
         await self._publication.replace_all((self.node, *self._instances.values(), *self._checks.values()))
 
-    async def _revive(self) -> None:
+    async def _republish(self) -> None:
         """Show everything again after this node was thought dead. Raises StoreError."""
         log.warning("the lease of node %s had ended; its services are registered again", self.node.name)
-        await self._publication.revive()
-        await self._show_all()
+        await self._publication.acquire_lease()
+        await self._publish_all()
 
-    async def _live(self) -> None:
+    async def _renew_loop(self) -> None:
         """Keep the lease; where it was lost (the machine slept, the store was away), show everything again."""
         while True:
             await asyncio.sleep(self._lease_seconds / 3)
             try:
-                await self._publication.live()
+                await self._publication.renew_lease()
             except LeaseGone:
                 async with self._lock:
                     with contextlib.suppress(StoreError):
-                        await self._revive()
+                        await self._republish()
             except StoreError as error:
                 log.warning("the lease of node %s could not be renewed: %s", self.node.name, error)
 
-    async def _catch_up(self) -> None:
+    async def _deferred_loop(self) -> None:
         """Show the outputs of checks that changed without their status."""
         while True:
             await asyncio.sleep(1)
-            due = [check_id for check_id, when in self._late.items() if when <= time.monotonic()]
+            due = [check_id for check_id, when in self._deferred.items() if when <= time.monotonic()]
             async with self._lock:
                 checks = [self._checks[check_id] for check_id in due if check_id in self._checks]
                 try:
@@ -309,24 +311,26 @@ class Registry:
                     log.warning("outputs of checks could not be written: %s", error)
                     continue
                 for check_id in due:
-                    self._late.pop(check_id, None)
+                    self._deferred.pop(check_id, None)
 
     # Writing
 
     async def _write(
-        self, kept: Sequence[Operation], show: Sequence[CatalogEntry], hide: Sequence[CatalogEntry] = ()
+        self, persisted: Sequence[Operation], publish: Sequence[CatalogEntry], unpublish: Sequence[CatalogEntry] = ()
     ) -> None:
         """What to keep, what to show and what to hide, at once. Raises StoreError."""
         for _ in range(2):
-            shown = [self._publication.show(one) for one in show] + [self._publication.hide(one) for one in hide]
+            published = [self._publication.publish(one) for one in publish] + [
+                self._publication.unpublish(one) for one in unpublish
+            ]
             try:
-                return await self._publication.write(kept, shown)
+                return await self._publication.write(persisted, published)
             except LeaseGone:
-                await self._revive()
+                await self._republish()
         raise LeaseGone(0)
 
-    def _kept(self, definition: CheckDefinition) -> Operation:
-        return self._publication.keep("check", definition.id, layout.encode_check_definition(definition))
+    def _persist_check(self, definition: CheckDefinition) -> Operation:
+        return self._publication.persist("check", definition.id, layout.encode_check_definition(definition))
 
     def _check(self, definition: CheckDefinition, instance: Instance | None) -> Check:
         """The check of a definition, in the state that it is in."""
@@ -345,13 +349,13 @@ class Registry:
             definition=definition.asked,
         )
 
-    def _instance(self, instance_id: str) -> Instance:
+    def _registered_instance(self, instance_id: str) -> Instance:
         found = self._instances.get(instance_id)
         if found is None:
             raise NotRegistered("service", instance_id)
         return found
 
-    def _known_check(self, check_id: str) -> Check:
+    def _registered_check(self, check_id: str) -> Check:
         found = self._checks.get(check_id)
         if found is None:
             raise NotRegistered("check", check_id)
@@ -361,10 +365,10 @@ class Registry:
         instance = self._instances.get(check.service_id)
         return instance.owner if instance else ""
 
-    def _forget_check(self, check_id: str) -> None:
-        for table in (self._checks, self._definitions, self._late):
+    def _drop_check(self, check_id: str) -> None:
+        for table in (self._checks, self._definitions, self._deferred):
             table.pop(check_id, None)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for listener in tuple(self._listeners):
             listener()

@@ -143,7 +143,7 @@ class Agent:
             asyncio.get_running_loop().call_later(_FAREWELL, self._ended.set)  # once who asked has been answered
 
         more = pages.routes(overview)
-        api = api_server.Api(catalog, registry, store, serving, metrics, leave=leave, more=more)
+        api = api_server.ApiServer(catalog, registry, store, serving, metrics, leave=leave, extra_routes=more)
         await self._first("http", api)
         gc.freeze()
         return Parts(registry, attachments, dns, api)

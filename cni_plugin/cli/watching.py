@@ -116,7 +116,7 @@ class Watching:
     def _ask(self, one: _Asked) -> None:
         parts = ("health", "service", one.service) if one.service != _ALL else ("catalog", "services")
         parameters = [("index", str(one.index)), ("wait", f"{WAIT}s")] if one.index else []
-        connection = self._client.begin(api_path(*parts), parameters)
+        connection = self._client.send(api_path(*parts), parameters)
         one.connection, one.sock, one.until = connection, connection.sock, time.monotonic() + LATE
         self._selector.register(one.sock, selectors.EVENT_READ, one)
 

@@ -30,7 +30,7 @@ class AgentEndpoint:
         registry: Registry,
         store: Store,
         metrics: Metrics,
-        answers: BlockingQueries,
+        blocking_queries: BlockingQueries,
         *,
         reload: Hook | None = None,
         leave: Hook | None = None,
@@ -39,7 +39,7 @@ class AgentEndpoint:
         self._registry = registry
         self._store = store
         self._metrics = metrics
-        self._answers = answers
+        self._blocking = blocking_queries
         self._reload = reload
         self._leave = leave
 
@@ -70,7 +70,7 @@ class AgentEndpoint:
             ),
         )
 
-    async def self_(self, question: HttpRequest) -> HttpResponse:
+    async def self_(self, request: HttpRequest) -> HttpResponse:
         node = self._registry.node
         config = {
             "Datacenter": node.datacenter,
@@ -89,19 +89,19 @@ class AgentEndpoint:
             "Stats": {},
             "Meta": dict(node.meta),
         }
-        return HttpResponse(encode_json(found, question))
+        return HttpResponse(encode_json(found, request))
 
-    async def members(self, question: HttpRequest) -> HttpResponse:
+    async def members(self, request: HttpRequest) -> HttpResponse:
         own = self._registry.node
         nodes = {node.name: node for node in self._catalog.nodes() if self._runs_agent(node)} | {own.name: own}
         found = [serialize.member(nodes[name], self._catalog.node_checks(name), __version__) for name in sorted(nodes)]
-        return HttpResponse(encode_json(found, question))
+        return HttpResponse(encode_json(found, request))
 
     def _runs_agent(self, node: Node) -> bool:
         return any(check.id == SERF_HEALTH for check in self._catalog.node_checks(node.name))
 
-    async def metrics(self, question: HttpRequest) -> HttpResponse:
-        if question.get("format") == "prometheus":
+    async def metrics(self, request: HttpRequest) -> HttpResponse:
+        if request.get("format") == "prometheus":
             return HttpResponse(self._metrics.text().encode(), type="text/plain; version=0.0.4; charset=utf-8")
         gauges, counters = [], []
         for kind, name, labels, number in self._metrics.samples():
@@ -116,39 +116,39 @@ class AgentEndpoint:
             "Counters": counters,
             "Samples": [],
         }
-        return HttpResponse(encode_json(found, question))
+        return HttpResponse(encode_json(found, request))
 
-    async def version(self, question: HttpRequest) -> HttpResponse:
+    async def version(self, request: HttpRequest) -> HttpResponse:
         found = {"SHA": "", "BuildDate": "1970-01-01T00:00:00Z", "HumanVersion": __version__, "FIPS": ""}
-        return HttpResponse(encode_json(found, question))
+        return HttpResponse(encode_json(found, request))
 
-    async def reload(self, question: HttpRequest) -> HttpResponse:
+    async def reload(self, request: HttpRequest) -> HttpResponse:
         if self._reload is not None:
             await self._reload()
         return HttpResponse()
 
-    async def leave(self, question: HttpRequest) -> HttpResponse:
+    async def leave(self, request: HttpRequest) -> HttpResponse:
         await (self._leave or self._registry.leave)()
         return HttpResponse()
 
-    async def join(self, question: HttpRequest) -> HttpResponse:
+    async def join(self, request: HttpRequest) -> HttpResponse:
         raise HttpError(400, "weft's nodes meet in their store; give this agent the same store as the others have")
 
-    async def force_leave(self, question: HttpRequest) -> HttpResponse:
-        name = question.name
+    async def force_leave(self, request: HttpRequest) -> HttpResponse:
+        name = request.name
         if name == self._registry.node.name:
             raise HttpError(400, f"{name} is this agent's own node; use agent/leave")
         node = self._catalog.node(name)
         if node is None:
             raise HttpError(400, f"agent: No node found with name '{name[:100]}'")
         await deregister_node(self._store, self._catalog, node.name)
-        await self._answers.settle()
+        await self._blocking.wait_for_catalog()
         return HttpResponse()
 
 
 async def deregister_node(store: Store, catalog: Catalog, name: str) -> None:
     """Delete a node from the catalog, with all that is on it; the node itself last. Raises StoreError."""
-    gone: list[CatalogEntry] = [*catalog.on_node(name), *catalog.node_checks(name)]
-    operations = [Delete(store_key(one)) for one in gone] + [Delete(store_key(Node(name, "")))]
+    removed: list[CatalogEntry] = [*catalog.node_instances(name), *catalog.node_checks(name)]
+    operations = [Delete(store_key(one)) for one in removed] + [Delete(store_key(Node(name, "")))]
     for start in range(0, len(operations), 100):
         await store.transact((), operations[start : start + 100])

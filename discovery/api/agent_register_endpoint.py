@@ -20,9 +20,9 @@ from discovery.structs import CONSUL_SERVICE, SERF_HEALTH, Status
 class AgentRegisterEndpoint:
     """The handlers that change what is registered on this node. ``scripts``: whether checks may run programs."""
 
-    def __init__(self, registry: Registry, answers: BlockingQueries, *, scripts: bool) -> None:
+    def __init__(self, registry: Registry, blocking_queries: BlockingQueries, *, scripts: bool) -> None:
         self._registry = registry
-        self._answers = answers
+        self._blocking = blocking_queries
         self._scripts = scripts
 
     def routes(self) -> tuple[Route, ...]:
@@ -60,7 +60,7 @@ class AgentRegisterEndpoint:
         )
 
     def _of_checks(self) -> tuple[Route, ...]:
-        words = (("pass", Status.PASSING), ("warn", Status.WARNING), ("fail", Status.CRITICAL))
+        reports = (("pass", Status.PASSING), ("warn", Status.WARNING), ("fail", Status.CRITICAL))
         return (
             Route(
                 "PUT",
@@ -81,7 +81,7 @@ class AgentRegisterEndpoint:
                     writes=True,
                     old=("GET",),
                 )
-                for word, status in words
+                for word, status in reports
             ),
             Route(
                 "PUT",
@@ -95,52 +95,52 @@ class AgentRegisterEndpoint:
 
     # Services
 
-    async def register(self, question: HttpRequest) -> HttpResponse:
+    async def register(self, request: HttpRequest) -> HttpResponse:
         try:
-            registration = parse_service(await question.json(), self._registry.node.name, scripts=self._scripts)
+            registration = parse_service(await request.json(), self._registry.node.name, scripts=self._scripts)
         except BadField as error:
             raise HttpError(400, str(error)) from None
         instance = registration.instance
         if CONSUL_SERVICE in (instance.id, instance.name):
             raise HttpError(400, f'Invalid service name: "{CONSUL_SERVICE}" is what this agent offers itself')
-        asked = question.get("replace-existing-checks") in ("", "true")
-        replace_checks = question.has("replace-existing-checks") and asked
+        asked = request.get("replace-existing-checks") in ("", "true")
+        replace_checks = request.has("replace-existing-checks") and asked
         await self._registry.register(instance, registration.checks, replace_checks=replace_checks)
-        await self._answers.settle()
+        await self._blocking.wait_for_catalog()
         return HttpResponse()
 
-    async def deregister(self, question: HttpRequest) -> HttpResponse:
+    async def deregister(self, request: HttpRequest) -> HttpResponse:
         try:
-            await self._registry.deregister(question.name)
+            await self._registry.deregister(request.name)
         except NotRegistered:
-            raise _unknown_service(question.name) from None
-        await self._answers.settle()
+            raise _unknown_service(request.name) from None
+        await self._blocking.wait_for_catalog()
         return HttpResponse()
 
-    async def maintain_service(self, question: HttpRequest) -> HttpResponse:
-        if not question.name:
+    async def maintain_service(self, request: HttpRequest) -> HttpResponse:
+        if not request.name:
             raise HttpError(400, "Missing service ID")
-        return await self._maintain(question, question.name)
+        return await self._maintain(request, request.name)
 
-    async def maintain_node(self, question: HttpRequest) -> HttpResponse:
-        return await self._maintain(question, "")
+    async def maintain_node(self, request: HttpRequest) -> HttpResponse:
+        return await self._maintain(request, "")
 
-    async def _maintain(self, question: HttpRequest, instance_id: str) -> HttpResponse:
-        if not question.has("enable"):
+    async def _maintain(self, request: HttpRequest, instance_id: str) -> HttpResponse:
+        if not request.has("enable"):
             raise HttpError(400, "Missing value for enable")
-        enable = parse_bool(question.get("enable"), "Invalid value for enable")
+        enable = parse_bool(request.get("enable"), "Invalid value for enable")
         try:
-            await self._registry.maintenance(enable, question.get("reason"), instance_id)
+            await self._registry.maintenance(enable, request.get("reason"), instance_id)
         except NotRegistered:
             raise _unknown_service(instance_id) from None
-        await self._answers.settle()
+        await self._blocking.wait_for_catalog()
         return HttpResponse()
 
     # Checks
 
-    async def register_check(self, question: HttpRequest) -> HttpResponse:
+    async def register_check(self, request: HttpRequest) -> HttpResponse:
         try:
-            fields = Fields(await question.json())
+            fields = Fields(await request.json())
             if not fields.name("Name"):
                 raise HttpError(400, "Missing check name")
             definition = parse_check(fields, scripts=self._scripts)
@@ -153,34 +153,34 @@ class AgentRegisterEndpoint:
             await self._registry.register_check(definition)
         except NotRegistered:
             raise HttpError(404, f'ServiceID "{definition.service_id}" does not exist') from None
-        await self._answers.settle()
+        await self._blocking.wait_for_catalog()
         return HttpResponse()
 
-    async def deregister_check(self, question: HttpRequest) -> HttpResponse:
-        if question.name == SERF_HEALTH:
-            raise _unknown_check(question.name)
+    async def deregister_check(self, request: HttpRequest) -> HttpResponse:
+        if request.name == SERF_HEALTH:
+            raise _unknown_check(request.name)
         try:
-            await self._registry.deregister_check(question.name)
+            await self._registry.deregister_check(request.name)
         except NotRegistered:
-            raise _unknown_check(question.name) from None
-        await self._answers.settle()
+            raise _unknown_check(request.name) from None
+        await self._blocking.wait_for_catalog()
         return HttpResponse()
 
     def _report(self, status: Status) -> Callable[[HttpRequest], Awaitable[HttpResponse]]:
-        async def report(question: HttpRequest) -> HttpResponse:
-            return await self._update(question.name, status, question.get("note"))
+        async def update_check(request: HttpRequest) -> HttpResponse:
+            return await self._update(request.name, status, request.get("note"))
 
-        return report
+        return update_check
 
-    async def update_check(self, question: HttpRequest) -> HttpResponse:
+    async def update_check(self, request: HttpRequest) -> HttpResponse:
         try:
-            fields = Fields(await question.json())
+            fields = Fields(await request.json())
             status, output = fields.text("Status"), fields.text("Output", longest=512 * 1024)
         except BadField as error:
             raise HttpError(400, f"Request decode failed: {error}") from None
         if status not in tuple(Status):
             raise HttpError(400, f"Invalid check status: '{status[:40]}'")
-        return await self._update(question.name, Status(status), output)
+        return await self._update(request.name, Status(status), output)
 
     async def _update(self, check_id: str, status: Status, output: str) -> HttpResponse:
         definition = self._registry.definitions().get(check_id)
@@ -189,10 +189,10 @@ class AgentRegisterEndpoint:
         if definition.type != "ttl":
             raise HttpError(400, f'CheckID "{check_id}" does not have associated TTL')
         try:
-            await self._registry.report(check_id, status, output[: definition.output_max_size])
+            await self._registry.update_check(check_id, status, output[: definition.output_max_size])
         except NotRegistered:
             raise _unknown_check(check_id) from None
-        await self._answers.settle()
+        await self._blocking.wait_for_catalog()
         return HttpResponse()
 
 

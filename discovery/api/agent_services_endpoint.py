@@ -19,16 +19,16 @@ from discovery.catalog import Catalog
 from discovery.registry import Registry
 from discovery.structs import Check, Instance, worst_status
 
-_AGGREGATED = {"passing": 200, "warning": 429}
+_STATUS_CODES = {"passing": 200, "warning": 429}
 
 
 class AgentServicesEndpoint:
     """The handlers that read what is registered on this node."""
 
-    def __init__(self, catalog: Catalog, registry: Registry, answers: BlockingQueries) -> None:
+    def __init__(self, catalog: Catalog, registry: Registry, blocking_queries: BlockingQueries) -> None:
         self._catalog = catalog
         self._registry = registry
-        self._answers = answers
+        self._blocking = blocking_queries
 
     def routes(self) -> tuple[Route, ...]:
         """The table of what is served."""
@@ -79,59 +79,59 @@ class AgentServicesEndpoint:
             ),
         )
 
-    async def services(self, question: HttpRequest) -> HttpResponse:
+    async def services(self, request: HttpRequest) -> HttpResponse:
         datacenter = self._registry.node.datacenter
         instances = self._registry.instances()
         found = {name: serialize.agent_service(instances[name], datacenter) for name in sorted(instances)}
-        return HttpResponse(encode_json(apply_filter(found, question, schemas.AGENT_SERVICE), question))
+        return HttpResponse(encode_json(apply_filter(found, request, schemas.AGENT_SERVICE), request))
 
-    async def service(self, question: HttpRequest) -> HttpResponse:
+    async def service(self, request: HttpRequest) -> HttpResponse:
         node = self._registry.node
-        _, seconds = question.waiting()
+        _, wait = request.blocking_options()
         clock = asyncio.get_running_loop().time
-        end = clock() + seconds
+        end = clock() + wait
         topic = topics.node(node.name)
         while True:
             seen = self._catalog.changed(topic)
-            instance = self._registry.instances().get(question.name)
+            instance = self._registry.instances().get(request.name)
             if instance is None:
-                raise HttpError(404, f"unknown service ID: {question.name}")
+                raise HttpError(404, f"unknown service ID: {request.name}")
             found = serialize.agent_service(instance, node.datacenter)
             digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
-            if question.get("hash") != digest or clock() >= end:
-                body = encode_json({**found, "ContentHash": digest}, question)
+            if request.get("hash") != digest or clock() >= end:
+                body = encode_json({**found, "ContentHash": digest}, request)
                 return HttpResponse(body, headers={"X-Consul-ContentHash": digest})
-            await self._answers.park(self._catalog.wait((topic,), seen, end - clock()))
+            await self._blocking.block(self._catalog.wait((topic,), seen, end - clock()))
 
-    async def checks(self, question: HttpRequest) -> HttpResponse:
+    async def checks(self, request: HttpRequest) -> HttpResponse:
         checks = self._registry.checks()
         found = {name: serialize.check(checks[name]) for name in sorted(checks)}
-        return HttpResponse(encode_json(apply_filter(found, question, schemas.CHECK), question))
+        return HttpResponse(encode_json(apply_filter(found, request, schemas.CHECK), request))
 
-    async def health_by_name(self, question: HttpRequest) -> HttpResponse:
-        instances = [one for _, one in sorted(self._registry.instances().items()) if one.name == question.name]
+    async def health_by_name(self, request: HttpRequest) -> HttpResponse:
+        instances = [one for _, one in sorted(self._registry.instances().items()) if one.name == request.name]
         found = [self._health(one) for one in instances]
         if not found:
-            text = f"ServiceName {question.name} Not Found"
-            return HttpResponse(text.encode(), 404, TEXT) if _wants_text(question) else HttpResponse(b"[]", 404)
+            text = f"ServiceName {request.name} Not Found"
+            return HttpResponse(text.encode(), 404, TEXT) if _wants_text(request) else HttpResponse(b"[]", 404)
         status = max((one["AggregatedStatus"] for one in found), key=_severity)
-        return _healthy(found, status, question)
+        return _health_response(found, status, request)
 
-    async def health_by_id(self, question: HttpRequest) -> HttpResponse:
-        instance = self._registry.instances().get(question.name)
+    async def health_by_id(self, request: HttpRequest) -> HttpResponse:
+        instance = self._registry.instances().get(request.name)
         if instance is None:
-            raise HttpError(404, f"ServiceId {question.name} not found")
+            raise HttpError(404, f"ServiceId {request.name} not found")
         found = self._health(instance)
-        return _healthy(found, found["AggregatedStatus"], question)
+        return _health_response(found, found["AggregatedStatus"], request)
 
     def _health(self, instance: Instance) -> dict[str, Any]:
-        concerned = [
+        checks = [
             check for _, check in sorted(self._registry.checks().items()) if check.service_id in ("", instance.id)
         ]
         return {
-            "AggregatedStatus": _aggregated(concerned),
+            "AggregatedStatus": _aggregated(checks),
             "Service": serialize.agent_service(instance, self._registry.node.datacenter),
-            "Checks": [serialize.check(check) for check in concerned],
+            "Checks": [serialize.check(check) for check in checks],
         }
 
 
@@ -143,14 +143,14 @@ def _severity(status: str) -> int:
     return ("passing", "warning", "critical", "maintenance").index(status)
 
 
-def _wants_text(question: HttpRequest) -> bool:
-    if question.headers.get("Accept", "").startswith("text/plain"):
+def _wants_text(request: HttpRequest) -> bool:
+    if request.headers.get("Accept", "").startswith("text/plain"):
         return True
-    return question.get("format") == "text"
+    return request.get("format") == "text"
 
 
-def _healthy(found: object, status: str, question: HttpRequest) -> HttpResponse:
-    code = _AGGREGATED.get(status, 503)
-    if _wants_text(question):
+def _health_response(found: object, status: str, request: HttpRequest) -> HttpResponse:
+    code = _STATUS_CODES.get(status, 503)
+    if _wants_text(request):
         return HttpResponse(status.encode(), code, TEXT)
-    return HttpResponse(encode_json(found, question), code)
+    return HttpResponse(encode_json(found, request), code)

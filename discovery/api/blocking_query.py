@@ -38,7 +38,7 @@ class CachedResponse:
     body: bytes
     status: int
     index: int
-    seen: int
+    revision: int
 
 
 class BlockingQueries:
@@ -47,92 +47,92 @@ class BlockingQueries:
     def __init__(self, catalog: Catalog, store: Store, metrics: Metrics) -> None:
         self._catalog = catalog
         self._store = store
-        self._known: OrderedDict[Hashable, CachedResponse] = OrderedDict()
-        self._bytes = 0
-        self.parked = 0
-        metrics.gauge("weft_http_waiting", "Requests that wait for a change.", read=lambda: self.parked)
+        self._cache: OrderedDict[Hashable, CachedResponse] = OrderedDict()
+        self._cached_bytes = 0
+        self.blocked = 0
+        metrics.gauge("weft_http_waiting", "Requests that wait for a change.", read=lambda: self.blocked)
 
     async def serve(
-        self, question: HttpRequest, key: Hashable, topics: tuple[Topic, ...], build: Callable[[], Any]
+        self, request: HttpRequest, key: Hashable, topics: tuple[Topic, ...], build: Callable[[], Any]
     ) -> HttpResponse:
         """The answer that ``build`` makes of the catalog (or bytes, written already), past the index asked for."""
-        index, seconds = question.waiting()
-        if question.consistency() == "consistent":
-            await self.settle()
+        index, seconds = request.blocking_options()
+        if request.consistency_mode() == "consistent":
+            await self.wait_for_catalog()
         clock = asyncio.get_running_loop().time
         end = clock() + seconds * (1 + random.random() / JITTER)
         while True:
-            found = self._current(key, topics, question, build)
+            found = self._current(key, topics, request, build)
             if index == 0 or found.index > index or clock() >= end:
-                return self.answer(found, question)
-            await self.park(self._catalog.wait(topics, found.seen, end - clock()))
+                return self.answer(found, request)
+            await self.block(self._catalog.wait(topics, found.revision, end - clock()))
 
-    async def park(self, waiting: Awaitable[object]) -> None:
+    async def block(self, blocking_options: Awaitable[object]) -> None:
         """Wait for something, counted as a request that does."""
-        self.parked += 1
+        self.blocked += 1
         try:
-            await waiting
+            await blocking_options
         finally:
-            self.parked -= 1
+            self.blocked -= 1
 
     def _current(
-        self, key: Hashable, topics: tuple[Topic, ...], question: HttpRequest, build: Callable[[], Any]
+        self, key: Hashable, topics: tuple[Topic, ...], request: HttpRequest, build: Callable[[], Any]
     ) -> CachedResponse:
-        seen = self._catalog.changed(*topics)
-        known = self._known.get(key)
-        if known is not None and known.seen == seen:
-            self._known.move_to_end(key)
-            return known
+        revision = self._catalog.changed(*topics)
+        cached = self._cache.get(key)
+        if cached is not None and cached.revision == revision:
+            self._cache.move_to_end(key)
+            return cached
         built = build()
-        body = built if isinstance(built, bytes) else encode_json(built, question)
-        return self.remember(key, body, 200, seen)
+        body = built if isinstance(built, bytes) else encode_json(built, request)
+        return self.cache_response(key, body, 200, revision)
 
-    def remember(self, key: Hashable, body: bytes, status: int, seen: int, index: int = 0) -> CachedResponse:
+    def cache_response(self, key: Hashable, body: bytes, status: int, revision: int, index: int = 0) -> CachedResponse:
         """Take note of an answer that is true as of a revision; it keeps its index if it is the same as the last.
 
         Else ``index`` is its index, or the revision where that is 0.
         """
-        known = self._known.get(key)
-        if known is not None and known.seen > seen:
-            return known  # a later reading overtook this one
-        if known is not None:
-            del self._known[key]
-            self._bytes -= len(known.body)
-        if known is not None and known.body == body and known.status == status:
-            index = known.index
+        cached = self._cache.get(key)
+        if cached is not None and cached.revision > revision:
+            return cached  # a later reading overtook this one
+        if cached is not None:
+            del self._cache[key]
+            self._cached_bytes -= len(cached.body)
+        if cached is not None and cached.body == body and cached.status == status:
+            index = cached.index
         else:
-            index = max(index or seen, 1)
-        found = CachedResponse(body, status, index, seen)
-        self._known[key] = found
-        self._bytes += len(body)
-        while len(self._known) > CACHE_ENTRIES or (self._bytes > CACHE_BYTES and len(self._known) > 1):
-            _, old = self._known.popitem(last=False)
-            self._bytes -= len(old.body)
+            index = max(index or revision, 1)
+        found = CachedResponse(body, status, index, revision)
+        self._cache[key] = found
+        self._cached_bytes += len(body)
+        while len(self._cache) > CACHE_ENTRIES or (self._cached_bytes > CACHE_BYTES and len(self._cache) > 1):
+            _, old = self._cache.popitem(last=False)
+            self._cached_bytes -= len(old.body)
         return found
 
-    def answer(self, found: CachedResponse, question: HttpRequest) -> HttpResponse:
+    def answer(self, found: CachedResponse, request: HttpRequest) -> HttpResponse:
         """An answer with the headers that every read has."""
-        headers = consul_headers(found.index, question)
+        headers = consul_headers(found.index, request)
         return HttpResponse(found.body, found.status, headers=headers)
 
-    async def settle(self) -> None:
+    async def wait_for_catalog(self) -> None:
         """Wait until the catalog has taken over all that the store has now. Raises StoreError."""
         revision = (await self._store.range(layout.NODES, limit=1)).revision
-        await self._catalog.reached(revision, CONSISTENT_SECONDS)
+        await self._catalog.wait_for_revision(revision, CONSISTENT_SECONDS)
 
 
-def consul_headers(index: int, question: HttpRequest) -> dict[str, str]:
+def consul_headers(index: int, request: HttpRequest) -> dict[str, str]:
     """What Consul says with each read."""
     return {
         "X-Consul-Index": str(index),
         "X-Consul-KnownLeader": "true",
         "X-Consul-LastContact": "0",
-        "X-Consul-Effective-Consistency": question.consistency() or "leader",
+        "X-Consul-Effective-Consistency": request.consistency_mode() or "leader",
     }
 
 
-def encode_json(value: Any, question: HttpRequest) -> bytes:
+def encode_json(value: Any, request: HttpRequest) -> bytes:
     """JSON, indented if the question has ``?pretty``."""
-    if question.has("pretty"):
+    if request.has("pretty"):
         return json.dumps(value, ensure_ascii=False, indent=4).encode() + b"\n"
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

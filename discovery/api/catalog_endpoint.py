@@ -29,11 +29,11 @@ MAX_CHECKS = 64
 class CatalogEndpoint:
     """The handlers that write the catalog."""
 
-    def __init__(self, catalog: Catalog, registry: Registry, store: Store, answers: BlockingQueries) -> None:
+    def __init__(self, catalog: Catalog, registry: Registry, store: Store, blocking_queries: BlockingQueries) -> None:
         self._catalog = catalog
         self._registry = registry
         self._store = store
-        self._answers = answers
+        self._blocking = blocking_queries
 
     def routes(self) -> tuple[Route, ...]:
         """The table of what is served."""
@@ -58,11 +58,11 @@ class CatalogEndpoint:
             ),
         )
 
-    async def register(self, question: HttpRequest) -> HttpResponse:
+    async def register(self, request: HttpRequest) -> HttpResponse:
         try:
-            fields = Fields(await question.json())
+            fields = Fields(await request.json())
             node = _node(fields, self._registry.node.datacenter)
-            update = not fields.flag("SkipNodeUpdate")
+            update = not fields.boolean("SkipNodeUpdate")
             if update and not node.address:
                 raise HttpError(400, "Must provide address if SkipNodeUpdate is not set")
             instance = _instance(fields, node.name)
@@ -70,12 +70,12 @@ class CatalogEndpoint:
         except BadField as error:
             raise HttpError(400, str(error)) from None
         await self._write(node, update, instance, checks)
-        await self._answers.settle()
+        await self._blocking.wait_for_catalog()
         return HttpResponse(b"true")
 
     def _checks(self, fields: Fields, node: str, instance: Instance | None) -> list[Check]:
-        one = fields.inner("Check")
-        found = [*([one] if one is not None and fields.get("Check") else []), *fields.parts("Checks")]
+        one = fields.object_("Check")
+        found = [*([one] if one is not None and fields.get("Check") else []), *fields.objects("Checks")]
         if len(found) > MAX_CHECKS:
             raise BadField(f"Checks: {len(found)} of them; {MAX_CHECKS} is the most")
         checks = [_check(part, node) for part in found]
@@ -120,9 +120,9 @@ class CatalogEndpoint:
             return []
         return [Delete(store_key(old))]
 
-    async def deregister(self, question: HttpRequest) -> HttpResponse:
+    async def deregister(self, request: HttpRequest) -> HttpResponse:
         try:
-            fields = Fields(await question.json())
+            fields = Fields(await request.json())
             name = fields.name("Node")
             service_id, check_id = fields.name("ServiceID"), fields.name("CheckID")
         except BadField as error:
@@ -138,7 +138,7 @@ class CatalogEndpoint:
             await self._store.delete(store_key(Check(name, check_id, "")))
         else:
             await deregister_node(self._store, self._catalog, name)
-        await self._answers.settle()
+        await self._blocking.wait_for_catalog()
         return HttpResponse(b"true")
 
     async def _deregister_own(self, service_id: str, check_id: str) -> None:
@@ -162,8 +162,8 @@ class CatalogEndpoint:
         if instance is None:
             return
         checks = [check for check in self._catalog.node_checks(node) if check.service_id == service_id]
-        gone: list[CatalogEntry] = [instance, *checks]
-        operations = [Delete(store_key(one)) for one in gone]
+        removed: list[CatalogEntry] = [instance, *checks]
+        operations = [Delete(store_key(one)) for one in removed]
         for start in range(0, len(operations), 100):
             await self._store.transact((), operations[start : start + 100])
 
@@ -172,7 +172,7 @@ def _node(fields: Fields, datacenter: str) -> Node:
     name = fields.name("Node")
     if not name:
         raise BadField("Must provide node")
-    meta = fields.table("NodeMeta")
+    meta = fields.string_map("NodeMeta")
     check_metadata(meta, "Invalid Node Meta: ")
     return Node(
         name=name,
@@ -180,12 +180,12 @@ def _node(fields: Fields, datacenter: str) -> Node:
         id=fields.name("ID"),
         datacenter=datacenter,
         meta=meta,
-        tagged_addresses=fields.table("TaggedAddresses"),
+        tagged_addresses=fields.string_map("TaggedAddresses"),
     )
 
 
 def _instance(fields: Fields, node: str) -> Instance | None:
-    service = fields.inner("Service")
+    service = fields.object_("Service")
     if service is None or not fields.get("Service"):
         return None
     if not service.name("Service", "Name"):
@@ -204,7 +204,7 @@ def _check(fields: Fields, node: str) -> Check:
         raise BadField("Missing check name")
     definition = fields.get("Definition")
     if definition is not None and not isinstance(definition, dict):
-        fields.fail("Definition", definition, "is no object")
+        fields.invalid("Definition", definition, "is no object")
     return Check(
         node=node,
         id=check_id or name,

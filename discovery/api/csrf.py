@@ -22,20 +22,20 @@ def rejection_reason(headers: Mapping[str, str], hosts: Collection[str]) -> str:
     site = headers.get("Sec-Fetch-Site", "none")
     if site not in _OWN_SITES:
         return f"requests from other sites' pages may change nothing here (Sec-Fetch-Site: {site[:40]})"
-    host = _name(headers.get("Host", ""))
-    if host and not _is_own(host, hosts):
+    host = _hostname(headers.get("Host", ""))
+    if host and not _is_own_host(host, hosts):
         return f"this agent is not called {host[:100]!r}: use its address, localhost, or a name of its configuration"
     return ""
 
 
-def _name(host: str) -> str:
+def _hostname(host: str) -> str:
     """The host of ``HOST:PORT``."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.rpartition(":")[0].lower() or host.lower() if host.count(":") == 1 else host.lower()
 
 
-def _is_own(host: str, hosts: Collection[str]) -> bool:
+def _is_own_host(host: str, hosts: Collection[str]) -> bool:
     name = host.rstrip(".")
     if name in _LOCAL or name.endswith(".localhost") or name in hosts:
         return True

@@ -36,10 +36,10 @@ OF_INSTANCES = ("tag", "near", "node-meta", "filter", *BLOCKING_PARAMETERS)
 class HealthEndpoint:
     """The handlers that read the catalog."""
 
-    def __init__(self, catalog: Catalog, node: Node, answers: BlockingQueries) -> None:
+    def __init__(self, catalog: Catalog, node: Node, blocking_queries: BlockingQueries) -> None:
         self._catalog = catalog
         self._node = node
-        self._answers = answers
+        self._blocking = blocking_queries
         self._catalog_lists = JsonFragments(serialize.catalog_service, lambda one: (one.node, one.instance))
         self._health_lists = JsonFragments(serialize.health, lambda one: (one.node, one.instance, *one.checks))
 
@@ -136,29 +136,29 @@ class HealthEndpoint:
         return Route("GET", path, summary, handler, (*parameters, *BLOCKING_PARAMETERS), answer, blocks=True)
 
     async def _serve(
-        self, kind: str, question: HttpRequest, asked: tuple[Topic, ...], build: Callable[[], Any]
+        self, kind: str, request: HttpRequest, topics_: tuple[Topic, ...], build: Callable[[], Any]
     ) -> HttpResponse:
-        key: Hashable = (kind, question.name, tuple((name, tuple(question.all(name))) for name in CACHE_KEY_PARAMETERS))
-        return await self._answers.serve(question, key, asked, build)
+        key: Hashable = (kind, request.name, tuple((name, tuple(request.all(name))) for name in CACHE_KEY_PARAMETERS))
+        return await self._blocking.serve(request, key, topics_, build)
 
     # Services
 
-    async def services(self, question: HttpRequest) -> HttpResponse:
+    async def services(self, request: HttpRequest) -> HttpResponse:
         def build() -> Any:
             found = {name: list(tags) for name, tags in self._catalog.services().items()}
-            if question.has("node-meta") or question.get("filter"):
-                found = self._some_services(question)
+            if request.has("node-meta") or request.get("filter"):
+                found = self._filtered_services(request)
             elif CONSUL_SERVICE not in found:
                 found = {CONSUL_SERVICE: [], **found}
             return found
 
-        asked = (SERVICES, NODES) if question.has("node-meta") or question.get("filter") else (SERVICES,)
-        return await self._serve("services", question, asked, build)
+        topics_ = (SERVICES, NODES) if request.has("node-meta") or request.get("filter") else (SERVICES,)
+        return await self._serve("services", request, topics_, build)
 
-    def _some_services(self, question: HttpRequest) -> dict[str, list[str]]:
+    def _filtered_services(self, request: HttpRequest) -> dict[str, list[str]]:
         """The services of some nodes or instances, with the tags of these alone."""
-        nodes = nodes_matching_meta(self._catalog.nodes(), question)
-        test = parse_filter(question, schemas.CATALOG_SERVICE)
+        nodes = nodes_matching_meta(self._catalog.nodes(), request)
+        test = parse_filter(request, schemas.CATALOG_SERVICE)
         found: dict[str, set[str]] = {}
         for name in sorted(self._catalog.names()):
             for one in self._catalog.health(name):
@@ -166,65 +166,65 @@ class HealthEndpoint:
                     found.setdefault(name, set()).update(one.instance.tags)
         return {name: sorted(tags) for name, tags in found.items()}
 
-    async def instances(self, question: HttpRequest) -> HttpResponse:
-        name = _required(question, "Missing service name")
+    async def instances(self, request: HttpRequest) -> HttpResponse:
+        name = _required(request, "Missing service name")
 
         def build() -> Any:
             instances = self._catalog.health(name)
-            found = select_instances(instances, question, self._node.name, passing=False)
-            if _is_plain(question):
+            found = select_instances(instances, request, self._node.name, passing=False)
+            if _use_fragments(request):
                 return self._catalog_lists.write(name, found, len(instances))
-            return apply_filter([serialize.catalog_service(one) for one in found], question, schemas.CATALOG_SERVICE)
+            return apply_filter([serialize.catalog_service(one) for one in found], request, schemas.CATALOG_SERVICE)
 
-        return await self._serve("instances", question, (topics.service(name),), build)
+        return await self._serve("instances", request, (topics.service(name),), build)
 
-    async def health(self, question: HttpRequest) -> HttpResponse:
-        name = _required(question, "Missing service name")
-        passing = question.flag("passing")
+    async def health(self, request: HttpRequest) -> HttpResponse:
+        name = _required(request, "Missing service name")
+        passing = request.boolean("passing")
 
         def build() -> Any:
             instances = self._catalog.health(name)
-            found = select_instances(instances, question, self._node.name, passing=passing)
-            if _is_plain(question):
+            found = select_instances(instances, request, self._node.name, passing=passing)
+            if _use_fragments(request):
                 return self._health_lists.write(name, found, len(instances))
-            return apply_filter([serialize.health(one) for one in found], question, schemas.HEALTH)
+            return apply_filter([serialize.health(one) for one in found], request, schemas.HEALTH)
 
-        return await self._serve("health", question, (topics.health(name),), build)
+        return await self._serve("health", request, (topics.health(name),), build)
 
     # Nodes
 
-    async def nodes(self, question: HttpRequest) -> HttpResponse:
+    async def nodes(self, request: HttpRequest) -> HttpResponse:
         def build() -> Any:
-            wanted = requested_meta(question)
+            wanted = requested_meta(request)
             found = [node for node in self._catalog.nodes() if matches_meta(node.meta, wanted)]
-            found = sort_near(found, question, self._node.name, lambda node: node.name)
-            return apply_filter([serialize.node(node) for node in found], question, schemas.NODE)
+            found = sort_near(found, request, self._node.name, lambda node: node.name)
+            return apply_filter([serialize.node(node) for node in found], request, schemas.NODE)
 
-        return await self._serve("nodes", question, (NODES,), build)
+        return await self._serve("nodes", request, (NODES,), build)
 
-    async def node(self, question: HttpRequest) -> HttpResponse:
-        name = _required(question, "Missing node name")
-
-        def build() -> Any:
-            node = self._catalog.node(name)
-            if node is None:
-                return None
-            services = {one.id: serialize.service(one) for one in self._catalog.on_node(node.name)}
-            return {"Node": serialize.node(node), "Services": apply_filter(services, question, schemas.SERVICE)}
-
-        return await self._serve("node", question, self._topics_of(name), build)
-
-    async def node_services(self, question: HttpRequest) -> HttpResponse:
-        name = _required(question, "Missing node name")
+    async def node(self, request: HttpRequest) -> HttpResponse:
+        name = _required(request, "Missing node name")
 
         def build() -> Any:
             node = self._catalog.node(name)
             if node is None:
                 return None
-            services = [serialize.service(one) for one in self._catalog.on_node(node.name)]
-            return {"Node": serialize.node(node), "Services": apply_filter(services, question, schemas.SERVICE)}
+            services = {one.id: serialize.service(one) for one in self._catalog.node_instances(node.name)}
+            return {"Node": serialize.node(node), "Services": apply_filter(services, request, schemas.SERVICE)}
 
-        return await self._serve("node services", question, self._topics_of(name), build)
+        return await self._serve("node", request, self._topics_of(name), build)
+
+    async def node_services(self, request: HttpRequest) -> HttpResponse:
+        name = _required(request, "Missing node name")
+
+        def build() -> Any:
+            node = self._catalog.node(name)
+            if node is None:
+                return None
+            services = [serialize.service(one) for one in self._catalog.node_instances(node.name)]
+            return {"Node": serialize.node(node), "Services": apply_filter(services, request, schemas.SERVICE)}
+
+        return await self._serve("node services", request, self._topics_of(name), build)
 
     def _topics_of(self, name: str) -> tuple[Topic, ...]:
         """What an answer about a node is made of: its name may be written in another case, and it may not exist yet."""
@@ -233,80 +233,82 @@ class HealthEndpoint:
 
     # Checks
 
-    async def node_checks(self, question: HttpRequest) -> HttpResponse:
-        name = _required(question, "Missing node name")
+    async def node_checks(self, request: HttpRequest) -> HttpResponse:
+        name = _required(request, "Missing node name")
         node = self._catalog.node(name)
         real = node.name if node is not None else name
 
         def build() -> Any:
             return apply_filter(
-                [serialize.check(one) for one in self._catalog.node_checks(real)], question, schemas.CHECK
+                [serialize.check(one) for one in self._catalog.node_checks(real)], request, schemas.CHECK
             )
 
-        return await self._serve("node checks", question, (topics.node_checks(real),), build)
+        return await self._serve("node checks", request, (topics.node_checks(real),), build)
 
-    async def service_checks(self, question: HttpRequest) -> HttpResponse:
-        name = _required(question, "Missing service name")
+    async def service_checks(self, request: HttpRequest) -> HttpResponse:
+        name = _required(request, "Missing service name")
 
         def build() -> Any:
             found = [
                 check
-                for one in select_instances(self._catalog.health(name), question, self._node.name, passing=False)
+                for one in select_instances(self._catalog.health(name), request, self._node.name, passing=False)
                 for check in one.checks
                 if check.service_id
             ]
-            return apply_filter([serialize.check(check) for check in found], question, schemas.CHECK)
+            return apply_filter([serialize.check(check) for check in found], request, schemas.CHECK)
 
-        return await self._serve("service checks", question, (topics.health(name),), build)
+        return await self._serve("service checks", request, (topics.health(name),), build)
 
-    async def checks(self, question: HttpRequest) -> HttpResponse:
-        state = _required(question, "Missing check state")
+    async def checks(self, request: HttpRequest) -> HttpResponse:
+        state = _required(request, "Missing check state")
         if state not in ("any", *Status):
             raise HttpError(400, f"Invalid check state: '{state[:40]}'; any, passing, warning and critical are states")
 
         def build() -> Any:
             found: list[Check] = [one for one in self._catalog.checks() if state in ("any", one.status.value)]
-            if question.has("node-meta"):
-                nodes = nodes_matching_meta(self._catalog.nodes(), question)
+            if request.has("node-meta"):
+                nodes = nodes_matching_meta(self._catalog.nodes(), request)
                 found = [one for one in found if one.node in nodes]
-            found = sort_near(found, question, self._node.name, lambda one: one.node)
-            return apply_filter([serialize.check(one) for one in found], question, schemas.CHECK)
+            found = sort_near(found, request, self._node.name, lambda one: one.node)
+            return apply_filter([serialize.check(one) for one in found], request, schemas.CHECK)
 
-        asked = (CHECKS, NODES) if question.has("node-meta") else (CHECKS,)
-        return await self._serve("checks", question, asked, build)
+        topics_ = (CHECKS, NODES) if request.has("node-meta") else (CHECKS,)
+        return await self._serve("checks", request, topics_, build)
 
     # What there is but one of
 
-    async def datacenters(self, question: HttpRequest) -> HttpResponse:
-        return HttpResponse(encode_json([self._node.datacenter], question))
+    async def datacenters(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(encode_json([self._node.datacenter], request))
 
-    async def virtual_addresses(self, question: HttpRequest) -> HttpResponse:
+    async def virtual_addresses(self, request: HttpRequest) -> HttpResponse:
         names = sorted({one.service for one in self._catalog.all_virtual_addresses().values()})
         found = {name: [one.address for one in self._catalog.virtual_addresses(name)] for name in names}
-        return HttpResponse(encode_json(found, question))
+        return HttpResponse(encode_json(found, request))
 
-    async def leader(self, question: HttpRequest) -> HttpResponse:
-        return HttpResponse(encode_json(_place(self._node), question))
+    async def leader(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(encode_json(_server_address(self._node), request))
 
-    async def peers(self, question: HttpRequest) -> HttpResponse:
-        agents = [node for node in self._catalog.nodes() if self._offers(node)]
-        return HttpResponse(encode_json([_place(node) for node in agents] or [_place(self._node)], question))
+    async def peers(self, request: HttpRequest) -> HttpResponse:
+        agents = [node for node in self._catalog.nodes() if self._runs_agent(node)]
+        return HttpResponse(
+            encode_json([_server_address(node) for node in agents] or [_server_address(self._node)], request)
+        )
 
-    def _offers(self, node: Node) -> bool:
+    def _runs_agent(self, node: Node) -> bool:
         return self._catalog.instance(node.name, CONSUL_SERVICE) is not None
 
 
-def _required(question: HttpRequest, said: str) -> str:
-    if not question.name:
+def _required(request: HttpRequest, said: str) -> str:
+    if not request.name:
         raise HttpError(400, said)
-    return question.name
+    return request.name
 
 
-def _is_plain(question: HttpRequest) -> bool:
+def _use_fragments(request: HttpRequest) -> bool:
     """Whether items are written as they are: neither looked into nor indented."""
-    return not question.get("filter") and not question.has("pretty")
+    return not request.get("filter") and not request.has("pretty")
 
 
-def _place(node: Node) -> str:
+def _server_address(node: Node) -> str:
     host = f"[{node.address}]" if ":" in node.address else node.address
     return f"{host}:8300"

@@ -21,25 +21,25 @@ MAX_LINE_SIZE = 16 * 1024
 MAX_HEADER_SIZE = 8 * 1024
 MAX_HEADERS = 100
 
-_quiet = logging.getLogger("discovery.api.http")
-_quiet.setLevel(logging.CRITICAL)
+_http_log = logging.getLogger("discovery.api.http")
+_http_log.setLevel(logging.CRITICAL)
 """What clients send that is no HTTP is answered, and no news."""
 
 
 class HttpConnection(web.RequestHandler):
     """One connection: whether a request is under way on it, and if not, since when, and since when one has begun."""
 
-    __slots__ = ("begun", "idle_since", "peer")
+    __slots__ = ("client", "idle_since", "request_started")
 
     def __init__(self, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, **options)
-        self.peer = ""
+        self.client = ""
         self.idle_since: float | None = None
-        self.begun: float | None = None
+        self.request_started: float | None = None
 
     def data_received(self, data: bytes) -> None:
-        if self.idle_since is not None and self.begun is None:
-            self.begun = asyncio.get_running_loop().time()
+        if self.idle_since is not None and self.request_started is None:
+            self.request_started = asyncio.get_running_loop().time()
         super().data_received(data)
 
 
@@ -52,7 +52,7 @@ class HttpConnections(web.Server):
             handler_cancellation=True,
             keepalive_timeout=settings.idle_time,
             access_log=None,
-            logger=_quiet,
+            logger=_http_log,
             max_line_size=MAX_LINE_SIZE,
             max_field_size=MAX_HEADER_SIZE,
             max_headers=MAX_HEADERS,
@@ -60,7 +60,7 @@ class HttpConnections(web.Server):
             auto_decompress=False,
         )
         self._settings = settings
-        self._peers: Counter[str] = Counter()
+        self._per_client: Counter[str] = Counter()
         self._open: dict[HttpConnection, None] = {}
         self._refused = metrics.counter("weft_http_refused_total", "Connections ended by a bound.", "reason")
         metrics.gauge("weft_http_connections", "Open connections.", read=lambda: len(self._open))
@@ -71,14 +71,14 @@ class HttpConnections(web.Server):
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         assert isinstance(handler, HttpConnection)
-        handler.peer = _peer(transport)
-        if not self._has_room(handler.peer):
+        handler.client = _client_address(transport)
+        if not self._make_room(handler.client):
             self._refused.add(1, "too many")
             transport.abort()
             return
         handler.idle_since = self._loop.time()
         self._open[handler] = None
-        self._peers[handler.peer] += 1
+        self._per_client[handler.client] += 1
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family != socket.AF_UNIX:
             # Who does not take what it asked for is let go by the kernel.
@@ -87,38 +87,38 @@ class HttpConnections(web.Server):
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
         if isinstance(handler, HttpConnection) and handler in self._open:
-            self._forget(handler)
+            self._remove(handler)
 
-    def _forget(self, handler: HttpConnection) -> None:
+    def _remove(self, handler: HttpConnection) -> None:
         del self._open[handler]
-        self._peers[handler.peer] -= 1
-        if not self._peers[handler.peer]:
-            del self._peers[handler.peer]
+        self._per_client[handler.client] -= 1
+        if not self._per_client[handler.client]:
+            del self._per_client[handler.client]
 
-    def _has_room(self, peer: str) -> bool:
+    def _make_room(self, client: str) -> bool:
         """Whether one more may come; who is longest idle makes room."""
-        of_peer = self._peers[peer] >= self._settings.connections_of_peer
+        of_peer = self._per_client[client] >= self._settings.connections_of_peer
         if not of_peer and len(self._open) < self._settings.connections:
             return True
-        idle = [one for one in self._open if one.idle_since is not None and (one.peer == peer or not of_peer)]
+        idle = [one for one in self._open if one.idle_since is not None and (one.client == client or not of_peer)]
         if not idle:
             return False
         oldest = min(idle, key=lambda one: one.idle_since or 0.0)
         self._refused.add(1, "idle")
-        self._end(oldest)
+        self._abort(oldest)
         return True
 
-    def _end(self, handler: HttpConnection) -> None:
+    def _abort(self, handler: HttpConnection) -> None:
         if handler in self._open:
-            self._forget(handler)
+            self._remove(handler)
         if handler.transport is not None:
             handler.transport.abort()
 
-    def busy(self, handler: HttpConnection) -> None:
+    def mark_busy(self, handler: HttpConnection) -> None:
         """A request is under way."""
-        handler.idle_since = handler.begun = None
+        handler.idle_since = handler.request_started = None
 
-    def idle(self, handler: HttpConnection) -> None:
+    def mark_idle(self, handler: HttpConnection) -> None:
         """It is answered."""
         handler.idle_since = self._loop.time()
 
@@ -127,11 +127,13 @@ class HttpConnections(web.Server):
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             late = self._loop.time() - self._settings.header_time
-            for handler in [one for one in self._open if one.begun is not None and one.begun < late]:
+            for handler in [
+                one for one in self._open if one.request_started is not None and one.request_started < late
+            ]:
                 self._refused.add(1, "slow")
-                self._end(handler)
+                self._abort(handler)
 
 
-def _peer(transport: asyncio.Transport) -> str:
+def _client_address(transport: asyncio.Transport) -> str:
     found = transport.get_extra_info("peername")
     return str(found[0]) if isinstance(found, tuple) and found else "unix"

@@ -42,7 +42,7 @@ class HttpRequest:
         """Every value of a parameter that may be repeated."""
         return self.parameters.get(name, ())
 
-    def flag(self, name: str) -> bool:
+    def boolean(self, name: str) -> bool:
         """Whether a parameter is there and not false: ``?passing``, ``?passing=1``. Raises Problem."""
         if not self.has(name) or not self.get(name):
             return self.has(name)
@@ -57,7 +57,7 @@ class HttpRequest:
             raise HttpError(400, f"Invalid value for ?{name}: {value[:40]!r} is no whole number")
         return int(value)
 
-    def waiting(self) -> tuple[int, float]:
+    def blocking_options(self) -> tuple[int, float]:
         """The index that the answer must be past, 0 for any, and for how long to wait for it. Raises Problem."""
         seconds, index = 0.0, 0
         if value := self.get("wait"):
@@ -71,7 +71,7 @@ class HttpRequest:
             index = int(value)
         return index, min(seconds, MAX_WAIT) if seconds > 0 else DEFAULT_WAIT
 
-    def consistency(self) -> str:
+    def consistency_mode(self) -> str:
         """``stale``, ``consistent`` or "". Raises Problem where they contradict each other."""
         for other in ("stale", "cached"):
             if self.has("consistent") and self.has(other):

@@ -27,17 +27,17 @@ from store import Entry, Range, Store
 MAX_TXN_OPS = 64
 """Operations in one transaction."""
 READ_PARAMETERS = ("recurse", "keys", "raw", "separator", "index", "wait", "stale", "consistent", "pretty", "dc")
-_WRITING = {"cas": "cas", "acquire": "lock", "release": "unlock"}
-_RAW = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
+_WRITE_VERBS = {"cas": "cas", "acquire": "lock", "release": "unlock"}
+_RAW_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
 
 
 class KvsEndpoint:
     """The handlers of keys."""
 
-    def __init__(self, store: Store, changes: KeyWatcher, answers: BlockingQueries) -> None:
+    def __init__(self, store: Store, changes: KeyWatcher, blocking_queries: BlockingQueries) -> None:
         self._store = store
         self._changes = changes
-        self._answers = answers
+        self._blocking = blocking_queries
 
     def routes(self) -> tuple[Route, ...]:
         """The table of what is served."""
@@ -83,22 +83,24 @@ class KvsEndpoint:
             ),
         )
 
-    async def read(self, question: HttpRequest) -> HttpResponse:
-        key = question.name
-        if question.has("keys"):
-            separator = question.get("separator") or question.get("seperator")
-            return await self._block(
-                question, ("keys", key, separator), True, lambda found: _names(found, key, separator)
+    async def read(self, request: HttpRequest) -> HttpResponse:
+        key = request.name
+        if request.has("keys"):
+            separator = request.get("separator") or request.get("seperator")
+            return await self._blocking_query(
+                request, ("keys", key, separator), True, lambda found: _key_names(found, key, separator)
             )
-        if question.has("recurse"):
-            return await self._block(question, ("tree", key), True, _tree)
+        if request.has("recurse"):
+            return await self._blocking_query(request, ("tree", key), True, _recurse)
         if not key:
             raise HttpError(400, "Missing key name")
-        return await self._block(question, ("key", key), False, lambda found: _one(found, key), raw=question.has("raw"))
+        return await self._blocking_query(
+            request, ("key", key), False, lambda found: _single_key(found, key), raw=request.has("raw")
+        )
 
-    async def _block(
+    async def _blocking_query(
         self,
-        question: HttpRequest,
+        request: HttpRequest,
         asked: tuple[str, ...],
         prefix: bool,
         build: Callable[[Range], list[Any] | None],
@@ -106,115 +108,119 @@ class KvsEndpoint:
         raw: bool = False,
     ) -> HttpResponse:
         """Read until the answer is past the index asked for, or the time is over."""
-        index, seconds = question.waiting()
-        question.consistency()
+        index, wait = request.blocking_options()
+        request.consistency_mode()
         clock = asyncio.get_running_loop().time
-        end = clock() + seconds
-        place = KV_PREFIX + question.name
-        with self._changes.listening(place, prefix=prefix) as changed:
+        end = clock() + wait
+        place = KV_PREFIX + request.name
+        with self._changes.subscribe(place, prefix=prefix) as changed:
             while True:
                 changed.clear()
                 found = await self._changes.read(place, limit=0 if prefix else 1)
                 listed = build(found)
                 at = 0 if prefix or listed is None else found.entries[0].mod_revision
-                body = encode_json(listed, question) if listed is not None else b""
+                body = encode_json(listed, request) if listed is not None else b""
                 # What one key has is told by its revision, however it is shown.
                 shown = body if prefix else str(at).encode()
-                known = self._answers.remember(("kv", *asked, question.has("pretty")), shown, 200, found.revision, at)
+                known = self._blocking.cache_response(
+                    ("kv", *asked, request.has("pretty")), shown, 200, found.revision, at
+                )
                 if index == 0 or known.index > index or clock() >= end:
-                    headers = consul_headers(known.index, question)
+                    headers = consul_headers(known.index, request)
                     if listed is None:
                         return HttpResponse(b"", 404, headers=headers)
                     if raw:
-                        return HttpResponse(decode_pair(found.entries[0]).value, 200, "text/plain", headers | _RAW)
+                        return HttpResponse(
+                            decode_pair(found.entries[0]).value, 200, "text/plain", headers | _RAW_HEADERS
+                        )
                     return HttpResponse(body, headers=headers)
-                await self._answers.park(wait_event(changed, end - clock()))
+                await self._blocking.block(wait_event(changed, end - clock()))
 
-    async def write(self, question: HttpRequest) -> HttpResponse:
-        if not question.name:
+    async def write(self, request: HttpRequest) -> HttpResponse:
+        if not request.name:
             raise HttpError(400, "Missing key name")
-        asked = [name for name in _WRITING if question.has(name)]
+        asked = [name for name in _WRITE_VERBS if request.has(name)]
         if len(asked) > 1:
             raise HttpError(400, f"Conflicting flags: {' and '.join(asked)}; give one of them")
-        step = KVOperation(
-            verb=_WRITING[asked[0]] if asked else "set",
-            key=question.name,
-            value=_bounded(await question.read()),
-            flags=question.number("flags"),
-            index=question.number("cas"),
-            session=question.get(asked[0]) if asked and asked[0] != "cas" else "",
+        operation = KVOperation(
+            verb=_WRITE_VERBS[asked[0]] if asked else "set",
+            key=request.name,
+            value=_check_size(await request.read()),
+            flags=request.number("flags"),
+            index=request.number("cas"),
+            session=request.get(asked[0]) if asked and asked[0] != "cas" else "",
         )
-        return HttpResponse(b"false" if (await self._apply([step])).failures else b"true")
+        return HttpResponse(b"false" if (await self._apply([operation])).errors else b"true")
 
-    async def delete(self, question: HttpRequest) -> HttpResponse:
-        if question.has("recurse") and question.has("cas"):
+    async def delete(self, request: HttpRequest) -> HttpResponse:
+        if request.has("recurse") and request.has("cas"):
             raise HttpError(400, "Conflicting flags: recurse and cas; give one of them")
-        if question.has("recurse"):
+        if request.has("recurse"):
             verb = "delete-tree"
-        elif not question.name:
+        elif not request.name:
             raise HttpError(400, "Missing key name")
         else:
-            verb = "delete-cas" if question.has("cas") else "delete"
-        step = KVOperation(verb, question.name, index=question.number("cas"))
-        return HttpResponse(b"false" if (await self._apply([step])).failures else b"true")
+            verb = "delete-cas" if request.has("cas") else "delete"
+        operation = KVOperation(verb, request.name, index=request.number("cas"))
+        return HttpResponse(b"false" if (await self._apply([operation])).errors else b"true")
 
-    async def transact(self, question: HttpRequest) -> HttpResponse:
-        found = await question.json()
+    async def transact(self, request: HttpRequest) -> HttpResponse:
+        found = await request.json()
         if not isinstance(found, list):
             raise HttpError(400, "Failed to parse body: it is no list of operations")
         if len(found) > MAX_TXN_OPS:
             raise HttpError(413, f"Transaction contains too many operations ({len(found)} > {MAX_TXN_OPS})")
         try:
-            steps = [_step(Fields(part, f"[{number}].")) for number, part in enumerate(found)]
+            operations = [_parse_operation(Fields(part, f"[{number}].")) for number, part in enumerate(found)]
         except BadField as error:
             raise HttpError(400, f"Failed to parse body: {error}") from None
-        done = await self._apply(steps)
-        results = [{"KV": _entry(pair)} for pair in done.pairs]
-        errors = [{"OpIndex": failure.step, "What": failure.what} for failure in done.failures]
-        body = encode_json({"Results": results, "Errors": errors}, question)
+        done = await self._apply(operations)
+        results = [{"KV": _kv_pair_json(pair)} for pair in done.pairs]
+        errors = [{"OpIndex": failure.operation, "What": failure.reason} for failure in done.errors]
+        body = encode_json({"Results": results, "Errors": errors}, request)
         return HttpResponse(body, 409 if errors else 200)
 
-    async def _apply(self, steps: Sequence[KVOperation]) -> TxnResult:
+    async def _apply(self, operations: Sequence[KVOperation]) -> TxnResult:
         try:
-            return await apply(self._store, steps)
+            return await apply(self._store, operations)
         except BadField as error:
             raise HttpError(400, str(error)) from None
 
 
-async def wait_event(event: asyncio.Event, seconds: float) -> None:
+async def wait_event(event: asyncio.Event, wait: float) -> None:
     """Wait for an event, at most so many seconds."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(wait):
             await event.wait()
     except TimeoutError:
         pass
 
 
-def _bounded(value: bytes) -> bytes:
+def _check_size(value: bytes) -> bytes:
     if len(value) > MAX_VALUE_BYTES:
         raise HttpError(413, f"Request body({len(value)} bytes) too large, max size: {MAX_VALUE_BYTES} bytes.")
     return value
 
 
-def _one(read: Range, key: str) -> list[Any] | None:
+def _single_key(read: Range, key: str) -> list[Any] | None:
     """The key itself; it is the first of those that begin so."""
     entries = [entry for entry in read.entries if entry.key == KV_PREFIX + key]
-    return [_entry(decode_pair(entry)) for entry in entries] or None
+    return [_kv_pair_json(decode_pair(entry)) for entry in entries] or None
 
 
-def _tree(read: Range) -> list[Any] | None:
-    return [_entry(decode_pair(entry)) for entry in read.entries] or None
+def _recurse(read: Range) -> list[Any] | None:
+    return [_kv_pair_json(decode_pair(entry)) for entry in read.entries] or None
 
 
-def _names(read: Range, prefix: str, separator: str) -> list[Any] | None:
+def _key_names(read: Range, prefix: str, separator: str) -> list[Any] | None:
     """The names of keys; those that have the separator behind the prefix only up to it, and once."""
     names: dict[str, None] = {}
     for entry in read.entries:
-        names[_cut(entry, prefix, separator)] = None
+        names[_truncate_at_separator(entry, prefix, separator)] = None
     return list(names) if names or not prefix else None
 
 
-def _cut(entry: Entry, prefix: str, separator: str) -> str:
+def _truncate_at_separator(entry: Entry, prefix: str, separator: str) -> str:
     key = entry.key.removeprefix(KV_PREFIX)
     if not separator:
         return key
@@ -222,7 +228,7 @@ def _cut(entry: Entry, prefix: str, separator: str) -> str:
     return prefix + head + found
 
 
-def _entry(pair: KVPair) -> dict[str, Any]:
+def _kv_pair_json(pair: KVPair) -> dict[str, Any]:
     value = base64.b64encode(pair.value).decode() if pair.value else None
     found: dict[str, Any] = {"LockIndex": pair.lock_index, "Key": pair.key, "Flags": pair.flags, "Value": value}
     if pair.session:
@@ -230,23 +236,23 @@ def _entry(pair: KVPair) -> dict[str, Any]:
     return {**found, "CreateIndex": pair.create_index, "ModifyIndex": pair.modify_index}
 
 
-def _step(fields: Fields) -> KVOperation:
-    found = fields.inner("KV")
+def _parse_operation(fields: Fields) -> KVOperation:
+    found = fields.object_("KV")
     if found is None:
         raise BadField('an operation is none on keys; write {"KV": {…}}')
     verb = found.text("Verb", longest=40)
     key = found.text("Key")
     if not key and verb not in ("get-tree", "delete-tree"):
-        found.fail("Key", key, "names no key")
+        found.invalid("Key", key, "names no key")
     text = found.text("Value", longest=2**20)
     try:
         value = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        found.fail("Value", text, "is no base64")
+        found.invalid("Value", text, "is no base64")
     return KVOperation(
         verb,
         key,
-        _bounded(value),
+        _check_size(value),
         found.number("Flags", high=2**64 - 1),
         found.number("Index", high=2**64 - 1),
         found.text("Session"),

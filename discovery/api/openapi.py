@@ -99,7 +99,7 @@ def _operation(route: Route, method: str, components: dict[str, Any]) -> dict[st
         parameters.insert(0, {"name": name, "in": "path", "required": True, "schema": {"type": "string"}})
     answer: dict[str, Any] = {"description": "Done" if route.answer is None else "The answer"}
     if route.answer is not None:
-        answer["content"] = {"application/json": {"schema": _referred(route.answer, components)}}
+        answer["content"] = {"application/json": {"schema": _component_ref(route.answer, components)}}
     if route.blocks:
         answer["headers"] = _INDEX
     responses = {"200": answer, **{str(status): {**answer, "description": "As it is"} for status in route.statuses}}
@@ -110,15 +110,15 @@ def _operation(route: Route, method: str, components: dict[str, Any]) -> dict[st
     if parameters:
         found["parameters"] = parameters
     if route.body is not None:
-        found["requestBody"] = {"content": {"application/json": {"schema": _referred(route.body, components)}}}
+        found["requestBody"] = {"content": {"application/json": {"schema": _component_ref(route.body, components)}}}
     if method != route.method:
         found["deprecated"] = True
     return found
 
 
-def _referred(schema: Schema, components: dict[str, Any]) -> dict[str, Any]:
+def _component_ref(schema: Schema, components: dict[str, Any]) -> dict[str, Any]:
     """The schema with those that have a title put among the components, and referred to."""
-    plain = {name: _inside(value, components) for name, value in schema.items()}
+    plain = {name: _resolve(value, components) for name, value in schema.items()}
     title = schema.get("title")
     if title is None or isinstance(schema.get("type"), list):
         return plain
@@ -126,9 +126,9 @@ def _referred(schema: Schema, components: dict[str, Any]) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{title}"}
 
 
-def _inside(value: Any, components: dict[str, Any]) -> Any:
+def _resolve(value: Any, components: dict[str, Any]) -> Any:
     if not isinstance(value, Mapping):
         return value
     if "type" in value and not isinstance(value["type"], Mapping):
-        return _referred(value, components)
-    return {name: _inside(part, components) for name, part in value.items()}
+        return _component_ref(value, components)
+    return {name: _resolve(part, components) for name, part in value.items()}

@@ -16,11 +16,11 @@ Found = TypeVar("Found", list[Json], dict[str, Json])
 Item = TypeVar("Item")
 
 
-def apply_filter(found: Found, question: HttpRequest, schema: Schema) -> Found:
+def apply_filter(found: Found, request: HttpRequest, schema: Schema) -> Found:
     """Those that ``?filter`` takes; of a table, by its values. Raises Problem."""
-    if not question.get("filter"):
+    if not request.get("filter"):
         return found
-    test = parse_filter(question, schema)
+    test = parse_filter(request, schema)
     try:
         if isinstance(found, dict):
             return {name: item for name, item in found.items() if test(item)}
@@ -29,17 +29,17 @@ def apply_filter(found: Found, question: HttpRequest, schema: Schema) -> Found:
         raise HttpError(400, f"Failed to evaluate filter: {error}") from None
 
 
-def parse_filter(question: HttpRequest, schema: Schema) -> Predicate:
+def parse_filter(request: HttpRequest, schema: Schema) -> Predicate:
     """The test that ``?filter`` is. Raises Problem."""
     try:
-        return compile_filter(question.get("filter"), schema)
+        return compile_filter(request.get("filter"), schema)
     except BadFilter as error:
         raise HttpError(400, f"Failed to create filter: {error}") from None
 
 
-def requested_meta(question: HttpRequest) -> dict[str, str]:
+def requested_meta(request: HttpRequest) -> dict[str, str]:
     """What ``?node-meta=KEY:VALUE`` asks for, all of it together."""
-    return {key: value for key, _, value in (pair.partition(":") for pair in question.all("node-meta"))}
+    return {key: value for key, _, value in (pair.partition(":") for pair in request.all("node-meta"))}
 
 
 def matches_meta(meta: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
@@ -47,20 +47,20 @@ def matches_meta(meta: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     return all(meta.get(key) == value for key, value in wanted.items())
 
 
-def sort_near(found: Iterable[Item], question: HttpRequest, own: str, node_of: Callable[[Item], str]) -> list[Item]:
+def sort_near(found: Iterable[Item], request: HttpRequest, own: str, node_of: Callable[[Item], str]) -> list[Item]:
     """Those of the node that ``?near`` names first; the order is otherwise kept."""
     items = list(found)
-    name = question.get("near")
+    name = request.get("near")
     if not name:
         return items
     first = own if name == "_agent" else name
     return sorted(items, key=lambda item: node_of(item) != first)
 
 
-def select_instances(instances: Sequence[Health], question: HttpRequest, own: str, *, passing: bool) -> list[Health]:
+def select_instances(instances: Sequence[Health], request: HttpRequest, own: str, *, passing: bool) -> list[Health]:
     """The instances that ``?tag``, ``?node-meta`` and, for health, ``?passing`` leave, in the order of ``?near``."""
-    tags = [tag.lower() for tag in question.all("tag") if tag]
-    wanted = requested_meta(question)
+    tags = [tag.lower() for tag in request.all("tag") if tag]
+    wanted = requested_meta(request)
     found = [
         one
         for one in instances
@@ -68,10 +68,10 @@ def select_instances(instances: Sequence[Health], question: HttpRequest, own: st
         and matches_meta(one.node.meta, wanted)
         and (not passing or one.status is Status.PASSING)
     ]
-    return sort_near(found, question, own, lambda one: one.node.name)
+    return sort_near(found, request, own, lambda one: one.node.name)
 
 
-def nodes_matching_meta(nodes: Iterable[Node], question: HttpRequest) -> set[str]:
+def nodes_matching_meta(nodes: Iterable[Node], request: HttpRequest) -> set[str]:
     """The names of the nodes that ``?node-meta`` leaves."""
-    wanted = requested_meta(question)
+    wanted = requested_meta(request)
     return {node.name for node in nodes if matches_meta(node.meta, wanted)}

@@ -58,11 +58,11 @@ class Router:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes = tuple(routes)
-        self._whole: dict[str, dict[str, Route]] = {}
-        self._open: dict[str, dict[str, Route]] = {}
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._prefixes: dict[str, dict[str, Route]] = {}
         for route in self.routes:
             start, colon, _ = route.path.partition(":")
-            places = (self._open if colon else self._whole).setdefault(start, {})
+            places = (self._prefixes if colon else self._exact).setdefault(start, {})
             for method in route.methods:
                 places[method] = route
 
@@ -83,13 +83,13 @@ class Router:
             raise HttpError(400, "The path is no UTF-8") from None
 
     def _find(self, path: str) -> tuple[dict[str, Route], str]:
-        whole = self._whole.get(path) or self._whole.get(path.rstrip("/"))
-        if whole is not None:
-            return whole, ""
-        if found := self._open.get(path + "/"):
+        exact = self._exact.get(path) or self._exact.get(path.rstrip("/"))
+        if exact is not None:
+            return exact, ""
+        if found := self._prefixes.get(path + "/"):
             return found, ""
         end = len(path)
         while (end := path.rfind("/", 0, end)) > 0:
-            if found := self._open.get(path[: end + 1]):
+            if found := self._prefixes.get(path[: end + 1]):
                 return found, path[end + 1 :]
         raise HttpError(404, f"Invalid URL path: not a recognized HTTP API endpoint: {path[:100]}")

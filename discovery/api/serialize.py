@@ -17,14 +17,14 @@ def node(found: Node) -> Json:
         "Node": found.name,
         "Address": found.address,
         "Datacenter": found.datacenter,
-        "TaggedAddresses": _tagged(found),
+        "TaggedAddresses": _tagged_addresses(found),
         "Meta": dict(found.meta),
         "CreateIndex": found.create_index,
         "ModifyIndex": found.modify_index,
     }
 
 
-def _tagged(found: Node) -> dict[str, str]:
+def _tagged_addresses(found: Node) -> dict[str, str]:
     return dict(found.tagged_addresses) or {"lan": found.address, "wan": found.address}
 
 
@@ -38,7 +38,7 @@ def _service(found: Instance) -> Json:
         "Port": found.port,
         **_ports("Ports", found),
         "Address": found.address,
-        "TaggedAddresses": _places(found),
+        "TaggedAddresses": _tagged_service_addresses(found),
         "Weights": _weights(found),
         "EnableTagOverride": found.enable_tag_override,
     }
@@ -50,7 +50,7 @@ def _ports(name: str, found: Instance) -> Json:
     return {name: ports} if ports else {}
 
 
-def _places(found: Instance) -> Json:
+def _tagged_service_addresses(found: Instance) -> Json:
     return {name: {"Address": place.address, "Port": place.port} for name, place in found.tagged_addresses.items()}
 
 
@@ -98,14 +98,14 @@ def catalog_service(found: Health) -> Json:
         "Node": where.name,
         "Address": where.address,
         "Datacenter": where.datacenter,
-        "TaggedAddresses": _tagged(where),
+        "TaggedAddresses": _tagged_addresses(where),
         "NodeMeta": dict(where.meta),
         "ServiceKind": instance.kind,
         "ServiceID": instance.id,
         "ServiceName": instance.name,
         "ServiceTags": list(instance.tags),
         "ServiceAddress": instance.address,
-        "ServiceTaggedAddresses": _places(instance),
+        "ServiceTaggedAddresses": _tagged_service_addresses(instance),
         "ServiceWeights": _weights(instance),
         "ServiceMeta": dict(instance.meta),
         "ServicePort": instance.port,

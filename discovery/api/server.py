@@ -65,29 +65,29 @@ class ApiServer:
         *,
         reload: Hook | None = None,
         leave: Hook | None = None,
-        more: Iterable[Route] = (),
+        extra_routes: Iterable[Route] = (),
     ) -> None:
-        self._settings = settings = _within_limits(settings or HttpSettings())
+        self._settings = settings = _apply_file_limit(settings or HttpSettings())
         self._metrics = metrics = metrics or Metrics()
         self._node = registry.node
         self._store = store
-        self._answers = answers = BlockingQueries(catalog, store, metrics)
+        self._blocking = blocking_queries = BlockingQueries(catalog, store, metrics)
         self._sessions = SessionManager(catalog, store, registry.node.name)
-        self._changes = KeyWatcher(store, ROOT, self._sessions.changed)
-        agent = AgentEndpoint(catalog, registry, store, metrics, answers, reload=reload, leave=leave)
+        self._changes = KeyWatcher(store, ROOT, self._sessions.on_batch)
+        agent = AgentEndpoint(catalog, registry, store, metrics, blocking_queries, reload=reload, leave=leave)
         self.table = Router(
             (
                 *agent.routes(),
-                *AgentServicesEndpoint(catalog, registry, answers).routes(),
-                *AgentRegisterEndpoint(registry, answers, scripts=settings.scripts).routes(),
-                *HealthEndpoint(catalog, registry.node, answers).routes(),
-                *CatalogEndpoint(catalog, registry, store, answers).routes(),
-                *KvsEndpoint(store, self._changes, answers).routes(),
+                *AgentServicesEndpoint(catalog, registry, blocking_queries).routes(),
+                *AgentRegisterEndpoint(registry, blocking_queries, scripts=settings.scripts).routes(),
+                *HealthEndpoint(catalog, registry.node, blocking_queries).routes(),
+                *CatalogEndpoint(catalog, registry, store, blocking_queries).routes(),
+                *KvsEndpoint(store, self._changes, blocking_queries).routes(),
                 *SessionEndpoint(
-                    catalog, self._changes, self._sessions, answers, settings, registry.node.name
+                    catalog, self._changes, self._sessions, blocking_queries, settings, registry.node.name
                 ).routes(),
                 Route("GET", "/v1/openapi.json", "This description", self._openapi, answer=ANY_OBJECT),
-                *more,
+                *extra_routes,
             )
         )
         self._hosts = {name.lower().rstrip(".") for name in (*settings.hosts, registry.node.name)}
@@ -96,7 +96,7 @@ class ApiServer:
         self._server: HttpConnections | None = None
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
-        self._writing: set[asyncio.Future[HttpResponse]] = set()
+        self._pending_writes: set[asyncio.Future[HttpResponse]] = set()
         self.addresses: tuple[str, ...] = ()
         """Where it listens, once it has started: what was asked for, with the real port in place of 0."""
 
@@ -108,10 +108,10 @@ class ApiServer:
         try:
             self._sessions.start()
             await self._changes.start(self._sessions.load)
-            for place in self._settings.listen:
-                opened = _listen(place)
-                self.addresses += (_shown(place, opened),)
-                self._listeners.append(await loop.create_server(self._server, sock=opened, backlog=BACKLOG))
+            for address in self._settings.listen:
+                sock = _listen(address)
+                self.addresses += (_format_address(address, sock),)
+                self._listeners.append(await loop.create_server(self._server, sock=sock, backlog=BACKLOG))
         except BaseException:
             await self.stop()
             raise
@@ -122,12 +122,12 @@ class ApiServer:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-        for place in self.addresses:
-            if place.startswith("/"):
-                Path(place).unlink(missing_ok=True)
+        for address in self.addresses:
+            if address.startswith("/"):
+                Path(address).unlink(missing_ok=True)
         self.addresses = ()
-        if self._writing:
-            await asyncio.wait(set(self._writing), timeout=5)
+        if self._pending_writes:
+            await asyncio.wait(set(self._pending_writes), timeout=5)
         if self._server is not None:
             await self._server.shutdown(0.1)
         if self._sweeper is not None:
@@ -136,8 +136,8 @@ class ApiServer:
         await self._changes.stop()
         await self._sessions.stop()
 
-    async def _openapi(self, question: HttpRequest) -> HttpResponse:
-        return HttpResponse(encode_json(describe(self.table.routes), question))
+    async def _openapi(self, api_request: HttpRequest) -> HttpResponse:
+        return HttpResponse(encode_json(describe(self.table.routes), api_request))
 
     # One request
 
@@ -145,13 +145,13 @@ class ApiServer:
         connection = request.protocol
         assert isinstance(connection, HttpConnection)
         assert self._server is not None
-        self._server.busy(connection)
+        self._server.mark_busy(connection)
         started = time.monotonic()
         path, close = "other", False
         try:
-            route, question = self._read(request)
+            route, api_request = self._route_request(request)
             path = route.path
-            answer = await self._run(route, question)
+            answer = await self._run(route, api_request)
         except HttpError as problem:
             close = problem.close
             answer = HttpResponse(problem.text.encode("utf-8", "replace"), problem.status, TEXT, problem.headers)
@@ -165,7 +165,7 @@ class ApiServer:
             log.exception("%s %s", request.method, request.rel_url.raw_path[:200])
             answer = HttpResponse(b"internal error; see the agent's log", 500, TEXT)
         finally:
-            self._server.idle(connection)
+            self._server.mark_idle(connection)
         method = request.method if request.method in METHODS else "other"
         self._requests.add(1, method, path, str(answer.status))
         if "index" not in request.rel_url.raw_query_string:
@@ -177,7 +177,7 @@ class ApiServer:
             response.force_close()
         return response
 
-    def _read(self, request: web.BaseRequest) -> tuple[Route, HttpRequest]:
+    def _route_request(self, request: web.BaseRequest) -> tuple[Route, HttpRequest]:
         """The route of a request and what it asks. Raises Problem."""
         length = request.content_length or 0
         if length > self._settings.body_bytes:
@@ -196,17 +196,17 @@ class ApiServer:
 
         return route, HttpRequest(request.method, name, parse_parameters(query), read, request.headers)
 
-    async def _run(self, route: Route, question: HttpRequest) -> HttpResponse:
+    async def _run(self, route: Route, api_request: HttpRequest) -> HttpResponse:
         if not route.writes:
-            return await route.handler(question)
+            return await route.handler(api_request)
         # A client that goes away must not leave half of what it asked for.
-        writing: asyncio.Future[HttpResponse] = asyncio.ensure_future(route.handler(question))
-        self._writing.add(writing)
-        writing.add_done_callback(self._written)
+        writing: asyncio.Future[HttpResponse] = asyncio.ensure_future(route.handler(api_request))
+        self._pending_writes.add(writing)
+        writing.add_done_callback(self._on_write_done)
         return await asyncio.shield(writing)
 
-    def _written(self, writing: asyncio.Future[HttpResponse]) -> None:
-        self._writing.discard(writing)
+    def _on_write_done(self, writing: asyncio.Future[HttpResponse]) -> None:
+        self._pending_writes.discard(writing)
         if not writing.cancelled():
             writing.exception()  # who asked may be gone, and then nobody else looks at it
 
@@ -233,7 +233,7 @@ class ApiServer:
         return HttpError(413, f"Request body({size} bytes) too large, max size: {most} bytes.", close=True)
 
 
-def _within_limits(settings: HttpSettings) -> HttpSettings:
+def _apply_file_limit(settings: HttpSettings) -> HttpSettings:
     """The settings with no more connections than the process may have open files, which it raises if it may."""
     wanted = settings.connections + RESERVED_FILES
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -243,42 +243,42 @@ def _within_limits(settings: HttpSettings) -> HttpSettings:
     return replace(settings, connections=min(settings.connections, max(files - RESERVED_FILES, 16)))
 
 
-def _listen(place: str) -> socket.socket:
+def _listen(address: str) -> socket.socket:
     """A socket that is bound to ``HOST:PORT`` or to the path of a unix socket. Raises OSError."""
     try:
-        if place.startswith("/"):
-            return _listen_unix(Path(place))
-        host, _, port = place.rpartition(":")
+        if address.startswith("/"):
+            return _listen_unix(Path(address))
+        host, _, port = address.rpartition(":")
         host = host.strip("[]")
-        opened = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         with contextlib.ExitStack() as undo:
-            undo.callback(opened.close)
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if opened.family == socket.AF_INET6:
-                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            opened.bind((host, int(port)))
+            undo.callback(sock.close)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((host, int(port)))
             undo.pop_all()
-        return opened
+        return sock
     except (OSError, ValueError, OverflowError) as error:
-        raise OSError(f"the HTTP API cannot listen at {place}: {error}") from error
+        raise OSError(f"the HTTP API cannot listen at {address}: {error}") from error
 
 
 def _listen_unix(path: Path) -> socket.socket:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(path.lstat().st_mode) and not _answers(path):
+        if stat.S_ISSOCK(path.lstat().st_mode) and not _blocking(path):
             path.unlink()  # left behind by one that was killed
-    opened = socket.socket(socket.AF_UNIX)
+    sock = socket.socket(socket.AF_UNIX)
     try:
-        opened.bind(str(path))
+        sock.bind(str(path))
         os.chmod(path, 0o600)  # nobody can connect before it listens
     except OSError:
-        opened.close()
+        sock.close()
         raise
-    return opened
+    return sock
 
 
-def _answers(path: Path) -> bool:
+def _blocking(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(str(path))
@@ -287,12 +287,12 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def _shown(place: str, opened: socket.socket) -> str:
-    if opened.family == socket.AF_UNIX:
-        return place
-    return f"{place.rpartition(':')[0]}:{opened.getsockname()[1]}"
+def _format_address(address: str, sock: socket.socket) -> str:
+    if sock.family == socket.AF_UNIX:
+        return address
+    return f"{address.rpartition(':')[0]}:{sock.getsockname()[1]}"
 
 
 def _family(transport: asyncio.BaseTransport) -> int | None:
-    opened = transport.get_extra_info("socket")
-    return opened.family if opened is not None else None
+    sock = transport.get_extra_info("socket")
+    return sock.family if sock is not None else None

@@ -34,14 +34,14 @@ class SessionEndpoint:
         catalog: Catalog,
         changes: KeyWatcher,
         sessions: SessionManager,
-        answers: BlockingQueries,
+        blocking_queries: BlockingQueries,
         settings: HttpSettings,
         node: str,
     ) -> None:
         self._catalog = catalog
         self._changes = changes
         self._sessions = sessions
-        self._answers = answers
+        self._blocking = blocking_queries
         self._settings = settings
         self._node = node
 
@@ -90,14 +90,14 @@ class SessionEndpoint:
             ),
         )
 
-    async def create(self, question: HttpRequest) -> HttpResponse:
-        found = await question.json()
+    async def create(self, request: HttpRequest) -> HttpResponse:
+        found = await request.json()
         try:
             session = self._session(Fields({} if found is None else found))
         except BadField as error:
             raise HttpError(400, f"Request decode failed: {error}") from None
         session = await self._sessions.create(session)
-        return HttpResponse(encode_json({"ID": session.id}, question))
+        return HttpResponse(encode_json({"ID": session.id}, request))
 
     def _session(self, fields: Fields) -> Session:
         node = fields.name("Node") or self._node
@@ -106,27 +106,27 @@ class SessionEndpoint:
         behavior = fields.text("Behavior") or "release"
         if behavior not in ("release", "delete"):
             raise HttpError(400, f"Invalid Behavior setting '{behavior[:40]}'")
-        ttl = fields.seconds("TTL")
+        ttl = fields.duration("TTL")
         if ttl and not self._settings.session_ttl_min <= ttl <= MAX_TTL:
             low, high = format_duration(self._settings.session_ttl_min), format_duration(MAX_TTL)
             raise HttpError(400, f"Invalid Session TTL '{fields.get('TTL')}', must be between [{low}={high}]")
         given = fields.has("Checks", "NodeChecks")
-        checks = tuple(dict.fromkeys((*fields.words("Checks"), *fields.words("NodeChecks"))))
-        services = tuple(part.name("ID") for part in fields.parts("ServiceChecks"))
+        checks = tuple(dict.fromkeys((*fields.string_list("Checks"), *fields.string_list("NodeChecks"))))
+        services = tuple(part.name("ID") for part in fields.objects("ServiceChecks"))
         session = Session(
             id="",
             node=node,
             name=fields.name("Name"),
             ttl=ttl,
-            delay=_delay(fields),
+            delay=_lock_delay(fields),
             behavior=behavior,
             checks=checks if given else (SERF_HEALTH,),
             service_checks=services,
         )
-        self._look_at_checks(session)
+        self._validate_checks(session)
         return session
 
-    def _look_at_checks(self, session: Session) -> None:
+    def _validate_checks(self, session: Session) -> None:
         """Raise Problem where a check that the session is to live by is not there, or critical."""
         found = {check.id: check for check in self._catalog.node_checks(session.node)}
         for name in (*session.checks, *session.service_checks):
@@ -135,62 +135,64 @@ class SessionEndpoint:
             if name in found and found[name].status is Status.CRITICAL:
                 raise HttpError(400, f"Check '{name}' is in critical state")
 
-    async def destroy(self, question: HttpRequest) -> HttpResponse:
-        await self._sessions.destroy(_required(question))
+    async def destroy(self, request: HttpRequest) -> HttpResponse:
+        await self._sessions.destroy(_required_id(request))
         return HttpResponse(b"true")
 
-    async def renew(self, question: HttpRequest) -> HttpResponse:
-        session = await self._sessions.renew(_required(question))
+    async def renew(self, request: HttpRequest) -> HttpResponse:
+        session = await self._sessions.renew(_required_id(request))
         if session is None:
-            raise HttpError(404, f"Session id '{question.name}' not found")
-        return HttpResponse(encode_json([_view(session)], question))
+            raise HttpError(404, f"Session id '{request.name}' not found")
+        return HttpResponse(encode_json([_session_json(session)], request))
 
-    async def info(self, question: HttpRequest) -> HttpResponse:
-        session_id = _required(question)
-        return await self._block("info", question, lambda session: session.id == session_id)
+    async def info(self, request: HttpRequest) -> HttpResponse:
+        session_id = _required_id(request)
+        return await self._blocking_query("info", request, lambda session: session.id == session_id)
 
-    async def list_(self, question: HttpRequest) -> HttpResponse:
-        return await self._block("list", question, lambda session: True)
+    async def list_(self, request: HttpRequest) -> HttpResponse:
+        return await self._blocking_query("list", request, lambda session: True)
 
-    async def of_node(self, question: HttpRequest) -> HttpResponse:
-        if not question.name:
+    async def of_node(self, request: HttpRequest) -> HttpResponse:
+        if not request.name:
             raise HttpError(400, "Missing node name")
-        return await self._block("node", question, lambda session: session.node == question.name)
+        return await self._blocking_query("node", request, lambda session: session.node == request.name)
 
-    async def _block(self, kind: str, question: HttpRequest, chosen: Callable[[Session], bool]) -> HttpResponse:
-        index, seconds = question.waiting()
-        question.consistency()
+    async def _blocking_query(
+        self, kind: str, request: HttpRequest, predicate: Callable[[Session], bool]
+    ) -> HttpResponse:
+        index, duration = request.blocking_options()
+        request.consistency_mode()
         clock = asyncio.get_running_loop().time
-        end = clock() + seconds
-        key = ("session", kind, question.name, question.has("pretty"))
-        with self._changes.listening(SESSION_PREFIX, prefix=True) as changed:
+        end = clock() + duration
+        key = ("session", kind, request.name, request.has("pretty"))
+        with self._changes.subscribe(SESSION_PREFIX, prefix=True) as changed:
             while True:
                 changed.clear()
                 read = await self._changes.read(SESSION_PREFIX)
-                found = [_view(one) for one in map(decode_session, read.entries) if chosen(one)]
-                known = self._answers.remember(key, encode_json(found, question), 200, read.revision)
+                found = [_session_json(one) for one in map(decode_session, read.entries) if predicate(one)]
+                known = self._blocking.cache_response(key, encode_json(found, request), 200, read.revision)
                 if index == 0 or known.index > index or clock() >= end:
-                    return HttpResponse(known.body, headers=consul_headers(known.index, question))
-                await self._answers.park(wait_event(changed, end - clock()))
+                    return HttpResponse(known.body, headers=consul_headers(known.index, request))
+                await self._blocking.block(wait_event(changed, end - clock()))
 
 
-def _required(question: HttpRequest) -> str:
-    if not question.name:
+def _required_id(request: HttpRequest) -> str:
+    if not request.name:
         raise HttpError(400, "Missing session")
-    return question.name
+    return request.name
 
 
-def _delay(fields: Fields) -> float:
+def _lock_delay(fields: Fields) -> float:
     """Seconds; a small number is meant as seconds, not as Go's nanoseconds."""
     if not fields.has("LockDelay"):
         return 15.0
-    seconds = fields.seconds("LockDelay")
-    if 0 < seconds < 1e-6:
-        seconds *= 1e9
-    return min(max(seconds, 0.0), MAX_LOCK_DELAY)
+    duration = fields.duration("LockDelay")
+    if 0 < duration < 1e-6:
+        duration *= 1e9
+    return min(max(duration, 0.0), MAX_LOCK_DELAY)
 
 
-def _view(session: Session) -> dict[str, Any]:
+def _session_json(session: Session) -> dict[str, Any]:
     return {
         "ID": session.id,
         "Name": session.name,

@@ -169,7 +169,7 @@ class Allocator:
     async def _take_asked(self, name: str, address: Address) -> None:
         networks = await asyncio.to_thread(self._occupied)
         problem = virtual_address_error(address, self._config, networks)
-        owner = self._catalog.virtual_owner(str(address))
+        owner = self._catalog.virtual_address_service(str(address))
         if problem:
             self._refuse(name, problem)
         elif owner or not await self._take(name, address):
@@ -180,7 +180,7 @@ class Allocator:
             if network.version != version:
                 continue
             for address in candidates(name, network):
-                owner = self._catalog.virtual_owner(str(address))
+                owner = self._catalog.virtual_address_service(str(address))
                 if owner == name or (not owner and await self._take(name, address)):
                     return
         if any(network.version == version for network in self._config.ranges):

@@ -29,51 +29,51 @@ _UNSUPPORTED_TYPES = {
 }  # fmt: skip
 
 
-def parse_check(found: Fields, *, scripts: bool = False, service_id: str = "") -> CheckDefinition:
+def parse_check(fields: Fields, *, scripts: bool = False, service_id: str = "") -> CheckDefinition:
     """A definition of a check, on its own or inside of a service (then ``service_id``). Raises BadField.
 
     ``scripts`` is whether it may name a program to run. An id is made by the caller if the definition has none.
     """
-    kind, target = _kind(found)
+    kind, target = _check_type(fields)
     if kind == "script" and not scripts:
         raise BadField(_SCRIPTS_OFF)
-    interval, ttl = found.seconds("Interval"), found.seconds("TTL")
-    _check_times(kind, interval, ttl)
-    warning = found.number("FailuresBeforeWarning")
-    critical = found.number("FailuresBeforeCritical")
+    interval, ttl = fields.duration("Interval"), fields.duration("TTL")
+    _validate_timing(kind, interval, ttl)
+    warning = fields.number("FailuresBeforeWarning")
+    critical = fields.number("FailuresBeforeCritical")
     if warning > critical:
         raise BadField("Invalid check: FailuresBeforeWarning can't be higher than FailuresBeforeCritical")
-    status = found.text("Status")
-    name = found.name("Name")
-    timeout, after = found.seconds("Timeout"), found.seconds("DeregisterCriticalServiceAfter")
-    size = found.number("OutputMaxSize", low=-(2**31))
+    status = fields.text("Status")
+    name = fields.name("Name")
+    timeout, after = fields.duration("Timeout"), fields.duration("DeregisterCriticalServiceAfter")
+    size = fields.number("OutputMaxSize", low=-(2**31))
     if size < 0:
         raise BadField("Invalid check: MaxOutputMaxSize must be positive")
     return CheckDefinition(
-        id=found.name("CheckID", "ID"),
+        id=fields.name("CheckID", "ID"),
         name=name,
         type=kind,
-        service_id=service_id or found.name("ServiceID"),
-        notes=found.text("Notes"),
+        service_id=service_id or fields.name("ServiceID"),
+        notes=fields.text("Notes"),
         initial=_status(status) if status else Status.CRITICAL,
         interval=max(interval, MIN_INTERVAL) if interval else 0.0,
         timeout=timeout if timeout > 0 else _TIMEOUTS.get(kind, 10.0),
         ttl=ttl,
         target=target,
-        method=found.name("Method") or "GET",
-        headers=_headers(found),
-        body=found.text("Body", longest=64 * 1024),
-        tls_skip_verify=found.flag("TLSSkipVerify"),
-        tls_server_name=found.name("TLSServerName"),
-        arguments=found.words("Args", "ScriptArgs"),
-        alias_node=found.name("AliasNode"),
-        alias_service=found.name("AliasService"),
+        method=fields.name("Method") or "GET",
+        headers=_headers(fields),
+        body=fields.text("Body", longest=64 * 1024),
+        tls_skip_verify=fields.boolean("TLSSkipVerify"),
+        tls_server_name=fields.name("TLSServerName"),
+        arguments=fields.string_list("Args", "ScriptArgs"),
+        alias_node=fields.name("AliasNode"),
+        alias_service=fields.name("AliasService"),
         output_max_size=min(size or MAX_OUTPUT_SIZE, MAX_OUTPUT_SIZE),
-        success_before_passing=found.number("SuccessBeforePassing"),
+        success_before_passing=fields.number("SuccessBeforePassing"),
         failures_before_warning=warning or critical,
         failures_before_critical=critical,
         deregister_after=max(after, MIN_DEREGISTER_AFTER) if after > 0 else 0.0,
-        asked=_asked(found),
+        asked=_echo_definition(fields),
     )
 
 
@@ -84,53 +84,55 @@ def _status(text: str) -> Status:
         raise BadField("Bad check status") from None
 
 
-def _kind(found: Fields) -> tuple[str, str]:
+def _check_type(fields: Fields) -> tuple[str, str]:
     """Which kind of check it is, and what it looks at. Raises BadField."""
     for name, kind in _UNSUPPORTED_TYPES.items():
-        if found.get(name):
+        if fields.get(name):
             raise BadField(f"Invalid check: {name}: weft makes no {kind} checks; use HTTP, TCP, UDP, TTL or Args")
-    if found.get("Script"):
+    if fields.get("Script"):
         raise BadField("Invalid check: Script: name the program and its arguments as a list, in Args")
     kinds: list[tuple[str, str]] = []
-    if found.words("Args", "ScriptArgs"):
+    if fields.string_list("Args", "ScriptArgs"):
         kinds.append(("script", ""))
-    if address := found.text("HTTP"):
+    if address := fields.text("HTTP"):
         kinds.append(("http", _url(address)))
     for kind in ("tcp", "udp"):
-        if address := found.text(kind.upper()):
+        if address := fields.text(kind.upper()):
             kinds.append((kind, _host_port(kind.upper(), address)))
-    if found.get("AliasService") or found.get("AliasNode"):
+    if fields.get("AliasService") or fields.get("AliasNode"):
         kinds.append(("alias", ""))
-    if found.get("TTL") and not kinds:
+    if fields.get("TTL") and not kinds:
         kinds.append(("ttl", ""))
     if len(kinds) > 1:
         raise BadField(f"Invalid check: it is {' and '.join(kind for kind, _ in kinds)} at once; make it one of them")
     if not kinds:
-        raise BadField("Invalid check: TTL must be > 0 for TTL checks" if found.has("TTL") else _NO_CHECK)
+        raise BadField("Invalid check: TTL must be > 0 for TTL checks" if fields.has("TTL") else _NO_CHECK)
     return kinds[0]
 
 
-def _check_times(kind: str, interval: float, ttl: float) -> None:
+def _validate_timing(kind: str, interval: float, ttl: float) -> None:
     regular = kind in ("script", "http", "tcp", "udp")
-    said = ""
+    problem = ""
     if interval > 0 and ttl > 0:
-        said = "Interval and TTL cannot both be specified"
+        problem = "Interval and TTL cannot both be specified"
     elif regular and interval <= 0:
-        said = "Interval must be > 0 for Script, HTTP, H2PING, TCP, UDP or OSService checks"
+        problem = "Interval must be > 0 for Script, HTTP, H2PING, TCP, UDP or OSService checks"
     elif kind == "alias" and interval > 0:
-        said = "Interval cannot be set for Alias checks"
+        problem = "Interval cannot be set for Alias checks"
     elif kind == "alias" and ttl > 0:
-        said = "TTL must be not be set for Alias checks"
+        problem = "TTL must be not be set for Alias checks"
     elif kind == "ttl" and ttl <= 0:
-        said = "TTL must be > 0 for TTL checks"
-    if said:
-        raise BadField(f"Invalid check: {said}")
+        problem = "TTL must be > 0 for TTL checks"
+    if problem:
+        raise BadField(f"Invalid check: {problem}")
 
 
 def _url(address: str) -> str:
     try:
-        found = urlsplit(address)
-        whole = found.scheme in ("http", "https") and bool(found.hostname) and (found.port is None or found.port > 0)
+        fields = urlsplit(address)
+        whole = (
+            fields.scheme in ("http", "https") and bool(fields.hostname) and (fields.port is None or fields.port > 0)
+        )
     except ValueError:
         whole = False
     if not whole or any(character.isspace() or not character.isprintable() for character in address):
@@ -146,32 +148,32 @@ def _host_port(name: str, address: str) -> str:
     return address
 
 
-def _headers(found: Fields) -> dict[str, tuple[str, ...]]:
-    value = found.get("Header") or {}
+def _headers(fields: Fields) -> dict[str, tuple[str, ...]]:
+    value = fields.get("Header") or {}
     if not isinstance(value, dict):
-        found.fail("Header", value, 'is no object; write it like {"Host": ["web"]}')
+        fields.invalid("Header", value, 'is no object; write it like {"Host": ["web"]}')
     headers = {}
     for name, parts in value.items():
         parts = [parts] if isinstance(parts, str) else parts
         if not isinstance(parts, list) or not all(isinstance(part, str) and part.isprintable() for part in parts):
-            found.fail(f"Header.{name}", parts, "is no list of strings")
+            fields.invalid(f"Header.{name}", parts, "is no list of strings")
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-            found.fail("Header", name, "is no name of a header")
+            fields.invalid("Header", name, "is no name of a header")
         headers[name] = tuple(parts)
     return headers
 
 
-def _asked(found: Fields) -> Mapping[str, object]:
+def _echo_definition(fields: Fields) -> Mapping[str, object]:
     """What the client wrote of it, in Consul's names, as answers repeat it (``Definition`` of a check)."""
-    times = {name: found.seconds(name) for name in ("Interval", "Timeout", "TTL", "DeregisterCriticalServiceAfter")}
+    times = {name: fields.duration(name) for name in ("Interval", "Timeout", "TTL", "DeregisterCriticalServiceAfter")}
     asked: dict[str, object] = {name: format_duration(seconds) for name, seconds in times.items() if seconds > 0}
     for name in ("HTTP", "Method", "Body", "TCP", "UDP", "TLSServerName", "AliasNode", "AliasService"):
-        if text := found.text(name, longest=64 * 1024):
+        if text := fields.text(name, longest=64 * 1024):
             asked[name] = text
-    if found.flag("TLSSkipVerify"):
+    if fields.boolean("TLSSkipVerify"):
         asked["TLSSkipVerify"] = True
-    if headers := _headers(found):
+    if headers := _headers(fields):
         asked["Header"] = {name: list(values) for name, values in headers.items()}
-    if arguments := found.words("Args", "ScriptArgs"):
+    if arguments := fields.string_list("Args", "ScriptArgs"):
         asked["ScriptArgs"] = list(arguments)
     return asked

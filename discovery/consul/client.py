@@ -126,13 +126,13 @@ class ApiClient:
         self._parameters = tuple(parameters)
         self._ca_file = ca_file
         self._verify = verify
-        self._kept: HTTPConnection | None = None
+        self._connection: HTTPConnection | None = None
 
     def close(self) -> None:
         """Close the connection."""
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def get(self, path: str, parameters: Parameters = ()) -> ApiReply:
         """What is at a path, which begins with ``/v1/``. Raises Unreachable and Refused."""
@@ -143,18 +143,18 @@ class ApiClient:
         content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") if body is not None else b""
         return read_reply(self._exchange("PUT", path, parameters, content), self.address)
 
-    def begin(self, path: str, parameters: Parameters = (), *, seconds: float = REPLY_TIMEOUT) -> HTTPConnection:
+    def send(self, path: str, parameters: Parameters = (), *, seconds: float = REPLY_TIMEOUT) -> HTTPConnection:
         """Ask on a connection of its own and do not wait: ``read`` takes the answer. Raises Unreachable."""
         connection = self._connect(seconds)
         self._send(connection, "GET", self._target(path, parameters), None)
         return connection
 
     def _exchange(self, method: str, path: str, parameters: Parameters, body: bytes | None) -> HTTPConnection:
-        if self._kept is None or _is_closed(self._kept):
+        if self._connection is None or _is_closed(self._connection):
             self.close()
-            self._kept = self._connect(REPLY_TIMEOUT)
-        self._send(self._kept, method, self._target(path, parameters), body)
-        return self._kept
+            self._connection = self._connect(REPLY_TIMEOUT)
+        self._send(self._connection, method, self._target(path, parameters), body)
+        return self._connection
 
     def _send(self, connection: HTTPConnection, method: str, target: str, body: bytes | None) -> None:
         from http.client import HTTPException

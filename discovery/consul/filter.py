@@ -71,121 +71,121 @@ class _Parser:
 
     def __init__(self, tokens: Sequence[_Token], schema: Schema) -> None:
         self._tokens = tokens
-        self._place = 0
+        self._position = 0
         self._schema = schema
         self._depth = 0
 
     def read(self) -> Predicate:
         if not self._tokens:
             return lambda item: True
-        test = self._either()
-        if self._place < len(self._tokens):
-            raise BadFilter(f"unexpected {self._tokens[self._place].text!r}")
+        test = self._parse_or()
+        if self._position < len(self._tokens):
+            raise BadFilter(f"unexpected {self._tokens[self._position].text!r}")
         return test
 
-    def _is(self, *words: str, at: int = 0) -> bool:
-        ahead = self._tokens[self._place + at : self._place + at + len(words)]
+    def _next_is(self, *words: str, at: int = 0) -> bool:
+        ahead = self._tokens[self._position + at : self._position + at + len(words)]
         return len(ahead) == len(words) and all(
             token.kind in ("name", "sign") and token.text == word for token, word in zip(ahead, words, strict=True)
         )
 
-    def _skip(self, *words: str) -> bool:
-        found = self._is(*words)
-        self._place += len(words) if found else 0
+    def _accept(self, *words: str) -> bool:
+        found = self._next_is(*words)
+        self._position += len(words) if found else 0
         return found
 
-    def _take(self) -> _Token:
-        if self._place >= len(self._tokens):
+    def _next(self) -> _Token:
+        if self._position >= len(self._tokens):
             raise BadFilter("the filter ends too early")
-        self._place += 1
-        return self._tokens[self._place - 1]
+        self._position += 1
+        return self._tokens[self._position - 1]
 
-    def _either(self) -> Predicate:
+    def _parse_or(self) -> Predicate:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise BadFilter("the filter is nested too deeply")
-        tests = [self._both()]
-        while self._skip("or"):
-            tests.append(self._both())
+        tests = [self._parse_and()]
+        while self._accept("or"):
+            tests.append(self._parse_and())
         self._depth -= 1
         return tests[0] if len(tests) == 1 else lambda item: any(test(item) for test in tests)
 
-    def _both(self) -> Predicate:
-        tests = [self._negated()]
-        while self._skip("and"):
-            tests.append(self._negated())
+    def _parse_and(self) -> Predicate:
+        tests = [self._parse_not()]
+        while self._accept("and"):
+            tests.append(self._parse_not())
         return tests[0] if len(tests) == 1 else lambda item: all(test(item) for test in tests)
 
-    def _negated(self) -> Predicate:
+    def _parse_not(self) -> Predicate:
         negated = False
-        while self._is("not") and not self._is("in", at=1):
-            self._place += 1
+        while self._next_is("not") and not self._next_is("in", at=1):
+            self._position += 1
             negated = not negated
-        test = self._primary()
+        test = self._parse_primary()
         return (lambda item: not test(item)) if negated else test
 
-    def _primary(self) -> Predicate:
-        if self._skip("("):
-            test = self._either()
-            if not self._skip(")"):
+    def _parse_primary(self) -> Predicate:
+        if self._accept("("):
+            test = self._parse_or()
+            if not self._accept(")"):
                 raise BadFilter("unmatched parentheses")
             return test
-        return self._match()
+        return self._parse_match()
 
-    def _match(self) -> Predicate:
-        start = self._place
-        token = self._take()
+    def _parse_match(self) -> Predicate:
+        start = self._position
+        token = self._next()
         if token.kind == "number" or (token.kind == "text" and not self._is_pointer(token)):
-            return self._value_in(_plain(token))
-        path = self._path(token)
-        if self._is("in") or self._is("not", "in"):
-            return self._value_in(_written(path, self._tokens[start : self._place]))
-        return self._compare(path)
+            return self._parse_in(_unquote(token))
+        path = self._parse_selector(token)
+        if self._next_is("in") or self._next_is("not", "in"):
+            return self._parse_in(_unquoted_value(path, self._tokens[start : self._position]))
+        return self._parse_comparison(path)
 
     def _is_pointer(self, token: _Token) -> bool:
-        return token.text.startswith('"/') and not self._is("in") and not self._is("not", "in")
+        return token.text.startswith('"/') and not self._next_is("in") and not self._next_is("not", "in")
 
-    def _value_in(self, value: str) -> Predicate:
-        negated = self._skip("not")
-        if not self._skip("in"):
+    def _parse_in(self, value: str) -> Predicate:
+        negated = self._accept("not")
+        if not self._accept("in"):
             raise BadFilter(f"after the value {value[:40]!r}, in or not in must follow")
-        return _test(self._schema, self._path(self._take()), "in", value, negated)
+        return _compile_selector(self._schema, self._parse_selector(self._next()), "in", value, negated)
 
-    def _compare(self, path: tuple[str, ...]) -> Predicate:
-        if self._skip("is"):
-            negated = self._skip("not")
-            if not self._skip("empty"):
+    def _parse_comparison(self, path: tuple[str, ...]) -> Predicate:
+        if self._accept("is"):
+            negated = self._accept("not")
+            if not self._accept("empty"):
                 raise BadFilter(f"after {'.'.join(path)} is, empty or not empty must follow")
-            return _test(self._schema, path, "empty", "", negated)
-        negated = self._skip("not")
-        operator = next((word for word in _OPERATORS if self._skip(word)), None)
+            return _compile_selector(self._schema, path, "empty", "", negated)
+        negated = self._accept("not")
+        operator = next((word for word in _OPERATORS if self._accept(word)), None)
         if operator is None or (negated and operator in ("==", "!=")):
             raise BadFilter(f"after the selector {'.'.join(path)[:80]}, an operator must follow")
-        token = self._take()
+        token = self._next()
         if token.kind == "name":
-            start = self._place - 1
-            value = _written(self._path(token), self._tokens[start : self._place])
+            start = self._position - 1
+            value = _unquoted_value(self._parse_selector(token), self._tokens[start : self._position])
         elif token.kind in ("text", "number"):
-            value = _plain(token)
+            value = _unquote(token)
         else:
             raise BadFilter(f"after {'.'.join(path)} {operator}, a value must follow")
         if operator == "!=":
             operator, negated = "==", True
-        return _test(self._schema, path, "in" if operator == "contains" else operator, value, negated)
+        return _compile_selector(self._schema, path, "in" if operator == "contains" else operator, value, negated)
 
-    def _path(self, first: _Token) -> tuple[str, ...]:
+    def _parse_selector(self, first: _Token) -> tuple[str, ...]:
         if first.kind == "text" and first.text.startswith('"/'):
-            return tuple(part.replace("~1", "/").replace("~0", "~") for part in _plain(first)[1:].split("/"))
+            return tuple(part.replace("~1", "/").replace("~0", "~") for part in _unquote(first)[1:].split("/"))
         if first.kind != "name":
             raise BadFilter(f"invalid selector {first.text[:40]!r}")
         path = [first.text]
-        while self._is(".") or self._is("["):
-            bracket = self._take().text == "["
-            token = self._take()
+        while self._next_is(".") or self._next_is("["):
+            bracket = self._next().text == "["
+            token = self._next()
             if bracket:
-                if token.kind != "text" or not self._skip("]"):
+                if token.kind != "text" or not self._accept("]"):
                     raise BadFilter(f"unclosed or invalid index after {'.'.join(path)[:80]}")
-                path.append(_plain(token))
+                path.append(_unquote(token))
             elif token.kind in ("name", "number", "index"):
                 path.append(token.text)
             else:
@@ -193,7 +193,7 @@ class _Parser:
         return tuple(path)
 
 
-def _plain(token: _Token) -> str:
+def _unquote(token: _Token) -> str:
     if token.kind != "text":
         return token.text
     inside = token.text[1:-1]
@@ -202,7 +202,7 @@ def _plain(token: _Token) -> str:
     return re.sub(r"\\(.)", lambda found: {"n": "\n", "t": "\t", "r": "\r"}.get(found[1], found[1]), inside)
 
 
-def _written(path: tuple[str, ...], tokens: Sequence[_Token]) -> str:
+def _unquoted_value(path: tuple[str, ...], tokens: Sequence[_Token]) -> str:
     """A value without quotes: it reads like a selector, and stands for its own text."""
     return ".".join(path) if all(token.kind != "text" for token in tokens) else "".join(token.text for token in tokens)
 
@@ -210,25 +210,25 @@ def _written(path: tuple[str, ...], tokens: Sequence[_Token]) -> str:
 # What a match means, by the kind of what is selected
 
 
-def _test(schema: Schema, path: tuple[str, ...], operator: str, value: str, negated: bool) -> Predicate:
+def _compile_selector(schema: Schema, path: tuple[str, ...], operator: str, value: str, negated: bool) -> Predicate:
     """A test of an item: the place is found by the schema, so that only what the user named may be missing."""
     if not path:
-        return _of_value(schema, operator, value, negated)
+        return _compile_matcher(schema, operator, value, negated)
     name, rest = path[0], path[1:]
     if schema["type"] == "array":
-        inner = _test(schema["items"], path, operator, value, negated)
+        inner = _compile_selector(schema["items"], path, operator, value, negated)
         return lambda item: any(inner(part) for part in item or ())
     if name in schema.get("properties", {}):
-        inner = _test(schema["properties"][name], rest, operator, value, negated)
+        inner = _compile_selector(schema["properties"][name], rest, operator, value, negated)
         return lambda item: inner((item or {}).get(name))
     if "additionalProperties" in schema:
-        inner = _test(schema["additionalProperties"] or {"type": "string"}, rest, operator, value, negated)
+        inner = _compile_selector(schema["additionalProperties"] or {"type": "string"}, rest, operator, value, negated)
         missing = negated != (operator == "empty")
         return lambda item: inner(item[name]) if name in (item or {}) else missing
     raise BadFilter(f'Selector "{name[:80]}" is not valid')
 
 
-def _of_value(schema: Schema, operator: str, value: str, negated: bool) -> Predicate:
+def _compile_matcher(schema: Schema, operator: str, value: str, negated: bool) -> Predicate:
     kind = schema["type"]
     test = _MATCHERS.get((kind, operator))
     if test is None or (kind == "object" and "additionalProperties" not in schema):
@@ -264,7 +264,7 @@ def _matching(schema: Schema, value: str) -> Predicate:
 
     def test(item: Item) -> bool:
         try:
-            return pattern.found_in(item or "")
+            return pattern.search(item or "")
         except BadRegex as error:
             raise BadFilter(str(error)) from None
 
@@ -276,7 +276,7 @@ def _part_of_text(schema: Schema, value: str) -> Predicate:
 
 
 def _in_list(schema: Schema, value: str) -> Predicate:
-    equal = _of_value(schema["items"], "==", value, False)
+    equal = _compile_matcher(schema["items"], "==", value, False)
     return lambda item: any(equal(part) for part in item or ())
 
 

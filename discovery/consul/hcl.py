@@ -41,32 +41,32 @@ class _HclParser:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._at = 0
+        self._position = 0
         self._depth = 0
 
     def body(self, end: str = "") -> dict[str, HclValue]:
         """Attributes and blocks until ``end``, which is passed over; "" is the end of the text."""
         found: dict[str, HclValue] = {}
         blocks: set[str] = set()
-        while (next_ := self._next()) != end:
+        while (next_ := self._peek()) != end:
             if not next_:
-                self._fail(f"{end!r} is missing: the text ends within what it would close")
-            start = self._at
+                self._error(f"{end!r} is missing: the text ends within what it would close")
+            start = self._position
             key = self._key()
-            mark = self._next()
-            if mark in ("=", ":"):
-                self._at += 1
+            next_character = self._peek()
+            if next_character in ("=", ":"):
+                self._position += 1
                 if key in found:
-                    self._fail(f"{key} is given a second time; one of the two must go", start)
+                    self._error(f"{key} is given a second time; one of the two must go", start)
                 found[key] = self._value()
             else:
-                self._put(found, blocks, key, self._block(key), start)
-            if self._next() == ",":
-                self._at += 1
-        self._at += len(end)
+                self._add_block(found, blocks, key, self._block(key), start)
+            if self._peek() == ",":
+                self._position += 1
+        self._position += len(end)
         return found
 
-    def _put(self, found: dict[str, HclValue], blocks: set[str], key: str, block: HclValue, start: int) -> None:
+    def _add_block(self, found: dict[str, HclValue], blocks: set[str], key: str, block: HclValue, start: int) -> None:
         """One more block of that name: the second makes it a list."""
         if key not in found:
             found[key] = block
@@ -74,7 +74,7 @@ class _HclParser:
             return
         before = found[key]
         if key not in blocks:
-            self._fail(f"{key} is both an attribute and a block; make it one of them", start)
+            self._error(f"{key} is both an attribute and a block; make it one of them", start)
         if isinstance(before, list):
             before.append(block)
         else:
@@ -83,51 +83,51 @@ class _HclParser:
     def _block(self, key: str) -> HclValue:
         """The labels and the body of a block."""
         labels = []
-        while self._next() == '"' or _NAME.match(self._text, self._at):
+        while self._peek() == '"' or _NAME.match(self._text, self._position):
             labels.append(self._key())
             if len(labels) > MAX_DEPTH:
-                self._fail(f"{key} has more than {MAX_DEPTH} labels")
-        if self._next() != "{":
-            self._fail(f"behind {key} there must be '=' or '{{'")
-        block: HclValue = self._inside("{", lambda: self.body("}"))
+                self._error(f"{key} has more than {MAX_DEPTH} labels")
+        if self._peek() != "{":
+            self._error(f"behind {key} there must be '=' or '{{'")
+        block: HclValue = self._nested("{", lambda: self.body("}"))
         for label in reversed(labels):
             block = {label: block}
         return block
 
     def _key(self) -> str:
-        if self._next() == '"':
+        if self._peek() == '"':
             return self._string()
-        match = _NAME.match(self._text, self._at)
+        match = _NAME.match(self._text, self._position)
         if match is None:
-            self._fail(f"{self._shown()} is no name of an attribute or a block")
-        self._at = match.end()
+            self._error(f"{self._describe_next()} is no name of an attribute or a block")
+        self._position = match.end()
         return match[0]
 
     def _value(self) -> HclValue:
         """What stands behind ``=``."""
-        mark = self._next()
-        if mark == '"':
+        next_character = self._peek()
+        if next_character == '"':
             return self._string()
-        if mark == "{":
-            return self._inside("{", lambda: self.body("}"))
-        if mark == "[":
-            return self._inside("[", self._list)
-        if mark == "<":
+        if next_character == "{":
+            return self._nested("{", lambda: self.body("}"))
+        if next_character == "[":
+            return self._nested("[", self._list)
+        if next_character == "<":
             return self._heredoc()
-        if match := _NUMBER.match(self._text, self._at):
-            self._at = match.end()
+        if match := _NUMBER.match(self._text, self._position):
+            self._position = match.end()
             return _number(match[0])
-        match = _NAME.match(self._text, self._at)
+        match = _NAME.match(self._text, self._position)
         if match is None or match[0] not in _WORDS:
-            shown = match[0][:40] if match else self._shown()
-            self._fail(f"{shown} is no value; a text stands in quotes")
-        self._at = match.end()
+            shown = match[0][:40] if match else self._describe_next()
+            self._error(f"{shown} is no value; a text stands in quotes")
+        self._position = match.end()
         return _WORDS[match[0]]
 
-    def _inside(self, mark: str, read: Callable[[], HclValue]) -> HclValue:
+    def _nested(self, next_character: str, read: Callable[[], HclValue]) -> HclValue:
         if self._depth >= MAX_DEPTH:
-            self._fail(f"more than {MAX_DEPTH} blocks, lists and maps within each other")
-        self._at += len(mark)
+            self._error(f"more than {MAX_DEPTH} blocks, lists and maps within each other")
+        self._position += len(next_character)
         self._depth += 1
         found = read()
         self._depth -= 1
@@ -135,73 +135,77 @@ class _HclParser:
 
     def _list(self) -> HclValue:
         found: list[HclValue] = []
-        while self._next() != "]":
+        while self._peek() != "]":
             found.append(self._value())
-            mark = self._next()
-            if mark == ",":
-                self._at += 1
-            elif mark != "]":
-                self._fail("in a list, ',' or ']' must stand here")
-        self._at += 1
+            next_character = self._peek()
+            if next_character == ",":
+                self._position += 1
+            elif next_character != "]":
+                self._error("in a list, ',' or ']' must stand here")
+        self._position += 1
         return found
 
     def _string(self) -> str:
-        start = self._at
-        self._at += 1
+        start = self._position
+        self._position += 1
         parts = []
         while True:
-            if match := _TEXT.match(self._text, self._at):
+            if match := _TEXT.match(self._text, self._position):
                 parts.append(match[0])
-                self._at = match.end()
-            mark = self._text[self._at : self._at + 1]
-            if mark == '"':
-                self._at += 1
+                self._position = match.end()
+            next_character = self._text[self._position : self._position + 1]
+            if next_character == '"':
+                self._position += 1
                 return "".join(parts)
-            if mark != "\\":
-                self._fail("the text that begins here has no '\"' at the end of its line", start)
+            if next_character != "\\":
+                self._error("the text that begins here has no '\"' at the end of its line", start)
             parts.append(self._escape())
 
     def _escape(self) -> str:
         """What stands for a backslash and what follows it."""
-        sign = self._text[self._at + 1 : self._at + 2]
+        sign = self._text[self._position + 1 : self._position + 2]
         if sign in _ESCAPES:
-            self._at += 2
+            self._position += 2
             return _ESCAPES[sign]
-        match = _CODE.match(self._text, self._at + 1)
+        match = _CODE.match(self._text, self._position + 1)
         code = int(match[1] or match[2], 16) if match else -1
         if match is None or code > 0x10FFFF or 0xD800 <= code < 0xE000:
-            self._fail(f"\\{sign} means nothing in a text; a backslash itself is written \\\\")
-        self._at = match.end()
+            self._error(f"\\{sign} means nothing in a text; a backslash itself is written \\\\")
+        self._position = match.end()
         return chr(code)
 
     def _heredoc(self) -> str:
         """Lines until one that holds the mark alone; ``<<-`` takes away the indentation that all of them have."""
-        match = _HEREDOC.match(self._text, self._at)
+        match = _HEREDOC.match(self._text, self._position)
         if match is None:
-            self._fail("a text of several lines begins with <<NAME and a new line")
+            self._error("a text of several lines begins with <<NAME and a new line")
         end = re.compile(rf"^[ \t]*{match[2]}[ \t\r]*$", re.MULTILINE).search(self._text, match.end())
         if end is None:
-            self._fail(f"the text that begins here does not end: no line holds {match[2]} alone")
-        self._at = end.end()
+            self._error(f"the text that begins here does not end: no line holds {match[2]} alone")
+        self._position = end.end()
         lines = self._text[match.end() : end.start()].replace("\r\n", "\n").splitlines(keepends=True)
         if match[1]:
             cut = min((len(line) - len(line.lstrip(" \t")) for line in lines if line.strip()), default=0)
             lines = [line[cut:] if line.strip() else "\n" for line in lines]
         return "".join(lines)
 
-    def _next(self) -> str:
+    def _peek(self) -> str:
         """The next character that is neither space nor comment, "" at the end; it is not passed over."""
-        if match := _SPACE.match(self._text, self._at):
-            self._at = match.end()
-        if self._text.startswith("/*", self._at):
-            self._fail("the comment that begins here does not end: */ is missing")
-        return self._text[self._at : self._at + 1]
+        if match := _SPACE.match(self._text, self._position):
+            self._position = match.end()
+        if self._text.startswith("/*", self._position):
+            self._error("the comment that begins here does not end: */ is missing")
+        return self._text[self._position : self._position + 1]
 
-    def _shown(self) -> str:
-        return repr(self._text[self._at : self._at + 1]) if self._at < len(self._text) else "the end of the text"
+    def _describe_next(self) -> str:
+        return (
+            repr(self._text[self._position : self._position + 1])
+            if self._position < len(self._text)
+            else "the end of the text"
+        )
 
-    def _fail(self, sentence: str, at: int = -1) -> NoReturn:
-        place = self._at if at < 0 else at
+    def _error(self, sentence: str, at: int = -1) -> NoReturn:
+        place = self._position if at < 0 else at
         line = self._text.count("\n", 0, place) + 1
         column = place - (self._text.rfind("\n", 0, place) + 1) + 1
         raise BadHcl(f"line {line}, column {column}: {sentence}")

@@ -26,7 +26,7 @@ def decode_json(body: bytes) -> object:
     if not body.strip():
         return None
     try:
-        found = json.loads(body.decode(), parse_constant=_no_number)
+        found = json.loads(body.decode(), parse_constant=_reject_constant)
         # What a string escapes may be half a character, which nothing could store or answer.
         json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -34,7 +34,7 @@ def decode_json(body: bytes) -> object:
     return found
 
 
-def _no_number(text: str) -> NoReturn:
+def _reject_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number")
 
 
@@ -46,21 +46,21 @@ class Fields:
 
     def __init__(self, found: object, path: str = "") -> None:
         if not isinstance(found, dict):
-            raise BadField(f"{path.rstrip('.') or 'the body'}: {shown(found)} is no object; write {{…}}")
-        self._found: dict[str, Any] = {_normal(name): value for name, value in found.items()}
+            raise BadField(f"{path.rstrip('.') or 'the body'}: {format_value(found)} is no object; write {{…}}")
+        self._values: dict[str, Any] = {_normalize(name): value for name, value in found.items()}
         self._path = path
 
     def has(self, *names: str) -> bool:
         """Whether one of these is there and not null."""
-        return any(self._found.get(_normal(name)) is not None for name in names)
+        return any(self._values.get(_normalize(name)) is not None for name in names)
 
     def get(self, *names: str) -> Any:
         """The first of these that is there, as it is; None if none is."""
-        return next((value for name in names if (value := self._found.get(_normal(name))) is not None), None)
+        return next((value for name in names if (value := self._values.get(_normalize(name))) is not None), None)
 
-    def fail(self, name: str, value: object, wanted: str) -> NoReturn:
+    def invalid(self, name: str, value: object, wanted: str) -> NoReturn:
         """Raise what a wrong field raises."""
-        raise BadField(f"{self._path}{name}: {shown(value)} {wanted}")
+        raise BadField(f"{self._path}{name}: {format_value(value)} {wanted}")
 
     def text(self, *names: str, longest: int = MAX_TEXT) -> str:
         """A string, "" if it is not there."""
@@ -68,16 +68,16 @@ class Fields:
         if value is None:
             return ""
         if not isinstance(value, str):
-            self.fail(names[0], value, "is no string")
+            self.invalid(names[0], value, "is no string")
         if len(value) > longest:
-            self.fail(names[0], value, f"is {len(value)} characters long; {longest} is the most")
+            self.invalid(names[0], value, f"is {len(value)} characters long; {longest} is the most")
         return value
 
     def name(self, *names: str) -> str:
         """A string that names something: short, and nothing in it that does not print."""
         value = self.text(*names, longest=255)
         if not value.isprintable():
-            self.fail(names[0], value, "has characters that do not print")
+            self.invalid(names[0], value, "has characters that do not print")
         return value
 
     def number(self, *names: str, low: int = 0, high: int = 2**31 - 1, default: int = 0) -> int:
@@ -86,19 +86,19 @@ class Fields:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int):
-            self.fail(names[0], value, "is no whole number")
+            self.invalid(names[0], value, "is no whole number")
         if not low <= value <= high:
-            self.fail(names[0], value, f"is not from {low} to {high}")
+            self.invalid(names[0], value, f"is not from {low} to {high}")
         return value
 
-    def flag(self, *names: str) -> bool:
+    def boolean(self, *names: str) -> bool:
         """true or false; false if it is not there."""
         value = self.get(*names)
         if value is not None and not isinstance(value, bool):
-            self.fail(names[0], value, "is neither true nor false")
+            self.invalid(names[0], value, "is neither true nor false")
         return bool(value)
 
-    def seconds(self, *names: str) -> float:
+    def duration(self, *names: str) -> float:
         """A time: a string like 10s, or a number of nanoseconds; 0 if it is not there."""
         value = self.get(*names)
         if value is None or value == "":
@@ -107,50 +107,50 @@ class Fields:
             try:
                 return parse_duration(value)
             except ValueError as error:
-                self.fail(names[0], value, f"is no time: {error}")
+                self.invalid(names[0], value, f"is no time: {error}")
         if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= 2**63:
-            self.fail(names[0], value, "is no time; write it like 10s, 1m30s or 100ms")
+            self.invalid(names[0], value, "is no time; write it like 10s, 1m30s or 100ms")
         return value / 1e9
 
-    def words(self, *names: str) -> tuple[str, ...]:
+    def string_list(self, *names: str) -> tuple[str, ...]:
         """A list of strings."""
         value = self.get(*names)
         if value is None:
             return ()
         if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-            self.fail(names[0], value, "is no list of strings")
+            self.invalid(names[0], value, "is no list of strings")
         return tuple(value)
 
-    def table(self, *names: str) -> dict[str, str]:
+    def string_map(self, *names: str) -> dict[str, str]:
         """An object whose keys are the user's, and whose values are strings."""
         value = self.get(*names)
         if value is None:
             return {}
         if not isinstance(value, dict) or not all(isinstance(part, str) for part in value.values()):
-            self.fail(names[0], value, "is no object of strings")
+            self.invalid(names[0], value, "is no object of strings")
         return dict(value)
 
-    def inner(self, *names: str) -> Fields | None:
+    def object_(self, *names: str) -> Fields | None:
         """An object inside; None if it is not there."""
         value = self.get(*names)
         return None if value is None else Fields(value, f"{self._path}{names[0]}.")
 
-    def parts(self, *names: str) -> Iterator[Fields]:
+    def objects(self, *names: str) -> Iterator[Fields]:
         """The objects of a list."""
         value = self.get(*names)
         if value is None:
             return
         if not isinstance(value, list):
-            self.fail(names[0], value, "is no list")
+            self.invalid(names[0], value, "is no list")
         for number, part in enumerate(value):
             yield Fields(part, f"{self._path}{names[0]}[{number}].")
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as an error repeats it."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 
 
-def _normal(name: str) -> str:
+def _normalize(name: str) -> str:
     return name.replace("_", "").lower()

@@ -35,8 +35,8 @@ class KVOperation:
 class TxnError:
     """Why the step of that number could not be."""
 
-    step: int
-    what: str
+    operation: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class TxnResult:
     """The pairs that the steps gave, in order; or else why they could not be, and then nothing was changed."""
 
     pairs: tuple[KVPair, ...] = ()
-    failures: tuple[TxnError, ...] = ()
+    errors: tuple[TxnError, ...] = ()
 
 
 class _OperationFailed(Exception):
@@ -59,7 +59,7 @@ class _Txn:
     pairs: dict[str, KVPair | None] = field(default_factory=dict)
     compares: dict[tuple[str, str], Compare] = field(default_factory=dict)
     writes: dict[str, Operation] = field(default_factory=dict)
-    trees: list[str] = field(default_factory=list)
+    deleted_prefixes: list[str] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)
 
     async def read(self, key: str) -> KVPair | None:
@@ -81,7 +81,7 @@ class _Txn:
 
     def put(self, pair: KVPair) -> KVPair:
         old = self.pairs[pair.key]
-        if old is not None and old.content == pair.content:
+        if old is not None and old.comparable == pair.comparable:
             return old  # the same again is no change, and must not wake those who wait for one
         self.pairs[pair.key] = pair
         self.changed.add(pair.key)
@@ -103,100 +103,100 @@ class _Txn:
     def operations(self) -> list[Operation]:
         """What to write; a tree goes as one operation where nothing below it is written, else key by key."""
         writes = dict(self.writes)
-        trees = []
-        for prefix in self.trees:
+        deleted_prefixes = []
+        for prefix in self.deleted_prefixes:
             below = [key for key in writes if key.startswith(KV_PREFIX + prefix)]
             if all(isinstance(writes[key], Delete) for key in below):
-                trees.append(Delete(KV_PREFIX + prefix, prefix=True))
+                deleted_prefixes.append(Delete(KV_PREFIX + prefix, prefix=True))
                 for key in below:
                     del writes[key]
-        return [*trees, *writes.values()]
+        return [*deleted_prefixes, *writes.values()]
 
 
-async def apply(store: Store, steps: Sequence[KVOperation]) -> TxnResult:
+async def apply(store: Store, operations: Sequence[KVOperation]) -> TxnResult:
     """Do all steps, or none of them. Raises BadField for an unknown verb, StoreError."""
     for _ in range(MAX_ATTEMPTS):
-        work = _Txn(store)
+        txn = _Txn(store)
         pairs: list[KVPair] = []
-        failures: list[TxnError] = []
-        for number, step in enumerate(steps):
+        errors: list[TxnError] = []
+        for number, operation in enumerate(operations):
             try:
-                pairs += await _run_operation(work, step)
+                pairs += await _run_operation(txn, operation)
             except _OperationFailed as error:
-                failures.append(TxnError(number, str(error)))
-        if failures:
-            return TxnResult((), tuple(failures))
-        outcome = await store.transact(tuple(work.compares.values()), work.operations())
+                errors.append(TxnError(number, str(error)))
+        if errors:
+            return TxnResult((), tuple(errors))
+        outcome = await store.transact(tuple(txn.compares.values()), txn.operations())
         if outcome.succeeded:
-            return TxnResult(tuple(_with_indexes(pair, work, outcome.revision) for pair in pairs))
-    raise Unavailable(f"{len(steps)} operations could not be done", hint="too many others write the same keys")
+            return TxnResult(tuple(_with_indexes(pair, txn, outcome.revision) for pair in pairs))
+    raise Unavailable(f"{len(operations)} operations could not be done", hint="too many others write the same keys")
 
 
-def _with_indexes(pair: KVPair, work: _Txn, revision: int) -> KVPair:
-    if pair.key not in work.changed:
+def _with_indexes(pair: KVPair, txn: _Txn, revision: int) -> KVPair:
+    if pair.key not in txn.changed:
         return pair
     return replace(pair, create_index=pair.create_index or revision, modify_index=revision)
 
 
-async def _run_operation(work: _Txn, step: KVOperation) -> list[KVPair]:
-    match step.verb:
+async def _run_operation(txn: _Txn, operation: KVOperation) -> list[KVPair]:
+    match operation.verb:
         case "get-tree":
-            return await work.read_tree(step.key)
+            return await txn.read_tree(operation.key)
         case "delete-tree":
-            for found in await work.read_tree(step.key):
-                work.delete(found.key)
-            work.trees.append(step.key)
+            for found in await txn.read_tree(operation.key):
+                txn.delete(found.key)
+            txn.deleted_prefixes.append(operation.key)
             return []
-    pair = await work.read(step.key)
-    match step.verb:
+    pair = await txn.read(operation.key)
+    match operation.verb:
         case "set" | "cas" | "lock" | "unlock":
-            return [replace(await _write(work, step, pair), value=b"")]
+            return [replace(await _write(txn, operation, pair), value=b"")]
         case "delete" | "delete-cas":
-            if step.verb == "delete-cas" and pair is not None and pair.modify_index != step.index:
-                raise _OperationFailed(f'failed to delete key "{step.key}", index is stale')
-            work.delete(step.key)
+            if operation.verb == "delete-cas" and pair is not None and pair.modify_index != operation.index:
+                raise _OperationFailed(f'failed to delete key "{operation.key}", index is stale')
+            txn.delete(operation.key)
             return []
         case "get":
             if pair is None:
-                raise _OperationFailed(f'key "{step.key}" doesn\'t exist')
+                raise _OperationFailed(f'key "{operation.key}" doesn\'t exist')
             return [pair]
         case "get-or-empty":
-            return [pair or KVPair(step.key)]
+            return [pair or KVPair(operation.key)]
         case "check-index" | "check-session" | "check-not-exists":
-            return [replace(found, value=b"") for found in _check(step, pair)]
-    raise BadField(f'unknown KV verb "{step.verb[:40]}"')
+            return [replace(found, value=b"") for found in _check(operation, pair)]
+    raise BadField(f'unknown KV verb "{operation.verb[:40]}"')
 
 
-async def _write(work: _Txn, step: KVOperation, pair: KVPair | None) -> KVPair:
-    new = replace(pair or KVPair(step.key), value=step.value, flags=step.flags)
-    if step.verb == "cas" and (pair.modify_index if pair else 0) != step.index:
-        raise _OperationFailed(f'failed to set key "{step.key}", index is stale')
-    if step.verb == "lock":
-        new = await _acquire_lock(work, step, pair, new)
-    if step.verb == "unlock":
-        if not step.session:
+async def _write(txn: _Txn, operation: KVOperation, pair: KVPair | None) -> KVPair:
+    new = replace(pair or KVPair(operation.key), value=operation.value, flags=operation.flags)
+    if operation.verb == "cas" and (pair.modify_index if pair else 0) != operation.index:
+        raise _OperationFailed(f'failed to set key "{operation.key}", index is stale')
+    if operation.verb == "lock":
+        new = await _acquire_lock(txn, operation, pair, new)
+    if operation.verb == "unlock":
+        if not operation.session:
             raise BadField("missing session")
-        if pair is None or pair.session != step.session:
+        if pair is None or pair.session != operation.session:
             raise _OperationFailed(
-                f'failed to unlock key "{step.key}", lock isn\'t held, or is held by another session'
+                f'failed to unlock key "{operation.key}", lock isn\'t held, or is held by another session'
             )
         new = replace(new, session="", delay=0.0, behavior="release")
-    return work.put(new)
+    return txn.put(new)
 
 
-async def _acquire_lock(work: _Txn, step: KVOperation, pair: KVPair | None, new: KVPair) -> KVPair:
-    if not step.session:
+async def _acquire_lock(txn: _Txn, operation: KVOperation, pair: KVPair | None, new: KVPair) -> KVPair:
+    if not operation.session:
         raise BadField("missing session")
-    entry = await work.store.get(SESSION_PREFIX + step.session)
+    entry = await txn.store.get(SESSION_PREFIX + operation.session)
     if entry is None:
-        raise BadField(f'invalid session "{step.session[:60]}"')
-    work.expect(entry.key, entry.mod_revision)
-    if pair is not None and pair.session == step.session:
+        raise BadField(f'invalid session "{operation.session[:60]}"')
+    txn.expect(entry.key, entry.mod_revision)
+    if pair is not None and pair.session == operation.session:
         return new
-    delayed = await work.store.get(LOCK_DELAY_PREFIX + step.key)
+    delayed = await txn.store.get(LOCK_DELAY_PREFIX + operation.key)
     if (pair is not None and pair.session) or delayed is not None:
-        raise _OperationFailed(f'failed to lock key "{step.key}", lock is already held')
-    work.expect(LOCK_DELAY_PREFIX + step.key, 0)
+        raise _OperationFailed(f'failed to lock key "{operation.key}", lock is already held')
+    txn.expect(LOCK_DELAY_PREFIX + operation.key, 0)
     session = decode_session(entry)
     return replace(
         new,
@@ -207,20 +207,21 @@ async def _acquire_lock(work: _Txn, step: KVOperation, pair: KVPair | None, new:
     )
 
 
-def _check(step: KVOperation, pair: KVPair | None) -> list[KVPair]:
-    if step.verb == "check-not-exists":
+def _check(operation: KVOperation, pair: KVPair | None) -> list[KVPair]:
+    if operation.verb == "check-not-exists":
         if pair is not None:
-            raise _OperationFailed(f'key "{step.key}" exists')
+            raise _OperationFailed(f'key "{operation.key}" exists')
         return []
     if pair is None:
-        what = "index" if step.verb == "check-index" else "lock"
-        raise _OperationFailed(f'failed to check {what} for key "{step.key}", key doesn\'t exist')
-    if step.verb == "check-index" and pair.modify_index != step.index:
+        what = "index" if operation.verb == "check-index" else "lock"
+        raise _OperationFailed(f'failed to check {what} for key "{operation.key}", key doesn\'t exist')
+    if operation.verb == "check-index" and pair.modify_index != operation.index:
         raise _OperationFailed(
-            f'failed index check for key "{step.key}", current modify index {pair.modify_index} != {step.index}'
+            f'failed index check for key "{operation.key}", '
+            f"current modify index {pair.modify_index} != {operation.index}"
         )
-    if step.verb == "check-session" and pair.session != step.session:
+    if operation.verb == "check-session" and pair.session != operation.session:
         raise _OperationFailed(
-            f'failed session check for key "{step.key}", current session "{pair.session}" != "{step.session}"'
+            f'failed session check for key "{operation.key}", current session "{pair.session}" != "{operation.session}"'
         )
     return [pair]

@@ -73,8 +73,8 @@ class _Alternate:
 @dataclass(frozen=True, slots=True)
 class _Repeat:
     part: _Node
-    least: int
-    most: int | None
+    minimum: int
+    maximum: int | None
 
 
 _Node = _CharClass | _Anchor | _Concat | _Alternate | _Repeat
@@ -84,7 +84,7 @@ _Node = _CharClass | _Anchor | _Concat | _Alternate | _Repeat
 class _Split:
     """Go on at all of these places."""
 
-    places: tuple[int, ...]
+    targets: tuple[int, ...]
 
 
 _Instruction = _CharClass | _Anchor | _Split | None
@@ -98,25 +98,25 @@ class Regex:
         if len(text) > MAX_LENGTH:
             raise BadRegex(f"the expression is {len(text)} characters long; {MAX_LENGTH} is the most")
         self._program: list[_Instruction] = []
-        self._visits = 0
+        self._nodes_compiled = 0
         self._compile(RegexParser(text).read())
         self._program.append(None)
-        self._budget = _MAX_STEPS
-        self._steps: dict[tuple[frozenset[int], str], frozenset[int]] = {}
-        self._entry = self._close([0], begin=False, end=False)
+        self._steps_left = _MAX_STEPS
+        self._transitions: dict[tuple[frozenset[int], str], frozenset[int]] = {}
+        self._start_states = self._epsilon_closure([0], begin=False, end=False)
 
-    def found_in(self, text: str) -> bool:
+    def search(self, text: str) -> bool:
         """Whether any part of the text matches. Raises BadPattern if finding out costs too much."""
         last = len(self._program) - 1
-        states = self._close([0], begin=True, end=False)
+        states = self._epsilon_closure([0], begin=True, end=False)
         for character in text:
             if last in states:
                 return True
             states = self._step(states, character)
-        return last in self._close(list(states), begin=not text, end=True)
+        return last in self._epsilon_closure(list(states), begin=not text, end=True)
 
     def _step(self, states: frozenset[int], character: str) -> frozenset[int]:
-        known = self._steps.get((states, character))
+        known = self._transitions.get((states, character))
         if known is not None:
             return known
         after = []
@@ -124,32 +124,32 @@ class Regex:
             instruction = self._program[place]
             if isinstance(instruction, _CharClass) and instruction.has(character):
                 after.append(place + 1)
-        self._spend(len(states))
-        if len(self._steps) >= _MAX_CACHED_STEPS:
-            self._steps.clear()
-        found = self._close(after, begin=False, end=False) | self._entry
-        self._steps[states, character] = found
+        self._charge(len(states))
+        if len(self._transitions) >= _MAX_CACHED_STEPS:
+            self._transitions.clear()
+        found = self._epsilon_closure(after, begin=False, end=False) | self._start_states
+        self._transitions[states, character] = found
         return found
 
-    def _close(self, places: list[int], *, begin: bool, end: bool) -> frozenset[int]:
+    def _epsilon_closure(self, targets: list[int], *, begin: bool, end: bool) -> frozenset[int]:
         """All places that are reached from these without reading a character."""
         found: set[int] = set()
-        while places:
-            place = places.pop()
+        while targets:
+            place = targets.pop()
             if place in found:
                 continue
             found.add(place)
             instruction = self._program[place]
             if isinstance(instruction, _Split):
-                places += instruction.places
+                targets += instruction.targets
             elif isinstance(instruction, _Anchor) and (end if instruction.end else begin):
-                places.append(place + 1)
-        self._spend(len(found))
+                targets.append(place + 1)
+        self._charge(len(found))
         return frozenset(found)
 
-    def _spend(self, steps: int) -> None:
-        self._budget -= steps
-        if self._budget < 0:
+    def _charge(self, steps: int) -> None:
+        self._steps_left -= steps
+        if self._steps_left < 0:
             raise BadRegex("the expression takes too long to match; make it simpler")
 
     def _emit(self, instruction: _Instruction) -> int:
@@ -159,8 +159,8 @@ class Regex:
         return len(self._program) - 1
 
     def _compile(self, tree: _Node) -> None:
-        self._visits += 1  # what repeats nothing emits nothing, and must end too
-        if self._visits > 5 * _MAX_INSTRUCTIONS:
+        self._nodes_compiled += 1  # what repeats nothing emits nothing, and must end too
+        if self._nodes_compiled > 5 * _MAX_INSTRUCTIONS:
             raise BadRegex("the expression is too large; repeat less")
         match tree:
             case _Concat():
@@ -182,16 +182,16 @@ class Regex:
                 self._emit(tree)
 
     def _compile_repeat(self, tree: _Repeat) -> None:
-        for _ in range(tree.least):
+        for _ in range(tree.minimum):
             self._compile(tree.part)
-        if tree.most is None:
+        if tree.maximum is None:
             fork = self._emit(None)
             self._compile(tree.part)
             self._emit(_Split((fork,)))
             self._program[fork] = _Split((fork + 1, len(self._program)))
             return
         forks = []
-        for _ in range(tree.most - tree.least):
+        for _ in range(tree.maximum - tree.minimum):
             forks.append(self._emit(None))
             self._compile(tree.part)
         for fork in forks:
@@ -203,29 +203,29 @@ class RegexParser:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._place = 0
+        self._position = 0
         self._fold = self._dot_all = False
         self._depth = 0
 
     def read(self) -> _Node:
         tree = self._alternatives()
-        if self._place < len(self._text):
+        if self._position < len(self._text):
             raise BadRegex("unexpected ) in the expression")
         return tree
 
     def _peek(self, count: int = 1) -> str:
-        return self._text[self._place : self._place + count]
+        return self._text[self._position : self._position + count]
 
     def _take(self) -> str:
         character = self._peek()
         if not character:
             raise BadRegex("the expression ends too early")
-        self._place += 1
+        self._position += 1
         return character
 
     def _skip(self, text: str) -> bool:
-        found = self._text.startswith(text, self._place)
-        self._place += len(text) if found else 0
+        found = self._text.startswith(text, self._position)
+        self._position += len(text) if found else 0
         return found
 
     def _alternatives(self) -> _Node:
@@ -257,15 +257,17 @@ class RegexParser:
         for sign, bounds in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
             if self._skip(sign):
                 return bounds
-        close = self._text.find("}", self._place)
-        least, comma, most = self._text[self._place + 1 : close].partition(",")
-        if self._peek() != "{" or close < 0 or not _is_number(least) or (most and not _is_number(most)):
+        close = self._text.find("}", self._position)
+        minimum, comma, maximum = self._text[self._position + 1 : close].partition(",")
+        if self._peek() != "{" or close < 0 or not _is_number(minimum) or (maximum and not _is_number(maximum)):
             return None  # a brace that counts nothing is a character like others
-        self._place = close + 1
-        low = int(least)
-        high = (int(most) if most else None) if comma else low
+        self._position = close + 1
+        low = int(minimum)
+        high = (int(maximum) if maximum else None) if comma else low
         if max(low, high or 0) > MAX_LENGTH or (high is not None and high < low):
-            raise BadRegex(f"invalid repeat count {{{least}{comma}{most}}} in the expression; {MAX_LENGTH} is the most")
+            raise BadRegex(
+                f"invalid repeat count {{{minimum}{comma}{maximum}}} in the expression; {MAX_LENGTH} is the most"
+            )
         return low, high
 
     def _atom(self) -> _Node:
@@ -340,8 +342,8 @@ class RegexParser:
 
     def _hexadecimal(self) -> str:
         if self._skip("{"):
-            digits, _, _ = self._text[self._place :].partition("}")
-            self._place += len(digits) + 1
+            digits, _, _ = self._text[self._position :].partition("}")
+            self._position += len(digits) + 1
         else:
             digits = self._take() + self._take()
         try:
@@ -369,8 +371,8 @@ class RegexParser:
 
     def _member(self) -> Ranges:
         if self._skip("[:"):
-            name, _, _ = self._text[self._place :].partition(":]")
-            self._place += len(name) + 2
+            name, _, _ = self._text[self._position :].partition(":]")
+            self._position += len(name) + 2
             inverted = name.startswith("^")
             found = _POSIX_CLASSES.get(name.removeprefix("^"))
             if found is None:

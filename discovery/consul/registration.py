@@ -50,11 +50,11 @@ def parse_service(found: object, node: str, *, scripts: bool = False) -> Registr
 def parse_instance(service: Fields, node: str) -> Instance:
     """The service alone, of its fields. Raises BadField."""
     name = service.name("Name", "Service")
-    meta = service.table("Meta")
+    meta = service.string_map("Meta")
     check_metadata(meta, "Invalid Service Meta: ")
     protocol = service.text("Protocol").lower()
     if protocol not in ("", "tcp", "udp"):
-        service.fail("Protocol", protocol, "is neither tcp nor udp")
+        service.invalid("Protocol", protocol, "is neither tcp nor udp")
     return Instance(
         node=node,
         id=service.name("ID") or name,
@@ -63,11 +63,11 @@ def parse_instance(service: Fields, node: str) -> Instance:
         port=service.number("Port", high=65535),
         ports=_ports(service),
         protocol=protocol,
-        tags=tuple(dict.fromkeys(service.words("Tags"))),
+        tags=tuple(dict.fromkeys(service.string_list("Tags"))),
         meta=meta,
-        tagged_addresses=_tagged(service),
+        tagged_addresses=_tagged_addresses(service),
         weights=_weights(service),
-        enable_tag_override=service.flag("EnableTagOverride"),
+        enable_tag_override=service.boolean("EnableTagOverride"),
         kind=service.name("Kind"),
     )
 
@@ -90,42 +90,42 @@ def check_metadata(meta: Mapping[str, str], prefix: str) -> None:
     if len(meta) > MAX_META_PAIRS:
         raise BadField(f"{prefix}Node metadata cannot contain more than {MAX_META_PAIRS} key/value pairs")
     for key, value in meta.items():
-        why = ""
+        problem = ""
         if not key:
-            why = "Key cannot be blank"
+            problem = "Key cannot be blank"
         elif not _KEY.fullmatch(key):
-            why = "Key contains invalid characters"
+            problem = "Key contains invalid characters"
         elif len(key) > 128:
-            why = "Key is too long (limit: 128 characters)"
+            problem = "Key is too long (limit: 128 characters)"
         elif len(value) > 512:
-            why = "Value is too long (limit: 512 characters)"
-        if why:
-            raise BadField(f"{prefix}Couldn't load metadata pair ('{key[:40]}', '{value[:40]}'): {why}")
+            problem = "Value is too long (limit: 512 characters)"
+        if problem:
+            raise BadField(f"{prefix}Couldn't load metadata pair ('{key[:40]}', '{value[:40]}'): {problem}")
 
 
 def _weights(service: Fields) -> Weights:
-    found = service.inner("Weights")
+    found = service.object_("Weights")
     if found is None:
         return Weights()
     bounds = {"low": -(2**31), "default": 1}
     weights = Weights(found.number("Passing", **bounds), found.number("Warning", **bounds))
-    said = ""
+    problem = ""
     if weights.passing < 1:
-        said = "Passing must be greater than 0"
+        problem = "Passing must be greater than 0"
     elif weights.warning < 0:
-        said = "Warning must be greater or equal than 0"
+        problem = "Warning must be greater or equal than 0"
     elif max(weights.passing, weights.warning) > _LARGEST_WEIGHT:
-        said = f"DNS Weight must be between 0 and {_LARGEST_WEIGHT}"
-    if said:
-        raise BadField(f"Invalid Weights: {said}")
+        problem = f"DNS Weight must be between 0 and {_LARGEST_WEIGHT}"
+    if problem:
+        raise BadField(f"Invalid Weights: {problem}")
     return weights
 
 
-def _tagged(service: Fields) -> dict[str, ServiceAddress]:
+def _tagged_addresses(service: Fields) -> dict[str, ServiceAddress]:
     """Tagged addresses: an address and a port each, or an address alone."""
     value = service.get("TaggedAddresses") or {}
     if not isinstance(value, dict):
-        service.fail("TaggedAddresses", value, "is no object")
+        service.invalid("TaggedAddresses", value, "is no object")
     found = {}
     for name, place in value.items():
         if isinstance(place, str):
@@ -139,10 +139,10 @@ def _ports(service: Fields) -> dict[str, int]:
     """Named ports: an object of numbers, or a list of names and numbers."""
     value = service.get("Ports") or {}
     if isinstance(value, list):
-        parts = tuple(service.parts("Ports"))
-        return {part.name("Name"): part.number("Port", low=1, high=65535) for part in parts}
+        objects = tuple(service.objects("Ports"))
+        return {part.name("Name"): part.number("Port", low=1, high=65535) for part in objects}
     if not isinstance(value, dict):
-        service.fail("Ports", value, 'is no object; write it like {"http": 80}')
+        service.invalid("Ports", value, 'is no object; write it like {"http": 80}')
     return {
         name: Fields({"Port": port}, f"Ports.{name}.").number("Port", low=1, high=65535) for name, port in value.items()
     }
@@ -150,10 +150,10 @@ def _ports(service: Fields) -> dict[str, int]:
 
 def _checks(service: Fields, instance: Instance, scripts: bool) -> tuple[CheckDefinition, ...]:
     """The checks of a service; those without an id get ``service:ID``, or ``service:ID:1``, ``:2`` … for several."""
-    one = service.inner("Check")
+    one = service.object_("Check")
     if one is not None and not service.get("Check"):
         one = None  # Go's clients send an empty one
-    found = [*([one] if one is not None else []), *service.parts("Checks")]
+    found = [*([one] if one is not None else []), *service.objects("Checks")]
     if len(found) > MAX_CHECKS:
         raise BadField(f"Checks: {len(found)} of them; {MAX_CHECKS} is the most")
     checks = []

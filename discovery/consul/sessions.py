@@ -67,52 +67,52 @@ class SessionManager:
         self._catalog = catalog
         self._store = store
         self._node = node
-        self._known: dict[str, Session] = {}
+        self._sessions: dict[str, Session] = {}
         self._ended: asyncio.Queue[str] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
-        self._unsubscribe: Callable[[], None] = _nothing
+        self._unsubscribe: Callable[[], None] = _noop
 
     def start(self) -> None:
         """Look after them from now on; ``load`` and ``changed`` tell what there is."""
-        self._unsubscribe = self._catalog.subscribe(self._checked)
+        self._unsubscribe = self._catalog.subscribe(self._on_checks_changed)
         self._task = asyncio.create_task(self._release_ended())
 
     async def load(self) -> int:
         """Take up what there is, and release what ended meanwhile; the revision to follow ``changed`` from."""
         found = await self._store.range(SESSION_PREFIX)
-        self._known.clear()
+        self._sessions.clear()
         for entry in found.entries:
-            self._learn(entry.key, entry)
-        held = await self._store.range(LOCK_PREFIX)
-        for session in {entry.key.removeprefix(LOCK_PREFIX).partition("/")[0] for entry in held.entries} - set(
-            self._known
+            self._on_session(entry.key, entry)
+        locks = await self._store.range(LOCK_PREFIX)
+        for session in {entry.key.removeprefix(LOCK_PREFIX).partition("/")[0] for entry in locks.entries} - set(
+            self._sessions
         ):
             self._ended.put_nowait(session)
-        self._checked(0, frozenset((CHECKS,)))
+        self._on_checks_changed(0, frozenset((CHECKS,)))
         return found.revision
 
     async def stop(self) -> None:
         """End; sessions live on."""
         self._unsubscribe()
-        self._unsubscribe = _nothing
+        self._unsubscribe = _noop
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def changed(self, batch: Batch) -> None:
+    def on_batch(self, batch: Batch) -> None:
         """Take note of changes of the store."""
         for event in batch.events:
             if event.key.startswith(SESSION_PREFIX):
-                self._learn(event.key, event.entry)
+                self._on_session(event.key, event.entry)
 
-    def _learn(self, key: str, entry: Entry | None) -> None:
+    def _on_session(self, key: str, entry: Entry | None) -> None:
         session_id = key.removeprefix(SESSION_PREFIX)
         if entry is None:
-            self._known.pop(session_id, None)
+            self._sessions.pop(session_id, None)
             self._ended.put_nowait(session_id)
             return
         try:
-            self._known[session_id] = decode_session(entry)
+            self._sessions[session_id] = decode_session(entry)
         except (ValueError, TypeError, AttributeError) as error:
             log.warning("%s is no session: %s", key, error)
 
@@ -122,10 +122,10 @@ class SessionManager:
         """Begin a session; its id is made here. Raises StoreError."""
         lease = await self._store.grant(session.ttl) if session.ttl else 0
         session = replace(session, id=str(uuid.uuid4()), lease=lease)
-        content = {
+        encoded = {
             name: part for name, part in asdict(session).items() if name not in ("id", "create_index", "modify_index")
         }
-        revision = await self._store.put(SESSION_PREFIX + session.id, json.dumps(content).encode(), lease=lease)
+        revision = await self._store.put(SESSION_PREFIX + session.id, json.dumps(encoded).encode(), lease=lease)
         return replace(session, create_index=revision, modify_index=revision)
 
     async def renew(self, session_id: str) -> Session | None:
@@ -152,13 +152,13 @@ class SessionManager:
 
     # What ends them
 
-    def _checked(self, revision: int, topics: frozenset[Topic]) -> None:
+    def _on_checks_changed(self, revision: int, topics: frozenset[Topic]) -> None:
         """End the sessions of which a check is critical or gone."""
         if not topics & {CHECKS, NODES}:
             return
-        for session in tuple(self._known.values()):
+        for session in tuple(self._sessions.values()):
             if not self._healthy(session):
-                del self._known[session.id]
+                del self._sessions[session.id]
                 self._ended.put_nowait(session.id)
 
     def _healthy(self, session: Session) -> bool:
@@ -184,30 +184,30 @@ class SessionManager:
         also = list(also)
         lease: dict[float, int] = {}
         for _ in range(MAX_ATTEMPTS):
-            held = (await self._store.range(f"{LOCK_PREFIX}{session_id}/", limit=RELEASE_BATCH)).entries
-            if not held and not also:
+            locks = (await self._store.range(f"{LOCK_PREFIX}{session_id}/", limit=RELEASE_BATCH)).entries
+            if not locks and not also:
                 return
             compares: list[Compare] = []
             operations: list[Operation] = list(also)
-            for hold in held:
-                await self._let_go(hold, session_id, compares, operations, lease)
+            for lock in locks:
+                await self._release_key(lock, session_id, compares, operations, lease)
             if (await self._store.transact(compares, operations)).succeeded:
                 also = []
-                if len(held) < RELEASE_BATCH:
+                if len(locks) < RELEASE_BATCH:
                     return
 
-    async def _let_go(
+    async def _release_key(
         self,
-        hold: Entry,
+        lock: Entry,
         session_id: str,
         compares: list[Compare],
         operations: list[Operation],
         leases: dict[float, int],
     ) -> None:
-        key = hold.key.removeprefix(f"{LOCK_PREFIX}{session_id}/")
+        key = lock.key.removeprefix(f"{LOCK_PREFIX}{session_id}/")
         entry = await self._store.get(KV_PREFIX + key)
         compares.append(Compare(KV_PREFIX + key, "mod", entry.mod_revision if entry else 0))
-        operations.append(Delete(hold.key))
+        operations.append(Delete(lock.key))
         pair = decode_pair(entry) if entry else KVPair(key)
         if pair.session != session_id:
             return
@@ -221,7 +221,7 @@ class SessionManager:
             operations.append(Put(LOCK_DELAY_PREFIX + key, b"", leases[pair.delay]))
 
 
-def _nothing() -> None:
+def _noop() -> None:
     """There is nothing to end."""
 
 

@@ -96,14 +96,14 @@ class Zone:
 
     def pointer(self, address: IPv4Address | IPv6Address) -> PreparedAnswer | None:
         """The names of an address: of a node, else of services, else of a virtual address; None if there is none."""
-        holders = self._catalog.at_address(str(address))
+        holders = self._catalog.find_by_address(str(address))
         nodes = [one for one in holders if isinstance(one, Node)]
         targets = [self._node_name(one, self._domains[0]) for one in nodes] or [
             _joined(one.name, b"service", self._datacenter, self._domains[0])
             for one in holders
             if isinstance(one, Instance)
         ]
-        owner = self._catalog.virtual_owner(str(address))
+        owner = self._catalog.virtual_address_service(str(address))
         if not targets and owner:
             targets = [_joined(owner, b"virtual", b"", self._domains[0])]
         found = [AnswerRecord(codec.encode_record(QUESTION_NAME, PTR, 0, target)) for target in targets if target]

@@ -46,7 +46,7 @@ class Checker:
     async def start(self) -> None:
         """Begin with the checks there are, spread over their intervals, and follow what is registered."""
         self._registry.subscribe(self._follow)
-        self._registry.subscribe_reports(self._reported)
+        self._registry.subscribe_updates(self._reported)
         self._follow()
         self._started = True
         self._reaper = asyncio.create_task(self._reap())
@@ -155,7 +155,7 @@ class Checker:
     async def _report(self, definition: CheckDefinition, status: Status, text: str) -> None:
         self._own.add(definition.id)
         try:
-            await self._registry.report(definition.id, status, text)
+            await self._registry.update_check(definition.id, status, text)
         finally:
             self._own.discard(definition.id)
 

@@ -104,19 +104,19 @@ def routes(overview: Overview) -> tuple[Route, ...]:
     )
 
 
-async def _overview(overview: Overview, question: HttpRequest) -> HttpResponse:
-    index, seconds = question.waiting()
+async def _overview(overview: Overview, request: HttpRequest) -> HttpResponse:
+    index, seconds = request.blocking_options()
     version, body = await overview.after(index, seconds)
     headers = {"X-Consul-Index": str(version), "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     return HttpResponse(body, headers={**headers, "Cross-Origin-Resource-Policy": "same-origin"})
 
 
-async def _file(question: HttpRequest) -> HttpResponse:
-    name = question.name or "index.html"
+async def _file(request: HttpRequest) -> HttpResponse:
+    name = request.name or "index.html"
     if name not in TYPES:
         raise HttpError(404, "The page has no such file; it begins at /ui/")
     return HttpResponse(files("discovery.page").joinpath(name).read_bytes(), type=TYPES[name], headers=HEADERS)
 
 
-async def _redirect(question: HttpRequest) -> HttpResponse:
+async def _redirect(request: HttpRequest) -> HttpResponse:
     return HttpResponse(status=302, headers={"Location": "/ui/", "Cache-Control": "no-store"})

@@ -86,7 +86,7 @@ class LabAgent:
         self.registry = Registry(self.node, self.store, self.store)
         await self.registry.start()
         more = self._more(self.catalog) if self._more is not None else ()
-        self.api = ApiServer(self.catalog, self.registry, self.store, self.settings, self.metrics, more=more)
+        self.api = ApiServer(self.catalog, self.registry, self.store, self.settings, self.metrics, extra_routes=more)
         await self.api.start()
 
     async def _stop(self) -> None:

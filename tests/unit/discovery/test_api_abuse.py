@@ -136,7 +136,7 @@ def test_a_writer_that_goes_away_leaves_nothing_half_done(agent: LabAgent) -> No
         opened = dial(agent, head + body)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         opened.close()
-    until(lambda: not agent.api._writing)
+    until(lambda: not agent.api._pending_writes)
     known = agent.get("/v1/agent/services").json
     for service_id in known:
         assert len([one for one in agent.get("/v1/agent/checks").json.values() if one["ServiceID"] == service_id]) == 2

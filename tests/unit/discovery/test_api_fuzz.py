@@ -226,4 +226,4 @@ def test_filters(line: Line, text: str) -> None:
 
 def test_the_agent_is_well_after_all(agent: LabAgent) -> None:
     assert agent.get("/v1/agent/self").status == 200
-    assert agent.catalog.unreadable == {}
+    assert agent.catalog.undecodable == {}

@@ -43,7 +43,7 @@ async def follow(path: Path, times: int) -> None:
         async with asyncio.timeout(20):
             while loads < 1 + times:
                 await asyncio.sleep(0.01)
-            with changes.listening("/a/x") as key, changes.listening("/a/", prefix=True) as tree:
+            with changes.subscribe("/a/x") as key, changes.subscribe("/a/", prefix=True) as tree:
                 await store.put("/b/x", b"")
                 await store.put("/a/y", b"")
                 await tree.wait()

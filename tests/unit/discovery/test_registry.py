@@ -69,17 +69,19 @@ def test_a_service_is_seen_with_its_node_and_checks(tmp_path: Path) -> None:
         async with running(tmp_path) as parts:
             await parts.registry.register(WEB, [TTL])
             await parts.until(lambda: parts.health("web") == [("web-1", Status.CRITICAL)])
-            await parts.registry.report("service:web-1", Status.PASSING, "fine")
+            await parts.registry.update_check("service:web-1", Status.PASSING, "fine")
             await parts.until(lambda: parts.health("web") == [("web-1", Status.PASSING)])
             (one,) = parts.catalog.health("web")
             assert (one.address, one.node.name, one.weight) == ("192.0.2.10", "n1", 1)
             assert [check.id for check in one.checks] == ["service:web-1", "serfHealth"]
             assert one.checks[0].output == "fine" and one.instance.create_index > 0
             assert parts.catalog.services() == {"consul": (), "web": ("v1",)}
-            assert [found.id for found in parts.catalog.at_address("192.0.2.10")] == ["web-1"]
+            assert [found.id for found in parts.catalog.find_by_address("192.0.2.10")] == ["web-1"]
             await parts.registry.deregister("web-1")
             await parts.until(lambda: parts.catalog.services() == {"consul": ()})
-            assert parts.catalog.node_checks("n1")[0].id == "serfHealth" and not parts.catalog.at_address("192.0.2.10")
+            assert parts.catalog.node_checks("n1")[0].id == "serfHealth" and not parts.catalog.find_by_address(
+                "192.0.2.10"
+            )
 
     run(test)
 
@@ -88,7 +90,7 @@ def test_a_restart_loses_nothing(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as parts:
             await parts.registry.register(WEB, [TTL])
-            await parts.registry.report("service:web-1", Status.WARNING, "slow")
+            await parts.registry.update_check("service:web-1", Status.WARNING, "slow")
             await parts.registry.maintenance(True, "moving house", "web-1")
             await parts.registry.offer("owner", [(Instance("", "db-1", "db", "192.0.2.11", 5432), [])])
             await parts.until(lambda: len(parts.health("db")) == 1)
@@ -125,7 +127,7 @@ def test_what_comes_back_after_the_lease_has_ended(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path, lease_seconds=0.2) as parts:
             await parts.registry.register(WEB, [TTL])
-            await parts.registry.report("service:web-1", Status.PASSING, "fine")
+            await parts.registry.update_check("service:web-1", Status.PASSING, "fine")
         await asyncio.sleep(0.5)
         async with running(tmp_path) as parts:
             await parts.until(lambda: parts.health("web") == [("web-1", Status.PASSING)])
@@ -137,7 +139,7 @@ def test_registering_again_does_not_flap(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as parts:
             await parts.registry.register(WEB, [TTL])
-            await parts.registry.report("service:web-1", Status.PASSING, "fine")
+            await parts.registry.update_check("service:web-1", Status.PASSING, "fine")
             statuses: list[Status] = []
             parts.catalog.subscribe(lambda *_: statuses.extend(status for _, status in parts.health("web")))
             again = Instance("", "web-1", "web", "192.0.2.12", 81)
@@ -162,7 +164,7 @@ def test_only_what_changed_wakes(tmp_path: Path) -> None:
             seen = {topic: parts.catalog.changed(topic) for topic in (topics.SERVICES, topics.health("db"))}
             catalog_seen = parts.catalog.changed(topics.service("web"))
             waiting = asyncio.create_task(parts.catalog.wait([topics.health("web")], parts.catalog.index, 10))
-            await parts.registry.report("service:web-1", Status.PASSING, "")
+            await parts.registry.update_check("service:web-1", Status.PASSING, "")
             assert await waiting
             assert {topic: parts.catalog.changed(topic) for topic in seen} == seen
             assert parts.catalog.changed(topics.service("web")) == catalog_seen
@@ -178,7 +180,7 @@ def test_the_unknown_is_named(tmp_path: Path, what: str) -> None:
             calls: dict[str, Callable[[], Awaitable[None]]] = {
                 "deregister": lambda: parts.registry.deregister("nobody"),
                 "deregister_check": lambda: parts.registry.deregister_check("nobody"),
-                "report": lambda: parts.registry.report("nobody", Status.PASSING, ""),
+                "report": lambda: parts.registry.update_check("nobody", Status.PASSING, ""),
                 "maintenance": lambda: parts.registry.maintenance(True, "", "nobody"),
                 "check": lambda: parts.registry.register_check(CheckDefinition("c", "c", "ttl", "nobody")),
             }
@@ -200,10 +202,10 @@ def test_garbage_in_the_store_is_left_out(tmp_path: Path) -> None:
                 "/weft/v1/node/n9": b"[]",
             }
             await store.transact((), [Put(key, value) for key, value in bad.items()])
-            await parts.until(lambda: set(parts.catalog.unreadable) == set(bad))
+            await parts.until(lambda: set(parts.catalog.undecodable) == set(bad))
             assert [one.id for one in parts.catalog.instances("web")] == ["web-1"]
             await store.delete("/weft/v1/service/web/n1/bad")
-            await parts.until(lambda: len(parts.catalog.unreadable) == 3)
+            await parts.until(lambda: len(parts.catalog.undecodable) == 3)
 
     run(test)
 
@@ -216,7 +218,7 @@ def test_a_ttl_runs_out_and_begins_again(tmp_path: Path) -> None:
             )
             await parts.until(lambda: parts.health("web") == [("web-1", Status.PASSING)])
             await parts.until(lambda: parts.health("web") == [("web-1", Status.CRITICAL)])
-            await parts.registry.report("t", Status.PASSING, "again")
+            await parts.registry.update_check("t", Status.PASSING, "again")
             await parts.until(lambda: parts.health("web") == [("web-1", Status.PASSING)])
             await parts.until(lambda: parts.health("web") == [("web-1", Status.CRITICAL)])
 
