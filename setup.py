@@ -1,6 +1,6 @@
-"""Builds the wheel: with the compiled client where there is a C compiler (``CC=none``: without), else for any machine.
+"""Builds the wheel, with the C client if there is a compiler (``CC=none``: without it), else platform-independent.
 
-All else about the package stands in pyproject.toml.
+Everything else about the package is in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def run(command: Sequence[str]) -> bool:
 
 
 class Modules(build_py):
-    """The Python modules, and the client beside them."""
+    """The Python modules and the C client."""
 
     def run(self) -> None:
-        shutil.rmtree(self.build_lib, ignore_errors=True)  # what is no module any more would be packed again
+        shutil.rmtree(self.build_lib, ignore_errors=True)  # it may contain modules that have been deleted
         super().run()
         client = os.path.join(self.build_lib, "cni_plugin", "entry", COMPILED)
         if not build.compile_client(client, run):
-            self.warn("no C compiler: every call will start Python; install one and build again to have it faster")
+            self.warn("no C compiler: every call will start Python; install one and rebuild for faster calls")
 
 
 class Wheel(bdist_wheel):
-    """A wheel for this kind of machine where it holds the client; it fits any Python 3 all the same."""
+    """A platform wheel if it contains the C client, for any Python 3."""
 
     def finalize_options(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
