@@ -1,7 +1,7 @@
-"""What the balancer costs: a change, a connection and a byte, beside few services and beside many.
+"""Cost of the balancer, with few and with many services: changes, connections and throughput.
 
-Run by ``benchmarks/balancer`` in private namespaces. A connection by a virtual address takes turns with a direct one,
-so their ratio is the balancer's, whatever else the machine does meanwhile.
+Run by ``benchmarks/balancer`` in private namespaces. Connections to a virtual address alternate with
+direct ones, so that other load on the machine does not affect their ratio.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from discovery.balancer.balancer import Balancer
 from discovery.catalog import Catalog
 from discovery.catalog_sync import CatalogSync
 from discovery.metrics import Metrics
-from discovery.structs import Instance, VirtualAddress
+from discovery.structs import CatalogEntry, Instance, VirtualAddress
 from lab.host import Host
 from lab.namespaces import inside
 from lab.services import NODE, Book, Wire, config, instance, wire
@@ -43,7 +43,7 @@ PORT = 80
 
 
 def fill(book: Book, count: int, addresses: Sequence[str]) -> None:
-    """So many services of three instances each, written as one revision."""
+    """Put ``count`` services of three instances each into the catalog, as one revision."""
     values: list[Instance | VirtualAddress] = []
     for number in range(count):
         name = f"s{number}"
@@ -55,7 +55,7 @@ def fill(book: Book, count: int, addresses: Sequence[str]) -> None:
 
 
 async def measured(net: Wire, count: int, rounds: int) -> Row:
-    """All figures beside so many services."""
+    """All measurements with ``count`` services."""
     book = Book()
     fill(book, count, net.servers[4][:3])
     balancer = Balancer(book.catalog, config(interval=3600.0), Metrics())
@@ -79,7 +79,7 @@ async def measured(net: Wire, count: int, rounds: int) -> Row:
 
 @contextlib.contextmanager
 def timed(row: Row, name: str) -> Iterator[None]:
-    """Seconds by the clock and by the processor."""
+    """Wall-clock and CPU seconds of the block."""
     clock, processor = time.perf_counter(), time.process_time()
     yield
     row[f"{name} s"] = time.perf_counter() - clock
@@ -87,7 +87,7 @@ def timed(row: Row, name: str) -> Iterator[None]:
 
 
 async def changes(balancer: Balancer, book: Book, net: Wire, rounds: int) -> Row:
-    """Milliseconds from the catalog's change to the kernel's, of an instance that leaves or comes."""
+    """Milliseconds from a change of one instance in the catalog to the change in the kernel."""
     times = []
     processor = time.process_time()
     for turn in range(rounds):
@@ -105,7 +105,7 @@ async def changes(balancer: Balancer, book: Book, net: Wire, rounds: int) -> Row
 
 
 def connections(net: Wire, rounds: int) -> Row:
-    """Median microseconds of connect(2), direct and by the virtual address, in turns."""
+    """Median microseconds of connect(2), direct and to the virtual address, alternating."""
     times: dict[str, list[float]] = {"direct": [], "virtual": []}
     with inside(net.client):
         for _ in range(rounds * 5):
@@ -134,7 +134,7 @@ def _sink(namespace: str, ready: Event) -> None:
 
 
 def throughput(net: Wire) -> Row:
-    """Gbit/s of one stream, direct and by the virtual address, in turns."""
+    """Gbit/s of one stream, direct and to the virtual address, alternating."""
     data = b"\0" * (1 << 20)
     rates: dict[str, list[float]] = {"direct": [], "virtual": []}
     for turn in range(STREAMS):
@@ -155,12 +155,12 @@ def throughput(net: Wire) -> Row:
 
 
 async def from_store(net: Wire, rounds: int) -> Row:
-    """Median milliseconds from a transaction in the store until the kernel balances by it."""
+    """Median milliseconds from a transaction in the store until the kernel balances accordingly."""
     with tempfile.TemporaryDirectory() as folder:
         store = await open_embedded(Path(folder) / "store" / "data")
         catalog = Catalog()
         feed = CatalogSync(catalog, store)
-        values = [NODE, VirtualAddress("measured", VIP), instance("measured", net.servers[4][0])]
+        values: list[CatalogEntry] = [NODE, VirtualAddress("measured", VIP), instance("measured", net.servers[4][0])]
         await store.transact([], [Put(layout.store_key(one), layout.encode(one)) for one in values])
         await feed.start()
         balancer = Balancer(catalog, config(interval=3600.0), Metrics())

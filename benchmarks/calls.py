@@ -1,4 +1,4 @@
-"""Calls of CNI plugins, timed: one process each, from its start to its end, as a runtime makes them."""
+"""Timed calls of CNI plugins: one process per call, from start to exit, as a runtime does it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Conf = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Whose plugins are called. ``engine`` is what WEFT_ENGINE says."""
+    """The plugins to call. ``engine`` is the value of WEFT_ENGINE."""
 
     name: str
     folder: Path
@@ -32,7 +32,7 @@ IN_PROCESS = Contender("in process", OWN, "off")
 
 @dataclass(slots=True)
 class Running:
-    """A call under way."""
+    """A call in progress."""
 
     process: int
     output: int
@@ -42,7 +42,7 @@ class Running:
 
 @dataclass(slots=True)
 class Call:
-    """One plugin to be called for one container."""
+    """Calls of one plugin for one container."""
 
     contender: Contender
     plugin: str
@@ -80,12 +80,12 @@ class Call:
         return Running(process, output, errors, f"{self.contender.name}: {self.plugin} {command}")
 
     def timed(self, command: str) -> tuple[float, bytes]:
-        """Seconds, and standard output. Raises AssertionError where the call fails."""
+        """Seconds, and standard output. Raises AssertionError if the call fails."""
         elapsed, _, output = self.accounted(command)
         return elapsed, output
 
     def accounted(self, command: str) -> tuple[float, float, bytes]:
-        """Seconds, processor seconds of the plugin and all it started, and standard output."""
+        """Seconds, CPU seconds of the plugin and its child processes, and standard output."""
         started = time.perf_counter()
         running = self.start(command)
         _, status, used = os.wait4(running.process, 0)
@@ -94,7 +94,7 @@ class Call:
 
 
 def finished(running: Running, status: int) -> bytes:
-    """What a call that has ended wrote."""
+    """Standard output of a call that has exited. Raises AssertionError if it failed."""
     written = [os.pread(one, 1 << 22, 0) for one in (running.output, running.errors)]
     os.close(running.output)
     os.close(running.errors)
@@ -104,7 +104,7 @@ def finished(running: Running, status: int) -> bytes:
 
 
 def together(calls: Sequence[Call], command: str) -> float:
-    """Seconds until all of the calls, started at once, have ended."""
+    """Seconds until all calls, started concurrently, have exited."""
     started = time.perf_counter()
     running = [call.start(command) for call in calls]
     statuses = [os.waitpid(one.process, 0)[1] for one in running]
@@ -116,7 +116,7 @@ def together(calls: Sequence[Call], command: str) -> float:
 
 @dataclass(slots=True)
 class Chain:
-    """The plugins of a conflist, called one after the other as a runtime does."""
+    """The plugins of a conflist, called in order as a runtime does."""
 
     contender: Contender
     members: Sequence[Conf]

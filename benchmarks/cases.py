@@ -1,4 +1,4 @@
-"""What is measured: the same network in the reference's words and in weft's."""
+"""The networks to measure, as configurations for the reference plugins and for weft."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VERSION = "1.0.0"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A network. ``ports`` is how many are published; ``masquerade`` and ``chain`` add what their names say."""
+    """A network. ``ports`` is the number of published ports, ``chain`` adds podman's other plugins."""
 
     name: str
     driver: str = "bridge"
@@ -22,7 +22,7 @@ class Case:
     subnet: str = "10.{}.0.0/16"
 
     def members(self, contender: Contender, number: int) -> list[Conf]:
-        """The plugins' configurations. ``number`` (1 to 250) keeps networks apart."""
+        """The plugins' configurations. ``number`` (1 to 250) makes the network unique."""
         common: Conf = {"cniVersion": VERSION, "name": f"bench{number}"}
         own: Conf = {"ipam": {"type": "host-local", "ranges": [[{"subnet": self.subnet.format(number)}]]}}
         if self.driver == "bridge":
@@ -52,7 +52,7 @@ class Case:
 
 
 def _features() -> Conf:
-    """The rest of podman's chain, as far as weft has it."""
+    """The other plugins of podman's chain, as weft's features."""
     from cni_plugin.plan import modules
 
     return {name: {} for name in ("firewall", "tuning") if name in modules.features()}

@@ -1,6 +1,6 @@
-"""Measures weft beside the reference plugins: the same networks, call by call in turn, on the same machine.
+"""Compares weft with the reference plugins: the same networks, alternating calls, on the same machine.
 
-Run by ``benchmarks/run`` in private namespaces. Only ratios mean anything: both sides see the same load.
+Run by ``benchmarks/run`` in private namespaces. Only ratios are meaningful: both sides see the same load.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Times = dict[str, list[float]]
 CONTENDERS = (REFERENCE_PLUGINS, ENGINE, IN_PROCESS)
 COUNTS = (0, 100, 250, 500, 1000, 2000)
 REFERENCE_UNTIL = 500
-"""How many attachments the reference is given: beyond, making them takes many minutes."""
+"""Most attachments measured with the reference: creating more takes many minutes."""
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """Calls that are made at once."""
+    """Concurrent calls."""
 
     contender: Contender
     calls: list[Call]
@@ -44,7 +44,7 @@ Side = TypeVar("Side", Chain, Crowd)
 
 
 class Numbers:
-    """Keeps networks, containers and ports of all measurements apart."""
+    """Unique networks, containers and ports for all measurements."""
 
     def __init__(self) -> None:
         self._network = 0
@@ -62,7 +62,7 @@ class Numbers:
 
 
 def serial(case: Case, rounds: int, contenders: Sequence[Contender], numbers: Numbers) -> Row:
-    """One ADD and one DEL after the other, the contenders taking turns; the first round of each is not counted."""
+    """Sequential ADD and DEL, alternating between the contenders; the first round is not counted."""
     chains = []
     for place, contender in enumerate(contenders):
         name, netns = numbers.container()
@@ -78,9 +78,9 @@ def serial(case: Case, rounds: int, contenders: Sequence[Contender], numbers: Nu
 
 
 def turns(sides: Sequence[Side], rounds: int) -> Iterator[tuple[int, Side]]:
-    """The sides in turn, each first equally often; calls in a process of their own afterwards, by themselves.
+    """The sides alternating, each first equally often; calls without an engine separately, afterwards.
 
-    They take 160 ms and would empty the caches of the one who comes next; the ratios are of calls that follow closely.
+    A call without an engine runs 160 ms of Python and evicts the processor caches, which slows the next call down.
     """
     others = [one for one in sides if one.contender is not IN_PROCESS]
     alone = [one for one in sides if one.contender is IN_PROCESS]
@@ -91,7 +91,7 @@ def turns(sides: Sequence[Side], rounds: int) -> Iterator[tuple[int, Side]]:
 
 
 def at_once(case: Case, many: int, rounds: int, contenders: Sequence[Contender], numbers: Numbers) -> Row:
-    """So many ADDs started together, then as many DELs: the time until the last has ended."""
+    """``many`` concurrent ADDs, then as many DELs: the time until the last one has exited."""
     sides: list[Crowd] = []
     for contender in contenders:
         (conf,) = case.members(contender, numbers.network())
@@ -131,7 +131,7 @@ def floor(rounds: int, numbers: Numbers) -> Row:
 
 
 def row(name: str, times: dict[str, Times]) -> Row:
-    """Medians in milliseconds, and weft's share of the reference's."""
+    """Medians in milliseconds, and the ratio of weft to the reference."""
     found: Row = {"case": name}
     for command, each in times.items():
         medians = {who: statistics.median(values) * 1000 for who, values in each.items()}
@@ -154,15 +154,13 @@ def show(found: Row) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/run", description=__doc__)
     parser.add_argument(
-        "--rounds", type=int, default=25, help="measurements of each kind, after one that does not count"
+        "--rounds", type=int, default=25, help="measurements of each kind, after one that is not counted"
     )
-    parser.add_argument("--only", default="", help="cases whose name holds this")
-    parser.add_argument(
-        "--without", action="append", default=[], help="leave out a contender: reference, weft, in process"
-    )
-    parser.add_argument("--long", action="store_true", help="growth, large pools and endurance as well")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
+    parser.add_argument("--without", action="append", default=[], help="skip a contender: reference, weft, in process")
+    parser.add_argument("--long", action="store_true", help="also measure growth, large pools and endurance")
     parser.add_argument("--pairs", type=int, default=20000, help="ADD and DEL pairs of the endurance run")
-    parser.add_argument("--json", metavar="FILE", help="write the results there as JSON")
+    parser.add_argument("--json", metavar="FILE", help="write the results to FILE as JSON")
     given = parser.parse_args()
     if problem := namespaces.isolation_problem():
         sys.exit(f"benchmarks: {problem}; use benchmarks/run")
@@ -208,12 +206,12 @@ def long_jobs(
 
 
 def start_engine() -> subprocess.Popen[bytes]:
-    """The engine of this network namespace, once it listens."""
+    """Start the engine of this network namespace and wait until it listens."""
     engine = subprocess.Popen([ROOT / ".venv" / "bin" / "weft-engine"], env={"MALLOC_ARENA_MAX": "2"})
     place = Path(f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}/engine.sock")
     deadline = time.monotonic() + 20
     while not place.exists():
         if engine.poll() is not None or time.monotonic() > deadline:
-            sys.exit("benchmarks: the engine does not start")
+            sys.exit("benchmarks: the engine did not start")
         time.sleep(0.01)
     return engine

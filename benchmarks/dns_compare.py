@@ -1,7 +1,7 @@
-"""Measures weft's DNS beside dnsmasq and aardvark-dns: dnsperf on one core, the server on another, taking turns.
+"""Compares weft's DNS with dnsmasq and aardvark-dns: dnsperf on one core, the server on another, alternating.
 
-Run by ``benchmarks/dns`` in private namespaces. Queries per second of the processor (of all the server's threads) stay
-comparable on a machine that does other things; those of the clock do not.
+Run by ``benchmarks/dns`` in private namespaces. Queries per CPU second (of all the server's threads) are
+comparable on a busy machine; queries per wall-clock second are not.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ AARDVARK = "/usr/lib/podman/aardvark-dns"
 SERVER_CORE, CLIENT_CORE = 0, 1
 TICKS = os.sysconf("SC_CLK_TCK")
 RATES = (2000, 20_000)
-"""Queries a second where latency is measured."""
+"""Queries per second at which latency is measured."""
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A running server: its process, where it answers, and how it calls the names."""
+    """A running server: process, address, port, and the pattern of its names."""
 
     name: str
     pid: int
@@ -50,7 +50,7 @@ class Contender:
 
 
 def processor_seconds(pid: int) -> float:
-    """What a process has used, in all its threads."""
+    """CPU seconds of a process, all threads together."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
@@ -72,13 +72,13 @@ def wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         if time.monotonic() > deadline:
-            sys.exit("benchmarks: a server does not answer")
+            sys.exit("benchmarks: a server did not answer")
         time.sleep(0.05)
 
 
 @contextlib.contextmanager
 def process(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server on its own core; killed when the block ends."""
+    """Run a server on its own core; killed at the end of the block."""
     started = subprocess.Popen(
         ["taskset", "-c", str(SERVER_CORE), *argv],
         stdout=subprocess.PIPE,
@@ -101,7 +101,7 @@ def weft(port: int, many: int, folder: Path) -> Iterator[subprocess.Popen[bytes]
     with process(str(python), str(script), str(port), str(many), "127.0.0.1:1", str(path)) as started:
         assert started.stdout is not None
         if not started.stdout.readline():
-            sys.exit("benchmarks: weft's server does not start")
+            sys.exit("benchmarks: weft's DNS server did not start")
         yield started
 
 
@@ -119,7 +119,7 @@ def dnsmasq(port: int, many: int, folder: Path) -> Iterator[subprocess.Popen[byt
 
 @contextlib.contextmanager
 def aardvark(port: int, many: int, folder: Path) -> Iterator[int]:
-    """It goes on in a process of its own, whose number it writes down."""
+    """It forks into the background and writes a pid file."""
     config = folder / "aardvark"
     config.mkdir()
     lines = [f"{n:064x} {address(n)}  c{n}" for n in range(1, many)]
@@ -146,7 +146,7 @@ def dnsperf(server: Contender, names: Path, seconds: int, *options: str) -> str:
 
 
 def questions(folder: Path, pattern: str, many: int) -> Path:
-    """A file of names in an order that no cache likes."""
+    """A file of names in cache-unfriendly order."""
     path = folder / re.sub(r"\W", "_", pattern)
     if not path.exists():
         step = 7919
@@ -155,7 +155,7 @@ def questions(folder: Path, pattern: str, many: int) -> Path:
 
 
 def load(server: Contender, folder: Path, many: int, seconds: int, *options: str) -> Row:
-    """As much as it can: a hundred queries under way."""
+    """Maximum load: a hundred outstanding queries."""
     path = questions(folder, server.pattern, many)
     before, since = processor_seconds(server.pid), time.monotonic()
     said = dnsperf(server, path, seconds, "-q", "100", "-c", "4", *options)
@@ -173,10 +173,10 @@ def load(server: Contender, folder: Path, many: int, seconds: int, *options: str
 
 
 def steady(server: Contender, folder: Path, many: int, seconds: int, rate: int) -> Row:
-    """Latency at a rate that all can bear: every answer's, in milliseconds."""
+    """Latency below every server's maximum rate, in milliseconds."""
     path = questions(folder, server.pattern, many)
     said = dnsperf(server, path, seconds, "-q", "1000", "-Q", str(rate), "-v")
-    # "> NOERROR c1 A 0.000123", and "> T c1 A" for what was not answered.
+    # "> NOERROR c1 A 0.000123", and "> T c1 A" for a timeout.
     times = [float(each) * 1000 for each in re.findall(r"^> [A-Z]{2,} .* (\d+\.\d+)$", said, re.MULTILINE)]
     if len(times) < 100:
         return {"lost": True}
@@ -197,11 +197,11 @@ def _found(pattern: str, text: str) -> str:
 
 
 def compare(servers: Sequence[Contender], folder: Path, given: argparse.Namespace) -> Row:
-    """All contenders in turn, several times; medians."""
+    """All contenders alternating, several rounds; medians."""
     loads: dict[str, list[Row]] = {}
     latencies: dict[str, dict[int, list[Row]]] = {}
     for server in servers:
-        # Every name once: what a server keeps is kept.
+        # Every name once, to fill the server's caches.
         dnsperf(server, questions(folder, server.pattern, given.names), 60, "-q", "100", "-n", "1")
     for turn in range(given.rounds):
         for server in (*servers[turn % len(servers) :], *servers[: turn % len(servers)]):
@@ -221,14 +221,14 @@ def compare(servers: Sequence[Contender], folder: Path, given: argparse.Namespac
 
 
 def medians(rows: Sequence[Row]) -> Row:
-    """Of each number; of what was lost, all of it."""
+    """The median of each number; the sum of lost queries."""
     numbers = {key for row in rows for key, value in row.items() if isinstance(value, float)}
     found: Row = {key: round(statistics.median(row[key] for row in rows if key in row), 3) for key in sorted(numbers)}
     return {**found, "lost": sum(int(row["lost"]) for row in rows)}
 
 
 def abuse(server: Contender, folder: Path, given: argparse.Namespace) -> Row:
-    """What other clients notice while one of them means no good: their latency at 200 queries a second."""
+    """Latency of well-behaved clients at 200 queries per second, while another one misbehaves."""
     found: Row = {}
     before = memory(server.pid)
 
@@ -266,7 +266,7 @@ def abuse(server: Contender, folder: Path, given: argparse.Namespace) -> Row:
 
 
 def _cut_off(server: Contender, seconds: int) -> None:
-    """Half a query and a reset, again and again."""
+    """Send half a query and reset the connection, in a loop."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         with contextlib.suppress(OSError), socket.create_connection((server.place, server.port), 5) as client:
@@ -275,7 +275,7 @@ def _cut_off(server: Contender, seconds: int) -> None:
 
 
 def restart(port: int, many: int, rounds: int, folder: Path) -> Row:
-    """From SIGKILL to the first answer of another process, in seconds."""
+    """Seconds from SIGKILL to the first response of the restarted server."""
     times = []
     for _ in range(rounds):
         with weft(port, many, folder) as started:
@@ -291,7 +291,7 @@ def restart(port: int, many: int, rounds: int, folder: Path) -> Row:
 
 
 def prefer(pid: int, nice: int) -> None:
-    """A priority among all processes, for a process and its session. Source: sched(7), "The autogroup feature"."""
+    """Set the nice value of a process and of its session. Source: sched(7), "The autogroup feature"."""
     os.setpriority(os.PRIO_PROCESS, pid, nice)
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(nice))
@@ -300,10 +300,10 @@ def prefer(pid: int, nice: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/dns", description=__doc__)
     parser.add_argument("--names", type=int, default=10_000)
-    parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
+    parser.add_argument("--seconds", type=int, default=5, help="duration of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--nice", type=int, default=0, help="of servers and clients, on a busy machine")
-    parser.add_argument("--json", metavar="FILE", help="write the results there as JSON")
+    parser.add_argument("--nice", type=int, default=0, help="nice value of servers and clients, for a busy machine")
+    parser.add_argument("--json", metavar="FILE", help="write the results to FILE as JSON")
     given = parser.parse_args()
     if problem := namespaces.isolation_problem():
         sys.exit(f"benchmarks: {problem}; use benchmarks/dns")
@@ -319,7 +319,7 @@ def main() -> None:
         wait_for(lambda: answers("127.0.0.1", 5302, "c1"))
         third = stack.enter_context(aardvark(5303, many, folder))
         if given.nice:
-            # It has left for a session of its own.
+            # It runs in a session of its own.
             prefer(third, given.nice)
         servers = [
             Contender("weft, containers", own, NETWORK, 5301, "c{}"),

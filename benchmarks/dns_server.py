@@ -1,6 +1,6 @@
-"""weft's DNS server as the benchmarks run it: PORT NAMES UPSTREAM FILE.
+"""weft's DNS server for the benchmarks; arguments: PORT NAMES UPSTREAM FILE.
 
-It has so many services (of the file, as a store would have them) and so many containers on one network.
+It serves NAMES services, read from FILE in the store's format, and as many containers on one network.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def address(number: int) -> str:
 
 
 def services(many: int) -> bytes:
-    """A service for each name, on one node, as they lie in a store."""
+    """One service per name, on one node, in the store's format."""
     values: list[CatalogEntry] = [Node("n1", "10.255.0.1")]
     values += [Instance("n1", f"s{n}", f"s{n}", address(n), 80) for n in range(many)]
     return marshal.dumps([(layout.store_key(value), layout.encode(value)) for value in values])
 
 
 def catalog(path: str) -> Catalog:
-    """All services of such a file."""
+    """A catalog with all services of the file."""
     found = Catalog()
     entries = marshal.loads(Path(path).read_bytes())
     found.load([Entry(key, value, 2, 2, 1) for key, value in entries], 2)

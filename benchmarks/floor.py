@@ -1,4 +1,4 @@
-"""The floor: the same kernel objects made and deleted by one warm process that speaks netlink and nothing else."""
+"""The floor: one warm process that creates and deletes the same kernel objects with netlink messages only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Floor:
             each.close()
 
     def add(self) -> float:
-        """A veth pair, its host end up and on the bridge; the container's end with address, up, default route."""
+        """Create a veth pair: one end on the bridge, the other with address and default route, both up."""
         started = time.perf_counter()
         peer = [["IFLA_IFNAME", "eth0"], ["IFLA_NET_NS_FD", self._container.descriptor]]
         data = {"attrs": [["VETH_INFO_PEER", {"attrs": peer}]]}
@@ -51,7 +51,7 @@ class Floor:
         return time.perf_counter() - started
 
     def delete(self) -> float:
-        """The link's end, as announced; the acknowledgement is awaited outside of the time taken."""
+        """Delete the link; timed until RTM_DELLINK, without the acknowledgement that follows."""
         link = self._kernel.host.link("floorveth")
         assert link is not None
         while select.select((self._watcher,), (), (), 0)[0]:

@@ -1,7 +1,8 @@
-"""What an ADD and a DEL cost beside many attachments, next to the same call on a host that has none.
+"""Cost of ADD and DEL on a host with many attachments, compared with a host without any.
 
-Two hosts (network namespaces) for each contender, one full and one empty, whose calls take turns: so the ratio is that
-of the attachments, whatever else the machine does meanwhile. The full host has several bridges: one takes 1,023 ports.
+Each contender has two hosts (network namespaces), one full and one empty, and calls alternate between
+them, so that other load on the machine does not affect the ratio. The full host has several bridges:
+Linux limits one to 1,023 ports.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from lab.commands import run
 
 Row = dict[str, Any]
 PORTS_OF_A_BRIDGE = 500
-_AT_ONCE = 50  # so many are made together when a host is filled
+_AT_ONCE = 50  # concurrent ADDs while a host is filled
 _CASE = Case("growth", masquerade=True)
 
 
 @dataclass(slots=True)
 class Side:
-    """A host with its own engine, and one container that comes and goes. ``most`` is how full it may become."""
+    """A host with its own engine and one container to measure with. ``most``: attachments to create."""
 
     contender: Contender
     number: int
@@ -40,7 +41,7 @@ class Side:
     probe: Call | None = None
 
     def _renew(self) -> None:
-        """A container as it comes: the kernel has not yet looked up anything in its namespace."""
+        """A new container, for which the kernel has no cached dentries yet."""
         if self.probe is not None:
             namespaces.remove(self.probe.netns)
         name = f"probe-{self.number}"
@@ -55,7 +56,7 @@ class Side:
                 self.engine = start_engine()
 
     def fill(self, count: int) -> None:
-        """Attach containers until there are so many beside the probe."""
+        """Attach containers until there are ``count`` beside the measured one."""
         while self.there < count:
             many = min(_AT_ONCE, count - self.there)
             bridge = self.number + 1 + self.there // PORTS_OF_A_BRIDGE
@@ -67,7 +68,7 @@ class Side:
             self.there += many
 
     def timed(self, command: str) -> tuple[float, float]:
-        """Seconds of a call, and its processor seconds, the engine's with them; every ADD is of a new container."""
+        """Seconds of a call, and its CPU seconds including the engine's; every ADD is for a new container."""
         if command == "ADD":
             self._renew()
         assert self.probe is not None
@@ -77,12 +78,12 @@ class Side:
             return elapsed, used + self._worked() - before
 
     def _worked(self) -> float:
-        """Processor seconds of the engine and its children."""
+        """CPU seconds of the engine and its children."""
         return 0.0 if self.engine is None else sum(map(processor_time, family(self.engine.pid)))
 
 
 def family(process: int) -> list[int]:
-    """A process and its children."""
+    """The pids of a process and its children."""
     found = [process]
     for task in Path(f"/proc/{process}/task").iterdir():
         found += map(int, (task / "children").read_text().split())
@@ -97,7 +98,7 @@ def processor_time(process: int) -> float:
 def growth(
     counts: Sequence[int], rounds: int, reference_until: int, start_engine: Callable[[], subprocess.Popen[bytes]]
 ) -> list[Row]:
-    """Serial ADD and DEL, masqueraded, beside so many attachments: milliseconds, and in terms of an empty host's."""
+    """Serial ADD and DEL with ipMasq at each count of attachments: milliseconds, and the ratio to an empty host."""
     most = max(counts)
     full, empty = Side(ENGINE, 100, most), Side(ENGINE, 120, 0)
     sides = [full, empty]
@@ -122,7 +123,7 @@ def growth(
     return found
 
 
-Times = dict[tuple[str, str], list[tuple[float, float]]]  # by (whose, command): seconds, and processor seconds
+Times = dict[tuple[str, str], list[tuple[float, float]]]  # by (contender, command): wall-clock and CPU seconds
 
 
 def _measured(sides: Sequence[Side], rounds: int) -> Times:
@@ -139,7 +140,7 @@ def _measured(sides: Sequence[Side], rounds: int) -> Times:
 
 
 def _row(count: int, times: Times) -> Row:
-    """Medians: ``ms`` by the clock; ``processor ms``, which other work on the machine alters least."""
+    """Medians: ``ms`` is wall-clock time; ``processor ms`` is CPU time, which other load affects least."""
     row: Row = {"case": "growth", "attachments": count, "load": os.getloadavg()[0]}
     for command in ("ADD", "DEL"):
         medians = {

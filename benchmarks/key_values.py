@@ -1,6 +1,6 @@
-"""What the embedded store takes, on a disk: ``PYTHONPATH=. .venv/bin/python benchmarks/key_values.py [FOLDER]``.
+"""Latency of the embedded store: ``PYTHONPATH=. .venv/bin/python benchmarks/key_values.py [FOLDER]``.
 
-Beside it the disk's own fsync, which no durable put can be faster than.
+The disk's own fsync is measured too: no durable put can be faster.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ async def timed(count: int, call: Callable[[int], Awaitable[object]]) -> list[fl
 
 
 def sync(folder: str) -> None:
-    """16 KiB appended and synced, about what a put is."""
+    """Append 16 KiB and fsync, about as much as a put."""
     descriptor = os.open(f"{folder}/floor", os.O_CREAT | os.O_WRONLY)
     times = []
     for number in range(300):
@@ -60,33 +60,36 @@ def sync(folder: str) -> None:
         os.fsync(descriptor)
         times.append(time.perf_counter() - begin)
     os.close(descriptor)
-    show("the disk: 16 KiB and fsync", times)
+    show("disk: 16 KiB and fsync", times)
 
 
 async def writes(store: Store) -> None:
     show("put", await timed(1000, lambda number: store.put(f"one/{number}", VALUE)))
     begin = time.perf_counter()
-    tasks = [timed(100, lambda number, task=task: store.put(f"many/{task}/{number}", VALUE)) for task in range(64)]
-    times = [taken for some in await asyncio.gather(*tasks) for taken in some]
-    show(f"put, 64 at once: {len(times) / (time.perf_counter() - begin):.0f} a second", times)
+
+    async def client(task: int) -> list[float]:
+        return await timed(100, lambda number: store.put(f"many/{task}/{number}", VALUE))
+
+    times = [taken for some in await asyncio.gather(*map(client, range(64))) for taken in some]
+    show(f"put, 64 concurrent: {len(times) / (time.perf_counter() - begin):.0f} per second", times)
     lease = await store.grant(1000)
     show("keep_alive", await timed(1000, lambda _: store.keep_alive(lease)))
     show("get", await timed(2000, lambda _: store.get("one/7")))
 
 
 async def watching(store: Store, path: Path) -> None:
-    """From the answer of a put to the event at a watch, and from its beginning."""
+    """From the response of a put to the event of a watch, and from the call."""
     watch = store.watch("own", (await store.range("", limit=1)).revision)
     after: list[float] = []
     for _ in range(300):
-        listening = asyncio.ensure_future(anext(watch))  # type: ignore[arg-type]
+        listening = asyncio.ensure_future(anext(watch))
         listening.add_done_callback(lambda _: after.append(time.perf_counter()))
         await asyncio.sleep(0.001)
         await store.put("own", VALUE)
         answered = time.perf_counter()
         await listening
         after[-1] -= answered
-    show("watch, in the process, after the answer", [max(taken, 0.0) for taken in after])
+    show("watch, same process, from the response", [max(taken, 0.0) for taken in after])
     watch = store.watch("", (await store.range("", limit=1)).revision)
     command = [sys.executable, "-c", OTHER, str(path)]
     child = await asyncio.create_subprocess_exec(*command, env={**os.environ, "PYTHONPATH": os.getcwd()})
@@ -100,14 +103,14 @@ async def watching(store: Store, path: Path) -> None:
         else:
             answered_at.append(max(seen - float(event.entry.value), 0.0))
     await child.wait()
-    show("watch, another process, after the answer", answered_at)
-    show("watch, another process, from the call", begun)
+    show("watch, other process, from the response", answered_at)
+    show("watch, other process, from the call", begun)
 
 
 async def opening(store: Store, path: Path) -> None:
     for start in range(0, 100_000, 100):
         await store.transact([], [Put(f"bulk/{number:06}", VALUE) for number in range(start, start + 100)])
-    show("put among 100,000 keys", await timed(300, lambda number: store.put(f"bulk/{number * 317:06}", VALUE)))
+    show("put with 100,000 keys", await timed(300, lambda number: store.put(f"bulk/{number * 317:06}", VALUE)))
     show("range of 100,000 keys", await timed(3, lambda _: store.range("bulk/")))
     await store.close()
 

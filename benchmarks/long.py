@@ -1,4 +1,4 @@
-"""What takes longer to measure: large pools, and an engine after many calls."""
+"""Measurements that take long: large address pools, and the engine after many calls."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _fill(folder: Path, count: int) -> None:
 
 
 def endurance(pairs: int, process: int) -> list[Row]:
-    """The engine's memory, threads and descriptors, its children's among them, as ADD and DEL go on, eight at once."""
+    """Memory, threads and descriptors of the engine and its children during ADD and DEL of eight containers."""
     (conf,) = Case("endurance", masquerade=True).members(ENGINE, 241)
     names = [f"endurance-{number}" for number in range(_AT_ONCE)]
     calls = [Call(ENGINE, "bridge", conf, name, namespaces.make(name)) for name in names]
@@ -81,7 +81,7 @@ def _used(process: int) -> dict[str, int]:
     for each in family(process):
         status = Path(f"/proc/{each}/status").read_text() + Path(f"/proc/{each}/smaps_rollup").read_text()
         fields = dict(line.split(":", 1) for line in status.splitlines())
-        found["resident_kib"] += int(fields["Pss"].split()[0])  # what processes share counts once
+        found["resident_kib"] += int(fields["Pss"].split()[0])  # counts shared memory once
         found["threads"] += int(fields["Threads"])
         found["descriptors"] += len(os.listdir(f"/proc/{each}/fd"))
     return found

@@ -1,7 +1,7 @@
-"""The plot of docs/performance.md: what an ADD and a DEL cost beside so many attachments, as SVG.
+"""The plot of docs/performance.md: CPU time of ADD and DEL by number of existing attachments, as SVG.
 
 ``python3 benchmarks/plot.py RESULTS.json >docs/performance.svg``, with the JSON of ``benchmarks/run --long --json``.
-The scale is logarithmic, for the two sides lie far apart.
+The scale is logarithmic because the two sides differ widely.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def svg(rows: list[dict[str, Any]]) -> str:
-    """Milliseconds over the number of attachments, a line for each side and command."""
+    """Milliseconds over the number of attachments, one line for each contender and command."""
     values = [row[command]["processor ms"].get(whose) for row in rows for whose, command, *_ in SERIES]
     there = [value for value in values if value is not None]
     low = max(step for step in STEPS if step <= max(1, min(there)))
@@ -42,8 +42,8 @@ def svg(rows: list[dict[str, Any]]) -> str:
             ' font-family="sans-serif" font-size="12" fill="#222">'
         ),
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="{LEFT - 40}" y="22" font-size="13">milliseconds of processor time for one call</text>',
-        f'<text x="{across(most / 2):.0f}" y="{HEIGHT - 14}" text-anchor="middle">attachments already there</text>',
+        f'<text x="{LEFT - 40}" y="22" font-size="13">milliseconds of CPU time per call</text>',
+        f'<text x="{across(most / 2):.0f}" y="{HEIGHT - 14}" text-anchor="middle">existing attachments</text>',
     ]
     for step in (step for step in STEPS if low <= step <= high):
         y = f"{up(step):.1f}"
@@ -55,9 +55,9 @@ def svg(rows: list[dict[str, Any]]) -> str:
         parts.append(
             f'<line x1="{x:.1f}" y1="{HEIGHT - BOTTOM}" x2="{x:.1f}" y2="{HEIGHT - BOTTOM + 5}" stroke="#888"/>'
         )
-        if x - placed > 30:  # else the numbers would run into each other
-            y = HEIGHT - BOTTOM + 19
-            parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{row["attachments"]}</text>')
+        if x - placed > 30:  # otherwise the labels would overlap
+            below = HEIGHT - BOTTOM + 19
+            parts.append(f'<text x="{x:.1f}" y="{below}" text-anchor="middle">{row["attachments"]}</text>')
             placed = x
     for whose, command, colour, dashes in SERIES:
         points = [(across(row["attachments"]), up(row[command]["processor ms"][whose])) for row in rows
@@ -68,8 +68,8 @@ def svg(rows: list[dict[str, Any]]) -> str:
         dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"{dashed}/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
-        x, y = points[-1]
-        parts.append(f'<text x="{x + 8:.1f}" y="{y:.1f}" dy="0.35em" fill="{colour}">{whose}, {command}</text>')
+        x, height = points[-1]
+        parts.append(f'<text x="{x + 8:.1f}" y="{height:.1f}" dy="0.35em" fill="{colour}">{whose}, {command}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -1,7 +1,7 @@
-"""Measures how long after a registration over HTTP a service is answered by DNS and HTTP and reached at its virtual IP.
+"""Measures the time from a registration over HTTP until the service is visible in DNS, HTTP and at its virtual IP.
 
-Run by ``benchmarks/services`` in private namespaces. Times are of the clock, in milliseconds, from before the request
-that registers is sent, and from when it was answered; what else the machine does is in them.
+Run by ``benchmarks/services`` in private namespaces. Wall-clock milliseconds, from before the registration
+is sent and from its response; other load on the machine affects them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BACKEND = "10.90.0.2"
 
 @contextlib.contextmanager
 def agent() -> Iterator[None]:
-    """A real agent, while the block runs."""
+    """Run a real agent during the block."""
     process = subprocess.Popen([str(ROOT / "bin" / "weft"), "agent"], stderr=subprocess.DEVNULL)
     try:
         soon(lambda: answered("GET", "/v1/status/leader") is not None)
@@ -41,16 +41,16 @@ def agent() -> Iterator[None]:
 
 
 def soon(condition: Callable[[], bool]) -> float:
-    """Ask without a pause until it is so; when that was."""
+    """Poll without a pause until the condition holds; returns the time."""
     end = time.perf_counter() + PATIENCE
     while not condition():
         if time.perf_counter() > end:
-            sys.exit("benchmarks/services: what was registered did not appear")
+            sys.exit("benchmarks/services: the registered service did not appear")
     return time.perf_counter()
 
 
 class Client:
-    """Connections that stay open, so that what is measured is the agent."""
+    """Persistent connections, so that only the agent is measured."""
 
     def __init__(self) -> None:
         self._http = http.client.HTTPConnection("127.0.0.1", 8500, timeout=PATIENCE)
@@ -65,7 +65,7 @@ class Client:
         reply = self._http.getresponse()
         text = reply.read()
         if reply.status != 200:
-            sys.exit(f"benchmarks/services: {path} is answered {reply.status}: {text.decode()}")
+            sys.exit(f"benchmarks/services: {path} returned {reply.status}: {text.decode()}")
         return text
 
     def in_dns(self, message: bytes) -> bool:
@@ -77,9 +77,9 @@ class Client:
 
 
 def reached(address: str) -> bool:
-    """Whether somebody takes a connection to the virtual address.
+    """Whether a connection to the virtual address is accepted.
 
-    Asked some thousand times a second: as fast as can be, refused connections would keep a processor's kernel busy.
+    Tried a few thousand times per second: without the pause, refused connections would keep a processor busy.
     """
     time.sleep(0.0002)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
@@ -96,7 +96,7 @@ def answered(method: str, path: str) -> bytes | None:
 
 
 def backend() -> socket.socket:
-    """A server in a namespace of its own, next to the host."""
+    """A listening socket in its own network namespace, connected to the host."""
     path = namespaces.make("backend")
     near = f"link add near type veth peer name eth0 netns {path}\naddress add 10.90.0.1/24 dev near\nlink set near up\n"
     far = f"link set lo up\naddress add {BACKEND}/24 dev eth0\nlink set eth0 up\nroute add default via 10.90.0.1\n"
@@ -107,7 +107,7 @@ def backend() -> socket.socket:
 
 
 def measured(rounds: int, others: int) -> dict[str, list[tuple[float, float]]]:
-    """Times from before and from after the registration, by what was waited for."""
+    """Milliseconds from the request and from its response, by what was waited for."""
     client = Client()
     found: dict[str, list[tuple[float, float]]] = {"DNS": [], "HTTP": [], "virtual IP": []}
     for number in range(others):
@@ -127,7 +127,7 @@ def measured(rounds: int, others: int) -> dict[str, list[tuple[float, float]]]:
             seen = soon(waited[what])
             times.append((1000 * (seen - begun), 1000 * (seen - registered)))
             client.call("PUT", f"/v1/agent/service/deregister/{name}")
-            time.sleep(0.3)  # the registration before is over and done with
+            time.sleep(0.3)  # until the deregistration is complete
     return found
 
 
@@ -141,18 +141,18 @@ def service(name: str, virtual: str) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/services", description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--others", type=int, default=100, help="services that are there already")
+    parser.add_argument("--others", type=int, default=100, help="services registered beforehand")
     chosen = parser.parse_args()
     listener = backend()
     with listener, agent():
         found = measured(chosen.rounds, chosen.others)
     print(f"{chosen.rounds} rounds, {chosen.others} other services, load {os.getloadavg()[0]:.0f}; milliseconds")
-    print(f"{'visible in':12} {'from the request':>24} {'from its answer':>24}")
+    print(f"{'visible in':12} {'from the request':>24} {'from its response':>24}")
     for what, times in found.items():
         columns = [shown([pair[side] for pair in times]) for side in (0, 1)]
         print(f"{what:12} {columns[0]:>24} {columns[1]:>24}")
 
 
 def shown(times: list[float]) -> str:
-    """``1.2 (0.8, 9.1)``: the median, the best and the 95th of a hundred."""
+    """``1.2 (0.8, 9.1)``: median, minimum and 95th percentile."""
     return f"{statistics.median(times):.2f} ({min(times):.2f}, {sorted(times)[int(len(times) * 0.95)]:.2f})"
