@@ -232,5 +232,5 @@ def preload() -> None:
 def _prepare() -> Code:
     """Everything imported and opened that the first request would otherwise wait for."""
     preload()
-    sysctl.use_own_proc()
+    sysctl.use_private_proc()
     return Code()

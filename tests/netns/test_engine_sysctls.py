@@ -19,11 +19,11 @@ KEYS = ("net/ipv4/ip_local_reserved_ports", "net/ipv6/conf/lo/hop_limit", "net/n
 @pytest.fixture(params=["own", "everybody's"])
 def through(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if request.param == "everybody's":
-        monkeypatch.setattr(sysctl, "_own_proc", None)
+        monkeypatch.setattr(sysctl, "_private_proc", None)
         yield
         return
-    own = proc.OwnProc()
-    monkeypatch.setattr(sysctl, "_own_proc", own)
+    own = proc.PrivateProc()
+    monkeypatch.setattr(sysctl, "_private_proc", own)
     yield
     own.close()
 
@@ -54,7 +54,7 @@ def test_every_namespace_has_its_own(host: Host, through: None, monkeypatch: pyt
 
 def test_it_is_mounted_nowhere(host: Host) -> None:
     mounts = Path("/proc/self/mountinfo").read_text()
-    own = proc.OwnProc()
+    own = proc.PrivateProc()
     try:
         os.close(own.open("sys/net/ipv4", os.O_PATH))
         assert Path("/proc/self/mountinfo").read_text() == mounts
@@ -68,9 +68,9 @@ def test_a_proc_that_is_read_only_is_not_gone_around(host: Host, monkeypatch: py
     try:
         host.run("mount", "-o", "remount,bind,ro", "/proc/sys")
         with pytest.raises(PermissionError, match="read-only"):
-            proc.OwnProc()
-        monkeypatch.setattr(sysctl, "_own_proc", None)
-        sysctl.use_own_proc()
-        assert sysctl._own_proc is None
+            proc.PrivateProc()
+        monkeypatch.setattr(sysctl, "_private_proc", None)
+        sysctl.use_private_proc()
+        assert sysctl._private_proc is None
     finally:
         host.run("umount", "/proc/sys")

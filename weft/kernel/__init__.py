@@ -1,1 +1,1 @@
-"""The kernel: what weft asks of it (``interface``), asked of Linux (``linux``) or of dicts (``fake``)."""
+"""The kernel: protocols (``interface``), implemented on Linux (``linux``) and by a ``fake``."""

@@ -1,7 +1,7 @@
-"""A route as the kernel shows it after it was added, so that what is wanted and what is there compare equal.
+"""The canonical form of a route, so that a requested route equals the one that the kernel lists.
 
-The kernel (and ``ip``) fill in what a route leaves out, and drop what is the default: pure functions that the
-real reader, the fake and whoever compares share. Source: ``ip-route(8)``, ``linux/rtnetlink.h``.
+The kernel and ``ip`` fill in unset attributes and omit defaults. Pure. Source: ``ip-route(8)``,
+``linux/rtnetlink.h``.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ MAIN_TABLE, LOCAL_TABLE = 254, 255
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST = 0, 253, 254
 PROTOCOL_KERNEL, PROTOCOL_BOOT = 2, 3
 IPV6_PRIORITY = 1024
-"""The metric that IPv6 routes get when none is given."""
+"""The default metric of IPv6 routes (IP6_RT_PRIO_USER)."""
 
 
 def default_scope(route: Route) -> int:
-    """The scope that ``ip route add`` would choose: the link's where there is no gateway (IPv4 only)."""
+    """The scope that ``ip route add`` sets: link for IPv4 without a gateway, else universe."""
     return SCOPE_LINK if route.destination.version == 4 and route.gateway is None else SCOPE_UNIVERSE
 
 
 def canonical(route: KernelRoute) -> KernelRoute:
-    """The route as ``Namespace.routes`` reads it back: defaults as None, 0 as None, protocol 0 as ``boot`` (3).
+    """The route as ``Namespace.routes`` returns it: defaults and 0 as None, protocol 0 as boot (3).
 
-    A link that the kernel finds by the gateway is not filled in.
+    An unset link, which the kernel derives from the gateway, stays unset.
     """
     wanted = route.route
     priority = wanted.priority or None
@@ -48,7 +48,7 @@ def canonical(route: KernelRoute) -> KernelRoute:
 
 
 def describe(route: KernelRoute) -> str:
-    """The route as ``ip route`` would write it."""
+    """The route in the format of ``ip route``."""
     words = [str(route.route.destination)]
     for word, value in (
         ("via", route.route.gateway),

@@ -1,4 +1,4 @@
-"""This host: where weft keeps what it must remember, and which boot it is."""
+"""The host: weft's state directory for its network namespace, and the current boot."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from weft.kernel.interface import Kernel
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """This host: where weft keeps what it must remember, and which boot this is.
-
-    ``run`` is a folder on a tmpfs; ``booted`` is wall-clock seconds, ``boot`` the kernel's boot id.
-    """
+    """``run``: the state directory, on a tmpfs; ``boot``: the boot id; ``booted``: its time (s)."""
 
     run: str
     boot: str
@@ -27,6 +24,6 @@ class Host:
 
 
 def boot_id() -> str:
-    """The kernel's name for this boot. Source: ``random(4)``."""
+    """The kernel's boot_id. Source: ``random(4)``."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()

@@ -1,7 +1,8 @@
-"""What weft asks of the kernel, as verbs. ``netlink`` and ``nft`` do them; ``fake`` does them on dicts.
+"""The kernel's networking as protocols: network namespaces and the nftables ruleset.
 
-Every verb raises a ``KernelRefused`` (``Missing``, ``Exists``, ``KernelLacks`` among them) and never an
-OSError. Links are named by their name; a name is what a person sees and what a record holds.
+Implemented by ``weft.kernel.linux`` on netlink and nftables, and by ``weft.kernel.fake`` for tests.
+Methods raise ``KernelRefused`` or a subclass (``Missing``, ``Exists``, ``KernelLacks``), never
+OSError. Links are referred to by name.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from weft.types import Address, Cidr, NamespaceId, Route, Subnet
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link as the kernel shows it. ``peer_index`` is a veth's other end, 0 where there is none.
+    """A link as RTM_GETLINK returns it. ``peer_index`` is the ifindex of a veth's peer, or 0.
 
-    ``options`` holds the kind's own attributes under pyroute2's names (``br_vlan_filtering``,
-    ``macvlan_mode``, ``vlan_id`` …); ``port`` those of a bridge port (``brport_mode`` is hairpin,
-    ``brport_isolated``).
+    ``options`` are the kind's attributes (IFLA_INFO_DATA) under pyroute2's names
+    (``br_vlan_filtering``, ``macvlan_mode``, ``vlan_id`` …), ``port`` a bridge port's
+    (IFLA_BRPORT_*: ``brport_mode`` is hairpin, ``brport_isolated`` …). ``mtu`` is bytes.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class VethPeer:
-    """The other end of a veth pair to be made, in ``namespace`` (None: the same one)."""
+    """The peer of a veth pair to be created, in ``namespace`` (None: the same namespace)."""
 
     name: str
     mac: str = ""
@@ -52,10 +53,10 @@ class VethPeer:
 
 @dataclass(frozen=True, slots=True)
 class KernelRoute:
-    """A route as the kernel shows it; ``link`` is the outgoing link's name, ``source`` the preferred one.
+    """A route in the kernel: ``link`` is the outgoing interface, ``source`` the preferred source.
 
-    ``protocol`` is the kernel's number of who made it (2 kernel, 4 static, ``names.ROUTE_PROTOCOL`` weft).
-    ``table`` is 254 (main) unless said otherwise; ``scope`` and ``mtu`` … as in ``types.Route``.
+    ``protocol`` is rtm_protocol, the route's origin (2 kernel, 3 boot, 4 static,
+    ``weft.identity.ROUTE_PROTOCOL``). A table of None is 254 (main).
     """
 
     route: Route
@@ -67,7 +68,7 @@ class KernelRoute:
 
 @dataclass(frozen=True, slots=True)
 class BridgeVlan:
-    """One VLAN of a bridge port: ``bridge vlan show``."""
+    """A VLAN of a bridge port, as in ``bridge vlan show``."""
 
     vid: int
     pvid: bool = False
@@ -76,10 +77,11 @@ class BridgeVlan:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How fast a link may send: a token bucket. All in bytes, ``rate`` in bytes a second.
+    """An egress rate limit (tbf). ``rate`` is bytes per second, ``burst`` and ``queue`` are bytes.
 
-    ``burst`` is what may leave at once, ``queue`` what may wait (with that burst); what is more is dropped. The kernel
-    keeps the burst as a time, so it reads back within a thousandth, and not at all where that time is over 274 s.
+    ``queue`` is the limit of tbf(8): bytes that may wait for tokens, the burst included; more is
+    dropped. The kernel stores the burst as a time, so it reads back within 0.1 %, and not above 274
+    s.
     """
 
     rate: int
@@ -89,7 +91,10 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class RoutingRule:
-    """Packets from ``source`` are routed by ``table``: ``ip rule``. ``protocol`` tells who made it, as for routes."""
+    """A policy routing rule: ``ip rule from SOURCE table TABLE``.
+
+    ``protocol`` is its origin (FRA_PROTOCOL).
+    """
 
     source: Subnet
     table: int
@@ -98,7 +103,7 @@ class RoutingRule:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A connection that the kernel tracks: the original tuple, and the source of its replies."""
+    """A conntrack entry: its original tuple, and the source of its reply tuple (``answers``)."""
 
     protocol: str
     source: Address
@@ -110,29 +115,30 @@ class Flow:
 
 
 class Namespace(Protocol):
-    """One network namespace, open for requests. Usable from any thread; close it when done."""
+    """An open network namespace, usable from any thread. Close it when done."""
 
     id: NamespaceId
 
     def close(self) -> None: ...
 
     def link(self, name: str) -> Link | None:
-        """The link of that name, None if there is none. *Equivalent to:* ``ip -d link show NAME``."""
+        """The link, None if it does not exist. *Equivalent to:* ``ip -d link show NAME``."""
 
     def cached_link(self, name: str) -> Link | None:
-        """The same without waiting for the kernel's lock of links, where it was looked at in the last seconds.
+        """The link without taking RTNL, if ``link`` was called for it in the last seconds.
 
-        Its name, index, MAC address, MTU and flags are as they are now, all else may be some seconds old.
+        Name, index, MAC address, MTU and flags are current; other attributes may be some seconds
+        old.
         """
 
     def cached_mac(self, name: str) -> str:
-        """The MAC address of a link that was used before, "" if it is not known without the kernel's lock.
+        """The MAC address of a link used before, "" if reading it would take RTNL.
 
         *Equivalent to:* ``cat /sys/class/net/NAME/address``.
         """
 
     def links(self) -> tuple[Link, ...]:
-        """Every link. *Equivalent to:* ``ip -d link show``."""
+        """All links. *Equivalent to:* ``ip -d link show``."""
 
     def add_link(
         self,
@@ -150,11 +156,11 @@ class Namespace(Protocol):
         options: Mapping[str, int | str] | None = None,
         addrgen_none: bool = False,
     ) -> None:
-        """Make a link. ``parent`` is the lower link (macvlan, vlan …), looked up in ``parent_namespace``.
+        """Create a link. ``parent`` is the lower link (macvlan, vlan …) in ``parent_namespace``.
 
-        ``addrgen_none``: a veth with an alias gets no IPv6 address by itself (``addrgenmode none``).
-        All of it happens or none: a link that cannot be finished (alias, master) is removed again.
-        Raises ``Exists`` when the name (or the peer's) is taken, ``KernelLacks`` for an unknown kind.
+        ``addrgen_none`` sets ``addrgenmode none`` on a veth with an alias: no IPv6 link-local
+        address. A link on which a later step fails (alias, master) is deleted again. Raises
+        ``Exists`` if the name or the peer's exists, ``KernelLacks`` for an unknown kind.
         *Equivalent to:* ``ip link add NAME [link PARENT] type KIND …``.
         """
 
@@ -174,13 +180,13 @@ class Namespace(Protocol):
         namespace: Namespace | None = None,
         options: Mapping[str, int | str] | None = None,
     ) -> None:
-        """Change a link; ``master=""`` takes it from its master. *Equivalent to:* ``ip link set NAME …``."""
+        """Change a link; ``master=""`` is ``nomaster``. *Equivalent to:* ``ip link set NAME …``."""
 
     def delete_link(self, name: str) -> None:
         """Delete a link; raises ``Missing``. *Equivalent to:* ``ip link delete NAME``."""
 
     def change_port(self, name: str, attributes: Mapping[str, int]) -> None:
-        """Set bridge port attributes (``brport_mode``, ``brport_isolated`` …).
+        """Set attributes of a bridge port (``brport_mode``, ``brport_isolated`` …).
 
         *Equivalent to:* ``bridge link set dev NAME hairpin on isolated on …``.
         """
@@ -192,16 +198,16 @@ class Namespace(Protocol):
         """*Equivalent to:* ``bridge vlan add dev NAME vid VID [pvid] [untagged]`` for each."""
 
     def delete_vlans(self, name: str, vids: Iterable[int]) -> None:
-        """*Equivalent to:* ``bridge vlan del dev NAME vid VID`` for each; missing ones are fine."""
+        """*Equivalent to:* ``bridge vlan del dev NAME vid VID`` for each; ignores missing ones."""
 
     def addresses(self, link: str, version: int = 0) -> tuple[Cidr, ...]:
-        """The link's addresses, of one IP version where given, IPv6 link-local ones included.
+        """The link's addresses of an IP version (0: both), including IPv6 link-local ones.
 
-        *Equivalent to:* ``ip address show dev``.
+        *Equivalent to:* ``ip [-4|-6] address show dev LINK``.
         """
 
     def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
-        """Give the link an address, without duplicate address detection for IPv6 where ``accept_dad`` is 0.
+        """Add an address; for IPv6 with ``nodad`` where the sysctl ``accept_dad`` is 0.
 
         *Equivalent to:* ``ip address add CIDR dev LINK [noprefixroute]``.
         """
@@ -210,93 +216,107 @@ class Namespace(Protocol):
         """Raises ``Missing``. *Equivalent to:* ``ip address delete CIDR dev LINK``."""
 
     def tentative(self, link: str) -> tuple[bool, bool]:
-        """Whether duplicate address detection still runs on an IPv6 address of the link, and whether one failed."""
+        """Whether IPv6 duplicate address detection runs on the link, and whether it failed."""
 
     def routes(self, *, link: str = "", family: int = 0, table: int = 0) -> tuple[KernelRoute, ...]:
-        """Unicast routes of the link (any), family 4 or 6 (both), table (all but local).
+        """Unicast routes by link ("": all), family 4 or 6 (0: both) and table (0: all but local).
 
         *Equivalent to:* ``ip [-4|-6] route show table TABLE dev LINK``.
         """
 
     def add_route(self, route: KernelRoute, *, replace: bool = False) -> None:
-        """*Equivalent to:* ``ip route append|replace DST via GW dev LINK …``; raises ``Exists`` for a twin."""
+        """*Equivalent to:* ``ip route append|replace DST via GW dev LINK …``; raises ``Exists``."""
 
     def delete_route(self, route: KernelRoute) -> None:
         """Raises ``Missing``. *Equivalent to:* ``ip route delete DST via GW dev LINK …``."""
 
     def sysctl(self, key: str) -> str | None:
-        """The value, None if there is no such key. ``net/ipv4/ip_forward``: slashes, since names hold dots."""
+        """The value, None if the key does not exist.
+
+        Keys have slashes, since link names may have dots.
+        """
 
     def set_sysctl(self, key: str, value: str) -> None:
-        """*Equivalent to:* ``sysctl -w KEY=VALUE`` in the namespace."""
+        """*Equivalent to:* ``sysctl -w KEY=VALUE``."""
 
     def limit(self, link: str) -> Limit | None:
-        """How fast the link may send, None if as fast as it can. *Equivalent to:* ``tc qdisc show dev LINK root``."""
+        """The link's rate limit, None without one.
+
+        *Equivalent to:* ``tc qdisc show dev LINK root``.
+        """
 
     def set_limit(self, link: str, limit: Limit | None) -> None:
-        """Let the link send so fast; None takes weft's limit away, and another discipline is left alone.
+        """Set the link's rate limit; None deletes it, but no qdisc of another kind.
 
-        *Equivalent to:* ``tc qdisc replace dev LINK root tbf rate … burst … limit …``, ``tc qdisc delete …``.
+        *Equivalent to:* ``tc qdisc replace dev LINK root tbf rate … burst … limit …``, ``tc qdisc
+        delete …``.
         """
 
     def redirect(self, link: str) -> str:
-        """The link by which all goes on that comes in by this one, "" if there is none.
+        """The link that all ingress traffic is redirected to (act_mirred), "" without a redirect.
 
         *Equivalent to:* ``tc filter show dev LINK ingress``.
         """
 
     def set_redirect(self, link: str, target: str) -> None:
-        """Send on by ``target`` all that comes in by the link; ``target=""`` takes that back. Others' filters stay.
+        """Redirect all ingress traffic to ``target``; "" deletes weft's filter and no other.
 
-        *Equivalent to:* ``tc qdisc add dev LINK ingress; tc filter add dev LINK parent ffff: protocol all u32
-        match u32 0 0 action mirred egress redirect dev TARGET``.
+        *Equivalent to:* ``tc qdisc add dev LINK ingress; tc filter add dev LINK parent ffff:
+        protocol all u32 match u32 0 0 action mirred egress redirect dev TARGET``.
         """
 
     def routing_rules(self) -> tuple[RoutingRule, ...]:
-        """The rules that send packets from somewhere to a table, of both families.
+        """The policy routing rules with a source and a table, of both families.
 
         *Equivalent to:* ``ip rule show``.
         """
 
     def add_routing_rule(self, rule: RoutingRule) -> None:
-        """Raises ``Exists`` for a twin. *Equivalent to:* ``ip rule add from SOURCE table TABLE protocol PROTOCOL``."""
+        """Raises ``Exists``.
+
+        *Equivalent to:* ``ip rule add from SOURCE table TABLE protocol PROTOCOL``.
+        """
 
     def delete_routing_rule(self, rule: RoutingRule) -> None:
-        """Raises ``Missing``. *Equivalent to:* ``ip rule delete from SOURCE table TABLE protocol PROTOCOL``."""
+        """Raises ``Missing``.
+
+        *Equivalent to:* ``ip rule delete from SOURCE table TABLE protocol PROTOCOL``.
+        """
 
     def flows(self, protocol: str, port: int) -> tuple[Flow, ...]:
-        """The tracked connections of a protocol (``udp``) to a port, before any translation, of both families.
+        """The conntrack entries of a protocol (``udp``) and original destination port.
 
         *Equivalent to:* ``conntrack -L -p PROTOCOL --orig-port-dst PORT``.
         """
 
     def delete_flows(self, flows: Iterable[Flow]) -> None:
-        """Have the kernel decide anew about the connections; missing ones are fine.
+        """Delete conntrack entries; missing ones are ignored.
 
         *Equivalent to:* ``conntrack -D``.
         """
 
     def listeners(self, protocol: str, port: int) -> tuple[tuple[Address, str], ...]:
-        """Who waits for packets to a port (``tcp``, ``udp``): the address, and the process as "nginx (4711)".
+        """The sockets bound to a port (``tcp``, ``udp``): address, and process as "nginx (4711)".
 
-        The unspecified address stands for all of its family; a socket that takes both families is there twice.
+        A wildcard socket has the unspecified address, a dual-stack one an entry for each family.
         *Equivalent to:* ``ss -lnp sport = PORT``.
         """
 
     def iptables(self, version: int, table: str) -> tuple[str, ...]:
-        """The chains and rules of a table as ``iptables-save`` writes them: ``:CHAIN POLICY``, ``-A CHAIN …``.
+        """A table's chains and rules in ``iptables-save`` format: ``:CHAIN POLICY``, ``-A …``.
 
-        Raises ``KernelLacks`` where the programs are not installed. *Equivalent to:* ``iptables-save -t TABLE``.
+        Raises ``KernelLacks`` if iptables is not installed. *Equivalent to:* ``iptables-save -t
+        TABLE``.
         """
 
     def change_iptables(self, version: int, table: str, lines: Iterable[str]) -> None:
-        """Do all of the lines (``-N``, ``-A``, ``-I``, ``-D``, ``-X``) or none.
+        """Apply lines (``-N``, ``-A``, ``-I``, ``-D``, ``-X``) atomically.
 
         *Equivalent to:* ``iptables-restore --noflush``.
         """
 
     def drops_forwarded(self, version: int) -> bool:
-        """Whether an iptables FORWARD chain drops what none of its rules accepts, as Docker's does."""
+        """Whether the policy of the iptables FORWARD chain is DROP, as Docker sets it."""
 
 
 Scalar = Address | Subnet | int | str
@@ -304,9 +324,10 @@ Scalar = Address | Subnet | int | str
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """One element of a set (``data`` empty) or a map of weft's table, with the mark of its owner.
+    """An element of a set (``data`` empty) or map in weft's table; its comment is its owner's mark.
 
-    ``key`` and ``data`` are the parts of a concatenation; strings are protocols (``tcp``) or link names.
+    ``key`` and ``data`` are the fields of a concatenation; strings are protocols (``tcp``) or link
+    names.
     """
 
     collection: str
@@ -316,45 +337,49 @@ class Element:
 
 
 class Ruleset(Protocol):
-    """nftables in the host's namespace: one table, ``inet weft``, whose rules never change with attachments."""
+    """The nftables table ``inet weft`` in the host's namespace.
+
+    Attachments change its elements, not its rules.
+    """
 
     def lacks(self, base: str) -> str | None:
-        """What of the base rules (chains, rules, sets) is not installed as ``base`` says; None if all is."""
+        """Which part of the base ruleset is not installed as in ``base``, None if all of it is."""
 
     def install(self, base: str) -> None:
-        """Make the base rules be as ``base`` (an nft script of table, sets and chains) says, keeping elements.
+        """Install the base ruleset, an nft script of table, sets and chains; elements are kept.
 
         *Equivalent to:* ``nft -f BASE``, in one transaction.
         """
 
     def remove(self) -> None:
-        """Delete the table with all in it; missing is fine. *Equivalent to:* ``nft delete table inet weft``."""
+        """Delete the table if it exists. *Equivalent to:* ``nft destroy table inet weft``."""
 
     def add(self, elements: Iterable[Element]) -> None:
-        """Add all or none; an element that is there with the same data and mark is fine.
+        """Add elements atomically; one that exists with the same data and mark is left as it is.
 
-        Raises ``Conflict`` naming the element and its owner's mark where the key is another's, and
-        ``Missing`` where the collection is not installed. *Equivalent to:* ``nft add element inet weft …``.
+        Raises ``Conflict``, naming the element and its mark, if the key has another owner, and
+        ``Missing`` if the set or map is not installed. *Equivalent to:* ``nft add element inet weft
+        …``.
         """
 
     def delete(self, elements: Iterable[Element]) -> None:
-        """Delete those that are there with the same mark; others are left alone and missing is fine.
+        """Delete elements that have the same mark; others are kept, missing ones ignored.
 
         *Equivalent to:* ``nft delete element inet weft …``.
         """
 
     def missing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
-        """Those of the elements that are not there with the same data and mark."""
+        """The elements that are not installed with the same data and mark."""
 
     def elements(self, collection: str) -> tuple[Element, ...]:
         """All elements of a set or map. *Equivalent to:* ``nft list set inet weft NAME``."""
 
     def collections(self) -> tuple[str, ...]:
-        """The names of weft's sets and maps, () where the table is missing."""
+        """The names of the table's sets and maps, () if the table does not exist."""
 
 
 class Kernel(Protocol):
-    """The way in: the host's namespace and rules, and any other namespace by its path."""
+    """The host's namespace and ruleset, and other namespaces by path."""
 
     @property
     def host(self) -> Namespace: ...
@@ -363,10 +388,10 @@ class Kernel(Protocol):
     def rules(self) -> Ruleset: ...
 
     def identify(self, path: str) -> NamespaceId:
-        """Which namespace the path leads to; unknown (inode 0) where it leads to none. Never hangs."""
+        """The identity of the namespace at a path; inode 0 if it is not one. Never blocks."""
 
     def open(self, path: str) -> Namespace:
-        """Open a namespace by path; raises ``NamespaceProblem`` where the path leads to none."""
+        """Open the namespace at a path. Raises ``NamespaceProblem`` if it is not one."""
 
     def close(self) -> None: ...
 

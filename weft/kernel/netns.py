@@ -1,4 +1,4 @@
-"""Network namespaces: told from anything else that a path may lead to, opened, and entered for a moment.
+"""Opening a network namespace by path, and entering it temporarily.
 
 Source: ``namespaces(7)``, ``ioctl_ns(2)``, ``setns(2)``.
 """
@@ -31,42 +31,42 @@ _KINDS = {
 
 
 def open_namespace(path: str) -> tuple[int, NamespaceId]:
-    """The namespace the path leads to, as a descriptor for the caller to close, and its identity.
+    """Open the namespace at a path: a descriptor for the caller to close, and its identity.
 
-    Nothing but a namespace is ever opened for reading: a FIFO does not hang, a device does not wake.
-    Raises NamespaceProblem naming the path and what is there.
+    The path is opened with O_PATH and checked first, since opening a FIFO could block and opening a
+    device have side effects. Raises NamespaceProblem, naming the path and the type of its file.
     """
     if not path:
-        raise NamespaceProblem("no network namespace is given: its path is empty")
+        raise NamespaceProblem("the path of the network namespace is empty")
     try:
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise NamespaceProblem(
-            f"{path!r} is no network namespace: {reason}", hint="the container may be gone"
+            f"{path!r} is not a network namespace: {reason}", hint="the container may have exited"
         ) from error
     try:
-        found = os.fstat(place)
-        if found.st_dev != os.stat("/proc/self/ns/net").st_dev:  # every namespace file is in the kernel's one nsfs
-            what = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-            raise NamespaceProblem(f"{path!r} is no network namespace: it is {what}")
-        descriptor = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(handle)
+        if found.st_dev != os.stat("/proc/self/ns/net").st_dev:  # namespace files are all in nsfs
+            what = _KINDS.get(stat.S_IFMT(found.st_mode), "a file of another type")
+            raise NamespaceProblem(f"{path!r} is not a network namespace: it is {what}")
+        descriptor = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise NamespaceProblem(f"{path!r} cannot be opened as a network namespace: {error.strerror}") from error
     finally:
-        os.close(place)
+        os.close(handle)
     try:
         kind = fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
     except OSError:
         kind = 0
     if kind != _CLONE_NEWNET:
         os.close(descriptor)
-        raise NamespaceProblem(f"{path!r} is no network namespace: it is a namespace of another kind")
+        raise NamespaceProblem(f"{path!r} is not a network namespace: it is a namespace of another type")
     return descriptor, NamespaceId(path, found.st_dev, found.st_ino)
 
 
 def identify(path: str) -> NamespaceId:
-    """Which namespace the path leads to; with device and inode 0 where it leads to none."""
+    """The identity of the namespace at a path; device and inode are 0 if it is not one."""
     try:
         descriptor, identity = open_namespace(path)
     except NamespaceProblem:
@@ -77,10 +77,10 @@ def identify(path: str) -> NamespaceId:
 
 @contextlib.contextmanager
 def inside(descriptor: int) -> Iterator[None]:
-    """Run the block with the calling thread in the namespace, then go back.
+    """Run the block with the calling thread in the namespace, then return to the previous one.
 
-    A thread that cannot go back would configure the wrong namespace from then on, so the process ends at once
-    (exit status 70, a line on stderr). Raises KernelRefused when the namespace cannot be entered.
+    If returning fails, the process exits (status 70, a line on stderr), since the thread would
+    configure the wrong namespace. Raises KernelRefused if the namespace cannot be entered.
     """
     home = os.open(CURRENT, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -89,7 +89,7 @@ def inside(descriptor: int) -> Iterator[None]:
         except OSError as error:
             raise KernelRefused(
                 f"cannot enter the network namespace: the kernel says {error.strerror}",
-                hint="this needs CAP_SYS_ADMIN" if error.errno == errno.EPERM else "",
+                hint="CAP_SYS_ADMIN is required" if error.errno == errno.EPERM else "",
             ) from error
         try:
             yield
@@ -97,7 +97,7 @@ def inside(descriptor: int) -> Iterator[None]:
             try:
                 _enter(home)
             except BaseException as error:
-                sentence = f"weft: cannot leave a container's network namespace: {error}; ending"
+                sentence = f"weft: cannot leave a container's network namespace: {error}; exiting"
                 print(sentence, file=sys.stderr, flush=True)
                 os._exit(70)
     finally:
@@ -105,7 +105,7 @@ def inside(descriptor: int) -> Iterator[None]:
 
 
 def _setns() -> Callable[[int], None]:
-    """``setns(2)``, which Python itself has only from 3.12 on."""
+    """``setns(2)``; ``os.setns`` needs Python 3.12."""
     if sys.version_info >= (3, 12):
         return lambda descriptor: os.setns(descriptor, _CLONE_NEWNET)
     import ctypes

@@ -1,8 +1,7 @@
-"""A namespace's links, addresses and routes as a plain nested dict, to compare before with after.
+"""A namespace's links, addresses and routes as a nested dict, to compare states.
 
-Made with the verbs alone, so it works on the kernel and on the fake. Left out: what the kernel numbers or counts
-by itself (indexes, timers, carrier, a bridge's spanning tree) and IPv6 link-local addresses with their routes,
-which come and go with the carrier.
+Works on Linux and on the fake. Omitted is what changes by itself: ifindexes, timers, counters,
+carrier, STP state, and IPv6 link-local addresses with their routes, which depend on the carrier.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ _COUNTED = ("_timer", "_cnt", "_groups", "_used", "_ack", "_pending", "_num_queu
 
 
 def snapshot(namespace: Namespace) -> dict[str, dict[str, object]]:
-    """For each link its settings, addresses, VLANs and routes, texts and numbers only."""
+    """For each link its attributes, addresses, VLANs and routes, as strings and numbers."""
     found: dict[str, dict[str, object]] = {}
     for link in namespace.links():
         settings: dict[str, object] = {

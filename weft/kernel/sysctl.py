@@ -1,6 +1,6 @@
-"""The network's sysctls, as files under /proc/sys of the calling thread's namespace. Source: ``sysctl(8)``.
+"""Sysctls below ``net/``, of the calling thread's network namespace. Source: ``sysctl(8)``.
 
-The folders stay open, for the way to them is the longer the more namespaces there are (``proc``).
+Their directories are kept open: path look-up in /proc/sys is slow with many namespaces (``proc``).
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ from weft.errors import KernelRefused, Missing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from weft.kernel.proc import OwnProc
+    from weft.kernel.proc import PrivateProc
 
 _ROOT = "/proc/sys/"
-_FOLDERS = ("net/ipv4/", "net/ipv6/")
+_DIRECTORIES = ("net/ipv4/", "net/ipv6/")
 _LONGEST = 1 << 16
 
-_own_proc: OwnProc | None = None
+_private_proc: PrivateProc | None = None
 
 
-def use_own_proc() -> None:
-    """From now on look through a /proc of this process's own, where it may have one."""
+def use_private_proc() -> None:
+    """Use a private procfs mount from now on, if one is permitted."""
     import contextlib
 
-    from weft.kernel.proc import OwnProc
+    from weft.kernel.proc import PrivateProc
 
-    global _own_proc
+    global _private_proc
     with contextlib.suppress(OSError):
-        _own_proc = OwnProc()
+        _private_proc = PrivateProc()
 
 
 class Sysctls:
-    """The sysctls of one namespace, which the thread must be in whenever it calls."""
+    """The sysctls of one namespace, which the calling thread must be in."""
 
-    __slots__ = ("_folders",)
+    __slots__ = ("_directories",)
 
     def __init__(self) -> None:
-        self._folders: dict[str, int] = {}
+        self._directories: dict[str, int] = {}
 
     def close(self) -> None:
-        """Close the folders; a second time does nothing."""
-        while self._folders:
-            os.close(self._folders.popitem()[1])
+        """Close the directories. Idempotent."""
+        while self._directories:
+            os.close(self._directories.popitem()[1])
 
     def read(self, key: str) -> str | None:
-        """The value without its line end, None if there is no such key; tabs between several values are kept.
+        """The value without its newline, None if the key does not exist; tabs in it are kept.
 
-        Raises KernelRefused for a key outside ``net/`` and for one that cannot be read.
+        Raises KernelRefused for a key outside ``net/``, or that cannot be read.
         *Equivalent to:* ``sysctl -n KEY``.
         """
         try:
@@ -64,7 +64,7 @@ class Sysctls:
             raise KernelRefused(f"cannot read the sysctl {key}: the kernel says {error.strerror}") from error
 
     def write(self, key: str, value: str) -> None:
-        """Set a value. Raises Missing for no such key, KernelRefused otherwise, naming key and value.
+        """Set a value. Raises Missing if the key does not exist, else KernelRefused.
 
         *Equivalent to:* ``sysctl -w KEY=VALUE``.
         """
@@ -76,44 +76,44 @@ class Sysctls:
             finally:
                 os.close(descriptor)
         except FileNotFoundError as error:
-            raise Missing(f"{setting}: there is no such sysctl in this namespace") from error
+            raise Missing(f"{setting}: no such sysctl in this network namespace") from error
         except OSError as error:
             hint = {
                 errno.EROFS: "/proc/sys is mounted read-only",
-                errno.EACCES: "it is read-only",
-                errno.EPERM: "this needs CAP_NET_ADMIN",
+                errno.EACCES: "the sysctl is read-only",
+                errno.EPERM: "CAP_NET_ADMIN is required",
             }.get(error.errno or 0, "")
             raise KernelRefused(f"{setting}: the kernel says {error.strerror}", hint=hint) from error
 
     def _open(self, key: str, flags: int) -> int:
-        folder, rest = _place(key)
-        if not folder:
+        directory, rest = _split(key)
+        if not directory:
             return os.open(_ROOT + key, flags | os.O_CLOEXEC)
-        if folder not in self._folders:
-            self._folders[folder] = _open_folder(folder)
-        return os.open(rest, flags | os.O_CLOEXEC, dir_fd=self._folders[folder])
+        if directory not in self._directories:
+            self._directories[directory] = _open_directory(directory)
+        return os.open(rest, flags | os.O_CLOEXEC, dir_fd=self._directories[directory])
 
 
 @lru_cache(512)
-def _place(key: str) -> tuple[str, str]:
-    """The folder that is kept open and the way from there, ("", key) elsewhere. Raises KernelRefused for no key."""
-    wrong = problem(key)
-    if wrong:
-        raise KernelRefused(f"cannot use the sysctl {key!r}: it {wrong}")
-    folder = next((folder for folder in _FOLDERS if key.startswith(folder)), "")
-    return folder, key.removeprefix(folder)
+def _split(key: str) -> tuple[str, str]:
+    """A directory that is kept open ("": none) and the rest of the key. Raises KernelRefused."""
+    why = problem(key)
+    if why:
+        raise KernelRefused(f"invalid sysctl {key!r}: it {why}")
+    directory = next((directory for directory in _DIRECTORIES if key.startswith(directory)), "")
+    return directory, key.removeprefix(directory)
 
 
 def problem(key: str) -> str:
-    """What is wrong with a key, "" if nothing is: it must lie under net/ and nowhere else."""
+    """Why a key is invalid, "" if it is valid: it must be below net/."""
     parts = key.split("/")
     if parts[0] != "net" or len(parts) < 2:
         return "must begin with net/"
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        return "must be a plain path, with slashes, without '.' and '..'"
+        return "must be a path with slashes, without '.' and '..'"
     return ""
 
 
-def _open_folder(folder: str) -> int:
+def _open_directory(directory: str) -> int:
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-    return os.open(_ROOT + folder, flags) if _own_proc is None else _own_proc.open("sys/" + folder, flags)
+    return os.open(_ROOT + directory, flags) if _private_proc is None else _private_proc.open("sys/" + directory, flags)

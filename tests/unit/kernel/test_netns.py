@@ -43,7 +43,7 @@ def test_things_that_are_no_namespace(tmp_path: Path) -> None:
     assert "symbolic links" in refused(str(tmp_path / "loop"))
     assert "null" in refused("a\0b")
     assert "empty" in refused("")
-    assert refused("/proc/self/ns/uts").endswith("a namespace of another kind")
+    assert refused("/proc/self/ns/uts").endswith("a namespace of another type")
 
 
 def test_a_namespace_is_opened_for_this_process_alone() -> None:

@@ -382,7 +382,7 @@ class FakeKernel:
     def open(self, path: str) -> Namespace:
         self.called("open")
         if path not in self._namespaces:
-            raise NamespaceProblem(f"{path!r} is no network namespace: No such file or directory")
+            raise NamespaceProblem(f"{path!r} is not a network namespace: No such file or directory")
         self._namespaces[path].opened += 1
         return self._namespaces[path]
 

@@ -28,7 +28,7 @@ def _place(namespace: FakeState, key: str) -> tuple[dict[str, str], str]:
     """The dict that holds the key, and its name in it."""
     wrong = sysctl.problem(key)
     if wrong:
-        raise KernelRefused(f"cannot use the sysctl {key!r}: it {wrong}")
+        raise KernelRefused(f"invalid sysctl {key!r}: it {wrong}")
     folder, _, rest = key.partition("/conf/")
     link, _, name = rest.rpartition("/")
     if link in namespace.links_by_name:
@@ -44,7 +44,7 @@ def read(namespace: FakeState, key: str) -> str | None:
 def write(namespace: FakeState, key: str, value: str) -> None:
     values, name = _place(namespace, key)
     if name not in values:
-        raise Missing(f"cannot set the sysctl {key} to {value!r}: there is no such sysctl in this namespace")
+        raise Missing(f"cannot set the sysctl {key} to {value!r}: no such sysctl in this network namespace")
     if values[name].isdigit() and not value.strip().lstrip("-").isdigit():
         raise KernelRefused(f"cannot set the sysctl {key} to {value!r}: the kernel says Invalid argument")
     values[name] = value

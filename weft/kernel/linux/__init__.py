@@ -1,1 +1,1 @@
-"""The kernel's verbs on Linux: netlink, nftables, sysctls, and what the running kernel can do."""
+"""``weft.kernel.interface`` on Linux, and probing of what the kernel supports."""

@@ -1,7 +1,7 @@
-"""iptables, for configurations that ask for it and hosts whose FORWARD chain drops: the programs save and restore.
+"""iptables-save and iptables-restore, for the backend iptables and the policy of FORWARD.
 
-A restore does all of its lines or none. Which iptables it is (the one on nftables, the legacy one) is the
-administrator's choice, by what the plain names lead to. Sources: iptables-save(8), iptables-restore(8).
+A restore is atomic. Whether the unsuffixed names are iptables-nft or iptables-legacy is the
+administrator's choice (update-alternatives). Sources: iptables-save(8), iptables-restore(8).
 """
 
 from __future__ import annotations
@@ -12,30 +12,33 @@ from collections.abc import Iterable
 from weft.errors import KernelLacks, KernelRefused
 from weft.kernel.nft import socket
 
-_FOLDERS = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin")
+_DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin")
 _PREFIXES = {4: "iptables", 6: "ip6tables"}
 _TABLES_IN_USE = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
 _GET_CHAIN, _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_POLICY = 4, 1, 3, 5  # linux/netfilter/nf_tables.h
 _DROP = bytes(4)
-_PATIENCE = 30  # seconds for one program, and for the lock that the legacy ones share
+_TIMEOUT = 30  # seconds for the xtables lock of iptables-legacy
 
 
 def save(version: int, table: str) -> tuple[str, ...]:
-    """The table's chains and rules, () where the table is not in use. *Equivalent to:* ``iptables-save -t TABLE``."""
+    """The table's chains and rules, () if it is not in use.
+
+    *Equivalent to:* ``iptables-save -t TABLE``.
+    """
     return _lines(_run(version, "-save", ["-t", table]))
 
 
 def restore(version: int, table: str, lines: Iterable[str]) -> None:
-    """Do all the lines or none. *Equivalent to:* ``iptables-restore --noflush``."""
+    """Apply lines atomically. *Equivalent to:* ``iptables-restore --noflush``."""
     text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
-    _run(version, "-restore", ["--noflush", f"--wait={_PATIENCE}"], text)
+    _run(version, "-restore", ["--noflush", f"--wait={_TIMEOUT}"], text)
 
 
 def drops_forwarded(version: int, nft_socket: socket.NftSocket) -> bool:
-    """Whether a FORWARD chain has the policy DROP: that of nftables' iptables, or the legacy one's where in use.
+    """Whether the policy of FORWARD is DROP, in iptables-nft or in iptables-legacy if in use.
 
-    The first is asked of the kernel, since most hosts have only that and every ADD with a firewall asks; only the
-    legacy one needs a program.
+    The former is read with netlink, since every ADD with a firewall asks; only the latter executes
+    a program.
     """
     try:
         if _nftables_policy(version, nft_socket) == _DROP:
@@ -48,7 +51,7 @@ def drops_forwarded(version: int, nft_socket: socket.NftSocket) -> bool:
 
 
 def _nftables_policy(version: int, nft_socket: socket.NftSocket) -> bytes:
-    """The policy of the chain that iptables keeps in nftables, as the kernel has it; empty where there is none."""
+    """NFTA_CHAIN_POLICY of iptables-nft's FORWARD chain, empty if it does not exist."""
     chain = (socket.text(_CHAIN_TABLE, "filter"), socket.text(_CHAIN_NAME, "FORWARD"))
     (found,) = nft_socket.each(_GET_CHAIN, [("ip" if version == 4 else "ip6", chain)])
     return (found or {}).get(_CHAIN_POLICY, b"")
@@ -63,13 +66,13 @@ def _lines(output: str) -> tuple[str, ...]:
 
 
 def _run(version: int, program: str, flags: list[str], text: str = "") -> str:
-    import subprocess  # 10 ms to import, which a host without iptables never pays
+    import subprocess  # 10 ms, only for hosts with iptables
     from shutil import which
 
     name = f"{_PREFIXES[version]}{program}"
-    path = which(name, path=os.pathsep.join((os.environ.get("PATH", ""), *_FOLDERS)))
+    path = which(name, path=os.pathsep.join((os.environ.get("PATH", ""), *_DIRECTORIES)))
     if path is None:
-        raise KernelLacks(f"there is no program {name}", hint="install iptables, or ask for the backend nftables")
+        raise KernelLacks(f"{name} is not installed", hint="install iptables, or use the backend nftables")
     try:
         done = subprocess.run(
             [path, *flags],
@@ -77,12 +80,12 @@ def _run(version: int, program: str, flags: list[str], text: str = "") -> str:
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            env={"LC_ALL": "C", "PATH": os.pathsep.join(_FOLDERS)},
-            timeout=_PATIENCE * 2,
+            env={"LC_ALL": "C", "PATH": os.pathsep.join(_DIRECTORIES)},
+            timeout=_TIMEOUT * 2,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelRefused(f"{path} does not run: {error}") from error
+        raise KernelRefused(f"cannot run {path}: {error}") from error
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line and not line.startswith("# Warning")]
         sentence = said[0] if said else f"exit status {done.returncode}"

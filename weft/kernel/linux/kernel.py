@@ -1,7 +1,7 @@
-"""The real kernel: namespaces opened by path, each with its own route-netlink socket.
+"""Linux: network namespaces opened by path, each with its own NETLINK_ROUTE socket.
 
-A socket stays in the namespace where it was made, so the thread enters a namespace only to open one (and for
-sysctls, whose files follow the thread).
+A socket belongs to the namespace that it was created in, so the thread enters a namespace only to
+open one (and for sysctls, whose files depend on the thread's namespace).
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ if TYPE_CHECKING:
 
 
 class LinuxNamespace:
-    """One network namespace; ``descriptor`` is the open namespace, which this object closes."""
+    """A network namespace. Owns ``descriptor``, its open file."""
 
     def __init__(self, descriptor: int, identity: NamespaceId) -> None:
         self.id = identity
         self.descriptor = descriptor
         self._sysctls = sysctl.Sysctls()
         self.link_deleter: BatchDeleter | None = None
-        """Deletes this namespace's links where many threads do so; None: each does it by itself."""
+        """Deletes links in batches for many threads; None: each thread deletes its own."""
         self._opened: RouteSocket | None = None
         self._nft_socket: NftSocket | None = None
         self._conntrack: Conntrack | None = None
-        """Kept, since to close one may take the kernel 20 ms."""
+        """Kept open: closing one may take 20 ms."""
 
     @property
     def _socket(self) -> RouteSocket:
-        """Opened when first needed: a DEL needs none in the container."""
+        """Opened when first used: a DEL needs none in the container."""
         if self._opened is None:
             with self._entered():
                 self._opened = RouteSocket()
         return self._opened
 
     def share(self, indexes: dict[str, int], seen: dict[str, tuple[float, Link]]) -> None:
-        """Know of links what others in the same namespace know."""
+        """Share caches with other objects for the same namespace."""
         self._socket.indexes, self._socket.seen = indexes, seen
 
     def close(self) -> None:
-        """Close the descriptor and the socket; a second time does nothing."""
+        """Close the descriptor and the sockets. Idempotent."""
         if self.descriptor >= 0:
             if self._opened is not None:
                 self._opened.close()
@@ -73,8 +73,8 @@ class LinuxNamespace:
             self.descriptor = -1
 
     def _entered(self) -> contextlib.AbstractContextManager[None]:
-        here = os.stat(netns.CURRENT)
-        if (here.st_dev, here.st_ino) == (self.id.device, self.id.inode):
+        current = os.stat(netns.CURRENT)
+        if (current.st_dev, current.st_ino) == (self.id.device, self.id.inode):
             return contextlib.nullcontext()
         return netns.inside(self.descriptor)
 
@@ -127,19 +127,20 @@ class LinuxNamespace:
             options=options,
         )
         if not far.id.same(self.id):
-            self._add_from_afar(plan, far, alias, doing)
+            self._add_with_remote_parent(plan, far, alias, doing)
             return
         links.add(self._socket, plan, doing)
         links.made(self._socket, name)
         if peer is not None and peer.namespace is not None:
             links.made(_socket_of(peer.namespace), peer.name)
-        # Not in the same sendmsg: the kernel goes on after a refusal, and would change somebody else's link.
+        # Not in the same sendmsg(2): the kernel continues after an error, and would change an
+        # existing link.
         if alias:
-            with self._or_nothing(name):
+            with self._delete_on_error(name):
                 links.finish(self._socket, name, alias, doing, addrgen_none=addrgen_none)
         if peer is not None and peer.up:
             there = _linux(peer.namespace) if peer.namespace is not None else self
-            with self._or_nothing(name):
+            with self._delete_on_error(name):
                 links.change(there._socket, peer.name, doing, up=True)
 
     def _finish(
@@ -154,14 +155,14 @@ class LinuxNamespace:
         master: str | None = None,
         new_name: str | None = None,
     ) -> None:
-        """Give the link just made what creation does not; without that the link goes again."""
-        with self._or_nothing(name):
+        """Set what RTM_NEWLINK does not set at creation; delete the link if that fails."""
+        with self._delete_on_error(name):
             links.change(
                 self._socket, name, doing, alias=alias, up=up, mac=mac, mtu=mtu, master=master, new_name=new_name
             )
 
     @contextlib.contextmanager
-    def _or_nothing(self, name: str) -> Iterator[None]:
+    def _delete_on_error(self, name: str) -> Iterator[None]:
         try:
             yield
         except BaseException:
@@ -171,31 +172,33 @@ class LinuxNamespace:
 
     def _add_tun(self, name: str, options: Mapping[str, int | str], doing: str) -> None:
         if links.get(self._socket, name) is not None:
-            raise Exists(f"cannot {doing}: there is a link {name} already")
+            raise Exists(f"cannot {doing}: the link {name} exists")
         with self._entered():
             tuntap.add(name, options, doing)
 
-    def _add_from_afar(self, plan: NewLink, far: Namespace, alias: str, doing: str) -> None:
-        """Make a link here whose parent is in another namespace.
+    def _add_with_remote_parent(self, plan: NewLink, far: Namespace, alias: str, doing: str) -> None:
+        """Create a link here whose parent is in another namespace.
 
-        Before Linux 6.15 the kernel wants the new name to be free in the parent's namespace too, where another
-        eth0 may well be; so it gets a name of our own first, unless it has one.
+        Before Linux 6.15 the name must be unused in the parent's namespace too, where eth0 often
+        exists; so the link is created with a temporary name and renamed.
         """
         if links.get(self._socket, plan.name) is not None:
-            raise Exists(f"cannot {doing}: there is a link {plan.name} already")
-        own = plan.name.startswith(TEMPORARY_PREFIX)
-        passing = plan.name if own else TEMPORARY_PREFIX + digest("passing", str(self.id.inode), plan.name)[:10]
-        there = replace(plan, name=passing, up=False, master=0, target=self.descriptor)
+            raise Exists(f"cannot {doing}: the link {plan.name} exists")
+        is_temporary = plan.name.startswith(TEMPORARY_PREFIX)
+        temporary = (
+            plan.name if is_temporary else TEMPORARY_PREFIX + digest("passing", str(self.id.inode), plan.name)[:10]
+        )
+        created = replace(plan, name=temporary, up=False, master=0, target=self.descriptor)
         try:
-            links.add(_socket_of(far), there, doing)
-        except Exists:  # a call that was killed half-way left it, or the parent has such a link already
+            links.add(_socket_of(far), created, doing)
+        except Exists:  # left by a killed call, or the name exists in the parent's namespace
             with contextlib.suppress(Missing):
-                links.delete(self._socket, passing)
-            links.add(_socket_of(far), there, doing)
+                links.delete(self._socket, temporary)
+            links.add(_socket_of(far), created, doing)
         master = next((link.name for link in self.links() if link.index == plan.master), None) if plan.master else None
-        name = None if own else plan.name
+        name = None if is_temporary else plan.name
         if alias or plan.up or master or name:
-            self._finish(passing, doing, alias=alias or None, up=plan.up or None, master=master, new_name=name)
+            self._finish(temporary, doing, alias=alias or None, up=plan.up or None, master=master, new_name=name)
 
     def change_link(
         self,
@@ -221,8 +224,9 @@ class LinuxNamespace:
         said = ", ".join(f"{key} {value}" for key, value in asked.items() if value is not None)
         doing = f"change the link {name} to {said}"
         if namespace is not None and new_name and links.get(_socket_of(namespace), new_name) is not None:
-            # The kernel moves first and renames then: it would leave the link there under its old name.
-            raise Exists(f"cannot {doing}: there is a link {new_name} there already")
+            # The kernel moves the link before it renames it, and would leave it there under its old
+            # name.
+            raise Exists(f"cannot {doing}: the link {new_name} exists in the target namespace")
         links.change(
             self._socket,
             name,
@@ -252,7 +256,7 @@ class LinuxNamespace:
             finally:
                 worker.close()
                 watcher.close()
-        # Asked under the kernel's lock, so the deletion's last step is over: peers' routes are gone as well.
+        # Waits for RTNL, so that the deletion is complete, including the routes of peers.
         links.get(self._socket, name)
 
     def change_port(self, name: str, attributes: Mapping[str, int]) -> None:
@@ -323,7 +327,7 @@ class LinuxNamespace:
     def delete_routing_rule(self, rule: RoutingRule) -> None:
         rules.delete(self._socket, rule)
 
-    # Few calls of a runtime need any of these: each is imported where it is asked for.
+    # Rarely needed by a runtime's call, so imported on use.
 
     def flows(self, protocol: str, port: int) -> tuple[Flow, ...]:
         with self._entered():
@@ -373,7 +377,7 @@ class LinuxNamespace:
 
 
 class LinuxKernel:
-    """The kernel that weft runs on; ``host`` is the namespace of the thread that made this object."""
+    """The running kernel; ``host`` is the network namespace of the creating thread."""
 
     def __init__(self) -> None:
         self.host: Namespace = LinuxNamespace(*netns.open_namespace(netns.CURRENT))
@@ -381,7 +385,7 @@ class LinuxKernel:
 
     @property
     def rules(self) -> Ruleset:
-        """nftables in the host's namespace, loaded when first asked for (libnftables costs some 10 ms)."""
+        """nftables in the host's namespace, loaded on first use (libnftables takes 10 ms)."""
         if self._rules is None:
             from weft.kernel.nft.ruleset import Nft
 
@@ -405,7 +409,7 @@ class LinuxKernel:
 
 def _linux(namespace: Namespace) -> LinuxNamespace:
     if not isinstance(namespace, LinuxNamespace) or namespace.descriptor < 0:
-        raise KernelRefused("cannot use a namespace that is not open")
+        raise KernelRefused("the network namespace is not open")
     return namespace
 
 

@@ -1,7 +1,7 @@
-"""What this kernel and host can do, found by trying it in an empty network namespace that ends with the trial.
+"""Probing of kernel features, each by using it in a temporary network namespace.
 
-Looking at configurations, module lists or versions would be a guess: a module may be there and refuse to load, a
-privilege may be missing, a container may have a read-only /proc. Nothing of the host's own network is touched.
+Kernel versions, configurations and module lists are no proof: a module may fail to load, a
+capability may be missing, /proc may be read-only. The host's own network is not changed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from weft.errors import KernelRefused, WeftError
 from weft.kernel.interface import Namespace, VethPeer
 
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}  # linux/capability.h
-_PLACES = ("veth", "wefta", "weftb")
 
 
 @dataclass(frozen=True, slots=True)
 class Ability:
-    """One thing tried: its name, what needs it, and why it is not to be had ("" if it is).
+    """A probed feature: its name, what needs it, and why it is unavailable ("" if it is available).
 
-    ``essential``: without it weft attaches nothing at all.
+    ``essential``: weft cannot attach any container without it.
     """
 
     name: str
@@ -33,7 +32,7 @@ class Ability:
 
 @dataclass(frozen=True, slots=True)
 class LinkTrial:
-    """A kind of link to try: what its ability is called, what needs it, and whether it is made on another link."""
+    """A kind of link to probe: its name in reports, what needs it, and whether it has a parent link."""
 
     name: str
     serves: str
@@ -45,7 +44,7 @@ class LinkTrial:
 _RULES: tuple[tuple[str, str, str], ...] = (
     ("nftables, inet family", "masquerade, portmap and all other rules", "add table inet weft-probe\n"),
     ("nftables, bridge family", "protection against forged addresses", "add table bridge weft-probe\n"),
-    ("nftables, netdev family", "rules at a link itself", "add table netdev weft-probe\n"),
+    ("nftables, netdev family", "rules in a link's ingress hook", "add table netdev weft-probe\n"),
     (
         "nftables fib",
         "portmap",
@@ -57,7 +56,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
         "table inet weft-nat {\nchain c {\ntype nat hook postrouting priority 100;\nmasquerade\n}\n}\n",
     ),
 )
-"""nft scripts to try, each in the same empty namespace."""
+"""nft scripts to probe."""
 
 _SETTINGS = (
     ("IPv4 forwarding", "every network with a gateway", "net/ipv4/ip_forward"),
@@ -66,27 +65,27 @@ _SETTINGS = (
 
 
 def abilities(ruleset: str, links: Sequence[LinkTrial]) -> tuple[Ability, ...]:
-    """Everything that weft may come to need of this host, each tried: ``links`` and ``ruleset`` too. Raises nothing."""
+    """Probe everything that weft may need, with ``links`` and the nft script ``ruleset``. Raises nothing."""
     found = privileges()
     if any(one.problem for one in found):
         return found
     from weft.kernel.nft.ruleset import in_new_namespace
 
     try:
-        return (*found, *in_new_namespace(lambda: _try_all(ruleset, links)))
+        return (*found, *in_new_namespace(lambda: _probe_all(ruleset, links)))
     except WeftError as error:
-        why = f"{error.message}, so nothing more could be tried"
+        why = f"{error.message}; nothing else was probed"
         return (*found, Ability("network namespaces", "every container", why, essential=True))
 
 
 def privileges() -> tuple[Ability, ...]:
-    """Which of the capabilities that weft needs this process has."""
+    """The capabilities(7) that weft needs, and whether this process has them."""
     return tuple(_privilege(name) for name in _CAPABILITIES)
 
 
 @contextlib.contextmanager
 def empty_namespace() -> Iterator[str]:
-    """The path of a new and empty network namespace, which ends with the block. Raises KernelRefused."""
+    """The path of a new network namespace, removed after the block. Raises KernelRefused."""
     from threading import Event, Thread, get_native_id
 
     from weft.kernel.nft.library import leave_namespace
@@ -117,15 +116,17 @@ def empty_namespace() -> Iterator[str]:
 
 
 def _privilege(name: str) -> Ability:
-    """Whether this process has a capability. Source: ``proc(5)``, CapEff."""
+    """Whether this process has a capability. Source: ``proc_pid_status(5)``, CapEff."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         effective = next((int(line.split()[1], 16) for line in status if line.startswith("CapEff:")), 0)
     lacking = not effective >> _CAPABILITIES[name] & 1
-    return Ability(name, "everything", "this process does not have it: run as root" if lacking else "", essential=True)
+    return Ability(
+        name, "everything", "not in this process's effective set: run as root" if lacking else "", essential=True
+    )
 
 
-def _try_all(ruleset: str, links: Sequence[LinkTrial]) -> list[Ability]:
-    """In the empty namespace: links, rules and settings, one after the other."""
+def _probe_all(ruleset: str, links: Sequence[LinkTrial]) -> list[Ability]:
+    """Probe links, rules and sysctls in the thread's network namespace."""
     from weft.kernel.linux.kernel import LinuxKernel
 
     kernel = LinuxKernel()
@@ -148,8 +149,7 @@ def _try_all(ruleset: str, links: Sequence[LinkTrial]) -> list[Ability]:
 
 
 def _pair(host: Namespace) -> None:
-    kind, one, other = _PLACES
-    host.add_link(one, kind, up=True, peer=VethPeer(other, up=True))
+    host.add_link("wefta", "veth", up=True, peer=VethPeer("weftb", up=True))
 
 
 def _link(host: Namespace, name: str, trial: LinkTrial) -> None:
@@ -162,7 +162,7 @@ def _link(host: Namespace, name: str, trial: LinkTrial) -> None:
 def _rules(ruleset: str) -> list[Ability]:
     from weft.kernel.nft.library import Library, Program
 
-    library = _attempt("libnftables", "quick changes of rules", lambda: Library().close())
+    library = _attempt("libnftables", "fast changes of rules", lambda: Library().close())
     try:
         run = Program() if library.problem else Library()
     except WeftError as error:
@@ -180,8 +180,8 @@ def _rules(ruleset: str) -> list[Ability]:
 
 
 def _ipv6(host: Namespace) -> Ability:
-    there = host.sysctl("net/ipv6/conf/all/disable_ipv6")
-    problem = {None: "this kernel has no IPv6", "1": "IPv6 is switched off for new namespaces"}.get(there, "")
+    disabled = host.sysctl("net/ipv6/conf/all/disable_ipv6")
+    problem = {None: "this kernel has no IPv6", "1": "IPv6 is disabled in new namespaces"}.get(disabled, "")
     return Ability("IPv6", "IPv6 networks", problem)
 
 
