@@ -32,7 +32,7 @@ class Ability:
 
 @dataclass(frozen=True, slots=True)
 class LinkTrial:
-    """A kind of link to probe: its name in reports, what needs it, and whether it has a parent link."""
+    """A kind of link to probe: its name, what needs it, and whether it has a parent link."""
 
     name: str
     serves: str
@@ -65,7 +65,10 @@ _SETTINGS = (
 
 
 def abilities(ruleset: str, links: Sequence[LinkTrial]) -> tuple[Ability, ...]:
-    """Probe everything that weft may need, with ``links`` and the nft script ``ruleset``. Raises nothing."""
+    """Probe everything that weft may need, with ``links`` and the nft script ``ruleset``.
+
+    Raises nothing.
+    """
     found = privileges()
     if any(one.problem for one in found):
         return found
