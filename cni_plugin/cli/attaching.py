@@ -82,9 +82,9 @@ def plan(
 
 def _lacking(shared: list[Operation], machine: Machine) -> list[Operation]:
     """Those that are still to be done; what lies on a link that is still to be made is among them."""
-    found = [one for one in shared if executor.lacking((one,), machine)]
-    fresh = {place for one in found for place in one.makes}
-    return [one for one in shared if one in found or one.lies_on in fresh]
+    found = [one for one in shared if executor.mismatches((one,), machine)]
+    fresh = {place for one in found for place in one.creates}
+    return [one for one in shared if one in found or one.on_link in fresh]
 
 
 def _print_plan(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 
 from cni_plugin.ops import Bridge, Gateways, Port, Promiscuous, Setting, VlanGateway, Vlans
-from cni_plugin.ops.links import unnamed
+from cni_plugin.ops.links import half_created
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Part, Plan
@@ -112,7 +112,7 @@ class BridgeNetwork:
         mac = identity.mac(context.host, "bridge", self.bridge)
         # The kernel gives a bridge the smallest MTU of its ports.
         shown = ResultInterface(self.bridge, mac, "", mtu if there is None else min(mtu, there.mtu))
-        if there is not None and there.alias != alias and not unnamed(there, mac):
+        if there is not None and there.alias != alias and not half_created(there, mac):
             return Bridge(self.bridge, "", "", 0, self.filtering), replace(shown, mac=there.mac)
         return Bridge(self.bridge, alias, mac, mtu, self.filtering), shown
 

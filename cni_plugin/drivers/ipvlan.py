@@ -23,7 +23,7 @@ DRIVER = Driver(
     plugin=True,
     creatable=True,
     options=(interface.MTU, interface.MASTER, Option("mode", Value.TEXT, ("mode", "ipvlan_mode"))),
-    trials=(LinkTrial("ipvlan", "ipvlan", on_link=True),),
+    trials=(LinkTrial("ipvlan", "ipvlan", on_parent=True),),
 )
 _MODES = {"": 0, "l2": 0, "l3": 1, "l3s": 2}  # linux/if_link.h, enum ipvlan_mode
 

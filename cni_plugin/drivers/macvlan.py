@@ -29,7 +29,7 @@ DRIVER = Driver(
         Option("mode", Value.TEXT, ("mode", "macvlan_mode")),
         Option("bcqueuelen", Value.NUMBER),
     ),
-    trials=(LinkTrial("macvlan", "macvlan", (("macvlan_mode", "bridge"),), on_link=True),),
+    trials=(LinkTrial("macvlan", "macvlan", (("macvlan_mode", "bridge"),), on_parent=True),),
 )
 _MODES = ("bridge", "private", "vepa", "passthru")
 _LONGEST_QUEUE = 2**32 - 1

@@ -28,7 +28,7 @@ DRIVER = Driver(
         interface.MASTER,
         Option("vlanId", Value.NUMBER, ("vlan",), least=1, most=_LAST_VLAN),
     ),
-    trials=(LinkTrial("vlan", "vlan", (("vlan_id", 5),), on_link=True),),
+    trials=(LinkTrial("vlan", "vlan", (("vlan_id", 5),), on_parent=True),),
 )
 
 

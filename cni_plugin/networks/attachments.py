@@ -154,7 +154,7 @@ def lacking(context: ServiceContext, one: Joined, *, shared: bool = True) -> lis
     container = context.kernel.open(one.namespace.path)
     try:
         operations = (*(one.shared if shared else ()), *one.operations)
-        return [*sentences, *executor.lacking(operations, context.machine(container))]
+        return [*sentences, *executor.mismatches(operations, context.machine(container))]
     finally:
         container.close()
 

@@ -100,7 +100,7 @@ def trials() -> tuple[probe.LinkTrial, ...]:
             f"{what} with {' or '.join(one.keys)}" if one.keys else what,
             one.kind,
             one.options,
-            one.on_link,
+            one.on_parent,
         )
         for what, every in declared
         for one in every
@@ -139,7 +139,7 @@ def of_attachments(context: ServiceContext) -> Iterator[Finding]:
     seen: set[str] = set()
     machine = context.machine(None)
     for network in context.records.networks():
-        for sentence in executor.lacking(network.shared, machine):
+        for sentence in executor.mismatches(network.shared, machine):
             if sentence not in seen:
                 seen.add(sentence)
                 yield Finding(f"network {network.network}: {sentence}", _REPAIR, Mends.REPAIR)
@@ -160,7 +160,7 @@ def of_attachments(context: ServiceContext) -> Iterator[Finding]:
 def _lacking_rules(context: ServiceContext, one: Joined) -> set[str]:
     """What is lacking of an attachment's nftables elements: that can be put back while its container runs."""
     elements = [each for each in one.operations if isinstance(each, Elements)]
-    return set(executor.lacking(elements, context.machine(None)))
+    return set(executor.mismatches(elements, context.machine(None)))
 
 
 def of_networks(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 
-from cni_plugin.ops.links import at, patiently
+from cni_plugin.ops.links import nsenter, retry_while_exists
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Busy, Conflict, Exists, KernelRefused, Missing
 from weft.kernel.canonical import canonical
@@ -14,7 +14,7 @@ from weft.kernel.interface import KernelRoute, Namespace
 from weft.types import Cidr, Side
 
 
-def present(machine: Machine, side: Side, link: str) -> Namespace:
+def namespace_of(machine: Machine, side: Side, link: str) -> Namespace:
     """The side's namespace; raises Missing where it is gone."""
     namespace = machine.side(side)
     if namespace is None:
@@ -32,17 +32,17 @@ class LinkAddress(Operation):
     prefix_route: bool = True
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (self.side, self.link)
 
     def apply(self, machine: Machine) -> bool:
-        namespace = present(machine, self.side, self.link)
+        namespace = namespace_of(machine, self.side, self.link)
         try:
             namespace.add_address(self.link, self.address, prefix_route=self.prefix_route)
         except Exists:
             if self.address in namespace.addresses(self.link):
                 return False
-            patiently(lambda: namespace.add_address(self.link, self.address, prefix_route=self.prefix_route))
+            retry_while_exists(lambda: namespace.add_address(self.link, self.address, prefix_route=self.prefix_route))
         return True
 
     def undo(self, machine: Machine) -> None:
@@ -51,15 +51,15 @@ class LinkAddress(Operation):
             with contextlib.suppress(Missing):
                 namespace.delete_address(self.link, self.address)
 
-    def lacks(self, machine: Machine) -> str | None:
-        namespace = present(machine, self.side, self.link)
+    def mismatch(self, machine: Machine) -> str | None:
+        namespace = namespace_of(machine, self.side, self.link)
         if self.address in namespace.addresses(self.link):
             return None
         return f"{self.link} lacks the address {self.address}"
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         word = "" if self.prefix_route else " noprefixroute"
-        return (f"{at(self.side, namespace)}ip address add {_added(self.address)} dev {self.link}{word}",)
+        return (f"{nsenter(self.side, namespace)}ip address add {_added(self.address)} dev {self.link}{word}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Gateways(Operation):
     before: tuple[Cidr, ...] = ()
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def _there(self, machine: Machine) -> tuple[Cidr, ...]:
@@ -123,7 +123,7 @@ class Gateways(Operation):
                 with contextlib.suppress(Missing):
                     machine.host.delete_address(self.link, address)
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         there = self._there(machine)
         for address in self.addresses:
             if address not in there:
@@ -152,14 +152,14 @@ class LinkRoute(Operation):
     route: KernelRoute
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (self.side, self.route.link)
 
     def apply(self, machine: Machine) -> bool:
         try:
-            present(machine, self.side, self.route.link).add_route(self.route)
+            namespace_of(machine, self.side, self.route.link).add_route(self.route)
         except Exists:
-            if self.lacks(machine) is not None:
+            if self.mismatch(machine) is not None:
                 raise
             return False
         return True
@@ -170,10 +170,10 @@ class LinkRoute(Operation):
             with contextlib.suppress(Missing):
                 namespace.delete_route(self.route)
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         # The kernel leaves out what is the default; so must what is compared with it.
         wanted = canonical(self.route).route
-        namespace = present(machine, self.side, self.route.link)
+        namespace = namespace_of(machine, self.side, self.route.link)
         found = namespace.routes(link=self.route.link, family=wanted.destination.version, table=wanted.table or 254)
         if any(one.route == wanted for one in found):
             return None
@@ -182,7 +182,7 @@ class LinkRoute(Operation):
         return f"the route {text} is missing" if near is None else f"the route {text} is now {_text(near)}"
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        return (f"{at(self.side, namespace)}ip route append {_text(self.route)} proto {self.route.protocol}",)
+        return (f"{nsenter(self.side, namespace)}ip route append {_text(self.route)} proto {self.route.protocol}",)
 
 
 def _text(wanted: KernelRoute) -> str:
@@ -217,11 +217,11 @@ class Setting(Operation):
     optional: bool = False
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (self.side, self.link) if self.link else None
 
     def apply(self, machine: Machine) -> bool:
-        namespace = present(machine, self.side, self.key)
+        namespace = namespace_of(machine, self.side, self.key)
         try:
             namespace.set_sysctl(self.key, self.value)
         except Missing:
@@ -241,14 +241,14 @@ class Setting(Operation):
         with contextlib.suppress(KernelRefused):
             namespace.set_sysctl(self.key, self.before)
 
-    def lacks(self, machine: Machine) -> str | None:
-        there = present(machine, self.side, self.key).sysctl(self.key)
+    def mismatch(self, machine: Machine) -> str | None:
+        there = namespace_of(machine, self.side, self.key).sysctl(self.key)
         if same_setting(there, self.value) or (there is None and self.optional):
             return None
         return f"{self.key} is {there} instead of {self.value} in the {self.side}"
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        return (f"{at(self.side, namespace)}sysctl -w {self.key}={self.value}",)
+        return (f"{nsenter(self.side, namespace)}sysctl -w {self.key}={self.value}",)
 
 
 def same_setting(there: str | None, value: str) -> bool:
@@ -267,11 +267,11 @@ class Detection(Operation):
     seconds: int = 5
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (Side.CONTAINER, self.link)
 
     def apply(self, machine: Machine) -> bool:
-        namespace = present(machine, Side.CONTAINER, self.link)
+        namespace = namespace_of(machine, Side.CONTAINER, self.link)
         deadline = time.monotonic() + self.seconds
         while True:
             running, failed = namespace.tentative(self.link)
@@ -286,8 +286,8 @@ class Detection(Operation):
     def undo(self, machine: Machine) -> None:
         return None
 
-    def lacks(self, machine: Machine) -> str | None:
-        _, failed = present(machine, Side.CONTAINER, self.link).tentative(self.link)
+    def mismatch(self, machine: Machine) -> str | None:
+        _, failed = namespace_of(machine, Side.CONTAINER, self.link).tentative(self.link)
         return f"an IPv6 address of {self.link} is somebody else's" if failed else None
 
     def commands(self, namespace: str) -> tuple[str, ...]:

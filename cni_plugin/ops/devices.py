@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cni_plugin.ops.links import at, bears, patiently
+from cni_plugin.ops.links import has_mark, nsenter, retry_while_exists
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft import identity
 from weft.errors import Conflict, Exists, Missing, WeftError
@@ -37,7 +37,7 @@ def _unlike(link: Link | None, name: str, alias: str, mac: str, mtu: int) -> str
     """How a link of the container differs from the planned one, in a sentence; None if it does not."""
     if link is None:
         return f"the container's link {name} is missing"
-    if not bears(link, alias):
+    if not has_mark(link, alias):
         return f"the container's link {name} is not the one that was attached"
     if mac and link.mac != mac:
         return f"{name} has the MAC address {link.mac} instead of {mac}"
@@ -65,13 +65,13 @@ class ContainerLink(Operation):
     options: tuple[tuple[str, int | str], ...] = ()
 
     @property
-    def makes(self) -> tuple[LinkRef, ...]:
+    def creates(self) -> tuple[LinkRef, ...]:
         return ((Side.CONTAINER, self.name),)
 
     def apply(self, machine: Machine) -> bool:
         container = _container(machine, self.name)
         try:
-            patiently(
+            retry_while_exists(
                 lambda: container.add_link(
                     self.passing,
                     self.type,
@@ -98,18 +98,18 @@ class ContainerLink(Operation):
         if container is None:
             return
         for link in container.links():
-            if link.name == self.passing or bears(link, self.alias):
+            if link.name == self.passing or has_mark(link, self.alias):
                 with contextlib.suppress(Missing):
                     container.delete_link(link.name)
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         parent = machine.side(self.side)
         if self.parent and parent is not None and parent.link(self.parent) is None:
             return f"the {self.side}'s link {self.parent} is missing, and {self.name} with it"
         link = machine.container.link(self.name) if machine.container is not None else None
-        return _unlike(link, self.name, self.alias, self.mac, self.mtu) or (self._kind_lacks(link) if link else None)
+        return _unlike(link, self.name, self.alias, self.mac, self.mtu) or (self._kind_mismatch(link) if link else None)
 
-    def _kind_lacks(self, link: Link) -> str | None:
+    def _kind_mismatch(self, link: Link) -> str | None:
         if link.kind != self.type:
             return f"{self.name} is a {link.kind or 'physical'} link and no {self.type}"
         if link.master != self.master:
@@ -128,7 +128,7 @@ class ContainerLink(Operation):
         words += [f"netns {namespace}"] if self.parent and self.side is Side.HOST else []
         words.append(f"type {self.type}")
         words += [f"{key.removeprefix(f'{self.type}_')} {value}" for key, value in self.options]
-        inside = at(Side.CONTAINER, namespace)
+        inside = nsenter(Side.CONTAINER, namespace)
         master = f" master {self.master}" if self.master else ""
         return (
             ("" if self.parent and self.side is Side.HOST else inside) + " ".join(words),
@@ -155,7 +155,7 @@ class LentLink(Operation):
     mtu: int = 0
 
     @property
-    def makes(self) -> tuple[LinkRef, ...]:
+    def creates(self) -> tuple[LinkRef, ...]:
         return ((Side.CONTAINER, self.container),)
 
     def apply(self, machine: Machine) -> bool:
@@ -181,9 +181,9 @@ class LentLink(Operation):
 
     def _find(self, namespace: Namespace, likely: str) -> Link | None:
         link = namespace.link(likely)
-        if link is not None and bears(link, self.alias):
+        if link is not None and has_mark(link, self.alias):
             return link
-        return next((link for link in namespace.links() if bears(link, self.alias)), None)
+        return next((link for link in namespace.links() if has_mark(link, self.alias)), None)
 
     def _bring_back(self, container: Namespace, there: Link, host: Namespace) -> None:
         mac, mtu = self._restored(there)
@@ -217,7 +217,7 @@ class LentLink(Operation):
             hint=f"rename that other link, then DEL again; or leave it: ip link set {here} alias ''",
         )
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         link = machine.container.link(self.container) if machine.container is not None else None
         return _unlike(link, self.container, self.alias, self.mac, self.mtu)
 

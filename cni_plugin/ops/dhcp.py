@@ -6,8 +6,8 @@ import contextlib
 import os
 from dataclasses import dataclass, replace
 
-from cni_plugin.ops.addresses import present
-from cni_plugin.ops.links import at
+from cni_plugin.ops.addresses import namespace_of
+from cni_plugin.ops.links import nsenter
 from cni_plugin.ops.operation import Lease, Machine
 from ipam import dhcp, dhcp_client
 from ipam.dhcp_leases import LeaseFiles, StoredLease
@@ -42,7 +42,7 @@ class DhcpLease(Lease):
     def reserve(self, machine: Machine) -> Result:
         from weft.kernel.linux.packet_socket import PacketSocket  # only this needs sockets, and only here
 
-        container = present(machine, Side.CONTAINER, self.link)
+        container = namespace_of(machine, Side.CONTAINER, self.link)
         link = container.link(self.link)
         if link is None:
             raise Missing(
@@ -92,7 +92,7 @@ class DhcpLease(Lease):
                 _give_back(held)
             leases.remove(self.key)
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         leases = _leases(machine)
         held = leases.read(self.key)
         if held is None:
@@ -105,7 +105,7 @@ class DhcpLease(Lease):
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        return (f"{at(Side.CONTAINER, namespace)}udhcpc -i {self.link}",)
+        return (f"{nsenter(Side.CONTAINER, namespace)}udhcpc -i {self.link}",)
 
 
 def _leases(machine: Machine) -> LeaseFiles:

@@ -49,7 +49,7 @@ class PoolLease(Lease):
     def undo(self, machine: Machine) -> None:
         host_local.release(self.pool.directory, self.pool.network, self.owner, machine.leases)
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         return host_local.lacks(self.pool, self.owner, self.addresses, machine.leases)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ class ForeignLease(Lease):
     def undo(self, machine: Machine) -> None:
         self._call(machine, "DEL")
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         if not at_least(self.version, "0.4.0"):
             return None
         try:

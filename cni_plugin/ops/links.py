@@ -15,23 +15,23 @@ from weft.types import Side
 _PATIENCE = 2.0  # seconds
 
 
-def at(side: Side, namespace: str) -> str:
+def nsenter(side: Side, namespace: str) -> str:
     """The prefix that runs a shell command on that side."""
     return "" if side is Side.HOST else f"nsenter --net={namespace} "
 
 
-def bears(link: Link, alias: str) -> bool:
+def has_mark(link: Link, alias: str) -> bool:
     """Whether the link bears the mark that the alias starts with."""
     mark = ":".join(alias.split(":", 2)[:2])
     return link.alias == mark or link.alias.startswith(f"{mark}:")
 
 
-def unnamed(link: Link, mac: str) -> bool:
+def half_created(link: Link, mac: str) -> bool:
     """Whether the link is what a process left that was killed between making it and giving it its alias."""
     return not link.alias and link.mac == mac
 
 
-def patiently(work: Callable[[], None]) -> None:
+def retry_while_exists(work: Callable[[], None]) -> None:
     """Do it again for a while where something of the kind Exists; raises that if it stays.
 
     A namespace that has ended still holds its MAC addresses, VLANs and IP addresses on a link that several share,
@@ -62,7 +62,7 @@ class Bridge(Operation):
     vlan_filtering: bool = False
 
     @property
-    def makes(self) -> tuple[LinkRef, ...]:
+    def creates(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.name),) if self.alias else ()
 
     def apply(self, machine: Machine) -> bool:
@@ -82,7 +82,7 @@ class Bridge(Operation):
             return True
         if link.kind != "bridge":
             raise Conflict(f"{self.name} is a {link.kind or 'physical'} link and no bridge", hint="name another bridge")
-        nameless = bool(self.alias) and unnamed(link, self.mac)
+        nameless = bool(self.alias) and half_created(link, self.mac)
         unfiltered = self._unfiltered(link)
         if link.up and not nameless and not unfiltered:
             return False
@@ -97,21 +97,21 @@ class Bridge(Operation):
 
     def _unfiltered(self, link: Link) -> bool:
         """Whether it was made for a network without VLANs; what others made is theirs to switch."""
-        mine = bool(self.alias) and (bears(link, self.alias) or unnamed(link, self.mac))
+        mine = bool(self.alias) and (has_mark(link, self.alias) or half_created(link, self.mac))
         return self.vlan_filtering and mine and not link.options.get("br_vlan_filtering")
 
     def undo(self, machine: Machine) -> None:
         link = machine.host.link(self.name)
         if link is None or link.kind != "bridge" or not self.alias:
             return
-        if not bears(link, self.alias) and not unnamed(link, self.mac):
+        if not has_mark(link, self.alias) and not half_created(link, self.mac):
             return
         if any(port.master == self.name for port in machine.host.links()):
             return
         with contextlib.suppress(Missing):
             machine.host.delete_link(self.name)
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         link = machine.host.link(self.name)
         if link is None:
             return f"the bridge {self.name} is missing"
@@ -119,9 +119,9 @@ class Bridge(Operation):
             return f"{self.name} is a {link.kind or 'physical'} link and no bridge"
         if not link.up:
             return f"the bridge {self.name} is down"
-        if self.alias and bears(link, self.alias) and link.mac != self.mac:
+        if self.alias and has_mark(link, self.alias) and link.mac != self.mac:
             return f"the bridge {self.name} has the MAC address {link.mac} instead of {self.mac}"
-        if self.alias and unnamed(link, self.mac):
+        if self.alias and half_created(link, self.mac):
             return f"the bridge {self.name} lacks its alias"
         if self._unfiltered(link):
             return f"the bridge {self.name} does not filter VLANs"
@@ -163,7 +163,7 @@ class Veth(Operation):
     container_mtu: int = 0
 
     @property
-    def makes(self) -> tuple[LinkRef, ...]:
+    def creates(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.host), (Side.CONTAINER, self.container))
 
     def apply(self, machine: Machine) -> bool:
@@ -194,7 +194,7 @@ class Veth(Operation):
         # Name and MAC address both follow from the attachment alone: who has both is the one that bears its mark.
         known = machine.host.cached_mac(self.host) == self.host_mac
         link = None if known else machine.host.link(self.host)
-        if known or (link is not None and (bears(link, self.alias) or unnamed(link, self.host_mac))):
+        if known or (link is not None and (has_mark(link, self.alias) or half_created(link, self.host_mac))):
             with contextlib.suppress(Missing):
                 machine.host.delete_link(self.host)
         elif machine.container is not None:
@@ -204,10 +204,10 @@ class Veth(Operation):
                 with contextlib.suppress(Missing):
                     machine.container.delete_link(self.container)
 
-    def lacks(self, machine: Machine) -> str | None:
-        return self._host_lacks(machine) or self._container_lacks(machine)
+    def mismatch(self, machine: Machine) -> str | None:
+        return self._host_mismatch(machine) or self._container_mismatch(machine)
 
-    def _host_lacks(self, machine: Machine) -> str | None:
+    def _host_mismatch(self, machine: Machine) -> str | None:
         link = machine.host.link(self.host)
         if link is None:
             return f"the host's link {self.host} is missing"
@@ -218,7 +218,7 @@ class Veth(Operation):
             return f"the host's link {self.host} is {where} instead of {self.bridge or 'standing alone'}"
         return f"the MTU of {self.host} is {link.mtu} instead of {self.mtu}" if link.mtu != self.mtu else None
 
-    def _container_lacks(self, machine: Machine) -> str | None:
+    def _container_mismatch(self, machine: Machine) -> str | None:
         if machine.container is None:
             return "the container's network namespace is gone"
         link = machine.container.link(self.container)
@@ -252,7 +252,7 @@ class Up(Operation):
     was: bool = False
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (self.side, self.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -269,9 +269,9 @@ class Up(Operation):
         namespace = machine.side(self.side)
         if namespace is None:
             raise Missing(f"there is no link {self.link} in the {self.side}")
-        patiently(lambda: namespace.change_link(self.link, up=up))
+        retry_while_exists(lambda: namespace.change_link(self.link, up=up))
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         namespace = machine.side(self.side)
         link = namespace.link(self.link) if namespace is not None else None
         if link is None:
@@ -279,7 +279,7 @@ class Up(Operation):
         return None if link.up else f"the {self.side}'s link {self.link} is down"
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        return (f"{at(self.side, namespace)}ip link set {self.link} up",)
+        return (f"{nsenter(self.side, namespace)}ip link set {self.link} up",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,11 +289,11 @@ class Promiscuous(Operation):
     link: str
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def apply(self, machine: Machine) -> bool:
-        if self.lacks(machine) is None:
+        if self.mismatch(machine) is None:
             return False
         machine.host.change_link(self.link, promiscuous=True)
         return True
@@ -301,7 +301,7 @@ class Promiscuous(Operation):
     def undo(self, machine: Machine) -> None:
         return None
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         link = machine.host.link(self.link)
         return None if link is not None and link.promiscuous else f"{self.link} is not promiscuous"
 
@@ -319,7 +319,7 @@ class Port(Operation):
     isolated: bool = False
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def _wanted(self) -> dict[str, int]:
@@ -333,7 +333,7 @@ class Port(Operation):
         with contextlib.suppress(Missing):
             machine.host.change_port(self.link, dict.fromkeys(self._wanted(), 0))
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         link = machine.host.link(self.link)
         if link is None:
             return f"the host's link {self.link} is missing"

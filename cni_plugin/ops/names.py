@@ -41,7 +41,7 @@ class Announced(Operation):
         files.remove(self._path(machine), _WHAT)
         tell(_socket(machine))
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         if _content(self._path(machine)) != self.document:
             return f"the container's names are not in {self._path(machine)}"
         _AGENT.ensure(_socket(machine))

@@ -17,7 +17,7 @@ Delegate = Callable[[str, str, Mapping[str, str], bytes], bytes]
 """Runs a foreign plugin: its name, CNI_COMMAND, further CNI_* variables, standard input; answers its output."""
 
 
-def no_kin(mark: str) -> frozenset[str]:
+def no_siblings(mark: str) -> frozenset[str]:
     return frozenset()
 
 
@@ -25,7 +25,7 @@ def no_kin(mark: str) -> frozenset[str]:
 class Machine:
     """What operations act on. ``container`` is None once that namespace is gone.
 
-    ``kin`` tells the marks of the other attachments that the container of an attachment's mark has.
+    ``sibling_marks`` tells the marks of the other attachments that the container of an attachment's mark has.
     """
 
     host: Namespace
@@ -33,7 +33,7 @@ class Machine:
     rules: Callable[[], Ruleset]
     leases: HostState
     delegate: Delegate
-    kin: Callable[[str], frozenset[str]] = no_kin
+    sibling_marks: Callable[[str], frozenset[str]] = no_siblings
 
     def side(self, side: Side) -> Namespace | None:
         return self.host if side is Side.HOST else self.container
@@ -45,12 +45,12 @@ class Operation:
     __slots__ = ()
 
     @property
-    def makes(self) -> tuple[LinkRef, ...]:
+    def creates(self) -> tuple[LinkRef, ...]:
         """The links that exist because of this operation; what lies on them goes when they go."""
         return ()
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         """The link this is a property of, None for what stands by itself."""
         return None
 
@@ -65,7 +65,7 @@ class Operation:
         """Take it back. What is gone already, or is not weft's by its mark, is fine."""
         raise NotImplementedError
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         """What is not as this operation left it, in a sentence; None if all is."""
         raise NotImplementedError
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 
-from cni_plugin.ops.addresses import LinkRoute, present
-from cni_plugin.ops.links import Port, at, bears
+from cni_plugin.ops.addresses import LinkRoute, namespace_of
+from cni_plugin.ops.links import Port, has_mark, nsenter
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Exists, KernelRefused, Missing
 from weft.kernel.canonical import canonical
@@ -27,7 +27,7 @@ class RoutedFrom(Operation):
 
     def apply(self, machine: Machine) -> bool:
         try:
-            present(machine, Side.CONTAINER, "the routing rule").add_routing_rule(self.rule)
+            namespace_of(machine, Side.CONTAINER, "the routing rule").add_routing_rule(self.rule)
         except Exists:
             return False
         return True
@@ -37,13 +37,13 @@ class RoutedFrom(Operation):
             with contextlib.suppress(Missing):
                 machine.container.delete_routing_rule(self.rule)
 
-    def lacks(self, machine: Machine) -> str | None:
-        there = present(machine, Side.CONTAINER, "the routing rule").routing_rules()
+    def mismatch(self, machine: Machine) -> str | None:
+        there = namespace_of(machine, Side.CONTAINER, "the routing rule").routing_rules()
         return None if self.rule in there else f"no routing rule sends {self.rule.source} to table {self.rule.table}"
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         words = f"from {self.rule.source} table {self.rule.table} protocol {self.rule.protocol}"
-        return (f"{at(Side.CONTAINER, namespace)}ip rule add {words}",)
+        return (f"{nsenter(Side.CONTAINER, namespace)}ip rule add {words}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,12 @@ class RouteMoved(Operation):
     to: KernelRoute | None = None
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (Side.CONTAINER, self.route.link)
 
     def apply(self, machine: Machine) -> bool:
         try:
-            present(machine, Side.CONTAINER, self.route.link).delete_route(self.route)
+            namespace_of(machine, Side.CONTAINER, self.route.link).delete_route(self.route)
         except Missing:
             return False
         return True
@@ -70,9 +70,9 @@ class RouteMoved(Operation):
             with contextlib.suppress(KernelRefused):
                 machine.container.add_route(self.route)
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         wanted = canonical(self.route)
-        there = present(machine, Side.CONTAINER, self.route.link).routes(
+        there = namespace_of(machine, Side.CONTAINER, self.route.link).routes(
             link=self.route.link, table=wanted.route.table or _MAIN
         )
         # The kernel adds what belongs to an address again whenever that is added anew.
@@ -86,7 +86,9 @@ class RouteMoved(Operation):
         return earlier
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        return (f"{at(Side.CONTAINER, namespace)}ip route delete {self.route.route.destination} dev {self.route.link}",)
+        return (
+            f"{nsenter(Side.CONTAINER, namespace)}ip route delete {self.route.route.destination} dev {self.route.link}",
+        )
 
 
 def _same(earlier: LinkRoute, route: KernelRoute) -> bool:
@@ -107,7 +109,7 @@ class Vrf(Operation):
     alias: str = ""
 
     def apply(self, machine: Machine) -> bool:
-        container = present(machine, Side.CONTAINER, self.name)
+        container = namespace_of(machine, Side.CONTAINER, self.name)
         link = container.link(self.name)
         if link is None:
             options: dict[str, int | str] = {"vrf_table": self.table}
@@ -123,14 +125,14 @@ class Vrf(Operation):
         if container is None or link is None or link.kind != "vrf":
             return
         # Any of weft's marks will do: the attachment that made it may be gone, and this be the last.
-        if not bears(link, self.alias) and not link.alias.startswith("weft:"):
+        if not has_mark(link, self.alias) and not link.alias.startswith("weft:"):
             return
         if not any(port.master == self.name for port in container.links()):
             with contextlib.suppress(Missing):
                 container.delete_link(self.name)
 
-    def lacks(self, machine: Machine) -> str | None:
-        link = present(machine, Side.CONTAINER, self.name).link(self.name)
+    def mismatch(self, machine: Machine) -> str | None:
+        link = namespace_of(machine, Side.CONTAINER, self.name).link(self.name)
         if link is None or link.kind != "vrf":
             return f"the VRF {self.name} is missing"
         if link.options.get("vrf_table") != self.table:
@@ -138,7 +140,7 @@ class Vrf(Operation):
         return None if link.up else f"the VRF {self.name} is down"
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        inside = at(Side.CONTAINER, namespace)
+        inside = nsenter(Side.CONTAINER, namespace)
         return (f"{inside}ip link add {self.name} type vrf table {self.table}", f"{inside}ip link set {self.name} up")
 
 
@@ -157,11 +159,11 @@ class InVrf(Operation):
     routes: tuple[KernelRoute, ...] = ()
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (Side.CONTAINER, self.link)
 
     def apply(self, machine: Machine) -> bool:
-        container = present(machine, Side.CONTAINER, self.link)
+        container = namespace_of(machine, Side.CONTAINER, self.link)
         container.change_link(self.link, master=self.vrf)
         self._restore(container, self.table)
         return True
@@ -187,8 +189,8 @@ class InVrf(Operation):
     def _in(route: KernelRoute, table: int) -> KernelRoute:
         return replace(route, route=replace(route.route, table=table))
 
-    def lacks(self, machine: Machine) -> str | None:
-        container = present(machine, Side.CONTAINER, self.link)
+    def mismatch(self, machine: Machine) -> str | None:
+        container = namespace_of(machine, Side.CONTAINER, self.link)
         link = container.link(self.link)
         if link is None or link.master != self.vrf:
             return f"{self.link} is not in the VRF {self.vrf}"
@@ -204,7 +206,7 @@ class InVrf(Operation):
         return earlier
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        return (f"{at(Side.CONTAINER, namespace)}ip link set {self.link} master {self.vrf}",)
+        return (f"{nsenter(Side.CONTAINER, namespace)}ip link set {self.link} master {self.vrf}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,7 @@ class Isolated(Operation):
     link: str
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -230,7 +232,7 @@ class Isolated(Operation):
             with contextlib.suppress(Missing):
                 machine.host.change_port(self.link, {"brport_isolated": 0})
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         link = machine.host.link(self.link)
         if link is None:
             return f"the host's link {self.link} is missing"

@@ -46,7 +46,7 @@ class PortsFree(Operation):
     def undo(self, machine: Machine) -> None:
         return None
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ class FreshFlows(Operation):
     def undo(self, machine: Machine) -> None:
         return None
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ class EndedFlows(Operation):
         if ended:
             machine.host.delete_flows(dict.fromkeys(ended))
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from cni_plugin.ops.links import bears
+from cni_plugin.ops.links import has_mark
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Missing
 from weft.kernel.interface import Limit
@@ -24,7 +24,7 @@ class Limited(Operation):
     limit: Limit
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -35,7 +35,7 @@ class Limited(Operation):
         with contextlib.suppress(Missing):
             machine.host.set_limit(self.link, None)
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         there = machine.host.limit(self.link)
         if there is None:
             return f"what {self.link} sends is not limited"
@@ -61,7 +61,7 @@ class Ifb(Operation):
     mtu: int
 
     @property
-    def makes(self) -> tuple[LinkRef, ...]:
+    def creates(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.name),)
 
     def apply(self, machine: Machine) -> bool:
@@ -73,12 +73,12 @@ class Ifb(Operation):
     def undo(self, machine: Machine) -> None:
         link = machine.host.link(self.name)
         # A process killed between making the link and naming it leaves no alias, but the planned MAC.
-        if link is None or not (bears(link, self.alias) or (not link.alias and link.mac == self.mac)):
+        if link is None or not (has_mark(link, self.alias) or (not link.alias and link.mac == self.mac)):
             return
         with contextlib.suppress(Missing):
             machine.host.delete_link(self.name)
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         link = machine.host.link(self.name)
         if link is None or link.kind != "ifb":
             return f"the host's link {self.name} is missing" if link is None else f"{self.name} is no ifb link"
@@ -99,7 +99,7 @@ class Redirected(Operation):
     target: str
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -111,7 +111,7 @@ class Redirected(Operation):
             if machine.host.redirect(self.link) in ("", self.target):
                 machine.host.set_redirect(self.link, "")
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         there = machine.host.redirect(self.link)
         if there == self.target:
             return None

@@ -22,7 +22,7 @@ class BaseRules(Operation):
         if all(not machine.rules().elements(name) for name in machine.rules().collections()):
             machine.rules().remove()
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         return machine.rules().lacks(BASE)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
@@ -42,15 +42,15 @@ class Elements(Operation):
         try:
             machine.rules().add(self.elements)
         except Conflict:
-            # Where no kin has them any more, one had them a moment ago, or it is a stranger: the second try tells.
-            machine.rules().add(self._without_kin(self.elements, machine))
+            # A sibling may have released them since; the second try fails where another container has them.
+            machine.rules().add(self._without_siblings(self.elements, machine))
         return True
 
     def undo(self, machine: Machine) -> None:
         machine.rules().delete(self.elements)
 
-    def lacks(self, machine: Machine) -> str | None:
-        missing = self._without_kin(machine.rules().missing(self.elements), machine)
+    def mismatch(self, machine: Machine) -> str | None:
+        missing = self._without_siblings(machine.rules().missing(self.elements), machine)
         return f"nftables lacks {_text(missing[0])} in {missing[0].collection}" if missing else None
 
     @property
@@ -59,13 +59,13 @@ class Elements(Operation):
         return any(element.collection in PORTS for element in self.elements)
 
     @staticmethod
-    def _without_kin(elements: tuple[Element, ...], machine: Machine) -> tuple[Element, ...]:
+    def _without_siblings(elements: tuple[Element, ...], machine: Machine) -> tuple[Element, ...]:
         """Those of the elements whose places no other attachment of the same container has."""
         ports = {element.collection for element in elements} & PORTS
-        kin = machine.kin(elements[0].mark) if ports else frozenset()
-        if not kin:
+        siblings = machine.sibling_marks(elements[0].mark) if ports else frozenset()
+        if not siblings:
             return elements
-        there = [element for name in ports for element in machine.rules().elements(name) if element.mark in kin]
+        there = [element for name in ports for element in machine.rules().elements(name) if element.mark in siblings]
         theirs = {(element.collection, element.key) for element in there}
         return tuple(element for element in elements if (element.collection, element.key) not in theirs)
 

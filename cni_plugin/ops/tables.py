@@ -59,7 +59,7 @@ class TableChain(Operation):
             lines = [f"-D {line[3:]}" for line in own if line in there]
             machine.host.change_iptables(self.version, self.table, (*lines, f"-X {self.chain}"))
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         there = machine.host.iptables(self.version, self.table)
         program = _PROGRAMS[self.version]
         if not self._declared(there):
@@ -100,7 +100,7 @@ class TableRules(Operation):
     def _lines(self) -> tuple[str, ...]:
         return tuple(f"-A {self.chain} {rule}" for rule in self.rules)
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         there = machine.host.iptables(self.version, self.table)
         missing = next((line for line in self._lines() if line not in there), None)
         return f"{_PROGRAMS[self.version]} lacks the rule {missing} in {self.table}" if missing else None

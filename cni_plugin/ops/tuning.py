@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 
-from cni_plugin.ops.addresses import present
+from cni_plugin.ops.addresses import namespace_of
 from cni_plugin.ops.devices import ContainerLink, LentLink
-from cni_plugin.ops.links import Veth, at
+from cni_plugin.ops.links import Veth, nsenter
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import KernelRefused, Missing
 from weft.kernel.interface import Link, Namespace
@@ -38,11 +38,11 @@ class LinkSetting(Operation):
     before: Value | None = None
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (Side.CONTAINER, self.link)
 
     def apply(self, machine: Machine) -> bool:
-        namespace = present(machine, Side.CONTAINER, self.link)
+        namespace = namespace_of(machine, Side.CONTAINER, self.link)
         link = namespace.link(self.link)
         if link is None:
             raise Missing(f"the container has no link {self.link}")
@@ -76,8 +76,8 @@ class LinkSetting(Operation):
             case "queue_length":
                 namespace.change_link(self.link, queue_length=int(value))
 
-    def lacks(self, machine: Machine) -> str | None:
-        link = present(machine, Side.CONTAINER, self.link).link(self.link)
+    def mismatch(self, machine: Machine) -> str | None:
+        link = namespace_of(machine, Side.CONTAINER, self.link).link(self.link)
         if link is None:
             return f"the container's link {self.link} is missing"
         there = self._shown(link)
@@ -98,7 +98,7 @@ class LinkSetting(Operation):
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         word = _COMMANDS[self.attribute]
-        return (f"{at(Side.CONTAINER, namespace)}ip link set {self.link} {word} {_said(self.value)}",)
+        return (f"{nsenter(Side.CONTAINER, namespace)}ip link set {self.link} {word} {_said(self.value)}",)
 
 
 def _said(value: Value) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from cni_plugin.ops.links import bears, no_vlan_filtering, unnamed
+from cni_plugin.ops.links import half_created, has_mark, no_vlan_filtering
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, KernelLacks, Missing
 from weft.kernel.interface import BridgeVlan, Link, VethPeer
@@ -21,7 +21,7 @@ class Vlans(Operation):
     keep_default: bool = False
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def apply(self, machine: Machine) -> bool:
@@ -39,7 +39,7 @@ class Vlans(Operation):
     def undo(self, machine: Machine) -> None:
         machine.host.delete_vlans(self.link, (vlan.vid for vlan in self.vlans))
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         there = {vlan.vid: vlan for vlan in machine.host.vlans(self.link)}
         for vlan in self.vlans:
             if there.get(vlan.vid) != vlan:
@@ -75,11 +75,11 @@ class VlanGateway(Operation):
     mtu: int
 
     @property
-    def makes(self) -> tuple[LinkRef, ...]:
+    def creates(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.name), (Side.HOST, self.port))
 
     def _mine(self, link: Link) -> bool:
-        return bears(link, self.alias) or unnamed(link, self.mac)
+        return has_mark(link, self.alias) or half_created(link, self.mac)
 
     def apply(self, machine: Machine) -> bool:
         link = machine.host.link(self.name)
@@ -95,7 +95,7 @@ class VlanGateway(Operation):
                 up=True,
                 peer=VethPeer(self.port, mtu=self.mtu, up=True),
             )
-        if self.lacks(machine) is None:
+        if self.mismatch(machine) is None:
             return link is None
         machine.host.change_link(self.port, master=self.bridge, up=True)
         machine.host.change_link(self.name, up=True, alias=self.alias)
@@ -108,15 +108,15 @@ class VlanGateway(Operation):
             with contextlib.suppress(Missing):
                 machine.host.delete_link(self.name)
 
-    def lacks(self, machine: Machine) -> str | None:
+    def mismatch(self, machine: Machine) -> str | None:
         link, port = machine.host.link(self.name), machine.host.link(self.port)
         if link is None or port is None or not link.up or not port.up:
             return f"the VLAN gateway link {self.name} is missing or down"
-        if unnamed(link, self.mac):
+        if half_created(link, self.mac):
             return f"the VLAN gateway link {self.name} lacks its alias"
         if port.master != self.bridge:
             return f"{self.port} is not on the bridge {self.bridge}"
-        return Vlans(self.port, (BridgeVlan(self.vid, pvid=True, untagged=True),)).lacks(machine)
+        return Vlans(self.port, (BridgeVlan(self.vid, pvid=True, untagged=True),)).mismatch(machine)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (

@@ -46,7 +46,7 @@ class LinkTrial(NamedTuple):
     name: str
     kind: str
     options: tuple[tuple[str, int | str], ...] = ()
-    on_link: bool = False
+    on_parent: bool = False
     """Whether it is made on another link, its parent."""
 
     keys: tuple[str, ...] = ()

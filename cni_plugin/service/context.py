@@ -55,9 +55,9 @@ class ServiceContext:
 
     def machine(self, container: Namespace | None) -> Machine:
         """What operations act on, for one call."""
-        return Machine(self.kernel.host, container, self._rules, self.leases(), self._delegate, self._kin)
+        return Machine(self.kernel.host, container, self._rules, self.leases(), self._delegate, self._sibling_marks)
 
-    def _kin(self, mark: str) -> frozenset[str]:
+    def _sibling_marks(self, mark: str) -> frozenset[str]:
         """The marks of the other attachments that the container of an attachment has."""
         every = {
             identity.attachment_mark(record.attachment): record.attachment.container for record in self.records.all()

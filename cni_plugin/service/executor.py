@@ -72,10 +72,10 @@ def remove(operations: Sequence[Operation], machine: Machine, watch: Watch = unw
 
     What lies on a link that the same list made is not undone by itself: it goes with the link.
     """
-    made = {place for operation in operations for place in operation.makes}
+    made = {place for operation in operations for place in operation.creates}
     errors: list[WeftError] = []
     for operation in reversed(operations):
-        if operation.lies_on in made:
+        if operation.on_link in made:
             continue
         try:
             watch("undo", operation)
@@ -85,7 +85,7 @@ def remove(operations: Sequence[Operation], machine: Machine, watch: Watch = unw
     return errors
 
 
-def lacking(operations: Sequence[Operation], machine: Machine, later: Sequence[Operation] = ()) -> list[str]:
+def mismatches(operations: Sequence[Operation], machine: Machine, later: Sequence[Operation] = ()) -> list[str]:
     """What is not as the operations left it, a sentence each.
 
     ``later`` are the operations of plugins further on in the chain: they may have changed what these made.
@@ -96,7 +96,7 @@ def lacking(operations: Sequence[Operation], machine: Machine, later: Sequence[O
         for change in (*operations[place + 1 :], *later):
             now = change.adapt(now)
         try:
-            sentence = now.lacks(machine)
+            sentence = now.mismatch(machine)
         except WeftError as error:
             sentence = str(error)
         if sentence:

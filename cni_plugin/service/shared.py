@@ -23,7 +23,7 @@ def repair(context: ServiceContext) -> None:
     with locks.hold(context.records.shared_lock()):
         for operation in dict.fromkeys(one for network in context.records.networks() for one in network.shared):
             try:
-                if operation.lacks(machine) is not None:
+                if operation.mismatch(machine) is not None:
                     context.watch("apply", operation)
                     operation.apply(machine)
             except WeftError as error:
@@ -56,11 +56,11 @@ def _remove_shared(context: ServiceContext, network: str) -> None:
     record = records.read_network(network)
     others = [other for other in records.networks() if other.network != network]
     kept = {operation for other in others for operation in other.shared}
-    places = {place for operation in kept for place in operation.makes}
+    places = {place for operation in kept for place in operation.creates}
     mine = [
         operation
         for operation in (record.shared if record is not None else ())
-        if operation not in kept and not places.intersection(operation.makes)
+        if operation not in kept and not places.intersection(operation.creates)
     ]
     raise_all(executor.remove(mine, context.machine(None), context.watch))
     records.remove_network(network)

@@ -145,7 +145,7 @@ class Service(ServiceContext):
             if not record.namespace.same(container.id):
                 sentences.append(f"{attachment} is attached in {record.namespace.path}, not in {request.namespace}")
             operations = (*record.shared, *record.operations)
-            sentences += executor.lacking(operations, self.machine(container), self._changed_later(attachment))
+            sentences += executor.mismatches(operations, self.machine(container), self._changed_later(attachment))
             sentences += _not_in_previous(record, request)
         if sentences:
             raise NotAsPlanned("; ".join(sentences), hint="DEL and ADD it again, or see weft check")
@@ -227,10 +227,10 @@ class Service(ServiceContext):
 
     def _stands(self, record: Record) -> bool:
         """Whether the links that the record made are there."""
-        makers = [operation for operation in record.operations if operation.makes]
+        makers = [operation for operation in record.operations if operation.creates]
         container = self.open_same(record.namespace)
         try:
-            return bool(makers) and not executor.lacking(makers, self.machine(container))
+            return bool(makers) and not executor.mismatches(makers, self.machine(container))
         finally:
             if container is not None:
                 container.close()
@@ -249,11 +249,11 @@ class Service(ServiceContext):
         ``planned_on`` is the machine as planning saw it a moment ago, for the first look.
         """
         first = planned_on or machine
-        if self._unknown(attachment.network, shared) or any(operation.lacks(first) for operation in shared):
+        if self._unknown(attachment.network, shared) or any(operation.mismatch(first) for operation in shared):
             with locks.hold(self.records.shared_lock()):
                 self._remember(attachment.network, self._unknown(attachment.network, shared))
                 for operation in shared:
-                    if operation.lacks(machine) is not None:
+                    if operation.mismatch(machine) is not None:
                         self._apply_shared(operation, attachment, machine)
 
     def _apply_shared(self, operation: Operation, attachment: Attachment, machine: Machine) -> None:

@@ -41,15 +41,15 @@ class Kin(Weft):
 
     def service(self, kernel: Kernel, watch: Any = None) -> Service:
         made = super().service(kernel, watch)
-        look = made._kin
+        look = made._sibling_marks
 
-        def kin(mark: str) -> frozenset[str]:
-            watch("before", "kin")
+        def sibling_marks(mark: str) -> frozenset[str]:
+            watch("before", "siblings")
             found = look(mark)
-            watch("after", "kin")
+            watch("after", "siblings")
             return found
 
-        made._kin = kin  # type: ignore[method-assign]
+        made._sibling_marks = sibling_marks  # type: ignore[method-assign]
         return made
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from cni_plugin.ops import BaseRules, Bridge, Promiscuous, Setting
 from cni_plugin.ops.operation import Operation
-from cni_plugin.service.executor import lacking
+from cni_plugin.service.executor import mismatches
 from lab.calls import Weft, at_once, leases
 from lab.cases import CASES, Case, sampled
 from lab.ground import Ground
@@ -98,7 +98,7 @@ def _undone(ground: Ground, place: int, count: int, *, look: bool = False) -> li
         if look:
             ground.remember()
         _spoil(operation, record)
-        found = ground.changes() if look else lacking(record.operations, record.machine)
+        found = ground.changes() if look else mismatches(record.operations, record.machine)
         if found and not look:
             complaint = ground.weft.check(case.conf, answer.document, ground.container)
             assert found[0] in complaint, operation

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from cni_plugin.ops.operation import Lease, LinkRef, Machine, Operation
-from cni_plugin.service.executor import Attempt, lacking, remove
+from cni_plugin.service.executor import Attempt, mismatches, remove
 from weft.errors import Conflict, KernelRefused, WeftError
 from weft.types import Result, Side
 
@@ -26,11 +26,11 @@ class Step(Operation):
     on: LinkRef | None = None
 
     @property
-    def makes(self) -> tuple[LinkRef, ...]:
+    def creates(self) -> tuple[LinkRef, ...]:
         return self.made
 
     @property
-    def lies_on(self) -> LinkRef | None:
+    def on_link(self) -> LinkRef | None:
         return self.on
 
     def _do(self, verb: str) -> None:
@@ -45,8 +45,8 @@ class Step(Operation):
     def undo(self, machine: Machine) -> None:
         self._do("undo")
 
-    def lacks(self, machine: Machine) -> str | None:
-        self._do("lacks")
+    def mismatch(self, machine: Machine) -> str | None:
+        self._do("mismatch")
         return f"{self.name} is gone"
 
 
@@ -140,8 +140,8 @@ def test_the_watch_sees_every_step_before_it() -> None:
     assert seen == [("apply", 0), ("apply", 1), ("undo", 2), ("undo", 3)]
 
 
-def test_lacking_collects_errors_as_sentences() -> None:
-    assert lacking([Step("a"), Step("b", {"lacks": KernelRefused("cannot look")})], MACHINE) == [
+def test_mismatches_collects_errors_as_sentences() -> None:
+    assert mismatches([Step("a"), Step("b", {"mismatch": KernelRefused("cannot look")})], MACHINE) == [
         "a is gone",
         "cannot look",
     ]

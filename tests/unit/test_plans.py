@@ -149,7 +149,7 @@ def test_bridge_that_was_there_is_not_made() -> None:
     kernel = FakeKernel()
     kernel.host.add_link("wbr0", "bridge", mac="02:00:00:00:00:77")
     plan = bridge(FOUR, kernel=kernel)
-    assert plan.shared[0].makes == ()
+    assert plan.shared[0].creates == ()
     assert plan.result.interfaces[0].mac == "02:00:00:00:00:77"
 
 
@@ -177,7 +177,7 @@ def test_bridge_without_the_addresses_it_was_promised() -> None:
 
 def test_ptp() -> None:
     plan = planned("ptp", FOUR, mtu=1400)
-    link = at(plan, Veth)[0].makes[0][1]
+    link = at(plan, Veth)[0].creates[0][1]
     assert at(plan, LinkAddress, LinkRoute, Up) == [
         LinkAddress(HOST, link, ip_interface("10.23.0.1/32")),
         route(HOST, link, "10.23.0.9/32", scope=253),

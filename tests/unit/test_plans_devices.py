@@ -95,7 +95,7 @@ def test_a_macvlan_plan_is_the_link_and_what_lies_on_it(lab: Lab) -> None:
         IPv4Interface("10.1.0.5/24"),
         IPv6Interface("fd00::5/64"),
     ]
-    assert all(one.lies_on in ((Side.CONTAINER, "eth0"), None) for one in rest)
+    assert all(one.on_link in ((Side.CONTAINER, "eth0"), None) for one in rest)
     assert isinstance(rest[2], Up) and isinstance(rest[3], LinkRoute)
     keys = {one.key for one in plan if isinstance(one, Setting)}
     assert {"net/ipv4/conf/eth0/arp_notify", "net/ipv6/conf/eth0/ndisc_notify"} <= keys

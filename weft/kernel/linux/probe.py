@@ -38,7 +38,7 @@ class LinkTrial:
     serves: str
     kind: str
     options: tuple[tuple[str, int | str], ...] = ()
-    on_link: bool = False
+    on_parent: bool = False
 
 
 _RULES: tuple[tuple[str, str, str], ...] = (
@@ -156,7 +156,7 @@ def _pair(host: Namespace) -> None:
 
 
 def _link(host: Namespace, name: str, trial: LinkTrial) -> None:
-    parent = f"{name}a" if trial.on_link else ""
+    parent = f"{name}a" if trial.on_parent else ""
     if parent:  # each its own: a link cannot carry both macvlan and ipvlan links
         host.add_link(parent, "veth", up=True, peer=VethPeer(f"{name}b", up=True))
     host.add_link(name, trial.kind, parent=parent, options=dict(trial.options) or None)
