@@ -199,7 +199,7 @@ def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json
         return
     errors: list[WeftError] = []
     for one in found:
-        path = one.namespace.path if tool.service.lives(one.namespace) else ""
+        path = one.namespace.path if tool.service.is_alive(one.namespace) else ""
         if known is not None:
             previous = answer(one.result, one.records[-1].version)
             whom = Target(one.container, path, one.interface)

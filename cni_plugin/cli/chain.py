@@ -133,20 +133,8 @@ class Chain:
         plugin = self.network.types[place]
         variables = self._variables(command)
         stdin = self._configuration(place, previous)
-        said = environment.read(variables, plugin, modules.reads_arguments)
-        return Request(
-            command=said.command,
-            plugin=plugin,
-            container=said.container,
-            namespace=said.namespace,
-            interface=said.interface,
-            path=said.path,
-            arguments=said.arguments,
-            override=said.override,
-            environment=variables,
-            config=config.read(stdin, said.command, plugin),
-            stdin=stdin,
-        )
+        call = environment.read(variables, plugin, modules.reads_arguments)
+        return call.request(plugin, variables, config.read(stdin, call.command, plugin), stdin)
 
     def attachment(self, place: int) -> Attachment:
         return Attachment(self.network.name, self.target.container, self.target.interface, self.network.types[place])

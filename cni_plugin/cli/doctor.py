@@ -50,7 +50,7 @@ def _repair(tool: Tool) -> None:
     """Do what weft can do by itself; what fails is said, and what is left is found again afterwards."""
     networks, _ = conflists.listed(tool.config)
     try:
-        swept = gc.sweep_dead(tool.service)
+        swept = gc.collect_stale(tool.service)
         free_lost(tool, networks)
         for error in swept.errors:
             warn(error.message)

@@ -13,8 +13,8 @@ from cni_plugin.networks import leases
 from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.networks.leases import Lease
 from cni_plugin.service.context import raise_all
-from cni_plugin.service.gc import sweep_dead
-from cni_plugin.service.orphans import dead, element_text, idle, orphans
+from cni_plugin.service.gc import collect_stale
+from cni_plugin.service.orphans import element_text, orphans, stale_attachments, unused_networks
 from weft.errors import BadOption, InUse, Missing, WeftError
 
 
@@ -38,7 +38,7 @@ def gc(tool: Tool, dry_run: bool, json_output: bool) -> None:
     if dry_run:
         _report(rubbish(tool, networks), [], dry_run, json_output)
         return
-    swept = sweep_dead(tool.service)
+    swept = collect_stale(tool.service)
     freed = [f"attachment {name}" for name in swept.attachments] + list(swept.leftovers)
     freed += free_lost(tool, networks)
     _report(freed, swept.errors, dry_run, json_output)
@@ -57,12 +57,12 @@ def _report(freed: list[str], errors: list[WeftError], dry_run: bool, json_outpu
 
 def rubbish(tool: Tool, networks: list[NetworkList]) -> list[str]:
     """What gc would free now."""
-    found = [f"attachment {record.attachment}" for record in dead(tool.service)]
+    found = [f"attachment {record.attachment}" for record in stale_attachments(tool.service)]
     left = orphans(tool.service)
     found += [f"link {name}" for name in left.links]
     found += [element_text(element) for element in left.elements]
     found += list(left.files)
-    found += [f"network {name}" for name in idle(tool.service)]
+    found += [f"network {name}" for name in unused_networks(tool.service)]
     return found + [_lease_text(lease) for lease in leases.lost(tool.service, networks)]
 
 

@@ -1,4 +1,4 @@
-"""Whether the code on disk is still the code that runs: an engine must not outlive an upgrade."""
+"""Detects an upgrade: an engine stops when the source files differ from those it was started from."""
 
 from __future__ import annotations
 
@@ -10,56 +10,59 @@ import weft
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(weft.__file__)))
 VERSION = weft.__version__
 
-_EVERY = 1.0  # seconds between two looks
+_CHECK_SECONDS = 1.0
 _PACKAGES = ("weft", "cni_plugin", "ipam")
 
 
 class Code:
-    """The files this process was started from."""
+    """The source files that this process was started from: inode and mtime of each."""
 
     def __init__(self) -> None:
-        self._folders, self._then = _state()
-        self._looked = time.monotonic()
-        self.fresh = True
+        self._folders, self._files = _scan()
+        self._checked = time.monotonic()
+        self.unchanged = True
 
-    def look(self) -> bool:
-        """False once a file is another than at the start, which takes a millisecond to see."""
-        if self.fresh:
-            self._folders, now = _state()
-            self.fresh = now == self._then
-        return self.fresh
+    def verify(self) -> bool:
+        """Scan all files (1 ms); False once any differs from the start."""
+        if self.unchanged:
+            self._folders, files = _scan()
+            self.unchanged = files == self._files
+        return self.unchanged
 
-    def glance(self) -> bool:
-        """False once a file has come, gone or been replaced, as by every upgrade; looks at most once a second."""
+    def verify_folders(self) -> bool:
+        """Compare the folders' mtimes only, at most once a second; False once a file was added, removed or replaced.
+
+        Every package manager replaces files by rename, so an upgrade changes the folders.
+        """
         now = time.monotonic()
-        if self.fresh and now - self._looked >= _EVERY:
-            self._looked = now
-            if any(_modified(folder) != then for folder, then in self._folders.items()):
-                return self.look()
-        return self.fresh
+        if self.unchanged and now - self._checked >= _CHECK_SECONDS:
+            self._checked = now
+            if any(_mtime_ns(folder) != mtime for folder, mtime in self._folders.items()):
+                return self.verify()
+        return self.unchanged
 
 
-def _modified(folder: str) -> int:
+def _mtime_ns(folder: str) -> int:
     try:
         return os.stat(folder).st_mtime_ns
     except OSError:
         return 0
 
 
-def _state() -> tuple[dict[str, int], frozenset[tuple[str, int, int]]]:
+def _scan() -> tuple[dict[str, int], frozenset[tuple[str, int, int]]]:
     """The folders with their mtimes, and every source file with its inode and mtime."""
     found: set[tuple[str, int, int]] = set()
     folders: dict[str, int] = {}
     waiting = [os.path.join(ROOT, name) for name in _PACKAGES]
     while waiting:
         folder = waiting.pop()
-        folders[folder] = _modified(folder)
+        folders[folder] = _mtime_ns(folder)
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.name.endswith(".py"):
-                        about = entry.stat()
-                        found.add((entry.path, about.st_ino, about.st_mtime_ns))
+                        status = entry.stat()
+                        found.add((entry.path, status.st_ino, status.st_mtime_ns))
                     elif entry.name != "__pycache__" and entry.is_dir():
                         waiting.append(entry.path)
         except OSError:

@@ -1,4 +1,4 @@
-"""One connection: who is there, what he asks, whether he still waits, and the answer."""
+"""One client connection: credentials, request, liveness, reply."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import time
 from cni_plugin.wire import frame
 from weft.peer_credentials import is_trusted, peer_credentials
 
-READING = 5.0
-"""Seconds for a request to arrive, and for its answer to be taken."""
+IO_TIMEOUT = 5.0
+"""Seconds for the client to send its request, and to read the reply."""
 
 
-class PeerGone(Exception):
-    """Nobody waits at the other end, or he may not ask."""
+class ClientGone(Exception):
+    """The client has disconnected, is too slow, or is not permitted."""
 
 
-class Peer:
-    """The other end of a connection. ``namespace`` is the descriptor that came with the request, or -1."""
+class ClientConnection:
+    """A connected client. ``namespace`` is the descriptor passed with the request, or -1."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._until = time.monotonic() + READING
+        self._deadline = time.monotonic() + IO_TIMEOUT
         self.namespace = -1
-        self._said = select.poll()
-        self._said.register(connection, select.POLLIN)
+        self._readable = select.poll()
+        self._readable.register(connection, select.POLLIN)
 
     def close(self) -> None:
         self._connection.close()
@@ -36,44 +36,44 @@ class Peer:
             self.namespace = -1
 
     def receive(self) -> frame.Sent:
-        """The request. Raises PeerGone, and FrameProblem for bytes that are none."""
+        """Read the request. Raises ClientGone, and FrameProblem for a malformed one."""
         self._check_credentials()
-        head = self._some(frame.HEAD.size, with_descriptor=True)
+        head = self._receive_some(frame.HEAD.size, with_descriptor=True)
         while len(head) < frame.HEAD.size:
-            head += self._some(frame.HEAD.size - len(head))
+            head += self._receive_some(frame.HEAD.size - len(head))
         length = frame.length(head)
         pieces, left = [], length
         while left:
-            pieces.append(self._some(min(left, 1 << 18)))
+            pieces.append(self._receive_some(min(left, 1 << 18)))
             left -= len(pieces[-1])
         return frame.parse(b"".join(pieces))
 
     def _check_credentials(self) -> None:
         if not is_trusted(self._connection):
             _, uid, _ = peer_credentials(self._connection)
-            raise PeerGone(f"permission denied for uid {uid}")
+            raise ClientGone(f"permission denied for uid {uid}")
 
-    def _some(self, most: int, *, with_descriptor: bool = False) -> bytes:
-        """At least one byte, in time."""
+    def _receive_some(self, size: int, *, with_descriptor: bool = False) -> bytes:
+        """Receive between one byte and ``size`` before the deadline."""
         while True:
             try:
                 if with_descriptor:
                     data, ancillary, _, _ = self._connection.recvmsg(
-                        most, 64, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+                        size, 64, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
                     )
-                    self._take(ancillary)
+                    self._take_descriptor(ancillary)
                 else:
-                    data = self._connection.recv(most, socket.MSG_DONTWAIT)
+                    data = self._connection.recv(size, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 self._wait(select.POLLIN)
                 continue
             except OSError as error:
-                raise PeerGone(str(error)) from error
+                raise ClientGone(str(error)) from error
             if not data:
-                raise PeerGone("the request has no end")
+                raise ClientGone("connection closed before the end of the request")
             return data
 
-    def _take(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+    def _take_descriptor(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 descriptors = array.array("i", data[: len(data) - len(data) % 4])
@@ -86,14 +86,14 @@ class Peer:
     def _wait(self, events: int) -> None:
         poll = select.poll()
         poll.register(self._connection, events)
-        if not poll.poll(max(0.0, self._until - time.monotonic()) * 1000):
-            raise PeerGone("too slow")
+        if not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
+            raise ClientGone("i/o timeout")
 
     @property
-    def waits(self) -> bool:
-        """Whether somebody is still there for the answer."""
-        if not self._said.poll(0):
-            return True  # before every step: an exception takes longer
+    def is_connected(self) -> bool:
+        """Whether the client still waits for the reply."""
+        if not self._readable.poll(0):
+            return True  # called before every operation, and an exception costs more than a poll
         try:
             return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
         except BlockingIOError:
@@ -101,9 +101,9 @@ class Peer:
         except OSError:
             return False
 
-    def answer(self, reply: bytes) -> None:
-        """Send the reply; whoever does not take it in time does without."""
-        self._until = time.monotonic() + READING
+    def send(self, reply: bytes) -> None:
+        """Send the reply. Raises ClientGone for a client that does not read it in time."""
+        self._deadline = time.monotonic() + IO_TIMEOUT
         rest = memoryview(reply)
         while rest:
             try:
@@ -111,4 +111,4 @@ class Peer:
             except BlockingIOError:
                 self._wait(select.POLLOUT)
             except OSError as error:
-                raise PeerGone(str(error)) from error
+                raise ClientGone(str(error)) from error

@@ -1,4 +1,4 @@
-"""The kernel as a worker of the engine sees it: sockets that stay open, and the namespace that came with a request."""
+"""The kernel of one worker thread: netlink sockets that stay open, and the namespace passed with a request."""
 
 from __future__ import annotations
 
@@ -16,40 +16,43 @@ _CLONE_NEWNET = 0x40000000
 
 
 _indexes: dict[str, int] = {}
-_seen: dict[str, tuple[float, Link]] = {}
-"""What all workers know of the host's links; each verifies it whenever it is used."""
+_links: dict[str, tuple[float, Link]] = {}
+"""Caches of the host's links, shared by all workers; every use verifies the entry."""
 
 
 class WorkerKernel(LinuxKernel):
-    """One for each thread: its socket to the host's namespace is its own, the rules are everybody's."""
+    """The kernel for one thread: its own netlink socket to the host's namespace, the process's one nftables client."""
 
     def __init__(self, rules: Ruleset, link_deleter: BatchDeleter) -> None:
         super().__init__()
         self._rules = rules
         if isinstance(self.host, LinuxNamespace):
             self.host.link_deleter = link_deleter
-            self.host.share(_indexes, _seen)
-        self._given: tuple[str, int, NamespaceId] | None = None
+            self.host.share(_indexes, _links)
+        self._passed: tuple[str, int, NamespaceId] | None = None
 
-    def give(self, path: str, descriptor: int) -> None:
-        """From now on the path means this open namespace, whatever it leads to; -1: what it leads to."""
-        self._given = None
-        if descriptor >= 0 and _is_network(descriptor):
-            about = os.fstat(descriptor)
-            self._given = (path, descriptor, NamespaceId(path, about.st_dev, about.st_ino))
+    def bind_namespace(self, path: str, descriptor: int) -> None:
+        """Resolve ``path`` to this open namespace, even if the path changes meanwhile; -1 ends that.
+
+        It is the client's CNI_NETNS, which the client has opened in its own mount namespace.
+        """
+        self._passed = None
+        if descriptor >= 0 and _is_network_namespace(descriptor):
+            status = os.fstat(descriptor)
+            self._passed = (path, descriptor, NamespaceId(path, status.st_dev, status.st_ino))
 
     def identify(self, path: str) -> NamespaceId:
-        if self._given is not None and path == self._given[0]:
-            return self._given[2]
+        if self._passed is not None and path == self._passed[0]:
+            return self._passed[2]
         return super().identify(path)
 
     def open(self, path: str) -> Namespace:
-        if self._given is not None and path == self._given[0]:
-            return LinuxNamespace(os.dup(self._given[1]), self._given[2])
+        if self._passed is not None and path == self._passed[0]:
+            return LinuxNamespace(os.dup(self._passed[1]), self._passed[2])
         return super().open(path)
 
 
-def _is_network(descriptor: int) -> bool:
+def _is_network_namespace(descriptor: int) -> bool:
     with contextlib.suppress(OSError):
         return fcntl.ioctl(descriptor, _NS_GET_NSTYPE) == _CLONE_NEWNET
     return False

@@ -1,4 +1,4 @@
-"""Where an engine listens: one for each network namespace, in the folder of weft's records."""
+"""The engine's listening socket and lock, one pair for each network namespace, in ``/run/weft/<inode>``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LOCK = "engine.lock"
 
 
 def folder() -> str:
-    """The folder of this thread's network namespace."""
+    """The folder of this thread's network namespace under /run/weft."""
     return f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}"
 
 
-class Place:
-    """The socket that this engine listens on, and the lock that makes it the only one."""
+class EngineSocket:
+    """The listening socket, and the lock that allows one engine in a network namespace."""
 
     def __init__(self) -> None:
-        """Raises AlreadyRunning where another engine is there, OSError where the folder cannot be used."""
+        """Raises AlreadyRunning where another engine holds the lock, OSError where the folder is not usable."""
         self.folder = folder()
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         self.path = os.path.join(self.folder, SOCKET)
@@ -35,35 +35,36 @@ class Place:
         except BlockingIOError:
             os.close(self._lock)
             raise AlreadyRunning from None
-        self.inherited = _inherited()
-        self.listener = self.inherited or bind(self.path, BACKLOG)
+        self.activated = _activated()
+        self.listener = self.activated or bind(self.path, BACKLOG)
         self._own = file_id(self.path)
 
     @property
-    def stands(self) -> bool:
-        """Whether callers still find this engine."""
-        return self.inherited is not None or (self._own is not None and file_id(self.path) == self._own)
+    def is_reachable(self) -> bool:
+        """Whether the path still leads to this engine's socket."""
+        return self.activated is not None or (self._own is not None and file_id(self.path) == self._own)
 
-    def part(self) -> None:
-        """In a process that only helps: the place is the first one's, as long as that lives."""
+    def drop_lock(self) -> None:
+        """Close the inherited lock in a helper: only the main process holds it."""
         os.close(self._lock)
         self._lock = -1
 
-    def leave(self) -> None:
-        """Take the name away and let another engine come; what has connected already is still to be served.
+    def close(self) -> None:
+        """Unlink the socket and release the lock; connections in the backlog are still to be served.
 
-        Of a first process that was killed, a helper does so.
+        A helper unlinks it for a main process that was killed.
         """
-        if self.inherited is None and self.stands:
-            self._unname()
+        if self.activated is None and self.is_reachable:
+            self._unlink()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
-    def _unname(self) -> None:
-        """A helper holds no lock, so the name may be another engine's by now: then it gets it back."""
+    def _unlink(self) -> None:
+        """Unlink our socket only. A helper holds no lock, so a new engine may own the path already: rename the
+        socket, compare, and link it back where it is the new engine's."""
         aside = f"{self.path}.{os.getpid()}.gone"
-        with contextlib.suppress(FileNotFoundError):  # another helper was here
+        with contextlib.suppress(FileNotFoundError):  # another helper has unlinked it
             os.rename(self.path, aside)
             if file_id(aside) != self._own:
                 with contextlib.suppress(FileExistsError):
@@ -71,8 +72,8 @@ class Place:
             os.unlink(aside)
 
 
-def _inherited() -> socket.socket | None:
-    """The socket that systemd opened for us (sd_listen_fds(3)), None where it did not."""
+def _activated() -> socket.socket | None:
+    """The socket passed by systemd's socket activation (sd_listen_fds(3)), None without it."""
     if os.environ.pop("LISTEN_PID", "") != str(os.getpid()) or os.environ.pop("LISTEN_FDS", "") != "1":
         return None
     os.set_inheritable(3, False)
@@ -80,5 +81,5 @@ def _inherited() -> socket.socket | None:
     found.setblocking(False)
     mode = stat.S_IMODE(os.stat(found.getsockname()).st_mode)
     if mode & 0o077:
-        raise OSError(errno.EPERM, f"{found.getsockname()} may be used by others than root: set SocketMode=0600")
+        raise OSError(errno.EPERM, f"{found.getsockname()} is accessible to users other than root: set SocketMode=0600")
     return found

@@ -1,4 +1,4 @@
-"""The engine's process: how it is started on demand, by systemd, or by ``weft engine``."""
+"""The engine's command line, as the shim, systemd and ``weft engine`` start it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import os
 import sys
 
 from cni_plugin.engine.server import IDLE, serve
+from cni_plugin.service import log
 from weft import stderr
 
 
 def main(arguments: list[str]) -> int:
-    """``[--idle SECONDS] [--log]``; the exit status."""
-    idle, log = IDLE, False
+    """``[--idle SECONDS] [--log | --debug]``; the exit status.
+
+    The environment may have ``WEFT_ENGINE_IDLE`` in seconds, and ``WEFT_LOG``: ``info`` or ``debug``.
+    """
+    idle, level = IDLE, log.level(os.environ)
     given = os.environ.get("WEFT_ENGINE_IDLE", "")
     rest = list(arguments)
     try:
@@ -20,7 +24,9 @@ def main(arguments: list[str]) -> int:
         while rest:
             word = rest.pop(0)
             if word == "--log":
-                log = True
+                level = max(level, log.Level.INFO)
+            elif word == "--debug":
+                level = log.Level.DEBUG
             elif word == "--idle":
                 idle = float(rest.pop(0))
             else:
@@ -28,19 +34,19 @@ def main(arguments: list[str]) -> int:
         if not 0 <= idle < float("inf"):
             raise ValueError(idle)
     except (ValueError, IndexError) as error:
-        stderr.write(f"weft engine: not understood: {error}; see weft engine --help\n")
+        stderr.write(f"weft engine: invalid argument: {error}\nSee 'weft engine --help'.\n")
         return 2
-    return serve(idle, log=log)
+    return serve(idle, level)
 
 
 def serving(arguments: list[str]) -> int:
-    """``weft engine [--idle SECONDS] [--quiet]``, as a person or a service manager calls it; the exit status."""
+    """``weft engine [--idle SECONDS] [--quiet | --debug]`` in the foreground, which logs; the exit status."""
     rest = [word for word in arguments if word != "--quiet"]
     return main(rest if len(rest) < len(arguments) else [*rest, "--log"])
 
 
 def end(status: int) -> None:
-    """End now: no thread is waited for, all that was taken on is done."""
+    """Exit without waiting for threads: all accepted requests have been answered."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

@@ -1,8 +1,8 @@
-"""The server around the service: threads that take connections in turn, and an orderly end.
+"""The server: worker threads that accept and serve connections, and a graceful stop.
 
-Each thread waits for connections, and the kernel wakes one of them for each. So nobody hands work on, and a client that
-is stuck occupies one thread until its time is up. A process that has enough to do leaves a connection to the others
-(``team``) for a moment.
+Every worker accepts for itself, and the kernel wakes one for each connection. There is no dispatcher, and
+a stuck client occupies one thread until its timeout. A process at full load leaves a connection to the
+other processes (``helpers``) for a moment.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from cni_plugin.engine.code import Code
-from cni_plugin.engine.connection import Peer
-from cni_plugin.engine.helpers import Team, processes
-from cni_plugin.engine.listener import Place
-from cni_plugin.engine.shared import Board, SharedSound
-from cni_plugin.engine.worker import ENOUGH, Shared, Worker
+from cni_plugin.engine.connection import ClientConnection
+from cni_plugin.engine.helpers import ProcessGroup, process_count
+from cni_plugin.engine.listener import EngineSocket
+from cni_plugin.engine.shared import LeaseChangeRing, SharedSound
+from cni_plugin.engine.worker import FULL_LOAD, Shared, Worker
+from cni_plugin.service.log import Level
 from cni_plugin.wire import frame
 from ipam import cache
 from weft import stderr
@@ -34,90 +35,90 @@ from weft.kernel.netlink.batch_deletion import BatchDeleter
 from weft.kernel.nft.ruleset import Nft
 
 IDLE = 900.0
-"""Seconds without a request after which an engine ends; 0: never."""
+"""Seconds without a request after which an engine stops; 0: never."""
 
 MOST_WORKERS = 128
-_MOST_IDLE = 6
-"""Threads kept waiting: with more, each call would wake one that has been cold for long."""
-_STACK = 1 << 19  # bytes of a thread's stack; the deepest call needs a fraction
-_COLLECTED = 50_000
-"""Objects made between two looks for cycles, of which a call leaves next to none: after 700 they were a third of the
-Python of a call with 200 ports."""
-_MOMENT = 0.02  # seconds that a connection waits then, for another process or for what is at work to end
-_LOOK = 2.0  # seconds between two looks at the clock and at the socket's name
-_PATIENCE = frame.DEADLINE + 10
-_OF_CALLS = (
+_MOST_IDLE_WORKERS = 6
+"""Idle threads that are kept: with more, each call would wake one whose caches are cold."""
+_STACK_BYTES = 1 << 19  # of a thread; the deepest call needs a fraction
+_GC_THRESHOLD = 50_000
+"""Allocations between two runs of the cycle collector. A call leaves next to no cycles; with the default of 700 the
+collector took a third of the Python time of a call with 200 ports."""
+_FULL_LOAD_WAIT = 0.02  # seconds that a connection is left to other processes at full load
+_CHECK_SECONDS = 2.0  # between two checks of idle time, socket path and code
+_DRAIN_SECONDS = frame.DEADLINE + 10
+_PRELOADED = (
     *("cni_plugin.drivers", "cni_plugin.features", "cni_plugin.ops", "cni_plugin.plan", "cni_plugin.service"),
     *("cni_plugin.wire", "ipam", "weft", "weft.kernel", "weft.kernel.linux", "weft.kernel.netlink", "weft.kernel.nft"),
 )
-"""Packages of which a call may come to need any module."""
+"""Packages of which a call may import any module."""
 
 
 class Server:
-    """Serves at a place until it is told to stop, is outdated, or nobody comes any more."""
+    """Serves a socket until it is told to stop, is outdated, unreachable, or idle for too long."""
 
-    def __init__(self, place: Place, shared: Shared, idle: float, team: Team) -> None:
-        self._place = place
-        self._team = team
+    def __init__(self, endpoint: EngineSocket, shared: Shared, idle: float, group: ProcessGroup) -> None:
+        self._endpoint = endpoint
+        self._group = group
         self._shared = shared
         self._idle = idle
         self._state = threading.Lock()
-        self._eased = threading.Condition(self._state)
-        self._workers = self._busy = self._at_work = 0
-        self._last = time.monotonic()
+        self._load_dropped = threading.Condition(self._state)
+        self._workers = self._busy = self._load = 0
+        self._last_request = time.monotonic()
         self._stopping = self._draining = False
         self._stop, self._stop_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         drain, self._drain_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        team.watch(drain)
+        group.prepare_to_wait(drain)
 
     def stop(self) -> None:
-        """Take no new connections; may be called from anywhere, and twice."""
+        """Stop accepting; may be called from a signal handler or any thread, more than once."""
         self._stopping = True
         with contextlib.suppress(OSError):
             os.write(self._stop_end, b"x")
 
     def run(self) -> None:
-        """Serve. Returns when all that was taken on is done."""
-        self._hire()
+        """Serve until stopped. Returns when all accepted requests have been answered."""
+        self._start_worker()
         while not self._stopping:
-            life, _, _ = select.select([self._stop, *self._team.life], [], [], _LOOK)
-            self._team.miss()
-            if life or (not self._team.is_helper and self._is_over()):
+            main_ended, _, _ = select.select([self._stop, *self._group.lifeline], [], [], _CHECK_SECONDS)
+            self._group.reap()
+            if main_ended or (not self._group.is_helper and self._is_done()):
                 self.stop()
-        self._place.leave()  # before anybody stops taking: who connected until now is served
-        self._team.dismiss()
+        self._endpoint.close()  # first of all: clients that connected before are in the backlog and get served
+        self._group.stop_helpers()
         self._draining = True
         os.write(self._drain_end, b"x")
-        until = time.monotonic() + _PATIENCE
-        while self._workers and time.monotonic() < until:
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while self._workers and time.monotonic() < deadline:
             time.sleep(0.005)
-        self._team.bury(until)
+        self._group.wait_or_kill(deadline)
 
-    def _is_over(self) -> bool:
-        """Whether nobody comes any more, or nobody finds this engine, or it is of another version than the files."""
+    def _is_done(self) -> bool:
+        """Whether the engine is idle for too long, its socket is unlinked or replaced, or its code has changed."""
         with self._state:
-            idle = not self._busy and time.monotonic() - self._last > self._idle
-        return (bool(self._idle) and idle) or not self._place.stands or not self._shared.code.look()
+            idle = not self._busy and time.monotonic() - self._last_request > self._idle
+        return (bool(self._idle) and idle) or not self._endpoint.is_reachable or not self._shared.code.verify()
 
-    def _hire(self) -> None:
-        """One more thread, the state's lock held or nobody else there yet."""
+    def _start_worker(self) -> None:
+        """Start a worker. The caller holds ``_state``, or no worker runs yet."""
         self._workers += 1
-        threading.Thread(target=self._work, name="worker", daemon=True).start()
+        threading.Thread(target=self._run_worker, name="worker", daemon=True).start()
 
-    def _work(self) -> None:
+    def _run_worker(self) -> None:
         worker = Worker(self._shared)
         counted = True
         try:
-            while counted and (peer := self._next()) is not None:
+            while counted and (client := self._accept_next()) is not None:
                 try:
-                    if not worker.serve(peer, self._work_on):
+                    if not worker.serve(client, self._loaded):
                         self.stop()
                 finally:
-                    peer.close()
+                    client.close()
                     with self._state:
                         self._busy -= 1
-                        self._last = time.monotonic()
-                        if self._workers - self._busy > _MOST_IDLE:  # counted out at once, or all might go
+                        self._last_request = time.monotonic()
+                        if self._workers - self._busy > _MOST_IDLE_WORKERS:
                             self._workers -= 1
                             counted = False
         finally:
@@ -126,111 +127,111 @@ class Server:
                 with self._state:
                     self._workers -= 1
 
-    def _next(self) -> Peer | None:
-        """The next connection, None when there will be none."""
+    def _accept_next(self) -> ClientConnection | None:
+        """Wait for the next connection; None once the server drains and the backlog is empty."""
         connection = None
         while connection is None:
-            draining = self._draining  # then nobody waits: the drain stays readable
-            self._team.wait()
+            draining = self._draining  # wait() then returns at once: the drain stays readable
+            self._group.wait()
             try:
                 connection = self._accept()
             finally:
-                self._team.pass_on()
+                self._group.pass_turn()
             if connection is None and draining:
                 return None
         with self._state:
             self._busy += 1
-            self._last = time.monotonic()
+            self._last_request = time.monotonic()
             if self._busy == self._workers and self._workers < MOST_WORKERS:
-                self._hire()
-        return Peer(connection)
+                self._start_worker()
+        return ClientConnection(connection)
 
     def _accept(self) -> socket.socket | None:
         if not self._draining:
-            self._leave_to_others()
+            self._prefer_other_processes()
         try:
-            return self._place.listener.accept()[0]
+            return self._endpoint.listener.accept()[0]
         except BlockingIOError:
             pass
-        except OSError as error:  # no descriptor left, or the caller is gone again
-            stderr.write(f"weft: cannot take a connection: {error}\n")
+        except OSError as error:  # EMFILE, or ECONNABORTED
+            stderr.write(f"weft: accept failed: {error}\n")
             time.sleep(0.05)
         return None
 
     @contextlib.contextmanager
-    def _work_on(self, weight: int) -> Iterator[None]:
-        """A call is worked on meanwhile."""
+    def _loaded(self, load: int) -> Iterator[None]:
+        """Count the load of a call while it is served."""
         with self._state:
-            self._at_work += weight
+            self._load += load
         try:
             yield
         finally:
             with self._state:
-                self._at_work -= weight
-                self._eased.notify()
+                self._load -= load
+                self._load_dropped.notify()
 
-    def _leave_to_others(self) -> None:
-        """Somebody is there. Where there is enough to do, wait a moment before taking him on."""
-        if self._at_work >= ENOUGH:
-            self._team.call()
+    def _prefer_other_processes(self) -> None:
+        """At full load, wake a helper and wait for the load to drop before accepting the connection here."""
+        if self._load >= FULL_LOAD:
+            self._group.wake_helper()
             with self._state:
-                self._eased.wait_for(lambda: self._at_work < ENOUGH, _MOMENT)
+                self._load_dropped.wait_for(lambda: self._load < FULL_LOAD, _FULL_LOAD_WAIT)
 
 
-def serve(idle: float = IDLE, *, log: bool = False) -> int:
-    """Be the engine of this network namespace; the exit status of the process.
+def serve(idle: float = IDLE, level: Level = Level.OFF) -> int:
+    """Run the engine of this network namespace in this process; the exit status.
 
-    0 when it has served its time or another engine is there already, 1 where it cannot be one.
+    0 after a graceful stop, or where another engine runs already; 1 where the socket cannot be created.
     """
     os.umask(0o022)
-    threading.stack_size(_STACK)
+    threading.stack_size(_STACK_BYTES)
     code = _prepare()
     try:
-        place = Place()
+        endpoint = EngineSocket()
     except AlreadyRunning:
-        if log:
-            stderr.write("weft: an engine serves this network namespace already\n")
+        if level:
+            stderr.write("weft: an engine is already running in this network namespace\n")
         return 0
     except OSError as error:
-        stderr.write(f"weft: the engine cannot be reached by anybody: {error}\n")
+        stderr.write(f"weft: cannot create the engine's socket: {error}\n")
         return 1
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECTED)
-    team, sound, board = Team(place.listener), SharedSound(), Board()
+    gc.set_threshold(_GC_THRESHOLD)
+    group, verified, lease_changes = ProcessGroup(endpoint.listener), SharedSound(), LeaseChangeRing()
 
-    def work() -> None:
-        cache.enable(board)
-        shared = Shared(Nft(sound=sound), BatchDeleter(), code, frame.view(), boot_id(), log)
-        server = Server(place, shared, idle, team)
+    def run() -> None:
+        cache.enable(lease_changes)
+        shared = Shared(Nft(sound=verified), BatchDeleter(), code, frame.view(), boot_id(), level)
+        server = Server(endpoint, shared, idle, group)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         server.run()
 
-    def help_out() -> None:
-        place.part()
-        work()
+    def run_helper() -> None:
+        endpoint.drop_lock()
+        run()
 
-    team.part(processes() - 1, help_out)
-    work()
+    group.fork_helpers(process_count() - 1, run_helper)
+    run()
     return 0
 
 
 def preload() -> None:
-    """Import whatever a call may need, so that no worker of no process does it again after the fork."""
+    """Import whatever a call may need before the fork, so that the helpers share it and no call waits for it."""
     wanted = ["sqlite3"]
-    for package in _OF_CALLS:
+    for package in _PRELOADED:
         for folder in import_module(package).__path__:
             names = (name.removesuffix(".py") for name in sorted(os.listdir(folder)) if name.endswith(".py"))
             wanted += [f"{package}.{name}" for name in names if name != "__init__"]
     for module in wanted:
-        with contextlib.suppress(ImportError):  # whoever needs it will be told
+        with contextlib.suppress(ImportError):  # reported by the call that needs it
             import_module(module)
 
 
 def _prepare() -> Code:
-    """Everything imported and opened that the first request would otherwise wait for."""
+    """Import and open what the first request would otherwise wait for."""
     preload()
     sysctl.use_private_proc()
     return Code()

@@ -1,6 +1,7 @@
-"""What the processes of one engine have in common: pieces of memory, each with a lock, and what is kept in them.
+"""Memory shared by the processes of one engine, each region with a lock, and the two caches kept there.
 
-Made before the processes part by ``fork(2)``. The locks are flock(2)'s: whoever is killed holds none any more.
+Created before the helpers are forked. The locks are flock(2)'s, which the kernel releases when a
+process is killed.
 """
 
 from __future__ import annotations
@@ -14,43 +15,44 @@ from struct import Struct
 
 from weft.kernel.nft.generation import Found, Sound
 
-_COUNT = Struct("=Q")
+_WRITTEN = Struct("=Q")
 _LENGTH = Struct("=I")
 _FOUND = Struct("=16sIB")
-_NEWS = 1 << 18  # bytes; a call's are some 150
+_RING_BYTES = 1 << 18  # a call writes some 150
 
 
-class Region:
-    """Memory that processes share, and the lock on it, which a ``with`` statement takes."""
+class SharedRegion:
+    """An anonymous shared mapping with a lock across threads and processes: ``with region:``."""
 
     def __init__(self, size: int) -> None:
         """Raises OSError."""
         self.memory = mmap.mmap(-1, size)
         self._file = os.memfd_create("weft-engine", os.MFD_CLOEXEC)
-        self._turn = allocate_lock()
-        self._own = (0, -1)
+        self._thread_lock = allocate_lock()
+        self._lock_process, self._lock = 0, -1
 
     def __enter__(self) -> None:
-        self._turn.acquire()
+        self._thread_lock.acquire()
         try:
-            if self._own[0] != os.getpid():  # an inherited descriptor's lock would be both processes' at once
-                self._own = os.getpid(), os.open(f"/proc/self/fd/{self._file}", os.O_RDWR | os.O_CLOEXEC)
-            fcntl.flock(self._own[1], fcntl.LOCK_EX)
+            if self._lock_process != os.getpid():  # flock(2): an inherited descriptor would share the parent's lock
+                self._lock = os.open(f"/proc/self/fd/{self._file}", os.O_RDWR | os.O_CLOEXEC)
+                self._lock_process = os.getpid()
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
         except BaseException:
-            self._turn.release()
+            self._thread_lock.release()
             raise
 
     def __exit__(self, *_: object) -> None:
-        fcntl.flock(self._own[1], fcntl.LOCK_UN)
-        self._turn.release()
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self._thread_lock.release()
 
 
 class SharedSound(Sound):
-    """What all the processes know of the rules together."""
+    """The ruleset digest and nf_tables generation that any of the processes verified last."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._region = Region(mmap.PAGESIZE)
+        self._region = SharedRegion(mmap.PAGESIZE)
 
     @property
     def turn(self) -> AbstractContextManager[object]:
@@ -58,8 +60,8 @@ class SharedSound(Sound):
 
     @property
     def found(self) -> Found | None:
-        digest, generation, there = _FOUND.unpack_from(self._region.memory)
-        return (digest.decode(), generation) if there else None
+        digest, generation, is_set = _FOUND.unpack_from(self._region.memory)
+        return (digest.decode(), generation) if is_set else None
 
     @found.setter
     def found(self, found: Found | None) -> None:
@@ -67,52 +69,58 @@ class SharedSound(Sound):
         _FOUND.pack_into(self._region.memory, 0, digest.encode(), generation, found is not None)
 
 
-class Board:
-    """News (``ipam.cache``) in a ring: who does not listen for long misses some, and is told so."""
+class LeaseChangeRing:
+    """Lease changes (``ipam.cache``) in a shared ring buffer; a lagging reader gets None and rescans.
 
-    def __init__(self, size: int = _NEWS) -> None:
-        self._region = Region(_COUNT.size + size)
+    The mapping holds a count of all bytes ever written, then the ring. An entry is its length (4 bytes) and the
+    change; it may wrap around the end of the ring.
+    """
+
+    def __init__(self, size: int = _RING_BYTES) -> None:
+        self._region = SharedRegion(_WRITTEN.size + size)
         self._size = size
-        self._heard = 0
+        self._read = 0
 
     def publish(self, news: bytes) -> None:
+        """Append one entry; one longer than the ring is dropped, and readers rescan that directory by its mtime."""
         data = _LENGTH.pack(len(news)) + news
         if len(data) > self._size:
-            return  # nobody can follow then, and nobody believes he could
+            return
         with self._region:
             written = self._written()
-            place = written % self._size
-            first = data[: self._size - place]
-            self._put(place, first)
+            offset = written % self._size
+            first = data[: self._size - offset]
+            self._put(offset, first)
             self._put(0, data[len(first) :])
-            _COUNT.pack_into(self._region.memory, 0, written + len(data))
+            _WRITTEN.pack_into(self._region.memory, 0, written + len(data))
 
     def poll(self) -> list[bytes] | None:
-        if self._written() == self._heard:
+        """The entries since the last read, our own among them; None where some have been overwritten."""
+        if self._written() == self._read:
             return []
         with self._region:
             written = self._written()
-            missed = written - self._heard
-            data = b"" if missed > self._size else self._get(self._heard % self._size, missed)
-        self._heard = written
-        if missed > self._size:
+            unread = written - self._read
+            data = b"" if unread > self._size else self._get(self._read % self._size, unread)
+        self._read = written
+        if unread > self._size:
             return None
-        found = []
+        entries = []
         while data:
             (length,) = _LENGTH.unpack_from(data)
-            found.append(data[_LENGTH.size : _LENGTH.size + length])
+            entries.append(data[_LENGTH.size : _LENGTH.size + length])
             data = data[_LENGTH.size + length :]
-        return found
+        return entries
 
     def _written(self) -> int:
-        (count,) = _COUNT.unpack_from(self._region.memory)
+        (count,) = _WRITTEN.unpack_from(self._region.memory)
         return int(count)
 
-    def _put(self, place: int, data: bytes) -> None:
-        start = _COUNT.size + place
+    def _put(self, offset: int, data: bytes) -> None:
+        start = _WRITTEN.size + offset
         self._region.memory[start : start + len(data)] = data
 
-    def _get(self, place: int, length: int) -> bytes:
-        start = _COUNT.size + place
+    def _get(self, offset: int, length: int) -> bytes:
+        start = _WRITTEN.size + offset
         first = self._region.memory[start : min(start + length, len(self._region.memory))]
-        return first + self._region.memory[_COUNT.size : _COUNT.size + length - len(first)]
+        return first + self._region.memory[_WRITTEN.size : _WRITTEN.size + length - len(first)]

@@ -1,7 +1,8 @@
-"""One request after the other, in one thread: read, done by the service, answered."""
+"""A worker thread: reads a request, has the service handle it, and sends the reply."""
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from collections.abc import Callable
@@ -9,11 +10,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from cni_plugin.engine import code
-from cni_plugin.engine.connection import Peer, PeerGone
+from cni_plugin.engine.connection import ClientConnection, ClientGone
 from cni_plugin.engine.kernel import WorkerKernel
 from cni_plugin.entry import cni
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service import delegate
+from cni_plugin.service.log import Level, operation_log
 from cni_plugin.service.verbs import Service
 from cni_plugin.wire import frame
 from cni_plugin.wire.request import Request
@@ -28,24 +30,26 @@ from weft.version import newer
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all workers share. ``log`` says whether each request is told of on standard error."""
+    """What all workers of a process share. ``boot`` is the kernel's boot id, ``view`` that of ``wire.frame``."""
 
     rules: Ruleset
     link_deleter: BatchDeleter
     code: code.Code
     view: str
     boot: str
-    log: bool
+    level: Level
 
 
-ENOUGH = 10
-_WEIGHTS = {"ADD": ENOUGH, "DEL": 1}
-"""What calls weigh; a process has ``ENOUGH`` at work. ADDs wait for each other, for one interpreter and one lock of the
-kernel; DELs mostly for the kernel, which deletes links together sooner than one by one (``netlink.batch_deletion``)."""
+FULL_LOAD = 10
+_LOAD = {"ADD": FULL_LOAD, "DEL": 1}
+"""The load of one call; at ``FULL_LOAD`` a process leaves new connections to the others.
+
+ADDs compete for the GIL and RTNL. DELs mostly wait for the kernel, which deletes links sooner in one batch than one
+by one (``netlink.batch_deletion``)."""
 
 
 class Worker:
-    """Serves connections; one thread uses it."""
+    """Serves connections; belongs to one thread."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -55,83 +59,85 @@ class Worker:
     def close(self) -> None:
         self._kernel.host.close()
 
-    def serve(self, peer: Peer, at_work: Callable[[int], AbstractContextManager[None]]) -> bool:
-        """One request, ``at_work`` with its weight while it is worked on.
+    def serve(self, client: ClientConnection, loaded: Callable[[int], AbstractContextManager[None]]) -> bool:
+        """Serve one request, within ``loaded`` of its load. Raises nothing.
 
-        False where it shows that this engine is to make way for another. Raises nothing.
+        False where the client shows that this engine is outdated and must stop. A request is declined, and done
+        by the client in its own process, where engine and client differ in version, installation or view of the
+        file system.
         """
         try:
-            sent = peer.receive()
-            outdated = not self._shared.code.glance() or newer(sent.version, code.VERSION)
+            sent = client.receive()
+            outdated = not self._shared.code.verify_folders() or newer(sent.version, code.VERSION)
             if outdated or sent.root != code.ROOT or sent.view != self._shared.view:
-                peer.answer(frame.declined())
+                client.send(frame.declined())
                 return not outdated
-            with at_work(_WEIGHTS.get(sent.environment.get("CNI_COMMAND", ""), 0)):
-                reply = self._reply(sent, peer)
-            peer.answer(reply)
-        except (PeerGone, frame.FrameProblem) as error:
-            if self._shared.log:
-                stderr.write(f"weft: a request was dropped: {error}\n")
+            with loaded(_LOAD.get(sent.environment.get("CNI_COMMAND", ""), 0)):
+                reply = self._reply(sent, client)
+            client.send(reply)
+        except (ClientGone, frame.FrameProblem) as error:
+            if self._shared.level:
+                stderr.write(f"weft: request dropped: {error}\n")
         return True
 
-    def _reply(self, sent: frame.Sent, peer: Peer) -> bytes:
-        started = time.monotonic()
-        said: list[bytes] = []
-        stderr.redirect(said.append)
-        call = _Call(self._kernel, self._run, self._shared.boot, peer, started + frame.DEADLINE)
+    def _reply(self, sent: frame.Sent, client: ClientConnection) -> bytes:
+        messages: list[bytes] = []
+        call = _Call(self._kernel, self._run, self._shared, client, time.monotonic() + frame.DEADLINE)
+        stderr.redirect(messages.append)
         try:
-            self._kernel.give(sent.environment.get("CNI_NETNS", ""), peer.namespace)
-            status, output = cni.run(sent.plugin, sent.environment, sent.stdin, call.handle)
+            self._kernel.bind_namespace(sent.environment.get("CNI_NETNS", ""), client.namespace)
+            log = _log if self._shared.level else None
+            status, output = cni.run(sent.plugin, sent.environment, sent.stdin, call.handle, log)
         finally:
-            self._kernel.give("", -1)
+            self._kernel.bind_namespace("", -1)
             stderr.redirect(None)
-        if self._shared.log:
-            _tell(sent, call, status, output, time.monotonic() - started)
-        return frame.reply(status, output, b"".join(said))
+        return frame.reply(status, output, b"".join(messages))
 
 
 class _Call:
-    """One call of the service for a peer, who must still be there when it begins and before every step."""
+    """One call of the service for a client, which must still be connected at the start and before every operation."""
 
-    def __init__(self, kernel: WorkerKernel, run: str, boot: str, peer: Peer, until: float) -> None:
+    def __init__(
+        self, kernel: WorkerKernel, run: str, shared: Shared, client: ClientConnection, deadline: float
+    ) -> None:
         self._kernel = kernel
         self._run = run
-        self._boot = boot
-        self._peer = peer
-        self._until = until
-        self.result: Result | None = None
+        self._shared = shared
+        self._client = client
+        self._deadline = deadline
 
     def handle(self, request: Request) -> Result | None:
         booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        host = Host(self._run, self._boot, booted)
-        service = Service(self._kernel, host, watch=self._watch, delegate=delegate.call, begin=self._begin)
-        self.result = service.handle(request)
-        return self.result
+        host = Host(self._run, self._shared.boot, booted)
+        service = Service(
+            self._kernel,
+            host,
+            watch=self._watch,
+            delegate=delegate.call,
+            begin=self._begin,
+            log=operation_log(request, _log) if self._shared.level is Level.DEBUG else None,
+        )
+        return service.handle(request)
 
     def _begin(self) -> None:
-        """The attachment is held now. Whoever gave up waiting may have asked for something else meanwhile."""
-        if not self._peer.waits:
-            raise PeerGone("nobody waits for the answer")
+        """Called with the attachment's lock held: a client that gave up may have sent another request meanwhile."""
+        if not self._client.is_connected:
+            raise ClientGone("the client has disconnected")
 
     def _watch(self, verb: str, operation: Operation) -> None:
         if verb != "apply":
-            return  # what is being taken back is taken back whole
+            return  # an undo is never cut short
         self._begin()
-        if time.monotonic() > self._until:
-            raise Busy(f"the call has taken longer than {frame.DEADLINE:g} seconds", hint="try again")
+        if time.monotonic() > self._deadline:
+            raise Busy(f"request took longer than {frame.DEADLINE:g} seconds", hint="try again")
 
 
-def _tell(sent: frame.Sent, call: _Call, status: int, output: bytes, elapsed: float) -> None:
-    """One line: what was asked for whom, and what came of it."""
-    variables = sent.environment
-    whom = "/".join(filter(None, (variables.get("CNI_CONTAINERID", ""), variables.get("CNI_IFNAME", ""))))
-    if status:
-        what = " ".join(output.decode("utf-8", "replace").split())[:300]
-    else:
-        what = ", ".join(str(ip.address) for ip in call.result.ips) if call.result else "done"
-    line = f"{variables.get('CNI_COMMAND', '')} {whom} by {sent.plugin}: {what}, {elapsed * 1000:.1f} ms\n"
-    # A reader that has stopped reading must not stop the engine: then the line is lost.
+def _log(line: str) -> None:
+    """Write to the engine's own standard error; dropped while its reader does not read, which must not block a call."""
     poll = select.poll()
     poll.register(2, select.POLLOUT)
-    if poll.poll(0):
-        stderr.write(line)
+    try:
+        if poll.poll(0):
+            os.write(2, f"{line}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass

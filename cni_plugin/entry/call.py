@@ -1,6 +1,6 @@
-"""What the executable does: bytes in, bytes out, and one exit.
+"""The executable in a process of its own: standard input to standard output and an exit status.
 
-Whatever happens, a runtime gets one JSON document on standard output, or none and a sentence on standard error.
+The runtime always gets one JSON document on standard output, or none and a message on standard error.
 ``VERSION`` and a call without CNI_COMMAND are answered without importing what attaches containers.
 """
 
@@ -15,33 +15,35 @@ from cni_plugin.wire import versions
 from weft import stderr
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # what VERSION must not import
+if TYPE_CHECKING:  # not imported for VERSION
+    from collections.abc import Callable
+
     from cni_plugin.wire.request import Request
     from weft.types import Result
 
-_VERBS = ("create", "info", "setup", "teardown")  # of netavark's plugins
+_NETAVARK_COMMANDS = ("create", "info", "setup", "teardown")
 
 
 def main(stdin: bytes | int = 0) -> int:
     """The entry of the executable; returns its exit status: 0, or 1 with an error object on standard output.
 
-    ``stdin`` is all of standard input where it has been read already.
+    ``stdin`` is all of standard input where the shim has read it already.
 
-    While the work is done, descriptor 1 leads to standard error, so that nothing else can write among the JSON.
+    Meanwhile descriptor 1 is a duplicate of standard error, so that no library can write into the JSON document.
     """
-    closed = _fill_standard_descriptors()
+    closed = _open_standard_descriptors()
     plugin = os.path.basename(sys.argv[0]) or "weft"
-    other = _netavark(plugin)
-    if not os.environ.get("CNI_COMMAND") and not other:
+    is_netavark = _is_netavark(plugin)
+    if not os.environ.get("CNI_COMMAND") and not is_netavark:
         stderr.write(versions.about(plugin))
         return 0
     if 1 in closed:
-        stderr.write("standard output is closed, nothing was done\n")
+        stderr.write("weft: standard output is closed\n")
         return 1
     output = os.dup(1)
     os.dup2(2, 1)
     try:
-        if other:
+        if is_netavark:
             from cni_plugin.entry import netavark
 
             _catch_signals()
@@ -51,16 +53,17 @@ def main(stdin: bytes | int = 0) -> int:
             status, answer = cni.run(plugin, os.environ, stdin, _handle)  # importing signal would double its time
         else:
             _catch_signals()
-            status, answer = cni.run(plugin, os.environ, stdin, _handle)
+            status, answer = cni.run(plugin, os.environ, stdin, _handle, _log())
             _ignore_signals()
-    except BaseException as error:  # a signal between two lines of run
+    except BaseException as error:  # a signal outside of run's try block
         status, answer = 1, cni.failure(error, b"")
     return status if deliver(output, answer) else 1
 
 
-def _netavark(plugin: str) -> bool:
-    """Whether netavark calls: with arguments, which CNI does not have."""
-    return plugin == "weft" and not os.environ.get("CNI_COMMAND") and sys.argv[1:2] != [] and sys.argv[1] in _VERBS
+def _is_netavark(plugin: str) -> bool:
+    """Whether netavark calls: its plugins get a command as an argument, those of CNI get none."""
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    return plugin == "weft" and not os.environ.get("CNI_COMMAND") and command in _NETAVARK_COMMANDS
 
 
 def _handle(request: Request) -> Result | None:
@@ -69,10 +72,19 @@ def _handle(request: Request) -> Result | None:
     return verbs.handle(request)
 
 
-def _fill_standard_descriptors() -> tuple[int, ...]:
-    """Opens /dev/null in place of the standard descriptors that are closed, and says which those were.
+def _log() -> Callable[[str], None] | None:
+    """Where the line about the call goes: standard error with WEFT_LOG=info or debug, else nowhere."""
+    if not os.environ.get("WEFT_LOG"):
+        return None
+    from cni_plugin.service import log
 
-    Otherwise the next file or socket opened would take their number, and be written to in their place.
+    return log.write if log.level(os.environ) else None
+
+
+def _open_standard_descriptors() -> tuple[int, ...]:
+    """Open /dev/null as each standard descriptor that is closed, and return which those were.
+
+    Otherwise the next file or socket would get that number, and be written to as standard output or error.
     """
     closed = []
     for descriptor in (0, 1, 2):
@@ -81,19 +93,19 @@ def _fill_standard_descriptors() -> tuple[int, ...]:
         except OSError:
             closed.append(descriptor)
             try:  # noqa: SIM105 -- importing contextlib would cost VERSION a third of its time
-                os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+                os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
             except OSError:
-                pass  # no /dev: the number stays free, and reading or writing it fails
+                pass  # no /dev: the descriptor stays closed, and using it fails
     return tuple(closed)
 
 
 def _catch_signals() -> None:
-    """Make the signals that ask to end raise ``cni.Interrupted``, once: undoing must not be interrupted."""
+    """Raise ``cni.Interrupted`` on SIGTERM, SIGINT and SIGHUP, once: the rollback must not be interrupted."""
     import signal
 
     def interrupt(number: int, _frame: object) -> None:
         _ignore_signals()
-        raise cni.Interrupted(f"ended by {signal.Signals(number).name}")
+        raise cni.Interrupted(f"terminated by {signal.Signals(number).name}")
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -101,7 +113,7 @@ def _catch_signals() -> None:
 
 
 def _ignore_signals() -> None:
-    """From here on the answer is being written, whole."""
+    """From here on the answer is written, which must not be interrupted."""
     import signal
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -109,7 +121,7 @@ def _ignore_signals() -> None:
 
 
 def deliver(output: int, answer: bytes) -> bool:
-    """Writes the answer; False, with a sentence on standard error, where it could not be written whole."""
+    """Write the answer; False, with a message on standard error, where that fails."""
     try:
         while answer:
             try:
@@ -117,6 +129,6 @@ def deliver(output: int, answer: bytes) -> bool:
             except BlockingIOError:
                 select.select((), (output,), ())
     except OSError as error:
-        stderr.write(f"cannot write to standard output: {error.strerror}\n")
+        stderr.write(f"weft: cannot write to standard output: {error.strerror}\n")
         return False
     return True

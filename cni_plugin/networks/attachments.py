@@ -121,7 +121,7 @@ def _state(context: ServiceContext, records: Iterable[Record]) -> State:
     found = list(records)
     if any(record.phase is not Phase.ATTACHED for record in found):
         return State.HALF
-    return State.ATTACHED if all(context.lives(record.namespace) for record in found) else State.GONE
+    return State.ATTACHED if all(context.is_alive(record.namespace) for record in found) else State.GONE
 
 
 def matching(context: ServiceContext, container: str, interface: str = "", network: str = "") -> list[Joined]:
@@ -149,7 +149,7 @@ def lacking(context: ServiceContext, one: Joined, *, shared: bool = True) -> lis
     if one.state is State.GONE:
         return [f"its network namespace {one.namespace.path} is gone"]
     sentences = ["it is only half attached"] if one.state is State.HALF else []
-    if not context.lives(one.namespace):
+    if not context.is_alive(one.namespace):
         return [*sentences, f"its network namespace {one.namespace.path} is gone"]
     container = context.kernel.open(one.namespace.path)
     try:

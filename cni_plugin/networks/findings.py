@@ -15,7 +15,7 @@ from cni_plugin.plan import modules
 from cni_plugin.plan.traits import Feature, LinkTrial, Parent
 from cni_plugin.service import executor
 from cni_plugin.service.context import ServiceContext
-from cni_plugin.service.orphans import element_text, idle, orphans
+from cni_plugin.service.orphans import element_text, orphans, unused_networks
 from weft.errors import WeftError
 from weft.kernel.linux import probe
 from weft.kernel.linux.probe import Ability
@@ -127,7 +127,7 @@ def of_leftovers(context: ServiceContext, networks: Sequence[NetworkList]) -> It
     for path in found.files:
         if not path.endswith(".damaged"):
             yield Finding(f"the file {path} was left by a call that was killed", _GC, Mends.GC)
-    for name in set(idle(context)) - {network.name for network in networks} - {_NEVER_LISTED}:
+    for name in set(unused_networks(context)) - {network.name for network in networks} - {_NEVER_LISTED}:
         yield Finding(f"network {name} is still set up although nothing names or uses it", _GC, Mends.GC)
     for lease in leases.lost(context, networks):
         what = f"the address {lease.address} on {lease.network} is given to {lease.owner}, which is not attached"

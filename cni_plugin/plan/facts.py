@@ -1,14 +1,12 @@
-"""What a plan may look at of the host and the container."""
+"""What a plan may read of the host and the container, read from the kernel."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
-from cni_plugin.plan.plan import Device, Facts
+from cni_plugin.plan.plan import Device
 from weft.errors import ConfigProblem, Missing
 from weft.kernel.interface import KernelRoute, Link, Namespace, RoutingRule
 from weft.types import Cidr, Side
@@ -20,7 +18,7 @@ _MAIN_TABLE = 254
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The facts a plan may ask for, from the kernel."""
+    """The facts, each read from the kernel whenever it is asked for."""
 
     host: Namespace
     container: Namespace | None
@@ -88,51 +86,6 @@ class Look:
             return None
         except OSError as error:
             raise ConfigProblem(f"cannot read {path}: {error.strerror}") from error
-
-
-class _Remembered:
-    """Facts that stay as they were when they were first asked for, while the kernel is being changed."""
-
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
-        self._known: dict[tuple[object, ...], object] = {}
-
-    def __getattr__(self, name: str) -> Callable[..., object]:
-        question: Callable[..., object] = getattr(self._facts, name)
-
-        def ask(*given: object, **named: object) -> object:
-            key = (name, *given, *sorted(named.items()))
-            if key not in self._known:
-                self._known[key] = question(*given, **named)
-            return self._known[key]
-
-        return ask
-
-
-def remembered(facts: Facts) -> Facts:
-    """The same facts, each asked for once: for a plan that is made in two steps and must see one world."""
-    return cast(Facts, _Remembered(facts))
-
-
-class _Seen:
-    """A namespace in which a link that was looked at is not looked at again."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
-        self._links: dict[str, Link | None] = {}
-
-    def link(self, name: str) -> Link | None:
-        if name not in self._links:
-            self._links[name] = self._namespace.cached_link(name)
-        return self._links[name]
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._namespace, name)
-
-
-def seen(namespace: Namespace) -> Namespace:
-    """The same namespace, each link asked for once: a look waits for the kernel's lock, behind all who make links."""
-    return cast(Namespace, _Seen(namespace))
 
 
 def _links_of(path: str) -> tuple[str, ...]:

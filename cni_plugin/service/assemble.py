@@ -25,13 +25,13 @@ from weft.types import Result
 class Assembly:
     """The parts of one attachment. ``answer`` is what IPAM says without reserving anything.
 
-    ``foundation`` are those of the parts that need no address to be planned: the driver, and what protects others.
+    ``link_parts`` are those of the parts that need no address to be planned: the driver, and what protects others.
     ``on_host``: the container shares the host's network namespace, and there is nothing for a feature to do.
     """
 
     driver: str = ""
     parts: tuple[Part, ...] = ()
-    foundation: tuple[Part, ...] = ()
+    link_parts: tuple[Part, ...] = ()
     lease: Lease | None = None
     answer: Result = field(default_factory=Result)
     on_host: bool = False
@@ -48,15 +48,15 @@ def read(request: Request) -> Assembly:
     parts = [part] if part is not None else []
     if modules.declared(driver).on_host:
         return Assembly(driver, tuple(parts), on_host=True)
-    foundation = list(parts)
+    link_parts = list(parts)
     for name in features:
         part = _feature(name, request)
         if part is not None:
             parts.append(part)
             if modules.feature(name).FEATURE.guards:
-                foundation.append(part)
+                link_parts.append(part)
     found = _addressed(driver, tuple(parts), request, request.config.ipam.text("type") if driver else "")
-    return replace(found, foundation=tuple(foundation))
+    return replace(found, link_parts=tuple(link_parts))
 
 
 def _choice(request: Request) -> tuple[str, tuple[str, ...]]:

@@ -1,6 +1,6 @@
-"""What all verbs share on one host: its kernel and records, what operations act on, and the locks.
+"""What all verbs share on one host: its kernel and records, the machine that operations act on, and the locks.
 
-Locks are taken in one order: the network's (shared), the attachment's, then what networks share.
+Locks are taken in one order: the network's (shared), the attachment's, then the one of what networks share.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from cni_plugin.ops.operation import Delegate, Machine
+from cni_plugin.ops.operation import Delegate, Machine, Operation
 from cni_plugin.service import executor
-from cni_plugin.service.planner import Drafts
+from cni_plugin.service.planner import Planner
 from cni_plugin.service.records import Phase, Record, Records
 from ipam.leases import HostState, Owner
 from weft import identity, locks
@@ -23,17 +23,17 @@ from weft.types import Attachment, NamespaceId
 
 
 def foreign(name: str, command: str, variables: Mapping[str, str], stdin: bytes) -> bytes:
-    """Run a plugin that is not weft's; imported only where a configuration names one."""
+    """Run another project's plugin; subprocess is imported only where a configuration names one."""
     from cni_plugin.service.delegate import call
 
     return call(name, command, variables, stdin)
 
 
 class ServiceContext:
-    """A kernel and a host, and what weft remembers of it.
+    """A kernel, a host, and the records of what is attached there.
 
-    ``watch`` sees every step before it is taken; ``begin`` is called whenever an attachment's lock has been taken, and
-    may raise to have nothing done.
+    ``watch`` is called before every step; ``begin`` whenever an attachment's lock has been acquired, and may raise
+    to cancel the call; ``log`` gets a line for every step.
     """
 
     def __init__(
@@ -44,35 +44,38 @@ class ServiceContext:
         watch: executor.Watch = executor.unwatched,
         begin: Callable[[], None] = lambda: None,
         delegate: Delegate = foreign,
+        log: executor.Log | None = None,
     ) -> None:
         self.kernel = kernel
         self.host = host
         self.records = Records(host.run)
-        self.drafts = Drafts(kernel, host)
+        self.planner = Planner(kernel, host)
         self.watch = watch
+        self.log = log
         self._begin = begin
         self._delegate = delegate
 
     def machine(self, container: Namespace | None) -> Machine:
-        """What operations act on, for one call."""
+        """What the operations of one call act on."""
         return Machine(self.kernel.host, container, self._rules, self.leases(), self._delegate, self._sibling_marks)
 
     def _sibling_marks(self, mark: str) -> frozenset[str]:
-        """The marks of the other attachments that the container of an attachment has."""
-        every = {
+        """The marks of the other attachments of the same container."""
+        containers = {
             identity.attachment_mark(record.attachment): record.attachment.container for record in self.records.all()
         }
-        return frozenset(other for other, container in every.items() if container == every.get(mark) and other != mark)
+        container = containers.get(mark)
+        return frozenset(other for other, each in containers.items() if each == container and other != mark)
 
     def _rules(self) -> Ruleset:
         return self.kernel.rules
 
     def leases(self) -> HostState:
-        """What IPAM needs to know of this host."""
-        return HostState(os.path.join(self.host.run, "ipam"), self.host.booted, self._alive)
+        """What IPAM has to know about this host: its folder, the time of boot, and which leases are in use."""
+        return HostState(os.path.join(self.host.run, "ipam"), self.host.booted, self._is_leased)
 
-    def _alive(self, network: str, owner: Owner) -> bool:
-        """Whether an attachment of this boot holds the lease, and not one that is only about to be made."""
+    def _is_leased(self, network: str, owner: Owner) -> bool:
+        """Whether an attachment of this boot has been answered the lease; not one whose ADD has no addresses yet."""
         return any(
             (record.attachment.network, record.attachment.container, record.attachment.interface)
             == (network, owner.container, owner.interface)
@@ -82,7 +85,7 @@ class ServiceContext:
 
     @contextlib.contextmanager
     def locked(self, attachment: Attachment, *, timeout: float = locks.TIMEOUT) -> Iterator[None]:
-        """Hold the attachment, and keep its network from being removed meanwhile."""
+        """Lock the attachment exclusively, and its network shared, so that it is not removed. Raises Busy."""
         records = self.records
         try:
             with (
@@ -97,37 +100,41 @@ class ServiceContext:
                         with contextlib.suppress(OSError):
                             os.unlink(records.lock(attachment))
         finally:
-            self._drop_lock(attachment.network)
+            self._unlink_network_lock(attachment.network)
 
-    def _drop_lock(self, network: str) -> None:
-        """Remove the lock of a network that has no record: nothing is shared, no ADD has succeeded, or it is gone."""
+    def _unlink_network_lock(self, network: str) -> None:
+        """Unlink the lock file of a network without a record: nothing is shared, or it has been removed."""
         path, record = self.records.network_lock(network), self.records.network_path(network)
         if os.path.exists(record):
             return
         with contextlib.suppress(Busy, StateDamaged, OSError), locks.hold(path, timeout=0):
             if not os.path.exists(record):
-                self.records.remove_network(network)  # what a writer that was killed left of it
+                self.records.remove_network(network)  # an unfinished file of a killed writer
                 os.unlink(path)
 
     def undo(self, record: Record) -> list[WeftError]:
-        """Take back everything of a record, its lock held; the errors, [] if nothing is left."""
-        # Without room for the tombstone the removal goes on: the record as it is leads there too.
+        """Undo all operations of a record, whose lock is held; the errors, [] when everything is undone."""
+        # On ENOSPC the removal goes on: an interrupted one is finished from the old record as well.
         with contextlib.suppress(StateDamaged):
             self.records.write(replace(record, phase=Phase.REMOVING))
         container = self.open_same(record.namespace)
         try:
-            return executor.remove(record.operations, self.machine(container), self.watch)
+            return self.remove(record.operations, self.machine(container))
         finally:
             if container is not None:
                 container.close()
 
-    def lives(self, namespace: NamespaceId) -> bool:
-        """Whether the path still leads to that very namespace."""
+    def remove(self, operations: Sequence[Operation], machine: Machine) -> list[WeftError]:
+        """Undo operations in reverse, continuing after errors, which are returned."""
+        return executor.remove(operations, machine, self.watch, self.log)
+
+    def is_alive(self, namespace: NamespaceId) -> bool:
+        """Whether the path still leads to the same namespace (device and inode)."""
         return self.kernel.identify(namespace.path).same(namespace)
 
     def open_same(self, namespace: NamespaceId) -> Namespace | None:
-        """The record's namespace if it is still there."""
-        if not self.lives(namespace):
+        """The record's namespace, None if it no longer exists."""
+        if not self.is_alive(namespace):
             return None
         try:
             return self.kernel.open(namespace.path)
@@ -136,7 +143,7 @@ class ServiceContext:
 
 
 def raise_all(errors: Sequence[WeftError]) -> None:
-    """Raise the first error, its hint naming the others."""
+    """Raise the first error, with the messages of the others in its hint."""
     if errors:
         first = errors[0]
         others = "; ".join(error.message for error in errors[1:])

@@ -1,8 +1,8 @@
-"""Garbage collection: what calls left behind is removed.
+"""Garbage collection: removes what interrupted calls left behind.
 
-The rule of all of it: freeing too much is worse than leaking. What is freed is looked at again, under its lock,
-right before; what somebody works on is left to him; and the kernel is listed before the records are, since
-a call writes its record before it makes anything.
+Freeing too much is worse than leaking. So everything is checked again under its lock right before it is freed,
+attachments that are locked are skipped, and the kernel is listed before the records, since a call writes its
+record before it changes the kernel.
 """
 
 from __future__ import annotations
@@ -16,44 +16,45 @@ from functools import partial
 
 from cni_plugin.service import assemble
 from cni_plugin.service.context import ServiceContext, raise_all
-from cni_plugin.service.orphans import dead, element_text, idle, orphans
+from cni_plugin.service.orphans import element_text, orphans, stale_attachments, unused_networks
 from cni_plugin.service.records import Record
-from cni_plugin.service.shared import hand_over, remove_network
+from cni_plugin.service.shared import pass_on_ports, remove_network
 from cni_plugin.wire.request import Request
 from ipam import host_local
 from weft import identity, locks
 from weft.errors import Busy, ConfigProblem, Missing, WeftError
 from weft.kernel.interface import Element
 
-_YOUNG = 60.0
-"""Seconds for which a lease without a record is left alone: its owner's ADD may be under way elsewhere."""
+_LEASE_GRACE = 60.0
+"""Seconds for which a lease without a record is kept: an ADD of the reference host-local may still be running."""
 
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep took away, for a person to read."""
+    """What a collection has removed, as text."""
 
     attachments: list[str]
     leftovers: list[str]
     errors: list[WeftError]
 
     @staticmethod
-    def nothing() -> Swept:
+    def empty() -> Swept:
         return Swept([], [], [])
 
 
 def collect(context: ServiceContext, request: Request) -> None:
-    """GC: everything of the request's network that is not among its valid attachments goes, and every orphan.
+    """GC: remove every attachment of the network that is not among the valid ones, and every orphan.
 
-    Raises the first error after trying everything. Source: CNI specification, "GC: Clean up any stale resources".
+    Raises the first error after everything has been tried.
+    Source: CNI specification, "GC: Clean up any stale resources".
     """
     if request.config.valid is None:
         raise ConfigProblem(
-            "cni.dev/valid-attachments is missing, and without it everything would go",
-            hint="list the attachments to keep, [] for none",
+            "cni.dev/valid-attachments is missing",
+            hint="list the attachments to keep; an empty list [] removes all",
         )
     valid = set(request.config.valid)
-    swept = Swept.nothing()
+    swept = Swept.empty()
     started = time.clock_gettime(time.CLOCK_BOOTTIME)
     for record in list(context.records.all()):
         attachment = record.attachment
@@ -61,7 +62,7 @@ def collect(context: ServiceContext, request: Request) -> None:
             continue
         if (attachment.container, attachment.interface) not in valid and record.made < started:
             _detach(context, record, swept)
-    _leases(context, request, valid, swept)
+    _free_leases(context, request, valid, swept)
     sweep(context, swept)
     if not any(record.attachment.network == request.config.name for record in context.records.all()):
         with contextlib.suppress(Busy):
@@ -69,14 +70,14 @@ def collect(context: ServiceContext, request: Request) -> None:
     raise_all(swept.errors)
 
 
-def sweep_dead(context: ServiceContext) -> Swept:
-    """What ``weft gc`` does where no runtime says what is valid: attachments whose namespace is gone go, half-made
-    ones, orphans, and networks that nobody is attached to any more."""
-    swept = Swept.nothing()
-    for record in dead(context):
+def collect_stale(context: ServiceContext) -> Swept:
+    """``weft gc``, without a runtime's list of valid attachments: remove attachments whose namespace is gone,
+    partial ones, orphans, and networks without attachments."""
+    swept = Swept.empty()
+    for record in stale_attachments(context):
         _detach(context, record, swept)
     sweep(context, swept)
-    for network in idle(context):
+    for network in unused_networks(context):
         try:
             remove_network(context, network, timeout=1.0)
             swept.leftovers.append(f"network {network}")
@@ -86,18 +87,18 @@ def sweep_dead(context: ServiceContext) -> Swept:
 
 
 def _detach(context: ServiceContext, record: Record, swept: Swept) -> None:
-    """Remove one attachment, unless it has changed since it was looked at or somebody works on it."""
+    """Remove one attachment, unless it is locked or its record has changed since it was listed."""
     attachment = record.attachment
     try:
         with context.locked(attachment, timeout=1.0):
-            now = context.records.read(attachment)
-            # An ADD that was under way when its record was listed, and is done now, is nobody's leftover.
-            if now is None or (now.made, now.phase) != (record.made, record.phase):
+            current = context.records.read(attachment)
+            # An ADD whose record was listed while it ran may have finished meanwhile.
+            if current is None or (current.made, current.phase) != (record.made, record.phase):
                 return
-            errors = context.undo(now)
+            errors = context.undo(current)
             swept.errors += errors
             if not errors:
-                hand_over(context, now)
+                pass_on_ports(context, current)
                 context.records.remove(attachment)
                 swept.attachments.append(str(attachment))
     except Busy:
@@ -105,22 +106,22 @@ def _detach(context: ServiceContext, record: Record, swept: Swept) -> None:
 
 
 def sweep(context: ServiceContext, swept: Swept) -> None:
-    """Take away what bears weft's mark and has no record: links, elements, lock files, half-written records."""
+    """Remove what has weft's mark and no record: links, elements, stale lock files, unfinished records."""
     found = orphans(context)
     _sweep_links(context, found.links, swept)
     if found.links:
-        # A bridge is nobody's only once its ports are gone.
+        # A bridge is an orphan only once its ports are deleted.
         _sweep_links(context, orphans(context).links, swept)
     for mark in dict.fromkeys(identity.mark_digest(element.mark) for element in found.elements):
-        mine = [element for element in found.elements if identity.mark_digest(element.mark) == mark]
-        _unless_claimed(context, mark, partial(_delete_elements, context, mine, swept))
+        marked = [element for element in found.elements if identity.mark_digest(element.mark) == mark]
+        _unless_recorded(context, mark, partial(_delete_elements, context, marked, swept))
     for path in found.files:
         _unlink(path, swept)
     _sweep_table(context, swept)
 
 
 def _sweep_table(context: ServiceContext, swept: Swept) -> None:
-    """The table itself goes where no network is recorded and nothing is in it."""
+    """Delete the table itself where no network is recorded and it has no elements."""
     rules = context.kernel.rules
     with contextlib.suppress(Busy), locks.hold(context.records.shared_lock(), timeout=0):
         collections = rules.collections()
@@ -130,7 +131,7 @@ def _sweep_table(context: ServiceContext, swept: Swept) -> None:
 
 
 def _unlink(path: str, swept: Swept) -> None:
-    """Remove a stray file; a lock that is held, and what is written under it, stays."""
+    """Unlink a stray file, unless its lock is held."""
     lock = f"{path.rpartition('.')[0]}.lock"
     try:
         with locks.hold(lock, timeout=0):
@@ -147,7 +148,7 @@ def _unlink(path: str, swept: Swept) -> None:
 
 def _sweep_links(context: ServiceContext, links: Iterable[str], swept: Swept) -> None:
     for name in links:
-        _unless_claimed(context, _mark_of_link(context, name), partial(_delete_link, context, name, swept))
+        _unless_recorded(context, _mark_of_link(context, name), partial(_delete_link, context, name, swept))
 
 
 def _mark_of_link(context: ServiceContext, name: str) -> str:
@@ -155,8 +156,11 @@ def _mark_of_link(context: ServiceContext, name: str) -> str:
     return identity.mark_digest(link.alias) if link is not None else ""
 
 
-def _unless_claimed(context: ServiceContext, mark: str, take: Callable[[], None]) -> None:
-    """Take something away, unless an ADD of the attachment whose mark it bears has begun since it was found."""
+def _unless_recorded(context: ServiceContext, mark: str, take: Callable[[], None]) -> None:
+    """Call ``take``, unless the marked attachment is locked or has a record.
+
+    An ADD may have started since the listing.
+    """
     lock = context.records.lock_of(mark)
     with contextlib.suppress(Busy), locks.hold(lock, timeout=0):
         if mark and mark not in context.records.digests():
@@ -177,9 +181,9 @@ def _delete_link(context: ServiceContext, name: str, swept: Swept) -> None:
         swept.leftovers.append(f"link {name}")
 
 
-def _leases(context: ServiceContext, request: Request, valid: set[tuple[str, str]], swept: Swept) -> None:
-    """Free the network's leases whose owner is not valid and has no record: an ADD killed before all else, or a
-    host-local beside us. Young ones stay, since that host-local keeps no record."""
+def _free_leases(context: ServiceContext, request: Request, valid: set[tuple[str, str]], swept: Swept) -> None:
+    """Free the network's leases whose owner is neither valid nor recorded: of a killed ADD, or of the reference
+    host-local, which keeps no records; leases younger than ``_LEASE_GRACE`` are therefore kept."""
     assembly = assemble.read(request)
     pool = getattr(assembly.lease, "pool", None)
     if pool is None:
@@ -192,7 +196,7 @@ def _leases(context: ServiceContext, request: Request, valid: set[tuple[str, str
     }
     for address, owner, modified in list(host_local.owners(pool.directory)):
         pair = (owner.container, owner.interface)
-        if pair in valid or pair in recorded or time.time() - modified < _YOUNG:
+        if pair in valid or pair in recorded or time.time() - modified < _LEASE_GRACE:
             continue
         if not owner.interface and any(container == owner.container for container, _ in valid):
             continue

@@ -1,6 +1,6 @@
-"""Finding what calls left behind: by weft's marks and its records, changing nothing. ``upkeep`` takes it away.
+"""Finds what interrupted calls left behind, by weft's marks and records. Read-only; ``gc`` removes it.
 
-The kernel is listed before the records are, since a call writes its record before it makes anything.
+The kernel is listed before the records, since a call writes its record before it changes the kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from weft.kernel.interface import Element
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
-    """What bears weft's mark and belongs to no attachment or network: names of links, elements, paths of files."""
+    """What has weft's mark and belongs to no attachment or network: names of links, elements, paths of files."""
 
     links: tuple[str, ...]
     elements: tuple[Element, ...]
@@ -29,22 +29,22 @@ class Orphans:
 
 
 def orphans(context: ServiceContext) -> Orphans:
-    """What bears weft's mark and has no record. A link that is another's master stays: it is a network's."""
-    everything = context.kernel.host.links()
-    masters = {link.master for link in everything}
-    links = [link for link in everything if identity.mark_digest(link.alias) and link.name not in masters]
+    """What has weft's mark and no record; not a link that is the master of another, which is a network's."""
+    all_links = context.kernel.host.links()
+    masters = {link.master for link in all_links}
+    links = [link for link in all_links if identity.mark_digest(link.alias) and link.name not in masters]
     elements = list(marked_elements(context))
     known = context.records.digests() | _shared_digests(context)
-    lock = context.records.shared_lock()  # whoever sweeps takes it, so it is there as a rule
+    lock = context.records.shared_lock()  # its file is created by every sweep
     return Orphans(
         tuple(link.name for link in links if identity.mark_digest(link.alias) not in known),
         tuple(element for element in elements if identity.mark_digest(element.mark) not in known),
-        tuple(path for path in context.records.litter() if path != lock and not _held(path)),
+        tuple(path for path in context.records.stray_files() if path != lock and not _is_locked(path)),
     )
 
 
-def _held(path: str) -> bool:
-    """Whether somebody holds the lock that a stray file is, or is written under. Makes no lock file."""
+def _is_locked(path: str) -> bool:
+    """Whether the lock of a stray file, or the lock file itself, is held. Creates no lock file."""
     try:
         descriptor = os.open(f"{path.rpartition('.')[0]}.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -58,17 +58,17 @@ def _held(path: str) -> bool:
     return False
 
 
-def dead(context: ServiceContext) -> list[Record]:
-    """Attachments that nobody has any more: half made, half removed, or their namespace is gone."""
+def stale_attachments(context: ServiceContext) -> list[Record]:
+    """Attachments that are partially set up or removed, or whose namespace no longer exists."""
     return [
         record
         for record in context.records.all()
-        if record.phase is not Phase.ATTACHED or not context.lives(record.namespace)
+        if record.phase is not Phase.ATTACHED or not context.is_alive(record.namespace)
     ]
 
 
-def idle(context: ServiceContext) -> list[str]:
-    """Networks of which something exists and which nothing is attached to."""
+def unused_networks(context: ServiceContext) -> list[str]:
+    """Networks that have a record and no attachment."""
     used = {record.attachment.network for record in context.records.all()}
     return [record.network for record in context.records.networks() if record.network not in used]
 
@@ -77,17 +77,17 @@ def marked_elements(context: ServiceContext) -> Iterator[Element]:
     """Every marked element of weft's table."""
     rules = context.kernel.rules
     for collection in rules.collections():
-        with contextlib.suppress(Missing):  # since it was listed another GC has removed the rules of the last network
-            yield from (one for one in rules.elements(collection) if identity.mark_digest(one.mark))
+        with contextlib.suppress(Missing):  # another GC has removed the table meanwhile
+            yield from (each for each in rules.elements(collection) if identity.mark_digest(each.mark))
 
 
 def element_text(element: Element) -> str:
-    """A rule's element as messages name it: the set and the first part of its key."""
+    """An element as messages name it: the set and the first part of its key."""
     return f"{element.collection} {element.key[0]}"
 
 
 def _shared_digests(context: ServiceContext) -> set[str]:
-    """The marks of what belongs to networks: their elements, and their VLAN gateways' links."""
+    """The mark digests of what belongs to networks: their elements, and the links of their VLAN gateways."""
     found = set()
     for record in context.records.networks():
         for operation in record.shared:

@@ -1,4 +1,4 @@
-"""From a request to the record of what an ADD will do: planning, and nothing that changes anything."""
+"""From a request to the record of an ADD: plans it, and changes nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from cni_plugin.ops import BaseRules, Elements, PoolLease
 from cni_plugin.ops.operation import Operation
-from cni_plugin.plan.facts import Look, remembered
+from cni_plugin.plan.cached import snapshot
+from cni_plugin.plan.facts import Look
 from cni_plugin.plan.plan import Context, Facts, Plan, compose
 from cni_plugin.service import assemble
 from cni_plugin.service.records import Phase, Record
@@ -17,18 +18,18 @@ from weft.kernel.host import Host
 from weft.kernel.interface import Kernel, Namespace
 from weft.types import Attachment, Result, Side
 
-NOTHING = Plan()
+EMPTY_PLAN = Plan()
 
 
-class Drafts:
-    """Makes the records of ADDs on a host, as far as they are known at each moment."""
+class Planner:
+    """Makes the records of ADDs on one host, step by step as addresses and facts become known."""
 
     def __init__(self, kernel: Kernel, host: Host) -> None:
         self._kernel = kernel
         self._host = host
 
-    def begun(self, request: Request, assembly: assemble.Assembly, container: Namespace) -> Record:
-        """The record of an ADD that has reserved no address yet."""
+    def new_record(self, request: Request, assembly: assemble.Assembly, container: Namespace) -> Record:
+        """The record of an ADD before it reserves addresses."""
         return Record(
             attachment_of(request),
             container.id,
@@ -40,18 +41,18 @@ class Drafts:
             operations=(assembly.lease,) if assembly.lease else (),
         )
 
-    def look(self, container: Namespace, host: Namespace | None = None) -> Facts:
-        """The facts that a plan may ask for, from the kernel; ``host`` where it was looked at before."""
+    def facts(self, container: Namespace, host: Namespace | None = None) -> Facts:
+        """What a plan may read of host and container; ``host`` may be a cached one (``plan.cached``)."""
         return Look(host or self._kernel.host, container)
 
-    def foundation(
+    def plan_link(
         self, record: Record, request: Request, assembly: assemble.Assembly, container: Namespace
     ) -> tuple[Facts, Plan]:
-        """What is done before the addresses are known, where they come over the link itself; and what was seen."""
-        facts = remembered(self.look(container))
-        facts.link(Side.CONTAINER, request.interface)  # the whole plan is to see that it was not there
+        """The plan for a lease that needs the link first (DHCP), and the facts that it was planned on."""
+        facts = snapshot(self.facts(container))
+        facts.link(Side.CONTAINER, request.interface)  # for the full plan, which must not see the link that this makes
         context = self._context(record, request, container, facts, Result())
-        return facts, compose(replace(context, pending=True), assembly.foundation)
+        return facts, compose(replace(context, pending=True), assembly.link_parts)
 
     def _context(self, record: Record, request: Request, container: Namespace, facts: Facts, start: Result) -> Context:
         return Context(
@@ -63,7 +64,7 @@ class Drafts:
             facts,
         )
 
-    def planned(
+    def plan_record(
         self,
         record: Record,
         request: Request,
@@ -71,11 +72,11 @@ class Drafts:
         answer: Result,
         container: Namespace,
         facts: Facts,
-        first: Plan = NOTHING,
+        link_plan: Plan = EMPTY_PLAN,
     ) -> Record:
-        """The record with its plan, which is pure but for the look at the kernel that drivers may take.
+        """The record with its plan; the only impure input are the facts.
 
-        ``first`` is what has been done of it already, before the lease.
+        ``link_plan`` is the part that was applied before the lease.
         """
         config = request.config
         chained = assembly.parts and not assembly.driver
@@ -84,14 +85,14 @@ class Drafts:
         gateways = lease.gateways() if isinstance(lease, PoolLease) else ()
         context = self._context(record, request, container, facts, start)
         plan = compose(replace(context, gateways=gateways), assembly.parts)
-        # Not every version can say every result: that must come out before the kernel is touched.
+        # Not every CNI version can express every result; that must fail before the kernel is changed.
         check(plan.result, config.version)
         return replace(
             record,
             operations=(
-                *own_operations(first),
+                *own_operations(link_plan),
                 *((lease.holding(answer),) if lease else ()),
-                *own_operations(_rest(plan, first)),
+                *own_operations(_without(plan, link_plan)),
             ),
             shared=shared_operations(plan),
             result=plan.result,
@@ -103,23 +104,23 @@ def attachment_of(request: Request) -> Attachment:
 
 
 def own_operations(plan: Plan) -> tuple[Operation, ...]:
-    """The attachment's operations. What forbids is there before what is made, and what leads to it after it."""
+    """The attachment's own operations in order: elements that restrict a link come before it, the others after it."""
     guards = (Elements(plan.guards),) if plan.guards else ()
     return (*guards, *plan.operations, *((Elements(plan.elements),) if plan.elements else ()), *plan.after)
 
 
-def _rest(plan: Plan, first: Plan) -> Plan:
-    """What a plan has beside one that has been carried out."""
+def _without(plan: Plan, applied: Plan) -> Plan:
+    """The plan without the operations of one that has been applied."""
     return replace(
         plan,
-        guards=tuple(element for element in plan.guards if element not in first.guards),
-        operations=tuple(operation for operation in plan.operations if operation not in first.operations),
+        guards=tuple(element for element in plan.guards if element not in applied.guards),
+        operations=tuple(operation for operation in plan.operations if operation not in applied.operations),
     )
 
 
 def shared_operations(plan: Plan) -> tuple[Operation, ...]:
-    """The network's operations, with the base rules where the plan has any element."""
+    """The operations of the network, with the base rules where the plan has any element."""
     rules: tuple[Operation, ...] = (BaseRules(),) if plan.elements or plan.shared_elements or plan.guards else ()
-    # One operation each: networks share single elements, and a shared one is taken back with its last network.
+    # One operation each: networks share single elements, and one is removed with the last network that has it.
     elements = tuple(Elements((element,)) for element in dict.fromkeys(plan.shared_elements))
     return (*plan.shared, *rules, *elements)

@@ -1,4 +1,4 @@
-"""What belongs to networks: removing it with the network, and putting rules back that somebody flushed."""
+"""What belongs to networks: removed with the network, and restored after the ruleset was flushed."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ from weft.types import Attachment
 
 
 def repair(context: ServiceContext) -> None:
-    """Put back what networks share and lack, and the rules of all that is attached. Raises the first error."""
+    """Restore what networks share, and the elements of all attachments. Raises the first error."""
     machine = context.machine(None)
     errors: list[WeftError] = []
     with locks.hold(context.records.shared_lock()):
         for operation in dict.fromkeys(one for network in context.records.networks() for one in network.shared):
             try:
                 if operation.mismatch(machine) is not None:
-                    context.watch("apply", operation)
-                    operation.apply(machine)
+                    executor.apply(operation, machine, context.watch, context.log)
             except WeftError as error:
                 errors.append(error)
-        restore_rules(context, None)
+        restore_elements(context, None)
     raise_all(errors)
 
 
 def remove_network(context: ServiceContext, network: str, *, timeout: float = locks.TIMEOUT) -> None:
-    """Remove what belongs to the network itself: its bridge if weft made it, its rules, its record.
+    """Remove what belongs to the network: its bridge if weft has created it, its elements, its record.
 
-    What another network shares stays. Raises Busy while anything is attached or under way.
+    What another network shares stays. Raises Busy while the network has attachments or a call holds its lock.
     """
     records = context.records
     with locks.hold(records.network_lock(network), timeout=timeout):
@@ -51,28 +50,29 @@ def remove_network(context: ServiceContext, network: str, *, timeout: float = lo
 
 
 def _remove_shared(context: ServiceContext, network: str) -> None:
-    """Undo what the network alone has, and forget it; the shared lock is held, and goes with the last network."""
+    """Undo what no other network shares and delete the record. The caller holds the shared lock, whose file goes with
+    the last network."""
     records = context.records
     record = records.read_network(network)
     others = [other for other in records.networks() if other.network != network]
     kept = {operation for other in others for operation in other.shared}
-    places = {place for operation in kept for place in operation.creates}
-    mine = [
+    kept_links = {link for operation in kept for link in operation.creates}
+    unshared = [
         operation
         for operation in (record.shared if record is not None else ())
-        if operation not in kept and not places.intersection(operation.creates)
+        if operation not in kept and not kept_links.intersection(operation.creates)
     ]
-    raise_all(executor.remove(mine, context.machine(None), context.watch))
+    raise_all(context.remove(unshared, context.machine(None)))
     records.remove_network(network)
     if not others:
         with contextlib.suppress(OSError):
             os.unlink(records.shared_lock())
 
 
-def restore_rules(context: ServiceContext, current: Attachment | None) -> None:
-    """Put back the elements of all networks and attachments after somebody flushed the rules.
+def restore_elements(context: ServiceContext, current: Attachment | None) -> None:
+    """Restore the elements of all networks and attachments after the ruleset was flushed.
 
-    Called under the shared lock. ``current`` puts its own back; an attachment that somebody works on is left to him.
+    The caller holds the shared lock. Skips ``current``, whose ADD applies its own, and attachments that are locked.
     """
     machine = context.machine(None)
     for network in list(context.records.networks()):
@@ -82,34 +82,34 @@ def restore_rules(context: ServiceContext, current: Attachment | None) -> None:
             _restore_elements(context, record)
 
 
-def hand_over(context: ServiceContext, ended: Record) -> None:
-    """Give the ports that an attachment had to those of its container that were to have them, too.
+def pass_on_ports(context: ServiceContext, ended: Record) -> None:
+    """Publish the ports of a removed attachment by the container's other attachments that ask for the same ports.
 
-    Called when its elements are gone and before its record is, which says REMOVING: so a call that is killed here is
-    done again, and of two that end at once neither waits for the other. An ADD may have found the ports taken just
-    before, and CHECK holds an attachment as well: they are waited for.
+    Called after its elements are deleted and before its record, which says REMOVING: a call that is killed here is
+    repeated, and two removals at once do not wait for each other. Locks of the others are waited for: an ADD may
+    just have found the ports in use, and CHECK takes the lock as well.
     """
-    if not any(isinstance(one, Elements) and one.published for one in ended.operations):
+    if not any(isinstance(operation, Elements) and operation.published for operation in ended.operations):
         return
-    mine = ended.attachment
+    attachment = ended.attachment
     with contextlib.suppress(StateDamaged):
         for record in list(context.records.all()):
-            if record.attachment.container == mine.container and record.attachment != mine:
+            if record.attachment.container == attachment.container and record.attachment != attachment:
                 _restore_elements(context, record, timeout=locks.TIMEOUT)
 
 
 def _restore_elements(context: ServiceContext, record: Record, *, timeout: float = 0) -> None:
-    """Add what is missing of an attachment's elements, unless somebody works on it for longer than the timeout."""
+    """Add the missing elements of an attachment; skip it where its lock is held for longer than ``timeout``."""
     if record.phase is Phase.REMOVING:
         return
     lock = context.records.lock(record.attachment)
     with contextlib.suppress(WeftError), locks.hold(lock, timeout=timeout):
-        now = context.records.read(record.attachment)
-        if now is None:
+        current = context.records.read(record.attachment)
+        if current is None:
             with contextlib.suppress(OSError):
                 os.unlink(lock)
-        elif now.phase is Phase.ATTACHED:
-            _apply_elements(now.operations, context.machine(None))
+        elif current.phase is Phase.ATTACHED:
+            _apply_elements(current.operations, context.machine(None))
 
 
 def _apply_elements(operations: Iterable[Operation], machine: Machine) -> None:

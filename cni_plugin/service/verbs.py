@@ -1,7 +1,7 @@
-"""What weft does when a runtime calls: ADD, DEL, CHECK, GC, STATUS.
+"""The verbs that a runtime calls: ADD, DEL, CHECK, GC, STATUS.
 
-``handle`` is the whole of it, and the same function whether a process of its own or a long-lived one runs it.
-Locks are taken in one order: the network's (shared), the attachment's, then what networks share.
+``handle`` serves one request, in the engine and in a call's own process alike.
+Locks are taken in one order: the network's (shared), the attachment's, then the one of what networks share.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from cni_plugin.ops import BaseRules, Elements
+from cni_plugin.ops import BaseRules
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.plan import modules
-from cni_plugin.plan.facts import seen
+from cni_plugin.plan.cached import link_cache
 from cni_plugin.service import assemble, executor
 from cni_plugin.service.context import ServiceContext, raise_all
-from cni_plugin.service.planner import NOTHING, attachment_of, own_operations, shared_operations
+from cni_plugin.service.planner import EMPTY_PLAN, attachment_of, own_operations, shared_operations
 from cni_plugin.service.records import NetworkRecord, Phase, Record
-from cni_plugin.service.shared import hand_over, remove_network, restore_rules
+from cni_plugin.service.shared import pass_on_ports, remove_network, restore_elements
 from cni_plugin.wire.request import Command, Request
 from weft import locks
 from weft.errors import (
@@ -37,10 +37,10 @@ from weft.types import Attachment, NamespaceId, Result
 
 
 class Service(ServiceContext):
-    """The verbs of CNI: ``handle`` does one request."""
+    """The verbs of CNI: ``handle`` serves one request."""
 
     def handle(self, request: Request) -> Result | None:
-        """Do what the request asks; the result of an ADD, None for all else. Raises WeftError."""
+        """Serve the request; the result of an ADD, None for every other command. Raises WeftError."""
         self.records.prepare()
         match request.command:
             case Command.ADD:
@@ -56,20 +56,20 @@ class Service(ServiceContext):
             case Command.STATUS:
                 self.status(request)
             case Command.VERSION:
-                raise AssertionError("VERSION is answered before a service is made")
+                raise AssertionError("VERSION is answered without a service")
         return None
 
     # The verbs
 
     def add(self, request: Request) -> Result:
-        """Attach; all of it or nothing."""
-        assembly = self._read(request)
+        """Attach. On an error everything is undone, and a network that this call was the first of is removed."""
+        assembly = self._assemble(request)
         attachment = attachment_of(request)
-        first = not os.path.exists(self.records.network_path(attachment.network))
+        is_first = not os.path.exists(self.records.network_path(attachment.network))
         try:
             return self._attach(request, assembly, attachment)
         except BaseException:
-            if first and self.records.read_network(attachment.network) is not None:
+            if is_first and self.records.read_network(attachment.network) is not None:
                 with contextlib.suppress(WeftError):
                     remove_network(self, attachment.network, timeout=0)
             raise
@@ -77,88 +77,91 @@ class Service(ServiceContext):
     def _attach(self, request: Request, assembly: assemble.Assembly, attachment: Attachment) -> Result:
         with self._container(request, assembly) as container, self.locked(attachment):
             machine = self.machine(container)
-            self._clear_the_way(attachment, container.id)
-            record = self.drafts.begun(request, assembly, container)
-            attempt = executor.Attempt(machine, self.watch)
+            self._finish_previous(attachment, container.id)
+            record = self.planner.new_record(request, assembly, container)
+            attempt = executor.Attempt(machine, self.watch, self.log)
             try:
                 with attempt:
                     self.records.write(record)
-                    host = seen(self.kernel.host)
-                    facts, first = self.drafts.look(container, host), NOTHING
+                    host = link_cache(self.kernel.host)
+                    facts, link_plan = self.planner.facts(container, host), EMPTY_PLAN
                     if assembly.lease and assembly.lease.needs_link:
-                        facts, first = self.drafts.foundation(record, request, assembly, container)
+                        facts, link_plan = self.planner.plan_link(record, request, assembly, container)
                         record = replace(
                             record,
-                            operations=(*own_operations(first), assembly.lease),
-                            shared=shared_operations(first),
+                            operations=(*own_operations(link_plan), assembly.lease),
+                            shared=shared_operations(link_plan),
                         )
                         self.records.write(record)
-                        self._ensure(attachment, record.shared, machine)
+                        self._ensure_shared(attachment, record.shared, machine)
                         attempt.apply(record.operations[:-1])
                     answer = attempt.reserve(assembly.lease) if assembly.lease else assembly.answer
                     done = len(record.operations)
-                    record = self.drafts.planned(record, request, assembly, answer, container, facts, first)
+                    record = self.planner.plan_record(record, request, assembly, answer, container, facts, link_plan)
                     self.records.write(record)
-                    planned_on = replace(machine, host=host) if first is NOTHING else machine
-                    self._ensure(attachment, record.shared, machine, planned_on)
+                    planned_on = replace(machine, host=host) if link_plan is EMPTY_PLAN else machine
+                    self._ensure_shared(attachment, record.shared, machine, planned_on)
                     attempt.apply(record.operations[done:])
                     self.records.write(replace(record, phase=Phase.ATTACHED))
             except BaseException as error:
                 if isinstance(error, Conflict):
-                    error.message = self.records.named(error.message)
-                if not attempt.left:
+                    error.message = self.records.name_marks(error.message)
+                if not attempt.not_undone:
                     self.records.remove(attachment)
                 raise
             return record.result
 
     def delete(self, request: Request) -> None:
-        """Detach. What is gone already is fine; what is another's is left alone; errors stop nothing."""
+        """Detach. What is missing already is fine. Errors are raised after everything has been tried.
+
+        Nothing happens where the attachment lives in another namespace than the one that CNI_NETNS names.
+        """
         attachment = attachment_of(request)
-        asked = self.kernel.identify(request.namespace) if request.namespace else NamespaceId("")
+        requested = self.kernel.identify(request.namespace) if request.namespace else NamespaceId("")
         with self.locked(attachment):
             record = self.records.read(attachment)
             if record is None:
                 from cni_plugin.service.unrecorded import delete_unrecorded
 
-                errors = delete_unrecorded(self, request, asked)
-            elif self._is_anothers(record, asked):
+                errors = delete_unrecorded(self, request, requested)
+            elif self._lives_elsewhere(record, requested):
                 return
             else:
                 errors = self.undo(record)
             raise_all(errors)
-            if record is not None and any(isinstance(one, Elements) and one.published for one in record.operations):
-                hand_over(self, record)
+            if record is not None:
+                pass_on_ports(self, record)
             self.records.remove(attachment)
 
     def check(self, request: Request) -> None:
-        """Raises NotAsPlanned naming everything that is not as ADD left it, UnknownContainer without an ADD."""
-        assembly = self._read(request)
+        """Raises NotAsPlanned naming every difference from what ADD set up, UnknownContainer without an ADD."""
+        assembly = self._assemble(request)
         attachment = attachment_of(request)
         with self._container(request, assembly) as container, self.locked(attachment):
             record = self.records.read(attachment)
             if record is None or record.phase is not Phase.ATTACHED:
                 raise UnknownContainer(
-                    f"{attachment} is not attached" if record is None else f"{attachment} is only half attached",
+                    f"{attachment} is not attached" if record is None else f"{attachment} is only partially attached",
                     hint="no ADD has succeeded since this host booted; DEL and ADD it again",
                 )
             sentences = []
             if not record.namespace.same(container.id):
                 sentences.append(f"{attachment} is attached in {record.namespace.path}, not in {request.namespace}")
             operations = (*record.shared, *record.operations)
-            sentences += executor.mismatches(operations, self.machine(container), self._changed_later(attachment))
-            sentences += _not_in_previous(record, request)
+            sentences += executor.mismatches(operations, self.machine(container), self._later_operations(attachment))
+            sentences += _missing_from_previous(record, request)
         if sentences:
-            raise NotAsPlanned("; ".join(sentences), hint="DEL and ADD it again, or see weft check")
+            raise NotAsPlanned("; ".join(sentences), hint="DEL and ADD it again, or run weft check")
 
-    def _changed_later(self, attachment: Attachment) -> tuple[Operation, ...]:
-        """The operations of those plugins of the chain that change what another one made."""
+    def _later_operations(self, attachment: Attachment) -> tuple[Operation, ...]:
+        """The operations of the chain's plugins that may have changed what this attachment's plugin set up."""
         chained = (replace(attachment, plugin=name) for name in modules.features() if name != attachment.plugin)
-        others = (self.records.read(one) for one in chained)
-        return tuple(operation for record in others if record is not None for operation in record.operations)
+        records = (self.records.read(each) for each in chained)
+        return tuple(operation for record in records if record is not None for operation in record.operations)
 
     def status(self, request: Request) -> None:
         """Raises a WeftError with code 50 when an ADD could not be served now."""
-        assembly = self._read(request)
+        assembly = self._assemble(request)
         try:
             rules = self.kernel.rules
             rules.collections()
@@ -168,16 +171,16 @@ class Service(ServiceContext):
             assembly.lease.available(self.machine(None))
 
     def preview(self, request: Request) -> Record:
-        """What an ADD would do now, as the record it would leave; nothing is changed."""
-        assembly = self._read(request)
+        """A dry run of ADD: the record that it would write."""
+        assembly = self._assemble(request)
         with self._container(request, assembly) as container:
             answer = assembly.lease.preview(self.machine(container)) if assembly.lease else assembly.answer
-            begun, facts = self.drafts.begun(request, assembly, container), self.drafts.look(container)
-            return self.drafts.planned(begun, request, assembly, answer, container, facts)
+            record, facts = self.planner.new_record(request, assembly, container), self.planner.facts(container)
+            return self.planner.plan_record(record, request, assembly, answer, container, facts)
 
-    # What the verbs share
+    # Helpers of the verbs
 
-    def _read(self, request: Request) -> assemble.Assembly:
+    def _assemble(self, request: Request) -> assemble.Assembly:
         assembly = assemble.read(request)
         request.config.keys.problems.raise_any()
         chained = not assembly.driver and assembly.parts and request.command in (Command.ADD, Command.CHECK)
@@ -190,43 +193,46 @@ class Service(ServiceContext):
 
     @contextlib.contextmanager
     def _container(self, request: Request, assembly: assemble.Assembly) -> Iterator[Namespace]:
-        """The container's namespace; raises NamespaceProblem when it is none, or the host's own (or must be it)."""
+        """Open the container's network namespace.
+
+        Raises NamespaceProblem where CNI_NETNS is no network namespace, or is the host's and must not be (or must be).
+        """
         container = self.kernel.open(request.namespace)
         try:
             own = container.id.same(self.kernel.host.id)
             if assembly.on_host and not own:
                 raise NamespaceProblem(
-                    f"CNI_NETNS {request.namespace} is a network namespace of its own",
-                    hint=f"driver {assembly.driver} is for containers that share the host's",
+                    f"CNI_NETNS {request.namespace} is not the host's network namespace",
+                    hint=f"driver {assembly.driver} is for containers that share the host's network namespace",
                 )
             if own and not assembly.on_host and not request.override:
                 raise NamespaceProblem(
                     f"CNI_NETNS {request.namespace} is the host's own network namespace",
-                    hint="give the container a namespace of its own, or set CNI_NETNS_OVERRIDE=1",
+                    hint="create a network namespace for the container, or set CNI_NETNS_OVERRIDE=1",
                 )
             yield container
         finally:
             container.close()
 
-    def _clear_the_way(self, attachment: Attachment, namespace: NamespaceId) -> None:
-        """Finish what a killed call left of the attachment; raises Conflict where it is alive."""
+    def _finish_previous(self, attachment: Attachment, namespace: NamespaceId) -> None:
+        """Undo what an interrupted call has left of the attachment; raises Conflict where it is attached."""
         record = self.records.read(attachment)
         if record is None:
             return
         if record.phase is Phase.ATTACHED and record.boot == self.host.boot:
-            here = record.namespace.same(namespace)
-            if here and self._stands(record):
-                raise Conflict(f"{attachment} is attached already", hint="DEL it first")
-            if not here and self.lives(record.namespace):
+            same_namespace = record.namespace.same(namespace)
+            if same_namespace and self._has_links(record):
+                raise Conflict(f"{attachment} is already attached", hint="DEL it first")
+            if not same_namespace and self.is_alive(record.namespace):
                 raise Conflict(
-                    f"{attachment} is attached already, in the network namespace {record.namespace.path}",
+                    f"{attachment} is already attached in network namespace {record.namespace.path}",
                     hint="DEL it there first, or use another container id",
                 )
         raise_all(self.undo(record))
         self.records.remove(attachment)
 
-    def _stands(self, record: Record) -> bool:
-        """Whether the links that the record made are there."""
+    def _has_links(self, record: Record) -> bool:
+        """Whether the links that the record's operations create exist."""
         makers = [operation for operation in record.operations if operation.creates]
         container = self.open_same(record.namespace)
         try:
@@ -235,69 +241,74 @@ class Service(ServiceContext):
             if container is not None:
                 container.close()
 
-    def _is_anothers(self, record: Record, asked: NamespaceId) -> bool:
-        """Whether a DEL that names another namespace must leave this living attachment alone."""
-        if not asked.path or asked.path == record.namespace.path or asked.same(record.namespace):
+    def _lives_elsewhere(self, record: Record, requested: NamespaceId) -> bool:
+        """Whether the attachment's namespace exists and is not the one that DEL names: then DEL must not touch it."""
+        if not requested.path or requested.path == record.namespace.path or requested.same(record.namespace):
             return False
-        return self.lives(record.namespace)
+        return self.is_alive(record.namespace)
 
-    def _ensure(
+    def _ensure_shared(
         self, attachment: Attachment, shared: Sequence[Operation], machine: Machine, planned_on: Machine | None = None
     ) -> None:
-        """Do what is lacking of the shared operations, one caller at a time; the network's record knows first.
+        """Apply the shared operations that are lacking, under the shared lock; they are recorded first.
 
-        ``planned_on`` is the machine as planning saw it a moment ago, for the first look.
+        ``planned_on`` is the machine with the links as the planner saw them, for the check without the lock.
         """
-        first = planned_on or machine
-        if self._unknown(attachment.network, shared) or any(operation.mismatch(first) for operation in shared):
+        seen = planned_on or machine
+        if self._unrecorded(attachment.network, shared) or any(operation.mismatch(seen) for operation in shared):
             with locks.hold(self.records.shared_lock()):
-                self._remember(attachment.network, self._unknown(attachment.network, shared))
+                self._record_shared(attachment.network, self._unrecorded(attachment.network, shared))
                 for operation in shared:
                     if operation.mismatch(machine) is not None:
                         self._apply_shared(operation, attachment, machine)
 
     def _apply_shared(self, operation: Operation, attachment: Attachment, machine: Machine) -> None:
-        self.watch("apply", operation)
-        operation.apply(machine)
+        executor.apply(operation, machine, self.watch, self.log)
         if isinstance(operation, BaseRules):
-            restore_rules(self, attachment)
+            restore_elements(self, attachment)
 
-    def _known(self, network: str) -> tuple[Operation, ...]:
-        """The shared operations that the network's record holds, of this boot."""
+    def _recorded_shared(self, network: str) -> tuple[Operation, ...]:
+        """The shared operations in the network's record, if it is of this boot."""
         record = self.records.read_network(network)
         return record.shared if record is not None and record.boot == self.host.boot else ()
 
-    def _unknown(self, network: str, shared: Sequence[Operation]) -> tuple[Operation, ...]:
-        known = self._known(network)
-        return tuple(operation for operation in shared if operation not in known)
+    def _unrecorded(self, network: str, shared: Sequence[Operation]) -> tuple[Operation, ...]:
+        recorded = self._recorded_shared(network)
+        return tuple(operation for operation in shared if operation not in recorded)
 
-    def _remember(self, network: str, fresh: tuple[Operation, ...]) -> None:
-        if fresh:
-            self.records.write_network(NetworkRecord(network, self.host.boot, self._known(network) + fresh))
+    def _record_shared(self, network: str, new: tuple[Operation, ...]) -> None:
+        if new:
+            self.records.write_network(NetworkRecord(network, self.host.boot, self._recorded_shared(network) + new))
 
 
-def _not_in_previous(record: Record, request: Request) -> list[str]:
-    """The addresses that ADD answered and the caller's prevResult does not have.
+def _missing_from_previous(record: Record, request: Request) -> list[str]:
+    """The addresses in ADD's result that are missing from the caller's prevResult.
 
-    It is the last plugin's, who may not have passed on the interface: in Nomad's list loopback is before bridge.
+    For CHECK that is the result of the last plugin, which may not have passed on every interface: in Nomad's list
+    loopback comes before bridge. Addresses of interfaces that it does not have are not compared.
     """
     if request.config.previous is None:
         return []
-    there = {ip.address for ip in request.config.previous.ips}
-    told = {one.name for one in request.config.previous.interfaces}
-    lacking = [ip for ip in record.result.ips if ip.address not in there]
-    if told:
-        made = record.result.interfaces
-        lacking = [ip for ip in lacking if ip.interface is None or made[ip.interface].name in told]
+    addresses = {ip.address for ip in request.config.previous.ips}
+    names = {interface.name for interface in request.config.previous.interfaces}
+    lacking = [ip for ip in record.result.ips if ip.address not in addresses]
+    if names:
+        interfaces = record.result.interfaces
+        lacking = [ip for ip in lacking if ip.interface is None or interfaces[ip.interface].name in names]
     return [f"prevResult lacks the address {ip.address}" for ip in lacking]
 
 
 def handle(request: Request) -> Result | None:
-    """One request in a process of its own."""
+    """Serve one request in the call's own process."""
     from weft.kernel.linux.kernel import LinuxKernel
 
+    log = None
+    if request.environment.get("WEFT_LOG"):
+        from cni_plugin.service.log import Level, level, operation_log, write
+
+        log = operation_log(request, write) if level(request.environment) is Level.DEBUG else None
     kernel = LinuxKernel()
     try:
-        return Service(kernel, Host.current(kernel)).handle(request)
+        return Service(kernel, Host.current(kernel), log=log).handle(request)
     finally:
         kernel.close()

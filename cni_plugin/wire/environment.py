@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from cni_plugin.wire.request import Command
+from cni_plugin.wire.request import Command, Config, Request
 from weft.errors import EnvironmentProblem
 from weft.identity import identifier_problem, link_name_problem
 from weft.section import quoted
@@ -34,6 +34,22 @@ class Environment:
     path: tuple[str, ...]
     arguments: Mapping[str, str]
     override: bool
+
+    def request(self, plugin: str, environ: Mapping[str, str], config: Config, stdin: bytes) -> Request:
+        """The call as a whole, with the configuration that was read from ``stdin``."""
+        return Request(
+            command=self.command,
+            plugin=plugin,
+            container=self.container,
+            namespace=self.namespace,
+            interface=self.interface,
+            path=self.path,
+            arguments=self.arguments,
+            override=self.override,
+            environment=environ,
+            config=config,
+            stdin=stdin,
+        )
 
 
 def read(environ: Mapping[str, str], plugin: str, reads_arguments: Callable[[str], bool]) -> Environment:

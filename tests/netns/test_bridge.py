@@ -364,7 +364,7 @@ def test_an_interface_that_is_there_is_left_alone(host: Host, cni: Cni) -> None:
     conf = bridge(pool(SUBNET))
     first = cni.add(conf, netns)
     problem = seen.problem(cni, "ADD", conf, netns)
-    assert problem["code"] == 101 and "attached already" in problem["msg"]
+    assert problem["code"] == 101 and "already attached" in problem["msg"]
     other = seen.problem(cni, "ADD", bridge(pool("10.82.0.0/24"), name="other"), netns)
     assert other["code"] == 101 and "eth0" in other["msg"]
     cni.check(conf, first, netns)

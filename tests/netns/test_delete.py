@@ -320,7 +320,7 @@ def test_of_another_namespace(host: Host) -> None:
     red = _bridge("red", "10.31.0.0/24", 8001)
     kept = weft.add(red, path)
     refused = weft("ADD", red, other)
-    assert (refused.code, "attached already" in refused.text) == (101, True)
+    assert (refused.code, "already attached" in refused.text) == (101, True)
     weft.delete(red, other)
     assert weft.check(red, kept, path) == ""
     assert held_twice("red", {"c1": path}) == []

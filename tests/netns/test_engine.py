@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -17,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from cni_plugin.engine.connection import READING
-from cni_plugin.engine.helpers import processes
+from cni_plugin.engine.connection import IO_TIMEOUT
+from cni_plugin.engine.helpers import process_count
 from cni_plugin.wire import frame
 from lab import engine as engines
 from lab.commands import opened, run
@@ -48,7 +49,7 @@ class Engine:
         self.process = subprocess.Popen([ENGINE, "--log", *arguments], stderr=subprocess.PIPE)
         until(lambda: self.socket.exists() or self.process.poll() is not None, 60, "an engine")
         assert self.process.poll() is None, self.process.communicate()
-        until(lambda: len(engines.helpers(self.process.pid)) == processes() - 1)
+        until(lambda: len(engines.helpers(self.process.pid)) == process_count() - 1)
 
     def kill(self, *, whole: bool = False) -> None:
         """Kill its first process, which its helpers notice and end; or the ``whole`` of it: nobody clears up."""
@@ -164,7 +165,7 @@ def test_garbage_and_stuck_clients_hold_up_nobody(host: Host, engine: Engine, th
     through.add(CONF, path)
     through.delete(CONF, path)
     # One after the other, the 24 who do not end what they send would take that long each.
-    assert time.monotonic() - started < 8 * READING
+    assert time.monotonic() - started < 8 * IO_TIMEOUT
     for client in stuck:
         client.close()
     assert left(engine.folder) == []
@@ -262,7 +263,7 @@ def test_a_request_of_somebody_who_left_is_not_begun(host: Host, engine: Engine,
         until(lambda: lock in opened(engine.process.pid), what="waiting for the lock")
         process.kill()
         process.communicate()
-    assert "nobody waits" in engine.close()
+    assert "the client has disconnected" in engine.close()
     assert left(engine.folder) == []
 
 
@@ -276,7 +277,7 @@ def test_many_at_once(host: Host, engine: Engine, through: Through) -> None:
     assert left(engine.folder) == []
 
 
-@pytest.mark.skipif(processes() < 2, reason="on one processor nobody helps an engine")
+@pytest.mark.skipif(process_count() < 2, reason="on one processor nobody helps an engine")
 def test_helpers_share_the_work(host: Host, engine: Engine, through: Through) -> None:
     """They take calls when there are many, sleep else, and end with the engine; without them it goes on."""
     helpers = engines.helpers(engine.process.pid)
@@ -304,7 +305,7 @@ def test_helpers_share_the_work(host: Host, engine: Engine, through: Through) ->
     assert not any(Path(f"/proc/{helper}").exists() for helper in helpers)
 
 
-@pytest.mark.skipif(processes() < 2, reason="on one processor nobody helps an engine")
+@pytest.mark.skipif(process_count() < 2, reason="on one processor nobody helps an engine")
 def test_helpers_of_an_engine_that_was_killed_clear_up(host: Host, engine: Engine, cni: Cni) -> None:
     """Whoever was taken on is answered, nobody is left to wait, and the next engine comes at once."""
     helpers = engines.helpers(engine.process.pid)
@@ -375,6 +376,17 @@ def test_only_one(host: Host, engine: Engine) -> None:
     assert engine.socket.exists()
 
 
+def test_operations_are_logged_for_debugging(host: Host, through: Through) -> None:
+    path, name = host.container(), CONF["name"]
+    engine = Engine("--debug")
+    through.add(CONF, path)
+    through.delete(CONF, path)
+    lines = engine.close().splitlines()
+    assert any(re.search(rf"^ADD \S+/eth0 on {name}: apply Veth: changed, [0-9.]+ ms: ip ", line) for line in lines)
+    assert any(re.search(rf"^DEL \S+/eth0 on {name}: undo Veth: undone, [0-9.]+ ms", line) for line in lines)
+    assert len([line for line in lines if re.search(rf"^(ADD|DEL) \S+/eth0 on {name}: [^:]+, [0-9.]+ ms$", line)]) == 2
+
+
 def test_the_client_in_python(host: Host, engine: Engine, cni: Cni) -> None:
     """What stands in where there is no compiler speaks the same."""
     path = host.container()
@@ -388,4 +400,4 @@ def test_the_client_in_python(host: Host, engine: Engine, cni: Cni) -> None:
         outcome = run(*argv, stdin=json.dumps(CONF), environment=environment, check=False)
         assert outcome.code == 0, outcome
     assert left(engine.folder) == []
-    assert engine.close().count(" by bridge: ") == 2
+    assert engine.close().count(f" on {CONF['name']}: ") == 2

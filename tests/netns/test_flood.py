@@ -130,7 +130,7 @@ class Churn:
         if child == 0:
             try:
                 answer = self._weft(command, self.confs[number], path, f"c{number}")
-                expected = answer.ok or "is attached already" in answer.text
+                expected = answer.ok or "is already attached" in answer.text
                 if not expected:
                     os.write(2, f"{command} c{number}: {answer}\n".encode())
                 os._exit(0 if expected else 1)

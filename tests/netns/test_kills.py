@@ -80,7 +80,7 @@ def _again(victim: Victim, at: int) -> None:
     if not answer.ok:
         # Killed when all was done but the answer: then it is attached, and only then is this refused.
         assert answer.code == 101, (at, answer)
-        assert "is attached already" in answer.text, (at, answer)
+        assert "is already attached" in answer.text, (at, answer)
     else:
         document = answer.document
         assert victim.ground.weft.check(victim.ground.case.conf, document, victim.path) == "", at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_a_problem_keeps_its_code() -> None:
         (KeyError("x"), "internal error: KeyError: 'x'"),
         (ValueError(), "internal error: ValueError"),
         (AssertionError("a\nb" * 1_000), "internal error: AssertionError: a b"),
-        (RecursionError(), "nested too deep"),
+        (RecursionError(), "recursion limit exceeded"),
         (MemoryError(), "out of memory"),
         (SystemExit(0), "internal error: SystemExit"),
         (GeneratorExit(), "internal error: GeneratorExit"),
@@ -154,8 +155,8 @@ def test_an_endless_recursion_is_999() -> None:
 
 def test_an_interruption_is_to_be_tried_again() -> None:
     assert failing(KeyboardInterrupt())["code"] == 11
-    value = failing(cni.Interrupted("ended by SIGTERM"))
-    assert (value["code"], value["msg"]) == (11, "ended by SIGTERM before the work was done")
+    value = failing(cni.Interrupted("terminated by SIGTERM"))
+    assert (value["code"], value["msg"]) == (11, "terminated by SIGTERM before the call was finished")
 
 
 def test_an_exception_that_cannot_be_printed() -> None:
@@ -329,7 +330,7 @@ def test_a_closed_standard_output_stops_it_before_anything_is_done(launch: Launc
     process = launch(stdout=None, preexec_fn=lambda: os.close(1))
     _, err = process.communicate(GOOD)
     assert process.returncode == 1
-    assert err == b"standard output is closed, nothing was done\n"
+    assert err == b"weft: standard output is closed\n"
 
 
 def test_a_full_standard_output_is_told(launch: Launch) -> None:
@@ -337,7 +338,7 @@ def test_a_full_standard_output_is_told(launch: Launch) -> None:
         process = launch(stdout=full)
         _, err = process.communicate(GOOD)
     assert process.returncode == 1
-    assert err == b"asked\ncannot write to standard output: No space left on device\n"
+    assert err == b"asked\nweft: cannot write to standard output: No space left on device\n"
 
 
 def test_a_reader_that_left_is_told(launch: Launch) -> None:
@@ -418,3 +419,37 @@ atexit.register(lambda: os.write(2, peak().encode()))
     assert (process.returncode, document(out)["code"]) == (1, 6)
     assert "1048576 bytes" in str(document(out)["msg"])
     assert int(err) < 60 * 1024  # kilobytes of memory at most
+
+
+LOGGED = """
+def handle(request):
+    from ipaddress import ip_interface
+    from weft.types import Result, ResultAddress
+    return Result(ips=(ResultAddress(ip_interface("10.1.0.5/24")),))
+service.handle = handle
+"""
+
+
+@pytest.mark.parametrize("level", ["info", "debug", "INFO"])
+def test_a_request_is_logged_where_the_environment_says_so(launch: Launch, level: str) -> None:
+    _, err = launch(LOGGED, environ=ENVIRON | {"WEFT_LOG": level}).communicate(GOOD)
+    assert re.fullmatch(rb"ADD c/eth0 on n: 10\.1\.0\.5/24, [0-9.]+ ms\n", err)
+
+
+@pytest.mark.parametrize("level", ["", "off", "verbose"])
+def test_nothing_is_logged_otherwise(launch: Launch, level: str) -> None:
+    _, err = launch(LOGGED, environ=ENVIRON | {"WEFT_LOG": level}).communicate(GOOD)
+    assert err == b""
+
+
+def test_a_failed_request_is_logged_with_its_error() -> None:
+    lines: list[str] = []
+
+    def handle(request: Request) -> Result:
+        raise Conflict("c/eth0 is already attached")
+
+    assert cni.run("bridge", ENVIRON, GOOD, handle, lines.append)[0] == 1
+    assert cni.run("bridge", ENVIRON, b"{", handle, lines.append)[0] == 1
+    assert len(lines) == 2
+    assert lines[0].startswith("ADD c/eth0 on n: {") and "c/eth0 is already attached" in lines[0]
+    assert lines[1].startswith("ADD c/eth0: {")

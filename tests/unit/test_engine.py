@@ -80,15 +80,15 @@ def test_a_changed_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     source = tmp_path / "cni_plugin" / "deep" / "one.py"
     source.write_text("1\n")
     monkeypatch.setattr(code, "ROOT", str(tmp_path))
-    monkeypatch.setattr(code, "_EVERY", 0.0)
+    monkeypatch.setattr(code, "_CHECK_SECONDS", 0.0)
     seen = code.Code()
-    assert seen.look() and seen.glance()
+    assert seen.verify() and seen.verify_folders()
     (source.parent / "__pycache__").mkdir()
-    assert seen.glance()
+    assert seen.verify_folders()
     os.utime(source, (1, 1))
-    assert not seen.look()
+    assert not seen.verify()
     os.utime(source, (2, 2))
-    assert not seen.look() and not seen.glance(), "once outdated, always"
+    assert not seen.verify() and not seen.verify_folders(), "once outdated, always"
 
 
 def test_a_replaced_file_is_seen_at_a_glance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,11 +97,11 @@ def test_a_replaced_file_is_seen_at_a_glance(tmp_path: Path, monkeypatch: pytest
     source.write_text("1\n")
     other.write_text("2\n")
     monkeypatch.setattr(code, "ROOT", str(tmp_path))
-    monkeypatch.setattr(code, "_EVERY", 0.0)
+    monkeypatch.setattr(code, "_CHECK_SECONDS", 0.0)
     seen = code.Code()
-    assert seen.glance()
+    assert seen.verify_folders()
     other.replace(source)
-    assert not seen.glance()
+    assert not seen.verify_folders()
 
 
 def test_remarks_go_to_whom_the_thread_works_for(capfd: pytest.CaptureFixture[str]) -> None:

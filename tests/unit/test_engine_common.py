@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin.engine.shared import Board, Region, SharedSound
+from cni_plugin.engine.shared import LeaseChangeRing, SharedRegion, SharedSound
 from ipam import cache, leases
 from ipam.leases import HostState, Owner, open_locked
 from lab.waiting import until
@@ -32,7 +32,7 @@ def in_a_child(work: Callable[[], object]) -> None:
 
 
 def test_one_at_a_time_holds_a_region() -> None:
-    region = Region(8)
+    region = SharedRegion(8)
 
     def count() -> None:
         for _ in range(2000):
@@ -50,7 +50,7 @@ def test_one_at_a_time_holds_a_region() -> None:
 
 
 def test_who_is_killed_holds_nothing() -> None:
-    region = Region(1)
+    region = SharedRegion(1)
     child = os.fork()
     if not child:
         with region:
@@ -77,42 +77,42 @@ def test_what_is_known_of_the_rules_is_known_to_all() -> None:
 
 
 def test_news_are_heard_in_order_and_by_all() -> None:
-    board = Board(64)
-    assert board.poll() == []
+    ring = LeaseChangeRing(64)
+    assert ring.poll() == []
 
     def publish() -> None:
-        board.publish(b"a")
-        board.publish(b"b" * 20)
+        ring.publish(b"a")
+        ring.publish(b"b" * 20)
 
     for _ in range(20):  # several times around
         in_a_child(publish)
-        board.publish(b"")
-        assert board.poll() == [b"a", b"b" * 20, b""]
-    assert board.poll() == []
+        ring.publish(b"")
+        assert ring.poll() == [b"a", b"b" * 20, b""]
+    assert ring.poll() == []
 
 
 def test_who_did_not_listen_for_long_is_told_so() -> None:
-    board = Board(64)
+    ring = LeaseChangeRing(64)
     for _ in range(3):
-        board.publish(b"x" * 30)
-    assert board.poll() is None
-    assert board.poll() == []
-    board.publish(b"y")
-    assert board.poll() == [b"y"]
-    board.publish(b"z" * 61)  # too long for anybody
-    assert board.poll() == []
+        ring.publish(b"x" * 30)
+    assert ring.poll() is None
+    assert ring.poll() == []
+    ring.publish(b"y")
+    assert ring.poll() == [b"y"]
+    ring.publish(b"z" * 61)  # too long for anybody
+    assert ring.poll() == []
 
 
 @pytest.fixture
-def remembering() -> Iterator[Board]:
-    board = Board()
-    cache.enable(board)
-    yield board
+def remembering() -> Iterator[LeaseChangeRing]:
+    ring = LeaseChangeRing()
+    cache.enable(ring)
+    yield ring
     cache._remembered = cache._feed = None
 
 
 def test_one_process_follows_what_another_leases(
-    tmp_path: Path, remembering: Board, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, remembering: LeaseChangeRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each lease and release is known to both without either's reading the directory again."""
     state = HostState(index=str(tmp_path / "index"), booted=0.0, alive=lambda *_: True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from cni_plugin.ops.operation import Lease, LinkRef, Machine, Operation
 from cni_plugin.service.executor import Attempt, mismatches, remove
 from weft.errors import Conflict, KernelRefused, WeftError
+from weft.kernel.interface import Namespace
 from weft.types import Result, Side
 
 LOG: list[str] = []
@@ -24,6 +26,7 @@ class Step(Operation):
     fails: dict[str, BaseException] = field(default_factory=dict, hash=False)
     made: tuple[LinkRef, ...] = ()
     on: LinkRef | None = None
+    unchanged: bool = False
 
     @property
     def creates(self) -> tuple[LinkRef, ...]:
@@ -40,7 +43,7 @@ class Step(Operation):
 
     def apply(self, machine: Machine) -> bool:
         self._do("apply")
-        return True
+        return not self.unchanged
 
     def undo(self, machine: Machine) -> None:
         self._do("undo")
@@ -49,12 +52,18 @@ class Step(Operation):
         self._do("mismatch")
         return f"{self.name} is gone"
 
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        return (f"ip link set {self.name}",)
+
 
 class Ticket(Lease):
     """A lease that cannot be had."""
 
     def reserve(self, machine: Machine) -> Result:
         raise KernelRefused("no")
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        return ()
 
 
 REFUSED = KernelRefused("the kernel said no", hint="ask again")
@@ -74,7 +83,7 @@ def _attempt(*steps: Step) -> Attempt:
 
 
 def test_applied_in_order_and_left_alone() -> None:
-    assert _attempt(Step("a"), Step("b")).left == []
+    assert _attempt(Step("a"), Step("b")).not_undone == []
     assert LOG == ["apply a", "apply b"]
 
 
@@ -101,7 +110,7 @@ def test_an_undoing_that_breaks_off_is_not_taken_for_done() -> None:
     attempt = Attempt(MACHINE)
     with pytest.raises(ZeroDivisionError), attempt:
         attempt.apply([Step("a", {"undo": ZeroDivisionError()}), Step("b", {"apply": KernelRefused("no")})])
-    assert attempt.left != []
+    assert attempt.not_undone != []
 
 
 def test_an_interruption_undoes_as_well() -> None:
@@ -117,7 +126,7 @@ def test_a_lease_that_failed_is_not_undone() -> None:
     with pytest.raises(KernelRefused), attempt:
         attempt.reserve(Ticket())
     assert seen == ["apply"]
-    assert attempt.left == []
+    assert attempt.not_undone == []
 
 
 def test_what_lies_on_a_made_link_goes_with_it() -> None:
@@ -145,3 +154,32 @@ def test_mismatches_collects_errors_as_sentences() -> None:
         "a is gone",
         "cannot look",
     ]
+
+
+def test_each_operation_is_logged_where_a_log_is_given() -> None:
+    lines: list[str] = []
+    refused = KernelRefused("busy")
+    machine = Machine(cast(Namespace, None), None, cast(Any, None), cast(Any, None), cast(Any, None))
+    attempt = Attempt(machine, log=lines.append)
+    with pytest.raises(KernelRefused), attempt:
+        attempt.apply([Step("a"), Step("b", unchanged=True), Step("c", {"apply": refused, "undo": WeftError("stuck")})])
+    assert [re.sub(r"[0-9.]+ ms", "0 ms", line) for line in lines] == [
+        "apply Step: changed, 0 ms: ip link set a",
+        "apply Step: unchanged, 0 ms: ip link set b",
+        "apply Step: failed: busy, 0 ms: ip link set c",
+        "undo Step: failed: stuck, 0 ms: ip link set c",
+        "undo Step: undone, 0 ms: ip link set b",
+        "undo Step: undone, 0 ms: ip link set a",
+    ]
+
+
+def test_a_reservation_is_logged_and_a_long_command_cut() -> None:
+    lines: list[str] = []
+    machine = Machine(cast(Namespace, None), None, cast(Any, None), cast(Any, None), cast(Any, None))
+    attempt = Attempt(machine, log=lines.append)
+    with pytest.raises(KernelRefused), attempt:
+        attempt.reserve(Ticket())
+    [line] = lines
+    assert line.startswith("apply Ticket: failed: no, ")
+    remove([Step("x" * 1000)], machine, log=lines.append)
+    assert len(lines[1]) < 300

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin.engine import listener as engine_place
+from cni_plugin.engine import listener as engine_listener
 from cni_plugin.entry import installation
 from cni_plugin.networks import conflists
 from cni_plugin.plan import modules
@@ -157,10 +157,10 @@ def test_an_installation_that_was_killed_is_made_again(tmp_path: Path) -> None:
 def test_a_daemon_that_was_killed_before_it_could_be_found_leaves_no_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_place, "folder", lambda: str(tmp_path / "engine"))
-    for make in (lambda: DaemonSocket(str(tmp_path), "daemon"), engine_place.Place):
+    monkeypatch.setattr(engine_listener, "folder", lambda: str(tmp_path / "engine"))
+    for make in (lambda: DaemonSocket(str(tmp_path), "daemon"), engine_listener.EngineSocket):
         assert killed(make, 0)
         there = make()
         assert not [name for name in present(tmp_path) if name.endswith(".new")]
-        there.close() if isinstance(there, DaemonSocket) else there.leave()
+        there.close()
         there.listener.close()

@@ -70,7 +70,7 @@ def test_removal_is_idempotent(records: Records) -> None:
     records.remove(ATTACHMENT)
     records.remove(ATTACHMENT)
     assert records.read(ATTACHMENT) is None
-    assert records.litter() == []
+    assert records.stray_files() == []
 
 
 def _checked(body: bytes) -> bytes:
@@ -103,7 +103,7 @@ def test_a_damaged_record_is_set_aside(records: Records, damage: str, capfd: pyt
     assert path.with_suffix(".damaged").read_bytes() == DAMAGES[damage]
     assert str(path) in capfd.readouterr().err
     assert list(records.all()) == []
-    assert records.litter() == [str(path.with_suffix(".damaged"))]
+    assert records.stray_files() == [str(path.with_suffix(".damaged"))]
 
 
 def test_every_byte_counts(records: Records) -> None:
@@ -140,7 +140,7 @@ def test_a_write_that_fails_leaves_the_old_record(records: Records, monkeypatch:
         with pytest.raises(StateDamaged, match="No space left"):
             records.write(replace(RECORD, phase=Phase.ATTACHED))
     assert records.read(ATTACHMENT) == RECORD
-    assert records.litter() == []
+    assert records.stray_files() == []
 
 
 def test_a_planted_link_is_not_followed(records: Records, tmp_path: Path) -> None:

@@ -29,14 +29,14 @@ def service(tmp_path: Path) -> Service:
 def test_an_add_that_ended_after_it_was_listed_is_left_alone(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     record = Record(ATTACHMENT, NamespaceId("/run/netns/c1", 1, 2), Phase.ADDING, "boot", 1.0)
     service.records.write(replace(record, phase=Phase.ATTACHED))
-    monkeypatch.setattr(gc, "dead", lambda service: [record])
-    assert gc.sweep_dead(service).attachments == []
+    monkeypatch.setattr(gc, "stale_attachments", lambda service: [record])
+    assert gc.collect_stale(service).attachments == []
     assert service.records.read(ATTACHMENT) is not None
 
 
 def test_a_half_made_attachment_goes(service: Service) -> None:
     service.records.write(Record(ATTACHMENT, NamespaceId("/run/netns/c1", 1, 2), Phase.ADDING, "boot", 1.0))
-    assert gc.sweep_dead(service).attachments == [str(ATTACHMENT)]
+    assert gc.collect_stale(service).attachments == [str(ATTACHMENT)]
     assert service.records.read(ATTACHMENT) is None
 
 
@@ -48,15 +48,15 @@ def _orphan(service: Service) -> str:
 
 def test_an_orphan_goes_with_its_lock(service: Service) -> None:
     name = _orphan(service)
-    assert gc.sweep_dead(service).leftovers == [f"link {name}"]
+    assert gc.collect_stale(service).leftovers == [f"link {name}"]
     assert service.kernel.host.link(name) is None
-    assert service.records.litter() in ([], [service.records.shared_lock()])
+    assert service.records.stray_files() in ([], [service.records.shared_lock()])
 
 
 def test_an_orphan_whose_attachment_somebody_works_on_stays(service: Service) -> None:
     name = _orphan(service)
     with hold(service.records.lock(ATTACHMENT)):
-        assert gc.sweep_dead(service).leftovers == []
+        assert gc.collect_stale(service).leftovers == []
     assert service.kernel.host.link(name) is not None
 
 
@@ -64,5 +64,5 @@ def test_a_bridge_goes_with_its_last_orphaned_port(service: Service) -> None:
     host = service.kernel.host
     host.add_link("br0", "bridge", alias=identity.alias(identity.mark("bridge", "br0"), "bridge br0"))
     host.change_link(_orphan(service), master="br0")
-    assert len(gc.sweep_dead(service).leftovers) == 2
+    assert len(gc.collect_stale(service).leftovers) == 2
     assert host.link("br0") is None
