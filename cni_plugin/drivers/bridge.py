@@ -82,7 +82,7 @@ class BridgeNetwork:
             found = interface.with_gateways(found)
         if self.default_gateway:
             found = replace(found, routes=interface.default_routes(found))
-        pair = interface.pair(context, mtu=self.mtu or interface.DEFAULT_MTU, mac=self.mac, bridge=self.bridge)
+        pair = interface.veth_pair(context, mtu=self.mtu or interface.DEFAULT_MTU, mac=self.mac, bridge=self.bridge)
         bridge, shown = self._bridge(context, pair.mtu)
         foot = self._foot(context, pair.mtu)
         return Plan(
@@ -101,7 +101,7 @@ class BridgeNetwork:
                     ResultInterface(pair.container, pair.mac, context.namespace.path, pair.mtu),
                     *((ResultInterface(foot.name, foot.mac, "", foot.mtu),) if foot else ()),
                 ),
-                ips=interface.with_interface(found, 2),
+                ips=interface.on_interface(found, 2),
             ),
         )
 

@@ -20,8 +20,8 @@ class Dummy:
     mtu: int
 
     def plan(self, context: Context) -> Plan:
-        link = interface.own_link(context, "dummy", mtu=self.mtu or interface.DEFAULT_MTU)
-        return interface.attach(link, interface.shown(context, link), context.result)
+        link = interface.container_link(context, "dummy", mtu=self.mtu or interface.DEFAULT_MTU)
+        return interface.attach(link, interface.result_interface(context, link), context.result)
 
 
 def read(request: Request, keys: Section) -> Part | None:

@@ -40,12 +40,12 @@ class Ipvlan:
     inherits: bool
 
     def plan(self, context: Context) -> Plan:
-        below = interface.lower(context, self.master, self.side)
-        link = interface.own_link(
+        below = interface.parent_link(context, self.master, self.side)
+        link = interface.container_link(
             context,
             "ipvlan",
             mac=below.mac,
-            mtu=interface.bounded(self.mtu, below),
+            mtu=interface.limited_mtu(self.mtu, below),
             parent=below.name,
             side=self.side,
             options=(("ipvlan_mode", self.mode),),
@@ -54,7 +54,7 @@ class Ipvlan:
         if self.inherits and before is not None:
             found = replace(before, dns=found.dns or before.dns)
         return interface.attach(
-            link, interface.shown(context, link), found, detect=self.detect, addressed=not context.pending
+            link, interface.result_interface(context, link), found, detect=self.detect, addressed=not context.pending
         )
 
 

@@ -49,7 +49,7 @@ class Macvlan:
     addressed: bool
 
     def plan(self, context: Context) -> Plan:
-        below = interface.lower(context, self.master, self.side)
+        below = interface.parent_link(context, self.master, self.side)
         whole = self.mode == "passthru"
         if whole and self.mac not in ("", below.mac):
             raise ConfigProblem(
@@ -59,18 +59,18 @@ class Macvlan:
         options: list[tuple[str, int | str]] = [("macvlan_mode", self.mode)]
         if self.queue:
             options.append(("macvlan_bc_queue_len", self.queue))
-        link = interface.own_link(
+        link = interface.container_link(
             context,
             "macvlan",
             mac=below.mac if whole else self.mac,
-            mtu=interface.bounded(self.mtu, below),
+            mtu=interface.limited_mtu(self.mtu, below),
             parent=below.name,
             side=self.side,
             options=tuple(options),
         )
         return interface.attach(
             link,
-            interface.shown(context, link),
+            interface.result_interface(context, link),
             context.result,
             detect=self.detect,
             addressed=self.addressed and not context.pending,

@@ -48,7 +48,7 @@ class PointToPoint:
                 raise ConfigProblem(
                     f"ipam gave {ip.address} without a gateway, which ptp needs", hint="set ipam.gateway"
                 )
-        pair = interface.pair(context, mtu=self.mtu or interface.DEFAULT_MTU)
+        pair = interface.veth_pair(context, mtu=self.mtu or interface.DEFAULT_MTU)
         host, link = pair.host, pair.container
         result = replace(
             found,
@@ -56,7 +56,7 @@ class PointToPoint:
                 ResultInterface(host, pair.host_mac, "", pair.mtu),
                 ResultInterface(link, pair.mac, context.namespace.path, pair.mtu),
             ),
-            ips=interface.with_interface(found, 1),
+            ips=interface.on_interface(found, 1),
         )
         return Plan(
             shared=interface.forwarding(interface.versions(found)),
@@ -82,7 +82,7 @@ def _host_end(host: str, ip: ResultAddress) -> tuple[Operation, ...]:
         quiet = (Setting(Side.HOST, f"net/ipv6/conf/{host}/accept_dad", "0", host, optional=True),)
     return (
         *quiet,
-        LinkAddress(Side.HOST, host, interface.single(ip.gateway)),
+        LinkAddress(Side.HOST, host, interface.host_prefix(ip.gateway)),
         LinkRoute(Side.HOST, KernelRoute(route, host, protocol=identity.ROUTE_PROTOCOL)),
     )
 

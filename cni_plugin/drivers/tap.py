@@ -43,9 +43,12 @@ class Tap:
         if self.bridge:
             _check_bridge(context.facts.link(Side.CONTAINER, self.bridge), self.bridge)
         mtu = self.mtu or interface.DEFAULT_MTU
-        link = interface.own_link(context, "tun", mac=self.mac, mtu=mtu, master=self.bridge, options=self.options)
+        link = interface.container_link(context, "tun", mac=self.mac, mtu=mtu, master=self.bridge, options=self.options)
         return interface.attach(
-            link, interface.shown(context, link), context.result, addressed=self.addressed and not context.pending
+            link,
+            interface.result_interface(context, link),
+            context.result,
+            addressed=self.addressed and not context.pending,
         )
 
 

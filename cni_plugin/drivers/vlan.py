@@ -43,18 +43,22 @@ class Vlan:
     detect: bool
 
     def plan(self, context: Context) -> Plan:
-        below = interface.lower(context, self.master, self.side)
-        link = interface.own_link(
+        below = interface.parent_link(context, self.master, self.side)
+        link = interface.container_link(
             context,
             "vlan",
             mac=below.mac,
-            mtu=interface.bounded(self.mtu, below),
+            mtu=interface.limited_mtu(self.mtu, below),
             parent=below.name,
             side=self.side,
             options=(("vlan_id", self.vid),),
         )
         return interface.attach(
-            link, interface.shown(context, link), context.result, detect=self.detect, addressed=not context.pending
+            link,
+            interface.result_interface(context, link),
+            context.result,
+            detect=self.detect,
+            addressed=not context.pending,
         )
 
 

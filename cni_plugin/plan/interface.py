@@ -36,7 +36,7 @@ def versions(result: Result) -> set[int]:
     return {ip.address.version for ip in result.ips}
 
 
-def settings(link: str, *, detect: bool, ipv6: bool) -> tuple[Operation, ...]:
+def link_settings(link: str, *, detect: bool, ipv6: bool) -> tuple[Operation, ...]:
     """Kernel settings of the container's link, before it is up.
 
     Without ``detect`` IPv6 addresses are usable at once; the peers' caches are refreshed when the link comes up.
@@ -58,7 +58,7 @@ def configure(link: str, result: Result, *, detect: bool = False, prefix_routes:
     """The operations that make a fresh link of the container carry the result's addresses and be up."""
     ipv6 = 6 in versions(result)
     return (
-        *settings(link, detect=detect, ipv6=ipv6),
+        *link_settings(link, detect=detect, ipv6=ipv6),
         *(LinkAddress(Side.CONTAINER, link, ip.address, prefix_routes) for ip in result.ips),
         Up(Side.CONTAINER, link),
         *((Detection(link),) if detect and ipv6 else ()),
@@ -82,7 +82,7 @@ def routes(link: str, result: Result) -> tuple[Operation, ...]:
     return tuple(operations)
 
 
-def pair(context: Context, *, mtu: int, mac: str = "", bridge: str = "") -> Veth:
+def veth_pair(context: Context, *, mtu: int, mac: str = "", bridge: str = "") -> Veth:
     """The veth pair of an attachment: its names and MAC addresses follow from the attachment alone."""
     attachment = context.attachment
     who = (attachment.network, attachment.container, attachment.interface)
@@ -97,7 +97,7 @@ def pair(context: Context, *, mtu: int, mac: str = "", bridge: str = "") -> Veth
     )
 
 
-def own_link(
+def container_link(
     context: Context,
     kind: str,
     *,
@@ -141,16 +141,16 @@ def attach(
         raise ConfigProblem("IPAM plugin returned missing IP config", hint="give ipam a subnet or addresses")
     return Plan(
         operations=(maker, *configure(link.name, found, detect=detect), *routes(link.name, found)),
-        result=replace(found, interfaces=(link,), ips=with_interface(found, 0)),
+        result=replace(found, interfaces=(link,), ips=on_interface(found, 0)),
     )
 
 
-def shown(context: Context, link: ContainerLink) -> ResultInterface:
+def result_interface(context: Context, link: ContainerLink) -> ResultInterface:
     """How a link of the container's own stands in the result."""
     return ResultInterface(link.name, link.mac, context.namespace.path, link.mtu or DEFAULT_MTU)
 
 
-def lower(context: Context, name: str, side: Side) -> Link:
+def parent_link(context: Context, name: str, side: Side) -> Link:
     """The link that a macvlan, ipvlan or VLAN goes on: ``master``, or that of the side's default route.
 
     Raises ConfigProblem where there is none.
@@ -170,7 +170,7 @@ def lower(context: Context, name: str, side: Side) -> Link:
     raise ConfigProblem(f"master {quoted(name)} is no link of the {side}", hint=hint)
 
 
-def bounded(mtu: int, below: Link) -> int:
+def limited_mtu(mtu: int, below: Link) -> int:
     """The MTU in bytes, by default that of the link below; raises ConfigProblem for more than that."""
     if mtu > below.mtu:
         raise ConfigProblem(
@@ -196,7 +196,7 @@ def forwarding(families: set[int]) -> tuple[Operation, ...]:
     return tuple(Setting(Side.HOST, keys[version], "1") for version in sorted(families))
 
 
-def with_interface(result: Result, index: int) -> tuple[ResultAddress, ...]:
+def on_interface(result: Result, index: int) -> tuple[ResultAddress, ...]:
     """The result's addresses, said to be on the interface of that index."""
     return tuple(replace(ip, interface=index) for ip in result.ips)
 
@@ -222,7 +222,7 @@ def default_routes(result: Result) -> tuple[Route, ...]:
     return tuple(found)
 
 
-def single(address: Address) -> Cidr:
+def host_prefix(address: Address) -> Cidr:
     """The address alone: /32 or /128."""
     return ip_interface(address)
 

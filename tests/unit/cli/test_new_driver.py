@@ -1,0 +1,235 @@
+"""A new driver is one file and a row in the table of test configurations, and so is a new feature.
+
+Both are written into folders of the test's own, by which the packages are extended: with no other edit all of weft
+must know them then.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+
+import pytest
+
+from cni_plugin.engine import server
+from cni_plugin.entry import netavark
+from cni_plugin.networks import create, findings
+from cni_plugin.ops import ContainerLink
+from cni_plugin.plan import modules
+from lab.calls import Steps, Weft
+from lab.cases import Case, conf, pool
+from weft.kernel.host import Host
+from weft.kernel.interface import KernelRoute, VethPeer
+from weft.kernel.linux.probe import Ability
+from weft.types import Route
+
+DRIVER = '''"""``macvtap``: a macvlan link that a virtual machine opens as a character device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cni_plugin.plan import interface
+from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
+from cni_plugin.wire.request import Request
+from weft.section import Section
+from weft.types import Side
+
+DRIVER = Driver(
+    link_kind="macvtap",
+    parent=Parent.SHARED,
+    parent_key="master",
+    creatable=True,
+    options=(interface.MTU, interface.MASTER, Option("mode", Value.TEXT, ("mode",)), Option("queue", Value.NUMBER)),
+    trials=(LinkTrial("macvtap", "macvtap", on_parent=True),),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Macvtap:
+    master: str
+    mode: str
+
+    def plan(self, context: Context) -> Plan:
+        parent = interface.parent_link(context, self.master, Side.HOST)
+        options = (("macvtap_mode", self.mode),)
+        link = interface.container_link(context, "macvtap", parent=parent.name, mtu=parent.mtu, options=options)
+        return interface.attach(link, interface.result_interface(context, link), context.result)
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    return Macvtap(interface.read_link(keys, "master"), keys.text("mode", choices=("", "bridge", "vepa")) or "bridge")
+'''
+FEATURE = '''"""``listening``: the container's link takes every frame. Keys: none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cni_plugin.ops.tuning import LinkSetting
+from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.traits import Feature, LinkTrial, Stage
+from cni_plugin.wire.request import Request
+from weft.section import Section
+
+FEATURE = Feature(Stage.LINK, plugin="listening", trials=(LinkTrial("ifb of listening", "ifb"),))
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    def plan(self, context: Context) -> Plan:
+        there = LinkSetting(context.attachment.interface, "promiscuous", True, False)
+        return Plan(operations=(there,), result=context.result)
+
+
+def read(request: Request, keys: Section) -> Part | None:
+    return Listening()
+'''
+CASE = Case("macvtap", conf("weft", "vms", {"driver": "macvtap", "ipam": pool("192.0.2.0/25")}), wired=True)
+
+
+def _forget() -> None:
+    for known in (modules.drivers, modules.features, modules.driver, modules.feature, modules.plugins):
+        known.cache_clear()
+    for name in ("cni_plugin.drivers.macvtap", "cni_plugin.features.listening"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The two files, in folders that count as parts of their packages."""
+    for package, name, text in (("drivers", "macvtap", DRIVER), ("features", "listening", FEATURE)):
+        folder = tmp_path / package
+        folder.mkdir()
+        (folder / f"{name}.py").write_text(text)
+        path = importlib.import_module(f"cni_plugin.{package}").__path__
+        monkeypatch.setattr(f"cni_plugin.{package}.__path__", [*path, str(folder)])
+    _forget()
+    yield
+    _forget()
+
+
+@pytest.fixture
+def weft(run) -> Weft:
+    """weft on the fake kernel of ``run``, whose host is on a wire."""
+    host = run.kernel.host
+    host.add_link("lan0", "veth", up=True, peer=VethPeer("far", up=True))
+    host.add_address("lan0", ip_interface("192.0.2.1/24"))
+    host.add_route(KernelRoute(Route(ip_network("0.0.0.0/0"), ip_address("192.0.2.2")), "lan0"))
+    return Weft(run.kernel, Host(str(run.folder / "run"), "this-boot", 0.0))
+
+
+
+
+def test_add_check_and_delete(run, weft: Weft) -> None:
+    path = run.container("c1")
+    before = run.kernel.dump()
+    result = weft.add(CASE.conf, path)
+    assert run.kernel.open(path).link("eth0").kind == "macvtap"
+    assert weft.check(CASE.conf, result, path) == ""
+    run.kernel.open(path).delete_address("eth0", ip_interface(result["ips"][0]["address"]))
+    assert "lacks the address" in weft.check(CASE.conf, result, path)
+    weft.delete(CASE.conf, path)
+    weft.delete(CASE.conf, path)
+    assert run.kernel.dump() == before
+
+
+def test_a_fault_before_every_step_leaves_nothing(run, weft: Weft) -> None:
+    path = run.container("c1")
+    seen = Steps()
+    before = run.kernel.dump()
+    assert weft("ADD", CASE.conf, path, watch=seen).ok
+    weft.delete(CASE.conf, path)
+    assert any(isinstance(operation, ContainerLink) for _, operation in seen.taken)
+    for at in range(len(seen.taken)):
+        answer = weft("ADD", CASE.conf, path, watch=Steps(at))
+        assert "a fault that a test made" in answer.text
+        assert run.kernel.dump() == before, seen.taken[at]
+    assert weft("ADD", CASE.conf, path).ok
+
+
+def test_delete_without_a_record_knows_its_kind_of_link(run, weft: Weft) -> None:
+    """As another plugin made it: no mark of weft's, but the MAC address that the runtime's prevResult proves."""
+    path = run.container("c1")
+    run.kernel.open(path).add_link("eth0", "macvtap", mac="02:00:00:00:00:09", parent="lan0",
+                                   parent_namespace=run.kernel.host)  # fmt: skip
+    proof = {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:09", "sandbox": path}]}
+    weft.delete({**CASE.conf, "prevResult": proof}, path)
+    assert run.kernel.open(path).link("eth0") is None
+
+
+def test_gc_takes_what_is_not_valid(run, weft: Weft) -> None:
+    path = run.container("c1")
+    before = run.kernel.dump()
+    weft.add(CASE.conf, path)
+    weft.collect(CASE.conf)
+    assert run.kernel.dump() == before
+
+
+def test_network_create_makes_networks_of_it(run, weft: Weft) -> None:
+    assert "macvtap" in create.drivers()  # of which the help of the command is made as it starts
+    options = ("-o", "parent=lan0", "-o", "mode=vepa", "-o", "mtu=1400")
+    run.good("network", "create", "-d", "macvtap", "--subnet", "192.0.2.0/24", *options, "vms")
+    [plugin] = run.list("vms")["plugins"]
+    keys = {key: plugin[key] for key in ("driver", "master", "mode", "mtu")}
+    assert keys == {"driver": "macvtap", "master": "lan0", "mode": "vepa", "mtu": 1400}
+    said = run("network", "create", "-d", "macvtap", "-o", "nonsense=1", "more")
+    assert "com.docker.network.driver.mtu, parent, master, mode" in said.err
+    run.container("c1")
+    run.good("attach", "vms", "c1")
+    assert run("doctor", "--json").json["findings"] == []
+    run.good("detach", "vms", "c1")
+
+
+def test_podman_makes_networks_of_it() -> None:
+    asked = {
+        "name": "vms", "id": "ab" * 32, "network_interface": "lan0", "options": {"driver": "macvtap", "queue": "3"},
+        "subnets": [{"subnet": "192.0.2.0/24"}], "ipam_options": None,
+    }  # fmt: skip
+    found = netavark.created(asked)
+    own = {"interface_name": "eth0"}
+    config = netavark.Call({"container_id": "c1", "network": found, "network_options": own}).config
+    assert {key: config[key] for key in ("driver", "master", "queue")} == {
+        "driver": "macvtap", "master": "lan0", "queue": 3,
+    }  # fmt: skip
+
+
+def test_doctor_tries_its_links_and_names_the_network_that_needs_them(run, weft: Weft) -> None:
+    tried = {one.name: one for one in findings.trials()}
+    assert (tried["macvtap"].kind, tried["macvtap"].serves) == ("macvtap", "driver macvtap")
+    run.good("network", "create", "-d", "macvtap", "--subnet", "192.0.2.0/24", "-o", "parent=lan0", "vms")
+    run.abilities = (Ability("macvtap", "driver macvtap", "this kernel has none"),)
+    [found] = run("doctor", "--json").json["findings"]
+    assert found["what"] == "macvtap: this kernel has none" and "network vms needs it" in found["remedy"]
+
+
+def test_the_engine_imports_it_before_it_forks() -> None:
+    server.preload()
+    assert {"cni_plugin.drivers.macvtap", "cni_plugin.features.listening"} <= set(sys.modules)
+
+
+def test_a_feature_is_asked_for_by_its_section(run, weft: Weft) -> None:
+    path = run.container("c1")
+    asked = {**CASE.conf, "listening": {}}
+    result = weft.add(asked, path)
+    assert run.kernel.open(path).link("eth0").promiscuous
+    assert weft.check(asked, result, path) == ""
+    run.kernel.open(path).change_link("eth0", promiscuous=False)
+    assert "promiscuous" in weft.check(asked, result, path)
+    weft.delete(asked, path)
+    assert "feature listening" in {one.serves for one in findings.trials()}
+
+
+def test_a_feature_is_a_plugin_in_a_chain(run, weft: Weft) -> None:
+    path = run.container("c1")
+    first = weft.add(CASE.conf, path)
+    chained = {**conf("listening", "vms", {}), "prevResult": first}
+    assert "listening" in modules.plugins()
+    weft.add(chained, path)
+    assert run.kernel.open(path).link("eth0").promiscuous
+    weft.delete(chained, path)
+    assert not run.kernel.open(path).link("eth0").promiscuous
