@@ -124,7 +124,7 @@ def test_a_holder_of_a_port_is_no_conflict(weft: Weft, kernel: FakeKernel) -> No
     result = weft.add(DRIVER, NETNS)
     mapping = {"hostPort": 80, "containerPort": 80, "protocol": "tcp"}
     conf = network("portmap", runtimeConfig={"portMappings": [mapping]}, prevResult=result)
-    listeners = kernel.host.held_listeners
+    listeners = kernel.host.sockets
     for process, code in (("nginx (7)", 101), ("conmon (8)", 0)):
         listeners["tcp", 80] = [(ip_address("0.0.0.0"), process)]
         answer = weft("ADD", conf, NETNS)
@@ -141,15 +141,15 @@ def test_only_stale_datagrams_are_forgotten(weft: Weft, kernel: FakeKernel) -> N
     result = weft.add(DRIVER, NETNS)
     stale, far = flow("10.80.0.1", "10.80.0.77"), flow("9.9.9.9", "9.9.9.9")
     other = flow("10.80.0.1", "10.80.0.77", port=54)
-    kernel.host.held_flows = [stale, far, other]
+    kernel.host.conntrack = [stale, far, other]
     mapping = {"hostPort": 53, "containerPort": 53, "protocol": "udp"}
     conf = network("portmap", runtimeConfig={"portMappings": [mapping]}, prevResult=result)
     weft.add(conf, NETNS)
-    assert kernel.host.held_flows == [far, other]
+    assert kernel.host.conntrack == [far, other]
     mine = flow("10.80.0.1", "10.80.0.2")
-    kernel.host.held_flows = [mine, far, other]
+    kernel.host.conntrack = [mine, far, other]
     weft.delete(conf)
-    assert kernel.host.held_flows == [far, other]
+    assert kernel.host.conntrack == [far, other]
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own", "another's"])

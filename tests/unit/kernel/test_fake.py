@@ -78,5 +78,5 @@ def test_a_namespace_ends_with_its_links_and_their_peers(topology: Topology) -> 
 def test_detection_of_duplicates_as_a_test_wants_it(topology: Topology) -> None:
     kernel = FakeKernel()
     space = kernel.add("/run/netns/x")
-    space.pretend_tentative("lo", True, False)
+    space.set_dad_state("lo", True, False)
     assert space.tentative("lo") == (True, False)

@@ -1,1 +1,1 @@
-"""The kernel's verbs on dicts, for the tests: the same suite runs on it and on Linux."""
+"""A kernel in memory for tests; the contract tests run on it and on Linux."""

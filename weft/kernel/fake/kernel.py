@@ -1,349 +1,29 @@
-"""The kernel's verbs on dicts, for tests that need no root: links with their peers, addresses, routes, sysctls.
+"""The fake kernel: network namespaces and nftables in memory, for tests without root.
 
-The contract tests run on this and on the kernel, so that it behaves as the kernel where weft relies on it.
+The contract tests run on it and on Linux, so that it behaves as Linux where weft depends on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace as changed
-from ipaddress import IPv4Interface, IPv6Interface
+from collections.abc import Iterable
 
-from weft import identity
-from weft.errors import Exists, KernelLacks, KernelRefused, Missing, NamespaceProblem, WeftError
-from weft.kernel.fake import routes, sysctls
-from weft.kernel.fake.links import KINDS, MORE_OPTIONS, OPTIONS, PORT, FakeLink
-from weft.kernel.fake.more import FakeMore
+from weft.errors import NamespaceProblem
+from weft.kernel.fake.calls import CallLog
+from weft.kernel.fake.namespace import FakeNamespace
 from weft.kernel.fake.rules import FakeRuleset
-from weft.kernel.interface import BridgeVlan, KernelRoute, Link, Namespace, VethPeer
-from weft.kernel.snapshot import snapshot
-from weft.types import Cidr, NamespaceId
+from weft.kernel.interface import Namespace
+from weft.types import NamespaceId
 
 _DEVICE = 4
 _FIRST_INODE = 4026532000
-_DEFAULT_VLAN = BridgeVlan(1, pvid=True, untagged=True)
 
 
-class FakeNamespace(FakeMore):
-    """One network namespace; ``opened`` counts those who have not closed it."""
-
-    def __init__(self, kernel: FakeKernel, identity: NamespaceId) -> None:
-        super().__init__()
-        self.id = identity
-        self.kernel = kernel
-        self.opened = 0
-        self.sysctls = sysctls.fresh()
-        self._index = 0
-        self._put("lo", "loopback", mac="00:00:00:00:00:00", mtu=65536)
-
-    def close(self) -> None:
-        self.opened -= 1
-
-    def dump(self) -> dict[str, dict[str, object]]:
-        """All of the namespace's state as a plain dict, to compare before with after."""
-        return snapshot(self)
-
-    def _noted(self, verb: str) -> None:
-        self.kernel.called(verb)
-
-    def pretend_tentative(self, link: str, running: bool, failed: bool) -> None:
-        """Make ``tentative`` answer this for a link."""
-        self.held(link, "pretend").dad = (running, failed)
-
-    def link(self, name: str) -> Link | None:
-        self.kernel.called("link")
-        return self.links_by_name[name].to_link() if name in self.links_by_name else None
-
-    def cached_link(self, name: str) -> Link | None:
-        return self.link(name)
-
-    def cached_mac(self, name: str) -> str:
-        return ""
-
-    def links(self) -> tuple[Link, ...]:
-        self.kernel.called("links")
-        return tuple(sorted((link.to_link() for link in self.links_by_name.values()), key=lambda link: link.index))
-
-    def add_link(
-        self,
-        name: str,
-        kind: str,
-        *,
-        mac: str = "",
-        mtu: int = 0,
-        alias: str = "",
-        up: bool = False,
-        master: str = "",
-        parent: str = "",
-        parent_namespace: Namespace | None = None,
-        peer: VethPeer | None = None,
-        options: Mapping[str, int | str] | None = None,
-        addrgen_none: bool = False,
-    ) -> None:
-        self.kernel.called("add_link")
-        doing = f"make the {kind} link {name}" + (f" with its peer {peer.name}" if peer else "")
-        there = _fake(peer.namespace) if peer and peer.namespace is not None else self
-        upper = self.held(master, doing) if master else None
-        lower = (_fake(parent_namespace) if parent_namespace else self).held(parent, doing) if parent else None
-        self._check_new(name, doing)
-        if kind not in KINDS or kind in self.kernel.lacks:
-            hint = f"this kernel lacks the module {kind}"
-            raise KernelLacks(f"cannot {doing}: the kernel says Unknown device type", hint=hint)
-        if kind in ("macvlan", "macvtap", "ipvlan", "vlan") and lower is None:
-            raise KernelRefused(f"cannot {doing}: the kernel says link not specified")
-        if peer is not None:
-            there._check_new(peer.name, doing)
-            if there is self and peer.name == name:
-                raise Exists(f"cannot {doing}: the kernel says File exists")
-        _check_values(doing, mtu=mtu, alias=alias)
-        _check_options(kind, options or {}, doing)
-        made = self._put(name, kind, mac=mac, mtu=mtu or (lower.mtu if lower else 1500), parent=lower)
-        made.alias = alias
-        made.options.update(options or {})
-        if peer is not None:
-            other = there._put(peer.name, kind, mac=peer.mac, mtu=peer.mtu or 1500)
-            made.peer, other.peer = other, made
-            there._set_up(other, peer.up)
-        try:
-            if upper is not None:
-                self._set_master(made, upper, doing)
-        except KernelRefused:
-            self._remove(made)
-            raise
-        self._set_up(made, up)
-
-    def _put(self, name: str, kind: str, *, mac: str = "", mtu: int = 1500, parent: FakeLink | None = None) -> FakeLink:
-        self._index += 1
-        mac = mac or identity.mac("fake", self.id.path, str(self._index))
-        made = FakeLink(name, kind, self._index, mac, mtu, self, parent=parent, options=dict(OPTIONS.get(kind, {})))
-        made.sysctls = sysctls.of_new_link(self.sysctls)
-        if kind == "bridge":
-            made.vlans = {1: _DEFAULT_VLAN}
-        self.links_by_name[name] = made
-        return made
-
-    def _check_new(self, name: str, doing: str) -> None:
-        problem = identity.link_name_problem(name)
-        if problem:
-            raise KernelRefused(f"cannot {doing}: the link name {name!r} {problem}")
-        if name in self.links_by_name:
-            raise Exists(f"cannot {doing}: the kernel says File exists")
-
-    def change_link(
-        self,
-        name: str,
-        *,
-        up: bool | None = None,
-        mac: str | None = None,
-        mtu: int | None = None,
-        alias: str | None = None,
-        master: str | None = None,
-        promiscuous: bool | None = None,
-        all_multicast: bool | None = None,
-        queue_length: int | None = None,
-        new_name: str | None = None,
-        namespace: Namespace | None = None,
-        options: Mapping[str, int | str] | None = None,
-    ) -> None:
-        self.kernel.called("change_link")
-        doing = f"change the link {name}"
-        link = self.held(name, doing)
-        upper = self.held(master, doing) if master else None
-        _check_values(doing, mtu=mtu or 0, alias=alias or "")
-        _check_options(link.kind, options or {}, doing)
-        target = _fake(namespace) if namespace is not None else self
-        if (new_name not in (None, name)) or target is not self:
-            target._check_new(new_name or name, doing)
-            self._move(link, target, new_name or name)
-        link.mac, link.mtu = mac or link.mac, mtu or link.mtu
-        link.alias = link.alias if alias is None else alias
-        link.promiscuous = link.promiscuous if promiscuous is None else promiscuous
-        link.all_multicast = link.all_multicast if all_multicast is None else all_multicast
-        link.queue_length = link.queue_length if queue_length is None else queue_length
-        link.options.update(options or {})
-        if master is not None:
-            target._set_master(link, upper, doing)
-        target._set_up(link, link.up if up is None else up)
-
-    def _move(self, link: FakeLink, target: FakeNamespace, new_name: str) -> None:
-        del self.links_by_name[link.name]
-        if target is not self:
-            self._set_up(link, False)
-            link.master, link.port, link.vlans = None, {}, {}
-            link.addresses, link.without_route = [], set()
-            if any(other.index == link.index for other in target.links_by_name.values()):
-                link.index = target._index + 1
-            target._index = max(target._index, link.index)
-            link.namespace, link.sysctls = target, sysctls.of_new_link(target.sysctls)
-        link.name = new_name
-        target.links_by_name[new_name] = link
-
-    def _set_master(self, link: FakeLink, upper: FakeLink | None, doing: str) -> None:
-        if upper is not None and upper.kind not in ("bridge", "vrf"):
-            raise KernelRefused(f"cannot {doing}: the kernel says {upper.name} takes no other links")
-        if upper is link.master:
-            return
-        bridge = upper is not None and upper.kind == "bridge"
-        link.master = upper
-        link.port = dict(PORT) if bridge else {}
-        link.vlans = {1: _DEFAULT_VLAN} if bridge else {}
-
-    def _set_up(self, link: FakeLink, up: bool) -> None:
-        before, link.up = link.up, up
-        if up and not before:
-            if link.kind == "loopback":
-                standard: list[Cidr] = [IPv4Interface("127.0.0.1/8"), IPv6Interface("::1/128")]
-                link.addresses += [cidr for cidr in standard if cidr not in link.addresses]
-            for address in link.addresses:
-                routes.connect(link, address)
-        elif before and not up:
-            link.routes = []
-            keep = link.sysctls["net/ipv6/conf/keep_addr_on_down"] == "1" and link.kind != "loopback"
-            link.addresses = [cidr for cidr in link.addresses if cidr.version == 4 or (keep and not cidr.is_link_local)]
-        self.kernel.settle()
-
-    def settle(self) -> None:
-        """Give links their IPv6 link-local addresses as they get a carrier, and take them where IPv6 is off."""
-        for link in self.links_by_name.values():
-            if link.sysctls["net/ipv6/conf/disable_ipv6"] == "1":
-                for address in [cidr for cidr in link.addresses if cidr.version == 6]:
-                    link.addresses.remove(address)
-                    routes.disconnect(link, address)
-                continue
-            automatic = link.kind != "loopback" and link.sysctls["net/ipv6/conf/addr_gen_mode"] == "0"
-            has = any(cidr.version == 6 and cidr.is_link_local for cidr in link.addresses)
-            if link.carrier and automatic and not has and link.master is None:
-                link.addresses.append(link.link_local())
-                routes.connect(link, link.link_local())
-
-    def delete_link(self, name: str) -> None:
-        self.kernel.called("delete_link")
-        link = self.held(name, f"delete the link {name}")
-        if link.kind == "loopback":
-            raise KernelRefused(f"cannot delete the link {name}: the kernel says Operation not supported")
-        self._remove(link)
-        self.kernel.settle()
-
-    def _remove(self, link: FakeLink) -> None:
-        space = link.namespace
-        if space.links_by_name.get(link.name) is not link:
-            return
-        del space.links_by_name[link.name]
-        for port in space.links_by_name.values():
-            if port.master is link:
-                port.master, port.port, port.vlans = None, {}, {}
-        if link.peer is not None:
-            self._remove(link.peer)
-        for other in self.kernel.namespaces():
-            for upper in [one for one in other.links_by_name.values() if one.parent is link]:
-                self._remove(upper)
-
-    def change_port(self, name: str, attributes: Mapping[str, int]) -> None:
-        self.kernel.called("change_port")
-        doing = f"set the bridge port {name}"
-        link = self.held(name, doing)
-        for key in attributes:
-            if key not in PORT:
-                raise KernelRefused(f"cannot {doing}: a bridge port has no attribute {key}")
-        if not link.port:
-            raise KernelRefused(f"cannot {doing}: the kernel says it is no bridge port")
-        link.port.update(attributes)
-
-    def vlans(self, name: str) -> tuple[BridgeVlan, ...]:
-        self.kernel.called("vlans")
-        held = self.held(name, f"list the VLANs of {name}").vlans
-        return tuple(held[vid] for vid in sorted(held))
-
-    def add_vlans(self, name: str, wanted: Iterable[BridgeVlan]) -> None:
-        self.kernel.called("add_vlans")
-        link = self._filtering(name, f"add VLANs to {name}")
-        for vlan in wanted:
-            if not 1 <= vlan.vid <= 4094:
-                raise KernelRefused(f"cannot add VLANs to {name}: the kernel says Invalid argument")
-            if vlan.pvid:
-                link.vlans = {vid: changed(other, pvid=False) for vid, other in link.vlans.items()}
-            link.vlans[vlan.vid] = vlan
-
-    def delete_vlans(self, name: str, vids: Iterable[int]) -> None:
-        self.kernel.called("delete_vlans")
-        link = self._filtering(name, f"delete VLANs from {name}")
-        for vid in vids:
-            link.vlans.pop(vid, None)
-
-    def _filtering(self, name: str, doing: str) -> FakeLink:
-        link = self.held(name, doing)
-        if not link.port and link.kind != "bridge":
-            raise KernelRefused(f"cannot {doing}: the kernel says Operation not supported")
-        return link
-
-    def addresses(self, link: str, version: int = 0) -> tuple[Cidr, ...]:
-        self.kernel.called("addresses")
-        held = self.held(link, f"list the addresses of {link}")
-        found = (cidr for cidr in held.addresses if version in (0, cidr.version))
-        return tuple(sorted(found, key=lambda cidr: cidr.version))
-
-    def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
-        self.kernel.called("add_address")
-        doing = f"add the address {address} to {link}"
-        held = self.held(link, doing)
-        if address.version == 6 and held.sysctls["net/ipv6/conf/disable_ipv6"] == "1":
-            raise KernelRefused(f"cannot {doing}: the kernel says IPv6 is disabled on this device")
-        if any(there == address or (there.version == 6 and there.ip == address.ip) for there in held.addresses):
-            raise Exists(f"cannot {doing}: the kernel says File exists")
-        held.addresses.append(address)
-        if not prefix_route:
-            held.without_route.add(address)
-        routes.connect(held, address)
-
-    def delete_address(self, link: str, address: Cidr) -> None:
-        self.kernel.called("delete_address")
-        doing = f"delete the address {address} from {link}"
-        held = self.held(link, doing)
-        if address not in held.addresses:
-            raise Missing(f"cannot {doing}: the kernel says Address not found")
-        same = [cidr for cidr in held.addresses if cidr.version == 4 and cidr.network == address.network]
-        promote = held.sysctls["net/ipv4/conf/promote_secondaries"] == "1"
-        # The first of an IPv4 subnet takes the others with it (promote_secondaries in ip-sysctl.rst).
-        for gone in same if same[:1] == [address] and not promote else [address]:
-            held.addresses.remove(gone)
-            routes.disconnect(held, gone)
-            held.without_route.discard(gone)
-
-    def tentative(self, link: str) -> tuple[bool, bool]:
-        self.kernel.called("tentative")
-        return self.held(link, f"list the addresses of {link}").dad
-
-    def routes(self, *, link: str = "", family: int = 0, table: int = 0) -> tuple[KernelRoute, ...]:
-        self.kernel.called("routes")
-        if link:
-            self.held(link, f"list the routes of {link}")
-        return routes.listed(self, link, family, table)
-
-    def add_route(self, route: KernelRoute, *, replace: bool = False) -> None:
-        self.kernel.called("add_route")
-        routes.add(self, route, replacing=replace)
-
-    def delete_route(self, route: KernelRoute) -> None:
-        self.kernel.called("delete_route")
-        routes.delete(self, route)
-
-    def sysctl(self, key: str) -> str | None:
-        self.kernel.called("sysctl")
-        return sysctls.read(self, key)
-
-    def set_sysctl(self, key: str, value: str) -> None:
-        self.kernel.called("set_sysctl")
-        sysctls.write(self, key, value)
-        self.settle()
-
-
-class FakeKernel:
-    """Namespaces by path, and the host's. ``lacks`` names kinds of links that this kernel was built without."""
+class FakeKernel(CallLog):
+    """Namespaces by path, and the host's. ``lacks``: unsupported kinds of links."""
 
     def __init__(self, *, lacks: Iterable[str] = (), host: str = "/proc/thread-self/ns/net") -> None:
+        super().__init__()
         self.lacks = frozenset(lacks)
-        self.calls: list[str] = []
-        self._failures: list[tuple[str, WeftError, int]] = []
         self._namespaces: dict[str, FakeNamespace] = {}
         self._made = 0
         self._rules: FakeRuleset | None = None
@@ -356,14 +36,14 @@ class FakeKernel:
         return self._rules
 
     def add(self, path: str) -> FakeNamespace:
-        """Make a namespace. *Equivalent to:* ``ip netns add``."""
+        """Create a namespace. *Equivalent to:* ``ip netns add``."""
         self._made += 1
         made = FakeNamespace(self, NamespaceId(path, _DEVICE, _FIRST_INODE + self._made))
         self._namespaces[path] = made
         return made
 
     def remove(self, path: str) -> None:
-        """Remove a namespace with all its links, and their peers elsewhere. *Equivalent to:* ``ip netns delete``."""
+        """Delete a namespace, its links and their peers. *Equivalent to:* ``ip netns delete``."""
         gone = self._namespaces.pop(path)
         for link in list(gone.links_by_name.values()):
             gone._remove(link)
@@ -388,45 +68,9 @@ class FakeKernel:
 
     def close(self) -> None: ...
 
-    def fail(self, verb: str, error: WeftError, *, call: int = 1) -> None:
-        """Raise the error at the verb's ``call``-th call from now on, once, before it changes anything."""
-        self._failures.append((verb, error, call))
-
-    def called(self, verb: str) -> None:
-        """Note a call, and fail it if a test asked for that."""
-        self.calls.append(verb)
-        due = [error for name, error, call in self._failures if name == verb and call == 1]
-        waiting = [failure for failure in self._failures if failure[0] != verb or failure[2] != 1]
-        self._failures = [(name, error, call - (name == verb)) for name, error, call in waiting]
-        if due:
-            raise due[0]
-
     def dump(self) -> dict[str, object]:
-        """Every namespace's links, addresses, routes and settings, and the rules, to compare before with after."""
-        calls, failures = list(self.calls), self._failures
-        self._failures = []
-        try:
-            found: dict[str, object] = {space.id.path: space.dump() for space in self.namespaces()}
-        finally:
-            self.calls, self._failures = calls, failures
+        """The state of all namespaces and the ruleset, to compare; not recorded as calls."""
+        with self.unrecorded():
+            found: dict[str, object] = {one.id.path: one.dump() for one in self.namespaces()}
         found["rules"] = self.rules.dump() if self._rules is not None else {}
         return found
-
-
-def _fake(namespace: Namespace) -> FakeNamespace:
-    if not isinstance(namespace, FakeNamespace):
-        raise KernelRefused("cannot use a namespace that is not open")
-    return namespace
-
-
-def _check_values(doing: str, *, mtu: int, alias: str) -> None:
-    if mtu and not 68 <= mtu <= 65535:
-        raise KernelRefused(f"cannot {doing}: the kernel says Invalid argument")
-    if len(alias.encode()) > 255:
-        raise KernelRefused(f"cannot {doing}: the kernel says Attribute failed policy validation")
-
-
-def _check_options(kind: str, options: Mapping[str, int | str], doing: str) -> None:
-    for option in options:
-        if option not in OPTIONS.get(kind, {}) and option not in MORE_OPTIONS.get(kind, ()):
-            raise KernelRefused(f"cannot {doing}: {kind} links have no option {option}")

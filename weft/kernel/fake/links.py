@@ -1,4 +1,4 @@
-"""The fake kernel's links: what one holds, what a namespace holds of them, and the kernel's defaults for a new one."""
+"""The fake kernel's links, and the kernel's defaults for a new one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = frozenset(
         "wireguard",
     )
 )
-"""The kinds of links that can be made, unless the fake is told to lack some."""
+"""The supported kinds of links (IFLA_INFO_KIND)."""
 
 OPTIONS: dict[str, dict[str, int | str]] = {
     "bridge": {"br_ageing_time": 30000, "br_stp_state": 0, "br_vlan_filtering": 0, "br_group_fwd_mask": 0},
@@ -64,7 +64,7 @@ CONF = {
         "proxy_ndp": "0", "use_tempaddr": "0", "dad_transmits": "1", "accept_source_route": "0",
     },
 }  # fmt: skip
-"""What each link has under these folders, with the kernel's defaults."""
+"""The sysctls of each link, with the kernel's defaults."""
 
 GLOBAL = {
     "net/ipv4/ip_forward": "0",
@@ -81,7 +81,7 @@ GLOBAL = {
 
 @dataclass(slots=True, eq=False)
 class FakeLink:
-    """One link: ``peer`` is a veth's other end, ``parent`` the lower link, both perhaps in other namespaces."""
+    """One link: ``peer`` of a veth and ``parent``, the lower link, may be in other namespaces."""
 
     name: str
     kind: str
@@ -110,7 +110,7 @@ class FakeLink:
 
     @property
     def carrier(self) -> bool:
-        """Whether something is at the other end."""
+        """Whether the link has a carrier (IFF_LOWER_UP)."""
         if not self.up:
             return False
         if self.kind == "bridge":
@@ -123,14 +123,14 @@ class FakeLink:
         return self.parent is None or self.parent.up
 
     def link_local(self) -> Cidr:
-        """The IPv6 address that the kernel makes of the MAC (EUI-64, RFC 4291)."""
+        """The IPv6 link-local address derived from the MAC (EUI-64, RFC 4291)."""
         octets = [int(part, 16) for part in self.mac.split(":")]
         octets[0] ^= 0x02
         packed = bytes([0xFE, 0x80, 0, 0, 0, 0, 0, 0, *octets[:3], 0xFF, 0xFE, *octets[3:]])
         return IPv6Interface((packed, 64))
 
     def to_link(self) -> Link:
-        """The link as ``Namespace.link`` answers it."""
+        """The link as ``Namespace.link`` returns it."""
         return Link(
             name=self.name,
             index=self.index,
@@ -151,16 +151,16 @@ class FakeLink:
 
 
 class FakeState:
-    """What a namespace holds: its links by name, and the sysctls that belong to no link."""
+    """A namespace's links by name, and its sysctls that belong to no link."""
 
     def __init__(self) -> None:
         self.links_by_name: dict[str, FakeLink] = {}
         self.sysctls: dict[str, str] = {}
 
-    def held(self, name: str, doing: str) -> FakeLink:
+    def existing(self, name: str, doing: str) -> FakeLink:
         """The link of that name; raises ``Missing``."""
         if name not in self.links_by_name:
-            raise Missing(f"cannot {doing}: there is no link {name}")
+            raise Missing(f"cannot {doing}: the link {name} does not exist")
         return self.links_by_name[name]
 
     def every_address(self) -> list[Cidr]:

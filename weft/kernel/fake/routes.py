@@ -1,4 +1,4 @@
-"""The fake kernel's routing: which routes it accepts, which come with an address, which go with one."""
+"""The fake kernel's routes, including those that it adds and deletes with addresses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from weft.kernel.interface import KernelRoute
 from weft.types import Address, Cidr, Route
 
 
-def connected(link: FakeLink, address: Cidr) -> KernelRoute | None:
-    """The route that the kernel adds with an address, None where there is none."""
+def prefix_route(link: FakeLink, address: Cidr) -> KernelRoute | None:
+    """The prefix route that the kernel adds with an address, None without one."""
     if address in link.without_route or (link.kind == "loopback" and address.version == 4):
         return None
     if address.version == 4:
@@ -23,19 +23,19 @@ def connected(link: FakeLink, address: Cidr) -> KernelRoute | None:
 
 
 def connect(link: FakeLink, address: Cidr) -> None:
-    """Add the address's own route, unless an earlier address of the subnet brought one."""
-    route = connected(link, address)
-    if link.up and route is not None and not any(_same_but_source(route, there) for there in link.routes):
+    """Add an address's prefix route, unless it exists."""
+    route = prefix_route(link, address)
+    if link.up and route is not None and not any(_same_but_source(route, existing) for existing in link.routes):
         link.routes.append(route)
 
 
 def disconnect(link: FakeLink, address: Cidr) -> None:
-    """Remove what goes with an address that the link no longer has."""
+    """Delete the routes that depend on an address after it was deleted."""
     family = [other for other in link.addresses if other.version == address.version]
     if address.version == 4 and not family:
         link.routes = [route for route in link.routes if route.route.destination.version != 4]
         return
-    mine = connected(link, address)
+    mine = prefix_route(link, address)
     if mine is not None and not any(other.network == address.network for other in family):
         link.routes = [route for route in link.routes if not _same_but_source(mine, route)]
     for other in link.namespace.links_by_name.values():
@@ -47,7 +47,7 @@ def _same_but_source(one: KernelRoute, two: KernelRoute) -> bool:
 
 
 def add(namespace: FakeState, asked: KernelRoute, *, replacing: bool) -> None:
-    """Add a route as the kernel would; raises ``Exists`` for a twin."""
+    """Add a route. Raises ``Exists`` for a duplicate."""
     doing = f"{'replace' if replacing else 'add'} the route {describe(asked)}"
     link = _outgoing(namespace, asked, doing)
     if not link.up:
@@ -58,13 +58,13 @@ def add(namespace: FakeState, asked: KernelRoute, *, replacing: bool) -> None:
     if asked.source is not None and not any(cidr.ip == asked.source for cidr in namespace.every_address()):
         raise KernelRefused(f"cannot {doing}: the kernel says Invalid prefsrc address")
     route = canonical(replace(asked, link=link.name))
-    everything = [(owner, there) for owner in namespace.links_by_name.values() for there in owner.routes]
+    everything = [(owner, existing) for owner in namespace.links_by_name.values() for existing in owner.routes]
     if replacing:
-        for owner, there in everything:
-            if _key(there) == _key(route):
-                owner.routes.remove(there)
+        for owner, existing in everything:
+            if _key(existing) == _key(route):
+                owner.routes.remove(existing)
                 break
-    elif any(_twins(there, replace(route, link=owner.name), owner is link) for owner, there in everything):
+    elif any(_duplicates(existing, replace(route, link=owner.name), owner is link) for owner, existing in everything):
         raise Exists(f"cannot {doing}: the kernel says File exists")
     link.routes.append(route)
 
@@ -73,15 +73,15 @@ def _key(route: KernelRoute) -> tuple[object, ...]:
     return route.route.destination, route.route.priority, route.route.table
 
 
-def _twins(there: KernelRoute, route: KernelRoute, same_link: bool) -> bool:
-    if not same_link or _key(there) != _key(route) or there.route.gateway != route.route.gateway:
+def _duplicates(existing: KernelRoute, route: KernelRoute, same_link: bool) -> bool:
+    if not same_link or _key(existing) != _key(route) or existing.route.gateway != route.route.gateway:
         return False
-    return route.route.destination.version == 6 or there == route
+    return route.route.destination.version == 6 or existing == route
 
 
 def _outgoing(namespace: FakeState, asked: KernelRoute, doing: str) -> FakeLink:
     if asked.link:
-        return namespace.held(asked.link, doing)
+        return namespace.existing(asked.link, doing)
     for link in namespace.links_by_name.values():
         if link.up and asked.route.gateway is not None and _reachable(link, asked.route.gateway):
             return link
@@ -95,29 +95,29 @@ def _reachable(link: FakeLink, gateway: Address) -> bool:
 
 
 def delete(namespace: FakeState, asked: KernelRoute) -> None:
-    """Delete the first route that fits; raises ``Missing``."""
+    """Delete the first route that matches. Raises ``Missing``."""
     wanted = canonical(asked)
     for link in namespace.links_by_name.values():
-        for there in link.routes:
-            if (not asked.link or link.name == asked.link) and _fits(there, wanted, asked):
-                link.routes.remove(there)
+        for existing in link.routes:
+            if (not asked.link or link.name == asked.link) and _matches(existing, wanted, asked):
+                link.routes.remove(existing)
                 return
     if asked.link:
-        namespace.held(asked.link, f"delete the route {describe(asked)}")
+        namespace.existing(asked.link, f"delete the route {describe(asked)}")
     raise Missing(f"cannot delete the route {describe(asked)}: the kernel says No such process")
 
 
-def _fits(there: KernelRoute, wanted: KernelRoute, asked: KernelRoute) -> bool:
-    """What the request leaves out matches any: protocol, IPv4 metric, gateway and source."""
-    one, two = there.route, wanted.route
+def _matches(existing: KernelRoute, wanted: KernelRoute, asked: KernelRoute) -> bool:
+    """An unset protocol, IPv4 metric, gateway or source in the request matches any."""
+    one, two = existing.route, wanted.route
     if (one.destination, one.table, one.scope) != (two.destination, two.table, two.scope):
         return False
     if one.priority != two.priority and (two.destination.version == 6 or two.priority is not None):
         return False
     return (
         (two.gateway is None or one.gateway == two.gateway)
-        and (not asked.protocol or there.protocol == asked.protocol)
-        and (asked.source is None or there.source == asked.source)
+        and (not asked.protocol or existing.protocol == asked.protocol)
+        and (asked.source is None or existing.source == asked.source)
     )
 
 

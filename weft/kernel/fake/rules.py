@@ -1,32 +1,29 @@
-"""weft's nftables as dicts: the verbs of ``Ruleset``, with the same refusals and none of the kernel."""
+"""``Ruleset`` in memory, with the errors that nf_tables returns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
-from weft.errors import Missing, WeftError
+from weft.errors import Missing
+from weft.kernel.fake.calls import CallLog
 from weft.kernel.interface import Element, Scalar
 from weft.kernel.nft.text import Shape, checked, conflict, normal, rendered, shapes
 
 Key = tuple[Scalar, ...]
 
 
-class FakeRuleset:
-    """The base as text, and each set or map as a dict of elements by key."""
+class FakeRuleset(CallLog):
+    """The base ruleset as text, and each set or map as a dict of its elements by key."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._base: str | None = None
         self._shapes: dict[str, Shape] = {}
         self._held: dict[str, dict[Key, Element]] = {}
-        self._failures: list[tuple[str, WeftError, int]] = []
-
-    def fail(self, verb: str, error: WeftError, *, call: int = 1) -> None:
-        """Raise the error at the verb's ``call``-th call from now on, once, before it changes anything."""
-        self._failures.append((verb, error, call))
 
     def dump(self) -> dict[str, dict[str, str]]:
-        """Every element by collection and key, as text to compare; an empty dict where the tables are missing."""
+        """All elements by set and key, as text to compare states."""
         return {
             name: {_text(key): f"{_text(element.data)} {element.mark}".strip() for key, element in _sorted_items(held)}
             for name, held in sorted(self._held.items())
@@ -35,66 +32,66 @@ class FakeRuleset:
     def close(self) -> None: ...
 
     def lacks(self, base: str) -> str | None:
-        self._called("lacks")
+        self.called("lacks")
         if self._base is None:
             return "the table inet weft is missing"
         return None if self._base == base else "the table inet weft is not as this base says"
 
     def install(self, base: str) -> None:
-        self._called("install")
+        self.called("install")
         declared = shapes(base)
         kept = {name: self._held[name] for name, shape in declared.items() if self._shapes.get(name) == shape}
         self._base, self._shapes = base, declared
         self._held = {name: kept.get(name, {}) for name in declared}
 
     def remove(self) -> None:
-        self._called("remove")
+        self.called("remove")
         self._base, self._shapes, self._held = None, {}, {}
 
     def add(self, elements: Iterable[Element]) -> None:
-        self._called("add")
+        self.called("add")
         wanted: dict[tuple[str, Key], Element] = {}
         for element in [checked(element) for element in elements]:
             if not self._fits(element):
                 raise Missing(f"weft's tables have no set or map {element.collection}", hint="install the base rules")
             key = normal(element.key)
-            there = self._held[element.collection].get(key) or wanted.get((element.collection, key))
-            there = there or self._over(element)
-            if there is not None and not _same(element, there):
-                raise conflict(element, there)
+            existing = self._held[element.collection].get(key) or wanted.get((element.collection, key))
+            existing = existing or self._covering(element)
+            if existing is not None and not _same(element, existing):
+                raise conflict(element, existing)
             wanted[element.collection, key] = element
         for (collection, key), element in wanted.items():
             self._held[collection][key] = _normal(element)
 
     def delete(self, elements: Iterable[Element]) -> None:
-        self._called("delete")
+        self.called("delete")
         for element in [element for element in [checked(element) for element in elements] if self._fits(element)]:
-            there = self._held[element.collection].get(normal(element.key))
-            if there is not None and there.mark == element.mark:
+            existing = self._held[element.collection].get(normal(element.key))
+            if existing is not None and existing.mark == element.mark:
                 del self._held[element.collection][normal(element.key)]
 
     def missing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
-        self._called("missing")
+        self.called("missing")
         return tuple(element for element in [checked(element) for element in elements] if not self._has(element))
 
     def elements(self, collection: str) -> tuple[Element, ...]:
-        self._called("elements")
+        self.called("elements")
         if collection not in self._held:
             raise Missing(f"weft's tables have no set or map {collection!r}")
         return tuple(self._held[collection].values())
 
     def collections(self) -> tuple[str, ...]:
-        self._called("collections")
+        self.called("collections")
         return tuple(self._held)
 
     def _has(self, element: Element) -> bool:
         if not self._fits(element):
             return False
-        there = self._held[element.collection].get(normal(element.key))
-        return there is not None and _same(element, there)
+        existing = self._held[element.collection].get(normal(element.key))
+        return existing is not None and _same(element, existing)
 
     def _fits(self, element: Element) -> bool:
-        """Whether the collection is there; raises KernelRefused for parts that it cannot hold."""
+        """Whether the set or map exists. Raises KernelRefused for fields of the wrong type."""
         shape = self._shapes.get(element.collection)
         if shape is None:
             return False
@@ -102,20 +99,12 @@ class FakeRuleset:
         rendered(element.data, shape.data, shape)
         return True
 
-    def _over(self, element: Element) -> Element | None:
-        """The element of an interval set that covers where the new one begins; the kernel takes no second there."""
+    def _covering(self, element: Element) -> Element | None:
+        """The element of an interval set that contains the start of a new one, a conflict."""
         if "interval" not in self._shapes[element.collection].flags:
             return None
         held = self._held[element.collection].values()
-        return next((one for one in held if all(map(_begins_in, element.key, one.key))), None)
-
-    def _called(self, verb: str) -> None:
-        due = [error for name, error, call in self._failures if (name, call) == (verb, 1)]
-        self._failures = [
-            (name, error, call - (name == verb)) for name, error, call in self._failures if (name, call) != (verb, 1)
-        ]
-        if due:
-            raise due[0]
+        return next((one for one in held if all(map(_starts_in, element.key, one.key))), None)
 
 
 def _sorted_items(held: dict[Key, Element]) -> list[tuple[Key, Element]]:
@@ -126,12 +115,12 @@ def _normal(element: Element) -> Element:
     return Element(element.collection, normal(element.key), normal(element.data), element.mark)
 
 
-def _same(element: Element, there: Element) -> bool:
-    return _normal(element) == _normal(there)
+def _same(element: Element, existing: Element) -> bool:
+    return _normal(element) == _normal(existing)
 
 
-def _begins_in(part: Scalar, other: Scalar) -> bool:
-    """Whether an address or subnet begins within the other."""
+def _starts_in(part: Scalar, other: Scalar) -> bool:
+    """Whether the first address is in the other subnet."""
     if not isinstance(part, (IPv4Address, IPv4Network, IPv6Address, IPv6Network)):
         return part == other
     return ip_network(part)[0] in ip_network(other)

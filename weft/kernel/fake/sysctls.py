@@ -1,4 +1,4 @@
-"""The fake kernel's sysctls: one value for each key, and those that a link brings and takes with it."""
+"""The fake kernel's sysctls, of a namespace and of each link."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ALL = {"net/ipv6/conf": {"accept_dad": "0"}, "net/ipv4/conf": {}}
 
 
 def fresh() -> dict[str, str]:
-    """A new namespace's, with those of ``all`` and ``default``."""
+    """The sysctls of a new namespace, with ``conf/all`` and ``conf/default``."""
     values = dict(GLOBAL)
     for folder, settings in CONF.items():
         for name, value in settings.items():
@@ -20,15 +20,15 @@ def fresh() -> dict[str, str]:
 
 
 def of_new_link(values: dict[str, str]) -> dict[str, str]:
-    """What a new link begins with: the values of ``default``, under keys without its name."""
+    """The sysctls of a new link, from ``conf/default``; keys have no link name."""
     return {f"{folder}/{name}": values[f"{folder}/default/{name}"] for folder in CONF for name in CONF[folder]}
 
 
-def _place(namespace: FakeState, key: str) -> tuple[dict[str, str], str]:
-    """The dict that holds the key, and its name in it."""
-    wrong = sysctl.problem(key)
-    if wrong:
-        raise KernelRefused(f"invalid sysctl {key!r}: it {wrong}")
+def _locate(namespace: FakeState, key: str) -> tuple[dict[str, str], str]:
+    """The dict that holds a key, and the key in it."""
+    why = sysctl.problem(key)
+    if why:
+        raise KernelRefused(f"invalid sysctl {key!r}: it {why}")
     folder, _, rest = key.partition("/conf/")
     link, _, name = rest.rpartition("/")
     if link in namespace.links_by_name:
@@ -37,19 +37,20 @@ def _place(namespace: FakeState, key: str) -> tuple[dict[str, str], str]:
 
 
 def read(namespace: FakeState, key: str) -> str | None:
-    values, name = _place(namespace, key)
+    values, name = _locate(namespace, key)
     return values.get(name)
 
 
 def write(namespace: FakeState, key: str, value: str) -> None:
-    values, name = _place(namespace, key)
+    values, name = _locate(namespace, key)
     if name not in values:
         raise Missing(f"cannot set the sysctl {key} to {value!r}: no such sysctl in this network namespace")
     if values[name].isdigit() and not value.strip().lstrip("-").isdigit():
         raise KernelRefused(f"cannot set the sysctl {key} to {value!r}: the kernel says Invalid argument")
     values[name] = value
     links = namespace.links_by_name.values()
-    # What the kernel itself copies (ip-sysctl.rst: ip_forward, conf/all/forwarding, conf/all/disable_ipv6).
+    # The kernel copies these to all links (ip-sysctl.rst: ip_forward, conf/all/forwarding,
+    # conf/all/disable_ipv6).
     if key in ("net/ipv4/ip_forward", "net/ipv4/conf/all/forwarding"):
         namespace.sysctls.update({f"net/ipv4/conf/{which}/forwarding": value for which in ("all", "default")})
         namespace.sysctls["net/ipv4/ip_forward"] = value

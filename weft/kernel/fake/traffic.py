@@ -1,0 +1,96 @@
+"""The fake kernel's qdiscs, policy routing rules, conntrack entries, sockets and iptables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from weft.errors import Exists, KernelLacks, Missing
+from weft.kernel.fake.iptables import FakeIptables
+from weft.kernel.fake.links import FakeState
+from weft.kernel.interface import Flow, Limit, RoutingRule
+from weft.types import Address
+
+
+class FakeTraffic(FakeState):
+    """A namespace's qdiscs, redirects, routing rules, conntrack entries, sockets and iptables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rule_list: list[RoutingRule] = []
+        self.conntrack: list[Flow] = []
+        self.sockets: dict[tuple[str, int], list[tuple[Address, str]]] = {}
+        self.tables = {4: FakeIptables(), 6: FakeIptables()}
+
+    def _called(self, verb: str) -> None:
+        raise NotImplementedError
+
+    def limit(self, link: str) -> Limit | None:
+        self._called("limit")
+        return self.existing(link, f"list the queueing disciplines of {link}").limit
+
+    def set_limit(self, link: str, limit: Limit | None) -> None:
+        self._called("set_limit")
+        self.existing(link, f"set the rate limit of {link}").limit = limit
+
+    def redirect(self, link: str) -> str:
+        self._called("redirect")
+        target = self.existing(link, f"list the filters of {link}").redirect
+        return target if target in self.links_by_name else ""
+
+    def set_redirect(self, link: str, target: str) -> None:
+        self._called("set_redirect")
+        doing = f"redirect the ingress of {link} to {target}"
+        if target:
+            self.existing(target, doing)
+        self.existing(link, doing).redirect = target
+
+    def routing_rules(self) -> tuple[RoutingRule, ...]:
+        self._called("routing_rules")
+        # The kernel inserts a rule before others of its priority.
+        newest_first = self.rule_list[::-1]
+        return tuple(sorted(newest_first, key=lambda rule: rule.source.version))
+
+    def add_routing_rule(self, rule: RoutingRule) -> None:
+        self._called("add_routing_rule")
+        if rule in self.rule_list:
+            raise Exists(f"cannot add the routing rule from {rule.source}: the kernel says File exists")
+        self.rule_list.append(rule)
+
+    def delete_routing_rule(self, rule: RoutingRule) -> None:
+        self._called("delete_routing_rule")
+        for existing in reversed(self.rule_list):
+            same = (existing.source, existing.table) == (rule.source, rule.table)
+            if same and rule.protocol in (0, existing.protocol):
+                self.rule_list.remove(existing)
+                return
+        raise Missing(f"cannot delete the routing rule from {rule.source}: the kernel says No such file or directory")
+
+    def flows(self, protocol: str, port: int) -> tuple[Flow, ...]:
+        self._called("flows")
+        return tuple(flow for flow in self.conntrack if (flow.protocol, flow.port) == (protocol, port))
+
+    def delete_flows(self, flows: Iterable[Flow]) -> None:
+        self._called("delete_flows")
+        gone = set(flows)
+        self.conntrack = [flow for flow in self.conntrack if flow not in gone]
+
+    def listeners(self, protocol: str, port: int) -> tuple[tuple[Address, str], ...]:
+        self._called("listeners")
+        return tuple(self.sockets.get((protocol, port), ()))
+
+    def iptables(self, version: int, table: str) -> tuple[str, ...]:
+        self._called("iptables")
+        return self._table(version).save(table)
+
+    def change_iptables(self, version: int, table: str, lines: Iterable[str]) -> None:
+        self._called("change_iptables")
+        self._table(version).restore(table, lines)
+
+    def drops_forwarded(self, version: int) -> bool:
+        self._called("drops_forwarded")
+        return version in self.tables and self.tables[version].forward == "DROP"
+
+    def _table(self, version: int) -> FakeIptables:
+        if version not in self.tables:
+            raise KernelLacks("iptables is not installed", hint="install iptables")
+        return self.tables[version]
