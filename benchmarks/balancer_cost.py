@@ -62,7 +62,7 @@ async def measured(net: Wire, count: int, rounds: int) -> Row:
     row: Row = {"services": count, "load": os.getloadavg()[0]}
     with timed(row, "start"):
         await balancer.start()
-        await balancer.settled()
+        await balancer.wait_synced()
     gc.freeze()
     row |= await changes(balancer, book, net, rounds)
     await balancer.stop()
@@ -71,7 +71,7 @@ async def measured(net: Wire, count: int, rounds: int) -> Row:
         await again.start()
     row |= connections(net, rounds)
     row |= throughput(net)
-    row["elements"] = len(again._worker._program.elements())
+    row["elements"] = len(again._proxier._program.elements())
     row["resident MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     await again.stop()
     return row
@@ -94,7 +94,7 @@ async def changes(balancer: Balancer, book: Book, net: Wire, rounds: int) -> Row
         one = instance("measured", net.servers[4][2], ports={"sink": PORT + 1})
         began = time.perf_counter()
         (book.put if turn % 2 else book.drop)(one)
-        await balancer.settled()
+        await balancer.wait_synced()
         times.append(time.perf_counter() - began)
     each = (time.process_time() - processor) / rounds
     return {
@@ -174,7 +174,7 @@ async def from_store(net: Wire, rounds: int) -> Row:
             await store.transact([], [Put(layout.store_key(each), layout.encode(each)) for each in one])
             while catalog.index == before:
                 await asyncio.sleep(0)
-            await balancer.settled()
+            await balancer.wait_synced()
             times.append(time.perf_counter() - began)
         await balancer.stop()
         await feed.stop()

@@ -91,6 +91,10 @@ class Instance:
     create_index: int = 0
     modify_index: int = 0
 
+    def port_number(self, name: str) -> int:
+        """The named port, by its name in lower case; 0 if the instance has none of that name."""
+        return next((number for each, number in self.ports.items() if each.lower() == name), 0)
+
     @property
     def order(self) -> tuple[str, str]:
         """Every list of instances is sorted by this: clients pair the answers of two endpoints by position."""

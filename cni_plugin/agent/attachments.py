@@ -69,7 +69,7 @@ class Attachments:
             found = self._read()
             self._names.replace(networks(found.values()))
             if self._overview is not None:
-                self._overview.attached(self._shown())
+                self._overview.set_attachments(self._shown())
             for owner in (self._registry.owners() | self._offered.keys()) - found.keys():
                 await self._registry.offer(owner, ())
                 self._offered.pop(owner, None)
@@ -149,7 +149,7 @@ def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkZone]:
     for network, members in together.items():
         records: dict[str, dict[str, None]] = {}
         reverse: dict[str, str] = {}
-        holders: dict[str, ClientConfig] = {}
+        clients: dict[str, ClientConfig] = {}
         for one in members:
             addresses = [str(cidr.ip) for cidr in one.addresses]
             for name in one.names:
@@ -159,7 +159,7 @@ def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkZone]:
                 if one.names:
                     reverse[address] = one.names[0]
                 if others:
-                    holders[address] = ClientConfig(others)
+                    clients[address] = ClientConfig(others)
         yield NetworkZone(
             network,
             gateways=tuple(dict.fromkeys(gateway for one in members for gateway in one.gateways)),
@@ -168,7 +168,7 @@ def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkZone]:
             records={name: tuple(found) for name, found in records.items()},
             reverse=reverse,
             domains=tuple(sorted({one.domain for one in members if one.domain})),
-            holders=holders,
+            clients=clients,
         )
 
 

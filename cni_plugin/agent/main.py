@@ -194,7 +194,7 @@ class Agent:
                 log.error("attachments are not registered: %s", error)
             self.problems["attachments"] = str(error)
         if dns is not None:
-            await dns.serve(dns.names.networks())
+            await dns.set_networks(dns.names.networks())
 
     async def _watch(self, parts: Parts) -> None:
         while True:
@@ -230,10 +230,10 @@ class Agent:
             datacenter=node.datacenter,
             address=node.address,
             http=parts.api.addresses,
-            dns=tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in dns.places)
+            dns=tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in dns.addresses)
             if dns is not None
             else (),
-            problems=(*problems, *(f"dns: {why}" for why in dns.problems.values())) if dns else tuple(problems),
+            problems=(*problems, *(f"dns: {why}" for why in dns.bind_errors.values())) if dns else tuple(problems),
         )
         if now != self._reported:
             try:

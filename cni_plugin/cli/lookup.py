@@ -14,15 +14,13 @@ from cni_plugin.cli import agents
 from cni_plugin.cli.goflags import GoCommand, fail
 from cni_plugin.cli.output import as_json, printable
 from cni_plugin.cli.problems import NO_SUCH_THING
-from discovery.dns import codec
+from discovery.dns import codec, rrtypes
 from discovery.dns.codec import BadName, Malformed, ParsedRecord
 
 USUAL = ("127.0.0.1", 8600)
 _SECONDS = 3.0
 _TRIES = 2
-_TYPES = {"A": codec.A, "AAAA": codec.AAAA, "SRV": codec.SRV, "TXT": codec.TXT, "PTR": codec.PTR, "NS": codec.NS,
-          "SOA": codec.SOA, "CNAME": codec.CNAME, "MX": codec.MX, "ANY": codec.ANY}  # fmt: skip
-_NAMES = {number: name for name, number in _TYPES.items()}
+_NAMES = {number: name for name, number in rrtypes.NUMBERS.items()}
 _CODES = {codec.FORMERR: "FORMERR", codec.SERVFAIL: "SERVFAIL", codec.NOTIMP: "NOTIMP", codec.REFUSED: "REFUSED"}
 _SECTIONS = {1: "answer", 2: "authority", 3: "additional"}
 
@@ -46,7 +44,7 @@ def dns_lookup(name: str, kind: str, server: str, json_output: bool) -> None:
     kinds = _kinds(name, kind)
     place = _place(server) if server else _own_server()
     asked = _reverse(name) if _is_address(name) else name
-    replies = [_ask(asked, _TYPES[one], place) for one in kinds]
+    replies = [_ask(asked, rrtypes.NUMBERS[one], place) for one in kinds]
     shown = f"{place[0]} port {place[1]}"
     for reply in replies:
         code = reply[3] & 15
@@ -69,8 +67,8 @@ def dns_lookup(name: str, kind: str, server: str, json_output: bool) -> None:
 def _kinds(name: str, kind: str) -> tuple[str, ...]:
     if not kind:
         return ("PTR",) if _is_address(name) else ("A", "AAAA")
-    if kind.upper() not in _TYPES:
-        fail(f"weft: {kind!r} is no type that can be asked for", hint=f"use {', '.join(_TYPES)}")
+    if kind.upper() not in rrtypes.NUMBERS:
+        fail(f"weft: {kind!r} is no type that can be asked for", hint=f"use {', '.join(rrtypes.NUMBERS)}")
     return (kind.upper(),)
 
 
@@ -187,41 +185,5 @@ def _shown(one: ParsedRecord, reply: bytes) -> dict[str, object]:
         "name": codec.name_to_text(one.name),
         "ttl": one.ttl,
         "type": _NAMES.get(one.type, f"TYPE{one.type}"),
-        "value": _value(one, reply),
+        "value": rrtypes.rdata_to_text(one.type, reply, one.data_at, one.end),
     }
-
-
-def _value(one: ParsedRecord, reply: bytes) -> str:
-    """A record's data as a zone file has it; what is not known in hexadecimal (RFC 3597)."""
-    data = reply[one.data_at : one.end]
-    try:
-        if one.type in (codec.A, codec.AAAA):
-            return str(ipaddress.ip_address(data))
-        if one.type in (codec.PTR, codec.NS, codec.CNAME):
-            return codec.name_to_text(codec.decode_name(reply, one.data_at)[0])
-        if one.type == codec.MX:
-            exchange, _ = codec.decode_name(reply, one.data_at + 2)
-            return f"{struct.unpack_from('!H', data)[0]} {codec.name_to_text(exchange)}"
-        if one.type == codec.SRV:
-            numbers = " ".join(map(str, struct.unpack_from("!HHH", data)))
-            return f"{numbers} {codec.name_to_text(codec.decode_name(reply, one.data_at + 6)[0])}"
-        if one.type == codec.SOA:
-            first, at = codec.decode_name(reply, one.data_at)
-            second, at = codec.decode_name(reply, at)
-            numbers = " ".join(map(str, struct.unpack_from("!IIIII", reply, at)))
-            return f"{codec.name_to_text(first)} {codec.name_to_text(second)} {numbers}"
-        if one.type == codec.TXT:
-            return _texts(data)
-    except (Malformed, ValueError, struct.error):
-        pass
-    return f"\\# {len(data)} {data.hex()}"
-
-
-def _texts(data: bytes) -> str:
-    found = []
-    while data:
-        length = data[0]
-        piece = data[1 : 1 + length].decode("utf-8", "backslashreplace").replace("\\", "\\\\").replace('"', '\\"')
-        found.append(f'"{piece}"')
-        data = data[1 + length :]
-    return " ".join(found)

@@ -29,7 +29,7 @@ def table_size(weights: Sequence[float], sizes: Sequence[int], error: float = 0.
     return sizes[-1]
 
 
-def weighted(weights: Mapping[str, float], size: int, held: Sequence[str] = ()) -> tuple[str, ...]:
+def weighted(weights: Mapping[str, float], size: int, current: Sequence[str] = ()) -> tuple[str, ...]:
     """Slots by weight. An instance keeps those of ``held`` (the table until now) that are not too many for it.
 
     Empty where no weight is above 0. An instance with a weight gets a slot while there are enough.
@@ -37,13 +37,13 @@ def weighted(weights: Mapping[str, float], size: int, held: Sequence[str] = ()) 
     names = sorted(name for name, weight in weights.items() if weight > 0)[:size]
     if not names:
         return ()
-    left = dict(zip(names, _quotas([weights[name] for name in names], size), strict=True))
+    remaining = dict(zip(names, _quotas([weights[name] for name in names], size), strict=True))
     slots = [""] * size
-    for place, name in enumerate(held[:size] if len(held) == size else ()):
-        if left.get(name, 0) > 0:
+    for place, name in enumerate(current[:size] if len(current) == size else ()):
+        if remaining.get(name, 0) > 0:
             slots[place] = name
-            left[name] -= 1
-    waiting = [name for name, count in left.items() for _ in range(count)]
+            remaining[name] -= 1
+    waiting = [name for name, count in remaining.items() for _ in range(count)]
     for place, name in enumerate(slots):
         if not name:
             slots[place] = waiting.pop()
@@ -56,8 +56,8 @@ def round_robin(weights: Mapping[str, float], size: int) -> tuple[str, ...]:
     if not names:
         return ()
     quotas = _quotas([weights[name] for name in names], size)
-    places = [((turn + 0.5) / quota, who) for who, quota in enumerate(quotas) for turn in range(quota)]
-    return tuple(names[who] for _, who in sorted(places))
+    places = [((turn + 0.5) / quota, index) for index, quota in enumerate(quotas) for turn in range(quota)]
+    return tuple(names[index] for _, index in sorted(places))
 
 
 def maglev(weights: Mapping[str, float], size: int) -> tuple[str, ...]:
@@ -73,21 +73,21 @@ def maglev(weights: Mapping[str, float], size: int) -> tuple[str, ...]:
     steps = [weights[name] / heaviest for name in names]
     orders = [_preference(name, size) for name in names]
     next_place = [0] * len(names)
-    turns = [0.0] * len(names)
+    credit = [0.0] * len(names)
     slots = [""] * size
     free = size
     while True:
-        for who, name in enumerate(names):
-            turns[who] += steps[who]
-            if turns[who] < 1 - 1e-9:
+        for index, name in enumerate(names):
+            credit[index] += steps[index]
+            if credit[index] < 1 - 1e-9:
                 continue
-            turns[who] -= 1
-            offset, skip = orders[who]
-            place = next_place[who]
+            credit[index] -= 1
+            offset, skip = orders[index]
+            place = next_place[index]
             while slots[slot := (offset + place * skip) % size]:
                 place += 1
             slots[slot] = name
-            next_place[who] = place + 1
+            next_place[index] = place + 1
             free -= 1
             if not free:
                 return tuple(slots)
@@ -130,10 +130,10 @@ def _quotas(weights: Sequence[float], size: int) -> list[int]:
     total = sum(weights)
     exact = [weight * size / total for weight in weights]
     counts = [max(int(share), 1) for share in exact]
-    by_rest = sorted(range(len(weights)), key=lambda place: counts[place] - exact[place])
+    by_remainder = sorted(range(len(weights)), key=lambda place: counts[place] - exact[place])
     missing = size - sum(counts)
     for step in range(missing):
-        counts[by_rest[step % len(counts)]] += 1
+        counts[by_remainder[step % len(counts)]] += 1
     while missing < 0:  # many light ones were given their one slot
         heavy = [place for place, count in enumerate(counts) if count > 1]
         counts[max(heavy, key=lambda place: counts[place] - exact[place])] -= 1

@@ -71,8 +71,8 @@ class Allocator:
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._unsubscribe: Callable[[], None] = lambda: None
-        self._gone: dict[str, float] = {}
-        self.refused: dict[str, str] = {}
+        self._unused_since: dict[str, float] = {}
+        self.errors: dict[str, str] = {}
         """Services that did not get what they asked for, and why."""
         metrics.gauge("weft_virtual_addresses", "Virtual addresses.", read=lambda: len(catalog.all_virtual_addresses()))
 
@@ -80,7 +80,7 @@ class Allocator:
         """Look at all services, then follow the catalog."""
         self._unsubscribe = self._catalog.subscribe(self._changed)
         self._changed(0, frozenset({SERVICES}))
-        self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._release())]
+        self._tasks = [asyncio.create_task(self._reconcile_loop()), asyncio.create_task(self._release_loop())]
 
     async def stop(self) -> None:
         """End; addresses stay whose they are."""
@@ -91,23 +91,23 @@ class Allocator:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 
-    def wanted(self, name: str) -> tuple[tuple[Address, ...], tuple[int, ...]]:
+    def requested(self, name: str) -> tuple[tuple[Address, ...], tuple[int, ...]]:
         """The addresses that a service asks for by number, and the families of which it should get any."""
         found = self._catalog.instances(name)
         if not found:
             return (), ()
         asked = [one.tagged_addresses[VIRTUAL_TAG].address for one in found if VIRTUAL_TAG in one.tagged_addresses]
-        numbers: list[Address] = []
+        addresses: list[Address] = []
         for text in dict.fromkeys(filter(None, asked)):
             try:
-                numbers.append(ip_address(text))
+                addresses.append(ip_address(text))
             except ValueError:
-                self._refuse(name, f"tagged address {VIRTUAL_TAG} {text!r} is no address")
+                self._set_error(name, f"tagged address {VIRTUAL_TAG} {text!r} is no address")
         mode = self._config.mode
         if not (asked or mode is Mode.ALL or (mode is Mode.ATTACHED and any(one.owner for one in found))):
             return (), ()
-        families = {version for one in found for version in self._families(one)} - {one.version for one in numbers}
-        return tuple(numbers), tuple(sorted(families))
+        families = {version for one in found for version in self._families(one)} - {one.version for one in addresses}
+        return tuple(addresses), tuple(sorted(families))
 
     # How
 
@@ -128,7 +128,7 @@ class Allocator:
         if self._dirty:
             self._wake.set()
 
-    async def _work(self) -> None:
+    async def _reconcile_loop(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -136,85 +136,87 @@ class Allocator:
                 name = next(iter(self._dirty))
                 del self._dirty[name]
                 try:
-                    await self._see_to(name)
+                    await self._reconcile(name)
                 except StoreError as error:
                     log.warning("service %s has no virtual address yet: %s", name, error)
                     self._dirty[name] = None
                     await asyncio.sleep(RETRY_SECONDS)
                 await asyncio.sleep(0)
 
-    async def _see_to(self, name: str) -> None:
+    async def _reconcile(self, name: str) -> None:
         """Give one service what it lacks."""
         found = self._catalog.instances(name)
         if not found:
             if self._catalog.virtual_addresses(name):
-                self._gone.setdefault(name, time.monotonic())
-            self.refused.pop(name, None)
+                self._unused_since.setdefault(name, time.monotonic())
+            self.errors.pop(name, None)
             return
-        self._gone.pop(name, None)
+        self._unused_since.pop(name, None)
         if oldest_instance(found).node != self._config.node:
             return
         held = [ip_address(one.address) for one in self._catalog.virtual_addresses(name)]
-        refused = self.refused.pop(name, "")
-        numbers, families = self.wanted(name)
-        for address in numbers:
+        errors = self.errors.pop(name, "")
+        addresses, families = self.requested(name)
+        for address in addresses:
             if address not in held:
-                await self._take_asked(name, address)
+                await self._claim_requested(name, address)
         for version in families:
             if not any(address.version == version for address in held):
-                await self._take_any(name, version)
-        if name in self.refused and self.refused[name] != refused:
-            log.warning("service %s: %s", name, self.refused[name])
+                await self._claim_any(name, version)
+        if name in self.errors and self.errors[name] != errors:
+            log.warning("service %s: %s", name, self.errors[name])
 
-    async def _take_asked(self, name: str, address: Address) -> None:
+    async def _claim_requested(self, name: str, address: Address) -> None:
         networks = await asyncio.to_thread(self._occupied)
         problem = virtual_address_error(address, self._config, networks)
         owner = self._catalog.virtual_address_service(str(address))
         if problem:
-            self._refuse(name, problem)
-        elif owner or not await self._take(name, address):
-            self._refuse(name, f"virtual address {address} belongs to service {owner or 'another'}; ask for another")
+            self._set_error(name, problem)
+        elif owner or not await self._claim(name, address):
+            self._set_error(name, f"virtual address {address} belongs to service {owner or 'another'}; ask for another")
 
-    async def _take_any(self, name: str, version: int) -> None:
+    async def _claim_any(self, name: str, version: int) -> None:
         for network in self._config.ranges:
             if network.version != version:
                 continue
             for address in candidates(name, network):
                 owner = self._catalog.virtual_address_service(str(address))
-                if owner == name or (not owner and await self._take(name, address)):
+                if owner == name or (not owner and await self._claim(name, address)):
                     return
         if any(network.version == version for network in self._config.ranges):
-            self._refuse(name, f"no virtual address of IPv{version} is free; give services a larger range")
+            self._set_error(name, f"no virtual address of IPv{version} is free; give services a larger range")
 
-    async def _take(self, name: str, address: Address) -> bool:
+    async def _claim(self, name: str, address: Address) -> bool:
         """Whether the address is the service's now."""
         value = VirtualAddress(name, str(address))
         key = layout.store_key(value)
         done = await self._store.transact([Compare(key, "create", 0)], [Put(key, layout.encode(value))])
         if done.succeeded:
             return True
-        there = await self._store.get(key)
-        return there is not None and layout.decode(there) == VirtualAddress(name, str(address), there.create_revision)
+        stored = await self._store.get(key)
+        return stored is not None and layout.decode(stored) == VirtualAddress(
+            name, str(address), stored.create_revision
+        )
 
-    def _refuse(self, name: str, sentence: str) -> None:
-        self.refused[name] = sentence
+    def _set_error(self, name: str, sentence: str) -> None:
+        self.errors[name] = sentence
 
-    async def _release(self) -> None:
+    async def _release_loop(self) -> None:
         """Give back the addresses of services that have been gone for long enough; and those that nobody asks for."""
         pause = max(min(self._config.keep / 4, 60.0), 0.05)
         while True:
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # hosts take turns
             before = time.monotonic() - self._config.keep
-            for name in [name for name, since in self._gone.items() if since <= before]:
+            for name in [name for name, since in self._unused_since.items() if since <= before]:
                 if self._catalog.instances(name):
-                    del self._gone[name]
+                    del self._unused_since[name]
                     continue
                 with suppress(StoreError):
                     for one in self._catalog.virtual_addresses(name):
                         key = layout.store_key(one)
                         await self._store.transact([Compare(key, "create", one.create_index)], [Delete(key)])
                         log.info("service %s is gone; %s is free", name, one.address)
-                    del self._gone[name]
+                    del self._unused_since[name]
 
 
 def host_networks() -> list[Network]:

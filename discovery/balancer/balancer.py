@@ -47,17 +47,17 @@ class Balancer:
     def __init__(self, catalog: Catalog, config: BalancerSettings, metrics: Metrics) -> None:
         self._catalog = catalog
         self._config = config
-        self._worker = Proxier(config)
+        self._proxier = Proxier(config)
         self._watch: TableWatch | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._unsubscribe: Callable[[], None] = lambda: None
         self._dirty: dict[str, float] = {}
         self._wake = asyncio.Event()
-        self._soon = asyncio.Event()
-        self._suspect = False
+        self._hairpin_retry = asyncio.Event()
+        self._resync_needed = False
         self._idle = asyncio.Event()
-        self._said: Problems = {}
+        self._logged: Problems = {}
         self._seconds = metrics.histogram(
             "weft_balancer_change_seconds", "Time from a change of the catalog until the kernel has it."
         )
@@ -66,36 +66,36 @@ class Balancer:
         self._repairs = metrics.counter("weft_balancer_repairs_total", "Times that the rules were not as left.")
         self._ended = metrics.counter("weft_balancer_ended_total", "Connections to instances that left, ended.")
         metrics.gauge(
-            "weft_balancer_services", "Services with a virtual address or a port.", read=lambda: self._worker.count()
+            "weft_balancer_services", "Services with a virtual address or a port.", read=lambda: self._proxier.count()
         )
         metrics.gauge(
-            "weft_balancer_draining", "Instances with old connections only.", read=lambda: len(self._worker.draining())
+            "weft_balancer_draining", "Instances with old connections only.", read=lambda: len(self._proxier.draining())
         )
 
     # From outside
 
     async def start(self) -> None:
         """Make the kernel be as the catalog says, then follow it. Raises KernelRefused, KernelLacks among them."""
-        self._worker = Proxier(self._config)
+        self._proxier = Proxier(self._config)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="balancer")
         self._unsubscribe = self._catalog.subscribe(self._changed)
         try:
-            await self._run(self._worker.open)
+            await self._run(self._proxier.open)
             names = {*self._catalog.names(), *(one.service for one in self._catalog.all_virtual_addresses().values())}
-            known = []
+            snapshots = []
             for number, name in enumerate(sorted(names)):
-                known.append(self._known(name))
+                snapshots.append(self._snapshot(name))
                 if number % BATCH == BATCH - 1:
                     await asyncio.sleep(0)
-            changed = await self._run(lambda: self._worker.begin(known))
-            log.info("%d services are balanced; %d elements were changed", self._worker.count(), changed)
+            changed = await self._run(lambda: self._proxier.sync_all(snapshots))
+            log.info("%d services are balanced; %d elements were changed", self._proxier.count(), changed)
             self._watch = await self._run(lambda: TableWatch(TABLE))
         except BaseException:
             await self.stop()
             raise
-        self._say(await self._run(self._worker.problems))
-        asyncio.get_running_loop().add_reader(self._watch.fileno(), self._touched)
-        self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._tick())]
+        self._log_problems(await self._run(self._proxier.problems))
+        asyncio.get_running_loop().add_reader(self._watch.fileno(), self._on_nft_event)
+        self._tasks = [asyncio.create_task(self._sync_loop()), asyncio.create_task(self._periodic_loop())]
         self._wake.set()
 
     async def stop(self) -> None:
@@ -111,28 +111,28 @@ class Balancer:
             self._watch.close()
             self._watch = None
         if self._thread is not None:
-            await self._run(self._worker.close)
+            await self._run(self._proxier.close)
             self._thread.shutdown(wait=False)
             self._thread = None
 
-    async def settled(self) -> None:
+    async def wait_synced(self) -> None:
         """Wait until the kernel has all that the catalog said before."""
-        while self._dirty or self._suspect or not self._idle.is_set():
+        while self._dirty or self._resync_needed or not self._idle.is_set():
             await self._idle.wait()
             await asyncio.sleep(0)
 
     def services(self) -> tuple[VirtualService, ...]:
         """What is balanced, by name."""
-        return self._worker.services()
+        return self._proxier.services()
 
     def table(self, address: str, port: int, protocol: str = "tcp") -> dict[str, int]:
         """How many slots each instance has behind a virtual address: ``{"10.0.0.1#80": 6}``."""
         found = ip_address(address)
-        return self._worker.slots(Frontend(found, found.version, protocol, port))
+        return self._proxier.slots(Frontend(found, found.version, protocol, port))
 
     def draining(self) -> tuple[DrainingBackend, ...]:
         """The instances that have old connections only."""
-        return self._worker.draining()
+        return self._proxier.draining()
 
     # The loop's side
 
@@ -148,16 +148,16 @@ class Balancer:
         if self._dirty:
             self._wake.set()
 
-    def _touched(self) -> None:
-        if self._watch is not None and self._watch.changed_by_others(self._worker.port):
-            self._suspect = True
+    def _on_nft_event(self) -> None:
+        if self._watch is not None and self._watch.changed_by_others(self._proxier.port):
+            self._resync_needed = True
             self._wake.set()
 
-    def _known(self, name: str) -> ServiceSnapshot:
+    def _snapshot(self, name: str) -> ServiceSnapshot:
         addresses = tuple(one.address for one in self._catalog.virtual_addresses(name))
         return name, self._catalog.health(name), addresses
 
-    async def _work(self) -> None:
+    async def _sync_loop(self) -> None:
         """What the catalog says goes to the kernel at once; that somebody else changed rules is looked at after it."""
         failed = False
         while True:
@@ -165,23 +165,23 @@ class Balancer:
             await self._wake.wait()
             self._wake.clear()
             self._idle.clear()
-            taken: dict[str, float] = {}
+            batch: dict[str, float] = {}
             try:
                 if failed:
-                    await self._repair()
+                    await self._resync()
                     failed = False
                 while self._dirty:
-                    taken.update(list(self._dirty.items())[:BATCH])
-                    for name in taken:
+                    batch.update(list(self._dirty.items())[:BATCH])
+                    for name in batch:
                         del self._dirty[name]
-                    await self._apply(taken)
-                    taken.clear()
-                if self._suspect:
+                    await self._apply(batch)
+                    batch.clear()
+                if self._resync_needed:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(SETTLE_SECONDS):
                             await self._wake.wait()
                     if not self._dirty:
-                        await self._repair()
+                        await self._resync()
                     self._wake.set()
             except Exception as error:
                 self._failures.add()
@@ -190,56 +190,56 @@ class Balancer:
                 else:  # a bug, which must not end all balancing
                     log.exception("services cannot be balanced; trying again")
                 await asyncio.sleep(RETRY_SECONDS)
-                self._dirty.update(taken)
-                failed = self._suspect = True
+                self._dirty.update(batch)
+                failed = self._resync_needed = True
                 self._wake.set()
 
-    async def _apply(self, taken: dict[str, float]) -> None:
-        known = [self._known(name) for name in taken]
-        self._say(await self._run(lambda: self._worker.apply(known)))
-        if self._worker.turning:
-            self._soon.set()
+    async def _apply(self, batch: dict[str, float]) -> None:
+        snapshots = [self._snapshot(name) for name in batch]
+        self._log_problems(await self._run(lambda: self._proxier.apply(snapshots)))
+        if self._proxier.hairpin_pending:
+            self._hairpin_retry.set()
         now = time.perf_counter()
-        for since in taken.values():
+        for since in batch.values():
             self._changes.add()
             self._seconds.observe(now - since)
 
-    async def _repair(self) -> None:
-        self._suspect = False
-        if changed := await self._run(self._worker.repair):
+    async def _resync(self) -> None:
+        self._resync_needed = False
+        if changed := await self._run(self._proxier.resync):
             self._repairs.add()
             log.warning("the table %s was not as it had been left: %d elements repaired", TABLE, changed)
 
-    async def _tick(self) -> None:
+    async def _periodic_loop(self) -> None:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._config.interval):  # wait_for of 3.11 can swallow a cancellation
-                    await self._soon.wait()
-            if self._soon.is_set():
-                self._soon.clear()
+                    await self._hairpin_retry.wait()
+            if self._hairpin_retry.is_set():
+                self._hairpin_retry.clear()
                 await asyncio.sleep(HAIRPIN_RETRY_SECONDS)
             try:
-                self._ended.add(await self._run(self._worker.look))
-                if self._worker.turning:
-                    self._soon.set()
+                self._ended.add(await self._run(self._proxier.periodic))
+                if self._proxier.hairpin_pending:
+                    self._hairpin_retry.set()
             except WeftError as error:
                 log.warning("connections cannot be looked at: %s", error)
             except Exception:
                 log.exception("connections cannot be looked at")
-            self._dirty.update(dict.fromkeys(self._worker.freed(), time.perf_counter()))
+            self._dirty.update(dict.fromkeys(self._proxier.unblocked(), time.perf_counter()))
             if self._dirty:
                 self._wake.set()
 
-    def _say(self, problems: Problems) -> None:
+    def _log_problems(self, problems: Problems) -> None:
         """Say once what could not be done."""
         for name, sentences in problems.items():
             for sentence in sentences:
-                if sentence not in self._said.get(name, ()):
+                if sentence not in self._logged.get(name, ()):
                     log.warning("service %s: %s", name, sentence)
             if sentences:
-                self._said[name] = sentences
+                self._logged[name] = sentences
             else:
-                self._said.pop(name, None)
+                self._logged.pop(name, None)
 
 
 def remove_all() -> None:

@@ -130,32 +130,32 @@ def virtual_service(
             addresses.append(address)
     if not found:
         return VirtualService(name, addresses=tuple(addresses), problems=tuple(problems)) if addresses else None
-    first = oldest_instance(health.instance for health in found)
-    published = list(_published(first, config, problems))
+    oldest = oldest_instance(health.instance for health in found)
+    published = list(_published(oldest, config, problems))
     if not addresses and not published:
         return None
     groups = []
     registered: set[Backend] = set()
-    ports = list(_ports(first))
+    ports = list(_ports(oldest))
     if len(ports) > MAX_PORTS:
         problems.append(f"service {name} has {len(ports)} ports; the first {MAX_PORTS} are balanced")
     seen: set[tuple[str, int]] = set()
     for label, port in ports[:MAX_PORTS]:
-        for protocol in _PROTOCOLS.get(first.protocol, ()):
+        for protocol in _PROTOCOLS.get(oldest.protocol, ()):
             if (protocol, port) in seen:
                 continue
             seen.add((protocol, port))
             wanted = [host for host, target, kind in published if target in (label, port) and kind in ("", protocol)]
             for version in (4, 6):
-                fronts = [Frontend(one, version, protocol, port) for one in addresses if one.version == version]
-                fronts += [Frontend(None, version, protocol, host) for host in wanted]
+                frontends = [Frontend(one, version, protocol, port) for one in addresses if one.version == version]
+                frontends += [Frontend(None, version, protocol, host) for host in wanted]
                 backends = _backends(found, label, version, config, problems)
                 registered |= {backend for backend, _ in backends}
-                if fronts:
-                    groups.append(PortGroup(tuple(fronts), tuple(sorted(backends, key=lambda pair: pair[0].name))))
+                if frontends:
+                    groups.append(PortGroup(tuple(frontends), tuple(sorted(backends, key=lambda pair: pair[0].name))))
     return VirtualService(
         name,
-        _policy(first, problems),
+        _policy(oldest, problems),
         tuple(addresses),
         tuple(groups),
         tuple(dict.fromkeys(problems)),
@@ -168,12 +168,12 @@ def oldest_instance(instances: Iterable[Instance]) -> Instance:
     return min(instances, key=lambda instance: (instance.create_index, instance.order))
 
 
-def _ports(first: Instance) -> Iterator[tuple[str, int]]:
+def _ports(oldest: Instance) -> Iterator[tuple[str, int]]:
     """Names and numbers of a service's ports; "" names the one without a name."""
-    asked = first.tagged_addresses.get(VIRTUAL_TAG)
-    if first.port:
-        yield "", asked.port if asked is not None and asked.port else first.port
-    for name, port in sorted(first.ports.items(), key=lambda pair: pair[1]):
+    asked = oldest.tagged_addresses.get(VIRTUAL_TAG)
+    if oldest.port:
+        yield "", asked.port if asked is not None and asked.port else oldest.port
+    for name, port in sorted(oldest.ports.items(), key=lambda pair: pair[1]):
         if port:
             yield name, port
 
@@ -183,7 +183,7 @@ def _backends(
 ) -> list[tuple[Backend, int]]:
     backends: dict[Backend, int] = {}
     for health in found:
-        place = _place(health, version)
+        place = _family_address(health, version)
         if place is None:
             continue
         address, port = place
@@ -198,7 +198,7 @@ def _backends(
     return list(backends.items())
 
 
-def _place(health: Health, version: int) -> tuple[Address, int] | None:
+def _family_address(health: Health, version: int) -> tuple[Address, int] | None:
     """An instance's address of a family, and the port that goes with that address alone (0: the instance's)."""
     tagged = health.instance.tagged_addresses.get(_TAGGED[version])
     own = _address(health.address)
@@ -218,22 +218,22 @@ def _address(text: str) -> Address | None:
         return None
 
 
-def _policy(first: Instance, problems: list[str]) -> BalancePolicy:
+def _policy(oldest: Instance, problems: list[str]) -> BalancePolicy:
     found = BalancePolicy()
-    said = first.meta.get("weft-balance", found.algorithm)
+    value = oldest.meta.get("weft-balance", found.algorithm)
     try:
-        algorithm = Algorithm(said)
+        algorithm = Algorithm(value)
     except ValueError:
         algorithm = found.algorithm
-        problems.append(f"meta weft-balance {said!r} is none of {', '.join(Algorithm)}; {algorithm} is used")
+        problems.append(f"meta weft-balance {value!r} is none of {', '.join(Algorithm)}; {algorithm} is used")
     sticky, slots = found.sticky, found.slots
-    if text := first.meta.get("weft-sticky", ""):
+    if text := oldest.meta.get("weft-sticky", ""):
         try:
             wanted = parse_duration(text)
             sticky = next((seconds for seconds in STICKY_SECONDS if seconds >= wanted), STICKY_SECONDS[-1])
         except ValueError as error:
             problems.append(f"meta weft-sticky: {error}; {sticky} s are used")
-    if text := first.meta.get("weft-slots", ""):
+    if text := oldest.meta.get("weft-slots", ""):
         if text in map(str, SIZES):
             slots = int(text)
         else:
@@ -241,9 +241,9 @@ def _policy(first: Instance, problems: list[str]) -> BalancePolicy:
     return BalancePolicy(algorithm, sticky, slots)
 
 
-def _published(first: Instance, config: BalancerSettings, problems: list[str]) -> Iterator[tuple[int, str | int, str]]:
+def _published(oldest: Instance, config: BalancerSettings, problems: list[str]) -> Iterator[tuple[int, str | int, str]]:
     """Host port, the service's port (its name or number) and protocol ("": the service's) of each that is published."""
-    text = first.meta.get("weft-publish", "")
+    text = oldest.meta.get("weft-publish", "")
     low, high = config.published
     for part in [part.strip() for part in text.split(",") if part.strip()][:MAX_PORTS]:
         rest, _, protocol = part.partition("/")
@@ -255,7 +255,7 @@ def _published(first: Instance, config: BalancerSettings, problems: list[str]) -
                 f"meta weft-publish: port {host} is not one from {low} to {high}, which services may publish"
             )
         else:
-            ports = list(_ports(first))
+            ports = list(_ports(oldest))
             yield int(host), int(target) if _number(target) else target or (ports[0][0] if ports else ""), protocol
 
 

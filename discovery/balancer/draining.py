@@ -40,29 +40,33 @@ class ConnectionDrainer:
     def __init__(self, flows: Flows, forget: Forget) -> None:
         self._flows = flows
         self._forget = forget
-        self._found: dict[tuple[Frontend, Backend], DrainingBackend] = {}
+        self._draining: dict[tuple[Frontend, Backend], DrainingBackend] = {}
 
     def all(self) -> tuple[DrainingBackend, ...]:
         """Every one, as last counted."""
-        return tuple(self._found.values())
+        return tuple(self._draining.values())
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._draining)
 
-    def begin(self, front: Frontend, backends: Iterable[Backend], deadline: float) -> None:
+    def start(self, frontend: Frontend, backends: Iterable[Backend], deadline: float) -> None:
         """These instances get no new connections from the frontend any more."""
         for backend in backends:
-            if front.protocol == "tcp" and len(self._found) < MAX_DRAINING:
-                self._found[(front, backend)] = DrainingBackend(front, backend, deadline)
+            if frontend.protocol == "tcp" and len(self._draining) < MAX_DRAINING:
+                self._draining[(frontend, backend)] = DrainingBackend(frontend, backend, deadline)
 
-    def move(self, front: Frontend, serving: Collection[Backend]) -> int:
+    def flush_stale_udp(self, frontend: Frontend, serving: Collection[Backend]) -> int:
         """Have the kernel decide anew about datagrams that go to none of the instances that serve; how many clients."""
-        places = {(backend.address, backend.port) for backend in serving}
-        stale = [flow for flow in self._flows([front])[front] if (flow.reply_source, flow.reply_port) not in places]
+        serving_addresses = {(backend.address, backend.port) for backend in serving}
+        stale = [
+            flow
+            for flow in self._flows([frontend])[frontend]
+            if (flow.reply_source, flow.reply_port) not in serving_addresses
+        ]
         self._forget(stale)
         return len(stale)
 
-    def look(
+    def poll(
         self,
         now: float,
         serving: Callable[[Frontend], Collection[Backend]],
@@ -70,18 +74,20 @@ class ConnectionDrainer:
     ) -> int:
         """Count the connections; those past their deadline end where the instance is gone. How many were ended."""
         ended = 0
-        for front, there in self._flows({front for front, _ in self._found}).items():
-            for (_, backend), draining in [(key, one) for key, one in self._found.items() if key[0] == front]:
-                mine = [
-                    flow for flow in there if (flow.reply_source, flow.reply_port) == (backend.address, backend.port)
+        for frontend, flows in self._flows({frontend for frontend, _ in self._draining}).items():
+            for (_, backend), draining in [(key, one) for key, one in self._draining.items() if key[0] == frontend]:
+                own_flows = [
+                    flow for flow in flows if (flow.reply_source, flow.reply_port) == (backend.address, backend.port)
                 ]
-                over = now >= draining.deadline
-                if over and mine and backend not in registered(front):
-                    self._forget(mine)
-                    ended += len(mine)
-                    log.info("%d connections to %s by %s were ended: it left", len(mine), backend.name, front)
-                if over or not mine or backend in serving(front):
-                    del self._found[(front, backend)]
+                expired = now >= draining.deadline
+                if expired and own_flows and backend not in registered(frontend):
+                    self._forget(own_flows)
+                    ended += len(own_flows)
+                    log.info("%d connections to %s by %s were ended: it left", len(own_flows), backend.name, frontend)
+                if expired or not own_flows or backend in serving(frontend):
+                    del self._draining[(frontend, backend)]
                 else:
-                    self._found[(front, backend)] = DrainingBackend(front, backend, draining.deadline, len(mine))
+                    self._draining[(frontend, backend)] = DrainingBackend(
+                        frontend, backend, draining.deadline, len(own_flows)
+                    )
         return ended

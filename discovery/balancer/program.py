@@ -54,9 +54,9 @@ class ElementChange:
 
     delete: list[Key] = field(default_factory=list)
     add: list[tuple[str, bytes, Data]] = field(default_factory=list)
-    left: dict[Frontend, frozenset[Backend]] = field(default_factory=dict)
+    removed: dict[Frontend, frozenset[Backend]] = field(default_factory=dict)
     """Frontends that send nothing new to some instances any more."""
-    began: list[Frontend] = field(default_factory=list)
+    added: list[Frontend] = field(default_factory=list)
     """Frontends that were not there before."""
 
 
@@ -67,7 +67,7 @@ class Program:
         self.tables: dict[Frontend, SlotTable] = {}
         self.services: dict[str, VirtualService] = {}
         self._owners: dict[Frontend, str] = {}
-        self._shared: dict[Key, dict[str, Data]] = {}
+        self._address_holders: dict[Key, dict[str, Data]] = {}
         """Elements that several services may need, with who does."""
 
     def owner(self, frontend: Frontend) -> str:
@@ -75,69 +75,71 @@ class Program:
         return self._owners.get(frontend, "")
 
     def tables_for(
-        self, service: VirtualService, loads: Mapping[str, int] | None = None
+        self, service: VirtualService, connections: Mapping[str, int] | None = None
     ) -> tuple[dict[Frontend, SlotTable], tuple[Frontend, ...]]:
         """The service's tables, and the frontends that are another service's; ``loads``: connections by instance."""
         found: dict[Frontend, SlotTable] = {}
-        taken: list[Frontend] = []
+        conflicts: list[Frontend] = []
         for group in service.groups:
-            mine = [front for front in group.frontends if self._owners.get(front, service.name) == service.name]
-            taken += [front for front in group.frontends if front not in mine]
+            mine = [
+                frontend for frontend in group.frontends if self._owners.get(frontend, service.name) == service.name
+            ]
+            conflicts += [frontend for frontend in group.frontends if frontend not in mine]
             by_name = {backend.name: backend for backend, _ in group.backends}
             weights: dict[str, float] = {backend.name: weight for backend, weight in group.backends if weight}
             if not weights:
                 continue
             for virtual in (True, False):
-                fronts = [front for front in mine if (front.address is not None) == virtual]
-                if not fronts:
+                selected = [frontend for frontend in mine if (frontend.address is not None) == virtual]
+                if not selected:
                     continue
                 # Others' ports have no memory of clients, so there the client's address decides.
                 policy = service.policy
                 if not virtual and policy.algorithm is Algorithm.STICKY:
                     policy = BalancePolicy(Algorithm.SOURCE, slots=policy.slots)
-                held = self.tables.get(fronts[0])
-                chain, slots = self._dealt(policy, weights, held, loads or {})
+                held = self.tables.get(selected[0])
+                chain, slots = self._assign_slots(policy, weights, held, connections or {})
                 table = SlotTable(chain, tuple(by_name[name] for name in slots))
-                found.update(dict.fromkeys(fronts, table))
-        return found, tuple(taken)
+                found.update(dict.fromkeys(selected, table))
+        return found, tuple(conflicts)
 
     def change(self, name: str, service: VirtualService | None, tables: Mapping[Frontend, SlotTable]) -> ElementChange:
         """What leads from the present state of a service to this one."""
         change = ElementChange()
         before = self.services.get(name)
-        for front in frontends(before):
-            if front not in tables and front in self.tables and self._owners.get(front) == name:
-                _diff_tables(change, front, self.tables[front], None)
-        for front, table in tables.items():
-            _diff_tables(change, front, self.tables.get(front), table)
+        for frontend in frontends(before):
+            if frontend not in tables and frontend in self.tables and self._owners.get(frontend) == name:
+                _diff_tables(change, frontend, self.tables[frontend], None)
+        for frontend, table in tables.items():
+            _diff_tables(change, frontend, self.tables.get(frontend), table)
         old, new = dict(_address_elements(before)), dict(_address_elements(service))
         for key, data in new.items():
-            there = self._shared.get(key, {})
-            if data not in there.values():
-                if there:
+            kernel = self._address_holders.get(key, {})
+            if data not in kernel.values():
+                if kernel:
                     change.delete.append(key)
                 change.add.append((*key, data))
         for key in old.keys() - new.keys():
-            if len(self._shared.get(key, {})) == 1:
+            if len(self._address_holders.get(key, {})) == 1:
                 change.delete.append(key)
         return change
 
     def commit(self, name: str, service: VirtualService | None, tables: Mapping[Frontend, SlotTable]) -> None:
         """The kernel has it now."""
         before = self.services.get(name)
-        for front in frontends(before):
-            if self._owners.get(front) == name:
-                del self._owners[front]
-                self.tables.pop(front, None)
+        for frontend in frontends(before):
+            if self._owners.get(frontend) == name:
+                del self._owners[frontend]
+                self.tables.pop(frontend, None)
         new = dict(_address_elements(service))
         for key, _ in _address_elements(before):
-            holders = self._shared.get(key)
+            holders = self._address_holders.get(key)
             if holders is not None and key not in new:
                 holders.pop(name, None)
                 if not holders:
-                    del self._shared[key]
+                    del self._address_holders[key]
         for key, data in new.items():
-            holders = self._shared.setdefault(key, {})
+            holders = self._address_holders.setdefault(key, {})
             for other in holders:  # an element has one datum, the latest
                 holders[other] = data
             holders[name] = data
@@ -145,25 +147,25 @@ class Program:
             self.services.pop(name, None)
             return
         self.services[name] = service
-        for front in frontends(service):
-            self._owners.setdefault(front, name)
+        for frontend in frontends(service):
+            self._owners.setdefault(frontend, name)
         self.tables.update(tables)
 
     def elements(self) -> dict[Key, Data]:
         """All of it."""
-        found: dict[Key, Data] = {key: next(iter(holders.values())) for key, holders in self._shared.items()}
-        for front, table in self.tables.items():
-            found.update(_table_elements(front, table))
+        found: dict[Key, Data] = {key: next(iter(holders.values())) for key, holders in self._address_holders.items()}
+        for frontend, table in self.tables.items():
+            found.update(_table_elements(frontend, table))
         return found
 
-    def adopt(self, there: Mapping[Key, Data]) -> None:
+    def adopt(self, kernel: Mapping[Key, Data]) -> None:
         """Start from the tables that the kernel has: whose a slot was decides who keeps it."""
-        self.tables = dict(decode_tables(there))
+        self.tables = dict(decode_tables(kernel))
 
     # How
 
-    def _dealt(
-        self, policy: BalancePolicy, weights: dict[str, float], held: SlotTable | None, loads: Mapping[str, int]
+    def _assign_slots(
+        self, policy: BalancePolicy, weights: dict[str, float], held: SlotTable | None, connections: Mapping[str, int]
     ) -> tuple[str, tuple[str, ...]]:
         """The chain and the owners of the slots."""
         slots = tuple(backend.name for backend in held.slots) if held is not None else ()
@@ -182,7 +184,7 @@ class Program:
             return f"turn{self._counter(held)}_{size}", algorithms.round_robin(weights, size)
         if algorithm is Algorithm.LEAST_CONNECTIONS:
             size = asked or (_HASHED_SLOTS if count <= _MANY_INSTANCES else SIZES[-1])
-            return f"random{size}", algorithms.weighted(algorithms.least_connections(weights, loads), size, slots)
+            return f"random{size}", algorithms.weighted(algorithms.least_connections(weights, connections), size, slots)
         size = asked or algorithms.table_size(list(weights.values()), SIZES)
         return f"random{size}", algorithms.weighted(weights, size, slots)
 
@@ -199,29 +201,29 @@ class Program:
 
 def frontends(service: VirtualService | None) -> tuple[Frontend, ...]:
     """All frontends of a service."""
-    return tuple(front for group in service.groups for front in group.frontends) if service else ()
+    return tuple(frontend for group in service.groups for frontend in group.frontends) if service else ()
 
 
-def dispatch_key(front: Frontend) -> tuple[str, bytes]:
+def dispatch_key(frontend: Frontend) -> tuple[str, bytes]:
     """The map that leads a frontend's connections to a chain, and its key there."""
-    ending = bytes([_NUMBERS[front.protocol], 0, 0, 0]) + front.port.to_bytes(2, "big") + b"\0\0"
-    if front.address is None:
-        return PORTS[front.version], ending
-    return SERVICES[front.version], front.address.packed + ending
+    ending = bytes([_NUMBERS[frontend.protocol], 0, 0, 0]) + frontend.port.to_bytes(2, "big") + b"\0\0"
+    if frontend.address is None:
+        return PORTS[frontend.version], ending
+    return SERVICES[frontend.version], frontend.address.packed + ending
 
 
-def slot_map(front: Frontend, chain: str) -> str:
+def slot_map(frontend: Frontend, chain: str) -> str:
     """The map in which a frontend's slots are."""
-    if front.address is None:
-        return PORT_SLOTS[front.version]
-    return (STICKY_SLOTS if chain.startswith("sticky") else SLOTS)[front.version]
+    if frontend.address is None:
+        return PORT_SLOTS[frontend.version]
+    return (STICKY_SLOTS if chain.startswith("sticky") else SLOTS)[frontend.version]
 
 
-def decode_tables(there: Mapping[Key, Data]) -> Iterator[tuple[Frontend, SlotTable]]:
+def decode_tables(kernel: Mapping[Key, Data]) -> Iterator[tuple[Frontend, SlotTable]]:
     """The tables that elements make up; those that lack a slot are left out."""
-    chains = {(name, key): data for (name, key), data in there.items() if isinstance(data, str)}
+    chains = {(name, key): data for (name, key), data in kernel.items() if isinstance(data, str)}
     slots: dict[tuple[str, bytes], dict[int, Backend]] = {}
-    for (name, key), data in there.items():
+    for (name, key), data in kernel.items():
         version = int(name[-1]) if name[-1] in "46" else 0
         if name in (SLOTS.get(version), STICKY_SLOTS.get(version), PORT_SLOTS.get(version)) and isinstance(data, bytes):
             length = _LENGTHS[version]
@@ -235,36 +237,36 @@ def decode_tables(there: Mapping[Key, Data]) -> Iterator[tuple[Frontend, SlotTab
                     continue
                 address = ip_address(key[:length]) if length else None
                 port = int.from_bytes(key[length + 4 : length + 6], "big")
-                front = Frontend(address, version, _NAMES[key[length]], port)
-                found = slots.get((slot_map(front, str(chain)), key), {})
+                frontend = Frontend(address, version, _NAMES[key[length]], port)
+                found = slots.get((slot_map(frontend, str(chain)), key), {})
                 if found and sorted(found) == list(range(len(found))):
-                    yield front, SlotTable(str(chain), tuple(found[number] for number in range(len(found))))
+                    yield frontend, SlotTable(str(chain), tuple(found[number] for number in range(len(found))))
 
 
 def _backend_data(backend: Backend) -> bytes:
     return backend.address.packed + backend.port.to_bytes(2, "big") + b"\0\0"
 
 
-def _table_elements(front: Frontend, table: SlotTable) -> Iterator[tuple[Key, Data]]:
-    where, key = dispatch_key(front)
+def _table_elements(frontend: Frontend, table: SlotTable) -> Iterator[tuple[Key, Data]]:
+    where, key = dispatch_key(frontend)
     yield (where, key), table.chain
-    name = slot_map(front, table.chain)
+    name = slot_map(frontend, table.chain)
     data = {backend: _backend_data(backend) for backend in set(table.slots)}
     for number, backend in enumerate(table.slots):
         yield (name, key + number.to_bytes(4, sys.byteorder)), data[backend]
 
 
-def _diff_tables(change: ElementChange, front: Frontend, old: SlotTable | None, new: SlotTable | None) -> None:
+def _diff_tables(change: ElementChange, frontend: Frontend, old: SlotTable | None, new: SlotTable | None) -> None:
     """From one table of a frontend to another; slots that stay as they are are not mentioned."""
-    where, key = dispatch_key(front)
+    where, key = dispatch_key(frontend)
     if old is None:
-        change.began.append(front)
+        change.added.append(frontend)
     gone = (frozenset(old.slots) if old else frozenset()) - (frozenset(new.slots) if new else frozenset())
     if gone:
-        change.left[front] = gone
+        change.removed[frontend] = gone
     if old == new:
         return
-    same_map = old is not None and new is not None and slot_map(front, old.chain) == slot_map(front, new.chain)
+    same_map = old is not None and new is not None and slot_map(frontend, old.chain) == slot_map(frontend, new.chain)
     if old is not None and (new is None or old.chain != new.chain):
         change.delete.append((where, key))
     if new is not None and (old is None or old.chain != new.chain):
@@ -279,9 +281,9 @@ def _diff_tables(change: ElementChange, front: Frontend, old: SlotTable | None, 
             continue
         slot = key + number.to_bytes(4, sys.byteorder)
         if was is not None and old is not None:
-            change.delete.append((slot_map(front, old.chain), slot))
+            change.delete.append((slot_map(frontend, old.chain), slot))
         if is_ is not None and new is not None:
-            change.add.append((slot_map(front, new.chain), slot, data[is_]))
+            change.add.append((slot_map(frontend, new.chain), slot, data[is_]))
 
 
 def _address_elements(service: VirtualService | None) -> Iterable[tuple[Key, Data]]:

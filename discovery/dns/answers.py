@@ -1,4 +1,4 @@
-"""Answers as bytes, ready to be put behind any query that asks for them."""
+"""Answers encoded in advance, so that the reply to a cached question is a join of byte strings."""
 
 from __future__ import annotations
 
@@ -10,127 +10,127 @@ from functools import lru_cache
 
 from discovery.dns import codec
 from discovery.dns.codec import NOERROR, NXDOMAIN
+from discovery.dns.rrtypes import SOA, soa_rdata
 
 MAX_ROTATED_RECORDS = 8
 ROTATIONS = 12
-"""Of answers with so many records at most, about so many orders are prepared; others are shuffled for each client."""
+"""Answers of up to MAX_ROTATED_RECORDS are encoded in about ROTATIONS orders; larger ones are shuffled per reply."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRecord:
-    """A record of an answer, and the additional records that explain it; they are sent together or not at all."""
+    """A record of the answer section, and its additional records; a truncated reply has both or neither."""
 
     record: bytes
-    extras: tuple[bytes, ...] = ()
+    additional: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedAnswer:
     """The answer to one question.
 
-    ``chain``: the CNAMEs that come first, and ``target`` where they lead if that is not answered yet. ``counts`` and
-    ``counts_edns`` are the header's counts, and ``rests`` all behind the question in several orders, one of which is
-    sent; none if there are so many records that each answer is put together.
+    ``cnames`` are the CNAME records that come first, ``target`` where they lead if that is still to be resolved.
+    ``bodies`` is everything behind the question in several orders, one of which is sent; () if there are too many
+    records for that. ``counts`` and ``counts_edns`` are the header's four counts without and with OPT.
     """
 
-    code: int = NOERROR
-    units: tuple[AnswerRecord, ...] = ()
-    chain: tuple[bytes, ...] = ()
+    rcode: int = NOERROR
+    records: tuple[AnswerRecord, ...] = ()
+    cnames: tuple[bytes, ...] = ()
     authority: bytes = b""
     target: bytes = b""
     counts: bytes = b""
     counts_edns: bytes = b""
-    rests: tuple[bytes, ...] = ()
+    bodies: tuple[bytes, ...] = ()
 
 
 def prepare(
-    code: int = NOERROR,
-    units: Iterable[AnswerRecord] = (),
+    rcode: int = NOERROR,
+    records: Iterable[AnswerRecord] = (),
     *,
-    chain: tuple[bytes, ...] = (),
+    cnames: tuple[bytes, ...] = (),
     authority: bytes = b"",
     target: bytes = b"",
 ) -> PreparedAnswer:
-    """A Prepared with all that can be made in advance. Units that are the same are one."""
-    found = tuple(dict.fromkeys(units))
-    if len(found) > MAX_ROTATED_RECORDS or target:
-        return PreparedAnswer(code, found, chain, authority, target)
-    rests = []
-    extras: dict[bytes, None] = {}
-    for order in _rotations(found):
-        extras = dict.fromkeys(extra for unit in order for extra in unit.extras)
-        rests.append(b"".join((*chain, *(unit.record for unit in order), authority, *extras)))
-    numbers = (1, len(found) + len(chain), int(bool(authority)))
+    """Encode an answer as far as possible. Duplicate records are dropped (RFC 2181 section 5)."""
+    unique = tuple(dict.fromkeys(records))
+    if len(unique) > MAX_ROTATED_RECORDS or target:
+        return PreparedAnswer(rcode, unique, cnames, authority, target)
+    bodies = []
+    additional: dict[bytes, None] = {}
+    for order in _rotations(unique):
+        additional = dict.fromkeys(extra for each in order for extra in each.additional)
+        bodies.append(b"".join((*cnames, *(each.record for each in order), authority, *additional)))
+    counts = (1, len(unique) + len(cnames), int(bool(authority)))
     return PreparedAnswer(
-        code,
-        found,
-        chain,
+        rcode,
+        unique,
+        cnames,
         authority,
         target,
-        b"".join(each.to_bytes(2, "big") for each in (*numbers, len(extras))),
-        b"".join(each.to_bytes(2, "big") for each in (*numbers, len(extras) + 1)),
-        tuple(rests),
+        b"".join(each.to_bytes(2, "big") for each in (*counts, len(additional))),
+        b"".join(each.to_bytes(2, "big") for each in (*counts, len(additional) + 1)),
+        tuple(bodies),
     )
 
 
-def _rotations(units: Sequence[AnswerRecord]) -> list[list[AnswerRecord]]:
-    """The orders in which the units are sent: at random, but each comes first as often as any other."""
-    if len(units) < 2:
-        return [list(units)]
+def _rotations(records: Sequence[AnswerRecord]) -> list[list[AnswerRecord]]:
+    """Random orders in which every record comes first equally often."""
+    if len(records) < 2:
+        return [list(records)]
     orders = []
-    for _ in range(-(-ROTATIONS // len(units))):
-        for first in units:
-            others = [unit for unit in units if unit is not first]
+    for _ in range(-(-ROTATIONS // len(records))):
+        for first in records:
+            others = [each for each in records if each is not first]
             random.shuffle(others)
             orders.append([first, *others])
     return orders
 
 
-def fit(prepared: PreparedAnswer, room: int, limit: int = 0) -> tuple[bytes, tuple[int, int, int], bool]:
-    """Records in a new order, as many as fit: their bytes, the counts of the three sections, and whether all are there.
+def fit(answer: PreparedAnswer, room: int, limit: int = 0) -> tuple[bytes, tuple[int, int, int], bool]:
+    """As many records as fit, shuffled: their bytes, the counts of the three sections, and whether none was cut.
 
-    ``room`` is in bytes, behind the question; ``limit`` units at most are wanted, 0 for all. A first unit that does not
-    fit with its additional records comes without them. Source: RFC 2181 section 9.
+    ``room`` is in bytes, behind the question; ``limit`` is the most records wanted, 0 for all. If not even the first
+    fits with its additional records, it goes without them. Source: RFC 2181 section 9.
     """
-    units = list(prepared.units)
-    if len(units) > 1:
-        random.shuffle(units)
+    shuffled = list(answer.records)
+    if len(shuffled) > 1:
+        random.shuffle(shuffled)
     if limit:
-        del units[limit:]
-    room -= sum(map(len, prepared.chain)) + len(prepared.authority)
+        del shuffled[limit:]
+    room -= sum(map(len, answer.cnames)) + len(answer.authority)
     records: list[bytes] = []
-    extras: dict[bytes, None] = {}
-    whole = room >= 0
-    for unit in units if whole else ():
-        more = [extra for extra in unit.extras if extra not in extras]
-        size = len(unit.record) + sum(map(len, more))
+    additional: dict[bytes, None] = {}
+    complete = room >= 0
+    for each in shuffled if complete else ():
+        new = [extra for extra in each.additional if extra not in additional]
+        size = len(each.record) + sum(map(len, new))
         if size > room:
-            if records or len(unit.record) > room:
-                whole = False
+            if records or len(each.record) > room:
+                complete = False
                 break
-            more, size = [], len(unit.record)
+            new, size = [], len(each.record)
         room -= size
-        records.append(unit.record)
-        extras.update(dict.fromkeys(more))
-    if not whole and not records:
+        records.append(each.record)
+        additional.update(dict.fromkeys(new))
+    if not complete and not records:
         return b"", (0, 0, 0), False
-    body = b"".join((*prepared.chain, *records, prepared.authority, *extras))
-    return body, (len(records) + len(prepared.chain), int(bool(prepared.authority)), len(extras)), whole
+    body = b"".join((*answer.cnames, *records, answer.authority, *additional))
+    return body, (len(records) + len(answer.cnames), int(bool(answer.authority)), len(additional)), complete
 
 
 def negative(name: bytes, zone: bytes, exists: bool) -> PreparedAnswer:
-    """No such name (NXDOMAIN), or no such record of it, with the zone's SOA. Source: RFC 2308.
+    """NODATA if the name exists, else NXDOMAIN, with the zone's SOA. Source: RFC 2308.
 
-    The zone must be the end of the name; both in lower case.
+    The name, in lower case, must end in the zone's.
     """
     return _negative(len(name) - len(zone), exists, int(time.time()))
 
 
 def soa_authority(offset: int, serial: int) -> bytes:
-    """The SOA of a zone whose name begins so many bytes within the name of the question."""
+    """The SOA record of the zone whose name begins at this offset within the question's name."""
     pointer = (0xC000 | codec.HEADER_LENGTH + offset).to_bytes(2, "big")
-    names = (b"\x02ns" + pointer, b"\x0ahostmaster" + pointer)
-    return codec.soa_record(pointer, 0, names, (serial & 0xFFFFFFFF, 3600, 600, 86400, 0))
+    return codec.encode_record(pointer, SOA, 0, soa_rdata(b"\x02ns" + pointer, b"\x0ahostmaster" + pointer, serial))
 
 
 @lru_cache(512)

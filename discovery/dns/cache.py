@@ -6,7 +6,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from discovery.dns import codec
-from discovery.dns.codec import NOERROR, NXDOMAIN, OPT, SOA
+from discovery.dns.codec import NOERROR, NXDOMAIN, OPT
+from discovery.dns.rrtypes import SOA
 
 MAX_REPLIES = 10_000
 MAX_BYTES = 16 << 20
@@ -72,35 +73,35 @@ class ReplyCache:
     """The replies that were asked for last. Times in seconds, of any steady clock."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[bytes, tuple[CachedReply, float]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[CachedReply, float]] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     def get(self, key: bytes, now: float) -> bytes | None:
         """The reply to a question, its TTLs as they are by now; None if there is none any more."""
-        found = self._kept.get(key)
+        found = self._entries.get(key)
         if found is None:
             return None
         reply, since = found
         if now - since >= reply.seconds:
-            self._drop(key)
+            self._evict(key)
             return None
-        self._kept.move_to_end(key)
+        self._entries.move_to_end(key)
         return reply.aged(int(now - since))
 
     def put(self, key: bytes, reply: CachedReply, now: float) -> None:
         """Keep a reply, if it may be kept at all."""
-        self._drop(key)
+        self._evict(key)
         if reply.seconds <= 0:
             return
-        self._kept[key] = (reply, now)
+        self._entries[key] = (reply, now)
         self._bytes += len(reply.message) + len(key) + _OVERHEAD
-        while len(self._kept) > MAX_REPLIES or self._bytes > MAX_BYTES:
-            self._drop(next(iter(self._kept)))
+        while len(self._entries) > MAX_REPLIES or self._bytes > MAX_BYTES:
+            self._evict(next(iter(self._entries)))
 
-    def _drop(self, key: bytes) -> None:
-        found = self._kept.pop(key, None)
+    def _evict(self, key: bytes) -> None:
+        found = self._entries.pop(key, None)
         if found is not None:
             self._bytes -= len(found[0].message) + len(key) + _OVERHEAD

@@ -64,17 +64,17 @@ class Forwarder:
         self.cache = ReplyCache()
         self._resolv_conf = resolv_conf
         self._own = own
-        self._questions: dict[bytes, _InflightQuery] = {}
+        self._inflight: dict[bytes, _InflightQuery] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._of_client: dict[str, int] = {}
+        self._waiting_per_client: dict[str, int] = {}
         self._waiting = 0
         self._failed: dict[Upstream, float] = {}
-        self._plain: set[Upstream] = set()
+        self._no_0x20: set[Upstream] = set()
 
     @property
-    def under_way(self) -> int:
+    def inflight(self) -> int:
         """How many questions others have not answered yet."""
-        return len(self._questions)
+        return len(self._inflight)
 
     async def close(self) -> None:
         """Ask no more; whoever waits gets no answer."""
@@ -82,7 +82,7 @@ class Forwarder:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def ask(
+    def resolve(
         self, query: codec.Query, asked: bytes, upstreams: tuple[str, ...], client: str, done: OnReply
     ) -> bytes | None:
         """The reply if it is at hand; else None, and ``done`` is called with it later (with None if nobody answers).
@@ -95,21 +95,21 @@ class Forwarder:
         found = self.cache.get(key, asyncio.get_running_loop().time())
         if found is not None:
             return found
-        question = self._questions.get(key)
-        busy = self._waiting >= MAX_WAITING or self._of_client.get(client, 0) >= MAX_WAITING_PER_CLIENT
-        if busy or (question is None and len(self._questions) >= MAX_INFLIGHT):
+        query_ = self._inflight.get(key)
+        busy = self._waiting >= MAX_WAITING or self._waiting_per_client.get(client, 0) >= MAX_WAITING_PER_CLIENT
+        if busy or (query_ is None and len(self._inflight) >= MAX_INFLIGHT):
             done(None)
             return None
-        if question is None:
+        if query_ is None:
             servers = self._servers(upstreams)
-            question = _InflightQuery(asked, flags, query.edns, query.do, servers)
-            self._questions[key] = question
-            task = asyncio.get_running_loop().create_task(self._answer(key, question))
+            query_ = _InflightQuery(asked, flags, query.edns, query.do, servers)
+            self._inflight[key] = query_
+            task = asyncio.get_running_loop().create_task(self._resolve(key, query_))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        question.waiting.append((client, done))
+        query_.waiting.append((client, done))
         self._waiting += 1
-        self._of_client[client] = self._of_client.get(client, 0) + 1
+        self._waiting_per_client[client] = self._waiting_per_client.get(client, 0) + 1
         return None
 
     def _servers(self, upstreams: tuple[str, ...]) -> tuple[Upstream, ...]:
@@ -121,37 +121,37 @@ class Forwarder:
         usable = (each for each in found if (each.address, each.port) not in own)
         return tuple(sorted(usable, key=lambda each: each in self._failed))
 
-    async def _answer(self, key: bytes, question: _InflightQuery) -> None:
+    async def _resolve(self, key: bytes, query_: _InflightQuery) -> None:
         message: bytes | None = None
         try:
-            reply = await self._race(question)
+            reply = await self._query_servers(query_)
             self.cache.put(key, reply, asyncio.get_running_loop().time())
             message = reply.message
         except NoReply:
             pass
         finally:
-            del self._questions[key]
-            for client, done in question.waiting:
+            del self._inflight[key]
+            for client, done in query_.waiting:
                 self._waiting -= 1
-                left = self._of_client[client] - 1
+                left = self._waiting_per_client[client] - 1
                 if left:
-                    self._of_client[client] = left
+                    self._waiting_per_client[client] = left
                 else:
-                    del self._of_client[client]
+                    del self._waiting_per_client[client]
                 done(message)
 
-    async def _race(self, question: _InflightQuery) -> CachedReply:
+    async def _query_servers(self, query_: _InflightQuery) -> CachedReply:
         """The first good reply; of the bad ones the last if there is no other. Raises Failed."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + TOTAL_TIMEOUT
-        first, again = list(question.servers), list(question.servers)
+        first, again = list(query_.servers), list(query_.servers)
         tasks: dict[asyncio.Task[CachedReply], Upstream] = {}
         bad: CachedReply | None = None
         try:
             while (first or again or tasks) and loop.time() < deadline:
                 if first or again:
                     server = (first or again).pop(0)
-                    tasks[loop.create_task(self._attempt(server, question))] = server
+                    tasks[loop.create_task(self._query_server(server, query_))] = server
                 pause = NEXT_SERVER_DELAY if first else RETRY_DELAY if again else ATTEMPT_TIMEOUT * 2
                 bound = min(pause, deadline - loop.time())
                 done, _ = await asyncio.wait(tasks, timeout=bound, return_when=asyncio.FIRST_COMPLETED)
@@ -172,23 +172,23 @@ class Forwarder:
             raise NoReply
         return bad
 
-    async def _attempt(self, server: Upstream, question: _InflightQuery) -> CachedReply:
+    async def _query_server(self, server: Upstream, query_: _InflightQuery) -> CachedReply:
         """What one server says. Raises Failed."""
         try:
             async with asyncio.timeout(ATTEMPT_TIMEOUT):
-                reply = await self._datagram(server, question, question.edns)
-                if question.edns and reply[3] & 15 in (FORMERR, NOTIMP):
-                    reply = await self._datagram(server, question, False)
+                reply = await self._query_udp(server, query_, query_.edns)
+                if query_.edns and reply[3] & 15 in (FORMERR, NOTIMP):
+                    reply = await self._query_udp(server, query_, False)
                 return parse_reply(reply)
         except (OSError, TimeoutError, Malformed, asyncio.IncompleteReadError) as error:
             self._failed[server] = asyncio.get_running_loop().time()
             raise NoReply(str(error)) from error
 
-    async def _datagram(self, server: Upstream, question: _InflightQuery, edns: bool) -> bytes:
+    async def _query_udp(self, server: Upstream, query_: _InflightQuery, edns: bool) -> bytes:
         """Ask by UDP, by TCP where the answer does not fit or cannot be trusted."""
         loop = asyncio.get_running_loop()
-        asked = question.asked if server in self._plain else _randomize_case(question.asked)
-        message = _encode_query(question, asked, edns)
+        asked = query_.asked if server in self._no_0x20 else _randomize_case(query_.asked)
+        message = _encode_query(query_, asked, edns)
         with contextlib.closing(_udp_socket(server)) as sock:
             await loop.sock_sendall(sock, message)
             for _ in range(MAX_MISMATCHED):
@@ -202,11 +202,11 @@ class Forwarder:
                     return reply
                 if spelled.lower() == asked.lower():
                     # It does not keep the spelling; how likely that it is somebody else is not to be known.
-                    if len(self._plain) >= MAX_NO_0X20:
-                        self._plain.clear()
-                    self._plain.add(server)
+                    if len(self._no_0x20) >= MAX_NO_0X20:
+                        self._no_0x20.clear()
+                    self._no_0x20.add(server)
                     break
-        return await _query_tcp(server, _encode_query(question, question.asked, edns))
+        return await _query_tcp(server, _encode_query(query_, query_.asked, edns))
 
 
 def _udp_socket(server: Upstream) -> socket.socket:
@@ -220,7 +220,7 @@ def _udp_socket(server: Upstream) -> socket.socket:
             except OSError as error:
                 if error.errno not in _BOUND_ERRORS:
                     raise
-        sock.connect(server.place)
+        sock.connect(server.sockaddr)
     except BaseException:
         sock.close()
         raise
@@ -231,7 +231,7 @@ async def _query_tcp(server: Upstream, message: bytes) -> bytes:
     """Ask by TCP. Raises OSError, IncompleteReadError, Malformed."""
     sock = socket.socket(server.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        await asyncio.get_running_loop().sock_connect(sock, server.place)
+        await asyncio.get_running_loop().sock_connect(sock, server.sockaddr)
         reader, writer = await asyncio.open_connection(sock=sock)
     except BaseException:
         sock.close()
@@ -247,10 +247,10 @@ async def _query_tcp(server: Upstream, message: bytes) -> bytes:
     return reply
 
 
-def _encode_query(question: _InflightQuery, asked: bytes, edns: bool) -> bytes:
+def _encode_query(query_: _InflightQuery, asked: bytes, edns: bool) -> bytes:
     """A query with an id that nobody can guess."""
-    head = codec.encode_header(secrets.randbits(16), RD | question.flags, 1, 0, 0, int(edns))
-    return head + asked + (codec.opt_record(do=question.do) if edns else b"")
+    head = codec.encode_header(secrets.randbits(16), RD | query_.flags, 1, 0, 0, int(edns))
+    return head + asked + (codec.opt_record(do=query_.do) if edns else b"")
 
 
 def _is_reply(reply: bytes, message: bytes) -> bool:

@@ -35,7 +35,7 @@ class NetworkZone:
     domains: tuple[str, ...] = ("dns.podman",)
     search: tuple[str, ...] = ()
     upstreams: tuple[str, ...] = ()
-    holders: Mapping[str, ClientConfig] = field(default_factory=dict)
+    clients: Mapping[str, ClientConfig] = field(default_factory=dict)
 
 
 class NetworkZones:

@@ -1,7 +1,7 @@
-"""From a query's bytes to a reply's, or to what must be asked elsewhere first. No sockets here.
+"""From the bytes of a query to those of the reply, or to what is to be forwarded first. No sockets here.
 
-Most queries take the short way: what they ask for is looked up as bytes, and the reply is put together of what was
-prepared. All else is read properly.
+Most queries take the fast path: the question is looked up as bytes in the caches of zone and view, and the reply is a
+join of the query's id and question with an answer encoded in advance. All others are parsed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from discovery.dns.codec import (
     FORMERR,
     NOTIMP,
     OPCODE,
-    PTR,
     QR,
     RA,
     RD,
@@ -28,6 +27,7 @@ from discovery.dns.codec import (
     Malformed,
     Query,
 )
+from discovery.dns.rrtypes import PTR
 from discovery.dns.settings import DnsSettings
 from discovery.dns.view import View, parse_reverse_name
 from discovery.dns.zone import Zone
@@ -42,22 +42,22 @@ _MAX_CNAME_CHAIN = 4
 
 
 COUNTER_HELP = {
-    "queries": "Messages received, by UDP and TCP.",
-    "malformed": "Messages that were none, or no queries.",
-    "refused": "Queries that were refused.",
-    "forwarded": "Queries that others had to answer.",
-    "cached": "Of those, answered from what was kept.",
-    "failed": "Of those, not answered in time by anybody.",
-    "truncated": "Answers that were cut, so that the client asks by TCP.",
-    "streams": "Queries by TCP.",
-    "foreign": "Messages from outside of the network that is served, which get no answer.",
+    "queries": "Messages received over UDP and TCP.",
+    "malformed": "Messages that are not valid DNS queries.",
+    "refused": "Queries refused.",
+    "forwarded": "Queries forwarded to upstream servers.",
+    "cached": "Forwarded queries answered from the cache.",
+    "failed": "Forwarded queries that no upstream server answered in time.",
+    "truncated": "Replies truncated, so that the client retries over TCP.",
+    "streams": "Queries received over TCP.",
+    "foreign": "Messages from outside the network served, dropped.",
 }
-"""What is counted, and what each count says."""
+"""The counters and their help texts."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """What happened since the start, as COUNTED says."""
+    """Events since the start; see COUNTER_HELP."""
 
     queries: int = 0
     malformed: int = 0
@@ -72,164 +72,162 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class PendingQuery:
-    """A query that somebody else has the answer to. ``asked`` is the question: name in lower case, type and class.
+    """A query to forward. ``question`` is what to ask upstream: name in lower case, type and class.
 
-    With ``start``, the reply begins with that CNAME, and ``asked`` is about where it leads.
+    With ``cname`` the reply begins with that CNAME, and ``question`` is about its target.
     """
 
     query: Query
     view: View
-    stream: bool
-    asked: bytes
-    start: PreparedAnswer | None = None
+    tcp: bool
+    question: bytes
+    cname: PreparedAnswer | None = None
 
 
 class Responder:
-    """Answers queries."""
+    """Answers queries from zone and view."""
 
     def __init__(self, zone: Zone, settings: DnsSettings) -> None:
-        self.counts = Counters()
+        self.counters = Counters()
         self._zone = zone
-        self._size = settings.udp_size
+        self._udp_size = settings.udp_size
         self._limit = settings.answer_limit or MAX_MESSAGE
 
-    def respond(self, data: bytes, view: View, stream: bool = False) -> bytes | PendingQuery | None:
-        """The reply to a message; None if it deserves none. ``stream``: it came over TCP."""
-        counts = self.counts
-        counts.queries += 1
+    def respond(self, data: bytes, view: View, tcp: bool = False) -> bytes | PendingQuery | None:
+        """The reply to a message; None for a message that gets none."""
+        counters = self.counters
+        counters.queries += 1
         end = data.find(b"\0", codec.HEADER_LENGTH) + 5
         key = data[codec.HEADER_LENGTH : end - 4].lower() + data[end - 4 : end]
-        prepared = self._zone.kept.get(key) or view.kept.get(key)
-        if prepared is None or not prepared.rests or data[2] & 0xFE or len(prepared.units) > self._limit:
-            return self._respond(data, view, stream, prepared)
-        # A key that is known is a whole question: the name ends where its first zero byte is, and all lengths fit.
+        answer = self._zone.cache.get(key) or view.cache.get(key)
+        if answer is None or not answer.bodies or data[2] & 0xFE or len(answer.records) > self._limit:
+            return self._respond(data, view, tcp, answer)
+        # A cached key is a valid question: its name ends at the first zero byte, and all label lengths fit.
         tail = data[end:]
         if not tail and data[4:12] == _COUNTS_PLAIN:
-            room, opt, numbers = codec.DEFAULT_UDP_SIZE, b"", prepared.counts
+            size, opt, counts = codec.DEFAULT_UDP_SIZE, b"", answer.counts
         elif len(tail) == 11 and tail[:3] == _OPT_START and tail[5:] == _OPT_NO_OPTIONS and data[4:12] == _COUNTS_EDNS:
-            room, opt, numbers = min(max(tail[3] << 8 | tail[4], 512), self._size), _PLAIN_OPT, prepared.counts_edns
+            size, opt, counts = min(max(tail[3] << 8 | tail[4], 512), self._udp_size), _PLAIN_OPT, answer.counts_edns
         else:
-            return self._respond(data, view, stream, prepared)
-        rests = prepared.rests
+            return self._respond(data, view, tcp, answer)
+        bodies = answer.bodies
         reply = b"".join((
-            data[:2], bytes((0x84 | data[2] & 1, view.recursion | prepared.code)), numbers,
-            data[codec.HEADER_LENGTH : end], rests[int(random() * len(rests))], opt,
+            data[:2], bytes((0x84 | data[2] & 1, view.recursion | answer.rcode)), counts,
+            data[codec.HEADER_LENGTH : end], bodies[int(random() * len(bodies))], opt,
         ))  # fmt: skip
-        return reply if stream or len(reply) <= room else self._respond(data, view, stream, prepared)
+        return reply if tcp or len(reply) <= size else self._respond(data, view, tcp, answer)
 
     def _respond(
-        self, data: bytes, view: View, stream: bool, prepared: PreparedAnswer | None
+        self, data: bytes, view: View, tcp: bool, answer: PreparedAnswer | None
     ) -> bytes | PendingQuery | None:
-        """The same, thoroughly."""
+        """The slow path: parse the query; ``answer`` is the cached one, if any."""
         if len(data) < codec.HEADER_LENGTH or data[2] & 0x80:
-            self.counts.malformed += 1
+            self.counters.malformed += 1
             return None
         identity, flags = int.from_bytes(data[:2], "big"), int.from_bytes(data[2:4], "big")
         if flags & OPCODE:
-            self.counts.refused += 1
+            self.counters.refused += 1
             return codec.encode_header(identity, QR | flags & (OPCODE | RD) | NOTIMP, 0, 0, 0, 0)
         try:
             query = codec.decode_query(data)
         except Malformed:
-            self.counts.malformed += 1
+            self.counters.malformed += 1
             return codec.encode_header(identity, QR | flags & RD | FORMERR, 0, 0, 0, 0)
-        problem = _error_code(query)
-        if problem:
-            self.counts.refused += 1
-            return self.brief(query, problem)
-        if prepared is None:
-            prepared = self._find(query, view)
-        if prepared is None:
+        if rcode := _error_code(query):
+            self.counters.refused += 1
+            return self.error_reply(query, rcode)
+        if answer is None:
+            answer = self._find(query, view)
+        if answer is None:
             if view.upstreams is None or not query.flags & RD:
-                self.counts.refused += 1
-                return self.brief(query, view.refusal if query.flags & RD else REFUSED)
-            return PendingQuery(query, view, stream, query.key)
-        if prepared.target:
-            prepared = self._follow(prepared, query.type)
-            if prepared.target and view.upstreams is not None and query.flags & RD:
-                return PendingQuery(query, view, stream, prepared.target + query.question[-4:], prepared)
-        return self.compose(query, prepared, view, stream)
+                self.counters.refused += 1
+                return self.error_reply(query, view.refusal if query.flags & RD else REFUSED)
+            return PendingQuery(query, view, tcp, query.key)
+        if answer.target:
+            answer = self._follow_cname(answer, query.type)
+            if answer.target and view.upstreams is not None and query.flags & RD:
+                return PendingQuery(query, view, tcp, answer.target + query.question[-4:], answer)
+        return self.compose(query, answer, view, tcp)
 
     def _find(self, query: Query, view: View) -> PreparedAnswer | None:
         domain = self._zone.domain_of(query.name)
         if domain:
             return self._zone.answer(query.name, query.type, domain)
         found = view.answer(query.name, query.type)
-        if (found is None or found.code) and query.type in (PTR, ANY):
+        if (found is None or found.rcode) and query.type in (PTR, ANY):
             address = parse_reverse_name(codec.labels(query.name))
             found = (self._zone.pointer(address) if address is not None else None) or found
         return found
 
-    def _follow(self, prepared: PreparedAnswer, kind: int) -> PreparedAnswer:
-        """Put what a CNAME leads to behind it, as far as that is weft's to answer."""
+    def _follow_cname(self, answer: PreparedAnswer, rrtype: int) -> PreparedAnswer:
+        """Resolve the CNAME's target as long as it is in one of weft's zones."""
         for _ in range(_MAX_CNAME_CHAIN):
-            target = prepared.target
+            target = answer.target
             domain = self._zone.domain_of(target) if target else b""
             if not domain:
                 break
-            found = self._zone.answer(target, kind, domain)
-            # Prepared records bear the question's name; here it is the target's.
-            moved = [
-                AnswerRecord(target + unit.record[len(codec.QUESTION_NAME) :], unit.extras) for unit in found.units
-            ]
-            chain = (*prepared.chain, *(target + each[len(codec.QUESTION_NAME) :] for each in found.chain))
-            prepared = prepare(found.code, moved, chain=chain, target=found.target)
-        return prepared
+            found = self._zone.answer(target, rrtype, domain)
+            # Prepared records point at the question's name; here the owner is the target.
+            owner = len(codec.QUESTION_NAME)
+            records = [AnswerRecord(target + each.record[owner:], each.additional) for each in found.records]
+            cnames = (*answer.cnames, *(target + each[owner:] for each in found.cnames))
+            answer = prepare(found.rcode, records, cnames=cnames, target=found.target)
+        return answer
 
-    def compose(self, query: Query, prepared: PreparedAnswer, view: View, stream: bool, flags: int = AA) -> bytes:
-        """A reply of what was prepared; cut where the client takes no more."""
+    def compose(self, query: Query, answer: PreparedAnswer, view: View, tcp: bool, flags: int = AA) -> bytes:
+        """Encode a reply; truncated (TC) to what the client accepts."""
         opt = (codec.opt_record(do=True) if query.do else _PLAIN_OPT) if query.edns else b""
-        size = MAX_MESSAGE if stream else min(query.size, self._size)
-        if prepared.rests and len(prepared.units) <= self._limit:
-            rest = prepared.rests[int(random() * len(prepared.rests))]
-            head = codec.encode_header(query.id, flags | QR | query.flags & RD | view.recursion | prepared.code)
-            reply = head + (prepared.counts_edns if query.edns else prepared.counts) + query.question + rest + opt
+        size = MAX_MESSAGE if tcp else min(query.size, self._udp_size)
+        if answer.bodies and len(answer.records) <= self._limit:
+            body = answer.bodies[int(random() * len(answer.bodies))]
+            header = codec.encode_header(query.id, flags | QR | query.flags & RD | view.recursion | answer.rcode)
+            reply = header + (answer.counts_edns if query.edns else answer.counts) + query.question + body + opt
             if len(reply) <= size:
                 return reply
         room = size - codec.HEADER_LENGTH - len(query.question) - len(opt)
-        body, (answers, authorities, extras), whole = fit(prepared, room, self._limit)
-        if not whole:
-            self.counts.truncated += 1
-        flags |= QR | query.flags & RD | view.recursion | prepared.code | (0 if whole else TC)
-        start = codec.encode_header(query.id, flags, 1, answers, authorities, extras + query.edns)
-        return start + query.question + body + opt
+        body, (answers, authorities, additional), complete = fit(answer, room, self._limit)
+        if not complete:
+            self.counters.truncated += 1
+        flags |= QR | query.flags & RD | view.recursion | answer.rcode | (0 if complete else TC)
+        header = codec.encode_header(query.id, flags, 1, answers, authorities, additional + query.edns)
+        return header + query.question + body + opt
 
-    def brief(self, query: Query, code: int, view: View | None = None, options: bytes = b"") -> bytes:
-        """A reply that has nothing but a code, and for clients with EDNS the reason."""
-        flags = QR | query.flags & RD | code & 15 | (view.recursion if view else 0)
-        opt = codec.opt_record(code, query.do, options) if query.edns else b""
+    def error_reply(self, query: Query, rcode: int, view: View | None = None, options: bytes = b"") -> bytes:
+        """A reply without records; for clients with EDNS with the extended code and these options."""
+        flags = QR | query.flags & RD | rcode & 15 | (view.recursion if view else 0)
+        opt = codec.opt_record(rcode, query.do, options) if query.edns else b""
         return codec.encode_header(query.id, flags, 1, 0, 0, int(query.edns)) + query.question + opt
 
-    def splice(self, pending: PendingQuery, start: PreparedAnswer, message: bytes) -> bytes:
-        """What weft knows, a CNAME, and what somebody else said of where it leads. Raises Malformed."""
-        kind = pending.query.type
-        found = [one for one in codec.decode_records(message) if one.section == 1 and one.type == kind]
-        units = [
-            AnswerRecord(codec.encode_record(start.target, kind, one.ttl, message[one.data_at : one.end]))
+    def append_to_cname(self, pending: PendingQuery, cname: PreparedAnswer, message: bytes) -> bytes:
+        """A reply of weft's CNAME and an upstream server's answer for its target. Raises Malformed."""
+        rrtype = pending.query.type
+        found = [one for one in codec.decode_records(message) if one.section == 1 and one.type == rrtype]
+        records = [
+            AnswerRecord(codec.encode_record(cname.target, rrtype, one.ttl, message[one.data_at : one.end]))
             for one in found
         ]
-        return self.compose(pending.query, prepare(units=units, chain=start.chain), pending.view, pending.stream)
+        return self.compose(pending.query, prepare(records=records, cnames=cname.cnames), pending.view, pending.tcp)
 
     def relay(self, pending: PendingQuery, message: bytes) -> bytes:
-        """The reply of somebody else, as it is for this client: its id, its spelling of the question, its size.
+        """An upstream server's reply with this client's id, spelling of the question (0x20), and size limit.
 
-        ``message`` has that question, no OPT, and all its records.
+        ``message`` has the same question, no OPT, and is complete.
         """
         query = pending.query
         opt = codec.opt_record(do=query.do) if query.edns else b""
         dropped = AA | TC | RD | (0 if query.do or query.flags & AD else AD)
         flags = int.from_bytes(message[2:4], "big") & ~dropped | QR | RA | query.flags & RD
-        size = MAX_MESSAGE if pending.stream else min(query.size, self._size)
+        size = MAX_MESSAGE if pending.tcp else min(query.size, self._udp_size)
         if len(message) + len(opt) > size:
-            self.counts.truncated += 1
+            self.counters.truncated += 1
             return codec.encode_header(query.id, flags | TC, 1, 0, 0, int(query.edns)) + query.question + opt
         counts = message[4:10] + (int.from_bytes(message[10:12], "big") + query.edns).to_bytes(2, "big")
-        head = query.id.to_bytes(2, "big") + flags.to_bytes(2, "big") + counts
-        return head + query.question + message[codec.HEADER_LENGTH + len(query.question) :] + opt
+        header = query.id.to_bytes(2, "big") + flags.to_bytes(2, "big") + counts
+        return header + query.question + message[codec.HEADER_LENGTH + len(query.question) :] + opt
 
 
 def _error_code(query: Query) -> int:
-    """The code of the refusal that a query deserves, 0 for none."""
+    """The response code for a query that is not served, 0 for one that is."""
     if query.version:
         return BADVERS
     if query.type in (0, codec.OPT):

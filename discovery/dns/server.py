@@ -41,10 +41,10 @@ Send = Callable[[bytes | None], None]
 class _Listener:
     """An address that is listened at, and the networks whose it is; none for the host's own."""
 
-    place: SocketAddress
+    address: SocketAddress
     networks: tuple[str, ...]
-    datagrams: socket.socket
-    streams: asyncio.Server
+    udp: socket.socket
+    tcp_server: asyncio.Server
     sources: dict[str, View | None]
 
 
@@ -55,7 +55,7 @@ class DnsServer:
         self, catalog: Catalog, names: NetworkZones, settings: DnsSettings, metrics: Metrics | None = None
     ) -> None:
         self.names = names
-        self.problems: dict[SocketAddress, str] = {}
+        self.bind_errors: dict[SocketAddress, str] = {}
         """The addresses that cannot be listened at, and why."""
         self._settings = settings
         self._resolv_conf = ResolvConf(settings.resolv_conf)
@@ -65,31 +65,31 @@ class DnsServer:
         self._listeners: dict[SocketAddress, _Listener] = {}
         self._connections = TcpConnections()
         self._views: dict[tuple[tuple[str, ...], tuple[str, ...]], View] = {}
-        self._local: tuple[Subnet, ...] = ()
-        self._opening = asyncio.Lock()
+        self._local_subnets: tuple[Subnet, ...] = ()
+        self._reconciling = asyncio.Lock()
         self._wake = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
         if metrics is not None:
-            self._publish(metrics)
+            self._register_metrics(metrics)
 
     @property
-    def places(self) -> tuple[SocketAddress, ...]:
+    def addresses(self) -> tuple[SocketAddress, ...]:
         """Where it listens now."""
         return tuple(self._listeners)
 
     @property
-    def counts(self) -> Counters:
+    def counters(self) -> Counters:
         """What happened since the start."""
-        return self._responder.counts
+        return self._responder.counters
 
     async def start(self) -> None:
         """Listen for the host and for all networks, and follow the networks from now on."""
         self._zone.open()
-        self._unsubscribe = self.names.subscribe(self._changed)
-        self._changed(frozenset())
+        self._unsubscribe = self.names.subscribe(self._on_networks_changed)
+        self._on_networks_changed(frozenset())
         await self._reconcile()
-        self._follower = asyncio.get_running_loop().create_task(self._follow())
+        self._follower = asyncio.get_running_loop().create_task(self._follow_networks())
 
     async def stop(self) -> None:
         """Close everything."""
@@ -103,94 +103,96 @@ class DnsServer:
         await self._forwarder.close()
         self._zone.close()
 
-    async def serve(self, networks: Iterable[NetworkZone]) -> None:
+    async def set_networks(self, networks: Iterable[NetworkZone]) -> None:
         """These are the networks; returns when all that can be listened at is."""
         self.names.replace(networks)
         await self._reconcile()
 
-    def _publish(self, metrics: Metrics) -> None:
+    def _register_metrics(self, metrics: Metrics) -> None:
         """Have the counts read with all others of the agent."""
         for name, purpose in COUNTER_HELP.items():
-            metrics.counter(f"weft_dns_{name}_total", purpose, read=partial(getattr, self.counts, name))
+            metrics.counter(f"weft_dns_{name}_total", purpose, read=partial(getattr, self.counters, name))
         metrics.gauge("weft_dns_connections", "Clients connected by TCP.", read=lambda: len(self._connections))
-        metrics.gauge("weft_dns_asked", "Questions that others have not answered yet.", read=self._under_way)
+        metrics.gauge("weft_dns_asked", "Questions that others have not answered yet.", read=self._inflight)
 
-    def _under_way(self) -> int:
-        return self._forwarder.under_way
+    def _inflight(self) -> int:
+        return self._forwarder.inflight
 
     # Listeners
 
-    def _changed(self, changed: frozenset[str]) -> None:
+    def _on_networks_changed(self, changed: frozenset[str]) -> None:
         """Networks are others now: nobody sees what was before."""
-        self._local = tuple(subnet for one in self.names.networks() for subnet in parse_subnets(one.subnets))
+        self._local_subnets = tuple(subnet for one in self.names.networks() for subnet in parse_subnets(one.subnets))
         self._views = {key: view for key, view in self._views.items() if key[0] and not changed & set(key[0])}
         for listener in self._listeners.values():
             listener.sources.clear()
         self._wake.set()
 
-    async def _follow(self) -> None:
+    async def _follow_networks(self) -> None:
         """Open and close listeners as networks change; try again where an address was taken."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BIND_RETRY_SECONDS if self.problems else None):
+                async with asyncio.timeout(BIND_RETRY_SECONDS if self.bind_errors else None):
                     await self._wake.wait()
             self._wake.clear()
             await self._reconcile()
 
-    def _wanted(self) -> dict[SocketAddress, tuple[str, ...]]:
-        places: dict[SocketAddress, tuple[str, ...]] = {(each.address, each.port): () for each in self._settings.listen}
+    def _wanted_listeners(self) -> dict[SocketAddress, tuple[str, ...]]:
+        listeners: dict[SocketAddress, tuple[str, ...]] = {
+            (each.address, each.port): () for each in self._settings.listen
+        }
         for network in self.names.networks():
             for gateway in network.gateways:
-                place = (gateway, self._settings.network_port)
-                places[place] = (*places.get(place, ()), network.network)
-        return places
+                address = (gateway, self._settings.network_port)
+                listeners[address] = (*listeners.get(address, ()), network.network)
+        return listeners
 
     async def _reconcile(self) -> None:
         """Listen where it is wanted and nowhere else; what is listened at already is not touched."""
-        async with self._opening:
-            wanted = self._wanted()
-            for place in self._listeners.keys() - wanted.keys():
-                self._close(self._listeners.pop(place))
-            self.problems = {place: why for place, why in self.problems.items() if place in wanted}
-            for place, networks in wanted.items():
-                held = self._listeners.get(place)
+        async with self._reconciling:
+            wanted = self._wanted_listeners()
+            for address in self._listeners.keys() - wanted.keys():
+                self._close(self._listeners.pop(address))
+            self.bind_errors = {address: why for address, why in self.bind_errors.items() if address in wanted}
+            for address, networks in wanted.items():
+                held = self._listeners.get(address)
                 if held is None:
-                    await self._open(place, networks)
+                    await self._open(address, networks)
                 elif held.networks != networks:
                     held.networks = networks
                     held.sources.clear()
 
-    async def _open(self, place: SocketAddress, networks: tuple[str, ...]) -> None:
+    async def _open(self, address: SocketAddress, networks: tuple[str, ...]) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
             try:
-                datagrams = sockets.udp_socket(*place)
-                stack.callback(datagrams.close)
-                listening = sockets.tcp_socket(*place)
+                udp = sockets.udp_socket(*address)
+                stack.callback(udp.close)
+                listening = sockets.tcp_socket(*address)
                 stack.callback(listening.close)
                 sources: dict[str, View | None] = {}
-                answer = partial(self._answer_stream, place)
-                streams = await loop.create_server(
+                answer = partial(self._answer_tcp, address)
+                tcp_server = await loop.create_server(
                     lambda: TcpConnection(self._connections, answer), sock=listening, backlog=sockets.BACKLOG
                 )
             except (OSError, ValueError) as error:
-                why = f"cannot listen at {place[0]} port {place[1]}: {getattr(error, 'strerror', None) or error}"
-                if self.problems.get(place) != why:
+                why = f"cannot listen at {address[0]} port {address[1]}: {getattr(error, 'strerror', None) or error}"
+                if self.bind_errors.get(address) != why:
                     _log.warning("%s; it is tried again every %g s", why, BIND_RETRY_SECONDS)
-                self.problems[place] = why
+                self.bind_errors[address] = why
                 return
             stack.pop_all()
-        self.problems.pop(place, None)
-        listener = _Listener(place, networks, datagrams, streams, sources)
-        self._listeners[place] = listener
-        drain = self._drain_any if sockets.is_wildcard(place[0]) else self._drain
-        loop.add_reader(datagrams.fileno(), drain, listener)
+        self.bind_errors.pop(address, None)
+        listener = _Listener(address, networks, udp, tcp_server, sources)
+        self._listeners[address] = listener
+        drain = self._read_wildcard_datagrams if sockets.is_wildcard(address[0]) else self._read_datagrams
+        loop.add_reader(udp.fileno(), drain, listener)
 
     def _close(self, listener: _Listener) -> None:
-        self._listeners.pop(listener.place, None)
-        asyncio.get_running_loop().remove_reader(listener.datagrams.fileno())
-        listener.datagrams.close()
-        listener.streams.close()
+        self._listeners.pop(listener.address, None)
+        asyncio.get_running_loop().remove_reader(listener.udp.fileno())
+        listener.udp.close()
+        listener.tcp_server.close()
 
     # Who sees what
 
@@ -208,35 +210,35 @@ class DnsServer:
             return None
         if not listener.networks:
             # Whoever listens for the world answers it, but does not ask others on its behalf.
-            return self._made((), self._settings.recursors or None if address.is_private else None)
+            return self._view_for((), self._settings.recursors or None if address.is_private else None)
         served = [network for name in listener.networks if (network := self.names.network(name))]
-        near = [one for one in served if any(_contains(each, address) for each in parse_subnets(one.subnets))]
-        if not near:
+        matching = [one for one in served if any(_contains(each, address) for each in parse_subnets(one.subnets))]
+        if not matching:
             return None
         # Networks may share a gateway: a container belongs to the one that knows its address.
         text = str(address)
-        home = next((one for one in near if text in one.reverse or text in one.holders), near[0])
-        holder = home.holders.get(text, ClientConfig())
-        others = [one for name in holder.networks if (one := self.names.network(name)) and one is not home]
-        networks = (home, *others)
+        home = next((one for one in matching if text in one.reverse or text in one.clients), matching[0])
+        holder = home.clients.get(text, ClientConfig())
+        peers = [one for name in holder.networks if (one := self.names.network(name)) and one is not home]
+        networks = (home, *peers)
         upstreams = holder.upstreams or next((one.upstreams for one in networks if one.upstreams), ())
-        open_ = any(not one.internal for one in networks)
-        return self._made(tuple(one.network for one in networks), upstreams if open_ else None)
+        reachable = any(not one.internal for one in networks)
+        return self._view_for(tuple(one.network for one in networks), upstreams if reachable else None)
 
-    def _made(self, networks: tuple[str, ...], upstreams: tuple[str, ...] | None) -> View:
+    def _view_for(self, networks: tuple[str, ...], upstreams: tuple[str, ...] | None) -> View:
         key = (networks, ("none",) if upstreams is None else upstreams)
         found = self._views.get(key)
         if found is None:
             known = [one for name in networks if (one := self.names.network(name))]
-            found = View(known, self._settings, upstreams, lambda: self._local, self._resolv_conf.search)
+            found = View(known, self._settings, upstreams, lambda: self._local_subnets, self._resolv_conf.search)
             self._views[key] = found
         return found
 
     # Queries
 
-    def _drain(self, listener: _Listener) -> None:
+    def _read_datagrams(self, listener: _Listener) -> None:
         """Answer what has come, up to a bound, so that no client keeps others waiting."""
-        sock = listener.datagrams
+        sock = listener.udp
         receive, sources, respond = sock.recvfrom, listener.sources, self._responder.respond
         try:
             for _ in range(MAX_BURST):
@@ -244,20 +246,20 @@ class DnsServer:
                 client = source[0]
                 view = sources.get(client) or self._view(listener, client)
                 if view is None:
-                    self.counts.foreign += 1
+                    self.counters.foreign += 1
                     continue
                 reply = respond(data, view)
                 if type(reply) is bytes:
                     with contextlib.suppress(OSError):
                         sock.sendto(reply, source)
                 elif reply is not None:
-                    self._ask(reply, client, partial(_send_to, sock, source))  # type: ignore[arg-type]
+                    self._forward(reply, client, partial(_send_to, sock, source))  # type: ignore[arg-type]
         except OSError:
             return
 
-    def _drain_any(self, listener: _Listener) -> None:
+    def _read_wildcard_datagrams(self, listener: _Listener) -> None:
         """The same where queries come to any address: the answer leaves from the one that was asked."""
-        sock = listener.datagrams
+        sock = listener.udp
         for _ in range(MAX_BURST):
             try:
                 data, ancillary, _, source = sock.recvmsg(MAX_QUERY_BYTES, 128)
@@ -266,68 +268,68 @@ class DnsServer:
             client = source[0].partition("%")[0]
             view = listener.sources.get(client) or self._view(listener, client)
             if view is None:
-                self.counts.foreign += 1
+                self.counters.foreign += 1
                 continue
             send = partial(_send_from, sock, source, sockets.reply_pktinfo(ancillary))
             reply = self._responder.respond(data, view)
             if isinstance(reply, PendingQuery):
-                self._ask(reply, client, send)
+                self._forward(reply, client, send)
             elif reply is not None:
                 send(reply)
 
-    def _answer_stream(self, place: SocketAddress, data: bytes, client: str, send: Send) -> bool:
-        listener = self._listeners.get(place)
+    def _answer_tcp(self, address: SocketAddress, data: bytes, client: str, send: Send) -> bool:
+        listener = self._listeners.get(address)
         view = (listener.sources.get(client) or self._view(listener, client)) if listener else None
         if view is None:
-            self.counts.foreign += 1
+            self.counters.foreign += 1
             return False
-        self.counts.streams += 1
+        self.counters.streams += 1
         reply = self._responder.respond(data, view, True)
         if isinstance(reply, PendingQuery):
-            self._ask(reply, client, send)
+            self._forward(reply, client, send)
         else:
             send(reply)
         return True
 
-    def _ask(self, pending: PendingQuery, client: str, send: Send) -> None:
+    def _forward(self, pending: PendingQuery, client: str, send: Send) -> None:
         """Have others answer."""
-        self.counts.forwarded += 1
-        done = partial(self._asked, pending, send)
-        found = self._forwarder.ask(pending.query, pending.asked, pending.view.upstreams or (), client, done)
+        self.counters.forwarded += 1
+        done = partial(self._on_forwarded_reply, pending, send)
+        found = self._forwarder.resolve(pending.query, pending.question, pending.view.upstreams or (), client, done)
         if found is not None:
-            self.counts.cached += 1
+            self.counters.cached += 1
             done(found)
 
-    def _asked(self, pending: PendingQuery, send: Send, message: bytes | None) -> None:
+    def _on_forwarded_reply(self, pending: PendingQuery, send: Send, message: bytes | None) -> None:
         """Others have answered, or have not."""
         responder = self._responder
         if message is None:
-            self.counts.failed += 1
-            send(responder.brief(pending.query, SERVFAIL, pending.view, _NO_REACHABLE_SERVER))
+            self.counters.failed += 1
+            send(responder.error_reply(pending.query, SERVFAIL, pending.view, _NO_REACHABLE_SERVER))
             return
         try:
-            if pending.start is not None:
-                send(responder.splice(pending, pending.start, message))
+            if pending.cname is not None:
+                send(responder.append_to_cname(pending, pending.cname, message))
             else:
                 send(responder.relay(pending, message))
         except Malformed:
-            send(responder.brief(pending.query, SERVFAIL, pending.view))
+            send(responder.error_reply(pending.query, SERVFAIL, pending.view))
 
 
 def _contains(subnet: Subnet, address: object) -> bool:
     return getattr(address, "version", 0) == subnet.version and address in subnet
 
 
-def _send_to(sock: socket.socket, place: SocketAddress, reply: bytes | None) -> None:
+def _send_to(sock: socket.socket, address: SocketAddress, reply: bytes | None) -> None:
     # The listener may be closed by now, the client gone or its queue full: it asks again.
     if reply is not None:
         with contextlib.suppress(OSError):
-            sock.sendto(reply, place)
+            sock.sendto(reply, address)
 
 
 def _send_from(
-    sock: socket.socket, place: SocketAddress, ancillary: list[tuple[int, int, bytes]], reply: bytes | None
+    sock: socket.socket, address: SocketAddress, ancillary: list[tuple[int, int, bytes]], reply: bytes | None
 ) -> None:
     if reply is not None:
         with contextlib.suppress(OSError):
-            sock.sendmsg([reply], ancillary, 0, place)
+            sock.sendmsg([reply], ancillary, 0, address)

@@ -22,9 +22,9 @@ class IndexedService:
     """
 
     names: tuple[str, ...]
-    members: tuple[Health, ...]
+    instances: tuple[Health, ...]
     by_tag: Mapping[bytes, tuple[Health, ...]]
-    above: frozenset[bytes]
+    empty_non_terminals: frozenset[bytes]
 
 
 class ServiceIndex:
@@ -32,13 +32,13 @@ class ServiceIndex:
 
     def __init__(self, catalog: Catalog, only_passing: bool) -> None:
         self._catalog = catalog
-        self._worst = (Status.PASSING if only_passing else Status.WARNING).rank
+        self._worst_rank = (Status.PASSING if only_passing else Status.WARNING).rank
         self._names: dict[bytes, set[str]] = {}
         self._services: dict[bytes, IndexedService] = {}
         self._nodes: dict[bytes, str] = {}
-        self._above: Counter[bytes] = Counter()
-        self.take(topics.service(name) for name in catalog.names())
-        self.take(topics.node(one.name) for one in catalog.nodes())
+        self._empty_non_terminals: Counter[bytes] = Counter()
+        self.update(topics.service(name) for name in catalog.names())
+        self.update(topics.node(one.name) for one in catalog.nodes())
 
     def service(self, name: bytes) -> IndexedService | None:
         """A service by its name in lower case; None if there is none."""
@@ -55,22 +55,22 @@ class ServiceIndex:
         found = self._nodes.get(name)
         return self._catalog.node(found) if found is not None else None
 
-    def is_above(self, name: bytes) -> bool:
+    def is_empty_non_terminal(self, name: bytes) -> bool:
         """Whether the names of nodes end in this name: ``rack1`` for ``n2.rack1``."""
-        return self._above[name] > 0
+        return self._empty_non_terminals[name] > 0
 
-    def take(self, changed: Iterable[Topic]) -> None:
+    def update(self, changed: Iterable[Topic]) -> None:
         """The catalog changed."""
         for what, name in changed:
-            lower = _lower(name)
+            lower = _fold(name)
             if what == "service":
-                self._take_service(name, lower)
+                self._update_service(name, lower)
             elif what == "health":
                 self._services.pop(lower, None)
             elif what == "node":
-                self._take_node(name, lower)
+                self._update_node(name, lower)
 
-    def _take_service(self, name: str, lower: bytes) -> None:
+    def _update_service(self, name: str, lower: bytes) -> None:
         self._services.pop(lower, None)
         names = self._names.setdefault(lower, set())
         if self._catalog.instances(name):
@@ -80,34 +80,36 @@ class ServiceIndex:
         if not names:
             del self._names[lower]
 
-    def _take_node(self, name: str, lower: bytes) -> None:
+    def _update_node(self, name: str, lower: bytes) -> None:
         node = self._catalog.node(name)
         if node is None:
             if self._nodes.pop(lower, None) is not None:
-                self._above.subtract(_ends(lower))
-                self._above += Counter()
+                self._empty_non_terminals.subtract(_parent_names(lower))
+                self._empty_non_terminals += Counter()
         elif lower not in self._nodes:
-            self._above.update(_ends(lower))
+            self._empty_non_terminals.update(_parent_names(lower))
             self._nodes[lower] = node.name
         else:
             self._nodes[lower] = node.name
 
     def _service(self, names: tuple[str, ...]) -> IndexedService:
-        found = [one for name in names for one in self._catalog.health(name) if one.status.rank <= self._worst]
+        found = [one for name in names for one in self._catalog.health(name) if one.status.rank <= self._worst_rank]
         by_tag: dict[bytes, list[Health]] = {}
         for one in found:
-            for tag in dict.fromkeys(map(_lower, one.instance.tags)):
+            for tag in dict.fromkeys(map(_fold, one.instance.tags)):
                 by_tag.setdefault(tag, []).append(one)
-        above = frozenset(end for tag in by_tag for end in _ends(tag))
-        return IndexedService(names, tuple(found), {tag: tuple(each) for tag, each in by_tag.items()}, above)
+        empty_non_terminals = frozenset(end for tag in by_tag for end in _parent_names(tag))
+        return IndexedService(
+            names, tuple(found), {tag: tuple(each) for tag, each in by_tag.items()}, empty_non_terminals
+        )
 
 
-def _lower(name: str) -> bytes:
+def _fold(name: str) -> bytes:
     """As on the wire, where only A to Z have a lower case."""
     return name.encode("utf-8", "surrogateescape").lower()
 
 
-def _ends(name: bytes) -> Iterator[bytes]:
+def _parent_names(name: bytes) -> Iterator[bytes]:
     """What stands behind each dot."""
     while b"." in name:
         name = name.partition(b".")[2]

@@ -34,36 +34,36 @@ class TcpConnections:
 
     def __init__(self) -> None:
         self._open: dict[TcpConnection, None] = {}
-        self._of_client: dict[str, int] = {}
+        self._per_client: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, stream: TcpConnection) -> bool:
         """Whether there is room for another one; if nobody has any, the one that is idle longest ends."""
-        if self._of_client.get(stream.client, 0) >= MAX_CONNECTIONS_PER_CLIENT:
+        if self._per_client.get(stream.client, 0) >= MAX_CONNECTIONS_PER_CLIENT:
             return False
         if len(self._open) >= MAX_CONNECTIONS:
             next(iter(self._open)).abort()
         self._open[stream] = None
-        self._of_client[stream.client] = self._of_client.get(stream.client, 0) + 1
+        self._per_client[stream.client] = self._per_client.get(stream.client, 0) + 1
         return True
 
-    def touch(self, stream: TcpConnection) -> None:
+    def mark_used(self, stream: TcpConnection) -> None:
         """It is in use."""
         if stream in self._open:
             del self._open[stream]
             self._open[stream] = None
 
-    def drop(self, stream: TcpConnection) -> None:
+    def remove(self, stream: TcpConnection) -> None:
         """It is closed; whoever was never added is not missed."""
         if stream in self._open:
             del self._open[stream]
-            left = self._of_client[stream.client] - 1
+            left = self._per_client[stream.client] - 1
             if left:
-                self._of_client[stream.client] = left
+                self._per_client[stream.client] = left
             else:
-                del self._of_client[stream.client]
+                del self._per_client[stream.client]
 
     def close(self) -> None:
         """End all."""
@@ -80,10 +80,10 @@ class TcpConnection(asyncio.Protocol):
         self._answer = answer
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
-        self._under_way = 0
-        self._full = False
-        self._ended = False
-        self._used = 0.0
+        self._inflight = 0
+        self._write_paused = False
+        self._eof = False
+        self._last_used = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -95,8 +95,8 @@ class TcpConnection(asyncio.Protocol):
         if not self._connections.add(self):
             self._transport.abort()
             return
-        self._used = asyncio.get_running_loop().time()
-        self._watch(IDLE_TIMEOUT)
+        self._last_used = asyncio.get_running_loop().time()
+        self._start_timer(IDLE_TIMEOUT)
 
     def connection_lost(self, _: Exception | None) -> None:
         """Forget it."""
@@ -104,35 +104,35 @@ class TcpConnection(asyncio.Protocol):
             self._timer.cancel()
         self._transport = None
         self._buffer.clear()
-        self._connections.drop(self)
+        self._connections.remove(self)
 
     def abort(self) -> None:
         """End it at once, with all that the client has not read."""
-        self._connections.drop(self)
+        self._connections.remove(self)
         if self._transport is not None:
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Some bytes; whole queries are answered."""
         self._buffer += data
-        self._work()
+        self._process_buffer()
 
     def eof_received(self) -> bool:
         """The client asks no more; it still gets its answers."""
-        self._ended = True
-        return self._under_way > 0
+        self._eof = True
+        return self._inflight > 0
 
     def pause_writing(self) -> None:
         """The client does not read."""
-        self._full = True
-        self._flow()
+        self._write_paused = True
+        self._update_reading()
 
     def resume_writing(self) -> None:
         """The client has read."""
-        self._full = False
-        self._work()
+        self._write_paused = False
+        self._process_buffer()
 
-    def _work(self) -> None:
+    def _process_buffer(self) -> None:
         """Answer the queries in the buffer, as far as answers can be sent."""
         buffer = self._buffer
         while self._transport is not None and len(buffer) >= 2 and not self._busy:
@@ -144,49 +144,49 @@ class TcpConnection(asyncio.Protocol):
                 break
             query = bytes(buffer[2 : 2 + length])
             del buffer[: 2 + length]
-            self._used = asyncio.get_running_loop().time()
-            self._connections.touch(self)
-            self._under_way += 1
+            self._last_used = asyncio.get_running_loop().time()
+            self._connections.mark_used(self)
+            self._inflight += 1
             if not self._answer(query, self.client, partial(self._send)):
                 self.abort()
                 return
-        self._flow()
+        self._update_reading()
 
     @property
     def _busy(self) -> bool:
-        return self._full or self._under_way >= MAX_INFLIGHT_PER_CONNECTION
+        return self._write_paused or self._inflight >= MAX_INFLIGHT_PER_CONNECTION
 
     def _send(self, reply: bytes | None) -> None:
-        self._under_way -= 1
+        self._inflight -= 1
         if self._transport is None or self._transport.is_closing():
             return
         if reply is None:
             self.abort()
             return
-        self._used = asyncio.get_running_loop().time()
+        self._last_used = asyncio.get_running_loop().time()
         self._transport.write(len(reply).to_bytes(2, "big") + reply)
-        if self._ended and not self._under_way:
+        if self._eof and not self._inflight:
             self._transport.close()
-        elif self._under_way == MAX_INFLIGHT_PER_CONNECTION - 1:
-            asyncio.get_running_loop().call_soon(self._work)
+        elif self._inflight == MAX_INFLIGHT_PER_CONNECTION - 1:
+            asyncio.get_running_loop().call_soon(self._process_buffer)
 
-    def _flow(self) -> None:
+    def _update_reading(self) -> None:
         """Read on only while answers can be sent."""
-        if self._transport is None or self._transport.is_closing() or self._ended:
+        if self._transport is None or self._transport.is_closing() or self._eof:
             return
         if self._busy:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
 
-    def _watch(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._check_timeout)
 
-    def _look(self) -> None:
+    def _check_timeout(self) -> None:
         """Whether it was idle for too long."""
-        bound = WRITE_TIMEOUT if self._under_way else IDLE_TIMEOUT
-        left = self._used + bound - asyncio.get_running_loop().time()
+        bound = WRITE_TIMEOUT if self._inflight else IDLE_TIMEOUT
+        left = self._last_used + bound - asyncio.get_running_loop().time()
         if left <= 0:
             self.abort()
         else:
-            self._watch(left)
+            self._start_timer(left)

@@ -32,7 +32,7 @@ class Upstream:
         return socket.AF_INET6 if ":" in self.address else socket.AF_INET
 
     @property
-    def place(self) -> tuple[str, int] | tuple[str, int, int, int]:
+    def sockaddr(self) -> tuple[str, int] | tuple[str, int, int, int]:
         """As ``connect(2)`` wants it."""
         if self.family == socket.AF_INET6:
             return (self.address, self.port, 0, self.scope)
@@ -78,40 +78,40 @@ class ResolvConf:
     def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
-        self._looked = float("-inf")
-        self._seen: tuple[int, ...] | None = None
+        self._checked_at = float("-inf")
+        self._stat: tuple[int, ...] | None = None
         self._servers: tuple[Upstream, ...] = ()
         self._search: frozenset[str] = frozenset()
 
     def servers(self) -> tuple[Upstream, ...]:
         """At most three; none if the file is missing or names none."""
-        self._look()
+        self._refresh()
         return self._servers
 
     def search(self) -> frozenset[str]:
         """The search domains in lower case."""
-        self._look()
+        self._refresh()
         return self._search
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         now = self._clock()
-        if now - self._looked < STAT_INTERVAL:
+        if now - self._checked_at < STAT_INTERVAL:
             return
-        self._looked = now
+        self._checked_at = now
         try:
             found = os.stat(self._path)
             seen = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
-            if seen == self._seen:
+            if seen == self._stat:
                 return
             with Path(self._path).open("rb") as file:
                 text = file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
         except OSError:
             # Replaced at this moment, or gone: what was known holds until there is something else.
             return
-        self._seen = seen
-        self._read(text)
+        self._stat = seen
+        self._parse(text)
 
-    def _read(self, text: str) -> None:
+    def _parse(self, text: str) -> None:
         servers: list[str] = []
         search: list[str] = []
         for line in text.splitlines():

@@ -13,21 +13,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 
 from discovery.dns import codec
 from discovery.dns.answers import AnswerRecord, PreparedAnswer, prepare
-from discovery.dns.codec import (
-    AAAA,
-    ANY,
-    NOERROR,
-    NXDOMAIN,
-    PTR,
-    QUESTION_NAME,
-    REFUSED,
-    A,
-    addresses_of_type,
-    pack_address,
-)
+from discovery.dns.codec import ANY, NOERROR, NXDOMAIN, QUESTION_NAME, REFUSED, encode_record
 from discovery.dns.network_zones import NetworkZone
+from discovery.dns.rrtypes import AAAA, CACHEABLE_TYPES, PTR, A, address_record, addresses_of_type, pack_address
 from discovery.dns.settings import DnsSettings
-from discovery.dns.zone import CACHEABLE_TYPES
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
@@ -54,7 +43,7 @@ class View:
         local: Callable[[], Sequence[Subnet]] = tuple,
         search: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        self.kept: dict[bytes, PreparedAnswer] = {}
+        self.cache: dict[bytes, PreparedAnswer] = {}
         """Answers by question: the name in lower case, type and class."""
         self.networks = tuple(networks)
         self.upstreams = upstreams
@@ -65,30 +54,30 @@ class View:
         self._search = search
         self._ttl = settings.network_ttl
 
-    def answer(self, name: bytes, kind: int) -> PreparedAnswer | None:
+    def answer(self, name: bytes, rrtype: int) -> PreparedAnswer | None:
         """The answer about a name (lower case, as on the wire); None if it is others' to answer."""
         parts = codec.labels(name)
         address = parse_reverse_name(parts)
         if address is not None:
-            return self._pointer(address, kind)
+            return self._pointer(address, rrtype)
         if not self.networks or not parts:
             return None
-        found, known = self._addresses(b".".join(parts).decode("utf-8", "surrogateescape"))
+        found, known = self._lookup(b".".join(parts).decode("utf-8", "surrogateescape"))
         if found:
-            answer = self._of(found, kind)
-            if kind in CACHEABLE_TYPES:
-                if len(self.kept) >= MAX_CACHED:
-                    self.kept.clear()
-                self.kept[name + kind.to_bytes(2, "big") + b"\0\1"] = answer
+            answer = self._address_answer(found, rrtype)
+            if rrtype in CACHEABLE_TYPES:
+                if len(self.cache) >= MAX_CACHED:
+                    self.cache.clear()
+                self.cache[name + rrtype.to_bytes(2, "big") + b"\0\1"] = answer
             return answer
         if parts[-1] == b"localhost":
-            own = _LOOPBACK.get(kind)
-            return prepare(units=[AnswerRecord(codec.address_record(QUESTION_NAME, own, 0))]) if own else _NODATA
+            own = _LOOPBACK.get(rrtype)
+            return prepare(records=[AnswerRecord(address_record(QUESTION_NAME, own, 0))]) if own else _NODATA
         if known is not None:
             return known
         return _NXDOMAIN if len(parts) == 1 or parts[-1] in _SPECIAL_TLDS else None
 
-    def _addresses(self, name: str) -> tuple[list[str], PreparedAnswer | None]:
+    def _lookup(self, name: str) -> tuple[list[str], PreparedAnswer | None]:
         """The addresses that a name has on the networks; and if none has it, what is to be said of it nevertheless."""
         found: list[str] = []
         known: PreparedAnswer | None = None
@@ -106,24 +95,24 @@ class View:
                 known = _NODATA
         return found, known
 
-    def _of(self, addresses: list[str], kind: int) -> PreparedAnswer:
-        chosen = addresses_of_type(map(pack_address, addresses), kind)
-        return prepare(units=[AnswerRecord(codec.address_record(QUESTION_NAME, each, self._ttl)) for each in chosen])
+    def _address_answer(self, addresses: list[str], rrtype: int) -> PreparedAnswer:
+        chosen = addresses_of_type(map(pack_address, addresses), rrtype)
+        return prepare(records=[AnswerRecord(address_record(QUESTION_NAME, each, self._ttl)) for each in chosen])
 
-    def _pointer(self, address: Address, kind: int) -> PreparedAnswer | None:
+    def _pointer(self, address: Address, rrtype: int) -> PreparedAnswer | None:
         """The name that an address has on the networks."""
         for each in self.networks:
             name = each.reverse.get(str(address))
             if name is None:
                 continue
-            if kind not in (PTR, ANY):
+            if rrtype not in (PTR, ANY):
                 return _NODATA
             full = f"{name}.{each.domains[0] if each.domains else each.network}"
             try:
                 target = codec.encode_name(full)
             except codec.BadName:
                 return _NODATA
-            return prepare(units=[AnswerRecord(codec.encode_record(QUESTION_NAME, PTR, self._ttl, target))])
+            return prepare(records=[AnswerRecord(encode_record(QUESTION_NAME, PTR, self._ttl, target))])
         if any(address.version == each.version and address in each for each in self._local()):
             return _NXDOMAIN
         return None

@@ -1,308 +1,276 @@
-"""What weft is authoritative for: services, nodes and virtual addresses, under the names that Consul gives them.
+"""The authoritative zones: services, nodes and virtual addresses under Consul's names.
 
     [TAG.]NAME.service[.DC].weft     _NAME._PROTO[.service][.DC].weft     _PORT._PROTO.NAME.service[.DC].weft
     NODE.node[.DC].weft              HEXADDRESS.addr[.DC].weft            NAME.virtual[.DC].weft
 
-Pure but for the clock in an SOA's serial. Answers are kept until the catalog says that they are others.
-Sources: the DNS interface of Consul; RFC 2782 (SRV), RFC 8020 (empty names in between), RFC 8482 (ANY).
+Pure but for the clock in the SOA's serial. Answers are cached until the catalog changes one of their topics.
+Sources: the DNS interface of Consul; RFC 2782 (SRV), RFC 8020 (empty non-terminals), RFC 8482 (ANY).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
 from discovery.dns import codec
 from discovery.dns.answers import AnswerRecord, PreparedAnswer, negative, prepare, soa_authority
-from discovery.dns.codec import (
+from discovery.dns.codec import ANY, QUESTION_NAME, encode_record
+from discovery.dns.naming import encode_host, full_name, node_name
+from discovery.dns.rrtypes import (
     AAAA,
-    ANY,
+    CACHEABLE_TYPES,
     CNAME,
+    NODE_RECORDS,
     NS,
     PTR,
-    QUESTION_NAME,
+    SERVICE_RECORDS,
     SOA,
-    SRV,
-    TXT,
     A,
-    BadName,
+    ServiceContext,
+    address_record,
+    address_records,
     addresses_of_type,
     pack_address,
 )
 from discovery.dns.service_index import ServiceIndex
 from discovery.dns.settings import DnsSettings
-from discovery.structs import CONSUL_SERVICE, Health, Instance, Node
+from discovery.structs import CONSUL_SERVICE, Instance, Node
 
-CACHEABLE_TYPES = frozenset((A, AAAA, SRV, TXT, SOA, NS, ANY, 65))
-"""Answers to these are kept (65 is HTTPS, which browsers ask for); whoever asks for others fills no memory."""
 MAX_CACHED = 100_000
 MAX_NAME_SERVERS = 3
 _CATEGORIES = (b"service", b"node", b"addr", b"virtual")
 _PROTOCOLS = (b"_tcp", b"_udp")
 ZoneAnswer = tuple[PreparedAnswer, tuple[Topic, ...] | None]
-"""An answer, and the topics that it depends on; None for what is not worth keeping."""
+"""An answer and the topics that invalidate it; None for one that is not cached."""
 
 
 class Zone:
-    """Answers questions about services, nodes and virtual addresses from the catalog."""
+    """Answers queries for services, nodes and virtual addresses from the catalog."""
 
     def __init__(self, catalog: Catalog, settings: DnsSettings) -> None:
-        self.kept: dict[bytes, PreparedAnswer] = {}
+        self.cache: dict[bytes, PreparedAnswer] = {}
         """Answers by question: the name in lower case, type and class."""
         self._catalog = catalog
         self._settings = settings
         self._domains = tuple(codec.encode_name(domain).lower() for domain in settings.domains)
         self._datacenter = settings.datacenter.lower().encode()
-        self._of_topic: dict[Topic, set[bytes]] = {}
+        self._keys_by_topic: dict[Topic, set[bytes]] = {}
         self._unsubscribe: Callable[[], None] | None = None
         self.open()
 
     def open(self) -> None:
-        """Follow the catalog from now on, where that has ended; a new zone does."""
+        """Subscribe to the catalog, if not subscribed; done by the constructor."""
         if self._unsubscribe is None:
-            self.kept.clear()
-            self._of_topic.clear()
+            self.cache.clear()
+            self._keys_by_topic.clear()
             self._index = ServiceIndex(self._catalog, self._settings.only_passing)
-            self._unsubscribe = self._catalog.subscribe(self._take)
+            self._unsubscribe = self._catalog.subscribe(self._on_change)
 
     def close(self) -> None:
-        """Follow the catalog no longer."""
+        """Unsubscribe from the catalog."""
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
 
     def domain_of(self, name: bytes) -> bytes:
-        """The zone that a name (lower case, as on the wire) is in; b"" if it is none of weft's."""
+        """The zone that a name (wire format, lower case) is in; b"" if none."""
         for domain in self._domains:
-            if name.endswith(domain) and (len(name) == len(domain) or _on_boundary(name, domain)):
+            if name.endswith(domain) and (len(name) == len(domain) or _at_label_boundary(name, domain)):
                 return domain
         return b""
 
-    def answer(self, name: bytes, kind: int, domain: bytes) -> PreparedAnswer:
-        """The answer to a question about a name in one of the zones."""
-        found, about = self._answer(name, kind, domain)
-        if kind in CACHEABLE_TYPES and about is not None:
-            if len(self.kept) >= MAX_CACHED:
-                self.kept.clear()
-                self._of_topic.clear()
-            key = name + kind.to_bytes(2, "big") + b"\0\1"
-            self.kept[key] = found
-            for topic in about:
-                self._of_topic.setdefault(_caseless(topic), set()).add(key)
-        return found
+    def answer(self, name: bytes, rrtype: int, domain: bytes) -> PreparedAnswer:
+        """The answer for a name in the zone ``domain``; cached."""
+        answer, changes = self._answer(name, rrtype, domain)
+        if rrtype in CACHEABLE_TYPES and changes is not None:
+            if len(self.cache) >= MAX_CACHED:
+                self.cache.clear()
+                self._keys_by_topic.clear()
+            key = name + rrtype.to_bytes(2, "big") + b"\0\1"
+            self.cache[key] = answer
+            for topic in changes:
+                self._keys_by_topic.setdefault(_fold_topic(topic), set()).add(key)
+        return answer
 
     def pointer(self, address: IPv4Address | IPv6Address) -> PreparedAnswer | None:
-        """The names of an address: of a node, else of services, else of a virtual address; None if there is none."""
-        holders = self._catalog.find_by_address(str(address))
-        nodes = [one for one in holders if isinstance(one, Node)]
-        targets = [self._node_name(one, self._domains[0]) for one in nodes] or [
-            _joined(one.name, b"service", self._datacenter, self._domains[0])
-            for one in holders
-            if isinstance(one, Instance)
+        """PTR records of an address: its node's, else its services', else its virtual service's; None if unknown."""
+        found = self._catalog.find_by_address(str(address))
+        zone = self._domains[0]
+        targets = [node_name(one, self._datacenter, zone) for one in found if isinstance(one, Node)] or [
+            full_name(one.name, b"service", self._datacenter, zone) for one in found if isinstance(one, Instance)
         ]
-        owner = self._catalog.virtual_address_service(str(address))
-        if not targets and owner:
-            targets = [_joined(owner, b"virtual", b"", self._domains[0])]
-        found = [AnswerRecord(codec.encode_record(QUESTION_NAME, PTR, 0, target)) for target in targets if target]
-        return prepare(units=found) if found else None
+        service = self._catalog.virtual_address_service(str(address))
+        if not targets and service:
+            targets = [full_name(service, b"virtual", b"", zone)]
+        records = [AnswerRecord(encode_record(QUESTION_NAME, PTR, 0, target)) for target in targets if target]
+        return prepare(records=records) if records else None
 
-    def _take(self, _: int, changed: frozenset[Topic]) -> None:
-        """The catalog changed: forget what was said about it."""
-        self._index.take(changed)
+    def _on_change(self, _: int, changed: frozenset[Topic]) -> None:
+        """Drop the cached answers that depend on these topics."""
+        self._index.update(changed)
         for topic in changed:
-            for key in self._of_topic.pop(_caseless(topic), ()):
-                self.kept.pop(key, None)
+            for key in self._keys_by_topic.pop(_fold_topic(topic), ()):
+                self.cache.pop(key, None)
 
-    def _answer(self, name: bytes, kind: int, domain: bytes) -> ZoneAnswer:
-        parts = codec.labels(name[: len(name) - len(domain)] + b"\0")
-        if not parts:
-            return self._apex(name, kind, domain), (topics.health(CONSUL_SERVICE), topics.NODES)
-        if parts[-1] == self._datacenter:
-            parts = parts[:-1]
-        if not parts or (len(parts) == 1 and parts[0] in _CATEGORIES):
+    def _answer(self, name: bytes, rrtype: int, domain: bytes) -> ZoneAnswer:
+        labels = codec.labels(name[: len(name) - len(domain)] + b"\0")
+        if not labels:
+            return self._apex(name, rrtype, domain), (topics.health(CONSUL_SERVICE), topics.NODES)
+        if labels[-1] == self._datacenter:
+            labels = labels[:-1]
+        if not labels or (len(labels) == 1 and labels[0] in _CATEGORIES):
             return negative(name, domain, True), ()
-        match parts:
+        match labels:
             case (*rest, b"service"):
-                return self._service(name, kind, domain, rest)
+                return self._service(name, rrtype, domain, rest)
             case (*rest, b"node"):
-                return self._node(name, kind, domain, b".".join(rest))
+                return self._node(name, rrtype, domain, b".".join(rest))
             case (address, b"addr"):
-                return _of_addresses(name, domain, kind, _hexadecimal(address)), None
+                return _address_answer(name, domain, rrtype, _parse_hex_address(address)), None
             case (service, b"virtual"):
-                return self._virtual(name, kind, domain, service)
+                return self._virtual(name, rrtype, domain, service)
             case (b"ns",):
-                return self._own(name, kind, domain), (topics.health(CONSUL_SERVICE), topics.NODES)
-            case (*_, proto) if proto.startswith(b"_"):
-                return self._service(name, kind, domain, list(parts))
+                return self._name_server(name, rrtype, domain), (topics.health(CONSUL_SERVICE), topics.NODES)
+            case (*_, protocol) if protocol.startswith(b"_"):
+                return self._service(name, rrtype, domain, list(labels))
         return negative(name, domain, False), None
 
     # The zone itself
 
-    def _apex(self, name: bytes, kind: int, domain: bytes) -> PreparedAnswer:
-        if kind in (SOA, ANY):
-            return prepare(units=[AnswerRecord(soa_authority(0, int(time.time())))])
-        if kind == NS:
-            units = []
+    def _apex(self, name: bytes, rrtype: int, domain: bytes) -> PreparedAnswer:
+        if rrtype in (SOA, ANY):
+            return prepare(records=[AnswerRecord(soa_authority(0, int(time.time())))])
+        if rrtype == NS:
+            records = []
             for node in self._servers()[:MAX_NAME_SERVERS]:
-                target = self._node_name(node, domain)
+                target = node_name(node, self._datacenter, domain)
                 if target:
-                    glue = tuple(_records(target, [node.address], self._settings.node_ttl))
-                    units.append(AnswerRecord(codec.encode_record(QUESTION_NAME, NS, 0, target), glue))
+                    glue = address_records(target, [node.address], self._settings.node_ttl)
+                    records.append(AnswerRecord(encode_record(QUESTION_NAME, NS, 0, target), glue))
             return prepare(
-                units=units or [AnswerRecord(codec.encode_record(QUESTION_NAME, NS, 0, b"\x02ns" + QUESTION_NAME))]
+                records=records or [AnswerRecord(encode_record(QUESTION_NAME, NS, 0, b"\x02ns" + QUESTION_NAME))]
             )
         return negative(name, domain, True)
 
-    def _own(self, name: bytes, kind: int, domain: bytes) -> PreparedAnswer:
-        """``ns``, which the SOA names: the nodes that answer."""
-        return _of_addresses(name, domain, kind, [pack_address(node.address) for node in self._servers()])
+    def _name_server(self, name: bytes, rrtype: int, domain: bytes) -> PreparedAnswer:
+        """``ns``, the primary server in the SOA: the addresses of all nodes that run an agent."""
+        return _address_answer(name, domain, rrtype, [pack_address(node.address) for node in self._servers()])
 
     def _servers(self) -> list[Node]:
         return [health.node for health in self._catalog.health(CONSUL_SERVICE)]
 
     # Services
 
-    def _service(self, name: bytes, kind: int, domain: bytes, parts: list[bytes]) -> ZoneAnswer:
-        """``parts`` is what stands left of ``service``."""
+    def _service(self, name: bytes, rrtype: int, domain: bytes, labels: list[bytes]) -> ZoneAnswer:
+        """``labels`` are those left of ``service``."""
         tag, port, protocol = b"", "", ""
-        if len(parts) >= 2 and parts[-1].startswith(b"_") and parts[-2].startswith(b"_"):
-            # RFC 2782: what stands for the protocol is a tag, unless it is TCP.
-            wanted = parts[-2][1:]
-            tag = b"" if parts[-1] == b"_tcp" else parts[-1][1:]
-            if len(parts) > 2:
+        if len(labels) >= 2 and labels[-1].startswith(b"_") and labels[-2].startswith(b"_"):
+            # RFC 2782 style, as in Consul: what stands for the protocol is a tag, unless it is _tcp.
+            wanted = labels[-2][1:]
+            tag = b"" if labels[-1] == b"_tcp" else labels[-1][1:]
+            if len(labels) > 2:
                 return negative(name, domain, False), None
-        elif len(parts) == 3 and parts[0].startswith(b"_") and parts[1] in _PROTOCOLS:
-            port, protocol = parts[0][1:].decode("utf-8", "surrogateescape"), parts[1][1:].decode()
-            wanted = parts[2]
-        elif parts[-1].startswith(b"_"):
-            return negative(name, domain, parts[-1] in _PROTOCOLS), None
+        elif len(labels) == 3 and labels[0].startswith(b"_") and labels[1] in _PROTOCOLS:
+            port, protocol = labels[0][1:].decode("utf-8", "surrogateescape"), labels[1][1:].decode()
+            wanted = labels[2]
+        elif labels[-1].startswith(b"_"):
+            return negative(name, domain, labels[-1] in _PROTOCOLS), None
         else:
-            wanted, tag = parts[-1], b".".join(parts[:-1])
+            wanted, tag = labels[-1], b".".join(labels[:-1])
         service = self._index.service(wanted)
         if service is None:
             return negative(name, domain, False), None
-        about = tuple(topics.health(each) for each in service.names)
-        members = service.by_tag.get(tag, ()) if tag else service.members
+        changes = tuple(topics.health(each) for each in service.names)
+        instances = service.by_tag.get(tag, ()) if tag else service.instances
         if port:
-            members = tuple(one for one in members if _port(one, port) and one.instance.protocol in ("", protocol))
-        if not members:
-            # Tags that nobody has are without number.
-            below = bool(service.members) if tag in _PROTOCOLS else tag in service.above
-            return negative(name, domain, below), None if tag or port else about
-        ttl = self._settings.ttl_of(members[0].instance.name)
-        if kind == SRV:
-            return prepare(units=[self._location(one, domain, port, ttl) for one in members]), about
-        addresses = [address for one in members for address in one.addresses]
-        return self._of_hosts(name, domain, kind, addresses, ttl), about
+            instances = tuple(
+                one for one in instances if one.instance.port_number(port) and one.instance.protocol in ("", protocol)
+            )
+        if not instances:
+            # Not cached with a tag or port: the number of made-up ones is unbounded.
+            exists = bool(service.instances) if tag in _PROTOCOLS else tag in service.empty_non_terminals
+            return negative(name, domain, exists), None if tag or port else changes
+        ttl = self._settings.ttl_of(instances[0].instance.name)
+        if record := SERVICE_RECORDS.get(rrtype):
+            context = ServiceContext(domain, self._datacenter, ttl, port)
+            found = [record(one, context) for one in instances]
+            return prepare(
+                records=[
+                    AnswerRecord(encode_record(QUESTION_NAME, rrtype, ttl, data), additional)
+                    for data, additional in found
+                ]
+            ), changes
+        addresses = [address for one in instances for address in one.addresses]
+        return self._host_answer(name, domain, rrtype, addresses, ttl), changes
 
-    def _location(self, one: Health, domain: bytes, port: str, ttl: int) -> AnswerRecord:
-        """An SRV record, with its target's addresses."""
-        number = _port(one, port) if port else one.instance.port
-        address = one.instance.address
-        where = pack_address(one.address)
-        target = b"" if address else self._node_name(one.node, domain)
-        if not target and where:
-            target = _joined(where.hex(), b"addr", self._datacenter, domain)
-        if not target:
-            target = _encoded(one.address) or domain
-        extras = tuple(_records(target, [one.address], ttl))
-        return AnswerRecord(
-            codec.srv_record(QUESTION_NAME, ttl, 1, min(max(one.weight, 0), 65535), number, target), extras
-        )
-
-    def _virtual(self, name: bytes, kind: int, domain: bytes, wanted: bytes) -> ZoneAnswer:
+    def _virtual(self, name: bytes, rrtype: int, domain: bytes, wanted: bytes) -> ZoneAnswer:
         service = self._index.service(wanted)
         if service is None:
             return negative(name, domain, False), None
         names = service.names
-        about = [topic for each in names for topic in (topics.service(each), topics.virtual(each))]
-        found = [pack_address(one.address) for each in names for one in self._catalog.virtual_addresses(each)]
+        changes = [topic for each in names for topic in (topics.service(each), topics.virtual(each))]
+        addresses = [pack_address(one.address) for each in names for one in self._catalog.virtual_addresses(each)]
         ttl = self._settings.ttl_of(min(names))
-        return _of_addresses(name, domain, kind, found, ttl, exists=True), tuple(about)
+        return _address_answer(name, domain, rrtype, addresses, ttl, exists=True), tuple(changes)
 
     # Nodes
 
-    def _node(self, name: bytes, kind: int, domain: bytes, wanted: bytes) -> ZoneAnswer:
+    def _node(self, name: bytes, rrtype: int, domain: bytes, wanted: bytes) -> ZoneAnswer:
         node = self._index.node(wanted)
         if node is None:
-            return negative(name, domain, self._index.is_above(wanted)), None
+            return negative(name, domain, self._index.is_empty_non_terminal(wanted)), None
         ttl = self._settings.node_ttl
-        about = (topics.node(node.name),)
-        if kind == TXT and node.meta:
-            pairs = sorted(node.meta.items())
-            texts = [value if key.lower().startswith("rfc1035-") else f"{key}={value}" for key, value in pairs]
-            return prepare(units=[AnswerRecord(codec.text_record(QUESTION_NAME, ttl, each)) for each in texts]), about
-        return self._of_hosts(name, domain, kind, [node.address], ttl), about
+        changes = (topics.node(node.name),)
+        if rrtype in NODE_RECORDS and (found := list(NODE_RECORDS[rrtype](node))):
+            return prepare(
+                records=[AnswerRecord(encode_record(QUESTION_NAME, rrtype, ttl, data)) for data in found]
+            ), changes
+        return self._host_answer(name, domain, rrtype, [node.address], ttl), changes
 
-    def _node_name(self, node: Node, domain: bytes) -> bytes:
-        return _joined(node.name, b"node", self._datacenter, domain)
-
-    def _of_hosts(self, name: bytes, domain: bytes, kind: int, hosts: list[str], ttl: int) -> PreparedAnswer:
-        """Addresses; or the name that stands for one, if there is no address and only names are known."""
-        known = [address for host in hosts if (address := pack_address(host))]
-        if known:
-            return _of_addresses(name, domain, kind, known, ttl)
-        targets = sorted({target for host in hosts if (target := _encoded(host).lower()) and target != name})
-        if not targets or kind not in (A, AAAA, CNAME, ANY):
+    def _host_answer(self, name: bytes, domain: bytes, rrtype: int, hosts: list[str], ttl: int) -> PreparedAnswer:
+        """The addresses among the hosts; if there are none, a CNAME to the first host name."""
+        addresses = [address for host in hosts if (address := pack_address(host))]
+        if addresses:
+            return _address_answer(name, domain, rrtype, addresses, ttl)
+        targets = sorted({target for host in hosts if (target := encode_host(host).lower()) and target != name})
+        if not targets or rrtype not in (A, AAAA, CNAME, ANY):
             return negative(name, domain, True)
-        # A name has one CNAME and nothing beside it (RFC 2181 section 10.1).
+        # A name has one CNAME and no other records (RFC 2181 section 10.1).
         target = targets[0]
-        chain = codec.encode_record(QUESTION_NAME, CNAME, ttl, target)
-        return prepare(chain=(chain,), target=target if kind in (A, AAAA) else b"")
+        cname = encode_record(QUESTION_NAME, CNAME, ttl, target)
+        return prepare(cnames=(cname,), target=target if rrtype in (A, AAAA) else b"")
 
 
-def _of_addresses(
-    name: bytes, domain: bytes, kind: int, known: list[bytes], ttl: int = 0, *, exists: bool = False
+def _address_answer(
+    name: bytes, domain: bytes, rrtype: int, addresses: list[bytes], ttl: int = 0, *, exists: bool = False
 ) -> PreparedAnswer:
-    """Those of the type that is asked for; a name that has any address exists."""
-    units = [AnswerRecord(codec.address_record(QUESTION_NAME, each, ttl)) for each in addresses_of_type(known, kind)]
-    return prepare(units=units) if units else negative(name, domain, exists or bool(known))
+    """The addresses of the type asked for. NODATA if there are only others or ``exists``, else NXDOMAIN."""
+    wanted = addresses_of_type(addresses, rrtype)
+    if not wanted:
+        return negative(name, domain, exists or bool(addresses))
+    return prepare(records=[AnswerRecord(address_record(QUESTION_NAME, each, ttl)) for each in wanted])
 
 
-def _records(owner: bytes, hosts: Iterable[str], ttl: int) -> list[bytes]:
-    return [codec.address_record(owner, address, ttl) for host in hosts if (address := pack_address(host))]
-
-
-def _caseless(topic: Topic) -> Topic:
-    """The same for all names that are one in DNS."""
+def _fold_topic(topic: Topic) -> Topic:
+    """The topic in lower case: DNS names are case-insensitive, the catalog's are not."""
     return (topic[0], topic[1].lower())
 
 
-def _on_boundary(name: bytes, domain: bytes) -> bool:
-    """Whether the end of a name begins where a label does."""
+def _at_label_boundary(name: bytes, domain: bytes) -> bool:
+    """Whether ``domain``, with which the name ends, begins where a label does."""
     at, start = 0, len(name) - len(domain)
     while at < start:
         at += 1 + name[at]
     return at == start
 
 
-def _port(one: Health, name: str) -> int:
-    return next((number for each, number in one.instance.ports.items() if each.lower() == name), 0)
-
-
-def _hexadecimal(label: bytes) -> list[bytes]:
-    """The address that ``0a000001`` or 32 such digits are, as a list."""
+def _parse_hex_address(label: bytes) -> list[bytes]:
+    """The address of a label like ``0a000001`` (8 or 32 digits); empty if it is none."""
     try:
         packed = bytes.fromhex(label.decode("ascii"))
     except ValueError:
         return []
     return [packed] if len(packed) in (4, 16) and len(label) == 2 * len(packed) else []
-
-
-def _encoded(name: str) -> bytes:
-    """A host's name for the wire; b"" if it is none."""
-    try:
-        found = codec.encode_name(name)
-    except BadName:
-        return b""
-    return found if found != b"\0" else b""
-
-
-def _joined(name: str, kind: bytes, datacenter: bytes, domain: bytes) -> bytes:
-    """``NAME.KIND.DC.DOMAIN``; b"" if that is too long or no name."""
-    start = _encoded(name)
-    found = start[:-1] + codec.encode_labels(*filter(None, (kind, datacenter)))[:-1] + domain
-    return found if start and len(found) <= codec.MAX_NAME_LENGTH else b""

@@ -35,19 +35,19 @@ class Checker:
         self._catalog = catalog
         self._scripts = scripts
         self._running: dict[str, tuple[CheckDefinition, asyncio.Task[None]]] = {}
-        self._heard: dict[str, asyncio.Event] = {}
-        self._own: set[str] = set()
-        self._critical: dict[str, float] = {}
+        self._ttl_resets: dict[str, asyncio.Event] = {}
+        self._reporting: set[str] = set()
+        self._critical_since: dict[str, float] = {}
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._reaper: asyncio.Task[None] | None = None
         self._started = False
-        self._made = metrics.counter("weft_checks_total", "Health checks made, by result.", "type", "status")
+        self._executed = metrics.counter("weft_checks_total", "Health checks made, by result.", "type", "status")
 
     async def start(self) -> None:
         """Begin with the checks there are, spread over their intervals, and follow what is registered."""
-        self._registry.subscribe(self._follow)
-        self._registry.subscribe_updates(self._reported)
-        self._follow()
+        self._registry.subscribe(self._reconcile)
+        self._registry.subscribe_updates(self._on_update)
+        self._reconcile()
         self._started = True
         self._reaper = asyncio.create_task(self._reap())
 
@@ -61,33 +61,35 @@ class Checker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _follow(self) -> None:
+    def _reconcile(self) -> None:
         """Make what is registered what is running."""
         wanted = self._registry.definitions()
         for name, (definition, task) in list(self._running.items()):
             if wanted.get(name) != definition:
                 task.cancel()
                 del self._running[name]
-                self._critical.pop(name, None)
-                self._heard.pop(name, None)
+                self._critical_since.pop(name, None)
+                self._ttl_resets.pop(name, None)
         for name, definition in wanted.items():
-            if name not in self._running and definition.type in self._loops():
-                loop = self._loops()[definition.type]
-                self._running[name] = (definition, asyncio.create_task(self._kept(definition, loop)))
+            if name not in self._running and definition.type in self._runners():
+                runner = self._runners()[definition.type]
+                self._running[name] = (definition, asyncio.create_task(self._supervise(definition, runner)))
 
-    def _loops(self) -> dict[str, Callable[[CheckDefinition], Awaitable[None]]]:
+    def _runners(self) -> dict[str, Callable[[CheckDefinition], Awaitable[None]]]:
         return {
-            **dict.fromkeys(("http", "tcp", "udp"), self._look),
-            "script": self._script,
-            "ttl": self._expire,
-            "alias": self._alias,
+            **dict.fromkeys(("http", "tcp", "udp"), self._run_interval),
+            "script": self._run_script,
+            "ttl": self._run_ttl,
+            "alias": self._run_alias,
         }
 
-    async def _kept(self, definition: CheckDefinition, loop: Callable[[CheckDefinition], Awaitable[None]]) -> None:
+    async def _supervise(
+        self, definition: CheckDefinition, runner: Callable[[CheckDefinition], Awaitable[None]]
+    ) -> None:
         """A check goes on whatever happens to it."""
         while True:
             try:
-                await loop(definition)
+                await runner(definition)
             except NotRegistered:
                 return  # deregistered in this very moment
             except StoreError as error:
@@ -96,9 +98,9 @@ class Checker:
                 log.exception("check %s failed and is begun again", definition.id)
             await asyncio.sleep(max(definition.interval, 1.0))
 
-    async def _look(self, definition: CheckDefinition) -> None:
+    async def _run_interval(self, definition: CheckDefinition) -> None:
         """Look every interval, the first time at once; after a start of the agent at any time within it."""
-        streak = StatusHandler(definition)
+        handler = StatusHandler(definition)
         interval = max(definition.interval, _MIN_INTERVAL)
         if not self._started:
             await asyncio.sleep(random.uniform(0, interval))
@@ -106,33 +108,33 @@ class Checker:
         while True:
             async with self._slots:
                 status, text = await probe(definition)
-            self._made.add(1, definition.type, status.value)
-            settled = streak.settle(status)
-            if settled is not None:
-                await self._report(definition, settled, text)
+            self._executed.add(1, definition.type, status.value)
+            new_status = handler.update(status)
+            if new_status is not None:
+                await self._report(definition, new_status, text)
             due = max(due + interval, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
 
-    async def _script(self, definition: CheckDefinition) -> None:
+    async def _run_script(self, definition: CheckDefinition) -> None:
         if self._scripts:
-            await self._look(definition)
+            await self._run_interval(definition)
             return
         await self._report(definition, Status.CRITICAL, "script checks are not enabled on this agent")
         await asyncio.Event().wait()
 
-    async def _expire(self, definition: CheckDefinition) -> None:
+    async def _run_ttl(self, definition: CheckDefinition) -> None:
         """Critical whenever nobody has reported for the check's time."""
-        heard = self._heard[definition.id] = asyncio.Event()
+        ttl_reset = self._ttl_resets[definition.id] = asyncio.Event()
         while True:
-            heard.clear()
+            ttl_reset.clear()
             try:
                 async with asyncio.timeout(definition.ttl):
-                    await heard.wait()
+                    await ttl_reset.wait()
             except TimeoutError:
                 await self._report(definition, Status.CRITICAL, "TTL expired")
-                await heard.wait()
+                await ttl_reset.wait()
 
-    async def _alias(self, definition: CheckDefinition) -> None:
+    async def _run_alias(self, definition: CheckDefinition) -> None:
         """As healthy as the service it stands for, or as its node."""
         node = definition.alias_node or self._registry.node.name
         while True:
@@ -142,8 +144,8 @@ class Checker:
                 for check in self._catalog.node_checks(node)
                 if check.service_id in ("", definition.alias_service) and check.id != definition.id
             ]
-            there = self._catalog.instance(node, definition.alias_service) if definition.alias_service else True
-            if there is None:
+            target = self._catalog.instance(node, definition.alias_service) if definition.alias_service else True
+            if target is None:
                 status, text = Status.CRITICAL, f"Service {definition.alias_service} could not be found on node {node}"
             else:
                 status = worst_status(checks)
@@ -153,31 +155,31 @@ class Checker:
             await self._catalog.wait((node_checks(node),), seen, _ALIAS_SECONDS)
 
     async def _report(self, definition: CheckDefinition, status: Status, text: str) -> None:
-        self._own.add(definition.id)
+        self._reporting.add(definition.id)
         try:
             await self._registry.update_check(definition.id, status, text)
         finally:
-            self._own.discard(definition.id)
+            self._reporting.discard(definition.id)
 
-    def _reported(self, check_id: str, status: Status) -> None:
+    def _on_update(self, check_id: str, status: Status) -> None:
         """Somebody has reported, or a look of ours: a TTL begins anew with the first."""
-        if check_id not in self._own and check_id in self._heard:
-            self._heard[check_id].set()
-        self._count(check_id, status)
+        if check_id not in self._reporting and check_id in self._ttl_resets:
+            self._ttl_resets[check_id].set()
+        self._track_critical(check_id, status)
 
-    def _count(self, check_id: str, status: Status) -> None:
+    def _track_critical(self, check_id: str, status: Status) -> None:
         """Since when a check is critical."""
         if status is Status.CRITICAL:
-            self._critical.setdefault(check_id, time.monotonic())
+            self._critical_since.setdefault(check_id, time.monotonic())
         else:
-            self._critical.pop(check_id, None)
+            self._critical_since.pop(check_id, None)
 
     async def _reap(self) -> None:
         """Deregister services whose check was critical for as long as it says."""
         while True:
             await asyncio.sleep(REAP_SECONDS)
             now = time.monotonic()
-            for check_id, since in list(self._critical.items()):
+            for check_id, since in list(self._critical_since.items()):
                 definition = self._registry.definitions().get(check_id)
                 if definition is None or not definition.deregister_after or not definition.service_id:
                     continue
@@ -186,6 +188,6 @@ class Checker:
                         "service %s is deregistered: check %s was critical for %d seconds",
                         *(definition.service_id, check_id, now - since),
                     )
-                    self._critical.pop(check_id, None)
+                    self._critical_since.pop(check_id, None)
                     with contextlib.suppress(NotRegistered, StoreError):
                         await self._registry.deregister(definition.service_id)

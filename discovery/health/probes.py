@@ -29,23 +29,23 @@ _REDIRECTS = 10
 
 async def probe(definition: CheckDefinition) -> ProbeResult:
     """Look once, for at most the check's timeout."""
-    look = {"http": _http, "tcp": _tcp, "udp": _udp, "script": _script}[definition.type]
+    probe_type = {"http": _http, "tcp": _tcp, "udp": _udp, "script": _script}[definition.type]
     try:
         async with asyncio.timeout(definition.timeout):
-            status, text = await look(definition)
+            status, text = await probe_type(definition)
     except TimeoutError:
-        status, text = Status.CRITICAL, f"no answer from {_about(definition)} within {definition.timeout:g} seconds"
+        status, text = Status.CRITICAL, f"no answer from {_describe(definition)} within {definition.timeout:g} seconds"
     except (OSError, WeftError, ValueError, aiohttp.ClientError) as error:
-        status, text = Status.CRITICAL, f"{_about(definition)}: {_why(error)}"
+        status, text = Status.CRITICAL, f"{_describe(definition)}: {_reason(error)}"
     return status, text[: definition.output_max_size]
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else str(error) or type(error).__name__
 
 
-def _about(definition: CheckDefinition) -> str:
+def _describe(definition: CheckDefinition) -> str:
     return definition.target or " ".join(definition.arguments)
 
 
@@ -64,17 +64,17 @@ def _in_netns(path: str) -> Iterator[None]:
 
 
 async def _http(definition: CheckDefinition) -> ProbeResult:
-    def opened(info: tuple[int, int, int, str, object]) -> socket.socket:
+    def open_socket(info: tuple[int, int, int, str, object]) -> socket.socket:
         with _in_netns(definition.netns):
-            made = socket.socket(info[0], info[1] | socket.SOCK_CLOEXEC, info[2])
-        made.setblocking(False)
-        return made
+            sock = socket.socket(info[0], info[1] | socket.SOCK_CLOEXEC, info[2])
+        sock.setblocking(False)
+        return sock
 
     context: ssl.SSLContext | bool = True
     if definition.tls_skip_verify:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connector = aiohttp.TCPConnector(force_close=True, ssl=context, socket_factory=opened)
+    connector = aiohttp.TCPConnector(force_close=True, ssl=context, socket_factory=open_socket)
     headers = [(name, value) for name, values in definition.headers.items() for value in values]
     async with (
         aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
@@ -96,21 +96,21 @@ async def _http(definition: CheckDefinition) -> ProbeResult:
 
 
 async def _tcp(definition: CheckDefinition) -> ProbeResult:
-    made, place = await _socket(definition, socket.SOCK_STREAM)
-    with contextlib.closing(made):
-        await asyncio.get_running_loop().sock_connect(made, place)
+    sock, address = await _socket(definition, socket.SOCK_STREAM)
+    with contextlib.closing(sock):
+        await asyncio.get_running_loop().sock_connect(sock, address)
     return Status.PASSING, f"TCP connect {definition.target}: Success"
 
 
 async def _udp(definition: CheckDefinition) -> ProbeResult:
     loop = asyncio.get_running_loop()
-    made, place = await _socket(definition, socket.SOCK_DGRAM)
-    with contextlib.closing(made):
-        await loop.sock_connect(made, place)
-        await loop.sock_sendall(made, b"\0")
+    sock, address = await _socket(definition, socket.SOCK_DGRAM)
+    with contextlib.closing(sock):
+        await loop.sock_connect(sock, address)
+        await loop.sock_sendall(sock, b"\0")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(_UDP_SECONDS, definition.timeout / 2)):
-                await loop.sock_recv(made, 1)
+                await loop.sock_recv(sock, 1)
     return Status.PASSING, f"UDP send to {definition.target}: Success"
 
 
@@ -118,11 +118,11 @@ async def _socket(definition: CheckDefinition, kind: socket.SocketKind) -> tuple
     """A socket in the check's namespace and the address to connect to."""
     host, _, port = definition.target.rpartition(":")
     found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=kind)
-    family, _, protocol, _, place = found[0]
+    family, _, protocol, _, address = found[0]
     with _in_netns(definition.netns):
-        made = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
-    made.setblocking(False)
-    return made, place
+        sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+    sock.setblocking(False)
+    return sock, address
 
 
 async def _script(definition: CheckDefinition) -> ProbeResult:

@@ -18,7 +18,7 @@ class StatusHandler:
         self._successes = 0
         self._failures = 0
 
-    def settle(self, result: Status) -> Status | None:
+    def update(self, result: Status) -> Status | None:
         """The status that a check has after this result; None while it keeps the one it had."""
         if result is not Status.CRITICAL:
             self._failures = 0

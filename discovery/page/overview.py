@@ -31,7 +31,7 @@ MAX_NAMES = 16
 MIN_WRITE_INTERVAL = 0.25
 """Seconds from one writing to the next."""
 _SLICE = 50  # instances that are written at once: a millisecond
-_MOMENTS = 4096
+_MAX_REVISION_TIMES = 4096
 _RESOLUTION = 1.0
 
 
@@ -57,41 +57,41 @@ class Overview:
     def __init__(self, catalog: Catalog, node: Node, *, domain: str = "") -> None:
         """``domain``: what services are found under by DNS, "" where nobody answers."""
         self._catalog = catalog
-        self._facts = {
+        self._static = {
             "Node": node.name,
             "Datacenter": node.datacenter,
             "Version": __version__,
             "Domain": domain,
         }
         self._attachments: tuple[AttachmentSummary, ...] = ()
-        self._attached: tuple[tuple[AttachmentSummary, ...], bytes, bytes] = ((), b"[]", b"[]")
+        self._attachments_json: tuple[tuple[AttachmentSummary, ...], bytes, bytes] = ((), b"[]", b"[]")
         self._started = time.time()
         # Greater than any that an earlier agent gave out, so that a page that was open over a restart asks on.
         self.version = round(self._started * 1000)
-        self._moments: list[tuple[int, float]] = [(catalog.index, self._started)]
+        self._revision_times: list[tuple[int, float]] = [(catalog.index, self._started)]
         self._services: dict[str, tuple[int, int, bytes]] = {}
         self._written: tuple[int, bytes] = (0, b"")
-        self._at = 0.0
+        self._written_at = 0.0
         self._writing = asyncio.Lock()
         self._changes = asyncio.Event()
-        catalog.subscribe(self._take)
+        catalog.subscribe(self._on_catalog_change)
 
-    def attached(self, attachments: Iterable[AttachmentSummary]) -> None:
+    def set_attachments(self, attachments: Iterable[AttachmentSummary]) -> None:
         """These are all attachments of this host."""
         found = tuple(sorted(attachments, key=lambda one: (one.network, one.names, one.container, one.interface)))
         if found != self._attachments:
             self._attachments = found
             self._change()
 
-    def _take(self, revision: int, _: frozenset[Topic]) -> None:
+    def _on_catalog_change(self, revision: int, _: frozenset[Topic]) -> None:
         now = time.time()
-        if now - self._moments[-1][1] >= _RESOLUTION:
-            self._moments.append((revision, now))
-            if len(self._moments) > _MOMENTS:
+        if now - self._revision_times[-1][1] >= _RESOLUTION:
+            self._revision_times.append((revision, now))
+            if len(self._revision_times) > _MAX_REVISION_TIMES:
                 # Of the far past half of the moments are enough.
-                self._moments[: _MOMENTS // 2] = self._moments[: _MOMENTS // 2 : 2]
+                self._revision_times[: _MAX_REVISION_TIMES // 2] = self._revision_times[: _MAX_REVISION_TIMES // 2 : 2]
         else:
-            self._moments[-1] = (max(revision, self._moments[-1][0]), self._moments[-1][1])
+            self._revision_times[-1] = (max(revision, self._revision_times[-1][0]), self._revision_times[-1][1])
         self._change()
 
     def _change(self) -> None:
@@ -99,7 +99,7 @@ class Overview:
         self._changes.set()
         self._changes = asyncio.Event()
 
-    async def after(self, version: int, seconds: float) -> tuple[int, bytes]:
+    async def wait(self, version: int, seconds: float) -> tuple[int, bytes]:
         """The document once it is another than that version, or after so many seconds; with its version.
 
         A version that this agent did not give out is another at once.
@@ -112,10 +112,10 @@ class Overview:
                 pass
         async with self._writing:
             if self._written[0] != self.version:
-                await asyncio.sleep(max(0.0, self._at + MIN_WRITE_INTERVAL - time.monotonic()))
+                await asyncio.sleep(max(0.0, self._written_at + MIN_WRITE_INTERVAL - time.monotonic()))
                 version = self.version
                 self._written = (version, await self._write(version))
-                self._at = time.monotonic()
+                self._written_at = time.monotonic()
             return self._written
 
     async def _write(self, version: int) -> bytes:
@@ -133,7 +133,7 @@ class Overview:
             del self._services[name]
         head = {
             "Index": version,
-            **self._facts,
+            **self._static,
             "Now": round(time.time(), 3),
             "Started": round(self._started, 3),
             "Omitted": {
@@ -189,7 +189,7 @@ class Overview:
             "Status": "maintenance" if one.maintenance else one.status.value,
             "Network": instance.meta.get("network", ""),
             "Owner": instance.owner,
-            "Changed": self._moment(max(revision, instance.modify_index)),
+            "Changed": self._time_of(max(revision, instance.modify_index)),
         }
 
     def _node_view(self, node: Node) -> dict[str, Any]:
@@ -200,27 +200,27 @@ class Overview:
             "Name": node.name,
             "Address": node.address,
             "Status": "maintenance" if away else worst_status(checks).value,
-            "Changed": self._moment(max(revision, node.modify_index)),
+            "Changed": self._time_of(max(revision, node.modify_index)),
         }
 
     async def _attachment_views(self) -> tuple[bytes, bytes]:
         """The networks and the attachments; written anew only where these have changed."""
         shown = self._attachments
-        if self._attached[0] is not shown:
+        if self._attachments_json[0] is not shown:
             written: list[bytes] = []
             for number, one in enumerate(islice(shown, MAX_ATTACHMENTS)):
                 written.append(_json(_attachment_view(one)))
                 if number % _SLICE == 0:
                     await asyncio.sleep(0)
-            self._attached = (shown, _json(_networks(shown)), b"[" + b",".join(written) + b"]")
-        return self._attached[1:]
+            self._attachments_json = (shown, _json(_networks(shown)), b"[" + b",".join(written) + b"]")
+        return self._attachments_json[1:]
 
-    def _moment(self, revision: int) -> float:
+    def _time_of(self, revision: int) -> float:
         """When a revision was seen, in Unix seconds; 0 if that was before this agent."""
-        if revision <= max(self._moments[0][0], self._catalog.changed()):
+        if revision <= max(self._revision_times[0][0], self._catalog.changed()):
             return 0
-        place = min(bisect_left(self._moments, (revision, 0.0)), len(self._moments) - 1)
-        return round(self._moments[place][1], 1)
+        place = min(bisect_left(self._revision_times, (revision, 0.0)), len(self._revision_times) - 1)
+        return round(self._revision_times[place][1], 1)
 
 
 def _attachment_view(one: AttachmentSummary) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def routes(overview: Overview) -> tuple[Route, ...]:
 
 async def _overview(overview: Overview, request: HttpRequest) -> HttpResponse:
     index, seconds = request.blocking_options()
-    version, body = await overview.after(index, seconds)
+    version, body = await overview.wait(index, seconds)
     headers = {"X-Consul-Index": str(version), "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     return HttpResponse(body, headers={**headers, "Cross-Origin-Resource-Policy": "same-origin"})
 

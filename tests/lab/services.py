@@ -76,7 +76,7 @@ def run(work: Callable[[Balancer], Awaitable[None]], book: Book, **settings: obj
         balancer = Balancer(book.catalog, config(**settings), Metrics())
         await balancer.start()
         try:
-            await balancer.settled()
+            await balancer.wait_synced()
             await work(balancer)
         finally:
             await balancer.stop()

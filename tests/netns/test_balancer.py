@@ -104,7 +104,7 @@ def test_a_client_stays_with_its_instance(net: Wire, algorithm: str, version: in
         owners = {one: next(iter(found)) for one, found in first.items()}
         assert len(set(owners.values())) > BACKENDS / 2
         made.drop(instance("web", net.servers[version][0]))
-        await balancer.settled()
+        await balancer.wait_synced()
         gone = net.names(version)[0]
         for one, owner in owners.items():
             (now,) = asked(net, version, 2, source=one)
@@ -140,7 +140,7 @@ def test_maglev_moves_little_when_one_leaves(net: Wire, version: int) -> None:
         assert set(before) == set(net.names(version))
         assert owners() == before
         made.drop(instance("web", net.servers[version][0]))
-        await balancer.settled()
+        await balancer.wait_synced()
         after = owners()
         moved = sum(one != other for one, other in zip(before, after, strict=True))
         leavers = before.count(net.names(version)[0])
@@ -158,7 +158,7 @@ def test_who_has_few_connections_gets_more(net: Wire) -> None:
             assert set(held) == {net.names(4)[0]}
             made.put(instance("web", net.servers[4][1], meta=policy("least-connections")))
             busy, idle = net.names(4)[:2]
-            await balancer.settled()
+            await balancer.wait_synced()
 
             def leans() -> bool:
                 table = balancer.table(VIPS[4], 80)
@@ -177,18 +177,18 @@ def test_health_decides_who_gets_connections_and_nobody_means_refusal(net: Wire,
     async def work(balancer: Balancer) -> None:
         first, second = instances(net, version, 2)
         made.health(first, Status.CRITICAL)
-        await balancer.settled()
+        await balancer.wait_synced()
         assert set(asked(net, version, 50)) == {net.names(version)[1]}
         made.health(second, Status.CRITICAL)
-        await balancer.settled()
+        await balancer.wait_synced()
         for place in (net.client, net.host):
             assert picks(place, VIPS[version], 80, 5) == {"refused": 5}
             assert talk(place, VIPS[version], 80) == "refused"
         made.health(first, Status.PASSING)
-        await balancer.settled()
+        await balancer.wait_synced()
         assert set(asked(net, version, 20)) == {net.names(version)[0]}
         made.drop(first, second)
-        await balancer.settled()
+        await balancer.wait_synced()
         assert asked(net, version, 3) == {"refused": 3}
 
     made = book(net, version, 2, protocol="")
@@ -216,7 +216,7 @@ def test_an_instance_that_leaves_keeps_its_connections_and_gets_none(net: Wire, 
         with net.hold(VIPS[version], 80, 30) as held:
             assert held[gone]
             made.drop(instance("web", net.servers[version][0]))
-            await balancer.settled()
+            await balancer.wait_synced()
             assert gone not in asked(net, version, 100)
             assert net.alive() == 30
             await asyncio.to_thread(until, lambda: [one.connections for one in balancer.draining()] == [held[gone]])
@@ -266,12 +266,12 @@ def test_datagrams_go_elsewhere_at_once(net: Wire, version: int) -> None:
             assert ask() == first
             place = net.names(version).index(first)
             made.drop(instance("web", net.servers[version][place], protocol="udp"))
-            await balancer.settled()
+            await balancer.wait_synced()
             second = ask()
             assert second != first and second in net.names(version)
             place = net.names(version).index(second)
             made.drop(instance("web", net.servers[version][place], protocol="udp"))
-            await balancer.settled()
+            await balancer.wait_synced()
             assert ask() == "refused"
 
     made = book(net, version, 2, protocol="udp")
@@ -323,7 +323,7 @@ def test_a_start_changes_nothing_that_is_right(net: Wire, host: Host) -> None:
 
     async def first(balancer: Balancer) -> None:
         made.drop(instance("web", net.servers[4][4]))  # so that the slots have a history
-        await balancer.settled()
+        await balancer.wait_synced()
 
     run(first, made)
     before = listed()
@@ -346,7 +346,7 @@ def test_a_start_changes_nothing_that_is_right(net: Wire, host: Host) -> None:
 
 
 async def _settled(balancer: Balancer) -> None:
-    await balancer.settled()
+    await balancer.wait_synced()
 
 
 PROCESS = """

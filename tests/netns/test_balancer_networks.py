@@ -139,7 +139,7 @@ def test_from_an_internal_network_only_its_own_instances_are_reached(town: Town,
         for one in town.book.catalog.instances("web"):
             town.book.drop(one)
         town.offer("in2")
-        await balancer.settled()
+        await balancer.wait_synced()
         assert town.asks("in1", VIPS[version]) == {"in2": 12}
 
     run(work, town.book)
@@ -165,7 +165,7 @@ def test_the_outside_reaches_published_ports_and_no_virtual_address(town: Town, 
         assert town.asks("outside", here, 2, 30081) == {"refused": 2}
         for one in town.book.catalog.instances("web"):
             town.book.drop(one)
-        await balancer.settled()
+        await balancer.wait_synced()
         assert town.asks("outside", here, 2, 30080) == {"refused": 2}
 
     run(work, town.book, outside=None)

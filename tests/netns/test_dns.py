@@ -77,7 +77,7 @@ class Estate:
         return int(next(one["counter"]["packets"] for one in listed if "counter" in one))
 
     def serve(self, *networks: NetworkZone) -> None:
-        self.dns.run(self.dns.server.serve(networks))
+        self.dns.run(self.dns.server.set_networks(networks))
 
     def add(self, container: str, network: dict[str, Any]) -> None:
         self.weft.add(network, self.host.container(container), container)
@@ -109,7 +109,7 @@ def estate(host: Host, tmp_path: Path) -> Iterator[Estate]:
 def test_containers_are_answered_at_their_gateway(estate: Estate) -> None:
     """The server comes first, the bridge later."""
     estate.serve(names("blue", 10))
-    assert not estate.dns.server.problems
+    assert not estate.dns.server.bind_errors
     estate.add("c1", conf("blue", 10))
     for gateway in ("10.10.0.1", "fd00:10::1"):
         assert estate.ask("c1", gateway, "db") == "10.10.0.77"

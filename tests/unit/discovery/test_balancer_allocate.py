@@ -123,12 +123,12 @@ def test_the_mode_says_who_gets_one(tmp_path: Path, mode: Mode) -> None:
 def test_nobody_gets_what_is_not_theirs_to_ask_for(tmp_path: Path, address: str, said: str) -> None:
     async def work(host: Host) -> None:
         await host.put(VirtualAddress("db", "10.79.3.3"), asking(address))
-        await host.until(lambda: host.allocator.refused)
-        assert said in host.allocator.refused["web"]
+        await host.until(lambda: host.allocator.errors)
+        assert said in host.allocator.errors["web"]
         assert address not in host.addresses()
         await host.put(asking("10.79.3.4"))
         await host.until(lambda: "10.79.3.4" in host.addresses())
-        assert not host.allocator.refused
+        assert not host.allocator.errors
 
     run(tmp_path, work)
 
@@ -181,8 +181,8 @@ def test_a_full_range_is_named(tmp_path: Path) -> None:
     async def work(host: Host) -> None:
         for number in range(12):
             await host.put(instance(f"s{number}", "10.0.0.1"))
-        await host.until(lambda: host.allocator.refused)
-        assert "larger range" in next(iter(host.allocator.refused.values()))
+        await host.until(lambda: host.allocator.errors)
+        assert "larger range" in next(iter(host.allocator.errors.values()))
         assert sum(len(host.addresses(f"s{number}")) for number in range(12)) <= 5
 
     run(tmp_path, work, ranges=(ip_network("10.79.0.0/29"),))

@@ -55,7 +55,7 @@ class Host:
         self.port = free_port()
         settings = DnsSettings(listen=(ListenAddress("127.0.0.1", self.port),), recursors=recursors)
         self.running = stack.enter_context(running((catalog or Changing()).catalog, settings))
-        self.counts = self.running.server.counts
+        self.counters = self.running.server.counters
 
     def ask(self, name: str, kind: str = "A", **more: object) -> dns.message.Message:
         reply = ask("127.0.0.1", self.port, question(name, kind, **more))  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def test_an_answer_is_passed_on_and_kept() -> None:
             assert not found.flags & dns.flags.AA
             assert (found.edns == 0) == edns
         assert len(one.queries) == 2
-        assert host.counts.cached == 1
+        assert host.counters.cached == 1
         assert host.ask("www.example.com", flags=0).rcode() == dns.rcode.REFUSED
 
 
@@ -196,7 +196,7 @@ def test_the_reason_is_told_when_nobody_answers() -> None:
         assert found.rcode() == dns.rcode.SERVFAIL
         assert [option.otype for option in found.options] == [dns.edns.OptionType.EDE]
         assert host.ask("www.example.com").rcode() == dns.rcode.SERVFAIL
-        assert host.counts.failed == 2
+        assert host.counters.failed == 2
 
 
 def test_weft_does_not_ask_itself() -> None:
@@ -204,7 +204,7 @@ def test_weft_does_not_ask_itself() -> None:
     settings = DnsSettings(listen=(ListenAddress("127.0.0.1", port),), recursors=(f"127.0.0.1:{port}",))
     with running(Changing().catalog, settings) as own:
         assert read(ask("127.0.0.1", port, question("www.example.com"))).rcode() == dns.rcode.SERVFAIL
-        assert own.server.counts.queries == 1
+        assert own.server.counters.queries == 1
 
 
 def test_a_question_that_is_under_way_is_asked_once() -> None:
@@ -215,7 +215,7 @@ def test_a_question_that_is_under_way_is_asked_once() -> None:
             client.connect(("127.0.0.1", host.port))
             for _ in range(100):
                 client.send(question("www.example.com"))
-            until(lambda: host.counts.queries == 100)
+            until(lambda: host.counters.queries == 100)
             until(lambda: one.queries)
             assert len(one.queries) <= 2
 
@@ -229,8 +229,8 @@ def test_one_client_cannot_take_all_that_may_wait() -> None:
             client.settimeout(10)
             for number in range(300):
                 client.send(question(f"www{number}.example.com"))
-            until(lambda: host.counts.queries == 300)
-            assert host.counts.failed >= 300 - 128
+            until(lambda: host.counters.queries == 300)
+            assert host.counters.failed >= 300 - 128
             assert read(client.recv(4096)).rcode() == dns.rcode.SERVFAIL
         # Another address is another client.
         assert ask("127.0.0.1", host.port, question("weft", "SOA"), source="127.0.0.9") is not None
@@ -299,7 +299,7 @@ def test_resolv_conf_is_read_again_when_it_changes(tmp_path: Path) -> None:
     ],
 )
 def test_servers_as_they_are_written(written: str, place: tuple[object, ...]) -> None:
-    assert parse_upstream(written).place == place
+    assert parse_upstream(written).sockaddr == place
 
 
 @pytest.mark.parametrize("written", ["", "dns.example", "9.9.9.9:0", "9.9.9.9:70000", "9.9.9.9:x", "fe80::1%nolink0"])

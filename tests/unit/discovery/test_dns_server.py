@@ -90,8 +90,8 @@ def test_each_network_has_its_own_names(stack: contextlib.ExitStack) -> None:
 def test_listeners_come_and_go_without_the_others_noticing(stack: contextlib.ExitStack) -> None:
     served = Served(stack, BLUE)
     client = stack.enter_context(served.connect("127.0.1.1"))
-    socket_of_blue = served.server._listeners["127.0.1.1", served.port].datagrams
-    served.running.run(served.server.serve([BLUE, RED]))
+    socket_of_blue = served.server._listeners["127.0.1.1", served.port].udp
+    served.running.run(served.server.set_networks([BLUE, RED]))
     assert served.address_of("127.0.2.1", "db") == ["10.8.0.5"]
     changed = network("blue", "127.0.1.1", records={"db": ("10.9.0.99",)})
     served.running.call(lambda: served.running.names.put(changed))
@@ -99,7 +99,7 @@ def test_listeners_come_and_go_without_the_others_noticing(stack: contextlib.Exi
     served.running.call(lambda: served.running.names.remove("red"))
     until(lambda: len(served.server._listeners) == 1)
     assert served.address_of("127.0.2.1", "db", timeout=BRIEFLY) is None
-    assert served.server._listeners["127.0.1.1", served.port].datagrams is socket_of_blue
+    assert served.server._listeners["127.0.1.1", served.port].udp is socket_of_blue
     client.sendall(len(question("db")).to_bytes(2, "big") + question("db"))
     assert client.recv(4096)
 
@@ -119,13 +119,13 @@ def test_an_address_that_is_taken_is_tried_again(stack: contextlib.ExitStack, mo
     served = Served(stack)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.1.1", served.port))
-        served.running.run(served.server.serve([BLUE, RED, network("odd", "no address")]))
-        assert "in use" in served.server.problems["127.0.1.1", served.port]
-        assert "no address" in served.server.problems["no address", served.port]
+        served.running.run(served.server.set_networks([BLUE, RED, network("odd", "no address")]))
+        assert "in use" in served.server.bind_errors["127.0.1.1", served.port]
+        assert "no address" in served.server.bind_errors["no address", served.port]
         assert served.address_of("127.0.2.1", "db") == ["10.8.0.5"]
     until(lambda: ("127.0.1.1", served.port) in served.server._listeners)
     assert served.address_of("127.0.1.1", "db") == ["10.9.0.5"]
-    assert list(served.server.problems) == [("no address", served.port)]
+    assert list(served.server.bind_errors) == [("no address", served.port)]
 
 
 def test_strangers_get_no_answer(stack: contextlib.ExitStack) -> None:
@@ -137,7 +137,7 @@ def test_strangers_get_no_answer(stack: contextlib.ExitStack) -> None:
     client = stack.enter_context(served.connect("127.0.1.1", "127.0.9.9"))
     client.sendall(len(message).to_bytes(2, "big") + message)
     assert closed(client)
-    assert served.server.counts.foreign == 2
+    assert served.server.counters.foreign == 2
 
 
 def test_networks_that_share_a_gateway_and_containers_on_several(stack: contextlib.ExitStack) -> None:
@@ -147,7 +147,7 @@ def test_networks_that_share_a_gateway_and_containers_on_several(stack: contextl
         "127.0.1.1",
         records={"db": ("10.2.2.2",)},
         reverse={"127.0.3.2": "y"},
-        holders={"127.0.3.3": ClientConfig(("first", "nix"))},
+        clients={"127.0.3.3": ClientConfig(("first", "nix"))},
     )
     served = Served(stack, first, second)
     expected = {"127.0.3.1": ["10.1.1.1"], "127.0.3.2": ["10.2.2.2"], "127.0.3.3": ["10.1.1.1", "10.2.2.2"]}
@@ -242,7 +242,7 @@ def test_connections_are_bounded_and_others_are_still_answered(stack: contextlib
     (reply,) = ask_stream("127.0.1.1", served.port, question("db"))
     assert records(read(reply).answer) == ["db. 0 IN A 10.9.0.5"]
     connections = served.server._connections
-    held, many = served.running.call(lambda: (dict(connections._of_client), len(connections)))
+    held, many = served.running.call(lambda: (dict(connections._per_client), len(connections)))
     assert max(held.values()) <= tcp.MAX_CONNECTIONS_PER_CLIENT
     assert sum(held.values()) == many <= tcp.MAX_CONNECTIONS
 
@@ -289,8 +289,8 @@ def test_noise_does_no_harm(stack: contextlib.ExitStack) -> None:
 def test_counts_are_published() -> None:
     metrics = Metrics()
     with running(Changing().catalog, DnsSettings(listen=())) as made:
-        made.call(lambda: made.server._publish(metrics))
-        made.call(lambda: made.server._responder.respond(question("weft"), made.server._made((), None)))
+        made.call(lambda: made.server._register_metrics(metrics))
+        made.call(lambda: made.server._responder.respond(question("weft"), made.server._view_for((), None)))
         text = metrics.text()
     assert "weft_dns_queries_total 1\n" in text
     assert "# TYPE weft_dns_queries_total counter" in text

@@ -136,7 +136,7 @@ def test_the_holder_tells_of_networks_that_change() -> None:
     names.put(BLUE)
     names.put(BLUE)
     names.replace([BLUE, RED])
-    names.replace([NetworkZone("red", holders={"10.8.0.5": ClientConfig(("blue",))})])
+    names.replace([NetworkZone("red", clients={"10.8.0.5": ClientConfig(("blue",))})])
     names.remove("nix")
     names.remove("red")
     end()

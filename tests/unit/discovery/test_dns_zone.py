@@ -46,7 +46,7 @@ class Asked:
         assert found.rcode() == NOERROR
         return sorted(item.to_text() for each in found.answer for item in each)
 
-    def code(self, name: str, kind: str = "A") -> tuple[str, int]:
+    def rcode(self, name: str, kind: str = "A") -> tuple[str, int]:
         """The code, and the number of answers; what has none says where that is known from."""
         found = self(name, kind)
         assert bool(found.answer) != any("SOA" in line for line in records(found.authority))
@@ -78,18 +78,18 @@ def test_the_question_comes_back_as_it_was_spelled() -> None:
 
 def test_what_does_not_exist_and_what_has_no_such_record() -> None:
     ask = Asked(Changing(web(1), Instance("n1", "six", "six", "fd00::6")))
-    assert ask.code("nix.service.weft") == ("NXDOMAIN", 0)
-    assert ask.code("web.service.weft", "AAAA") == ("NOERROR", 0)
-    assert ask.code("six.service.weft", "A") == ("NOERROR", 0)
-    assert ask.code("web.service.weft", "MX") == ("NOERROR", 0)
-    assert ask.code("web.service.weft", "HTTPS") == ("NOERROR", 0)
-    assert ask.code("web.service.dc2.weft") == ("NXDOMAIN", 0)
-    assert ask.code("web.weft") == ("NXDOMAIN", 0)
-    assert ask.code("web.virtual.weft") == ("NOERROR", 0)
-    assert ask.code("nix.node.weft") == ("NXDOMAIN", 0)
+    assert ask.rcode("nix.service.weft") == ("NXDOMAIN", 0)
+    assert ask.rcode("web.service.weft", "AAAA") == ("NOERROR", 0)
+    assert ask.rcode("six.service.weft", "A") == ("NOERROR", 0)
+    assert ask.rcode("web.service.weft", "MX") == ("NOERROR", 0)
+    assert ask.rcode("web.service.weft", "HTTPS") == ("NOERROR", 0)
+    assert ask.rcode("web.service.dc2.weft") == ("NXDOMAIN", 0)
+    assert ask.rcode("web.weft") == ("NXDOMAIN", 0)
+    assert ask.rcode("web.virtual.weft") == ("NOERROR", 0)
+    assert ask.rcode("nix.node.weft") == ("NXDOMAIN", 0)
     # Names that others are below exist (RFC 8020).
     for name in ("service.weft", "node.weft", "dc1.weft", "service.dc1.weft", "_tcp.web.service.weft"):
-        assert ask.code(name) == ("NOERROR", 0), name
+        assert ask.rcode(name) == ("NOERROR", 0), name
 
 
 def test_names_of_other_domains_are_refused() -> None:
@@ -112,11 +112,11 @@ def test_only_the_healthy() -> None:
     assert strict.answers("web.service.weft") == ["10.1.0.1"]
     world.check("web-1", Status.CRITICAL)
     world.check("web-2", Status.CRITICAL)
-    assert ask.code("web.service.weft") == ("NXDOMAIN", 0)
+    assert ask.rcode("web.service.weft") == ("NXDOMAIN", 0)
     world.check("web-2", Status.PASSING)
     assert ask.answers("web.service.weft") == ["10.1.0.2"]
     world.check("", Status.CRITICAL)
-    assert ask.code("web.service.weft") == ("NXDOMAIN", 0)
+    assert ask.rcode("web.service.weft") == ("NXDOMAIN", 0)
 
 
 def test_an_answer_follows_every_change() -> None:
@@ -131,9 +131,9 @@ def test_an_answer_follows_every_change() -> None:
     world.put(Node("n1", "10.0.0.77"))
     assert ask.answers("web.service.weft") == ["10.0.0.77", "10.1.0.1"]
     world.drop(web(1), web(2))
-    assert ask.code("web.service.weft") == ("NXDOMAIN", 0)
+    assert ask.rcode("web.service.weft") == ("NXDOMAIN", 0)
     world.drop(Node("n1", ""))
-    assert ask.code("n1.node.weft") == ("NXDOMAIN", 0)
+    assert ask.rcode("n1.node.weft") == ("NXDOMAIN", 0)
 
 
 def test_names_that_differ_in_case_are_one() -> None:
@@ -156,7 +156,7 @@ def test_a_service_of_many_instances_on_one_node() -> None:
     for number in range(500):
         assert not read(ask.raw(f"t{number}.web.service.weft")).answer
     world.check("w7", Status.CRITICAL)
-    assert ask.zone.kept == {}
+    assert ask.zone.cache == {}
 
 
 def test_what_is_kept_is_what_exists() -> None:
@@ -170,7 +170,7 @@ def test_what_is_kept_is_what_exists() -> None:
         world.put(web(1))
         ask.raw("web.service.weft")
         ask.raw("web.virtual.weft")
-    assert len(ask.zone.kept) <= 4
+    assert len(ask.zone.cache) <= 4
 
 
 def test_tags() -> None:
@@ -179,8 +179,8 @@ def test_tags() -> None:
     assert ask.answers("v1.web.service.weft") == ["10.1.0.1"]
     assert ask.answers("master.web.service.dc1.weft") == ["10.1.0.1"]
     assert ask.answers("a.b.web.service.weft") == ["10.1.0.2"]
-    assert ask.code("b.web.service.weft") == ("NOERROR", 0)
-    assert ask.code("v3.web.service.weft") == ("NXDOMAIN", 0)
+    assert ask.rcode("b.web.service.weft") == ("NOERROR", 0)
+    assert ask.rcode("v3.web.service.weft") == ("NXDOMAIN", 0)
 
 
 def test_services_as_rfc_2782_names_them() -> None:
@@ -190,10 +190,10 @@ def test_services_as_rfc_2782_names_them() -> None:
     for name in ("_web._tcp.service.weft", "_web._tcp.weft", "_web._tcp.service.dc1.weft", "_web._tcp.dc1.weft"):
         assert ask.answers(name, "SRV") == both, name
     assert ask.answers("_web._v1.service.weft", "SRV") == both[:1]
-    assert ask.code("_nix._tcp.service.weft", "SRV") == ("NXDOMAIN", 0)
+    assert ask.rcode("_nix._tcp.service.weft", "SRV") == ("NXDOMAIN", 0)
     assert ask.answers("_admin._tcp.web.service.weft", "SRV") == ["1 1 9000 0a010002.addr.dc1.weft."]
-    assert ask.code("_admin._udp.web.service.weft", "SRV") == ("NXDOMAIN", 0)
-    assert ask.code("_nix._tcp.web.service.weft", "SRV") == ("NXDOMAIN", 0)
+    assert ask.rcode("_admin._udp.web.service.weft", "SRV") == ("NXDOMAIN", 0)
+    assert ask.rcode("_nix._tcp.web.service.weft", "SRV") == ("NXDOMAIN", 0)
 
 
 def test_locations_have_weights_targets_and_their_addresses() -> None:
@@ -233,10 +233,10 @@ def test_nodes() -> None:
     assert ask.answers("n2.rack1.node.dc1.weft") == ["10.0.0.2"]
     assert ask.answers("n2.rack1.node.weft", "TXT") == ['"os=linux"', '"plain"']
     assert ask.answers("six.node.weft", "AAAA") == ["fd00::1"]
-    assert ask.code("six.node.weft", "A") == ("NOERROR", 0)
-    assert ask.code("rack1.node.weft", "A") == ("NOERROR", 0)
+    assert ask.rcode("six.node.weft", "A") == ("NOERROR", 0)
+    assert ask.rcode("rack1.node.weft", "A") == ("NOERROR", 0)
     world.drop(Node("n2.rack1", ""))
-    assert ask.code("rack1.node.weft", "A") == ("NXDOMAIN", 0)
+    assert ask.rcode("rack1.node.weft", "A") == ("NXDOMAIN", 0)
     assert ask.answers("far.node.weft", "A") == ["far.example.com."]
 
 
@@ -244,9 +244,9 @@ def test_addresses_by_digits() -> None:
     ask = Asked(Changing())
     assert ask.answers("0a000001.addr.dc1.weft") == ["10.0.0.1"]
     assert ask.answers("fd00000000000000000000000000000F.addr.weft", "AAAA") == ["fd00::f"]
-    assert ask.code("0a000001.addr.weft", "AAAA") == ("NOERROR", 0)
+    assert ask.rcode("0a000001.addr.weft", "AAAA") == ("NOERROR", 0)
     for name in ("0a0000.addr.weft", "0a 00 01.addr.weft", "0a00000g.addr.weft", "x.0a000001.addr.weft"):
-        assert ask.code(name) == ("NXDOMAIN", 0), name
+        assert ask.rcode(name) == ("NXDOMAIN", 0), name
 
 
 def test_virtual_addresses() -> None:
@@ -277,7 +277,7 @@ def test_the_zone_itself() -> None:
     assert records(found.answer) == ["consul. 0 IN NS n1.node.dc1.consul."]
     assert records(found.additional) == ["n1.node.dc1.consul. 0 IN A 10.0.0.1"]
     assert ask.answers("ns.weft") == ["10.0.0.1"]
-    assert ask.code("weft", "A") == ("NOERROR", 0)
+    assert ask.rcode("weft", "A") == ("NOERROR", 0)
 
 
 def test_any_is_answered_with_one_kind_of_record() -> None:
@@ -303,7 +303,7 @@ def test_names_instead_of_addresses() -> None:
     assert len(records(ask("one.service.weft").answer)) <= 6
     pending = Asked(world, upstreams=("192.0.2.1",)).raw("far.service.weft", "AAAA")
     assert isinstance(pending, PendingQuery)
-    assert pending.asked == b"\x02db\x07example\x03com\x00\x00\x1c\x00\x01"
+    assert pending.question == b"\x02db\x07example\x03com\x00\x00\x1c\x00\x01"
 
 
 def test_times_to_live() -> None:

@@ -34,7 +34,7 @@ def attachment(number: int, **rest: Any) -> AttachmentSummary:
 
 def read(found: Overview) -> Any:
     """The document as it is now."""
-    return json.loads(asyncio.run(found.after(0, 5))[1])
+    return json.loads(asyncio.run(found.wait(0, 5))[1])
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_all_there_is_is_in_the_document(book: Book, page: Overview) -> None:
     web = instance("web", "10.0.0.1", meta={"network": "blue"}, tags=("v1",), owner="mark1")
     book.put(web, virtual("web", "10.79.0.1"))
     book.health(web, Status.WARNING)
-    page.attached([attachment(1, gateways=("10.0.0.254",), internal=True, domain="dns.podman", since=5.0)])
+    page.set_attachments([attachment(1, gateways=("10.0.0.254",), internal=True, domain="dns.podman", since=5.0)])
     found = read(page)
     assert (found["Node"], found["Datacenter"], found["Domain"]) == ("n1", "dc1", "weft")
     [network] = found["Networks"]
@@ -87,15 +87,15 @@ def test_who_waits_is_told_of_every_kind_of_change(book: Book, page: Overview) -
         lambda: book.drop(virtual("web", "10.79.0.1")),
         lambda: book.put(check),
         lambda: book.put(replace(NODE, address="192.0.2.9")),
-        lambda: page.attached([attachment(1)]),
-        lambda: page.attached([]),
+        lambda: page.set_attachments([attachment(1)]),
+        lambda: page.set_attachments([]),
         lambda: book.drop(web),
     ]
 
     async def follow() -> list[tuple[int, bytes]]:
-        found = [await page.after(0, 5)]
+        found = [await page.wait(0, 5)]
         for change in changes:
-            waiting = asyncio.create_task(page.after(found[-1][0], 60))
+            waiting = asyncio.create_task(page.wait(found[-1][0], 60))
             await asyncio.sleep(0.01)
             assert not waiting.done()
             change()
@@ -110,12 +110,12 @@ def test_who_waits_is_told_of_every_kind_of_change(book: Book, page: Overview) -
 
 
 def test_nothing_new_is_nothing_but_time(book: Book, page: Overview) -> None:
-    page.attached([attachment(2), attachment(1)])
+    page.set_attachments([attachment(2), attachment(1)])
 
     async def twice() -> tuple[tuple[int, bytes], tuple[int, bytes]]:
-        first = await page.after(0, 5)
-        page.attached([attachment(1), attachment(2)])
-        return first, await page.after(first[0], 0.05)
+        first = await page.wait(0, 5)
+        page.set_attachments([attachment(1), attachment(2)])
+        return first, await page.wait(first[0], 0.05)
 
     first, second = asyncio.run(twice())
     assert first == second
@@ -123,7 +123,7 @@ def test_nothing_new_is_nothing_but_time(book: Book, page: Overview) -> None:
 
 def test_a_version_of_another_agent_is_answered_at_once(page: Overview) -> None:
     for version in (1, page.version + 1000):
-        found, _ = asyncio.run(asyncio.wait_for(page.after(version, 600), 10))
+        found, _ = asyncio.run(asyncio.wait_for(page.wait(version, 600), 10))
         assert found == page.version
 
 
@@ -136,7 +136,7 @@ def test_many_changes_are_few_writings(book: Book, page: Overview, monkeypatch: 
         async def look() -> None:
             version = 0
             while version < page.version or not done.is_set():
-                version, _ = await page.after(version, 0.05)
+                version, _ = await page.wait(version, 0.05)
 
         done = asyncio.Event()
         lookers = [asyncio.create_task(look()) for _ in range(5)]
@@ -156,7 +156,7 @@ def test_more_than_the_bound_is_counted(book: Book, page: Overview, monkeypatch:
         monkeypatch.setattr(overview, name, 3)
     book.put(*(instance("a", f"10.0.0.{number}") for number in range(5)), instance("b", "10.0.1.1"))
     book.put(*(Node(f"n{number}", "192.0.2.1") for number in range(6)))
-    page.attached(attachment(number, names=("n",) * 100) for number in range(1, 8))
+    page.set_attachments(attachment(number, names=("n",) * 100) for number in range(1, 8))
     found = read(page)
     assert found["Omitted"] == {"Services": 1, "Attachments": 4, "Nodes": 3}
     assert [len(found[kind]) for kind in ("Services", "Attachments", "Nodes")] == [1, 3, 3]
@@ -169,16 +169,16 @@ def test_when_something_changed_is_when_it_was_seen(book: Book, monkeypatch: pyt
     monkeypatch.setattr(overview.time, "time", lambda: now[0])
     book.put(instance("old", "10.0.0.1"))
     page = Overview(book.catalog, NODE)
-    for number in range(2 * overview._MOMENTS):
+    for number in range(2 * overview._MAX_REVISION_TIMES):
         now[0] += 2
         book.put(instance("new", f"10.0.0.{number % 50}", tags=(str(number),)))
     found = {one["Name"]: one for one in read(page)["Services"]}
     assert found["old"]["Instances"][0]["Changed"] == 0
     newest = max(one["Changed"] for one in found["new"]["Instances"])
     assert newest == now[0]
-    assert len(page._moments) <= overview._MOMENTS
-    earliest = page._moment(book.revision - 2 * overview._MOMENTS + 1)
-    assert 1000.0 < earliest < 1000.0 + overview._MOMENTS
+    assert len(page._revision_times) <= overview._MAX_REVISION_TIMES
+    earliest = page._time_of(book.revision - 2 * overview._MAX_REVISION_TIMES + 1)
+    assert 1000.0 < earliest < 1000.0 + overview._MAX_REVISION_TIMES
 
 
 def test_the_document_is_as_described(agent: LabAgent) -> None:
