@@ -1,1 +1,1 @@
-"""How weft is called: by CNI, by netavark, and what bin/setup and the wheel put in a runtime's folder."""
+"""The entry points: CNI, netavark, the shim that runtimes execute, and its installation."""

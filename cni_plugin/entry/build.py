@@ -1,6 +1,6 @@
-"""Makes the executable that runtimes call: the C client, where there is a compiler. For bin/setup and the wheel.
+"""Compiles the C client that runtimes call, where there is a compiler. For bin/setup and the wheel.
 
-It is compiled once, wherever it is to be used; the paths of an installation are filled in when it is put in place.
+It is compiled with placeholders for its paths, which each installation fills in.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from weft import __version__
 
 _FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim.c")
-_ROOM = 1024  # bytes for each path, its final zero among them
+_PATH_BYTES = 1024  # of each path in the client, with its terminating zero
 
 Run = Callable[[Sequence[str]], bool]
 
 
 def definitions() -> tuple[str, ...]:
-    """What the C client must know of weft, as the compiler's arguments."""
+    """The preprocessor definitions that shim.c needs."""
     firsts = ",".join(f'{{"{plugin}","{first}"}}' for plugin, first in versions.FIRST_OF_PLUGIN.items())
     return (
         f'-DOWN_VERSION="{__version__}"',
@@ -31,9 +31,9 @@ def definitions() -> tuple[str, ...]:
 
 
 def compilers() -> tuple[str, ...]:
-    """The commands to try: what CC names (``CC=none``: none at all), else those of the usual ones that there are.
+    """The compilers to try: the one that CC names (``CC=none``: none), else those that are installed.
 
-    musl first: a static program of its starts and ends in 0.3 ms, one of glibc's in 0.6.
+    musl first: a static executable starts and exits in 0.3 ms with musl, in 0.6 ms with glibc.
     """
     if os.environ.get("CC"):
         return (os.environ["CC"],)
@@ -41,9 +41,9 @@ def compilers() -> tuple[str, ...]:
 
 
 def compile_client(output: str, run: Run) -> bool:
-    """Compile the client to ``output``, statically where that is possible; False where no compiler can.
+    """Compile the client to ``output``, statically linked if possible; False where no compiler succeeds.
 
-    ``run`` runs a command and says whether it succeeded.
+    ``run`` runs a command and returns whether it succeeded.
     """
     for compiler in compilers():
         for linking in (("-static",), ()):
@@ -53,12 +53,15 @@ def compile_client(output: str, run: Run) -> bool:
 
 
 def fill(client: bytes, paths: Mapping[str, str]) -> bytes:
-    """The client with its paths: ``python``, ``launcher``, ``engine``, ``root``. Raises ValueError for one too long."""
+    """The client with its paths filled in: ``python``, ``launcher``, ``engine``, ``root``.
+
+    Raises ValueError for a path that is too long, or a client without the placeholder.
+    """
     for name, path in paths.items():
-        empty, wanted = f"@weft {name}".encode().ljust(_ROOM, b"\0"), os.fsencode(path)
-        if len(wanted) >= _ROOM:
-            raise ValueError(f"{path!r} is too long for the client: at most {_ROOM - 1} bytes")
-        if client.count(empty) != 1:
-            raise ValueError(f"this is no client that was compiled for an installation: it has no place for {name}")
-        client = client.replace(empty, wanted.ljust(_ROOM, b"\0"))
+        placeholder, wanted = f"@weft {name}".encode().ljust(_PATH_BYTES, b"\0"), os.fsencode(path)
+        if len(wanted) >= _PATH_BYTES:
+            raise ValueError(f"{path!r} is too long for the client (at most {_PATH_BYTES - 1} bytes)")
+        if client.count(placeholder) != 1:
+            raise ValueError(f"not a client that was compiled for an installation: no placeholder for {name}")
+        client = client.replace(placeholder, wanted.ljust(_PATH_BYTES, b"\0"))
     return client

@@ -1,10 +1,10 @@
 /*
- * The executable that container runtimes call: it hands the call to weft's engine, which is warm, and prints the answer.
+ * The executable that container runtimes call: sends the call to weft's engine and prints its reply.
  *
- * VERSION and a call without CNI_COMMAND it answers itself. Whatever is unusual (no engine, a terminal, closed
- * descriptors, a request that the engine declines) goes to weft in a process of its own: this one becomes it by
- * execve(2). The protocol is told in wire/frame.py; shim.py is the same in Python. The build gives OWN_VERSION, EQUALLED,
- * VERSIONS and FIRSTS, and whoever installs the client fills in the paths (shim_build.py).
+ * It answers VERSION and a call without CNI_COMMAND itself. In every other case (no engine, a terminal, closed
+ * descriptors, WEFT_DEBUG or WEFT_LOG, a request that the engine declines) it executes the launcher, which serves
+ * the call in this process. The protocol is described in wire/frame.py; shim.py is the same client in Python. The
+ * build defines OWN_VERSION, EQUALLED, VERSIONS and FIRSTS; the installation fills in the paths (build.py).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -30,8 +30,8 @@
 #define LONGEST_INPUT ((1u << 20) + 1)
 #define LONGEST_REPLY (1u << 26)
 #define LONGEST_VARIABLES (1u << 17)
-#define SENDING_SECONDS 10
-#define PATIENCE_SECONDS 190
+#define SEND_SECONDS 10
+#define REPLY_SECONDS 190
 #define PROTOCOL 1
 
 extern char **environ;
@@ -42,7 +42,7 @@ static const struct {
     const char *plugin, *first;
 } firsts[] = {FIRSTS};
 
-/* Not static: the compiler must not take what it sees here for what is there later. */
+/* Filled in after the build. Not static, or the compiler would propagate these values. */
 char weft_paths[4][1024] = {"@weft python", "@weft launcher", "@weft engine", "@weft root"};
 #define PYTHON weft_paths[0]
 #define LAUNCHER weft_paths[1]
@@ -71,45 +71,45 @@ static int write_all(int descriptor, const char *data, size_t length) {
     return 0;
 }
 
-static int put(int descriptor, const char *text) { return write_all(descriptor, text, strlen(text)); }
+static int write_text(int descriptor, const char *text) { return write_all(descriptor, text, strlen(text)); }
 
 /* Write the answer to standard output; the exit status. */
 static int deliver(const char *data, size_t length, int status) {
     if (write_all(1, data, length) == 0)
         return status;
-    put(2, "weft: cannot write to standard output\n");
+    write_text(2, "weft: cannot write to standard output\n");
     return 1;
 }
 
-/* Become weft in a process of its own, with what was read of standard input put back. `more`: up to two arguments. */
-static void become(int input_was_read, char *const more[2]) {
+/* Execute the launcher, standard input rewound if it was read. `more`: up to two arguments. */
+static void execute_launcher(int input_was_read, char *const more[2]) {
     if (input_was_read) {
         int copy = memfd_create("stdin", MFD_CLOEXEC);
         if (copy < 0 || write_all(copy, input, input_length) || lseek(copy, 0, SEEK_SET) || dup2(copy, 0) < 0) {
-            put(2, "weft: cannot keep standard input\n");
+            write_text(2, "weft: cannot copy standard input\n");
             _exit(1);
         }
     }
     char *arguments[] = {PYTHON, (char *)"-IBS", LAUNCHER, (char *)plugin, more[0], more[1], NULL};
     execv(PYTHON, arguments);
-    put(2, "weft: cannot run ");
-    put(2, PYTHON);
-    put(2, ": install weft again\n");
+    write_text(2, "weft: cannot execute ");
+    write_text(2, PYTHON);
+    write_text(2, ": install weft again\n");
     _exit(1);
 }
 
-static void become_process(int input_was_read) { become(input_was_read, (char *const[2]){NULL, NULL}); }
+static void serve_here(int input_was_read) { execute_launcher(input_was_read, (char *const[2]){NULL, NULL}); }
 
-/* Whether netavark calls, which gives its driver plugins a verb (netavark.py). */
+/* Whether netavark calls, which passes its plugins a command as argument (netavark.py). */
 static int is_netavark(int count, char **arguments) {
-    static const char *const verbs[] = {"create", "info", "setup", "teardown"};
+    static const char *const commands[] = {"create", "info", "setup", "teardown"};
     for (size_t each = 0; strcmp(plugin, "weft") == 0 && count > 1 && count < 4 && each < 4; each++)
-        if (strcmp(arguments[1], verbs[each]) == 0)
+        if (strcmp(arguments[1], commands[each]) == 0)
             return 1;
     return 0;
 }
 
-/* The position in `versions` of the oldest that the plugin speaks. */
+/* The index in `versions` of the oldest that the plugin supports. */
 static size_t first_version(void) {
     const char *wanted = versions[0];
     for (size_t each = 0; each < sizeof firsts / sizeof *firsts; each++)
@@ -127,16 +127,16 @@ static const char *after(const char *place, const char *end, char wanted) {
 }
 
 /*
- * The cniVersion on standard input if it is one of ours from `first` on, else the newest. `*unclear` is set where the
- * word stands there twice, which only a JSON parser can tell apart.
+ * The cniVersion on standard input if it is one of ours from `first` on, else the newest. `*ambiguous` is set where
+ * the key occurs twice, which needs a JSON parser.
  */
-static const char *asked_version(size_t first, int *unclear) {
+static const char *requested_version(size_t first, int *ambiguous) {
     const char *end = input + input_length, *found = NULL, *newest = versions[version_count - 1];
-    *unclear = 0;
+    *ambiguous = 0;
     for (const char *place = input; place + 10 <= end; place++)
         if (strncasecmp(place, "cniversion", 10) == 0) {
             if (found) {
-                *unclear = 1;
+                *ambiguous = 1;
                 return newest;
             }
             found = place + 10;
@@ -154,7 +154,7 @@ static const char *asked_version(size_t first, int *unclear) {
     return newest;
 }
 
-static int say_about(void) {
+static int print_about(void) {
     char text[512];
     int own = strcmp(plugin, "weft") == 0;
     int length = snprintf(text, sizeof text, "CNI %.64s plugin v%s\nCNI protocol versions supported: ", plugin,
@@ -166,11 +166,11 @@ static int say_about(void) {
     return 0;
 }
 
-/* Read standard input to its end, or one byte past what weft takes; -1 where it cannot be read. */
-static int read_input(int patience_milliseconds) {
+/* Read standard input to its end, or one byte past the limit; -1 on an error, 0 after the timeout too. */
+static int read_input(int timeout_milliseconds) {
     while (input_length < LONGEST_INPUT) {
         struct pollfd ready = {0, POLLIN, 0};
-        int found = poll(&ready, 1, patience_milliseconds);
+        int found = poll(&ready, 1, timeout_milliseconds);
         if (found < 0 && errno == EINTR)
             continue;
         if (found <= 0)
@@ -189,59 +189,59 @@ static int read_input(int patience_milliseconds) {
 
 static int answer_version(void) {
     char text[512];
-    int unclear;
+    int ambiguous;
     if (!isatty(0) && read_input(1000) < 0)
         input_length = 0;
     size_t first = first_version();
-    const char *asked = asked_version(first, &unclear);
-    if (unclear || input_length >= LONGEST_INPUT)
-        become_process(1);
-    int length = snprintf(text, sizeof text, "{\"cniVersion\":\"%s\",\"supportedVersions\":[", asked);
+    const char *version = requested_version(first, &ambiguous);
+    if (ambiguous || input_length >= LONGEST_INPUT)
+        serve_here(1);
+    int length = snprintf(text, sizeof text, "{\"cniVersion\":\"%s\",\"supportedVersions\":[", version);
     for (size_t each = first; each < version_count; each++)
         length += snprintf(text + length, sizeof text - (size_t)length, "\"%s\"%s", versions[each],
                            each + 1 < version_count ? "," : "]}\n");
     return deliver(text, (size_t)length, 0);
 }
 
-/* CNI error 11: try again. */
-static int fail(const char *sentence) {
+/* Answer CNI error 11, "try again later". */
+static int fail(const char *message) {
     char text[512];
-    int unclear;
-    const char *version = asked_version(0, &unclear);
+    int ambiguous;
+    const char *version = requested_version(0, &ambiguous);
     int length = snprintf(text, sizeof text, "{\n    \"cniVersion\": \"%s\",\n    \"code\": 11,\n    \"msg\": \"%s\"\n}",
-                          version, sentence);
+                          version, message);
     return deliver(text, (size_t)length, 1);
 }
 
 /*
- * Start an engine that outlives this call, unless that was tried a moment ago. What it does not need to inherit it does
- * not: a runtime waits until everybody has closed the pipes it gave.
+ * Start an engine as a daemon, at most once in ten seconds. All descriptors are closed: a runtime waits for EOF on the
+ * pipes that it passed to this process.
  */
 static void start_engine(const char *folder) {
     char path[96];
-    struct stat about;
+    struct stat status;
     snprintf(path, sizeof path, "%s/engine.start", folder);
     mkdir("/run/weft", 0755);
     mkdir(folder, 0700);
     int tried = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (tried < 0 || flock(tried, LOCK_EX | LOCK_NB) || fstat(tried, &about))
+    if (tried < 0 || flock(tried, LOCK_EX | LOCK_NB) || fstat(tried, &status))
         return;
-    if (about.st_size && time(NULL) - about.st_mtime >= 0 && time(NULL) - about.st_mtime < 10)
+    if (status.st_size && time(NULL) - status.st_mtime >= 0 && time(NULL) - status.st_mtime < 10)
         return;
     if (pwrite(tried, "x", 1, 0) != 1 || futimens(tried, NULL))
         return;
     pid_t child = fork();
     if (child != 0) {
         if (child > 0)
-            waitpid(child, NULL, 0); /* it ends at once: its own child is the engine, and nobody's */
+            waitpid(child, NULL, 0); /* it exits at once; the engine is its child, reparented to init */
         return;
     }
     setsid();
     if (fork() != 0)
         _exit(0);
-    int nothing = open("/dev/null", O_RDWR);
+    int null = open("/dev/null", O_RDWR);
     for (int each = 0; each < 3; each++)
-        dup2(nothing, each);
+        dup2(null, each);
     for (int each = 3; syscall(SYS_close_range, 3, ~0u, 0) && each < 4096; each++)
         close(each);
     if (chdir("/"))
@@ -261,12 +261,12 @@ static void start_engine(const char *folder) {
     _exit(1);
 }
 
-/* The container's namespace as a descriptor, -1 where the path leads to none: nothing else is ever opened. */
+/* Open the container's network namespace; -1 for any other file, which is never opened (O_PATH). */
 static int open_namespace(const char *path, dev_t namespaces) {
     char link[32];
-    struct stat about;
+    struct stat status;
     int place = path && *path ? open(path, O_PATH | O_CLOEXEC) : -1;
-    if (place < 0 || fstat(place, &about) || about.st_dev != namespaces)
+    if (place < 0 || fstat(place, &status) || status.st_dev != namespaces)
         return -1;
     snprintf(link, sizeof link, "/proc/self/fd/%d", place);
     return open(link, O_RDONLY | O_CLOEXEC);
@@ -276,7 +276,7 @@ static int connect_engine(const char *folder) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct ucred peer;
     socklen_t length = sizeof peer;
-    struct timeval sending = {SENDING_SECONDS, 0};
+    struct timeval sending = {SEND_SECONDS, 0};
     snprintf(address.sun_path, sizeof address.sun_path, "%s/engine.sock", folder);
     int found = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (found < 0)
@@ -289,16 +289,16 @@ static int connect_engine(const char *folder) {
     return -1;
 }
 
-static void number(char *place, uint32_t value) {
+static void put_u32(char *place, uint32_t value) {
     for (int each = 0; each < 4; each++)
         place[each] = (char)(value >> 8 * each);
 }
 
-static uint32_t numbered(const unsigned char *place) {
+static uint32_t get_u32(const unsigned char *place) {
     return place[0] | (uint32_t)place[1] << 8 | (uint32_t)place[2] << 16 | (uint32_t)place[3] << 24;
 }
 
-/* The request's head and texts in `text`; their length, 0 where the variables are too long. */
+/* Write the request's head and strings to `text`; their length, 0 where the variables are too long. */
 static size_t compose(char *text, size_t room) {
     struct stat mounts, root;
     if (stat("/proc/self/ns/mnt", &mounts) || stat("/", &root))
@@ -317,11 +317,11 @@ static size_t compose(char *text, size_t room) {
     }
     text[length++] = 0;
     memcpy(text, "WEFT\1\0\0\0", 8);
-    number(text + 8, (uint32_t)(length - 12 + input_length));
+    put_u32(text + 8, (uint32_t)(length - 12 + input_length));
     return length;
 }
 
-/* Send all of it, the descriptor beside the first byte; -1 where the engine is gone or does not take it. */
+/* Send the request, the descriptor with its first byte; -1 where the engine is gone or does not read. */
 static int send_request(int engine, char *text, size_t length, int namespace) {
     struct iovec parts[2] = {{text, length}, {input, input_length}};
     char ancillary[CMSG_SPACE(sizeof(int))] = {0};
@@ -342,10 +342,10 @@ static int send_request(int engine, char *text, size_t length, int namespace) {
         message.msg_control = NULL;
         message.msg_controllen = 0;
         for (int each = 0; each < 2; each++) {
-            size_t taken = (size_t)sent < parts[each].iov_len ? (size_t)sent : parts[each].iov_len;
-            parts[each].iov_base = (char *)parts[each].iov_base + taken;
-            parts[each].iov_len -= taken;
-            sent -= (ssize_t)taken;
+            size_t count = (size_t)sent < parts[each].iov_len ? (size_t)sent : parts[each].iov_len;
+            parts[each].iov_base = (char *)parts[each].iov_base + count;
+            parts[each].iov_len -= count;
+            sent -= (ssize_t)count;
         }
     }
     return 0;
@@ -354,7 +354,7 @@ static int send_request(int engine, char *text, size_t length, int namespace) {
 static int receive(int engine, char *place, size_t length) {
     while (length) {
         struct pollfd ready = {engine, POLLIN, 0};
-        int found = poll(&ready, 1, PATIENCE_SECONDS * 1000);
+        int found = poll(&ready, 1, REPLY_SECONDS * 1000);
         if (found < 0 && errno == EINTR)
             continue;
         ssize_t got = found > 0 ? read(engine, place, length) : 0;
@@ -368,23 +368,23 @@ static int receive(int engine, char *place, size_t length) {
     return 0;
 }
 
-/* The whole exchange; the exit status. Declined, nothing has happened: then this becomes a process of its own. */
-static int ask(int engine, int namespace, int must) {
+/* Exchange request and reply; the exit status. A declined request has changed nothing and is served here. */
+static int call_engine(int engine, int namespace, int required) {
     static char text[LONGEST_VARIABLES];
-    static const char lost[] = "the engine ended before it answered; what it left is finished by the next call";
+    static const char lost[] = "the engine terminated before it replied; retry the call, which cleans up";
     unsigned char head[16];
     size_t length = compose(text, sizeof text);
     if (!length)
-        become_process(1);
+        serve_here(1);
     if (send_request(engine, text, length, namespace) || receive(engine, (char *)head, sizeof head))
         return fail(lost);
-    uint32_t output = numbered(head + 8), errors = numbered(head + 12);
+    uint32_t output = get_u32(head + 8), errors = get_u32(head + 12);
     if (memcmp(head, "WEFT", 4) || head[4] != PROTOCOL || output > LONGEST_REPLY || errors > LONGEST_REPLY)
-        return fail("the engine answered what cannot be read");
-    if (head[5] && must)
-        return fail("the engine is of another version or sees other files, and WEFT_ENGINE=require");
+        return fail("malformed reply from the engine");
+    if (head[5] && required)
+        return fail("the engine has another version or mount namespace, and WEFT_ENGINE=require is set");
     if (head[5])
-        become_process(1);
+        serve_here(1);
     char *data = malloc((size_t)output + errors + 1);
     if (!data || receive(engine, data, (size_t)output + errors))
         return fail(lost);
@@ -400,6 +400,7 @@ static int is_own_path(const char *path) {
 int main(int count, char **arguments) {
     const char *slash = count && *arguments ? strrchr(arguments[0], '/') : NULL;
     const char *command = getenv("CNI_COMMAND"), *wanted = getenv("WEFT_ENGINE"), *debug = getenv("WEFT_DEBUG");
+    const char *log = getenv("WEFT_LOG");
     const char *container = getenv("CNI_NETNS");
     struct stat own;
     char folder[64];
@@ -408,25 +409,25 @@ int main(int count, char **arguments) {
         plugin = "weft";
     for (int each = 0; each < 3; each++)
         if (fcntl(each, F_GETFD) < 0)
-            become_process(0); /* which knows what to do without it */
+            serve_here(0); /* which reports it */
     if ((!command || !*command) && is_netavark(count, arguments))
-        become(0, (char *const[2]){arguments[1], count > 2 ? arguments[2] : NULL});
+        execute_launcher(0, (char *const[2]){arguments[1], count > 2 ? arguments[2] : NULL});
     if (!command || !*command)
-        return say_about();
+        return print_about();
     if (strcmp(command, "VERSION") == 0)
         return answer_version();
-    if ((wanted && strcmp(wanted, "off") == 0) || (debug && *debug) || is_own_path(container) || isatty(0) ||
+    if ((wanted && strcmp(wanted, "off") == 0) || (debug && *debug) || (log && *log) || is_own_path(container) || isatty(0) ||
         stat("/proc/self/ns/net", &own))
-        become_process(0);
-    int must = wanted && strcmp(wanted, "require") == 0;
+        serve_here(0);
+    int required = wanted && strcmp(wanted, "require") == 0;
     if (read_input(-1) < 0)
-        become_process(1);
+        serve_here(1);
     snprintf(folder, sizeof folder, "/run/weft/%ju", (uintmax_t)own.st_ino);
     int engine = connect_engine(folder);
     if (engine >= 0)
-        return ask(engine, open_namespace(container, own.st_dev), must);
-    if (must)
-        return fail("no engine serves this network namespace, and WEFT_ENGINE=require");
+        return call_engine(engine, open_namespace(container, own.st_dev), required);
+    if (required)
+        return fail("no engine is running in this network namespace, and WEFT_ENGINE=require is set");
     start_engine(folder);
-    become_process(1);
+    serve_here(1);
 }

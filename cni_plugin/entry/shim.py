@@ -1,7 +1,7 @@
-"""The executable without its C client: the same protocol, for hosts where none could be compiled.
+"""The executable in Python, for installations without a C compiler: the same client as ``shim.c``.
 
-Imports next to nothing: the interpreter's own start is most of what it costs. Where no engine is to be used or none
-is there, the work is done here (``app``).
+It imports as little as possible, since starting the interpreter is most of its cost. Without an engine the call
+is served in this process (``call``).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
 
-_PATIENCE = 190.0  # seconds; more than the engine gives a request
-_AGAIN = 10  # seconds
+_REPLY_TIMEOUT = 190.0  # seconds; longer than the engine's own deadline for a request
+_START_INTERVAL = 10  # seconds between two attempts to start an engine
 _SYSTEMD_RUN = "/usr/bin/systemd-run"
-_OWN = ("/proc/self/", "/proc/thread-self/")
+_OWN_NAMESPACE = ("/proc/self/", "/proc/thread-self/")
 
 
 def main() -> int:
@@ -30,20 +30,22 @@ def main() -> int:
 
     wanted = os.environ.get("WEFT_ENGINE") or "auto"
     command = os.environ.get("CNI_COMMAND", "")
-    usual = command not in ("", "VERSION") and wanted != "off" and not os.environ.get("WEFT_DEBUG")
-    if not usual or os.environ.get("CNI_NETNS", "").startswith(_OWN) or not _open_and_piped():
+    logging = os.environ.get("WEFT_DEBUG") or os.environ.get("WEFT_LOG")
+    if command in ("", "VERSION") or wanted == "off" or logging:
         return call.main()
-    stdin = _read()
+    if os.environ.get("CNI_NETNS", "").startswith(_OWN_NAMESPACE) or not _has_piped_input():
+        return call.main()
+    stdin = _read_input()
     connection = _connect()
     if connection is None:
         if wanted == "require":
-            return _fail("no engine serves this network namespace, and WEFT_ENGINE=require")
+            return _fail("no engine is running in this network namespace, and WEFT_ENGINE=require is set")
         _start_engine()
         return call.main(stdin)
-    return _asked(connection, stdin, wanted)
+    return _call_engine(connection, stdin, wanted)
 
 
-def _asked(connection: socket, stdin: bytes, wanted: str) -> int:
+def _call_engine(connection: socket, stdin: bytes, wanted: str) -> int:
     from cni_plugin.entry import call
     from cni_plugin.wire import frame
 
@@ -53,26 +55,26 @@ def _asked(connection: socket, stdin: bytes, wanted: str) -> int:
     sent = frame.Sent(__version__, root, frame.view(), plugin, variables, stdin)
     reply = _exchange(connection, frame.request(sent))
     if reply is None:
-        return _fail("the engine ended before it answered; what it left is finished by the next call")
+        return _fail("the engine terminated before it replied; retry the call, which cleans up")
     declined, status, output, errors = reply
     if declined:
         if wanted == "require":
-            return _fail("the engine is of another version or sees other files, and WEFT_ENGINE=require")
+            return _fail("the engine has another version or mount namespace, and WEFT_ENGINE=require is set")
         return call.main(stdin)
     call.deliver(2, errors)
     return status if call.deliver(1, output) else 1
 
 
-def _open_and_piped() -> bool:
-    """Whether the standard descriptors are there and input is no terminal."""
+def _has_piped_input() -> bool:
+    """Whether all standard descriptors are open and standard input is not a terminal."""
     try:
         return all(os.fstat(descriptor) for descriptor in (0, 1, 2)) and not os.isatty(0)
     except OSError:
         return False
 
 
-def _read() -> bytes:
-    """All of standard input, but no more than one byte past what weft takes."""
+def _read_input() -> bytes:
+    """Standard input to its end, or one byte past the limit."""
     pieces, left = [], (1 << 20) + 1
     while left:
         piece = os.read(0, min(left, 1 << 16))
@@ -84,7 +86,7 @@ def _read() -> bytes:
 
 
 def _connect() -> socket | None:
-    """A connection to the engine of this network namespace, None where there is none."""
+    """Connect to the engine of this network namespace; None where none is running."""
     path = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}/engine.sock"
     found = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
@@ -98,20 +100,20 @@ def _connect() -> socket | None:
 
 
 def _exchange(connection: socket, request: bytes) -> tuple[bool, int, bytes, bytes] | None:
-    """Send the request with the container's namespace; the reply, None where it does not come."""
+    """Send the request and the container's namespace; the reply, None where the connection ends before it."""
     from cni_plugin.wire import frame
 
-    connection.settimeout(_PATIENCE)
+    connection.settimeout(_REPLY_TIMEOUT)
     ancillary = []
-    descriptor = _namespace(os.environ.get("CNI_NETNS", ""))
+    descriptor = _open_namespace(os.environ.get("CNI_NETNS", ""))
     if descriptor >= 0:
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptor.to_bytes(4, sys.byteorder))]
     try:
         rest = request[connection.sendmsg([request], ancillary) :]
-        if rest:  # sending nothing fails, too, where the engine has answered and closed already
+        if rest:  # sendall(b"") fails where the engine has replied and closed already
             connection.sendall(rest)
         data = b""
-        while _missing(data):
+        while _is_incomplete(data):
             piece = connection.recv(1 << 18)
             if not piece:
                 return None
@@ -125,45 +127,45 @@ def _exchange(connection: socket, request: bytes) -> tuple[bool, int, bytes, byt
     return bool(declined), status, body[:length], body[length:]
 
 
-def _missing(data: bytes) -> bool:
-    """Whether more of a reply is to come."""
+def _is_incomplete(data: bytes) -> bool:
+    """Whether the reply is still incomplete."""
     from cni_plugin.wire import frame
 
     return len(data) < frame.REPLY.size or len(data) < frame.REPLY.size + sum(frame.REPLY.unpack_from(data)[4:])
 
 
 def _start_engine() -> None:
-    """Start an engine that outlives this call, unless that was tried a moment ago; raises nothing.
+    """Start an engine as a daemon, at most once in ten seconds; raises nothing.
 
-    What it need not inherit it does not: a runtime waits until everybody has closed the pipes it gave.
+    All descriptors are closed: a runtime waits for EOF on the pipes that it passed to this process.
     """
     folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
-    mark = f"{folder}/engine.start"
+    attempt = f"{folder}/engine.start"
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        if os.path.exists(mark) and 0 <= time.time() - os.stat(mark).st_mtime < _AGAIN:
+        if os.path.exists(attempt) and 0 <= time.time() - os.stat(attempt).st_mtime < _START_INTERVAL:
             return
-        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        os.utime(mark)
+        os.close(os.open(attempt, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        os.utime(attempt)
         child = os.fork()
     except OSError:
         return
     if child:
-        os.waitpid(child, 0)  # it ends at once: its own child is the engine, and nobody's
+        os.waitpid(child, 0)  # it exits at once; the engine is its child, reparented to init
         return
     try:
-        _become_engine()
+        _daemonize_engine()
     finally:
         os._exit(1)
 
 
-def _become_engine() -> None:
+def _daemonize_engine() -> None:
     os.setsid()
     if os.fork():
         os._exit(0)
-    nothing = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
+        os.dup2(null, descriptor)
     os.closerange(3, 4096)
     os.chdir("/")
     environment = {
@@ -180,8 +182,8 @@ def _become_engine() -> None:
     os.execve(argv[0], argv, environment)
 
 
-def _namespace(path: str) -> int:
-    """The network namespace of a path as a descriptor, -1 where there is none: nothing else is ever opened."""
+def _open_namespace(path: str) -> int:
+    """Open the container's network namespace; -1 for any other file, which is never opened (O_PATH)."""
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (OSError, ValueError):
@@ -196,9 +198,9 @@ def _namespace(path: str) -> int:
         os.close(place)
 
 
-def _fail(sentence: str) -> int:
-    """CNI error 11: try again."""
+def _fail(message: str) -> int:
+    """Answer CNI error 11, "try again later"."""
     from cni_plugin.entry import call
 
-    call.deliver(1, f'{{\n    "cniVersion": "1.1.0",\n    "code": 11,\n    "msg": "{sentence}"\n}}'.encode())
+    call.deliver(1, f'{{\n    "cniVersion": "1.1.0",\n    "code": 11,\n    "msg": "{message}"\n}}'.encode())
     return 1

@@ -226,7 +226,7 @@ def _exchange(sent: frame.Sent) -> Reply | None:
     assert _standing is not None
     descriptors = array.array("i")
     with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        if (descriptor := shim._namespace(sent.environment["CNI_NETNS"])) >= 0:
+        if (descriptor := shim._open_namespace(sent.environment["CNI_NETNS"])) >= 0:
             stack.callback(os.close, descriptor)
             descriptors.append(descriptor)
         client = stack.enter_context(socket.socket(socket.AF_UNIX))

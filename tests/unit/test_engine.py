@@ -178,5 +178,6 @@ def test_the_client_leaves_what_is_unclear_to_python(client: Path) -> None:
     stdin = b'{"cniVersion":"0.4.0","x":"cniVersion"}'
     said = b'python -IBS /launch"er bridge\n'
     assert call(client, "bridge", stdin, CNI_COMMAND="VERSION") == (0, said + stdin, b"")
-    for variables in ({"WEFT_ENGINE": "off"}, {"WEFT_DEBUG": "1"}, {"CNI_NETNS": "/proc/self/ns/net"}):
+    asked = {"WEFT_ENGINE": "off"}, {"WEFT_DEBUG": "1"}, {"WEFT_LOG": "info"}, {"CNI_NETNS": "/proc/self/ns/net"}
+    for variables in asked:
         assert call(client, "bridge", stdin, CNI_COMMAND="ADD", **variables) == (0, said + stdin, b"")
