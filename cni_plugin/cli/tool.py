@@ -33,11 +33,12 @@ def plugin_path() -> tuple[str, ...]:
 
 
 def _service() -> Service:
+    from cni_plugin.dataplane.tables import TABLES
     from cni_plugin.service.verbs import Service
     from weft.kernel.host import Host
     from weft.kernel.linux.kernel import LinuxKernel
 
-    kernel = LinuxKernel()
+    kernel = LinuxKernel(TABLES)
     return Service(kernel, Host.current(kernel))
 
 
@@ -48,11 +49,11 @@ def _lacking_rights() -> str:
 
 
 def _abilities() -> tuple[Ability, ...]:
-    from cni_plugin.dataplane.rules import BASE
+    from cni_plugin.dataplane.tables import TABLES
     from cni_plugin.networks import findings
     from weft.kernel.linux import probe
 
-    return probe.abilities(BASE, findings.trials())
+    return probe.abilities(TABLES.text, findings.trials())
 
 
 def _empty_namespace() -> AbstractContextManager[str]:

@@ -1,1 +1,1 @@
-"""The nftables ruleset as data."""
+"""weft's own nftables tables as data: packets (``inet weft``) and frames (``bridge weft``)."""

@@ -18,11 +18,12 @@ import time
 from collections.abc import Iterator
 from importlib import import_module
 
+from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.engine.code import Code
 from cni_plugin.engine.connection import ClientConnection
 from cni_plugin.engine.helpers import ProcessGroup, process_count
 from cni_plugin.engine.listener import EngineSocket
-from cni_plugin.engine.shared import LeaseChangeRing, SharedSound
+from cni_plugin.engine.shared import LeaseChangeRing, SharedVerifiedGeneration
 from cni_plugin.engine.worker import FULL_LOAD, Shared, Worker
 from cni_plugin.service.log import Level
 from cni_plugin.wire import frame
@@ -198,11 +199,11 @@ def serve(idle: float = IDLE, level: Level = Level.OFF) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)
-    group, verified, lease_changes = ProcessGroup(endpoint.listener), SharedSound(), LeaseChangeRing()
+    group, verified, lease_changes = ProcessGroup(endpoint.listener), SharedVerifiedGeneration(), LeaseChangeRing()
 
     def run() -> None:
         cache.enable(lease_changes)
-        shared = Shared(Nft(sound=verified), BatchDeleter(), code, frame.view(), boot_id(), level)
+        shared = Shared(Nft(TABLES, verified=verified), BatchDeleter(), code, frame.view(), boot_id(), level)
         server = Server(endpoint, shared, idle, group)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())

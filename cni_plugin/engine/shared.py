@@ -13,7 +13,7 @@ from _thread import allocate_lock
 from contextlib import AbstractContextManager
 from struct import Struct
 
-from weft.kernel.nft.generation import Found, Sound
+from weft.kernel.nft.generation import Found, VerifiedGeneration
 
 _WRITTEN = Struct("=Q")
 _LENGTH = Struct("=I")
@@ -47,7 +47,7 @@ class SharedRegion:
         self._thread_lock.release()
 
 
-class SharedSound(Sound):
+class SharedVerifiedGeneration(VerifiedGeneration):
     """The ruleset digest and nf_tables generation that any of the processes verified last."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class SharedSound(Sound):
         self._region = SharedRegion(mmap.PAGESIZE)
 
     @property
-    def turn(self) -> AbstractContextManager[object]:
+    def lock(self) -> AbstractContextManager[object]:
         return self._region
 
     @property

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cni_plugin.dataplane import rules
+from cni_plugin.dataplane import packets
 from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.policy import Isolated
 from cni_plugin.ops.tables import TableChain, TableRules, commented
@@ -31,8 +31,8 @@ _CHAIN = "CNI-FORWARD"
 _ADMIN = "CNI-ADMIN"
 _POLICIES = ("", "open", "same-bridge", "isolated")
 _CHAIN_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.\-]{0,27}")
-_SEPARATE = {4: rules.SEPARATE4, 6: rules.SEPARATE6}
-_ISOLATED = {4: rules.ISOLATED4, 6: rules.ISOLATED6}
+_SEPARATE = {4: packets.INGRESS_POLICY4, 6: packets.INGRESS_POLICY6}
+_ISOLATED = {4: packets.INGRESS_ISOLATED4, 6: packets.INGRESS_ISOLATED6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Firewall:
             shared=shared,
             operations=operations,
             shared_elements=(
-                Element(rules.POLICED, (link,), mark=of_link),
-                Element(rules.SAME, (link, link), mark=of_link),
+                Element(packets.INGRESS_POLICY_LINKS, (link,), mark=of_link),
+                Element(packets.INTRA_LINK, (link, link), mark=of_link),
             ),
             elements=tuple(elements),
             result=context.result,

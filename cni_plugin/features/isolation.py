@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cni_plugin.dataplane import rules
+from cni_plugin.dataplane import packets
 from cni_plugin.plan import modules
 from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.plan.traits import Feature, Option, Stage, Value
@@ -36,7 +36,7 @@ FEATURE = Feature(
     ),
 )
 CLOSED, ROUTED, OPEN = "closed", "routed", "open"
-_WITHIN = {4: rules.WITHIN4, 6: rules.WITHIN6}
+_WITHIN = {4: packets.INTRA_NETWORK4, 6: packets.INTRA_NETWORK6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +64,19 @@ class Isolation:
 
     def _elements(self, link: str, result: Result) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
         if self.mode != OPEN:
-            yield rules.CLOSED if self.mode == CLOSED else rules.ROUTED, (link,)
-            yield rules.PRIVATE, (link,)
+            yield packets.CLOSED_LINKS if self.mode == CLOSED else packets.ROUTED_LINKS, (link,)
+            yield packets.ISOLATED_LINKS, (link,)
             if self.bridged:
-                yield rules.WITHIN, (link, link)
+                yield packets.INTRA_NETWORK_LINKS, (link, link)
             else:
                 for ip in result.ips:
                     yield _WITHIN[ip.address.version], (link, ip.address.network)
         if self.internal:
-            yield rules.INTERNAL, (link,)
+            yield packets.INTERNAL_LINKS, (link,)
         if not self.metadata:
-            yield rules.NO_METADATA, (link,)
+            yield packets.NO_METADATA_LINKS, (link,)
         if not self.host:
-            yield rules.NO_HOST, (link,)
+            yield packets.NO_HOST_LINKS, (link,)
 
 
 def _link(result: Result) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cni_plugin.dataplane import rules
+from cni_plugin.dataplane import packets
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.plan.traits import Feature, Option, Stage, Value
@@ -29,8 +29,8 @@ FEATURE = Feature(
     ),
     abilities=("nftables nat", "nftables fib", "weft's rules"),
 )
-_SOURCES = {4: rules.MASQUERADE4, 6: rules.MASQUERADE6}
-_LOCAL = {4: rules.LOCAL4, 6: rules.LOCAL6}
+_SOURCES = {4: packets.MASQUERADE4, 6: packets.MASQUERADE6}
+_LOCAL = {4: packets.MASQUERADE_EXEMPT4, 6: packets.MASQUERADE_EXEMPT6}
 _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 _CHAIN = "WEFT-MASQ"
 

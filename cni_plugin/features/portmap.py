@@ -8,8 +8,8 @@ mappings are rules in the chain WEFT-PORTS. Connections are known by having been
 ``externalSetMarkChain`` (iptables only) are accepted and no mark is set.
 
 A port of all addresses, of 127.0.0.1 or of ::1 is reached by the host's own processes from there, too, as elements of
-``rules.LOOPBACK4`` and its like say: where a link of the host's leads to the container (not with macvlan), and unless
-``snat`` is false, since the container must see an address that it can answer.
+``packets.LOOPBACK_PORTS4`` and its like say: where a link of the host's leads to the container (not with macvlan), and
+unless ``snat`` is false, since the container must see an address that it can answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from cni_plugin.dataplane import rules
+from cni_plugin.dataplane import packets
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.plan.traits import Feature, Stage
@@ -45,15 +45,15 @@ _CONDITIONS = {
 }  # fmt: skip
 _ORDER = ("-s", "-d", "-i")
 _NAMES = {4: "conditionsV4", 6: "conditionsV6"}
-_ANYWHERE = {4: rules.PORTS4, 6: rules.PORTS6}
-_AT = {4: rules.PORTS4_AT, 6: rules.PORTS6_AT}
-_LOOPBACK = {4: rules.LOOPBACK4, 6: rules.LOOPBACK6}
-_LOOPBACK_AT = {4: rules.LOOPBACK4_AT, 6: rules.LOOPBACK6_AT}
+_ANYWHERE = {4: packets.PORTS4, 6: packets.PORTS6}
+_AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
+_LOOPBACK = {4: packets.LOOPBACK_PORTS4, 6: packets.LOOPBACK_PORTS6}
+_LOOPBACK_AT = {4: packets.LOOPBACK_PORTS4_AT, 6: packets.LOOPBACK_PORTS6_AT}
 _LOCALHOST = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
-_STAND_IN = {4: rules.STAND_IN4, 6: rules.STAND_IN6}
-_HAIRPIN = {4: rules.HAIRPIN4, 6: rules.HAIRPIN6}
-_SELF = {4: rules.SELF4, 6: rules.SELF6}
-_MASQUERADE_ALL = {4: rules.MASQUERADE_ALL4, 6: rules.MASQUERADE_ALL6}
+_STAND_IN = {4: packets.LOOPBACK_SOURCE4, 6: packets.LOOPBACK_SOURCE6}
+_HAIRPIN = {4: packets.HAIRPIN4, 6: packets.HAIRPIN6}
+_SELF = {4: packets.HAIRPIN_SELF4, 6: packets.HAIRPIN_SELF6}
+_MASQUERADE_ALL = {4: packets.MASQUERADE_ALL4, 6: packets.MASQUERADE_ALL6}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
-from cni_plugin.dataplane import rules
+from cni_plugin.dataplane import frames, packets
 from cni_plugin.plan import modules
 from cni_plugin.plan.plan import Context, Part, Plan
 from cni_plugin.plan.traits import Feature, Option, Stage, Value
@@ -34,8 +34,8 @@ FEATURE = Feature(
         Option("routerAdvertisements", Value.FLAG),
     ),
 )
-_OWN = {4: rules.OWN4, 6: rules.OWN6}
-_SOURCES = {4: rules.SOURCES4, 6: rules.SOURCES6}
+_OWN = {4: frames.PORT_MAC_IP4, 6: frames.PORT_MAC_IP6}
+_SOURCES = {4: packets.LINK_SOURCES4, 6: packets.LINK_SOURCES6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +67,26 @@ class Spoofing:
         self, port: str, inner: ResultInterface, own: tuple[Address, ...]
     ) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
         if not self.router:
-            yield rules.ATTACHED, (port,)
+            yield frames.NO_ROUTER_PORTS, (port,)
         if self.mac:
-            yield rules.STATIONED, (port,)
-            yield rules.STATIONS, (port, inner.mac)
+            yield frames.MAC_CHECKED_PORTS, (port,)
+            yield frames.PORT_MACS, (port, inner.mac)
         if not (self.addresses and own):
             return
-        yield rules.ADDRESSED, (port,)
-        yield rules.LINK_ADDRESSES, (port, int(inner.mac.replace(":", ""), 16))
+        yield frames.IP_CHECKED_PORTS, (port,)
+        yield frames.ND_LINK_ADDRESSES, (port, int(inner.mac.replace(":", ""), 16))
         for address in (*own, link_local(inner.mac)):
             yield _OWN[address.version], (port, inner.mac, address)
             if address.version == 6:
-                yield rules.CLAIMS6, (port, int(address))
+                yield frames.ND_TARGETS6, (port, int(address))
         if self.trunk:
-            yield rules.TRUNKS, (port,)
+            yield frames.TRUNK_PORTS, (port,)
 
     def _packets(
         self, port: str, inner: ResultInterface, own: tuple[Address, ...]
     ) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
         if self.addresses and own:
-            yield rules.SOURCED, (port,)
+            yield packets.SOURCE_CHECKED_LINKS, (port,)
             for address in (*own, link_local(inner.mac)):
                 yield _SOURCES[address.version], (port, address)
 

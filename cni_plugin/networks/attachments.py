@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cni_plugin.dataplane.rules import PORTS4, PORTS4_AT, PORTS6, PORTS6_AT
+from cni_plugin.dataplane.packets import PORTS4, PORTS4_AT, PORTS6, PORTS6_AT
 from cni_plugin.ops import Elements
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service import executor

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cni_plugin.dataplane.rules import BASE, PORTS
+from cni_plugin.dataplane.packets import PORTS
+from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.ops.operation import Machine, Operation
 from weft.errors import Conflict
 from weft.kernel.interface import Element, Scalar
@@ -15,7 +16,7 @@ class BaseRules(Operation):
     """weft's tables with their sets and chains. Removed when the last network goes (see service)."""
 
     def apply(self, machine: Machine) -> bool:
-        machine.rules().install(BASE)
+        machine.rules().install(TABLES)
         return True
 
     def undo(self, machine: Machine) -> None:
@@ -23,10 +24,10 @@ class BaseRules(Operation):
             machine.rules().remove()
 
     def mismatch(self, machine: Machine) -> str | None:
-        return machine.rules().lacks(BASE)
+        return machine.rules().lacks(TABLES)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        return ("nft -f - <<'RULES'\n" + BASE.strip() + "\nRULES",)
+        return ("nft -f - <<'RULES'\n" + TABLES.text.strip() + "\nRULES",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,9 @@ class Elements(Operation):
         return tuple(element for element in elements if (element.collection, element.key) not in theirs)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        from weft.kernel.nft.text import shapes  # no call of a runtime prints commands
-
-        known = shapes(BASE)
+        shapes = TABLES.shapes
         return tuple(
-            f"nft add element {known[element.collection].table} {element.collection} '{{ {_text(element)} }}'"
+            f"nft add element {shapes[element.collection].table} {element.collection} '{{ {_text(element)} }}'"
             for element in self.elements
         )
 

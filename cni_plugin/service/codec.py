@@ -22,6 +22,7 @@ from json.encoder import encode_basestring_ascii
 from typing import cast
 
 from cni_plugin import ops
+from cni_plugin.dataplane.tables import TABLES
 from ipam import host_local, leases, ranges
 from weft import types
 from weft.kernel import interface
@@ -51,7 +52,13 @@ def kinds(*classes: type) -> Kinds:
         for name, value in vars(module).items():
             if isinstance(value, type) and is_dataclass(value):
                 found[name] = value
+    found["Element"] = _element
     return found
+
+
+def _element(collection: str, **parts: object) -> interface.Element:
+    """An element; records of earlier releases have former names of sets."""
+    return interface.Element(TABLES.renamed.get(collection, collection), **parts)  # type: ignore[arg-type]
 
 
 class _Writers(dict[type, Writer]):

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.ops import BaseRules
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.plan import modules
@@ -307,7 +308,7 @@ def handle(request: Request) -> Result | None:
         from cni_plugin.service.log import Level, level, operation_log, write
 
         log = operation_log(request, write) if level(request.environment) is Level.DEBUG else None
-    kernel = LinuxKernel()
+    kernel = LinuxKernel(TABLES)
     try:
         return Service(kernel, Host.current(kernel), log=log).handle(request)
     finally:

@@ -15,18 +15,20 @@ from discovery.balancer import algorithms
 from discovery.balancer.desired import Algorithm, Backend, BalancePolicy, Frontend, VirtualService
 from discovery.balancer.rules import (
     COUNTERS,
-    FAR,
+    HAIRPIN_SELF,
     HASHED_SIZES,
-    NEAR,
+    LOCAL_BACKENDS,
     PORT_SLOTS,
     PORTS,
-    SELVES,
+    REMOTE_BACKENDS,
+    ROUND_ROBIN,
     SERVICES,
     SIZES,
     SLOTS,
+    SOURCE_HASH,
     STICKY_SIZES,
     STICKY_SLOTS,
-    VIRTUALS,
+    VIRTUAL_IPS,
 )
 
 Key = tuple[str, bytes]
@@ -37,7 +39,7 @@ _NAMES = {number: name for name, number in _NUMBERS.items()}
 _LENGTHS = {4: 4, 6: 16}
 _HASHED_SLOTS = 251  # slots of tables that hash, until there are so many instances that shares would be uneven
 _MANY_INSTANCES = 100
-_HASHED = {Algorithm.SOURCE: "source", Algorithm.MAGLEV: "maglev"}
+_HASHED = {Algorithm.SOURCE: SOURCE_HASH, Algorithm.MAGLEV: "maglev"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,7 @@ class Program:
             weights = dict.fromkeys(weights, 1.0)
         if algorithm is Algorithm.ROUND_ROBIN:
             size = max(asked, SIZES[1]) if asked else algorithms.table_size(list(weights.values()), SIZES[1:])
-            return f"turn{self._counter(held)}_{size}", algorithms.round_robin(weights, size)
+            return f"{ROUND_ROBIN}{self._counter(held)}_{size}", algorithms.round_robin(weights, size)
         if algorithm is Algorithm.LEAST_CONNECTIONS:
             size = asked or (_HASHED_SLOTS if count <= _MANY_INSTANCES else SIZES[-1])
             return f"random{size}", algorithms.weighted(algorithms.least_connections(weights, connections), size, slots)
@@ -190,12 +192,12 @@ class Program:
 
     def _counter(self, held: SlotTable | None) -> int:
         """A counter of its own for each service that goes in turn, while there are any."""
-        if held is not None and held.chain.startswith("turn"):
-            return int(held.chain[4:].partition("_")[0])
+        if held is not None and held.chain.startswith(ROUND_ROBIN):
+            return int(held.chain[len(ROUND_ROBIN) :].partition("_")[0])
         used = [0] * COUNTERS
         for table in self.tables.values():
-            if table.chain.startswith("turn"):
-                used[int(table.chain[4:].partition("_")[0])] += 1
+            if table.chain.startswith(ROUND_ROBIN):
+                used[int(table.chain[len(ROUND_ROBIN) :].partition("_")[0])] += 1
         return used.index(min(used))
 
 
@@ -291,11 +293,11 @@ def _address_elements(service: VirtualService | None) -> Iterable[tuple[Key, Dat
     if service is None:
         return
     for address in service.addresses:
-        yield (VIRTUALS[address.version], address.packed), b""
+        yield (VIRTUAL_IPS[address.version], address.packed), b""
     for group in service.groups:
         for backend, _ in group.backends:
             protocol = bytes([_NUMBERS[group.frontends[0].protocol], 0, 0, 0])
             version, packed = backend.address.version, backend.address.packed
             key = packed + protocol + backend.port.to_bytes(2, "big") + b"\0\0"
-            yield ((NEAR if backend.local else FAR)[version], key), b""
-            yield (SELVES[version], packed + packed), b""
+            yield ((LOCAL_BACKENDS if backend.local else REMOTE_BACKENDS)[version], key), b""
+            yield (HAIRPIN_SELF[version], packed + packed), b""

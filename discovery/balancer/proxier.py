@@ -96,7 +96,7 @@ class Proxier:
         """Open what leads to the kernel. Raises KernelLacks."""
         self._table = KernelTable(self._config.ranges)
         self._installed = False
-        if self._table.there:
+        if self._table.installed:
             self._ensure_table()
 
     def _ensure_table(self) -> KernelTable:
@@ -107,7 +107,7 @@ class Proxier:
                 log.warning("%s; what is sent there is balanced or refused", sentence)
             if table.install():
                 log.info("the table %s was installed", TABLE)
-            table.way()
+            table.route_virtual_ranges()
             table.links(self._config.outside)
             self._installed = True
         return table
@@ -229,14 +229,14 @@ class Proxier:
             for address in local
             if address not in self._hairpin_enabled and address not in self._hairpin_retries
         }:
-            unknown = self._open_table().turn(new)
+            unknown = self._open_table().enable_hairpin(new)
             self._hairpin_enabled |= new - unknown
             self._hairpin_retries.update(dict.fromkeys(unknown, HAIRPIN_RETRIES))
 
     def _retry_hairpin(self) -> None:
         present = {backend.address for service in self._program.services.values() for backend in service.registered}
         self._hairpin_enabled &= present
-        unknown = self._open_table().turn(self._hairpin_retries.keys())
+        unknown = self._open_table().enable_hairpin(self._hairpin_retries.keys())
         tries = {
             address: left - 1 for address, left in self._hairpin_retries.items() if address in unknown and left > 1
         }
@@ -249,7 +249,7 @@ class Proxier:
             return 0
         table = self._open_table()
         fresh = table.install()
-        table.way()
+        table.route_virtual_ranges()
         table.links(self._config.outside)
         return table.make(self._program.elements(), table.read()) + fresh
 
@@ -258,7 +258,7 @@ class Proxier:
         if not self._installed:
             return 0
         table = self._open_table()
-        table.way()
+        table.route_virtual_ranges()
         table.links(self._config.outside)
         self._retry_hairpin()
         for name, service in list(self._program.services.items()):

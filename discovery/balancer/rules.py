@@ -1,52 +1,35 @@
 """The table ``inet weft-services``: rules that never change, and the sets and maps in which the services are.
 
-A connection to a virtual address meets one look-up, which knows address, protocol and port and leads to the chain of
-the service's algorithm. That chain chooses a slot, a number below the size of the service's table, and a second
+A connection to a virtual address meets one look-up, by address, protocol and port, which leads to the chain of the
+service's algorithm. That chain chooses a slot, a number below the size of the service's slot table, and a second
 look-up says which instance has that slot. So a connection costs the same with ten services and with ten thousand, a
-change of a service is a change of some elements, and what differs between the algorithms is only how slots are dealt
-out (``algorithms``) and chosen:
+change of a service is a change of some elements, and the algorithms differ only in how slots are assigned
+(``algorithms``) and chosen:
 
-``randomN``     a random one of N slots
-``turnK_N``     the next one of N slots, by counter K; services that go in turn share the few counters there are
-``sourceN``     by the client's address, so that a client stays with its instance
-``maglevN``     by the client's address and port; with equal tables every host sends a connection to the same instance
-``stickyS_N``   a random one when a client comes first, the same for as long as it comes again within S seconds
+``random{N}``           a random one of N slots
+``round_robin{K}_{N}``  the next one of N slots, by counter K; services share the few counters there are
+``source_hash{N}``      by the client's address, so that a client stays with its instance
+``maglev{N}``           by the client's address and port; with equal slot tables every host chooses the same instance
+``sticky{S}_{N}``       a random one when a client comes first, the same for as long as it comes again within S seconds
 
-Chains that packets enter by
-    ``arriving``    a connection from elsewhere: to a virtual address, but from links in ``outside``; else to a
-                    published port of this host. It comes after other nat chains of the usual priority, so
-                    that a port that a container has published itself is that container's.
-    ``leaving``     the same for connections of this host's own processes. A process that speaks from the loopback
-                    reaches no service by a published port: use the virtual address.
-    ``refusing``    what is still for a virtual address after that has nobody to answer it: no healthy instance, or a
-                    port that no service has. TCP is reset, all else told that it is unreachable. The same
-                    for all addresses of the ranges.
-    ``refused``     the same for this host's own processes.
-    ``sources``     gives a connection this host as its source where the answers would otherwise go past this host:
-                    see ``near`` and ``far``.
-
-Chains that those use
-    ``near``        for an instance on this host: the connection came in by the link that it goes out by (``turning``,
-                    bridges whose bridged packets the kernel does not show to these rules), or from the
-                    instance itself (``selves4``), or from this host, whose answers an instance without a
-                    default route could not send otherwise.
-    ``far``         for an instance elsewhere: the connection came from ``outside``, or from this host.
-
-Sticky tables keep the slot in the packet's priority while they look it up: the mark is other software's, and routes. A
-client from which nothing comes for the whole time is forgotten; at most 65,535 clients are remembered of each
-family, and the others are sent anywhere.
+Sticky chains keep the slot in the packet's priority while they look it up: the mark is other software's, and routes. A
+client is forgotten when it has sent nothing for the whole time; at most 65,535 clients are remembered of each family,
+and further ones are sent to a random slot each time.
 
 Sources: nft(8), ``linux/netfilter_ipv4.h`` for the priorities.
 """
 
 from __future__ import annotations
 
-from weft.identity import digest
+from collections.abc import Iterable, Iterator
+
+from discovery.balancer.settings import Network
+from weft.kernel.schema import Chain, Map, Rule, Set, Table, Tables, maps, rules, sets
 
 TABLE = "inet weft-services"
 
 SIZES = (1, 12, 61, 251, 1021)
-"""How many slots a table can have. But for 1 and 12 they are primes, which Maglev's hashing needs."""
+"""How many slots a slot table can have. But for 1 and 12 they are primes, which Maglev's hashing needs."""
 COUNTERS = 8
 STICKY_SECONDS = (60, 600, 3600, 10800, 86400)
 """How long a client can be remembered: these are timeouts in the rules."""
@@ -54,183 +37,293 @@ STICKY_SIZES = (61, 251)
 HASHED_SIZES = (251, 1021)
 SEED = 0x77656674
 """Of all hashes, the same on every host."""
+REMEMBERED_CLIENTS = 65535
 
 SERVICES = {4: "services4", 6: "services6"}
-"""``(virtual address, protocol, port)`` to a chain."""
 PORTS = {4: "ports4", 6: "ports6"}
-"""``(protocol, published port)`` to a chain."""
 SLOTS = {4: "slots4", 6: "slots6"}
-"""``(virtual address, protocol, port, slot)`` to ``(address, port)`` of an instance."""
 STICKY_SLOTS = {4: "sticky_slots4", 6: "sticky_slots6"}
-"""The same for tables that are sticky; apart, since to nftables a slot there is of another type."""
+"""Apart from the other slots, since to nftables a slot there is of another type."""
 PORT_SLOTS = {4: "port_slots4", 6: "port_slots6"}
-"""``(protocol, published port, slot)`` to ``(address, port)`` of an instance."""
-VIRTUALS = {4: "virtuals4", 6: "virtuals6"}
-"""Every virtual address: ``(address,)``."""
-NEAR = {4: "near4", 6: "near6"}
-FAR = {4: "far4", 6: "far6"}
-"""``(address, protocol, port)`` of every instance on this host, and of every other."""
-SELVES = {4: "selves4", 6: "selves6"}
-"""``(address, the same address)`` of every instance."""
-RANGES = {4: "ranges4", 6: "ranges6"}
-"""The ranges that virtual addresses are taken from: intervals, which are set with the rules."""
-OUTSIDE = "outside"
-"""Links by which virtual addresses cannot be reached: ``(link,)``."""
-TURNING = "turning"
-"""Links behind which answers can go past this host: ``(link, the same link)``."""
+VIRTUAL_IPS = {4: "virtual_ips4", 6: "virtual_ips6"}
+LOCAL_BACKENDS = {4: "local_backends4", 6: "local_backends6"}
+REMOTE_BACKENDS = {4: "remote_backends4", 6: "remote_backends6"}
+HAIRPIN_SELF = {4: "hairpin_self4", 6: "hairpin_self6"}
+VIRTUAL_RANGES = {4: "virtual_ranges4", 6: "virtual_ranges6"}
+OUTSIDE_LINKS = "outside_links"
+HAIRPIN_LINKS = "hairpin_links"
 
-_ADDRESSES = {4: "ip", 6: "ip6"}
-_TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
+ROUND_ROBIN = "round_robin"
+SOURCE_HASH = "source_hash"
+
 _CLIENTS = {4: "ip saddr . ip daddr", 6: f"jhash ip6 saddr . ip6 daddr mod 0x7fffffff seed {SEED:#x}"}
-"""What is remembered of a client. Of IPv6 a hash, for nftables 1.0.6 cannot update longer keys than 16 bytes; two
-clients of one hash go to one instance, which is no harm."""
+"""What is remembered of a client. Of IPv6 a hash, for nftables 1.0.6 cannot update keys longer than 16 bytes; two
+clients with one hash go to one instance, which does no harm."""
 _REMEMBERED = {4: _CLIENTS[4], 6: "numgen random mod 2"}
 """The same as the type of a key: a number is named by any expression that gives one, but 1.0.6 cannot list a hash."""
 
+_PORT = "meta l4proto . th dport"
+_SLOT = "{ip} daddr . meta l4proto . th dport"
+_BACKEND = "{ip} daddr . th dport"
 
-def _sets() -> list[str]:
-    lines = []
-    for version, ip in _ADDRESSES.items():
-        kind = _TYPES[version]
-        port = "meta l4proto . th dport"
-        place = f"{ip} daddr . {port}"
-        lines += [
-            f"map {SERVICES[version]} {{ type {kind} . inet_proto . inet_service : verdict; }}",
-            f"map {PORTS[version]} {{ type inet_proto . inet_service : verdict; }}",
-            f"map {SLOTS[version]} {{ typeof {place} . numgen random mod 2 : {ip} daddr . th dport; }}",
-            f"map {STICKY_SLOTS[version]} {{ typeof {place} . meta priority : {ip} daddr . th dport; }}",
-            f"map {PORT_SLOTS[version]} {{ typeof {port} . numgen random mod 2 : {ip} daddr . th dport; }}",
-            f"set {VIRTUALS[version]} {{ type {kind}; }}",
-            f"set {NEAR[version]} {{ type {kind} . inet_proto . inet_service; }}",
-            f"set {FAR[version]} {{ type {kind} . inet_proto . inet_service; }}",
-            f"set {SELVES[version]} {{ type {kind} . {kind}; }}",
-            f"set {RANGES[version]} {{ type {kind}; flags interval; }}",
-        ]
+
+def _sets(ranges: tuple[Network, ...]) -> Iterator[Set]:
+    yield from maps(
+        "services{v}",
+        "{address} . inet_proto . inet_service",
+        "verdict",
+        "virtual address, protocol, port: to the chain of its algorithm",
+        "services with a virtual address",
+    )
+    yield from maps(
+        "ports{v}",
+        "inet_proto . inet_service",
+        "verdict",
+        "protocol, published port: to the chain of its algorithm",
+        "services with a published port",
+    )
+    yield from maps(
+        "slots{v}",
+        f"{_SLOT} . numgen random mod 2",
+        _BACKEND,
+        "virtual address, protocol, port, slot: an instance",
+        "services with a virtual address",
+        typeof=True,
+    )
+    yield from maps(
+        "sticky_slots{v}",
+        f"{_SLOT} . meta priority",
+        _BACKEND,
+        "the same for services whose clients stick",
+        "services with the algorithm sticky",
+        typeof=True,
+    )
+    yield from maps(
+        "port_slots{v}",
+        f"{_PORT} . numgen random mod 2",
+        _BACKEND,
+        "protocol, published port, slot: an instance",
+        "services with a published port",
+        typeof=True,
+    )
+    yield from sets("virtual_ips{v}", "{address}", "virtual addresses in use", "services", "virtuals{v}")
+    place = "{address} . inet_proto . inet_service"
+    yield from sets("local_backends{v}", place, "instances on this host", "services", "near{v}")
+    yield from sets("remote_backends{v}", place, "instances on other hosts", "services", "far{v}")
+    yield from sets(
+        "hairpin_self{v}",
+        "{address} . {address}",
+        "instances, twice: one that connects to itself",
+        "services",
+        "selves{v}",
+    )
+    for version in (4, 6):
+        yield Set(
+            VIRTUAL_RANGES[version],
+            f"ipv{version}_addr",
+            "ranges that virtual addresses are taken from",
+            "the configuration",
+            flags=("interval",),
+            formerly=(f"ranges{version}",),
+            elements=tuple(str(one) for one in ranges if one.version == version),
+        )
         for seconds in STICKY_SECONDS:
-            lines.append(
-                f"map clients{version}_{seconds} {{ typeof {_REMEMBERED[version]} : meta priority; "
-                f"flags dynamic,timeout; timeout {seconds}s; size 65535; }}"
+            yield Map(
+                f"clients{version}_{seconds}",
+                _REMEMBERED[version],
+                f"clients of sticky services, forgotten after {seconds} s: their slot",
+                "the rules themselves",
+                typeof=True,
+                flags=("dynamic", "timeout"),
+                timeout=seconds,
+                size=REMEMBERED_CLIENTS,
+                to="meta priority",
             )
-    return [*lines, f"set {OUTSIDE} {{ type ifname; }}", f"set {TURNING} {{ type ifname . ifname; }}"]
-
-
-def _chain(name: str, *rules: str) -> str:
-    return "\n".join([f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}"])
-
-
-def _choosing(choice: str) -> list[str]:
-    """The rules of a chain that chooses a slot by an expression; ``IP`` in it is the family's keyword."""
-    rules = []
-    for version, ip in _ADDRESSES.items():
-        by = choice.replace("IP", ip)
-        rules.append(f"dnat {ip} to {ip} daddr . meta l4proto . th dport . {by} map @{SLOTS[version]}")
-        rules.append(f"fib daddr type local dnat {ip} to meta l4proto . th dport . {by} map @{PORT_SLOTS[version]}")
-    return rules
-
-
-def _sticking(seconds: int, size: int) -> list[str]:
-    """The slot is drawn, remembered unless there was one, and looked up.
-
-    What is drawn counts where no memory is left, and what is drawn again where the table has become smaller.
-    """
-    draw = f"meta priority set numgen random mod {size}"
-    sends = [
-        f"dnat {ip} to {ip} daddr . meta l4proto . th dport . meta priority map @{STICKY_SLOTS[version]}"
-        for version, ip in _ADDRESSES.items()
-    ]
-    rules = [draw]
-    for version, client in _CLIENTS.items():
-        rules += [
-            f"update @clients{version}_{seconds} {{ {client} timeout {seconds}s : meta priority }}",
-            f"meta priority set {client} map @clients{version}_{seconds}",
-        ]
-    return [*rules, *sends, draw, *sends]
-
-
-def _choices() -> list[str]:
-    chains = [_chain(f"random{size}", *_choosing(f"numgen random mod {size}")) for size in SIZES]
-    chains += [
-        _chain(f"turn{counter}_{size}", *_choosing(f"numgen inc mod {size}"))
-        for counter in range(COUNTERS)
-        for size in SIZES[1:]
-    ]
-    for size in HASHED_SIZES:
-        chains.append(_chain(f"source{size}", *_choosing(f"jhash IP saddr mod {size} seed {SEED:#x}")))
-        chains.append(_chain(f"maglev{size}", *_choosing(f"jhash IP saddr . th sport mod {size} seed {SEED:#x}")))
-    chains += [
-        _chain(f"sticky{seconds}_{size}", *_sticking(seconds, size))
-        for seconds in STICKY_SECONDS
-        for size in STICKY_SIZES
-    ]
-    return chains
-
-
-def _looking_up(version: int, ip: str) -> tuple[str, str]:
-    return (
-        f"{ip} daddr . meta l4proto . th dport vmap @{SERVICES[version]}",
-        f"meta nfproto {_NFPROTO[version]} fib daddr type local meta l4proto . th dport vmap @{PORTS[version]}",
+    yield Set(
+        OUTSIDE_LINKS, "ifname", "links by which virtual addresses cannot be reached", "outside", formerly=("outside",)
+    )
+    yield Set(
+        HAIRPIN_LINKS,
+        "ifname . ifname",
+        "bridges, twice: answers between their ports would not pass this host",
+        "the bridges there are, unless bridge-nf-call-iptables=1",
+        formerly=("turning",),
     )
 
 
-_NFPROTO = {4: "ipv4", 6: "ipv6"}
+def _choosing(choice: str) -> tuple[Rule, ...]:
+    """The rules of a chain that chooses a slot by an expression."""
+    pairs = zip(
+        rules(f"dnat {{ip}} to {_SLOT} . {choice} map @slots{{v}}", "to the instance that has the slot"),
+        rules(
+            f"fib daddr type local dnat {{ip}} to {_PORT} . {choice} map @port_slots{{v}}",
+            "the same for a published port",
+        ),
+        strict=True,
+    )
+    return tuple(rule for pair in pairs for rule in pair)
 
 
-def _entrances() -> list[str]:
-    virtual4, published4 = _looking_up(4, "ip")
-    virtual6, published6 = _looking_up(6, "ip6")
-    refused = [
-        f"{ip} daddr @{name[version]} goto refuse" for version, ip in _ADDRESSES.items() for name in (VIRTUALS, RANGES)
-    ]
-    return [
-        _chain("published", published4, published6),
-        _chain(
-            "arriving",
-            "type nat hook prerouting priority dstnat + 5; policy accept;",
-            f"iifname @{OUTSIDE} goto published",
-            virtual4,
-            virtual6,
-            "goto published",
-        ),
-        _chain(
-            "leaving",
-            "type nat hook output priority -95; policy accept;",
-            "ip saddr 127.0.0.0/8 return",
-            "ip6 saddr ::1 return",
-            virtual4,
-            virtual6,
-            "goto published",
-        ),
-        _chain("refuse", "meta l4proto tcp reject with tcp reset", "reject"),
-        _chain("refusing", "type filter hook prerouting priority dstnat + 15; policy accept;", *refused),
-        _chain("refused", "type filter hook output priority -85; policy accept;", *refused),
-        _chain(
-            "near",
-            f"iifname . oifname @{TURNING} masquerade",
-            f"ip saddr . ip daddr @{SELVES[4]} masquerade",
-            f"ip6 saddr . ip6 daddr @{SELVES[6]} masquerade",
-            "fib saddr type local masquerade",
-        ),
-        _chain("far", f"iifname @{OUTSIDE} masquerade", "fib saddr type local masquerade"),
-        _chain(
-            "sources",
-            "type nat hook postrouting priority srcnat - 5; policy accept;",
-            # Sets and no map of verdicts: for each of its new elements the kernel would go through all the others.
-            *(
-                f"ct status dnat {ip} daddr . meta l4proto . th dport @{instances[version]} goto {chain}"
-                for chain, instances in (("near", NEAR), ("far", FAR))
-                for version, ip in _ADDRESSES.items()
+def _sticking(seconds: int, size: int) -> tuple[Rule, ...]:
+    draw = f"meta priority set numgen random mod {size}"
+    sends = rules(f"dnat {{ip}} to {_SLOT} . meta priority map @sticky_slots{{v}}", "to the instance that has the slot")
+    found = [Rule(draw, "a random slot for a client that is not remembered, and where no memory is left")]
+    for version, client in _CLIENTS.items():
+        clients = f"@clients{version}_{seconds}"
+        found += [
+            Rule(f"update {clients} {{ {client} timeout {seconds}s : meta priority }}", "remembered from now on"),
+            Rule(f"meta priority set {client} map {clients}", "the slot that was remembered first"),
+        ]
+    return (*found, *sends, Rule(draw, "the slot table has become smaller: another one"), *sends)
+
+
+def _choices() -> Iterator[Chain]:
+    for size in SIZES:
+        yield Chain(f"random{size}", f"a random one of {size} slots", _choosing(f"numgen random mod {size}"))
+    for counter in range(COUNTERS):
+        for size in SIZES[1:]:
+            yield Chain(
+                f"{ROUND_ROBIN}{counter}_{size}",
+                f"the next one of {size} slots, by counter {counter}",
+                _choosing(f"numgen inc mod {size}"),
+                formerly=(f"turn{counter}_{size}",),
+            )
+    for size in HASHED_SIZES:
+        yield Chain(
+            f"{SOURCE_HASH}{size}",
+            f"one of {size} slots by the client's address",
+            _choosing(f"jhash {{ip}} saddr mod {size} seed {SEED:#x}"),
+            formerly=(f"source{size}",),
+        )
+        yield Chain(
+            f"maglev{size}",
+            f"one of {size} slots by the client's address and port",
+            _choosing(f"jhash {{ip}} saddr . th sport mod {size} seed {SEED:#x}"),
+        )
+    for seconds in STICKY_SECONDS:
+        for size in STICKY_SIZES:
+            why = f"one of {size} slots, the same for a client that comes again within {seconds} s"
+            yield Chain(f"sticky{seconds}_{size}", why, _sticking(seconds, size))
+
+
+def _lookups() -> tuple[Rule, ...]:
+    return rules("{ip} daddr . meta l4proto . th dport vmap @services{v}", "a virtual IPv{v} address and port")
+
+
+def _entrances() -> Iterable[Chain]:
+    unserved = tuple(
+        Rule(f"{ip} daddr @{name[version]} goto reject_unserved", why)
+        for version, ip in ((4, "ip"), (6, "ip6"))
+        for name, why in (
+            (VIRTUAL_IPS, "no healthy instance, or no such port"),
+            (VIRTUAL_RANGES, "no service has this address"),
+        )
+    )
+    return (
+        Chain(
+            "published_ports",
+            "services by a port of this host",
+            tuple(
+                Rule(
+                    f"meta nfproto ipv{version} fib daddr type local meta l4proto . th dport vmap @ports{version}",
+                    f"a published port, IPv{version}",
+                )
+                for version in (4, 6)
             ),
+            formerly=("published",),
         ),
-    ]
+        Chain(
+            "nat_prerouting",
+            "connections from elsewhere; after other nat chains, so that a port which a container has published wins",
+            (
+                Rule(f"iifname @{OUTSIDE_LINKS} goto published_ports", "virtual addresses are not for the outside"),
+                *_lookups(),
+                Rule("goto published_ports", "no virtual address"),
+            ),
+            hook="prerouting",
+            priority="dstnat + 5",
+            type="nat",
+            formerly=("arriving",),
+        ),
+        Chain(
+            "nat_output",
+            "connections of this host's own processes",
+            (
+                Rule("ip saddr 127.0.0.0/8 return", "from a loopback address no answer would come back"),
+                Rule("ip6 saddr ::1 return", "from a loopback address no answer would come back"),
+                *_lookups(),
+                Rule("goto published_ports", "no virtual address"),
+            ),
+            hook="output",
+            priority="-95",
+            type="nat",
+            formerly=("leaving",),
+        ),
+        Chain(
+            "reject_unserved",
+            "refuses what is still for a virtual address",
+            (Rule("meta l4proto tcp reject with tcp reset", "TCP"), Rule("reject", "all else: port unreachable")),
+            formerly=("refuse",),
+        ),
+        Chain(
+            "filter_prerouting",
+            "virtual addresses without an instance, from elsewhere",
+            unserved,
+            hook="prerouting",
+            priority="dstnat + 15",
+            formerly=("refusing",),
+        ),
+        Chain(
+            "filter_output",
+            "virtual addresses without an instance, from this host",
+            unserved,
+            hook="output",
+            priority="-85",
+            formerly=("refused",),
+        ),
+        Chain(
+            "snat_local",
+            "for an instance on this host: the host becomes the client where answers would not pass it",
+            (
+                Rule(f"iifname . oifname @{HAIRPIN_LINKS} masquerade", "client and instance on one bridge"),
+                *rules("{ip} saddr . {ip} daddr @hairpin_self{v} masquerade", "from the instance itself"),
+                Rule("fib saddr type local masquerade", "from this host: an instance may have no default route"),
+            ),
+            formerly=("near",),
+        ),
+        Chain(
+            "snat_remote",
+            "for an instance on another host",
+            (
+                Rule(f"iifname @{OUTSIDE_LINKS} masquerade", "answers to the outside must come back through this host"),
+                Rule("fib saddr type local masquerade", "from this host, by whatever source address"),
+            ),
+            formerly=("far",),
+        ),
+        Chain(
+            "nat_postrouting",
+            "source addresses of balanced connections",
+            # Sets and no verdict map: for each new element of a verdict map the kernel would walk all the others.
+            tuple(
+                Rule(f"ct status dnat {ip} daddr . {_PORT} @{instances[version]} goto {chain}", why)
+                for chain, instances, why in (
+                    ("snat_local", LOCAL_BACKENDS, "to an instance on this host"),
+                    ("snat_remote", REMOTE_BACKENDS, "to an instance on another host"),
+                )
+                for version, ip in ((4, "ip"), (6, "ip6"))
+            ),
+            hook="postrouting",
+            priority="srcnat - 5",
+            type="nat",
+            formerly=("sources",),
+        ),
+    )
 
 
-def base() -> str:
-    """The table without a single element, as nft reads it."""
-    sets = "\n".join(f"\t{line}" for line in _sets())
-    # Before the chains that lead to them.
-    return f"table {TABLE} {{\n{sets}\n" + "\n".join([*_choices(), *_entrances()]) + "\n}\n"
-
-
-BASE = base()
-VERSION = digest(BASE)
-"""Of the rules; in the comment of a rule that no packet meets, so that a newer weft knows an older one's."""
+def tables(ranges: tuple[Network, ...] = ()) -> Tables:
+    """The table with the ranges that virtual addresses are taken from, and no service."""
+    family, _, name = TABLE.partition(" ")
+    chains = (*_choices(), *_entrances())
+    return Tables(
+        (Table(family, name, "services: virtual addresses and published ports", tuple(_sets(ranges)), chains),)
+    )

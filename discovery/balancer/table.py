@@ -1,4 +1,4 @@
-"""The kernel's side: the table of rules installed and looked at, its elements written and read, the way to it made.
+"""The kernel's side: the table installed and verified, its elements written and read, the ranges routed.
 
 Everything here blocks and belongs to one thread, the one that made it, whose network namespace is the host's.
 """
@@ -14,36 +14,34 @@ from discovery.balancer import rules
 from discovery.balancer.program import Data, Key
 from discovery.balancer.settings import Address, Network
 from weft.errors import Exists, KernelRefused, Missing
-from weft.identity import ROUTE_PROTOCOL, digest, mac
+from weft.identity import ROUTE_PROTOCOL, mac
 from weft.kernel.interface import KernelRoute, Namespace
 from weft.kernel.linux.kernel import LinuxKernel
 from weft.kernel.netlink.neighbours import bridge_ports, resolve
 from weft.kernel.nft.batch import ElementSocket
-from weft.kernel.nft.library import Runner, runner
-from weft.kernel.nft.survey import survey
+from weft.kernel.nft.ruleset import Nft
 from weft.types import Route
 
 log = logging.getLogger(__name__)
 
 LINK = "weft-services"
-"""The device that the ranges are routed to, so that this host's own processes have a way to them.
+"""The device that the ranges are routed to, so that this host's own processes have a route to them.
 
 A bridge without ports: a connection that is translated never gets there, and what is not translated ends there. The
 loopback would do for IPv4, but routes of IPv6 by it refuse; and a local route would make virtual addresses this
 host's own, with all that listens on any address."""
-_STAMP = "stamp"
-_LINKED = (rules.OUTSIDE, rules.TURNING)
+_LINK_SETS = (rules.OUTSIDE_LINKS, rules.HAIRPIN_LINKS)
 MAPS = tuple(
     names[version]
     for names in (
         rules.SERVICES, rules.PORTS, rules.SLOTS, rules.STICKY_SLOTS, rules.PORT_SLOTS,
-        rules.VIRTUALS, rules.NEAR, rules.FAR, rules.SELVES,
+        rules.VIRTUAL_IPS, rules.LOCAL_BACKENDS, rules.REMOTE_BACKENDS, rules.HAIRPIN_SELF,
     )
     for version in (4, 6)
 )  # fmt: skip
 """The sets and maps that hold services."""
 TOGETHER = 4000
-"""ElementSocket in a transaction when there are many to write: others' changes wait no longer than for these."""
+"""Elements in one transaction when there are many to write: changes of other programs wait no longer than for these."""
 
 
 class KernelTable:
@@ -53,7 +51,8 @@ class KernelTable:
         self._ranges = ranges
         self._elements = ElementSocket(rules.TABLE)
         self._kernel = LinuxKernel()
-        self._runner: Runner | None = None
+        self._tables = rules.tables(ranges)
+        self._nft = Nft(self._tables)
 
     @property
     def host(self) -> Namespace:
@@ -69,45 +68,29 @@ class KernelTable:
         """Give back sockets and memory; the table stays."""
         self._elements.close()
         self._kernel.close()
-        if self._runner is not None:
-            self._runner.close()
+        self._nft.close()
 
     @property
-    def there(self) -> bool:
+    def installed(self) -> bool:
         """Whether there is such a table. *Equivalent to:* ``nft list table inet weft-services``."""
-        return not survey(self._elements, (rules.TABLE,), _STAMP).missing
+        return self._nft.installed
 
     def install(self) -> bool:
-        """Make the rules be as they should; whether anything had to be done. ElementSocket that fit the new rules stay.
+        """Make the rules be as they should; whether anything had to be done. Elements that fit the new rules stay.
 
         *Equivalent to:* ``nft -f``, in one transaction.
         """
-        found = survey(self._elements, (rules.TABLE,), _STAMP)
-        if not found.missing and not found.dormant and self._stamp(found.fingerprint).encode() in found.stamp:
+        if self._nft.lacks(self._tables) is None:
             return False
-        ranges = "".join(
-            f"flush set {rules.TABLE} {rules.RANGES[version]}\n"
-            + "".join(
-                f"add element {rules.TABLE} {rules.RANGES[version]} {{ {network} }}\n"
-                for network in self._ranges
-                if network.version == version
-            )
-            for version in (4, 6)
-        )
         try:
-            if found.dormant:
-                raise KernelRefused("the table sleeps")  # it cannot resolve and change at once
-            self._run(f"add table {rules.TABLE}\nflush table {rules.TABLE}\n{rules.BASE}{ranges}")
-        except KernelRefused as error:
-            if not found.missing:
-                log.warning("the table %s is made anew: %s", rules.TABLE, error)
-            self._run(f"add table {rules.TABLE}\ndelete table {rules.TABLE}\n{rules.BASE}{ranges}")
-        made = survey(self._elements, (rules.TABLE,), _STAMP).fingerprint
-        chain = f"{rules.TABLE} {_STAMP}"
-        self._run(f'add chain {chain}\nflush chain {chain}\nadd rule {chain} return comment "{self._stamp(made)}"\n')
+            self._nft.install(self._tables)
+        except KernelRefused as error:  # its elements are written again
+            log.warning("the table %s is made anew: %s", rules.TABLE, error)
+            self._nft.remove()
+            self._nft.install(self._tables)
         return True
 
-    def way(self) -> None:
+    def route_virtual_ranges(self) -> None:
         """Route the ranges to a device of their own. *Equivalent to:* ``ip link add weft-services type bridge`` …"""
         host = self._kernel.host
         if host.link(LINK) is None:
@@ -170,23 +153,23 @@ class KernelTable:
         if outside is None:
             default = (ip_network("0.0.0.0/0"), ip_network("::/0"))
             outside = tuple(route.link for route in host.routes() if route.route.destination in default)
-        shown = all(host.sysctl(f"net/bridge/bridge-nf-call-{what}") == "1" for what in ("iptables", "ip6tables"))
+        filtered = all(host.sysctl(f"net/bridge/bridge-nf-call-{what}") == "1" for what in ("iptables", "ip6tables"))
         bridges = (
-            () if shown else tuple(link.name for link in host.links() if link.kind == "bridge" and link.name != LINK)
+            () if filtered else tuple(link.name for link in host.links() if link.kind == "bridge" and link.name != LINK)
         )
-        wanted = {(rules.OUTSIDE, _padded(name)) for name in outside if name}
-        wanted |= {(rules.TURNING, _padded(name) * 2) for name in bridges}
-        there = {(name, key) for name in _LINKED for key, _ in self._elements.read(name)}
+        wanted = {(rules.OUTSIDE_LINKS, _padded(name)) for name in outside if name}
+        wanted |= {(rules.HAIRPIN_LINKS, _padded(name) * 2) for name in bridges}
+        there = {(name, key) for name in _LINK_SETS for key, _ in self._elements.read(name)}
         self._elements.write(there - wanted, [(*key, b"") for key in wanted - there])
 
-    def turn(self, addresses: Collection[Address]) -> set[Address]:
-        """Let instances reach themselves by their service, where the kernel shows bridged packets to the rules.
+    def enable_hairpin(self, addresses: Collection[Address]) -> set[Address]:
+        """Let instances reach themselves by their service when bridge-nf-call-iptables=1.
 
         Such a packet is translated before the bridge has decided where it goes, and a bridge sends nothing back by the
         port that it came from, unless told to. Ports that are isolated from their siblings stay as they are. The answer
         are those of which nothing is known yet. *Equivalent to:* ``bridge link set dev PORT hairpin on``.
         """
-        if not addresses or not self._shown():
+        if not addresses or not self._bridge_netfilter():
             return set()
         ports = bridge_ports(addresses)
         links = {link.index: link for link in self._kernel.host.links() if link.master} if ports else {}
@@ -199,8 +182,8 @@ class KernelTable:
         resolve(unknown)
         return unknown
 
-    def _shown(self) -> bool:
-        """Whether the kernel shows bridged packets to the rules, of either family."""
+    def _bridge_netfilter(self) -> bool:
+        """Whether br_netfilter passes bridged packets to the rules, of either family."""
         host = self._kernel.host
         return any(host.sysctl(f"net/bridge/bridge-nf-call-{what}") == "1" for what in ("iptables", "ip6tables"))
 
@@ -209,19 +192,9 @@ class KernelTable:
 
         *Equivalent to:* ``nft delete table inet weft-services; ip link delete weft-services``.
         """
-        self._run(f"add table {rules.TABLE}\ndelete table {rules.TABLE}\n")
+        self._nft.remove()
         with suppress(Missing):
             self._kernel.host.delete_link(LINK)
-
-    def _stamp(self, fingerprint: str) -> str:
-        return f"{rules.VERSION} {digest(*map(str, self._ranges))} made {fingerprint}"
-
-    def _run(self, commands: str) -> None:
-        if self._runner is None:
-            self._runner = runner()
-        _, errors = self._runner.run(commands)
-        if errors:
-            raise KernelRefused(f"nftables: {errors.strip().splitlines()[0]}")
 
 
 def _padded(name: str) -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.entry import cni
 from cni_plugin.ops.operation import Lease, Machine, Operation
 from cni_plugin.plan import modules
@@ -91,7 +92,7 @@ class Weft:
         """One call, by the name that the configuration's ``type`` says."""
 
         def handle(request: Request) -> Result | None:
-            kernel = self._kernel or LinuxKernel()
+            kernel = self._kernel or LinuxKernel(TABLES)
             try:
                 return self.service(kernel, watch).handle(request)
             finally:
@@ -140,7 +141,7 @@ class Weft:
 
     def preview(self, conf: Mapping[str, Any], netns: str, container: str = "c1") -> Record:
         """What an ADD would do now."""
-        kernel = self._kernel or LinuxKernel()
+        kernel = self._kernel or LinuxKernel(TABLES)
         try:
             return self.service(kernel).preview(self.request("ADD", conf, netns, container))
         finally:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.service.executor import unwatched
 from lab import namespaces
 from lab.abilities import require
@@ -111,7 +112,7 @@ def steady(lines: list[str]) -> list[str]:
 
 def rest(*containers: str) -> list[str]:
     """What of weft's is on this host, and which links are in the containers, at a glance: [] where there is nothing."""
-    kernel = LinuxKernel()
+    kernel = LinuxKernel(TABLES)
     try:
         found = [f"link {link.name} ({link.alias})" for link in kernel.host.links() if link.name not in ("lo", "lan0")]
         found += [f"set {name}" for name in kernel.rules.collections()]
@@ -127,7 +128,7 @@ def rest(*containers: str) -> list[str]:
 
 def held_twice(network: str, paths: dict[str, str]) -> list[str]:
     """Addresses of the network's containers (by id, with their paths) that two have, or that are leased to another."""
-    kernel = LinuxKernel()
+    kernel = LinuxKernel(TABLES)
     owners: dict[str, str] = {}
     found = []
     given = leases(network)

@@ -298,7 +298,7 @@ def test_what_somebody_flushed_comes_back(net: Wire, host: Host) -> None:
         for command in (
             "flush ruleset",
             "flush map inet weft-services slots4",
-            "flush chain inet weft-services arriving",
+            "flush chain inet weft-services nat_prerouting",
         ):
             host.run("nft", *command.split())
             await asyncio.to_thread(until, lambda: _answers(net), what=f"repair after {command}")

@@ -66,7 +66,7 @@ def test_a_networks_life(host: Host, weft: Weft) -> None:
 def _break_and_mend(host: Host, weft: Weft) -> None:
     """Break things by hand: check and doctor name each, and --repair puts back what needs no new attachment."""
     host.run("nft", "flush", "set", "inet", "weft", "masquerade4")
-    host.run("nft", "delete", "chain", "inet", "weft", "guard")
+    host.run("nft", "delete", "chain", "inet", "weft", "raw_prerouting")
     host.run("ip", "link", "set", "weft-blue", "down")
     host.run("ip", "link", "add", "veth0123456789", "type", "veth", "peer", "name", "veth9876543210")
     host.run("ip", "link", "set", "veth0123456789", "alias", "weft:0123456789abcdef:gone")
@@ -76,7 +76,7 @@ def _break_and_mend(host: Host, weft: Weft) -> None:
     assert "masquerade4" in checked.stdout
     found = json.loads(weft("doctor", "--json", check=False).stdout)["findings"]
     whats = " | ".join(one["what"] for one in found)
-    for word in ("weft-blue is down", "guard", "masquerade4", "the link veth0123456789"):
+    for word in ("weft-blue is down", "raw_prerouting", "masquerade4", "the link veth0123456789"):
         assert word in whats
     repaired = weft("doctor", "--repair", check=False)
     assert (repaired.code, "Nothing is wrong." in repaired.stdout) == (0, True), repaired

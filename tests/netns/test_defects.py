@@ -296,7 +296,10 @@ def test_defect_25_gc_detaches_what_is_not_valid_any_more(host: Host, cni: Cni, 
 DAMAGE = {
     "masquerade": ("nft delete element inet weft masquerade4 '{ 10.80.0.2 }'", "masquerade4"),
     "rules": ("nft flush ruleset", "inet weft"),
-    "a rule": ("nft flush chain inet weft outgoing", "outgoing|not as (it was|they were) installed"),
+    "a rule": (
+        "nft flush chain inet weft masquerade_outgoing",
+        "masquerade_outgoing|not as (it was|they were) installed",
+    ),
     "hairpin": ("bridge link set dev HOST hairpin off", "hairpin is off"),
     "isolation": ("bridge link set dev HOST isolated off", "isolated is off"),
     "host mtu": ("ip link set HOST mtu 1400", "MTU of HOST is 1400"),

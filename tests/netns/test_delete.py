@@ -57,7 +57,7 @@ BREAKS: dict[str, Break] = {
     "all state wiped": lambda host, case: (shutil.rmtree("/run/weft"), shutil.rmtree("/var/lib/cni", True)),
     "rules flushed": _on_the_host("nft", "flush", "ruleset"),
     "table deleted": _on_the_host("nft", "delete", "table", "inet", "weft"),
-    "set deleted": _on_the_host("nft", "flush", "chain", "inet", "weft", "sources"),
+    "set deleted": _on_the_host("nft", "flush", "chain", "inet", "weft", "nat_postrouting"),
     "host link deleted": lambda host, case: host.run("ip", "link", "delete", _host_link(case), check=False),
     "host link renamed": _renamed,
     "container link deleted": lambda host, case: host.inside("c1", "ip", "link", "delete", "eth0", check=False),

@@ -100,7 +100,7 @@ def test_the_hosts_loopback_stays_its_own(host: Host, driver: str, weft: bool, g
     shop = Shop(host, driver, weft=weft, **({"ipspoofchk": False} if weft else {}))
     host.run("sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1")
     if not guarded:
-        host.run("nft", "flush", "chain", "inet", "weft", "guard")
+        host.run("nft", "flush", "chain", "inet", "weft", "raw_prerouting")
     outer = next(one for one in shop.result["interfaces"] if not one.get("sandbox"))
     mac = seen.link(host, "eth0", "shop")["address"]
     far, near = seen.link(host, "eth0", shop.lan.name)["address"], seen.link(host, shop.lan.link)["address"]

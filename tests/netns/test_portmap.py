@@ -124,7 +124,7 @@ def test_the_trap_of_a_neighbour_would_close_without_the_guard(host: Host, cni: 
     publish(host, cni, port(8080, 80, address="127.0.0.1"))
     cni.add(CHAIN, host.container("c2"), container="c2")
     secret = host.serve_udp(None, 9999, "127.0.0.1")
-    host.run("nft", "flush", "chain", "inet", "weft", "guard")
+    host.run("nft", "flush", "chain", "inet", "weft", "raw_prerouting")
     host.run("sysctl", "-qw", "net.ipv4.conf.br0.route_localnet=1")
     for lines in (
         ("sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1", "net.ipv4.conf.all.rp_filter=0"),

@@ -213,8 +213,8 @@ def test_every_element_that_is_gone_is_missed(host: Host, cni: Cni) -> None:
     result = cni.add_list(conflist, host.container(), runtime)
     member = Cni._members(conflist, runtime)[1] | {"prevResult": result}
     for name, key in (
-        ("loopback4", "tcp . 8080"), ("loopback4", "udp . 8080"), ("loopback6", "tcp . 8080"),
-        ("loopback4_at", "127.0.0.1 . tcp . 8081"), ("loopback6_at", "::1 . tcp . 8081"),
+        ("loopback_ports4", "tcp . 8080"), ("loopback_ports4", "udp . 8080"), ("loopback_ports6", "tcp . 8080"),
+        ("loopback_ports4_at", "127.0.0.1 . tcp . 8081"), ("loopback_ports6_at", "::1 . tcp . 8081"),
         ("hairpin4", '"br0" . 10.80.0.2'), ("hairpin6", '"br0" . fd80::2'),
     ):  # fmt: skip
         line = host.run("nft", "get", "element", "inet", "weft", name, f"{{ {key} }}").stdout

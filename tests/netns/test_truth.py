@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.ops import BaseRules, Bridge, Promiscuous, Setting
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service.executor import mismatches
@@ -27,7 +28,7 @@ class Record:
     """What stands in the record of the attachment, and a machine to take it back on."""
 
     def __init__(self, ground: Ground) -> None:
-        self.kernel = LinuxKernel()
+        self.kernel = LinuxKernel(TABLES)
         service = ground.weft.service(self.kernel)
         self.container = self.kernel.open(ground.container)
         self.machine = service.machine(self.container)
@@ -159,16 +160,19 @@ MUTATIONS: dict[str, Mutation] = {
     "other route": (_inside("ip", "route", "replace", "default", "via", "10.21.0.9", "proto", "119"), "10.21.0.9"),
     "table": (_host("nft", "delete", "table", "inet", "weft"), "table"),
     "ruleset": (_host("nft", "flush", "ruleset"), "table"),
-    "chain": (_host("nft", "flush", "chain", "inet", "weft", "sources"), "sources"),
-    "guard": (_host("nft", "flush", "chain", "inet", "weft", "guard"), "guard"),
+    "chain": (_host("nft", "flush", "chain", "inet", "weft", "nat_postrouting"), "nat_postrouting"),
+    "guard": (_host("nft", "flush", "chain", "inet", "weft", "raw_prerouting"), "raw_prerouting"),
     "ports": (_host("nft", "flush", "map", "inet", "weft", "ports4"), "ports4"),
     "ports at an address": (_host("nft", "flush", "map", "inet", "weft", "ports4_at"), "ports4_at"),
     "masquerading": (_host("nft", "flush", "set", "inet", "weft", "masquerade4"), "masquerade4"),
     "masquerading v6": (_host("nft", "flush", "set", "inet", "weft", "masquerade6"), "masquerade6"),
-    "local subnets": (_host("nft", "flush", "set", "inet", "weft", "local4"), "local4"),
+    "local subnets": (_host("nft", "flush", "set", "inet", "weft", "masquerade_exempt4"), "masquerade_exempt4"),
     "hairpin masquerading": (_host("nft", "flush", "set", "inet", "weft", "hairpin4"), "hairpin4"),
-    "rule added": (_host("nft", "add", "rule", "inet", "weft", "guard", "drop"), "guard"),
-    "rule of others in weft's chain": (_host("nft", "insert", "rule", "inet", "weft", "sources", "accept"), "sources"),
+    "rule added": (_host("nft", "add", "rule", "inet", "weft", "raw_prerouting", "drop"), "raw_prerouting"),
+    "rule of others in weft's chain": (
+        _host("nft", "insert", "rule", "inet", "weft", "nat_postrouting", "accept"),
+        "nat_postrouting",
+    ),
     "lease gone": (lambda host, link: [Path("/var/lib/cni/networks/whole", one).unlink() for one in leases("whole")],
                    "10.21.0.2"),
     "lease another's": (lambda host, link: _lease(host, "c9\r\neth0"), "10.21.0.2"),
@@ -208,7 +212,7 @@ def test_no_false_alarm(host: Host) -> None:
 FLUSHES = {
     "ruleset": ("nft", "flush", "ruleset"),
     "table": ("nft", "delete", "table", "inet", "weft"),
-    "chain": ("nft", "flush", "chain", "inet", "weft", "sources"),
+    "chain": ("nft", "flush", "chain", "inet", "weft", "nat_postrouting"),
 }
 
 

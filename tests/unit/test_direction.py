@@ -32,10 +32,10 @@ STANDS_ON: dict[str, str] = {
     ),
     "discovery.page": "weft discovery discovery.api",
     "cni_plugin": "",
-    "cni_plugin.dataplane": "",
+    "cni_plugin.dataplane": "weft.kernel",
     "cni_plugin.wire": "weft",
     "cni_plugin.dhcp": "weft weft.kernel weft.kernel.linux ipam",
-    "cni_plugin.ops": "weft weft.kernel weft.kernel.nft weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire",
+    "cni_plugin.ops": "weft weft.kernel weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire",
     "cni_plugin.plan": "weft weft.kernel cni_plugin.wire cni_plugin.ops",
     "cni_plugin.agent": (
         "weft weft.kernel.linux store discovery discovery.consul discovery.dns discovery.health discovery.api "
@@ -43,7 +43,9 @@ STANDS_ON: dict[str, str] = {
     ),
     "cni_plugin.drivers": "weft weft.kernel cni_plugin.wire cni_plugin.ops cni_plugin.plan",
     "cni_plugin.features": "weft weft.kernel cni_plugin.dataplane cni_plugin.wire cni_plugin.ops cni_plugin.plan",
-    "cni_plugin.service": "weft weft.kernel weft.kernel.linux ipam cni_plugin.wire cni_plugin.ops cni_plugin.plan",
+    "cni_plugin.service": (
+        "weft weft.kernel weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire cni_plugin.ops cni_plugin.plan"
+    ),
     "cni_plugin.networks": (
         "weft weft.kernel weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire cni_plugin.ops "
         "cni_plugin.plan cni_plugin.service"
@@ -51,8 +53,8 @@ STANDS_ON: dict[str, str] = {
     "cni_plugin.entry": "weft weft.kernel.linux cni_plugin.wire cni_plugin.plan cni_plugin.service cni_plugin.networks",
     "cni_plugin.entry.former": "cni_plugin.entry",
     "cni_plugin.engine": (
-        "weft weft.kernel weft.kernel.nft weft.kernel.netlink weft.kernel.linux ipam cni_plugin.wire "
-        "cni_plugin.ops cni_plugin.service cni_plugin.entry"
+        "weft weft.kernel weft.kernel.nft weft.kernel.netlink weft.kernel.linux ipam cni_plugin.dataplane "
+        "cni_plugin.wire cni_plugin.ops cni_plugin.service cni_plugin.entry"
     ),
     "cni_plugin.cli": (
         "weft weft.kernel weft.kernel.linux discovery discovery.consul discovery.dns discovery.balancer "
@@ -97,7 +99,7 @@ DEFERRED: dict[str, dict[str, str]] = {
     },
     # weft --help and commands to the agent attach nothing
     "cni_plugin.cli.tool": {
-        "cni_plugin.dataplane.rules": "0.4 ms",
+        "cni_plugin.dataplane.tables": "0.4 ms",
         "cni_plugin.networks.findings": "44.5 ms",
         "cni_plugin.service.verbs": "37.0 ms",
         "weft.kernel.host": "6.0 ms",
@@ -159,10 +161,6 @@ DEFERRED: dict[str, dict[str, str]] = {
     # only while names are announced
     "cni_plugin.ops.names": {
         "socket": "3.8 ms",
-    },
-    # only CHECK and weft plan
-    "cni_plugin.ops.rules": {
-        "weft.kernel.nft.text": "2.6 ms",
     },
     # only attachments with DHCP
     "cni_plugin.service.assemble": {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin.engine.shared import LeaseChangeRing, SharedRegion, SharedSound
+from cni_plugin.engine.shared import LeaseChangeRing, SharedRegion, SharedVerifiedGeneration
 from ipam import cache, leases
 from ipam.leases import HostState, Owner, open_locked
 from lab.waiting import until
@@ -63,17 +63,17 @@ def test_who_is_killed_holds_nothing() -> None:
 
 
 def test_what_is_known_of_the_rules_is_known_to_all() -> None:
-    sound = SharedSound()
-    assert sound.found is None
+    verified = SharedVerifiedGeneration()
+    assert verified.found is None
 
     def find() -> None:
-        with sound.turn:
-            sound.found = "0123456789abcdef", 7
+        with verified.lock:
+            verified.found = "0123456789abcdef", 7
 
     in_a_child(find)
-    assert sound.found == ("0123456789abcdef", 7)
-    sound.found = None
-    assert sound.found is None
+    assert verified.found == ("0123456789abcdef", 7)
+    verified.found = None
+    assert verified.found is None
 
 
 def test_news_are_heard_in_order_and_by_all() -> None:

@@ -249,7 +249,7 @@ def test_portmap_on_all_addresses() -> None:
     assert of(plan, "ports4") == [("tcp", 8080, ip_address("10.23.0.9"), 80)]
     assert of(plan, "ports6") == [("tcp", 8080, ip_address("fd00:23::9"), 80)]
     assert of(plan, "ports4_at") == of(plan, "ports6_at") == []
-    assert of(plan, "loopback4") == of(plan, "loopback6") == [("tcp", 8080)]
+    assert of(plan, "loopback_ports4") == of(plan, "loopback_ports6") == [("tcp", 8080)]
     assert of(plan, "hairpin4") == [("wbr0", ip_address("10.23.0.9"))]
     assert at(plan, Setting) == []
 
@@ -264,15 +264,15 @@ def test_portmap_on_one_family(host: str, four: int, six: int) -> None:
 def test_portmap_at_the_loopback(host: str) -> None:
     plan = portmap({**TCP, "hostIP": host})
     address = ip_address(host)
-    assert of(plan, f"loopback{address.version}_at") == [(address, "tcp", 8080)]
-    assert of(plan, "loopback4") == of(plan, "loopback6") == []
+    assert of(plan, f"loopback_ports{address.version}_at") == [(address, "tcp", 8080)]
+    assert of(plan, "loopback_ports4") == of(plan, "loopback_ports6") == []
 
 
 def test_portmap_without_a_link_of_the_hosts() -> None:
     """Behind macvlan the host cannot reach the container, so nothing is offered at 127.0.0.1."""
     plan = portmap(TCP, previous={**PREVIOUS, "interfaces": [{"name": "eth0", "sandbox": "/c1"}], "ips": [
         {"address": "10.23.0.9/24", "interface": 0}]})  # fmt: skip
-    assert of(plan, "ports4") and of(plan, "loopback4") == of(plan, "hairpin4") == []
+    assert of(plan, "ports4") and of(plan, "loopback_ports4") == of(plan, "hairpin4") == []
 
 
 def test_portmap_behind_one_vlan_of_a_bridge() -> None:
@@ -325,7 +325,7 @@ def test_masquerade() -> None:
     plan = planned("bridge", FOUR, SIX, bridge="wbr0", ipMasq=True, part=1)
     assert of(plan, "masquerade4") == [(ip_address("10.23.0.9"),)]
     assert of(plan, "masquerade6") == [(ip_address("fd00:23::9"),)]
-    local = [one for one in (*plan.shared_elements, *plan.elements) if one.collection == "local4"]
+    local = [one for one in (*plan.shared_elements, *plan.elements) if one.collection == "masquerade_exempt4"]
     assert [one.key[-1] for one in local] == [ip_network("10.23.0.0/24")]
 
 

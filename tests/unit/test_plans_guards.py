@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cni_plugin.dataplane import rules
+from cni_plugin.dataplane import frames, packets
 from cni_plugin.features.spoofing import link_local
 from cni_plugin.plan.facts import Look
 from cni_plugin.plan.plan import Context, Plan, compose
@@ -54,7 +54,7 @@ def port(plugin: str) -> str:
 
 def test_under_the_references_name_no_router_and_nothing_else() -> None:
     plan = planned("bridge", FOUR)
-    assert keys_of(plan.guards) == {rules.ATTACHED: [(port("bridge"),)]}
+    assert keys_of(plan.guards) == {frames.NO_ROUTER_PORTS: [(port("bridge"),)]}
     assert plan.shared_elements == ()
     assert planned("bridge", FOUR, routerAdvertisements=True).guards == ()
     assert planned("ptp", FOUR).guards == ()
@@ -64,33 +64,33 @@ def test_a_bridge_of_wefts_own_is_closed_and_its_port_checked() -> None:
     plan = planned("weft", FOUR, SIX, driver="bridge")
     host, local = port("weft"), link_local(MAC)
     assert keys_of(plan.shared_elements) == {
-        rules.CLOSED: [("wbr0",)],
-        rules.PRIVATE: [("wbr0",)],
-        rules.WITHIN: [("wbr0", "wbr0")],
-        rules.NO_METADATA: [("wbr0",)],
+        packets.CLOSED_LINKS: [("wbr0",)],
+        packets.ISOLATED_LINKS: [("wbr0",)],
+        packets.INTRA_NETWORK_LINKS: [("wbr0", "wbr0")],
+        packets.NO_METADATA_LINKS: [("wbr0",)],
     }
     six = [IPv6Address("fd00:23::9"), local]
     assert keys_of(plan.guards) == {
-        rules.ATTACHED: [(host,)],
-        rules.STATIONED: [(host,)],
-        rules.STATIONS: [(host, MAC)],
-        rules.ADDRESSED: [(host,)],
-        rules.LINK_ADDRESSES: [(host, 0x020000000009)],
-        rules.OWN4: [(host, MAC, ip_address("10.23.0.9"))],
-        rules.OWN6: [(host, MAC, one) for one in six],
-        rules.CLAIMS6: [(host, int(one)) for one in six],
+        frames.NO_ROUTER_PORTS: [(host,)],
+        frames.MAC_CHECKED_PORTS: [(host,)],
+        frames.PORT_MACS: [(host, MAC)],
+        frames.IP_CHECKED_PORTS: [(host,)],
+        frames.ND_LINK_ADDRESSES: [(host, 0x020000000009)],
+        frames.PORT_MAC_IP4: [(host, MAC, ip_address("10.23.0.9"))],
+        frames.PORT_MAC_IP6: [(host, MAC, one) for one in six],
+        frames.ND_TARGETS6: [(host, int(one)) for one in six],
     }
 
 
 def test_a_trunk_may_send_tags() -> None:
-    assert rules.TRUNKS not in keys_of(planned("weft", FOUR, driver="bridge", vlan=5).guards)
+    assert frames.TRUNK_PORTS not in keys_of(planned("weft", FOUR, driver="bridge", vlan=5).guards)
     trunk = keys_of(planned("weft", FOUR, driver="bridge", vlanTrunk=[{"id": 7}]).guards)
-    assert trunk[rules.TRUNKS] == [(port("weft"),)]
+    assert trunk[frames.TRUNK_PORTS] == [(port("weft"),)]
 
 
 def test_of_a_vlan_its_own_link_is_closed_and_not_the_bridge() -> None:
     shared = keys_of(planned("weft", FOUR, driver="bridge", vlan=5).shared_elements)
-    assert shared[rules.CLOSED] == [("wbr0.5",)]
+    assert shared[packets.CLOSED_LINKS] == [("wbr0.5",)]
 
 
 def test_a_limited_ports_link_for_shaping_is_not_taken_for_another() -> None:
@@ -98,8 +98,8 @@ def test_a_limited_ports_link_for_shaping_is_not_taken_for_another() -> None:
     rates = {"ingressRate": 1000, "ingressBurst": 1000, "egressRate": 1000, "egressBurst": 1000}
     plan = planned("weft", FOUR, driver="bridge", bandwidth=rates)
     assert len([one for one in plan.result.interfaces if not one.sandbox]) == 3
-    assert keys_of(plan.shared_elements)[rules.CLOSED] == [("wbr0",)]
-    assert keys_of(plan.guards)[rules.STATIONED] == [(port("weft"),)]
+    assert keys_of(plan.shared_elements)[packets.CLOSED_LINKS] == [("wbr0",)]
+    assert keys_of(plan.guards)[frames.MAC_CHECKED_PORTS] == [(port("weft"),)]
 
 
 def test_a_ptp_container_is_closed_by_itself() -> None:
@@ -107,9 +107,10 @@ def test_a_ptp_container_is_closed_by_itself() -> None:
     host = port("weft")
     assert plan.shared_elements == ()
     guards = keys_of(plan.guards)
-    assert guards[rules.WITHIN4] == [(host, ip_network("10.23.0.0/24"))]
-    assert guards[rules.SOURCES4] == [(host, ip_address("10.23.0.9"))]
-    assert {rules.CLOSED, rules.INTERNAL, rules.NO_HOST, rules.NO_METADATA, rules.SOURCED} <= set(guards)
+    assert guards[packets.INTRA_NETWORK4] == [(host, ip_network("10.23.0.0/24"))]
+    assert guards[packets.LINK_SOURCES4] == [(host, ip_address("10.23.0.9"))]
+    closed = {packets.CLOSED_LINKS, packets.INTERNAL_LINKS, packets.NO_HOST_LINKS, packets.NO_METADATA_LINKS}
+    assert closed | {packets.SOURCE_CHECKED_LINKS} <= set(guards)
 
 
 @pytest.mark.parametrize("alias", ["", "somebody's"])
@@ -118,7 +119,7 @@ def test_a_bridge_of_somebody_elses_is_closed_only_if_asked(alias: str) -> None:
     kernel.host.add_link("wbr0", "bridge", mac="02:00:00:00:00:17", alias=alias, up=True)
     assert planned("weft", FOUR, driver="bridge", kernel=kernel).shared_elements == ()
     asked = planned("weft", FOUR, driver="bridge", kernel=kernel, isolation="closed")
-    assert rules.CLOSED in keys_of(asked.shared_elements)
+    assert packets.CLOSED_LINKS in keys_of(asked.shared_elements)
 
 
 def test_guards_come_first_and_the_base_rules_with_them() -> None:

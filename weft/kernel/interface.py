@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from weft.kernel.schema import Tables
 from weft.types import Address, Cidr, NamespaceId, Route, Subnet
 
 
@@ -337,22 +338,22 @@ class Element:
 
 
 class Ruleset(Protocol):
-    """The nftables table ``inet weft`` in the host's namespace.
+    """weft's nftables tables in the host's namespace.
 
     Attachments change its elements, not its rules.
     """
 
-    def lacks(self, base: str) -> str | None:
-        """Which part of the base ruleset is not installed as in ``base``, None if all of it is."""
+    def lacks(self, tables: Tables) -> str | None:
+        """Which part of the tables is not installed as declared, None if all of it is."""
 
-    def install(self, base: str) -> None:
-        """Install the base ruleset, an nft script of table, sets and chains; elements are kept.
+    def install(self, tables: Tables) -> None:
+        """Install the tables; elements are kept, also those of sets that had another name in an earlier release.
 
-        *Equivalent to:* ``nft -f BASE``, in one transaction.
+        *Equivalent to:* ``nft -f RULES``, in one transaction.
         """
 
     def remove(self) -> None:
-        """Delete the table if it exists. *Equivalent to:* ``nft destroy table inet weft``."""
+        """Delete the tables if they exist. *Equivalent to:* ``nft destroy table inet weft`` …"""
 
     def add(self, elements: Iterable[Element]) -> None:
         """Add elements atomically; one that exists with the same data and mark is left as it is.

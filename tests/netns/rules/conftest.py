@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cni_plugin.dataplane.tables import TABLES
 from lab.host import Host
 from weft.kernel.nft.library import Library, Program
 from weft.kernel.nft.ruleset import Nft
@@ -13,6 +14,6 @@ from weft.kernel.nft.ruleset import Nft
 
 @pytest.fixture(params=[Library, Program], ids=["library", "program"])
 def rules(host: Host, request: pytest.FixtureRequest) -> Iterator[Nft]:
-    made = Nft(request.param)
+    made = Nft(TABLES, request.param)
     yield made
     made.close()

@@ -9,22 +9,23 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from unit.rules.test_contract import MINE, ONE_OF_EACH, OTHERS, PORT, ports
+from unit.rules.test_contract import MINE, ONE_OF_EACH, OTHERS, PORT, ports, with_rule
 
-from cni_plugin.dataplane.rules import BASE
+from cni_plugin.dataplane.tables import TABLES
 from lab.host import Host
 from weft.errors import Conflict
 from weft.kernel.interface import Element
 from weft.kernel.nft.library import Library, Program
 from weft.kernel.nft.ruleset import Nft
 from weft.kernel.nft.socket import NftSocket
-from weft.kernel.nft.text import commands, shapes
+from weft.kernel.nft.text import commands
+from weft.kernel.schema import Chain, Tables
 
 
 @pytest.fixture
 def nft(host: Host) -> Iterator[Nft]:
-    made = Nft()
-    made.install(BASE)
+    made = Nft(TABLES)
+    made.install(TABLES)
     yield made
     made.close()
 
@@ -34,26 +35,30 @@ def nft_program(host: Host, *commands: str) -> str:
 
 
 OTHER_TYPE = (
-    "flush chain inet weft ports\ndelete map inet weft ports4\n"
+    "flush chain inet weft dnat_published\ndelete map inet weft ports4\n"
     "add map inet weft ports4 { type inet_proto . inet_service : ipv4_addr . inet_service; flags interval; }"
 )
+NO_MASQUERADING = "flush chain inet weft nat_postrouting\nflush chain inet weft masquerade_outgoing"
 TAMPERING = [
     ("delete table inet weft", "the table inet weft is missing"),
-    ("flush table inet weft", "the chain senders lacks"),
+    ("flush table inet weft", "the chain check_source lacks"),
     ("delete table bridge weft", "the table bridge weft is missing"),
-    ("flush chain bridge weft contents", "in the table bridge weft, the chain contents lacks"),
+    ("flush chain bridge weft check_other", "in the table bridge weft, the chain check_other lacks"),
     ("add table bridge weft { flags dormant; }", "in the table bridge weft, the table has “flags dormant”"),
     ("add set bridge weft extra { type mark; }", "in the table bridge weft, there is a set extra"),
-    ("flush chain inet weft ports", "the chain ports lacks “dnat ip to ip daddr"),
-    ("delete chain inet weft guard", "the chain guard is missing"),
-    ("flush chain inet weft sources\nflush chain inet weft outgoing", "the chain outgoing lacks"),
-    ("insert rule inet weft arriving accept", "the chain arriving has “accept”"),
-    ("add chain inet weft arriving { policy drop; }", "the chain arriving lacks “type nat hook prerouting"),
+    ("flush chain inet weft dnat_published", "the chain dnat_published lacks “dnat ip to ip daddr"),
+    ("delete chain inet weft raw_prerouting", "the chain raw_prerouting is missing"),
+    (
+        NO_MASQUERADING,
+        "the chain masquerade_outgoing lacks",
+    ),
+    ("insert rule inet weft nat_prerouting accept", "the chain nat_prerouting has “accept”"),
+    ("add chain inet weft nat_prerouting { policy drop; }", "the chain nat_prerouting lacks “type nat hook prerouting"),
     ("add chain inet weft extra", "there is a chain extra that is not weft's"),
     ("add set inet weft extra { type mark; }", "there is a set extra that is not weft's"),
     ("add table inet weft { flags dormant; }", "the table has “flags dormant”"),
     (
-        "flush chain inet weft outgoing\nflush chain inet weft sources\ndelete set inet weft masquerade4",
+        f"{NO_MASQUERADING}\ndelete set inet weft masquerade4",
         "the set masquerade4 is missing",
     ),
     (
@@ -67,28 +72,37 @@ TAMPERING = [
 def test_what_was_changed_is_found_named_and_mended(host: Host, nft: Nft, commands: str, words: str) -> None:
     before = host.run("nft", "list", "ruleset").stdout
     nft_program(host, *commands.splitlines())
-    assert words in (nft.lacks(BASE) or "")
-    other = Nft(Program)  # another process, with the program
-    assert words in (other.lacks(BASE) or "")
-    other.install(BASE)
-    assert nft.lacks(BASE) is None
+    assert words in (nft.lacks(TABLES) or "")
+    other = Nft(TABLES, Program)  # another process, with the program
+    assert words in (other.lacks(TABLES) or "")
+    other.install(TABLES)
+    assert nft.lacks(TABLES) is None
     # A set that was made again comes last; else all is as it was.
     assert sorted(host.run("nft", "list", "ruleset").stdout.splitlines()) == sorted(before.splitlines())
     other.close()
 
 
 def test_a_rule_replaced_by_another_is_found(host: Host, nft: Nft) -> None:
-    listed = host.run("nft", "-a", "list", "chain", "inet", "weft", "guard").stdout
+    listed = host.run("nft", "-a", "list", "chain", "inet", "weft", "raw_prerouting").stdout
     handle = next(line for line in listed.splitlines() if "saddr" in line).rpartition(" ")[2]
-    rule = f"inet weft guard handle {handle} iifname != lo ip saddr 127.0.0.0/8 accept"
+    rule = f"inet weft raw_prerouting handle {handle} iifname != lo ip saddr 127.0.0.0/8 accept"
     nft_program(host, f"replace rule {rule}")
-    assert "lacks “ip saddr 127.0.0.0/8 drop”" in (nft.lacks(BASE) or "")
+    assert "lacks “ip saddr 127.0.0.0/8 drop comment" in (nft.lacks(TABLES) or "")
+
+
+def with_priority(name: str, priority: str) -> Tables:
+    """The tables with one chain at another priority."""
+
+    def changed(chain: Chain) -> Chain:
+        return replace(chain, priority=priority) if chain.name == name else chain
+
+    return Tables(tuple(replace(table, chains=tuple(map(changed, table.chains))) for table in TABLES.tables))
 
 
 def test_another_base_is_found(nft: Nft) -> None:
-    assert nft.lacks(BASE.replace("priority raw", "priority mangle")) is not None
-    assert nft.lacks(BASE.replace("\t\tmasquerade\n", "")) is not None
-    assert nft.lacks(BASE) is None
+    assert nft.lacks(with_priority("raw_prerouting", "mangle")) is not None
+    assert nft.lacks(with_rule(TABLES, "ip daddr 224.0.0.0/4 return", "")) is not None
+    assert nft.lacks(TABLES) is None
 
 
 @pytest.mark.parametrize("stamp", ['return comment "base 12 listed 34"', "", "none"])
@@ -99,18 +113,18 @@ def test_what_another_version_would_list_otherwise_is_compared_and_stamped(host:
     nft_program(host, change.get(stamp, f"flush chain inet weft stamp\nadd rule inet weft stamp {stamp}"))
     if stamp == "none":
         nft_program(host)
-    assert nft.lacks(BASE) is None
+    assert nft.lacks(TABLES) is None
     assert sorted(host.run("nft", "list", "table", "inet", "weft").stdout.split()) == sorted(fine.split())
 
 
 def test_both_ways_leave_the_same(host: Host) -> None:
     listings = []
     for make in (Library, Program):
-        made = Nft(make)
-        made.install(BASE)
+        made = Nft(TABLES, make)
+        made.install(TABLES)
         made.add(ONE_OF_EACH)
         listings.append(host.run("nft", "list", "ruleset").stdout)
-        assert made.lacks(BASE) is None
+        assert made.lacks(TABLES) is None
         made.remove()
         made.close()
     assert listings[0] == listings[1]
@@ -124,7 +138,7 @@ def test_elements_are_as_nftables_would_write_them(host: Host, nft: Nft) -> None
     assert all(element.mark in ours for element in ONE_OF_EACH)
     nft.delete(ONE_OF_EACH)
     assert not any(nft.elements(name) for name in nft.collections())
-    nft_program(host, commands("create", [(shapes(BASE)[one.collection], one) for one in ONE_OF_EACH]))
+    nft_program(host, commands("create", [(TABLES.shapes[one.collection], one) for one in ONE_OF_EACH]))
     assert host.run("nft", "list", "ruleset").stdout == ours
     assert nft.missing(ONE_OF_EACH) == ()
     nft.delete(ONE_OF_EACH)
@@ -144,7 +158,7 @@ def test_a_set_of_plain_intervals_is_left_to_the_library(host: Host, nft: Nft) -
 
 def test_weft_s_own_changes_leave_rules_known_and_nobody_elses_do(host: Host, nft: Nft) -> None:
     """What was looked at once is not looked at again, until somebody else was there."""
-    assert nft.lacks(BASE) is None
+    assert nft.lacks(TABLES) is None
     nft.add(ports(500))
     with pytest.raises(Conflict):
         nft.add(ports(1, OTHERS))
@@ -152,11 +166,11 @@ def test_weft_s_own_changes_leave_rules_known_and_nobody_elses_do(host: Host, nf
     nft_program(host, "add table ip other")
     nft.delete(ports(500))
     assert not nft.known
-    assert nft.lacks(BASE) is None
+    assert nft.lacks(TABLES) is None
     assert nft.known
-    nft_program(host, "flush chain inet weft ports")
+    nft_program(host, "flush chain inet weft dnat_published")
     nft.add([PORT])
-    assert "ports" in (nft.lacks(BASE) or "")
+    assert "ports" in (nft.lacks(TABLES) or "")
 
 
 def test_others_tables_stay(host: Host, nft: Nft) -> None:
@@ -166,7 +180,7 @@ def test_others_tables_stay(host: Host, nft: Nft) -> None:
         "type nat hook prerouting priority dstnat; policy accept; fib daddr type local jump DOCKER; }; }",
     )
     theirs = host.run("nft", "list", "table", "ip", "nat").stdout
-    nft.install(BASE)
+    nft.install(TABLES)
     nft.add([PORT])
     nft.remove()
     assert host.run("nft", "list", "table", "ip", "nat").stdout == theirs
@@ -175,14 +189,14 @@ def test_others_tables_stay(host: Host, nft: Nft) -> None:
 def test_it_stays_where_it_was_made(host: Host) -> None:
     """An engine's threads come and go between namespaces; the rules are the host's."""
     for make in (Library, Program):
-        made = Nft(make)  # nothing is open yet: the first use is elsewhere
+        made = Nft(TABLES, make)  # nothing is open yet: the first use is elsewhere
 
         def elsewhere(made: Nft = made) -> None:
             os.close(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
             from lab import namespaces
 
             namespaces.unshare()
-            made.install(BASE)
+            made.install(TABLES)
             made.add([PORT])
 
         thread = threading.Thread(target=elsewhere)
@@ -198,12 +212,12 @@ def test_many_threads_at_once(host: Host, nft: Nft) -> None:
 
     def work(number: int) -> None:
         mine = [replace(port, mark=f"weft:{number:016x}") for port in ports(80)[number * 10 : number * 10 + 10]]
-        own = nft if number % 2 else Nft()
+        own = nft if number % 2 else Nft(TABLES)
         try:
-            own.install(BASE)
+            own.install(TABLES)
             own.add(mine)
             assert own.missing(mine) == ()
-            assert own.lacks(BASE) is None
+            assert own.lacks(TABLES) is None
             own.delete(mine[:5])
         except BaseException as error:
             errors.append(error)
@@ -223,7 +237,7 @@ def test_one_key_has_one_owner_whoever_is_first(host: Host, nft: Nft) -> None:
     won: list[str] = []
 
     def claim(mark: str) -> None:
-        own = Nft()
+        own = Nft(TABLES)
         try:
             own.add([replace(port, mark=mark) for port in ports(20)])
             won.append(mark)
@@ -250,9 +264,9 @@ class Words:
     def __init__(self, nft: Nft) -> None:
         nft.missing(())
         self._nft = nft
-        assert nft._questions is not None
-        self._socket = nft._questions._socket
-        nft._questions._socket = self  # type: ignore[assignment]
+        assert nft._nft_socket is not None
+        self._socket = nft._nft_socket._socket
+        nft._nft_socket._socket = self  # type: ignore[assignment]
         self.said = self.heard = 0
 
     def send(self, data: bytes) -> int:
@@ -278,8 +292,8 @@ class Words:
 
 def test_cost_does_not_grow_with_elements(host: Host, nft: Nft) -> None:
     def look() -> None:
-        nft._sound.found = None  # or it would not look
-        assert nft.lacks(BASE) is None
+        nft._verified.found = None  # or it would not look
+        assert nft.lacks(TABLES) is None
 
     def once() -> None:
         nft.add([PORT])
@@ -316,8 +330,8 @@ def test_no_process_is_started(host: Host, nft: Nft) -> None:
     import resource
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    nft.install(BASE)
-    assert nft.lacks(BASE) is None
+    nft.install(TABLES)
+    assert nft.lacks(TABLES) is None
     nft.add(ONE_OF_EACH)
     assert nft.missing(ONE_OF_EACH) == ()
     nft.delete(ONE_OF_EACH)

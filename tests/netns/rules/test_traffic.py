@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from unit.rules.test_contract import MINE
 
-from cni_plugin.dataplane.rules import BASE
+from cni_plugin.dataplane.tables import TABLES
 from lab import frames, namespaces, seen
 from lab.host import Host, Lan
 from lab.waiting import BRIEFLY, PATIENTLY, until
@@ -44,7 +44,7 @@ class Site:
         self.show_bridged(False)
         for address in (SERVER6, SIBLING6, "fd00:2::5", self.lan.outside6):
             assert host.ping(None, address), address
-        nft.install(BASE)
+        nft.install(TABLES)
 
     def show_bridged(self, shown: bool) -> bool:
         """Whether rules see bridged packets (br_netfilter): False where that cannot be had."""
@@ -82,12 +82,12 @@ class Site:
         self.add("ports4", protocol, PORT, to=(SERVER, INNER))
         self.add("ports6", protocol, PORT, to=(SERVER6, INNER))
         if snat:
-            self.add("loopback4", protocol, PORT)
-            self.add("loopback6", protocol, PORT)
+            self.add("loopback_ports4", protocol, PORT)
+            self.add("loopback_ports6", protocol, PORT)
             self.add("hairpin4", BRIDGE, SERVER)
             self.add("hairpin6", BRIDGE, SERVER6)
-            self.add("self4", SERVER, SERVER)
-            self.add("self6", SERVER6, SERVER6)
+            self.add("hairpin_self4", SERVER, SERVER)
+            self.add("hairpin_self6", SERVER6, SERVER6)
 
     def sees(
         self, client: str | None, address: str, port: int = PORT, protocol: str = "tcp", *, timeout: float = PATIENTLY
@@ -104,7 +104,7 @@ def _typed(part: str | int) -> object:
 
 @pytest.fixture
 def site(host: Host) -> Iterator[Site]:
-    nft = Nft()
+    nft = Nft(TABLES)
     yield Site(host, nft)
     nft.close()
 
@@ -130,7 +130,7 @@ def test_within_the_network_addresses_stay(site: Site, source: str) -> None:
     site.host.inside("server", "ip", "route", "add", "10.1.99.9/32", "via", GATEWAY)
     site.add("masquerade4", SERVER)
     assert site.sees("server", "10.1.99.9", 80) == "10.2.0.1"
-    site.add("local4", source, "10.1.0.0/16")
+    site.add("masquerade_exempt4", source, "10.1.0.0/16")
     assert site.sees("server", "10.1.99.9", 80) == SERVER
     assert site.sees("server", ELSEWHERE, 80) == "10.2.0.1"
     site.host.serve_tcp("sibling", 80)
@@ -160,7 +160,7 @@ def test_within_an_ipv6_network_addresses_stay(site: Site) -> None:
     site.host.serve_tcp("elsewhere", 80)
     site.add("masquerade6", SERVER6)
     assert site.sees("server", "fd00:2::5", 80) == "fd00:2::1"
-    site.add("local6", SERVER6, "fd00::/16")
+    site.add("masquerade_exempt6", SERVER6, "fd00::/16")
     assert site.sees("server", "fd00:2::5", 80) == SERVER6
 
 
@@ -175,7 +175,7 @@ def test_nobody_comes_from_127_but_the_host(site: Site) -> None:
 
     send()
     assert server.clients == []
-    site.host.run("nft", "flush", "chain", "inet", "weft", "guard")
+    site.host.run("nft", "flush", "chain", "inet", "weft", "raw_prerouting")
     send()
     until(lambda: server.clients == ["127.0.0.9"], what="a datagram from 127.0.0.9")
 
@@ -264,7 +264,7 @@ def test_a_port_of_the_loopback_is_the_hosts_alone(site: Site, guarded: bool) ->
     site.host.serve_tcp("server", INNER)
     site.host.serve_udp(None, 9999, "127.0.0.1")
     site.add("ports4_at", "127.0.0.1", "tcp", PORT, to=(SERVER, INNER))
-    site.add("loopback4_at", "127.0.0.1", "tcp", PORT)
+    site.add("loopback_ports4_at", "127.0.0.1", "tcp", PORT)
     site.add("hairpin4", BRIDGE, SERVER)
     assert site.sees(None, "127.0.0.1") == GATEWAY
     assert site.sees(None, "127.0.0.2", timeout=BRIEFLY) is None
@@ -294,7 +294,7 @@ def test_a_port_of_the_loopback_is_the_hosts_alone(site: Site, guarded: bool) ->
         assert answered(PORT, "tcp") == answered(9999, "udp") == [False, False]
         return
     # The kernel itself refuses what is for the host, unless told otherwise; a published port is the guard's.
-    site.host.run("nft", "flush", "chain", "inet", "weft", "guard")
+    site.host.run("nft", "flush", "chain", "inet", "weft", "raw_prerouting")
     assert answered(9999, "udp") == [False, False]
     let_in()
     assert answered(PORT, "tcp", PATIENTLY)[0]
@@ -310,7 +310,7 @@ def test_bridged_packets_to_the_loopback_are_stopped_by_the_guard(site: Site, fa
     source, loopback, inner = (SIBLING, "127.0.0.1", SERVER) if family == 4 else (SIBLING6, "::1", SERVER6)
     site.add(f"ports{family}_at", loopback, "udp", PORT, to=(inner, INNER))
     if not guarded:
-        site.host.run("nft", "flush", "chain", "inet", "weft", "guard")
+        site.host.run("nft", "flush", "chain", "inet", "weft", "raw_prerouting")
     packet = frames.ip(source, loopback, frames.UDP, frames.udp(4000, PORT, b"by the bridge"))
     macs = seen.link(site.host, "eth0", "sibling")["address"], seen.link(site.host, BRIDGE)["address"]
     ear = frames.Ear(f"{namespaces.FOLDER}/server")
@@ -324,7 +324,7 @@ def test_a_port_of_no_container_on_the_loopback_is_the_hosts_own(site: Site) -> 
     """Published by IPv4 alone: a server of the host's own at ::1 is reached, and the other way round."""
     site.host.serve_tcp("server", INNER)
     site.add("ports4", "tcp", PORT, to=(SERVER, INNER))
-    site.add("loopback4", "tcp", PORT)
+    site.add("loopback_ports4", "tcp", PORT)
     site.add("hairpin4", BRIDGE, SERVER)
     site.host.serve_tcp(None, PORT, "::1")
     assert site.sees(None, "::1") == "::1"

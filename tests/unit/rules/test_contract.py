@@ -7,9 +7,10 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from cni_plugin.dataplane.rules import BASE
+from cni_plugin.dataplane.tables import TABLES
 from weft.errors import Conflict, KernelRefused, Missing
 from weft.kernel.interface import Element, Ruleset, Scalar
+from weft.kernel.schema import Chain, Rule, Set, Tables
 
 MINE = "weft:00112233445566aa"
 OTHERS = "weft:ffeeddccbbaa9988"
@@ -19,54 +20,54 @@ CONTAINER6 = ip_address("fd00:1::5")
 ONE_OF_EACH = (
     Element("masquerade4", (CONTAINER,), (), MINE),
     Element("masquerade6", (CONTAINER6,), (), MINE),
-    Element("local4", (CONTAINER, ip_network("10.1.0.0/16")), (), MINE),
-    Element("local4", (ip_network("10.9.0.0/24"), ip_network("10.9.0.0/24")), (), MINE),
-    Element("local6", (CONTAINER6, ip_network("fd00:1::/64")), (), MINE),
+    Element("masquerade_exempt4", (CONTAINER, ip_network("10.1.0.0/16")), (), MINE),
+    Element("masquerade_exempt4", (ip_network("10.9.0.0/24"), ip_network("10.9.0.0/24")), (), MINE),
+    Element("masquerade_exempt6", (CONTAINER6, ip_network("fd00:1::/64")), (), MINE),
     Element("ports4", ("tcp", 8080), (CONTAINER, 80), MINE),
     Element("ports4", ("udp", 8080), (CONTAINER, 53), MINE),
     Element("ports4", ("sctp", 65535), (CONTAINER, 1), MINE),
     Element("ports6", ("tcp", 8080), (CONTAINER6, 80), MINE),
     Element("ports4_at", (ip_address("127.0.0.1"), "tcp", 8080), (CONTAINER, 80), MINE),
     Element("ports6_at", (ip_address("2001:db8::1"), "udp", 53), (CONTAINER6, 53), MINE),
-    Element("loopback4", ("tcp", 8080), (), MINE),
-    Element("loopback6", ("udp", 8080), (), MINE),
-    Element("loopback4_at", (ip_address("127.0.0.1"), "tcp", 8080), (), MINE),
-    Element("loopback6_at", (ip_address("::1"), "sctp", 8080), (), MINE),
+    Element("loopback_ports4", ("tcp", 8080), (), MINE),
+    Element("loopback_ports6", ("udp", 8080), (), MINE),
+    Element("loopback_ports4_at", (ip_address("127.0.0.1"), "tcp", 8080), (), MINE),
+    Element("loopback_ports6_at", (ip_address("::1"), "sctp", 8080), (), MINE),
     Element("hairpin4", ("cni0", CONTAINER), (), MINE),
     Element("hairpin4", ("tcp", CONTAINER), (), MINE),
     Element("hairpin4", ("a}{,;#$@'`b", CONTAINER), (), MINE),
     Element("hairpin6", ("veth0.1-_x", CONTAINER6), (), MINE),
-    Element("self4", (CONTAINER, CONTAINER), (), MINE),
-    Element("self6", (CONTAINER6, CONTAINER6), (), MINE),
+    Element("hairpin_self4", (CONTAINER, CONTAINER), (), MINE),
+    Element("hairpin_self6", (CONTAINER6, CONTAINER6), (), MINE),
     Element("masquerade_all4", (CONTAINER,), (), MINE),
     Element("masquerade_all6", (CONTAINER6,), (), f"{MINE}:web/eth0"),
-    Element("closed", ("cni0",), (), MINE),
-    Element("routed", ("cni0",), (), MINE),
-    Element("private", ("cni0",), (), MINE),
-    Element("internal", ("cni0",), (), MINE),
-    Element("within", ("cni0", "cni0"), (), MINE),
-    Element("within4", ("veth0", ip_network("10.1.0.0/16")), (), MINE),
-    Element("within6", ("veth0", ip_network("fd00:1::/64")), (), MINE),
-    Element("no_metadata", ("cni0",), (), MINE),
-    Element("no_host", ("cni0",), (), MINE),
-    Element("sourced", ("veth0",), (), MINE),
-    Element("sources4", ("veth0", CONTAINER), (), MINE),
-    Element("sources6", ("veth0", CONTAINER6), (), MINE),
-    Element("policed", ("cni0",), (), MINE),
-    Element("same", ("cni0", "cni0"), (), MINE),
-    Element("separate4", ("cni0", CONTAINER), (), MINE),
-    Element("separate6", ("cni0", CONTAINER6), (), MINE),
-    Element("isolated4", ("cni0", CONTAINER), (), MINE),
-    Element("isolated6", ("cni0", CONTAINER6), (), MINE),
-    Element("attached", ("veth0",), (), MINE),
-    Element("stationed", ("veth0",), (), MINE),
-    Element("stations", ("veth0", "02:42:0a:01:00:05"), (), MINE),
-    Element("addressed", ("veth0",), (), MINE),
-    Element("own4", ("veth0", "02:42:0a:01:00:05", CONTAINER), (), MINE),
-    Element("own6", ("veth0", "02:42:0a:01:00:05", CONTAINER6), (), MINE),
-    Element("claims6", ("veth0", int(CONTAINER6)), (), MINE),
-    Element("link_addresses", ("veth0", 0x02420A010005), (), MINE),
-    Element("trunks", ("veth0",), (), MINE),
+    Element("closed_links", ("cni0",), (), MINE),
+    Element("routed_links", ("cni0",), (), MINE),
+    Element("isolated_links", ("cni0",), (), MINE),
+    Element("internal_links", ("cni0",), (), MINE),
+    Element("intra_network_links", ("cni0", "cni0"), (), MINE),
+    Element("intra_network4", ("veth0", ip_network("10.1.0.0/16")), (), MINE),
+    Element("intra_network6", ("veth0", ip_network("fd00:1::/64")), (), MINE),
+    Element("no_metadata_links", ("cni0",), (), MINE),
+    Element("no_host_links", ("cni0",), (), MINE),
+    Element("source_checked_links", ("veth0",), (), MINE),
+    Element("link_sources4", ("veth0", CONTAINER), (), MINE),
+    Element("link_sources6", ("veth0", CONTAINER6), (), MINE),
+    Element("ingress_policy_links", ("cni0",), (), MINE),
+    Element("intra_link", ("cni0", "cni0"), (), MINE),
+    Element("ingress_policy4", ("cni0", CONTAINER), (), MINE),
+    Element("ingress_policy6", ("cni0", CONTAINER6), (), MINE),
+    Element("ingress_isolated4", ("cni0", CONTAINER), (), MINE),
+    Element("ingress_isolated6", ("cni0", CONTAINER6), (), MINE),
+    Element("no_router_ports", ("veth0",), (), MINE),
+    Element("mac_checked_ports", ("veth0",), (), MINE),
+    Element("port_macs", ("veth0", "02:42:0a:01:00:05"), (), MINE),
+    Element("ip_checked_ports", ("veth0",), (), MINE),
+    Element("port_mac_ip4", ("veth0", "02:42:0a:01:00:05", CONTAINER), (), MINE),
+    Element("port_mac_ip6", ("veth0", "02:42:0a:01:00:05", CONTAINER6), (), MINE),
+    Element("nd_targets6", ("veth0", int(CONTAINER6)), (), MINE),
+    Element("nd_link_addresses", ("veth0", 0x02420A010005), (), MINE),
+    Element("trunk_ports", ("veth0",), (), MINE),
 )
 PORT = Element("ports4", ("tcp", 8080), (CONTAINER, 80), MINE)
 
@@ -93,47 +94,68 @@ def ports(count: int, mark: str = MINE) -> tuple[Element, ...]:
     return tuple(replace(PORT, key=("tcp", 20000 + number), mark=mark) for number in range(count))
 
 
+def with_set(tables: Tables, name: str, **changes: object) -> Tables:
+    """The tables with one set changed."""
+
+    def changed(one: Set) -> Set:
+        return replace(one, **changes) if one.name == name else one  # type: ignore[arg-type]
+
+    return Tables(tuple(replace(table, sets=tuple(map(changed, table.sets))) for table in tables.tables))
+
+
+def with_rule(tables: Tables, old: str, new: str) -> Tables:
+    """The tables with a part of some rule's text changed; a rule that is "" then goes."""
+
+    def changed(chain: Chain) -> Chain:
+        rules = (Rule(text, rule.why) for rule in chain.rules if (text := rule.text.replace(old, new)))
+        return replace(chain, rules=tuple(rules))
+
+    found = Tables(tuple(replace(table, chains=tuple(map(changed, table.chains))) for table in tables.tables))
+    assert found.text != tables.text
+    return found
+
+
 def test_a_base_is_lacking_until_it_is_installed(rules: Ruleset) -> None:
-    assert "missing" in (rules.lacks(BASE) or "")
+    assert "missing" in (rules.lacks(TABLES) or "")
     assert rules.collections() == ()
-    rules.install(BASE)
-    assert rules.lacks(BASE) is None
+    rules.install(TABLES)
+    assert rules.lacks(TABLES) is None
     assert set(rules.collections()) == {element.collection for element in ONE_OF_EACH}
     assert all(rules.elements(name) == () for name in rules.collections())
 
 
 def test_installing_again_changes_nothing_and_keeps_elements(rules: Ruleset) -> None:
-    rules.install(BASE)
+    rules.install(TABLES)
     rules.add(ONE_OF_EACH)
     before = {name: sorted(rules.elements(name), key=repr) for name in rules.collections()}
-    rules.install(BASE)
-    assert rules.lacks(BASE) is None
+    rules.install(TABLES)
+    assert rules.lacks(TABLES) is None
     assert {name: sorted(rules.elements(name), key=repr) for name in rules.collections()} == before
 
 
 def test_another_base_replaces_the_first(rules: Ruleset) -> None:
-    rules.install(BASE)
+    rules.install(TABLES)
     rules.add([PORT, ONE_OF_EACH[0]])
-    changed = BASE.replace("set masquerade4 { type ipv4_addr; }", "set masquerade4 { type ipv4_addr . ipv4_addr; }")
-    changed = changed.replace("ip saddr @masquerade4", "ip saddr . ip daddr @masquerade4")
+    changed = with_rule(TABLES, "ip saddr @masquerade4", "ip saddr . ip daddr @masquerade4")
+    changed = with_set(changed, "masquerade4", type="ipv4_addr . ipv4_addr")
     assert rules.lacks(changed) is not None
     rules.install(changed)
     assert rules.lacks(changed) is None
-    assert rules.lacks(BASE) is not None
+    assert rules.lacks(TABLES) is not None
     assert rules.elements("ports4") == (PORT,)
     assert rules.elements("masquerade4") == ()  # of another type: its elements mean nothing now
 
 
 def test_removing_twice_is_fine(rules: Ruleset) -> None:
     rules.remove()
-    rules.install(BASE)
+    rules.install(TABLES)
     rules.remove()
     rules.remove()
-    assert "missing" in (rules.lacks(BASE) or "")
+    assert "missing" in (rules.lacks(TABLES) or "")
 
 
 def test_elements_come_back_as_they_went_in(rules: Ruleset) -> None:
-    rules.install(BASE)
+    rules.install(TABLES)
     rules.add(ONE_OF_EACH)
     there = [element for name in rules.collections() for element in rules.elements(name)]
     assert sorted(there, key=repr) == sorted(ONE_OF_EACH, key=repr)
@@ -144,18 +166,18 @@ def test_elements_come_back_as_they_went_in(rules: Ruleset) -> None:
 
 
 def test_a_network_of_one_address_is_that_address(rules: Ruleset) -> None:
-    rules.install(BASE)
-    element = Element("local4", (ip_network("10.1.0.5/32"), ip_network("10.1.0.0/16")), (), MINE)
+    rules.install(TABLES)
+    element = Element("masquerade_exempt4", (ip_network("10.1.0.5/32"), ip_network("10.1.0.0/16")), (), MINE)
     rules.add([element])
-    assert rules.elements("local4") == (replace(element, key=(CONTAINER, element.key[1])),)
+    assert rules.elements("masquerade_exempt4") == (replace(element, key=(CONTAINER, element.key[1])),)
     assert rules.missing([element]) == ()
     rules.add([element])
     rules.delete([element])
-    assert rules.elements("local4") == ()
+    assert rules.elements("masquerade_exempt4") == ()
 
 
 def test_adding_again_is_fine_and_so_is_a_mix(rules: Ruleset) -> None:
-    rules.install(BASE)
+    rules.install(TABLES)
     rules.add([PORT])
     rules.add([PORT])
     rules.add([PORT, *ports(3), PORT])
@@ -169,7 +191,7 @@ def test_adding_again_is_fine_and_so_is_a_mix(rules: Ruleset) -> None:
     ids=["mark", "address", "port"],
 )
 def test_a_key_of_anothers_is_refused_and_nothing_is_added(rules: Ruleset, other: Element) -> None:
-    rules.install(BASE)
+    rules.install(TABLES)
     rules.add([PORT])
     with pytest.raises(Conflict) as raised:
         rules.add([*ports(2), other, ONE_OF_EACH[0]])
@@ -179,7 +201,7 @@ def test_a_key_of_anothers_is_refused_and_nothing_is_added(rules: Ruleset, other
 
 
 def test_twins_in_one_call_are_refused(rules: Ruleset) -> None:
-    rules.install(BASE)
+    rules.install(TABLES)
     with pytest.raises(Conflict):
         rules.add([PORT, replace(PORT, mark=OTHERS)])
     assert rules.elements("ports4") == ()
@@ -187,19 +209,19 @@ def test_twins_in_one_call_are_refused(rules: Ruleset) -> None:
 
 @pytest.mark.parametrize("subnet", ["10.1.3.0/24", "10.1.0.0/17", "10.1.0.0/16"])
 def test_what_lies_within_anothers_interval_is_refused(rules: Ruleset, subnet: str) -> None:
-    rules.install(BASE)
+    rules.install(TABLES)
     network = ip_network("10.1.0.0/16")
-    rules.add([Element("local4", (network, network), (), OTHERS)])
-    inner = Element("local4", (ip_network(subnet), ip_network(subnet)), (), MINE)
+    rules.add([Element("masquerade_exempt4", (network, network), (), OTHERS)])
+    inner = Element("masquerade_exempt4", (ip_network(subnet), ip_network(subnet)), (), MINE)
     with pytest.raises(Conflict, match=OTHERS):
         rules.add([inner])
     assert rules.missing([inner]) == (inner,)
     rules.delete([inner])
-    assert len(rules.elements("local4")) == 1
+    assert len(rules.elements("masquerade_exempt4")) == 1
 
 
 def test_only_what_bears_the_same_mark_is_deleted(rules: Ruleset) -> None:
-    rules.install(BASE)
+    rules.install(TABLES)
     theirs = replace(PORT, key=("tcp", 9090), mark=OTHERS)
     rules.add([PORT, theirs])
     rules.delete([PORT, replace(theirs, mark=MINE), replace(PORT, key=("tcp", 1))])
@@ -210,7 +232,7 @@ def test_only_what_bears_the_same_mark_is_deleted(rules: Ruleset) -> None:
 
 @pytest.mark.parametrize("count", [5, 200])
 def test_many_at_once_some_of_them_missing(rules: Ruleset, count: int) -> None:
-    rules.install(BASE)
+    rules.install(TABLES)
     many = ports(count)
     rules.add(many)
     assert rules.missing(many) == ()
@@ -231,7 +253,7 @@ def test_without_the_table(rules: Ruleset) -> None:
         rules.add([PORT])
     with pytest.raises(Missing):
         rules.elements("ports4")
-    rules.install(BASE)
+    rules.install(TABLES)
     rules.add([PORT])
     rules.remove()
     rules.delete([PORT])
@@ -241,7 +263,7 @@ def test_without_the_table(rules: Ruleset) -> None:
 
 
 def test_an_unknown_collection(rules: Ruleset) -> None:
-    rules.install(BASE)
+    rules.install(TABLES)
     stray = replace(PORT, collection="nosuch")
     with pytest.raises(Missing, match="nosuch"):
         rules.add([PORT, stray])
@@ -279,7 +301,7 @@ def test_an_unknown_collection(rules: Ruleset) -> None:
 def test_parts_of_a_wrong_type_are_refused(
     rules: Ruleset, collection: str, key: tuple[Scalar, ...], data: tuple[Scalar, ...]
 ) -> None:
-    rules.install(BASE)
+    rules.install(TABLES)
     element = Element(collection, key, data, MINE)
     for verb in (rules.add, rules.delete, rules.missing):
         with pytest.raises(KernelRefused, match=collection):
@@ -289,7 +311,7 @@ def test_parts_of_a_wrong_type_are_refused(
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_refused_in_every_field(rules: Ruleset, text: str) -> None:
-    rules.install(BASE)
+    rules.install(TABLES)
     wrong = [
         replace(PORT, collection=text),
         replace(PORT, mark=text),
@@ -304,5 +326,5 @@ def test_hostile_text_is_refused_in_every_field(rules: Ruleset, text: str) -> No
         for verb in (rules.add, rules.delete, rules.missing):
             with pytest.raises(KernelRefused):
                 verb([PORT, element])
-    assert rules.lacks(BASE) is None
+    assert rules.lacks(TABLES) is None
     assert all(rules.elements(name) == () for name in rules.collections())

@@ -10,34 +10,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit.rules.test_contract import HOSTILE, MINE, ONE_OF_EACH, PORT
 
-from cni_plugin.dataplane import rules
+from cni_plugin.dataplane import frames, packets
+from cni_plugin.dataplane.tables import TABLES
 from weft.errors import KernelLacks, KernelRefused, Missing
 from weft.identity import attachment_mark
 from weft.kernel.fake.rules import FakeRuleset
 from weft.kernel.interface import Element
+from weft.kernel.nft.elements import creations
 from weft.kernel.nft.library import Runner
 from weft.kernel.nft.listing import blocks, difference
+from weft.kernel.nft.lookup import element, entries
 from weft.kernel.nft.ruleset import Nft
-from weft.kernel.nft.text import Shape, checked, elements_in, rendered, shapes
+from weft.kernel.nft.socket import attribute, attributes, nested
+from weft.kernel.nft.text import Entry, checked, copies, rendered
+from weft.kernel.schema import Shape
 from weft.types import Attachment
 
-SHAPES = shapes(rules.BASE)
+SHAPES = TABLES.shapes
 
 
 def test_every_collection_has_a_name_and_is_looked_into() -> None:
-    others = ("BASE", "PORTS", "STAND_IN4", "STAND_IN6")
-    names = {value for name, value in vars(rules).items() if name.isupper() and name not in others}
+    others = ("PORTS", "PUBLISHED", "LOOPBACK_SOURCE4", "LOOPBACK_SOURCE6", "TABLE")
+    constants = {**vars(packets), **vars(frames)}
+    names = {value for name, value in constants.items() if name.isupper() and name[0] != "_" and name not in others}
     assert names == set(SHAPES)
-    assert all(f"@{name}\n" in rules.BASE or f"@{name} " in rules.BASE for name in names)
+    assert all(f"@{name}\n" in TABLES.plain or f"@{name} " in TABLES.plain for name in names)
 
 
 def test_the_base_declares_what_elements_hold() -> None:
     assert SHAPES["masquerade4"] == Shape("masquerade4", ("ipv4_addr",))
-    assert SHAPES["local6"] == Shape("local6", ("ipv6_addr", "ipv6_addr"), (), ("interval",))
+    assert SHAPES["masquerade_exempt6"] == Shape("masquerade_exempt6", ("ipv6_addr", "ipv6_addr"), (), ("interval",))
     assert SHAPES["ports4_at"].key == ("ipv4_addr", "inet_proto", "inet_service")
-    assert {name for name in SHAPES if name.startswith(("ports", "loopback"))} == rules.PORTS
-    assert all(f"saddr {one} oifname" in rules.BASE for one in (rules.STAND_IN4, rules.STAND_IN6))
+    assert {name for name in SHAPES if name.startswith(("ports", "loopback"))} == packets.PORTS
+    assert all(f"saddr {one} oifname" in TABLES.text for one in (packets.LOOPBACK_SOURCE4, packets.LOOPBACK_SOURCE6))
     assert SHAPES["ports4_at"].data == ("ipv4_addr", "inet_service")
+    assert SHAPES["nd_targets6"] == Shape("nd_targets6", ("ifname", "bits128"), table="bridge weft")
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -48,7 +55,7 @@ def test_nothing_is_run_for_hostile_text(text: str, verb: str) -> None:
     def never() -> Runner:
         raise AssertionError("commands would be run")
 
-    ruleset = Nft(never)
+    ruleset = Nft(TABLES, never)
     for wrong in (
         replace(PORT, collection=text),
         replace(PORT, mark=f"{MINE}{text}" if text else ""),
@@ -90,8 +97,8 @@ def test_a_link_name_is_one_quoted_word_or_refused(text: str) -> None:
         return
     assert word == f'"{text}"'
     assert text.isascii() and text.isprintable() and not set(text) & set('"\\* \n')
-    listing = f'elements = {{ {word} . 10.1.0.5 comment "{MINE}" }}'
-    assert elements_in(listing, shape) == (Element("hairpin4", (text, ip_address("10.1.0.5")), (), MINE),)
+    known = Element("hairpin4", (text, ip_address("10.1.0.5")), (), MINE)
+    assert read_back(known) == [known]
 
 
 @given(
@@ -99,28 +106,59 @@ def test_a_link_name_is_one_quoted_word_or_refused(text: str) -> None:
                                                        st.integers(0, 2**32 - 1))),
 )  # fmt: skip
 def test_subnets_come_back(subnet: IPv4Network) -> None:
-    shape = SHAPES["local4"]
-    text = rendered((subnet, subnet), shape.key, shape)
-    (found,) = elements_in(f"elements = {{ {text} }}", shape)
+    shape = SHAPES["masquerade_exempt4"]
+    (found,) = read_back(Element(shape.name, (subnet, subnet), (), MINE))
     assert [ip_network(part) for part in found.key] == [subnet, subnet]
-    assert found.mark == ""
+    assert found.mark == MINE
 
 
-def test_all_kinds_of_elements_come_back_from_a_listing() -> None:
-    for element in ONE_OF_EACH:
-        shape = SHAPES[element.collection]
-        data = f" : {rendered(element.data, shape.data, shape)}" if shape.data else ""
-        text = f'{rendered(element.key, shape.key, shape)} comment "{element.mark}"{data}'
-        assert elements_in(f"elements = {{ {text},\n\t\t\t     {text} }}", shape) == (element, element)
+def test_all_kinds_of_elements_come_back_from_the_kernels_answer() -> None:
+    for known in ONE_OF_EACH:
+        assert read_back(known, known) == [known, known]
 
 
 def test_elements_that_are_not_wefts_are_shown_without_a_mark() -> None:
-    listing = 'elements = { 10.0.0.1-10.0.0.9 . 10.0.0.0/8 comment "somebody", 10.1.0.1 . ::/0 }'
     shape = Shape("odd", ("ipv4_addr", "ipv6_addr"), (), ("interval",))
-    first, second = elements_in(listing, shape)
-    assert first.key == ("10.0.0.1-10.0.0.9", ip_network("10.0.0.0/8"))
-    assert first.mark == ""
+    ends = [("10.0.0.1", "fd00::", "10.0.0.9", "fd00::ffff"), ("10.1.0.1", "::", "10.1.0.1", "f" * 4 + ":ffff" * 7)]
+    first, second = entries([answer(*(item(*one, comment="somebody") for one in ends))], shape)
+    assert first == Entry(("10.0.0.1-10.0.0.9", ip_network("fd00::/112")), (), "somebody")
+    assert element(first, shape).mark == ""
     assert second.key == (ip_address("10.1.0.1"), IPv6Network("::/0"))
+    assert copies(shape, [first]) == [
+        'add element inet weft odd { 10.0.0.1-10.0.0.9 . fd00::/112 comment "somebody" }\n'
+    ]
+
+
+def test_plain_intervals_are_put_together_from_their_ends() -> None:
+    """As the kernel has them: each beginning, and flagged the first value behind; none behind the last of all."""
+    shape = Shape("spans", ("ipv4_addr",), (), ("interval",))
+    bounds = [
+        ("0.0.0.0", True), ("10.0.0.0", False), ("10.1.0.0", True), ("10.0.0.4", False), ("10.0.0.4", True),
+        ("255.0.0.0", False),
+    ]  # fmt: skip
+    found = entries([answer(*(item(one, ends=ends) for one, ends in bounds))], shape)
+    networks = ["10.0.0.0/30", "255.0.0.0/8"]
+    assert [one.key[0] for one in found] == [ip_network(networks[0]), "10.0.0.4-10.0.255.255", ip_network(networks[1])]
+
+
+def read_back(*elements: Element) -> list[Element]:
+    """Elements of one collection as the kernel answers them, from the messages that make them."""
+    shape = SHAPES[elements[0].collection]
+    ((_, _, _, parts),) = creations([(shape, one) for one in elements])
+    return [element(entry, shape) for entry in entries([attributes(parts[2])], shape)]
+
+
+def answer(*items: bytes) -> dict[int, bytes]:
+    return attributes(nested(3, *items))
+
+
+def item(*addresses: str, comment: str = "", ends: bool = False) -> bytes:
+    half = len(addresses) // 2 or 1
+    packed = [b"".join(ip_address(one).packed for one in part) for part in (addresses[:half], addresses[half:])]
+    found = nested(1, attribute(1, packed[0])) + (nested(10, attribute(1, packed[1])) if packed[1] else b"")
+    found += attribute(3, (1).to_bytes(4, "big")) if ends else b""
+    text = comment.encode() + b"\0"
+    return nested(1, found, attribute(6, bytes((0, len(text))) + text))
 
 
 LISTED = """\
@@ -173,9 +211,9 @@ def test_where_nftables_is_missing_the_message_says_so(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(library, "LIBRARY", "libnosuch.so.1")
     monkeypatch.setattr(library, "PROGRAM", "nosuch")
-    ruleset = Nft()
+    ruleset = Nft(TABLES)
     with pytest.raises(KernelLacks, match=r"neither libnosuch\.so\.1 nor a program nosuch"):
-        ruleset.collections()
+        ruleset.install(TABLES)
     ruleset.close()
     ruleset.close()
     with pytest.raises(KernelRefused, match="closed"):
@@ -185,7 +223,7 @@ def test_where_nftables_is_missing_the_message_says_so(monkeypatch: pytest.Monke
 def test_the_fake_fails_when_told_and_shows_what_it_holds() -> None:
     fake = FakeRuleset()
     assert fake.dump() == {}
-    fake.install(rules.BASE)
+    fake.install(TABLES)
     fake.fail("add", Missing("as told"), call=2)
     fake.add(ONE_OF_EACH[:1])
     with pytest.raises(Missing, match="as told"):

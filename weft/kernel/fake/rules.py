@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from weft.errors import Missing
 from weft.kernel.fake.calls import CallLog
 from weft.kernel.interface import Element, Scalar
-from weft.kernel.nft.text import Shape, checked, conflict, normal, rendered, shapes
+from weft.kernel.nft.text import checked, conflict, normal, rendered
+from weft.kernel.schema import Shape, Tables
 
 Key = tuple[Scalar, ...]
 
 
 class FakeRuleset(CallLog):
-    """The base ruleset as text, and each set or map as a dict of its elements by key."""
+    """The tables as they were installed, and each set or map as a dict of elements by key."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._base: str | None = None
+        self._tables: Tables | None = None
         self._shapes: dict[str, Shape] = {}
         self._held: dict[str, dict[Key, Element]] = {}
 
@@ -31,29 +33,35 @@ class FakeRuleset(CallLog):
 
     def close(self) -> None: ...
 
-    def lacks(self, base: str) -> str | None:
+    def lacks(self, tables: Tables) -> str | None:
         self.called("lacks")
-        if self._base is None:
+        if self._tables is None:
             return "the table inet weft is missing"
-        return None if self._base == base else "the table inet weft is not as this base says"
+        return None if self._tables.text == tables.text else "the table inet weft is not as it should be"
 
-    def install(self, base: str) -> None:
+    def install(self, tables: Tables) -> None:
         self.called("install")
-        declared = shapes(base)
-        kept = {name: self._held[name] for name, shape in declared.items() if self._shapes.get(name) == shape}
-        self._base, self._shapes = base, declared
-        self._held = {name: kept.get(name, {}) for name in declared}
+        self._held = {
+            name: {
+                key: replace(element, collection=name)
+                for old in (*tables.sets[name].formerly, name)
+                if (held := self._shapes.get(old)) is not None and replace(held, name=name) == shape
+                for key, element in self._held[old].items()
+            }
+            for name, shape in tables.shapes.items()
+        }
+        self._tables, self._shapes = tables, tables.shapes
 
     def remove(self) -> None:
         self.called("remove")
-        self._base, self._shapes, self._held = None, {}, {}
+        self._tables, self._shapes, self._held = None, {}, {}
 
     def add(self, elements: Iterable[Element]) -> None:
         self.called("add")
         wanted: dict[tuple[str, Key], Element] = {}
         for element in [checked(element) for element in elements]:
             if not self._fits(element):
-                raise Missing(f"weft's tables have no set or map {element.collection}", hint="install the base rules")
+                raise Missing(f"weft's tables have no set or map {element.collection}", hint="install the rules")
             key = normal(element.key)
             existing = self._held[element.collection].get(key) or wanted.get((element.collection, key))
             existing = existing or self._covering(element)

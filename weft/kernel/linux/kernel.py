@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from weft.kernel.netlink.batch_deletion import BatchDeleter
     from weft.kernel.netlink.conntrack import Conntrack
     from weft.kernel.nft.socket import NftSocket
+    from weft.kernel.schema import Tables
 
 
 class LinuxNamespace:
@@ -377,10 +378,14 @@ class LinuxNamespace:
 
 
 class LinuxKernel:
-    """The running kernel; ``host`` is the network namespace of the creating thread."""
+    """The running kernel; ``host`` is the network namespace of the creating thread.
 
-    def __init__(self) -> None:
+    ``tables`` are those that ``rules`` are about; without them there are none.
+    """
+
+    def __init__(self, tables: Tables | None = None) -> None:
         self.host: Namespace = LinuxNamespace(*netns.open_namespace(netns.CURRENT))
+        self._tables = tables
         self._rules: Ruleset | None = None
 
     @property
@@ -389,7 +394,9 @@ class LinuxKernel:
         if self._rules is None:
             from weft.kernel.nft.ruleset import Nft
 
-            self._rules = Nft()
+            if self._tables is None:
+                raise KernelRefused("this kernel was opened without nftables tables")
+            self._rules = Nft(self._tables)
         return self._rules
 
     def identify(self, path: str) -> NamespaceId:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from weft.kernel.interface import Element
 from weft.kernel.nft.lookup import comment, keys, packed
 from weft.kernel.nft.socket import Change, attribute, nested, text
-from weft.kernel.nft.text import Shape
+from weft.kernel.schema import Shape
 
 _NEW, _DELETE = 12, 14
 _CREATE, _EXCLUSIVE = 0x400, 0x200

@@ -1,4 +1,4 @@
-"""What is known of the rules without a look at them: that they were sound, and nobody else has changed any since."""
+"""What is known of the rules without a survey: that they were as installed at a generation of the kernel's."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from _thread import allocate_lock
 from contextlib import AbstractContextManager
 
 Found = tuple[str, int]
-"""The digest of the base that was found as it should be, and the kernel's count of transactions then."""
+"""The digest of the tables that were verified, and the kernel's nf_tables generation then."""
 
 
-class Sound:
-    """What the threads of one process know together (those of several: ``engine.common.SharedSound``)."""
+class VerifiedGeneration:
+    """What the threads of one process share (those of several: ``engine.shared``)."""
 
     def __init__(self) -> None:
-        self._turn: AbstractContextManager[object] = allocate_lock()
+        self._lock: AbstractContextManager[object] = allocate_lock()
         self._found: Found | None = None
 
     @property
-    def turn(self) -> AbstractContextManager[object]:
-        """To be held from reading ``found`` until what follows from it is done: a look or a transaction."""
-        return self._turn
+    def lock(self) -> AbstractContextManager[object]:
+        """To be held from reading ``found`` until what follows from it is done: a survey or a transaction."""
+        return self._lock
 
     @property
     def found(self) -> Found | None:

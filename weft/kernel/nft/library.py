@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Protocol
+from typing import NoReturn, Protocol
 
-from weft.errors import KernelLacks, KernelRefused
+from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 
 LIBRARY = "libnftables.so.1"
 PROGRAM = "nft"
@@ -111,6 +111,24 @@ class Program:
         return done.stdout, (done.stderr or f"exit status {done.returncode}") if done.returncode else ""
 
     def close(self) -> None: ...
+
+
+_ERRORS: tuple[tuple[str, type[KernelRefused], str], ...] = (
+    ("No such file or directory", Missing, ""),
+    ("File exists", Exists, ""),
+    ("Operation not permitted", KernelRefused, "it takes CAP_NET_ADMIN: run weft as root"),
+    ("Operation not supported", KernelLacks, "the kernel lacks an nftables module"),
+    ("Protocol not supported", KernelLacks, "the kernel lacks an nftables module"),
+)
+
+
+def refuse(errors: str) -> NoReturn:
+    """Raise what nftables' message says; only its first line, since the others repeat the command."""
+    sentence = errors.strip().splitlines()[0].removeprefix("Error: ").removeprefix("Could not process rule: ")
+    for text, kind, hint in _ERRORS:
+        if text in sentence:
+            raise kind(f"nftables: {sentence}", hint=hint)
+    raise KernelRefused(f"nftables: {sentence}")
 
 
 def runner() -> Runner:

@@ -8,6 +8,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from weft.errors import KernelRefused
+from weft.kernel.nft.survey import Survey
+from weft.kernel.schema import Table
+
 _BLOCK = re.compile(r"^\s*(set|map|chain)\s+(\S+)\s*\{(.*)$")
 _COMMENT = re.compile(r'^((?:[^"#]|"[^"]*")*)#.*$')
 _ELEMENTS = re.compile(r'\belements = \{((?:[^}"]+|"[^"]*")*)\}')
@@ -25,14 +29,16 @@ class Block:
 def blocks(text: str) -> tuple[Block, ...]:
     """The sets, maps and chains of a table, and the table's own lines as a block of kind ``table``.
 
-    Comments go (newer versions count elements in one) and so do elements, which a terse listing leaves out
-    anyway. A block's braces are on its first and its last line, as in every listing.
+    Comments go (newer versions count elements in one; those of sets stay what they were when the set was made) and so
+    do elements, which a terse listing leaves out anyway. A block's braces are on its first and its last line.
     """
     found: list[Block] = []
     table: list[str] = []
     current: tuple[str, str, list[str]] | None = None
     for line in _ELEMENTS.sub("", text).splitlines():
         clean = _COMMENT.sub(r"\1", line).strip()
+        if clean.startswith('comment "'):
+            continue
         opened = _BLOCK.match(clean) if current is None else None
         if opened is not None:
             current = (opened.group(1), opened.group(2), [])
@@ -47,6 +53,28 @@ def blocks(text: str) -> tuple[Block, ...]:
             found.append(Block(current[0], current[1], tuple(current[2])))
             current = None
     return (Block("table", "", tuple(table)), *found)
+
+
+def listed(output: str, table: str, names: set[tuple[str, str]], leave: str = "") -> tuple[Block, ...]:
+    """The blocks of a listing but for the chain ``leave``. Raises KernelRefused where it lacks a set, map or chain of
+    those that are known to exist: an empty or partial answer is none."""
+    found = tuple(block for block in blocks(output) if (block.kind, block.name) != ("chain", leave))
+    lacking = names - {(block.kind, block.name) for block in found} - {("chain", leave)}
+    if f"table {table} {{" not in output or lacking:
+        what = " ".join(min(lacking)) if lacking else "its head"
+        raise KernelRefused(f"nft lists the table {table} without {what}")
+    return found
+
+
+def declared_names(table: Table) -> set[tuple[str, str]]:
+    """The sets, maps and chains that a table should have, by kind and name."""
+    return {(one.kind, one.name) for one in table.sets} | {("chain", one.name) for one in table.chains}
+
+
+def surveyed_names(found: Survey, table: str) -> set[tuple[str, str]]:
+    """Those that the kernel has in it."""
+    sets = {(shape.kind, shape.name) for shape, _ in found.sets if shape.table == table}
+    return sets | {("chain", name) for place, name, _ in found.chains if place == table}
 
 
 def difference(wanted: tuple[Block, ...], there: tuple[Block, ...]) -> str | None:

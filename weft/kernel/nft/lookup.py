@@ -7,23 +7,34 @@ missing. Here each key is a question of its own, and many go out together.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from struct import Struct
 
+from weft.errors import Busy
 from weft.kernel.interface import Element, Scalar
 from weft.kernel.nft.socket import Attributes, NftSocket, attribute, attributes, nested, text
-from weft.kernel.nft.text import PROTOCOLS, Shape, own_mark
+from weft.kernel.nft.text import PROTOCOLS, Entry, own_mark
+from weft.kernel.schema import Shape
 
+_ATTEMPTS = 20
 _GET_ELEMENT = 13
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _ITEM = 1
-_KEY, _DATA, _COMMENT, _KEY_END = 1, 2, 6, 10
-_VALUE = 1
-_LENGTHS = {
+_KEY, _DATA, _FLAGS, _COMMENT, _KEY_END = 1, 2, 3, 6, 10
+_INTERVAL_END = 1
+_VALUE, _VERDICT = 1, 2
+_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
+_VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
+_HEADER = Struct("=HH")
+LENGTHS = {
     "ipv4_addr": 4,
     "ipv6_addr": 16,
     "inet_proto": 1,
     "inet_service": 2,
     "mark": 4,
+    "classid": 4,
     "ifname": 16,
     "ether_addr": 6,
 }
@@ -88,20 +99,96 @@ def _part(part: Scalar, name: str, end: int) -> bytes:
     if isinstance(part, str):
         if name == "ether_addr":
             return bytes.fromhex(part.replace(":", ""))
-        return bytes([PROTOCOLS[part]]) if name == "inet_proto" else part.encode("ascii").ljust(_LENGTHS[name], b"\0")
+        return bytes([PROTOCOLS[part]]) if name == "inet_proto" else part.encode("ascii").ljust(LENGTHS[name], b"\0")
     if isinstance(part, int):
         return part.to_bytes(_length(name), sys.byteorder if name == "mark" else "big")
     return part.packed
 
 
+def dump(nft_socket: NftSocket, shape: Shape) -> list[Entry]:
+    """All elements of a set or map. Raises Missing, and Busy where others never stop changing the rules.
+
+    The kernel says where its answer ends, so an empty list means an empty set. *Equivalent to:* ``nft list set``.
+    """
+    family, table = shape.table.split()
+    question = _GET_ELEMENT, family, text(_TABLE, table), text(_SET, shape.name)
+    for _ in range(_ATTEMPTS):
+        with suppress(InterruptedError):
+            return entries(nft_socket.all(*question), shape)
+    raise Busy("the nftables rules keep changing", hint="try again")
+
+
+def entries(answers: list[Attributes], shape: Shape) -> list[Entry]:
+    found = [attributes(item) for answer in answers for item in _items(answer[_ELEMENTS])]
+    if "interval" in shape.flags and len(shape.key) == 1:
+        return list(_intervals(found, shape))
+    return [_entry(one, shape) for one in found]
+
+
+def readable(shape: Shape) -> bool:
+    """Whether the parts of such elements are known: not, for example, numbers that the kernel has computed."""
+    parts = [name for name in (*shape.key, *shape.data) if name != "verdict"]
+    return "dynamic" not in shape.flags and all(name in LENGTHS or name.startswith("bits") for name in parts)
+
+
+def element(entry: Entry, shape: Shape) -> Element:
+    """With its mark, "" where the comment is none of weft's."""
+    return Element(shape.name, entry.key, entry.data, own_mark(entry.comment))
+
+
+def _items(data: bytes) -> Iterator[bytes]:
+    """The nested attributes of a list, which all have the same number."""
+    place = 0
+    while place + _HEADER.size <= len(data):
+        length = _HEADER.unpack_from(data, place)[0]
+        if length < _HEADER.size:
+            return
+        yield data[place + _HEADER.size : place + length]
+        place += (length + 3) & ~3
+
+
 def _element(answer: Attributes, shape: Shape) -> Element:
-    found = attributes(attributes(answer[_ELEMENTS])[_ITEM])
+    return element(_entry(attributes(attributes(answer[_ELEMENTS])[_ITEM]), shape), shape)
+
+
+def _entry(found: Attributes, shape: Shape) -> Entry:
     first = attributes(found[_KEY])[_VALUE]
     last = attributes(found[_KEY_END])[_VALUE] if _KEY_END in found else first
-    data = attributes(found[_DATA])[_VALUE] if shape.data else b""
+    data = attributes(found[_DATA]) if shape.data else {}
+    if shape.data == ("verdict",):
+        return Entry(_values(first, last, shape.key), (_verdict(data),), _comment(found))
+    return Entry(
+        _values(first, last, shape.key),
+        _values(data.get(_VALUE, b""), data.get(_VALUE, b""), shape.data),
+        _comment(found),
+    )
+
+
+def _verdict(data: Attributes) -> str:
+    found = attributes(data[_VERDICT])
+    code = int.from_bytes(found[_VERDICT_CODE], "big", signed=True)
+    chain = found.get(_VERDICT_CHAIN, b"").rstrip(b"\0").decode("utf-8", "replace")
+    return f"{_VERDICTS.get(code, code)} {chain}".rstrip()
+
+
+def _comment(found: Attributes) -> str:
     said = found.get(_COMMENT, b"\0\0")
-    mark = said[2 : 2 + said[1]].rstrip(b"\0").decode("utf-8", "replace") if said[0] == 0 else ""
-    return Element(shape.name, _values(first, last, shape.key), _values(data, data, shape.data), own_mark(mark))
+    return said[2 : 2 + said[1]].rstrip(b"\0").decode("utf-8", "replace") if said[0] == 0 else ""
+
+
+def _intervals(found: list[Attributes], shape: Shape) -> Iterator[Entry]:
+    """A set of plain intervals holds where each begins and, flagged, the first value behind it, if there is one."""
+    (name,) = shape.key
+    size = _length(name)
+    bounds = sorted(
+        (int.from_bytes(attributes(one[_KEY])[_VALUE], "big"), not one.get(_FLAGS, b"\0")[-1] & _INTERVAL_END, number)
+        for number, one in enumerate(found)
+    )
+    for place, (first, begins, number) in enumerate(bounds):
+        if begins:
+            behind = bounds[place + 1][0] if place + 1 < len(bounds) else 1 << 8 * size
+            ends = first.to_bytes(size, "big"), (behind - 1).to_bytes(size, "big")
+            yield Entry((_value(*ends, name),), (), _comment(found[number]))
 
 
 def _values(first: bytes, last: bytes, types: tuple[str, ...]) -> tuple[Scalar, ...]:
@@ -116,7 +203,7 @@ def _values(first: bytes, last: bytes, types: tuple[str, ...]) -> tuple[Scalar, 
 
 def _length(name: str) -> int:
     """The bytes that a value of the type has."""
-    return int(name[4:]) // 8 if name.startswith("bits") else _LENGTHS[name]
+    return int(name[4:]) // 8 if name.startswith("bits") else LENGTHS[name]
 
 
 def _value(first: bytes, last: bytes, name: str) -> Scalar:

@@ -1,66 +1,62 @@
-"""weft's tables of nftables rules, ``inet weft`` and ``bridge weft``, through libnftables in this process.
+"""nftables tables, installed, verified and filled: the one way for ``inet weft``, ``bridge weft`` and the balancer's.
 
 The rules never change with attachments; what an attachment adds are elements of sets and maps, each with the
-mark of its owner as its comment. Commands are made from typed values alone (``nft_text``), and all that one
-call asks for goes to the kernel as one transaction: elements by messages of our own (``nft_elements``), a fifth of the
-time, the rest by the library. Sources: nft(8), libnftables(3).
+mark of its owner as its comment. Rules are installed by libnftables in this process, as one transaction; elements are
+written by netlink messages of our own (``elements``), in a fifth of the time, and whatever is read is read from the
+kernel (``survey``, ``lookup``): what nft prints is only ever compared with what it printed before.
+Sources: nft(8), libnftables(3).
 """
 
 from __future__ import annotations
 
 import os
-import re
 from _thread import allocate_lock
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import lru_cache
-from typing import NoReturn, TypeVar
+from ipaddress import ip_network
+from typing import TypeVar
 
-from weft.errors import Busy, Exists, KernelLacks, KernelRefused, Missing
-from weft.identity import digest
+from weft.errors import Busy, Exists, KernelRefused, Missing
 from weft.kernel.interface import Element
 from weft.kernel.nft.elements import creations, deletions, writable
-from weft.kernel.nft.generation import Sound
-from weft.kernel.nft.library import Answer, Runner, enter_namespace, leave_namespace, runner
-from weft.kernel.nft.lookup import keys, look_up, owned
+from weft.kernel.nft.generation import VerifiedGeneration
+from weft.kernel.nft.library import Answer, Runner, enter_namespace, leave_namespace, refuse, runner
+from weft.kernel.nft.lookup import dump, keys, look_up, owned
+from weft.kernel.nft.lookup import element as marked
 from weft.kernel.nft.socket import ERESTART, Change, NftSocket, refusal
-from weft.kernel.nft.survey import Survey, survey
-from weft.kernel.nft.text import Shape, checked, commands, conflict, elements_in, normal, rendered, shapes
+from weft.kernel.nft.survey import Survey, declared, survey
+from weft.kernel.nft.text import Entry, checked, commands, conflict, normal, rendered
+from weft.kernel.nft.upgrade import outdated, script
+from weft.kernel.schema import Shape, Tables
 
 T = TypeVar("T")
 
-TABLES = ("inet weft", "bridge weft")
-"""The first is about packets, the second about frames between the ports of a bridge."""
 _STAMP = "stamp"
-_STAMP_CHAIN = re.compile(r'\s*chain stamp \{\s*(?:return comment "([^"]*)"\s*)?\}')
-_FAMILIES = tuple(table.split()[0] for table in TABLES)
 _ATTEMPTS = 5  # of a transaction that another process's came before
 _LAST_GENERATION = 0xFFFFFFFF  # after which the kernel counts from 1 again
 _INTERRUPTED = "Interrupted system call"  # the rules changed while nftables read them, before it wrote
-_ERRORS: tuple[tuple[str, type[KernelRefused], str], ...] = (
-    ("No such file or directory", Missing, ""),
-    ("File exists", Exists, ""),
-    ("Operation not permitted", KernelRefused, "it takes CAP_NET_ADMIN: run weft as root"),
-    ("Operation not supported", KernelLacks, "the kernel lacks an nftables module"),
-    ("Protocol not supported", KernelLacks, "the kernel lacks an nftables module"),
-)
 
 
 class Nft:
-    """The rules of the network namespace that the constructor's thread is in; usable from any thread.
+    """Tables in the network namespace that the constructor's thread is in; usable from any thread.
 
     Nothing is loaded before the first verb: most calls of a runtime need no rules. ``make`` chooses how
-    commands are run (the library, else the ``nft`` program), ``sound`` who shares what is known of the rules.
+    commands are run (the library, else the ``nft`` program); ``verified`` is shared by those that verify together.
+    Tables that an earlier release installed, with former names of sets, are upgraded before anything is done with them.
     """
 
-    def __init__(self, make: Callable[[], Runner] = runner, sound: Sound | None = None) -> None:
+    def __init__(
+        self, tables: Tables, make: Callable[[], Runner] = runner, verified: VerifiedGeneration | None = None
+    ) -> None:
+        self._tables = tables
         self._make = make
-        self._sound = sound or Sound()
+        self._verified = verified or VerifiedGeneration()
         self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._lock = allocate_lock()
         self._runner: Runner | None = None
         self._nft_socket: NftSocket | None = None
         self._shapes: dict[str, Shape] = {}
+        self._plain = False
 
     def close(self) -> None:
         """Give back the library's memory and sockets; a second call does nothing."""
@@ -75,90 +71,124 @@ class Nft:
                 os.close(self._namespace)
                 self._namespace = -1
 
-    # The base rules
+    # Tables
 
     @property
     def known(self) -> bool:
-        """Whether the base was looked at, and nobody else was seen to change any rules since."""
-        return self._sound.found is not None
+        """Whether the tables were verified, and no other transaction is known to have come since."""
+        return self._verified.found is not None
 
-    def lacks(self, base: str) -> str | None:
-        """What of the base is not as it should be, in a sentence; None if all is.
+    @property
+    def installed(self) -> bool:
+        """Whether all of the tables exist, whatever is in them. *Equivalent to:* ``nft list table`` …"""
+        return not self._survey().missing
 
-        One look at the rules, whatever the sets hold, is compared with the stamp that ``install`` left in the
-        first table. Only where that differs is the base installed in an empty namespace, and its listing compared with
-        this one line by line, to name what differs.
+    def lacks(self, tables: Tables) -> str | None:
+        """What of the tables is not as it should be, in a sentence; None if all is.
+
+        What the kernel has, whatever the sets hold, is compared with the stamp that ``install`` left in the
+        first table. Only where that differs are the tables installed in an empty namespace, and their listing compared
+        with this one line by line, to name what differs.
         """
-        self._shapes = shapes(base)
+        self._tables, self._shapes = tables, tables.shapes
         for _ in range(_ATTEMPTS):
-            generation, found = self._look(base)
-            sentence = None if found is None else self._difference(base, found)
-            # Looks before and after somebody's transaction make a whole that never was: look again.
+            generation, found = self._look()
+            if found is not None and outdated(tables, {shape.name: shape for shape, _ in found.sets}):
+                self.install(tables)
+                continue
+            sentence = None if found is None else self._difference(found)
+            # Surveys before and after another's transaction make a whole that never was: again.
             if sentence is None or self._ask(NftSocket.generation) == generation:
                 break
         return sentence
 
-    def _look(self, base: str) -> tuple[int, Survey | None]:
-        """The count of transactions and what there is, None where that is the base as it was installed.
+    def _look(self) -> tuple[int, Survey | None]:
+        """The kernel's generation and what there is, None where that is what was installed.
 
-        Whoever shares what is known waits meanwhile, and need not look himself.
+        Those that share ``verified`` wait meanwhile, and need no survey of their own.
         """
-        with self._sound.turn:
+        tables = self._tables
+        with self._verified.lock:
             generation = self._ask(NftSocket.generation)
-            if self._sound.found == (_digest(base), generation):
+            if self._verified.found == (tables.digest, generation):
                 return generation, None
             found = self._survey()
-            if found.missing or _stamp(base, found).encode() not in found.stamp:
+            if found.missing or _stamp(tables, found).encode() not in found.stamp:
                 return generation, found
-            self._sound.found = _digest(base), generation
+            self._verified.found = tables.digest, generation
             return generation, None
 
-    def _difference(self, base: str, found: Survey) -> str | None:
+    def _difference(self, found: Survey) -> str | None:
         if found.missing:
             return f"the table {found.missing[0]} is missing"
-        from weft.kernel.nft.listing import blocks, difference  # rarely needed
+        from weft.kernel.nft.listing import declared_names, difference, listed, surveyed_names  # rarely needed
 
+        tables = self._tables
+        for name, one in tables.sets.items():  # a listing without elements does not show these
+            if one.elements is not None and not self._holds(tables.shapes[name], one.elements):
+                return f"the {one.kind} {name} holds other elements"
         try:
-            wanted = in_new_namespace(lambda: _fresh_listings(base, self._make))
-            there = [_STAMP_CHAIN.sub("", self._do(f"list table {table}\n", terse=True)) for table in TABLES]
+            fresh = in_new_namespace(lambda: _fresh_listings(self._text(), tables.names, self._make))
+            there = {table: self._do(f"list table {table}\n", terse=True) for table in tables.names}
+            for table in tables.tables:
+                name = str(table)
+                wanted = listed(fresh[name], name, declared_names(table))
+                sentence = difference(wanted, listed(there[name], name, surveyed_names(found, name), leave=_STAMP))
+                if sentence is not None:
+                    return f"in the table {name}, {sentence}"
         except KernelRefused:
-            return "weft's nftables tables are not as they were installed"
-        for table, one, other in zip(TABLES, wanted, there, strict=True):
-            sentence = difference(blocks(one), blocks(other))
-            if sentence is not None:
-                return f"in the table {table}, {sentence}"
+            return f"the nftables tables {' and '.join(tables.names)} are not as they were installed"
         with suppress(KernelRefused):
-            self._do(_stamping(_stamp(base, found)))
+            self._do(_stamping(tables, found))
         return None
 
-    def install(self, base: str) -> None:
-        """Make the tables be exactly what ``base`` says, in one transaction; what else is in them goes.
+    def _holds(self, shape: Shape, elements: tuple[str, ...]) -> bool:
+        """Whether a set has exactly the elements of its definition, which are networks."""
+        with suppress(Missing, ValueError):  # a range is no network
+            found = self._ask(lambda nft_socket: dump(nft_socket, shape))
+            return {ip_network(entry.key[0]) for entry in found} == {ip_network(one) for one in elements}
+        return False
 
-        Sets and maps of the same type keep their elements. Raises KernelRefused with nftables' sentence.
-        *Equivalent to:* ``nft -f BASE`` after flushing what was there.
+    def install(self, tables: Tables) -> None:
+        """Make the tables be exactly what they should, in one transaction; what else is in them goes.
+
+        Sets and maps keep their elements, also those that had another name in an earlier release. Raises KernelRefused
+        with nftables' sentence. *Equivalent to:* ``nft -f RULES`` after flushing what was there.
         """
-        self._shapes = shapes(base)
+        self._tables, self._shapes = tables, tables.shapes
         for attempt in range(_ATTEMPTS):
             found = self._survey()
-            for table in found.dormant:  # a sleeping table cannot wake and change at once
+            for table in found.dormant:  # a table cannot become active and change at once
                 self._do(f"add table {table}\n")
-            empty = "".join(f"add table {table}\nflush table {table}\n" for table in TABLES)
-            chains = "".join(f"delete chain {table} {name}\n" for table, name in found.chains)
-            script = f"{empty}{chains}{self._unlike(self._shapes)}{base}\n"
             try:
-                self._do(script)
+                self._declare(found)
                 break
             except (Missing, Exists):  # another process's transaction came between
                 if attempt == _ATTEMPTS - 1:
                     raise
         found = self._survey()
         if not found.missing:
-            self._do(_stamping(_stamp(base, found)))
+            self._do(_stamping(tables, found))
+
+    def _declare(self, found: Survey) -> None:
+        def read(shape: Shape) -> list[Entry]:
+            return self._ask(lambda nft_socket: dump(nft_socket, shape))
+
+        try:
+            self._do(script(self._tables, found, read, self._text()))
+        except KernelRefused as error:
+            if self._plain or "syntax error" not in error.message:
+                raise
+            self._plain = True  # nftables before 0.9.8 takes no comments on chains
+            self._do(script(self._tables, found, read, self._text()))
+
+    def _text(self) -> str:
+        return self._tables.plain if self._plain else self._tables.text
 
     def remove(self) -> None:
         """Delete the tables with all in them; missing is fine. *Equivalent to:* ``nft delete table inet weft`` …"""
         # "add" first, so that missing is fine with any version.
-        self._do("".join(f"add table {table}\ndelete table {table}\n" for table in TABLES))
+        self._do("".join(f"add table {table}\ndelete table {table}\n" for table in self._tables.names))
 
     # Elements
 
@@ -181,7 +211,7 @@ class Nft:
             except Missing as error:
                 raise Missing(
                     f"nftables lacks one of {', '.join(sorted({key[0] for key in absent}))}",
-                    hint="install the base rules",
+                    hint="install the rules",
                 ) from error
         if absent:
             raise Busy("others keep changing the same nftables elements", hint="try again")
@@ -214,10 +244,11 @@ class Nft:
         shape = self._shape(collection)
         if shape is None:
             raise Missing(f"weft's tables have no set or map {collection!r}")
-        return elements_in(self._do(f"list {shape.kind} {shape.table} {collection}\n"), shape)
+        entries = self._ask(lambda nft_socket: dump(nft_socket, shape))
+        return tuple(marked(entry, shape) for entry in entries)
 
     def collections(self) -> tuple[str, ...]:
-        """The names of weft's sets and maps, () where the tables are missing."""
+        """The names of the sets and maps, () where the tables are missing."""
         return tuple(self._declared())
 
     # How
@@ -230,7 +261,7 @@ class Nft:
             if shape is None:
                 if missing_ok:
                     continue
-                raise Missing(f"weft's tables have no set or map {element.collection}", hint="install the base rules")
+                raise Missing(f"weft's tables have no set or map {element.collection}", hint="install the rules")
             rendered(element.data, shape.data, shape)
             twin = keyed.setdefault((element.collection, rendered(element.key, shape.key, shape)), element)
             if twin is not element and not _same(element, twin):
@@ -242,7 +273,7 @@ class Nft:
         return None if shape is None else (element.collection, rendered(element.key, shape.key, shape))
 
     def _shape(self, collection: str) -> Shape | None:
-        """The types of a set or map: from the base this process saw, else from the kernel."""
+        """The types of a set or map: from the tables this process installed or verified, else from the kernel."""
         if collection not in self._shapes:
             self._shapes = {**self._declared(), **self._shapes}
         return self._shapes.get(collection)
@@ -264,20 +295,20 @@ class Nft:
             self._change(deletions(mine))
 
     def _change(self, changes: list[Change]) -> None:
-        with self._sound.turn:
+        with self._verified.lock:
             number = self._ask(lambda nft_socket: self._transact(nft_socket, changes))
         if number:
             raise refusal(number)
 
     def _transact(self, nft_socket: NftSocket, changes: list[Change]) -> int:
-        """Rules that were sound stay so where nobody else's transaction came between: else the kernel refuses."""
-        if self._sound.found is not None:
-            base, generation = self._sound.found
+        """Verified rules stay so where no other transaction came between: else the kernel refuses (ERESTART)."""
+        if self._verified.found is not None:
+            base, generation = self._verified.found
             number = nft_socket.transact(changes, generation)
             if number != ERESTART:
-                self._sound.found = base, generation if number else generation % _LAST_GENERATION + 1
+                self._verified.found = base, generation if number else generation % _LAST_GENERATION + 1
                 return number
-            self._sound.found = None
+            self._verified.found = None
         return nft_socket.transact(changes)
 
     def _there(self, keyed: dict[tuple[str, str], Element]) -> dict[tuple[str, str], Element]:
@@ -295,17 +326,19 @@ class Nft:
         return found
 
     def _declared(self) -> dict[str, Shape]:
-        """The sets and maps there are. *Equivalent to:* ``nft list sets inet; nft list maps inet`` …, weft's only."""
-        commands = "".join(f"list sets {family}\nlist maps {family}\n" for family in _FAMILIES)
-        return shapes(self._do(commands, terse=True))
-
-    def _unlike(self, wanted: dict[str, Shape]) -> str:
-        """Commands that delete every set or map that is not as wanted."""
-        others = [shape for shape in self._declared().values() if wanted.get(shape.name) != shape]
-        return "".join(f"delete {shape.kind} {shape.table} {shape.name}\n" for shape in others)
+        """The sets and maps there are, by their present names."""
+        tables = self._tables
+        found = self._ask(lambda nft_socket: declared(nft_socket, tables.names))
+        if outdated(tables, found):
+            self.install(tables)
+            found = self._ask(lambda nft_socket: declared(nft_socket, tables.names))
+        wanted = tables.shapes
+        return {
+            name: wanted[name] if name in wanted and wanted[name].padded == one else one for name, one in found.items()
+        }
 
     def _survey(self) -> Survey:
-        return self._ask(lambda nft_socket: survey(nft_socket, TABLES, _STAMP))
+        return self._ask(lambda nft_socket: survey(nft_socket, self._tables.names, _STAMP))
 
     def _ask(self, work: Callable[[NftSocket], T]) -> T:
         """Ask the kernel directly, where this object belongs."""
@@ -328,7 +361,7 @@ class Nft:
                 if _INTERRUPTED not in errors:
                     break
         if errors:
-            _refuse(errors)
+            refuse(errors)
         return output
 
     def _run(self, commands: str, terse: bool) -> Answer:
@@ -374,35 +407,29 @@ def _in_thread(move: Callable[[], None], work: Callable[[], T]) -> T:
     return results[0]
 
 
-def _fresh_listings(base: str, make: Callable[[], Runner]) -> list[str]:
-    """How this nftables lists the base's tables where nothing else is."""
+def _fresh_listings(text: str, names: tuple[str, ...], make: Callable[[], Runner]) -> dict[str, str]:
+    """How this nftables lists the tables where nothing else is; one listing a run, since 1.1.7 prints only the last."""
     fresh = make()
     try:
-        listings = []
-        for commands in (base, *(f"list table {table}\n" for table in TABLES)):
-            output, errors = fresh.run(commands, terse=True)
+        answers = {}
+        for name, commands in (("", text), *((name, f"list table {name}\n") for name in names)):
+            answers[name], errors = fresh.run(commands, terse=True)
             if errors:
-                _refuse(errors)
-            listings.append(output)
-        return listings[1:]
+                refuse(errors)
+        return answers
     finally:
         fresh.close()
 
 
-@lru_cache(4)
-def _digest(base: str) -> str:
-    return digest(base)
+def _stamp(tables: Tables, found: Survey) -> str:
+    """What ties the tables to what the kernel made of them."""
+    return f"base {tables.digest} made {found.fingerprint}"
 
 
-def _stamp(base: str, found: Survey) -> str:
-    """What ties a base to what the kernel made of it."""
-    return f"base {_digest(base)} made {found.fingerprint}"
-
-
-def _stamping(stamp: str) -> str:
+def _stamping(tables: Tables, found: Survey) -> str:
     """The stamp is the comment of a rule in a chain that no packet meets: a table's comment cannot change."""
-    chain = f"{TABLES[0]} {_STAMP}"
-    return f'add chain {chain}\nflush chain {chain}\nadd rule {chain} return comment "{stamp}"\n'
+    chain = f"{tables.names[0]} {_STAMP}"
+    return f'add chain {chain}\nflush chain {chain}\nadd rule {chain} return comment "{_stamp(tables, found)}"\n'
 
 
 def _owned(element: Element, there: Element | None) -> bool:
@@ -412,12 +439,3 @@ def _owned(element: Element, there: Element | None) -> bool:
 def _same(element: Element, there: Element) -> bool:
     """Whether both are one element, however its single addresses are written."""
     return _owned(element, there) and normal(there.data) == normal(element.data)
-
-
-def _refuse(errors: str) -> NoReturn:
-    """Raise what nftables' message says; only its first line, since the others repeat the command."""
-    sentence = errors.strip().splitlines()[0].removeprefix("Error: ").removeprefix("Could not process rule: ")
-    for text, kind, hint in _ERRORS:
-        if text in sentence:
-            raise kind(f"nftables: {sentence}", hint=hint)
-    raise KernelRefused(f"nftables: {sentence}")

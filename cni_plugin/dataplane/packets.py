@@ -1,0 +1,477 @@
+"""The table ``inet weft``: what this host does with the packets of containers.
+
+Its rules are the same whether one container runs or ten thousand. What belongs to a container is an element of a set or
+map, with the mark of its attachment as the comment, so a packet costs the same few look-ups however many there are.
+
+Priorities are those that other software expects (dstnat, srcnat, raw): the first rule that translates a connection
+decides, and these rules match only weft's ports and containers. Sources: nft(8), ``linux/netfilter_ipv4.h``, the
+reference plugins ``portmap`` and ``bridge``.
+"""
+
+from __future__ import annotations
+
+from weft.kernel.schema import Chain, Rule, Set, Table, maps, rules, sets
+
+MASQUERADE4, MASQUERADE6 = "masquerade4", "masquerade6"
+MASQUERADE_EXEMPT4, MASQUERADE_EXEMPT6 = "masquerade_exempt4", "masquerade_exempt6"
+PORTS4, PORTS6 = "ports4", "ports6"
+PORTS4_AT, PORTS6_AT = "ports4_at", "ports6_at"
+LOOPBACK_PORTS4, LOOPBACK_PORTS6 = "loopback_ports4", "loopback_ports6"
+LOOPBACK_PORTS4_AT, LOOPBACK_PORTS6_AT = "loopback_ports4_at", "loopback_ports6_at"
+HAIRPIN4, HAIRPIN6 = "hairpin4", "hairpin6"
+HAIRPIN_SELF4, HAIRPIN_SELF6 = "hairpin_self4", "hairpin_self6"
+MASQUERADE_ALL4, MASQUERADE_ALL6 = "masquerade_all4", "masquerade_all6"
+CLOSED_LINKS, ROUTED_LINKS = "closed_links", "routed_links"
+ISOLATED_LINKS, INTERNAL_LINKS = "isolated_links", "internal_links"
+INTRA_NETWORK_LINKS = "intra_network_links"
+INTRA_NETWORK4, INTRA_NETWORK6 = "intra_network4", "intra_network6"
+NO_METADATA_LINKS, NO_HOST_LINKS = "no_metadata_links", "no_host_links"
+SOURCE_CHECKED_LINKS = "source_checked_links"
+LINK_SOURCES4, LINK_SOURCES6 = "link_sources4", "link_sources6"
+INGRESS_POLICY_LINKS, INTRA_LINK = "ingress_policy_links", "intra_link"
+INGRESS_POLICY4, INGRESS_POLICY6 = "ingress_policy4", "ingress_policy6"
+INGRESS_ISOLATED4, INGRESS_ISOLATED6 = "ingress_isolated4", "ingress_isolated6"
+
+PUBLISHED = frozenset({PORTS4, PORTS6, PORTS4_AT, PORTS6_AT})
+"""The maps from a port of the host to a port of a container."""
+PORTS = PUBLISHED | {LOOPBACK_PORTS4, LOOPBACK_PORTS6, LOOPBACK_PORTS4_AT, LOOPBACK_PORTS6_AT}
+"""The collections in which an element is a port of the host."""
+
+LOOPBACK_SOURCE4 = "192.0.0.8"
+"""The source of packets from 127.0.0.1 on their way to a container: the dummy address of RFC 7600."""
+LOOPBACK_SOURCE6 = "100:0:0:1::8"
+"""The same for ::1, of the dummy prefix of RFC 9780."""
+
+_INTERVAL = ("interval",)
+_MASQUERADING = (
+    *sets("masquerade{v}", "{address}", "containers whose outgoing connections get the host's address", "ipMasq"),
+    *sets(
+        "masquerade_exempt{v}",
+        "{address} . {address}",
+        "container or subnet, and the subnet it reaches without masquerading",
+        "ipMasq: an element for each network, so that networks with one subnet do not share it",
+        "local{v}",
+        _INTERVAL,
+    ),
+)
+_PUBLISHING = (
+    *maps(
+        "ports{v}",
+        "inet_proto . inet_service",
+        "{address} . inet_service",
+        "published ports of every host address: container address and port",
+        "portmap",
+    ),
+    *maps(
+        "ports{v}_at",
+        "{address} . inet_proto . inet_service",
+        "{address} . inet_service",
+        "published ports of one host address: container address and port",
+        "portmap with hostIP",
+    ),
+    *sets(
+        "loopback_ports{v}",
+        "inet_proto . inet_service",
+        "published ports that host processes reach by a loopback address, too",
+        "portmap",
+        "loopback{v}",
+    ),
+    *sets(
+        "loopback_ports{v}_at",
+        "{address} . inet_proto . inet_service",
+        "ports published at one loopback address",
+        "portmap with a loopback hostIP",
+        "loopback{v}_at",
+    ),
+    *sets("hairpin{v}", "ifname . {address}", "containers with ports, by the host's link to them", "portmap"),
+    *sets(
+        "hairpin_self{v}",
+        "{address} . {address}",
+        "containers with ports, twice: one that connects to its own published port",
+        "portmap",
+        "self{v}",
+    ),
+    *sets("masquerade_all{v}", "{address}", "containers that see this host as every client", "portmap with masqAll"),
+)
+_ISOLATION = (
+    Set(
+        CLOSED_LINKS,
+        "ifname",
+        "links closed to new connections but to published ports",
+        "isolation closed",
+        formerly=("closed",),
+    ),
+    Set(
+        ROUTED_LINKS,
+        "ifname",
+        "links closed to other containers, open to the outside",
+        "isolation routed",
+        formerly=("routed",),
+    ),
+    Set(
+        ISOLATED_LINKS,
+        "ifname",
+        "links of closed and routed networks",
+        "isolation closed and routed",
+        formerly=("private",),
+    ),
+    Set(
+        INTERNAL_LINKS,
+        "ifname",
+        "links from which only their own network is reached",
+        "internal",
+        formerly=("internal",),
+    ),
+    Set(
+        INTRA_NETWORK_LINKS,
+        "ifname . ifname",
+        "incoming and outgoing link within one network",
+        "isolation, internal",
+        formerly=("within",),
+    ),
+    *sets(
+        "intra_network{v}",
+        "ifname . {address}",
+        "link, and the subnets of its network where that has no bridge",
+        "isolation, internal",
+        "within{v}",
+        _INTERVAL,
+    ),
+    Set(
+        NO_METADATA_LINKS,
+        "ifname",
+        "links without access to metadata services and link-local addresses",
+        "metadata",
+        formerly=("no_metadata",),
+    ),
+    Set(
+        NO_HOST_LINKS,
+        "ifname",
+        "links to which this host offers DNS and echo replies alone",
+        "hostAccess, internal",
+        formerly=("no_host",),
+    ),
+    Set(
+        SOURCE_CHECKED_LINKS,
+        "ifname",
+        "links whose packets' source addresses are checked",
+        "ipspoofchk, by ptp",
+        formerly=("sourced",),
+    ),
+    *sets("link_sources{v}", "ifname . {address}", "link, and a source address it may use", "ipspoofchk", "sources{v}"),
+)
+_POLICIES = (
+    Set(
+        INGRESS_POLICY_LINKS,
+        "ifname",
+        "links that containers with an ingress policy are behind",
+        "firewall",
+        formerly=("policed",),
+    ),
+    Set(INTRA_LINK, "ifname . ifname", "the same links, twice: in and out by one link", "firewall", formerly=("same",)),
+    *sets(
+        "ingress_policy{v}",
+        "ifname . {address}",
+        "containers that other links with a policy cannot reach",
+        "firewall with ingressPolicy same-bridge or isolated",
+        "separate{v}",
+    ),
+    *sets(
+        "ingress_isolated{v}",
+        "ifname . {address}",
+        "containers that nothing behind their own link can reach",
+        "firewall with ingressPolicy isolated",
+        "isolated{v}",
+    ),
+)
+
+_RAW = (
+    Chain(
+        "check_source",
+        "source addresses of links in source_checked_links",
+        (
+            *rules("iifname . {ip} saddr @link_sources{v} return", "its own IPv{v} address"),
+            Rule("ip6 saddr :: meta l4proto ipv6-icmp return", "duplicate address detection has no source yet"),
+            Rule("drop", "a forged source address"),
+        ),
+        formerly=("senders",),
+    ),
+    Chain(
+        "block_metadata",
+        "keeps containers from metadata services (credentials) and link-local addresses",
+        (
+            Rule("meta l4proto { tcp, udp } th dport 53 return", "some clouds serve DNS at such an address"),
+            Rule(
+                "ip daddr { 100.100.100.200, 169.254.0.0/16 } fib daddr . iif type != local drop",
+                "metadata services of clouds, and IPv4 link-local, unless it is this link's own address",
+            ),
+            Rule("ip6 daddr { fd00:ec2::254, fd20:ce::254 } drop", "metadata services of clouds, IPv6"),
+        ),
+        formerly=("metadata",),
+    ),
+    Chain(
+        "raw_prerouting",
+        "before connection tracking: loopback addresses, forged sources, metadata services",
+        (
+            Rule('iif "lo" accept', "this host's own"),
+            Rule("ip daddr 127.0.0.0/8 drop", "CVE-2020-8558: with route_localnet the kernel would let it in"),
+            Rule("ip saddr 127.0.0.0/8 drop", "a loopback source comes from no wire"),
+            Rule("ip6 daddr ::1 drop", "published ports on ::1 are for this host's processes"),
+            Rule("ip6 saddr ::1 drop", "a loopback source comes from no wire"),
+            Rule("iifname @source_checked_links jump check_source", "ipspoofchk where no bridge sees the frames"),
+            Rule("iifname @no_metadata_links goto block_metadata", "metadata false"),
+        ),
+        hook="prerouting",
+        priority="raw",
+        formerly=("guard",),
+    ),
+)
+_FORWARD = (
+    Chain(
+        "intra_network",
+        "accepts what stays within its network, drops all else",
+        (
+            Rule("iifname . oifname @intra_network_links accept", "the same bridge"),
+            *rules("iifname . {ip} daddr @intra_network{v} accept", "a network without a bridge, by its subnets"),
+            Rule("drop", "another network, or the outside"),
+        ),
+        formerly=("inward",),
+    ),
+    Chain(
+        "published_or_intra_network",
+        "what may enter an isolated network",
+        (
+            Rule("ct status dnat accept", "by a published port"),
+            Rule("goto intra_network", "from the network itself"),
+        ),
+        formerly=("entering",),
+    ),
+    Chain(
+        "filter_forward",
+        "isolation: which networks may open connections to which",
+        (
+            Rule("ct state established,related accept", "only new connections are judged"),
+            Rule("iifname @internal_links goto intra_network", "internal: no way out"),
+            Rule("oifname @closed_links goto published_or_intra_network", "isolation closed"),
+            Rule(
+                "oifname @routed_links iifname @isolated_links goto published_or_intra_network",
+                "isolation routed: other containers may not, the outside may",
+            ),
+        ),
+        hook="forward",
+        priority="filter",
+        formerly=("forwarding",),
+    ),
+    Chain(
+        "ingress_policy",
+        "for a container with an ingress policy: which links may reach it",
+        (
+            Rule("iifname . oifname != @intra_link iifname @ingress_policy_links drop", "from another such link"),
+            Rule("iifname . oifname != @intra_link return", "from the outside"),
+            *rules("oifname . {ip} daddr @ingress_isolated{v} drop", "isolated: not even from its own link"),
+        ),
+        formerly=("separate",),
+    ),
+    Chain(
+        "filter_forward_policy",
+        "firewall: ingressPolicy of single containers",
+        (
+            Rule("ct state established,related accept", "only new connections are judged"),
+            *rules("oifname . {ip} daddr @ingress_policy{v} goto ingress_policy", "to a container with a policy"),
+        ),
+        hook="forward",
+        priority="filter",
+        formerly=("separating",),
+    ),
+)
+_INPUT = (
+    Chain(
+        "dns_and_echo",
+        "what a container of no_host_links may ask of this host",
+        (
+            Rule("ct state established,related accept", "answers to what this host began"),
+            Rule(
+                "meta l4proto { tcp, udp } th dport 53 fib daddr . iif type local accept", "DNS at the link's address"
+            ),
+            Rule("meta l4proto { icmp, ipv6-icmp } fib daddr . iif type local accept", "ping of the gateway"),
+            Rule("icmpv6 type { nd-neighbor-solicit, nd-router-solicit } accept", "neighbour discovery, multicast"),
+            Rule("drop", "hostAccess dns, or internal"),
+        ),
+        formerly=("visitors",),
+    ),
+    Chain(
+        "filter_input",
+        "what containers may have of this host",
+        (Rule("iifname @no_host_links goto dns_and_echo", "hostAccess dns, or internal"),),
+        hook="input",
+        priority="filter",
+        formerly=("visiting",),
+    ),
+)
+_PORTS = (
+    Chain(
+        "dnat_published",
+        "sends a connection to a published port on to its container",
+        (
+            *rules(
+                "dnat {ip} to {ip} daddr . meta l4proto . th dport map @ports{v}_at",
+                "published at this host address alone, which comes first",
+            ),
+            *rules("dnat {ip} to meta l4proto . th dport map @ports{v}", "published at every host address"),
+        ),
+        formerly=("ports",),
+    ),
+    Chain(
+        "nat_prerouting",
+        "published ports, for connections from elsewhere",
+        (Rule("fib daddr type local goto dnat_published", "to any address of this host"),),
+        hook="prerouting",
+        priority="dstnat",
+        type="nat",
+        formerly=("arriving",),
+    ),
+    *(
+        Chain(
+            f"loopback_source{v}",
+            f"a source that the kernel lets out by another link, for connections from {loopback}",
+            (
+                Rule(
+                    f"{ip} daddr . meta l4proto . th dport @loopback_ports{v}_at {ip} saddr set {source} return",
+                    "to a port published at a loopback address",
+                ),
+                Rule(
+                    f"meta l4proto . th dport @loopback_ports{v} {ip} saddr set {source}",
+                    "to a port published at every address",
+                ),
+            ),
+            formerly=(f"lend{v}",),
+        )
+        for v, ip, source, loopback in (
+            (4, "ip", LOOPBACK_SOURCE4, "127.0.0.1"),
+            (6, "ip6", LOOPBACK_SOURCE6, "::1"),
+        )
+    ),
+    Chain(
+        "mangle_output",
+        "published ports reached from a loopback address; after conntrack, which keeps the true source",
+        (
+            Rule("ct status & (confirmed | dnat) == confirmed accept", "a connection to no published port"),
+            Rule('oif "lo" ip saddr 127.0.0.0/8 ct direction original goto loopback_source4', "from 127.0.0.0/8"),
+            Rule('oif "lo" ip6 saddr ::1 ct direction original goto loopback_source6', "from ::1"),
+        ),
+        hook="output",
+        priority="mangle",
+        formerly=("lending",),
+    ),
+    Chain(
+        "nat_output",
+        "published ports, for connections of this host's own processes",
+        (
+            Rule("ip saddr 127.0.0.0/8 return", "mangle_output replaced it where the port is in loopback_ports4"),
+            Rule("ip6 saddr ::1 return", "mangle_output replaced it where the port is in loopback_ports6"),
+            Rule("fib daddr type local goto dnat_published", "to any address of this host"),
+        ),
+        hook="output",
+        priority="-100",
+        type="nat",
+        formerly=("leaving",),
+    ),
+    Chain(
+        "restore_reply_destination",
+        "this host's address and port as the connection's first packet left with them",
+        (
+            *(Rule(f"{one} dport set ct reply proto-dst", f"{one} port") for one in ("tcp", "udp")),
+            *rules("{ip} daddr set ct reply {ip} daddr", "IPv{v} address"),
+        ),
+        formerly=("as_sent",),
+    ),
+    Chain(
+        "filter_prerouting_reply",
+        "undoes conntrack's reverse translation: the kernel takes nothing for a loopback address from a link",
+        (
+            Rule("ct status ! dnat accept", "no published port"),
+            Rule('iif != "lo" ip daddr 127.0.0.0/8 ct direction reply goto restore_reply_destination', "to 127.0.0.1"),
+            Rule('iif != "lo" ip6 daddr ::1 ct direction reply goto restore_reply_destination', "to ::1"),
+        ),
+        hook="prerouting",
+        priority="dstnat + 10",
+        formerly=("answering",),
+    ),
+    Chain(
+        "restore_original_source",
+        "the loopback address and port that the process connected from",
+        (
+            *(Rule(f"{one} dport set ct original proto-src", f"{one} port") for one in ("tcp", "udp")),
+            *rules("{ip} daddr set ct original {ip} saddr", "IPv{v} address"),
+        ),
+        formerly=("as_asked",),
+    ),
+    Chain(
+        "filter_input_reply",
+        "gives replies, once the kernel has taken them, to the process at the loopback address",
+        (
+            Rule("ct status ! dnat accept", "no published port"),
+            Rule(
+                'iif != "lo" ct direction reply ct original ip saddr 127.0.0.0/8 goto restore_original_source',
+                "asked from 127.0.0.1",
+            ),
+            Rule(
+                'iif != "lo" ct direction reply ct original ip6 saddr ::1 goto restore_original_source',
+                "asked from ::1",
+            ),
+        ),
+        hook="input",
+        priority="110",
+        formerly=("returning",),
+    ),
+)
+_SNAT = (
+    Chain(
+        "snat_published",
+        "a published port whose replies would not come back through this host gets the host as client",
+        (
+            Rule(f"ip saddr {LOOPBACK_SOURCE4} oifname . ip daddr != @hairpin4 drop", "only to a container with ports"),
+            Rule(f"ip6 saddr {LOOPBACK_SOURCE6} oifname . ip6 daddr != @hairpin6 drop", "likewise"),
+            Rule(f"ip saddr {LOOPBACK_SOURCE4} masquerade", "from a process at 127.0.0.1"),
+            Rule(f"ip6 saddr {LOOPBACK_SOURCE6} masquerade", "from a process at ::1"),
+            *rules("iifname . {ip} daddr @hairpin{v} masquerade", "client and container behind one link"),
+            *rules(
+                "{ip} saddr . {ip} daddr @hairpin_self{v} masquerade",
+                "itself; with br_netfilter the incoming link is hidden, so the address counts, too",
+            ),
+            *rules("{ip} daddr @masquerade_all{v} masquerade", "masqAll"),
+        ),
+        formerly=("published",),
+    ),
+    Chain(
+        "masquerade_outgoing",
+        "what a container sends beyond its network gets the host's address",
+        (
+            Rule("ip daddr 224.0.0.0/4 return", "multicast keeps its source"),
+            Rule("ip6 daddr ff00::/8 return", "multicast keeps its source"),
+            *rules("{ip} saddr . {ip} daddr @masquerade_exempt{v} return", "within its own network"),
+            Rule("masquerade", "ipMasq"),
+        ),
+        formerly=("outgoing",),
+    ),
+    Chain(
+        "nat_postrouting",
+        "source addresses: hairpin of published ports, and ipMasq",
+        (
+            Rule("ct status dnat jump snat_published", "connections to a published port"),
+            *rules("{ip} saddr @masquerade{v} goto masquerade_outgoing", "from a container with ipMasq"),
+        ),
+        hook="postrouting",
+        priority="srcnat",
+        type="nat",
+        formerly=("sources",),
+    ),
+)
+
+TABLE = Table(
+    "inet",
+    "weft",
+    "packets of containers: published ports, masquerading, isolation between networks",
+    (*_MASQUERADING, *_PUBLISHING, *_ISOLATION, *_POLICIES),
+    (*_RAW, *_FORWARD, *_INPUT, *_PORTS, *_SNAT),
+)

@@ -1,0 +1,8 @@
+"""Both tables of containers, which are installed and verified together."""
+
+from __future__ import annotations
+
+from cni_plugin.dataplane import frames, packets
+from weft.kernel.schema import Tables
+
+TABLES = Tables((packets.TABLE, frames.TABLE))

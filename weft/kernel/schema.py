@@ -1,0 +1,273 @@
+"""nftables tables as values: what is installed, what it is called, and why; nft's text is made from them.
+
+A :class:`Rule` without a reason and a :class:`Set` without a description cannot be written, so ``nft list ruleset`` and
+docs/ruleset.md say the same as the code. For example::
+
+    Table("inet", "example", "drops what listed links send", sets=(
+        Set("closed_links", "ifname", "links that may not send"),
+    ), chains=(
+        Chain("filter_forward", "what this host forwards", (
+            Rule("iifname @closed_links drop", "closed"),
+        ), hook="forward", priority="filter"),
+    ))
+
+Source: nft(8). Comments on sets and chains need nftables 0.9.8; ``Tables.plain`` is the same text without them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from weft.identity import digest
+
+_TYPES = {
+    "iifname": "ifname",
+    "ip daddr": "ipv4_addr",
+    "ip saddr": "ipv4_addr",
+    "ip6 daddr": "ipv6_addr",
+    "meta l4proto": "inet_proto",
+    "meta priority": "classid",
+    "numgen random mod 2": "bits32",
+    "th dport": "inet_service",
+}
+_BITS = re.compile(r"@[a-z]+,[0-9]+,([0-9]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a set or map holds: the types of its key's parts, and of its data's (none: it is a set).
+
+    ``bits64`` is a type of weft's own: a number of 64 bits. ``table`` is the family and the name of its table.
+    """
+
+    name: str
+    key: tuple[str, ...]
+    data: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    table: str = "inet weft"
+
+    @property
+    def kind(self) -> str:
+        return "map" if self.data else "set"
+
+    @property
+    def padded(self) -> Shape:
+        """With numbers of whole words: the kernel keeps the length of a key, not that of each part."""
+        return Shape(self.name, tuple(map(_padded, self.key)), tuple(map(_padded, self.data)), self.flags, self.table)
+
+
+def _padded(name: str) -> str:
+    return f"bits{(int(name[4:]) + 31) & ~31}" if name.startswith("bits") else name
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule as nft reads it, and the reason for it, which becomes its comment."""
+
+    text: str
+    why: str
+
+    def lines(self, comments: bool) -> Iterable[str]:
+        yield f'{self.text} comment "{self.why}"' if comments else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """A set: the type of its elements (nft's ``type``, or ``typeof`` expressions), what it holds, who adds to it.
+
+    ``formerly`` are the names it had in earlier releases; its elements are taken over from there. ``elements`` are part
+    of the definition (None: they come and go at run time). ``timeout`` is in seconds, 0 for none.
+    """
+
+    name: str
+    type: str
+    holds: str
+    by: str = ""
+    typeof: bool = False
+    flags: tuple[str, ...] = ()
+    timeout: int = 0
+    size: int = 0
+    formerly: tuple[str, ...] = ()
+    elements: tuple[str, ...] | None = None
+
+    kind = "set"
+
+    @property
+    def declared(self) -> str:
+        return f"{'typeof' if self.typeof else 'type'} {self.type}"
+
+    def lines(self, comments: bool) -> Iterable[str]:
+        """The declaration, line by line."""
+        yield f"{self.kind} {self.name} {{"
+        yield f"\t{self.declared};"
+        if self.flags:
+            yield f"\tflags {','.join(self.flags)};"
+        if self.timeout:
+            yield f"\ttimeout {self.timeout}s;"
+        if self.size:
+            yield f"\tsize {self.size};"
+        if self.elements:
+            yield f"\telements = {{ {', '.join(self.elements)} }};"
+        if comments:
+            yield f'\tcomment "{self.holds}";'
+        yield "}"
+
+    def shape(self, table: str) -> Shape:
+        """The types of an element's parts."""
+        return Shape(self.name, _parts(self.type), (), tuple(sorted(self.flags)), table)
+
+
+@dataclass(frozen=True, slots=True)
+class Map(Set):
+    """A map: a set whose elements lead ``to`` data of another type, or to a chain (``verdict``)."""
+
+    to: str = ""
+
+    kind = "map"
+
+    @property
+    def declared(self) -> str:
+        return f"{'typeof' if self.typeof else 'type'} {self.type} : {self.to}"
+
+    def shape(self, table: str) -> Shape:
+        return Shape(self.name, _parts(self.type), _parts(self.to), tuple(sorted(self.flags)), table)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain: where packets enter it (``hook`` and ``priority``; "" if rules of other chains lead there), and why.
+
+    ``formerly`` are the names it had in earlier releases: elements of verdict maps that lead there lead here now.
+    """
+
+    name: str
+    why: str
+    rules: tuple[Rule, ...]
+    hook: str = ""
+    priority: str = ""
+    type: str = "filter"
+    policy: str = "accept"
+    formerly: tuple[str, ...] = ()
+
+    def lines(self, comments: bool) -> Iterable[str]:
+        yield f"chain {self.name} {{"
+        if comments:
+            yield f'\tcomment "{self.why}"'
+        if self.hook:
+            yield f"\ttype {self.type} hook {self.hook} priority {self.priority}; policy {self.policy};"
+        for rule in self.rules:
+            yield from (f"\t{line}" for line in rule.lines(comments))
+        yield "}"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of a family; a chain stands before those whose rules lead to it."""
+
+    family: str
+    name: str
+    why: str
+    sets: tuple[Set, ...]
+    chains: tuple[Chain, ...]
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.name}"
+
+    def text(self, comments: bool = True) -> str:
+        """The table as ``nft -f`` reads it."""
+        sets = (line for one in self.sets for line in one.lines(comments))
+        chains = (line for one in self.chains for line in one.lines(comments))
+        body = "".join(f"\t{line}\n" for line in (*sets, *chains))
+        return f"table {self} {{\n{body}}}\n"
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """The tables that are installed together, in one transaction. Not slotted: what is derived is kept."""
+
+    tables: tuple[Table, ...] = ()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Family and name of each."""
+        return tuple(map(str, self.tables))
+
+    @cached_property
+    def text(self) -> str:
+        """What ``nft -f`` reads, with a comment on each chain, set and rule."""
+        return "\n".join(table.text() for table in self.tables)
+
+    @cached_property
+    def plain(self) -> str:
+        """The same without comments."""
+        return "\n".join(table.text(comments=False) for table in self.tables)
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(self.text)
+
+    @cached_property
+    def sets(self) -> dict[str, Set]:
+        """Sets and maps by name: no two tables installed together share one."""
+        return {one.name: one for table in self.tables for one in table.sets}
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """The types of each set and map, by name."""
+        return {one.name: one.shape(str(table)) for table in self.tables for one in table.sets}
+
+    @cached_property
+    def renamed(self) -> dict[str, str]:
+        """Sets and maps: the former name of each, and the name it has now."""
+        return {old: one.name for table in self.tables for one in table.sets for old in one.formerly}
+
+    @cached_property
+    def renamed_chains(self) -> dict[str, str]:
+        """Chains: the former name of each, and the name it has now."""
+        return {old: one.name for table in self.tables for one in table.chains for old in one.formerly}
+
+
+_FAMILIES = (("4", "ip", "ipv4_addr"), ("6", "ip6", "ipv6_addr"))
+
+
+def families(text: str) -> tuple[str, str]:
+    """The text for IPv4 and for IPv6: ``{v}`` is the version, ``{ip}`` the header, ``{address}`` the type."""
+    first, second = (
+        text.replace("{v}", version).replace("{ip}", header).replace("{address}", kind)
+        for version, header, kind in _FAMILIES
+    )
+    return first, second
+
+
+def rules(text: str, why: str) -> tuple[Rule, ...]:
+    """A rule for each family; see :func:`families`."""
+    return tuple(Rule(one, because) for one, because in zip(families(text), families(why), strict=True))
+
+
+def sets(name: str, key: str, holds: str, by: str, formerly: str = "", flags: tuple[str, ...] = ()) -> tuple[Set, ...]:
+    """A set for each family; ``{v}`` in the names, too."""
+    return tuple(
+        Set(called, declared, held, by, flags=flags, formerly=(before,) if before else ())
+        for called, declared, held, before in zip(*map(families, (name, key, holds, formerly)), strict=True)
+    )
+
+
+def maps(name: str, key: str, to: str, holds: str, by: str, *, typeof: bool = False) -> tuple[Map, ...]:
+    """A map for each family; ``{v}`` in the names, too."""
+    return tuple(
+        Map(called, declared, held, by, typeof, to=data)
+        for called, declared, data, held in zip(*map(families, (name, key, to, holds)), strict=True)
+    )
+
+
+def _parts(declared: str) -> tuple[str, ...]:
+    return tuple(_type(word.strip()) for word in declared.split(" . ") if word.strip())
+
+
+def _type(word: str) -> str:
+    """A type's name, also where a set declares it by an expression (``typeof iifname . @th,64,128``)."""
+    bits = _BITS.fullmatch(word)
+    return f"bits{bits.group(1)}" if bits else _TYPES.get(word, word)
