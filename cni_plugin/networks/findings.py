@@ -68,13 +68,19 @@ def _needs(networks: Sequence[NetworkList]) -> dict[str, str]:
         needs = [one.name for one in modules.declared(network.driver).trials if _is_tried_for(one, network.main)]
         for feature in _features(network):
             needs += [*(one.name for one in feature.trials), *feature.abilities]
-        if not network.internal:
+        if _forwards(network):
             needs.append("IPv4 forwarding")
         if any(subnet.version == 6 for subnet in conflists.subnets(network)):
             needs += ["IPv6"]
         for name in needs:
             found.setdefault(name, network.name)
     return found
+
+
+def _forwards(network: NetworkList) -> bool:
+    """Whether this host forwards the network's packets: its drivers say so, of others it is taken to be."""
+    routed = network.driver not in modules.drivers() or modules.declared(network.driver).routed
+    return routed and not network.internal
 
 
 def _is_tried_for(trial: LinkTrial, main: Section) -> bool:
@@ -224,7 +230,7 @@ def of_forwarding(context: ServiceContext, networks: Sequence[NetworkList]) -> I
     needed = {
         subnet.version
         for network in networks
-        if network.name in used and not network.internal
+        if network.name in used and _forwards(network)
         for subnet in conflists.subnets(network)
     }
     for version in sorted(needed):
