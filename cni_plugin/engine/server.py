@@ -219,14 +219,19 @@ def serve(idle: float = IDLE, level: Level = Level.OFF) -> int:
     return 0
 
 
-def preload() -> None:
-    """Import whatever a call may need before the fork, so that the helpers share it and no call waits for it."""
+def preloaded() -> list[str]:
+    """The modules that are imported before the fork: all that a call may need."""
     wanted = ["sqlite3"]
     for package in _PRELOADED:
         for folder in import_module(package).__path__:
             names = (name.removesuffix(".py") for name in sorted(os.listdir(folder)) if name.endswith(".py"))
             wanted += [f"{package}.{name}" for name in names if name != "__init__"]
-    for module in wanted:
+    return wanted
+
+
+def preload() -> None:
+    """Import them, so that the helpers share them and no call waits for an import."""
+    for module in preloaded():
         with contextlib.suppress(ImportError):  # reported by the call that needs it
             import_module(module)
 

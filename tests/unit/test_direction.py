@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cni_plugin.engine import server
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("weft", "ipam", "store", "discovery", "cni_plugin")
 
@@ -443,6 +445,12 @@ def test_every_deferred_import_is_there() -> None:
         }
         for row in rows:
             assert any(is_inside(name, (row,)) for name in inner), f"{module} imports {row} in no function"
+
+
+def test_the_engine_imports_what_its_calls_would_import_in_functions() -> None:
+    known = set(server.preloaded())
+    late = {name for module, rows in DEFERRED.items() if module in {*known, "cni_plugin.entry.cni"} for name in rows}
+    assert {name for name in late if name.split(".")[0] in PACKAGES} <= known
 
 
 def test_cni_plugin_fits_a_screen() -> None:
