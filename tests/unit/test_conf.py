@@ -91,8 +91,7 @@ def test_every_name_is_a_part_of_weft() -> None:
     pools = {path.stem.replace("_", "-") for path in (ROOT / "ipam").glob("[!_]*.py")}
     names = set(modules.plugins())
     assert {modules.feature_of(name) or name for name in names} <= set(modules.drivers()) | features | pools
-    # There is no reference plugin for containers that share the host's namespace.
-    assert set(modules.drivers()) - {"host"} <= names
+    assert {name for name in modules.drivers() if modules.driver(name).DRIVER.plugin} <= names
 
 
 def test_weft_is_every_reference_plugin() -> None:

@@ -1,0 +1,52 @@
+"""The documents name files, tests and links that exist, and their prose is wrapped at 100 columns."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+BASES = ("", "cni_plugin", "discovery", "tests")
+"""Where a path in a document may start."""
+FOLDERS = "|".join(
+    sorted({path.name for base in BASES for path in (ROOT / base).iterdir() if path.is_dir() and path.name[0] != "."})
+)
+NOT_TRACKED = ("build/", "bin/cni")
+COLUMNS = 100
+
+
+def prose(page: Path) -> list[str]:
+    """The lines outside of code blocks."""
+    lines, code = [], False
+    for line in page.read_text(encoding="utf-8").splitlines():
+        code ^= line.startswith("```")
+        if not code and not line.startswith("    "):
+            lines.append(line)
+    return lines
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", "\n".join(prose(page)))
+    broken = [each for each in targets if "://" not in each and not (page.parent / each).exists()]
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_path_exists(page: Path) -> None:
+    paths = re.findall(rf"`((?:{FOLDERS})/(?:[\w./-]*(?:\.\w+|/))?)(?:::\w+)?`", "\n".join(prose(page)))
+    missing = [
+        each
+        for each in paths
+        if not each.startswith(NOT_TRACKED) and not any((ROOT / base / each).exists() for base in BASES)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_prose_is_wrapped(page: Path) -> None:
+    long = [line for line in prose(page) if len(line) > COLUMNS and line[0] not in "|!" and " " in line[:COLUMNS]]
+    assert long == []
