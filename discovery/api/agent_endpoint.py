@@ -9,7 +9,7 @@ from discovery.api import schemas, serialize
 from discovery.api.blocking_query import BlockingQueries, encode_json
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
-from discovery.api.router import HttpResponse, Route
+from discovery.api.router import HttpResponse, endpoint
 from discovery.catalog import Catalog
 from discovery.layout import store_key
 from discovery.metrics import Metrics
@@ -43,33 +43,7 @@ class AgentEndpoint:
         self._reload = reload
         self._leave = leave
 
-    def routes(self) -> tuple[Route, ...]:
-        """The table of what is served."""
-        return (
-            Route("GET", "/v1/agent/self", "This agent's configuration and member", self.self_, answer=schemas.SELF),
-            Route(
-                "GET",
-                "/v1/agent/members",
-                "The nodes that run an agent",
-                self.members,
-                ("wan",),
-                schemas.list_of(schemas.MEMBER),
-            ),
-            Route("GET", "/v1/agent/metrics", "What this agent counts", self.metrics, ("format",), schemas.METRICS),
-            Route("GET", "/v1/agent/version", "This agent's version", self.version, answer=schemas.VERSION),
-            Route("PUT", "/v1/agent/reload", "Read the configuration again", self.reload, writes=True),
-            Route("PUT", "/v1/agent/leave", "End this agent; its services vanish at once", self.leave, writes=True),
-            Route("PUT", "/v1/agent/join/:address", "Refused: nodes meet in the store", self.join, writes=True),
-            Route(
-                "PUT",
-                "/v1/agent/force-leave/:node",
-                "Remove a node that is gone for good, with all on it",
-                self.force_leave,
-                ("prune", "wan"),
-                writes=True,
-            ),
-        )
-
+    @endpoint("GET", "/v1/agent/self", "This agent's configuration and member", response=schemas.SELF)
     async def self_(self, request: HttpRequest) -> HttpResponse:
         node = self._registry.node
         config = {
@@ -91,6 +65,13 @@ class AgentEndpoint:
         }
         return HttpResponse(encode_json(found, request))
 
+    @endpoint(
+        "GET",
+        "/v1/agent/members",
+        "The nodes that run an agent",
+        parameters=("wan",),
+        response=schemas.list_of(schemas.MEMBER),
+    )
     async def members(self, request: HttpRequest) -> HttpResponse:
         own = self._registry.node
         nodes = {node.name: node for node in self._catalog.nodes() if self._runs_agent(node)} | {own.name: own}
@@ -100,6 +81,7 @@ class AgentEndpoint:
     def _runs_agent(self, node: Node) -> bool:
         return any(check.id == SERF_HEALTH for check in self._catalog.node_checks(node.name))
 
+    @endpoint("GET", "/v1/agent/metrics", "What this agent counts", parameters=("format",), response=schemas.METRICS)
     async def metrics(self, request: HttpRequest) -> HttpResponse:
         if request.get("format") == "prometheus":
             return HttpResponse(self._metrics.text().encode(), type="text/plain; version=0.0.4; charset=utf-8")
@@ -118,22 +100,33 @@ class AgentEndpoint:
         }
         return HttpResponse(encode_json(found, request))
 
+    @endpoint("GET", "/v1/agent/version", "This agent's version", response=schemas.VERSION)
     async def version(self, request: HttpRequest) -> HttpResponse:
         found = {"SHA": "", "BuildDate": "1970-01-01T00:00:00Z", "HumanVersion": __version__, "FIPS": ""}
         return HttpResponse(encode_json(found, request))
 
+    @endpoint("PUT", "/v1/agent/reload", "Read the configuration again", writes=True)
     async def reload(self, request: HttpRequest) -> HttpResponse:
         if self._reload is not None:
             await self._reload()
         return HttpResponse()
 
+    @endpoint("PUT", "/v1/agent/leave", "End this agent; its services vanish at once", writes=True)
     async def leave(self, request: HttpRequest) -> HttpResponse:
         await (self._leave or self._registry.leave)()
         return HttpResponse()
 
+    @endpoint("PUT", "/v1/agent/join/:address", "Refused: nodes meet in the store", writes=True)
     async def join(self, request: HttpRequest) -> HttpResponse:
         raise HttpError(400, "weft's nodes meet in their store; give this agent the same store as the others have")
 
+    @endpoint(
+        "PUT",
+        "/v1/agent/force-leave/:node",
+        "Remove a node that is gone for good, with all on it",
+        parameters=("prune", "wan"),
+        writes=True,
+    )
     async def force_leave(self, request: HttpRequest) -> HttpResponse:
         name = request.name
         if name == self._registry.node.name:

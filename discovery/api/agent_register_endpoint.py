@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from discovery.api import schemas
 from discovery.api.blocking_query import BlockingQueries
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest, parse_bool
-from discovery.api.router import HttpResponse, Route
+from discovery.api.router import HttpResponse, endpoint
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.registration import parse_service
@@ -25,76 +24,16 @@ class AgentRegisterEndpoint:
         self._blocking = blocking_queries
         self._scripts = scripts
 
-    def routes(self) -> tuple[Route, ...]:
-        """The table of what is served."""
-        return (*self._of_services(), *self._of_checks())
-
-    def _of_services(self) -> tuple[Route, ...]:
-        return (
-            Route(
-                "PUT",
-                "/v1/agent/service/register",
-                "Register a service, or change it in place",
-                self.register,
-                ("replace-existing-checks",),
-                body=schemas.SERVICE_REQUEST,
-                writes=True,
-            ),
-            Route("PUT", "/v1/agent/service/deregister/:id", "End a service", self.deregister, writes=True),
-            Route(
-                "PUT",
-                "/v1/agent/service/maintenance/:id",
-                "Take a service out of service, or back",
-                self.maintain_service,
-                ("enable", "reason"),
-                writes=True,
-            ),
-            Route(
-                "PUT",
-                "/v1/agent/maintenance",
-                "Take this node out of service, or back",
-                self.maintain_node,
-                ("enable", "reason"),
-                writes=True,
-            ),
-        )
-
-    def _of_checks(self) -> tuple[Route, ...]:
-        reports = (("pass", Status.PASSING), ("warn", Status.WARNING), ("fail", Status.CRITICAL))
-        return (
-            Route(
-                "PUT",
-                "/v1/agent/check/register",
-                "Register a check",
-                self.register_check,
-                body=schemas.CHECK_REQUEST,
-                writes=True,
-            ),
-            Route("PUT", "/v1/agent/check/deregister/:id", "End a check", self.deregister_check, writes=True),
-            *(
-                Route(
-                    "PUT",
-                    f"/v1/agent/check/{word}/:id",
-                    f"Report a TTL check as {status}",
-                    self._report(status),
-                    ("note",),
-                    writes=True,
-                    old=("GET",),
-                )
-                for word, status in reports
-            ),
-            Route(
-                "PUT",
-                "/v1/agent/check/update/:id",
-                "Report a TTL check",
-                self.update_check,
-                body=schemas.CHECK_UPDATE_REQUEST,
-                writes=True,
-            ),
-        )
-
     # Services
 
+    @endpoint(
+        "PUT",
+        "/v1/agent/service/register",
+        "Register a service, or change it in place",
+        parameters=("replace-existing-checks",),
+        request_body=schemas.SERVICE_REQUEST,
+        writes=True,
+    )
     async def register(self, request: HttpRequest) -> HttpResponse:
         try:
             registration = parse_service(await request.json(), self._registry.node.name, scripts=self._scripts)
@@ -109,6 +48,7 @@ class AgentRegisterEndpoint:
         await self._blocking.wait_for_catalog()
         return HttpResponse()
 
+    @endpoint("PUT", "/v1/agent/service/deregister/:id", "End a service", writes=True)
     async def deregister(self, request: HttpRequest) -> HttpResponse:
         try:
             await self._registry.deregister(request.name)
@@ -117,11 +57,25 @@ class AgentRegisterEndpoint:
         await self._blocking.wait_for_catalog()
         return HttpResponse()
 
+    @endpoint(
+        "PUT",
+        "/v1/agent/service/maintenance/:id",
+        "Take a service out of service, or back",
+        parameters=("enable", "reason"),
+        writes=True,
+    )
     async def maintain_service(self, request: HttpRequest) -> HttpResponse:
         if not request.name:
             raise HttpError(400, "Missing service ID")
         return await self._maintain(request, request.name)
 
+    @endpoint(
+        "PUT",
+        "/v1/agent/maintenance",
+        "Take this node out of service, or back",
+        parameters=("enable", "reason"),
+        writes=True,
+    )
     async def maintain_node(self, request: HttpRequest) -> HttpResponse:
         return await self._maintain(request, "")
 
@@ -138,6 +92,7 @@ class AgentRegisterEndpoint:
 
     # Checks
 
+    @endpoint("PUT", "/v1/agent/check/register", "Register a check", request_body=schemas.CHECK_REQUEST, writes=True)
     async def register_check(self, request: HttpRequest) -> HttpResponse:
         try:
             fields = Fields(await request.json())
@@ -156,6 +111,7 @@ class AgentRegisterEndpoint:
         await self._blocking.wait_for_catalog()
         return HttpResponse()
 
+    @endpoint("PUT", "/v1/agent/check/deregister/:id", "End a check", writes=True)
     async def deregister_check(self, request: HttpRequest) -> HttpResponse:
         if request.name == SERF_HEALTH:
             raise _unknown_check(request.name)
@@ -166,12 +122,34 @@ class AgentRegisterEndpoint:
         await self._blocking.wait_for_catalog()
         return HttpResponse()
 
-    def _report(self, status: Status) -> Callable[[HttpRequest], Awaitable[HttpResponse]]:
-        async def update_check(request: HttpRequest) -> HttpResponse:
-            return await self._update(request.name, status, request.get("note"))
+    @endpoint(
+        "PUT", "/v1/agent/check/pass/:id", "Report a TTL check as passing", parameters=("note",), writes=True,
+        deprecated_methods=("GET",),
+    )  # fmt: skip
+    async def pass_check(self, request: HttpRequest) -> HttpResponse:
+        return await self._update(request.name, Status.PASSING, request.get("note"))
 
-        return update_check
+    @endpoint(
+        "PUT", "/v1/agent/check/warn/:id", "Report a TTL check as warning", parameters=("note",), writes=True,
+        deprecated_methods=("GET",),
+    )  # fmt: skip
+    async def warn_check(self, request: HttpRequest) -> HttpResponse:
+        return await self._update(request.name, Status.WARNING, request.get("note"))
 
+    @endpoint(
+        "PUT", "/v1/agent/check/fail/:id", "Report a TTL check as critical", parameters=("note",), writes=True,
+        deprecated_methods=("GET",),
+    )  # fmt: skip
+    async def fail_check(self, request: HttpRequest) -> HttpResponse:
+        return await self._update(request.name, Status.CRITICAL, request.get("note"))
+
+    @endpoint(
+        "PUT",
+        "/v1/agent/check/update/:id",
+        "Report a TTL check",
+        request_body=schemas.CHECK_UPDATE_REQUEST,
+        writes=True,
+    )
     async def update_check(self, request: HttpRequest) -> HttpResponse:
         try:
             fields = Fields(await request.json())

@@ -14,7 +14,7 @@ from discovery.api.blocking_query import BlockingQueries, encode_json
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
 from discovery.api.query_options import apply_filter
-from discovery.api.router import TEXT, HttpResponse, Route
+from discovery.api.router import TEXT, HttpResponse, endpoint
 from discovery.catalog import Catalog
 from discovery.registry import Registry
 from discovery.structs import Check, Instance, worst_status
@@ -30,61 +30,26 @@ class AgentServicesEndpoint:
         self._registry = registry
         self._blocking = blocking_queries
 
-    def routes(self) -> tuple[Route, ...]:
-        """The table of what is served."""
-        health = schemas.list_of(schemas.AGENT_HEALTH)
-        sick = (429, 503)
-        return (
-            Route(
-                "GET",
-                "/v1/agent/services",
-                "The services of this node, by id",
-                self.services,
-                ("filter",),
-                schemas.map_of(schemas.AGENT_SERVICE),
-            ),
-            Route(
-                "GET",
-                "/v1/agent/service/:id",
-                "One service of this node; waits for a change of ?hash",
-                self.service,
-                ("hash", "wait"),
-                schemas.AGENT_SERVICE,
-            ),
-            Route(
-                "GET",
-                "/v1/agent/checks",
-                "The checks of this node, by id",
-                self.checks,
-                ("filter",),
-                schemas.map_of(schemas.CHECK),
-            ),
-            Route(
-                "GET",
-                "/v1/agent/health/service/name/:name",
-                "The health of this node's instances of a service",
-                self.health_by_name,
-                ("format",),
-                health,
-                sick,
-            ),
-            Route(
-                "GET",
-                "/v1/agent/health/service/id/:id",
-                "The health of one instance on this node",
-                self.health_by_id,
-                ("format",),
-                schemas.AGENT_HEALTH,
-                sick,
-            ),
-        )
-
+    @endpoint(
+        "GET",
+        "/v1/agent/services",
+        "The services of this node, by id",
+        parameters=("filter",),
+        response=schemas.map_of(schemas.AGENT_SERVICE),
+    )
     async def services(self, request: HttpRequest) -> HttpResponse:
         datacenter = self._registry.node.datacenter
         instances = self._registry.instances()
         found = {name: serialize.agent_service(instances[name], datacenter) for name in sorted(instances)}
         return HttpResponse(encode_json(apply_filter(found, request, schemas.AGENT_SERVICE), request))
 
+    @endpoint(
+        "GET",
+        "/v1/agent/service/:id",
+        "One service of this node; waits for a change of ?hash",
+        parameters=("hash", "wait"),
+        response=schemas.AGENT_SERVICE,
+    )
     async def service(self, request: HttpRequest) -> HttpResponse:
         node = self._registry.node
         _, wait = request.blocking_options()
@@ -103,11 +68,26 @@ class AgentServicesEndpoint:
                 return HttpResponse(body, headers={"X-Consul-ContentHash": digest})
             await self._blocking.block(self._catalog.wait((topic,), seen, end - clock()))
 
+    @endpoint(
+        "GET",
+        "/v1/agent/checks",
+        "The checks of this node, by id",
+        parameters=("filter",),
+        response=schemas.map_of(schemas.CHECK),
+    )
     async def checks(self, request: HttpRequest) -> HttpResponse:
         checks = self._registry.checks()
         found = {name: serialize.check(checks[name]) for name in sorted(checks)}
         return HttpResponse(encode_json(apply_filter(found, request, schemas.CHECK), request))
 
+    @endpoint(
+        "GET",
+        "/v1/agent/health/service/name/:name",
+        "The health of this node's instances of a service",
+        parameters=("format",),
+        response=schemas.list_of(schemas.AGENT_HEALTH),
+        statuses=(429, 503),
+    )
     async def health_by_name(self, request: HttpRequest) -> HttpResponse:
         instances = [one for _, one in sorted(self._registry.instances().items()) if one.name == request.name]
         found = [self._health(one) for one in instances]
@@ -117,6 +97,14 @@ class AgentServicesEndpoint:
         status = max((one["AggregatedStatus"] for one in found), key=_severity)
         return _health_response(found, status, request)
 
+    @endpoint(
+        "GET",
+        "/v1/agent/health/service/id/:id",
+        "The health of one instance on this node",
+        parameters=("format",),
+        response=schemas.AGENT_HEALTH,
+        statuses=(429, 503),
+    )
     async def health_by_id(self, request: HttpRequest) -> HttpResponse:
         instance = self._registry.instances().get(request.name)
         if instance is None:

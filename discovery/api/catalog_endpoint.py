@@ -13,7 +13,7 @@ from discovery.api.agent_endpoint import deregister_node
 from discovery.api.blocking_query import BlockingQueries
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
-from discovery.api.router import HttpResponse, Route
+from discovery.api.router import HttpResponse, endpoint
 from discovery.catalog import Catalog
 from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.registration import check_address, check_metadata, parse_instance
@@ -35,29 +35,14 @@ class CatalogEndpoint:
         self._store = store
         self._blocking = blocking_queries
 
-    def routes(self) -> tuple[Route, ...]:
-        """The table of what is served."""
-        return (
-            Route(
-                "PUT",
-                "/v1/catalog/register",
-                "Write a node, a service and checks that no agent looks after",
-                self.register,
-                answer=schemas.BOOLEAN,
-                body=schemas.CATALOG_REGISTER_REQUEST,
-                writes=True,
-            ),
-            Route(
-                "PUT",
-                "/v1/catalog/deregister",
-                "Remove a service, a check, or a node with all that is on it",
-                self.deregister,
-                answer=schemas.BOOLEAN,
-                body=schemas.CATALOG_DEREGISTER_REQUEST,
-                writes=True,
-            ),
-        )
-
+    @endpoint(
+        "PUT",
+        "/v1/catalog/register",
+        "Write a node, a service and checks that no agent looks after",
+        response=schemas.BOOLEAN,
+        request_body=schemas.CATALOG_REGISTER_REQUEST,
+        writes=True,
+    )
     async def register(self, request: HttpRequest) -> HttpResponse:
         try:
             fields = Fields(await request.json())
@@ -120,6 +105,14 @@ class CatalogEndpoint:
             return []
         return [Delete(store_key(old))]
 
+    @endpoint(
+        "PUT",
+        "/v1/catalog/deregister",
+        "Remove a service, a check, or a node with all that is on it",
+        response=schemas.BOOLEAN,
+        request_body=schemas.CATALOG_DEREGISTER_REQUEST,
+        writes=True,
+    )
     async def deregister(self, request: HttpRequest) -> HttpResponse:
         try:
             fields = Fields(await request.json())

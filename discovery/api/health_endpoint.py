@@ -23,7 +23,7 @@ from discovery.api.query_options import (
     select_instances,
     sort_near,
 )
-from discovery.api.router import HttpResponse, Route
+from discovery.api.router import HttpResponse, endpoint
 from discovery.catalog import CHECKS, NODES, SERVICES, Catalog, Topic
 from discovery.structs import CONSUL_SERVICE, Check, Node, Status
 
@@ -43,98 +43,6 @@ class HealthEndpoint:
         self._catalog_lists = JsonFragments(serialize.catalog_service, lambda one: (one.node, one.instance))
         self._health_lists = JsonFragments(serialize.health, lambda one: (one.node, one.instance, *one.checks))
 
-    def routes(self) -> tuple[Route, ...]:
-        """The table of what is served."""
-        checks = schemas.list_of(schemas.CHECK)
-        return (
-            Route("GET", "/v1/catalog/datacenters", "The datacenters", self.datacenters, answer=schemas.STRINGS),
-            self._route(
-                "/v1/catalog/nodes",
-                "All nodes",
-                self.nodes,
-                schemas.list_of(schemas.NODE),
-                "near",
-                "node-meta",
-                "filter",
-            ),
-            self._route(
-                "/v1/catalog/services",
-                "The names of all services, with all their tags",
-                self.services,
-                schemas.map_of(schemas.STRINGS),
-                "node-meta",
-                "filter",
-            ),
-            self._route(
-                "/v1/catalog/service/:service",
-                "The instances of a service, whatever their health",
-                self.instances,
-                schemas.list_of(schemas.CATALOG_SERVICE),
-                "tag",
-                "near",
-                "node-meta",
-                "filter",
-            ),
-            self._route(
-                "/v1/catalog/node/:node",
-                "A node and its services by id; null if there is none",
-                self.node,
-                schemas.nullable(schemas.CATALOG_NODE),
-                "filter",
-            ),
-            self._route(
-                "/v1/catalog/node-services/:node",
-                "The same, its services as a list",
-                self.node_services,
-                schemas.nullable(schemas.CATALOG_NODE_SERVICES),
-                "filter",
-            ),
-            self._route(
-                "/v1/health/service/:service",
-                "The instances of a service with their nodes and checks",
-                self.health,
-                schemas.list_of(schemas.HEALTH),
-                "passing",
-                "tag",
-                "near",
-                "node-meta",
-                "filter",
-            ),
-            self._route("/v1/health/node/:node", "The checks of a node", self.node_checks, checks, "filter"),
-            self._route(
-                "/v1/health/checks/:service",
-                "The checks of a service's instances",
-                self.service_checks,
-                checks,
-                "near",
-                "node-meta",
-                "filter",
-            ),
-            self._route(
-                "/v1/health/state/:state",
-                "All checks in a state: any, passing, warning, critical",
-                self.checks,
-                checks,
-                "near",
-                "node-meta",
-                "filter",
-            ),
-            Route(
-                "GET",
-                "/v1/weft/virtual-addresses",
-                "The virtual addresses of each service; Consul has no such call",
-                self.virtual_addresses,
-                answer=schemas.map_of(schemas.STRINGS),
-            ),
-            Route("GET", "/v1/status/leader", "The address of the leader", self.leader, answer=schemas.STRING),
-            Route("GET", "/v1/status/peers", "The addresses of all agents", self.peers, answer=schemas.STRINGS),
-        )
-
-    def _route(
-        self, path: str, summary: str, handler: Callable[[HttpRequest], Any], answer: schemas.Schema, *parameters: str
-    ) -> Route:
-        return Route("GET", path, summary, handler, (*parameters, *BLOCKING_PARAMETERS), answer, blocks=True)
-
     async def _serve(
         self, kind: str, request: HttpRequest, topics_: tuple[Topic, ...], build: Callable[[], Any]
     ) -> HttpResponse:
@@ -143,6 +51,14 @@ class HealthEndpoint:
 
     # Services
 
+    @endpoint(
+        "GET",
+        "/v1/catalog/services",
+        "The names of all services, with all their tags",
+        parameters=("node-meta", "filter", *BLOCKING_PARAMETERS),
+        response=schemas.map_of(schemas.STRINGS),
+        blocking=True,
+    )
     async def services(self, request: HttpRequest) -> HttpResponse:
         def build() -> Any:
             found = {name: list(tags) for name, tags in self._catalog.services().items()}
@@ -166,6 +82,14 @@ class HealthEndpoint:
                     found.setdefault(name, set()).update(one.instance.tags)
         return {name: sorted(tags) for name, tags in found.items()}
 
+    @endpoint(
+        "GET",
+        "/v1/catalog/service/:service",
+        "The instances of a service, whatever their health",
+        parameters=("tag", "near", "node-meta", "filter", *BLOCKING_PARAMETERS),
+        response=schemas.list_of(schemas.CATALOG_SERVICE),
+        blocking=True,
+    )
     async def instances(self, request: HttpRequest) -> HttpResponse:
         name = _required(request, "Missing service name")
 
@@ -178,6 +102,14 @@ class HealthEndpoint:
 
         return await self._serve("instances", request, (topics.service(name),), build)
 
+    @endpoint(
+        "GET",
+        "/v1/health/service/:service",
+        "The instances of a service with their nodes and checks",
+        parameters=("passing", "tag", "near", "node-meta", "filter", *BLOCKING_PARAMETERS),
+        response=schemas.list_of(schemas.HEALTH),
+        blocking=True,
+    )
     async def health(self, request: HttpRequest) -> HttpResponse:
         name = _required(request, "Missing service name")
         passing = request.boolean("passing")
@@ -193,6 +125,14 @@ class HealthEndpoint:
 
     # Nodes
 
+    @endpoint(
+        "GET",
+        "/v1/catalog/nodes",
+        "All nodes",
+        parameters=("near", "node-meta", "filter", *BLOCKING_PARAMETERS),
+        response=schemas.list_of(schemas.NODE),
+        blocking=True,
+    )
     async def nodes(self, request: HttpRequest) -> HttpResponse:
         def build() -> Any:
             wanted = requested_meta(request)
@@ -202,6 +142,14 @@ class HealthEndpoint:
 
         return await self._serve("nodes", request, (NODES,), build)
 
+    @endpoint(
+        "GET",
+        "/v1/catalog/node/:node",
+        "A node and its services by id; null if there is none",
+        parameters=("filter", *BLOCKING_PARAMETERS),
+        response=schemas.nullable(schemas.CATALOG_NODE),
+        blocking=True,
+    )
     async def node(self, request: HttpRequest) -> HttpResponse:
         name = _required(request, "Missing node name")
 
@@ -214,6 +162,14 @@ class HealthEndpoint:
 
         return await self._serve("node", request, self._topics_of(name), build)
 
+    @endpoint(
+        "GET",
+        "/v1/catalog/node-services/:node",
+        "The same, its services as a list",
+        parameters=("filter", *BLOCKING_PARAMETERS),
+        response=schemas.nullable(schemas.CATALOG_NODE_SERVICES),
+        blocking=True,
+    )
     async def node_services(self, request: HttpRequest) -> HttpResponse:
         name = _required(request, "Missing node name")
 
@@ -233,6 +189,14 @@ class HealthEndpoint:
 
     # Checks
 
+    @endpoint(
+        "GET",
+        "/v1/health/node/:node",
+        "The checks of a node",
+        parameters=("filter", *BLOCKING_PARAMETERS),
+        response=schemas.list_of(schemas.CHECK),
+        blocking=True,
+    )
     async def node_checks(self, request: HttpRequest) -> HttpResponse:
         name = _required(request, "Missing node name")
         node = self._catalog.node(name)
@@ -245,6 +209,14 @@ class HealthEndpoint:
 
         return await self._serve("node checks", request, (topics.node_checks(real),), build)
 
+    @endpoint(
+        "GET",
+        "/v1/health/checks/:service",
+        "The checks of a service's instances",
+        parameters=("near", "node-meta", "filter", *BLOCKING_PARAMETERS),
+        response=schemas.list_of(schemas.CHECK),
+        blocking=True,
+    )
     async def service_checks(self, request: HttpRequest) -> HttpResponse:
         name = _required(request, "Missing service name")
 
@@ -259,6 +231,14 @@ class HealthEndpoint:
 
         return await self._serve("service checks", request, (topics.health(name),), build)
 
+    @endpoint(
+        "GET",
+        "/v1/health/state/:state",
+        "All checks in a state: any, passing, warning, critical",
+        parameters=("near", "node-meta", "filter", *BLOCKING_PARAMETERS),
+        response=schemas.list_of(schemas.CHECK),
+        blocking=True,
+    )
     async def checks(self, request: HttpRequest) -> HttpResponse:
         state = _required(request, "Missing check state")
         if state not in ("any", *Status):
@@ -277,17 +257,26 @@ class HealthEndpoint:
 
     # What there is but one of
 
+    @endpoint("GET", "/v1/catalog/datacenters", "The datacenters", response=schemas.STRINGS)
     async def datacenters(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(encode_json([self._node.datacenter], request))
 
+    @endpoint(
+        "GET",
+        "/v1/weft/virtual-addresses",
+        "The virtual addresses of each service; Consul has no such call",
+        response=schemas.map_of(schemas.STRINGS),
+    )
     async def virtual_addresses(self, request: HttpRequest) -> HttpResponse:
         names = sorted({one.service for one in self._catalog.all_virtual_addresses().values()})
         found = {name: [one.address for one in self._catalog.virtual_addresses(name)] for name in names}
         return HttpResponse(encode_json(found, request))
 
+    @endpoint("GET", "/v1/status/leader", "The address of the leader", response=schemas.STRING)
     async def leader(self, request: HttpRequest) -> HttpResponse:
         return HttpResponse(encode_json(_server_address(self._node), request))
 
+    @endpoint("GET", "/v1/status/peers", "The addresses of all agents", response=schemas.STRINGS)
     async def peers(self, request: HttpRequest) -> HttpResponse:
         agents = [node for node in self._catalog.nodes() if self._runs_agent(node)]
         return HttpResponse(

@@ -16,7 +16,7 @@ from discovery.api import schemas
 from discovery.api.blocking_query import BlockingQueries, consul_headers, encode_json
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
-from discovery.api.router import HttpResponse, Route
+from discovery.api.router import HttpResponse, endpoint
 from discovery.api.settings import MAX_VALUE_BYTES
 from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.kv_txn import KVOperation, TxnResult, apply
@@ -39,50 +39,15 @@ class KvsEndpoint:
         self._changes = changes
         self._blocking = blocking_queries
 
-    def routes(self) -> tuple[Route, ...]:
-        """The table of what is served."""
-        return (
-            Route(
-                "GET",
-                "/v1/kv/:key",
-                "A key, all that begin so (?recurse), or their names (?keys)",
-                self.read,
-                READ_PARAMETERS,
-                schemas.list_of(schemas.KV_PAIR),
-                (404,),
-                blocks=True,
-            ),
-            Route(
-                "PUT",
-                "/v1/kv/:key",
-                "Set a key; false if ?cas, ?acquire or ?release forbid it",
-                self.write,
-                ("flags", "cas", "acquire", "release", "dc"),
-                schemas.BOOLEAN,
-                writes=True,
-            ),
-            Route(
-                "DELETE",
-                "/v1/kv/:key",
-                "Delete a key, or all that begin so (?recurse)",
-                self.delete,
-                ("recurse", "cas", "dc"),
-                schemas.BOOLEAN,
-                writes=True,
-            ),
-            Route(
-                "PUT",
-                "/v1/txn",
-                "Do several operations on keys, or none",
-                self.transact,
-                ("dc",),
-                schemas.TXN_RESPONSE,
-                (409,),
-                schemas.TXN_REQUEST,
-                writes=True,
-            ),
-        )
-
+    @endpoint(
+        "GET",
+        "/v1/kv/:key",
+        "A key, all that begin so (?recurse), or their names (?keys)",
+        parameters=READ_PARAMETERS,
+        response=schemas.list_of(schemas.KV_PAIR),
+        statuses=(404,),
+        blocking=True,
+    )
     async def read(self, request: HttpRequest) -> HttpResponse:
         key = request.name
         if request.has("keys"):
@@ -136,6 +101,14 @@ class KvsEndpoint:
                     return HttpResponse(body, headers=headers)
                 await self._blocking.block(wait_event(changed, end - clock()))
 
+    @endpoint(
+        "PUT",
+        "/v1/kv/:key",
+        "Set a key; false if ?cas, ?acquire or ?release forbid it",
+        parameters=("flags", "cas", "acquire", "release", "dc"),
+        response=schemas.BOOLEAN,
+        writes=True,
+    )
     async def write(self, request: HttpRequest) -> HttpResponse:
         if not request.name:
             raise HttpError(400, "Missing key name")
@@ -152,6 +125,14 @@ class KvsEndpoint:
         )
         return HttpResponse(b"false" if (await self._apply([operation])).errors else b"true")
 
+    @endpoint(
+        "DELETE",
+        "/v1/kv/:key",
+        "Delete a key, or all that begin so (?recurse)",
+        parameters=("recurse", "cas", "dc"),
+        response=schemas.BOOLEAN,
+        writes=True,
+    )
     async def delete(self, request: HttpRequest) -> HttpResponse:
         if request.has("recurse") and request.has("cas"):
             raise HttpError(400, "Conflicting flags: recurse and cas; give one of them")
@@ -164,6 +145,16 @@ class KvsEndpoint:
         operation = KVOperation(verb, request.name, index=request.number("cas"))
         return HttpResponse(b"false" if (await self._apply([operation])).errors else b"true")
 
+    @endpoint(
+        "PUT",
+        "/v1/txn",
+        "Do several operations on keys, or none",
+        parameters=("dc",),
+        response=schemas.TXN_RESPONSE,
+        statuses=(409,),
+        request_body=schemas.TXN_REQUEST,
+        writes=True,
+    )
     async def transact(self, request: HttpRequest) -> HttpResponse:
         found = await request.json()
         if not isinstance(found, list):

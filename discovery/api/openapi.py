@@ -97,10 +97,10 @@ def _operation(route: Route, method: str, components: dict[str, Any]) -> dict[st
     _, _, name = route.path.partition(":")
     if name:
         parameters.insert(0, {"name": name, "in": "path", "required": True, "schema": {"type": "string"}})
-    answer: dict[str, Any] = {"description": "Done" if route.answer is None else "The answer"}
-    if route.answer is not None:
-        answer["content"] = {"application/json": {"schema": _component_ref(route.answer, components)}}
-    if route.blocks:
+    answer: dict[str, Any] = {"description": "Done" if route.response is None else "The answer"}
+    if route.response is not None:
+        answer["content"] = {"application/json": {"schema": _component_ref(route.response, components)}}
+    if route.blocking:
         answer["headers"] = _INDEX
     responses = {"200": answer, **{str(status): {**answer, "description": "As it is"} for status in route.statuses}}
     for status, description in _ERRORS.items():
@@ -109,8 +109,10 @@ def _operation(route: Route, method: str, components: dict[str, Any]) -> dict[st
     found: dict[str, Any] = {"summary": route.summary, "responses": responses}
     if parameters:
         found["parameters"] = parameters
-    if route.body is not None:
-        found["requestBody"] = {"content": {"application/json": {"schema": _component_ref(route.body, components)}}}
+    if route.request_body is not None:
+        found["requestBody"] = {
+            "content": {"application/json": {"schema": _component_ref(route.request_body, components)}}
+        }
     if method != route.method:
         found["deprecated"] = True
     return found

@@ -1,9 +1,14 @@
-"""The table of routes: what is served under which path, told once for serving, for OpenAPI and for their test."""
+"""Routing: an endpoint is declared by a decorator on its handler, which serves it, documents it and has it tested.
+
+@endpoint("GET", "/v1/agent/version", "This agent's version", response=schemas.VERSION)
+async def version(self, request: HttpRequest) -> HttpResponse: ...
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from discovery.api.http_error import HttpError
@@ -16,7 +21,7 @@ TEXT = "text/plain; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """What is sent back: a body that is written already, and headers beside the usual ones."""
+    """A response: an encoded body, and headers beside the common ones."""
 
     body: bytes = b""
     status: int = 200
@@ -25,14 +30,16 @@ class HttpResponse:
 
 
 Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]
+Method = TypeVar("Method", bound=Callable[..., Awaitable[HttpResponse]])
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path. A path that ends in ``:name`` takes the rest of the request's, slashes too.
+    """One method of one path. A path that ends in ``:name`` matches the rest of the request's, slashes included.
 
-    ``answer`` is the shape of a successful body, None if it is empty; ``statuses`` are those beside 200 and errors.
-    ``blocks``: it can wait for a change (``?index``). ``old`` are other methods that clients still use for it.
+    ``response`` is the schema of a successful body, None if it is empty; ``statuses`` are those beside 200 and errors.
+    ``blocking``: supports blocking queries (``?index``). ``writes``: changes state, so cross-site requests are refused.
+    ``deprecated_methods`` are served as well, for old clients.
     """
 
     method: str
@@ -40,47 +47,67 @@ class Route:
     summary: str
     handler: Handler
     parameters: tuple[str, ...] = ()
-    answer: Schema | None = None
+    response: Schema | None = None
     statuses: tuple[int, ...] = ()
-    body: Schema | None = None
-    blocks: bool = False
+    request_body: Schema | None = None
+    blocking: bool = False
     writes: bool = False
-    old: tuple[str, ...] = ()
+    deprecated_methods: tuple[str, ...] = ()
 
     @property
     def methods(self) -> tuple[str, ...]:
         """All methods that it is served under."""
-        return (self.method, *self.old)
+        return (self.method, *self.deprecated_methods)
+
+
+def endpoint(method: str, path: str, summary: str, **options: Any) -> Callable[[Method], Method]:
+    """Declare a handler method an endpoint; ``options`` are the other fields of Route."""
+
+    def declare(handler: Method) -> Method:
+        handler.__dict__["endpoint"] = (method, path, summary, options)
+        return handler
+
+    return declare
+
+
+def routes_of(handlers: object) -> tuple[Route, ...]:
+    """The routes of all methods of an object that are declared endpoints, in the order of their definition."""
+    found = []
+    for name, function in vars(type(handlers)).items():
+        if declared := getattr(function, "endpoint", None):
+            method, path, summary, options = declared
+            found.append(Route(method, path, summary, getattr(handlers, name), **options))
+    return tuple(found)
 
 
 class Router:
-    """All routes, found by path."""
+    """Finds the route of a request."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes = tuple(routes)
         self._exact: dict[str, dict[str, Route]] = {}
         self._prefixes: dict[str, dict[str, Route]] = {}
         for route in self.routes:
-            start, colon, _ = route.path.partition(":")
-            places = (self._prefixes if colon else self._exact).setdefault(start, {})
+            prefix, colon, _ = route.path.partition(":")
+            methods = (self._prefixes if colon else self._exact).setdefault(prefix, {})
             for method in route.methods:
-                places[method] = route
+                methods[method] = route
 
     def find(self, method: str, path: str) -> tuple[Route, str]:
-        """The route of a request, and the name in its path, decoded. Raises Problem: 404, 405."""
-        found, name = self._find(path)
+        """The route of a request, and the decoded ``:name`` of its path. Raises HttpError: 404, 405."""
+        methods, name = self._find(path)
         if method == "HEAD":
             method = "GET"
-        if method not in found:
-            allowed = ",".join(sorted(found))
+        if method not in methods:
+            allowed = ",".join(sorted(methods))
             status = 200 if method == "OPTIONS" else 405
             raise HttpError(
                 status, f"method {method[:20]} not allowed" if status == 405 else "", headers={"Allow": allowed}
             )
         try:
-            return found[method], unquote_to_bytes(name).decode()
+            return methods[method], unquote_to_bytes(name).decode()
         except UnicodeDecodeError:
-            raise HttpError(400, "The path is no UTF-8") from None
+            raise HttpError(400, "Invalid URL path: not valid UTF-8") from None
 
     def _find(self, path: str) -> tuple[dict[str, Route], str]:
         exact = self._exact.get(path) or self._exact.get(path.rstrip("/"))

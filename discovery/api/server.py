@@ -28,7 +28,7 @@ from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest, parse_parameters
 from discovery.api.kvs_endpoint import KvsEndpoint
 from discovery.api.openapi import describe
-from discovery.api.router import TEXT, HttpResponse, Route, Router
+from discovery.api.router import TEXT, HttpResponse, Route, Router, endpoint, routes_of
 from discovery.api.schemas import ANY_OBJECT
 from discovery.api.session_endpoint import SessionEndpoint
 from discovery.api.settings import HttpSettings
@@ -74,22 +74,18 @@ class ApiServer:
         self._blocking = blocking_queries = BlockingQueries(catalog, store, metrics)
         self._sessions = SessionManager(catalog, store, registry.node.name)
         self._changes = KeyWatcher(store, ROOT, self._sessions.on_batch)
-        agent = AgentEndpoint(catalog, registry, store, metrics, blocking_queries, reload=reload, leave=leave)
-        self.table = Router(
-            (
-                *agent.routes(),
-                *AgentServicesEndpoint(catalog, registry, blocking_queries).routes(),
-                *AgentRegisterEndpoint(registry, blocking_queries, scripts=settings.scripts).routes(),
-                *HealthEndpoint(catalog, registry.node, blocking_queries).routes(),
-                *CatalogEndpoint(catalog, registry, store, blocking_queries).routes(),
-                *KvsEndpoint(store, self._changes, blocking_queries).routes(),
-                *SessionEndpoint(
-                    catalog, self._changes, self._sessions, blocking_queries, settings, registry.node.name
-                ).routes(),
-                Route("GET", "/v1/openapi.json", "This description", self._openapi, answer=ANY_OBJECT),
-                *extra_routes,
-            )
+        node = registry.node
+        endpoints = (
+            AgentEndpoint(catalog, registry, store, metrics, blocking_queries, reload=reload, leave=leave),
+            AgentServicesEndpoint(catalog, registry, blocking_queries),
+            AgentRegisterEndpoint(registry, blocking_queries, scripts=settings.scripts),
+            HealthEndpoint(catalog, node, blocking_queries),
+            CatalogEndpoint(catalog, registry, store, blocking_queries),
+            KvsEndpoint(store, self._changes, blocking_queries),
+            SessionEndpoint(catalog, self._changes, self._sessions, blocking_queries, settings, node.name),
+            self,
         )
+        self.router = Router((*(route for each in endpoints for route in routes_of(each)), *extra_routes))
         self._hosts = {name.lower().rstrip(".") for name in (*settings.hosts, registry.node.name)}
         self._requests = metrics.counter("weft_http_requests_total", "Requests answered.", "method", "path", "code")
         self._seconds = metrics.histogram("weft_http_request_seconds", "Time of requests that did not wait.", "method")
@@ -136,8 +132,9 @@ class ApiServer:
         await self._changes.stop()
         await self._sessions.stop()
 
-    async def _openapi(self, api_request: HttpRequest) -> HttpResponse:
-        return HttpResponse(encode_json(describe(self.table.routes), api_request))
+    @endpoint("GET", "/v1/openapi.json", "This description", response=ANY_OBJECT)
+    async def openapi(self, api_request: HttpRequest) -> HttpResponse:
+        return HttpResponse(encode_json(describe(self.router.routes), api_request))
 
     # One request
 
@@ -185,7 +182,7 @@ class ApiServer:
         raw_path, _, query = request.raw_path.partition("?")
         if not raw_path.startswith("/"):
             raise HttpError(400, "Give the path alone: GET /v1/…")
-        route, name = self.table.find(request.method, raw_path)
+        route, name = self.router.find(request.method, raw_path)
         if route.writes and request.protocol.transport is not None:
             why = rejection_reason(request.headers, self._hosts)
             if why and _family(request.protocol.transport) != socket.AF_UNIX:

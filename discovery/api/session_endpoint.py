@@ -11,7 +11,7 @@ from discovery.api.blocking_query import BlockingQueries, consul_headers, encode
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
 from discovery.api.kvs_endpoint import wait_event
-from discovery.api.router import HttpResponse, Route
+from discovery.api.router import HttpResponse, endpoint
 from discovery.api.settings import HttpSettings
 from discovery.catalog import Catalog
 from discovery.consul.durations import format_duration
@@ -45,51 +45,15 @@ class SessionEndpoint:
         self._settings = settings
         self._node = node
 
-    def routes(self) -> tuple[Route, ...]:
-        """The table of what is served."""
-        found = schemas.list_of(schemas.SESSION)
-        return (
-            Route(
-                "PUT",
-                "/v1/session/create",
-                "Begin a session",
-                self.create,
-                ("dc",),
-                schemas.struct("SessionCreated", ID=schemas.STRING),
-                body=schemas.SESSION_REQUEST,
-                writes=True,
-            ),
-            Route(
-                "PUT",
-                "/v1/session/destroy/:id",
-                "End a session; what it holds is released",
-                self.destroy,
-                ("dc",),
-                schemas.BOOLEAN,
-                writes=True,
-            ),
-            Route(
-                "PUT",
-                "/v1/session/renew/:id",
-                "Give a session its full time again",
-                self.renew,
-                ("dc",),
-                found,
-                writes=True,
-            ),
-            Route("GET", "/v1/session/info/:id", "One session", self.info, READ_PARAMETERS, found, blocks=True),
-            Route("GET", "/v1/session/list", "All sessions", self.list_, READ_PARAMETERS, found, blocks=True),
-            Route(
-                "GET",
-                "/v1/session/node/:node",
-                "The sessions of a node",
-                self.of_node,
-                READ_PARAMETERS,
-                found,
-                blocks=True,
-            ),
-        )
-
+    @endpoint(
+        "PUT",
+        "/v1/session/create",
+        "Begin a session",
+        parameters=("dc",),
+        response=schemas.struct("SessionCreated", ID=schemas.STRING),
+        request_body=schemas.SESSION_REQUEST,
+        writes=True,
+    )
     async def create(self, request: HttpRequest) -> HttpResponse:
         found = await request.json()
         try:
@@ -135,23 +99,63 @@ class SessionEndpoint:
             if name in found and found[name].status is Status.CRITICAL:
                 raise HttpError(400, f"Check '{name}' is in critical state")
 
+    @endpoint(
+        "PUT",
+        "/v1/session/destroy/:id",
+        "End a session; what it holds is released",
+        parameters=("dc",),
+        response=schemas.BOOLEAN,
+        writes=True,
+    )
     async def destroy(self, request: HttpRequest) -> HttpResponse:
         await self._sessions.destroy(_required_id(request))
         return HttpResponse(b"true")
 
+    @endpoint(
+        "PUT",
+        "/v1/session/renew/:id",
+        "Give a session its full time again",
+        parameters=("dc",),
+        response=schemas.list_of(schemas.SESSION),
+        writes=True,
+    )
     async def renew(self, request: HttpRequest) -> HttpResponse:
         session = await self._sessions.renew(_required_id(request))
         if session is None:
             raise HttpError(404, f"Session id '{request.name}' not found")
         return HttpResponse(encode_json([_session_json(session)], request))
 
+    @endpoint(
+        "GET",
+        "/v1/session/info/:id",
+        "One session",
+        parameters=READ_PARAMETERS,
+        response=schemas.list_of(schemas.SESSION),
+        blocking=True,
+    )
     async def info(self, request: HttpRequest) -> HttpResponse:
         session_id = _required_id(request)
         return await self._blocking_query("info", request, lambda session: session.id == session_id)
 
+    @endpoint(
+        "GET",
+        "/v1/session/list",
+        "All sessions",
+        parameters=READ_PARAMETERS,
+        response=schemas.list_of(schemas.SESSION),
+        blocking=True,
+    )
     async def list_(self, request: HttpRequest) -> HttpResponse:
         return await self._blocking_query("list", request, lambda session: True)
 
+    @endpoint(
+        "GET",
+        "/v1/session/node/:node",
+        "The sessions of a node",
+        parameters=READ_PARAMETERS,
+        response=schemas.list_of(schemas.SESSION),
+        blocking=True,
+    )
     async def of_node(self, request: HttpRequest) -> HttpResponse:
         if not request.name:
             raise HttpError(400, "Missing node name")

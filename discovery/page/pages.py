@@ -97,7 +97,7 @@ def routes(overview: Overview) -> tuple[Route, ...]:
             partial(_overview, overview),
             ("index", "wait"),
             OVERVIEW,
-            blocks=True,
+            blocking=True,
         ),
         Route("GET", "/ui/:file", "The web page", _file),
         Route("GET", "/", "To the web page", _redirect),

@@ -20,12 +20,12 @@ def description(agent: LabAgent) -> dict[str, Any]:
 
 def test_every_route_is_described_and_nothing_else(agent: LabAgent, description: dict[str, Any]) -> None:
     assert description["openapi"] == "3.1.0"
-    served = {(template(route), method.lower()) for route in agent.api.table.routes for method in route.methods}
+    served = {(template(route), method.lower()) for route in agent.api.router.routes for method in route.methods}
     assert {(path, method) for path, methods in description["paths"].items() for method in methods} == served
 
 
 def test_every_parameter_is_explained_and_used(agent: LabAgent) -> None:
-    assert {name for route in agent.api.table.routes for name in route.parameters} == PARAMETERS.keys()
+    assert {name for route in agent.api.router.routes for name in route.parameters} == PARAMETERS.keys()
 
 
 def test_every_reference_leads_somewhere(description: dict[str, Any]) -> None:

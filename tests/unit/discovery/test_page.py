@@ -186,7 +186,7 @@ def test_the_document_is_as_described(agent: LabAgent) -> None:
     until(lambda: "web" in agent.get("/v1/catalog/services").json)
     reply = agent.get("/v1/weft/overview")
     assert reply.headers["Content-Type"] == "application/json" and reply.index == reply.json["Index"]
-    description = describe(agent.api.table.routes)
+    description = describe(agent.api.router.routes)
     assert "/v1/weft/overview" in description["paths"]
     assert not [path for path in description["paths"] if "ui" in path]
     assert reply.json.keys() == OVERVIEW["properties"].keys()
