@@ -181,7 +181,7 @@ def _fork(watch: Watch | None, *, files: bool = False) -> None:
         os.closerange(3, report)
         os.closerange(report + 1, 1 << 16)
         if watch is not None:
-            vars(server)["processes"] = lambda: 1  # a helper would be watched, too, and outlive a kill
+            vars(server)["process_count"] = lambda: 1  # a helper would be watched, too, and outlive a kill
             _tell(watch, report, files=files)
         status = serve(IDLE)
     except BaseException:
