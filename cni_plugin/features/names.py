@@ -26,6 +26,7 @@ from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.section import Section, quoted
+from weft.service_options import MAX_WEIGHT, NETWORK_CHECKS, TTL_CHECK, Algorithm
 from weft.types import Result, Side
 
 FEATURE = Feature(Stage.NAMES, section=False, plugin="dnsname", keys=("names", "services"))
@@ -33,8 +34,7 @@ SHORT = 12
 """Characters of a container's id that it is known by, as with docker and podman."""
 _LONGEST_LABEL = 63
 _LONGEST_NAME = 200
-_BALANCES = ("random", "round-robin", "weighted", "source", "maglev", "sticky", "least-connections")
-_CHECKS = ("http", "tcp", "udp", "ttl")
+_CHECKS = (*NETWORK_CHECKS, TTL_CHECK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +159,11 @@ def _service(section: Section) -> dict[str, object]:
     found["port"] = port or 0
     found["protocol"] = section.text("protocol", choices=("tcp", "udp"))
     found["tags"] = list(section.texts("tags"))
-    weight = section.integer("weight", least=0, most=65535)
+    weight = section.integer("weight", least=0, most=MAX_WEIGHT)
     if weight is not None:
         found["weights"] = {"passing": weight, "warning": weight}
     meta = _meta(section)
-    for key, choices in (("balance", _BALANCES), ("sticky", ())):
+    for key, choices in (("balance", tuple(Algorithm)), ("sticky", ())):
         if value := section.text(key, choices=choices):
             meta[f"weft-{key}"] = value
     found["meta"] = meta
@@ -199,9 +199,9 @@ def _check(section: Section, port: int | None) -> dict[str, object]:
     for key in (*_CHECKS, "interval", "timeout", "deregister_critical_service_after", "method", "body"):
         if key in section:
             found[key] = section.text(key)
-    if kinds[0] != "ttl" and "interval" not in found:
+    if kinds[0] != TTL_CHECK and "interval" not in found:
         section.problems.add(f'{section.at("interval")} is missing: say how often to check, like "10s"')
-    if port is None and kinds[0] != "ttl":
+    if port is None and kinds[0] != TTL_CHECK:
         section.problems.add(f"{section.path} needs the service to have a port")
     return found
 

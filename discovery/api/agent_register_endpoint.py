@@ -14,6 +14,7 @@ from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.registration import parse_service
 from discovery.registry import NotRegistered, Registry
 from discovery.structs import CONSUL_SERVICE, SERF_HEALTH, Status
+from weft.service_options import TTL_CHECK
 
 
 class AgentRegisterEndpoint:
@@ -164,7 +165,7 @@ class AgentRegisterEndpoint:
         definition = self._registry.definitions().get(check_id)
         if definition is None:
             raise _unknown_check(check_id)
-        if definition.type != "ttl":
+        if definition.type != TTL_CHECK:
             raise HttpError(400, f'CheckID "{check_id}" does not have associated TTL')
         try:
             await self._registry.update_check(check_id, status, output[: definition.output_max_size])

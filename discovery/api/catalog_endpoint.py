@@ -21,9 +21,9 @@ from discovery.layout import encode, store_key
 from discovery.registry import NotRegistered, Registry
 from discovery.structs import CatalogEntry, Check, Instance, Node, Status
 from store import Compare, Delete, Operation, Put, Store, Unavailable
+from weft.service_options import MAX_CHECKS
 
 ATTEMPTS = 100
-MAX_CHECKS = 64
 
 
 class CatalogEndpoint:

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
-MAX_WEIGHT = 65_535
-"""The largest weight."""
-
 
 def table_size(weights: Sequence[float], sizes: Sequence[int], error: float = 0.1) -> int:
     """The smallest table in which no instance's share is off by more than the error; the largest if none is good."""

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import lru_cache
 from ipaddress import ip_address
 
@@ -32,24 +31,13 @@ from discovery.balancer.settings import Address, BalancerSettings, backend_addre
 from discovery.catalog import Catalog
 from discovery.consul.durations import parse_duration
 from discovery.structs import Health, Instance, Status
+from weft.service_options import Algorithm
 
 VIRTUAL_TAG = "virtual"
 MAX_PORTS = 64
 """Ports of one service that are balanced; and as many that it may publish."""
 _TAGGED = {4: "lan_ipv4", 6: "lan_ipv6"}
 _PROTOCOLS = {"": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",)}
-
-
-class Algorithm(StrEnum):
-    """How a connection finds its instance."""
-
-    WEIGHTED = "weighted"
-    RANDOM = "random"
-    ROUND_ROBIN = "round-robin"
-    SOURCE = "source"
-    MAGLEV = "maglev"
-    STICKY = "sticky"
-    LEAST_CONNECTIONS = "least-connections"
 
 
 @dataclass(frozen=True, slots=True)

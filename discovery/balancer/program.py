@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from discovery.balancer import algorithms
-from discovery.balancer.desired import Algorithm, Backend, BalancePolicy, Frontend, VirtualService
+from discovery.balancer.desired import Backend, BalancePolicy, Frontend, VirtualService
 from discovery.balancer.rules import (
     COUNTERS,
     HAIRPIN_SELF,
@@ -30,6 +30,7 @@ from discovery.balancer.rules import (
     STICKY_SLOTS,
     VIRTUAL_IPS,
 )
+from weft.service_options import Algorithm
 
 Key = tuple[str, bytes]
 Data = bytes | str

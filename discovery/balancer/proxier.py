@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from discovery.balancer import desired
-from discovery.balancer.desired import Algorithm, Backend, Frontend, PortGroup, VirtualService
+from discovery.balancer.desired import Backend, Frontend, PortGroup, VirtualService
 from discovery.balancer.draining import ConnectionDrainer, DrainingBackend
 from discovery.balancer.program import ElementChange, Program, SlotTable, frontends
 from discovery.balancer.rules import TABLE
@@ -23,6 +23,7 @@ from discovery.structs import Health
 from weft.errors import KernelRefused, WeftError
 from weft.kernel.interface import Flow
 from weft.kernel.netlink.conntrack import Conntrack
+from weft.service_options import Algorithm
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from discovery.consul.durations import format_duration
 from discovery.consul.json_fields import BadField, Fields
 from discovery.structs import CheckDefinition, Status
+from weft.service_options import NETWORK_CHECKS, TTL_CHECK
 
 MIN_INTERVAL = 0.1
 """Seconds; a shorter interval is taken for this one, so that no client can have the agent do nothing else."""
@@ -102,7 +103,7 @@ def _check_type(fields: Fields) -> tuple[str, str]:
     if fields.get("AliasService") or fields.get("AliasNode"):
         kinds.append(("alias", ""))
     if fields.get("TTL") and not kinds:
-        kinds.append(("ttl", ""))
+        kinds.append((TTL_CHECK, ""))
     if len(kinds) > 1:
         raise BadField(f"Invalid check: it is {' and '.join(kind for kind, _ in kinds)} at once; make it one of them")
     if not kinds:
@@ -111,7 +112,7 @@ def _check_type(fields: Fields) -> tuple[str, str]:
 
 
 def _validate_timing(kind: str, interval: float, ttl: float) -> None:
-    regular = kind in ("script", "http", "tcp", "udp")
+    regular = kind in ("script", *NETWORK_CHECKS)
     problem = ""
     if interval > 0 and ttl > 0:
         problem = "Interval and TTL cannot both be specified"
@@ -121,7 +122,7 @@ def _validate_timing(kind: str, interval: float, ttl: float) -> None:
         problem = "Interval cannot be set for Alias checks"
     elif kind == "alias" and ttl > 0:
         problem = "TTL must be not be set for Alias checks"
-    elif kind == "ttl" and ttl <= 0:
+    elif kind == TTL_CHECK and ttl <= 0:
         problem = "TTL must be > 0 for TTL checks"
     if problem:
         raise BadField(f"Invalid check: {problem}")

@@ -14,12 +14,11 @@ from ipaddress import ip_address
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import BadField, Fields
 from discovery.structs import CheckDefinition, Instance, ServiceAddress, Weights
+from weft.service_options import MAX_CHECKS, MAX_WEIGHT
 
 MAX_META_PAIRS = 64
 """Pairs of metadata; a key has up to 128 characters, a value up to 512."""
 _KEY = re.compile(r"[a-zA-Z0-9_-]+")
-_LARGEST_WEIGHT = 65535
-MAX_CHECKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +113,8 @@ def _weights(service: Fields) -> Weights:
         problem = "Passing must be greater than 0"
     elif weights.warning < 0:
         problem = "Warning must be greater or equal than 0"
-    elif max(weights.passing, weights.warning) > _LARGEST_WEIGHT:
-        problem = f"DNS Weight must be between 0 and {_LARGEST_WEIGHT}"
+    elif max(weights.passing, weights.warning) > MAX_WEIGHT:
+        problem = f"DNS Weight must be between 0 and {MAX_WEIGHT}"
     if problem:
         raise BadField(f"Invalid Weights: {problem}")
     return weights

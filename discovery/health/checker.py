@@ -16,6 +16,7 @@ from discovery.metrics import Metrics
 from discovery.registry import NotRegistered, Registry
 from discovery.structs import CheckDefinition, Status, worst_status
 from store import StoreError
+from weft.service_options import NETWORK_CHECKS, TTL_CHECK
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +78,9 @@ class Checker:
 
     def _runners(self) -> dict[str, Callable[[CheckDefinition], Awaitable[None]]]:
         return {
-            **dict.fromkeys(("http", "tcp", "udp"), self._run_interval),
+            **dict.fromkeys(NETWORK_CHECKS, self._run_interval),
             "script": self._run_script,
-            "ttl": self._run_ttl,
+            TTL_CHECK: self._run_ttl,
             "alias": self._run_alias,
         }
 

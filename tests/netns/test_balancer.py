@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from discovery.balancer.balancer import Balancer, remove_all
-from discovery.balancer.desired import Algorithm
 from discovery.structs import Instance, Status, Weights
 from lab.host import Host
 from lab.services import Book, Held, Wire, instance, picks, run, talk, virtual, wire
 from lab.waiting import until
 from weft.kernel.netlink.conntrack import Conntrack
+from weft.service_options import Algorithm
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = pytest.mark.parametrize("version", [4, 6])

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from discovery.balancer.desired import (
-    Algorithm,
     Backend,
     BalancePolicy,
     Frontend,
@@ -25,6 +24,7 @@ from discovery.balancer.rules import tables as rule_tables
 from discovery.balancer.settings import BalancerSettings, virtual_address_error
 from discovery.structs import ServiceAddress, Status, Weights
 from lab.services import NODE, Book, config, instance, virtual
+from weft.service_options import Algorithm
 
 VIP = "10.79.0.10"
 BACKENDS = [Backend(ip_address(f"10.0.0.{number}"), 80) for number in range(1, 6)]
