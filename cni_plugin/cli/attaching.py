@@ -149,7 +149,7 @@ def attach(
     tool.prepare_to("attach")
     found = tool.network(network)
     whom = target(tool.service, netns, container, ifname)
-    there = attachments.matching(tool.service, whom.container, ifname, network)
+    there = attachments.find(tool.service, whom.container, ifname, network)
     if any(one.container == whom.container and one.state is attachments.State.ATTACHED for one in there):
         raise Conflict(
             f"{whom.container}/{ifname} is attached to {network} already",
@@ -217,19 +217,19 @@ def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json
             say(name)
 
 
-def _attached(tool: Tool, network: str, who: str, container: str, ifname: str) -> list[attachments.Joined]:
+def _attached(tool: Tool, network: str, who: str, container: str, ifname: str) -> list[attachments.Endpoint]:
     """What is attached of a container id, or in a namespace."""
-    found = attachments.matching(tool.service, container or who, ifname, network)
+    found = attachments.find(tool.service, container or who, ifname, network)
     if found or container:
         return found
     try:
         path = namespace_path(tool.service, who)
     except NamespaceProblem:
-        return attachments.matching(tool.service, container_of(who), ifname, network)
+        return attachments.find(tool.service, container_of(who), ifname, network)
     there = tool.service.kernel.identify(path)
     return [
         one
-        for one in attachments.every(tool.service)
+        for one in attachments.endpoints(tool.service)
         if one.network == network and one.namespace.same(there) and (not ifname or one.interface == ifname)
     ]
 

@@ -185,7 +185,7 @@ class Chain:
         return value if isinstance(value, dict) else {}
 
     def _configuration(self, place: int, previous: Json | None) -> bytes:
-        return json.dumps(self.network.member(place, self.wishes.runtime(), previous)).encode()
+        return json.dumps(self.network.plugin_config(place, self.wishes.runtime(), previous)).encode()
 
     def _variables(self, command: Command) -> Mapping[str, str]:
         return {

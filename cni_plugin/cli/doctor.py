@@ -1,4 +1,4 @@
-"""``weft doctor``: what this host lacks, what is left over, and what has changed behind weft's back."""
+"""``weft doctor``: missing kernel features, leftovers, and differences from what was set up."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import click
 
-from cni_plugin.cli.keeping import free_lost
+from cni_plugin.cli.keeping import free_stale_leases
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import conflists, findings
-from cni_plugin.networks.findings import Finding, Mends
+from cni_plugin.networks.findings import Finding, FixedBy
 from cni_plugin.service import gc, shared
 from weft.errors import WeftError
 from weft.kernel.linux.probe import Ability
@@ -19,14 +19,14 @@ from weft.kernel.linux.probe import Ability
 
 @click.command()
 @common
-@click.option("--repair", is_flag=True, help="Clear up and put rules back first, then say what is left.")
+@click.option("--repair", is_flag=True, help="Remove leftovers and restore rules first, then report what remains.")
 @pass_tool
 def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
-    """Look for everything that could be wrong, and say what to do about it.
+    """Check this host and report problems with their remedies.
 
-    First what this host can do, found by trying it in an empty namespace; then what is left over, half made, changed
-    or in each other's way. Changes nothing without --repair. Exits with 1 if anything is found; what the host
-    lacks counts only where something here needs it.
+    Tests the kernel's features in an empty network namespace, then looks for leftovers, incomplete attachments,
+    differences from what was set up, and conflicts between networks. Changes nothing without --repair. Exits with 1
+    if there are problems; a missing kernel feature is one only if a network needs it.
 
     \b
     Example:
@@ -47,11 +47,11 @@ def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
 
 
 def _repair(tool: Tool) -> None:
-    """Do what weft can do by itself; what fails is said, and what is left is found again afterwards."""
+    """Remove leftovers and restore rules; errors are printed, and the checks afterwards report what remains."""
     networks, _ = conflists.listed(tool.config)
     try:
         swept = gc.collect_stale(tool.service)
-        free_lost(tool, networks)
+        free_stale_leases(tool, networks)
         for error in swept.errors:
             warn(error.message)
         shared.repair(tool.service)
@@ -60,23 +60,23 @@ def _repair(tool: Tool) -> None:
 
 
 def _print(abilities: Sequence[Ability], found: Sequence[Finding]) -> None:
-    say("What this host can do")
+    say("Kernel features")
     table(
-        ("  FOR", "WANTED", "HERE"),
+        ("  REQUIRED BY", "FEATURE", "AVAILABLE"),
         [(f"  {one.serves}", one.name, f"no: {one.problem}" if one.problem else "yes") for one in abilities],
     )
     say()
     if not found:
-        say("Nothing is wrong.")
+        say("No problems found.")
         return
-    say(f"{count(len(found), 'thing')} found")
+    say(f"{count(len(found), 'problem')} found")
     for one in found:
         say(f"  - {one.what}")
         say(f"    {one.remedy}")
-    mendable = sum(one.mends is not Mends.PERSON for one in found)
-    if mendable:
+    fixable = sum(one.fixed_by is not FixedBy.OPERATOR for one in found)
+    if fixable:
         say()
-        say(f"weft doctor --repair mends {mendable} of {len(found)}.")
+        say(f"weft doctor --repair fixes {fixable} of {len(found)}.")
 
 
 def _ability(one: Ability) -> dict[str, object]:
@@ -84,4 +84,4 @@ def _ability(one: Ability) -> dict[str, object]:
 
 
 def _finding(one: Finding) -> dict[str, object]:
-    return {"what": one.what, "remedy": one.remedy, "mends": str(one.mends)}
+    return {"what": one.what, "remedy": one.remedy, "mends": str(one.fixed_by)}

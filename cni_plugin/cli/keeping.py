@@ -1,4 +1,4 @@
-"""``weft gc`` and ``weft ipam``: clearing up what nobody needs any more, and who holds which address."""
+"""``weft gc`` and ``weft ipam``: removing leftovers, and the leases of networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cni_plugin.cli.output import age, as_json, say, table, warn
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import leases
 from cni_plugin.networks.conflists import NetworkList
-from cni_plugin.networks.leases import Lease
+from cni_plugin.networks.leases import LeaseEntry
 from cni_plugin.service.context import raise_all
 from cni_plugin.service.gc import collect_stale
 from cni_plugin.service.orphans import element_text, orphans, stale_attachments, unused_networks
@@ -20,27 +20,27 @@ from weft.errors import BadOption, InUse, Missing, WeftError
 
 @click.command()
 @common
-@click.option("-n", "--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only print what would be removed.")
 @pass_tool
 def gc(tool: Tool, dry_run: bool, json_output: bool) -> None:
-    """Clear up what nobody needs any more.
+    """Remove what interrupted calls and deleted containers have left behind.
 
-    That is: attachments whose namespace is gone or that a killed call left half made, links, rules and files with
-    weft's mark and no owner, addresses that no attachment holds, and the bridges and rules of networks that nothing
-    is attached to. What is in use is never touched.
+    Removes attachments whose network namespace no longer exists or that are incomplete, links, nftables elements and
+    files with weft's mark and no owner, leases without an attachment, and the bridges and rules of networks without
+    attachments. Nothing that is in use is removed.
 
     \b
     Example:
       weft gc --dry-run
     """
-    tool.prepare_to("clear up")
+    tool.prepare_to("collect garbage")
     networks = tool.networks()
     if dry_run:
-        _report(rubbish(tool, networks), [], dry_run, json_output)
+        _report(garbage(tool, networks), [], dry_run, json_output)
         return
     swept = collect_stale(tool.service)
     freed = [f"attachment {name}" for name in swept.attachments] + list(swept.leftovers)
-    freed += free_lost(tool, networks)
+    freed += free_stale_leases(tool, networks)
     _report(freed, swept.errors, dry_run, json_output)
     raise_all(swept.errors)
 
@@ -52,37 +52,37 @@ def _report(freed: list[str], errors: list[WeftError], dry_run: bool, json_outpu
     for line in freed:
         say(f"{'would free' if dry_run else 'freed'} {line}")
     if not freed and not errors:
-        say("nothing to clear up")
+        say("nothing to remove")
 
 
-def rubbish(tool: Tool, networks: list[NetworkList]) -> list[str]:
-    """What gc would free now."""
+def garbage(tool: Tool, networks: list[NetworkList]) -> list[str]:
+    """What ``weft gc`` would remove."""
     found = [f"attachment {record.attachment}" for record in stale_attachments(tool.service)]
     left = orphans(tool.service)
     found += [f"link {name}" for name in left.links]
     found += [element_text(element) for element in left.elements]
     found += list(left.files)
     found += [f"network {name}" for name in unused_networks(tool.service)]
-    return found + [_lease_text(lease) for lease in leases.lost(tool.service, networks)]
+    return found + [_lease_text(lease) for lease in leases.stale(tool.service, networks)]
 
 
-def free_lost(tool: Tool, networks: list[NetworkList]) -> list[str]:
-    """Free the addresses that no attachment holds; says which."""
+def free_stale_leases(tool: Tool, networks: list[NetworkList]) -> list[str]:
+    """Free the leases without an attachment; returns them as text."""
     by_name = {network.name: network for network in networks}
     return [
         _lease_text(lease)
-        for lease in leases.lost(tool.service, networks)
+        for lease in leases.stale(tool.service, networks)
         if leases.free(tool.service, by_name[lease.network], lease)
     ]
 
 
-def _lease_text(lease: Lease) -> str:
+def _lease_text(lease: LeaseEntry) -> str:
     return f"address {lease.address} of {lease.owner} on {lease.network}"
 
 
 @click.group()
 def ipam() -> None:
-    """See and free the addresses that networks have given out."""
+    """Manage the leases of networks."""
 
 
 @ipam.command(name="ls")
@@ -90,26 +90,26 @@ def ipam() -> None:
 @click.argument("network", required=False, default="")
 @pass_tool
 def list_leases(tool: Tool, network: str, json_output: bool) -> None:
-    """List the addresses that are given out, to whom, and how full each range is.
+    """List leases and the utilization of each range.
 
-    HELD BY says whether an attachment of weft's holds the address. If none does, another plugin's container may:
-    host-local keeps its addresses in the same place.
+    HELD BY shows whether an attachment of weft holds the lease. Other leases may belong to containers of the
+    reference plugins: host-local keeps its leases in the same directory.
 
     \b
     Example:
       weft ipam ls blue
     """
     tool.need_records()
-    found: list[Lease] = []
+    found: list[LeaseEntry] = []
     usages = []
     for one in [tool.network(network)] if network else tool.networks():
         try:
-            given = leases.listed(tool.service, one)
+            network_leases = leases.listed(tool.service, one)
         except WeftError as error:
             warn(error.message)
             continue
-        found += given
-        usages += leases.usage(one, given)
+        found += network_leases
+        usages += leases.usage(one, network_leases)
     if json_output:
         as_json({"leases": [_document(lease) for lease in found], "ranges": [_usage(one) for one in usages]})
         return
@@ -121,7 +121,7 @@ def list_leases(tool: Tool, network: str, json_output: bool) -> None:
                 str(lease.address),
                 str(lease.owner),
                 age(lease.age),
-                "attachment" if lease.attached else "no attachment of weft's",
+                "attachment" if lease.attached else "-",
             )
             for lease in found
         ],
@@ -130,7 +130,7 @@ def list_leases(tool: Tool, network: str, json_output: bool) -> None:
     table(("NETWORK", "RANGE", "IN USE"), [(one.network, one.ranges, f"{one.used} of {one.size}") for one in usages])
 
 
-def _document(lease: Lease) -> dict[str, object]:
+def _document(lease: LeaseEntry) -> dict[str, object]:
     return {
         "network": lease.network,
         "address": str(lease.address),
@@ -147,35 +147,35 @@ def _usage(one: leases.Usage) -> dict[str, object]:
 
 @ipam.command()
 @common
-@click.option("-f", "--force", is_flag=True, help="Free it although an attachment holds it.")
+@click.option("-f", "--force", is_flag=True, help="Release it even if an attachment holds it.")
 @click.argument("network")
 @click.argument("address")
 @pass_tool
 def release(tool: Tool, network: str, address: str, force: bool, json_output: bool) -> None:
-    """Free one address, and print it.
+    """Release a lease and print its address.
 
-    Refuses while an attachment of weft's holds it: the next container would get an address that is in use.
+    Fails if an attachment of weft holds it: the next container would get an address that is in use.
 
     \b
     Example:
       weft ipam release blue 10.89.0.7
     """
-    tool.prepare_to("free an address")
+    tool.prepare_to("release a lease")
     one = tool.network(network)
     try:
         wanted = ip_address(address)
     except ValueError:
-        raise BadOption(f"{address!r} is not an IP address") from None
+        raise BadOption(f"invalid IP address: {address!r}") from None
     lease = next((lease for lease in leases.listed(tool.service, one) if lease.address == wanted), None)
     if lease is None:
-        raise Missing(f"{wanted} is not given out on {network}", hint=f"weft ipam ls {network} lists what is")
+        raise Missing(f"no lease for {wanted} on network {network}", hint=f"see weft ipam ls {network}")
     if lease.attached and not force:
         raise InUse(
-            f"{wanted} is held by {lease.owner}, which is attached to {network}",
-            hint="detach that first; --force frees the address all the same",
+            f"{wanted} is in use by {lease.owner}, which is attached to {network}",
+            hint="detach it first, or use --force",
         )
     if not leases.free(tool.service, one, lease):
-        raise Missing(f"{wanted} is not {lease.owner}'s any more", hint=f"look again: weft ipam ls {network}")
+        raise Missing(f"{wanted} is no longer leased to {lease.owner}", hint=f"see weft ipam ls {network}")
     if json_output:
         as_json(_document(lease))
     else:

@@ -11,7 +11,7 @@ from cni_plugin.cli.options import common
 from cni_plugin.cli.output import age, as_json, count, fields, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments
-from cni_plugin.networks.attachments import Joined, State
+from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import Json
 from cni_plugin.wire import versions
 from cni_plugin.wire.result import render
@@ -39,7 +39,7 @@ def ps(tool: Tool, wanted: str, no_trunc: bool, quiet: bool, json_output: bool) 
       weft ps --network blue
     """
     tool.need_records()
-    found = [one for one in attachments.every(tool.service) if not wanted or one.network == wanted]
+    found = [one for one in attachments.endpoints(tool.service) if not wanted or one.network == wanted]
     if json_output:
         as_json([summary(one) for one in found])
     elif quiet:
@@ -49,7 +49,7 @@ def ps(tool: Tool, wanted: str, no_trunc: bool, quiet: bool, json_output: bool) 
         table(_HEADER, [_row(one, no_trunc) for one in found])
 
 
-def _row(one: Joined, no_trunc: bool) -> tuple[str, ...]:
+def _row(one: Endpoint, no_trunc: bool) -> tuple[str, ...]:
     return (
         one.container if no_trunc else one.container[:_SHORT_ID],
         one.network,
@@ -62,7 +62,7 @@ def _row(one: Joined, no_trunc: bool) -> tuple[str, ...]:
     )
 
 
-def summary(one: Joined) -> Json:
+def summary(one: Endpoint) -> Json:
     """An attachment as ``--json`` shows it."""
     return {
         "container": one.container,
@@ -105,17 +105,17 @@ def show(tool: Tool, container: str, network: str, json_output: bool) -> None:
         _show(one, document)
 
 
-def _named(tool: Tool, text: str, network: str) -> list[Joined]:
+def _named(tool: Tool, text: str, network: str) -> list[Endpoint]:
     """The attachments meant by CONTAINER[/IFNAME]. Raises UnknownContainer."""
     container, _, interface = text.partition("/")
-    found = attachments.matching(tool.service, container, interface, network)
+    found = attachments.find(tool.service, container, interface, network)
     if not found:
         where = f" on {network}" if network else ""
         raise UnknownContainer(f"{text} is not attached{where}", hint="weft ps lists what is")
     return found
 
 
-def _everything(tool: Tool, one: Joined) -> Json:
+def _everything(tool: Tool, one: Endpoint) -> Json:
     path = one.namespace.path
     return {
         **summary(one),
@@ -123,7 +123,7 @@ def _everything(tool: Tool, one: Joined) -> Json:
         "result": answer(one.result, one.records[-1].version),
         "shared": [command for each in one.shared for command in each.commands(path)],
         "commands": [command for each in one.operations for command in each.commands(path)],
-        "lacks": attachments.lacking(tool.service, one),
+        "lacks": attachments.mismatches(tool.service, one),
     }
 
 
@@ -132,7 +132,7 @@ def answer(result: Result, version: str) -> object:
     return json.loads(render(result, version if versions.at_least(version, "0.3.0") else versions.NEWEST))
 
 
-def _show(one: Joined, document: Json) -> None:
+def _show(one: Endpoint, document: Json) -> None:
     gateways = dict.fromkeys(str(ip.gateway) for ip in one.result.ips if ip.gateway)
     routes = [f"{each.destination}" + (f" via {each.gateway}" if each.gateway else "") for each in one.result.routes]
     pairs = [
@@ -182,7 +182,7 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
     if container:
         found = _named(tool, container, network)
     else:
-        found = [one for one in attachments.every(tool.service) if not network or one.network == network]
+        found = [one for one in attachments.endpoints(tool.service) if not network or one.network == network]
         if network and not found:
             tool.network(network)
     results = [(one, problems(tool, one)) for one in found]
@@ -201,9 +201,9 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
     raise click.exceptions.Exit(1 if broken else 0)
 
 
-def problems(tool: Tool, one: Joined) -> list[str]:
+def problems(tool: Tool, one: Endpoint) -> list[str]:
     """What is not as it was made: what weft did, then what the foreign plugins of the network find."""
-    found = attachments.lacking(tool.service, one)
+    found = attachments.mismatches(tool.service, one)
     network = tool.network_if_known(one.network)
     if one.state is State.ATTACHED and network is not None:
         previous = answer(one.result, one.records[-1].version)

@@ -13,9 +13,9 @@ from cni_plugin.cli.output import as_json, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments, conflists, leases
 from cni_plugin.networks import create as creating
-from cni_plugin.networks.attachments import Joined
+from cni_plugin.networks.attachments import Endpoint
 from cni_plugin.networks.conflists import Json, NetworkList
-from cni_plugin.networks.create import Wanted
+from cni_plugin.networks.create import CreateOptions
 from cni_plugin.service.shared import remove_network
 from weft.errors import BadOption, ConfigProblem, InUse
 
@@ -88,11 +88,11 @@ def create(
     """
     if names and disable_dns:
         raise BadOption("--names and --disable-dns contradict each other")
-    wanted = Wanted(
+    wanted = CreateOptions(
         driver, subnets, gateways, ranges, ipv6, internal, names, pairs("--opt", options), pairs("--label", labels)
     )
     host = tool.service.kernel.host
-    with conflists.changing(tool.config):
+    with conflists.locked(tool.config):
         there = tool.networks()
         chosen = name or creating.free_name(there, host)
         content = creating.build(chosen, wanted, there, host)
@@ -204,11 +204,11 @@ def inspect(tool: Tool, names: tuple[str, ...], json_output: bool) -> None:
     """
     found = [tool.network(name) for name in names]
     tool.need_records()
-    attached = attachments.every(tool.service)
+    attached = attachments.endpoints(tool.service)
     as_json([inspected(tool, one, [each for each in attached if each.network == one.name]) for one in found])
 
 
-def inspected(tool: Tool, one: NetworkList, attached: list[Joined]) -> Json:
+def inspected(tool: Tool, one: NetworkList, attached: list[Endpoint]) -> Json:
     """A network as Docker would show it."""
     return {
         "Name": one.name,
@@ -258,7 +258,7 @@ def _pools(one: NetworkList) -> list[Json]:
     ]
 
 
-def _container(each: Joined) -> Json:
+def _container(each: Endpoint) -> Json:
     four = next((address for address in each.addresses if ":" not in address), "")
     six = next((address for address in each.addresses if ":" in address), "")
     return {
@@ -287,7 +287,7 @@ def remove(tool: Tool, force: bool, names: tuple[str, ...], json_output: bool) -
     tool.prepare_to("remove a network")
     removed = []
     for name in names:
-        with conflists.changing(tool.config):
+        with conflists.locked(tool.config):
             _remove(tool, tool.network(name), force)
         removed.append(name)
         if not json_output:
@@ -300,7 +300,7 @@ def _remove(tool: Tool, one: NetworkList, force: bool) -> None:
     """Remove one network, its file last, so that what fails can be tried again. Raises InUse."""
     if not one.weft and not force:
         raise InUse(f"network {one.name} was not made by weft ({one.path})", hint="--force removes it all the same")
-    attached = [each for each in attachments.every(tool.service) if each.network == one.name]
+    attached = [each for each in attachments.endpoints(tool.service) if each.network == one.name]
     if attached and not force:
         listed = ", ".join(f"{each.container}/{each.interface}" for each in attached)
         raise InUse(
@@ -308,12 +308,12 @@ def _remove(tool: Tool, one: NetworkList, force: bool) -> None:
         )
     for each in attached:
         attachments.detach(tool.service, each)
-    strangers = [lease for lease in leases.listed(tool.service, one) if not lease.attached]
-    if any(lease.age < leases.YOUNG or not one.weft for lease in strangers) and not force:
-        held = ", ".join(f"{lease.address} of {lease.owner}" for lease in strangers[:3])
+    unattached = [lease for lease in leases.listed(tool.service, one) if not lease.attached]
+    if any(lease.age < leases.GRACE or not one.weft for lease in unattached) and not force:
+        held = ", ".join(f"{lease.address} of {lease.owner}" for lease in unattached[:3])
         raise InUse(f"network {one.name} has addresses given out: {held}", hint="--force frees them")
-    for lease in strangers:
+    for lease in unattached:
         leases.free(tool.service, one, lease)
     remove_network(tool.service, one.name)
-    leases.forget(one)
+    leases.remove_directory(one)
     conflists.remove(one)

@@ -46,7 +46,7 @@ def status(tool: Tool, json_output: bool) -> None:
     agent, engine = agents.running(), engines.running()
     instances, virtual = _services(agent, warnings)
     instances = [one for one in instances if one.service != CONSUL_SERVICE]
-    attached = attachments.every(tool.service)
+    attached = attachments.endpoints(tool.service)
     gone = sum(one.state is not State.ATTACHED for one in attached)
     networks = len(tool.networks())
     if gone:

@@ -1,1 +1,1 @@
-"""Networks and attachments as an operator sees them: conflists, subnets, leases, findings."""
+"""Networks as an operator sees them: network lists, endpoints, subnets, leases, doctor's findings."""

@@ -1,4 +1,4 @@
-"""Attachments as a person sees them: one interface of one container, whatever number of plugins made it."""
+"""Endpoints: an interface of a container on a network, with the attachments of all plugins that set it up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHORTEST_PREFIX = 4
 
 
 class State(StrEnum):
-    """How an attachment is."""
+    """The state of an endpoint, as ``--json`` has it."""
 
     ATTACHED = "attached"
     HALF = "half attached"
@@ -29,8 +29,8 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """One attachment: the records of the plugins that made it, in the order in which they were made."""
+class Endpoint:
+    """One interface of one container on one network; ``records`` are its plugins' attachments, first plugin first."""
 
     network: str
     container: str
@@ -51,12 +51,12 @@ class Joined:
 
     @property
     def result(self) -> Result:
-        """The last plugin's answer, which a runtime was given."""
+        """The result of the last plugin, which the runtime received."""
         return self.records[-1].result
 
     @property
     def mac(self) -> str:
-        return next((one.mac for one in self.result.interfaces if self._own(one.name, one.sandbox)), "")
+        return next((each.mac for each in self.result.interfaces if self._is_own(each.name, each.sandbox)), "")
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -67,12 +67,12 @@ class Joined:
             for ip in self.result.ips
             if ip.interface is None
             or ip.interface >= len(interfaces)
-            or self._own(interfaces[ip.interface].name, interfaces[ip.interface].sandbox)
+            or self._is_own(interfaces[ip.interface].name, interfaces[ip.interface].sandbox)
         )
 
     @property
     def age(self) -> float:
-        """Seconds since it was begun."""
+        """Seconds since its ADD started."""
         return time.clock_gettime(time.CLOCK_BOOTTIME) - self.records[0].made
 
     @property
@@ -85,34 +85,35 @@ class Joined:
 
     @property
     def ports(self) -> tuple[str, ...]:
-        """The published ports, as Docker writes them: 8080->80/tcp."""
-        elements = (one for each in self.operations if isinstance(each, Elements) for one in each.elements)
+        """The published ports as docker writes them: ``8080->80/tcp``."""
+        elements = (each for one in self.operations if isinstance(one, Elements) for each in one.elements)
         return tuple(dict.fromkeys(text for element in elements if (text := _port(element))))
 
-    def _own(self, name: str, sandbox: str) -> bool:
+    def _is_own(self, name: str, sandbox: str) -> bool:
         return name == self.interface and bool(sandbox)
 
 
 def _port(element: Element) -> str:
-    """A published port of a rule, "" for another rule."""
+    """The published port of an element, "" for an element of another set."""
     if element.collection in (PORTS4, PORTS6):
         protocol, port = element.key
         return f"{port}->{element.data[1]}/{protocol}"
     if element.collection in (PORTS4_AT, PORTS6_AT):
         host, protocol, port = element.key
-        shown = f"[{host}]" if ":" in str(host) else str(host)
-        return f"{shown}:{port}->{element.data[1]}/{protocol}"
+        bracketed = f"[{host}]" if ":" in str(host) else str(host)
+        return f"{bracketed}:{port}->{element.data[1]}/{protocol}"
     return ""
 
 
-def every(context: ServiceContext) -> list[Joined]:
-    """All attachments of this host, by network, container and interface."""
+def endpoints(context: ServiceContext) -> list[Endpoint]:
+    """All endpoints of this host, by network, container and interface."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in context.records.all():
-        of = record.attachment
-        groups.setdefault((of.network, of.container, of.interface), []).append(record)
+        attachment = record.attachment
+        key = attachment.network, attachment.container, attachment.interface
+        groups.setdefault(key, []).append(record)
     return [
-        Joined(*key, records=tuple(sorted(group, key=lambda one: one.made)), state=_state(context, group))
+        Endpoint(*key, records=tuple(sorted(group, key=lambda each: each.made)), state=_state(context, group))
         for key, group in sorted(groups.items())
     ]
 
@@ -124,33 +125,33 @@ def _state(context: ServiceContext, records: Iterable[Record]) -> State:
     return State.ATTACHED if all(context.is_alive(record.namespace) for record in found) else State.GONE
 
 
-def matching(context: ServiceContext, container: str, interface: str = "", network: str = "") -> list[Joined]:
-    """The attachments of a container, which may be named by the beginning of its id; [] if there are none.
+def find(context: ServiceContext, container: str, interface: str = "", network: str = "") -> list[Endpoint]:
+    """The endpoints of a container, by its id or a unique prefix of at least four characters; [] if none.
 
-    Raises UnknownContainer where several containers' ids begin so.
+    Raises UnknownContainer for an ambiguous prefix.
     """
     found = [
         one
-        for one in every(context)
+        for one in endpoints(context)
         if (not network or one.network == network) and (not interface or one.interface == interface)
     ]
     exact = [one for one in found if one.container == container]
     if exact or len(container) < _SHORTEST_PREFIX:
         return exact
-    begun = [one for one in found if one.container.startswith(container)]
-    ids = sorted({one.container for one in begun})
+    prefixed = [one for one in found if one.container.startswith(container)]
+    ids = sorted({one.container for one in prefixed})
     if len(ids) > 1:
-        raise UnknownContainer(f"{container} could be {' or '.join(ids)}", hint="write more of the id")
-    return begun
+        raise UnknownContainer(f"{container} is ambiguous: {', '.join(ids)}", hint="use more characters of the id")
+    return prefixed
 
 
-def lacking(context: ServiceContext, one: Joined, *, shared: bool = True) -> list[str]:
-    """What of an attachment is not as ADD left it, a sentence each."""
+def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -> list[str]:
+    """What differs from what ADD set up, a sentence each; without what networks share, unless ``shared``."""
     if one.state is State.GONE:
-        return [f"its network namespace {one.namespace.path} is gone"]
-    sentences = ["it is only half attached"] if one.state is State.HALF else []
+        return [f"its network namespace {one.namespace.path} no longer exists"]
+    sentences = ["it is only partially attached"] if one.state is State.HALF else []
     if not context.is_alive(one.namespace):
-        return [*sentences, f"its network namespace {one.namespace.path} is gone"]
+        return [*sentences, f"its network namespace {one.namespace.path} no longer exists"]
     container = context.kernel.open(one.namespace.path)
     try:
         operations = (*(one.shared if shared else ()), *one.operations)
@@ -159,19 +160,19 @@ def lacking(context: ServiceContext, one: Joined, *, shared: bool = True) -> lis
         container.close()
 
 
-def detach(context: ServiceContext, one: Joined) -> None:
-    """Take back all that weft did for an attachment, last plugin first. Raises the first error after trying all."""
+def detach(context: ServiceContext, one: Endpoint) -> None:
+    """Detach: undo the attachments of all plugins, last plugin first. Raises the first error after trying all."""
     raise_all(list(_detach(context, one)))
 
 
-def _detach(context: ServiceContext, one: Joined) -> Iterator[WeftError]:
+def _detach(context: ServiceContext, one: Endpoint) -> Iterator[WeftError]:
     for record in reversed(one.records):
         try:
             with context.locked(record.attachment):
-                now = context.records.read(record.attachment)
-                if now is None:
+                current = context.records.read(record.attachment)
+                if current is None:
                     continue
-                errors = context.undo(now)
+                errors = context.undo(current)
                 if not errors:
                     context.records.remove(record.attachment)
         except WeftError as error:

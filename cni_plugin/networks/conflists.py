@@ -1,7 +1,7 @@
-"""CNI network lists: the files in ``/etc/cni/net.d`` that say which networks there are.
+"""CNI network lists: the files in ``/etc/cni/net.d`` that define the networks.
 
 Runtimes and weft share the folder, so it is read as libcni reads it (``*.conflist``, ``*.conf`` and ``*.json``, by
-file name) and a file appears in it whole or not at all. Source: CNI specification section 1, "Network
+file name), and files are created atomically. Source: CNI specification section 1, "Network
 configuration format"; libcni's ``conf.go``.
 """
 
@@ -27,20 +27,20 @@ Json = dict[str, object]
 
 FOLDER = "/etc/cni/net.d"
 OWN_KEY = "weft"
-"""The key of a list under which weft notes what CNI has no key for: labels, options, when it was made."""
+"""The key of a list for weft's own metadata: labels, options, time of creation."""
 
 _LIST = ".conflist"
 _SINGLE = (".conf", ".json")
-_LARGEST = 1 << 20  # bytes of one file
+_MOST_BYTES = 1 << 20  # of one file
 
 
 class UnknownNetwork(ConfigProblem):
-    """No file of the folder describes a network of that name."""
+    """No file of the folder defines a network of that name."""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkList:
-    """One network: the file, and the plugins that a runtime calls in turn. ``content`` is all of the file."""
+    """One network: its file, and the plugins that a runtime calls in order. ``content`` is the whole file."""
 
     path: str
     name: str
@@ -54,7 +54,7 @@ class NetworkList:
 
     @property
     def driver(self) -> str:
-        """What makes the interface: weft's driver, or the first plugin's name."""
+        """The driver that creates the interface, or the name of the first plugin."""
         return self.main.text("driver") or self.types[0]
 
     @property
@@ -64,53 +64,53 @@ class NetworkList:
 
     @property
     def weft(self) -> bool:
-        """Whether the list is written for weft, so that no other software's plugins serve it."""
+        """Whether the list calls the plugin ``weft``, which no other software provides."""
         return OWN_NAME in self.types
 
     @property
     def notes(self) -> Section:
-        """What weft noted in the list when it made it."""
+        """weft's own metadata of the network."""
         return Section(self.content.get(OWN_KEY) if isinstance(self.content.get(OWN_KEY), dict) else None)
 
     @property
     def bridge(self) -> str:
-        """The bridge that the network is on, "" where it is on none."""
+        """The network's bridge, "" for a network without."""
         driver = modules.declared(self.driver)
         return self.main.text(driver.parent_key) or driver.default_parent if driver.bridged else ""
 
     @property
     def internal(self) -> bool:
-        """Whether no route leads out of the network."""
+        """Whether the network has neither a gateway nor a route to other networks."""
         ipam = self.main.section("ipam")
-        leads_out = self.main.flag("isDefaultGateway") or bool(ipam.items("routes"))
-        return not leads_out and not self.main.flag("isGateway")
+        has_route = self.main.flag("isDefaultGateway") or bool(ipam.items("routes"))
+        return not has_route and not self.main.flag("isGateway")
 
     def capabilities(self) -> frozenset[str]:
-        """What a runtime may ask of the network's plugins (``portMappings``, ``ips`` …)."""
+        """The capabilities that the network's plugins declare (``portMappings``, ``ips`` …)."""
         return frozenset(name for plugin in self.plugins for name in _declared(plugin))
 
-    def member(self, place: int, runtime: Mapping[str, object], previous: Json | None) -> Json:
-        """The configuration that one plugin of the list is called with.
+    def plugin_config(self, index: int, runtime: Mapping[str, object], previous: Json | None) -> Json:
+        """The configuration on standard input of one plugin of the list.
 
-        ``runtime`` holds a value for each capability; a plugin is given those that it declares.
+        ``runtime`` has the values of capabilities; a plugin gets those that it declares.
         """
-        plugin = self.plugins[place]
-        given = {name: value for name, value in runtime.items() if name in _declared(plugin)}
-        made: Json = {**plugin, "cniVersion": self.version, "name": self.name}
-        if given:
-            made["runtimeConfig"] = given
+        plugin = self.plugins[index]
+        declared = {name: value for name, value in runtime.items() if name in _declared(plugin)}
+        config: Json = {**plugin, "cniVersion": self.version, "name": self.name}
+        if declared:
+            config["runtimeConfig"] = declared
         if previous is not None:
-            made["prevResult"] = previous
-        return made
+            config["prevResult"] = previous
+        return config
 
 
 def implemented(plugin: str) -> bool:
-    """Whether weft itself is the plugin of that name."""
+    """Whether weft implements the plugin of that name."""
     return plugin == OWN_NAME or plugin in modules.plugins()
 
 
 def listed(folder: str) -> tuple[list[NetworkList], list[WeftError]]:
-    """Every network of the folder, by file name, and what could not be read. A missing folder has none.
+    """Every network of the folder, by file name, and the errors of invalid files. A missing folder has none.
 
     Raises StateDamaged where the folder cannot be read.
     """
@@ -133,21 +133,21 @@ def listed(folder: str) -> tuple[list[NetworkList], list[WeftError]]:
 
 
 def find(folder: str, name: str) -> NetworkList:
-    """The network of that name; where two files claim it, libcni's choice, the first. Raises UnknownNetwork."""
+    """The network of that name; of two files with the same name the first, as in libcni. Raises UnknownNetwork."""
     found, problems = listed(folder)
     for network in found:
         if network.name == name:
             return network
-    known = ", ".join(network.name for network in found) or "none"
-    unread = "".join(f"; {problem.message}" for problem in problems)
-    raise UnknownNetwork(f"network {name} not found in {folder}", hint=f"there is: {known}{unread}")
+    names = ", ".join(network.name for network in found) or "none"
+    invalid = "".join(f"; {problem.message}" for problem in problems)
+    raise UnknownNetwork(f"network {name} not found in {folder}", hint=f"networks: {names}{invalid}")
 
 
 def load(path: str) -> NetworkList:
-    """Read one file. Raises ConfigProblem naming the file and what is wrong with it."""
+    """Read one file. Raises ConfigProblem, naming the file and the errors in it."""
     try:
         with open(path, "rb") as file:
-            content = file.read(_LARGEST + 1)
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise StateDamaged(f"cannot read {path}: {error.strerror}") from error
     try:
@@ -155,7 +155,7 @@ def load(path: str) -> NetworkList:
         return parse(path, value or {})
     except WeftError as error:
         reason = error.message.replace("standard input", "it")
-        raise ConfigProblem(f"{path}: {reason}", hint="correct the file or remove it") from error
+        raise ConfigProblem(f"{path}: {reason}", hint="correct or remove the file") from error
 
 
 def parse(path: str, content: Json) -> NetworkList:
@@ -177,9 +177,9 @@ def parse(path: str, content: Json) -> NetworkList:
 
 
 def _version(section: Section) -> str:
-    """The list's version: of several offered (``cniVersions``, CNI 1.1.0) the newest that weft has."""
-    offered = [one for one in section.items("cniVersions") if isinstance(one, str) and one in versions.ALL]
-    return max((section.text("cniVersion"), *offered), key=_rank) or versions.WHEN_ABSENT
+    """The list's version: of several (``cniVersions``, CNI 1.1.0) the newest that weft supports."""
+    supported = [one for one in section.items("cniVersions") if isinstance(one, str) and one in versions.ALL]
+    return max((section.text("cniVersion"), *supported), key=_rank) or versions.WHEN_ABSENT
 
 
 def _rank(version: str) -> int:
@@ -187,16 +187,16 @@ def _rank(version: str) -> int:
 
 
 @contextlib.contextmanager
-def changing(folder: str) -> Iterator[None]:
-    """Hold the folder against other changes of weft's, so that no two networks get one name or one subnet.
+def locked(folder: str) -> Iterator[None]:
+    """Lock the folder against other weft processes, so that no two networks get the same name or subnet.
 
-    The folder is made where missing. Raises StateDamaged where it cannot be made or opened.
+    The folder is created if missing. Raises StateDamaged where it cannot be created or opened.
     """
     try:
         os.makedirs(folder, mode=0o755, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise StateDamaged(f"cannot use the folder {folder}: {error.strerror}") from error
+        raise StateDamaged(f"cannot open {folder}: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -205,15 +205,15 @@ def changing(folder: str) -> Iterator[None]:
 
 
 def write(folder: str, name: str, content: Json) -> str:
-    """Write ``NAME.conflist`` whole, never over another file; its path. Raises Conflict and StateDamaged.
+    """Create ``NAME.conflist`` atomically, never replacing a file; its path. Raises Conflict and StateDamaged.
 
-    The folder is held (``changing``): what one that was killed has left is the next one's to remove.
+    The caller holds the folder's lock (``locked``), so a temporary file that exists is of a killed process.
     """
     path = os.path.join(folder, f"{name}{_LIST}")
     temporary = os.path.join(folder, ".weft-new")
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)  # not truncated: it may be a second name of a network that is there
+            os.unlink(temporary)  # not truncated: it may be a hard link of an existing network
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         with open(descriptor, "w", encoding="ascii") as file:
             json.dump(content, file, indent=2)
@@ -222,7 +222,7 @@ def write(folder: str, name: str, content: Json) -> str:
             os.fsync(file.fileno())
         os.link(temporary, path)
     except FileExistsError as error:
-        raise Conflict(f"{path} is there already", hint="choose another name") from error
+        raise Conflict(f"{path} already exists", hint="choose another name") from error
     except OSError as error:
         raise StateDamaged(f"cannot write {path}: {error.strerror}") from error
     finally:
@@ -232,7 +232,7 @@ def write(folder: str, name: str, content: Json) -> str:
 
 
 def remove(network: NetworkList) -> None:
-    """Remove the network's file; missing is fine. Raises StateDamaged."""
+    """Remove the network's file, if it exists. Raises StateDamaged."""
     try:
         os.unlink(network.path)
     except FileNotFoundError:
@@ -242,7 +242,7 @@ def remove(network: NetworkList) -> None:
 
 
 def subnets(network: NetworkList) -> tuple[Subnet, ...]:
-    """Every subnet that an IPAM plugin of the list names, whichever plugin it is."""
+    """Every subnet in the configuration of the list's IPAM plugins, weft's or not."""
     found: dict[Subnet, None] = {}
     for plugin in network.plugins:
         ipam = Section(plugin).section("ipam")
@@ -257,8 +257,8 @@ def subnets(network: NetworkList) -> tuple[Subnet, ...]:
     return tuple(found)
 
 
-def disputed(subnet: Subnet) -> bool:
-    """Whether two networks could be at odds over the subnet: not over a default route, nor over what every link has."""
+def can_conflict(subnet: Subnet) -> bool:
+    """Whether an overlap with the subnet is a conflict: not of a default route, loopback, link-local or multicast."""
     special = subnet.is_loopback or subnet.is_link_local or subnet.is_multicast
     return subnet.prefixlen > 0 and not special
 

@@ -1,4 +1,4 @@
-"""From what a person asks of ``weft network create`` to the network list that says it."""
+"""Builds the network list for the options of ``weft network create``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from weft.kernel.interface import Namespace
 from weft.types import Address, Side, Subnet
 
 VERSION = "1.0.0"
-"""podman 4.3.1 does not show lists of 1.1.0."""
+"""podman 4.3.1 ignores lists of version 1.1.0."""
 
 _LONGEST_LINK = 15
 
@@ -28,8 +28,8 @@ _FLAGS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0":
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What was asked for, still as text where it may be wrong."""
+class CreateOptions:
+    """The options of ``weft network create``; subnets and addresses are not parsed yet."""
 
     driver: str = "bridge"
     subnets: tuple[str, ...] = ()
@@ -44,30 +44,30 @@ class Wanted:
 
 def _flag(name: str, text: str) -> bool:
     if text.casefold() not in _FLAGS:
-        raise BadOption(f"option {name}: {text!r} is neither true nor false")
+        raise BadOption(f"invalid value {text!r} for option {name}: must be true or false")
     return _FLAGS[text.casefold()]
 
 
 def _number(name: str, text: str, least: int, most: int) -> int:
     if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-        raise BadOption(f"option {name}: {text!r} is not a number between {least} and {most}")
+        raise BadOption(f"invalid value {text!r} for option {name}: must be a number from {least} to {most}")
     return int(text)
 
 
 def _one_of(name: str, text: str, choices: tuple[str, ...]) -> str:
     if text not in choices:
-        raise BadOption(f"option {name}: {text!r} is none of {', '.join(choices)}")
+        raise BadOption(f"invalid value {text!r} for option {name}: must be one of {', '.join(choices)}")
     return text
 
 
 def _link(name: str, text: str) -> str:
     if problem := identity.link_name_problem(text):
-        raise BadOption(f"option {name}: {text!r} {problem}")
+        raise BadOption(f"invalid value {text!r} for option {name}: {problem}")
     return text
 
 
 def _read(option: Option, name: str, text: str) -> object:
-    """The value of an option as its key has it. Raises BadOption."""
+    """The value of an option as the driver's key has it. Raises BadOption."""
     match option.value:
         case Value.FLAG:
             return _flag(name, text) != option.inverted
@@ -82,12 +82,12 @@ def _read(option: Option, name: str, text: str) -> object:
 
 
 def drivers() -> tuple[str, ...]:
-    """The drivers that a network can be made with."""
+    """The drivers that ``weft network create`` supports."""
     return tuple(name for name in modules.drivers() if modules.declared(name).creatable)
 
 
 def _options(driver: Driver) -> tuple[Option, ...]:
-    """The options of a driver, and of the features that are its own."""
+    """The options of a driver and its features."""
     features = (option for name in driver.features for option in modules.feature(name).FEATURE.options)
     return tuple(option for option in (*driver.options, *features) if option.names)
 
@@ -98,7 +98,7 @@ def known_options(driver: str) -> tuple[str, ...]:
 
 
 def free_name(networks: Sequence[NetworkList], host: Namespace) -> str:
-    """The first of weft0, weft1 … that neither a network nor a link has."""
+    """The first of weft0, weft1 … that is no network's or link's name."""
     taken = {network.name for network in networks} | {network.bridge for network in networks}
     number = 0
     while f"weft{number}" in taken or host.link(f"weft{number}") is not None:
@@ -106,80 +106,80 @@ def free_name(networks: Sequence[NetworkList], host: Namespace) -> str:
     return f"weft{number}"
 
 
-def build(name: str, wanted: Wanted, networks: Sequence[NetworkList], host: Namespace) -> Json:
-    """The network list; raises BadOption for what makes no sense, InUse for what another has."""
+def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], host: Namespace) -> Json:
+    """The network list. Raises BadOption for invalid options, InUse for a name, bridge or subnet in use."""
     if problem := identity.identifier_problem(name):
-        raise BadOption(f"the network name {name!r} {problem}")
+        raise BadOption(f"invalid network name {name!r}: {problem}")
     if any(network.name == name for network in networks):
         raise InUse(f"network with name {name} already exists", hint="choose another name, or remove that one first")
-    if wanted.driver not in drivers():
+    if requested.driver not in drivers():
         raise BadOption(
-            f"driver {wanted.driver!r} is not known; it is one of {', '.join(drivers())}",
+            f"unknown driver {requested.driver!r}: must be one of {', '.join(drivers())}",
             hint="for other plugins, write the network list by hand",
         )
-    driver = modules.declared(wanted.driver)
-    settings = _settings(wanted, driver)
-    if wanted.names and not driver.routed:
+    driver = modules.declared(requested.driver)
+    settings = _settings(requested, driver)
+    if requested.names and not driver.routed:
         routed = (name for name in drivers() if modules.declared(name).routed)
         raise BadOption(
-            f"--names goes with the drivers {' and '.join(routed)}, whose gateway is this host",
-            hint=f"containers of {wanted.driver} ask the name servers of the network they are on",
+            f"--names is only supported by the drivers {' and '.join(routed)}, whose gateway is this host",
+            hint=f"containers of {requested.driver} use the name servers of their physical network",
         )
     if driver.bridged:
         settings[driver.parent_key] = _bridge(name, str(settings.get(driver.parent_key, "")), settings, networks, host)
-    own = str(settings.get(driver.parent_key, ""))
+    own_link = str(settings.get(driver.parent_key, ""))
     if driver.parent is Parent.SHARED:
-        # Containers on the wire are meant to have addresses of the subnet that the host has there.
-        own = (own or Look(host, None).default_link(Side.HOST)) if wanted.subnets else ""
+        # On a shared parent, containers get addresses of the host's own subnet there.
+        own_link = (own_link or Look(host, None).default_link(Side.HOST)) if requested.subnets else ""
     uses = pools.of_networks(networks) + pools.of_host(host)
-    subnets = _subnets(wanted, [use for use in uses if not use.link or use.link != own])
+    subnets = _subnets(requested, [use for use in uses if not use.link or use.link != own_link])
     capabilities = [*(["portMappings"] if driver.routed else []), "ips", "mac"]
-    capabilities += ["aliases"] if wanted.names else []
+    capabilities += ["aliases"] if requested.names else []
     plugin: Json = {
         "type": OWN_NAME,
-        "driver": wanted.driver,
-        **_way_out(wanted, driver, settings),
+        "driver": requested.driver,
+        **_gateway_and_masquerade(requested, driver, settings),
         "capabilities": dict.fromkeys(capabilities, True),
         **({"portmap": {}} if driver.routed else {}),
-        **({"names": {}} if wanted.names else {}),
-        "ipam": _ipam(wanted, subnets),
+        **({"names": {}} if requested.names else {}),
+        "ipam": _ipam(requested, subnets),
     }
     notes: Json = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "internal": wanted.internal,
-        "options": dict(wanted.options),
-        "labels": dict(wanted.labels),
+        "internal": requested.internal,
+        "options": dict(requested.options),
+        "labels": dict(requested.labels),
     }
     return {"cniVersion": VERSION, "name": name, "plugins": [plugin], OWN_KEY: notes}
 
 
-def _settings(wanted: Wanted, driver: Driver) -> dict[str, object]:
-    """The driver's keys that the options set. Raises BadOption naming the known ones."""
+def _settings(requested: CreateOptions, driver: Driver) -> dict[str, object]:
+    """The driver's keys that the options set. Raises BadOption, listing the valid options."""
     found: dict[str, object] = {}
-    given: dict[str, str] = {}
-    for name, text in wanted.options.items():
+    names: dict[str, str] = {}
+    for name, text in requested.options.items():
         option = next((one for one in _options(driver) if name in one.names), None)
         if option is None:
             raise BadOption(
-                f"driver {wanted.driver} has no option {name!r}",
-                hint=f"it has {', '.join(known_options(wanted.driver))}",
+                f"unknown option {name!r} for driver {requested.driver}",
+                hint=f"valid options: {', '.join(known_options(requested.driver))}",
             )
         value = _read(option, name, text)
         if found.get(option.key, value) != value:
-            raise BadOption(f"options {given[option.key]} and {name} contradict each other")
-        found[option.key], given[option.key] = value, name
+            raise BadOption(f"options {names[option.key]} and {name} have conflicting values")
+        found[option.key], names[option.key] = value, name
     return found
 
 
 def _bridge(
     name: str, chosen: str, settings: dict[str, object], networks: Sequence[NetworkList], host: Namespace
 ) -> str:
-    """The bridge's name: the one asked for, or one that follows from the network's. Raises InUse."""
+    """The bridge's name: the requested one, or one derived from the network's name. Raises InUse."""
     owners = {network.bridge: network.name for network in networks if network.bridge}
     if chosen:
         vlans = [network.main.integer("vlan") for network in networks if network.bridge == chosen]
         if chosen in owners and (settings.get("vlan") is None or settings["vlan"] in vlans):
-            raise InUse(f"the bridge {chosen} belongs to network {owners[chosen]}", hint="choose another bridge")
+            raise InUse(f"bridge {chosen} is already in use by network {owners[chosen]}", hint="choose another bridge")
         return chosen
     longest = _LONGEST_LINK - (len(str(settings["vlan"])) + 1 if "vlan" in settings else 0)
     plain = name if name.startswith("weft") else f"weft-{name}"
@@ -189,28 +189,28 @@ def _bridge(
     return plain[: longest - len(tail)] + tail
 
 
-def _way_out(wanted: Wanted, driver: Driver, settings: dict[str, object]) -> dict[str, object]:
-    """The driver's keys with their defaults: a gateway and masquerade, unless the network is internal."""
-    if wanted.internal and settings.get("ipMasq"):
-        raise BadOption("--internal and ip-masq=true contradict each other: an internal network has no way out")
+def _gateway_and_masquerade(requested: CreateOptions, driver: Driver, settings: dict[str, object]) -> dict[str, object]:
+    """The driver's keys with their defaults: gateway and masquerade, unless the network is internal."""
+    if requested.internal and settings.get("ipMasq"):
+        raise BadOption("--internal and ip-masq=true are mutually exclusive")
     if not driver.routed:
         return {**dict(driver.created_with), **settings}
-    outward = not wanted.internal
-    gateway = {driver.gateway_key: outward or wanted.names} if driver.gateway_key else {}
-    closed = {"internal": True} if wanted.internal else {}
-    return {**gateway, "ipMasq": outward, **dict(driver.created_with), **closed, **settings}
+    external = not requested.internal
+    gateway = {driver.gateway_key: external or requested.names} if driver.gateway_key else {}
+    internal = {"internal": True} if requested.internal else {}
+    return {**gateway, "ipMasq": external, **dict(driver.created_with), **internal, **settings}
 
 
-def _subnets(wanted: Wanted, uses: Sequence[Use]) -> tuple[Subnet, ...]:
-    """The subnets asked for, or free ones; raises BadOption and InUse."""
+def _subnets(requested: CreateOptions, uses: Sequence[Use]) -> tuple[Subnet, ...]:
+    """The requested subnets, or free ones. Raises BadOption, InUse and PoolExhausted."""
     found: list[Subnet] = []
-    for text in wanted.subnets:
+    for text in requested.subnets:
         subnet = _subnet("--subnet", text)
         pools.require_free(subnet, [*uses, *(Use(one, "another --subnet of this network") for one in found)])
         found.append(subnet)
-    if not wanted.subnets:
+    if not requested.subnets:
         found.append(pools.free_ipv4(uses))
-    if wanted.ipv6 and not any(subnet.version == 6 for subnet in found):
+    if requested.ipv6 and not any(subnet.version == 6 for subnet in found):
         found.append(pools.free_ipv6(uses))
     return tuple(found)
 
@@ -223,40 +223,40 @@ def _subnet(option: str, text: str) -> Subnet:
     except ValueError:
         pass
     try:
-        loose = f"; did you mean {ip_network(text, strict=False)}?" if "/" in text else ", like 10.89.7.0/24"
+        suggestion = f"; did you mean {ip_network(text, strict=False)}?" if "/" in text else ", like 10.89.7.0/24"
     except ValueError:
-        loose = ", like 10.89.7.0/24"
-    raise BadOption(f"{option} {text!r} is not a subnet{loose}")
+        suggestion = ", like 10.89.7.0/24"
+    raise BadOption(f"invalid {option} {text!r}: not a subnet{suggestion}")
 
 
-def _ipam(wanted: Wanted, subnets: tuple[Subnet, ...]) -> Json:
-    """The pools, one set of ranges for each subnet: a container gets an address of each."""
+def _ipam(requested: CreateOptions, subnets: tuple[Subnet, ...]) -> Json:
+    """The ipam section: one range set for each subnet; a container gets an address of each."""
     ranges: dict[Subnet, Json] = {subnet: {"subnet": str(subnet)} for subnet in subnets}
-    for text in wanted.gateways:
+    for text in requested.gateways:
         address = _address("--gateway", text)
-        subnet = _home("--gateway", text, (address,), subnets)
+        subnet = _subnet_of("--gateway", text, (address,), subnets)
         if "gateway" in ranges[subnet]:
-            raise BadOption(f"--gateway {text}: {subnet} has the gateway {ranges[subnet]['gateway']} already")
+            raise BadOption(f"--gateway {text}: {subnet} already has gateway {ranges[subnet]['gateway']}")
         ranges[subnet]["gateway"] = str(address)
-    for text in wanted.ranges:
+    for text in requested.ranges:
         first, last = _span(text)
-        subnet = _home("--ip-range", text, (first, last), subnets)
+        subnet = _subnet_of("--ip-range", text, (first, last), subnets)
         if "rangeStart" in ranges[subnet]:
-            raise BadOption(f"--ip-range {text}: {subnet} has a range already")
+            raise BadOption(f"--ip-range {text}: {subnet} already has a range")
         first, last = _usable(subnet, first, last)
         ranges[subnet] |= {"rangeStart": str(first), "rangeEnd": str(last)}
-    made: Json = {"type": "host-local", "ranges": [[one] for one in ranges.values()]}
-    if not wanted.internal:
-        anywhere = {4: "0.0.0.0/0", 6: "::/0"}
-        made["routes"] = [{"dst": anywhere[version]} for version in sorted({subnet.version for subnet in subnets})]
-    return made
+    ipam: Json = {"type": "host-local", "ranges": [[one] for one in ranges.values()]}
+    if not requested.internal:
+        default = {4: "0.0.0.0/0", 6: "::/0"}
+        ipam["routes"] = [{"dst": default[version]} for version in sorted({subnet.version for subnet in subnets})]
+    return ipam
 
 
 def _address(option: str, text: str) -> Address:
     try:
         return ip_address(text)
     except ValueError:
-        raise BadOption(f"{option} {text!r} is not an IP address") from None
+        raise BadOption(f"invalid {option} {text!r}: not an IP address") from None
 
 
 def _span(text: str) -> tuple[Address, Address]:
@@ -264,14 +264,14 @@ def _span(text: str) -> tuple[Address, Address]:
     if "-" in text:
         first, last = (_address("--ip-range", part.strip()) for part in text.split("-", 1))
         if first.version != last.version or int(first) > int(last):
-            raise BadOption(f"--ip-range {text!r} does not go from a lower to a higher address")
+            raise BadOption(f"invalid --ip-range {text!r}: the first address must not be higher than the last")
         return first, last
     part = _subnet("--ip-range", text)
     return part[0], part[-1]
 
 
-def _home(option: str, text: str, addresses: Sequence[Address], subnets: Sequence[Subnet]) -> Subnet:
-    """The subnet that the addresses are in. Raises BadOption."""
+def _subnet_of(option: str, text: str, addresses: Sequence[Address], subnets: Sequence[Subnet]) -> Subnet:
+    """The subnet that contains the addresses. Raises BadOption."""
     for subnet in subnets:
         if all(address in subnet for address in addresses):
             return subnet
@@ -279,7 +279,7 @@ def _home(option: str, text: str, addresses: Sequence[Address], subnets: Sequenc
 
 
 def _usable(subnet: Subnet, first: Address, last: Address) -> tuple[Address, Address]:
-    """The range without what no container can have: the subnet's own address and its broadcast address."""
+    """The range without the subnet's network address and broadcast address."""
     low = first + 1 if first == subnet.network_address else first
     high = last - 1 if last == subnet.broadcast_address and subnet.version == 4 else last
     return low, high

@@ -1,4 +1,4 @@
-"""What can be wrong on a host, looked for: each finding says what it is and what to do about it."""
+"""The checks of ``weft doctor``: each finding states a problem and its remedy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 from itertools import combinations
 
 from cni_plugin.networks import attachments, conflists, leases, pools
-from cni_plugin.networks.attachments import Joined, State
+from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.ops import Elements
 from cni_plugin.plan import modules
@@ -21,48 +21,48 @@ from weft.kernel.linux import probe
 from weft.kernel.linux.probe import Ability
 from weft.section import Section
 
-_NEVER_LISTED = "podman"
-"""podman has its default network's list in memory alone."""
+_WITHOUT_FILE = "podman"
+"""podman keeps its default network's list in memory only."""
 
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
 
-class Mends(StrEnum):
-    """What mends a finding: gc, putting rules back, or a person."""
+class FixedBy(StrEnum):
+    """What fixes a finding: ``weft gc``, ``weft doctor --repair``, or the operator (``person`` in ``--json``)."""
 
     GC = "gc"
     REPAIR = "repair"
-    PERSON = "person"
+    OPERATOR = "person"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it should be, and what to do."""
+    """A problem and its remedy."""
 
     what: str
     remedy: str
-    mends: Mends = Mends.PERSON
+    fixed_by: FixedBy = FixedBy.OPERATOR
 
 
-_GC = "weft gc clears it up"
-_REPAIR = "weft doctor --repair puts it back"
+_GC = "run weft gc to remove it"
+_REPAIR = "run weft doctor --repair to restore it"
 
 
 def of_host(abilities: Sequence[Ability], networks: Sequence[NetworkList]) -> Iterator[Finding]:
-    """What this host lacks and something here needs."""
+    """Kernel features that are missing and needed by weft itself or a network."""
     needed = _needs(networks)
     for one in abilities:
         if one.problem and one.essential:
-            yield Finding(f"{one.name}: {one.problem}", "without it nothing can be attached")
+            yield Finding(f"{one.name}: {one.problem}", "no container can be attached without it")
         elif one.problem and one.name in needed:
             yield Finding(
                 f"{one.name}: {one.problem}",
-                f"network {needed[one.name]} needs it ({one.serves}): use another kernel, or remove the network",
+                f"network {needed[one.name]} requires it ({one.serves}): use another kernel, or remove the network",
             )
 
 
 def _needs(networks: Sequence[NetworkList]) -> dict[str, str]:
-    """The abilities that the networks need, each with one of them."""
+    """The kernel features that the networks need, each with one of the networks."""
     found: dict[str, str] = {}
     for network in networks:
         needs = [one.name for one in modules.declared(network.driver).trials if _is_tried_for(one, network.main)]
@@ -88,7 +88,7 @@ def _is_tried_for(trial: LinkTrial, main: Section) -> bool:
 
 
 def _features(network: NetworkList) -> Iterator[Feature]:
-    """The features that the network's plugins ask for."""
+    """The features that the network's plugins use."""
     for name in modules.features():
         feature, main = modules.feature(name).FEATURE, network.main
         asked = (feature.section and name in main) or any(main.raw(key) for key in feature.keys)
@@ -97,7 +97,7 @@ def _features(network: NetworkList) -> Iterator[Feature]:
 
 
 def trials() -> tuple[probe.LinkTrial, ...]:
-    """The kinds of links that drivers and features need, for ``weft.kernel.linux.probe`` to try."""
+    """The kinds of links that drivers and features need, which ``weft.kernel.linux.probe`` tries to create."""
     declared = [(f"driver {name}", modules.declared(name).trials) for name in modules.drivers()]
     declared += [(f"feature {name}", modules.feature(name).FEATURE.trials) for name in modules.features()]
     return tuple(
@@ -116,116 +116,117 @@ def trials() -> tuple[probe.LinkTrial, ...]:
 def of_files(context: ServiceContext, problems: Sequence[WeftError]) -> Iterator[Finding]:
     """Network lists and records that cannot be read."""
     for problem in problems:
-        yield Finding(problem.message, problem.hint or "correct the file or remove it")
+        yield Finding(problem.message, problem.hint or "correct or remove the file")
     for path in orphans(context).files:
         if path.endswith(".damaged"):
-            yield Finding(f"the record {path} was damaged and set aside", _GC, Mends.GC)
+            yield Finding(f"record {path}: checksum mismatch, renamed", _GC, FixedBy.GC)
 
 
 def of_leftovers(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:
-    """What nobody needs any more."""
+    """What has weft's mark and no owner, unused networks and stale leases."""
     found = orphans(context)
     for name in found.links:
-        yield Finding(f"the link {name} bears weft's mark and belongs to no attachment", _GC, Mends.GC)
+        yield Finding(f"link {name} has weft's mark and belongs to no attachment", _GC, FixedBy.GC)
     for element in found.elements:
         text = element_text(element)
-        yield Finding(f"the rule {text} bears weft's mark and belongs to no attachment", _GC, Mends.GC)
+        yield Finding(f"nftables element {text} has weft's mark and belongs to no attachment", _GC, FixedBy.GC)
     for path in found.files:
         if not path.endswith(".damaged"):
-            yield Finding(f"the file {path} was left by a call that was killed", _GC, Mends.GC)
-    for name in set(unused_networks(context)) - {network.name for network in networks} - {_NEVER_LISTED}:
-        yield Finding(f"network {name} is still set up although nothing names or uses it", _GC, Mends.GC)
-    for lease in leases.lost(context, networks):
-        what = f"the address {lease.address} on {lease.network} is given to {lease.owner}, which is not attached"
-        yield Finding(what, _GC, Mends.GC)
+            yield Finding(f"file {path} was left by a killed call", _GC, FixedBy.GC)
+    for name in set(unused_networks(context)) - {network.name for network in networks} - {_WITHOUT_FILE}:
+        yield Finding(f"network {name} is set up but neither defined nor used", _GC, FixedBy.GC)
+    for lease in leases.stale(context, networks):
+        what = f"address {lease.address} on {lease.network} is leased to {lease.owner}, which is not attached"
+        yield Finding(what, _GC, FixedBy.GC)
 
 
 def of_attachments(context: ServiceContext) -> Iterator[Finding]:
-    """What is not as it was made; what networks share is looked at once."""
+    """What differs from what ADD set up; what networks share is checked once."""
     seen: set[str] = set()
     machine = context.machine(None)
     for network in context.records.networks():
         for sentence in executor.mismatches(network.shared, machine):
             if sentence not in seen:
                 seen.add(sentence)
-                yield Finding(f"network {network.network}: {sentence}", _REPAIR, Mends.REPAIR)
-    for one in attachments.every(context):
+                yield Finding(f"network {network.network}: {sentence}", _REPAIR, FixedBy.REPAIR)
+    for one in attachments.endpoints(context):
         if one.state is not State.ATTACHED:
-            gone = f"its namespace {one.namespace.path} is gone"
-            why = gone if one.state is State.GONE else "it is only half attached"
-            yield Finding(f"{one}: {why}", _GC, Mends.GC)
+            gone = f"its network namespace {one.namespace.path} no longer exists"
+            why = gone if one.state is State.GONE else "it is only partially attached"
+            yield Finding(f"{one}: {why}", _GC, FixedBy.GC)
             continue
-        rules = _lacking_rules(context, one)
-        for sentence in attachments.lacking(context, one, shared=False):
-            if sentence in rules:
-                yield Finding(f"{one}: {sentence}", _REPAIR, Mends.REPAIR)
+        missing_elements = _missing_elements(context, one)
+        for sentence in attachments.mismatches(context, one, shared=False):
+            if sentence in missing_elements:
+                yield Finding(f"{one}: {sentence}", _REPAIR, FixedBy.REPAIR)
             else:
-                yield Finding(f"{one}: {sentence}", "restart the container, or detach it and attach it again")
+                yield Finding(f"{one}: {sentence}", "restart the container, or detach and attach it again")
 
 
-def _lacking_rules(context: ServiceContext, one: Joined) -> set[str]:
-    """What is lacking of an attachment's nftables elements: that can be put back while its container runs."""
+def _missing_elements(context: ServiceContext, one: Endpoint) -> set[str]:
+    """The missing nftables elements of an endpoint, which can be restored while its container runs."""
     elements = [each for each in one.operations if isinstance(each, Elements)]
     return set(executor.mismatches(elements, context.machine(None)))
 
 
 def of_networks(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:
-    """Networks that get into each other's way, or the host's."""
+    """Networks that conflict with each other or with the host."""
     names: dict[str, NetworkList] = {}
     for network in networks:
         other = names.setdefault(network.name, network)
         if other is not network:
             yield Finding(
-                f"{network.path} and {other.path} both name the network {network.name}", "remove one; the first counts"
+                f"{network.path} and {other.path} both define network {network.name}",
+                "remove one of them; runtimes use the first",
             )
     for one, other in combinations(names.values(), 2):
-        yield from _between(one, other)
+        yield from _conflicts(one, other)
     host = pools.of_host(context.kernel.host)
     for network in names.values():
-        foreign = [use for use in host if not _own_link(use.link, network)]
+        foreign = [use for use in host if not _is_link_of(use.link, network)]
         for subnet in conflists.subnets(network):
             use = pools.first_overlap(subnet, foreign)
-            if use is not None and not _is_networks(use, network, names):
+            if use is not None and not _is_other_network(use, network, names):
                 yield Finding(
-                    f"network {network.name}'s subnet {subnet} overlaps with {use.by}",
-                    "give the network another subnet, or its containers will not reach what is there",
+                    f"subnet {subnet} of network {network.name} overlaps with {use.by}",
+                    "use another subnet: containers of the network cannot reach those addresses",
                 )
 
 
-def _between(one: NetworkList, other: NetworkList) -> Iterator[Finding]:
+def _conflicts(one: NetworkList, other: NetworkList) -> Iterator[Finding]:
     for subnet in conflists.subnets(one):
         use = pools.first_overlap(subnet, pools.of_networks([other]))
         if use is not None:
             yield Finding(
                 f"networks {one.name} and {other.name} overlap: {subnet} and {use.subnet}",
-                "give one of them another subnet",
+                "use another subnet for one of them",
             )
     same = one.bridge and one.bridge == other.bridge and one.main.integer("vlan") == other.main.integer("vlan")
     if same:
         yield Finding(
-            f"networks {one.name} and {other.name} are both on the bridge {one.bridge}",
-            "give one of them another bridge, or their containers see each other",
+            f"networks {one.name} and {other.name} use the same bridge {one.bridge}",
+            "use another bridge for one of them: their containers are not isolated from each other",
         )
 
 
-def _own_link(link: str, network: NetworkList) -> bool:
-    """Whether the host's link belongs to the network: its bridge, its VLAN's gateway, a container's link."""
+def _is_link_of(link: str, network: NetworkList) -> bool:
+    """Whether a link of the host is the network's: its bridge, its VLAN gateway, or a veth of a container."""
     driver = modules.declared(network.driver)
     if driver.parent is Parent.SHARED:
-        # What is on the wire beside the host has the host's own subnet there, as a rule.
+        # Containers on a shared parent usually have addresses of the host's own subnet there.
         return link == network.main.text(driver.parent_key, link)
     if not network.bridge:
         return link.startswith("veth")
     return link == network.bridge or link.startswith(f"{network.bridge}.")
 
 
-def _is_networks(use: pools.Use, network: NetworkList, names: dict[str, NetworkList]) -> bool:
-    """Whether another network is behind it, which is said once, of the two networks."""
-    return any(_own_link(use.link, other) for other in names.values() if other is not network)
+def _is_other_network(use: pools.Use, network: NetworkList, names: dict[str, NetworkList]) -> bool:
+    """Whether the link is another network's: that overlap is reported once, as one of two networks."""
+    return any(_is_link_of(use.link, other) for other in names.values() if other is not network)
 
 
 def of_forwarding(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:
-    """Forwarding that is off although something is attached that needs it."""
+    """Forwarding that is disabled although an attached container needs it."""
     used = {record.attachment.network for record in context.records.all()}
     needed = {
         subnet.version
@@ -235,9 +236,7 @@ def of_forwarding(context: ServiceContext, networks: Sequence[NetworkList]) -> I
     }
     for version in sorted(needed):
         if context.kernel.host.sysctl(_FORWARDING[version]) == "0":
-            yield Finding(
-                f"this host does not forward IPv{version} packets ({_FORWARDING[version]} is 0)", _REPAIR, Mends.REPAIR
-            )
+            yield Finding(f"IPv{version} forwarding is disabled ({_FORWARDING[version]} is 0)", _REPAIR, FixedBy.REPAIR)
 
 
 def every(
@@ -246,15 +245,15 @@ def every(
     networks: Sequence[NetworkList],
     problems: Sequence[WeftError],
 ) -> list[Finding]:
-    """All that is wrong, the host's own troubles first."""
+    """All findings, those of the host first."""
     forwarding = list(of_forwarding(context, networks))
-    said = [key for key in _FORWARDING.values() if any(key in one.what for one in forwarding)]
+    reported = [key for key in _FORWARDING.values() if any(key in one.what for one in forwarding)]
     found = [
         *of_host(abilities, networks),
         *of_files(context, problems),
         *of_networks(context, networks),
         *forwarding,
-        *(one for one in of_attachments(context) if not any(f"{key} is " in one.what for key in said)),
+        *(one for one in of_attachments(context) if not any(f"{key} is " in one.what for key in reported)),
         *of_leftovers(context, networks),
     ]
     return list(dict.fromkeys(found))

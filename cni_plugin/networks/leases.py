@@ -1,4 +1,4 @@
-"""The addresses that networks have given out, whoever gave them, and which of them nobody seems to need."""
+"""The leases of networks, weft's and the reference host-local's, and those without an attachment."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ipam.values import Owner
 from weft.section import Problems, Section
 from weft.types import Address
 
-YOUNG = 60.0
-"""Seconds for which a lease without an attachment is nothing strange: its owner's ADD may be under way."""
+GRACE = 60.0
+"""Seconds for which a lease without an attachment is not stale: the ADD that took it may still be running."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
-    """One address that is given out; ``age`` in seconds. ``attached``: an attachment of weft's holds it."""
+class LeaseEntry:
+    """One leased address; ``age`` in seconds. ``attached``: an attachment of weft holds it."""
 
     network: str
     address: Address
@@ -34,7 +34,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How much of one set of ranges is in use."""
+    """The utilization of one set of ranges, in addresses."""
 
     network: str
     ranges: str
@@ -43,88 +43,88 @@ class Usage:
 
 
 def pool(network: NetworkList) -> Pool | None:
-    """The network's own pools of addresses; None where its addresses come from elsewhere, or make no sense."""
+    """The network's host-local pool; None for another IPAM plugin, or an invalid configuration."""
     for plugin in network.plugins:
         problems = Problems()
         ipam = Section(plugin, "", problems).section("ipam")
         if ipam.text("type") != "host-local":
             continue
-        nothing = Section(None)
+        empty = Section(None)
         found = host_local.read(
-            ipam, network=network.name, version=network.version, arguments={}, args_cni=nothing, runtime=nothing
+            ipam, network=network.name, version=network.version, arguments={}, args_cni=empty, runtime=empty
         )
         return None if problems.found else found
     return None
 
 
-def listed(context: ServiceContext, network: NetworkList) -> list[Lease]:
-    """What is leased on a network, by address. Raises StateDamaged where that cannot be read."""
-    known = pool(network)
-    if known is None:
+def listed(context: ServiceContext, network: NetworkList) -> list[LeaseEntry]:
+    """The leases of a network, by address. Raises StateDamaged where they cannot be read."""
+    own_pool = pool(network)
+    if own_pool is None:
         return []
     attached = {
         (record.attachment.container, record.attachment.interface)
         for record in context.records.all()
         if record.attachment.network == network.name
     }
-    bare = {container for container, _ in attached}
+    containers = {container for container, _ in attached}
     now = time.time()
     found = [
-        Lease(
+        LeaseEntry(
             network.name,
             address,
             owner,
             max(0.0, now - modified),
-            (owner.container, owner.interface) in attached or (not owner.interface and owner.container in bare),
+            (owner.container, owner.interface) in attached or (not owner.interface and owner.container in containers),
         )
-        for address, owner, modified in host_local.owners(known.directory)
+        for address, owner, modified in host_local.owners(own_pool.directory)
     ]
     return sorted(found, key=lambda lease: (lease.address.version, int(lease.address)))
 
 
-def usage(network: NetworkList, leases: Iterable[Lease]) -> list[Usage]:
-    """How full each set of ranges is."""
+def usage(network: NetworkList, leases: Iterable[LeaseEntry]) -> list[Usage]:
+    """The utilization of each set of ranges."""
     known = pool(network)
     if known is None:
         return []
     kept = gateways(known.sets)
-    given = [lease.address for lease in leases]
+    addresses = [lease.address for lease in leases]
     return [
         Usage(
             network.name,
             described(ranges),
-            sum(any(address in each.span for each in ranges) for address in given),
+            sum(any(address in each.span for each in ranges) for address in addresses),
             size(ranges, kept),
         )
         for ranges in known.sets
     ]
 
 
-def lost(context: ServiceContext, networks: Iterable[NetworkList]) -> list[Lease]:
-    """Leases that no attachment holds, of networks that weft alone serves: nobody else can have made them."""
+def stale(context: ServiceContext, networks: Iterable[NetworkList]) -> list[LeaseEntry]:
+    """Leases that no attachment holds, of networks that only weft serves."""
     return [
         lease
         for network in networks
         if network.weft
         for lease in listed(context, network)
-        if not lease.attached and lease.age >= YOUNG
+        if not lease.attached and lease.age >= GRACE
     ]
 
 
-def free(context: ServiceContext, network: NetworkList, lease: Lease) -> bool:
-    """Free one address if it is still that owner's; says whether it was. Raises Busy and StateDamaged."""
+def free(context: ServiceContext, network: NetworkList, lease: LeaseEntry) -> bool:
+    """Free one address if it still has that owner; False otherwise. Raises Busy and StateDamaged."""
     known = pool(network)
     return known is not None and host_local.release_address(
         known.directory, lease.address, lease.owner, context.leases()
     )
 
 
-def forget(network: NetworkList) -> None:
-    """Remove the network's lease directory if it holds no address any more."""
+def remove_directory(network: NetworkList) -> None:
+    """Remove the network's lease directory if it has no leases."""
     known = pool(network)
     if known is None or not os.path.isdir(known.directory) or any(True for _ in host_local.owners(known.directory)):
         return
-    # What else is in it is somebody's, and keeps the directory.
+    # A directory with files of others is not removed.
     with contextlib.suppress(OSError):
         for name in os.listdir(known.directory):
             if name == LOCK or name.startswith(POINTER):

@@ -1,4 +1,4 @@
-"""Subnets: which are taken on this host, by whom, and a free one."""
+"""Subnets: those in use on this host and by networks, and choosing a free one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from cni_plugin.networks.conflists import NetworkList, disputed, subnets
+from cni_plugin.networks.conflists import NetworkList, can_conflict, subnets
 from weft.errors import InUse, PoolExhausted
 from weft.kernel.interface import Namespace
 from weft.types import Subnet
 
 FIRST = IPv4Network("10.89.0.0/16")
-"""Where podman's own networks begin, too."""
+"""The first pool of podman as well."""
 
 _POOLS = (
     FIRST,
@@ -27,7 +27,7 @@ _ATTEMPTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A subnet that is taken: by whom, and over which link of the host, "" where it is not the host's."""
+    """A subnet in use: ``by`` what, and on which link of the host; "" where it is a network's."""
 
     subnet: Subnet
     by: str
@@ -35,12 +35,12 @@ class Use:
 
 
 def of_networks(networks: Iterable[NetworkList]) -> list[Use]:
-    """What the network lists name."""
+    """The subnets of the networks."""
     return [Use(subnet, f"network {network.name}") for network in networks for subnet in subnets(network)]
 
 
 def of_host(host: Namespace) -> list[Use]:
-    """What the host has addresses in or routes to."""
+    """The subnets that the host has addresses in or routes to."""
     found: dict[tuple[Subnet, str], Use] = {}
     for link in host.links():
         for address in host.addresses(link.name):
@@ -52,27 +52,27 @@ def of_host(host: Namespace) -> list[Use]:
         destination = known.route.destination
         via = f"this host's route to {destination}" + (f" over {known.link}" if known.link else "")
         found.setdefault((destination, known.link), Use(destination, via, known.link))
-    return [use for use in found.values() if disputed(use.subnet)]
+    return [use for use in found.values() if can_conflict(use.subnet)]
 
 
 def first_overlap(subnet: Subnet, uses: Iterable[Use]) -> Use | None:
-    """Whoever else has a part of the subnet."""
+    """The first use that overlaps with the subnet."""
     return next((use for use in uses if use.subnet.version == subnet.version and use.subnet.overlaps(subnet)), None)
 
 
 def require_free(subnet: Subnet, uses: Iterable[Use]) -> None:
-    """Raises InUse in Docker's words, naming the other."""
+    """Raises InUse, with docker's message and what it overlaps with."""
     other = first_overlap(subnet, uses)
     if other is not None:
         raise InUse(
             f"Pool overlaps with other one on this address space: {subnet} with {other.subnet}, {other.by}",
-            hint="choose another --subnet, or leave it out and weft finds a free one",
+            hint="choose another --subnet, or omit it to use a free one",
         )
 
 
 def free_ipv4(uses: Sequence[Use]) -> IPv4Network:
-    """The first free /24: of 10.89.0.0/16, then of what follows. Raises PoolExhausted."""
-    from netaddr import IPNetwork, IPSet  # 50 ms to import, for this command alone
+    """The first free /24 of the default pools, from 10.89.0.0/16 on. Raises PoolExhausted."""
+    from netaddr import IPNetwork, IPSet  # 50 ms to import, needed by this command only
 
     taken = IPSet([str(use.subnet) for use in uses if use.subnet.version == 4])
     for pool in _POOLS:
@@ -82,14 +82,14 @@ def free_ipv4(uses: Sequence[Use]) -> IPv4Network:
                 return IPv4Network(str(first))
     raise PoolExhausted(
         "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network",
-        hint="name one with --subnet",
+        hint="specify one with --subnet",
     )
 
 
 def free_ipv6(uses: Sequence[Use]) -> IPv6Network:
-    """A unique local /64 with random bits, as RFC 4193 section 3.2 wants them. Raises PoolExhausted."""
+    """A unique local /64 with a random global id (RFC 4193, section 3.2). Raises PoolExhausted."""
     for _ in range(_ATTEMPTS):
-        made = ip_network((b"\xfd" + secrets.token_bytes(7) + bytes(8), 64))
-        if isinstance(made, IPv6Network) and first_overlap(made, uses) is None:
-            return made
-    raise PoolExhausted("could not find a free IPv6 /64 in fd00::/8", hint="name one with --subnet")
+        subnet = ip_network((b"\xfd" + secrets.token_bytes(7) + bytes(8), 64))
+        if isinstance(subnet, IPv6Network) and first_overlap(subnet, uses) is None:
+            return subnet
+    raise PoolExhausted("could not find a free IPv6 /64 in fd00::/8", hint="specify one with --subnet")

@@ -75,7 +75,7 @@ def test_what_detached_tasks_leave_is_cleared_up(own: None, containerd: Containe
         containerd.down(name)
     assert sorted(containerd.leases("lab")) == sorted(addresses)
     said = containerd.weft("doctor").stdout
-    assert "default-c1/eth0 on lab: its namespace" in said and "default-c3" not in said
+    assert "default-c1/eth0 on lab: its network namespace" in said and "default-c3" not in said
     assert "attachment default-c1/eth0 on lab" in containerd.weft("gc").stdout
     assert containerd.leases("lab") == [addresses[2]]
     assert len([link for link in containerd.links() if link.startswith("veth")]) == 1

@@ -159,7 +159,7 @@ def test_podman_removes_a_network(own: None, podman: Podman, roots: list[str]) -
     assert refused.code != 0 and "is being used" in refused.stderr
     podman.podman("network", "rm", "-f", "-t0", "brief")
     assert podman.left() == []
-    assert "network brief is still set up although nothing names or uses it" in podman.findings()
+    assert "network brief is set up but neither defined nor used" in podman.findings()
     assert "freed network brief" in podman.weft("gc").stdout
     assert podman.findings() == []
     # The same subnet, and another name.

@@ -76,12 +76,12 @@ def test_a_member_gets_what_it_declares(tmp_path: Path) -> None:
     found = conflists.find(str(tmp_path), "blue")
     assert found.capabilities() == {"ips", "portMappings"}
     runtime = {"ips": ["10.1.0.9"], "portMappings": [1], "mac": "x"}
-    first, second = (found.member(place, runtime, {"ips": []} if place else None) for place in (0, 1))
+    first, second = (found.plugin_config(place, runtime, {"ips": []} if place else None) for place in (0, 1))
     assert first["runtimeConfig"] == {"ips": ["10.1.0.9"]}
     assert second["runtimeConfig"] == {"portMappings": [1]}
     assert ("prevResult" in first, second["prevResult"]) == (False, {"ips": []})
     assert (second["name"], second["cniVersion"]) == ("blue", "1.0.0")
-    assert "runtimeConfig" not in found.member(0, {}, None)
+    assert "runtimeConfig" not in found.plugin_config(0, {}, None)
 
 
 def test_subnets_of_any_ipam_plugin() -> None:
@@ -139,12 +139,12 @@ def test_changes_wait_for_each_other(tmp_path: Path) -> None:
 
     def other() -> None:
         inside.wait()
-        with conflists.changing(str(tmp_path / "net.d")):
+        with conflists.locked(str(tmp_path / "net.d")):
             order.append("second")
 
     thread = threading.Thread(target=other)
     thread.start()
-    with conflists.changing(str(tmp_path / "net.d")):
+    with conflists.locked(str(tmp_path / "net.d")):
         inside.set()
         thread.join(0.1)
         order.append("first")

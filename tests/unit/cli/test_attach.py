@@ -183,7 +183,7 @@ def test_a_container_may_be_named_by_the_beginning_of_its_id(blue) -> None:
     assert "Container: 0123456789abcdef0123" in blue.good("show", "0123456789abc")
     said = blue("show", "01234567")
     assert said.code == 3
-    assert "could be" in said.err
+    assert "is ambiguous: " in said.err
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def whats(said) -> list[str]:
 def test_a_host_in_order_gets_no_findings(blue) -> None:
     said = blue("doctor", "--json")
     assert (said.code, whats(said)) == (0, [])
-    assert "Nothing is wrong." in blue.good("doctor")
+    assert "No problems found." in blue.good("doctor")
     blue.good("detach", "blue", "c1")
     blue.good("detach", "blue", "c2")
     assert blue("doctor").code == 0
@@ -56,9 +56,9 @@ def test_doctor_finds_leftovers_and_gc_clears_them(blue) -> None:
     lease(blue, "10.7.0.51", 5)
     found = whats(blue("doctor", "--json"))
     assert found == [
-        "the link veth0123456789 bears weft's mark and belongs to no attachment",
-        "the rule masquerade4 10.7.0.99 bears weft's mark and belongs to no attachment",
-        "the address 10.7.0.50 on blue is given to c9/eth0, which is not attached",
+        "link veth0123456789 has weft's mark and belongs to no attachment",
+        "nftables element masquerade4 10.7.0.99 has weft's mark and belongs to no attachment",
+        "address 10.7.0.50 on blue is leased to c9/eth0, which is not attached",
     ]
     before = blue.kernel.dump()
     assert "would free link veth0123456789" in blue.good("gc", "--dry-run")
@@ -68,7 +68,7 @@ def test_doctor_finds_leftovers_and_gc_clears_them(blue) -> None:
         "freed masquerade4 10.7.0.99",
         "freed address 10.7.0.50 of c9/eth0 on blue",
     ]
-    assert blue.good("gc") == "nothing to clear up\n"
+    assert blue.good("gc") == "nothing to remove\n"
     assert (blue.folder / "leases/blue/10.7.0.51").exists()
     assert blue.good("check").count("ok ") == 2
 
@@ -78,8 +78,8 @@ def test_doctor_finds_dead_and_half_made_attachments(blue) -> None:
     record = next(one for one in blue.service.records.all() if one.attachment.container == "weft-c2")
     blue.service.records.write(replace(record, phase=Phase.ADDING))
     found = whats(blue("doctor", "--json"))
-    assert "weft-c1/eth0 on blue: its namespace /run/netns/c1 is gone" in found
-    assert "weft-c2/eth0 on blue: it is only half attached" in found
+    assert "weft-c1/eth0 on blue: its network namespace /run/netns/c1 no longer exists" in found
+    assert "weft-c2/eth0 on blue: it is only partially attached" in found
     assert "half attached" in blue.good("ps")
     blue.good("gc")
     assert blue("ps", "-q").out == ""
@@ -92,7 +92,7 @@ def test_doctor_finds_drift_and_repairs_what_it_can(blue) -> None:
     blue.kernel.host.change_link("weft-blue", up=False)
     blue.kernel.open("/run/netns/c2").delete_address("eth0", ip_interface("10.7.0.3/24"))
     found = whats(blue("doctor", "--json"))
-    assert "this host does not forward IPv4 packets (net/ipv4/ip_forward is 0)" in found
+    assert "IPv4 forwarding is disabled (net/ipv4/ip_forward is 0)" in found
     assert "network blue: the table inet weft is missing" in found
     assert "network blue: the bridge weft-blue is down" in found
     assert "weft-c2/eth0 on blue: eth0 lacks the address 10.7.0.3/24" in found
@@ -115,9 +115,9 @@ def test_doctor_finds_networks_in_each_others_way(blue) -> None:
     (blue.config / "zz.conflist").write_text("[]")
     found = whats(blue("doctor", "--json"))
     assert "networks blue and red overlap: 10.7.0.0/24 and 10.7.0.128/25" in found
-    assert "networks blue and green are both on the bridge weft-blue" in found
+    assert "networks blue and green use the same bridge weft-blue" in found
     assert any(
-        one.startswith("network green's subnet 192.168.77.0/24 overlaps with") and "lan0" in one for one in found
+        one.startswith("subnet 192.168.77.0/24 of network green overlaps with") and "lan0" in one for one in found
     )
     assert any("zz.conflist" in one for one in found)
 
@@ -132,7 +132,7 @@ def test_doctor_has_nothing_against_a_network_on_the_hosts_own_wire(run) -> None
     content["plugins"][0]["master"] = "lan1"
     (run.config / "wire.conflist").write_text(json.dumps(content))
     [found] = whats(run("doctor", "--json"))
-    assert found.startswith("network wire's subnet 192.168.77.0/24 overlaps with") and "lan0" in found
+    assert found.startswith("subnet 192.168.77.0/24 of network wire overlaps with") and "lan0" in found
 
 
 def test_doctor_knows_that_podmans_default_network_is_in_no_file(blue) -> None:
@@ -144,7 +144,7 @@ def test_doctor_knows_that_podmans_default_network_is_in_no_file(blue) -> None:
         blue.good("attach", name, f"in-{name}")
         blue.good("detach", name, f"in-{name}")
         (blue.config / f"{name}.conflist").unlink()
-    assert whats(blue("doctor", "--json")) == ["network other is still set up although nothing names or uses it"]
+    assert whats(blue("doctor", "--json")) == ["network other is set up but neither defined nor used"]
 
 
 def test_doctor_finds_damaged_records(blue) -> None:
@@ -154,7 +154,7 @@ def test_doctor_finds_damaged_records(blue) -> None:
         file.write(b"x")
     said = blue("doctor", "--json")
     assert said.code == 1
-    assert any("was damaged and set aside" in one for one in whats(said))
+    assert any("checksum mismatch, renamed" in one for one in whats(said))
 
 
 def test_what_the_host_lacks_counts_only_where_it_is_needed(blue) -> None:
@@ -167,7 +167,7 @@ def test_what_the_host_lacks_counts_only_where_it_is_needed(blue) -> None:
     blue.abilities += (Ability("nftables nat", "masquerade and portmap", "no such thing"),)
     said = blue("doctor", "--json")
     assert (said.code, whats(said)) == (1, ["nftables nat: no such thing"])
-    assert "network blue needs it" in said.json["findings"][0]["remedy"]
+    assert "network blue requires it" in said.json["findings"][0]["remedy"]
     assert {one["there"] for one in said.json["abilities"]} == {True, False}
     blue.abilities = (Ability("CAP_NET_ADMIN", "everything", "run as root", essential=True),)
     assert blue("doctor").code == 1
@@ -181,7 +181,7 @@ def test_ipam_lists_owners_and_usage(blue) -> None:
         ["blue", "10.7.0.3", "weft-c2/eth0"],
         ["blue", "10.7.0.50", "c9/eth0"],
     ]
-    assert lines[1].endswith("attachment") and lines[3].endswith("1h    no attachment of weft's")
+    assert lines[1].endswith("attachment") and lines[3].endswith("1h    -")
     assert lines[-1].split(maxsplit=2) == ["blue", "10.7.0.1-10.7.0.254", "3 of 253"]
     assert json.loads(blue.good("ipam", "ls", "--json"))["ranges"][0]["used"] == 3
 
@@ -192,7 +192,7 @@ def test_ipam_frees_no_address_that_is_in_use(blue) -> None:
     assert blue("ipam", "release", "blue", "10.7.0.50").code == 3
     said = blue("ipam", "release", "blue", "10.7.0.2")
     assert said.code == 4
-    assert "held by weft-c1/eth0" in said.err
+    assert "in use by weft-c1/eth0" in said.err
     assert (blue.folder / "leases/blue/10.7.0.2").exists()
     blue.good("ipam", "release", "--force", "blue", "10.7.0.2")
     assert not (blue.folder / "leases/blue/10.7.0.2").exists()
@@ -200,7 +200,7 @@ def test_ipam_frees_no_address_that_is_in_use(blue) -> None:
 
 
 def test_a_host_that_weft_never_ran_on_is_in_order(run) -> None:
-    assert run.good("gc") == "nothing to clear up\n"
+    assert run.good("gc") == "nothing to remove\n"
     assert run("doctor").code == 0
     assert len(run.good("ps").splitlines()) == 1
     assert run.good("check") == "nothing is attached\n"

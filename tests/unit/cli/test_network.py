@@ -60,7 +60,7 @@ def test_names_and_isolation_are_keys_of_their_own(run) -> None:
     run.good("network", "create", "red", "-o", "isolation=routed", "-o", "host-access=dns", "--disable-dns")
     [plugin] = run.list("red")["plugins"]
     assert (plugin["isolation"], plugin["hostAccess"], "names" in plugin) == ("routed", "dns", False)
-    assert "none of closed, routed, open" in run("network", "create", "-o", "isolation=no").err
+    assert "must be one of closed, routed, open" in run("network", "create", "-o", "isolation=no").err
     assert "whose gateway is this host" in run("network", "create", "-d", "macvlan", "--names").err
     assert "contradict" in run("network", "create", "--names", "--disable-dns").err
 
@@ -156,15 +156,15 @@ def test_long_names_get_bridges_of_their_own(run) -> None:
         (("red", "--subnet", "10.7.0.0/24", "--gateway", "10.8.0.1"), 2, "--gateway 10.8.0.1 is not in 10.7.0.0/24"),
         (("red", "--subnet", "10.7.0.0/24", "--gateway", "10.7.0.255"), 2, "10.7.0.255"),
         (("red", "--subnet", "10.7.0.0/24", "--ip-range", "10.8.0.0/25"), 2, "--ip-range 10.8.0.0/25 is not in"),
-        (("red", "--ip-range", "10.7.0.9-10.7.0.5"), 2, "does not go from a lower to a higher"),
-        (("red", "-o", "foo=1"), 2, "driver bridge has no option 'foo'"),
+        (("red", "--ip-range", "10.7.0.9-10.7.0.5"), 2, "the first address must not be higher than the last"),
+        (("red", "-o", "foo=1"), 2, "unknown option 'foo' for driver bridge"),
         (("red", "-o", "mtu"), 2, "is not KEY=VALUE"),
-        (("red", "-o", "mtu=12"), 2, "is not a number between 68 and 65535"),
-        (("red", "-o", "mtu=1400", "-o", "com.docker.network.driver.mtu=1500"), 2, "contradict each other"),
-        (("red", "-o", "bridge=weft-blue"), 4, "the bridge weft-blue belongs to network blue"),
+        (("red", "-o", "mtu=12"), 2, "must be a number from 68 to 65535"),
+        (("red", "-o", "mtu=1400", "-o", "com.docker.network.driver.mtu=1500"), 2, "have conflicting values"),
+        (("red", "-o", "bridge=weft-blue"), 4, "bridge weft-blue is already in use by network blue"),
         (("red", "-o", "bridge=a/b"), 2, "must be printable ASCII"),
-        (("red", "-d", "nonsense"), 2, "driver 'nonsense' is not known; it is one of bridge"),
-        (("red", "--internal", "-o", "ip-masq=true"), 2, "contradict each other"),
+        (("red", "-d", "nonsense"), 2, "unknown driver 'nonsense': must be one of bridge"),
+        (("red", "--internal", "-o", "ip-masq=true"), 2, "mutually exclusive"),
         (("../red",), 2, "must start with a letter or digit"),
     ],
 )

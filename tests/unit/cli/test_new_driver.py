@@ -204,7 +204,7 @@ def test_doctor_tries_its_links_and_names_the_network_that_needs_them(run, weft:
     run.good("network", "create", "-d", "macvtap", "--subnet", "192.0.2.0/24", "-o", "parent=lan0", "vms")
     run.abilities = (Ability("macvtap", "driver macvtap", "this kernel has none"),)
     [found] = run("doctor", "--json").json["findings"]
-    assert found["what"] == "macvtap: this kernel has none" and "network vms needs it" in found["remedy"]
+    assert found["what"] == "macvtap: this kernel has none" and "network vms requires it" in found["remedy"]
 
 
 def test_the_engine_imports_it_before_it_forks() -> None:
