@@ -8,8 +8,17 @@ import time
 from typing import Any
 
 from weft.kernel.linux.kernel import LinuxKernel, LinuxNamespace
-from weft.kernel.netlink import codec, links
-from weft.kernel.netlink.socket import Request, RouteSocket, split
+from weft.kernel.netlink.constants import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    RTM_DELLINK,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+    RTMGRP_LINK,
+)
+from weft.kernel.netlink.deletion import deleted_links
+from weft.kernel.netlink.rtnetlink import RouteSocket, request
 
 
 class Floor:
@@ -25,7 +34,7 @@ class Floor:
         self._container = container
         self._host = RouteSocket()
         self._worker = RouteSocket()
-        self._watcher = RouteSocket(groups=1)
+        self._watcher = RouteSocket(groups=RTMGRP_LINK)
 
     def close(self) -> None:
         self._kernel.host.delete_link("floor0")
@@ -39,15 +48,15 @@ class Floor:
         data = {"attrs": [["VETH_INFO_PEER", {"attrs": peer}]]}
         kind = [["IFLA_INFO_KIND", "veth"], ["IFLA_INFO_DATA", data]]
         made = [["IFLA_IFNAME", "floorveth"], ["IFLA_MASTER", self._bridge], ["IFLA_LINKINFO", {"attrs": kind}]]
-        flags = codec.CREATE | codec.EXCL
-        self._ask(self._host, codec.NEWLINK, flags, {"flags": 1, "change": 1}, made)
+        flags = NLM_F_CREATE | NLM_F_EXCL
+        self._ask(self._host, RTM_NEWLINK, flags, {"flags": 1, "change": 1}, made)
         inside = self._container._socket
         index = self._container.link("eth0").index  # type: ignore[union-attr]
         address = [["IFA_LOCAL", "10.250.0.2"], ["IFA_ADDRESS", "10.250.0.2"]]
-        self._ask(inside, codec.NEWADDR, flags, {"family": 2, "index": index, "prefixlen": 24}, address)
-        self._ask(inside, codec.NEWLINK, 0, {"index": index, "flags": 1, "change": 1}, [])
+        self._ask(inside, RTM_NEWADDR, flags, {"family": 2, "index": index, "prefixlen": 24}, address)
+        self._ask(inside, RTM_NEWLINK, 0, {"index": index, "flags": 1, "change": 1}, [])
         route = {"family": 2, "table": 254, "type": 1, "proto": 3}
-        self._ask(inside, codec.NEWROUTE, codec.CREATE, route, [["RTA_GATEWAY", "10.250.0.1"], ["RTA_OIF", index]])
+        self._ask(inside, RTM_NEWROUTE, NLM_F_CREATE, route, [["RTA_GATEWAY", "10.250.0.1"], ["RTA_OIF", index]])
         return time.perf_counter() - started
 
     def delete(self) -> float:
@@ -55,22 +64,16 @@ class Floor:
         link = self._kernel.host.link("floorveth")
         assert link is not None
         while select.select((self._watcher,), (), (), 0)[0]:
-            self._watcher.receive("")
-        asker = threading.Thread(target=self._ask, args=(self._worker, codec.DELLINK, 0, {"index": link.index}, []))
+            deleted_links(self._watcher)
+        asker = threading.Thread(target=self._ask, args=(self._worker, RTM_DELLINK, 0, {"index": link.index}, []))
         started = time.perf_counter()
         asker.start()
-        while not self._gone(link.index):
+        while link.index not in deleted_links(self._watcher):
             pass
         elapsed = time.perf_counter() - started
         asker.join()
         return elapsed
 
-    def _gone(self, index: int) -> bool:
-        return any(
-            kind == codec.DELLINK and links.index_of(message) == index and not links.of_bridge(message)
-            for _, kind, _, message in split(self._watcher.receive("wait for the link's end"))
-        )
-
     @staticmethod
     def _ask(socket: RouteSocket, kind: int, flags: int, fields: dict[str, Any], attributes: list[Any]) -> None:
-        socket.request(Request(kind, flags, "measure the floor", fields, attributes))
+        socket.request(request(kind, flags, "measure the floor", fields, attributes))

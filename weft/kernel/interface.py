@@ -103,6 +103,56 @@ class RoutingRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An address on a link and the MAC address it resolves to ("" while that is unknown).
+
+    ``permanent`` ones stay until they are deleted; others the kernel has learned.
+    """
+
+    address: Address
+    mac: str
+    link: str
+    permanent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """A row of a forwarding database: frames to ``mac`` leave by this link.
+
+    In the table of a VXLAN link (``self``) they go to the host ``destination``, perhaps with another ``vni`` and UDP
+    ``port`` than the link's, or to the nexthop with the id ``nexthop``; the MAC address of zeros is for all frames to
+    unknown receivers. ``master``: a row of the bridge that the link is a port of, perhaps for one ``vlan``.
+    ``state`` is ``permanent``, ``static`` or ``dynamic`` (ageing); 0 and None mean none.
+    """
+
+    mac: str
+    destination: Address | None = None
+    vni: int = 0
+    port: int = 0
+    vlan: int = 0
+    nexthop: int = 0
+    master: bool = False
+    state: str = "permanent"
+
+
+@dataclass(frozen=True, slots=True)
+class Nexthop:
+    """A nexthop object: a gateway, a link or both, or a ``group`` of ids with their weights (1 to 256).
+
+    ``fdb`` ones, for VXLAN rows, have a gateway alone. ``id`` is 1 or more and unique in the namespace.
+    ``protocol`` tells who made it, as for routes.
+    """
+
+    id: int
+    gateway: Address | None = None
+    link: str = ""
+    group: tuple[tuple[int, int], ...] = ()
+    fdb: bool = False
+    onlink: bool = False
+    protocol: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """A conntrack entry: its original tuple, and the source of its reply tuple (``answers``)."""
 
@@ -400,12 +450,15 @@ class Kernel(Protocol):
 __all__ = [
     "BridgeVlan",
     "Element",
+    "FdbEntry",
     "Flow",
     "Kernel",
     "KernelRoute",
     "Limit",
     "Link",
     "Namespace",
+    "Neighbour",
+    "Nexthop",
     "RoutingRule",
     "Ruleset",
     "Scalar",

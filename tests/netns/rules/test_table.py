@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from unit.rules.test_contract import MINE, ONE_OF_EACH, OTHERS, PORT, ports, with_rule
@@ -273,10 +274,10 @@ class Words:
         self.said += 1
         return self._socket.send(data)
 
-    def recv(self, size: int) -> bytes:
-        data = self._socket.recv(size)
-        self.heard += len(data)
-        return data
+    def recvmsg(self, *sizes: int) -> tuple[bytes, list[Any], int, Any]:
+        answer = self._socket.recvmsg(*sizes)
+        self.heard += len(answer[0])
+        return answer
 
     def close(self) -> None:
         self._socket.close()

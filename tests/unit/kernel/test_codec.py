@@ -1,4 +1,4 @@
-"""The reader and the writer against pyroute2's own decoder and encoder, whose tables they work by."""
+"""The decoder and the encoder against pyroute2's own decoder and encoder, whose tables they work by."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 
 from weft.errors import KernelRefused
 from weft.kernel.netlink import codec
-from weft.kernel.netlink.links import NESTED
-from weft.kernel.netlink.reader import Reader
-from weft.kernel.netlink.socket import Request, RouteSocket
+from weft.kernel.netlink.constants import NLA_F_NESTED, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_SETLINK
+from weft.kernel.netlink.decoder import Decoder
+from weft.kernel.netlink.rtnetlink import RouteSocket, request
+from weft.kernel.netlink.transport import pack
 
 
 def nested(*attributes: Any, **fields: Any) -> dict[str, Any]:
@@ -22,20 +23,20 @@ def information(kind: str, *options: Any) -> list[Any]:
 
 
 MESSAGES: list[tuple[int, dict[str, Any], list[Any]]] = [
-    (codec.GETLINK, {}, [["IFLA_EXT_MASK", 8], ["IFLA_IFNAME", "eth0"]]),
-    (codec.NEWLINK, {"index": 7, "flags": 1, "change": 1}, [["IFLA_MTU", 1400], ["IFLA_ADDRESS", "02:00:00:00:00:0a"]]),
-    (codec.NEWLINK, {}, [["IFLA_IFNAME", "br0"], information("bridge", ["IFLA_BR_VLAN_FILTERING", 1])]),
-    (codec.NEWLINK, {}, [information("macvlan", ["IFLA_MACVLAN_MODE", "passthru"], ["IFLA_MACVLAN_BC_QUEUE_LEN", 9])]),
-    (codec.NEWLINK, {}, [information("vlan", ["IFLA_VLAN_ID", 4094], ["IFLA_VLAN_PROTOCOL", 0x88A8])]),
-    (codec.NEWLINK, {}, [information("ipvlan", ["IFLA_IPVLAN_MODE", 2], ["IFLA_IPVLAN_FLAGS", 1])]),
-    (codec.NEWLINK, {}, [information("vrf", ["IFLA_VRF_TABLE", 70000])]),
+    (RTM_GETLINK, {}, [["IFLA_EXT_MASK", 8], ["IFLA_IFNAME", "eth0"]]),
+    (RTM_NEWLINK, {"index": 7, "flags": 1, "change": 1}, [["IFLA_MTU", 1400], ["IFLA_ADDRESS", "02:00:00:00:00:0a"]]),
+    (RTM_NEWLINK, {}, [["IFLA_IFNAME", "br0"], information("bridge", ["IFLA_BR_VLAN_FILTERING", 1])]),
+    (RTM_NEWLINK, {}, [information("macvlan", ["IFLA_MACVLAN_MODE", "passthru"], ["IFLA_MACVLAN_BC_QUEUE_LEN", 9])]),
+    (RTM_NEWLINK, {}, [information("vlan", ["IFLA_VLAN_ID", 4094], ["IFLA_VLAN_PROTOCOL", 0x88A8])]),
+    (RTM_NEWLINK, {}, [information("ipvlan", ["IFLA_IPVLAN_MODE", 2], ["IFLA_IPVLAN_FLAGS", 1])]),
+    (RTM_NEWLINK, {}, [information("vrf", ["IFLA_VRF_TABLE", 70000])]),
     (
-        codec.NEWLINK,
+        RTM_NEWLINK,
         {},
         [information("vxlan", ["IFLA_VXLAN_ID", 9], ["IFLA_VXLAN_LOCAL", "192.0.2.1"], ["IFLA_VXLAN_PORT", 4789])],
     ),
     (
-        codec.NEWLINK,
+        RTM_NEWLINK,
         {},
         [
             ["IFLA_NET_NS_FD", 5],
@@ -43,25 +44,25 @@ MESSAGES: list[tuple[int, dict[str, Any], list[Any]]] = [
         ],
     ),
     (
-        codec.SETLINK,
+        RTM_SETLINK,
         {"family": 7, "index": 3},
-        [("IFLA_PROTINFO", nested(["IFLA_BRPORT_MODE", 1], ["IFLA_BRPORT_ISOLATED", 1]), NESTED)],
+        [("IFLA_PROTINFO", nested(["IFLA_BRPORT_MODE", 1], ["IFLA_BRPORT_ISOLATED", 1]), NLA_F_NESTED)],
     ),
     (
-        codec.SETLINK,
+        RTM_SETLINK,
         {"family": 7, "index": 3},
         [
             (
                 "IFLA_AF_SPEC",
                 nested(["IFLA_BRIDGE_FLAGS", 2], ["IFLA_BRIDGE_VLAN_INFO", {"flags": 6, "vid": 42}]),
-                NESTED,
+                NLA_F_NESTED,
             )
         ],
     ),
-    (codec.NEWADDR, {"family": 2, "prefixlen": 24, "index": 2}, [["IFA_LOCAL", "10.1.0.5"], ["IFA_FLAGS", 0x200]]),
-    (codec.NEWADDR, {"family": 10, "prefixlen": 64, "index": 2}, [["IFA_ADDRESS", "fd00::5"]]),
+    (RTM_NEWADDR, {"family": 2, "prefixlen": 24, "index": 2}, [["IFA_LOCAL", "10.1.0.5"], ["IFA_FLAGS", 0x200]]),
+    (RTM_NEWADDR, {"family": 10, "prefixlen": 64, "index": 2}, [["IFA_ADDRESS", "fd00::5"]]),
     (
-        codec.NEWROUTE,
+        RTM_NEWROUTE,
         {"family": 2, "dst_len": 16, "table": 252, "type": 1, "flags": 4},
         [
             ["RTA_TABLE", 5000],
@@ -74,44 +75,43 @@ MESSAGES: list[tuple[int, dict[str, Any], list[Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "fields", "attributes"), MESSAGES)
-def test_the_writer_writes_what_pyroute2_would(kind: int, fields: dict[str, Any], attributes: list[Any]) -> None:
+def test_the_encoder_encodes_as_pyroute2_would(kind: int, fields: dict[str, Any], attributes: list[Any]) -> None:
     theirs = codec._CLASSES[kind]()
     theirs.update(fields)
     theirs["header"] = {"type": kind, "flags": 5, "sequence_number": 77}
     theirs["attrs"] = [tuple(one) for one in attributes]
-    ours = codec.encode(kind, 5, 77, fields, attributes)
+    ours = pack(kind, 5, 77, codec.encode(kind, fields, attributes))
     theirs.encode()
     assert ours.hex(" ", 4) == bytes(theirs.data).hex(" ", 4)
 
 
 @pytest.mark.parametrize(("kind", "fields", "attributes"), MESSAGES)
-def test_the_reader_reads_what_was_written(kind: int, fields: dict[str, Any], attributes: list[Any]) -> None:
-    message = codec.decode(kind, codec.encode(kind, 5, 77, fields, attributes))
+def test_the_decoder_decodes_what_was_encoded(kind: int, fields: dict[str, Any], attributes: list[Any]) -> None:
+    message = codec.decode(pack(kind, 5, 77, codec.encode(kind, fields, attributes)))
     assert {name: message[name] for name in fields} == fields
     for name, value in [one[:2] for one in attributes]:
         same(message, name, value)
 
 
-def same(reader: Reader, name: str, value: Any) -> None:
-    found = reader.get_attr(name)
+def same(decoder: Decoder, name: str, value: Any) -> None:
+    found = decoder.get_attr(name)
     if not isinstance(value, dict) or "attrs" not in value:
         assert found == value, name
         return
     if name == "VETH_INFO_PEER":  # never read back: the kernel does not send it
         return
-    assert isinstance(found, Reader), name
+    assert isinstance(found, Decoder), name
     for inner in value["attrs"]:
         same(found, inner[0], inner[1])
 
 
 def test_the_kernel_s_own_answer_is_read_as_pyroute2_reads_it() -> None:
     socket = RouteSocket()
-    request = Request(codec.GETLINK, 0, "look at lo", attributes=[["IFLA_IFNAME", "lo"]], decoded=False)
-    data = socket.request(request)[0][0]
+    [[data]] = socket.request(request(RTM_GETLINK, 0, "look at lo", {}, [["IFLA_IFNAME", "lo"]]))
     socket.close()
-    theirs = codec._CLASSES[codec.NEWLINK](data)
+    theirs = codec._CLASSES[RTM_NEWLINK](data)
     theirs.decode()
-    ours = codec.decode(codec.NEWLINK, data)
+    ours = codec.decode(data)
     for name in (
         "IFLA_IFNAME",
         "IFLA_MTU",
@@ -126,22 +126,23 @@ def test_the_kernel_s_own_answer_is_read_as_pyroute2_reads_it() -> None:
 
 def test_nonsense_is_refused_by_name_and_never_left_out() -> None:
     with pytest.raises(KernelRefused, match="IFLA_NONSENSE"):
-        codec.encode(codec.NEWLINK, 0, 1, {}, [["IFLA_NONSENSE", 1]])
+        codec.encode(RTM_NEWLINK, {}, [["IFLA_NONSENSE", 1]])
     with pytest.raises(KernelRefused, match="IFLA_INFO_DATA"):
-        codec.encode(codec.NEWLINK, 0, 1, {}, [information("nonesuch", ["IFLA_MTU", 1])])
+        codec.encode(RTM_NEWLINK, {}, [information("nonesuch", ["IFLA_MTU", 1])])
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 40, "many"])
 def test_a_value_that_does_not_fit_is_refused(value: Any) -> None:
     socket = RouteSocket()
     with pytest.raises(KernelRefused, match="cannot change it: a value does not fit"):
-        socket.request(Request(codec.NEWLINK, 0, "change it", {"index": 1}, [["IFLA_MTU", value]]))
+        socket.request(request(RTM_NEWLINK, 0, "change it", {"index": 1}, [["IFLA_MTU", value]]))
     socket.close()
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 3))
 def test_a_message_that_ends_early_is_read_as_far_as_it_goes(cut: int) -> None:
-    data = codec.encode(codec.NEWLINK, 0, 1, {}, [["IFLA_MTU", 1400], information("bridge", ["IFLA_BR_STP_STATE", 1])])
-    message = codec.decode(codec.NEWLINK, data[: max(len(data) - cut, 32)])
+    body = codec.encode(RTM_NEWLINK, {}, [["IFLA_MTU", 1400], information("bridge", ["IFLA_BR_STP_STATE", 1])])
+    data = pack(RTM_NEWLINK, 0, 1, body)
+    message = codec.decode(data[: max(len(data) - cut, 32)])
     assert message.get_attr("IFLA_MTU") in (None, 1400)
     assert codec.attribute(message, "IFLA_LINKINFO", "IFLA_INFO_KIND") in (None, "bridge")

@@ -1,4 +1,4 @@
-"""The socket against answers that a quiet kernel seldom gives, and what importing it costs."""
+"""The transport against answers that a quiet kernel seldom gives, and what importing it costs."""
 
 from __future__ import annotations
 
@@ -12,26 +12,36 @@ import pytest
 
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.kernel.netlink import codec
-from weft.kernel.netlink.refusals import refusal
-from weft.kernel.netlink.socket import Request, RouteSocket, split
+from weft.kernel.netlink.constants import NETLINK_ROUTE, RTM_GETLINK, RTM_NEWLINK, RTNLGRP_LINK
+from weft.kernel.netlink.errors import error_from_errno
+from weft.kernel.netlink.rtnetlink import RouteSocket
+from weft.kernel.netlink.transport import (
+    DumpInterrupted,
+    MessagesLost,
+    NetlinkSocket,
+    NoAnswer,
+    Request,
+    parse_error,
+    unpack,
+)
 
-GET = Request(codec.GETLINK, 0, "look")
+GET = Request(RTM_GETLINK, 0, "look", codec.encode(RTM_GETLINK, {}, []))
 
 
 class Wire:
-    """In the place of the kernel's end: what it answers to each send, datagram by datagram."""
+    """Instead of the kernel: what it answers to each send, datagram by datagram."""
 
     def __init__(self, *rounds: list[bytes | OSError | tuple[bytes, int, int]]) -> None:
         self.rounds = list(rounds)
         self.pending: list[Any] = []
         self.sent: list[bytes] = []
 
-    def sendto(self, data: bytes, _: tuple[int, int]) -> None:
+    def send(self, data: bytes) -> None:
         self.sent.append(data)
         self.sequence = struct.unpack_from("=I", data, 8)[0]
         self.pending += self.rounds.pop(0)
 
-    def recvmsg(self, _: int) -> tuple[bytes, list[Any], int, tuple[int, int]]:
+    def recvmsg(self, *_: int) -> tuple[bytes, list[Any], int, tuple[int, int]]:
         one = self.pending.pop(0)
         if isinstance(one, OSError):
             raise one
@@ -63,7 +73,7 @@ def message(kind: int, payload: bytes, flags: int = 0, sequence: int = 0) -> byt
 
 
 def link(index: int, flags: int = 0, sequence: int = 0) -> bytes:
-    return message(codec.NEWLINK, struct.pack("=BxHiII", 0, 1, index, 0, 0), flags, sequence)
+    return message(RTM_NEWLINK, struct.pack("=BxHiII", 0, 1, index, 0, 0), flags, sequence)
 
 
 def done(flags: int = 0) -> bytes:
@@ -85,9 +95,13 @@ def on(wire: Wire) -> RouteSocket:
     return made
 
 
+def indexes(messages: list[bytes]) -> list[int]:
+    return [codec.decode(message)["index"] for message in messages]
+
+
 def test_a_dump_during_which_the_tables_changed_is_asked_for_again() -> None:
     wire = Wire([link(1, flags=0x10), done()], [link(2), done(flags=0x10)], [link(3), link(4) + done()])
-    assert [one["index"] for one in on(wire).dump(GET)] == [3, 4]
+    assert indexes(on(wire).dump(GET)) == [3, 4]
     assert len(wire.sent) == 3
 
 
@@ -95,12 +109,12 @@ def test_a_dump_of_which_a_part_was_lost_is_asked_for_again() -> None:
     lost = OSError(errno.ENOBUFS, "No buffer space available")
     wire = Wire([link(1), lost], [link(7, sequence=1) + done(), link(9, sequence=1), link(2)])
     wire.rounds[1] = [link(7, sequence=1), message(3, struct.pack("=i", 0), sequence=1), link(2) + done()]
-    assert [one["index"] for one in on(wire).dump(GET)] == [2]
+    assert indexes(on(wire).dump(GET)) == [2]
 
 
 def test_a_dump_that_never_settles_is_refused() -> None:
     wire = Wire(*([link(1, flags=0x10), done()] for _ in range(10)))
-    with pytest.raises(KernelRefused, match="kept changing"):
+    with pytest.raises(DumpInterrupted, match="kept changing"):
         on(wire).dump(GET)
 
 
@@ -113,14 +127,14 @@ def test_an_error_at_the_end_of_a_dump_is_an_error() -> None:
 def test_answers_to_something_else_or_from_somebody_else_are_passed_over() -> None:
     forged = (answer(errno.EPERM), 0, 4711)
     wire = Wire([answer(errno.EPERM, sequence=99), forged, link(5), answer(0)])
-    assert [one["index"] for one in on(wire).request(GET)[0]] == [5]
+    assert indexes(on(wire).request(GET)[0]) == [5]
 
 
 def test_all_messages_of_a_call_leave_together_and_every_refusal_is_kept() -> None:
     wire = Wire([answer(0, sequence=1), answer(errno.EEXIST, sequence=2) + answer(0, sequence=3)])
-    outcomes = on(wire).attempt(GET, Request(codec.GETLINK, 0, "make"), GET)
-    assert len(wire.sent) == 1 and len(split(wire.sent[0])) == 3
-    assert [type(outcome.problem) for outcome in outcomes] == [type(None), Exists, type(None)]
+    outcomes = on(wire).attempt(GET, Request(RTM_GETLINK, 0, "make", GET.body), GET)
+    assert len(wire.sent) == 1 and len(unpack(wire.sent[0])) == 3
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), Exists, type(None)]
 
 
 def test_more_messages_than_a_buffer_holds_leave_in_several_calls() -> None:
@@ -132,8 +146,8 @@ def test_more_messages_than_a_buffer_holds_leave_in_several_calls() -> None:
 
 
 @pytest.mark.parametrize("data", [(link(1), 0x20, 0), link(1)[:20], struct.pack("=IHHII", 4, 16, 0, 0, 0)])
-def test_an_answer_cut_short_is_an_error_and_no_endless_loop(data: Any) -> None:
-    with pytest.raises(KernelRefused, match="cut short"):
+def test_a_truncated_answer_is_an_error_and_no_endless_loop(data: Any) -> None:
+    with pytest.raises(KernelRefused, match="truncated"):
         on(Wire([data])).request(GET)
 
 
@@ -158,13 +172,13 @@ def test_the_kernel_s_own_sentence_is_in_the_message() -> None:
     ],
 )
 def test_every_errno_is_one_of_weft_s_errors(number: int, kind: type[KernelRefused], hint: str) -> None:
-    error = refusal(number, "make the vlan link x", needs="the module 8021q")
+    error = error_from_errno(number, "make the vlan link x", needs="the module 8021q")
     assert type(error) is kind and error.message.startswith("cannot make the vlan link x: the kernel says ")
     assert hint in error.hint
 
 
 def test_what_is_not_supported_is_no_lack_where_nothing_is_named() -> None:
-    assert type(refusal(errno.EOPNOTSUPP, "delete the link lo")) is KernelRefused
+    assert type(error_from_errno(errno.EOPNOTSUPP, "delete the link lo")) is KernelRefused
 
 
 def test_pyroute2_s_machinery_is_not_imported_and_can_be_later() -> None:
@@ -175,3 +189,40 @@ def test_pyroute2_s_machinery_is_not_imported_and_can_be_later() -> None:
         "from pyroute2 import IPRoute\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_full_receive_buffer_and_a_timeout_are_told_apart() -> None:
+    lost = OSError(errno.ENOBUFS, "No buffer space available")
+    wire = Wire([lost])
+    socket = on(wire)
+    socket.send(b"\0" * 16, "watch")
+    with pytest.raises(MessagesLost, match="cannot watch: no answer from the kernel: No buffer space"):
+        socket.receive("watch")
+    wire.pending = [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")] * 2
+    assert socket.receive("watch", wait=False) == []
+    with pytest.raises(NoAnswer, match="cannot watch: no answer from the kernel in"):
+        socket.receive("watch")
+
+
+def test_the_kernel_s_own_sentence_follows_an_uncapped_request() -> None:
+    request = message(RTM_GETLINK, b"\0" * 21)[:37]
+    text = b"Too bad\0"
+    payload = struct.pack("=i", -errno.EINVAL) + request + b"\0" * 3 + struct.pack("=HH", 4 + len(text), 1) + text
+    assert parse_error(2, 0x200, message(2, payload, 0x200)) == (errno.EINVAL, "Too bad")
+
+
+def test_a_multicast_group_is_joined_and_left_by_a_bound_socket() -> None:
+    """Unbound, a socket would not hear what the kernel itself causes."""
+    socket = NetlinkSocket(NETLINK_ROUTE)
+    socket.join(RTNLGRP_LINK)
+    assert socket.port != 0
+    socket.leave(RTNLGRP_LINK)
+    socket.join(RTNLGRP_LINK)
+    socket.close()
+
+
+def test_an_answer_that_does_not_come_is_waited_for_no_longer_than_asked() -> None:
+    socket = NetlinkSocket(NETLINK_ROUTE, seconds=1)
+    with pytest.raises(NoAnswer, match="in 1 seconds"):
+        socket.receive("wait")
+    socket.close()

@@ -16,12 +16,12 @@ from weft.errors import KernelLacks, KernelRefused, Missing
 from weft.identity import attachment_mark
 from weft.kernel.fake.rules import FakeRuleset
 from weft.kernel.interface import Element
+from weft.kernel.netlink.attributes import attribute, nested, parse
 from weft.kernel.nft.elements import creations
 from weft.kernel.nft.library import Runner
 from weft.kernel.nft.listing import blocks, difference
 from weft.kernel.nft.lookup import element, entries
 from weft.kernel.nft.ruleset import Nft
-from weft.kernel.nft.socket import attribute, attributes, nested
 from weft.kernel.nft.text import Entry, checked, copies, rendered
 from weft.kernel.schema import Shape
 from weft.types import Attachment
@@ -145,11 +145,11 @@ def read_back(*elements: Element) -> list[Element]:
     """Elements of one collection as the kernel answers them, from the messages that make them."""
     shape = SHAPES[elements[0].collection]
     ((_, _, _, parts),) = creations([(shape, one) for one in elements])
-    return [element(entry, shape) for entry in entries([attributes(parts[2])], shape)]
+    return [element(entry, shape) for entry in entries([parse(parts[2])], shape)]
 
 
 def answer(*items: bytes) -> dict[int, bytes]:
-    return attributes(nested(3, *items))
+    return parse(nested(3, *items))
 
 
 def item(*addresses: str, comment: str = "", ends: bool = False) -> bytes:

@@ -10,13 +10,19 @@ import os
 from collections.abc import Iterable
 
 from weft.errors import KernelLacks, KernelRefused
-from weft.kernel.nft import socket
+from weft.kernel.netlink.attributes import string
+from weft.kernel.netlink.constants import (
+    NF_DROP,
+    NFT_MSG_GETCHAIN,
+    NFTA_CHAIN_NAME,
+    NFTA_CHAIN_POLICY,
+    NFTA_CHAIN_TABLE,
+)
+from weft.kernel.nft.socket import NftSocket
 
 _DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin")
 _PREFIXES = {4: "iptables", 6: "ip6tables"}
 _TABLES_IN_USE = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
-_GET_CHAIN, _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_POLICY = 4, 1, 3, 5  # linux/netfilter/nf_tables.h
-_DROP = bytes(4)
 _TIMEOUT = 30  # seconds for the xtables lock of iptables-legacy
 
 
@@ -34,14 +40,14 @@ def restore(version: int, table: str, lines: Iterable[str]) -> None:
     _run(version, "-restore", ["--noflush", f"--wait={_TIMEOUT}"], text)
 
 
-def drops_forwarded(version: int, nft_socket: socket.NftSocket) -> bool:
+def drops_forwarded(version: int, nft_socket: NftSocket) -> bool:
     """Whether the policy of FORWARD is DROP, in iptables-nft or in iptables-legacy if in use.
 
     The former is read with netlink, since every ADD with a firewall asks; only the latter executes
     a program.
     """
     try:
-        if _nftables_policy(version, nft_socket) == _DROP:
+        if _nftables_policy(version, nft_socket) == NF_DROP.to_bytes(4, "big"):
             return True
         with open(_TABLES_IN_USE[version], encoding="ascii", errors="replace") as tables:
             legacy = "filter" in tables.read().split()
@@ -50,11 +56,11 @@ def drops_forwarded(version: int, nft_socket: socket.NftSocket) -> bool:
         return False
 
 
-def _nftables_policy(version: int, nft_socket: socket.NftSocket) -> bytes:
+def _nftables_policy(version: int, nft_socket: NftSocket) -> bytes:
     """NFTA_CHAIN_POLICY of iptables-nft's FORWARD chain, empty if it does not exist."""
-    chain = (socket.text(_CHAIN_TABLE, "filter"), socket.text(_CHAIN_NAME, "FORWARD"))
-    (found,) = nft_socket.each(_GET_CHAIN, [("ip" if version == 4 else "ip6", chain)])
-    return (found or {}).get(_CHAIN_POLICY, b"")
+    chain = (string(NFTA_CHAIN_TABLE, "filter"), string(NFTA_CHAIN_NAME, "FORWARD"))
+    (found,) = nft_socket.get(NFT_MSG_GETCHAIN, [("ip" if version == 4 else "ip6", chain)])
+    return (found or {}).get(NFTA_CHAIN_POLICY, b"")
 
 
 def _policy(lines: tuple[str, ...]) -> str:

@@ -20,7 +20,7 @@ from weft.kernel.interface import BridgeVlan, Flow, KernelRoute, Limit, Link, Na
 from weft.kernel.linux import tuntap
 from weft.kernel.netlink import addresses, deletion, links, qdiscs, routes, rules, sock_diag, vlans
 from weft.kernel.netlink.links import NewLink
-from weft.kernel.netlink.socket import RouteSocket
+from weft.kernel.netlink.rtnetlink import RouteSocket
 from weft.types import Address, Cidr, NamespaceId
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class LinuxNamespace:
                 self._opened = RouteSocket()
         return self._opened
 
-    def share(self, indexes: dict[str, int], seen: dict[str, tuple[float, Link]]) -> None:
+    def share(self, indexes: dict[str, int], cache: dict[str, tuple[float, Link]]) -> None:
         """Share caches with other objects for the same namespace."""
-        self._socket.indexes, self._socket.seen = indexes, seen
+        self._socket.link_indexes, self._socket.link_cache = indexes, cache
 
     def close(self) -> None:
         """Close the descriptor and the sockets. Idempotent."""
@@ -83,13 +83,13 @@ class LinuxNamespace:
         return links.get(self._socket, name)
 
     def cached_link(self, name: str) -> Link | None:
-        return links.look(self._socket, name)
+        return links.cached(self._socket, name)
 
     def cached_mac(self, name: str) -> str:
-        return links.hardware(self._socket, name)
+        return links.cached_mac(self._socket, name)
 
     def links(self) -> tuple[Link, ...]:
-        return links.every(self._socket)
+        return links.list_links(self._socket)
 
     def add_link(
         self,
@@ -107,13 +107,13 @@ class LinuxNamespace:
         options: Mapping[str, int | str] | None = None,
         addrgen_none: bool = False,
     ) -> None:
-        doing = f"make the {kind} link {name}" + (f" with its peer {peer.name}" if peer else "")
-        links.check_name(name, doing)
+        action = f"make the {kind} link {name}" + (f" with its peer {peer.name}" if peer else "")
+        links.check_name(name, action)
         far: Namespace = parent_namespace if parent and parent_namespace is not None else self
         if kind == "tun":
-            self._add_tun(name, options or {}, doing)
+            self._add_tun(name, options or {}, action)
             rest = {"mac": mac or None, "mtu": mtu or None, "master": master or None}
-            self._finish(name, doing, alias=alias or None, up=up or None, **rest)  # type: ignore[arg-type]
+            self._finish(name, action, alias=alias or None, up=up or None, **rest)  # type: ignore[arg-type]
             return
         plan = NewLink(
             name=name,
@@ -121,33 +121,33 @@ class LinuxNamespace:
             mac=mac,
             mtu=mtu,
             up=up,
-            master=links.index(self._socket, master, doing) if master else 0,
-            parent=links.index(_socket_of(far), parent, doing) if parent else 0,
+            master=links.index(self._socket, master, action) if master else 0,
+            parent=links.index(_socket_of(far), parent, action) if parent else 0,
             peer=peer,
             peer_target=_descriptor_of(peer.namespace) if peer and peer.namespace is not None else None,
             options=options,
         )
         if not far.id.same(self.id):
-            self._add_with_remote_parent(plan, far, alias, doing)
+            self._add_with_remote_parent(plan, far, alias, action)
             return
-        links.add(self._socket, plan, doing)
-        links.made(self._socket, name)
+        links.add(self._socket, plan, action)
+        links.cache_index(self._socket, name)
         if peer is not None and peer.namespace is not None:
-            links.made(_socket_of(peer.namespace), peer.name)
+            links.cache_index(_socket_of(peer.namespace), peer.name)
         # Not in the same sendmsg(2): the kernel continues after an error, and would change an
         # existing link.
         if alias:
             with self._delete_on_error(name):
-                links.finish(self._socket, name, alias, doing, addrgen_none=addrgen_none)
+                links.finish(self._socket, name, alias, action, addrgen_none=addrgen_none)
         if peer is not None and peer.up:
             there = _linux(peer.namespace) if peer.namespace is not None else self
             with self._delete_on_error(name):
-                links.change(there._socket, peer.name, doing, up=True)
+                links.change(there._socket, peer.name, action, up=True)
 
     def _finish(
         self,
         name: str,
-        doing: str,
+        action: str,
         *,
         alias: str | None = None,
         up: bool | None = None,
@@ -159,7 +159,7 @@ class LinuxNamespace:
         """Set what RTM_NEWLINK does not set at creation; delete the link if that fails."""
         with self._delete_on_error(name):
             links.change(
-                self._socket, name, doing, alias=alias, up=up, mac=mac, mtu=mtu, master=master, new_name=new_name
+                self._socket, name, action, alias=alias, up=up, mac=mac, mtu=mtu, master=master, new_name=new_name
             )
 
     @contextlib.contextmanager
@@ -171,35 +171,35 @@ class LinuxNamespace:
                 links.delete(self._socket, name)
             raise
 
-    def _add_tun(self, name: str, options: Mapping[str, int | str], doing: str) -> None:
+    def _add_tun(self, name: str, options: Mapping[str, int | str], action: str) -> None:
         if links.get(self._socket, name) is not None:
-            raise Exists(f"cannot {doing}: the link {name} exists")
+            raise Exists(f"cannot {action}: the link {name} exists")
         with self._entered():
-            tuntap.add(name, options, doing)
+            tuntap.add(name, options, action)
 
-    def _add_with_remote_parent(self, plan: NewLink, far: Namespace, alias: str, doing: str) -> None:
+    def _add_with_remote_parent(self, plan: NewLink, far: Namespace, alias: str, action: str) -> None:
         """Create a link here whose parent is in another namespace.
 
         Before Linux 6.15 the name must be unused in the parent's namespace too, where eth0 often
         exists; so the link is created with a temporary name and renamed.
         """
         if links.get(self._socket, plan.name) is not None:
-            raise Exists(f"cannot {doing}: the link {plan.name} exists")
+            raise Exists(f"cannot {action}: the link {plan.name} exists")
         is_temporary = plan.name.startswith(TEMPORARY_PREFIX)
         temporary = (
             plan.name if is_temporary else TEMPORARY_PREFIX + digest("passing", str(self.id.inode), plan.name)[:10]
         )
         created = replace(plan, name=temporary, up=False, master=0, target=self.descriptor)
         try:
-            links.add(_socket_of(far), created, doing)
+            links.add(_socket_of(far), created, action)
         except Exists:  # left by a killed call, or the name exists in the parent's namespace
             with contextlib.suppress(Missing):
                 links.delete(self._socket, temporary)
-            links.add(_socket_of(far), created, doing)
+            links.add(_socket_of(far), created, action)
         master = next((link.name for link in self.links() if link.index == plan.master), None) if plan.master else None
         name = None if is_temporary else plan.name
         if alias or plan.up or master or name:
-            self._finish(temporary, doing, alias=alias or None, up=plan.up or None, master=master, new_name=name)
+            self._finish(temporary, action, alias=alias or None, up=plan.up or None, master=master, new_name=name)
 
     def change_link(
         self,
@@ -223,15 +223,15 @@ class LinuxNamespace:
             "namespace": namespace.id.path if namespace is not None else None, **(options or {}),
         }  # fmt: skip
         said = ", ".join(f"{key} {value}" for key, value in asked.items() if value is not None)
-        doing = f"change the link {name} to {said}"
+        action = f"change the link {name} to {said}"
         if namespace is not None and new_name and links.get(_socket_of(namespace), new_name) is not None:
             # The kernel moves the link before it renames it, and would leave it there under its old
             # name.
-            raise Exists(f"cannot {doing}: the link {new_name} exists in the target namespace")
+            raise Exists(f"cannot {action}: the link {new_name} exists in the target namespace")
         links.change(
             self._socket,
             name,
-            doing,
+            action,
             up=up,
             mac=mac,
             mtu=mtu,
@@ -251,12 +251,7 @@ class LinuxNamespace:
             self.link_deleter.delete(index, name)
         else:
             with self._entered():
-                worker, watcher = RouteSocket(), RouteSocket(groups=deletion.LINK_GROUP)
-            try:
-                deletion.delete(worker, watcher, index, name)
-            finally:
-                worker.close()
-                watcher.close()
+                deletion.delete(index, name)
         # Waits for RTNL, so that the deletion is complete, including the routes of peers.
         links.get(self._socket, name)
 
@@ -289,7 +284,7 @@ class LinuxNamespace:
 
     def routes(self, *, link: str = "", family: int = 0, table: int = 0) -> tuple[KernelRoute, ...]:
         index = self._index(link, f"list the routes of {link}") if link else 0
-        return routes.of(self._socket, index=index, family=family, table=table)
+        return routes.list_routes(self._socket, index=index, family=family, table=table)
 
     def add_route(self, route: KernelRoute, *, replace: bool = False) -> None:
         index = self._index(route.link, f"add the route {describe(route)}") if route.link else 0
@@ -320,7 +315,7 @@ class LinuxNamespace:
         qdiscs.set_redirect(self._socket, link, target)
 
     def routing_rules(self) -> tuple[RoutingRule, ...]:
-        return rules.every(self._socket)
+        return rules.list_rules(self._socket)
 
     def add_routing_rule(self, rule: RoutingRule) -> None:
         rules.add(self._socket, rule)
@@ -373,8 +368,8 @@ class LinuxNamespace:
                     return False
             return iptables.drops_forwarded(version, self._nft_socket)
 
-    def _index(self, link: str, doing: str) -> int:
-        return links.index(self._socket, link, doing)
+    def _index(self, link: str, action: str) -> int:
+        return links.index(self._socket, link, action)
 
 
 class LinuxKernel:

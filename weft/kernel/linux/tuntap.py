@@ -22,7 +22,7 @@ _SELINUX = "/sys/fs/selinux/enforce"
 _LABEL = "/proc/thread-self/attr/exec"
 
 
-def add(name: str, options: Mapping[str, int | str], doing: str) -> None:
+def add(name: str, options: Mapping[str, int | str], action: str) -> None:
     """Create a persistent TUN (``tun_type`` 1) or TAP (2) link in the calling thread's namespace.
 
     ``tun_owner`` and ``tun_group`` are the uid and gid that may open it, ``tun_selinux`` the
@@ -32,9 +32,9 @@ def add(name: str, options: Mapping[str, int | str], doing: str) -> None:
     """
     unknown = sorted(set(options) - _OPTIONS)
     if unknown:
-        raise KernelRefused(f"cannot {doing}: tun links have no option {unknown[0]}")
+        raise KernelRefused(f"cannot {action}: tun links have no option {unknown[0]}")
     if "tun_selinux" in options:
-        _add_labelled(name, options, doing)
+        _add_labelled(name, options, action)
         return
     flags = {1: IFF_TUN, 2: IFF_TAP}.get(int(options.get("tun_type", 2)), 0) | IFF_TUN_EXCL
     flags |= 0 if options.get("tun_pi") else IFF_NO_PI
@@ -44,7 +44,7 @@ def add(name: str, options: Mapping[str, int | str], doing: str) -> None:
         descriptor = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise KernelLacks(
-            f"cannot {doing}: cannot open {_DEVICE}: {error.strerror}", hint="this kernel lacks the module tun"
+            f"cannot {action}: cannot open {_DEVICE}: {error.strerror}", hint="this kernel lacks the module tun"
         ) from error
     try:
         fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("=16sH22x", os.fsencode(name), flags))
@@ -53,7 +53,7 @@ def add(name: str, options: Mapping[str, int | str], doing: str) -> None:
                 fcntl.ioctl(descriptor, request, int(options[option]))
         fcntl.ioctl(descriptor, TUNSETPERSIST, 1)
     except OSError as error:
-        message = f"cannot {doing}: the kernel says {error.strerror}"
+        message = f"cannot {action}: the kernel says {error.strerror}"
         # EBUSY: a tun link has the name. A link of another kind yields EINVAL.
         if error.errno in (errno.EBUSY, errno.EEXIST):
             raise Exists(message) from error
@@ -62,10 +62,10 @@ def add(name: str, options: Mapping[str, int | str], doing: str) -> None:
         os.close(descriptor)
 
 
-def _add_labelled(name: str, options: Mapping[str, int | str], doing: str) -> None:
+def _add_labelled(name: str, options: Mapping[str, int | str], action: str) -> None:
     """Create the link with ``ip tuntap``: the SELinux context changes only at execve(2)."""
     if not os.path.exists(_SELINUX):
-        raise KernelLacks(f"cannot {doing}: SELinux is disabled", hint="remove selinuxContext, or enable SELinux")
+        raise KernelLacks(f"cannot {action}: SELinux is disabled", hint="remove selinuxContext, or enable SELinux")
     command = ["ip", "tuntap", "add", "dev", name, "mode", "tun" if options.get("tun_type") == 1 else "tap"]
     for option, word in (("tun_owner", "user"), ("tun_group", "group")):
         command += [word, str(options[option])] if option in options else []
@@ -78,9 +78,9 @@ def _add_labelled(name: str, options: Mapping[str, int | str], doing: str) -> No
         child = os.posix_spawnp("ip", command, os.environ)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except OSError as error:
-        raise KernelRefused(f"cannot {doing} with the SELinux context {label}: {error.strerror}") from error
+        raise KernelRefused(f"cannot {action} with the SELinux context {label}: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError), open(_LABEL, "w", encoding="utf-8") as file:
             file.write("\n")  # clears it, proc_pid_attr(5)
     if status != 0:
-        raise KernelRefused(f"cannot {doing} with the SELinux context {label}: ip tuntap failed ({status})")
+        raise KernelRefused(f"cannot {action} with the SELinux context {label}: ip tuntap failed ({status})")

@@ -1,5 +1,6 @@
-"""Links, addresses, routes and bridge VLANs over route-netlink, one module a noun.
+"""Netlink: links, addresses, routes, neighbours and more over one transport, a module a noun.
 
-``socket`` sends and collects, ``codec`` is the only importer of pyroute2, ``refusals`` turns an errno into a
-sentence; the others build messages and read answers. Source: ``rtnetlink(7)``.
+``transport`` sends and receives for every netlink family; ``rtnetlink``, ``codec``, ``decoder`` and ``encoder`` make
+route netlink messages of names and values; ``attributes`` packs and parses by number; ``constants`` has the kernel's
+names and ``errors`` turns an errno into one of weft's errors. Sources: ``netlink(7)``, ``rtnetlink(7)``.
 """

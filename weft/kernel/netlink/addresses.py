@@ -10,47 +10,64 @@ from ipaddress import IPv4Interface, ip_interface
 from sys import byteorder
 from typing import Any
 
-from weft.kernel.netlink import codec
-from weft.kernel.netlink.codec import Attributes
-from weft.kernel.netlink.reader import number, scan
-from weft.kernel.netlink.socket import Request, RouteSocket
+from weft.kernel.netlink.attributes import get_int, parse
+from weft.kernel.netlink.constants import (
+    AF_INET,
+    AF_INET6,
+    IFA_ADDRESS,
+    IFA_F_DADFAILED,
+    IFA_F_NODAD,
+    IFA_F_NOPREFIXROUTE,
+    IFA_F_TENTATIVE,
+    IFA_FLAGS,
+    IFA_LOCAL,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    RT_SCOPE_HOST,
+    RT_SCOPE_LINK,
+    RT_SCOPE_UNIVERSE,
+    RTM_DELADDR,
+    RTM_GETADDR,
+    RTM_NEWADDR,
+)
+from weft.kernel.netlink.rtnetlink import RouteSocket, request
 from weft.types import Cidr
 
-_NO_DAD, _DAD_FAILED, _TENTATIVE, _NO_PREFIX_ROUTE = 0x02, 0x08, 0x40, 0x200
-_FAMILY, _PREFIX, _FIXED = 16, 17, 24  # places in a message
-_ADDRESS, _LOCAL, _FLAGS = 1, 2, 8
-_FAMILIES = {4: codec.AF_INET, 6: codec.AF_INET6}
-_SCOPE_LINK, _SCOPE_HOST = 253, 254
+_FAMILY, _PREFIX, _INDEX, _ATTRIBUTES = 16, 17, 20, 24  # offsets in a message
+_FAMILIES = {4: AF_INET, 6: AF_INET6}
 
 
 def of_link(socket: RouteSocket, index: int, name: str, version: int = 0) -> tuple[Cidr, ...]:
     """The link's addresses, of one IP version where given, IPv4 first, each family in the kernel's order."""
-    families = [_FAMILIES[version]] if version else [codec.AF_INET, codec.AF_INET6]
+    families = [_FAMILIES[version]] if version else [AF_INET, AF_INET6]
     return tuple(_cidr(message) for family in families for message in _messages(socket, index, name, family))
 
 
 def tentative(socket: RouteSocket, index: int, name: str) -> tuple[bool, bool]:
     """Whether duplicate address detection still runs on an IPv6 address, and whether one failed."""
-    flags = [_flags(message) for message in _messages(socket, index, name, codec.AF_INET6)]
-    failed = any(value & _DAD_FAILED for value in flags)
-    return any(value & _TENTATIVE and not value & _DAD_FAILED for value in flags), failed
+    flags = [_flags(message) for message in _messages(socket, index, name, AF_INET6)]
+    failed = any(value & IFA_F_DADFAILED for value in flags)
+    return any(value & IFA_F_TENTATIVE and not value & IFA_F_DADFAILED for value in flags), failed
 
 
 def _messages(socket: RouteSocket, index: int, name: str, family: int) -> list[bytes]:
-    # Asked for one family the kernel needs no lock, asked for all it waits for that of links.
+    # A dump of one family takes no lock, one of all families takes RTNL.
     fields = {"family": family, "index": index}
-    request = Request(codec.GETADDR, 0, f"list the addresses of {name}", fields, decoded=False)
-    there = socket.dump(request)
-    return [one for one in there if one[_FAMILY] == family and int.from_bytes(one[20:24], byteorder) == index]
+    messages = socket.dump(request(RTM_GETADDR, 0, f"list the addresses of {name}", fields))
+    return [
+        message
+        for message in messages
+        if message[_FAMILY] == family and int.from_bytes(message[_INDEX : _INDEX + 4], byteorder) == index
+    ]
 
 
 def _flags(message: bytes) -> int:
-    return number(scan(message, _FIXED), _FLAGS) or message[18]
+    return get_int(parse(message, _ATTRIBUTES), IFA_FLAGS) or message[18]
 
 
 def _cidr(message: bytes) -> Cidr:
-    found = scan(message, _FIXED)
-    return _interface(found.get(_LOCAL) or found[_ADDRESS], message[_PREFIX])
+    found = parse(message, _ATTRIBUTES)
+    return _interface(found.get(IFA_LOCAL) or found[IFA_ADDRESS], message[_PREFIX])
 
 
 @lru_cache(256)
@@ -65,28 +82,34 @@ def add(
 
     Without ``prefix_route`` the kernel adds no route to the address's subnet.
     """
-    doing = f"add the address {address} to {name}"
+    action = f"add the address {address} to {name}"
     fields, attributes = _target(index, address)
     if isinstance(address, IPv4Interface) and address.network.prefixlen < 31:
         attributes.append(["IFA_BROADCAST", str(address.network.broadcast_address)])
-    flags = (0 if prefix_route else _NO_PREFIX_ROUTE) | (0 if detect else _NO_DAD)
+    flags = (0 if prefix_route else IFA_F_NOPREFIXROUTE) | (0 if detect else IFA_F_NODAD)
     if flags:
         attributes.append(["IFA_FLAGS", flags])
-    fields["scope"] = _SCOPE_HOST if address.ip.is_loopback else _SCOPE_LINK if address.ip.is_link_local else 0
-    socket.request(Request(codec.NEWADDR, codec.CREATE | codec.EXCL, doing, fields, attributes, needs=_needs(address)))
+    fields["scope"] = _scope(address)
+    socket.request(request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, action, fields, attributes, needs=_needs(address)))
 
 
 def delete(socket: RouteSocket, index: int, name: str, address: Cidr) -> None:
     """Take an address from the link; raises ``Missing``."""
-    doing = f"delete the address {address} from {name}"
+    action = f"delete the address {address} from {name}"
     fields, attributes = _target(index, address)
-    socket.request(Request(codec.DELADDR, 0, doing, fields, attributes, needs=_needs(address)))
+    socket.request(request(RTM_DELADDR, 0, action, fields, attributes, needs=_needs(address)))
 
 
-def _target(index: int, address: Cidr) -> tuple[dict[str, Any], Attributes]:
-    family = codec.AF_INET if isinstance(address, IPv4Interface) else codec.AF_INET6
+def _target(index: int, address: Cidr) -> tuple[dict[str, Any], list[Any]]:
+    family = AF_INET if isinstance(address, IPv4Interface) else AF_INET6
     fields = {"family": family, "index": index, "prefixlen": address.network.prefixlen}
     return fields, [["IFA_LOCAL", str(address.ip)], ["IFA_ADDRESS", str(address.ip)]]
+
+
+def _scope(address: Cidr) -> int:
+    if address.ip.is_loopback:
+        return RT_SCOPE_HOST
+    return RT_SCOPE_LINK if address.ip.is_link_local else RT_SCOPE_UNIVERSE
 
 
 def _needs(address: Cidr) -> str:

@@ -1,9 +1,10 @@
-"""Deleting links for many threads at once: together where several wait, and none waits for the sweeping up.
+"""Deletion of links for many threads at once, in batches.
 
-The kernel unregisters links one by one under its lock, 3 ms each where many ask, but a group of them in less than 1 ms
-each. So wishes that come while a deletion is under way are gathered and go together, as a group with a number of its
-own. Whoever wished is told at the announcement (``deletion``); the thread that asked the kernel stays for the
-acknowledgement, some 15 ms, and another takes its place. Source: ``rtnl_group_dellink`` in ``net/core/rtnetlink.c``.
+The kernel unregisters links one by one under RTNL, 3 ms each where many ask, but a group of them in less than 1 ms
+each. So deletions that are asked for while one is under way are gathered and sent together, as a link group with a
+number of its own. The callers return at the announcement (see ``deletion``); the thread that sent the request waits
+some 15 ms for the acknowledgement, and another takes its place. Source: ``rtnl_group_dellink`` in
+``net/core/rtnetlink.c``.
 """
 
 from __future__ import annotations
@@ -12,127 +13,117 @@ import os
 import threading
 
 from weft.errors import KernelRefused
-from weft.kernel.netlink import codec, links
-from weft.kernel.netlink.socket import Request, RouteSocket, split
+from weft.kernel.netlink.constants import RTM_DELLINK, RTM_NEWLINK, RTNLGRP_LINK
+from weft.kernel.netlink.deletion import deleted_links
+from weft.kernel.netlink.rtnetlink import RouteSocket, request
 
-_LINK_GROUP = 1  # RTNLGRP_LINK as a number
-_PATIENCE = 30.0
-_MOST_SENDERS = 24
-_MOST_TOGETHER = 64
+_TIMEOUT = 30.0
+_MAX_SENDERS = 24
+_MAX_BATCH = 64
 
 
-class _Wish:
-    """One link to be deleted; ``done`` is held until that is so."""
+class _PendingDelete:
+    """One link to be deleted; ``done`` is released when it is, or when that failed."""
 
-    __slots__ = ("done", "index", "name", "problem")
+    __slots__ = ("done", "error", "index", "name")
 
     def __init__(self, index: int, name: str) -> None:
         self.index = index
         self.name = name
-        self.problem: KernelRefused | None = None
+        self.error: KernelRefused | None = None
         self.done = threading.Lock()
         self.done.acquire()
 
 
 class BatchDeleter:
-    """Deletes links of the namespace that the constructor's thread, and every caller, is in."""
+    """Deletes links of the network namespace that the constructor's thread, and every caller, is in."""
 
     def __init__(self) -> None:
         self._watcher = RouteSocket()
-        self._change = threading.Condition()
-        self._wishes: list[_Wish] = []
-        self._under_way: dict[int, _Wish] = {}
-        self._senders = self._idle = 0
-        self._listening = False
-        threading.Thread(target=self._watch, name="announcements", daemon=True).start()
+        self._state = threading.Condition()
+        self._queued: list[_PendingDelete] = []
+        self._in_flight: dict[int, _PendingDelete] = {}
+        self._senders = self._idle_senders = 0
+        self._subscribed = False
+        threading.Thread(target=self._watch, name="link watcher", daemon=True).start()
 
     def delete(self, index: int, name: str) -> None:
-        """Delete the link and return as soon as it is gone. Raises ``Missing`` and other refusals."""
-        wish = _Wish(index, name)
-        with self._change:
-            if not self._listening:
-                self._watcher.join(_LINK_GROUP)
-                self._listening = True
-            self._wishes.append(wish)
-            if self._idle:
-                self._change.notify()
-            elif self._senders < _MOST_SENDERS:
+        """Delete the link, return when its name is free. Raises ``Missing`` and other refusals."""
+        pending = _PendingDelete(index, name)
+        with self._state:
+            if not self._subscribed:
+                self._watcher.join(RTNLGRP_LINK)
+                self._subscribed = True
+            self._queued.append(pending)
+            if self._idle_senders:
+                self._state.notify()
+            elif self._senders < _MAX_SENDERS:
                 self._senders += 1
-                threading.Thread(target=self._send, args=(RouteSocket(),), name="deletions", daemon=True).start()
-        if not wish.done.acquire(timeout=_PATIENCE):
-            raise KernelRefused(
-                f"cannot delete the link {name}: the kernel did not answer within {_PATIENCE:g} seconds"
-            )
-        if wish.problem is not None:
-            raise wish.problem
+                threading.Thread(target=self._send, args=(RouteSocket(),), name="link deletion", daemon=True).start()
+        if not pending.done.acquire(timeout=_TIMEOUT):
+            raise KernelRefused(f"cannot delete the link {name}: no answer from the kernel in {_TIMEOUT:g} seconds")
+        if pending.error is not None:
+            raise pending.error
 
     def _send(self, socket: RouteSocket) -> None:
-        """A thread that asks the kernel and waits for its acknowledgement, again and again."""
+        """A sender's loop: take what is queued, request its deletion, wait for the acknowledgement."""
         while True:
-            with self._change:
-                self._idle += 1
-                while not self._wishes or self._under_way:
-                    self._change.wait()
-                self._idle -= 1
-                for wish in self._wishes[:_MOST_TOGETHER]:
-                    self._under_way.setdefault(wish.index, wish)
-                batch = list(self._under_way.values())
-                self._wishes = [wish for wish in self._wishes if wish not in batch]
+            with self._state:
+                self._idle_senders += 1
+                while not self._queued or self._in_flight:
+                    self._state.wait()
+                self._idle_senders -= 1
+                for pending in self._queued[:_MAX_BATCH]:
+                    self._in_flight.setdefault(pending.index, pending)
+                batch = list(self._in_flight.values())
+                self._queued = [pending for pending in self._queued if pending not in batch]
             try:
-                problem = _ask(socket, batch)
+                failure = _request_deletion(socket, batch)
             except KernelRefused as error:
-                problem = error
+                failure = error
             except BaseException as error:
-                problem = KernelRefused(f"cannot delete links: {error}")
-            with self._change:
-                for wish in batch:
-                    if self._under_way.get(wish.index) is wish:
-                        wish.problem = wish.problem or problem
-                        self._finish(wish)
+                failure = KernelRefused(f"cannot delete links: {error}")
+            with self._state:
+                for pending in batch:
+                    if self._in_flight.get(pending.index) is pending:
+                        pending.error = pending.error or failure
+                        self._complete(pending)
 
     def _watch(self) -> None:
-        """The thread that hears what is gone."""
+        """The watcher's loop: complete what the kernel announces as deleted."""
         while True:
-            try:
-                messages = split(self._watcher.receive("hear which links are gone"))
-            except KernelRefused:
-                continue  # announcements were lost; the acknowledgement will come
-            gone = [
-                links.index_of(message)
-                for _, kind, _, message in messages
-                if kind == codec.DELLINK and not links.of_bridge(message)
-            ]
-            if gone:
-                with self._change:
-                    for wish in [self._under_way[index] for index in gone if index in self._under_way]:
-                        self._finish(wish)
+            deleted = deleted_links(self._watcher)
+            if deleted:
+                with self._state:
+                    for pending in [self._in_flight[index] for index in deleted if index in self._in_flight]:
+                        self._complete(pending)
 
-    def _finish(self, wish: _Wish) -> None:
-        """Tell who wished; the change's lock is held."""
-        del self._under_way[wish.index]
-        wish.done.release()
-        if self._under_way:
+    def _complete(self, pending: _PendingDelete) -> None:
+        """Release the caller; ``_state`` is held."""
+        del self._in_flight[pending.index]
+        pending.done.release()
+        if self._in_flight:
             return
-        if self._wishes:
-            self._change.notify()
+        if self._queued:
+            self._state.notify()
         else:
-            self._watcher.leave(_LINK_GROUP)
-            self._listening = False
+            self._watcher.leave(RTNLGRP_LINK)
+            self._subscribed = False
 
 
-def _ask(socket: RouteSocket, batch: list[_Wish]) -> KernelRefused | None:
-    """Delete a link, or several as a group; the refusal that concerns all, those of single links are in the wishes."""
+def _request_deletion(socket: RouteSocket, batch: list[_PendingDelete]) -> KernelRefused | None:
+    """Delete one link, or several as a group; the refusal of all. A single link's refusal is stored in it."""
     if len(batch) == 1:
-        doing = f"delete the link {batch[0].name}"
-        return socket.attempt(Request(codec.DELLINK, 0, doing, {"index": batch[0].index}))[0].problem
-    group = int.from_bytes(os.urandom(4), "little") | 0x40000000  # nobody else's: people number theirs from 0
+        action = f"delete the link {batch[0].name}"
+        return socket.attempt(request(RTM_DELLINK, 0, action, {"index": batch[0].index}))[0].error
+    group = int.from_bytes(os.urandom(4), "little") | 0x40000000  # administrators number theirs from 0
     marking = [
-        Request(codec.NEWLINK, 0, f"delete the link {wish.name}", {"index": wish.index}, [["IFLA_GROUP", group]])
-        for wish in batch
+        request(RTM_NEWLINK, 0, f"delete the link {pending.name}", {"index": pending.index}, [["IFLA_GROUP", group]])
+        for pending in batch
     ]
-    for wish, outcome in zip(batch, socket.attempt(*marking), strict=True):
-        wish.problem = outcome.problem
-    if all(wish.problem for wish in batch):
+    for pending, outcome in zip(batch, socket.attempt(*marking), strict=True):
+        pending.error = outcome.error
+    if all(pending.error for pending in batch):
         return None
-    doing = f"delete the links {', '.join(wish.name for wish in batch)}"
-    return socket.attempt(Request(codec.DELLINK, 0, doing, attributes=[["IFLA_GROUP", group]]))[0].problem
+    action = f"delete the links {', '.join(pending.name for pending in batch)}"
+    return socket.attempt(request(RTM_DELLINK, 0, action, {}, [["IFLA_GROUP", group]]))[0].error

@@ -1,8 +1,8 @@
-"""Deleting a link without waiting for the kernel to sweep up behind it.
+"""Deletion of one link, without waiting for its acknowledgement.
 
-The kernel announces a link's end about 1 ms after the request, when its name is free again, and acknowledges it
-some 15 ms later, after an RCU barrier during which it holds no lock. So a thread of its own makes the request,
-and whoever asked for it listens for the announcement. Source: ``net/core/dev.c`` (netdev_run_todo).
+The kernel announces a link's end about 1 ms after the request, when its name is free again, and acknowledges the
+request some 15 ms later, after an RCU barrier during which it holds no lock. So a thread of its own sends the
+request, and the caller waits for the announcement. Source: ``net/core/dev.c`` (netdev_run_todo).
 """
 
 from __future__ import annotations
@@ -12,57 +12,64 @@ import threading
 import time
 
 from weft.errors import KernelRefused
-from weft.kernel.netlink import codec, links
-from weft.kernel.netlink.socket import Request, RouteSocket, outcome_of, split
+from weft.kernel.netlink import links
+from weft.kernel.netlink.constants import RTM_DELLINK, RTMGRP_LINK
+from weft.kernel.netlink.rtnetlink import RouteSocket, request
+from weft.kernel.netlink.transport import NoAnswer
 
-LINK_GROUP = 1
-"""RTNLGRP_LINK, as the bit that a socket is bound with."""
-
-_PATIENCE = 30.0
+_TIMEOUT = 30.0
 
 
-def delete(worker: RouteSocket, watcher: RouteSocket, index: int, name: str) -> None:
-    """Delete the link and return as soon as it is gone.
+def delete(index: int, name: str) -> None:
+    """Delete a link of the calling thread's namespace, return when its name is free.
 
-    ``watcher`` listens to LINK_GROUP since before the call. Raises ``Missing`` and other refusals.
+    Raises ``Missing`` and other refusals. *Equivalent to:* ``ip link delete NAME``.
     """
-    flags = codec.REQUEST | codec.ACK
-    request = Request(codec.DELLINK, flags, f"delete the link {name}", {"index": index})
-    data = codec.encode(request.kind, request.flags, 1, request.fields, request.attributes)
+    worker, watcher = RouteSocket(), RouteSocket(groups=RTMGRP_LINK)
+    try:
+        _delete(worker, watcher, index, name)
+    finally:
+        worker.close()
+        watcher.close()
+
+
+def _delete(worker: RouteSocket, watcher: RouteSocket, index: int, name: str) -> None:
+    deletion = request(RTM_DELLINK, 0, f"delete the link {name}", {"index": index})
     failures: list[KernelRefused] = []
 
-    def ask() -> None:
+    def submit() -> None:
         try:
-            worker.send(data, request.doing)
+            worker.submit(deletion)
         except KernelRefused as error:
             failures.append(error)
 
-    asker = threading.Thread(target=ask, name=f"delete {name}", daemon=True)
-    asker.start()
+    threading.Thread(target=submit, name=f"delete {name}", daemon=True).start()
     poll = select.poll()
     poll.register(worker.fileno(), select.POLLIN)
     poll.register(watcher.fileno(), select.POLLIN)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     while time.monotonic() < deadline:
         ready = {descriptor for descriptor, _ in poll.poll(100)}
-        if worker.fileno() in ready:
-            problem = outcome_of(worker.receive(request.doing), request)
-            if problem is not None:
-                raise problem
+        outcome = worker.completed(deletion) if worker.fileno() in ready else None
+        if outcome is not None:
+            if outcome.error is not None:
+                raise outcome.error
             return
-        if watcher.fileno() in ready and _announced(watcher, index, request.doing):
+        if watcher.fileno() in ready and index in deleted_links(watcher):
             return
         if failures:
             raise failures[0]
-    raise KernelRefused(f"cannot delete the link {name}: the kernel did not answer within {_PATIENCE:g} seconds")
+    raise KernelRefused(f"cannot delete the link {name}: no answer from the kernel in {_TIMEOUT:g} seconds")
 
 
-def _announced(watcher: RouteSocket, index: int, doing: str) -> bool:
+def deleted_links(watcher: RouteSocket) -> list[int]:
+    """The indexes of links whose end the next datagram announces; none where announcements were lost."""
     try:
-        data = watcher.receive(doing)
-    except KernelRefused:
-        return False  # announcements were lost; the acknowledgement will come
-    return any(
-        kind == codec.DELLINK and links.index_of(message) == index and not links.of_bridge(message)
-        for _, kind, _, message in split(data)
-    )
+        messages = watcher.receive("watch for deleted links")
+    except NoAnswer:  # the acknowledgement will come
+        return []
+    return [
+        links.index_of(message)
+        for _, kind, _, message in messages
+        if kind == RTM_DELLINK and not links.is_bridge_event(message)
+    ]

@@ -1,9 +1,7 @@
-"""Links: read, made, changed, deleted. Source: ``ip-link(8)``, ``linux/if_link.h``, ``net/core/rtnetlink.c``."""
+"""Links: list, add, change and delete. Source: ``ip-link(8)``, ``linux/if_link.h``, ``net/core/rtnetlink.c``."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import struct
 import time
 from collections.abc import Iterator, Mapping
@@ -14,153 +12,156 @@ from weft import identity
 from weft.errors import KernelLacks, KernelRefused, Missing
 from weft.kernel.interface import Link, VethPeer
 from weft.kernel.netlink import codec
-from weft.kernel.netlink.codec import Attributes, attribute
-from weft.kernel.netlink.reader import number, scan, word
-from weft.kernel.netlink.refusals import module
-from weft.kernel.netlink.socket import Request, RouteSocket, link_name
+from weft.kernel.netlink.attributes import Attributes, get_int, get_string, nested, parse
+from weft.kernel.netlink.attributes import attribute as packed_attribute
+from weft.kernel.netlink.codec import attribute
+from weft.kernel.netlink.constants import (
+    AF_BRIDGE,
+    AF_INET6,
+    IFF_ALLMULTI,
+    IFF_LOWER_UP,
+    IFF_PROMISC,
+    IFF_UP,
+    IFLA_ADDRESS,
+    IFLA_AF_SPEC,
+    IFLA_IFALIAS,
+    IFLA_IFNAME,
+    IFLA_INET6_ADDR_GEN_MODE,
+    IFLA_INFO_DATA,
+    IFLA_INFO_KIND,
+    IFLA_INFO_SLAVE_KIND,
+    IFLA_LINK,
+    IFLA_LINKINFO,
+    IFLA_MASTER,
+    IFLA_MTU,
+    IFLA_TXQLEN,
+    IN6_ADDR_GEN_MODE_NONE,
+    NLA_F_NESTED,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    RTEXT_FILTER_SKIP_STATS,
+    RTM_DELLINK,
+    RTM_GETLINK,
+    RTM_NEWLINK,
+    RTM_SETLINK,
+)
+from weft.kernel.netlink.errors import module
+from weft.kernel.netlink.ioctls import link_attributes, link_index, link_name
+from weft.kernel.netlink.rtnetlink import RouteSocket, request
+from weft.kernel.netlink.transport import HEADER_SIZE
 
-_UP, _PROMISC, _ALLMULTI, _LOWER_UP = 0x1, 0x100, 0x200, 0x10000
-_SKIP_STATISTICS = 8
-_FIXED = 32  # bytes before a message's attributes
-_ADDRESS, _NAME, _MTU, _LOWER, _MASTER, _QUEUE_LENGTH, _INFORMATION, _ALIAS = 1, 3, 4, 5, 10, 13, 18, 20
-_KIND, _DATA, _PORT_KIND = 1, 2, 4
-_BY_FAMILY, _GENERATE = 26, 8
-_MOST_INDEXES = 1000
-_FRESH = 10.0  # seconds
+_ATTRIBUTES = 32  # their offset in a message
+_CACHE_SIZE = 1000
+_CACHE_SECONDS = 10.0
 _UNKNOWN_KIND = "Unknown device type"
-
-NESTED = 0x8000
-"""Third member of an attribute that must say that it holds others; pyroute2 reads it from tuples alone."""
 
 
 def get(socket: RouteSocket, name: str) -> Link | None:
     """The link of that name, None if there is none; one filtered request."""
-    message = _message(socket, name, decoded=False)
+    message = _message(socket, name)
     if message is None:
         return None
-    found = scan(message, _FIXED)
-    master = number(found, _MASTER)
+    found = parse(message, _ATTRIBUTES)
+    master = get_int(found, IFLA_MASTER)
     return _link(message, found, link_name(socket.fileno(), master) if master else "")
 
 
-def index(socket: RouteSocket, name: str, doing: str) -> int:
-    """The link's index; raises Missing, saying that one cannot ``doing``."""
-    known = socket.indexes.get(name)
+def index(socket: RouteSocket, name: str, action: str) -> int:
+    """The link's index; raises Missing, saying that one cannot ``action``."""
+    known = socket.link_indexes.get(name)
     if known is not None and link_name(socket.fileno(), known) == name:
         return known
-    message = _message(socket, name, decoded=False)
+    message = _message(socket, name)
     if message is None:
-        raise Missing(f"cannot {doing}: there is no link {name}")
-    if len(socket.indexes) > _MOST_INDEXES:
-        socket.indexes.clear()
-    socket.indexes[name] = index_of(message)
-    return socket.indexes[name]
+        raise Missing(f"cannot {action}: there is no link {name}")
+    if len(socket.link_indexes) > _CACHE_SIZE:
+        socket.link_indexes.clear()
+    socket.link_indexes[name] = index_of(message)
+    return socket.link_indexes[name]
 
 
-def glance(socket: RouteSocket, name: str) -> Link | None:
-    """The link as it was looked at a moment ago, if all that can be seen without the kernel's lock is as it was then.
+def cached(socket: RouteSocket, name: str) -> Link | None:
+    """The link as read in the last seconds, verified without RTNL, else read anew.
 
-    That is: name, index, MAC address, MTU and flags. None where it must be looked at.
+    Verified are name, index, MAC address, MTU and flags, which ioctl(2) tells.
     """
-    known = socket.seen.get(name)
-    if known is None or time.monotonic() - known[0] > _FRESH:
-        return None
-    link = known[1]
-    return link if _signs(socket, name, link.index) == (link.mac, link.mtu, link.up, link.promiscuous) else None
+    known = socket.link_cache.get(name)
+    if known is not None and time.monotonic() - known[0] <= _CACHE_SECONDS:
+        link = known[1]
+        now = link_attributes(socket.fileno(), name, link.index)
+        if now == (link.mac, link.mtu, link.up, link.promiscuous):
+            return link
+    read = get(socket, name)
+    if read is not None:
+        if len(socket.link_cache) > _CACHE_SIZE:
+            socket.link_cache.clear()
+        socket.link_cache[name] = (time.monotonic(), read)
+    return read
 
 
-def look(socket: RouteSocket, name: str) -> Link | None:
-    """The link, asked for unless ``glance`` tells it."""
-    link = glance(socket, name)
-    if link is None:
-        link = get(socket, name)
-        if link is not None:
-            if len(socket.seen) > _MOST_INDEXES:
-                socket.seen.clear()
-            socket.seen[name] = (time.monotonic(), link)
-    return link
+def cached_mac(socket: RouteSocket, name: str) -> str:
+    """The MAC address of a link whose index is known, read without RTNL; "" where it is not known."""
+    known = socket.link_indexes.get(name)
+    found = link_attributes(socket.fileno(), name, known) if known is not None else None
+    return found.mac if found is not None else ""
 
 
-def hardware(socket: RouteSocket, name: str) -> str:
-    """The MAC address of a link whose index is known, without the kernel's lock; "" where that is not so."""
-    known = socket.indexes.get(name)
-    return _signs(socket, name, known)[0] if known is not None else ""
+def cache_index(socket: RouteSocket, name: str) -> None:
+    """Remember the index of a link that was just added, read without RTNL."""
+    number = link_index(socket.fileno(), name)
+    if number:
+        socket.link_indexes[name] = number
 
 
-def _signs(socket: RouteSocket, name: str, index: int) -> tuple[str, int, bool, bool]:
-    """MAC address, MTU, up, promiscuous (SIOCGIFHWADDR and its like); nothing where index and name do not fit."""
-    descriptor = socket.fileno()
-    # First of all the name by the index: the kernel looks for a module of a name that is not there.
-    if link_name(descriptor, index) != name:
-        return "", 0, False, False
-    asked = struct.pack("=16s24x", name.encode())
-    try:
-        address, mtu, flags = (fcntl.ioctl(descriptor, number, asked) for number in (0x8927, 0x8921, 0x8913))
-    except OSError:
-        return "", 0, False, False
-    said = struct.unpack_from("=H", flags, 16)[0]
-    mac = address[18:24].hex(":")
-    return mac, struct.unpack_from("=i", mtu, 16)[0], bool(said & _UP), bool(said & _PROMISC)
-
-
-def made(socket: RouteSocket, name: str) -> None:
-    """Note the index of a link that was just made, without waiting for the kernel's lock (SIOCGIFINDEX).
-
-    Only for links that are there: for others the kernel would go and look for a module of that name.
-    """
-    with contextlib.suppress(OSError):
-        answer = fcntl.ioctl(socket.fileno(), 0x8933, struct.pack("=16si20x", name.encode(), 0))
-        socket.indexes[name] = int(struct.unpack_from("=i", answer, 16)[0])
-
-
-def every(socket: RouteSocket) -> tuple[Link, ...]:
+def list_links(socket: RouteSocket) -> tuple[Link, ...]:
     """Every link, in the order of their indexes."""
-    attributes: Attributes = [["IFLA_EXT_MASK", _SKIP_STATISTICS]]
-    messages = socket.dump(Request(codec.GETLINK, 0, "list the links", attributes=attributes, decoded=False))
-    told = [(message, scan(message, _FIXED)) for message in messages]
-    known = {index_of(message): word(found, _NAME) for message, found in told}
-    links = [_link(message, found, known.get(number(found, _MASTER), "")) for message, found in told]
+    messages = socket.dump(request(RTM_GETLINK, 0, "list the links", {}, [_NO_STATISTICS]))
+    parsed = [(message, parse(message, _ATTRIBUTES)) for message in messages]
+    names = {index_of(message): get_string(found, IFLA_IFNAME) for message, found in parsed}
+    links = [_link(message, found, names.get(get_int(found, IFLA_MASTER), "")) for message, found in parsed]
     return tuple(sorted(links, key=lambda link: link.index))
 
 
-def _message(socket: RouteSocket, name: str, *, decoded: bool = True) -> Any:
+_NO_STATISTICS = ("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)
+
+
+def _message(socket: RouteSocket, name: str) -> bytes | None:
     if identity.link_name_problem(name):
         return None
-    attributes: Attributes = [["IFLA_EXT_MASK", _SKIP_STATISTICS], ["IFLA_IFNAME", name]]
+    attributes = [_NO_STATISTICS, ("IFLA_IFNAME", name)]
     try:
-        doing = f"look at the link {name}"
-        request = Request(codec.GETLINK, 0, doing, attributes=attributes, decoded=decoded, single=True)
-        ((message,),) = socket.request(request)
+        action = f"look up the link {name}"
+        ((message,),) = socket.request(request(RTM_GETLINK, 0, action, {}, attributes, single=True))
     except Missing:
         return None
     return message
 
 
-def _link(message: bytes, found: dict[int, bytes], master: str) -> Link:
-    about = scan(found.get(_INFORMATION, b""))
-    kind = word(about, _KIND)
+def _link(message: bytes, found: Attributes, master: str) -> Link:
+    info = parse(found.get(IFLA_LINKINFO, b""))
+    kind = get_string(info, IFLA_INFO_KIND)
     flags = struct.unpack_from("=I", message, 24)[0]
     return Link(
-        name=word(found, _NAME),
+        name=get_string(found, IFLA_IFNAME),
         index=index_of(message),
         kind=kind,
-        mac=found.get(_ADDRESS, b"").hex(":"),
-        mtu=number(found, _MTU),
-        up=bool(flags & _UP),
-        alias=word(found, _ALIAS),
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        mtu=get_int(found, IFLA_MTU),
+        up=bool(flags & IFF_UP),
+        alias=get_string(found, IFLA_IFALIAS),
         master=master,
-        peer_index=number(found, _LOWER) if kind == "veth" else 0,
-        promiscuous=bool(flags & _PROMISC),
-        carrier=bool(flags & _LOWER_UP),
-        all_multicast=bool(flags & _ALLMULTI),
-        queue_length=number(found, _QUEUE_LENGTH),
-        options=Details(message, "IFLA_INFO_DATA") if _DATA in about else {},
-        port=Details(message, "IFLA_INFO_SLAVE_DATA") if word(about, _PORT_KIND) == "bridge" else {},
+        peer_index=get_int(found, IFLA_LINK) if kind == "veth" else 0,
+        promiscuous=bool(flags & IFF_PROMISC),
+        carrier=bool(flags & IFF_LOWER_UP),
+        all_multicast=bool(flags & IFF_ALLMULTI),
+        queue_length=get_int(found, IFLA_TXQLEN),
+        options=LinkOptions(message, "IFLA_INFO_DATA") if IFLA_INFO_DATA in info else {},
+        port=LinkOptions(message, "IFLA_INFO_SLAVE_DATA") if get_string(info, IFLA_INFO_SLAVE_KIND) == "bridge" else {},
     )
 
 
-class Details(Mapping[str, Any]):
-    """What a link's kind alone knows, read when somebody asks: it is half of a message, and seldom wanted."""
+class LinkOptions(Mapping[str, Any]):
+    """The attributes of a link's kind, decoded on first use: they are half of a message and seldom needed."""
 
     __slots__ = ("_known", "_message", "_name")
 
@@ -169,30 +170,30 @@ class Details(Mapping[str, Any]):
         self._name = name
         self._known: dict[str, Any] | None = None
 
-    def _read(self) -> dict[str, Any]:
+    def _decode(self) -> dict[str, Any]:
         if self._known is None:
-            message = codec.decode(codec.NEWLINK, self._message)
+            message = codec.decode(self._message)
             found = codec.plain(attribute(message, "IFLA_LINKINFO", self._name))
             slave = self._name == "IFLA_INFO_SLAVE_DATA"
             self._known = {key: value for key, value in found.items() if not slave or isinstance(value, int)}
         return self._known
 
     def __getitem__(self, key: str) -> Any:
-        return self._read()[key]
+        return self._decode()[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._read())
+        return iter(self._decode())
 
     def __len__(self) -> int:
-        return len(self._read())
+        return len(self._decode())
 
     def __repr__(self) -> str:
-        return repr(self._read())
+        return repr(self._decode())
 
 
 @dataclass(frozen=True, slots=True)
 class NewLink:
-    """A link to be made. ``target`` is the namespace it is to be in as a descriptor, None for the socket's."""
+    """A link to add. ``target`` is a descriptor of the namespace that it is to be in, None for the socket's."""
 
     name: str
     kind: str
@@ -207,53 +208,53 @@ class NewLink:
     options: Mapping[str, int | str] | None = None
 
 
-def add(socket: RouteSocket, plan: NewLink, doing: str) -> None:
-    """Make a link in one message, with its peer where it has one; the peer is left down.
+def add(socket: RouteSocket, plan: NewLink, action: str) -> None:
+    """Add a link in one message, with its peer where it has one; the peer is left down.
 
     Raises ``Exists`` when a name is taken, ``KernelLacks`` for a kind that this kernel does not know.
     """
-    check_name(plan.name, doing)
-    attributes: Attributes = [["IFLA_IFNAME", plan.name], *_common(plan.mac, plan.mtu)]
+    check_name(plan.name, action)
+    attributes: list[Any] = [["IFLA_IFNAME", plan.name], *_common(plan.mac, plan.mtu)]
     if plan.parent:
         attributes.append(["IFLA_LINK", plan.parent])
     if plan.master:
         attributes.append(["IFLA_MASTER", plan.master])
     if plan.target is not None:
         attributes.append(["IFLA_NET_NS_FD", plan.target])
-    attributes.append(["IFLA_LINKINFO", {"attrs": _kind(plan, doing)}])
-    fields = {"flags": _UP, "change": _UP} if plan.up else {}
-    flags = codec.CREATE | codec.EXCL
+    attributes.append(["IFLA_LINKINFO", {"attrs": _link_info(plan, action)}])
+    fields = {"flags": IFF_UP, "change": IFF_UP} if plan.up else {}
+    flags = NLM_F_CREATE | NLM_F_EXCL
     try:
-        socket.request(Request(codec.NEWLINK, flags, doing, fields, attributes, needs=module(plan.kind)))
+        socket.request(request(RTM_NEWLINK, flags, action, fields, attributes, needs=module(plan.kind)))
     except KernelLacks as error:
         if plan.options and _UNKNOWN_KIND not in error.message:
             raise KernelLacks(error.message, hint=f"this kernel lacks {' or '.join(plan.options)}") from error
         raise
 
 
-def _kind(plan: NewLink, doing: str) -> Attributes:
-    information: Attributes = [["IFLA_INFO_KIND", plan.kind]]
+def _link_info(plan: NewLink, action: str) -> list[Any]:
+    info: list[Any] = [["IFLA_INFO_KIND", plan.kind]]
     if plan.peer is not None:
-        check_name(plan.peer.name, doing)
-        peer: Attributes = [["IFLA_IFNAME", plan.peer.name], *_common(plan.peer.mac, plan.peer.mtu)]
+        check_name(plan.peer.name, action)
+        peer: list[Any] = [["IFLA_IFNAME", plan.peer.name], *_common(plan.peer.mac, plan.peer.mtu)]
         if plan.peer_target is not None:
             peer.append(["IFLA_NET_NS_FD", plan.peer_target])
-        # Not its "up": the driver opens a peer before it is joined and answers ENOTCONN (drivers/net/veth.c).
-        information.append(["IFLA_INFO_DATA", {"attrs": [["VETH_INFO_PEER", {"attrs": peer}]]}])
+        # Without IFF_UP: the driver opens the peer before the pair is joined: ENOTCONN (drivers/net/veth.c).
+        info.append(["IFLA_INFO_DATA", {"attrs": [["VETH_INFO_PEER", {"attrs": peer}]]}])
     elif plan.options:
-        information.append(_options(plan.kind, plan.options, doing))
-    return information
+        info.append(_options(plan.kind, plan.options, action))
+    return info
 
 
-def _options(kind: str, options: Mapping[str, int | str], doing: str) -> list[Any]:
+def _options(kind: str, options: Mapping[str, int | str], action: str) -> list[Any]:
     for option in options:
-        if not codec.knows(kind, option):  # pyroute2 would leave it out without a word
-            raise KernelRefused(f"cannot {doing}: {kind} links have no option {option}")
+        if not codec.has_option(kind, option):
+            raise KernelRefused(f"cannot {action}: {kind} links have no option {option}")
     return ["IFLA_INFO_DATA", {"attrs": codec.named(dict(options))}]
 
 
-def _common(mac: str, mtu: int) -> Attributes:
-    attributes: Attributes = []
+def _common(mac: str, mtu: int) -> list[Any]:
+    attributes: list[Any] = []
     if mac:
         attributes.append(["IFLA_ADDRESS", mac])
     if mtu:
@@ -264,7 +265,7 @@ def _common(mac: str, mtu: int) -> Attributes:
 def change(
     socket: RouteSocket,
     name: str,
-    doing: str,
+    action: str,
     *,
     up: bool | None = None,
     mac: str | None = None,
@@ -279,83 +280,87 @@ def change(
     options: Mapping[str, int | str] | None = None,
 ) -> None:
     """Change a link with one message; the kernel moves, renames, then sets it up or down, in this order."""
-    here = index(socket, name, doing)
+    here = index(socket, name, action)
     attributes = _common(mac or "", mtu or 0)
     if new_name is not None:
-        check_name(new_name, doing)
+        check_name(new_name, action)
         attributes.append(["IFLA_IFNAME", new_name])
     if alias is not None:
         attributes.append(["IFLA_IFALIAS", alias])
     if master is not None:
-        attributes.append(["IFLA_MASTER", index(socket, master, doing) if master else 0])
+        attributes.append(["IFLA_MASTER", index(socket, master, action) if master else 0])
     if queue_length is not None:
         attributes.append(["IFLA_TXQLEN", queue_length])
     if target is not None:
         attributes.append(["IFLA_NET_NS_FD", target])
     if options:
-        kind = str(attribute(_message(socket, name), "IFLA_LINKINFO", "IFLA_INFO_KIND") or "")
-        information: Attributes = [["IFLA_INFO_KIND", kind], _options(kind, options, doing)]
-        attributes.append(["IFLA_LINKINFO", {"attrs": information}])
+        kind = _kind(socket, name)
+        info: list[Any] = [["IFLA_INFO_KIND", kind], _options(kind, options, action)]
+        attributes.append(["IFLA_LINKINFO", {"attrs": info}])
     flags = mask = 0
-    for wanted, bit in ((up, _UP), (promiscuous, _PROMISC), (all_multicast, _ALLMULTI)):
+    for wanted, bit in ((up, IFF_UP), (promiscuous, IFF_PROMISC), (all_multicast, IFF_ALLMULTI)):
         if wanted is not None:
             mask |= bit
             flags |= bit if wanted else 0
     fields = {"index": here, "flags": flags, "change": mask}
-    socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes, needs=" or ".join(options or ())))
+    socket.request(request(RTM_NEWLINK, 0, action, fields, attributes, needs=" or ".join(options or ())))
 
 
-def finish(socket: RouteSocket, name: str, alias: str, doing: str, *, addrgen_none: bool) -> None:
-    """Give a link that was just made its alias; ``addrgen_none`` also that IPv6 gives it no address by itself.
+def finish(socket: RouteSocket, name: str, alias: str, action: str, *, addrgen_none: bool) -> None:
+    """Set the alias of a new link; with ``addrgen_none`` it generates no IPv6 link-local address.
 
-    It must have no carrier yet, which would have brought the address. A kernel without IPv6 gives none anyway.
+    It must have no carrier yet, which would have brought the address. A kernel without IPv6 generates none anyway.
     """
-    fields = {"index": index(socket, name, doing)}
-    attributes = _attribute(_ALIAS, alias.encode("utf-8", "surrogateescape"))
-    none = _attribute(_BY_FAMILY | NESTED, _attribute(codec.AF_INET6 | NESTED, _attribute(_GENERATE, b"\1")))
+    fields = {"index": index(socket, name, action)}
+    attributes = packed_attribute(IFLA_IFALIAS, alias.encode("utf-8", "surrogateescape"))
+    mode = packed_attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
+    none = nested(IFLA_AF_SPEC, nested(AF_INET6, mode))
     try:
-        socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes + (none if addrgen_none else b""), "IPv6"))
+        socket.request(
+            request(RTM_NEWLINK, 0, action, fields, attributes + (none if addrgen_none else b""), needs="IPv6")
+        )
     except KernelLacks:
         if not addrgen_none:
             raise
-        socket.request(Request(codec.NEWLINK, 0, doing, fields, attributes))
+        socket.request(request(RTM_NEWLINK, 0, action, fields, attributes))
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
+def _kind(socket: RouteSocket, name: str) -> str:
+    message = _message(socket, name)
+    return get_string(parse(parse(message, _ATTRIBUTES).get(IFLA_LINKINFO, b"")), IFLA_INFO_KIND) if message else ""
 
 
 def delete(socket: RouteSocket, name: str) -> None:
     """Delete a link and return when the kernel has acknowledged it (some 15 ms); raises ``Missing``."""
-    doing = f"delete the link {name}"
+    action = f"delete the link {name}"
     if identity.link_name_problem(name):
-        raise Missing(f"cannot {doing}: there is no link {name}")
-    socket.request(Request(codec.DELLINK, 0, doing, attributes=[["IFLA_IFNAME", name]]))
+        raise Missing(f"cannot {action}: there is no link {name}")
+    socket.request(request(RTM_DELLINK, 0, action, {}, [["IFLA_IFNAME", name]]))
 
 
 def change_port(socket: RouteSocket, name: str, attributes: Mapping[str, int]) -> None:
     """Set attributes of a bridge port (``brport_mode``, ``brport_isolated`` …)."""
-    doing = f"set the bridge port {name} to {', '.join(f'{key} {value}' for key, value in attributes.items())}"
+    action = f"set the bridge port {name} to {', '.join(f'{key} {value}' for key, value in attributes.items())}"
     for key in attributes:
-        if not codec.knows_port(key):
-            raise KernelRefused(f"cannot {doing}: a bridge port has no attribute {key}")
-    fields = {"family": codec.AF_BRIDGE, "index": index(socket, name, doing)}
-    nested = ("IFLA_PROTINFO", {"attrs": codec.named(dict(attributes))}, NESTED)
-    socket.request(Request(codec.SETLINK, 0, doing, fields, [nested], needs="bridge ports"))
+        if not codec.has_port_attribute(key):
+            raise KernelRefused(f"cannot {action}: a bridge port has no attribute {key}")
+    fields = {"family": AF_BRIDGE, "index": index(socket, name, action)}
+    port = ("IFLA_PROTINFO", {"attrs": codec.named(dict(attributes))}, NLA_F_NESTED)
+    socket.request(request(RTM_SETLINK, 0, action, fields, [port], needs="bridge ports"))
 
 
-def check_name(name: str, doing: str) -> None:
+def check_name(name: str, action: str) -> None:
     """Raises KernelRefused for a name that the kernel would expand (``%``) or that is none."""
     problem = identity.link_name_problem(name)
     if problem:
-        raise KernelRefused(f"cannot {doing}: the link name {name!r} {problem}")
+        raise KernelRefused(f"cannot {action}: the link name {name!r} {problem}")
 
 
-def index_of(message: memoryview | bytes) -> int:
+def index_of(message: bytes) -> int:
     """The index in the fixed part of a link message."""
     return int(struct.unpack_from("=i", message, 20)[0])
 
 
-def of_bridge(message: memoryview) -> bool:
-    """Whether a link message tells of a bridge port (which has left its bridge) and not of the link itself."""
-    return message[16] == codec.AF_BRIDGE
+def is_bridge_event(message: bytes) -> bool:
+    """Whether a link message is about a bridge port, which has left its bridge, and not about the link itself."""
+    return message[HEADER_SIZE] == AF_BRIDGE

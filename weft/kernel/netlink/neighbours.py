@@ -1,85 +1,126 @@
-"""By which port of which bridge an address is reached: what the kernel has learned of its neighbours.
+"""Neighbours: addresses and the MAC addresses they resolve to. Also what of ``fdb`` is the same on the wire.
 
-Sources: ``rtnetlink(7)`` (RTM_GETNEIGH), ``linux/neighbour.h``, ``net/bridge/br_fdb.c``.
+Sources: ``ip-neighbour(8)``, ``rtnetlink(7)``, ``linux/neighbour.h``, ``net/core/neighbour.c``.
 """
 
 from __future__ import annotations
 
 import _socket  # without the ``socket`` module's enumerations, which take milliseconds
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from ipaddress import ip_address
 from struct import Struct
-from sys import byteorder
+from typing import NamedTuple
 
-from weft.errors import KernelRefused
-from weft.kernel.nft.socket import Attributes, attributes
+from weft.kernel.interface import Neighbour
+from weft.kernel.netlink.attributes import Attributes, attribute, get_int, parse
+from weft.kernel.netlink.constants import (
+    AF_BRIDGE,
+    AF_INET,
+    AF_INET6,
+    NDA_DST,
+    NDA_LLADDR,
+    NDA_MASTER,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    NUD_NOARP,
+    NUD_PERMANENT,
+    RTM_DELNEIGH,
+    RTM_GETNEIGH,
+    RTM_NEWNEIGH,
+)
+from weft.kernel.netlink.ioctls import link_name
+from weft.kernel.netlink.rtnetlink import RouteSocket
+from weft.kernel.netlink.transport import HEADER_SIZE, Request
 from weft.types import Address
 
-_GET_NEIGHBOURS = 30
-_REQUEST, _DUMP = 1, 0x300
-_ERROR, _DONE = 2, 3
-_BRIDGE = 7
-_FAMILIES = (2, 10)
-_DESTINATION, _LINK_ADDRESS, _MASTER = 1, 2, 9
-_SECONDS = 10
-_BUFFER = 1 << 17
-_DISCARD = 9
-_MESSAGE = Struct("=IHHII")
-_NEIGHBOUR = Struct("=BxxxiHBB")
+_FAMILIES = {4: AF_INET, 6: AF_INET6}
+_DISCARD_PORT = 9  # RFC 863
+NDMSG = Struct("=BxxxiHBB")
+"""Family, link, state, flags, type."""
+
+
+class Row(NamedTuple):
+    """One neighbour or FDB row as the kernel lists it."""
+
+    link: int
+    state: int
+    flags: int
+    attributes: Attributes
+
+
+def list_rows(socket: RouteSocket, family: int, action: str, index: int = 0) -> list[Row]:
+    """The rows of one address family, of one link where given."""
+    request = Request(RTM_GETNEIGH, 0, action, NDMSG.pack(family, index if family == AF_BRIDGE else 0, 0, 0, 0))
+    rows = []
+    for message in socket.dump(request):
+        _, there, state, flags, _ = NDMSG.unpack_from(message, HEADER_SIZE)
+        if index in (0, there):
+            rows.append(Row(there, state, flags, parse(message, HEADER_SIZE + NDMSG.size)))
+    return rows
+
+
+def list_neighbours(socket: RouteSocket, index: int, version: int) -> tuple[Neighbour, ...]:
+    """Neighbours of a link (0: of all), of one IP version (0: of both), IPv4 first; without those that need no ARP."""
+    found = []
+    for family in [_FAMILIES[version]] if version else [AF_INET, AF_INET6]:
+        for row in list_rows(socket, family, "list the neighbours", index):
+            if row.state and not row.state & NUD_NOARP and NDA_DST in row.attributes:
+                mac = row.attributes.get(NDA_LLADDR, b"").hex(":")
+                link = link_name(socket.fileno(), row.link)
+                address = ip_address(row.attributes[NDA_DST])
+                found.append(Neighbour(address, mac, link, permanent=bool(row.state & NUD_PERMANENT)))
+    return tuple(found)
+
+
+def add(socket: RouteSocket, neighbour: Neighbour, index: int, *, replace: bool) -> None:
+    """Add a permanent neighbour (``replace``: or change it); raises ``Exists``."""
+    action = f"{'replace' if replace else 'add'} the neighbour {neighbour.address} on {neighbour.link}"
+    flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
+    mac = attribute(NDA_LLADDR, bytes.fromhex(neighbour.mac.replace(":", "")))
+    body = _key(neighbour.address, index, NUD_PERMANENT) + mac
+    socket.request(Request(RTM_NEWNEIGH, flags, action, body, needs=f"IPv{neighbour.address.version}"))
+
+
+def delete(socket: RouteSocket, address: Address, index: int, link: str) -> None:
+    """Delete a neighbour; raises ``Missing``."""
+    action = f"delete the neighbour {address} on {link}"
+    socket.request(Request(RTM_DELNEIGH, 0, action, _key(address, index), needs=f"IPv{address.version}"))
+
+
+def _key(address: Address, index: int, state: int = 0) -> bytes:
+    return NDMSG.pack(_FAMILIES[address.version], index, state, 0, 0) + attribute(NDA_DST, address.packed)
 
 
 def bridge_ports(addresses: Iterable[Address]) -> dict[Address, int]:
     """The index of the bridge port that each address is behind, in the calling thread's namespace; 0 behind no bridge.
 
-    Those of which the kernel knows nothing yet are left out; ``resolve`` has it learn.
+    Addresses that are not resolved yet are left out (see ``resolve``).
     *Equivalent to:* ``ip neigh show; bridge fdb show``.
     """
     wanted = set(addresses)
-    places = {
-        address: (index, found[_LINK_ADDRESS])
-        for family in _FAMILIES
-        for index, found in _dump(family)
-        if _LINK_ADDRESS in found and (address := ip_address(found.get(_DESTINATION, b"\0" * 4))) in wanted
-    }
-    if not places:
-        return {}
-    learned = {
-        (int.from_bytes(found.get(_MASTER, b""), byteorder), found.get(_LINK_ADDRESS, b"")): index
-        for index, found in _dump(_BRIDGE)
-    }
-    bridges = {bridge for bridge, _ in learned}
-    return {
-        address: learned.get(place, 0)
-        for address, place in places.items()
-        if place in learned or place[0] not in bridges
-    }
+    with contextlib.closing(RouteSocket()) as socket:
+        resolved = {
+            address: (row.link, row.attributes[NDA_LLADDR])
+            for family in (AF_INET, AF_INET6)
+            for row in list_rows(socket, family, "list the neighbours")
+            if NDA_LLADDR in row.attributes and (address := ip_address(row.attributes[NDA_DST])) in wanted
+        }
+        if not resolved:
+            return {}
+        ports = {
+            (get_int(row.attributes, NDA_MASTER), row.attributes.get(NDA_LLADDR, b"")): row.link
+            for row in list_rows(socket, AF_BRIDGE, "list the forwarding database")
+        }
+    bridges = {bridge for bridge, _ in ports}
+    return {address: ports.get(key, 0) for address, key in resolved.items() if key in ports or key[0] not in bridges}
 
 
 def resolve(addresses: Iterable[Address]) -> None:
-    """Have the kernel look for the addresses, by an empty datagram to the discard port of each. Does not wait."""
+    """Have the kernel resolve the addresses, by an empty datagram to the discard port of each. Does not wait."""
     for address in addresses:
         family = _socket.AF_INET if address.version == 4 else _socket.AF_INET6
         with contextlib.suppress(OSError), contextlib.closing(_socket.socket(family, _socket.SOCK_DGRAM)) as one:
             one.setblocking(False)
-            one.sendto(b"", (str(address), _DISCARD))
-
-
-def _dump(family: int) -> Iterator[tuple[int, Attributes]]:
-    """Link and attributes of every entry of a family."""
-    body = _NEIGHBOUR.pack(family, 0, 0, 0, 0)
-    with contextlib.closing(_socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, 0)) as asking:
-        asking.settimeout(_SECONDS)
-        try:
-            asking.send(_MESSAGE.pack(_MESSAGE.size + len(body), _GET_NEIGHBOURS, _REQUEST | _DUMP, 1, 0) + body)
-            while True:
-                data = memoryview(asking.recv(_BUFFER))
-                while data:
-                    length, kind = _MESSAGE.unpack_from(data)[:2]
-                    if kind in (_ERROR, _DONE):
-                        return
-                    index = _NEIGHBOUR.unpack_from(data, _MESSAGE.size)[1]
-                    yield index, attributes(data[_MESSAGE.size + _NEIGHBOUR.size : length])
-                    data = data[(length + 3) & ~3 :]
-        except OSError as error:
-            raise KernelRefused(f"cannot ask for neighbours: {error.strerror or error}") from error
+            one.sendto(b"", (str(address), _DISCARD_PORT))

@@ -1,52 +1,71 @@
-"""How fast links send, and what is sent on from one to another. Source: ``tc-tbf(8)``, ``tc-u32(8)``, ``tc-mirred(8)``,
-``net/sched/sch_tbf.c``, ``net/sched/cls_u32.c``."""
+"""Rate limits and redirections of links: queueing disciplines and filters.
+
+Source: ``tc-tbf(8)``, ``tc-u32(8)``, ``tc-mirred(8)``, ``net/sched/sch_tbf.c``, ``net/sched/cls_u32.c``.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from _socket import htons
 from typing import Any
 
 from weft.errors import Exists, Missing
 from weft.kernel.interface import Limit
-from weft.kernel.netlink import codec, links
-from weft.kernel.netlink.codec import attribute
-from weft.kernel.netlink.socket import Request, RouteSocket, link_name
+from weft.kernel.netlink import links
+from weft.kernel.netlink.codec import attribute, decode
+from weft.kernel.netlink.constants import (
+    ETH_P_ALL,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    RTM_DELQDISC,
+    RTM_DELTFILTER,
+    RTM_GETQDISC,
+    RTM_GETTFILTER,
+    RTM_NEWQDISC,
+    RTM_NEWTFILTER,
+    TC_ACT_STOLEN,
+    TC_H_INGRESS,
+    TC_H_MAJ_MASK,
+    TC_H_ROOT,
+    TC_U32_TERMINAL,
+    TCA_EGRESS_REDIR,
+)
+from weft.kernel.netlink.ioctls import link_name
+from weft.kernel.netlink.rtnetlink import RouteSocket, request
 
-_ROOT, _INGRESS, _INGRESS_HANDLE = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFF0000
-_TICK = 64  # nanoseconds
-_LARGEST = 0xFFFFFFFF
-_TERMINAL = 1
-_STOLEN, _EGRESS_REDIRECT = 4, 1
-_EVERY_PROTOCOL = 0x0300  # ETH_P_ALL in network order
-_PRIORITY = 119 << 16  # tells weft's filter from others', as ROUTE_PROTOCOL does routes
+_INGRESS_HANDLE = TC_H_INGRESS & TC_H_MAJ_MASK
+_TICK_NANOSECONDS = 64  # PSCHED_SHIFT in net/pkt_sched.h
+_MAX_U32 = 0xFFFFFFFF
+_PRIORITY = 119 << 16  # marks weft's filter, as ROUTE_PROTOCOL does routes
 
 
 def limit(socket: RouteSocket, name: str) -> Limit | None:
     """The token bucket at the link's root, None if another discipline is there."""
     for message in _disciplines(socket, name):
-        if message["parent"] == _ROOT and attribute(message, "TCA_KIND") == "tbf":
+        if message["parent"] == TC_H_ROOT and attribute(message, "TCA_KIND") == "tbf":
             said = attribute(message, "TCA_OPTIONS", "TCA_TBF_PARMS")
             rate = int(attribute(message, "TCA_OPTIONS", "TCA_TBF_RATE64") or said["rate"])
-            return Limit(rate, round(said["buffer"] * _TICK * rate / 1e9), said["limit"])
+            return Limit(rate, round(said["buffer"] * _TICK_NANOSECONDS * rate / 1e9), said["limit"])
     return None
 
 
 def set_limit(socket: RouteSocket, name: str, wanted: Limit | None) -> None:
     """Put a token bucket at the link's root, or take it from there."""
-    doing = f"limit what {name} sends" if wanted else f"lift the limit of {name}"
-    fields = {"index": links.index(socket, name, doing), "parent": _ROOT, "handle": 0x10000}
+    action = f"limit what {name} sends" if wanted else f"lift the limit of {name}"
+    fields = {"index": links.index(socket, name, action), "parent": TC_H_ROOT, "handle": 0x10000}
     if wanted is None:
         if limit(socket, name) is not None:
             with contextlib.suppress(Missing):
-                socket.request(Request(codec.DELQDISC, 0, doing, {**fields, "handle": 0}))
+                socket.request(request(RTM_DELQDISC, 0, action, {**fields, "handle": 0}))
         return
-    parameters = {"rate": min(wanted.rate, _LARGEST), "limit": wanted.queue}
+    parameters = {"rate": min(wanted.rate, _MAX_U32), "limit": wanted.queue}
     options = [["TCA_TBF_PARMS", parameters], ["TCA_TBF_BURST", wanted.burst]]
-    if wanted.rate > _LARGEST:
+    if wanted.rate > _MAX_U32:
         options.append(["TCA_TBF_RATE64", wanted.rate])
     attributes = [["TCA_KIND", "tbf"], ["TCA_OPTIONS", {"attrs": options}]]
-    flags = codec.CREATE | codec.REPLACE
-    socket.request(Request(codec.NEWQDISC, flags, doing, fields, attributes, needs="the discipline tbf (sch_tbf)"))
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    socket.request(request(RTM_NEWQDISC, flags, action, fields, attributes, needs="the discipline tbf (sch_tbf)"))
 
 
 def redirect(socket: RouteSocket, name: str) -> str:
@@ -60,66 +79,66 @@ def redirect(socket: RouteSocket, name: str) -> str:
 
 def set_redirect(socket: RouteSocket, name: str, target: str) -> None:
     """Redirect all that comes in to ``target``, "" for no longer."""
-    doing = f"send on by {target} what comes in by {name}" if target else f"end the redirection of {name}"
-    index = links.index(socket, name, doing)
+    action = f"send on by {target} what comes in by {name}" if target else f"end the redirection of {name}"
+    index = links.index(socket, name, action)
     # By its priority and not by its target: that of a link which is gone is nowhere.
     there = [message for message in _filters(socket, name) if _is_own(message)]
-    wanted = links.index(socket, target, doing) if target else 0
+    wanted = links.index(socket, target, action) if target else 0
     if wanted and any(_target(message) == wanted for message in there):
         return
     for message in there:
         # Without a handle: with all that is of this priority, and so the table that u32 makes for it.
         fields = {"index": index, "parent": _INGRESS_HANDLE, "info": message["info"]}
         with contextlib.suppress(Missing):
-            socket.request(Request(codec.DELFILTER, 0, doing, fields, [["TCA_KIND", "u32"]]))
+            socket.request(request(RTM_DELTFILTER, 0, action, fields, [["TCA_KIND", "u32"]]))
     if wanted:
-        _add_redirect(socket, index, wanted, doing)
+        _add_redirect(socket, index, wanted, action)
     elif there and not _filters(socket, name):
-        _end_ingress(socket, name, index, doing)
+        _end_ingress(socket, name, index, action)
 
 
-def _add_redirect(socket: RouteSocket, index: int, target: int, doing: str) -> None:
-    fields = {"index": index, "parent": _INGRESS, "handle": _INGRESS_HANDLE}
+def _add_redirect(socket: RouteSocket, index: int, target: int, action: str) -> None:
+    fields = {"index": index, "parent": TC_H_INGRESS, "handle": _INGRESS_HANDLE}
     ingress = [["TCA_KIND", "ingress"]]
-    with contextlib.suppress(Exists):  # somebody else's, who may have filters there, too
-        flags = codec.CREATE | codec.EXCL
+    with contextlib.suppress(Exists):  # another program's, which may have filters of its own
+        flags = NLM_F_CREATE | NLM_F_EXCL
         socket.request(
-            Request(codec.NEWQDISC, flags, doing, fields, ingress, needs="the ingress discipline (sch_ingress)")
+            request(RTM_NEWQDISC, flags, action, fields, ingress, needs="the ingress discipline (sch_ingress)")
         )
-    parameters = {"action": _STOLEN, "eaction": _EGRESS_REDIRECT, "ifindex": target}
-    action = [["TCA_ACT_KIND", "mirred"], ["TCA_ACT_OPTIONS", {"attrs": [["TCA_MIRRED_PARMS", parameters]]}]]
+    parameters = {"action": TC_ACT_STOLEN, "eaction": TCA_EGRESS_REDIR, "ifindex": target}
+    mirred = [["TCA_ACT_KIND", "mirred"], ["TCA_ACT_OPTIONS", {"attrs": [["TCA_MIRRED_PARMS", parameters]]}]]
     options = [
-        ["TCA_U32_SEL", {"flags": _TERMINAL, "nkeys": 1}],
-        ["TCA_U32_ACT", {"attrs": [["TCA_ACT_FIRST", {"attrs": action}]]}],
+        ["TCA_U32_SEL", {"flags": TC_U32_TERMINAL, "nkeys": 1}],
+        ["TCA_U32_ACT", {"attrs": [["TCA_ACT_FIRST", {"attrs": mirred}]]}],
     ]
-    fields = {"index": index, "parent": _INGRESS_HANDLE, "info": _PRIORITY | _EVERY_PROTOCOL}
+    fields = {"index": index, "parent": _INGRESS_HANDLE, "info": _PRIORITY | htons(ETH_P_ALL)}
     attributes = [["TCA_KIND", "u32"], ["TCA_OPTIONS", {"attrs": options}]]
-    flags = codec.CREATE | codec.EXCL
+    flags = NLM_F_CREATE | NLM_F_EXCL
     needs = "the filter u32 with the action mirred (cls_u32, act_mirred)"
-    socket.request(Request(codec.NEWFILTER, flags, doing, fields, attributes, needs=needs))
+    socket.request(request(RTM_NEWTFILTER, flags, action, fields, attributes, needs=needs))
 
 
-def _end_ingress(socket: RouteSocket, name: str, index: int, doing: str) -> None:
-    """Remove the ingress discipline, in which nothing is left; a clsact is somebody else's."""
+def _end_ingress(socket: RouteSocket, name: str, index: int, action: str) -> None:
+    """Delete the ingress discipline, which has no filters left; a clsact is another program's."""
     for message in _disciplines(socket, name):
-        if message["parent"] == _INGRESS and attribute(message, "TCA_KIND") == "ingress":
-            fields = {"index": index, "parent": _INGRESS, "handle": _INGRESS_HANDLE}
+        if message["parent"] == TC_H_INGRESS and attribute(message, "TCA_KIND") == "ingress":
+            fields = {"index": index, "parent": TC_H_INGRESS, "handle": _INGRESS_HANDLE}
             with contextlib.suppress(Missing):
-                socket.request(Request(codec.DELQDISC, 0, doing, fields))
+                socket.request(request(RTM_DELQDISC, 0, action, fields))
 
 
 def _disciplines(socket: RouteSocket, name: str) -> list[Any]:
-    doing = f"list the queueing disciplines of {name}"
-    index = links.index(socket, name, doing)
-    found = socket.dump(Request(codec.GETQDISC, 0, doing, {"index": index}))
+    action = f"list the queueing disciplines of {name}"
+    index = links.index(socket, name, action)
+    found = map(decode, socket.dump(request(RTM_GETQDISC, 0, action, {"index": index})))
     return [message for message in found if message["index"] == index]
 
 
 def _filters(socket: RouteSocket, name: str) -> list[Any]:
-    """The filters of what comes in, without those entries of u32 that are tables and no filters."""
-    doing = f"list the filters of {name}"
-    fields = {"index": links.index(socket, name, doing), "parent": _INGRESS_HANDLE}
-    found = socket.dump(Request(codec.GETFILTER, 0, doing, fields))
+    """The filters at ingress, without the hash tables that u32 lists beside them."""
+    action = f"list the filters of {name}"
+    fields = {"index": links.index(socket, name, action), "parent": _INGRESS_HANDLE}
+    found = map(decode, socket.dump(request(RTM_GETTFILTER, 0, action, fields)))
     return [message for message in found if message["handle"] and not _is_table(message)]
 
 
@@ -128,7 +147,7 @@ def _is_table(message: Any) -> bool:
 
 
 def _is_own(message: Any) -> bool:
-    return bool(message["info"] & 0xFFFF0000 == _PRIORITY)
+    return bool(message["info"] & TC_H_MAJ_MASK == _PRIORITY)
 
 
 def _target(message: Any) -> int:
@@ -137,4 +156,4 @@ def _target(message: Any) -> int:
         return 0
     path = ("TCA_OPTIONS", "TCA_U32_ACT", "TCA_ACT_FIRST", "TCA_ACT_OPTIONS", "TCA_MIRRED_PARMS")
     said = attribute(message, *path)
-    return int(said["ifindex"]) if said and said["eaction"] == _EGRESS_REDIRECT else 0
+    return int(said["ifindex"]) if said and said["eaction"] == TCA_EGRESS_REDIR else 0

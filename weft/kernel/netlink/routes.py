@@ -16,18 +16,29 @@ from weft.kernel.canonical import (
     describe,
 )
 from weft.kernel.interface import KernelRoute
-from weft.kernel.netlink import codec
-from weft.kernel.netlink.codec import Attributes, attribute
-from weft.kernel.netlink.socket import Request, RouteSocket, link_name
+from weft.kernel.netlink.codec import attribute, decode
+from weft.kernel.netlink.constants import (
+    AF_INET,
+    AF_INET6,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    RT_TABLE_COMPAT,
+    RTM_DELROUTE,
+    RTM_F_CLONED,
+    RTM_GETROUTE,
+    RTM_NEWROUTE,
+    RTN_UNICAST,
+    RTNH_F_ONLINK,
+)
+from weft.kernel.netlink.ioctls import link_name
+from weft.kernel.netlink.rtnetlink import RouteSocket, request
 from weft.types import Address, Route
 
-_UNICAST = 1
-_ONLINK, _CLONED = 0x4, 0x200
-_COMPATIBLE_TABLE = 252  # what the old one-byte field says where the attribute holds the table
-_FAMILIES = {4: codec.AF_INET, 6: codec.AF_INET6}
+_FAMILIES = {4: AF_INET, 6: AF_INET6}
 
 
-def of(socket: RouteSocket, *, index: int = 0, family: int = 0, table: int = 0) -> tuple[KernelRoute, ...]:
+def list_routes(socket: RouteSocket, *, index: int = 0, family: int = 0, table: int = 0) -> tuple[KernelRoute, ...]:
     """Unicast routes, of one link, family or table where given; each next hop of a multipath route by itself."""
     known: dict[int, str] = {}
     found: list[KernelRoute] = []
@@ -38,22 +49,22 @@ def of(socket: RouteSocket, *, index: int = 0, family: int = 0, table: int = 0) 
 
 
 def _messages(socket: RouteSocket, version: int, index: int, table: int) -> list[Any]:
-    attributes: Attributes = []
+    attributes: list[Any] = []
     if table:
         attributes.append(["RTA_TABLE", table])
     if index and version == 4:  # IPv6 compares the first next hop only, and would hide the others' routes
         attributes.append(["RTA_OIF", index])
-    fields = {"family": _FAMILIES[version], "type": _UNICAST}
+    fields = {"family": _FAMILIES[version], "type": RTN_UNICAST}
     try:
-        answers = socket.dump(Request(codec.GETROUTE, 0, "list the routes", fields, attributes))
-    except Missing:  # nothing was ever put into that table
+        answers = socket.dump(request(RTM_GETROUTE, 0, "list the routes", fields, attributes))
+    except Missing:  # the table does not exist yet
         return []
-    return [message for message in answers if _wanted(message, table)]
+    return [message for message in map(decode, answers) if _selected(message, table)]
 
 
-def _wanted(message: Any, table: int) -> bool:
+def _selected(message: Any, table: int) -> bool:
     here = _table(message)
-    if message["type"] != _UNICAST or message["flags"] & _CLONED:
+    if message["type"] != RTN_UNICAST or message["flags"] & RTM_F_CLONED:
         return False
     return here == table if table else here != LOCAL_TABLE
 
@@ -73,7 +84,7 @@ def _routes(socket: RouteSocket, message: Any, index: int, known: dict[int, str]
             continue
         if out not in known:
             known[out] = link_name(socket.fileno(), out) if out else ""
-        onlink = bool((hop["flags"] | (message["flags"] if hop is message else 0)) & _ONLINK)
+        onlink = bool((hop["flags"] | (message["flags"] if hop is message else 0)) & RTNH_F_ONLINK)
         routes.append(_route(message, hop, known[out], onlink))
     return routes
 
@@ -102,7 +113,7 @@ def _route(message: Any, hop: Any, link: str, onlink: bool) -> KernelRoute:
 
 
 def _destination(message: Any) -> IPv4Network | IPv6Network:
-    nowhere = "0.0.0.0" if message["family"] == codec.AF_INET else "::"
+    nowhere = "0.0.0.0" if message["family"] == AF_INET else "::"
     return ip_network(f"{attribute(message, 'RTA_DST') or nowhere}/{message['dst_len']}")
 
 
@@ -115,42 +126,42 @@ def _gateway(hop: Any) -> Address | None:
 
 
 def add(socket: RouteSocket, route: KernelRoute, index: int, *, replace: bool) -> None:
-    """Add a route beside those of the same destination (or in the place of one); raises ``Exists`` for a twin."""
-    doing = f"{'replace' if replace else 'add'} the route {describe(route)}"
+    """Add a route beside those to its destination (``replace``: instead of one); raises ``Exists`` for a duplicate."""
+    action = f"{'replace' if replace else 'add'} the route {describe(route)}"
     fields, attributes = _message(route, index)
     fields["proto"] = route.protocol or PROTOCOL_BOOT
-    metrics: Attributes = []
+    metrics: list[Any] = []
     if route.route.mtu:
         metrics.append(["RTAX_MTU", route.route.mtu])
     if route.route.advmss:
         metrics.append(["RTAX_ADVMSS", route.route.advmss])
     if metrics:
         attributes.append(["RTA_METRICS", {"attrs": metrics}])
-    flags = codec.CREATE | (codec.REPLACE if replace else codec.APPEND)
-    socket.request(Request(codec.NEWROUTE, flags, doing, fields, attributes, needs=_needs(route)))
+    flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_APPEND)
+    socket.request(request(RTM_NEWROUTE, flags, action, fields, attributes, needs=_needs(route)))
 
 
 def delete(socket: RouteSocket, route: KernelRoute, index: int) -> None:
     """Delete a route; what it leaves out (protocol, IPv4 metric, mtu) matches any. Raises ``Missing``."""
     fields, attributes = _message(route, index)
     fields["proto"] = route.protocol
-    doing = f"delete the route {describe(route)}"
-    socket.request(Request(codec.DELROUTE, 0, doing, fields, attributes, needs=_needs(route)))
+    action = f"delete the route {describe(route)}"
+    socket.request(request(RTM_DELROUTE, 0, action, fields, attributes, needs=_needs(route)))
 
 
-def _message(route: KernelRoute, index: int) -> tuple[dict[str, Any], Attributes]:
+def _message(route: KernelRoute, index: int) -> tuple[dict[str, Any], list[Any]]:
     wanted = route.route
     version = wanted.destination.version
     table = wanted.table or MAIN_TABLE
     fields: dict[str, Any] = {
         "family": _FAMILIES[version],
         "dst_len": wanted.destination.prefixlen,
-        "table": table if table < 256 else _COMPATIBLE_TABLE,
+        "table": table if table < 256 else RT_TABLE_COMPAT,
         "scope": default_scope(wanted) if wanted.scope is None else wanted.scope,
-        "type": _UNICAST,
-        "flags": _ONLINK if route.onlink else 0,
+        "type": RTN_UNICAST,
+        "flags": RTNH_F_ONLINK if route.onlink else 0,
     }
-    attributes: Attributes = [["RTA_TABLE", table]]
+    attributes: list[Any] = [["RTA_TABLE", table]]
     if wanted.destination.prefixlen:
         attributes.append(["RTA_DST", str(wanted.destination.network_address)])
     if wanted.gateway is not None and wanted.gateway.version == version:

@@ -7,21 +7,30 @@ from typing import Any
 
 from weft.errors import Exists
 from weft.kernel.interface import RoutingRule
-from weft.kernel.netlink import codec
-from weft.kernel.netlink.codec import Attributes, attribute
-from weft.kernel.netlink.socket import Request, RouteSocket
+from weft.kernel.netlink.codec import attribute, decode
+from weft.kernel.netlink.constants import (
+    AF_INET,
+    AF_INET6,
+    FR_ACT_TO_TBL,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    RT_TABLE_UNSPEC,
+    RTM_DELRULE,
+    RTM_GETRULE,
+    RTM_NEWRULE,
+)
+from weft.kernel.netlink.rtnetlink import RouteSocket, request
 
-_FAMILIES = {4: codec.AF_INET, 6: codec.AF_INET6}
-_TO_TABLE = 1
+_FAMILIES = {4: AF_INET, 6: AF_INET6}
 
 
-def every(socket: RouteSocket) -> tuple[RoutingRule, ...]:
-    """Every rule that sends packets from somewhere to a table, IPv4 first, in the kernel's order."""
+def list_rules(socket: RouteSocket) -> tuple[RoutingRule, ...]:
+    """The rules that select a table by source address, IPv4 first, in the kernel's order."""
     found: list[RoutingRule] = []
     for family in _FAMILIES.values():
-        for message in socket.dump(Request(codec.GETRULE, 0, "list the routing rules", {"family": family})):
+        for message in map(decode, socket.dump(request(RTM_GETRULE, 0, "list the routing rules", {"family": family}))):
             source = attribute(message, "FRA_SRC")
-            if message["action"] == _TO_TABLE and source:
+            if message["action"] == FR_ACT_TO_TBL and source:
                 table = int(attribute(message, "FRA_TABLE") or message["table"])
                 protocol = int(attribute(message, "FRA_PROTOCOL") or 0)
                 found.append(RoutingRule(ip_network(f"{source}/{message['src_len']}"), table, protocol))
@@ -29,29 +38,29 @@ def every(socket: RouteSocket) -> tuple[RoutingRule, ...]:
 
 
 def add(socket: RouteSocket, rule: RoutingRule) -> None:
-    """Raises ``Exists`` where there is the same rule already."""
+    """Raises ``Exists`` where the rule exists."""
     fields, attributes = _message(rule)
-    doing = f"add the routing rule from {rule.source} to table {rule.table}"
-    if rule in every(socket):  # the kernel takes a twin, with another priority
-        raise Exists(f"cannot {doing}: there is the same rule already")
-    socket.request(Request(codec.NEWRULE, codec.CREATE | codec.EXCL, doing, fields, attributes, needs=_needs(rule)))
+    action = f"add the routing rule from {rule.source} to table {rule.table}"
+    if rule in list_rules(socket):  # the kernel adds a duplicate, with another priority
+        raise Exists(f"cannot {action}: the rule exists")
+    socket.request(request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, action, fields, attributes, needs=_needs(rule)))
 
 
 def delete(socket: RouteSocket, rule: RoutingRule) -> None:
     """Raises ``Missing``; what the rule leaves out matches any."""
     fields, attributes = _message(rule)
-    doing = f"delete the routing rule from {rule.source} to table {rule.table}"
-    socket.request(Request(codec.DELRULE, 0, doing, fields, attributes, needs=_needs(rule)))
+    action = f"delete the routing rule from {rule.source} to table {rule.table}"
+    socket.request(request(RTM_DELRULE, 0, action, fields, attributes, needs=_needs(rule)))
 
 
-def _message(rule: RoutingRule) -> tuple[dict[str, Any], Attributes]:
+def _message(rule: RoutingRule) -> tuple[dict[str, Any], list[Any]]:
     fields = {
         "family": _FAMILIES[rule.source.version],
         "src_len": rule.source.prefixlen,
-        "table": rule.table if rule.table < 256 else 0,
-        "action": _TO_TABLE,
+        "table": rule.table if rule.table < 256 else RT_TABLE_UNSPEC,
+        "action": FR_ACT_TO_TBL,
     }
-    attributes: Attributes = [["FRA_SRC", str(rule.source.network_address)], ["FRA_TABLE", rule.table]]
+    attributes: list[Any] = [["FRA_SRC", str(rule.source.network_address)], ["FRA_TABLE", rule.table]]
     if rule.protocol:
         attributes.append(["FRA_PROTOCOL", rule.protocol])
     return fields, attributes

@@ -1,94 +1,80 @@
-"""Who waits for packets to a port: the sockets of the calling thread's namespace, and their processes.
+"""Listening sockets of the calling thread's namespace, and their processes.
 
 Sources: ``sock_diag(7)``, ``linux/inet_diag.h``, ``proc(5)`` for the names.
 """
 
 from __future__ import annotations
 
-import _socket  # without the ``socket`` module's enumerations, which take milliseconds
 import contextlib
 import os
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct, unpack_from
 
 from weft.errors import KernelRefused
+from weft.kernel.netlink.attributes import parse
+from weft.kernel.netlink.constants import (
+    AF_INET,
+    AF_INET6,
+    INET_DIAG_SKV6ONLY,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    NETLINK_SOCK_DIAG,
+    SOCK_DIAG_BY_FAMILY,
+    TCPF_CLOSE,
+    TCPF_LISTEN,
+)
+from weft.kernel.netlink.transport import HEADER_SIZE, NetlinkSocket, NoAnswer, Request
 from weft.types import Address
 
-_NETLINK_SOCK_DIAG = 4
-_BY_FAMILY = 20
-_REQUEST, _DUMP = 1, 0x300
-_ERROR, _DONE = 2, 3
-_PROTOCOLS = {"tcp": 6, "udp": 17}
-# A UDP socket that is connected to nobody is in the state that TCP calls closed.
-_WAITING = {"tcp": 1 << 10, "udp": 1 << 7}
-_FAMILIES = (2, 10)
-_ONLY_V6 = 11
+# Protocol number, and the states of a socket that listens: an unconnected UDP socket is in TCP_CLOSE.
+_PROTOCOLS = {"tcp": (IPPROTO_TCP, TCPF_LISTEN), "udp": (IPPROTO_UDP, TCPF_CLOSE)}
 _SECONDS = 10
-_BUFFER = 1 << 17
-_MESSAGE = Struct("=IHHII")
-_QUESTION = Struct("=BBBxI2s46x")
-_SOCKET = Struct("=BBBB")
-_ANSWER = 72
+_INET_DIAG_REQ_V2 = Struct("=BBBxI2s46x")  # family, protocol, extensions, states, source port of the socket's id
+_INET_DIAG_MSG_SIZE = 72
+# Offsets in an inet_diag_msg: of its id the source port and address, and the socket's inode.
+_SPORT, _SRC, _INODE = 4, 8, 68
 
 
 def listeners(protocol: str, port: int) -> tuple[tuple[Address, str], ...]:
-    """Addresses and processes ("nginx (4711)"); protocols other than tcp and udp are not looked at."""
+    """Addresses and processes ("nginx (4711)") of listening sockets; () for protocols other than tcp and udp.
+
+    *Equivalent to:* ``ss -lnp sport = PORT``.
+    """
     if protocol not in _PROTOCOLS:
         return ()
     found: list[tuple[Address, str]] = []
-    with contextlib.closing(_open()) as socket:
-        for family in _FAMILIES:
-            for address, inode, only in _sockets(socket, family, protocol, port):
-                who = _process(inode)
-                found.append((address, who))
-                if isinstance(address, IPv6Address) and not int(address) and not only:
-                    found.append((IPv4Address(0), who))
+    with contextlib.closing(NetlinkSocket(NETLINK_SOCK_DIAG, seconds=_SECONDS)) as socket:
+        for family in (AF_INET, AF_INET6):
+            for address, inode, v6only in _sockets(socket, family, protocol, port):
+                process = _process(inode)
+                found.append((address, process))
+                if isinstance(address, IPv6Address) and not int(address) and not v6only:
+                    found.append((IPv4Address(0), process))
     return tuple(dict.fromkeys(found))
 
 
-def _open() -> _socket.socket:
+def _sockets(socket: NetlinkSocket, family: int, protocol: str, port: int) -> list[tuple[Address, int, bool]]:
+    """Address, inode, and whether it is for IPv6 only, of the sockets that listen at the port."""
+    number, states = _PROTOCOLS[protocol]
+    body = _INET_DIAG_REQ_V2.pack(family, number, 0, states, port.to_bytes(2, "big"))
     try:
-        socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
-    except OSError as error:
-        raise KernelRefused(f"cannot ask who listens: {error.strerror}") from error
-    socket.settimeout(_SECONDS)
-    return socket
-
-
-def _sockets(socket: _socket.socket, family: int, protocol: str, port: int) -> list[tuple[Address, int, bool]]:
-    """Address, inode, and whether it takes IPv6 only, of the sockets that wait at the port."""
-    question = _QUESTION.pack(family, _PROTOCOLS[protocol], 0, _WAITING[protocol], port.to_bytes(2, "big"))
+        messages = socket.dump(Request(SOCK_DIAG_BY_FAMILY, 0, "list the listening sockets", body))
+    except NoAnswer:
+        raise
+    except KernelRefused:  # this kernel has no such module loaded, and so no way to tell
+        return []
     found: list[tuple[Address, int, bool]] = []
-    try:
-        socket.send(_MESSAGE.pack(_MESSAGE.size + len(question), _BY_FAMILY, _REQUEST | _DUMP, 1, 0) + question)
-        while True:
-            data = memoryview(socket.recv(_BUFFER))
-            while data:
-                length, kind = _MESSAGE.unpack_from(data)[:2]
-                if kind in (_ERROR, _DONE):
-                    return found  # an error: this kernel has no such module loaded, and so no way to tell
-                one = data[_MESSAGE.size : length]
-                if unpack_from("!H", one, 4)[0] == port:
-                    address = IPv4Address(bytes(one[8:12])) if family == 2 else IPv6Address(bytes(one[8:24]))
-                    found.append((address, unpack_from("=I", one, 68)[0], _only_v6(one[_ANSWER:])))
-                data = data[(length + 3) & ~3 :]
-    except OSError as error:
-        raise KernelRefused(f"cannot ask who listens: {error.strerror or error}") from error
-
-
-def _only_v6(data: memoryview) -> bool:
-    while len(data) >= 4:
-        length, kind = unpack_from("=HH", data)
-        if length < 4:
-            break
-        if kind == _ONLY_V6:
-            return bool(data[4])
-        data = data[(length + 3) & ~3 :]
-    return False
+    for message in (message[HEADER_SIZE:] for message in messages):
+        if unpack_from("!H", message, _SPORT)[0] == port:
+            source = message[_SRC : _SRC + 4] if family == AF_INET else message[_SRC : _SRC + 16]
+            address = IPv4Address(source) if family == AF_INET else IPv6Address(source)
+            v6only = parse(message, _INET_DIAG_MSG_SIZE).get(INET_DIAG_SKV6ONLY, b"\0")
+            found.append((address, unpack_from("=I", message, _INODE)[0], bool(v6only[0])))
+    return found
 
 
 def _process(inode: int) -> str:
-    """The process that has the socket open, "the kernel" for one that is nobody's."""
+    """The process that has the socket open, "the kernel" where none has."""
     if not inode:
         return "the kernel"
     link = f"socket:[{inode}]"

@@ -3,63 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from weft.errors import Missing
 from weft.kernel.interface import BridgeVlan
-from weft.kernel.netlink import codec, links
-from weft.kernel.netlink.codec import Attributes, attribute
-from weft.kernel.netlink.reader import Reader
-from weft.kernel.netlink.socket import Request, RouteSocket
+from weft.kernel.netlink import links
+from weft.kernel.netlink.codec import attribute, decode
+from weft.kernel.netlink.constants import (
+    AF_BRIDGE,
+    BRIDGE_FLAGS_SELF,
+    BRIDGE_VLAN_INFO_PVID,
+    BRIDGE_VLAN_INFO_UNTAGGED,
+    NLA_F_NESTED,
+    RTEXT_FILTER_BRVLAN,
+    RTM_DELLINK,
+    RTM_GETLINK,
+    RTM_SETLINK,
+)
+from weft.kernel.netlink.decoder import Decoder
+from weft.kernel.netlink.rtnetlink import RouteSocket, request
+from weft.kernel.netlink.transport import Request
 
-_SHOW_VLANS = 2
-_PVID, _UNTAGGED = 0x2, 0x4
-_SELF = 2
 _NEEDS = "VLAN filtering of bridges (CONFIG_BRIDGE_VLAN_FILTERING)"
 
 
 def of_port(socket: RouteSocket, name: str) -> tuple[BridgeVlan, ...]:
     """The VLANs of a bridge port, or of a bridge itself, by number; () where the kernel has no VLAN filtering."""
     index = links.index(socket, name, f"list the VLANs of {name}")
-    request = Request(codec.GETLINK, 0, f"list the VLANs of {name}", {"family": codec.AF_BRIDGE})
-    request.attributes = [["IFLA_EXT_MASK", _SHOW_VLANS]]
+    mask = [["IFLA_EXT_MASK", RTEXT_FILTER_BRVLAN]]
     found: dict[int, BridgeVlan] = {}
-    for message in socket.dump(request):
+    dump = request(RTM_GETLINK, 0, f"list the VLANs of {name}", {"family": AF_BRIDGE}, mask)
+    for message in map(decode, socket.dump(dump)):
         specific = attribute(message, "IFLA_AF_SPEC") if message["index"] == index else None
-        if isinstance(specific, Reader):
+        if isinstance(specific, Decoder):
             for one in specific.get_attrs("IFLA_BRIDGE_VLAN_INFO"):
                 flags = one["flags"]
-                found[one["vid"]] = BridgeVlan(one["vid"], bool(flags & _PVID), bool(flags & _UNTAGGED))
+                pvid, untagged = flags & BRIDGE_VLAN_INFO_PVID, flags & BRIDGE_VLAN_INFO_UNTAGGED
+                found[one["vid"]] = BridgeVlan(one["vid"], bool(pvid), bool(untagged))
     return tuple(found[vid] for vid in sorted(found))
 
 
 def add(socket: RouteSocket, name: str, vlans: Iterable[BridgeVlan]) -> None:
-    """Add VLANs to a bridge port, or to a bridge itself; those that are there are changed to what is asked."""
-    doing = f"add VLANs to {name}"
-    wanted = [(vlan.vid, (_PVID if vlan.pvid else 0) | (_UNTAGGED if vlan.untagged else 0)) for vlan in vlans]
-    socket.request(*_requests(socket, codec.SETLINK, name, wanted, doing))
+    """Add VLANs to a bridge port, or to a bridge itself; existing ones are changed."""
+    action = f"add VLANs to {name}"
+    socket.request(*_requests(socket, RTM_SETLINK, name, [(vlan.vid, _flags(vlan)) for vlan in vlans], action))
 
 
 def delete(socket: RouteSocket, name: str, vids: Iterable[int]) -> None:
-    """Take VLANs from a bridge port; those that are not there are fine."""
-    doing = f"delete VLANs from {name}"
-    for outcome in socket.attempt(*_requests(socket, codec.DELLINK, name, [(vid, 0) for vid in vids], doing)):
-        if outcome.problem is not None and not isinstance(outcome.problem, Missing):
-            raise outcome.problem
+    """Take VLANs from a bridge port; missing ones are fine."""
+    action = f"delete VLANs from {name}"
+    for outcome in socket.attempt(*_requests(socket, RTM_DELLINK, name, [(vid, 0) for vid in vids], action)):
+        error = outcome.error
+        if error is not None and not isinstance(error, Missing):
+            raise error
+
+
+def _flags(vlan: BridgeVlan) -> int:
+    return (BRIDGE_VLAN_INFO_PVID if vlan.pvid else 0) | (BRIDGE_VLAN_INFO_UNTAGGED if vlan.untagged else 0)
 
 
 def _requests(
-    socket: RouteSocket, kind: int, name: str, vlans: list[tuple[int, int]], doing: str
+    socket: RouteSocket, kind: int, name: str, vlans: list[tuple[int, int]], action: str
 ) -> tuple[Request, ...]:
     # One message a VLAN: the kernel stops at the first that it cannot delete.
     link = links.get(socket, name)
     if link is None:
-        raise Missing(f"cannot {doing}: there is no link {name}")
+        raise Missing(f"cannot {action}: there is no link {name}")
     requests = []
     for vid, flags in vlans:
-        specific: Attributes = [["IFLA_BRIDGE_VLAN_INFO", {"flags": flags, "vid": vid}]]
+        specific: list[Any] = [["IFLA_BRIDGE_VLAN_INFO", {"flags": flags, "vid": vid}]]
         if link.kind == "bridge":
-            specific.insert(0, ["IFLA_BRIDGE_FLAGS", _SELF])
-        fields = {"family": codec.AF_BRIDGE, "index": link.index}
-        attributes = [("IFLA_AF_SPEC", {"attrs": specific}, links.NESTED)]
-        requests.append(Request(kind, 0, doing, fields, attributes, needs=_NEEDS))
+            specific.insert(0, ["IFLA_BRIDGE_FLAGS", BRIDGE_FLAGS_SELF])
+        fields = {"family": AF_BRIDGE, "index": link.index}
+        attributes = [("IFLA_AF_SPEC", {"attrs": specific}, NLA_F_NESTED)]
+        requests.append(request(kind, 0, action, fields, attributes, needs=_NEEDS))
     return tuple(requests)

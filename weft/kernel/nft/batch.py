@@ -1,117 +1,101 @@
-"""A table whose elements are kept by bytes: written in one transaction, read back, and watched for others' hands.
+"""Elements of one table as bytes: written in one transaction, listed, and watched for other programs' changes.
 
-``nft_elements`` writes what a runtime attaches, by types and with marks; here keys and data are the bytes that the
-kernel has, for tables with hundreds of thousands of elements that one process owns. Sources:
-``linux/netfilter/nf_tables.h``, ``nfnetlink.h``, ``net/netfilter/nf_tables_api.c`` (what is told, and to whom).
+``elements`` writes what a runtime attaches, by types and with marks; here keys and data are the kernel's bytes, for
+tables with hundreds of thousands of elements that one process owns. Sources: ``linux/netfilter/nf_tables.h``,
+``nfnetlink.h``, ``net/netfilter/nf_tables_api.c`` (what is notified, and to whom).
 """
 
 from __future__ import annotations
 
-import _socket  # without the ``socket`` module's enumerations, which take milliseconds
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from struct import Struct
 from typing import TypeVar
 
-from weft.errors import KernelLacks
-from weft.kernel.nft.socket import Attributes, Change, NftSocket, _message, attribute, attributes, nested, refusal, text
+from weft.errors import KernelRefused
+from weft.kernel.netlink.attributes import Attributes, attribute, nested, parse, parse_list, string
+from weft.kernel.netlink.constants import (
+    NETLINK_NETFILTER,
+    NFNLGRP_NFTABLES,
+    NFT_GOTO,
+    NFT_MSG_DELSETELEM,
+    NFT_MSG_GETSETELEM,
+    NFT_MSG_NEWSETELEM,
+    NFTA_DATA_VALUE,
+    NFTA_DATA_VERDICT,
+    NFTA_LIST_ELEM,
+    NFTA_SET_ELEM_DATA,
+    NFTA_SET_ELEM_KEY,
+    NFTA_SET_ELEM_LIST_ELEMENTS,
+    NFTA_SET_ELEM_LIST_SET,
+    NFTA_SET_ELEM_LIST_TABLE,
+    NFTA_VERDICT_CHAIN,
+    NFTA_VERDICT_CODE,
+    NLA_F_NESTED,
+    NLM_F_CREATE,
+)
+from weft.kernel.netlink.transport import NetlinkSocket, port_of
+from weft.kernel.nft.socket import Change, NftSocket, nft_error
 
 Key = tuple[str, bytes]
-"""An element's place: the name of its set or map, and its key."""
+"""An element's set or map, and its key."""
 Entry = tuple[str, bytes, bytes | str]
 """The same with its data: b"" in a set, the name of the chain to go to in a map of verdicts."""
 Kind = TypeVar("Kind", Key, Entry)
 
-_NEW, _GET, _DELETE = 12, 13, 14
-_CREATE, _DUMP = 0x400, 0x300
-_GOTO = -4
-_TABLE, _SET, _ELEMENTS = 1, 2, 3
-_ITEM = 1
-_KEY, _DATA = 1, 2
-_VALUE, _VERDICT = 1, 2
-_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
-_NESTED = 0x8000
-_TOGETHER = 400  # elements in a message: an attribute's length has 16 bits, an element here takes up to 100 bytes
-_ATTRIBUTE = Struct("=HH")
-_NETLINK_NETFILTER = 12
-_GROUP = 7  # NFNLGRP_NFTABLES
-_ADD_MEMBERSHIP, _SOL_NETLINK = 1, 270
-_RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE
+_MAX_ELEMENTS = 400  # in a message: an attribute's length has 16 bits, an element here takes up to 100 bytes
 _WATCH_BUFFER = 1 << 22
-_MESSAGE = Struct("=IHHII")
 _shapes: dict[tuple[int, int], Struct] = {}
 
 
 class ElementSocket(NftSocket):
-    """The elements of one table, named by family and name; else like ``NftSocket``."""
+    """The elements of one table, named by family and name."""
 
     def __init__(self, table: str) -> None:
         super().__init__()
-        self._family, _, self._plain = table.partition(" ")
-        self._name = text(_TABLE, self._plain)
-
-    @property
-    def port(self) -> int:
-        """The netlink port that the kernel names as the author of what was written here; 0 before anything was said."""
-        return int(self._socket.getsockname()[0])
+        self._family, _, name = table.partition(" ")
+        self._table = string(NFTA_SET_ELEM_LIST_TABLE, name)
 
     def write(self, delete: Iterable[Key], add: Iterable[Entry]) -> None:
-        """Delete elements, then add others, as one transaction: whoever looks sees all of it or nothing.
+        """Delete elements, then add others, as one transaction.
 
         Raises Missing where one to delete, or its set, is not there; KernelRefused where a key has other data already.
         Nothing is changed then. *Equivalent to:* ``nft -f`` with ``delete element`` and ``add element``.
         """
-        changes = self._changes(_DELETE, 0, delete, _bare) + self._changes(_NEW, _CREATE, add, _whole)
+        changes = self._changes(NFT_MSG_DELSETELEM, 0, delete, _pack_key)
+        changes += self._changes(NFT_MSG_NEWSETELEM, NLM_F_CREATE, add, _pack_entry)
         if changes and (refused := self.transact(changes)):
-            raise refusal(refused)
+            raise nft_error(refused)
 
     def read(self, name: str) -> list[tuple[bytes, bytes | str]]:
         """Every element of a set or map: its key and its data, as ``write`` takes them. Raises Missing.
 
-        It does not matter here that others change their tables meanwhile. *Equivalent to:* ``nft list map``.
+        Changes of other tables meanwhile do not matter. *Equivalent to:* ``nft list map``.
         """
-        self._send([_message(_GET, self._family, _DUMP, 0, (self._name, text(_SET, name)))])
-        found: list[tuple[bytes, bytes | str]] = []
-        while True:
-            for _, _, code, answer in self._receive():
-                if code is None:
-                    found += _elements(answer)
-                elif code:
-                    raise refusal(-code)
-                else:
-                    return found
+        request = self._table, string(NFTA_SET_ELEM_LIST_SET, name)
+        answers = self.get_all(NFT_MSG_GETSETELEM, self._family, *request, consistent=False)
+        return [element for answer in answers for element in _unpack(answer)]
 
     def _changes(self, kind: int, flags: int, given: Iterable[Kind], pack: Callable[[Kind], bytes]) -> list[Change]:
         """A message for each set, or several where there are many elements."""
         groups: dict[str, list[bytes]] = {}
         for one in given:
             groups.setdefault(one[0], []).append(pack(one))
-        return [
-            (
-                kind,
-                flags,
-                self._family,
-                (self._name, text(_SET, name), nested(_ELEMENTS, *items[first : first + _TOGETHER])),
-            )
-            for name, items in groups.items()
-            for first in range(0, len(items), _TOGETHER)
-        ]
+        changes: list[Change] = []
+        for name, packed in groups.items():
+            place: tuple[bytes, bytes] = (self._table, string(NFTA_SET_ELEM_LIST_SET, name))
+            for first in range(0, len(packed), _MAX_ELEMENTS):
+                elements = nested(NFTA_SET_ELEM_LIST_ELEMENTS, *packed[first : first + _MAX_ELEMENTS])
+                changes.append((kind, flags, self._family, (*place, elements)))
+        return changes
 
 
 class TableWatch:
-    """Tells when somebody else has changed a table, or taken it away. Register ``fileno`` for reading."""
+    """Tells when another program has changed a table, or deleted it. Register ``fileno`` for reading."""
 
     def __init__(self, table: str) -> None:
-        self._mark = table.partition(" ")[2].encode("ascii") + b"\0"
-        kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
-        try:
-            self._socket = _socket.socket(_socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
-        except OSError as error:
-            raise KernelLacks(f"the kernel has no nftables: {error.strerror}", hint="load nf_tables") from error
-        with suppress(OSError):
-            self._socket.setsockopt(_socket.SOL_SOCKET, _RECEIVE_BUFFER, _WATCH_BUFFER)
-        self._socket.bind((0, 0))
-        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
+        self._name = table.partition(" ")[2].encode("ascii") + b"\0"
+        self._socket = NetlinkSocket(NETLINK_NETFILTER, receive_buffer=_WATCH_BUFFER)
+        self._socket.join(NFNLGRP_NFTABLES)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -119,35 +103,39 @@ class TableWatch:
     def close(self) -> None:
         self._socket.close()
 
-    def changed_by_others(self, own: int, most: int = 64) -> bool:
-        """Whether one of the next so many packets tells of a change that the netlink port ``own`` did not make.
+    def changed_by_others(self, own: int, limit: int = 64) -> bool:
+        """Whether one of the next ``limit`` datagrams tells of a change by another netlink port than ``own``.
 
-        True as well where some packets were lost. Never waits.
+        True as well where notifications were lost. Never waits.
         """
-        for _ in range(most):
+        for _ in range(limit):
             try:
-                data = self._socket.recv(1 << 16)
-            except BlockingIOError:
-                return False
-            except OSError:  # ENOBUFS: more than could be kept
+                messages = self._socket.receive("watch nftables", wait=False)
+            except KernelRefused:  # MessagesLost among them
                 return True
-            if self._mark in data and _MESSAGE.unpack_from(data)[4] != own:
+            if not messages:
+                return False
+            if any(self._name in message for _, _, _, message in messages) and port_of(messages[0][3]) != own:
                 return True
         return False
 
 
-def _bare(place: Key) -> bytes:
-    return nested(_ITEM, nested(_KEY, attribute(_VALUE, place[1])))
+def _pack_key(place: Key) -> bytes:
+    return nested(NFTA_LIST_ELEM, nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, place[1])))
 
 
-def _whole(entry: Entry) -> bytes:
+def _pack_entry(entry: Entry) -> bytes:
     _, key, data = entry
     if isinstance(data, str):
-        code = attribute(_VERDICT_CODE, _GOTO.to_bytes(4, "big", signed=True))
-        verdict = nested(_VERDICT, code, text(_VERDICT_CHAIN, data))
-        return nested(_ITEM, nested(_KEY, attribute(_VALUE, key)), nested(_DATA, verdict))
+        code = attribute(NFTA_VERDICT_CODE, NFT_GOTO.to_bytes(4, "big", signed=True))
+        verdict = nested(NFTA_DATA_VERDICT, code, string(NFTA_VERDICT_CHAIN, data))
+        return nested(
+            NFTA_LIST_ELEM,
+            nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, key)),
+            nested(NFTA_SET_ELEM_DATA, verdict),
+        )
     if not data:
-        return nested(_ITEM, nested(_KEY, attribute(_VALUE, key)))
+        return _pack_key((entry[0], key))
     # The one kind of which there are thousands, packed in one go. Keys and data are of whole words.
     sizes = len(key), len(data)
     shape = _shapes.get(sizes)
@@ -155,20 +143,19 @@ def _whole(entry: Entry) -> bytes:
         shape = _shapes[sizes] = Struct(f"=HHHHHH{sizes[0]}sHHHH{sizes[1]}s")
     first, second = sizes
     return shape.pack(
-        shape.size, _ITEM | _NESTED, first + 8, _KEY | _NESTED, first + 4, _VALUE, key,
-        second + 8, _DATA | _NESTED, second + 4, _VALUE, data,
+        shape.size, NFTA_LIST_ELEM | NLA_F_NESTED,
+        first + 8, NFTA_SET_ELEM_KEY | NLA_F_NESTED, first + 4, NFTA_DATA_VALUE, key,
+        second + 8, NFTA_SET_ELEM_DATA | NLA_F_NESTED, second + 4, NFTA_DATA_VALUE, data,
     )  # fmt: skip
 
 
-def _elements(answer: Attributes) -> Iterator[tuple[bytes, bytes | str]]:
-    items, place = answer.get(_ELEMENTS, b""), 0
-    while place + _ATTRIBUTE.size <= len(items):
-        length = _ATTRIBUTE.unpack_from(items, place)[0]
-        if length < _ATTRIBUTE.size:
-            return
-        found = attributes(items[place + _ATTRIBUTE.size : place + length])
-        place += (length + 3) & ~3
-        data = attributes(found.get(_DATA, b""))
-        verdict = attributes(data.get(_VERDICT, b"")).get(_VERDICT_CHAIN, b"")
-        key = attributes(found[_KEY])[_VALUE]
-        yield key, verdict.rstrip(b"\0").decode("ascii", "replace") if _VERDICT in data else data.get(_VALUE, b"")
+def _unpack(answer: Attributes) -> Iterator[tuple[bytes, bytes | str]]:
+    for element in parse_list(answer.get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")):
+        found = parse(element)
+        key = parse(found[NFTA_SET_ELEM_KEY])[NFTA_DATA_VALUE]
+        data = parse(found.get(NFTA_SET_ELEM_DATA, b""))
+        if NFTA_DATA_VERDICT in data:
+            chain = parse(data[NFTA_DATA_VERDICT]).get(NFTA_VERDICT_CHAIN, b"")
+            yield key, chain.rstrip(b"\0").decode("ascii", "replace")
+        else:
+            yield key, data.get(NFTA_DATA_VALUE, b"")

@@ -9,17 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from weft.kernel.interface import Element
+from weft.kernel.netlink.attributes import attribute, nested, string
+from weft.kernel.netlink.constants import (
+    NFT_MSG_DELSETELEM,
+    NFT_MSG_NEWSETELEM,
+    NFTA_DATA_VALUE,
+    NFTA_LIST_ELEM,
+    NFTA_SET_ELEM_DATA,
+    NFTA_SET_ELEM_LIST_ELEMENTS,
+    NFTA_SET_ELEM_LIST_SET,
+    NFTA_SET_ELEM_LIST_TABLE,
+    NFTA_SET_ELEM_USERDATA,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+)
 from weft.kernel.nft.lookup import comment, keys, packed
-from weft.kernel.nft.socket import Change, attribute, nested, text
+from weft.kernel.nft.socket import Change
 from weft.kernel.schema import Shape
 
-_NEW, _DELETE = 12, 14
-_CREATE, _EXCLUSIVE = 0x400, 0x200
-_TABLE, _SET, _ELEMENTS = 1, 2, 3
-_ITEM = 1
-_DATA, _COMMENT = 2, 6
-_VALUE = 1
-_MOST = 200  # elements in one message: an attribute's length has 16 bits, an element takes up to 300 bytes
+_MAX_ELEMENTS = 200  # elements in one message: an attribute's length has 16 bits, an element takes up to 300 bytes
 
 
 def writable(shape: Shape) -> bool:
@@ -29,28 +37,32 @@ def writable(shape: Shape) -> bool:
 
 def creations(elements: Iterable[tuple[Shape, Element]]) -> list[Change]:
     """What adds the elements and refuses one that is there. Their types have been checked (``rendered``)."""
-    return _changes(_NEW, _CREATE | _EXCLUSIVE, ((shape, _whole(shape, element)) for shape, element in elements))
+    given = ((shape, _pack(shape, element)) for shape, element in elements)
+    return _changes(NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, given)
 
 
 def deletions(sought: Iterable[tuple[Shape, bytes]]) -> list[Change]:
-    """What deletes the elements under the keys (as ``nft_lookup.keys`` gives them) and refuses one that is missing."""
-    return _changes(_DELETE, 0, sought)
+    """What deletes the elements under the keys (as ``lookup.keys`` gives them) and refuses one that is missing."""
+    return _changes(NFT_MSG_DELSETELEM, 0, sought)
 
 
 def _changes(kind: int, flags: int, items: Iterable[tuple[Shape, bytes]]) -> list[Change]:
     """A message for each set, or several where it takes many elements."""
     grouped: dict[str, tuple[Shape, list[bytes]]] = {}
     for shape, item in items:
-        grouped.setdefault(shape.name, (shape, []))[1].append(nested(_ITEM, item))
+        grouped.setdefault(shape.name, (shape, []))[1].append(nested(NFTA_LIST_ELEM, item))
     changes: list[Change] = []
     for shape, found in grouped.values():
         family, table = shape.table.split()
-        place = text(_TABLE, table), text(_SET, shape.name)
-        for first in range(0, len(found), _MOST):
-            changes.append((kind, flags, family, (*place, nested(_ELEMENTS, *found[first : first + _MOST]))))
+        place = string(NFTA_SET_ELEM_LIST_TABLE, table), string(NFTA_SET_ELEM_LIST_SET, shape.name)
+        for first in range(0, len(found), _MAX_ELEMENTS):
+            listed = nested(NFTA_SET_ELEM_LIST_ELEMENTS, *found[first : first + _MAX_ELEMENTS])
+            changes.append((kind, flags, family, (*place, listed)))
     return changes
 
 
-def _whole(shape: Shape, element: Element) -> bytes:
-    found = keys(shape, element.key) + attribute(_COMMENT, comment(element.mark))
-    return found + nested(_DATA, attribute(_VALUE, packed(element.data, shape.data))) if shape.data else found
+def _pack(shape: Shape, element: Element) -> bytes:
+    found = keys(shape, element.key) + attribute(NFTA_SET_ELEM_USERDATA, comment(element.mark))
+    if not shape.data:
+        return found
+    return found + nested(NFTA_SET_ELEM_DATA, attribute(NFTA_DATA_VALUE, packed(element.data, shape.data)))

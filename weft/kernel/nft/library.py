@@ -11,12 +11,13 @@ import os
 from typing import NoReturn, Protocol
 
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing
+from weft.kernel.netlink.constants import NETLINK_NETFILTER
+from weft.kernel.netlink.transport import NetlinkSocket
 
 LIBRARY = "libnftables.so.1"
 PROGRAM = "nft"
 _FOLDERS = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin")
 _PATIENCE = 30  # seconds for one run of the program
-_NETLINK_NETFILTER = 12
 _NUMERIC_PROTOCOL = 1 << 7
 _TERSE = 1 << 11
 _CLONE_NEWNET = 0x40000000
@@ -159,9 +160,4 @@ def _strerror(number: int) -> str:
 
 def _need_netfilter() -> None:
     """Raise KernelLacks where netfilter's netlink is missing: the library would end the process instead."""
-    import _socket  # without the ``socket`` module's enumerations, which take milliseconds
-
-    try:
-        _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, _NETLINK_NETFILTER).close()
-    except OSError as error:
-        raise KernelLacks(f"the kernel has no nftables: {error.strerror}", hint="load the module nf_tables") from error
+    NetlinkSocket(NETLINK_NETFILTER).close()

@@ -8,26 +8,38 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from struct import Struct
 
-from weft.errors import Busy
 from weft.kernel.interface import Element, Scalar
-from weft.kernel.nft.socket import Attributes, NftSocket, attribute, attributes, nested, text
+from weft.kernel.netlink.attributes import Attributes, attribute, nested, parse, parse_list, string
+from weft.kernel.netlink.constants import (
+    NF_ACCEPT,
+    NF_DROP,
+    NFT_GOTO,
+    NFT_JUMP,
+    NFT_MSG_GETSETELEM,
+    NFT_RETURN,
+    NFT_SET_ELEM_INTERVAL_END,
+    NFTA_DATA_VALUE,
+    NFTA_DATA_VERDICT,
+    NFTA_LIST_ELEM,
+    NFTA_SET_ELEM_DATA,
+    NFTA_SET_ELEM_FLAGS,
+    NFTA_SET_ELEM_KEY,
+    NFTA_SET_ELEM_KEY_END,
+    NFTA_SET_ELEM_LIST_ELEMENTS,
+    NFTA_SET_ELEM_LIST_SET,
+    NFTA_SET_ELEM_LIST_TABLE,
+    NFTA_SET_ELEM_USERDATA,
+    NFTA_VERDICT_CHAIN,
+    NFTA_VERDICT_CODE,
+    NFTNL_UDATA_SET_ELEM_COMMENT,
+)
+from weft.kernel.nft.socket import NftSocket
 from weft.kernel.nft.text import PROTOCOLS, Entry, own_mark
 from weft.kernel.schema import Shape
 
-_ATTEMPTS = 20
-_GET_ELEMENT = 13
-_TABLE, _SET, _ELEMENTS = 1, 2, 3
-_ITEM = 1
-_KEY, _DATA, _FLAGS, _COMMENT, _KEY_END = 1, 2, 3, 6, 10
-_INTERVAL_END = 1
-_VALUE, _VERDICT = 1, 2
-_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
-_VERDICTS = {0: "drop", 1: "accept", -3: "jump", -4: "goto", -5: "return"}
-_HEADER = Struct("=HH")
+_VERDICTS = {NF_DROP: "drop", NF_ACCEPT: "accept", NFT_JUMP: "jump", NFT_GOTO: "goto", NFT_RETURN: "return"}
 LENGTHS = {
     "ipv4_addr": 4,
     "ipv6_addr": 16,
@@ -46,45 +58,54 @@ def look_up(nft_socket: NftSocket, sought: list[tuple[Shape, tuple[Scalar, ...]]
 
     The keys must have been rendered before, which checks their types. A set of plain intervals has no such keys.
     """
-    found = nft_socket.each(_GET_ELEMENT, [_question(shape, keys(shape, key)) for shape, key in sought])
+    found = nft_socket.get(NFT_MSG_GETSETELEM, [_request(shape, keys(shape, key)) for shape, key in sought])
     return [None if one is None else _element(one, shape) for one, (shape, _) in zip(found, sought, strict=True)]
 
 
 def keys(shape: Shape, key: tuple[Scalar, ...]) -> bytes:
     """A key as attributes; in a set of intervals its first and its last value."""
-    ends = nested(_KEY, attribute(_VALUE, packed(key, shape.key)))
     if "interval" in shape.flags:
-        ends += nested(_KEY_END, attribute(_VALUE, packed(key, shape.key, -1)))
-    return ends
+        return _interval(packed(key, shape.key), packed(key, shape.key, -1))
+    return nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, packed(key, shape.key)))
+
+
+def _interval(first: bytes, last: bytes) -> bytes:
+    end = nested(NFTA_SET_ELEM_KEY_END, attribute(NFTA_DATA_VALUE, last))
+    return nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, first)) + end
 
 
 def comment(mark: str) -> bytes:
     """A mark as nftables keeps comments: kind 0, length, text with its zero (libnftnl's ``udata.h``)."""
     data = mark.encode("ascii") + b"\0"
-    return bytes((0, len(data))) + data
+    return bytes((NFTNL_UDATA_SET_ELEM_COMMENT, len(data))) + data
 
 
 def owned(nft_socket: NftSocket, sought: list[tuple[Shape, bytes, str]]) -> list[bool]:
     """Whether under each key (as ``keys`` gives it) there is an element of that very key with the mark."""
-    found = nft_socket.each(_GET_ELEMENT, [_question(shape, key) for shape, key, _ in sought])
+    found = nft_socket.get(NFT_MSG_GETSETELEM, [_request(shape, key) for shape, key, _ in sought])
     return [
         one is not None and _bears(one, shape, key, mark) for one, (shape, key, mark) in zip(found, sought, strict=True)
     ]
 
 
 def _bears(answer: Attributes, shape: Shape, key: bytes, mark: str) -> bool:
-    found = attributes(attributes(answer[_ELEMENTS])[_ITEM])
-    if found.get(_COMMENT) != comment(mark):
+    found = parse(parse(answer[NFTA_SET_ELEM_LIST_ELEMENTS])[NFTA_LIST_ELEM])
+    if found.get(NFTA_SET_ELEM_USERDATA) != comment(mark):
         return False
     if "interval" not in shape.flags:
         return True
-    first, last = (attributes(found.get(kind, found[_KEY]))[_VALUE] for kind in (_KEY, _KEY_END))
-    return key == nested(_KEY, attribute(_VALUE, first)) + nested(_KEY_END, attribute(_VALUE, last))
+    first = found[NFTA_SET_ELEM_KEY]
+    last = found.get(NFTA_SET_ELEM_KEY_END, first)
+    return key == _interval(parse(first)[NFTA_DATA_VALUE], parse(last)[NFTA_DATA_VALUE])
 
 
-def _question(shape: Shape, key: bytes) -> tuple[str, tuple[bytes, ...]]:
+def _request(shape: Shape, key: bytes) -> tuple[str, tuple[bytes, ...]]:
     family, table = shape.table.split()
-    return family, (text(_TABLE, table), text(_SET, shape.name), nested(_ELEMENTS, nested(_ITEM, key)))
+    return family, (
+        string(NFTA_SET_ELEM_LIST_TABLE, table),
+        string(NFTA_SET_ELEM_LIST_SET, shape.name),
+        nested(NFTA_SET_ELEM_LIST_ELEMENTS, nested(NFTA_LIST_ELEM, key)),
+    )
 
 
 def packed(parts: tuple[Scalar, ...], types: tuple[str, ...], end: int = 0) -> bytes:
@@ -106,20 +127,17 @@ def _part(part: Scalar, name: str, end: int) -> bytes:
 
 
 def dump(nft_socket: NftSocket, shape: Shape) -> list[Entry]:
-    """All elements of a set or map. Raises Missing, and Busy where others never stop changing the rules.
+    """All elements of a set or map. Raises Missing, and Busy where the rules change during every attempt.
 
     The kernel says where its answer ends, so an empty list means an empty set. *Equivalent to:* ``nft list set``.
     """
     family, table = shape.table.split()
-    question = _GET_ELEMENT, family, text(_TABLE, table), text(_SET, shape.name)
-    for _ in range(_ATTEMPTS):
-        with suppress(InterruptedError):
-            return entries(nft_socket.all(*question), shape)
-    raise Busy("the nftables rules keep changing", hint="try again")
+    request = string(NFTA_SET_ELEM_LIST_TABLE, table), string(NFTA_SET_ELEM_LIST_SET, shape.name)
+    return entries(nft_socket.get_all(NFT_MSG_GETSETELEM, family, *request), shape)
 
 
 def entries(answers: list[Attributes], shape: Shape) -> list[Entry]:
-    found = [attributes(item) for answer in answers for item in _items(answer[_ELEMENTS])]
+    found = [parse(item) for answer in answers for item in parse_list(answer[NFTA_SET_ELEM_LIST_ELEMENTS])]
     if "interval" in shape.flags and len(shape.key) == 1:
         return list(_intervals(found, shape))
     return [_entry(one, shape) for one in found]
@@ -136,54 +154,49 @@ def element(entry: Entry, shape: Shape) -> Element:
     return Element(shape.name, entry.key, entry.data, own_mark(entry.comment))
 
 
-def _items(data: bytes) -> Iterator[bytes]:
-    """The nested attributes of a list, which all have the same number."""
-    place = 0
-    while place + _HEADER.size <= len(data):
-        length = _HEADER.unpack_from(data, place)[0]
-        if length < _HEADER.size:
-            return
-        yield data[place + _HEADER.size : place + length]
-        place += (length + 3) & ~3
-
-
 def _element(answer: Attributes, shape: Shape) -> Element:
-    return element(_entry(attributes(attributes(answer[_ELEMENTS])[_ITEM]), shape), shape)
+    return element(_entry(parse(parse(answer[NFTA_SET_ELEM_LIST_ELEMENTS])[NFTA_LIST_ELEM]), shape), shape)
 
 
 def _entry(found: Attributes, shape: Shape) -> Entry:
-    first = attributes(found[_KEY])[_VALUE]
-    last = attributes(found[_KEY_END])[_VALUE] if _KEY_END in found else first
-    data = attributes(found[_DATA]) if shape.data else {}
+    first = parse(found[NFTA_SET_ELEM_KEY])[NFTA_DATA_VALUE]
+    last = parse(found[NFTA_SET_ELEM_KEY_END])[NFTA_DATA_VALUE] if NFTA_SET_ELEM_KEY_END in found else first
+    data = parse(found[NFTA_SET_ELEM_DATA]) if shape.data else {}
     if shape.data == ("verdict",):
         return Entry(_values(first, last, shape.key), (_verdict(data),), _comment(found))
     return Entry(
         _values(first, last, shape.key),
-        _values(data.get(_VALUE, b""), data.get(_VALUE, b""), shape.data),
+        _values(data.get(NFTA_DATA_VALUE, b""), data.get(NFTA_DATA_VALUE, b""), shape.data),
         _comment(found),
     )
 
 
 def _verdict(data: Attributes) -> str:
-    found = attributes(data[_VERDICT])
-    code = int.from_bytes(found[_VERDICT_CODE], "big", signed=True)
-    chain = found.get(_VERDICT_CHAIN, b"").rstrip(b"\0").decode("utf-8", "replace")
+    found = parse(data[NFTA_DATA_VERDICT])
+    code = int.from_bytes(found[NFTA_VERDICT_CODE], "big", signed=True)
+    chain = found.get(NFTA_VERDICT_CHAIN, b"").rstrip(b"\0").decode("utf-8", "replace")
     return f"{_VERDICTS.get(code, code)} {chain}".rstrip()
 
 
 def _comment(found: Attributes) -> str:
-    said = found.get(_COMMENT, b"\0\0")
-    return said[2 : 2 + said[1]].rstrip(b"\0").decode("utf-8", "replace") if said[0] == 0 else ""
+    said = found.get(NFTA_SET_ELEM_USERDATA, b"\0\0")
+    return (
+        said[2 : 2 + said[1]].rstrip(b"\0").decode("utf-8", "replace")
+        if said[0] == NFTNL_UDATA_SET_ELEM_COMMENT
+        else ""
+    )
 
 
 def _intervals(found: list[Attributes], shape: Shape) -> Iterator[Entry]:
     """A set of plain intervals holds where each begins and, flagged, the first value behind it, if there is one."""
     (name,) = shape.key
     size = _length(name)
-    bounds = sorted(
-        (int.from_bytes(attributes(one[_KEY])[_VALUE], "big"), not one.get(_FLAGS, b"\0")[-1] & _INTERVAL_END, number)
-        for number, one in enumerate(found)
-    )
+    bounds = []
+    for number, one in enumerate(found):
+        bound = int.from_bytes(parse(one[NFTA_SET_ELEM_KEY])[NFTA_DATA_VALUE], "big")
+        ends_there = one.get(NFTA_SET_ELEM_FLAGS, b"\0")[-1] & NFT_SET_ELEM_INTERVAL_END
+        bounds.append((bound, not ends_there, number))
+    bounds.sort()
     for place, (first, begins, number) in enumerate(bounds):
         if begins:
             behind = bounds[place + 1][0] if place + 1 < len(bounds) else 1 << 8 * size

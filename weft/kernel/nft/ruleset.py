@@ -13,6 +13,7 @@ import os
 from _thread import allocate_lock
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from errno import ERESTART
 from ipaddress import ip_network
 from typing import TypeVar
 
@@ -23,7 +24,7 @@ from weft.kernel.nft.generation import VerifiedGeneration
 from weft.kernel.nft.library import Answer, Runner, enter_namespace, leave_namespace, refuse, runner
 from weft.kernel.nft.lookup import dump, keys, look_up, owned
 from weft.kernel.nft.lookup import element as marked
-from weft.kernel.nft.socket import ERESTART, Change, NftSocket, refusal
+from weft.kernel.nft.socket import Change, NftSocket, nft_error
 from weft.kernel.nft.survey import Survey, declared, survey
 from weft.kernel.nft.text import Entry, checked, commands, conflict, normal, rendered
 from weft.kernel.nft.upgrade import outdated, script
@@ -298,7 +299,7 @@ class Nft:
         with self._verified.lock:
             number = self._ask(lambda nft_socket: self._transact(nft_socket, changes))
         if number:
-            raise refusal(number)
+            raise nft_error(number)
 
     def _transact(self, nft_socket: NftSocket, changes: list[Change]) -> int:
         """Verified rules stay so where no other transaction came between: else the kernel refuses (ERESTART)."""

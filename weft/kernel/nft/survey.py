@@ -1,8 +1,8 @@
-"""What is in weft's tables but for the elements, read from the kernel in a third of a millisecond.
+"""The definitions in weft's tables, all but elements, read from the kernel in a third of a millisecond.
 
 nftables before 1.1.0 fetches every element of a table to list it without them (50 ms for 10,000), so the
-question "is all as it was installed?", which every ADD asks, goes to the kernel directly. Only what a rule says is
-looked at: handles, and counts of users or of elements, change by themselves.
+question "is all as it was installed?", which every ADD asks, goes to the kernel directly. Only definitions are
+compared: handles, and counts of users or of elements, change by themselves.
 """
 
 from __future__ import annotations
@@ -10,26 +10,52 @@ from __future__ import annotations
 from _blake2 import blake2b  # hashlib would load OpenSSL, which takes 4 ms
 from dataclasses import dataclass
 
-from weft.errors import Busy, Missing
+from weft.errors import Missing
+from weft.kernel.netlink.attributes import Attributes, string
+from weft.kernel.netlink.constants import (
+    NFT_MSG_GETCHAIN,
+    NFT_MSG_GETRULE,
+    NFT_MSG_GETSET,
+    NFT_MSG_GETTABLE,
+    NFT_SET_ANONYMOUS,
+    NFT_SET_EVAL,
+    NFT_SET_INTERVAL,
+    NFT_SET_MAP,
+    NFT_SET_TIMEOUT,
+    NFTA_CHAIN_FLAGS,
+    NFTA_CHAIN_HOOK,
+    NFTA_CHAIN_NAME,
+    NFTA_CHAIN_POLICY,
+    NFTA_CHAIN_TABLE,
+    NFTA_CHAIN_TYPE,
+    NFTA_RULE_CHAIN,
+    NFTA_RULE_EXPRESSIONS,
+    NFTA_RULE_TABLE,
+    NFTA_RULE_USERDATA,
+    NFTA_SET_DATA_LEN,
+    NFTA_SET_DATA_TYPE,
+    NFTA_SET_FLAGS,
+    NFTA_SET_HANDLE,
+    NFTA_SET_KEY_LEN,
+    NFTA_SET_KEY_TYPE,
+    NFTA_SET_NAME,
+    NFTA_SET_TABLE,
+    NFTA_SET_TIMEOUT,
+    NFTA_TABLE_FLAGS,
+    NFTA_TABLE_NAME,
+)
 from weft.kernel.nft.lookup import LENGTHS
-from weft.kernel.nft.socket import Attributes, NftSocket, text
+from weft.kernel.nft.socket import NftSocket
 from weft.kernel.schema import Shape
 
-_ATTEMPTS = 20
-_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET = 1, 4, 7, 10
+# The attributes that define an object, of all that the kernel lists.
+_CHAIN_DEFINITION = (NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_CHAIN_FLAGS)
+_RULE_DEFINITION = (NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA)
+_SET_NUMBERS = (NFTA_SET_FLAGS, NFTA_SET_KEY_TYPE, NFTA_SET_KEY_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_DATA_LEN)
+_SET_DEFINITION = (NFTA_SET_NAME, *_SET_NUMBERS, NFTA_SET_TIMEOUT)
 
-# The attributes that say what a thing is, of all that the kernel tells of it.
-_TABLE_NAME, _TABLE_FLAGS = 1, 2
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_SAYS = 1, 3, 4, (3, 4, 5, 7, 10)  # name, hook, policy, type, flags
-_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_COMMENT = 1, 2, 4, 7
-_SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_HANDLE = 1, 2, 3, 16
-_SET_KEY_TYPE, _SET_KEY_LENGTH, _SET_DATA_TYPE, _SET_DATA_LENGTH = 4, 5, 6, 7
-_SET_NUMBERS = (_SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LENGTH, _SET_DATA_TYPE, _SET_DATA_LENGTH)
-_SET_SAYS = (_SET_NAME, *_SET_NUMBERS, 11)  # and the timeout
-
-_ANONYMOUS, _MAP = 0x1, 0x8
-_FLAGS = {0x4: "interval", 0x10: "timeout", 0x20: "dynamic"}
-_VERDICT = 0xFFFFFF00
+_FLAGS = {NFT_SET_INTERVAL: "interval", NFT_SET_TIMEOUT: "timeout", NFT_SET_EVAL: "dynamic"}
+_VERDICT = 0xFFFFFF00  # NFT_DATA_VERDICT, as a set's type of data
 _INTEGER = 4
 _TYPES = {
     7: "ipv4_addr", 8: "ipv6_addr", 9: "ether_addr", 12: "inet_proto", 13: "inet_service", 19: "mark", 21: "classid",
@@ -54,54 +80,44 @@ class Survey:
 def survey(nft_socket: NftSocket, tables: tuple[str, ...], stamp_chain: str) -> Survey:
     """The tables, each named by family and name; the hash leaves the stamp out, which is in the first of them.
 
-    Raises KernelRefused as ``NftSocket`` does, and Busy where the rules never rest.
+    Raises KernelRefused and Busy as ``NftSocket`` does.
     """
-    for _ in range(_ATTEMPTS):
-        try:
-            return _survey(nft_socket, tables, stamp_chain.encode() + b"\0")
-        except InterruptedError:
-            continue
-    raise Busy("the nftables rules keep changing", hint="try again")
+    return _survey(nft_socket, tables, stamp_chain.encode() + b"\0")
 
 
 def declared(nft_socket: NftSocket, tables: tuple[str, ...]) -> dict[str, Shape]:
     """The sets and maps of the tables, by name. *Equivalent to:* ``nft list sets; nft list maps``, of these tables."""
-    for _ in range(_ATTEMPTS):
-        try:
-            return {shape.name: shape for table in tables for shape, _ in _shapes(_sets(nft_socket, table), table)}
-        except InterruptedError:
-            continue
-    raise Busy("the nftables rules keep changing", hint="try again")
+    return {shape.name: shape for table in tables for shape, _ in _shapes(_sets(nft_socket, table), table)}
 
 
 def _sets(nft_socket: NftSocket, table: str) -> list[Attributes]:
     family, _, plain = table.partition(" ")
     name = plain.encode() + b"\0"
     try:
-        found = nft_socket.all(_GET_SET, family, text(_SET_TABLE, plain))
+        found = nft_socket.get_all(NFT_MSG_GETSET, family, string(NFTA_SET_TABLE, plain))
     except Missing:
         return []
-    return [one for one in found if one[_SET_TABLE] == name]
+    return [one for one in found if one[NFTA_SET_TABLE] == name]
 
 
 def _shapes(found: list[Attributes], table: str) -> list[tuple[Shape, int]]:
     """Sets and maps with their handles; those that rules have of their own are left out."""
     return [
-        (_shape(one, table), int.from_bytes(one[_SET_HANDLE], "big"))
+        (_shape(one, table), int.from_bytes(one[NFTA_SET_HANDLE], "big"))
         for one in found
-        if not int.from_bytes(one.get(_SET_FLAGS, b""), "big") & _ANONYMOUS
+        if not int.from_bytes(one.get(NFTA_SET_FLAGS, b""), "big") & NFT_SET_ANONYMOUS
     ]
 
 
 def _shape(found: Attributes, table: str) -> Shape:
     numbers = {kind: int.from_bytes(found.get(kind, b""), "big") for kind in _SET_NUMBERS}
-    flags = tuple(sorted(name for bit, name in _FLAGS.items() if numbers[_SET_FLAGS] & bit))
+    flags = tuple(sorted(name for bit, name in _FLAGS.items() if numbers[NFTA_SET_FLAGS] & bit))
     data: tuple[str, ...] = ()
-    if numbers[_SET_FLAGS] & _MAP:
-        of_data = numbers[_SET_DATA_TYPE]
-        data = ("verdict",) if of_data == _VERDICT else _types(of_data, numbers[_SET_DATA_LENGTH])
-    name = found[_SET_NAME][:-1].decode("utf-8", "replace")
-    return Shape(name, _types(numbers[_SET_KEY_TYPE], numbers[_SET_KEY_LENGTH]), data, flags, table)
+    if numbers[NFTA_SET_FLAGS] & NFT_SET_MAP:
+        of_data = numbers[NFTA_SET_DATA_TYPE]
+        data = ("verdict",) if of_data == _VERDICT else _types(of_data, numbers[NFTA_SET_DATA_LEN])
+    name = found[NFTA_SET_NAME][:-1].decode("utf-8", "replace")
+    return Shape(name, _types(numbers[NFTA_SET_KEY_TYPE], numbers[NFTA_SET_KEY_LEN]), data, flags, table)
 
 
 def _types(concatenated: int, length: int) -> tuple[str, ...]:
@@ -136,7 +152,7 @@ def _survey(nft_socket: NftSocket, tables: tuple[str, ...], stamp_chain: bytes) 
         for chain in sorted(parts.keys() - {stamp_chain}):
             for part in parts[chain]:
                 digest.update(part + b"\n")
-        for part in sorted(_said(one, _SET_SAYS) for one in held):
+        for part in sorted(_definition(one, _SET_DEFINITION) for one in held):
             digest.update(part)
     return Survey(digest.hexdigest(), tuple(missing), tuple(dormant), tuple(chains), tuple(sets), stamp)
 
@@ -145,23 +161,25 @@ _Table = tuple[bytes, dict[bytes, list[bytes]], set[bytes], list[Attributes], di
 
 
 def _table(nft_socket: NftSocket, table: str) -> _Table | None:
-    """A table's flags; what its chains and their rules say; base chains; sets; the comments of each chain's rules."""
+    """A table's flags; the definitions of its chains with their rules; base chains; sets; each chain's comments."""
     family, _, plain = table.partition(" ")
     name = plain.encode() + b"\0"
-    (there,) = nft_socket.each(_GET_TABLE, [(family, (text(_TABLE_NAME, plain),))])
+    (there,) = nft_socket.get(NFT_MSG_GETTABLE, [(family, (string(NFTA_TABLE_NAME, plain),))])
     if there is None:
         return None
-    found_chains = [one for one in nft_socket.all(_GET_CHAIN, family) if one[_CHAIN_TABLE] == name]  # no filter there
-    chains = {one[_CHAIN_NAME]: [_said(one, _CHAIN_SAYS)] for one in found_chains}
-    hooked = {one[_CHAIN_NAME] for one in found_chains if _CHAIN_HOOK in one}
+    found_chains = [
+        one for one in nft_socket.get_all(NFT_MSG_GETCHAIN, family) if one[NFTA_CHAIN_TABLE] == name
+    ]  # no filter there
+    chains = {one[NFTA_CHAIN_NAME]: [_definition(one, _CHAIN_DEFINITION)] for one in found_chains}
+    hooked = {one[NFTA_CHAIN_NAME] for one in found_chains if NFTA_CHAIN_HOOK in one}
     comments: dict[bytes, bytes] = {}
-    for found in nft_socket.all(_GET_RULE, family, text(_RULE_TABLE, plain)):
-        chain = found[_RULE_CHAIN]
-        if found[_RULE_TABLE] == name and chain in chains:
-            chains[chain].append(_said(found, (_RULE_EXPRESSIONS, _RULE_COMMENT)))
-            comments[chain] = comments.get(chain, b"") + found.get(_RULE_COMMENT, b"")
-    return there.get(_TABLE_FLAGS, b""), chains, hooked, _sets(nft_socket, table), comments
+    for found in nft_socket.get_all(NFT_MSG_GETRULE, family, string(NFTA_RULE_TABLE, plain)):
+        chain = found[NFTA_RULE_CHAIN]
+        if found[NFTA_RULE_TABLE] == name and chain in chains:
+            chains[chain].append(_definition(found, _RULE_DEFINITION))
+            comments[chain] = comments.get(chain, b"") + found.get(NFTA_RULE_USERDATA, b"")
+    return there.get(NFTA_TABLE_FLAGS, b""), chains, hooked, _sets(nft_socket, table), comments
 
 
-def _said(found: Attributes, kinds: tuple[int, ...]) -> bytes:
+def _definition(found: Attributes, kinds: tuple[int, ...]) -> bytes:
     return b"".join(b"%d:%d:%b" % (kind, len(found[kind]), found[kind]) for kind in kinds if kind in found)

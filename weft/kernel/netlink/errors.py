@@ -1,4 +1,4 @@
-"""The kernel's errno, its own sentence, and what was asked: one of weft's errors."""
+"""weft's errors for the kernel's errnos. Source: ``errno(3)``, extended acknowledgements in ``netlink(7)``."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _HINTS = {
     errno.ENETDOWN: "the link is down",
     errno.ENETUNREACH: "the gateway must be reachable directly, through an address or a link route",
     errno.EHOSTUNREACH: "the gateway must be reachable directly, through an address or a link route",
-    errno.EBUSY: "somebody else uses it",
+    errno.EBUSY: "it is in use",
     errno.ENOBUFS: "the kernel is short of memory",
     errno.ENOMEM: "the kernel is short of memory",
 }
 
 
-def refusal(number: int, doing: str, sentence: str = "", *, needs: str = "") -> KernelRefused:
+def error_from_errno(number: int, action: str, sentence: str = "", *, needs: str = "") -> KernelRefused:
     """The error for an errno.
 
-    ``doing`` completes "cannot …", ``sentence`` is the kernel's extended acknowledgement, ``needs`` what the
+    ``action`` completes "cannot …", ``sentence`` is the kernel's extended acknowledgement, ``needs`` what the
     kernel must have been built with for this to work.
     """
     words = sentence.rstrip(".\0 ") or os.strerror(number)
-    message = f"cannot {doing}: the kernel says {words}"
+    message = f"cannot {action}: the kernel says {words}"
     if number in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT) and needs:
         return KernelLacks(message, hint=f"this kernel lacks {needs}")
     if number in (errno.EEXIST, errno.EADDRINUSE):

@@ -1,4 +1,4 @@
-"""The layouts of messages about queueing disciplines, filters and routing rules, for ``reader`` and ``writer``.
+"""The attribute tables of queueing disciplines, filters and routing rules.
 
 In the form of pyroute2's tables, but without importing them: its package for ``tc`` imports every discipline there
 is, and knows neither a 64-bit rate nor a burst in bytes. Sources: ``linux/pkt_sched.h``, ``linux/pkt_cls.h``,
@@ -15,7 +15,7 @@ class Layout:
 
     fields: tuple[tuple[str, str], ...] = ()
     nla_map: tuple[tuple[Any, ...], ...] = ()
-    value_map: dict[int, str] = {}  # noqa: RUF012 - a table, which nobody changes
+    value_map: dict[int, str] = {}  # noqa: RUF012 - constant
 
 
 class Byte(Layout):
@@ -42,7 +42,7 @@ class Rule(Layout):
     )
 
 
-class BucketParameters(Layout):
+class TbfParameters(Layout):
     """``struct tc_tbf_qopt``; the times are in the kernel's ticks of 64 ns."""
 
     fields = (
@@ -52,10 +52,10 @@ class BucketParameters(Layout):
     )  # fmt: skip
 
 
-class Bucket(Layout):
+class Tbf(Layout):
     """The token bucket filter."""
 
-    parameters, number, long = BucketParameters, Number, Long
+    parameters, number, long = TbfParameters, Number, Long
     nla_map = (
         (1, "TCA_TBF_PARMS", "parameters"),
         (4, "TCA_TBF_RATE64", "long"),
@@ -63,7 +63,7 @@ class Bucket(Layout):
     )
 
 
-class RedirectParameters(Layout):
+class MirredParameters(Layout):
     """``struct tc_mirred``."""
 
     fields = (
@@ -72,13 +72,13 @@ class RedirectParameters(Layout):
     )  # fmt: skip
 
 
-class Redirect(Layout):
-    parameters = RedirectParameters
+class Mirred(Layout):
+    parameters = MirredParameters
     nla_map = ((2, "TCA_MIRRED_PARMS", "parameters"),)
 
 
 class Action(Layout):
-    kinds = {"mirred": Redirect}  # noqa: RUF012
+    kinds = {"mirred": Mirred}  # noqa: RUF012
     nla_map = ((1, "TCA_ACT_KIND", "asciiz"), (2, "TCA_ACT_OPTIONS", "options"))
 
 
@@ -96,15 +96,15 @@ class Selector(Layout):
     )  # fmt: skip
 
 
-class Match(Layout):
-    """The filter u32."""
+class U32(Layout):
+    """The u32 filter."""
 
     selector, actions = Selector, Actions
     nla_map = ((5, "TCA_U32_SEL", "selector"), (7, "TCA_U32_ACT", "actions"))
 
 
-class Queue(Layout):
+class TrafficControl(Layout):
     """A queueing discipline or a filter (``struct tcmsg``)."""
 
-    kinds = {"tbf": Bucket, "u32": Match}  # noqa: RUF012
+    kinds = {"tbf": Tbf, "u32": U32}  # noqa: RUF012
     nla_map = ((1, "TCA_KIND", "asciiz"), (2, "TCA_OPTIONS", "options"))

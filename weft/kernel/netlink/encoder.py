@@ -1,19 +1,20 @@
-"""Netlink attributes written by pyroute2's tables: the reverse of ``reader``, and as quick.
+"""Netlink attributes encoded by attribute tables, the reverse of ``decoder``.
 
-pyroute2's own encoder takes a quarter of a millisecond for the smallest message. A value is a number, a text, an
-address as text, or a dict: fields by name, with the nested attributes under ``attrs``.
+pyroute2's own encoder takes a quarter of a millisecond for the smallest message. A value is a number, a string, an
+address as a string, or a dict: fields by name, with the nested attributes under ``attrs``.
 """
 
 from __future__ import annotations
 
 import struct
 from _socket import inet_pton
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
 from weft.errors import KernelRefused
-from weft.kernel.netlink.reader import AF_INET, AF_INET6, CHOICES, Row, table
+from weft.kernel.netlink.constants import AF_INET, AF_INET6
+from weft.kernel.netlink.decoder import CHOICES, Row, table
 
 _HEAD = struct.Struct("=HH").pack
 Write = Callable[[Any], bytes]
@@ -26,7 +27,7 @@ Given = tuple[Any, ...] | list[Any]
 class Around:
     """The message or attribute that holds the attributes being written, as a layout is chosen by what is beside it."""
 
-    def __init__(self, fields: dict[str, Any], given: list[Given]) -> None:
+    def __init__(self, fields: dict[str, Any], given: Sequence[Any]) -> None:
         self.fields = fields
         self._given = {one[0]: one[1] for one in given}
 
@@ -34,7 +35,7 @@ class Around:
         return self._given.get(name)
 
 
-def attributes(layout: Any, fields: dict[str, Any], given: list[Given]) -> bytes:
+def encode_attributes(layout: Any, fields: dict[str, Any], given: Sequence[Any]) -> bytes:
     """The attributes of a message or of a nested one, one after the other, as bytes."""
     known = _named(layout)
     out = bytearray()
@@ -113,4 +114,4 @@ def _structured(layout: Any, value: Any) -> bytes:
     fixed = b""
     for name, form in () if known.fields and known.fields[0][0] == "value" else known.fields:
         fixed += struct.pack(form) if form == "x" else struct.pack(form, value.get(name, 0))
-    return fixed + (attributes(known, value, value["attrs"]) if "attrs" in value else b"")
+    return fixed + (encode_attributes(known, value, value["attrs"]) if "attrs" in value else b"")

@@ -1,7 +1,7 @@
-"""Netlink messages read by pyroute2's tables of attributes, but only those attributes that somebody asks for.
+"""Route netlink messages decoded by attribute tables, each attribute when it is asked for.
 
-pyroute2's own decoder makes an object of every attribute, wanted or not: 1.5 ms for a link, which has fifty.
-Its tables say all that is needed to read one: number, name and layout. Source: ``netlink(7)``, ``linux/netlink.h``.
+pyroute2's own decoder makes an object of every attribute: 1.5 ms for a link, which has fifty. Its tables say all
+that is needed to decode one: number, name and layout. Source: ``netlink(7)``, ``linux/netlink.h``.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import struct
 from _socket import inet_ntop
 from collections.abc import Callable, Iterator
-from sys import byteorder
 from typing import Any
 
-_TYPE = 0x3FFF
-AF_INET, _AF_BRIDGE, AF_INET6 = 2, 7, 10
+from weft.kernel.netlink.constants import AF_BRIDGE, AF_INET, AF_INET6, NLA_TYPE_MASK
+
 _TEXTS = ("asciiz", "string")
 _ADDRESSES = ("ip4addr", "ip6addr", "ipaddr", "target")
 
@@ -36,29 +35,6 @@ def table(layout: Any) -> dict[int, Row]:
 
 
 _HEAD = struct.Struct("=HH").unpack_from
-
-
-def scan(data: bytes, place: int = 0) -> dict[int, bytes]:
-    """Attributes by their numbers, as bytes: for the few that every call reads, without a table."""
-    found: dict[int, bytes] = {}
-    end = len(data)
-    while place + 4 <= end:
-        length, kind = _HEAD(data, place)
-        if length < 4 or place + length > end:
-            break
-        found.setdefault(kind & _TYPE, data[place + 4 : place + length])
-        place += (length + 3) & ~3
-    return found
-
-
-def number(found: dict[int, bytes], kind: int) -> int:
-    """An attribute that is a number, 0 where it is not there."""
-    return int.from_bytes(found.get(kind, b"")[:4], byteorder)
-
-
-def word(found: dict[int, bytes], kind: int) -> str:
-    """An attribute that is a text, "" where it is not there."""
-    return found.get(kind, b"").split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 _short: dict[Any, dict[int, tuple[str, Any, int, Row]]] = {}
@@ -86,7 +62,7 @@ def _number(layout: Any) -> Any:
     return struct.Struct(fields[0][1]).unpack_from
 
 
-class Reader:
+class Decoder:
     """A message or a nested attribute: ``[name]`` for the fixed part, ``get_attr(name)`` for an attribute."""
 
     __slots__ = ("_data", "_found", "_layout", "_start", "fields")
@@ -102,7 +78,7 @@ class Reader:
         return self.fields[name]
 
     def get_attr(self, name: str) -> Any:
-        """The attribute's value, a Reader where it holds others, None where it is not there."""
+        """The attribute's value, a Decoder where it holds others, None where it is not there."""
         rows = self._attributes().get(name)
         return self._value(*rows[0]) if rows else None
 
@@ -123,7 +99,7 @@ class Reader:
             length, number = _HEAD(data, place)
             if length < 4 or place + length > len(data):
                 break
-            short = known.get(number & _TYPE)
+            short = known.get(number & NLA_TYPE_MASK)
             if short is not None and short[0] not in found:
                 name, unpack, size, row = short
                 inner = data[place + 4 : place + length] if unpack is None or length < 4 + size else None
@@ -141,7 +117,7 @@ class Reader:
                 length, number = _HEAD(data, place)
                 if length < 4 or place + length > len(data):
                     break
-                row = known.get(number & _TYPE)
+                row = known.get(number & NLA_TYPE_MASK)
                 if row is not None:
                     self._found.setdefault(row[0], []).append((row, data[place + 4 : place + length]))
                 place += (length + 3) & ~3
@@ -177,7 +153,7 @@ class Reader:
 
     def _structured(self, layout: Any, data: memoryview) -> Any:
         if layout.nla_map:
-            return Reader(layout, data, 0, {})
+            return Decoder(layout, data, 0, {})
         values = {}
         place = 0
         for name, form in layout.fields:
@@ -190,7 +166,7 @@ class Reader:
             return layout.value_map.get(only, only) if isinstance(only, int) else None
         return values or None
 
-    def _hops(self, data: memoryview) -> list[Reader]:
+    def _hops(self, data: memoryview) -> list[Decoder]:
         """The next hops of a multipath route (``struct rtnexthop``), each with attributes of its own."""
         hops, place = [], 0
         while place + 8 <= len(data):
@@ -198,7 +174,7 @@ class Reader:
             if length < 8:
                 break
             fields = {"flags": flags, "hops": weight, "oif": out}
-            hops.append(Reader(self._layout, data[place : place + length], 8, fields))
+            hops.append(Decoder(self._layout, data[place : place + length], 8, fields))
             place += (length + 3) & ~3
         return hops
 
@@ -212,11 +188,11 @@ def _slave_data(reader: Any, layout: Any) -> Any:
 
 
 def _family_data(reader: Any, layout: Any) -> Any:
-    return layout.af_spec_bridge if reader.fields.get("family") == _AF_BRIDGE else None
+    return layout.af_spec_bridge if reader.fields.get("family") == AF_BRIDGE else None
 
 
 def _port_data(reader: Any, layout: Any) -> Any:
-    return layout.ifinfo.data_map["bridge_slave"] if reader.fields.get("family") == _AF_BRIDGE else None
+    return layout.ifinfo.data_map["bridge_slave"] if reader.fields.get("family") == AF_BRIDGE else None
 
 
 CHOICES: dict[str, Callable[[Any, Any], Any]] = {
