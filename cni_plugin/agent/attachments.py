@@ -1,7 +1,7 @@
 """What this host's containers are called and offer: read from files that attachments leave, told to DNS and registry.
 
-``ops/names.py`` writes one file for each attachment and asks the agent to look. The files are the truth: what has none
-is withdrawn, also after a restart of the agent.
+``ops/announcement.py`` writes one file for each attachment and asks the agent to look. The files are the truth:
+what has none is withdrawn, also after a restart of the agent.
 """
 
 from __future__ import annotations

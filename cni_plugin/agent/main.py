@@ -25,7 +25,7 @@ from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
-from cni_plugin.plan.facts import Look
+from cni_plugin.plan.facts import KernelFacts
 from discovery.balancer.allocate import Allocator
 from discovery.balancer.balancer import Balancer
 from discovery.catalog import Catalog
@@ -342,7 +342,7 @@ def _node(settings: Settings, folder: str) -> Node:
 def _own_address() -> str:
     """The first address of the default route's link, 127.0.0.1 where there is none."""
     with contextlib.closing(LinuxKernel()) as kernel:
-        look = Look(kernel.host, None)
+        look = KernelFacts(kernel.host, None)
         link = look.default_link(Side.HOST)
         addresses = look.addresses(Side.HOST, link) if link else ()
         usable = [one for one in addresses if not one.ip.is_link_local]

@@ -15,7 +15,7 @@ from cni_plugin.ops import Bridge, Gateways, Port, Promiscuous, Setting, VlanGat
 from cni_plugin.ops.links import half_created
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import interface
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
 from cni_plugin.wire.request import Request
 from weft import identity
@@ -175,7 +175,7 @@ def _quiet(link: str) -> tuple[Operation, ...]:
     )
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     addressed = bool(request.config.ipam.text("type"))
     default_gateway = keys.flag("isDefaultGateway")
     trunk, trunked = _trunk(keys)

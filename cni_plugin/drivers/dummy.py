@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cni_plugin.plan import interface
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, LinkTrial
 from cni_plugin.wire.request import Request
 from weft.section import Section
@@ -24,6 +24,6 @@ class Dummy:
         return interface.attach(link, interface.result_interface(context, link), context.result)
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     interface.require_ipam(request, "dummy")
     return Dummy(interface.read_mtu(keys))

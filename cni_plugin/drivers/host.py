@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver
 from cni_plugin.wire.request import Request
 from weft.section import Section
@@ -36,7 +36,7 @@ class HostNetwork:
         )
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     if request.config.ipam:
         keys.problems.add("ipam has no place in a network of driver host: its containers have the host's addresses")
     return HostNetwork()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cni_plugin.ops.devices import lent
 from cni_plugin.plan import interface
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, Parent
 from cni_plugin.wire.request import Request
 from weft import identity
@@ -70,7 +70,7 @@ class HostDevice:
         return found
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     override = request.config.runtime.text("deviceID")
     name, mac, path = interface.read_link(keys, "device") if keys.text("device") else "", "", keys.text("kernelpath")
     bus = override or keys.text("pciBusID")

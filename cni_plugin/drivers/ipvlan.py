@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cni_plugin.plan import interface
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
 from cni_plugin.wire.request import Request
 from weft.section import Section
@@ -58,7 +58,7 @@ class Ipvlan:
         )
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     before = request.config.previous
     addressed = bool(request.config.ipam.text("type"))
     inherits = not addressed and before is not None and bool(before.ips)

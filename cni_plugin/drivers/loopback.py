@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import ip_interface
 
 from cni_plugin.ops import Up
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver
 from cni_plugin.wire.request import Request
 from weft.errors import NamespaceProblem
@@ -50,5 +50,5 @@ def _result(context: Context) -> Result:
     )
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     return Loopback()

@@ -13,7 +13,7 @@ from ipaddress import ip_network
 from cni_plugin.ops import LinkAddress, LinkRoute, Setting
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import interface
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver
 from cni_plugin.wire.request import Request
 from weft import identity
@@ -99,7 +99,7 @@ def _container_routes(link: str, ip: ResultAddress) -> tuple[Operation, ...]:
     )
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     if not request.config.ipam.text("type"):
         keys.problems.add("ipam.type is missing, and ptp needs addresses")
     return PointToPoint(mtu=interface.read_mtu(keys))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cni_plugin.plan import interface
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, LinkTrial
 from cni_plugin.wire.request import Request
 from weft.errors import ConfigProblem
@@ -60,7 +60,7 @@ def _check_bridge(link: Link | None, name: str) -> None:
         )
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     options: list[tuple[str, int | str]] = [("tun_type", _TAP)]
     if keys.flag("multiQueue"):
         options.append(("tun_multi_queue", 1))

@@ -35,7 +35,7 @@ class ClientConnection:
             os.close(self.namespace)
             self.namespace = -1
 
-    def receive(self) -> frame.Sent:
+    def receive(self) -> frame.RequestFrame:
         """Read the request. Raises ClientGone, and FrameProblem for a malformed one."""
         self._check_credentials()
         head = self._receive_some(frame.HEAD.size, with_descriptor=True)

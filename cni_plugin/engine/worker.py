@@ -80,7 +80,7 @@ class Worker:
                 stderr.write(f"weft: request dropped: {error}\n")
         return True
 
-    def _reply(self, sent: frame.Sent, client: ClientConnection) -> bytes:
+    def _reply(self, sent: frame.RequestFrame, client: ClientConnection) -> bytes:
         messages: list[bytes] = []
         call = _Call(self._kernel, self._run, self._shared, client, time.monotonic() + frame.DEADLINE)
         stderr.redirect(messages.append)

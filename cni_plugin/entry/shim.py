@@ -52,7 +52,7 @@ def _call_engine(connection: socket, stdin: bytes, wanted: str) -> int:
     variables = {name: value for name, value in os.environ.items() if name.startswith("CNI_")}
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     plugin = os.path.basename(sys.argv[0]) or "weft"
-    sent = frame.Sent(__version__, root, frame.view(), plugin, variables, stdin)
+    sent = frame.RequestFrame(__version__, root, frame.view(), plugin, variables, stdin)
     reply = _exchange(connection, frame.request(sent))
     if reply is None:
         return _fail("the engine terminated before it replied; retry the call, which cleans up")

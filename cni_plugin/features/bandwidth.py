@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.queues import Ifb, Limited, Redirected
 from cni_plugin.plan.interface import DEFAULT_MTU, host_end
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, LinkTrial, Stage
 from cni_plugin.wire.request import Request
 from weft import identity
@@ -92,7 +92,7 @@ def _ifb(context: Context, mtu: int) -> Ifb:
     )
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     given = any(keys.integer(key, least=0, most=_LARGEST_RATE) for key in _KEYS)
     section = keys if given else request.config.runtime.section("bandwidth")
     return Bandwidth(_rate(section, "ingress"), _rate(section, "egress"))

@@ -14,11 +14,11 @@ import re
 from dataclasses import dataclass
 
 from cni_plugin.dataplane import packets
+from cni_plugin.ops.iptables import TableChain, TableRules, commented
 from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.policy import Isolated
-from cni_plugin.ops.tables import TableChain, TableRules, commented
 from cni_plugin.plan.interface import host_end, own_addresses
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.request import Request
 from weft import identity
@@ -104,7 +104,7 @@ class Firewall:
         return tuple(shared), tuple(operations)
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     backend = keys.text("backend", choices=("", "iptables", "nftables", "firewalld"))
     if backend == "firewalld":
         raise ConfigProblem(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from cni_plugin.dataplane import packets
 from cni_plugin.plan import modules
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Option, Stage, Value
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
@@ -93,7 +93,7 @@ def _anothers(context: Context, bridge: str) -> bool:
     return bool(there.alias) or there.mac != identity.mac(context.host, "bridge", bridge)
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     own = request.plugin == OWN_NAME
     internal = keys.flag("internal")
     usual = CLOSED if own or internal else OPEN

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cni_plugin.dataplane import packets
 from cni_plugin.ops.operation import Operation
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Option, Stage, Value
 from cni_plugin.wire.request import Request
 from weft import identity
@@ -55,7 +55,7 @@ class MasqueradeByTables:
     """The same by iptables."""
 
     def plan(self, context: Context) -> Plan:
-        from cni_plugin.ops.tables import TableChain, TableRules
+        from cni_plugin.ops.iptables import TableChain, TableRules
 
         mark = identity.attachment_mark(context.attachment)
         shared: list[Operation] = []
@@ -69,7 +69,7 @@ class MasqueradeByTables:
 
 
 def _lines(ip: ResultAddress, mark: str) -> Iterator[str]:
-    from cni_plugin.ops.tables import commented
+    from cni_plugin.ops.iptables import commented
 
     address = ip.address
     source = f"-s {address.ip}/{address.max_prefixlen}"
@@ -83,7 +83,7 @@ def _within(ip: ResultAddress) -> Element:
     return Element(_LOCAL[subnet.version], (subnet, subnet), mark=identity.mark("subnet", str(subnet)))
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     backend = keys.text("ipMasqBackend", choices=("iptables", "nftables"))
     if not keys.flag("ipMasq"):
         return None

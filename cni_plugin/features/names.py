@@ -20,7 +20,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
@@ -48,7 +48,7 @@ class Names:
     internal: bool = False
 
     def plan(self, context: Context) -> Plan:
-        from cni_plugin.ops.names import Announced  # only networks with names pay for it
+        from cni_plugin.ops.announcement import Announced  # only networks with names pay for it
 
         mark = identity.attachment_mark(context.attachment)
         gateways = _gateways(context)
@@ -89,7 +89,7 @@ def _gateways(context: Context) -> list[str]:
     return [str(one) for one in sorted(found, key=lambda one: (one.version, int(one)))] if hosts else []
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     if request.plugin == FEATURE.plugin:
         return Names(_called(request), domain=_domain(keys, "domainName"))
     if request.plugin == OWN_NAME and not _asked(request, keys):

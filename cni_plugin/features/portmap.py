@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.dataplane import packets
 from cni_plugin.ops.operation import Operation
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.request import Request
 from weft import identity
@@ -80,7 +80,7 @@ class PortMap:
     def plan(self, context: Context) -> Plan:
         if not self.mappings:
             return Plan(result=context.result)
-        from cni_plugin.ops.ports import EndedFlows, FreshFlows, PortsFree
+        from cni_plugin.ops.ports import ConntrackFlush, ConntrackFlushOnUndo, PortsFree
 
         targets = _targets(context)
         mark = identity.attachment_mark(context.attachment)
@@ -98,11 +98,11 @@ class PortMap:
             shared=chains,
             operations=(
                 PortsFree(ports),
-                *((EndedFlows(datagrams),) if datagrams else ()),
+                *((ConntrackFlushOnUndo(datagrams),) if datagrams else ()),
                 *lines,
             ),
             elements=tuple(dict.fromkeys(elements)),
-            after=(FreshFlows(datagrams),) if datagrams else (),
+            after=(ConntrackFlush(datagrams),) if datagrams else (),
             result=context.result,
         )
 
@@ -110,7 +110,7 @@ class PortMap:
         self, ports: tuple[PublishedPort, ...], mark: str
     ) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
         """The chains and the rules of the backend iptables; what is the connection's source is in weft's sets."""
-        from cni_plugin.ops.tables import TableChain, TableRules
+        from cni_plugin.ops.iptables import TableChain, TableRules
 
         conditions = dict(self.conditions)
         jumps = (("PREROUTING", _JUMP), ("OUTPUT", _JUMP))
@@ -203,7 +203,7 @@ def _loopback(port: PublishedPort, mark: str) -> Element:
 
 def _line(port: PublishedPort, conditions: dict[str, str], mark: str) -> str:
     """The port's rule for iptables, in the order in which iptables-save writes."""
-    from cni_plugin.ops.tables import commented
+    from cni_plugin.ops.iptables import commented
 
     conditions = dict(conditions)
     if port.host is not None:
@@ -219,7 +219,7 @@ def _line(port: PublishedPort, conditions: dict[str, str], mark: str) -> str:
     return " ".join((*words, f"-j DNAT --to-destination {target}:{port.target_port}"))
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     backend = keys.text("backend", choices=("", "iptables", "nftables"))
     bit = keys.integer("markMasqBit", least=0, most=31)
     conditions = tuple((version, found) for version in _NAMES if (found := _conditions(keys, version)))

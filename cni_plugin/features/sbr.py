@@ -16,7 +16,7 @@ from cni_plugin.ops import LinkRoute
 from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.policy import RoutedFrom, RouteMoved
 from cni_plugin.plan.interface import own_addresses, planned_routes
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.request import Request
 from weft.identity import ROUTE_PROTOCOL
@@ -98,7 +98,7 @@ def _free_tables(context: Context) -> Iterator[int]:
     return (table for table in range(_FIRST_TABLE, _LARGEST_TABLE) if table not in used)
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     gateways = tuple(found for text in keys.texts("gateways") if (found := keys.parse_address("gateways", text)))
     if len({one.version for one in gateways}) != len(gateways):
         keys.problem("gateways", "must hold at most one of IPv4 and one of IPv6")

@@ -15,7 +15,7 @@ from ipaddress import IPv6Address
 
 from cni_plugin.dataplane import frames, packets
 from cni_plugin.plan import modules
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Option, Stage, Value
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
@@ -103,7 +103,7 @@ def link_local(mac: str) -> IPv6Address:
     return IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:])
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     own = request.plugin == OWN_NAME
     addressed = bool(request.config.ipam.text("type"))
     mac = keys.flag("macspoofchk", own)

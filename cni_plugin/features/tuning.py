@@ -16,7 +16,7 @@ from cni_plugin.ops import Setting
 from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.tuning import LinkSetting
 from cni_plugin.plan.interface import LARGEST_MTU, read_mac, read_mtu
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.request import Request
 from weft.errors import ConfigProblem
@@ -95,7 +95,7 @@ def _told(result: Result, interface: str, attributes: dict[str, Value]) -> Resul
     return replace(result, interfaces=tuple(found))
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     given = request.config.args_cni
     attributes: dict[str, Value] = {}
     mac = _mac(keys) or ""

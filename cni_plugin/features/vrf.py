@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cni_plugin.ops.policy import InVrf, Vrf
 from cni_plugin.plan.interface import own_addresses, planned_routes, read_link
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, LinkTrial, Stage
 from cni_plugin.wire.request import Request
 from weft import identity
@@ -63,7 +63,7 @@ class VirtualRouting:
         return self.table or next(table for table in range(1, len(used) + 2) if table not in used), mark
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     name = read_link(keys, "vrfname")
     if keys.raw("vrfname") in (None, ""):
         keys.problems.add(f"{keys.at('vrfname')} is missing: the name of the VRF")

@@ -11,7 +11,7 @@ from cni_plugin.networks import pools
 from cni_plugin.networks.conflists import OWN_KEY, Json, NetworkList
 from cni_plugin.networks.pools import Use
 from cni_plugin.plan import modules
-from cni_plugin.plan.facts import Look
+from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.traits import Driver, Option, Parent, Value
 from cni_plugin.wire.plugins import OWN_NAME
 from weft import identity
@@ -130,7 +130,7 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
     own_link = str(settings.get(driver.parent_key, ""))
     if driver.parent is Parent.SHARED:
         # On a shared parent, containers get addresses of the host's own subnet there.
-        own_link = (own_link or Look(host, None).default_link(Side.HOST)) if requested.subnets else ""
+        own_link = (own_link or KernelFacts(host, None).default_link(Side.HOST)) if requested.subnets else ""
     uses = pools.of_networks(networks) + pools.of_host(host)
     subnets = _subnets(requested, [use for use in uses if not use.link or use.link != own_link])
     capabilities = [*(["portMappings"] if driver.routed else []), "ips", "mac"]

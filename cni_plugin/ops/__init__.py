@@ -12,30 +12,33 @@ from typing import TYPE_CHECKING
 from cni_plugin.ops.addresses import Detection, Gateways, LinkAddress, LinkRoute, Setting
 from cni_plugin.ops.leases import ForeignLease, PoolLease
 from cni_plugin.ops.links import Bridge, Port, Promiscuous, Up, Veth
-from cni_plugin.ops.rules import BaseRules, Elements
+from cni_plugin.ops.nftables import BaseRules, Elements
 
 if TYPE_CHECKING:
+    from cni_plugin.ops.announcement import Announced
     from cni_plugin.ops.devices import ContainerLink, LentLink
     from cni_plugin.ops.dhcp import DhcpLease
-    from cni_plugin.ops.names import Announced
+    from cni_plugin.ops.iptables import TableChain, TableRules
     from cni_plugin.ops.policy import InVrf, Isolated, RoutedFrom, RouteMoved, Vrf
-    from cni_plugin.ops.ports import EndedFlows, FreshFlows, PortsFree, PublishedPort
+    from cni_plugin.ops.ports import ConntrackFlush, ConntrackFlushOnUndo, PortsFree, PublishedPort
     from cni_plugin.ops.queues import Ifb, Limited, Redirected
-    from cni_plugin.ops.tables import TableChain, TableRules
     from cni_plugin.ops.tuning import LinkSetting
     from cni_plugin.ops.vlans import VlanGateway, Vlans
 
 _RARE = {
     **dict.fromkeys(("ContainerLink", "LentLink"), "devices"),
     "DhcpLease": "dhcp",
-    "Announced": "names",
+    "Announced": "announcement",
     **dict.fromkeys(("InVrf", "Isolated", "RouteMoved", "RoutedFrom", "Vrf"), "policy"),
-    **dict.fromkeys(("EndedFlows", "FreshFlows", "PortsFree", "PublishedPort"), "ports"),
+    **dict.fromkeys(("ConntrackFlushOnUndo", "ConntrackFlush", "PortsFree", "PublishedPort"), "ports"),
     **dict.fromkeys(("Ifb", "Limited", "Redirected"), "queues"),
-    **dict.fromkeys(("TableChain", "TableRules"), "tables"),
+    **dict.fromkeys(("TableChain", "TableRules"), "iptables"),
     "LinkSetting": "tuning",
     **dict.fromkeys(("VlanGateway", "Vlans"), "vlans"),
 }
+
+_RENAMED = {"EndedFlows": "ConntrackFlushOnUndo", "FreshFlows": "ConntrackFlush"}
+"""Former names of operations, which records of earlier releases have."""
 
 COMMON: tuple[type, ...] = (
     BaseRules,
@@ -57,7 +60,8 @@ COMMON: tuple[type, ...] = (
 
 
 def rare(name: str) -> type:
-    """One of the others by its name; raises KeyError for a name that is none."""
+    """One of the others by its name or a former one; raises KeyError for a name that is none."""
+    name = _RENAMED.get(name, name)
     found: type = getattr(import_module(f"cni_plugin.ops.{_RARE[name]}"), name)
     return found
 
@@ -73,13 +77,13 @@ __all__ = [
     "Announced",
     "BaseRules",
     "Bridge",
+    "ConntrackFlush",
+    "ConntrackFlushOnUndo",
     "ContainerLink",
     "Detection",
     "DhcpLease",
     "Elements",
-    "EndedFlows",
     "ForeignLease",
-    "FreshFlows",
     "Gateways",
     "Ifb",
     "InVrf",

@@ -55,7 +55,7 @@ class PortsFree(Operation):
 
 
 @dataclass(frozen=True, slots=True)
-class FreshFlows(Operation):
+class ConntrackFlush(Operation):
     """Datagrams to a port that has just been published go to the container, even from clients that sent before.
 
     Comes after the rules: a client that keeps sending would at once be tracked as before.
@@ -86,7 +86,7 @@ class FreshFlows(Operation):
 
 
 @dataclass(frozen=True, slots=True)
-class EndedFlows(Operation):
+class ConntrackFlushOnUndo(Operation):
     """Once the port is no longer published, datagrams of clients that keep sending do not go to the container.
 
     Only undo does anything; it comes before the rules, and so is undone after them.

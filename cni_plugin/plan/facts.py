@@ -17,7 +17,7 @@ _MAIN_TABLE = 254
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class KernelFacts:
     """The facts, each read from the kernel whenever it is asked for."""
 
     host: Namespace

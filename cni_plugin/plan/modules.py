@@ -15,7 +15,7 @@ from cni_plugin.plan.traits import Driver, Feature
 from cni_plugin.wire.plugins import IPAM, OWN_NAME
 
 if TYPE_CHECKING:  # what a refused call does not import
-    from cni_plugin.plan.plan import Part
+    from cni_plugin.plan.plan import PlanPart
     from cni_plugin.wire.request import Request
     from weft.section import Section
 
@@ -25,7 +25,7 @@ class DriverModule(Protocol):
 
     DRIVER: Driver
 
-    def read(self, request: Request, keys: Section) -> Part | None: ...
+    def read(self, request: Request, keys: Section) -> PlanPart | None: ...
 
 
 class FeatureModule(Protocol):
@@ -33,7 +33,7 @@ class FeatureModule(Protocol):
 
     FEATURE: Feature
 
-    def read(self, request: Request, keys: Section) -> Part | None: ...
+    def read(self, request: Request, keys: Section) -> PlanPart | None: ...
 
 
 @cache

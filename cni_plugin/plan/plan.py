@@ -94,17 +94,17 @@ class Context:
     pending: bool = False
 
 
-class Part(Protocol):
+class PlanPart(Protocol):
     """A driver's or feature's settings, read and validated: they turn a context into a part of the plan."""
 
     def plan(self, context: Context) -> Plan: ...
 
 
-Reader = Callable[[Request], "Part | None"]
+Reader = Callable[[Request], "PlanPart | None"]
 """Reads a part's settings; None where the configuration does not ask for it. Problems are noted, not raised."""
 
 
-def compose(context: Context, parts: Sequence[Part]) -> Plan:
+def compose(context: Context, parts: Sequence[PlanPart]) -> Plan:
     """One plan from a driver and its features, in their order; each sees the result of those before."""
     whole = Plan(result=context.result)
     for part in parts:

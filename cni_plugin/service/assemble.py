@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from cni_plugin.ops import ForeignLease, PoolLease
 from cni_plugin.ops.operation import Lease
 from cni_plugin.plan import modules
-from cni_plugin.plan.plan import Part
+from cni_plugin.plan.plan import PlanPart
 from cni_plugin.wire.plugins import IPAM, OWN_NAME
 from cni_plugin.wire.request import Request
 from ipam import host_local, static
@@ -30,8 +30,8 @@ class Assembly:
     """
 
     driver: str = ""
-    parts: tuple[Part, ...] = ()
-    link_parts: tuple[Part, ...] = ()
+    parts: tuple[PlanPart, ...] = ()
+    link_parts: tuple[PlanPart, ...] = ()
     lease: Lease | None = None
     answer: Result = field(default_factory=Result)
     on_host: bool = False
@@ -86,7 +86,7 @@ def _ordered(features: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted(features, key=lambda name: (modules.feature(name).FEATURE.stage, name)))
 
 
-def _feature(name: str, request: Request) -> Part | None:
+def _feature(name: str, request: Request) -> PlanPart | None:
     """The feature's settings, from its section or, under a reference plugin's name, from the top level."""
     module, keys = modules.feature(name), request.config.keys
     if request.plugin == OWN_NAME and module.FEATURE.section:
@@ -99,7 +99,7 @@ def owner(request: Request) -> Owner:
     return Owner(request.container, request.interface)
 
 
-def _addressed(driver: str, parts: tuple[Part, ...], request: Request, ipam: str) -> Assembly:
+def _addressed(driver: str, parts: tuple[PlanPart, ...], request: Request, ipam: str) -> Assembly:
     """The assembly with its source of addresses, if it has one."""
     config = request.config
     if not ipam:

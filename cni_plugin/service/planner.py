@@ -8,7 +8,7 @@ from dataclasses import replace
 from cni_plugin.ops import BaseRules, Elements, PoolLease
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.cached import snapshot
-from cni_plugin.plan.facts import Look
+from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.plan import Context, Facts, Plan, compose
 from cni_plugin.service import assemble
 from cni_plugin.service.records import Phase, Record
@@ -43,7 +43,7 @@ class Planner:
 
     def facts(self, container: Namespace, host: Namespace | None = None) -> Facts:
         """What a plan may read of host and container; ``host`` may be a cached one (``plan.cached``)."""
-        return Look(host or self._kernel.host, container)
+        return KernelFacts(host or self._kernel.host, container)
 
     def plan_link(
         self, record: Record, request: Request, assembly: assemble.Assembly, container: Namespace

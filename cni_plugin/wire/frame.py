@@ -34,7 +34,7 @@ class FrameProblem(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class RequestFrame:
     """A request as it came. ``view`` tells mount namespaces and roots apart."""
 
     version: str
@@ -51,7 +51,7 @@ def view() -> str:
     return f"{mounts.st_ino}:{root.st_dev}:{root.st_ino}"
 
 
-def request(sent: Sent) -> bytes:
+def request(sent: RequestFrame) -> bytes:
     """The whole request, to be sent."""
     texts = [sent.version, sent.root, sent.view, sent.plugin]
     texts += [f"{name}={value}" for name, value in sent.environment.items()]
@@ -67,7 +67,7 @@ def length(head: bytes) -> int:
     return int(found)
 
 
-def parse(body: bytes) -> Sent:
+def parse(body: bytes) -> RequestFrame:
     """The request of a body; raises FrameProblem."""
     texts: list[str] = []
     place = 0
@@ -82,7 +82,7 @@ def parse(body: bytes) -> Sent:
     pairs = (text.partition("=") for text in texts[4:])
     environment = {name: value for name, equals, value in pairs if equals and name.startswith("CNI_")}
     version, root, seen, plugin = texts[:4]
-    return Sent(version, root, seen, plugin, environment, body[place + 1 :])
+    return RequestFrame(version, root, seen, plugin, environment, body[place + 1 :])
 
 
 def reply(status: int, output: bytes, errors: bytes = b"") -> bytes:

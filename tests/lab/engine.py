@@ -142,7 +142,7 @@ def call(plugin: str, variables: Mapping[str, str], stdin: bytes, watch: Watch |
         ready()
     else:
         _fork(watch, files=files)
-    reply = _exchange(frame.Sent(__version__, code.ROOT, frame.view(), plugin, dict(variables), stdin))
+    reply = _exchange(frame.RequestFrame(__version__, code.ROOT, frame.view(), plugin, dict(variables), stdin))
     if watch is not None and reply is not None and _standing is not None:
         for name, value in pickle.loads(os.pread(_standing.report, 1 << 24, 0)).items():
             setattr(watch, name, value)
@@ -221,7 +221,7 @@ def _tell(watch: Watch, report: int, *, files: bool) -> None:
         sys.addaudithook(lambda event, given: noted(watch, event, given) if thread == threading.get_ident() else None)
 
 
-def _exchange(sent: frame.Sent) -> Reply | None:
+def _exchange(sent: frame.RequestFrame) -> Reply | None:
     """Send a request as the client does; None where the engine ended before it answered."""
     assert _standing is not None
     descriptors = array.array("i")

@@ -146,7 +146,7 @@ def test_is_private(engine: Engine) -> None:
         "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
         "s.sendall(bytes.fromhex(sys.argv[2])); sys.exit(len(s.recv(1)))"
     )
-    sent = frame.request(frame.Sent("0", str(ROOT), frame.view(), "bridge", {}, b""))
+    sent = frame.request(frame.RequestFrame("0", str(ROOT), frame.view(), "bridge", {}, b""))
     python = str(ROOT / ".venv/bin/python")
     assert run(python, "-Ic", script, str(engine.socket), sent.hex(), check=False).code in (0, 1)
     assert "permission denied" in engine.close()
@@ -362,7 +362,7 @@ def test_other_code_makes_it_yield(host: Host, engine: Engine) -> None:
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(10)
     client.connect(str(engine.socket))
-    sent = frame.Sent("99.0.0", str(ROOT), frame.view(), "bridge", {"CNI_COMMAND": "ADD"}, b"{}")
+    sent = frame.RequestFrame("99.0.0", str(ROOT), frame.view(), "bridge", {"CNI_COMMAND": "ADD"}, b"{}")
     client.sendall(frame.request(sent))
     reply = client.recv(100)
     assert frame.REPLY.unpack(reply)[2] == 1

@@ -141,16 +141,16 @@ DEFERRED: dict[str, dict[str, str]] = {
     },
     # only the backend iptables
     "cni_plugin.features.masquerade": {
-        "cni_plugin.ops.tables": "1.5 ms",
+        "cni_plugin.ops.iptables": "1.5 ms",
     },
     # only attachments with names
     "cni_plugin.features.names": {
-        "cni_plugin.ops.names": "3.0 ms",
+        "cni_plugin.ops.announcement": "3.0 ms",
     },
     # only UDP, and the backend iptables
     "cni_plugin.features.portmap": {
         "cni_plugin.ops.ports": "3.5 ms",
-        "cni_plugin.ops.tables": "1.8 ms",
+        "cni_plugin.ops.iptables": "1.8 ms",
     },
     # only where subnets are sought
     "cni_plugin.networks.pools": {
@@ -161,7 +161,7 @@ DEFERRED: dict[str, dict[str, str]] = {
         "weft.kernel.linux.packet_socket": "4.7 ms",
     },
     # only while names are announced
-    "cni_plugin.ops.names": {
+    "cni_plugin.ops.announcement": {
         "socket": "3.8 ms",
     },
     # only attachments with DHCP

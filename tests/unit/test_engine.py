@@ -24,7 +24,7 @@ NAMES = st.from_regex(r"CNI_[A-Z_]{1,10}", fullmatch=True)
 
 @given(
     st.builds(
-        frame.Sent,
+        frame.RequestFrame,
         version=TEXT.filter(bool),
         root=TEXT,
         view=TEXT,
@@ -33,7 +33,7 @@ NAMES = st.from_regex(r"CNI_[A-Z_]{1,10}", fullmatch=True)
         stdin=st.binary(max_size=200),
     )
 )
-def test_a_request_comes_out_as_it_went_in(sent: frame.Sent) -> None:
+def test_a_request_comes_out_as_it_went_in(sent: frame.RequestFrame) -> None:
     data = frame.request(sent)
     head, body = data[: frame.HEAD.size], data[frame.HEAD.size :]
     assert frame.length(head) == len(body)
@@ -63,7 +63,7 @@ def test_other_heads_are_refused(head: bytes) -> None:
 
 
 def test_only_variables_of_cni_get_through() -> None:
-    sent = frame.Sent("1", "/r", "v", "bridge", {"CNI_COMMAND": "ADD", "LD_PRELOAD": "x", "PATH": "/"}, b"{}")
+    sent = frame.RequestFrame("1", "/r", "v", "bridge", {"CNI_COMMAND": "ADD", "LD_PRELOAD": "x", "PATH": "/"}, b"{}")
     assert frame.parse(frame.request(sent)[frame.HEAD.size :]).environment == {"CNI_COMMAND": "ADD"}
 
 

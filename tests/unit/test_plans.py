@@ -10,7 +10,7 @@ import pytest
 
 from cni_plugin.ops import Bridge, Gateways, LinkAddress, LinkRoute, Port, Promiscuous, Setting, Up, Veth
 from cni_plugin.ops.operation import Operation
-from cni_plugin.plan.facts import Look
+from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.plan import Context, Plan
 from cni_plugin.service import assemble
 from cni_plugin.service.planner import attachment_of
@@ -38,7 +38,7 @@ def planned(plugin: str, *addresses: Conf, kernel: FakeKernel | None = None, par
     assembly = assemble.read(request)
     request.config.keys.problems.raise_any()
     result = request.config.previous if not assembly.driver and request.config.previous else assembly.answer
-    look = Look(kernel.host, container)
+    look = KernelFacts(kernel.host, container)
     context = Context(attachment_of(request), container.id, "host", request.config, result, look)
     plan = assembly.parts[0].plan(context)
     for each in assembly.parts[1 : part + 1]:
@@ -209,7 +209,7 @@ def test_loopback_remembers_whether_it_was_up(up: bool) -> None:
     if up:
         space.change_link("lo", up=True)
     request = Weft().request("ADD", conf("loopback", "red", {}), "/c1")
-    look = Look(kernel.host, space)
+    look = KernelFacts(kernel.host, space)
     context = Context(attachment_of(request), space.id, "host", request.config, Result(), look)
     plan = assemble.read(request).parts[0].plan(context)
     assert plan.operations == (Up(INSIDE, "lo", was=up),)
@@ -221,7 +221,8 @@ def test_loopback_of_what_is_no_container() -> None:
     space = kernel.add("/c1")
     space.add_address("lo", ip_interface("192.0.2.7/32"))
     request = Weft().request("ADD", conf("loopback", "red", {}), "/c1")
-    context = Context(attachment_of(request), space.id, "host", request.config, Result(), Look(kernel.host, space))
+    facts = KernelFacts(kernel.host, space)
+    context = Context(attachment_of(request), space.id, "host", request.config, Result(), facts)
     with pytest.raises(NamespaceProblem, match=r"192\.0\.2\.7"):
         assemble.read(request).parts[0].plan(context)
 

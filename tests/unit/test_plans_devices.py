@@ -10,7 +10,7 @@ import pytest
 
 from cni_plugin.ops import ContainerLink, LentLink, LinkAddress, LinkRoute, Setting, Up
 from cni_plugin.ops.operation import Operation
-from cni_plugin.plan.facts import Look
+from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.plan import Device
 from lab.calls import Afterwards, Steps, Weft
 from weft import identity
@@ -173,11 +173,11 @@ def test_a_lent_link(lab: Lab) -> None:
 def test_hardware_by_its_place(lab: Lab, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], place: str) -> None:
     asked = []
 
-    def device(self: Look, path: str) -> Device:
+    def device(self: KernelFacts, path: str) -> Device:
         asked.append(path)
         return Device("e1000", ("gone0", "up1"))
 
-    monkeypatch.setattr(Look, "device", device)
+    monkeypatch.setattr(KernelFacts, "device", device)
     record = lab.weft.preview(conf("host-device", **keys), BOX)
     assert set(asked) == {place}
     assert isinstance(record.operations[0], LentLink) and record.operations[0].name == "up1"
@@ -186,7 +186,7 @@ def test_hardware_by_its_place(lab: Lab, monkeypatch: pytest.MonkeyPatch, keys: 
 
 @pytest.mark.parametrize("driver", ["vfio-pci", "uio_pci_generic", "igb_uio"])
 def test_hardware_for_user_space_is_not_moved(lab: Lab, monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
-    monkeypatch.setattr(Look, "device", lambda self, place: Device(driver))
+    monkeypatch.setattr(KernelFacts, "device", lambda self, place: Device(driver))
     given = conf("host-device", pciBusID="0000:00:1f.6")
     answer = lab.weft.add(given, BOX)
     assert "interfaces" not in answer and [ip["address"] for ip in answer["ips"]] == ["10.1.0.5/24", "fd00::5/64"]
@@ -196,7 +196,7 @@ def test_hardware_for_user_space_is_not_moved(lab: Lab, monkeypatch: pytest.Monk
 
 def test_a_device_is_found_in_sysfs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lab: Lab) -> None:
     """Of a PCI card by its bus address, of a virtio card one level down; nothing outside /sys/devices."""
-    look = Look(lab.kernel.host, None)
+    look = KernelFacts(lab.kernel.host, None)
     assert look.device("/etc") is None
     assert look.device("/sys/devices/../../etc") is None
     assert look.device("no-such-device") is None

@@ -9,7 +9,7 @@ import pytest
 
 from cni_plugin.dataplane import frames, packets
 from cni_plugin.features.spoofing import link_local
-from cni_plugin.plan.facts import Look
+from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.plan import Context, Plan, compose
 from cni_plugin.service import assemble
 from cni_plugin.service.planner import attachment_of, own_operations, shared_operations
@@ -36,7 +36,7 @@ def planned(plugin: str, *addresses: dict[str, str], kernel: FakeKernel | None =
     )
     assembly = assemble.read(request)
     request.config.keys.problems.raise_any()
-    look = Look(kernel.host, container)
+    look = KernelFacts(kernel.host, container)
     context = Context(attachment_of(request), container.id, "host", request.config, assembly.answer, look)
     return compose(context, assembly.parts)
 

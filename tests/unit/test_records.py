@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cni_plugin.ops.ports import ConntrackFlush, ConntrackFlushOnUndo, PublishedPort
 from cni_plugin.service.records import NetworkRecord, Phase, Record, Records
 from lab.calls import Weft
 from lab.cases import CASES, Case, Conf
@@ -63,6 +64,19 @@ def test_every_operation_survives(case: Case, records: Records, tmp_path: Path) 
     records.write_network(network)
     assert records.read_network(case.conf["name"]) == network
     assert list(records.networks()) == [network]
+
+
+def test_operations_of_earlier_releases_are_read_by_their_former_names(records: Records) -> None:
+    port = PublishedPort("udp", 8053, ip_address("10.0.0.2"), 53, ip_address("192.0.2.1"))
+    record = replace(RECORD, operations=(ConntrackFlushOnUndo((port,)), ConntrackFlush((port,))))
+    records.write(record)
+    path = Path(records.path(ATTACHMENT))
+    body = path.read_bytes().partition(b"\n")[2]
+    former = body.replace(b'"ConntrackFlushOnUndo"', b'"EndedFlows"').replace(b'"ConntrackFlush"', b'"FreshFlows"')
+    assert former.count(b"Flows") == 2 and b"Conntrack" not in former
+    path.write_bytes(_checked(former))
+    assert records.read(ATTACHMENT) == record
+    assert records.read(ATTACHMENT) is not record
 
 
 def test_removal_is_idempotent(records: Records) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from cni_plugin.entry import shim
 from cni_plugin.wire import frame
 
-REQUEST = frame.request(frame.Sent("0.1.0", "/", "1:1:1", "bridge", {"CNI_COMMAND": "DEL"}, b"{}"))
+REQUEST = frame.request(frame.RequestFrame("0.1.0", "/", "1:1:1", "bridge", {"CNI_COMMAND": "DEL"}, b"{}"))
 
 
 class Engine(socket.socket):

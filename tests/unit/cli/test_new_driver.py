@@ -33,7 +33,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cni_plugin.plan import interface
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, PlanPart, Plan
 from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
 from cni_plugin.wire.request import Request
 from weft.section import Section
@@ -61,7 +61,7 @@ class Macvtap:
         return interface.attach(link, interface.result_interface(context, link), context.result)
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     return Macvtap(interface.read_link(keys, "master"), keys.text("mode", choices=("", "bridge", "vepa")) or "bridge")
 '''
 FEATURE = '''"""``listening``: the container's link takes every frame. Keys: none."""
@@ -71,7 +71,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cni_plugin.ops.tuning import LinkSetting
-from cni_plugin.plan.plan import Context, Part, Plan
+from cni_plugin.plan.plan import Context, PlanPart, Plan
 from cni_plugin.plan.traits import Feature, LinkTrial, Stage
 from cni_plugin.wire.request import Request
 from weft.section import Section
@@ -86,7 +86,7 @@ class Listening:
         return Plan(operations=(there,), result=context.result)
 
 
-def read(request: Request, keys: Section) -> Part | None:
+def read(request: Request, keys: Section) -> PlanPart | None:
     return Listening()
 '''
 CASE = Case("macvtap", conf("weft", "vms", {"driver": "macvtap", "ipam": pool("192.0.2.0/25")}), wired=True)
