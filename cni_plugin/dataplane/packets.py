@@ -49,7 +49,7 @@ _MASQUERADING = (
         "masquerade_exempt{v}",
         "{address} . {address}",
         "container or subnet, and the subnet it reaches without masquerading",
-        "ipMasq: an element for each network, so that networks with one subnet do not share it",
+        "ipMasq, for each subnet",
         "local{v}",
         _INTERVAL,
     ),

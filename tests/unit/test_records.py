@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from cni_plugin.dataplane.tables import TABLES
+from cni_plugin.ops import Elements
 from cni_plugin.ops.ports import ConntrackFlush, ConntrackFlushOnUndo, PublishedPort
+from cni_plugin.service import records as records_module
 from cni_plugin.service.records import NetworkRecord, Phase, Record, Records
 from lab.calls import Weft
 from lab.cases import CASES, Case, Conf
 from weft.errors import StateDamaged
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
-from weft.kernel.interface import KernelRoute, VethPeer
+from weft.kernel.interface import Element, KernelRoute, VethPeer
 from weft.types import Attachment, NamespaceId, Route
 
 ATTACHMENT = Attachment("red", "c1", "eth0", "bridge")
@@ -77,6 +80,20 @@ def test_operations_of_earlier_releases_are_read_by_their_former_names(records: 
     path.write_bytes(_checked(former))
     assert records.read(ATTACHMENT) == record
     assert records.read(ATTACHMENT) is not record
+
+
+@pytest.mark.parametrize("case", CASES[:1], ids=lambda case: case.name)
+def test_a_record_of_an_earlier_release_has_the_present_names_of_sets(
+    case: Case, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record names the sets of elements; those that have been renamed are read by their present names."""
+    elements = tuple(Element(name, ("cni0",), (), "weft:00112233445566aa") for name in TABLES.shapes)
+    former = {name: old for old, name in TABLES.renamed.items()}
+    written = Elements(tuple(replace(one, collection=former.get(one.collection, one.collection)) for one in elements))
+    network = NetworkRecord(case.conf["name"], "boot", (written,))
+    records.write_network(network)
+    monkeypatch.setattr(records_module, "_cache", {})
+    assert records.read_network(network.network) == replace(network, shared=(Elements(elements),))
 
 
 def test_removal_is_idempotent(records: Records) -> None:

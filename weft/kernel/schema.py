@@ -30,7 +30,7 @@ _TYPES = {
     "ip6 daddr": "ipv6_addr",
     "meta l4proto": "inet_proto",
     "meta priority": "classid",
-    "numgen random mod 2": "bits32",
+    "numgen random mod 2": "integer",
     "th dport": "inet_service",
 }
 _BITS = re.compile(r"@[a-z]+,[0-9]+,([0-9]+)")
@@ -40,7 +40,8 @@ _BITS = re.compile(r"@[a-z]+,[0-9]+,([0-9]+)")
 class Shape:
     """What a set or map holds: the types of its key's parts, and of its data's (none: it is a set).
 
-    ``bits64`` is a type of weft's own: a number of 64 bits. ``table`` is the family and the name of its table.
+    ``bits64`` is a number of 64 bits as packets have it, ``integer`` one of 32 bits as the CPU has it (nftables gives
+    both no name). ``table`` is the family and the name of its table.
     """
 
     name: str
@@ -55,11 +56,13 @@ class Shape:
 
     @property
     def padded(self) -> Shape:
-        """With numbers of whole words: the kernel keeps the length of a key, not that of each part."""
+        """With numbers of whole words: the kernel keeps a key's length, not that of each part nor the byte order."""
         return Shape(self.name, tuple(map(_padded, self.key)), tuple(map(_padded, self.data)), self.flags, self.table)
 
 
 def _padded(name: str) -> str:
+    if name == "integer":
+        return "bits32"
     return f"bits{(int(name[4:]) + 31) & ~31}" if name.startswith("bits") else name
 
 
@@ -98,6 +101,15 @@ class Set:
     @property
     def declared(self) -> str:
         return f"{'typeof' if self.typeof else 'type'} {self.type}"
+
+    @property
+    def replaced(self) -> bool:
+        """Whether each installation declares it anew, and adds the elements it had, if it has none by definition.
+
+        nftables 1.0.6 uses no set that was declared before by ``typeof`` with a transport header: "conflicting
+        protocols specified: ip vs. th".
+        """
+        return self.elements is not None or (self.typeof and "th dport" in self.declared)
 
     def lines(self, comments: bool) -> Iterable[str]:
         """The declaration, line by line."""

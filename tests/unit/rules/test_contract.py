@@ -94,11 +94,11 @@ def ports(count: int, mark: str = MINE) -> tuple[Element, ...]:
     return tuple(replace(PORT, key=("tcp", 20000 + number), mark=mark) for number in range(count))
 
 
-def with_set(tables: Tables, name: str, **changes: object) -> Tables:
+def with_set(tables: Tables, which: str, **changes: object) -> Tables:
     """The tables with one set changed."""
 
     def changed(one: Set) -> Set:
-        return replace(one, **changes) if one.name == name else one  # type: ignore[arg-type]
+        return replace(one, **changes) if one.name == which else one  # type: ignore[arg-type]
 
     return Tables(tuple(replace(table, sets=tuple(map(changed, table.sets))) for table in tables.tables))
 
@@ -144,6 +144,25 @@ def test_another_base_replaces_the_first(rules: Ruleset) -> None:
     assert rules.lacks(TABLES) is not None
     assert rules.elements("ports4") == (PORT,)
     assert rules.elements("masquerade4") == ()  # of another type: its elements mean nothing now
+
+
+def test_elements_of_a_former_name_are_taken_over(rules: Ruleset) -> None:
+    older = with_rule(TABLES, "@hairpin_self4", "@self4")
+    older = with_set(older, "hairpin_self4", name="self4", formerly=())
+    former = Element("self4", (CONTAINER, CONTAINER), (), OTHERS)
+    rules.install(older)
+    rules.add([former, PORT])
+    rules.install(TABLES)
+    assert rules.lacks(TABLES) is None
+    assert rules.elements("hairpin_self4") == (replace(former, collection="hairpin_self4"),)
+    assert rules.elements("ports4") == (PORT,)
+    assert "self4" not in rules.collections()
+
+
+def test_no_former_name_means_two_sets() -> None:
+    former = [old for table in TABLES.tables for one in table.sets for old in one.formerly]
+    assert len(former) == len(set(former)) == len(TABLES.renamed)
+    assert not set(former) & TABLES.shapes.keys()
 
 
 def test_removing_twice_is_fine(rules: Ruleset) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.rules.test_contract import HOSTILE, MINE, ONE_OF_EACH, PORT
 
+from cni_plugin.cli.ruleset import document
 from cni_plugin.dataplane import frames, packets
 from cni_plugin.dataplane.tables import TABLES
+from discovery.balancer.rules import tables as balancer_tables
 from weft.errors import KernelLacks, KernelRefused, Missing
 from weft.identity import attachment_mark
 from weft.kernel.fake.rules import FakeRuleset
@@ -232,3 +235,18 @@ def test_the_fake_fails_when_told_and_shows_what_it_holds() -> None:
     fake.add([PORT])
     assert fake.dump()["ports4"] == {"tcp . 8080": f"10.1.0.5 . 80 {MINE}"}
     assert fake.dump()["masquerade4"] == {"10.1.0.5": MINE}
+
+
+def test_the_documentation_is_what_is_installed() -> None:
+    written = Path(__file__).resolve().parents[3] / "docs/ruleset.md"
+    assert written.read_text() == document(), "run python -m cni_plugin.cli.ruleset >docs/ruleset.md"
+
+
+def test_every_comment_fits() -> None:
+    """NFTNL_UDATA_COMMENT_MAXLEN: 128 bytes with the final zero."""
+    for table in (*TABLES.tables, *balancer_tables().tables):
+        comments = [one.holds for one in table.sets] + [one.why for one in table.chains]
+        comments += [rule.why for chain in table.chains for rule in chain.rules]
+        assert all(comments) and all(one.by for one in table.sets)
+        assert max(len(one.encode()) for one in comments) < 128
+        assert not any('"' in one for one in comments)

@@ -14,24 +14,35 @@ from weft.kernel.netlink.attributes import string
 from weft.kernel.netlink.constants import (
     NF_DROP,
     NFT_MSG_GETCHAIN,
+    NFT_MSG_GETTABLE,
     NFTA_CHAIN_NAME,
     NFTA_CHAIN_POLICY,
     NFTA_CHAIN_TABLE,
+    NFTA_TABLE_NAME,
 )
 from weft.kernel.nft.socket import NftSocket
 
 _DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin")
 _PREFIXES = {4: "iptables", 6: "ip6tables"}
 _TABLES_IN_USE = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
+_FAMILIES = {4: "ip", 6: "ip6"}
 _TIMEOUT = 30  # seconds for the xtables lock of iptables-legacy
 
 
-def save(version: int, table: str) -> tuple[str, ...]:
+def save(version: int, table: str, nft_socket: NftSocket | None) -> tuple[str, ...]:
     """The table's chains and rules, () if it is not in use.
 
+    Raises KernelRefused if the program prints none or half of a table that exists: iptables-nft does so, with
+    success, for a table that nft has changed ("is incompatible, use 'nft' tool").
     *Equivalent to:* ``iptables-save -t TABLE``.
     """
-    return _lines(_run(version, "-save", ["-t", table]))
+    output = _run(version, "-save", ["-t", table])
+    lines = output.splitlines()
+    whole = f"*{table}" in lines and "COMMIT" in lines
+    if not whole and (f"*{table}" in lines or _exists(version, table, nft_socket)):
+        said = next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "nothing")
+        raise KernelRefused(f"{_PREFIXES[version]}-save does not print the table {table}, which exists: {said}")
+    return _lines(output)
 
 
 def restore(version: int, table: str, lines: Iterable[str]) -> None:
@@ -56,10 +67,18 @@ def drops_forwarded(version: int, nft_socket: NftSocket) -> bool:
         return False
 
 
+def _exists(version: int, table: str, nft_socket: NftSocket | None) -> bool:
+    """Whether iptables-nft has the table; iptables-legacy prints its own always."""
+    if nft_socket is None:
+        return False
+    (found,) = nft_socket.get(NFT_MSG_GETTABLE, [(_FAMILIES[version], (string(NFTA_TABLE_NAME, table),))])
+    return found is not None
+
+
 def _nftables_policy(version: int, nft_socket: NftSocket) -> bytes:
     """NFTA_CHAIN_POLICY of iptables-nft's FORWARD chain, empty if it does not exist."""
     chain = (string(NFTA_CHAIN_TABLE, "filter"), string(NFTA_CHAIN_NAME, "FORWARD"))
-    (found,) = nft_socket.get(NFT_MSG_GETCHAIN, [("ip" if version == 4 else "ip6", chain)])
+    (found,) = nft_socket.get(NFT_MSG_GETCHAIN, [(_FAMILIES[version], chain)])
     return (found or {}).get(NFTA_CHAIN_POLICY, b"")
 
 

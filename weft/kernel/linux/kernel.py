@@ -348,7 +348,7 @@ class LinuxNamespace:
         from weft.kernel.linux import iptables
 
         with self._entered():
-            return iptables.save(version, table)
+            return iptables.save(version, table, self._nftables())
 
     def change_iptables(self, version: int, table: str, lines: Iterable[str]) -> None:
         from weft.kernel.linux import iptables
@@ -358,15 +358,19 @@ class LinuxNamespace:
 
     def drops_forwarded(self, version: int) -> bool:
         from weft.kernel.linux import iptables
-        from weft.kernel.nft.socket import NftSocket
 
         with self._entered():
-            if self._nft_socket is None:
-                try:
-                    self._nft_socket = NftSocket()
-                except KernelRefused:
-                    return False
-            return iptables.drops_forwarded(version, self._nft_socket)
+            nft_socket = self._nftables()
+            return nft_socket is not None and iptables.drops_forwarded(version, nft_socket)
+
+    def _nftables(self) -> NftSocket | None:
+        """A socket to nf_tables of this namespace, which the thread has entered; None if the kernel has none."""
+        from weft.kernel.nft.socket import NftSocket
+
+        if self._nft_socket is None:
+            with contextlib.suppress(KernelRefused):
+                self._nft_socket = NftSocket()
+        return self._nft_socket
 
     def _index(self, link: str, action: str) -> int:
         return links.index(self._socket, link, action)

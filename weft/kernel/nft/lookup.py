@@ -47,9 +47,11 @@ LENGTHS = {
     "inet_service": 2,
     "mark": 4,
     "classid": 4,
+    "integer": 4,
     "ifname": 16,
     "ether_addr": 6,
 }
+_HOST_ORDER = ("mark", "classid", "integer")
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
@@ -122,7 +124,7 @@ def _part(part: Scalar, name: str, end: int) -> bytes:
             return bytes.fromhex(part.replace(":", ""))
         return bytes([PROTOCOLS[part]]) if name == "inet_proto" else part.encode("ascii").ljust(LENGTHS[name], b"\0")
     if isinstance(part, int):
-        return part.to_bytes(_length(name), sys.byteorder if name == "mark" else "big")
+        return part.to_bytes(_length(name), sys.byteorder if name in _HOST_ORDER else "big")
     return part.packed
 
 
@@ -233,4 +235,4 @@ def _value(first: bytes, last: bytes, name: str) -> Scalar:
         return first.rstrip(b"\0").decode("utf-8", "replace")
     if name == "ether_addr":
         return first.hex(":")
-    return int.from_bytes(first, sys.byteorder if name == "mark" else "big")
+    return int.from_bytes(first, sys.byteorder if name in _HOST_ORDER else "big")

@@ -58,7 +58,7 @@ _FLAGS = {NFT_SET_INTERVAL: "interval", NFT_SET_TIMEOUT: "timeout", NFT_SET_EVAL
 _VERDICT = 0xFFFFFF00  # NFT_DATA_VERDICT, as a set's type of data
 _INTEGER = 4
 _TYPES = {
-    7: "ipv4_addr", 8: "ipv6_addr", 9: "ether_addr", 12: "inet_proto", 13: "inet_service", 19: "mark", 21: "classid",
+    7: "ipv4_addr", 8: "ipv6_addr", 9: "ether_addr", 12: "inet_proto", 13: "inet_service", 19: "mark", 23: "classid",
     41: "ifname",
 }  # fmt: skip
 """nftables' numbers for types of data (``enum datatypes`` in its datatype.h), which the kernel keeps for it."""

@@ -22,7 +22,7 @@ _FAMILIES: dict[str, tuple[type, type]] = {
     "ipv4_addr": (IPv4Address, IPv4Network),
     "ipv6_addr": (IPv6Address, IPv6Network),
 }
-_NUMBERS = {"inet_service": 0xFFFF, "mark": 0xFFFFFFFF}
+_NUMBERS = {"inet_service": 0xFFFF, "mark": 0xFFFFFFFF, "classid": 0xFFFFFFFF, "integer": 0xFFFFFFFF}
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _COLLECTION = re.compile(r"[a-z][a-z0-9_]{0,30}")
 _PLAIN = re.compile(r"[0-9a-f.:/-]+")

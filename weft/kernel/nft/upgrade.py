@@ -32,11 +32,13 @@ def script(wanted: Tables, found: Survey, read: Read, text: str) -> str:
     added: list[str] = []
     for shape, handle in found.sets:
         same = wanted.shapes.get(shape.name)
-        if same is None or same.padded != shape or wanted.sets[shape.name].elements is not None:
+        if same is None or same.padded != shape or wanted.sets[shape.name].replaced:
             # By handle nft does not see that the name is free again.
             which = shape.name if same is not None else f"handle {handle}"
             lines.append(f"delete {shape.kind} {shape.table} {which}\n")
-            added += _moved(wanted, found, shape, read)
+            now = wanted.renamed.get(shape.name, shape.name)
+            if now in wanted.shapes and wanted.sets[now].elements is None:
+                added += _moved(wanted, found, shape, now, read)
         elif shape.data == ("verdict",):
             entries = read(shape)
             if any((shape.table, _target(entry)) not in kept for entry in entries):
@@ -52,15 +54,13 @@ def _kept_chains(wanted: Tables, found: Survey) -> set[tuple[str, str]]:
     return {(table, name) for table, name, hooked in found.chains if not hooked and (table, name) in plain}
 
 
-def _moved(wanted: Tables, found: Survey, old: Shape, read: Read) -> list[str]:
-    """What adds a former set's elements to the set of its present name, if that takes such elements."""
-    shape = wanted.shapes.get(wanted.renamed.get(old.name, ""))
-    if shape is None or replace(old, name=shape.name) != shape.padded or not readable(shape):
-        return []
-    if wanted.sets[shape.name].elements is not None:
+def _moved(wanted: Tables, found: Survey, old: Shape, name: str, read: Read) -> list[str]:
+    """What adds the elements of a set that ends to the set of its present name, if that takes such elements."""
+    shape = wanted.shapes[name]
+    if replace(old, name=name) != shape.padded or not readable(shape):
         return []
     entries = read(replace(shape, name=old.name))
-    if any(one == shape.padded for one, _ in found.sets):  # both releases have been at work
+    if old.name != name and any(one == shape.padded for one, _ in found.sets):  # both releases have been at work
         there = {entry.key for entry in read(shape)}
         entries = [entry for entry in entries if entry.key not in there]
     return copies(shape, _redirected(wanted, entries) if shape.data == ("verdict",) else entries)
