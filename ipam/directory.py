@@ -1,8 +1,16 @@
-"""The files of one lease directory, laid out as host-local does.
+"""The files of a lease directory, in host-local's layout.
 
-``ADDRESS`` holds ``CONTAINER\\r\\nINTERFACE``; ``last_reserved_ip.SET`` the address leased last from that set;
-``lock`` is what ``flock(2)`` is taken on. Nothing is synced to the disk: no lease outlives a boot (its container
-does not), so a file that a power cut emptied is one that the next boot discards anyway.
+- ``ADDRESS`` is a lease; it has ``CONTAINER\\r\\nINTERFACE``.
+- ``last_reserved_ip.SET`` has the address leased last from a set: where its round robin continues.
+- ``lock`` is locked with ``flock(2)`` by whoever changes the others.
+
+The directory's mtime is its *generation*. Whoever leaves a cache or an index of the directory
+behind sets the mtime, as the last step, to a unique time in the past and stores that time in the
+cache or index. Any other change of the directory (host-local, an administrator, a killed process)
+sets it to the present. So a cache is current if and only if its generation equals the directory's,
+whatever the resolution of timestamps, and a crash at any point invalidates it.
+
+Nothing is synced to disk: leases do not survive a boot, since containers do not.
 """
 
 from __future__ import annotations
@@ -12,6 +20,7 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -23,21 +32,21 @@ from weft.types import Address
 
 LOCK = "lock"
 POINTER = "last_reserved_ip."
-_LONGEST_CONTENT = 8192
+_MAX_CONTENT = 8192
 _IPV4 = re.compile(r"(0|[1-9][0-9]{0,2})" + r"\.(0|[1-9][0-9]{0,2})" * 3)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OVERWRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NANOSECONDS_AGO = 2_000_000_000  # more than the coarsest resolution of timestamps
 _NO_TMPFILE = frozenset((errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL))
-_NO_FILE = frozenset((errno.ELOOP, errno.ENXIO))
+_NOT_READABLE = frozenset((errno.ELOOP, errno.ENXIO))  # O_NOFOLLOW on a link, a socket
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseFile:
-    """A file named like an address. ``owner`` is None where it names nobody.
+    """A lease: a file whose name is an address. ``owner`` is None if its content is invalid.
 
-    ``modified`` is its mtime in wall-clock seconds; ``unreadable`` says that what it holds could not be seen,
-    so it must be left alone.
+    ``modified`` is its mtime in wall-clock seconds. An ``unreadable`` file must be kept.
     """
 
     address: Address
@@ -47,9 +56,9 @@ class LeaseFile:
 
 
 def as_address(name: str) -> Address | None:
-    """The address a file is named after; None unless it is spelt as host-local spells it."""
+    """The address in a file name; None unless it is in host-local's spelling."""
     found = _IPV4.fullmatch(name)
-    if found:  # a third of the time that ipaddress takes, for directories of thousands
+    if found:  # three times as fast as ipaddress, for directories with thousands of leases
         a, b, c, d = map(int, found.groups())
         return IPv4Address(a << 24 | b << 16 | c << 8 | d) if max(a, b, c, d) < 256 else None
     if ":" not in name or "%" in name:
@@ -67,7 +76,7 @@ class Directory:
     __slots__ = ("descriptor", "path")
 
     def __init__(self, path: str) -> None:
-        """Raises FileNotFoundError where there is none, StateDamaged where it cannot be opened."""
+        """Raises FileNotFoundError if it does not exist, StateDamaged if it cannot be opened."""
         self.path = path
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -82,21 +91,21 @@ class Directory:
     def __exit__(self, *_: object) -> None:
         os.close(self.descriptor)
 
-    def identity(self) -> tuple[int, int, int]:
-        """Device, inode and mtime (nanoseconds): equal to a former one if no file came or went since."""
-        now = os.fstat(self.descriptor)
-        return now.st_dev, now.st_ino, now.st_mtime_ns
+    def generation(self) -> tuple[int, int, int]:
+        """Device, inode and mtime (ns): unchanged while no file is added or removed."""
+        status = os.fstat(self.descriptor)
+        return status.st_dev, status.st_ino, status.st_mtime_ns
 
-    def set_mtime(self, modified: int) -> bool:
-        """Set the directory's mtime, in nanoseconds; False where that is not allowed."""
+    def set_generation(self, mtime: int) -> bool:
+        """Set the directory's mtime, in nanoseconds; False if that is not permitted."""
         try:
-            os.utime(self.descriptor, ns=(modified, modified))
+            os.utime(self.descriptor, ns=(mtime, mtime))
         except OSError:
             return False
-        return self.identity()[2] == modified
+        return self.generation()[2] == mtime
 
     def names(self, most: int | None = None) -> list[str]:
-        """The names in the directory, at most so many. Raises StateDamaged."""
+        """The file names in the directory, at most ``most`` of them. Raises StateDamaged."""
         try:
             with os.scandir(self.descriptor) as entries:
                 return [entry.name for entry in islice(entries, most)]
@@ -104,57 +113,57 @@ class Directory:
             raise self._damaged("list", "", error) from error
 
     def scan(self, names: list[str] | None = None) -> Iterator[LeaseFile]:
-        """Everything that is named like an address. Raises StateDamaged."""
+        """All leases, or those among ``names``. Raises StateDamaged."""
         for name in self.names() if names is None else names:
             address = as_address(name)
             if address is not None and (found := self.read(address, name)) is not None:
                 yield found
 
     def read(self, address: Address, name: str = "") -> LeaseFile | None:
-        """The file of an address (which is its ``name``), None where there is none."""
+        """The lease of an address, None if there is none."""
         name = name or str(address)
         try:
             descriptor = os.open(name, _READ, dir_fd=self.descriptor)
         except FileNotFoundError:
             return None
         except OSError as error:
-            return self._no_file(name, address, error)
+            return self._not_opened(name, address, error)
         try:
-            about = os.fstat(descriptor)
-            if not stat.S_ISREG(about.st_mode):
-                return LeaseFile(address, None, about.st_mtime)
-            content = os.read(descriptor, _LONGEST_CONTENT)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return LeaseFile(address, None, status.st_mtime)
+            content = os.read(descriptor, _MAX_CONTENT)
         except OSError:
             return LeaseFile(address, None, 0.0, unreadable=True)
         finally:
             os.close(descriptor)
-        return LeaseFile(address, parse_owner(content), about.st_mtime)
+        return LeaseFile(address, parse_owner(content), status.st_mtime)
 
-    def _no_file(self, name: str, address: Address, error: OSError) -> LeaseFile | None:
-        """What to make of a name that could not be opened: sockets and dangling links name nobody."""
+    def _not_opened(self, name: str, address: Address, error: OSError) -> LeaseFile | None:
+        """The lease of a file that open(2) refused: sockets and dangling symlinks have no owner."""
         try:
-            about = os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
+            status = os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
         except OSError:
             return None
-        nothing = error.errno in _NO_FILE
-        if nothing and stat.S_ISLNK(about.st_mode):
+        invalid = error.errno in _NOT_READABLE
+        if invalid and stat.S_ISLNK(status.st_mode):
             with contextlib.suppress(FileNotFoundError):
                 os.stat(name, dir_fd=self.descriptor)
-                nothing = False
-        return LeaseFile(address, None, about.st_mtime, unreadable=not nothing)
+                invalid = False
+        return LeaseFile(address, None, status.st_mtime, unreadable=not invalid)
 
     def create(self, address: Address, owner: Owner) -> bool:
-        """Make an address's file, whole or not at all; False where something of that name is there.
+        """Create a lease atomically; False if the name exists.
 
-        An unnamed file is filled and then given its name with ``link(2)``, which never replaces. Where the
-        filesystem has no unnamed files, an exclusive ``open(2)``, as host-local does. Raises StateDamaged (no
-        space, read-only), having left nothing.
+        An O_TMPFILE is written and then named with ``link(2)``, which never replaces a file.
+        Filesystems without O_TMPFILE get an exclusive ``open(2)``, as host-local does. Raises
+        StateDamaged (no space, read-only) without leaving a file.
         """
         try:
             descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self.descriptor)
         except OSError as error:
             if error.errno in _NO_TMPFILE:
-                return self._create_plainly(address, owner)
+                return self._create_exclusively(address, owner)
             raise self._damaged("write", str(address), error) from error
         try:
             _fill(descriptor, owner_text(owner))
@@ -162,14 +171,14 @@ class Directory:
         except FileExistsError:
             return False
         except FileNotFoundError:
-            return self._create_plainly(address, owner)  # no /proc here
+            return self._create_exclusively(address, owner)  # no /proc
         except OSError as error:
             raise self._damaged("write", str(address), error) from error
         finally:
             os.close(descriptor)
         return True
 
-    def _create_plainly(self, address: Address, owner: Owner) -> bool:
+    def _create_exclusively(self, address: Address, owner: Owner) -> bool:
         name = str(address)
         try:
             descriptor = os.open(name, _WRITE, 0o600, dir_fd=self.descriptor)
@@ -188,9 +197,10 @@ class Directory:
         return True
 
     def remove(self, address: Address) -> None:
-        """Remove what bears an address's name: a file, a link, an empty directory. Missing is success.
+        """Remove an address's file, symlink or empty directory, if it exists.
 
-        Raises StateDamaged where it stays (read-only, no permission, a directory with something in it).
+        Raises StateDamaged if it cannot be removed (read-only, no permission, a non-empty
+        directory).
         """
         name = str(address)
         try:
@@ -200,10 +210,10 @@ class Directory:
         except OSError as error:
             raise self._damaged("remove", name, error) from error
 
-    def pointer(self, place: int) -> Address | None:
-        """The address leased last from the set of that index; None where the file is missing or makes no sense."""
+    def last_reserved(self, index: int) -> Address | None:
+        """The address leased last from a set; None if the file is missing or invalid."""
         try:
-            descriptor = os.open(f"{POINTER}{place}", _READ, dir_fd=self.descriptor)
+            descriptor = os.open(f"{POINTER}{index}", _READ, dir_fd=self.descriptor)
         except OSError:
             return None
         try:
@@ -213,15 +223,14 @@ class Directory:
         finally:
             os.close(descriptor)
 
-    def point(self, place: int, address: Address) -> None:
-        """Remember the address leased last from a set.
+    def set_last_reserved(self, index: int, address: Address) -> None:
+        """Store the address leased last from a set. Errors are ignored: it is only a hint.
 
-        Written over in one piece, then cut to length: of a process killed between the two stays a wrong address
-        or no address, and both only mean that the search starts elsewhere. (A rename over the old file makes
-        ext4 write to the disk at once, 2 ms.) It is a hint, so failing to write it is nobody's error. What is no
-        plain file of this name alone is replaced.
+        It is overwritten and truncated in place, since a rename over it makes ext4 flush to disk (2
+        ms). A process killed in between leaves a wrong or invalid address: the search starts
+        elsewhere. What is not a regular file with one link is replaced.
         """
-        name, content = f"{POINTER}{place}", str(address).encode()
+        name, content = f"{POINTER}{index}", str(address).encode()
         with contextlib.suppress(OSError):
             descriptor = self._pointer_file(name)
             try:
@@ -234,8 +243,8 @@ class Directory:
     def _pointer_file(self, name: str) -> int:
         with contextlib.suppress(OSError):
             descriptor = os.open(name, _OVERWRITE, dir_fd=self.descriptor)
-            about = os.fstat(descriptor)
-            if stat.S_ISREG(about.st_mode) and about.st_nlink == 1:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
                 return descriptor
             os.close(descriptor)
         with contextlib.suppress(FileNotFoundError):
@@ -251,11 +260,16 @@ class Directory:
     def _damaged(self, verb: str, name: str, error: OSError) -> StateDamaged:
         path = os.path.join(self.path, name) if name else self.path
         return StateDamaged(
-            f"cannot {verb} {path}: {error.strerror}", hint="see to the disk and the rights of the directory"
+            f"cannot {verb} {path}: {error.strerror}", hint="check the disk and the permissions of the directory"
         )
 
 
+def new_generation() -> int:
+    """A unique mtime in the past, in nanoseconds, for ``Directory.set_generation``."""
+    return time.time_ns() - _NANOSECONDS_AGO - int.from_bytes(os.urandom(4), "big") % 1_000_000_000
+
+
 def _fill(descriptor: int, content: bytes) -> None:
-    """Write all of it; a few bytes go in one piece or not at all (ENOSPC)."""
+    """Write a few bytes completely or raise ENOSPC."""
     if os.write(descriptor, content) != len(content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

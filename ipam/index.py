@@ -1,20 +1,14 @@
-"""An index of a large lease directory, so that nothing grows with the number of leases.
+"""An index of a large lease directory, so that the cost of a lease does not grow with their number.
 
-It is a cache and nothing but: the files are the truth. One SQLite file per lease directory, on a tmpfs, holding
-the leases by address and by owner, and the *runs* of taken addresses, so that the next free one of a nearly full
-/16 or of a /64 is one look-up.
-
-Whether it still fits is told by the directory's mtime. Whoever changes the directory through the index sets that
-mtime, last of all, to a moment in the past that the index holds too; whoever else adds or removes a file
-(host-local, a person, a process killed half-way) leaves the present there. So the two are equal only if
-nothing else happened, however coarse the kernel's clock is, and a process killed at any point needs no
-journal: it leaves them different.
+It is a cache of the lease files: a SQLite file for each lease directory, on a tmpfs, without a
+journal. It has the leases by address and by owner, and the *runs* of consecutive leased addresses,
+so that the next free one in a nearly full /16 or in a /64 takes one query. It is valid for one
+generation (``ipam/directory.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterable, Iterator
 
@@ -23,7 +17,6 @@ from ipam.values import Owner
 from weft.types import Address
 
 _SCHEMA = 1
-_PAST = 2_000_000_000  # nanoseconds; more than the coarsest timestamps round by
 
 _TABLES = """
 CREATE TABLE meta (schema INTEGER, device INTEGER, inode INTEGER, modified INTEGER, built REAL);
@@ -33,21 +26,16 @@ CREATE TABLE runs (first BLOB PRIMARY KEY, last BLOB) WITHOUT ROWID;
 
 
 class IndexDamaged(Exception):
-    """The index cannot be used; the directory must be read instead."""
-
-
-def unique_past_mtime() -> int:
-    """A moment in the past that nobody else chooses, in nanoseconds."""
-    return time.time_ns() - _PAST - int.from_bytes(os.urandom(4), "big") % 1_000_000_000
+    """The index is unusable; read the directory instead."""
 
 
 class Index:
-    """The open index of one lease directory, whose lock is held."""
+    """An open index. The lease directory's lock must be held."""
 
     __slots__ = ("_connection", "_error", "path")
 
     def __init__(self, path: str) -> None:
-        import sqlite3  # 8 ms, which small pools and most calls need not spend
+        import sqlite3  # 8 ms, only for large directories
 
         self.path = path
         self._error = sqlite3.Error
@@ -62,24 +50,24 @@ class Index:
         with contextlib.suppress(self._error):
             self._connection.close()
 
-    def fits(self, identity: tuple[int, int, int]) -> bool:
-        """Whether it describes the directory of that device, inode and mtime."""
+    def is_current(self, generation: tuple[int, int, int]) -> bool:
+        """Whether it is of the directory's generation."""
         rows = self._all("SELECT schema, device, inode, modified FROM meta")
-        return rows == [(_SCHEMA, *_signed(identity))]
+        return rows == [(_SCHEMA, *_signed(generation))]
 
     def age(self) -> float:
-        """Seconds since it was built from the files."""
+        """Seconds since it was built from the lease files."""
         [(built,)] = self._all("SELECT built FROM meta")
         return time.monotonic() - float(built)
 
-    def build(self, taken: Iterable[tuple[Address, Owner | None]], identity: tuple[int, int, int]) -> None:
-        """Fill a new, empty file."""
-        rows = sorted((_key(address), owner) for address, owner in taken)
+    def build(self, leases: Iterable[tuple[Address, Owner | None]], generation: tuple[int, int, int]) -> None:
+        """Fill a new, empty index."""
+        rows = sorted((_key(address), owner) for address, owner in leases)
         with self._guard():
             self._connection.executescript(_TABLES)
             self._connection.execute("BEGIN")
             self._connection.execute(
-                "INSERT INTO meta VALUES (?, ?, ?, ?, ?)", (_SCHEMA, *_signed(identity), time.monotonic())
+                "INSERT INTO meta VALUES (?, ?, ?, ?, ?)", (_SCHEMA, *_signed(generation), time.monotonic())
             )
             self._connection.executemany(
                 "INSERT INTO leases VALUES (?, ?, ?)",
@@ -89,25 +77,25 @@ class Index:
             self._connection.execute("CREATE INDEX owners ON leases (container, interface)")
             self._connection.execute("COMMIT")
 
-    def held(self, owner: Owner) -> tuple[Address, ...]:
-        """The addresses of an owner."""
+    def addresses_of(self, owner: Owner) -> tuple[Address, ...]:
+        """The addresses leased to an owner."""
         rows = self._all(
             "SELECT address FROM leases WHERE container = ? AND interface = ?", owner.container, owner.interface
         )
         return tuple(address_at(key[0], int.from_bytes(key[1:], "big")) for (key,) in rows)
 
     def first_free_from(self, version: int, number: int) -> int:
-        """The first number from there on that is not taken."""
+        """The first number from ``number`` on whose address is not leased."""
         key = _pack(version, number)
         last = self._run_before(key)[1]
         return int.from_bytes(last[1:], "big") + 1 if last >= key else number
 
     def add(self, address: Address, owner: Owner) -> None:
-        """Note a lease."""
+        """Add a lease; not visible to others before ``commit``."""
         self._begin()
         key = _key(address)
         if self._all("SELECT 1 FROM leases WHERE address = ?", key):
-            raise IndexDamaged("it knows the address already")
+            raise IndexDamaged("the address is leased already")
         self._all("INSERT INTO leases VALUES (?, ?, ?)", key, owner.container, owner.interface)
         number = int(address)
         first, last = key, key
@@ -122,7 +110,7 @@ class Index:
         self._all("INSERT INTO runs VALUES (?, ?)", first, last)
 
     def discard(self, address: Address) -> None:
-        """Note that an address is free."""
+        """Remove a lease; not visible to others before ``commit``."""
         self._begin()
         key = _key(address)
         self._all("DELETE FROM leases WHERE address = ?", key)
@@ -135,14 +123,14 @@ class Index:
         if key < last:
             self._all("INSERT INTO runs VALUES (?, ?)", _pack(address.version, int(address) + 1), last)
 
-    def commit(self, modified: int) -> None:
-        """Keep what was noted, for a directory that will have that mtime."""
+    def commit(self, mtime: int) -> None:
+        """Commit changes, for the generation with that mtime."""
         self._begin()
-        self._all("UPDATE meta SET modified = ?", modified)
+        self._all("UPDATE meta SET modified = ?", mtime)
         self._all("COMMIT")
 
     def _run_before(self, key: bytes) -> tuple[bytes, bytes]:
-        """The run that starts at or before a key; a pair of empty keys where there is none."""
+        """The run that starts at or before a key, a pair of empty keys if there is none."""
         rows = self._all("SELECT first, last FROM runs WHERE first <= ? ORDER BY first DESC LIMIT 1", key)
         return rows[0] if rows else (b"", b"")
 
@@ -163,7 +151,7 @@ class Index:
 
 
 def _pack(version: int, number: int) -> bytes:
-    """A key that sorts by family, then by number; one past a family's last number is still above it."""
+    """A key that sorts by family and number; it has room for the number after the last address."""
     return bytes((version,)) + number.to_bytes(17, "big")
 
 
@@ -171,10 +159,10 @@ def _key(address: Address) -> bytes:
     return _pack(address.version, int(address))
 
 
-def _signed(identity: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Device and inode as SQLite's 64-bit signed integers."""
-    device, inode, modified = identity
-    return _wrap(device), _wrap(inode), modified
+def _signed(generation: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A generation in SQLite's signed 64-bit integers."""
+    device, inode, mtime = generation
+    return _wrap(device), _wrap(inode), mtime
 
 
 def _wrap(number: int) -> int:
@@ -182,7 +170,7 @@ def _wrap(number: int) -> int:
 
 
 def _runs(keys: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Rising keys, put together where each follows the one before."""
+    """The runs of consecutive keys; keys are ascending."""
     first = last = b""
     for key in keys:
         if last and key == _pack(last[0], int.from_bytes(last[1:], "big") + 1):

@@ -1,7 +1,7 @@
-"""The ranges that a configuration gives out addresses from: read, completed, and checked against each other.
+"""The ranges of a host-local configuration: parsing, defaults and validation.
 
-A *set* of ranges gives one address to an attachment; the ranges in it are alternatives. Keys and defaults are
-host-local's; ``exclude`` is whereabouts' idea.
+An attachment gets one address from each *set* of ranges. Keys and defaults are host-local's;
+``exclude`` is from whereabouts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAPPED = IPv6Network("::ffff:0:0/96")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The addresses from ``first`` to ``last``, both included and of one family."""
+    """The addresses from ``first`` to ``last`` inclusive, of one family."""
 
     first: Address
     last: Address
@@ -26,8 +26,8 @@ class Span:
     def __contains__(self, address: Address) -> bool:
         return self.first.version == address.version and int(self.first) <= int(address) <= int(self.last)
 
-    def meets(self, other: Span) -> bool:
-        """Whether the two have an address in common."""
+    def overlaps(self, other: Span) -> bool:
+        """Whether they have an address in common."""
         return other.first in self or self.first in other
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A part of a subnet, what is left out of it, and the gateway that containers in it are told of."""
+    """A range of a subnet to lease from, its exclusions, and the gateway of its addresses."""
 
     subnet: Subnet
     span: Span
@@ -49,10 +49,10 @@ Sets = tuple[tuple[Range, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """All of one host-local configuration: where leases are kept and what may be leased.
+    """A host-local configuration.
 
-    ``directory`` is the network's own (``/var/lib/cni/networks/blue``). ``requested`` are the addresses asked
-    for by name, each inside another set.
+    ``directory`` is the network's lease directory (``/var/lib/cni/networks/blue``). ``requested``
+    are the addresses that the runtime asks for, at most one of each set.
     """
 
     network: str
@@ -64,59 +64,59 @@ class Pool:
 
 
 def address_at(version: int, number: int) -> Address:
-    """The address of that number in IPv4 or IPv6."""
+    """The IPv4 or IPv6 address with a numeric value."""
     return IPv4Address(number) if version == 4 else IPv6Address(number)
 
 
 def gateways(sets: Sets) -> frozenset[Address]:
-    """The gateways of all ranges: none of them is ever leased, whichever range it lies in."""
+    """The gateways of all ranges, which are never leased."""
     return frozenset(each.gateway for ranges in sets for each in ranges if each.gateway is not None)
 
 
-def usable(each: Range, kept: frozenset[Address]) -> list[tuple[int, int]]:
-    """What of a range may be leased, as rising pairs of first and last number: without exclusions and ``kept``."""
+def usable(each: Range, gateways: frozenset[Address]) -> list[tuple[int, int]]:
+    """The intervals of a range that may be leased, ascending: without exclusions and gateways."""
     holes = [(int(span.first), int(span.last)) for span in each.exclude]
-    holes += [(int(address), int(address)) for address in kept if address in each.span]
+    holes += [(int(address), int(address)) for address in gateways if address in each.span]
     start, end = int(each.span.first), int(each.span.last)
-    parts = []
+    intervals = []
     for first, last in sorted(holes):
         if first > start:
-            parts.append((start, min(first - 1, end)))
+            intervals.append((start, min(first - 1, end)))
         start = max(start, last + 1)
         if start > end:
-            return parts
-    return [*parts, (start, end)]
+            return intervals
+    return [*intervals, (start, end)]
 
 
-def size(ranges: tuple[Range, ...], kept: frozenset[Address]) -> int:
-    """How many addresses a set can lease."""
-    return sum(last - first + 1 for each in ranges for first, last in usable(each, kept))
+def size(ranges: tuple[Range, ...], gateways: frozenset[Address]) -> int:
+    """The number of addresses that a set can lease."""
+    return sum(last - first + 1 for each in ranges for first, last in usable(each, gateways))
 
 
-def described(ranges: tuple[Range, ...]) -> str:
-    """A set as messages name it: "10.1.0.1-10.1.0.254, 10.2.0.1-10.2.0.254"."""
+def describe(ranges: tuple[Range, ...]) -> str:
+    """A set in messages: "10.1.0.1-10.1.0.254, 10.2.0.1-10.2.0.254"."""
     return ", ".join(str(each.span) for each in ranges)
 
 
 _KEYS = ("subnet", "rangeStart", "rangeEnd", "gateway", "exclude", "ranges")
-_read: dict[str, Sets] = {}
-_MOST_READ, _LONGEST_TEXT = 256, 4096
+_parsed: dict[str, Sets] = {}
+"""Parsed configurations by their text: each attachment of a network has the same one."""
+_MAX_PARSED, _MAX_TEXT = 256, 4096
 
 
 def read_sets(ipam: Section, runtime: Section, version: str) -> Sets:
-    """All sets of a configuration: ``runtimeConfig.ipRanges``, then ``subnet`` …, then ``ranges``.
+    """All sets of a configuration: ``runtimeConfig.ipRanges``, then ``subnet``, then ``ranges``.
 
-    What is wrong is noted in the section's problems; what is returned is then not to be used. What was read before
-    without a problem is remembered by its text: a network's is the same for each of its containers.
+    Problems are added to the section; the result is then incomplete.
     """
     text = repr([version, runtime.raw("ipRanges"), *(ipam.raw(key) for key in _KEYS)])
-    sets = _read.get(text)
+    sets = _parsed.get(text)
     if sets is None:
         sets = _sets(ipam, runtime, version)
-        if not ipam.problems.found and len(text) < _LONGEST_TEXT:
-            if len(_read) >= _MOST_READ:
-                _read.clear()
-            _read[text] = sets
+        if not ipam.problems.found and len(text) < _MAX_TEXT:
+            if len(_parsed) >= _MAX_PARSED:
+                _parsed.clear()
+            _parsed[text] = sets
     return sets
 
 
@@ -132,13 +132,13 @@ def _sets(ipam: Section, runtime: Section, version: str) -> Sets:
                 ipam.problem(key, f"needs {ipam.at('subnet')} beside it")
     named.extend(_nested(ipam, "ranges", common))
     if not named and not ipam.problems.found:
-        ipam.problems.add(f"{ipam.at('ranges')} is missing: no range to take an address from")
+        ipam.problems.add(f"{ipam.at('ranges')} is missing: there is no range to lease from")
     _check_together(ipam, named, version)
     return tuple(tuple(each for _, each in ranges) for ranges in named)
 
 
 def _nested(section: Section, key: str, common: tuple[Span, ...]) -> Iterator[list[tuple[str, Range]]]:
-    """The sets of a list of lists of ranges."""
+    """The sets in a list of lists of ranges."""
     for outer, members in enumerate(section.items(key)):
         path = f"{section.at(key)}[{outer}]"
         if not isinstance(members, list):
@@ -155,7 +155,7 @@ def _nested(section: Section, key: str, common: tuple[Span, ...]) -> Iterator[li
 
 
 def _range(section: Section, common: tuple[Span, ...], *, own: bool = False) -> Range | None:
-    """One range, with host-local's defaults filled in. ``own``: it has an ``exclude`` of its own."""
+    """A range, with host-local's defaults. ``own``: it may have its own ``exclude``."""
     if not section.text("subnet"):
         section.problems.add(f"{section.at('subnet')} is missing")
         return None
@@ -163,10 +163,10 @@ def _range(section: Section, common: tuple[Span, ...], *, own: bool = False) -> 
     if subnet is None:
         return None
     if subnet.prefixlen > subnet.max_prefixlen - 2:
-        section.problem("subnet", f"is too small: its prefix may be /{subnet.max_prefixlen - 2} at the longest")
+        section.problem("subnet", f"is too small: the longest prefix is /{subnet.max_prefixlen - 2}")
         return None
     if isinstance(subnet, IPv6Network) and subnet.overlaps(_MAPPED):
-        section.problem("subnet", "holds IPv4 addresses in disguise; write them as IPv4")
+        section.problem("subnet", "has IPv4-mapped addresses; use IPv4")
         return None
     inside = _hosts(subnet)
     first = _bound(section, "rangeStart", subnet, inside)
@@ -175,30 +175,31 @@ def _range(section: Section, common: tuple[Span, ...], *, own: bool = False) -> 
     if gateway is None:
         gateway = inside.first
     elif gateway not in inside and not (subnet.version == gateway.version == 6 and gateway.is_link_local):
-        section.problem("gateway", f"is not an address that a host in {subnet} can have ({inside})")
+        section.problem("gateway", f"is not a host address of {subnet} ({inside})")
     span = Span(first or inside.first, last or inside.last)
     if int(span.first) > int(span.last):
-        section.problem("rangeStart", f"comes after the end of the range, {span.last}")
+        section.problem("rangeStart", f"is after the end of the range, {span.last}")
         return None
     spans = tuple(common)
     if own:
         for each in _spans(section, "exclude"):
-            if not each.meets(inside):
-                section.problem("exclude", f"names {each}, which is not in {subnet}")
+            if not each.overlaps(inside):
+                section.problem("exclude", f"has {each}, which is not in {subnet}")
             spans += (each,)
-    return Range(subnet, span, gateway, tuple(each for each in spans if each.meets(span)))
+    return Range(subnet, span, gateway, tuple(each for each in spans if each.overlaps(span)))
 
 
 def _hosts(subnet: Subnet) -> Span:
-    """The addresses hosts can have: not the network's own (IPv6: the routers' anycast), not IPv4's broadcast."""
+    """The host addresses of a subnet: without the network address and IPv4's broadcast address."""
     last = int(subnet.broadcast_address) - (1 if subnet.version == 4 else 0)
     return Span(address_at(subnet.version, int(subnet.network_address) + 1), address_at(subnet.version, last))
 
 
 def _bound(section: Section, key: str, subnet: Subnet, inside: Span) -> Address | None:
-    """Where the range begins or ends; None for as far as hosts can be.
+    """The start or end of a range; None for the default, the first or last host address.
 
-    A range to the very edge of its subnet is what podman writes for ``--ip-range``; the edge itself is not given out.
+    Podman's ``--ip-range`` writes the network and broadcast address; these are accepted and never
+    leased.
     """
     value = section.address(key)
     if value is None or value in inside:
@@ -209,7 +210,7 @@ def _bound(section: Section, key: str, subnet: Subnet, inside: Span) -> Address 
         section.problem(key, f"is not in {subnet}")
     else:
         what = "network" if value == subnet.network_address else "broadcast"
-        section.problem(key, f"is the {what} address of {subnet} and cannot be given to a container")
+        section.problem(key, f"is the {what} address of {subnet}")
     return None
 
 
@@ -218,7 +219,7 @@ def _within(subnet: Subnet, address: Address) -> bool:
 
 
 def _spans(section: Section, key: str) -> Iterator[Span]:
-    """Exclusions: addresses, ranges "a-b", or subnets."""
+    """Exclusions: addresses, ranges "a-b" or subnets."""
     for text in section.texts(key):
         span = parse_span(text)
         if span is None:
@@ -230,7 +231,7 @@ def _spans(section: Section, key: str) -> Iterator[Span]:
 
 
 def parse_span(text: str) -> Span | None:
-    """A span from "10.1.0.5", "10.1.0.5-10.1.0.9" or "10.1.0.0/28"; None for anything else."""
+    """Parse "10.1.0.5", "10.1.0.5-10.1.0.9" or "10.1.0.0/28"; None for anything else."""
     try:
         if "/" in text:
             subnet = ip_network(text.strip())
@@ -246,24 +247,24 @@ def parse_span(text: str) -> Span | None:
 
 
 def _check_together(ipam: Section, named: list[list[tuple[str, Range]]], version: str) -> None:
-    """Problems between ranges: families mixed in a set, overlaps, sets with nothing to give."""
-    kept = gateways(tuple(tuple(each for _, each in ranges) for ranges in named))
+    """Check for mixed families in a set, overlaps, and sets without an address."""
+    never = gateways(tuple(tuple(each for _, each in ranges) for ranges in named))
     families = []
     for ranges in named:
         if not ranges:
             continue
         if len({each.subnet.version for _, each in ranges}) > 1:
-            ipam.problems.add(f"{ranges[0][0]} and {ranges[-1][0]} mix IPv4 and IPv6 in one set; give each its own")
+            ipam.problems.add(f"{ranges[0][0]} and {ranges[-1][0]} mix IPv4 and IPv6 in one set; use a set for each")
             continue
         families.append(ranges[0][1].subnet.version)
-        if not size(tuple(each for _, each in ranges), kept):
-            ipam.problems.add(f"{ranges[0][0]} leaves no address to give: all are gateways or excluded")
+        if not size(tuple(each for _, each in ranges), never):
+            ipam.problems.add(f"{ranges[0][0]} has no address to lease: all are gateways or excluded")
     flat = [pair for ranges in named for pair in ranges]
-    for place, (path, each) in enumerate(flat):
-        for other_path, other in flat[:place]:
-            if each.span.meets(other.span):
+    for index, (path, each) in enumerate(flat):
+        for other_path, other in flat[:index]:
+            if each.span.overlaps(other.span):
                 ipam.problems.add(f"{path} ({each.span}) overlaps {other_path} ({other.span})")
     if version in ("", "0.1.0", "0.2.0") and len(families) > len(set(families)):
         ipam.problems.add(
-            f"cniVersion {version or '0.1.0'} has room for one address of each family; use 0.3.0 or later for more sets"
+            f"cniVersion {version or '0.1.0'} allows one address of each family; use 0.3.0 or later for more sets"
         )

@@ -1,4 +1,4 @@
-"""Addresses written down in the configuration: nothing is chosen, nothing is kept."""
+"""IPAM type static: addresses from the configuration, without leases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Static", "lacks", "read", "result"]
 
 @dataclass(frozen=True, slots=True)
 class Static:
-    """What one static configuration gives."""
+    """A static configuration."""
 
     addresses: tuple[ResultAddress, ...] = ()
     routes: tuple[Route, ...] = ()
@@ -30,10 +30,10 @@ def read(
     args_cni: Section,
     runtime: Section,
 ) -> Static:
-    """The addresses of ``ipam.addresses`` and CNI_ARGS ``IP`` (with ``GATEWAY`` for those of its subnet).
+    """The addresses of ``ipam.addresses`` and CNI_ARGS ``IP`` (with ``GATEWAY`` for its subnet).
 
-    ``args.cni.ips`` takes the place of these, and ``runtimeConfig.ips`` that of all others, without gateways.
-    Problems go to the sections' problems; nothing is raised. No address at all is allowed.
+    ``args.cni.ips`` replaces these, and ``runtimeConfig.ips`` all others; neither has gateways.
+    Problems are added to the sections. An empty list of addresses is valid.
     """
     found = _configured(ipam) + _from_arguments(ipam, arguments)
     found = _with_gateways(ipam, found, arguments)
@@ -47,12 +47,12 @@ def read(
 
 
 def result(static: Static) -> Result:
-    """The answer to ADD."""
+    """The result of ADD."""
     return Result(ips=static.addresses, routes=static.routes, dns=static.dns)
 
 
 def lacks(static: Static, expected: tuple[Cidr, ...]) -> str | None:
-    """Which configured address an attachment's result does not have, as a sentence; None if it has all."""
+    """CHECK: which configured address is missing from the result, None if none is."""
     missing = [str(each.address) for each in static.addresses if each.address not in expected]
     return f"the configured address {missing[0]} is not in the attachment's result" if missing else None
 
@@ -84,7 +84,7 @@ def _from_arguments(ipam: Section, arguments: Mapping[str, str]) -> list[ResultA
 
 
 def _with_gateways(ipam: Section, found: list[ResultAddress], arguments: Mapping[str, str]) -> list[ResultAddress]:
-    """CNI_ARGS ``GATEWAY=10.1.0.1,fd00::1``: each goes to the addresses whose subnet it lies in."""
+    """CNI_ARGS ``GATEWAY=10.1.0.1,fd00::1``: each for the addresses in its subnet."""
     for text in arguments.get("GATEWAY", "").split(","):
         if not text:
             continue
@@ -106,5 +106,5 @@ def _check_together(ipam: Section, found: list[ResultAddress], version: str) -> 
     families = [each.address.version for each in found]
     if version in ("", "0.1.0", "0.2.0") and len(families) > len(set(families)):
         ipam.problems.add(
-            f"cniVersion {version or '0.1.0'} has room for one address of each family; use 0.3.0 or later for more"
+            f"cniVersion {version or '0.1.0'} allows one address of each family; use 0.3.0 or later for more"
         )

@@ -1,4 +1,4 @@
-"""What IPAM needs to know of the world: who holds an address, and which boot of the host this is."""
+"""The owner of a lease, and what IPAM needs to know of the host."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _INTERFACE = re.compile(r"[^\x00-\x20\x7f-\x9f/]+")
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who holds an address: one interface of one container.
+    """The owner of a lease: one interface of one container.
 
-    ``interface`` is empty for leases of host-local before 0.8, which wrote the container's id alone.
+    ``interface`` is empty for leases of host-local before 0.8, which wrote only the container id.
     """
 
     container: str
@@ -26,12 +26,11 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """What the caller knows of this host.
+    """The host as IPAM sees it.
 
-    ``index`` is a directory for the index of large pools, on a tmpfs, private to root; it may be wiped at any
-    time. ``booted`` is when the host booted, in wall-clock seconds (now, less the first field of
-    ``/proc/uptime``). ``alive(network, owner)`` says whether weft has a record, of this boot, of that
-    attachment.
+    ``index`` is a directory on a tmpfs, mode 0700, for the indexes of large lease directories; it
+    may be deleted at any time. ``booted`` is the time of the boot in wall-clock seconds (now minus
+    uptime). ``alive(network, owner)``: whether weft has a record of that attachment from this boot.
     """
 
     index: str
@@ -40,15 +39,16 @@ class HostState:
 
 
 def owner_text(owner: Owner) -> bytes:
-    """A lease file's content, as host-local writes it."""
+    """The content of a lease file, as host-local writes it."""
     return f"{owner.container}\r\n{owner.interface}".encode()
 
 
 def parse_owner(content: bytes) -> Owner | None:
-    """Whom a lease file names, None where it names nobody.
+    """The owner in a lease file, None if the content is invalid.
 
-    Nobody is: an empty file, NULs, control characters, a container id with a line end and no interface (all of
-    them what a crash in the middle of a write leaves behind). A bare container id is an old host-local's.
+    Invalid are an empty file, NULs, control characters, and a container id with a line end but no
+    interface: what a crash during a write leaves. A container id alone is from host-local before
+    0.8.
     """
     try:
         text = content.decode("utf-8")

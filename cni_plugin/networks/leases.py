@@ -12,7 +12,7 @@ from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.service.context import ServiceContext
 from ipam import host_local
 from ipam.directory import LOCK, POINTER
-from ipam.ranges import Pool, described, gateways, size
+from ipam.ranges import Pool, describe, gateways, size
 from ipam.values import Owner
 from weft.section import Problems, Section
 from weft.types import Address
@@ -92,7 +92,7 @@ def usage(network: NetworkList, leases: Iterable[LeaseEntry]) -> list[Usage]:
     return [
         Usage(
             network.name,
-            described(ranges),
+            describe(ranges),
             sum(any(address in each.span for each in ranges) for address in addresses),
             size(ranges, kept),
         )

@@ -15,6 +15,7 @@ import pytest
 from cni_plugin.engine.shared import LeaseChangeRing, SharedRegion, SharedVerifiedGeneration
 from ipam import cache, leases
 from ipam.leases import HostState, Owner, open_locked
+from ipam.view import View
 from lab.waiting import until
 
 
@@ -108,7 +109,7 @@ def remembering() -> Iterator[LeaseChangeRing]:
     ring = LeaseChangeRing()
     cache.enable(ring)
     yield ring
-    cache._remembered = cache._feed = None
+    cache._cached = cache._feed = None
 
 
 def test_one_process_follows_what_another_leases(
@@ -119,8 +120,8 @@ def test_one_process_follows_what_another_leases(
     path = tmp_path / "leases"
     path.mkdir()
     reads: list[int] = []
-    really = leases.Leases._survivors
-    monkeypatch.setattr(leases.Leases, "_survivors", lambda self, names: (reads.append(1), really(self, names))[1])
+    really = View._owners
+    monkeypatch.setattr(View, "_owners", lambda self, names: (reads.append(1), really(self, names))[1])
 
     @contextmanager
     def held() -> Iterator[leases.Leases]:
@@ -129,7 +130,7 @@ def test_one_process_follows_what_another_leases(
 
     def take(number: int) -> None:
         with held() as found:
-            assert found.take((ip_address(f"10.1.0.{number}"),), Owner(f"c{number}", "eth0"))
+            assert found.lease((ip_address(f"10.1.0.{number}"),), Owner(f"c{number}", "eth0"))
 
     def free(number: int) -> None:
         with held() as found:
@@ -139,7 +140,7 @@ def test_one_process_follows_what_another_leases(
         before = len(reads)
         with held() as found:
             for number in range(2, 20):
-                mine = found.held(Owner(f"c{number}", "eth0"))
+                mine = found.addresses_of(Owner(f"c{number}", "eth0"))
                 assert mine == ((ip_address(f"10.1.0.{number}"),) if number in numbers else ())
         assert len(reads) == before
 
@@ -151,5 +152,5 @@ def test_one_process_follows_what_another_leases(
     knows(3, 4, 6)
     (path / "10.1.0.9").write_text("c9\r\neth0")  # a stranger's
     with held() as found:
-        assert found.held(Owner("c9", "eth0")) == (ip_address("10.1.0.9"),)
+        assert found.addresses_of(Owner("c9", "eth0")) == (ip_address("10.1.0.9"),)
     assert len(reads) > 1

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from ipam import leases as leases_module
+from ipam import view as view_module
 from ipam.directory import Directory
 from ipam.host_local import (
     HostState,
@@ -65,7 +65,7 @@ def state(tmp_path: Path) -> HostState:
 def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of knowing what is taken: reading the files, and the index."""
     if request.param == "indexed":
-        monkeypatch.setattr(leases_module, "SMALL", 0)
+        monkeypatch.setattr(view_module, "SMALL", 0)
     return str(request.param)
 
 
@@ -216,7 +216,7 @@ def test_the_default_directory() -> None:
 def test_what_is_lacking_is_said(data: str, state: HostState) -> None:
     pool = parse(small(data))
     mine = (ip_interface("10.1.0.2/28"),)
-    assert "there is no directory" in str(lacks(pool, ONE, mine, state))
+    assert "does not exist" in str(lacks(pool, ONE, mine, state))
     reserve(pool, ONE, state)
     assert lacks(pool, ONE, mine, state) is None
     assert lacks(pool, ONE, (), state) is None
@@ -235,7 +235,7 @@ def test_status_says_what_is_in_the_way(data: str, state: HostState, tmp_path: P
     with pytest.raises(WeftError, match="networks") as caught:
         available(pool, state)
     assert caught.value.code == 50
-    with pytest.raises(StateDamaged, match="cannot make the lease directory"):
+    with pytest.raises(StateDamaged, match="cannot create the lease directory"):
         reserve(pool, ONE, state)
 
 
@@ -258,7 +258,7 @@ def test_an_exhausted_pool_is_doubted_after_a_while(
     for number in range(13):
         reserve(pool, Owner(f"c{number}", "eth0"), state)
     Path(pool.directory, "10.1.0.7").write_bytes(b"")
-    monkeypatch.setattr(leases_module, "_FRESH", 0.0)
+    monkeypatch.setattr(view_module, "_FRESH", 0.0)
     assert shown(reserve(pool, ONE, state)) == ["10.1.0.7/28"]
 
 
@@ -288,8 +288,8 @@ class Beside(RuleBasedStateMachine):
         from tempfile import TemporaryDirectory
 
         self.place = TemporaryDirectory()
-        self.before = leases_module.SMALL
-        leases_module.SMALL = self.small_size
+        self.before = view_module.SMALL
+        view_module.SMALL = self.small_size
         self.state = HostState(self.place.name + "/index", 0.0, lambda network, owner: True)
         self.pool = parse({"subnet": "10.1.0.0/29", "dataDir": self.place.name + "/data"})
         self.model: dict[str, Owner] = {}
@@ -358,7 +358,7 @@ class Beside(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         assert listed(self.pool) == self.model
-        leases_module.SMALL = self.before
+        view_module.SMALL = self.before
         self.place.cleanup()
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ipam import directory as directory_module
-from ipam import leases as leases_module
+from ipam import view as view_module
 from ipam.directory import Directory, as_address
 from ipam.index import Index
 from ipam.leases import HostState, Owner, open_locked, open_readonly, owners, release, release_address
@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> str:
 def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of knowing what is taken: reading the files, and the index."""
     if request.param == "indexed":
-        monkeypatch.setattr(leases_module, "SMALL", 0)
+        monkeypatch.setattr(view_module, "SMALL", 0)
     return str(request.param)
 
 
@@ -92,12 +92,12 @@ def test_other_names_are_no_addresses(name: str) -> None:
 
 def test_leases_are_files_that_host_local_understands(path: str, state: HostState, size: str) -> None:
     with open_locked(path, "blue", state) as leases:
-        assert leases.take((A, ip_address("fd00::5")), ONE)
+        assert leases.lease((A, ip_address("fd00::5")), ONE)
     assert Path(path, "10.1.0.2").read_bytes() == b"one\r\neth0"
     assert stat.S_IMODE(os.stat(Path(path, "fd00::5")).st_mode) == 0o600
     assert set(os.listdir(path)) == {"10.1.0.2", "fd00::5", "lock"}
     with open_locked(path, "blue", state) as leases:
-        assert set(leases.held(ONE)) == {A, ip_address("fd00::5")}
+        assert set(leases.addresses_of(ONE)) == {A, ip_address("fd00::5")}
         assert leases.first_free_from(4, int(A)) == int(B)
         assert leases.first_free_from(6, int(ip_address("fd00::4"))) == int(ip_address("fd00::4"))
 
@@ -117,8 +117,8 @@ def test_the_lock_is_as_host_local_makes_it(path: str, state: HostState) -> None
 def test_all_or_none(path: str, state: HostState, size: str) -> None:
     put(path, B, b"two\r\neth0")
     with open_locked(path, "blue", state) as leases:
-        assert not leases.take((A, B), ONE)
-        assert leases.take((C,), ONE)
+        assert not leases.lease((A, B), ONE)
+        assert leases.lease((C,), ONE)
     assert listed(path) == {str(B): TWO, str(C): ONE}
 
 
@@ -138,7 +138,7 @@ def test_a_write_that_fails_leaves_nothing(
         pytest.raises(StateDamaged, match=r"cannot write .*10\.1\.0\.3: No space left"),
         open_locked(path, "blue", state) as leases,
     ):
-        leases.take((A, B), ONE)
+        leases.lease((A, B), ONE)
     assert os.listdir(path) == ["lock"]
 
 
@@ -154,9 +154,9 @@ def test_without_unnamed_files_it_does_as_host_local(path: str, monkeypatch: pyt
 
 def test_release_frees_the_owners_alone(path: str, state: HostState, size: str) -> None:
     with open_locked(path, "blue", state) as leases:
-        leases.take((A,), ONE)
-        leases.take((B,), TWO)
-        leases.take((C,), Owner("one", "eth1"))
+        leases.lease((A,), ONE)
+        leases.lease((B,), TWO)
+        leases.lease((C,), Owner("one", "eth1"))
     assert release(path, "blue", ONE, state) == (A,)
     assert release(path, "blue", ONE, state) == ()
     assert listed(path) == {str(B): TWO, str(C): Owner("one", "eth1")}
@@ -206,7 +206,7 @@ def test_what_cannot_be_a_lock_is_cleared_away(path: str, state: HostState, what
     else:
         lock.symlink_to("/nonexistent/lock")
     with open_locked(path, "blue", state) as leases:
-        assert leases.take((A,), ONE)
+        assert leases.lease((A,), ONE)
     assert stat.S_ISREG(os.lstat(lock).st_mode)
 
 
@@ -263,8 +263,8 @@ class TestReboot:
 
         state = HostState(str(tmp_path / "index"), self.set_up(path), alive)
         with open_locked(path, "blue", state) as leases:
-            assert leases.held(ONE) == ()
-            assert leases.held(TWO) == (B,)
+            assert leases.addresses_of(ONE) == ()
+            assert leases.addresses_of(TWO) == (B,)
         assert sorted(asked, key=str) == [("blue", ONE), ("blue", TWO)]
         assert set(listed(path)) == {str(B), str(C)}
 
@@ -290,7 +290,7 @@ class TestReboot:
 class TestIndex:
     @pytest.fixture(autouse=True)
     def always(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(leases_module, "SMALL", 0)
+        monkeypatch.setattr(view_module, "SMALL", 0)
 
     def used(self, path: str, state: HostState, monkeypatch: pytest.MonkeyPatch) -> bool:
         """Whether a call gets by without reading all files."""
@@ -306,7 +306,7 @@ class TestIndex:
         self, path: str, state: HostState, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with open_locked(path, "blue", state) as leases:
-            leases.take((A, B), ONE)
+            leases.lease((A, B), ONE)
         assert self.used(path, state, monkeypatch)
         release(path, "blue", ONE, state)
         assert self.used(path, state, monkeypatch)
@@ -319,7 +319,7 @@ class TestIndex:
     @pytest.mark.parametrize("keep", [0, 100, 5000, -1])
     def test_it_may_be_damaged_or_gone(self, path: str, state: HostState, keep: int) -> None:
         with open_locked(path, "blue", state) as leases:
-            leases.take((A, C), ONE)
+            leases.lease((A, C), ONE)
         [index] = Path(state.index).glob("*.index")
         whole = index.read_bytes()
         if keep < 0:
@@ -328,7 +328,7 @@ class TestIndex:
             index.write_bytes(whole[:keep] + b"\xa5" * (len(whole) - keep))
         with open_locked(path, "blue", state) as leases:
             assert leases.first_free_from(4, int(A)) == int(B)
-            assert leases.take((B,), TWO)
+            assert leases.lease((B,), TWO)
         assert release(path, "blue", ONE, state) in ((A, C), (C, A))
         assert listed(path) == {str(B): TWO}
 
@@ -336,17 +336,17 @@ class TestIndex:
         self, path: str, state: HostState, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with open_locked(path, "blue", state) as leases:
-            leases.take((A,), ONE)
+            leases.lease((A,), ONE)
         with pytest.raises(KeyboardInterrupt), open_locked(path, "blue", state) as leases:
-            leases.take((B,), TWO)
+            leases.lease((B,), TWO)
             raise KeyboardInterrupt
         assert not self.used(path, state, monkeypatch)
         with open_locked(path, "blue", state) as leases:
-            assert leases.held(TWO) == (B,)
+            assert leases.addresses_of(TWO) == (B,)
 
     def test_what_it_says_of_an_owner_is_checked(self, path: str, state: HostState) -> None:
         with open_locked(path, "blue", state) as leases:
-            leases.take((A,), ONE)
+            leases.lease((A,), ONE)
         put(path, A, b"two\r\neth0")  # in place: the directory's mtime does not tell
         assert release(path, "blue", ONE, state) == ()
         assert listed(path) == {str(A): TWO}
@@ -357,7 +357,7 @@ class TestIndex:
         state = HostState(str(tmp_path / "file" / "index"), 0.0, lambda network, owner: True)
         for owner, address in ((ONE, A), (TWO, B)):
             with open_locked(path, "blue", state) as leases:
-                assert leases.take((address,), owner)
+                assert leases.lease((address,), owner)
         assert release(path, "blue", ONE, state) == (A,)
 
 
@@ -401,7 +401,7 @@ class IndexModel(RuleBasedStateMachine):
     @invariant()
     def owners_are_right(self) -> None:
         for owner in (ONE, TWO):
-            assert {int(each) for each in self.index.held(owner)} == {
+            assert {int(each) for each in self.index.addresses_of(owner)} == {
                 number for number, each in self.taken.items() if each == owner
             }
 
@@ -423,7 +423,7 @@ def test_a_held_lock_is_waited_for(path: str, state: HostState) -> None:
     with hold(os.path.join(path, "lock")), pytest.raises(Busy), open_locked(path, "blue", state, timeout=0.01):
         pass
     with open_locked(path, "blue", state, timeout=0.01) as leases:
-        assert leases.take((A,), ONE)
+        assert leases.lease((A,), ONE)
 
 
 @pytest.mark.parametrize("there", ["garbage", "empty", "directory", "dangling", "fifo", "hardlink", "longer"])
@@ -447,8 +447,8 @@ def test_a_pointer_is_only_a_hint(path: str, there: str, tmp_path: Path) -> None
         case "longer":
             pointer.write_text("10.1.0.100")
     with Directory(path) as directory:
-        assert directory.pointer(0) == (ip_address("10.1.0.100") if there == "longer" else None)
-        directory.point(0, A)
-        assert directory.pointer(0) == A
+        assert directory.last_reserved(0) == (ip_address("10.1.0.100") if there == "longer" else None)
+        directory.set_last_reserved(0, A)
+        assert directory.last_reserved(0) == A
     assert pointer.read_bytes() == b"10.1.0.2"
     assert other.read_text() == "precious"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipam.ranges import Range, Span, address_at, described, gateways, parse_span, read_sets, size, usable
+from ipam.ranges import Range, Span, address_at, describe, gateways, parse_span, read_sets, size, usable
 from weft.section import Problems, Section
 
 
@@ -39,7 +39,7 @@ def test_sets_come_in_order_runtime_first() -> None:
         runtime={"IPRanges": [[{"Subnet": "10.4.0.0/24"}]]},
     )
     assert not found
-    assert [described(ranges) for ranges in sets] == [
+    assert [describe(ranges) for ranges in sets] == [
         "10.4.0.1-10.4.0.254", "10.1.0.1-10.1.0.254", "10.2.0.1-10.2.0.254, 10.3.0.1-10.3.0.254"
     ]  # fmt: skip
 
@@ -61,21 +61,21 @@ def test_a_link_local_router_is_a_gateway_for_ipv6() -> None:
         ({"ranges": [[{}]]}, "ipam.ranges[0][0].subnet is missing"),
         ({"subnet": "10.1.0.5/24"}, "did you mean 10.1.0.0/24"),
         ({"subnet": "x"}, 'ipam.subnet "x" is not a subnet'),
-        ({"subnet": "10.1.0.0/31"}, 'ipam.subnet "10.1.0.0/31" is too small: its prefix may be /30'),
-        ({"subnet": "fd00::/127"}, "/126 at the longest"),
-        ({"subnet": "::ffff:10.0.0.0/120"}, "write them as IPv4"),
+        ({"subnet": "10.1.0.0/31"}, 'ipam.subnet "10.1.0.0/31" is too small: the longest prefix is /30'),
+        ({"subnet": "fd00::/127"}, "longest prefix is /126"),
+        ({"subnet": "::ffff:10.0.0.0/120"}, "has IPv4-mapped addresses; use IPv4"),
         ({"rangeStart": "10.1.0.9"}, "needs ipam.subnet beside it"),
         ({"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.255"}, "broadcast address of 10.1.0.0/24"),
         ({"subnet": "10.1.0.0/24", "rangeEnd": "10.1.0.0"}, "network address of 10.1.0.0/24"),
         ({"subnet": "fd00::/64", "rangeEnd": "fd00::"}, "network address of fd00::/64"),
         ({"subnet": "10.1.0.0/24", "rangeEnd": "10.2.0.9"}, 'ipam.rangeEnd "10.2.0.9" is not in 10.1.0.0/24'),
         ({"subnet": "10.1.0.0/24", "rangeEnd": "fd00::9"}, "is not in 10.1.0.0/24"),
-        ({"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"}, "comes after the end"),
-        ({"subnet": "10.1.0.0/24", "gateway": "10.2.0.1"}, 'ipam.gateway "10.2.0.1" is not an address that a host'),
+        ({"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"}, "is after the end"),
+        ({"subnet": "10.1.0.0/24", "gateway": "10.2.0.1"}, 'ipam.gateway "10.2.0.1" is not a host address of'),
         ({"subnet": "10.1.0.0/24", "gateway": "10.1.0.255"}, "ipam.gateway"),
         ({"subnet": "10.1.0.0/24", "gateway": "fe80::1"}, "ipam.gateway"),
-        ({"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.1", "rangeEnd": "10.1.0.1"}, "leaves no address"),
-        ({"subnet": "10.1.0.0/30", "exclude": ["10.1.0.2"]}, "leaves no address"),
+        ({"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.1", "rangeEnd": "10.1.0.1"}, "has no address to lease"),
+        ({"subnet": "10.1.0.0/30", "exclude": ["10.1.0.2"]}, "has no address to lease"),
         ({"subnet": "10.1.0.0/24", "exclude": ["10.1.0.9-10.1.0.8"]}, 'ipam.exclude "10.1.0.9-10.1.0.8" is not'),
         ({"subnet": "10.1.0.0/24", "exclude": "10.1.0.9"}, "must be a list"),
         ({"ranges": [[{"subnet": "10.1.0.0/24", "exclude": ["10.9.0.0/24"]}]]}, "which is not in 10.1.0.0/24"),
@@ -108,7 +108,7 @@ def test_a_range_may_reach_to_the_edges_of_its_subnet(ipam: dict[str, Any], span
 def test_old_versions_have_room_for_one_address_of_a_family() -> None:
     two = {"ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "10.2.0.0/24"}]]}
     assert parse(two)[1] == []
-    assert "cniVersion 0.2.0 has room" in parse(two, version="0.2.0")[1][0]
+    assert "cniVersion 0.2.0 allows one address" in parse(two, version="0.2.0")[1][0]
     assert parse({"ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00::/64"}]]}, version="0.1.0")[1] == []
 
 

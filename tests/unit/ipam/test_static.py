@@ -91,7 +91,7 @@ def test_problems(ipam: dict[str, Any], arguments: dict[str, str], said: str) ->
 def test_old_versions_have_room_for_one_of_a_family() -> None:
     two = {"addresses": [{"address": "10.1.0.5/24"}, {"address": "10.1.0.6/24"}]}
     assert parse(two)[1] == []
-    assert "room for one" in parse(two, version="0.2.0")[1][0]
+    assert "allows one address" in parse(two, version="0.2.0")[1][0]
 
 
 def test_what_is_missing_is_said() -> None:

@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from ipam import leases as leases_module
+from ipam import view as view_module
 from ipam.host_local import HostState, Owner, Pool, owners, preview, read, release, reserve
 from weft.section import Problems, Section
 
@@ -22,13 +22,13 @@ HOST_LOCAL = Path("/usr/lib/cni/host-local")
 WORKER = """
 import os, random, sys
 sys.path.insert(0, sys.argv[1])
-from ipam import leases
+from ipam import view
 from ipam.host_local import *
 from ipam.ranges import *
 from ipaddress import *
 from weft.errors import PoolExhausted
 data, name, small, held = sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5:]
-leases.SMALL = small
+view.SMALL = small
 subnet = ip_network("10.1.0.0/27")
 span = Span(ip_address("10.1.0.1"), ip_address("10.1.0.30"))
 pool = Pool("blue", data + "/blue", ((Range(subnet, span, span.first),),))
@@ -175,7 +175,7 @@ def host_local(verb: str, data: Path, container: str) -> subprocess.CompletedPro
 @pytest.mark.skipif(not os.access(HOST_LOCAL, os.X_OK), reason=f"there is no {HOST_LOCAL}")
 @pytest.mark.parametrize("small", [256, 0], ids=["read", "indexed"])
 def test_the_real_host_local_beside_weft(tmp_path: Path, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases_module, "SMALL", small)
+    monkeypatch.setattr(view_module, "SMALL", small)
     state = HostState(str(tmp_path / "index"), 0.0, lambda network, owner: True)
     pool, dice = pool_of(tmp_path), Random(3)
     model: dict[str, str] = {}

@@ -1,0 +1,214 @@
+"""Which addresses of a directory are leased: from the cache, the index, or the lease files.
+
+Small directories are read; large ones have an index (``ipam/index.py``); a long-lived process
+caches small ones (``ipam/cache.py``). All of these are hints: only creating a lease file leases an
+address.
+
+Reading the files also reclaims leases from before the boot, whose containers are gone. That is done
+once in a boot (a stamp beside the index, on a tmpfs). A lease is reclaimed if its file is older
+than the boot and weft has no record of its owner from this boot. Both times are wall-clock times.
+If the clock is put forward after the boot, leases of this boot look older than it: weft's own are
+kept because of their records, others only at the first reading in a boot. If the clock is put back,
+old leases look new and leak until a DEL or GC: a leaked address is better than one leased twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from ipam import cache
+from ipam.cache import LeaseTable
+from ipam.directory import Directory, LeaseFile, new_generation
+from ipam.index import Index, IndexDamaged
+from ipam.values import HostState, Owner
+from weft.errors import StateDamaged
+from weft.identity import digest
+from weft.types import Address
+
+SMALL = 256
+"""Up to so many files a directory is read (4 ms) instead of opening its index (8 ms)."""
+
+_MARGIN = 5.0  # seconds by which a file must be older than the boot
+_FRESH = 60.0  # seconds for which an index is trusted that a pool is exhausted
+
+
+class View:
+    """The leased addresses of a directory.
+
+    With ``write``, the lock is held and files may be changed.
+    """
+
+    def __init__(self, directory: Directory, network: str, state: HostState, *, write: bool) -> None:
+        self._directory = directory
+        self._network = network
+        self._state = state
+        self._write = write
+        cached = cache.lookup(directory) if write else None
+        self._is_cached = cached is not None
+        self._reclaimed = self._is_cached or os.path.exists(self._beside("seen"))
+        self._leases: Index | LeaseTable = self._load() if cached is None else cached
+
+    def _beside(self, suffix: str) -> str:
+        """The path of a file about the directory, on a tmpfs."""
+        name = digest("leases", os.path.realpath(self._directory.path))
+        return os.path.join(self._state.index, f"{name}.{suffix}")
+
+    @property
+    def may_be_stale(self) -> bool:
+        """Whether it was not read from the files."""
+        return self._is_cached or isinstance(self._leases, Index)
+
+    def addresses_of(self, owner: Owner) -> tuple[Address, ...]:
+        """The addresses leased to an owner."""
+        try:
+            return self._leases.addresses_of(owner)
+        except IndexDamaged:
+            return self._read_now().addresses_of(owner)
+
+    def first_free_from(self, version: int, number: int) -> int:
+        """The first number from ``number`` on whose address is not leased."""
+        try:
+            return self._leases.first_free_from(version, number)
+        except IndexDamaged:
+            return self._read_now().first_free_from(version, number)
+
+    def add(self, address: Address, owner: Owner) -> None:
+        with self._dropping_damaged_index():
+            self._leases.add(address, owner)
+
+    def discard(self, address: Address) -> None:
+        with self._dropping_damaged_index():
+            self._leases.discard(address)
+
+    def reread(self) -> None:
+        """Read the files."""
+        self.close()
+        self._is_cached = False
+        self._leases = self._read(self._directory.names())
+
+    def reread_if_stale(self) -> bool:
+        """Read the files, unless that was done lately; whether it was done now."""
+        if not self.may_be_stale:
+            return False
+        with contextlib.suppress(IndexDamaged):
+            if isinstance(self._leases, Index) and self._leases.age() < _FRESH:
+                return False
+        self.reread()
+        return True
+
+    def commit(self) -> None:
+        """Keep the changes for the next call. Setting the directory's generation comes last."""
+        if isinstance(self._leases, LeaseTable):
+            if len(self._leases) <= SMALL:
+                cache.store(self._directory, self._leases)
+            return
+        mtime = new_generation()
+        with self._dropping_damaged_index():
+            self._leases.commit(mtime)
+        if isinstance(self._leases, Index):
+            self.close()
+            self._directory.set_generation(mtime)
+
+    def close(self) -> None:
+        """Close the index. Without ``commit`` after a change it is invalid from then on."""
+        if isinstance(self._leases, Index):
+            self._leases.close()
+
+    @contextlib.contextmanager
+    def _dropping_damaged_index(self) -> Iterator[None]:
+        """If the index fails, delete it and read the files: the next call builds another."""
+        try:
+            yield
+        except IndexDamaged:
+            self.close()
+            self._leases = LeaseTable({})
+            with contextlib.suppress(OSError):
+                os.unlink(self._beside("index"))
+            self._leases = self._read_now()
+
+    def _load(self) -> Index | LeaseTable:
+        """Read a small directory; open the index of a large one if it is current."""
+        names = self._directory.names(SMALL + 1)
+        if len(names) <= SMALL:
+            return self._read(names)
+        path = self._beside("index")
+        if self._reclaimed and os.path.exists(path):
+            index = None
+            with contextlib.suppress(IndexDamaged):
+                index = Index(path)
+                if index.is_current(self._directory.generation()):
+                    return index
+            if index:
+                index.close()
+        return self._read(self._directory.names())
+
+    def _read_now(self) -> LeaseTable:
+        self.close()
+        table = self._table(self._directory.names())
+        self._leases = table
+        return table
+
+    def _table(self, names: list[str]) -> LeaseTable:
+        before = self._directory.generation()[2]
+        owners = self._owners(names)
+        return LeaseTable(owners, before if before == self._directory.generation()[2] else 0)
+
+    def _read(self, names: list[str]) -> Index | LeaseTable:
+        """Read the files, and build the index of a large directory."""
+        if len(names) <= SMALL or not self._write:
+            return self._table(names)
+        owners = self._owners(names)
+        if not self._directory.set_generation(new_generation()):
+            return LeaseTable(owners)
+        index = None
+        try:
+            os.makedirs(self._state.index, mode=0o700, exist_ok=True)
+            path = self._beside("index")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            index = Index(path)
+            index.build(owners.items(), self._directory.generation())
+            return index
+        except (IndexDamaged, OSError):
+            if index:
+                index.close()
+            return LeaseTable(owners)
+
+    def _owners(self, names: list[str]) -> dict[Address, Owner | None]:
+        """The owners of all leases; orphaned leases are removed, or skipped without ``write``."""
+        owners: dict[Address, Owner | None] = {}
+        for lease in self._directory.scan(names):
+            if not self._is_orphaned(lease) or not self._reclaim(lease.address):
+                owners[lease.address] = lease.owner
+        if self._write and not self._reclaimed:
+            self._reclaimed = _touch(self._beside("seen"))
+        return owners
+
+    def _is_orphaned(self, lease: LeaseFile) -> bool:
+        if lease.unreadable:
+            return False
+        if lease.owner is None:
+            return True
+        old = not self._reclaimed and lease.modified < self._state.booted - _MARGIN
+        return old and not self._state.alive(self._network, lease.owner)
+
+    def _reclaim(self, address: Address) -> bool:
+        if not self._write:
+            return True
+        try:
+            self._directory.remove(address)
+        except StateDamaged:
+            return False
+        return True
+
+
+def _touch(path: str) -> bool:
+    """Create a file; False if that fails."""
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return False
+    return True
