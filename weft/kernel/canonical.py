@@ -18,9 +18,10 @@ IPV6_PRIORITY = 1024
 """The default metric of IPv6 routes (IP6_RT_PRIO_USER)."""
 
 
-def default_scope(route: Route) -> int:
-    """The scope that ``ip route add`` sets: link for IPv4 without a gateway, else universe."""
-    return SCOPE_LINK if route.destination.version == 4 and route.gateway is None else SCOPE_UNIVERSE
+def default_scope(route: Route, nexthop: int = 0) -> int:
+    """The scope that ``ip route add`` sets: link for IPv4 with neither gateway nor nexthop, else universe."""
+    direct = route.gateway is None and not nexthop
+    return SCOPE_LINK if route.destination.version == 4 and direct else SCOPE_UNIVERSE
 
 
 def canonical(route: KernelRoute) -> KernelRoute:
@@ -34,7 +35,7 @@ def canonical(route: KernelRoute) -> KernelRoute:
     if wanted.destination.version == 6:
         scope = None  # IPv6 routes have none
         priority = None if priority == IPV6_PRIORITY else priority
-    elif scope == default_scope(wanted):
+    elif scope == default_scope(wanted, route.nexthop):
         scope = None
     plain = replace(
         wanted,
@@ -53,6 +54,7 @@ def describe(route: KernelRoute) -> str:
     for word, value in (
         ("via", route.route.gateway),
         ("dev", route.link),
+        ("nhid", route.nexthop),
         ("src", route.source),
         ("metric", route.route.priority),
         ("table", route.route.table),

@@ -57,7 +57,8 @@ class KernelRoute:
     """A route in the kernel: ``link`` is the outgoing interface, ``source`` the preferred source.
 
     ``protocol`` is rtm_protocol, the route's origin (2 kernel, 3 boot, 4 static,
-    ``weft.identity.ROUTE_PROTOCOL``). A table of None is 254 (main).
+    ``weft.identity.ROUTE_PROTOCOL``). A table of None is 254 (main). ``nexthop`` is the id of a
+    nexthop object, instead of a gateway and a link.
     """
 
     route: Route
@@ -65,6 +66,7 @@ class KernelRoute:
     source: Address | None = None
     protocol: int = 0
     onlink: bool = False
+    nexthop: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,9 @@ class RoutingRule:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """An address on a link and the MAC address it resolves to ("" while that is unknown).
+    """An address on a link and its MAC address, "" while that is unresolved.
 
-    ``permanent`` ones stay until they are deleted; others the kernel has learned.
+    ``permanent`` ones are configured, the others learned by ARP or neighbour discovery.
     """
 
     address: Address
@@ -117,12 +119,13 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class FdbEntry:
-    """A row of a forwarding database: frames to ``mac`` leave by this link.
+    """A row of a forwarding database: where frames to ``mac`` leave.
 
-    In the table of a VXLAN link (``self``) they go to the host ``destination``, perhaps with another ``vni`` and UDP
-    ``port`` than the link's, or to the nexthop with the id ``nexthop``; the MAC address of zeros is for all frames to
-    unknown receivers. ``master``: a row of the bridge that the link is a port of, perhaps for one ``vlan``.
-    ``state`` is ``permanent``, ``static`` or ``dynamic`` (ageing); 0 and None mean none.
+    ``master``: a row of the bridge that the link is a port of, with a ``vlan`` if it filters VLANs.
+    Otherwise one of a VXLAN link's own: frames go to the host ``destination``, with the link's VNI and
+    UDP port unless ``vni`` and ``port`` say otherwise, or to the FDB nexthop group ``nexthop``. The MAC
+    address of zeros is for all receivers without a row.
+    ``state`` is ``permanent``, ``static`` or ``dynamic`` (subject to ageing). 0 and None mean unset.
     """
 
     mac: str
@@ -137,10 +140,10 @@ class FdbEntry:
 
 @dataclass(frozen=True, slots=True)
 class Nexthop:
-    """A nexthop object: a gateway, a link or both, or a ``group`` of ids with their weights (1 to 256).
+    """A nexthop object, which routes refer to by its ``id``: a gateway on a link, a link, or a group.
 
-    ``fdb`` ones, for VXLAN rows, have a gateway alone. ``id`` is 1 or more and unique in the namespace.
-    ``protocol`` tells who made it, as for routes.
+    ``group`` has ids and weights (1 to 256). ``fdb`` ones, for rows of VXLAN links, have a gateway alone,
+    or a group of such. ``protocol`` is the origin, as in ``KernelRoute``. ``id`` is 1 or more.
     """
 
     id: int
@@ -276,10 +279,65 @@ class Namespace(Protocol):
         """
 
     def add_route(self, route: KernelRoute, *, replace: bool = False) -> None:
-        """*Equivalent to:* ``ip route append|replace DST via GW dev LINK …``; raises ``Exists``."""
+        """Raises ``Exists``.
+
+        *Equivalent to:* ``ip route append|replace DST via GW dev LINK …``, ``ip route … DST nhid ID``.
+        """
 
     def delete_route(self, route: KernelRoute) -> None:
         """Raises ``Missing``. *Equivalent to:* ``ip route delete DST via GW dev LINK …``."""
+
+    def neighbours(self, link: str = "", version: int = 0) -> tuple[Neighbour, ...]:
+        """The neighbours on a link (all), of one IP version (both), without those that need no ARP.
+
+        *Equivalent to:* ``ip [-4|-6] neigh show dev LINK``, ``ip-neighbour(8)``.
+        """
+
+    def add_neighbour(self, neighbour: Neighbour, *, replace: bool = False) -> None:
+        """Add a permanent neighbour, or with ``replace`` change an existing one. Raises ``Exists``.
+
+        It stays until it is deleted or the link is set down.
+        *Equivalent to:* ``ip neigh add|replace ADDRESS lladdr MAC dev LINK nud permanent``.
+        """
+
+    def delete_neighbour(self, link: str, address: Address) -> None:
+        """Raises ``Missing``. *Equivalent to:* ``ip neigh delete ADDRESS dev LINK``."""
+
+    def fdb(self, link: str) -> tuple[FdbEntry, ...]:
+        """The forwarding database of a VXLAN link, and the rows of a bridge for this port.
+
+        *Equivalent to:* ``bridge fdb show dev LINK``, ``bridge(8)``.
+        """
+
+    def add_fdb(self, link: str, entry: FdbEntry, *, append: bool = False, replace: bool = False) -> None:
+        """Add a row. ``append``: another destination to a multicast or all-zero MAC address of a
+        VXLAN link; ``replace``: instead of the row's destination or state. Raises ``Exists``.
+
+        *Equivalent to:* ``bridge fdb add|append|replace MAC dev LINK [dst ADDRESS] [vni VNI] [port PORT]
+        [vlan VLAN] [nhid ID] self|master permanent|static|dynamic``.
+        """
+
+    def delete_fdb(self, link: str, entry: FdbEntry) -> None:
+        """Delete a row, or the destination from a row with several. Raises ``Missing``.
+
+        A destination that the row does not have is no error. *Equivalent to:* ``bridge fdb del MAC dev LINK …``.
+        """
+
+    def nexthops(self) -> tuple[Nexthop, ...]:
+        """All nexthop objects and groups, by id. *Equivalent to:* ``ip nexthop show``, ``ip-nexthop(8)``."""
+
+    def add_nexthop(self, nexthop: Nexthop, *, replace: bool = False) -> None:
+        """Add a nexthop or a group, or with ``replace`` change an existing one. Raises ``Exists``.
+
+        It lasts until its link is set down or loses its carrier; a group, until its last member is deleted.
+        *Equivalent to:* ``ip nexthop add|replace id ID [via GATEWAY] [dev LINK] [group ID,WEIGHT/…] [fdb]``.
+        """
+
+    def delete_nexthop(self, number: int) -> None:
+        """Delete a nexthop or a group by its id, with the routes and FDB rows that refer to it.
+
+        Raises ``Missing``. *Equivalent to:* ``ip nexthop delete id ID``.
+        """
 
     def sysctl(self, key: str) -> str | None:
         """The value, None if the key does not exist.

@@ -49,6 +49,7 @@ def _line(route: KernelRoute) -> str:
     words = [str(wanted.destination)]
     for word, value in (
         ("via", wanted.gateway),
+        ("nhid", route.nexthop or None),
         ("src", route.source),
         ("metric", wanted.priority),
         ("table", wanted.table),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Interface
 
 from weft.errors import Missing
-from weft.kernel.interface import BridgeVlan, KernelRoute, Limit, Link
+from weft.kernel.interface import BridgeVlan, FdbEntry, KernelRoute, Limit, Link, Neighbour, Nexthop
 from weft.types import Cidr
 
 KINDS = frozenset(
@@ -103,6 +103,8 @@ class FakeLink:
     addresses: list[Cidr] = field(default_factory=list)
     without_route: set[Cidr] = field(default_factory=set)
     routes: list[KernelRoute] = field(default_factory=list)
+    neighbours: list[Neighbour] = field(default_factory=list)
+    fdb: list[FdbEntry] = field(default_factory=list)
     sysctls: dict[str, str] = field(default_factory=dict)
     dad: tuple[bool, bool] = (False, False)
     limit: Limit | None = None
@@ -121,6 +123,16 @@ class FakeLink:
         if self.kind == "tun":
             return False
         return self.parent is None or self.parent.up
+
+    def release(self) -> None:
+        """Take the link from its master."""
+        self.master, self.port, self.vlans = None, {}, {}
+        self.fdb = [entry for entry in self.fdb if not entry.master]
+
+    def flush(self) -> None:
+        """Delete what does not outlive the link's being set down."""
+        self.routes, self.neighbours = [], []
+        self.fdb = [entry for entry in self.fdb if entry.state != "dynamic"]
 
     def link_local(self) -> Cidr:
         """The IPv6 link-local address derived from the MAC (EUI-64, RFC 4291)."""
@@ -155,6 +167,8 @@ class FakeState:
 
     def __init__(self) -> None:
         self.links_by_name: dict[str, FakeLink] = {}
+        self.nexthops_by_id: dict[int, Nexthop] = {}
+        self.nexthop_routes: list[KernelRoute] = []
         self.sysctls: dict[str, str] = {}
 
     def existing(self, name: str, doing: str) -> FakeLink:

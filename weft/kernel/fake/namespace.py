@@ -9,9 +9,9 @@ from typing import Protocol
 
 from weft import identity
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing
-from weft.kernel.fake import routes, sysctls
+from weft.kernel.fake import forwarding, routes, sysctls
+from weft.kernel.fake.forwarding import FakeForwarding
 from weft.kernel.fake.links import KINDS, MORE_OPTIONS, OPTIONS, PORT, FakeLink
-from weft.kernel.fake.traffic import FakeTraffic
 from weft.kernel.interface import BridgeVlan, KernelRoute, Link, Namespace, VethPeer
 from weft.kernel.snapshot import snapshot
 from weft.types import Cidr, NamespaceId
@@ -33,7 +33,7 @@ class FakeHost(Protocol):
         """Update what depends on carriers, in all namespaces."""
 
 
-class FakeNamespace(FakeTraffic):
+class FakeNamespace(FakeForwarding):
     """One network namespace; ``opened`` is its number of unclosed opens."""
 
     def __init__(self, kernel: FakeHost, identity: NamespaceId) -> None:
@@ -178,7 +178,7 @@ class FakeNamespace(FakeTraffic):
         del self.links_by_name[link.name]
         if target is not self:
             self._set_up(link, False)
-            link.master, link.port, link.vlans = None, {}, {}
+            link.release()
             link.addresses, link.without_route = [], set()
             if any(other.index == link.index for other in target.links_by_name.values()):
                 link.index = target._index + 1
@@ -193,6 +193,7 @@ class FakeNamespace(FakeTraffic):
         if upper is link.master:
             return
         bridge = upper is not None and upper.kind == "bridge"
+        link.release()
         link.master = upper
         link.port = dict(PORT) if bridge else {}
         link.vlans = {1: _DEFAULT_VLAN} if bridge else {}
@@ -206,13 +207,14 @@ class FakeNamespace(FakeTraffic):
             for address in link.addresses:
                 routes.connect(link, address)
         elif before and not up:
-            link.routes = []
+            link.flush()
             keep = link.sysctls["net/ipv6/conf/keep_addr_on_down"] == "1" and link.kind != "loopback"
             link.addresses = [cidr for cidr in link.addresses if cidr.version == 4 or (keep and not cidr.is_link_local)]
         self.kernel.settle()
 
     def settle(self) -> None:
-        """Add link-local addresses on carrier; delete IPv6 addresses where IPv6 is disabled."""
+        """Add link-local addresses on carrier; delete IPv6 addresses without IPv6, and nexthops without carrier."""
+        forwarding.flush_nexthops(self)
         for link in self.links_by_name.values():
             if link.sysctls["net/ipv6/conf/disable_ipv6"] == "1":
                 for address in [cidr for cidr in link.addresses if cidr.version == 6]:
@@ -240,7 +242,7 @@ class FakeNamespace(FakeTraffic):
         del space.links_by_name[link.name]
         for port in space.links_by_name.values():
             if port.master is link:
-                port.master, port.port, port.vlans = None, {}, {}
+                port.release()
         if link.peer is not None:
             self._remove(link.peer)
         for other in self.kernel.namespaces():

@@ -7,7 +7,7 @@ from dataclasses import replace
 from weft.errors import Exists, KernelRefused, Missing
 from weft.kernel.canonical import LOCAL_TABLE, MAIN_TABLE, PROTOCOL_KERNEL, canonical, describe
 from weft.kernel.fake.links import FakeLink, FakeState
-from weft.kernel.interface import KernelRoute
+from weft.kernel.interface import KernelRoute, Nexthop
 from weft.types import Address, Cidr, Route
 
 
@@ -49,11 +49,14 @@ def _same_but_source(one: KernelRoute, two: KernelRoute) -> bool:
 def add(namespace: FakeState, asked: KernelRoute, *, replacing: bool) -> None:
     """Add a route. Raises ``Exists`` for a duplicate."""
     doing = f"{'replace' if replacing else 'add'} the route {describe(asked)}"
+    if asked.nexthop:
+        _add_by_nexthop(namespace, asked, doing, replacing=replacing)
+        return
     link = _outgoing(namespace, asked, doing)
     if not link.up:
         raise KernelRefused(f"cannot {doing}: the kernel says Device for nexthop is not up", hint="the link is down")
     gateway = asked.route.gateway
-    if gateway is not None and not asked.onlink and not _reachable(link, gateway):
+    if gateway is not None and not asked.onlink and not reachable(link, gateway):
         raise KernelRefused(f"cannot {doing}: the kernel says Nexthop has invalid gateway")
     if asked.source is not None and not any(cidr.ip == asked.source for cidr in namespace.every_address()):
         raise KernelRefused(f"cannot {doing}: the kernel says Invalid prefsrc address")
@@ -67,6 +70,34 @@ def add(namespace: FakeState, asked: KernelRoute, *, replacing: bool) -> None:
     elif any(_duplicates(existing, replace(route, link=owner.name), owner is link) for owner, existing in everything):
         raise Exists(f"cannot {doing}: the kernel says File exists")
     link.routes.append(route)
+
+
+def _add_by_nexthop(namespace: FakeState, asked: KernelRoute, doing: str, *, replacing: bool) -> None:
+    nexthop = namespace.nexthops_by_id.get(asked.nexthop)
+    problem = ""
+    if asked.link or asked.route.gateway is not None:
+        problem = "Nexthop specification and nexthop id are mutually exclusive"
+    elif nexthop is None:
+        problem = "Nexthop id does not exist"
+    elif nexthop.fdb:
+        problem = "Route cannot point to a fdb nexthop"
+    elif asked.route.destination.version == 6 and _is_ipv4(namespace, nexthop):
+        problem = "IPv6 routes can not use an IPv4 nexthop"
+    if problem:
+        raise KernelRefused(f"cannot {doing}: the kernel says {problem}")
+    route = canonical(asked)
+    same = [existing for existing in namespace.nexthop_routes if _key(existing) == _key(route)]
+    if replacing:
+        for existing in same[:1]:
+            namespace.nexthop_routes.remove(existing)
+    elif any(existing.nexthop == route.nexthop for existing in same):
+        raise Exists(f"cannot {doing}: the kernel says File exists")
+    namespace.nexthop_routes.append(route)
+
+
+def _is_ipv4(namespace: FakeState, nexthop: Nexthop) -> bool:
+    members = [namespace.nexthops_by_id[number] for number, _ in nexthop.group] or [nexthop]
+    return any(member.gateway is None or member.gateway.version == 4 for member in members)
 
 
 def _key(route: KernelRoute) -> tuple[object, ...]:
@@ -83,12 +114,12 @@ def _outgoing(namespace: FakeState, asked: KernelRoute, doing: str) -> FakeLink:
     if asked.link:
         return namespace.existing(asked.link, doing)
     for link in namespace.links_by_name.values():
-        if link.up and asked.route.gateway is not None and _reachable(link, asked.route.gateway):
+        if link.up and asked.route.gateway is not None and reachable(link, asked.route.gateway):
             return link
     raise KernelRefused(f"cannot {doing}: the kernel says Nexthop has invalid gateway")
 
 
-def _reachable(link: FakeLink, gateway: Address) -> bool:
+def reachable(link: FakeLink, gateway: Address) -> bool:
     if gateway.version == 6 and gateway.is_link_local:
         return True
     return any(route.route.gateway is None and gateway in route.route.destination for route in link.routes)
@@ -97,14 +128,24 @@ def _reachable(link: FakeLink, gateway: Address) -> bool:
 def delete(namespace: FakeState, asked: KernelRoute) -> None:
     """Delete the first route that matches. Raises ``Missing``."""
     wanted = canonical(asked)
+    for existing in namespace.nexthop_routes if _may_match_nexthop(asked) else ():
+        if asked.nexthop in (0, existing.nexthop) and _matches(existing, wanted, asked):
+            namespace.nexthop_routes.remove(existing)
+            return
     for link in namespace.links_by_name.values():
-        for existing in link.routes:
+        for existing in link.routes if not asked.nexthop else ():
             if (not asked.link or link.name == asked.link) and _matches(existing, wanted, asked):
                 link.routes.remove(existing)
                 return
     if asked.link:
         namespace.existing(asked.link, f"delete the route {describe(asked)}")
     raise Missing(f"cannot delete the route {describe(asked)}: the kernel says No such process")
+
+
+def _may_match_nexthop(asked: KernelRoute) -> bool:
+    """Whether a request deletes routes with a nexthop: by its id, or an IPv6 one by its destination alone."""
+    by_destination = asked.route.destination.version == 6 and not asked.link and asked.route.gateway is None
+    return bool(asked.nexthop) or by_destination
 
 
 def _matches(existing: KernelRoute, wanted: KernelRoute, asked: KernelRoute) -> bool:
@@ -129,4 +170,14 @@ def listed(namespace: FakeState, link: str, family: int, table: int) -> tuple[Ke
             here = route.route.table or MAIN_TABLE
             if family in (0, route.route.destination.version) and (here == table if table else here != LOCAL_TABLE):
                 found.append(replace(route, link=name))
+    for route in namespace.nexthop_routes:
+        here = route.route.table or MAIN_TABLE
+        chosen = here == table if table else here != LOCAL_TABLE
+        if chosen and family in (0, route.route.destination.version) and (not link or link in _links(namespace, route)):
+            found.append(route)
     return tuple(sorted(found, key=lambda route: route.route.destination.version))
+
+
+def _links(namespace: FakeState, route: KernelRoute) -> set[str]:
+    nexthop = namespace.nexthops_by_id[route.nexthop]
+    return {namespace.nexthops_by_id[number].link for number, _ in nexthop.group} or {nexthop.link}

@@ -16,9 +16,33 @@ from weft.errors import Exists, KernelRefused, Missing
 from weft.identity import TEMPORARY_PREFIX, digest
 from weft.kernel import netns, sysctl
 from weft.kernel.canonical import describe
-from weft.kernel.interface import BridgeVlan, Flow, KernelRoute, Limit, Link, Namespace, RoutingRule, VethPeer
+from weft.kernel.interface import (
+    BridgeVlan,
+    FdbEntry,
+    Flow,
+    KernelRoute,
+    Limit,
+    Link,
+    Namespace,
+    Neighbour,
+    Nexthop,
+    RoutingRule,
+    VethPeer,
+)
 from weft.kernel.linux import tuntap
-from weft.kernel.netlink import addresses, deletion, links, qdiscs, routes, rules, sock_diag, vlans
+from weft.kernel.netlink import (
+    addresses,
+    deletion,
+    fdb,
+    links,
+    neighbours,
+    nexthops,
+    qdiscs,
+    routes,
+    rules,
+    sock_diag,
+    vlans,
+)
 from weft.kernel.netlink.links import NewLink
 from weft.kernel.netlink.rtnetlink import RouteSocket
 from weft.types import Address, Cidr, NamespaceId
@@ -293,6 +317,37 @@ class LinuxNamespace:
     def delete_route(self, route: KernelRoute) -> None:
         index = self._index(route.link, f"delete the route {describe(route)}") if route.link else 0
         routes.delete(self._socket, route, index)
+
+    def neighbours(self, link: str = "", version: int = 0) -> tuple[Neighbour, ...]:
+        index = self._index(link, f"list the neighbours of {link}") if link else 0
+        return neighbours.list_neighbours(self._socket, index, version)
+
+    def add_neighbour(self, neighbour: Neighbour, *, replace: bool = False) -> None:
+        index = self._index(neighbour.link, f"add the neighbour {neighbour.address} on {neighbour.link}")
+        neighbours.add(self._socket, neighbour, index, replace=replace)
+
+    def delete_neighbour(self, link: str, address: Address) -> None:
+        index = self._index(link, f"delete the neighbour {address} on {link}")
+        neighbours.delete(self._socket, address, index, link)
+
+    def fdb(self, link: str) -> tuple[FdbEntry, ...]:
+        return fdb.list_fdb(self._socket, link)
+
+    def add_fdb(self, link: str, entry: FdbEntry, *, append: bool = False, replace: bool = False) -> None:
+        fdb.add(self._socket, link, entry, append=append, replace=replace)
+
+    def delete_fdb(self, link: str, entry: FdbEntry) -> None:
+        fdb.delete(self._socket, link, entry)
+
+    def nexthops(self) -> tuple[Nexthop, ...]:
+        return nexthops.list_nexthops(self._socket)
+
+    def add_nexthop(self, nexthop: Nexthop, *, replace: bool = False) -> None:
+        index = self._index(nexthop.link, f"add the nexthop {nexthops.describe(nexthop)}") if nexthop.link else 0
+        nexthops.add(self._socket, nexthop, index, replace=replace)
+
+    def delete_nexthop(self, number: int) -> None:
+        nexthops.delete(self._socket, number)
 
     def sysctl(self, key: str) -> str | None:
         with self._entered():

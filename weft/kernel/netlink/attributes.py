@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from struct import Struct
 from sys import byteorder
 
+from weft.errors import KernelRefused
 from weft.kernel.netlink.constants import NLA_F_NESTED, NLA_TYPE_MASK
 
 Attributes = dict[int, bytes]
@@ -28,6 +29,22 @@ def nested(number: int, *attributes: bytes) -> bytes:
 def string(number: int, text: str) -> bytes:
     """An ASCII string with its terminating zero."""
     return attribute(number, text.encode("ascii") + b"\0")
+
+
+def integer(number: int, value: int, size: int = 4) -> bytes:
+    """An integer in the machine's byte order. Raises KernelRefused where it does not fit."""
+    try:
+        return attribute(number, value.to_bytes(size, byteorder))
+    except OverflowError as error:
+        raise KernelRefused(f"cannot pack {value} into {size} bytes of a netlink attribute") from error
+
+
+def mac_address(number: int, mac: str) -> bytes:
+    """A MAC address. Raises KernelRefused where it is none."""
+    try:
+        return attribute(number, bytes.fromhex(mac.replace(":", "")))
+    except ValueError as error:
+        raise KernelRefused(f"{mac!r} is no MAC address") from error
 
 
 def parse(data: bytes, offset: int = 0) -> Attributes:

@@ -1,4 +1,4 @@
-"""Neighbours: addresses and the MAC addresses they resolve to. Also what of ``fdb`` is the same on the wire.
+"""Neighbours: addresses and the MAC addresses they resolve to; and the ``struct ndmsg`` that ``fdb`` shares.
 
 Sources: ``ip-neighbour(8)``, ``rtnetlink(7)``, ``linux/neighbour.h``, ``net/core/neighbour.c``.
 """
@@ -13,7 +13,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from weft.kernel.interface import Neighbour
-from weft.kernel.netlink.attributes import Attributes, attribute, get_int, parse
+from weft.kernel.netlink.attributes import Attributes, attribute, get_int, mac_address, parse
 from weft.kernel.netlink.constants import (
     AF_BRIDGE,
     AF_INET,
@@ -78,8 +78,7 @@ def add(socket: RouteSocket, neighbour: Neighbour, index: int, *, replace: bool)
     """Add a permanent neighbour (``replace``: or change it); raises ``Exists``."""
     action = f"{'replace' if replace else 'add'} the neighbour {neighbour.address} on {neighbour.link}"
     flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
-    mac = attribute(NDA_LLADDR, bytes.fromhex(neighbour.mac.replace(":", "")))
-    body = _key(neighbour.address, index, NUD_PERMANENT) + mac
+    body = _key(neighbour.address, index, NUD_PERMANENT) + mac_address(NDA_LLADDR, neighbour.mac)
     socket.request(Request(RTM_NEWNEIGH, flags, action, body, needs=f"IPv{neighbour.address.version}"))
 
 

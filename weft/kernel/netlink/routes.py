@@ -77,6 +77,10 @@ def _routes(socket: RouteSocket, message: Any, index: int, known: dict[int, str]
     hops = attribute(message, "RTA_MULTIPATH")
     if not hops:
         hops = [message]
+    nexthop = attribute(message, "RTA_NH_ID")
+    if nexthop:  # the kernel lists its gateways and links too
+        links = {hop["oif"] if hop is not message else attribute(message, "RTA_OIF") for hop in hops}
+        return [_route(message, None, "", onlink=False, nexthop=nexthop)] if not index or index in links else []
     routes = []
     for hop in hops:
         out = int(hop["oif"] if hop is not message else attribute(message, "RTA_OIF") or 0)
@@ -89,12 +93,12 @@ def _routes(socket: RouteSocket, message: Any, index: int, known: dict[int, str]
     return routes
 
 
-def _route(message: Any, hop: Any, link: str, onlink: bool) -> KernelRoute:
+def _route(message: Any, hop: Any, link: str, onlink: bool, nexthop: int = 0) -> KernelRoute:
     metrics = attribute(message, "RTA_METRICS")
     source = attribute(message, "RTA_PREFSRC")
     route = Route(
         destination=_destination(message),
-        gateway=_gateway(hop),
+        gateway=_gateway(hop) if hop is not None else None,
         mtu=attribute(metrics, "RTAX_MTU"),
         advmss=attribute(metrics, "RTAX_ADVMSS"),
         priority=attribute(message, "RTA_PRIORITY"),
@@ -108,6 +112,7 @@ def _route(message: Any, hop: Any, link: str, onlink: bool) -> KernelRoute:
             source=ip_address(source) if source else None,
             protocol=int(message["proto"]),
             onlink=onlink,
+            nexthop=nexthop,
         )
     )
 
@@ -157,7 +162,7 @@ def _message(route: KernelRoute, index: int) -> tuple[dict[str, Any], list[Any]]
         "family": _FAMILIES[version],
         "dst_len": wanted.destination.prefixlen,
         "table": table if table < 256 else RT_TABLE_COMPAT,
-        "scope": default_scope(wanted) if wanted.scope is None else wanted.scope,
+        "scope": default_scope(wanted, route.nexthop) if wanted.scope is None else wanted.scope,
         "type": RTN_UNICAST,
         "flags": RTNH_F_ONLINK if route.onlink else 0,
     }
@@ -171,6 +176,8 @@ def _message(route: KernelRoute, index: int) -> tuple[dict[str, Any], list[Any]]
         attributes.append(["RTA_VIA", via])
     if index:
         attributes.append(["RTA_OIF", index])
+    if route.nexthop:
+        attributes.append(["RTA_NH_ID", route.nexthop])
     if route.source is not None:
         attributes.append(["RTA_PREFSRC", str(route.source)])
     priority = wanted.priority or (IPV6_PRIORITY if version == 6 else 0)
