@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from cni_plugin.cli.root import weft
 from cni_plugin.cli.tool import Tool
 from cni_plugin.service.verbs import Service
-from ipam import host_local
+from ipam import host_local_config
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
 from weft.kernel.linux.probe import Ability
@@ -89,7 +89,7 @@ class Weft:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weft:
-    monkeypatch.setattr(host_local, "DATA", str(tmp_path / "leases"))
+    monkeypatch.setattr(host_local_config, "DATA_DIRECTORY", str(tmp_path / "leases"))
     monkeypatch.delenv("WEFT_CNI_CONFIG", raising=False)
     monkeypatch.delenv("WEFT_DEBUG", raising=False)
     kernel = FakeKernel()
