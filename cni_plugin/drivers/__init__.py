@@ -1,1 +1,1 @@
-"""Drivers: each makes the container's interface in its own way. A file's name is the driver's name."""
+"""Drivers: each creates the container's interface in its own way. The file name is the driver's name."""

@@ -2,8 +2,8 @@
 
 Keys: ``bridge``, ``isGateway``, ``isDefaultGateway``, ``forceAddress``, ``mtu`` (bytes), ``hairpinMode``,
 ``promiscMode``, ``vlan``, ``vlanTrunk``, ``preserveDefaultVlan``, ``enabledad``, ``disableContainerInterface``,
-``portIsolation``, ``ipam``; features ``ipMasq``, ``macspoofchk`` and ``isolation``. The bridge is made where missing,
-with a MAC address that stays.
+``portIsolation``, ``ipam``; features ``ipMasq``, ``macspoofchk`` and ``isolation``. The bridge is created if
+missing, with a fixed MAC address.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ DRIVER = Driver(
 
 @dataclass(frozen=True, slots=True)
 class BridgeNetwork:
-    """A bridge network's settings."""
+    """A bridge network's settings; ``detect`` is duplicate address detection, ``down`` leaves the interface down."""
 
     bridge: str
     gateway: bool = False
@@ -77,16 +77,16 @@ class BridgeNetwork:
     def plan(self, context: Context) -> Plan:
         found = context.result
         if self.addressed and not found.ips and not context.pending:
-            raise ConfigProblem("IPAM plugin returned missing IP config", hint="give ipam a subnet or addresses")
+            raise ConfigProblem("IPAM plugin returned missing IP config", hint="set a subnet or addresses in ipam")
         if self.gateway:
             found = interface.with_gateways(found)
         if self.default_gateway:
             found = replace(found, routes=interface.default_routes(found))
         pair = interface.veth_pair(context, mtu=self.mtu or interface.DEFAULT_MTU, mac=self.mac, bridge=self.bridge)
-        bridge, shown = self._bridge(context, pair.mtu)
-        foot = self._foot(context, pair.mtu)
+        bridge, bridge_interface = self._bridge(context, pair.mtu)
+        vlan_gateway = self._vlan_gateway(context, pair.mtu)
         return Plan(
-            shared=self._shared(bridge, foot, context, found),
+            shared=self._shared(bridge, vlan_gateway, context, found),
             operations=(
                 pair,
                 *self._port(pair.host),
@@ -96,28 +96,32 @@ class BridgeNetwork:
             result=replace(
                 found,
                 interfaces=(
-                    shown,
+                    bridge_interface,
                     ResultInterface(pair.host, pair.host_mac, "", pair.mtu),
                     ResultInterface(pair.container, pair.mac, context.namespace.path, pair.mtu),
-                    *((ResultInterface(foot.name, foot.mac, "", foot.mtu),) if foot else ()),
+                    *(
+                        (ResultInterface(vlan_gateway.name, vlan_gateway.mac, "", vlan_gateway.mtu),)
+                        if vlan_gateway
+                        else ()
+                    ),
                 ),
                 ips=interface.on_interface(found, 2),
             ),
         )
 
     def _bridge(self, context: Context, mtu: int) -> tuple[Bridge, ResultInterface]:
-        """The bridge as it is, or as it will be made, and how it stands in the result."""
+        """The bridge as it is, or as it will be created, and its interface in the result."""
         there = context.facts.link(Side.HOST, self.bridge)
         alias = identity.alias(identity.mark("bridge", self.bridge), f"bridge {self.bridge}")
         mac = identity.mac(context.host, "bridge", self.bridge)
-        # The kernel gives a bridge the smallest MTU of its ports.
+        # A bridge takes the smallest MTU of its ports (br_mtu_auto_adjust).
         shown = ResultInterface(self.bridge, mac, "", mtu if there is None else min(mtu, there.mtu))
         if there is not None and there.alias != alias and not half_created(there, mac):
             return Bridge(self.bridge, "", "", 0, self.filtering), replace(shown, mac=there.mac)
         return Bridge(self.bridge, alias, mac, mtu, self.filtering), shown
 
-    def _foot(self, context: Context, mtu: int) -> VlanGateway | None:
-        """The link that carries the gateway's address when the network is one VLAN of the bridge."""
+    def _vlan_gateway(self, context: Context, mtu: int) -> VlanGateway | None:
+        """The link with the gateway address where the network is one VLAN of the bridge."""
         if not (self.vlan and self.gateway):
             return None
         name = f"{self.bridge}.{self.vlan}"
@@ -132,22 +136,22 @@ class BridgeNetwork:
         )
 
     def _shared(
-        self, bridge: Bridge, foot: VlanGateway | None, context: Context, found: Result
+        self, bridge: Bridge, vlan_gateway: VlanGateway | None, context: Context, found: Result
     ) -> tuple[Operation, ...]:
-        shared: list[Operation] = [bridge, *_quiet(self.bridge)]
+        shared: list[Operation] = [bridge, *_ignore_ra(self.bridge)]
         if self.promiscuous:
             shared.append(Promiscuous(self.bridge))
         if not self.gateway:
             return tuple(shared)
-        if foot:
-            shared += [foot, *_quiet(foot.name)]
+        if vlan_gateway:
+            shared += [vlan_gateway, *_ignore_ra(vlan_gateway.name)]
         gateways = tuple(
             dict.fromkeys(ip_interface((ip.gateway, ip.address.network.prefixlen)) for ip in found.ips if ip.gateway)
         )
         if gateways:
-            link = foot.name if foot else self.bridge
-            # On a bridge of somebody else's, what was there before the network was must outlive it.
-            there = () if foot or bridge.alias else context.facts.addresses(Side.HOST, link)
+            link = vlan_gateway.name if vlan_gateway else self.bridge
+            # On a bridge that weft did not create, addresses from before the network must outlive it.
+            there = () if vlan_gateway or bridge.alias else context.facts.addresses(Side.HOST, link)
             before = tuple(address for address in gateways if address in there)
             shared.append(Gateways(link, gateways, context.gateways, self.force_address, before))
         shared += interface.forwarding(interface.versions(found))
@@ -167,8 +171,8 @@ class BridgeNetwork:
         return (access, *(BridgeVlan(vid) for vid in self.trunk if vid != access.vid))
 
 
-def _quiet(link: str) -> tuple[Operation, ...]:
-    """The host takes no router's word from the bridge (CVE-2020-10749), and its address there is usable at once."""
+def _ignore_ra(link: str) -> tuple[Operation, ...]:
+    """The host ignores router advertisements (CVE-2020-10749), and its own address skips duplicate detection."""
     return tuple(
         Setting(Side.HOST, f"net/ipv6/conf/{link}/{key}", "0", link, optional=True)
         for key in ("accept_ra", "accept_dad")
@@ -201,16 +205,14 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     if found.hairpin and found.promiscuous:
         keys.problem("hairpinMode", "cannot be set together with promiscMode")
     if found.down and addressed:
-        keys.problem(
-            "disableContainerInterface", "cannot be set together with ipam: a link that is down has no address"
-        )
+        keys.problem("disableContainerInterface", "cannot be set together with ipam: the interface stays down")
     if found.vlan and found.gateway and len(f"{found.bridge}.{found.vlan}") > 15:
         keys.problem("bridge", f"is too long for the VLAN gateway link {found.bridge}.{found.vlan} (15 characters)")
     return found
 
 
 def _trunk(keys: Section) -> tuple[tuple[int, ...], bool]:
-    """The tagged VLANs, and whether the key is there at all: even an empty list turns filtering on."""
+    """The tagged VLANs, and whether the key is present: even an empty list enables VLAN filtering."""
     vids: set[int] = set()
     for entry in keys.sections("vlanTrunk"):
         single = entry.integer("id", least=1, most=_LAST_VLAN)

@@ -1,4 +1,4 @@
-"""``dummy``: a link that leads nowhere, to hold addresses. Keys: ``mtu`` (bytes), ``ipam`` (required)."""
+"""``dummy``: a dummy link, which drops what it is given, to hold addresses. Keys: ``mtu`` (bytes), ``ipam``."""
 
 from __future__ import annotations
 

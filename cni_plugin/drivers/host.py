@@ -1,7 +1,7 @@
-"""``host``: for containers that share the host's network namespace; nothing is done to the kernel.
+"""``host``: for containers in the host's network namespace; the kernel is not changed.
 
-Keys: none, and no ``ipam``. The attachment is on record, and its result tells the host's addresses: those of the
-link of the default route. Published ports mean nothing here and are ignored, as in other engines.
+Keys: none, and no ``ipam``. The attachment is recorded, and its result holds the addresses of the link of the host's
+default route. Published ports are ignored, as docker and podman do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DRIVER = Driver(on_host=True, own_features=())
 
 @dataclass(frozen=True, slots=True)
 class HostNetwork:
-    """Nothing to set."""
+    """No settings."""
 
     def plan(self, context: Context) -> Plan:
         facts, dns = context.facts, context.result.dns
@@ -38,5 +38,5 @@ class HostNetwork:
 
 def read(request: Request, keys: Section) -> PlanPart | None:
     if request.config.ipam:
-        keys.problems.add("ipam has no place in a network of driver host: its containers have the host's addresses")
+        keys.problems.add("ipam is not allowed with driver host: containers share the host's addresses")
     return HostNetwork()

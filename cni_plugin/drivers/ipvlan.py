@@ -30,7 +30,7 @@ _MODES = {"": 0, "l2": 0, "l3": 1, "l3s": 2}  # linux/if_link.h, enum ipvlan_mod
 
 @dataclass(frozen=True, slots=True)
 class Ipvlan:
-    """An ipvlan network's settings; ``mode`` is the kernel's number. ``inherits`` the addresses of prevResult."""
+    """An ipvlan network's settings; ``mode`` is the kernel's number; ``inherits``: the addresses are prevResult's."""
 
     master: str
     side: Side
@@ -40,13 +40,13 @@ class Ipvlan:
     inherits: bool
 
     def plan(self, context: Context) -> Plan:
-        below = interface.parent_link(context, self.master, self.side)
+        parent = interface.parent_link(context, self.master, self.side)
         link = interface.container_link(
             context,
             "ipvlan",
-            mac=below.mac,
-            mtu=interface.limited_mtu(self.mtu, below),
-            parent=below.name,
+            mac=parent.mac,
+            mtu=interface.limited_mtu(self.mtu, parent),
+            parent=parent.name,
             side=self.side,
             options=(("ipvlan_mode", self.mode),),
         )
@@ -75,11 +75,11 @@ def read(request: Request, keys: Section) -> PlanPart | None:
 
 
 def _master(keys: Section, before: Result | None) -> str:
-    """The master's name, "" for the default; in a chain it is the link that the plugin before has made."""
+    """The parent's name, "" for the default; in a chain, the interface in prevResult."""
     name = interface.read_link(keys, "master")
     if name or before is None:
         return name
     if len(before.interfaces) != 1 or not before.interfaces[0].name:
-        keys.problems.add("master is missing, and prevResult lacks a single named interface to take its place")
+        keys.problems.add("master is missing, and prevResult does not hold exactly one named interface to use instead")
         return ""
     return before.interfaces[0].name

@@ -1,4 +1,4 @@
-"""``loopback``: the container's own ``lo`` is up. Keys: none. CNI_IFNAME is ignored."""
+"""``loopback``: brings up the container's ``lo``. Keys: none. CNI_IFNAME is ignored."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _MTU = 65536
 
 @dataclass(frozen=True, slots=True)
 class Loopback:
-    """Nothing to set."""
+    """No settings."""
 
     def plan(self, context: Context) -> Plan:
         lo = context.facts.link(Side.CONTAINER, "lo")
-        strange = [
+        other = [
             address
             for address in context.facts.addresses(Side.CONTAINER, "lo")
             if not address.ip.is_loopback and not address.ip.is_link_local
         ]
-        if strange:
+        if other:
             raise NamespaceProblem(
-                f"lo in {context.namespace.path} has the address {strange[0]}, which is no loopback address",
-                hint="is this really a container's namespace?",
+                f"lo in {context.namespace.path} has the address {other[0]}, which is not a loopback address",
+                hint="is this a container's network namespace?",
             )
         return Plan(
             operations=(Up(Side.CONTAINER, "lo", was=lo is not None and lo.up),),

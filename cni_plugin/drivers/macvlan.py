@@ -1,7 +1,7 @@
-"""``macvlan``: a link with a MAC address of its own on a link of the host's, straight to the wire.
+"""``macvlan``: a link with its own MAC address on a parent link of the host.
 
 Keys: ``master`` (default: the link of the default route), ``mode``, ``mtu`` (bytes, at most the master's), ``mac``,
-``linkInContainer``, ``bcqueuelen``, ``enabledad``, ``ipam``. The host itself cannot be reached over it.
+``linkInContainer``, ``bcqueuelen``, ``enabledad``, ``ipam``. The host cannot be reached through its own parent link.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LONGEST_QUEUE = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Macvlan:
-    """A macvlan network's settings. ``queue`` is how many broadcast packets the master may hold for it."""
+    """A macvlan network's settings; ``queue``: IFLA_MACVLAN_BC_QUEUE_LEN, in packets."""
 
     master: str
     side: Side
@@ -49,12 +49,12 @@ class Macvlan:
     addressed: bool
 
     def plan(self, context: Context) -> Plan:
-        below = interface.parent_link(context, self.master, self.side)
-        whole = self.mode == "passthru"
-        if whole and self.mac not in ("", below.mac):
+        parent = interface.parent_link(context, self.master, self.side)
+        passthru = self.mode == "passthru"
+        if passthru and self.mac not in ("", parent.mac):
             raise ConfigProblem(
-                f"mac {self.mac} cannot be had in mode passthru, which gives {below.name}'s own, {below.mac}",
-                hint="leave mac out, or choose another mode",
+                f"mac {self.mac} cannot be set in mode passthru, which uses that of {parent.name}, {parent.mac}",
+                hint="remove mac, or use another mode",
             )
         options: list[tuple[str, int | str]] = [("macvlan_mode", self.mode)]
         if self.queue:
@@ -62,9 +62,9 @@ class Macvlan:
         link = interface.container_link(
             context,
             "macvlan",
-            mac=below.mac if whole else self.mac,
-            mtu=interface.limited_mtu(self.mtu, below),
-            parent=below.name,
+            mac=parent.mac if passthru else self.mac,
+            mtu=interface.limited_mtu(self.mtu, parent),
+            parent=parent.name,
             side=self.side,
             options=tuple(options),
         )

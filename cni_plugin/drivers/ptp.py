@@ -1,8 +1,8 @@
-"""``ptp``: a veth pair routed by the host, one address to a container, no bridge.
+"""``ptp``: a veth pair for each container, routed by the host without a bridge.
 
 Keys: ``mtu`` (bytes), ``ipam`` (required, and it must give gateways); features ``ipMasq``, ``ipspoofchk`` and
-``isolation``. The container reaches even its own subnet through the gateway, whose address every host end carries
-as /32 or /128.
+``isolation``. The container reaches even its own subnet through the gateway, whose address is on the host end of
+every pair, as /32 or /128.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class PointToPoint:
     def plan(self, context: Context) -> Plan:
         found = context.result
         if not found.ips:
-            raise ConfigProblem("ipam gave no address, and ptp cannot do without", hint="set ipam.type and a subnet")
+            raise ConfigProblem("IPAM returned no address, which ptp requires", hint="set ipam.type and a subnet")
         for ip in found.ips:
             if ip.gateway is None:
                 raise ConfigProblem(
-                    f"ipam gave {ip.address} without a gateway, which ptp needs", hint="set ipam.gateway"
+                    f"IPAM returned {ip.address} without a gateway, which ptp requires", hint="set ipam.gateway"
                 )
         pair = interface.veth_pair(context, mtu=self.mtu or interface.DEFAULT_MTU)
         host, link = pair.host, pair.container
@@ -62,7 +62,7 @@ class PointToPoint:
             shared=interface.forwarding(interface.versions(found)),
             operations=(
                 pair,
-                # The host takes no router's word from the container (CVE-2020-10749).
+                # The host ignores router advertisements from the container (CVE-2020-10749).
                 Setting(Side.HOST, f"net/ipv6/conf/{host}/accept_ra", "0", host, optional=True),
                 *(one for ip in found.ips for one in _host_end(host, ip)),
                 *interface.configure(link, found, prefix_routes=False),
@@ -74,21 +74,21 @@ class PointToPoint:
 
 
 def _host_end(host: str, ip: ResultAddress) -> tuple[Operation, ...]:
-    """The gateway's address on the host's end, and the way to the container."""
+    """The gateway's address on the host end, and the route to the container."""
     assert ip.gateway is not None
     route = Route(ip_network(ip.address.ip), scope=_LINK_SCOPE if ip.address.version == 4 else None)
-    quiet: tuple[Operation, ...] = ()
+    no_dad: tuple[Operation, ...] = ()
     if ip.address.version == 6:
-        quiet = (Setting(Side.HOST, f"net/ipv6/conf/{host}/accept_dad", "0", host, optional=True),)
+        no_dad = (Setting(Side.HOST, f"net/ipv6/conf/{host}/accept_dad", "0", host, optional=True),)
     return (
-        *quiet,
+        *no_dad,
         LinkAddress(Side.HOST, host, interface.host_prefix(ip.gateway)),
         LinkRoute(Side.HOST, KernelRoute(route, host, protocol=identity.ROUTE_PROTOCOL)),
     )
 
 
 def _container_routes(link: str, ip: ResultAddress) -> tuple[Operation, ...]:
-    """The gateway is on the link; everything else of the subnet is behind it."""
+    """The gateway is on-link; the rest of the subnet is routed through it."""
     assert ip.gateway is not None
     near = Route(ip_network(ip.gateway), scope=_LINK_SCOPE if ip.address.version == 4 else None)
     subnet = Route(ip.address.network, ip.gateway)
@@ -101,5 +101,5 @@ def _container_routes(link: str, ip: ResultAddress) -> tuple[Operation, ...]:
 
 def read(request: Request, keys: Section) -> PlanPart | None:
     if not request.config.ipam.text("type"):
-        keys.problems.add("ipam.type is missing, and ptp needs addresses")
+        keys.problems.add("ipam.type is missing: ptp requires addresses")
     return PointToPoint(mtu=interface.read_mtu(keys))

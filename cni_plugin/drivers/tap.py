@@ -1,7 +1,7 @@
-"""``tap``: a link whose other end is a program, for virtual machines that run inside a container.
+"""``tap``: a tap device, for virtual machines that run inside the container.
 
-Keys: ``multiQueue``, ``mtu`` (bytes), ``mac``, ``owner`` and ``group`` (numbers of who may open it),
-``selinuxContext`` (of the process that makes it), ``bridge`` (one that is there, inside the container), ``ipam``.
+Keys: ``multiQueue``, ``mtu`` (bytes), ``mac``, ``owner`` and ``group`` (uid and gid that may open it),
+``selinuxContext`` (of the process that creates it), ``bridge`` (an existing one, inside the container), ``ipam``.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Tap:
 
 def _check_bridge(link: Link | None, name: str) -> None:
     if link is None or link.kind != "bridge":
-        what = "is not there" if link is None else f"is a {link.kind or 'physical'} link and no bridge"
+        what = "does not exist" if link is None else f"is a {link.kind or 'physical'} link, not a bridge"
         raise ConfigProblem(
-            f"the bridge {name} {what} in the container", hint="make it in the container's namespace first"
+            f"bridge {name} {what} in the container", hint="create it in the container's network namespace first"
         )
 
 

@@ -1,4 +1,4 @@
-"""``vlan``: one VLAN of a link of the host's, given to one container.
+"""``vlan``: a VLAN (802.1Q) link on a parent link of the host, for one container.
 
 Keys: ``master`` (default: the link of the default route), ``vlanId`` (0 to 4094), ``mtu`` (bytes, at most the
 master's), ``linkInContainer``, ``enabledad``, ``ipam`` (required). The MAC address is the master's.
@@ -43,13 +43,13 @@ class Vlan:
     detect: bool
 
     def plan(self, context: Context) -> Plan:
-        below = interface.parent_link(context, self.master, self.side)
+        parent = interface.parent_link(context, self.master, self.side)
         link = interface.container_link(
             context,
             "vlan",
-            mac=below.mac,
-            mtu=interface.limited_mtu(self.mtu, below),
-            parent=below.name,
+            mac=parent.mac,
+            mtu=interface.limited_mtu(self.mtu, parent),
+            parent=parent.name,
             side=self.side,
             options=(("vlan_id", self.vid),),
         )

@@ -228,7 +228,7 @@ class LentLink(Operation):
         )
 
 
-def lent(link: Link, attachment: Attachment) -> LentLink:
+def lend(link: Link, attachment: Attachment) -> LentLink:
     """The operation that lends a link of the host's to an attachment.
 
     The alias tells the host's name for it, so that it finds home when all records are lost.
@@ -246,7 +246,7 @@ def lent(link: Link, attachment: Attachment) -> LentLink:
     )
 
 
-def marked(machine: Machine, attachment: Attachment, *, on_host: bool) -> Iterator[Operation]:
+def leftovers(machine: Machine, attachment: Attachment, *, on_host: bool) -> Iterator[Operation]:
     """What must have made the links that bear an attachment's marks, its record lost: for ``undo`` alone."""
     digest = identity.attachment_digest(attachment)
     passing = identity.temporary_link(attachment)

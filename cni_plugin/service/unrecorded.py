@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from cni_plugin.ops.devices import lent_by_name, marked
+from cni_plugin.ops.devices import leftovers, lent_by_name
 from cni_plugin.plan import modules
 from cni_plugin.plan.traits import Parent
 from cni_plugin.service import assemble, executor
@@ -82,7 +82,7 @@ def _undo_marked_links(context: ServiceContext, request: Request, asked: Namespa
     container = context.kernel.open(request.namespace) if foreign else None
     try:
         machine = context.machine(container)
-        there = tuple(marked(machine, attachment_of(request), on_host=_may_be_lent(driver)))
+        there = tuple(leftovers(machine, attachment_of(request), on_host=_may_be_lent(driver)))
         raise_all(executor.remove(there, machine, context.watch))
     finally:
         if container is not None:

@@ -94,7 +94,7 @@ def test_by_mac_address(host: Host, cni: Cni) -> None:
     [
         ({}, "specify either device, hwaddr, kernelpath or pciBusID"),
         ({"device": "nope"}, "device nope"),
-        ({"device": "lo"}, "lo cannot be lent"),
+        ({"device": "lo"}, "lo cannot be moved"),
         ({"device": "a/b"}, "device"),
         ({"hwaddr": "02:00:00:00:00:99"}, "hwaddr 02:00:00:00:00:99"),
         ({"hwaddr": "junk"}, "hwaddr"),
