@@ -1,1 +1,1 @@
-"""What a driver or feature may look at, and how their parts become one plan."""
+"""What drivers and features declare and may read, and how their parts become one plan."""

@@ -45,8 +45,8 @@ class KernelFacts:
                 return min(found, key=lambda one: one.route.priority or 0).link
         return ""
 
-    def device(self, place: str) -> Device | None:
-        paths = (place,) if place.startswith("/") else tuple(f"{bus}/{place}" for bus in _BUSES)
+    def device(self, location: str) -> Device | None:
+        paths = (location,) if location.startswith("/") else tuple(f"{bus}/{location}" for bus in _BUSES)
         for path in map(os.path.realpath, paths):
             if path.startswith(_DEVICES) and os.path.isdir(path):
                 driver = os.path.realpath(f"{path}/driver")
@@ -89,7 +89,7 @@ class KernelFacts:
 
 
 def _links_of(path: str) -> tuple[str, ...]:
-    """The links of a device in sysfs; those of a virtio card are one level down, under its virtio device."""
+    """The links of a device in sysfs; for virtio they are under its virtio device."""
     with contextlib.suppress(OSError):
         return tuple(sorted(os.listdir(f"{path}/net")))
     found: list[str] = []

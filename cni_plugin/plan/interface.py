@@ -1,4 +1,4 @@
-"""What every driver does alike: give the container's link its addresses, settings and routes.
+"""What drivers have in common: the container's link with its sysctls, addresses and routes.
 
 The order follows the reference plugins' ConfigureIface: settings, addresses, up, duplicate detection, routes.
 """
@@ -28,7 +28,7 @@ MASTER = Option("master", Value.LINK, ("parent", "master"), podman=False)
 _LINK_SCOPE = 253
 _KERNEL_PROTOCOL = 2
 _KERNEL_METRIC = 256
-"""What the kernel says of a route that it adds with an address; the metric is IPv6's."""
+"""RTPROT_KERNEL, and the IPv6 metric, of the routes that the kernel adds with an address."""
 
 
 def versions(result: Result) -> set[int]:
@@ -37,9 +37,10 @@ def versions(result: Result) -> set[int]:
 
 
 def link_settings(link: str, *, detect: bool, ipv6: bool) -> tuple[Operation, ...]:
-    """Kernel settings of the container's link, before it is up.
+    """Sysctls of the container's link, before it is up.
 
-    Without ``detect`` IPv6 addresses are usable at once; the peers' caches are refreshed when the link comes up.
+    Without ``detect`` there is no duplicate address detection (accept_dad=0); arp_notify and ndisc_notify have the
+    neighbours' caches updated when the link comes up.
     """
     make = Side.CONTAINER
     found: list[Operation] = [Setting(make, f"net/ipv4/conf/{link}/arp_notify", "1", link)]
@@ -55,7 +56,7 @@ def link_settings(link: str, *, detect: bool, ipv6: bool) -> tuple[Operation, ..
 
 
 def configure(link: str, result: Result, *, detect: bool = False, prefix_routes: bool = True) -> tuple[Operation, ...]:
-    """The operations that make a fresh link of the container carry the result's addresses and be up."""
+    """The operations that give a new link of the container the result's addresses and bring it up."""
     ipv6 = 6 in versions(result)
     return (
         *link_settings(link, detect=detect, ipv6=ipv6),
@@ -66,9 +67,9 @@ def configure(link: str, result: Result, *, detect: bool = False, prefix_routes:
 
 
 def routes(link: str, result: Result) -> tuple[Operation, ...]:
-    """The result's routes over the container's link; one without a gateway takes its family's first.
+    """The result's routes over the container's link.
 
-    A route of scope link is meant to have none.
+    A route without a gateway gets the first gateway of its family, unless its scope is link.
     """
     first: dict[int, Address] = {}
     for ip in result.ips:
@@ -83,7 +84,7 @@ def routes(link: str, result: Result) -> tuple[Operation, ...]:
 
 
 def veth_pair(context: Context, *, mtu: int, mac: str = "", bridge: str = "") -> Veth:
-    """The veth pair of an attachment: its names and MAC addresses follow from the attachment alone."""
+    """The veth pair of an attachment; names and MAC addresses are derived from the attachment."""
     attachment = context.attachment
     who = (attachment.network, attachment.container, attachment.interface)
     return Veth(
@@ -108,7 +109,7 @@ def container_link(
     master: str = "",
     options: tuple[tuple[str, int | str], ...] = (),
 ) -> ContainerLink:
-    """A link of a kind inside the container; its MAC address follows from the attachment unless it is given."""
+    """A link of ``kind`` in the container; its MAC address is derived from the attachment unless given."""
     attachment = context.attachment
     return ContainerLink(
         name=attachment.interface,
@@ -126,83 +127,83 @@ def container_link(
 
 
 def attach(
-    maker: Operation,
+    creation: Operation,
     link: ResultInterface,
     found: Result,
     *,
     detect: bool = False,
     addressed: bool = True,
 ) -> Plan:
-    """The plan of a driver whose only link is the container's own: make it, then give it what IPAM found.
+    """The plan of a driver with a single link: create it, then configure IPAM's addresses and routes.
 
-    Raises ConfigProblem where it is to be ``addressed`` and IPAM found nothing.
+    Raises ConfigProblem if it is to be ``addressed`` and IPAM returned no address.
     """
     if addressed and not found.ips:
-        raise ConfigProblem("IPAM plugin returned missing IP config", hint="give ipam a subnet or addresses")
+        raise ConfigProblem("IPAM plugin returned missing IP config", hint="set a subnet or addresses in ipam")
     return Plan(
-        operations=(maker, *configure(link.name, found, detect=detect), *routes(link.name, found)),
+        operations=(creation, *configure(link.name, found, detect=detect), *routes(link.name, found)),
         result=replace(found, interfaces=(link,), ips=on_interface(found, 0)),
     )
 
 
 def result_interface(context: Context, link: ContainerLink) -> ResultInterface:
-    """How a link of the container's own stands in the result."""
+    """The result's interface for a link in the container."""
     return ResultInterface(link.name, link.mac, context.namespace.path, link.mtu or DEFAULT_MTU)
 
 
 def parent_link(context: Context, name: str, side: Side) -> Link:
-    """The link that a macvlan, ipvlan or VLAN goes on: ``master``, or that of the side's default route.
+    """The parent of a macvlan, ipvlan or VLAN link: ``master``, or the link of the default route on that side.
 
-    Raises ConfigProblem where there is none.
+    Raises ConfigProblem if there is none.
     """
     name = name or context.facts.default_link(side)
     if not name:
         raise ConfigProblem(
-            f"master is missing, and the {side} has no default route to take it from", hint="name the link in master"
+            f"master is missing, and the {side} has no default route to choose it by", hint="set master to a link"
         )
     link = context.facts.link(side, name)
     if link is not None:
         return link
     base, _, vid = name.rpartition(".")
-    hint = f"ip link show lists the links of the {side}"
+    hint = f"list the links of the {side} with: ip link show"
     if base and vid.isdigit():
-        hint = f"weft makes no VLAN link of the host: ip link add link {base} name {name} type vlan id {vid}"
-    raise ConfigProblem(f"master {quoted(name)} is no link of the {side}", hint=hint)
+        hint = f"weft does not create VLAN links on the host: ip link add link {base} name {name} type vlan id {vid}"
+    raise ConfigProblem(f"master {quoted(name)} not found on the {side}", hint=hint)
 
 
-def limited_mtu(mtu: int, below: Link) -> int:
-    """The MTU in bytes, by default that of the link below; raises ConfigProblem for more than that."""
-    if mtu > below.mtu:
+def limited_mtu(mtu: int, parent: Link) -> int:
+    """The MTU in bytes, by default the parent's; raises ConfigProblem if it is larger than the parent's."""
+    if mtu > parent.mtu:
         raise ConfigProblem(
-            f"mtu {mtu} must be between 0 and {below.mtu}, the MTU of the master {below.name}",
-            hint=f"lower it, or raise that of {below.name} first",
+            f"mtu {mtu} must be between 0 and {parent.mtu}, the MTU of the master {parent.name}",
+            hint=f"lower it, or raise the MTU of {parent.name} first",
         )
-    return mtu or below.mtu
+    return mtu or parent.mtu
 
 
 def read_side(keys: Section) -> Side:
-    """Where the master is: ``linkInContainer``."""
+    """Which side the master is on: ``linkInContainer``."""
     return Side.CONTAINER if keys.flag("linkInContainer") else Side.HOST
 
 
 def require_ipam(request: Request, driver: str) -> None:
     if not request.config.ipam.text("type"):
-        request.config.keys.problems.add(f"ipam.type is missing, and {driver} needs addresses")
+        request.config.keys.problems.add(f"ipam.type is missing: {driver} requires addresses")
 
 
 def forwarding(families: set[int]) -> tuple[Operation, ...]:
-    """The host forwards packets of these IP versions. It stays so: others come to rely on it."""
+    """Enable forwarding on the host for these IP versions. It is not disabled again: other software may rely on it."""
     keys = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
     return tuple(Setting(Side.HOST, keys[version], "1") for version in sorted(families))
 
 
 def on_interface(result: Result, index: int) -> tuple[ResultAddress, ...]:
-    """The result's addresses, said to be on the interface of that index."""
+    """The result's addresses, on the interface with that index."""
     return tuple(replace(ip, interface=index) for ip in result.ips)
 
 
 def with_gateways(result: Result) -> Result:
-    """The result with each address's gateway known: its subnet's first address unless IPAM said another."""
+    """The result with a gateway for each address: the first address of its subnet unless IPAM set one."""
     return replace(
         result,
         ips=tuple(
@@ -213,7 +214,7 @@ def with_gateways(result: Result) -> Result:
 
 
 def default_routes(result: Result) -> tuple[Route, ...]:
-    """The result's routes, with a default one for each family that has a gateway and no default route yet."""
+    """The result's routes, with a default route for each family that has a gateway and none yet."""
     found = list(result.routes)
     for ip in result.ips:
         anywhere = ip_network("0.0.0.0/0" if ip.address.version == 4 else "::/0")
@@ -223,14 +224,13 @@ def default_routes(result: Result) -> tuple[Route, ...]:
 
 
 def host_prefix(address: Address) -> Cidr:
-    """The address alone: /32 or /128."""
+    """The address as a host prefix: /32 or /128."""
     return ip_interface(address)
 
 
 def read_mac(request: Request, keys: Section | None = None) -> str:
-    """The MAC address asked for, "" if none is: CNI_ARGS, over it args.cni.mac, over it runtimeConfig.mac.
-
-    Some drivers have a ``mac`` of their own ``keys``, under all of these.
+    """The requested MAC address, "" for none. The last that is set counts: ``mac`` in the driver's ``keys``, if given,
+    CNI_ARGS MAC, args.cni.mac, runtimeConfig.mac.
     """
     mac = ""
     sources = (
@@ -249,7 +249,7 @@ def read_mac(request: Request, keys: Section | None = None) -> str:
 
 
 def read_mtu(keys: Section, key: str = "mtu") -> int:
-    """The MTU in bytes, 0 where none is given; not above zero counts as none, as in the reference."""
+    """The MTU in bytes, 0 if not set; zero and negative values count as not set, as in the reference."""
     value = keys.integer(key) or 0
     if value <= 0:
         return 0
@@ -259,7 +259,7 @@ def read_mtu(keys: Section, key: str = "mtu") -> int:
 
 
 def read_link(keys: Section, key: str, default: str = "") -> str:
-    """The name of a link, checked. Without a ``default`` an empty one is none: podman writes it where none is named."""
+    """A link's name. Without a ``default`` an empty one counts as not set: podman writes it so."""
     name = keys.text(key, default)
     problem = link_name_problem(name)
     if problem and (name or (default and key in keys)):
@@ -268,7 +268,7 @@ def read_link(keys: Section, key: str, default: str = "") -> str:
 
 
 def host_end(context: Context) -> str:
-    """The host's end of the container's veth pair, "" where the container's link is of another kind."""
+    """The host end of the container's veth pair, "" if its link is of another kind."""
     planned = identity.host_link(context.attachment)
     candidates = [one.name for one in context.result.interfaces if not one.sandbox]
     if planned in candidates:
@@ -294,9 +294,9 @@ def own_addresses(context: Context) -> tuple[ResultAddress, ...]:
 
 
 def planned_routes(context: Context) -> tuple[KernelRoute, ...]:
-    """The routes of the attachment's interface: as they are, or as the same plan will make them.
+    """The routes of the attachment's interface as they are, or as the same plan will add them.
 
-    Without IPv6's link-local ones, which stay where they are.
+    Link-local routes of IPv6 are left out, since they stay in the main table.
     """
     interface = context.attachment.interface
     if context.facts.link(Side.CONTAINER, interface) is not None:

@@ -1,8 +1,7 @@
-"""The one idea: a driver is a pure function from an attachment to a list of small reversible operations.
+"""A driver is a pure function from an attachment to a list of small reversible operations.
 
-``Plan`` is such a list with the result it leads to, ``Context`` what a driver or feature may look at, and ``compose``
-joins a driver and its features to one plan. Nothing here touches the kernel. What an operation is says
-``ops.operation``.
+``Plan`` is such a list with the result of the ADD, ``Context`` what a driver or feature may read, and ``compose`` makes
+one plan of a driver and its features. Nothing here touches the kernel. Operations: ``ops.operation``.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from weft.types import Attachment, Cidr, NamespaceId, Result, Side
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an ADD will do and answer.
+    """What an ADD will do, and its result.
 
-    ``shared`` belongs to the network: done where lacking, kept when the attachment goes. ``operations``
-    are the attachment's own, in order. ``guards`` are nftables elements that forbid: they are there before the
-    attachment's first link is, and until its last one is gone. ``elements`` and ``shared_elements`` are nftables
-    elements of either kind; compose gathers them so that a plan's rules change in one transaction. ``after`` needs the
-    rules in place.
+    ``shared`` belongs to the network: applied where missing, kept when the attachment is deleted. ``operations`` are
+    the attachment's own, in order. ``guards`` are nftables elements of dropping rules: added before the attachment's
+    first link is created, and deleted after its last one. ``elements`` and ``shared_elements`` are the attachment's and
+    the network's other nftables elements; ``compose`` collects them so that a plan is one transaction. ``after`` is
+    applied once the elements are in place.
     """
 
     shared: tuple[Operation, ...] = ()
@@ -39,49 +38,48 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A piece of hardware: its driver's name and the host's links that it serves, in order."""
+    """A device in sysfs: the name of its kernel driver, and its links on the host, in order."""
 
     driver: str = ""
     links: tuple[str, ...] = ()
 
 
 class Facts(Protocol):
-    """A read-only look at the host and the container, for what a plan must know beforehand."""
+    """Read-only access to the host and the container."""
 
     def link(self, side: Side, name: str) -> Link | None: ...
 
     def links(self, side: Side) -> tuple[Link, ...]: ...
 
     def default_link(self, side: Side) -> str:
-        """The link of the default route, IPv4's before IPv6's, "" where there is none."""
+        """The link of the default route, IPv4 before IPv6, "" if there is none."""
 
-    def device(self, place: str) -> Device | None:
-        """The hardware under a path in /sys/devices, or of a PCI address or auxiliary device's name."""
+    def device(self, location: str) -> Device | None:
+        """The device at a path in /sys/devices, a PCI address, or an auxiliary device's name."""
 
     def addresses(self, side: Side, link: str) -> tuple[Cidr, ...]: ...
 
     def sysctl(self, side: Side, key: str) -> str | None: ...
 
     def routes(self, side: Side, link: str = "") -> tuple[KernelRoute, ...]:
-        """The routes of a link (of all) in every table but local."""
+        """The routes of a link, or of all links, in every table but local."""
 
     def routing_rules(self, side: Side) -> tuple[RoutingRule, ...]: ...
 
     def drops_forwarded(self, version: int) -> bool:
-        """Whether an iptables FORWARD chain of the host drops what no rule accepts."""
+        """Whether the policy of the host's iptables chain FORWARD is DROP."""
 
     def lines(self, path: str) -> tuple[str, ...] | None:
-        """The lines of a file that the administrator may have written, None where there is none."""
+        """The lines of an administrator's file, None if there is no such file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """Everything a driver or feature may base its part of the plan on.
 
-    ``host`` tells this host's namespace from every other one; ``result`` is what stands so far: the IPAM
-    answer for a driver, the driver's result for a feature, the prevResult for a chained plugin. ``gateways``
-    are those of all the network's subnets, where weft's own IPAM knows them. ``pending``: the addresses are not known
-    yet, for they will come over the link that is being planned; all that needs none is.
+    ``host`` identifies this host's namespace; ``result`` is the result so far: IPAM's for a driver, the driver's for a
+    feature, prevResult for a chained plugin. ``gateways`` are those of all subnets of the network, where weft's own
+    IPAM knows them. ``pending``: the addresses are not known yet, since DHCP needs the link that is being planned.
     """
 
     attachment: Attachment
@@ -95,17 +93,17 @@ class Context:
 
 
 class PlanPart(Protocol):
-    """A driver's or feature's settings, read and validated: they turn a context into a part of the plan."""
+    """The validated settings of a driver or feature, which make its part of the plan."""
 
     def plan(self, context: Context) -> Plan: ...
 
 
 Reader = Callable[[Request], "PlanPart | None"]
-"""Reads a part's settings; None where the configuration does not ask for it. Problems are noted, not raised."""
+"""Reads the settings of a driver or feature; None if the configuration does not ask for it. Problems are collected."""
 
 
 def compose(context: Context, parts: Sequence[PlanPart]) -> Plan:
-    """One plan from a driver and its features, in their order; each sees the result of those before."""
+    """One plan of a driver and its features, in order; each sees the result of those before it."""
     whole = Plan(result=context.result)
     for part in parts:
         if context.result is not whole.result:
