@@ -1,7 +1,7 @@
-"""The operations: small reversible changes as frozen values, each also telling the command it equals.
+"""The operations: small reversible changes as frozen values, each with the shell commands it is equivalent to.
 
-Undo looks for weft's mark before it touches anything that has a name others could use. Those that few configurations
-need are imported when they are asked for: every module costs every call a millisecond.
+Undo checks weft's mark before it changes anything whose name other software could use. Operations that few
+configurations need are imported on demand: a module costs each call about a millisecond.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ COMMON: tuple[type, ...] = (
     Up,
     Veth,
 )
-"""The operations, and the values they hold, that are imported in any case."""
+"""The operations that are always imported."""
 
 
 def rare(name: str) -> type:

@@ -1,4 +1,4 @@
-"""Operations on addresses, routes and kernel settings."""
+"""Operations on addresses, routes and sysctls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weft.types import Cidr, Side
 
 
 def namespace_of(machine: Machine, side: Side, link: str) -> Namespace:
-    """The side's namespace; raises Missing where it is gone."""
+    """The namespace of that side; raises Missing if it is gone."""
     namespace = machine.side(side)
     if namespace is None:
         raise Missing(f"the container's network namespace is gone, and {link} with it")
@@ -24,7 +24,8 @@ def namespace_of(machine: Machine, side: Side, link: str) -> Namespace:
 
 @dataclass(frozen=True, slots=True)
 class LinkAddress(Operation):
-    """A link has an address. Without ``prefix_route`` the kernel adds no route for its subnet."""
+    """An address of a link. *Equivalent to:* ``ip address add ADDRESS dev LINK``, with noprefixroute unless
+    ``prefix_route``."""
 
     side: Side
     link: str
@@ -64,11 +65,11 @@ class LinkAddress(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Gateways(Operation):
-    """The gateway addresses of a network on its bridge, and no other's.
+    """The gateway addresses of a network on its bridge.
 
-    Another IPv4 address, or an IPv6 one of an overlapping subnet, is a conflict unless it is one of ``siblings``,
-    the gateways of the network's other subnets; with ``force`` it is removed. ``before`` are those of the
-    addresses that were there before weft was, and so stay.
+    Any other IPv4 address, or an IPv6 address of an overlapping subnet, is a conflict, or removed with ``force``,
+    unless it is in ``siblings``: the gateways of the network's other subnets. ``before`` are those of the addresses
+    that the bridge had before weft used it, which undo leaves.
     """
 
     link: str
@@ -82,11 +83,11 @@ class Gateways(Operation):
         return (Side.HOST, self.link)
 
     def _there(self, machine: Machine) -> tuple[Cidr, ...]:
-        """The link's addresses of the versions that matter."""
+        """The link's addresses of the gateways' IP versions."""
         versions = sorted({address.version for address in self.addresses})
         return tuple(one for version in versions for one in machine.host.addresses(self.link, version))
 
-    def _strangers(self, there: tuple[Cidr, ...]) -> list[Cidr]:
+    def _foreign(self, there: tuple[Cidr, ...]) -> list[Cidr]:
         wanted = {*self.addresses, *self.siblings}
         versions = {address.version for address in self.addresses}
         return [
@@ -99,17 +100,17 @@ class Gateways(Operation):
 
     def apply(self, machine: Machine) -> bool:
         there = self._there(machine)
-        strangers = self._strangers(there)
-        if strangers and not self.force:
+        foreign = self._foreign(there)
+        if foreign and not self.force:
             wanted = ", ".join(map(str, self.addresses))
             raise Conflict(
-                f"{self.link} already has the IP address {strangers[0]}, different from {wanted}",
-                hint="use another bridge, remove that address, or set forceAddress",
+                f"{self.link} already has the IP address {foreign[0]}, different from {wanted}",
+                hint="use another bridge, delete that address, or set forceAddress",
             )
-        for stranger in strangers:
+        for address in foreign:
             with contextlib.suppress(Missing):
-                machine.host.delete_address(self.link, stranger)
-        changed = bool(strangers)
+                machine.host.delete_address(self.link, address)
+        changed = bool(foreign)
         for address in self.addresses:
             if address not in there:
                 with contextlib.suppress(Exists):
@@ -128,15 +129,15 @@ class Gateways(Operation):
         for address in self.addresses:
             if address not in there:
                 return f"{self.link} lacks the gateway address {address}"
-        strangers = self._strangers(there)
-        return f"{self.link} has the address {strangers[0]} besides the gateway's" if strangers else None
+        foreign = self._foreign(there)
+        return f"{self.link} has the address {foreign[0]} besides the gateway's" if foreign else None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return tuple(f"ip address add {_added(address)} dev {self.link}" for address in self.addresses)
 
 
 def _added(address: Cidr) -> str:
-    """An address as ``ip address add`` takes it: the kernel does not work out the broadcast address by itself."""
+    """An address as ``ip address add`` takes it; the kernel does not derive the broadcast address itself."""
     return f"{address} broadcast +" if address.version == 4 and address.network.prefixlen < 31 else str(address)
 
 
@@ -146,7 +147,7 @@ def _overlap(one: Cidr, other: Cidr) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class LinkRoute(Operation):
-    """A route over a link."""
+    """A route over a link. *Equivalent to:* ``ip route append ROUTE dev LINK``."""
 
     side: Side
     route: KernelRoute
@@ -171,7 +172,7 @@ class LinkRoute(Operation):
                 namespace.delete_route(self.route)
 
     def mismatch(self, machine: Machine) -> str | None:
-        # The kernel leaves out what is the default; so must what is compared with it.
+        # A dump leaves out default values, so they are left out here, too.
         wanted = canonical(self.route).route
         namespace = namespace_of(machine, self.side, self.route.link)
         found = namespace.routes(link=self.route.link, family=wanted.destination.version, table=wanted.table or 254)
@@ -186,7 +187,7 @@ class LinkRoute(Operation):
 
 
 def _text(wanted: KernelRoute) -> str:
-    """A route in the words of ``ip route``."""
+    """A route in the syntax of ``ip route``."""
     route = wanted.route
     parts = [str(route.destination)]
     if route.gateway is not None:
@@ -203,10 +204,10 @@ def _text(wanted: KernelRoute) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Setting(Operation):
-    """A kernel setting (sysctl). ``link`` is the link it belongs to, if any.
+    """A sysctl. ``link`` is the link that it belongs to, if any.
 
-    ``before`` is the value to go back to; None leaves it, for what others may have come to rely on (forwarding).
-    ``optional`` settings belong to a protocol that the kernel may lack or have switched off (IPv6).
+    Undo restores ``before``; None leaves the value, since other software may rely on it (forwarding). An ``optional``
+    one may be missing, as IPv6's are in a kernel without it. *Equivalent to:* ``sysctl -w KEY=VALUE``.
     """
 
     side: Side
@@ -229,7 +230,7 @@ class Setting(Operation):
                 raise
             return False
         except KernelRefused:
-            if not same_setting(namespace.sysctl(self.key), self.value):  # it cannot be written, and need not
+            if not same_setting(namespace.sysctl(self.key), self.value):  # read-only, but has the value already
                 raise
             return False
         return True
@@ -252,15 +253,15 @@ class Setting(Operation):
 
 
 def same_setting(there: str | None, value: str) -> bool:
-    """Whether the kernel shows the value; it has tabs between several numbers where a person writes spaces."""
+    """Whether the sysctl has the value; the kernel separates numbers by tabs, people by spaces."""
     return there is not None and there.split() == value.split()
 
 
 @dataclass(frozen=True, slots=True)
 class Detection(Operation):
-    """Duplicate address detection of the container's IPv6 addresses is over, and found no other owner.
+    """Wait at most ``seconds`` for duplicate address detection of the container's IPv6 addresses.
 
-    Waits at most ``seconds``. Source: RFC 4862 section 5.4.
+    Raises Conflict if another node has one of them, Busy on a timeout. Source: RFC 4862 section 5.4.
     """
 
     link: str
@@ -276,11 +277,11 @@ class Detection(Operation):
         while True:
             running, failed = namespace.tentative(self.link)
             if failed:
-                raise Conflict(f"an IPv6 address of {self.link} is somebody else's already")
+                raise Conflict(f"duplicate address detection failed: another node has an IPv6 address of {self.link}")
             if not running:
                 return False
             if time.monotonic() >= deadline:
-                raise Busy(f"duplicate address detection on {self.link} takes longer than {self.seconds} s")
+                raise Busy(f"duplicate address detection on {self.link} did not finish within {self.seconds} s")
             time.sleep(0.05)
 
     def undo(self, machine: Machine) -> None:
@@ -288,7 +289,7 @@ class Detection(Operation):
 
     def mismatch(self, machine: Machine) -> str | None:
         _, failed = namespace_of(machine, Side.CONTAINER, self.link).tentative(self.link)
-        return f"an IPv6 address of {self.link} is somebody else's" if failed else None
+        return f"duplicate address detection failed for an IPv6 address of {self.link}" if failed else None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"# wait until no address of {self.link} is tentative",)

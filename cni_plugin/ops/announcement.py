@@ -1,4 +1,4 @@
-"""The operation that makes a container's names and services known to the agent of its host."""
+"""The operation that publishes a container's names and services to the agent of its host."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _AGENT = Daemon("cni_plugin.agent.main", "answers names and registers services",
 class Announced(Operation):
     """A container's names, addresses and services as JSON, in a file that the agent reads.
 
-    The agent is told of it, and started where none runs; the ADD goes on once it answers those names. Undo takes the
-    file away and tells the agent if there is one.
+    The agent is notified, or started if none runs; the ADD goes on once it answers those names. Undo deletes the file
+    and notifies the agent.
     *Equivalent to:* ``curl -X PUT localhost:8500/v1/agent/service/register``, and lines in a hosts file.
     """
 
@@ -63,7 +63,7 @@ def _socket(machine: Machine) -> str:
 
 
 def tell(path: str) -> None:
-    """Have the agent look at the files soon, if there is one; nobody waits for it."""
+    """Have the agent, if one runs, read the files again; does not wait for it."""
     import socket
 
     with (

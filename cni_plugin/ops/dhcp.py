@@ -1,4 +1,4 @@
-"""The operation that has an address from a DHCP server, over the container's own link."""
+"""The operation that gets an address from a DHCP server, on the container's link."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEEPER = Daemon("cni_plugin.dhcp.keeper", "renews DHCP leases", "weft dhcp --lo
 
 @dataclass(frozen=True, slots=True)
 class DhcpLease(Lease):
-    """A lease from a DHCP server, asked for on the container's link; the keeper renews it, undo gives it back.
+    """A lease from a DHCP server, acquired on the container's link; weft's DHCP daemon renews it, undo releases it.
 
     ``provide`` holds options to send, as numbers and hexadecimal bytes, ``client`` the identifier likewise.
     *Equivalent to:* ``udhcpc -i LINK``. Source: RFC 2131.
@@ -46,10 +46,10 @@ class DhcpLease(Lease):
         link = container.link(self.link)
         if link is None:
             raise Missing(
-                f"the container has no link {self.link} for DHCP to be spoken on",
-                hint="ipam type dhcp goes with what makes the link: macvlan, bridge, ipvlan, vlan, host-device",
+                f"link {self.link} not found in the container: DHCP needs it",
+                hint="use ipam type dhcp with the plugin that creates the link, like macvlan or bridge",
             )
-        if not link.up:  # a main plugin that is not weft's leaves that to DHCP
+        if not link.up:  # the reference plugins leave that to DHCP
             container.change_link(self.link, up=True)
         provide = tuple((number, bytes.fromhex(data)) for number, data in self.provide)
         asking = dhcp_client.ClientOptions(bytes.fromhex(self.client), provide, self.request)
@@ -72,12 +72,12 @@ class DhcpLease(Lease):
 
     def preview(self, machine: Machine) -> Result:
         raise WeftError(
-            "only the DHCP server knows which address it would give",
-            hint="weft plan works with ipam types host-local and static",
+            "cannot tell which address the DHCP server would offer",
+            hint="weft plan supports ipam types host-local and static",
         )
 
     def available(self, machine: Machine) -> None:
-        """Whether a server answers shows only on a container's link."""
+        """A DHCP server can only be found from a container's link."""
 
     def holding(self, answer: Result) -> Lease:
         return replace(self, addresses=tuple(ip.address for ip in answer.ips))
@@ -89,14 +89,14 @@ class DhcpLease(Lease):
         with leases.locked(self.key):
             held = leases.read(self.key)
             if held is not None and not held.lost:
-                _give_back(held)
+                _release(held)
             leases.remove(self.key)
 
     def mismatch(self, machine: Machine) -> str | None:
         leases = _leases(machine)
         held = leases.read(self.key)
         if held is None:
-            return f"there is no DHCP lease of {self.about}"
+            return f"no DHCP lease for {self.about}"
         if held.lost:
             return f"the DHCP lease of {held.lease.message.yours} is lost: {held.lost}"
         if any(address.ip != held.lease.message.yours for address in self.addresses):
@@ -112,8 +112,8 @@ def _leases(machine: Machine) -> LeaseFiles:
     return LeaseFiles(os.path.join(os.path.dirname(machine.leases.index), "dhcp"))
 
 
-def _give_back(held: StoredLease) -> None:
-    """Tell the server, where the container's link is still there; otherwise the lease runs out by itself."""
+def _release(held: StoredLease) -> None:
+    """Send DHCPRELEASE if the container's link still exists; otherwise the lease expires by itself."""
     from weft.kernel.linux.packet_socket import PacketSocket
 
     with (

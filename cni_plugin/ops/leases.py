@@ -1,4 +1,4 @@
-"""Operations on addresses' owners: a lease in a host-local directory, or whatever a foreign IPAM plugin does."""
+"""Operations that reserve addresses: in a host-local directory, or with another IPAM plugin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from weft.types import Cidr, Result
 
 @dataclass(frozen=True, slots=True)
 class PoolLease(Lease):
-    """Addresses from weft's own pools, as files that host-local understands too."""
+    """Addresses from weft's pools, in host-local's file format."""
 
     pool: host_local.Pool
     owner: Owner
@@ -59,7 +59,7 @@ class PoolLease(Lease):
 
 @dataclass(frozen=True, slots=True)
 class ForeignLease(Lease):
-    """Addresses from an IPAM plugin that is not weft's: its ADD, DEL, CHECK and STATUS are called.
+    """Addresses from another IPAM plugin, by its ADD, DEL, CHECK and STATUS.
 
     ``environment`` holds the CNI_* variables of the attachment, ``config`` the network configuration as JSON
     text. Source: CNI specification section 4, "Plugin delegation".
@@ -85,13 +85,13 @@ class ForeignLease(Lease):
             problems.raise_any()
         except (ValueError, ConfigProblem) as error:
             self.undo(machine)
-            raise PluginFailed(f"the IPAM plugin {self.name} answered ADD with no valid result: {error}") from error
+            raise PluginFailed(f"the IPAM plugin {self.name} returned no valid result from ADD: {error}") from error
         return answer
 
     def preview(self, machine: Machine) -> Result:
         raise WeftError(
-            f"only the IPAM plugin {self.name} knows which address it would give",
-            hint="weft plan works with ipam types host-local and static",
+            f"cannot tell which address the IPAM plugin {self.name} would return",
+            hint="weft plan supports ipam types host-local and static",
         )
 
     def available(self, machine: Machine) -> None:

@@ -16,26 +16,26 @@ _PATIENCE = 2.0  # seconds
 
 
 def nsenter(side: Side, namespace: str) -> str:
-    """The prefix that runs a shell command on that side."""
+    """The prefix that runs a shell command in the network namespace of that side."""
     return "" if side is Side.HOST else f"nsenter --net={namespace} "
 
 
 def has_mark(link: Link, alias: str) -> bool:
-    """Whether the link bears the mark that the alias starts with."""
+    """Whether the link has the mark that the alias starts with."""
     mark = ":".join(alias.split(":", 2)[:2])
     return link.alias == mark or link.alias.startswith(f"{mark}:")
 
 
 def half_created(link: Link, mac: str) -> bool:
-    """Whether the link is what a process left that was killed between making it and giving it its alias."""
+    """Whether the link was created, but its process killed before it set the alias: our MAC address, no alias."""
     return not link.alias and link.mac == mac
 
 
 def retry_while_exists(work: Callable[[], None]) -> None:
-    """Do it again for a while where something of the kind Exists; raises that if it stays.
+    """Retry on EEXIST for two seconds, then raise Exists.
 
-    A namespace that has ended still holds its MAC addresses, VLANs and IP addresses on a link that several share,
-    until the kernel has swept it up (cleanup_net): some milliseconds, a second under load.
+    A deleted namespace keeps its MAC addresses, VLANs and IP addresses on a shared parent link until cleanup_net has
+    run: some milliseconds, a second under load.
     """
     deadline = time.monotonic() + _PATIENCE
     while True:
@@ -49,10 +49,10 @@ def retry_while_exists(work: Callable[[], None]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bridge(Operation):
-    """A bridge of the host, shared by a network's attachments; its MAC is pinned from the start.
+    """A bridge on the host, shared by a network's attachments, with a fixed MAC address.
 
-    Without an alias it is somebody else's: used as it is, never made and never deleted. ``mtu`` in bytes, 0: the
-    kernel's.
+    Without an alias it is not weft's: used as it is, never created or deleted. ``mtu`` in bytes, 0: the kernel's
+    default. *Equivalent to:* ``ip link add NAME type bridge``.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Bridge(Operation):
         link = machine.host.link(self.name)
         if link is None:
             if not self.alias:
-                raise Missing(f"the bridge {self.name} has been removed meanwhile")
+                raise Missing(f"bridge {self.name} has been deleted in the meantime")
             options: dict[str, int | str] = {"br_vlan_filtering": 1} if self.vlan_filtering else {}
             try:
                 machine.host.add_link(
@@ -81,14 +81,16 @@ class Bridge(Operation):
                 raise
             return True
         if link.kind != "bridge":
-            raise Conflict(f"{self.name} is a {link.kind or 'physical'} link and no bridge", hint="name another bridge")
-        nameless = bool(self.alias) and half_created(link, self.mac)
+            raise Conflict(
+                f"{self.name} is a {link.kind or 'physical'} link, not a bridge", hint="use another bridge name"
+            )
+        aliasless = bool(self.alias) and half_created(link, self.mac)
         unfiltered = self._unfiltered(link)
-        if link.up and not nameless and not unfiltered:
+        if link.up and not aliasless and not unfiltered:
             return False
         change = {"br_vlan_filtering": 1} if unfiltered else None
         try:
-            machine.host.change_link(self.name, up=True, alias=self.alias if nameless else None, options=change)
+            machine.host.change_link(self.name, up=True, alias=self.alias if aliasless else None, options=change)
         except KernelLacks as error:
             if unfiltered:
                 raise no_vlan_filtering(self.name) from error
@@ -96,7 +98,7 @@ class Bridge(Operation):
         return True
 
     def _unfiltered(self, link: Link) -> bool:
-        """Whether it was made for a network without VLANs; what others made is theirs to switch."""
+        """Whether weft created it for a network without VLANs; VLAN filtering of other bridges is not changed."""
         mine = bool(self.alias) and (has_mark(link, self.alias) or half_created(link, self.mac))
         return self.vlan_filtering and mine and not link.options.get("br_vlan_filtering")
 
@@ -116,7 +118,7 @@ class Bridge(Operation):
         if link is None:
             return f"the bridge {self.name} is missing"
         if link.kind != "bridge":
-            return f"{self.name} is a {link.kind or 'physical'} link and no bridge"
+            return f"{self.name} is a {link.kind or 'physical'} link, not a bridge"
         if not link.up:
             return f"the bridge {self.name} is down"
         if self.alias and has_mark(link, self.alias) and link.mac != self.mac:
@@ -139,18 +141,19 @@ class Bridge(Operation):
 
 
 def no_vlan_filtering(bridge: str) -> KernelLacks:
-    """The error of a kernel without VLAN filtering, for the link that needs it."""
+    """The error for a kernel without bridge VLAN filtering."""
     return KernelLacks(
         f"this kernel has no VLAN filtering for bridges, which vlan and vlanTrunk on {bridge} need",
-        hint="boot a kernel with CONFIG_BRIDGE_VLAN_FILTERING, or leave vlan and vlanTrunk out",
+        hint="use a kernel with CONFIG_BRIDGE_VLAN_FILTERING, or remove vlan and vlanTrunk",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Veth(Operation):
-    """A veth pair: one end in the host (up, on ``bridge`` where given), the other in the container (down yet).
+    """A veth pair: the host end is up, on ``bridge`` if given; the container end is still down.
 
-    ``container_mtu`` is what CHECK expects there where that is not ``mtu`` any more.
+    ``container_mtu`` is the MTU that CHECK expects of the container end if ``tuning`` has changed it.
+    *Equivalent to:* ``ip link add HOST type veth peer name CONTAINER netns NETNS``.
     """
 
     host: str
@@ -168,7 +171,7 @@ class Veth(Operation):
 
     def apply(self, machine: Machine) -> bool:
         if machine.container is None:
-            raise Missing(f"the container's network namespace is gone, {self.container} cannot be made in it")
+            raise Missing(f"cannot create {self.container}: the container's network namespace is gone")
         try:
             machine.host.add_link(
                 self.host,
@@ -185,20 +188,20 @@ class Veth(Operation):
             if machine.container.link(self.container) is None:
                 raise
             raise Conflict(
-                f"the container has a link {self.container} already",
-                hint="delete the attachment that made it first, or use another CNI_IFNAME",
+                f"link {self.container} already exists in the container",
+                hint="DEL the attachment that created it first, or use another CNI_IFNAME",
             ) from None
         return True
 
     def undo(self, machine: Machine) -> None:
-        # Name and MAC address both follow from the attachment alone: who has both is the one that bears its mark.
+        # Name and MAC address are both derived from the attachment: a link that has both is ours without its alias.
         known = machine.host.cached_mac(self.host) == self.host_mac
         link = None if known else machine.host.link(self.host)
         if known or (link is not None and (has_mark(link, self.alias) or half_created(link, self.host_mac))):
             with contextlib.suppress(Missing):
                 machine.host.delete_link(self.host)
         elif machine.container is not None:
-            # The host's end was renamed: the container must not keep an address that is free from now on.
+            # The host end was renamed: the container must not keep an address that is about to be released.
             inner = machine.container.link(self.container)
             if inner is not None and (inner.kind, inner.mac) == ("veth", self.mac):
                 with contextlib.suppress(Missing):
@@ -245,7 +248,7 @@ class Veth(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Up(Operation):
-    """A link is up. ``was`` says whether it was before: only then does undo leave it so."""
+    """Bring a link up; undo sets it down unless it was up (``was``). *Equivalent to:* ``ip link set LINK up``."""
 
     side: Side
     link: str
@@ -256,7 +259,7 @@ class Up(Operation):
         return (self.side, self.link)
 
     def apply(self, machine: Machine) -> bool:
-        # Not looked at before: the kernel does nothing where it is up already, and each look waits for its lock.
+        # Its state is not read first: that takes RTNL, and the kernel ignores IFF_UP on a link that is up.
         self._set(machine, True)
         return not self.was
 
@@ -284,7 +287,7 @@ class Up(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Promiscuous(Operation):
-    """A link of the host takes every frame; it stays so, since others may have come to need it."""
+    """Promiscuous mode of a link of the host; not reset by undo, since other software may rely on it."""
 
     link: str
 
@@ -311,8 +314,7 @@ class Promiscuous(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Port(Operation):
-    """How a bridge treats one of its ports: hairpin sends frames back where they came from, isolated ports
-    do not reach each other."""
+    """The flags of a bridge port: hairpin mode, and isolation from other isolated ports. Source: bridge(8)."""
 
     link: str
     hairpin: bool = False

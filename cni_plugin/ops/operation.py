@@ -1,4 +1,4 @@
-"""What an operation is: one small reversible change, as a frozen value. The executor is the only caller."""
+"""The interface of operations: small reversible changes, as frozen values. The executor is the only caller."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from weft.kernel.interface import Namespace, Ruleset
 from weft.types import Result, Side
 
 LinkRef = tuple[Side, str]
-"""A link: which namespace, which name."""
+"""A link: the side whose namespace it is in, and its name."""
 
 
 Delegate = Callable[[str, str, Mapping[str, str], bytes], bytes]
-"""Runs a foreign plugin: its name, CNI_COMMAND, further CNI_* variables, standard input; answers its output."""
+"""Runs another plugin with its name, CNI_COMMAND, further CNI_* variables and standard input; returns its output."""
 
 
 def no_siblings(mark: str) -> frozenset[str]:
@@ -25,7 +25,7 @@ def no_siblings(mark: str) -> frozenset[str]:
 class Machine:
     """What operations act on. ``container`` is None once that namespace is gone.
 
-    ``sibling_marks`` tells the marks of the other attachments that the container of an attachment's mark has.
+    ``sibling_marks`` returns the marks of the same container's other attachments, given the mark of one of them.
     """
 
     host: Namespace
@@ -40,68 +40,68 @@ class Machine:
 
 
 class Operation:
-    """One small reversible change; each kind is a frozen value that says these six things."""
+    """One small reversible change; each class is a frozen dataclass."""
 
     __slots__ = ()
 
     @property
     def creates(self) -> tuple[LinkRef, ...]:
-        """The links that exist because of this operation; what lies on them goes when they go."""
+        """The links that this operation creates; whatever is configured on them is deleted with them."""
         return ()
 
     @property
     def on_link(self) -> LinkRef | None:
-        """The link this is a property of, None for what stands by itself."""
+        """The link that this operation configures, None if its effect belongs to no link."""
         return None
 
     def apply(self, machine: Machine) -> bool:
-        """Do it; False where it was so already. Raises a WeftError, leaving nothing that undo does not undo.
+        """Make the change; False if nothing had to be changed. Raises WeftError; undo then reverts what was done.
 
-        A Conflict says that nothing was changed: what is in the way is not undone.
+        Conflict means that nothing was changed: what is in the way is left alone, and undo is not called.
         """
         raise NotImplementedError
 
     def undo(self, machine: Machine) -> None:
-        """Take it back. What is gone already, or is not weft's by its mark, is fine."""
+        """Revert the change. What is gone already, or does not have weft's mark, is left alone."""
         raise NotImplementedError
 
     def mismatch(self, machine: Machine) -> str | None:
-        """What is not as this operation left it, in a sentence; None if all is."""
+        """How the state differs from what ``apply`` left, in a sentence; None if it does not."""
         raise NotImplementedError
 
     def adapt(self, earlier: Operation) -> Operation:
-        """An earlier operation as it stands now that this one has changed what it made: what CHECK compares with."""
+        """An earlier operation with the changes that this one made to its effect: what CHECK compares with."""
         return earlier
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        """The shell commands it equals; ``namespace`` is the container's path."""
+        """The equivalent shell commands; ``namespace`` is the path of the container's network namespace."""
         raise NotImplementedError
 
 
 class Lease(Operation):
-    """The operation that yields addresses: it runs before planning, since its answer is an input."""
+    """An operation that reserves addresses; it is applied before planning, which needs them."""
 
     __slots__ = ()
 
     @property
     def needs_link(self) -> bool:
-        """Whether the container's link must be there and up first, since the addresses come over it."""
+        """Whether the container's link must be up first, since the addresses come over it (DHCP)."""
         return False
 
     def reserve(self, machine: Machine) -> Result:
-        """Apply, and answer the addresses; all or none, and on failure only what this very call took is freed."""
+        """Reserve addresses, all or none; on failure only what this call reserved is released."""
         raise NotImplementedError
 
     def preview(self, machine: Machine) -> Result:
-        """What ``reserve`` would answer now, changing nothing."""
+        """What ``reserve`` would return now; nothing is changed."""
         raise NotImplementedError
 
     def available(self, machine: Machine) -> None:
-        """Raises a WeftError (code 50) when ``reserve`` could not succeed now."""
+        """Raises WeftError (code 50) if ``reserve`` could not succeed now."""
         raise NotImplementedError
 
     def holding(self, answer: Result) -> Lease:
-        """The same lease, knowing what it was answered: what CHECK compares with."""
+        """The same lease with the addresses it was given, for CHECK to compare with."""
         raise NotImplementedError
 
     def apply(self, machine: Machine) -> bool:

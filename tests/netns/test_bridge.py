@@ -289,7 +289,7 @@ def test_an_address_that_somebody_has_is_found_by_detection(host: Host, cni: Cni
     host.inside("c2", "ip", "address", "add", "fd80::2/64", "dev", "eth0", "nodad")
     netns = host.container()
     problem = seen.problem(cni, "ADD", bridge(dual(), enabledad=True), netns)
-    assert problem["code"] == 101 and "somebody else's" in problem["msg"]
+    assert problem["code"] == 101 and "duplicate address detection failed" in problem["msg"]
     assert seen.links(host, "c1") == ["lo"]
 
 

@@ -110,7 +110,7 @@ def test_on_a_bridge_of_the_containers(host: Host, cni: Cni) -> None:
     ("keys", "code", "words"),
     [
         ({"bridge": "nope"}, 7, "bridge nope is not there in the container"),
-        ({"bridge": "lo"}, 7, "lo is a physical link and no bridge"),
+        ({"bridge": "lo"}, 7, "lo is a physical link, not a bridge"),
         ({"owner": -1}, 7, "owner"),
         ({"group": "wheel"}, 7, "group"),
         ({"mtu": 67}, 7, "mtu"),
