@@ -1,1 +1,6 @@
-"""Services: registered, found by HTTP and DNS, checked, balanced by the kernel. ``weft agent`` runs it."""
+"""Service discovery: Consul's catalog, API and DNS, health checks, and a kernel load balancer.
+
+The registry publishes this node's services to the store; the catalog replicates the store in
+memory; ``api``, ``dns``, ``health``, ``balancer`` and ``page`` read the catalog alone. ``consul``
+parses Consul's formats. All of it stands on ``store`` and ``weft``; ``weft agent`` runs it.
+"""

@@ -1,8 +1,8 @@
-"""All that is known of nodes, services and checks, in memory: a replica of the store for DNS, HTTP and the balancer.
+"""The catalog: an in-memory replica of the store, read by DNS, HTTP, checks and the balancer.
 
-It is fed with the store's changes, one revision at a time, and remembers for each *topic* (one service's instances, one
-service's health, the list of services …) the revision that last changed what is answered about it. So who waits for
-one service is not woken by another.
+It applies the store's changes one revision at a time. For each *topic* (the instances of one
+service, the health of one service, the list of services …) it remembers the last revision that
+changed it, so that blocking queries wake for their own topics only.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from discovery.structs import CatalogEntry, Check, Health, Instance, Node, Virtu
 from store import Batch, Entry, Event
 
 Topic = tuple[str, str]
-"""What can change on its own: a kind and a name."""
+"""What can be waited for: a kind and a name."""
 
 SERVICES: Topic = ("services", "")
-"""The names of all services, with their tags."""
+"""The list of all services with their tags."""
 NODES: Topic = ("nodes", "")
 CHECKS: Topic = ("checks", "")
 VIRTUALS: Topic = ("virtuals", "")
@@ -28,17 +28,17 @@ Listener = Callable[[int, frozenset[Topic]], None]
 
 
 def service(name: str) -> Topic:
-    """The instances of one service, and the nodes that they are on."""
+    """The instances of one service and their nodes."""
     return ("service", name)
 
 
 def health(name: str) -> Topic:
-    """The same with every check that concerns them."""
+    """The instances of one service, their nodes and all their checks."""
     return ("health", name)
 
 
 def node(name: str) -> Topic:
-    """A node and what runs on it."""
+    """A node and its instances."""
     return ("node", name)
 
 
@@ -53,13 +53,13 @@ def virtual(name: str) -> Topic:
 
 
 class Catalog:
-    """Nodes, instances, checks and virtual addresses, by every key that somebody asks by. Not thread-safe."""
+    """Nodes, instances, checks and virtual addresses, indexed. Not thread-safe."""
 
     def __init__(self) -> None:
         self.index = 1
-        """The revision of the last change that was seen; at least 1, since clients must never see 0."""
+        """The last revision applied; at least 1, since clients take an index of 0 for none."""
         self.undecodable: dict[str, str] = {}
-        """Keys of the store that hold no value of weft's, and why."""
+        """Keys that could not be decoded, and why."""
         self._nodes: dict[str, Node] = {}
         self._by_service: dict[str, dict[tuple[str, str], Instance]] = {}
         self._by_node: dict[str, dict[str, Instance]] = {}
@@ -74,26 +74,26 @@ class Catalog:
         self._revision_waiters: dict[asyncio.Event, int] = {}
         self._listeners: list[Listener] = []
 
-    # What is known
+    # Queries
 
     def services(self) -> dict[str, tuple[str, ...]]:
-        """Every service with all tags of its instances, both sorted."""
+        """Every service with the tags of all its instances, both sorted."""
         return {
             name: tuple(sorted({tag for instance in found.values() for tag in instance.tags}))
             for name, found in sorted(self._by_service.items())
         }
 
     def names(self) -> Iterable[str]:
-        """The names of all services, in no order."""
+        """The names of all services, unsorted."""
         return self._by_service.keys()
 
     def instances(self, name: str) -> tuple[Instance, ...]:
-        """The instances of a service, sorted by node and id; none for a service that nobody offers."""
+        """The instances of a service, sorted by node and id; () if there is none."""
         found = self._by_service.get(name, {})
         return tuple(found[key] for key in sorted(found))
 
     def health(self, name: str) -> tuple[Health, ...]:
-        """The same with their nodes and checks. Instances whose node is not known are left out."""
+        """The instances with nodes and checks; those whose node is unknown are left out."""
         found = []
         for instance in self.instances(name):
             where = self._nodes.get(instance.node)
@@ -102,7 +102,7 @@ class Catalog:
         return tuple(found)
 
     def checks_of(self, instance: Instance) -> tuple[Check, ...]:
-        """The checks that concern an instance: its own, then those of its node, each sorted by id."""
+        """The checks of an instance: its own, then those of its node, each sorted by id."""
         own = self._checks_by_target.get((instance.node, instance.id), {})
         general = self._checks_by_target.get((instance.node, ""), {}) if instance.id else {}
         return tuple(found[key] for found in (own, general) for key in sorted(found))
@@ -112,7 +112,7 @@ class Catalog:
         return tuple(self._nodes[name] for name in sorted(self._nodes))
 
     def node(self, name: str) -> Node | None:
-        """A node by its name, whatever the case; None if there is none."""
+        """A node by name, case-insensitive; None if there is none."""
         found = self._nodes.get(name)
         if found is None:
             wanted = name.lower()
@@ -125,7 +125,7 @@ class Catalog:
         return tuple(found[key] for key in sorted(found))
 
     def instance(self, node_name: str, instance_id: str) -> Instance | None:
-        """An instance by its node and id; None if there is none."""
+        """An instance by node and id; None if there is none."""
         return self._by_node.get(node_name, {}).get(instance_id)
 
     def checks(self) -> tuple[Check, ...]:
@@ -133,7 +133,7 @@ class Catalog:
         return tuple(check for name in sorted(self._checks) for check in self.node_checks(name))
 
     def node_checks(self, name: str) -> tuple[Check, ...]:
-        """All checks on a node, those of its services among them, sorted by id."""
+        """All checks on a node, including those of its services, sorted by id."""
         found = self._checks.get(name, {})
         return tuple(found[key] for key in sorted(found))
 
@@ -143,7 +143,7 @@ class Catalog:
         return tuple(sorted(found.values(), key=lambda one: (":" in one.address, one.address)))
 
     def virtual_address_service(self, address: str) -> str:
-        """The service that a virtual address stands for; "" for none."""
+        """The service of a virtual address; "" if there is none."""
         found = self._virtuals.get(address)
         return found.service if found else ""
 
@@ -152,7 +152,7 @@ class Catalog:
         return self._virtuals
 
     def find_by_address(self, address: str) -> tuple[Node | Instance, ...]:
-        """The nodes and instances with this address, nodes first. Addresses are compared as they are written."""
+        """Nodes, then instances, with this address; addresses are compared as text."""
         holders = self._by_address.get(address, set())
         found: list[Node | Instance] = []
         for node_name, instance_id in sorted(holders):
@@ -161,19 +161,20 @@ class Catalog:
                 found.append(one)
         return tuple(sorted(found, key=lambda one: isinstance(one, Instance)))
 
-    # How it changes
+    # Changes
 
     def changed(self, *topics: Topic) -> int:
-        """The revision that last changed what is answered about one of these.
+        """The last revision that changed one of these topics.
 
-        Of what has not changed since the start it is the revision of the start, so that it does not go back with one.
+        For topics unchanged since the start it is the revision of the start, so that indexes do not
+        decrease over a restart.
         """
         return max(
             (self._changed.get(topic, self._initial_revision) for topic in topics), default=self._initial_revision
         )
 
     async def wait_for_revision(self, revision: int, seconds: float) -> bool:
-        """Wait until all changes up to this revision are taken over, at most so many seconds; whether they are."""
+        """Wait until this revision has been applied; False on timeout."""
         if self.index >= revision:
             return True
         event = asyncio.Event()
@@ -188,7 +189,7 @@ class Catalog:
         return True
 
     async def wait(self, topics: Iterable[Topic], after: int, seconds: float) -> bool:
-        """Wait until one of these changes, after this revision, at most so many seconds; whether it did."""
+        """Wait until one of the topics changes after this revision; False on timeout."""
         wanted = tuple(topics)
         if self.changed(*wanted) > after:
             return True
@@ -209,12 +210,14 @@ class Catalog:
         return True
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Have a function called after each revision with the topics that it changed; returns what ends that."""
+        """Call ``listener`` after each revision with the topics it changed; returns an unsubscribe
+        function.
+        """
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
     def load(self, entries: Iterable[Entry], revision: int) -> None:
-        """Take over all of a store as of a revision: what is not among the entries is gone."""
+        """Replace the contents by these entries, as of a revision."""
         found = {entry.key: entry for entry in entries}
         held = {layout.store_key(value): value for value in self._entries()}
         events = [Event(key, None, None, revision) for key in held if key not in found] + [
@@ -227,7 +230,7 @@ class Catalog:
         self.apply(Batch(revision, tuple(events)))
 
     def apply(self, batch: Batch) -> None:
-        """Take over the changes of one revision, then tell whoever waits or listens."""
+        """Apply the changes of one revision, then wake waiters and call listeners."""
         touched: set[Topic] = set()
         for event in batch.events:
             touched |= self._apply(event)
@@ -245,7 +248,7 @@ class Catalog:
                 listener(batch.revision, topics)
 
     def _apply(self, event: Event) -> set[Topic]:
-        """One change; the topics that it concerns."""
+        """Apply one change; returns the topics it changes."""
         change = _HANDLERS.get(event.key.removeprefix(layout.ROOT).partition("/")[0])
         if change is None:
             return set()
@@ -255,7 +258,7 @@ class Catalog:
             try:
                 value = decode(event.entry)
             except DecodeError as error:
-                # As if it were not there: what somebody else wrote must not stop what is right.
+                # Treated as missing: one malformed entry must not block the others.
                 self.undecodable[event.key] = str(error)
         return set(change(self, event.key, value))
 
@@ -309,7 +312,7 @@ class Catalog:
                     yield health(node_instances[instance_id].name)
 
     def _index_check(self, check: Check, present: bool) -> None:
-        """Keep a check by what it is about, or no longer."""
+        """Add or remove a check in the index by instance (or node)."""
         about = (check.node, check.service_id)
         found = self._checks_by_target.setdefault(about, {})
         found.pop(check.id, None)
@@ -334,7 +337,7 @@ class Catalog:
         yield VIRTUALS
 
     def _reindex_address(self, holder: tuple[str, str], old: str, new: str) -> None:
-        """A node or an instance has another address now."""
+        """Update the index by address."""
         if old == new:
             return
         if old and old in self._by_address:

@@ -1,4 +1,4 @@
-"""What keeps the catalog the same as the store: all of it once, then every change as it comes."""
+"""Replicates the store into the catalog: one full read, then a watch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from store import Compacted, Store, StoreError
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-"""How long to wait before a store that could not serve is asked again."""
+"""Delay before the next attempt after an error of the store."""
 
 
 class CatalogSync:
-    """Feeds one catalog from one store."""
+    """Keeps one catalog in sync with one store."""
 
     def __init__(self, catalog: Catalog, store: Store) -> None:
         self._catalog = catalog
@@ -24,12 +24,12 @@ class CatalogSync:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Load all there is; then follow. Raises StoreError."""
+        """Load the store, then watch it. Raises StoreError."""
         after = await self._load()
         self._task = asyncio.create_task(self._follow(after))
 
     async def stop(self) -> None:
-        """End; the catalog stays as it is."""
+        """Stop watching; the catalog keeps its contents."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -46,12 +46,12 @@ class CatalogSync:
                     self._catalog.apply(batch)
                     after = batch.revision
             except Compacted:
-                log.info("the store's history after revision %d is gone; the catalog is loaded again", after)
+                log.info("revision %d is compacted; reloading the catalog", after)
             except StoreError as error:
-                log.warning("the store cannot be followed: %s", error)
+                log.warning("watch failed, retrying: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
             try:
                 after = await self._load()
             except StoreError as error:
-                log.warning("the store cannot be read: %s", error)
+                log.warning("cannot reload the catalog, retrying: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)

@@ -1,4 +1,4 @@
-"""Who waits for changes of keys of the store, and is woken by theirs alone."""
+"""Wakes blocking queries on keys: one watch of the store, many subscribers by key and prefix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RETRY_SECONDS = 1.0
 
 
 class KeyWatcher:
-    """Follows all keys that begin with ``root``; ``tell`` is called with each revision's changes of them."""
+    """Watches all keys under ``root``; ``on_batch`` is called with the changes of each revision."""
 
     def __init__(self, store: Store, root: str, on_batch: Callable[[Batch], None] = lambda batch: None) -> None:
         self._store = store
@@ -27,21 +27,23 @@ class KeyWatcher:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, load: Callable[[], Awaitable[int]]) -> None:
-        """Follow all changes after what ``load`` reads, whose revision it returns. Raises StoreError.
+        """Watch changes after the revision that ``load`` returns. Raises StoreError.
 
-        It is called again where the history between was no longer kept.
+        ``load`` is called again when that history has been compacted.
         """
         self._task = asyncio.create_task(self._follow(await load(), load))
 
     async def stop(self) -> None:
-        """End; who waits goes on waiting for nothing."""
+        """Stop watching; subscribers are not woken."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     @contextlib.contextmanager
     def subscribe(self, key: str, *, prefix: bool = False) -> Iterator[asyncio.Event]:
-        """An event that is set by every change of the key, or of any that begins so. Listen first, then read."""
+        """An event set by each change of the key, or with ``prefix`` below it. Subscribe, then
+        read.
+        """
         event = asyncio.Event()
         subscribers = self._prefixes if prefix else self._keys
         subscribers.setdefault(key, set()).add(event)
@@ -53,7 +55,7 @@ class KeyWatcher:
                 del subscribers[key]
 
     async def read(self, prefix: str, *, limit: int = 0) -> Range:
-        """Read the store, once for all who ask for the same in the same moment: those who were woken together.
+        """Read a range; concurrent identical reads share one, as after waking many subscribers.
 
         Raises StoreError.
         """
@@ -64,7 +66,7 @@ class KeyWatcher:
 
     async def _read(self, request: tuple[str, int]) -> Range:
         await asyncio.sleep(0)
-        # Who asks from now on may have been told of something that this reading does not see.
+        # Later readers may know of a change that this read does not see: they start their own.
         del self._pending_reads[request]
         return await self._store.range(request[0], limit=request[1])
 
@@ -80,11 +82,11 @@ class KeyWatcher:
                     self._on_batch(batch)
                     for event in batch.events:
                         self._notify(event.key)
-                return  # the store is closed
+                return  # store closed
             except Compacted:
                 lost = True
             except StoreError as error:
-                log.warning("the store cannot be followed: %s", error)
+                log.warning("watch failed, retrying: %s", error)
                 self._notify_all()
                 await asyncio.sleep(RETRY_SECONDS)
 

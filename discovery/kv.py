@@ -1,8 +1,8 @@
-"""The pairs of Consul's key-value store, as they lie in ours.
+"""Consul's key-value store: keys and encoding in the store.
 
-``/weft/v1/kv/KEY`` holds a line of JSON (flags, the session that holds the lock) and then the value as it came.
-``/weft/v1/session/ID`` is a session, bound to a lease if it has a TTL; ``/weft/v1/hold/ID/KEY`` names the keys that it
-holds, and ``/weft/v1/delay/KEY``, bound to a lease, keeps a key from being locked for a while.
+``/weft/v1/kv/KEY`` is a line of JSON (flags, lock session) followed by the raw value.
+``/weft/v1/session/ID`` is a session, bound to a lease if it has a TTL. ``/weft/v1/hold/ID/KEY``
+lists the keys that a session has locked. ``/weft/v1/delay/KEY``, bound to a lease, is a lock delay.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ LOCK_DELAY_PREFIX = ROOT + "delay/"
 
 @dataclass(frozen=True, slots=True)
 class KVPair:
-    """A key and its value. ``session`` holds its lock; ``delay`` (seconds) and ``behavior`` are that session's."""
+    """A key and its value. ``session`` holds its lock; ``delay`` (seconds) and ``behavior`` are
+    those of that session.
+    """
 
     key: str
     value: bytes = b""
@@ -35,12 +37,12 @@ class KVPair:
 
     @property
     def comparable(self) -> tuple[object, ...]:
-        """All but the indexes: writing the same again is no change."""
+        """All fields but the indexes; writing equal content is a no-op."""
         return (self.value, self.flags, self.session, self.lock_index)
 
 
 def encode_pair(pair: KVPair) -> bytes:
-    """A pair as it is stored."""
+    """Encode a pair for the store."""
     head: dict[str, object] = {}
     if pair.flags:
         head["flags"] = pair.flags
@@ -52,10 +54,10 @@ def encode_pair(pair: KVPair) -> bytes:
 
 
 def decode_pair(entry: Entry) -> KVPair:
-    """The reverse. Raises ValueError for what is no pair of weft's."""
+    """Decode a pair. Raises ValueError."""
     head, line, value = entry.value.partition(b"\n")
     if not line:
-        raise ValueError(f"{entry.key} holds no pair")
+        raise ValueError(f"{entry.key} is not a key-value pair")
     found = json.loads(head) if head else {}
     return KVPair(
         key=entry.key.removeprefix(KV_PREFIX),

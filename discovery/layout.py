@@ -1,8 +1,9 @@
-"""Where the values lie in a store: one key each, JSON inside. What is read back is looked at before it is believed.
+"""Keys and JSON encoding of the catalog in the store; everything decoded is validated.
 
-``/weft/v1/node/NODE``, ``/weft/v1/service/NAME/NODE/ID``, ``/weft/v1/check/NODE/ID``, ``/weft/v1/virtual/ADDRESS``; all
-but the last are bound to the lease of their node. What a node's agent must remember about itself, so that a restart
-loses nothing, lies under ``/weft/v1/own/NODE/`` and is bound to none.
+``/weft/v1/node/NODE``, ``/weft/v1/service/NAME/NODE/ID``, ``/weft/v1/check/NODE/ID``,
+``/weft/v1/virtual/ADDRESS``; all but the last are bound to the lease of their node. What a node's
+agent persists for itself, to survive restarts, is under ``/weft/v1/own/NODE/`` and bound to no
+lease.
 """
 
 from __future__ import annotations
@@ -38,15 +39,17 @@ Kind = TypeVar("Kind", Node, Instance, Check)
 
 
 _SAFE = ":@+ ,=~"
-_PLAIN = re.compile(r"[A-Za-z0-9_.:@+ ,=~-]*", re.ASCII)  # what quote() leaves as it is, told ten times as fast
+_PLAIN = re.compile(r"[A-Za-z0-9_.:@+ ,=~-]*", re.ASCII)  # unchanged by quote(), and ten times as fast
 
 
 class DecodeError(ValueError):
-    """What lies in the store under this key is no value of weft's."""
+    """The value of this key cannot be decoded."""
 
 
 def store_key(value: CatalogEntry) -> str:
-    """The key that a value is stored under; parts are percent-encoded, so that no name can reach another's place."""
+    """The store key of a catalog entry. Parts are percent-encoded, so that a name cannot contain
+    "/".
+    """
     match value:
         case Node():
             return NODES + _part(value.name)
@@ -59,12 +62,12 @@ def store_key(value: CatalogEntry) -> str:
 
 
 def local_key(node: str, kind: str, name: str = "") -> str:
-    """Where the agent of a node keeps something of its own: ``("n1", "service", "web-1")``."""
+    """The key of something that a node's agent persists: ``("n1", "service", "web-1")``."""
     return f"{LOCAL}{_part(node)}/{_part(kind)}/{_part(name)}"
 
 
 def encode(value: CatalogEntry) -> bytes:
-    """A value as it is stored, without empty parts and indexes (which the store counts)."""
+    """JSON of a catalog entry, without empty fields and indexes (those are the store's revisions)."""
     found = asdict(value)
     return json.dumps(
         {name: part for name, part in found.items() if part not in ("", (), {}, []) and not name.endswith("_index")},
@@ -75,7 +78,7 @@ def encode(value: CatalogEntry) -> bytes:
 
 
 def decode(entry: Entry) -> CatalogEntry:
-    """The value of a store's entry, with the store's revisions as its indexes. Raises Unreadable."""
+    """Decode an entry, with the store's revisions as its indexes. Raises DecodeError."""
     for prefix, build in _BUILDERS.items():
         if entry.key.startswith(prefix):
             try:
@@ -84,13 +87,13 @@ def decode(entry: Entry) -> CatalogEntry:
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise DecodeError(f"{entry.key}: {error}") from error
             if store_key(value) != entry.key:
-                raise DecodeError(f"{entry.key}: its value is of {store_key(value)}")
+                raise DecodeError(f"{entry.key}: the value belongs to {store_key(value)}")
             return value
-    raise DecodeError(f"{entry.key}: no such place")
+    raise DecodeError(f"{entry.key}: unknown key prefix")
 
 
 def decode_local(entry: Entry) -> Instance:
-    """An instance as its node's agent keeps it, not stored anywhere else yet. Raises Unreadable."""
+    """Decode an instance persisted by its node's agent; its indexes are 0. Raises DecodeError."""
     try:
         return replace(_instance(json.loads(entry.value), entry), create_index=0, modify_index=0)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -98,12 +101,12 @@ def decode_local(entry: Entry) -> Instance:
 
 
 def encode_check_definition(definition: CheckDefinition) -> bytes:
-    """How a check is made, as the agent of its node keeps it."""
+    """JSON of a check definition, as its node's agent persists it."""
     return json.dumps(asdict(definition), separators=(",", ":"), ensure_ascii=False, sort_keys=True).encode()
 
 
 def decode_check_definition(value: bytes) -> CheckDefinition:
-    """The reverse. Raises Unreadable."""
+    """Decode a persisted check definition. Raises DecodeError."""
     try:
         found = json.loads(value)
         known = {part.name for part in fields(CheckDefinition)}
@@ -113,11 +116,11 @@ def decode_check_definition(value: bytes) -> CheckDefinition:
         parts["arguments"] = tuple(parts["arguments"])
         return CheckDefinition(**parts)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DecodeError(f"no definition of a check: {error}") from error
+        raise DecodeError(f"invalid check definition: {error}") from error
 
 
 def key_parts(key: str) -> tuple[str, ...]:
-    """The parts of a key behind its prefix, decoded: ``("web", "n1", "web-1")`` for a service's."""
+    """The decoded parts of a key behind its prefix: ``("web", "n1", "web-1")`` for a service's."""
     parts = key.removeprefix(ROOT).split("/")[1:]
     return tuple(unquote(part) for part in parts) if "%" in key else tuple(parts)
 
@@ -143,13 +146,13 @@ def _virtual(found: dict[str, Any], entry: Entry) -> VirtualAddress:
 
 
 def _built(kind: type[Kind], readers: dict[str, Callable[[Any], Any]], found: dict[str, Any], entry: Entry) -> Kind:
-    """A value of its parts, each by its reader; unknown ones are a newer weft's."""
+    """Build an entry from decoded fields; unknown fields, of a newer weft, are ignored."""
     parts = {name: readers[name](value) for name, value in found.items() if name in readers}
     return kind(**parts, create_index=entry.create_revision, modify_index=entry.mod_revision)
 
 
 def _readers(kind: type, **special: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
-    """How each part of a value is read: as a text, unless something else is said."""
+    """The decoder of each field of a class: a string, unless ``special`` names another."""
     names = {part.name for part in fields(kind)} - {"create_index", "modify_index"}
     return {name: special.get(name, _text) for name in names}
 
@@ -160,19 +163,19 @@ def _strings(value: Any) -> dict[str, str]:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no string")
+        raise TypeError(f"{value!r} is not a string")
     return value
 
 
 def _words(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise TypeError(f"{value!r} is no list")
+        raise TypeError(f"{value!r} is not a list")
     return tuple(_text(word) for word in value)
 
 
 def _port(value: object) -> int:
     if not isinstance(value, int) or not 0 <= value <= 65535:
-        raise ValueError(f"{value!r} is no port")
+        raise ValueError(f"{value!r} is not a port")
     return value
 
 

@@ -1,8 +1,9 @@
-"""What the agent counts about itself: counters, gauges and histograms, as Prometheus reads them.
+"""Metrics of the agent: counters, gauges and histograms in the Prometheus text format.
 
-One ``Metrics`` is made by the agent and handed to its parts. Each part asks for its metrics once, by name, and keeps
-what it gets; adding to one is a dictionary's work. Not thread-safe: all of it belongs to the agent's loop.
-Source: the Prometheus text format, version 0.0.4.
+The agent makes one ``Metrics`` and passes it to its parts, which look up each metric once and keep
+it. Not thread-safe: everything runs in the agent's event loop.
+
+Source: Prometheus text exposition format, version 0.0.4.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of a histogram of times that are short when all is well."""
+"""Default histogram buckets, in seconds."""
 SERIES = 1000
-"""Label values of one metric; more are counted together under "other", so that no client can fill the memory."""
+"""Label combinations per metric; further ones are counted as "other", to bound the memory."""
 
 Labels = tuple[str, ...]
 
 
 class Counter:
-    """A number that only grows, one for each combination of label values."""
+    """A monotonic counter per combination of label values."""
 
     kind = "counter"
 
@@ -30,12 +31,12 @@ class Counter:
         self._read = read
 
     def add(self, amount: float = 1, *labels: str) -> None:
-        """Count; with as many label values as the metric has labels."""
+        """Increment; as many label values as the metric has labels."""
         key = _bounded(self.values, labels)
         self.values[key] = self.values.get(key, 0.0) + amount
 
     def samples(self) -> Iterator[tuple[str, Sequence[str], Labels, float]]:
-        """Its series: the name's ending, the names and the values of the labels, and the number."""
+        """Its series: name suffix, label names, label values, value."""
         if self._read is not None:
             self.values[()] = self._read()
         for values, number in self.values.items():
@@ -43,7 +44,7 @@ class Counter:
 
 
 class Gauge:
-    """A number that rises and falls: set, or asked for when it is read."""
+    """A value that can go up and down: set, or read by a function."""
 
     kind = "gauge"
 
@@ -53,7 +54,7 @@ class Gauge:
         self._read = read
 
     def set(self, number: float, *labels: str) -> None:
-        """What it is now."""
+        """Set the value."""
         self.values[_bounded(self.values, labels)] = number
 
     def samples(self) -> Iterator[tuple[str, Sequence[str], Labels, float]]:

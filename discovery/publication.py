@@ -1,4 +1,4 @@
-"""Where a node writes down what it offers: in its own part of a store to keep it, in the shared part to show it."""
+"""What a node's agent writes to the store: persisted for itself, published for all."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from discovery.structs import CatalogEntry
 from store import Delete, Entry, LeaseGone, Operation, Put, Store
 
 BATCH = 100
-"""Operations in one transaction of the store; etcd takes 128."""
+"""Operations in one transaction; etcd's default limit is 128."""
 
 
 class Publication:
-    """One node's keys in two stores, ``own`` and ``shared``, which on one host are the same.
+    """One node's keys in the ``local`` and the ``shared`` store, which on one host are the same.
 
-    ``seconds`` is how long what is shown outlives the last sign of life.
+    Published keys are bound to a lease of ``ttl`` seconds.
     """
 
     def __init__(self, node: str, local: Store, shared: Store, ttl: float) -> None:
@@ -26,29 +26,31 @@ class Publication:
         self._ttl = ttl
         self._lease = 0
 
-    # What is to be written
+    # Operations
 
     def publish(self, value: CatalogEntry) -> Operation:
-        """Have everybody see a value, for as long as this node lives."""
+        """Publish an entry for as long as the node's lease lasts."""
         return Put(layout.store_key(value), layout.encode(value), self._lease)
 
     @staticmethod
     def unpublish(value: CatalogEntry) -> Operation:
-        """The reverse; what is not shown is no error."""
+        """Unpublish an entry; a missing one is no error."""
         return Delete(layout.store_key(value))
 
     def persist(self, kind: str, name: str, value: bytes) -> Operation:
-        """Keep something over restarts."""
+        """Persist something over restarts."""
         return Put(layout.local_key(self._node, kind, name), value)
 
     def forget(self, kind: str, name: str) -> Operation:
-        """The reverse; what is not kept is no error."""
+        """Forget something persisted; a missing one is no error."""
         return Delete(layout.local_key(self._node, kind, name))
 
     async def write(self, persisted: Sequence[Operation], published: Sequence[Operation]) -> None:
-        """First what must not be lost, then what others see; both at once where both are in one store.
+        """Write ``persisted`` first, then ``published``; in one transaction if it is the same
+        store.
 
-        Raises LeaseGone where this node was thought dead: ``revive`` and show everything; StoreError.
+        Raises LeaseGone if the lease has expired: call ``acquire_lease`` and publish everything
+        again. Raises StoreError.
         """
         if self._local is self._shared:
             persisted, published = (), (*persisted, *published)
@@ -57,7 +59,7 @@ class Publication:
                 await target.transact((), operations[start : start + BATCH])
 
     async def replace_all(self, values: Iterable[CatalogEntry]) -> None:
-        """Show these values and no others, and write nothing that is so already. Raises StoreError."""
+        """Publish exactly these entries; unchanged ones are not rewritten. Raises StoreError."""
         wanted = {layout.store_key(value): layout.encode(value) for value in values}
         published = {entry.key: entry async for entry in self.published()}
         operations: list[Operation] = [
@@ -68,10 +70,10 @@ class Publication:
         operations += [Delete(key) for key in published if key not in wanted]
         await self.write((), operations)
 
-    # What is there
+    # Reading
 
     async def persisted(self) -> list[tuple[str, str, Entry]]:
-        """What this node keeps: kind, name and entry. Raises StoreError."""
+        """What is persisted: kind, name and entry. Raises StoreError."""
         prefix = layout.local_key(self._node, "", "").rstrip("/") + "/"
         found = []
         for entry in (await self._local.range(prefix)).entries:
@@ -80,16 +82,16 @@ class Publication:
         return found
 
     async def published(self) -> AsyncIterator[Entry]:
-        """What everybody sees of this node, services first. Raises StoreError."""
+        """The node's published entries, services first. Raises StoreError."""
         for prefix, place in ((layout.SERVICES, 1), (layout.CHECKS, 0), (layout.NODES, 0)):
             for entry in (await self._shared.range(prefix)).entries:
                 if layout.key_parts(entry.key)[place : place + 1] == (self._node,):
                     yield entry
 
-    # Its life
+    # Lease
 
     async def acquire_lease(self) -> None:
-        """Take up the lease that this node had, if it still holds, or a new one. Raises StoreError."""
+        """Resume the node's lease if it still exists, else grant a new one. Raises StoreError."""
         if not self._lease:
             held = await self._local.get(layout.local_key(self._node, "lease"))
             self._lease = int(json.loads(held.value)) if held is not None else 0
@@ -103,9 +105,9 @@ class Publication:
         await self._local.put(layout.local_key(self._node, "lease"), json.dumps(self._lease).encode())
 
     async def renew_lease(self) -> None:
-        """Give a sign of life. Raises LeaseGone where it came too late, StoreError."""
+        """Renew the lease. Raises LeaseGone if it has expired, StoreError."""
         await self._shared.keep_alive(self._lease)
 
     async def revoke_lease(self) -> None:
-        """Have all that is shown vanish at once. Raises StoreError."""
+        """Revoke the lease, which unpublishes everything. Raises StoreError."""
         await self._shared.revoke(self._lease)

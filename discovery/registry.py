@@ -1,8 +1,9 @@
-"""What this node offers: registered by hand, by files or by attachments, kept over restarts, published for everybody.
+"""The local registry: services and checks of this node, persisted and published (Consul's local
+state).
 
-What is registered by hand is kept under ``/weft/v1/own/NODE/`` until it is deregistered. What others see is bound to
-the node's lease: when this machine dies, it goes. What an attachment offers (``offer``) is kept nowhere else, since the
-attachment's own record is the truth about it.
+What is registered through the API is persisted under ``/weft/v1/own/NODE/`` until it is
+deregistered. What is published is bound to the node's lease and expires when the host dies. What
+attachments register is not persisted: the attachments' records are the source of truth.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from store import LeaseGone, Operation, Store, StoreError
 log = logging.getLogger(__name__)
 
 CHECK_UPDATE_INTERVAL = 5.0
-"""A check whose output alone changes is written again this often at most: what it says is no news."""
+"""Changes of a check's output alone are published at most this often (check_update_interval)."""
 
 
 class NotRegistered(LookupError):
-    """There is no such service or check on this node."""
+    """No such service or check is registered on this node."""
 
     def __init__(self, what: str, name: str) -> None:
         super().__init__(f"{what} {name!r} is not registered on this node")
@@ -47,9 +48,10 @@ class NotRegistered(LookupError):
 
 
 class Registry:
-    """The services and checks of one node. ``own`` keeps them, ``shared`` shows them; on one host they are the same.
+    """The services and checks of one node, in a ``local`` and a ``shared`` store (one on a single
+    host).
 
-    ``lease_seconds`` is how long after its agent's last sign of life a node's services stay visible to others.
+    ``lease_seconds`` is how long the node stays published after its agent last renewed the lease.
     """
 
     def __init__(
@@ -68,47 +70,50 @@ class Registry:
         self._deferred: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    # What is registered
+    # Queries
 
     def instances(self) -> dict[str, Instance]:
-        """This node's instances by id, the agent's own (``consul``) left out."""
+        """The instances by id, without the agent's own service (``consul``)."""
         return {name: one for name, one in self._instances.items() if name != CONSUL_SERVICE}
 
     def checks(self) -> dict[str, Check]:
-        """This node's checks by id, with their latest output; that of the agent itself left out."""
+        """The checks by id with their latest output, without the agent's own (``serfHealth``)."""
         return {name: one for name, one in self._checks.items() if name != SERF_HEALTH}
 
     def definitions(self) -> dict[str, CheckDefinition]:
-        """How the checks of this node are made, by id."""
+        """The check definitions by id."""
         return dict(self._definitions)
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Have a function called whenever the definitions have changed."""
+        """Call ``listener`` whenever the check definitions have changed."""
         self._listeners.append(listener)
 
     def subscribe_updates(self, listener: Callable[[str, Status], None]) -> None:
-        """Have a function called with a check's id and status after each report, also of one that changes nothing."""
+        """Call ``listener`` with check id and status after each update, including unchanged ones."""
         self._update_listeners.append(listener)
 
-    # Registering
+    # Registration
 
     async def register(
         self, instance: Instance, checks: Sequence[CheckDefinition] = (), *, replace_checks: bool = False
     ) -> None:
-        """Offer an instance; one of the same id is changed in place, and the checks that stay keep their state.
+        """Register an instance; one of the same id is updated, and checks that remain keep their
+        status.
 
-        ``replace_checks`` ends those of its checks that are not among the given. Raises StoreError.
+        ``replace_checks`` deregisters the instance's checks that are not given. Raises StoreError.
         """
         async with self._lock:
             await self._register(instance, checks, replace_checks, persist=True)
 
     async def deregister(self, instance_id: str) -> None:
-        """Offer an instance no longer; its checks go with it. Raises Unknown, StoreError."""
+        """Deregister an instance and its checks. Raises NotRegistered, StoreError."""
         async with self._lock:
             await self._deregister(self._registered_instance(instance_id))
 
     async def register_check(self, definition: CheckDefinition) -> None:
-        """Check an instance, or (without a ``service_id``) the whole node. Raises Unknown, StoreError."""
+        """Register a check of an instance, or without ``service_id`` of the node. Raises
+        NotRegistered, StoreError.
+        """
         async with self._lock:
             instance = self._registered_instance(definition.service_id) if definition.service_id else None
             check = self._check(definition, instance)
@@ -118,7 +123,7 @@ class Registry:
             self._notify()
 
     async def deregister_check(self, check_id: str) -> None:
-        """End a check. Raises Unknown, StoreError."""
+        """Deregister a check. Raises NotRegistered, StoreError."""
         async with self._lock:
             check = self._registered_check(check_id)
             await self._write([self._publication.forget(kind, check_id) for kind in ("check", "status")], (), [check])
@@ -126,9 +131,8 @@ class Registry:
             self._notify()
 
     async def update_check(self, check_id: str, status: Status, output: str) -> None:
-        """The result of a check. A change of its output alone is shown within ``OUTPUT_SECONDS``.
-
-        Raises Unknown, StoreError.
+        """Update a check's status and output; output alone is published after
+        CHECK_UPDATE_INTERVAL.
         """
         async with self._lock:
             old = self._registered_check(check_id)
@@ -151,19 +155,24 @@ class Registry:
         self._deferred.pop(new.id, None)
 
     async def maintenance(self, enable: bool, reason: str = "", instance_id: str = "") -> None:
-        """Take an instance, or (without an id) this node, out of service, or back. Raises Unknown, StoreError."""
+        """Enable or disable maintenance mode of an instance, or without an id of this node.
+
+        Raises NotRegistered, StoreError.
+        """
         instance = self._registered_instance(instance_id) if instance_id else None
         check_id = SERVICE_MAINT_PREFIX + instance_id if instance_id else NODE_MAINT
         what = "service" if instance else "node"
         if enable:
-            notes = reason or f"Somebody took this {what} out of service and gave no reason."
+            notes = reason or f"Maintenance mode is enabled for this {what}, but no reason was provided."
             name = f"{what.capitalize()} Maintenance Mode"
             await self.register_check(CheckDefinition(check_id, name, "maintenance", instance_id, notes))
         elif check_id in self._checks:
             await self.deregister_check(check_id)
 
     async def offer(self, owner: str, offered: Sequence[tuple[Instance, Sequence[CheckDefinition]]]) -> None:
-        """What an attachment offers now, instead of what it offered before; nothing ends it. Raises StoreError."""
+        """Replace what an attachment has registered; an empty sequence deregisters all. Raises
+        StoreError.
+        """
         async with self._lock:
             wanted = {instance.id for instance, _ in offered}
             for old in [one for one in self._instances.values() if one.owner == owner and one.id not in wanted]:
@@ -172,7 +181,7 @@ class Registry:
                 await self._register(replace(instance, owner=owner), checks, replace_checks=True, persist=False)
 
     def owners(self) -> set[str]:
-        """The attachments that offer something."""
+        """The marks of the attachments that have registered instances."""
         return {one.owner for one in self._instances.values() if one.owner}
 
     async def _register(
@@ -190,7 +199,7 @@ class Registry:
         removed: list[CatalogEntry] = [*stale]
         if old is not None and old.name != instance.name:
             removed.append(old)
-        # Many register again and again to be sure; what is the same must wake nobody who waits for a change.
+        # Clients re-register periodically; what is unchanged must not wake blocking queries.
         published: list[CatalogEntry] = [check for check in checks if check != self._checks.get(check.id)]
         persisted: list[Operation] = []
         if instance != old:
@@ -218,10 +227,10 @@ class Registry:
         if checks:
             self._notify()
 
-    # Its life
+    # Life cycle
 
     async def start(self) -> None:
-        """Read what was registered before, take up the node's lease, and show all of it. Raises StoreError."""
+        """Load what was persisted, acquire the lease, publish everything. Raises StoreError."""
         await self._load_persisted()
         await self._restore_published()
         await self._publication.acquire_lease()
@@ -229,13 +238,13 @@ class Registry:
         self._tasks = [asyncio.create_task(self._renew_loop()), asyncio.create_task(self._deferred_loop())]
 
     async def stop(self) -> None:
-        """End. What is shown stays until the lease ends, so that a restart is no event for anybody."""
+        """Stop. What is published stays until the lease expires, so that a restart goes unnoticed."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def leave(self) -> None:
-        """Have this node's services vanish at once; what is registered by hand comes back with a start."""
+        """Unpublish everything at once; what is persisted is published again on the next start."""
         await self.stop()
         await self._publication.revoke_lease()
 
@@ -250,13 +259,13 @@ class Registry:
                 elif kind == "status":
                     statuses[name] = Status(json.loads(entry.value))
             except (layout.DecodeError, ValueError) as error:
-                log.warning("%s is not registered again: %s", entry.key, error)
+                log.warning("ignoring persisted %s: %s", entry.key, error)
         for definition in self._definitions.values():
             check = self._check(definition, self._instances.get(definition.service_id))
             self._checks[check.id] = replace(check, status=statuses.get(check.id, check.status))
 
     async def _restore_published(self) -> None:
-        """Go on with what attachments offered before a restart, and with the last outputs of the checks."""
+        """Restore attachments' instances and the last check outputs from what is published."""
         async for entry in self._publication.published():
             try:
                 value = layout.decode(entry)
@@ -272,7 +281,7 @@ class Registry:
                     self._checks[value.id] = replace(mine, output=value.output)
 
     async def _publish_all(self) -> None:
-        """Have everybody see what is registered, and the node with it. Raises StoreError."""
+        """Publish the node and everything registered on it. Raises StoreError."""
         alive = "Agent alive and reachable"
         name = self.node.name
         self._checks[SERF_HEALTH] = Check(name, SERF_HEALTH, "Serf Health Status", Status.PASSING, output=alive)
@@ -280,13 +289,13 @@ class Registry:
         await self._publication.replace_all((self.node, *self._instances.values(), *self._checks.values()))
 
     async def _republish(self) -> None:
-        """Show everything again after this node was thought dead. Raises StoreError."""
-        log.warning("the lease of node %s had ended; its services are registered again", self.node.name)
+        """Publish everything again after the lease had expired. Raises StoreError."""
+        log.warning("lease of node %s expired, registering its services again", self.node.name)
         await self._publication.acquire_lease()
         await self._publish_all()
 
     async def _renew_loop(self) -> None:
-        """Keep the lease; where it was lost (the machine slept, the store was away), show everything again."""
+        """Renew the lease; if it has expired (suspend, store outage), publish everything again."""
         while True:
             await asyncio.sleep(self._lease_seconds / 3)
             try:
@@ -296,10 +305,10 @@ class Registry:
                     with contextlib.suppress(StoreError):
                         await self._republish()
             except StoreError as error:
-                log.warning("the lease of node %s could not be renewed: %s", self.node.name, error)
+                log.warning("failed to renew lease of node %s: %s", self.node.name, error)
 
     async def _deferred_loop(self) -> None:
-        """Show the outputs of checks that changed without their status."""
+        """Publish deferred check outputs."""
         while True:
             await asyncio.sleep(1)
             due = [check_id for check_id, when in self._deferred.items() if when <= time.monotonic()]
@@ -308,17 +317,17 @@ class Registry:
                 try:
                     await self._write((), checks)
                 except StoreError as error:
-                    log.warning("outputs of checks could not be written: %s", error)
+                    log.warning("failed to sync check outputs: %s", error)
                     continue
                 for check_id in due:
                     self._deferred.pop(check_id, None)
 
-    # Writing
+    # Store
 
     async def _write(
         self, persisted: Sequence[Operation], publish: Sequence[CatalogEntry], unpublish: Sequence[CatalogEntry] = ()
     ) -> None:
-        """What to keep, what to show and what to hide, at once. Raises StoreError."""
+        """Persist, publish and unpublish in one go. Raises StoreError."""
         for _ in range(2):
             published = [self._publication.publish(one) for one in publish] + [
                 self._publication.unpublish(one) for one in unpublish
@@ -333,7 +342,7 @@ class Registry:
         return self._publication.persist("check", definition.id, layout.encode_check_definition(definition))
 
     def _check(self, definition: CheckDefinition, instance: Instance | None) -> Check:
-        """The check of a definition, in the state that it is in."""
+        """The check of a definition, with its current status and output."""
         old = self._checks.get(definition.id)
         return Check(
             node=self.node.name,

@@ -1,8 +1,9 @@
-"""The nouns of service discovery: nodes, instances of services, checks, and how healthy they are together.
+"""The data model of Consul's catalog: nodes, service instances, checks, and their health.
 
-All are frozen values; an index of 0 means "not stored yet". How they look in Consul's JSON is ``discovery.api``'s
-business, how they lie in a store that of ``discovery.layout``.
-Source: the data model of Consul's catalog (agent, catalog and health endpoints of its HTTP API).
+All are frozen values; an index of 0 means "not stored". ``api.serialize`` writes them as Consul's
+JSON, ``layout`` encodes them for the store.
+
+Source: agent, catalog and health endpoints of Consul's HTTP API.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """What a check says. ``rank`` orders them: the worst of several is the one that counts."""
+    """The status of a check; the worst of several counts, by ``rank``."""
 
     PASSING = "passing"
     WARNING = "warning"
@@ -28,17 +29,17 @@ class Status(StrEnum):
 _RANKS = {Status.PASSING: 0, Status.WARNING: 1, Status.CRITICAL: 2}
 
 SERF_HEALTH = "serfHealth"
-"""The check that every node has: its agent is alive. Clients of Consul look for this name."""
+"""The check that every node with a live agent has; Consul's clients look for this id."""
 NODE_MAINT = "_node_maintenance"
 SERVICE_MAINT_PREFIX = "_service_maintenance:"
-"""Checks of these names (the second followed by the instance's id) mean that somebody took it out of service."""
+"""Ids of maintenance checks; the second is followed by the service id."""
 CONSUL_SERVICE = "consul"
-"""The service that every node offers: its own HTTP API. Many clients expect it in the catalog."""
+"""The service that every agent registers: its HTTP API. Many clients expect it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The share of new connections that an instance gets beside its siblings, by its status; from 0 to 65,535."""
+    """The relative share of new connections by status, from 0 to 65,535."""
 
     passing: int = 1
     warning: int = 1
@@ -46,7 +47,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class ServiceAddress:
-    """An address and a port that an instance is also known by (``TaggedAddresses``)."""
+    """A tagged address of an instance (``TaggedAddresses``)."""
 
     address: str
     port: int = 0
@@ -54,7 +55,7 @@ class ServiceAddress:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine that services run on. ``id`` is a UUID, ``address`` where its services are reached."""
+    """A host. ``id`` is a UUID, ``address`` the default address of its services."""
 
     name: str
     address: str
@@ -68,10 +69,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One running copy of a service, on a node. An empty ``address`` means the node's.
+    """An instance of a service on a node. An empty ``address`` means the node's.
 
-    ``ports`` are named ports beside ``port`` (``{"http": 80}``). ``protocol`` is what its virtual IP carries: "tcp",
-    "udp" or "" for both. ``owner`` is the mark of the attachment that it stands for, "" if it was registered by hand.
+    ``ports`` are named ports beside ``port`` (``{"http": 80}``). ``protocol`` limits what is load
+    balanced: "tcp", "udp" or "" for both. ``owner`` is the mark of the attachment that it stands
+    for, "" if it was registered through the API.
     """
 
     node: str
@@ -97,16 +99,17 @@ class Instance:
 
     @property
     def order(self) -> tuple[str, str]:
-        """Every list of instances is sorted by this: clients pair the answers of two endpoints by position."""
+        """Sort key of all lists of instances; clients match two endpoints' lists by position."""
         return (self.node, self.id)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What is known of the health of an instance, or of a whole node (``service_id`` empty).
+    """A health check and its status, of an instance or, with ``service_id`` empty, of a node.
 
-    ``definition`` is what the client asked for, as it did (``{"HTTP": …, "Interval": …}``); ``type`` is its kind:
-    "ttl", "http", "tcp", "udp", "script", "alias", or "" for a status that somebody else reports.
+    ``definition`` is the definition as the client wrote it (``{"HTTP": …, "Interval": …}``);
+    ``type`` is "ttl", "http", "tcp", "udp", "script", "alias", or "" for a status reported from
+    outside.
     """
 
     node: str
@@ -125,18 +128,19 @@ class Check:
 
     @property
     def maintenance(self) -> bool:
-        """Whether it says that somebody took the node or the instance out of service."""
+        """Whether it is a maintenance mode check."""
         return self.id == NODE_MAINT or self.id.startswith(SERVICE_MAINT_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckDefinition:
-    """What a check does, and how often; times in seconds.
+    """How a check is executed; times in seconds.
 
-    ``type`` is one of Check's. ``target`` is a URL (http), HOST:PORT (tcp, udp) or "" ; an alias follows the service
-    ``alias_service`` of ``alias_node``. The three counts say how many results in a row change the status (0: the first
-    does). ``deregister_after`` critical seconds end the service; 0 is never. ``netns`` is the path of the network
-    namespace that the check is made from; "" is the host's. ``initial`` is the status until the first result.
+    ``type`` as in Check. ``target`` is a URL (http), HOST:PORT (tcp, udp) or ""; an alias check
+    follows ``alias_service`` on ``alias_node``. The three thresholds are consecutive results before
+    the status changes (0: the first one does). The service is deregistered after
+    ``deregister_after`` seconds in critical state; 0 is never. ``netns`` is the path of the network
+    namespace to probe from; "" is the host's. ``initial`` is the status before the first result.
     """
 
     id: str
@@ -164,12 +168,12 @@ class CheckDefinition:
     deregister_after: float = 0.0
     netns: str = ""
     asked: Mapping[str, object] = field(default_factory=dict)
-    """The definition as its client wrote it, for answers (``Definition`` in the JSON of a check)."""
+    """The definition as the client wrote it, echoed in responses (``Definition`` of a check)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """An instance with its node and all checks that concern it: its own, then the node's."""
+    """An instance with its node and checks: its own, then the node's (Consul's CheckServiceNode)."""
 
     node: Node
     instance: Instance
@@ -177,22 +181,22 @@ class Health:
 
     @property
     def status(self) -> Status:
-        """The worst of the checks; passing if there is none."""
+        """The worst status of its checks; passing without checks."""
         return worst_status(self.checks)
 
     @property
     def maintenance(self) -> bool:
-        """Whether it, or its node, was taken out of service by somebody."""
+        """Whether it or its node is in maintenance mode."""
         return any(check.maintenance for check in self.checks)
 
     @property
     def address(self) -> str:
-        """Where it is reached: its own address, or else its node's."""
+        """Its own address, else its node's."""
         return self.instance.address or self.node.address
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where it is reached, and the addresses of the other family that it is also known by (lan_ipv4, lan_ipv6)."""
+        """Its address, and its tagged addresses of the other family (lan_ipv4, lan_ipv6)."""
         tagged = (self.instance.tagged_addresses.get(name) for name in ("lan_ipv4", "lan_ipv6"))
         others = (one.address for one in tagged if one is not None and one.address)
         first = self.address
@@ -200,7 +204,7 @@ class Health:
 
     @property
     def weight(self) -> int:
-        """Its share of new connections in its present state; 0 for critical."""
+        """Its weight for the current status; 0 if critical."""
         if self.status is Status.CRITICAL:
             return 0
         weights = self.instance.weights
@@ -209,7 +213,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class VirtualAddress:
-    """An address that stands for a service, and that the kernel of every node balances."""
+    """A virtual address of a service, balanced by the kernel of every node."""
 
     service: str
     address: str
@@ -217,9 +221,9 @@ class VirtualAddress:
 
 
 CatalogEntry = Node | Instance | Check | VirtualAddress
-"""What the store holds of the catalog."""
+"""Anything that the catalog stores."""
 
 
 def worst_status(checks: Iterable[Check]) -> Status:
-    """The status of several checks together: the worst; passing for none."""
+    """The worst status of several checks; passing for none."""
     return max((check.status for check in checks), key=lambda status: status.rank, default=Status.PASSING)

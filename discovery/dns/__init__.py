@@ -1,5 +1,7 @@
-"""DNS: the registered services, and the containers of each network by their names; all else is asked of others.
+"""DNS server: authoritative for services and container names, forwarding everything else.
 
-``codec`` is the wire, ``zone`` answers for the services' domain, ``names`` and ``view`` for one network's containers,
-``responder`` makes a reply of a query, ``server`` and ``streams`` carry both, ``forward`` asks upstream servers.
+``codec`` is the wire format and ``rrtypes`` the record types; ``zone`` answers for the services'
+domains, ``network_zones`` and ``view`` for the containers of one network; ``responder`` turns a
+query into a reply, ``server`` and ``tcp`` do the I/O, ``forwarder`` asks upstream servers. It
+stands on the catalog.
 """

@@ -1,4 +1,4 @@
-"""Replies of other servers, kept as long as they may be and no more than there is room for."""
+"""Cache of upstream servers' replies, by TTL and within a bound of memory."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ MAX_REPLIES = 10_000
 MAX_BYTES = 16 << 20
 MAX_TTL = 3600
 MAX_NEGATIVE_TTL = 300
-"""Seconds that a reply is kept at most. Source: RFC 2308 section 5, RFC 8767 section 4."""
+"""Upper bounds in seconds. Source: RFC 2308 section 5, RFC 8767 section 4."""
 _OVERHEAD = 600
 
 
 @dataclass(frozen=True, slots=True)
 class CachedReply:
-    """A reply without OPT; ``ttls``: the places of its TTLs and their values; ``seconds``: how long it may be kept."""
+    """A reply without OPT. ``ttls`` are offsets and values of its TTLs, ``seconds`` its cache
+    lifetime.
+    """
 
     message: bytes
     ttls: tuple[tuple[int, int], ...]
     seconds: int
 
     def aged(self, seconds: int) -> bytes:
-        """The reply after so many seconds."""
+        """The reply with its TTLs reduced by ``seconds``."""
         if seconds <= 0:
             return self.message
         changed = bytearray(self.message)
@@ -36,9 +38,9 @@ class CachedReply:
 
 
 def parse_reply(message: bytes) -> CachedReply:
-    """A reply as it was received, read from end to end. Raises Malformed.
+    """Parse a received reply completely. Raises Malformed.
 
-    An OPT, and what stands behind it, is taken off: both are between the two servers.
+    OPT and everything behind it (TSIG) is removed, as it is hop-by-hop.
     """
     places: list[tuple[int, int]] = []
     lowest = MAX_TTL
@@ -70,7 +72,7 @@ def parse_reply(message: bytes) -> CachedReply:
 
 
 class ReplyCache:
-    """The replies that were asked for last. Times in seconds, of any steady clock."""
+    """An LRU cache of replies. Times in seconds of any monotonic clock."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[bytes, tuple[CachedReply, float]] = OrderedDict()
@@ -80,7 +82,7 @@ class ReplyCache:
         return len(self._entries)
 
     def get(self, key: bytes, now: float) -> bytes | None:
-        """The reply to a question, its TTLs as they are by now; None if there is none any more."""
+        """The cached reply with current TTLs; None on a miss."""
         found = self._entries.get(key)
         if found is None:
             return None
@@ -92,7 +94,7 @@ class ReplyCache:
         return reply.aged(int(now - since))
 
     def put(self, key: bytes, reply: CachedReply, now: float) -> None:
-        """Keep a reply, if it may be kept at all."""
+        """Cache a reply, unless its lifetime is 0."""
         self._evict(key)
         if reply.seconds <= 0:
             return

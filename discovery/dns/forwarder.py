@@ -1,6 +1,7 @@
-"""Asking other name servers: unpredictable ids, ports and spelling, several servers in turn, one question at a time.
+"""Forwarding resolver: random ids, source ports and 0x20 case, server failover, query coalescing.
 
-Sources: RFC 5452 (forged answers), RFC 7766 (TCP), RFC 8914 (extended errors), draft-vixie-dnsext-dns0x20.
+Sources: RFC 5452 (forged answers), RFC 7766 (TCP), RFC 8914 (extended errors),
+draft-vixie-dnsext-dns0x20.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from discovery.dns.codec import CD, FORMERR, NOTIMP, QR, RD, REFUSED, SERVFAIL, 
 from discovery.dns.upstreams import ResolvConf, Upstream, parse_upstreams
 
 MAX_INFLIGHT = 1024
-"""How many questions are under way at once; every one has a socket."""
+"""Upstream queries in flight; each has a socket."""
 MAX_WAITING_PER_CLIENT = 128
-"""How many queries of one client may wait at once."""
+"""Waiting queries per client."""
 MAX_WAITING = 8192
 ATTEMPT_TIMEOUT = 2.0
 TOTAL_TIMEOUT = 4.5
-"""Seconds for one attempt, and for all: most clients give up after five."""
+"""Seconds for one attempt, and in total: most stub resolvers give up after five."""
 NEXT_SERVER_DELAY = 0.5
 RETRY_DELAY = 1.5
-"""Seconds until another server is asked beside the first, or the same one again."""
+"""Seconds until the next server is queried in parallel, or the same one again."""
 DEMOTE_SECONDS = 10.0
-"""Seconds for which a server that did not answer comes last."""
+"""Seconds for which an unresponsive server is tried last."""
 MAX_MISMATCHED = 8
-"""Datagrams that are no answer; behind so many somebody is guessing, and TCP is safer."""
+"""Datagrams that match no query before falling back to TCP: a spoofing attempt is likely."""
 MAX_NO_0X20 = 1000
-"""Servers of which it is remembered that they do not keep the spelling."""
+"""Servers remembered for not preserving 0x20 case."""
 _PORT_RANGE = (32768, 60999)
 _BOUND_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
@@ -42,12 +43,12 @@ OnReply = Callable[[bytes | None], None]
 
 
 class NoReply(Exception):
-    """A server gave no answer."""
+    """No upstream server gave a usable reply."""
 
 
 @dataclass(slots=True)
 class _InflightQuery:
-    """A question under way, and who waits for it."""
+    """A query in flight, and the clients that wait for it."""
 
     asked: bytes
     flags: int
@@ -58,7 +59,9 @@ class _InflightQuery:
 
 
 class Forwarder:
-    """Asks others, and keeps what they say. ``own`` are weft's own places, which are never asked."""
+    """Queries upstream servers and caches their replies. ``own`` are weft's listeners, never
+    queried.
+    """
 
     def __init__(self, resolv_conf: ResolvConf, own: Callable[[], Collection[tuple[str, int]]]) -> None:
         self.cache = ReplyCache()
@@ -73,11 +76,11 @@ class Forwarder:
 
     @property
     def inflight(self) -> int:
-        """How many questions others have not answered yet."""
+        """Queries in flight."""
         return len(self._inflight)
 
     async def close(self) -> None:
-        """Ask no more; whoever waits gets no answer."""
+        """Cancel all queries; waiting clients get no reply."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -85,10 +88,11 @@ class Forwarder:
     def resolve(
         self, query: codec.Query, asked: bytes, upstreams: tuple[str, ...], client: str, done: OnReply
     ) -> bytes | None:
-        """The reply if it is at hand; else None, and ``done`` is called with it later (with None if nobody answers).
+        """The cached reply; else None, and ``done`` is called later (with None if no server
+        answered).
 
-        ``asked``: name in lower case, type and class. ``upstreams``: who is asked; empty for those of resolv.conf.
-        The reply has that question and no OPT.
+        ``asked`` is the question: name in lower case, type and class. ``upstreams`` are the servers
+        to query, () for those of resolv.conf. The reply has that question and no OPT.
         """
         flags = query.flags & CD
         key = b"%b%b%d%d%b" % (asked, flags.to_bytes(2, "big"), query.edns, query.do, ",".join(upstreams).encode())
@@ -113,7 +117,7 @@ class Forwarder:
         return None
 
     def _servers(self, upstreams: tuple[str, ...]) -> tuple[Upstream, ...]:
-        """Whom to ask, in order: those that failed lately last, weft itself never."""
+        """The servers to query in order: recently failed ones last, weft's own listeners never."""
         found = parse_upstreams(upstreams) if upstreams else self._resolv_conf.servers()
         own = self._own()
         now = asyncio.get_running_loop().time()
@@ -141,7 +145,11 @@ class Forwarder:
                 done(message)
 
     async def _query_servers(self, query_: _InflightQuery) -> CachedReply:
-        """The first good reply; of the bad ones the last if there is no other. Raises Failed."""
+        """Query the servers with staggered starts; the first good reply wins, else the last error
+        reply.
+
+        Raises NoReply.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + TOTAL_TIMEOUT
         first, again = list(query_.servers), list(query_.servers)
@@ -173,7 +181,7 @@ class Forwarder:
         return bad
 
     async def _query_server(self, server: Upstream, query_: _InflightQuery) -> CachedReply:
-        """What one server says. Raises Failed."""
+        """Query one server. Raises NoReply."""
         try:
             async with asyncio.timeout(ATTEMPT_TIMEOUT):
                 reply = await self._query_udp(server, query_, query_.edns)
@@ -185,7 +193,7 @@ class Forwarder:
             raise NoReply(str(error)) from error
 
     async def _query_udp(self, server: Upstream, query_: _InflightQuery, edns: bool) -> bytes:
-        """Ask by UDP, by TCP where the answer does not fit or cannot be trusted."""
+        """Query over UDP; over TCP if the reply is truncated or not trustworthy."""
         loop = asyncio.get_running_loop()
         asked = query_.asked if server in self._no_0x20 else _randomize_case(query_.asked)
         message = _encode_query(query_, asked, edns)
@@ -201,7 +209,8 @@ class Forwarder:
                         break
                     return reply
                 if spelled.lower() == asked.lower():
-                    # It does not keep the spelling; how likely that it is somebody else is not to be known.
+                    # The server does not preserve case, or the reply is forged: use TCP with it
+                    # from now on.
                     if len(self._no_0x20) >= MAX_NO_0X20:
                         self._no_0x20.clear()
                     self._no_0x20.add(server)
@@ -210,7 +219,7 @@ class Forwarder:
 
 
 def _udp_socket(server: Upstream) -> socket.socket:
-    """A socket at a port that nobody can guess, which hears this server alone."""
+    """A UDP socket with a random source port, connected to the server."""
     sock = socket.socket(server.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         for _ in range(4):
@@ -228,7 +237,7 @@ def _udp_socket(server: Upstream) -> socket.socket:
 
 
 async def _query_tcp(server: Upstream, message: bytes) -> bytes:
-    """Ask by TCP. Raises OSError, IncompleteReadError, Malformed."""
+    """Query over TCP. Raises OSError, IncompleteReadError, Malformed."""
     sock = socket.socket(server.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         await asyncio.get_running_loop().sock_connect(sock, server.sockaddr)
@@ -243,18 +252,18 @@ async def _query_tcp(server: Upstream, message: bytes) -> bytes:
         writer.transport.abort()
     asked = codec.question_bytes(message)
     if not _is_reply(reply, message) or codec.question_bytes(reply).lower() != asked.lower():
-        raise Malformed("the answer is to another question")
+        raise Malformed("reply to another question")
     return reply
 
 
 def _encode_query(query_: _InflightQuery, asked: bytes, edns: bool) -> bytes:
-    """A query with an id that nobody can guess."""
+    """A query with a random id."""
     head = codec.encode_header(secrets.randbits(16), RD | query_.flags, 1, 0, 0, int(edns))
     return head + asked + (codec.opt_record(do=query_.do) if edns else b"")
 
 
 def _is_reply(reply: bytes, message: bytes) -> bool:
-    """Whether a message is a reply to the query as far as its header and the length of its question say."""
+    """Whether header and question length of a message match the query."""
     try:
         asked = codec.question_bytes(reply)
     except Malformed:
@@ -265,7 +274,7 @@ def _is_reply(reply: bytes, message: bytes) -> bool:
 
 
 def _randomize_case(asked: bytes) -> bytes:
-    """The question in a spelling that nobody can guess; a server answers in the same."""
+    """The question with random case (0x20)."""
     name = bytearray(asked[:-4])
     bits = secrets.randbits(len(name))
     for at, byte in enumerate(name):

@@ -1,4 +1,4 @@
-"""The names of containers on each network: a value for each, and a holder that somebody fills from what is attached."""
+"""Container names per network: one value a network, and a table of them that the agent fills."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
-    """A container that has one of a network's addresses: the other networks that it is on, and its own name servers."""
+    """Per-client configuration: the container's other networks, and its own name servers."""
 
     networks: tuple[str, ...] = ()
     upstreams: tuple[str, ...] = ()
@@ -16,14 +16,14 @@ class ClientConfig:
 
 @dataclass(frozen=True, slots=True)
 class NetworkZone:
-    """What DNS knows of one network.
+    """The names on one network.
 
-    ``gateways`` are the addresses that it is asked at, and only by sources within ``subnets`` (CIDR). ``records``: each
-    name of a container (its name, aliases, short id) in lower case, and its addresses. ``reverse``: each address and
-    the name that it is known by. ``domains`` are search domains that belong to the network alone ("dns.podman"), under
-    which the names are known as well, and ``search`` others that containers were given (the host's are known).
-    ``upstreams`` are the name servers of this network instead of the host's. ``holders`` says more of some addresses.
-    An ``internal`` network asks nobody.
+    It is served at ``gateways``, to sources within ``subnets`` (CIDR) only. ``records`` are the
+    addresses by lower-case name (container name, aliases, short id), ``reverse`` the name by
+    address. ``domains`` are search domains that belong to this network ("dns.podman"), under which
+    the names resolve too; ``search`` are further search domains of containers, beside the host's.
+    ``upstreams`` replace the host's name servers. ``clients`` configures single container
+    addresses. An ``internal`` network does not forward.
     """
 
     network: str
@@ -39,33 +39,33 @@ class NetworkZone:
 
 
 class NetworkZones:
-    """The networks of this host and their names. Not thread-safe."""
+    """The zones of this host's networks. Not thread-safe."""
 
     def __init__(self) -> None:
         self._networks: dict[str, NetworkZone] = {}
         self._listeners: list[Callable[[frozenset[str]], None]] = []
 
     def network(self, name: str) -> NetworkZone | None:
-        """A network by its name; None if there is none."""
+        """A network's zone; None if there is none."""
         return self._networks.get(name)
 
     def networks(self) -> tuple[NetworkZone, ...]:
-        """All networks, sorted by name."""
+        """All zones, sorted by network name."""
         return tuple(self._networks[name] for name in sorted(self._networks))
 
     def put(self, network: NetworkZone) -> None:
-        """A network is there, or is another now."""
+        """Add or update a network."""
         if self._networks.get(network.network) != network:
             self._networks[network.network] = network
             self._tell({network.network})
 
     def remove(self, name: str) -> None:
-        """A network is gone; missing is fine."""
+        """Remove a network; a missing one is no error."""
         if self._networks.pop(name, None) is not None:
             self._tell({name})
 
     def replace(self, networks: Iterable[NetworkZone]) -> None:
-        """These are all networks."""
+        """Replace all networks."""
         found = {network.network: network for network in networks}
         changed = {name for name in found.keys() | self._networks.keys() if found.get(name) != self._networks.get(name)}
         self._networks = found
@@ -73,7 +73,7 @@ class NetworkZones:
             self._tell(changed)
 
     def subscribe(self, listener: Callable[[frozenset[str]], None]) -> Callable[[], None]:
-        """Have a function called with the names of networks that changed; returns what ends that."""
+        """Call ``listener`` with the names of changed networks; returns an unsubscribe function."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 

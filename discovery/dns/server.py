@@ -1,4 +1,4 @@
-"""The DNS server: listeners that come and go with networks, each answering what its clients may see."""
+"""The DNS server: one listener per gateway address, each with its clients' views."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from discovery.dns.zone import Zone
 from discovery.metrics import Metrics
 
 MAX_BURST = 64
-"""Datagrams of one socket that are answered before others have their turn."""
+"""Datagrams read from one socket before the event loop runs other sockets."""
 MAX_QUERY_BYTES = 4096
 MAX_CACHED_SOURCES = 65_536
 BIND_RETRY_SECONDS = 2.0
-"""Seconds until an address that somebody else holds is tried again."""
+"""Seconds until binding an address in use is retried."""
 _NO_REACHABLE_SERVER = codec.ede_option(22, "no name server answered")
 _log = logging.getLogger("weft.dns")
 
@@ -39,7 +39,7 @@ Send = Callable[[bytes | None], None]
 
 @dataclass(slots=True, eq=False)
 class _Listener:
-    """An address that is listened at, and the networks whose it is; none for the host's own."""
+    """A listening address and its networks; () for the host's own listeners."""
 
     address: SocketAddress
     networks: tuple[str, ...]
@@ -49,14 +49,14 @@ class _Listener:
 
 
 class DnsServer:
-    """Answers for services to all, and for containers' names to those of the same network."""
+    """Serves services to all clients, and container names to clients on the same network."""
 
     def __init__(
         self, catalog: Catalog, names: NetworkZones, settings: DnsSettings, metrics: Metrics | None = None
     ) -> None:
         self.names = names
         self.bind_errors: dict[SocketAddress, str] = {}
-        """The addresses that cannot be listened at, and why."""
+        """Addresses that could not be bound, and why."""
         self._settings = settings
         self._resolv_conf = ResolvConf(settings.resolv_conf)
         self._zone = Zone(catalog, settings)
@@ -75,16 +75,16 @@ class DnsServer:
 
     @property
     def addresses(self) -> tuple[SocketAddress, ...]:
-        """Where it listens now."""
+        """The addresses that are listened on."""
         return tuple(self._listeners)
 
     @property
     def counters(self) -> Counters:
-        """What happened since the start."""
+        """Event counters since the start."""
         return self._responder.counters
 
     async def start(self) -> None:
-        """Listen for the host and for all networks, and follow the networks from now on."""
+        """Bind all listeners, and follow changes of the networks."""
         self._zone.open()
         self._unsubscribe = self.names.subscribe(self._on_networks_changed)
         self._on_networks_changed(frozenset())
@@ -92,7 +92,7 @@ class DnsServer:
         self._follower = asyncio.get_running_loop().create_task(self._follow_networks())
 
     async def stop(self) -> None:
-        """Close everything."""
+        """Close all sockets and cancel all queries."""
         self._unsubscribe()
         if self._follower is not None:
             self._follower.cancel()
@@ -104,16 +104,16 @@ class DnsServer:
         self._zone.close()
 
     async def set_networks(self, networks: Iterable[NetworkZone]) -> None:
-        """These are the networks; returns when all that can be listened at is."""
+        """Replace the networks; returns when all listeners that can be bound are."""
         self.names.replace(networks)
         await self._reconcile()
 
     def _register_metrics(self, metrics: Metrics) -> None:
-        """Have the counts read with all others of the agent."""
+        """Export the counters."""
         for name, purpose in COUNTER_HELP.items():
             metrics.counter(f"weft_dns_{name}_total", purpose, read=partial(getattr, self.counters, name))
-        metrics.gauge("weft_dns_connections", "Clients connected by TCP.", read=lambda: len(self._connections))
-        metrics.gauge("weft_dns_asked", "Questions that others have not answered yet.", read=self._inflight)
+        metrics.gauge("weft_dns_connections", "TCP connections.", read=lambda: len(self._connections))
+        metrics.gauge("weft_dns_asked", "Upstream queries in flight.", read=self._inflight)
 
     def _inflight(self) -> int:
         return self._forwarder.inflight
@@ -121,7 +121,7 @@ class DnsServer:
     # Listeners
 
     def _on_networks_changed(self, changed: frozenset[str]) -> None:
-        """Networks are others now: nobody sees what was before."""
+        """Drop views and cached sources of changed networks."""
         self._local_subnets = tuple(subnet for one in self.names.networks() for subnet in parse_subnets(one.subnets))
         self._views = {key: view for key, view in self._views.items() if key[0] and not changed & set(key[0])}
         for listener in self._listeners.values():
@@ -129,7 +129,7 @@ class DnsServer:
         self._wake.set()
 
     async def _follow_networks(self) -> None:
-        """Open and close listeners as networks change; try again where an address was taken."""
+        """Reconcile listeners with the networks; retry addresses in use."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(BIND_RETRY_SECONDS if self.bind_errors else None):
@@ -148,7 +148,7 @@ class DnsServer:
         return listeners
 
     async def _reconcile(self) -> None:
-        """Listen where it is wanted and nowhere else; what is listened at already is not touched."""
+        """Open missing listeners and close stale ones; others are untouched."""
         async with self._reconciling:
             wanted = self._wanted_listeners()
             for address in self._listeners.keys() - wanted.keys():
@@ -176,9 +176,9 @@ class DnsServer:
                     lambda: TcpConnection(self._connections, answer), sock=listening, backlog=sockets.BACKLOG
                 )
             except (OSError, ValueError) as error:
-                why = f"cannot listen at {address[0]} port {address[1]}: {getattr(error, 'strerror', None) or error}"
+                why = f"cannot listen on {address[0]} port {address[1]}: {getattr(error, 'strerror', None) or error}"
                 if self.bind_errors.get(address) != why:
-                    _log.warning("%s; it is tried again every %g s", why, BIND_RETRY_SECONDS)
+                    _log.warning("%s; retrying every %g s", why, BIND_RETRY_SECONDS)
                 self.bind_errors[address] = why
                 return
             stack.pop_all()
@@ -194,10 +194,10 @@ class DnsServer:
         listener.udp.close()
         listener.tcp_server.close()
 
-    # Who sees what
+    # Views
 
     def _view(self, listener: _Listener, source: str) -> View | None:
-        """What a client of a listener may see; None for somebody who has no business there."""
+        """The view of a client of a listener; None if the client is not served."""
         if len(listener.sources) >= MAX_CACHED_SOURCES:
             listener.sources.clear()
         found = listener.sources[source] = self._find_view(listener, source)
@@ -209,13 +209,13 @@ class DnsServer:
         except ValueError:
             return None
         if not listener.networks:
-            # Whoever listens for the world answers it, but does not ask others on its behalf.
+            # A public listener answers all clients, but recurses for private addresses only.
             return self._view_for((), self._settings.recursors or None if address.is_private else None)
         served = [network for name in listener.networks if (network := self.names.network(name))]
         matching = [one for one in served if any(_contains(each, address) for each in parse_subnets(one.subnets))]
         if not matching:
             return None
-        # Networks may share a gateway: a container belongs to the one that knows its address.
+        # Networks may share a gateway: the client is on the one that has its address.
         text = str(address)
         home = next((one for one in matching if text in one.reverse or text in one.clients), matching[0])
         holder = home.clients.get(text, ClientConfig())
@@ -237,7 +237,7 @@ class DnsServer:
     # Queries
 
     def _read_datagrams(self, listener: _Listener) -> None:
-        """Answer what has come, up to a bound, so that no client keeps others waiting."""
+        """Answer queued datagrams, at most MAX_BURST."""
         sock = listener.udp
         receive, sources, respond = sock.recvfrom, listener.sources, self._responder.respond
         try:
@@ -258,7 +258,7 @@ class DnsServer:
             return
 
     def _read_wildcard_datagrams(self, listener: _Listener) -> None:
-        """The same where queries come to any address: the answer leaves from the one that was asked."""
+        """The same on a wildcard address: the reply's source is the query's destination."""
         sock = listener.udp
         for _ in range(MAX_BURST):
             try:
@@ -292,7 +292,7 @@ class DnsServer:
         return True
 
     def _forward(self, pending: PendingQuery, client: str, send: Send) -> None:
-        """Have others answer."""
+        """Forward a query."""
         self.counters.forwarded += 1
         done = partial(self._on_forwarded_reply, pending, send)
         found = self._forwarder.resolve(pending.query, pending.question, pending.view.upstreams or (), client, done)
@@ -301,7 +301,7 @@ class DnsServer:
             done(found)
 
     def _on_forwarded_reply(self, pending: PendingQuery, send: Send, message: bytes | None) -> None:
-        """Others have answered, or have not."""
+        """Relay the upstream reply, or SERVFAIL without one."""
         responder = self._responder
         if message is None:
             self.counters.failed += 1
@@ -321,7 +321,7 @@ def _contains(subnet: Subnet, address: object) -> bool:
 
 
 def _send_to(sock: socket.socket, address: SocketAddress, reply: bytes | None) -> None:
-    # The listener may be closed by now, the client gone or its queue full: it asks again.
+    # Errors are ignored: listener closed, client gone or socket buffer full; the client retries.
     if reply is not None:
         with contextlib.suppress(OSError):
             sock.sendto(reply, address)

@@ -1,6 +1,7 @@
-"""Services and nodes by the names that are asked for, which are in lower case; and instances by their tags.
+"""Services and nodes by lower-case name, and healthy instances by tag.
 
-What costs time in proportion to a service's instances is done once after each change, not for each question.
+Everything whose cost grows with the instances of a service is computed once per change, not per
+query.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from discovery.structs import Health, Node, Status
 
 @dataclass(frozen=True, slots=True)
 class IndexedService:
-    """A service as it is now: the names it is registered by (in whatever case), and its instances that are healthy.
+    """A service: its registered names (differing in case only) and its healthy instances.
 
-    ``by_tag`` has the instances by tag in lower case, ``above`` the names that only tags are below of.
+    ``by_tag`` are the instances by lower-case tag; ``empty_non_terminals`` the names with only tags
+    below.
     """
 
     names: tuple[str, ...]
@@ -28,7 +30,7 @@ class IndexedService:
 
 
 class ServiceIndex:
-    """Finds services and nodes. ``only_passing`` leaves out what has a warning."""
+    """Looks up services and nodes. ``only_passing`` excludes instances in warning state."""
 
     def __init__(self, catalog: Catalog, only_passing: bool) -> None:
         self._catalog = catalog
@@ -41,7 +43,7 @@ class ServiceIndex:
         self.update(topics.node(one.name) for one in catalog.nodes())
 
     def service(self, name: bytes) -> IndexedService | None:
-        """A service by its name in lower case; None if there is none."""
+        """A service by lower-case name; None if there is none."""
         names = self._names.get(name)
         if not names:
             return None
@@ -51,16 +53,16 @@ class ServiceIndex:
         return found
 
     def node(self, name: bytes) -> Node | None:
-        """A node by its name in lower case; None if there is none."""
+        """A node by lower-case name; None if there is none."""
         found = self._nodes.get(name)
         return self._catalog.node(found) if found is not None else None
 
     def is_empty_non_terminal(self, name: bytes) -> bool:
-        """Whether the names of nodes end in this name: ``rack1`` for ``n2.rack1``."""
+        """Whether node names end in this name: ``rack1`` for ``n2.rack1``."""
         return self._empty_non_terminals[name] > 0
 
     def update(self, changed: Iterable[Topic]) -> None:
-        """The catalog changed."""
+        """Apply changes of the catalog."""
         for what, name in changed:
             lower = _fold(name)
             if what == "service":
@@ -105,12 +107,12 @@ class ServiceIndex:
 
 
 def _fold(name: str) -> bytes:
-    """As on the wire, where only A to Z have a lower case."""
+    """Lower-case bytes as in DNS: ASCII letters only."""
     return name.encode("utf-8", "surrogateescape").lower()
 
 
 def _parent_names(name: bytes) -> Iterator[bytes]:
-    """What stands behind each dot."""
+    """The parent names: what follows each dot."""
     while b"." in name:
         name = name.partition(b".")[2]
         yield name

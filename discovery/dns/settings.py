@@ -1,4 +1,4 @@
-"""What DNS is told by weft's configuration."""
+"""Settings of the DNS server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from discovery.dns.codec import EDNS_UDP_SIZE
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """An address and a port that services are answered at, to whoever can reach it."""
+    """An address and port on which services are served to all clients."""
 
     address: str
     port: int = 8600
@@ -18,16 +18,19 @@ class ListenAddress:
 
 @dataclass(frozen=True, slots=True)
 class DnsSettings:
-    """DNS of this host. TTLs in seconds.
+    """Settings of the DNS server. TTLs in seconds.
 
-    ``domains``: what weft answers for, the first used in what it says itself. ``listen``: where services and nodes are
-    answered for the host. ``recursors``: whom those listeners ask about other names ("9.9.9.9", "[fd00::1]:5353") for
-    clients with private addresses; none means that they refuse. Containers' other questions go to the servers of
-    ``resolv_conf``, whatever is here.
-    ``service_ttl``: by name, by the start of a name ("db-*"), or for all ("*"); exact names first, then the longest.
-    ``network_ttl``: of containers' names. ``answer_limit``: how many records an answer has at most, others for each
-    client; 0 for all. ``udp_size``: bytes of an answer over UDP to a client that takes so many.
-    *Equivalent to:* Consul's ``domain``, ``alt_domain``, ``recursors`` and ``dns_config`` (``a_record_limit``).
+    ``domains``: the zones, the first one used in generated names. ``listen``: where services and
+    nodes are served. ``recursors``: upstream servers of those listeners ("9.9.9.9",
+    "[fd00::1]:5353"), for clients with private addresses; () refuses other names. Containers'
+    queries go to the servers of ``resolv_conf`` in any case.
+
+    ``service_ttl``: by service name, by prefix ("db-*"), or for all ("*"); exact names win, then
+    the longest prefix. ``network_ttl``: of container names. ``answer_limit``: most records in an
+    answer, shuffled per reply; 0 for all. ``udp_size``: largest UDP reply in bytes.
+
+    *Equivalent to:* Consul's ``domain``, ``alt_domain``, ``recursors`` and ``dns_config``
+    (``a_record_limit``).
     """
 
     domains: tuple[str, ...] = ("weft", "consul")

@@ -1,4 +1,4 @@
-"""The sockets that DNS is asked at: bound early, also to addresses that are not there yet.
+"""Listening sockets, which can be bound before their address exists.
 
 Sources: ip(7) for IP_FREEBIND and IP_PKTINFO, ipv6(7), socket(7), include/uapi/linux/in.h, in6.h.
 """
@@ -13,17 +13,17 @@ IPV6_FREEBIND = 78
 IP_PKTINFO = 8
 SO_RCVBUFFORCE = 33
 RECEIVE_BUFFER = 1 << 20
-"""Bytes of queries that may wait while something else is done; about a thousand."""
+"""Socket receive buffer in bytes; about a thousand queries."""
 BACKLOG = 128
 
 
 def udp_socket(address: str, port: int) -> socket.socket:
-    """A bound UDP socket. Raises OSError, ValueError for what is no address."""
+    """A bound UDP socket. Raises OSError, ValueError for an invalid address."""
     sock = _bind(address, port, socket.SOCK_DGRAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
     except PermissionError:
-        # As much as net.core.rmem_max lets everybody have.
+        # Limited to net.core.rmem_max without CAP_NET_ADMIN.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     if is_wildcard(address):
         if sock.family == socket.AF_INET6:
@@ -34,20 +34,21 @@ def udp_socket(address: str, port: int) -> socket.socket:
 
 
 def tcp_socket(address: str, port: int) -> socket.socket:
-    """A bound TCP socket; not listening yet. Raises OSError, ValueError."""
+    """A bound TCP socket, not listening yet. Raises OSError, ValueError."""
     return _bind(address, port, socket.SOCK_STREAM)
 
 
 def is_wildcard(address: str) -> bool:
-    """Whether it stands for every address."""
+    """Whether it is the wildcard address."""
     return address in ("0.0.0.0", "::")
 
 
 def reply_pktinfo(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
-    """What makes an answer leave from the address that was asked, of what came with the query."""
+    """The PKTINFO for a reply, of the query's: its source is the query's destination address."""
     for level, kind, data in ancillary:
         if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO) and len(data) >= 12:
-            # struct in_pktinfo: the link, the address to send from, the address that was asked.
+            # struct in_pktinfo: interface index, local address (source to use), destination
+            # address.
             return [(level, kind, bytes(4) + data[4:8] + bytes(4))]
         if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO) and len(data) >= 20:
             return [(level, kind, data[:20])]
@@ -55,12 +56,12 @@ def reply_pktinfo(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, in
 
 
 def _bind(address: str, port: int, kind: int) -> socket.socket:
-    # Never a name: to resolve it would take a name server.
+    # Addresses only: resolving a name would need a name server.
     family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if kind == socket.SOCK_STREAM:
-            # A server that ended a moment ago has connections that the kernel still remembers.
+            # Connections of a previous process may be in TIME_WAIT.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

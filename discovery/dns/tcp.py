@@ -1,4 +1,4 @@
-"""DNS over TCP: one object a connection, several queries at once, and bounds on everything that a client holds.
+"""DNS over TCP: pipelined queries, with a bound on everything that a client can hold.
 
 Source: RFC 7766 (pipelining, idle connections), RFC 9210.
 """
@@ -14,23 +14,23 @@ from discovery.dns.codec import HEADER_LENGTH
 
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_PER_CLIENT = 32
-"""Connections in all, and of one client."""
+"""Connections in total, and per client."""
 IDLE_TIMEOUT = 5.0
-"""Seconds without a whole query, and without an answer that is under way, until a connection is closed."""
+"""Seconds without a complete query or a query in flight until a connection is closed."""
 WRITE_TIMEOUT = 12.0
-"""Seconds that a client may take for the answers: those that are not read end the connection."""
+"""Seconds that queries in flight may take, and a client may take to read the replies."""
 MAX_QUERY_BYTES = 4096
 MAX_INFLIGHT_PER_CONNECTION = 32
-"""Queries of one connection that others are asked about; more are read when some are answered."""
+"""Queries in flight per connection; reading pauses above."""
 MAX_UNSENT_BYTES = 1 << 17
-"""Bytes of answers that a client has not taken; queries are read again when it did."""
+"""Unsent reply bytes per connection; reading pauses above."""
 
 AnswerQuery = Callable[[bytes, str, Callable[[bytes | None], None]], bool]
-"""Takes a query, the client's address and what to call with the reply; False if the client is none of ours."""
+"""Takes a query, the client's address and a callback for the reply; False closes the connection."""
 
 
 class TcpConnections:
-    """All connections, the one that was idle longest first."""
+    """All connections, least recently used first."""
 
     def __init__(self) -> None:
         self._open: dict[TcpConnection, None] = {}
@@ -40,7 +40,9 @@ class TcpConnections:
         return len(self._open)
 
     def add(self, stream: TcpConnection) -> bool:
-        """Whether there is room for another one; if nobody has any, the one that is idle longest ends."""
+        """Register a connection, closing the least recently used one if full; False if the client
+        has too many.
+        """
         if self._per_client.get(stream.client, 0) >= MAX_CONNECTIONS_PER_CLIENT:
             return False
         if len(self._open) >= MAX_CONNECTIONS:
@@ -50,13 +52,13 @@ class TcpConnections:
         return True
 
     def mark_used(self, stream: TcpConnection) -> None:
-        """It is in use."""
+        """Mark a connection as used."""
         if stream in self._open:
             del self._open[stream]
             self._open[stream] = None
 
     def remove(self, stream: TcpConnection) -> None:
-        """It is closed; whoever was never added is not missed."""
+        """Unregister a connection; an unknown one is no error."""
         if stream in self._open:
             del self._open[stream]
             left = self._per_client[stream.client] - 1
@@ -66,13 +68,13 @@ class TcpConnections:
                 del self._per_client[stream.client]
 
     def close(self) -> None:
-        """End all."""
+        """Abort all connections."""
         for stream in tuple(self._open):
             stream.abort()
 
 
 class TcpConnection(asyncio.Protocol):
-    """One connection."""
+    """One TCP connection of a client."""
 
     def __init__(self, connections: TcpConnections, answer: AnswerQuery) -> None:
         self.client = ""
@@ -87,7 +89,7 @@ class TcpConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep it if there is room."""
+        """Register, or abort if there are too many."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(MAX_UNSENT_BYTES)
         peer = transport.get_extra_info("peername")
@@ -99,7 +101,7 @@ class TcpConnection(asyncio.Protocol):
         self._start_timer(IDLE_TIMEOUT)
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Forget it."""
+        """Unregister."""
         if self._timer is not None:
             self._timer.cancel()
         self._transport = None
@@ -107,33 +109,33 @@ class TcpConnection(asyncio.Protocol):
         self._connections.remove(self)
 
     def abort(self) -> None:
-        """End it at once, with all that the client has not read."""
+        """Close at once, discarding unsent replies."""
         self._connections.remove(self)
         if self._transport is not None:
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes; whole queries are answered."""
+        """Buffer data; complete queries are answered."""
         self._buffer += data
         self._process_buffer()
 
     def eof_received(self) -> bool:
-        """The client asks no more; it still gets its answers."""
+        """The client has shut down its side; pending replies are still sent."""
         self._eof = True
         return self._inflight > 0
 
     def pause_writing(self) -> None:
-        """The client does not read."""
+        """Stop reading queries: the client does not read replies."""
         self._write_paused = True
         self._update_reading()
 
     def resume_writing(self) -> None:
-        """The client has read."""
+        """Resume reading queries."""
         self._write_paused = False
         self._process_buffer()
 
     def _process_buffer(self) -> None:
-        """Answer the queries in the buffer, as far as answers can be sent."""
+        """Answer buffered queries, as far as replies can be sent."""
         buffer = self._buffer
         while self._transport is not None and len(buffer) >= 2 and not self._busy:
             length = buffer[0] << 8 | buffer[1]
@@ -171,7 +173,7 @@ class TcpConnection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._process_buffer)
 
     def _update_reading(self) -> None:
-        """Read on only while answers can be sent."""
+        """Pause or resume reading."""
         if self._transport is None or self._transport.is_closing() or self._eof:
             return
         if self._busy:
@@ -183,7 +185,7 @@ class TcpConnection(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(seconds, self._check_timeout)
 
     def _check_timeout(self) -> None:
-        """Whether it was idle for too long."""
+        """Close if the timeout has expired, else re-arm the timer."""
         bound = WRITE_TIMEOUT if self._inflight else IDLE_TIMEOUT
         left = self._last_used + bound - asyncio.get_running_loop().time()
         if left <= 0:

@@ -1,4 +1,4 @@
-"""Who is asked about other names: servers as they are written, and those of a resolv.conf that may change."""
+"""Upstream name servers: parsing, and those of resolv.conf, reread when it changes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 PORT = 53
 MAX_SERVERS = 3
-"""resolv.conf(5): further name servers are not used."""
+"""Name servers used of a resolv.conf, as resolv.conf(5) has it."""
 MAX_FILE_BYTES = 65536
 STAT_INTERVAL = 1.0
-"""Seconds that a look at the file holds."""
+"""Seconds between two stat(2) of the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A name server: its address, port, and the index of the link that a link-local address is on."""
+    """A name server; ``scope`` is the interface index of a link-local address."""
 
     address: str
     port: int = PORT
@@ -33,14 +33,16 @@ class Upstream:
 
     @property
     def sockaddr(self) -> tuple[str, int] | tuple[str, int, int, int]:
-        """As ``connect(2)`` wants it."""
+        """The address for connect(2)."""
         if self.family == socket.AF_INET6:
             return (self.address, self.port, 0, self.scope)
         return (self.address, self.port)
 
 
 def parse_upstream(text: str) -> Upstream:
-    """A server as it is written: ``9.9.9.9:5353``, ``fe80::1%eth0``, ``[fd00::1]:5353``; port 53. Raises ValueError."""
+    """Parse ``9.9.9.9:5353``, ``fe80::1%eth0``, ``[fd00::1]:5353``; default port 53. Raises
+    ValueError.
+    """
     host, port = text, ""
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
@@ -51,18 +53,18 @@ def parse_upstream(text: str) -> Upstream:
     found = ip_address(address)
     number = int(port) if port else PORT
     if not 0 < number < 65536:
-        raise ValueError(f"{text!r}: {number} is no port")
+        raise ValueError(f"{text!r}: {number} is not a valid port")
     scope = 0
     if isinstance(found, IPv6Address) and link:
         try:
             scope = int(link) if link.isdecimal() else socket.if_nametoindex(link)
         except OSError:
-            raise ValueError(f"{text!r}: there is no link {link!r}") from None
+            raise ValueError(f"{text!r}: no such interface {link!r}") from None
     return Upstream(str(found), number, scope)
 
 
 def parse_upstreams(texts: Iterable[str]) -> tuple[Upstream, ...]:
-    """Those of several servers that can be read."""
+    """Parse several servers; invalid ones are left out."""
     found = []
     for each in texts:
         try:
@@ -73,7 +75,9 @@ def parse_upstreams(texts: Iterable[str]) -> tuple[Upstream, ...]:
 
 
 class ResolvConf:
-    """The name servers and search domains of a resolv.conf, read again when it changes. Source: resolv.conf(5)."""
+    """Name servers and search domains of a resolv.conf, reread when changed. Source:
+    resolv.conf(5).
+    """
 
     def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
@@ -84,7 +88,7 @@ class ResolvConf:
         self._search: frozenset[str] = frozenset()
 
     def servers(self) -> tuple[Upstream, ...]:
-        """At most three; none if the file is missing or names none."""
+        """At most three; () if the file is missing or has none."""
         self._refresh()
         return self._servers
 
@@ -106,7 +110,7 @@ class ResolvConf:
             with Path(self._path).open("rb") as file:
                 text = file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
         except OSError:
-            # Replaced at this moment, or gone: what was known holds until there is something else.
+            # Being replaced, or gone: keep the last contents.
             return
         self._stat = seen
         self._parse(text)

@@ -1,9 +1,11 @@
-"""What one kind of client may see: the containers of its networks by their names, and whether others are asked.
+"""What a client may see: the containers on its networks, and whether its queries are forwarded.
 
-Names are those that Docker and podman give: a container's name, its aliases and its short id, alone (``web``), before
-the network's search domain (``web.dns.podman``) and before the network's name (``web.blue``). A name of one label is
-never asked elsewhere, nor what only a search domain made of a container's name.
-Sources: the embedded servers of Docker (libnetwork) and podman (aardvark-dns); RFC 6761 (localhost).
+Names are those of Docker and podman: container name, aliases and short id, bare (``web``), under
+the network's search domain (``web.dns.podman``) and under the network's name (``web.blue``).
+Single-label names are never forwarded, nor container names under a search domain.
+
+Sources: the embedded servers of Docker (libnetwork) and podman (aardvark-dns); RFC 6761
+(localhost).
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ _SPECIAL_TLDS = (b"invalid", b"onion")
 
 
 class View:
-    """The names that clients of these networks know; none for the host's own clients, who know services alone.
+    """The names visible to clients of these networks; none for clients of the host's listeners.
 
-    ``upstreams``: who is asked about other names; None for nobody, and empty for the servers of the host's resolv.conf.
-    ``local`` gives the subnets of all networks of this host, whose addresses are nobody else's business, and ``search``
-    the search domains that containers have from the host.
+    ``upstreams`` are the servers to forward to: None for none, () for those of the host's
+    resolv.conf. ``local`` returns the subnets of all networks of this host, whose reverse names are
+    not forwarded, ``search`` the search domains that containers inherit from the host.
     """
 
     def __init__(
@@ -48,14 +50,14 @@ class View:
         self.networks = tuple(networks)
         self.upstreams = upstreams
         self.recursion = codec.RA if upstreams is not None else 0
-        # A stub resolver waits for long after REFUSED; a container on an internal network need not.
+        # Stub resolvers retry after REFUSED; NXDOMAIN fails fast on internal networks.
         self.refusal = NXDOMAIN if networks else REFUSED
         self._local = local
         self._search = search
         self._ttl = settings.network_ttl
 
     def answer(self, name: bytes, rrtype: int) -> PreparedAnswer | None:
-        """The answer about a name (lower case, as on the wire); None if it is others' to answer."""
+        """The answer for a name (wire format, lower case); None to forward."""
         parts = codec.labels(name)
         address = parse_reverse_name(parts)
         if address is not None:
@@ -78,7 +80,9 @@ class View:
         return _NXDOMAIN if len(parts) == 1 or parts[-1] in _SPECIAL_TLDS else None
 
     def _lookup(self, name: str) -> tuple[list[str], PreparedAnswer | None]:
-        """The addresses that a name has on the networks; and if none has it, what is to be said of it nevertheless."""
+        """The addresses of a name on the networks; without any, a negative answer if the name is
+        local.
+        """
         found: list[str] = []
         known: PreparedAnswer | None = None
         search = self._search()
@@ -100,7 +104,7 @@ class View:
         return prepare(records=[AnswerRecord(address_record(QUESTION_NAME, each, self._ttl)) for each in chosen])
 
     def _pointer(self, address: Address, rrtype: int) -> PreparedAnswer | None:
-        """The name that an address has on the networks."""
+        """The PTR record of an address on the networks."""
         for each in self.networks:
             name = each.reverse.get(str(address))
             if name is None:
@@ -119,7 +123,7 @@ class View:
 
 
 def parse_subnets(texts: Sequence[str]) -> tuple[Subnet, ...]:
-    """CIDR texts as networks; what is none is left out."""
+    """Parse CIDRs; invalid ones are left out."""
     found: list[Subnet] = []
     for text in texts:
         try:
@@ -130,7 +134,7 @@ def parse_subnets(texts: Sequence[str]) -> tuple[Subnet, ...]:
 
 
 def parse_reverse_name(parts: Sequence[bytes]) -> Address | None:
-    """The address that the labels of a name in ``in-addr.arpa`` or ``ip6.arpa`` are; None if they are no whole one."""
+    """The address of a name in ``in-addr.arpa`` or ``ip6.arpa``; None if it is no complete one."""
     if len(parts) < 6 or parts[-1] != b"arpa":
         return None
     texts = [part.decode("ascii", "replace") for part in parts[-3::-1]]
