@@ -1,7 +1,7 @@
-"""Definitions of checks, as clients and files write them: ``{"HTTP": "http://…/health", "Interval": "10s"}``.
+"""Check definitions from clients and files: ``{"HTTP": "http://…/health", "Interval": "10s"}``.
 
-Sources: https://developer.hashicorp.com/consul/api-docs/agent/check and .../docs/reference/service/health-check; the
-errors are Consul's where it has one.
+Sources: https://developer.hashicorp.com/consul/api-docs/agent/check and
+.../docs/reference/service/health-check; error messages are Consul's where it has one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from discovery.structs import CheckDefinition, Status
 from weft.service_options import NETWORK_CHECKS, TTL_CHECK
 
 MIN_INTERVAL = 0.1
-"""Seconds; a shorter interval is taken for this one, so that no client can have the agent do nothing else."""
+"""Seconds; shorter intervals are raised to this, to bound the load on the agent."""
 MIN_DEREGISTER_AFTER = 60.0
-"""Seconds that a check must at least be critical before its service is ended for it."""
+"""Seconds; shorter ``DeregisterCriticalServiceAfter`` are raised to this, as in Consul."""
 MAX_OUTPUT_SIZE = 4096
 _TIMEOUTS = {"script": 30.0}
 _SCRIPTS_OFF = (
@@ -31,9 +31,9 @@ _UNSUPPORTED_TYPES = {
 
 
 def parse_check(fields: Fields, *, scripts: bool = False, service_id: str = "") -> CheckDefinition:
-    """A definition of a check, on its own or inside of a service (then ``service_id``). Raises BadField.
+    """Parse a check definition, standalone or (with ``service_id``) of a service. Raises BadField.
 
-    ``scripts`` is whether it may name a program to run. An id is made by the caller if the definition has none.
+    ``scripts`` allows script checks. A missing id is left for the caller to generate.
     """
     kind, target = _check_type(fields)
     if kind == "script" and not scripts:
@@ -86,12 +86,12 @@ def _status(text: str) -> Status:
 
 
 def _check_type(fields: Fields) -> tuple[str, str]:
-    """Which kind of check it is, and what it looks at. Raises BadField."""
+    """The type of a check and its target. Raises BadField."""
     for name, kind in _UNSUPPORTED_TYPES.items():
         if fields.get(name):
-            raise BadField(f"Invalid check: {name}: weft makes no {kind} checks; use HTTP, TCP, UDP, TTL or Args")
+            raise BadField(f"Invalid check: {name}: {kind} checks are not supported; use HTTP, TCP, UDP, TTL or Args")
     if fields.get("Script"):
-        raise BadField("Invalid check: Script: name the program and its arguments as a list, in Args")
+        raise BadField("Invalid check: Script: no longer supported, use Args")
     kinds: list[tuple[str, str]] = []
     if fields.string_list("Args", "ScriptArgs"):
         kinds.append(("script", ""))
@@ -105,7 +105,9 @@ def _check_type(fields: Fields) -> tuple[str, str]:
     if fields.get("TTL") and not kinds:
         kinds.append((TTL_CHECK, ""))
     if len(kinds) > 1:
-        raise BadField(f"Invalid check: it is {' and '.join(kind for kind, _ in kinds)} at once; make it one of them")
+        raise BadField(
+            f"Invalid check: only one check type may be set, found {' and '.join(kind for kind, _ in kinds)}"
+        )
     if not kinds:
         raise BadField("Invalid check: TTL must be > 0 for TTL checks" if fields.has("TTL") else _NO_CHECK)
     return kinds[0]
@@ -137,7 +139,9 @@ def _url(address: str) -> str:
     except ValueError:
         whole = False
     if not whole or any(character.isspace() or not character.isprintable() for character in address):
-        raise BadField(f"Invalid check: HTTP: {address[:100]!r} is no URL; write it like http://10.0.0.5:8080/health")
+        raise BadField(
+            f"Invalid check: HTTP: {address[:100]!r} is not a valid URL, expected e.g. http://10.0.0.5:8080/health"
+        )
     return address
 
 
@@ -145,27 +149,27 @@ def _host_port(name: str, address: str) -> str:
     host, _, port = address.rpartition(":")
     number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
     if not host or not 0 < number <= 65535 or any(character.isspace() for character in host) or not host.isprintable():
-        raise BadField(f"Invalid check: {name}: {address[:100]!r} is no HOST:PORT; write it like 10.0.0.5:6379")
+        raise BadField(f"Invalid check: {name}: {address[:100]!r} is not a valid address, expected HOST:PORT")
     return address
 
 
 def _headers(fields: Fields) -> dict[str, tuple[str, ...]]:
     value = fields.get("Header") or {}
     if not isinstance(value, dict):
-        fields.invalid("Header", value, 'is no object; write it like {"Host": ["web"]}')
+        fields.invalid("Header", value, 'is not an object, expected e.g. {"Host": ["web"]}')
     headers = {}
     for name, parts in value.items():
         parts = [parts] if isinstance(parts, str) else parts
         if not isinstance(parts, list) or not all(isinstance(part, str) and part.isprintable() for part in parts):
-            fields.invalid(f"Header.{name}", parts, "is no list of strings")
+            fields.invalid(f"Header.{name}", parts, "is not a list of strings")
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-            fields.invalid("Header", name, "is no name of a header")
+            fields.invalid("Header", name, "is not a valid header name")
         headers[name] = tuple(parts)
     return headers
 
 
 def _echo_definition(fields: Fields) -> Mapping[str, object]:
-    """What the client wrote of it, in Consul's names, as answers repeat it (``Definition`` of a check)."""
+    """The definition in Consul's field names, echoed in responses (``Definition``)."""
     times = {name: fields.duration(name) for name in ("Interval", "Timeout", "TTL", "DeregisterCriticalServiceAfter")}
     asked: dict[str, object] = {name: format_duration(seconds) for name, seconds in times.items() if seconds > 0}
     for name in ("HTTP", "Method", "Body", "TCP", "UDP", "TLSServerName", "AliasNode", "AliasService"):

@@ -1,6 +1,7 @@
-"""A client of the agent's HTTP API for programs that wait for each answer.
+"""A blocking client of the agent's HTTP API, for the CLI.
 
-Source: https://developer.hashicorp.com/consul/api-docs; RFC 9112. The agent may be weft's or Consul's own.
+Source: https://developer.hashicorp.com/consul/api-docs; RFC 9112. Works with weft's agent and
+Consul's.
 """
 
 from __future__ import annotations
@@ -23,33 +24,33 @@ if TYPE_CHECKING:  # http.client and ssl are imported where they are used: a com
 
 TCP = "127.0.0.1:8500"
 MAX_REPLY_BYTES = 256 << 20
-"""Bytes of an answer."""
+"""Bytes of a response body."""
 CONNECT_TIMEOUT = 5.0
-"""Seconds for a connection to be made."""
+"""Seconds to connect."""
 REPLY_TIMEOUT = 30.0
-"""Seconds for an answer to something that does not wait for a change."""
+"""Seconds to wait for a response, blocking queries excepted."""
 Parameters = Sequence[tuple[str, str]]
 
 
 class BadAgentAddress(WeftError):
-    """The text is no address of an agent."""
+    """The text is not a valid agent address."""
 
 
 class Unreachable(WeftError):
-    """No agent answers there."""
+    """The agent cannot be reached."""
 
 
 class ApiError(WeftError):
-    """The agent answered with an error. ``status`` is HTTP's."""
+    """The agent responded with an error; ``status`` is the HTTP status."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(text or f"the agent answered with HTTP status {status}")
+        super().__init__(text or f"unexpected response code: {status}")
         self.status = status
 
 
 @dataclass(frozen=True, slots=True)
 class AgentAddress:
-    """Where an agent is: a unix socket (``path``), or a host and a port, and a path that all its paths begin with."""
+    """An agent's address: a unix socket (``path``), or host and port with a path prefix."""
 
     host: str = ""
     port: int = 8500
@@ -72,44 +73,44 @@ def parse_address(text: str, *, tls: bool = False) -> AgentAddress:
     try:
         if scheme == "unix":
             if not rest.startswith("/"):
-                raise ValueError("a socket's path begins with /")
+                raise ValueError("the path of a unix socket must be absolute")
             return AgentAddress(path=rest)
         if scheme not in ("http", "https"):
-            raise ValueError("it begins with neither http://, https:// nor unix://")
+            raise ValueError("unknown scheme, must be http, https or unix")
         parts = urlsplit(f"//{rest}")
         if not parts.hostname or any(character.isspace() or not character.isprintable() for character in rest):
-            raise ValueError("it names no host")
+            raise ValueError("missing host")
         return AgentAddress(parts.hostname, parts.port or 8500, "", parts.path.rstrip("/"), scheme == "https")
     except ValueError as error:
         raise BadAgentAddress(
-            f"{text[:100]!r} is no address of an agent: {error}", hint=f"write it like {TCP}"
+            f"{text[:100]!r} is not a valid agent address: {error}", hint=f"write it like {TCP}"
         ) from None
 
 
 def default_address() -> AgentAddress:
-    """The agent of this network namespace: by its socket where this process may use that, by TCP otherwise."""
+    """The address of this network namespace's agent: its socket if accessible, else TCP."""
     path = agent_socket()
     return AgentAddress(path=path) if os.access(path, os.R_OK | os.W_OK) else parse_address(TCP)
 
 
 def agent_socket() -> str:
-    """Where the agent of this network namespace listens for root."""
+    """The socket of this network namespace's agent, for root."""
     return f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}/api.sock"
 
 
 @dataclass(frozen=True, slots=True)
 class ApiReply:
-    """What an agent answered. ``index`` is what to wait behind, 0 if there is none."""
+    """A response. ``index`` is its X-Consul-Index, 0 without one."""
 
     json: object
     index: int
 
 
 class ApiClient:
-    """One agent, asked over one connection that is made anew where it was lost.
+    """A client of one agent, with one persistent connection.
 
-    ``parameters`` go with every request (``("dc", "dc1")``). ``ca_file`` are the certificates that a TLS agent's must
-    be signed by; with ``verify`` false any certificate will do.
+    ``parameters`` are sent with every request (``("dc", "dc1")``). ``ca_file`` holds the CA
+    certificates for TLS; ``verify=False`` disables verification.
     """
 
     def __init__(
@@ -135,16 +136,16 @@ class ApiClient:
             self._connection = None
 
     def get(self, path: str, parameters: Parameters = ()) -> ApiReply:
-        """What is at a path, which begins with ``/v1/``. Raises Unreachable and Refused."""
+        """GET a path under ``/v1/``. Raises Unreachable, ApiError."""
         return read_reply(self._exchange("GET", path, parameters, None), self.address)
 
     def put(self, path: str, body: object = None, parameters: Parameters = ()) -> ApiReply:
-        """Send an object as JSON. Raises Unreachable and Refused."""
+        """PUT an object as JSON. Raises Unreachable, ApiError."""
         content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") if body is not None else b""
         return read_reply(self._exchange("PUT", path, parameters, content), self.address)
 
     def send(self, path: str, parameters: Parameters = (), *, seconds: float = REPLY_TIMEOUT) -> HTTPConnection:
-        """Ask on a connection of its own and do not wait: ``read`` takes the answer. Raises Unreachable."""
+        """Send a GET on a new connection; ``read_reply`` receives the response. Raises Unreachable."""
         connection = self._connect(seconds)
         self._send(connection, "GET", self._target(path, parameters), None)
         return connection
@@ -170,7 +171,7 @@ class ApiClient:
         return f"{self.address.prefix}{path}{'?' if query else ''}{query}"
 
     def _connect(self, seconds: float) -> HTTPConnection:
-        """A connection that is made already. Raises Unreachable."""
+        """Connect. Raises Unreachable."""
         from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
         where = self.address
@@ -200,12 +201,12 @@ class ApiClient:
 
 
 def api_path(*parts: str) -> str:
-    """``/v1/`` and the parts, each a whole name whatever characters it has."""
+    """``/v1/`` and the percent-encoded parts."""
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
 def read_reply(connection: HTTPConnection, address: AgentAddress) -> ApiReply:
-    """The answer to what was asked on a connection. Raises Unreachable and Refused."""
+    """Receive the response on a connection. Raises Unreachable, ApiError."""
     from http.client import HTTPException
 
     try:
@@ -216,26 +217,28 @@ def read_reply(connection: HTTPConnection, address: AgentAddress) -> ApiReply:
         raise unreachable(address, error) from error
     if len(body) > MAX_REPLY_BYTES:
         connection.close()
-        raise ApiError(response.status, f"the agent's answer is larger than {MAX_REPLY_BYTES >> 20} MiB")
+        raise ApiError(response.status, f"response is larger than {MAX_REPLY_BYTES >> 20} MiB")
     if response.status != 200:
         raise ApiError(response.status, body.decode("utf-8", "replace").strip()[:2000])
     index = response.headers.get("X-Consul-Index", "")
     try:
         return ApiReply(decode_json(body), int(index) if index.isascii() and index.isdigit() else 0)
     except BadField:
-        raise ApiError(response.status, f"what answers at {address} is no agent: its answer is no JSON") from None
+        raise ApiError(response.status, f"invalid response from {address}: not JSON") from None
 
 
 def unreachable(address: AgentAddress, error: Exception) -> Unreachable:
-    """The sentence for a connection that could not be made, or was lost."""
+    """The error for a failed or lost connection."""
     reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
     if isinstance(error, TimeoutError):
-        reason = "it does not answer in time"
-    return Unreachable(f"no agent answers at {address}: {reason[:200]}", hint="weft up starts the one of this host")
+        reason = "timeout"
+    return Unreachable(
+        f"cannot connect to the agent at {address}: {reason[:200]}", hint="start this host's agent with: weft up"
+    )
 
 
 def _connect_unix(path: str) -> socket.socket:
-    """A connection to a unix socket. Raises OSError."""
+    """Connect to a unix socket. Raises OSError."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         made.settimeout(CONNECT_TIMEOUT)
@@ -247,14 +250,14 @@ def _connect_unix(path: str) -> socket.socket:
 
 
 def _is_closed(connection: HTTPConnection) -> bool:
-    """Whether the agent has closed a connection that was kept."""
+    """Whether the peer has closed the persistent connection."""
     if connection.sock is None:
         return True
     with contextlib.suppress(OSError):
         connection.sock.setblocking(False)
         try:
             return connection.sock.recv(1, socket.MSG_PEEK) == b""
-        except (BlockingIOError, ValueError):  # the latter with TLS, which knows no peeking
+        except (BlockingIOError, ValueError):  # ValueError with TLS, which cannot peek
             return False
         finally:
             connection.sock.settimeout(REPLY_TIMEOUT)
@@ -262,5 +265,5 @@ def _is_closed(connection: HTTPConnection) -> bool:
 
 
 def list_of_objects(found: object) -> list[Mapping[str, object]]:
-    """The objects of an answer that is a list of them."""
+    """The objects in a response that is a list."""
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

@@ -1,6 +1,7 @@
-"""Files that define services, in JSON or HCL, as the objects that the HTTP API takes.
+"""Service definition files, in JSON or HCL, converted to what the HTTP API takes.
 
-``service``, ``services``, ``check`` and ``checks`` at the top, each one object or several.
+Top-level keys are ``service``, ``services``, ``check`` and ``checks``, each one object or a list.
+
 Source: https://developer.hashicorp.com/consul/docs/reference/service.
 """
 
@@ -17,19 +18,19 @@ from discovery.consul import hcl
 from discovery.consul.json_fields import BadField, decode_json
 
 MAX_FILE_BYTES = 1 << 20
-"""Bytes of a file."""
+"""Bytes of a definition file."""
 JsonObject = dict[str, object]
 _SERVICES, _CHECKS = ("service", "services"), ("check", "checks")
 _STANDARD_INPUT = "-"
 
 
 class BadDefinitionFile(ValueError):
-    """The file cannot be read, or defines nothing; its sentence names the file."""
+    """The file cannot be read or parsed; the message begins with its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceDefinitions:
-    """What files define, in order. ``ignored`` are the other keys that stood at their top, with the file's name."""
+    """Definitions in order of the files. ``ignored`` are other top-level keys, with file names."""
 
     services: tuple[JsonObject, ...] = ()
     checks: tuple[JsonObject, ...] = ()
@@ -37,7 +38,7 @@ class ServiceDefinitions:
 
 
 def read(paths: tuple[str, ...]) -> ServiceDefinitions:
-    """What several files define; ``-`` is standard input. Raises BadFile."""
+    """Read several files; ``-`` is standard input. Raises BadDefinitionFile."""
     found = [parse(_text(path), "standard input" if path == _STANDARD_INPUT else path) for path in paths]
     return ServiceDefinitions(
         tuple(service for one in found for service in one.services),
@@ -47,16 +48,16 @@ def read(paths: tuple[str, ...]) -> ServiceDefinitions:
 
 
 def parse(text: str, where: str) -> ServiceDefinitions:
-    """What one text defines; ``where`` names it in errors. Raises BadFile."""
+    """Parse one file's text; ``where`` is its name for errors. Raises BadDefinitionFile."""
     try:
         found = decode_json(text.encode()) if text.lstrip().startswith("{") else hcl.parse(text)
     except (BadField, hcl.BadHcl, UnicodeEncodeError) as error:
-        raise BadDefinitionFile(f"{where}: {str(error).removeprefix('the body is no JSON: ')}") from None
+        raise BadDefinitionFile(f"{where}: {str(error).removeprefix('invalid JSON: ')}") from None
     if not isinstance(found, dict):
         raise BadDefinitionFile(f'{where} defines no service; write service {{ … }} or {{"service": {{…}}}}')
     keys = {key.lower(): key for key in found}
     if "name" in keys and not keys.keys() & {*_SERVICES}:
-        return ServiceDefinitions((_service(found, where),))  # what would be sent to the API itself
+        return ServiceDefinitions((_service(found, where),))  # a bare service, as the API takes it
     if not keys.keys() & {*_SERVICES, *_CHECKS}:
         has = f"it has {', '.join(sorted(found))[:100]}" if found else "it is empty"
         raise BadDefinitionFile(f'{where} defines no service: {has}; write service {{ … }} or {{"service": {{…}}}}')
@@ -67,7 +68,7 @@ def parse(text: str, where: str) -> ServiceDefinitions:
 
 
 def _service(found: Mapping[str, object], where: str) -> JsonObject:
-    """A service whose checks are all in ``checks``, however often and in whichever way they were written."""
+    """A service with all its checks under ``checks``."""
     service, checks = {}, []
     for key, value in found.items():
         if key.lower() in _CHECKS:
@@ -78,7 +79,7 @@ def _service(found: Mapping[str, object], where: str) -> JsonObject:
 
 
 def _objects(value: object, place: str) -> list[JsonObject]:
-    """One object or a list of them. Raises BadFile."""
+    """One object or a list, as a list. Raises BadDefinitionFile."""
     found: list[JsonObject] = []
     for one in value if isinstance(value, list) else [] if value is None else [value]:
         if not isinstance(one, dict):
@@ -88,7 +89,7 @@ def _objects(value: object, place: str) -> list[JsonObject]:
 
 
 def _text(path: str) -> str:
-    """The content of a file. Raises BadFile."""
+    """Read a file. Raises BadDefinitionFile."""
     try:
         if path == _STANDARD_INPUT:
             content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
@@ -101,6 +102,6 @@ def _text(path: str) -> str:
             raise BadDefinitionFile(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB")
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise BadDefinitionFile(f"{path} cannot be read: {error.strerror or 'it is a folder'}") from None
+        raise BadDefinitionFile(f"{path} cannot be read: {error.strerror or 'is a directory'}") from None
     except UnicodeDecodeError as error:
-        raise BadDefinitionFile(f"{path} is no text: {error.reason} at byte {error.start}") from None
+        raise BadDefinitionFile(f"{path} is not valid UTF-8: {error.reason} at byte {error.start}") from None

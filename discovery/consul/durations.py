@@ -1,4 +1,4 @@
-"""Times as Go writes them, and so Consul: ``10s``, ``1m30s``, ``100ms``."""
+"""Go's durations, as in Consul: ``10s``, ``1m30s``, ``100ms``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _LONGEST_TEXT = 64
 MAX_SECONDS = 2**63 / 1e9
-"""Seconds; Go counts nanoseconds in 63 bits."""
+"""Seconds; the range of Go's time.Duration."""
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of ``1h15m30.918s``; negative ones begin with ``-``. Raises ValueError.
+    """Parse ``1h15m30.918s`` to seconds; may be negative. Raises ValueError.
 
     Source: Go's time.ParseDuration.
     """
@@ -24,12 +24,12 @@ def parse_duration(text: str) -> float:
         total += float(found[1]) * _UNITS[found[2]]
         place = found.end()
     if place != len(rest) or not rest or total >= MAX_SECONDS:
-        raise ValueError(f'invalid duration "{text[:_LONGEST_TEXT]}"; write it like 10s, 1m30s or 100ms')
+        raise ValueError(f'invalid duration "{text[:_LONGEST_TEXT]}", expected e.g. 10s, 1m30s or 100ms')
     return sign * total
 
 
 def format_duration(seconds: float) -> str:
-    """The reverse, as Go prints it: ``1m30s``, ``100ms``, ``0s``.
+    """Format seconds as Go does: ``1m30s``, ``100ms``, ``0s``.
 
     Source: Go's time.Duration.String.
     """

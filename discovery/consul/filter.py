@@ -1,8 +1,10 @@
-"""Filters of lists as Consul's clients write them: ``"v1" in Tags and Meta.version matches "^2[.]"``.
+"""Filter expressions (go-bexpr): ``"v1" in Tags and Meta.version matches "^2[.]"``.
 
-A filter is compiled against the shape of what it filters (the JSON schema of one item of the answer), so a selector
-that can never apply is an error, not an empty answer.
-Source: the grammar of github.com/hashicorp/go-bexpr; https://developer.hashicorp.com/consul/api-docs/features/filtering.
+A filter is compiled against the JSON schema of the items, so that a selector that matches no field
+is an error.
+
+Source: the grammar of github.com/hashicorp/go-bexpr;
+https://developer.hashicorp.com/consul/api-docs/features/filtering.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _OPERATORS = ("==", "!=", "contains", "matches")
 
 
 class BadFilter(ValueError):
-    """The filter is none: what is wrong with it, in a sentence."""
+    """The filter expression is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,13 @@ class _Token:
 
 
 def compile_filter(text: str, schema: Schema) -> Predicate:
-    """What tells for an item whether the filter takes it. Raises BadFilter, when made and when used.
+    """Compile a filter to a predicate on items. Both raise BadFilter.
 
-    ``schema`` is the JSON schema of an item: objects with ``properties``, or with ``additionalProperties`` for tables
-    whose keys are the user's; arrays, strings, integers and booleans.
+    ``schema`` is the JSON schema of an item: objects with ``properties`` or, for maps,
+    ``additionalProperties``; arrays, strings, integers and booleans.
     """
     if len(text) > MAX_LENGTH:
-        raise BadFilter(f"the filter is {len(text)} characters long; {MAX_LENGTH} is the most")
+        raise BadFilter(f"filter is {len(text)} characters long, the limit is {MAX_LENGTH}")
     return _Parser(_tokens(text), schema).read()
 
 
@@ -62,12 +64,12 @@ def _tokens(text: str) -> list[_Token]:
         found.append(_Token(match.lastgroup, match[match.lastgroup]))
         place = match.end()
         if len(found) > _MAX_TOKENS:
-            raise BadFilter(f"the filter has more than {_MAX_TOKENS} words")
+            raise BadFilter(f"filter has more than {_MAX_TOKENS} tokens")
     return found
 
 
 class _Parser:
-    """Recursive descent; ``or`` binds least, then ``and``, then ``not``."""
+    """Recursive descent parser; precedence from low to high: ``or``, ``and``, ``not``."""
 
     def __init__(self, tokens: Sequence[_Token], schema: Schema) -> None:
         self._tokens = tokens
@@ -96,14 +98,14 @@ class _Parser:
 
     def _next(self) -> _Token:
         if self._position >= len(self._tokens):
-            raise BadFilter("the filter ends too early")
+            raise BadFilter("unexpected end of filter")
         self._position += 1
         return self._tokens[self._position - 1]
 
     def _parse_or(self) -> Predicate:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise BadFilter("the filter is nested too deeply")
+            raise BadFilter("filter is nested too deeply")
         tests = [self._parse_and()]
         while self._accept("or"):
             tests.append(self._parse_and())
@@ -148,19 +150,19 @@ class _Parser:
     def _parse_in(self, value: str) -> Predicate:
         negated = self._accept("not")
         if not self._accept("in"):
-            raise BadFilter(f"after the value {value[:40]!r}, in or not in must follow")
+            raise BadFilter(f"expected in or not in after the value {value[:40]!r}")
         return _compile_selector(self._schema, self._parse_selector(self._next()), "in", value, negated)
 
     def _parse_comparison(self, path: tuple[str, ...]) -> Predicate:
         if self._accept("is"):
             negated = self._accept("not")
             if not self._accept("empty"):
-                raise BadFilter(f"after {'.'.join(path)} is, empty or not empty must follow")
+                raise BadFilter(f"expected empty or not empty after {'.'.join(path)} is")
             return _compile_selector(self._schema, path, "empty", "", negated)
         negated = self._accept("not")
         operator = next((word for word in _OPERATORS if self._accept(word)), None)
         if operator is None or (negated and operator in ("==", "!=")):
-            raise BadFilter(f"after the selector {'.'.join(path)[:80]}, an operator must follow")
+            raise BadFilter(f"expected an operator after the selector {'.'.join(path)[:80]}")
         token = self._next()
         if token.kind == "name":
             start = self._position - 1
@@ -168,7 +170,7 @@ class _Parser:
         elif token.kind in ("text", "number"):
             value = _unquote(token)
         else:
-            raise BadFilter(f"after {'.'.join(path)} {operator}, a value must follow")
+            raise BadFilter(f"expected a value after {'.'.join(path)} {operator}")
         if operator == "!=":
             operator, negated = "==", True
         return _compile_selector(self._schema, path, "in" if operator == "contains" else operator, value, negated)
@@ -203,15 +205,15 @@ def _unquote(token: _Token) -> str:
 
 
 def _unquoted_value(path: tuple[str, ...], tokens: Sequence[_Token]) -> str:
-    """A value without quotes: it reads like a selector, and stands for its own text."""
+    """An unquoted value: parsed like a selector, it stands for its own text."""
     return ".".join(path) if all(token.kind != "text" for token in tokens) else "".join(token.text for token in tokens)
 
 
-# What a match means, by the kind of what is selected
+# Matching by schema type
 
 
 def _compile_selector(schema: Schema, path: tuple[str, ...], operator: str, value: str, negated: bool) -> Predicate:
-    """A test of an item: the place is found by the schema, so that only what the user named may be missing."""
+    """Compile a match: resolve the selector in the schema; only keys of maps may be missing."""
     if not path:
         return _compile_matcher(schema, operator, value, negated)
     name, rest = path[0], path[1:]
@@ -232,7 +234,7 @@ def _compile_matcher(schema: Schema, operator: str, value: str, negated: bool) -
     kind = schema["type"]
     test = _MATCHERS.get((kind, operator))
     if test is None or (kind == "object" and "additionalProperties" not in schema):
-        raise BadFilter(f'the operator "{operator}" cannot be used with a selector of type {kind}')
+        raise BadFilter(f'invalid operator "{operator}" for a selector of type {kind}')
     made = test(schema, value)
     return (lambda item: not made(item)) if negated else made
 
@@ -245,14 +247,14 @@ def _equal_number(schema: Schema, value: str) -> Predicate:
     try:
         number = float(value) if schema["type"] == "number" else int(value)
     except ValueError:
-        raise BadFilter(f"{value[:40]!r} is no number, which is what it is compared with") from None
+        raise BadFilter(f"{value[:40]!r} is not a number") from None
     return lambda item: (item or 0) == number
 
 
 def _equal_flag(schema: Schema, value: str) -> Predicate:
     flags = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
     if value.lower() not in flags:
-        raise BadFilter(f"{value[:40]!r} is neither true nor false, which is what it is compared with")
+        raise BadFilter(f"{value[:40]!r} is not a boolean")
     return lambda item: bool(item) is flags[value.lower()]
 
 

@@ -1,7 +1,9 @@
-"""HCL, as far as definitions of services need it: attributes, blocks with labels, strings, heredocs, lists, maps.
+"""HCL as far as service definitions need it: attributes, labeled blocks, heredocs, lists, maps.
 
-No expressions, no variables: ``${…}`` is text like any other.
-Source: https://github.com/hashicorp/hcl/blob/hcl1/README.md and its json-like data model, which Consul reads.
+No expressions and variables: ``${…}`` is literal text.
+
+Source: https://github.com/hashicorp/hcl/blob/hcl1/README.md and its JSON data model, which Consul
+reads.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import NoReturn
 HclValue = str | int | float | bool | None | list["HclValue"] | dict[str, "HclValue"]
 
 MAX_DEPTH = 32
-"""Blocks, lists and maps within each other."""
+"""Nesting depth of blocks, lists and maps."""
 _SPACE = re.compile(r"(?:[ \t\r\n]+|(?:#|//)[^\n]*|/\*.*?\*/)+", re.DOTALL)
 _NAME = re.compile(r"[^\W\d][\w.-]*")
 _NUMBER = re.compile(r"-?(?:0[xX][0-9a-fA-F]{1,16}|\d{1,40}(?:\.\d{1,40})?(?:[eE][+-]?\d{1,3})?)(?![\w.])", re.ASCII)
@@ -25,11 +27,12 @@ _WORDS: dict[str, HclValue] = {"true": True, "false": False, "null": None}
 
 
 class BadHcl(ValueError):
-    """The text is no HCL; its sentence begins with line and column."""
+    """A syntax error; the message begins with line and column."""
 
 
 def parse(text: str) -> dict[str, HclValue]:
-    """What a text says. A block is a map, repeated blocks are a list of maps, a label is a map around its block.
+    """Parse a text. A block is a map, repeated blocks a list of maps, a label a map around its
+    block.
 
     ``service { name = "web" }`` is ``{"service": {"name": "web"}}``. Raises BadHcl.
     """
@@ -37,7 +40,7 @@ def parse(text: str) -> dict[str, HclValue]:
 
 
 class _HclParser:
-    """A place in a text, and what can be read from there."""
+    """Recursive descent parser."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -45,7 +48,7 @@ class _HclParser:
         self._depth = 0
 
     def body(self, end: str = "") -> dict[str, HclValue]:
-        """Attributes and blocks until ``end``, which is passed over; "" is the end of the text."""
+        """Attributes and blocks up to and including ``end``; "" is the end of the text."""
         found: dict[str, HclValue] = {}
         blocks: set[str] = set()
         while (next_ := self._peek()) != end:
@@ -67,7 +70,7 @@ class _HclParser:
         return found
 
     def _add_block(self, found: dict[str, HclValue], blocks: set[str], key: str, block: HclValue, start: int) -> None:
-        """One more block of that name: the second makes it a list."""
+        """Add a block; a second one of the name makes it a list."""
         if key not in found:
             found[key] = block
             blocks.add(key)
@@ -81,7 +84,7 @@ class _HclParser:
             found[key] = [before, block]
 
     def _block(self, key: str) -> HclValue:
-        """The labels and the body of a block."""
+        """A block's labels and body."""
         labels = []
         while self._peek() == '"' or _NAME.match(self._text, self._position):
             labels.append(self._key())
@@ -104,7 +107,7 @@ class _HclParser:
         return match[0]
 
     def _value(self) -> HclValue:
-        """What stands behind ``=``."""
+        """The value of an attribute."""
         next_character = self._peek()
         if next_character == '"':
             return self._string()
@@ -162,7 +165,7 @@ class _HclParser:
             parts.append(self._escape())
 
     def _escape(self) -> str:
-        """What stands for a backslash and what follows it."""
+        """An escape sequence."""
         sign = self._text[self._position + 1 : self._position + 2]
         if sign in _ESCAPES:
             self._position += 2
@@ -175,7 +178,7 @@ class _HclParser:
         return chr(code)
 
     def _heredoc(self) -> str:
-        """Lines until one that holds the mark alone; ``<<-`` takes away the indentation that all of them have."""
+        """A heredoc; ``<<-`` removes the common indentation."""
         match = _HEREDOC.match(self._text, self._position)
         if match is None:
             self._error("a text of several lines begins with <<NAME and a new line")
@@ -190,7 +193,7 @@ class _HclParser:
         return "".join(lines)
 
     def _peek(self) -> str:
-        """The next character that is neither space nor comment, "" at the end; it is not passed over."""
+        """Skip whitespace and comments; peek at the next character, "" at the end."""
         if match := _SPACE.match(self._text, self._position):
             self._position = match.end()
         if self._text.startswith("/*", self._position):

@@ -1,6 +1,7 @@
-"""JSON from clients, read as Consul reads it: ``ServiceID``, ``serviceid`` and ``service_id`` are one name.
+"""JSON from clients, with field names matched as Consul does: ``ServiceID``, ``serviceid``,
+``service_id``.
 
-Every error names the field, the value and what is wanted.
+Every error names the field, its value and what is expected.
 """
 
 from __future__ import annotations
@@ -12,94 +13,94 @@ from typing import Any, NoReturn
 from discovery.consul.durations import parse_duration
 
 MAX_SHOWN = 60
-"""Characters of a wrong value that an error repeats."""
+"""Characters of an invalid value that an error shows."""
 MAX_TEXT = 4096
-"""Characters of a text, unless its reader says otherwise."""
+"""Default limit of a string, in characters."""
 
 
 class BadField(ValueError):
-    """The JSON, or one of its fields, is not what it should be."""
+    """The JSON or one of its fields is invalid."""
 
 
 def decode_json(body: bytes) -> object:
-    """What a body says; an empty one is None. Raises BadField."""
+    """Parse a JSON body; None if it is empty. Raises BadField."""
     if not body.strip():
         return None
     try:
         found = json.loads(body.decode(), parse_constant=_reject_constant)
-        # What a string escapes may be half a character, which nothing could store or answer.
+        # An escaped lone surrogate parses, but cannot be encoded again.
         json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise BadField(f"the body is no JSON: {str(error)[:200]}") from None
+        raise BadField(f"invalid JSON: {str(error)[:200]}") from None
     return found
 
 
 def _reject_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 class Fields:
-    """One JSON object; its fields are asked for by the names that Consul writes them in.
+    """A JSON object, its fields looked up by Consul's names.
 
-    ``path`` is what errors put in front of a field's name (``Checks[1].``).
+    ``path`` is prepended to field names in errors (``Checks[1].``).
     """
 
     def __init__(self, found: object, path: str = "") -> None:
         if not isinstance(found, dict):
-            raise BadField(f"{path.rstrip('.') or 'the body'}: {format_value(found)} is no object; write {{…}}")
+            raise BadField(f"{path.rstrip('.') or 'body'}: {format_value(found)} is not an object")
         self._values: dict[str, Any] = {_normalize(name): value for name, value in found.items()}
         self._path = path
 
     def has(self, *names: str) -> bool:
-        """Whether one of these is there and not null."""
+        """Whether one of these is present and not null."""
         return any(self._values.get(_normalize(name)) is not None for name in names)
 
     def get(self, *names: str) -> Any:
-        """The first of these that is there, as it is; None if none is."""
+        """The first of these that is not null; None if none is."""
         return next((value for name in names if (value := self._values.get(_normalize(name))) is not None), None)
 
     def invalid(self, name: str, value: object, wanted: str) -> NoReturn:
-        """Raise what a wrong field raises."""
+        """Raise BadField for an invalid value."""
         raise BadField(f"{self._path}{name}: {format_value(value)} {wanted}")
 
     def text(self, *names: str, longest: int = MAX_TEXT) -> str:
-        """A string, "" if it is not there."""
+        """A string; default ""."""
         value = self.get(*names)
         if value is None:
             return ""
         if not isinstance(value, str):
-            self.invalid(names[0], value, "is no string")
+            self.invalid(names[0], value, "is not a string")
         if len(value) > longest:
-            self.invalid(names[0], value, f"is {len(value)} characters long; {longest} is the most")
+            self.invalid(names[0], value, f"is {len(value)} characters long, the limit is {longest}")
         return value
 
     def name(self, *names: str) -> str:
-        """A string that names something: short, and nothing in it that does not print."""
+        """A printable string of at most 255 characters; default ""."""
         value = self.text(*names, longest=255)
         if not value.isprintable():
-            self.invalid(names[0], value, "has characters that do not print")
+            self.invalid(names[0], value, "contains non-printable characters")
         return value
 
     def number(self, *names: str, low: int = 0, high: int = 2**31 - 1, default: int = 0) -> int:
-        """A whole number within bounds."""
+        """An integer within bounds."""
         value = self.get(*names)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int):
-            self.invalid(names[0], value, "is no whole number")
+            self.invalid(names[0], value, "is not an integer")
         if not low <= value <= high:
-            self.invalid(names[0], value, f"is not from {low} to {high}")
+            self.invalid(names[0], value, f"is out of range, must be {low} to {high}")
         return value
 
     def boolean(self, *names: str) -> bool:
-        """true or false; false if it is not there."""
+        """A boolean; default false."""
         value = self.get(*names)
         if value is not None and not isinstance(value, bool):
-            self.invalid(names[0], value, "is neither true nor false")
+            self.invalid(names[0], value, "is not a boolean")
         return bool(value)
 
     def duration(self, *names: str) -> float:
-        """A time: a string like 10s, or a number of nanoseconds; 0 if it is not there."""
+        """Seconds, from a string like 10s or nanoseconds as a number; default 0."""
         value = self.get(*names)
         if value is None or value == "":
             return 0.0
@@ -107,47 +108,47 @@ class Fields:
             try:
                 return parse_duration(value)
             except ValueError as error:
-                self.invalid(names[0], value, f"is no time: {error}")
+                self.invalid(names[0], value, f"is not a duration: {error}")
         if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= 2**63:
-            self.invalid(names[0], value, "is no time; write it like 10s, 1m30s or 100ms")
+            self.invalid(names[0], value, "is not a duration, expected e.g. 10s, 1m30s or 100ms")
         return value / 1e9
 
     def string_list(self, *names: str) -> tuple[str, ...]:
-        """A list of strings."""
+        """A list of strings; default ()."""
         value = self.get(*names)
         if value is None:
             return ()
         if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-            self.invalid(names[0], value, "is no list of strings")
+            self.invalid(names[0], value, "is not a list of strings")
         return tuple(value)
 
     def string_map(self, *names: str) -> dict[str, str]:
-        """An object whose keys are the user's, and whose values are strings."""
+        """A map of strings; default {}."""
         value = self.get(*names)
         if value is None:
             return {}
         if not isinstance(value, dict) or not all(isinstance(part, str) for part in value.values()):
-            self.invalid(names[0], value, "is no object of strings")
+            self.invalid(names[0], value, "is not a map of strings")
         return dict(value)
 
     def object_(self, *names: str) -> Fields | None:
-        """An object inside; None if it is not there."""
+        """A nested object; None if absent."""
         value = self.get(*names)
         return None if value is None else Fields(value, f"{self._path}{names[0]}.")
 
     def objects(self, *names: str) -> Iterator[Fields]:
-        """The objects of a list."""
+        """The objects of a list; none if absent."""
         value = self.get(*names)
         if value is None:
             return
         if not isinstance(value, list):
-            self.invalid(names[0], value, "is no list")
+            self.invalid(names[0], value, "is not a list")
         for number, part in enumerate(value):
             yield Fields(part, f"{self._path}{names[0]}[{number}].")
 
 
 def format_value(value: object) -> str:
-    """A value as an error repeats it."""
+    """A value as JSON, shortened for errors."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 

@@ -1,8 +1,10 @@
-"""Consul's operations on keys, one or many at once: worked out on what is read, then written if that still holds.
+"""Consul's KV operations, single or as a transaction, with optimistic concurrency.
 
-All keys that were read are compared when writing; where one has changed meanwhile, everything is worked out again. What
-a tree (``get-tree``, ``delete-tree``) did not have when it was read is not seen by the comparison.
-Source: https://developer.hashicorp.com/consul/api-docs/txn; the errors are Consul's.
+The operations are evaluated on what is read; the writes are then committed on the condition that no
+key read has changed, else everything is evaluated again. Keys added meanwhile below a prefix
+(``get-tree``, ``delete-tree``) are not detected.
+
+Source: https://developer.hashicorp.com/consul/api-docs/txn; error messages are Consul's.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from discovery.kv import KV_PREFIX, LOCK_DELAY_PREFIX, LOCK_PREFIX, SESSION_PREF
 from store import Compare, Delete, Operation, Put, Store, Unavailable
 
 MAX_ATTEMPTS = 100
-"""How often a transaction is worked out again before it is given up: each time, somebody else's went through."""
+"""Attempts before giving up; each conflict means that another transaction succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
 class KVOperation:
-    """One operation: ``verb`` is one of Consul's ("set", "cas", "lock" …), ``index`` what cas and checks compare."""
+    """One operation. ``verb`` is Consul's ("set", "cas", "lock" …), ``index`` what cas and
+    check-index compare.
+    """
 
     verb: str
     key: str
@@ -33,7 +37,7 @@ class KVOperation:
 
 @dataclass(frozen=True, slots=True)
 class TxnError:
-    """Why the step of that number could not be."""
+    """Why an operation, by number, failed."""
 
     operation: int
     reason: str
@@ -41,19 +45,19 @@ class TxnError:
 
 @dataclass(frozen=True, slots=True)
 class TxnResult:
-    """The pairs that the steps gave, in order; or else why they could not be, and then nothing was changed."""
+    """The resulting pairs in order; or the errors, and then nothing was changed."""
 
     pairs: tuple[KVPair, ...] = ()
     errors: tuple[TxnError, ...] = ()
 
 
 class _OperationFailed(Exception):
-    """The step cannot be."""
+    """The operation failed."""
 
 
 @dataclass(slots=True)
 class _Txn:
-    """What is read and what is to be written, while steps are worked out."""
+    """Reads and pending writes while operations are evaluated."""
 
     store: Store
     pairs: dict[str, KVPair | None] = field(default_factory=dict)
@@ -82,7 +86,7 @@ class _Txn:
     def put(self, pair: KVPair) -> KVPair:
         old = self.pairs[pair.key]
         if old is not None and old.comparable == pair.comparable:
-            return old  # the same again is no change, and must not wake those who wait for one
+            return old  # a no-op write must not wake blocking queries
         self.pairs[pair.key] = pair
         self.changed.add(pair.key)
         self.writes[KV_PREFIX + pair.key] = Put(KV_PREFIX + pair.key, encode_pair(pair))
@@ -101,7 +105,7 @@ class _Txn:
         self.pairs[key] = None
 
     def operations(self) -> list[Operation]:
-        """What to write; a tree goes as one operation where nothing below it is written, else key by key."""
+        """The pending writes; a prefix is deleted by one operation if nothing below it is written."""
         writes = dict(self.writes)
         deleted_prefixes = []
         for prefix in self.deleted_prefixes:
@@ -114,7 +118,7 @@ class _Txn:
 
 
 async def apply(store: Store, operations: Sequence[KVOperation]) -> TxnResult:
-    """Do all steps, or none of them. Raises BadField for an unknown verb, StoreError."""
+    """Apply all operations or none. Raises BadField for an unknown verb, StoreError."""
     for _ in range(MAX_ATTEMPTS):
         txn = _Txn(store)
         pairs: list[KVPair] = []
@@ -129,7 +133,9 @@ async def apply(store: Store, operations: Sequence[KVOperation]) -> TxnResult:
         outcome = await store.transact(tuple(txn.compares.values()), txn.operations())
         if outcome.succeeded:
             return TxnResult(tuple(_with_indexes(pair, txn, outcome.revision) for pair in pairs))
-    raise Unavailable(f"{len(operations)} operations could not be done", hint="too many others write the same keys")
+    raise Unavailable(
+        f"transaction of {len(operations)} operations failed", hint="too many concurrent writes to the same keys"
+    )
 
 
 def _with_indexes(pair: KVPair, txn: _Txn, revision: int) -> KVPair:

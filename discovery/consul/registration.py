@@ -1,7 +1,8 @@
-"""Registrations of services, as clients and files write them, made into an instance and its checks.
+"""Service registrations from clients and files, parsed to an instance and its checks.
 
-Sources: https://developer.hashicorp.com/consul/api-docs/agent/service and .../docs/reference/service; the errors are
-Consul's where it has one. Beyond Consul: ``Ports`` (named ports: ``{"http": 80}``) and ``Protocol`` ("tcp" or "udp").
+Sources: https://developer.hashicorp.com/consul/api-docs/agent/service and
+.../docs/reference/service; error messages are Consul's where it has one. Extensions: ``Ports``
+(named ports: ``{"http": 80}``) and ``Protocol`` ("tcp" or "udp").
 """
 
 from __future__ import annotations
@@ -17,43 +18,43 @@ from discovery.structs import CheckDefinition, Instance, ServiceAddress, Weights
 from weft.service_options import MAX_CHECKS, MAX_WEIGHT
 
 MAX_META_PAIRS = 64
-"""Pairs of metadata; a key has up to 128 characters, a value up to 512."""
+"""Metadata pairs; keys have at most 128 characters, values 512."""
 _KEY = re.compile(r"[a-zA-Z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """An instance and the checks that were asked for with it."""
+    """An instance and the checks registered with it."""
 
     instance: Instance
     checks: tuple[CheckDefinition, ...]
 
 
 def parse_service(found: object, node: str, *, scripts: bool = False) -> Registration:
-    """The registration of a service on a node, of JSON. Raises BadField, whose text is the answer.
+    """Parse a service registration for a node. Raises BadField, with the response text.
 
-    ``scripts`` is whether its checks may name programs to run.
+    ``scripts`` allows script checks.
     """
     service = Fields(found)
     if not service.name("Name", "Service"):
         raise BadField("Missing service name")
     connect = service.get("Connect")
     if isinstance(connect, dict) and any(connect.values()):
-        raise BadField("Invalid SidecarService: weft runs no Connect proxies; register the service without Connect")
+        raise BadField("Invalid SidecarService: Connect is not supported")
     if service.text("SocketPath"):
-        raise BadField("Validation failed: SocketPath: weft offers services by address and port only")
+        raise BadField("Validation failed: SocketPath is not supported")
     instance = parse_instance(service, node)
     return Registration(instance, _checks(service, instance, scripts))
 
 
 def parse_instance(service: Fields, node: str) -> Instance:
-    """The service alone, of its fields. Raises BadField."""
+    """Parse the service without its checks. Raises BadField."""
     name = service.name("Name", "Service")
     meta = service.string_map("Meta")
     check_metadata(meta, "Invalid Service Meta: ")
     protocol = service.text("Protocol").lower()
     if protocol not in ("", "tcp", "udp"):
-        service.invalid("Protocol", protocol, "is neither tcp nor udp")
+        service.invalid("Protocol", protocol, "must be tcp or udp")
     return Instance(
         node=node,
         id=service.name("ID") or name,
@@ -72,7 +73,7 @@ def parse_instance(service: Fields, node: str) -> Instance:
 
 
 def check_address(address: str) -> str:
-    """The address itself, if a service can be reached there; a name or "" will do. Raises BadField."""
+    """Validate a service address: an IP, a host name or "". Raises BadField."""
     try:
         if ip_address(address.strip("[]")).is_unspecified:
             raise BadField("Invalid service address")
@@ -80,12 +81,12 @@ def check_address(address: str) -> str:
         if isinstance(error, BadField):
             raise
     if any(character.isspace() or character == "/" for character in address):
-        raise BadField(f"Invalid service address: {address[:60]!r} is neither an IP address nor a name")
+        raise BadField(f"Invalid service address: {address[:60]!r} is not an IP address or host name")
     return address
 
 
 def check_metadata(meta: Mapping[str, str], prefix: str) -> None:
-    """Raise BadField if Consul would refuse these pairs; ``prefix`` begins the sentence."""
+    """Validate metadata by Consul's rules; ``prefix`` begins the error. Raises BadField."""
     if len(meta) > MAX_META_PAIRS:
         raise BadField(f"{prefix}Node metadata cannot contain more than {MAX_META_PAIRS} key/value pairs")
     for key, value in meta.items():
@@ -121,10 +122,10 @@ def _weights(service: Fields) -> Weights:
 
 
 def _tagged_addresses(service: Fields) -> dict[str, ServiceAddress]:
-    """Tagged addresses: an address and a port each, or an address alone."""
+    """Tagged addresses, each an object of address and port, or a bare address."""
     value = service.get("TaggedAddresses") or {}
     if not isinstance(value, dict):
-        service.invalid("TaggedAddresses", value, "is no object")
+        service.invalid("TaggedAddresses", value, "is not an object")
     found = {}
     for name, place in value.items():
         if isinstance(place, str):
@@ -135,26 +136,28 @@ def _tagged_addresses(service: Fields) -> dict[str, ServiceAddress]:
 
 
 def _ports(service: Fields) -> dict[str, int]:
-    """Named ports: an object of numbers, or a list of names and numbers."""
+    """Named ports: a map of numbers, or a list of names and numbers."""
     value = service.get("Ports") or {}
     if isinstance(value, list):
         objects = tuple(service.objects("Ports"))
         return {part.name("Name"): part.number("Port", low=1, high=65535) for part in objects}
     if not isinstance(value, dict):
-        service.invalid("Ports", value, 'is no object; write it like {"http": 80}')
+        service.invalid("Ports", value, 'is not an object, expected e.g. {"http": 80}')
     return {
         name: Fields({"Port": port}, f"Ports.{name}.").number("Port", low=1, high=65535) for name, port in value.items()
     }
 
 
 def _checks(service: Fields, instance: Instance, scripts: bool) -> tuple[CheckDefinition, ...]:
-    """The checks of a service; those without an id get ``service:ID``, or ``service:ID:1``, ``:2`` … for several."""
+    """The checks of a service; missing ids are ``service:ID``, or ``service:ID:1``, ``:2`` … for
+    several.
+    """
     one = service.object_("Check")
     if one is not None and not service.get("Check"):
-        one = None  # Go's clients send an empty one
+        one = None  # Go clients send an empty object
     found = [*([one] if one is not None else []), *service.objects("Checks")]
     if len(found) > MAX_CHECKS:
-        raise BadField(f"Checks: {len(found)} of them; {MAX_CHECKS} is the most")
+        raise BadField(f"Checks: {len(found)} checks, the limit is {MAX_CHECKS}")
     checks = []
     for number, fields in enumerate(found, 1):
         status = fields.text("Status")
@@ -164,5 +167,5 @@ def _checks(service: Fields, instance: Instance, scripts: bool) -> tuple[CheckDe
         made = f"service:{instance.id}" + (f":{number}" if len(found) > 1 else "")
         checks.append(replace(check, id=check.id or made, name=check.name or f"Service '{instance.name}' check"))
     if len({check.id for check in checks}) < len(checks):
-        raise BadField("Checks: two of them have the same CheckID")
+        raise BadField("Checks: duplicate CheckID")
     return tuple(checks)

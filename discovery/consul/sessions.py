@@ -1,8 +1,9 @@
-"""Sessions: who may hold locks on keys, and what becomes of the locks when a session ends.
+"""Sessions, which hold locks on keys, and their invalidation.
 
-A session with a TTL is bound to a lease of the store, so it ends everywhere at once; one with checks ends when one of
-them is critical or gone. Whoever notices an end releases (or deletes) what the session held, by comparing first: it
-does not matter how many do.
+A session with a TTL is bound to a lease of the store, so it expires for all nodes at once; one with
+checks is invalidated when one of them is critical or missing. Every node releases (or deletes) the
+keys of an invalidated session with compare-and-swap, so that several may do it concurrently.
+
 Source: https://developer.hashicorp.com/consul/docs/automate/session and .../api-docs/session.
 """
 
@@ -24,13 +25,15 @@ from store import Batch, Compare, Delete, Entry, LeaseGone, Operation, Put, Stor
 log = logging.getLogger(__name__)
 
 RELEASE_BATCH = 30
-"""Keys that are released in one transaction."""
+"""Keys released in one transaction."""
 MAX_ATTEMPTS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Times in seconds; ``ttl`` 0 is for ever. ``behavior`` is what happens to its keys: "release" or "delete"."""
+    """A session. Times in seconds, ``ttl`` 0 for none; ``behavior`` of its keys is "release" or
+    "delete".
+    """
 
     id: str
     node: str
@@ -46,7 +49,7 @@ class Session:
 
 
 def decode_session(entry: Entry) -> Session:
-    """The session of a store's entry. Raises ValueError."""
+    """Decode a session. Raises ValueError."""
     found: dict[str, Any] = json.loads(entry.value)
     known = {part.name for part in fields(Session)} - {"id", "create_index", "modify_index"}
     parts: dict[str, Any] = {
@@ -61,7 +64,7 @@ def decode_session(entry: Entry) -> Session:
 
 
 class SessionManager:
-    """The sessions of all nodes; those of which a check fails are ended from here."""
+    """All sessions; this node invalidates those whose checks fail."""
 
     def __init__(self, catalog: Catalog, store: Store, node: str) -> None:
         self._catalog = catalog
@@ -92,7 +95,7 @@ class SessionManager:
         return found.revision
 
     async def stop(self) -> None:
-        """End; sessions live on."""
+        """Stop; sessions remain."""
         self._unsubscribe()
         self._unsubscribe = _noop
         if self._task is not None:
@@ -100,7 +103,7 @@ class SessionManager:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def on_batch(self, batch: Batch) -> None:
-        """Take note of changes of the store."""
+        """Apply changes of sessions in the store."""
         for event in batch.events:
             if event.key.startswith(SESSION_PREFIX):
                 self._on_session(event.key, event.entry)
@@ -114,12 +117,12 @@ class SessionManager:
         try:
             self._sessions[session_id] = decode_session(entry)
         except (ValueError, TypeError, AttributeError) as error:
-            log.warning("%s is no session: %s", key, error)
+            log.warning("ignoring invalid session %s: %s", key, error)
 
-    # Asked for by clients
+    # Operations of clients
 
     async def create(self, session: Session) -> Session:
-        """Begin a session; its id is made here. Raises StoreError."""
+        """Create a session and its id. Raises StoreError."""
         lease = await self._store.grant(session.ttl) if session.ttl else 0
         session = replace(session, id=str(uuid.uuid4()), lease=lease)
         encoded = {
@@ -129,7 +132,7 @@ class SessionManager:
         return replace(session, create_index=revision, modify_index=revision)
 
     async def renew(self, session_id: str) -> Session | None:
-        """Give a session its full time again; None if it has ended. Raises StoreError."""
+        """Renew a session's TTL; None if it has expired. Raises StoreError."""
         entry = await self._store.get(SESSION_PREFIX + session_id)
         if entry is None:
             return None
@@ -142,7 +145,7 @@ class SessionManager:
         return session
 
     async def destroy(self, session_id: str) -> None:
-        """End a session and let go of what it holds. Raises StoreError."""
+        """Destroy a session and release its locks. Raises StoreError."""
         entry = await self._store.get(SESSION_PREFIX + session_id)
         if entry is None:
             return
@@ -150,10 +153,10 @@ class SessionManager:
         if lease := decode_session(entry).lease:
             await self._store.revoke(lease)
 
-    # What ends them
+    # Invalidation
 
     def _on_checks_changed(self, revision: int, topics: frozenset[Topic]) -> None:
-        """End the sessions of which a check is critical or gone."""
+        """Invalidate sessions with a critical or missing check."""
         if not topics & {CHECKS, NODES}:
             return
         for session in tuple(self._sessions.values()):
@@ -165,7 +168,7 @@ class SessionManager:
         found = {check.id: check for check in self._catalog.node_checks(session.node)}
         wanted = {*session.checks, *session.service_checks}
         if session.node == self._node:
-            wanted.discard(SERF_HEALTH)  # this agent lives, whatever its lease has come to
+            wanted.discard(SERF_HEALTH)  # this agent is alive, even if its lease has just expired
         return _none_critical(wanted, found)
 
     async def _release_ended(self) -> None:
@@ -175,12 +178,14 @@ class SessionManager:
                 await self.destroy(session_id)
                 await self.release(session_id)
             except StoreError as error:
-                log.warning("what session %s held is not released yet: %s", session_id, error)
+                log.warning("releasing locks of session %s failed, retrying: %s", session_id, error)
                 await asyncio.sleep(1)
                 self._ended.put_nowait(session_id)
 
     async def release(self, session_id: str, also: Iterable[Operation] = ()) -> None:
-        """Let go of all that a session holds; ``also`` is done in the first transaction. Raises StoreError."""
+        """Release all locks of a session; ``also`` is part of the first transaction. Raises
+        StoreError.
+        """
         also = list(also)
         lease: dict[float, int] = {}
         for _ in range(MAX_ATTEMPTS):
@@ -222,7 +227,7 @@ class SessionManager:
 
 
 def _noop() -> None:
-    """There is nothing to end."""
+    """Do nothing."""
 
 
 def _none_critical(wanted: Iterable[str], found: dict[str, Check]) -> bool:

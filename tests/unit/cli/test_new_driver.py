@@ -123,8 +123,6 @@ def weft(run) -> Weft:
     return Weft(run.kernel, Host(str(run.folder / "run"), "this-boot", 0.0))
 
 
-
-
 def test_add_check_and_delete(run, weft: Weft) -> None:
     path = run.container("c1")
     before = run.kernel.dump()

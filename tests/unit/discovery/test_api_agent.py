@@ -159,7 +159,7 @@ TTL = {"TTL": "1h"}
     [
         ("service/register", {}, 400, "Missing service name"),
         ("service/register", b"{", 400, "Request decode failed: "),
-        ("service/register", None, 400, "is no object"),
+        ("service/register", None, 400, "is not an object"),
         ("service/register", {"Name": "a", "Address": "0.0.0.0"}, 400, "Invalid service address"),
         ("service/register", {"Name": "consul"}, 400, "what this agent offers itself"),
         ("service/register", {"Name": "a", "Check": {"Args": ["x"], "Interval": "1s"}}, 400, "Scripts are disabled"),

@@ -179,7 +179,7 @@ def test_what_is_written_of_a_node_with_an_agent_goes_with_its_lease(agent: LabA
         ("register", {"Node": "a", "Address": "h", "Check": {"Name": "c", "Node": "b"}}, "does not match"),
         ("register", {"Node": "a", "Address": "h", "Check": {"CheckID": ""}}, "Missing check name"),
         ("register", {"Node": "a", "Address": "h", "NodeMeta": {"a b": "c"}}, "Invalid Node Meta"),
-        ("register", [], "is no object"),
+        ("register", [], "is not an object"),
         ("deregister", {}, "Must provide node"),
         ("deregister", {"Node": "n1"}, "own node"),
     ],

@@ -207,7 +207,7 @@ def test_standard_input_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"service {\n check = 3\n}", "x: check: 3 is neither"),
         (b"service {\n name = web\n}", "x: line 2, column 9: web is no value"),
         (b'{"service": {"name": "\\ud800"}}', "x: "),
-        (b"\xff", "x is no text"),
+        (b"\xff", "x is not valid UTF-8"),
         (b" " * ((1 << 20) + 1), "x is larger than 1 MiB"),
     ],
 )

@@ -78,17 +78,17 @@ def test_what_go_sends_for_nothing_is_nothing() -> None:
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (None, "the body: null is no object"),
-        ([], r"the body: \[\] is no object"),
+        (None, "body: null is not an object"),
+        ([], r"body: \[\] is not an object"),
         ({}, "Missing service name"),
-        ({"Name": 7}, "Name: 7 is no string"),
-        ({"Name": "a\nb"}, "Name: .* do not print"),
-        ({"Name": "x" * 300}, "255 is the most"),
-        ({"Name": "web", "Port": "80"}, 'Port: "80" is no whole number'),
-        ({"Name": "web", "Port": 70000}, "Port: 70000 is not from 0 to 65535"),
-        ({"Name": "web", "Port": True}, "Port: true is no whole number"),
-        ({"Name": "web", "Tags": "v1"}, 'Tags: "v1" is no list of strings'),
-        ({"Name": "web", "Meta": {"a": 1}}, "Meta: .* is no object of strings"),
+        ({"Name": 7}, "Name: 7 is not a string"),
+        ({"Name": "a\nb"}, "Name: .* contains non-printable characters"),
+        ({"Name": "x" * 300}, "the limit is 255"),
+        ({"Name": "web", "Port": "80"}, 'Port: "80" is not an integer'),
+        ({"Name": "web", "Port": 70000}, "Port: 70000 is out of range, must be 0 to 65535"),
+        ({"Name": "web", "Port": True}, "Port: true is not an integer"),
+        ({"Name": "web", "Tags": "v1"}, 'Tags: "v1" is not a list of strings'),
+        ({"Name": "web", "Meta": {"a": 1}}, "Meta: .* is not a map of strings"),
         ({"Name": "web", "Meta": {"a b": "1"}}, "Invalid Service Meta: .*Key contains invalid characters"),
         ({"Name": "web", "Meta": {"a": "1" * 513}}, "Value is too long"),
         ({"Name": "web", "Meta": {f"k{n}": "" for n in range(65)}}, "more than 64"),
@@ -101,14 +101,14 @@ def test_what_go_sends_for_nothing_is_nothing() -> None:
         ({"Name": "web", "TaggedAddresses": {"lan": {"Address": "::"}}}, "Invalid service address"),
         ({"Name": "web", "TaggedAddresses": {"lan": {"Port": 99999}}}, "TaggedAddresses.lan.Port"),
         ({"Name": "web", "Ports": {"http": 0}}, "Ports.http.Port: 0"),
-        ({"Name": "web", "Protocol": "sctp"}, "neither tcp nor udp"),
+        ({"Name": "web", "Protocol": "sctp"}, "must be tcp or udp"),
         ({"Name": "web", "Connect": {"SidecarService": {}, "Native": True}}, "Invalid SidecarService"),
         ({"Name": "web", "SocketPath": "/run/x"}, "SocketPath"),
-        ({"Name": "web", "Checks": [{"TTL": "x"}]}, r'Checks\[0\].TTL: "x" is no time'),
+        ({"Name": "web", "Checks": [{"TTL": "x"}]}, r'Checks\[0\].TTL: "x" is not a duration'),
         ({"Name": "web", "Check": {"TTL": "1s", "Status": "odd"}}, "Status for checks must"),
         ({"Name": "web", "Check": {"Args": ["/bin/true"], "Interval": "1s"}}, "Scripts are disabled on this agent"),
-        ({"Name": "web", "Checks": [{"CheckID": "a", "TTL": "1s"}] * 2}, "the same CheckID"),
-        ({"Name": "web", "Checks": [{"TTL": "1s"}] * 65}, "64 is the most"),
+        ({"Name": "web", "Checks": [{"CheckID": "a", "TTL": "1s"}] * 2}, "duplicate CheckID"),
+        ({"Name": "web", "Checks": [{"TTL": "1s"}] * 65}, "the limit is 64"),
     ],
 )
 def test_what_is_wrong_is_said(found: object, said: str) -> None:
@@ -120,7 +120,7 @@ def test_what_is_wrong_is_said(found: object, said: str) -> None:
     "body", [b"{", b"\xff", b'"\\ud800"', b"NaN", b"[" * 100_000, b"1" * 5000, b'{"a": Infinity}', b"{} {}"]
 )
 def test_what_is_no_json_is_said(body: bytes) -> None:
-    with pytest.raises(BadField, match="no JSON"):
+    with pytest.raises(BadField, match="invalid JSON"):
         decode_json(body)
 
 
