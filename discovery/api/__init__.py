@@ -1,4 +1,8 @@
-"""Consul's HTTP API over the catalog, the registry and the store: ``server`` ties it together.
+"""Consul's HTTP API, on the catalog, the registry and the store; ``server`` ties it together.
 
-Nothing is imported here, so that who wants the settings alone need not wait for an HTTP library.
+``*_endpoint`` hold the handlers, each declared by ``router.endpoint``; ``schemas`` and
+``serialize`` are the JSON that they answer, ``blocking_query`` what waits for a change, ``openapi``
+the description. It stands on ``consul``.
+
+Nothing is imported here, so that reading the settings does not load aiohttp.
 """

@@ -1,4 +1,4 @@
-"""``/v1/agent``: this agent itself, and the nodes that have one."""
+"""``/v1/agent``: this agent and the cluster's members."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Hook = Callable[[], Awaitable[None]]
 
 
 class AgentEndpoint:
-    """The handlers of the agent itself. ``reload`` and ``leave`` are what it does for these calls."""
+    """Handlers of the agent. ``reload`` and ``leave`` implement agent/reload and agent/leave."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class AgentEndpoint:
     def _runs_agent(self, node: Node) -> bool:
         return any(check.id == SERF_HEALTH for check in self._catalog.node_checks(node.name))
 
-    @endpoint("GET", "/v1/agent/metrics", "What this agent counts", parameters=("format",), response=schemas.METRICS)
+    @endpoint("GET", "/v1/agent/metrics", "This agent's metrics", parameters=("format",), response=schemas.METRICS)
     async def metrics(self, request: HttpRequest) -> HttpResponse:
         if request.get("format") == "prometheus":
             return HttpResponse(self._metrics.text().encode(), type="text/plain; version=0.0.4; charset=utf-8")
@@ -105,32 +105,32 @@ class AgentEndpoint:
         found = {"SHA": "", "BuildDate": "1970-01-01T00:00:00Z", "HumanVersion": __version__, "FIPS": ""}
         return HttpResponse(encode_json(found, request))
 
-    @endpoint("PUT", "/v1/agent/reload", "Read the configuration again", writes=True)
+    @endpoint("PUT", "/v1/agent/reload", "Reload the configuration", writes=True)
     async def reload(self, request: HttpRequest) -> HttpResponse:
         if self._reload is not None:
             await self._reload()
         return HttpResponse()
 
-    @endpoint("PUT", "/v1/agent/leave", "End this agent; its services vanish at once", writes=True)
+    @endpoint("PUT", "/v1/agent/leave", "Stop this agent and deregister its services", writes=True)
     async def leave(self, request: HttpRequest) -> HttpResponse:
         await (self._leave or self._registry.leave)()
         return HttpResponse()
 
-    @endpoint("PUT", "/v1/agent/join/:address", "Refused: nodes meet in the store", writes=True)
+    @endpoint("PUT", "/v1/agent/join/:address", "Not supported: nodes are joined by their store", writes=True)
     async def join(self, request: HttpRequest) -> HttpResponse:
-        raise HttpError(400, "weft's nodes meet in their store; give this agent the same store as the others have")
+        raise HttpError(400, "join is not supported: configure this agent with the store of the other agents")
 
     @endpoint(
         "PUT",
         "/v1/agent/force-leave/:node",
-        "Remove a node that is gone for good, with all on it",
+        "Remove a node and everything registered on it",
         parameters=("prune", "wan"),
         writes=True,
     )
     async def force_leave(self, request: HttpRequest) -> HttpResponse:
         name = request.name
         if name == self._registry.node.name:
-            raise HttpError(400, f"{name} is this agent's own node; use agent/leave")
+            raise HttpError(400, f"{name} is the local node; use agent/leave")
         node = self._catalog.node(name)
         if node is None:
             raise HttpError(400, f"agent: No node found with name '{name[:100]}'")
@@ -140,7 +140,7 @@ class AgentEndpoint:
 
 
 async def deregister_node(store: Store, catalog: Catalog, name: str) -> None:
-    """Delete a node from the catalog, with all that is on it; the node itself last. Raises StoreError."""
+    """Delete a node and all on it from the catalog, the node last. Raises StoreError."""
     removed: list[CatalogEntry] = [*catalog.node_instances(name), *catalog.node_checks(name)]
     operations = [Delete(store_key(one)) for one in removed] + [Delete(store_key(Node(name, "")))]
     for start in range(0, len(operations), 100):

@@ -1,4 +1,4 @@
-"""``/v1/agent``: registering services and checks on this node, reporting, and maintenance."""
+"""``/v1/agent``: registration of local services and checks, check updates, maintenance mode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from weft.service_options import TTL_CHECK
 
 
 class AgentRegisterEndpoint:
-    """The handlers that change what is registered on this node. ``scripts``: whether checks may run programs."""
+    """Handlers that change the local registry. ``scripts`` allows script checks."""
 
     def __init__(self, registry: Registry, blocking_queries: BlockingQueries, *, scripts: bool) -> None:
         self._registry = registry
@@ -30,7 +30,7 @@ class AgentRegisterEndpoint:
     @endpoint(
         "PUT",
         "/v1/agent/service/register",
-        "Register a service, or change it in place",
+        "Register or update a service",
         parameters=("replace-existing-checks",),
         request_body=schemas.SERVICE_REQUEST,
         writes=True,
@@ -42,14 +42,14 @@ class AgentRegisterEndpoint:
             raise HttpError(400, str(error)) from None
         instance = registration.instance
         if CONSUL_SERVICE in (instance.id, instance.name):
-            raise HttpError(400, f'Invalid service name: "{CONSUL_SERVICE}" is what this agent offers itself')
+            raise HttpError(400, f'Invalid service name: "{CONSUL_SERVICE}" is reserved for the agent')
         asked = request.get("replace-existing-checks") in ("", "true")
         replace_checks = request.has("replace-existing-checks") and asked
         await self._registry.register(instance, registration.checks, replace_checks=replace_checks)
         await self._blocking.wait_for_catalog()
         return HttpResponse()
 
-    @endpoint("PUT", "/v1/agent/service/deregister/:id", "End a service", writes=True)
+    @endpoint("PUT", "/v1/agent/service/deregister/:id", "Deregister a service", writes=True)
     async def deregister(self, request: HttpRequest) -> HttpResponse:
         try:
             await self._registry.deregister(request.name)
@@ -61,7 +61,7 @@ class AgentRegisterEndpoint:
     @endpoint(
         "PUT",
         "/v1/agent/service/maintenance/:id",
-        "Take a service out of service, or back",
+        "Enable or disable maintenance mode of a service",
         parameters=("enable", "reason"),
         writes=True,
     )
@@ -73,7 +73,7 @@ class AgentRegisterEndpoint:
     @endpoint(
         "PUT",
         "/v1/agent/maintenance",
-        "Take this node out of service, or back",
+        "Enable or disable maintenance mode of this node",
         parameters=("enable", "reason"),
         writes=True,
     )
@@ -104,7 +104,7 @@ class AgentRegisterEndpoint:
             raise HttpError(400, str(error)) from None
         definition = replace(definition, id=definition.id or definition.name)
         if definition.id == SERF_HEALTH:
-            raise HttpError(400, f'Invalid check: "{SERF_HEALTH}" is this agent\'s own')
+            raise HttpError(400, f'Invalid check: "{SERF_HEALTH}" is reserved for the agent')
         try:
             await self._registry.register_check(definition)
         except NotRegistered:
@@ -112,7 +112,7 @@ class AgentRegisterEndpoint:
         await self._blocking.wait_for_catalog()
         return HttpResponse()
 
-    @endpoint("PUT", "/v1/agent/check/deregister/:id", "End a check", writes=True)
+    @endpoint("PUT", "/v1/agent/check/deregister/:id", "Deregister a check", writes=True)
     async def deregister_check(self, request: HttpRequest) -> HttpResponse:
         if request.name == SERF_HEALTH:
             raise _unknown_check(request.name)

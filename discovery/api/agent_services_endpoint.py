@@ -1,4 +1,4 @@
-"""``/v1/agent``: the services and checks of this node, read."""
+"""``/v1/agent``: reads of the local services and checks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STATUS_CODES = {"passing": 200, "warning": 429}
 
 
 class AgentServicesEndpoint:
-    """The handlers that read what is registered on this node."""
+    """Handlers that read the local registry."""
 
     def __init__(self, catalog: Catalog, registry: Registry, blocking_queries: BlockingQueries) -> None:
         self._catalog = catalog
@@ -46,7 +46,7 @@ class AgentServicesEndpoint:
     @endpoint(
         "GET",
         "/v1/agent/service/:id",
-        "One service of this node; waits for a change of ?hash",
+        "One service of this node; blocks while ?hash is unchanged",
         parameters=("hash", "wait"),
         response=schemas.AGENT_SERVICE,
     )

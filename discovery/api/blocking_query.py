@@ -1,8 +1,9 @@
-"""Answers that can be waited for: an index that moves when, and only when, the answer changes.
+"""Blocking queries: an index that changes if, and only if, the response does.
 
-The catalog says which revision last touched what an answer is made of. That alone would move the index of
-``?passing`` with each output of a check. So the last answer of every question is remembered: where it comes out the
-same, it keeps its index, and whoever waits for another goes on waiting. One body serves all who asked the same.
+The catalog knows the revision that last changed a topic. That alone would advance the index of
+``?passing`` with every check output. So the last response of each query is cached: if it is
+recomputed unchanged it keeps its index, and blocked clients stay blocked. All clients of a query
+share one body.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from store import Store
 
 CACHE_ENTRIES = 4096
 CACHE_BYTES = 32 * 1024 * 1024
-"""How many answers are remembered, and how much they weigh together; a forgotten one may wake its clients once more."""
+"""Bounds of the cache; an evicted entry may wake its clients spuriously."""
 CONSISTENT_SECONDS = 0.2
-"""How long a read may wait for the catalog to have taken over what the store has."""
+"""Seconds that a consistent read waits for the catalog to catch up with the store."""
 JITTER = 16
-"""A wait is longer by up to a sixteenth of it, as in Consul, so that clients do not come back all at once."""
+"""Waits are extended by up to 1/16, as in Consul, to spread reconnects."""
 
 
 @dataclass(slots=True)
 class CachedResponse:
-    """The last answer to a question: its body, its index, and the revision as of which that was so."""
+    """The last response to a query: body, index, and the revision that it was computed from."""
 
     body: bytes
     status: int
@@ -42,7 +43,7 @@ class CachedResponse:
 
 
 class BlockingQueries:
-    """Remembers answers, and parks those who wait for the next one."""
+    """Runs blocking queries and caches their responses."""
 
     def __init__(self, catalog: Catalog, store: Store, metrics: Metrics) -> None:
         self._catalog = catalog
@@ -50,12 +51,15 @@ class BlockingQueries:
         self._cache: OrderedDict[Hashable, CachedResponse] = OrderedDict()
         self._cached_bytes = 0
         self.blocked = 0
-        metrics.gauge("weft_http_waiting", "Requests that wait for a change.", read=lambda: self.blocked)
+        metrics.gauge("weft_http_waiting", "Blocking queries that wait for a change.", read=lambda: self.blocked)
 
     async def serve(
         self, request: HttpRequest, key: Hashable, topics: tuple[Topic, ...], build: Callable[[], Any]
     ) -> HttpResponse:
-        """The answer that ``build`` makes of the catalog (or bytes, written already), past the index asked for."""
+        """Run a query: ``build`` computes the response (or its bytes) from the catalog.
+
+        Blocks until the index exceeds ``?index`` or ``?wait`` has passed.
+        """
         index, seconds = request.blocking_options()
         if request.consistency_mode() == "consistent":
             await self.wait_for_catalog()
@@ -68,7 +72,7 @@ class BlockingQueries:
             await self.block(self._catalog.wait(topics, found.revision, end - clock()))
 
     async def block(self, blocking_options: Awaitable[object]) -> None:
-        """Wait for something, counted as a request that does."""
+        """Await something, counted as a blocked request."""
         self.blocked += 1
         try:
             await blocking_options
@@ -88,13 +92,13 @@ class BlockingQueries:
         return self.cache_response(key, body, 200, revision)
 
     def cache_response(self, key: Hashable, body: bytes, status: int, revision: int, index: int = 0) -> CachedResponse:
-        """Take note of an answer that is true as of a revision; it keeps its index if it is the same as the last.
+        """Cache a response computed from a revision; unchanged it keeps its index.
 
-        Else ``index`` is its index, or the revision where that is 0.
+        Otherwise its index is ``index``, or the revision if that is 0.
         """
         cached = self._cache.get(key)
         if cached is not None and cached.revision > revision:
-            return cached  # a later reading overtook this one
+            return cached  # a concurrent, later read has been cached
         if cached is not None:
             del self._cache[key]
             self._cached_bytes -= len(cached.body)
@@ -111,18 +115,18 @@ class BlockingQueries:
         return found
 
     def answer(self, found: CachedResponse, request: HttpRequest) -> HttpResponse:
-        """An answer with the headers that every read has."""
+        """A response with the headers of every read."""
         headers = consul_headers(found.index, request)
         return HttpResponse(found.body, found.status, headers=headers)
 
     async def wait_for_catalog(self) -> None:
-        """Wait until the catalog has taken over all that the store has now. Raises StoreError."""
+        """Wait until the catalog has applied what is in the store now. Raises StoreError."""
         revision = (await self._store.range(layout.NODES, limit=1)).revision
         await self._catalog.wait_for_revision(revision, CONSISTENT_SECONDS)
 
 
 def consul_headers(index: int, request: HttpRequest) -> dict[str, str]:
-    """What Consul says with each read."""
+    """The headers that Consul adds to reads."""
     return {
         "X-Consul-Index": str(index),
         "X-Consul-KnownLeader": "true",
@@ -132,7 +136,7 @@ def consul_headers(index: int, request: HttpRequest) -> dict[str, str]:
 
 
 def encode_json(value: Any, request: HttpRequest) -> bytes:
-    """JSON, indented if the question has ``?pretty``."""
+    """Encode JSON, indented with ``?pretty``."""
     if request.has("pretty"):
         return json.dumps(value, ensure_ascii=False, indent=4).encode() + b"\n"
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,7 +1,7 @@
-"""The writing half of ``/v1/catalog``: nodes and services that run no agent, written as they are told.
+"""``/v1/catalog`` writes: external nodes and services, which no agent registers.
 
-What is written of a node that has an agent is bound to that node's lease, and goes with its agent's next start, which
-puts back what the agent itself knows; what is written of others stays until it is deregistered.
+What is written for a node with an agent is bound to that node's lease, and is removed when its
+agent restarts (anti-entropy); otherwise it remains until it is deregistered.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ATTEMPTS = 100
 
 
 class CatalogEndpoint:
-    """The handlers that write the catalog."""
+    """Handlers of catalog/register and catalog/deregister."""
 
     def __init__(self, catalog: Catalog, registry: Registry, store: Store, blocking_queries: BlockingQueries) -> None:
         self._catalog = catalog
@@ -38,7 +38,7 @@ class CatalogEndpoint:
     @endpoint(
         "PUT",
         "/v1/catalog/register",
-        "Write a node, a service and checks that no agent looks after",
+        "Register an external node, service and checks",
         response=schemas.BOOLEAN,
         request_body=schemas.CATALOG_REGISTER_REQUEST,
         writes=True,
@@ -62,12 +62,12 @@ class CatalogEndpoint:
         one = fields.object_("Check")
         found = [*([one] if one is not None and fields.get("Check") else []), *fields.objects("Checks")]
         if len(found) > MAX_CHECKS:
-            raise BadField(f"Checks: {len(found)} of them; {MAX_CHECKS} is the most")
+            raise BadField(f"Checks: {len(found)} checks, the limit is {MAX_CHECKS}")
         checks = [_check(part, node) for part in found]
         return [self._of_service(check, instance) for check in checks]
 
     def _of_service(self, check: Check, instance: Instance | None) -> Check:
-        """The check with the name and tags of its service, which must be there."""
+        """The check with name and tags of its service, which must exist."""
         if not check.service_id:
             return check
         if instance is None or instance.id != check.service_id:
@@ -89,17 +89,19 @@ class CatalogEndpoint:
             guard = Compare(store_key(node), "mod", entry.mod_revision if entry else 0)
             if not operations or (await self._store.transact((guard,), operations)).succeeded:
                 return
-        raise Unavailable(f"node {node.name} could not be written", hint="too many others write it; try again")
+        raise Unavailable(f"node {node.name} could not be written", hint="too many concurrent writes; try again")
 
     async def _put(self, value: CatalogEntry, lease: int) -> Operation | None:
-        """How to write a value; None where it is there already, for that would be a change to all who wait."""
+        """The operation to write an entry; None if it is unchanged, so as not to wake blocking
+        queries.
+        """
         found = await self._store.get(store_key(value))
         if found is not None and found.value == encode(value) and found.lease == lease:
             return None
         return Put(store_key(value), encode(value), lease)
 
     def _renamed(self, instance: Instance | None) -> list[Operation]:
-        """What to delete where the id was another service's."""
+        """The deletion of an instance whose id now belongs to another service."""
         old = self._catalog.instance(instance.node, instance.id) if instance is not None else None
         if old is None or instance is None or old.name == instance.name:
             return []
@@ -108,7 +110,7 @@ class CatalogEndpoint:
     @endpoint(
         "PUT",
         "/v1/catalog/deregister",
-        "Remove a service, a check, or a node with all that is on it",
+        "Deregister a service, a check, or a node with everything on it",
         response=schemas.BOOLEAN,
         request_body=schemas.CATALOG_DEREGISTER_REQUEST,
         writes=True,
@@ -135,10 +137,10 @@ class CatalogEndpoint:
         return HttpResponse(b"true")
 
     async def _deregister_own(self, service_id: str, check_id: str) -> None:
-        """What this agent itself looks after ends with it; what was written beside it is deleted."""
+        """Deregister from the local registry; what is only in the catalog is deleted there."""
         name = self._registry.node.name
         if not service_id and not check_id:
-            raise HttpError(400, f"{name} is this agent's own node; deregister its services, or use agent/leave")
+            raise HttpError(400, f"{name} is the local node; deregister its services, or use agent/leave")
         try:
             if service_id:
                 await self._registry.deregister(service_id)
@@ -197,7 +199,7 @@ def _check(fields: Fields, node: str) -> Check:
         raise BadField("Missing check name")
     definition = fields.get("Definition")
     if definition is not None and not isinstance(definition, dict):
-        fields.invalid("Definition", definition, "is no object")
+        fields.invalid("Definition", definition, "is not an object")
     return Check(
         node=node,
         id=check_id or name,

@@ -1,8 +1,9 @@
-"""Who may change something: not a page that a browser on this machine has open.
+"""Rejects cross-site requests that change something.
 
-The API listens where every program of the machine can reach it, and browsers are programs that run what strangers
-wrote. A page of another site is known by its Origin, or by what the browser says about where the request comes from;
-one whose name was made to point here (DNS rebinding) by the Host that it asks for.
+The API listens where every process of the host can reach it, browsers included, and those run
+untrusted pages. A cross-site request is recognized by Origin or Sec-Fetch-Site, DNS rebinding by
+Host.
+
 Source: RFC 6454; https://www.w3.org/TR/fetch-metadata/; RFC 9110 section 7.2.
 """
 
@@ -16,20 +17,20 @@ _OWN_SITES = ("same-origin", "none")
 
 
 def rejection_reason(headers: Mapping[str, str], hosts: Collection[str]) -> str:
-    """Why a request with these headers may change nothing, "" if it may. ``hosts``: names of this agent, lower case."""
+    """Why a request is rejected, "" if it is not. ``hosts`` are this agent's names in lower case."""
     if origin := headers.get("Origin"):
-        return f"requests with an Origin may change nothing here: {origin[:100]!r} is a web page"
+        return f"cross-origin request from {origin[:100]!r} rejected"
     site = headers.get("Sec-Fetch-Site", "none")
     if site not in _OWN_SITES:
-        return f"requests from other sites' pages may change nothing here (Sec-Fetch-Site: {site[:40]})"
+        return f"cross-site request rejected (Sec-Fetch-Site: {site[:40]})"
     host = _hostname(headers.get("Host", ""))
     if host and not _is_own_host(host, hosts):
-        return f"this agent is not called {host[:100]!r}: use its address, localhost, or a name of its configuration"
+        return f"unknown Host {host[:100]!r}: use an IP address, localhost, or a name in http.hosts"
     return ""
 
 
 def _hostname(host: str) -> str:
-    """The host of ``HOST:PORT``."""
+    """The host of ``HOST:PORT``, in lower case."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.rpartition(":")[0].lower() or host.lower() if host.count(":") == 1 else host.lower()

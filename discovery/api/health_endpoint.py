@@ -1,6 +1,6 @@
-"""``/v1/health`` and the reading half of ``/v1/catalog``: what the catalog knows, as Consul's clients ask for it.
+"""``/v1/health``, ``/v1/status`` and the reads of ``/v1/catalog``.
 
-Lists of instances are sorted by node and id in both, since clients pair them by position.
+Lists of instances are sorted by node and id in both, since clients match them by position.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from discovery.catalog import CHECKS, NODES, SERVICES, Catalog, Topic
 from discovery.structs import CONSUL_SERVICE, Check, Node, Status
 
 CACHE_KEY_PARAMETERS = ("passing", "tag", "near", "node-meta", "filter", "pretty")
-"""The parameters that change what is answered; the others say how."""
+"""The parameters that a response depends on."""
 BLOCKING_PARAMETERS = ("index", "wait", "stale", "consistent", "cached", "pretty", "dc")
 OF_INSTANCES = ("tag", "near", "node-meta", "filter", *BLOCKING_PARAMETERS)
 
 
 class HealthEndpoint:
-    """The handlers that read the catalog."""
+    """Handlers that read the catalog."""
 
     def __init__(self, catalog: Catalog, node: Node, blocking_queries: BlockingQueries) -> None:
         self._catalog = catalog
@@ -72,7 +72,7 @@ class HealthEndpoint:
         return await self._serve("services", request, topics_, build)
 
     def _filtered_services(self, request: HttpRequest) -> dict[str, list[str]]:
-        """The services of some nodes or instances, with the tags of these alone."""
+        """The services on matching nodes and instances, with the tags of those."""
         nodes = nodes_matching_meta(self._catalog.nodes(), request)
         test = parse_filter(request, schemas.CATALOG_SERVICE)
         found: dict[str, set[str]] = {}
@@ -145,7 +145,7 @@ class HealthEndpoint:
     @endpoint(
         "GET",
         "/v1/catalog/node/:node",
-        "A node and its services by id; null if there is none",
+        "A node and its services by id; null if it does not exist",
         parameters=("filter", *BLOCKING_PARAMETERS),
         response=schemas.nullable(schemas.CATALOG_NODE),
         blocking=True,
@@ -165,7 +165,7 @@ class HealthEndpoint:
     @endpoint(
         "GET",
         "/v1/catalog/node-services/:node",
-        "The same, its services as a list",
+        "A node and its services as a list; null if it does not exist",
         parameters=("filter", *BLOCKING_PARAMETERS),
         response=schemas.nullable(schemas.CATALOG_NODE_SERVICES),
         blocking=True,
@@ -183,7 +183,7 @@ class HealthEndpoint:
         return await self._serve("node services", request, self._topics_of(name), build)
 
     def _topics_of(self, name: str) -> tuple[Topic, ...]:
-        """What an answer about a node is made of: its name may be written in another case, and it may not exist yet."""
+        """The topics of a node, whose name is case-insensitive and may not exist yet."""
         node = self._catalog.node(name)
         return (topics.node(node.name),) if node is not None else (NODES,)
 
@@ -242,7 +242,7 @@ class HealthEndpoint:
     async def checks(self, request: HttpRequest) -> HttpResponse:
         state = _required(request, "Missing check state")
         if state not in ("any", *Status):
-            raise HttpError(400, f"Invalid check state: '{state[:40]}'; any, passing, warning and critical are states")
+            raise HttpError(400, f"Invalid check state: '{state[:40]}'; must be any, passing, warning or critical")
 
         def build() -> Any:
             found: list[Check] = [one for one in self._catalog.checks() if state in ("any", one.status.value)]
@@ -255,7 +255,7 @@ class HealthEndpoint:
         topics_ = (CHECKS, NODES) if request.has("node-meta") else (CHECKS,)
         return await self._serve("checks", request, topics_, build)
 
-    # What there is but one of
+    # Datacenter and leader
 
     @endpoint("GET", "/v1/catalog/datacenters", "The datacenters", response=schemas.STRINGS)
     async def datacenters(self, request: HttpRequest) -> HttpResponse:
@@ -264,7 +264,7 @@ class HealthEndpoint:
     @endpoint(
         "GET",
         "/v1/weft/virtual-addresses",
-        "The virtual addresses of each service; Consul has no such call",
+        "The virtual addresses of each service (not in Consul)",
         response=schemas.map_of(schemas.STRINGS),
     )
     async def virtual_addresses(self, request: HttpRequest) -> HttpResponse:
@@ -294,7 +294,7 @@ def _required(request: HttpRequest, said: str) -> str:
 
 
 def _use_fragments(request: HttpRequest) -> bool:
-    """Whether items are written as they are: neither looked into nor indented."""
+    """Whether cached fragments can be used: no filter, no indentation."""
     return not request.get("filter") and not request.has("pretty")
 
 

@@ -1,6 +1,6 @@
-"""Connections: how many there may be, how long they may take, and who must go when there are too many.
+"""Limits on HTTP connections: number, per client, and time for a request header.
 
-Who waits for a change has a request under way and stays; who has none is idle, and the longest idle goes first.
+When full, the longest idle connection is closed; blocking queries are not idle.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ MAX_HEADERS = 100
 
 _http_log = logging.getLogger("discovery.api.http")
 _http_log.setLevel(logging.CRITICAL)
-"""What clients send that is no HTTP is answered, and no news."""
+"""Malformed HTTP is answered with 400, and not logged."""
 
 
 class HttpConnection(web.RequestHandler):
-    """One connection: whether a request is under way on it, and if not, since when, and since when one has begun."""
+    """A connection. ``idle_since`` is None during a request, ``request_started`` the arrival of its
+    first byte.
+    """
 
     __slots__ = ("client", "idle_since", "request_started")
 
@@ -44,7 +46,7 @@ class HttpConnection(web.RequestHandler):
 
 
 class HttpConnections(web.Server):
-    """All connections of the API, within their bounds."""
+    """The HTTP server, with its limits on connections."""
 
     def __init__(self, handler: Any, settings: HttpSettings, metrics: Metrics) -> None:
         super().__init__(
@@ -62,7 +64,7 @@ class HttpConnections(web.Server):
         self._settings = settings
         self._per_client: Counter[str] = Counter()
         self._open: dict[HttpConnection, None] = {}
-        self._refused = metrics.counter("weft_http_refused_total", "Connections ended by a bound.", "reason")
+        self._refused = metrics.counter("weft_http_refused_total", "Connections closed by a limit.", "reason")
         metrics.gauge("weft_http_connections", "Open connections.", read=lambda: len(self._open))
 
     def __call__(self) -> web.RequestHandler:
@@ -81,7 +83,7 @@ class HttpConnections(web.Server):
         self._per_client[handler.client] += 1
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family != socket.AF_UNIX:
-            # Who does not take what it asked for is let go by the kernel.
+            # The kernel closes connections whose client does not read.
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self._settings.write_time * 1000))
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
@@ -96,7 +98,7 @@ class HttpConnections(web.Server):
             del self._per_client[handler.client]
 
     def _make_room(self, client: str) -> bool:
-        """Whether one more may come; who is longest idle makes room."""
+        """Whether a connection is accepted, closing the longest idle one if full."""
         of_peer = self._per_client[client] >= self._settings.connections_of_peer
         if not of_peer and len(self._open) < self._settings.connections:
             return True
@@ -115,15 +117,15 @@ class HttpConnections(web.Server):
             handler.transport.abort()
 
     def mark_busy(self, handler: HttpConnection) -> None:
-        """A request is under way."""
+        """A request has begun."""
         handler.idle_since = handler.request_started = None
 
     def mark_idle(self, handler: HttpConnection) -> None:
-        """It is answered."""
+        """The request is answered."""
         handler.idle_since = self._loop.time()
 
     async def sweep(self) -> None:
-        """End those who began a request and do not come to its end; for ever."""
+        """Close connections that have not completed their request header in time; runs forever."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             late = self._loop.time() - self._settings.header_time

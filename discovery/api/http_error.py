@@ -1,4 +1,4 @@
-"""What a request is answered with instead of what it asked for: a status and one sentence of text."""
+"""Error responses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 class HttpError(Exception):
-    """An answer that is an error. ``close`` ends the connection after it, its body unread."""
+    """An error response: status and text. ``close`` closes the connection, its body unread."""
 
     def __init__(
         self, status: int, text: str, *, headers: Mapping[str, str] | None = None, close: bool = False

@@ -1,4 +1,4 @@
-"""One request, read: which route, the name in its path, its parameters and body."""
+"""A request as handlers see it: path name, parameters, body."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from discovery.consul.durations import parse_duration
 from discovery.consul.json_fields import BadField, decode_json
 
 MAX_PARAMETERS = 128
-"""Parameters of one request."""
+"""Query parameters of one request."""
 DEFAULT_WAIT = 300.0
 MAX_WAIT = 600.0
 _NUMBER = re.compile(r"\d{1,20}", re.ASCII)
@@ -22,7 +22,7 @@ _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
 @dataclass(slots=True)
 class HttpRequest:
-    """A request. ``name`` is the part of the path that is the client's: a service, a node, a key."""
+    """A request. ``name`` is the variable part of the path: a service, a node, a key."""
 
     method: str
     name: str
@@ -31,34 +31,36 @@ class HttpRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def has(self, name: str) -> bool:
-        """Whether the parameter is there at all: ``?stale``."""
+        """Whether a parameter is present: ``?stale``."""
         return name in self.parameters
 
     def get(self, name: str) -> str:
-        """The parameter's value, "" if it is not there."""
+        """A parameter's value; default ""."""
         return self.parameters[name][0] if name in self.parameters else ""
 
     def all(self, name: str) -> Sequence[str]:
-        """Every value of a parameter that may be repeated."""
+        """All values of a repeatable parameter."""
         return self.parameters.get(name, ())
 
     def boolean(self, name: str) -> bool:
-        """Whether a parameter is there and not false: ``?passing``, ``?passing=1``. Raises Problem."""
+        """Whether a parameter is present and not false: ``?passing``, ``?passing=1``. Raises
+        HttpError.
+        """
         if not self.has(name) or not self.get(name):
             return self.has(name)
         return parse_bool(self.get(name), f"Invalid value for ?{name}")
 
     def number(self, name: str) -> int:
-        """A whole number of up to 64 bits; 0 if it is not there. Raises Problem."""
+        """An unsigned 64-bit integer; default 0. Raises HttpError."""
         value = self.get(name)
         if not self.has(name):
             return 0
         if not _NUMBER.fullmatch(value) or int(value) >= 2**64:
-            raise HttpError(400, f"Invalid value for ?{name}: {value[:40]!r} is no whole number")
+            raise HttpError(400, f"Invalid value for ?{name}: {value[:40]!r} is not an integer")
         return int(value)
 
     def blocking_options(self) -> tuple[int, float]:
-        """The index that the answer must be past, 0 for any, and for how long to wait for it. Raises Problem."""
+        """``?index``, 0 for a non-blocking query, and ``?wait`` in seconds. Raises HttpError."""
         seconds, index = 0.0, 0
         if value := self.get("wait"):
             try:
@@ -72,14 +74,14 @@ class HttpRequest:
         return index, min(seconds, MAX_WAIT) if seconds > 0 else DEFAULT_WAIT
 
     def consistency_mode(self) -> str:
-        """``stale``, ``consistent`` or "". Raises Problem where they contradict each other."""
+        """The consistency mode: ``stale``, ``consistent`` or "". Raises HttpError if they conflict."""
         for other in ("stale", "cached"):
             if self.has("consistent") and self.has(other):
                 raise HttpError(400, f"Cannot specify ?{other} with ?consistent, conflicting semantics.")
         return next((name for name in ("stale", "consistent") if self.has(name)), "")
 
     async def json(self) -> object:
-        """The body, as JSON. Raises Problem."""
+        """The body as JSON. Raises HttpError."""
         try:
             return decode_json(await self.read())
         except BadField as error:
@@ -87,20 +89,20 @@ class HttpRequest:
 
 
 def parse_parameters(query: str) -> dict[str, list[str]]:
-    """The parameters behind ``?``, in order. Raises Problem."""
+    """Parse a query string. Raises HttpError."""
     found: dict[str, list[str]] = {}
     try:
         for name, value in parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS):
             found.setdefault(name, []).append(value)
     except UnicodeDecodeError:
-        raise HttpError(400, "The parameters are no UTF-8") from None
+        raise HttpError(400, "The query string is not valid UTF-8") from None
     except ValueError:
         raise HttpError(400, f"The request has more than {MAX_PARAMETERS} parameters") from None
     return found
 
 
 def parse_bool(text: str, said: str) -> bool:
-    """A flag as Go's ParseBool reads it. Raises Problem."""
+    """Parse a boolean as Go's ParseBool does. Raises HttpError."""
     if text in _TRUE:
         return True
     if text in _FALSE:

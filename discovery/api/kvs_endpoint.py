@@ -1,7 +1,7 @@
 """``/v1/kv`` and ``/v1/txn``: the key-value store.
 
-Its reads come from the store itself. An index is the revision of the key where one key is asked for and there; of a
-list, or of a key that is not there, it is the store's revision when the answer became what it is.
+Reads come from the store itself. The index of a single key is its ModifyIndex; of a list, or of a
+missing key, the store's revision when the response last changed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from discovery.kv import KV_PREFIX, KVPair, decode_pair
 from store import Entry, Range, Store
 
 MAX_TXN_OPS = 64
-"""Operations in one transaction."""
+"""Operations in one transaction, as in Consul."""
 READ_PARAMETERS = ("recurse", "keys", "raw", "separator", "index", "wait", "stale", "consistent", "pretty", "dc")
 _WRITE_VERBS = {"cas": "cas", "acquire": "lock", "release": "unlock"}
 _RAW_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
 
 
 class KvsEndpoint:
-    """The handlers of keys."""
+    """Handlers of keys and transactions."""
 
     def __init__(self, store: Store, changes: KeyWatcher, blocking_queries: BlockingQueries) -> None:
         self._store = store
@@ -42,7 +42,7 @@ class KvsEndpoint:
     @endpoint(
         "GET",
         "/v1/kv/:key",
-        "A key, all that begin so (?recurse), or their names (?keys)",
+        "A key, all keys under a prefix (?recurse), or their names (?keys)",
         parameters=READ_PARAMETERS,
         response=schemas.list_of(schemas.KV_PAIR),
         statuses=(404,),
@@ -72,7 +72,7 @@ class KvsEndpoint:
         *,
         raw: bool = False,
     ) -> HttpResponse:
-        """Read until the answer is past the index asked for, or the time is over."""
+        """Read until the index exceeds ``?index`` or ``?wait`` has passed."""
         index, wait = request.blocking_options()
         request.consistency_mode()
         clock = asyncio.get_running_loop().time
@@ -85,7 +85,7 @@ class KvsEndpoint:
                 listed = build(found)
                 at = 0 if prefix or listed is None else found.entries[0].mod_revision
                 body = encode_json(listed, request) if listed is not None else b""
-                # What one key has is told by its revision, however it is shown.
+                # A single key's response changes with its revision, however it is formatted.
                 shown = body if prefix else str(at).encode()
                 known = self._blocking.cache_response(
                     ("kv", *asked, request.has("pretty")), shown, 200, found.revision, at
@@ -104,7 +104,7 @@ class KvsEndpoint:
     @endpoint(
         "PUT",
         "/v1/kv/:key",
-        "Set a key; false if ?cas, ?acquire or ?release forbid it",
+        "Set a key; false if ?cas, ?acquire or ?release fails",
         parameters=("flags", "cas", "acquire", "release", "dc"),
         response=schemas.BOOLEAN,
         writes=True,
@@ -114,7 +114,7 @@ class KvsEndpoint:
             raise HttpError(400, "Missing key name")
         asked = [name for name in _WRITE_VERBS if request.has(name)]
         if len(asked) > 1:
-            raise HttpError(400, f"Conflicting flags: {' and '.join(asked)}; give one of them")
+            raise HttpError(400, f"Conflicting flags: {' and '.join(asked)}")
         operation = KVOperation(
             verb=_WRITE_VERBS[asked[0]] if asked else "set",
             key=request.name,
@@ -128,14 +128,14 @@ class KvsEndpoint:
     @endpoint(
         "DELETE",
         "/v1/kv/:key",
-        "Delete a key, or all that begin so (?recurse)",
+        "Delete a key, or all keys under a prefix (?recurse)",
         parameters=("recurse", "cas", "dc"),
         response=schemas.BOOLEAN,
         writes=True,
     )
     async def delete(self, request: HttpRequest) -> HttpResponse:
         if request.has("recurse") and request.has("cas"):
-            raise HttpError(400, "Conflicting flags: recurse and cas; give one of them")
+            raise HttpError(400, "Conflicting flags: recurse and cas")
         if request.has("recurse"):
             verb = "delete-tree"
         elif not request.name:
@@ -148,7 +148,7 @@ class KvsEndpoint:
     @endpoint(
         "PUT",
         "/v1/txn",
-        "Do several operations on keys, or none",
+        "Apply several operations on keys atomically",
         parameters=("dc",),
         response=schemas.TXN_RESPONSE,
         statuses=(409,),
@@ -158,7 +158,7 @@ class KvsEndpoint:
     async def transact(self, request: HttpRequest) -> HttpResponse:
         found = await request.json()
         if not isinstance(found, list):
-            raise HttpError(400, "Failed to parse body: it is no list of operations")
+            raise HttpError(400, "Failed to parse body: not a list of operations")
         if len(found) > MAX_TXN_OPS:
             raise HttpError(413, f"Transaction contains too many operations ({len(found)} > {MAX_TXN_OPS})")
         try:
@@ -179,7 +179,7 @@ class KvsEndpoint:
 
 
 async def wait_event(event: asyncio.Event, wait: float) -> None:
-    """Wait for an event, at most so many seconds."""
+    """Wait for an event, at most ``wait`` seconds."""
     try:
         async with asyncio.timeout(wait):
             await event.wait()
@@ -194,7 +194,7 @@ def _check_size(value: bytes) -> bytes:
 
 
 def _single_key(read: Range, key: str) -> list[Any] | None:
-    """The key itself; it is the first of those that begin so."""
+    """The key itself, the first one of its prefix."""
     entries = [entry for entry in read.entries if entry.key == KV_PREFIX + key]
     return [_kv_pair_json(decode_pair(entry)) for entry in entries] or None
 
@@ -204,7 +204,7 @@ def _recurse(read: Range) -> list[Any] | None:
 
 
 def _key_names(read: Range, prefix: str, separator: str) -> list[Any] | None:
-    """The names of keys; those that have the separator behind the prefix only up to it, and once."""
+    """The key names, truncated behind the separator and deduplicated."""
     names: dict[str, None] = {}
     for entry in read.entries:
         names[_truncate_at_separator(entry, prefix, separator)] = None
@@ -230,16 +230,16 @@ def _kv_pair_json(pair: KVPair) -> dict[str, Any]:
 def _parse_operation(fields: Fields) -> KVOperation:
     found = fields.object_("KV")
     if found is None:
-        raise BadField('an operation is none on keys; write {"KV": {…}}')
+        raise BadField("unknown operation, only KV is supported")
     verb = found.text("Verb", longest=40)
     key = found.text("Key")
     if not key and verb not in ("get-tree", "delete-tree"):
-        found.invalid("Key", key, "names no key")
+        found.invalid("Key", key, "must not be empty")
     text = found.text("Value", longest=2**20)
     try:
         value = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        found.invalid("Value", text, "is no base64")
+        found.invalid("Value", text, "is not valid base64")
     return KVOperation(
         verb,
         key,

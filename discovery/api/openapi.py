@@ -1,4 +1,4 @@
-"""The description of the API, made of the same table that it is served by (OpenAPI 3.1)."""
+"""The OpenAPI 3.1 description, generated from the declared endpoints."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _INDEX = {"X-Consul-Index": {"schema": {"type": "integer"}, "description": "Give
 
 
 def describe(routes: Sequence[Route]) -> dict[str, Any]:
-    """The whole description. Pages for people, outside of ``/v1/``, are no part of it."""
+    """The description of all routes under ``/v1/``."""
     components: dict[str, Any] = {}
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -78,7 +78,7 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
 
 
 def template(route: Route) -> str:
-    """The path as OpenAPI writes it: ``/v1/kv/{key}``."""
+    """The path in OpenAPI's notation: ``/v1/kv/{key}``."""
     start, _, name = route.path.partition(":")
     return f"{start}{{{name}}}" if name else start
 
@@ -119,7 +119,7 @@ def _operation(route: Route, method: str, components: dict[str, Any]) -> dict[st
 
 
 def _component_ref(schema: Schema, components: dict[str, Any]) -> dict[str, Any]:
-    """The schema with those that have a title put among the components, and referred to."""
+    """The schema, with titled ones moved to components and referenced."""
     plain = {name: _resolve(value, components) for name, value in schema.items()}
     title = schema.get("title")
     if title is None or isinstance(schema.get("type"), list):

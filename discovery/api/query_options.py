@@ -1,4 +1,4 @@
-"""What lists can be asked for: ``?filter``, ``?near``, ``?node-meta``, ``?tag``, ``?passing``."""
+"""Query options of lists: ``?filter``, ``?near``, ``?node-meta``, ``?tag``, ``?passing``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 
 def apply_filter(found: Found, request: HttpRequest, schema: Schema) -> Found:
-    """Those that ``?filter`` takes; of a table, by its values. Raises Problem."""
+    """Apply ``?filter`` to a list, or to the values of a map. Raises HttpError."""
     if not request.get("filter"):
         return found
     test = parse_filter(request, schema)
@@ -30,7 +30,7 @@ def apply_filter(found: Found, request: HttpRequest, schema: Schema) -> Found:
 
 
 def parse_filter(request: HttpRequest, schema: Schema) -> Predicate:
-    """The test that ``?filter`` is. Raises Problem."""
+    """Compile ``?filter``. Raises HttpError."""
     try:
         return compile_filter(request.get("filter"), schema)
     except BadFilter as error:
@@ -38,17 +38,17 @@ def parse_filter(request: HttpRequest, schema: Schema) -> Predicate:
 
 
 def requested_meta(request: HttpRequest) -> dict[str, str]:
-    """What ``?node-meta=KEY:VALUE`` asks for, all of it together."""
+    """The pairs of all ``?node-meta=KEY:VALUE``."""
     return {key: value for key, _, value in (pair.partition(":") for pair in request.all("node-meta"))}
 
 
 def matches_meta(meta: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """Whether a node has all of these pairs."""
+    """Whether a node has all of these metadata pairs."""
     return all(meta.get(key) == value for key, value in wanted.items())
 
 
 def sort_near(found: Iterable[Item], request: HttpRequest, own: str, node_of: Callable[[Item], str]) -> list[Item]:
-    """Those of the node that ``?near`` names first; the order is otherwise kept."""
+    """Items of the ``?near`` node first; otherwise the order is kept."""
     items = list(found)
     name = request.get("near")
     if not name:
@@ -58,7 +58,9 @@ def sort_near(found: Iterable[Item], request: HttpRequest, own: str, node_of: Ca
 
 
 def select_instances(instances: Sequence[Health], request: HttpRequest, own: str, *, passing: bool) -> list[Health]:
-    """The instances that ``?tag``, ``?node-meta`` and, for health, ``?passing`` leave, in the order of ``?near``."""
+    """The instances selected by ``?tag``, ``?node-meta`` and, for health, ``?passing``, sorted by
+    ``?near``.
+    """
     tags = [tag.lower() for tag in request.all("tag") if tag]
     wanted = requested_meta(request)
     found = [
@@ -72,6 +74,6 @@ def select_instances(instances: Sequence[Health], request: HttpRequest, own: str
 
 
 def nodes_matching_meta(nodes: Iterable[Node], request: HttpRequest) -> set[str]:
-    """The names of the nodes that ``?node-meta`` leaves."""
+    """The names of the nodes selected by ``?node-meta``."""
     wanted = requested_meta(request)
     return {node.name for node in nodes if matches_meta(node.meta, wanted)}

@@ -1,6 +1,6 @@
-"""The shapes of answers, as JSON schemas: for OpenAPI, for filters, and for the tests of what is really answered.
+"""JSON schemas of requests and responses: for OpenAPI, filters and the tests of real responses.
 
-Source: https://developer.hashicorp.com/consul/api-docs and the structures of Consul's Go client.
+Source: https://developer.hashicorp.com/consul/api-docs and the structs of Consul's Go client.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def list_of(items: Schema) -> Schema:
 
 
 def map_of(values: Schema) -> Schema:
-    """An object whose keys are the user's."""
+    """A map with arbitrary keys."""
     return {"type": "object", "additionalProperties": values}
 
 
 def struct(title: str, *, optional: Mapping[str, Schema] | None = None, **properties: Schema) -> Schema:
-    """An object that always has these fields."""
+    """An object with these required fields."""
     return {
         "title": title,
         "type": "object",
@@ -37,7 +37,7 @@ def struct(title: str, *, optional: Mapping[str, Schema] | None = None, **proper
 
 
 def nullable(schema: Schema) -> Schema:
-    """It, or null."""
+    """The schema, or null."""
     return {**schema, "type": [schema["type"], "null"]}
 
 
@@ -80,7 +80,9 @@ _SERVICE: dict[str, Schema] = {
     "EnableTagOverride": BOOLEAN,
 }
 PORTS = list_of(struct("ServicePort", Name=STRING, Port=INTEGER, Default=BOOLEAN))
-"""Named ports, there only if a service has some: clients that know them (Consul 1.22) expect a list, others nothing."""
+"""Named ports, present only if a service has any: new clients (Consul 1.22) expect a list, old ones
+none.
+"""
 SERVICE = struct("Service", optional={"Ports": PORTS}, **_SERVICE, **INDEXES)
 AGENT_SERVICE = struct("AgentService", optional={"Ports": PORTS, "ContentHash": STRING}, **_SERVICE, Datacenter=STRING)
 CHECK = struct(
@@ -187,7 +189,7 @@ METRICS = struct(
 )
 VERSION = struct("Version", SHA=STRING, BuildDate=STRING, HumanVersion=STRING, FIPS=STRING)
 
-# What is sent
+# Request bodies
 
 CHECK_REQUEST: Schema = {
     "title": "CheckRegistration",

@@ -1,4 +1,4 @@
-"""Values as Consul writes them in JSON. Lists are never null."""
+"""Consul's JSON of nodes, services and checks. Lists are never null."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Json = dict[str, Any]
 
 
 def node(found: Node) -> Json:
-    """A node, as catalog and health show it."""
+    """A node, in catalog and health responses."""
     return {
         "ID": found.id,
         "Node": found.name,
@@ -45,7 +45,7 @@ def _service(found: Instance) -> Json:
 
 
 def _ports(name: str, found: Instance) -> Json:
-    """Named ports, if there are any."""
+    """Named ports; no field without any."""
     ports = [{"Name": port, "Port": number, "Default": number == found.port} for port, number in found.ports.items()]
     return {name: ports} if ports else {}
 
@@ -59,17 +59,17 @@ def _weights(found: Instance) -> Json:
 
 
 def service(found: Instance) -> Json:
-    """An instance, as health and catalog/node show it."""
+    """An instance, in health and catalog/node responses."""
     return {**_service(found), "CreateIndex": found.create_index, "ModifyIndex": found.modify_index}
 
 
 def agent_service(found: Instance, datacenter: str) -> Json:
-    """An instance, as its own agent shows it."""
+    """An instance, in agent responses."""
     return {**_service(found), "Datacenter": datacenter}
 
 
 def check(found: Check) -> Json:
-    """A check, wherever it is shown."""
+    """A check."""
     return {
         "Node": found.node,
         "CheckID": found.id,
@@ -91,7 +91,7 @@ def check(found: Check) -> Json:
 
 
 def catalog_service(found: Health) -> Json:
-    """An instance with its node, as catalog/service shows them."""
+    """An instance with its node, in catalog/service responses."""
     where, instance = found.node, found.instance
     return {
         "ID": where.id,
@@ -119,7 +119,7 @@ def catalog_service(found: Health) -> Json:
 
 
 def health(found: Health) -> Json:
-    """An instance with its node and checks, as health/service shows them."""
+    """An instance with its node and checks, in health/service responses."""
     return {
         "Node": node(found.node),
         "Service": service(found.instance),
@@ -128,7 +128,7 @@ def health(found: Health) -> Json:
 
 
 def member(found: Node, checks: Iterable[Check], version: str) -> Json:
-    """A node that runs an agent, as agent/members shows it: 1 is alive, 4 failed."""
+    """A member, in agent/members: status 1 is alive, 4 failed."""
     alive = all(one.status is Status.PASSING for one in checks if one.id == SERF_HEALTH)
     return {
         "Name": found.name,

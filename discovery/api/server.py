@@ -1,4 +1,4 @@
-"""The server of the API: takes requests, finds their route, and writes what comes of it."""
+"""The HTTP API server: finds the route of each request and runs its handler."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 1024
 METHODS = ("GET", "PUT", "DELETE", "HEAD", "POST", "OPTIONS", "PATCH")
-"""Methods that are counted by name."""
+"""Methods with a metrics label of their own."""
 RESERVED_FILES = 256
-"""Open files that connections leave to the rest of the process."""
+"""File descriptors reserved for the rest of the process."""
 
 
 class ApiServer:
-    """Consul's HTTP API. ``reload`` and ``leave`` are called for ``agent/reload`` and ``agent/leave``.
+    """Consul's HTTP API. ``reload`` and ``leave`` implement agent/reload and agent/leave.
 
-    ``more`` are routes of others that are served beside its own.
+    ``extra_routes`` are served beside its own.
     """
 
     def __init__(
@@ -87,17 +87,17 @@ class ApiServer:
         )
         self.router = Router((*(route for each in endpoints for route in routes_of(each)), *extra_routes))
         self._hosts = {name.lower().rstrip(".") for name in (*settings.hosts, registry.node.name)}
-        self._requests = metrics.counter("weft_http_requests_total", "Requests answered.", "method", "path", "code")
-        self._seconds = metrics.histogram("weft_http_request_seconds", "Time of requests that did not wait.", "method")
+        self._requests = metrics.counter("weft_http_requests_total", "HTTP requests.", "method", "path", "code")
+        self._seconds = metrics.histogram("weft_http_request_seconds", "Latency of non-blocking requests.", "method")
         self._server: HttpConnections | None = None
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._pending_writes: set[asyncio.Future[HttpResponse]] = set()
         self.addresses: tuple[str, ...] = ()
-        """Where it listens, once it has started: what was asked for, with the real port in place of 0."""
+        """The listening addresses once started, with the actual port for port 0."""
 
     async def start(self) -> None:
-        """Listen. Raises StoreError, or OSError with the place in its text where that cannot be listened at."""
+        """Start listening. Raises StoreError, or OSError that names the address."""
         self._server = HttpConnections(self._handle, self._settings, self._metrics)
         self._sweeper = asyncio.create_task(self._server.sweep())
         loop = asyncio.get_running_loop()
@@ -114,7 +114,7 @@ class ApiServer:
         log.info("HTTP API at %s", ", ".join(self.addresses))
 
     async def stop(self) -> None:
-        """Stop listening; what is being written is finished, who waits is let go."""
+        """Stop: pending writes are completed, blocking queries are cut off."""
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
@@ -169,19 +169,19 @@ class ApiServer:
             self._seconds.observe(time.monotonic() - started, method)
         headers = {"Content-Type": answer.type, **answer.headers}
         response = web.Response(body=answer.body, status=answer.status, headers=headers)
-        # A body that was not read to its end would be taken for the next request.
+        # An unread body would be parsed as the next request.
         if close or not request.content.is_eof():
             response.force_close()
         return response
 
     def _route_request(self, request: web.BaseRequest) -> tuple[Route, HttpRequest]:
-        """The route of a request and what it asks. Raises Problem."""
+        """The route and the parsed request. Raises HttpError."""
         length = request.content_length or 0
         if length > self._settings.body_bytes:
             raise self._too_large(length)
         raw_path, _, query = request.raw_path.partition("?")
         if not raw_path.startswith("/"):
-            raise HttpError(400, "Give the path alone: GET /v1/…")
+            raise HttpError(400, "Invalid request target: must be an absolute path")
         route, name = self.router.find(request.method, raw_path)
         if route.writes and request.protocol.transport is not None:
             why = rejection_reason(request.headers, self._hosts)
@@ -196,7 +196,7 @@ class ApiServer:
     async def _run(self, route: Route, api_request: HttpRequest) -> HttpResponse:
         if not route.writes:
             return await route.handler(api_request)
-        # A client that goes away must not leave half of what it asked for.
+        # A write is completed even if the client disconnects.
         writing: asyncio.Future[HttpResponse] = asyncio.ensure_future(route.handler(api_request))
         self._pending_writes.add(writing)
         writing.add_done_callback(self._on_write_done)
@@ -205,10 +205,10 @@ class ApiServer:
     def _on_write_done(self, writing: asyncio.Future[HttpResponse]) -> None:
         self._pending_writes.discard(writing)
         if not writing.cancelled():
-            writing.exception()  # who asked may be gone, and then nobody else looks at it
+            writing.exception()  # retrieve it: the client may have disconnected
 
     async def _body(self, request: web.BaseRequest) -> bytes:
-        """The body, within its bounds of size and time. Raises Problem."""
+        """Read the body, limited in size and time. Raises HttpError."""
         if request.headers.get("Expect", "").lower() == "100-continue" and request.protocol.transport is not None:
             request.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         found = bytearray()
@@ -222,7 +222,7 @@ class ApiServer:
             text = f"The body did not come within {self._settings.body_time:g} s"
             raise HttpError(408, text, close=True) from None
         except web.RequestPayloadError:
-            raise HttpError(400, "The body is no HTTP", close=True) from None
+            raise HttpError(400, "Malformed request body", close=True) from None
         return bytes(found)
 
     def _too_large(self, size: int) -> HttpError:
@@ -231,7 +231,7 @@ class ApiServer:
 
 
 def _apply_file_limit(settings: HttpSettings) -> HttpSettings:
-    """The settings with no more connections than the process may have open files, which it raises if it may."""
+    """Limit connections to the file descriptors, after raising RLIMIT_NOFILE as far as permitted."""
     wanted = settings.connections + RESERVED_FILES
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files < wanted:
@@ -241,7 +241,7 @@ def _apply_file_limit(settings: HttpSettings) -> HttpSettings:
 
 
 def _listen(address: str) -> socket.socket:
-    """A socket that is bound to ``HOST:PORT`` or to the path of a unix socket. Raises OSError."""
+    """A socket bound to ``HOST:PORT`` or a unix socket path. Raises OSError."""
     try:
         if address.startswith("/"):
             return _listen_unix(Path(address))
@@ -257,18 +257,18 @@ def _listen(address: str) -> socket.socket:
             undo.pop_all()
         return sock
     except (OSError, ValueError, OverflowError) as error:
-        raise OSError(f"the HTTP API cannot listen at {address}: {error}") from error
+        raise OSError(f"the HTTP API cannot listen on {address}: {error}") from error
 
 
 def _listen_unix(path: Path) -> socket.socket:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.lstat().st_mode) and not _blocking(path):
-            path.unlink()  # left behind by one that was killed
+            path.unlink()  # stale socket of a killed process
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.bind(str(path))
-        os.chmod(path, 0o600)  # nobody can connect before it listens
+        os.chmod(path, 0o600)  # no connection is possible before listen(2)
     except OSError:
         sock.close()
         raise

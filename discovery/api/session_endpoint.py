@@ -27,7 +27,7 @@ MAX_LOCK_DELAY = 60.0
 
 
 class SessionEndpoint:
-    """The handlers of sessions."""
+    """Handlers of sessions."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class SessionEndpoint:
     @endpoint(
         "PUT",
         "/v1/session/create",
-        "Begin a session",
+        "Create a session",
         parameters=("dc",),
         response=schemas.struct("SessionCreated", ID=schemas.STRING),
         request_body=schemas.SESSION_REQUEST,
@@ -66,7 +66,7 @@ class SessionEndpoint:
     def _session(self, fields: Fields) -> Session:
         node = fields.name("Node") or self._node
         if self._catalog.node(node) is None and node != self._node:
-            raise HttpError(400, f'Missing node registration: there is no node "{node}"')
+            raise HttpError(400, f'Missing node registration: no node "{node}"')
         behavior = fields.text("Behavior") or "release"
         if behavior not in ("release", "delete"):
             raise HttpError(400, f"Invalid Behavior setting '{behavior[:40]}'")
@@ -91,7 +91,7 @@ class SessionEndpoint:
         return session
 
     def _validate_checks(self, session: Session) -> None:
-        """Raise Problem where a check that the session is to live by is not there, or critical."""
+        """Validate that the checks of a session exist and are not critical. Raises HttpError."""
         found = {check.id: check for check in self._catalog.node_checks(session.node)}
         for name in (*session.checks, *session.service_checks):
             if name not in found and name != SERF_HEALTH:
@@ -102,7 +102,7 @@ class SessionEndpoint:
     @endpoint(
         "PUT",
         "/v1/session/destroy/:id",
-        "End a session; what it holds is released",
+        "Destroy a session and release its locks",
         parameters=("dc",),
         response=schemas.BOOLEAN,
         writes=True,
@@ -114,7 +114,7 @@ class SessionEndpoint:
     @endpoint(
         "PUT",
         "/v1/session/renew/:id",
-        "Give a session its full time again",
+        "Renew a session",
         parameters=("dc",),
         response=schemas.list_of(schemas.SESSION),
         writes=True,
@@ -187,7 +187,7 @@ def _required_id(request: HttpRequest) -> str:
 
 
 def _lock_delay(fields: Fields) -> float:
-    """Seconds; a small number is meant as seconds, not as Go's nanoseconds."""
+    """Seconds; small numbers are seconds, not nanoseconds, as in Consul."""
     if not fields.has("LockDelay"):
         return 15.0
     duration = fields.duration("LockDelay")

@@ -1,4 +1,4 @@
-"""What the HTTP API can be told: where it listens, what it allows, and its bounds."""
+"""Settings of the HTTP API."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from dataclasses import dataclass
 
 KIBIBYTE = 1024
 MAX_VALUE_BYTES = 511 * KIBIBYTE
-"""Bytes of a value in the key-value store; the store's own 512 KiB, less what is kept beside it."""
+"""Bytes of a KV value: the store's 512 KiB less weft's own header."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    """Times are in seconds, sizes in bytes.
+    """Settings of the HTTP API. Times in seconds, sizes in bytes.
 
-    ``listen``: ``HOST:PORT``, ``[IPV6]:PORT``, or the path of a unix socket, which is made with mode 0600. ``hosts``:
-    names, beside addresses, ``localhost`` and the node's own name, by which requests that change something may call
-    this agent. ``scripts``: whether checks that run programs may be registered over HTTP; off, since that is running
-    programs as root for whoever reaches the API. ``header_time`` is what a client has for the rest of a request's head
-    once it has begun, ``body_time`` for its body, ``idle_time`` between requests, ``write_time`` for taking an answer.
+    ``listen``: ``HOST:PORT``, ``[IPV6]:PORT``, or the path of a unix socket, created with mode
+    0600. ``hosts``: Host names accepted in requests that change something, beside addresses,
+    ``localhost`` and the node's name. ``scripts``: accept script checks over HTTP; off, since they
+    run as root for whoever reaches the API. ``header_time``: for a request header once begun;
+    ``body_time``: for the body; ``idle_time``: between requests; ``write_time``: for the client to
+    read a response.
     """
 
     listen: tuple[str, ...] = ("127.0.0.1:8500",)

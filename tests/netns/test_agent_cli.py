@@ -113,10 +113,10 @@ def test_a_part_that_cannot_begin_is_said(weft: Weft) -> None:
         other.listen()
         up = weft("up", check=False)
         assert up.code == 1
-        assert "weft: http: the HTTP API cannot listen at 127.0.0.1:8500: " in up.stderr
+        assert "weft: http: the HTTP API cannot listen on 127.0.0.1:8500: " in up.stderr
         assert "HTTP at nowhere" in up.stdout
         status = weft("status", check=False)
-        assert (status.code, "http: the HTTP API cannot listen at 127.0.0.1:8500" in status.stdout) == (1, True)
+        assert (status.code, "http: the HTTP API cannot listen on 127.0.0.1:8500" in status.stdout) == (1, True)
     until(lambda: weft("status", check=False).code == 0, EXPECTED, "the HTTP API listens when its port is free")
 
 

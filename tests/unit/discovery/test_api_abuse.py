@@ -253,5 +253,5 @@ def test_it_may_be_stopped_and_started_again(tmp_path: Path) -> None:
 
 
 def test_a_place_that_is_taken_is_told(agent: LabAgent, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=f"the HTTP API cannot listen at 127.0.0.1:{agent.port}: "):
+    with pytest.raises(OSError, match=f"the HTTP API cannot listen on 127.0.0.1:{agent.port}: "):
         LabAgent(tmp_path, Node("n2", "127.0.0.1"), HttpSettings(listen=(f"127.0.0.1:{agent.port}",)))

@@ -181,7 +181,7 @@ def test_what_is_written_of_a_node_with_an_agent_goes_with_its_lease(agent: LabA
         ("register", {"Node": "a", "Address": "h", "NodeMeta": {"a b": "c"}}, "Invalid Node Meta"),
         ("register", [], "is not an object"),
         ("deregister", {}, "Must provide node"),
-        ("deregister", {"Node": "n1"}, "own node"),
+        ("deregister", {"Node": "n1"}, "is the local node"),
     ],
 )
 def test_what_is_refused_is_told(agent: LabAgent, path: str, body: object, said: str) -> None:
@@ -205,7 +205,7 @@ def test_what_is_refused_is_told(agent: LabAgent, path: str, body: object, said:
         ("/v1/health/state/odd", "Invalid check state"),
         ("/v1/health/node/", "Missing node name"),
         ("/v1/catalog/nodes?" + "a&" * 200, "more than 128 parameters"),
-        ("/v1/catalog/nodes?filter=%ff", "no UTF-8"),
+        ("/v1/catalog/nodes?filter=%ff", "not valid UTF-8"),
     ],
 )
 def test_what_cannot_be_asked_is_told(agent: LabAgent, path: str, said: str) -> None:
