@@ -222,8 +222,10 @@ def test_where_the_agent_is_asked_for(agent: LabAgent, monkeypatch: pytest.Monke
     code, _, err = call("services", "register", "-name=web")
     assert (code, err.splitlines()[0]) == (
         1,
-        f'Error registering service "web": cannot connect to the agent at unix://{tmp_path}/none.sock: '
-        "No such file or directory",
+        (
+            f'Error registering service "web": cannot connect to the agent at unix://{tmp_path}/none.sock: '
+            "No such file or directory"
+        ),
     )
 
 
