@@ -31,7 +31,7 @@ IN_PROCESS = Contender("in process", OWN, "off")
 
 
 @dataclass(slots=True)
-class Running:
+class RunningCall:
     """A call in progress."""
 
     process: int
@@ -55,7 +55,7 @@ class Call:
     def __post_init__(self) -> None:
         self.stdin = json.dumps(self.conf).encode()
 
-    def start(self, command: str) -> Running:
+    def start(self, command: str) -> RunningCall:
         environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "CNI_COMMAND": command,
@@ -77,23 +77,23 @@ class Call:
             file_actions=[(os.POSIX_SPAWN_DUP2, one, number) for number, one in enumerate((given, output, errors))],
         )
         os.close(given)
-        return Running(process, output, errors, f"{self.contender.name}: {self.plugin} {command}")
+        return RunningCall(process, output, errors, f"{self.contender.name}: {self.plugin} {command}")
 
     def timed(self, command: str) -> tuple[float, bytes]:
         """Seconds, and standard output. Raises AssertionError if the call fails."""
-        elapsed, _, output = self.accounted(command)
+        elapsed, _, output = self.measured(command)
         return elapsed, output
 
-    def accounted(self, command: str) -> tuple[float, float, bytes]:
+    def measured(self, command: str) -> tuple[float, float, bytes]:
         """Seconds, CPU seconds of the plugin and its child processes, and standard output."""
         started = time.perf_counter()
         running = self.start(command)
         _, status, used = os.wait4(running.process, 0)
         elapsed = time.perf_counter() - started
-        return elapsed, used.ru_utime + used.ru_stime, finished(running, status)
+        return elapsed, used.ru_utime + used.ru_stime, output_of(running, status)
 
 
-def finished(running: Running, status: int) -> bytes:
+def output_of(running: RunningCall, status: int) -> bytes:
     """Standard output of a call that has exited. Raises AssertionError if it failed."""
     written = [os.pread(one, 1 << 22, 0) for one in (running.output, running.errors)]
     os.close(running.output)
@@ -103,14 +103,14 @@ def finished(running: Running, status: int) -> bytes:
     return written[0]
 
 
-def together(calls: Sequence[Call], command: str) -> float:
+def run_concurrently(calls: Sequence[Call], command: str) -> float:
     """Seconds until all calls, started concurrently, have exited."""
     started = time.perf_counter()
     running = [call.start(command) for call in calls]
     statuses = [os.waitpid(one.process, 0)[1] for one in running]
     elapsed = time.perf_counter() - started
     for one, status in zip(running, statuses, strict=True):
-        finished(one, status)
+        output_of(one, status)
     return elapsed
 
 

@@ -66,4 +66,4 @@ SERIAL = (
     Case("podman's chain + 3 ports", masquerade=True, chain=True, ports=3),
 )
 MANY_PORTS = Case("podman's chain + 200 ports", masquerade=True, chain=True, ports=200)
-AT_ONCE = (Case("bridge"), Case("bridge + ipMasq", masquerade=True))
+CONCURRENT = (Case("bridge"), Case("bridge + ipMasq", masquerade=True))

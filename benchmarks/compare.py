@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from calls import ENGINE, IN_PROCESS, REFERENCE_PLUGINS, ROOT, Call, Chain, Contender, together
-from cases import AT_ONCE, MANY_PORTS, SERIAL, VERSION, Case
+from calls import ENGINE, IN_PROCESS, REFERENCE_PLUGINS, ROOT, Call, Chain, Contender, run_concurrently
+from cases import CONCURRENT, MANY_PORTS, SERIAL, VERSION, Case
 from growth import growth
 from long import endurance, pools
 
@@ -33,14 +33,14 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
+class ConcurrentCalls:
     """Concurrent calls."""
 
     contender: Contender
     calls: list[Call]
 
 
-Side = TypeVar("Side", Chain, Crowd)
+Side = TypeVar("Side", Chain, ConcurrentCalls)
 
 
 class Numbers:
@@ -69,7 +69,7 @@ def serial(case: Case, rounds: int, contenders: Sequence[Contender], numbers: Nu
         members = case.members(contender, numbers.network())
         chains.append(Chain(contender, members, name, netns, case.runtime(10000 + 1000 * place)))
     times: dict[str, Times] = {"ADD": {}, "DEL": {}}
-    for turn, chain in turns(chains, rounds):
+    for turn, chain in alternate(chains, rounds):
         added, deleted = chain.add(), chain.delete()
         if turn:
             times["ADD"].setdefault(chain.contender.name, []).append(added)
@@ -77,7 +77,7 @@ def serial(case: Case, rounds: int, contenders: Sequence[Contender], numbers: Nu
     return row(case.name, times)
 
 
-def turns(sides: Sequence[Side], rounds: int) -> Iterator[tuple[int, Side]]:
+def alternate(sides: Sequence[Side], rounds: int) -> Iterator[tuple[int, Side]]:
     """The sides alternating, each first equally often; calls without an engine separately, afterwards.
 
     A call without an engine runs 160 ms of Python and evicts the processor caches, which slows the next call down.
@@ -90,17 +90,17 @@ def turns(sides: Sequence[Side], rounds: int) -> Iterator[tuple[int, Side]]:
                 yield turn, one
 
 
-def at_once(case: Case, many: int, rounds: int, contenders: Sequence[Contender], numbers: Numbers) -> Row:
+def concurrent(case: Case, many: int, rounds: int, contenders: Sequence[Contender], numbers: Numbers) -> Row:
     """``many`` concurrent ADDs, then as many DELs: the time until the last one has exited."""
-    sides: list[Crowd] = []
+    sides: list[ConcurrentCalls] = []
     for contender in contenders:
         (conf,) = case.members(contender, numbers.network())
         calls = [Call(contender, conf["type"], conf, *numbers.container()) for _ in range(many)]
-        sides.append(Crowd(contender, calls))
+        sides.append(ConcurrentCalls(contender, calls))
     times: dict[str, Times] = {"ADD": {}, "DEL": {}}
-    for turn, side in turns(sides, rounds):
+    for turn, side in alternate(sides, rounds):
         for command in ("ADD", "DEL"):
-            elapsed = together(side.calls, command)
+            elapsed = run_concurrently(side.calls, command)
             if turn:
                 times[command].setdefault(side.contender.name, []).append(elapsed)
     return row(f"{case.name}, {many} at once", times)
@@ -161,47 +161,47 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="also measure growth, large pools and endurance")
     parser.add_argument("--pairs", type=int, default=20000, help="ADD and DEL pairs of the endurance run")
     parser.add_argument("--json", metavar="FILE", help="write the results to FILE as JSON")
-    given = parser.parse_args()
+    options = parser.parse_args()
     if problem := namespaces.isolation_problem():
         sys.exit(f"benchmarks: {problem}; use benchmarks/run")
-    contenders = [each for each in CONTENDERS if each.name not in given.without]
+    contenders = [each for each in CONTENDERS if each.name not in options.without]
     numbers = Numbers()
-    rounds = given.rounds
+    rounds = options.rounds
     few = max(2, rounds // 8)
     jobs: list[tuple[str, Callable[[], Row]]] = [("VERSION", lambda: version(rounds * 2, contenders))]
     jobs.append(("floor", lambda: floor(rounds * 2, numbers)))
     for case in SERIAL:
         jobs.append((case.name, lambda case=case: serial(case, rounds, contenders, numbers)))  # type: ignore[misc]
     jobs.append((MANY_PORTS.name, lambda: serial(MANY_PORTS, few, contenders, numbers)))
-    for case in AT_ONCE:
+    for case in CONCURRENT:
         jobs.append(
-            (f"{case.name}, 64 at once", lambda case=case: at_once(case, 64, few, contenders, numbers))  # type: ignore[misc]
+            (f"{case.name}, 64 at once", lambda case=case: concurrent(case, 64, few, contenders, numbers))  # type: ignore[misc]
         )
     engine = start_engine() if ENGINE in contenders else None
     try:
-        rows = [job() for name, job in jobs if given.only in name]
-        if given.long and engine is not None:
-            for name, job in long_jobs(given, contenders, engine.pid):
-                if given.only in name:
+        rows = [job() for name, job in jobs if options.only in name]
+        if options.long and engine is not None:
+            for name, job in long_jobs(options, contenders, engine.pid):
+                if options.only in name:
                     rows += job()
     finally:
         if engine is not None:
             engine.terminate()
             engine.wait()
-    if given.json:
-        Path(given.json).write_text(json.dumps({"load": os.getloadavg(), "rows": rows}, indent=2) + "\n")
+    if options.json:
+        Path(options.json).write_text(json.dumps({"load": os.getloadavg(), "rows": rows}, indent=2) + "\n")
 
 
 def long_jobs(
-    given: argparse.Namespace, contenders: Sequence[Contender], engine: int
+    options: argparse.Namespace, contenders: Sequence[Contender], engine: int
 ) -> list[tuple[str, Callable[[], list[Row]]]]:
-    few = max(2, given.rounds // 8)
-    beside = [each for each in contenders if each != IN_PROCESS]
+    few = max(2, options.rounds // 8)
+    warm = [each for each in contenders if each != IN_PROCESS]
     until = REFERENCE_UNTIL if REFERENCE_PLUGINS in contenders else 0
     return [
-        ("growth", lambda: growth(COUNTS, given.rounds, until, start_engine)),
-        ("IPAM", lambda: pools((10, 65000), few * 2, beside)),
-        ("endurance", lambda: endurance(given.pairs, engine)),
+        ("growth", lambda: growth(COUNTS, options.rounds, until, start_engine)),
+        ("IPAM", lambda: pools((10, 65000), few * 2, warm)),
+        ("endurance", lambda: endurance(options.pairs, engine)),
     ]
 
 

@@ -44,7 +44,7 @@ class Contender:
 
     name: str
     pid: int
-    place: str
+    address: str
     port: int
     pattern: str
 
@@ -64,8 +64,8 @@ def memory(pid: int) -> float:
     )
 
 
-def answers(place: str, port: int, name: str) -> bool:
-    return ask(place, port, question(name), timeout=0.5) is not None
+def answers(host: str, port: int, name: str) -> bool:
+    return ask(host, port, question(name), timeout=0.5) is not None
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -138,7 +138,7 @@ def aardvark(port: int, many: int, folder: Path) -> Iterator[int]:
 
 def dnsperf(server: Contender, names: Path, seconds: int, *options: str) -> str:
     done = subprocess.run(
-        ["taskset", "-c", str(CLIENT_CORE), "dnsperf", "-s", server.place, "-p", str(server.port), "-d", str(names),
+        ["taskset", "-c", str(CLIENT_CORE), "dnsperf", "-s", server.address, "-p", str(server.port), "-d", str(names),
          "-l", str(seconds), "-t", "2", *options],
         capture_output=True, text=True, check=True, timeout=seconds + 60,
     )  # fmt: skip
@@ -172,7 +172,7 @@ def load(server: Contender, folder: Path, many: int, seconds: int, *options: str
     }
 
 
-def steady(server: Contender, folder: Path, many: int, seconds: int, rate: int) -> Row:
+def latency(server: Contender, folder: Path, many: int, seconds: int, rate: int) -> Row:
     """Latency below every server's maximum rate, in milliseconds."""
     path = questions(folder, server.pattern, many)
     said = dnsperf(server, path, seconds, "-q", "1000", "-Q", str(rate), "-v")
@@ -207,7 +207,7 @@ def compare(servers: Sequence[Contender], folder: Path, given: argparse.Namespac
         for server in (*servers[turn % len(servers) :], *servers[: turn % len(servers)]):
             loads.setdefault(server.name, []).append(load(server, folder, given.names, given.seconds))
             for rate in RATES:
-                measured = steady(server, folder, given.names, given.seconds, rate)
+                measured = latency(server, folder, given.names, given.seconds, rate)
                 latencies.setdefault(server.name, {}).setdefault(rate, []).append(measured)
     found: Row = {}
     for server in servers:
@@ -227,20 +227,20 @@ def medians(rows: Sequence[Row]) -> Row:
     return {**found, "lost": sum(int(row["lost"]) for row in rows)}
 
 
-def abuse(server: Contender, folder: Path, given: argparse.Namespace) -> Row:
+def misbehaving_client(server: Contender, folder: Path, given: argparse.Namespace) -> Row:
     """Latency of well-behaved clients at 200 queries per second, while another one misbehaves."""
     found: Row = {}
     before = memory(server.pid)
 
     def measured(name: str) -> None:
-        found[name] = {**steady(server, folder, given.names, given.seconds, 200), "mib": memory(server.pid) - before}
+        found[name] = {**latency(server, folder, given.names, given.seconds, 200), "mib": memory(server.pid) - before}
         print(f"{name:36} {found[name]}", flush=True)
 
     measured("quiet")
     unknown = folder / "unknown"
     unknown.write_text("".join(f"nix{n}.dns.podman A\n" for n in range(100_000)))
     flood = subprocess.Popen(
-        ["taskset", "-c", str(CLIENT_CORE), "dnsperf", "-s", server.place, "-p", str(server.port), "-d", str(unknown),
+        ["taskset", "-c", str(CLIENT_CORE), "dnsperf", "-s", server.address, "-p", str(server.port), "-d", str(unknown),
          "-l", str(given.seconds), "-Q", "10000", "-q", "1000"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -249,11 +249,11 @@ def abuse(server: Contender, folder: Path, given: argparse.Namespace) -> Row:
     with contextlib.ExitStack() as stack:
         for _ in range(1000):
             with contextlib.suppress(OSError):
-                stack.enter_context(socket.create_connection((server.place, server.port), 5))
+                stack.enter_context(socket.create_connection((server.address, server.port), 5))
         measured("1,000 idle connections")
     attack = os.fork()
     if not attack:
-        _cut_off(server, given.seconds)
+        _reset_connections(server, given.seconds)
         os._exit(0)
     measured("connections cut off, one after another")
     os.waitpid(attack, 0)
@@ -265,11 +265,11 @@ def abuse(server: Contender, folder: Path, given: argparse.Namespace) -> Row:
     return found
 
 
-def _cut_off(server: Contender, seconds: int) -> None:
+def _reset_connections(server: Contender, seconds: int) -> None:
     """Send half a query and reset the connection, in a loop."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        with contextlib.suppress(OSError), socket.create_connection((server.place, server.port), 5) as client:
+        with contextlib.suppress(OSError), socket.create_connection((server.address, server.port), 5) as client:
             client.sendall(b"\0\x20ab")
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
@@ -290,7 +290,7 @@ def restart(port: int, many: int, rounds: int, folder: Path) -> Row:
     return found
 
 
-def prefer(pid: int, nice: int) -> None:
+def set_nice(pid: int, nice: int) -> None:
     """Set the nice value of a process and of its session. Source: sched(7), "The autogroup feature"."""
     os.setpriority(os.PRIO_PROCESS, pid, nice)
     with contextlib.suppress(OSError):
@@ -310,7 +310,7 @@ def main() -> None:
     if given.nice:
         with contextlib.suppress(PermissionError):
             os.setsid()
-        prefer(os.getpid(), given.nice)
+        set_nice(os.getpid(), given.nice)
     many = given.names
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -320,7 +320,7 @@ def main() -> None:
         third = stack.enter_context(aardvark(5303, many, folder))
         if given.nice:
             # It runs in a session of its own.
-            prefer(third, given.nice)
+            set_nice(third, given.nice)
         servers = [
             Contender("weft, containers", own, NETWORK, 5301, "c{}"),
             Contender("weft, services", own, "127.0.0.1", 5301, "s{}.service.weft"),
@@ -328,7 +328,7 @@ def main() -> None:
             Contender("aardvark-dns", third, "127.0.6.1", 5303, "c{}"),
         ]
         rows: Row = {"compared": compare(servers, folder, given)}
-        rows["abused"] = abuse(servers[0], folder, given)
+        rows["abused"] = misbehaving_client(servers[0], folder, given)
         rows["restart"] = {str(count): restart(5304, count, given.rounds, folder) for count in (100, many)}
     if given.json:
         Path(given.json).write_text(json.dumps({"load": os.getloadavg(), "nice": given.nice, **rows}, indent=2) + "\n")

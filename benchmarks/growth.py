@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calls import ENGINE, REFERENCE_PLUGINS, Call, Contender, together
+from calls import ENGINE, REFERENCE_PLUGINS, Call, Contender, run_concurrently
 from cases import Case
 
 from lab import namespaces
@@ -24,23 +24,23 @@ from lab.commands import run
 
 Row = dict[str, Any]
 PORTS_OF_A_BRIDGE = 500
-_AT_ONCE = 50  # concurrent ADDs while a host is filled
+_CONCURRENT = 50  # concurrent ADDs while a host is filled
 _CASE = Case("growth", masquerade=True)
 
 
 @dataclass(slots=True)
 class Side:
-    """A host with its own engine and one container to measure with. ``most``: attachments to create."""
+    """A host with its own engine and one container to measure with. ``limit``: attachments to create."""
 
     contender: Contender
     number: int
-    most: int
-    there: int = 0
+    limit: int
+    attached: int = 0
     host: str = field(init=False)
     engine: subprocess.Popen[bytes] | None = None
     probe: Call | None = None
 
-    def _renew(self) -> None:
+    def _new_container(self) -> None:
         """A new container, for which the kernel has no cached dentries yet."""
         if self.probe is not None:
             namespaces.remove(self.probe.netns)
@@ -56,33 +56,33 @@ class Side:
                 self.engine = start_engine()
 
     def fill(self, count: int) -> None:
-        """Attach containers until there are ``count`` beside the measured one."""
-        while self.there < count:
-            many = min(_AT_ONCE, count - self.there)
-            bridge = self.number + 1 + self.there // PORTS_OF_A_BRIDGE
+        """Attach containers until there are ``count`` in addition to the measured one."""
+        while self.attached < count:
+            many = min(_CONCURRENT, count - self.attached)
+            bridge = self.number + 1 + self.attached // PORTS_OF_A_BRIDGE
             (conf,) = _CASE.members(self.contender, bridge)
-            names = [f"grown-{self.number}-{self.there + each}" for each in range(many)]
+            names = [f"grown-{self.number}-{self.attached + each}" for each in range(many)]
             calls = [Call(self.contender, conf["type"], conf, name, namespaces.make(name)) for name in names]
             with namespaces.inside(self.host):
-                together(calls, "ADD")
-            self.there += many
+                run_concurrently(calls, "ADD")
+            self.attached += many
 
     def timed(self, command: str) -> tuple[float, float]:
         """Seconds of a call, and its CPU seconds including the engine's; every ADD is for a new container."""
         if command == "ADD":
-            self._renew()
+            self._new_container()
         assert self.probe is not None
         with namespaces.inside(self.host):
-            before = self._worked()
-            elapsed, used, _ = self.probe.accounted(command)
-            return elapsed, used + self._worked() - before
+            before = self._cpu_seconds()
+            elapsed, used, _ = self.probe.measured(command)
+            return elapsed, used + self._cpu_seconds() - before
 
-    def _worked(self) -> float:
+    def _cpu_seconds(self) -> float:
         """CPU seconds of the engine and its children."""
-        return 0.0 if self.engine is None else sum(map(processor_time, family(self.engine.pid)))
+        return 0.0 if self.engine is None else sum(map(cpu_time, with_children(self.engine.pid)))
 
 
-def family(process: int) -> list[int]:
+def with_children(process: int) -> list[int]:
     """The pids of a process and its children."""
     found = [process]
     for task in Path(f"/proc/{process}/task").iterdir():
@@ -90,7 +90,7 @@ def family(process: int) -> list[int]:
     return found
 
 
-def processor_time(process: int) -> float:
+def cpu_time(process: int) -> float:
     """Seconds, with the resolution of clock_gettime(2): MAKE_PROCESS_CPUCLOCK of the kernel's posix-timers.h."""
     return time.clock_gettime(~process << 3 | 2)
 
@@ -109,12 +109,12 @@ def growth(
         for side in sides:
             side.open(start_engine)
         for count in counts:
-            taking_part = [side for side in sides if count <= side.most or side.most == 0]
+            taking_part = [side for side in sides if count <= side.limit or side.limit == 0]
             if count > reference_until:
                 taking_part = [side for side in taking_part if side.contender == ENGINE]
             for side in taking_part:
-                side.fill(min(count, side.most))
-            found.append(_row(count, _measured(taking_part, rounds)))
+                side.fill(min(count, side.limit))
+            found.append(_row(count, _measure(taking_part, rounds)))
     finally:
         for side in sides:
             if side.engine is not None:
@@ -126,16 +126,16 @@ def growth(
 Times = dict[tuple[str, str], list[tuple[float, float]]]  # by (contender, command): wall-clock and CPU seconds
 
 
-def _measured(sides: Sequence[Side], rounds: int) -> Times:
+def _measure(sides: Sequence[Side], rounds: int) -> Times:
     times: Times = {}
     for turn in range(rounds + 2):
         shift = turn % len(sides)
         for side in [*sides[shift:], *sides[:shift]]:
-            whose = side.contender.name + ("" if side.most else " beside none")
+            contender = side.contender.name + ("" if side.limit else " on an empty host")
             for command in ("ADD", "DEL"):
                 taken = side.timed(command)
                 if turn > 1:
-                    times.setdefault((whose, command), []).append(taken)
+                    times.setdefault((contender, command), []).append(taken)
     return times
 
 
@@ -144,19 +144,19 @@ def _row(count: int, times: Times) -> Row:
     row: Row = {"case": "growth", "attachments": count, "load": os.getloadavg()[0]}
     for command in ("ADD", "DEL"):
         medians = {
-            whose: [statistics.median(column) * 1000 for column in zip(*values, strict=True)]
-            for (whose, which), values in times.items()
+            name: [statistics.median(column) * 1000 for column in zip(*values, strict=True)]
+            for (name, which), values in times.items()
             if which == command
         }
         row[command], parts = {}, []
         for place, unit in enumerate(("ms", "processor ms")):
-            values = {whose: both[place] for whose, both in medians.items()}
+            values = {name: both[place] for name, both in medians.items()}
             factors = {
-                whose: value / values[f"{whose} beside none"]
-                for whose, value in values.items()
-                if f"{whose} beside none" in values
+                name: value / values[f"{name} on an empty host"]
+                for name, value in values.items()
+                if f"{name} on an empty host" in values
             }
             row[command] |= {unit: values, f"growth of {unit}": factors}
-            parts += [f"{whose} {values[whose]:.2f} {unit}, x {factor:.2f}" for whose, factor in factors.items()]
-        print(f"beside {count:5} attachments  {command}  {'  '.join(parts)}", flush=True)
+            parts += [f"{name} {values[name]:.2f} {unit}, x {factor:.2f}" for name, factor in factors.items()]
+        print(f"with {count:5} attachments  {command}  {'  '.join(parts)}", flush=True)
     return row

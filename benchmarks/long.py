@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from calls import ENGINE, REFERENCE_PLUGINS, Call, Contender, together
+from calls import ENGINE, REFERENCE_PLUGINS, Call, Contender, run_concurrently
 from cases import VERSION, Case
-from growth import family
+from growth import with_children
 
 from lab import namespaces
 
 Row = dict[str, Any]
-_AT_ONCE = 8
+_CONCURRENT = 8
 
 
 def pools(leases: Sequence[int], rounds: int, contenders: Sequence[Contender]) -> list[Row]:
@@ -57,28 +57,28 @@ def _fill(folder: Path, count: int) -> None:
     folder.mkdir(parents=True)
     for number in range(2, count + 2):
         address = f"10.100.{number >> 8}.{number & 255}"
-        (folder / address).write_bytes(b"somebody-%d\r\neth0" % number)
+        (folder / address).write_bytes(b"other-%d\r\neth0" % number)
     (folder / "last_reserved_ip.0").write_text(f"10.100.{(count + 1) >> 8}.{(count + 1) & 255}")
 
 
 def endurance(pairs: int, process: int) -> list[Row]:
     """Memory, threads and descriptors of the engine and its children during ADD and DEL of eight containers."""
     (conf,) = Case("endurance", masquerade=True).members(ENGINE, 241)
-    names = [f"endurance-{number}" for number in range(_AT_ONCE)]
+    names = [f"endurance-{number}" for number in range(_CONCURRENT)]
     calls = [Call(ENGINE, "bridge", conf, name, namespaces.make(name)) for name in names]
     found: list[Row] = []
-    for done in range(0, pairs + 1, _AT_ONCE):
+    for done in range(0, pairs + 1, _CONCURRENT):
         if done * 8 // pairs > len(found) - 1:
             found.append({"case": "endurance", "pairs": done, **_used(process)})
             print(f"after {done:6} pairs: {found[-1]}", flush=True)
         for command in ("ADD", "DEL"):
-            together(calls, command)
+            run_concurrently(calls, command)
     return found
 
 
 def _used(process: int) -> dict[str, int]:
     found = {"resident_kib": 0, "threads": 0, "descriptors": 0}
-    for each in family(process):
+    for each in with_children(process):
         status = Path(f"/proc/{each}/status").read_text() + Path(f"/proc/{each}/smaps_rollup").read_text()
         fields = dict(line.split(":", 1) for line in status.splitlines())
         found["resident_kib"] += int(fields["Pss"].split()[0])  # counts shared memory once

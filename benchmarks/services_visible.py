@@ -24,7 +24,7 @@ from lab import commands, namespaces
 from lab.dns import question, read
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 60.0
+TIMEOUT = 60.0
 BACKEND = "10.90.0.2"
 
 
@@ -33,16 +33,16 @@ def agent() -> Iterator[None]:
     """Run a real agent during the block."""
     process = subprocess.Popen([str(ROOT / "bin" / "weft"), "agent"], stderr=subprocess.DEVNULL)
     try:
-        soon(lambda: answered("GET", "/v1/status/leader") is not None)
+        poll(lambda: try_request("GET", "/v1/status/leader") is not None)
         yield
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE)
+        process.wait(TIMEOUT)
 
 
-def soon(condition: Callable[[], bool]) -> float:
+def poll(condition: Callable[[], bool]) -> float:
     """Poll without a pause until the condition holds; returns the time."""
-    end = time.perf_counter() + PATIENCE
+    end = time.perf_counter() + TIMEOUT
     while not condition():
         if time.perf_counter() > end:
             sys.exit("benchmarks/services: the registered service did not appear")
@@ -53,12 +53,12 @@ class Client:
     """Persistent connections, so that only the agent is measured."""
 
     def __init__(self) -> None:
-        self._http = http.client.HTTPConnection("127.0.0.1", 8500, timeout=PATIENCE)
+        self._http = http.client.HTTPConnection("127.0.0.1", 8500, timeout=TIMEOUT)
         self._http.connect()
         self._http.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._dns.connect(("127.0.0.1", 8600))
-        self._dns.settimeout(PATIENCE)
+        self._dns.settimeout(TIMEOUT)
 
     def call(self, method: str, path: str, body: object = None) -> bytes:
         self._http.request(method, path, None if body is None else json.dumps(body))
@@ -76,18 +76,18 @@ class Client:
         return self.call("GET", f"/v1/health/service/{name}?passing") != b"[]"
 
 
-def reached(address: str) -> bool:
+def accepts_connection(address: str) -> bool:
     """Whether a connection to the virtual address is accepted.
 
     Tried a few thousand times per second: without the pause, refused connections would keep a processor busy.
     """
     time.sleep(0.0002)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
-        client.settimeout(PATIENCE)
+        client.settimeout(TIMEOUT)
         return client.connect_ex((address, 80)) == 0
 
 
-def answered(method: str, path: str) -> bytes | None:
+def try_request(method: str, path: str) -> bytes | None:
     with contextlib.suppress(OSError), contextlib.closing(http.client.HTTPConnection("127.0.0.1", 8500)) as once:
         once.request(method, path)
         return once.getresponse().read()
@@ -119,13 +119,13 @@ def measured(rounds: int, others: int) -> dict[str, list[tuple[float, float]]]:
             waited: dict[str, Callable[[], bool]] = {
                 "DNS": lambda message=message: client.in_dns(message),  # type: ignore[misc]
                 "HTTP": lambda name=name: client.in_http(name),  # type: ignore[misc]
-                "virtual IP": lambda address=address: reached(address),  # type: ignore[misc]
+                "virtual IP": lambda address=address: accepts_connection(address),  # type: ignore[misc]
             }
             begun = time.perf_counter()
             client.call("PUT", "/v1/agent/service/register", service(name, address if what == "virtual IP" else ""))
             registered = time.perf_counter()
-            seen = soon(waited[what])
-            times.append((1000 * (seen - begun), 1000 * (seen - registered)))
+            visible = poll(waited[what])
+            times.append((1000 * (visible - begun), 1000 * (visible - registered)))
             client.call("PUT", f"/v1/agent/service/deregister/{name}")
             time.sleep(0.3)  # until the deregistration is complete
     return found
@@ -142,17 +142,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/services", description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--others", type=int, default=100, help="services registered beforehand")
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     listener = backend()
     with listener, agent():
-        found = measured(chosen.rounds, chosen.others)
-    print(f"{chosen.rounds} rounds, {chosen.others} other services, load {os.getloadavg()[0]:.0f}; milliseconds")
+        found = measured(options.rounds, options.others)
+    print(f"{options.rounds} rounds, {options.others} other services, load {os.getloadavg()[0]:.0f}; milliseconds")
     print(f"{'visible in':12} {'from the request':>24} {'from its response':>24}")
     for what, times in found.items():
-        columns = [shown([pair[side] for pair in times]) for side in (0, 1)]
+        columns = [format_times([pair[side] for pair in times]) for side in (0, 1)]
         print(f"{what:12} {columns[0]:>24} {columns[1]:>24}")
 
 
-def shown(times: list[float]) -> str:
+def format_times(times: list[float]) -> str:
     """``1.2 (0.8, 9.1)``: median, minimum and 95th percentile."""
     return f"{statistics.median(times):.2f} ({min(times):.2f}, {sorted(times)[int(len(times) * 0.95)]:.2f})"
