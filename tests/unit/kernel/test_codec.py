@@ -1,4 +1,4 @@
-"""The decoder and the encoder against pyroute2's own decoder and encoder, whose tables they work by."""
+"""The decoder and the encoder against pyroute2's, whose attribute tables they work by."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Neighbours, forwarding databases and nexthops on every kernel: the fake here, Linux in tests/netns/kernel."""
+"""Neighbours, FDB rows and nexthops: on the fake here, on Linux in tests/netns/kernel."""
 
 from __future__ import annotations
 

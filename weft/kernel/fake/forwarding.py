@@ -187,7 +187,7 @@ def flush_nexthops(state: FakeState) -> None:
 
 
 def _remove_nexthop(state: FakeState, number: int) -> None:
-    """Delete a nexthop with what refers to it: routes, FDB rows, and groups without another member."""
+    """Delete a nexthop with its routes and FDB rows, and groups without another member."""
     del state.nexthops_by_id[number]
     state.nexthop_routes = [route for route in state.nexthop_routes if route.nexthop != number]
     for link in state.links_by_name.values():

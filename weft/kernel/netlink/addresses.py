@@ -38,7 +38,7 @@ _FAMILIES = {4: AF_INET, 6: AF_INET6}
 
 
 def of_link(socket: RouteSocket, index: int, name: str, version: int = 0) -> tuple[Cidr, ...]:
-    """The link's addresses, of one IP version where given, IPv4 first, each family in the kernel's order."""
+    """The link's addresses, of one IP version where given, IPv4 first, in the kernel's order."""
     families = [_FAMILIES[version]] if version else [AF_INET, AF_INET6]
     return tuple(_cidr(message) for family in families for message in _messages(socket, index, name, family))
 
@@ -78,7 +78,9 @@ def _interface(packed: bytes, prefix: int) -> Cidr:
 def add(
     socket: RouteSocket, index: int, name: str, address: Cidr, *, detect: bool = True, prefix_route: bool = True
 ) -> None:
-    """Give the link an address; without ``detect`` an IPv6 one is usable at once. Raises ``Exists``.
+    """Give the link an address; without ``detect`` an IPv6 one is usable at once.
+
+    Raises ``Exists``.
 
     Without ``prefix_route`` the kernel adds no route to the address's subnet.
     """

@@ -1,4 +1,7 @@
-"""Netlink attributes as bytes, packed and parsed by their numbers. Source: ``netlink(7)``, ``lib/nlattr.c``."""
+"""Netlink attributes as bytes, packed and parsed by their numbers.
+
+Source: ``netlink(7)``, ``lib/nlattr.c``.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def mac_address(number: int, mac: str) -> bytes:
 
 
 def parse(data: bytes, offset: int = 0) -> Attributes:
-    """The attributes from an offset on; of several with one number the last, as ``nla_parse`` does."""
+    """The attributes from an offset on; of duplicates the last, as ``nla_parse`` does."""
     found: Attributes = {}
     end = len(data)
     while offset + 4 <= end:

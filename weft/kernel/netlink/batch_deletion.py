@@ -1,10 +1,10 @@
 """Deletion of links for many threads at once, in batches.
 
-The kernel unregisters links one by one under RTNL, 3 ms each where many ask, but a group of them in less than 1 ms
-each. So deletions that are asked for while one is under way are gathered and sent together, as a link group with a
-number of its own. The callers return at the announcement (see ``deletion``); the thread that sent the request waits
-some 15 ms for the acknowledgement, and another takes its place. Source: ``rtnl_group_dellink`` in
-``net/core/rtnetlink.c``.
+The kernel unregisters links one by one under RTNL, 3 ms each where many ask, but a group of them in
+less than 1 ms each. So deletions that are asked for while one is under way are gathered and sent
+together, as a link group with a number of its own. The callers return at the announcement (see
+``deletion``); the thread that sent the request waits some 15 ms for the acknowledgement, and
+another takes its place. Source: ``rtnl_group_dellink`` in ``net/core/rtnetlink.c``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _PendingDelete:
 
 
 class BatchDeleter:
-    """Deletes links of the network namespace that the constructor's thread, and every caller, is in."""
+    """Deletes links of the network namespace that all callers are in, the constructor's too."""
 
     def __init__(self) -> None:
         self._watcher = RouteSocket()
@@ -66,7 +66,7 @@ class BatchDeleter:
             raise pending.error
 
     def _send(self, socket: RouteSocket) -> None:
-        """A sender's loop: take what is queued, request its deletion, wait for the acknowledgement."""
+        """A sender's loop: take the queue, request deletions, wait for the acknowledgement."""
         while True:
             with self._state:
                 self._idle_senders += 1
@@ -112,7 +112,10 @@ class BatchDeleter:
 
 
 def _request_deletion(socket: RouteSocket, batch: list[_PendingDelete]) -> KernelRefused | None:
-    """Delete one link, or several as a group; the refusal of all. A single link's refusal is stored in it."""
+    """Delete one link, or several as a group; the refusal of all.
+
+    A single link's refusal is stored in it.
+    """
     if len(batch) == 1:
         action = f"delete the link {batch[0].name}"
         return socket.attempt(request(RTM_DELLINK, 0, action, {"index": batch[0].index}))[0].error

@@ -1,4 +1,4 @@
-"""Route netlink messages, encoded and decoded by attribute tables: pyroute2's and those of ``tables``."""
+"""Route netlink messages, encoded and decoded by pyroute2's attribute tables and ``tables``."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def _fixed(kind: int) -> Fixed:
 
 
 def encode(kind: int, fields: dict[str, Any], given: Attributes | bytes) -> bytes:
-    """The body of a request: the fixed part's fields under pyroute2's names, and attributes, perhaps packed already."""
+    """The body of a request: the fixed part's fields under pyroute2's names, and attributes,
+    perhaps packed already.
+    """
     layout, names = _fixed(kind)
     packed = given if isinstance(given, bytes) else encode_attributes(_CLASSES[kind], fields, given)
     return layout.pack(*(fields.get(name, 0) for name in names)) + packed
@@ -123,7 +125,7 @@ def decode(data: bytes) -> Decoder:
 
 
 def attribute(message: Decoder | None, *path: str) -> Any:
-    """The attribute at the path of names (``IFLA_LINKINFO``, ``IFLA_INFO_KIND``), None if there is none."""
+    """The attribute at a path of names (``IFLA_LINKINFO``, ``IFLA_INFO_KIND``), None if missing."""
     found: Any = message
     for name in path:
         if not isinstance(found, Decoder):
@@ -133,7 +135,7 @@ def attribute(message: Decoder | None, *path: str) -> Any:
 
 
 def plain(nested: Any) -> dict[str, int | str]:
-    """A nested attribute's numbers and strings: ``IFLA_BR_VLAN_FILTERING`` becomes ``br_vlan_filtering``."""
+    """A nested attribute's numbers and strings: ``IFLA_BR_STP_STATE`` becomes ``br_stp_state``."""
     return nested.plain() if isinstance(nested, Decoder) else {}
 
 
@@ -143,7 +145,7 @@ def named(values: dict[str, int | str]) -> Attributes:
 
 
 def has_option(kind: str, option: str) -> bool:
-    """Whether a link kind has an option of that name (``br_vlan_filtering``); the encoder would drop others."""
+    """Whether a link kind has an option of that name (``br_vlan_filtering``)."""
     return any(row[0] == f"IFLA_{option.upper()}" for row in _nla_map(kind))
 
 

@@ -1,8 +1,9 @@
 """Tracked connections: listed by their destination, and deleted.
 
-conntrack keeps the translation that a connection got at its first packet. A client that keeps sending datagrams
-keeps its entry alive, which leads past a port that was published since, or to a container that is gone.
-Sources: ``linux/netfilter/nfnetlink_conntrack.h``, ``net/netfilter/nf_conntrack_netlink.c``, conntrack(8).
+conntrack keeps the translation that a connection got at its first packet. A client that keeps
+sending datagrams keeps its entry alive, which leads past a port that was published since, or to a
+container that is gone. Sources: ``linux/netfilter/nfnetlink_conntrack.h``,
+``net/netfilter/nf_conntrack_netlink.c``, conntrack(8).
 """
 
 from __future__ import annotations
@@ -61,10 +62,11 @@ _PORT = Struct("!H")
 
 
 class Conntrack:
-    """Connection tracking of the calling thread's namespace; the socket is opened at the first request.
+    """Connection tracking of the calling thread's namespace, opened at the first request.
 
-    Keep it: to close any netfilter socket waits until the nftables elements that were deleted before are freed, 10 to
-    20 ms (nft_rcv_nl_event in ``nf_tables_api.c``). Raises KernelLacks and KernelRefused.
+    Keep it: to close any netfilter socket waits until the nftables elements that were deleted
+    before are freed, 10 to 20 ms (nft_rcv_nl_event in ``nf_tables_api.c``). Raises KernelLacks and
+    KernelRefused.
     """
 
     def __init__(self) -> None:
@@ -81,9 +83,10 @@ class Conntrack:
     ) -> tuple[Flow, ...]:
         """The connections to a port (0: to any), before any translation.
 
-        The kernel walks its whole table for it, 5 ms for each IP version where that has 262,144 buckets.
-        ``destination`` selects those to one address, ``live`` leaves out TCP connections that have ended.
-        *Equivalent to:* ``conntrack -L -p PROTOCOL --orig-port-dst PORT --orig-dst DESTINATION``.
+        The kernel walks its whole table for it, 5 ms for each IP version where that has 262,144
+        buckets. ``destination`` selects those to one address, ``live`` leaves out TCP connections
+        that have ended. *Equivalent to:* ``conntrack -L -p PROTOCOL --orig-port-dst PORT --orig-dst
+        DESTINATION``.
         """
         found = []
         for version in _FAMILIES if destination is None else (destination.version,):
@@ -97,7 +100,10 @@ class Conntrack:
         return tuple(found)
 
     def count(self) -> int:
-        """How many connections are tracked. *Equivalent to:* ``sysctl net.netfilter.nf_conntrack_count``."""
+        """How many connections are tracked.
+
+        *Equivalent to:* ``sysctl net.netfilter.nf_conntrack_count``.
+        """
         try:
             with open("/proc/sys/net/netfilter/nf_conntrack_count", encoding="ascii") as file:
                 return int(file.read())

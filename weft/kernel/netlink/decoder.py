@@ -1,7 +1,8 @@
-"""Route netlink messages decoded by attribute tables, each attribute when it is asked for.
+"""Route netlink messages, decoded by attribute tables; each attribute on first use.
 
-pyroute2's own decoder makes an object of every attribute: 1.5 ms for a link, which has fifty. Its tables say all
-that is needed to decode one: number, name and layout. Source: ``netlink(7)``, ``linux/netlink.h``.
+pyroute2's own decoder makes an object of every attribute: 1.5 ms for a link, which has fifty. Its
+tables say all that is needed to decode one: number, name and layout. Source: ``netlink(7)``,
+``linux/netlink.h``.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 
 from weft.kernel.netlink.constants import AF_BRIDGE, AF_INET, AF_INET6, NLA_TYPE_MASK
 
-_TEXTS = ("asciiz", "string")
+_STRINGS = ("asciiz", "string")
 _ADDRESSES = ("ip4addr", "ip6addr", "ipaddr", "target")
 
 Row = tuple[str, str, Any, Any]
-"""An attribute's name, its layout's name in pyroute2's table, that layout's class, and how to unpack a plain number."""
+"""An attribute's name, its layout's name and class, and what unpacks it if it is a number."""
 
 _tables: dict[Any, dict[int, Row]] = {}
 
@@ -26,8 +27,8 @@ def table(layout: Any) -> dict[int, Row]:
     """A pyroute2 class's attributes by number."""
     if layout not in _tables:
         rows: dict[int, Row] = {}
-        for place, row in enumerate(layout.nla_map):
-            number, name, kind = row if isinstance(row[0], int) else (place, row[0], row[1])
+        for offset, row in enumerate(layout.nla_map):
+            number, name, kind = row if isinstance(row[0], int) else (offset, row[0], row[1])
             inner = getattr(layout, kind.lstrip("*"), None)
             rows.setdefault(number, (name, kind, inner, _number(inner)))
         _tables[layout] = rows
@@ -36,24 +37,23 @@ def table(layout: Any) -> dict[int, Row]:
 
 _HEAD = struct.Struct("=HH").unpack_from
 
+_plain_tables: dict[Any, dict[int, tuple[str, Any, int, Row]]] = {}
 
-_short: dict[Any, dict[int, tuple[str, Any, int, Row]]] = {}
 
-
-def _shortened(layout: Any) -> dict[int, tuple[str, Any, int, Row]]:
-    """A class's attributes by number: the name as ``plain`` has it, how to unpack it, the bytes that takes, the row."""
-    if layout not in _short:
-        _short[layout] = {
+def _plain_table(layout: Any) -> dict[int, tuple[str, Any, int, Row]]:
+    """For ``plain``, by number: the name, what unpacks the value, its size, the row."""
+    if layout not in _plain_tables:
+        _plain_tables[layout] = {
             number: (row[0].removeprefix("IFLA_").lower(), None, 0, row)
             if row[3] is None or row[1] in _ADDRESSES
             else (row[0].removeprefix("IFLA_").lower(), row[3], struct.calcsize(row[2].fields[0][1]), row)
             for number, row in table(layout).items()
         }
-    return _short[layout]
+    return _plain_tables[layout]
 
 
 def _number(layout: Any) -> Any:
-    """What unpacks an attribute that is one number and nothing else, None for others."""
+    """What unpacks an attribute that is one number, None for others."""
     if not isinstance(layout, type) or getattr(layout, "nla_map", None) or getattr(layout, "value_map", None):
         return None
     fields: Any = getattr(layout, "fields", ())
@@ -63,7 +63,7 @@ def _number(layout: Any) -> Any:
 
 
 class Decoder:
-    """A message or a nested attribute: ``[name]`` for the fixed part, ``get_attr(name)`` for an attribute."""
+    """A message or a nested attribute: ``[name]`` is a field, ``get_attr(name)`` an attribute."""
 
     __slots__ = ("_data", "_found", "_layout", "_start", "fields")
 
@@ -78,12 +78,12 @@ class Decoder:
         return self.fields[name]
 
     def get_attr(self, name: str) -> Any:
-        """The attribute's value, a Decoder where it holds others, None where it is not there."""
+        """The attribute's value, a Decoder for nested ones, None where it is missing."""
         rows = self._attributes().get(name)
         return self._value(*rows[0]) if rows else None
 
     def get_attrs(self, name: str) -> list[Any]:
-        """The values of an attribute that may be there several times."""
+        """The values of an attribute that may occur several times."""
         return [self._value(*row) for row in self._attributes().get(name, ())]
 
     def items(self) -> Iterator[tuple[str, Any]]:
@@ -92,35 +92,35 @@ class Decoder:
             yield name, self._value(*rows[0])
 
     def plain(self) -> dict[str, int | str]:
-        """Every known attribute that is a number or a text, by its name in small letters without ``IFLA_``."""
+        """Every known number and string, by its name in lower case without ``IFLA_``."""
         found: dict[str, int | str] = {}
-        known, data, place = _shortened(self._layout), self._data, self._start
-        while place + 4 <= len(data):
-            length, number = _HEAD(data, place)
-            if length < 4 or place + length > len(data):
+        known, data, offset = _plain_table(self._layout), self._data, self._start
+        while offset + 4 <= len(data):
+            length, number = _HEAD(data, offset)
+            if length < 4 or offset + length > len(data):
                 break
             short = known.get(number & NLA_TYPE_MASK)
             if short is not None and short[0] not in found:
                 name, unpack, size, row = short
-                inner = data[place + 4 : place + length] if unpack is None or length < 4 + size else None
-                value = unpack(data, place + 4)[0] if inner is None else self._value(row, inner)
+                inner = data[offset + 4 : offset + length] if unpack is None or length < 4 + size else None
+                value = unpack(data, offset + 4)[0] if inner is None else self._value(row, inner)
                 if isinstance(value, int | str):
                     found[name] = value
-            place += (length + 3) & ~3
+            offset += (length + 3) & ~3
         return found
 
     def _attributes(self) -> dict[str, list[tuple[Row, memoryview]]]:
         if self._found is None:
             self._found = {}
-            known, data, place = table(self._layout), self._data, self._start
-            while place + 4 <= len(data):
-                length, number = _HEAD(data, place)
-                if length < 4 or place + length > len(data):
+            known, data, offset = table(self._layout), self._data, self._start
+            while offset + 4 <= len(data):
+                length, number = _HEAD(data, offset)
+                if length < 4 or offset + length > len(data):
                     break
                 row = known.get(number & NLA_TYPE_MASK)
                 if row is not None:
-                    self._found.setdefault(row[0], []).append((row, data[place + 4 : place + length]))
-                place += (length + 3) & ~3
+                    self._found.setdefault(row[0], []).append((row, data[offset + 4 : offset + length]))
+                offset += (length + 3) & ~3
         return self._found
 
     def _value(self, row: Row, data: memoryview) -> Any:
@@ -130,7 +130,7 @@ class Decoder:
                 return number(data)[0]
             except struct.error:
                 return None
-        if kind in _TEXTS:
+        if kind in _STRINGS:
             return bytes(data).split(b"\0", 1)[0].decode("utf-8", "replace")
         if kind == "l2addr":
             return ":".join(f"{octet:02x}" for octet in data)
@@ -155,27 +155,27 @@ class Decoder:
         if layout.nla_map:
             return Decoder(layout, data, 0, {})
         values = {}
-        place = 0
+        offset = 0
         for name, form in layout.fields:
-            if form == "s" or place + struct.calcsize(form) > len(data):
+            if form == "s" or offset + struct.calcsize(form) > len(data):
                 return None
-            values[name] = struct.unpack_from(form, data, place)[0]
-            place += struct.calcsize(form)
+            values[name] = struct.unpack_from(form, data, offset)[0]
+            offset += struct.calcsize(form)
         if list(values) == ["value"]:
             only = values["value"]
             return layout.value_map.get(only, only) if isinstance(only, int) else None
         return values or None
 
     def _hops(self, data: memoryview) -> list[Decoder]:
-        """The next hops of a multipath route (``struct rtnexthop``), each with attributes of its own."""
-        hops, place = [], 0
-        while place + 8 <= len(data):
-            length, flags, weight, out = struct.unpack_from("=HBBi", data, place)
+        """The next hops of a multipath route (``struct rtnexthop``)."""
+        hops, offset = [], 0
+        while offset + 8 <= len(data):
+            length, flags, weight, out = struct.unpack_from("=HBBi", data, offset)
             if length < 8:
                 break
             fields = {"flags": flags, "hops": weight, "oif": out}
-            hops.append(Decoder(self._layout, data[place : place + length], 8, fields))
-            place += (length + 3) & ~3
+            hops.append(Decoder(self._layout, data[offset : offset + length], 8, fields))
+            offset += (length + 3) & ~3
         return hops
 
 
@@ -204,4 +204,4 @@ CHOICES: dict[str, Callable[[Any, Any], Any]] = {
     "TCA_ACT_OPTIONS": lambda reader, layout: layout.kinds.get(reader.get_attr("TCA_ACT_KIND")),
     "VETH_INFO_PEER": lambda _, layout: layout.info_peer(None),
 }
-"""Attributes whose layout depends on what else the message says."""
+"""Attributes whose layout depends on other attributes or fields of the message."""

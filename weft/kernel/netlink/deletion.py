@@ -1,8 +1,9 @@
 """Deletion of one link, without waiting for its acknowledgement.
 
-The kernel announces a link's end about 1 ms after the request, when its name is free again, and acknowledges the
-request some 15 ms later, after an RCU barrier during which it holds no lock. So a thread of its own sends the
-request, and the caller waits for the announcement. Source: ``net/core/dev.c`` (netdev_run_todo).
+The kernel announces a link's end about 1 ms after the request, when its name is free again, and
+acknowledges the request some 15 ms later, after an RCU barrier during which it holds no lock. So a
+thread of its own sends the request, and the caller waits for the announcement. Source:
+``net/core/dev.c`` (netdev_run_todo).
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _delete(worker: RouteSocket, watcher: RouteSocket, index: int, name: str) ->
 
 
 def deleted_links(watcher: RouteSocket) -> list[int]:
-    """The indexes of links whose end the next datagram announces; none where announcements were lost."""
+    """The links whose deletion the next datagram announces; none where announcements were lost."""
     try:
         messages = watcher.receive("watch for deleted links")
     except NoAnswer:  # the acknowledgement will come

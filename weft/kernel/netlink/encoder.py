@@ -1,7 +1,8 @@
 """Netlink attributes encoded by attribute tables, the reverse of ``decoder``.
 
-pyroute2's own encoder takes a quarter of a millisecond for the smallest message. A value is a number, a string, an
-address as a string, or a dict: fields by name, with the nested attributes under ``attrs``.
+pyroute2's own encoder takes a quarter of a millisecond for the smallest message. A value is a
+number, a string, an address as a string, or a dict: fields by name, with the nested attributes
+under ``attrs``.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from weft.kernel.netlink.constants import AF_INET, AF_INET6
 from weft.kernel.netlink.decoder import CHOICES, Row, table
 
 _HEAD = struct.Struct("=HH").pack
-Write = Callable[[Any], bytes]
-Known = tuple[int, int, Row, "Write | None"]
-"""An attribute's number and flags, its row in the table, and what writes its value."""
+Encode = Callable[[Any], bytes]
+Known = tuple[int, int, Row, "Encode | None"]
+"""An attribute's number and flags, its row in the table, and what encodes its value."""
 Given = tuple[Any, ...] | list[Any]
-"""Name, value, and perhaps flags of the attribute (0x8000: it says that it holds others)."""
+"""Name, value, and perhaps the flag NLA_F_NESTED."""
 
 
-class Around:
-    """The message or attribute that holds the attributes being written, as a layout is chosen by what is beside it."""
+class Siblings:
+    """The fields and attributes beside one to be encoded, which may determine its layout."""
 
     def __init__(self, fields: dict[str, Any], given: Sequence[Any]) -> None:
         self.fields = fields
@@ -41,11 +42,11 @@ def encode_attributes(layout: Any, fields: dict[str, Any], given: Sequence[Any])
     out = bytearray()
     for one in given:
         if one[0] not in known:
-            raise KernelRefused(f"cannot write the netlink attribute {one[0]}: there is none of that name")
-        number, flags, row, write = known[one[0]]
+            raise KernelRefused(f"cannot encode the netlink attribute {one[0]}: unknown name")
+        number, flags, row, encode = known[one[0]]
         if len(one) > 2:
             flags = one[2]
-        payload = write(one[1]) if write is not None else _chosen(layout, Around(fields, given), row, one[1])
+        payload = encode(one[1]) if encode is not None else _chosen(layout, Siblings(fields, given), row, one[1])
         out += _HEAD(len(payload) + 4, number | flags) + payload + b"\0" * (-len(payload) % 4)
     return bytes(out)
 
@@ -54,20 +55,20 @@ def _named(layout: Any) -> dict[str, Known]:
     """A pyroute2 class's attributes by name."""
     if layout not in _names:
         rows = table(layout).items()
-        _names[layout] = {row[0]: (number, getattr(row[2], "nla_flags", 0), row, _writer(row)) for number, row in rows}
+        _names[layout] = {row[0]: (number, getattr(row[2], "nla_flags", 0), row, _encoder(row)) for number, row in rows}
     return _names[layout]
 
 
 _names: dict[Any, dict[str, Known]] = {}
 
 
-def _writer(row: Row) -> Write | None:
-    """What writes an attribute's value, None where that is chosen by what is beside it."""
+def _encoder(row: Row) -> Encode | None:
+    """What encodes an attribute's value, None where its siblings determine that."""
     name, kind, inner, plain = row
     if name == "RTA_VIA":
         return _via
-    if kind in _WRITERS:
-        return _WRITERS[kind]
+    if kind in _ENCODERS:
+        return _ENCODERS[kind]
     if name in CHOICES or not isinstance(inner, type):
         return None
     if plain is not None:
@@ -75,10 +76,10 @@ def _writer(row: Row) -> Write | None:
     return partial(_structured, inner)
 
 
-def _chosen(layout: Any, around: Around, row: Row, value: Any) -> bytes:
-    inner = CHOICES[row[0]](around, layout) if row[0] in CHOICES else None
+def _chosen(layout: Any, siblings: Siblings, row: Row, value: Any) -> bytes:
+    inner = CHOICES[row[0]](siblings, layout) if row[0] in CHOICES else None
     if not isinstance(inner, type):
-        raise KernelRefused(f"cannot write the netlink attribute {row[0]}: its layout is not known")
+        raise KernelRefused(f"cannot encode the netlink attribute {row[0]}: unknown layout")
     return _structured(inner, value)
 
 
@@ -86,7 +87,7 @@ def _text(value: Any) -> bytes:
     return str(value).encode("utf-8", "surrogateescape") + b"\0"
 
 
-def _hardware(text: str) -> bytes:
+def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
@@ -98,10 +99,10 @@ def _via(value: dict[str, Any]) -> bytes:
     return struct.pack("=H", value["family"]) + _address(value["addr"])
 
 
-_WRITERS: dict[str, Write] = {
+_ENCODERS: dict[str, Encode] = {
     **dict.fromkeys(("asciiz", "string"), _text),
     **dict.fromkeys(("ip4addr", "ip6addr", "ipaddr", "target"), _address),
-    "l2addr": _hardware,
+    "l2addr": _mac,
     "flag": lambda _: b"",
 }
 

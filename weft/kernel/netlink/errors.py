@@ -1,4 +1,7 @@
-"""weft's errors for the kernel's errnos. Source: ``errno(3)``, extended acknowledgements in ``netlink(7)``."""
+"""weft's errors for the kernel's errnos.
+
+Source: ``errno(3)``, extended acknowledgements in ``netlink(7)``.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ _HINTS = {
 def error_from_errno(number: int, action: str, sentence: str = "", *, needs: str = "") -> KernelRefused:
     """The error for an errno.
 
-    ``action`` completes "cannot …", ``sentence`` is the kernel's extended acknowledgement, ``needs`` what the
-    kernel must have been built with for this to work.
+    ``action`` completes "cannot …", ``sentence`` is the kernel's extended acknowledgement,
+    ``needs`` what the kernel must have been built with for this to work.
     """
     words = sentence.rstrip(".\0 ") or os.strerror(number)
     message = f"cannot {action}: the kernel says {words}"

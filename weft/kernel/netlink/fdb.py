@@ -1,6 +1,7 @@
 """Forwarding databases of bridges and VXLAN links: which MAC address is behind which port or host.
 
-Sources: ``bridge(8)``, ``linux/neighbour.h``, ``drivers/net/vxlan/vxlan_core.c``, ``net/bridge/br_fdb.c``.
+Sources: ``bridge(8)``, ``linux/neighbour.h``, ``drivers/net/vxlan/vxlan_core.c``,
+``net/bridge/br_fdb.c``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Attributes of links that ioctl(2) reads without taking RTNL. Source: ``netdevice(7)``, ``net/core/dev_ioctl.c``."""
+"""Attributes of links that ioctl(2) reads without taking RTNL.
+
+Source: ``netdevice(7)``, ``net/core/dev_ioctl.c``.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def link_name(descriptor: int, index: int) -> str:
 
 
 def link_index(descriptor: int, name: str) -> int:
-    """The index of an existing link, 0 if there is none: the kernel then tries to load a module of that name."""
+    """The index of an existing link; 0 if it does not exist, but the kernel probes for a module."""
     try:
         answer = fcntl.ioctl(descriptor, SIOCGIFINDEX, struct.pack("=16si20x", name.encode(), 0))
     except OSError:

@@ -1,4 +1,7 @@
-"""Links: list, add, change and delete. Source: ``ip-link(8)``, ``linux/if_link.h``, ``net/core/rtnetlink.c``."""
+"""Links: list, add, change and delete.
+
+Source: ``ip-link(8)``, ``linux/if_link.h``, ``net/core/rtnetlink.c``.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ def index(socket: RouteSocket, name: str, action: str) -> int:
         return known
     message = _message(socket, name)
     if message is None:
-        raise Missing(f"cannot {action}: there is no link {name}")
+        raise Missing(f"cannot {action}: the link {name} does not exist")
     if len(socket.link_indexes) > _CACHE_SIZE:
         socket.link_indexes.clear()
     socket.link_indexes[name] = index_of(message)
@@ -100,7 +103,7 @@ def cached(socket: RouteSocket, name: str) -> Link | None:
 
 
 def cached_mac(socket: RouteSocket, name: str) -> str:
-    """The MAC address of a link whose index is known, read without RTNL; "" where it is not known."""
+    """The MAC address of a link whose index is cached, read without RTNL; "" if it is not."""
     known = socket.link_indexes.get(name)
     found = link_attributes(socket.fileno(), name, known) if known is not None else None
     return found.mac if found is not None else ""
@@ -161,7 +164,7 @@ def _link(message: bytes, found: Attributes, master: str) -> Link:
 
 
 class LinkOptions(Mapping[str, Any]):
-    """The attributes of a link's kind, decoded on first use: they are half of a message and seldom needed."""
+    """A link's options, decoded on first use: they are half of a message and seldom needed."""
 
     __slots__ = ("_known", "_message", "_name")
 
@@ -193,7 +196,10 @@ class LinkOptions(Mapping[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class NewLink:
-    """A link to add. ``target`` is a descriptor of the namespace that it is to be in, None for the socket's."""
+    """A link to add.
+
+    ``target`` is a descriptor of the namespace that it is to be in, None for the socket's.
+    """
 
     name: str
     kind: str
@@ -211,7 +217,7 @@ class NewLink:
 def add(socket: RouteSocket, plan: NewLink, action: str) -> None:
     """Add a link in one message, with its peer where it has one; the peer is left down.
 
-    Raises ``Exists`` when a name is taken, ``KernelLacks`` for a kind that this kernel does not know.
+    Raises ``Exists`` when a name is taken, ``KernelLacks`` for a kind that this kernel lacks.
     """
     check_name(plan.name, action)
     attributes: list[Any] = [["IFLA_IFNAME", plan.name], *_common(plan.mac, plan.mtu)]
@@ -239,7 +245,8 @@ def _link_info(plan: NewLink, action: str) -> list[Any]:
         peer: list[Any] = [["IFLA_IFNAME", plan.peer.name], *_common(plan.peer.mac, plan.peer.mtu)]
         if plan.peer_target is not None:
             peer.append(["IFLA_NET_NS_FD", plan.peer_target])
-        # Without IFF_UP: the driver opens the peer before the pair is joined: ENOTCONN (drivers/net/veth.c).
+        # Without IFF_UP: the driver opens the peer before the pair is joined: ENOTCONN
+        # (drivers/net/veth.c).
         info.append(["IFLA_INFO_DATA", {"attrs": [["VETH_INFO_PEER", {"attrs": peer}]]}])
     elif plan.options:
         info.append(_options(plan.kind, plan.options, action))
@@ -279,7 +286,7 @@ def change(
     target: int | None = None,
     options: Mapping[str, int | str] | None = None,
 ) -> None:
-    """Change a link with one message; the kernel moves, renames, then sets it up or down, in this order."""
+    """Change a link with one message; the kernel moves it, renames it, then sets it up or down."""
     here = index(socket, name, action)
     attributes = _common(mac or "", mtu or 0)
     if new_name is not None:
@@ -309,7 +316,8 @@ def change(
 def finish(socket: RouteSocket, name: str, alias: str, action: str, *, addrgen_none: bool) -> None:
     """Set the alias of a new link; with ``addrgen_none`` it generates no IPv6 link-local address.
 
-    It must have no carrier yet, which would have brought the address. A kernel without IPv6 generates none anyway.
+    It must have no carrier yet, which would have brought the address. A kernel without IPv6
+    generates none anyway.
     """
     fields = {"index": index(socket, name, action)}
     attributes = packed_attribute(IFLA_IFALIAS, alias.encode("utf-8", "surrogateescape"))
@@ -331,10 +339,12 @@ def _kind(socket: RouteSocket, name: str) -> str:
 
 
 def delete(socket: RouteSocket, name: str) -> None:
-    """Delete a link and return when the kernel has acknowledged it (some 15 ms); raises ``Missing``."""
+    """Delete a link and return when the kernel has acknowledged it (some 15 ms); raises
+    ``Missing``.
+    """
     action = f"delete the link {name}"
     if identity.link_name_problem(name):
-        raise Missing(f"cannot {action}: there is no link {name}")
+        raise Missing(f"cannot {action}: the link {name} does not exist")
     socket.request(request(RTM_DELLINK, 0, action, {}, [["IFLA_IFNAME", name]]))
 
 
@@ -362,5 +372,5 @@ def index_of(message: bytes) -> int:
 
 
 def is_bridge_event(message: bytes) -> bool:
-    """Whether a link message is about a bridge port, which has left its bridge, and not about the link itself."""
+    """Whether a link message is about a bridge port (AF_BRIDGE) and not about the link itself."""
     return message[HEADER_SIZE] == AF_BRIDGE

@@ -1,10 +1,12 @@
-"""pyroute2's message classes, imported in 11 ms: 25 ms with the real standard modules, 176 ms by its ``__init__``.
+"""pyroute2's message classes, imported in 11 ms: 25 ms with the real standard modules, 176 ms by
+its ``__init__``.
 
-CPU time of a cold process, isolated as the executables are (-IS), the least of ten: Python 3.11, pyroute2 0.9. The
-``__init__`` starts event loops and imports every protocol; of all that, ``decoder`` and ``encoder`` need the attribute
-tables of three classes. While these are imported, stand-ins take the place of the package, of its configuration and
-of what the tables import but hardly use: logging, socket, traceback and pkgutil. They are removed again, so that a
-real ``import pyroute2`` later on works. An engine pays it once, a call without an engine each time.
+CPU time of a cold process, isolated as the executables are (-IS), the least of ten: Python 3.11,
+pyroute2 0.9. The ``__init__`` starts event loops and imports every protocol; of all that,
+``decoder`` and ``encoder`` need the attribute tables of three classes. While these are imported,
+stand-ins take the place of the package, of its configuration and of what the tables import but
+hardly use: logging, socket, traceback and pkgutil. They are removed again, so that a real ``import
+pyroute2`` later on works. An engine pays it once, a call without an engine each time.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from weft.kernel.netlink.constants import AF_BRIDGE
 
 
 def message_classes() -> tuple[Any, Any, Any]:
-    """``ifinfmsg``, ``ifaddrmsg`` and ``rtmsg``. Raises ModuleNotFoundError where pyroute2 is not installed."""
+    """``ifinfmsg``, ``ifaddrmsg`` and ``rtmsg``.
+
+    Raises ModuleNotFoundError where pyroute2 is not installed.
+    """
     stand_ins = [] if "pyroute2" in sys.modules else _stand_ins()
     try:
         from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg

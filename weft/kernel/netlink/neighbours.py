@@ -1,4 +1,5 @@
-"""Neighbours: addresses and the MAC addresses they resolve to; and the ``struct ndmsg`` that ``fdb`` shares.
+"""Neighbours: addresses and the MAC addresses they resolve to; and the ``struct ndmsg`` that
+``fdb`` shares.
 
 Sources: ``ip-neighbour(8)``, ``rtnetlink(7)``, ``linux/neighbour.h``, ``net/core/neighbour.c``.
 """
@@ -62,7 +63,9 @@ def list_rows(socket: RouteSocket, family: int, action: str, index: int = 0) -> 
 
 
 def list_neighbours(socket: RouteSocket, index: int, version: int) -> tuple[Neighbour, ...]:
-    """Neighbours of a link (0: of all), of one IP version (0: of both), IPv4 first; without those that need no ARP."""
+    """Neighbours of a link (0: of all), of one IP version (0: of both), IPv4 first; without those
+    that need no ARP.
+    """
     found = []
     for family in [_FAMILIES[version]] if version else [AF_INET, AF_INET6]:
         for row in list_rows(socket, family, "list the neighbours", index):
@@ -93,7 +96,8 @@ def _key(address: Address, index: int, state: int = 0) -> bytes:
 
 
 def bridge_ports(addresses: Iterable[Address]) -> dict[Address, int]:
-    """The index of the bridge port that each address is behind, in the calling thread's namespace; 0 behind no bridge.
+    """The index of the bridge port that each address is behind, in the calling thread's namespace;
+    0 behind no bridge.
 
     Addresses that are not resolved yet are left out (see ``resolve``).
     *Equivalent to:* ``ip neigh show; bridge fdb show``.
@@ -117,7 +121,10 @@ def bridge_ports(addresses: Iterable[Address]) -> dict[Address, int]:
 
 
 def resolve(addresses: Iterable[Address]) -> None:
-    """Have the kernel resolve the addresses, by an empty datagram to the discard port of each. Does not wait."""
+    """Have the kernel resolve the addresses, by an empty datagram to the discard port of each.
+
+    Does not wait.
+    """
     for address in addresses:
         family = _socket.AF_INET if address.version == 4 else _socket.AF_INET6
         with contextlib.suppress(OSError), contextlib.closing(_socket.socket(family, _socket.SOCK_DGRAM)) as one:

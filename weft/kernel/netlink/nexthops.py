@@ -1,4 +1,7 @@
-"""Nexthop objects, which routes and FDB rows refer to by id. Source: ``ip-nexthop(8)``, ``net/ipv4/nexthop.c``."""
+"""Nexthop objects, which routes and FDB rows refer to by id.
+
+Source: ``ip-nexthop(8)``, ``net/ipv4/nexthop.c``.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Rate limits and redirections of links: queueing disciplines and filters.
 
-Source: ``tc-tbf(8)``, ``tc-u32(8)``, ``tc-mirred(8)``, ``net/sched/sch_tbf.c``, ``net/sched/cls_u32.c``.
+Source: ``tc-tbf(8)``, ``tc-u32(8)``, ``tc-mirred(8)``, ``net/sched/sch_tbf.c``,
+``net/sched/cls_u32.c``.
 """
 
 from __future__ import annotations
@@ -41,18 +42,19 @@ _PRIORITY = 119 << 16  # marks weft's filter, as ROUTE_PROTOCOL does routes
 
 
 def limit(socket: RouteSocket, name: str) -> Limit | None:
-    """The token bucket at the link's root, None if another discipline is there."""
-    for message in _disciplines(socket, name):
+    """The rate limit of the link's root qdisc, None where that is no tbf."""
+    for message in _qdiscs(socket, name):
         if message["parent"] == TC_H_ROOT and attribute(message, "TCA_KIND") == "tbf":
-            said = attribute(message, "TCA_OPTIONS", "TCA_TBF_PARMS")
-            rate = int(attribute(message, "TCA_OPTIONS", "TCA_TBF_RATE64") or said["rate"])
-            return Limit(rate, round(said["buffer"] * _TICK_NANOSECONDS * rate / 1e9), said["limit"])
+            parameters = attribute(message, "TCA_OPTIONS", "TCA_TBF_PARMS")
+            rate = int(attribute(message, "TCA_OPTIONS", "TCA_TBF_RATE64") or parameters["rate"])
+            burst = round(parameters["buffer"] * _TICK_NANOSECONDS * rate / 1e9)
+            return Limit(rate, burst, parameters["limit"])
     return None
 
 
 def set_limit(socket: RouteSocket, name: str, wanted: Limit | None) -> None:
-    """Put a token bucket at the link's root, or take it from there."""
-    action = f"limit what {name} sends" if wanted else f"lift the limit of {name}"
+    """Set tbf as the link's root qdisc, or delete it; another root qdisc is not deleted."""
+    action = f"set the rate limit of {name}" if wanted else f"delete the rate limit of {name}"
     fields = {"index": links.index(socket, name, action), "parent": TC_H_ROOT, "handle": 0x10000}
     if wanted is None:
         if limit(socket, name) is not None:
@@ -65,11 +67,11 @@ def set_limit(socket: RouteSocket, name: str, wanted: Limit | None) -> None:
         options.append(["TCA_TBF_RATE64", wanted.rate])
     attributes = [["TCA_KIND", "tbf"], ["TCA_OPTIONS", {"attrs": options}]]
     flags = NLM_F_CREATE | NLM_F_REPLACE
-    socket.request(request(RTM_NEWQDISC, flags, action, fields, attributes, needs="the discipline tbf (sch_tbf)"))
+    socket.request(request(RTM_NEWQDISC, flags, action, fields, attributes, needs="the tbf qdisc (sch_tbf)"))
 
 
 def redirect(socket: RouteSocket, name: str) -> str:
-    """The link to which all is redirected that comes in, "" where none is."""
+    """The link to which ingress is redirected, "" where it is not."""
     for message in _filters(socket, name):
         target = _target(message)
         if target:
@@ -78,23 +80,23 @@ def redirect(socket: RouteSocket, name: str) -> str:
 
 
 def set_redirect(socket: RouteSocket, name: str, target: str) -> None:
-    """Redirect all that comes in to ``target``, "" for no longer."""
-    action = f"send on by {target} what comes in by {name}" if target else f"end the redirection of {name}"
+    """Redirect all ingress to ``target``; "" deletes the redirection."""
+    action = f"redirect the ingress of {name} to {target}" if target else f"delete the redirection of {name}"
     index = links.index(socket, name, action)
-    # By its priority and not by its target: that of a link which is gone is nowhere.
-    there = [message for message in _filters(socket, name) if _is_own(message)]
+    # Found by its priority: the target may have been deleted.
+    existing = [message for message in _filters(socket, name) if _is_own(message)]
     wanted = links.index(socket, target, action) if target else 0
-    if wanted and any(_target(message) == wanted for message in there):
+    if wanted and any(_target(message) == wanted for message in existing):
         return
-    for message in there:
-        # Without a handle: with all that is of this priority, and so the table that u32 makes for it.
+    for message in existing:
+        # Without a handle: all of this priority, including the hash table that u32 adds.
         fields = {"index": index, "parent": _INGRESS_HANDLE, "info": message["info"]}
         with contextlib.suppress(Missing):
             socket.request(request(RTM_DELTFILTER, 0, action, fields, [["TCA_KIND", "u32"]]))
     if wanted:
         _add_redirect(socket, index, wanted, action)
-    elif there and not _filters(socket, name):
-        _end_ingress(socket, name, index, action)
+    elif existing and not _filters(socket, name):
+        _delete_ingress(socket, name, index, action)
 
 
 def _add_redirect(socket: RouteSocket, index: int, target: int, action: str) -> None:
@@ -102,9 +104,7 @@ def _add_redirect(socket: RouteSocket, index: int, target: int, action: str) -> 
     ingress = [["TCA_KIND", "ingress"]]
     with contextlib.suppress(Exists):  # another program's, which may have filters of its own
         flags = NLM_F_CREATE | NLM_F_EXCL
-        socket.request(
-            request(RTM_NEWQDISC, flags, action, fields, ingress, needs="the ingress discipline (sch_ingress)")
-        )
+        socket.request(request(RTM_NEWQDISC, flags, action, fields, ingress, needs="the ingress qdisc (sch_ingress)"))
     parameters = {"action": TC_ACT_STOLEN, "eaction": TCA_EGRESS_REDIR, "ifindex": target}
     mirred = [["TCA_ACT_KIND", "mirred"], ["TCA_ACT_OPTIONS", {"attrs": [["TCA_MIRRED_PARMS", parameters]]}]]
     options = [
@@ -114,20 +114,20 @@ def _add_redirect(socket: RouteSocket, index: int, target: int, action: str) -> 
     fields = {"index": index, "parent": _INGRESS_HANDLE, "info": _PRIORITY | htons(ETH_P_ALL)}
     attributes = [["TCA_KIND", "u32"], ["TCA_OPTIONS", {"attrs": options}]]
     flags = NLM_F_CREATE | NLM_F_EXCL
-    needs = "the filter u32 with the action mirred (cls_u32, act_mirred)"
+    needs = "the u32 filter and the mirred action (cls_u32, act_mirred)"
     socket.request(request(RTM_NEWTFILTER, flags, action, fields, attributes, needs=needs))
 
 
-def _end_ingress(socket: RouteSocket, name: str, index: int, action: str) -> None:
-    """Delete the ingress discipline, which has no filters left; a clsact is another program's."""
-    for message in _disciplines(socket, name):
+def _delete_ingress(socket: RouteSocket, name: str, index: int, action: str) -> None:
+    """Delete the ingress qdisc, which has no filters left; a clsact is another program's."""
+    for message in _qdiscs(socket, name):
         if message["parent"] == TC_H_INGRESS and attribute(message, "TCA_KIND") == "ingress":
             fields = {"index": index, "parent": TC_H_INGRESS, "handle": _INGRESS_HANDLE}
             with contextlib.suppress(Missing):
                 socket.request(request(RTM_DELQDISC, 0, action, fields))
 
 
-def _disciplines(socket: RouteSocket, name: str) -> list[Any]:
+def _qdiscs(socket: RouteSocket, name: str) -> list[Any]:
     action = f"list the queueing disciplines of {name}"
     index = links.index(socket, name, action)
     found = map(decode, socket.dump(request(RTM_GETQDISC, 0, action, {"index": index})))
@@ -151,9 +151,9 @@ def _is_own(message: Any) -> bool:
 
 
 def _target(message: Any) -> int:
-    """The index of the link to which a filter of weft's redirects, 0 for other filters."""
+    """The index of the link that weft's filter redirects to, 0 for other filters."""
     if not _is_own(message):
         return 0
     path = ("TCA_OPTIONS", "TCA_U32_ACT", "TCA_ACT_FIRST", "TCA_ACT_OPTIONS", "TCA_MIRRED_PARMS")
-    said = attribute(message, *path)
-    return int(said["ifindex"]) if said and said["eaction"] == TCA_EGRESS_REDIR else 0
+    mirred = attribute(message, *path)
+    return int(mirred["ifindex"]) if mirred and mirred["eaction"] == TCA_EGRESS_REDIR else 0

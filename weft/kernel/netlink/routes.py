@@ -1,4 +1,7 @@
-"""Unicast routes. Source: ``ip-route(8)``, ``rtnetlink(7)``, ``net/ipv4/fib_*.c``, ``net/ipv6/route.c``."""
+"""Unicast routes.
+
+Source: ``ip-route(8)``, ``rtnetlink(7)``, ``net/ipv4/fib_*.c``, ``net/ipv6/route.c``.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ _FAMILIES = {4: AF_INET, 6: AF_INET6}
 
 
 def list_routes(socket: RouteSocket, *, index: int = 0, family: int = 0, table: int = 0) -> tuple[KernelRoute, ...]:
-    """Unicast routes, of one link, family or table where given; each next hop of a multipath route by itself."""
+    """Unicast routes, of one link, family or table where given; each next hop of a multipath route
+    by itself.
+    """
     known: dict[int, str] = {}
     found: list[KernelRoute] = []
     for version in (family,) if family else (4, 6):
@@ -131,7 +136,9 @@ def _gateway(hop: Any) -> Address | None:
 
 
 def add(socket: RouteSocket, route: KernelRoute, index: int, *, replace: bool) -> None:
-    """Add a route beside those to its destination (``replace``: instead of one); raises ``Exists`` for a duplicate."""
+    """Add a route beside those to its destination (``replace``: instead of one); raises ``Exists``
+    for a duplicate.
+    """
     action = f"{'replace' if replace else 'add'} the route {describe(route)}"
     fields, attributes = _message(route, index)
     fields["proto"] = route.protocol or PROTOCOL_BOOT
@@ -147,7 +154,10 @@ def add(socket: RouteSocket, route: KernelRoute, index: int, *, replace: bool) -
 
 
 def delete(socket: RouteSocket, route: KernelRoute, index: int) -> None:
-    """Delete a route; what it leaves out (protocol, IPv4 metric, mtu) matches any. Raises ``Missing``."""
+    """Delete a route; what it leaves out (protocol, IPv4 metric, mtu) matches any.
+
+    Raises ``Missing``.
+    """
     fields, attributes = _message(route, index)
     fields["proto"] = route.protocol
     action = f"delete the route {describe(route)}"

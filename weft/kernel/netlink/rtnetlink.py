@@ -1,4 +1,7 @@
-"""Route netlink: the socket, and requests made of fields and attributes by name. Source: ``rtnetlink(7)``."""
+"""Route netlink: the socket, and requests made of fields and attributes by name.
+
+Source: ``rtnetlink(7)``.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,8 @@ def request(
     needs: str = "",
     single: bool = False,
 ) -> Request:
-    """A request of type ``kind``: the fixed part's fields by name, the attributes as ``encoder`` takes them, or packed.
+    """A request of type ``kind``: the fixed part's fields by name, the attributes as ``encoder``
+    takes them, or packed.
 
     Raises KernelRefused where a value does not fit.
     """

@@ -1,4 +1,7 @@
-"""Rules that choose a routing table by a packet's source. Source: ``ip-rule(8)``, ``net/core/fib_rules.c``."""
+"""Rules that choose a routing table by a packet's source.
+
+Source: ``ip-rule(8)``, ``net/core/fib_rules.c``.
+"""
 
 from __future__ import annotations
 

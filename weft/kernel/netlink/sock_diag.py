@@ -26,7 +26,8 @@ from weft.kernel.netlink.constants import (
 from weft.kernel.netlink.transport import HEADER_SIZE, NetlinkSocket, NoAnswer, Request
 from weft.types import Address
 
-# Protocol number, and the states of a socket that listens: an unconnected UDP socket is in TCP_CLOSE.
+# Protocol number, and the states of a socket that listens: an unconnected UDP socket is in
+# TCP_CLOSE.
 _PROTOCOLS = {"tcp": (IPPROTO_TCP, TCPF_LISTEN), "udp": (IPPROTO_UDP, TCPF_CLOSE)}
 _SECONDS = 10
 _INET_DIAG_REQ_V2 = Struct("=BBBxI2s46x")  # family, protocol, extensions, states, source port of the socket's id
@@ -36,7 +37,8 @@ _SPORT, _SRC, _INODE = 4, 8, 68
 
 
 def listeners(protocol: str, port: int) -> tuple[tuple[Address, str], ...]:
-    """Addresses and processes ("nginx (4711)") of listening sockets; () for protocols other than tcp and udp.
+    """Addresses and processes ("nginx (4711)") of listening sockets; () for protocols other than
+    tcp and udp.
 
     *Equivalent to:* ``ss -lnp sport = PORT``.
     """

@@ -1,8 +1,8 @@
 """The attribute tables of queueing disciplines, filters and routing rules.
 
-In the form of pyroute2's tables, but without importing them: its package for ``tc`` imports every discipline there
-is, and knows neither a 64-bit rate nor a burst in bytes. Sources: ``linux/pkt_sched.h``, ``linux/pkt_cls.h``,
-``linux/tc_act/tc_mirred.h``, ``linux/fib_rules.h``.
+In the form of pyroute2's tables, but without importing them: its package for ``tc`` imports every
+discipline there is, and knows neither a 64-bit rate nor a burst in bytes. Sources:
+``linux/pkt_sched.h``, ``linux/pkt_cls.h``, ``linux/tc_act/tc_mirred.h``, ``linux/fib_rules.h``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 
 
 class Layout:
-    """What one attribute holds: numbers one after the other (``fields``), or further attributes (``nla_map``)."""
+    """What one attribute holds: numbers one after the other (``fields``), or further attributes
+    (``nla_map``).
+    """
 
     fields: tuple[tuple[str, str], ...] = ()
     nla_map: tuple[tuple[Any, ...], ...] = ()

@@ -1,15 +1,16 @@
-"""The netlink transport: one socket of any netlink family, with requests, batches, dumps and multicast events.
+"""The netlink transport: one socket of any netlink family, with requests, batches, dumps and
+multicast events.
 
-A request is answered by messages and an acknowledgement, which bears its sequence number: what bears another one
-(an answer to an earlier request that was given up, an event) is skipped. All requests of one call leave in one
-datagram, and each has its own outcome::
+A request is answered by messages and an acknowledgement, which bears its sequence number: what
+bears another one (an answer to an earlier request that was given up, an event) is skipped. All
+requests of one call leave in one datagram, and each has its own outcome::
 
     socket = NetlinkSocket(NETLINK_ROUTE)
     [[link]] = socket.request(Request(RTM_GETLINK, 0, "look up lo", body, single=True))
     routes = socket.dump(Request(RTM_GETROUTE, 0, "list the routes", body))
 
-A socket belongs to the network namespace in which it was opened. Sources: ``netlink(7)``, ``linux/netlink.h``,
-``net/netlink/af_netlink.c``.
+A socket belongs to the network namespace in which it was opened. Sources: ``netlink(7)``,
+``linux/netlink.h``, ``net/netlink/af_netlink.c``.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ Message = tuple[int, int, int, bytes]
 
 
 class NoAnswer(KernelRefused):
-    """The kernel did not answer in time, or the socket failed: close it, for the answer may still come."""
+    """The kernel did not answer in time, or the socket failed: close it, a late answer may come."""
 
 
 class MessagesLost(NoAnswer):
@@ -96,8 +97,9 @@ class DumpInterrupted(KernelRefused):
 class Request:
     """One message to be sent.
 
-    ``action`` completes "cannot …" in an error, ``needs`` names what a kernel lacks that does not support this.
-    ``single`` says that one message or an error answers it, so that no acknowledgement is asked for.
+    ``action`` completes "cannot …" in an error, ``needs`` names what a kernel lacks that does not
+    support this. ``single`` says that one message or an error answers it, so that no
+    acknowledgement is asked for.
     """
 
     type: int
@@ -109,7 +111,9 @@ class Request:
 
 
 class Outcome:
-    """What came back for one request: its messages, the errno (0: done) and the kernel's sentence about it."""
+    """What came back for one request: its messages, the errno (0: done) and the kernel's sentence
+    about it.
+    """
 
     __slots__ = ("complete", "errno", "messages", "request", "sentence")
 
@@ -143,9 +147,9 @@ class Outcome:
 class NetlinkSocket:
     """A netlink socket in the calling thread's network namespace, usable from any thread.
 
-    ``seconds`` is how long to wait for an answer (None: for ever), as a timeout of the kernel's: Python's own asks
-    poll(2) before every call. ``window`` is how many requests may be under way at once, so that their answers fit
-    the receive buffer. Raises KernelRefused.
+    ``seconds`` is how long to wait for an answer (None: for ever), as a timeout of the kernel's:
+    Python's own asks poll(2) before every call. ``window`` is how many requests may be under way at
+    once, so that their answers fit the receive buffer. Raises KernelRefused.
     """
 
     def __init__(
@@ -199,7 +203,7 @@ class NetlinkSocket:
 
     @property
     def port(self) -> int:
-        """The port id under which the kernel knows this socket (``nlmsg_pid``), 0 before the first request."""
+        """The socket's port id (``nlmsg_pid``), 0 before the first request."""
         return int(self._socket.getsockname()[0])
 
     # Requests
@@ -207,12 +211,13 @@ class NetlinkSocket:
     def request(self, *requests: Request) -> list[list[bytes]]:
         """Send all at once and return the messages that answer each; raises the first refusal.
 
-        The kernel goes on to the next request after it refused one: none may rely on an earlier one of the same call.
+        The kernel goes on to the next request after it refused one: none may rely on an earlier one
+        of the same call.
         """
         outcomes = self.attempt(*requests)
         for outcome in outcomes:
             if outcome.errno:
-                raise self.refusal(outcome)
+                raise self.to_error(outcome)
         return [outcome.messages for outcome in outcomes]
 
     def attempt(self, *requests: Request) -> list[Outcome]:
@@ -225,13 +230,14 @@ class NetlinkSocket:
     def dump(self, request: Request, *, attempts: int = _DUMP_ATTEMPTS, consistent: bool = True) -> list[bytes]:
         """All messages that answer a dump, listed again while the tables change meanwhile.
 
-        Raises DumpInterrupted where no attempt went through undisturbed; ``consistent=False`` takes the first.
+        Raises DumpInterrupted where no attempt went through undisturbed; ``consistent=False`` takes
+        the first.
         """
         for _ in range(attempts):
             with suppress(MessagesLost):
                 outcome, interrupted = self._dump(request)
                 if outcome.errno:
-                    raise self.refusal(outcome)
+                    raise self.to_error(outcome)
                 if not (interrupted and consistent):
                     return outcome.messages
         raise DumpInterrupted(
@@ -239,7 +245,7 @@ class NetlinkSocket:
         )
 
     def submit(self, request: Request) -> None:
-        """Send one request without waiting for its acknowledgement, which ``completed`` takes in."""
+        """Send one request without waiting for its acknowledgement (see ``completed``)."""
         with self._lock:
             self.send(
                 pack(request.type, request.flags | NLM_F_REQUEST | NLM_F_ACK, self.reserve(1), request.body),
@@ -247,14 +253,16 @@ class NetlinkSocket:
             )
 
     def completed(self, request: Request) -> Outcome | None:
-        """The outcome of the request that was submitted last, None where the next datagram does not tell it."""
+        """The outcome of the request that was submitted last, None where the next datagram does not
+        tell it.
+        """
         outcome = Outcome(request)
         for sequence, kind, flags, message in self.receive(request.action):
             if sequence == self._sequence and outcome.take(kind, flags, message):
                 return outcome
         return None
 
-    def refusal(self, outcome: Outcome) -> KernelRefused:
+    def to_error(self, outcome: Outcome) -> KernelRefused:
         """The error for an outcome; a family with errors of its own overrides this."""
         return outcome.error or KernelRefused(f"cannot {outcome.request.action}")
 
@@ -292,7 +300,7 @@ class NetlinkSocket:
 
     def join(self, group: int) -> None:
         """Subscribe to a multicast group."""
-        if not self._bound:  # an unbound socket hears nothing that the kernel itself causes
+        if not self._bound:  # an unbound socket receives no events that the kernel itself causes
             self._socket.bind((0, 0))
             self._bound = True
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
@@ -366,12 +374,16 @@ def type_of(message: bytes) -> int:
 
 
 def port_of(message: bytes) -> int:
-    """The port id of the socket that sent a message, or whose request caused an event (``nlmsg_pid``)."""
+    """The port id of the socket that sent a message, or whose request caused an event
+    (``nlmsg_pid``).
+    """
     return int.from_bytes(message[12:16], byteorder)
 
 
 def parse_error(kind: int, flags: int, message: bytes) -> tuple[int, str]:
-    """The errno in NLMSG_ERROR or NLMSG_DONE, 0 for an acknowledgement, and the kernel's sentence about it."""
+    """The errno in NLMSG_ERROR or NLMSG_DONE, 0 for an acknowledgement, and the kernel's sentence
+    about it.
+    """
     if len(message) < HEADER_SIZE + _ERRNO.size:
         return 0, ""
     number = -_ERRNO.unpack_from(message, HEADER_SIZE)[0]

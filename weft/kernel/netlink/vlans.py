@@ -1,4 +1,7 @@
-"""VLANs of bridge ports. Source: ``bridge(8)``, ``linux/if_bridge.h``, ``net/bridge/br_netlink.c``."""
+"""VLANs of bridge ports.
+
+Source: ``bridge(8)``, ``linux/if_bridge.h``, ``net/bridge/br_netlink.c``.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _NEEDS = "VLAN filtering of bridges (CONFIG_BRIDGE_VLAN_FILTERING)"
 
 
 def of_port(socket: RouteSocket, name: str) -> tuple[BridgeVlan, ...]:
-    """The VLANs of a bridge port, or of a bridge itself, by number; () where the kernel has no VLAN filtering."""
+    """The VLANs of a bridge port or a bridge, by number; () without VLAN filtering in the kernel."""
     index = links.index(socket, name, f"list the VLANs of {name}")
     mask = [["IFLA_EXT_MASK", RTEXT_FILTER_BRVLAN]]
     found: dict[int, BridgeVlan] = {}
@@ -68,7 +71,7 @@ def _requests(
     # One message a VLAN: the kernel stops at the first that it cannot delete.
     link = links.get(socket, name)
     if link is None:
-        raise Missing(f"cannot {action}: there is no link {name}")
+        raise Missing(f"cannot {action}: the link {name} does not exist")
     requests = []
     for vid, flags in vlans:
         specific: list[Any] = [["IFLA_BRIDGE_VLAN_INFO", {"flags": flags, "vid": vid}]]

@@ -1,8 +1,10 @@
-"""Elements of one table as bytes: written in one transaction, listed, and watched for other programs' changes.
+"""Elements of one table as bytes: written in one transaction, listed, and watched for other
+programs' changes.
 
-``elements`` writes what a runtime attaches, by types and with marks; here keys and data are the kernel's bytes, for
-tables with hundreds of thousands of elements that one process owns. Sources: ``linux/netfilter/nf_tables.h``,
-``nfnetlink.h``, ``net/netfilter/nf_tables_api.c`` (what is notified, and to whom).
+``elements`` writes what a runtime attaches, by types and with marks; here keys and data are the
+kernel's bytes, for tables with hundreds of thousands of elements that one process owns. Sources:
+``linux/netfilter/nf_tables.h``, ``nfnetlink.h``, ``net/netfilter/nf_tables_api.c`` (what is
+notified, and to whom).
 """
 
 from __future__ import annotations
@@ -58,8 +60,9 @@ class ElementSocket(NftSocket):
     def write(self, delete: Iterable[Key], add: Iterable[Entry]) -> None:
         """Delete elements, then add others, as one transaction.
 
-        Raises Missing where one to delete, or its set, is not there; KernelRefused where a key has other data already.
-        Nothing is changed then. *Equivalent to:* ``nft -f`` with ``delete element`` and ``add element``.
+        Raises Missing where one to delete, or its set, is not there; KernelRefused where a key has
+        other data already. Nothing is changed then. *Equivalent to:* ``nft -f`` with ``delete
+        element`` and ``add element``.
         """
         changes = self._changes(NFT_MSG_DELSETELEM, 0, delete, _pack_key)
         changes += self._changes(NFT_MSG_NEWSETELEM, NLM_F_CREATE, add, _pack_entry)
@@ -67,7 +70,9 @@ class ElementSocket(NftSocket):
             raise nft_error(refused)
 
     def read(self, name: str) -> list[tuple[bytes, bytes | str]]:
-        """Every element of a set or map: its key and its data, as ``write`` takes them. Raises Missing.
+        """Every element of a set or map: its key and its data, as ``write`` takes them.
+
+        Raises Missing.
 
         Changes of other tables meanwhile do not matter. *Equivalent to:* ``nft list map``.
         """
@@ -90,7 +95,10 @@ class ElementSocket(NftSocket):
 
 
 class TableWatch:
-    """Tells when another program has changed a table, or deleted it. Register ``fileno`` for reading."""
+    """Tells when another program has changed a table, or deleted it.
+
+    Register ``fileno`` for reading.
+    """
 
     def __init__(self, table: str) -> None:
         self._name = table.partition(" ")[2].encode("ascii") + b"\0"
@@ -104,7 +112,8 @@ class TableWatch:
         self._socket.close()
 
     def changed_by_others(self, own: int, limit: int = 64) -> bool:
-        """Whether one of the next ``limit`` datagrams tells of a change by another netlink port than ``own``.
+        """Whether one of the next ``limit`` datagrams tells of a change by another netlink port
+        than ``own``.
 
         True as well where notifications were lost. Never waits.
         """

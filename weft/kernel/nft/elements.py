@@ -1,7 +1,8 @@
 """Elements of weft's sets and maps as netlink messages, for transactions that read nothing first.
 
-The same bytes as nftables writes, so that it lists them as its own: parts in network order, of a concatenation each
-padded to four bytes, the mark as a comment. Source: ``linux/netfilter/nf_tables.h``.
+The same bytes as nftables writes, so that it lists them as its own: parts in network order, of a
+concatenation each padded to four bytes, the mark as a comment. Source:
+``linux/netfilter/nf_tables.h``.
 """
 
 from __future__ import annotations
@@ -31,18 +32,25 @@ _MAX_ELEMENTS = 200  # elements in one message: an attribute's length has 16 bit
 
 
 def writable(shape: Shape) -> bool:
-    """Whether elements can be written here: a set of plain intervals holds beginnings and ends instead of keys."""
+    """Whether elements can be written here: a set of plain intervals holds beginnings and ends
+    instead of keys.
+    """
     return "interval" not in shape.flags or len(shape.key) > 1
 
 
 def creations(elements: Iterable[tuple[Shape, Element]]) -> list[Change]:
-    """What adds the elements and refuses one that is there. Their types have been checked (``rendered``)."""
+    """What adds the elements and refuses one that is there.
+
+    Their types have been checked (``rendered``).
+    """
     given = ((shape, _pack(shape, element)) for shape, element in elements)
     return _changes(NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, given)
 
 
 def deletions(sought: Iterable[tuple[Shape, bytes]]) -> list[Change]:
-    """What deletes the elements under the keys (as ``lookup.keys`` gives them) and refuses one that is missing."""
+    """What deletes the elements under the keys (as ``lookup.keys`` gives them) and refuses one that
+    is missing.
+    """
     return _changes(NFT_MSG_DELSETELEM, 0, sought)
 
 

@@ -1,7 +1,7 @@
-"""Single elements of weft's sets and maps, looked up in the kernel by their keys: some microseconds each.
+"""Elements of weft's sets and maps, looked up by their keys in some microseconds each, or listed.
 
-``nft get element`` fetches every element of the table first (80 ms for 10,000) and answers for none where one is
-missing. Here each key is a question of its own, and many go out together.
+``nft get element`` fetches every element of the table first (80 ms for 10,000) and answers for none
+where one is missing. Here each key is a request of its own, and many leave in one datagram.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 def look_up(nft_socket: NftSocket, sought: list[tuple[Shape, tuple[Scalar, ...]]]) -> list[Element | None]:
     """The element under each key (in a set of intervals: over it), None where there is none.
 
-    The keys must have been rendered before, which checks their types. A set of plain intervals has no such keys.
+    The keys must have been rendered before, which checks their types. A set of plain intervals has
+    no such keys.
     """
     found = nft_socket.get(NFT_MSG_GETSETELEM, [_request(shape, keys(shape, key)) for shape, key in sought])
     return [None if one is None else _element(one, shape) for one, (shape, _) in zip(found, sought, strict=True)]
@@ -77,13 +78,15 @@ def _interval(first: bytes, last: bytes) -> bytes:
 
 
 def comment(mark: str) -> bytes:
-    """A mark as nftables keeps comments: kind 0, length, text with its zero (libnftnl's ``udata.h``)."""
+    """A mark as nftables keeps comments: kind 0, length, text with its zero (libnftnl's
+    ``udata.h``).
+    """
     data = mark.encode("ascii") + b"\0"
     return bytes((NFTNL_UDATA_SET_ELEM_COMMENT, len(data))) + data
 
 
 def owned(nft_socket: NftSocket, sought: list[tuple[Shape, bytes, str]]) -> list[bool]:
-    """Whether under each key (as ``keys`` gives it) there is an element of that very key with the mark."""
+    """For each key (as ``keys`` packs it), whether its element has exactly that key and the mark."""
     found = nft_socket.get(NFT_MSG_GETSETELEM, [_request(shape, key) for shape, key, _ in sought])
     return [
         one is not None and _bears(one, shape, key, mark) for one, (shape, key, mark) in zip(found, sought, strict=True)
@@ -111,7 +114,7 @@ def _request(shape: Shape, key: bytes) -> tuple[str, tuple[bytes, ...]]:
 
 
 def packed(parts: tuple[Scalar, ...], types: tuple[str, ...], end: int = 0) -> bytes:
-    """A key as the kernel has it: each part in network order, of a concatenation padded to four bytes."""
+    """A key in the kernel's format: parts in network order; in a concatenation, padded to words."""
     values = [_part(part, name, end) for part, name in zip(parts, types, strict=True)]
     return values[0] if len(values) == 1 else b"".join(value + b"\0" * (-len(value) % 4) for value in values)
 
@@ -129,9 +132,12 @@ def _part(part: Scalar, name: str, end: int) -> bytes:
 
 
 def dump(nft_socket: NftSocket, shape: Shape) -> list[Entry]:
-    """All elements of a set or map. Raises Missing, and Busy where the rules change during every attempt.
+    """All elements of a set or map.
 
-    The kernel says where its answer ends, so an empty list means an empty set. *Equivalent to:* ``nft list set``.
+    Raises Missing, and Busy where the rules change during every attempt.
+
+    The kernel says where its answer ends, so an empty list means an empty set. *Equivalent to:*
+    ``nft list set``.
     """
     family, table = shape.table.split()
     request = string(NFTA_SET_ELEM_LIST_TABLE, table), string(NFTA_SET_ELEM_LIST_SET, shape.name)
@@ -146,7 +152,7 @@ def entries(answers: list[Attributes], shape: Shape) -> list[Entry]:
 
 
 def readable(shape: Shape) -> bool:
-    """Whether the parts of such elements are known: not, for example, numbers that the kernel has computed."""
+    """Whether the types of all parts are known; not of numbers that the kernel has computed."""
     parts = [name for name in (*shape.key, *shape.data) if name != "verdict"]
     return "dynamic" not in shape.flags and all(name in LENGTHS or name.startswith("bits") for name in parts)
 
@@ -181,16 +187,18 @@ def _verdict(data: Attributes) -> str:
 
 
 def _comment(found: Attributes) -> str:
-    said = found.get(NFTA_SET_ELEM_USERDATA, b"\0\0")
+    data = found.get(NFTA_SET_ELEM_USERDATA, b"\0\0")
     return (
-        said[2 : 2 + said[1]].rstrip(b"\0").decode("utf-8", "replace")
-        if said[0] == NFTNL_UDATA_SET_ELEM_COMMENT
+        data[2 : 2 + data[1]].rstrip(b"\0").decode("utf-8", "replace")
+        if data[0] == NFTNL_UDATA_SET_ELEM_COMMENT
         else ""
     )
 
 
 def _intervals(found: list[Attributes], shape: Shape) -> Iterator[Entry]:
-    """A set of plain intervals holds where each begins and, flagged, the first value behind it, if there is one."""
+    """A set of plain intervals holds where each begins and, flagged, the first value behind it, if
+    there is one.
+    """
     (name,) = shape.key
     size = _length(name)
     bounds = []

@@ -1,7 +1,9 @@
-"""nf_tables over netlink, without libnftables, which lists all rules and sets before it changes a single element.
+"""nf_tables over netlink, without libnftables, which lists all rules and sets before it changes a
+single element.
 
-Here are requests and transactions of messages that ``elements`` and ``batch`` make; rules and sets are the library's.
-Sources: ``linux/netfilter/nf_tables.h``, ``nfnetlink.h``, ``net/netfilter/nfnetlink.c``, netlink(7).
+Here are requests and transactions of messages that ``elements`` and ``batch`` make; rules and sets
+are the library's. Sources: ``linux/netfilter/nf_tables.h``, ``nfnetlink.h``,
+``net/netfilter/nfnetlink.c``, netlink(7).
 """
 
 from __future__ import annotations
@@ -57,19 +59,21 @@ Change = tuple[int, int, str, tuple[bytes, ...]]
 class NftSocket(NetlinkSocket):
     """A netlink socket to nf_tables in the namespace of the thread that made it.
 
-    Raises KernelLacks where the kernel has no nftables, KernelRefused where it does not answer; then it must
-    be closed, for answers may still come. Keep it otherwise: to close any socket of this kind waits until all
-    that was deleted before is freed, 10 to 20 ms (nft_rcv_nl_event in ``nf_tables_api.c``).
+    Raises KernelLacks where the kernel has no nftables, KernelRefused where it does not answer;
+    then it must be closed, for answers may still come. Keep it otherwise: to close any socket of
+    this kind waits until all that was deleted before is freed, 10 to 20 ms (nft_rcv_nl_event in
+    ``nf_tables_api.c``).
     """
 
     def __init__(self) -> None:
         super().__init__(NETLINK_NETFILTER, seconds=_SECONDS, send_buffer=_SEND_BUFFER, window=_WINDOW)
 
-    def refusal(self, outcome: Outcome) -> KernelRefused:
+    def to_error(self, outcome: Outcome) -> KernelRefused:
         return nft_error(outcome.errno, outcome.sentence)
 
     def get_all(self, kind: int, family: str, *attributes: bytes, consistent: bool = True) -> list[Attributes]:
-        """All objects of a kind and family, listed again where the rules change meanwhile, unless that does not matter.
+        """All objects of a kind and family, listed again where the rules change meanwhile, unless
+        that does not matter.
 
         The kernel says where its answer ends: an empty list means that there are none. Raises Busy.
         """
@@ -81,16 +85,18 @@ class NftSocket(NetlinkSocket):
         return [parse(message, _ATTRIBUTES) for message in messages]
 
     def get(self, kind: int, requests: Iterable[tuple[str, tuple[bytes, ...]]]) -> list[Attributes | None]:
-        """Single objects by family and attributes, many in one datagram; None for each that is missing."""
+        """Objects by family and attributes, many in one datagram; None for each missing one."""
         found: list[Attributes | None] = []
         for outcome in self.attempt(*(_request(kind, family, given, single=True) for family, given in requests)):
             if outcome.errno not in (0, errno.ENOENT):
-                raise self.refusal(outcome)
+                raise self.to_error(outcome)
             found.append(parse(outcome.messages[0], _ATTRIBUTES) if outcome.messages else None)
         return found
 
     def generation(self) -> int:
-        """The number of the last transaction in this namespace, of any program: while it stays, nothing has changed."""
+        """The number of the last transaction in this namespace, of any program: while it stays,
+        nothing has changed.
+        """
         (found,) = self.get(NFT_MSG_GETGEN, [("inet", ())])
         return int.from_bytes(found[NFTA_GEN_ID], "big") if found else 0
 

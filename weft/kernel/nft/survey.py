@@ -1,8 +1,8 @@
-"""The definitions in weft's tables, all but elements, read from the kernel in a third of a millisecond.
+"""The definitions in weft's tables, all but elements, read in a third of a millisecond.
 
-nftables before 1.1.0 fetches every element of a table to list it without them (50 ms for 10,000), so the
-question "is all as it was installed?", which every ADD asks, goes to the kernel directly. Only definitions are
-compared: handles, and counts of users or of elements, change by themselves.
+nftables before 1.1.0 fetches every element of a table to list it without them (50 ms for 10,000),
+so the question "is all as it was installed?", which every ADD asks, goes to the kernel directly.
+Only definitions are compared: handles, and counts of users or of elements, change by themselves.
 """
 
 from __future__ import annotations
@@ -61,13 +61,16 @@ _TYPES = {
     7: "ipv4_addr", 8: "ipv6_addr", 9: "ether_addr", 12: "inet_proto", 13: "inet_service", 19: "mark", 23: "classid",
     41: "ifname",
 }  # fmt: skip
-"""nftables' numbers for types of data (``enum datatypes`` in its datatype.h), which the kernel keeps for it."""
+"""nftables' data types (``enum datatypes`` in its datatype.h), which the kernel stores for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Some tables: a hash of their rules, chains and sets; which of them are missing and which are dormant; their
-    chains (table, name, whether a hook enters it), their sets and maps with handles, and the stamp's comment."""
+    """Tables as surveyed: a hash of their rules, chains and sets, and which are missing or dormant.
+
+    ``chains`` have table, name and whether they are base chains; ``sets``, maps among them, have
+    their handles; ``stamp`` is the stamp's comment.
+    """
 
     fingerprint: str
     missing: tuple[str, ...]
@@ -78,7 +81,7 @@ class Survey:
 
 
 def survey(nft_socket: NftSocket, tables: tuple[str, ...], stamp_chain: str) -> Survey:
-    """The tables, each named by family and name; the hash leaves the stamp out, which is in the first of them.
+    """Survey tables, each named by family and name; the hash leaves the stamp out.
 
     Raises KernelRefused and Busy as ``NftSocket`` does.
     """
@@ -86,7 +89,10 @@ def survey(nft_socket: NftSocket, tables: tuple[str, ...], stamp_chain: str) -> 
 
 
 def declared(nft_socket: NftSocket, tables: tuple[str, ...]) -> dict[str, Shape]:
-    """The sets and maps of the tables, by name. *Equivalent to:* ``nft list sets; nft list maps``, of these tables."""
+    """The sets and maps of the tables, by name.
+
+    *Equivalent to:* ``nft list sets; nft list maps``, of these tables.
+    """
     return {shape.name: shape for table in tables for shape, _ in _shapes(_sets(nft_socket, table), table)}
 
 
@@ -101,7 +107,7 @@ def _sets(nft_socket: NftSocket, table: str) -> list[Attributes]:
 
 
 def _shapes(found: list[Attributes], table: str) -> list[tuple[Shape, int]]:
-    """Sets and maps with their handles; those that rules have of their own are left out."""
+    """Sets and maps with their handles, without anonymous ones."""
     return [
         (_shape(one, table), int.from_bytes(one[NFTA_SET_HANDLE], "big"))
         for one in found
@@ -121,7 +127,10 @@ def _shape(found: Attributes, table: str) -> Shape:
 
 
 def _types(concatenated: int, length: int) -> tuple[str, ...]:
-    """The types of a key's parts, six bits each. A number's length is what the other parts leave (``Shape.padded``)."""
+    """The types of a key's parts, six bits each.
+
+    A number's length is what the other parts leave (``Shape.padded``).
+    """
     numbers: list[int] = []
     while concatenated:
         numbers.insert(0, concatenated & 0x3F)
@@ -161,15 +170,15 @@ _Table = tuple[bytes, dict[bytes, list[bytes]], set[bytes], list[Attributes], di
 
 
 def _table(nft_socket: NftSocket, table: str) -> _Table | None:
-    """A table's flags; the definitions of its chains with their rules; base chains; sets; each chain's comments."""
+    """Flags; definitions by chain, its rules' among them; base chains; sets; comments by chain."""
     family, _, plain = table.partition(" ")
     name = plain.encode() + b"\0"
     (there,) = nft_socket.get(NFT_MSG_GETTABLE, [(family, (string(NFTA_TABLE_NAME, plain),))])
     if there is None:
         return None
-    found_chains = [
-        one for one in nft_socket.get_all(NFT_MSG_GETCHAIN, family) if one[NFTA_CHAIN_TABLE] == name
-    ]  # no filter there
+    # The kernel filters no chains by table.
+    every_chain = nft_socket.get_all(NFT_MSG_GETCHAIN, family)
+    found_chains = [one for one in every_chain if one[NFTA_CHAIN_TABLE] == name]
     chains = {one[NFTA_CHAIN_NAME]: [_definition(one, _CHAIN_DEFINITION)] for one in found_chains}
     hooked = {one[NFTA_CHAIN_NAME] for one in found_chains if NFTA_CHAIN_HOOK in one}
     comments: dict[bytes, bytes] = {}
