@@ -1,4 +1,4 @@
-"""``weft``, the command a person debugs with. It formats what the service and the kernel's listings return."""
+"""The ``weft`` command. It formats what the service and the kernel return."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """The entry of ``bin/weft`` and of an installed weft; never returns."""
+    """The entry point of ``bin/weft`` and of an installed weft; never returns."""
     if sys.argv[1:2] == ["engine"] and not {"start", "status", "stop", "-h", "--help"} & set(sys.argv[2:]):
         from cni_plugin.engine.main import end, serving
 
@@ -19,6 +19,6 @@ def main() -> None:
         from cni_plugin.dhcp.keeper import main as keep
 
         sys.exit(keep(sys.argv[2:]))
-    from cni_plugin.cli.root import weft  # click takes 60 ms, which nobody who imports a sibling should pay
+    from cni_plugin.cli.root import weft  # click takes 60 ms to import, which the daemons above do not need
 
     weft.main(prog_name="consul" if sys.argv[0].rpartition("/")[2] == "consul" else "weft")

@@ -1,4 +1,4 @@
-"""``weft agent``, ``weft up`` and ``weft down``: the long-lived processes of a host, without a service manager."""
+"""``weft agent``, ``weft up`` and ``weft down``: the daemons of a host, without a service manager."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from weft.errors import Busy, WeftError
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 _PAUSE = 0.05
-_FOREGROUND = "weft agent, in the foreground, says why"
+_FOREGROUND = "run weft agent in the foreground to see why"
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """An agent. ``report`` is what it says of itself, None if it has not yet."""
+    """A running agent. ``report`` is None until it has written one."""
 
     process: int
     report: Report | None
 
     @property
     def client(self) -> ApiClient:
-        """Asks it, over its socket."""
+        """An HTTP client on its Unix socket."""
         return ApiClient(AgentAddress(path=os.path.join(listener.folder(), "api.sock")))
 
 
 def running() -> Running | None:
-    """The agent of this network namespace: who holds its lock."""
+    """The agent of this network namespace: the process that holds its lock."""
     process = locks.holder(os.path.join(listener.folder(), "agent.lock"))
     if not process:
         return None
@@ -50,31 +50,33 @@ def running() -> Running | None:
 
 
 @click.command()
-@click.option("--config", metavar="FILE", help="Its settings. Default: $WEFT_CONFIG, else /etc/weft/weft.toml.")
+@click.option("--config", metavar="FILE", help="Configuration file. Default: $WEFT_CONFIG, else /etc/weft/weft.toml.")
 def agent(config: str | None) -> int:
-    """Be the agent, in the foreground: names, services, checks, balancing.
+    """Run the agent in the foreground: DNS, service registry, health checks, balancing.
 
-    It serves Consul's HTTP API at 127.0.0.1:8500 and DNS at 127.0.0.1:8600 unless its settings say otherwise. An
-    attachment whose network has names starts one by itself; weft up starts one in the background.
+    It serves Consul's HTTP API on 127.0.0.1:8500 and DNS on 127.0.0.1:8600, unless configured otherwise. An
+    attachment to a network with names starts an agent automatically; weft up starts one in the background.
 
     \b
     Example:
       weft agent --config ./weft.toml
     """
-    from cni_plugin.agent.main import serving  # brings the HTTP server, which no other command needs
+    from cni_plugin.agent.main import serving  # imports the HTTP server, which no other command needs
 
     return serving(["--config", config] if config else [])
 
 
 @click.command()
 @common
-@click.option("--config", metavar="FILE", help="The agent's settings. Default: $WEFT_CONFIG, else /etc/weft/weft.toml.")
+@click.option(
+    "--config", metavar="FILE", help="The agent's configuration. Default: $WEFT_CONFIG, else /etc/weft/weft.toml."
+)
 @pass_tool
 def up(tool: Tool, config: str | None, json_output: bool) -> None:
-    """Start the agent and the engine in the background, and wait until they serve.
+    """Start the agent and the engine in the background, and wait until they are ready.
 
-    What runs already is left as it is. The agent stays until weft down; the engine ends when no container runtime has
-    called for 15 minutes, and the next call starts another. Exits with 1 if a part of the agent cannot begin.
+    Running daemons are not restarted. The agent runs until weft down; the engine stops after 15 minutes without a
+    call, and the next call starts it again. Exits with 1 if a part of the agent cannot start.
 
     \b
     Example:
@@ -83,53 +85,53 @@ def up(tool: Tool, config: str | None, json_output: bool) -> None:
     tool.prepare_to("start weft")
     if config:
         os.environ["WEFT_CONFIG"] = os.path.abspath(config)
-    there = running()
-    if there is None:
-        from cni_plugin.agent import settings  # stands on much of what the agent is made of
+    already = running()
+    if already is None:
+        from cni_plugin.agent import settings  # imports much of the agent
 
         settings.read()
     os.makedirs(listener.folder(), mode=0o700, exist_ok=True)
-    with open(_stay(), "w", encoding="ascii"):
+    with open(_keep_running_path(), "w", encoding="ascii"):
         pass
-    if there is None:
+    if already is None:
         daemons.start("cni_plugin.agent.main", "answers names and registers services")
-    found = _serving()
-    engine, new_engine = engines.begin()
+    found = _wait_until_ready()
+    engine, new_engine = engines.start()
     if json_output:
         as_json(
             {
-                "agent": {"pid": found.process, "started": there is None, "http": found.http, "dns": found.dns,
+                "agent": {"pid": found.process, "started": already is None, "http": found.http, "dns": found.dns,
                           "problems": found.problems},
                 "engine": {"pid": engine.process, "started": new_engine},
             }
         )  # fmt: skip
     else:
-        say(f"the agent, process {found.process}, {'runs now' if there is None else 'runs already'}")
-        say(f"  HTTP at {', '.join(found.http) or 'nowhere'}")
-        say(f"  DNS at {', '.join(found.dns) or 'nowhere'}")
-        say(f"the engine, process {engine.process}, {'runs now' if new_engine else 'runs already'}")
+        say(f"agent {'started' if already is None else 'already running'}, process {found.process}")
+        say(f"  HTTP on {', '.join(found.http) or 'no address'}")
+        say(f"  DNS on {', '.join(found.dns) or 'no address'}")
+        say(f"engine {'started' if new_engine else 'already running'}, process {engine.process}")
         for problem in found.problems:
             warn(problem)
     raise click.exceptions.Exit(FAILED if found.problems else 0)
 
 
-def _serving() -> Report:
-    """What the agent says of itself once it answers. Raises WeftError where it does not."""
+def _wait_until_ready() -> Report:
+    """The agent's report once its HTTP API responds. Raises WeftError where it does not start."""
     deadline = time.monotonic() + _START_SECONDS
-    appeared = False
+    has_appeared = False
     while True:
         found = running()
         if found is not None and found.report is not None:
-            broken = [problem for problem in found.report.problems if problem.startswith("http:")]
-            if broken or _answers(found):
+            http_problems = [problem for problem in found.report.problems if problem.startswith("http:")]
+            if http_problems or _responds(found):
                 return found.report
-        if (found is None and appeared) or time.monotonic() > deadline:
-            raise WeftError("the agent does not start", hint=_FOREGROUND)
-        appeared = appeared or found is not None
+        if (found is None and has_appeared) or time.monotonic() > deadline:
+            raise WeftError("the agent failed to start", hint=_FOREGROUND)
+        has_appeared = has_appeared or found is not None
         time.sleep(_PAUSE)
 
 
-def _answers(found: Running) -> bool:
+def _responds(found: Running) -> bool:
     client = found.client
     with contextlib.closing(client):
         try:
@@ -137,19 +139,19 @@ def _answers(found: Running) -> bool:
         except Unreachable:
             return False
         except ApiError:
-            pass  # it answers
+            pass  # an HTTP error is a response
         return True
 
 
 @click.command()
 @common
-@click.option("--services", is_flag=True, help="Also take the services' virtual addresses from the kernel.")
+@click.option("--services", is_flag=True, help="Also remove the services' virtual addresses from the kernel.")
 @pass_tool
 def down(tool: Tool, services: bool, json_output: bool) -> None:
-    """End the agent and the engine, and say what was ended.
+    """Stop the agent and the engine.
 
-    Containers keep their networks, and services their virtual addresses as they last were (but for --services); names
-    are not answered, and checks not made, until weft up or the next attachment that needs it.
+    Containers keep their networks, and services their virtual addresses (unless --services). DNS and health checks
+    stop until weft up, or until the next attachment that needs the agent.
 
     \b
     Example:
@@ -157,32 +159,32 @@ def down(tool: Tool, services: bool, json_output: bool) -> None:
     """
     tool.need_rights("stop weft")
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(_stay())
-    agent = _end_agent()
+        os.unlink(_keep_running_path())
+    agent = _stop_agent()
     if not json_output:
-        say(f"the agent, process {agent}, has ended" if agent else "the agent did not run")
-    engine = engines.end()
+        say(f"agent stopped, process {agent}" if agent else "agent not running")
+    engine = engines.stop()
     if not json_output:
-        say(f"the engine, process {engine}, has ended" if engine else "the engine did not run")
+        say(f"engine stopped, process {engine}" if engine else "engine not running")
     if services:
-        from discovery.balancer.balancer import remove_all  # only now: it brings the whole of balancing
+        from discovery.balancer.balancer import remove_all  # imports all of balancing
 
         remove_all()
         if not json_output:
-            say("virtual addresses are gone from the kernel")
+            say("virtual addresses removed")
     if json_output:
         as_json({"agent": agent or None, "engine": engine or None, "virtualAddressesRemoved": services})
 
 
-def _end_agent() -> int:
-    """End the agent and wait until it has; the process that it was, 0 if there was none. Raises Busy."""
+def _stop_agent() -> int:
+    """Stop the agent and wait for it; its process id, 0 if none was running. Raises Busy."""
     found = running()
     if found is None:
         return 0
     if not daemons.end(found.process, _STOP_SECONDS):
-        raise Busy(f"the agent, process {found.process}, has not ended yet", hint="try weft down again")
+        raise Busy(f"timeout waiting for the agent to stop (process {found.process})", hint="run weft down again")
     return found.process
 
 
-def _stay() -> str:
+def _keep_running_path() -> str:
     return os.path.join(listener.folder(), reports.STAY)

@@ -1,4 +1,4 @@
-"""``weft plan``, ``weft attach`` and ``weft detach``: a runtime's calls by hand, with any network namespace."""
+"""``weft plan``, ``weft attach`` and ``weft detach``: CNI calls by hand, for any network namespace."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from cni_plugin.cli.chain import Chain, Step, Target
 from cni_plugin.cli.listing import answer
-from cni_plugin.cli.options import attaching, common, container_of, namespace_path, target, wishes
+from cni_plugin.cli.options import attachment_options, common, container_of, namespace_path, runtime_config, target
 from cni_plugin.cli.output import as_json, say
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments
@@ -28,8 +28,8 @@ _PLACEHOLDER = "NETNS"
 @common
 @click.argument("network")
 @click.argument("netns", required=False, default="")
-@attaching
-@click.option("--all", "everything", is_flag=True, help="Show what is in place already too, and the table of rules.")
+@attachment_options
+@click.option("--all", "everything", is_flag=True, help="Also show what is already set up, and the full ruleset.")
 @pass_tool
 def plan(
     tool: Tool,
@@ -43,76 +43,76 @@ def plan(
     everything: bool,
     json_output: bool,
 ) -> None:
-    """Print the shell commands that attaching equals, and change nothing.
+    """Print the shell commands that an attach is equivalent to. Changes nothing.
 
-    NETNS is a name of "ip netns", a path, or a process id. Without it the commands are for an empty namespace
-    whose path you set first: NETNS=/run/netns/c1.
+    NETNS is a name of "ip netns", a path, or a process id. Without it, the commands are for an empty namespace
+    whose path is in $NETNS: NETNS=/run/netns/c1.
 
     \b
     Example:
       weft plan blue c1 -p 8080:80/tcp
     """
-    tool.need_rights("look into network namespaces")
-    asked = wishes(publish, addresses, mac)
+    tool.need_rights("enter network namespaces")
+    capabilities = runtime_config(publish, addresses, mac)
     found = tool.network(network)
     if netns:
-        whom = target(tool.service, netns, container, ifname)
-        steps, result = Chain(tool.service, found, whom, tool.path, asked).preview()
-        path = whom.namespace
+        endpoint = target(tool.service, netns, container, ifname)
+        steps, result = Chain(tool.service, found, endpoint, tool.path, capabilities).preview()
+        path = endpoint.namespace
     else:
         with tool.empty_namespace() as empty:
-            whom = Target(container or container_of(_PLACEHOLDER.lower()), empty, ifname)
-            steps, result = Chain(tool.service, found, whom, tool.path, asked).preview()
+            endpoint = Target(container or container_of(_PLACEHOLDER.lower()), empty, ifname)
+            steps, result = Chain(tool.service, found, endpoint, tool.path, capabilities).preview()
             path = f'"${_PLACEHOLDER}"'
     shared = list(dict.fromkeys(one for step in steps for one in step.shared))
-    lacking = _lacking(shared, tool.service.machine(None))
+    missing = _missing(shared, tool.service.machine(None))
     if json_output:
         as_json(
             {
                 "shared": [line for one in shared for line in one.commands(path)],
-                "inPlace": [line for one in shared if one not in lacking for line in one.commands(path)],
+                "inPlace": [line for one in shared if one not in missing for line in one.commands(path)],
                 "commands": [line for step in steps for line in _own(step, path)],
                 "result": answer(result, found.version),
             }
         )
         return
-    shown = [one for one in shared if everything or one in lacking]
+    shown = [one for one in shared if everything or one in missing]
     _print_plan(network, steps, shown, len(shared) - len(shown), path, everything)
 
 
-def _lacking(shared: list[Operation], machine: Machine) -> list[Operation]:
-    """Those that are still to be done; what lies on a link that is still to be made is among them."""
+def _missing(shared: list[Operation], machine: Machine) -> list[Operation]:
+    """The operations still to apply, with everything on links that are still to be created."""
     found = [one for one in shared if executor.mismatches((one,), machine)]
-    fresh = {place for one in found for place in one.creates}
-    return [one for one in shared if one in found or one.on_link in fresh]
+    new_links = {link for one in found for link in one.creates}
+    return [one for one in shared if one in found or one.on_link in new_links]
 
 
 def _print_plan(
     network: str, steps: list[Step], shared: list[Operation], there: int, path: str, everything: bool
 ) -> None:
-    say(f"# What network {network} shares:")
+    say(f"# Shared by all containers of network {network}:")
     if there:
-        say(f"# ({there} of its steps are in place already; --all shows them too)")
+        say(f"# ({there} already set up, shown with --all)")
     for operation in shared:
         for command in operation.commands(path):
             first, *rest = command.replace("\t", "    ").split("\n")
             if rest and not everything:
-                # Weft's own table, the same for every network: two hundred lines that nobody asked about.
-                say(f"# (here the table of rules, {len(rest)} lines: --all prints it)")
+                # weft's ruleset, the same for every network: two hundred lines.
+                say(f"# (ruleset of {len(rest)} lines, shown with --all)")
                 continue
             for line in (first, *rest):
                 say(line)
     say()
-    say("# This attachment's own:")
+    say("# Of this attachment:")
     for step in steps:
         for command in _own(step, path):
             say(command)
 
 
 def _own(step: Step, path: str) -> Iterator[str]:
-    """A step's commands; a lease's with the directory that they need."""
+    """The commands of a step; for a lease also the one that creates its directory."""
     if not implemented(step.plugin):
-        yield f"# then the plugin {step.plugin} is called, which is not weft's"
+        yield f"# the plugin {step.plugin} of another project is called here"
     for operation in step.own:
         if isinstance(operation, PoolLease):
             yield f"mkdir -p {shlex.quote(operation.pool.directory)}"
@@ -123,7 +123,7 @@ def _own(step: Step, path: str) -> Iterator[str]:
 @common
 @click.argument("network")
 @click.argument("netns")
-@attaching
+@attachment_options
 @pass_tool
 def attach(
     tool: Tool,
@@ -138,8 +138,8 @@ def attach(
 ) -> None:
     """Attach a network namespace to a network, as a container runtime would.
 
-    NETNS is a name of "ip netns", a path, or a process id. All of it happens or nothing. With --json the CNI
-    result is printed.
+    NETNS is a name of "ip netns", a path, or a process id. On an error everything is undone. With --json, prints
+    the CNI result.
 
     \b
     Example:
@@ -148,29 +148,29 @@ def attach(
     """
     tool.prepare_to("attach")
     found = tool.network(network)
-    whom = target(tool.service, netns, container, ifname)
-    there = attachments.find(tool.service, whom.container, ifname, network)
-    if any(one.container == whom.container and one.state is attachments.State.ATTACHED for one in there):
+    endpoint = target(tool.service, netns, container, ifname)
+    existing = attachments.find(tool.service, endpoint.container, ifname, network)
+    if any(one.container == endpoint.container and one.state is attachments.State.ATTACHED for one in existing):
         raise Conflict(
-            f"{whom.container}/{ifname} is attached to {network} already",
-            hint=f"use another --ifname or --container, or first: weft detach {network} {netns}",
+            f"{endpoint.container}/{ifname} is already attached to {network}",
+            hint=f"use another --ifname or --container, or run weft detach {network} {netns} first",
         )
-    chain = Chain(tool.service, found, whom, tool.path, wishes(publish, addresses, mac))
+    chain = Chain(tool.service, found, endpoint, tool.path, runtime_config(publish, addresses, mac))
     result = chain.add()
     if json_output:
         as_json(result)
     else:
-        for line in _told(chain.parsed(result), whom, publish):
+        for line in _result_lines(chain.parsed(result), endpoint, publish):
             say(line)
 
 
-def _told(result: Result, whom: Target, publish: tuple[str, ...]) -> Iterator[str]:
-    """A result in a line or two."""
+def _result_lines(result: Result, endpoint: Target, publish: tuple[str, ...]) -> Iterator[str]:
+    """A result as one line, and one for published ports."""
     addresses = ", ".join(str(ip.address) for ip in result.ips)
     gateways = ", ".join(dict.fromkeys(str(ip.gateway) for ip in result.ips if ip.gateway))
-    mac = next((one.mac for one in result.interfaces if one.name == whom.interface and one.sandbox), "")
+    mac = next((one.mac for one in result.interfaces if one.name == endpoint.interface and one.sandbox), "")
     words = [addresses, f"gateway {gateways}" if gateways else "", f"mac {mac}" if mac else ""]
-    yield f"{whom.container}/{whom.interface}: {', '.join(word for word in words if word) or 'attached'}"
+    yield f"{endpoint.container}/{endpoint.interface}: {', '.join(word for word in words if word) or 'attached'}"
     if publish:
         yield f"published: {', '.join(publish)}"
 
@@ -179,13 +179,13 @@ def _told(result: Result, whom: Target, publish: tuple[str, ...]) -> Iterator[st
 @common
 @click.argument("network")
 @click.argument("who", metavar="NETNS|CONTAINER")
-@click.option("--container", metavar="ID", default="", help="The container's id, where WHO is a namespace.")
-@click.option("--ifname", default="", help="The interface. Default: every one of the container on this network.")
+@click.option("--container", metavar="ID", default="", help="The container's id, if the argument is a namespace.")
+@click.option("--ifname", default="", help="The interface. Default: all of the container on this network.")
 @pass_tool
 def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json_output: bool) -> None:
     """Detach a container, or a network namespace, from a network.
 
-    Works as well when the namespace is gone or the network's file is: what was done is written down.
+    Also works if the namespace or the network's file no longer exists: weft keeps records of its attachments.
 
     \b
     Example:
@@ -202,9 +202,9 @@ def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json
         path = one.namespace.path if tool.service.is_alive(one.namespace) else ""
         if known is not None:
             previous = answer(one.result, one.records[-1].version)
-            whom = Target(one.container, path, one.interface)
+            endpoint = Target(one.container, path, one.interface)
             try:
-                Chain(tool.service, known, whom, tool.path).delete(previous if isinstance(previous, dict) else None)
+                Chain(tool.service, known, endpoint, tool.path).delete(previous if isinstance(previous, dict) else None)
             except WeftError as error:
                 errors.append(error)
         attachments.detach(tool.service, one)
@@ -218,7 +218,7 @@ def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json
 
 
 def _attached(tool: Tool, network: str, who: str, container: str, ifname: str) -> list[attachments.Endpoint]:
-    """What is attached of a container id, or in a namespace."""
+    """The endpoints of a container, given by its id or its namespace."""
     found = attachments.find(tool.service, container or who, ifname, network)
     if found or container:
         return found
@@ -226,19 +226,19 @@ def _attached(tool: Tool, network: str, who: str, container: str, ifname: str) -
         path = namespace_path(tool.service, who)
     except NamespaceProblem:
         return attachments.find(tool.service, container_of(who), ifname, network)
-    there = tool.service.kernel.identify(path)
+    namespace = tool.service.kernel.identify(path)
     return [
         one
         for one in attachments.endpoints(tool.service)
-        if one.network == network and one.namespace.same(there) and (not ifname or one.interface == ifname)
+        if one.network == network and one.namespace.same(namespace) and (not ifname or one.interface == ifname)
     ]
 
 
 def _detach_foreign(tool: Tool, network: str, who: str, container: str, ifname: str) -> None:
-    """A network that only foreign plugins serve: weft has no record of it, so their DEL is all there is."""
+    """Detach from a network of foreign plugins only, of which weft has no records: calls their DEL."""
     known = tool.network(network)
     if any(implemented(plugin) for plugin in known.types):
-        raise UnknownContainer(f"{container or who} is not attached to {network}", hint="weft ps lists what is")
-    whom = target(tool.service, who, container, ifname or "eth0")
-    Chain(tool.service, known, whom, tool.path).delete(None)
-    say(f"{whom.container}/{whom.interface}")
+        raise UnknownContainer(f"{container or who} is not attached to {network}", hint="see weft ps")
+    endpoint = target(tool.service, who, container, ifname or "eth0")
+    Chain(tool.service, known, endpoint, tool.path).delete(None)
+    say(f"{endpoint.container}/{endpoint.interface}")

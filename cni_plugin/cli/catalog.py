@@ -1,4 +1,4 @@
-"""``weft catalog`` and ``weft members``: what is known of all nodes; options, output and exit statuses are Consul's."""
+"""``weft catalog`` and ``weft members``: nodes and services, with Consul's options, output and exit statuses."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TypeVar
 
 import click
 
-from cni_plugin.cli.goflags import GoCommand, asking, fail, fail_with, pairs
-from cni_plugin.cli.instances import seen, virtual_addresses
+from cni_plugin.cli.goflags import GoCommand, api_command, fail, fail_with, pairs
+from cni_plugin.cli.instances import parse_instances, virtual_addresses
 from cni_plugin.cli.output import as_json, printable, say, table
 from discovery.consul.client import ApiClient, api_path, list_of_objects
 from weft.errors import WeftError
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
-_JSON = click.option("--json", "json_output", is_flag=True, help="Print JSON, for programs to read.")
+_JSON = click.option("--json", "json_output", is_flag=True, help="Print JSON.")
 _STATUSES = ("none", "alive", "leaving", "left", "failed")
 _GAP = "  "
 _TAGS_GAP = 6
@@ -24,12 +24,14 @@ _SHORT_ID = 8
 _NOTHING = "No {} match the given query - try expanding your search."
 
 
-def choosing(command: Command) -> Command:
-    """The options that say which services are listed."""
+def list_options(command: Command) -> Command:
+    """The options that select services."""
     for option in (
-        click.option("-tags", is_flag=True, help="Each service's tags beside its name."),
-        click.option("-node-meta", metavar="KEY=VALUE", multiple=True, help="On nodes with this alone. Repeatable."),
-        click.option("-node", metavar="NAME", default="", help="On this node alone."),
+        click.option("-tags", is_flag=True, help="Show the tags of each service."),
+        click.option(
+            "-node-meta", metavar="KEY=VALUE", multiple=True, help="Only on nodes with this metadata. Repeatable."
+        ),
+        click.option("-node", metavar="NAME", default="", help="Only on this node."),
     ):
         command = option(command)
     return command
@@ -37,15 +39,15 @@ def choosing(command: Command) -> Command:
 
 @click.group()
 def catalog() -> None:
-    """What is known of all nodes and their services."""
+    """List the nodes, services and datacenters."""
 
 
 @catalog.command("services", cls=GoCommand)
-@choosing
+@list_options
 @_JSON
-@asking
+@api_command
 def services_(client: ApiClient, node: str, node_meta: tuple[str, ...], tags: bool, json_output: bool) -> None:
-    """List the services of all nodes: one name a line.
+    """List the services of all nodes, one name per line.
 
     \b
     Example:
@@ -57,7 +59,7 @@ def services_(client: ApiClient, node: str, node_meta: tuple[str, ...], tags: bo
 def print_services(
     client: ApiClient, node: str, node_meta: Sequence[str], *, tags: bool, detailed: bool, json_output: bool
 ) -> None:
-    """What ``catalog services`` and ``services list`` print."""
+    """Print the list of ``catalog services`` and ``services list``."""
     wanted = _wanted(node_meta)
     try:
         found = _on_node(client, node, wanted) if node else _services(client, wanted)
@@ -111,7 +113,7 @@ def _print_instances(
     found = [
         one
         for name in sorted(names)
-        for one in seen(client.get(api_path("health", "service", name), wanted).json)
+        for one in parse_instances(client.get(api_path("health", "service", name), wanted).json)
         if not node or one.node == node
     ]
     if json_output:
@@ -145,13 +147,13 @@ def _print_instances(
 
 
 @catalog.command(cls=GoCommand)
-@click.option("-detailed", is_flag=True, help="Whole ids, other addresses and metadata too.")
-@click.option("-service", metavar="NAME", default="", help="Nodes that offer this service.")
-@click.option("-near", metavar="NODE", default="", help="This node first; _agent is the one that answers.")
-@click.option("-node-meta", metavar="KEY=VALUE", multiple=True, help="Nodes with this alone. Repeatable.")
+@click.option("-detailed", is_flag=True, help="Show full ids, tagged addresses and metadata.")
+@click.option("-service", metavar="NAME", default="", help="Only nodes with this service.")
+@click.option("-near", metavar="NODE", default="", help="Sort by distance to this node; _agent is the queried agent.")
+@click.option("-node-meta", metavar="KEY=VALUE", multiple=True, help="Only nodes with this metadata. Repeatable.")
 @click.option("-filter", "expression", metavar="EXPRESSION", default="", help='Like Meta.rack == "r1".')
 @_JSON
-@asking
+@api_command
 def nodes(
     client: ApiClient,
     detailed: bool,
@@ -193,7 +195,7 @@ def _node(one: Mapping[str, object], meta: str, detailed: bool) -> tuple[str, ..
 
 @catalog.command(cls=GoCommand)
 @_JSON
-@asking
+@api_command
 def datacenters(client: ApiClient, json_output: bool) -> None:
     """List the datacenters.
 
@@ -213,17 +215,17 @@ def datacenters(client: ApiClient, json_output: bool) -> None:
 
 
 @click.command(cls=GoCommand)
-@click.option("-detailed", is_flag=True, help="Every tag of each node.")
-@click.option("-status", metavar="EXPRESSION", default=".*", help="Nodes whose status matches: alive, failed, left.")
-@click.option("-wan", is_flag=True, help="The nodes of all datacenters.")
-@click.option("-segment", metavar="NAME", default="", help="Accepted and ignored.")
-@click.option("-filter", "expression", metavar="EXPRESSION", default="", help="Sent with the request.")
+@click.option("-detailed", is_flag=True, help="Show the tags of each node.")
+@click.option("-status", metavar="EXPRESSION", default=".*", help="Only nodes with this status: alive, failed, left.")
+@click.option("-wan", is_flag=True, help="Nodes of all datacenters.")
+@click.option("-segment", metavar="NAME", default="", help="Ignored, for compatibility.")
+@click.option("-filter", "expression", metavar="EXPRESSION", default="", help="Filter expression.")
 @_JSON
-@asking
+@api_command
 def members(
     client: ApiClient, detailed: bool, status: str, wan: bool, segment: str, expression: str, json_output: bool
 ) -> None:
-    """List the nodes that run an agent, and whether it is alive. Exits with 2 if none is as asked.
+    """List the nodes with an agent and their status. Exits with 2 if none matches.
 
     \b
     Example:
@@ -280,7 +282,7 @@ def _joined(found: object, mark: str) -> str:
 
 
 def _columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns with two spaces between them, as Consul prints them."""
+    """Print columns separated by two spaces, as Consul does."""
     cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[place]) for row in cells) for place in range(len(header))]
     for row in cells:

@@ -1,8 +1,8 @@
-"""Calling the plugins of a network list as a runtime's libcni does, without a runtime.
+"""Calls the plugins of a network list as a runtime's libcni does.
 
-Each plugin is given the result of the one before (``prevResult``) and, of what the caller wants, the capabilities
-that it declares (``runtimeConfig``); DEL goes backwards. Those that weft implements run in this process, the others
-are executed. Source: CNI specification sections 3 and 4; libcni's ``api.go``.
+Each plugin gets the result of the one before (``prevResult``) and the values of the capabilities that it declares
+(``runtimeConfig``); DEL calls them in reverse. Those that weft implements run in this process, the others are
+executed. Source: CNI specification sections 3 and 4; libcni's ``api.go``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from weft.types import Attachment, Result
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which interface of which container. ``namespace`` is a path, "" once the namespace is gone."""
+    """The interface of a container. ``namespace`` is a path, "" if the namespace no longer exists."""
 
     container: str
     namespace: str
@@ -36,22 +36,22 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the caller asks of the plugins: published ports, addresses, a MAC address."""
+class RuntimeConfig:
+    """Values of the plugins' capabilities: published ports, addresses, a MAC address."""
 
     ports: tuple[Json, ...] = ()
     addresses: tuple[str, ...] = ()
     mac: str = ""
 
-    def runtime(self) -> Json:
-        """The value of each capability."""
-        found: Json = {"portMappings": list(self.ports), "ips": list(self.addresses), "mac": self.mac}
-        return {name: value for name, value in found.items() if value}
+    def capabilities(self) -> Json:
+        """The value of each capability that is requested."""
+        values: Json = {"portMappings": list(self.ports), "ips": list(self.addresses), "mac": self.mac}
+        return {name: value for name, value in values.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one plugin of a list would do: its operations, or (a foreign plugin) only that it is called."""
+    """The operations of one plugin of a list; none for a foreign plugin."""
 
     plugin: str
     shared: tuple[Operation, ...] = ()
@@ -60,119 +60,119 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One network's plugins, called for one target. ``path`` is CNI_PATH."""
+    """The plugins of one network, for one target. ``path`` is CNI_PATH."""
 
     service: Service
     network: NetworkList
     target: Target
     path: tuple[str, ...]
-    wishes: Wishes = field(default_factory=Wishes)
+    runtime_config: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def add(self) -> Json:
-        """Attach; the last plugin's result. What was done is undone where a later plugin fails."""
-        self._check_wishes()
+        """Attach; the result of the last plugin. If a plugin fails, those before it are undone."""
+        self._check_capabilities()
         previous: Json | None = None
-        for place in range(len(self.network.plugins)):
+        for index in range(len(self.network.plugins)):
             try:
-                previous = self._add(place, previous)
+                previous = self._add(index, previous)
             except BaseException:
-                # weft undoes its own failure, and a DEL after a refused ADD could hit an attachment that lives.
-                first = place if implemented(self.network.types[place]) else place + 1
-                self._delete_quietly(first, previous)
+                # weft undoes its own failure; a DEL after a refused ADD could hit an existing attachment.
+                end = index if implemented(self.network.types[index]) else index + 1
+                self._delete_quietly(end, previous)
                 raise
         return previous or {}
 
     def delete(self, previous: Json | None) -> None:
-        """Detach, last plugin first, all of them whatever fails. Raises the first error."""
+        """Detach, last plugin first. Raises the first error after all have been called."""
         raise_all(list(self._delete(len(self.network.plugins), previous)))
 
     def check(self, previous: Json | None) -> list[str]:
-        """What the foreign plugins find wrong, a sentence each; weft's own are asked by their records."""
+        """The errors of the foreign plugins' CHECK; weft's own attachments are checked by their records."""
         found = []
         if not versions.at_least(self.network.version, "0.4.0"):
             return []
-        for place, plugin in enumerate(self.network.types):
+        for index, plugin in enumerate(self.network.types):
             if not implemented(plugin):
                 try:
-                    self._execute(place, Command.CHECK, previous)
+                    self._execute(index, Command.CHECK, previous)
                 except WeftError as error:
                     found.append(error.message)
         return found
 
     def preview(self) -> tuple[list[Step], Result]:
-        """What ADD would do now and answer; nothing is changed. Foreign plugins are taken to pass the result on."""
-        self._check_wishes()
+        """A dry run of ADD: steps and result. Foreign plugins are assumed to pass the result on unchanged."""
+        self._check_capabilities()
         previous: Json | None = None
         result = Result()
         steps = []
-        for place, plugin in enumerate(self.network.types):
+        for index, plugin in enumerate(self.network.types):
             if not implemented(plugin):
                 if previous is None:
                     raise PluginFailed(
-                        f"only the plugin {plugin} knows what it would do",
-                        hint=f"weft plan works with {', '.join(modules.drivers())}",
+                        f"cannot plan for the plugin {plugin} of another project",
+                        hint=f"weft plan supports {', '.join(modules.drivers())}",
                     )
                 steps.append(Step(plugin))
                 continue
-            record = self.service.preview(self.request(place, Command.ADD, previous))
+            record = self.service.preview(self.request(index, Command.ADD, previous))
             result = record.result
             previous = self._rendered(result)
             steps.append(Step(plugin, record.shared, record.operations))
         return steps, result
 
     def validate(self) -> None:
-        """Have weft's own readers read every plugin that weft implements; raises ConfigProblem."""
-        for place, plugin in enumerate(self.network.types):
+        """Validate the configuration of every plugin that weft implements. Raises ConfigProblem."""
+        for index, plugin in enumerate(self.network.types):
             if implemented(plugin):
-                request = self.request(place, Command.ADD, None)
+                request = self.request(index, Command.ADD, None)
                 assemble.read(request)
                 request.config.keys.problems.raise_any()
 
-    def request(self, place: int, command: Command, previous: Json | None) -> Request:
-        """One plugin's call, as it would arrive from a runtime."""
-        plugin = self.network.types[place]
+    def request(self, index: int, command: Command, previous: Json | None) -> Request:
+        """The call of one plugin, as a runtime would make it."""
+        plugin = self.network.types[index]
         variables = self._variables(command)
-        stdin = self._configuration(place, previous)
+        stdin = self._configuration(index, previous)
         call = environment.read(variables, plugin, modules.reads_arguments)
         return call.request(plugin, variables, config.read(stdin, call.command, plugin), stdin)
 
-    def attachment(self, place: int) -> Attachment:
-        return Attachment(self.network.name, self.target.container, self.target.interface, self.network.types[place])
+    def attachment(self, index: int) -> Attachment:
+        return Attachment(self.network.name, self.target.container, self.target.interface, self.network.types[index])
 
     def parsed(self, result: Json) -> Result:
-        """A result as a value, whatever in it cannot be read left out."""
+        """A result as a value, without what cannot be parsed."""
         return parse(result, self.network.version, Problems())
 
-    def _check_wishes(self) -> None:
-        there = self.network.capabilities()
+    def _check_capabilities(self) -> None:
+        declared = self.network.capabilities()
         for name, what in (("portMappings", "publishes ports"), ("ips", "takes addresses"), ("mac", "sets the MAC")):
-            if name in self.wishes.runtime() and name not in there:
+            if name in self.runtime_config.capabilities() and name not in declared:
                 raise BadOption(
                     f"no plugin of network {self.network.name} {what}",
-                    hint=f'give one "capabilities": {{"{name}": true}} in {self.network.path}',
+                    hint=f'add "capabilities": {{"{name}": true}} to one in {self.network.path}',
                 )
 
-    def _add(self, place: int, previous: Json | None) -> Json:
-        if implemented(self.network.types[place]):
-            result = self.service.handle(self.request(place, Command.ADD, previous))
+    def _add(self, index: int, previous: Json | None) -> Json:
+        if implemented(self.network.types[index]):
+            result = self.service.handle(self.request(index, Command.ADD, previous))
             return self._rendered(result or Result())
-        answer = self._execute(place, Command.ADD, previous)
+        answer = self._execute(index, Command.ADD, previous)
         try:
-            said = json.loads(answer)
+            decoded = json.loads(answer)
         except ValueError:
-            said = None
-        if not isinstance(said, dict):
-            raise PluginFailed(f"the plugin {self.network.types[place]} answered ADD with no result")
-        return said
+            decoded = None
+        if not isinstance(decoded, dict):
+            raise PluginFailed(f"the plugin {self.network.types[index]} returned no result for ADD")
+        return decoded
 
     def _delete(self, end: int, previous: Json | None) -> Iterator[WeftError]:
         """DEL of the plugins before ``end``, last first; their errors."""
-        for place in reversed(range(end)):
+        for index in reversed(range(end)):
             try:
-                if implemented(self.network.types[place]):
-                    self.service.handle(self.request(place, Command.DEL, previous))
+                if implemented(self.network.types[index]):
+                    self.service.handle(self.request(index, Command.DEL, previous))
                 else:
-                    self._execute(place, Command.DEL, previous)
+                    self._execute(index, Command.DEL, previous)
             except WeftError as error:
                 yield error
 
@@ -184,8 +184,8 @@ class Chain:
         value = json.loads(render(result, self.network.version))
         return value if isinstance(value, dict) else {}
 
-    def _configuration(self, place: int, previous: Json | None) -> bytes:
-        return json.dumps(self.network.plugin_config(place, self.wishes.runtime(), previous)).encode()
+    def _configuration(self, index: int, previous: Json | None) -> bytes:
+        return json.dumps(self.network.plugin_config(index, self.runtime_config.capabilities(), previous)).encode()
 
     def _variables(self, command: Command) -> Mapping[str, str]:
         return {
@@ -197,15 +197,15 @@ class Chain:
             "CNI_PATH": ":".join(self.path),
         }
 
-    def _execute(self, place: int, command: Command, previous: Json | None) -> bytes:
+    def _execute(self, index: int, command: Command, previous: Json | None) -> bytes:
         from cni_plugin.service.delegate import call
 
         try:
             return call(
-                self.network.types[place],
+                self.network.types[index],
                 str(command),
                 self._variables(command),
-                self._configuration(place, previous),
+                self._configuration(index, previous),
             )
         except PluginFailed as error:
             error.message = error.message.replace("the IPAM plugin", "the plugin", 1)

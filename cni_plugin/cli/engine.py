@@ -1,4 +1,4 @@
-"""``weft engine``: the long-lived process that makes calls quick. It comes by itself; this is for looking at it."""
+"""``weft engine``: run, start, stop and inspect the engine, which the first call starts automatically."""
 
 from __future__ import annotations
 
@@ -18,41 +18,45 @@ from weft import daemons, locks
 from weft.errors import Busy, WeftError
 
 _START_SECONDS = 10.0
-_STOP_SECONDS = 200.0  # more than a request may take, all of which are finished first
+_STOP_SECONDS = 200.0  # longer than a request's deadline: accepted requests are finished first
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """An engine. ``since`` is its age in seconds, ``memory`` what it occupies in KiB."""
+    """A running engine. ``age`` in seconds, ``memory`` (resident) in KiB."""
 
     process: int
     socket: str
-    since: float
+    age: float
     memory: int
 
 
 def running() -> Running | None:
-    """The engine of this network namespace: who holds its lock, for a socket of systemd's tells nothing of it."""
+    """The engine of this network namespace: the holder of its lock, as systemd may own the socket."""
     folder = listener.folder()
     process = locks.holder(os.path.join(folder, listener.LOCK))
     with contextlib.suppress(OSError, IndexError, ValueError):
         if process:
             with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
                 words = file.read().rpartition(")")[2].split()
-            since = time.clock_gettime(time.CLOCK_BOOTTIME) - int(words[19]) / os.sysconf("SC_CLK_TCK")
+            seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - int(words[19]) / os.sysconf("SC_CLK_TCK")
             memory = int(words[21]) * os.sysconf("SC_PAGE_SIZE") // 1024
-            return Running(process, os.path.join(folder, listener.SOCKET), since, memory)
+            return Running(process, os.path.join(folder, listener.SOCKET), seconds, memory)
     return None
 
 
 @click.group(invoke_without_command=True)
-@click.option("--idle", metavar="SECONDS", type=float, help="End after so long without a call; 0: never. Default: 900.")
-@click.option("--quiet", is_flag=True, help="Do not tell of each call on standard error.")
-def engine(idle: float | None, quiet: bool) -> None:
-    """The process that serves container runtimes' calls quickly; alone: be it, in the foreground.
+@click.option(
+    "--idle", metavar="SECONDS", type=float, help="Stop after so long without a call; 0: never. Default: 900."
+)
+@click.option("--quiet", is_flag=True, help="Do not log calls to standard error.")
+@click.option("--debug", is_flag=True, help="Also log every operation, as with WEFT_LOG=debug.")
+def engine(idle: float | None, quiet: bool, debug: bool) -> None:
+    """Run the engine in the foreground, or manage it.
 
-    The first call of a runtime starts one by itself, in the background, which ends when nobody has called for 15
-    minutes. It keeps nothing but what is in files too: stopping it, or killing it, loses nothing.
+    The engine serves the calls of container runtimes without starting Python for each. The first call starts it in
+    the background, and it stops after 15 minutes without a call. It has no state of its own: stopping or killing it
+    loses nothing.
 
     \b
     Example:
@@ -63,7 +67,7 @@ def engine(idle: float | None, quiet: bool) -> None:
 @engine.command()
 @common
 def status(json_output: bool) -> None:
-    """Whether an engine serves this host. Exits with 1 if none does.
+    """Show whether the engine is running. Exits with 1 if not.
 
     \b
     Example:
@@ -71,12 +75,12 @@ def status(json_output: bool) -> None:
     """
     found = running()
     if json_output:
-        shown = {"pid": found.process, "socket": found.socket, "ageSeconds": round(found.since, 1)} if found else {}
-        as_json({"running": found is not None, **shown, **({"residentKiB": found.memory} if found else {})})
+        details = {"pid": found.process, "socket": found.socket, "ageSeconds": round(found.age, 1)} if found else {}
+        as_json({"running": found is not None, **details, **({"residentKiB": found.memory} if found else {})})
     elif found is None:
-        say("No engine runs. The next call of a container runtime starts one.")
+        say("engine not running; the next call of a container runtime starts it")
     else:
-        pairs = [("Process", str(found.process)), ("Socket", found.socket), ("Age", age(found.since))]
+        pairs = [("Process", str(found.process)), ("Socket", found.socket), ("Age", age(found.age))]
         fields([*pairs, ("Memory", f"{found.memory / 1024:.1f} MiB")])
     raise click.exceptions.Exit(0 if found else FAILED)
 
@@ -85,59 +89,59 @@ def status(json_output: bool) -> None:
 @common
 @pass_tool
 def start_(tool: Tool, json_output: bool) -> None:
-    """Have an engine run in the background.
+    """Start the engine in the background.
 
-    It ends like one that came by itself, when nobody calls for 15 minutes.
+    It stops after 15 minutes without a call.
 
     \b
     Example:
       weft engine start
     """
     tool.prepare_to("start an engine")
-    found, new = begin()
-    _told(found.process, "runs now" if new else "runs already", json_output)
+    found, is_new = start()
+    _report(found.process, "started" if is_new else "already running", json_output)
 
 
-@engine.command()
+@engine.command("stop")
 @common
 @pass_tool
-def stop(tool: Tool, json_output: bool) -> None:
-    """End the engine, when it has finished what it is at.
+def stop_(tool: Tool, json_output: bool) -> None:
+    """Stop the engine after it has finished accepted requests.
 
-    The next call of a container runtime starts another. Where systemd listens (weft-engine.socket), so does it.
+    The next call of a container runtime starts it again, directly or by systemd (weft-engine.socket).
 
     \b
     Example:
       weft engine stop
     """
     tool.need_rights("stop the engine")
-    process = end()
-    _told(process, "has ended" if process else "does not run", json_output)
+    process = stop()
+    _report(process, "stopped" if process else "not running", json_output)
 
 
-def begin() -> tuple[Running, bool]:
-    """The engine that runs, or a new one; whether it is new. Raises WeftError where none starts."""
-    there = running()
-    if there is None:
+def start() -> tuple[Running, bool]:
+    """The running engine, or a new one; whether it is new. Raises WeftError where it does not start."""
+    already = running()
+    if already is None:
         daemons.start("cni_plugin.engine.main", "serves container runtimes")
     found = _wait(_START_SECONDS)
     if found is None:
-        raise WeftError("the engine does not start", hint="weft engine, in the foreground, says why")
-    return found, there is None
+        raise WeftError("the engine failed to start", hint="run weft engine in the foreground to see why")
+    return found, already is None
 
 
-def end() -> int:
-    """End the engine and wait until it has; the process that it was, 0 if there was none. Raises Busy."""
+def stop() -> int:
+    """Stop the engine and wait for it; its process id, 0 if none was running. Raises Busy."""
     found = running()
     if found is None:
         return 0
     if not daemons.end(found.process, _STOP_SECONDS):
-        raise Busy(f"the engine, process {found.process}, has not ended yet", hint="it finishes a call that takes long")
+        raise Busy(f"timeout waiting for the engine to stop (process {found.process})", hint="a call is still running")
     return found.process
 
 
 def _wait(seconds: float) -> Running | None:
-    """The engine once there is one and it can be found, None if none comes."""
+    """Wait for an engine with a socket; None after the timeout."""
     deadline = time.monotonic() + seconds
     while True:
         found = running()
@@ -148,8 +152,8 @@ def _wait(seconds: float) -> Running | None:
         time.sleep(0.02)
 
 
-def _told(process: int, what: str, json_output: bool) -> None:
+def _report(process: int, state: str, json_output: bool) -> None:
     if json_output:
-        as_json({"pid": process or None, "state": what})
+        as_json({"pid": process or None, "state": state})
     else:
-        say(f"the engine{f', process {process},' if process else ''} {what}")
+        say(f"engine {state}{f', process {process}' if process else ''}")

@@ -1,6 +1,6 @@
-"""Commands that take their options as Go's flag package does, and so Consul: ``-name=x``, ``-name x``, ``--name``.
+"""Commands with options in the syntax of Go's flag package, as in Consul: ``-name=x``, ``-name x``, ``--name``.
 
-Options stand before arguments, a flag may be ``-name=false``, and wrong usage ends with 1.
+Options come before arguments, a boolean may be ``-name=false``, and usage errors exit with 1.
 Source: https://pkg.go.dev/flag; https://developer.hashicorp.com/consul/commands.
 """
 
@@ -24,31 +24,31 @@ _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
 
 class WrongFlag(ValueError):
-    """An option is not known, or its value makes no sense."""
+    """An unknown option or an invalid value."""
 
 
 class GoCommand(click.Command):
-    """A command with options in Go's manner. Declare them with one dash: ``click.option("-node", …)``."""
+    """A command with Go's option syntax. Declare options with one dash: ``click.option("-node", …)``."""
 
     allow_interspersed_args = False
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if ctx.resilient_parsing:  # a shell asks what could follow
+        if ctx.resilient_parsing:  # shell completion
             return super().parse_args(ctx, args)
         try:
-            return super().parse_args(ctx, self._normal(ctx, args))
+            return super().parse_args(ctx, self._normalize(ctx, args))
         except (WrongFlag, click.UsageError) as error:
-            said = error.format_message().rstrip(".") if isinstance(error, click.UsageError) else str(error)
-            fail(said, hint=f"see {ctx.command_path} -help")
+            message = error.format_message().rstrip(".") if isinstance(error, click.UsageError) else str(error)
+            fail(message, hint=f"see {ctx.command_path} -help")
 
-    def _normal(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return normal(args, self.get_params(ctx), anywhere=ctx.allow_interspersed_args)
+    def _normalize(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return normalize(args, self.get_params(ctx), anywhere=ctx.allow_interspersed_args)
 
 
-def normal(arguments: Sequence[str], parameters: Sequence[click.Parameter], *, anywhere: bool = False) -> list[str]:
-    """The arguments with every option as it was declared, and in front. Raises WrongFlag, with Go's sentences.
+def normalize(arguments: Sequence[str], parameters: Sequence[click.Parameter], *, anywhere: bool = False) -> list[str]:
+    """The arguments in click's syntax, options first. Raises WrongFlag, with Go's messages.
 
-    ``anywhere``: options may also stand behind arguments.
+    ``anywhere``: options may follow arguments.
     """
     options = {name.lstrip("-"): one for one in parameters if isinstance(one, click.Option) for name in one.opts}
     found: list[str] = []
@@ -82,20 +82,20 @@ def normal(arguments: Sequence[str], parameters: Sequence[click.Parameter], *, a
 
 
 def fail(line: str, status: int = FAILED, hint: str = "") -> NoReturn:
-    """Say why on standard error, as it is, and end."""
+    """Print a message on standard error and exit."""
     click.echo(printable(line), err=True)
     if hint:
         click.echo(f"hint: {printable(hint)}", err=True)
     raise click.exceptions.Exit(status)
 
 
-def fail_with(begin: str, error: WeftError) -> NoReturn:
-    """End with an error's sentence behind a beginning that Consul's users know."""
-    fail(f"{begin}: {error.message}", hint=error.hint)
+def fail_with(prefix: str, error: WeftError) -> NoReturn:
+    """Exit with an error's message after a prefix that Consul prints."""
+    fail(f"{prefix}: {error.message}", hint=error.hint)
 
 
 def pairs(texts: Sequence[str]) -> dict[str, str]:
-    """Options of the form KEY=VALUE; ends the command where one is not."""
+    """Parse KEY=VALUE options; exits on an invalid one."""
     found: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -106,18 +106,18 @@ def pairs(texts: Sequence[str]) -> dict[str, str]:
 
 
 _OPTIONS = (
-    click.option("-http-addr", metavar="ADDRESS", help="The agent. Default: $WEFT_HTTP_ADDR, $CONSUL_HTTP_ADDR, this "
-                 "namespace's own socket, else 127.0.0.1:8500."),
-    click.option("-token", metavar="TOKEN", help="Sent with each request. Default: $CONSUL_HTTP_TOKEN."),
-    click.option("-token-file", metavar="FILE", help="A file that holds the token."),
-    click.option("-ca-file", metavar="FILE", help="Certificates that a TLS agent's is signed by. $CONSUL_CACERT."),
-    click.option("-datacenter", metavar="NAME", help="The datacenter to ask about."),
-    click.option("-stale", is_flag=True, help="Any server may answer."),
+    click.option("-http-addr", metavar="ADDRESS", help="The agent. Default: $WEFT_HTTP_ADDR, $CONSUL_HTTP_ADDR, "
+                 "the Unix socket of this namespace's agent, else 127.0.0.1:8500."),
+    click.option("-token", metavar="TOKEN", help="ACL token. Default: $CONSUL_HTTP_TOKEN."),
+    click.option("-token-file", metavar="FILE", help="File with the ACL token."),
+    click.option("-ca-file", metavar="FILE", help="CA file for TLS. Default: $CONSUL_CACERT."),
+    click.option("-datacenter", metavar="NAME", help="The datacenter to query."),
+    click.option("-stale", is_flag=True, help="Allow stale reads from any server."),
 )  # fmt: skip
 
 
-def asking(command: Command) -> Command:
-    """The options that every command of an agent's has; the command gets a ``client``."""
+def api_command(command: Command) -> Command:
+    """Add the options for the agent's HTTP API; the command gets a ``client``."""
 
     def run(
         *arguments: object,

@@ -1,4 +1,4 @@
-"""``weft install``: a folder of plugins for container runtimes, from an installed package."""
+"""``weft install``: install the plugins into a folder of a container runtime."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from weft.errors import BadOption
 @click.command()
 @common
 @click.argument("folder", metavar="FOLDER")
-@click.option("--replace", is_flag=True, help="Also replace plugins there that are not weft's.")
+@click.option("--replace", is_flag=True, help="Replace plugins of other projects.")
 def install(folder: str, replace: bool, json_output: bool) -> None:
-    """Make FOLDER what a container runtime looks for plugins in: weft, and links to it under every name it answers to.
+    """Install weft's CNI plugins into FOLDER: the executable, and a symbolic link for each plugin.
 
-    Run it again after each upgrade. What else is in the folder stays; a plugin that is not weft's is only replaced
-    with --replace. Besides, two scripts are put beside this Python: weft-plugin and weft-engine.
+    Run it again after every upgrade. Other files are kept; plugins of other projects are only replaced with
+    --replace. The scripts weft-plugin and weft-engine are installed beside the Python interpreter.
 
     \b
     Example:
       weft install /opt/cni/bin
     """
     if not folder:
-        raise BadOption("FOLDER is empty")
-    place = os.path.abspath(folder)
+        raise BadOption("FOLDER must not be empty")
+    path = os.path.abspath(folder)
     compiled = installation.compiled_client()
-    installation.make(place, installation.installed(), compiled, replace=replace)
+    installation.make(path, installation.installed(), compiled, replace=replace)
     if json_output:
-        as_json({"folder": place, "compiled": compiled is not None, "plugins": [OWN_NAME, *modules.plugins()]})
+        as_json({"folder": path, "compiled": compiled is not None, "plugins": [OWN_NAME, *modules.plugins()]})
         return
-    say(f"{place}: {OWN_NAME}, and {len(modules.plugins())} names that lead to it")
+    say(f"{path}: installed {OWN_NAME} and {len(modules.plugins())} plugins")
     if compiled is None:
-        say("built without a C compiler: each call starts Python; install one and weft again to have it faster")
+        say("built without a C compiler: every call starts Python; for faster calls install one, then weft again")

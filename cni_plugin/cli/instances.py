@@ -1,4 +1,4 @@
-"""Instances of services as the agent's answers have them, in the words that commands print."""
+"""Service instances from the agent's HTTP API, as commands print them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _WORST = ("maintenance", "critical", "warning", "passing")
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """An instance. ``status`` is the worst of its checks, or "maintenance"; ``why`` what the check that counts says."""
+class ServiceInstance:
+    """An instance. ``status`` is the worst of its checks, or "maintenance"; ``why`` is that check's output."""
 
     service: str
     id: str
@@ -31,13 +31,13 @@ class Seen:
         return f"{host}:{self.port}" if self.port else self.address
 
 
-def seen(answer: object) -> Iterator[Seen]:
-    """The instances of an answer of ``/v1/health/service/NAME``."""
+def parse_instances(answer: object) -> Iterator[ServiceInstance]:
+    """The instances in a response of ``/v1/health/service/NAME``."""
     for one in list_of_objects(answer):
         node, service = _object(one.get("Node")), _object(one.get("Service"))
         status, why = worst(list_of_objects(one.get("Checks")))
         port, tags = service.get("Port"), service.get("Tags")
-        yield Seen(
+        yield ServiceInstance(
             service=str(service.get("Service", "")),
             id=str(service.get("ID", "")),
             node=str(node.get("Node", "")),
@@ -50,7 +50,7 @@ def seen(answer: object) -> Iterator[Seen]:
 
 
 def worst(checks: Iterable[Mapping[str, object]]) -> tuple[str, str]:
-    """The word that several checks come to, and the first line of what the one that counts says."""
+    """The worst status of several checks, and the first line of that check's output."""
     found, why = "passing", ""
     for check in checks:
         name, status = str(check.get("CheckID", "")), str(check.get("Status", ""))
@@ -62,14 +62,16 @@ def worst(checks: Iterable[Mapping[str, object]]) -> tuple[str, str]:
     return found, why
 
 
-def everywhere(client: ApiClient) -> list[Seen]:
+def all_instances(client: ApiClient) -> list[ServiceInstance]:
     """All instances of all services, by service, node and id. Raises Unreachable and Refused."""
     names = _object(client.get(api_path("catalog", "services")).json)
-    return [one for name in sorted(names) for one in seen(client.get(api_path("health", "service", name)).json)]
+    return [
+        one for name in sorted(names) for one in parse_instances(client.get(api_path("health", "service", name)).json)
+    ]
 
 
 def virtual_addresses(client: ApiClient) -> dict[str, tuple[str, ...]]:
-    """The virtual addresses of each service; none where the agent is Consul's. Raises Unreachable."""
+    """The virtual addresses of each service; none from an agent of Consul. Raises Unreachable."""
     try:
         found = _object(client.get(api_path("weft", "virtual-addresses")).json)
     except ApiError:

@@ -1,4 +1,4 @@
-"""``weft ps``, ``weft show`` and ``weft check``: what is attached, and whether it is still as it was made."""
+"""``weft ps``, ``weft show`` and ``weft check``: list and inspect attachments, and verify them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _HEADER = ("CONTAINER", "NETWORK", "INTERFACE", "ADDRESSES", "MAC", "PORTS", "AG
 
 @click.command()
 @common
-@click.option("--network", "wanted", metavar="NAME", default="", help="Only what is attached to this network.")
-@click.option("--no-trunc", is_flag=True, help="Print container ids whole.")
-@click.option("-q", "--quiet", is_flag=True, help="Print container ids alone.")
+@click.option("--network", "wanted", metavar="NAME", default="", help="Only show attachments to this network.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate container ids.")
+@click.option("-q", "--quiet", is_flag=True, help="Only print container ids.")
 @pass_tool
 def ps(tool: Tool, wanted: str, no_trunc: bool, quiet: bool, json_output: bool) -> None:
-    """List what is attached to this host's networks.
+    """List the attachments on this host.
 
-    STATE is "attached", "half attached" (a call was killed on the way) or "namespace gone" (the container ended
-    and nobody detached it); weft gc clears up the last two.
+    STATE is "attached", "half attached" (a call was interrupted) or "namespace gone" (the container has exited
+    without a detach); weft gc removes the last two.
 
     \b
     Example:
@@ -63,7 +63,7 @@ def _row(one: Endpoint, no_trunc: bool) -> tuple[str, ...]:
 
 
 def summary(one: Endpoint) -> Json:
-    """An attachment as ``--json`` shows it."""
+    """An attachment in ``--json`` output."""
     return {
         "container": one.container,
         "network": one.network,
@@ -84,38 +84,38 @@ def summary(one: Endpoint) -> Json:
 @click.argument("network", required=False, default="")
 @pass_tool
 def show(tool: Tool, container: str, network: str, json_output: bool) -> None:
-    """Show everything about what is attached of a container.
+    """Show details of a container's attachments.
 
-    That is its namespace, the answer the runtime was given, the shell commands that the attachment equals, and
-    what is not as it was made. The container may be named by the beginning of its id.
+    Shows the network namespace, the CNI result, the equivalent shell commands, and differences from what was set
+    up. CONTAINER may be a unique prefix of the id.
 
     \b
     Example:
       weft show weft-c1/eth0 blue
     """
     tool.need_records()
-    found = _named(tool, container, network)
-    documents = [_everything(tool, one) for one in found]
+    found = _find(tool, container, network)
+    documents = [_details(tool, one) for one in found]
     if json_output:
         as_json(documents)
         return
-    for place, (one, document) in enumerate(zip(found, documents, strict=True)):
-        if place:
+    for index, (one, document) in enumerate(zip(found, documents, strict=True)):
+        if index:
             say()
         _show(one, document)
 
 
-def _named(tool: Tool, text: str, network: str) -> list[Endpoint]:
-    """The attachments meant by CONTAINER[/IFNAME]. Raises UnknownContainer."""
+def _find(tool: Tool, text: str, network: str) -> list[Endpoint]:
+    """The endpoints for CONTAINER[/IFNAME]. Raises UnknownContainer."""
     container, _, interface = text.partition("/")
     found = attachments.find(tool.service, container, interface, network)
     if not found:
         where = f" on {network}" if network else ""
-        raise UnknownContainer(f"{text} is not attached{where}", hint="weft ps lists what is")
+        raise UnknownContainer(f"{text} is not attached{where}", hint="see weft ps")
     return found
 
 
-def _everything(tool: Tool, one: Endpoint) -> Json:
+def _details(tool: Tool, one: Endpoint) -> Json:
     path = one.namespace.path
     return {
         **summary(one),
@@ -128,7 +128,7 @@ def _everything(tool: Tool, one: Endpoint) -> Json:
 
 
 def answer(result: Result, version: str) -> object:
-    """A result as the runtime was given it, in the newest version where the old one cannot say it."""
+    """A result as the runtime received it; in the newest version instead of one before 0.3.0."""
     return json.loads(render(result, version if versions.at_least(version, "0.3.0") else versions.NEWEST))
 
 
@@ -150,17 +150,17 @@ def _show(one: Endpoint, document: Json) -> None:
     ]
     fields([(name, value) for name, value in pairs if value])
     say()
-    say("Made with (what the network shares is left out; --json has it):")
+    say("Equivalent commands (without those shared by the network, see --json):")
     for command in (command for each in one.operations for command in each.commands(one.namespace.path)):
         say(f"  {command}")
     say()
     lacks = document["lacks"]
     if isinstance(lacks, list) and lacks:
-        say("Not as it was made:")
+        say("Differences:")
         for sentence in lacks:
             say(f"  {sentence}")
     else:
-        say("Everything is as it was made.")
+        say("No differences from what was set up.")
 
 
 @click.command()
@@ -169,10 +169,9 @@ def _show(one: Endpoint, document: Json) -> None:
 @click.argument("container", metavar="[CONTAINER[/IFNAME]]", required=False, default="")
 @pass_tool
 def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
-    """Check that attachments are still as they were made.
+    """Check attachments for differences from what was set up.
 
-    Looks at links, addresses, routes, settings, rules and leases, changes nothing, and says what differs. Exits
-    with 1 if anything does.
+    Compares links, addresses, routes, sysctls, rules and leases. Changes nothing. Exits with 1 if anything differs.
 
     \b
     Example:
@@ -180,7 +179,7 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
     """
     tool.need_records()
     if container:
-        found = _named(tool, container, network)
+        found = _find(tool, container, network)
     else:
         found = [one for one in attachments.endpoints(tool.service) if not network or one.network == network]
         if network and not found:
@@ -195,14 +194,14 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
             for sentence in sentences:
                 say(f"        {sentence}")
         if not results:
-            say("nothing is attached" + (f" to {network}" if network else ""))
+            say("no attachments" + (f" on network {network}" if network else ""))
         elif broken:
-            say(f"{broken} of {count(len(results), 'attachment')} not as made; to mend it, detach and attach again")
+            say(f"{broken} of {count(len(results), 'attachment')} broken; detach and attach to fix")
     raise click.exceptions.Exit(1 if broken else 0)
 
 
 def problems(tool: Tool, one: Endpoint) -> list[str]:
-    """What is not as it was made: what weft did, then what the foreign plugins of the network find."""
+    """Differences from what was set up, then the errors of the foreign plugins' CHECK."""
     found = attachments.mismatches(tool.service, one)
     network = tool.network_if_known(one.network)
     if one.state is State.ATTACHED and network is not None:

@@ -1,4 +1,4 @@
-"""``weft dns-lookup``: ask a DNS server one question, as a container would. Source: RFC 1035, RFC 6891."""
+"""``weft dns-lookup``: query a DNS server, as a container would. Source: RFC 1035, RFC 6891."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cni_plugin.cli.problems import NO_SUCH_THING
 from discovery.dns import codec, rrtypes
 from discovery.dns.codec import BadName, Malformed, ParsedRecord
 
-USUAL = ("127.0.0.1", 8600)
-_SECONDS = 3.0
+DEFAULT_SERVER = ("127.0.0.1", 8600)
+_TIMEOUT = 3.0
 _TRIES = 2
 _NAMES = {number: name for name, number in rrtypes.NUMBERS.items()}
-_CODES = {codec.FORMERR: "FORMERR", codec.SERVFAIL: "SERVFAIL", codec.NOTIMP: "NOTIMP", codec.REFUSED: "REFUSED"}
+_RCODES = {codec.FORMERR: "FORMERR", codec.SERVFAIL: "SERVFAIL", codec.NOTIMP: "NOTIMP", codec.REFUSED: "REFUSED"}
 _SECTIONS = {1: "answer", 2: "authority", 3: "additional"}
 
 
@@ -29,12 +29,12 @@ _SECTIONS = {1: "answer", 2: "authority", 3: "additional"}
 @click.argument("name")
 @click.argument("kind", metavar="[TYPE]", required=False, default="")
 @click.option("-server", metavar="ADDRESS[:PORT]", default="", help="Default: the agent's, else 127.0.0.1:8600.")
-@click.option("--json", "json_output", is_flag=True, help="Print JSON, for programs to read.")
+@click.option("--json", "json_output", is_flag=True, help="Print JSON.")
 def dns_lookup(name: str, kind: str, server: str, json_output: bool) -> None:
-    """Ask a DNS server for a name: the agent, or a network's gateway.
+    """Query a DNS server for a name: the agent, or a network's gateway.
 
-    TYPE is A, AAAA, SRV, TXT, PTR, NS, SOA, CNAME, MX or ANY; by default A and AAAA, and PTR for an address. Exits with
-    3 if there is no such name or nothing of that type.
+    TYPE is A, AAAA, SRV, TXT, PTR, NS, SOA, CNAME, MX or ANY. The default is A and AAAA, or PTR for an address. Exits
+    with 3 if the name does not exist or has no records of that type.
 
     \b
     Example:
@@ -42,40 +42,44 @@ def dns_lookup(name: str, kind: str, server: str, json_output: bool) -> None:
       weft dns-lookup web.weft -server 10.88.0.1
     """
     kinds = _kinds(name, kind)
-    place = _place(server) if server else _own_server()
-    asked = _reverse(name) if _is_address(name) else name
-    replies = [_ask(asked, rrtypes.NUMBERS[one], place) for one in kinds]
-    shown = f"{place[0]} port {place[1]}"
+    endpoint = _endpoint(server) if server else _own_server()
+    query_name = _reverse(name) if _is_address(name) else name
+    replies = [_query(query_name, rrtypes.NUMBERS[one], endpoint) for one in kinds]
+    server_text = f"{endpoint[0]} port {endpoint[1]}"
     for reply in replies:
         code = reply[3] & 15
         if code not in (codec.NOERROR, codec.NXDOMAIN):
-            fail(f"weft: {shown} answers {_CODES.get(code, f'error {code}')} for {asked}",
-                 hint=_hint(code, asked))  # fmt: skip
+            fail(f"weft: {server_text} returned {_RCODES.get(code, f'error {code}')} for {query_name}",
+                 hint=_hint(code, query_name))  # fmt: skip
     found = [(one, reply) for reply in replies for one in codec.decode_records(reply)]
-    records = [_shown(one, reply) for one, reply in found if one.section != 2 and one.type in _NAMES]
+    records = [_record(one, reply) for one, reply in found if one.section != 2 and one.type in _NAMES]
     answered = any(one["section"] == "answer" for one in records)
     if json_output:
-        as_json({"server": shown, "records": records})
+        as_json({"server": server_text, "records": records})
     elif answered:
         _print(records)
     if not answered:
         if all(reply[3] & 15 == codec.NXDOMAIN for reply in replies):
-            fail(f"weft: {shown} knows no {asked}", NO_SUCH_THING, _hint(codec.NXDOMAIN, asked))
-        fail(f"weft: {shown} has no {' or '.join(kinds)} of {asked}", NO_SUCH_THING)
+            fail(
+                f"weft: {query_name} not found by {server_text} (NXDOMAIN)",
+                NO_SUCH_THING,
+                _hint(codec.NXDOMAIN, query_name),
+            )
+        fail(f"weft: {query_name} has no {' or '.join(kinds)} record on {server_text}", NO_SUCH_THING)
 
 
 def _kinds(name: str, kind: str) -> tuple[str, ...]:
     if not kind:
         return ("PTR",) if _is_address(name) else ("A", "AAAA")
     if kind.upper() not in rrtypes.NUMBERS:
-        fail(f"weft: {kind!r} is no type that can be asked for", hint=f"use {', '.join(rrtypes.NUMBERS)}")
+        fail(f"weft: unknown record type {kind!r}", hint=f"use {', '.join(rrtypes.NUMBERS)}")
     return (kind.upper(),)
 
 
 def _hint(code: int, name: str) -> str:
     if code in (codec.REFUSED, codec.NXDOMAIN) and "." not in name.rstrip("."):
-        return f"services are asked for as {name.rstrip('.')}.service.consul"
-    return "it answers for its own domains alone; see dns.recursors in weft.toml" if code == codec.REFUSED else ""
+        return f"for a service query {name.rstrip('.')}.service.consul"
+    return "it only serves its own domains; see dns.recursors in weft.toml" if code == codec.REFUSED else ""
 
 
 def _print(records: list[dict[str, object]]) -> None:
@@ -100,26 +104,26 @@ def _reverse(address: str) -> str:
     return ipaddress.ip_address(address).reverse_pointer
 
 
-def _place(text: str) -> tuple[str, int]:
-    """``10.88.0.1``, ``127.0.0.1:8600`` or ``[fd00::1]:53``; ends the command where it is none."""
+def _endpoint(text: str) -> tuple[str, int]:
+    """``10.88.0.1``, ``127.0.0.1:8600`` or ``[fd00::1]:53``; exits on an invalid one."""
     bare = text.strip("[]")
     if _is_address(bare):
         return bare, 53
     host, _, port = text.rpartition(":")
     if not _is_address(host.strip("[]")) or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535):
-        fail(f"weft: {text!r} is no address of a server", hint="write it like 127.0.0.1:8600 or [fd00::1]:53")
+        fail(f"weft: invalid server address {text!r}", hint="use 127.0.0.1:8600 or [fd00::1]:53")
     return host.strip("[]"), int(port)
 
 
 def _own_server() -> tuple[str, int]:
-    """Where this namespace's agent answers."""
+    """The DNS server of this namespace's agent."""
     found = agents.running()
-    places = found.report.dns if found and found.report else ()
-    return _place(places[0]) if places else USUAL
+    servers = found.report.dns if found and found.report else ()
+    return _endpoint(servers[0]) if servers else DEFAULT_SERVER
 
 
-def _ask(name: str, kind: int, place: tuple[str, int]) -> bytes:
-    """The reply, over TCP where it does not fit a datagram; ends the command where none comes."""
+def _query(name: str, kind: int, server: tuple[str, int]) -> bytes:
+    """The reply, over TCP if truncated; exits on an error."""
     try:
         question = codec.encode_name(name) + struct.pack("!HH", kind, codec.IN)
     except BadName as error:
@@ -128,27 +132,27 @@ def _ask(name: str, kind: int, place: tuple[str, int]) -> bytes:
         codec.encode_header(int.from_bytes(os.urandom(2), "big"), codec.RD, 1, 0, 0, 1) + question + codec.opt_record()
     )
     try:
-        reply = _over_udp(query, place)
+        reply = _over_udp(query, server)
         if reply[2] & codec.TC >> 8:
-            reply = _over_tcp(query, place)
+            reply = _over_tcp(query, server)
         list(codec.decode_records(reply))
     except TimeoutError:
-        fail(f"weft: no DNS server answers at {place[0]} port {place[1]} in {_SECONDS * _TRIES:g} s")
+        fail(f"weft: no response from {server[0]} port {server[1]} in {_TIMEOUT * _TRIES:g} s")
     except OSError as error:
-        fail(f"weft: no DNS server answers at {place[0]} port {place[1]}: {error.strerror or error}",
-             hint="weft up starts this host's")  # fmt: skip
+        fail(f"weft: cannot reach {server[0]} port {server[1]}: {error.strerror or error}",
+             hint="weft up starts the agent of this host")  # fmt: skip
     except Malformed as error:
-        fail(f"weft: what {place[0]} port {place[1]} answers is no DNS: {error}")
+        fail(f"weft: malformed response ({error}) from {server[0]} port {server[1]}")
     return reply
 
 
-def _over_udp(query: bytes, place: tuple[str, int]) -> bytes:
-    family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+def _over_udp(query: bytes, endpoint: tuple[str, int]) -> bytes:
+    family = socket.AF_INET6 if ":" in endpoint[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as server:
-        server.connect(place)
+        server.connect(endpoint)
         for _ in range(_TRIES):
             server.send(query)
-            deadline = time.monotonic() + _SECONDS
+            deadline = time.monotonic() + _TIMEOUT
             while (left := deadline - time.monotonic()) > 0:
                 server.settimeout(left)
                 try:
@@ -160,13 +164,13 @@ def _over_udp(query: bytes, place: tuple[str, int]) -> bytes:
     raise TimeoutError
 
 
-def _over_tcp(query: bytes, place: tuple[str, int]) -> bytes:
-    with socket.create_connection(place, _SECONDS) as server:
+def _over_tcp(query: bytes, endpoint: tuple[str, int]) -> bytes:
+    with socket.create_connection(endpoint, _TIMEOUT) as server:
         server.sendall(len(query).to_bytes(2, "big") + query)
         with server.makefile("rb") as answer:
             reply = answer.read(int.from_bytes(answer.read(2), "big"))
     if not _matches(reply, query):
-        raise Malformed("it is no answer to the question")
+        raise Malformed("not a reply to the query")
     return reply
 
 
@@ -179,7 +183,7 @@ def _matches(reply: bytes, query: bytes) -> bool:
         return False
 
 
-def _shown(one: ParsedRecord, reply: bytes) -> dict[str, object]:
+def _record(one: ParsedRecord, reply: bytes) -> dict[str, object]:
     return {
         "section": _SECTIONS[one.section],
         "name": codec.name_to_text(one.name),

@@ -1,4 +1,4 @@
-"""``weft network``: the network lists that runtimes and weft read, under Docker's and podman's habits."""
+"""``weft network``: create, list, inspect and remove network lists, as docker and podman do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FILTERS = ("name", "driver", "label")
 
 
 class _Aliased(click.Group):
-    """Also answers to the names that other tools have for the same."""
+    """A group with aliases: ``list`` and ``remove``, as in docker."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, _ALIASES.get(cmd_name, cmd_name))
@@ -32,9 +32,9 @@ class _Aliased(click.Group):
 
 @click.group(cls=_Aliased)
 def network() -> None:
-    """Make, list, inspect and remove networks.
+    """Manage networks.
 
-    A network is a file in the CNI configuration folder, which podman, containerd, nerdctl and Nomad read too.
+    A network is a file in the CNI configuration folder, which podman, containerd, nerdctl and Nomad also read.
     """
 
 
@@ -44,13 +44,19 @@ def network() -> None:
 @click.option("-d", "--driver", default="bridge", show_default=True, help=f"One of {', '.join(creating.drivers())}.")
 @click.option("--subnet", "subnets", multiple=True, metavar="CIDR", help="Subnet, like 10.89.7.0/24. Repeatable.")
 @click.option("--gateway", "gateways", multiple=True, metavar="IP", help="Gateway, one for each subnet.")
-@click.option("--ip-range", "ranges", multiple=True, metavar="CIDR|FIRST-LAST", help="The part to give out.")
-@click.option("--ipv6", is_flag=True, help="IPv6 as well; a free subnet of fd00::/8 unless one is given.")
-@click.option("--internal", is_flag=True, help="No way out: no gateway, no default route, no masquerade.")
-@click.option("--names", is_flag=True, help="Containers find each other and services by name; weft's agent answers.")
+@click.option(
+    "--ip-range",
+    "ranges",
+    multiple=True,
+    metavar="CIDR|FIRST-LAST",
+    help="Allocate addresses from this range.",
+)
+@click.option("--ipv6", is_flag=True, help="Enable IPv6; a free subnet of fd00::/8 unless specified.")
+@click.option("--internal", is_flag=True, help="Restrict external access: no gateway, default route or masquerade.")
+@click.option("--names", is_flag=True, help="Resolve container and service names with weft's agent.")
 @click.option("-o", "--opt", "options", multiple=True, metavar="KEY=VALUE", help="Driver options (above). Repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label. Repeatable.")
-@click.option("--disable-dns", is_flag=True, help="Accepted for podman's sake: what is without --names.")
+@click.option("--disable-dns", is_flag=True, help="Compatibility with podman: the default without --names.")
 @pass_tool
 def create(
     tool: Tool,
@@ -67,39 +73,39 @@ def create(
     disable_dns: bool,
     json_output: bool,
 ) -> None:
-    """Make a network and print its name.
+    """Create a network and print its name.
 
-    Nothing is set up before the first container is attached. Without NAME it is weft0, weft1 …; without --subnet it
-    gets the first free /24 from 10.89.0.0 on.
+    Nothing is set up before the first container is attached. The default for NAME is weft0, weft1 …; the default
+    subnet is the first free /24 from 10.89.0.0 on.
 
     \b
     Options of the driver bridge, under their short and Docker's names:
       mtu       com.docker.network.driver.mtu: bytes
       bridge    com.docker.network.bridge.name: the bridge's name
       ip-masq   com.docker.network.bridge.enable_ip_masquerade: true or false
-      icc       com.docker.network.bridge.enable_icc: false keeps containers apart
+      icc       com.docker.network.bridge.enable_icc: false isolates containers from each other
       vlan      1 to 4094
       hairpin   true or false
-      isolation    closed (nothing new comes in but to published ports), routed or open
-      host-access  open, or dns: what containers may have of this host
+      isolation    closed (only established connections and published ports), routed or open
+      host-access  open, or dns: what containers can reach on this host
     \b
     Example:
       weft network create blue --subnet 10.89.7.0/24 -o mtu=1400
     """
     if names and disable_dns:
-        raise BadOption("--names and --disable-dns contradict each other")
-    wanted = CreateOptions(
+        raise BadOption("--names and --disable-dns are mutually exclusive")
+    requested = CreateOptions(
         driver, subnets, gateways, ranges, ipv6, internal, names, pairs("--opt", options), pairs("--label", labels)
     )
     host = tool.service.kernel.host
     with conflists.locked(tool.config):
-        there = tool.networks()
-        chosen = name or creating.free_name(there, host)
-        content = creating.build(chosen, wanted, there, host)
-        made = conflists.parse(chosen, content)
+        existing = tool.networks()
+        chosen = name or creating.free_name(existing, host)
+        content = creating.build(chosen, requested, existing, host)
+        parsed = conflists.parse(chosen, content)
         probe = Target("validation", "/run/netns/validation", "eth0")
         try:
-            Chain(tool.service, made, probe, tool.path).validate()
+            Chain(tool.service, parsed, probe, tool.path).validate()
         except ConfigProblem as error:
             raise BadOption(error.message) from error
         path = conflists.write(tool.config, chosen, content)
@@ -110,27 +116,27 @@ def create(
 
 
 def identity(network: NetworkList) -> str:
-    """The network's id as podman computes it."""
+    """The network's id, computed as podman does."""
     return sha256(network.name.encode()).hexdigest()
 
 
 @network.command(name="ls")
 @common
-@click.option("-q", "--quiet", is_flag=True, help="Print names alone.")
-@click.option("--no-trunc", is_flag=True, help="Print ids whole.")
-@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="By name, driver or label.")
+@click.option("-q", "--quiet", is_flag=True, help="Only print names.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
+@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Filter by name, driver or label.")
 @pass_tool
 def list_networks(tool: Tool, quiet: bool, no_trunc: bool, filters: tuple[str, ...], json_output: bool) -> None:
-    """List all networks, those of other software too.
+    """List networks, including those of other software.
 
-    DRIVER is weft's driver, or the plugin that makes the interface. There is no --format, as its templates are Go's:
-    use --json.
+    DRIVER is weft's driver, or the plugin that creates the interface. There is no --format with Go templates: use
+    --json.
 
     \b
     Example:
       weft network ls --filter driver=bridge
     """
-    found = [one for one in tool.networks() if _passes(one, filters)]
+    found = [one for one in tool.networks() if _matches(one, filters)]
     if json_output:
         as_json([_listed(one) for one in found])
     elif quiet:
@@ -152,20 +158,20 @@ def list_networks(tool: Tool, quiet: bool, no_trunc: bool, filters: tuple[str, .
         )
 
 
-def _passes(one: NetworkList, filters: tuple[str, ...]) -> bool:
-    """Whether a network has some value of every key that is filtered by, as Docker has it. Raises BadOption."""
+def _matches(one: NetworkList, filters: tuple[str, ...]) -> bool:
+    """Whether a network matches one value of each filtered key, as in docker. Raises BadOption."""
     wanted: dict[str, list[str]] = {}
     for text in filters:
         key, _, value = text.partition("=")
         if key not in _FILTERS:
-            raise BadOption(f"--filter {text!r}: only {', '.join(_FILTERS)} can be filtered by")
+            raise BadOption(f"invalid filter {text!r}: must be one of {', '.join(_FILTERS)}")
         wanted.setdefault(key, []).append(value)
     labels = _labels(one)
-    given = {*labels, *(f"{key}={text}" for key, text in labels.items())}
+    present = {*labels, *(f"{key}={text}" for key, text in labels.items())}
     tests: dict[str, Callable[[str], bool]] = {
         "name": lambda value: value in one.name,
         "driver": lambda value: value == one.driver,
-        "label": lambda value: value in given,
+        "label": lambda value: value in present,
     }
     return all(any(map(tests[key], values)) for key, values in wanted.items())
 
@@ -194,9 +200,9 @@ def _listed(one: NetworkList) -> Json:
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @pass_tool
 def inspect(tool: Tool, names: tuple[str, ...], json_output: bool) -> None:
-    """Print all about networks as JSON, in the shape of "docker network inspect".
+    """Print details of networks as JSON, in the format of "docker network inspect".
 
-    Under "Weft" stand what Docker has no words for: the file, the plugins, the bridge.
+    "Weft" has what docker's format lacks: the file, the plugins, the bridge.
 
     \b
     Example:
@@ -209,7 +215,7 @@ def inspect(tool: Tool, names: tuple[str, ...], json_output: bool) -> None:
 
 
 def inspected(tool: Tool, one: NetworkList, attached: list[Endpoint]) -> Json:
-    """A network as Docker would show it."""
+    """A network in the format of docker."""
     return {
         "Name": one.name,
         "Id": identity(one),
@@ -238,10 +244,10 @@ def inspected(tool: Tool, one: NetworkList, attached: list[Endpoint]) -> Json:
 
 
 def _pools(one: NetworkList) -> list[Json]:
-    known = leases.pool(one)
-    if known is None:
+    pool = leases.pool(one)
+    if pool is None:
         return [{"Subnet": str(subnet)} for subnet in conflists.subnets(one)]
-    given = {
+    limited = {
         str(each.get("subnet")): "rangeStart" in each or "rangeEnd" in each
         for ranges in one.main.section("ipam").items("ranges")
         for each in (ranges if isinstance(ranges, list) else [])
@@ -251,9 +257,9 @@ def _pools(one: NetworkList) -> list[Json]:
         {
             "Subnet": str(each.subnet),
             "Gateway": str(each.gateway),
-            **({"IPRange": str(each.span)} if given.get(str(each.subnet)) else {}),
+            **({"IPRange": str(each.span)} if limited.get(str(each.subnet)) else {}),
         }
-        for ranges in known.sets
+        for ranges in pool.sets
         for each in ranges
     ]
 
@@ -272,13 +278,13 @@ def _container(each: Endpoint) -> Json:
 
 @network.command(name="rm")
 @common
-@click.option("-f", "--force", is_flag=True, help="Detach what is attached; remove networks of other software too.")
+@click.option("-f", "--force", is_flag=True, help="Detach containers first; also remove networks of other software.")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @pass_tool
 def remove(tool: Tool, force: bool, names: tuple[str, ...], json_output: bool) -> None:
-    """Remove networks: bridge, rules, records, leases and file. Prints their names.
+    """Remove networks with their bridges, rules, leases and files. Prints their names.
 
-    Refuses while anything is attached, unless --force.
+    Fails if containers are attached, unless --force.
 
     \b
     Example:
@@ -297,21 +303,19 @@ def remove(tool: Tool, force: bool, names: tuple[str, ...], json_output: bool) -
 
 
 def _remove(tool: Tool, one: NetworkList, force: bool) -> None:
-    """Remove one network, its file last, so that what fails can be tried again. Raises InUse."""
+    """Remove one network, its file last, so that a failed removal can be repeated. Raises InUse."""
     if not one.weft and not force:
-        raise InUse(f"network {one.name} was not made by weft ({one.path})", hint="--force removes it all the same")
+        raise InUse(f"network {one.name} was not created by weft ({one.path})", hint="use --force to remove it")
     attached = [each for each in attachments.endpoints(tool.service) if each.network == one.name]
     if attached and not force:
         listed = ", ".join(f"{each.container}/{each.interface}" for each in attached)
-        raise InUse(
-            f"network {one.name} has active endpoints: {listed}", hint="detach them first, or use --force to do both"
-        )
+        raise InUse(f"network {one.name} has active endpoints: {listed}", hint="detach them first, or use --force")
     for each in attached:
         attachments.detach(tool.service, each)
     unattached = [lease for lease in leases.listed(tool.service, one) if not lease.attached]
     if any(lease.age < leases.GRACE or not one.weft for lease in unattached) and not force:
         held = ", ".join(f"{lease.address} of {lease.owner}" for lease in unattached[:3])
-        raise InUse(f"network {one.name} has addresses given out: {held}", hint="--force frees them")
+        raise InUse(f"network {one.name} has active leases: {held}", hint="use --force to release them")
     for lease in unattached:
         leases.free(tool.service, one, lease)
     remove_network(tool.service, one.name)

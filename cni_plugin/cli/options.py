@@ -1,4 +1,4 @@
-"""Options that several commands have, and how their values are read."""
+"""Options that several commands share, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import click
 
-from cni_plugin.cli.chain import Target, Wishes
+from cni_plugin.cli.chain import RuntimeConfig, Target
 from cni_plugin.cli.tool import Tool
 from cni_plugin.networks.conflists import Json
 from cni_plugin.service.verbs import Service
@@ -28,24 +28,24 @@ def _choose_folder(context: click.Context, _: click.Parameter, value: str | None
 
 
 def common(command: Command) -> Command:
-    """``--json`` and ``--config-dir``, which every command has."""
+    """``--json`` and ``--config-dir``, of every command."""
     folder = click.option(
         "--config-dir",
         metavar="FOLDER",
         expose_value=False,
         callback=_choose_folder,
-        help="Where network lists are. Default: $WEFT_CNI_CONFIG, else /etc/cni/net.d.",
+        help="Folder of network lists. Default: $WEFT_CNI_CONFIG, else /etc/cni/net.d.",
     )
-    plain = click.option("--json", "json_output", is_flag=True, help="Print JSON, for programs to read.")
+    plain = click.option("--json", "json_output", is_flag=True, help="Print JSON.")
     return folder(plain(command))
 
 
-def attaching(command: Command) -> Command:
-    """The options that say which interface of which container is meant, and what it is to have."""
+def attachment_options(command: Command) -> Command:
+    """The options that identify an interface of a container, and what it gets."""
     for option in (
-        click.option("-p", "--publish", multiple=True, metavar="PORTS", help="Publish: 8080:80/tcp. Repeatable."),
+        click.option("-p", "--publish", multiple=True, metavar="PORTS", help="Publish a port: 8080:80/tcp."),
         click.option("--mac", metavar="MAC", default="", help="The interface's MAC address."),
-        click.option("--ip", "addresses", multiple=True, metavar="IP", help="An address it must get. Repeatable."),
+        click.option("--ip", "addresses", multiple=True, metavar="IP", help="A fixed IP address. Repeatable."),
         click.option("--ifname", default="eth0", show_default=True, help="The interface's name in the container."),
         click.option("--container", metavar="ID", default="", help="The container's id. Default: weft-NETNS."),
     ):
@@ -54,46 +54,46 @@ def attaching(command: Command) -> Command:
 
 
 def target(service: Service, netns: str, container: str, interface: str) -> Target:
-    """Whom a namespace's name, path or process id means. Raises BadOption and NamespaceProblem."""
+    """The target for a namespace's name, path or process id. Raises BadOption and NamespaceProblem."""
     path = namespace_path(service, netns)
     for option, value, problem in (
         ("--container", container, identity.identifier_problem),
         ("--ifname", interface, identity.link_name_problem),
     ):
         if value and (sentence := problem(value)):
-            raise BadOption(f"{option} {value!r} {sentence}")
+            raise BadOption(f"invalid {option} {value!r}: {sentence}")
     return Target(container or container_of(netns), path, interface)
 
 
 def namespace_path(service: Service, netns: str) -> str:
-    """The path of a namespace: given as such, as a name of ``ip netns``, or as a process id."""
+    """The path of a namespace, given as a path, a name of ``ip netns``, or a process id."""
     identify = service.kernel.identify
-    places = [netns] if "/" in netns else [f"{NETNS_FOLDER}/{netns}"]
+    paths = [netns] if "/" in netns else [f"{NETNS_FOLDER}/{netns}"]
     if netns.isascii() and netns.isdigit():
-        places.append(f"/proc/{netns}/ns/net")
-    for path in places:
+        paths.append(f"/proc/{netns}/ns/net")
+    for path in paths:
         if identify(path).known:
             return path
     raise NamespaceProblem(
-        f"no network namespace at {' or '.join(places)}",
-        hint="give a name that ip netns list shows, a path, or the id of a process in the namespace",
+        f"no network namespace at {' or '.join(paths)}",
+        hint="specify a name of ip netns list, a path, or the id of a process in the namespace",
     )
 
 
 def container_of(netns: str) -> str:
-    """The container id that stands for a namespace which no runtime made."""
+    """The container id for a namespace that no runtime has created."""
     found = _PROC.fullmatch(netns)
     text = found.group(1) if found else netns.rstrip("/").rpartition("/")[2]
     return "weft-" + re.sub(r"[^a-zA-Z0-9_.\-]", "-", text)
 
 
-def wishes(publish: Iterable[str], addresses: Iterable[str], mac: str) -> Wishes:
-    """What the options ask of the plugins. Raises BadOption."""
+def runtime_config(publish: Iterable[str], addresses: Iterable[str], mac: str) -> RuntimeConfig:
+    """The values of the plugins' capabilities. Raises BadOption."""
     try:
         normal = identity.normal_mac(mac) if mac else ""
     except ValueError as error:
-        raise BadOption(f"--mac {mac!r} {error}") from None
-    return Wishes(tuple(_published(text) for text in publish), tuple(addresses), normal)
+        raise BadOption(f"invalid --mac {mac!r}: {error}") from None
+    return RuntimeConfig(tuple(_published(text) for text in publish), tuple(addresses), normal)
 
 
 def _published(text: str) -> Json:
@@ -101,11 +101,11 @@ def _published(text: str) -> Json:
     found = _PORT.fullmatch(text)
     protocol = (found["protocol"] or "tcp").lower() if found else ""
     if found is None or protocol not in ("tcp", "udp", "sctp"):
-        raise BadOption(f"--publish {text!r} is not [ADDRESS:]HOST-PORT:PORT[/tcp|udp|sctp], like 8080:80/tcp")
-    made: Json = {"hostPort": int(found["host"]), "containerPort": int(found["inner"]), "protocol": protocol}
+        raise BadOption(f"invalid --publish {text!r}: must be [ADDRESS:]HOST-PORT:PORT[/tcp|udp|sctp]")
+    mapping: Json = {"hostPort": int(found["host"]), "containerPort": int(found["inner"]), "protocol": protocol}
     if host := found["six"] or found["four"]:
-        made["hostIP"] = host
-    return made
+        mapping["hostIP"] = host
+    return mapping
 
 
 def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
@@ -114,6 +114,6 @@ def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not key or (not equals and option != "--label"):
-            raise BadOption(f"{option} {text!r} is not KEY=VALUE")
+            raise BadOption(f"invalid {option} {text!r}: must be KEY=VALUE")
         found[key] = value
     return found

@@ -1,4 +1,4 @@
-"""How things are printed: aligned columns, ages, JSON, and never a control character."""
+"""Output: aligned columns, ages, JSON; control characters are escaped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GAP = "   "
 
 
 def printable(text: str) -> str:
-    """The text with everything escaped that would move a terminal's cursor or change its colours."""
+    """The text with control characters escaped, which could move the cursor or change colours."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
@@ -23,7 +23,7 @@ def say(line: str = "") -> None:
 
 
 def warn(line: str) -> None:
-    """Print one line on standard error, for what did not stop the command."""
+    """Print a warning on standard error."""
     click.echo(f"weft: {printable(line)}", err=True)
 
 
@@ -33,7 +33,7 @@ def as_json(value: object) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns that line up, each as wide as its widest cell."""
+    """Print aligned columns."""
     cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[place]) for row in cells) for place in range(len(header))]
     for row in cells:
@@ -41,7 +41,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def fields(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> None:
-    """Print names and values in two columns; a value of several lines stays in its column."""
+    """Print names and values in two columns; values may have several lines."""
     width = max((len(name) for name, _ in pairs), default=0) + 2
     for name, value in pairs:
         for place, line in enumerate(value.split("\n")):
@@ -49,7 +49,7 @@ def fields(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> None:
 
 
 def age(seconds: float) -> str:
-    """A length of time in its largest unit: 42s, 5m, 3h, 12d."""
+    """A duration in its largest unit: 42s, 5m, 3h, 12d."""
     whole = max(0, int(seconds))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if whole >= size:

@@ -1,4 +1,4 @@
-"""What a command ends with: one exit status for each kind of failure, and a line for a person."""
+"""The exit status for each kind of error."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ NOT_PERMITTED = 6
 
 MEANINGS = (
     (0, "done"),
-    (FAILED, "failed, or something is not as it should be"),
-    (USAGE, "wrong usage: an option or argument makes no sense"),
+    (FAILED, "failed, or a check found problems"),
+    (USAGE, "usage error: invalid option or argument"),
     (NO_SUCH_THING, "no such network, container, address or namespace"),
-    (IN_USE, "in use, taken, or in conflict with something else"),
-    (TRY_AGAIN, "try again later: somebody else is at it"),
+    (IN_USE, "in use, or conflicts with something that exists"),
+    (TRY_AGAIN, "busy or not available: try again later"),
     (NOT_PERMITTED, "not permitted: run as root (CAP_NET_ADMIN and CAP_SYS_ADMIN)"),
 )
 
@@ -41,16 +41,16 @@ _STATUSES: tuple[tuple[type[errors.WeftError], int], ...] = (
 
 
 def status(error: errors.WeftError) -> int:
-    """The exit status that a failure ends with."""
-    if _refused_by_rights(error):
+    """The exit status for an error."""
+    if _is_permission_error(error):
         return NOT_PERMITTED
     if error.code in (errors.TRY_AGAIN, errors.NOT_AVAILABLE, errors.NOT_AVAILABLE_LIMITED):
         return TRY_AGAIN
     return next((number for kind, number in _STATUSES if isinstance(error, kind)), FAILED)
 
 
-def _refused_by_rights(error: errors.WeftError) -> bool:
-    """Whether the system refused for want of a privilege."""
+def _is_permission_error(error: errors.WeftError) -> bool:
+    """Whether the kernel denied a privilege (EPERM, EACCES)."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.EPERM, errno.EACCES):

@@ -1,4 +1,4 @@
-"""The command itself: its groups of subcommands, its overview, and how it ends."""
+"""The root command: groups of subcommands, overview, and exit status."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from weft.errors import WeftError
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Networks", ("network", "ipam")),
-    ("What is attached", ("ps", "show", "check")),
-    ("Attach by hand, without a container runtime", ("plan", "attach", "detach")),
+    ("Attachments", ("ps", "show", "check")),
+    ("Attach without a container runtime", ("plan", "attach", "detach")),
     ("Services", ("services", "catalog", "members", "dns-lookup")),
-    ("When something is wrong", ("status", "doctor", "gc")),
+    ("Diagnostics", ("status", "doctor", "gc")),
     ("Install and run", ("install", "up", "down", "agent", "engine", "completion")),
 )
 
 _FIRST_STEPS = (
-    ("weft network create blue", "make a network"),
-    ("ip netns add c1", "something to attach"),
-    ("weft attach blue c1", "attach it, and see its address"),
-    ("weft ps", "see what is attached"),
-    ("weft detach blue c1", "and away again"),
+    ("weft network create blue", "create a network"),
+    ("ip netns add c1", "create a network namespace"),
+    ("weft attach blue c1", "attach it, and print its address"),
+    ("weft ps", "list attachments"),
+    ("weft detach blue c1", "detach it"),
 )
 
 
 class Weft(click.Group):
-    """Shows its commands in groups, and turns whatever fails into one line and an exit status."""
+    """Lists its commands in groups, and reports every error in one line with an exit status."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in GROUPS:
@@ -69,11 +69,11 @@ class Weft(click.Group):
     ) -> object:
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        sys.exit(_ended(lambda: super(Weft, self).main(args, prog_name, complete_var, standalone_mode=False, **extra)))
+        sys.exit(_run(lambda: super(Weft, self).main(args, prog_name, complete_var, standalone_mode=False, **extra)))
 
 
-def _ended(work: Callable[[], object]) -> int:
-    """Run the command; its exit status. A failure is one line on standard error, and a hint if there is one."""
+def _run(work: Callable[[], object]) -> int:
+    """Run the command; its exit status. An error is one line on standard error, with a hint if there is one."""
     try:
         answer = work()
         sys.stdout.flush()
@@ -88,18 +88,18 @@ def _ended(work: Callable[[], object]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _failed("interrupted", "", 130, None)
     except OSError as error:
-        if error.errno == errno.EPIPE:  # whoever read our output has seen enough
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- the interpreter flushes it as it ends
+        if error.errno == errno.EPIPE:  # the reader of our output has exited
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- flushed at exit
             return FAILED
-        return _failed(_sentence(error), _TRACE, FAILED, error)
+        return _failed(_describe(error), _TRACE, FAILED, error)
     except Exception as error:
-        return _failed(f"internal error: {_sentence(error)}", _TRACE, FAILED, error)
+        return _failed(f"internal error: {_describe(error)}", _TRACE, FAILED, error)
 
 
-_TRACE = "set WEFT_DEBUG=1 to see where"
+_TRACE = "set WEFT_DEBUG=1 for a traceback"
 
 
-def _sentence(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, OSError) else f"{type(error).__name__}{': ' if text else ''}{text}"
 
@@ -119,11 +119,11 @@ def _failed(message: str, hint: str, number: int, error: Exception | None) -> in
 @click.version_option(__version__, "--version", prog_name="weft", message="%(prog)s %(version)s")
 @click.pass_context
 def weft(context: click.Context) -> None:
-    """Networks for containers, and the services in them: make them, attach to them, and see what is wrong with them.
+    """Manage container networks and services.
 
-    Container runtimes call weft by themselves, as a CNI plugin; this command is for people. Every command has --json
-    and its own --help with an example. services, catalog and members are used as Consul's are: -name=x, and wrong usage
-    ends with 1; they are also found by a link named consul to this command.
+    Container runtimes call weft's CNI plugins; this command is for operators. Every command has --json, and --help
+    with an example. services, catalog and members take options as Consul's do: -name=x, and usage errors exit with
+    1. A symbolic link named consul to this command provides them as well.
     """
     tool = context.ensure_object(Tool)
     context.call_on_close(tool.close)
@@ -132,25 +132,25 @@ def weft(context: click.Context) -> None:
 
 
 def _overview() -> None:
-    say("weft: networks for containers, and the services in them")
+    say("weft: container networks and services")
     for title, names in GROUPS:
         say()
         say(title)
         for name in names:
             say(f"  {name.ljust(12)}{weft.commands[name].get_short_help_str(80)}")
     say()
-    say("To begin with")
+    say("Getting started")
     for line, meaning in _FIRST_STEPS:
         say(f"  {line.ljust(28)}{meaning}")
     say()
-    say("weft COMMAND --help explains each command; weft --help lists the exit statuses.")
+    say("See weft COMMAND --help for a command, weft --help for exit statuses.")
 
 
 @weft.command()
 @common
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str, json_output: bool) -> None:
-    """Print a script that completes weft's commands in a shell.
+    """Print a shell completion script.
 
     \b
     Example:

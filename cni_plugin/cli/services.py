@@ -1,4 +1,4 @@
-"""``weft services``: register and deregister, list and watch; its options, output and exit statuses are Consul's."""
+"""``weft services``: register, deregister, list and watch, with Consul's options, output and exit statuses."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from cni_plugin.cli.catalog import choosing, print_services
-from cni_plugin.cli.goflags import GoCommand, asking, fail, fail_with, pairs
+from cni_plugin.cli.catalog import list_options, print_services
+from cni_plugin.cli.goflags import GoCommand, api_command, fail, fail_with, pairs
 from cni_plugin.cli.output import as_json, say, warn
 from discovery.consul import definition_files
 from discovery.consul.client import ApiClient, api_path
 from discovery.consul.definition_files import BadDefinitionFile, JsonObject, ServiceDefinitions
 from weft.errors import WeftError
 
-_JSON = click.option("--json", "json_output", is_flag=True, help="Print JSON, for programs to read.")
+_JSON = click.option("--json", "json_output", is_flag=True, help="Print JSON.")
 
 
 @click.group()
 def services() -> None:
-    """Register services by hand, list and watch them.
+    """Register, list and watch services.
 
-    What has a container and asks for it in its network's configuration is registered by itself.
+    Services of containers that are declared in the network's configuration are registered automatically.
     """
 
 
@@ -30,9 +30,9 @@ def services() -> None:
 @click.argument("files", metavar="[FILE...]", nargs=-1)
 @click.option("-id", "identity", metavar="ID", default="", help="The instance's id. Default: the name.")
 @click.option("-name", metavar="NAME", default="", help="The service's name.")
-@click.option("-address", metavar="ADDRESS", default="", help="Where it is reached. Default: the node's address.")
-@click.option("-port", type=int, default=0, help="The port it is reached at.")
-@click.option("-socket", metavar="PATH", default="", help="Instead of address and port (weft refuses it).")
+@click.option("-address", metavar="ADDRESS", default="", help="The instance's address. Default: the node's address.")
+@click.option("-port", type=int, default=0, help="The instance's port.")
+@click.option("-socket", metavar="PATH", default="", help="Not supported by weft.")
 @click.option("-tag", "tags", metavar="TAG", multiple=True, help="A tag. Repeatable.")
 @click.option("-meta", metavar="KEY=VALUE", multiple=True, help="Metadata. Repeatable.")
 @click.option(
@@ -40,7 +40,7 @@ def services() -> None:
 )
 @click.option("-kind", metavar="KIND", default="", help="The service's kind.")
 @_JSON
-@asking
+@api_command
 def register(
     client: ApiClient,
     files: tuple[str, ...],
@@ -55,10 +55,10 @@ def register(
     kind: str,
     json_output: bool,
 ) -> None:
-    """Register services with this host's agent, from files or by options.
+    """Register services with this host's agent, from files or options.
 
-    FILE holds definitions in JSON or HCL; "-" is standard input. Other options than -name fill in what the files leave
-    open. A service that is registered already is changed in place.
+    FILE has definitions in JSON or HCL; "-" is standard input. Options except -name set what the files leave out. A
+    service that is already registered is updated.
 
     \b
     Example:
@@ -74,7 +74,7 @@ def register(
         "SocketPath": socket,
     }
     given = {key: value for key, value in given.items() if value}
-    more: dict[str, JsonObject] = {"Meta": dict(pairs(meta)), "TaggedAddresses": dict(_places(places))}
+    more: dict[str, JsonObject] = {"Meta": dict(pairs(meta)), "TaggedAddresses": dict(_tagged_addresses(places))}
     if not files and not name:
         fail("Service registration requires at least one argument or flags.")
     if files and name:
@@ -103,7 +103,7 @@ def register(
 @click.argument("files", metavar="[FILE...]", nargs=-1)
 @click.option("-id", "identity", metavar="ID", default="", help="The instance to deregister.")
 @_JSON
-@asking
+@api_command
 def deregister(client: ApiClient, files: tuple[str, ...], identity: str, json_output: bool) -> None:
     """Deregister services from this host's agent: one by its id, or those that files define.
 
@@ -127,7 +127,7 @@ def deregister(client: ApiClient, files: tuple[str, ...], identity: str, json_ou
             say(f"Deregistered service: {one}")
     for check in found.checks:
         if _text(check, "service_id") in ids:
-            continue  # it went with its service
+            continue  # deregistered with its service
         name = _text(check, "id") or _text(check, "check_id") or _text(check, "name")
         try:
             client.put(api_path("agent", "check", "deregister", name))
@@ -140,11 +140,11 @@ def deregister(client: ApiClient, files: tuple[str, ...], identity: str, json_ou
 
 
 @services.command("list", cls=GoCommand)
-@choosing
-@click.option("-detailed", is_flag=True, help="Every instance: where it runs, how it is, its virtual address.")
-@click.option("-format", "form", type=click.Choice(["pretty", "json"]), default="pretty", help="How to print it.")
+@list_options
+@click.option("-detailed", is_flag=True, help="Show every instance with its node, status and virtual address.")
+@click.option("-format", "form", type=click.Choice(["pretty", "json"]), default="pretty", help="Output format.")
 @_JSON
-@asking
+@api_command
 def list_(
     client: ApiClient,
     node: str,
@@ -154,7 +154,7 @@ def list_(
     form: str,
     json_output: bool,
 ) -> None:
-    """List the services that are registered, on all nodes: one name a line.
+    """List the registered services of all nodes, one name per line.
 
     \b
     Example:
@@ -165,23 +165,22 @@ def list_(
 
 @services.command(cls=GoCommand)
 @click.argument("name", required=False, default="")
-@click.option("-once", is_flag=True, help="End after the first change.")
+@click.option("-once", is_flag=True, help="Exit after the first change.")
 @_JSON
-@asking
+@api_command
 def watch(client: ApiClient, name: str, once: bool, json_output: bool) -> None:
-    """Print a line for each change of a service, or of all of them, as it happens.
+    """Print a line for each change of a service, or of all services.
 
-    First comes a line for each instance as it is now. Ends when it is interrupted, with 130; when the agent ends, waits
-    for it to come back.
+    Prints the current instances first. Exits with 130 when interrupted. If the agent stops, waits until it is back.
 
     \b
     Example:
       weft services watch web
     """
-    from cni_plugin.cli.watching import Watching  # brings selectors and more that no other command needs
+    from cni_plugin.cli.watching import ServiceWatcher  # imports selectors, which no other command needs
 
     try:
-        Watching(client, name, json_output=json_output).run(once=once)
+        ServiceWatcher(client, name, json_output=json_output).run(once=once)
     except WeftError as error:
         fail_with("Error watching services", error)
     except KeyboardInterrupt:
@@ -189,19 +188,19 @@ def watch(client: ApiClient, name: str, once: bool, json_output: bool) -> None:
 
 
 def _read(files: tuple[str, ...]) -> ServiceDefinitions:
-    """What the files define; ends the command where they cannot be read."""
+    """The definitions in files; exits on an error."""
     try:
         found = definition_files.read(files)
     except BadDefinitionFile as error:
         late = [file for file in files if file.startswith("-") and file != "-"]
         fail(f"Error: {error}", hint=f"options go before files: {late[0]}" if late else "")
     for key in found.ignored:
-        warn(f"{key} is no definition of a service or a check, and is left out")
+        warn(f"ignoring {key}: not a definition of a service or check")
     return found
 
 
-def _places(texts: Sequence[str]) -> dict[str, JsonObject]:
-    """``lan=10.0.0.5:80`` as a tagged address; ends the command where it is none."""
+def _tagged_addresses(texts: Sequence[str]) -> dict[str, JsonObject]:
+    """``lan=10.0.0.5:80`` as a tagged address; exits on an invalid one."""
     found: dict[str, JsonObject] = {}
     for name, text in pairs(texts).items():
         bare = text.strip("[]")
@@ -226,7 +225,7 @@ def _is_address(text: str) -> bool:
 def _filled(
     service: JsonObject, given: JsonObject, more: Mapping[str, JsonObject], tags: tuple[str, ...]
 ) -> JsonObject:
-    """A service with what the options say of it: the file's own word counts, tags are added, pairs replaced."""
+    """A definition with the options: the file's values take precedence, tags are added, pairs replaced."""
     names = {key.replace("_", "").lower(): key for key in service}
     found = dict(service)
     for key, value in given.items():
@@ -245,6 +244,6 @@ def _filled(
 
 
 def _text(found: Mapping[str, object], name: str) -> str:
-    """A text of a definition, whichever way its key is written."""
+    """A string of a definition, its key in any spelling (``service_id``, ``ServiceID``)."""
     wanted = name.replace("_", "")
     return next((str(value) for key, value in found.items() if key.replace("_", "").lower() == wanted), "")

@@ -1,4 +1,4 @@
-"""``weft status``: all of weft on this host, on one screen."""
+"""``weft status``: an overview of weft on this host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from cni_plugin.cli import agents
 from cni_plugin.cli import engine as engines
 from cni_plugin.cli.agents import Running
-from cni_plugin.cli.instances import Seen, everywhere, virtual_addresses
+from cni_plugin.cli.instances import ServiceInstance, all_instances, virtual_addresses
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import age, as_json, count, fields, say
 from cni_plugin.cli.problems import FAILED
@@ -23,8 +23,8 @@ from discovery.structs import CONSUL_SERVICE
 from weft import __version__
 from weft.errors import WeftError
 
-_MOST = 10
-"""Sick instances that are told one by one."""
+_MOST_LISTED = 10
+"""Critical instances that are listed one by one."""
 _WORDS = ("passing", "warning", "critical", "maintenance")
 
 
@@ -32,10 +32,10 @@ _WORDS = ("passing", "warning", "critical", "maintenance")
 @common
 @pass_tool
 def status(tool: Tool, json_output: bool) -> None:
-    """Show all of weft on one screen: agent, engine, networks, services, warnings.
+    """Show an overview: agent, engine, networks, services, warnings.
 
-    Exits with 1 if something is wrong: no agent runs, a part of it cannot begin, or a service is critical. Without an
-    engine all is well, since the next call of a container runtime starts one. weft doctor looks deeper.
+    Exits with 1 if there are warnings: no agent is running, a part of it cannot start, or a service is critical. The
+    engine need not run, since the next call of a container runtime starts it. See weft doctor for detailed checks.
 
     \b
     Example:
@@ -50,7 +50,7 @@ def status(tool: Tool, json_output: bool) -> None:
     gone = sum(one.state is not State.ATTACHED for one in attached)
     networks = len(tool.networks())
     if gone:
-        warnings.append(f"{count(gone, 'attachment')} left over or half made: weft gc clears up")
+        warnings.append(f"{count(gone, 'attachment')} incomplete or without a namespace: run weft gc")
     healths = Counter(one.status for one in instances)
     services = len({one.service for one in instances})
     report = agent.report if agent else None
@@ -69,7 +69,7 @@ def status(tool: Tool, json_output: bool) -> None:
                 }
                 if agent
                 else None,
-                "engine": {"pid": engine.process, "ageSeconds": round(engine.since)} if engine else None,
+                "engine": {"pid": engine.process, "ageSeconds": round(engine.age)} if engine else None,
                 "networks": networks,
                 "attachments": len(attached),
                 "services": services,
@@ -83,8 +83,8 @@ def status(tool: Tool, json_output: bool) -> None:
         fields(
             [
                 *_of_agent(agent),
-                ("Engine", f"process {engine.process}, {age(engine.since)} old" if engine
-                 else "not running; the next call of a container runtime starts one"),
+                ("Engine", f"process {engine.process}, up {age(engine.age)}" if engine
+                 else "not running; the next call of a container runtime starts it"),
                 ("Networks", str(networks)),
                 ("Attachments", str(len(attached))),
                 ("Services", str(services)),
@@ -93,49 +93,49 @@ def status(tool: Tool, json_output: bool) -> None:
             ]
         )  # fmt: skip
         say()
-        say("Nothing is wrong." if not warnings else f"{count(len(warnings), 'warning')}:")
+        say("No warnings." if not warnings else f"{count(len(warnings), 'warning')}:")
         for warning in warnings:
             say(f"  - {warning}")
     raise click.exceptions.Exit(FAILED if warnings else 0)
 
 
 def _of_agent(agent: Running | None) -> Sequence[tuple[str, str]]:
-    """The lines that are about the agent."""
+    """The lines about the agent."""
     if agent is None:
         return [("Agent", "not running")]
     report = agent.report
     if report is None:
-        return [("Agent", f"process {agent.process}, beginning")]
+        return [("Agent", f"process {agent.process}, starting")]
     return [
         ("Node", f"{report.node} in {report.datacenter}, {report.address}"),
-        ("Agent", f"process {agent.process}, {age(time.time() - report.started)} old, weft {report.version}"),
-        ("HTTP", "\n".join(report.http) or "nowhere"),
-        ("DNS", "\n".join(report.dns) or "nowhere"),
+        ("Agent", f"process {agent.process}, up {age(time.time() - report.started)}, weft {report.version}"),
+        ("HTTP", "\n".join(report.http) or "no address"),
+        ("DNS", "\n".join(report.dns) or "no address"),
     ]
 
 
-def _services(agent: Running | None, warnings: list[str]) -> tuple[list[Seen], int]:
-    """What the agent knows: instances, and how many virtual addresses. What is wrong is added to the warnings."""
+def _services(agent: Running | None, warnings: list[str]) -> tuple[list[ServiceInstance], int]:
+    """The agent's instances and the number of virtual addresses; adds to ``warnings``."""
     if agent is None:
-        warnings.append("no agent runs: names are not answered and services not checked; weft up starts one")
+        warnings.append("agent not running: no DNS and no health checks; run weft up")
         return [], 0
     report = agent.report
     if report is not None:
         warnings += report.problems
         if report.version != __version__:
-            warnings.append(f"the agent is weft {report.version}, this is {__version__}: weft down; weft up")
+            warnings.append(f"agent is version {report.version}, weft is {__version__}: run weft down and weft up")
     client = agent.client
     with contextlib.closing(client):
         try:
-            found = everywhere(client)
+            found = all_instances(client)
             virtual = sum(map(len, virtual_addresses(client).values()))
         except WeftError as error:
             warnings.append(error.message)
             return [], 0
-    sick = [one for one in found if one.status == "critical"]
-    for one in sick[:_MOST]:
+    critical = [one for one in found if one.status == "critical"]
+    for one in critical[:_MOST_LISTED]:
         why = f": {one.why}" if one.why else ""
         warnings.append(f"{one.service} is critical, {one.id} on {one.node}{why}")
-    if len(sick) > _MOST:
-        warnings.append(f"{len(sick) - _MOST} more are critical: weft services list -detailed")
+    if len(critical) > _MOST_LISTED:
+        warnings.append(f"{len(critical) - _MOST_LISTED} more are critical: weft services list -detailed")
     return found, virtual

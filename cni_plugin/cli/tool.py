@@ -1,6 +1,6 @@
-"""What every command starts from: the service on this host's kernel, and where network lists and plugins are.
+"""What commands share: the service on this host's kernel, and the folders of network lists and plugins.
 
-The one place where they are made, so that a test can put others in their stead.
+Everything is created here, so that tests can replace it.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ PLUGIN_FOLDERS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 
 
 def plugin_path() -> tuple[str, ...]:
-    """Where foreign plugins are looked for: CNI_PATH, or the checkout's own folder and the usual ones."""
-    given = tuple(part for part in os.environ.get("CNI_PATH", "").split(":") if part)
-    return given or (str(Path(__file__).resolve().parents[2] / "bin/cni"), *PLUGIN_FOLDERS)
+    """The folders of foreign plugins: CNI_PATH, or the checkout's own and the usual ones."""
+    folders = tuple(folder for folder in os.environ.get("CNI_PATH", "").split(":") if folder)
+    return folders or (str(Path(__file__).resolve().parents[2] / "bin/cni"), *PLUGIN_FOLDERS)
 
 
 def _service() -> Service:
     from cni_plugin.dataplane.tables import TABLES
+    from cni_plugin.service import log
     from cni_plugin.service.verbs import Service
     from weft.kernel.host import Host
     from weft.kernel.linux.kernel import LinuxKernel
 
     kernel = LinuxKernel(TABLES)
-    return Service(kernel, Host.current(kernel))
+    is_debug = log.level(os.environ) is log.Level.DEBUG
+    return Service(kernel, Host.current(kernel), log=log.write if is_debug else None)
 
 
-def _lacking_rights() -> str:
+def _missing_privileges() -> str:
     from weft.kernel.linux import probe
 
     return " and ".join(one.name for one in probe.privileges() if one.problem)
@@ -63,7 +65,7 @@ def _empty_namespace() -> AbstractContextManager[str]:
 
 
 class Tool:
-    """One run of the command. ``config`` is the folder of network lists, ``path`` that of foreign plugins."""
+    """The state of one command. ``config`` is the folder of network lists, ``path`` those of foreign plugins."""
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class Tool:
         config: str = "",
         path: tuple[str, ...] = (),
         make: Callable[[], Service] = _service,
-        lacking_rights: Callable[[], str] = _lacking_rights,
+        missing_privileges: Callable[[], str] = _missing_privileges,
         abilities: Callable[[], tuple[Ability, ...]] = _abilities,
         empty_namespace: Callable[[], AbstractContextManager[str]] = _empty_namespace,
     ) -> None:
@@ -80,12 +82,12 @@ class Tool:
         self.abilities = abilities
         self.empty_namespace = empty_namespace
         self._make = make
-        self._lacking_rights = lacking_rights
+        self._missing_privileges = missing_privileges
         self._service: Service | None = None
 
     @property
     def service(self) -> Service:
-        """The service on this host's kernel, made when first asked for."""
+        """The service on this host's kernel, created on first use."""
         if self._service is None:
             self._service = self._make()
         return self._service
@@ -95,25 +97,25 @@ class Tool:
             self._service.kernel.close()
 
     def need_rights(self, what: str) -> None:
-        """Raises NotPermitted where this process may not do what changes the network."""
-        if lacking := self._lacking_rights():
-            raise NotPermitted(f"cannot {what}: this process lacks {lacking}", hint="run it as root")
+        """Raises NotPermitted without the privileges to change the network; ``what`` is a verb phrase."""
+        if missing := self._missing_privileges():
+            raise NotPermitted(f"permission denied: cannot {what} without {missing}", hint="run as root")
 
     def prepare_to(self, what: str) -> None:
-        """What every command that changes something starts with. Raises NotPermitted."""
+        """Check privileges and create the folders of records, before any change. Raises NotPermitted."""
         self.need_rights(what)
         self.service.records.prepare()
 
     def need_records(self) -> None:
-        """Raises NotPermitted where the records are there but this process may not read them."""
+        """Raises NotPermitted where the records exist but are not readable."""
         with contextlib.suppress(FileNotFoundError):
             try:
                 os.listdir(os.path.join(self.service.host.run, "attachments"))
             except PermissionError as error:
-                raise NotPermitted("cannot read weft's records", hint="run it as root") from error
+                raise NotPermitted("permission denied: cannot read weft's records", hint="run as root") from error
 
     def networks(self) -> list[NetworkList]:
-        """Every network of the folder; what cannot be read is said on standard error."""
+        """Every network of the folder; invalid files are reported on standard error."""
         found, problems = conflists.listed(self.config)
         for problem in problems:
             warn(problem.message)

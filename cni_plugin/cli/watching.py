@@ -1,4 +1,4 @@
-"""``weft services watch``: one blocking query for each service that is watched, all waited for at once."""
+"""``weft services watch``: a concurrent blocking query for each service."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from http.client import HTTPConnection
 
 import click
 
-from cni_plugin.cli.instances import Seen, seen
+from cni_plugin.cli.instances import ServiceInstance, parse_instances
 from cni_plugin.cli.output import say, warn
 from discovery.consul.client import ApiClient, ApiReply, Unreachable, api_path, read_reply
 
 WAIT = 60
-"""Seconds that the agent may keep a question."""
+"""Seconds that a blocking query may wait."""
 LATE = WAIT + WAIT / 16 + 15
-"""Seconds without an answer after which an agent is taken for gone."""
-AGAIN = 1.0
-"""Seconds until an agent that is gone is tried again."""
+"""Seconds without a response after which the agent is considered unreachable."""
+RETRY = 1.0
+"""Seconds between attempts to reach the agent."""
 _ALL = ""
 
-State = dict[tuple[str, str], Seen]
+State = dict[tuple[str, str], ServiceInstance]
 
 
 @dataclass(slots=True)
-class _Asked:
-    """A question that waits: about a service, or about which services there are (``_ALL``)."""
+class _Query:
+    """A blocking query: for the instances of a service, or the names of all services (``_ALL``)."""
 
     service: str
     index: int = 0
@@ -40,15 +40,15 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of an instance: ``now`` is None where it is gone, ``before`` where it is new."""
+    """A change of an instance: ``now`` is None if it was removed, ``before`` if it was added."""
 
-    before: Seen | None
-    now: Seen | None
+    before: ServiceInstance | None
+    now: ServiceInstance | None
     first: bool
 
     @property
     def word(self) -> str:
-        """What happened."""
+        """The change in one word."""
         if self.before is None:
             return "present" if self.first else "added"
         if self.now is None:
@@ -56,15 +56,15 @@ class Change:
         return "changed" if self.before.status == self.now.status else self.now.status
 
 
-class Watching:
-    """Prints each change of a service, or of all."""
+class ServiceWatcher:
+    """Prints each change of a service, or of all services."""
 
     def __init__(self, client: ApiClient, service: str, *, json_output: bool) -> None:
         self._client = client
         self._json = json_output
-        self._asked: dict[str, _Asked] = {service: _Asked(service)}
+        self._queries: dict[str, _Query] = {service: _Query(service)}
         self._known: dict[str, State] = {}
-        self._begun: set[str] = set()
+        self._listed: set[str] = set()
         self._all = service == _ALL
         self._selector = selectors.DefaultSelector()
 
@@ -74,7 +74,7 @@ class Watching:
         try:
             while True:
                 try:
-                    for change in self._round():
+                    for change in self._poll():
                         self._print(change)
                         if once and not change.first:
                             return
@@ -83,80 +83,80 @@ class Watching:
                     if not started:
                         raise
                     if not lost:
-                        warn(f"{error.message}; trying again")
+                        warn(f"{error.message}; retrying")
                     lost = True
-                    self._let_go()
-                    time.sleep(AGAIN)
+                    self._reset()
+                    time.sleep(RETRY)
         finally:
-            self._let_go()
+            self._reset()
             self._selector.close()
 
-    def _round(self) -> Iterator[Change]:
-        """Ask what is not asked, then take the answers that have come. Raises Unreachable and Refused."""
-        for one in list(self._asked.values()):
+    def _poll(self) -> Iterator[Change]:
+        """Send queries that are not pending, then read the responses. Raises Unreachable and Refused."""
+        for one in list(self._queries.values()):
             if one.connection is None:
-                self._ask(one)
+                self._send(one)
         now = time.monotonic()
-        ready = self._selector.select(max(0.0, min(one.until for one in self._asked.values()) - now))
-        if not ready and any(one.until <= time.monotonic() for one in self._asked.values()):
-            raise Unreachable(f"no agent answers at {self._client.address}: it does not answer in time")
+        ready = self._selector.select(max(0.0, min(one.until for one in self._queries.values()) - now))
+        if not ready and any(one.until <= time.monotonic() for one in self._queries.values()):
+            raise Unreachable(f"no agent answers at {self._client.address}: timeout")
         for key, _ in ready:
             one = key.data
-            assert isinstance(one, _Asked)
+            assert isinstance(one, _Query)
             if one.connection is None:
-                continue  # its service is gone since
+                continue  # its service was removed meanwhile
             connection = one.connection
             self._finish(one, close=False)
             try:
                 reply = read_reply(connection, self._client.address)
             finally:
                 connection.close()
-            yield from self._take(one, reply)
+            yield from self._changes(one, reply)
 
-    def _ask(self, one: _Asked) -> None:
+    def _send(self, one: _Query) -> None:
         parts = ("health", "service", one.service) if one.service != _ALL else ("catalog", "services")
         parameters = [("index", str(one.index)), ("wait", f"{WAIT}s")] if one.index else []
         connection = self._client.send(api_path(*parts), parameters)
         one.connection, one.sock, one.until = connection, connection.sock, time.monotonic() + LATE
         self._selector.register(one.sock, selectors.EVENT_READ, one)
 
-    def _finish(self, one: _Asked, *, close: bool = True) -> None:
-        """Wait for a question's answer no longer."""
+    def _finish(self, one: _Query, *, close: bool = True) -> None:
+        """Unregister a query, and close its connection."""
         if one.connection is not None and one.sock is not None:
             self._selector.unregister(one.sock)
             if close:
                 one.connection.close()
             one.connection = one.sock = None
 
-    def _let_go(self) -> None:
-        """Ask everything anew the next time: another agent counts from another number."""
-        for one in self._asked.values():
+    def _reset(self) -> None:
+        """Drop all queries and start from index 0: a restarted agent has other indexes."""
+        for one in self._queries.values():
             self._finish(one)
             one.index = 0
 
-    def _take(self, one: _Asked, reply: ApiReply) -> Iterator[Change]:
-        """What an answer changes."""
+    def _changes(self, one: _Query, reply: ApiReply) -> Iterator[Change]:
+        """The changes in a response."""
         one.index = max(reply.index, 1) if reply.index >= one.index else 0
         if self._all and one.service == _ALL:
             names = set(reply.json) if isinstance(reply.json, Mapping) else set()
-            for name in names - self._asked.keys():
-                self._asked[name] = _Asked(name)
-                if _ALL in self._begun:
-                    self._begun.add(name)  # all that is found of it is new
-            for name in self._asked.keys() - names - {_ALL}:
-                self._finish(self._asked.pop(name))
+            for name in names - self._queries.keys():
+                self._queries[name] = _Query(name)
+                if _ALL in self._listed:
+                    self._listed.add(name)  # its instances are new
+            for name in self._queries.keys() - names - {_ALL}:
+                self._finish(self._queries.pop(name))
                 yield from self._compare(name, {})
-            self._begun.add(_ALL)
+            self._listed.add(_ALL)
             return
-        yield from self._compare(one.service, {(each.node, each.id): each for each in seen(reply.json)})
+        yield from self._compare(one.service, {(each.node, each.id): each for each in parse_instances(reply.json)})
 
     def _compare(self, service: str, now: State) -> Iterator[Change]:
-        before, first = self._known.get(service, {}), service not in self._begun
-        self._begun.add(service)
+        before, first = self._known.get(service, {}), service not in self._listed
+        self._listed.add(service)
         self._known[service] = now
         for key in sorted(before.keys() | now.keys()):
             old, new = before.get(key), now.get(key)
-            # What a check says changes with each of its runs; a change of that alone is none.
+            # The output of a check differs with every run and is not compared.
             if old is None or new is None or replace(old, why="") != replace(new, why=""):
                 yield Change(old, new, first)
 
@@ -185,7 +185,7 @@ class Watching:
 
 
 def _more(change: Change) -> list[str]:
-    """What a line ends with."""
+    """The details at the end of a line."""
     before, now = change.before, change.now
     if now is None:
         return []

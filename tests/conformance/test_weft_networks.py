@@ -78,7 +78,7 @@ def test_weft_sees_podmans_networks(networks: Podman, roots: list[str]) -> None:
         podman.up("c1", roots[0], network="theirs")
         podman.podman("rm", "-fa", "-t0")
         refused = podman.weft("network", "rm", "theirs")
-        assert refused.code == 4 and "was not made by weft" in refused.stderr
+        assert refused.code == 4 and "was not created by weft" in refused.stderr
         assert podman.weft("network", "rm", "--force", "theirs").code == 0
         assert "theirs" not in podman.podman("network", "ls", "-q").split()
     finally:

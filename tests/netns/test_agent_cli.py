@@ -51,21 +51,21 @@ def test_a_hosts_life(host: Host, weft: Weft) -> None:
     before = host.snapshot()
     down = weft("status", check=False)
     assert (down.code, down.stdout.splitlines()[0].split()) == (1, ["Agent:", "not", "running"])
-    assert "no agent runs" in down.stdout
+    assert "agent not running" in down.stdout
     up = json.loads(weft("up", "--json").stdout)
     processes = [up["agent"]["pid"], up["engine"]["pid"]]
     assert up["agent"]["started"] and up["engine"]["started"] and all(map(alive, processes))
     assert "127.0.0.1:8500" in up["agent"]["http"] and "127.0.0.1:8600" in up["agent"]["dns"]
     again = weft("up").stdout
-    assert f"the agent, process {processes[0]}, runs already" in again
-    assert f"the engine, process {processes[1]}, runs already" in again
+    assert f"agent already running, process {processes[0]}" in again
+    assert f"engine already running, process {processes[1]}" in again
 
     weft("services", "register", "-name=web", "-address=10.9.0.5", "-port=80")
     weft("network", "create", "blue", "--subnet", "10.7.0.0/24")
     good = json.loads(weft("status", "--json").stdout)
     assert (good["services"], good["instances"], good["networks"]) == (1, {"passing": 1}, 1)
     assert (good["agent"]["pid"], good["engine"]["pid"], good["warnings"]) == (*processes, [])
-    assert "Nothing is wrong." in weft("status").stdout
+    assert "No warnings." in weft("status").stdout
     (CONFIG / "db.hcl").write_text(
         'service {\n name = "db"\n check {\n ttl = "1h"\n status = "critical"\n notes = "full"\n }\n}'
     )
@@ -75,11 +75,11 @@ def test_a_hosts_life(host: Host, weft: Weft) -> None:
     assert "  - db is critical, db on " in bad.stdout
 
     first, second = weft("down").stdout.splitlines()
-    assert first == f"the agent, process {processes[0]}, has ended"
-    assert second == f"the engine, process {processes[1]}, has ended"
+    assert first == f"agent stopped, process {processes[0]}"
+    assert second == f"engine stopped, process {processes[1]}"
     assert not any(map(alive, processes))
     last = weft("down", "--services").stdout.splitlines()
-    assert last == ["the agent did not run", "the engine did not run", "virtual addresses are gone from the kernel"]
+    assert last == ["agent not running", "engine not running", "virtual addresses removed"]
     assert host.changes(before) == []
 
 
@@ -94,9 +94,10 @@ def test_asking_for_names(weft: Weft) -> None:
     assert values["answer", "SRV"].startswith("1 1 80 ") and values["additional", "A"] == "10.9.0.5"
     assert "web.service" in weft("dns-lookup", "10.9.0.5").stdout
     unknown = weft("dns-lookup", "none.service.consul", check=False)
-    assert (unknown.code, unknown.stderr) == (3, "weft: 127.0.0.1 port 8600 knows no none.service.consul\n")
+    missing = "weft: none.service.consul not found by 127.0.0.1 port 8600 (NXDOMAIN)\n"
+    assert (unknown.code, unknown.stderr) == (3, missing)
     nothing = weft("dns-lookup", "web.service.consul", "TXT", check=False)
-    assert (nothing.code, nothing.stderr) == (3, "weft: 127.0.0.1 port 8600 has no TXT of web.service.consul\n")
+    assert (nothing.code, nothing.stderr) == (3, "weft: web.service.consul has no TXT record on 127.0.0.1 port 8600\n")
 
 
 def test_many_instances_are_asked_for_over_tcp(weft: Weft) -> None:
@@ -125,7 +126,7 @@ def test_wrong_settings_start_nothing(weft: Weft, tmp_path: Path) -> None:
     up = weft("up", "--config", str(tmp_path / "weft.toml"), check=False)
     assert up.code == 1
     assert "[dsn] is not known" in up.stderr and "agent.node" in up.stderr
-    assert weft("down").stdout == "the agent did not run\nthe engine did not run\n"
+    assert weft("down").stdout == "agent not running\nengine not running\n"
 
 
 def test_settings_are_the_agents(weft: Weft, tmp_path: Path) -> None:

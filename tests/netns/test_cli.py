@@ -48,7 +48,7 @@ def test_a_networks_life(host: Host, weft: Weft) -> None:
     assert host.fetch(None, "127.0.0.1", 8080) is not None
     lines = [line.split()[:3] for line in weft("ps").stdout.splitlines()]
     assert lines == [["CONTAINER", "NETWORK", "INTERFACE"], ["weft-c1", "blue", "eth0"], ["weft-c2", "blue", "eth0"]]
-    assert "Everything is as it was made." in weft("show", "weft-c1/eth0").stdout
+    assert "No differences from what was set up." in weft("show", "weft-c1/eth0").stdout
     assert weft("check").code == 0
     assert json.loads(weft("doctor", "--json").stdout)["findings"] == []
     _break_and_mend(host, weft)

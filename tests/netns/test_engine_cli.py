@@ -55,10 +55,10 @@ def ended(process: int) -> None:
 
 def test_started_seen_used_and_stopped(host: Host, cni: Cni) -> None:
     assert weft("status", check=False).code == 1
-    assert weft("stop").stdout == "the engine does not run\n"
+    assert weft("stop").stdout == "engine not running\n"
     process = weft("start", "--json").json["pid"]
     try:
-        assert weft("start", "--json").json == {"pid": process, "state": "runs already"}
+        assert weft("start", "--json").json == {"pid": process, "state": "already running"}
         found = weft("status", "--json").json
         assert (found["running"], found["pid"], found["socket"]) == (True, process, str(place()))
         assert 5_000 < found["residentKiB"] < 200_000
@@ -68,7 +68,7 @@ def test_started_seen_used_and_stopped(host: Host, cni: Cni) -> None:
         cni.add(CONF, path, extra={"WEFT_ENGINE": "require"})
         cni.delete(CONF, path, extra={"WEFT_ENGINE": "require"})
     finally:
-        assert weft("stop", "--json").json == {"pid": process, "state": "has ended"}
+        assert weft("stop", "--json").json == {"pid": process, "state": "stopped"}
     ended(process)
     assert weft("status", "--json", check=False).json == {"running": False}
     assert not place().exists()
@@ -84,7 +84,7 @@ def test_one_that_was_killed_is_not_shown(host: Host) -> None:
     assert place().exists()
     assert weft("status", check=False).code == 1
     again = weft("start", "--json").json
-    assert again["state"] == "runs now"
+    assert again["state"] == "started"
     assert again["pid"] != process
     weft("stop")
 

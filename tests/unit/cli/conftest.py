@@ -41,7 +41,7 @@ class Weft:
     folder: Path
     kernel: FakeKernel
     service: Service
-    lacking_rights: str = ""
+    missing_privileges: str = ""
     abilities: tuple[Ability, ...] = ()
     made: list[str] = field(default_factory=list)
 
@@ -54,7 +54,7 @@ class Weft:
             config=str(self.config),
             path=(str(self.folder / "plugins"),),
             make=lambda: self.service,
-            lacking_rights=lambda: self.lacking_rights,
+            missing_privileges=lambda: self.missing_privileges,
             abilities=lambda: self.abilities,
             empty_namespace=self._empty,
         )

@@ -50,8 +50,8 @@ def test_plan_changes_nothing_and_names_every_command(blue) -> None:
     out = blue.good("plan", "blue", "c1", "-p", "8080:80/tcp")
     assert blue.kernel.dump() == before
     assert sorted(os.walk(blue.folder)) == files
-    shared, own = out.split("# This attachment's own:\n")
-    assert shared.startswith("# What network blue shares:\n")
+    shared, own = out.split("# Of this attachment:\n")
+    assert shared.startswith("# Shared by all containers of network blue:\n")
     assert "ip link add weft-blue " in shared
     assert "net/ipv6/conf/weft-blue/accept_ra=0" in shared  # lies on a bridge that is yet to be made
     assert "nsenter --net=/run/netns/c1 ip address add 10.7.0.2/24 broadcast + dev eth0" in own
@@ -63,7 +63,7 @@ def test_plan_leaves_out_what_is_in_place(blue) -> None:
     blue.good("attach", "blue", "c2")
     out = blue.good("plan", "blue", "c1")
     assert "ip link add weft-blue" not in out
-    assert "in place already" in out
+    assert "already set up" in out
     assert "ip link add weft-blue" in blue.good("plan", "blue", "c1", "--all")
     document = json.loads(blue.good("plan", "blue", "c1", "--json"))
     assert any("ip link add weft-blue" in line for line in document["inPlace"])
@@ -87,7 +87,7 @@ def test_attach_ps_show_and_detach(blue) -> None:
     [shown] = json.loads(blue.good("show", "weft-c1/eth0", "--json"))
     assert shown["lacks"] == []
     assert shown["result"]["ips"][0]["gateway"] == "10.7.0.1"
-    assert "Everything is as it was made." in blue.good("show", "weft-c1", "blue")
+    assert "No differences from what was set up." in blue.good("show", "weft-c1", "blue")
     assert blue.good("detach", "blue", "c1") == "weft-c1/eth0\n"
     assert len(blue.good("ps").splitlines()) == 1
     said = blue("detach", "blue", "c1")
@@ -98,7 +98,7 @@ def test_attach_twice_leaves_the_first_alone(blue) -> None:
     blue.good("attach", "blue", "c1")
     said = blue("attach", "blue", "c1")
     assert said.code == 4
-    assert "attached to blue already" in said.err
+    assert "already attached to blue" in said.err
     assert blue.good("check").startswith("ok      weft-c1/eth0 on blue")
 
 
@@ -192,11 +192,11 @@ def test_a_container_may_be_named_by_the_beginning_of_its_id(blue) -> None:
         (("attach", "red", "c1"), 3, "network red not found"),
         (("attach", "blue", "c9"), 3, "no network namespace at /run/netns/c9"),
         (("attach", "blue", "99"), 3, "no network namespace at /run/netns/99 or /proc/99/ns/net"),
-        (("attach", "blue", "c1", "-p", "80"), 2, "is not [ADDRESS:]HOST-PORT:PORT"),
-        (("attach", "blue", "c1", "-p", "80:80/icmp"), 2, "is not [ADDRESS:]HOST-PORT:PORT"),
+        (("attach", "blue", "c1", "-p", "80"), 2, "must be [ADDRESS:]HOST-PORT:PORT"),
+        (("attach", "blue", "c1", "-p", "80:80/icmp"), 2, "must be [ADDRESS:]HOST-PORT:PORT"),
         (("attach", "blue", "c1", "--mac", "nonsense"), 2, "is not a MAC address"),
-        (("attach", "blue", "c1", "--ifname", "a/b"), 2, "--ifname 'a/b' must be printable"),
-        (("attach", "blue", "c1", "--container", "-x"), 2, "--container '-x' must start with"),
+        (("attach", "blue", "c1", "--ifname", "a/b"), 2, "--ifname 'a/b': must be printable"),
+        (("attach", "blue", "c1", "--container", "-x"), 2, "--container '-x': must start with"),
         (("attach", "blue", "c1", "--ip", "10.9.0.1"), 1, "10.9.0.1"),
         (("show", "c9"), 3, "c9 is not attached"),
     ],
@@ -218,11 +218,11 @@ def test_a_capability_that_no_plugin_has_is_an_error(blue) -> None:
 
 
 def test_without_rights_nothing_is_begun(blue) -> None:
-    blue.lacking_rights = "CAP_NET_ADMIN"
+    blue.missing_privileges = "CAP_NET_ADMIN"
     for words in ("attach blue c1", "plan blue c1", "detach blue c1", "network rm blue", "gc"):
         said = blue(*words.split())
         assert said.code == 6
-        assert "CAP_NET_ADMIN" in said.err and "run it as root" in said.err
+        assert "CAP_NET_ADMIN" in said.err and "run as root" in said.err
     assert blue("network", "ls").code == 0
 
 

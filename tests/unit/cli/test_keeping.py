@@ -203,4 +203,4 @@ def test_a_host_that_weft_never_ran_on_is_in_order(run) -> None:
     assert run.good("gc") == "nothing to remove\n"
     assert run("doctor").code == 0
     assert len(run.good("ps").splitlines()) == 1
-    assert run.good("check") == "nothing is attached\n"
+    assert run.good("check") == "no attachments\n"

@@ -62,7 +62,7 @@ def test_names_and_isolation_are_keys_of_their_own(run) -> None:
     assert (plugin["isolation"], plugin["hostAccess"], "names" in plugin) == ("routed", "dns", False)
     assert "must be one of closed, routed, open" in run("network", "create", "-o", "isolation=no").err
     assert "whose gateway is this host" in run("network", "create", "-d", "macvlan", "--names").err
-    assert "contradict" in run("network", "create", "--names", "--disable-dns").err
+    assert "mutually exclusive" in run("network", "create", "--names", "--disable-dns").err
 
 
 def test_networks_without_names_and_subnets_get_free_ones(run) -> None:
@@ -158,7 +158,7 @@ def test_long_names_get_bridges_of_their_own(run) -> None:
         (("red", "--subnet", "10.7.0.0/24", "--ip-range", "10.8.0.0/25"), 2, "--ip-range 10.8.0.0/25 is not in"),
         (("red", "--ip-range", "10.7.0.9-10.7.0.5"), 2, "the first address must not be higher than the last"),
         (("red", "-o", "foo=1"), 2, "unknown option 'foo' for driver bridge"),
-        (("red", "-o", "mtu"), 2, "is not KEY=VALUE"),
+        (("red", "-o", "mtu"), 2, "must be KEY=VALUE"),
         (("red", "-o", "mtu=12"), 2, "must be a number from 68 to 65535"),
         (("red", "-o", "mtu=1400", "-o", "com.docker.network.driver.mtu=1500"), 2, "have conflicting values"),
         (("red", "-o", "bridge=weft-blue"), 4, "bridge weft-blue is already in use by network blue"),
@@ -250,7 +250,7 @@ def test_rm_leaves_other_softwares_networks_alone_unless_forced(run) -> None:
     (run.config / "x.conflist").write_text(json.dumps({"name": "x", "plugins": [{"type": "macvlan"}]}))
     said = run("network", "rm", "x")
     assert said.code == 4
-    assert "was not made by weft" in said.err
+    assert "was not created by weft" in said.err
     assert run.good("network", "rm", "--force", "x") == "x\n"
     assert run("network", "rm", "x").code == 3
 

@@ -145,7 +145,7 @@ def test_a_file_with_more_says_what_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.hcl").write_text('datacenter = "dc1"\nservice { name = "web" }')
     code, out, err = call("services", "register", str(tmp_path / "a.hcl"))
     assert (code, out) == (0, "Registered service: web\n")
-    assert "a.hcl: datacenter is no definition of a service or a check, and is left out" in err
+    assert "a.hcl: datacenter: not a definition of a service or check" in err
 
 
 def test_listing(agent: LabAgent) -> None:
@@ -357,7 +357,7 @@ def test_watching_goes_on_when_the_agent_is_back(tmp_path: Path) -> None:
             assert watched.line()[10:].startswith(("added", "present"))
             until(lambda: first.parked() > 0)
             first.stop()
-            assert "trying again" in watched.line()
+            assert "retrying" in watched.line()
             first = LabAgent(tmp_path, node, settings)
             first.put("/v1/agent/service/register", {"Name": "web", "ID": "web-2", "Port": 81})
             assert "web-2" in watched.line()

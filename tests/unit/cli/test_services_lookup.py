@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from cni_plugin.cli import lookup
-from cni_plugin.cli.goflags import WrongFlag, normal
+from cni_plugin.cli.goflags import WrongFlag, normalize
 from cni_plugin.cli.root import weft
 from lab.dns import free_port
 
@@ -78,7 +78,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(lookup, "_SECONDS", 0.3)
+    monkeypatch.setattr(lookup, "_TIMEOUT", 0.3)
     made = Server()
     yield made
     made.close()
@@ -118,13 +118,13 @@ def test_what_is_cut_off_is_asked_for_again(server: Server) -> None:
 @pytest.mark.parametrize(
     ("reply", "code", "said"),
     [
-        (lambda query: dns.message.make_response(query).to_wire(), 3, "has no A of a.b"),
-        (lambda query: _coded(query, dns.rcode.NXDOMAIN), 3, "knows no a.b"),
-        (lambda query: _coded(query, dns.rcode.REFUSED), 1, "answers REFUSED for a.b\nhint: it answers for its own"),
-        (lambda query: _coded(query, dns.rcode.SERVFAIL), 1, "answers SERVFAIL for a.b"),
-        (lambda query: b"nothing", 1, "no DNS server answers at"),
-        (lambda query: query.to_wire(), 1, "no DNS server answers at"),
-        (lambda query: dns.message.make_response(query).to_wire() + b"x", 1, "answers is no DNS: trailing bytes"),
+        (lambda query: dns.message.make_response(query).to_wire(), 3, "a.b has no A record on"),
+        (lambda query: _coded(query, dns.rcode.NXDOMAIN), 3, "a.b not found by"),
+        (lambda query: _coded(query, dns.rcode.REFUSED), 1, "returned REFUSED for a.b\nhint: it only serves its own"),
+        (lambda query: _coded(query, dns.rcode.SERVFAIL), 1, "returned SERVFAIL for a.b"),
+        (lambda query: b"nothing", 1, "no response from"),
+        (lambda query: query.to_wire(), 1, "no response from"),
+        (lambda query: dns.message.make_response(query).to_wire() + b"x", 1, "malformed response (trailing bytes)"),
     ],
     ids=["nothing", "unknown", "refused", "failed", "garbage", "echo", "more"],
 )
@@ -143,7 +143,7 @@ def _coded(query: dns.message.Message, code: dns.rcode.Rcode) -> bytes:
 
 def test_a_name_alone_is_explained(server: Server) -> None:
     server.reply = lambda query: _coded(query, dns.rcode.NXDOMAIN)
-    assert "hint: services are asked for as web.service.consul" in ask("web", "-server", server.place)[2]
+    assert "hint: for a service query web.service.consul" in ask("web", "-server", server.place)[2]
 
 
 def test_json_has_all_sections(server: Server) -> None:
@@ -156,13 +156,13 @@ def test_json_has_all_sections(server: Server) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("a.b", "BOGUS"), "weft: 'BOGUS' is no type that can be asked for\nhint: use A, AAAA, SRV"),
-        (("a.b", "-server=x"), "weft: 'x' is no address of a server"),
-        (("a.b", "-server=127.0.0.1:0"), "weft: '127.0.0.1:0' is no address of a server"),
+        (("a.b", "BOGUS"), "weft: unknown record type 'BOGUS'\nhint: use A, AAAA, SRV"),
+        (("a.b", "-server=x"), "weft: invalid server address 'x'"),
+        (("a.b", "-server=127.0.0.1:0"), "weft: invalid server address '127.0.0.1:0'"),
         (("a..b", "-server=127.0.0.1:9"), "weft: 'a..b': a label has 1 to 63 bytes"),
         (("a.b", "-bogus"), "flag provided but not defined: -bogus"),
         ((), "Missing argument 'NAME'"),
-        (("a.b", "A", "-server=127.0.0.1:1"), "weft: no DNS server answers at 127.0.0.1 port 1: Connection refused"),
+        (("a.b", "A", "-server=127.0.0.1:1"), "weft: cannot reach 127.0.0.1 port 1: Connection refused"),
     ],
 )
 def test_wrong_use(arguments: tuple[str, ...], said: str) -> None:
@@ -196,11 +196,11 @@ PARAMETERS = (
     ],
 )
 def test_options_as_go_reads_them(given: str, found: str) -> None:
-    assert " ".join(normal(given.split(" "), PARAMETERS)) == found
+    assert " ".join(normalize(given.split(" "), PARAMETERS)) == found
 
 
 def test_options_may_be_allowed_anywhere() -> None:
-    assert normal(["a", "-stale", "b", "-name", "-"], PARAMETERS, anywhere=True) == [
+    assert normalize(["a", "-stale", "b", "-name", "-"], PARAMETERS, anywhere=True) == [
         *("-stale", "-name", "-", "--", "a", "b"),
     ]
 
@@ -208,7 +208,7 @@ def test_options_may_be_allowed_anywhere() -> None:
 @pytest.mark.parametrize("given", ["-x", "---name", "-=x", "-name", "-stale=x", "--x=y"])
 def test_wrong_options(given: str) -> None:
     with pytest.raises(WrongFlag):
-        normal([given], PARAMETERS)
+        normalize([given], PARAMETERS)
 
 
 @pytest.mark.parametrize(
