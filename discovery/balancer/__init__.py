@@ -1,6 +1,8 @@
-"""Virtual IPs: one address for a service, whose connections the kernel spreads over the instances.
+"""Layer-4 load balancer in nftables: a virtual address per service, DNAT to healthy instances.
 
-``desired`` says what should be so, from the catalog alone; ``algorithms`` deals a service's slots out; ``program``
-turns both into elements of the table that ``rules`` describes; ``table`` keeps the kernel's like that; ``draining``
-looks after connections of instances that left; ``allocate`` finds addresses; ``balancer`` ties them together.
+``desired`` derives virtual services from the catalog, ``algorithms`` assigns the slots of their
+tables, ``program`` turns both into set and map elements of the table that ``rules`` describes and
+``table`` installs; ``proxier`` syncs the kernel in one thread, ``draining`` tracks old connections,
+``allocate`` assigns addresses, ``balancer`` is the asyncio front. It stands on the catalog and
+``weft.kernel``.
 """

@@ -1,8 +1,8 @@
-"""How the slots of a service are dealt out to its instances. Pure: weights in, owners of slots out.
+"""Slot tables: which instance owns each slot of a service. Pure.
 
-The kernel chooses a slot; whose it is, is decided here. ``spread`` deals by weight and moves as few slots as it can,
-``interleaved`` deals in turns, ``maglev`` deals so that all hosts come to the same table and little moves when an
-instance comes or goes. Names stand for instances and must not repeat.
+The kernel picks a slot, the table says whose it is. ``weighted`` assigns by weight and moves few
+slots, ``round_robin`` interleaves, ``maglev`` gives all hosts the same table with little
+disruption. Names identify instances and are unique.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 
 def table_size(weights: Sequence[float], sizes: Sequence[int], error: float = 0.1) -> int:
-    """The smallest table in which no instance's share is off by more than the error; the largest if none is good."""
+    """The smallest size in which no share is off by more than ``error``; else the largest size."""
     total = sum(weights)
     positive = [weight for weight in weights if weight > 0]
     if len(positive) <= 1:
@@ -27,9 +27,10 @@ def table_size(weights: Sequence[float], sizes: Sequence[int], error: float = 0.
 
 
 def weighted(weights: Mapping[str, float], size: int, current: Sequence[str] = ()) -> tuple[str, ...]:
-    """Slots by weight. An instance keeps those of ``held`` (the table until now) that are not too many for it.
+    """Slots by weight; instances keep their slots of ``current`` (the previous table) up to their
+    quota.
 
-    Empty where no weight is above 0. An instance with a weight gets a slot while there are enough.
+    Empty if no weight is positive. Every instance with a weight has a slot while there are enough.
     """
     names = sorted(name for name, weight in weights.items() if weight > 0)[:size]
     if not names:
@@ -48,7 +49,7 @@ def weighted(weights: Mapping[str, float], size: int, current: Sequence[str] = (
 
 
 def round_robin(weights: Mapping[str, float], size: int) -> tuple[str, ...]:
-    """Slots in turns: an instance as often as its weight says, and each time as far from the last as can be."""
+    """Slots interleaved: each instance by weight, evenly spaced."""
     names = sorted(name for name, weight in weights.items() if weight > 0)[:size]
     if not names:
         return ()
@@ -58,10 +59,12 @@ def round_robin(weights: Mapping[str, float], size: int) -> tuple[str, ...]:
 
 
 def maglev(weights: Mapping[str, float], size: int) -> tuple[str, ...]:
-    """Slots by preference: every instance has its own order of all slots, and takes its next free one in turn.
+    """Maglev: each instance permutes the slots, and they take turns claiming their next free one.
 
-    A lighter instance takes part in fewer turns. ``size`` is a prime.
-    Source: Eisenbud and others, "Maglev: A Fast and Reliable Software Network Load Balancer", 2016, section 3.4.
+    Lighter instances take fewer turns. ``size`` must be prime.
+
+    Source: Eisenbud and others, "Maglev: A Fast and Reliable Software Network Load Balancer", 2016,
+    section 3.4.
     """
     names = sorted(name for name, weight in weights.items() if weight > 0)[:size]
     if not names:
@@ -91,10 +94,10 @@ def maglev(weights: Mapping[str, float], size: int) -> tuple[str, ...]:
 
 
 def least_connections(weights: Mapping[str, float], connections: Mapping[str, int]) -> dict[str, float]:
-    """Weights for the next connections, so that those who have few catch up: who has many gets next to nothing.
+    """Weights by open connections: those with few get more of the next ones.
 
-    The next quarter of what there is now (at least one for each) would level all out, each at its own weight. It is
-    approximate: counts are some seconds old, and between two counts the slots stay as they are.
+    The next connections, a quarter of the present ones (at least one per instance), would level all
+    by weight. Approximate: counts are seconds old, and slots are fixed between two counts.
     """
     names = [name for name, weight in weights.items() if weight > 0]
     if not names:
@@ -111,19 +114,20 @@ def least_connections(weights: Mapping[str, float], connections: Mapping[str, in
             break
         volume -= (above - level) * width
         level = above
-    # Nobody is cut off: a count may be wrong, and an instance without a connection is an instance nobody tries.
+    # Every instance keeps a minimum: counts may be stale, and one without connections would never
+    # be probed.
     least = coming / len(names) / 50
     return {name: max((level - heights[name]) * weights[name], least) for name in names}
 
 
 def _preference(name: str, size: int) -> tuple[int, int]:
-    """Offset and step of an instance's own order; as the size is a prime, every step meets all slots."""
+    """Offset and skip of an instance's permutation; with a prime size it covers all slots."""
     digest = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16, person=b"weft-maglev").digest()
     return int.from_bytes(digest[:8], "big") % size, int.from_bytes(digest[8:], "big") % (size - 1) + 1
 
 
 def _quotas(weights: Sequence[float], size: int) -> list[int]:
-    """How many slots each gets: its share, rounded so that the sum is right (largest remainder), at least one."""
+    """Slots per instance: largest remainder method, at least one each."""
     total = sum(weights)
     exact = [weight * size / total for weight in weights]
     counts = [max(int(share), 1) for share in exact]
@@ -131,7 +135,7 @@ def _quotas(weights: Sequence[float], size: int) -> list[int]:
     missing = size - sum(counts)
     for step in range(missing):
         counts[by_remainder[step % len(counts)]] += 1
-    while missing < 0:  # many light ones were given their one slot
+    while missing < 0:  # the minimum of one exceeded the size
         heavy = [place for place, count in enumerate(counts) if count > 1]
         counts[max(heavy, key=lambda place: counts[place] - exact[place])] -= 1
         missing += 1

@@ -1,9 +1,9 @@
-"""Which virtual address a service gets: asked for, or the first free one of an order of its own; kept in the store.
+"""Allocates virtual addresses to services, in the store.
 
-The node of a service's oldest instance sees to it, so that two nodes do not give it two. An address is taken by a
-transaction that succeeds only where nobody has it. The order follows from the service's name: a service that comes back
-gets the address that it had, if that is still free. An address is given back when nobody has offered the service for a
-while.
+The node of a service's oldest instance allocates, so that no two nodes do. An address is claimed by
+a transaction that fails if it is taken. Candidates are derived from the service's name, so that a
+service that returns gets the same address if it is free. Addresses of services without instances
+are released after a while.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from store import Compare, Delete, Put, Store, StoreError
 log = logging.getLogger(__name__)
 
 MAX_CANDIDATES = 64
-"""Addresses that are looked at for a service before its range counts as full."""
+"""Candidates tried before the range counts as exhausted."""
 RETRY_SECONDS = 1.0
 BATCH = 32
-"""Services that are seen to before others may run."""
+"""Services reconciled before the event loop runs others."""
 _TAGS = {4: "lan_ipv4", 6: "lan_ipv6"}
 
 
 def candidates(name: str, network: Network) -> Iterator[Address]:
-    """The addresses of a range in a service's own order, the same on every host; at most TRIES of them.
+    """Candidate addresses of a service, the same on every host; at most MAX_CANDIDATES.
 
-    The first and the last of the range, and the first that people would give to a router, are left out.
+    The first, second and last address of the range are excluded.
     """
     size = network.num_addresses
     if size < 8:
@@ -50,9 +50,9 @@ def candidates(name: str, network: Network) -> Iterator[Address]:
 
 
 class Allocator:
-    """Gives services their virtual addresses, and takes them back.
+    """Allocates and releases virtual addresses.
 
-    ``occupied`` tells the networks that this host has addresses in: nobody may ask for an address of those.
+    ``occupied`` returns the networks that this host has addresses in, which may not be requested.
     """
 
     def __init__(
@@ -73,17 +73,19 @@ class Allocator:
         self._unsubscribe: Callable[[], None] = lambda: None
         self._unused_since: dict[str, float] = {}
         self.errors: dict[str, str] = {}
-        """Services that did not get what they asked for, and why."""
-        metrics.gauge("weft_virtual_addresses", "Virtual addresses.", read=lambda: len(catalog.all_virtual_addresses()))
+        """Services whose request failed, and why."""
+        metrics.gauge(
+            "weft_virtual_addresses", "Virtual addresses allocated.", read=lambda: len(catalog.all_virtual_addresses())
+        )
 
     async def start(self) -> None:
-        """Look at all services, then follow the catalog."""
+        """Reconcile all services, then follow the catalog."""
         self._unsubscribe = self._catalog.subscribe(self._changed)
         self._changed(0, frozenset({SERVICES}))
         self._tasks = [asyncio.create_task(self._reconcile_loop()), asyncio.create_task(self._release_loop())]
 
     async def stop(self) -> None:
-        """End; addresses stay whose they are."""
+        """Stop; addresses remain allocated."""
         self._unsubscribe()
         self._unsubscribe = lambda: None
         for task in self._tasks:
@@ -92,7 +94,7 @@ class Allocator:
         self._tasks = []
 
     def requested(self, name: str) -> tuple[tuple[Address, ...], tuple[int, ...]]:
-        """The addresses that a service asks for by number, and the families of which it should get any."""
+        """The addresses requested by a service, and the families of which it gets any."""
         found = self._catalog.instances(name)
         if not found:
             return (), ()
@@ -102,14 +104,14 @@ class Allocator:
             try:
                 addresses.append(ip_address(text))
             except ValueError:
-                self._set_error(name, f"tagged address {VIRTUAL_TAG} {text!r} is no address")
+                self._set_error(name, f"tagged address {VIRTUAL_TAG} {text!r} is not a valid address")
         mode = self._config.mode
         if not (asked or mode is Mode.ALL or (mode is Mode.ATTACHED and any(one.owner for one in found))):
             return (), ()
         families = {version for one in found for version in self._families(one)} - {one.version for one in addresses}
         return tuple(addresses), tuple(sorted(families))
 
-    # How
+    # Reconciliation
 
     def _families(self, instance: Instance) -> Iterator[int]:
         node = self._catalog.node(instance.node)
@@ -138,13 +140,13 @@ class Allocator:
                 try:
                     await self._reconcile(name)
                 except StoreError as error:
-                    log.warning("service %s has no virtual address yet: %s", name, error)
+                    log.warning("failed to allocate a virtual address for service %s, retrying: %s", name, error)
                     self._dirty[name] = None
                     await asyncio.sleep(RETRY_SECONDS)
                 await asyncio.sleep(0)
 
     async def _reconcile(self, name: str) -> None:
-        """Give one service what it lacks."""
+        """Claim the addresses that a service lacks."""
         found = self._catalog.instances(name)
         if not found:
             if self._catalog.virtual_addresses(name):
@@ -173,7 +175,7 @@ class Allocator:
         if problem:
             self._set_error(name, problem)
         elif owner or not await self._claim(name, address):
-            self._set_error(name, f"virtual address {address} belongs to service {owner or 'another'}; ask for another")
+            self._set_error(name, f"virtual address {address} is in use by service {owner or 'another'}")
 
     async def _claim_any(self, name: str, version: int) -> None:
         for network in self._config.ranges:
@@ -184,10 +186,10 @@ class Allocator:
                 if owner == name or (not owner and await self._claim(name, address)):
                     return
         if any(network.version == version for network in self._config.ranges):
-            self._set_error(name, f"no virtual address of IPv{version} is free; give services a larger range")
+            self._set_error(name, f"no free IPv{version} virtual address; configure a larger range")
 
     async def _claim(self, name: str, address: Address) -> bool:
-        """Whether the address is the service's now."""
+        """Claim an address; whether the service has it now."""
         value = VirtualAddress(name, str(address))
         key = layout.store_key(value)
         done = await self._store.transact([Compare(key, "create", 0)], [Put(key, layout.encode(value))])
@@ -202,10 +204,10 @@ class Allocator:
         self.errors[name] = sentence
 
     async def _release_loop(self) -> None:
-        """Give back the addresses of services that have been gone for long enough; and those that nobody asks for."""
+        """Release the addresses of services without instances for ``keep`` seconds."""
         pause = max(min(self._config.keep / 4, 60.0), 0.05)
         while True:
-            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # hosts take turns
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # spread over hosts
             before = time.monotonic() - self._config.keep
             for name in [name for name, since in self._unused_since.items() if since <= before]:
                 if self._catalog.instances(name):
@@ -215,12 +217,12 @@ class Allocator:
                     for one in self._catalog.virtual_addresses(name):
                         key = layout.store_key(one)
                         await self._store.transact([Compare(key, "create", one.create_index)], [Delete(key)])
-                        log.info("service %s is gone; %s is free", name, one.address)
+                        log.info("released %s of service %s", one.address, name)
                     del self._unused_since[name]
 
 
 def host_networks() -> list[Network]:
-    """The networks that the links of the calling thread's namespace have addresses in, but for weft's own device."""
+    """The networks of this namespace's interface addresses, without weft's own device."""
     from discovery.balancer.table import LINK
     from weft.kernel.linux.kernel import LinuxKernel
 

@@ -1,9 +1,8 @@
-"""The balancer: programs the kernel with what the catalog says, and keeps it so.
+"""The balancer: keeps the kernel in sync with the catalog.
 
-A change of the catalog marks services; a thread that alone talks to the kernel then takes them, one transaction each.
-What is in the kernel outlives this process: nothing is taken away when it ends, and when it starts it reads what
-there is and changes only what is not right. When somebody else has touched the table, all of it is compared and
-repaired.
+Catalog changes mark services dirty; one thread syncs them to the kernel, a transaction each. The
+kernel state outlives this process: nothing is removed on exit, and on start only differences are
+written. When another process changes the table, everything is compared and repaired.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BATCH = 64
-"""Services that the thread takes before it answers."""
+"""Services synced per call to the thread."""
 SETTLE_SECONDS = 0.05
-"""So long after somebody touched the table it is looked at."""
+"""Debounce of external changes to the table, in seconds."""
 RETRY_SECONDS = 1.0
 HAIRPIN_RETRY_SECONDS = 0.2
 _TOPIC_KINDS = ("health", "virtual")
 
 
 class Balancer:
-    """The services of one host in its kernel. Give it the catalog; ``start`` and ``stop`` it."""
+    """The load balancer of one host."""
 
     def __init__(self, catalog: Catalog, config: BalancerSettings, metrics: Metrics) -> None:
         self._catalog = catalog
@@ -59,23 +58,21 @@ class Balancer:
         self._idle = asyncio.Event()
         self._logged: Problems = {}
         self._seconds = metrics.histogram(
-            "weft_balancer_change_seconds", "Time from a change of the catalog until the kernel has it."
+            "weft_balancer_change_seconds", "Latency from a catalog change to the kernel."
         )
-        self._changes = metrics.counter("weft_balancer_changes_total", "Changes of services that the kernel took.")
-        self._failures = metrics.counter("weft_balancer_failures_total", "Changes that the kernel refused.")
-        self._repairs = metrics.counter("weft_balancer_repairs_total", "Times that the rules were not as left.")
-        self._ended = metrics.counter("weft_balancer_ended_total", "Connections to instances that left, ended.")
-        metrics.gauge(
-            "weft_balancer_services", "Services with a virtual address or a port.", read=lambda: self._proxier.count()
-        )
-        metrics.gauge(
-            "weft_balancer_draining", "Instances with old connections only.", read=lambda: len(self._proxier.draining())
-        )
+        self._changes = metrics.counter("weft_balancer_changes_total", "Service changes synced to the kernel.")
+        self._failures = metrics.counter("weft_balancer_failures_total", "Failed syncs.")
+        self._repairs = metrics.counter("weft_balancer_repairs_total", "Repairs of the table after external changes.")
+        self._ended = metrics.counter("weft_balancer_ended_total", "Connections to deregistered instances terminated.")
+        metrics.gauge("weft_balancer_services", "Services balanced.", read=lambda: self._proxier.count())
+        metrics.gauge("weft_balancer_draining", "Instances draining.", read=lambda: len(self._proxier.draining()))
 
-    # From outside
+    # Public
 
     async def start(self) -> None:
-        """Make the kernel be as the catalog says, then follow it. Raises KernelRefused, KernelLacks among them."""
+        """Sync the kernel with the catalog, then follow it. Raises KernelRefused, including
+        KernelLacks.
+        """
         self._proxier = Proxier(self._config)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="balancer")
         self._unsubscribe = self._catalog.subscribe(self._changed)
@@ -88,7 +85,7 @@ class Balancer:
                 if number % BATCH == BATCH - 1:
                     await asyncio.sleep(0)
             changed = await self._run(lambda: self._proxier.sync_all(snapshots))
-            log.info("%d services are balanced; %d elements were changed", self._proxier.count(), changed)
+            log.info("balancing %d services, %d elements changed", self._proxier.count(), changed)
             self._watch = await self._run(lambda: TableWatch(TABLE))
         except BaseException:
             await self.stop()
@@ -99,7 +96,7 @@ class Balancer:
         self._wake.set()
 
     async def stop(self) -> None:
-        """End; the kernel goes on balancing as it was told."""
+        """Stop; the kernel keeps balancing."""
         self._unsubscribe()
         self._unsubscribe = lambda: None
         for task in self._tasks:
@@ -116,25 +113,25 @@ class Balancer:
             self._thread = None
 
     async def wait_synced(self) -> None:
-        """Wait until the kernel has all that the catalog said before."""
+        """Wait until all catalog changes so far are synced."""
         while self._dirty or self._resync_needed or not self._idle.is_set():
             await self._idle.wait()
             await asyncio.sleep(0)
 
     def services(self) -> tuple[VirtualService, ...]:
-        """What is balanced, by name."""
+        """The balanced services, by name."""
         return self._proxier.services()
 
     def table(self, address: str, port: int, protocol: str = "tcp") -> dict[str, int]:
-        """How many slots each instance has behind a virtual address: ``{"10.0.0.1#80": 6}``."""
+        """Slots per instance of a virtual address: ``{"10.0.0.1#80": 6}``."""
         found = ip_address(address)
         return self._proxier.slots(Frontend(found, found.version, protocol, port))
 
     def draining(self) -> tuple[DrainingBackend, ...]:
-        """The instances that have old connections only."""
+        """The draining instances."""
         return self._proxier.draining()
 
-    # The loop's side
+    # Event loop
 
     async def _run(self, work: Callable[[], T]) -> T:
         assert self._thread is not None
@@ -158,7 +155,7 @@ class Balancer:
         return name, self._catalog.health(name), addresses
 
     async def _sync_loop(self) -> None:
-        """What the catalog says goes to the kernel at once; that somebody else changed rules is looked at after it."""
+        """Sync dirty services at once, then repair after external changes."""
         failed = False
         while True:
             self._idle.set()
@@ -186,9 +183,9 @@ class Balancer:
             except Exception as error:
                 self._failures.add()
                 if isinstance(error, WeftError):
-                    log.warning("services cannot be balanced: %s; trying again", error)
-                else:  # a bug, which must not end all balancing
-                    log.exception("services cannot be balanced; trying again")
+                    log.warning("sync failed, retrying: %s", error)
+                else:  # a bug must not stop all balancing
+                    log.exception("sync failed, retrying")
                 await asyncio.sleep(RETRY_SECONDS)
                 self._dirty.update(batch)
                 failed = self._resync_needed = True
@@ -208,7 +205,7 @@ class Balancer:
         self._resync_needed = False
         if changed := await self._run(self._proxier.resync):
             self._repairs.add()
-            log.warning("the table %s was not as it had been left: %d elements repaired", TABLE, changed)
+            log.warning("table %s was changed externally: %d elements repaired", TABLE, changed)
 
     async def _periodic_loop(self) -> None:
         while True:
@@ -223,15 +220,15 @@ class Balancer:
                 if self._proxier.hairpin_pending:
                     self._hairpin_retry.set()
             except WeftError as error:
-                log.warning("connections cannot be looked at: %s", error)
+                log.warning("periodic sync failed: %s", error)
             except Exception:
-                log.exception("connections cannot be looked at")
+                log.exception("periodic sync failed")
             self._dirty.update(dict.fromkeys(self._proxier.unblocked(), time.perf_counter()))
             if self._dirty:
                 self._wake.set()
 
     def _log_problems(self, problems: Problems) -> None:
-        """Say once what could not be done."""
+        """Log new problems once."""
         for name, sentences in problems.items():
             for sentence in sentences:
                 if sentence not in self._logged.get(name, ()):
@@ -243,7 +240,7 @@ class Balancer:
 
 
 def remove_all() -> None:
-    """Take all of it from the kernel, in the calling thread's namespace; new connections to services fail from then on.
+    """Remove table and device in this thread's namespace; new connections to services then fail.
 
     *Equivalent to:* ``nft delete table inet weft-services; ip link delete weft-services``.
     """

@@ -35,14 +35,14 @@ from weft.service_options import Algorithm
 
 VIRTUAL_TAG = "virtual"
 MAX_PORTS = 64
-"""Ports of one service that are balanced; and as many that it may publish."""
+"""Ports balanced per service, and ports published."""
 _TAGGED = {4: "lan_ipv4", 6: "lan_ipv6"}
 _PROTOCOLS = {"": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",)}
 
 
 @dataclass(frozen=True, slots=True)
 class BalancePolicy:
-    """How a service is balanced. ``slots`` 0 is chosen by the number of instances; ``sticky`` in seconds."""
+    """How a service is balanced. ``slots`` 0 is automatic; ``sticky`` in seconds."""
 
     algorithm: Algorithm = Algorithm.WEIGHTED
     sticky: int = 600
@@ -51,7 +51,7 @@ class BalancePolicy:
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """What clients connect to: a port of a virtual address, or (``address`` None) of every address of this host."""
+    """A port of a virtual address or, with ``address`` None, of every address of this host."""
 
     address: Address | None
     version: int
@@ -65,7 +65,7 @@ class Frontend:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Where a connection may be sent. ``local`` says that it is on this host."""
+    """An instance's address and port. ``local`` if it is on this host."""
 
     address: Address
     port: int
@@ -73,13 +73,13 @@ class Backend:
 
     @property
     def name(self) -> str:
-        """The same on every host."""
+        """The identifier, the same on every host."""
         return f"{self.address}#{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
 class PortGroup:
-    """Frontends of one family and protocol that share their instances; each with its weight, 0 for nothing new."""
+    """Frontends of one family and protocol that share backends, each with its weight (0: draining)."""
 
     frontends: tuple[Frontend, ...]
     backends: tuple[tuple[Backend, int], ...]
@@ -87,7 +87,7 @@ class PortGroup:
 
 @dataclass(frozen=True, slots=True)
 class VirtualService:
-    """A service as the kernel should balance it. ``problems`` are sentences about what could not be done as asked."""
+    """A service to balance. ``problems`` are errors in its settings."""
 
     name: str
     policy: BalancePolicy = BalancePolicy()
@@ -95,23 +95,23 @@ class VirtualService:
     groups: tuple[PortGroup, ...] = ()
     problems: tuple[str, ...] = ()
     registered: frozenset[Backend] = field(default_factory=frozenset)
-    """Every instance that is registered, healthy or not."""
+    """All registered instances, healthy or not."""
 
 
 def desired_service(catalog: Catalog, name: str, config: BalancerSettings) -> VirtualService | None:
-    """One service as it should be; None if it has neither a virtual address nor a published port."""
+    """The virtual service of a name; None without virtual address and published port."""
     return virtual_service(name, catalog.health(name), [one.address for one in catalog.virtual_addresses(name)], config)
 
 
 def virtual_service(
     name: str, found: Sequence[Health], virtuals: Iterable[str], config: BalancerSettings
 ) -> VirtualService | None:
-    """The same from what the catalog knows of it."""
+    """The virtual service from a snapshot of the catalog."""
     problems: list[str] = []
     addresses: list[Address] = []
     for text in virtuals:
         address = _address(text)
-        problem = f"{text!r} is no address" if address is None else virtual_address_error(address, config)
+        problem = f"{text!r} is not a valid address" if address is None else virtual_address_error(address, config)
         if address is None or problem:
             problems.append(problem)
         else:
@@ -126,7 +126,7 @@ def virtual_service(
     registered: set[Backend] = set()
     ports = list(_ports(oldest))
     if len(ports) > MAX_PORTS:
-        problems.append(f"service {name} has {len(ports)} ports; the first {MAX_PORTS} are balanced")
+        problems.append(f"service {name} has {len(ports)} ports, only the first {MAX_PORTS} are balanced")
     seen: set[tuple[str, int]] = set()
     for label, port in ports[:MAX_PORTS]:
         for protocol in _PROTOCOLS.get(oldest.protocol, ()):
@@ -152,12 +152,12 @@ def virtual_service(
 
 
 def oldest_instance(instances: Iterable[Instance]) -> Instance:
-    """The instance that was registered first: its keys count for the service."""
+    """The instance registered first; its settings apply to the service."""
     return min(instances, key=lambda instance: (instance.create_index, instance.order))
 
 
 def _ports(oldest: Instance) -> Iterator[tuple[str, int]]:
-    """Names and numbers of a service's ports; "" names the one without a name."""
+    """Names and numbers of a service's ports; "" is the main port."""
     asked = oldest.tagged_addresses.get(VIRTUAL_TAG)
     if oldest.port:
         yield "", asked.port if asked is not None and asked.port else oldest.port
@@ -177,7 +177,7 @@ def _backends(
         address, port = place
         port = health.instance.ports.get(label, 0) if label else port or health.instance.port
         if problem := backend_address_error(address, config.ranges):
-            problems.append(f"instance {health.instance.id} of {health.instance.name} gets no connections: {problem}")
+            problems.append(f"instance {health.instance.id} of {health.instance.name} is not balanced: {problem}")
             continue
         if port:
             backend = Backend(address, port, health.instance.node == config.node)
@@ -187,7 +187,7 @@ def _backends(
 
 
 def _family_address(health: Health, version: int) -> tuple[Address, int] | None:
-    """An instance's address of a family, and the port that goes with that address alone (0: the instance's)."""
+    """An instance's address of a family, and a port of that address (0: the instance's)."""
     tagged = health.instance.tagged_addresses.get(_TAGGED[version])
     own = _address(health.address)
     if own is not None and own.version == version:
@@ -202,7 +202,7 @@ def _family_address(health: Health, version: int) -> tuple[Address, int] | None:
 def _address(text: str) -> Address | None:
     try:
         return ip_address(text)
-    except ValueError:  # a host's name: nothing that a kernel could send to
+    except ValueError:  # a host name
         return None
 
 
@@ -213,35 +213,37 @@ def _policy(oldest: Instance, problems: list[str]) -> BalancePolicy:
         algorithm = Algorithm(value)
     except ValueError:
         algorithm = found.algorithm
-        problems.append(f"meta weft-balance {value!r} is none of {', '.join(Algorithm)}; {algorithm} is used")
+        problems.append(
+            f"meta weft-balance {value!r} is invalid, using {algorithm}; must be one of {', '.join(Algorithm)}"
+        )
     sticky, slots = found.sticky, found.slots
     if text := oldest.meta.get("weft-sticky", ""):
         try:
             wanted = parse_duration(text)
             sticky = next((seconds for seconds in STICKY_SECONDS if seconds >= wanted), STICKY_SECONDS[-1])
         except ValueError as error:
-            problems.append(f"meta weft-sticky: {error}; {sticky} s are used")
+            problems.append(f"meta weft-sticky: {error}; using {sticky}s")
     if text := oldest.meta.get("weft-slots", ""):
         if text in map(str, SIZES):
             slots = int(text)
         else:
-            problems.append(f"meta weft-slots {text!r} is none of {', '.join(map(str, SIZES))}; one is chosen")
+            problems.append(f"meta weft-slots {text!r} is invalid, must be one of {', '.join(map(str, SIZES))}")
     return BalancePolicy(algorithm, sticky, slots)
 
 
 def _published(oldest: Instance, config: BalancerSettings, problems: list[str]) -> Iterator[tuple[int, str | int, str]]:
-    """Host port, the service's port (its name or number) and protocol ("": the service's) of each that is published."""
+    """Host port, service port (name or number) and protocol ("": the service's) of each
+    publication.
+    """
     text = oldest.meta.get("weft-publish", "")
     low, high = config.published
     for part in [part.strip() for part in text.split(",") if part.strip()][:MAX_PORTS]:
         rest, _, protocol = part.partition("/")
         host, _, target = rest.partition(":")
         if not _number(host) or protocol not in _PROTOCOLS or target.startswith("0"):
-            problems.append(f"meta weft-publish {part!r} is not like 30080, 30080:80/tcp or 30443:https")
+            problems.append(f"meta weft-publish {part!r} is invalid, expected e.g. 30080, 30080:80/tcp or 30443:https")
         elif not low <= int(host) <= high:
-            problems.append(
-                f"meta weft-publish: port {host} is not one from {low} to {high}, which services may publish"
-            )
+            problems.append(f"meta weft-publish: port {host} is out of range {low} to {high}")
         else:
             ports = list(_ports(oldest))
             yield int(host), int(target) if _number(target) else target or (ports[0][0] if ports else ""), protocol

@@ -1,8 +1,8 @@
-"""What becomes of the connections to an instance that gets no new ones: they go on, are counted, and end some day.
+"""Connection draining: established connections to backends that get no new ones.
 
-A connection keeps its instance as long as the kernel tracks it, so nothing has to be done for it to go on. Datagrams
-would go on as well, to nobody; the kernel is told to decide anew about those at once. An instance that is only
-unhealthy keeps its connections for as long as they last; one that was deregistered until a deadline.
+Conntrack keeps the NAT mapping of established connections, so they continue by themselves. UDP
+flows would continue to a backend that is gone, so their entries are flushed at once. An unhealthy
+instance keeps its connections; those to a deregistered one are terminated at a deadline.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from weft.kernel.interface import Flow
 log = logging.getLogger(__name__)
 
 MAX_DRAINING = 10_000
-"""So many are looked after at once; connections to more are left to themselves."""
+"""Backends tracked at once; connections to further ones are left alone."""
 
 Flows = Callable[[Collection[Frontend]], dict[Frontend, list[Flow]]]
 Forget = Callable[[Iterable[Flow]], None]
@@ -25,17 +25,17 @@ Forget = Callable[[Iterable[Flow]], None]
 
 @dataclass(frozen=True, slots=True)
 class DrainingBackend:
-    """An instance that gets no new connections from a frontend. ``deadline`` is of the monotonic clock."""
+    """A backend draining from a frontend. ``deadline`` in monotonic time."""
 
     frontend: Frontend
     backend: Backend
     deadline: float
     connections: int = -1
-    """As last counted; -1 before."""
+    """As last counted; -1 before the first count."""
 
 
 class ConnectionDrainer:
-    """All instances that are being drained. Blocks while it asks the kernel."""
+    """All draining backends. Blocks on conntrack."""
 
     def __init__(self, flows: Flows, forget: Forget) -> None:
         self._flows = flows
@@ -43,20 +43,20 @@ class ConnectionDrainer:
         self._draining: dict[tuple[Frontend, Backend], DrainingBackend] = {}
 
     def all(self) -> tuple[DrainingBackend, ...]:
-        """Every one, as last counted."""
+        """All draining backends."""
         return tuple(self._draining.values())
 
     def __len__(self) -> int:
         return len(self._draining)
 
     def start(self, frontend: Frontend, backends: Iterable[Backend], deadline: float) -> None:
-        """These instances get no new connections from the frontend any more."""
+        """Start draining these backends of a frontend."""
         for backend in backends:
             if frontend.protocol == "tcp" and len(self._draining) < MAX_DRAINING:
                 self._draining[(frontend, backend)] = DrainingBackend(frontend, backend, deadline)
 
     def flush_stale_udp(self, frontend: Frontend, serving: Collection[Backend]) -> int:
-        """Have the kernel decide anew about datagrams that go to none of the instances that serve; how many clients."""
+        """Flush UDP flows to backends that no longer serve; returns their number."""
         serving_addresses = {(backend.address, backend.port) for backend in serving}
         stale = [
             flow
@@ -72,7 +72,9 @@ class ConnectionDrainer:
         serving: Callable[[Frontend], Collection[Backend]],
         registered: Callable[[Frontend], Collection[Backend]],
     ) -> int:
-        """Count the connections; those past their deadline end where the instance is gone. How many were ended."""
+        """Count connections; terminate those past the deadline whose instance is deregistered.
+        Returns their number.
+        """
         ended = 0
         for frontend, flows in self._flows({frontend for frontend, _ in self._draining}).items():
             for (_, backend), draining in [(key, one) for key, one in self._draining.items() if key[0] == frontend]:
@@ -83,7 +85,9 @@ class ConnectionDrainer:
                 if expired and own_flows and backend not in registered(frontend):
                     self._forget(own_flows)
                     ended += len(own_flows)
-                    log.info("%d connections to %s by %s were ended: it left", len(own_flows), backend.name, frontend)
+                    log.info(
+                        "terminated %d connections to %s via %s: deregistered", len(own_flows), backend.name, frontend
+                    )
                 if expired or not own_flows or backend in serving(frontend):
                     del self._draining[(frontend, backend)]
                 else:

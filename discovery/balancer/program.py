@@ -1,7 +1,7 @@
-"""From services to elements of the table, and from one state of a service to the next: what to delete and to add. Pure.
+"""From virtual services to set and map elements, and the changes between two states. Pure.
 
-Keys and data are bytes as the kernel keeps them: each part in network order and padded to four bytes, but a slot's
-number, which the kernel computed and so has in its own order.
+Keys and data are in the kernel's layout: parts in network order, padded to four bytes; slot
+numbers, which the kernel computes, in host order.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _HASHED = {Algorithm.SOURCE: SOURCE_HASH, Algorithm.MAGLEV: "maglev"}
 
 @dataclass(frozen=True, slots=True)
 class SlotTable:
-    """What a frontend's connections meet: a chain, and whose each slot is."""
+    """A frontend's verdict and slots: the algorithm's chain, and the backend of each slot."""
 
     chain: str
     slots: tuple[Backend, ...]
@@ -53,34 +53,36 @@ class SlotTable:
 
 @dataclass(slots=True)
 class ElementChange:
-    """What to delete and then to add, in one transaction, and what that means for connections."""
+    """Elements to delete, then to add, in one transaction, and backends affected."""
 
     delete: list[Key] = field(default_factory=list)
     add: list[tuple[str, bytes, Data]] = field(default_factory=list)
     removed: dict[Frontend, frozenset[Backend]] = field(default_factory=dict)
-    """Frontends that send nothing new to some instances any more."""
+    """Backends removed from frontends."""
     added: list[Frontend] = field(default_factory=list)
-    """Frontends that were not there before."""
+    """New frontends."""
 
 
 class Program:
-    """All that the table should hold. A change is computed first, and taken over once the kernel has it."""
+    """The desired contents of the table. Changes are computed first, and committed once written."""
 
     def __init__(self) -> None:
         self.tables: dict[Frontend, SlotTable] = {}
         self.services: dict[str, VirtualService] = {}
         self._owners: dict[Frontend, str] = {}
         self._address_holders: dict[Key, dict[str, Data]] = {}
-        """Elements that several services may need, with who does."""
+        """Elements shared by services, with the services that need them."""
 
     def owner(self, frontend: Frontend) -> str:
-        """The service that has a frontend; "" for none."""
+        """The service that owns a frontend; "" if none."""
         return self._owners.get(frontend, "")
 
     def tables_for(
         self, service: VirtualService, connections: Mapping[str, int] | None = None
     ) -> tuple[dict[Frontend, SlotTable], tuple[Frontend, ...]]:
-        """The service's tables, and the frontends that are another service's; ``loads``: connections by instance."""
+        """A service's slot tables, and frontends owned by other services. ``connections`` is by
+        backend.
+        """
         found: dict[Frontend, SlotTable] = {}
         conflicts: list[Frontend] = []
         for group in service.groups:
@@ -96,7 +98,7 @@ class Program:
                 selected = [frontend for frontend in mine if (frontend.address is not None) == virtual]
                 if not selected:
                     continue
-                # Others' ports have no memory of clients, so there the client's address decides.
+                # Published ports have no sticky map: the client's address decides instead.
                 policy = service.policy
                 if not virtual and policy.algorithm is Algorithm.STICKY:
                     policy = BalancePolicy(Algorithm.SOURCE, slots=policy.slots)
@@ -107,7 +109,7 @@ class Program:
         return found, tuple(conflicts)
 
     def change(self, name: str, service: VirtualService | None, tables: Mapping[Frontend, SlotTable]) -> ElementChange:
-        """What leads from the present state of a service to this one."""
+        """The change from a service's current state to the desired one."""
         change = ElementChange()
         before = self.services.get(name)
         for frontend in frontends(before):
@@ -128,7 +130,7 @@ class Program:
         return change
 
     def commit(self, name: str, service: VirtualService | None, tables: Mapping[Frontend, SlotTable]) -> None:
-        """The kernel has it now."""
+        """Record that the change has been written."""
         before = self.services.get(name)
         for frontend in frontends(before):
             if self._owners.get(frontend) == name:
@@ -143,7 +145,7 @@ class Program:
                     del self._address_holders[key]
         for key, data in new.items():
             holders = self._address_holders.setdefault(key, {})
-            for other in holders:  # an element has one datum, the latest
+            for other in holders:  # the latest data wins
                 holders[other] = data
             holders[name] = data
         if service is None:
@@ -155,22 +157,22 @@ class Program:
         self.tables.update(tables)
 
     def elements(self) -> dict[Key, Data]:
-        """All of it."""
+        """All desired elements."""
         found: dict[Key, Data] = {key: next(iter(holders.values())) for key, holders in self._address_holders.items()}
         for frontend, table in self.tables.items():
             found.update(_table_elements(frontend, table))
         return found
 
     def adopt(self, kernel: Mapping[Key, Data]) -> None:
-        """Start from the tables that the kernel has: whose a slot was decides who keeps it."""
+        """Adopt the kernel's tables, so that backends keep their slots."""
         self.tables = dict(decode_tables(kernel))
 
-    # How
+    # Slot assignment
 
     def _assign_slots(
         self, policy: BalancePolicy, weights: dict[str, float], held: SlotTable | None, connections: Mapping[str, int]
     ) -> tuple[str, tuple[str, ...]]:
-        """The chain and the owners of the slots."""
+        """The chain, and the backend name of each slot."""
         slots = tuple(backend.name for backend in held.slots) if held is not None else ()
         algorithm, count = policy.algorithm, len(weights)
         asked = policy.slots if policy.slots >= count else 0  # every instance has a slot at least
@@ -192,7 +194,7 @@ class Program:
         return f"random{size}", algorithms.weighted(weights, size, slots)
 
     def _counter(self, held: SlotTable | None) -> int:
-        """A counter of its own for each service that goes in turn, while there are any."""
+        """The least used counter chain; a service keeps its own."""
         if held is not None and held.chain.startswith(ROUND_ROBIN):
             return int(held.chain[len(ROUND_ROBIN) :].partition("_")[0])
         used = [0] * COUNTERS
@@ -203,12 +205,12 @@ class Program:
 
 
 def frontends(service: VirtualService | None) -> tuple[Frontend, ...]:
-    """All frontends of a service."""
+    """The frontends of a service."""
     return tuple(frontend for group in service.groups for frontend in group.frontends) if service else ()
 
 
 def dispatch_key(frontend: Frontend) -> tuple[str, bytes]:
-    """The map that leads a frontend's connections to a chain, and its key there."""
+    """The verdict map of a frontend, and its key there."""
     ending = bytes([_NUMBERS[frontend.protocol], 0, 0, 0]) + frontend.port.to_bytes(2, "big") + b"\0\0"
     if frontend.address is None:
         return PORTS[frontend.version], ending
@@ -216,14 +218,14 @@ def dispatch_key(frontend: Frontend) -> tuple[str, bytes]:
 
 
 def slot_map(frontend: Frontend, chain: str) -> str:
-    """The map in which a frontend's slots are."""
+    """The slot map of a frontend."""
     if frontend.address is None:
         return PORT_SLOTS[frontend.version]
     return (STICKY_SLOTS if chain.startswith("sticky") else SLOTS)[frontend.version]
 
 
 def decode_tables(kernel: Mapping[Key, Data]) -> Iterator[tuple[Frontend, SlotTable]]:
-    """The tables that elements make up; those that lack a slot are left out."""
+    """The slot tables in elements; incomplete ones are left out."""
     chains = {(name, key): data for (name, key), data in kernel.items() if isinstance(data, str)}
     slots: dict[tuple[str, bytes], dict[int, Backend]] = {}
     for (name, key), data in kernel.items():
@@ -260,7 +262,7 @@ def _table_elements(frontend: Frontend, table: SlotTable) -> Iterator[tuple[Key,
 
 
 def _diff_tables(change: ElementChange, frontend: Frontend, old: SlotTable | None, new: SlotTable | None) -> None:
-    """From one table of a frontend to another; slots that stay as they are are not mentioned."""
+    """The elements that differ between two tables of a frontend."""
     where, key = dispatch_key(frontend)
     if old is None:
         change.added.append(frontend)
@@ -290,7 +292,7 @@ def _diff_tables(change: ElementChange, frontend: Frontend, old: SlotTable | Non
 
 
 def _address_elements(service: VirtualService | None) -> Iterable[tuple[Key, Data]]:
-    """What belongs to addresses: the virtual ones, and those of instances that take connections or still have some."""
+    """Elements by address: virtual addresses, and backends with connections."""
     if service is None:
         return
     for address in service.addresses:

@@ -1,6 +1,6 @@
-"""The thread that alone talks to the kernel: it computes what a service becomes, writes it, and looks after the rest.
+"""The proxier: computes what each service becomes and syncs it to the kernel (cf. kube-proxy).
 
-Everything here blocks. All of it runs in one thread but for the questions that say otherwise.
+Everything blocks, and runs in one thread except where noted.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from weft.service_options import Algorithm
 log = logging.getLogger(__name__)
 
 ServiceSnapshot = tuple[str, tuple[Health, ...], tuple[str, ...]]
-"""What the catalog knows of a service: its name, its instances, its virtual addresses."""
+"""A service in the catalog: name, instances, virtual addresses."""
 Problems = dict[str, tuple[str, ...]]
-"""Sentences about what could not be done, by service."""
+"""Problems by service."""
 
 HAIRPIN_RETRIES = 5
-"""So often the kernel is asked by which port an instance is reached, which it may have to find out first."""
+"""How often the bridge port of an instance is looked up, which may need neighbor discovery."""
 
 _FLOWS_PER_DUMP = 500
-"""Connections that are read in the time that the kernel takes to go through its table."""
+"""Flows that can be queried singly in the time of one conntrack dump."""
 
 
 class Proxier:
-    """What is balanced on this host, and the kernel's table for it."""
+    """The services balanced on this host, and the kernel's table."""
 
     def __init__(self, config: BalancerSettings) -> None:
         self._config = config
@@ -53,37 +53,37 @@ class Proxier:
         self._hairpin_retries: dict[Address, int] = {}
         self._blocked: dict[str, tuple[Frontend, ...]] = {}
 
-    # Questions that any thread may ask
+    # Called from any thread
 
     @property
     def port(self) -> int:
-        """The netlink port that elements are written from; 0 where nothing is open."""
+        """The netlink port id of the writing socket; 0 if none is open."""
         return self._table.port if self._table is not None else 0
 
     @property
     def hairpin_pending(self) -> bool:
-        """Whether it is still to be found out by which port some instances are reached."""
+        """Whether the bridge port of some instance is still unknown."""
         return bool(self._hairpin_retries)
 
     def services(self) -> tuple[VirtualService, ...]:
-        """What is balanced, by name."""
+        """The balanced services, by name."""
         return tuple(service for _, service in sorted(self._program.services.items()))
 
     def count(self) -> int:
-        """How many services are balanced."""
+        """The number of balanced services."""
         return len(self._program.services)
 
     def slots(self, frontend: Frontend) -> dict[str, int]:
-        """How many slots each instance has behind a frontend."""
+        """Slots per backend of a frontend."""
         found = self._program.tables.get(frontend)
         return dict(Counter(backend.name for backend in found.slots)) if found else {}
 
     def draining(self) -> tuple[DrainingBackend, ...]:
-        """The instances that have old connections only."""
+        """The draining backends."""
         return self._drainer.all()
 
     def unblocked(self) -> list[str]:
-        """The services that wait for a port that belongs to no other service now."""
+        """Services blocked on a port that has become free."""
         waiting = list(self._blocked.items())
         return [
             name
@@ -91,30 +91,32 @@ class Proxier:
             if any(not self._program.owner(frontend) for frontend in frontend_set)
         ]
 
-    # Work
+    # Called from the proxier's thread
 
     def open(self) -> None:
-        """Open what leads to the kernel. Raises KernelLacks."""
+        """Open the kernel sockets. Raises KernelLacks."""
         self._table = KernelTable(self._config.ranges)
         self._installed = False
         if self._table.installed:
             self._ensure_table()
 
     def _ensure_table(self) -> KernelTable:
-        """The table, installed when first needed: a host without services has no rules and no device for them."""
+        """The table, installed on first use: a host without services has no rules."""
         table = self._open_table()
         if not self._installed:
             for sentence in table.overlapping():
-                log.warning("%s; what is sent there is balanced or refused", sentence)
+                log.warning("%s, which becomes unreachable there", sentence)
             if table.install():
-                log.info("the table %s was installed", TABLE)
+                log.info("installed table %s", TABLE)
             table.route_virtual_ranges()
             table.links(self._config.outside)
             self._installed = True
         return table
 
     def sync_all(self, snapshots: Sequence[ServiceSnapshot]) -> int:
-        """Compute all, compare with what is there, and write the difference; how many elements changed."""
+        """Compute all services and write the difference to the kernel; returns the elements
+        changed.
+        """
         kernel = self._open_table().read() if self._installed else {}
         self._program.adopt(kernel)
         held = dict(self._program.tables)
@@ -140,7 +142,7 @@ class Proxier:
     def _record_start_changes(
         changed: ElementChange, held: dict[Frontend, SlotTable], tables: dict[Frontend, SlotTable]
     ) -> None:
-        """What the start changes for connections that there are."""
+        """Record the frontends and backends that the initial sync changes."""
         for frontend, table in tables.items():
             before = held.get(frontend)
             if before is None:
@@ -149,7 +151,7 @@ class Proxier:
                 changed.removed[frontend] = gone
 
     def apply(self, snapshots: Sequence[ServiceSnapshot]) -> Problems:
-        """Bring services up to date, one transaction each; what could not be done."""
+        """Sync services, one transaction each; returns their problems."""
         problems: Problems = {}
         for name, found, virtuals in snapshots:
             service = desired.virtual_service(name, found, virtuals, self._config)
@@ -160,9 +162,9 @@ class Proxier:
                 problems[name] = self._sync_service(name, service)
             except WeftError:
                 raise
-            except Exception as error:  # a bug about one service must not end the others'
-                log.exception("service %s cannot be balanced", name)
-                problems[name] = (f"cannot be balanced: {error!r}",)
+            except Exception as error:  # a bug in one service must not stop the others
+                log.exception("syncing service %s failed", name)
+                problems[name] = (f"sync failed: {error!r}",)
         return problems
 
     def _sync_service(
@@ -173,8 +175,8 @@ class Proxier:
         change = self._program.change(name, service, tables)
         try:
             self._ensure_table().write(change.delete, change.add)
-        except KernelRefused as error:  # not as it was believed to be: compare all
-            log.warning("the table %s is not as it had been left: %s", TABLE, error)
+        except KernelRefused as error:  # changed externally: compare everything
+            log.warning("table %s was changed externally: %s", TABLE, error)
             self._program.commit(name, service, tables)
             self.resync()
         else:
@@ -184,11 +186,11 @@ class Proxier:
         self._enable_hairpin(*([service] if service else ()))
         return (
             *(service.problems if service else ()),
-            *(f"{frontend} is another service's already" for frontend in taken),
+            *(f"{frontend} is already in use by another service" for frontend in taken),
         )
 
     def _drop_busy_ports(self, service: VirtualService) -> tuple[VirtualService, tuple[Frontend, ...]]:
-        """The service without the ports of this host at which a process listens, and those; what it has it keeps."""
+        """The service without published ports that a process listens on, and those ports."""
         busy: dict[Frontend, str] = {}
         for frontend in frontends(service):
             if frontend.address is None and frontend not in self._program.tables and not self._program.owner(frontend):
@@ -201,7 +203,7 @@ class Proxier:
             PortGroup(tuple(frontend for frontend in group.frontends if frontend not in busy), group.backends)
             for group in service.groups
         )
-        sentences = (f"port {frontend} is not published: {who} listens there" for frontend, who in busy.items())
+        sentences = (f"port {frontend} is not published: in use by {who}" for frontend, who in busy.items())
         kept = tuple(group for group in groups if group.frontends)
         return replace(service, groups=kept, problems=(*service.problems, *sentences)), tuple(busy)
 
@@ -212,7 +214,7 @@ class Proxier:
             self._blocked.pop(name, None)
 
     def _drain_connections(self, change: ElementChange) -> None:
-        """Look after the connections that a change concerns."""
+        """Drain connections after a change."""
         deadline = time.monotonic() + self._config.drain
         for frontend, backends in change.removed.items():
             self._drainer.start(frontend, backends, deadline)
@@ -222,7 +224,7 @@ class Proxier:
                     self._drainer.flush_stale_udp(frontend, self._serving(frontend))
 
     def _enable_hairpin(self, *services: VirtualService) -> None:
-        """Let the instances of this host reach themselves; the kernel may have to look for them first."""
+        """Enable hairpin NAT for the instances of this host; bridge ports may be unknown yet."""
         groups = (group for service in services for group in service.groups)
         local = {backend.address for group in groups for backend, _ in group.backends if backend.local}
         if new := {
@@ -245,7 +247,7 @@ class Proxier:
         self._hairpin_retries = tries
 
     def resync(self) -> int:
-        """Compare all with what there is, and write the difference."""
+        """Compare the table with the desired state and write the difference."""
         if not self._installed:
             return 0
         table = self._open_table()
@@ -255,7 +257,7 @@ class Proxier:
         return table.make(self._program.elements(), table.read()) + fresh
 
     def periodic(self) -> int:
-        """What is done every few seconds."""
+        """The periodic sync: interfaces, hairpin, least-connections, draining."""
         if not self._installed:
             return 0
         table = self._open_table()
@@ -268,7 +270,7 @@ class Proxier:
         return self._drainer.poll(time.monotonic(), self._serving, self._registered)
 
     def _connection_counts(self, service: VirtualService) -> dict[str, int]:
-        """The connections to each instance of a service."""
+        """Connections per backend of a service."""
         found: dict[str, int] = {}
         for frontend in frontends(service):
             for flow in self._flows([frontend])[frontend]:
@@ -277,7 +279,7 @@ class Proxier:
         return found
 
     def _flows(self, frontend_set: Collection[Frontend]) -> dict[Frontend, list[Flow]]:
-        """The connections by each of the frontends that go on; all are asked for where that is less than each's."""
+        """Live connections of frontends, queried singly or by one dump, whichever is cheaper."""
         found: dict[Frontend, list[Flow]] = {frontend: [] for frontend in frontend_set}
         if len(frontend_set) < 2 or len(frontend_set) * _FLOWS_PER_DUMP < self._conntrack.count():
             asked = {
@@ -304,7 +306,7 @@ class Proxier:
         return service.registered if service else frozenset()
 
     def problems(self) -> Problems:
-        """What could not be done."""
+        """Problems of all services."""
         return {name: service.problems for name, service in self._program.services.items()}
 
     def _open_table(self) -> KernelTable:
@@ -313,7 +315,7 @@ class Proxier:
         return self._table
 
     def close(self) -> None:
-        """Close it; the kernel goes on balancing as it was told."""
+        """Close the sockets; the kernel keeps balancing."""
         self._conntrack.close()
         if self._table is not None:
             self._table.close()
@@ -321,5 +323,5 @@ class Proxier:
 
 
 def _oldest_first(snapshots: Sequence[ServiceSnapshot]) -> list[ServiceSnapshot]:
-    """The oldest services first: a port that two want is the older one's."""
+    """Oldest services first: they win port conflicts."""
     return sorted(snapshots, key=lambda one: min((health.instance.create_index for health in one[1]), default=0))

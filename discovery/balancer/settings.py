@@ -1,4 +1,4 @@
-"""What a person may set about virtual IPs, and which addresses may be one at all."""
+"""Settings of the balancer, and validation of virtual addresses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 RANGES: tuple[Network, ...] = (ip_network("10.79.0.0/16"), ip_network("fd57:6566:7400::/112"))
-"""Where virtual addresses come from unless said otherwise.
+"""The default ranges of virtual addresses.
 
-10.79.0.0/16 is free of what others take by default: Docker (172.16.0.0/12, 192.168.0.0/16), podman (10.88 to 10.255),
-Kubernetes (10.96.0.0/12; k3s 10.42 and 10.43; flannel 10.244), OpenShift (10.128.0.0/14), OpenVPN (10.8), Google's
-automatic networks (10.128.0.0/9) and the 10.0.0.0/16 of most clouds. The other is a unique local range (RFC 4193).
+10.79.0.0/16 avoids the defaults of Docker (172.16.0.0/12, 192.168.0.0/16), podman (10.88 to
+10.255), Kubernetes (10.96.0.0/12; k3s 10.42 and 10.43; flannel 10.244), OpenShift (10.128.0.0/14),
+OpenVPN (10.8), Google's auto networks (10.128.0.0/9) and the 10.0.0.0/16 of most clouds. The other
+is a unique local range (RFC 4193).
 """
 _METADATA = tuple(ip_network(text) for text in ("100.100.100.200/32", "fd00:ec2::254/128", "fd20:ce::254/128"))
 
@@ -25,20 +26,21 @@ class Mode(StrEnum):
     """Which services get a virtual address."""
 
     ATTACHED = "attached"
-    """Those that containers offer, and those that ask for one."""
+    """Services of containers, and those that request one."""
     ALL = "all"
     ASKED = "asked"
 
 
 @dataclass(frozen=True, slots=True)
 class BalancerSettings:
-    """How services are balanced on this host. ``node`` is its name; all times are in seconds.
+    """Settings of the balancer. ``node`` is this host's name; times in seconds.
 
-    ``ranges`` belong to weft alone: what is sent there and is no service's is refused. A service may ask for an address
-    of these and of ``allowed``. ``published`` are the first and last host port that a service may publish. ``outside``
-    names the links by which virtual addresses are not reached; None are those of the default routes. ``drain`` is how
-    long connections to an instance that was deregistered may go on, ``keep`` how long the address of a service that
-    is gone is kept for it, ``interval`` how often connections are counted and the rules are looked at.
+    ``ranges`` are weft's alone: connections to unassigned addresses are rejected. Services may
+    request addresses of these and of ``allowed``. ``published`` is the range of host ports that
+    services may publish. ``outside`` are interfaces from which virtual addresses are not reachable;
+    None for those of the default routes. ``drain`` is the draining period of deregistered
+    instances, ``keep`` how long an address stays reserved without instances, ``interval`` the
+    period of resyncs.
     """
 
     node: str
@@ -58,40 +60,40 @@ def in_any_network(address: Address, networks: Iterable[Network]) -> bool:
 
 
 def virtual_address_error(address: Address, config: BalancerSettings, occupied: Iterable[Network] = ()) -> str:
-    """Why an address cannot be a service's virtual one, "" if it can (CVE-2020-8554: nobody takes others' addresses).
+    """Why an address is not allowed as virtual address, "" if it is (CVE-2020-8554: no hijacking).
 
     ``occupied`` are the networks that this host has addresses in.
     """
     if not in_any_network(address, (*config.ranges, *config.allowed)):
         listed = ", ".join(map(str, (*config.ranges, *config.allowed))) or "none"
-        return f"virtual address {address} is in none of the ranges for services ({listed}); take one of those"
+        return f"virtual address {address} is not in a configured range ({listed})"
     if address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local:
-        return f"virtual address {address} is of a kind that stands for no machine; take another"
+        return f"virtual address {address} is not a unicast address"
     if in_any_network(address, _METADATA) or address == IPv4Address("255.255.255.255"):
-        return f"virtual address {address} has a meaning of its own; take another"
+        return f"virtual address {address} is reserved"
     for network in (*config.ranges, *config.allowed):
         ends = (network.network_address, network.broadcast_address)
         if address.version == 4 and network.prefixlen < 31 and address in ends:
-            return f"virtual address {address} is the first or the last of {network}; take one between"
+            return f"virtual address {address} is the network or broadcast address of {network}"
     for network in occupied:
         if address.version == network.version and address in network:
-            return f"virtual address {address} lies in {network}, which this host or one of its networks uses"
+            return f"virtual address {address} is in {network}, which is in use on this host"
     return ""
 
 
 @lru_cache(65536)
 def backend_address_error(address: Address, ranges: tuple[Network, ...]) -> str:
-    """Why connections must not be sent to an instance's address, "" if they may.
+    """Why an address is not allowed as backend, "" if it is.
 
-    What a container may not reach itself (the clouds' metadata, the host's loopback) it must not reach by a service.
-    ``ranges`` are those of virtual addresses.
+    A service must not give access to what a container cannot reach itself: cloud metadata, the
+    host's loopback. ``ranges`` are those of virtual addresses.
     """
     if address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local:
-        return f"{address} is an address of no other machine"
+        return f"{address} is not a routable unicast address"
     if in_any_network(address, _METADATA) or address == IPv4Address("255.255.255.255"):
-        return f"{address} has a meaning of its own"
+        return f"{address} is reserved"
     if isinstance(address, IPv6Address) and (address.ipv4_mapped or address.scope_id):
-        return f"{address} cannot be an instance's"
+        return f"{address} is not allowed"
     if in_any_network(address, ranges):
-        return f"{address} is a virtual address itself"
+        return f"{address} is a virtual address"
     return ""

@@ -1,1 +1,5 @@
-"""Health checks: how one is made (``probes``), when its status changes (``streak``), and all of them (``checker``)."""
+"""Health checks of the local registry.
+
+``checker`` schedules them, ``probes`` executes them, ``status_handler`` applies the thresholds. It stands on the
+registry, where results go.
+"""

@@ -1,4 +1,4 @@
-"""Every check of this node, made when it is due, and what its results do."""
+"""Schedules the checks of this node and updates their status."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from weft.service_options import NETWORK_CHECKS, TTL_CHECK
 log = logging.getLogger(__name__)
 
 MAX_CONCURRENT = 64
-"""Checks that are made at the same time."""
+"""Checks that run concurrently."""
 REAP_SECONDS = 5.0
-"""How often to look for services that were critical for too long."""
+"""Seconds between looking for services to deregister."""
 _ALIAS_SECONDS = 600.0
-_MIN_INTERVAL = 0.1  # seconds between two looks, whatever is asked for
+_MIN_INTERVAL = 0.1  # seconds
 
 
 class Checker:
-    """Makes the checks of a registry. ``scripts``: whether programs may be run; it is for the administrator to say."""
+    """Runs the checks of a registry. ``scripts`` allows script checks."""
 
     def __init__(self, registry: Registry, catalog: Catalog, metrics: Metrics, *, scripts: bool = False) -> None:
         self._registry = registry
@@ -42,10 +42,10 @@ class Checker:
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._reaper: asyncio.Task[None] | None = None
         self._started = False
-        self._executed = metrics.counter("weft_checks_total", "Health checks made, by result.", "type", "status")
+        self._executed = metrics.counter("weft_checks_total", "Health checks executed.", "type", "status")
 
     async def start(self) -> None:
-        """Begin with the checks there are, spread over their intervals, and follow what is registered."""
+        """Start all checks, spread over their intervals, and follow the registry."""
         self._registry.subscribe(self._reconcile)
         self._registry.subscribe_updates(self._on_update)
         self._reconcile()
@@ -53,7 +53,7 @@ class Checker:
         self._reaper = asyncio.create_task(self._reap())
 
     async def stop(self) -> None:
-        """End; every check keeps the status it has."""
+        """Stop; checks keep their status."""
         tasks = [task for _, task in self._running.values()]
         if self._reaper is not None:
             tasks.append(self._reaper)
@@ -63,7 +63,7 @@ class Checker:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _reconcile(self) -> None:
-        """Make what is registered what is running."""
+        """Start and stop checks as registered."""
         wanted = self._registry.definitions()
         for name, (definition, task) in list(self._running.items()):
             if wanted.get(name) != definition:
@@ -87,20 +87,20 @@ class Checker:
     async def _supervise(
         self, definition: CheckDefinition, runner: Callable[[CheckDefinition], Awaitable[None]]
     ) -> None:
-        """A check goes on whatever happens to it."""
+        """Run a check, restarting it after errors."""
         while True:
             try:
                 await runner(definition)
             except NotRegistered:
-                return  # deregistered in this very moment
+                return  # deregistered meanwhile
             except StoreError as error:
                 log.warning("check %s: %s", definition.id, error)
             except Exception:
-                log.exception("check %s failed and is begun again", definition.id)
+                log.exception("check %s failed, restarting it", definition.id)
             await asyncio.sleep(max(definition.interval, 1.0))
 
     async def _run_interval(self, definition: CheckDefinition) -> None:
-        """Look every interval, the first time at once; after a start of the agent at any time within it."""
+        """Probe every interval: new checks at once, those present at start after a random delay."""
         handler = StatusHandler(definition)
         interval = max(definition.interval, _MIN_INTERVAL)
         if not self._started:
@@ -120,11 +120,11 @@ class Checker:
         if self._scripts:
             await self._run_interval(definition)
             return
-        await self._report(definition, Status.CRITICAL, "script checks are not enabled on this agent")
+        await self._report(definition, Status.CRITICAL, "script checks are disabled on this agent")
         await asyncio.Event().wait()
 
     async def _run_ttl(self, definition: CheckDefinition) -> None:
-        """Critical whenever nobody has reported for the check's time."""
+        """Set a TTL check critical when it has not been updated in time."""
         ttl_reset = self._ttl_resets[definition.id] = asyncio.Event()
         while True:
             ttl_reset.clear()
@@ -136,7 +136,7 @@ class Checker:
                 await ttl_reset.wait()
 
     async def _run_alias(self, definition: CheckDefinition) -> None:
-        """As healthy as the service it stands for, or as its node."""
+        """Follow the health of another service or node."""
         node = definition.alias_node or self._registry.node.name
         while True:
             seen = self._catalog.changed(node_checks(node))
@@ -163,20 +163,20 @@ class Checker:
             self._reporting.discard(definition.id)
 
     def _on_update(self, check_id: str, status: Status) -> None:
-        """Somebody has reported, or a look of ours: a TTL begins anew with the first."""
+        """A check was updated, by a client (which resets the TTL) or by this checker."""
         if check_id not in self._reporting and check_id in self._ttl_resets:
             self._ttl_resets[check_id].set()
         self._track_critical(check_id, status)
 
     def _track_critical(self, check_id: str, status: Status) -> None:
-        """Since when a check is critical."""
+        """Remember since when a check is critical."""
         if status is Status.CRITICAL:
             self._critical_since.setdefault(check_id, time.monotonic())
         else:
             self._critical_since.pop(check_id, None)
 
     async def _reap(self) -> None:
-        """Deregister services whose check was critical for as long as it says."""
+        """Deregister services with a check critical for longer than its deregister_after."""
         while True:
             await asyncio.sleep(REAP_SECONDS)
             now = time.monotonic()
@@ -186,7 +186,7 @@ class Checker:
                     continue
                 if now - since >= definition.deregister_after:
                     log.warning(
-                        "service %s is deregistered: check %s was critical for %d seconds",
+                        "deregistering service %s: check %s critical for %d seconds",
                         *(definition.service_id, check_id, now - since),
                     )
                     self._critical_since.pop(check_id, None)

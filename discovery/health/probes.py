@@ -1,6 +1,7 @@
-"""One look at what a check is about: over HTTP, TCP or UDP, from the namespace that it names, or by a program.
+"""Probes: one execution of a check over HTTP, TCP or UDP, or of a script.
 
-Each answers a status and a text for people, and raises nothing: whatever goes wrong is critical, and why is the text.
+Each returns a status and an output, and raises nothing: errors are critical, with the reason as
+output.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from weft.kernel import netns
 ProbeResult = tuple[Status, str]
 
 _UDP_SECONDS = 1.0
-"""How long a refusal may take to come back; silence is what most UDP services answer to an empty datagram."""
+"""Seconds to wait for ICMP port unreachable: most UDP services ignore an empty datagram."""
 _TOO_MANY = 429
 _REDIRECTS = 10
 
 
 async def probe(definition: CheckDefinition) -> ProbeResult:
-    """Look once, for at most the check's timeout."""
+    """Execute a check once, within its timeout."""
     probe_type = {"http": _http, "tcp": _tcp, "udp": _udp, "script": _script}[definition.type]
     try:
         async with asyncio.timeout(definition.timeout):
             status, text = await probe_type(definition)
     except TimeoutError:
-        status, text = Status.CRITICAL, f"no answer from {_describe(definition)} within {definition.timeout:g} seconds"
+        status, text = Status.CRITICAL, f"{_describe(definition)}: timeout after {definition.timeout:g} seconds"
     except (OSError, WeftError, ValueError, aiohttp.ClientError) as error:
         status, text = Status.CRITICAL, f"{_describe(definition)}: {_reason(error)}"
     return status, text[: definition.output_max_size]
@@ -51,7 +52,7 @@ def _describe(definition: CheckDefinition) -> str:
 
 @contextlib.contextmanager
 def _in_netns(path: str) -> Iterator[None]:
-    """In the namespace that the check is made from. A socket stays where it was made, so this lasts no longer."""
+    """Enter the check's network namespace; sockets created within stay in it."""
     if not path:
         yield
         return
@@ -115,7 +116,7 @@ async def _udp(definition: CheckDefinition) -> ProbeResult:
 
 
 async def _socket(definition: CheckDefinition, kind: socket.SocketKind) -> tuple[socket.socket, tuple[object, ...]]:
-    """A socket in the check's namespace and the address to connect to."""
+    """A socket in the check's namespace, and the address to connect to."""
     host, _, port = definition.target.rpartition(":")
     found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=kind)
     family, _, protocol, _, address = found[0]
@@ -126,7 +127,9 @@ async def _socket(definition: CheckDefinition, kind: socket.SocketKind) -> tuple
 
 
 async def _script(definition: CheckDefinition) -> ProbeResult:
-    """Its exit status: 0 is passing, 1 warning, any other critical. It leads its own group, which goes whole."""
+    """Run a script: exit status 0 is passing, 1 warning, else critical. Its process group is killed
+    on timeout.
+    """
     process = await asyncio.create_subprocess_exec(
         *definition.arguments,
         stdin=asyncio.subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""When a check's results change its status: only after so many in a row."""
+"""Thresholds: consecutive results before a check changes its status (Consul's StatusHandler)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from discovery.structs import CheckDefinition, Status
 
 
 class StatusHandler:
-    """Counts the results of one check. A warning is a success as far as counting goes: something answered.
+    """Counts the results of one check. A warning counts as success.
 
-    Source: ``success_before_passing``, ``failures_before_warning`` and ``failures_before_critical`` of Consul's checks.
+    Source: ``success_before_passing``, ``failures_before_warning`` and ``failures_before_critical``
+    of Consul's checks.
     """
 
     def __init__(self, definition: CheckDefinition) -> None:
@@ -19,7 +20,7 @@ class StatusHandler:
         self._failures = 0
 
     def update(self, result: Status) -> Status | None:
-        """The status that a check has after this result; None while it keeps the one it had."""
+        """Add a result; the new status, or None while it is unchanged."""
         if result is not Status.CRITICAL:
             self._failures = 0
             self._successes += 1

@@ -112,12 +112,12 @@ def test_the_mode_says_who_gets_one(tmp_path: Path, mode: Mode) -> None:
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("8.8.8.8", "none of the ranges"),
-        ("10.79.9.7", "uses"),
-        ("127.0.0.1", "none of the ranges"),
-        ("10.79.255.255", "first or the last"),
-        ("10.79.1.300", "no address"),
-        ("10.79.3.3", "belongs to service db"),
+        ("8.8.8.8", "is not in a configured range"),
+        ("10.79.9.7", "is in use on this host"),
+        ("127.0.0.1", "is not in a configured range"),
+        ("10.79.255.255", "is the network or broadcast address"),
+        ("10.79.1.300", "is not a valid address"),
+        ("10.79.3.3", "is in use by service db"),
     ],
 )
 def test_nobody_gets_what_is_not_theirs_to_ask_for(tmp_path: Path, address: str, said: str) -> None:

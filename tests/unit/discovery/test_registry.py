@@ -266,7 +266,7 @@ def test_scripts_run_only_where_enabled(tmp_path: Path) -> None:
             mark = tmp_path / "ran"
             script = CheckDefinition("s", "s", "script", "web-1", interval=0.05, arguments=("/bin/touch", str(mark)))
             await parts.registry.register(WEB, [script])
-            await parts.until(lambda: "not enabled" in parts.registry.checks()["s"].output)
+            await parts.until(lambda: "disabled" in parts.registry.checks()["s"].output)
             assert not mark.exists()
 
     run(test)
