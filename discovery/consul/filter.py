@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from discovery.consul.regex import BadRegex, Regex
+from discovery.consul.regex import Regex
+from discovery.consul.regex_parser import BadRegex
 
 MAX_LENGTH = 4096
 _MAX_DEPTH = 50

@@ -125,7 +125,9 @@ def test_a_virtual_address_is_nobody_elses(address: str) -> None:
     assert desired_service(made.catalog, "web", config()) is None
     wide = config(allowed=(ip_network("0.0.0.0/0"),))
     assert bool(virtual_address_error(ip_address(address), wide)) == (address not in ("192.0.2.7", "8.8.8.8"))
-    assert "is in use on this host" in virtual_address_error(ip_address("192.0.2.7"), wide, (ip_network("192.0.2.0/24"),))
+    assert "is in use on this host" in virtual_address_error(
+        ip_address("192.0.2.7"), wide, (ip_network("192.0.2.0/24"),)
+    )
 
 
 def test_published_ports() -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from discovery.consul.regex import BadRegex, Regex
+from discovery.consul.regex import Regex
+from discovery.consul.regex_parser import BadRegex
 
 
 @pytest.mark.parametrize(
