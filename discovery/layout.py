@@ -67,7 +67,9 @@ def local_key(node: str, kind: str, name: str = "") -> str:
 
 
 def encode(value: CatalogEntry) -> bytes:
-    """JSON of a catalog entry, without empty fields and indexes (those are the store's revisions)."""
+    """JSON of a catalog entry, without empty fields and indexes (those are the store's
+    revisions).
+    """
     found = asdict(value)
     return json.dumps(
         {name: part for name, part in found.items() if part not in ("", (), {}, []) and not name.endswith("_index")},

@@ -103,7 +103,8 @@ class Metrics:
         self._metrics: dict[str, Counter | Gauge | Histogram] = {}
 
     def counter(self, name: str, help_text: str, *labels: str, read: Callable[[], float] | None = None) -> Counter:
-        """A counter, made when it is first asked for: ``counter("weft_dns_queries_total", "Questions.", "type")``.
+        """A counter, made when it is first asked for: ``counter("weft_dns_queries_total",
+        "Questions.", "type")``.
 
         ``read``, if given, tells its value whenever somebody looks, and it has no labels then.
         """
@@ -115,7 +116,9 @@ class Metrics:
         return found
 
     def gauge(self, name: str, help_text: str, *labels: str, read: Callable[[], float] | None = None) -> Gauge:
-        """A gauge; ``read``, if given, tells its value whenever somebody looks, and it has no labels then."""
+        """A gauge; ``read``, if given, tells its value whenever somebody looks, and it has no
+        labels then.
+        """
         if read is not None:
             self._metrics.pop(name, None)
         found = self._metrics.setdefault(name, Gauge(name, help_text, labels, read))

@@ -89,7 +89,9 @@ class Registry:
         self._listeners.append(listener)
 
     def subscribe_updates(self, listener: Callable[[str, Status], None]) -> None:
-        """Call ``listener`` with check id and status after each update, including unchanged ones."""
+        """Call ``listener`` with check id and status after each update, including unchanged
+        ones.
+        """
         self._update_listeners.append(listener)
 
     # Registration
@@ -238,7 +240,9 @@ class Registry:
         self._tasks = [asyncio.create_task(self._renew_loop()), asyncio.create_task(self._deferred_loop())]
 
     async def stop(self) -> None:
-        """Stop. What is published stays until the lease expires, so that a restart goes unnoticed."""
+        """Stop. What is published stays until the lease expires, so that a restart goes
+        unnoticed.
+        """
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

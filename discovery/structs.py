@@ -173,7 +173,9 @@ class CheckDefinition:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """An instance with its node and checks: its own, then the node's (Consul's CheckServiceNode)."""
+    """An instance with its node and checks: its own, then the node's (Consul's
+    CheckServiceNode).
+    """
 
     node: Node
     instance: Instance

@@ -17,7 +17,9 @@ _OWN_SITES = ("same-origin", "none")
 
 
 def rejection_reason(headers: Mapping[str, str], hosts: Collection[str]) -> str:
-    """Why a request is rejected, "" if it is not. ``hosts`` are this agent's names in lower case."""
+    """Why a request is rejected, "" if it is not. ``hosts`` are this agent's names in lower
+    case.
+    """
     if origin := headers.get("Origin"):
         return f"cross-origin request from {origin[:100]!r} rejected"
     site = headers.get("Sec-Fetch-Site", "none")

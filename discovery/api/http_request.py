@@ -74,7 +74,9 @@ class HttpRequest:
         return index, min(seconds, MAX_WAIT) if seconds > 0 else DEFAULT_WAIT
 
     def consistency_mode(self) -> str:
-        """The consistency mode: ``stale``, ``consistent`` or "". Raises HttpError if they conflict."""
+        """The consistency mode: ``stale``, ``consistent`` or "". Raises HttpError if they
+        conflict.
+        """
         for other in ("stale", "cached"):
             if self.has("consistent") and self.has(other):
                 raise HttpError(400, f"Cannot specify ?{other} with ?consistent, conflicting semantics.")

@@ -1,4 +1,5 @@
-"""Routing: an endpoint is declared by a decorator on its handler, which serves it, documents it and has it tested.
+"""Routing: an endpoint is declared by a decorator on its handler, which serves it, documents it and
+has it tested.
 
 @endpoint("GET", "/v1/agent/version", "This agent's version", response=schemas.VERSION)
 async def version(self, request: HttpRequest) -> HttpResponse: ...
@@ -35,11 +36,13 @@ Method = TypeVar("Method", bound=Callable[..., Awaitable[HttpResponse]])
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path. A path that ends in ``:name`` matches the rest of the request's, slashes included.
+    """One method of one path. A path that ends in ``:name`` matches the rest of the request's,
+    slashes included.
 
-    ``response`` is the schema of a successful body, None if it is empty; ``statuses`` are those beside 200 and errors.
-    ``blocking``: supports blocking queries (``?index``). ``writes``: changes state, so cross-site requests are refused.
-    ``deprecated_methods`` are served as well, for old clients.
+    ``response`` is the schema of a successful body, None if it is empty; ``statuses`` are those
+    beside 200 and errors. ``blocking``: supports blocking queries (``?index``). ``writes``: changes
+    state, so cross-site requests are refused. ``deprecated_methods`` are served as well, for old
+    clients.
     """
 
     method: str
@@ -71,7 +74,9 @@ def endpoint(method: str, path: str, summary: str, **options: Any) -> Callable[[
 
 
 def routes_of(handlers: object) -> tuple[Route, ...]:
-    """The routes of all methods of an object that are declared endpoints, in the order of their definition."""
+    """The routes of all methods of an object that are declared endpoints, in the order of their
+    definition.
+    """
     found = []
     for name, function in vars(type(handlers)).items():
         if declared := getattr(function, "endpoint", None):
@@ -94,7 +99,9 @@ class Router:
                 methods[method] = route
 
     def find(self, method: str, path: str) -> tuple[Route, str]:
-        """The route of a request, and the decoded ``:name`` of its path. Raises HttpError: 404, 405."""
+        """The route of a request, and the decoded ``:name`` of its path. Raises HttpError: 404,
+        405.
+        """
         methods, name = self._find(path)
         if method == "HEAD":
             method = "GET"

@@ -231,7 +231,9 @@ class ApiServer:
 
 
 def _apply_file_limit(settings: HttpSettings) -> HttpSettings:
-    """Limit connections to the file descriptors, after raising RLIMIT_NOFILE as far as permitted."""
+    """Limit connections to the file descriptors, after raising RLIMIT_NOFILE as far as
+    permitted.
+    """
     wanted = settings.connections + RESERVED_FILES
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files < wanted:

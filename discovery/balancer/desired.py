@@ -1,22 +1,21 @@
-"""What the kernel should balance: from the catalog to services with their addresses, ports and instances. Pure.
+"""The desired state: from the catalog to virtual services with frontends and backends. Pure.
 
-The oldest instance of a service says how, by keys of its ``meta``:
+The oldest instance of a service configures it, by keys of its ``meta``:
 
-``weft-balance``   ``weighted`` (the default: at random, by the instances' weights), ``random`` (at random, all
-                   alike), ``round-robin`` (in turn, by weight), ``source`` (a client stays with its instance),
-                   ``maglev`` (every host sends a connection to the same instance, and little moves when one comes
-                   or goes), ``sticky`` (a client stays for a time), ``least-connections`` (whoever has few
-                   connections gets more)
-``weft-sticky``    how long, from the client's last connection on: 1m, 10m (the default), 1h, 3h or 24h; other times
-                   are rounded up
-``weft-slots``     how many slots the service's table has: 12, 61, 251 or 1021; chosen by the number of instances if
-                   not given. Maglev and source have 61 at least, sticky 61 or 251
-``weft-publish``   ports of this host that lead to the service: ``30080`` or ``30080:80/tcp, 30443:https``; on the
-                   right a port of the service by number or name
+``weft-balance``   ``weighted`` (default: random, by weight), ``random`` (uniform), ``round-robin``
+                   (by weight), ``source`` (by client address), ``maglev`` (consistent hashing, the
+                   same on every host), ``sticky`` (session affinity with a timeout),
+                   ``least-connections``
+``weft-sticky``    affinity timeout since the client's last connection: 1m, 10m (default), 1h, 3h
+                   or 24h; others are rounded up
+``weft-slots``     slots of the service's table: 12, 61, 251 or 1021; default by the number of
+                   instances. Maglev and source have at least 251, sticky 61 or 251
+``weft-publish``   published host ports: ``30080`` or ``30080:80/tcp, 30443:https``; on the right a
+                   port of the service by number or name
 
-A virtual address has the ports that the oldest instance has (``port``, and each of ``ports``), or the port that its
-``tagged_addresses.virtual`` names; an instance is reached at its own port of the same name. The address of the other
-family is that of ``tagged_addresses`` ``lan_ipv4`` or ``lan_ipv6``.
+A virtual address has the ports of the oldest instance (``port``, and each of ``ports``), or the port
+of its ``tagged_addresses.virtual``; an instance is reached at its own port of the same name. The
+address of the other family is that of ``tagged_addresses`` ``lan_ipv4`` or ``lan_ipv6``.
 """
 
 from __future__ import annotations
@@ -79,7 +78,9 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class PortGroup:
-    """Frontends of one family and protocol that share backends, each with its weight (0: draining)."""
+    """Frontends of one family and protocol that share backends, each with its weight (0:
+    draining).
+    """
 
     frontends: tuple[Frontend, ...]
     backends: tuple[tuple[Backend, int], ...]

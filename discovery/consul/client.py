@@ -66,7 +66,9 @@ class AgentAddress:
 
 
 def parse_address(text: str, *, tls: bool = False) -> AgentAddress:
-    """``HOST[:PORT]``, ``http://HOST:PORT[/PREFIX]``, ``https://…`` or ``unix:///PATH``. Raises BadAddress."""
+    """``HOST[:PORT]``, ``http://HOST:PORT[/PREFIX]``, ``https://…`` or ``unix:///PATH``. Raises
+    BadAddress.
+    """
     scheme, mark, rest = text.partition("://")
     if not mark:
         scheme, rest = "https" if tls else "http", text
@@ -145,7 +147,9 @@ class ApiClient:
         return read_reply(self._exchange("PUT", path, parameters, content), self.address)
 
     def send(self, path: str, parameters: Parameters = (), *, seconds: float = REPLY_TIMEOUT) -> HTTPConnection:
-        """Send a GET on a new connection; ``read_reply`` receives the response. Raises Unreachable."""
+        """Send a GET on a new connection; ``read_reply`` receives the response. Raises
+        Unreachable.
+        """
         connection = self._connect(seconds)
         self._send(connection, "GET", self._target(path, parameters), None)
         return connection

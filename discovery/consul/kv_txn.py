@@ -105,7 +105,9 @@ class _Txn:
         self.pairs[key] = None
 
     def operations(self) -> list[Operation]:
-        """The pending writes; a prefix is deleted by one operation if nothing below it is written."""
+        """The pending writes; a prefix is deleted by one operation if nothing below it is
+        written.
+        """
         writes = dict(self.writes)
         deleted_prefixes = []
         for prefix in self.deleted_prefixes:

@@ -1,8 +1,10 @@
 """Regular expressions from clients, matched in time linear in the text.
 
-Python's ``re`` backtracks: a short pattern in a filter could block the agent for hours. So Go's regexp syntax, which
-Consul's filters use, is compiled to a Thompson NFA, simulated with all states at once and cached transitions (RE2).
-Source: K. Thompson, Regular Expression Search Algorithm, CACM 11(6), 1968; ``regex_parser`` for the syntax.
+Python's ``re`` backtracks: a short pattern in a filter could block the agent for hours. So Go's
+regexp syntax, which Consul's filters use, is compiled to a Thompson NFA, simulated with all states
+at once and cached transitions (RE2).
+Source: K. Thompson, Regular Expression Search Algorithm, CACM 11(6), 1968; ``regex_parser`` for the
+syntax.
 """
 
 from __future__ import annotations

@@ -81,7 +81,9 @@ class SessionManager:
         self._task = asyncio.create_task(self._release_ended())
 
     async def load(self) -> int:
-        """Take up what there is, and release what ended meanwhile; the revision to follow ``changed`` from."""
+        """Take up what there is, and release what ended meanwhile; the revision to follow
+        ``changed`` from.
+        """
         found = await self._store.range(SESSION_PREFIX)
         self._sessions.clear()
         for entry in found.entries:

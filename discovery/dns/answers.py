@@ -14,12 +14,16 @@ from discovery.dns.rrtypes import SOA, soa_rdata
 
 MAX_ROTATED_RECORDS = 8
 ROTATIONS = 12
-"""Answers of up to MAX_ROTATED_RECORDS are encoded in about ROTATIONS orders; larger ones are shuffled per reply."""
+"""Answers of up to MAX_ROTATED_RECORDS are encoded in about ROTATIONS orders; larger ones are
+shuffled per reply.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRecord:
-    """A record of the answer section, and its additional records; a truncated reply has both or neither."""
+    """A record of the answer section, and its additional records; a truncated reply has both or
+    neither.
+    """
 
     record: bytes
     additional: tuple[bytes, ...] = ()
@@ -29,9 +33,10 @@ class AnswerRecord:
 class PreparedAnswer:
     """The answer to one question.
 
-    ``cnames`` are the CNAME records that come first, ``target`` where they lead if that is still to be resolved.
-    ``bodies`` is everything behind the question in several orders, one of which is sent; () if there are too many
-    records for that. ``counts`` and ``counts_edns`` are the header's four counts without and with OPT.
+    ``cnames`` are the CNAME records that come first, ``target`` where they lead if that is still to
+    be resolved. ``bodies`` is everything behind the question in several orders, one of which is
+    sent; () if there are too many records for that. ``counts`` and ``counts_edns`` are the header's
+    four counts without and with OPT.
     """
 
     rcode: int = NOERROR
@@ -88,10 +93,12 @@ def _rotations(records: Sequence[AnswerRecord]) -> list[list[AnswerRecord]]:
 
 
 def fit(answer: PreparedAnswer, room: int, limit: int = 0) -> tuple[bytes, tuple[int, int, int], bool]:
-    """As many records as fit, shuffled: their bytes, the counts of the three sections, and whether none was cut.
+    """As many records as fit, shuffled: their bytes, the counts of the three sections, and whether
+    none was cut.
 
-    ``room`` is in bytes, behind the question; ``limit`` is the most records wanted, 0 for all. If not even the first
-    fits with its additional records, it goes without them. Source: RFC 2181 section 9.
+    ``room`` is in bytes, behind the question; ``limit`` is the most records wanted, 0 for all. If
+    not even the first fits with its additional records, it goes without them. Source: RFC 2181
+    section 9.
     """
     shuffled = list(answer.records)
     if len(shuffled) > 1:

@@ -1,7 +1,7 @@
 """The DNS wire format: messages, names, queries and records; record types are in ``rrtypes``.
 
-Names are kept in wire format, in lower case and uncompressed: ``b"\\x03web\\x00"``. A length byte is at most 63, so
-it is never one of A to Z, and ``bytes.lower`` lowers a whole name.
+Names are kept in wire format, in lower case and uncompressed: ``b"\\x03web\\x00"``. A length byte
+is at most 63, so it is never one of A to Z, and ``bytes.lower`` lowers a whole name.
 Sources: RFC 1035 section 4, RFC 6891 (EDNS), RFC 9619 (one question).
 """
 
@@ -13,7 +13,9 @@ from struct import Struct, error
 
 OPT, ANY = 41, 255
 FIRST_META, LAST_META = 128, 255
-"""Query types in this range ask for an operation (a transfer, a key) and not for records, but for ANY."""
+"""Query types in this range ask for an operation (a transfer, a key) and not for records, but for
+ANY.
+"""
 IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5
 BADVERS = 16
@@ -47,12 +49,16 @@ class Malformed(ValueError):
 
 
 class BadName(ValueError):
-    """The text is not a valid domain name: a label is empty or over 63 bytes, or the name is over 255."""
+    """The text is not a valid domain name: a label is empty or over 63 bytes, or the name is over
+    255.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A parsed query. ``question`` as received, ``name`` in lower case, ``size`` the client's UDP payload size."""
+    """A parsed query. ``question`` as received, ``name`` in lower case, ``size`` the client's UDP
+    payload size.
+    """
 
     id: int
     flags: int
@@ -84,7 +90,9 @@ class ParsedRecord:
 
 
 def encode_name(text: str) -> bytes:
-    """A name in wire format: "web.weft." or "web.weft"; case is kept. Raises BadName. Source: RFC 1035 section 3.1."""
+    """A name in wire format: "web.weft." or "web.weft"; case is kept. Raises BadName. Source: RFC
+    1035 section 3.1.
+    """
     if text in ("", "."):
         return b"\0"
     parts = []
@@ -126,7 +134,9 @@ def encode_record(owner: bytes, rrtype: int, ttl: int, data: bytes) -> bytes:
 
 
 def opt_record(code: int = 0, do: bool = False, options: bytes = b"") -> bytes:
-    """An OPT record, version 0; ``code`` is the extended response code, 0 in queries. Source: RFC 6891."""
+    """An OPT record, version 0; ``code`` is the extended response code, 0 in queries. Source: RFC
+    6891.
+    """
     flags = (code >> 4) << 24 | (DO if do else 0)
     return (
         b"\0"
@@ -215,7 +225,9 @@ def decode_query(data: bytes) -> Query:
 
 
 def _question_end(data: bytes) -> int:
-    """The offset behind the question. Raises Malformed; a pointer is invalid here, as no name precedes."""
+    """The offset behind the question. Raises Malformed; a pointer is invalid here, as no name
+    precedes.
+    """
     at = HEADER_LENGTH
     while True:
         if at >= len(data):

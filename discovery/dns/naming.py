@@ -1,4 +1,6 @@
-"""The names that the zone gives to nodes, services and addresses, in wire format: ``NAME.KIND[.DC].ZONE``."""
+"""The names that the zone gives to nodes, services and addresses, in wire format:
+``NAME.KIND[.DC].ZONE``.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def encode_host(name: str) -> bytes:
 
 
 def full_name(name: str, category: bytes, datacenter: bytes, zone: bytes) -> bytes:
-    """``NAME.CATEGORY.DC.ZONE``, without DC if that is b""; b"" if it is too long or no valid name."""
+    """``NAME.CATEGORY.DC.ZONE``, without DC if that is b""; b"" if it is too long or no valid
+    name.
+    """
     start = encode_host(name)
     found = start[:-1] + codec.encode_labels(*filter(None, (category, datacenter)))[:-1] + zone
     return found if start and len(found) <= codec.MAX_NAME_LENGTH else b""

@@ -1,7 +1,9 @@
-"""From the bytes of a query to those of the reply, or to what is to be forwarded first. No sockets here.
+"""From the bytes of a query to those of the reply, or to what is to be forwarded first. No sockets
+here.
 
-Most queries take the fast path: the question is looked up as bytes in the caches of zone and view, and the reply is a
-join of the query's id and question with an answer encoded in advance. All others are parsed.
+Most queries take the fast path: the question is looked up as bytes in the caches of zone and view,
+and the reply is a join of the query's id and question with an answer encoded in advance. All others
+are parsed.
 """
 
 from __future__ import annotations
@@ -193,13 +195,17 @@ class Responder:
         return header + query.question + body + opt
 
     def error_reply(self, query: Query, rcode: int, view: View | None = None, options: bytes = b"") -> bytes:
-        """A reply without records; for clients with EDNS with the extended code and these options."""
+        """A reply without records; for clients with EDNS with the extended code and these
+        options.
+        """
         flags = QR | query.flags & RD | rcode & 15 | (view.recursion if view else 0)
         opt = codec.opt_record(rcode, query.do, options) if query.edns else b""
         return codec.encode_header(query.id, flags, 1, 0, 0, int(query.edns)) + query.question + opt
 
     def append_to_cname(self, pending: PendingQuery, cname: PreparedAnswer, message: bytes) -> bytes:
-        """A reply of weft's CNAME and an upstream server's answer for its target. Raises Malformed."""
+        """A reply of weft's CNAME and an upstream server's answer for its target. Raises
+        Malformed.
+        """
         rrtype = pending.query.type
         found = [one for one in codec.decode_records(message) if one.section == 1 and one.type == rrtype]
         records = [
@@ -209,7 +215,8 @@ class Responder:
         return self.compose(pending.query, prepare(records=records, cnames=cname.cnames), pending.view, pending.tcp)
 
     def relay(self, pending: PendingQuery, message: bytes) -> bytes:
-        """An upstream server's reply with this client's id, spelling of the question (0x20), and size limit.
+        """An upstream server's reply with this client's id, spelling of the question (0x20), and
+        size limit.
 
         ``message`` has the same question, no OPT, and is complete.
         """

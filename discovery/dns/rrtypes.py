@@ -1,4 +1,5 @@
-"""DNS record types: for each its number, its RFC, its encoder, and the names of weft's zones that have it.
+"""DNS record types: for each its number, its RFC, its encoder, and the names of weft's zones that
+have it.
 
 To add a type, add a section here, with what applies of::
 
@@ -13,8 +14,9 @@ To add a type, add a section here, with what applies of::
     @presentation(CAA)                  # as a zone file has it, for ``weft dns-lookup``; else RFC 3597's hexadecimal
     def _caa_to_text(message: bytes, start: int, end: int) -> str: ...
 
-The zone, its cache and the command go by these tables. Addresses (A, AAAA, CNAME) and the zone's own records (SOA, NS,
-PTR) are answered by ``zone`` itself, since they depend on what the name stands for.
+The zone, its cache and the command go by these tables. Addresses (A, AAAA, CNAME) and the zone's
+own records (SOA, NS, PTR) are answered by ``zone`` itself, since they depend on what the name
+stands for.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ NodeRecords = Callable[[Node], Iterable[bytes]]
 ServiceRecord = tuple[bytes, tuple[bytes, ...]]
 """The data of a record, and whole additional records that go with it."""
 Presentation = Callable[[bytes, int, int], str]
-"""Message, start and end of a record's data; the message is there since names in it may be compressed."""
+"""Message, start and end of a record's data; the message is there since names in it may be
+compressed.
+"""
 
 NUMBERS: dict[str, int] = {}
 """Type numbers by mnemonic."""
@@ -44,7 +48,9 @@ _PRESENTATIONS: dict[int, Presentation] = {}
 
 @dataclass(frozen=True, slots=True)
 class ServiceContext:
-    """Context of a service query. ``port_name`` is the named port asked for, "" for the main one."""
+    """Context of a service query. ``port_name`` is the named port asked for, "" for the main
+    one.
+    """
 
     zone: bytes
     datacenter: bytes
@@ -58,7 +64,9 @@ def _rrtype(mnemonic: str, number: int) -> int:
 
 
 def node_records(rrtype: int) -> Callable[[NodeRecords], NodeRecords]:
-    """Register what nodes' names have of a type; a node without any is answered with its addresses, or NODATA."""
+    """Register what nodes' names have of a type; a node without any is answered with its addresses,
+    or NODATA.
+    """
 
     def register(records: NodeRecords) -> NodeRecords:
         NODE_RECORDS[rrtype] = records
@@ -92,7 +100,9 @@ def presentation(*rrtypes: int) -> Callable[[Presentation], Presentation]:
 
 
 def rdata_to_text(rrtype: int, message: bytes, start: int, end: int) -> str:
-    """A record's data in presentation format; unknown types and malformed data as ``\\# LENGTH HEX`` (RFC 3597)."""
+    """A record's data in presentation format; unknown types and malformed data as ``\\# LENGTH
+    HEX`` (RFC 3597).
+    """
     data = message[start:end]
     to_text = _PRESENTATIONS.get(rrtype)
     if to_text is not None:
@@ -128,7 +138,9 @@ def address_records(owner: bytes, hosts: Iterable[str], ttl: int) -> tuple[bytes
 
 
 def addresses_of_type(addresses: Iterable[bytes], rrtype: int) -> list[bytes]:
-    """The packed addresses that a query of this type gets; for ANY those of one family (RFC 8482)."""
+    """The packed addresses that a query of this type gets; for ANY those of one family (RFC
+    8482).
+    """
     known = [each for each in addresses if each]
     size = {A: 4, AAAA: 16}.get(rrtype) or (min(map(len, known), default=0) if rrtype == ANY else 0)
     return [each for each in known if len(each) == size]
@@ -148,7 +160,8 @@ SRV = _rrtype("SRV", 33)
 def _service_srv(health: Health, context: ServiceContext) -> ServiceRecord:
     """Port and target of an instance, with the target's addresses as additional records.
 
-    The target is the node's name if the instance has no address of its own, else ``HEXADDRESS.addr``.
+    The target is the node's name if the instance has no address of its own, else
+    ``HEXADDRESS.addr``.
     """
     instance = health.instance
     port = instance.port_number(context.port_name) if context.port_name else instance.port
@@ -180,7 +193,9 @@ TXT = _rrtype("TXT", 16)
 
 @node_records(TXT)
 def _node_txt(node: Node) -> list[bytes]:
-    """The node's metadata as ``key=value``; keys that begin with ``rfc1035-`` give their value alone, as in Consul."""
+    """The node's metadata as ``key=value``; keys that begin with ``rfc1035-`` give their value
+    alone, as in Consul.
+    """
     pairs = sorted(node.meta.items())
     return [txt_rdata(value if key.lower().startswith("rfc1035-") else f"{key}={value}") for key, value in pairs]
 
@@ -220,7 +235,9 @@ SOA = _rrtype("SOA", 6)
 
 
 def soa_rdata(primary: bytes, mailbox: bytes, serial: int) -> bytes:
-    """The data of weft's SOA: a refresh of an hour, and negative answers that are not cached (minimum 0)."""
+    """The data of weft's SOA: a refresh of an hour, and negative answers that are not cached
+    (minimum 0).
+    """
     return primary + mailbox + struct.pack("!IIIII", serial & 0xFFFFFFFF, 3600, 600, 86400, 0)
 
 

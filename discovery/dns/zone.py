@@ -3,8 +3,10 @@
     [TAG.]NAME.service[.DC].weft     _NAME._PROTO[.service][.DC].weft     _PORT._PROTO.NAME.service[.DC].weft
     NODE.node[.DC].weft              HEXADDRESS.addr[.DC].weft            NAME.virtual[.DC].weft
 
-Pure but for the clock in the SOA's serial. Answers are cached until the catalog changes one of their topics.
-Sources: the DNS interface of Consul; RFC 2782 (SRV), RFC 8020 (empty non-terminals), RFC 8482 (ANY).
+Pure but for the clock in the SOA's serial. Answers are cached until the catalog changes one of
+their topics.
+Sources: the DNS interface of Consul; RFC 2782 (SRV), RFC 8020 (empty non-terminals), RFC 8482
+(ANY).
 """
 
 from __future__ import annotations
@@ -96,7 +98,9 @@ class Zone:
         return answer
 
     def pointer(self, address: IPv4Address | IPv6Address) -> PreparedAnswer | None:
-        """PTR records of an address: its node's, else its services', else its virtual service's; None if unknown."""
+        """PTR records of an address: its node's, else its services', else its virtual service's;
+        None if unknown.
+        """
         found = self._catalog.find_by_address(str(address))
         zone = self._domains[0]
         targets = [node_name(one, self._datacenter, zone) for one in found if isinstance(one, Node)] or [
@@ -247,7 +251,9 @@ class Zone:
 def _address_answer(
     name: bytes, domain: bytes, rrtype: int, addresses: list[bytes], ttl: int = 0, *, exists: bool = False
 ) -> PreparedAnswer:
-    """The addresses of the type asked for. NODATA if there are only others or ``exists``, else NXDOMAIN."""
+    """The addresses of the type asked for. NODATA if there are only others or ``exists``, else
+    NXDOMAIN.
+    """
     wanted = addresses_of_type(addresses, rrtype)
     if not wanted:
         return negative(name, domain, exists or bool(addresses))

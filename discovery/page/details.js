@@ -1,13 +1,13 @@
-// The pane beside the views: all that is known of one thing, and how it is reached.
+// The detail pane: everything about the selected object, and how to reach it.
 
 import { networkName, plain } from "./model.js";
 import { code, counts, element, endpoint, link, list, mark, state, STATUSES, when } from "./parts.js";
 
-const MOST = 50; // instances, checks or containers that are written out
+const MOST = 50; // rows per section
 const LABEL = /^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9_])?$/;
 
-export function question(selected) {
-  // What to ask the agent for beside the overview; "" for nothing.
+export function detailPath(selected) {
+  // The API path with the details of the selection; "" for none.
   if (selected?.kind === "service") return `/v1/health/service/${encodeURIComponent(selected.id)}`;
   if (selected?.kind === "instance") return `/v1/health/service/${encodeURIComponent(parse(selected.id)[0])}`;
   if (selected?.kind === "node") return `/v1/health/node/${encodeURIComponent(selected.id)}`;
@@ -24,7 +24,7 @@ function parse(key) {
 }
 
 export function describe(selected, model, more) {
-  // [kind, title, sections], or null where there is no such thing (any more). ``more`` is the answer to the question.
+  // [kind, title, sections], or null if the object does not exist (any more). more is the response of detailPath.
   return KINDS[selected.kind]?.(selected.id, model, more) ?? null;
 }
 
@@ -32,13 +32,13 @@ const KINDS = {
   service(id, model, more) {
     const service = model.services.find((one) => one.name === id);
     if (!service) return null;
-    const sick = STATUSES.flatMap((status) => service.Instances.filter((one) => one.Status === status)); // the worst first
+    const sorted = STATUSES.flatMap((status) => service.Instances.filter((one) => one.Status === status)); // worst first
     const rest = service.Instances.length + service.Omitted - MOST;
     return ["Service", id, [
       element("p", {}, counts(service.count)),
-      section("Reach it by", reach(service, model.data)),
+      section("Addresses", addresses(service, model.data)),
       section(`Instances (${service.Instances.length + service.Omitted})`,
-        sick.slice(0, MOST).map((one) => card(one, model, found(more, one))),
+        sorted.slice(0, MOST).map((one) => card(one, model, found(more, one))),
         rest > 0 ? element("p", { class: "faint" }, `and ${rest} more`) : null),
     ]];
   },
@@ -49,7 +49,7 @@ const KINDS = {
     if (!one) return null;
     return ["Instance", one.title, [
       element("p", {}, state(one.Status), " of ", link("service", service, service)),
-      section("Reach its service by", reach(owner, model.data)),
+      section("Service addresses", addresses(owner, model.data)),
       card(one, model, found(more, one), true),
     ]];
   },
@@ -67,7 +67,7 @@ const KINDS = {
       ]))),
       section("Services", container.instances.length
         ? container.instances.map((one) => line(one))
-        : element("p", { class: "faint" }, "It offers none.")),
+        : element("p", { class: "faint" }, "None registered.")),
     ]];
   },
   network(id, model) {
@@ -79,8 +79,8 @@ const KINDS = {
       pairs([
         ["Gateways", network.Gateways.map((address) => code(address))],
         ["Names", network.Domains.length ? network.Domains.map((domain) => element("code", {}, `NAME.${domain}`)) : null],
-        ["Outside", network.here ? (network.Internal ? "cannot be reached: the network is internal" : "can be reached") : null],
-        ["Where", network.here ? null : "on other nodes"],
+        ["External access", network.here ? (network.Internal ? "no: the network is internal" : "yes") : null],
+        ["Location", network.here ? null : "on other nodes"],
       ]),
       section(`Containers (${containers.length})`,
         containers.slice(0, MOST).map((one) => element("p", { class: "line" },
@@ -97,7 +97,7 @@ const KINDS = {
     const instances = model.services.flatMap((one) => one.Instances.filter((instance) => instance.Node === id));
     const { Domain, Node } = model.data;
     return ["Node", id, [
-      element("p", {}, state(node.Status), id === Node ? " — this agent’s own" : ""),
+      element("p", {}, state(node.Status), id === Node ? " — this agent’s node" : ""),
       pairs([
         ["Address", code(node.Address)],
         ["Name", Domain && LABEL.test(id) ? code(`${id}.node.${Domain}`) : null],
@@ -119,7 +119,7 @@ function pairs(items) {
   return element("dl", {}, rows.map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
 }
 
-function reach(service, { Domain }) {
+function addresses(service, { Domain }) {
   const name = LABEL.test(service.name) && Domain;
   const rows = [
     ["Name", name ? code(`${service.name}.service.${Domain}`) : null],
@@ -127,7 +127,7 @@ function reach(service, { Domain }) {
     ["Virtual address", service.Virtual.map((address) => code(address))],
   ];
   if (rows.some(([, value]) => (Array.isArray(value) ? value.length : value))) return pairs(rows);
-  return element("p", { class: "faint" }, Domain ? "Its addresses below: its name is none that DNS can be asked for." : "Its addresses below: DNS is switched off.");
+  return element("p", { class: "faint" }, Domain ? "See the addresses below: the name is not a valid DNS name." : "See the addresses below: DNS is disabled.");
 }
 
 function found(more, one) {
@@ -159,12 +159,12 @@ function card(one, model, health, whole = false) {
         .map(([name, value]) => element("span", { class: "tag" }, `${name}: ${value}`))],
       ["Changed", when(one.Changed, model.data.Started)],
     ]),
-    // That a node is well need not be said with each of its instances.
+    // Passing node checks are not repeated for each instance.
     health ? checks(health.Checks.filter((check) => whole || check.ServiceID || check.Status !== "passing")) : null);
 }
 
 function checks(all) {
-  if (!all.length) return element("p", { class: "faint" }, "No checks: it counts as passing.");
+  if (!all.length) return element("p", { class: "faint" }, "No checks, so it is passing.");
   return all.slice(0, MOST).map((check) => element("div", { class: "check" },
     element("p", { class: "line" }, state(check.Status), element("strong", {}, check.Name || check.CheckID),
       element("span", { class: "faint" }, [check.Type, check.Interval && `every ${check.Interval}`].filter(Boolean).join(", "))),

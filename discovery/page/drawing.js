@@ -1,5 +1,5 @@
-// The drawing: networks are bars, what is attached hangs below, frames are services, and a line leads from frame to
-// frame of a service that is on several networks. With many containers they are drawn smaller, down to their sign.
+// The map: networks are bars with their containers below, services are frames, and a line connects the frames of a
+// service on several networks. Cells shrink as their number grows, down to a status mark.
 
 import { count, networkName, OWN } from "./model.js";
 import { drawn, endpoint, shape, STATUSES } from "./parts.js";
@@ -9,13 +9,13 @@ const SIZES = [
   { most: 140, width: 116, height: 24, gap: 6 },
   { most: Infinity, width: 18, height: 18, gap: 4 },
 ];
-const EDGE = 12; // from a band's edge to what is in it
+const EDGE = 12; // padding of a band
 const BAR = 34;
 const STEM = 14;
-const HEAD = 40; // of a frame: its name, and its virtual addresses
+const HEAD = 40; // height of a frame's title: name and virtual addresses
 const HUES = 8;
-const TITLE = 380; // at most, for the name of a service
-const THREADS = 8; // with more services on several networks, only the line of one that is pointed at is seen
+const TITLE = 380; // maximum width of a service name
+const THREADS = 8; // with more connecting lines than this, only the hovered service's are shown
 
 const pencil = document.createElement("canvas").getContext("2d");
 const widths = new Map();
@@ -42,7 +42,7 @@ function fit(text, width, font) {
 }
 
 export function draw(networks, model, room, selected) {
-  // An SVG of these networks in so many pixels of width.
+  // An SVG of these networks, room pixels wide.
   const family = getComputedStyle(document.body).fontFamily;
   const fonts = { name: `600 13px ${family}`, small: `11px ${family}`, bar: `600 14px ${family}` };
   const cells = networks.reduce((sum, one) => sum + one.cells.length, 0);
@@ -67,7 +67,7 @@ export function draw(networks, model, room, selected) {
 }
 
 function groups(cells, services) {
-  // The cells of each service together, first of those that lines lead to; those of none behind them.
+  // Cells grouped by service: services on several networks first, cells without a service last.
   const found = new Map();
   for (const one of cells) found.set(one.service, [...(found.get(one.service) ?? []), one]);
   const loose = found.get("") ?? [];
@@ -82,7 +82,7 @@ function headline(service) {
 }
 
 function flow(found, size, width, fonts, services) {
-  // Frames from left to right, in as many rows as it takes.
+  // Lay out frames from left to right, wrapping into rows.
   const rows = [];
   let x = Infinity;
   for (const [name, cells] of found) {
@@ -183,16 +183,16 @@ function box(cell, x, y, size, fonts, selected) {
 
 function item(kind, id, label, selected, children, cell) {
   const chosen = selected?.kind === kind && selected.id === id;
-  const kin = !chosen && cell && ((selected?.kind === "container" && selected.id === cell.container)
+  const related = !chosen && cell && ((selected?.kind === "container" && selected.id === cell.container)
     || (selected?.kind === "service" && selected.id === cell.service));
   return drawn("g", {
-    class: `item${cell && children.length === 1 ? " dot" : ""}${chosen ? " chosen" : ""}${kin ? " kin" : ""}`, role: "button", tabindex: "-1",
+    class: `item${cell && children.length === 1 ? " dot" : ""}${chosen ? " chosen" : ""}${related ? " related" : ""}`, role: "button", tabindex: "-1",
     "data-kind": kind, "data-id": id, "data-key": cell?.key ?? `${kind} ${id}`, "aria-label": label, "aria-pressed": String(chosen),
   }, drawn("title", {}, label), children);
 }
 
 function thread(places, chosen, name, width, kind = "") {
-  // From the lower edge of each place to the upper edge of the next one, or along the right where others are between.
+  // From the bottom of each box to the top of the next, or along the right edge if rows are between them.
   const path = places.slice(1).map((to, number) => {
     const from = places[number];
     if (from.last === false || to.first === false) {
@@ -214,7 +214,7 @@ function hash(text) {
   return found;
 }
 
-export function beside(items, from, key) {
+export function nearestItem(items, from, key) {
   // The nearest item in the direction of an arrow key.
   const centre = (one) => { const box = one.getBoundingClientRect(); return [box.x + Math.min(box.width, 40) / 2, box.y + Math.min(box.height, 30) / 2]; };
   const [x, y] = centre(from);
@@ -233,7 +233,7 @@ export function beside(items, from, key) {
 }
 
 export function shownNetworks(networks, matches, filters) {
-  // The networks with those cells that the filters leave; one without any stays if nothing but its own name is asked for.
+  // The networks with the cells that pass the filters; empty ones stay unless a health or text filter is set.
   const filtering = filters.health || filters.query;
   return networks
     .filter((network) => filters.network === null || network.name === filters.network)

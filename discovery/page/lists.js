@@ -1,9 +1,9 @@
-// The lists: services, containers, networks and nodes, each a table of those that the search and the filters leave.
+// The list views: tables of services, containers, networks and nodes, filtered.
 
 import { networkName, plain } from "./model.js";
 import { counts, element, link, list, mark, some, state, when } from "./parts.js";
 
-export const MOST = 200; // rows at once; a button brings more
+export const MOST = 200; // rows per page
 
 const sign = (status) => (status === "none" ? null : mark(status));
 const named = (kind, id, name, status) => element("span", { class: "named" }, sign(status), link(kind, id, name));
@@ -49,8 +49,8 @@ const TABLES = {
       ["Network", (one) => link("network", one.name, one.name)],
       ["Attachments", (one) => String(one.Attachments), "amount"],
       ["Gateways", (one) => list(one.Gateways), "code"],
-      ["Names end in", (one) => list(one.Domains), "code wide"],
-      ["Reaches outside", (one) => (one.here ? (one.Internal ? "no, internal" : "yes") : "on other nodes"), "wide"],
+      ["Domains", (one) => list(one.Domains), "code wide"],
+      ["External access", (one) => (one.here ? (one.Internal ? "no, internal" : "yes") : "on other nodes"), "wide"],
     ],
   },
   nodes: {
@@ -67,7 +67,7 @@ const TABLES = {
   },
 };
 
-export function kept(view, model, filters, matches) {
+export function filteredRows(view, model, filters, matches) {
   const table = TABLES[view];
   return table.rows(model).filter((one) => table.keep(one, filters, matches));
 }

@@ -1,13 +1,13 @@
-// The agent's document, put together for the views: who is where, and how healthy all of it is.
+// The view model: the agent's overview document, joined and indexed for the views.
 
 import { STATUSES } from "./parts.js";
 
-export const OWN = "consul"; // the agents' own service, which every node has
-export const HOSTS = ""; // where instances are that are on no network of containers
+export const OWN = "consul"; // the service that every agent registers
+export const HOSTS = ""; // pseudo network of instances outside of container networks
 
 const naturally = new Intl.Collator(undefined, { numeric: true });
 
-export function understand(data) {
+export function buildModel(data) {
   const attachments = new Map(data.Attachments.map((one) => [one.ID, one]));
   const containers = new Map();
   for (const one of data.Attachments) {
@@ -93,7 +93,7 @@ export function plain(address = "") {
 }
 
 export function matcher(query) {
-  // Every word that is asked for must be somewhere in what the thing is known by.
+  // Every word of the query must occur in one of the object's search terms.
   const wanted = query.toLowerCase().split(/\s+/).filter(Boolean);
   return (words) => !wanted.length || ((all) => wanted.every((one) => all.includes(one)))(words.join("\n").toLowerCase());
 }

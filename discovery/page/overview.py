@@ -1,8 +1,8 @@
-"""What the page shows, as one JSON document, and when it is another: nodes, networks, attachments and services.
+"""The page's data as one JSON document: nodes, networks, attachments and services.
 
-The catalog's index says nothing of attachments, so the document has a version of its own. It is written only when
-somebody looks, at most four times a second however much changes, and each service again only when it has changed.
-What only a detail needs (checks with their outputs, tags, metadata) is asked for where Consul's clients ask.
+The document has a version of its own, since the catalog's index does not cover attachments. It is
+written on demand, at most four times a second, and reuses the JSON of unchanged services. Details
+(check outputs, tags, metadata) come from Consul's endpoints.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ MAX_INSTANCES = 5000
 MAX_INSTANCES_PER_SERVICE = 1000
 MAX_ATTACHMENTS = 5000
 MAX_NODES = 1000
-"""How many of each, and instances of one service, the document has at most; it says how many more there are."""
+"""Bounds of the document, which says how many more there are."""
 MAX_NAMES = 16
-"""Names of an attachment, tags of a service, that the document has at most."""
+"""Names of an attachment, and tags of a service, in the document."""
 MIN_WRITE_INTERVAL = 0.25
-"""Seconds from one writing to the next."""
-_SLICE = 50  # instances that are written at once: a millisecond
+"""Seconds between two writes of the document."""
+_SLICE = 50  # instances written before yielding to the event loop: a millisecond
 _MAX_REVISION_TIMES = 4096
 _RESOLUTION = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class AttachmentSummary:
-    """An interface of a container on a network of this host. ``addresses`` are CIDR, ``since`` is in Unix seconds."""
+    """A container's interface on a network of this host. ``addresses`` are CIDR, ``since`` Unix
+    seconds.
+    """
 
     owner: str
     network: str
@@ -52,10 +54,10 @@ class AttachmentSummary:
 
 
 class Overview:
-    """The document, for whoever waits for the next one. Not thread-safe."""
+    """The document and its version. Not thread-safe."""
 
     def __init__(self, catalog: Catalog, node: Node, *, domain: str = "") -> None:
-        """``domain``: what services are found under by DNS, "" where nobody answers."""
+        """``domain``: the DNS domain of services, "" without DNS."""
         self._catalog = catalog
         self._static = {
             "Node": node.name,
@@ -66,7 +68,7 @@ class Overview:
         self._attachments: tuple[AttachmentSummary, ...] = ()
         self._attachments_json: tuple[tuple[AttachmentSummary, ...], bytes, bytes] = ((), b"[]", b"[]")
         self._started = time.time()
-        # Greater than any that an earlier agent gave out, so that a page that was open over a restart asks on.
+        # Greater than any version of a previous agent, so that open pages update after a restart.
         self.version = round(self._started * 1000)
         self._revision_times: list[tuple[int, float]] = [(catalog.index, self._started)]
         self._services: dict[str, tuple[int, int, bytes]] = {}
@@ -77,7 +79,7 @@ class Overview:
         catalog.subscribe(self._on_catalog_change)
 
     def set_attachments(self, attachments: Iterable[AttachmentSummary]) -> None:
-        """These are all attachments of this host."""
+        """Replace the attachments of this host."""
         found = tuple(sorted(attachments, key=lambda one: (one.network, one.names, one.container, one.interface)))
         if found != self._attachments:
             self._attachments = found
@@ -88,7 +90,7 @@ class Overview:
         if now - self._revision_times[-1][1] >= _RESOLUTION:
             self._revision_times.append((revision, now))
             if len(self._revision_times) > _MAX_REVISION_TIMES:
-                # Of the far past half of the moments are enough.
+                # Thin out the older half.
                 self._revision_times[: _MAX_REVISION_TIMES // 2] = self._revision_times[: _MAX_REVISION_TIMES // 2 : 2]
         else:
             self._revision_times[-1] = (max(revision, self._revision_times[-1][0]), self._revision_times[-1][1])
@@ -100,9 +102,9 @@ class Overview:
         self._changes = asyncio.Event()
 
     async def wait(self, version: int, seconds: float) -> tuple[int, bytes]:
-        """The document once it is another than that version, or after so many seconds; with its version.
+        """Wait until the version differs, at most ``seconds``; the document with its version.
 
-        A version that this agent did not give out is another at once.
+        A version of another agent differs at once.
         """
         if version == self.version:
             try:
@@ -153,7 +155,7 @@ class Overview:
         return _json(head)[:-1] + rest + b"}"
 
     async def _service(self, name: str) -> tuple[int, bytes]:
-        """A service's part of the document, and how many instances that has."""
+        """The JSON of a service, and its number of instances."""
         seen = self._catalog.changed(topics.service(name), topics.health(name), topics.virtual(name))
         known = self._services.get(name)
         if known is not None and known[0] == seen:
@@ -193,7 +195,7 @@ class Overview:
         }
 
     def _node_view(self, node: Node) -> dict[str, Any]:
-        checks = self._catalog.checks_of(Instance(node.name, "", ""))  # those of no instance: the node's own
+        checks = self._catalog.checks_of(Instance(node.name, "", ""))  # the node's own checks
         revision = max((check.modify_index for check in checks), default=0)
         away = any(check.maintenance for check in checks)
         return {
@@ -204,7 +206,7 @@ class Overview:
         }
 
     async def _attachment_views(self) -> tuple[bytes, bytes]:
-        """The networks and the attachments; written anew only where these have changed."""
+        """The JSON of networks and attachments; cached until they change."""
         shown = self._attachments
         if self._attachments_json[0] is not shown:
             written: list[bytes] = []
@@ -216,7 +218,7 @@ class Overview:
         return self._attachments_json[1:]
 
     def _time_of(self, revision: int) -> float:
-        """When a revision was seen, in Unix seconds; 0 if that was before this agent."""
+        """The time of a revision in Unix seconds; 0 if it is older than this agent."""
         if revision <= max(self._revision_times[0][0], self._catalog.changed()):
             return 0
         place = min(bisect_left(self._revision_times, (revision, 0.0)), len(self._revision_times) - 1)
@@ -237,7 +239,7 @@ def _attachment_view(one: AttachmentSummary) -> dict[str, Any]:
 
 
 def _networks(attachments: Iterable[AttachmentSummary]) -> list[dict[str, Any]]:
-    """The networks of this host that have containers, sorted by name."""
+    """The networks with containers on this host, sorted by name."""
     found: dict[str, list[AttachmentSummary]] = {}
     for one in attachments:
         found.setdefault(one.network, []).append(one)
@@ -254,6 +256,6 @@ def _networks(attachments: Iterable[AttachmentSummary]) -> list[dict[str, Any]]:
 
 
 def _json(value: object) -> bytes:
-    # No "<" goes out as it is: whoever takes this for HTML in spite of its type finds no element in it.
+    # "<" is escaped, so that the document contains no element even if parsed as HTML.
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return text.encode("utf-8", "replace")

@@ -1,9 +1,9 @@
-// The page itself: what is looked at is in the address after "#"; what there is comes from the agent as it changes.
+// The page: the view state is in the URL's fragment; data comes from the agent by blocking queries.
 
-import { describe, question } from "./details.js";
-import { beside, draw, shownNetworks } from "./drawing.js";
-import { kept, MOST, table } from "./lists.js";
-import { matcher, networkName, OWN, understand } from "./model.js";
+import { describe, detailPath } from "./details.js";
+import { draw, nearestItem, shownNetworks } from "./drawing.js";
+import { filteredRows, MOST, table } from "./lists.js";
+import { buildModel, matcher, networkName, OWN } from "./model.js";
 import { code, element, mark, setClock, STATUSES, tick } from "./parts.js";
 
 const VIEWS = { map: "Map", services: "Services", containers: "Containers", networks: "Networks", nodes: "Nodes" };
@@ -12,14 +12,14 @@ const WAIT = "60s";
 const at = (id) => document.getElementById(id);
 
 let model = null;
-let more = null; // what the detail pane shows beside the overview
+let more = null; // response of detailPath
 let rows = MOST;
 let current = read();
-let opener = ""; // the key of what opened the detail pane
-let stop = ""; // the key of what the tabulator reaches in the drawing
+let opener = ""; // data-key of the element that opened the detail pane
+let stop = ""; // data-key of the map's item in the tab order
 let asked = null;
 
-// What is looked at
+// View state
 
 function read() {
   const found = new URLSearchParams(location.hash.slice(1));
@@ -41,7 +41,7 @@ function go(change) {
   if (next.network !== null) found.set("network-is", next.network);
   if (next.selected) found.set(next.selected.kind, next.selected.id);
   const place = `#${found}`;
-  // Typing is no step that one would want to go back to.
+  // Typing adds no history entries.
   if ("query" in change) history.replaceState(null, "", place);
   else if (place !== (location.hash || "#")) history.pushState(null, "", place);
   follow();
@@ -55,10 +55,10 @@ function follow() {
   render();
 }
 
-// What there is
+// Data
 
 async function watch(path, take, signal, problem = () => {}) {
-  // Ask for ever, each time for what comes after the last answer.
+  // Blocking queries in a loop, each with the index of the last response.
   for (let index = "", pause = 500; !signal.aborted;) {
     try {
       const response = await fetch(`${path}?index=${index || 0}&wait=${WAIT}`, { signal, headers: { Accept: "application/json" } });
@@ -80,14 +80,14 @@ async function watch(path, take, signal, problem = () => {}) {
 const sleep = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
 
 function begin() {
-  // A page that nobody sees asks nothing: browsers have few connections to one place.
+  // A hidden page does not poll: browsers limit connections per host.
   const watching = new AbortController();
   watch("/v1/weft/overview", (data) => {
     setClock(data.Now);
-    model = understand(data);
-    connected(true);
+    model = buildModel(data);
+    setConnected(true);
     render();
-  }, watching.signal, () => connected(false));
+  }, watching.signal, () => setConnected(false));
   ask();
   const end = () => {
     if (!document.hidden) return;
@@ -103,22 +103,22 @@ function ask() {
   asked?.abort();
   asked = new AbortController();
   more = null;
-  const path = question(current.selected);
+  const path = detailPath(current.selected);
   if (path) watch(path, (found) => { more = found; detail(); }, asked.signal, () => { more = null; });
 }
 
-function connected(well) {
+function setConnected(healthy) {
   const live = at("live");
-  const text = well ? "live" : `no answer from the agent since ${new Date().toLocaleTimeString()}; trying again`;
-  if (well || live.className !== "away") put(live, [text]);
-  live.className = well ? "good" : "away";
-  document.body.classList.toggle("stale", !well);
+  const text = healthy ? "live" : `no answer from the agent since ${new Date().toLocaleTimeString()}; trying again`;
+  if (healthy || live.className !== "away") put(live, [text]);
+  live.className = healthy ? "good" : "away";
+  document.body.classList.toggle("stale", !healthy);
 }
 
-// What is shown
+// Rendering
 
 function put(place, children) {
-  // Replace what is in a place, if it is another; what had the focus there has it again.
+  // Replace the children of an element if they differ, keeping the focus.
   const made = document.createElement("div");
   made.append(...children);
   const [old, fresh] = [[...place.childNodes], [...made.childNodes]];
@@ -142,7 +142,7 @@ function render() {
     put(at("main"), [welcome()]);
   } else if (current.view === "map") map(matches);
   else {
-    const found = kept(current.view, model, current, matches);
+    const found = filteredRows(current.view, model, current, matches);
     summary(found.length, current.view);
     put(at("main"), found.length
       ? table(current.view, found, model, current.selected, rows, () => { rows += MOST; render(); })
@@ -158,7 +158,7 @@ function map(matches) {
   const room = at("main").clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
   if (!networks.length) return put(at("main"), [nothing()]);
   const drawing = draw(networks, model, Math.floor(room), current.selected);
-  // One of the drawing is reached by the tabulator, the others from there by the arrows.
+  // Roving tabindex: one item is in the tab order, arrow keys move between items.
   const items = [...drawing.querySelectorAll(".item")];
   (items.find((one) => one.dataset.key === stop) ?? items[0])?.setAttribute("tabindex", "0");
   return put(at("main"), [drawing]);
@@ -168,7 +168,7 @@ function summary(number, what) {
   const { Omitted } = model.data;
   const hidden = Omitted.Services + Omitted.Attachments + Omitted.Nodes;
   const text = `${number} ${number === 1 ? what.replace(/s$/, "") : what}`;
-  put(at("found"), [text, hidden ? `; ${hidden} more are too many for this page: weft services list` : ""]);
+  put(at("found"), [text, hidden ? `; ${hidden} more are not shown, see weft services list` : ""]);
 }
 
 function views() {
@@ -202,17 +202,17 @@ function tools() {
 
 function nothing() {
   return element("div", { class: "empty" }, element("h2", {}, "Nothing matches"),
-    element("p", {}, "The search and the filters leave nothing here."),
-    element("button", { type: "button", "data-key": "clear", click: clear }, "Clear them"));
+    element("p", {}, "Nothing matches the search and the filters."),
+    element("button", { type: "button", "data-key": "clear", click: clear }, "Clear filters"));
 }
 
 function welcome() {
   return element("div", { class: "empty" },
     element("h2", {}, "Nothing is registered yet"),
-    element("p", {}, "Containers show up here when they are attached to a network with names, services when somebody registers them. This page follows by itself."),
-    element("h3", {}, "A network, for the next container"),
+    element("p", {}, "Containers appear here when they are attached to a network with DNS, services when they are registered. This page updates itself."),
+    element("h3", {}, "Create a network"),
     element("p", {}, code("weft network create blue --names")),
-    element("h3", {}, "A service on this host"),
+    element("h3", {}, "Register a service"),
     element("p", {}, code("weft services register -name=web -port=80")));
 }
 
@@ -223,7 +223,7 @@ function detail() {
   document.body.classList.toggle("detailed", !pane.hidden);
   if (pane.hidden) return pane.replaceChildren();
   const found = describe(selected, model, more);
-  const [kind, title, sections] = found ?? ["", "Gone", [element("p", {}, "It is not there any more, or not yet. If it comes, it is shown here.")]];
+  const [kind, title, sections] = found ?? ["", "Gone", [element("p", {}, "It does not exist, or not yet. It is shown here once it does.")]];
   const above = pane.scrollTop;
   const content = [
     element("div", { class: "title" }, element("p", { class: "faint" }, kind), element("h2", { tabindex: "-1", "data-key": "title" }, title),
@@ -235,7 +235,7 @@ function detail() {
   return undefined;
 }
 
-// What people do
+// Input
 
 function choose(target) {
   const one = target.closest?.("[data-kind]");
@@ -269,7 +269,7 @@ function key(event) {
     at("detail").querySelector("h2")?.focus();
   } else if (item && event.key.startsWith("Arrow")) {
     event.preventDefault();
-    const next = beside(at("main").querySelectorAll(".item"), item, event.key);
+    const next = nearestItem(at("main").querySelectorAll(".item"), item, event.key);
     if (!next) return;
     stop = next.dataset.key;
     item.setAttribute("tabindex", "-1");
@@ -288,7 +288,7 @@ at("health").addEventListener("change", (event) => go({ health: event.target.val
 at("network").addEventListener("change", (event) => go({ network: event.target.value ? event.target.value.slice(1) : null }));
 at("clear").addEventListener("click", clear);
 at("main").addEventListener("pointerover", (event) => {
-  // The line of a service is easier to follow while the pointer is on one of its frames.
+  // Highlight the lines of the hovered service.
   const kind = event.target.closest?.("[data-kind='service']");
   for (const one of document.querySelectorAll(".thread[data-service]")) one.classList.toggle("near", Boolean(kind) && one.dataset.service === kind.dataset.id);
 });

@@ -1,4 +1,4 @@
-"""The routes of the page: its files, which nothing from elsewhere is mixed with, and the document that it shows."""
+"""The routes of the page: its static files, and the document that it shows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TYPES: Mapping[str, str] = {
     "drawing.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
-"""The files of the page."""
+"""The files of the page, with their media types."""
 
 POLICY = "; ".join(
     (
@@ -35,7 +35,7 @@ POLICY = "; ".join(
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
-        # The browser itself refuses to make elements of text: innerHTML and its kin raise an error.
+        # Trusted Types: innerHTML and other sinks raise an error.
         "require-trusted-types-for 'script'",
         "trusted-types 'none'",
     )
@@ -88,12 +88,12 @@ OVERVIEW = struct(
 
 
 def routes(overview: Overview) -> tuple[Route, ...]:
-    """What an ``Api`` serves in addition so that there is a page at ``/ui/``."""
+    """The routes that ``ApiServer`` serves in addition, for the page at ``/ui/``."""
     return (
         Route(
             "GET",
             "/v1/weft/overview",
-            "All that the web page shows, in one document; Consul has no such call",
+            "The web page's data in one document (not in Consul)",
             partial(_overview, overview),
             ("index", "wait"),
             OVERVIEW,
@@ -114,7 +114,7 @@ async def _overview(overview: Overview, request: HttpRequest) -> HttpResponse:
 async def _file(request: HttpRequest) -> HttpResponse:
     name = request.name or "index.html"
     if name not in TYPES:
-        raise HttpError(404, "The page has no such file; it begins at /ui/")
+        raise HttpError(404, "Not found; the page is at /ui/")
     return HttpResponse(files("discovery.page").joinpath(name).read_bytes(), type=TYPES[name], headers=HEADERS)
 
 

@@ -1,6 +1,6 @@
-// What every view is made of. Elements are made one by one and text is only ever text: nothing is parsed as HTML.
+// Building blocks of all views. Elements are created one by one, text is always a text node: no HTML is parsed.
 
-export const STATUSES = ["critical", "warning", "maintenance", "passing"]; // the worst first
+export const STATUSES = ["critical", "warning", "maintenance", "passing"]; // worst first
 const SVG = "http://www.w3.org/2000/svg";
 const SHAPES = {
   passing: "M1.5 7.5 5 11 12.5 3",
@@ -27,7 +27,7 @@ function fill(made, attributes, children) {
 }
 
 export function shape(status, size, x = 0, y = 0) {
-  // The same four shapes everywhere, so that colour is not all that tells them apart.
+  // A shape per status, so that color is not the only distinction.
   return drawn("g", { class: `mark ${status}`, transform: `translate(${x} ${y}) scale(${size / 14})` },
     drawn("rect", { width: 14, height: 14, rx: 4 }),
     drawn("path", { d: SHAPES[status] ?? "M4 7h6", transform: "translate(2.1 2.1) scale(.7)" }));
@@ -42,7 +42,7 @@ export function state(status) {
 }
 
 export function counts(found) {
-  // "2 critical, 1 passing", each with its sign.
+  // "2 critical, 1 passing", each with its mark.
   const parts = STATUSES.filter((one) => found[one]).map((one) =>
     element("span", { class: `state ${one}` }, mark(one), `${found[one]} ${one}`));
   return parts.length ? element("span", { class: "states" }, parts) : element("span", { class: "faint" }, "no instances");
@@ -53,7 +53,7 @@ export function link(kind, id, text, extra = {}) {
 }
 
 export function list(items) {
-  // Words with commas between; "–" for none.
+  // Comma-separated items; "–" for none.
   const parts = items.flatMap((item, number) => (number ? [", ", item] : [item]));
   return parts.length ? parts : [element("span", { class: "faint" }, "–")];
 }
@@ -84,7 +84,7 @@ export function code(text) {
 }
 
 export function when(seconds, started) {
-  // 0 is before the agent began, which is all that is known then.
+  // 0 is before the agent started; the exact time is unknown.
   if (!seconds) {
     return element("span", { class: "faint", title: `before this agent started, ${new Date(started * 1000).toLocaleString()}` }, "earlier");
   }
@@ -92,7 +92,7 @@ export function when(seconds, started) {
   return element("time", { datetime: moment.toISOString(), title: moment.toLocaleString() }, ago(seconds));
 }
 
-let ahead = 0; // seconds that the agent's clock is ahead of the browser's
+let ahead = 0; // seconds by which the agent's clock is ahead of the browser's
 
 export function setClock(now) { ahead = now - Date.now() / 1000; }
 
