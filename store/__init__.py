@@ -1,4 +1,4 @@
-"""A small key-value interface, and the engines behind it: a file of this host (``embedded``)."""
+"""A key-value store with etcd's semantics, and its embedded implementation."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""The file of the embedded store: who may see it, what is in it, and what to say when it cannot be used.
+"""The embedded store's database file: opening, permissions, schema, recovery, and error messages.
 
-SQLite in WAL mode, and no journal of our own: recovery after a crash, checksums, snapshots for readers and several
-processes are what SQLite has been tested for longer than this could ever be, and ``sqlite3 FILE`` shows what is in it.
+SQLite in WAL mode, for its crash recovery, snapshots for readers and access from several processes.
 
-All that weft writes happens under a lock file beside it (``write_lock``), checkpoints too. So processes take turns,
-which SQLite's own lock does not promise, and no two ever write and checkpoint at the same instant, which SQLite before
-3.51.3 does not survive in every case (https://www.sqlite.org/wal.html#walresetbug).
+All writes and checkpoints are serialised by a lock file (``write_lock``). It is fair among
+processes, which SQLite's own lock is not, and it avoids a bug of concurrent writes and checkpoints
+in SQLite before 3.51.3 (https://www.sqlite.org/wal.html#walresetbug).
 """
 
 from __future__ import annotations
@@ -54,60 +53,61 @@ _COLUMNS = (
 )
 
 _REMEDIES = {
-    sqlite3.SQLITE_FULL: ("the disk is full", "free some space; what was refused changed nothing"),
-    sqlite3.SQLITE_IOERR: ("the disk fails", "see dmesg and the free space of the disk"),
-    sqlite3.SQLITE_READONLY: ("it cannot be written", "see its mode, and whether the file system is read-only"),
-    sqlite3.SQLITE_CANTOPEN: ("it cannot be opened", "see its mode and that of its folder"),
-    sqlite3.SQLITE_BUSY: ("another program keeps it locked", "end that program (fuser shows it), then try again"),
-    sqlite3.SQLITE_PERM: ("it may not be used", "see its owner and mode"),
+    sqlite3.SQLITE_FULL: ("the disk is full", "free some space; the failed request changed nothing"),
+    sqlite3.SQLITE_IOERR: ("disk I/O error", "check dmesg and the disk"),
+    sqlite3.SQLITE_READONLY: ("it is read-only", "check its mode and whether the filesystem is mounted read-only"),
+    sqlite3.SQLITE_CANTOPEN: ("it cannot be opened", "check its mode and that of its directory"),
+    sqlite3.SQLITE_BUSY: ("it is locked by another program", "stop that program (fuser shows it), then try again"),
+    sqlite3.SQLITE_PERM: ("permission denied", "check its owner and mode"),
 }
-_DAMAGES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 log = logging.getLogger(__name__)
 
 
 class Damaged(Unavailable):
-    """The file is no database, or a broken one."""
+    """The file is not a database, or it is corrupt."""
 
     def __init__(self, path: str, what: str) -> None:
         super().__init__(
             f"{path} is damaged: {what}",
-            hint="restore a copy of it, or move it away (with recover, weft does) and begin with an empty store",
+            hint="restore a backup, or rename it to start with an empty store (weft does with recover)",
         )
 
 
 class Replaced(Unavailable):
-    """The file that is open is no longer the one of that name: what is written to it would be lost."""
+    """The path leads to another file than the open one: writes would be lost."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"{path} was removed or replaced while it was open", hint="start anew with what is there")
+        super().__init__(f"{path} was removed or replaced while it was open", hint="restart to use the new file")
 
 
 def now() -> int:
-    """Nanoseconds since boot, suspended ones too: a clock that nobody sets, the same for all processes."""
+    """CLOCK_BOOTTIME in nanoseconds: includes suspend, cannot be set, the same in all processes."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 @contextlib.contextmanager
-def reporting(path: str) -> Iterator[None]:
-    """Turn SQLite's errors into Unavailable, naming file and remedy."""
+def translate_errors(path: str) -> Iterator[None]:
+    """Raise SQLite's errors as Unavailable, with the file and a hint."""
     try:
         yield
     except sqlite3.Error as error:
-        raise explained(path, error) from error
+        raise unavailable(path, error) from error
 
 
 def primary_code(error: BaseException) -> int:
-    """SQLite's primary result code of an error, 0 if it is none of SQLite's."""
+    """SQLite's primary result code of an error, 0 if it is not from SQLite."""
     code = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF if isinstance(code, int) else 0
 
 
 @contextlib.contextmanager
 def write_lock(path: str) -> Iterator[int]:
-    """Be the one process, and thread, that writes; yields the lock file's descriptor. Raises Unavailable after 30 s.
+    """Serialise writers across processes and threads; yields the lock file's descriptor.
 
-    Who wants to write waits in one line: whoever has just written joins it at its end.
+    A second lock, ``.turn``, is a queue: whoever has just written waits behind the others. Raises
+    Unavailable after 30 s.
     """
     try:
         with contextlib.ExitStack() as held:
@@ -121,39 +121,47 @@ def write_lock(path: str) -> Iterator[int]:
 
 
 def lock_path(path: str) -> str:
-    """The lock file. It holds the last revision, so that its modification tells other processes of news."""
+    """The lock file.
+
+    It has the last revision, and inotify on it reports commits to other processes.
+    """
     return f"{path}.lock"
 
 
-def identity(path: str) -> tuple[int, int]:
-    """Device and inode of the file. Raises Replaced if there is none."""
+def file_id(path: str) -> tuple[int, int]:
+    """The file's device and inode. Raises Replaced if it does not exist."""
     try:
-        there = os.lstat(path)
+        status = os.lstat(path)
     except OSError as error:
         raise Replaced(path) from error
-    return there.st_dev, there.st_ino
+    return status.st_dev, status.st_ino
 
 
 def open_file(path: Path, *, recover: bool) -> sqlite3.Connection:
-    """Make the file where missing and connect to it for writing. Raises Unavailable; see ``open_embedded``."""
+    """Create the file if missing and connect for writing.
+
+    Raises Unavailable; see ``open_embedded``.
+    """
     name = str(path)
     try:
         _secure(path)
         with write_lock(name):
             try:
-                return _prepare(name, examine=recover)
+                return _prepare(name, check=recover)
             except Damaged as damage:
                 if not recover:
                     raise
-                log.warning("%s; it was put aside as %s", damage.message, _put_aside(name))
-                return _prepare(name, examine=False)
+                log.warning("%s; it was renamed to %s", damage.message, _rename_damaged(name))
+                return _prepare(name, check=False)
     except OSError as error:
-        raise Unavailable(f"{name}: {error.strerror}", hint="see the folder's owner, mode and free space") from error
+        raise Unavailable(
+            f"{name}: {error.strerror}", hint="check the directory's owner, mode and free space"
+        ) from error
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """Another connection to the file. Its user sees to it that one thread uses it at a time."""
-    with reporting(path):
+    """A connection to the file. The caller must not use it in two threads at once."""
+    with translate_errors(path):
         connection = sqlite3.connect(
             path, isolation_level=None, timeout=_BUSY_SECONDS, check_same_thread=False, cached_statements=64
         )
@@ -161,76 +169,77 @@ def connect(path: str) -> sqlite3.Connection:
     return connection
 
 
-def explained(path: str, error: sqlite3.Error) -> Unavailable:
-    """What to tell of an error of SQLite's."""
+def unavailable(path: str, error: sqlite3.Error) -> Unavailable:
+    """An error of SQLite as Unavailable."""
     code = primary_code(error)
-    if code in _DAMAGES:
+    if code in _CORRUPT:
         return Damaged(path, str(error))
-    said, hint = _REMEDIES.get(code, ("it cannot be used", "see the free memory and space of this host"))
-    return Unavailable(f"{path}: {said}: {error}", hint=hint)
+    reason, hint = _REMEDIES.get(code, ("it cannot be used", "check the free memory and disk space"))
+    return Unavailable(f"{path}: {reason}: {error}", hint=hint)
 
 
 def _secure(path: Path) -> None:
-    """Make the folder and the file, 0700 and 0600; refuse what others could have put there or could exchange."""
-    folder = path.parent
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    there = os.lstat(folder)
-    if not stat.S_ISDIR(there.st_mode):
-        raise Unavailable(f"{folder} is no folder but a link or a file", hint="name the folder itself")
-    if there.st_uid != os.geteuid() or there.st_mode & 0o022:
+    """Create directory (0700) and file (0600); refuse what other users can write."""
+    directory = path.parent
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = os.lstat(directory)
+    if not stat.S_ISDIR(status.st_mode):
+        raise Unavailable(f"{directory} is not a directory", hint="give the directory itself, not a symlink")
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise Unavailable(
-            f"others may write to {folder} (owner {there.st_uid}, mode {stat.S_IMODE(there.st_mode):o})",
-            hint="chown it to the user that weft runs as, and chmod 700",
+            f"other users may write to {directory} (owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o})",
+            hint="chown it to weft's user, and chmod 700",
         )
-    # SQLite gives its two other files the mode of this one. Nobody may close a descriptor of it while SQLite has it
-    # open, since that would take SQLite's locks away; so an existing one is looked at by name only.
+    # SQLite creates its two other files with the same mode. An existing file is only lstat'ed:
+    # closing any descriptor of it would release the POSIX locks of an SQLite connection in this
+    # process.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        _sync_folder(folder)
-        _sync_folder(folder.parent)
+        _sync_directory(directory)
+        _sync_directory(directory.parent)
     for suffix in ("", "-wal", "-shm", ".lock", ".turn"):
         _secure_file(f"{path}{suffix}")
 
 
 def _secure_file(name: str) -> None:
     try:
-        there = os.lstat(name)
+        status = os.lstat(name)
     except FileNotFoundError:
         return
-    if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1:
-        raise Unavailable(f"{name} is a link or no plain file", hint="remove it, or name another store")
-    if there.st_mode & 0o077:
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise Unavailable(f"{name} is not a regular file with one link", hint="remove it, or use another path")
+    if status.st_mode & 0o077:
         os.chmod(name, 0o600)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _prepare(path: str, *, examine: bool) -> sqlite3.Connection:
+def _prepare(path: str, *, check: bool) -> sqlite3.Connection:
     connection = connect(path)
     try:
-        with reporting(path):
-            _claim(connection, path)
+        with translate_errors(path):
+            _create_or_verify_schema(connection, path)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
-            # Checkpoints are made when callers have their answers, not by whose commit happens to be the thousandth.
+            # The writer makes checkpoints after it has answered, not within a commit.
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             for columns in _COLUMNS:
                 connection.execute(columns).fetchall()
-            _greet_boot(connection, path, examine)
+            _renew_leases_after_boot(connection, path, check)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _claim(connection: sqlite3.Connection, path: str) -> None:
-    """Make the tables of an empty database; raise Unavailable, having changed nothing, for one of somebody else's."""
+def _create_or_verify_schema(connection: sqlite3.Connection, path: str) -> None:
+    """Create the tables in an empty database. Raises Unavailable for one of another program."""
     application, schema, tables = connection.execute(
         "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)"
         " FROM pragma_application_id, pragma_user_version"
@@ -238,21 +247,21 @@ def _claim(connection: sqlite3.Connection, path: str) -> None:
     if (application, schema) == (_APPLICATION, _SCHEMA):
         return
     if application == _APPLICATION:
-        raise Unavailable(f"{path} is of another version of weft (schema {schema})", hint="use that version")
+        raise Unavailable(f"{path} was created by another version of weft (schema {schema})", hint="use that version")
     if application or tables:
-        raise Unavailable(f"{path} is a database of some other program", hint="name another file")
+        raise Unavailable(f"{path} is a database of another program", hint="use another path")
     connection.executescript(
         f"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGIN IMMEDIATE; {_TABLES}"
         f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_SCHEMA}; COMMIT;"
     )
 
 
-def _greet_boot(connection: sqlite3.Connection, path: str, examine: bool) -> None:
-    """After a boot: look through the file, which may have lost power, and give all leases their full time again."""
+def _renew_leases_after_boot(connection: sqlite3.Connection, path: str, check: bool) -> None:
+    """At the first open after a boot, check the file's integrity and renew all leases."""
     with open(_BOOT_ID, encoding="ascii") as file:
         boot = file.read().strip()
     ((known,),) = connection.execute("SELECT boot FROM state").fetchall()
-    if examine or known not in ("", boot):
+    if check or known not in ("", boot):
         [(verdict, *_), *_] = connection.execute("PRAGMA quick_check(1)").fetchall()
         if verdict != "ok":
             raise Damaged(path, str(verdict))
@@ -263,8 +272,8 @@ def _greet_boot(connection: sqlite3.Connection, path: str, examine: bool) -> Non
         connection.execute("COMMIT")
 
 
-def _put_aside(path: str) -> str:
-    """Rename the file, and its log, which belongs to it, to a free name."""
+def _rename_damaged(path: str) -> str:
+    """Rename the file and its WAL to an unused name."""
     number = 1
     while os.path.lexists(f"{path}.damaged-{number}"):
         number += 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from store import reading
-from store.database import Replaced, connect, identity, lock_path, now, open_file, reporting
+from store.database import Replaced, connect, file_id, lock_path, now, open_file, translate_errors
 from store.hub import Hub
 from store.inotify import drain, open_inotify
 from store.interface import (
@@ -34,7 +34,7 @@ from store.limits import check_number, check_seconds, check_transaction, encoded
 from store.writer import Writer
 
 _POLL_SECONDS = 1.0
-"""How soon another process's changes, and leases, are noticed where inotify did not tell."""
+"""Polling interval for changes by other processes and expired leases, besides inotify."""
 
 Answer = TypeVar("Answer")
 
@@ -42,28 +42,29 @@ log = logging.getLogger(__name__)
 
 
 async def open_embedded(path: Path, *, history: int = 10_000, recover: bool = False) -> Store:
-    """Open the store in that file, which is made (0600, in a folder of 0700) where missing.
+    """Open the store in a file, created with mode 0600 in a directory of mode 0700 if missing.
 
-    ``history`` is how many revisions watches can look back on; their values weigh 64 MiB at most. With ``recover`` a
-    file that is damaged is renamed to ``PATH.damaged-1`` (-2 …), which is logged, and an empty one takes its place.
+    ``history`` is the number of revisions kept for watches, at most 64 MiB of values. With
+    ``recover`` a damaged file is renamed to ``PATH.damaged-1`` (-2 …), logged, and replaced by an
+    empty store.
 
-    A lease runs by the clock since boot (CLOCK_BOOTTIME), so setting the time has no effect on it; it runs on while no
-    process has the store open or the host is suspended. All leases get their full time again when the store is first
-    opened after a boot, and when renewals can be written again after they could not (disk full). Whichever process
-    notices first that one has run out ends it.
+    Leases run on CLOCK_BOOTTIME, also while no process has the store open and during suspend;
+    setting the clock does not affect them. All leases are renewed at the first open after a boot,
+    and when writes succeed again after renewals failed (disk full). An expired lease is revoked by
+    the first process that notices.
 
-    Raises Unavailable where the file cannot be used, with its name and what to do: links, folders that others may write
-    to, other programs' databases, damage.
+    Raises Unavailable, with the file and a hint, if it cannot be used: symlinks, directories that
+    other users may write to, databases of other programs, damage.
     """
     if history < 1:
         raise Invalid(f"a history of {history} revisions", hint="keep at least 1; the default is 10000")
     path = path.absolute()
     connection = await asyncio.to_thread(open_file, path, recover=recover)
     try:
-        with reporting(str(path)):
+        with translate_errors(str(path)):
             reader = connect(str(path))
             reader.execute("PRAGMA query_only = ON")
-            revision = reading.glance(reader).revision
+            revision = reading.get_state(reader).revision
     except BaseException:
         connection.close()
         raise
@@ -71,20 +72,20 @@ async def open_embedded(path: Path, *, history: int = 10_000, recover: bool = Fa
 
 
 class EmbeddedStore:
-    """See ``Store``. Writes go to one thread, reads to another, so that a slow disk never holds up the event loop."""
+    """See ``Store``. One thread writes and one reads: the disk never blocks the event loop."""
 
     def __init__(
         self, path: str, connection: sqlite3.Connection, reader: sqlite3.Connection, revision: int, history: int
     ) -> None:
         self._path = path
-        self._identity = identity(path)
+        self._identity = file_id(path)
         self._reader = reader
         self._readers = ThreadPoolExecutor(1, "store-reader")
         self._hub = Hub(revision, self._changes)
-        self._writer = Writer(connection, path, history, self._hub.offer)
-        self._hurry = asyncio.Event()
-        self._inotify = self._listen()
-        self._attending = asyncio.create_task(self._attend(), name="store-attend")
+        self._writer = Writer(connection, path, history, self._hub.publish)
+        self._wakeup = asyncio.Event()
+        self._inotify = self._watch_lock_file()
+        self._maintenance = asyncio.create_task(self._maintain(), name="store-maintain")
         self._closing: asyncio.Task[None] | None = None
 
     async def get(self, key: str) -> Entry | None:
@@ -111,14 +112,14 @@ class EmbeddedStore:
 
     async def grant(self, seconds: float) -> int:
         check_seconds(seconds)
-        lease = await self._writer.submit(lambda writes: writes.grant(seconds), soft=True)
-        self._hurry.set()
+        lease = await self._writer.submit(lambda writes: writes.grant(seconds), relaxed=True)
+        self._wakeup.set()
         return lease
 
     async def keep_alive(self, lease: int) -> None:
         check_number("lease", lease)
         asked = now()
-        await self._writer.submit(lambda writes: writes.keep_alive(lease, asked), soft=True)
+        await self._writer.submit(lambda writes: writes.keep_alive(lease, asked), relaxed=True)
 
     async def revoke(self, lease: int) -> None:
         check_number("lease", lease)
@@ -136,8 +137,8 @@ class EmbeddedStore:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        self._attending.cancel()
-        await asyncio.gather(self._attending, return_exceptions=True)
+        self._maintenance.cancel()
+        await asyncio.gather(self._maintenance, return_exceptions=True)
         if self._inotify is not None:
             asyncio.get_running_loop().remove_reader(self._inotify)
             os.close(self._inotify)
@@ -147,9 +148,9 @@ class EmbeddedStore:
 
     async def _read(self, function: Callable[[sqlite3.Connection], Answer]) -> Answer:
         def read() -> Answer:
-            if identity(self._path) != self._identity:
+            if file_id(self._path) != self._identity:
                 raise Replaced(self._path)
-            with reporting(self._path):
+            with translate_errors(self._path):
                 return function(self._reader)
 
         if self._closing:
@@ -160,34 +161,34 @@ class EmbeddedStore:
         data = prefix.encode()
         return await self._read(lambda reader: reading.get_changes(reader, data, after))
 
-    def _listen(self) -> int | None:
-        """Have the kernel tell of other processes' writes; where it cannot, looking once in a while must do."""
+    def _watch_lock_file(self) -> int | None:
+        """Watch for other processes' commits with inotify; None if unavailable."""
         try:
             descriptor = open_inotify(lock_path(self._path))
         except OSError:
             return None
-        asyncio.get_running_loop().add_reader(descriptor, self._told, descriptor)
+        asyncio.get_running_loop().add_reader(descriptor, self._on_inotify, descriptor)
         return descriptor
 
-    def _told(self, descriptor: int) -> None:
+    def _on_inotify(self, descriptor: int) -> None:
         drain(descriptor)
         with contextlib.suppress(OSError), open(lock_path(self._path), "rb") as lock:
             if int.from_bytes(lock.read(8), "big") != self._hub.latest:
-                self._hurry.set()
+                self._wakeup.set()
 
-    async def _attend(self) -> None:
-        """Look after what no caller asks for: other processes' changes, leases that run out, a file that is gone."""
-        said = ""
+    async def _maintain(self) -> None:
+        """Follow other processes' commits, revoke expired leases, and notice a replaced file."""
+        logged = ""
         while True:
             pause = _POLL_SECONDS
-            self._hurry.clear()
+            self._wakeup.clear()
             try:
-                glance = await self._read(reading.glance)
-                await self._hub.fetch(glance.revision)
-                if glance.deadline is not None:
-                    pause = min(pause, (glance.deadline - now()) / 1e9)
+                state = await self._read(reading.get_state)
+                await self._hub.catch_up(state.revision)
+                if state.deadline is not None:
+                    pause = min(pause, (state.deadline - now()) / 1e9)
                 if pause <= 0:
-                    await self._writer.submit(lambda _: None, soft=True)
+                    await self._writer.submit(lambda _: None, relaxed=True)
                     continue
             except Replaced as error:
                 self._hub.fail(error)
@@ -195,9 +196,9 @@ class EmbeddedStore:
             except StoreError as error:
                 if self._closing:
                     return
-                if str(error) != said:
+                if str(error) != logged:
                     log.warning("%s", error)
-                said, pause = str(error), _POLL_SECONDS
+                logged, pause = str(error), _POLL_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._hurry.wait()
+                    await self._wakeup.wait()

@@ -1,4 +1,4 @@
-"""Where watches wait: one memory of the latest changes for all of them, and the file for those that are behind."""
+"""Watches: one buffer of recent changes for all of them, and the file for those that are behind."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from store.interface import Batch, Compacted, StoreError, Unavailable
-from store.reading import Page, weight
+from store.reading import Page, value_bytes
 
-_TAIL_EVENTS = 4096
-_TAIL_BYTES = 16 * 1024 * 1024
-_FEW = 1000
+_BUFFER_EVENTS = 4096
+_BUFFER_BYTES = 16 * 1024 * 1024
+_CATCH_UP_REVISIONS = 1000
 
-Read = Callable[[str, int], Awaitable[Page]]
+ReadChanges = Callable[[str, int], Awaitable[Page]]
 
 
 class Hub:
-    """The changes after ``_start`` up to ``_end``, without a gap; ``_latest`` is the last revision heard of."""
+    """A buffer of the changes after ``_start`` up to ``_end``; ``_latest`` is the revision."""
 
-    def __init__(self, revision: int, read: Read) -> None:
+    def __init__(self, revision: int, read: ReadChanges) -> None:
         self._read = read
-        self._tail: list[Batch] = []
+        self._buffer: list[Batch] = []
         self._start = self._end = self._latest = revision
         self._events = self._bytes = 0
         self._watches = 0
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._closed = False
         self._error: StoreError | None = None
 
@@ -32,40 +32,40 @@ class Hub:
     def latest(self) -> int:
         return self._latest
 
-    def offer(self, batches: Sequence[Batch]) -> None:
-        """Changes that have been committed; the memory begins anew where they do not follow what is in it."""
+    def publish(self, batches: Sequence[Batch]) -> None:
+        """Add committed changes. The buffer restarts if they do not follow it."""
         batches = [batch for batch in batches if batch.revision > self._end]
         if not batches:
             return
         if batches[0].revision != self._end + 1:
-            self._forget(batches[0].revision - 1)
+            self._reset(batches[0].revision - 1)
         if self._watches:
-            self._tail += batches
+            self._buffer += batches
             self._events += sum(len(batch.events) for batch in batches)
-            self._bytes += sum(map(_weight, batches))
+            self._bytes += sum(map(_batch_bytes, batches))
         else:
-            self._forget(batches[-1].revision)
+            self._reset(batches[-1].revision)
         self._end = batches[-1].revision
         self._trim()
-        self.notice(self._end)
+        self.advance(self._end)
 
-    def notice(self, revision: int) -> None:
-        """The store has come to that revision; wakes the watches if it is news."""
+    def advance(self, revision: int) -> None:
+        """Wake the watches if the revision is newer than the last known one."""
         if revision > self._latest:
             self._latest = revision
             self._wake()
 
-    async def fetch(self, revision: int) -> None:
-        """Another process has brought the store to that revision: read what it did, once for all watches."""
+    async def catch_up(self, revision: int) -> None:
+        """Read another process's changes up to a revision, once for all watches."""
         try:
-            while self._watches and self._end < revision <= self._end + _FEW:
+            while self._watches and self._end < revision <= self._end + _CATCH_UP_REVISIONS:
                 page = await self._read("", self._end)
-                self.offer(page.batches)
+                self.publish(page.batches)
                 if page.upto >= page.revision:
                     break
         except Compacted:
-            pass  # each watch finds out for itself
-        self.notice(revision)
+            pass  # each watch raises it itself
+        self.advance(revision)
 
     def fail(self, error: StoreError) -> None:
         """End all watches with an error."""
@@ -85,28 +85,28 @@ class Hub:
             while not self._closed:
                 if self._error:
                     raise self._error
-                news = self._news
+                changed = self._changed
                 if checked and self._start <= cursor < self._end:
-                    batches: Sequence[Batch] = self._tail[cursor - self._start :]
+                    batches: Sequence[Batch] = self._buffer[cursor - self._start :]
                     cursor = self._end
                 elif not checked or cursor < self._latest:
                     page = await self._page(prefix, cursor)
                     if page is None:
                         return
                     checked = True
-                    self.notice(page.upto)
+                    self.advance(page.upto)
                     batches, cursor = page.batches, max(cursor, page.upto)
                 else:
-                    await news.wait()
+                    await changed.wait()
                     continue
                 for batch in batches:
-                    if part := _part(batch, prefix):
+                    if part := _filtered(batch, prefix):
                         yield part
         finally:
             self._watches -= 1
 
     async def _page(self, prefix: str, cursor: int) -> Page | None:
-        """The next changes from the file; None if the store was closed meanwhile."""
+        """The next changes from the file, None if the store is closed."""
         try:
             return await self._read(prefix, cursor)
         except Unavailable:
@@ -115,30 +115,30 @@ class Hub:
             raise
 
     def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()
 
-    def _forget(self, revision: int) -> None:
-        self._tail = []
+    def _reset(self, revision: int) -> None:
+        self._buffer = []
         self._start = self._end = revision
         self._events = self._bytes = 0
 
     def _trim(self) -> None:
-        """Forget the older half when it is too much; a watch that still wants it reads the file."""
-        while self._tail and (self._events > _TAIL_EVENTS or self._bytes > _TAIL_BYTES):
-            gone = self._tail[: max(len(self._tail) // 2, 1)]
-            del self._tail[: len(gone)]
+        """Drop the older half of a full buffer; slower watches read the file."""
+        while self._buffer and (self._events > _BUFFER_EVENTS or self._bytes > _BUFFER_BYTES):
+            gone = self._buffer[: max(len(self._buffer) // 2, 1)]
+            del self._buffer[: len(gone)]
             self._start = gone[-1].revision
             self._events -= sum(len(batch.events) for batch in gone)
-            self._bytes -= sum(map(_weight, gone))
+            self._bytes -= sum(map(_batch_bytes, gone))
 
 
-def _weight(batch: Batch) -> int:
-    return sum(map(weight, batch.events))
+def _batch_bytes(batch: Batch) -> int:
+    return sum(map(value_bytes, batch.events))
 
 
-def _part(batch: Batch, prefix: str) -> Batch | None:
-    """What a watch of the prefix sees of a revision, None if nothing."""
+def _filtered(batch: Batch, prefix: str) -> Batch | None:
+    """The events of a revision with a prefix, None if there are none."""
     if not prefix:
         return batch
     events = tuple(event for event in batch.events if event.key.startswith(prefix))

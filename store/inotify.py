@@ -1,4 +1,4 @@
-"""Being told by the kernel that a file was written to. See inotify(7)."""
+"""inotify(7) on one file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _IN_MODIFY = 0x2
 
 
 def open_inotify(path: str) -> int:
-    """A descriptor that becomes readable whenever somebody writes to the file; close it with os.close.
+    """A descriptor that becomes readable when the file is written to; close it with os.close.
 
-    Raises OSError, for one where the user has no instances left (sysctl fs.inotify.max_user_instances).
+    Raises OSError, for example at the limit fs.inotify.max_user_instances.
     *Equivalent to:* ``inotifywait -m -e modify PATH``.
     """
     libc = ctypes.CDLL(None, use_errno=True)
@@ -27,7 +27,7 @@ def open_inotify(path: str) -> int:
 
 
 def drain(descriptor: int) -> None:
-    """Take all that it has to tell."""
+    """Discard all pending events."""
     with contextlib.suppress(BlockingIOError):
         while os.read(descriptor, 65536):
             pass

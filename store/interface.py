@@ -1,13 +1,14 @@
-"""What a store is: keys with values, one sequence of revisions, transactions, leases and watches.
+"""The store's interface: keys, revisions, transactions, leases and watches.
 
-The semantics are those of etcd's version 3 API (https://etcd.io/docs/v3.5/learning/api/ and .../api_guarantees/), so
-that one caller can stand on a file of this host or on a cluster:
+The semantics are those of etcd's v3 API (https://etcd.io/docs/v3.5/learning/api/,
+.../api_guarantees/), so that the store can be a file on one host or a cluster:
 
-- Every change gets a revision, one more than the last. A transaction that changes several keys has one revision for
-  all of them; one that changes nothing has none.
-- What a call has answered is durable, and every read that begins later sees it.
-- Keys are compared as UTF-8 bytes, which is the order of their code points.
-- A call that is cancelled, or that raises ``Unavailable``, may or may not have had its effect; ask before repeating it.
+- Every change increments the revision. A transaction has one revision for all its changes, none
+  without.
+- Completed writes are durable, and visible to every read that starts later.
+- Keys are ordered by their UTF-8 bytes.
+- A call that is cancelled or raises ``Unavailable`` may have had its effect; read before repeating
+  it.
 """
 
 from __future__ import annotations
@@ -20,44 +21,47 @@ from weft.errors import INVALID_CONFIG, STATE_DAMAGED, UNKNOWN_CONTAINER, WeftEr
 
 
 class StoreError(WeftError):
-    """What a store can answer instead of doing what it was asked."""
+    """Base of the store's errors."""
 
 
 class Invalid(StoreError):
-    """The request cannot be: a key too long, a value too large, too many operations. Nothing was changed."""
+    """An invalid request: key too long, value too large, too many operations."""
 
     code = INVALID_CONFIG
 
 
 class LeaseGone(StoreError):
-    """The lease has ended, or never was. Its keys are gone; ask for a new one and put them again."""
+    """The lease has expired, was revoked or never existed. Its keys are deleted."""
 
     code = UNKNOWN_CONTAINER
 
     def __init__(self, lease: int) -> None:
-        super().__init__(f"lease {lease} has ended or never was", hint="grant a new one and put its keys again")
+        super().__init__(f"lease {lease} does not exist", hint="grant a new one and put its keys again")
         self.lease = lease
 
 
 class Compacted(StoreError):
-    """The history that a watch asks for is no longer kept: ``oldest`` is the earliest revision to watch after."""
+    """The revision was compacted; ``oldest`` is the earliest one to watch after."""
 
     def __init__(self, oldest: int) -> None:
         super().__init__(
-            f"changes up to revision {oldest} are no longer kept", hint="range again and watch after its revision"
+            f"revisions up to {oldest} have been compacted", hint="range again and watch after its revision"
         )
         self.oldest = oldest
 
 
 class Unavailable(StoreError):
-    """The store cannot serve now: closed, disk full, damaged. The message names the file and the remedy."""
+    """The store is closed, its disk full or its file damaged. The message names the file."""
 
     code = STATE_DAMAGED
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One key as one revision left it. ``version`` counts its puts since it was created, ``lease`` is 0 without one."""
+    """A key at a revision.
+
+    ``version`` counts its puts since its creation, ``lease`` is 0 without one.
+    """
 
     key: str
     value: bytes
@@ -69,7 +73,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change of one key: ``entry`` is what is there now, None if deleted; ``previous`` what was there before."""
+    """A change of one key: ``entry`` is the new one, None if deleted, ``previous`` the old one."""
 
     key: str
     entry: Entry | None
@@ -79,7 +83,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The events of one revision, in its order; a watch sees those of its prefix, never in two parts."""
+    """The events of one revision, in order. A watch gets those of its prefix in one batch."""
 
     revision: int
     events: tuple[Event, ...]
@@ -87,7 +91,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Entries sorted by key, and the store's revision as of which they are true: watch after it."""
+    """Entries sorted by key, and the revision that they were read at: watch after it."""
 
     entries: tuple[Entry, ...]
     revision: int
@@ -95,7 +99,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Set a key. Without a lease the key leaves the one it had."""
+    """Set a key. ``lease`` 0 detaches it from its lease."""
 
     key: str
     value: bytes
@@ -104,7 +108,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Remove a key, or all whose names begin so; what is not there is no error."""
+    """Delete a key, or all keys with a prefix; missing keys are ignored."""
 
     key: str
     prefix: bool = False
@@ -115,9 +119,9 @@ Operation = Put | Delete
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """What must hold of a key. One that does not exist has 0 for every number, and its value equals nothing.
+    """A condition on a key. All numbers of a missing key are 0.
 
-    Numbers compare by any ``op``; values only by ``=`` and ``!=``, both of which fail for a key that does not exist.
+    Values compare only with ``=`` and ``!=``; both are false for a missing key.
     """
 
     key: str
@@ -128,7 +132,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a transaction went: which branch, the store's revision after it, and how many keys it deleted."""
+    """The outcome of a transaction: its branch, the revision, the number of deleted keys."""
 
     succeeded: bool
     revision: int
@@ -136,48 +140,54 @@ class Outcome:
 
 
 class Store(Protocol):
-    """A key-value store. All of it raises ``Invalid`` for what cannot be and ``Unavailable`` when it cannot serve."""
+    """A key-value store. All methods raise ``Invalid`` and ``Unavailable``."""
 
     async def get(self, key: str) -> Entry | None:
-        """The key as it is now, None if there is none. *Equivalent to:* ``etcdctl get KEY``."""
+        """The key's entry, None if it does not exist. *Equivalent to:* ``etcdctl get KEY``."""
 
     async def range(self, prefix: str, *, limit: int = 0) -> Range:
-        """All keys that begin so (all of the store for ""), or the first ``limit`` of them.
+        """All keys with a prefix ("": all keys), or the first ``limit`` of them.
 
         *Equivalent to:* ``etcdctl get --prefix PREFIX``.
         """
 
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
-        """Set a key; answers the new revision. Raises LeaseGone. *Equivalent to:* ``etcdctl put KEY VALUE``."""
+        """Set a key; returns the new revision. Raises LeaseGone.
+
+        *Equivalent to:* ``etcdctl put KEY VALUE``.
+        """
 
     async def delete(self, key: str, *, prefix: bool = False) -> int:
-        """Remove a key, or all that begin so; answers how many. *Equivalent to:* ``etcdctl del KEY``."""
+        """Delete a key, or all with a prefix; returns their number.
+
+        *Equivalent to:* ``etcdctl del KEY``.
+        """
 
     async def transact(
         self, compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation] = ()
     ) -> Outcome:
-        """Do ``success`` if all of ``compare`` holds, else ``failure``; all of it at once, under one revision.
+        """Apply ``success`` if all comparisons hold, else ``failure``, atomically in one revision.
 
-        A transaction may put a key only once, and not put what it deletes. Raises LeaseGone.
+        A transaction may put a key only once, and not put a key that it deletes. Raises LeaseGone.
         *Equivalent to:* ``etcdctl txn``.
         """
 
     async def grant(self, seconds: float) -> int:
-        """A lease: keys put with it are deleted, under one revision, when nobody has renewed it for that long."""
+        """Grant a lease: its keys are deleted, in one revision, when it expires."""
 
     async def keep_alive(self, lease: int) -> None:
-        """Give a lease its full time again; makes no revision. Raises LeaseGone."""
+        """Renew a lease; creates no revision. Raises LeaseGone."""
 
     async def revoke(self, lease: int) -> None:
-        """End a lease and delete its keys under one revision. One that has ended already is no error."""
+        """Revoke a lease and delete its keys in one revision; a missing one is ignored."""
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
-        """Every change of such keys after that revision, in order, none lost, none twice.
+        """Every change of keys with a prefix after a revision, in order, exactly once.
 
-        It ends when the store is closed. Raises Compacted when the history is gone, at the start or because the reader
-        was too slow.
+        Ends when the store is closed. Raises Compacted if the history is compacted, at the start or
+        because the reader is too slow.
         *Equivalent to:* ``etcdctl watch --prefix PREFIX --rev AFTER+1``.
         """
 
     async def close(self) -> None:
-        """Let go of everything; calls that wait are finished first. Watches end."""
+        """Finish pending calls, end all watches and close the store."""

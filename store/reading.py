@@ -1,4 +1,4 @@
-"""What the embedded store reads: each function one snapshot of the tables."""
+"""Queries of the embedded store, each on one snapshot."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from store.interface import Batch, Compacted, Entry, Event, Range
 _PAGE_EVENTS = 1000
 _PAGE_BYTES = 4 * 1024 * 1024
 _END = b"\xff"
-"""Greater than every key: no UTF-8 has this byte."""
+"""Greater than every key: this byte is not in UTF-8."""
 
 Row = tuple[int, bytes, bytes | None, int, int, int, bytes | None, int, int, int, int]
-"""What ``get_changes`` selects: revision and key, then the new entry, then what was before."""
+"""A row of ``get_changes``: revision, key, new entry, previous entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some of the history: all changes of a prefix up to ``upto``, of a store that is at ``revision``."""
+    """A page of history: all changes of a prefix up to ``upto``; the store is at ``revision``."""
 
     batches: tuple[Batch, ...]
     upto: int
@@ -29,20 +29,20 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
-    """The store's revision, and when the next lease runs out (nanoseconds since boot), if there is any."""
+class State:
+    """The store's revision, and when the next lease expires (ns since boot), if any."""
 
     revision: int
     deadline: int | None
 
 
-def beyond(prefix: bytes) -> bytes:
-    """The first key after all that begin so."""
+def prefix_end(prefix: bytes) -> bytes:
+    """The first key after all keys with a prefix."""
     return prefix[:-1] + bytes((prefix[-1] + 1,)) if prefix else _END
 
 
-def weight(event: Event) -> int:
-    """The bytes of an event's values."""
+def value_bytes(event: Event) -> int:
+    """The size of an event's values in bytes."""
     return sum(len(entry.value) for entry in (event.entry, event.previous) if entry)
 
 
@@ -59,13 +59,13 @@ def get_range(connection: sqlite3.Connection, prefix: bytes, limit: int) -> Rang
         rows = connection.execute(
             "SELECT key, value, create_revision, mod_revision, version, lease FROM entries"
             " WHERE key >= ? AND key < ? ORDER BY key LIMIT ?",
-            (prefix, beyond(prefix), limit or -1),
+            (prefix, prefix_end(prefix), limit or -1),
         ).fetchall()
     return Range(tuple(Entry(key.decode(), *row) for key, *row in rows), revision)
 
 
 def get_changes(connection: sqlite3.Connection, prefix: bytes, after: int) -> Page:
-    """The next changes after a revision, whole revisions of them. Raises Compacted."""
+    """The next changes after a revision, in whole revisions. Raises Compacted."""
     with _snapshot(connection):
         revision, compacted = _state(connection)
         if after < compacted:
@@ -74,16 +74,16 @@ def get_changes(connection: sqlite3.Connection, prefix: bytes, after: int) -> Pa
             "SELECT revision, key, value, create_revision, version, lease,"
             " was_value, was_create, was_mod, was_version, was_lease FROM changes"
             " WHERE revision > ? AND key >= ? AND key < ? ORDER BY revision, position",
-            (after, prefix, beyond(prefix)),
+            (after, prefix, prefix_end(prefix)),
         )
         with contextlib.closing(rows):
             batches, whole = _take(rows)
     return Page(batches, revision if whole else batches[-1].revision, revision)
 
 
-def glance(connection: sqlite3.Connection) -> Glance:
+def get_state(connection: sqlite3.Connection) -> State:
     revision, deadline = connection.execute("SELECT revision, (SELECT min(deadline) FROM leases) FROM state").fetchone()
-    return Glance(revision, deadline)
+    return State(revision, deadline)
 
 
 @contextlib.contextmanager
@@ -101,7 +101,7 @@ def _state(connection: sqlite3.Connection) -> tuple[int, int]:
 
 
 def _take(rows: Iterable[Row]) -> tuple[tuple[Batch, ...], bool]:
-    """Batches of the first rows, and whether these were all."""
+    """A page of batches, and whether it has all rows."""
     batches: list[Batch] = []
     count = size = 0
     for revision, members in groupby(rows, key=lambda row: row[0]):
@@ -110,7 +110,7 @@ def _take(rows: Iterable[Row]) -> tuple[tuple[Batch, ...], bool]:
         events = tuple(_event(row) for row in members)
         batches.append(Batch(revision, events))
         count += len(events)
-        size += sum(map(weight, events))
+        size += sum(map(value_bytes, events))
     return tuple(batches), True
 
 

@@ -1,4 +1,4 @@
-"""What the writes of one commit do to the tables: each request a revision of its own."""
+"""The writes of one commit: each request has its own revision."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sqlite3
 from collections.abc import Callable, Sequence
 
 from store.interface import Batch, Compare, Delete, Entry, Event, LeaseGone, Operation, Outcome, Put
-from store.reading import beyond, weight
+from store.reading import prefix_end, value_bytes
 
 HISTORY_BYTES = 64 * 1024 * 1024
-"""Values that the history keeps at most, however few the revisions are."""
+"""The most bytes of values in the history."""
 
 _LEASE_BITS = 53
-"""As many as every JSON reader keeps exactly."""
+"""What JSON readers keep exactly in a double."""
 
 _COMPARE: dict[str, Callable[[int, int], bool]] = {
     "=": operator.eq,
@@ -25,7 +25,7 @@ _COMPARE: dict[str, Callable[[int, int], bool]] = {
 
 
 class Transaction:
-    """The writes of one commit, within SQLite's transaction, whose owner begins and ends it."""
+    """The writes of one commit, in an SQLite transaction that the caller begins and ends."""
 
     def __init__(self, connection: sqlite3.Connection, clock: int) -> None:
         self._connection = connection
@@ -39,7 +39,7 @@ class Transaction:
     def transact(
         self, compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation]
     ) -> Outcome:
-        """One transaction of a caller's. Raises LeaseGone, having changed nothing."""
+        """Apply one request. Raises LeaseGone without changing anything."""
         succeeded = all(map(self._holds, compare))
         operations = success if succeeded else failure
         for lease in {operation.lease for operation in operations if isinstance(operation, Put) and operation.lease}:
@@ -55,7 +55,7 @@ class Transaction:
         return Outcome(succeeded, self.revision, deleted)
 
     def grant(self, seconds: float) -> int:
-        """A new lease. A random number, so that one of a store that was lost means nothing in the next."""
+        """Grant a lease. Its id is random: ids from a lost store are not valid in the next."""
         while True:
             lease = secrets.randbits(_LEASE_BITS) or 1
             done = self._connection.execute(
@@ -66,7 +66,7 @@ class Transaction:
                 return lease
 
     def keep_alive(self, lease: int, asked: int) -> None:
-        """Renew a lease that had not run out when its renewal was asked for. Raises LeaseGone."""
+        """Renew a lease that had not expired at the time of the request. Raises LeaseGone."""
         done = self._connection.execute(
             "UPDATE leases SET deadline = ? + CAST(seconds * 1e9 AS INTEGER) WHERE id = ? AND deadline > ?",
             (self._clock, lease, asked),
@@ -79,7 +79,7 @@ class Transaction:
         self._connection.execute("UPDATE leases SET deadline = ? + CAST(seconds * 1e9 AS INTEGER)", (self._clock,))
 
     def revoke(self, lease: int) -> None:
-        """End a lease and delete its keys under one revision."""
+        """Revoke a lease and delete its keys in one revision."""
         rows = self._connection.execute("SELECT key FROM entries WHERE lease = ? ORDER BY key", (lease,)).fetchall()
         for (key,) in rows:
             self._delete(Delete(key.decode()))
@@ -87,7 +87,7 @@ class Transaction:
         self._close_revision()
 
     def expire(self) -> None:
-        """End the leases that have run out."""
+        """Revoke the expired leases."""
         rows = self._connection.execute(
             "SELECT id FROM leases WHERE deadline <= ? ORDER BY deadline, id", (self._clock,)
         ).fetchall()
@@ -95,12 +95,12 @@ class Transaction:
             self.revoke(lease)
 
     def finish(self, history: int, *, weigh: bool) -> None:
-        """Write down how far the revisions have come, and forget what is older than the history is long."""
+        """Store the revision, and compact the history."""
         if self.revision == self._before:
             return
         slack = min(history // 10, 256)
         if weigh or self.revision - self._compacted > history + slack:
-            self._compacted = max(self._compacted, self.revision - history, self._outweighed() if weigh else 0)
+            self._compacted = max(self._compacted, self.revision - history, self._excess_revision() if weigh else 0)
             self._connection.execute("DELETE FROM changes WHERE revision <= ?", (self._compacted,))
         self._connection.execute("UPDATE state SET revision = ?, compacted = ?", (self.revision, self._compacted))
 
@@ -142,7 +142,7 @@ class Transaction:
 
     def _delete(self, delete: Delete) -> int:
         data = delete.key.encode()
-        bounds = (data, beyond(data) if delete.prefix else data + b"\0")
+        bounds = (data, prefix_end(data) if delete.prefix else data + b"\0")
         rows = self._connection.execute(
             "DELETE FROM entries WHERE key >= ? AND key < ?"
             " RETURNING key, value, create_revision, mod_revision, version, lease",
@@ -154,7 +154,7 @@ class Transaction:
         return len(rows)
 
     def _close_revision(self) -> None:
-        """Give what the request has changed its revision and its place in the history; nothing, if it has not."""
+        """Assign a revision to the request's changes and add them to the history."""
         events, self._events = tuple(self._events), []
         if not events:
             return
@@ -164,10 +164,10 @@ class Transaction:
             (_row(position, event) for position, event in enumerate(events)),
         )
         self.batches.append(Batch(self.revision, events))
-        self.bytes += sum(weight(event) for event in events)
+        self.bytes += sum(value_bytes(event) for event in events)
 
-    def _outweighed(self) -> int:
-        """The last revision whose forgetting leaves less than the history may weigh."""
+    def _excess_revision(self) -> int:
+        """The last revision to compact so that the history is within HISTORY_BYTES."""
         total = 0
         rows = self._connection.execute(
             "SELECT revision, ifnull(length(value), 0) + ifnull(length(was_value), 0) FROM changes"

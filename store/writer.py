@@ -1,4 +1,4 @@
-"""The thread that writes: what waits at a moment is committed by one fsync, each under a revision of its own."""
+"""The writer thread: pending requests share one fsync, each has its own revision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from store.database import Replaced, explained, identity, now, primary_code, reporting, write_lock
+from store.database import Replaced, file_id, now, primary_code, translate_errors, unavailable, write_lock
 from store.interface import Batch, StoreError, Unavailable
 from store.transaction import HISTORY_BYTES, Transaction
 
@@ -29,27 +29,27 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """``perform`` does it and returns what delivers the answer; ``fail`` delivers an error instead.
+    """``perform`` executes it and returns a callback with the result; ``fail`` delivers an error.
 
-    ``soft`` is what need not outlive a power cut: whoever asked for it does not, and time starts anew after a boot.
+    ``relaxed`` requests (leases) need no fsync: all leases are renewed after a boot anyway.
     """
 
     perform: Callable[[Transaction], Callable[[], None]]
     fail: Callable[[Exception], None]
     cancelled: Callable[[], bool]
-    soft: bool
+    relaxed: bool
     size: int
 
 
 class Writer:
-    """Carries out requests on one connection; answers, and the changes made, arrive in the event loop."""
+    """Executes requests on one connection; results and changes are delivered in the event loop."""
 
     def __init__(
         self, connection: sqlite3.Connection, path: str, history: int, changed: Callable[[Sequence[Batch]], None]
     ) -> None:
         self._connection = connection
         self._path = path
-        self._identity = identity(path)
+        self._identity = file_id(path)
         self._history = history
         self._changed = changed
         self._loop = asyncio.get_running_loop()
@@ -57,15 +57,18 @@ class Writer:
         self._queue: deque[_Request] = deque()
         self._queued_bytes = 0
         self._stopping = False
-        self._suspect = False
-        self._outage = False
+        self._fsync_failed = False
+        self._renewals_failed = False
         self._pages = 0
-        self._unweighed = 0
+        self._uncounted_bytes = 0
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    async def submit(self, work: Callable[[Transaction], Answer], *, soft: bool = False, size: int = 0) -> Answer:
-        """Have the work done in the next commit; answers when that is on disk. Raises its errors, and Unavailable."""
+    async def submit(self, work: Callable[[Transaction], Answer], *, relaxed: bool = False, size: int = 0) -> Answer:
+        """Execute work in the next commit; returns when that is durable.
+
+        Raises its errors, and Unavailable.
+        """
         future: asyncio.Future[Answer] = self._loop.create_future()
 
         def perform(transaction: Transaction) -> Callable[[], None]:
@@ -76,21 +79,19 @@ class Writer:
             if not future.done():
                 future.set_exception(error)
 
-        request = _Request(perform, fail, future.cancelled, soft, size)
+        request = _Request(perform, fail, future.cancelled, relaxed, size)
         with self._ready:
             if self._stopping:
                 raise Unavailable(f"{self._path} has been closed", hint="open it again")
             if len(self._queue) >= _QUEUE_REQUESTS or self._queued_bytes + size > _QUEUE_BYTES:
-                raise Unavailable(
-                    f"{self._path}: {len(self._queue)} writes wait for the disk already", hint="try again later"
-                )
+                raise Unavailable(f"{self._path}: {len(self._queue)} writes are pending", hint="try again later")
             self._queue.append(request)
             self._queued_bytes += size
             self._ready.notify()
         return await future
 
     async def close(self) -> None:
-        """Finish what waits, then close the connection."""
+        """Finish pending requests, then close the connection."""
         with self._ready:
             self._stopping = True
             self._ready.notify()
@@ -103,16 +104,16 @@ class Writer:
                     self._commit_all(group, lock)
                     self._checkpoint_if_due()
             except Exception as error:
-                if self._loop.is_closed():  # before the store was: nobody is left to answer
+                if self._loop.is_closed():  # closed before the store
                     break
                 self._refuse(group, error)
-        # The last to close makes a checkpoint, which is a write like any other.
+        # Closing the last connection makes a checkpoint, which is a write.
         with contextlib.suppress(StoreError, sqlite3.Error), write_lock(self._path):
             self._connection.close()
         self._connection.close()
 
     def _next_group(self) -> list[_Request]:
-        """Wait for requests and take as many as go into one commit; none when there will be no more."""
+        """Wait for requests, and dequeue those for one commit; none after ``close``."""
         group: list[_Request] = []
         size = 0
         with self._ready:
@@ -125,37 +126,40 @@ class Writer:
         return group
 
     def _commit_all(self, group: list[_Request], lock: int) -> None:
-        """Commit a group; if it fails for what may be the fault of one of them, each for itself."""
+        """Commit a group; if one request may be the cause of an error, commit each by itself."""
         try:
             deliveries, batches = self._commit(group)
         except Exception as error:
             if primary_code(error) == sqlite3.SQLITE_IOERR:
-                self._suspect = True
-            if len(group) > 1 and (primary_code(error) == sqlite3.SQLITE_FULL or not isinstance(error, _EVERYBODYS)):
+                self._fsync_failed = True
+            if len(group) > 1 and (
+                primary_code(error) == sqlite3.SQLITE_FULL or not isinstance(error, _NOT_OF_A_REQUEST)
+            ):
                 for request in group:
                     self._commit_all([request], lock)
                 return
-            known = explained(self._path, error) if isinstance(error, sqlite3.Error) else error
+            known = unavailable(self._path, error) if isinstance(error, sqlite3.Error) else error
             self._refuse(group, known)
             return
         self._deliver(deliveries, batches)
         if batches:
-            # Wakes other processes. SQLite's own writes to its log cannot: they come before the commit can be seen.
+            # Notifies other processes by inotify. The WAL is no signal: it is written before the
+            # commit is visible.
             with contextlib.suppress(OSError):
                 os.pwrite(lock, batches[-1].revision.to_bytes(8, "big"), 0)
 
     def _commit(self, group: list[_Request]) -> tuple[list[Callable[[], None]], list[Batch]]:
-        """One transaction of SQLite's; after it, what delivers the answers, and the changes."""
-        if identity(self._path) != self._identity:
+        """One SQLite transaction; returns callbacks that deliver the results, and the changes."""
+        if file_id(self._path) != self._identity:
             raise Replaced(self._path)
-        if self._suspect:
+        if self._fsync_failed:
             self._rewrite()
         try:
             return self._try_commit(group)
         except sqlite3.Error as error:
             if primary_code(error) != sqlite3.SQLITE_FULL:
                 raise
-        # What is in the log already can go into the file, whose pages exist, and make room for this.
+        # A checkpoint writes to pages of the file that exist, and frees space in the WAL.
         with contextlib.suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(RESTART)")
         return self._try_commit(group)
@@ -163,62 +167,67 @@ class Writer:
     def _try_commit(self, group: list[_Request]) -> tuple[list[Callable[[], None]], list[Batch]]:
         clock = now()
         connection = self._connection
-        soft = all(request.soft for request in group)
+        relaxed = all(request.relaxed for request in group)
         if (
-            soft
-            and not self._outage
+            relaxed
+            and not self._renewals_failed
             and connection.execute("SELECT 1 FROM leases WHERE deadline <= ?", (clock,)).fetchone()
         ):
-            soft = False
-        connection.execute(f"PRAGMA synchronous = {'NORMAL' if soft else 'FULL'}")
+            relaxed = False
+        connection.execute(f"PRAGMA synchronous = {'NORMAL' if relaxed else 'FULL'}")
         connection.execute("BEGIN IMMEDIATE")
         try:
             transaction = Transaction(connection, clock)
-            if self._outage:
+            if self._renewals_failed:
                 transaction.renew_all()
-            # Renewals first: they were asked for in time, however long the disk kept them waiting.
-            deliveries = [_perform(request, transaction) for request in group if request.soft]
+            # Renewals before expiry: they were requested in time, however long the disk took.
+            deliveries = [_perform(request, transaction) for request in group if request.relaxed]
             transaction.expire()
-            deliveries += [_perform(request, transaction) for request in group if not request.soft]
-            transaction.finish(self._history, weigh=self._unweighed + transaction.bytes > HISTORY_BYTES // 4)
+            deliveries += [_perform(request, transaction) for request in group if not request.relaxed]
+            transaction.finish(self._history, weigh=self._uncounted_bytes + transaction.bytes > HISTORY_BYTES // 4)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        self._outage = False
+        self._renewals_failed = False
         self._account(len(group), transaction.bytes)
         return deliveries, transaction.batches
 
     def _account(self, requests: int, size: int) -> None:
         self._pages += _PAGES_A_REQUEST * requests + 2 * size // _PAGE
-        self._unweighed = self._unweighed + size if self._unweighed + size <= HISTORY_BYTES // 4 else 0
+        self._uncounted_bytes = (
+            self._uncounted_bytes + size if self._uncounted_bytes + size <= HISTORY_BYTES // 4 else 0
+        )
 
     def _rewrite(self) -> None:
-        """After a failed write or fsync the kernel may hold for written what is not: write all of the log anew.
+        """Checkpoint the WAL after a failed fsync, when unwritten pages may count as clean.
 
-        See "fsyncgate", https://wiki.postgresql.org/wiki/Fsync_Errors. Raises Unavailable while the disk fails.
+        Source: "fsyncgate", https://wiki.postgresql.org/wiki/Fsync_Errors. Raises Unavailable.
         """
-        with reporting(self._path):
+        with translate_errors(self._path):
             busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
         if busy:
-            raise Unavailable(f"{self._path}: the disk failed, and another program reads", hint="try again")
-        self._suspect = False
+            raise Unavailable(f"{self._path}: the disk failed, and a reader blocks recovery", hint="try again")
+        self._fsync_failed = False
 
     def _checkpoint_if_due(self) -> None:
-        """Bring the log into the file, after the answers, and as far as no reader is in the way."""
+        """Checkpoint the WAL after results were delivered, as far as readers allow."""
         if self._pages < _CHECKPOINT_PAGES:
             return
         self._pages = 0
         try:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as error:
-            self._suspect |= primary_code(error) == sqlite3.SQLITE_IOERR
+            self._fsync_failed |= primary_code(error) == sqlite3.SQLITE_IOERR
 
     def _refuse(self, group: list[_Request], error: Exception) -> None:
-        """Answer with the error. Where renewals cannot be written, that is nobody's fault who asked for them: when
-        they can again, all leases have their full time, as after an outage of etcd."""
-        self._outage |= any(request.soft for request in group)
+        """Deliver an error.
+
+        If renewals failed, all leases are renewed once writes succeed, as in etcd after a
+        change of leader.
+        """
+        self._renewals_failed |= any(request.relaxed for request in group)
         self._deliver([_failure(request, error) for request in group], [])
 
     def _deliver(self, deliveries: list[Callable[[], None]], batches: list[Batch]) -> None:
@@ -231,8 +240,8 @@ class Writer:
             self._changed(batches)
 
 
-_EVERYBODYS = (sqlite3.Error, StoreError)
-"""Errors of the file and not of a request."""
+_NOT_OF_A_REQUEST = (sqlite3.Error, StoreError)
+"""Errors of the file, not of a request."""
 
 
 def _perform(request: _Request, transaction: Transaction) -> Callable[[], None]:

@@ -65,28 +65,28 @@ async def test_links_are_refused(path: Path, tmp_path: Path, suffix: str) -> Non
     target = tmp_path / "elsewhere"
     target.write_bytes(b"precious")
     Path(f"{path}{suffix}").symlink_to(target)
-    await refuses(path, "is a link")
+    await refuses(path, "is not a regular file with one link")
     assert target.read_bytes() == b"precious"
     Path(f"{path}{suffix}").unlink()
     Path(f"{path}{suffix}").hardlink_to(target)
-    await refuses(path, "is a link")
+    await refuses(path, "is not a regular file with one link")
     assert target.read_bytes() == b"precious"
 
 
 async def test_a_folder_that_is_a_link_or_open_to_others_is_refused(path: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     path.parent.symlink_to(tmp_path / "real")
-    await refuses(path, "no folder but a link")
+    await refuses(path, "is not a directory")
     path.parent.unlink()
     path.parent.mkdir()
     path.parent.chmod(0o777)
-    await refuses(path, "others may write")
+    await refuses(path, "other users may write")
 
 
 async def test_what_stands_in_the_way_is_named(path: Path) -> None:
     path.mkdir(parents=True, mode=0o700)
     path.parent.chmod(0o700)
-    await refuses(path, "no plain file")
+    await refuses(path, "is not a regular file")
 
 
 async def test_somebody_elses_database_is_left_alone(path: Path) -> None:
@@ -94,8 +94,8 @@ async def test_somebody_elses_database_is_left_alone(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE theirs (id)")
     connection.close()
-    await refuses(path, "some other program")
-    with pytest.raises(Unavailable, match="some other program"):
+    await refuses(path, "another program")
+    with pytest.raises(Unavailable, match="another program"):
         await open_embedded(path, recover=True)
 
 
@@ -138,7 +138,7 @@ async def test_damage_is_said_and_put_aside_only_when_asked(path: Path, damage: 
     assert isinstance(caplog, pytest.LogCaptureFixture)
     with pytest.raises(Unavailable, match=f"{path} is damaged") as caught:
         await open_embedded(path)
-    assert "restore a copy" in str(caught.value)
+    assert "restore a backup" in str(caught.value)
     assert path.read_bytes() == damaged
     for number in (1, 2):
         store = await open_embedded(path, recover=True)
