@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import Any
 
 from weft.errors import ConfigProblem
 from weft.types import Address, Cidr, Subnet
@@ -52,7 +51,7 @@ class Section:
     def __init__(self, value: object, path: str = "", problems: Problems | None = None) -> None:
         self.path = path
         self.problems = problems if problems is not None else Problems()
-        self._keys: dict[str, Any] = {}
+        self._keys: dict[str, object] = {}
         if value is None:
             return
         if not isinstance(value, dict):
@@ -75,7 +74,7 @@ class Section:
         """The path of a key, for messages."""
         return f"{self.path}.{key}" if self.path else key
 
-    def raw(self, key: str) -> Any:
+    def raw(self, key: str) -> object:
         """The value as decoded, None if absent."""
         return self._keys.get(key.casefold())
 
@@ -123,7 +122,7 @@ class Section:
         """The object under ``key``, empty if absent."""
         return Section(self.raw(key), self.at(key), self.problems)
 
-    def items(self, key: str) -> list[Any]:
+    def items(self, key: str) -> list[object]:
         """The list under ``key``, empty if absent."""
         value = self.raw(key)
         if value is None:
@@ -143,10 +142,11 @@ class Section:
     def texts(self, key: str) -> tuple[str, ...]:
         """The list of strings under ``key``."""
         values = self.items(key)
-        if not all(isinstance(item, str) for item in values):
+        texts = tuple(item for item in values if isinstance(item, str))
+        if len(texts) < len(values):
             self.problem(key, "must be a list of strings")
             return ()
-        return tuple(values)
+        return texts
 
     def address(self, key: str) -> Address | None:
         text = self.text(key)
