@@ -15,6 +15,7 @@ FOLDERS = "|".join(
     sorted({path.name for base in BASES for path in (ROOT / base).iterdir() if path.is_dir() and path.name[0] != "."})
 )
 EXCLUDED = ("build/", "bin/cni")
+GENERATED = (ROOT / "docs" / "ruleset.md",)
 COLUMNS = 100
 
 
@@ -48,7 +49,7 @@ def test_every_path_exists(page: Path) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in GENERATED], ids=lambda page: page.stem)
 def test_prose_is_wrapped(page: Path) -> None:
     long = [line for line in prose(page) if len(line) > COLUMNS and line[0] not in "|!" and " " in line[:COLUMNS]]
     assert long == []
