@@ -1,4 +1,4 @@
-"""Operations on links that the container has to itself: made for it, or lent to it by the host."""
+"""Operations on links in the container: created for it, or moved into it from the host."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from weft.kernel.interface import Link, Namespace
 from weft.types import Attachment, Side
 
 _LENT = "weft-device"
-"""How aliases of lent links begin: not as other marks, since nobody may sweep a link that is the host's own."""
+"""The start of aliases of moved links; unlike other marks, so that GC never deletes a link of the host's own."""
 
 _PATIENCE = 2.0
-"""Seconds in which the kernel gives back the physical links of a namespace that has ended (cleanup_net)."""
+"""Seconds until the kernel has moved the physical links of a deleted namespace back to the host (cleanup_net)."""
 
 
 def _container(machine: Machine, name: str) -> Namespace:
-    """The container's namespace, in which no link has that name yet; raises Missing or Conflict."""
+    """The container's namespace; raises Missing if it is gone, Conflict if it has a link of that name."""
     if machine.container is None:
-        raise Missing(f"the container's network namespace is gone, there can be no {name} in it")
+        raise Missing(f"cannot create {name}: the container's network namespace is gone")
     if machine.container.link(name) is not None:
         raise Conflict(
-            f"the container has a link {name} already",
-            hint="delete the attachment that made it first, or use another CNI_IFNAME",
+            f"link {name} already exists in the container",
+            hint="DEL the attachment that created it first, or use another CNI_IFNAME",
         )
     return machine.container
 
 
-def _unlike(link: Link | None, name: str, alias: str, mac: str, mtu: int) -> str | None:
+def _difference(link: Link | None, name: str, alias: str, mac: str, mtu: int) -> str | None:
     """How a link of the container differs from the planned one, in a sentence; None if it does not."""
     if link is None:
         return f"the container's link {name} is missing"
@@ -46,11 +46,12 @@ def _unlike(link: Link | None, name: str, alias: str, mac: str, mtu: int) -> str
 
 @dataclass(frozen=True, slots=True)
 class ContainerLink(Operation):
-    """A link made inside the container: a macvlan, ipvlan or VLAN of a ``parent`` on either side, a dummy, a tap.
+    """A link created in the container: macvlan, ipvlan or VLAN on a ``parent`` on either side, dummy or tap.
 
-    ``passing`` is the name it has until it bears its alias: so under its own name it always does, whenever a process
-    is killed. ``mtu`` in bytes, 0: the kernel's. ``master`` is a bridge in the container. Raises Conflict, Missing,
-    KernelLacks. *Equivalent to:* ``ip link add NAME link PARENT type KIND …``.
+    It is created under the name ``passing`` and renamed together with setting its alias, so that a link with its final
+    name always has the alias, even if the process is killed. ``mtu`` in bytes, 0: the kernel's default. ``master`` is a
+    bridge in the container. Raises Conflict, Missing, KernelLacks.
+    *Equivalent to:* ``ip link add NAME link PARENT type KIND …``.
     """
 
     name: str
@@ -86,8 +87,8 @@ class ContainerLink(Operation):
             error.message = error.message.replace(self.passing, self.name)
             if isinstance(error, Exists):
                 raise Conflict(
-                    f"{self.parent or 'the container'} has such a {self.type} link already: {error.message}",
-                    hint="one VLAN of a link can be given to one container only",
+                    f"{self.parent or 'the container'} already has such a {self.type} link: {error.message}",
+                    hint="a VLAN of a link can be used by one container only",
                 ) from error
             raise
         container.change_link(self.passing, alias=self.alias, master=self.master or None, new_name=self.name)
@@ -107,15 +108,17 @@ class ContainerLink(Operation):
         if self.parent and parent is not None and parent.link(self.parent) is None:
             return f"the {self.side}'s link {self.parent} is missing, and {self.name} with it"
         link = machine.container.link(self.name) if machine.container is not None else None
-        return _unlike(link, self.name, self.alias, self.mac, self.mtu) or (self._kind_mismatch(link) if link else None)
+        return _difference(link, self.name, self.alias, self.mac, self.mtu) or (
+            self._kind_mismatch(link) if link else None
+        )
 
     def _kind_mismatch(self, link: Link) -> str | None:
         if link.kind != self.type:
-            return f"{self.name} is a {link.kind or 'physical'} link and no {self.type}"
+            return f"{self.name} is a {link.kind or 'physical'} link, not {self.type}"
         if link.master != self.master:
             return f"{self.name} is on {link.master or 'no bridge'} instead of {self.master or 'none'}"
         for key, wanted in self.options:
-            there = link.options.get(key, wanted)  # what this kernel does not show cannot be compared
+            there = link.options.get(key, wanted)  # an attribute that this kernel does not dump cannot be compared
             if there != wanted:
                 return f"{key} of {self.name} is {there} instead of {wanted}"
         return None
@@ -138,11 +141,11 @@ class ContainerLink(Operation):
 
 @dataclass(frozen=True, slots=True)
 class LentLink(Operation):
-    """A link of the host's that the container has for as long as it is attached; undo brings it back, down.
+    """A link of the host that is moved into the container; undo moves it back, down.
 
-    ``name`` is what the host calls it, ``before`` the alias it had. It is known by its ``alias``, so it is found
-    wherever it is: the kernel itself brings a physical link back when the container's namespace ends, under
-    whatever name is free. Raises Conflict, Missing. *Equivalent to:* ``ip link set NAME netns CONTAINER name LINK``.
+    ``name`` is its name on the host, ``before`` the alias it had. It is found by its ``alias`` on either side: when the
+    container's namespace is deleted, the kernel moves a physical link back to the host, under any free name.
+    Raises Conflict, Missing. *Equivalent to:* ``ip link set NAME netns CONTAINER name LINK``.
     """
 
     name: str
@@ -160,7 +163,7 @@ class LentLink(Operation):
 
     def apply(self, machine: Machine) -> bool:
         container = _container(machine, self.container)
-        # Its alias first: what a process that is killed now leaves is still known.
+        # The alias first: if the process is killed here, the link can still be found.
         machine.host.change_link(self.name, alias=self.alias)
         machine.host.change_link(self.name, new_name=self.container, namespace=container)
         return True
@@ -169,7 +172,7 @@ class LentLink(Operation):
         container, host = machine.container, machine.host
         there = self._find(container, self.container) if container is not None else None
         if container is not None and there is not None:
-            self._bring_back(container, there, host)
+            self._move_back(container, there, host)
             return
         there = self._find(host, self.name)
         deadline = time.monotonic() + _PATIENCE
@@ -177,7 +180,7 @@ class LentLink(Operation):
             time.sleep(0.05)
             there = self._find(host, self.name)
         if there is not None:
-            self._name_again(host, there)
+            self._rename_back(host, there)
 
     def _find(self, namespace: Namespace, likely: str) -> Link | None:
         link = namespace.link(likely)
@@ -185,18 +188,18 @@ class LentLink(Operation):
             return link
         return next((link for link in namespace.links() if has_mark(link, self.alias)), None)
 
-    def _bring_back(self, container: Namespace, there: Link, host: Namespace) -> None:
+    def _move_back(self, container: Namespace, there: Link, host: Namespace) -> None:
         mac, mtu = self._restored(there)
         try:
             container.change_link(
                 there.name, up=False, alias=self.before, mac=mac, mtu=mtu, new_name=self.name, namespace=host
             )
         except Exists as error:
-            # Whatever else happens, the container must not keep it.
+            # In any case the container must not keep it.
             container.change_link(there.name, up=False, new_name=self.passing, namespace=host)
             raise self._taken(self.passing) from error
 
-    def _name_again(self, host: Namespace, there: Link) -> None:
+    def _rename_back(self, host: Namespace, there: Link) -> None:
         mac, mtu = self._restored(there)
         if there.name == self.name:
             host.change_link(self.name, alias=self.before, mac=mac, mtu=mtu)
@@ -208,18 +211,18 @@ class LentLink(Operation):
             raise self._taken(there.name) from error
 
     def _restored(self, there: Link) -> tuple[str | None, int | None]:
-        """The MAC address and MTU to give back, None where the container left them alone."""
+        """The MAC address and MTU to restore, None where they are unchanged."""
         return (self.mac if there.mac != self.mac else None), (self.mtu if there.mtu != self.mtu else None)
 
     def _taken(self, here: str) -> Conflict:
         return Conflict(
-            f"the host has another link {self.name} by now, so the one that comes back is {here}",
-            hint=f"rename that other link, then DEL again; or leave it: ip link set {here} alias ''",
+            f"the host has another link {self.name} now, so the returned link is named {here}",
+            hint=f"rename the other link and DEL again, or keep the name: ip link set {here} alias ''",
         )
 
     def mismatch(self, machine: Machine) -> str | None:
         link = machine.container.link(self.container) if machine.container is not None else None
-        return _unlike(link, self.container, self.alias, self.mac, self.mtu)
+        return _difference(link, self.container, self.alias, self.mac, self.mtu)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (
@@ -229,16 +232,16 @@ class LentLink(Operation):
 
 
 def lend(link: Link, attachment: Attachment) -> LentLink:
-    """The operation that lends a link of the host's to an attachment.
+    """The operation that moves a link of the host into an attachment's container.
 
-    The alias tells the host's name for it, so that it finds home when all records are lost.
+    The alias holds its name on the host, so that it can be moved back if all records are lost.
     """
     return LentLink(
         name=link.name,
         container=attachment.interface,
         passing=identity.temporary_link(attachment),
         alias=identity.alias(f"{_LENT}:{identity.attachment_digest(attachment)}", f"{link.name}:lent to {attachment}"),
-        # A mark that a lost record left behind is nothing to go back to.
+        # A mark from a lost record is not an alias to restore.
         before="" if link.alias.startswith(f"{_LENT}:") else link.alias,
         type=link.kind,
         mac=link.mac,
@@ -247,7 +250,7 @@ def lend(link: Link, attachment: Attachment) -> LentLink:
 
 
 def leftovers(machine: Machine, attachment: Attachment, *, on_host: bool) -> Iterator[Operation]:
-    """What must have made the links that bear an attachment's marks, its record lost: for ``undo`` alone."""
+    """Operations that undo the links with an attachment's marks, for an attachment without a record."""
     digest = identity.attachment_digest(attachment)
     passing = identity.temporary_link(attachment)
     inside = machine.container.links() if machine.container is not None else ()
@@ -263,7 +266,7 @@ def leftovers(machine: Machine, attachment: Attachment, *, on_host: bool) -> Ite
 
 
 def lent_by_name(link: Link, attachment: Attachment) -> LentLink:
-    """What the reference plugin host-device must have done: it leaves nothing but the host's name, as the alias."""
+    """The operation for a link that the reference plugin moved: its alias is its name on the host, and no more."""
     return LentLink(
         link.alias,
         link.name,

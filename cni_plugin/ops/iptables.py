@@ -1,6 +1,6 @@
-"""Operations on iptables, for configurations that ask for it. Rules are written as ``iptables-save`` prints them.
+"""Operations on iptables, for configurations with that backend. Rules are written as ``iptables-save`` prints them.
 
-A chain is a network's, like the base rules; an attachment's rules bear its mark as their comment.
+Chains belong to the network, like the base rules; an attachment's rules have its mark as their comment.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _PROGRAMS = {4: "iptables", 6: "ip6tables"}
 
 @dataclass(frozen=True, slots=True)
 class TableChain(Operation):
-    """A chain, the rules that it always holds, and what leads into it: ``jumps`` are pairs of chain and rule.
+    """A chain with its fixed rules and the jumps to it, as pairs of chain and rule.
 
-    With ``first`` both come before others' rules. The chain goes when nothing else is in it and nobody else leads
-    there.
+    With ``first``, rules and jumps are inserted before all others. Undo deletes the chain unless it has other rules or
+    other jumps to it.
     """
 
     version: int
@@ -30,7 +30,7 @@ class TableChain(Operation):
     first: bool = False
 
     def _lines(self) -> tuple[str, ...]:
-        """What of it is rules, as they are listed."""
+        """The rules and jumps, as iptables-save prints them."""
         jumps = tuple(f"-A {chain} {rule}" for chain, rule in self.jumps)
         return (*jumps, *(f"-A {self.chain} {rule}" for rule in self.rules))
 
@@ -75,7 +75,7 @@ class TableChain(Operation):
 
 @dataclass(frozen=True, slots=True)
 class TableRules(Operation):
-    """An attachment's rules in a chain, each with the attachment's mark as its comment, added in one go."""
+    """An attachment's rules in a chain, each with its mark as comment, added by one iptables-restore."""
 
     version: int
     table: str
@@ -110,5 +110,5 @@ class TableRules(Operation):
 
 
 def commented(mark: str) -> str:
-    """The words of a rule that make the mark its comment."""
+    """The match that has the mark as its comment."""
     return f'-m comment --comment "{mark}"'

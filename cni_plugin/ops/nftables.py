@@ -13,7 +13,7 @@ from weft.kernel.interface import Element, Scalar
 
 @dataclass(frozen=True, slots=True)
 class BaseRules(Operation):
-    """weft's tables with their sets and chains. Removed when the last network goes (see service)."""
+    """weft's tables with their sets and chains. Removed with the last network."""
 
     def apply(self, machine: Machine) -> bool:
         machine.rules().install(TABLES)
@@ -34,7 +34,8 @@ class BaseRules(Operation):
 class Elements(Operation):
     """Elements of weft's sets and maps, added and deleted in one transaction.
 
-    A runtime gives the same ports to every network of a container: the first attachment has them while it lasts.
+    A runtime requests the same ports for every network of a container: the first attachment has them until it is
+    deleted.
     """
 
     elements: tuple[Element, ...]
@@ -56,12 +57,12 @@ class Elements(Operation):
 
     @property
     def published(self) -> bool:
-        """Whether there are ports among them."""
+        """Whether they include published ports."""
         return any(element.collection in PORTS for element in self.elements)
 
     @staticmethod
     def _without_siblings(elements: tuple[Element, ...], machine: Machine) -> tuple[Element, ...]:
-        """Those of the elements whose places no other attachment of the same container has."""
+        """The elements whose keys no other attachment of the same container has."""
         ports = {element.collection for element in elements} & PORTS
         siblings = machine.sibling_marks(elements[0].mark) if ports else frozenset()
         if not siblings:
@@ -88,5 +89,5 @@ def _joined(parts: tuple[Scalar, ...]) -> str:
 
 
 def _word(part: Scalar) -> str:
-    """A link's name in quotation marks; a MAC address, which alone has colons, and a protocol without."""
+    """A link's name in quotes; a MAC address (which has colons) and a protocol without."""
     return f'"{part}"' if isinstance(part, str) and not part.isalpha() and ":" not in part else str(part)

@@ -1,4 +1,4 @@
-"""Operations on how a container's packets find their way: rules, routes moved to other tables, VRFs, isolated ports.
+"""Operations on policy routing: rules, routes moved to other tables, VRFs; and isolated bridge ports.
 
 Sources: ip-rule(8), ip-vrf(8), ``Documentation/networking/vrf.rst``, bridge(8).
 """
@@ -21,7 +21,7 @@ _MAIN = 254
 
 @dataclass(frozen=True, slots=True)
 class RoutedFrom(Operation):
-    """In the container, packets from an address are routed by a table of their own."""
+    """A routing rule in the container: packets from an address use a table of their own."""
 
     rule: RoutingRule
 
@@ -48,7 +48,7 @@ class RoutedFrom(Operation):
 
 @dataclass(frozen=True, slots=True)
 class RouteMoved(Operation):
-    """A route of the container's link is not where it was; ``to`` is the one that stands for it, if any."""
+    """A route deleted from its table; ``to`` is the route in another table that replaces it, if any."""
 
     route: KernelRoute
     to: KernelRoute | None = None
@@ -65,7 +65,7 @@ class RouteMoved(Operation):
         return True
 
     def undo(self, machine: Machine) -> None:
-        # Where its address or link is gone the route cannot be again, and nobody misses it.
+        # If its address or link is gone, the route cannot be added again and is not needed.
         if machine.container is not None:
             with contextlib.suppress(KernelRefused):
                 machine.container.add_route(self.route)
@@ -75,7 +75,7 @@ class RouteMoved(Operation):
         there = namespace_of(machine, Side.CONTAINER, self.route.link).routes(
             link=self.route.link, table=wanted.route.table or _MAIN
         )
-        # The kernel adds what belongs to an address again whenever that is added anew.
+        # The kernel adds the prefix route again whenever the address is added again.
         if any(one.route == wanted.route for one in there):
             return f"the route {self.route.route.destination} of {self.route.link} is in its first table again"
         return None
@@ -92,16 +92,16 @@ class RouteMoved(Operation):
 
 
 def _same(earlier: LinkRoute, route: KernelRoute) -> bool:
-    """Whether an operation's route is the one that the kernel shows."""
+    """Whether an operation's route is the one that the kernel dumped."""
     there = (earlier.side, earlier.route.link, canonical(earlier.route).route)
     return there == (Side.CONTAINER, route.link, canonical(route).route)
 
 
 @dataclass(frozen=True, slots=True)
 class Vrf(Operation):
-    """A virtual routing domain of the container with a table of its own; it goes with its last link.
+    """A VRF in the container, with its routing table; deleted with its last port.
 
-    Without an alias it was there before, and is used as it is.
+    Without an alias it existed before, and is used as it is. *Equivalent to:* ``ip link add NAME type vrf table N``.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Vrf(Operation):
             container.add_link(self.name, "vrf", alias=self.alias, up=True, options=options)
             return True
         if link.kind != "vrf":
-            raise Conflict(f"{self.name} is a {link.kind or 'physical'} link and no VRF", hint="use another vrfname")
+            raise Conflict(f"{self.name} is a {link.kind or 'physical'} link, not a VRF", hint="use another vrfname")
         return False
 
     def undo(self, machine: Machine) -> None:
@@ -124,7 +124,7 @@ class Vrf(Operation):
         link = container.link(self.name) if container is not None else None
         if container is None or link is None or link.kind != "vrf":
             return
-        # Any of weft's marks will do: the attachment that made it may be gone, and this be the last.
+        # Any mark of weft's will do: the attachment that created it may be gone, and this one be the last.
         if not has_mark(link, self.alias) and not link.alias.startswith("weft:"):
             return
         if not any(port.master == self.name for port in container.links()):
@@ -146,10 +146,10 @@ class Vrf(Operation):
 
 @dataclass(frozen=True, slots=True)
 class InVrf(Operation):
-    """A link of the container is in a VRF, its routes are in the VRF's table.
+    """A link of the container is a port of a VRF, and its routes are in the VRF's table.
 
-    The kernel takes a link down and up as it enters or leaves, so that routes (all) and addresses (of IPv6) may go
-    with it: ``addresses`` and ``routes`` are put back on either side.
+    The kernel sets a link down and up as it enters or leaves a VRF, which flushes its routes and its IPv6 addresses:
+    ``addresses`` and ``routes`` are added again both times. *Equivalent to:* ``ip link set LINK master VRF``.
     """
 
     link: str
@@ -211,7 +211,7 @@ class InVrf(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Isolated(Operation):
-    """A bridge's port that exchanges frames with no other such port, only with the bridge's own side."""
+    """A bridge port isolated from other isolated ports. *Equivalent to:* ``bridge link set dev LINK isolated on``."""
 
     link: str
 
@@ -222,7 +222,7 @@ class Isolated(Operation):
     def apply(self, machine: Machine) -> bool:
         link = machine.host.link(self.link)
         if link is not None and not link.port:
-            return False  # no port: there are no siblings to be kept from
+            return False  # not a bridge port
         machine.host.change_port(self.link, {"brport_isolated": 1})
         return True
 

@@ -1,4 +1,4 @@
-"""Operations around published ports: that nobody else listens there, and connections that lead elsewhere."""
+"""Operations around published ports: checking that they are free, and flushing stale conntrack entries."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from weft.kernel.interface import Flow
 from weft.types import Address
 
 _HOLDERS = ("conmon", "nerdctl", "sleep")
-"""Processes by which podman and nerdctl keep a published port from others: they listen and never answer."""
+"""Processes that podman and nerdctl have bind published ports to reserve them; they never accept."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedPort:
-    """A port of the host (of one address of it, or of all) and the container's address and port it leads to."""
+    """A port of the host, on one address or all, and the container's address and port that it forwards to."""
 
     protocol: str
     port: int
@@ -27,7 +27,7 @@ class PublishedPort:
 
 @dataclass(frozen=True, slots=True)
 class PortsFree(Operation):
-    """No process of the host listens at the ports: it would be cut off. Nothing is changed."""
+    """No process of the host may listen on the ports: DNAT would cut it off. Nothing is changed."""
 
     ports: tuple[PublishedPort, ...]
 
@@ -38,7 +38,7 @@ class PortsFree(Operation):
                     continue
                 if wanted.host is None or int(address) == 0 or address == wanted.host:
                     raise Conflict(
-                        f"host port {wanted.port}/{wanted.protocol} is in use: {process} listens at {address}",
+                        f"host port {wanted.port}/{wanted.protocol} is in use: {process} listens on {address}",
                         hint="publish another port, or stop that process",
                     )
         return False
@@ -56,9 +56,10 @@ class PortsFree(Operation):
 
 @dataclass(frozen=True, slots=True)
 class ConntrackFlush(Operation):
-    """Datagrams to a port that has just been published go to the container, even from clients that sent before.
+    """Flush stale UDP conntrack entries after publishing a port.
 
-    Comes after the rules: a client that keeps sending would at once be tracked as before.
+    Clients that sent before the port was published have entries without DNAT. Applied after the rules, since a client
+    that keeps sending would get the same entry again at once.
     """
 
     ports: tuple[PublishedPort, ...]
@@ -67,7 +68,7 @@ class ConntrackFlush(Operation):
         stale: list[Flow] = []
         own: set[Address] | None = None
         for port in self.ports:
-            found = [flow for flow in machine.host.flows(port.protocol, port.port) if _astray(flow, port)]
+            found = [flow for flow in machine.host.flows(port.protocol, port.port) if _has_stale_nat(flow, port)]
             if found and port.host is None and own is None:
                 own = _own_addresses(machine)
             stale += [flow for flow in found if flow.destination == port.host or flow.destination in (own or ())]
@@ -87,9 +88,9 @@ class ConntrackFlush(Operation):
 
 @dataclass(frozen=True, slots=True)
 class ConntrackFlushOnUndo(Operation):
-    """Once the port is no longer published, datagrams of clients that keep sending do not go to the container.
+    """Flush UDP conntrack entries to the container once a port is no longer published.
 
-    Only undo does anything; it comes before the rules, and so is undone after them.
+    Only undo does anything; it is listed before the rules, so that it is undone after them.
     """
 
     ports: tuple[PublishedPort, ...]
@@ -115,8 +116,8 @@ class ConntrackFlushOnUndo(Operation):
         return ()
 
 
-def _astray(flow: Flow, port: PublishedPort) -> bool:
-    """Whether the connection leads elsewhere than the port does now."""
+def _has_stale_nat(flow: Flow, port: PublishedPort) -> bool:
+    """Whether the entry's reply source is not the container's address and port."""
     there = (flow.reply_source, flow.reply_port)
     return flow.destination.version == port.target.version and there != (port.target, port.target_port)
 

@@ -1,7 +1,7 @@
-"""Operations on how fast links send: token buckets, and the link that limits what comes in.
+"""Traffic control: token bucket filters, and the ifb link that shapes ingress traffic.
 
-What a link receives cannot wait anywhere: so it is sent on to an ``ifb`` link first, which can be limited. Sources:
-tc-tbf(8), tc-mirred(8), ``drivers/net/ifb.c``.
+There is no queue on ingress, so it is redirected to an ``ifb`` link, which has one. Sources: tc-tbf(8), tc-mirred(8),
+``drivers/net/ifb.c``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from weft.types import Side
 
 @dataclass(frozen=True, slots=True)
 class Limited(Operation):
-    """A link of the host sends no faster than the limit."""
+    """A token bucket filter (tbf) as the root qdisc of a link of the host."""
 
     link: str
     limit: Limit
@@ -38,12 +38,12 @@ class Limited(Operation):
     def mismatch(self, machine: Machine) -> str | None:
         there = machine.host.limit(self.link)
         if there is None:
-            return f"what {self.link} sends is not limited"
+            return f"{self.link} has no tbf qdisc"
         if there.rate != self.limit.rate:
-            return f"{self.link} may send {there.rate * 8} bit/s instead of {self.limit.rate * 8}"
-        # The burst is a part of the queue, and reads back exactly.
+            return f"the rate of {self.link} is {there.rate * 8} bit/s instead of {self.limit.rate * 8}"
+        # The burst is part of the limit, which is dumped exactly.
         if there.queue != self.limit.queue:
-            return f"{there.queue} bytes may wait at {self.link} instead of {self.limit.queue}"
+            return f"the queue limit of {self.link} is {there.queue} bytes instead of {self.limit.queue}"
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ class Limited(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Ifb(Operation):
-    """A link of the host that sends on what it is given, so that it can be limited. ``mtu`` in bytes."""
+    """An ifb link on the host. ``mtu`` in bytes."""
 
     name: str
     alias: str
@@ -66,13 +66,13 @@ class Ifb(Operation):
 
     def apply(self, machine: Machine) -> bool:
         if machine.host.link(self.name) is not None:
-            raise Conflict(f"there is a link {self.name} already", hint="delete the attachment that made it first")
+            raise Conflict(f"link {self.name} already exists", hint="DEL the attachment that created it first")
         machine.host.add_link(self.name, "ifb", mac=self.mac, mtu=self.mtu, alias=self.alias, up=True)
         return True
 
     def undo(self, machine: Machine) -> None:
         link = machine.host.link(self.name)
-        # A process killed between making the link and naming it leaves no alias, but the planned MAC.
+        # Half-created: our MAC address, no alias.
         if link is None or not (has_mark(link, self.alias) or (not link.alias and link.mac == self.mac)):
             return
         with contextlib.suppress(Missing):
@@ -81,7 +81,7 @@ class Ifb(Operation):
     def mismatch(self, machine: Machine) -> str | None:
         link = machine.host.link(self.name)
         if link is None or link.kind != "ifb":
-            return f"the host's link {self.name} is missing" if link is None else f"{self.name} is no ifb link"
+            return f"the host's link {self.name} is missing" if link is None else f"{self.name} is not an ifb link"
         return None if link.up else f"the host's link {self.name} is down"
 
     def commands(self, namespace: str) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ class Ifb(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Redirected(Operation):
-    """All that comes in by a link of the host goes on by another one."""
+    """Ingress traffic of a link of the host is redirected to another link (mirred)."""
 
     link: str
     target: str
@@ -115,7 +115,7 @@ class Redirected(Operation):
         there = machine.host.redirect(self.link)
         if there == self.target:
             return None
-        return f"what comes in by {self.link} goes on by {there or 'nothing'} instead of {self.target}"
+        return f"ingress traffic of {self.link} is redirected to {there or 'nothing'} instead of {self.target}"
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         match = "parent ffff: protocol all u32 match u32 0 0"

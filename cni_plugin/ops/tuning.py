@@ -1,4 +1,4 @@
-"""Operations that change what a link is like, and remember what it was like before. Source: ip-link(8)."""
+"""Operations that set a link's attributes and restore them. Source: ip-link(8)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COMMANDS = {
 class LinkSetting(Operation):
     """One attribute of a link of the container: mac, mtu (bytes), promiscuous, all_multicast, queue_length (packets).
 
-    ``before`` is what to go back to, None where the same plan makes the link.
+    Undo restores ``before``; None if the same plan creates the link.
     """
 
     link: str
@@ -45,7 +45,7 @@ class LinkSetting(Operation):
         namespace = namespace_of(machine, Side.CONTAINER, self.link)
         link = namespace.link(self.link)
         if link is None:
-            raise Missing(f"the container has no link {self.link}")
+            raise Missing(f"link {self.link} not found in the container")
         if self._shown(link) == self.value:
             return False
         self._set(namespace, self.value)

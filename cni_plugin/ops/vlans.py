@@ -14,7 +14,7 @@ from weft.types import Side
 
 @dataclass(frozen=True, slots=True)
 class Vlans(Operation):
-    """The VLANs of a bridge port, instead of those it had by default unless ``keep_default``."""
+    """The VLANs of a bridge port, in place of the default one unless ``keep_default``. Source: bridge(8)."""
 
     link: str
     vlans: tuple[BridgeVlan, ...]
@@ -61,9 +61,9 @@ class Vlans(Operation):
 
 @dataclass(frozen=True, slots=True)
 class VlanGateway(Operation):
-    """The host's own foot in one VLAN of a bridge: a veth pair, its inner end an access port of the bridge.
+    """The host's gateway link in a VLAN of a bridge: a veth pair whose other end is an access port of the bridge.
 
-    ``name`` carries the gateway's address. Shared by the network's attachments, and removed with it.
+    ``name`` has the gateway address. Shared by the network's attachments, and deleted with the network.
     """
 
     name: str
@@ -78,13 +78,13 @@ class VlanGateway(Operation):
     def creates(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.name), (Side.HOST, self.port))
 
-    def _mine(self, link: Link) -> bool:
+    def _is_ours(self, link: Link) -> bool:
         return has_mark(link, self.alias) or half_created(link, self.mac)
 
     def apply(self, machine: Machine) -> bool:
         link = machine.host.link(self.name)
-        if link is not None and not self._mine(link):
-            raise Conflict(f"a link {self.name} is there and not weft's", hint="remove or rename it")
+        if link is not None and not self._is_ours(link):
+            raise Conflict(f"link {self.name} already exists and was not created by weft", hint="delete or rename it")
         if link is None:
             machine.host.add_link(
                 self.name,
@@ -104,7 +104,7 @@ class VlanGateway(Operation):
 
     def undo(self, machine: Machine) -> None:
         link = machine.host.link(self.name)
-        if link is not None and self._mine(link):
+        if link is not None and self._is_ours(link):
             with contextlib.suppress(Missing):
                 machine.host.delete_link(self.name)
 
