@@ -1,1 +1,1 @@
-"""Features: what is added to an attachment whatever its driver. A file's name is the feature's name."""
+"""Features: what an attachment gets in addition to its driver. The file name is the feature's name."""

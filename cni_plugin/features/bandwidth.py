@@ -1,8 +1,8 @@
-"""``bandwidth``: how much a container may receive and send.
+"""``bandwidth``: traffic shaping of what a container receives (ingress) and sends (egress).
 
-Keys: ``ingressRate``, ``ingressBurst``, ``egressRate``, ``egressBurst``, in bits a second and bits, seen from the
-container; where none of them is given, the same of runtimeConfig ``bandwidth``. What the container receives is limited
-where the host's end of its veth pair sends; what it sends, at an ``ifb`` link of the host to which it is redirected.
+Keys: ``ingressRate``, ``ingressBurst``, ``egressRate``, ``egressBurst``, in bits per second and bits, as seen by the
+container; if none is set, the same keys of runtimeConfig ``bandwidth``. Ingress is shaped on the host end of the veth
+pair, egress on an ``ifb`` link of the host to which it is redirected.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _LARGEST_RATE = 2**63 - 1
 _LARGEST = 2**32 - 1
 _HEADER = 18
 _LATENCY = 40
-"""A queue holds what can be sent in a 40th of a second (25 ms), beside the burst."""
+"""The queue holds 1/40 s (25 ms) of traffic besides the burst."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Bits a second, and bits that may go at once."""
+    """Rate in bits per second, burst in bits."""
 
     rate: int
     burst: int
 
     def limit(self, mtu: int) -> Limit:
-        """In bytes; a burst holds one packet at least, or none would ever pass."""
+        """The same in bytes; a burst smaller than one packet would let none pass."""
         rate = max(self.rate // 8, 1)
         burst = min(max(self.burst // 8, mtu + _HEADER), _LARGEST)
         return Limit(rate, burst, min(rate // _LATENCY + burst, _LARGEST))
@@ -46,7 +46,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """What the container may receive and send, None for as much as it can."""
+    """The limits of both directions, None for unlimited."""
 
     receives: Rate | None = None
     sends: Rate | None = None
@@ -57,8 +57,8 @@ class Bandwidth:
         link = host_end(context)
         if not link:
             raise ConfigProblem(
-                f"bandwidth needs a veth pair, and {context.attachment.interface} is none that leads to the host",
-                hint="use the driver bridge or ptp, or give no rates",
+                f"bandwidth requires a veth pair to the host, and {context.attachment.interface} is not one",
+                hint="use driver bridge or ptp, or set no rates",
                 code=UNSUPPORTED_FIELD,
             )
         mtu = _mtu(context, link)
@@ -81,7 +81,7 @@ def _mtu(context: Context, link: str) -> int:
 
 
 def _ifb(context: Context, mtu: int) -> Ifb:
-    """The attachment's own: its name and MAC address follow from network, container and interface."""
+    """The attachment's ifb link; its name and MAC address are derived from the attachment."""
     attachment = context.attachment
     who = (attachment.network, attachment.container, attachment.interface)
     return Ifb(
@@ -103,9 +103,9 @@ def _rate(section: Section, direction: str) -> Rate | None:
     burst = section.integer(f"{direction}Burst", least=0, most=_LARGEST_RATE) or 0
     if bool(rate) != bool(burst):
         lacking, there = ("Burst", "Rate") if rate else ("Rate", "Burst")
-        section.problem(f"{direction}{there}", f"needs {direction}{lacking} beside it")
+        section.problem(f"{direction}{there}", f"requires {direction}{lacking}")
         return None
     if burst // 8 >= _LARGEST:
-        section.problem(f"{direction}Burst", "must be less than 4 GiB (bits are meant)")
+        section.problem(f"{direction}Burst", "must be less than 4 GiB (the value is in bits)")
         return None
     return Rate(rate, burst) if rate else None

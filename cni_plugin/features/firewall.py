@@ -1,11 +1,11 @@
-"""``firewall``: who may reach the container, and that a firewall which drops what is forwarded lets it through.
+"""``firewall``: which other containers may reach the container, and acceptance by iptables where FORWARD drops.
 
 Keys: ``ingressPolicy``: ``open``, ``same-bridge`` (containers behind other links of such networks cannot reach it)
 or ``isolated`` (nor those behind its own link); ``backend``: ``nftables``, ``iptables``, or "" for what the host needs;
 ``iptablesAdminChainName`` (default CNI-ADMIN); ``firewalldZone`` is accepted. The policy is always elements of weft's
-own sets: a drop there is final, whoever accepts. An acceptance is not: where the chain FORWARD of iptables drops what
-it does not know, as Docker's does, what concerns the container is accepted there, in CNI-FORWARD, after whatever
-an administrator has put into CNI-ADMIN.
+own nftables sets: a drop there is final. An accept is not: if the policy of iptables' chain FORWARD is DROP, as Docker
+sets it, the container's traffic is accepted there as well, in CNI-FORWARD, after the administrator's rules in
+CNI-ADMIN.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ISOLATED = {4: packets.INGRESS_ISOLATED4, 6: packets.INGRESS_ISOLATED6}
 
 @dataclass(frozen=True, slots=True)
 class Firewall:
-    """``backend`` "" is iptables where that drops, else nftables."""
+    """``backend`` "" is iptables if its FORWARD policy is DROP, else nftables."""
 
     policy: str = "open"
     backend: str = ""
@@ -50,8 +50,8 @@ class Firewall:
         link = next((one.name for one in context.result.interfaces if not one.sandbox), "")
         if not link:
             raise ConfigProblem(
-                f"ingressPolicy {self.policy} needs a link of the host that the container is behind",
-                hint="use the driver bridge or ptp, or ingressPolicy open",
+                f"ingressPolicy {self.policy} requires a link of the host that leads to the container",
+                hint="use driver bridge or ptp, or ingressPolicy open",
                 code=UNSUPPORTED_FIELD,
             )
         mark, of_link = identity.attachment_mark(context.attachment), identity.mark("policy", link)
@@ -73,7 +73,7 @@ class Firewall:
         )
 
     def _acceptance(self, context: Context) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
-        """What makes iptables accept what concerns the container: the chains, and the container's own rules."""
+        """The chains and rules by which iptables accepts the container's traffic."""
         shared: list[Operation] = []
         operations: list[Operation] = []
         mark = identity.attachment_mark(context.attachment)
@@ -97,7 +97,7 @@ class Firewall:
             for address in (one for one in addresses if one.version == version):
                 single = f"{address}/{address.max_prefixlen}"
                 accepted.append(f"-d {single} -m conntrack --ctstate RELATED,ESTABLISHED {accept}")
-                # What is published is meant to be reached; the reference plugin leaves it to the policy.
+                # Published ports must be reachable; the reference plugin leaves them to the policy.
                 accepted.append(f"-d {single} -m conntrack --ctstate DNAT {accept}")
                 accepted.append(f"-s {single} {accept}")
             operations.append(TableRules(version, "filter", _CHAIN, mark, tuple(accepted)))
@@ -109,11 +109,11 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     if backend == "firewalld":
         raise ConfigProblem(
             f"{keys.at('backend')} firewalld is not supported",
-            hint="leave it out: weft's rules stand beside firewalld's",
+            hint="remove it: weft's rules work beside firewalld's",
             code=UNSUPPORTED_FIELD,
         )
     keys.text("firewalldZone")
     admin = keys.text("iptablesAdminChainName") or _ADMIN
     if not _CHAIN_NAME.fullmatch(admin):
-        keys.problem("iptablesAdminChainName", "must be the name of a chain: at most 28 letters, digits, '_', '.', '-'")
+        keys.problem("iptablesAdminChainName", "must be a chain name: at most 28 letters, digits, '_', '.' and '-'")
     return Firewall(keys.text("ingressPolicy", choices=_POLICIES) or "open", backend, admin)

@@ -1,12 +1,12 @@
 """``isolation``: who may connect to a network's containers, and what they may connect to.
 
-Keys, at the top level: ``isolation``: ``closed`` (nothing new comes in from other networks or from outside but to
-published ports: what the name ``weft`` means by default), ``routed`` (the outside may, other containers may not),
-``open`` (everybody may: the default under the reference's names); ``internal``: no way out either, and of the host no
-more than DNS; ``hostAccess``: ``open`` (the default) or ``dns``, what containers may have of this host; ``metadata``:
-whether they may reach clouds' metadata services and link-local addresses (by default not, under the name ``weft``).
-Links are elements of sets, so a network of any size costs the same. On a bridge that networks share, the strictest
-counts; on one that was there before weft, nothing is closed unless a key says so.
+Keys, at the top level: ``isolation``: ``closed`` (no new connections from other networks or from outside, except to
+published ports: the default for type ``weft``), ``routed`` (from outside, but not from other networks of weft),
+``open`` (the default for the reference plugins' types); ``internal``: no connections to the outside either, and to the
+host only DNS; ``hostAccess``: ``open`` (the default) or ``dns``, what containers may reach on this host; ``metadata``:
+whether they may reach clouds' metadata services and link-local addresses (not by default for type ``weft``).
+Links are elements of sets, so rules do not grow with networks. On a bridge that networks share, the strictest setting
+counts; on a bridge that existed before weft, nothing is closed unless a key says so.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WITHIN = {4: packets.INTRA_NETWORK4, 6: packets.INTRA_NETWORK6}
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """How far a network is apart from others, from the outside and from this host."""
+    """A network's isolation from other networks, from the outside and from this host."""
 
     bridged: bool
     mode: str
@@ -53,9 +53,9 @@ class Isolation:
     def plan(self, context: Context) -> Plan:
         result = context.result
         link = _link(result)
-        if not link or (self.bridged and not self.asked and _anothers(context, link)):
+        if not link or (self.bridged and not self.asked and _is_foreign(context, link)):
             return Plan(result=result)
-        # A bridge is the network's; the host's end of a ptp pair is one container's.
+        # A bridge belongs to the network, the host end of a ptp pair to one container.
         mark = identity.mark("link", link) if self.bridged else identity.attachment_mark(context.attachment)
         elements = tuple(dict.fromkeys(Element(name, key, mark=mark) for name, key in self._elements(link, result)))
         if self.bridged:
@@ -80,13 +80,13 @@ class Isolation:
 
 
 def _link(result: Result) -> str:
-    """The host's link that packets to the container leave by: the bridge, its VLAN's link, or a veth's end."""
+    """The host's link to the containers: the bridge, its VLAN gateway link, or the host end of a veth pair."""
     host = [one.name for one in result.interfaces if not one.sandbox]
     return next((name for name in host[1:] if name.startswith(f"{host[0]}.")), next(iter(host), ""))
 
 
-def _anothers(context: Context, bridge: str) -> bool:
-    """Whether the bridge is not weft's: machines may be behind it that no default of ours should cut off."""
+def _is_foreign(context: Context, bridge: str) -> bool:
+    """Whether weft did not create the bridge: a default of ours must not cut off what else is behind it."""
     there = context.facts.link(Side.HOST, bridge)
     if there is None or identity.mark_digest(there.alias):
         return False
@@ -100,11 +100,11 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     mode = keys.text("isolation", usual, choices=(CLOSED, ROUTED, OPEN))
     host = keys.text("hostAccess", "dns" if internal else "open", choices=("open", "dns"))
     if internal and mode != CLOSED:
-        keys.problem("isolation", "cannot be set together with internal: such a network is closed")
+        keys.problem("isolation", "cannot be set together with internal, which closes the network")
     if internal and host != "dns":
-        keys.problem("hostAccess", "cannot be set together with internal: such a network has no way to the host")
+        keys.problem("hostAccess", "cannot be set together with internal, which allows DNS only")
     if internal and keys.flag("ipMasq"):
-        keys.problem("ipMasq", "cannot be set together with internal: such a network has no way out")
+        keys.problem("ipMasq", "cannot be set together with internal, which allows no outgoing connections")
     metadata = keys.flag("metadata", mode == OPEN) and not internal
     asked = any(key in keys for key in FEATURE.keys)
     found = Isolation(modules.of_request(request).bridged, mode, internal, metadata, host == "open", asked)

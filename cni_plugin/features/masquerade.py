@@ -1,8 +1,8 @@
-"""``ipMasq``: what a container sends beyond its own subnet leaves with the host's address.
+"""``ipMasq``: masquerades what a container sends outside its own subnet.
 
-Keys, at the top level: ``ipMasq``, ``ipMasqBackend``. Each container is an element of a set; the rules are the
-same for all. With the backend ``iptables``, which must be asked for, they are rules of its own in the chain
-WEFT-MASQ. Multicast is never masqueraded.
+Keys, at the top level: ``ipMasq``, ``ipMasqBackend``. Each address is an element of a set, so the rules do not grow
+with containers. With the backend ``iptables``, which must be set, they are rules in the chain WEFT-MASQ. Multicast is
+never masqueraded.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _CHAIN = "WEFT-MASQ"
 
 @dataclass(frozen=True, slots=True)
 class Masquerade:
-    """All addresses of the attachment are masqueraded."""
+    """Masquerade all addresses of the attachment, by nftables."""
 
     def plan(self, context: Context) -> Plan:
         mark = identity.attachment_mark(context.attachment)
         return Plan(
-            shared_elements=tuple(_within(ip) for ip in context.result.ips),
+            shared_elements=tuple(_intra_subnet(ip) for ip in context.result.ips),
             elements=tuple(
                 Element(_SOURCES[ip.address.version], (ip.address.ip,), mark=mark) for ip in context.result.ips
             ),
@@ -51,8 +51,8 @@ class Masquerade:
 
 
 @dataclass(frozen=True, slots=True)
-class MasqueradeByTables:
-    """The same by iptables."""
+class MasqueradeByIptables:
+    """Masquerade all addresses of the attachment, by iptables."""
 
     def plan(self, context: Context) -> Plan:
         from cni_plugin.ops.iptables import TableChain, TableRules
@@ -77,8 +77,8 @@ def _lines(ip: ResultAddress, mark: str) -> Iterator[str]:
     yield f"{source} ! -d {_MULTICAST[address.version]} {commented(mark)} -j MASQUERADE"
 
 
-def _within(ip: ResultAddress) -> Element:
-    """The exception for a subnet; its mark names the subnet, since networks may share it."""
+def _intra_subnet(ip: ResultAddress) -> Element:
+    """The exception for a subnet; marked by the subnet, since networks may share it."""
     subnet = ip.address.network
     return Element(_LOCAL[subnet.version], (subnet, subnet), mark=identity.mark("subnet", str(subnet)))
 
@@ -87,4 +87,4 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     backend = keys.text("ipMasqBackend", choices=("iptables", "nftables"))
     if not keys.flag("ipMasq"):
         return None
-    return MasqueradeByTables() if backend == "iptables" else Masquerade()
+    return MasqueradeByIptables() if backend == "iptables" else Masquerade()

@@ -1,8 +1,8 @@
-"""``names``: the container is found by its names, and what it offers is registered as services.
+"""``names``: DNS names of the container, and registration of its services.
 
-Keys: ``names``: ``{}`` switches it on; ``domain`` in it is a further suffix that the names are known by (and the
-container's search domain); ``dns: false`` leaves the container's resolver alone. ``services``, at the top level or
-under args.cni, a list of what the container offers: ``name``, ``port``, ``protocol`` (tcp or udp; both if absent),
+Keys: ``names``: ``{}`` enables it; ``domain`` in it is a further suffix of the names (and the container's search
+domain); ``dns: false`` leaves the container's resolver alone. ``services``, at the top level or under args.cni, is a
+list of the container's services: ``name``, ``port``, ``protocol`` (tcp or udp; both if absent),
 ``tags``, ``meta``, ``weight``, ``check`` (as Consul's: ``http``, ``tcp`` or ``udp`` with ``interval``, or ``ttl``),
 ``virtual`` (true, or the virtual address), ``balance`` and ``sticky``. A service may also come as CNI_ARGS
 ``SERVICE_NAME``, ``SERVICE_PORT`` and ``SERVICE_TAGS``. The names are those that the runtime tells (CNI_ARGS
@@ -39,7 +39,7 @@ _CHECKS = (*NETWORK_CHECKS, TTL_CHECK)
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a container is called, and what it offers (each service as JSON has it)."""
+    """A container's names, and its services (each as JSON)."""
 
     names: tuple[str, ...]
     services: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Names:
     internal: bool = False
 
     def plan(self, context: Context) -> Plan:
-        from cni_plugin.ops.announcement import Announced  # only networks with names pay for it
+        from cni_plugin.ops.announcement import Announced  # only networks with names need it
 
         mark = identity.attachment_mark(context.attachment)
         gateways = _gateways(context)
@@ -69,7 +69,7 @@ class Names:
         return Plan(after=(announced,), result=result)
 
     def _resolved(self, result: Result, gateways: list[str]) -> Result:
-        """The result with the agent as the container's name server, before any that the configuration names."""
+        """The result with the agent as the first name server, before those of the configuration."""
         if not gateways:
             return result
         dns = result.dns
@@ -79,11 +79,11 @@ class Names:
 
 
 def _gateways(context: Context) -> list[str]:
-    """The addresses of this host at which the container finds the agent, IPv4 first."""
+    """The addresses of this host at which the container reaches the agent, IPv4 first."""
     found = {ip.gateway for ip in context.result.ips if ip.gateway is not None}
     hosts = [one for one in context.result.interfaces if not one.sandbox]
     if context.config.previous is not None and hosts:
-        # Chained: whether a gateway is this host's shows only there.
+        # Chained: whether a gateway is this host's is known from its addresses only.
         held = {cidr.ip for one in hosts for cidr in context.facts.addresses(Side.HOST, one.name)}
         found &= held
     return [str(one) for one in sorted(found, key=lambda one: (one.version, int(one)))] if hosts else []
@@ -126,7 +126,7 @@ def _domain(section: Section, key: str) -> str:
 def _names(request: Request) -> Iterator[str]:
     config = request.config
     given = (request.arguments.get("K8S_POD_NAME", ""), config.args_cni.text("name"))
-    # What a runtime calls its containers need not be a name in DNS; what somebody asks for must.
+    # A runtime's name for a container need not be a DNS name, but an alias must be.
     yield from (name.lower() for name in given if name and not name_problem(name))
     aliases = config.runtime.section("aliases")
     for alias in aliases.texts(config.name):
@@ -138,7 +138,7 @@ def _names(request: Request) -> Iterator[str]:
 
 
 def name_problem(name: str) -> str:
-    """Why a text cannot be a name in DNS, "" if it can; underscores are allowed, as containers' names have them."""
+    """Why a text is not a DNS name, "" if it is; underscores are allowed, since containers' names have them."""
     if not 0 < len(name) <= _LONGEST_NAME:
         return f"must have between 1 and {_LONGEST_NAME} characters"
     for label in name.split("."):
@@ -150,7 +150,7 @@ def name_problem(name: str) -> str:
 
 
 def _service(section: Section) -> dict[str, object]:
-    """One service, looked at key by key; in the words that its registration takes."""
+    """One service, with the keys that the agent's registration takes."""
     name = section.text("name")
     if not name or name_problem(name):
         section.problem("name", name_problem(name) or "is missing")
@@ -200,14 +200,14 @@ def _check(section: Section, port: int | None) -> dict[str, object]:
         if key in section:
             found[key] = section.text(key)
     if kinds[0] != TTL_CHECK and "interval" not in found:
-        section.problems.add(f'{section.at("interval")} is missing: say how often to check, like "10s"')
+        section.problems.add(f'{section.at("interval")} is missing, e.g. "10s"')
     if port is None and kinds[0] != TTL_CHECK:
-        section.problems.add(f"{section.path} needs the service to have a port")
+        section.problems.add(f"{section.path} requires the service to have a port")
     return found
 
 
 def _argued(request: Request) -> Iterator[dict[str, object]]:
-    """The service that CNI_ARGS speak of."""
+    """The service given by CNI_ARGS SERVICE_NAME, SERVICE_PORT and SERVICE_TAGS."""
     arguments = request.arguments
     name = arguments.get("SERVICE_NAME", "")
     if not name:

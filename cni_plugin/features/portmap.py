@@ -1,11 +1,11 @@
-"""``portmap``: ports of the host that lead to ports of the container.
+"""``portmap``: publishes ports of the container on the host.
 
 Keys: ``snat`` (default true), ``masqAll``, ``backend``, ``conditionsV4``, ``conditionsV6``; runtimeConfig
 ``portMappings``, a list of ``hostPort``, ``containerPort``, ``protocol`` (tcp, udp, sctp) and ``hostIP``. Each mapping
-is an element of a map, so a port that is taken is refused by the kernel and the error names who has it; a port at which
-a process of the host listens is refused as well. With the backend ``iptables``, which conditions in its words imply,
-mappings are rules in the chain WEFT-PORTS. Connections are known by having been translated, so ``markMasqBit`` and
-``externalSetMarkChain`` (iptables only) are accepted and no mark is set.
+is an element of a map, so the kernel refuses a port that is published already, and the error names the attachment that
+has it; a port on which a process of the host listens is refused as well. With the backend ``iptables``, which
+conditions in iptables' syntax imply, mappings are rules in the chain WEFT-PORTS. Connections are recognised by their
+conntrack status DNAT, so ``markMasqBit`` and ``externalSetMarkChain`` (iptables only) are accepted and no mark is set.
 
 A port of all addresses, of 127.0.0.1 or of ::1 is reached by the host's own processes from there, too, as elements of
 ``packets.LOOPBACK_PORTS4`` and its like say: where a link of the host's leads to the container (not with macvlan), and
@@ -57,7 +57,7 @@ _MASQUERADE_ALL = {4: packets.MASQUERADE_ALL4, 6: packets.MASQUERADE_ALL6}
 
 
 @dataclass(frozen=True, slots=True)
-class Mapping:
+class PortMapping:
     """One published port. ``host`` is None for every address of the host; ``version`` is then 0 or its family."""
 
     host_port: int
@@ -71,7 +71,7 @@ class Mapping:
 class PortMap:
     """The published ports of one attachment."""
 
-    mappings: tuple[Mapping, ...]
+    mappings: tuple[PortMapping, ...]
     snat: bool = True
     masquerade_all: bool = False
     tables: bool = False
@@ -109,7 +109,7 @@ class PortMap:
     def _tables(
         self, ports: tuple[PublishedPort, ...], mark: str
     ) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
-        """The chains and the rules of the backend iptables; what is the connection's source is in weft's sets."""
+        """The chains and rules of the backend iptables; masquerading of the source stays in weft's sets."""
         from cni_plugin.ops.iptables import TableChain, TableRules
 
         conditions = dict(self.conditions)
@@ -128,9 +128,9 @@ class PortMap:
         return tuple(chains), tuple(rules_)
 
     def _sources(self, target: Address, links: tuple[str, ...], mark: str) -> Iterator[Element]:
-        """The elements that give a connection the host's address where its answers would else go past the host."""
+        """The elements that masquerade connections whose replies would otherwise bypass the host."""
         if self.snat:
-            # Bridge netfilter shows a bridged packet without its incoming link, so the way back is named twice.
+            # br_netfilter hides the incoming link, so both the hairpin link and the address are matched.
             yield Element(_SELF[target.version], (target, target), mark=mark)
             for link in links:
                 yield Element(_HAIRPIN[target.version], (link, target), mark=mark)
@@ -138,21 +138,21 @@ class PortMap:
             yield Element(_MASQUERADE_ALL[target.version], (target,), mark=mark)
 
     def _reached_within(self, port: PublishedPort) -> bool:
-        """Whether a process at the host's loopback may connect to the port."""
+        """Whether the port is published on the host's loopback address, too."""
         version = port.target.version
         if port.host is not None and not port.host.is_loopback:
             return False
         places = {"-s": _LOCALHOST[version], "-d": port.host or _LOCALHOST[version]}
         for option, words in dict(self.conditions).get(version, ()):
             value = words.split()[-1]
-            inside = option in places and places[option] in ip_network(value)  # what leaves has no incoming link
+            inside = option in places and places[option] in ip_network(value)  # outgoing packets have no incoming link
             if inside == words.startswith("!"):
                 return False
         return True
 
 
 def _links(context: Context) -> tuple[str, ...]:
-    """The host's link that leads to the container, and where it is one VLAN of a bridge the gateway's, too."""
+    """The host's link to the container, and on a VLAN of a bridge the VLAN gateway link, too."""
     first, *others = [one.name for one in context.result.interfaces if not one.sandbox] or [""]
     return tuple(name for name in (first, *others) if name and (name == first or name.startswith(f"{first}.")))
 
@@ -167,13 +167,13 @@ def _targets(context: Context) -> dict[int, Address]:
             found.setdefault(ip.address.version, ip.address.ip)
     if not found:
         raise ConfigProblem(
-            f"{context.attachment} has no address that a port could lead to", hint="publish no port, or set ipam"
+            f"cannot publish ports of {context.attachment}: it has no address", hint="set ipam, or publish no ports"
         )
     return found
 
 
-def _ports(mapping: Mapping, targets: dict[int, Address]) -> Iterator[PublishedPort]:
-    """What one mapping publishes: a port for each family that it speaks of and the container has."""
+def _ports(mapping: PortMapping, targets: dict[int, Address]) -> Iterator[PublishedPort]:
+    """The published ports of one mapping: one for each family of hostIP that the container has an address of."""
     from cni_plugin.ops.ports import PublishedPort
 
     versions = [mapping.version] if mapping.version else sorted(targets)
@@ -202,15 +202,15 @@ def _loopback(port: PublishedPort, mark: str) -> Element:
 
 
 def _line(port: PublishedPort, conditions: dict[str, str], mark: str) -> str:
-    """The port's rule for iptables, in the order in which iptables-save writes."""
+    """The port's iptables rule, in the order of iptables-save."""
     from cni_plugin.ops.iptables import commented
 
     conditions = dict(conditions)
     if port.host is not None:
         if "-d" in conditions:
             raise ConfigProblem(
-                f"hostIP {port.host} and the condition {conditions['-d']} contradict each other",
-                hint="leave one of them out",
+                f"hostIP {port.host} conflicts with the condition {conditions['-d']}",
+                hint="remove one of them",
             )
         conditions["-d"] = f"-d {port.host}/{port.host.max_prefixlen}"
     words = [conditions[option] for option in _ORDER if option in conditions]
@@ -224,13 +224,13 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     bit = keys.integer("markMasqBit", least=0, most=31)
     conditions = tuple((version, found) for version in _NAMES if (found := _conditions(keys, version)))
     if conditions and backend == "nftables":
-        keys.problem("backend", "cannot follow conditions in the words of iptables")
+        keys.problem("backend", "must be iptables with conditionsV4 or conditionsV6")
     if keys.text("externalSetMarkChain"):
         if bit is not None:
             keys.problem("externalSetMarkChain", "cannot be given together with markMasqBit")
         if backend != "iptables":
-            keys.problem("externalSetMarkChain", "needs the backend iptables")
-    mappings: dict[tuple[str, Address | None, int, int], Mapping] = {}
+            keys.problem("externalSetMarkChain", "requires the backend iptables")
+    mappings: dict[tuple[str, Address | None, int, int], PortMapping] = {}
     for entry in request.config.runtime.sections("portMappings"):
         mapping = _mapping(entry)
         if mapping is None:
@@ -248,10 +248,10 @@ def read(request: Request, keys: Section) -> PlanPart | None:
 
 
 def _conditions(keys: Section, version: int) -> tuple[tuple[str, str], ...]:
-    """The conditions of one family: options of iptables, each with what the rule says for it.
+    """The conditions of one family: iptables options, each with its part of the rule.
 
-    Source, destination and incoming link are understood, each once; what else iptables or nft could be told is
-    refused, since it would be code in a configuration. Raises ConfigProblem for that.
+    Source, destination and incoming link are supported, each once. Raises ConfigProblem for any other option: passing
+    options through would let a configuration run arbitrary rules.
     """
     key = _NAMES[version]
     words = list(keys.texts(key))
@@ -262,7 +262,7 @@ def _conditions(keys: Section, version: int) -> tuple[tuple[str, str], ...]:
         if option not in _CONDITIONS or not rest:
             raise ConfigProblem(
                 f"{keys.at(key)} {quoted(option)} is not supported",
-                hint="-s, -d and -i with a value are, each with or without '!' before it",
+                hint="supported are -s, -d and -i with a value, optionally negated by '!'",
                 code=UNSUPPORTED_FIELD,
             )
         value, *words = rest
@@ -274,7 +274,7 @@ def _conditions(keys: Section, version: int) -> tuple[tuple[str, str], ...]:
 
 
 def _value(keys: Section, key: str, option: str, value: str, version: int) -> str:
-    """A condition's value as iptables-save writes it; a problem is noted for what is none."""
+    """A condition's value as iptables-save writes it; adds a problem if it is invalid."""
     if option == "-i":
         problem = link_name_problem(value.removesuffix("+") or value)
         if problem:
@@ -284,14 +284,14 @@ def _value(keys: Section, key: str, option: str, value: str, version: int) -> st
         subnet = ip_network(value, strict=False)
         if subnet.version == version:
             return str(subnet)
-        keys.problem(key, f"holds {value}, which is not IPv{version}")
+        keys.problem(key, f"contains {value}, which is not IPv{version}")
     except ValueError:
-        keys.problem(key, f"holds {quoted(value)}, which is neither an address nor a subnet")
+        keys.problem(key, f"holds {quoted(value)}, which is neither an IP address nor a subnet")
     return ""
 
 
-def _mapping(entry: Section) -> Mapping | None:
-    """One entry of portMappings; None, its problems noted, if it is not valid."""
+def _mapping(entry: Section) -> PortMapping | None:
+    """One entry of portMappings; None, with its problems added, if it is invalid."""
     known = len(entry.problems.found)
     host_port, container_port = (entry.integer(key, least=1, most=_LAST_PORT) for key in ("hostPort", "containerPort"))
     protocol = entry.text("protocol").lower()
@@ -301,8 +301,8 @@ def _mapping(entry: Section) -> Mapping | None:
     if len(entry.problems.found) > known:
         return None
     if host_port is None or container_port is None:
-        entry.problems.add(f"{entry.path} must name a hostPort and a containerPort")
+        entry.problems.add(f"{entry.path} requires hostPort and containerPort")
         return None
     version = host.version if host is not None else 0
     anywhere = host is None or host == ip_address("0.0.0.0" if host.version == 4 else "::")
-    return Mapping(host_port, container_port, protocol, None if anywhere else host, version)
+    return PortMapping(host_port, container_port, protocol, None if anywhere else host, version)

@@ -1,9 +1,9 @@
-"""``sbr``: source-based routing. What the container sends from an address goes by the routes of that address's link.
+"""``sbr``: source-based routing: packets from an address use the routes of that address's link.
 
-Keys: ``table`` (then only rules that send each address there are made), ``gateways`` (at most one of each family,
-instead of the result's), ``addSourceHints``. Without ``table`` each address has one of its own, the first from 100 on
-that is free, with a default route and the link's routes; the main table loses these, so that several links of a
-container do not contradict each other. It comes late in a chain.
+Keys: ``table`` (then only routing rules to that table are added), ``gateways`` (at most one of each family, instead of
+the result's), ``addSourceHints``. Without ``table`` each address gets a table of its own, the first free one from 100
+on, with a default route and the link's routes, which are moved there from the main table, so that the routes of a
+container's several links do not conflict. Put it late in a chain.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LARGEST_TABLE = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class SourceRouting:
-    """``table`` 0: one for each address; ``gateways`` by family over the result's."""
+    """``table`` 0: one for each address; ``gateways`` replace the result's of the same family."""
 
     table: int = 0
     gateways: tuple[Address, ...] = ()
@@ -54,8 +54,8 @@ class SourceRouting:
                 operations.append(LinkRoute(Side.CONTAINER, there))
                 if origin is not None:
                     homes.setdefault(origin, there)
-        # Only now: a gateway must be reachable by the main table while its routes are added elsewhere.
-        # Those through gateways first: put back in reverse, each finds what its gateway is reached by.
+        # Last: while routes are added to other tables, their gateways must be reachable by the main table.
+        # Routes with a gateway first: undone in reverse, each finds its gateway reachable.
         leaving = sorted(main, key=lambda route: route.route.gateway is None)
         operations += [RouteMoved(route, homes.get(route)) for route in leaving]
         return Plan(operations=tuple(operations), result=context.result)
@@ -63,7 +63,7 @@ class SourceRouting:
     def _routes(
         self, ip: ResultAddress, main: list[KernelRoute], link: str
     ) -> Iterator[tuple[KernelRoute, KernelRoute | None]]:
-        """The routes for an address's own table, those without gateway first, each with the one that it copies."""
+        """The routes of an address's table, those without a gateway first, each with the route that it copies."""
         version = ip.address.version
         source = ip.address.ip if self.source_hints else None
         gateway = next((one for one in self.gateways if one.version == version), ip.gateway)
@@ -82,7 +82,7 @@ class SourceRouting:
 
 
 def _concerns(route: KernelRoute, address: Cidr) -> bool:
-    """Whether a route is that of the address's subnet: by its source or gateway, or by having neither."""
+    """Whether a route is for the address's subnet, by its source or gateway, or has neither."""
     near = [one for one in (route.source, route.route.gateway) if one is not None]
     return not near or any(one in address.network for one in near)
 

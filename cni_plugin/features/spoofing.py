@@ -1,10 +1,10 @@
-"""``macspoofchk``, ``ipspoofchk``: a container sends with its own addresses alone, whatever it is allowed to do inside.
+"""``macspoofchk``, ``ipspoofchk``: drops frames from a container with other source addresses than its own.
 
 Keys, at the top level: ``macspoofchk`` (the source MAC address), ``ipspoofchk`` (also source IP addresses, ARP,
-neighbour discovery, DHCP servers' answers, tags and other protocols), ``routerAdvertisements`` (a router is behind the
-port: let it advertise itself). Under the name ``weft`` both checks are on, ``ipspoofchk`` where there are addresses;
-under the reference's names both are off until asked for. Router advertisements and redirects never leave a port,
-whatever the type, unless the key says so (CVE-2020-10749).
+neighbour discovery, DHCP server replies, VLAN tags and other protocols), ``routerAdvertisements`` (allow router
+advertisements from the port, for a router behind it). For type ``weft`` both checks are on, ``ipspoofchk`` if there is
+IPAM; for the reference plugins' types both are off. Router advertisements and redirects from a port are always
+dropped unless the key allows them (CVE-2020-10749).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SOURCES = {4: packets.LINK_SOURCES4, 6: packets.LINK_SOURCES6}
 
 @dataclass(frozen=True, slots=True)
 class Spoofing:
-    """What a container's port may send. ``trunk``: frames with VLAN tags, too, which are then not looked into."""
+    """What a container's port may send. ``trunk``: tagged frames are allowed, and not inspected."""
 
     bridged: bool
     mac: bool
@@ -57,7 +57,7 @@ class Spoofing:
         own = tuple(ip.address.ip for ip in result.ips)
         found = self._frames(port, inner, own) if self.bridged else self._packets(port, inner, own)
         mark = identity.attachment_mark(context.attachment)
-        # An address may be there twice, with two prefix lengths.
+        # An address may be listed twice, with different prefix lengths.
         return Plan(
             guards=tuple(dict.fromkeys(Element(name, key, mark=mark) for name, key in found)),
             result=result,
@@ -92,13 +92,13 @@ class Spoofing:
 
 
 def _port(result: Result, bridged: bool) -> str:
-    """The host's end of the veth pair: on a bridge it comes after the bridge itself."""
+    """The host end of the veth pair; with a bridge it is the result's second interface."""
     host = [one.name for one in result.interfaces if not one.sandbox]
     return next(iter(host[1:] if bridged else host), "")
 
 
 def link_local(mac: str) -> IPv6Address:
-    """The address that the kernel gives a link by itself (RFC 4291, appendix A)."""
+    """The link-local address that the kernel derives from the MAC address (RFC 4291, appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
     return IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:])
 
@@ -111,10 +111,11 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     if addresses and not mac:
         if own:
             keys.problem(
-                "macspoofchk", "cannot be set together with ipspoofchk true: whoever forges one forges the other"
+                "macspoofchk",
+                "must not be false if ipspoofchk is true: IP addresses are checked together with the MAC address",
             )
         mac = True
     if addresses and not addressed:
-        keys.problem("ipspoofchk", "needs ipam: without it no address is known to be the container's own")
+        keys.problem("ipspoofchk", "requires ipam: the container's addresses are not known without it")
     bridged = modules.of_request(request).bridged
     return Spoofing(bridged, mac, addresses, keys.flag("routerAdvertisements"), bridged and "vlanTrunk" in keys)

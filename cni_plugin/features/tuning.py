@@ -1,10 +1,10 @@
-"""``tuning``: the container's kernel settings, and what its link is like.
+"""``tuning``: sysctls of the container, and attributes of its link.
 
 Keys: ``sysctl`` (a map; ``IFNAME`` in a key stands for the interface), ``mac``, ``mtu``, ``promisc``, ``allmulti``,
 ``txQLen``; the same under args.cni over them. A MAC address may also come as CNI_ARGS ``MAC`` and, over it, as
-runtimeConfig ``mac``. ``dataDir`` is accepted: what was before is part of weft's own record. As with the reference
-plugin an MTU is set at the container's end only. Where ``/etc/cni/tuning/allowlist.conf`` exists, a sysctl's key must
-match one of its lines, which are regular expressions.
+runtimeConfig ``mac``. ``dataDir`` is accepted and not used: weft's record holds the previous values. As with the
+reference plugin an MTU is set at the container's end only. If ``/etc/cni/tuning/allowlist.conf`` exists, a sysctl's key
+must match one of its lines, which are regular expressions.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ Value = int | str | bool
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """``settings`` are pairs of key and value as they were given, ``attributes`` those of ``LinkSetting``."""
+    """``settings`` are sysctls, as pairs of key and value; ``attributes`` those of ``LinkSetting``."""
 
     settings: tuple[tuple[str, str], ...] = ()
     attributes: tuple[tuple[str, Value], ...] = ()
 
     def plan(self, context: Context) -> Plan:
         interface = context.attachment.interface
-        _allowed(self.settings, context)
+        _require_allowed(self.settings, context)
         operations: list[Operation] = []
         for key, text in self.settings:
             path = place(key, interface)
@@ -51,11 +51,11 @@ class Tuning:
         for name, value in self.attributes:
             before: Value | None = getattr(there, name) if there is not None else None
             operations.append(LinkSetting(interface, name, value, before))
-        return Plan(operations=tuple(operations), result=_told(context.result, interface, dict(self.attributes)))
+        return Plan(operations=tuple(operations), result=_updated(context.result, interface, dict(self.attributes)))
 
 
 def place(key: str, interface: str) -> str:
-    """A sysctl's path. Its first separator tells which of '.' and '/' separates, as in sysctl(8)."""
+    """A sysctl's path. The first of '.' and '/' in the key is the separator, as in sysctl(8)."""
     dots, slashes = key.find("."), key.find("/")
     if dots >= 0 and (slashes < 0 or dots < slashes):
         key = key.translate({ord("."): "/", ord("/"): "."})
@@ -65,28 +65,30 @@ def place(key: str, interface: str) -> str:
 def _before(context: Context, path: str) -> str | None:
     value = context.facts.sysctl(Side.CONTAINER, path)
     if value is None and context.facts.link(Side.CONTAINER, context.attachment.interface) is not None:
-        raise ConfigProblem(f"the container has no sysctl {path}", hint="this kernel may lack what it belongs to")
+        raise ConfigProblem(f"sysctl {path} not found in the container", hint="this kernel may lack that feature")
     return value
 
 
-def _allowed(settings: tuple[tuple[str, str], ...], context: Context) -> None:
-    """Raises ConfigProblem for a sysctl that the administrator's list does not allow."""
+def _require_allowed(settings: tuple[tuple[str, str], ...], context: Context) -> None:
+    """Raises ConfigProblem for a sysctl that the administrator's allowlist does not match."""
     lines = context.facts.lines(ALLOWLIST) if settings else None
     if lines is None:
         return
     try:
         patterns = [re.compile(line.strip()) for line in lines if line.strip()]
     except re.error as error:
-        raise ConfigProblem(f"{ALLOWLIST} holds {error.pattern!r}, which is no regular expression: {error}") from error
+        raise ConfigProblem(
+            f"{ALLOWLIST} contains the invalid regular expression {error.pattern!r}: {error}"
+        ) from error
     for key, _ in settings:
         if not any(pattern.search(key) for pattern in patterns):
             raise ConfigProblem(
-                f"sysctl {key} is not allowed by {ALLOWLIST}", hint="ask the administrator of this host"
+                f"sysctl {key} is not allowed by {ALLOWLIST}", hint="ask the administrator of this host to add it"
             )
 
 
-def _told(result: Result, interface: str, attributes: dict[str, Value]) -> Result:
-    """The result with the container's interface as it is then."""
+def _updated(result: Result, interface: str, attributes: dict[str, Value]) -> Result:
+    """The result with the new attributes of the container's interface."""
     found = []
     for one in result.interfaces:
         if one.sandbox and one.name == interface:
@@ -99,12 +101,12 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     given = request.config.args_cni
     attributes: dict[str, Value] = {}
     mac = _mac(keys) or ""
-    asked = read_mac(request)  # args.cni under runtimeConfig there, and so asked for again
+    asked = read_mac(request)  # this has args.cni below CNI_ARGS, so it is read again
     attributes["mac"] = _mac(given) or asked or mac
     attributes["mtu"] = read_mtu(given) or read_mtu(keys)
     for key, name in (("promisc", "promiscuous"), ("allmulti", "all_multicast")):
         wanted = given if key in given else keys
-        # promisc false asks for nothing; allmulti false for its end.
+        # promisc false is ignored, as in the reference; allmulti false is set.
         if wanted.flag(key) or (key == "allmulti" and key in wanted):
             attributes[name] = wanted.flag(key)
     queue = (given if "txQLen" in given else keys).integer("txQLen", least=0, most=_LONGEST_QUEUE)
@@ -126,7 +128,7 @@ def _mac(keys: Section) -> str:
 
 
 def _settings(request: Request, keys: Section, given: Section) -> tuple[tuple[str, str], ...]:
-    """The sysctls of the configuration, those of args.cni over them; two names of one place are a problem."""
+    """The sysctls of the configuration, overridden by args.cni; two keys with one path are a problem."""
     found: dict[str, tuple[str, str]] = {}
     for section in (keys, given):
         places: set[str] = set()
@@ -157,7 +159,7 @@ def _map(section: Section) -> dict[str, object]:
 def _problem(path: str) -> str:
     parts = path.split("/")
     if parts[0] != "net" or len(parts) < 2:
-        return "is not of the network: it must begin with net."
+        return "is not a network sysctl: it must begin with net."
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
         return "must be a plain name, without '..' and empty parts"
     return ""

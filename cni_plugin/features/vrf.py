@@ -1,7 +1,7 @@
-"""``vrf``: the container's link in a virtual routing domain of the container, with its routes in that domain's table.
+"""``vrf``: makes the container's link a port of a VRF in the container, with its routes in the VRF's table.
 
-Keys: ``vrfname`` (required), ``table`` (the first that no VRF of the container has, if not given). Containers' links
-that name the same VRF share it; it goes with the last of them.
+Keys: ``vrfname`` (required), ``table`` (default: the first that no VRF of the container uses). Links of a container
+with the same VRF name share it; it is deleted with the last of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KERNEL = 2
 
 @dataclass(frozen=True, slots=True)
 class VirtualRouting:
-    """``table`` 0: the first that is free."""
+    """``table`` 0: the first free one."""
 
     name: str
     table: int = 0
@@ -33,9 +33,9 @@ class VirtualRouting:
     def plan(self, context: Context) -> Plan:
         interface = context.attachment.interface
         if self.name == interface:
-            raise ConfigProblem(f"vrfname {self.name} is the name of the interface itself", hint="use another name")
+            raise ConfigProblem(f"vrfname {self.name} is the interface's own name", hint="use another vrfname")
         table, alias = self._domain(context)
-        # What belongs to an address the kernel itself puts into the VRF's table.
+        # The kernel adds the prefix routes to the VRF's table itself.
         routes = [route for route in planned_routes(context) if route.protocol != _KERNEL]
         addresses = tuple(ip.address for ip in own_addresses(context) if ip.address.version == 6)
         return Plan(
@@ -47,7 +47,7 @@ class VirtualRouting:
         )
 
     def _domain(self, context: Context) -> tuple[int, str]:
-        """The VRF's table, and the alias to make it with, "" where it is another's."""
+        """The VRF's table, and the alias to create it with, "" if it exists and is not weft's."""
         mark = identity.alias(identity.attachment_mark(context.attachment), self.name)
         there = context.facts.link(Side.CONTAINER, self.name)
         used = {
@@ -56,15 +56,17 @@ class VirtualRouting:
         if there is not None and there.kind == "vrf":
             table = int(there.options.get("vrf_table", 0))
             if self.table not in (0, table):
-                raise Conflict(f"the VRF {self.name} has the table {table}, not {self.table}", hint="use its own table")
+                raise Conflict(
+                    f"VRF {self.name} has table {table}, not {self.table}", hint="use that table, or remove table"
+                )
             return table, mark if there.alias.startswith("weft:") else ""
         if self.table in used:
-            raise Conflict(f"table {self.table} is another VRF's", hint="leave table out, or use another")
+            raise Conflict(f"table {self.table} is used by another VRF", hint="remove table, or use another")
         return self.table or next(table for table in range(1, len(used) + 2) if table not in used), mark
 
 
 def read(request: Request, keys: Section) -> PlanPart | None:
     name = read_link(keys, "vrfname")
     if keys.raw("vrfname") in (None, ""):
-        keys.problems.add(f"{keys.at('vrfname')} is missing: the name of the VRF")
+        keys.problems.add(f"{keys.at('vrfname')} is missing")
     return VirtualRouting(name, keys.integer("table", least=0, most=_LARGEST_TABLE) or 0)

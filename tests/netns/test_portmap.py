@@ -269,7 +269,7 @@ def test_without_mappings_nothing_is_done(host: Host, cni: Cni) -> None:
         ({"hostPort": 80, "containerPort": 65536, "protocol": "tcp"}, "containerPort 65536 must be between"),
         ({"hostPort": 80, "containerPort": 80, "protocol": "icmp"}, 'protocol "icmp" must be one of tcp, udp, sctp'),
         ({"hostPort": 80, "containerPort": 80}, "protocol"),
-        ({"hostPort": 80, "protocol": "tcp"}, "must name a hostPort and a containerPort"),
+        ({"hostPort": 80, "protocol": "tcp"}, "requires hostPort and containerPort"),
         ({**port(80, 80), "hostIP": "example"}, 'hostIP "example" is not an IP address'),
         ({**port(80, 80), "hostIP": "2001:db8::1"}, "the container has no IPv6 address"),
     ],

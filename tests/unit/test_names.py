@@ -127,7 +127,10 @@ def test_the_resolver_may_be_left_alone(weft: Weft, tmp_path: Path, folder: dict
         ({"services": [{"name": "web", "meta": {"a": 1}}]}, "services[0].meta"),
         ({"services": [{"name": "web", "port": 1, "check": {}}]}, "services[0].check must have one of"),
         ({"services": [{"name": "web", "port": 1, "check": {"http": "/"}}]}, "services[0].check.interval is missing"),
-        ({"services": [{"name": "web", "check": {"tcp": "", "interval": "1s"}}]}, "needs the service to have a port"),
+        (
+            {"services": [{"name": "web", "check": {"tcp": "", "interval": "1s"}}]},
+            "requires the service to have a port",
+        ),
         ({"runtimeConfig": {"aliases": {"net": ["a/b"]}}, "names": {}}, 'aliases.net "a/b" must consist of'),
     ],
 )

@@ -129,7 +129,7 @@ class Noted(dict[str, str]):
 
 
 @pytest.fixture
-def with_cached_links(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Fills with the path of every key that is looked up."""
     found: set[str] = set()
     for name in ("raw", "__contains__"):
