@@ -18,6 +18,7 @@ from cni_plugin.cli.output import warn
 from cni_plugin.networks import conflists
 from cni_plugin.networks.conflists import NetworkList
 from weft.errors import NotPermitted
+from weft.releases import supersede
 
 if TYPE_CHECKING:
     from cni_plugin.service.verbs import Service
@@ -40,8 +41,10 @@ def _service() -> Service:
     from weft.kernel.linux.kernel import LinuxKernel
 
     kernel = LinuxKernel(TABLES)
+    host = Host.current(kernel)
+    supersede(host.run)
     is_debug = log.level(os.environ) is log.Level.DEBUG
-    return Service(kernel, Host.current(kernel), log=log.write if is_debug else None)
+    return Service(kernel, host, log=log.write if is_debug else None)
 
 
 def _missing_privileges() -> str:

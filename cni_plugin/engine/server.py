@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from cni_plugin.dataplane.tables import TABLES
+from cni_plugin.engine import listener
 from cni_plugin.engine.code import Code
 from cni_plugin.engine.connection import ClientConnection
 from cni_plugin.engine.helpers import ProcessGroup, process_count
@@ -34,6 +35,7 @@ from weft.kernel import sysctl
 from weft.kernel.host import boot_id
 from weft.kernel.netlink.batch_deletion import BatchDeleter
 from weft.kernel.nft.ruleset import Nft
+from weft.releases import supersede
 
 IDLE = 900.0
 """Seconds without a request after which an engine stops; 0: never."""
@@ -187,6 +189,7 @@ def serve(idle: float = IDLE, level: Level = Level.OFF) -> int:
     os.umask(0o022)
     threading.stack_size(_STACK_BYTES)
     code = _prepare()
+    supersede(listener.folder())
     try:
         endpoint = EngineSocket()
     except AlreadyRunning:

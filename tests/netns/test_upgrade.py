@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import tarfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -149,14 +150,16 @@ class Probe:
     expected: bool
     timeout: float
     asked: int = 0
-    wrong: int = 0
+    wrong: list[float] = field(default_factory=list)
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
         while not self.stopping.is_set():
+            began = time.monotonic()
             answered = self.host.fetch(self.client, self.address, self.port, timeout=self.timeout) is not None
             self.asked += 1
-            self.wrong += answered is not self.expected
+            if answered is not self.expected:
+                self.wrong.append(began)
 
 
 def processes() -> dict[int, str]:
@@ -240,6 +243,7 @@ def test_an_upgrade_under_load(host: Host, previous: Path, link: Path) -> None:
     until(lambda: all(one.calls >= 2 * SETTLED for one in loaders), 60, "load")
     until(lambda: all(probe.asked >= SETTLED for probe in probes), 60, "traffic")
 
+    replaced = time.monotonic()
     replace(link, OWN_FOLDER)
     # The first call of this release: the engine of the previous one makes way, and nothing of it runs any more.
     first = cni("CHECK", {**STANDING["db"], "prevResult": results["db"]}, "db", paths["db"], extra=ENGINE)
@@ -254,7 +258,12 @@ def test_an_upgrade_under_load(host: Host, previous: Path, link: Path) -> None:
     for thread in threads:
         thread.join(60)
     assert not [failure for one in loaders for failure in one.failures]
-    assert [(probe.address, probe.port, probe.wrong) for probe in probes if probe.wrong] == []
+    wrong = {
+        f"{probe.client} to {probe.address}:{probe.port}": [f"{when - replaced:+.3f} s" for when in probe.wrong]
+        for probe in probes
+        if probe.wrong
+    }
+    assert wrong == {}, "unexpected answers, by the time since the replacement"
     assert not running(old_root)
 
     # What the previous release made is this one's: CHECK finds nothing wrong, and names in the rules are the new ones.
@@ -274,8 +283,9 @@ def test_an_upgrade_under_load(host: Host, previous: Path, link: Path) -> None:
     for conf in (SHOP, DEN, LOAD, PTP):
         outcome = cni("GC", {**conf, "cni.dev/valid-attachments": []}, extra=ENGINE)
         assert outcome.code == 0, outcome
-    host.run(str(ROOT / "bin" / "weft"), "engine", "stop")
-    assert rest(*paths.values()) == []
+    for command in (("engine", "stop"), ("down",)):
+        host.run(str(ROOT / "bin" / "weft"), *command)
+    assert [line for line in rest(*paths.values()) if "/agent" not in line] == []
 
 
 def test_calls_by_the_scripts_of_the_previous_release_reach_this_code(tmp_path: Path) -> None:
