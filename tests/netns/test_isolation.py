@@ -284,7 +284,7 @@ def test_the_rules_come_back_with_the_next_call_and_check_says_so(host: Host) ->
     host.run("nft", "flush", "ruleset")
     assert estate.reaches("one", "two"), "nothing is closed without rules: the test could not fail"
     said = estate.weft.check(estate.confs["one"], estate.results["one"], "/run/netns/one", "one")
-    assert "inet weft is missing" in said and "in closed" in said and "in attached" in said
+    assert "inet weft is missing" in said and "in closed_links" in said and "in no_router_ports" in said
     estate.add("three", conf("three", 83))
     assert estate.bars("one", "two")
     for name in ("one", "two"):
