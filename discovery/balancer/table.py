@@ -80,7 +80,7 @@ class KernelTable:
 
         *Equivalent to:* ``nft -f``, in one transaction.
         """
-        if self._nft.lacks(self._tables) is None:
+        if self._nft.verify(self._tables):
             return False
         try:
             self._nft.install(self._tables)

@@ -169,6 +169,27 @@ class NoListing(Library):
         return "", super().run(commands, terse=terse)[1]
 
 
+class WithoutComments(Library):
+    """nftables before 0.9.8, which knows no comments of sets and chains."""
+
+    def run(self, commands: str, *, terse: bool = False) -> Answer:
+        if "\t\tcomment" in commands:
+            return "", "Error: syntax error, unexpected comment"
+        return super().run(commands, terse=terse)
+
+
+def test_an_older_nftables_gets_no_comments(host: Host) -> None:
+    previous(host, *ONE_OF_EACH)
+    made, other = Nft(TABLES, WithoutComments), Nft(TABLES, WithoutComments)
+    made.install(TABLES)
+    assert made.missing(ONE_OF_EACH) == ()
+    assert made.lacks(TABLES) is None and other.lacks(TABLES) is None
+    host.run("nft", "flush", "chain", "inet", "weft", "check_source")
+    assert "check_source lacks" in (other.lacks(TABLES) or "")
+    for one in (made, other):
+        one.close()
+
+
 @pytest.mark.parametrize("make", [LastListing, NoListing])
 def test_what_nft_does_not_print_is_not_taken_for_missing(host: Host, make: type[Library]) -> None:
     first, later = Nft(TABLES, make), Nft(TABLES, make)

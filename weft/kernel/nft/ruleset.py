@@ -84,6 +84,11 @@ class Nft:
         """Whether all of the tables exist, whatever is in them. *Equivalent to:* ``nft list table`` …"""
         return not self._survey().missing
 
+    def verify(self, tables: Tables) -> bool:
+        """Whether the tables are as ``install`` left them; what differs is not looked for."""
+        self._tables, self._shapes = tables, tables.shapes
+        return self._look()[1] is None
+
     def lacks(self, tables: Tables) -> str | None:
         """What of the tables is not as it should be, in a sentence; None if all is.
 
@@ -92,11 +97,12 @@ class Nft:
         with this one line by line, to name what differs.
         """
         self._tables, self._shapes = tables, tables.shapes
+        sentence: str | None = None
         for _ in range(_ATTEMPTS):
             generation, found = self._look()
             if found is not None and outdated(tables, {shape.name: shape for shape, _ in found.sets}):
                 self.install(tables)
-                continue
+                generation, found = self._look()
             sentence = None if found is None else self._difference(found)
             # Surveys before and after another's transaction make a whole that never was: again.
             if sentence is None or self._ask(NftSocket.generation) == generation:
@@ -129,7 +135,9 @@ class Nft:
             if one.elements is not None and not self._holds(tables.shapes[name], one.elements):
                 return f"the {one.kind} {name} holds other elements"
         try:
-            fresh = in_new_namespace(lambda: _fresh_listings(self._text(), tables.names, self._make))
+            fresh = self._declaring(
+                lambda text: in_new_namespace(lambda: _fresh_listings(text, tables.names, self._make))
+            )
             there = {table: self._do(f"list table {table}\n", terse=True) for table in tables.names}
             for table in tables.tables:
                 name = str(table)
@@ -175,16 +183,18 @@ class Nft:
         def read(shape: Shape) -> list[Entry]:
             return self._ask(lambda nft_socket: dump(nft_socket, shape))
 
-        try:
-            self._do(script(self._tables, found, read, self._text()))
-        except KernelRefused as error:
-            if self._plain or "syntax error" not in error.message:
-                raise
-            self._plain = True  # nftables before 0.9.8 takes no comments on chains
-            self._do(script(self._tables, found, read, self._text()))
+        self._declaring(lambda text: self._do(script(self._tables, found, read, text)))
 
-    def _text(self) -> str:
-        return self._tables.plain if self._plain else self._tables.text
+    def _declaring(self, work: Callable[[str], T]) -> T:
+        """Work with the tables as text; nftables before 0.9.8 takes no comments on chains, so there without any."""
+        if not self._plain:
+            try:
+                return work(self._tables.text)
+            except KernelRefused as error:
+                if "syntax error" not in error.message:
+                    raise
+                self._plain = True
+        return work(self._tables.plain)
 
     def remove(self) -> None:
         """Delete the tables with all in them; missing is fine. *Equivalent to:* ``nft delete table inet weft`` …"""
