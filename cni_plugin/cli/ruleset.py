@@ -1,4 +1,4 @@
-"""docs/ruleset.md: every table, chain, set and rule that weft installs, from the values that it installs.
+"""docs/ruleset.md: every table, chain, set and rule, generated from the values that are installed.
 
 ``python -m cni_plugin.cli.ruleset >docs/ruleset.md`` after a change; a test compares the file.
 """

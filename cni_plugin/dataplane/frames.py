@@ -1,8 +1,9 @@
 """The table ``bridge weft``: what a bridge takes from the ports that containers are behind.
 
-One chain that frames enter, before the bridge has learned anything from them. Link-layer addresses within neighbour
-discovery are checked where they must stand first (RFC 4861, 4.3 and 4.4); what a fragment hides the receiver ignores
-(RFC 6980). Nearly all that a checked port sends is its own by one look-up, after which TCP is accepted.
+One chain that frames enter, before the bridge has learned anything from them. Link-layer addresses
+within neighbour discovery are checked where they must stand first (RFC 4861, 4.3 and 4.4); what a
+fragment hides the receiver ignores (RFC 6980). Nearly all that a checked port sends is its own by
+one look-up, after which TCP is accepted.
 """
 
 from __future__ import annotations

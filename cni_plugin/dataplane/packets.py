@@ -1,11 +1,12 @@
 """The table ``inet weft``: what this host does with the packets of containers.
 
-Its rules are the same whether one container runs or ten thousand. What belongs to a container is an element of a set or
-map, with the mark of its attachment as the comment, so a packet costs the same few look-ups however many there are.
+Its rules are the same whether one container runs or ten thousand. What belongs to a container is an
+element of a set or map, with the mark of its attachment as the comment, so a packet costs the same
+few look-ups however many there are.
 
-Priorities are those that other software expects (dstnat, srcnat, raw): the first rule that translates a connection
-decides, and these rules match only weft's ports and containers. Sources: nft(8), ``linux/netfilter_ipv4.h``, the
-reference plugins ``portmap`` and ``bridge``.
+Priorities are those that other software expects (dstnat, srcnat, raw): the first rule that
+translates a connection decides, and these rules match only weft's ports and containers. Sources:
+nft(8), ``linux/netfilter_ipv4.h``, the reference plugins ``portmap`` and ``bridge``.
 """
 
 from __future__ import annotations

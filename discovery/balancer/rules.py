@@ -1,10 +1,10 @@
-"""The table ``inet weft-services``: rules that never change, and the sets and maps in which the services are.
+"""The table ``inet weft-services``: static rules, and the sets and maps that hold the services.
 
-A connection to a virtual address meets one look-up, by address, protocol and port, which leads to the chain of the
-service's algorithm. That chain chooses a slot, a number below the size of the service's slot table, and a second
-look-up says which instance has that slot. So a connection costs the same with ten services and with ten thousand, a
-change of a service is a change of some elements, and the algorithms differ only in how slots are assigned
-(``algorithms``) and chosen:
+A connection to a virtual address meets one look-up, by address, protocol and port, which leads to
+the chain of the service's algorithm. That chain chooses a slot, a number below the size of the
+service's slot table, and a second look-up says which instance has that slot. So a connection costs
+the same with ten services and with ten thousand, a change of a service is a change of some
+elements, and the algorithms differ only in how slots are assigned (``algorithms``) and chosen:
 
 ``random{N}``           a random one of N slots
 ``round_robin{K}_{N}``  the next one of N slots, by counter K; services share the few counters there are
@@ -12,9 +12,9 @@ change of a service is a change of some elements, and the algorithms differ only
 ``maglev{N}``           by the client's address and port; with equal slot tables every host chooses the same instance
 ``sticky{S}_{N}``       a random one when a client comes first, the same for as long as it comes again within S seconds
 
-Sticky chains keep the slot in the packet's priority while they look it up: the mark is other software's, and routes. A
-client is forgotten when it has sent nothing for the whole time; at most 65,535 clients are remembered of each family,
-and further ones are sent to a random slot each time.
+Sticky chains keep the slot in the packet's priority while they look it up: the mark is other
+software's, and routes. A client is forgotten when it has sent nothing for the whole time; at most
+65,535 clients are remembered of each family, and further ones are sent to a random slot each time.
 
 Sources: nft(8), ``linux/netfilter_ipv4.h`` for the priorities.
 """
@@ -29,7 +29,7 @@ from weft.kernel.schema import Chain, Map, Rule, Set, Table, Tables, maps, rules
 TABLE = "inet weft-services"
 
 SIZES = (1, 12, 61, 251, 1021)
-"""How many slots a slot table can have. But for 1 and 12 they are primes, which Maglev's hashing needs."""
+"""How many slots a slot table can have: primes, as Maglev's hashing needs, but for 1 and 12."""
 COUNTERS = 8
 STICKY_SECONDS = (60, 600, 3600, 10800, 86400)
 """How long a client can be remembered: these are timeouts in the rules."""
@@ -57,10 +57,13 @@ ROUND_ROBIN = "round_robin"
 SOURCE_HASH = "source_hash"
 
 _CLIENTS = {4: "ip saddr . ip daddr", 6: f"jhash ip6 saddr . ip6 daddr mod 0x7fffffff seed {SEED:#x}"}
-"""What is remembered of a client. Of IPv6 a hash, for nftables 1.0.6 cannot update keys longer than 16 bytes; two
-clients with one hash go to one instance, which does no harm."""
+"""What is remembered of a client. Of IPv6 a hash, for nftables 1.0.6 cannot update keys longer than
+16 bytes; two clients with one hash go to one instance, which does no harm.
+"""
 _REMEMBERED = {4: _CLIENTS[4], 6: "numgen random mod 2"}
-"""The same as the type of a key: a number is named by any expression that gives one, but 1.0.6 cannot list a hash."""
+"""The same as the type of a key: a number is named by any expression that gives one, but 1.0.6
+cannot list a hash.
+"""
 
 _PORT = "meta l4proto . th dport"
 _SLOT = "{ip} daddr . meta l4proto . th dport"

@@ -1,6 +1,7 @@
-"""The kernel's side: the table installed and verified, its elements written and read, the ranges routed.
+"""The kernel's side: the table installed and verified, its elements, and the ranges' routes.
 
-Everything here blocks and belongs to one thread, the one that made it, whose network namespace is the host's.
+Everything here blocks and belongs to one thread, the one that made it, whose network namespace is
+the host's.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ log = logging.getLogger(__name__)
 LINK = "weft-services"
 """The device that the ranges are routed to, so that this host's own processes have a route to them.
 
-A bridge without ports: a connection that is translated never gets there, and what is not translated ends there. The
-loopback would do for IPv4, but routes of IPv6 by it refuse; and a local route would make virtual addresses this
-host's own, with all that listens on any address."""
+A bridge without ports: a connection that is translated never gets there, and what is not translated
+ends there. The loopback would do for IPv4, but routes of IPv6 by it refuse; and a local route would
+make virtual addresses this host's own, with all that listens on any address.
+"""
 _LINK_SETS = (rules.OUTSIDE_LINKS, rules.HAIRPIN_LINKS)
 MAPS = tuple(
     names[version]
@@ -41,11 +43,13 @@ MAPS = tuple(
 )  # fmt: skip
 """The sets and maps that hold services."""
 TOGETHER = 4000
-"""Elements in one transaction when there are many to write: changes of other programs wait no longer than for these."""
+"""Elements in one transaction when there are many to write: changes of other programs wait no
+longer than for these.
+"""
 
 
 class KernelTable:
-    """``inet weft-services`` in this thread's network namespace. Raises KernelRefused, KernelLacks among them."""
+    """``inet weft-services`` in this thread's network namespace. Raises KernelRefused."""
 
     def __init__(self, ranges: tuple[Network, ...]) -> None:
         self._ranges = ranges
@@ -72,11 +76,11 @@ class KernelTable:
 
     @property
     def installed(self) -> bool:
-        """Whether there is such a table. *Equivalent to:* ``nft list table inet weft-services``."""
+        """Whether the table exists. *Equivalent to:* ``nft list table inet weft-services``."""
         return self._nft.installed
 
     def install(self) -> bool:
-        """Make the rules be as they should; whether anything had to be done. Elements that fit the new rules stay.
+        """Install the rules unless they are installed, keeping elements; whether that was needed.
 
         *Equivalent to:* ``nft -f``, in one transaction.
         """
@@ -85,13 +89,16 @@ class KernelTable:
         try:
             self._nft.install(self._tables)
         except KernelRefused as error:  # its elements are written again
-            log.warning("the table %s is made anew: %s", rules.TABLE, error)
+            log.warning("the table %s cannot be updated and is deleted and created again: %s", rules.TABLE, error)
             self._nft.remove()
             self._nft.install(self._tables)
         return True
 
     def route_virtual_ranges(self) -> None:
-        """Route the ranges to a device of their own. *Equivalent to:* ``ip link add weft-services type bridge`` …"""
+        """Route the ranges to a device of their own.
+
+        *Equivalent to:* ``ip link add weft-services type bridge``, ``ip route add RANGE dev …``.
+        """
         host = self._kernel.host
         if host.link(LINK) is None:
             with suppress(Exists):
@@ -118,7 +125,9 @@ class KernelTable:
         ]
 
     def write(self, delete: Iterable[Key], add: Iterable[tuple[str, bytes, Data]]) -> None:
-        """One transaction. Raises Missing or KernelRefused where the table is not as it was believed to be."""
+        """One transaction. Raises Missing or KernelRefused where the table is not as it was
+        believed to be.
+        """
         self._elements.write(delete, add)
 
     def read(self) -> dict[Key, Data]:
@@ -126,10 +135,10 @@ class KernelTable:
         return {(name, key): data for name in MAPS for key, data in self._elements.read(name)}
 
     def make(self, wanted: Mapping[Key, Data], there: Mapping[Key, Data]) -> int:
-        """Make what is there be what is wanted, in several transactions where it is much; how many elements changed.
+        """Write the difference, in several transactions if it is large; how many elements changed.
 
-        Slots and instances come before the element that leads to them, and go after it. An element that changes is
-        never missing.
+        Slots and instances come before the element that leads to them, and go after it. An element
+        that changes is never missing.
         """
         new = {key: data for key, data in wanted.items() if there.get(key) != data}
         changed = [key for key in new if key in there]
@@ -165,9 +174,10 @@ class KernelTable:
     def enable_hairpin(self, addresses: Collection[Address]) -> set[Address]:
         """Let instances reach themselves by their service when bridge-nf-call-iptables=1.
 
-        Such a packet is translated before the bridge has decided where it goes, and a bridge sends nothing back by the
-        port that it came from, unless told to. Ports that are isolated from their siblings stay as they are. The answer
-        are those of which nothing is known yet. *Equivalent to:* ``bridge link set dev PORT hairpin on``.
+        Such a packet is translated before the bridge has decided where it goes, and a bridge sends
+        nothing back by the port that it came from, unless told to. Ports that are isolated from
+        their siblings stay as they are. The answer are those of which nothing is known yet.
+        *Equivalent to:* ``bridge link set dev PORT hairpin on``.
         """
         if not addresses or not self._bridge_netfilter():
             return set()

@@ -1,7 +1,8 @@
-"""nftables tables as values: what is installed, what it is called, and why; nft's text is made from them.
+"""nftables tables as values: what is installed, what it is called, and why; nft's text is made from
+them.
 
-A :class:`Rule` without a reason and a :class:`Set` without a description cannot be written, so ``nft list ruleset`` and
-docs/ruleset.md say the same as the code. For example::
+A :class:`Rule` without a reason and a :class:`Set` without a description cannot be written, so
+``nft list ruleset`` and docs/ruleset.md say the same as the code. For example::
 
     Table("inet", "example", "drops what listed links send", sets=(
         Set("closed_links", "ifname", "links that may not send"),
@@ -11,7 +12,8 @@ docs/ruleset.md say the same as the code. For example::
         ), hook="forward", priority="filter"),
     ))
 
-Source: nft(8). Comments on sets and chains need nftables 0.9.8; ``Tables.plain`` is the same text without them.
+Source: nft(8). Comments on sets and chains need nftables 0.9.8; ``Tables.plain`` is the same text
+without them.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ _BITS = re.compile(r"@[a-z]+,[0-9]+,([0-9]+)")
 class Shape:
     """What a set or map holds: the types of its key's parts, and of its data's (none: it is a set).
 
-    ``bits64`` is a number of 64 bits as packets have it, ``integer`` one of 32 bits as the CPU has it (nftables gives
-    both no name). ``table`` is the family and the name of its table.
+    ``bits64`` is a number of 64 bits as packets have it, ``integer`` one of 32 bits as the CPU has
+    it (nftables gives both no name). ``table`` is the family and the name of its table.
     """
 
     name: str
@@ -56,7 +58,9 @@ class Shape:
 
     @property
     def padded(self) -> Shape:
-        """With numbers of whole words: the kernel keeps a key's length, not that of each part nor the byte order."""
+        """With numbers of whole words: the kernel keeps a key's length, not that of each part nor
+        the byte order.
+        """
         return Shape(self.name, tuple(map(_padded, self.key)), tuple(map(_padded, self.data)), self.flags, self.table)
 
 
@@ -79,10 +83,12 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A set: the type of its elements (nft's ``type``, or ``typeof`` expressions), what it holds, who adds to it.
+    """A set: the type of its elements (nft's ``type``, or ``typeof`` expressions), what it holds,
+    who adds to it.
 
-    ``formerly`` are the names it had in earlier releases; its elements are taken over from there. ``elements`` are part
-    of the definition (None: they come and go at run time). ``timeout`` is in seconds, 0 for none.
+    ``formerly`` are the names it had in earlier releases; its elements are taken over from there.
+    ``elements`` are part of the definition (None: they come and go at run time). ``timeout`` is in
+    seconds, 0 for none.
     """
 
     name: str
@@ -104,10 +110,11 @@ class Set:
 
     @property
     def replaced(self) -> bool:
-        """Whether each installation declares it anew, and adds the elements it had, if it has none by definition.
+        """Whether installing deletes and declares it again, with the elements it had unless it
+        defines some.
 
-        nftables 1.0.6 uses no set that was declared before by ``typeof`` with a transport header: "conflicting
-        protocols specified: ip vs. th".
+        nftables 1.0.6 uses no set that was declared before by ``typeof`` with a transport header:
+        "conflicting protocols specified: ip vs. th".
         """
         return self.elements is not None or (self.typeof and "th dport" in self.declared)
 
@@ -150,9 +157,11 @@ class Map(Set):
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain: where packets enter it (``hook`` and ``priority``; "" if rules of other chains lead there), and why.
+    """A chain: where packets enter it (``hook`` and ``priority``; "" if rules of other chains lead
+    there), and why.
 
-    ``formerly`` are the names it had in earlier releases: elements of verdict maps that lead there lead here now.
+    ``formerly`` are the names it had in earlier releases: elements of verdict maps that lead there
+    lead here now.
     """
 
     name: str
@@ -198,7 +207,9 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """The tables that are installed together, in one transaction. Not slotted: what is derived is kept."""
+    """The tables that are installed together, in one transaction. Not slotted: what is derived is
+    kept.
+    """
 
     tables: tuple[Table, ...] = ()
 
@@ -246,7 +257,9 @@ _FAMILIES = (("4", "ip", "ipv4_addr"), ("6", "ip6", "ipv6_addr"))
 
 
 def families(text: str) -> tuple[str, str]:
-    """The text for IPv4 and for IPv6: ``{v}`` is the version, ``{ip}`` the header, ``{address}`` the type."""
+    """The text for IPv4 and for IPv6: ``{v}`` is the version, ``{ip}`` the header, ``{address}``
+    the type.
+    """
     first, second = (
         text.replace("{v}", version).replace("{ip}", header).replace("{address}", kind)
         for version, header, kind in _FAMILIES
@@ -280,6 +293,8 @@ def _parts(declared: str) -> tuple[str, ...]:
 
 
 def _type(word: str) -> str:
-    """A type's name, also where a set declares it by an expression (``typeof iifname . @th,64,128``)."""
+    """A type's name, also where a set declares it by an expression (``typeof iifname .
+    @th,64,128``).
+    """
     bits = _BITS.fullmatch(word)
     return f"bits{bits.group(1)}" if bits else _TYPES.get(word, word)

@@ -1,4 +1,6 @@
-"""The tables of the previous release, elements in every set, upgraded: none is lost, and nothing opens meanwhile."""
+"""The tables of the previous release, elements in every set, upgraded: none is lost, and nothing
+opens meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def formerly(element: Element) -> Element:
 
 
 def previous(host: Host, *elements: Element, first: str = "") -> None:
-    """What the previous release leaves: its tables and stamp, and these elements under the names they had."""
+    """What the previous release leaves: its tables and stamp, and these elements under the names
+    they had.
+    """
     shaped = [(TABLES.shapes[one.collection], formerly(one)) for one in elements]
     filled = commands("create", [(replace(shape, name=one.collection), one) for shape, one in shaped])
     stamp = 'add chain inet weft stamp\nadd rule inet weft stamp return comment "base 12 made 34"\n'
@@ -257,7 +261,9 @@ def test_the_balancers_table_keeps_its_services(host: Host) -> None:
 
 
 class Prober:
-    """Connects again and again from a namespace, or sends datagrams, each from a port of its own, until it is ended."""
+    """Connects again and again from a namespace, or sends datagrams, each from a port of its own,
+    until it is ended.
+    """
 
     def __init__(self, client: str, probe: Callable[[], bool]) -> None:
         self.answered = self.refused = 0

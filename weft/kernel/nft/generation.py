@@ -1,4 +1,4 @@
-"""What is known of the rules without a survey: that they were as installed at a generation of the kernel's."""
+"""The ruleset digest and the nf_tables generation that were verified last."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class VerifiedGeneration:
 
     @property
     def lock(self) -> AbstractContextManager[object]:
-        """To be held from reading ``found`` until what follows from it is done: a survey or a transaction."""
+        """Held from reading ``found`` to the end of the survey or transaction that follows."""
         return self._lock
 
     @property

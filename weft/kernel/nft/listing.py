@@ -1,6 +1,7 @@
 """What ``nft list table`` prints, part by part: to say what differs, where something does.
 
-Only a look-up that found a difference, and an installation, need it; so it is a module of its own. Source: nft(8).
+Only a look-up that found a difference, and an installation, need it; so it is a module of its own.
+Source: nft(8).
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ class Block:
 def blocks(text: str) -> tuple[Block, ...]:
     """The sets, maps and chains of a table, and the table's own lines as a block of kind ``table``.
 
-    Comments go (newer versions count elements in one; those of sets stay what they were when the set was made) and so
-    do elements, which a terse listing leaves out anyway. A block's braces are on its first and its last line.
+    Comments go (newer versions count elements in one; those of sets stay what they were when the
+    set was made) and so do elements, which a terse listing leaves out anyway. A block's braces are
+    on its first and its last line.
     """
     found: list[Block] = []
     table: list[str] = []
@@ -56,8 +58,9 @@ def blocks(text: str) -> tuple[Block, ...]:
 
 
 def listed(output: str, table: str, names: set[tuple[str, str]], leave: str = "") -> tuple[Block, ...]:
-    """The blocks of a listing but for the chain ``leave``. Raises KernelRefused where it lacks a set, map or chain of
-    those that are known to exist: an empty or partial answer is none."""
+    """The blocks of a listing but for the chain ``leave``. Raises KernelRefused where it lacks a
+    set, map or chain of those that are known to exist: an empty or partial answer is none.
+    """
     found = tuple(block for block in blocks(output) if (block.kind, block.name) != ("chain", leave))
     lacking = names - {(block.kind, block.name) for block in found} - {("chain", leave)}
     if f"table {table} {{" not in output or lacking:
@@ -78,7 +81,9 @@ def surveyed_names(found: Survey, table: str) -> set[tuple[str, str]]:
 
 
 def difference(wanted: tuple[Block, ...], there: tuple[Block, ...]) -> str | None:
-    """What of the wanted listing the other lacks or has besides, in a sentence; None if they are the same."""
+    """What of the wanted listing the other lacks or has besides, in a sentence; None if they are
+    the same.
+    """
     have = {(block.kind, block.name): block for block in there}
     for block in wanted:
         other = have.pop((block.kind, block.name), None)

@@ -1,10 +1,10 @@
-"""nftables tables, installed, verified and filled: the one way for ``inet weft``, ``bridge weft`` and the balancer's.
+"""nftables tables, installed, verified and filled: those of containers and the balancer's.
 
-The rules never change with attachments; what an attachment adds are elements of sets and maps, each with the
-mark of its owner as its comment. Rules are installed by libnftables in this process, as one transaction; elements are
-written by netlink messages of our own (``elements``), in a fifth of the time, and whatever is read is read from the
-kernel (``survey``, ``lookup``): what nft prints is only ever compared with what it printed before.
-Sources: nft(8), libnftables(3).
+The rules never change with attachments; what an attachment adds are elements of sets and maps, each
+with the mark of its owner as its comment. Rules are installed by libnftables in this process, as
+one transaction; elements are written as netlink messages (``elements``), in a fifth of the time,
+and everything is read by netlink (``survey``, ``lookup``). What nft prints is only compared with
+another listing of nft's. Sources: nft(8), libnftables(3).
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ _INTERRUPTED = "Interrupted system call"  # the rules changed while nftables rea
 class Nft:
     """Tables in the network namespace that the constructor's thread is in; usable from any thread.
 
-    Nothing is loaded before the first verb: most calls of a runtime need no rules. ``make`` chooses how
-    commands are run (the library, else the ``nft`` program); ``verified`` is shared by those that verify together.
-    Tables that an earlier release installed, with former names of sets, are upgraded before anything is done with them.
+    Nothing is loaded before the first verb: most calls of a runtime need no rules. ``make`` chooses
+    how commands are run (the library, else the ``nft`` program); ``verified`` is shared by those
+    that verify together. Tables that an earlier release installed, with former names of sets, are
+    upgraded before anything is done with them.
     """
 
     def __init__(
@@ -81,20 +82,22 @@ class Nft:
 
     @property
     def installed(self) -> bool:
-        """Whether all of the tables exist, whatever is in them. *Equivalent to:* ``nft list table`` …"""
+        """Whether all of the tables exist, whatever is in them. *Equivalent to:* ``nft list table``
+        …
+        """
         return not self._survey().missing
 
     def verify(self, tables: Tables) -> bool:
-        """Whether the tables are as ``install`` left them; what differs is not looked for."""
+        """Whether the tables are as ``install`` left them; the difference is not named."""
         self._tables, self._shapes = tables, tables.shapes
         return self._look()[1] is None
 
     def lacks(self, tables: Tables) -> str | None:
         """What of the tables is not as it should be, in a sentence; None if all is.
 
-        What the kernel has, whatever the sets hold, is compared with the stamp that ``install`` left in the
-        first table. Only where that differs are the tables installed in an empty namespace, and their listing compared
-        with this one line by line, to name what differs.
+        What the kernel has, whatever the sets hold, is compared with the stamp that ``install``
+        left in the first table. Only where that differs are the tables installed in an empty
+        namespace, and their listing compared with this one line by line, to name what differs.
         """
         self._tables, self._shapes = tables, tables.shapes
         sentence: str | None = None
@@ -104,13 +107,13 @@ class Nft:
                 self.install(tables)
                 generation, found = self._look()
             sentence = None if found is None else self._difference(found)
-            # Surveys before and after another's transaction make a whole that never was: again.
+            # A transaction between the dumps of a survey makes it inconsistent: repeat.
             if sentence is None or self._ask(NftSocket.generation) == generation:
                 break
         return sentence
 
     def _look(self) -> tuple[int, Survey | None]:
-        """The kernel's generation and what there is, None where that is what was installed.
+        """The kernel's generation and a survey, None if the tables are as they were installed.
 
         Those that share ``verified`` wait meanwhile, and need no survey of their own.
         """
@@ -159,10 +162,12 @@ class Nft:
         return False
 
     def install(self, tables: Tables) -> None:
-        """Make the tables be exactly what they should, in one transaction; what else is in them goes.
+        """Make the tables be exactly what they should, in one transaction; what else is in them
+        goes.
 
-        Sets and maps keep their elements, also those that had another name in an earlier release. Raises KernelRefused
-        with nftables' sentence. *Equivalent to:* ``nft -f RULES`` after flushing what was there.
+        Sets and maps keep their elements, also those that had another name in an earlier release.
+        Raises KernelRefused with nftables' sentence. *Equivalent to:* ``nft -f RULES`` after
+        flushing what was there.
         """
         self._tables, self._shapes = tables, tables.shapes
         for attempt in range(_ATTEMPTS):
@@ -186,7 +191,9 @@ class Nft:
         self._declaring(lambda text: self._do(script(self._tables, found, read, text)))
 
     def _declaring(self, work: Callable[[str], T]) -> T:
-        """Work with the tables as text; nftables before 0.9.8 takes no comments on chains, so there without any."""
+        """Call with the tables as text, without comments if this nftables takes none on chains
+        (before 0.9.8).
+        """
         if not self._plain:
             try:
                 return work(self._tables.text)
@@ -197,14 +204,18 @@ class Nft:
         return work(self._tables.plain)
 
     def remove(self) -> None:
-        """Delete the tables with all in them; missing is fine. *Equivalent to:* ``nft delete table inet weft`` …"""
+        """Delete the tables with all in them; missing is fine. *Equivalent to:* ``nft delete table
+        inet weft`` …
+        """
         # "add" first, so that missing is fine with any version.
         self._do("".join(f"add table {table}\ndelete table {table}\n" for table in self._tables.names))
 
     # Elements
 
     def add(self, elements: Iterable[Element]) -> None:
-        """Add all or none; see ``kernel.Ruleset``. ``create`` and not ``add``: a key of another's is refused."""
+        """Add all or none; see ``kernel.Ruleset``. ``create`` and not ``add``: an existing key is
+        refused.
+        """
         wanted = self._keyed(elements)
         absent = dict(wanted)
         for _ in range(_ATTEMPTS):
@@ -243,7 +254,7 @@ class Nft:
         raise Busy("others keep changing the same nftables elements", hint="try again")
 
     def missing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
-        """Those of the elements that are not there with the same data and mark."""
+        """The elements that do not exist with the same data and mark."""
         given = tuple(elements)
         wanted = self._keyed(given, missing_ok=True)
         there = self._there(wanted)
@@ -251,7 +262,9 @@ class Nft:
         return tuple(element for element in given if self._key(element) not in found)
 
     def elements(self, collection: str) -> tuple[Element, ...]:
-        """All elements of a set or map; raises Missing. *Equivalent to:* ``nft list set inet weft NAME``."""
+        """All elements of a set or map; raises Missing. *Equivalent to:* ``nft list set inet weft
+        NAME``.
+        """
         shape = self._shape(collection)
         if shape is None:
             raise Missing(f"weft's tables have no set or map {collection!r}")
@@ -265,7 +278,9 @@ class Nft:
     # How
 
     def _keyed(self, elements: Iterable[Element], missing_ok: bool = False) -> dict[tuple[str, str], Element]:
-        """The elements by collection and key, each checked before anything is run; twins become one."""
+        """The elements by collection and key, each checked before anything is run; twins become
+        one.
+        """
         keyed: dict[tuple[str, str], Element] = {}
         for element in [checked(element) for element in elements]:
             shape = self._shape(element.collection)
@@ -284,7 +299,9 @@ class Nft:
         return None if shape is None else (element.collection, rendered(element.key, shape.key, shape))
 
     def _shape(self, collection: str) -> Shape | None:
-        """The types of a set or map: from the tables this process installed or verified, else from the kernel."""
+        """The types of a set or map: from the tables this process installed or verified, else from
+        the kernel.
+        """
         if collection not in self._shapes:
             self._shapes = {**self._declared(), **self._shapes}
         return self._shapes.get(collection)
@@ -312,7 +329,9 @@ class Nft:
             raise nft_error(number)
 
     def _transact(self, nft_socket: NftSocket, changes: list[Change]) -> int:
-        """Verified rules stay so where no other transaction came between: else the kernel refuses (ERESTART)."""
+        """Verified rules stay so where no other transaction came between: else the kernel refuses
+        (ERESTART).
+        """
         if self._verified.found is not None:
             base, generation = self._verified.found
             number = nft_socket.transact(changes, generation)
@@ -323,7 +342,7 @@ class Nft:
         return nft_socket.transact(changes)
 
     def _there(self, keyed: dict[tuple[str, str], Element]) -> dict[tuple[str, str], Element]:
-        """What is there under (or, in a set of intervals, over) the keys."""
+        """The existing elements at the keys (in a set of intervals: that cover them)."""
         single = [(place, self._shapes[place[0]]) for place in keyed]
         plain = {shape.name for _, shape in single if "interval" in shape.flags and len(shape.key) == 1}
         sought = [(place, shape) for place, shape in single if shape.name not in plain]
@@ -337,7 +356,7 @@ class Nft:
         return found
 
     def _declared(self) -> dict[str, Shape]:
-        """The sets and maps there are, by their present names."""
+        """The existing sets and maps; tables of an earlier release are upgraded first."""
         tables = self._tables
         found = self._ask(lambda nft_socket: declared(nft_socket, tables.names))
         if outdated(tables, found):
@@ -352,7 +371,7 @@ class Nft:
         return self._ask(lambda nft_socket: survey(nft_socket, self._tables.names, _STAMP))
 
     def _ask(self, work: Callable[[NftSocket], T]) -> T:
-        """Ask the kernel directly, where this object belongs."""
+        """Call with the netlink socket of this object's namespace."""
 
         with self._lock:
             if self._nft_socket is None:
@@ -365,7 +384,7 @@ class Nft:
                 raise
 
     def _do(self, commands: str, *, terse: bool = False) -> str:
-        """Run the commands where this object belongs; raises a KernelRefused with nftables' own sentence."""
+        """Run commands in this object's namespace. Raises a KernelRefused with nftables' message."""
         with self._lock:
             for _ in range(_ATTEMPTS):
                 output, errors = self._at_home(lambda: self._run(commands, terse))
@@ -381,7 +400,7 @@ class Nft:
         return self._runner.run(commands, terse=terse)
 
     def _at_home(self, work: Callable[[], T]) -> T:
-        """Do the work in the namespace this object belongs to, in a thread of its own if this one is elsewhere."""
+        """Call in this object's namespace, in a new thread if this one is in another."""
         if self._namespace < 0:
             raise KernelRefused("these nftables rules are closed")
         here = os.stat("/proc/thread-self/ns/net")
@@ -397,7 +416,7 @@ def in_new_namespace(work: Callable[[], T]) -> T:
 
 
 def _in_thread(move: Callable[[], None], work: Callable[[], T]) -> T:
-    """Move a thread of its own to another namespace and do the work there."""
+    """Call in a new thread that has moved to another namespace."""
     from threading import Thread  # a millisecond to import, for a rare path
 
     results: list[T] = []
@@ -419,7 +438,9 @@ def _in_thread(move: Callable[[], None], work: Callable[[], T]) -> T:
 
 
 def _fresh_listings(text: str, names: tuple[str, ...], make: Callable[[], Runner]) -> dict[str, str]:
-    """How this nftables lists the tables where nothing else is; one listing a run, since 1.1.7 prints only the last."""
+    """How this nftables lists the tables where nothing else is; one listing a run, since 1.1.7
+    prints only the last.
+    """
     fresh = make()
     try:
         answers = {}
@@ -438,7 +459,9 @@ def _stamp(tables: Tables, found: Survey) -> str:
 
 
 def _stamping(tables: Tables, found: Survey) -> str:
-    """The stamp is the comment of a rule in a chain that no packet meets: a table's comment cannot change."""
+    """The stamp is the comment of a rule in a chain that no packet meets: a table's comment cannot
+    change.
+    """
     chain = f"{tables.names[0]} {_STAMP}"
     return f'add chain {chain}\nflush chain {chain}\nadd rule {chain} return comment "{_stamp(tables, found)}"\n'
 

@@ -1,7 +1,7 @@
-"""Elements of sets and maps in nftables' language, which is only ever written: what there is, the kernel tells.
+"""Elements of sets and maps in the syntax of nft, which weft writes and never parses.
 
-A part of a packet that nftables has no word for (``@th,64,128``) is a number of so many bits to it, and to us.
-Source: nft(8).
+A part of a packet that nftables has no word for (``@th,64,128``) is a number of so many bits to it,
+and to us. Source: nft(8).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MARK = re.compile(r"weft:[0-9a-f]{16}(?::[A-Za-z0-9_./ -]{0,90})?")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An element as the kernel has it, whoever added it. An interval that is no subnet is text: "10.0.0.1-10.0.0.9"."""
+    """An element read from the kernel. An interval that is no subnet is text: "10.0.0.1-10.0.0.9"."""
 
     key: tuple[Scalar, ...]
     data: tuple[Scalar, ...] = ()
@@ -39,7 +39,8 @@ class Entry:
 
 
 def checked(element: Element) -> Element:
-    """The element, if no part of it could be anything but one value; raises KernelRefused otherwise.
+    """The element, if no part of it could be anything but one value; raises KernelRefused
+    otherwise.
 
     Needs no knowledge of the collection, so it comes before anything is run.
     """
@@ -58,7 +59,9 @@ def checked(element: Element) -> Element:
 
 
 def rendered(parts: tuple[Scalar, ...], types: tuple[str, ...], shape: Shape) -> str:
-    """A key or data as nft reads it: ``6 . 8080``. Raises KernelRefused where a part is not of its type."""
+    """A key or data as nft reads it: ``6 . 8080``. Raises KernelRefused where a part is not of its
+    type.
+    """
     if len(parts) != len(types):
         raise KernelRefused(f"{shape.name} takes {len(types)} parts ({' . '.join(types)}), not {len(parts)}")
     return " . ".join(_part(part, name, shape) for part, name in zip(parts, types, strict=True))
@@ -85,7 +88,9 @@ def _part(part: Scalar, name: str, shape: Shape) -> str:
 
 
 def commands(verb: str, elements: Iterable[tuple[Shape, Element]]) -> str:
-    """``VERB element inet weft NAME { KEY comment "MARK" : DATA, … }`` for each collection; "create" or "delete"."""
+    """``VERB element inet weft NAME { KEY comment "MARK" : DATA, … }`` for each collection;
+    "create" or "delete".
+    """
     grouped: dict[str, tuple[Shape, list[str]]] = {}
     for shape, element in elements:
         text = rendered(element.key, shape.key, shape)
@@ -99,7 +104,9 @@ def commands(verb: str, elements: Iterable[tuple[Shape, Element]]) -> str:
 
 
 def copies(shape: Shape, entries: Iterable[Entry]) -> list[str]:
-    """``add element …`` for what was read from a set, whoever added it; what nft could not read again is left out."""
+    """``add element …`` for elements read from a set, also those of other programs; what nft cannot
+    parse is left out.
+    """
     texts: list[str] = []
     for entry in entries:
         with suppress(KernelRefused):
@@ -131,7 +138,7 @@ def normal(parts: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
 
 
 def conflict(element: Element, there: Element) -> Conflict:
-    """What to raise where an element's key is another's already, or lies within another's interval."""
+    """The error for a key that has another owner, or lies within the interval of one."""
     mine, key, data = (" . ".join(map(str, parts)) for parts in (element.key, there.key, there.data))
     over = "" if normal(there.key) == normal(element.key) else f" lies within {key}, which"
     owner = there.mark or "somebody without a mark"

@@ -1,9 +1,11 @@
-"""From the tables that are installed to those that are wanted: one nft script, one transaction, no element lost.
+"""The nft script that replaces installed tables by others, in one transaction and without losing an
+element.
 
-A set of a former name (``Set.formerly``) ends, and its elements are in the set of the new name when the new rules look
-into that: no packet meets rules without elements. Sets that stay as they are stay with all that is in them. Chains are
-made anew but for those that elements of a verdict map lead to. Former sets are deleted by handle: where another process
-has made one again meanwhile, the transaction is refused. Source: nft(8), ``net/netfilter/nf_tables_api.c``.
+A set with a former name (``Set.formerly``) is deleted in the transaction that adds its elements to
+the set with the present name, so no packet meets the new rules without them. Unchanged sets are
+kept with their elements. Chains are deleted and added again, except those that elements of a
+verdict map refer to. Former sets are deleted by handle: if another process has created one again
+meanwhile, the transaction fails. Source: nft(8), ``net/netfilter/nf_tables_api.c``.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def outdated(wanted: Tables, there: dict[str, Shape]) -> bool:
 
 
 def script(wanted: Tables, found: Survey, read: Read, text: str) -> str:
-    """The commands that lead from what a survey found to the wanted tables, whose declaration is ``text``."""
+    """The commands that lead from what a survey found to the wanted tables, whose declaration is
+    ``text``.
+    """
     kept = _kept_chains(wanted, found)
     lines = [f"add table {table}\nflush table {table}\n" for table in wanted.names]
     added: list[str] = []
@@ -49,13 +53,17 @@ def script(wanted: Tables, found: Survey, read: Read, text: str) -> str:
 
 
 def _kept_chains(wanted: Tables, found: Survey) -> set[tuple[str, str]]:
-    """The chains that can stay: neither now nor then entered by a hook, for a hook cannot be changed."""
+    """The chains that can stay: neither now nor then entered by a hook, for a hook cannot be
+    changed.
+    """
     plain = {(str(table), one.name) for table in wanted.tables for one in table.chains if not one.hook}
     return {(table, name) for table, name, hooked in found.chains if not hooked and (table, name) in plain}
 
 
 def _moved(wanted: Tables, found: Survey, old: Shape, name: str, read: Read) -> list[str]:
-    """What adds the elements of a set that ends to the set of its present name, if that takes such elements."""
+    """What adds the elements of a set that ends to the set of its present name, if that takes such
+    elements.
+    """
     shape = wanted.shapes[name]
     if replace(old, name=name) != shape.padded or not readable(shape):
         return []
@@ -67,7 +75,9 @@ def _moved(wanted: Tables, found: Survey, old: Shape, name: str, read: Read) -> 
 
 
 def _redirected(wanted: Tables, entries: list[Entry]) -> list[Entry]:
-    """Elements of a verdict map, leading to chains by their present names; those that lead nowhere any more go."""
+    """Elements of a verdict map, leading to chains by their present names; those that lead nowhere
+    any more go.
+    """
     chains = {one.name for table in wanted.tables for one in table.chains}
     return list(_present(entries, wanted.renamed_chains, chains))
 
