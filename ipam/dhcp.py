@@ -1,7 +1,8 @@
-"""What a configuration asks of a DHCP server, and what its answer means for a container. Pure.
+"""IPAM type dhcp: its configuration, and the CNI result of an acknowledgement. Pure.
 
-Keys of ``ipam``: ``provide`` (options to send: ``option``, ``value`` or ``fromArg``), ``request`` (options to ask for:
-``option``, ``skipDefault``), ``priority`` (the metric of the routes). ``daemonSocketPath`` is accepted and not needed.
+Keys of ``ipam``: ``provide`` (options to send: ``option``, ``value`` or ``fromArg``), ``request``
+(options to request: ``option``, ``skipDefault``), ``priority`` (metric of the routes).
+``daemonSocketPath`` is ignored.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ _NAMES = {
     "user-class": Option.USER_CLASS,
     "vendor-class-identifier": Option.VENDOR_CLASS,
 }
-_USUAL = (
+_DEFAULT_REQUEST = (
     *(Option.CLASSLESS_ROUTES, Option.SUBNET_MASK, Option.ROUTERS, Option.STATIC_ROUTES),
     *(Option.NAME_SERVERS, Option.DOMAIN, Option.DOMAIN_SEARCH),
 )
-"""What is asked for by default. Option 121 comes first, as RFC 3442 wants it."""
+"""The options requested by default; 121 comes first, as RFC 3442 requires."""
 
 _TIMES = (Option.LEASE_TIME, Option.SERVER_ID, Option.RENEWAL, Option.REBINDING)
 _SET_BY_WEFT = frozenset(
@@ -39,23 +40,23 @@ _SET_BY_WEFT = frozenset(
         Option.PARAMETER_LIST,
     }
 )
-_LONGEST = 255
+_MAX_OPTION = 255
 _LINK_SCOPE = 253
-_MOST = 2**32 - 1
+_MAX_UINT32 = 2**32 - 1
 _EVERYWHERE = IPv4Network("0.0.0.0/0")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What to send and to ask for; ``provide`` holds option numbers with their bytes."""
+class DhcpConfig:
+    """Options to send (code and data) and to request, and the metric of routes."""
 
     provide: tuple[tuple[int, bytes], ...] = ()
     request: tuple[int, ...] = ()
     priority: int | None = None
 
 
-def read(ipam: Section, arguments: Mapping[str, str]) -> Settings:
-    """The settings; ``arguments`` are those of CNI_ARGS. Problems are noted and not raised."""
+def read(ipam: Section, arguments: Mapping[str, str]) -> DhcpConfig:
+    """Read the configuration; ``arguments`` are CNI_ARGS. Problems are added to the section."""
     provide: dict[int, bytes] = {}
     for each in ipam.sections("provide"):
         number = _number(each)
@@ -63,23 +64,23 @@ def read(ipam: Section, arguments: Mapping[str, str]) -> Settings:
         if named in arguments:
             value = arguments[named]
         data = value.encode()
-        if len(data) > _LONGEST:
-            each.problems.add(f"{each.path}: the value of an option must not be longer than {_LONGEST} bytes")
+        if len(data) > _MAX_OPTION:
+            each.problems.add(f"{each.path}: the value of an option must not be longer than {_MAX_OPTION} bytes")
         elif number in _SET_BY_WEFT:
-            each.problem("option", "is one that weft itself must set")
+            each.problem("option", "is set by weft itself")
         elif number and value:
             provide[number] = data
     requests = ipam.sections("request")
     asked = tuple(number for each in requests if "option" in each and (number := _number(each)))
-    skip = True in [each.flag("skipDefault") for each in requests]  # all are read, for their problems
-    request = tuple(dict.fromkeys((*(() if skip else _USUAL), *asked, *_TIMES)))
+    skip = True in [each.flag("skipDefault") for each in requests]  # reads all, for their problems
+    request = tuple(dict.fromkeys((*(() if skip else _DEFAULT_REQUEST), *asked, *_TIMES)))
     ipam.text("daemonSocketPath")
-    priority = ipam.integer("priority", least=0, most=_MOST)
-    return Settings(tuple(sorted(provide.items())), tuple(int(one) for one in request), priority or None)
+    priority = ipam.integer("priority", least=0, most=_MAX_UINT32)
+    return DhcpConfig(tuple(sorted(provide.items())), tuple(int(one) for one in request), priority or None)
 
 
 def _number(section: Section) -> int:
-    """The option's number, given as such or by name; 0 with a problem noted where it is neither."""
+    """The code of an option given by number or name; 0, and a problem, for anything else."""
     value = section.raw("option")
     if isinstance(value, str):
         if value in _NAMES:
@@ -92,16 +93,16 @@ def _number(section: Section) -> int:
 
 
 def client_id(container: str, network: str, interface: str) -> bytes:
-    """Who the client is: the reference's identifier, so that a server keeps its address when weft takes over."""
-    return b"\0" + f"{container}/{network}/{interface}".encode()[: _LONGEST - 1]
+    """The client identifier, the same as the reference plugin's, so that addresses are kept."""
+    return b"\0" + f"{container}/{network}/{interface}".encode()[: _MAX_OPTION - 1]
 
 
 def problem(message: Message) -> str:
-    """Why an offer or acknowledgement cannot be used, "" if it can."""
+    """Why an offer or acknowledgement is unusable, "" if it is usable."""
     if not int(message.yours) or message.yours.is_multicast or message.yours.is_loopback:
         return f"it gives the address {message.yours}"
     if len(message.addresses(Option.SERVER_ID)) != 1:
-        return "it does not say which server it is from"
+        return "it has no server identifier"
     if len(message.addresses(Option.SUBNET_MASK)) != 1:
         return "it has no subnet mask"
     try:
@@ -120,7 +121,7 @@ def _cidr(message: Message) -> IPv4Interface:
 
 
 def result(message: Message, priority: int | None) -> Result:
-    """The answer to ADD that an acknowledgement amounts to; ``problem`` must have found none."""
+    """The CNI result of an acknowledgement without a ``problem``."""
     address = _cidr(message)
     routers = message.addresses(Option.ROUTERS)
     gateway = routers[0] if routers and int(routers[0]) else None
@@ -136,7 +137,7 @@ def result(message: Message, priority: int | None) -> Result:
 
 
 def _routes(message: Message, address: IPv4Interface, gateway: IPv4Address | None, priority: int | None) -> list[Route]:
-    """The routes: where a server gives option 121, options 33 and 3 do not count (RFC 3442)."""
+    """The routes of option 121, else of options 33 and 3. Source: RFC 3442."""
     found = classless_routes(message.options.get(Option.CLASSLESS_ROUTES, b"")) or ()
     if not found:
         found = static_routes(message.options.get(Option.STATIC_ROUTES, b""))
@@ -149,7 +150,7 @@ def _routes(message: Message, address: IPv4Interface, gateway: IPv4Address | Non
             routes.setdefault(subnet, Route(subnet, priority=priority, scope=_LINK_SCOPE))
             continue
         if via not in address.network and not any(via in each for each in near):
-            # A router outside the subnet is on the link all the same: clouds give addresses so.
+            # A router outside the subnet is on the link: some clouds assign /32 addresses.
             alone = IPv4Network(via)
             routes.setdefault(alone, Route(alone, priority=priority, scope=_LINK_SCOPE))
         routes.setdefault(subnet, Route(subnet, via, priority=priority))

@@ -1,7 +1,7 @@
-"""The conversation with a DHCP server, over a ``Transport``: to get a lease, to keep it, to give it back.
+"""A DHCP client: acquire, renew, rebind and release a lease over a packet socket.
 
-Source: RFC 2131, sections 3.1, 4.4.1 to 4.4.6. The broadcast flag is always set: a container's link may share its MAC
-address with others (ipvlan), and has no address yet that an answer could be sent to.
+Source: RFC 2131, sections 3.1, 4.4.1 to 4.4.6. The broadcast flag is set: a link may share its MAC
+address (ipvlan), and has no address that a reply could be unicast to.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from ipam.dhcp_messages import (
 from weft.errors import Busy, WeftError
 
 OFFERS = (1.0, 2.0, 4.0, 8.0)
-"""Seconds to wait for an offer after each time of asking; less than RFC 2131's, since a container waits."""
+"""Seconds to wait for an offer after each DISCOVER; shorter than in RFC 2131, since ADD waits."""
 
 ANSWERS = (1.0, 2.0, 4.0)
-"""Seconds to wait for an acknowledgement, likewise."""
+"""Seconds to wait for an ACK after each REQUEST."""
 
 FOREVER = 2**32 - 1
-_LARGEST = 1472  # bytes of a message that fits an Ethernet frame
-_LIVES = 3  # how often a server may take its own offer back
+_MAX_MESSAGE_SIZE = 1472  # bytes of a message that fits an Ethernet frame
+_ATTEMPTS = 3  # after a NAK to a REQUEST for an offered address
 
 
 class Transport(Protocol):
-    """A link that IPv4 packets are sent on and read from, whatever addresses it has."""
+    """A packet socket on a link (``weft.kernel.linux.packet_socket``)."""
 
     mac: str
 
     def send(self, packet: bytes, mac: str) -> None:
-        """Send an IP packet to a neighbour's MAC address."""
+        """Send an IP packet to a MAC address."""
 
     def receive(self, seconds: float) -> tuple[bytes, str] | None:
-        """The next packet to a DHCP client and its sender's MAC address, None if none comes in time."""
+        """The next DHCP packet and its sender's MAC address, None after a timeout."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """Who asks for what: the client's identifier, the options to send, those to ask for."""
+    """The client identifier, the options to send, and those to request."""
 
     client: bytes
     provide: tuple[tuple[int, bytes], ...]
@@ -62,20 +62,20 @@ class ClientOptions:
     def options(self) -> dict[int, bytes]:
         return {
             Option.CLIENT_ID: self.client,
-            Option.MAX_MESSAGE_SIZE: _LARGEST.to_bytes(2, "big"),
+            Option.MAX_MESSAGE_SIZE: _MAX_MESSAGE_SIZE.to_bytes(2, "big"),
             **dict(self.provide),
             Option.PARAMETER_LIST: bytes(self.request),
         }
 
     @property
     def identifier(self) -> bytes:
-        """The identifier that the server sees: a configured one counts more."""
+        """The client identifier sent: option 61 in ``provide`` overrides ``client``."""
         return dict(self.provide).get(Option.CLIENT_ID, self.client)
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A lease: the acknowledgement, who gave it, and when it was asked for (seconds since boot)."""
+    """A lease: the ACK, its server, and when it was requested (seconds since boot)."""
 
     message: Message
     server: IPv4Address
@@ -84,13 +84,13 @@ class Lease:
 
     @property
     def duration(self) -> float | None:
-        """Seconds, None for ever."""
+        """Seconds, None if infinite."""
         seconds = self.message.number(Option.LEASE_TIME)
         return None if seconds is None or seconds == FOREVER else float(seconds)
 
     @property
     def timers(self) -> tuple[float, float, float] | None:
-        """When to renew, to rebind, and when it ends, in seconds since boot; None where it never ends."""
+        """T1 (renew), T2 (rebind) and expiry, in seconds since boot; None if infinite."""
         if self.duration is None:
             return None
         rebinding = self._within(Option.REBINDING, self.duration * 0.875, self.duration)
@@ -103,24 +103,24 @@ class Lease:
 
 
 class NoAnswer(Busy):
-    """No server has answered in time."""
+    """No server answered in time."""
 
 
 class Refused(WeftError):
-    """The server says that the lease is not, or no longer, this client's."""
+    """The server sent a NAK, or an unusable message."""
 
 
 def now() -> float:
-    """Seconds since boot, sleep included: leases run out while a machine sleeps."""
+    """CLOCK_BOOTTIME in seconds: leases expire during suspend too."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def acquire(
     transport: Transport, asking: ClientOptions, *, offers: Sequence[float] = OFFERS, answers: Sequence[float] = ANSWERS
 ) -> Lease:
-    """A new lease. Raises NoAnswer, or Refused where servers take back what they offer."""
+    """Acquire a lease. Raises NoAnswer, Refused."""
     said = ""
-    for _ in range(_LIVES):
+    for _ in range(_ATTEMPTS):
         xid = random.getrandbits(32)
         offer, sender = _offer(transport, asking, xid, offers)
         started = now()
@@ -133,17 +133,19 @@ def acquire(
         answer = _answer(transport, request, answers, server=offer.addresses(Option.SERVER_ID)[0])
         if answer is None:
             raise NoAnswer(
-                f"the DHCP server {offer.addresses(Option.SERVER_ID)[0]} offered {offer.yours} and then fell silent"
+                f"the DHCP server {offer.addresses(Option.SERVER_ID)[0]} offered {offer.yours} but sent no ACK"
             )
         message, sender = answer
         if message.kind is Kind.ACK:
             return Lease(message, message.addresses(Option.SERVER_ID)[0], sender, started)
         said = message.options.get(Option.MESSAGE, b"").decode("ascii", "replace")
-    raise Refused(f"the DHCP server refuses its own offer{f': {said}' if said.isprintable() and said else ''}")
+    raise Refused(
+        f"the DHCP server rejected the request for its own offer{f': {said}' if said.isprintable() and said else ''}"
+    )
 
 
 def _offer(transport: Transport, asking: ClientOptions, xid: int, pauses: Sequence[float]) -> tuple[Message, str]:
-    """The first offer that can be used, and its sender's MAC address."""
+    """The first usable offer, and its sender's MAC address."""
     why = ""
     waited = 0.0
     for pause in pauses:
@@ -156,10 +158,10 @@ def _offer(transport: Transport, asking: ClientOptions, xid: int, pauses: Sequen
                     return message, sender
         waited += pause
     if why:
-        raise Refused(f"a DHCP server's offer cannot be used: {why}", hint="see the server's options")
+        raise Refused(f"unusable offer of a DHCP server: {why}", hint="check the server's options")
     raise NoAnswer(
         f"no DHCP server answered within {waited:g} s",
-        hint="is there one on the link's network, and does a firewall let UDP ports 67 and 68 pass?",
+        hint="check that one is on the link's network, and that UDP ports 67 and 68 are not blocked",
     )
 
 
@@ -171,9 +173,9 @@ def _answer(
     server: IPv4Address | None,
     to: Lease | None = None,
 ) -> tuple[Message, str] | None:
-    """The ACK or NAK to a request, and its sender's MAC address; None where neither comes.
+    """The ACK or NAK to a request, and its sender's MAC address; None after a timeout.
 
-    ``server``: only this one's counts. ``to``: the server to send to, by itself; else everybody.
+    ``server``: accept only its replies. ``to``: unicast to its server instead of broadcasting.
     """
     for pause in pauses:
         target, mac = (to.server, to.server_mac) if to else (BROADCAST, BROADCAST_MAC)
@@ -191,7 +193,7 @@ def _answer(
 def renew(
     transport: Transport, asking: ClientOptions, held: Lease, *, rebind: bool, pauses: Sequence[float] = (4.0,)
 ) -> Lease:
-    """The lease, longer. Asks the server that gave it, or (``rebind``) any. Raises NoAnswer and Refused."""
+    """Renew a lease with its server, or (``rebind``) any server. Raises NoAnswer, Refused."""
     address = held.message.yours
     request = Message(
         Kind.REQUEST, random.getrandbits(32), transport.mac, client=address, broadcast=rebind, options=asking.options()
@@ -203,14 +205,14 @@ def renew(
         raise NoAnswer(f"{'no DHCP server' if rebind else f'the DHCP server {held.server}'} answered")
     message, sender = answer
     if message.kind is Kind.NAK:
-        raise Refused(f"the DHCP server refuses to renew {address}")
+        raise Refused(f"the DHCP server rejected the renewal of {address}")
     if message.yours != address:
-        raise Refused(f"the DHCP server gives {message.yours} instead of {address}")
+        raise Refused(f"the DHCP server assigned {message.yours} instead of {address}")
     return Lease(message, message.addresses(Option.SERVER_ID)[0], sender, started)
 
 
 def release(transport: Transport, asking: ClientOptions, held: Lease) -> None:
-    """Give the lease back. No server answers that."""
+    """Release a lease. Servers do not reply."""
     options: dict[int, bytes] = {Option.SERVER_ID: held.server.packed, Option.CLIENT_ID: asking.identifier}
     message = Message(
         Kind.RELEASE, random.getrandbits(32), transport.mac, client=held.message.yours, broadcast=False, options=options
@@ -219,7 +221,7 @@ def release(transport: Transport, asking: ClientOptions, held: Lease) -> None:
 
 
 def _replies(transport: Transport, xid: int, seconds: float) -> Iterator[tuple[Message, str]]:
-    """Every server's message to this client that comes within the seconds."""
+    """Replies to this client within a time."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         received = transport.receive(left)
@@ -232,5 +234,5 @@ def _replies(transport: Transport, xid: int, seconds: float) -> Iterator[tuple[M
 
 
 def _jitter(seconds: float) -> float:
-    """A little more or less, so that many clients do not ask in step."""
+    """Randomise a timeout by 10 %, so that clients do not synchronise."""
     return seconds * random.uniform(0.9, 1.1)

@@ -1,7 +1,7 @@
-"""The DHCP leases of this host as files: what ADD got, what the keeper renews, what DEL gives back.
+"""DHCP leases as files, acquired by ADD, renewed by the keeper and released by DEL.
 
-One file each in ``/run/weft/INODE/dhcp``, replaced by rename. Whoever changes one holds its lock. They are all that the
-keeper knows, so it can be killed and started again at any time. Times are seconds since boot.
+One JSON file each in ``/run/weft/INODE/dhcp``, replaced atomically under its lock. The keeper has
+no other state, so it can be restarted at any time. Times are seconds since boot.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ipam.dhcp_messages import decode, encode
 from weft import files, locks
 from weft.types import NamespaceId
 
-_AGAIN = 10.0  # seconds between two attempts at least
-_ENDING = ".json"
+_MIN_RETRY = 10.0  # seconds
+_SUFFIX = ".json"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredLease:
-    """One lease. ``tried``: when the keeper last asked in vain, 0 if it did not; ``lost``: why it is no more."""
+    """A lease. ``last_attempt``: of a failed renewal, or 0; ``lost``: why it has ended."""
 
     key: str
     description: str
@@ -38,9 +38,9 @@ class StoredLease:
 
     @property
     def next_attempt(self) -> float | None:
-        """When something is to be done about it, None for never.
+        """When to renew, rebind or expire it next, None for never.
 
-        Between two attempts passes half of the time that is left, as RFC 2131 section 4.4.5 has it.
+        Retries wait half of the remaining time. Source: RFC 2131, section 4.4.5.
         """
         times = self.lease.timers
         if self.lost or times is None:
@@ -49,25 +49,25 @@ class StoredLease:
         if self.last_attempt < renewal:
             return renewal
         limit = rebinding if self.last_attempt < rebinding else end
-        return min(self.last_attempt + max((limit - self.last_attempt) / 2, _AGAIN), limit)
+        return min(self.last_attempt + max((limit - self.last_attempt) / 2, _MIN_RETRY), limit)
 
 
 class LeaseFiles:
-    """The lease files under a folder."""
+    """The lease files in a directory."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
     def prepare(self) -> None:
-        """Make the folder. Raises StateDamaged where that fails."""
-        files.make_directory(self.folder, "the leases of DHCP")
+        """Create the directory. Raises StateDamaged."""
+        files.make_directory(self.folder, "DHCP leases")
 
     def _path(self, key: str) -> str:
-        return os.path.join(self.folder, key + _ENDING)
+        return os.path.join(self.folder, key + _SUFFIX)
 
     @contextlib.contextmanager
     def locked(self, key: str, *, timeout: float = locks.TIMEOUT) -> Iterator[None]:
-        """Hold one lease. Its lock goes with its file."""
+        """Lock a lease. Its lock file is removed with it."""
         path = os.path.join(self.folder, f"{key}.lock")
         with locks.hold(path, timeout=timeout):
             try:
@@ -78,7 +78,7 @@ class LeaseFiles:
                         os.unlink(path)
 
     def read(self, key: str) -> StoredLease | None:
-        """The lease; None where there is none, or none that can be read."""
+        """The lease, None if its file is missing or invalid."""
         try:
             with open(self._path(key), encoding="ascii") as file:
                 return _parsed(key, json.load(file))
@@ -90,15 +90,15 @@ class LeaseFiles:
             names = sorted(os.listdir(self.folder))
         except OSError:
             return []
-        found = (self.read(name.removesuffix(_ENDING)) for name in names if name.endswith(_ENDING))
+        found = (self.read(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX))
         return [one for one in found if one is not None]
 
     def write(self, held: StoredLease) -> None:
-        """Raises StateDamaged where it cannot be written."""
+        """Raises StateDamaged."""
         files.write(self._path(held.key), json.dumps(_plain(held)).encode(), "the lease")
 
     def remove(self, key: str) -> None:
-        """Missing is fine. Raises StateDamaged."""
+        """Remove a lease if it exists. Raises StateDamaged."""
         files.remove(self._path(key), "the lease")
 
 
@@ -121,7 +121,7 @@ def _plain(held: StoredLease) -> dict[str, object]:
 
 
 def _parsed(key: str, value: dict[str, object]) -> StoredLease:
-    """The lease in a file's JSON; raises ValueError, KeyError, TypeError or AttributeError for anything else."""
+    """Parse a lease; raises ValueError, KeyError, TypeError or AttributeError."""
     message = decode(bytes.fromhex(_text(value["acknowledged"])))
     if message is None or problem(message):
         raise ValueError("no acknowledgement")

@@ -1,8 +1,8 @@
-"""DHCP messages as bytes: what a client sends and understands. Nothing here does anything.
+"""Encoding and decoding of DHCP messages, their options and packets. Pure.
 
-Sources: RFC 2131 (the message), RFC 2132 (options), RFC 3396 (long options), RFC 3397 (119), RFC 3442 (121).
-The library pyroute2 has such a codec, too, but sends only options that it knows by name, understands neither routes
-nor a search list nor an option in several parts, and takes 0.3 s to import.
+Sources: RFC 2131 (the message), RFC 2132 (options), RFC 3396 (long options), RFC 3397 (119), RFC
+3442 (121). pyroute2's codec sends only options that it knows, has no routes, search lists or split
+options, and takes 0.3 s to import.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ BROADCAST = IPv4Address("255.255.255.255")
 _FIXED = Struct("!BBBBIHH4s4s4s4s16s64s128s4s")
 _COOKIE = b"\x63\x82\x53\x63"
 _BROADCAST_FLAG = 0x8000
-_SHORTEST = 300  # bytes; some relays and servers drop what is shorter than BOOTP's messages were
+_MIN_MESSAGE = 300  # bytes; some relays and servers drop messages shorter than BOOTP's
 _IP = Struct("!BBHHHBBH4s4s")
 _UDP = Struct("!HHHH")
-_LONGEST_NAME = 253
+_MAX_NAME = 253
 
 
 class Kind(IntEnum):
-    """The kinds of message (option 53)."""
+    """DHCP message types (option 53)."""
 
     DISCOVER = 1
     OFFER = 2
@@ -40,7 +40,7 @@ class Kind(IntEnum):
 
 
 class Option(IntEnum):
-    """The options that weft itself has to do with."""
+    """Option codes. Source: RFC 2132."""
 
     PAD = 0
     SUBNET_MASK = 1
@@ -69,7 +69,7 @@ class Option(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message. ``client`` is the address that the client has already, ``yours`` the one it is given."""
+    """A message. ``client`` is ciaddr, ``yours`` is yiaddr, ``seconds`` is secs."""
 
     kind: Kind
     xid: int
@@ -82,7 +82,7 @@ class Message:
     options: Mapping[int, bytes] = field(default_factory=dict)
 
     def addresses(self, option: int) -> tuple[IPv4Address, ...]:
-        """The addresses of an option, () where it is absent."""
+        """The addresses in an option, () if it is absent."""
         data = self.options.get(option, b"")
         return tuple(IPv4Address(data[place : place + 4]) for place in range(0, len(data) - 3, 4))
 
@@ -92,7 +92,7 @@ class Message:
 
 
 def encode(message: Message) -> bytes:
-    """The message's bytes. An option longer than 255 bytes goes in parts."""
+    """Encode a message. Options longer than 255 bytes are split (RFC 3396)."""
     mac = bytes.fromhex(message.mac.replace(":", ""))
     flags = _BROADCAST_FLAG if message.broadcast else 0
     fixed = _FIXED.pack(
@@ -103,7 +103,7 @@ def encode(message: Message) -> bytes:
         _option(number, data) for number, data in message.options.items() if number != Option.MESSAGE_TYPE
     )
     whole = fixed + _option(Option.MESSAGE_TYPE, bytes([message.kind])) + options + bytes([Option.END])
-    return whole.ljust(_SHORTEST, b"\0")
+    return whole.ljust(_MIN_MESSAGE, b"\0")
 
 
 def _option(number: int, data: bytes) -> bytes:
@@ -112,7 +112,7 @@ def _option(number: int, data: bytes) -> bytes:
 
 
 def decode(data: bytes) -> Message | None:
-    """The message in the bytes, None where they are none: whoever is on the wire may send anything."""
+    """Decode a message, None if it is malformed."""
     if len(data) < _FIXED.size:
         return None
     op, hardware, length, _, xid, seconds, flags, client, yours, _, _, mac, name, file, cookie = _FIXED.unpack_from(
@@ -137,7 +137,7 @@ def decode(data: bytes) -> Message | None:
 
 
 def _read_options(data: bytes, options: dict[int, bytes]) -> bool:
-    """Add the options of one field; parts of one option are joined. False where the field is cut short."""
+    """Add the options in a field, joining split ones; False if it is truncated."""
     place = 0
     while place < len(data):
         number = data[place]
@@ -154,7 +154,7 @@ def _read_options(data: bytes, options: dict[int, bytes]) -> bool:
 
 
 def packet(payload: bytes, source: IPv4Address, destination: IPv4Address) -> bytes:
-    """The IP packet of a client's message: UDP from port 68 to port 67."""
+    """A client message as an IP packet: UDP from port 68 to port 67."""
     length = _UDP.size + len(payload)
     pseudo = source.packed + destination.packed + bytes([0, 17]) + length.to_bytes(2, "big")
     head = _UDP.pack(CLIENT_PORT, SERVER_PORT, length, 0)
@@ -165,9 +165,9 @@ def packet(payload: bytes, source: IPv4Address, destination: IPv4Address) -> byt
 
 
 def payload(data: bytes) -> bytes | None:
-    """What an IP packet to a client's port carries, None for any other packet.
+    """The UDP payload of an IP packet to port 68, None for any other packet.
 
-    The UDP checksum is not looked at: on the way between two namespaces nobody fills it in.
+    The UDP checksum is not verified: veth links leave it to offloading.
     """
     if len(data) < _IP.size or data[0] >> 4 != 4:
         return None
@@ -192,7 +192,7 @@ def checksum(data: bytes) -> int:
 
 
 def classless_routes(data: bytes) -> tuple[tuple[IPv4Network, IPv4Address], ...] | None:
-    """The routes of option 121, None where the bytes are no such list. Gateway 0.0.0.0: straight on the link."""
+    """The routes of option 121, None if malformed. Gateway 0.0.0.0 means on-link."""
     found = []
     place = 0
     while place < len(data):
@@ -209,7 +209,7 @@ def classless_routes(data: bytes) -> tuple[tuple[IPv4Network, IPv4Address], ...]
 
 
 def static_routes(data: bytes) -> tuple[tuple[IPv4Network, IPv4Address], ...]:
-    """The routes of option 33, whose destinations have their class's size; its default route does not count."""
+    """The classful routes of option 33, without a default route."""
     found = []
     for place in range(0, len(data) - 7, 8):
         destination, gateway = IPv4Address(data[place : place + 4]), IPv4Address(data[place + 4 : place + 8])
@@ -220,7 +220,7 @@ def static_routes(data: bytes) -> tuple[tuple[IPv4Network, IPv4Address], ...]:
 
 
 def search_list(data: bytes) -> tuple[str, ...]:
-    """The domains of option 119, in DNS's form with compression; () where the bytes are no such list."""
+    """The domains of option 119 (compressed DNS names), () if malformed."""
     found = []
     place = 0
     while place < len(data):
@@ -232,10 +232,10 @@ def search_list(data: bytes) -> tuple[str, ...]:
 
 
 def _name(data: bytes, place: int) -> tuple[str, int]:
-    """The name at a place and the place after it; "" for what is no name, or leads on and on."""
+    """The name at an offset and the offset after it; "" if malformed or a pointer loop."""
     labels: list[str] = []
     after = -1
-    while place < len(data) and sum(map(len, labels)) + len(labels) <= _LONGEST_NAME:
+    while place < len(data) and sum(map(len, labels)) + len(labels) <= _MAX_NAME:
         length = data[place]
         if length == 0:
             return ".".join(labels), (place + 1 if after < 0 else after)
@@ -257,6 +257,6 @@ def _name(data: bytes, place: int) -> tuple[str, int]:
 
 
 def text(data: bytes) -> str:
-    """An option's text, "" where it holds what no host name or domain does: it ends up in a container's files."""
+    """An option's text, "" if it is not a valid host or domain name."""
     found = data.rstrip(b"\0").decode("ascii", "replace")
     return found if found.isascii() and all(each.isalnum() or each in "-._" for each in found) else ""

@@ -42,7 +42,7 @@ def acknowledged(**options: str) -> Message:
     return Message(Kind.ACK, 7, MAC, yours=IPv4Address("192.0.2.5"), reply=True, options=found)
 
 
-def settings(ipam: object, **arguments: str) -> tuple[dhcp.Settings, list[str]]:
+def settings(ipam: object, **arguments: str) -> tuple[dhcp.DhcpConfig, list[str]]:
     section = Section(ipam, "ipam")
     return dhcp.read(section, arguments), section.problems.found
 
@@ -168,7 +168,7 @@ def test_a_router_outside_the_subnet_is_on_the_link() -> None:
         (acknowledged(SUBNET_MASK=""), "no subnet mask"),
         (acknowledged(SUBNET_MASK="ff00ff00"), "255.0.255.0"),
         (acknowledged(SUBNET_MASK="00000000"), "0.0.0.0"),
-        (acknowledged(SERVER_ID=""), "which server"),
+        (acknowledged(SERVER_ID=""), "no server identifier"),
         (replace(acknowledged(), yours=ANY), "0.0.0.0"),
         (replace(acknowledged(), yours=IPv4Address("127.0.0.1")), "127.0.0.1"),
     ],
@@ -247,7 +247,7 @@ def test_silence_and_refusal_are_told_apart() -> None:
     with pytest.raises(dhcp_client.NoAnswer) as silent:
         dhcp_client.acquire(FakeWire(lambda message: []), ASKING, **QUICK)
     assert silent.value.code == 11
-    with pytest.raises(dhcp_client.NoAnswer, match="fell silent"):
+    with pytest.raises(dhcp_client.NoAnswer, match=r"offered 192\.0\.2\.5 but sent no ACK"):
         dhcp_client.acquire(
             FakeWire(lambda message: usual(message) if message.kind is Kind.DISCOVER else []), ASKING, **QUICK
         )
