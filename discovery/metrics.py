@@ -106,7 +106,7 @@ class Metrics:
         """A counter, made when it is first asked for: ``counter("weft_dns_queries_total",
         "Questions.", "type")``.
 
-        ``read``, if given, tells its value whenever somebody looks, and it has no labels then.
+        ``read``, if given, returns the value when metrics are collected; there are no labels then.
         """
         if read is not None:
             self._metrics.pop(name, None)
@@ -116,9 +116,7 @@ class Metrics:
         return found
 
     def gauge(self, name: str, help_text: str, *labels: str, read: Callable[[], float] | None = None) -> Gauge:
-        """A gauge; ``read``, if given, tells its value whenever somebody looks, and it has no
-        labels then.
-        """
+        """A gauge; ``read`` as for a counter."""
         if read is not None:
             self._metrics.pop(name, None)
         found = self._metrics.setdefault(name, Gauge(name, help_text, labels, read))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from discovery.dns import rrtypes
 from discovery.dns.responder import PendingQuery, Responder
 from discovery.dns.settings import DnsSettings
 from discovery.dns.view import View
@@ -451,3 +452,14 @@ def test_no_name_does_harm(service: str, node: str, address: str) -> None:
                 for stream in (False, True):
                     read(ask.responder.respond(dns.message.make_query(asked, wanted).to_wire(), ask.view, stream))
     read(ask.raw("1.0.0.10.in-addr.arpa", "PTR"))
+
+
+def test_a_record_type_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    caa = b"\0\5issueca.example"
+    monkeypatch.setitem(rrtypes.NODE_RECORDS, 257, lambda node: [caa] if node.name == "n1" else [])
+    monkeypatch.setitem(rrtypes.SERVICE_RECORDS, 257, lambda health, context: (caa, ()))
+    ask = Asked(Changing(web(1), web(2), Node("n2", "10.0.0.2")))
+    assert ask.answers("n1.node.weft", "CAA") == ['0 issue "ca.example"']
+    assert ask.rcode("n2.node.weft", "CAA") == ("NOERROR", 0)
+    assert ask.answers("web.service.weft", "CAA") == ['0 issue "ca.example"']
+    assert rrtypes.rdata_to_text(257, caa, 0, len(caa)) == f"\\# {len(caa)} {caa.hex()}"
