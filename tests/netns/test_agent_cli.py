@@ -115,7 +115,7 @@ def test_a_part_that_cannot_begin_is_said(weft: Weft) -> None:
         up = weft("up", check=False)
         assert up.code == 1
         assert "weft: http: the HTTP API cannot listen on 127.0.0.1:8500: " in up.stderr
-        assert "HTTP at nowhere" in up.stdout
+        assert "HTTP on no address" in up.stdout
         status = weft("status", check=False)
         assert (status.code, "http: the HTTP API cannot listen on 127.0.0.1:8500" in status.stdout) == (1, True)
     until(lambda: weft("status", check=False).code == 0, EXPECTED, "the HTTP API listens when its port is free")
@@ -132,7 +132,7 @@ def test_wrong_settings_start_nothing(weft: Weft, tmp_path: Path) -> None:
 def test_settings_are_the_agents(weft: Weft, tmp_path: Path) -> None:
     (tmp_path / "weft.toml").write_text('[agent]\nnode = "other"\n[http]\nlisten = ["127.0.0.1:18500"]\n')
     found = weft("up", "--config", str(tmp_path / "weft.toml"))
-    assert "HTTP at 127.0.0.1:18500, " in found.stdout
+    assert "HTTP on 127.0.0.1:18500, " in found.stdout
     assert weft("members").stdout.splitlines()[1].split()[0] == "other"  # by the socket, whatever the port
 
 

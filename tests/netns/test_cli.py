@@ -76,7 +76,7 @@ def _break_and_mend(host: Host, weft: Weft) -> None:
     assert "masquerade4" in checked.stdout
     found = json.loads(weft("doctor", "--json", check=False).stdout)["findings"]
     whats = " | ".join(one["what"] for one in found)
-    for word in ("weft-blue is down", "raw_prerouting", "masquerade4", "the link veth0123456789"):
+    for word in ("weft-blue is down", "raw_prerouting", "masquerade4", "link veth0123456789 has"):
         assert word in whats
     repaired = weft("doctor", "--repair", check=False)
     assert (repaired.code, "No problems found." in repaired.stdout) == (0, True), repaired

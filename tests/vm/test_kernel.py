@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lab.capabilities import CAPABILITIES, lack
+from lab.abilities import ABILITIES, lack
 
 
-@pytest.mark.parametrize("name", CAPABILITIES)
+@pytest.mark.parametrize("name", ABILITIES)
 def test_the_kernel_has(name: str) -> None:
     assert lack(name) == ""
