@@ -221,6 +221,16 @@ def test_a_multicast_group_is_joined_and_left_by_a_bound_socket() -> None:
     socket.close()
 
 
+def test_a_socket_that_has_sent_joins_a_group_too() -> None:
+    socket = NetlinkSocket(NETLINK_ROUTE)
+    [[lo]] = socket.request(Request(RTM_GETLINK, 0, "look up lo", struct.pack("=BxHiII", 0, 0, 1, 0, 0), single=True))
+    assert codec.decode(lo)["index"] == 1
+    port = socket.port
+    socket.join(RTNLGRP_LINK)
+    assert socket.port == port != 0
+    socket.close()
+
+
 def test_an_answer_that_does_not_come_is_waited_for_no_longer_than_asked() -> None:
     socket = NetlinkSocket(NETLINK_ROUTE, seconds=1)
     with pytest.raises(NoAnswer, match="in 1 seconds"):

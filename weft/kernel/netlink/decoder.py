@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from _socket import inet_ntop
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from weft.kernel.netlink.constants import AF_BRIDGE, AF_INET, AF_INET6, NLA_TYPE_MASK
@@ -85,11 +85,6 @@ class Decoder:
     def get_attrs(self, name: str) -> list[Any]:
         """The values of an attribute that may occur several times."""
         return [self._value(*row) for row in self._attributes().get(name, ())]
-
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """Every known attribute with its value."""
-        for name, rows in self._attributes().items():
-            yield name, self._value(*rows[0])
 
     def plain(self) -> dict[str, int | str]:
         """Every known number and string, by its name in lower case without ``IFLA_``."""

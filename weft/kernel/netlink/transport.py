@@ -301,7 +301,8 @@ class NetlinkSocket:
     def join(self, group: int) -> None:
         """Subscribe to a multicast group."""
         if not self._bound:  # an unbound socket receives no events that the kernel itself causes
-            self._socket.bind((0, 0))
+            if not self.port:
+                self._socket.bind((0, 0))
             self._bound = True
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
 
