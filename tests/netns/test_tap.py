@@ -109,7 +109,7 @@ def test_on_a_bridge_of_the_containers(host: Host, cni: Cni) -> None:
 @pytest.mark.parametrize(
     ("keys", "code", "words"),
     [
-        ({"bridge": "nope"}, 7, "bridge nope is not there in the container"),
+        ({"bridge": "nope"}, 7, "bridge nope does not exist in the container"),
         ({"bridge": "lo"}, 7, "lo is a physical link, not a bridge"),
         ({"owner": -1}, 7, "owner"),
         ({"group": "wheel"}, 7, "group"),
