@@ -1,4 +1,4 @@
-"""Reading standard input: bounded, and never from a person's terminal."""
+"""Reading standard input: at most ``LIMIT`` bytes, and never from a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import select
 from weft.errors import IO_FAILURE, DecodeProblem, WeftError
 
 LIMIT = 1 << 20
-"""Bytes of configuration that weft reads at most; the largest seen in use is a hundredth of it."""
+"""The largest configuration that is read, in bytes; the largest seen in use is a hundredth of it."""
 
 HINT = "standard input must be one JSON object, the network configuration"
 

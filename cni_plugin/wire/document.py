@@ -1,4 +1,4 @@
-"""The bytes of standard input to a JSON object: UTF-8, one document, nothing that readers could disagree on."""
+"""Decodes standard input: one JSON object in UTF-8, without anything that JSON parsers disagree on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cni_plugin.wire.channel import HINT, check_length
 from weft.errors import DecodeProblem, WeftError
 
 DEEPEST = 64
-"""How many lists and objects may stand inside each other."""
+"""The deepest nesting of lists and objects."""
 
 _MOST_DIGITS = 400  # of one number; Python's own limit is 4300, and a float holds up to 309
 

@@ -1,4 +1,4 @@
-"""The CNI_* variables of a call: which must be there, and what they may hold.
+"""The CNI_* variables of a call: which are required, and what values they may have.
 
 Source: SPEC.md, "Parameters". CNI_PATH may be absent, as the specification has it: a foreign plugin that is
 then not found says so itself.

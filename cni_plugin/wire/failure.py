@@ -1,4 +1,4 @@
-"""A failure as the JSON object that a runtime reads from standard output."""
+"""CNI error objects, which a runtime reads from standard output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def render_error(error: WeftError, version: str) -> bytes:
 
     Source: SPEC.md, "Error".
     """
-    import json  # not needed by the calls that cannot fail
+    import json  # only failing calls need it
 
     body: dict[str, object] = {
         "cniVersion": version if version in versions.ALL else versions.NEWEST,

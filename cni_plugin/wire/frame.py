@@ -1,4 +1,4 @@
-"""What the executable and the engine say to each other: one frame there, one back, on a unix stream socket.
+"""The protocol between the shim and the engine: one request and one reply on a unix stream socket.
 
 A request is a head of 12 bytes (``WEFT``, the protocol's number, three zero bytes, the body's length) and a body: texts
 that each end with a zero byte (the client's version, the folder its code is in, its view of the file system, the
@@ -26,16 +26,16 @@ LONGEST_BODY = (1 << 20) + (1 << 18)
 HEAD = Struct("<4sB3xI")
 REPLY = Struct("<4sBBHII")
 DEADLINE = 180.0
-"""Seconds that a request may take; a foreign IPAM plugin alone may take 120."""
+"""Seconds that a request may take; another IPAM plugin alone may take 120."""
 
 
 class FrameProblem(Exception):
-    """The bytes are no frame."""
+    """The bytes are not a valid frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFrame:
-    """A request as it came. ``view`` tells mount namespaces and roots apart."""
+    """A request. ``view`` identifies the client's mount namespace and root directory."""
 
     version: str
     root: str
@@ -46,13 +46,13 @@ class RequestFrame:
 
 
 def view() -> str:
-    """What a path means to this process: its mount namespace and its root."""
+    """This process's view of the file system: its mount namespace and root directory."""
     mounts, root = os.stat("/proc/self/ns/mnt"), os.stat("/")
     return f"{mounts.st_ino}:{root.st_dev}:{root.st_ino}"
 
 
 def request(sent: RequestFrame) -> bytes:
-    """The whole request, to be sent."""
+    """The request as bytes."""
     texts = [sent.version, sent.root, sent.view, sent.plugin]
     texts += [f"{name}={value}" for name, value in sent.environment.items()]
     body = b"".join(os.fsencode(text) + b"\0" for text in texts) + b"\0" + sent.stdin

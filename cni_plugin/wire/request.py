@@ -1,4 +1,4 @@
-"""One call of a CNI plugin, as the rest of weft sees it."""
+"""One call of a CNI plugin, parsed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weft.types import Dns, Result
 
 
 class Command(StrEnum):
-    """What CNI_COMMAND may say."""
+    """The values of CNI_COMMAND."""
 
     ADD = "ADD"
     DEL = "DEL"

@@ -1,4 +1,4 @@
-"""Which versions of the CNI specification weft speaks."""
+"""The versions of the CNI specification that weft supports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EQUALLED = "1.9.1"
 
 
 def supported(plugin: str) -> tuple[str, ...]:
-    """The versions that weft speaks when called by this name, oldest first."""
+    """The versions that weft supports when called by this name, oldest first."""
     return ALL[ALL.index(FIRST_OF_PLUGIN.get(plugin, WHEN_ABSENT)) :]
 
 

@@ -1,12 +1,14 @@
 """What the vm tier always runs: for every driver and every feature at least one test of each kind.
 
-The other tests of the netns tier come to it only where the machine's own kernel had to skip them. A new driver or
-feature has to be named here: tests/unit/test_selection.py compares with the files.
+The other tests of the netns tier come to it only where the machine's own kernel had to skip them. A driver with
+further tests, and every feature, has a row here: tests/unit/test_selection.py compares with the files.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+
+from cni_plugin.plan import modules
 
 
 class Kind(StrEnum):
@@ -63,6 +65,10 @@ DRIVERS: dict[str, Tests] = {
         kills="host.py::test_a_kill_at_every_change",
     ),
 }
+for _name in modules.drivers():  # one that has a case and a conflist of its name needs no row
+    DRIVERS.setdefault(
+        _name.replace("-", "_"), _tests(_name, f"conf.py::test_a_conflist_works[{_name}]", _name)
+    )
 FEATURES: dict[str, Tests] = {
     "masquerade": _tests("dual-stack", "masquerade.py::test_the_outside_sees_the_host[bridge]", "bridge-dual"),
     "portmap": _tests("chain", "portmap.py::test_a_port_is_reached_from_everywhere[bridge]", "portmap-chained"),
