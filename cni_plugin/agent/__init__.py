@@ -1,4 +1,4 @@
-"""The agent: the process of a host that answers names, serves the registry, checks health and balances.
+"""The agent: the daemon of a host that serves DNS and the registry, checks health and balances services.
 
-``discovery/`` is what it is made of; here is what ties that to this host: its settings, its attachments, its life.
+Its parts are in ``discovery/``; this package has its configuration, its attachments and its life cycle.
 """

@@ -1,7 +1,7 @@
-"""What this host's containers are called and offer: read from files that attachments leave, told to DNS and registry.
+"""Names and services of this host's containers, read from their files and published in DNS and the registry.
 
-``ops/announcement.py`` writes one file for each attachment and asks the agent to look. The files are the truth:
-what has none is withdrawn, also after a restart of the agent.
+``ops/announcement.py`` writes a file for each attachment and asks the agent to refresh. What has no file
+any more is deregistered, also after a restart of the agent.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from weft.types import Cidr
 
 log = logging.getLogger(__name__)
 
-_LARGEST = 1 << 20  # bytes of a file
-_SHORT = 12
+_MOST_BYTES = 1 << 20  # of a file
+_SHORT_ID = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """One attachment, as its file says."""
+    """The file of one attachment."""
 
     owner: str
     network: str
@@ -47,7 +47,7 @@ class Announcement:
 
 
 class Attachments:
-    """Follows the files of one folder."""
+    """Publishes the files of one folder."""
 
     def __init__(self, folder: str, names: NetworkZones, registry: Registry, overview: Overview | None = None) -> None:
         self._folder = folder
@@ -64,12 +64,12 @@ class Attachments:
         return len(self._known)
 
     async def refresh(self) -> None:
-        """Look at the files, and have DNS and the registry say what they say. Raises StoreError."""
+        """Read the files, and update DNS and the registry. Raises StoreError."""
         async with self._lock:
             found = self._read()
             self._names.replace(networks(found.values()))
             if self._overview is not None:
-                self._overview.set_attachments(self._shown())
+                self._overview.set_attachments(self._summaries())
             for owner in (self._registry.owners() | self._offered.keys()) - found.keys():
                 await self._registry.offer(owner, ())
                 self._offered.pop(owner, None)
@@ -78,8 +78,8 @@ class Attachments:
                     await self._registry.offer(owner, list(offers(one)))
                     self._offered[owner] = one
 
-    def _shown(self) -> Iterator[AttachmentSummary]:
-        """What the web page shows of them. A file is as old as what it tells of."""
+    def _summaries(self) -> Iterator[AttachmentSummary]:
+        """The attachments for the web page; a file is as old as its attachment."""
         for (_, written), one in self._known.values():
             if one is not None:
                 yield AttachmentSummary(
@@ -96,7 +96,7 @@ class Attachments:
                 )
 
     def _read(self) -> dict[str, Announcement]:
-        """Every announcement that can be read; files that have not changed are not read again."""
+        """Every valid announcement; unchanged files are not read again."""
         now: dict[str, tuple[tuple[int, int], Announcement | None]] = {}
         try:
             entries = list(os.scandir(self._folder))
@@ -117,10 +117,10 @@ class Attachments:
 
 
 def _announcement(path: str) -> Announcement | None:
-    """What a file says; None, with a line in the log, if it makes no sense."""
+    """The announcement in a file; None, and a warning in the log, for an invalid one."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), encoding="utf-8") as file:
-            found = json.loads(file.read(_LARGEST))
+            found = json.loads(file.read(_MOST_BYTES))
         return Announcement(
             owner=os.path.basename(path).removesuffix(".json"),
             network=str(found["network"]),
@@ -135,12 +135,12 @@ def _announcement(path: str) -> Announcement | None:
             services=tuple(dict(one) for one in found["services"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s is left out: %s", path, error)
+        log.warning("ignoring %s: %s", path, error)
         return None
 
 
 def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkZone]:
-    """What DNS knows of each network that has containers."""
+    """The DNS zone of each network that has containers."""
     together: dict[str, list[Announcement]] = {}
     on: dict[str, set[str]] = {}
     for one in announcements:
@@ -173,7 +173,7 @@ def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkZone]:
 
 
 def offers(one: Announcement) -> Iterator[tuple[Instance, tuple[CheckDefinition, ...]]]:
-    """The instances that an attachment stands for, each with its check."""
+    """The service instances of an attachment, each with its check."""
     for service in one.services:
         instance = _instance(one, service)
         checks: tuple[CheckDefinition, ...] = ()
@@ -182,7 +182,7 @@ def offers(one: Announcement) -> Iterator[tuple[Instance, tuple[CheckDefinition,
             try:
                 checks = (_check(one, instance, asked),)
             except ValueError as error:
-                log.warning("the check of service %s in %s is left out: %s", instance.name, one.container, error)
+                log.warning("ignoring the check of service %s in %s: %s", instance.name, one.container, error)
         yield instance, checks
 
 
@@ -196,7 +196,7 @@ def _instance(one: Announcement, service: Mapping[str, Any]) -> Instance:
     weights = service.get("weights", {})
     return Instance(
         node="",
-        id=f"{name}-{one.container[:_SHORT]}{place}" + (f"-{port}" if port else ""),
+        id=f"{name}-{one.container[:_SHORT_ID]}{place}" + (f"-{port}" if port else ""),
         name=name,
         address=str(one.addresses[0].ip) if one.addresses else "",
         port=port,
@@ -210,7 +210,7 @@ def _instance(one: Announcement, service: Mapping[str, Any]) -> Instance:
 
 
 def _check(one: Announcement, instance: Instance, asked: Mapping[str, object]) -> CheckDefinition:
-    """The check, made from within the container's namespace; a path or a port alone is at the container's address."""
+    """The check, run in the container's namespace; a path or port alone refers to the container's address."""
     whole = dict(asked)
     host = f"[{instance.address}]" if ":" in instance.address else instance.address
     place = f"{host}:{instance.port}"

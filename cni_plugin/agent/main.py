@@ -1,6 +1,6 @@
-"""The agent's process: its parts in one loop, begun in an order that has names answered soon, and ended by a signal.
+"""The agent's process: its parts in one event loop, DNS started first, stopped by a signal.
 
-A part that cannot begin (its port is another's) is tried again, and keeps no other from its work.
+A part that cannot start (its port is in use) is retried, and does not affect the others.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("weft.agent")
 
 IDLE = 60.0
-"""Seconds without an attachment or a service after which an agent ends that an attachment had started."""
-_AGAIN = 5.0  # seconds until a part that could not begin is tried again
-_FAREWELL = 0.2
-_LOOK = 2.0  # seconds between two looks at the place and the files
+"""Seconds without an attachment or a service after which an agent that an attachment has started stops."""
+_RETRY_SECONDS = 5.0  # between attempts to start a part
+_REPLY_SECONDS = 0.2  # for the response to a leave request
+_CHECK_SECONDS = 2.0  # between two checks of socket and files
 
 
 class Part(Protocol):
-    """What the agent is made of."""
+    """One service of the agent."""
 
     async def start(self) -> None: ...
 
@@ -67,7 +67,7 @@ class Part(Protocol):
 
 @dataclass(slots=True)
 class Parts:
-    """The parts of a running agent, by what they do."""
+    """The parts of a running agent that it refers to later."""
 
     registry: Registry
     attachments: Attachments
@@ -76,7 +76,7 @@ class Parts:
 
 
 class Agent:
-    """One host's agent. ``idle`` seconds without anything to do end it; 0 is never."""
+    """The agent of one host. It stops after ``idle`` seconds without attachments and services; 0: never."""
 
     def __init__(self, settings: Settings, place: DaemonSocket, *, idle: float = 0.0) -> None:
         self._settings = settings
@@ -88,12 +88,12 @@ class Agent:
         self._reported: Report | None = None
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._begun: list[Part] = []
+        self._started_parts: list[Part] = []
         self.problems: dict[str, str] = {}
-        """The parts that could not begin, and why."""
+        """The parts that could not start, with the error."""
 
     async def run(self) -> None:
-        """Serve until a signal, or until there is nothing to do. Raises StoreError where the store cannot be opened."""
+        """Serve until a signal or idle. Raises StoreError where the store cannot be opened."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
@@ -101,9 +101,9 @@ class Agent:
         store = await open_embedded(self._file, recover=True)
         self._identity = file_id(str(self._file))
         try:
-            parts = await self._begin(store)
+            parts = await self._start_parts(store)
             self._report(parts)
-            self._attend(parts)
+            self._serve_socket(parts)
             _notify("READY=1")
             await self._ended.wait()
         finally:
@@ -112,62 +112,62 @@ class Agent:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            for part in reversed(self._begun):
+            for part in reversed(self._started_parts):
                 with contextlib.suppress(Exception):
                     await part.stop()
             await store.close()
 
-    async def _begin(self, store: Store) -> Parts:
+    async def _start_parts(self, store: Store) -> Parts:
         settings, metrics, catalog, names = self._settings, Metrics(), Catalog(), NetworkZones()
         port = int(settings.http.listen[0].rpartition(":")[2]) if settings.http.listen else 0
         registry = Registry(await asyncio.to_thread(_node, settings, self._folder), store, store, port=port)
         domain = settings.dns.domains[0] if settings.dns is not None else ""
         overview = Overview(catalog, registry.node, domain=domain)
         attachments = Attachments(os.path.join(self._folder, "names"), names, registry, overview)
-        await self._first("registry", registry)
-        await self._first("catalog", CatalogSync(catalog, store))
+        await self._start_part("registry", registry)
+        await self._start_part("catalog", CatalogSync(catalog, store))
         dns = DnsServer(catalog, names, settings.dns, metrics) if settings.dns is not None else None
         if dns is not None:
-            await self._first("dns", dns)
-        await self._look(attachments, dns)
+            await self._start_part("dns", dns)
+        await self._refresh(attachments, dns)
         if settings.balancing is not None:
-            await self._first("virtual addresses", Allocator(catalog, store, settings.balancing, metrics))
-            await self._first("balancer", Balancer(catalog, settings.balancing, metrics))
-        # The HTTP library takes a third of a second to import, for which nobody's names need wait.
+            await self._start_part("virtual addresses", Allocator(catalog, store, settings.balancing, metrics))
+            await self._start_part("balancer", Balancer(catalog, settings.balancing, metrics))
+        # The HTTP library takes a third of a second to import; DNS is served meanwhile.
         api_server, checker, pages = await asyncio.to_thread(_http)
-        await self._first("checks", checker.Checker(registry, catalog, metrics, scripts=settings.scripts))
+        await self._start_part("checks", checker.Checker(registry, catalog, metrics, scripts=settings.scripts))
         serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
 
         async def leave() -> None:
             await registry.leave()
-            asyncio.get_running_loop().call_later(_FAREWELL, self._ended.set)  # once who asked has been answered
+            asyncio.get_running_loop().call_later(_REPLY_SECONDS, self._ended.set)  # after the response has been sent
 
         more = pages.routes(overview)
         api = api_server.ApiServer(catalog, registry, store, serving, metrics, leave=leave, extra_routes=more)
-        await self._first("http", api)
+        await self._start_part("http", api)
         gc.freeze()
         return Parts(registry, attachments, dns, api)
 
-    async def _first(self, name: str, part: Part) -> None:
-        """Begin a part; where it fails, go on without it and try again later."""
+    async def _start_part(self, name: str, part: Part) -> None:
+        """Start a part; on an error go on without it and retry later."""
         try:
             await part.start()
-            self._begun.append(part)
+            self._started_parts.append(part)
             self.problems.pop(name, None)
         except (OSError, WeftError) as error:
             if name not in self.problems:
-                log.error("%s cannot begin and is tried again: %s", name, error)
+                log.error("cannot start %s, retrying: %s", name, error)
             self.problems[name] = str(error)
-            self._task(self._later(name, part))
+            self._task(self._retry_part(name, part))
 
-    async def _later(self, name: str, part: Part) -> None:
-        await asyncio.sleep(_AGAIN)
-        await self._first(name, part)
+    async def _retry_part(self, name: str, part: Part) -> None:
+        await asyncio.sleep(_RETRY_SECONDS)
+        await self._start_part(name, part)
 
     # Attachments
 
-    def _attend(self, parts: Parts) -> None:
-        """Answer those who ask to look at the files, and look from time to time."""
+    def _serve_socket(self, parts: Parts) -> None:
+        """Refresh on request over the socket, and periodically."""
         listener = self._place.listener
 
         def asked() -> None:
@@ -180,12 +180,12 @@ class Agent:
 
     async def _answer(self, connection: socket.socket, parts: Parts) -> None:
         with connection:
-            await self._look(parts.attachments, parts.dns)
+            await self._refresh(parts.attachments, parts.dns)
             with contextlib.suppress(OSError):
                 connection.send(REFRESHED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
-    async def _look(self, attachments: Attachments, dns: DnsServer | None) -> None:
-        """Once this returns, the names of what is attached are answered."""
+    async def _refresh(self, attachments: Attachments, dns: DnsServer | None) -> None:
+        """Read the attachments' files; then DNS serves their names."""
         try:
             await attachments.refresh()
             self.problems.pop("attachments", None)
@@ -198,28 +198,28 @@ class Agent:
 
     async def _watch(self, parts: Parts) -> None:
         while True:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_CHECK_SECONDS)
             if not self._place.is_reachable:
-                log.info("another agent has this place, or its folder is gone")
+                log.info("the socket was unlinked or replaced by another agent, stopping")
                 self._ended.set()
             if file_id(str(self._file)) != self._identity:
-                # What is in memory is nowhere else now; the next agent registers what is attached anew.
-                log.error("%s was removed or replaced; this agent ends, and another begins afresh", self._file)
+                # The catalog in memory has no file; the next agent registers all attachments again.
+                log.error("%s was removed or replaced, stopping", self._file)
                 self._ended.set()
-            await self._look(parts.attachments, parts.dns)
+            await self._refresh(parts.attachments, parts.dns)
             self._report(parts)
             if parts.attachments.count or parts.registry.instances():
                 self._busy = time.monotonic()
-            elif self._idle and time.monotonic() - self._busy > self._idle and not self._stays:
+            elif self._idle and time.monotonic() - self._busy > self._idle and not self._is_kept_running:
                 self._ended.set()
 
     @property
-    def _stays(self) -> bool:
-        """Whether somebody wants it to stay, whatever there is to do."""
+    def _is_kept_running(self) -> bool:
+        """Whether ``weft up`` has disabled the idle timeout."""
         return os.path.exists(os.path.join(self._folder, reports.STAY))
 
     def _report(self, parts: Parts) -> None:
-        """Write down how it is, if that is not what was written last."""
+        """Write the status file, if it has changed."""
         node, dns = parts.registry.node, parts.dns
         problems = [f"{name}: {why}" for name, why in self.problems.items()]
         now = Report(
@@ -254,7 +254,7 @@ class Agent:
 
 
 def _http() -> tuple[ModuleType, ModuleType, ModuleType]:
-    """What needs the HTTP library."""
+    """Import what needs the HTTP library."""
     from discovery.api import server
     from discovery.health import checker
     from discovery.page import pages
@@ -263,12 +263,12 @@ def _http() -> tuple[ModuleType, ModuleType, ModuleType]:
 
 
 def main(arguments: list[str]) -> int:
-    """The agent that an attachment starts: ends when nothing needs it; the exit status."""
+    """The agent as an attachment starts it, which stops when idle; the exit status."""
     return _serve("", IDLE)
 
 
 def serving(arguments: list[str]) -> int:
-    """``weft agent [--config FILE]``, as a person or a service manager calls it; the exit status."""
+    """``weft agent [--config FILE]``, by the operator or a service manager; the exit status."""
     if "--help" in arguments or "-h" in arguments:
         print(_USAGE, end="")
         return 0
@@ -280,7 +280,7 @@ def serving(arguments: list[str]) -> int:
         if name.lstrip("-") in ("config", "config-file") and (equals or rest):
             path = value if equals else rest.pop(0)
         else:
-            print(f"weft: agent does not know {word!r}\nhint: see weft agent --help", file=sys.stderr)
+            print(f"weft: agent: unknown argument {word!r}\nhint: see weft agent --help", file=sys.stderr)
             return 2
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     return _serve(path, 0.0)
@@ -288,9 +288,9 @@ def serving(arguments: list[str]) -> int:
 
 _USAGE = """Usage: weft agent [--config FILE]
 
-Answer names, serve the registry (HTTP and DNS), check health and balance services of this network namespace, until
-stopped. FILE is weft.toml (/etc/weft/weft.toml, or what WEFT_CONFIG names). An attachment whose network has names
-starts an agent by itself; weft up starts one in the background.
+Serve DNS and the registry's HTTP API, check health and balance services of this network namespace until stopped.
+FILE is the configuration (default: $WEFT_CONFIG, else /etc/weft/weft.toml). An attachment to a network with names
+starts an agent automatically; weft up starts one in the background.
 """
 
 
@@ -301,7 +301,7 @@ def _serve(path: str, idle: float) -> int:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         place = DaemonSocket(folder, "agent")
     except AlreadyRunning:
-        print("weft: an agent is running in this network namespace already", file=sys.stderr)
+        print("weft: an agent is already running in this network namespace", file=sys.stderr)
         return 3
     except (WeftError, OSError) as error:
         print(f"weft: {error}", file=sys.stderr)
@@ -317,7 +317,7 @@ def _serve(path: str, idle: float) -> int:
 
 
 def _data(settings: Settings) -> Path:
-    """Where to keep what is registered. A namespace other than the machine's own does not outlive a boot anyway."""
+    """The folder of the catalog: under /run for a network namespace other than init's, which ends with the boot."""
     if settings.data:
         return Path(settings.data)
     inode = os.stat("/proc/self/ns/net").st_ino
@@ -328,7 +328,7 @@ def _data(settings: Settings) -> Path:
 
 
 def _node(settings: Settings, folder: str) -> Node:
-    """This host, as others see it."""
+    """This host's node in the catalog."""
     address = settings.address or _own_address()
     machine = ""
     with contextlib.suppress(OSError), open("/etc/machine-id", encoding="ascii", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""What an agent says of itself in a file beside its socket, so that its trouble is known also where nothing answers."""
+"""The agent's status file beside its socket, which is readable even if its HTTP API does not respond."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from weft import files
 
 NAME = "agent.json"
 STAY = "agent.stay"
-"""A file: while it is there, an agent that an attachment started stays, also without anything to do."""
-_LARGEST = 1 << 20  # bytes
+"""While this file exists, an agent that an attachment has started does not stop when idle."""
+_MOST_BYTES = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How an agent is. ``started`` is in seconds since 1970; ``http`` and ``dns`` are where it listens."""
+    """The status of an agent. ``started`` in seconds since 1970; ``http`` and ``dns`` are listening addresses."""
 
     process: int
     started: float
@@ -35,10 +35,10 @@ def write(folder: str, report: Report) -> None:
 
 
 def read(folder: str) -> Report | None:
-    """What the last agent wrote, None where there is nothing that makes sense. It may have ended since."""
+    """The report of the last agent, which may have stopped since; None if missing or invalid."""
     try:
         with open(os.path.join(folder, NAME), encoding="utf-8") as file:
-            found = json.loads(file.read(_LARGEST))
+            found = json.loads(file.read(_MOST_BYTES))
         return Report(
             process=int(found["process"]),
             started=float(found["started"]),

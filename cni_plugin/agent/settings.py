@@ -1,6 +1,6 @@
-"""What the administrator says in ``weft.toml``: every key is looked at, and an unknown one is an error.
+"""The agent's configuration, ``weft.toml``: every key is validated, and an unknown key is an error.
 
-Without the file everything has its default. Source: conf/weft.toml, which names each key with its default.
+Without the file all keys have their defaults. Source: conf/weft.toml, which names each key with its default.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _NODE = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?\Z")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings of an agent. ``address`` "" is the first address of the default route's link; ``data`` a folder."""
+    """The agent's settings. ``address`` "": the first address of the default route's link; ``data`` is a folder."""
 
     node: str
     datacenter: str = "dc1"
@@ -68,9 +68,9 @@ class Settings:
 
 
 def read(path: str = "") -> Settings:
-    """The settings of the file, of ``/etc/weft/weft.toml`` where none is named and that is there.
+    """Read the file, by default ``/etc/weft/weft.toml`` if it exists.
 
-    Raises ConfigProblem with everything that is wrong in it.
+    Raises ConfigProblem with all errors in it.
     """
     named = path or os.environ.get("WEFT_CONFIG", "")
     where = Path(named or PATH)
@@ -78,12 +78,12 @@ def read(path: str = "") -> Settings:
         found = tomllib.loads(where.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if named:
-            raise ConfigProblem(f"there is no file {where}", hint="conf/weft.toml is one to begin with") from None
+            raise ConfigProblem(f"{where} not found", hint="conf/weft.toml is an example") from None
         found = {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigProblem(f"{where} cannot be read: {error}") from error
+        raise ConfigProblem(f"cannot read {where}: {error}") from error
     problems = Problems()
-    _known(found, problems)
+    _check_keys(found, problems)
     whole = Section(found, "", problems)
     settings = _settings(whole)
     if problems.found:
@@ -93,13 +93,13 @@ def read(path: str = "") -> Settings:
     return settings
 
 
-def _known(found: Mapping[str, object], problems: Problems) -> None:
+def _check_keys(found: Mapping[str, object], problems: Problems) -> None:
     for name, table in found.items():
         if name not in _KEYS:
-            problems.add(f"[{name}] is not known; there are {', '.join(f'[{one}]' for one in _KEYS)}")
+            problems.add(f"unknown section [{name}]; valid sections: {', '.join(f'[{one}]' for one in _KEYS)}")
         elif isinstance(table, dict):
             for key in table.keys() - _KEYS[name]:
-                problems.add(f"{name}.{key} is not known; [{name}] has {', '.join(sorted(_KEYS[name]))}")
+                problems.add(f"unknown key {name}.{key}; valid keys: {', '.join(sorted(_KEYS[name]))}")
 
 
 def _settings(whole: Section) -> Settings:

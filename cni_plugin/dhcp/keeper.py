@@ -1,6 +1,6 @@
-"""Renews leases when they are due, takes links down whose lease is lost, and says to whoever asks that it is there.
+"""Renews DHCP leases when due, and sets links down whose lease is lost; replies to clients of its socket.
 
-``weft dhcp`` runs one by hand (``--log``: with a line for everything it does).
+``weft dhcp`` runs it in the foreground; ``--log`` logs every renewal.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from weft.kernel.linux.kernel import LinuxNamespace
 from weft.kernel.linux.packet_socket import PacketSocket
 
 IDLE = 60.0
-"""Seconds without a lease to renew after which a keeper ends."""
+"""Seconds without a lease to renew after which the keeper stops."""
 
-_LOOK = 2.0  # seconds between two looks at the place
-_STACK = 1 << 19  # bytes of a thread's stack
-_MOST = 32  # leases renewed at the same time
+_CHECK_SECONDS = 2.0  # between two checks of leases and socket
+_STACK_BYTES = 1 << 19  # of a thread
+_MOST_RENEWALS = 32  # at the same time
 _Log = Callable[[str], None]
 
 
 class Keeper:
-    """Keeps the leases of one place until it is told to stop, or has nothing to do."""
+    """Renews the leases of one folder until it is stopped or idle."""
 
     def __init__(
-        self, place: DaemonSocket, leases: LeaseFiles, *, idle: float = IDLE, log: _Log = lambda line: None
+        self, endpoint: DaemonSocket, leases: LeaseFiles, *, idle: float = IDLE, log: _Log = lambda line: None
     ) -> None:
-        self._place = place
+        self._socket = endpoint
         self._leases = leases
         self._idle = idle
         self._log = log
@@ -52,42 +52,42 @@ class Keeper:
 
     def stop(self) -> None:
         self._stopping = True
-        self._stir()
+        self._wake_up()
 
-    def _stir(self) -> None:
+    def _wake_up(self) -> None:
         with contextlib.suppress(OSError):
             os.write(self._wake, b"x")
 
     def run(self) -> None:
-        """Serve. A lease that was written before ``keeper.sock`` went is not overlooked."""
-        while not self._stopping and self._place.is_reachable:
-            pause = self._work()
+        """Serve. Checks for new leases once more after the socket is closed, so that none is missed."""
+        while not self._stopping and self._socket.is_reachable:
+            pause = self._renew_due()
             if time.monotonic() > self._until and not self._busy:
-                self._place.close()
-                if not self._alive():
+                self._socket.close()
+                if not self._has_leases():
                     return
-                self._place.listen()
+                self._socket.listen()
             self._wait(pause)
-        self._place.close()
+        self._socket.close()
 
-    def _alive(self) -> bool:
+    def _has_leases(self) -> bool:
         return any(not held.lost for held in self._leases.all())
 
     def _wait(self, seconds: float) -> None:
-        listener = self._place.listener.fileno()
+        listener = self._socket.listener.fileno()
         ready, _, _ = select.select([listener, self._wake_end], [], [], seconds)
         if self._wake_end in ready:
             os.read(self._wake_end, 4096)
         if listener in ready:
-            connection = self._place.accept()
+            connection = self._socket.accept()
             if connection is not None:
                 with connection, contextlib.suppress(OSError):
                     connection.send(REFRESHED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
-    def _work(self) -> float:
-        """Start on what is due; the seconds until the next look."""
+    def _renew_due(self) -> float:
+        """Start a thread for each lease that is due; the seconds until the next check."""
         now = dhcp_client.now()
-        pause = _LOOK
+        pause = _CHECK_SECONDS
         for held in self._leases.all():
             if held.lost:
                 continue
@@ -97,14 +97,14 @@ class Keeper:
                 continue
             if due > now:
                 pause = min(pause, due - now)
-            elif len(self._busy) < _MOST:
+            elif len(self._busy) < _MOST_RENEWALS:
                 with self._state:
                     self._busy.add(held.key)
-                threading.Thread(target=self._keep, args=(held.key,), daemon=True).start()
+                threading.Thread(target=self._renew, args=(held.key,), daemon=True).start()
         return pause
 
-    def _keep(self, key: str) -> None:
-        """One attempt at one lease."""
+    def _renew(self, key: str) -> None:
+        """One attempt to renew one lease."""
         try:
             with self._leases.locked(key, timeout=1.0):
                 held = self._leases.read(key)
@@ -116,25 +116,25 @@ class Keeper:
                     else:
                         self._leases.write(now)
         except Busy:
-            time.sleep(_LOOK)  # a DEL is at it
+            time.sleep(_CHECK_SECONDS)  # a DEL holds the lock
         except (WeftError, OSError) as error:
             self._log(f"{key}: {error}")
-            time.sleep(_LOOK)
+            time.sleep(_CHECK_SECONDS)
         finally:
             with self._state:
                 self._busy.discard(key)
-            self._stir()
+            self._wake_up()
 
 
 def attempt(held: StoredLease, log: _Log) -> StoredLease | None:
-    """The lease after what is due has been done: renewed, tried in vain, or lost; None where its container is gone."""
+    """The lease after one attempt: renewed, not renewed, or lost; None if its container no longer exists."""
     times = held.lease.timers
-    assert times is not None, "a lease without an end is never due"
+    assert times is not None, "an infinite lease is never due"
     _, rebinding, end = times
     now = dhcp_client.now()
     address = held.lease.message.yours
     if now >= end:
-        return _lost(held, "it has run out, and no DHCP server renewed it", log)
+        return _lost(held, "expired without a reply from a DHCP server", log)
     try:
         with PacketSocket(held.namespace, held.link) as transport:
             pause = min(4.0, max(0.5, (end - now) / 4))
@@ -149,7 +149,7 @@ def attempt(held: StoredLease, log: _Log) -> StoredLease | None:
 
 
 def _lost(held: StoredLease, why: str, log: _Log) -> StoredLease | None:
-    """The address is somebody else's from now on, so the link must not use it: it goes down, as in the reference."""
+    """Set the link down, as the reference plugin does: the server may give the address to another host."""
     log(f"{held.description}: {held.lease.message.yours} lost: {why}")
     try:
         descriptor, there = netns.open_namespace(held.namespace.path)
@@ -169,9 +169,9 @@ def _lost(held: StoredLease, why: str, log: _Log) -> StoredLease | None:
 
 
 def main(arguments: list[str]) -> int:
-    """``[--log]``; the exit status: 0 when it has served its time or another keeper is there, else 1."""
+    """``[--log]``; the exit status: 0 after a graceful stop or if a keeper is already running, else 1."""
     os.umask(0o077)
-    threading.stack_size(_STACK)
+    threading.stack_size(_STACK_BYTES)
     if arguments not in ([], ["--log"]):
         stderr.write("usage: weft dhcp [--log]\n")
         return 2
@@ -179,14 +179,14 @@ def main(arguments: list[str]) -> int:
     leases = LeaseFiles(folder)
     try:
         leases.prepare()
-        place = DaemonSocket(folder, "keeper")
+        endpoint = DaemonSocket(folder, "keeper")
     except AlreadyRunning:
         return 0
     except (OSError, WeftError) as error:
-        stderr.write(f"weft: the keeper of DHCP leases cannot work: {error}\n")
+        stderr.write(f"weft: cannot start the DHCP keeper: {error}\n")
         return 1
     keeper = Keeper(
-        place, leases, log=(lambda line: stderr.write(f"{line}\n")) if "--log" in arguments else lambda line: None
+        endpoint, leases, log=(lambda line: stderr.write(f"{line}\n")) if "--log" in arguments else lambda line: None
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: keeper.stop())

@@ -1,4 +1,4 @@
-"""Which driver, which features and which addresses a configuration asks for.
+"""Selects the driver, the features and the IPAM of a configuration.
 
 Called by a reference plugin's name, weft is that plugin; called as ``weft`` it takes ``driver`` and nested
 features, so that one process does what a chain of plugins did.

@@ -1,7 +1,7 @@
-"""Runs a plugin that is not weft's: an IPAM plugin named in a configuration.
+"""Executes another project's plugin: the IPAM plugin that a configuration names.
 
-The only module that starts a process on the way of an ADD, and only where a configuration asks for a foreign
-``ipam.type``. Source: CNI specification section 4, "Plugin delegation".
+The only module that starts a process during an ADD, and only for a foreign ``ipam.type``.
+Source: CNI specification section 4, "Plugin delegation".
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from weft import stderr
 from weft.errors import ConfigProblem, PluginFailed
 
-PATIENCE = 120
-"""Seconds a foreign plugin may take: dhcp waits for its server."""
+TIMEOUT = 120
+"""Seconds for a foreign plugin: dhcp waits for its server."""
 
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG, linux/prctl.h
 
@@ -28,7 +28,7 @@ def find(name: str, path: Sequence[str]) -> str:
     Raises ConfigProblem for a name with a slash (CVE-2021-20206) and PluginFailed where no folder has it.
     """
     if not name or "/" in name or name in (".", "..") or "\0" in name:
-        raise ConfigProblem(f"ipam.type {json.dumps(name)} is not the name of a plugin")
+        raise ConfigProblem(f"ipam.type {json.dumps(name)} is not a plugin name")
     for folder in path:
         candidate = os.path.join(folder, name)
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
@@ -40,10 +40,10 @@ def find(name: str, path: Sequence[str]) -> str:
 
 
 def call(name: str, command: str, variables: Mapping[str, str], stdin: bytes) -> bytes:
-    """Run the plugin and answer its standard output; its own error comes back with its own code.
+    """Execute the plugin; its standard output. Its error object is raised with its own code.
 
-    The child dies with its caller, so that it cannot reserve an address after a DEL has been answered.
-    Raises PluginFailed when it cannot be started, takes longer than PATIENCE or says no reason.
+    The child is killed with its caller, so that it cannot reserve an address after the DEL.
+    Raises PluginFailed where it cannot be executed, fails, or exceeds TIMEOUT.
     """
     environment = {**os.environ, **variables, "CNI_COMMAND": command}
     executable = find(name, [folder for folder in environment.get("CNI_PATH", "").split(":") if folder])
@@ -53,14 +53,14 @@ def call(name: str, command: str, variables: Mapping[str, str], stdin: bytes) ->
             input=stdin,
             env=environment,
             capture_output=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=False,
             preexec_fn=_die_with_caller,
         )
     except subprocess.TimeoutExpired as error:
-        raise PluginFailed(f"the IPAM plugin {name} did not answer {command} within {PATIENCE} s") from error
+        raise PluginFailed(f"the IPAM plugin {name} timed out on {command} after {TIMEOUT} s") from error
     except OSError as error:
-        raise PluginFailed(f"the IPAM plugin {executable} cannot be started: {error.strerror}") from error
+        raise PluginFailed(f"the IPAM plugin {executable} cannot be executed: {error.strerror}") from error
     if done.stderr:
         stderr.write(done.stderr)
     if done.returncode:
@@ -81,4 +81,4 @@ def _failure(name: str, command: str, stdout: bytes, status: int) -> PluginFaile
             code=int(said["code"]) or PluginFailed.code,
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        return PluginFailed(f"the IPAM plugin {name} failed {command} with status {status} and said no reason")
+        return PluginFailed(f"the IPAM plugin {name} failed {command} with exit status {status} and no error message")

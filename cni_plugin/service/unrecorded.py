@@ -1,4 +1,4 @@
-"""DEL of an attachment that is on no record: only what proves to be its own is removed."""
+"""DEL without a record: removes only what is provably the attachment's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from cni_plugin.ops.devices import leftovers, lent_by_name
 from cni_plugin.plan import modules
 from cni_plugin.plan.traits import Parent
-from cni_plugin.service import assemble, executor
+from cni_plugin.service import assemble
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.orphans import marked_elements
 from cni_plugin.service.planner import attachment_of
@@ -23,8 +23,8 @@ from weft.types import Attachment, NamespaceId
 def delete_unrecorded(context: ServiceContext, request: Request, asked: NamespaceId) -> list[WeftError]:
     """DEL without a record: the ADD failed, the state was wiped, or another plugin made the attachment.
 
-    What bears the attachment's mark goes, and its leases; the container's link only where the caller's
-    prevResult shows by its MAC address that it is meant.
+    Removes what has the attachment's mark, and its leases; the container's link without a mark only if its MAC
+    address is the one in the caller's prevResult.
     """
     attachment = attachment_of(request)
     machine = context.machine(None)
@@ -38,21 +38,21 @@ def delete_unrecorded(context: ServiceContext, request: Request, asked: Namespac
 
     attempt(lambda: _delete_marked_elements(context, attachment))
     attempt(lambda: _delete_marked_link(context, attachment))
-    assembly = _tolerant(request)
+    assembly = _lenient_assembly(request)
     driver = assembly.driver if assembly is not None else ""
-    # A chained plugin made no link: the one in its prevResult is the attachment of a plugin before it.
+    # A chained plugin creates no link: the one in prevResult belongs to an earlier plugin.
     if assembly is None or driver:
         attempt(lambda: _undo_marked_links(context, request, asked, driver))
         if asked.known:
-            attempt(lambda: _delete_proven_link(context, request, driver))
+            attempt(lambda: _delete_link_of_previous(context, request, driver))
     if assembly is not None and assembly.lease is not None:
         lease = assembly.lease
         attempt(lambda: lease.undo(machine))
     return errors
 
 
-def _tolerant(request: Request) -> assemble.Assembly | None:
-    """The parts as far as the configuration can be read: a DEL works with what ADD would refuse."""
+def _lenient_assembly(request: Request) -> assemble.Assembly | None:
+    """The parts, as far as the configuration is valid: DEL must work with a configuration that ADD refuses."""
     try:
         return assemble.read(request)
     except (WeftError, ImportError):
@@ -61,9 +61,9 @@ def _tolerant(request: Request) -> assemble.Assembly | None:
 
 def _delete_marked_elements(context: ServiceContext, attachment: Attachment) -> None:
     mark = identity.attachment_mark(attachment)
-    mine = [element for element in marked_elements(context) if element.mark == mark]
-    if mine:
-        context.kernel.rules.delete(mine)
+    marked_with_it = [element for element in marked_elements(context) if element.mark == mark]
+    if marked_with_it:
+        context.kernel.rules.delete(marked_with_it)
 
 
 def _delete_marked_link(context: ServiceContext, attachment: Attachment) -> None:
@@ -74,34 +74,34 @@ def _delete_marked_link(context: ServiceContext, attachment: Attachment) -> None
 
 
 def _undo_marked_links(context: ServiceContext, request: Request, asked: NamespaceId, driver: str) -> None:
-    """Links of the container's own that bear the attachment's mark go; one that the host lent it comes back.
+    """Undo links with the attachment's mark: delete the container's own, return one of the host.
 
-    The host's many links are looked through only where one of them may have come back by itself.
+    The links of the host are only listed for drivers that move one of them into the container.
     """
     foreign = asked.known and (request.override or not asked.same(context.kernel.host.id))
     container = context.kernel.open(request.namespace) if foreign else None
     try:
         machine = context.machine(container)
         there = tuple(leftovers(machine, attachment_of(request), on_host=_may_be_lent(driver)))
-        raise_all(executor.remove(there, machine, context.watch))
+        raise_all(context.remove(there, machine))
     finally:
         if container is not None:
             container.close()
 
 
-def _delete_proven_link(context: ServiceContext, request: Request, driver: str) -> None:
+def _delete_link_of_previous(context: ServiceContext, request: Request, driver: str) -> None:
     previous = request.config.previous
-    proofs = (
+    macs = (
         {one.mac for one in previous.interfaces if one.name == request.interface and one.sandbox} if previous else set()
     )
-    if not proofs or request.interface == "lo":
+    if not macs or request.interface == "lo":
         return
     container = context.kernel.open(request.namespace)
     try:
         if container.id.same(context.kernel.host.id) and not request.override:
             return
         link: Link | None = container.link(request.interface)
-        if link is None or link.mac not in proofs:
+        if link is None or link.mac not in macs:
             return
         if driver and _may_be_lent(driver):
             if not link_name_problem(link.alias):

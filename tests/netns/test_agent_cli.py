@@ -125,7 +125,7 @@ def test_wrong_settings_start_nothing(weft: Weft, tmp_path: Path) -> None:
     (tmp_path / "weft.toml").write_text('[agent]\nnode = "a b"\n[dsn]\n')
     up = weft("up", "--config", str(tmp_path / "weft.toml"), check=False)
     assert up.code == 1
-    assert "[dsn] is not known" in up.stderr and "agent.node" in up.stderr
+    assert "unknown section [dsn]" in up.stderr and "agent.node" in up.stderr
     assert weft("down").stdout == "agent not running\nengine not running\n"
 
 

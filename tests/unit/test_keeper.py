@@ -96,7 +96,7 @@ def test_a_lease_that_cannot_be_renewed_is_tried_again_and_at_last_forgotten(lea
     assert again is not None and again.last_attempt >= now and not again.lost
     assert again.next_attempt is not None and again.next_attempt > now
     assert attempt(replace(again, lease=held(now - 130).lease), lines.append) is None
-    assert "not renewed" in lines[0] and "run out" in lines[1]
+    assert "not renewed" in lines[0] and "expired" in lines[1]
 
 
 def test_what_has_run_out_while_no_keeper_was_there_goes_at_once(leases: LeaseFiles) -> None:
