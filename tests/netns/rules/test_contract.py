@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from unit.rules.test_contract import *  # noqa: F403
+from unit.nft.test_contract import *  # noqa: F403

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from unit.rules.test_contract import MINE, ONE_OF_EACH, OTHERS, PORT, ports, with_rule
+from unit.nft.test_contract import MINE, ONE_OF_EACH, OTHERS, PORT, ports, with_rule
 
 from cni_plugin.dataplane.tables import TABLES
 from lab.host import Host

@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from unit.rules.test_contract import MINE
+from unit.nft.test_contract import MINE
 
 from cni_plugin.dataplane.tables import TABLES
 from lab import frames, namespaces, seen

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from netns.rules.test_traffic import BRIDGE, INNER, PORT, SERVER, Site
-from unit.rules.test_contract import MINE, ONE_OF_EACH, OTHERS
-from unit.rules.test_contract import PORT as PUBLISHED
+from unit.nft.test_contract import MINE, ONE_OF_EACH, OTHERS
+from unit.nft.test_contract import PORT as PUBLISHED
 
 from cni_plugin.dataplane.tables import TABLES
 from discovery.balancer import rules as balancer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.rules.test_contract import HOSTILE, MINE, ONE_OF_EACH, PORT
+from unit.nft.test_contract import HOSTILE, MINE, ONE_OF_EACH, PORT
 
 from cni_plugin.cli.ruleset import document
 from cni_plugin.dataplane import frames, packets
