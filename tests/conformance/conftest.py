@@ -1,4 +1,5 @@
-"""Real runtimes on private machines, with the plugins of bin/cni, or of the folder that WEFT_TEST_PLUGINS names."""
+"""Container runtimes in private VMs or namespaces, with the plugins of bin/cni or
+WEFT_TEST_PLUGINS."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def conflist(kind: str) -> dict[str, Any]:
-    """The same network said twice: as a chain of reference plugins, and as weft alone."""
+    """The same network twice: as a chain of reference plugin types, and as the single plugin
+    ``weft``."""
     if kind == "chain":
         plugins: list[dict[str, Any]] = [
             {"type": "bridge", **BRIDGE, "capabilities": {"ips": True}},
@@ -53,16 +55,16 @@ def network(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def two_lists() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two networks in the order of their files."""
+    """Two networks, in the order of their file names."""
     return conflist("chain"), conflist("single") | {"name": "other"}
 
 
 @pytest.fixture(scope="session")
 def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plugins under test, and no others: ``bin/cni`` alone is all that podman's own lists need."""
+    """The plugins under test and no others; the lists that podman writes need only ``bin/cni``."""
     if chosen_folder() == OWN_FOLDER:
         return OWN_FOLDER
-    # The machine hides the reference's own folder.
+    # The machine hides the directory of the reference plugins.
     folder = tmp_path_factory.mktemp("cni")
     for path in chosen_folder().iterdir():
         shutil.copy(path, folder)
@@ -71,14 +73,14 @@ def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own() -> None:
-    """For tests that ask weft itself."""
+    """Skip tests that use weft's own commands when the plugins under test are another project's."""
     if chosen_folder() != OWN_FOLDER:
         pytest.skip("these are not weft's plugins")
 
 
 @pytest.fixture(scope="session")
 def machine(plugin_folder: Path) -> Iterator[Podman]:
-    """Podman with the networks that tests have it make."""
+    """Podman with the networks that the tests have it create."""
     made = Podman(plugin_folder)
     yield made
     made.close()
@@ -86,14 +88,15 @@ def machine(plugin_folder: Path) -> Iterator[Podman]:
 
 @pytest.fixture
 def podman(machine: Podman) -> Iterator[Podman]:
-    """Podman without containers, and again without when the test is over."""
+    """Podman without containers, before the test and after it."""
     yield machine
     machine.podman("rm", "-fa", "-t0")
 
 
 @pytest.fixture
 def create(podman: Podman) -> Iterator[Callable[..., None]]:
-    """Make networks with podman's own command; when the test is over nothing of their containers may be left."""
+    """Create networks with ``podman network create``; afterwards no state of their containers is
+    left."""
     made: list[str] = []
 
     def create(name: str, *options: str) -> None:
@@ -116,7 +119,7 @@ def root_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def roots(root_image: Path, tmp_path: Path) -> list[str]:
-    """Three root file systems, of which each container gets its own."""
+    """Three root file systems, one for each container."""
     places = [tmp_path / f"root{number}" for number in range(3)]
     for place in places:
         shutil.copytree(root_image, place, symlinks=True)

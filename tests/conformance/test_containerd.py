@@ -1,4 +1,4 @@
-"""Containerd's ctr with weft. It gives DEL no namespace, and calls none at all for a detached task."""
+"""Containerd's ctr: it passes no namespace to DEL, and never calls DEL for a detached task."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_containers_reach_each_other(containerd: Containerd, roots: list[str]) -
 
 
 def test_del_without_a_namespace_frees_everything(containerd: Containerd, roots: list[str]) -> None:
-    """A foreground container: ctr calls DEL when it is over, with CNI_NETNS empty."""
+    """A foreground container: when it exits, ctr calls DEL with an empty CNI_NETNS."""
     before, links = containerd.leases("lab"), containerd.links()
     show = ("/bin/ip", "-o", "-4", "address", "show", "eth0")
     outcome = containerd.run("ctr", "run", "--rm", "--cni", "--rootfs", roots[0], "short", *show)
@@ -58,7 +58,7 @@ def test_of_several_lists_the_first_is_taken(
 
 
 def test_the_hosts_network(containerd: Containerd, roots: list[str]) -> None:
-    """Without a network of its own a container is no business of weft's."""
+    """``ctr run --net-host`` calls no CNI plugin."""
     before = containerd.leases("lab")
     shown = containerd.run("ctr", "run", "--rm", "--net-host", "--rootfs", roots[0], "bare", "/bin/ip", "-o", "link")
     names = {line.split(": ")[1].split("@")[0] for line in shown.stdout.splitlines()}
@@ -67,7 +67,7 @@ def test_the_hosts_network(containerd: Containerd, roots: list[str]) -> None:
 
 
 def test_what_detached_tasks_leave_is_cleared_up(own: None, containerd: Containerd, roots: list[str]) -> None:
-    """ctr calls no DEL for them, ever; weft knows that their namespaces are gone."""
+    """ctr never calls DEL for them; weft detects that their network namespaces no longer exist."""
     containerd.weft("gc")
     assert containerd.leases("lab") == []
     addresses = [containerd.up(name, root) for name, root in zip(("c1", "c2", "c3"), roots, strict=True)]

@@ -1,4 +1,4 @@
-"""Podman (its CNI backend) with weft: containers that talk, ports, fixed addresses, restarts, and nothing left."""
+"""Podman's CNI backend: connectivity, ports, fixed addresses, restarts, and complete cleanup."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_containers_reach_each_other_and_the_world(podman: Podman, roots: list[s
     assert first != second
     assert podman.ping("c1", second)
     assert podman.ping("c2", first)
-    # The neighbour knows no way to the containers: it is their host that it answers.
+    # The outside host has no route to the containers, so its reply must go to the host's address.
     assert podman.ping("c1", "192.0.2.2")
 
 
@@ -35,7 +35,7 @@ def test_a_published_port(podman: Podman, roots: list[str]) -> None:
     assert "weft was here" in podman.get("192.0.2.1", 8080, namespace="outside")
     assert "weft was here" in podman.get("192.0.2.1", 8080)
     assert "weft was here" in podman.get("127.0.0.1", 8080)
-    # Debian's static busybox dies of a resolver's library in wget, not in nc.
+    # wget in Debian's static busybox crashes in the resolver library; nc does not use it.
     asked = "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 192.0.2.1 8080"
     assert "weft was here" in podman.until("podman", "exec", "c2", "/bin/sh", "-c", asked).stdout
     podman.podman("rm", "-f", "-t0", "web")

@@ -1,4 +1,5 @@
-"""What podman does with containers on its own networks: ports, several networks, changes while they run, pods."""
+"""Podman's containers on podman's networks: ports, several networks, connect and disconnect,
+pods."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import pytest
 from lab.podman import Podman
 
 Create = Callable[..., None]
-# One answer to one client, then it is over: nothing may keep a namespace.
+# It answers one client and exits, so that no process keeps the network namespace.
 ANSWER = """
 import socket, sys
 name, port = sys.argv[1:]
@@ -44,7 +45,7 @@ print(client.recv(100).decode())
 
 
 def asked(podman: Podman, name: str, protocol: str, port: int, published: int, log: Path) -> str:
-    """What the neighbour is answered at a published port, by a server in the container."""
+    """The reply that the outside host gets at a published port from a server in the container."""
     sandbox = Path(podman.state(name)["NetworkSettings"]["SandboxKey"]).name
     podman.start(
         "ip", "netns", "exec", sandbox, sys.executable, "-ISc", ANSWER, protocol, str(port), log=log
@@ -79,7 +80,7 @@ def test_a_published_sctp_port(podman: Podman, create: Create, roots: list[str],
     podman.up("web", roots[0], "-p", "7001:7000/sctp", network="web-net")
     assert "sctp" in podman.run("nft", "list", "map", "inet", "weft", "ports4").stdout
     if podman.run(sys.executable, "-ISc", probe, check=False).code:
-        return  # the rule is there; no packet of the kind can be made with this kernel
+        return  # the rule exists, but this kernel cannot send SCTP packets
     assert asked(podman, "web", "sctp", 7000, 7001, tmp_path / "sctp") == "weft was here"
 
 
@@ -109,7 +110,8 @@ def test_networks_come_and_go_while_a_container_runs(podman: Podman, create: Cre
     assert podman.ping("far", "10.71.0.33")
     assert "weft was here" in podman.get("192.0.2.1", 8080, namespace="outside")
     podman.podman("network", "disconnect", "one-net", "web")
-    # Podman gave the port to both networks: it leads over the other one now.
+    # Podman gave the port to both networks: it now leads to the container's address on the other
+    # one.
     assert "weft was here" in podman.get("192.0.2.1", 8080, namespace="outside")
     assert "eth0" not in podman.show("web", "-o", "link")
     assert podman.leases("one-net") == []
@@ -121,7 +123,7 @@ def test_networks_come_and_go_while_a_container_runs(podman: Podman, create: Cre
 
 @pytest.mark.parametrize("lost", ["nothing", "rules"])
 def test_reload(lost: str, own: None, podman: Podman, create: Create, roots: list[str]) -> None:
-    """What ``podman network reload`` is for: somebody has flushed the rules."""
+    """``podman network reload`` restores rules that another program has flushed."""
     create("one-net", "--ipv6", "--subnet", "10.70.0.0/24", "--subnet", "fd70::/64")
     address = podman.serve("web", roots[0], "-p", "8080:80", "--ip", "10.70.0.40", network="one-net")
     podman.up("c2", roots[1], network="one-net")
@@ -149,7 +151,7 @@ def test_stop_start_restart_and_a_killed_container(podman: Podman, create: Creat
     podman.podman("start", "web")
     assert "weft was here" in podman.get("192.0.2.1", 8080, namespace="outside")
     podman.run("kill", "-9", str(podman.state("web")["State"]["Pid"]))
-    # Whoever watches the container has podman clean up.
+    # conmon has podman clean up after a container that was killed.
     gone = podman.until("sh", "-c", "! ls /var/lib/cni/networks/one-net/10.70.0.40 2>/dev/null")
     assert gone.code == 0
     assert podman.get("192.0.2.1", 8080, namespace="outside", patience=0) == ""

@@ -1,4 +1,4 @@
-"""Every driver and option of ``podman network create``, with the lists that podman itself writes."""
+"""Each driver and option of ``podman network create``, with the lists that podman itself writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Create = Callable[..., None]
 
 
 def test_every_option_of_a_bridge(podman: Podman, create: Create, roots: list[str]) -> None:
-    """The upper half of a subnet: podman writes its broadcast address as the end of the range."""
+    """The upper half of a subnet: podman writes its broadcast address as the range's end."""
     addresses = ("--subnet", "10.70.0.0/24", "--gateway", "10.70.0.200", "--ip-range", "10.70.0.128/25")
     create("full", *addresses, "-o", "mtu=1400", "--label", "colour=blue", "--disable-dns")
     [shown] = json.loads(podman.podman("network", "inspect", "full"))
@@ -56,7 +56,7 @@ def test_ipv6_beside_ipv4(podman: Podman, create: Create, roots: list[str]) -> N
 
 
 def test_isolated_networks(podman: Podman, create: Create, roots: list[str]) -> None:
-    """``-o isolate``: out to the world, but not across to the other network."""
+    """``-o isolate``: the outside is reachable, the other network is not."""
     create("red", "-o", "isolate=true")
     create("green", "-o", "isolate=true")
     podman.up("c1", roots[0], network="red")
@@ -70,7 +70,7 @@ def test_isolated_networks(podman: Podman, create: Create, roots: list[str]) -> 
 
 
 def test_a_vlan_of_a_bridge(podman: Podman, create: Create, roots: list[str]) -> None:
-    """Where the kernel has no VLAN filtering, an error that says so, and nothing half made."""
+    """On a kernel without VLAN filtering, ADD fails with that reason and leaves nothing behind."""
     create("tagged", "-o", "vlan=7")
     outcome = podman.start_one("c1", roots[0], network="tagged")
     if outcome.code:
@@ -105,7 +105,7 @@ def test_macvlan_with_the_subnet_of_the_wire(mode: str, podman: Podman, create: 
 
 
 def test_macvlan_with_addresses_from_a_server(podman: Podman, create: Create, roots: list[str], tmp_path: Path) -> None:
-    """Without a subnet podman has the dhcp plugin asked, which is in the same folder."""
+    """Without a subnet podman names the ipam plugin ``dhcp``, which is in the same directory."""
     leases = tmp_path / "leases"
     options = (
         "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--no-ping", "--user=root", "--interface=eth0",
@@ -128,7 +128,8 @@ def test_macvlan_with_addresses_from_a_server(podman: Podman, create: Create, ro
 
 
 def test_ipvlan(podman: Podman, create: Create, roots: list[str]) -> None:
-    """Podman 4.3 names no parent: the link of the default route is taken, where the kernel can do it at all."""
+    """Podman 4.3 names no parent: weft takes the link of the default route, if the kernel has
+    ipvlan."""
     create("shared", "-d", "ipvlan", "--subnet", "192.0.2.0/24", "--ip-range", "192.0.2.128/25")
     podman.run("ip", "route", "add", "default", "via", OUTSIDE)
     try:
@@ -143,7 +144,7 @@ def test_ipvlan(podman: Podman, create: Create, roots: list[str]) -> None:
 
 
 def test_podmans_own_network(own: None, podman: Podman, create: Create, roots: list[str]) -> None:
-    """The one that is in no file."""
+    """The default network ``podman``, which is in no configuration file."""
     podman.serve("web", roots[0], "-p", "8080:80", network="-")
     assert podman.inspect("web", "podman")["IPAddress"].startswith("10.88.0.")
     assert "weft was here" in podman.get("192.0.2.1", 8080, namespace="outside")
@@ -152,7 +153,8 @@ def test_podmans_own_network(own: None, podman: Podman, create: Create, roots: l
 
 
 def test_podman_removes_a_network(own: None, podman: Podman, roots: list[str]) -> None:
-    """Podman removes the list and the bridge, and calls nobody: what weft keeps of the network goes with ``gc``."""
+    """Podman deletes the list and the bridge without calling a plugin; ``weft gc`` removes the
+    rest."""
     podman.podman("network", "create", "--subnet", "10.70.0.0/24", "brief")
     address = podman.up("c1", roots[0], network="brief")
     refused = podman.run("podman", "network", "rm", "brief", check=False)
@@ -162,7 +164,7 @@ def test_podman_removes_a_network(own: None, podman: Podman, roots: list[str]) -
     assert "network brief is set up but neither defined nor used" in podman.findings()
     assert "freed network brief" in podman.weft("gc").stdout
     assert podman.findings() == []
-    # The same subnet, and another name.
+    # The same subnet under another network name.
     podman.podman("network", "create", "--subnet", "10.70.0.0/24", "other")
     assert podman.up("c1", roots[0], network="other") == address
     podman.podman("network", "rm", "-f", "-t0", "other")

@@ -1,4 +1,4 @@
-"""Names for podman's containers: on networks of weft's own, and on those that podman makes itself."""
+"""DNS names for podman's containers, on networks of weft's configuration and of podman's own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHOP = {
 
 @pytest.fixture
 def shop(podman: Podman) -> Iterator[str]:
-    """A network by weft's configuration, whose containers each offer a service."""
+    """A network from weft's configuration; each container on it offers a service."""
     podman.write("/etc/cni/net.d/20-shop.conflist", json.dumps(SHOP))
     yield "shop"
     podman.podman("rm", "-fa", "-t0")
@@ -39,7 +39,8 @@ def shop(podman: Podman) -> Iterator[str]:
 
 
 def found(podman: Podman, container: str, name: str) -> str:
-    """What busybox in the container says of a name, asked until it is known."""
+    """What nslookup of busybox in the container prints for a name, repeated until the name
+    resolves."""
     outcome = podman.until("podman", "exec", container, "/bin/nslookup", name)
     assert outcome.code == 0, outcome
     return outcome.stdout
@@ -62,7 +63,7 @@ def test_names_aliases_and_services_of_a_network_of_weft(podman: Podman, shop: s
 
 
 def test_networks_that_podman_makes_have_names(podman: Podman, create: Create, roots: list[str]) -> None:
-    """It writes ``dnsname`` into the list, since there is a plugin of that name."""
+    """Podman writes ``dnsname`` into the list if a plugin of that name is installed."""
     create("blue", "--subnet", "10.72.0.0/24")
     create("red", "--subnet", "10.73.0.0/24")
     conflist = json.loads(podman.run("cat", "/etc/cni/net.d/blue.conflist").stdout)

@@ -1,8 +1,10 @@
-"""Runtimes that no distribution packages, nerdctl and Nomad: their calls, made again from what their sources say.
+"""The plugin calls of runtimes that no distribution packages, nerdctl and Nomad, written after
+their sources.
 
-nerdctl: hooks call DEL before every ADD and give no namespace; the list is of version 1.0.0, with keys of its own.
-Nomad: fingerprints every file of ``cni_path``, tries an ADD three times, publishes each port for tcp and udp. Both call
-through go-cni, which writes a port's keys as Go has them.
+nerdctl: its hooks call DEL before each ADD, without a namespace; the list has cniVersion 1.0.0 and
+keys of nerdctl's own. Nomad: runs each file of ``cni_path`` to fingerprint it, tries an ADD three
+times, publishes each port for tcp and udp. Both use go-cni, which writes the keys of a port mapping
+as Go spells them.
 """
 
 from __future__ import annotations
@@ -54,12 +56,13 @@ NOMAD: Config = {
         {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
     ],
 }  # fmt: skip
-# As go-version and semver read them: a "v" is allowed, and what follows "+" says no more.
+# As hashicorp/go-version and semver parse them: a leading "v" is allowed, "+…" is build metadata.
 VERSION = re.compile(r"v?\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
 
 
 class Calls(Cni):
-    """Calls plugins on a machine, as libcni does: the results of earlier plugins go along, and are kept for DEL."""
+    """Calls plugins on a machine as libcni does: it passes prevResult along and keeps it for
+    DEL."""
 
     def __init__(self, folder: Path, machine: Podman) -> None:
         super().__init__(folder)
@@ -76,7 +79,7 @@ class Calls(Cni):
     def attach(
         self, conflist: Config, container: str, netns: str, runtime: Config, args: str = "", ifname: str = "eth0"
     ) -> Outcome:
-        """ADD of the whole list, up to the first failure; the last outcome."""
+        """ADD of the whole list, ended by the first failure; returns the last outcome."""
         result: Any = None
         for conf in self._members(conflist, runtime):
             given = conf if result is None else {**conf, "prevResult": result}
@@ -89,7 +92,7 @@ class Calls(Cni):
     def detach(
         self, conflist: Config, container: str, netns: str, runtime: Config, result: Any = None, args: str = ""
     ) -> None:
-        """DEL of the whole list, which must say nothing."""
+        """DEL of the whole list, which must succeed and print nothing."""
         for conf in reversed(self._members(conflist, runtime)):
             given = conf if result is None else {**conf, "prevResult": result}
             outcome = self.call("DEL", given, container, netns, args)
@@ -98,7 +101,7 @@ class Calls(Cni):
 
 @pytest.fixture
 def calls(machine: Podman, plugin_folder: Path) -> Iterator[Calls]:
-    """Calls on podman's machine, with the namespaces box1 and box2 to call for."""
+    """Calls on podman's machine, with the network namespaces box1 and box2."""
     for name in ("box1", "box2"):
         machine.run("ip", "netns", "add", name)
     yield Calls(plugin_folder, machine)
@@ -109,28 +112,30 @@ def calls(machine: Podman, plugin_folder: Path) -> Iterator[Calls]:
 
 
 def mapping(host: int, container: int, protocol: str, address: str = "") -> Mapping[str, object]:
-    """A port as go-cni writes it."""
+    """A port mapping as go-cni writes it."""
     return {"HostPort": host, "ContainerPort": container, "Protocol": protocol, "HostIP": address}
 
 
 def test_fingerprints(own: None, calls: Calls) -> None:
-    """Called with nothing at all, every plugin names itself and its version, on standard error, and succeeds."""
+    """Without arguments and environment each plugin prints its name and version to stderr, and
+    exits 0."""
     for path in sorted(calls.folder.iterdir()):
         outcome = calls.machine.run(str(path), environment={}, check=False)
         assert (outcome.code, outcome.stdout) == (0, ""), outcome
         prefix = f"CNI {path.name} plugin "
         [line] = [line for line in outcome.stderr.splitlines() if line.startswith(prefix)]
         assert VERSION.fullmatch(line.removeprefix(prefix)), line
-        # Nomad takes the first word that is a version.
+        # Nomad takes the first word that parses as a version.
         assert next(word for word in outcome.stderr.split() if VERSION.fullmatch(word)) == line.split()[-1]
-    # nerdctl isolates networks with a firewall plugin of 1.1.0 or later only, and icc=false needs 1.7.1.
+    # nerdctl isolates networks only with a firewall plugin of 1.1.0 or later; icc=false needs
+    # 1.7.1.
     said = calls.machine.run(str(calls.folder / "firewall"), environment={}).stderr
     found = re.search(r"CNI firewall plugin v(\d+)\.(\d+)\.(\d+)", said)
     assert found and tuple(map(int, found.groups())) >= (1, 7, 1)
 
 
 def test_versions(calls: Calls) -> None:
-    """As libcni asks: the variables are filled with words that mean nothing."""
+    """As libcni calls VERSION: the other CNI_ variables are set to dummy words."""
     for name in ("bridge", "portmap", "firewall", "tuning", "loopback", "host-local"):
         dummies = dict.fromkeys(("CNI_NETNS", "CNI_IFNAME", "CNI_PATH"), "dummy")
         outcome = calls.machine.run(
@@ -157,12 +162,12 @@ def test_nerdctl(calls: Calls) -> None:
     assert calls.machine.leases("bridge") == ["10.4.0.55"]
     rules = calls.machine.run("nft", "list", "ruleset").stdout
     assert "8080" in rules and "5300" in rules
-    # The container is started again: DEL and ADD, and nobody says which namespace it was.
+    # The container is restarted: DEL without a namespace, then ADD.
     calls.detach(NERDCTL, container, "", runtime, args=args)
     assert calls.machine.leases("bridge") == []
     calls.detach(NERDCTL, container, "", runtime, args=args)
     assert calls.attach(NERDCTL, container, "/run/netns/box2", runtime, args).json["ips"] == result["ips"]
-    # Another container asks for the same address and port.
+    # Another container requests the same address and port.
     taken = calls.attach(NERDCTL, "default-other", netns, runtime, args)
     assert taken.code != 0 and "10.4.0.55" in taken.json["msg"]
     calls.detach(NERDCTL, "default-other", "", runtime, args=args)
@@ -176,7 +181,7 @@ def test_nomad(own: None, calls: Calls) -> None:
         mapping(host, target, protocol) for host, target in ((25000, 80), (25001, 81)) for protocol in ("tcp", "udp")
     ]
     runtime = {"portMappings": ports}
-    # What stands in the way makes the first two tries fail; each is followed by the next, without a DEL.
+    # An existing interface makes the first two tries fail; the next follows without a DEL.
     ip = ("ip", "-n", "box1", "link")
     calls.machine.run(*ip, "add", "eth0", "type", "veth", "peer", "name", "other")
     for _ in range(2):
@@ -196,7 +201,7 @@ def test_nomad(own: None, calls: Calls) -> None:
     for protocol in ("tcp", "udp"):
         assert f"{protocol} . 25000" in published and f"{protocol} . 25001" in published
     assert calls.machine.run("iptables", "-S", "NOMAD-ADMIN").code == 0
-    # The client is restarted, and asks whether all is well.
+    # A restarted Nomad client calls CHECK.
     for conf in calls._members(NOMAD, runtime):
         checked = calls.call("CHECK", {**conf, "prevResult": result}, container, netns)
         assert (checked.code, checked.stdout) == (0, ""), checked
@@ -208,7 +213,7 @@ def test_nomad(own: None, calls: Calls) -> None:
 
 
 def test_an_allocation_whose_host_was_restarted(own: None, calls: Calls) -> None:
-    """Nomad's DEL after the namespace has gone: its path leads nowhere, and everything is freed."""
+    """Nomad's DEL after the namespace is gone: its path does not exist, and everything is freed."""
     container = "0b1c52e4-5d57-44f1-8f0c-6f0f6f1a7d22"
     runtime = {"portMappings": [mapping(25000, 80, "tcp")]}
     result = calls.attach(NOMAD, container, "/run/netns/box1", runtime).json

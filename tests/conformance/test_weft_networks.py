@@ -1,4 +1,5 @@
-"""Networks that ``weft network create`` made, used by runtimes by name; and podman's, seen by ``weft``."""
+"""Networks of ``weft network create``, used by runtimes by name; and podman's networks, seen by
+``weft``."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("own")
 
 @pytest.fixture
 def networks(podman: Podman) -> Iterator[Podman]:
-    """Podman with a network of each driver that needs no special kernel."""
+    """Podman with a network of each driver that needs no optional kernel module."""
     wire = ("-d", "macvlan", "-o", "parent=lan0", "--subnet", "192.0.2.0/24", "--ip-range", "192.0.2.128/25")
     made = {
         "blue": ("--subnet", "10.80.0.0/24", "-o", "mtu=1400", "--label", "a=b"),
@@ -31,7 +32,7 @@ def networks(podman: Podman) -> Iterator[Podman]:
     podman.podman("rm", "-fa", "-t0")
     for name in made:
         podman.weft("network", "rm", name)
-    # Podman's own networks have names, so an agent may run, whose device stays with it.
+    # Podman's own networks have DNS names, so an agent may be running; it keeps its link.
     assert [name for name in podman.links() if name != "weft-services"] == ["lan0", "lo"]
 
 
@@ -73,7 +74,7 @@ def test_weft_sees_podmans_networks(networks: Podman, roots: list[str]) -> None:
     try:
         [row] = [one for one in podman.weft("network", "ls", "--json").json if one["name"] == "theirs"]
         assert (row["driver"], "10.83.0.0/24" in json.dumps(row)) == ("bridge", True)
-        # Nobody is given what the other has.
+        # Neither is given a subnet that the other one has.
         assert podman.weft("network", "create", "mine", "--subnet", "10.83.0.0/25").code == 4
         podman.up("c1", roots[0], network="theirs")
         podman.podman("rm", "-fa", "-t0")

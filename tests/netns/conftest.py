@@ -1,4 +1,5 @@
-"""A throw-away host for every test, and a refusal to run where a test could touch the machine's own network."""
+"""A new host namespace for each test; refuses to run where a test could change the machine's
+network."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def isolation() -> None:
 
 @pytest.fixture
 def host(isolation: None) -> Iterator[Host]:
-    """This thread in a network namespace that is a host of its own; all state of earlier tests is gone."""
+    """Run the test in a new network namespace that serves as the host; earlier state files are
+    removed."""
     made = Host()
     try:
         if engine.wanted():
@@ -33,5 +35,5 @@ def host(isolation: None) -> Iterator[Host]:
 
 @pytest.fixture
 def cni() -> Cni:
-    """Calls the executables in bin/cni (or in the folder that WEFT_TEST_PLUGINS names)."""
+    """Calls the executables in bin/cni, or in the directory that WEFT_TEST_PLUGINS names."""
     return Cni(chosen_folder())

@@ -1,4 +1,5 @@
-"""``weft up``, ``down``, ``status`` and ``dns-lookup`` with real processes on a host without a service manager."""
+"""``weft up``, ``down``, ``status``, ``dns-lookup`` with real processes, without a service
+manager."""
 
 from __future__ import annotations
 
@@ -21,12 +22,12 @@ from lab.waiting import until
 Weft = Callable[..., Outcome]
 CONFIG = Path("/run/cni-config")
 EXPECTED = 60.0
-"""Seconds for a process to come or to go, on a machine that does other things."""
+"""Seconds for a process to start or to end on a loaded machine."""
 
 
 @pytest.fixture
 def weft(host: Host) -> Iterator[Weft]:
-    """Runs bin/weft on the test's host, and leaves no process behind."""
+    """Runs bin/weft on the test's host; afterwards no process is left."""
     environment = {"PATH": os.environ["PATH"], "WEFT_CNI_CONFIG": str(CONFIG), "LC_ALL": "C.UTF-8"}
 
     def call(*arguments: str, check: bool = True) -> Outcome:
@@ -118,7 +119,7 @@ def test_a_part_that_cannot_begin_is_said(weft: Weft) -> None:
         assert "HTTP on no address" in up.stdout
         status = weft("status", check=False)
         assert (status.code, "http: the HTTP API cannot listen on 127.0.0.1:8500" in status.stdout) == (1, True)
-    until(lambda: weft("status", check=False).code == 0, EXPECTED, "the HTTP API listens when its port is free")
+    until(lambda: weft("status", check=False).code == 0, EXPECTED, "the HTTP API to listen once its port is free")
 
 
 def test_wrong_settings_start_nothing(weft: Weft, tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_settings_are_the_agents(weft: Weft, tmp_path: Path) -> None:
     (tmp_path / "weft.toml").write_text('[agent]\nnode = "other"\n[http]\nlisten = ["127.0.0.1:18500"]\n')
     found = weft("up", "--config", str(tmp_path / "weft.toml"))
     assert "HTTP on 127.0.0.1:18500, " in found.stdout
-    assert weft("members").stdout.splitlines()[1].split()[0] == "other"  # by the socket, whatever the port
+    assert weft("members").stdout.splitlines()[1].split()[0] == "other"  # over the control socket, not over HTTP
 
 
 def test_an_agent_without_work_stays_while_it_is_asked_to(host: Host) -> None:
@@ -144,7 +145,7 @@ def test_an_agent_without_work_stays_while_it_is_asked_to(host: Host) -> None:
     stay.touch()
     process = host.start(sys.executable, "-Ic", code, str(ROOT))
     until(lambda: report.read(str(folder())) is not None, EXPECTED, "the agent's report")
-    time.sleep(5)  # two looks at the clock
+    time.sleep(5)  # two rounds of the idle timer
     assert process.poll() is None
     stay.unlink()
     until(lambda: process.poll() is not None, EXPECTED, "the agent's end")

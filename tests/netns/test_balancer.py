@@ -1,4 +1,4 @@
-"""Virtual IPs in the kernel, with real connections: every algorithm, health, draining, refusal, kills, and repairs."""
+"""Virtual IPs in the kernel: each algorithm, health checks, draining, refusal, SIGKILL, repair."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BACKENDS = 10
 
 @pytest.fixture
 def net(host: Host) -> Iterator[Wire]:
-    """A namespace with ten servers and one with a client, each next to the host."""
+    """A namespace with ten servers and one with a client, each connected to the host."""
     made = wire(host, BACKENDS)
     try:
         yield made
@@ -58,7 +58,7 @@ def asked(net: Wire, version: int, count: int, **keys: object) -> Counter[str]:
 
 
 def fair(found: Counter[str], shares: dict[str, float]) -> None:
-    """Everybody answered as often as a share says, within five standard deviations and what slots round off (10 %)."""
+    """Each share within five standard deviations, plus 10 % for the rounding of slots."""
     count, total = sum(found.values()), sum(shares.values())
     assert found.keys() == shares.keys(), found
     for name, share in shares.items():
@@ -109,7 +109,8 @@ def test_a_client_stays_with_its_instance(net: Wire, algorithm: str, version: in
         for one, owner in owners.items():
             (now,) = asked(net, version, 2, source=one)
             assert now != gone
-            # A hash moves some that it need not; a memory moves none.
+            # The hash (source) may move other clients as well; the recorded assignment (sticky)
+            # must not.
             assert algorithm == "source" or owner in (gone, now)
 
     made = book(net, version, meta=policy(algorithm))
@@ -128,7 +129,7 @@ def test_who_is_remembered_is_forgotten_in_time(net: Wire, host: Host) -> None:
 
 @FAMILIES
 def test_maglev_moves_little_when_one_leaves(net: Wire, version: int) -> None:
-    """The same connections, by address and port, before and after."""
+    """The same connections, by source address and port, before and after."""
     ports = range(20000, 20300)
 
     async def work(balancer: Balancer) -> None:
@@ -144,7 +145,8 @@ def test_maglev_moves_little_when_one_leaves(net: Wire, version: int) -> None:
         after = owners()
         moved = sum(one != other for one, other in zip(before, after, strict=True))
         leavers = before.count(net.names(version)[0])
-        # 300 connections tell the share of moved slots to within 2 %, and the table itself is measured apart.
+        # 300 connections estimate the moved share within 2 %; a unit test measures the table
+        # itself.
         assert leavers <= moved < len(ports) * 2 / BACKENDS, (leavers, moved)
 
     made = book(net, version, meta=policy("maglev"))
@@ -164,7 +166,7 @@ def test_who_has_few_connections_gets_more(net: Wire) -> None:
                 table = balancer.table(VIPS[4], 80)
                 return table[f"{idle}#80"] > 0.8 * sum(table.values())
 
-            await asyncio.to_thread(until, leans, what="the idle instance getting most of the slots")
+            await asyncio.to_thread(until, leans, what="the idle instance to get most of the slots")
             found = asked(net, 4, 200)
             assert found[idle] > 3 * found[busy], found
 
@@ -204,7 +206,7 @@ def test_what_is_no_service_is_refused(net: Wire, version: int) -> None:
             for address, port in ((VIPS[version], 81), (unused, 80)):
                 assert picks(place, address, port, 2) == {"refused": 2}
                 assert talk(place, address, port) == "refused"
-            assert talk(place, VIPS[version], 80) == "refused"  # the service is of TCP
+            assert talk(place, VIPS[version], 80) == "refused"  # the service is TCP only
 
     run(work, book(net, version, 2))
 
@@ -220,7 +222,7 @@ def test_an_instance_that_leaves_keeps_its_connections_and_gets_none(net: Wire, 
             assert gone not in asked(net, version, 100)
             assert net.alive() == 30
             await asyncio.to_thread(until, lambda: [one.connections for one in balancer.draining()] == [held[gone]])
-        await asyncio.to_thread(until, lambda: not balancer.draining(), what="the end of the connections")
+        await asyncio.to_thread(until, lambda: not balancer.draining(), what="draining to end")
 
     made = book(net, version, 3)
     run(work, made)
@@ -237,7 +239,7 @@ def test_connections_of_several_are_counted_at_once(net: Wire) -> None:
                 until, lambda: {str(one.backend.address): one.connections for one in balancer.draining()} == expected
             )
             assert net.alive() == six.alive() == 20
-        await asyncio.to_thread(until, lambda: not balancer.draining(), what="the end of the connections")
+        await asyncio.to_thread(until, lambda: not balancer.draining(), what="draining to end")
 
     made = book(net, 4, 3)
     made.put(*instances(net, 6, 3), virtual("web", VIPS[6]))
@@ -280,12 +282,12 @@ def test_datagrams_go_elsewhere_at_once(net: Wire, version: int) -> None:
 
 @FAMILIES
 def test_a_datagram_sent_too_early_spoils_nothing(net: Wire, host: Host, version: int) -> None:
-    """The connection that it began leads to nobody; it is forgotten when the service appears, and at a start."""
+    """Its conntrack entry has no DNAT; it is flushed when the service appears, and at a start."""
     host.run("ip", "route", "add", VIPS[version], "dev", "servers0")
     host.run("nft", "-f", "-", stdin="table inet t { chain c { type filter hook forward priority 0; ct state new; }; }")
     with net.datagrams(VIPS[version], 80) as ask:
         ask.__self__.send()  # type: ignore[attr-defined]
-        until(lambda: Conntrack().flows("udp", 80, ip_address(VIPS[version])), what="a connection to nobody")
+        until(lambda: Conntrack().flows("udp", 80, ip_address(VIPS[version])), what="a conntrack entry without DNAT")
 
         async def work(balancer: Balancer) -> None:
             assert ask() == net.names(version)[0]
@@ -322,7 +324,7 @@ def test_a_start_changes_nothing_that_is_right(net: Wire, host: Host) -> None:
         return host.run("nft", "-a", "list", "table", "inet", "weft-services").stdout
 
     async def first(balancer: Balancer) -> None:
-        made.drop(instance("web", net.servers[4][4]))  # so that the slots have a history
+        made.drop(instance("web", net.servers[4][4]))  # so that the slots differ from those of a new table
         await balancer.wait_synced()
 
     run(first, made)
@@ -367,7 +369,8 @@ asyncio.run(main())
 
 @FAMILIES
 def test_a_killed_balancer_is_not_missed(net: Wire, version: int) -> None:
-    """Under load it is killed and started again, three times: nobody notices, neither old connections nor new ones."""
+    """SIGKILL and restart under load, three times: no connection fails, neither established nor
+    new."""
 
     def start() -> subprocess.Popen[str]:
         command = [sys.executable, "-c", PROCESS, VIPS[version], *net.servers[version][:4]]

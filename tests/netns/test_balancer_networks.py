@@ -1,4 +1,4 @@
-"""Virtual IPs beside the networks that weft makes: closed and internal ones, siblings on a bridge, and the outside."""
+"""Virtual IPs and weft's networks: closed, internal, containers on one bridge, clients outside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ SHOWN = pytest.mark.parametrize("shown", ["0", "1"], ids=["bridged unseen", "bri
 
 
 class Town:
-    """Containers on weft's own networks, each with a server at port 80 that says the container's name."""
+    """Containers on weft's own networks; the server at port 80 of each replies with the container's
+    name."""
 
     def __init__(self, host: Host) -> None:
         self.host, self.weft = host, Weft()
@@ -39,7 +40,7 @@ class Town:
             server.close()
 
     def show_bridged(self, shown: str) -> None:
-        """Whether the kernel shows bridged packets to the rules (br_netfilter)."""
+        """Set bridge-nf-call-iptables and its siblings (br_netfilter)."""
         for key in ("iptables", "ip6tables"):
             self.host.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{key}={shown}")
 
@@ -55,7 +56,7 @@ class Town:
         self._servers.append(Greeters(f"/run/netns/{name}", {name: ("::", 80)}))
 
     def offer(self, *names: str, **rest: Any) -> None:
-        """These containers offer the service, over both families."""
+        """Register these containers as instances of the service, with both families."""
         for name in names:
             for version in (4, 6):
                 self.book.put(instance("web", self.addresses[name][version], **rest))
@@ -100,11 +101,11 @@ def test_siblings_on_a_bridge_and_the_instance_itself(town: Town, shown: str, ve
 
     async def work(balancer: Balancer) -> None:
         assert set(town.asks("a", VIPS[version], 40)) == {"b", "c"}
-        # To whom else it could connect does not matter, but it must reach itself as well.
+        # It may connect to either instance, but must also be able to reach itself.
         await asyncio.to_thread(until, lambda: set(town.asks("b", VIPS[version], 40)) == {"b", "c"}, 30)
         clients = set(town._servers[1].clients["b"] + town._servers[2].clients["c"])
         own = {one.removeprefix("::ffff:") for one in clients}
-        # Whoever connects is known by its own address wherever the answers come back this way anyhow.
+        # The client's address stays wherever the replies pass this host anyway (br_netfilter).
         assert (town.addresses["a"][version] in own) == (shown == "1")
 
     run(work, town.book)
@@ -127,7 +128,7 @@ def test_an_instance_behind_a_link_of_its_own_reaches_itself(town: Town, version
 
 @FAMILIES
 def test_from_an_internal_network_only_its_own_instances_are_reached(town: Town, version: int) -> None:
-    """With the routes that such a network does not even give its containers."""
+    """Also with routes that such a network does not give its containers."""
     town.add("in1", "inner", 81, internal=True)
     town.add("in2", "inner", 81, internal=True)
     town.add("b", "y", 82)
@@ -161,7 +162,7 @@ def test_the_outside_reaches_published_ports_and_no_virtual_address(town: Town, 
         assert set(town.asks(None, here, 40, 30080)) == {"a", "b"}
         town.show_bridged("0")
         await asyncio.to_thread(until, lambda: set(town.asks("a", here, 20, 30080)) == {"a", "b"}, 30)
-        # Not another port, and not this one elsewhere.
+        # Neither another port, nor this port at another address.
         assert town.asks("outside", here, 2, 30081) == {"refused": 2}
         for one in town.book.catalog.instances("web"):
             town.book.drop(one)
@@ -184,7 +185,8 @@ def test_a_containers_own_published_port_comes_first(town: Town) -> None:
 
 
 def test_a_port_of_a_process_stays_its_own(town: Town) -> None:
-    """Whoever may register a service could otherwise take over what this host serves."""
+    """Otherwise a service registration could take over a port that a process of this host
+    serves."""
     town.add("a", "x", 81)
     server = Greeters(town.host.path, {"host": ("0.0.0.0", 30080)})
     town.offer("a", meta={"weft-publish": "30080:80"})
@@ -200,7 +202,7 @@ def test_a_port_of_a_process_stays_its_own(town: Town) -> None:
 
 @FAMILIES
 def test_metadata_and_the_loopback_stay_out_of_reach(town: Town, version: int) -> None:
-    """A service cannot be made to lead where its clients must not go."""
+    """A service must not forward to a destination that its clients are not allowed to reach."""
     town.add("a", "x", 81)
     for address in ("127.0.0.1", "169.254.169.254", "::1", "fd00:ec2::254"):
         town.book.put(instance("web", address))

@@ -1,4 +1,5 @@
-"""``bandwidth`` with real traffic: as fast as allowed, in both directions, and no trace afterwards."""
+"""``bandwidth`` with real traffic: the configured rate in both directions, no qdisc left after
+DEL."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def limited(driver: dict[str, Any], **keys: Any) -> dict[str, Any]:
 
 
 def speed(host: Host, sender: str | None, receiver: str | None, address: str) -> float:
-    """Bits a second that arrive of a stream that is sent as fast as it can for a moment."""
+    """Received bits per second of a TCP stream that is sent for a moment without pacing."""
     places = [host.path if name is None else f"/run/netns/{name}" for name in (sender, receiver)]
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with namespaces.inside(places[1]):
@@ -61,7 +62,8 @@ def speed(host: Host, sender: str | None, receiver: str | None, address: str) ->
 
 
 def limited_to(rate: float, *way: Any) -> bool:
-    """Whether a stream is as fast as allowed: a busy machine can make it slower for a while, and never faster."""
+    """Whether the rate is the limit; retried, since a loaded machine slows a stream but never
+    speeds it up."""
     for _ in range(4):
         found = speed(*way)
         if found > 0.5 * rate:
@@ -103,7 +105,7 @@ def test_two_interfaces_of_one_container_have_their_own(host: Host, cni: Cni) ->
 
 
 def test_the_largest_burst_and_any_case_of_keys(host: Host, cni: Cni) -> None:
-    """As containerd sends them."""
+    """The keys as containerd writes them."""
     netns = host.container()
     result = cni.add(DRIVERS[0], netns)
     burst = 2**32 - 1
@@ -112,7 +114,7 @@ def test_the_largest_burst_and_any_case_of_keys(host: Host, cni: Cni) -> None:
     told = cni.add({**conf, "prevResult": result}, netns)
     cni.check(conf, told, netns)
     assert "rate 4Mbit" in host.run("tc", "qdisc", "show", "dev", told["interfaces"][-1]["name"]).stdout
-    # Any rate in the configuration itself stands instead of all of these.
+    # A rate in the network configuration overrides all of runtimeConfig.
     other = host.container("c2")
     result = cni.add(DRIVERS[0], other, container="c2")
     conf = {**conf, "ingressRate": RATE, "ingressBurst": RATE, "prevResult": result}

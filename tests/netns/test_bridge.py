@@ -1,4 +1,4 @@
-"""The bridge driver with real containers: what its keys do, what its result says, and what stays after DEL."""
+"""The bridge driver with real containers: its keys, its result, and what DEL leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lab.snapshot import difference
 
 
 def test_containers_reach_each_other_and_the_host(host: Host, cni: Cni) -> None:
-    """Both families, an unchanged source address, CHECK, and nothing left by two DELs and a GC."""
+    """Both families, no NAT, CHECK, and no change left after two DELs and a GC."""
     seen.forward(host)
     conf = bridge(dual(), isGateway=True)
     one, two = host.container("c1"), host.container("c2")
@@ -71,7 +71,7 @@ def test_without_a_gateway_the_bridge_is_bare(host: Host, cni: Cni) -> None:
 
 
 def test_a_port_has_no_ipv6_of_its_own(host: Host, cni: Cni) -> None:
-    """It passes on its container's; addresses and routes of the port itself would cost every deletion of a link."""
+    """It only forwards; addresses and routes of the port would slow the deletion of every link."""
     result = cni.add(bridge(dual(), isGateway=True), host.container())
     port = result["interfaces"][1]["name"]
     assert host.ping("c1", "fd80::1")
@@ -89,11 +89,11 @@ def test_the_default_bridge_is_cni0(host: Host, cni: Cni) -> None:
 
 @pytest.mark.parametrize("addressed", [True, False])
 def test_a_bridge_that_is_there_is_used_and_stays(host: Host, cni: Cni, addressed: bool) -> None:
-    """And so does its address, unless weft gave it."""
+    """It keeps its address, unless weft assigned it."""
     host.run("ip", "link", "add", "br0", "address", "02:00:00:00:00:17", "type", "bridge")
     host.run("sysctl", "-qw", "net.ipv6.conf.br0.accept_ra=0")
     host.run("ip", "link", "set", "br0", "up")
-    # The kernel changes a bridge's limits for good with its first port.
+    # The first port changes a bridge's GSO and TSO limits permanently.
     host.run("ip", "link", "add", "port0", "master", "br0", "type", "veth", "peer", "name", "port1")
     if addressed:
         host.run("ip", "address", "add", "10.80.0.1/24", "dev", "br0")
@@ -245,7 +245,7 @@ def test_isolated_ports_reach_the_host_and_not_each_other(host: Host, cni: Cni) 
 
 
 def test_layer_2_alone(host: Host, cni: Cni) -> None:
-    """No ipam: a link that is up and no address; such containers may bring their own."""
+    """Without ipam the link is up and has no address; the container may configure its own."""
     conf = bridge()
     results = {}
     for index, name in enumerate(("c1", "c2"), 1):
@@ -271,7 +271,8 @@ def test_a_container_interface_that_stays_down(host: Host, cni: Cni) -> None:
 
 
 def test_duplicate_address_detection(host: Host, cni: Cni) -> None:
-    """Off by default, so that an address is usable at once; on, an ADD ends when the kernel has looked."""
+    """Off by default, so that an address is usable at once; if on, ADD waits until DAD has
+    completed."""
     quick = cni.add(bridge(dual(), isGateway=True), host.container())
     assert seen.setting(host, "net/ipv6/conf/eth0/accept_dad", "c1") == "0"
     assert host.ping("c1", "fd80::1")
@@ -308,7 +309,7 @@ def test_ipv6_comes_back_where_the_container_had_it_off(host: Host, cni: Cni) ->
 
 
 def test_which_mac_address_wins(host: Host, cni: Cni) -> None:
-    """CNI_ARGS, over it args.cni.mac, over it runtimeConfig.mac."""
+    """args.cni.mac overrides CNI_ARGS, and runtimeConfig.mac overrides both."""
     asked: dict[str, object] = {}
     macs = []
     for index, more in enumerate(

@@ -1,4 +1,4 @@
-"""VLANs of a bridge: access and trunk ports, and the gateway's own foot in a VLAN."""
+"""VLANs of a bridge: access ports, trunk ports, and the gateway's VLAN link."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lab.plugins import Cni
 
 
 def filters() -> bool:
-    """Whether this kernel has VLAN filtering; tried on a bridge of the test's own host."""
+    """Whether this kernel has VLAN filtering, tried on a bridge in the test's own namespace."""
     found = run("ip", "link", "add", "probe0", "type", "bridge", "vlan_filtering", "1", check=False).code == 0
     if found:
         run("ip", "link", "delete", "probe0")
@@ -29,7 +29,7 @@ def filtering(host: Host) -> Host:
 
 
 def vlans(host: Host, link: str) -> dict[int, list[str]]:
-    """The VLANs of a port and their flags."""
+    """The VLANs of a bridge port and their flags."""
     found: dict[int, list[str]] = {}
     for entry in host.run("bridge", "-j", "vlan", "show", "dev", link).json:
         for vlan in entry.get("vlans", []):
@@ -39,7 +39,7 @@ def vlans(host: Host, link: str) -> dict[int, list[str]]:
 
 
 def attach(host: Host, cni: Cni, name: str, **keys: Any) -> str:
-    """Attach a container to VLANs of br0; the name of its port."""
+    """Attach a container to VLANs of br0; returns the name of its port."""
     conf = bridge(pool(SUBNET), **keys)
     netns = host.container(name)
     result = cni.add(conf, netns, container=name)
@@ -92,7 +92,10 @@ def test_access_ports_of_one_vlan_reach_each_other_only(filtering: Host, cni: Cn
 
 
 def test_vlans_hold_on_a_bridge_that_was_made_without(filtering: Host, cni: Cni) -> None:
-    """Else a port would be in its VLAN by name alone. Those without a VLAN go on as they were."""
+    """ADD turns vlan_filtering on, without which a port's VLAN has no effect.
+
+    Other ports keep working.
+    """
     attach(filtering, cni, "c1")
     attach(filtering, cni, "c2")
     attach(filtering, cni, "c3", vlan=7)

@@ -1,4 +1,5 @@
-"""The command on the real kernel: what a person does with it, and that a plan is what happens."""
+"""``weft`` on the real kernel: the commands of an operator, and that ADD does what ``plan``
+prints."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ CONFIG = Path("/run/cni-config")
 
 @pytest.fixture
 def weft(host: Host) -> Iterator[Weft]:
-    """Runs bin/weft with a folder of network lists of the test's own."""
+    """Runs bin/weft with a directory of network lists for this test alone."""
     shutil.rmtree(CONFIG, ignore_errors=True)
     environment = {"PATH": os.environ["PATH"], "WEFT_CNI_CONFIG": str(CONFIG), "LC_ALL": "C.UTF-8"}
 
@@ -39,7 +40,7 @@ def test_a_networks_life(host: Host, weft: Weft) -> None:
     for name in ("c1", "c2"):
         host.container(name)
     assert weft("network", "create", "blue", "--subnet", "10.7.0.0/24").stdout == "blue\n"
-    assert host.changes(before) == []  # nothing is set up before the first attachment
+    assert host.changes(before) == []  # the kernel is configured at the first attachment
     first = weft("attach", "blue", "c1", "-p", "8080:80/tcp").stdout
     assert first.startswith("weft-c1/eth0: 10.7.0.2/24, gateway 10.7.0.1, mac ")
     weft("attach", "blue", "c2")
@@ -64,7 +65,8 @@ def test_a_networks_life(host: Host, weft: Weft) -> None:
 
 
 def _break_and_mend(host: Host, weft: Weft) -> None:
-    """Break things by hand: check and doctor name each, and --repair puts back what needs no new attachment."""
+    """Break the network by hand: check and doctor report it, and ``doctor --repair`` restores
+    it."""
     host.run("nft", "flush", "set", "inet", "weft", "masquerade4")
     host.run("nft", "delete", "chain", "inet", "weft", "raw_prerouting")
     host.run("ip", "link", "set", "weft-blue", "down")
@@ -102,7 +104,7 @@ def test_a_container_that_is_gone_is_cleared_up(host: Host, weft: Weft) -> None:
 
 @pytest.mark.parametrize("driver", ["bridge", "ptp"])
 def test_a_plan_is_what_happens(host: Host, weft: Weft, driver: str) -> None:
-    """The printed commands, run on one host, leave what attaching leaves on it."""
+    """The commands that ``plan`` prints configure a host exactly as attaching does."""
     path = host.container("c1")
     weft("network", "create", "blue", "-d", driver, "--subnet", "10.7.0.0/24", "--subnet", "fd00:7::/64")
     before = host.snapshot()
@@ -127,18 +129,18 @@ def test_a_plan_is_what_happens(host: Host, weft: Weft, driver: str) -> None:
 
 
 _OWN_WAYS = frozenset({"ifindex", "link_index", "link_netnsid", "root_id", "bridge_id", "no", "id", "nodad"})
-"""What may differ: numbers that only rise, and a flag that says again what accept_dad, which both set to 0, says."""
+"""Keys that may differ: counters and indexes, and nodad, which accept_dad=0 makes redundant."""
 
 
 def _both(path: str) -> tuple[Snapshot, Snapshot]:
-    """The host's network and the container's."""
+    """Snapshots of the host's namespace and of the container's."""
     with namespaces.inside(path):
         inside = take()
     return _comparable(take()), _comparable(inside)
 
 
 def _comparable(snapshot: Snapshot) -> Snapshot:
-    """A snapshot without what may differ, and without the note in the table that spares CHECK a comparison."""
+    """A snapshot without the keys that may differ, and without the chain ``stamp``."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
@@ -159,7 +161,8 @@ def test_without_a_namespace_the_plan_can_be_run_with_a_variable(host: Host, wef
 
 
 def test_a_network_of_foreign_plugins_is_attached_by_executing_them(host: Host, weft: Weft, tmp_path: Path) -> None:
-    """The reference's bandwidth behind weft's bridge: its queueing discipline is there, and gone after detach."""
+    """The reference's bandwidth plugin chained after weft's bridge: its qdisc is there until
+    detach."""
     host.container("c1")
     weft("network", "create", "blue")
     path = CONFIG / "blue.conflist"
@@ -169,7 +172,7 @@ def test_a_network_of_foreign_plugins_is_attached_by_executing_them(host: Host, 
     path.write_text(json.dumps(content))
     folder = tmp_path / "plugins"
     folder.mkdir()
-    shutil.copy(REFERENCE_FOLDER / "bandwidth", folder / "shaper")  # under a name that weft does not answer to
+    shutil.copy(REFERENCE_FOLDER / "bandwidth", folder / "shaper")  # under a name that is not one of weft's own plugins
     environment = {"PATH": os.environ["PATH"], "WEFT_CNI_CONFIG": str(CONFIG), "CNI_PATH": str(folder)}
     run(str(ROOT / "bin/weft"), "attach", "blue", "c1", environment=environment)
     assert "tbf" in host.run("tc", "qdisc", "show").stdout

@@ -1,4 +1,4 @@
-"""Every conflist in conf/ does what it promises when a runtime uses it: ADD, traffic to the gateway, CHECK, DEL."""
+"""Each conflist of conf/, called as a runtime does: ADD, traffic to the gateway, CHECK, DEL."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ RUNTIME = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": 
 NEEDS = {name: name for name in ("macvlan", "ipvlan", "dummy", "vrf")}
 NEEDS |= {"vlan-link": "vlan", "tap": "tun", "dhcp": "macvlan"}
 WIRED = ("macvlan", "ipvlan", "vlan-link", "host", "dhcp")
-"""Those whose master is the link of the default route."""
+"""Networks whose master is the link of the default route."""
 
 
 def lacks_vlan_filtering() -> bool:
-    """Tried on a bridge that is gone again, in this test's own host."""
+    """Tried on a bridge in the test's own namespace, deleted afterwards."""
     outcome = run("ip", "link", "add", "probe0", "type", "bridge", "vlan_filtering", "1", check=False)
     if outcome.code == 0:
         run("ip", "link", "delete", "probe0")
@@ -49,7 +49,7 @@ def test_a_conflist_works(host: Host, path: Path, tmp_path: Path) -> None:
     interface = "lo" if path.stem == "loopback" else "eth0"
     cni.add_list(conflist, netns, runtime, ifname=interface, container="first")
     cni.delete_list(conflist, None, netns, runtime, ifname=interface, container="first")
-    # The network's own things (its bridge, its rules) stay with the network; a second attachment adds none.
+    # The bridge and the rules belong to the network and stay; a second attachment adds no others.
     before = host.snapshot()
     result = cni.add_list(conflist, netns, runtime, ifname=interface)
     for ip in result.get("ips", []):

@@ -1,6 +1,6 @@
-"""What the reference plugins are known to do wrong, one test each: weft does it right, and goes on doing so.
+"""Known defects of the reference plugins, one test each, which weft does not have.
 
-WEFT_TEST_PLUGINS=/usr/lib/cni shows which of the tests the reference fails. Those of chained plugins and of the
+``WEFT_TEST_PLUGINS=/usr/lib/cni`` shows which of them the reference fails. Chained plugins and the
 drivers for devices are in test_defects_others.py.
 """
 
@@ -31,7 +31,7 @@ def leased() -> list[str]:
 
 
 def ipam(ranges: list[dict[str, Any]], plugin: str = "host-local", **keys: Any) -> dict[str, Any]:
-    """A configuration to call an IPAM plugin with, by itself."""
+    """A configuration for an IPAM plugin that is called on its own."""
     return {"cniVersion": "1.1.0", "name": "net", "type": plugin, "ipam": {"type": plugin, "ranges": [ranges], **keys}}
 
 
@@ -53,6 +53,7 @@ def test_defect_01_a_failed_add_leaves_no_link(host: Host, cni: Cni, driver: str
 @pytest.mark.parametrize("driver", ["bridge", "ptp"])
 @pytest.mark.parametrize("end", ["empty", "vanished"])
 def test_defect_02_del_without_a_namespace_cleans_the_rules(host: Host, cni: Cni, driver: str, end: str) -> None:
+    """DEL without CNI_NETNS removes the attachment's nftables elements."""
     conf = MASQUERADED if driver == "bridge" else ptp(dual(), ipMasq=True)
     netns = host.container()
     cni.add(conf, netns)
@@ -78,7 +79,7 @@ def test_defect_03_two_attachments_of_one_container(host: Host, cni: Cni) -> Non
 
 
 def test_defect_04_the_mac_of_the_bridge_is_pinned_from_the_start(host: Host, cni: Cni) -> None:
-    """Used without a gateway first, left by its last port, and then with one."""
+    """Used without a gateway first, then without ports, then with a gateway."""
     netns = host.container()
     first = cni.add(bridge(pool(SUBNET)), netns)
     cni.delete(bridge(pool(SUBNET)), netns)
@@ -89,7 +90,7 @@ def test_defect_04_the_mac_of_the_bridge_is_pinned_from_the_start(host: Host, cn
 
 
 def test_defect_05_check_holds_while_others_come_and_go(host: Host, cni: Cni) -> None:
-    """30 ADDs at once on a bridge without a gateway."""
+    """30 concurrent ADDs on a bridge without a gateway."""
     conf = bridge(pool(SUBNET))
     places = {f"n{index}": host.container(f"n{index}") for index in range(30)}
 
@@ -112,7 +113,7 @@ def test_defect_05_check_holds_while_others_come_and_go(host: Host, cni: Cni) ->
 
 
 def in_host(cni: Cni, host: Host, command: str, conf: dict[str, Any], container: str, netns: str) -> Any:
-    """A call from a thread that is not in the host's namespace."""
+    """A call by a thread that is not in the host's network namespace."""
     environment = cni.environment(command, container, netns)
     argv = ("nsenter", f"--net={host.path}", "--", str(cni.folder / conf["type"]))
     return run(*argv, stdin=json.dumps(conf), environment=environment, check=False, timeout=60)
@@ -166,7 +167,7 @@ def test_defect_09_the_result_tells_the_mtu(host: Host, cni: Cni, driver: str) -
 
 @pytest.mark.parametrize("driver", ["bridge", "ptp", "loopback", "host-local"])
 def test_defect_10_the_hosts_own_namespace_is_refused(host: Host, cni: Cni, driver: str) -> None:
-    """One JSON document, and nothing done."""
+    """The error is one JSON document, and nothing is configured."""
     conf = network(driver, {**pool(SUBNET), "type": "host-local"})
     before = host.snapshot()
     assert seen.problem(cni, "ADD", conf, host.path)["code"] == 8
@@ -175,7 +176,8 @@ def test_defect_10_the_hosts_own_namespace_is_refused(host: Host, cni: Cni, driv
 
 
 def test_defect_11_an_earlier_lease_outlives_a_failed_add(host: Host, cni: Cni) -> None:
-    """Both of its own attachment and, with two sets, of whatever the failing call had not taken itself."""
+    """A failed ADD frees only the leases that it made itself, also if the second of two sets is
+    full."""
     netns = host.container()
     result = cni.add(GATEWAY, netns)
     assert seen.problem(cni, "ADD", GATEWAY, netns)["msg"]
@@ -217,7 +219,7 @@ def test_defect_13_no_network_address_and_no_gateway_elsewhere(host: Host, cni: 
 
 
 def test_defect_14_an_empty_lease_file_does_not_take_its_address_for_ever(host: Host, cni: Cni) -> None:
-    """A power cut leaves one where the file system did not get to the content."""
+    """A power loss leaves an empty file where the content was not yet written to disk."""
     LEASES.mkdir(parents=True)
     (LEASES / "10.80.0.2").touch()
     os.utime(LEASES / "10.80.0.2", (1_000_000_000, 1_000_000_000))
@@ -238,7 +240,8 @@ def test_defect_15_a_route_needs_a_destination(host: Host, cni: Cni) -> None:
 
 
 def test_defect_16_the_cost_does_not_grow_with_the_leases(host: Host, cni: Cni, tmp_path: Path) -> None:
-    """System calls of an ADD and a DEL with 10 and with 20,000 leases, the first look at the folder aside."""
+    """Counts system calls of ADD and DEL with 10 and with 20,000 leases, apart from the directory
+    scan."""
     conf = ipam([{"subnet": "10.64.0.0/12"}])
     netns = host.container()
 
@@ -319,7 +322,7 @@ DAMAGE = {
 
 
 def test_defect_26_check_notices_whatever_is_not_as_add_left_it(host: Host, cni: Cni) -> None:
-    """One attachment for each damage, all found, and each by name."""
+    """One attachment for each kind of damage; CHECK reports each by name."""
     conf = bridge(dual(), isGateway=True, ipMasq=True, hairpinMode=True, portIsolation=True)
     unseen = []
     netns = host.container()
@@ -361,7 +364,7 @@ def test_defect_27_each_kind_of_failure_has_its_code(host: Host, cni: Cni) -> No
 
 
 def test_defect_27_what_is_locked_may_be_tried_again(host: Host, cni: Cni) -> None:
-    """Somebody holds the leases' lock for longer than STATUS waits: code 50, and the reason."""
+    """The lock of the leases is held for longer than STATUS waits: error code 50 and the reason."""
     LEASES.mkdir(parents=True)
     holder = host.start("flock", str(LEASES / "lock"), "sleep", "30")
     host.run("sh", "-c", f"until ! flock -n {LEASES}/lock true; do sleep 0.02; done", timeout=5)

@@ -1,6 +1,7 @@
-"""What the reference's chained plugins and its drivers for devices are known to do wrong, one test each or more.
+"""Known defects of the reference's chained plugins and device drivers, at least one test each.
 
-Weft is called in this process where the kernel may lack a kind of link: those tests run in an emulated one, too.
+The calls run in this process if the kernel may lack a link type: an emulated kernel can take its
+place.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MAC = "02:00:00:00:00:07"
 
 
 def lower(host: Host) -> None:
-    """A link for devices to be made on, or to be lent: up, and with nobody at its other end."""
+    """A veth, up, to create links on or to move into a container; its peer is unused."""
     host.run("ip", "link", "delete", "up0", check=False)
     host.run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
     for name in ("up0", "up1"):
@@ -35,7 +36,8 @@ def lower(host: Host) -> None:
 
 
 def device(driver: str, ipam: dict[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
-    """The configuration of a driver that needs more than addresses: on ``up0``, or lending it."""
+    """The configuration of a driver that needs a device: with ``up0`` as its master or as the
+    device."""
     own: dict[str, dict[str, Any]] = {
         "macvlan": {"master": "up0"},
         "ipvlan": {"master": "up0"},
@@ -77,7 +79,8 @@ def test_defect_17_a_second_add_doubles_nothing(host: Host, cni: Cni) -> None:
 
 
 def test_defect_17_conditions_are_for_their_own_network(host: Host, cni: Cni) -> None:
-    """A port that is not for the neighbour stays so when another network publishes one for all, and withdraws it."""
+    """A port with a source condition keeps it when another network publishes an unconditional port
+    and withdraws it."""
     lan = host.lan()
     first, other = (
         bridge(pool(subnet, routes=[DEFAULT4]), bridge=name, isGateway=True, name=name)
@@ -97,7 +100,8 @@ def test_defect_17_conditions_are_for_their_own_network(host: Host, cni: Cni) ->
 
 @pytest.mark.parametrize("plugin", ["bandwidth", "tuning"])
 def test_defect_18_no_trace_in_place_of_an_answer(host: Host, cni: Cni, plugin: str) -> None:
-    """bandwidth without limits and result is told what it lacks; overrides are enough for tuning."""
+    """bandwidth without rates or prevResult fails with an error; args.cni alone suffices for
+    tuning."""
     netns = host.container()
     if plugin == "bandwidth":
         problem = seen.problem(cni, "ADD", network("bandwidth"), netns)
@@ -121,7 +125,7 @@ def test_defect_19_del_of_a_driver_whatever_has_gone(host: Host, driver: str, en
     if end == "path gone":
         host.remove_container()
     elif end == "link gone":
-        # Of a device that is one end of a pair, or stands on it, the other end goes as well.
+        # If one end of a veth is deleted, or a link's master, the kernel deletes the other as well.
         host.run("ip", "link", "delete", "up1", check=False)
         host.inside("c1", "ip", "link", "delete", "eth0", check=False)
     given = {key: value for key, value in conf.items() if end != "no ipam" or key not in ("ipam", "master")}

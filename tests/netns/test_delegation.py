@@ -1,4 +1,5 @@
-"""Foreign IPAM plugins under weft's drivers, and weft's IPAM under foreign plugins."""
+"""Other projects' IPAM plugins with weft's drivers, and weft's IPAM with other projects'
+drivers."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ CONF = bridge({"type": "fake", "flavour": "sweet"}, isGateway=True, extra={"Kept
 
 
 class Fake:
-    """An IPAM plugin that writes down how it is called and says what it is told to."""
+    """An IPAM plugin that records how it is called and gives a configured answer."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,7 +36,7 @@ class Fake:
         self.say(json.dumps(ANSWER))
 
     def say(self, text: str, *, status: int = 0, to: str = "ADD", before: str = "", stderr: str = "") -> None:
-        """What it does for a command from now on; for the others it succeeds."""
+        """Set the answer for one command; all other commands succeed without output."""
         (self.folder / "answer").write_text(text)
         script = f"""#!/bin/sh
 n=$(ls {self.folder} | grep -c '^call')
@@ -51,7 +52,7 @@ exit {status}
         (self.folder / "fake").chmod(0o755)
 
     def calls(self) -> list[str]:
-        """The commands it was called with, in order."""
+        """The commands that it was called with, in order."""
         found = sorted((path.name.split("-") for path in self.folder.glob("call-*")), key=lambda parts: int(parts[1]))
         return [parts[2] for parts in found]
 
@@ -101,7 +102,7 @@ def test_it_is_called_as_the_runtime_would_call_it(host: Host, cni: Cni, fake: F
 
 
 def test_its_own_error_comes_back(host: Host, cni: Cni, fake: Fake) -> None:
-    """Code, sentence and details; and what it had begun it is asked to end."""
+    """The plugin's code, msg and details are passed on, and DEL is called for its failed ADD."""
     seen.forward(host)
     before = host.snapshot()
     fake.say('{"cniVersion":"1.1.0","code":142,"msg":"the shop is shut","details":"come on Monday"}', status=1)
@@ -152,7 +153,7 @@ def test_a_plugin_that_is_missing(host: Host, cni: Cni, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../fake", "/bin/true", "..", "a/b", "weft"])
 @pytest.mark.parametrize("command", ["ADD", "DEL", "STATUS"])
 def test_no_name_leads_out_of_the_folders(host: Host, cni: Cni, fake: Fake, name: str, command: str) -> None:
-    """CVE-2021-20206."""
+    """CVE-2021-20206: a plugin's name is not a path."""
     inner = fake.folder / "inner"
     inner.mkdir()
     outcome = cni(command, bridge({"type": name}), netns=host.container(), path=str(inner))
@@ -192,7 +193,8 @@ def test_check_tells_what_it_complains_of(host: Host, cni: Cni, fake: Fake) -> N
 
 
 def test_a_plugin_that_hangs_dies_with_its_caller(host: Host, cni: Cni, fake: Fake) -> None:
-    """A runtime that gives up kills weft; the foreign plugin must not reserve an address afterwards."""
+    """A runtime that times out kills weft; the IPAM plugin must not reserve an address
+    afterwards."""
     fake.say(json.dumps(ANSWER), before=f"echo $$ >{fake.folder}/pid; exec sleep 60")
     environment = cni.environment("ADD", netns=host.container(), path=fake.path)
     process = subprocess.Popen(
@@ -225,7 +227,7 @@ def reference() -> Cni:
 
 @pytest.mark.parametrize("kind", ["host-local", "static", "dhcp"])
 def test_the_references_ipam_under_weft(host: Host, cni: Cni, reference: Cni, tmp_path: Path, kind: str) -> None:
-    """Under another name, since weft's own host-local needs no process."""
+    """Under another name, since weft runs its own host-local in-process."""
     (tmp_path / "theirs").symlink_to(REFERENCE_FOLDER / kind)
     conf = bridge({"type": "theirs", "subnet": SUBNET, "routes": [DEFAULT4]}, version="1.0.0", isGateway=True)
     if kind == "static":

@@ -1,4 +1,4 @@
-"""DEL, whatever has happened meanwhile: nothing is left, nothing of anybody else is touched, and it never lies."""
+"""DEL removes everything of its attachment and nothing else, whatever state it finds."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def _on_the_host(*argv: str) -> Break:
 
 
 def _age(network: str) -> None:
-    """Leases without a record are left alone for a minute: a host-local beside weft keeps no records."""
+    """Leases without a record are kept for a minute, since a host-local beside weft writes no
+    records."""
     for address in leases(network):
         os.utime(Path("/var/lib/cni/networks", network, address), (time.time() - 120, time.time() - 120))
 
@@ -78,7 +79,7 @@ def test_whatever_is_broken(host: Host, case: Case, broken: str, way: str) -> No
     if way == "GC":
         if broken == "records wiped":
             _age(case.conf["name"])
-        # Without its record a bridge is known to be nobody's when it has no port any more: one GC later.
+        # A bridge without a record is deleted only when it has no port any more: by the second GC.
         ground.collect()
         ground.collect()
     else:
@@ -89,13 +90,14 @@ def test_whatever_is_broken(host: Host, case: Case, broken: str, way: str) -> No
         if case.first:
             ground.weft.delete(case.first, netns)
         assert leases(case.conf["name"]) == {}
-        # Without a record only what bears the attachment's own mark is known to be its: the network's goes with GC.
+        # Without a record only links with the attachment's mark are its own; GC frees those of the
+        # network.
         ground.collect()
     assert rest(ground.container) == []
 
 
 def test_a_renamed_link_goes_with_its_own_del(host: Host) -> None:
-    """Else the container would keep an address that the next one is given."""
+    """Otherwise the container would keep an address that is leased to the next one."""
     for case in (WHOLE, PTP):
         ground = Ground(host, case)
         assert ground.add().ok
@@ -146,7 +148,7 @@ def test_where_the_namespace_was_is_something_else(host: Host, case: Case, place
 @pytest.mark.parametrize("state", ("kept", "wiped"))
 @pytest.mark.parametrize("case", [WHOLE, PTP], ids=lambda case: case.name)
 def test_a_path_that_leads_to_another_namespace_now(host: Host, case: Case, state: str) -> None:
-    """The container that lives there now keeps everything, its eth0 above all."""
+    """The container in that namespace now keeps everything, in particular its eth0."""
     ground = Ground(host, case)
     result = ground.add().document
     host.remove_container()
@@ -185,14 +187,14 @@ REFUSED: dict[str, Conf] = {
 @pytest.mark.parametrize("refused", REFUSED)
 @pytest.mark.parametrize("case", [WHOLE, PTP], ids=lambda case: case.name)
 def test_a_configuration_that_add_would_refuse(host: Host, case: Case, refused: str, recorded: bool) -> None:
-    """It was changed since, or the ADD was refused and the runtime cleans up after it."""
+    """The configuration was changed since, or ADD was refused and the runtime calls DEL."""
     ground = Ground(host, case)
     bad = {**case.conf, **REFUSED[refused]}
     if recorded:
         assert ground.add().ok
     answer = ground.weft("DEL", bad, ground.container, args="K=V=W;;=")
     if refused == "a foreign ipam" and not recorded:
-        assert answer.code in (0, 7, 106)  # whatever that plugin has reserved, weft cannot know
+        assert answer.code in (0, 7, 106)  # weft cannot tell what that plugin has reserved
     else:
         assert answer.ok, answer
     ground.collect()
@@ -210,12 +212,12 @@ def test_never_seen(host: Host, case: Case) -> None:
     assert ground.finish() == []
 
 
-# The disk
+# Full and read-only file systems
 
 
 @contextmanager
 def _small_disk(path: str, size: str) -> Iterator[Path]:
-    """A file system of its own at a path; full after ``fill``."""
+    """Mount a small file system at a path; ``_fill`` fills it."""
     place = Path(path)
     place.mkdir(parents=True, exist_ok=True)
     run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path)
@@ -226,7 +228,7 @@ def _small_disk(path: str, size: str) -> Iterator[Path]:
 
 
 def _fill(place: Path) -> None:
-    """No block is free any more."""
+    """Write until no block is free."""
     with (place / "filler").open("wb", buffering=0) as file:
         try:
             while file.write(b"x" * 512):
@@ -258,7 +260,7 @@ def test_on_a_full_disk(host: Host, place: str) -> None:
 @pytest.mark.parametrize("end", ("DEL", "GC"))
 @pytest.mark.parametrize("place", ("/run/weft", "/var/lib/cni/networks/whole"))
 def test_on_a_read_only_disk(host: Host, place: str, end: str) -> None:
-    """What cannot be done is said, and done later."""
+    """DEL reports what it could not do, and does it when called again."""
     with _small_disk(place, "1m"):
         ground = Ground(host, WHOLE)
         assert ground.add().ok
@@ -276,7 +278,7 @@ def test_on_a_read_only_disk(host: Host, place: str, end: str) -> None:
         assert rest(ground.container) == []
 
 
-# Whose is what
+# Ownership: which links, addresses and elements belong to which attachment
 
 
 def _bridge(network: str, subnet: str, port: int = 0, **rest: Any) -> Conf:
@@ -315,7 +317,8 @@ def test_two_networks(host: Host) -> None:
 
 
 def test_of_another_namespace(host: Host) -> None:
-    """A second sandbox of the same id, that an ADD was refused for, and its DEL: the living one stays."""
+    """An ADD of the same container id with another namespace is refused; its DEL keeps the
+    first."""
     weft, path, other = Weft(), host.container(), host.container("c2")
     red = _bridge("red", "10.31.0.0/24", 8001)
     kept = weft.add(red, path)
@@ -331,7 +334,8 @@ def test_of_another_namespace(host: Host) -> None:
 
 @pytest.mark.parametrize("state", ("kept", "wiped"))
 def test_after_a_failed_add_of_a_taken_name(host: Host, state: str) -> None:
-    """The other network's ADD finds eth0 taken; what it and the runtime's DEL undo is not the first one's."""
+    """The other network's ADD finds eth0 in use; its rollback and DEL keep what the first ADD
+    made."""
     weft, path = Weft(), host.container()
     red, blue = _bridge("red", "10.31.0.0/24", 8001), _bridge("blue", "10.32.0.0/24", 8002)
     kept = weft.add(red, path)
@@ -350,7 +354,8 @@ def test_after_a_failed_add_of_a_taken_name(host: Host, state: str) -> None:
 
 
 def test_after_an_add_of_what_is_attached(host: Host) -> None:
-    """Even where the record that says so is lost: the container lives, and only a DEL may end it."""
+    """Also if its record is lost: the container still runs, and only a DEL may remove its
+    network."""
     weft, path = Weft(), host.container()
     red = _bridge("red", "10.31.0.0/24", 8001)
     weft.add(red, path)
@@ -369,7 +374,7 @@ def test_after_an_add_of_what_is_attached(host: Host) -> None:
 
 
 def test_a_port_that_is_taken(host: Host) -> None:
-    """It is refused naming its owner, whose port stays through the failed ADD and its DEL."""
+    """ADD is refused with the owner's name; the owner keeps its port through rollback and DEL."""
     weft, path, other = Weft(), host.container(), host.container("c2")
     red = _bridge("red", "10.31.0.0/24", 8001)
     kept = weft.add(red, path)
@@ -381,7 +386,8 @@ def test_a_port_that_is_taken(host: Host) -> None:
 
 
 def test_the_lease_of_a_living_container_of_host_local(host: Host) -> None:
-    """An ADD that fails after its lease frees its own, and nobody else's of the same id on another interface."""
+    """An ADD that fails after its lease frees that lease, and none of the same id on another
+    interface."""
     weft, path = Weft(), host.container()
     red = _bridge("red", "10.31.0.0/24")
     folder = Path("/var/lib/cni/networks/red")

@@ -1,4 +1,4 @@
-"""Addresses from a real DHCP server (dnsmasq), over the container's own link."""
+"""Addresses from a DHCP server (dnsmasq), requested over the container's own link."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def lease() -> tuple[Path, dict[str, Any]]:
 
 
 def hurry(**changes: Any) -> None:
-    """Change the one lease, and have the keeper look at it."""
+    """Change the only lease's file; the DHCP daemon then rereads it."""
     path, value = lease()
     path.with_suffix(".new").write_text(json.dumps({**value, **changes}))
     path.with_suffix(".new").rename(path)
@@ -123,7 +123,8 @@ def test_other_drivers(host: Host, cni: Cni, wire: Lan, tmp_path: Path, driver: 
 
 
 def test_features_under_weft_know_the_address(host: Host, cni: Cni, tmp_path: Path) -> None:
-    """Guards are there before the link is; what needs the address joins once it is known."""
+    """Restrictive rules are in place before the link; those that need the address follow the
+    lease."""
     lan = host.lan()
     server = Dnsmasq(host, lan, tmp_path)
     host.run("ip", "link", "add", "br0", "address", "02:00:00:00:00:b0", "type", "bridge")
@@ -199,12 +200,12 @@ def test_it_is_renewed_by_a_keeper_that_was_killed_meanwhile(host: Host, cni: Cn
     assert keeper() != first
     until(lambda: server.log.count("DHCPACK") == before + 1)
     until(lambda: lease()[1]["since"] > value["since"])
-    assert "DHCPDISCOVER" not in server.log.split("DHCPACK")[-2], "renewed, not begun anew"
+    assert "DHCPDISCOVER" not in server.log.split("DHCPACK")[-2], "the lease was requested anew"
     cni.check(conf, result, netns)
 
 
 def test_it_is_rebound_where_its_server_is_gone(host: Host, cni: Cni, wire: Lan, tmp_path: Path) -> None:
-    """Between T2 and the end any server will do."""
+    """Between T2 and expiry any DHCP server may extend the lease."""
     Dnsmasq(host, wire, tmp_path)
     conf = dhcp(master=wire.link)
     netns = host.container()
@@ -253,7 +254,7 @@ def test_delete_works_when_the_container_and_the_keeper_are_gone(
 
 
 def test_under_the_references_macvlan(host: Host, cni: Cni, wire: Lan, tmp_path: Path) -> None:
-    """Called by the name dhcp, weft serves another's main plugin."""
+    """As the ipam plugin ``dhcp``, weft serves the main plugin of another project."""
     if not (REFERENCE_FOLDER / "macvlan").exists():
         pytest.skip("the reference plugins are not in /usr/lib/cni (Debian: containernetworking-plugins)")
     reference = Cni(REFERENCE_FOLDER)

@@ -1,4 +1,5 @@
-"""DNS at the gateways of real networks: who is answered, and that nothing of an internal network gets out."""
+"""DNS at the gateways of networks: which clients are answered; no query of an internal network
+leaks."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def names(name: str, number: int, **more: Any) -> NetworkZone:
 
 
 class Estate:
-    """A host with an uplink, on which a name server answers all questions, and weft's at the gateways."""
+    """A host whose uplink has a name server that answers all queries; weft's DNS is at the
+    gateways."""
 
     def __init__(self, host: Host, folder: Path, stack: contextlib.ExitStack) -> None:
         self.host, self.weft = host, Weft()
@@ -53,7 +55,7 @@ class Estate:
         with inside(host._place(self.lan.name)):
             self.upstream = Upstream(lambda query, _: [self.answer(query)], self.lan.outside, 53)
         stack.callback(self.upstream.close)
-        # Whatever leaves by the uplink and is for port 53, of the host itself or passed on.
+        # Counts packets to port 53 on the uplink, of the host itself and forwarded.
         host.run("nft", "-f", "-", stdin=(
             "table inet watch {\ncounter dns { }\nchain out {\ntype filter hook postrouting priority 300\n"
             "oifname lan0 meta l4proto { tcp, udp } th dport 53 counter name dns\n}\n}\n"
@@ -72,7 +74,7 @@ class Estate:
 
     @property
     def leaked(self) -> int:
-        """Packets to port 53 that left by the uplink."""
+        """The number of packets to port 53 that left by the uplink."""
         listed = self.host.run("nft", "-j", "list", "counter", "inet", "watch", "dns").json["nftables"]
         return int(next(one["counter"]["packets"] for one in listed if "counter" in one))
 
@@ -85,7 +87,7 @@ class Estate:
     def ask(
         self, container: str, gateway: str, name: str, kind: str = "A", *, timeout: float = PATIENTLY
     ) -> str | None:
-        """The records, or the code where there are none; None where nobody answers."""
+        """The records, or the response code if there are none; None without a response."""
         with inside(self.host._place(container)):
             reply = ask(gateway, 53, question(name, kind), timeout=timeout)
         if reply is None:
@@ -107,7 +109,7 @@ def estate(host: Host, tmp_path: Path) -> Iterator[Estate]:
 
 
 def test_containers_are_answered_at_their_gateway(estate: Estate) -> None:
-    """The server comes first, the bridge later."""
+    """The server starts before the bridge exists."""
     estate.serve(names("blue", 10))
     assert not estate.dns.server.bind_errors
     estate.add("c1", conf("blue", 10))
@@ -123,7 +125,7 @@ def test_containers_are_answered_at_their_gateway(estate: Estate) -> None:
 
 
 def test_names_of_containers_do_not_leave_the_host(estate: Estate) -> None:
-    """Whatever the search list makes of them, and whatever type is asked for (CVE-2025-8283)."""
+    """With every name of the search list and every query type (CVE-2025-8283)."""
     estate.serve(names("blue", 10))
     estate.add("c1", conf("blue", 10))
     reverse = "78.0.10.10.in-addr.arpa"
@@ -138,7 +140,7 @@ def test_names_of_containers_do_not_leave_the_host(estate: Estate) -> None:
 
 
 def test_an_internal_network_leaks_no_query(estate: Estate) -> None:
-    """Neither by UDP nor by TCP, at weft's server or past it (CVE-2024-29018)."""
+    """By UDP and TCP, to weft's server and past it (CVE-2024-29018)."""
     estate.serve(names("inner", 11, internal=True))
     estate.add("c1", conf("inner", 11, internal=True, ipMasq=False))
     for gateway in ("10.11.0.1", "fd00:11::1"):
@@ -163,13 +165,13 @@ def test_a_network_is_not_asked_by_another(estate: Estate) -> None:
     assert estate.ask("c2", "10.12.0.1", "only-red") == "10.12.0.78"
     assert estate.ask("c1", "10.12.0.1", "only-red", timeout=BRIEFLY) is None
     assert estate.ask("c1", "10.12.0.1", "web.service.weft", timeout=BRIEFLY) is None
-    # From outside nobody is answered, though the gateway can be reached.
+    # Clients outside get no response, though they reach the gateway's address.
     estate.host.inside("outside", "ip", "route", "add", "10.10.0.0/24", "via", estate.lan.host)
     assert estate.ask("outside", "10.10.0.1", "only-blue", timeout=BRIEFLY) is None
 
 
 def test_a_network_may_come_back(estate: Estate) -> None:
-    """A bridge that is deleted and made again is answered at by the same socket."""
+    """A bridge that is deleted and created again is served by the same socket."""
     estate.serve(names("blue", 10), names("red", 12))
     estate.add("c1", conf("blue", 10))
     assert estate.ask("c1", "10.10.0.1", "db") == "10.10.0.77"

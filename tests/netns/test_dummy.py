@@ -1,4 +1,4 @@
-"""The dummy driver: a link that leads nowhere and holds addresses."""
+"""The dummy driver: a link without a peer, which holds addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The engine for real: its answers are those of a process of its own, and no death of anybody leaves a trace."""
+"""The engine: it answers as a process of its own does; a SIGKILL of either side leaves nothing
+behind."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ CONF: dict[str, Any] = {
 
 
 class Engine:
-    """An engine of the test's host."""
+    """An engine in the test's host namespace."""
 
     def __init__(self, *arguments: str) -> None:
         self.folder = Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}")
@@ -52,7 +53,8 @@ class Engine:
         until(lambda: len(engines.helpers(self.process.pid)) == process_count() - 1)
 
     def kill(self, *, whole: bool = False) -> None:
-        """Kill its first process, which its helpers notice and end; or the ``whole`` of it: nobody clears up."""
+        """SIGKILL to its main process, whose helpers then exit; with ``whole``, to the helpers
+        first."""
         if whole:
             helpers = engines.helpers(self.process.pid)
             for helper in helpers:
@@ -62,7 +64,7 @@ class Engine:
         self.process.wait()
 
     def close(self) -> str:
-        """End it in order, if it has not ended; what it said."""
+        """End it with SIGTERM, unless it has exited already; returns its standard error."""
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
         try:
@@ -81,7 +83,7 @@ def engine(host: Host) -> Iterator[Engine]:
 
 
 class Through(Cni):
-    """Calls that must go through the engine."""
+    """Calls that fail without an engine (WEFT_ENGINE=require)."""
 
     def environment(self, *arguments: Any, **rest: Any) -> dict[str, str]:
         return super().environment(*arguments, **rest) | {"WEFT_ENGINE": "require"}
@@ -93,7 +95,7 @@ def through() -> Through:
 
 
 def left(folder: Path) -> list[str]:
-    """Records, leases and links that are there."""
+    """The records, leases and links that exist."""
     places = (folder / "attachments", Path("/var/lib/cni/networks/engined"))
     files = [path.name for place in places if place.is_dir() for path in place.iterdir()]
     links = [link["ifname"] for link in run("ip", "-j", "link", "show", "type", "veth").json]
@@ -101,7 +103,7 @@ def left(folder: Path) -> list[str]:
 
 
 def start(cni: Cni, command: str, container: str, netns: str) -> subprocess.Popen[bytes]:
-    """A call that is under way."""
+    """Start a call without waiting for its end."""
     process = subprocess.Popen(
         [PLUGIN],
         env=cni.environment(command, container, netns),
@@ -139,7 +141,7 @@ def test_answers_as_a_process_of_its_own_does(host: Host, engine: Engine, throug
 def test_is_private(engine: Engine) -> None:
     assert stat.S_IMODE(engine.socket.stat().st_mode) == 0o600
     assert stat.S_IMODE(engine.folder.stat().st_mode) & 0o077 == 0
-    # Even where somebody has opened the way, another user is not heard.
+    # Even if the socket's mode lets another user connect, the engine refuses the request.
     for place in (engine.folder, engine.socket):
         place.chmod(0o777)
     script = (
@@ -164,7 +166,7 @@ def test_garbage_and_stuck_clients_hold_up_nobody(host: Host, engine: Engine, th
     started = time.monotonic()
     through.add(CONF, path)
     through.delete(CONF, path)
-    # One after the other, the 24 who do not end what they send would take that long each.
+    # Served one after the other, the 24 clients with unfinished requests would take this long each.
     assert time.monotonic() - started < 8 * IO_TIMEOUT
     for client in stuck:
         client.close()
@@ -181,11 +183,11 @@ def test_one_is_started_on_demand_and_ends_when_idle(host: Host, cni: Cni) -> No
     path = host.container()
     extra = {"WEFT_ENGINE": "auto", "WEFT_ENGINE_IDLE": "4"}
     folder = Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}")
-    cni.add(CONF, path, extra=extra)  # by itself, with all its pipes closed: the engine holds none of them
+    cni.add(CONF, path, extra=extra)  # returns, so the engine it started keeps none of its pipes open
     until((folder / "engine.sock").exists, 60, "an engine")
     cni.delete(CONF, path, extra={"WEFT_ENGINE": "require"})
     assert left(folder) == []
-    until(lambda: not (folder / "engine.sock").exists(), 60, "the end of an idle engine")
+    until(lambda: not (folder / "engine.sock").exists(), 60, "the idle engine to exit")
 
 
 def test_an_engine_that_was_killed_is_done_without(host: Host, engine: Engine, cni: Cni) -> None:
@@ -198,7 +200,7 @@ def test_an_engine_that_was_killed_is_done_without(host: Host, engine: Engine, c
 
 
 def test_ends_in_order_while_it_works(host: Host, engine: Engine, through: Through) -> None:
-    """SIGTERM: what was taken on is finished, and answered."""
+    """SIGTERM: requests that were accepted are completed and answered."""
     calls = [(f"c{number}", host.container(f"c{number}")) for number in range(12)]
     running = [start(through, "ADD", *call) for call in calls]
     until(lambda: any((engine.folder / "attachments").glob("*.json")), what="an ADD")
@@ -206,7 +208,7 @@ def test_ends_in_order_while_it_works(host: Host, engine: Engine, through: Throu
     outcomes = [process.communicate(timeout=60) for process in running]
     assert engine.process.wait(60) == 0
     codes = [json.loads(out).get("code", 0) for out, _ in outcomes]
-    assert set(codes) <= {0, 11}, outcomes  # 11: came when there was none any more
+    assert set(codes) <= {0, 11}, outcomes  # 11: called after the engine had exited
     assert 0 in codes
     for call in calls:
         Cni(OWN_FOLDER).delete(CONF, call[1], container=call[0])
@@ -216,7 +218,7 @@ def test_ends_in_order_while_it_works(host: Host, engine: Engine, through: Throu
 @pytest.mark.parametrize("delay", [each / 1000 for each in range(1, 40, 3)])
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_killed_in_the_middle(host: Host, command: str, delay: float, through: Through, cni: Cni) -> None:
-    """SIGKILL of the engine: the client says so, and a DEL by anybody ends it clean."""
+    """SIGKILL of the engine: the client reports an error, and a DEL removes everything."""
     path = host.container()
     engine = Engine()
     through.add(CONF, path)
@@ -249,7 +251,8 @@ def test_a_client_that_is_killed_leaves_nothing_after_its_del(
 
 
 def test_a_request_of_somebody_who_left_is_not_begun(host: Host, engine: Engine, through: Through) -> None:
-    """An ADD that waits for the attachment's lock while its caller goes: nothing of it happens afterwards."""
+    """If the client of an ADD disconnects while it waits for the attachment's lock, ADD does not
+    start."""
     path = host.container()
     through.add(CONF, path)
     through.delete(CONF, path)
@@ -260,7 +263,7 @@ def test_a_request_of_somebody_who_left_is_not_begun(host: Host, engine: Engine,
     lock = Records(str(engine.folder)).lock(Attachment("engined", "c1", "eth0", "bridge"))
     with locks.hold(lock):
         process = start(through, "ADD", "c1", path)
-        until(lambda: lock in opened(engine.process.pid), what="waiting for the lock")
+        until(lambda: lock in opened(engine.process.pid), what="the request to wait for the lock")
         process.kill()
         process.communicate()
     assert "the client has disconnected" in engine.close()
@@ -277,9 +280,10 @@ def test_many_at_once(host: Host, engine: Engine, through: Through) -> None:
     assert left(engine.folder) == []
 
 
-@pytest.mark.skipif(process_count() < 2, reason="on one processor nobody helps an engine")
+@pytest.mark.skipif(process_count() < 2, reason="with one processor an engine has no helpers")
 def test_helpers_share_the_work(host: Host, engine: Engine, through: Through) -> None:
-    """They take calls when there are many, sleep else, and end with the engine; without them it goes on."""
+    """They serve calls under load, sleep otherwise, and exit with the engine, which works without
+    them."""
     helpers = engines.helpers(engine.process.pid)
     calls = [(f"c{number}", host.container(f"c{number}")) for number in range(16)]
 
@@ -305,9 +309,9 @@ def test_helpers_share_the_work(host: Host, engine: Engine, through: Through) ->
     assert not any(Path(f"/proc/{helper}").exists() for helper in helpers)
 
 
-@pytest.mark.skipif(process_count() < 2, reason="on one processor nobody helps an engine")
+@pytest.mark.skipif(process_count() < 2, reason="with one processor an engine has no helpers")
 def test_helpers_of_an_engine_that_was_killed_clear_up(host: Host, engine: Engine, cni: Cni) -> None:
-    """Whoever was taken on is answered, nobody is left to wait, and the next engine comes at once."""
+    """Accepted requests are answered, no client hangs, and the next engine starts at once."""
     helpers = engines.helpers(engine.process.pid)
     calls = [(f"c{number}", host.container(f"c{number}")) for number in range(12)]
     running = [start(cni, "ADD", *call) for call in calls]
@@ -332,7 +336,8 @@ def ticks(process: int) -> int:
 
 
 def test_a_del_that_is_answered_is_done(host: Host, engine: Engine, through: Through) -> None:
-    """The same names again at once, a thousand times: nothing is left of the one before."""
+    """The same names are used again at once, a thousand times: no state of the DEL before is
+    left."""
     path = host.container()
     conf = {**CONF, "ipMasq": False}
     for _ in range(1000):
@@ -358,7 +363,8 @@ def start_with(cni: Cni, conf: dict[str, Any], command: str, netns: str) -> tupl
 
 
 def test_other_code_makes_it_yield(host: Host, engine: Engine) -> None:
-    """A client of a newer version is declined, and the engine makes way."""
+    """The engine declines a client of another version and exits, so that its successor can
+    start."""
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(10)
     client.connect(str(engine.socket))
@@ -388,7 +394,7 @@ def test_operations_are_logged_for_debugging(host: Host, through: Through) -> No
 
 
 def test_the_client_in_python(host: Host, engine: Engine, cni: Cni) -> None:
-    """What stands in where there is no compiler speaks the same."""
+    """The client that replaces the compiled one speaks the same protocol."""
     path = host.container()
     script = (
         "import sys; sys.path[:0] = [sys.argv.pop(1)]; sys.argv[:] = sys.argv[1:];"

@@ -1,4 +1,4 @@
-"""``weft engine``: an operator sees it, starts it, stops it; and systemd hands it a socket."""
+"""``weft engine``: start, stop and show the engine; socket activation by systemd."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def place() -> Path:
 
 
 def ended(process: int) -> None:
-    """Wait for the end of a process that is nobody's child here."""
+    """Wait until a process that is not a child of the test has exited."""
     deadline = time.monotonic() + PATIENCE
     while Path(f"/proc/{process}").exists():
         if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
@@ -76,7 +76,7 @@ def test_started_seen_used_and_stopped(host: Host, cni: Cni) -> None:
 
 def test_one_that_was_killed_is_not_shown(host: Host) -> None:
     process = weft("start", "--json").json["pid"]
-    for helper in engine.helpers(process):  # who would clear up after it
+    for helper in engine.helpers(process):  # they would remove the socket
         os.kill(helper, signal.SIGKILL)
         until(lambda gone=helper: gone not in engine.helpers(process))
     os.kill(process, signal.SIGKILL)
@@ -98,7 +98,7 @@ def test_help_and_mistakes(host: Host) -> None:
 
 
 class Activated:
-    """What systemd does: a socket of its own, and the service started when somebody connects."""
+    """What systemd does: it owns the socket, and starts the service when a client connects."""
 
     def __init__(self) -> None:
         self.path = place()
@@ -136,7 +136,7 @@ def activated(host: Host) -> Iterator[Activated]:
 
 
 def calling(cni: Cni, command: str, path: str) -> subprocess.Popen[bytes]:
-    """A call through the engine, under way."""
+    """Start a call through the engine without waiting for its end."""
     environment = cni.environment(command, netns=path) | {"WEFT_ENGINE": "require"}
     process = subprocess.Popen(
         [OWN_FOLDER / "bridge"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -149,7 +149,8 @@ def calling(cni: Cni, command: str, path: str) -> subprocess.Popen[bytes]:
 
 
 def test_a_socket_of_systemd_outlives_the_engines(host: Host, cni: Cni, activated: Activated) -> None:
-    """Who calls while none runs is served by the next: after an idle end, SIGTERM and SIGKILL."""
+    """A client that connects while no engine runs is served by the next one, after idle exit,
+    SIGTERM and SIGKILL."""
     path = host.container()
     for number, end in enumerate((None, signal.SIGTERM, signal.SIGKILL)):
         call = calling(cni, "ADD" if number % 2 == 0 else "DEL", path)
@@ -160,7 +161,7 @@ def test_a_socket_of_systemd_outlives_the_engines(host: Host, cni: Cni, activate
             assert engine.poll() is None
             engine.send_signal(end)
         assert engine.wait(PATIENCE) == (-signal.SIGKILL if end is signal.SIGKILL else 0)
-        assert activated.path.exists(), "the socket is systemd's"
+        assert activated.path.exists(), "the engine removed the socket of systemd"
     cni.delete(CONF, path)
 
 
@@ -194,7 +195,8 @@ def test_the_rights_of_the_unit_suffice(host: Host, cni: Cni) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed here")
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
-    """With the path of an executable that is there; and it finds the services hardened."""
+    """systemd-analyze verify accepts the units with an existing ExecStart, and rates them as
+    hardened."""
     for unit in UNITS.iterdir():
         text = unit.read_text().replace("/usr/local/bin/weft", WEFT)
         (tmp_path / unit.name).write_text(text)

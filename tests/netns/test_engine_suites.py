@@ -1,6 +1,7 @@
-"""The suites of faults, kills, floods, removals and truth through an engine: some of each, always.
+"""Samples of the suites on faults, kills, concurrency, DEL and CHECK, through an engine.
 
-All of them: ``WEFT_TEST_ENGINE=require tests/private .venv/bin/python -m pytest tests/netns/test_faults.py …``.
+All of them: ``WEFT_TEST_ENGINE=require tests/private .venv/bin/python -m pytest
+tests/netns/test_faults.py …``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def through_an_engine(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_calls_do_go_through_it(host: Host) -> None:
-    """A call's steps are taken by another process, which stays; and one that is killed is missed."""
+    """Operations run in another, lasting process; a watched one has its own, which is replaced if
+    killed."""
     weft, path = Weft(), host.container()
     conf = BY_NAME["bridge"].conf
     process = engine.process()
@@ -72,7 +74,7 @@ def test_a_fault_in_every_step_of_a_removal(host: Host, case: Case) -> None:
 @rich
 @pytest.mark.parametrize("command", ("ADD", "DEL"))
 def test_the_engine_is_killed_before_a_change(host: Host, case: Case, command: str) -> None:
-    """Every sixth of the changes of a file and messages to the kernel."""
+    """SIGKILL before every sixth file change or netlink message."""
     ground = Ground(host, case)
     victim = kills.Victim(ground)
     finishes = [*kills.FINISHES.values()]

@@ -1,4 +1,4 @@
-"""Sysctls through a /proc of the engine's own: those of the thread's namespace, however many there have been."""
+"""Sysctls through the engine's private /proc instance: those of the calling thread's namespace."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_it_is_mounted_nowhere(host: Host) -> None:
 
 
 def test_a_proc_that_is_read_only_is_not_gone_around(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever mounted /proc/sys read-only for this process meant it."""
+    """A read-only /proc/sys in this mount namespace is respected."""
     host.run("mount", "--bind", "/proc/sys", "/proc/sys")
     try:
         host.run("mount", "-o", "remount,bind,ro", "/proc/sys")

@@ -1,4 +1,5 @@
-"""The package as pip makes and installs it: the wheel is whole, and what ``weft install`` makes serves a runtime."""
+"""The wheel as pip builds and installs it: complete, and ``weft install`` serves a runtime from
+it."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ CONF: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A wheel, and the virtual environment it is installed in."""
+    """A wheel, and the virtual environment that it is installed in."""
 
     wheel: Path
     environment: Path
@@ -47,7 +48,7 @@ class Installed:
 def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     compiled = request.param == "compiled"
     if compiled and not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
-        pytest.skip("no C compiler here")
+        pytest.skip("no C compiler is installed")
     place = tmp_path_factory.mktemp("package")
     source, wheels, environment = place / "source", place / "wheels", place / "environment"
     source.mkdir()
@@ -62,7 +63,7 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     run(PYTHON, "-I", "-m", "venv", "--without-pip", str(environment), timeout=120)
     python = str(environment / "bin" / "python")
     run(*pip, "--python", python, "install", "--no-deps", "--no-index", str(wheel), environment=PATH, timeout=120)
-    # What weft depends on is not packed here: it is that of the checkout.
+    # The wheel does not contain weft's dependencies: those of the checkout are used.
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return Installed(wheel, environment, compiled)
@@ -89,7 +90,7 @@ def test_what_is_installed_serves_a_runtime(host: Host, installed: Installed, tm
     assert result["ips"][0]["address"] == "10.73.0.2/24"
     cni.check(CONF, result, path)
     cni.delete(CONF, path)
-    # The first call starts an engine, of the same installation.
+    # The first call starts an engine of the same installation.
     cni.add(CONF, path, extra={"WEFT_ENGINE": "auto", "WEFT_ENGINE_IDLE": "60"})
     deadline = time.monotonic() + 60
     while (status := installed.weft("engine", "status", "--json", check=False)).code:

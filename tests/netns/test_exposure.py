@@ -1,4 +1,4 @@
-"""What a neighbour on the wire, and a container, can reach of a host that publishes some ports: only those."""
+"""A LAN neighbour and a container reach the published ports of a host and nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ DRIVERS = pytest.mark.parametrize("driver", ["bridge", "ptp"])
 
 
 class Shop:
-    """A container that publishes a port everywhere and another on 127.0.0.1; a neighbour that knows every way in."""
+    """A container with one port published on all addresses and one on 127.0.0.1; a neighbour with
+    routes to it."""
 
     def __init__(self, host: Host, driver: str, *, weft: bool = True, **keys: Any) -> None:
         self.host, self.weft = host, Weft()
@@ -45,11 +46,11 @@ class Shop:
         assert host.ping(None, self.lan.outside6)
 
     def outsider(self, address: str, number: int) -> bool:
-        """Whether the neighbour is answered, as it should be."""
+        """Whether the neighbour gets a response, where one is expected."""
         return self.host.reaches(self.lan.name, address, number)
 
     def bars(self, address: str, number: int) -> bool:
-        """Whether the neighbour is not answered, as it should not be."""
+        """Whether the neighbour gets no response, where none is expected."""
         return not self.host.reaches(self.lan.name, address, number, expected=False)
 
 
@@ -71,7 +72,10 @@ def test_published_ports_are_reachable_and_nothing_else_is(host: Host, driver: s
 
 @DRIVERS
 def test_the_same_ways_are_open_where_nothing_is_closed(host: Host, driver: str) -> None:
-    """As under the reference's name, so that the test above can fail; but 127.0.0.1 is 127.0.0.1 even there."""
+    """Under the reference's type names; 127.0.0.1 stays closed.
+
+    Proves that the test above can fail.
+    """
     shop = Shop(host, driver, weft=False)
     assert shop.outsider(shop.lan.host, EVERYWHERE)
     for address in (SERVER, SERVER6):
@@ -92,10 +96,11 @@ def test_a_routed_network_is_reached_by_address(host: Host, driver: str) -> None
 @pytest.mark.parametrize("weft", [True, False])
 @pytest.mark.parametrize("guarded", [True, False])
 def test_the_hosts_loopback_stays_its_own(host: Host, driver: str, weft: bool, guarded: bool) -> None:
-    """Packets for 127.0.0.1 by the wire, as a neighbour or a container can send them (CVE-2020-8558).
+    """Packets to 127.0.0.1 on the wire, as a neighbour or a container can send them
+    (CVE-2020-8558).
 
-    Where somebody has told the kernel to take them (route_localnet, which weft needs nowhere), what stops them is a
-    rule: without it (not guarded) they arrive.
+    With route_localnet, which weft sets nowhere, only the rule in raw_prerouting drops them:
+    without it (``guarded`` is False) they arrive.
     """
     shop = Shop(host, driver, weft=weft, **({"ipspoofchk": False} if weft else {}))
     host.run("sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1")
@@ -139,7 +144,7 @@ def test_containers_of_other_networks_reach_published_ports_alone(host: Host, dr
 
 @DRIVERS
 def test_established_connections_outlive_the_removal_of_a_neighbour(host: Host, driver: str) -> None:
-    """A connection that was let in stays, whatever is added and taken away beside it."""
+    """An established connection survives ADDs and DELs of other attachments."""
     shop = Shop(host, driver)
     with namespaces.inside(f"{namespaces.FOLDER}/{shop.lan.name}"):
         client = socket.create_connection((shop.lan.host, EVERYWHERE), timeout=PATIENTLY)
@@ -153,7 +158,7 @@ def test_established_connections_outlive_the_removal_of_a_neighbour(host: Host, 
 
 
 def test_no_setting_is_wider_than_a_link(host: Host) -> None:
-    """Nothing of net.*.conf.all but forwarding changes, and route_localnet nowhere."""
+    """ADD changes nothing in net.*.conf.all but forwarding, and sets route_localnet on no link."""
     words = ("route_localnet", "accept_local", "rp_filter", "accept_ra", "accept_redirects", "arp_ignore")
     keys = [f"net/ipv4/conf/all/{word}" for word in words[:3]] + ["net/ipv6/conf/all/accept_ra"]
     before = [seen.setting(host, key) for key in keys]

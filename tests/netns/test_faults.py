@@ -1,4 +1,5 @@
-"""A fault before, and after, every single step of every driver: nothing is left, and the next ADD works."""
+"""An error before, and after, each operation of each driver: nothing is left, the next ADD
+succeeds."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def _steps(ground: Ground) -> list[str]:
-    """The steps of an undisturbed ADD that is taken back again, by name."""
+    """The names of the operations of an ADD without errors, which is then removed again."""
     record = ground.weft.preview(ground.conf, ground.container)
     seen = Steps()
     answer = ground.add(seen)
@@ -21,14 +22,14 @@ def _steps(ground: Ground) -> list[str]:
     assert not ground.weft.check(ground.case.conf, answer.document, ground.container)
     applied = [operation for verb, operation in seen.taken if verb == "apply"]
     own = [operation for operation in record.operations if operation in applied]
-    assert len(own) + 1 >= len(record.operations), "ADD did not do what its preview said"
+    assert len(own) + 1 >= len(record.operations), "ADD applied other operations than its preview lists"
     assert ground.delete().ok
     ground.collect(*([("c1", "eth0")] if ground.case.first else []))
     return [type(operation).__name__ for operation in applied]
 
 
 def _afterwards(ground: Ground) -> None:
-    """An ADD works as if nothing had been, and a DEL, and another one."""
+    """An ADD succeeds as on a new host, and so do DEL and a second DEL."""
     answer = ground.add()
     assert answer.ok, answer
     assert not ground.weft.check(ground.case.conf, answer.document, ground.container)
@@ -76,7 +77,7 @@ def test_after_every_step(host: Host, case: Case) -> None:
 
 @every_case
 def test_beside_a_living_neighbour(host: Host, case: Case) -> None:
-    """What the network shares stays as it is, and the neighbour is all right."""
+    """What the network shares is unchanged, and CHECK of the other attachment succeeds."""
     ground = Ground(host, case)
     other = host.container("c2")
     conf = case.conf
@@ -102,7 +103,7 @@ def test_beside_a_living_neighbour(host: Host, case: Case) -> None:
 
 @every_case
 def test_in_every_step_of_a_removal(host: Host, case: Case) -> None:
-    """DEL says that it could not, does all the rest, and the next DEL or GC ends it."""
+    """DEL reports the error and does everything else; the next DEL or GC completes it."""
     ground = Ground(host, case)
     seen = Steps()
     assert ground.add().ok

@@ -1,4 +1,4 @@
-"""``firewall`` with real traffic: who is kept from whom, and what a host that drops lets through."""
+"""``firewall`` with real traffic: ingress policies, and what a host with a DROP policy forwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ PLACES = {"red": ("10.81.0.2", "fd81::2"), "blue": ("10.82.0.2", "fd82::2"), "fr
 
 
 def attach(host: Host, cni: Cni, net: str, name: str, **keys: Any) -> Any:
-    """A container on the net with a firewall (none for no keys); the result."""
+    """ADD of a container on the network, with a firewall unless no keys are given; returns the
+    result."""
     netns = host.container(name)
     result = cni.add(NETS[net], netns, container=name)
     if keys:
@@ -35,17 +36,18 @@ def attach(host: Host, cni: Cni, net: str, name: str, **keys: Any) -> Any:
 
 
 def reached(host: Host, sender: str, *addresses: str) -> list[bool]:
-    """Whether each answers, as it should."""
+    """Whether each address responds, where a response is expected."""
     return [host.reaches(sender, address, 80) for address in addresses]
 
 
 def barred(host: Host, sender: str, *addresses: str) -> list[bool]:
-    """Whether each gives no answer, as it should."""
+    """Whether each address gives no response, where none is expected."""
     return [not host.reaches(sender, address, 80, expected=False) for address in addresses]
 
 
 def test_networks_are_kept_apart(host: Host, cni: Cni) -> None:
-    """Same-bridge: siblings, the host and networks without a policy reach it, others with one do not."""
+    """same-bridge: open to the bridge, the host, and networks without a policy; closed to the
+    others."""
     for name in ("red", "blue"):
         attach(host, cni, name, name, ingressPolicy="same-bridge")
     attach(host, cni, "red", "red2", ingressPolicy="same-bridge")
@@ -62,7 +64,7 @@ def test_networks_are_kept_apart(host: Host, cni: Cni) -> None:
 
 
 def test_containers_are_kept_apart(host: Host, cni: Cni) -> None:
-    """Isolated: on one bridge, too, whether by the bridge or by way of the host."""
+    """isolated: also on one bridge, whether bridged or routed by the host."""
     for name in ("c1", "c2"):
         attach(host, cni, "red", name, ingressPolicy="isolated")
     assert barred(host, "c1", "10.81.0.3", "fd81::3") == [True, True]
@@ -73,7 +75,8 @@ def test_containers_are_kept_apart(host: Host, cni: Cni) -> None:
 
 
 def test_a_policy_that_changes_does_not_linger(host: Host, cni: Cni) -> None:
-    """The reference plugin's rules are a bridge's and stay: isolated survives the change to same-bridge."""
+    """The reference's rules are per bridge and never deleted: isolated outlives a change to
+    same-bridge."""
     attach(host, cni, "red", "c1", ingressPolicy="isolated")
     attach(host, cni, "red", "c2", ingressPolicy="isolated")
     for name in ("c1", "c2"):
@@ -81,7 +84,7 @@ def test_a_policy_that_changes_does_not_linger(host: Host, cni: Cni) -> None:
         cni.delete(conf, f"/run/netns/{name}", container=name)
     for name in ("c1", "c2"):
         result = cni("ADD", {**NETS["red"]}, netns=f"/run/netns/{name}", container=name)
-        assert result.code == 1, "it is attached still, only the policy is gone"
+        assert result.code == 1, "DEL of the firewall only removes the policy, the container stays attached"
     assert reached(host, "c1", "10.81.0.3", "fd81::3") == [True, True]
 
 
@@ -99,7 +102,8 @@ def test_no_element_stays(host: Host, cni: Cni) -> None:
 
 @pytest.mark.parametrize("backend", ["", "iptables"])
 def test_a_host_that_drops_lets_containers_through(host: Host, cni: Cni, backend: str) -> None:
-    """As with Docker beside it: what they send, the answers, and what is published; nothing else."""
+    """As beside Docker: outgoing packets, their replies and published ports pass, and nothing else
+    does."""
     lan = host.lan(default_route=True)
     use_tables(host)
     seen.forward(host)
@@ -118,7 +122,7 @@ def test_a_host_that_drops_lets_containers_through(host: Host, cni: Cni, backend
     cni.add({**network("portmap", name="red", runtimeConfig=runtime), "prevResult": result}, "/run/netns/c1")
     assert host.fetch(lan.name, lan.host, 8080) == lan.outside
     assert host.fetch(lan.name, lan.host6, 8080) == lan.outside6
-    # An administrator's own rule comes before.
+    # A rule of the administrator takes precedence.
     host.run("iptables", "-A", "CNI-ADMIN", "-s", "10.81.0.2", "-j", "DROP")
     assert barred(host, "c1", lan.outside) == [True] and reached(host, "c1", lan.outside6) == [True]
     host.run("iptables", "-F", "CNI-ADMIN")

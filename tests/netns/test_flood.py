@@ -1,4 +1,4 @@
-"""Many at once, and many killed at any moment: no address twice, no error, nothing left."""
+"""Concurrent calls, and calls killed at random times: no address twice, no error, nothing left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KILLS = 1000
 
 
 def _red(number: int = 0) -> Conf:
-    """A bridge network with masquerading, a published port for each container, and two addresses."""
+    """A bridge network with masquerading, two addresses and a published port for each container."""
     ports = [{"hostPort": 20000 + number, "containerPort": 80, "protocol": "tcp"}] if number else []
     keys: Conf = {"driver": "bridge", "bridge": "wred", "isGateway": True, "ipMasq": True, "portmap": {}}
     addresses = pool("10.40.0.0/24", "fd00:40::/64", routes=EVERYWHERE)
@@ -29,7 +29,7 @@ def _red(number: int = 0) -> Conf:
 
 
 def _processes(command: str, confs: list[Conf], paths: list[str]) -> list[tuple[int, bytes]]:
-    """One real process for each container, all started before any is waited for."""
+    """One process of the executable for each container, all started before the first is awaited."""
     started = []
     for number, (each, path) in enumerate(zip(confs, paths, strict=True), 1):
         environment = {**variables(command, f"c{number}", path, "eth0"), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -70,7 +70,8 @@ def test_64_at_once(host: Host) -> None:
 
 
 def test_the_first_ever(host: Host) -> None:
-    """32 find neither bridge nor rules nor folders, again and again; then two networks share one bridge."""
+    """32 ADDs start without a bridge, rules or directories, repeatedly; then two networks share a
+    bridge."""
     weft = Weft()
     paths = [host.container(f"c{number}") for number in range(1, 33)]
     blue = {**_red(), "name": "blue", "isGateway": False, "ipam": pool("10.41.0.0/24")}
@@ -88,7 +89,7 @@ def test_the_first_ever(host: Host) -> None:
 
 
 def test_additions_removals_and_collections_together(host: Host) -> None:
-    """What GC is told is valid stays, whoever comes and goes meanwhile and though it finds the network empty."""
+    """GC keeps the attachments that it is given as valid, during concurrent ADDs and DELs."""
     weft = Weft()
     paths = [host.container(f"c{number}") for number in range(16)]
     valid = [(f"c{number}", "eth0") for number in range(16)]
@@ -109,7 +110,8 @@ def test_additions_removals_and_collections_together(host: Host) -> None:
 
 
 class Churn:
-    """ADDs and DELs of 16 containers on two networks, a few at once, each killed after a while or left to end."""
+    """ADD and DEL of 16 containers on two networks, a few at once, each killed after a random time
+    or not."""
 
     def __init__(self, host: Host, seed: int) -> None:
         self._random = random.Random(seed)
@@ -139,7 +141,8 @@ class Churn:
         self._running[child] = time.monotonic() + self._random.uniform(0, 0.09)
 
     def wait(self, most: int) -> None:
-        """Kill those whose time has come, until no more than so many run; raises AssertionError for a failure."""
+        """Kill those whose time is over until at most ``most`` run; AssertionError if a call
+        failed."""
         while len(self._running) > most:
             for child, end in list(self._running.items()):
                 ended, status = os.waitpid(child, os.WNOHANG)
@@ -151,7 +154,7 @@ class Churn:
                     if os.WIFSIGNALED(status):
                         self.killed += 1
                     else:
-                        assert status == 0, "a call failed; standard error says which"
+                        assert status == 0, "a call failed; see standard error"
             time.sleep(0.001)
 
     def stop(self) -> None:
@@ -161,7 +164,7 @@ class Churn:
 
 
 def test_a_thousand_kills(host: Host) -> None:
-    """Children of this process, since the start of Python is nothing to be killed in; the code is the same."""
+    """In forked children: most kills of an executable would hit the interpreter's start."""
     seed = int(os.environ.get("WEFT_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
     print(f"WEFT_TEST_SEED={seed}")
     churn, weft = Churn(host, seed), Weft()
@@ -182,7 +185,8 @@ def test_a_thousand_kills(host: Host) -> None:
 
 
 def test_processes_killed_in_their_start(host: Host) -> None:
-    """The executable itself, killed while it starts, reads, works or answers."""
+    """The executable itself, killed while it starts, reads its input, works or writes its
+    result."""
     chance = random.Random(11)
     path, weft = host.container(), Weft()
     for number in range(48):

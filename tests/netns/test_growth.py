@@ -1,6 +1,6 @@
-"""What an ADD and a DEL do does not grow with the attachments that are there, as the reference plugins' does.
+"""The work of ADD and DEL does not grow with the number of attachments, as the reference's does.
 
-Not by the clock: the system calls are counted, and the bytes that the kernel hands over.
+Measured in system calls and in bytes received from the kernel, not in time.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from lab.plugins import OWN_FOLDER, Cni
 
 FEW, MANY = 5, 200
 _CALL = re.compile(r"^\d+ +(?:<\.\.\. )?(\w+)(?:\(| resumed>).* = (-?\d+)")
-# A few bytes more where numbers have become longer; the index that a long list of leases gets (65,000 of them cost as
-# much): a library, a few pages, and what looks at them.
+# Numbers get longer by a few bytes. A long list of leases gets an index (as large for 65,000
+# leases): a library, a few pages, and the lookups.
 _SLACK, _FIXED, _PAGES, _MESSAGES = 256, 150, 300_000, 3
 _PUBLISHED = {"portMappings": [port(8080, 80), port(5353, 53, "udp"), port(8081, 81, address="127.0.0.1")]}
 _WHOLE = {"type": "weft", "driver": "bridge", "isGateway": True, "ipMasq": True, "portmap": {}, "bandwidth": {}}
@@ -36,7 +36,8 @@ CONFS = {
 
 @dataclass(frozen=True)
 class Work:
-    """What a call did: system calls, messages to and bytes from the kernel's sockets, and bytes read from files."""
+    """The cost of a call: system calls, netlink messages sent, bytes received, bytes read from
+    files."""
 
     calls: int
     sent: int
@@ -45,7 +46,7 @@ class Work:
 
 
 def traced(cni: Cni, trace: Path, command: str, conf: dict[str, Any], netns: str) -> Work:
-    """A call in a process of its own, its system calls counted."""
+    """Run the plugin under strace, without an engine."""
     run(
         "strace", "-f", "-qq", "-o", str(trace), str(OWN_FOLDER / conf["type"]),
         stdin=json.dumps(conf), environment=cni.environment(command, "probe", netns) | {"WEFT_ENGINE": "off"},
@@ -58,7 +59,7 @@ def traced(cni: Cni, trace: Path, command: str, conf: dict[str, Any], netns: str
             calls[found[1]] += 1
             got[found[1]] += max(int(found[2]), 0)
     sent, received, read = ("sendmsg", "sendto"), ("recvmsg", "recvfrom", "recv"), ("read", "pread64", "getdents64")
-    # Waiting for a thread, and memory, are the interpreter's own affair.
+    # Thread waits and memory allocation are the interpreter's.
     own = ("futex", "brk", "mmap", "munmap", "mprotect", "madvise", "rt_sigprocmask")
     work = Work(
         sum(count for call, count in calls.items() if call not in own),
@@ -78,14 +79,14 @@ def test_work_does_not_grow(host: Host, cni: Cni, tmp_path: Path, name: str) -> 
         for number in range(max(found, default=0), count):
             runtime = {"portMappings": [port(20000 + number, 80)]} if published else {}
             weft.add({**conf, "runtimeConfig": runtime}, host.container(f"c{number}"), f"c{number}")
-        # The first of all makes what the host keeps, its index of leases for one.
+        # The first ADD on a host creates what all share, such as the index of leases.
         for command in ("ADD", "DEL", "ADD"):
             traced(cni, tmp_path / "trace", command, probe, netns)
         traced(cni, tmp_path / "trace", "DEL", probe, netns)
         found[count] = {each: traced(cni, tmp_path / "trace", each, probe, netns) for each in ("ADD", "DEL")}
     for command in ("ADD", "DEL"):
         few, many = found[FEW][command], found[MANY][command]
-        # To hand its ports over, a DEL looks at every record: opens, reads to the end, and closes it.
+        # To hand over its ports, DEL reads each record of the host: open, read to the end, close.
         looks, size = (4 * (MANY - FEW), 13_000 * (MANY - FEW)) if published and command == "DEL" else (0, 0)
         assert many.sent <= few.sent + _MESSAGES, (command, few, many)
         assert many.received <= few.received + _SLACK, (command, few, many)

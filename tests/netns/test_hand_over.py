@@ -1,6 +1,6 @@
-"""A container's networks share its ports: whatever one of them is doing when another goes, the ports are never lost.
+"""Two networks of a container publish the same port: when one is detached, the other takes it over.
 
-Every interleaving is made: one call stands still before each of its steps while the other runs.
+Every interleaving is tested: one call is paused before each of its steps while the other runs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ Watch = Callable[[str, object], None]
 
 
 class Kin(Weft):
-    """weft, standing still also right before and after it looks at who else the container has."""
+    """Weft with two more points to pause at: before and after it looks for the container's
+    siblings."""
 
     def service(self, kernel: Kernel, watch: Any = None) -> Service:
         made = super().service(kernel, watch)
@@ -54,7 +55,8 @@ class Kin(Weft):
 
 
 class Call:
-    """A call in a process of its own. Before step ``at`` it stands still until its answer is asked for."""
+    """A call in a process of its own, which is paused before step ``at`` until ``answer`` is
+    called."""
 
     def __init__(self, work: Callable[[Watch], Answer], at: int = -1) -> None:
         (stood, standing), (go, self._go), (answer, writer) = (os.pipe() for _ in range(3))
@@ -73,19 +75,19 @@ class Call:
         os.close(stood)
 
     def over_or_at(self, *locks: str) -> bool:
-        """Whether it has come to its end, or is at one of these locks."""
+        """Whether it has exited, or has one of these lock files open."""
         state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state == "Z" or any(path in locks for path in opened(self.pid))
 
     def answer(self) -> Answer:
-        """Let it go on to its end; what it says then."""
-        with contextlib.suppress(BrokenPipeError):  # it has not stood still
+        """Resume the call, wait for its end, and return its answer."""
+        with contextlib.suppress(BrokenPipeError):  # it exited without being paused
             os.write(self._go, b"g")
         os.close(self._go)
         with open(self._answer, "rb") as file:
             text = file.read()
         os.waitpid(self.pid, 0)
-        assert text, "the call died"
+        assert text, "the call exited without an answer"
         return Answer(*json.loads(text))
 
 
@@ -108,7 +110,8 @@ class Scene:
         return Records(folder).lock(Attachment(name, "c1", LINKS[name], "weft"))
 
     def end(self, host: Host, heir: str) -> None:
-        """The heir has the port, in the kernel and by its own account; then all of it goes."""
+        """The port leads to ``heir`` in the kernel and by its CHECK; then remove all and check that
+        nothing is left."""
         address = self.results[heir]["ips"][0]["address"].partition("/")[0]
         assert re.search(rf"\btcp \. 8080 .* : {re.escape(address)} \. 80\b", _ports(host)), _ports(host)
         assert self.call("CHECK", heir).ok
@@ -125,7 +128,8 @@ def _ports(host: Host) -> str:
 
 
 def test_a_network_that_comes_while_another_goes(host: Host) -> None:
-    """The ADD stands still, before it has found the ports taken or after it; meanwhile the other network's DEL."""
+    """ADD is paused before or after it finds the port in use; meanwhile DEL of the other network
+    runs."""
     for at in count():
         scene = Scene(host, "red")
         coming = scene.start("ADD", "blue", at)
@@ -142,7 +146,7 @@ def test_a_network_that_comes_while_another_goes(host: Host) -> None:
 
 
 def test_a_network_that_goes_while_another_comes(host: Host) -> None:
-    """The DEL stands still, and the other network's ADD has all the time it wants."""
+    """DEL is paused, and ADD of the other network runs as far as it can."""
     for at in count():
         scene = Scene(host, "red")
         going = scene.start("DEL", "red", at)
@@ -159,12 +163,12 @@ def test_a_network_that_goes_while_another_comes(host: Host) -> None:
 
 
 def test_two_networks_that_go(host: Host) -> None:
-    """Neither hands its ports to the other, nor waits for it: both hand them to the third."""
+    """Neither hands its ports to the other, or waits for it: both hand them to the third."""
     for at in count():
         scene = Scene(host, "red", "blue", "green")
         first = scene.start("DEL", "red", at)
         second = scene.start("DEL", "blue")
-        # The first may have found the second's network still there, and be about to hand it the ports.
+        # The first may have found the second's network attached and be about to hand it the ports.
         held = [scene.lock(name) for name in ("red", "green")]
         held += [path for path in (scene.lock("blue"),) if path in opened(first.pid)]
         until(lambda: second.over_or_at(*held), 60)  # noqa: B023
@@ -178,14 +182,14 @@ def test_two_networks_that_go(host: Host) -> None:
 
 
 def test_a_network_that_goes_while_another_is_looked_at(host: Host) -> None:
-    """CHECK holds the attachment, so that the ports cannot be given to it at once."""
+    """CHECK holds the other attachment's lock, so that its ports cannot be handed over at once."""
     for at in count():
         scene = Scene(host, "red", "blue")
         looking = scene.start("CHECK", "blue", at)
         going = scene.start("DEL", "red")
         until(lambda: going.over_or_at(scene.lock("blue")), 60)  # noqa: B023
         stood = looking.stands
-        looking.answer()  # of a moment between the two: either may be right
+        looking.answer()  # either result is right while the ports change hands
         assert going.answer().ok
         scene.end(host, "blue")
         if not stood:
@@ -194,7 +198,7 @@ def test_a_network_that_goes_while_another_is_looked_at(host: Host) -> None:
 
 
 def test_a_network_whose_end_is_killed(host: Host) -> None:
-    """Whatever was done before the kill, the next DEL hands the ports over."""
+    """Whatever was done before the SIGKILL, the next DEL hands the ports over."""
     for at in count():
         scene = Scene(host, "red", "blue")
         alive = not killed(lambda steps: scene.call("DEL", "red", steps), at, files=True)  # noqa: B023
@@ -206,7 +210,7 @@ def test_a_network_whose_end_is_killed(host: Host) -> None:
 
 
 def test_a_network_that_is_collected(host: Host) -> None:
-    """GC is an end like any other."""
+    """GC hands the ports over as DEL does."""
     scene = Scene(host, "red", "blue")
     scene.weft.collect({**NETS["red"], "runtimeConfig": {}})
     scene.end(host, "blue")

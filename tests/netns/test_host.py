@@ -1,4 +1,5 @@
-"""The host driver: containers that share the host's namespace are on record, and nothing is done to the kernel."""
+"""The host driver: containers in the host's namespace are recorded, and the kernel is not
+changed."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def test_ipam_has_no_place_in_it(host: Host, cni: Cni) -> None:
 
 
 def test_nothing_is_done_that_could_fail(host: Host) -> None:
-    """So there is no step before or after which a fault could be."""
+    """No operation exists before or after which an error could be injected."""
     host.lan()
     steps = Steps()
     assert Weft()("ADD", shared(), OWN, watch=steps).ok
@@ -66,7 +67,7 @@ def test_nothing_is_done_that_could_fail(host: Host) -> None:
 
 
 def test_a_kill_at_every_change(host: Host) -> None:
-    """Of the disk: there is no other. DEL and GC take turns at ending it."""
+    """Only files change. DEL and GC complete the killed call alternately."""
     lan, weft = host.lan(), Weft()
     before = host.snapshot()
     for command in ("ADD", "DEL"):

@@ -1,4 +1,5 @@
-"""The host-device driver: the container has the link to itself, and the host gets it back whatever happens."""
+"""The host-device driver: it moves a link into the container, and back to the host in every
+case."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def lend(device: str = "lan0", addresses: dict[str, Any] | None = None, **keys: 
 
 
 def wire(host: Host) -> Lan:
-    """A neighbour, and a link to him that the host itself does not use: lent once already, and down as after DEL."""
+    """A neighbour on a veth that the host does not use; moved once already, and down as DEL leaves
+    it."""
     lan = host.lan()
     path = host.container("before")
     host.run("ip", "link", "set", lan.link, "netns", path)
@@ -56,7 +58,7 @@ def test_the_container_has_it_and_the_host_gets_it_back(host: Host, cni: Cni) ->
 
 
 def test_what_the_container_changed_is_changed_back(host: Host, cni: Cni) -> None:
-    """Its name, MTU, MAC address; and the alias that it had on the host."""
+    """Name, MTU and MAC address, and the alias that the link had on the host."""
     wire(host)
     host.run("ip", "link", "set", "lan0", "alias", "the uplink")
     before = host.snapshot()
@@ -137,13 +139,13 @@ def test_other_links_of_the_same_names_are_no_obstacle(host: Host, cni: Cni) -> 
     assert set(seen.links(host, "c1")) == {"lo", "far", "lan0", "eth0"}
     assert seen.link(host, "eth0", "c1")["address"] == mac
     cni.delete(conf, netns)
-    # The kernel gives another index where that of the link is taken in the container.
+    # If the link's index is in use in the container, the kernel assigns another one.
     assert set(seen.links(host)) == before and seen.link(host, "lan0")["address"] == mac
     assert "ifalias" not in seen.link(host, "lan0")
 
 
 def test_a_name_that_is_taken_meanwhile(host: Host, cni: Cni) -> None:
-    """The host gets the link back under another name, DEL says so, and ends well once the name is free."""
+    """The link returns under another name, DEL reports that, and succeeds once the name is free."""
     wire(host)
     mac = seen.link(host, "lan0")["address"]
     netns = host.container()
@@ -161,7 +163,10 @@ def test_a_name_that_is_taken_meanwhile(host: Host, cni: Cni) -> None:
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_the_kernel_brought_it_back_itself(host: Host, cni: Cni, recorded: bool) -> None:
-    """As it does with a physical link whose namespace ends: DEL knows it by its alias, and names it as before."""
+    """As it does for a physical link when its namespace ends:
+
+    DEL finds it by its alias and renames it.
+    """
     wire(host)
     before = host.snapshot()
     conf = lend()
@@ -225,7 +230,7 @@ def test_check_sees_what_is_broken_by_hand(host: Host, cni: Cni, broken: str) ->
 
 
 class Call:
-    """The same attachment again and again, in this process."""
+    """Repeated calls for one attachment, in this process."""
 
     def __init__(self, host: Host) -> None:
         wire(host)
@@ -261,7 +266,7 @@ def test_a_fault_at_every_step(host: Host, when: Any) -> None:
 
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_a_kill_at_every_change(host: Host, command: str) -> None:
-    """Of the kernel and of the disk; DEL, GC and the next ADD take turns at ending it."""
+    """Of kernel state and of files; DEL, GC and the next ADD complete the killed call in turn."""
     call = Call(host)
     for at in sampled(command, count()):
         if command == "DEL":

@@ -1,4 +1,4 @@
-"""Input that no honest runtime sends: one error document with the right code, and nothing whatever is done."""
+"""Malformed and malicious input: one error document with the right code, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STATIC = conf("bridge", "hostile", {"bridge": "wbr0", "ipam": FIXED})
 VALUES: dict[str, object] = {
     "text": "a b", "number": 7, "flag": True, "fraction": 1.5, "list": [[7]], "object": {"a": "b"},
 }  # fmt: skip
-"""A value of each kind that JSON has; the text is a good value of no key that is one."""
+"""One value of each JSON type; the text is a valid value for none of the keys."""
 
 FLAGS = (
     "isGateway", "isDefaultGateway", "forceAddress", "hairpinMode", "promiscMode", "preserveDefaultVlan", "enabledad",
@@ -64,11 +64,11 @@ KEYS: list[tuple[str, Conf, tuple[str | int, ...], dict[str, str]]] = [
     ("dns", {**BRIDGE, "dns": {}}, ("dns",), {"nameservers": "list", "domain": "text", "search": "list"}),
     ("args", {**BRIDGE, "args": {"cni": {}}}, ("args", "cni"), {"mac": "text", "ips": "list"}),
 ]  # fmt: skip
-"""Where in which configuration, and the kind of each key that weft reads there."""
+"""A configuration, a path in it, and the type of each key that weft reads there."""
 
 
 def _with(base: Conf, place: tuple[str | int, ...], key: str, value: object) -> Conf:
-    """The configuration with one value changed."""
+    """The configuration with one value replaced."""
     copy: Any = json.loads(json.dumps(base))
     there = copy
     for step in place:
@@ -86,14 +86,15 @@ def _wrong() -> Iterator[tuple[str, Conf]]:
 
 
 class Untouched:
-    """A host and a container in which nothing may change."""
+    """A host and a container that the calls must not change."""
 
     def __init__(self, host: Host) -> None:
         self.ground = Ground(host, Case("hostile", BRIDGE))
         self.path = self.ground.container
 
     def at_a_glance(self) -> list[str]:
-        """What there is, furniture aside: an ADD that is refused early makes no file at all."""
+        """What exists apart from shared state; an ADD that is refused early creates no file at
+        all."""
         return rest(self.path)
 
     def wholly(self) -> list[str]:
@@ -233,7 +234,7 @@ def test_every_place_that_is_no_container(host: Host, quick: Weft, tmp_path: Pat
         path = tmp_path / name.replace(" ", "-")
         make(path)
         for command in ("ADD", "CHECK"):
-            answer = quick(command, BRIDGE, str(path))  # without hanging, as opening a FIFO would
+            answer = quick(command, BRIDGE, str(path))  # must not block, as open() of a FIFO would
             assert (answer.status, answer.code) == (1, 8), (name, command, answer)
         assert untouched.at_a_glance() == [], name
     assert quick("ADD", BRIDGE, "run/netns/c1").code == 4
@@ -275,7 +276,7 @@ def _executable(stdin: bytes, environ: dict[str, str]) -> tuple[int, bytes]:
 
 
 def test_the_executable(host: Host) -> None:
-    """Exactly one document, whose code says what was wrong."""
+    """Exactly one JSON document, with the code of the error."""
     untouched = Untouched(host)
     good = {**variables("ADD", "c1", untouched.path, "eth0"), "PATH": "/usr/bin"}
     for name, (code, stdin) in STDIN.items():
@@ -294,7 +295,7 @@ def test_the_executable(host: Host) -> None:
 
 
 def test_no_error_leaves_files(host: Host, quick: Weft) -> None:
-    """What is refused before any change makes no record, no lease and no lock."""
+    """A call that is refused before any change creates no record, no lease and no lock file."""
     path = host.container()
     for bad in ({**BRIDGE, "vlan": 5000}, {**BRIDGE, "ipam": pool("x")}, {**BRIDGE, "name": "a/b"}):
         assert quick("ADD", bad, path).status == 1
@@ -302,7 +303,7 @@ def test_no_error_leaves_files(host: Host, quick: Weft) -> None:
 
 
 def test_the_answer_to_a_fault_of_our_own_is_one_document() -> None:
-    """Anything that is raised ends in one document: code 999 is for what nobody thought of."""
+    """Each exception becomes one document; unexpected exceptions have code 999."""
     status, output = cni.run("bridge", variables("ADD", "c", "/x", "eth0"), json.dumps(BRIDGE).encode(), _broken)
     assert (status, json.loads(output)["code"]) == (1, 999)
 

@@ -1,4 +1,4 @@
-"""portmap and ipMasq by iptables, where a configuration asks for it by name."""
+"""portmap and ipMasq through iptables, where the configuration names that backend."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def test_published_ports(host: Host, cni: Cni, lan: Lan) -> None:
 
 
 def test_conditions_hold(host: Host, cni: Cni, lan: Lan) -> None:
-    """Written for iptables, and so done by it, backend named or not."""
+    """conditionsV4 and conditionsV6 are iptables arguments, so they select that backend by
+    themselves."""
     conditions = {"conditionsV4": ["!", "-s", "10.80.0.0/24", "-i", "lan0"], "conditionsV6": ["-s", "2001:db8:99::2"]}
     conflist, runtime = published(CHAIN, [port(8080, 80)], **conditions)
     netns = host.container()
@@ -105,7 +106,8 @@ def test_masquerading(host: Host, cni: Cni, lan: Lan) -> None:
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_a_port_at_which_a_process_listens(host: Host, cni: Cni, lan: Lan, backend: str, protocol: str) -> None:
-    """It would be cut off: so the port is refused, naming the process. Another address of the host is another port."""
+    """ADD is refused with the process's name, since its socket would become unreachable; other host
+    addresses are free."""
     serve = host.serve_tcp if protocol == "tcp" else host.serve_udp
     serve(None, 8080, "127.0.0.1")
     netns = host.container()
@@ -118,7 +120,7 @@ def test_a_port_at_which_a_process_listens(host: Host, cni: Cni, lan: Lan, backe
         assert (outcome.code == 1) == refused, outcome
         if refused:
             assert outcome.json["code"] == 101 and "8080" in outcome.json["msg"] and "(" in outcome.json["msg"]
-            # What belongs to the network, an empty chain, may be there already.
+            # The network's own chain, empty, may exist already.
             assert not [line for line in host.changes(before) if "8080" in line or "10.80.0.2" in line]
 
 
@@ -138,7 +140,7 @@ LOOPBACKS = (("127.0.0.1", "10.80.0.1"), ("::1", "fd80::1"))
     ids=lambda value: " ".join(word for words in value.values() for word in words) if isinstance(value, dict) else "",
 )
 def test_from_the_loopback(host: Host, cni: Cni, conditions: dict[str, list[str]], reached: bool) -> None:
-    """What the conditions say of 127.0.0.1 and ::1 holds for them, though iptables sees a stand-in."""
+    """Conditions on 127.0.0.1 and ::1 hold, although iptables sees a substitute source address."""
     conflist, runtime = published(CHAIN, [port(8080, 80)], backend="iptables", **conditions)
     netns = host.container()
     result = cni.add_list(conflist, netns, runtime)

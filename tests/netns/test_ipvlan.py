@@ -1,6 +1,6 @@
-"""The ipvlan driver on a real wire: modes, chains, and what stays after DEL.
+"""The ipvlan driver on a LAN: modes, chained plugins, and what DEL leaves.
 
-Few tests, in this process: where the kernel has no ipvlan links they run in an emulated one.
+Few tests, in this process: an emulated kernel runs them if the machine's has no ipvlan.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_two_containers_share_the_masters_mac_address(host: Host) -> None:
         weft.add(ipvlan(address, master=lan.link, mtu=1400), host.container(name), name)
     assert host.ping("c1", "192.0.2.10") and host.ping("c2", lan.outside)
     assert seen.link(host, "eth0", "c1")["address"] == seen.link(host, "eth0", "c2")["address"]
-    # A container that comes back has its address, though the kernel may be at its old namespace still.
+    # A restarted container gets its address, even while the kernel still deletes its old namespace.
     host.remove_container()
     weft.delete(ipvlan(), "/run/netns/c1")
     weft.add(ipvlan(), host.container())
@@ -62,7 +62,8 @@ def test_two_containers_share_the_masters_mac_address(host: Host) -> None:
 
 
 def test_in_a_chain_the_addresses_move_to_it(host: Host) -> None:
-    """The plugin before made a link of the host's; without ipam its addresses become those of the container."""
+    """The plugin before created a link on the host; without ipam its addresses move to the
+    container."""
     require("ipvlan")
     weft, lan, netns = Weft(), host.lan(), host.container()
     previous = {

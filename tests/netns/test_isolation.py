@@ -1,4 +1,4 @@
-"""Networks that are closed, routed, open or internal: who reaches whom, over both families."""
+"""Closed, routed, open and internal networks: which of them reach each other, in both families."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ ROUTES = [DEFAULT4, DEFAULT6]
 
 
 def conf(name: str, number: int, driver: str = "bridge", *, weft: bool = True, **keys: Any) -> dict[str, Any]:
-    """Network ``name`` on 10.NUMBER.0.0/24 and fd00:NUMBER::/64, with a gateway and no masquerade."""
+    """Network ``name`` on 10.NUMBER.0.0/24 and fd00:NUMBER::/64, with a gateway, without
+    masquerading."""
     ipam = pool(f"10.{number}.0.0/24", f"fd00:{number}::/64", routes=ROUTES)
     made = bridge(ipam, name=name, bridge=f"b-{name}", isGateway=True) if driver == "bridge" else ptp(ipam, name=name)
     return {**made, **(OWN[driver] if weft else {}), **keys}
 
 
 class Estate:
-    """Containers by name, each answering on TCP 80 and UDP 53, and a machine outside that knows the way to all."""
+    """Containers that serve TCP 80 and UDP 53, and a host outside with routes to all of them."""
 
     def __init__(self, host: Host) -> None:
         self.host, self.weft = host, Weft()
@@ -49,11 +50,13 @@ class Estate:
         return self.addresses[container]
 
     def reaches(self, client: str | None, server: str) -> bool:
-        """Whether the client reaches the server, as it should: in every way, or in none; anything between fails."""
+        """Whether the client reaches the server, where it should: over TCP, UDP and ICMP alike, or
+        over none."""
         return self._reaches(client, server, expected=True)
 
     def bars(self, client: str | None, server: str) -> bool:
-        """Whether the client reaches the server in no way, as it should; what it reaches in some fails."""
+        """Whether the client reaches the server over none of TCP, UDP and ICMP, where it should
+        not."""
         return not self._reaches(client, server, expected=False)
 
     def _reaches(self, client: str | None, server: str, *, expected: bool) -> bool:
@@ -133,10 +136,10 @@ def test_the_references_networks_can_be_closed(host: Host, driver: str) -> None:
 
 @pytest.mark.parametrize("keys", [{}, {"internal": True}])
 def test_siblings_reach_each_other_where_rules_see_bridged_packets(host: Host, keys: dict[str, Any]) -> None:
-    """With br_netfilter, as Kubernetes has it, what passes a bridge passes the rules for packets as well."""
+    """With br_netfilter, as on Kubernetes nodes, bridged packets pass the inet hooks as well."""
     switches = list(Path("/proc/sys/net/bridge").glob("bridge-nf-call-ip*tables"))
     if not switches:
-        pytest.skip("this kernel shows no bridged packets to rules (br_netfilter)")
+        pytest.skip("this kernel has no br_netfilter")
     for switch in switches:
         switch.write_text("1")
     estate = Estate(host)
@@ -147,7 +150,7 @@ def test_siblings_reach_each_other_where_rules_see_bridged_packets(host: Host, k
 
 
 def test_a_second_address_opens_nothing(host: Host) -> None:
-    """Neither one of the other network's, nor one that nobody has, nor a link-local one."""
+    """Neither one of the other network's subnet, nor an unassigned one, nor a link-local one."""
     estate = Estate(host)
     estate.add("one", conf("one", 81, macspoofchk=False))
     estate.add("two", conf("two", 82, macspoofchk=False))
@@ -179,8 +182,7 @@ def test_port_isolation_keeps_siblings_apart(host: Host, weft: bool) -> None:
 
 @pytest.mark.parametrize(("driver", "gateway"), [("bridge", True), ("bridge", False), ("ptp", True)])
 def test_an_internal_network_has_no_way_out(host: Host, driver: str, gateway: bool) -> None:
-    """Not even with a route of the container's own making, over its gateway, the bridge's own address or the
-    host's other addresses."""
+    """Nor by a route that the container adds, via its gateway or other addresses of the host."""
     estate = Estate(host)
     network = conf("in", 81, driver, internal=True)
     network = {**network, **({"isGateway": gateway} if driver == "bridge" else {})}
@@ -208,7 +210,7 @@ def test_an_internal_network_has_no_way_out(host: Host, driver: str, gateway: bo
 
 
 def test_without_internal_the_same_ways_lead_out(host: Host) -> None:
-    """What the test above shows to be shut is open where nothing shuts it."""
+    """Proves that the test above can fail."""
     estate = Estate(host)
     estate.add("a", conf("in", 81))
     estate.add("other", conf("other", 82, isolation="open"))
@@ -239,7 +241,7 @@ METADATA = ("169.254.169.254", "169.254.170.2", "100.100.100.200", "fd00:ec2::25
 @DRIVERS
 @pytest.mark.parametrize("allowed", [False, True])
 def test_metadata_services_are_out_of_reach(host: Host, driver: str, allowed: bool) -> None:
-    """But for DNS, which some clouds serve there."""
+    """Except for DNS, which some clouds serve at that address."""
     estate = Estate(host)
     for address in METADATA:
         host.inside("outside", "ip", "address", "add", address, "dev", "lo")
@@ -282,7 +284,7 @@ def test_the_rules_come_back_with_the_next_call_and_check_says_so(host: Host) ->
     estate.add("one", conf("one", 81))
     estate.add("two", conf("two", 82))
     host.run("nft", "flush", "ruleset")
-    assert estate.reaches("one", "two"), "nothing is closed without rules: the test could not fail"
+    assert estate.reaches("one", "two"), "without rules the networks must be open"
     said = estate.weft.check(estate.confs["one"], estate.results["one"], "/run/netns/one", "one")
     assert "inet weft is missing" in said and "in closed_links" in said and "in no_router_ports" in said
     estate.add("three", conf("three", 83))
@@ -292,7 +294,7 @@ def test_the_rules_come_back_with_the_next_call_and_check_says_so(host: Host) ->
 
 
 def test_a_bridge_that_was_there_is_not_closed_unasked(host: Host) -> None:
-    """Machines may be behind it that are none of weft's business."""
+    """Hosts behind it may have nothing to do with weft."""
     estate = Estate(host)
     host.run("ip", "link", "add", "b-one", "up", "type", "bridge")
     estate.add("one", conf("one", 81))

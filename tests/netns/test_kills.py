@@ -1,6 +1,6 @@
-"""A SIGKILL between every two steps of ADD and DEL: whoever comes next finishes or starts afresh.
+"""SIGKILL between any two steps of ADD and DEL: the next call completes or repeats the work.
 
-A step is an operation, and also every change of a file and every message to the kernel.
+A step is an operation; with ``files`` also each file change and each netlink message.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from weft.files import TEMPORARY_SUFFIX
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 THOROUGHLY = ("bridge-dual", "ptp", "loopback", "macvlan", "weft-everything")
-"""The cases that are gone through again and again: the others differ in their operations only."""
+"""Cases with every combination of step and follow-up; the others differ in their operations
+only."""
 
 thorough = pytest.mark.parametrize(
     "case", [case for case in CASES if case.name in THOROUGHLY], ids=lambda case: case.name
@@ -28,7 +29,7 @@ thorough = pytest.mark.parametrize(
 
 
 class Victim:
-    """A case whose calls are killed, each time in a new container."""
+    """A test case whose calls are killed, each time in a new container."""
 
     def __init__(self, ground: Ground) -> None:
         self.ground = ground
@@ -37,7 +38,8 @@ class Victim:
         self._number = 0
 
     def renew(self) -> None:
-        """Another container, with the same name; the plugin before in the chain is done."""
+        """Create another container with the same name, on which the plugin before in the chain has
+        run."""
         ground = self.ground
         if ground.case.first:
             ground.weft.delete(ground.case.first, self.path)
@@ -52,7 +54,8 @@ class Victim:
         return self.ground.weft(command, self.conf, where, watch=watch or unwatched)
 
     def left(self) -> list[str]:
-        """What is left at a glance; in a chain, what the plugin before did is not meant."""
+        """Links, leases, records and rules that are left, without those of the plugin before in the
+        chain."""
         first = self.ground.case.first
         if first:
             self.ground.weft.delete(first, self.path)
@@ -61,7 +64,7 @@ class Victim:
 
 
 def _delete(victim: Victim, at: int) -> None:
-    """DEL ends it."""
+    """DEL completes it."""
     answer = victim.call("DEL")
     assert answer.ok, (at, answer)
     assert not [path for path in files() if "/attachments/" in path and path.endswith(TEMPORARY_SUFFIX)], at
@@ -69,16 +72,16 @@ def _delete(victim: Victim, at: int) -> None:
 
 
 def _collect(victim: Victim, at: int) -> None:
-    """GC without a DEL ends it."""
+    """GC completes it without a DEL."""
     victim.ground.weft.collect(victim.ground.case.conf)
     assert victim.left() == [], at
 
 
 def _again(victim: Victim, at: int) -> None:
-    """The same ADD succeeds, and is all right; then a DEL."""
+    """The same ADD succeeds, CHECK finds no error, and DEL removes everything."""
     answer = victim.call("ADD")
     if not answer.ok:
-        # Killed when all was done but the answer: then it is attached, and only then is this refused.
+        # If only the answer was missing, the container is attached already, and ADD is refused.
         assert answer.code == 101, (at, answer)
         assert "is already attached" in answer.text, (at, answer)
     else:
@@ -89,7 +92,7 @@ def _again(victim: Victim, at: int) -> None:
 
 
 def _without_namespace(victim: Victim, at: int) -> None:
-    """The container is gone before anybody can clean up: DEL or GC still ends it."""
+    """The namespace is gone before a cleanup: DEL or GC still completes it."""
     path = victim.path
     victim.ground.host.remove_container()
     if at % 2:
@@ -105,7 +108,7 @@ FINISHES: dict[str, Finish] = {"delete": _delete, "collect": _collect, "again": 
 
 
 def _kill_at_every_step(host: Host, case: Case, command: str, finishes: list[Finish], *, files: bool) -> int:
-    """Returns how many steps there were."""
+    """SIGKILL before each step in turn; returns the number of steps."""
     ground = Ground(host, case)
     victim = Victim(ground)
     for at in sampled(case.name, count(), needs=case.needs):
@@ -131,7 +134,8 @@ def test_kill_before_every_operation(host: Host, case: Case, command: str, finis
 @pytest.mark.parametrize("command", ("ADD", "DEL"))
 @every_case
 def test_kill_before_every_operation_in_turn(host: Host, case: Case, command: str) -> None:
-    """Each kill has another end, so that the cases that differ little need not be gone through four times."""
+    """The four follow-ups alternate from step to step, so that similar cases take a quarter of the
+    time."""
     _kill_at_every_step(host, case, command, [*FINISHES.values()], files=False)
 
 

@@ -1,4 +1,4 @@
-"""The tests' own tools: a host that is thrown away, what they see, and what they refuse."""
+"""The test library: its host namespaces, snapshots and traffic, and where it refuses to run."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ def test_only_a_private_place_is_accepted(host: Host, tmp_path: Path) -> None:
     assert "not the network namespace" in namespaces.isolation_problem(mark=mark)
     mark.write_text(os.readlink(namespaces.OWN))
     assert namespaces.isolation_problem(namespaces.OWN, mark) == ""
-    # In the right /run but, as here, in another network: refused.
+    # The right /run, but as here in another network namespace: refused.
     assert "not the network namespace" in namespaces.isolation_problem(namespaces.OWN)
 
 
 def test_pytest_ends_at_once_where_it_is_not_private() -> None:
-    """Without the private /run, so that even a mistake here could not reach the machine's network."""
+    """In a mount namespace without the private /run, so that a bug here cannot reach the machine's
+    network."""
     program = ("sh", "-c", 'umount /run && exec "$@"', "sh", sys.executable, "-m", "pytest", "-q", __file__)
     outcome = run("unshare", "--mount", *program, check=False, timeout=60)
     assert outcome.code == 3, outcome

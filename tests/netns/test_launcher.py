@@ -1,4 +1,5 @@
-"""How the executable starts: one execve, nothing of the caller's surroundings, no bytecode, no hanging."""
+"""How the executable starts: one execve, no influence of the caller's environment, no bytecode, no
+hang."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ TRAPS = ("json", "re", "ipaddress", "dataclasses", "cni_plugin", "ipam", "sitecu
 
 @pytest.fixture
 def cni() -> Cni:
-    """Weft's own: it is the launcher in bin/cni that is looked at."""
+    """Always weft's own plugins, since the launcher in bin/cni is tested."""
     return Cni(OWN_FOLDER)
 
 
@@ -52,16 +53,17 @@ def test_a_call_starts_no_other_process(cni: Cni, container: str, tmp_path: Path
     assert outcome.code == 0, outcome
     lines = [line for line in trace.read_text().splitlines() if "exited" not in line and "+++" not in line]
     started = [line for line in lines if re.match(r"\d+ +execve", line)]
-    # The client becomes Python, or is it already; nothing is started beside it.
+    # The client is Python, or execs it; no other process is started.
     assert 1 <= len(started) <= 2, lines
     assert len({line.split()[0] for line in started}) == 1, lines
-    # A thread is no process: it shares the address space.
+    # Threads do not count: they share the address space.
     forked = [line for line in lines if re.match(r"\d+ +(v?fork|clone3?)\(", line) and "CLONE_THREAD" not in line]
     assert forked == []
 
 
 def test_nothing_of_the_callers_surroundings_is_loaded(cni: Cni, container: str, tmp_path: Path) -> None:
-    """Traps in the working folder, PYTHONPATH, the user's own packages and the start-up file: none is sprung."""
+    """Modules in the working directory, PYTHONPATH, user site-packages and PYTHONSTARTUP are not
+    imported."""
     sprung = tmp_path / "sprung"
     home = tmp_path / "home"
     traps = f"open({str(sprung)!r}, 'a').write(__name__ + '\\n')\nraise SystemExit(77)\n"
@@ -96,7 +98,7 @@ def test_nothing_of_the_callers_surroundings_is_loaded(cni: Cni, container: str,
 
 
 def test_the_traps_would_be_sprung_by_a_careless_start(tmp_path: Path) -> None:
-    """The same trap does close on a Python that is started without -I."""
+    """Proves that the test above can fail: without -I, Python imports them."""
     (tmp_path / "json.py").write_text("raise SystemExit(77)\n")
     python = str(ROOT / ".venv/bin/python")
     assert run(python, "-c", "import json", environment={"PYTHONPATH": str(tmp_path)}, check=False).code == 77
@@ -145,7 +147,7 @@ def test_a_path_that_is_no_namespace_hangs_nobody(
 
 
 def test_the_folder_is_a_ready_path(cni: Cni) -> None:
-    """Each name of bin/cni answers VERSION under its own name, also through a link from another folder."""
+    """Each name in bin/cni answers VERSION under its own name, also through a symlink elsewhere."""
     names = {path.name for path in OWN_FOLDER.iterdir()}
     assert {"weft", "bridge", "ptp", "loopback", "portmap", "host-local", "static"} <= names
     for name in sorted(names):

@@ -1,4 +1,4 @@
-"""Who holds a lock, where file systems number their files alike."""
+"""The holder of a lock file is identified by inode and file system."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weft import locks
 
 @pytest.fixture
 def alike(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """Two files of the same inode number, each in a file system of its own."""
+    """Two files with the same inode number on different file systems."""
     folders = (tmp_path / "one", tmp_path / "two")
     for folder in folders:
         folder.mkdir()
@@ -32,7 +32,7 @@ def alike(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def test_a_strangers_lock_is_not_taken_for_ours(alike: tuple[Path, Path]) -> None:
-    """Or ``weft down`` would end a process that has nothing to do with weft."""
+    """Otherwise ``weft down`` would send SIGTERM to an unrelated process."""
     held, free = alike
     with held.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""The loopback driver: a container's own lo."""
+"""The loopback driver: lo of the container."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONF = network("loopback", name="lo")
 def test_lo_is_up_and_down_again(host: Host, cni: Cni) -> None:
     before = host.snapshot()
     netns = host.container()
-    # What a lo never loses once it has been up (its queue, its addresses) is the kernel's.
+    # lo keeps its qdisc and addresses once it has been up; these are the kernel's.
     host.inside("c1", "ip", "link", "set", "lo", "up")
     host.inside("c1", "ip", "link", "set", "lo", "down")
     inner = seen.inner(netns)
@@ -35,7 +35,7 @@ def test_lo_is_up_and_down_again(host: Host, cni: Cni) -> None:
 
 
 def test_the_interface_name_does_not_matter(host: Host, cni: Cni) -> None:
-    """containerd says eth0."""
+    """containerd passes CNI_IFNAME=eth0."""
     netns = host.container()
     result = cni.add(CONF, netns, ifname="eth0")
     assert result["interfaces"][0]["name"] == "lo" and host.ping("c1", "127.0.0.1")
@@ -81,7 +81,7 @@ def test_a_namespace_that_is_not_a_containers_is_refused(host: Host, cni: Cni, a
     netns = host.container()
     host.inside("c1", "ip", "link", "set", "lo", "up")
     host.inside("c1", "ip", "address", "add", address, "dev", "lo")
-    # The kernel has another thread add the route of an IPv6 address.
+    # Another kernel thread adds the route of an IPv6 address.
     until(lambda: f"local {address.split('/')[0]} " in host.inside("c1", "ip", "route", "show", "table", "all").stdout)
     inner = seen.inner(netns)
     problem = seen.problem(cni, "ADD", CONF, netns, ifname="lo")

@@ -1,4 +1,4 @@
-"""The macvlan driver with real containers on a real wire: its keys, its result, and what stays after DEL."""
+"""The macvlan driver with real containers on a LAN: its keys, its result, and what DEL leaves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def able() -> None:
 
 
 def macvlan(*subnets: str, **keys: Any) -> dict[str, Any]:
-    """Addresses of the wire's own subnets that neither the host nor the neighbour has."""
+    """Addresses of the LAN's own subnets that neither the host nor the neighbour has."""
     ipam = pool(*(subnets or (LAN, LAN6)))
     for [subnet], first in zip(ipam["ranges"], ("192.0.2.10", "2001:db8:99::10"), strict=False):
         subnet["rangeStart"] = first
@@ -262,7 +262,7 @@ def test_an_interface_that_is_there_is_left_alone(host: Host, cni: Cni) -> None:
 @pytest.mark.skipif(not (REFERENCE_FOLDER / "macvlan").exists(), reason="the reference plugins are not installed")
 @pytest.mark.parametrize("version", ["0.2.0", "0.4.0", "1.0.0"])
 def test_the_answer_is_the_reference_plugins_own(host: Host, cni: Cni, version: str) -> None:
-    """But for the MAC address, and for the MTU, which it leaves out."""
+    """Apart from the MAC address, and from the MTU, which the reference leaves out."""
     lan = host.lan()
     conf = macvlan(LAN, master=lan.link, version=version, mtu=1400)
     answers = []
@@ -273,7 +273,7 @@ def test_the_answer_is_the_reference_plugins_own(host: Host, cni: Cni, version: 
         for link in answer.get("interfaces", []):
             link.pop("mac"), link.pop("mtu", None)
             assert link.pop("sandbox") == netns
-        if not answer.get("dns"):  # the newest reference leaves an empty one out from 1.0.0 on, this one does not
+        if not answer.get("dns"):  # recent reference plugins omit an empty dns from 1.0.0 on
             answer.pop("dns", None)
         answers.append(answer)
         plugins.delete(own, netns, container=name)

@@ -1,4 +1,4 @@
-"""ipMasq with real traffic: what leaves takes the host's address, and only what leaves."""
+"""ipMasq with real traffic: packets that leave the network are masqueraded, and only those."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def named(conf: dict[str, Any]) -> str:
 
 
 def masqueraded(host: Host) -> str:
-    """All of the host's rules, as one text to look for addresses in."""
+    """The host's ruleset as text, to search for addresses."""
     return host.run("nft", "-j", "list", "ruleset").stdout
 
 
@@ -68,7 +68,7 @@ def test_another_network_of_the_host_is_outside(host: Host, cni: Cni) -> None:
 
 
 def test_networks_that_share_a_subnet(host: Host, cni: Cni) -> None:
-    """The network that ends takes nothing from the one that stays."""
+    """DEL of one network removes no rule that the other one needs."""
     lan = host.lan()
     halves = []
     for name, first, last in (("low", 2, 100), ("high", 101, 200)):
@@ -88,7 +88,7 @@ def test_networks_that_share_a_subnet(host: Host, cni: Cni) -> None:
 
 
 def test_multicast_keeps_its_source(host: Host, cni: Cni) -> None:
-    """As the rules stand: nothing here relays multicast, so there is no traffic to look at."""
+    """Checked by the order of the rules: no multicast router is available to send traffic."""
     cni.add(DRIVERS[0], host.container())
     rules = host.run("nft", "list", "chain", "inet", "weft", "masquerade_outgoing").stdout.splitlines()
     order = [line.partition(" comment ")[0].strip() for line in rules]
@@ -99,7 +99,7 @@ def test_multicast_keeps_its_source(host: Host, cni: Cni) -> None:
 @pytest.mark.parametrize("conf", DRIVERS, ids=named)
 @pytest.mark.parametrize("end", ["whole", "empty", "vanished", "unlinked"])
 def test_no_rule_stays_however_the_container_ended(host: Host, cni: Cni, conf: dict[str, Any], end: str) -> None:
-    """The namespace is there, is not named, is gone, or has lost its link."""
+    """The namespace exists, is not passed to DEL, is gone, or its link is gone."""
     seen.forward(host)
     before = host.snapshot()
     netns = host.container()
@@ -131,7 +131,7 @@ def test_an_unknown_backend_is_refused_before_anything_is_done(host: Host, cni: 
 
 
 def test_what_others_flushed_is_back_with_the_next_add(host: Host, cni: Cni) -> None:
-    """CHECK says so, and the next ADD of anybody repairs it for all."""
+    """CHECK reports it, and the next ADD on the host restores the rules for all attachments."""
     lan = host.lan()
     netns = host.container()
     result = cni.add(DRIVERS[0], netns)

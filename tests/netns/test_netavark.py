@@ -25,7 +25,7 @@ def weft(*arguments: str, given: object = None) -> Outcome:
 
 
 def create(**keys: Any) -> dict[str, Any]:
-    """A network as podman asks for it, created."""
+    """A network as podman requests it, created."""
     asked = {
         "name": "blue", "id": "ab" * 32, "driver": "weft", "dns_enabled": False, "internal": False,
         "ipv6_enabled": False, "ipam_options": {}, **keys,

@@ -1,4 +1,5 @@
-"""The agent's web page in a real browser: what it shows, that it follows, and that text stays text."""
+"""The agent's web page in a real browser: it shows and follows the registry, and never runs its
+text as code."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ Look = Callable[[Browser], Awaitable[None]]
 
 
 class Page:
-    """An agent with networks and containers that it was told of, and a browser that looks at its page."""
+    """An agent with services and recorded attachments, and a browser that opens its page."""
 
     def __init__(self, host: Host, folder: Path) -> None:
         self._host = host
@@ -60,7 +61,7 @@ class Page:
         urllib.request.urlopen(urllib.request.Request(f"{PAGE}{path}", sent, method="PUT"), timeout=EXPECTED)
 
     def announce(self, name: str, network: str, number: int, *services: dict[str, Any], interface: str = "eth0") -> str:
-        """A container is attached: the file that an ADD would leave, replaced as that does. Returns its id."""
+        """Write the record that an ADD would, atomically; returns the container's id."""
         container = f"{name.encode().hex():0<64}"[:64]
         prefix = {"blue": "10.71.0", "green": "10.72.0"}.get(network, "10.73.0")
         document = {
@@ -81,7 +82,7 @@ class Page:
         return container
 
     def look(self, work: Look) -> None:
-        """Have a browser look; its console must stay empty."""
+        """Run ``work`` in a browser, whose console must stay empty."""
 
         async def main() -> None:
             async with Browser(self._folder) as found:
@@ -102,12 +103,12 @@ def page(host: Host, tmp_path: Path) -> Iterator[Page]:
 
 
 def shows(text: str, where: str = "#main") -> str:
-    """The expression that an element shows a text; of the drawing, as a title or in it."""
+    """JavaScript that is true if an element shows a text; in the drawing also as a title."""
     return f"document.querySelector({json.dumps(where)})?.textContent.includes({json.dumps(text)})"
 
 
 def item(label: str) -> str:
-    """The expression of the drawing's item with such a label."""
+    """JavaScript that returns the drawing's item with this label."""
     return f"[...document.querySelectorAll('.item')].find((one) => one.ariaLabel.startsWith({json.dumps(label)}))"
 
 
@@ -141,7 +142,7 @@ def test_the_drawing_follows_what_happens(page: Page) -> None:
         await browser.until(f"!({item('job-1')})")
         page.put("/v1/agent/service/deregister/later")
         await browser.until(f"!({item('Service later')})")
-        assert await browser.ask("window.untouched"), "the page was loaded anew"
+        assert await browser.ask("window.untouched"), "the page was reloaded"
 
     page.look(look)
 
@@ -213,7 +214,7 @@ def test_text_of_the_registry_runs_nowhere(page: Page) -> None:
         assert (
             await browser.ask("document.querySelectorAll('main img, aside img, main script, aside script').length") == 0
         )
-        # And what would make elements of text is refused by the browser itself.
+        # The browser itself (Trusted Types) refuses to parse a string as HTML.
         made = (
             "(() => { try { document.body.innerHTML = '<p>'; return 'made'; } catch (error) { return error.name; } })()"
         )
@@ -232,12 +233,12 @@ def test_an_agent_that_goes_and_comes_again_is_noticed(page: Page) -> None:
         await browser.until(item("Service kept"))
         page.stop()
         await browser.until("document.querySelector('#live.away')")
-        assert await browser.ask(f"Boolean({item('Service kept')})"), "what was known is shown until there is better"
+        assert await browser.ask(f"Boolean({item('Service kept')})"), "the last known state is gone"
         page.start()
         await browser.until("document.querySelector('#live.good')")
         page.put("/v1/agent/service/register", {"Name": "new", "Address": "192.0.2.7", "Port": 6})
         await browser.until(item("Service new"))
-        # The browser itself reports connections that were refused meanwhile.
+        # The browser logs connections that were refused in the meantime.
         assert all("Failed to load resource" in text for text in browser.problems), browser.problems
         browser.problems.clear()
 

@@ -1,4 +1,4 @@
-"""Published ports with real traffic: from everywhere they should be reached, and from nowhere else."""
+"""Published ports with real traffic: reachable from where they should be, and from nowhere else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRIVERS = {"bridge": CHAIN, "ptp": ptp(dual(), ipMasq=True)}
 def publish(
     host: Host, cni: Cni, *mappings: dict[str, Any], driver: dict[str, Any] = CHAIN, name: str = "c1", **keys: Any
 ) -> Any:
-    """A new container with published ports; the result."""
+    """ADD of a container with published ports; returns the result."""
     conflist, runtime = published(driver, mappings, **keys)
     return cni.add_list(conflist, host.container(name), runtime, container=name)
 
@@ -37,7 +37,8 @@ def lan(host: Host) -> Lan:
 
 @pytest.mark.parametrize("driver", DRIVERS.values(), ids=DRIVERS)
 def test_a_port_is_reached_from_everywhere(host: Host, cni: Cni, lan: Lan, driver: dict[str, Any]) -> None:
-    """From the LAN with the client's own address, from the host by all its addresses, from siblings, from itself."""
+    """From the LAN without SNAT, from the host by all its addresses, from siblings, from the
+    container."""
     seen.forward(host)
     before = host.snapshot()
     mappings = (port(8080, 80), port(8080, 80, "udp"))
@@ -82,7 +83,7 @@ def test_a_host_address_is_the_only_one_served(host: Host, cni: Cni, lan: Lan) -
 
 
 def test_one_port_of_two_host_addresses_and_of_all_others(host: Host, cni: Cni, lan: Lan) -> None:
-    """The most particular wins: a port of one address may go elsewhere than that of all."""
+    """The most specific mapping wins: a port of one address may lead elsewhere than that of all."""
     host.run("ip", "address", "add", "192.0.2.77/24", "dev", lan.link)
     publish(host, cni, port(8080, 80))
     publish(host, cni, port(8080, 81, address="192.0.2.77"), name="c2")
@@ -97,7 +98,8 @@ def test_one_port_of_two_host_addresses_and_of_all_others(host: Host, cni: Cni, 
 
 
 def test_a_port_of_127_0_0_1_alone_stays_on_the_host(host: Host, cni: Cni, lan: Lan) -> None:
-    """CVE-2020-8558: a neighbour, or a container, that sends to 127.0.0.1 by way of the host reaches nothing."""
+    """CVE-2020-8558: a neighbour or a container that sends to 127.0.0.1 via the host reaches
+    nothing."""
     publish(host, cni, port(8080, 80, address="127.0.0.1"))
     cni.add(CHAIN, host.container("c2"), container="c2")
     server = host.serve_tcp("c1", 80)
@@ -120,7 +122,8 @@ def test_a_port_of_127_0_0_1_alone_stays_on_the_host(host: Host, cni: Cni, lan: 
 
 
 def test_the_trap_of_a_neighbour_would_close_without_the_guard(host: Host, cni: Cni, lan: Lan) -> None:
-    """The same packets arrive without the guard where somebody has set route_localnet: the test above can fail."""
+    """Without the rule and with route_localnet the same packets arrive: proves that the test above
+    can fail."""
     publish(host, cni, port(8080, 80, address="127.0.0.1"))
     cni.add(CHAIN, host.container("c2"), container="c2")
     secret = host.serve_udp(None, 9999, "127.0.0.1")
@@ -134,7 +137,7 @@ def test_the_trap_of_a_neighbour_would_close_without_the_guard(host: Host, cni: 
     ):
         host.inside("c2", *lines)
     host.fetch("c2", "127.0.0.1", 9999, "udp", timeout=0.5)
-    until(lambda: secret.clients == ["10.80.0.3"], what="a datagram by way of the host")
+    until(lambda: secret.clients == ["10.80.0.3"], what="a datagram routed by the host")
 
 
 def test_a_thousand_ports(host: Host, cni: Cni, lan: Lan) -> None:
@@ -184,7 +187,7 @@ def test_a_taken_port_is_refused_and_its_owner_named(host: Host, cni: Cni, lan: 
 
 
 def test_two_networks_of_one_container(host: Host, cni: Cni, lan: Lan) -> None:
-    """The end of one leaves the other's ports."""
+    """DEL of one network keeps the ports of the other."""
     publish(host, cni, port(8080, 80))
     other = bridge(pool("10.81.0.0/24"), bridge="br1", isGateway=True, name="other")
     conflist, runtime = published(other, [port(9090, 80)])
@@ -198,7 +201,8 @@ def test_two_networks_of_one_container(host: Host, cni: Cni, lan: Lan) -> None:
 
 
 def test_a_port_can_be_published_again_at_once(host: Host, cni: Cni, lan: Lan) -> None:
-    """A client that goes on sending from one UDP port reaches the next owner, not the address of the former one."""
+    """A client that keeps sending from one UDP port reaches the new container, not a stale
+    conntrack target."""
     with namespaces.inside(f"/run/netns/{lan.name}"):
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with client:
@@ -224,7 +228,7 @@ def test_check_notices_a_port_that_is_gone(host: Host, cni: Cni) -> None:
 
 
 def test_an_sctp_port(host: Host, cni: Cni, lan: Lan) -> None:
-    """Published beside the same port of TCP, which is another."""
+    """TCP and SCTP ports of the same number are independent."""
     abilities.require_sctp()
     seen.forward(host)
     before = host.snapshot()
@@ -244,7 +248,7 @@ def test_an_sctp_port(host: Host, cni: Cni, lan: Lan) -> None:
 
 
 def test_del_needs_no_mappings(host: Host, cni: Cni) -> None:
-    """Runtimes forget what they published."""
+    """DEL without runtimeConfig: runtimes may no longer know what they published."""
     publish(host, cni, port(8080, 80))
     withdraw(cni)
     assert "8080" not in host.run("nft", "list", "ruleset").stdout
@@ -302,7 +306,8 @@ def test_conditions_beyond_addresses_and_links_are_refused(host: Host, cni: Cni)
 
 
 def test_all_in_one_plugin(host: Host, cni: Cni, lan: Lan) -> None:
-    """``weft`` with a nested portmap: the same ports from one process, one record and one DEL."""
+    """``weft`` with a nested portmap: the same ports from one plugin, with one record and one
+    DEL."""
     runtime = {"portMappings": [port(8080, 80)]}
     conf = {**CHAIN, "type": "weft", "driver": "bridge", "portmap": {}, "runtimeConfig": runtime}
     netns = host.container()

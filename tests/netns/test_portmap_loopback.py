@@ -1,4 +1,4 @@
-"""Ports that the host's own processes reach at 127.0.0.1 and [::1], with no setting of any link changed for it."""
+"""Processes of the host reach published ports at 127.0.0.1 and [::1], without route_localnet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LENGTH = 3_000_000
 
 
 def publish(host: Host, cni: Cni, *mappings: dict[str, Any], driver: dict[str, Any] = CHAIN, **keys: Any) -> Any:
-    """A container ``c1`` with published ports; the result."""
+    """ADD of a container ``c1`` with published ports; returns the result."""
     conflist, runtime = published(driver, mappings, **keys)
     return cni.add_list(conflist, host.container(), runtime)
 
@@ -43,7 +43,7 @@ def client(address: str, kind: socket.SocketKind = socket.SOCK_STREAM, own: int 
 
 @contextlib.contextmanager
 def echo(name: str, number: int, kind: socket.SocketKind) -> Iterator[None]:
-    """In a container, gives back what one client sends: all of a stream, or one datagram."""
+    """In a container, echoes what one client sends: a whole TCP stream, or one datagram."""
     with namespaces.inside(f"{namespaces.FOLDER}/{name}"):
         server = socket.socket(socket.AF_INET6, kind)
     server.settimeout(PATIENTLY)
@@ -75,7 +75,7 @@ def _all(connection: socket.socket) -> bytes:
 
 
 def sum_by_software(link: str) -> None:
-    """The link's packets bear checksums that somebody has reckoned: ``ethtool -K LINK tx off``. SIOCETHTOOL."""
+    """Turn checksum offload off, as ``ethtool -K LINK tx off`` does (SIOCETHTOOL)."""
     command = array.array("B", struct.pack("II", 0x17, 0))  # ETHTOOL_STXCSUM
     address, _ = command.buffer_info()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -85,7 +85,7 @@ def sum_by_software(link: str) -> None:
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("driver", DRIVERS.values(), ids=DRIVERS)
 def test_every_process_of_the_host_reaches_it(host: Host, cni: Cni, driver: dict[str, Any], protocol: str) -> None:
-    """From whatever loopback address, with the strictest reverse path filter; and nothing is left of it."""
+    """From any loopback address, with rp_filter=1; nothing is left after DEL."""
     host.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1")
     seen.forward(host)
     before = host.snapshot()
@@ -108,7 +108,7 @@ def test_every_process_of_the_host_reaches_it(host: Host, cni: Cni, driver: dict
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
 @FAMILIES
 def test_a_refusal_is_told_at_once(host: Host, cni: Cni, address: str, kind: socket.SocketKind) -> None:
-    """Of the container's own kernel, for TCP and, by ICMP, for UDP."""
+    """The container's kernel refuses: RST for TCP, ICMP port unreachable for UDP."""
     publish(host, cni, *MAPPINGS)
     assert host.ping(None, "fd80::2")
     with client(address, kind) as asking, pytest.raises(ConnectionRefusedError):
@@ -143,7 +143,8 @@ def test_much_goes_both_ways(host: Host, cni: Cni, address: str, software: bool)
 def test_who_speaks_to_the_container_directly_may_have_the_same_port(
     host: Host, cni: Cni, address: str, inner: str, protocol: str
 ) -> None:
-    """Both would be the gateway's address and one port to the container, so connection tracking changes one."""
+    """SNAT to the gateway gives both the same tuple, so conntrack selects another source port for
+    one."""
     publish(host, cni, port(8080, 80, protocol), driver=DRIVERS["ptp"])
     getattr(host, f"serve_{protocol}")("c1", 80)
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
@@ -157,7 +158,8 @@ def test_who_speaks_to_the_container_directly_may_have_the_same_port(
 
 @FAMILIES
 def test_the_hosts_own_services_are_left_alone(host: Host, cni: Cni, address: str) -> None:
-    """Even where their client has a published port as its own, or they had that port before."""
+    """Also if their client's source port is a published port, and for connections older than the
+    mapping."""
     publish(host, cni, port(7000, 70))
     listener = socket.create_server((address, 8080), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
     older = socket.create_connection((address, 8080), timeout=PATIENTLY)
@@ -182,7 +184,8 @@ def test_the_hosts_own_services_are_left_alone(host: Host, cni: Cni, address: st
 
 @FAMILIES
 def test_a_port_of_one_loopback_address(host: Host, cni: Cni, address: str) -> None:
-    """It is not the others', nor of any who is not of the host; what is published on all comes after it."""
+    """Not reachable at other loopback addresses or from outside; mappings on all addresses come
+    second."""
     lan = host.lan()
     publish(host, cni, port(8080, 80, address=address))
     cni.add(CHAIN, host.container("c2"), container="c2")
@@ -227,7 +230,7 @@ def test_every_element_that_is_gone_is_missed(host: Host, cni: Cni) -> None:
 
 
 def test_the_same_ports_in_two_networks_of_a_container(host: Host, cni: Cni) -> None:
-    """As podman gives them: the first has them while it lasts, and then the second."""
+    """As podman passes them: the first network has the ports until its DEL, then the second one."""
     publish(host, cni, *MAPPINGS)
     other = bridge(pool("10.81.0.0/24"), bridge="br1", isGateway=True, name="other")
     conflist, runtime = published(other, MAPPINGS)
@@ -241,7 +244,8 @@ def test_the_same_ports_in_two_networks_of_a_container(host: Host, cni: Cni) -> 
 
 
 def test_it_goes_nowhere_but_to_the_container(host: Host, cni: Cni) -> None:
-    """A bridge without an address of the host's: its subnet is somebody else's, out by the default route."""
+    """The bridge has no address of the host, and its subnet is routed elsewhere by the default
+    route."""
     lan: Lan = host.lan(default_route=True)
     conflist, runtime = published(bridge(pool(SUBNET)), [port(8080, 80)])
     cni.add_list(conflist, host.container(), runtime)

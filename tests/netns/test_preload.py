@@ -1,6 +1,6 @@
-"""The engine imports everything before it forks: no call makes a worker import a module of weft's.
+"""The engine imports all modules before it forks: no call imports a module of weft.
 
-Each call imports what it lacks in each of the engine's processes anew, and the caller waits for it.
+Otherwise each engine process would import it again, while a client waits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ptp driver with real containers: routed veth pairs, what its result says, and what stays after DEL."""
+"""The ptp driver with real containers: routed veth pairs, its result, and what DEL leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from lab.snapshot import difference
 
 
 def test_containers_reach_each_other_and_the_host(host: Host, cni: Cni) -> None:
-    """Both families, through the host, an unchanged source address, CHECK, and nothing left by two DELs and a GC."""
+    """Both families, routed by the host without NAT, CHECK, and no change left after two DELs and a
+    GC."""
     seen.forward(host)
     conf = ptp(dual())
     one, two = host.container("c1"), host.container("c2")
@@ -54,7 +55,8 @@ def test_the_outside_reaches_a_container_by_its_address(host: Host, cni: Cni) ->
 
 
 def test_all_of_the_subnet_is_behind_the_gateway(host: Host, cni: Cni) -> None:
-    """What the reference lays down: /32 and /128 ways on both sides, no route of the link's own subnet."""
+    """Routes as the reference's ptp adds them: /32 and /128 on both sides, no on-link subnet
+    route."""
     result = cni.add(ptp(dual()), host.container())
     outer = result["interfaces"][0]["name"]
     near, behind = seen.route(host, "10.80.0.1/32", "c1"), seen.route(host, SUBNET, "c1")

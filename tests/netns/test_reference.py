@@ -1,6 +1,6 @@
-"""The same configuration through the reference plugins and through weft: the same answer, the same network.
+"""The same configuration through the reference plugins and weft: equal results, equal kernel state.
 
-And each ends what the other began, so that a host can change from one to the other while containers run.
+Each also removes what the other attached, so that a host can migrate while containers run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lab.confs import DEFAULT4, DEFAULT6, SUBNET, SUBNET6, bridge, dual, network
 from lab.host import Host
 from lab.plugins import OWN_FOLDER, REFERENCE_FOLDER, Cni
 
-VERSION = "1.0.0"  # the newest that Debian's release of the reference speaks
+VERSION = "1.0.0"  # the newest version that Debian's containernetworking-plugins supports
 RANGE = {"subnet": SUBNET, "rangeStart": "10.80.0.40", "rangeEnd": "10.80.0.50", "gateway": "10.80.0.254"}
 STATIC = {
     "type": "static",
@@ -67,7 +67,8 @@ def weft() -> Cni:
 
 
 def plain(value: Any) -> Any:
-    """A result without what is random or only one of the two says: names, MACs, namespaces; empty dns."""
+    """A result without values that differ between runs (names, MACs, namespaces) and without empty
+    dns."""
     if isinstance(value, dict):
         kept = {key: plain(item) for key, item in value.items() if key != "mac" and (key, item) != ("dns", {})}
         if re.fullmatch("veth[0-9a-f]+", str(kept.get("name", ""))):
@@ -77,7 +78,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_routes(host: Host, place: str | None) -> list[tuple[Any, ...]]:
-    """Routes without who made them; a host's veth by its kind."""
+    """Routes without their protocol; a veth of the host by its type."""
     found = []
     for one in seen.routes(host, place):
         device = re.sub("^veth.*", "veth", one["dev"])
@@ -87,7 +88,7 @@ def plain_routes(host: Host, place: str | None) -> list[tuple[Any, ...]]:
 
 
 def state(host: Host, result: dict[str, Any]) -> dict[str, Any]:
-    """What the two should have made alike."""
+    """The kernel state that both should have configured alike."""
     interfaces = result.get("interfaces", [])
     found: dict[str, Any] = {"container": plain_routes(host, "c1"), "host": plain_routes(host, None)}
     for name in seen.links(host, "c1"):
@@ -102,7 +103,7 @@ def state(host: Host, result: dict[str, Any]) -> dict[str, Any]:
             found[re.sub("^veth.*", "veth", name)] = (seen.addresses(host, name), link["mtu"], flags, port_state)
     for key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
         found[key] = seen.setting(host, key)
-    # Weft announces itself and needs no detection whatever the driver; the reference with bridges alone.
+    # Weft sets arp_notify and accept_dad for every driver, the reference for bridges only.
     if interfaces and interfaces[0]["name"] == "br0" and "ips" in result:
         for key in ("net/ipv4/conf/eth0/arp_notify", "net/ipv6/conf/eth0/accept_dad"):
             found[key] = seen.setting(host, key, "c1")
@@ -110,7 +111,8 @@ def state(host: Host, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def through(cni: Cni, conf: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
-    """The result of an ADD on a host of its own, the network it made, and the leases; then CHECK and DEL."""
+    """ADD on a new host namespace: its result, the kernel state and the leases; then CHECK and
+    DEL."""
     host = Host()
     try:
         netns = host.container()
@@ -174,7 +176,7 @@ def test_a_chain_answers_the_same(reference: Cni, weft: Cni, chain: tuple[Any, A
 @pytest.mark.parametrize("known", [True, False], ids=["prevResult", "no-prevResult"])
 @pytest.mark.parametrize("name", ["bridge", "ptp"])
 def test_weft_ends_what_the_reference_began(host: Host, reference: Cni, weft: Cni, name: str, known: bool) -> None:
-    """Leases always; the link where the runtime hands over the result that proves whose it is."""
+    """Leases in any case; the link if the runtime passes a prevResult that identifies it."""
     conf = CASES[name]
     netns = host.container()
     result = reference.add(conf, netns)
@@ -195,7 +197,7 @@ def test_the_reference_ends_what_weft_began(host: Host, reference: Cni, weft: Cn
     reference.delete({**conf, "prevResult": result}, netns)
     assert list(Path("/var/lib/cni/networks/net").glob("10.80.*")) == []
     assert seen.links(host, "c1") == ["lo"]
-    # Weft's own record is of a link that is gone: the next ADD of the same name is served all the same.
+    # Weft has a record of a link that is gone: the next ADD of the same name succeeds nevertheless.
     again = weft.add(conf, netns)
     assert host.ping("c1", "10.80.0.1")
     weft.check(conf, again, netns)
@@ -203,7 +205,7 @@ def test_the_reference_ends_what_weft_began(host: Host, reference: Cni, weft: Cn
 
 
 def test_both_lease_from_one_folder(host: Host, reference: Cni, weft: Cni) -> None:
-    """By turns, and no address twice; each goes on where the other stopped."""
+    """Alternately, without a duplicate address; each continues after the other's last address."""
     conf = CASES["bridge"]
     found = []
     for index, cni in enumerate((reference, weft, reference, weft)):

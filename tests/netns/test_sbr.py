@@ -1,4 +1,4 @@
-"""``sbr`` with real traffic: what goes out from an address goes by that address's link."""
+"""``sbr`` with real traffic: packets from an address leave by the link that has it."""
 
 from __future__ import annotations
 

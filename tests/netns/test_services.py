@@ -1,4 +1,5 @@
-"""Names and services from end to end: real attachments, the agent that they start, DNS, HTTP, and virtual addresses."""
+"""Names and services end to end: attachments, the agent that they start, DNS, HTTP, virtual
+addresses."""
 
 from __future__ import annotations
 
@@ -32,13 +33,16 @@ from lab.waiting import BRIEFLY, PATIENTLY, until
 
 WEFT = str(ROOT / "bin" / "weft")
 STARTS = 60.0
-"""Seconds for the agent to begin or to end, on a machine that does other things."""
+"""Seconds for the agent to start or to exit on a loaded machine."""
 WEB: dict[str, Any] = {"name": "web", "port": 80, "virtual": True}
 CHECKED: dict[str, Any] = {**WEB, "check": {"tcp": "", "interval": "200ms", "timeout": "2s"}}
 
 
 class Town:
-    """Containers on networks with names, and whatever asks about them. A container's server says the container's id."""
+    """Containers on networks with DNS names, and clients.
+
+    The server in each replies with the container's id.
+    """
 
     def __init__(self, host: Host, cni: Cni) -> None:
         self.host, self.cni = host, cni
@@ -57,7 +61,7 @@ class Town:
 
     @staticmethod
     def agent() -> int:
-        """The process of this host's agent; 0 if none runs."""
+        """The process id of this host's agent; 0 if none runs."""
         folder = Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}")
         with contextlib.suppress(FileNotFoundError, ValueError):
             pid = int((folder / "agent.lock").read_text())
@@ -66,16 +70,16 @@ class Town:
         return 0
 
     def run_agent(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """An agent as a service manager runs it."""
+        """Start an agent as a service manager does."""
         return self.host.start(WEFT, "agent", *arguments)
 
     def add(self, container: str, network: str, number: int, *, args: str = "", **keys: Any) -> Any:
-        """ADD; the result. Whatever listens in the container at port 80 says the container's id."""
+        """ADD; returns the result. The server in the container replies with its id at port 80."""
         ipam = pool(f"10.{number}.0.0/24", f"fd00:{number}::/64", routes=[DEFAULT4, DEFAULT6])
         conf = bridge(ipam, name=network, bridge=f"b-{network}", isGateway=True, ipMasq=True)
         conf = {**conf, "type": "weft", "driver": "bridge", "names": {}, **keys}
         path = self.host.container(container)
-        self.host.inside(container, "ip", "link", "set", "lo", "up")  # as every runtime does
+        self.host.inside(container, "ip", "link", "set", "lo", "up")  # as each runtime does
         self.servers[container] = Greeters(path, {container: ("::", 80)})
         self.confs[container] = conf
         self.results[container] = self.cni.add(conf, path, container=container, args=args)
@@ -90,20 +94,20 @@ class Town:
         return next(one for one in found if (":" in one) == (version == 6))
 
     def ask(self, container: str, name: str, kind: str = "A", *, at: str = "", timeout: float = PATIENTLY) -> list[str]:
-        """What the container is answered at its name server by UDP: the data of the records, or the code."""
+        """The answer by UDP of the container's name server: record data, or the response code."""
         server = at or self.results[container]["dns"]["nameservers"][0]
         with inside(f"/run/netns/{container}"):
             reply = ask(server, 53, question(name, kind), timeout=timeout)
         return ["silent"] if reply is None else _data(reply)
 
     def ask_stream(self, container: str, name: str, kind: str = "A") -> list[str]:
-        """The same by TCP, at its last name server."""
+        """The same by TCP, from the container's last name server."""
         with inside(f"/run/netns/{container}"):
             (reply,) = ask_stream(self.results[container]["dns"]["nameservers"][-1], 53, question(name, kind))
         return _data(reply)
 
     def api(self, path: str, method: str = "GET", body: object = None) -> Any:
-        """What the agent's HTTP API answers on the host."""
+        """The response of the agent's HTTP API on the host."""
         connection = http.client.HTTPConnection("127.0.0.1", 8500, timeout=STARTS)
         with contextlib.closing(connection):
             connection.request(method, path, None if body is None else json.dumps(body))
@@ -113,7 +117,7 @@ class Town:
             return json.loads(text) if text else None
 
     def healthy(self, service: str = "web") -> list[str]:
-        """The addresses of the instances that pass, as HTTP has them."""
+        """The addresses of the passing instances, from the HTTP API."""
         found = self.api(f"/v1/health/service/{service}?passing")
         return sorted(one["Service"]["Address"] for one in found)
 
@@ -122,12 +126,12 @@ class Town:
         until(lambda: self.healthy() == wanted, STARTS, f"health of {containers}")
 
     def virtual(self, version: int = 4) -> str:
-        """The virtual address of the service web, by DNS."""
+        """The virtual address of the service ``web``, from DNS."""
         (found,) = self.ask(next(iter(self.results)), "web.virtual.weft", "A" if version == 4 else "AAAA")
         return found
 
     def picks(self, container: str | None, count: int = 20, version: int = 4) -> Counter[str]:
-        """Who answers so many connections to the virtual address."""
+        """How many of ``count`` connections to the virtual address each container answers."""
         place = self.host.path if container is None else f"/run/netns/{container}"
         return picks(place, self.virtual(version), 80, count)
 
@@ -147,7 +151,7 @@ def town(host: Host, cni: Cni) -> Iterator[Town]:
 
 
 def test_containers_find_each_other_by_name(town: Town) -> None:
-    """By all their names, at once after the ADD, on their own networks and nowhere else."""
+    """By each of its names, directly after ADD, on its own networks only."""
     assert not town.agent()
     keys = {"names": {"domain": "lab.example"}, "runtimeConfig": {"aliases": {"blue": ["Db", "db.inner"]}}}
     result = town.add("c1", "blue", 10, args="IgnoreUnknown=1;K8S_POD_NAME=shop", **keys)
@@ -205,7 +209,7 @@ def test_an_instance_that_does_not_answer_leaves_and_comes_back(town: Town) -> N
     town.until_healthy("b")
     until(lambda: town.picks("client") == {"b": 20})
     assert town.ask("client", "web.service.weft") == [town.address("b")]
-    # It is registered all the same, and HTTP says what is wrong with it.
+    # It stays registered, and the HTTP API shows the output of the failed check.
     (critical,) = town.api("/v1/health/state/critical")
     assert critical["ServiceName"] == "web"
     assert "refused" in critical["Output"]
@@ -235,7 +239,7 @@ def test_a_removed_container_is_withdrawn(town: Town) -> None:
 
 
 class Load:
-    """Connections and questions without a pause while the block runs; what came of each."""
+    """Connections and DNS queries in a loop while the block runs; records all outcomes."""
 
     def __init__(self, town: Town, client: str) -> None:
         self.connections: Counter[str] = Counter()
@@ -267,7 +271,8 @@ class Load:
 
 
 def test_a_killed_agent_is_not_noticed_by_connections(town: Town) -> None:
-    """Established and new ones go on without it; the next has all that was registered, and answers again."""
+    """Established and new connections work without it; its successor restores the registrations and
+    answers."""
     first = town.run_agent()
     until(town.agent, STARTS, "the agent")
     for name in ("a", "b", "client"):
@@ -327,7 +332,8 @@ def test_a_check_starts_the_agent_again(town: Town) -> None:
 
 
 def test_the_rights_of_the_unit_suffice(town: Town) -> None:
-    """As systemd would run it, the agent answers, checks and balances."""
+    """With the capabilities and sandbox of its systemd unit the agent serves DNS, checks and
+    balances."""
     town.host.start(*confined(ROOT / "conf/systemd/weft-agent.service", WEFT, "agent"))
     until(town.agent, STARTS, "the agent")
     town.add("a", "blue", 10, services=[CHECKED])
@@ -340,7 +346,7 @@ def test_the_rights_of_the_unit_suffice(town: Town) -> None:
 
 
 def test_an_internal_network_has_names_and_leaks_no_question(town: Town, tmp_path: Path) -> None:
-    """Counted on the uplink, with a name server there that would answer."""
+    """Counted on the uplink, which has a name server that would answer."""
     lan = town.host.lan()
     with inside(town.host._place(lan.name)):
         upstream = Upstream(lambda query, _: [dns.message.make_response(query).to_wire()], lan.outside, 53)
@@ -362,7 +368,7 @@ def test_an_internal_network_has_names_and_leaks_no_question(town: Town, tmp_pat
         assert town.ask("in1", "in2") == [town.address("in2")]
         assert sorted(town.ask_stream("in1", "web.service.weft")) == sorted(map(town.address, ("in1", "in2")))
         assert (_left(town), upstream.queries) == (0, [])
-        # The same question from another network does get there, so it would have been counted.
+        # The same query from another network does leave, so a leak would have been counted.
         assert town.ask("c1", "secret.example.org") == ["NOERROR"]
         assert _left(town) == len(upstream.queries) == 1
     finally:
@@ -370,6 +376,6 @@ def test_an_internal_network_has_names_and_leaks_no_question(town: Town, tmp_pat
 
 
 def _left(town: Town) -> int:
-    """Packets to port 53 that left by the uplink."""
+    """The number of packets to port 53 that left by the uplink."""
     listed = town.host.run("nft", "-j", "list", "counter", "inet", "watch", "dns").json["nftables"]
     return int(next(one["counter"]["packets"] for one in listed if "counter" in one))

@@ -1,4 +1,4 @@
-"""Frames that a container forges: each arrives where nothing is checked, and none where it is."""
+"""Spoofed frames of a container: without checks each one arrives, with checks none does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKED = bridge(dual(), type="weft", driver="bridge", isGateway=True)
 
 
 class Yard:
-    """A container that forges, its sibling, and their host, all on one bridge."""
+    """A container that sends spoofed frames, a sibling, and the host, on one bridge."""
 
     def __init__(self, host: Host, conf: dict[str, Any]) -> None:
         self.host, self.conf, self.weft = host, conf, Weft()
@@ -51,7 +51,7 @@ class Yard:
 
 
 def forgeries(yard: Yard) -> dict[bytes, bytes]:
-    """One frame of every kind, under the token that it carries."""
+    """One frame of each kind; the key is the token in its payload."""
     mine, theirs = yard.macs["evil"], yard.macs["victim"]
     own = frames.link_local(mine)
     found: dict[bytes, bytes] = {}
@@ -107,7 +107,10 @@ ROUTERS = {b"<ra>", b"<ra behind>", b"<redirect6>", b"<tagged ra>"}
 
 
 def arrived(yard: Yard) -> tuple[set[bytes], set[bytes], set[bytes]]:
-    """All tokens, those that the sibling heard, and those that the host did; an honest frame comes last."""
+    """All tokens, those that the sibling received, those that the host did.
+
+    A valid frame marks the end.
+    """
     made = forgeries(yard)
     honest = frames.frame(
         yard.macs["evil"], *frames.ip(EVIL, "255.255.255.255", UDP, frames.udp(4000, 4000, b"<honest>"))
@@ -151,7 +154,7 @@ def test_the_references_defaults_stop_routers_alone(host: Host) -> None:
 
 
 def test_a_network_without_addresses_is_checked_for_mac_addresses(host: Host) -> None:
-    yard = Yard(host, CHECKED)  # its addresses are what the forgeries speak of
+    yard = Yard(host, CHECKED)  # the spoofed frames claim its addresses
     weft, flat = Weft(), {**CHECKED, "name": "flat", "ipam": {}, "isGateway": False}
     weft.add(flat, host.container("flat"), "flat")
     mac = seen.link(host, "eth0", "flat")["address"]
@@ -164,7 +167,8 @@ def test_a_network_without_addresses_is_checked_for_mac_addresses(host: Host) ->
 
 
 def poison(yard: Yard) -> None:
-    """Claims of the victim's and the host's addresses, to those who know better."""
+    """Claim the victim's and the host's addresses by ARP and ND, towards hosts with a valid
+    entry."""
     mine = yard.macs["evil"]
     for to, to4, to6, pairs in (
         ("victim", VICTIM, VICTIM6, ((GATEWAY, GATEWAY6),)),
@@ -183,7 +187,8 @@ def poison(yard: Yard) -> None:
 
 @pytest.mark.parametrize(("conf", "poisoned"), [(UNCHECKED, True), (CHECKED, False)], ids=["unchecked", "checked"])
 def test_neighbour_tables(host: Host, conf: dict[str, Any], poisoned: bool) -> None:
-    """Nobody's idea of who has an address changes, be it the sibling's or the host's."""
+    """ARP and ND poisoning: with checks the sibling's and the host's neighbour entries do not
+    change."""
     yard = Yard(host, conf)
     host.run("sysctl", "-qw", "net.ipv4.neigh.br0.locktime=0")
     host.inside("victim", "sysctl", "-qw", "net.ipv4.neigh.eth0.locktime=0")
@@ -208,8 +213,9 @@ def test_neighbour_tables(host: Host, conf: dict[str, Any], poisoned: bool) -> N
 
 @pytest.mark.parametrize("conf", [UNCHECKED, PLAIN, CHECKED], ids=["allowed", "plain", "checked"])
 def test_nobody_takes_a_container_for_a_router(host: Host, conf: dict[str, Any]) -> None:
-    """CVE-2020-10749, for siblings and the host. A router that the configuration speaks of is one."""
-    ipam = pool(SUBNET, routes=[DEFAULT4])  # an IPv4 network, where nobody expects any
+    """CVE-2020-10749, for siblings and the host: router advertisements of a container are
+    dropped."""
+    ipam = pool(SUBNET, routes=[DEFAULT4])  # an IPv4 network, where IPv6 autoconfiguration would go unnoticed
     yard = Yard(host, {**conf, "ipam": ipam})
     before = seen.inner(yard.paths["victim"]), host.snapshot()
     mac = yard.macs["evil"]
@@ -224,12 +230,12 @@ def test_nobody_takes_a_container_for_a_router(host: Host, conf: dict[str, Any])
 
 
 def took(host: Host) -> bool:
-    """Whether the victim has a default route that somebody advertised."""
+    """Whether the victim has a default route from a router advertisement."""
     return "default" in host.inside("victim", "ip", "-6", "route", "show").stdout
 
 
 def test_honest_traffic_passes(host: Host) -> None:
-    """Both families, link-local addresses, detection of duplicates, large packets, and the way out."""
+    """Both families, link-local addresses, DAD, large packets, and the default route."""
     lan = host.lan()
     yard = Yard(host, {**CHECKED, "ipMasq": True, "enabledad": True})
     host.serve_tcp("victim", 80)
@@ -256,14 +262,15 @@ def test_forged_mac_addresses_do_not_fill_the_bridges_table(host: Host) -> None:
 
 @pytest.mark.parametrize("checked", [False, True])
 def test_a_ptp_container_sends_as_itself_alone(host: Host, checked: bool) -> None:
-    """Routed by the host, which looks at sources; under the reference's name it does not."""
+    """The host checks source addresses when it routes; under the reference's type name it does
+    not."""
     seen.hurry(host)
     conf = ptp(dual(), **({"type": "weft", "driver": "ptp"} if checked else {}))
     weft = Weft()
     evil, victim = (host.container(name) for name in ("evil", "victim"))
     outer, inner = weft.add(conf, evil, "evil")["interfaces"]
     weft.add(conf, victim, "victim")
-    # What waits for a neighbour's answer could come after the honest packet.
+    # Packets queued for neighbour resolution could arrive after the valid one.
     assert host.ping(None, VICTIM) and host.ping(None, VICTIM6)
     ear = frames.Ear(victim)
     forged = {b"<sibling>": "10.80.0.77", b"<foreign>": "8.8.8.8", b"<sibling6>": "fd80::77", b"<foreign6>": "2600::1"}

@@ -1,4 +1,4 @@
-"""The tap driver: links that a program serves, as that program finds them."""
+"""The tap driver: links as the program that opens them finds them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tap(address: str = "10.80.0.5/24", **keys: Any) -> dict[str, Any]:
 
 
 def program(netns: str, *, queues: bool = False) -> int:
-    """The link's other end, as a program has it."""
+    """Open the tap device as a program does; returns its file descriptor."""
     with namespaces.inside(netns):
         end = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         fcntl.ioctl(end, TUNSETIFF, struct.pack("=16sH22x", b"eth0", TAP | NO_PI | (MULTI_QUEUE if queues else 0)))

@@ -1,4 +1,5 @@
-"""CHECK tells the truth: it misses no single change, and complains of nothing that is as it was. Rules come back."""
+"""CHECK detects each single change and reports nothing else; the next ADD restores flushed
+rules."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ WHOLE, PTP = BY_NAME["weft-everything"], BY_NAME["ptp-dual"]
 
 
 class Record:
-    """What stands in the record of the attachment, and a machine to take it back on."""
+    """The operations in the record of the attachment, and a machine to undo them on."""
 
     def __init__(self, ground: Ground) -> None:
         self.kernel = LinuxKernel(TABLES)
@@ -42,7 +43,7 @@ class Record:
 
 
 def _spoil(operation: Operation, record: Record) -> None:
-    """Undo one operation alone, or turn it into its opposite where its undo leaves it to others."""
+    """Undo one operation, or invert its effect where undo leaves shared state alone."""
     host = record.kernel.host
     if isinstance(operation, Bridge):
         host.delete_link(operation.name)
@@ -53,7 +54,7 @@ def _spoil(operation: Operation, record: Record) -> None:
     elif isinstance(operation, Setting):
         _turn(operation, record)
     else:
-        # Alone and out of its turn it may be refused: a chain that is still referred to.
+        # Out of order an undo may fail: a chain that is still referenced, for example.
         with contextlib.suppress(WeftError):
             operation.undo(record.machine)
 
@@ -71,10 +72,11 @@ def _turn(setting: Setting, record: Record) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_operation_that_is_undone_is_missed(host: Host, case: Case) -> None:
-    """One after the other, each in an attachment of its own; what changes nothing need not be missed."""
+    """Each in an attachment of its own; an undo without any effect on the host need not be
+    detected."""
     ground = Ground(host, case)
     missed = 0
-    # An iptables command takes the emulator a second, and there are many to an ADD.
+    # The emulated kernel takes a second for an iptables command, and an ADD runs many.
     previewed = ground.weft.preview(ground.conf, ground.container)
     count = len(previewed.shared) + len(previewed.operations)
     places = sampled(case.name, range(count), needs="" if case.tables else "all")
@@ -87,7 +89,10 @@ def test_every_operation_that_is_undone_is_missed(host: Host, case: Case) -> Non
 
 
 def _undone(ground: Ground, place: int, count: int, *, look: bool = False) -> list[str]:
-    """Undo one of the operations of a new attachment: what is lacking then (or how all has changed)."""
+    """Undo one operation of a new attachment:
+
+    CHECK's mismatches, or with ``look`` the host's changes.
+    """
     case = ground.case
     answer = ground.add()
     assert answer.ok, answer
@@ -193,7 +198,7 @@ def test_every_change_by_hand_is_missed(host: Host, mutation: str) -> None:
 
 
 def test_no_false_alarm(host: Host) -> None:
-    """60 made at once, all looked at at once, twice; others come and go meanwhile."""
+    """60 attachments, all checked concurrently, twice, during ADDs and DELs of others."""
     weft = Weft()
     paths = [host.container(f"c{number}") for number in range(60)]
     conf = {**WHOLE.conf, "runtimeConfig": {}}
@@ -218,7 +223,7 @@ FLUSHES = {
 
 @pytest.mark.parametrize("flush", FLUSHES)
 def test_the_next_add_brings_the_rules_back(host: Host, flush: str) -> None:
-    """Of all networks and all living attachments, as they were; and of none that is gone."""
+    """The rules and elements of all networks and existing attachments, and of no deleted one."""
     weft = Weft()
     first, second, third = (host.container(name) for name in ("c1", "c2", "c3"))
     whole = weft.add(WHOLE.conf, first, "c1")
@@ -242,7 +247,8 @@ def _elements(listing: str) -> list[str]:
 
 
 def test_a_bridge_that_was_deleted(host: Host) -> None:
-    """A new container gets a bridge again; that the old one is on none is said."""
+    """A new container has the bridge created again; CHECK reports that the old one is on no
+    bridge."""
     weft = Weft()
     old, new = host.container("c1"), host.container("c2")
     conf = {**WHOLE.conf, "runtimeConfig": {}}

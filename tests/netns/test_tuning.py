@@ -1,4 +1,4 @@
-"""``tuning``: kernel settings and a link's attributes are as asked, and as before when it ends."""
+"""``tuning``: sysctls and link attributes are as configured, and as before after DEL."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def test_all_is_as_asked_and_then_as_before(host: Host, cni: Cni) -> None:
 
 
 def test_who_asks_last_is_heard(host: Host, cni: Cni) -> None:
-    """The configuration, over it CNI_ARGS, over it runtimeConfig, over it args.cni."""
+    """CNI_ARGS override the configuration, runtimeConfig overrides CNI_ARGS, args.cni overrides
+    all."""
     netns = host.container()
     result = cni.add(DRIVER, netns)
     conf = tuning(mac="02:00:00:00:00:01", prevResult=result)
@@ -84,7 +85,7 @@ def test_who_asks_last_is_heard(host: Host, cni: Cni) -> None:
 
 
 def test_overrides_without_settings_of_its_own(host: Host, cni: Cni) -> None:
-    """Where args.cni has sysctls and the configuration none, the reference plugin ends with a Go trace."""
+    """With sysctls in args.cni alone, the reference plugin ends with a Go panic."""
     netns = host.container()
     result = cni.add(DRIVER, netns)
     cni.add(tuning(args={"cni": {"sysctl": {"net.core.somaxconn": "78"}}}, prevResult=result), netns)

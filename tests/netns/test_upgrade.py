@@ -1,7 +1,9 @@
-"""An upgrade under load: attachments made by the previous release, its code replaced, calls going on throughout.
+"""An upgrade under load: containers attached by the previous release, its code replaced between
+calls.
 
-The previous release is taken from this repository's history and installed beside this one. A runtime finds the
-plugins by a symbolic link, as ``/opt/cni/bin`` may be one, and the upgrade is the link's replacement.
+The previous release is taken from this repository's history and installed beside this one. The
+runtime's plugin directory is a symbolic link, as ``/opt/cni/bin`` may be, which the upgrade
+replaces.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from lab.plugins import OWN_FOLDER, ROOT, Cni
 from lab.waiting import BRIEFLY, until
 
 PREVIOUS = "a86859cc"
-"""The commit that the previous release was made from."""
+"""The commit of the previous release."""
 
 ENGINE = {"WEFT_ENGINE": "auto", "WEFT_ENGINE_IDLE": "120"}
 EVERYWHERE = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
@@ -53,11 +55,11 @@ os.makedirs(scripts)
 made = installation.Installation(interpreter, root, (libraries,), scripts)
 installation.make(folder, made, installation.compiled_client(), replace=True)
 """
-"""What ``bin/setup`` of the previous release does, with this checkout's libraries."""
+"""What ``bin/setup`` of the previous release does, with the libraries of this checkout."""
 
 
 def network(name: str, number: int, **keys: Any) -> dict[str, Any]:
-    """A network of weft's own type: closed, masqueraded, with published ports and all checks."""
+    """A network of type ``weft``: closed, masqueraded, with published ports and all checks."""
     return {
         "cniVersion": "1.1.0",
         "name": name,
@@ -88,18 +90,18 @@ STANDING = {
     "cell": DEN,
     "far": PTP,
 }
-"""What was attached by the previous release."""
+"""The containers that the previous release attached."""
 
 
 @pytest.fixture(scope="module")
 def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the plugins of the previous release."""
+    """The plugin directory of the previous release."""
     root = tmp_path_factory.mktemp("previous")
     archive = subprocess.run(
         ["git", "-C", str(ROOT), "archive", PREVIOUS], capture_output=True, timeout=120, check=True
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-        packed.extractall(root)  # of our own making
+        packed.extractall(root)  # our own archive
     folder = root / "bin" / "cni"
     interpreter = os.path.realpath(sys.executable)
     run(
@@ -118,7 +120,7 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Loader:
-    """ADD and DEL of one container after the other, by the link, until it is told to stop."""
+    """ADD and DEL of one container after another, through the link, until it is stopped."""
 
     cni: Cni
     name: str
@@ -141,7 +143,7 @@ class Loader:
 
 @dataclass
 class Probe:
-    """Asks the same again and again, and notes every answer that is not the expected one."""
+    """Repeats one request and records each unexpected answer."""
 
     host: Host
     client: str | None
@@ -163,7 +165,7 @@ class Probe:
 
 
 def processes() -> dict[int, str]:
-    """The command lines of all processes in this network namespace."""
+    """The command lines of the processes in this network namespace."""
     here = os.stat("/proc/thread-self/ns/net").st_ino
     found = {}
     for process in filter(str.isdigit, os.listdir("/proc")):
@@ -176,7 +178,7 @@ def processes() -> dict[int, str]:
 
 
 def running(folder: Path) -> list[int]:
-    """The processes that run the release in a folder."""
+    """The processes that run the release in a directory."""
     return [process for process, line in processes().items() if str(folder) in line]
 
 
@@ -185,7 +187,7 @@ def tables() -> str:
 
 
 def marked(ruleset: str, marks: set[str]) -> Counter[str]:
-    """How many elements bear each of the marks."""
+    """The number of elements with each of the marks."""
     return Counter(mark for mark in re.findall(r'comment "(weft:[0-9a-f]{16})"', ruleset) if mark in marks)
 
 
@@ -202,7 +204,7 @@ def started(works: list[Loader | Probe]) -> list[threading.Thread]:
 
 @pytest.fixture
 def link(tmp_path: Path, previous: Path) -> Iterator[Path]:
-    """The folder as a runtime knows it; it leads to the previous release."""
+    """The plugin directory as the runtime knows it: a symbolic link to the previous release."""
     path = tmp_path / "cni"
     path.symlink_to(previous)
     yield path
@@ -245,14 +247,14 @@ def test_an_upgrade_under_load(host: Host, previous: Path, link: Path) -> None:
 
     replaced = time.monotonic()
     replace(link, OWN_FOLDER)
-    # The first call of this release: the engine of the previous one makes way, and nothing of it runs any more.
+    # The first call of this release: the previous engine exits, and none of its processes is left.
     first = cni("CHECK", {**STANDING["db"], "prevResult": results["db"]}, "db", paths["db"], extra=ENGINE)
     assert (first.code, first.stdout) == (0, ""), first
     until(lambda: not running(old_root), 30, "the end of the previous release's processes")
     until(lambda: any("weft-engine" in line or "engine.main" in line for line in processes().values()), 60, "an engine")
 
     calls = {one.name: one.calls for one in loaders}
-    until(lambda: all(one.calls >= calls[one.name] + 2 * SETTLED for one in loaders), 60, "load on this release")
+    until(lambda: all(one.calls >= calls[one.name] + 2 * SETTLED for one in loaders), 60, "calls of this release")
     for work in (*loaders, *probes):
         work.stopping.set()
     for thread in threads:
@@ -263,10 +265,11 @@ def test_an_upgrade_under_load(host: Host, previous: Path, link: Path) -> None:
         for probe in probes
         if probe.wrong
     }
-    assert wrong == {}, "unexpected answers, by the time since the replacement"
+    assert wrong == {}, "unexpected answers, by seconds since the replacement"
     assert not running(old_root)
 
-    # What the previous release made is this one's: CHECK finds nothing wrong, and names in the rules are the new ones.
+    # This release owns what the previous one made: CHECK succeeds, and no old name is in the
+    # ruleset.
     for name in before:
         cni.check(STANDING[name], results[name], paths[name], container=name, extra=ENGINE)
     ruleset = tables()
@@ -275,7 +278,7 @@ def test_an_upgrade_under_load(host: Host, previous: Path, link: Path) -> None:
         assert former not in ruleset, former
     assert "8080" in ruleset and "8053" in ruleset and "8081" in ruleset
 
-    # A second ADD is refused, since the first one is known; a DEL leaves nothing.
+    # A second ADD is refused, since the first one is on record; DEL leaves nothing.
     again = cni("ADD", STANDING["web"], "web", paths["web"], extra=ENGINE)
     assert again.code == 1 and "already attached" in again.stdout, again
     for name, conf in STANDING.items():
@@ -289,7 +292,8 @@ def test_an_upgrade_under_load(host: Host, previous: Path, link: Path) -> None:
 
 
 def test_calls_by_the_scripts_of_the_previous_release_reach_this_code(tmp_path: Path) -> None:
-    """Between the replacement of the files and bin/setup, the old scripts import what they know."""
+    """After the files are replaced and before bin/setup, the old scripts import the modules they
+    know."""
     for module in ("app", "shim"):
         program = (
             f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cni_plugin.{module} import main; sys.exit(main())"

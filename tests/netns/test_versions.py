@@ -1,4 +1,4 @@
-"""Every version of the protocol through the real executables: the shape of results, and which verbs there are."""
+"""Each CNI version through the executables: the format of results, and the commands that exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHECKED, COLLECTED = VERSIONS[4:], VERSIONS[6:]
 
 
 def shape(version: str, addresses: list[dict[str, Any]], routes: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a result of two addresses says in a version, but for its interfaces."""
+    """The expected result of two addresses in a version, without its interfaces."""
     if version in FAMILIES:
         four, six = ({key: ip[key] for key in ip if key != "interface"} for ip in addresses)
         return {
@@ -75,7 +75,7 @@ def test_loopback(host: Host, cni: Cni, version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_portmap_passes_the_result_on(host: Host, cni: Cni, version: str) -> None:
-    """In whatever shape it came, and finds the container's address in it."""
+    """In the format of its version; portmap finds the container's address in it."""
     conf = bridge(dual(), version=version, isGateway=True)
     netns = host.container()
     result = cni.add(conf, netns)

@@ -1,6 +1,6 @@
-"""The vlan driver on a real wire: tagged frames, and one VLAN for one container.
+"""The vlan driver on a LAN: tagged frames, and one container for each VLAN.
 
-Few tests, in this process: where the kernel has no VLAN links they run in an emulated one.
+Few tests, in this process: an emulated kernel runs them if the machine's has no VLAN links.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def vlan(vid: int | None = 42, **keys: Any) -> dict[str, Any]:
 
 
 def tagged(host: Host, vid: int = 42) -> Lan:
-    """A neighbour who is in the VLAN, too."""
+    """A neighbour with a link in the VLAN."""
     lan = host.lan()
     host.inside(lan.name, "ip", "link", "add", "link", "eth0", "name", "tagged", "type", "vlan", "id", str(vid))
     host.inside(lan.name, "ip", "address", "add", "198.51.100.1/24", "dev", "tagged")
@@ -40,7 +40,7 @@ def tagged(host: Host, vid: int = 42) -> Lan:
 
 
 def test_frames_bear_the_tag(host: Host) -> None:
-    """Traffic, what CHECK says before and after it is broken by hand, and nothing left by two DELs."""
+    """Traffic, CHECK before and after a manual change, and nothing left after two DELs."""
     require("vlan")
     weft, lan, netns = Weft(), tagged(host), host.container()
     before, inner = host.snapshot(), seen.inner(netns)
@@ -73,7 +73,7 @@ def test_a_vlan_is_for_one_container(host: Host) -> None:
         weft.add(vlan(vid), other, "c2")
         assert seen.link(host, "eth0", "c2")["linkinfo"]["info_data"]["id"] == (vid or 0)
         weft.delete(vlan(vid), other, "c2")
-    # A container that comes back finds its VLAN free, though the kernel may be at its old namespace still.
+    # A restarted container gets its VLAN, even while the kernel still deletes its old namespace.
     host.remove_container()
     weft.delete(vlan(), netns)
     weft.add(vlan(), host.container())

@@ -1,4 +1,4 @@
-"""``vrf``: a container's links in virtual routing domains, with their addresses and routes."""
+"""``vrf``: links of a container in VRFs, with their addresses and routes."""
 
 from __future__ import annotations
 

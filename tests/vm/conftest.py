@@ -1,4 +1,4 @@
-"""The same refusal as in tests/netns to run where a test could touch the machine's own network."""
+"""Refuses to run where a test could change the machine's own network, as tests/netns does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The guest's kernel has all that weft can use. So nothing is skipped there for want of it."""
+"""The guest's kernel has every feature that weft can use, so no test is skipped there for lack of
+one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The contract's subject in this tier: the kernel, in the host that tests/netns makes for every test."""
+"""The contract tests of weft.kernel run against the real kernel, in the namespaces of
+tests/netns."""
 
 from __future__ import annotations
 

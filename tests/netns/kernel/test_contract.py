@@ -1,4 +1,4 @@
-"""What holds for the fake holds for the kernel."""
+"""The contract tests that the fake kernel passes, run against the real kernel."""
 
 from __future__ import annotations
 

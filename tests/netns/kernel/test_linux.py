@@ -1,4 +1,4 @@
-"""What only the real kernel has: threads, descriptors, namespaces whose files are gone."""
+"""LinuxKernel alone: threads, file descriptors, namespaces whose bind mount is gone."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_thread_stays_where_it_was(topology: Topology) -> None:
 
 @pytest.mark.parametrize("change", ["mtu 1400", "down", "address 02:00:00:00:00:99", "promisc on", "name br1"])
 def test_a_link_that_was_looked_at_is_believed_only_as_it_is(host: Host, topology: Topology, change: str) -> None:
-    """What is remembered is told from what somebody has changed meanwhile, without asking for the link."""
+    """The cache notices a change by another program without a request for the link."""
     topology.host.add_link("br0", "bridge", mac=MAC, alias="weft:0011223344556677", up=True)
     first = topology.host.cached_link("br0")
     assert _still(first) == _still(topology.host.link("br0"))
@@ -60,7 +60,7 @@ def test_a_link_that_was_looked_at_is_believed_only_as_it_is(host: Host, topolog
 
 
 def _still(link: Link | None) -> Link | None:
-    """Without a bridge's timers, which run between two looks."""
+    """Without the bridge timers, which change between two reads."""
     if link is None:
         return None
     return replace(link, options={key: value for key, value in link.options.items() if not key.endswith("_timer")})
@@ -80,7 +80,7 @@ def test_the_mac_of_a_link_is_known_while_the_link_is_the_same(host: Host, topol
 
 def test_nothing_stays_open(host: Host) -> None:
     path = host.container()
-    LinuxKernel().close()  # what is loaded once
+    LinuxKernel().close()  # closes what an earlier test left open
     before = sorted(os.listdir("/proc/self/fd"))
     kernel = LinuxKernel()
     space = kernel.open(path)
@@ -106,7 +106,8 @@ def test_an_open_namespace_outlives_its_path(host: Host) -> None:
 
 
 def test_a_name_left_by_a_killed_call_is_no_obstacle(topology: Topology) -> None:
-    """A macvlan gets a passing name in its new namespace first; a killed call leaves that."""
+    """A macvlan first has a temporary name in its new namespace, which a killed call leaves
+    there."""
     topology.host.add_link("up0", "veth", mac=MAC, up=True, peer=VethPeer("wire", up=True))
     change = links.change
     killed: list[str] = []

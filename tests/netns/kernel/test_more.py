@@ -1,4 +1,4 @@
-"""What the fake cannot show of connections, listeners and policies: the kernel's own."""
+"""What the fake does not model of conntrack, listening sockets and iptables policies."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_listener_is_named_with_its_process(host: Host, protocol: str) -> None
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_a_connection_is_told_and_forgotten(host: Host, address: str) -> None:
     kernel = LinuxKernel()
-    # Connections are only tracked where a rule asks for it.
+    # The kernel tracks connections only in namespaces where a rule needs it.
     host.run(
         "nft",
         "add table inet t; add chain inet t c { type filter hook input priority 0; }; add rule inet t c ct state new",

@@ -1,4 +1,5 @@
-"""The contract's subjects in this tier: the kernel, through the library and through the program."""
+"""The contract tests of Nft run against the kernel, through libnftables and through the nft
+program."""
 
 from __future__ import annotations
 

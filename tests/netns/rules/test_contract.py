@@ -1,4 +1,4 @@
-"""What holds for the fake holds for the kernel."""
+"""The contract tests that the fake nftables passes, run against the kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the kernel can show: tampering, other programs' tables, other namespaces, speed at scale."""
+"""Tables in the kernel: changes by other programs, foreign tables, namespaces, cost at scale."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def test_what_was_changed_is_found_named_and_mended(host: Host, nft: Nft, comman
     before = host.run("nft", "list", "ruleset").stdout
     nft_program(host, *commands.splitlines())
     assert words in (nft.lacks(TABLES) or "")
-    other = Nft(TABLES, Program)  # another process, with the program
+    other = Nft(TABLES, Program)  # as another process, through the nft program
     assert words in (other.lacks(TABLES) or "")
     other.install(TABLES)
     assert nft.lacks(TABLES) is None
-    # A set that was made again comes last; else all is as it was.
+    # A set that was created again is listed last; otherwise the ruleset is as before.
     assert sorted(host.run("nft", "list", "ruleset").stdout.splitlines()) == sorted(before.splitlines())
     other.close()
 
@@ -92,7 +92,7 @@ def test_a_rule_replaced_by_another_is_found(host: Host, nft: Nft) -> None:
 
 
 def with_priority(name: str, priority: str) -> Tables:
-    """The tables with one chain at another priority."""
+    """The tables with the priority of one chain changed."""
 
     def changed(chain: Chain) -> Chain:
         return replace(chain, priority=priority) if chain.name == name else chain
@@ -108,7 +108,7 @@ def test_another_base_is_found(nft: Nft) -> None:
 
 @pytest.mark.parametrize("stamp", ['return comment "base 12 listed 34"', "", "none"])
 def test_what_another_version_would_list_otherwise_is_compared_and_stamped(host: Host, nft: Nft, stamp: str) -> None:
-    """A stamp that does not fit, as after an update of nftables, costs one slow comparison, and is renewed."""
+    """A stamp that does not match, as after an update of nftables, costs one full comparison."""
     fine = host.run("nft", "list", "table", "inet", "weft").stdout
     change = {"": "flush chain inet weft stamp", "none": "delete chain inet weft stamp"}
     nft_program(host, change.get(stamp, f"flush chain inet weft stamp\nadd rule inet weft stamp {stamp}"))
@@ -133,7 +133,7 @@ def test_both_ways_leave_the_same(host: Host) -> None:
 
 
 def test_elements_are_as_nftables_would_write_them(host: Host, nft: Nft) -> None:
-    """By messages of our own, and by the program: not even the program's listing tells them apart."""
+    """Elements sent over netlink list exactly as those that the nft program added."""
     nft.add(ONE_OF_EACH)
     ours = host.run("nft", "list", "ruleset").stdout
     assert all(element.mark in ours for element in ONE_OF_EACH)
@@ -158,7 +158,7 @@ def test_a_set_of_plain_intervals_is_left_to_the_library(host: Host, nft: Nft) -
 
 
 def test_weft_s_own_changes_leave_rules_known_and_nobody_elses_do(host: Host, nft: Nft) -> None:
-    """What was looked at once is not looked at again, until somebody else was there."""
+    """Verified rules are verified again only after another program changed nf_tables."""
     assert nft.lacks(TABLES) is None
     nft.add(ports(500))
     with pytest.raises(Conflict):
@@ -188,9 +188,9 @@ def test_others_tables_stay(host: Host, nft: Nft) -> None:
 
 
 def test_it_stays_where_it_was_made(host: Host) -> None:
-    """An engine's threads come and go between namespaces; the rules are the host's."""
+    """An engine's threads change namespaces; the rules stay in the host's."""
     for make in (Library, Program):
-        made = Nft(TABLES, make)  # nothing is open yet: the first use is elsewhere
+        made = Nft(TABLES, make)  # no socket is open yet: the first use is on another thread
 
         def elsewhere(made: Nft = made) -> None:
             os.close(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
@@ -257,9 +257,10 @@ def test_one_key_has_one_owner_whoever_is_first(host: Host, nft: Nft) -> None:
 
 
 class Words:
-    """Counts what is said to nftables and heard from it: the cost that does not tell of the machine's other work.
+    """Counts messages to and bytes from nf_tables: a cost that does not depend on the machine's
+    load.
 
-    What is counted may not go through the library, which reads all rules and sets first.
+    What is measured must not use libnftables, which reads all rules and sets first.
     """
 
     def __init__(self, nft: Nft) -> None:
@@ -283,17 +284,17 @@ class Words:
         self._socket.close()
 
     def of(self, work: Callable[[], object]) -> tuple[int, int]:
-        """How often something was said for it, how many bytes were heard."""
+        """The number of messages sent for ``work`` and of bytes received."""
         self.said = self.heard = 0
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(self._nft, "_do", lambda *_, **__: pytest.fail("the library was asked"))
+            patch.setattr(self._nft, "_do", lambda *_, **__: pytest.fail("libnftables was used"))
             work()
         return self.said, self.heard
 
 
 def test_cost_does_not_grow_with_elements(host: Host, nft: Nft) -> None:
     def look() -> None:
-        nft._verified.found = None  # or it would not look
+        nft._verified.found = None  # forget the verified generation, so that the rules are read
         assert nft.lacks(TABLES) is None
 
     def once() -> None:
@@ -327,7 +328,8 @@ def test_elements_together_are_one_transaction(host: Host, nft: Nft, number: int
 
 
 def test_no_process_is_started(host: Host, nft: Nft) -> None:
-    """The kernel counts every process and thread ever made; the slow comparison's thread is not on this path."""
+    """The kernel counts all processes and threads; the full comparison's thread is not on this
+    path."""
     import resource
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,4 +1,5 @@
-"""The base rules under real traffic: a host, two containers on a bridge, and a machine on a wire beside it."""
+"""The base rules with real traffic: a host, two containers on a bridge, and a neighbour on a
+LAN."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ INNER = 80
 
 
 class Site:
-    """Two containers on a bridge, a third on a link of its own, and a LAN that knows no way to them."""
+    """Two containers on a bridge, a third on a veth of its own, and a LAN without a route to
+    them."""
 
     def __init__(self, host: Host, nft: Nft) -> None:
         self.host, self.nft = host, nft
@@ -47,7 +49,7 @@ class Site:
         nft.install(TABLES)
 
     def show_bridged(self, shown: bool) -> bool:
-        """Whether rules see bridged packets (br_netfilter): False where that cannot be had."""
+        """Set bridge-nf-call-*tables; False if the kernel has no br_netfilter."""
         switches = list(Path("/proc/sys/net/bridge").glob("bridge-nf-call-ip*tables"))
         for switch in switches:
             switch.write_text(str(int(shown)))
@@ -92,7 +94,7 @@ class Site:
     def sees(
         self, client: str | None, address: str, port: int = PORT, protocol: str = "tcp", *, timeout: float = PATIENTLY
     ) -> str | None:
-        """The address that the server saw the client have, None where nothing answered."""
+        """The client's address as the server sees it; None without an answer."""
         return self.host.fetch(client, address, port, protocol, timeout=timeout)
 
 
@@ -118,12 +120,13 @@ def test_containers_go_out_by_the_hosts_address(site: Site) -> None:
     assert site.sees("server", site.lan.outside, 80) == site.lan.host
     assert site.sees("server", site.lan.outside6, 80) == site.lan.host6
     assert site.host.ping("server", site.lan.outside)
-    assert site.sees("sibling", site.lan.outside, 80, timeout=BRIEFLY) is None  # only who is in the set
+    assert site.sees("sibling", site.lan.outside, 80, timeout=BRIEFLY) is None  # not in the set masquerade4
 
 
 @pytest.mark.parametrize("source", [SERVER, "10.1.0.0/16"], ids=["container", "network"])
 def test_within_the_network_addresses_stay(site: Site, source: str) -> None:
-    """To the bridge, and routed by the host to a part of the subnet that is behind another link."""
+    """To another port of the bridge, and routed to a part of the subnet that is behind another
+    link."""
     site.host.serve_tcp("elsewhere", 80)
     site.host.inside("elsewhere", "ip", "address", "add", "10.1.99.9/32", "dev", "lo")
     site.host.run("ip", "route", "add", "10.1.99.9/32", "via", ELSEWHERE)
@@ -139,7 +142,7 @@ def test_within_the_network_addresses_stay(site: Site, source: str) -> None:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_multicast_keeps_its_source(site: Site, family: int) -> None:
-    """Sent by the host itself, since no multicast router is at hand, and counted by a chain after weft's."""
+    """Sent by the host itself, as there is no multicast router; counted in a chain after weft's."""
     source, group, word = (GATEWAY, "239.1.2.3", "ip") if family == 4 else (GATEWAY6, "ff05::123", "ip6")
     site.add("masquerade4", GATEWAY)
     site.add("masquerade6", GATEWAY6)
@@ -165,7 +168,7 @@ def test_within_an_ipv6_network_addresses_stay(site: Site) -> None:
 
 
 def test_nobody_comes_from_127_but_the_host(site: Site) -> None:
-    """Somebody has given the bridge route_localnet, so the kernel itself would take such a packet."""
+    """With route_localnet set on the bridge the kernel itself would accept such a packet."""
     Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet").write_text("1")
     server = site.host.serve_udp(None, 9999, GATEWAY)
     site.host.inside("sibling", "sysctl", "-q", "-w", "net.ipv4.conf.eth0.route_localnet=1")
@@ -185,7 +188,7 @@ def test_nobody_comes_from_127_but_the_host(site: Site) -> None:
 def test_a_published_port_from_everywhere(site: Site, protocol: str, bridged: bool) -> None:
     if not site.show_bridged(bridged):
         pytest.skip("this kernel has no br_netfilter")
-    # What is bridged back by where it came from, the bridge must be told to let pass.
+    # With br_netfilter a packet may leave by the port it came from only in hairpin mode.
     site.host.run("ip", "link", "set", "v-server", "type", "bridge_slave", "hairpin", "on" if bridged else "off")
     site.host.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1")
     getattr(site.host, f"serve_{protocol}")("server", INNER)
@@ -235,7 +238,7 @@ def test_all_may_be_rewritten(site: Site) -> None:
     assert site.sees("outside", site.lan.host) == GATEWAY
     assert site.sees("outside", site.lan.host6) == GATEWAY6
     assert site.sees("elsewhere", site.lan.host) == GATEWAY
-    assert site.sees("elsewhere", SERVER, INNER) == ELSEWHERE  # not by the published port
+    assert site.sees("elsewhere", SERVER, INNER) == ELSEWHERE  # a direct connection is not masqueraded
     assert site.sees("sibling", SERVER, INNER) == SIBLING
 
 
@@ -260,7 +263,8 @@ def test_a_port_of_one_address_comes_before_that_of_all(site: Site) -> None:
 
 @pytest.mark.parametrize("guarded", [True, False])
 def test_a_port_of_the_loopback_is_the_hosts_alone(site: Site, guarded: bool) -> None:
-    """Not for the LAN, nor for a container, even if it sends to 127.0.0.1 through the host (CVE-2020-8558)."""
+    """Closed to the LAN and to a container that sends to 127.0.0.1 through the host
+    (CVE-2020-8558)."""
     site.host.serve_tcp("server", INNER)
     site.host.serve_udp(None, 9999, "127.0.0.1")
     site.add("ports4_at", "127.0.0.1", "tcp", PORT, to=(SERVER, INNER))
@@ -270,7 +274,7 @@ def test_a_port_of_the_loopback_is_the_hosts_alone(site: Site, guarded: bool) ->
     assert site.sees(None, "127.0.0.2", timeout=BRIEFLY) is None
     for client, gateway in (("outside", site.lan.host), ("sibling", GATEWAY), ("server", GATEWAY)):
         assert site.sees(client, gateway, timeout=BRIEFLY) is None
-    # As an attacker does it: 127.0.0.1 is sent out by the wire instead of the loopback.
+    # The attack: 127.0.0.1 is routed to the LAN instead of the loopback.
     for client, gateway in (("outside", site.lan.host), ("sibling", GATEWAY)):
         site.host.inside(client, "sysctl", "-q", "-w", "net.ipv4.conf.eth0.route_localnet=1")
         site.host.inside(client, "ip", "rule", "add", "pref", "5", "lookup", "local")
@@ -293,7 +297,7 @@ def test_a_port_of_the_loopback_is_the_hosts_alone(site: Site, guarded: bool) ->
         let_in()
         assert answered(PORT, "tcp") == answered(9999, "udp") == [False, False]
         return
-    # The kernel itself refuses what is for the host, unless told otherwise; a published port is the guard's.
+    # Without route_localnet the kernel drops them; with it, the rule in raw_prerouting has to.
     site.host.run("nft", "flush", "chain", "inet", "weft", "raw_prerouting")
     assert answered(9999, "udp") == [False, False]
     let_in()
@@ -304,7 +308,8 @@ def test_a_port_of_the_loopback_is_the_hosts_alone(site: Site, guarded: bool) ->
 @pytest.mark.parametrize("guarded", [True, False])
 @pytest.mark.parametrize("family", [4, 6])
 def test_bridged_packets_to_the_loopback_are_stopped_by_the_guard(site: Site, family: int, guarded: bool) -> None:
-    """Where rules see bridged packets (br_netfilter), they do so before the kernel refuses such an address."""
+    """With br_netfilter the rules see bridged packets before the kernel drops such a
+    destination."""
     if not site.show_bridged(True):
         pytest.skip("this kernel has no br_netfilter")
     source, loopback, inner = (SIBLING, "127.0.0.1", SERVER) if family == 4 else (SIBLING6, "::1", SERVER6)
@@ -321,7 +326,7 @@ def test_bridged_packets_to_the_loopback_are_stopped_by_the_guard(site: Site, fa
 
 
 def test_a_port_of_no_container_on_the_loopback_is_the_hosts_own(site: Site) -> None:
-    """Published by IPv4 alone: a server of the host's own at ::1 is reached, and the other way round."""
+    """Published on IPv4 only: a server of the host at ::1 is still reached, and vice versa."""
     site.host.serve_tcp("server", INNER)
     site.add("ports4", "tcp", PORT, to=(SERVER, INNER))
     site.add("loopback_ports4", "tcp", PORT)

@@ -55,7 +55,7 @@ def previous(host: Host, *elements: Element, first: str = "") -> None:
 
 
 def declared(host: Host, what: str, table: str) -> set[str]:
-    """The sets, maps or chains that nft lists in a table."""
+    """The names of the sets, maps or chains that nft lists in a table."""
     listed = host.run("nft", "-t", "list", "table", *table.split()).stdout
     return {line.split()[1] for line in listed.splitlines() if line.strip().startswith(f"{what} ")}
 
@@ -76,7 +76,7 @@ VERBS: dict[str, Callable[[Nft], object]] = {
     "delete": lambda nft: nft.delete([replace(PUBLISHED, mark=OTHERS)]),
     "add": lambda nft: nft.add([next(one for one in ONE_OF_EACH if one.collection == "intra_link")]),
 }
-"""Whatever the first call of the new release does."""
+"""Whichever operation of the new release comes first."""
 
 
 def test_there_is_an_element_for_every_set() -> None:
@@ -88,7 +88,7 @@ def test_every_element_is_there_under_its_new_name(host: Host, nft: Nft, verb: s
     previous(host, *ONE_OF_EACH)
     load(host, 'add element inet weft same { "cni1" . "cni1" comment "by hand", "cni2" . "cni2" }')
     VERBS[verb](nft)
-    if verb == "delete":  # needs no look at other sets where these are known
+    if verb == "delete":  # does not read the other sets if these are known
         nft.collections()
     assert nft.missing(ONE_OF_EACH) == ()
     strangers = {one.key for one in nft.elements("intra_link") if not one.mark}
@@ -106,7 +106,7 @@ def test_every_element_is_there_under_its_new_name(host: Host, nft: Nft, verb: s
 
 
 def test_what_is_deleted_first_of_all_is_gone(host: Host, nft: Nft) -> None:
-    """A DEL of the new release where nothing but the old one has run."""
+    """DEL by the new release on a host where only the previous one has run."""
     previous(host, *ONE_OF_EACH)
     nft.delete(ONE_OF_EACH)
     assert nft.missing(ONE_OF_EACH) == ONE_OF_EACH
@@ -158,7 +158,7 @@ def test_many_upgrade_at_once(host: Host) -> None:
 
 
 class LastListing(Library):
-    """nftables 1.1.7: of several listings in one run only the last is printed."""
+    """nftables 1.1.7: of several list commands in one run only the last one's output is printed."""
 
     def run(self, commands: str, *, terse: bool = False) -> Answer:
         output, errors = super().run(commands, terse=terse)
@@ -167,7 +167,7 @@ class LastListing(Library):
 
 
 class NoListing(Library):
-    """Whatever is listed, nothing is printed and nothing is wrong."""
+    """Each list command succeeds and prints nothing."""
 
     def run(self, commands: str, *, terse: bool = False) -> Answer:
         return "", super().run(commands, terse=terse)[1]
@@ -204,7 +204,7 @@ def test_what_nft_does_not_print_is_not_taken_for_missing(host: Host, make: type
     later.delete(ONE_OF_EACH)
     assert first.missing(ONE_OF_EACH) == ONE_OF_EACH
     assert not any(first.elements(name) for name in first.collections())
-    # Where two listings are compared, an empty one is an error and no match.
+    # Where two listings are compared, an empty one is an error and not a match.
     host.run("nft", "flush", "chain", "inet", "weft", "check_source")
     assert later.lacks(TABLES) is not None
     later.install(TABLES)
@@ -298,7 +298,7 @@ def sends(address: str, port: int) -> bool:
 
 
 def test_no_port_vanishes_and_no_network_opens_while_the_rules_are_upgraded(host: Host) -> None:
-    """Tried all the time, while the rules of both releases replace each other."""
+    """Probed continuously while the rulesets of both releases replace each other."""
     nft = Nft(TABLES)
     site = Site(host, nft)
     host.serve_tcp("server", INNER)
@@ -327,7 +327,7 @@ def test_no_port_vanishes_and_no_network_opens_while_the_rules_are_upgraded(host
         elsewhere.end()
     assert outside.refused == 0
     assert hidden.clients == []
-    # And the probe is one: without the rule it arrives.
+    # Control: without the rule the probe arrives.
     nft.delete([closed])
     assert host.fetch("elsewhere", SERVER, INNER + 1, "udp") == "10.2.0.5"
     nft.close()
