@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from discovery.balancer.settings import Network
-from weft.kernel.schema import Chain, Map, Rule, Set, Table, Tables, maps, rules, sets
+from weft.kernel.schema import Chain, Rule, Set, Table, Tables, maps, rules, sets
 
 TABLE = "inet weft-services"
 
@@ -131,7 +131,7 @@ def _sets(ranges: tuple[Network, ...]) -> Iterator[Set]:
             elements=tuple(str(one) for one in ranges if one.version == version),
         )
         for seconds in STICKY_SECONDS:
-            yield Map(
+            yield Set(
                 f"clients{version}_{seconds}",
                 _REMEMBERED[version],
                 f"clients of sticky services, forgotten after {seconds} s: their slot",

@@ -95,9 +95,9 @@ def with_priority(name: str, priority: str) -> Tables:
     """The tables with the priority of one chain changed."""
 
     def changed(chain: Chain) -> Chain:
-        return replace(chain, priority=priority) if chain.name == name else chain
+        return chain._replace(priority=priority) if chain.name == name else chain
 
-    return Tables(tuple(replace(table, chains=tuple(map(changed, table.chains))) for table in TABLES.tables))
+    return Tables(tuple(table._replace(chains=tuple(map(changed, table.chains))) for table in TABLES.tables))
 
 
 def test_another_base_is_found(nft: Nft) -> None:

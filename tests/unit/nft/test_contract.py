@@ -98,9 +98,9 @@ def with_set(tables: Tables, which: str, **changes: object) -> Tables:
     """The tables with one set changed."""
 
     def changed(one: Set) -> Set:
-        return replace(one, **changes) if one.name == which else one  # type: ignore[arg-type]
+        return one._replace(**changes) if one.name == which else one  # type: ignore[arg-type]
 
-    return Tables(tuple(replace(table, sets=tuple(map(changed, table.sets))) for table in tables.tables))
+    return Tables(tuple(table._replace(sets=tuple(map(changed, table.sets))) for table in tables.tables))
 
 
 def with_rule(tables: Tables, old: str, new: str) -> Tables:
@@ -108,9 +108,9 @@ def with_rule(tables: Tables, old: str, new: str) -> Tables:
 
     def changed(chain: Chain) -> Chain:
         rules = (Rule(text, rule.why) for rule in chain.rules if (text := rule.text.replace(old, new)))
-        return replace(chain, rules=tuple(rules))
+        return chain._replace(rules=tuple(rules))
 
-    found = Tables(tuple(replace(table, chains=tuple(map(changed, table.chains))) for table in tables.tables))
+    found = Tables(tuple(table._replace(chains=tuple(map(changed, table.chains))) for table in tables.tables))
     assert found.text != tables.text
     return found
 
