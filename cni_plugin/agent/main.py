@@ -15,9 +15,9 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 from cni_plugin.agent import report as reports
@@ -46,7 +46,9 @@ from weft.kernel.linux.kernel import LinuxKernel
 from weft.types import Side
 
 if TYPE_CHECKING:
+    from discovery.api.router import Route
     from discovery.api.server import ApiServer
+    from discovery.health.checker import Checker
 
 log = logging.getLogger("weft.agent")
 
@@ -134,16 +136,16 @@ class Agent:
             await self._start_part("virtual addresses", Allocator(catalog, store, settings.balancing, metrics))
             await self._start_part("balancer", Balancer(catalog, settings.balancing, metrics))
         # The HTTP library takes a third of a second to import; DNS is served meanwhile.
-        api_server, checker, pages = await asyncio.to_thread(_http)
-        await self._start_part("checks", checker.Checker(registry, catalog, metrics, scripts=settings.scripts))
+        new_server, new_checker, page_routes = await asyncio.to_thread(_http)
+        await self._start_part("checks", new_checker(registry, catalog, metrics, scripts=settings.scripts))
         serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
 
         async def leave() -> None:
             await registry.leave()
             asyncio.get_running_loop().call_later(_REPLY_SECONDS, self._ended.set)  # after the response has been sent
 
-        more = pages.routes(overview)
-        api = api_server.ApiServer(catalog, registry, store, serving, metrics, leave=leave, extra_routes=more)
+        more = page_routes(overview)
+        api = new_server(catalog, registry, store, serving, metrics, leave=leave, extra_routes=more)
         await self._start_part("http", api)
         gc.freeze()
         return Parts(registry, attachments, dns, api)
@@ -242,8 +244,8 @@ class Agent:
             except StateDamaged as error:
                 log.warning("%s", error.message)
 
-    def _task(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+    def _task(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -253,13 +255,13 @@ class Agent:
             log.error("a task of the agent failed: %r", error, exc_info=error)
 
 
-def _http() -> tuple[ModuleType, ModuleType, ModuleType]:
-    """Import what needs the HTTP library."""
-    from discovery.api import server
-    from discovery.health import checker
-    from discovery.page import pages
+def _http() -> tuple[type[ApiServer], type[Checker], Callable[[Overview], tuple[Route, ...]]]:
+    """Import what needs the HTTP library: the API server, the checker and the page's routes."""
+    from discovery.api.server import ApiServer
+    from discovery.health.checker import Checker
+    from discovery.page.pages import routes
 
-    return server, checker, pages
+    return ApiServer, Checker, routes
 
 
 def main(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from discovery import catalog as topics
 from discovery.api import schemas, serialize
@@ -20,6 +20,14 @@ from discovery.registry import Registry
 from discovery.structs import Check, Instance, worst_status
 
 _STATUS_CODES = {"passing": 200, "warning": 429}
+
+
+class ServiceHealth(TypedDict):
+    """The health of an instance (``schemas.AGENT_HEALTH``)."""
+
+    AggregatedStatus: str
+    Service: serialize.Json
+    Checks: list[serialize.Json]
 
 
 class AgentServicesEndpoint:
@@ -112,7 +120,7 @@ class AgentServicesEndpoint:
         found = self._health(instance)
         return _health_response(found, found["AggregatedStatus"], request)
 
-    def _health(self, instance: Instance) -> dict[str, Any]:
+    def _health(self, instance: Instance) -> ServiceHealth:
         checks = [
             check for _, check in sorted(self._registry.checks().items()) if check.service_id in ("", instance.id)
         ]

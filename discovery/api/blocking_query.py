@@ -14,7 +14,6 @@ import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
 
 from discovery import layout
 from discovery.api.http_request import HttpRequest
@@ -54,7 +53,7 @@ class BlockingQueries:
         metrics.gauge("weft_http_waiting", "Blocking queries that wait for a change.", read=lambda: self.blocked)
 
     async def serve(
-        self, request: HttpRequest, key: Hashable, topics: tuple[Topic, ...], build: Callable[[], Any]
+        self, request: HttpRequest, key: Hashable, topics: tuple[Topic, ...], build: Callable[[], object]
     ) -> HttpResponse:
         """Run a query: ``build`` computes the response (or its bytes) from the catalog.
 
@@ -80,7 +79,7 @@ class BlockingQueries:
             self.blocked -= 1
 
     def _current(
-        self, key: Hashable, topics: tuple[Topic, ...], request: HttpRequest, build: Callable[[], Any]
+        self, key: Hashable, topics: tuple[Topic, ...], request: HttpRequest, build: Callable[[], object]
     ) -> CachedResponse:
         revision = self._catalog.changed(*topics)
         cached = self._cache.get(key)
@@ -135,7 +134,7 @@ def consul_headers(index: int, request: HttpRequest) -> dict[str, str]:
     }
 
 
-def encode_json(value: Any, request: HttpRequest) -> bytes:
+def encode_json(value: object, request: HttpRequest) -> bytes:
     """Encode JSON, indented with ``?pretty``."""
     if request.has("pretty"):
         return json.dumps(value, ensure_ascii=False, indent=4).encode() + b"\n"

@@ -6,7 +6,6 @@ Lists of instances are sorted by node and id in both, since clients match them b
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
 
 from discovery import catalog as topics
 from discovery.api import schemas, serialize
@@ -44,7 +43,7 @@ class HealthEndpoint:
         self._health_lists = JsonFragments(serialize.health, lambda one: (one.node, one.instance, *one.checks))
 
     async def _serve(
-        self, kind: str, request: HttpRequest, topics_: tuple[Topic, ...], build: Callable[[], Any]
+        self, kind: str, request: HttpRequest, topics_: tuple[Topic, ...], build: Callable[[], object]
     ) -> HttpResponse:
         key: Hashable = (kind, request.name, tuple((name, tuple(request.all(name))) for name in CACHE_KEY_PARAMETERS))
         return await self._blocking.serve(request, key, topics_, build)
@@ -60,7 +59,7 @@ class HealthEndpoint:
         blocking=True,
     )
     async def services(self, request: HttpRequest) -> HttpResponse:
-        def build() -> Any:
+        def build() -> object:
             found = {name: list(tags) for name, tags in self._catalog.services().items()}
             if request.has("node-meta") or request.get("filter"):
                 found = self._filtered_services(request)
@@ -93,7 +92,7 @@ class HealthEndpoint:
     async def instances(self, request: HttpRequest) -> HttpResponse:
         name = _required(request, "Missing service name")
 
-        def build() -> Any:
+        def build() -> object:
             instances = self._catalog.health(name)
             found = select_instances(instances, request, self._node.name, passing=False)
             if _use_fragments(request):
@@ -114,7 +113,7 @@ class HealthEndpoint:
         name = _required(request, "Missing service name")
         passing = request.boolean("passing")
 
-        def build() -> Any:
+        def build() -> object:
             instances = self._catalog.health(name)
             found = select_instances(instances, request, self._node.name, passing=passing)
             if _use_fragments(request):
@@ -134,7 +133,7 @@ class HealthEndpoint:
         blocking=True,
     )
     async def nodes(self, request: HttpRequest) -> HttpResponse:
-        def build() -> Any:
+        def build() -> object:
             wanted = requested_meta(request)
             found = [node for node in self._catalog.nodes() if matches_meta(node.meta, wanted)]
             found = sort_near(found, request, self._node.name, lambda node: node.name)
@@ -153,7 +152,7 @@ class HealthEndpoint:
     async def node(self, request: HttpRequest) -> HttpResponse:
         name = _required(request, "Missing node name")
 
-        def build() -> Any:
+        def build() -> object:
             node = self._catalog.node(name)
             if node is None:
                 return None
@@ -173,7 +172,7 @@ class HealthEndpoint:
     async def node_services(self, request: HttpRequest) -> HttpResponse:
         name = _required(request, "Missing node name")
 
-        def build() -> Any:
+        def build() -> object:
             node = self._catalog.node(name)
             if node is None:
                 return None
@@ -202,7 +201,7 @@ class HealthEndpoint:
         node = self._catalog.node(name)
         real = node.name if node is not None else name
 
-        def build() -> Any:
+        def build() -> object:
             return apply_filter(
                 [serialize.check(one) for one in self._catalog.node_checks(real)], request, schemas.CHECK
             )
@@ -220,7 +219,7 @@ class HealthEndpoint:
     async def service_checks(self, request: HttpRequest) -> HttpResponse:
         name = _required(request, "Missing service name")
 
-        def build() -> Any:
+        def build() -> object:
             found = [
                 check
                 for one in select_instances(self._catalog.health(name), request, self._node.name, passing=False)
@@ -244,7 +243,7 @@ class HealthEndpoint:
         if state not in ("any", *Status):
             raise HttpError(400, f"Invalid check state: '{state[:40]}'; must be any, passing, warning or critical")
 
-        def build() -> Any:
+        def build() -> object:
             found: list[Check] = [one for one in self._catalog.checks() if state in ("any", one.status.value)]
             if request.has("node-meta"):
                 nodes = nodes_matching_meta(self._catalog.nodes(), request)

@@ -9,7 +9,8 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Required, TypedDict, Unpack
 
 from aiohttp import web
 
@@ -26,6 +27,25 @@ _http_log.setLevel(logging.CRITICAL)
 """Malformed HTTP is answered with 400, and not logged."""
 
 
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class _ConnectionOptions(TypedDict, total=False):
+    """The options of aiohttp's RequestHandler that ``HttpConnections`` sets.
+
+    Without ``access_log``, whose None (no access log) aiohttp takes but does not annotate.
+    """
+
+    loop: Required[asyncio.AbstractEventLoop]
+    keepalive_timeout: float
+    logger: logging.Logger
+    max_line_size: int
+    max_field_size: int
+    max_headers: int
+    lingering_time: float
+    auto_decompress: bool
+
+
 class HttpConnection(web.RequestHandler):
     """A connection. ``idle_since`` is None during a request, ``request_started`` the arrival of its
     first byte.
@@ -33,7 +53,7 @@ class HttpConnection(web.RequestHandler):
 
     __slots__ = ("client", "idle_since", "request_started")
 
-    def __init__(self, manager: web.Server, **options: Any) -> None:
+    def __init__(self, manager: web.Server, **options: Unpack[_ConnectionOptions]) -> None:
         super().__init__(manager, **options)
         self.client = ""
         self.idle_since: float | None = None
@@ -48,7 +68,7 @@ class HttpConnection(web.RequestHandler):
 class HttpConnections(web.Server):
     """The HTTP server, with its limits on connections."""
 
-    def __init__(self, handler: Any, settings: HttpSettings, metrics: Metrics) -> None:
+    def __init__(self, handler: Handler, settings: HttpSettings, metrics: Metrics) -> None:
         super().__init__(
             handler,
             handler_cancellation=True,

@@ -10,7 +10,6 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from discovery.api import schemas
 from discovery.api.blocking_query import BlockingQueries, consul_headers, encode_json
@@ -68,7 +67,7 @@ class KvsEndpoint:
         request: HttpRequest,
         asked: tuple[str, ...],
         prefix: bool,
-        build: Callable[[Range], list[Any] | None],
+        build: Callable[[Range], Sequence[object] | None],
         *,
         raw: bool = False,
     ) -> HttpResponse:
@@ -193,17 +192,17 @@ def _check_size(value: bytes) -> bytes:
     return value
 
 
-def _single_key(read: Range, key: str) -> list[Any] | None:
+def _single_key(read: Range, key: str) -> Sequence[object] | None:
     """The key itself, the first one of its prefix."""
     entries = [entry for entry in read.entries if entry.key == KV_PREFIX + key]
     return [_kv_pair_json(decode_pair(entry)) for entry in entries] or None
 
 
-def _recurse(read: Range) -> list[Any] | None:
+def _recurse(read: Range) -> Sequence[object] | None:
     return [_kv_pair_json(decode_pair(entry)) for entry in read.entries] or None
 
 
-def _key_names(read: Range, prefix: str, separator: str) -> list[Any] | None:
+def _key_names(read: Range, prefix: str, separator: str) -> Sequence[object] | None:
     """The key names, truncated behind the separator and deduplicated."""
     names: dict[str, None] = {}
     for entry in read.entries:
@@ -219,9 +218,9 @@ def _truncate_at_separator(entry: Entry, prefix: str, separator: str) -> str:
     return prefix + head + found
 
 
-def _kv_pair_json(pair: KVPair) -> dict[str, Any]:
+def _kv_pair_json(pair: KVPair) -> dict[str, object]:
     value = base64.b64encode(pair.value).decode() if pair.value else None
-    found: dict[str, Any] = {"LockIndex": pair.lock_index, "Key": pair.key, "Flags": pair.flags, "Value": value}
+    found: dict[str, object] = {"LockIndex": pair.lock_index, "Key": pair.key, "Flags": pair.flags, "Value": value}
     if pair.session:
         found["Session"] = pair.session
     return {**found, "CreateIndex": pair.create_index, "ModifyIndex": pair.modify_index}

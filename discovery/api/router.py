@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, Unpack
 from urllib.parse import unquote_to_bytes
 
 from discovery.api.http_error import HttpError
@@ -63,11 +63,31 @@ class Route:
         return (self.method, *self.deprecated_methods)
 
 
-def endpoint(method: str, path: str, summary: str, **options: Any) -> Callable[[Method], Method]:
+class RouteOptions(TypedDict, total=False):
+    """The optional fields of Route, as ``endpoint`` takes them."""
+
+    parameters: tuple[str, ...]
+    response: Schema | None
+    statuses: tuple[int, ...]
+    request_body: Schema | None
+    blocking: bool
+    writes: bool
+    deprecated_methods: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Declaration:
+    method: str
+    path: str
+    summary: str
+    options: RouteOptions
+
+
+def endpoint(method: str, path: str, summary: str, **options: Unpack[RouteOptions]) -> Callable[[Method], Method]:
     """Declare a handler method an endpoint; ``options`` are the other fields of Route."""
 
     def declare(handler: Method) -> Method:
-        handler.__dict__["endpoint"] = (method, path, summary, options)
+        handler.__dict__["endpoint"] = _Declaration(method, path, summary, options)
         return handler
 
     return declare
@@ -79,9 +99,10 @@ def routes_of(handlers: object) -> tuple[Route, ...]:
     """
     found = []
     for name, function in vars(type(handlers)).items():
-        if declared := getattr(function, "endpoint", None):
-            method, path, summary, options = declared
-            found.append(Route(method, path, summary, getattr(handlers, name), **options))
+        declared = getattr(function, "endpoint", None)
+        if isinstance(declared, _Declaration):
+            handler: Handler = getattr(handlers, name)
+            found.append(Route(declared.method, declared.path, declared.summary, handler, **declared.options))
     return tuple(found)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from discovery.structs import SERF_HEALTH, Check, Health, Instance, Node, Status
 
-Json = dict[str, Any]
+Json = dict[str, object]
+"""A JSON object of a response."""
 
 
 def node(found: Node) -> Json:

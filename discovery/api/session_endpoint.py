@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from discovery.api import schemas
 from discovery.api.blocking_query import BlockingQueries, consul_headers, encode_json
@@ -196,7 +195,7 @@ def _lock_delay(fields: Fields) -> float:
     return min(max(duration, 0.0), MAX_LOCK_DELAY)
 
 
-def _session_json(session: Session) -> dict[str, Any]:
+def _session_json(session: Session) -> dict[str, object]:
     return {
         "ID": session.id,
         "Name": session.name,

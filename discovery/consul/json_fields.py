@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from discovery.consul.durations import parse_duration
 
@@ -48,14 +48,14 @@ class Fields:
     def __init__(self, found: object, path: str = "") -> None:
         if not isinstance(found, dict):
             raise BadField(f"{path.rstrip('.') or 'body'}: {format_value(found)} is not an object")
-        self._values: dict[str, Any] = {_normalize(name): value for name, value in found.items()}
+        self._values: dict[str, object] = {_normalize(name): value for name, value in found.items()}
         self._path = path
 
     def has(self, *names: str) -> bool:
         """Whether one of these is present and not null."""
         return any(self._values.get(_normalize(name)) is not None for name in names)
 
-    def get(self, *names: str) -> Any:
+    def get(self, *names: str) -> object:
         """The first of these that is not null; None if none is."""
         return next((value for name in names if (value := self._values.get(_normalize(name))) is not None), None)
 

@@ -14,7 +14,6 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
@@ -179,7 +178,7 @@ class Overview:
             self._services[name] = (seen, len(written), text)
         return len(written), text
 
-    def _instance(self, one: Health) -> dict[str, Any]:
+    def _instance(self, one: Health) -> dict[str, object]:
         instance = one.instance
         revision = max((check.modify_index for check in one.checks), default=0)
         return {
@@ -194,7 +193,7 @@ class Overview:
             "Changed": self._time_of(max(revision, instance.modify_index)),
         }
 
-    def _node_view(self, node: Node) -> dict[str, Any]:
+    def _node_view(self, node: Node) -> dict[str, object]:
         checks = self._catalog.checks_of(Instance(node.name, "", ""))  # the node's own checks
         revision = max((check.modify_index for check in checks), default=0)
         away = any(check.maintenance for check in checks)
@@ -225,7 +224,7 @@ class Overview:
         return round(self._revision_times[place][1], 1)
 
 
-def _attachment_view(one: AttachmentSummary) -> dict[str, Any]:
+def _attachment_view(one: AttachmentSummary) -> dict[str, object]:
     return {
         "ID": one.owner,
         "Network": one.network,
@@ -238,7 +237,7 @@ def _attachment_view(one: AttachmentSummary) -> dict[str, Any]:
     }
 
 
-def _networks(attachments: Iterable[AttachmentSummary]) -> list[dict[str, Any]]:
+def _networks(attachments: Iterable[AttachmentSummary]) -> list[dict[str, object]]:
     """The networks with containers on this host, sorted by name."""
     found: dict[str, list[AttachmentSummary]] = {}
     for one in attachments:
