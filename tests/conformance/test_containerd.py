@@ -45,7 +45,7 @@ def test_del_without_a_namespace_frees_everything(containerd: Containerd, roots:
     assert containerd.links() == links
 
 
-def test_of_several_lists_the_first_is_taken(
+def test_first_list_in_the_directory_is_used(
     two_lists: tuple[dict[str, Any], ...], plugin_folder: Path, roots: list[str], tmp_path: Path
 ) -> None:
     made = Containerd(plugin_folder, tmp_path, *two_lists)
@@ -57,7 +57,7 @@ def test_of_several_lists_the_first_is_taken(
         made.close()
 
 
-def test_the_hosts_network(containerd: Containerd, roots: list[str]) -> None:
+def test_host_network_calls_no_plugin(containerd: Containerd, roots: list[str]) -> None:
     """``ctr run --net-host`` calls no CNI plugin."""
     before = containerd.leases("lab")
     shown = containerd.run("ctr", "run", "--rm", "--net-host", "--rootfs", roots[0], "bare", "/bin/ip", "-o", "link")
@@ -66,7 +66,7 @@ def test_the_hosts_network(containerd: Containerd, roots: list[str]) -> None:
     assert containerd.leases("lab") == before
 
 
-def test_what_detached_tasks_leave_is_cleared_up(own: None, containerd: Containerd, roots: list[str]) -> None:
+def test_gc_frees_attachments_of_detached_tasks(own: None, containerd: Containerd, roots: list[str]) -> None:
     """ctr never calls DEL for them; weft detects that their network namespaces no longer exist."""
     containerd.weft("gc")
     assert containerd.leases("lab") == []

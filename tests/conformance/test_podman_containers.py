@@ -100,7 +100,7 @@ def test_two_networks_with_fixed_addresses(podman: Podman, create: Create, roots
     assert podman.ping("c2", "10.71.0.2")
 
 
-def test_networks_come_and_go_while_a_container_runs(podman: Podman, create: Create, roots: list[str]) -> None:
+def test_network_connect_and_disconnect(podman: Podman, create: Create, roots: list[str]) -> None:
     create("one-net", "--subnet", "10.70.0.0/24")
     create("two-net", "--subnet", "10.71.0.0/24")
     podman.serve("web", roots[0], "-p", "8080:80", network="one-net")
@@ -122,7 +122,9 @@ def test_networks_come_and_go_while_a_container_runs(podman: Podman, create: Cre
 
 
 @pytest.mark.parametrize("lost", ["nothing", "rules"])
-def test_reload(lost: str, own: None, podman: Podman, create: Create, roots: list[str]) -> None:
+def test_network_reload_restores_flushed_rules(
+    lost: str, own: None, podman: Podman, create: Create, roots: list[str]
+) -> None:
     """``podman network reload`` restores rules that another program has flushed."""
     create("one-net", "--ipv6", "--subnet", "10.70.0.0/24", "--subnet", "fd70::/64")
     address = podman.serve("web", roots[0], "-p", "8080:80", "--ip", "10.70.0.40", network="one-net")
@@ -159,7 +161,7 @@ def test_stop_start_restart_and_a_killed_container(podman: Podman, create: Creat
     assert podman.ping("c2", "10.70.0.40")
 
 
-def test_networks_that_are_not_cnis(podman: Podman, create: Create, roots: list[str]) -> None:
+def test_network_modes_without_cni(podman: Podman, create: Create, roots: list[str]) -> None:
     create("one-net", "--subnet", "10.70.0.0/24")
     podman.up("c1", roots[0], network="one-net")
     links = ("--rm", "--rootfs", roots[1], "/bin/ip", "-o", "address")
@@ -194,7 +196,7 @@ def test_a_pod_with_shared_ports(podman: Podman, create: Create, roots: list[str
     assert podman.left() == []
 
 
-def test_sixteen_containers_at_once(own: None, podman: Podman, create: Create, root_image: Path) -> None:
+def test_sixteen_containers_concurrently(own: None, podman: Podman, create: Create, root_image: Path) -> None:
     create("one-net", "--subnet", "10.70.0.0/24")
 
     def start(number: int) -> str:

@@ -91,7 +91,7 @@ def test_no_addresses(podman: Podman, create: Create, roots: list[str]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["bridge", "private"])
-def test_macvlan_with_the_subnet_of_the_wire(mode: str, podman: Podman, create: Create, roots: list[str]) -> None:
+def test_macvlan_with_the_subnet_of_the_lan(mode: str, podman: Podman, create: Create, roots: list[str]) -> None:
     wire = ("-o", "parent=lan0", "--subnet", "192.0.2.0/24", "--ip-range", "192.0.2.128/25")
     name = f"wire-{mode}"
     create(name, "-d", "macvlan", *wire, "-o", f"mode={mode}", "-o", "mtu=1300")
@@ -104,7 +104,7 @@ def test_macvlan_with_the_subnet_of_the_wire(mode: str, podman: Podman, create: 
     assert podman.ping("c1", second, expected=mode == "bridge") is (mode == "bridge")
 
 
-def test_macvlan_with_addresses_from_a_server(podman: Podman, create: Create, roots: list[str], tmp_path: Path) -> None:
+def test_macvlan_with_dhcp_ipam(podman: Podman, create: Create, roots: list[str], tmp_path: Path) -> None:
     """Without a subnet podman names the ipam plugin ``dhcp``, which is in the same directory."""
     leases = tmp_path / "leases"
     options = (

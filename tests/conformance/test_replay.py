@@ -212,7 +212,7 @@ def test_nomad(own: None, calls: Calls) -> None:
     assert calls.machine.leases("nomad") == []
 
 
-def test_an_allocation_whose_host_was_restarted(own: None, calls: Calls) -> None:
+def test_nomad_del_after_a_host_restart(own: None, calls: Calls) -> None:
     """Nomad's DEL after the namespace is gone: its path does not exist, and everything is freed."""
     container = "0b1c52e4-5d57-44f1-8f0c-6f0f6f1a7d22"
     runtime = {"portMappings": [mapping(25000, 80, "tcp")]}

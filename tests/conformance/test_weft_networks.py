@@ -88,7 +88,7 @@ def test_weft_sees_podmans_networks(networks: Podman, roots: list[str]) -> None:
 
 
 @pytest.mark.parametrize("driver", ["bridge", "ptp"])
-def test_ctr_uses_the_only_one(driver: str, plugin_folder: Path, roots: list[str], tmp_path: Path) -> None:
+def test_ctr_uses_the_only_network(driver: str, plugin_folder: Path, roots: list[str], tmp_path: Path) -> None:
     containerd = Containerd(plugin_folder, tmp_path)
     try:
         assert containerd.weft("network", "create", "blue", "-d", driver, "--subnet", "10.80.0.0/24").code == 0

@@ -48,7 +48,7 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_a_hosts_life(host: Host, weft: Weft) -> None:
+def test_up_status_down(host: Host, weft: Weft) -> None:
     before = host.snapshot()
     down = weft("status", check=False)
     assert (down.code, down.stdout.splitlines()[0].split()) == (1, ["Agent:", "not", "running"])
@@ -84,7 +84,7 @@ def test_a_hosts_life(host: Host, weft: Weft) -> None:
     assert host.changes(before) == []
 
 
-def test_asking_for_names(weft: Weft) -> None:
+def test_dns_lookup(weft: Weft) -> None:
     weft("up")
     weft("services", "register", "-name=web", "-address=10.9.0.5", "-port=80", "-tagged-address=lan_ipv6=fd00::5")
     lines = [line.split() for line in weft("dns-lookup", "web.service.consul").stdout.splitlines()]
@@ -101,7 +101,7 @@ def test_asking_for_names(weft: Weft) -> None:
     assert (nothing.code, nothing.stderr) == (3, "weft: web.service.consul has no TXT record on 127.0.0.1 port 8600\n")
 
 
-def test_many_instances_are_asked_for_over_tcp(weft: Weft) -> None:
+def test_dns_lookup_of_many_instances_uses_tcp(weft: Weft) -> None:
     weft("up")
     text = "".join(f'service {{ name = "many" id = "m{i}" address = "10.9.1.{i}" }}\n' for i in range(1, 200))
     (folder() / "many.hcl").write_text(text)
@@ -109,7 +109,7 @@ def test_many_instances_are_asked_for_over_tcp(weft: Weft) -> None:
     assert len(weft("dns-lookup", "many.service.consul", "A").stdout.splitlines()) == 199
 
 
-def test_a_part_that_cannot_begin_is_said(weft: Weft) -> None:
+def test_listener_that_cannot_bind_is_reported(weft: Weft) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 8500))
         other.listen()
@@ -122,7 +122,7 @@ def test_a_part_that_cannot_begin_is_said(weft: Weft) -> None:
     until(lambda: weft("status", check=False).code == 0, EXPECTED, "the HTTP API to listen once its port is free")
 
 
-def test_wrong_settings_start_nothing(weft: Weft, tmp_path: Path) -> None:
+def test_invalid_configuration_starts_no_process(weft: Weft, tmp_path: Path) -> None:
     (tmp_path / "weft.toml").write_text('[agent]\nnode = "a b"\n[dsn]\n')
     up = weft("up", "--config", str(tmp_path / "weft.toml"), check=False)
     assert up.code == 1
@@ -130,14 +130,14 @@ def test_wrong_settings_start_nothing(weft: Weft, tmp_path: Path) -> None:
     assert weft("down").stdout == "agent not running\nengine not running\n"
 
 
-def test_settings_are_the_agents(weft: Weft, tmp_path: Path) -> None:
+def test_commands_use_the_agents_configuration(weft: Weft, tmp_path: Path) -> None:
     (tmp_path / "weft.toml").write_text('[agent]\nnode = "other"\n[http]\nlisten = ["127.0.0.1:18500"]\n')
     found = weft("up", "--config", str(tmp_path / "weft.toml"))
     assert "HTTP on 127.0.0.1:18500, " in found.stdout
     assert weft("members").stdout.splitlines()[1].split()[0] == "other"  # over the control socket, not over HTTP
 
 
-def test_an_agent_without_work_stays_while_it_is_asked_to(host: Host) -> None:
+def test_idle_agent_keeps_running_while_the_stay_file_exists(host: Host) -> None:
     code = "import sys; sys.path.insert(0, sys.argv.pop()); from cni_plugin.agent import main as its; "
     code += "its.IDLE = 0.5; its.main([])"
     folder().mkdir(parents=True, exist_ok=True)

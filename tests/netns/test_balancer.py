@@ -87,7 +87,7 @@ def test_connections_are_spread_by_weight(net: Wire, algorithm: str) -> None:
 
 
 @FAMILIES
-def test_turns_are_exact(net: Wire, version: int) -> None:
+def test_round_robin_is_exact(net: Wire, version: int) -> None:
     async def work(balancer: Balancer) -> None:
         found = asked(net, version, 120, at_once=1)
         assert set(found.values()) == {30}, found
@@ -117,7 +117,7 @@ def test_a_client_stays_with_its_instance(net: Wire, algorithm: str, version: in
     run(work, made)
 
 
-def test_who_is_remembered_is_forgotten_in_time(net: Wire, host: Host) -> None:
+def test_sticky_entries_time_out(net: Wire, host: Host) -> None:
     async def work(balancer: Balancer) -> None:
         asked(net, 4, 1)
         listed = host.run("nft", "list", "map", "inet", "weft-services", "clients4_60").stdout
@@ -128,7 +128,7 @@ def test_who_is_remembered_is_forgotten_in_time(net: Wire, host: Host) -> None:
 
 
 @FAMILIES
-def test_maglev_moves_little_when_one_leaves(net: Wire, version: int) -> None:
+def test_maglev_moves_few_connections_when_an_instance_leaves(net: Wire, version: int) -> None:
     """The same connections, by source address and port, before and after."""
     ports = range(20000, 20300)
 
@@ -153,7 +153,7 @@ def test_maglev_moves_little_when_one_leaves(net: Wire, version: int) -> None:
     run(work, made)
 
 
-def test_who_has_few_connections_gets_more(net: Wire) -> None:
+def test_least_connections_prefers_the_idle_instance(net: Wire) -> None:
     async def work(balancer: Balancer) -> None:
         made.put(virtual("web", "10.79.0.11"))
         with net.hold(VIPS[4], 80, 40) as held:
@@ -175,7 +175,7 @@ def test_who_has_few_connections_gets_more(net: Wire) -> None:
 
 
 @FAMILIES
-def test_health_decides_who_gets_connections_and_nobody_means_refusal(net: Wire, version: int) -> None:
+def test_only_healthy_instances_get_connections_and_none_means_refused(net: Wire, version: int) -> None:
     async def work(balancer: Balancer) -> None:
         first, second = instances(net, version, 2)
         made.health(first, Status.CRITICAL)
@@ -198,7 +198,7 @@ def test_health_decides_who_gets_connections_and_nobody_means_refusal(net: Wire,
 
 
 @FAMILIES
-def test_what_is_no_service_is_refused(net: Wire, version: int) -> None:
+def test_other_ports_of_a_virtual_address_are_refused(net: Wire, version: int) -> None:
     unused = {4: "10.79.200.200", 6: "fd57:6566:7400::ffff"}[version]
 
     async def work(balancer: Balancer) -> None:
@@ -212,7 +212,7 @@ def test_what_is_no_service_is_refused(net: Wire, version: int) -> None:
 
 
 @FAMILIES
-def test_an_instance_that_leaves_keeps_its_connections_and_gets_none(net: Wire, version: int) -> None:
+def test_draining_instance_keeps_connections_and_gets_no_new_ones(net: Wire, version: int) -> None:
     async def work(balancer: Balancer) -> None:
         gone = net.names(version)[0]
         with net.hold(VIPS[version], 80, 30) as held:
@@ -228,7 +228,7 @@ def test_an_instance_that_leaves_keeps_its_connections_and_gets_none(net: Wire, 
     run(work, made)
 
 
-def test_connections_of_several_are_counted_at_once(net: Wire) -> None:
+def test_connections_of_several_draining_instances_are_counted_together(net: Wire) -> None:
     async def work(balancer: Balancer) -> None:
         with net.hold(VIPS[4], 80, 20) as four, closing(Held(net.client, VIPS[6], 80, 20)) as six:
             for version in (4, 6):
@@ -246,7 +246,7 @@ def test_connections_of_several_are_counted_at_once(net: Wire) -> None:
     run(work, made)
 
 
-def test_connections_to_who_left_end_at_the_deadline_and_no_others(net: Wire) -> None:
+def test_drain_deadline_ends_only_connections_of_the_removed_instance(net: Wire) -> None:
     async def work(balancer: Balancer) -> None:
         gone, sick, well = net.names(4)[:3]
         with net.hold(VIPS[4], 80, 30) as held:
@@ -261,7 +261,7 @@ def test_connections_to_who_left_end_at_the_deadline_and_no_others(net: Wire) ->
 
 
 @FAMILIES
-def test_datagrams_go_elsewhere_at_once(net: Wire, version: int) -> None:
+def test_datagrams_move_to_another_instance_at_once(net: Wire, version: int) -> None:
     async def work(balancer: Balancer) -> None:
         with net.datagrams(VIPS[version], 80) as ask:
             first = ask()
@@ -281,7 +281,7 @@ def test_datagrams_go_elsewhere_at_once(net: Wire, version: int) -> None:
 
 
 @FAMILIES
-def test_a_datagram_sent_too_early_spoils_nothing(net: Wire, host: Host, version: int) -> None:
+def test_stale_udp_conntrack_entry_is_flushed(net: Wire, host: Host, version: int) -> None:
     """Its conntrack entry has no DNAT; it is flushed when the service appears, and at a start."""
     host.run("ip", "route", "add", VIPS[version], "dev", "servers0")
     host.run("nft", "-f", "-", stdin="table inet t { chain c { type filter hook forward priority 0; ct state new; }; }")
@@ -295,7 +295,7 @@ def test_a_datagram_sent_too_early_spoils_nothing(net: Wire, host: Host, version
         run(work, book(net, version, 1, protocol="udp"))
 
 
-def test_what_somebody_flushed_comes_back(net: Wire, host: Host) -> None:
+def test_flushed_rules_are_restored(net: Wire, host: Host) -> None:
     async def work(balancer: Balancer) -> None:
         for command in (
             "flush ruleset",
@@ -317,7 +317,7 @@ def _answers(net: Wire) -> bool:
         return False
 
 
-def test_a_start_changes_nothing_that_is_right(net: Wire, host: Host) -> None:
+def test_start_keeps_a_correct_table_unchanged(net: Wire, host: Host) -> None:
     made = book(net, 4, 5)
 
     def listed() -> str:
@@ -368,7 +368,7 @@ asyncio.run(main())
 
 
 @FAMILIES
-def test_a_killed_balancer_is_not_missed(net: Wire, version: int) -> None:
+def test_killed_balancer_breaks_no_connection(net: Wire, version: int) -> None:
     """SIGKILL and restart under load, three times: no connection fails, neither established nor
     new."""
 

@@ -77,7 +77,7 @@ def town(host: Host) -> Iterator[Town]:
 
 @FAMILIES
 @pytest.mark.parametrize("driver", ["bridge", "ptp"])
-def test_a_service_on_a_closed_network_is_open_by_its_address_alone(town: Town, driver: str, version: int) -> None:
+def test_closed_network_is_reachable_by_virtual_address_only(town: Town, driver: str, version: int) -> None:
     town.add("a", "x", 81, driver)
     town.add("b", "y", 82, driver)
     town.offer("b")
@@ -93,7 +93,7 @@ def test_a_service_on_a_closed_network_is_open_by_its_address_alone(town: Town, 
 
 @FAMILIES
 @SHOWN
-def test_siblings_on_a_bridge_and_the_instance_itself(town: Town, shown: str, version: int) -> None:
+def test_instance_on_a_bridge_reaches_siblings_and_itself(town: Town, shown: str, version: int) -> None:
     town.show_bridged(shown)
     for name in ("a", "b", "c"):
         town.add(name, "x", 81)
@@ -112,7 +112,7 @@ def test_siblings_on_a_bridge_and_the_instance_itself(town: Town, shown: str, ve
 
 
 @FAMILIES
-def test_an_instance_behind_a_link_of_its_own_reaches_itself(town: Town, version: int) -> None:
+def test_ptp_instance_reaches_itself(town: Town, version: int) -> None:
     town.add("a", "x", 81, "ptp")
     town.add("b", "x", 81, "ptp")
     town.offer("b")
@@ -127,7 +127,7 @@ def test_an_instance_behind_a_link_of_its_own_reaches_itself(town: Town, version
 
 
 @FAMILIES
-def test_from_an_internal_network_only_its_own_instances_are_reached(town: Town, version: int) -> None:
+def test_internal_network_reaches_only_its_own_instances(town: Town, version: int) -> None:
     """Also with routes that such a network does not give its containers."""
     town.add("in1", "inner", 81, internal=True)
     town.add("in2", "inner", 81, internal=True)
@@ -147,7 +147,7 @@ def test_from_an_internal_network_only_its_own_instances_are_reached(town: Town,
 
 
 @FAMILIES
-def test_the_outside_reaches_published_ports_and_no_virtual_address(town: Town, version: int) -> None:
+def test_outside_reaches_published_ports_but_no_virtual_address(town: Town, version: int) -> None:
     town.add("a", "x", 81)
     town.add("b", "x", 81)
     town.offer("a", "b", meta={"weft-publish": "30080:80"})
@@ -172,7 +172,7 @@ def test_the_outside_reaches_published_ports_and_no_virtual_address(town: Town, 
     run(work, town.book, outside=None)
 
 
-def test_a_containers_own_published_port_comes_first(town: Town) -> None:
+def test_published_container_port_precedes_published_service(town: Town) -> None:
     town.add("a", "x", 81)
     mapping = {"hostPort": 30080, "containerPort": 80, "protocol": "tcp"}
     town.add("b", "y", 82, portmap={}, runtimeConfig={"portMappings": [mapping]})
@@ -184,7 +184,7 @@ def test_a_containers_own_published_port_comes_first(town: Town) -> None:
     run(work, town.book, outside=None)
 
 
-def test_a_port_of_a_process_stays_its_own(town: Town) -> None:
+def test_listening_process_keeps_its_port(town: Town) -> None:
     """Otherwise a service registration could take over a port that a process of this host
     serves."""
     town.add("a", "x", 81)
@@ -201,7 +201,7 @@ def test_a_port_of_a_process_stays_its_own(town: Town) -> None:
 
 
 @FAMILIES
-def test_metadata_and_the_loopback_stay_out_of_reach(town: Town, version: int) -> None:
+def test_instances_at_metadata_and_loopback_addresses_are_refused(town: Town, version: int) -> None:
     """A service must not forward to a destination that its clients are not allowed to reach."""
     town.add("a", "x", 81)
     for address in ("127.0.0.1", "169.254.169.254", "::1", "fd00:ec2::254"):

@@ -91,7 +91,7 @@ def test_both_directions_are_as_fast_as_allowed(host: Host, cni: Cni, driver: di
     cni.check(driver, result, netns)
 
 
-def test_two_interfaces_of_one_container_have_their_own(host: Host, cni: Cni) -> None:
+def test_two_interfaces_of_one_container_have_their_own_limits(host: Host, cni: Cni) -> None:
     netns = host.container()
     names = []
     for ifname in ("eth0", "eth1"):
@@ -139,7 +139,7 @@ def test_what_cannot_be_is_refused(host: Host, cni: Cni, keys: dict[str, int], s
     assert host.changes(before) == []
 
 
-def test_no_limits_change_nothing_and_need_a_previous_result(host: Host, cni: Cni) -> None:
+def test_without_limits_nothing_changes_and_prevresult_is_required(host: Host, cni: Cni) -> None:
     netns = host.container()
     result = cni.add(DRIVERS[0], netns)
     assert cni.add({**network("bandwidth"), "prevResult": result}, netns) == result

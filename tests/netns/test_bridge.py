@@ -61,7 +61,7 @@ def test_forwarding_is_switched_on_for_the_families_in_use_alone(host: Host, cni
     assert seen.setting(host, "net/ipv6/conf/all/forwarding") == "1"
 
 
-def test_without_a_gateway_the_bridge_is_bare(host: Host, cni: Cni) -> None:
+def test_without_a_gateway_the_bridge_has_no_address(host: Host, cni: Cni) -> None:
     result = cni.add(bridge(dual()), host.container())
     assert seen.addresses(host, "br0") == []
     assert [ip["gateway"] for ip in result["ips"]] == ["10.80.0.1", "fd80::1"]
@@ -88,7 +88,7 @@ def test_the_default_bridge_is_cni0(host: Host, cni: Cni) -> None:
 
 
 @pytest.mark.parametrize("addressed", [True, False])
-def test_a_bridge_that_is_there_is_used_and_stays(host: Host, cni: Cni, addressed: bool) -> None:
+def test_existing_bridge_is_used_and_kept(host: Host, cni: Cni, addressed: bool) -> None:
     """It keeps its address, unless weft assigned it."""
     host.run("ip", "link", "add", "br0", "address", "02:00:00:00:00:17", "type", "bridge")
     host.run("sysctl", "-qw", "net.ipv6.conf.br0.accept_ra=0")
@@ -110,7 +110,7 @@ def test_a_bridge_that_is_there_is_used_and_stays(host: Host, cni: Cni, addresse
     assert host.changes(before) == []
 
 
-def test_a_failed_first_add_leaves_a_bridge_that_was_there(host: Host, cni: Cni) -> None:
+def test_failed_first_add_keeps_an_existing_bridge(host: Host, cni: Cni) -> None:
     host.run("ip", "link", "add", "br0", "up", "type", "bridge")
     host.run("ip", "address", "add", "10.99.0.1/24", "dev", "br0")
     host.run("sysctl", "-qw", "net.ipv6.conf.br0.accept_ra=0")
@@ -130,7 +130,7 @@ def test_networks_of_different_mtu_on_one_bridge(host: Host, cni: Cni) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "sixteen-chars-00", "a/b", "a b", "other"])
-def test_a_name_that_is_no_bridge_is_refused(host: Host, cni: Cni, name: str) -> None:
+def test_link_of_another_type_is_refused(host: Host, cni: Cni, name: str) -> None:
     host.run("ip", "link", "add", "other", "type", "veth", "peer", "name", "other-far")
     before = host.snapshot()
     problem = seen.problem(cni, "ADD", bridge(pool(SUBNET), bridge=name), host.container())
@@ -199,7 +199,7 @@ def test_mtu_holds_for_both_ends_and_a_new_bridge(host: Host, cni: Cni) -> None:
 
 
 @pytest.mark.parametrize("mtu", [67, 65536])
-def test_an_mtu_that_cannot_be_is_refused_by_name(host: Host, cni: Cni, mtu: int) -> None:
+def test_invalid_mtu_is_refused(host: Host, cni: Cni, mtu: int) -> None:
     before = host.snapshot()
     problem = seen.problem(cni, "ADD", bridge(pool(SUBNET), mtu=mtu), host.container())
     assert problem["code"] == 7 and f"mtu {mtu}" in problem["msg"]
@@ -285,7 +285,7 @@ def test_duplicate_address_detection(host: Host, cni: Cni) -> None:
     assert quick["ips"][1]["address"] == "fd80::2/64"
 
 
-def test_an_address_that_somebody_has_is_found_by_detection(host: Host, cni: Cni) -> None:
+def test_duplicate_address_is_detected(host: Host, cni: Cni) -> None:
     cni.add(bridge(), host.container("c2"), container="c2")
     host.inside("c2", "ip", "address", "add", "fd80::2/64", "dev", "eth0", "nodad")
     netns = host.container()
@@ -294,13 +294,13 @@ def test_an_address_that_somebody_has_is_found_by_detection(host: Host, cni: Cni
     assert seen.links(host, "c1") == ["lo"]
 
 
-def test_the_container_announces_itself(host: Host, cni: Cni) -> None:
+def test_container_announces_its_addresses(host: Host, cni: Cni) -> None:
     cni.add(bridge(dual()), host.container())
     assert seen.setting(host, "net/ipv4/conf/eth0/arp_notify", "c1") == "1"
     assert seen.setting(host, "net/ipv6/conf/eth0/ndisc_notify", "c1") == "1"
 
 
-def test_ipv6_comes_back_where_the_container_had_it_off(host: Host, cni: Cni) -> None:
+def test_ipv6_is_enabled_if_the_container_had_it_disabled(host: Host, cni: Cni) -> None:
     netns = host.container()
     host.inside("c1", "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
     cni.add(bridge(dual(), isGateway=True), netns)

@@ -48,7 +48,7 @@ def attach(host: Host, cni: Cni, name: str, **keys: Any) -> str:
 
 
 @pytest.mark.parametrize("keys", [{"vlan": 7}, {"vlanTrunk": [{"id": 7}]}, {"vlanTrunk": []}, {"vlanTrunk": [{}]}])
-def test_a_kernel_without_filtering_is_named_as_the_cause(host: Host, cni: Cni, keys: dict[str, Any]) -> None:
+def test_kernel_without_vlan_filtering_is_reported(host: Host, cni: Cni, keys: dict[str, Any]) -> None:
     if filters():
         pytest.skip("this kernel has VLAN filtering; the tests below are about it")
     before = host.snapshot()
@@ -70,14 +70,14 @@ def test_a_kernel_without_filtering_is_named_as_the_cause(host: Host, cni: Cni, 
         ({"bridge": "a-long-bridge-0", "vlan": 5, "isGateway": True}, "too long for the VLAN gateway"),
     ],
 )
-def test_what_no_vlan_can_be_is_refused_by_name(host: Host, cni: Cni, keys: dict[str, Any], words: str) -> None:
+def test_invalid_vlans_are_refused(host: Host, cni: Cni, keys: dict[str, Any], words: str) -> None:
     before = host.snapshot()
     problem = seen.problem(cni, "ADD", bridge(pool(SUBNET), **keys), host.container())
     assert problem["code"] == 7 and words in problem["msg"]
     assert host.changes(before) == []
 
 
-def test_vlan_0_is_none(host: Host, cni: Cni) -> None:
+def test_vlan_0_means_no_vlan(host: Host, cni: Cni) -> None:
     cni.add(bridge(pool(SUBNET), vlan=0, isGateway=True), host.container())
     assert host.ping("c1", "10.80.0.1")
 
@@ -91,7 +91,7 @@ def test_access_ports_of_one_vlan_reach_each_other_only(filtering: Host, cni: Cn
     assert not filtering.ping("c1", "10.80.0.4", timeout=0.5)
 
 
-def test_vlans_hold_on_a_bridge_that_was_made_without(filtering: Host, cni: Cni) -> None:
+def test_vlan_filtering_is_enabled_on_an_existing_bridge(filtering: Host, cni: Cni) -> None:
     """ADD turns vlan_filtering on, without which a port's VLAN has no effect.
 
     Other ports keep working.

@@ -35,7 +35,7 @@ def weft(host: Host) -> Iterator[Weft]:
     shutil.rmtree(CONFIG, ignore_errors=True)
 
 
-def test_a_networks_life(host: Host, weft: Weft) -> None:
+def test_create_attach_show_detach_remove(host: Host, weft: Weft) -> None:
     before = host.snapshot()
     for name in ("c1", "c2"):
         host.container(name)
@@ -86,7 +86,7 @@ def _break_and_mend(host: Host, weft: Weft) -> None:
     assert host.ping("c1", "10.7.0.3")
 
 
-def test_a_container_that_is_gone_is_cleared_up(host: Host, weft: Weft) -> None:
+def test_gc_frees_a_container_without_namespace(host: Host, weft: Weft) -> None:
     before = host.snapshot()
     host.container("c1")
     weft("network", "create", "blue")
@@ -103,7 +103,7 @@ def test_a_container_that_is_gone_is_cleared_up(host: Host, weft: Weft) -> None:
 
 
 @pytest.mark.parametrize("driver", ["bridge", "ptp"])
-def test_a_plan_is_what_happens(host: Host, weft: Weft, driver: str) -> None:
+def test_printed_plan_equals_attach(host: Host, weft: Weft, driver: str) -> None:
     """The commands that ``plan`` prints configure a host exactly as attaching does."""
     path = host.container("c1")
     weft("network", "create", "blue", "-d", driver, "--subnet", "10.7.0.0/24", "--subnet", "fd00:7::/64")
@@ -160,7 +160,7 @@ def test_without_a_namespace_the_plan_can_be_run_with_a_variable(host: Host, wef
     assert host.ping("c1", "10.89.0.1")
 
 
-def test_a_network_of_foreign_plugins_is_attached_by_executing_them(host: Host, weft: Weft, tmp_path: Path) -> None:
+def test_foreign_plugins_of_a_list_are_executed(host: Host, weft: Weft, tmp_path: Path) -> None:
     """The reference's bandwidth plugin chained after weft's bridge: its qdisc is there until
     detach."""
     host.container("c1")
@@ -182,7 +182,7 @@ def test_a_network_of_foreign_plugins_is_attached_by_executing_them(host: Host, 
     assert weft("ps", "-q").stdout == ""
 
 
-def test_what_the_host_can_do_is_tried_without_touching_it(host: Host, weft: Weft) -> None:
+def test_host_features_are_probed_without_changes(host: Host, weft: Weft) -> None:
     before = host.snapshot()
     said = weft("doctor", "--json")
     abilities = {one["name"]: one["there"] for one in json.loads(said.stdout)["abilities"]}
@@ -194,7 +194,7 @@ def test_what_the_host_can_do_is_tried_without_touching_it(host: Host, weft: Wef
     assert host.changes(before) == []
 
 
-def test_a_process_without_rights_is_told_so(host: Host, weft: Weft) -> None:
+def test_missing_privileges_are_reported(host: Host, weft: Weft) -> None:
     weft("network", "create", "blue")
     host.container("c1")
     environment = {"PATH": os.environ["PATH"], "WEFT_CNI_CONFIG": str(CONFIG)}

@@ -84,7 +84,7 @@ def test_a_foreign_plugin_gives_the_addresses(host: Host, cni: Cni, fake: Fake, 
     assert seen.links(host, "c1") == ["lo"]
 
 
-def test_it_is_called_as_the_runtime_would_call_it(host: Host, cni: Cni, fake: Fake) -> None:
+def test_ipam_plugin_gets_the_runtimes_environment(host: Host, cni: Cni, fake: Fake) -> None:
     netns = host.container()
     args = "IgnoreUnknown=1;COLOUR=blue"
     result = cni.add(CONF, netns, path=fake.path, args=args, extra={"SOMETHING": "else"})
@@ -101,7 +101,7 @@ def test_it_is_called_as_the_runtime_would_call_it(host: Host, cni: Cni, fake: F
     assert fake.last("CHECK")[1]["prevResult"]["ips"][0]["address"] == "10.80.0.7/24"
 
 
-def test_its_own_error_comes_back(host: Host, cni: Cni, fake: Fake) -> None:
+def test_ipam_plugin_error_is_passed_on(host: Host, cni: Cni, fake: Fake) -> None:
     """The plugin's code, msg and details are passed on, and DEL is called for its failed ADD."""
     seen.forward(host)
     before = host.snapshot()
@@ -117,7 +117,7 @@ def test_its_own_error_comes_back(host: Host, cni: Cni, fake: Fake) -> None:
     "answer",
     ["", "hello", "[]", '"text"', '{"cniVersion":"1.1.0","ips":[{"address":"10.80.0.7"}]}', '{"ips":3}', "{} {}"],
 )
-def test_garbage_is_no_answer(host: Host, cni: Cni, fake: Fake, answer: str) -> None:
+def test_malformed_ipam_output_is_an_error(host: Host, cni: Cni, fake: Fake, answer: str) -> None:
     seen.forward(host)
     before = host.snapshot()
     fake.say(answer)
@@ -128,14 +128,14 @@ def test_garbage_is_no_answer(host: Host, cni: Cni, fake: Fake, answer: str) -> 
 
 
 @pytest.mark.parametrize("failing", ["exit 3", "kill -9 $$", "echo oops >&2; exit 1"])
-def test_a_plugin_that_ends_badly(host: Host, cni: Cni, fake: Fake, failing: str) -> None:
+def test_ipam_plugin_exit_status_and_signals(host: Host, cni: Cni, fake: Fake, failing: str) -> None:
     fake.say("", before=failing)
     outcome = cni("ADD", CONF, netns=host.container(), path=fake.path)
     assert outcome.code == 1 and outcome.json["code"] == 106 and "fake" in outcome.json["msg"]
     assert ("oops" in outcome.stderr) is ("oops" in failing)
 
 
-def test_what_it_writes_to_standard_error_is_the_runtimes_to_read(host: Host, cni: Cni, fake: Fake) -> None:
+def test_ipam_plugin_stderr_is_passed_on(host: Host, cni: Cni, fake: Fake) -> None:
     fake.say(json.dumps(ANSWER), stderr="by the way")
     outcome = cni("ADD", CONF, netns=host.container(), path=fake.path)
     assert outcome.code == 0 and outcome.stderr == "by the way"
@@ -152,7 +152,7 @@ def test_a_plugin_that_is_missing(host: Host, cni: Cni, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../fake", "/bin/true", "..", "a/b", "weft"])
 @pytest.mark.parametrize("command", ["ADD", "DEL", "STATUS"])
-def test_no_name_leads_out_of_the_folders(host: Host, cni: Cni, fake: Fake, name: str, command: str) -> None:
+def test_plugin_name_with_a_path_is_refused(host: Host, cni: Cni, fake: Fake, name: str, command: str) -> None:
     """CVE-2021-20206: a plugin's name is not a path."""
     inner = fake.folder / "inner"
     inner.mkdir()
@@ -184,7 +184,7 @@ def test_a_failing_del_removes_all_else_and_can_be_repeated(host: Host, cni: Cni
     assert fake.calls()[-2:] == ["DEL", "DEL"]
 
 
-def test_check_tells_what_it_complains_of(host: Host, cni: Cni, fake: Fake) -> None:
+def test_check_passes_the_ipam_error_on(host: Host, cni: Cni, fake: Fake) -> None:
     netns = host.container()
     result = cni.add(CONF, netns, path=fake.path)
     fake.say('{"code":17,"msg":"the lease ran out"}', status=1, to="CHECK")
@@ -192,7 +192,7 @@ def test_check_tells_what_it_complains_of(host: Host, cni: Cni, fake: Fake) -> N
     assert "the lease ran out" in problem["msg"]
 
 
-def test_a_plugin_that_hangs_dies_with_its_caller(host: Host, cni: Cni, fake: Fake) -> None:
+def test_hanging_ipam_plugin_is_killed_with_weft(host: Host, cni: Cni, fake: Fake) -> None:
     """A runtime that times out kills weft; the IPAM plugin must not reserve an address
     afterwards."""
     fake.say(json.dumps(ANSWER), before=f"echo $$ >{fake.folder}/pid; exec sleep 60")

@@ -96,7 +96,7 @@ def test_whatever_is_broken(host: Host, case: Case, broken: str, way: str) -> No
     assert rest(ground.container) == []
 
 
-def test_a_renamed_link_goes_with_its_own_del(host: Host) -> None:
+def test_renamed_link_is_deleted_by_del(host: Host) -> None:
     """Otherwise the container would keep an address that is leased to the next one."""
     for case in (WHOLE, PTP):
         ground = Ground(host, case)
@@ -127,7 +127,7 @@ PLACES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("case", [WHOLE, PTP, CHAINED], ids=lambda case: case.name)
-def test_where_the_namespace_was_is_something_else(host: Host, case: Case, place: str) -> None:
+def test_netns_path_is_not_a_network_namespace(host: Host, case: Case, place: str) -> None:
     ground = Ground(host, case)
     assert ground.add().ok
     host.remove_container()
@@ -147,7 +147,7 @@ def test_where_the_namespace_was_is_something_else(host: Host, case: Case, place
 
 @pytest.mark.parametrize("state", ("kept", "wiped"))
 @pytest.mark.parametrize("case", [WHOLE, PTP], ids=lambda case: case.name)
-def test_a_path_that_leads_to_another_namespace_now(host: Host, case: Case, state: str) -> None:
+def test_netns_path_refers_to_another_namespace(host: Host, case: Case, state: str) -> None:
     """The container in that namespace now keeps everything, in particular its eth0."""
     ground = Ground(host, case)
     result = ground.add().document
@@ -186,7 +186,7 @@ REFUSED: dict[str, Conf] = {
 @pytest.mark.parametrize("recorded", (True, False), ids=("recorded", "unrecorded"))
 @pytest.mark.parametrize("refused", REFUSED)
 @pytest.mark.parametrize("case", [WHOLE, PTP], ids=lambda case: case.name)
-def test_a_configuration_that_add_would_refuse(host: Host, case: Case, refused: str, recorded: bool) -> None:
+def test_configuration_that_add_would_refuse(host: Host, case: Case, refused: str, recorded: bool) -> None:
     """The configuration was changed since, or ADD was refused and the runtime calls DEL."""
     ground = Ground(host, case)
     bad = {**case.conf, **REFUSED[refused]}
@@ -202,7 +202,7 @@ def test_a_configuration_that_add_would_refuse(host: Host, case: Case, refused: 
 
 
 @every_case
-def test_never_seen(host: Host, case: Case) -> None:
+def test_del_without_an_add(host: Host, case: Case) -> None:
     ground = Ground(host, case)
     for _ in range(2):
         ground.weft.delete(case.conf, ground.container, "nobody")
@@ -302,7 +302,7 @@ def test_two_interfaces_on_one_network(host: Host) -> None:
     assert rest(path) == []
 
 
-def test_two_networks(host: Host) -> None:
+def test_two_networks_of_one_container(host: Host) -> None:
     weft, path = Weft(), host.container()
     red, blue = _bridge("red", "10.31.0.0/24", 8001), _bridge("blue", "10.32.0.0/24", 8002)
     blue["ipam"] = pool("10.32.0.0/24")
@@ -316,7 +316,7 @@ def test_two_networks(host: Host) -> None:
     assert rest(path) == []
 
 
-def test_of_another_namespace(host: Host) -> None:
+def test_same_container_id_in_another_namespace(host: Host) -> None:
     """An ADD of the same container id with another namespace is refused; its DEL keeps the
     first."""
     weft, path, other = Weft(), host.container(), host.container("c2")
@@ -333,7 +333,7 @@ def test_of_another_namespace(host: Host) -> None:
 
 
 @pytest.mark.parametrize("state", ("kept", "wiped"))
-def test_after_a_failed_add_of_a_taken_name(host: Host, state: str) -> None:
+def test_after_a_failed_add_with_an_interface_name_in_use(host: Host, state: str) -> None:
     """The other network's ADD finds eth0 in use; its rollback and DEL keep what the first ADD
     made."""
     weft, path = Weft(), host.container()
@@ -353,7 +353,7 @@ def test_after_a_failed_add_of_a_taken_name(host: Host, state: str) -> None:
         assert weft.check(red, kept, path) == ""
 
 
-def test_after_an_add_of_what_is_attached(host: Host) -> None:
+def test_after_a_repeated_add(host: Host) -> None:
     """Also if its record is lost: the container still runs, and only a DEL may remove its
     network."""
     weft, path = Weft(), host.container()
@@ -373,7 +373,7 @@ def test_after_an_add_of_what_is_attached(host: Host) -> None:
     assert rest(path) == []
 
 
-def test_a_port_that_is_taken(host: Host) -> None:
+def test_published_port_in_use(host: Host) -> None:
     """ADD is refused with the owner's name; the owner keeps its port through rollback and DEL."""
     weft, path, other = Weft(), host.container(), host.container("c2")
     red = _bridge("red", "10.31.0.0/24", 8001)
@@ -385,7 +385,7 @@ def test_a_port_that_is_taken(host: Host) -> None:
     assert list(leases("red").values()) == ["c1 eth0"]
 
 
-def test_the_lease_of_a_living_container_of_host_local(host: Host) -> None:
+def test_failed_add_keeps_other_leases_of_host_local(host: Host) -> None:
     """An ADD that fails after its lease frees that lease, and none of the same id on another
     interface."""
     weft, path = Weft(), host.container()

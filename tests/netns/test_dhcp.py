@@ -86,7 +86,7 @@ def test_macvlan_gets_an_address_uses_it_and_gives_it_back(host: Host, cni: Cni,
     assert host.changes(before) == []
 
 
-def test_without_a_server_nothing_is_left(host: Host, cni: Cni, wire: Lan) -> None:
+def test_add_without_a_dhcp_server_leaves_nothing(host: Host, cni: Cni, wire: Lan) -> None:
     before = host.snapshot()
     netns = host.container()
     conf = dhcp(master=wire.link)
@@ -185,7 +185,7 @@ def test_options_are_sent_and_the_client_is_known(host: Host, cni: Cni, wire: La
     assert bytes.fromhex(client.replace(":", "")) == b"\0c1/net/eth0"
 
 
-def test_it_is_renewed_by_a_keeper_that_was_killed_meanwhile(host: Host, cni: Cni, wire: Lan, tmp_path: Path) -> None:
+def test_lease_is_renewed_after_sigkill_of_the_daemon(host: Host, cni: Cni, wire: Lan, tmp_path: Path) -> None:
     server = Dnsmasq(host, wire, tmp_path)
     conf = dhcp(master=wire.link)
     netns = host.container()
@@ -204,7 +204,7 @@ def test_it_is_renewed_by_a_keeper_that_was_killed_meanwhile(host: Host, cni: Cn
     cni.check(conf, result, netns)
 
 
-def test_it_is_rebound_where_its_server_is_gone(host: Host, cni: Cni, wire: Lan, tmp_path: Path) -> None:
+def test_lease_is_rebound_with_another_server(host: Host, cni: Cni, wire: Lan, tmp_path: Path) -> None:
     """Between T2 and expiry any DHCP server may extend the lease."""
     Dnsmasq(host, wire, tmp_path)
     conf = dhcp(master=wire.link)

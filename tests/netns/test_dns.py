@@ -156,7 +156,7 @@ def test_an_internal_network_leaks_no_query(estate: Estate) -> None:
     assert not estate.upstream.queries
 
 
-def test_a_network_is_not_asked_by_another(estate: Estate) -> None:
+def test_gateway_of_another_network_does_not_answer(estate: Estate) -> None:
     estate.serve(names("blue", 10), names("red", 12))
     estate.add("c1", conf("blue", 10, isolation="open"))
     estate.add("c2", conf("red", 12, isolation="open"))
@@ -170,7 +170,7 @@ def test_a_network_is_not_asked_by_another(estate: Estate) -> None:
     assert estate.ask("outside", "10.10.0.1", "only-blue", timeout=BRIEFLY) is None
 
 
-def test_a_network_may_come_back(estate: Estate) -> None:
+def test_recreated_network_is_answered(estate: Estate) -> None:
     """A bridge that is deleted and created again is served by the same socket."""
     estate.serve(names("blue", 10), names("red", 12))
     estate.add("c1", conf("blue", 10))

@@ -138,7 +138,7 @@ def test_answers_as_a_process_of_its_own_does(host: Host, engine: Engine, throug
         assert through("ADD", CONF, netns=path, extra=extra) == cni("ADD", CONF, netns=path, extra=extra)
 
 
-def test_is_private(engine: Engine) -> None:
+def test_socket_is_private(engine: Engine) -> None:
     assert stat.S_IMODE(engine.socket.stat().st_mode) == 0o600
     assert stat.S_IMODE(engine.folder.stat().st_mode) & 0o077 == 0
     # Even if the socket's mode lets another user connect, the engine refuses the request.
@@ -154,7 +154,7 @@ def test_is_private(engine: Engine) -> None:
     assert "permission denied" in engine.close()
 
 
-def test_garbage_and_stuck_clients_hold_up_nobody(host: Host, engine: Engine, through: Through) -> None:
+def test_malformed_and_stalled_clients_block_no_other(host: Host, engine: Engine, through: Through) -> None:
     path = host.container()
     stuck = []
     for data in (b"", b"W", b"WEFT\1\0\0\0\xff\xff\x0f\0", b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096)) * 8:
@@ -173,13 +173,13 @@ def test_garbage_and_stuck_clients_hold_up_nobody(host: Host, engine: Engine, th
     assert left(engine.folder) == []
 
 
-def test_without_an_engine(host: Host, through: Through) -> None:
+def test_required_engine_that_is_missing_is_an_error(host: Host, through: Through) -> None:
     path = host.container()
     outcome = through("ADD", CONF, netns=path)
     assert (outcome.code, outcome.json["code"], outcome.json["cniVersion"]) == (1, 11, "1.0.0")
 
 
-def test_one_is_started_on_demand_and_ends_when_idle(host: Host, cni: Cni) -> None:
+def test_engine_starts_on_demand_and_exits_when_idle(host: Host, cni: Cni) -> None:
     path = host.container()
     extra = {"WEFT_ENGINE": "auto", "WEFT_ENGINE_IDLE": "4"}
     folder = Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}")
@@ -190,7 +190,7 @@ def test_one_is_started_on_demand_and_ends_when_idle(host: Host, cni: Cni) -> No
     until(lambda: not (folder / "engine.sock").exists(), 60, "the idle engine to exit")
 
 
-def test_an_engine_that_was_killed_is_done_without(host: Host, engine: Engine, cni: Cni) -> None:
+def test_stale_socket_of_a_killed_engine(host: Host, engine: Engine, cni: Cni) -> None:
     path = host.container()
     engine.kill(whole=True)
     assert engine.socket.exists()
@@ -199,7 +199,7 @@ def test_an_engine_that_was_killed_is_done_without(host: Host, engine: Engine, c
     assert left(engine.folder) == []
 
 
-def test_ends_in_order_while_it_works(host: Host, engine: Engine, through: Through) -> None:
+def test_sigterm_under_load(host: Host, engine: Engine, through: Through) -> None:
     """SIGTERM: requests that were accepted are completed and answered."""
     calls = [(f"c{number}", host.container(f"c{number}")) for number in range(12)]
     running = [start(through, "ADD", *call) for call in calls]
@@ -217,7 +217,7 @@ def test_ends_in_order_while_it_works(host: Host, engine: Engine, through: Throu
 
 @pytest.mark.parametrize("delay", [each / 1000 for each in range(1, 40, 3)])
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
-def test_killed_in_the_middle(host: Host, command: str, delay: float, through: Through, cni: Cni) -> None:
+def test_sigkill_under_load(host: Host, command: str, delay: float, through: Through, cni: Cni) -> None:
     """SIGKILL of the engine: the client reports an error, and a DEL removes everything."""
     path = host.container()
     engine = Engine()
@@ -250,7 +250,7 @@ def test_a_client_that_is_killed_leaves_nothing_after_its_del(
         assert left(engine.folder) == []
 
 
-def test_a_request_of_somebody_who_left_is_not_begun(host: Host, engine: Engine, through: Through) -> None:
+def test_request_of_a_disconnected_client_is_not_started(host: Host, engine: Engine, through: Through) -> None:
     """If the client of an ADD disconnects while it waits for the attachment's lock, ADD does not
     start."""
     path = host.container()
@@ -270,7 +270,7 @@ def test_a_request_of_somebody_who_left_is_not_begun(host: Host, engine: Engine,
     assert left(engine.folder) == []
 
 
-def test_many_at_once(host: Host, engine: Engine, through: Through) -> None:
+def test_concurrent_calls(host: Host, engine: Engine, through: Through) -> None:
     calls = [(f"c{number}", host.container(f"c{number}")) for number in range(64)]
     with concurrent.futures.ThreadPoolExecutor(64) as pool:
         results = list(pool.map(lambda call: through.add(CONF, call[1], container=call[0]), calls))
@@ -310,7 +310,7 @@ def test_helpers_share_the_work(host: Host, engine: Engine, through: Through) ->
 
 
 @pytest.mark.skipif(process_count() < 2, reason="with one processor an engine has no helpers")
-def test_helpers_of_an_engine_that_was_killed_clear_up(host: Host, engine: Engine, cni: Cni) -> None:
+def test_helpers_of_a_killed_engine_clean_up(host: Host, engine: Engine, cni: Cni) -> None:
     """Accepted requests are answered, no client hangs, and the next engine starts at once."""
     helpers = engines.helpers(engine.process.pid)
     calls = [(f"c{number}", host.container(f"c{number}")) for number in range(12)]
@@ -335,7 +335,7 @@ def ticks(process: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def test_a_del_that_is_answered_is_done(host: Host, engine: Engine, through: Through) -> None:
+def test_completed_del_leaves_nothing(host: Host, engine: Engine, through: Through) -> None:
     """The same names are used again at once, a thousand times: no state of the DEL before is
     left."""
     path = host.container()
@@ -362,7 +362,7 @@ def start_with(cni: Cni, conf: dict[str, Any], command: str, netns: str) -> tupl
     return done.stdout, done.stderr
 
 
-def test_other_code_makes_it_yield(host: Host, engine: Engine) -> None:
+def test_client_of_another_version_replaces_the_engine(host: Host, engine: Engine) -> None:
     """The engine declines a client of another version and exits, so that its successor can
     start."""
     client = socket.socket(socket.AF_UNIX)
@@ -376,7 +376,7 @@ def test_other_code_makes_it_yield(host: Host, engine: Engine) -> None:
     assert not engine.socket.exists()
 
 
-def test_only_one(host: Host, engine: Engine) -> None:
+def test_second_engine_is_refused(host: Host, engine: Engine) -> None:
     assert run(str(ENGINE), timeout=60).code == 0
     assert engine.process.poll() is None
     assert engine.socket.exists()

@@ -53,7 +53,7 @@ def ended(process: int) -> None:
         time.sleep(0.02)
 
 
-def test_started_seen_used_and_stopped(host: Host, cni: Cni) -> None:
+def test_start_status_use_stop(host: Host, cni: Cni) -> None:
     assert weft("status", check=False).code == 1
     assert weft("stop").stdout == "engine not running\n"
     process = weft("start", "--json").json["pid"]
@@ -74,7 +74,7 @@ def test_started_seen_used_and_stopped(host: Host, cni: Cni) -> None:
     assert not place().exists()
 
 
-def test_one_that_was_killed_is_not_shown(host: Host) -> None:
+def test_killed_engine_is_not_shown(host: Host) -> None:
     process = weft("start", "--json").json["pid"]
     for helper in engine.helpers(process):  # they would remove the socket
         os.kill(helper, signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_one_that_was_killed_is_not_shown(host: Host) -> None:
     weft("stop")
 
 
-def test_help_and_mistakes(host: Host) -> None:
+def test_help_and_usage_errors(host: Host) -> None:
     text = weft("--help").stdout
     assert all(word in text for word in ("start", "status", "stop", "--idle"))
     assert "engine" in run(WEFT, "--help").stdout
@@ -148,7 +148,7 @@ def calling(cni: Cni, command: str, path: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_socket_of_systemd_outlives_the_engines(host: Host, cni: Cni, activated: Activated) -> None:
+def test_systemd_socket_outlives_the_engines(host: Host, cni: Cni, activated: Activated) -> None:
     """A client that connects while no engine runs is served by the next one, after idle exit,
     SIGTERM and SIGKILL."""
     path = host.container()
@@ -194,7 +194,7 @@ def test_the_rights_of_the_unit_suffice(host: Host, cni: Cni) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed here")
-def test_systemd_takes_the_units(tmp_path: Path) -> None:
+def test_systemd_analyze_accepts_the_units(tmp_path: Path) -> None:
     """systemd-analyze verify accepts the units with an existing ExecStart, and rates them as
     hardened."""
     for unit in UNITS.iterdir():

@@ -32,7 +32,7 @@ def through_an_engine(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.ready()
 
 
-def test_calls_do_go_through_it(host: Host) -> None:
+def test_calls_go_through_the_engine(host: Host) -> None:
     """Operations run in another, lasting process; a watched one has its own, which is replaced if
     killed."""
     weft, path = Weft(), host.container()

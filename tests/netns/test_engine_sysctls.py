@@ -52,7 +52,7 @@ def test_every_namespace_has_its_own(host: Host, through: None, monkeypatch: pyt
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def test_it_is_mounted_nowhere(host: Host) -> None:
+def test_private_proc_is_not_mounted(host: Host) -> None:
     mounts = Path("/proc/self/mountinfo").read_text()
     own = proc.PrivateProc()
     try:
@@ -62,7 +62,7 @@ def test_it_is_mounted_nowhere(host: Host) -> None:
         own.close()
 
 
-def test_a_proc_that_is_read_only_is_not_gone_around(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_proc_is_respected(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """A read-only /proc/sys in this mount namespace is respected."""
     host.run("mount", "--bind", "/proc/sys", "/proc/sys")
     try:

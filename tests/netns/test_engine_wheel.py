@@ -103,7 +103,7 @@ def test_what_is_installed_serves_a_runtime(host: Host, installed: Installed, tm
     assert installed.weft("engine", "status", check=False).code == 1
 
 
-def test_plugins_of_others_are_not_replaced_unasked(installed: Installed, tmp_path: Path) -> None:
+def test_foreign_plugins_are_replaced_only_with_the_option(installed: Installed, tmp_path: Path) -> None:
     (tmp_path / "bridge").write_text("theirs")
     (tmp_path / "flannel").write_text("theirs")
     refused = installed.weft("install", str(tmp_path), check=False)

@@ -71,7 +71,7 @@ def test_published_ports_are_reachable_and_nothing_else_is(host: Host, driver: s
 
 
 @DRIVERS
-def test_the_same_ways_are_open_where_nothing_is_closed(host: Host, driver: str) -> None:
+def test_open_networks_are_reachable(host: Host, driver: str) -> None:
     """Under the reference's type names; 127.0.0.1 stays closed.
 
     Proves that the test above can fail.
@@ -95,7 +95,7 @@ def test_a_routed_network_is_reached_by_address(host: Host, driver: str) -> None
 @DRIVERS
 @pytest.mark.parametrize("weft", [True, False])
 @pytest.mark.parametrize("guarded", [True, False])
-def test_the_hosts_loopback_stays_its_own(host: Host, driver: str, weft: bool, guarded: bool) -> None:
+def test_packets_to_loopback_on_the_wire_are_dropped(host: Host, driver: str, weft: bool, guarded: bool) -> None:
     """Packets to 127.0.0.1 on the wire, as a neighbour or a container can send them
     (CVE-2020-8558).
 
@@ -157,7 +157,7 @@ def test_established_connections_outlive_the_removal_of_a_neighbour(host: Host, 
     client.close()
 
 
-def test_no_setting_is_wider_than_a_link(host: Host) -> None:
+def test_sysctls_are_set_per_link_only(host: Host) -> None:
     """ADD changes nothing in net.*.conf.all but forwarding, and sets route_localnet on no link."""
     words = ("route_localnet", "accept_local", "rp_filter", "accept_ra", "accept_redirects", "arp_ignore")
     keys = [f"net/ipv4/conf/all/{word}" for word in words[:3]] + ["net/ipv6/conf/all/accept_ra"]

@@ -76,7 +76,7 @@ def test_after_every_step(host: Host, case: Case) -> None:
 
 
 @every_case
-def test_beside_a_living_neighbour(host: Host, case: Case) -> None:
+def test_other_attachment_is_unaffected(host: Host, case: Case) -> None:
     """What the network shares is unchanged, and CHECK of the other attachment succeeds."""
     ground = Ground(host, case)
     other = host.container("c2")

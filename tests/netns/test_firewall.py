@@ -74,7 +74,7 @@ def test_containers_are_kept_apart(host: Host, cni: Cni) -> None:
     assert host.ping("c1", "10.81.0.1") and host.fetch(None, "10.81.0.3", 80) is not None
 
 
-def test_a_policy_that_changes_does_not_linger(host: Host, cni: Cni) -> None:
+def test_changed_policy_replaces_the_previous_one(host: Host, cni: Cni) -> None:
     """The reference's rules are per bridge and never deleted: isolated outlives a change to
     same-bridge."""
     attach(host, cni, "red", "c1", ingressPolicy="isolated")
@@ -88,7 +88,7 @@ def test_a_policy_that_changes_does_not_linger(host: Host, cni: Cni) -> None:
     assert reached(host, "c1", "10.81.0.3", "fd81::3") == [True, True]
 
 
-def test_no_element_stays(host: Host, cni: Cni) -> None:
+def test_del_removes_all_elements(host: Host, cni: Cni) -> None:
     seen.forward(host)
     before = host.snapshot()
     attach(host, cni, "red", "c1", ingressPolicy="isolated")

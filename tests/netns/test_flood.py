@@ -69,7 +69,7 @@ def test_64_at_once(host: Host) -> None:
     assert rest(*paths) == []
 
 
-def test_the_first_ever(host: Host) -> None:
+def test_concurrent_first_adds(host: Host) -> None:
     """32 ADDs start without a bridge, rules or directories, repeatedly; then two networks share a
     bridge."""
     weft = Weft()
@@ -184,7 +184,7 @@ def test_a_thousand_kills(host: Host) -> None:
     assert rest(*churn.paths) == [], f"seed {seed}"
 
 
-def test_processes_killed_in_their_start(host: Host) -> None:
+def test_executables_killed_at_random(host: Host) -> None:
     """The executable itself, killed while it starts, reads its input, works or writes its
     result."""
     chance = random.Random(11)

@@ -127,7 +127,7 @@ def _ports(host: Host) -> str:
     return host.run("nft", "list", "map", "inet", "weft", "ports4").stdout
 
 
-def test_a_network_that_comes_while_another_goes(host: Host) -> None:
+def test_add_during_del_of_another_network(host: Host) -> None:
     """ADD is paused before or after it finds the port in use; meanwhile DEL of the other network
     runs."""
     for at in count():
@@ -145,7 +145,7 @@ def test_a_network_that_comes_while_another_goes(host: Host) -> None:
     assert at > 12
 
 
-def test_a_network_that_goes_while_another_comes(host: Host) -> None:
+def test_del_during_add_of_another_network(host: Host) -> None:
     """DEL is paused, and ADD of the other network runs as far as it can."""
     for at in count():
         scene = Scene(host, "red")
@@ -162,7 +162,7 @@ def test_a_network_that_goes_while_another_comes(host: Host) -> None:
     assert at > 3
 
 
-def test_two_networks_that_go(host: Host) -> None:
+def test_two_concurrent_dels(host: Host) -> None:
     """Neither hands its ports to the other, or waits for it: both hand them to the third."""
     for at in count():
         scene = Scene(host, "red", "blue", "green")
@@ -181,7 +181,7 @@ def test_two_networks_that_go(host: Host) -> None:
     assert at > 3
 
 
-def test_a_network_that_goes_while_another_is_looked_at(host: Host) -> None:
+def test_del_during_check_of_another_network(host: Host) -> None:
     """CHECK holds the other attachment's lock, so that its ports cannot be handed over at once."""
     for at in count():
         scene = Scene(host, "red", "blue")
@@ -197,7 +197,7 @@ def test_a_network_that_goes_while_another_is_looked_at(host: Host) -> None:
     assert at == 2
 
 
-def test_a_network_whose_end_is_killed(host: Host) -> None:
+def test_killed_del(host: Host) -> None:
     """Whatever was done before the SIGKILL, the next DEL hands the ports over."""
     for at in count():
         scene = Scene(host, "red", "blue")
@@ -209,7 +209,7 @@ def test_a_network_whose_end_is_killed(host: Host) -> None:
     assert at > 5
 
 
-def test_a_network_that_is_collected(host: Host) -> None:
+def test_gc_hands_ports_over(host: Host) -> None:
     """GC hands the ports over as DEL does."""
     scene = Scene(host, "red", "blue")
     scene.weft.collect({**NETS["red"], "runtimeConfig": {}})

@@ -41,18 +41,18 @@ def test_the_hosts_addresses_are_answered(host: Host, cni: Cni) -> None:
     assert host.changes(before) == []
 
 
-def test_without_a_default_route_there_is_nothing_to_tell(host: Host, cni: Cni) -> None:
+def test_without_a_default_route_the_result_has_no_addresses(host: Host, cni: Cni) -> None:
     result = cni.add(shared(), OWN)
     assert "interfaces" not in result and "ips" not in result
     cni.delete(shared())
 
 
-def test_it_is_for_the_hosts_namespace_alone(host: Host, cni: Cni) -> None:
+def test_other_namespaces_are_refused(host: Host, cni: Cni) -> None:
     problem = seen.problem(cni, "ADD", shared(), host.container())
     assert problem["code"] == 8 and "share the host's" in problem["details"]
 
 
-def test_ipam_has_no_place_in_it(host: Host, cni: Cni) -> None:
+def test_ipam_is_refused(host: Host, cni: Cni) -> None:
     problem = seen.problem(cni, "ADD", shared(ipam=pool("10.80.0.0/24")), OWN)
     assert problem["code"] == 7 and "ipam" in problem["msg"]
 

@@ -57,7 +57,7 @@ def test_the_container_has_it_and_the_host_gets_it_back(host: Host, cni: Cni) ->
     assert difference(inner, seen.inner(netns)) == []
 
 
-def test_what_the_container_changed_is_changed_back(host: Host, cni: Cni) -> None:
+def test_changes_by_the_container_are_reverted(host: Host, cni: Cni) -> None:
     """Name, MTU and MAC address, and the alias that the link had on the host."""
     wire(host)
     host.run("ip", "link", "set", "lan0", "alias", "the uplink")
@@ -116,7 +116,7 @@ def test_what_cannot_be_found_is_refused(host: Host, cni: Cni, keys: dict[str, A
     assert host.changes(before) == []
 
 
-def test_a_name_that_the_container_has_already(host: Host, cni: Cni) -> None:
+def test_interface_name_in_use_in_the_container(host: Host, cni: Cni) -> None:
     wire(host)
     netns = host.container()
     host.inside("c1", "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
@@ -127,7 +127,7 @@ def test_a_name_that_the_container_has_already(host: Host, cni: Cni) -> None:
     assert seen.links(host, "c1") == ["lo", "eth1", "eth0"]
 
 
-def test_other_links_of_the_same_names_are_no_obstacle(host: Host, cni: Cni) -> None:
+def test_links_of_the_same_name_or_index(host: Host, cni: Cni) -> None:
     wire(host)
     mac = seen.link(host, "lan0")["address"]
     host.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0-far")
@@ -144,7 +144,7 @@ def test_other_links_of_the_same_names_are_no_obstacle(host: Host, cni: Cni) -> 
     assert "ifalias" not in seen.link(host, "lan0")
 
 
-def test_a_name_that_is_taken_meanwhile(host: Host, cni: Cni) -> None:
+def test_host_name_in_use_at_del(host: Host, cni: Cni) -> None:
     """The link returns under another name, DEL reports that, and succeeds once the name is free."""
     wire(host)
     mac = seen.link(host, "lan0")["address"]
@@ -162,7 +162,7 @@ def test_a_name_that_is_taken_meanwhile(host: Host, cni: Cni) -> None:
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_the_kernel_brought_it_back_itself(host: Host, cni: Cni, recorded: bool) -> None:
+def test_link_returned_by_the_kernel(host: Host, cni: Cni, recorded: bool) -> None:
     """As it does for a physical link when its namespace ends:
 
     DEL finds it by its alias and renames it.
@@ -181,7 +181,7 @@ def test_the_kernel_brought_it_back_itself(host: Host, cni: Cni, recorded: bool)
     assert host.changes(before) == []
 
 
-def test_its_record_lost(host: Host, cni: Cni) -> None:
+def test_del_without_a_record(host: Host, cni: Cni) -> None:
     wire(host)
     before = host.snapshot()
     netns = host.container()
@@ -194,7 +194,7 @@ def test_its_record_lost(host: Host, cni: Cni) -> None:
     assert host.changes(before) == []
 
 
-def test_gc_brings_it_back(host: Host, cni: Cni) -> None:
+def test_gc_returns_the_link(host: Host, cni: Cni) -> None:
     wire(host)
     before = host.snapshot()
     conf = lend()

@@ -151,7 +151,7 @@ def quick() -> Weft:
     return Weft()
 
 
-def test_every_value_that_cannot_be(host: Host, quick: Weft) -> None:
+def test_every_invalid_value(host: Host, quick: Weft) -> None:
     untouched = Untouched(host)
     for name, change in BAD_VALUES.items():
         answer = quick("ADD", {**BRIDGE, **change}, untouched.path)
@@ -168,7 +168,7 @@ PORTS: dict[str, object] = {
 }  # fmt: skip
 
 
-def test_every_port_that_cannot_be(host: Host, quick: Weft) -> None:
+def test_every_invalid_port_mapping(host: Host, quick: Weft) -> None:
     untouched = Untouched(host)
     for name, change in PORTS.items():
         assert isinstance(change, dict)
@@ -201,7 +201,7 @@ INTERFACES = (
 )
 
 
-def test_every_name_that_cannot_be(host: Host, quick: Weft) -> None:
+def test_every_invalid_name(host: Host, quick: Weft) -> None:
     untouched = Untouched(host)
     for command in ("ADD", "DEL", "CHECK"):
         for container in CONTAINERS:
@@ -228,7 +228,7 @@ PLACES: dict[str, Callable[[Path], object]] = {
 }
 
 
-def test_every_place_that_is_no_container(host: Host, quick: Weft, tmp_path: Path) -> None:
+def test_every_invalid_netns_path(host: Host, quick: Weft, tmp_path: Path) -> None:
     untouched = Untouched(host)
     for name, make in PLACES.items():
         path = tmp_path / name.replace(" ", "-")
@@ -244,7 +244,7 @@ def test_every_place_that_is_no_container(host: Host, quick: Weft, tmp_path: Pat
 
 
 @pytest.mark.parametrize("place", ("a FIFO", "a directory", "a device", "nothing"))
-def test_a_resolver_file_that_is_none(host: Host, quick: Weft, tmp_path: Path, place: str) -> None:
+def test_invalid_resolv_conf(host: Host, quick: Weft, tmp_path: Path, place: str) -> None:
     untouched = Untouched(host)
     path = tmp_path / "resolv.conf"
     PLACES[place](path)
@@ -294,7 +294,7 @@ def test_the_executable(host: Host) -> None:
     assert untouched.wholly() == []
 
 
-def test_no_error_leaves_files(host: Host, quick: Weft) -> None:
+def test_refused_calls_leave_no_files(host: Host, quick: Weft) -> None:
     """A call that is refused before any change creates no record, no lease and no lock file."""
     path = host.container()
     for bad in ({**BRIDGE, "vlan": 5000}, {**BRIDGE, "ipam": pool("x")}, {**BRIDGE, "name": "a/b"}):
@@ -302,7 +302,7 @@ def test_no_error_leaves_files(host: Host, quick: Weft) -> None:
     assert [one for folder in ("/run/weft", "/var/lib/cni") for one in Path(folder).rglob("*") if one.is_file()] == []
 
 
-def test_the_answer_to_a_fault_of_our_own_is_one_document() -> None:
+def test_internal_error_is_one_document() -> None:
     """Each exception becomes one document; unexpected exceptions have code 999."""
     status, output = cni.run("bridge", variables("ADD", "c", "/x", "eth0"), json.dumps(BRIDGE).encode(), _broken)
     assert (status, json.loads(output)["code"]) == (1, 999)

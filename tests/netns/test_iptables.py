@@ -105,7 +105,7 @@ def test_masquerading(host: Host, cni: Cni, lan: Lan) -> None:
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_port_at_which_a_process_listens(host: Host, cni: Cni, lan: Lan, backend: str, protocol: str) -> None:
+def test_port_with_a_listening_process_is_refused(host: Host, cni: Cni, lan: Lan, backend: str, protocol: str) -> None:
     """ADD is refused with the process's name, since its socket would become unreachable; other host
     addresses are free."""
     serve = host.serve_tcp if protocol == "tcp" else host.serve_udp

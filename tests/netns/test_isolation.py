@@ -93,7 +93,7 @@ def test_networks_of_weft_are_closed_to_each_other_and_to_the_outside(host: Host
 
 
 @DRIVERS
-def test_networks_that_say_so_are_open(host: Host, driver: str) -> None:
+def test_open_networks_reach_each_other(host: Host, driver: str) -> None:
     estate = Estate(host)
     estate.add("shut", conf("shut", 81, driver))
     estate.add("free", conf("free", 82, driver, isolation="open"))
@@ -103,7 +103,7 @@ def test_networks_that_say_so_are_open(host: Host, driver: str) -> None:
 
 
 @DRIVERS
-def test_a_routed_network_is_open_to_the_outside_alone(host: Host, driver: str) -> None:
+def test_routed_network_is_open_to_the_outside_only(host: Host, driver: str) -> None:
     estate = Estate(host)
     network = conf("road", 81, driver, isolation="routed")
     estate.add("road1", network)
@@ -135,7 +135,7 @@ def test_the_references_networks_can_be_closed(host: Host, driver: str) -> None:
 
 
 @pytest.mark.parametrize("keys", [{}, {"internal": True}])
-def test_siblings_reach_each_other_where_rules_see_bridged_packets(host: Host, keys: dict[str, Any]) -> None:
+def test_siblings_reach_each_other_with_br_netfilter(host: Host, keys: dict[str, Any]) -> None:
     """With br_netfilter, as on Kubernetes nodes, bridged packets pass the inet hooks as well."""
     switches = list(Path("/proc/sys/net/bridge").glob("bridge-nf-call-ip*tables"))
     if not switches:
@@ -149,7 +149,7 @@ def test_siblings_reach_each_other_where_rules_see_bridged_packets(host: Host, k
     assert estate.bars("c", "a")
 
 
-def test_a_second_address_opens_nothing(host: Host) -> None:
+def test_additional_address_opens_nothing(host: Host) -> None:
     """Neither one of the other network's subnet, nor an unassigned one, nor a link-local one."""
     estate = Estate(host)
     estate.add("one", conf("one", 81, macspoofchk=False))
@@ -209,7 +209,7 @@ def test_an_internal_network_has_no_way_out(host: Host, driver: str, gateway: bo
         assert host.fetch("a", "fd00:81::1", 53, "udp") is not None
 
 
-def test_without_internal_the_same_ways_lead_out(host: Host) -> None:
+def test_without_internal_the_same_routes_work(host: Host) -> None:
     """Proves that the test above can fail."""
     estate = Estate(host)
     estate.add("a", conf("in", 81))
@@ -254,7 +254,7 @@ def test_metadata_services_are_out_of_reach(host: Host, driver: str, allowed: bo
 
 
 @DRIVERS
-def test_a_gateway_of_link_local_address_is_a_gateway(host: Host, driver: str) -> None:
+def test_link_local_gateway(host: Host, driver: str) -> None:
     estate = Estate(host)
     network = conf("in", 81, driver)
     network["ipam"] = pool("169.254.77.0/24", routes=[DEFAULT4])
@@ -266,7 +266,7 @@ def test_a_gateway_of_link_local_address_is_a_gateway(host: Host, driver: str) -
 
 @DRIVERS
 @pytest.mark.parametrize("keys", [{}, {"isolation": "routed"}, {"internal": True}])
-def test_nothing_stays(host: Host, driver: str, keys: dict[str, Any]) -> None:
+def test_del_removes_all_rules(host: Host, driver: str, keys: dict[str, Any]) -> None:
     seen.forward(host)
     before, weft = host.snapshot(), Weft()
     network = conf("one", 81, driver, **keys)
@@ -279,7 +279,7 @@ def test_nothing_stays(host: Host, driver: str, keys: dict[str, Any]) -> None:
     assert host.changes(before) == []
 
 
-def test_the_rules_come_back_with_the_next_call_and_check_says_so(host: Host) -> None:
+def test_flushed_rules_are_reported_by_check_and_restored_by_add(host: Host) -> None:
     estate = Estate(host)
     estate.add("one", conf("one", 81))
     estate.add("two", conf("two", 82))
@@ -293,7 +293,7 @@ def test_the_rules_come_back_with_the_next_call_and_check_says_so(host: Host) ->
         assert estate.weft.check(estate.confs[name], estate.results[name], f"/run/netns/{name}", name) == ""
 
 
-def test_a_bridge_that_was_there_is_not_closed_unasked(host: Host) -> None:
+def test_existing_bridge_is_closed_only_on_request(host: Host) -> None:
     """Hosts behind it may have nothing to do with weft."""
     estate = Estate(host)
     host.run("ip", "link", "add", "b-one", "up", "type", "bridge")
@@ -303,7 +303,7 @@ def test_a_bridge_that_was_there_is_not_closed_unasked(host: Host) -> None:
     assert estate.bars("outside", "two")
 
 
-def test_the_guards_are_there_before_the_link_and_until_after_it(host: Host) -> None:
+def test_elements_are_added_before_the_link_and_removed_after_it(host: Host) -> None:
     weft = Weft()
     record = weft.preview(conf("one", 81), host.container())
     kinds = [type(operation).__name__ for operation in record.operations]

@@ -18,7 +18,7 @@ def test_each_host_is_new(host: Host) -> None:
     assert host.run("readlink", "/proc/self/ns/net").stdout.strip() != namespaces.MARK.read_text().strip()
 
 
-def test_nothing_of_a_host_stays() -> None:
+def test_host_namespace_is_removed_completely() -> None:
     before = os.readlink(namespaces.OWN)
     open_before = len(os.listdir("/proc/self/fd"))
     made = Host()
@@ -32,7 +32,7 @@ def test_nothing_of_a_host_stays() -> None:
     assert len(os.listdir("/proc/self/fd")) == open_before
 
 
-def test_only_a_private_place_is_accepted(host: Host, tmp_path: Path) -> None:
+def test_only_private_namespaces_are_accepted(host: Host, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     assert "known to be private" in namespaces.isolation_problem(mark=mark)
     mark.write_text("net:[1]\n")

@@ -61,7 +61,7 @@ def test_a_call_starts_no_other_process(cni: Cni, container: str, tmp_path: Path
     assert forked == []
 
 
-def test_nothing_of_the_callers_surroundings_is_loaded(cni: Cni, container: str, tmp_path: Path) -> None:
+def test_callers_environment_loads_no_module(cni: Cni, container: str, tmp_path: Path) -> None:
     """Modules in the working directory, PYTHONPATH, user site-packages and PYTHONSTARTUP are not
     imported."""
     sprung = tmp_path / "sprung"
@@ -97,7 +97,7 @@ def test_nothing_of_the_callers_surroundings_is_loaded(cni: Cni, container: str,
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_traps_would_be_sprung_by_a_careless_start(tmp_path: Path) -> None:
+def test_python_without_isolation_loads_the_modules(tmp_path: Path) -> None:
     """Proves that the test above can fail: without -I, Python imports them."""
     (tmp_path / "json.py").write_text("raise SystemExit(77)\n")
     python = str(ROOT / ".venv/bin/python")
@@ -119,7 +119,7 @@ def test_no_bytecode_is_written(cni: Cni, container: str) -> None:
 
 @pytest.mark.parametrize("kind", ["fifo", "file", "folder", "missing", "socket", "device"])
 @pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL"])
-def test_a_path_that_is_no_namespace_hangs_nobody(
+def test_netns_path_that_is_no_namespace_does_not_hang(
     host: Host, cni: Cni, tmp_path: Path, kind: str, command: str
 ) -> None:
     path = tmp_path / "netns"
@@ -146,7 +146,7 @@ def test_a_path_that_is_no_namespace_hangs_nobody(
     assert host.changes(before, within=0.5) == []
 
 
-def test_the_folder_is_a_ready_path(cni: Cni) -> None:
+def test_bin_cni_is_a_plugin_directory(cni: Cni) -> None:
     """Each name in bin/cni answers VERSION under its own name, also through a symlink elsewhere."""
     names = {path.name for path in OWN_FOLDER.iterdir()}
     assert {"weft", "bridge", "ptp", "loopback", "portmap", "host-local", "static"} <= names

@@ -31,7 +31,7 @@ def alike(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
             run("umount", "--lazy", str(folder))
 
 
-def test_a_strangers_lock_is_not_taken_for_ours(alike: tuple[Path, Path]) -> None:
+def test_lock_on_another_file_system_is_not_ours(alike: tuple[Path, Path]) -> None:
     """Otherwise ``weft down`` would send SIGTERM to an unrelated process."""
     held, free = alike
     with held.open() as file:

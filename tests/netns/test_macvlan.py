@@ -178,7 +178,7 @@ def test_layer_2_alone(host: Host, cni: Cni) -> None:
     cni.check(conf, result, netns)
 
 
-def test_it_announces_itself(host: Host, cni: Cni) -> None:
+def test_container_announces_its_addresses(host: Host, cni: Cni) -> None:
     lan = host.lan()
     cni.add(macvlan(master=lan.link), host.container())
     assert seen.setting(host, "net/ipv4/conf/eth0/arp_notify", "c1") == "1"
@@ -193,7 +193,7 @@ def test_dns_of_ipam_is_kept(host: Host, cni: Cni) -> None:
 
 
 @pytest.mark.parametrize("end", ["master gone", "namespace gone", "no namespace given", "link gone"])
-def test_del_whatever_has_gone(host: Host, cni: Cni, end: str) -> None:
+def test_del_in_every_state(host: Host, cni: Cni, end: str) -> None:
     lan = host.lan()
     netns = host.container()
     conf = macvlan(master=lan.link)
@@ -214,7 +214,7 @@ def test_del_whatever_has_gone(host: Host, cni: Cni, end: str) -> None:
         assert again["interfaces"][0]["mac"] == first["interfaces"][0]["mac"]
 
 
-def test_del_with_no_record_takes_the_marked_link(host: Host, cni: Cni) -> None:
+def test_del_without_a_record_deletes_the_marked_link(host: Host, cni: Cni) -> None:
     lan = host.lan()
     netns = host.container()
     conf = macvlan(master=lan.link)

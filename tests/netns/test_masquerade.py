@@ -39,7 +39,7 @@ def test_the_outside_sees_the_host(host: Host, cni: Cni, conf: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("conf", DRIVERS, ids=named)
-def test_without_it_the_outside_sees_the_container(host: Host, cni: Cni, conf: dict[str, Any]) -> None:
+def test_without_ipmasq_the_outside_sees_the_container(host: Host, cni: Cni, conf: dict[str, Any]) -> None:
     seen.hurry(host)
     lan = host.lan(default_route=True)
     cni.add({**conf, "ipMasq": False}, host.container())
@@ -98,7 +98,7 @@ def test_multicast_keeps_its_source(host: Host, cni: Cni) -> None:
 
 @pytest.mark.parametrize("conf", DRIVERS, ids=named)
 @pytest.mark.parametrize("end", ["whole", "empty", "vanished", "unlinked"])
-def test_no_rule_stays_however_the_container_ended(host: Host, cni: Cni, conf: dict[str, Any], end: str) -> None:
+def test_del_removes_all_rules(host: Host, cni: Cni, conf: dict[str, Any], end: str) -> None:
     """The namespace exists, is not passed to DEL, is gone, or its link is gone."""
     seen.forward(host)
     before = host.snapshot()
@@ -130,7 +130,7 @@ def test_an_unknown_backend_is_refused_before_anything_is_done(host: Host, cni: 
     assert host.changes(before) == []
 
 
-def test_what_others_flushed_is_back_with_the_next_add(host: Host, cni: Cni) -> None:
+def test_flushed_rules_are_restored_by_the_next_add(host: Host, cni: Cni) -> None:
     """CHECK reports it, and the next ADD on the host restores the rules for all attachments."""
     lan = host.lan()
     netns = host.container()

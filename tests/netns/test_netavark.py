@@ -56,7 +56,7 @@ def teardown(given: dict[str, Any], netns: str) -> None:
     assert (outcome.code, outcome.stdout) == (0, ""), outcome
 
 
-def test_info_and_a_bare_call_need_nothing() -> None:
+def test_info_and_call_without_arguments_need_no_input() -> None:
     assert weft("info").json["api_version"] == "1.0.0"
     bare = weft()
     assert (bare.code, bare.stdout) == (0, "") and "CNI protocol versions" in bare.stderr
@@ -93,7 +93,7 @@ def test_two_containers_and_published_ports(host: Host) -> None:
     assert [link for link in seen.links(host) if link.startswith("veth")] == []
 
 
-def test_a_new_network_takes_no_subnet_that_the_host_has(host: Host) -> None:
+def test_new_network_avoids_subnets_of_the_host(host: Host) -> None:
     host.run("ip", "link", "add", "br9", "type", "bridge")
     host.run("ip", "address", "add", "10.89.0.1/24", "dev", "br9")
     assert create()["subnets"] == [{"subnet": "10.89.1.0/24", "gateway": "10.89.1.1"}]
@@ -130,7 +130,7 @@ def test_macvlan_with_dhcp(host: Host, tmp_path: Any) -> None:
     ("options", "words"),
     [({"static_ips": ["10.1.2.3"]}, "10.1.2.3"), ({"static_mac": "01:00:00:00:00:01"}, "multicast")],
 )
-def test_what_cannot_be_is_an_error_and_leaves_nothing(host: Host, options: dict[str, Any], words: str) -> None:
+def test_invalid_options_are_errors_and_leave_nothing(host: Host, options: dict[str, Any], words: str) -> None:
     network = create()
     netns = host.container()
     before = host.snapshot()

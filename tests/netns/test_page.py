@@ -194,7 +194,7 @@ def test_details_search_and_keyboard(page: Page) -> None:
     page.look(look)
 
 
-def test_text_of_the_registry_runs_nowhere(page: Page) -> None:
+def test_registry_text_is_never_executed(page: Page) -> None:
     where = {"Name": EVIL, "ID": EVIL, "Tags": [EVIL], "Meta": {"m": EVIL}, "Address": "192.0.2.7", "Port": 1}
     check = {"Name": EVIL, "Notes": EVIL, "TTL": "1h", "CheckID": "evil"}
     page.put("/v1/agent/service/register", where | {"Check": check})
@@ -226,7 +226,7 @@ def test_text_of_the_registry_runs_nowhere(page: Page) -> None:
     page.look(look)
 
 
-def test_an_agent_that_goes_and_comes_again_is_noticed(page: Page) -> None:
+def test_agent_restart_is_noticed(page: Page) -> None:
     page.put("/v1/agent/service/register", {"Name": "kept", "Address": "192.0.2.7", "Port": 5})
 
     async def look(browser: Browser) -> None:
@@ -245,7 +245,7 @@ def test_an_agent_that_goes_and_comes_again_is_noticed(page: Page) -> None:
     page.look(look)
 
 
-def test_who_has_nothing_is_told_what_to_do(page: Page, tmp_path: Path) -> None:
+def test_empty_registry_shows_instructions(page: Page, tmp_path: Path) -> None:
     async def look(browser: Browser) -> None:
         await browser.until(shows("Nothing is registered yet"))
         assert "weft network create blue --names" in await browser.text("#main")

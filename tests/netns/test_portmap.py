@@ -70,7 +70,7 @@ def test_a_port_is_reached_from_everywhere(host: Host, cni: Cni, lan: Lan, drive
     assert host.changes(before) == []
 
 
-def test_a_host_address_is_the_only_one_served(host: Host, cni: Cni, lan: Lan) -> None:
+def test_mapping_with_hostip_is_bound_to_that_address(host: Host, cni: Cni, lan: Lan) -> None:
     host.run("ip", "address", "add", "192.0.2.77/24", "dev", lan.link)
     publish(host, cni, port(8080, 80, address="192.0.2.77"), port(8081, 80, address=lan.host6))
     host.serve_tcp("c1", 80)
@@ -97,7 +97,7 @@ def test_one_port_of_two_host_addresses_and_of_all_others(host: Host, cni: Cni, 
     assert (len(first.clients), len(second.clients)) == (2, 1)
 
 
-def test_a_port_of_127_0_0_1_alone_stays_on_the_host(host: Host, cni: Cni, lan: Lan) -> None:
+def test_port_of_127_0_0_1_is_reachable_from_the_host_only(host: Host, cni: Cni, lan: Lan) -> None:
     """CVE-2020-8558: a neighbour or a container that sends to 127.0.0.1 via the host reaches
     nothing."""
     publish(host, cni, port(8080, 80, address="127.0.0.1"))
@@ -121,7 +121,7 @@ def test_a_port_of_127_0_0_1_alone_stays_on_the_host(host: Host, cni: Cni, lan: 
     assert server.clients == ["10.80.0.1"] and secret.clients == []
 
 
-def test_the_trap_of_a_neighbour_would_close_without_the_guard(host: Host, cni: Cni, lan: Lan) -> None:
+def test_neighbour_reaches_loopback_without_the_rule(host: Host, cni: Cni, lan: Lan) -> None:
     """Without the rule and with route_localnet the same packets arrive: proves that the test above
     can fail."""
     publish(host, cni, port(8080, 80, address="127.0.0.1"))
@@ -254,7 +254,7 @@ def test_del_needs_no_mappings(host: Host, cni: Cni) -> None:
     assert "8080" not in host.run("nft", "list", "ruleset").stdout
 
 
-def test_without_mappings_nothing_is_done(host: Host, cni: Cni) -> None:
+def test_without_mappings_nothing_changes(host: Host, cni: Cni) -> None:
     netns = host.container()
     result = cni.add(bridge(pool(SUBNET)), netns)
     before = host.snapshot()
@@ -305,7 +305,7 @@ def test_conditions_beyond_addresses_and_links_are_refused(host: Host, cni: Cni)
     assert problem["code"] == 2 and "conditionsV4" in problem["msg"]
 
 
-def test_all_in_one_plugin(host: Host, cni: Cni, lan: Lan) -> None:
+def test_portmap_of_the_weft_plugin(host: Host, cni: Cni, lan: Lan) -> None:
     """``weft`` with a nested portmap: the same ports from one plugin, with one record and one
     DEL."""
     runtime = {"portMappings": [port(8080, 80)]}

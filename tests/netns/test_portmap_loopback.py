@@ -84,7 +84,7 @@ def sum_by_software(link: str) -> None:
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("driver", DRIVERS.values(), ids=DRIVERS)
-def test_every_process_of_the_host_reaches_it(host: Host, cni: Cni, driver: dict[str, Any], protocol: str) -> None:
+def test_every_local_client_reaches_the_port(host: Host, cni: Cni, driver: dict[str, Any], protocol: str) -> None:
     """From any loopback address, with rp_filter=1; nothing is left after DEL."""
     host.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1")
     seen.forward(host)
@@ -107,7 +107,7 @@ def test_every_process_of_the_host_reaches_it(host: Host, cni: Cni, driver: dict
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
 @FAMILIES
-def test_a_refusal_is_told_at_once(host: Host, cni: Cni, address: str, kind: socket.SocketKind) -> None:
+def test_connection_refused_is_reported_at_once(host: Host, cni: Cni, address: str, kind: socket.SocketKind) -> None:
     """The container's kernel refuses: RST for TCP, ICMP port unreachable for UDP."""
     publish(host, cni, *MAPPINGS)
     assert host.ping(None, "fd80::2")
@@ -119,7 +119,7 @@ def test_a_refusal_is_told_at_once(host: Host, cni: Cni, address: str, kind: soc
 
 @pytest.mark.parametrize("software", [False, True], ids=["", "checksums by software"])
 @FAMILIES
-def test_much_goes_both_ways(host: Host, cni: Cni, address: str, software: bool) -> None:
+def test_bulk_data_in_both_directions(host: Host, cni: Cni, address: str, software: bool) -> None:
     result = publish(host, cni, *MAPPINGS)
     if software:
         for link in ("br0", result["interfaces"][1]["name"]):
@@ -140,7 +140,7 @@ def test_much_goes_both_ways(host: Host, cni: Cni, address: str, software: bool)
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize(("address", "inner"), [("127.0.0.1", "10.80.0.2"), ("::1", "fd80::2")])
-def test_who_speaks_to_the_container_directly_may_have_the_same_port(
+def test_direct_client_may_use_the_same_source_port(
     host: Host, cni: Cni, address: str, inner: str, protocol: str
 ) -> None:
     """SNAT to the gateway gives both the same tuple, so conntrack selects another source port for
@@ -157,7 +157,7 @@ def test_who_speaks_to_the_container_directly_may_have_the_same_port(
 
 
 @FAMILIES
-def test_the_hosts_own_services_are_left_alone(host: Host, cni: Cni, address: str) -> None:
+def test_local_services_are_unaffected(host: Host, cni: Cni, address: str) -> None:
     """Also if their client's source port is a published port, and for connections older than the
     mapping."""
     publish(host, cni, port(7000, 70))
@@ -210,7 +210,7 @@ def test_a_port_of_one_loopback_address(host: Host, cni: Cni, address: str) -> N
     assert len(second.clients) == 1
 
 
-def test_every_element_that_is_gone_is_missed(host: Host, cni: Cni) -> None:
+def test_check_reports_each_missing_element(host: Host, cni: Cni) -> None:
     mappings = (*MAPPINGS, port(8081, 81, address="127.0.0.1"), port(8081, 81, address="::1"))
     conflist, runtime = published(CHAIN, mappings)
     result = cni.add_list(conflist, host.container(), runtime)
@@ -243,7 +243,7 @@ def test_the_same_ports_in_two_networks_of_a_container(host: Host, cni: Cni) -> 
     assert host.fetch(None, "127.0.0.1", 8080) == "10.81.0.1"
 
 
-def test_it_goes_nowhere_but_to_the_container(host: Host, cni: Cni) -> None:
+def test_packets_are_never_routed_outside(host: Host, cni: Cni) -> None:
     """The bridge has no address of the host, and its subnet is routed elsewhere by the default
     route."""
     lan: Lan = host.lan(default_route=True)
@@ -257,7 +257,7 @@ def test_it_goes_nowhere_but_to_the_container(host: Host, cni: Cni) -> None:
     assert len(stranger.clients) == 1
 
 
-def test_all_masqueraded_or_none(host: Host, cni: Cni) -> None:
+def test_masqall_and_no_snat(host: Host, cni: Cni) -> None:
     publish(host, cni, port(8080, 80), masqAll=True)
     host.serve_tcp("c1", 80)
     for address, known in WAYS:

@@ -175,7 +175,9 @@ def test_a_chain_answers_the_same(reference: Cni, weft: Cni, chain: tuple[Any, A
 
 @pytest.mark.parametrize("known", [True, False], ids=["prevResult", "no-prevResult"])
 @pytest.mark.parametrize("name", ["bridge", "ptp"])
-def test_weft_ends_what_the_reference_began(host: Host, reference: Cni, weft: Cni, name: str, known: bool) -> None:
+def test_weft_deletes_what_the_reference_attached(
+    host: Host, reference: Cni, weft: Cni, name: str, known: bool
+) -> None:
     """Leases in any case; the link if the runtime passes a prevResult that identifies it."""
     conf = CASES[name]
     netns = host.container()
@@ -189,7 +191,7 @@ def test_weft_ends_what_the_reference_began(host: Host, reference: Cni, weft: Cn
 
 
 @pytest.mark.parametrize("name", ["bridge", "ptp"])
-def test_the_reference_ends_what_weft_began(host: Host, reference: Cni, weft: Cni, name: str) -> None:
+def test_reference_deletes_what_weft_attached(host: Host, reference: Cni, weft: Cni, name: str) -> None:
     conf = CASES[name]
     netns = host.container()
     result = weft.add(conf, netns)
@@ -204,7 +206,7 @@ def test_the_reference_ends_what_weft_began(host: Host, reference: Cni, weft: Cn
     weft.delete(conf, netns)
 
 
-def test_both_lease_from_one_folder(host: Host, reference: Cni, weft: Cni) -> None:
+def test_both_share_one_lease_directory(host: Host, reference: Cni, weft: Cni) -> None:
     """Alternately, without a duplicate address; each continues after the other's last address."""
     conf = CASES["bridge"]
     found = []

@@ -200,7 +200,7 @@ def _shared(town: Town, place: str | None, version: int) -> bool:
     return set(town.picks(place, 20, version)) == {"a", "b"}
 
 
-def test_an_instance_that_does_not_answer_leaves_and_comes_back(town: Town) -> None:
+def test_failing_instance_is_removed_and_restored(town: Town) -> None:
     for name in ("a", "b", "client"):
         town.add(name, "blue", 10, services=[] if name == "client" else [CHECKED])
     town.until_healthy("a", "b")
@@ -270,7 +270,7 @@ class Load:
             thread.join(STARTS)
 
 
-def test_a_killed_agent_is_not_noticed_by_connections(town: Town) -> None:
+def test_sigkill_of_the_agent_breaks_no_connection(town: Town) -> None:
     """Established and new connections work without it; its successor restores the registrations and
     answers."""
     first = town.run_agent()
@@ -320,7 +320,7 @@ def _serves(town: Town) -> bool:
     return False
 
 
-def test_a_check_starts_the_agent_again(town: Town) -> None:
+def test_cni_check_restarts_the_agent(town: Town) -> None:
     town.add("c1", "blue", 10)
     killed = town.agent()
     os.kill(killed, signal.SIGKILL)
@@ -345,7 +345,7 @@ def test_the_rights_of_the_unit_suffice(town: Town) -> None:
     until(lambda: town.ask("client", "web.service.weft") == ["NXDOMAIN"])
 
 
-def test_an_internal_network_has_names_and_leaks_no_question(town: Town, tmp_path: Path) -> None:
+def test_internal_network_has_names_and_leaks_no_query(town: Town, tmp_path: Path) -> None:
     """Counted on the uplink, which has a name server that would answer."""
     lan = town.host.lan()
     with inside(town.host._place(lan.name)):

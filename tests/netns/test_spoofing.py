@@ -148,7 +148,7 @@ def test_macspoofchk_is_about_mac_addresses(host: Host) -> None:
     assert every - sibling == {b"<mac>", b"<arp mac>"} | ROUTERS
 
 
-def test_the_references_defaults_stop_routers_alone(host: Host) -> None:
+def test_reference_defaults_drop_router_messages_only(host: Host) -> None:
     every, sibling, at_host = arrived(Yard(host, PLAIN))
     assert every - sibling == every - at_host == ROUTERS
 
@@ -186,7 +186,7 @@ def poison(yard: Yard) -> None:
 
 
 @pytest.mark.parametrize(("conf", "poisoned"), [(UNCHECKED, True), (CHECKED, False)], ids=["unchecked", "checked"])
-def test_neighbour_tables(host: Host, conf: dict[str, Any], poisoned: bool) -> None:
+def test_arp_and_nd_poisoning(host: Host, conf: dict[str, Any], poisoned: bool) -> None:
     """ARP and ND poisoning: with checks the sibling's and the host's neighbour entries do not
     change."""
     yard = Yard(host, conf)
@@ -234,7 +234,7 @@ def took(host: Host) -> bool:
     return "default" in host.inside("victim", "ip", "-6", "route", "show").stdout
 
 
-def test_honest_traffic_passes(host: Host) -> None:
+def test_legitimate_traffic_passes(host: Host) -> None:
     """Both families, link-local addresses, DAD, large packets, and the default route."""
     lan = host.lan()
     yard = Yard(host, {**CHECKED, "ipMasq": True, "enabledad": True})
@@ -252,7 +252,7 @@ def test_honest_traffic_passes(host: Host) -> None:
     assert host.ping("victim", EVIL) and host.ping(None, EVIL6)
 
 
-def test_forged_mac_addresses_do_not_fill_the_bridges_table(host: Host) -> None:
+def test_spoofed_mac_addresses_do_not_fill_the_fdb(host: Host) -> None:
     yard = Yard(host, CHECKED)
     content = frames.ip(EVIL, "255.255.255.255", UDP, frames.udp(1, 1, b""))
     yard.send(*(frames.frame(f"02:00:00:00:00:{number:02x}", *content) for number in range(200)))
@@ -261,7 +261,7 @@ def test_forged_mac_addresses_do_not_fill_the_bridges_table(host: Host) -> None:
 
 
 @pytest.mark.parametrize("checked", [False, True])
-def test_a_ptp_container_sends_as_itself_alone(host: Host, checked: bool) -> None:
+def test_ptp_source_addresses_are_checked(host: Host, checked: bool) -> None:
     """The host checks source addresses when it routes; under the reference's type name it does
     not."""
     seen.hurry(host)

@@ -186,7 +186,7 @@ MUTATIONS: dict[str, Mutation] = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_every_change_by_hand_is_missed(host: Host, mutation: str) -> None:
+def test_check_reports_every_manual_change(host: Host, mutation: str) -> None:
     ground = Ground(host, WHOLE)
     result = ground.add().document
     assert ground.weft.check(WHOLE.conf, result, ground.container) == ""
@@ -197,7 +197,7 @@ def test_every_change_by_hand_is_missed(host: Host, mutation: str) -> None:
     assert ground.delete().ok
 
 
-def test_no_false_alarm(host: Host) -> None:
+def test_check_reports_no_false_positive(host: Host) -> None:
     """60 attachments, all checked concurrently, twice, during ADDs and DELs of others."""
     weft = Weft()
     paths = [host.container(f"c{number}") for number in range(60)]

@@ -115,7 +115,7 @@ def test_what_cannot_be_is_refused(host: Host, cni: Cni, keys: dict[str, Any], s
     assert difference(before, seen.inner(netns)) == []
 
 
-def test_a_refused_value_leaves_all_as_it_was(host: Host, cni: Cni) -> None:
+def test_refused_value_changes_nothing(host: Host, cni: Cni) -> None:
     netns = host.container()
     result = cni.add(DRIVER, netns)
     before = seen.inner(netns), seen.setting(host, KEYS[0], "c1")

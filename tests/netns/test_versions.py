@@ -117,7 +117,7 @@ def test_ipam_alone(host: Host, cni: Cni, plugin: str, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", FAMILIES)
-def test_what_an_old_version_cannot_say_is_refused_before_anything_is_done(host: Host, cni: Cni, version: str) -> None:
+def test_result_without_addresses_is_refused_in_old_versions(host: Host, cni: Cni, version: str) -> None:
     seen.forward(host)
     before = host.snapshot()
     netns = host.container()
@@ -128,7 +128,7 @@ def test_what_an_old_version_cannot_say_is_refused_before_anything_is_done(host:
 
 
 @pytest.mark.parametrize("plugin", ["bridge", "ptp", "loopback", "portmap", "host-local", "static", "weft"])
-def test_which_versions_have_which_verbs(host: Host, cni: Cni, plugin: str) -> None:
+def test_commands_of_each_version(host: Host, cni: Cni, plugin: str) -> None:
     netns = host.container()
     conf = network(plugin, pool(SUBNET) if plugin != "static" else {"type": "static"}, driver="bridge")
     for version in VERSIONS:
@@ -148,7 +148,7 @@ def test_which_versions_have_which_verbs(host: Host, cni: Cni, plugin: str) -> N
 
 
 @pytest.mark.parametrize("version", ["0.0.1", "2.0.0", "abc", "1.0"])
-def test_a_version_that_nobody_speaks(host: Host, cni: Cni, version: str) -> None:
+def test_unsupported_version(host: Host, cni: Cni, version: str) -> None:
     problem = seen.problem(cni, "ADD", bridge(pool(SUBNET), version=version), host.container())
     assert problem["code"] == 1 and problem["msg"] == "incompatible CNI versions"
     assert f'"{version}"' in problem["details"] and '"1.1.0"' in problem["details"]

@@ -18,7 +18,7 @@ from weft.kernel.linux.kernel import LinuxKernel, LinuxNamespace
 from weft.kernel.netlink import links
 
 
-def test_a_namespace_opened_here_is_used_from_another_thread(topology: Topology) -> None:
+def test_namespace_handle_is_usable_from_another_thread(topology: Topology) -> None:
     failures: list[BaseException] = []
 
     def work() -> None:
@@ -36,7 +36,7 @@ def test_a_namespace_opened_here_is_used_from_another_thread(topology: Topology)
     assert failures == [] and topology.host.link("veth0") is None
 
 
-def test_the_thread_stays_where_it_was(topology: Topology) -> None:
+def test_thread_stays_in_its_namespace(topology: Topology) -> None:
     before = os.stat("/proc/thread-self/ns/net").st_ino
     topology.container.sysctl("net/ipv4/ip_forward")
     with pytest.raises(Missing):
@@ -45,7 +45,7 @@ def test_the_thread_stays_where_it_was(topology: Topology) -> None:
 
 
 @pytest.mark.parametrize("change", ["mtu 1400", "down", "address 02:00:00:00:00:99", "promisc on", "name br1"])
-def test_a_link_that_was_looked_at_is_believed_only_as_it_is(host: Host, topology: Topology, change: str) -> None:
+def test_cached_link_is_dropped_when_another_program_changes_it(host: Host, topology: Topology, change: str) -> None:
     """The cache notices a change by another program without a request for the link."""
     topology.host.add_link("br0", "bridge", mac=MAC, alias="weft:0011223344556677", up=True)
     first = topology.host.cached_link("br0")
@@ -66,7 +66,7 @@ def _still(link: Link | None) -> Link | None:
     return replace(link, options={key: value for key, value in link.options.items() if not key.endswith("_timer")})
 
 
-def test_the_mac_of_a_link_is_known_while_the_link_is_the_same(host: Host, topology: Topology) -> None:
+def test_cached_mac_is_kept_while_the_link_is_unchanged(host: Host, topology: Topology) -> None:
     assert topology.host.cached_mac("veth0") == ""
     veth(topology)
     there = topology.host.link("veth0")
@@ -78,7 +78,7 @@ def test_the_mac_of_a_link_is_known_while_the_link_is_the_same(host: Host, topol
     assert topology.host.cached_mac("veth0") == ""
 
 
-def test_nothing_stays_open(host: Host) -> None:
+def test_no_file_descriptor_leaks(host: Host) -> None:
     path = host.container()
     LinuxKernel().close()  # closes what an earlier test left open
     before = sorted(os.listdir("/proc/self/fd"))
@@ -105,7 +105,7 @@ def test_an_open_namespace_outlives_its_path(host: Host) -> None:
     kernel.close()
 
 
-def test_a_name_left_by_a_killed_call_is_no_obstacle(topology: Topology) -> None:
+def test_temporary_name_of_a_killed_call_is_reused(topology: Topology) -> None:
     """A macvlan first has a temporary name in its new namespace, which a killed call leaves
     there."""
     topology.host.add_link("up0", "veth", mac=MAC, up=True, peer=VethPeer("wire", up=True))
@@ -128,7 +128,7 @@ def test_a_name_left_by_a_killed_call_is_no_obstacle(topology: Topology) -> None
     assert [link.name for link in topology.container.links()] == ["lo", "eth0"]
 
 
-def test_many_deletions_at_once(topology: Topology) -> None:
+def test_concurrent_deletions(topology: Topology) -> None:
     for number in range(8):
         veth(topology, f"veth{number}", f"eth{number}")
     failures: list[BaseException] = []
@@ -148,7 +148,7 @@ def test_many_deletions_at_once(topology: Topology) -> None:
     assert [link.name for link in topology.host.links()] == [link.name for link in topology.container.links()] == ["lo"]
 
 
-def test_a_port_that_leaves_its_bridge_is_not_taken_for_a_deleted_link(topology: Topology) -> None:
+def test_bridge_port_removal_is_not_taken_for_link_deletion(topology: Topology) -> None:
     topology.host.add_link("br0", "bridge", up=True)
     for _ in range(5):
         veth(topology, master="br0")

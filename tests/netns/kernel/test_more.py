@@ -13,7 +13,7 @@ from weft.kernel.linux.kernel import LinuxKernel
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_listener_is_named_with_its_process(host: Host, protocol: str) -> None:
+def test_listener_is_reported_with_its_process(host: Host, protocol: str) -> None:
     kernel = LinuxKernel()
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     name = f"({os.getpid()})"
@@ -41,7 +41,7 @@ def test_a_listener_is_named_with_its_process(host: Host, protocol: str) -> None
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_a_connection_is_told_and_forgotten(host: Host, address: str) -> None:
+def test_conntrack_flows_are_listed_and_deleted(host: Host, address: str) -> None:
     kernel = LinuxKernel()
     # The kernel tracks connections only in namespaces where a rule needs it.
     host.run(
@@ -64,7 +64,7 @@ def test_a_connection_is_told_and_forgotten(host: Host, address: str) -> None:
     kernel.close()
 
 
-def test_a_policy_that_drops_is_seen_in_either_iptables(host: Host) -> None:
+def test_drop_policy_is_detected_in_both_iptables_backends(host: Host) -> None:
     kernel = LinuxKernel()
     host.run("iptables-nft", "-P", "FORWARD", "DROP")
     assert kernel.host.drops_forwarded(4) and not kernel.host.drops_forwarded(6)
@@ -75,7 +75,7 @@ def test_a_policy_that_drops_is_seen_in_either_iptables(host: Host) -> None:
     kernel.close()
 
 
-def test_another_s_filter_of_what_comes_in_stays(host: Host) -> None:
+def test_foreign_ingress_filter_is_kept(host: Host) -> None:
     kernel = LinuxKernel()
     host.run("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
     host.run("ip", "link", "add", "ifb0", "type", "ifb")
@@ -91,7 +91,7 @@ def test_another_s_filter_of_what_comes_in_stays(host: Host) -> None:
     kernel.close()
 
 
-def test_a_redirection_to_a_link_that_is_gone_can_be_taken_back(host: Host) -> None:
+def test_redirect_to_a_deleted_link_can_be_removed(host: Host) -> None:
     kernel = LinuxKernel()
     host.run("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
     host.run("ip", "link", "add", "ifb0", "type", "ifb")
@@ -103,7 +103,7 @@ def test_a_redirection_to_a_link_that_is_gone_can_be_taken_back(host: Host) -> N
     kernel.close()
 
 
-def test_another_s_discipline_at_the_root_stays(host: Host) -> None:
+def test_foreign_root_qdisc_is_kept(host: Host) -> None:
     kernel = LinuxKernel()
     host.run("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
     host.run("tc", "qdisc", "add", "dev", "veth0", "root", "handle", "7:", "htb")

@@ -70,7 +70,7 @@ TAMPERING = [
 
 
 @pytest.mark.parametrize(("commands", "words"), TAMPERING, ids=[words for _, words in TAMPERING])
-def test_what_was_changed_is_found_named_and_mended(host: Host, nft: Nft, commands: str, words: str) -> None:
+def test_manual_change_is_detected_named_and_repaired(host: Host, nft: Nft, commands: str, words: str) -> None:
     before = host.run("nft", "list", "ruleset").stdout
     nft_program(host, *commands.splitlines())
     assert words in (nft.lacks(TABLES) or "")
@@ -83,7 +83,7 @@ def test_what_was_changed_is_found_named_and_mended(host: Host, nft: Nft, comman
     other.close()
 
 
-def test_a_rule_replaced_by_another_is_found(host: Host, nft: Nft) -> None:
+def test_replaced_rule_is_detected(host: Host, nft: Nft) -> None:
     listed = host.run("nft", "-a", "list", "chain", "inet", "weft", "raw_prerouting").stdout
     handle = next(line for line in listed.splitlines() if "saddr" in line).rpartition(" ")[2]
     rule = f"inet weft raw_prerouting handle {handle} iifname != lo ip saddr 127.0.0.0/8 accept"
@@ -100,14 +100,14 @@ def with_priority(name: str, priority: str) -> Tables:
     return Tables(tuple(table._replace(chains=tuple(map(changed, table.chains))) for table in TABLES.tables))
 
 
-def test_another_base_is_found(nft: Nft) -> None:
+def test_changed_base_rules_are_detected(nft: Nft) -> None:
     assert nft.lacks(with_priority("raw_prerouting", "mangle")) is not None
     assert nft.lacks(with_rule(TABLES, "ip daddr 224.0.0.0/4 return", "")) is not None
     assert nft.lacks(TABLES) is None
 
 
 @pytest.mark.parametrize("stamp", ['return comment "base 12 listed 34"', "", "none"])
-def test_what_another_version_would_list_otherwise_is_compared_and_stamped(host: Host, nft: Nft, stamp: str) -> None:
+def test_mismatching_stamp_costs_one_comparison_and_is_renewed(host: Host, nft: Nft, stamp: str) -> None:
     """A stamp that does not match, as after an update of nftables, costs one full comparison."""
     fine = host.run("nft", "list", "table", "inet", "weft").stdout
     change = {"": "flush chain inet weft stamp", "none": "delete chain inet weft stamp"}
@@ -118,7 +118,7 @@ def test_what_another_version_would_list_otherwise_is_compared_and_stamped(host:
     assert sorted(host.run("nft", "list", "table", "inet", "weft").stdout.split()) == sorted(fine.split())
 
 
-def test_both_ways_leave_the_same(host: Host) -> None:
+def test_library_and_program_produce_the_same_tables(host: Host) -> None:
     listings = []
     for make in (Library, Program):
         made = Nft(TABLES, make)
@@ -132,7 +132,7 @@ def test_both_ways_leave_the_same(host: Host) -> None:
     assert host.run("nft", "list", "ruleset").stdout == ""
 
 
-def test_elements_are_as_nftables_would_write_them(host: Host, nft: Nft) -> None:
+def test_elements_list_as_those_of_the_nft_program(host: Host, nft: Nft) -> None:
     """Elements sent over netlink list exactly as those that the nft program added."""
     nft.add(ONE_OF_EACH)
     ours = host.run("nft", "list", "ruleset").stdout
@@ -146,7 +146,7 @@ def test_elements_are_as_nftables_would_write_them(host: Host, nft: Nft) -> None
     assert not any(nft.elements(name) for name in nft.collections())
 
 
-def test_a_set_of_plain_intervals_is_left_to_the_library(host: Host, nft: Nft) -> None:
+def test_interval_set_without_concatenation_goes_through_libnftables(host: Host, nft: Nft) -> None:
     nft_program(host, "add set inet weft spans { type ipv4_addr; flags interval; }")
     span = Element("spans", (ip_network("10.1.0.0/16"),), (), OTHERS)
     nft.add([span])
@@ -157,7 +157,7 @@ def test_a_set_of_plain_intervals_is_left_to_the_library(host: Host, nft: Nft) -
     assert nft.elements("spans") == ()
 
 
-def test_weft_s_own_changes_leave_rules_known_and_nobody_elses_do(host: Host, nft: Nft) -> None:
+def test_only_own_changes_keep_the_generation_verified(host: Host, nft: Nft) -> None:
     """Verified rules are verified again only after another program changed nf_tables."""
     assert nft.lacks(TABLES) is None
     nft.add(ports(500))
@@ -174,7 +174,7 @@ def test_weft_s_own_changes_leave_rules_known_and_nobody_elses_do(host: Host, nf
     assert "ports" in (nft.lacks(TABLES) or "")
 
 
-def test_others_tables_stay(host: Host, nft: Nft) -> None:
+def test_foreign_tables_are_kept(host: Host, nft: Nft) -> None:
     nft_program(
         host,
         "table ip nat { chain DOCKER { counter return; }; chain PREROUTING {",
@@ -187,7 +187,7 @@ def test_others_tables_stay(host: Host, nft: Nft) -> None:
     assert host.run("nft", "list", "table", "ip", "nat").stdout == theirs
 
 
-def test_it_stays_where_it_was_made(host: Host) -> None:
+def test_tables_stay_in_their_namespace(host: Host) -> None:
     """An engine's threads change namespaces; the rules stay in the host's."""
     for make in (Library, Program):
         made = Nft(TABLES, make)  # no socket is open yet: the first use is on another thread
@@ -208,7 +208,7 @@ def test_it_stays_where_it_was_made(host: Host) -> None:
         made.close()
 
 
-def test_many_threads_at_once(host: Host, nft: Nft) -> None:
+def test_concurrent_threads(host: Host, nft: Nft) -> None:
     errors: list[BaseException] = []
 
     def work(number: int) -> None:
@@ -234,7 +234,7 @@ def test_many_threads_at_once(host: Host, nft: Nft) -> None:
     assert len(nft.elements("ports4")) == 40
 
 
-def test_one_key_has_one_owner_whoever_is_first(host: Host, nft: Nft) -> None:
+def test_concurrent_claims_of_a_key_have_one_winner(host: Host, nft: Nft) -> None:
     won: list[str] = []
 
     def claim(mark: str) -> None:
@@ -313,7 +313,7 @@ def test_cost_does_not_grow_with_elements(host: Host, nft: Nft) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 200])
-def test_elements_together_are_one_transaction(host: Host, nft: Nft, number: int) -> None:
+def test_elements_are_written_in_one_transaction(host: Host, nft: Nft, number: int) -> None:
     def transactions(work: Callable[[], object]) -> int:
         before = nft._ask(NftSocket.generation)
         work()

@@ -111,7 +111,7 @@ def site(host: Host) -> Iterator[Site]:
     nft.close()
 
 
-def test_containers_go_out_by_the_hosts_address(site: Site) -> None:
+def test_outgoing_connections_are_masqueraded(site: Site) -> None:
     site.host.serve_tcp("outside", 80)
     assert site.sees("server", site.lan.outside, 80, timeout=BRIEFLY) is None
     assert site.sees("server", site.lan.outside6, 80, timeout=BRIEFLY) is None
@@ -124,7 +124,7 @@ def test_containers_go_out_by_the_hosts_address(site: Site) -> None:
 
 
 @pytest.mark.parametrize("source", [SERVER, "10.1.0.0/16"], ids=["container", "network"])
-def test_within_the_network_addresses_stay(site: Site, source: str) -> None:
+def test_no_masquerading_within_the_network(site: Site, source: str) -> None:
     """To another port of the bridge, and routed to a part of the subnet that is behind another
     link."""
     site.host.serve_tcp("elsewhere", 80)
@@ -159,7 +159,7 @@ def test_multicast_keeps_its_source(site: Site, family: int) -> None:
     assert "packets 1 " in site.host.run("nft", "list", "table", "inet", "watch").stdout
 
 
-def test_within_an_ipv6_network_addresses_stay(site: Site) -> None:
+def test_no_masquerading_within_an_ipv6_network(site: Site) -> None:
     site.host.serve_tcp("elsewhere", 80)
     site.add("masquerade6", SERVER6)
     assert site.sees("server", "fd00:2::5", 80) == "fd00:2::1"
@@ -167,7 +167,7 @@ def test_within_an_ipv6_network_addresses_stay(site: Site) -> None:
     assert site.sees("server", "fd00:2::5", 80) == SERVER6
 
 
-def test_nobody_comes_from_127_but_the_host(site: Site) -> None:
+def test_source_127_from_outside_is_dropped(site: Site) -> None:
     """With route_localnet set on the bridge the kernel itself would accept such a packet."""
     Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet").write_text("1")
     server = site.host.serve_udp(None, 9999, GATEWAY)
@@ -185,7 +185,7 @@ def test_nobody_comes_from_127_but_the_host(site: Site) -> None:
 
 @pytest.mark.parametrize("bridged", [False, True], ids=["", "br_netfilter"])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_published_port_from_everywhere(site: Site, protocol: str, bridged: bool) -> None:
+def test_published_port_from_every_client(site: Site, protocol: str, bridged: bool) -> None:
     if not site.show_bridged(bridged):
         pytest.skip("this kernel has no br_netfilter")
     # With br_netfilter a packet may leave by the port it came from only in hairpin mode.
@@ -220,7 +220,7 @@ def test_a_published_port_from_everywhere(site: Site, protocol: str, bridged: bo
     assert site.sees("outside", site.lan.host, PORT, other, timeout=BRIEFLY) is None
 
 
-def test_without_rewriting_the_sibling_and_the_loopback_get_no_answer(site: Site) -> None:
+def test_without_snat_sibling_and_loopback_get_no_reply(site: Site) -> None:
     site.host.serve_tcp("server", INNER)
     site.publish(snat=False)
     assert site.sees("outside", site.lan.host) == site.lan.outside
@@ -230,7 +230,7 @@ def test_without_rewriting_the_sibling_and_the_loopback_get_no_answer(site: Site
     assert site.sees("elsewhere", site.lan.host) == ELSEWHERE
 
 
-def test_all_may_be_rewritten(site: Site) -> None:
+def test_masquerade_all(site: Site) -> None:
     site.host.serve_tcp("server", INNER)
     site.publish()
     site.add("masquerade_all4", SERVER)
@@ -242,7 +242,7 @@ def test_all_may_be_rewritten(site: Site) -> None:
     assert site.sees("sibling", SERVER, INNER) == SIBLING
 
 
-def test_a_port_of_one_address_comes_before_that_of_all(site: Site) -> None:
+def test_port_of_one_address_precedes_port_of_all(site: Site) -> None:
     site.host.serve_tcp("server", INNER)
     site.host.serve_tcp("server", INNER + 1)
     site.host.serve_tcp("sibling", INNER)
@@ -262,7 +262,7 @@ def test_a_port_of_one_address_comes_before_that_of_all(site: Site) -> None:
 
 
 @pytest.mark.parametrize("guarded", [True, False])
-def test_a_port_of_the_loopback_is_the_hosts_alone(site: Site, guarded: bool) -> None:
+def test_loopback_port_is_reachable_from_the_host_only(site: Site, guarded: bool) -> None:
     """Closed to the LAN and to a container that sends to 127.0.0.1 through the host
     (CVE-2020-8558)."""
     site.host.serve_tcp("server", INNER)
@@ -307,7 +307,7 @@ def test_a_port_of_the_loopback_is_the_hosts_alone(site: Site, guarded: bool) ->
 
 @pytest.mark.parametrize("guarded", [True, False])
 @pytest.mark.parametrize("family", [4, 6])
-def test_bridged_packets_to_the_loopback_are_stopped_by_the_guard(site: Site, family: int, guarded: bool) -> None:
+def test_bridged_packets_to_loopback_are_dropped_in_raw_prerouting(site: Site, family: int, guarded: bool) -> None:
     """With br_netfilter the rules see bridged packets before the kernel drops such a
     destination."""
     if not site.show_bridged(True):
@@ -325,7 +325,7 @@ def test_bridged_packets_to_the_loopback_are_stopped_by_the_guard(site: Site, fa
     ear.close()
 
 
-def test_a_port_of_no_container_on_the_loopback_is_the_hosts_own(site: Site) -> None:
+def test_unpublished_loopback_port_reaches_the_hosts_server(site: Site) -> None:
     """Published on IPv4 only: a server of the host at ::1 is still reached, and vice versa."""
     site.host.serve_tcp("server", INNER)
     site.add("ports4", "tcp", PORT, to=(SERVER, INNER))
@@ -338,7 +338,7 @@ def test_a_port_of_no_container_on_the_loopback_is_the_hosts_own(site: Site) -> 
     assert site.sees(None, "127.0.0.1", PORT + 1) == "127.0.0.1"
 
 
-def test_a_port_taken_back_is_closed(site: Site) -> None:
+def test_unpublished_port_is_closed(site: Site) -> None:
     site.host.serve_tcp("server", INNER)
     site.publish()
     assert site.sees("outside", site.lan.host) == site.lan.outside
