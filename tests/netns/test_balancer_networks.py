@@ -22,7 +22,7 @@ VIPS = {4: "10.79.0.10", 6: "fd57:6566:7400::10"}
 SHOWN = pytest.mark.parametrize("shown", ["0", "1"], ids=["bridged unseen", "bridged seen"])
 
 
-class Town:
+class Topology:
     """Containers on weft's own networks; the server at port 80 of each replies with the container's
     name."""
 
@@ -67,8 +67,8 @@ class Town:
 
 
 @pytest.fixture
-def town(host: Host) -> Iterator[Town]:
-    made = Town(host)
+def topology(host: Host) -> Iterator[Topology]:
+    made = Topology(host)
     try:
         yield made
     finally:
@@ -77,139 +77,139 @@ def town(host: Host) -> Iterator[Town]:
 
 @FAMILIES
 @pytest.mark.parametrize("driver", ["bridge", "ptp"])
-def test_closed_network_is_reachable_by_virtual_address_only(town: Town, driver: str, version: int) -> None:
-    town.add("a", "x", 81, driver)
-    town.add("b", "y", 82, driver)
-    town.offer("b")
+def test_closed_network_is_reachable_by_virtual_address_only(topology: Topology, driver: str, version: int) -> None:
+    topology.add("a", "x", 81, driver)
+    topology.add("b", "y", 82, driver)
+    topology.offer("b")
 
     async def work(balancer: Balancer) -> None:
-        assert town.asks("a", VIPS[version]) == {"b": 12}
-        assert town.asks(None, VIPS[version]) == {"b": 12}
-        assert not town.host.reaches("a", town.addresses["b"][version], 80, expected=False)
-        assert town.asks("a", VIPS[version], 2, 81) == {"refused": 2}
+        assert topology.asks("a", VIPS[version]) == {"b": 12}
+        assert topology.asks(None, VIPS[version]) == {"b": 12}
+        assert not topology.host.reaches("a", topology.addresses["b"][version], 80, expected=False)
+        assert topology.asks("a", VIPS[version], 2, 81) == {"refused": 2}
 
-    run(work, town.book)
+    run(work, topology.book)
 
 
 @FAMILIES
 @SHOWN
-def test_instance_on_a_bridge_reaches_siblings_and_itself(town: Town, shown: str, version: int) -> None:
-    town.show_bridged(shown)
+def test_instance_on_a_bridge_reaches_siblings_and_itself(topology: Topology, shown: str, version: int) -> None:
+    topology.show_bridged(shown)
     for name in ("a", "b", "c"):
-        town.add(name, "x", 81)
-    town.offer("b", "c")
+        topology.add(name, "x", 81)
+    topology.offer("b", "c")
 
     async def work(balancer: Balancer) -> None:
-        assert set(town.asks("a", VIPS[version], 40)) == {"b", "c"}
+        assert set(topology.asks("a", VIPS[version], 40)) == {"b", "c"}
         # It may connect to either instance, but must also be able to reach itself.
-        await asyncio.to_thread(until, lambda: set(town.asks("b", VIPS[version], 40)) == {"b", "c"}, 30)
-        clients = set(town._servers[1].clients["b"] + town._servers[2].clients["c"])
+        await asyncio.to_thread(until, lambda: set(topology.asks("b", VIPS[version], 40)) == {"b", "c"}, 30)
+        clients = set(topology._servers[1].clients["b"] + topology._servers[2].clients["c"])
         own = {one.removeprefix("::ffff:") for one in clients}
         # The client's address stays wherever the replies pass this host anyway (br_netfilter).
-        assert (town.addresses["a"][version] in own) == (shown == "1")
+        assert (topology.addresses["a"][version] in own) == (shown == "1")
 
-    run(work, town.book)
+    run(work, topology.book)
 
 
 @FAMILIES
-def test_ptp_instance_reaches_itself(town: Town, version: int) -> None:
-    town.add("a", "x", 81, "ptp")
-    town.add("b", "x", 81, "ptp")
-    town.offer("b")
+def test_ptp_instance_reaches_itself(topology: Topology, version: int) -> None:
+    topology.add("a", "x", 81, "ptp")
+    topology.add("b", "x", 81, "ptp")
+    topology.offer("b")
 
     async def work(balancer: Balancer) -> None:
-        assert town.asks("b", VIPS[version]) == {"b": 12}
-        assert town.asks("a", VIPS[version]) == {"b": 12}
-        clients = {one.removeprefix("::ffff:") for one in town._servers[1].clients["b"]}
-        assert town.addresses["a"][version] in clients
+        assert topology.asks("b", VIPS[version]) == {"b": 12}
+        assert topology.asks("a", VIPS[version]) == {"b": 12}
+        clients = {one.removeprefix("::ffff:") for one in topology._servers[1].clients["b"]}
+        assert topology.addresses["a"][version] in clients
 
-    run(work, town.book)
+    run(work, topology.book)
 
 
 @FAMILIES
-def test_internal_network_reaches_only_its_own_instances(town: Town, version: int) -> None:
+def test_internal_network_reaches_only_its_own_instances(topology: Topology, version: int) -> None:
     """Also with routes that such a network does not give its containers."""
-    town.add("in1", "inner", 81, internal=True)
-    town.add("in2", "inner", 81, internal=True)
-    town.add("b", "y", 82)
-    town.offer("b")
+    topology.add("in1", "inner", 81, internal=True)
+    topology.add("in2", "inner", 81, internal=True)
+    topology.add("b", "y", 82)
+    topology.offer("b")
 
     async def work(balancer: Balancer) -> None:
-        assert town.asks(None, VIPS[version], 2) == {"b": 2}
-        assert not town.host.reaches("in1", VIPS[version], 80, expected=False)
-        for one in town.book.catalog.instances("web"):
-            town.book.drop(one)
-        town.offer("in2")
+        assert topology.asks(None, VIPS[version], 2) == {"b": 2}
+        assert not topology.host.reaches("in1", VIPS[version], 80, expected=False)
+        for one in topology.book.catalog.instances("web"):
+            topology.book.drop(one)
+        topology.offer("in2")
         await balancer.wait_synced()
-        assert town.asks("in1", VIPS[version]) == {"in2": 12}
+        assert topology.asks("in1", VIPS[version]) == {"in2": 12}
 
-    run(work, town.book)
+    run(work, topology.book)
 
 
 @FAMILIES
-def test_outside_reaches_published_ports_but_no_virtual_address(town: Town, version: int) -> None:
-    town.add("a", "x", 81)
-    town.add("b", "x", 81)
-    town.offer("a", "b", meta={"weft-publish": "30080:80"})
-    here = {4: town.lan.host, 6: town.lan.host6}[version]
+def test_outside_reaches_published_ports_but_no_virtual_address(topology: Topology, version: int) -> None:
+    topology.add("a", "x", 81)
+    topology.add("b", "x", 81)
+    topology.offer("a", "b", meta={"weft-publish": "30080:80"})
+    here = {4: topology.lan.host, 6: topology.lan.host6}[version]
 
     async def work(balancer: Balancer) -> None:
-        assert set(town.asks("outside", here, 40, 30080)) == {"a", "b"}
-        there = {4: town.lan.outside, 6: town.lan.outside6}[version]
-        clients = town._servers[0].clients["a"] + town._servers[1].clients["b"]
+        assert set(topology.asks("outside", here, 40, 30080)) == {"a", "b"}
+        there = {4: topology.lan.outside, 6: topology.lan.outside6}[version]
+        clients = topology._servers[0].clients["a"] + topology._servers[1].clients["b"]
         assert {one.removeprefix("::ffff:") for one in clients} == {there}
-        assert town.asks("outside", VIPS[version], 2) == {"refused": 2}
-        assert set(town.asks(None, here, 40, 30080)) == {"a", "b"}
-        town.show_bridged("0")
-        await asyncio.to_thread(until, lambda: set(town.asks("a", here, 20, 30080)) == {"a", "b"}, 30)
+        assert topology.asks("outside", VIPS[version], 2) == {"refused": 2}
+        assert set(topology.asks(None, here, 40, 30080)) == {"a", "b"}
+        topology.show_bridged("0")
+        await asyncio.to_thread(until, lambda: set(topology.asks("a", here, 20, 30080)) == {"a", "b"}, 30)
         # Neither another port, nor this port at another address.
-        assert town.asks("outside", here, 2, 30081) == {"refused": 2}
-        for one in town.book.catalog.instances("web"):
-            town.book.drop(one)
+        assert topology.asks("outside", here, 2, 30081) == {"refused": 2}
+        for one in topology.book.catalog.instances("web"):
+            topology.book.drop(one)
         await balancer.wait_synced()
-        assert town.asks("outside", here, 2, 30080) == {"refused": 2}
+        assert topology.asks("outside", here, 2, 30080) == {"refused": 2}
 
-    run(work, town.book, outside=None)
+    run(work, topology.book, outside=None)
 
 
-def test_published_container_port_precedes_published_service(town: Town) -> None:
-    town.add("a", "x", 81)
+def test_published_container_port_precedes_published_service(topology: Topology) -> None:
+    topology.add("a", "x", 81)
     mapping = {"hostPort": 30080, "containerPort": 80, "protocol": "tcp"}
-    town.add("b", "y", 82, portmap={}, runtimeConfig={"portMappings": [mapping]})
-    town.offer("a", meta={"weft-publish": "30080:80"})
+    topology.add("b", "y", 82, portmap={}, runtimeConfig={"portMappings": [mapping]})
+    topology.offer("a", meta={"weft-publish": "30080:80"})
 
     async def work(balancer: Balancer) -> None:
-        assert town.asks("outside", town.lan.host, 10, 30080) == {"b": 10}
+        assert topology.asks("outside", topology.lan.host, 10, 30080) == {"b": 10}
 
-    run(work, town.book, outside=None)
+    run(work, topology.book, outside=None)
 
 
-def test_listening_process_keeps_its_port(town: Town) -> None:
+def test_listening_process_keeps_its_port(topology: Topology) -> None:
     """Otherwise a service registration could take over a port that a process of this host
     serves."""
-    town.add("a", "x", 81)
-    server = Greeters(town.host.path, {"host": ("0.0.0.0", 30080)})
-    town.offer("a", meta={"weft-publish": "30080:80"})
+    topology.add("a", "x", 81)
+    server = Greeters(topology.host.path, {"host": ("0.0.0.0", 30080)})
+    topology.offer("a", meta={"weft-publish": "30080:80"})
 
     async def work(balancer: Balancer) -> None:
-        assert town.asks("outside", town.lan.host, 5, 30080) == {"host": 5}
-        assert town.asks(None, VIPS[4], 2) == {"a": 2}
+        assert topology.asks("outside", topology.lan.host, 5, 30080) == {"host": 5}
+        assert topology.asks(None, VIPS[4], 2) == {"a": 2}
         server.close()
-        await asyncio.to_thread(until, lambda: set(town.asks("outside", town.lan.host, 2, 30080)) == {"a"})
+        await asyncio.to_thread(until, lambda: set(topology.asks("outside", topology.lan.host, 2, 30080)) == {"a"})
 
-    run(work, town.book, outside=None)
+    run(work, topology.book, outside=None)
 
 
 @FAMILIES
-def test_instances_at_metadata_and_loopback_addresses_are_refused(town: Town, version: int) -> None:
+def test_instances_at_metadata_and_loopback_addresses_are_refused(topology: Topology, version: int) -> None:
     """A service must not forward to a destination that its clients are not allowed to reach."""
-    town.add("a", "x", 81)
+    topology.add("a", "x", 81)
     for address in ("127.0.0.1", "169.254.169.254", "::1", "fd00:ec2::254"):
-        town.book.put(instance("web", address))
-    town.book.put(*(virtual("web", one) for one in VIPS.values()))
+        topology.book.put(instance("web", address))
+    topology.book.put(*(virtual("web", one) for one in VIPS.values()))
 
     async def work(balancer: Balancer) -> None:
-        assert town.asks("a", VIPS[version], 2) == {"refused": 2}
+        assert topology.asks("a", VIPS[version], 2) == {"refused": 2}
         assert talk("/run/netns/a", VIPS[version], 80) == "refused"
 
-    run(work, town.book)
+    run(work, topology.book)

@@ -45,7 +45,7 @@ def lease() -> tuple[Path, dict[str, Any]]:
     return path, json.loads(path.read_text())
 
 
-def hurry(**changes: Any) -> None:
+def rewrite_lease(**changes: Any) -> None:
     """Change the only lease's file; the DHCP daemon then rereads it."""
     path, value = lease()
     path.with_suffix(".new").write_text(json.dumps({**value, **changes}))
@@ -195,7 +195,7 @@ def test_lease_is_renewed_after_sigkill_of_the_daemon(host: Host, cni: Cni, wire
     os.kill(first, signal.SIGKILL)
     before = server.log.count("DHCPACK")
     _, value = lease()
-    hurry(since=value["since"] - 65)
+    rewrite_lease(since=value["since"] - 65)
     cni.check(conf, result, netns)
     assert keeper() != first
     until(lambda: server.log.count("DHCPACK") == before + 1)
@@ -211,7 +211,7 @@ def test_lease_is_rebound_with_another_server(host: Host, cni: Cni, wire: Lan, t
     netns = host.container()
     result = cni.add(conf, netns)
     _, value = lease()
-    hurry(since=value["since"] - 110, server="192.0.2.77", server_mac="02:00:00:00:00:77")
+    rewrite_lease(since=value["since"] - 110, server="192.0.2.77", server_mac="02:00:00:00:00:77")
     cni.check(conf, result, netns)
     until(lambda: lease()[1]["since"] > value["since"])
     assert lease()[1]["server"] == wire.outside
@@ -229,7 +229,7 @@ def test_the_link_goes_down_with_the_lease(host: Host, cni: Cni, wire: Lan, tmp_
         (tmp_path / "other").mkdir()
         Dnsmasq(host, wire, tmp_path / "other", "--dhcp-range=192.0.2.200,192.0.2.210,255.255.255.0,2m",
                f"--dhcp-host=id:00:{b'c1/net/eth0'.hex(':')},192.0.2.205")  # fmt: skip
-    hurry(since=value["since"] - (130 if how == "expiry" else 65))
+    rewrite_lease(since=value["since"] - (130 if how == "expiry" else 65))
     cni("CHECK", {**conf, "prevResult": result}, netns=netns)
     until(lambda: lease()[1]["lost"])
     assert seen.link(host, "eth0", "c1")["operstate"] == "DOWN"

@@ -43,7 +43,7 @@ def names(name: str, number: int, **more: Any) -> NetworkZone:
     )
 
 
-class Estate:
+class Topology:
     """A host whose uplink has a name server that answers all queries; weft's DNS is at the
     gateways."""
 
@@ -103,83 +103,83 @@ class Estate:
 
 
 @pytest.fixture
-def estate(host: Host, tmp_path: Path) -> Iterator[Estate]:
+def topology(host: Host, tmp_path: Path) -> Iterator[Topology]:
     with contextlib.ExitStack() as stack:
-        yield Estate(host, tmp_path, stack)
+        yield Topology(host, tmp_path, stack)
 
 
-def test_containers_are_answered_at_their_gateway(estate: Estate) -> None:
+def test_containers_are_answered_at_their_gateway(topology: Topology) -> None:
     """The server starts before the bridge exists."""
-    estate.serve(names("blue", 10))
-    assert not estate.dns.server.bind_errors
-    estate.add("c1", conf("blue", 10))
+    topology.serve(names("blue", 10))
+    assert not topology.dns.server.bind_errors
+    topology.add("c1", conf("blue", 10))
     for gateway in ("10.10.0.1", "fd00:10::1"):
-        assert estate.ask("c1", gateway, "db") == "10.10.0.77"
-        assert estate.ask("c1", gateway, "db", "AAAA") == "fd00:10::77"
-        assert estate.ask_stream("c1", gateway, "web.service.weft") == "10.1.0.5"
-        assert estate.ask("c1", gateway, "77.0.10.10.in-addr.arpa", "PTR") == "db.dns.podman."
-    before = estate.leaked
-    assert estate.ask("c1", "10.10.0.1", "www.example.org") == "NOERROR"
-    assert estate.leaked == before + 1
-    assert [str(each.question[0].name).lower() for each in estate.upstream.queries] == ["www.example.org."]
+        assert topology.ask("c1", gateway, "db") == "10.10.0.77"
+        assert topology.ask("c1", gateway, "db", "AAAA") == "fd00:10::77"
+        assert topology.ask_stream("c1", gateway, "web.service.weft") == "10.1.0.5"
+        assert topology.ask("c1", gateway, "77.0.10.10.in-addr.arpa", "PTR") == "db.dns.podman."
+    before = topology.leaked
+    assert topology.ask("c1", "10.10.0.1", "www.example.org") == "NOERROR"
+    assert topology.leaked == before + 1
+    assert [str(each.question[0].name).lower() for each in topology.upstream.queries] == ["www.example.org."]
 
 
-def test_names_of_containers_do_not_leave_the_host(estate: Estate) -> None:
+def test_names_of_containers_do_not_leave_the_host(topology: Topology) -> None:
     """With every name of the search list and every query type (CVE-2025-8283)."""
-    estate.serve(names("blue", 10))
-    estate.add("c1", conf("blue", 10))
+    topology.serve(names("blue", 10))
+    topology.add("c1", conf("blue", 10))
     reverse = "78.0.10.10.in-addr.arpa"
     for name in ("db", "db.blue", "db.dns.podman", f"db.{SEARCH}", "gone", "gone.dns.podman", reverse):
         for kind in ("A", "AAAA", "MX", "TXT", "PTR"):
-            assert estate.ask("c1", "10.10.0.1", name, kind) is not None
-            assert estate.ask_stream("c1", "10.10.0.1", name, kind)
-    assert estate.leaked == 0
-    assert not estate.upstream.queries
-    assert estate.ask("c1", "10.10.0.1", f"other.{SEARCH}") == "NOERROR"
-    assert estate.leaked == 1
+            assert topology.ask("c1", "10.10.0.1", name, kind) is not None
+            assert topology.ask_stream("c1", "10.10.0.1", name, kind)
+    assert topology.leaked == 0
+    assert not topology.upstream.queries
+    assert topology.ask("c1", "10.10.0.1", f"other.{SEARCH}") == "NOERROR"
+    assert topology.leaked == 1
 
 
-def test_an_internal_network_leaks_no_query(estate: Estate) -> None:
+def test_an_internal_network_leaks_no_query(topology: Topology) -> None:
     """By UDP and TCP, to weft's server and past it (CVE-2024-29018)."""
-    estate.serve(names("inner", 11, internal=True))
-    estate.add("c1", conf("inner", 11, internal=True, ipMasq=False))
+    topology.serve(names("inner", 11, internal=True))
+    topology.add("c1", conf("inner", 11, internal=True, ipMasq=False))
     for gateway in ("10.11.0.1", "fd00:11::1"):
-        assert estate.ask("c1", gateway, "db") == "10.11.0.77"
-        assert estate.ask_stream("c1", gateway, "web.service.weft") == "10.1.0.5"
+        assert topology.ask("c1", gateway, "db") == "10.11.0.77"
+        assert topology.ask_stream("c1", gateway, "web.service.weft") == "10.1.0.5"
         for name in ("secret.example.org", "gone", f"db.{SEARCH}", "1.2.0.192.in-addr.arpa", "."):
             for kind in ("A", "AAAA", "PTR", "NS", "ANY"):
-                assert estate.ask("c1", gateway, name, kind) == "NXDOMAIN", (name, kind)
-            assert estate.ask_stream("c1", gateway, name) == "NXDOMAIN"
-    for place in (estate.lan.outside, estate.lan.outside6, estate.lan.host):
-        assert estate.ask("c1", place, "www.example.org", timeout=BRIEFLY) is None
-    assert estate.leaked == 0
-    assert not estate.upstream.queries
+                assert topology.ask("c1", gateway, name, kind) == "NXDOMAIN", (name, kind)
+            assert topology.ask_stream("c1", gateway, name) == "NXDOMAIN"
+    for place in (topology.lan.outside, topology.lan.outside6, topology.lan.host):
+        assert topology.ask("c1", place, "www.example.org", timeout=BRIEFLY) is None
+    assert topology.leaked == 0
+    assert not topology.upstream.queries
 
 
-def test_gateway_of_another_network_does_not_answer(estate: Estate) -> None:
-    estate.serve(names("blue", 10), names("red", 12))
-    estate.add("c1", conf("blue", 10, isolation="open"))
-    estate.add("c2", conf("red", 12, isolation="open"))
-    assert estate.ask("c1", "10.10.0.1", "only-blue") == "10.10.0.78"
-    assert estate.ask("c1", "10.10.0.1", "only-red") == "NXDOMAIN"
-    assert estate.ask("c2", "10.12.0.1", "only-red") == "10.12.0.78"
-    assert estate.ask("c1", "10.12.0.1", "only-red", timeout=BRIEFLY) is None
-    assert estate.ask("c1", "10.12.0.1", "web.service.weft", timeout=BRIEFLY) is None
+def test_gateway_of_another_network_does_not_answer(topology: Topology) -> None:
+    topology.serve(names("blue", 10), names("red", 12))
+    topology.add("c1", conf("blue", 10, isolation="open"))
+    topology.add("c2", conf("red", 12, isolation="open"))
+    assert topology.ask("c1", "10.10.0.1", "only-blue") == "10.10.0.78"
+    assert topology.ask("c1", "10.10.0.1", "only-red") == "NXDOMAIN"
+    assert topology.ask("c2", "10.12.0.1", "only-red") == "10.12.0.78"
+    assert topology.ask("c1", "10.12.0.1", "only-red", timeout=BRIEFLY) is None
+    assert topology.ask("c1", "10.12.0.1", "web.service.weft", timeout=BRIEFLY) is None
     # Clients outside get no response, though they reach the gateway's address.
-    estate.host.inside("outside", "ip", "route", "add", "10.10.0.0/24", "via", estate.lan.host)
-    assert estate.ask("outside", "10.10.0.1", "only-blue", timeout=BRIEFLY) is None
+    topology.host.inside("outside", "ip", "route", "add", "10.10.0.0/24", "via", topology.lan.host)
+    assert topology.ask("outside", "10.10.0.1", "only-blue", timeout=BRIEFLY) is None
 
 
-def test_recreated_network_is_answered(estate: Estate) -> None:
+def test_recreated_network_is_answered(topology: Topology) -> None:
     """A bridge that is deleted and created again is served by the same socket."""
-    estate.serve(names("blue", 10), names("red", 12))
-    estate.add("c1", conf("blue", 10))
-    assert estate.ask("c1", "10.10.0.1", "db") == "10.10.0.77"
-    estate.host.run("ip", "link", "delete", "b-blue")
-    estate.host.remove_container("c1")
-    estate.add("c2", {**conf("blue", 10), "bridge": "b-again"})
-    assert estate.ask("c2", "10.10.0.1", "db") == "10.10.0.77"
-    estate.serve(names("red", 12))
-    assert estate.ask("c2", "10.10.0.1", "db", timeout=BRIEFLY) is None
-    estate.serve(names("red", 12), names("blue", 10))
-    until(lambda: estate.ask("c2", "10.10.0.1", "db") == "10.10.0.77")
+    topology.serve(names("blue", 10), names("red", 12))
+    topology.add("c1", conf("blue", 10))
+    assert topology.ask("c1", "10.10.0.1", "db") == "10.10.0.77"
+    topology.host.run("ip", "link", "delete", "b-blue")
+    topology.host.remove_container("c1")
+    topology.add("c2", {**conf("blue", 10), "bridge": "b-again"})
+    assert topology.ask("c2", "10.10.0.1", "db") == "10.10.0.77"
+    topology.serve(names("red", 12))
+    assert topology.ask("c2", "10.10.0.1", "db", timeout=BRIEFLY) is None
+    topology.serve(names("red", 12), names("blue", 10))
+    until(lambda: topology.ask("c2", "10.10.0.1", "db") == "10.10.0.77")

@@ -19,7 +19,7 @@ EVERYWHERE, LOCAL, INNER, UNPUBLISHED, INDOORS = 8080, 8081, 80, 90, 7000
 DRIVERS = pytest.mark.parametrize("driver", ["bridge", "ptp"])
 
 
-class Shop:
+class Topology:
     """A container with one port published on all addresses and one on 127.0.0.1; a neighbour with
     routes to it."""
 
@@ -45,29 +45,29 @@ class Shop:
         host.serve_tcp(None, INDOORS, "127.0.0.1")
         assert host.ping(None, self.lan.outside6)
 
-    def outsider(self, address: str, number: int) -> bool:
+    def neighbour_reaches(self, address: str, number: int) -> bool:
         """Whether the neighbour gets a response, where one is expected."""
         return self.host.reaches(self.lan.name, address, number)
 
-    def bars(self, address: str, number: int) -> bool:
+    def neighbour_blocked(self, address: str, number: int) -> bool:
         """Whether the neighbour gets no response, where none is expected."""
         return not self.host.reaches(self.lan.name, address, number, expected=False)
 
 
 @DRIVERS
 def test_published_ports_are_reachable_and_nothing_else_is(host: Host, driver: str) -> None:
-    shop = Shop(host, driver)
-    assert shop.outsider(shop.lan.host, EVERYWHERE)
-    assert shop.outsider(shop.lan.host6, EVERYWHERE)
+    topology = Topology(host, driver)
+    assert topology.neighbour_reaches(topology.lan.host, EVERYWHERE)
+    assert topology.neighbour_reaches(topology.lan.host6, EVERYWHERE)
     for address in (SERVER, SERVER6):
         for number in (INNER, 81, UNPUBLISHED, EVERYWHERE):
-            assert shop.bars(address, number), (address, number)
-    for address in (shop.lan.host, shop.lan.host6, "10.81.0.1", "fd00:81::1"):
+            assert topology.neighbour_blocked(address, number), (address, number)
+    for address in (topology.lan.host, topology.lan.host6, "10.81.0.1", "fd00:81::1"):
         for number in (LOCAL, UNPUBLISHED, INDOORS):
-            assert shop.bars(address, number), (address, number)
+            assert topology.neighbour_blocked(address, number), (address, number)
     assert host.fetch(None, "127.0.0.1", LOCAL) is not None
     assert host.fetch(None, "127.0.0.1", EVERYWHERE) is not None
-    assert shop.weft.check(shop.conf, shop.result, shop.path, "shop") == ""
+    assert topology.weft.check(topology.conf, topology.result, topology.path, "shop") == ""
 
 
 @DRIVERS
@@ -76,20 +76,20 @@ def test_open_networks_are_reachable(host: Host, driver: str) -> None:
 
     Proves that the test above can fail.
     """
-    shop = Shop(host, driver, weft=False)
-    assert shop.outsider(shop.lan.host, EVERYWHERE)
+    topology = Topology(host, driver, weft=False)
+    assert topology.neighbour_reaches(topology.lan.host, EVERYWHERE)
     for address in (SERVER, SERVER6):
         for number in (INNER, 81, UNPUBLISHED):
-            assert shop.outsider(address, number), (address, number)
-    assert shop.bars(shop.lan.host, LOCAL)
+            assert topology.neighbour_reaches(address, number), (address, number)
+    assert topology.neighbour_blocked(topology.lan.host, LOCAL)
 
 
 @DRIVERS
 def test_a_routed_network_is_reached_by_address(host: Host, driver: str) -> None:
-    shop = Shop(host, driver, isolation="routed")
-    assert shop.outsider(SERVER, UNPUBLISHED)
-    assert shop.outsider(SERVER6, UNPUBLISHED)
-    assert shop.bars(shop.lan.host, LOCAL)
+    topology = Topology(host, driver, isolation="routed")
+    assert topology.neighbour_reaches(SERVER, UNPUBLISHED)
+    assert topology.neighbour_reaches(SERVER6, UNPUBLISHED)
+    assert topology.neighbour_blocked(topology.lan.host, LOCAL)
 
 
 @DRIVERS
@@ -102,20 +102,20 @@ def test_packets_to_loopback_on_the_wire_are_dropped(host: Host, driver: str, we
     With route_localnet, which weft sets nowhere, only the rule in raw_prerouting drops them:
     without it (``guarded`` is False) they arrive.
     """
-    shop = Shop(host, driver, weft=weft, **({"ipspoofchk": False} if weft else {}))
+    topology = Topology(host, driver, weft=weft, **({"ipspoofchk": False} if weft else {}))
     host.run("sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1")
     if not guarded:
         host.run("nft", "flush", "chain", "inet", "weft", "raw_prerouting")
-    outer = next(one for one in shop.result["interfaces"] if not one.get("sandbox"))
+    outer = next(one for one in topology.result["interfaces"] if not one.get("sandbox"))
     mac = seen.link(host, "eth0", "shop")["address"]
-    far, near = seen.link(host, "eth0", shop.lan.name)["address"], seen.link(host, shop.lan.link)["address"]
+    far, near = seen.link(host, "eth0", topology.lan.name)["address"], seen.link(host, topology.lan.link)["address"]
     listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     listener.bind(("127.0.0.1", 7001))
     listener.settimeout(BRIEFLY if guarded else PATIENTLY)
     heard = []
     for path, source, address, to in (
-        (shop.path, mac, SERVER, outer["mac"]),
-        (f"{namespaces.FOLDER}/{shop.lan.name}", far, shop.lan.outside, near),
+        (topology.path, mac, SERVER, outer["mac"]),
+        (f"{namespaces.FOLDER}/{topology.lan.name}", far, topology.lan.outside, near),
     ):
         packet = frames.ip(address, "127.0.0.1", UDP, frames.udp(4000, 7001, b"in"))
         frames.send(path, [frames.frame(source, *packet, to)])
@@ -129,29 +129,29 @@ def test_packets_to_loopback_on_the_wire_are_dropped(host: Host, driver: str, we
 
 @DRIVERS
 def test_containers_of_other_networks_reach_published_ports_alone(host: Host, driver: str) -> None:
-    shop = Shop(host, driver)
+    topology = Topology(host, driver)
     ipam = pool("10.82.0.0/24", "fd00:82::/64", routes=[DEFAULT4, DEFAULT6])
-    shop.weft.add({**bridge(ipam, name="next", bridge="b-next", isGateway=True), "type": "weft", "driver": "bridge"},
-                  host.container("next"), "next")  # fmt: skip
-    for address in (shop.lan.host, shop.lan.host6, "10.82.0.1"):
+    topology.weft.add({**bridge(ipam, name="next", bridge="b-next", isGateway=True), "type": "weft",
+                       "driver": "bridge"}, host.container("next"), "next")  # fmt: skip
+    for address in (topology.lan.host, topology.lan.host6, "10.82.0.1"):
         assert host.fetch("next", address, EVERYWHERE) is not None, address
     for address in (SERVER, SERVER6):
         for number in (INNER, UNPUBLISHED, EVERYWHERE):
             assert host.fetch("next", address, number, timeout=BRIEFLY) is None
-    for address in (shop.lan.host, "10.82.0.1"):
+    for address in (topology.lan.host, "10.82.0.1"):
         assert host.fetch("next", address, LOCAL, timeout=BRIEFLY) is None
 
 
 @DRIVERS
 def test_established_connections_outlive_the_removal_of_a_neighbour(host: Host, driver: str) -> None:
     """An established connection survives ADDs and DELs of other attachments."""
-    shop = Shop(host, driver)
-    with namespaces.inside(f"{namespaces.FOLDER}/{shop.lan.name}"):
-        client = socket.create_connection((shop.lan.host, EVERYWHERE), timeout=PATIENTLY)
+    topology = Topology(host, driver)
+    with namespaces.inside(f"{namespaces.FOLDER}/{topology.lan.name}"):
+        client = socket.create_connection((topology.lan.host, EVERYWHERE), timeout=PATIENTLY)
     path = host.container("beside")
-    beside = {**shop.conf, "runtimeConfig": {}}
-    shop.weft.add(beside, path, "beside")
-    shop.weft.delete(beside, path, "beside")
+    beside = {**topology.conf, "runtimeConfig": {}}
+    topology.weft.add(beside, path, "beside")
+    topology.weft.delete(beside, path, "beside")
     client.sendall(b"still here")
     assert client.recv(100).endswith(b"still here")
     client.close()
@@ -162,7 +162,7 @@ def test_sysctls_are_set_per_link_only(host: Host) -> None:
     words = ("route_localnet", "accept_local", "rp_filter", "accept_ra", "accept_redirects", "arp_ignore")
     keys = [f"net/ipv4/conf/all/{word}" for word in words[:3]] + ["net/ipv6/conf/all/accept_ra"]
     before = [seen.setting(host, key) for key in keys]
-    Shop(host, "bridge")
+    Topology(host, "bridge")
     assert [seen.setting(host, key) for key in keys] == before
     settings = host.run("sysctl", "-a", "-r", "route_localnet").stdout.split("\n")
     assert [line for line in settings if line.endswith("= 1")] == []

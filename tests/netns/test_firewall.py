@@ -40,7 +40,7 @@ def reached(host: Host, sender: str, *addresses: str) -> list[bool]:
     return [host.reaches(sender, address, 80) for address in addresses]
 
 
-def barred(host: Host, sender: str, *addresses: str) -> list[bool]:
+def blocked(host: Host, sender: str, *addresses: str) -> list[bool]:
     """Whether each address gives no response, where none is expected."""
     return [not host.reaches(sender, address, 80, expected=False) for address in addresses]
 
@@ -52,8 +52,8 @@ def test_networks_are_kept_apart(host: Host, cni: Cni) -> None:
         attach(host, cni, name, name, ingressPolicy="same-bridge")
     attach(host, cni, "red", "red2", ingressPolicy="same-bridge")
     attach(host, cni, "free", "free")
-    assert barred(host, "red", *PLACES["blue"]) == [True, True]
-    assert barred(host, "blue", *PLACES["red"], "10.81.0.3", "fd81::3") == [True] * 4
+    assert blocked(host, "red", *PLACES["blue"]) == [True, True]
+    assert blocked(host, "blue", *PLACES["red"], "10.81.0.3", "fd81::3") == [True] * 4
     assert reached(host, "red2", *PLACES["red"]) == [True, True]
     assert reached(host, "free", *PLACES["red"], *PLACES["blue"]) == [True] * 4
     assert reached(host, "red", *PLACES["free"]) == [True, True]
@@ -67,10 +67,10 @@ def test_containers_are_kept_apart(host: Host, cni: Cni) -> None:
     """isolated: also on one bridge, whether bridged or routed by the host."""
     for name in ("c1", "c2"):
         attach(host, cni, "red", name, ingressPolicy="isolated")
-    assert barred(host, "c1", "10.81.0.3", "fd81::3") == [True, True]
+    assert blocked(host, "c1", "10.81.0.3", "fd81::3") == [True, True]
     for name in ("c1", "c2"):
         host.inside(name, "ip", "route", "replace", "10.81.0.0/24", "via", "10.81.0.1", "dev", "eth0", "onlink")
-    assert barred(host, "c1", "10.81.0.3") == [True]
+    assert blocked(host, "c1", "10.81.0.3") == [True]
     assert host.ping("c1", "10.81.0.1") and host.fetch(None, "10.81.0.3", 80) is not None
 
 
@@ -112,19 +112,19 @@ def test_a_host_that_drops_lets_containers_through(host: Host, cni: Cni, backend
         host.run(program, "-P", "FORWARD", "DROP")
     result = attach(host, cni, "red", "c1")
     host.serve_tcp(lan.name, 80)
-    assert barred(host, "c1", lan.outside, lan.outside6) == [True, True]
+    assert blocked(host, "c1", lan.outside, lan.outside6) == [True, True]
     conf = network("firewall", name="red", backend=backend)
     cni.add({**conf, "prevResult": result}, "/run/netns/c1")
     cni.check(conf, result, "/run/netns/c1")
     assert reached(host, "c1", lan.outside, lan.outside6) == [True, True]
-    assert barred(host, lan.name, *PLACES["red"]) == [True, True]
+    assert blocked(host, lan.name, *PLACES["red"]) == [True, True]
     _, runtime = published(NETS["red"], [port(8080, 80)])
     cni.add({**network("portmap", name="red", runtimeConfig=runtime), "prevResult": result}, "/run/netns/c1")
     assert host.fetch(lan.name, lan.host, 8080) == lan.outside
     assert host.fetch(lan.name, lan.host6, 8080) == lan.outside6
     # A rule of the administrator takes precedence.
     host.run("iptables", "-A", "CNI-ADMIN", "-s", "10.81.0.2", "-j", "DROP")
-    assert barred(host, "c1", lan.outside) == [True] and reached(host, "c1", lan.outside6) == [True]
+    assert blocked(host, "c1", lan.outside) == [True] and reached(host, "c1", lan.outside6) == [True]
     host.run("iptables", "-F", "CNI-ADMIN")
     host.run("iptables", "-D", "CNI-FORWARD", "2")
     assert seen.problem(cni, "CHECK", {**conf, "prevResult": result}, "/run/netns/c1")["code"] == 104

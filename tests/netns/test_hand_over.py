@@ -36,7 +36,7 @@ LINKS = {"red": "eth0", "blue": "eth1", "green": "eth2"}
 Watch = Callable[[str, object], None]
 
 
-class Kin(Weft):
+class PausingWeft(Weft):
     """Weft with two more points to pause at: before and after it looks for the container's
     siblings."""
 
@@ -71,10 +71,10 @@ class Call:
         for descriptor in (standing, go, writer):
             os.close(descriptor)
         self._answer = answer
-        self.stands = at >= 0 and os.read(stood, 1) == b"s"
+        self.is_paused = at >= 0 and os.read(stood, 1) == b"s"
         os.close(stood)
 
-    def over_or_at(self, *locks: str) -> bool:
+    def exited_or_at(self, *locks: str) -> bool:
         """Whether it has exited, or has one of these lock files open."""
         state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state == "Z" or any(path in locks for path in opened(self.pid))
@@ -95,7 +95,7 @@ class Scene:
     """A container on some of the networks."""
 
     def __init__(self, host: Host, *networks: str) -> None:
-        self.weft, self.path = Kin(), host.container()
+        self.weft, self.path = PausingWeft(), host.container()
         self.results = {name: self.call("ADD", name).document for name in networks}
 
     def call(self, command: str, name: str, watch: Watch | None = None) -> Answer:
@@ -109,12 +109,11 @@ class Scene:
         folder = f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}"
         return Records(folder).lock(Attachment(name, "c1", LINKS[name], "weft"))
 
-    def end(self, host: Host, heir: str) -> None:
-        """The port leads to ``heir`` in the kernel and by its CHECK; then remove all and check that
-        nothing is left."""
-        address = self.results[heir]["ips"][0]["address"].partition("/")[0]
+    def end(self, host: Host, successor: str) -> None:
+        """``successor`` has the port, in the kernel and by CHECK; then DEL of all leaves nothing."""
+        address = self.results[successor]["ips"][0]["address"].partition("/")[0]
         assert re.search(rf"\btcp \. 8080 .* : {re.escape(address)} \. 80\b", _ports(host)), _ports(host)
-        assert self.call("CHECK", heir).ok
+        assert self.call("CHECK", successor).ok
         for name in NETS:
             assert self.call("DEL", name).ok
         for name in NETS:
@@ -134,8 +133,8 @@ def test_add_during_del_of_another_network(host: Host) -> None:
         scene = Scene(host, "red")
         coming = scene.start("ADD", "blue", at)
         going = scene.start("DEL", "red")
-        until(lambda: going.over_or_at(scene.lock("blue")), 60)  # noqa: B023
-        stood = coming.stands
+        until(lambda: going.exited_or_at(scene.lock("blue")), 60)  # noqa: B023
+        stood = coming.is_paused
         added, deleted = coming.answer(), going.answer()
         assert added.ok and deleted.ok, (at, added, deleted)
         scene.results["blue"] = added.document
@@ -151,8 +150,8 @@ def test_del_during_add_of_another_network(host: Host) -> None:
         scene = Scene(host, "red")
         going = scene.start("DEL", "red", at)
         coming = scene.start("ADD", "blue")
-        until(lambda: coming.over_or_at(), 60)  # noqa: B023
-        stood = going.stands
+        until(lambda: coming.exited_or_at(), 60)  # noqa: B023
+        stood = going.is_paused
         added, deleted = coming.answer(), going.answer()
         assert added.ok and deleted.ok, (at, added, deleted)
         scene.results["blue"] = added.document
@@ -171,8 +170,8 @@ def test_two_concurrent_dels(host: Host) -> None:
         # The first may have found the second's network attached and be about to hand it the ports.
         held = [scene.lock(name) for name in ("red", "green")]
         held += [path for path in (scene.lock("blue"),) if path in opened(first.pid)]
-        until(lambda: second.over_or_at(*held), 60)  # noqa: B023
-        stood = first.stands
+        until(lambda: second.exited_or_at(*held), 60)  # noqa: B023
+        stood = first.is_paused
         answers = first.answer(), second.answer()
         assert answers[0].ok and answers[1].ok, (at, answers)
         scene.end(host, "green")
@@ -187,8 +186,8 @@ def test_del_during_check_of_another_network(host: Host) -> None:
         scene = Scene(host, "red", "blue")
         looking = scene.start("CHECK", "blue", at)
         going = scene.start("DEL", "red")
-        until(lambda: going.over_or_at(scene.lock("blue")), 60)  # noqa: B023
-        stood = looking.stands
+        until(lambda: going.exited_or_at(scene.lock("blue")), 60)  # noqa: B023
+        stood = looking.is_paused
         looking.answer()  # either result is right while the ports change hands
         assert going.answer().ok
         scene.end(host, "blue")

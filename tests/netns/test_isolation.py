@@ -27,7 +27,7 @@ def conf(name: str, number: int, driver: str = "bridge", *, weft: bool = True, *
     return {**made, **(OWN[driver] if weft else {}), **keys}
 
 
-class Estate:
+class Topology:
     """Containers that serve TCP 80 and UDP 53, and a host outside with routes to all of them."""
 
     def __init__(self, host: Host) -> None:
@@ -54,7 +54,7 @@ class Estate:
         over none."""
         return self._reaches(client, server, expected=True)
 
-    def bars(self, client: str | None, server: str) -> bool:
+    def blocked(self, client: str | None, server: str) -> bool:
         """Whether the client reaches the server over none of TCP, UDP and ICMP, where it should
         not."""
         return not self._reaches(client, server, expected=False)
@@ -77,61 +77,61 @@ DRIVERS = pytest.mark.parametrize("driver", ["bridge", "ptp"])
 
 @DRIVERS
 def test_networks_of_weft_are_closed_to_each_other_and_to_the_outside(host: Host, driver: str) -> None:
-    estate = Estate(host)
+    topology = Topology(host)
     for name, number in (("one", 81), ("two", 82)):
         network = conf(name, number, driver)
         for index in (1, 2):
-            estate.add(f"{name}{index}", network)
-    assert estate.reaches("one1", "one2")
-    assert estate.bars("one1", "two1")
-    assert estate.bars("two2", "one2")
-    assert estate.bars("outside", "one1")
-    assert estate.reaches(None, "one1")
-    assert estate.reaches("one1", "outside")
+            topology.add(f"{name}{index}", network)
+    assert topology.reaches("one1", "one2")
+    assert topology.blocked("one1", "two1")
+    assert topology.blocked("two2", "one2")
+    assert topology.blocked("outside", "one1")
+    assert topology.reaches(None, "one1")
+    assert topology.reaches("one1", "outside")
     for name, path in (("one1", "/run/netns/one1"), ("two2", "/run/netns/two2")):
-        assert estate.weft.check(estate.confs[name], estate.results[name], path, name) == ""
+        assert topology.weft.check(topology.confs[name], topology.results[name], path, name) == ""
 
 
 @DRIVERS
 def test_open_networks_reach_each_other(host: Host, driver: str) -> None:
-    estate = Estate(host)
-    estate.add("shut", conf("shut", 81, driver))
-    estate.add("free", conf("free", 82, driver, isolation="open"))
-    assert estate.reaches("shut", "free")
-    assert estate.reaches("outside", "free")
-    assert estate.bars("free", "shut")
+    topology = Topology(host)
+    topology.add("shut", conf("shut", 81, driver))
+    topology.add("free", conf("free", 82, driver, isolation="open"))
+    assert topology.reaches("shut", "free")
+    assert topology.reaches("outside", "free")
+    assert topology.blocked("free", "shut")
 
 
 @DRIVERS
 def test_routed_network_is_open_to_the_outside_only(host: Host, driver: str) -> None:
-    estate = Estate(host)
+    topology = Topology(host)
     network = conf("road", 81, driver, isolation="routed")
-    estate.add("road1", network)
-    estate.add("road2", network)
-    estate.add("shut", conf("shut", 82, driver))
-    assert estate.reaches("outside", "road1")
-    assert estate.reaches("road1", "road2")
-    assert estate.bars("shut", "road1")
-    assert estate.bars("road1", "shut")
+    topology.add("road1", network)
+    topology.add("road2", network)
+    topology.add("shut", conf("shut", 82, driver))
+    assert topology.reaches("outside", "road1")
+    assert topology.reaches("road1", "road2")
+    assert topology.blocked("shut", "road1")
+    assert topology.blocked("road1", "shut")
 
 
 @DRIVERS
 def test_under_the_references_name_networks_are_open(host: Host, driver: str) -> None:
-    estate = Estate(host)
-    estate.add("one", conf("one", 81, driver, weft=False))
-    estate.add("two", conf("two", 82, driver, weft=False))
-    assert estate.reaches("one", "two")
-    assert estate.reaches("outside", "one")
+    topology = Topology(host)
+    topology.add("one", conf("one", 81, driver, weft=False))
+    topology.add("two", conf("two", 82, driver, weft=False))
+    assert topology.reaches("one", "two")
+    assert topology.reaches("outside", "one")
 
 
 @DRIVERS
 def test_the_references_networks_can_be_closed(host: Host, driver: str) -> None:
-    estate = Estate(host)
-    estate.add("one", conf("one", 81, driver, weft=False, isolation="closed"))
-    estate.add("two", conf("two", 82, driver, weft=False))
-    assert estate.bars("two", "one")
-    assert estate.bars("outside", "one")
-    assert estate.reaches("one", "two")
+    topology = Topology(host)
+    topology.add("one", conf("one", 81, driver, weft=False, isolation="closed"))
+    topology.add("two", conf("two", 82, driver, weft=False))
+    assert topology.blocked("two", "one")
+    assert topology.blocked("outside", "one")
+    assert topology.reaches("one", "two")
 
 
 @pytest.mark.parametrize("keys", [{}, {"internal": True}])
@@ -142,18 +142,18 @@ def test_siblings_reach_each_other_with_br_netfilter(host: Host, keys: dict[str,
         pytest.skip("this kernel has no br_netfilter")
     for switch in switches:
         switch.write_text("1")
-    estate = Estate(host)
+    topology = Topology(host)
     for name, network in (("a", conf("one", 81, **keys)), ("b", conf("one", 81, **keys)), ("c", conf("two", 82))):
-        estate.add(name, network)
-    assert estate.reaches("a", "b")
-    assert estate.bars("c", "a")
+        topology.add(name, network)
+    assert topology.reaches("a", "b")
+    assert topology.blocked("c", "a")
 
 
 def test_additional_address_opens_nothing(host: Host) -> None:
     """Neither one of the other network's subnet, nor an unassigned one, nor a link-local one."""
-    estate = Estate(host)
-    estate.add("one", conf("one", 81, macspoofchk=False))
-    estate.add("two", conf("two", 82, macspoofchk=False))
+    topology = Topology(host)
+    topology.add("one", conf("one", 81, macspoofchk=False))
+    topology.add("two", conf("two", 82, macspoofchk=False))
     for address in ("10.82.0.99/24", "10.99.0.9/24", "fd00:82::99/64"):
         host.inside("one", "ip", "address", "add", address, "dev", "eth0", "nodad", check=False)
     host.run("ip", "route", "add", "10.99.0.0/24", "dev", "b-two")
@@ -171,68 +171,68 @@ def test_additional_address_opens_nothing(host: Host) -> None:
 
 @pytest.mark.parametrize("weft", [True, False])
 def test_port_isolation_keeps_siblings_apart(host: Host, weft: bool) -> None:
-    estate = Estate(host)
+    topology = Topology(host)
     network = conf("one", 81, weft=weft, portIsolation=True)
-    estate.add("a", network)
-    estate.add("b", network)
-    assert estate.bars("a", "b")
-    assert estate.reaches(None, "a")
-    assert estate.reaches("a", "outside")
+    topology.add("a", network)
+    topology.add("b", network)
+    assert topology.blocked("a", "b")
+    assert topology.reaches(None, "a")
+    assert topology.reaches("a", "outside")
 
 
 @pytest.mark.parametrize(("driver", "gateway"), [("bridge", True), ("bridge", False), ("ptp", True)])
 def test_an_internal_network_has_no_way_out(host: Host, driver: str, gateway: bool) -> None:
     """Nor by a route that the container adds, via its gateway or other addresses of the host."""
-    estate = Estate(host)
+    topology = Topology(host)
     network = conf("in", 81, driver, internal=True)
     network = {**network, **({"isGateway": gateway} if driver == "bridge" else {})}
-    estate.add("a", network)
-    estate.add("b", network)
-    estate.add("other", conf("other", 82, isolation="open"))
+    topology.add("a", network)
+    topology.add("b", network)
+    topology.add("other", conf("other", 82, isolation="open"))
     host.serve_tcp(None, 81)
     host.serve_udp(None, 53)
     if not gateway:
         local = seen.link(host, "b-in")["address"]
         for words in (f"-6 route replace default via {link_local(local)} dev eth0", "route replace default dev eth0"):
             host.inside("a", "ip", *words.split())
-    assert estate.reaches("a", "b")
-    assert estate.bars("a", "outside")
-    assert estate.bars("a", "other")
-    assert estate.bars("outside", "a")
-    assert estate.bars("other", "a")
-    for address in (estate.lan.host, estate.lan.host6, "10.82.0.1", "fd00:82::1", "10.81.0.1", "fd00:81::1"):
+    assert topology.reaches("a", "b")
+    assert topology.blocked("a", "outside")
+    assert topology.blocked("a", "other")
+    assert topology.blocked("outside", "a")
+    assert topology.blocked("other", "a")
+    for address in (topology.lan.host, topology.lan.host6, "10.82.0.1", "fd00:82::1", "10.81.0.1", "fd00:81::1"):
         assert host.fetch("a", address, 81, timeout=BRIEFLY) is None, address
-    assert host.fetch("a", estate.lan.host, 53, "udp", timeout=BRIEFLY) is None
+    assert host.fetch("a", topology.lan.host, 53, "udp", timeout=BRIEFLY) is None
     if gateway:
-        assert estate.reaches(None, "a")
+        assert topology.reaches(None, "a")
         assert host.fetch("a", "10.81.0.1", 53, "udp") is not None
         assert host.fetch("a", "fd00:81::1", 53, "udp") is not None
 
 
 def test_without_internal_the_same_routes_work(host: Host) -> None:
     """Proves that the test above can fail."""
-    estate = Estate(host)
-    estate.add("a", conf("in", 81))
-    estate.add("other", conf("other", 82, isolation="open"))
+    topology = Topology(host)
+    topology.add("a", conf("in", 81))
+    topology.add("other", conf("other", 82, isolation="open"))
     host.serve_tcp(None, 81)
-    for address in (estate.lan.host, estate.lan.host6, "10.82.0.1", "fd00:82::1", "10.81.0.1", "fd00:81::1"):
+    for address in (topology.lan.host, topology.lan.host6, "10.82.0.1", "fd00:82::1", "10.81.0.1", "fd00:81::1"):
         assert host.fetch("a", address, 81) is not None, address
-    assert estate.reaches("a", "outside") and estate.reaches("a", "other")
+    assert topology.reaches("a", "outside") and topology.reaches("a", "other")
 
 
 @DRIVERS
 def test_of_the_host_only_dns(host: Host, driver: str) -> None:
-    estate = Estate(host)
-    estate.add("a", conf("in", 81, driver, hostAccess="dns"))
+    topology = Topology(host)
+    topology.add("a", conf("in", 81, driver, hostAccess="dns"))
     host.serve_tcp(None, 81)
     host.serve_udp(None, 53)
     for address in ("10.81.0.1", "fd00:81::1"):
         assert host.fetch("a", address, 53, "udp") is not None
         assert host.fetch("a", address, 81, timeout=BRIEFLY) is None
         assert host.ping("a", address)
-    assert host.fetch("a", estate.lan.host, 53, "udp", timeout=BRIEFLY) is None
-    assert estate.reaches("a", "outside")
-    assert estate.reaches(None, "a")
+    assert host.fetch("a", topology.lan.host, 53, "udp", timeout=BRIEFLY) is None
+    assert topology.reaches("a", "outside")
+    assert topology.reaches(None, "a")
 
 
 METADATA = ("169.254.169.254", "169.254.170.2", "100.100.100.200", "fd00:ec2::254")
@@ -242,11 +242,11 @@ METADATA = ("169.254.169.254", "169.254.170.2", "100.100.100.200", "fd00:ec2::25
 @pytest.mark.parametrize("allowed", [False, True])
 def test_metadata_services_are_out_of_reach(host: Host, driver: str, allowed: bool) -> None:
     """Except for DNS, which some clouds serve at that address."""
-    estate = Estate(host)
+    topology = Topology(host)
     for address in METADATA:
         host.inside("outside", "ip", "address", "add", address, "dev", "lo")
     host.serve_udp("outside", 53, METADATA[0])
-    estate.add("a", conf("in", 81, driver, **({"metadata": True} if allowed else {})))
+    topology.add("a", conf("in", 81, driver, **({"metadata": True} if allowed else {})))
     for address in METADATA:
         assert host.reaches("a", address, 80, expected=allowed) == allowed
         assert host.reaches("a", address, 0, "icmp", expected=allowed) == allowed
@@ -255,10 +255,10 @@ def test_metadata_services_are_out_of_reach(host: Host, driver: str, allowed: bo
 
 @DRIVERS
 def test_link_local_gateway(host: Host, driver: str) -> None:
-    estate = Estate(host)
+    topology = Topology(host)
     network = conf("in", 81, driver)
     network["ipam"] = pool("169.254.77.0/24", routes=[DEFAULT4])
-    estate.add("a", network)
+    topology.add("a", network)
     host.serve_tcp(None, 81)
     assert host.ping("a", "169.254.77.1")
     assert host.fetch("a", "169.254.77.1", 81) == "169.254.77.2"
@@ -280,27 +280,27 @@ def test_del_removes_all_rules(host: Host, driver: str, keys: dict[str, Any]) ->
 
 
 def test_flushed_rules_are_reported_by_check_and_restored_by_add(host: Host) -> None:
-    estate = Estate(host)
-    estate.add("one", conf("one", 81))
-    estate.add("two", conf("two", 82))
+    topology = Topology(host)
+    topology.add("one", conf("one", 81))
+    topology.add("two", conf("two", 82))
     host.run("nft", "flush", "ruleset")
-    assert estate.reaches("one", "two"), "without rules the networks must be open"
-    said = estate.weft.check(estate.confs["one"], estate.results["one"], "/run/netns/one", "one")
+    assert topology.reaches("one", "two"), "without rules the networks must be open"
+    said = topology.weft.check(topology.confs["one"], topology.results["one"], "/run/netns/one", "one")
     assert "inet weft is missing" in said and "in closed_links" in said and "in no_router_ports" in said
-    estate.add("three", conf("three", 83))
-    assert estate.bars("one", "two")
+    topology.add("three", conf("three", 83))
+    assert topology.blocked("one", "two")
     for name in ("one", "two"):
-        assert estate.weft.check(estate.confs[name], estate.results[name], f"/run/netns/{name}", name) == ""
+        assert topology.weft.check(topology.confs[name], topology.results[name], f"/run/netns/{name}", name) == ""
 
 
 def test_existing_bridge_is_closed_only_on_request(host: Host) -> None:
     """Hosts behind it may have nothing to do with weft."""
-    estate = Estate(host)
+    topology = Topology(host)
     host.run("ip", "link", "add", "b-one", "up", "type", "bridge")
-    estate.add("one", conf("one", 81))
-    assert estate.reaches("outside", "one")
-    estate.add("two", conf("one", 81, isolation="closed"))
-    assert estate.bars("outside", "two")
+    topology.add("one", conf("one", 81))
+    assert topology.reaches("outside", "one")
+    topology.add("two", conf("one", 81, isolation="closed"))
+    assert topology.blocked("outside", "two")
 
 
 def test_elements_are_added_before_the_link_and_removed_after_it(host: Host) -> None:

@@ -38,7 +38,7 @@ WEB: dict[str, Any] = {"name": "web", "port": 80, "virtual": True}
 CHECKED: dict[str, Any] = {**WEB, "check": {"tcp": "", "interval": "200ms", "timeout": "2s"}}
 
 
-class Town:
+class Topology:
     """Containers on networks with DNS names, and clients.
 
     The server in each replies with the container's id.
@@ -142,98 +142,109 @@ def _data(reply: bytes) -> list[str]:
 
 
 @pytest.fixture
-def town(host: Host, cni: Cni) -> Iterator[Town]:
-    made = Town(host, cni)
+def topology(host: Host, cni: Cni) -> Iterator[Topology]:
+    made = Topology(host, cni)
     try:
         yield made
     finally:
         made.close()
 
 
-def test_containers_find_each_other_by_name(town: Town) -> None:
+def test_containers_find_each_other_by_name(topology: Topology) -> None:
     """By each of its names, directly after ADD, on its own networks only."""
-    assert not town.agent()
+    assert not topology.agent()
     keys = {"names": {"domain": "lab.example"}, "runtimeConfig": {"aliases": {"blue": ["Db", "db.inner"]}}}
-    result = town.add("c1", "blue", 10, args="IgnoreUnknown=1;K8S_POD_NAME=shop", **keys)
-    started = town.agent()
+    result = topology.add("c1", "blue", 10, args="IgnoreUnknown=1;K8S_POD_NAME=shop", **keys)
+    started = topology.agent()
     assert started
     assert result["dns"] == {"nameservers": ["10.10.0.1", "fd00:10::1"], "search": ["lab.example"]}
-    town.add("c2", "blue", 10, names={"domain": "lab.example"})
-    town.add("c3", "red", 11, isolation="open")
-    assert town.agent() == started
+    topology.add("c2", "blue", 10, names={"domain": "lab.example"})
+    topology.add("c3", "red", 11, isolation="open")
+    assert topology.agent() == started
     for name in ("shop", "db", "DB", "db.inner", "c1", "shop.lab.example"):
-        assert town.ask("c2", name) == town.ask_stream("c2", name) == [town.address("c1")], name
-        assert town.ask("c2", name, "AAAA") == town.ask_stream("c2", name, "AAAA") == [town.address("c1", 6)], name
-    assert town.ask("c1", "c2") == [town.address("c2")]
-    assert town.ask("c1", "2.0.10.10.in-addr.arpa", "PTR") == ["shop.lab.example."]
+        assert topology.ask("c2", name) == topology.ask_stream("c2", name) == [topology.address("c1")], name
+        assert (
+            topology.ask("c2", name, "AAAA") == topology.ask_stream("c2", name, "AAAA") == [topology.address("c1", 6)]
+        ), name
+    assert topology.ask("c1", "c2") == [topology.address("c2")]
+    assert topology.ask("c1", "2.0.10.10.in-addr.arpa", "PTR") == ["shop.lab.example."]
     for name in ("shop", "c1", "db"):
-        assert town.ask("c3", name) == town.ask_stream("c3", name) == ["NXDOMAIN"], name
-    assert town.ask("c3", "shop", at="10.10.0.1", timeout=BRIEFLY) == ["silent"]
-    town.delete("c1")
-    until(lambda: town.ask("c2", "shop") == ["NXDOMAIN"])
-    assert town.ask("c2", "c2") == [town.address("c2")]
+        assert topology.ask("c3", name) == topology.ask_stream("c3", name) == ["NXDOMAIN"], name
+    assert topology.ask("c3", "shop", at="10.10.0.1", timeout=BRIEFLY) == ["silent"]
+    topology.delete("c1")
+    until(lambda: topology.ask("c2", "shop") == ["NXDOMAIN"])
+    assert topology.ask("c2", "c2") == [topology.address("c2")]
 
 
-def test_a_service_is_found_by_dns_by_http_and_by_its_virtual_address(town: Town) -> None:
-    town.add("a", "blue", 10, services=[{**CHECKED, "tags": ["v1"], "meta": {"team": "shop"}}])
-    town.add("b", "blue", 10, services=[WEB])
-    town.add("c", "red", 11, args="IgnoreUnknown=1;SERVICE_NAME=cache;SERVICE_PORT=6379;SERVICE_TAGS=hot,small")
-    town.until_healthy("a", "b")
-    both = sorted((town.address("a"), town.address("b")))
+def test_a_service_is_found_by_dns_by_http_and_by_its_virtual_address(topology: Topology) -> None:
+    topology.add("a", "blue", 10, services=[{**CHECKED, "tags": ["v1"], "meta": {"team": "shop"}}])
+    topology.add("b", "blue", 10, services=[WEB])
+    topology.add("c", "red", 11, args="IgnoreUnknown=1;SERVICE_NAME=cache;SERVICE_PORT=6379;SERVICE_TAGS=hot,small")
+    topology.until_healthy("a", "b")
+    both = sorted((topology.address("a"), topology.address("b")))
     for client in ("a", "c"):
-        assert sorted(town.ask(client, "web.service.weft")) == sorted(town.ask(client, "web.service.consul")) == both
-        assert town.ask(client, "v1.web.service.weft") == [town.address("a")]
-        assert sorted(line.split()[2] for line in town.ask_stream(client, "web.service.weft", "SRV")) == ["80", "80"]
-    listed = town.api("/v1/catalog/services")
+        assert (
+            sorted(topology.ask(client, "web.service.weft"))
+            == sorted(topology.ask(client, "web.service.consul"))
+            == both
+        )
+        assert topology.ask(client, "v1.web.service.weft") == [topology.address("a")]
+        assert sorted(line.split()[2] for line in topology.ask_stream(client, "web.service.weft", "SRV")) == [
+            "80",
+            "80",
+        ]
+    listed = topology.api("/v1/catalog/services")
     assert (sorted(listed["web"]), sorted(listed["cache"])) == (["v1"], ["hot", "small"])
-    (cache,) = town.api("/v1/catalog/service/cache")
-    assert (cache["ServiceAddress"], cache["ServicePort"]) == (town.address("c"), 6379)
-    first = next(one for one in town.api("/v1/catalog/service/web") if one["ServiceAddress"] == town.address("a"))
+    (cache,) = topology.api("/v1/catalog/service/cache")
+    assert (cache["ServiceAddress"], cache["ServicePort"]) == (topology.address("c"), 6379)
+    first = next(
+        one for one in topology.api("/v1/catalog/service/web") if one["ServiceAddress"] == topology.address("a")
+    )
     assert first["ServiceMeta"] == {"team": "shop", "network": "blue"}
     for version in (4, 6):
         for place in ("a", "c", None):
-            until(partial(_shared, town, place, version))
-    assert picks("/run/netns/c", town.virtual(), 81, 2) == {"refused": 2}
+            until(partial(_shared, topology, place, version))
+    assert picks("/run/netns/c", topology.virtual(), 81, 2) == {"refused": 2}
 
 
-def _shared(town: Town, place: str | None, version: int) -> bool:
-    return set(town.picks(place, 20, version)) == {"a", "b"}
+def _shared(topology: Topology, place: str | None, version: int) -> bool:
+    return set(topology.picks(place, 20, version)) == {"a", "b"}
 
 
-def test_failing_instance_is_removed_and_restored(town: Town) -> None:
+def test_failing_instance_is_removed_and_restored(topology: Topology) -> None:
     for name in ("a", "b", "client"):
-        town.add(name, "blue", 10, services=[] if name == "client" else [CHECKED])
-    town.until_healthy("a", "b")
-    until(lambda: set(town.picks("client")) == {"a", "b"})
-    town.servers["a"].close()
-    town.until_healthy("b")
-    until(lambda: town.picks("client") == {"b": 20})
-    assert town.ask("client", "web.service.weft") == [town.address("b")]
+        topology.add(name, "blue", 10, services=[] if name == "client" else [CHECKED])
+    topology.until_healthy("a", "b")
+    until(lambda: set(topology.picks("client")) == {"a", "b"})
+    topology.servers["a"].close()
+    topology.until_healthy("b")
+    until(lambda: topology.picks("client") == {"b": 20})
+    assert topology.ask("client", "web.service.weft") == [topology.address("b")]
     # It stays registered, and the HTTP API shows the output of the failed check.
-    (critical,) = town.api("/v1/health/state/critical")
+    (critical,) = topology.api("/v1/health/state/critical")
     assert critical["ServiceName"] == "web"
     assert "refused" in critical["Output"]
-    town.servers["a"] = Greeters("/run/netns/a", {"a": ("::", 80)})
-    town.until_healthy("a", "b")
-    until(lambda: set(town.picks("client")) == {"a", "b"})
+    topology.servers["a"] = Greeters("/run/netns/a", {"a": ("::", 80)})
+    topology.until_healthy("a", "b")
+    until(lambda: set(topology.picks("client")) == {"a", "b"})
 
 
-def test_a_removed_container_is_withdrawn(town: Town) -> None:
+def test_a_removed_container_is_withdrawn(topology: Topology) -> None:
     for name in ("a", "b", "client"):
-        town.add(name, "blue", 10, services=[] if name == "client" else [WEB])
-    until(lambda: set(town.picks("client")) == {"a", "b"})
-    virtual = town.virtual()
+        topology.add(name, "blue", 10, services=[] if name == "client" else [WEB])
+    until(lambda: set(topology.picks("client")) == {"a", "b"})
+    virtual = topology.virtual()
     held = Held("/run/netns/client", virtual, 80, 8)
     try:
-        town.delete("a")
-        until(lambda: town.picks("client") == {"b": 20})
-        assert town.ask("client", "web.service.weft") == [town.address("b")]
-        assert [one["ServiceAddress"] for one in town.api("/v1/catalog/service/web")] == [town.address("b")]
+        topology.delete("a")
+        until(lambda: topology.picks("client") == {"b": 20})
+        assert topology.ask("client", "web.service.weft") == [topology.address("b")]
+        assert [one["ServiceAddress"] for one in topology.api("/v1/catalog/service/web")] == [topology.address("b")]
         assert held.alive() >= held.owners["b"]
-        town.delete("b")
-        until(lambda: town.ask("client", "web.service.weft") == ["NXDOMAIN"])
+        topology.delete("b")
+        until(lambda: topology.ask("client", "web.service.weft") == ["NXDOMAIN"])
         until(lambda: picks("/run/netns/client", virtual, 80, 4) == {"refused": 4})
-        assert "web" not in town.api("/v1/catalog/services")
+        assert "web" not in topology.api("/v1/catalog/services")
     finally:
         held.close()
 
@@ -241,11 +252,11 @@ def test_a_removed_container_is_withdrawn(town: Town) -> None:
 class Load:
     """Connections and DNS queries in a loop while the block runs; records all outcomes."""
 
-    def __init__(self, town: Town, client: str) -> None:
+    def __init__(self, topology: Topology, client: str) -> None:
         self.connections: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
         self._ending = threading.Event()
-        virtual = town.virtual()
+        virtual = topology.virtual()
 
         def connect() -> None:
             while not self._ending.is_set():
@@ -254,7 +265,7 @@ class Load:
 
         def question() -> None:
             while not self._ending.is_set():
-                self.answers[" ".join(sorted(town.ask(client, "web.service.weft", timeout=BRIEFLY)))] += 1
+                self.answers[" ".join(sorted(topology.ask(client, "web.service.weft", timeout=BRIEFLY)))] += 1
                 time.sleep(0.02)
 
         self._threads = [threading.Thread(target=work, daemon=True) for work in (connect, question)]
@@ -270,25 +281,25 @@ class Load:
             thread.join(STARTS)
 
 
-def test_sigkill_of_the_agent_breaks_no_connection(town: Town) -> None:
+def test_sigkill_of_the_agent_breaks_no_connection(topology: Topology) -> None:
     """Established and new connections work without it; its successor restores the registrations and
     answers."""
-    first = town.run_agent()
-    until(town.agent, STARTS, "the agent")
+    first = topology.run_agent()
+    until(topology.agent, STARTS, "the agent")
     for name in ("a", "b", "client"):
-        town.add(name, "blue", 10, services=[] if name == "client" else [CHECKED])
-    assert town.agent() == first.pid
-    until(lambda: _serves(town), STARTS, "HTTP")
+        topology.add(name, "blue", 10, services=[] if name == "client" else [CHECKED])
+    assert topology.agent() == first.pid
+    until(lambda: _serves(topology), STARTS, "HTTP")
     by_hand = {"Name": "legacy", "Address": "192.0.2.7", "Port": 99, "Check": {"TTL": "24h"}}
-    town.api("/v1/agent/service/register", "PUT", by_hand)
-    town.api("/v1/agent/check/pass/service:legacy", "PUT")
-    town.api("/v1/kv/colour", "PUT", "blue")
-    town.until_healthy("a", "b")
-    until(lambda: set(town.picks("client")) == {"a", "b"})
-    both = " ".join(sorted((town.address("a"), town.address("b"))))
-    held = Held("/run/netns/client", town.virtual(), 80, 20)
+    topology.api("/v1/agent/service/register", "PUT", by_hand)
+    topology.api("/v1/agent/check/pass/service:legacy", "PUT")
+    topology.api("/v1/kv/colour", "PUT", "blue")
+    topology.until_healthy("a", "b")
+    until(lambda: set(topology.picks("client")) == {"a", "b"})
+    both = " ".join(sorted((topology.address("a"), topology.address("b"))))
+    held = Held("/run/netns/client", topology.virtual(), 80, 20)
     try:
-        with Load(town, "client") as load:
+        with Load(topology, "client") as load:
             until(lambda: load.answers[both] > 5)
             first.kill()
             first.wait()
@@ -296,86 +307,86 @@ def test_sigkill_of_the_agent_breaks_no_connection(town: Town) -> None:
             until(lambda: load.connections.total() > connections + 100, STARTS)
             assert held.alive() == 20
             begun = time.monotonic()
-            second = town.run_agent()
+            second = topology.run_agent()
             until(lambda: load.answers[both] > answers, STARTS, "DNS")
             print(f"names were answered {time.monotonic() - begun:.2f} s after the agent began")
-            until(lambda: _serves(town), STARTS, "HTTP")
-            town.until_healthy("a", "b")
+            until(lambda: _serves(topology), STARTS, "HTTP")
+            topology.until_healthy("a", "b")
         assert set(load.connections) == {"a", "b"}
         assert set(load.answers) <= {both, "silent"}
         assert held.alive() == 20
     finally:
         held.close()
-    assert town.agent() == second.pid
-    (legacy,) = town.api("/v1/health/service/legacy?passing")
+    assert topology.agent() == second.pid
+    (legacy,) = topology.api("/v1/health/service/legacy?passing")
     assert legacy["Service"]["Port"] == 99
-    assert town.api("/v1/kv/colour")[0]["Value"] == "ImJsdWUi"
-    assert set(town.picks("client")) == {"a", "b"}
+    assert topology.api("/v1/kv/colour")[0]["Value"] == "ImJsdWUi"
+    assert set(topology.picks("client")) == {"a", "b"}
 
 
-def _serves(town: Town) -> bool:
+def _serves(topology: Topology) -> bool:
     with contextlib.suppress(OSError):
-        town.api("/v1/status/leader")
+        topology.api("/v1/status/leader")
         return True
     return False
 
 
-def test_cni_check_restarts_the_agent(town: Town) -> None:
-    town.add("c1", "blue", 10)
-    killed = town.agent()
+def test_cni_check_restarts_the_agent(topology: Topology) -> None:
+    topology.add("c1", "blue", 10)
+    killed = topology.agent()
     os.kill(killed, signal.SIGKILL)
-    until(lambda: not town.agent())
-    assert town.ask("c1", "c1", timeout=BRIEFLY) == ["silent"]
-    town.cni.check(town.confs["c1"], town.results["c1"], "/run/netns/c1", container="c1")
-    assert town.agent() not in (0, killed)
-    assert town.ask("c1", "c1") == [town.address("c1")]
+    until(lambda: not topology.agent())
+    assert topology.ask("c1", "c1", timeout=BRIEFLY) == ["silent"]
+    topology.cni.check(topology.confs["c1"], topology.results["c1"], "/run/netns/c1", container="c1")
+    assert topology.agent() not in (0, killed)
+    assert topology.ask("c1", "c1") == [topology.address("c1")]
 
 
-def test_the_rights_of_the_unit_suffice(town: Town) -> None:
+def test_the_rights_of_the_unit_suffice(topology: Topology) -> None:
     """With the capabilities and sandbox of its systemd unit the agent serves DNS, checks and
     balances."""
-    town.host.start(*confined(ROOT / "conf/systemd/weft-agent.service", WEFT, "agent"))
-    until(town.agent, STARTS, "the agent")
-    town.add("a", "blue", 10, services=[CHECKED])
-    town.add("client", "red", 11)
-    town.until_healthy("a")
-    until(lambda: set(town.picks("client")) == {"a"})
-    assert town.ask("client", "web.service.weft") == [town.address("a")]
-    town.delete("a")
-    until(lambda: town.ask("client", "web.service.weft") == ["NXDOMAIN"])
+    topology.host.start(*confined(ROOT / "conf/systemd/weft-agent.service", WEFT, "agent"))
+    until(topology.agent, STARTS, "the agent")
+    topology.add("a", "blue", 10, services=[CHECKED])
+    topology.add("client", "red", 11)
+    topology.until_healthy("a")
+    until(lambda: set(topology.picks("client")) == {"a"})
+    assert topology.ask("client", "web.service.weft") == [topology.address("a")]
+    topology.delete("a")
+    until(lambda: topology.ask("client", "web.service.weft") == ["NXDOMAIN"])
 
 
-def test_internal_network_has_names_and_leaks_no_query(town: Town, tmp_path: Path) -> None:
+def test_internal_network_has_names_and_leaks_no_query(topology: Topology, tmp_path: Path) -> None:
     """Counted on the uplink, which has a name server that would answer."""
-    lan = town.host.lan()
-    with inside(town.host._place(lan.name)):
+    lan = topology.host.lan()
+    with inside(topology.host._place(lan.name)):
         upstream = Upstream(lambda query, _: [dns.message.make_response(query).to_wire()], lan.outside, 53)
     try:
-        town.host.run("nft", "-f", "-", stdin=(
+        topology.host.run("nft", "-f", "-", stdin=(
             "table inet watch {\ncounter dns { }\nchain out {\ntype filter hook postrouting priority 300\n"
             "oifname lan0 meta l4proto { tcp, udp } th dport 53 counter name dns\n}\n}\n"
         ))  # fmt: skip
         resolv_conf, settings = tmp_path / "resolv.conf", tmp_path / "weft.toml"
         resolv_conf.write_text(f"search corp.example\nnameserver {lan.outside}\n")
         settings.write_text(f'[dns]\nresolv_conf = "{resolv_conf}"\n')
-        town.run_agent("--config", str(settings))
-        until(town.agent, STARTS, "the agent")
+        topology.run_agent("--config", str(settings))
+        until(topology.agent, STARTS, "the agent")
         for name in ("in1", "in2"):
-            town.add(name, "inner", 11, internal=True, ipMasq=False, services=[WEB])
-        town.add("c1", "blue", 10)
+            topology.add(name, "inner", 11, internal=True, ipMasq=False, services=[WEB])
+        topology.add("c1", "blue", 10)
         for name in ("secret.example.org", "gone", "in9.corp.example", "1.2.0.192.in-addr.arpa"):
-            assert town.ask("in1", name) == town.ask_stream("in1", name, "AAAA") == ["NXDOMAIN"], name
-        assert town.ask("in1", "in2") == [town.address("in2")]
-        assert sorted(town.ask_stream("in1", "web.service.weft")) == sorted(map(town.address, ("in1", "in2")))
-        assert (_left(town), upstream.queries) == (0, [])
+            assert topology.ask("in1", name) == topology.ask_stream("in1", name, "AAAA") == ["NXDOMAIN"], name
+        assert topology.ask("in1", "in2") == [topology.address("in2")]
+        assert sorted(topology.ask_stream("in1", "web.service.weft")) == sorted(map(topology.address, ("in1", "in2")))
+        assert (_left(topology), upstream.queries) == (0, [])
         # The same query from another network does leave, so a leak would have been counted.
-        assert town.ask("c1", "secret.example.org") == ["NOERROR"]
-        assert _left(town) == len(upstream.queries) == 1
+        assert topology.ask("c1", "secret.example.org") == ["NOERROR"]
+        assert _left(topology) == len(upstream.queries) == 1
     finally:
         upstream.close()
 
 
-def _left(town: Town) -> int:
+def _left(topology: Topology) -> int:
     """The number of packets to port 53 that left by the uplink."""
-    listed = town.host.run("nft", "-j", "list", "counter", "inet", "watch", "dns").json["nftables"]
+    listed = topology.host.run("nft", "-j", "list", "counter", "inet", "watch", "dns").json["nftables"]
     return int(next(one["counter"]["packets"] for one in listed if "counter" in one))

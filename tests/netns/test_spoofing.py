@@ -27,7 +27,7 @@ PLAIN = bridge(dual(), isGateway=True)
 CHECKED = bridge(dual(), type="weft", driver="bridge", isGateway=True)
 
 
-class Yard:
+class Topology:
     """A container that sends spoofed frames, a sibling, and the host, on one bridge."""
 
     def __init__(self, host: Host, conf: dict[str, Any]) -> None:
@@ -50,9 +50,9 @@ class Yard:
         return {one["dst"]: one["lladdr"] for one in found.json if "lladdr" in one}
 
 
-def forgeries(yard: Yard) -> dict[bytes, bytes]:
+def forgeries(topology: Topology) -> dict[bytes, bytes]:
     """One frame of each kind; the key is the token in its payload."""
-    mine, theirs = yard.macs["evil"], yard.macs["victim"]
+    mine, theirs = topology.macs["evil"], topology.macs["victim"]
     own = frames.link_local(mine)
     found: dict[bytes, bytes] = {}
 
@@ -106,17 +106,17 @@ def forgeries(yard: Yard) -> dict[bytes, bytes]:
 ROUTERS = {b"<ra>", b"<ra behind>", b"<redirect6>", b"<tagged ra>"}
 
 
-def arrived(yard: Yard) -> tuple[set[bytes], set[bytes], set[bytes]]:
+def arrived(topology: Topology) -> tuple[set[bytes], set[bytes], set[bytes]]:
     """All tokens, those that the sibling received, those that the host did.
 
     A valid frame marks the end.
     """
-    made = forgeries(yard)
+    made = forgeries(topology)
     honest = frames.frame(
-        yard.macs["evil"], *frames.ip(EVIL, "255.255.255.255", UDP, frames.udp(4000, 4000, b"<honest>"))
+        topology.macs["evil"], *frames.ip(EVIL, "255.255.255.255", UDP, frames.udp(4000, 4000, b"<honest>"))
     )
-    ears = frames.Ear(yard.paths["victim"]), frames.Ear(yard.host.path, "br0")
-    yard.send(*made.values(), honest)
+    ears = frames.Ear(topology.paths["victim"]), frames.Ear(topology.host.path, "br0")
+    topology.send(*made.values(), honest)
     sibling, host = (ear.heard(made, b"<honest>") for ear in ears)
     for ear in ears:
         ear.close()
@@ -124,41 +124,41 @@ def arrived(yard: Yard) -> tuple[set[bytes], set[bytes], set[bytes]]:
 
 
 def test_without_checks_every_forged_frame_arrives(host: Host) -> None:
-    every, sibling, at_host = arrived(Yard(host, UNCHECKED))
+    every, sibling, at_host = arrived(Topology(host, UNCHECKED))
     assert len(every) >= 12
     assert sibling == every
     assert at_host == every
 
 
 def test_with_checks_no_forged_frame_arrives(host: Host) -> None:
-    yard = Yard(host, CHECKED)
-    _, sibling, at_host = arrived(yard)
+    topology = Topology(host, CHECKED)
+    _, sibling, at_host = arrived(topology)
     assert (sibling, at_host) == (set(), set())
-    for name, path in yard.paths.items():
-        assert yard.weft.check(yard.conf, yard.results[name], path, name) == ""
+    for name, path in topology.paths.items():
+        assert topology.weft.check(topology.conf, topology.results[name], path, name) == ""
 
 
 def test_the_checks_can_be_asked_for_under_the_references_name(host: Host) -> None:
-    _, sibling, at_host = arrived(Yard(host, {**PLAIN, "ipspoofchk": True}))
+    _, sibling, at_host = arrived(Topology(host, {**PLAIN, "ipspoofchk": True}))
     assert (sibling, at_host) == (set(), set())
 
 
 def test_macspoofchk_is_about_mac_addresses(host: Host) -> None:
-    every, sibling, _ = arrived(Yard(host, {**PLAIN, "macspoofchk": True}))
+    every, sibling, _ = arrived(Topology(host, {**PLAIN, "macspoofchk": True}))
     assert every - sibling == {b"<mac>", b"<arp mac>"} | ROUTERS
 
 
 def test_reference_defaults_drop_router_messages_only(host: Host) -> None:
-    every, sibling, at_host = arrived(Yard(host, PLAIN))
+    every, sibling, at_host = arrived(Topology(host, PLAIN))
     assert every - sibling == every - at_host == ROUTERS
 
 
 def test_a_network_without_addresses_is_checked_for_mac_addresses(host: Host) -> None:
-    yard = Yard(host, CHECKED)  # the spoofed frames claim its addresses
+    topology = Topology(host, CHECKED)  # the spoofed frames claim its addresses
     weft, flat = Weft(), {**CHECKED, "name": "flat", "ipam": {}, "isGateway": False}
     weft.add(flat, host.container("flat"), "flat")
     mac = seen.link(host, "eth0", "flat")["address"]
-    ear = frames.Ear(yard.paths["victim"])
+    ear = frames.Ear(topology.paths["victim"])
     packet = frames.ip("192.0.2.77", "255.255.255.255", UDP, frames.udp(4000, 4000, b"<free>"))
     forged = frames.ip("192.0.2.77", "255.255.255.255", UDP, frames.udp(4000, 4000, b"<forged>"))
     frames.send("/run/netns/flat", [frames.frame(FORGED, *forged), frames.frame(mac, *packet)])
@@ -166,19 +166,19 @@ def test_a_network_without_addresses_is_checked_for_mac_addresses(host: Host) ->
     ear.close()
 
 
-def poison(yard: Yard) -> None:
+def poison(topology: Topology) -> None:
     """Claim the victim's and the host's addresses by ARP and ND, towards hosts with a valid
     entry."""
-    mine = yard.macs["evil"]
+    mine = topology.macs["evil"]
     for to, to4, to6, pairs in (
         ("victim", VICTIM, VICTIM6, ((GATEWAY, GATEWAY6),)),
         ("host", GATEWAY, GATEWAY6, ((VICTIM, VICTIM6),)),
     ):
-        mac = yard.macs[to]
+        mac = topology.macs[to]
         for four, six in pairs:
             said = frames.advertisement(six, frames.option(2, mine))
             asked = frames.solicitation(to6, frames.option(1, mine))
-            yard.send(
+            topology.send(
                 frames.frame(mine, 0x0806, frames.arp(2, mine, four, mac, to4), mac),
                 frames.frame(mine, *frames.ip(six, to6, ICMP6, said), mac),
                 frames.frame(mine, *frames.ip(six, to6, ICMP6, asked), mac),
@@ -189,19 +189,19 @@ def poison(yard: Yard) -> None:
 def test_arp_and_nd_poisoning(host: Host, conf: dict[str, Any], poisoned: bool) -> None:
     """ARP and ND poisoning: with checks the sibling's and the host's neighbour entries do not
     change."""
-    yard = Yard(host, conf)
+    topology = Topology(host, conf)
     host.run("sysctl", "-qw", "net.ipv4.neigh.br0.locktime=0")
     host.inside("victim", "sysctl", "-qw", "net.ipv4.neigh.eth0.locktime=0")
     for address in (GATEWAY, GATEWAY6):
         assert host.ping("victim", address)
-    poison(yard)
-    wrong = yard.macs["evil"]
-    right = {"victim": yard.macs["host"], None: yard.macs["victim"]}
+    poison(topology)
+    wrong = topology.macs["evil"]
+    right = {"victim": topology.macs["host"], None: topology.macs["victim"]}
 
     def known() -> dict[str | None, list[str]]:
         return {
-            "victim": [yard.neighbours("victim", "eth0")[one] for one in (GATEWAY, GATEWAY6)],
-            None: [yard.neighbours(None, "br0")[one] for one in (VICTIM, VICTIM6)],
+            "victim": [topology.neighbours("victim", "eth0")[one] for one in (GATEWAY, GATEWAY6)],
+            None: [topology.neighbours(None, "br0")[one] for one in (VICTIM, VICTIM6)],
         }
 
     if poisoned:
@@ -216,20 +216,22 @@ def test_nobody_takes_a_container_for_a_router(host: Host, conf: dict[str, Any])
     """CVE-2020-10749, for siblings and the host: router advertisements of a container are
     dropped."""
     ipam = pool(SUBNET, routes=[DEFAULT4])  # an IPv4 network, where IPv6 autoconfiguration would go unnoticed
-    yard = Yard(host, {**conf, "ipam": ipam})
-    before = seen.inner(yard.paths["victim"]), host.snapshot()
-    mac = yard.macs["evil"]
-    yard.send(frames.frame(mac, *frames.ip(frames.link_local(mac), ALL_NODES, ICMP6, frames.router(PREFIX)), BROADCAST))
+    topology = Topology(host, {**conf, "ipam": ipam})
+    before = seen.inner(topology.paths["victim"]), host.snapshot()
+    mac = topology.macs["evil"]
+    topology.send(
+        frames.frame(mac, *frames.ip(frames.link_local(mac), ALL_NODES, ICMP6, frames.router(PREFIX)), BROADCAST)
+    )
     if conf is UNCHECKED:
-        until(lambda: took(host), what="an advertised route")
+        until(lambda: has_advertised_route(host), what="an advertised route")
     else:
         time.sleep(BRIEFLY)
-        assert not took(host)
-        assert difference(before[0], seen.inner(yard.paths["victim"])) == []
+        assert not has_advertised_route(host)
+        assert difference(before[0], seen.inner(topology.paths["victim"])) == []
         assert host.changes(before[1]) == []
 
 
-def took(host: Host) -> bool:
+def has_advertised_route(host: Host) -> bool:
     """Whether the victim has a default route from a router advertisement."""
     return "default" in host.inside("victim", "ip", "-6", "route", "show").stdout
 
@@ -237,14 +239,14 @@ def took(host: Host) -> bool:
 def test_legitimate_traffic_passes(host: Host) -> None:
     """Both families, link-local addresses, DAD, large packets, and the default route."""
     lan = host.lan()
-    yard = Yard(host, {**CHECKED, "ipMasq": True, "enabledad": True})
+    topology = Topology(host, {**CHECKED, "ipMasq": True, "enabledad": True})
     host.serve_tcp("victim", 80)
     host.serve_udp("victim", 53)
     for address, source in ((VICTIM, EVIL), (VICTIM6, EVIL6)):
         assert host.fetch("evil", address, 80) == source
         assert host.fetch("evil", address, 53, "udp") == source
         assert host.inside("evil", "ping", "-nqc1", "-w10", "-s", "8000", address).code == 0
-    local = frames.link_local(yard.macs["victim"])
+    local = frames.link_local(topology.macs["victim"])
     assert host.inside("evil", "ping", "-nqc1", "-w10", f"{local}%eth0").code == 0
     assert host.ping("evil", lan.outside)
     assert host.ping("evil", lan.outside6)
@@ -253,11 +255,11 @@ def test_legitimate_traffic_passes(host: Host) -> None:
 
 
 def test_spoofed_mac_addresses_do_not_fill_the_fdb(host: Host) -> None:
-    yard = Yard(host, CHECKED)
+    topology = Topology(host, CHECKED)
     content = frames.ip(EVIL, "255.255.255.255", UDP, frames.udp(1, 1, b""))
-    yard.send(*(frames.frame(f"02:00:00:00:00:{number:02x}", *content) for number in range(200)))
+    topology.send(*(frames.frame(f"02:00:00:00:00:{number:02x}", *content) for number in range(200)))
     known = host.run("bridge", "fdb", "show", "br", "br0").stdout
-    assert yard.macs["victim"] in known and "02:00:00:00:00:" not in known
+    assert topology.macs["victim"] in known and "02:00:00:00:00:" not in known
 
 
 @pytest.mark.parametrize("checked", [False, True])

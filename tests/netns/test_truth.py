@@ -42,7 +42,7 @@ class Record:
         self.kernel.close()
 
 
-def _spoil(operation: Operation, record: Record) -> None:
+def _break_operation(operation: Operation, record: Record) -> None:
     """Undo one operation, or invert its effect where undo leaves shared state alone."""
     host = record.kernel.host
     if isinstance(operation, Bridge):
@@ -52,14 +52,14 @@ def _spoil(operation: Operation, record: Record) -> None:
     elif isinstance(operation, Promiscuous):
         host.change_link(operation.link, promiscuous=False)
     elif isinstance(operation, Setting):
-        _turn(operation, record)
+        _invert(operation, record)
     else:
         # Out of order an undo may fail: a chain that is still referenced, for example.
         with contextlib.suppress(WeftError):
             operation.undo(record.machine)
 
 
-def _turn(setting: Setting, record: Record) -> None:
+def _invert(setting: Setting, record: Record) -> None:
     side = record.machine.side(setting.side)
     assert side is not None
     there = side.sysctl(setting.key)
@@ -103,7 +103,7 @@ def _undone(ground: Ground, place: int, count: int, *, look: bool = False) -> li
     try:
         if look:
             ground.remember()
-        _spoil(operation, record)
+        _break_operation(operation, record)
         found = ground.changes() if look else mismatches(record.operations, record.machine)
         if found and not look:
             complaint = ground.weft.check(case.conf, answer.document, ground.container)

@@ -256,7 +256,7 @@ def test_concurrent_claims_of_a_key_have_one_winner(host: Host, nft: Nft) -> Non
     assert len(nft.elements("ports4")) == 20
 
 
-class Words:
+class MessageCounter:
     """Counts messages to and bytes from nf_tables: a cost that does not depend on the machine's
     load.
 
@@ -301,7 +301,7 @@ def test_cost_does_not_grow_with_elements(host: Host, nft: Nft) -> None:
         nft.add([PORT])
         nft.delete([PORT])
 
-    words = Words(nft)
+    words = MessageCounter(nft)
     works = [look, once, lambda: nft.missing([PORT])]
     empty = [words.of(work) for work in works]
     nft.add(Element("ports4", ("udp", 1000 + number), (ip_address("10.1.0.9"), 53), OTHERS) for number in range(10_000))
@@ -319,7 +319,7 @@ def test_elements_are_written_in_one_transaction(host: Host, nft: Nft, number: i
         work()
         return nft._ask(NftSocket.generation) - before
 
-    words, elements = Words(nft), ports(number)
+    words, elements = MessageCounter(nft), ports(number)
     for work in (nft.add, nft.delete):
         assert words.of(lambda work=work: work(elements))[0] <= 2 + number // 50  # type: ignore[misc]
     for work in (nft.add, nft.delete):
