@@ -1,4 +1,5 @@
-"""Builds the wheel, with the C client if there is a compiler (``CC=none``: without it), else platform-independent.
+"""Builds the wheel, with the C client if there is a compiler (``CC=none``: without it), else
+platform-independent.
 
 Everything else about the package is in pyproject.toml.
 """

@@ -1,6 +1,7 @@
 """Compares weft with the reference plugins: the same networks, alternating calls, on the same machine.
 
-Run by ``benchmarks/run`` in private namespaces. Only ratios are meaningful: both sides see the same load.
+Run by ``benchmarks/run`` in private namespaces. Only ratios are meaningful: both sides see the same
+load.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def serial(case: Case, rounds: int, contenders: Sequence[Contender], numbers: Nu
 def alternate(sides: Sequence[Side], rounds: int) -> Iterator[tuple[int, Side]]:
     """The sides alternating, each first equally often; calls without an engine separately, afterwards.
 
-    A call without an engine runs 160 ms of Python and evicts the processor caches, which slows the next call down.
+    A call without an engine runs 160 ms of Python and evicts the processor caches, which slows the next
+    call down.
     """
     others = [one for one in sides if one.contender is not IN_PROCESS]
     alone = [one for one in sides if one.contender is IN_PROCESS]

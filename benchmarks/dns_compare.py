@@ -1,7 +1,8 @@
-"""Compares weft's DNS with dnsmasq and aardvark-dns: dnsperf on one core, the server on another, alternating.
+"""Compares weft's DNS with dnsmasq and aardvark-dns: dnsperf on one core, the server on another,
+alternating.
 
-Run by ``benchmarks/dns`` in private namespaces. Queries per CPU second (of all the server's threads) are
-comparable on a busy machine; queries per wall-clock second are not.
+Run by ``benchmarks/dns`` in private namespaces. Queries per CPU second (of all the server's threads)
+are comparable on a busy machine; queries per wall-clock second are not.
 """
 
 from __future__ import annotations

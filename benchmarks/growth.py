@@ -30,7 +30,8 @@ _CASE = Case("growth", masquerade=True)
 
 @dataclass(slots=True)
 class Side:
-    """A host with its own engine and one container to measure with. ``limit``: attachments to create."""
+    """A host with its own engine and one container to measure with. ``limit``: attachments to create.
+    """
 
     contender: Contender
     number: int
@@ -68,7 +69,9 @@ class Side:
             self.attached += many
 
     def timed(self, command: str) -> tuple[float, float]:
-        """Seconds of a call, and its CPU seconds including the engine's; every ADD is for a new container."""
+        """Seconds of a call, and its CPU seconds including the engine's; every ADD is for a new
+        container.
+        """
         if command == "ADD":
             self._new_container()
         assert self.probe is not None
@@ -91,14 +94,18 @@ def with_children(process: int) -> list[int]:
 
 
 def cpu_time(process: int) -> float:
-    """Seconds, with the resolution of clock_gettime(2): MAKE_PROCESS_CPUCLOCK of the kernel's posix-timers.h."""
+    """Seconds, with the resolution of clock_gettime(2): MAKE_PROCESS_CPUCLOCK of the kernel's
+    posix-timers.h.
+    """
     return time.clock_gettime(~process << 3 | 2)
 
 
 def growth(
     counts: Sequence[int], rounds: int, reference_until: int, start_engine: Callable[[], subprocess.Popen[bytes]]
 ) -> list[Row]:
-    """Serial ADD and DEL with ipMasq at each count of attachments: milliseconds, and the ratio to an empty host."""
+    """Serial ADD and DEL with ipMasq at each count of attachments: milliseconds, and the ratio to an
+    empty host.
+    """
     most = max(counts)
     full, empty = Side(ENGINE, 100, most), Side(ENGINE, 120, 0)
     sides = [full, empty]
@@ -140,7 +147,8 @@ def _measure(sides: Sequence[Side], rounds: int) -> Times:
 
 
 def _row(count: int, times: Times) -> Row:
-    """Medians: ``ms`` is wall-clock time; ``processor ms`` is CPU time, which other load affects least."""
+    """Medians: ``ms`` is wall-clock time; ``processor ms`` is CPU time, which other load affects least.
+    """
     row: Row = {"case": "growth", "attachments": count, "load": os.getloadavg()[0]}
     for command in ("ADD", "DEL"):
         medians = {

@@ -62,7 +62,9 @@ def _fill(folder: Path, count: int) -> None:
 
 
 def endurance(pairs: int, process: int) -> list[Row]:
-    """Memory, threads and descriptors of the engine and its children during ADD and DEL of eight containers."""
+    """Memory, threads and descriptors of the engine and its children during ADD and DEL of eight
+    containers.
+    """
     (conf,) = Case("endurance", masquerade=True).members(ENGINE, 241)
     names = [f"endurance-{number}" for number in range(_CONCURRENT)]
     calls = [Call(ENGINE, "bridge", conf, name, namespaces.make(name)) for name in names]

@@ -1,7 +1,7 @@
 """The plot of docs/performance.md: CPU time of ADD and DEL by number of existing attachments, as SVG.
 
-``python3 benchmarks/plot.py RESULTS.json >docs/performance.svg``, with the JSON of ``benchmarks/run --long --json``.
-The scale is logarithmic because the two sides differ widely.
+``python3 benchmarks/plot.py RESULTS.json >docs/performance.svg``, with the JSON of ``benchmarks/run
+--long --json``. The scale is logarithmic because the two sides differ widely.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Measures the time from a registration over HTTP until the service is visible in DNS, HTTP and at its virtual IP.
+"""Measures the time from a registration over HTTP until the service is visible in DNS, HTTP and at its
+virtual IP.
 
-Run by ``benchmarks/services`` in private namespaces. Wall-clock milliseconds, from before the registration
-is sent and from its response; other load on the machine affects them.
+Run by ``benchmarks/services`` in private namespaces. Wall-clock milliseconds, from before the
+registration is sent and from its response; other load on the machine affects them.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class Client:
 def accepts_connection(address: str) -> bool:
     """Whether a connection to the virtual address is accepted.
 
-    Tried a few thousand times per second: without the pause, refused connections would keep a processor busy.
+    Tried a few thousand times per second: without the pause, refused connections would keep a processor
+    busy.
     """
     time.sleep(0.0002)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:

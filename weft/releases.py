@@ -1,9 +1,11 @@
-"""One release of weft at a time in a network namespace: a newer one lets the calls of the older one end first.
+"""One release of weft at a time in a network namespace: a newer one lets the calls of the older one end
+first.
 
-Releases may install other nftables rules. A call of the older release that is still running would find the newer
-rules wrong and install its own again, without the elements of sets that it does not know. So the first process of a
-newer release asks engines of older ones to end (SIGTERM: they finish their calls), waits for them and for calls that
-run in processes of their own, and only then notes its release in ``/run/weft/<inode>/engine.release``.
+Releases may install other nftables rules. A call of the older release that is still running would find
+the newer rules wrong and install its own again, without the elements of sets that it does not know. So
+the first process of a newer release asks engines of older ones to end (SIGTERM: they finish their
+calls), waits for them and for calls that run in processes of their own, and only then notes its release
+in ``/run/weft/<inode>/engine.release``.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _MAX_WAIT_SECONDS = 20.0
 
 
 def supersede(folder: str) -> None:
-    """Be the release of this network namespace, whose state is in ``folder``; wait for older ones at first.
+    """Be the release of this network namespace, whose state is in ``folder``; wait for older ones at
+    first.
 
     Costs one read of a small file once that is done. Raises nothing: without the file it is done again.
     """
@@ -44,7 +47,9 @@ def supersede(folder: str) -> None:
 
 
 def _others() -> dict[int, bool]:
-    """The processes of other releases in this network namespace, by their ids; True for an engine's first process."""
+    """The processes of other releases in this network namespace, by their ids; True for an engine's
+    first process.
+    """
     here = os.stat("/proc/thread-self/ns/net")
     own = _program(_command_line(os.getpid()))
     replaced = os.stat(weft.__file__).st_mtime

@@ -1,7 +1,7 @@
 """What a service may ask for: how it is balanced and checked, and the limits on its registration.
 
-Values alone, below both of those that read them: ``discovery`` from its clients' registrations, and the feature
-``names`` from network configurations.
+Values alone, below both of those that read them: ``discovery`` from its clients' registrations, and the
+feature ``names`` from network configurations.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Names and services of this host's containers, read from their files and published in DNS and the registry.
+"""Names and services of this host's containers, read from their files and published in DNS and the
+registry.
 
-``ops/announcement.py`` writes a file for each attachment and asks the agent to refresh. What has no file
-any more is deregistered, also after a restart of the agent.
+``ops/announcement.py`` writes a file for each attachment and asks the agent to refresh. What has no
+file any more is deregistered, also after a restart of the agent.
 """
 
 from __future__ import annotations
@@ -210,7 +211,9 @@ def _instance(one: Announcement, service: Mapping[str, Any]) -> Instance:
 
 
 def _check(one: Announcement, instance: Instance, asked: Mapping[str, object]) -> CheckDefinition:
-    """The check, run in the container's namespace; a path or port alone refers to the container's address."""
+    """The check, run in the container's namespace; a path or port alone refers to the container's
+    address.
+    """
     whole = dict(asked)
     host = f"[{instance.address}]" if ":" in instance.address else instance.address
     place = f"{host}:{instance.port}"

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("weft.agent")
 
 IDLE = 60.0
-"""Seconds without an attachment or a service after which an agent that an attachment has started stops."""
+"""Seconds without an attachment or a service after which an agent that an attachment has started stops.
+"""
 _RETRY_SECONDS = 5.0  # between attempts to start a part
 _REPLY_SECONDS = 0.2  # for the response to a leave request
 _CHECK_SECONDS = 2.0  # between two checks of socket and files
@@ -78,7 +79,9 @@ class Parts:
 
 
 class Agent:
-    """The agent of one host. It stops after ``idle`` seconds without attachments and services; 0: never."""
+    """The agent of one host. It stops after ``idle`` seconds without attachments and services; 0:
+    never.
+    """
 
     def __init__(self, settings: Settings, place: DaemonSocket, *, idle: float = 0.0) -> None:
         self._settings = settings
@@ -319,7 +322,9 @@ def _serve(path: str, idle: float) -> int:
 
 
 def _data(settings: Settings) -> Path:
-    """The folder of the catalog: under /run for a network namespace other than init's, which ends with the boot."""
+    """The folder of the catalog: under /run for a network namespace other than init's, which ends with
+    the boot.
+    """
     if settings.data:
         return Path(settings.data)
     inode = os.stat("/proc/self/ns/net").st_ino

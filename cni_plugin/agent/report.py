@@ -16,7 +16,9 @@ _MOST_BYTES = 1 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The status of an agent. ``started`` in seconds since 1970; ``http`` and ``dns`` are listening addresses."""
+    """The status of an agent. ``started`` in seconds since 1970; ``http`` and ``dns`` are listening
+    addresses.
+    """
 
     process: int
     started: float

@@ -1,6 +1,7 @@
 """The agent's configuration, ``weft.toml``: every key is validated, and an unknown key is an error.
 
-Without the file all keys have their defaults. Source: conf/weft.toml, which names each key with its default.
+Without the file all keys have their defaults. Source: conf/weft.toml, which names each key with its
+default.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ _NODE = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?\Z")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The agent's settings. ``address`` "": the first address of the default route's link; ``data`` is a folder."""
+    """The agent's settings. ``address`` "": the first address of the default route's link; ``data`` is
+    a folder.
+    """
 
     node: str
     datacenter: str = "dc1"

@@ -54,8 +54,9 @@ def running() -> Running | None:
 def agent(config: str | None) -> int:
     """Run the agent in the foreground: DNS, service registry, health checks, balancing.
 
-    It serves Consul's HTTP API on 127.0.0.1:8500 and DNS on 127.0.0.1:8600, unless configured otherwise. An
-    attachment to a network with names starts an agent automatically; weft up starts one in the background.
+    It serves Consul's HTTP API on 127.0.0.1:8500 and DNS on 127.0.0.1:8600, unless configured
+    otherwise. An attachment to a network with names starts an agent automatically; weft up starts one
+    in the background.
 
     \b
     Example:
@@ -75,8 +76,8 @@ def agent(config: str | None) -> int:
 def up(tool: Tool, config: str | None, json_output: bool) -> None:
     """Start the agent and the engine in the background, and wait until they are ready.
 
-    Running daemons are not restarted. The agent runs until weft down; the engine stops after 15 minutes without a
-    call, and the next call starts it again. Exits with 1 if a part of the agent cannot start.
+    Running daemons are not restarted. The agent runs until weft down; the engine stops after 15 minutes
+    without a call, and the next call starts it again. Exits with 1 if a part of the agent cannot start.
 
     \b
     Example:
@@ -150,8 +151,8 @@ def _responds(found: Running) -> bool:
 def down(tool: Tool, services: bool, json_output: bool) -> None:
     """Stop the agent and the engine.
 
-    Containers keep their networks, and services their virtual addresses (unless --services). DNS and health checks
-    stop until weft up, or until the next attachment that needs the agent.
+    Containers keep their networks, and services their virtual addresses (unless --services). DNS and
+    health checks stop until weft up, or until the next attachment that needs the agent.
 
     \b
     Example:

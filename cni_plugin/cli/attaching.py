@@ -45,8 +45,8 @@ def plan(
 ) -> None:
     """Print the shell commands that an attach is equivalent to. Changes nothing.
 
-    NETNS is a name of "ip netns", a path, or a process id. Without it, the commands are for an empty namespace
-    whose path is in $NETNS: NETNS=/run/netns/c1.
+    NETNS is a name of "ip netns", a path, or a process id. Without it, the commands are for an empty
+    namespace whose path is in $NETNS: NETNS=/run/netns/c1.
 
     \b
     Example:
@@ -138,8 +138,8 @@ def attach(
 ) -> None:
     """Attach a network namespace to a network, as a container runtime would.
 
-    NETNS is a name of "ip netns", a path, or a process id. On an error everything is undone. With --json, prints
-    the CNI result.
+    NETNS is a name of "ip netns", a path, or a process id. On an error everything is undone. With
+    --json, prints the CNI result.
 
     \b
     Example:
@@ -185,7 +185,8 @@ def _result_lines(result: Result, endpoint: Target, publish: tuple[str, ...]) ->
 def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json_output: bool) -> None:
     """Detach a container, or a network namespace, from a network.
 
-    Also works if the namespace or the network's file no longer exists: weft keeps records of its attachments.
+    Also works if the namespace or the network's file no longer exists: weft keeps records of its
+    attachments.
 
     \b
     Example:

@@ -1,4 +1,6 @@
-"""``weft catalog`` and ``weft members``: nodes and services, with Consul's options, output and exit statuses."""
+"""``weft catalog`` and ``weft members``: nodes and services, with Consul's options, output and exit
+statuses.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Calls the plugins of a network list as a runtime's libcni does.
 
-Each plugin gets the result of the one before (``prevResult``) and the values of the capabilities that it declares
-(``runtimeConfig``); DEL calls them in reverse. Those that weft implements run in this process, the others are
-executed. Source: CNI specification sections 3 and 4; libcni's ``api.go``.
+Each plugin gets the result of the one before (``prevResult``) and the values of the capabilities that
+it declares (``runtimeConfig``); DEL calls them in reverse. Those that weft implements run in this
+process, the others are executed. Source: CNI specification sections 3 and 4; libcni's ``api.go``.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class Chain:
         raise_all(list(self._delete(len(self.network.plugins), previous)))
 
     def check(self, previous: Json | None) -> list[str]:
-        """The errors of the foreign plugins' CHECK; weft's own attachments are checked by their records."""
+        """The errors of the foreign plugins' CHECK; weft's own attachments are checked by their
+        records.
+        """
         found = []
         if not versions.at_least(self.network.version, "0.4.0"):
             return []
@@ -100,7 +102,9 @@ class Chain:
         return found
 
     def preview(self) -> tuple[list[Step], Result]:
-        """A dry run of ADD: steps and result. Foreign plugins are assumed to pass the result on unchanged."""
+        """A dry run of ADD: steps and result. Foreign plugins are assumed to pass the result on
+        unchanged.
+        """
         self._check_capabilities()
         previous: Json | None = None
         result = Result()

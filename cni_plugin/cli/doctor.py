@@ -24,9 +24,10 @@ from weft.kernel.linux.probe import Ability
 def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
     """Check this host and report problems with their remedies.
 
-    Tests the kernel's features in an empty network namespace, then looks for leftovers, incomplete attachments,
-    differences from what was set up, and conflicts between networks. Changes nothing without --repair. Exits with 1
-    if there are problems; a missing kernel feature is one only if a network needs it.
+    Tests the kernel's features in an empty network namespace, then looks for leftovers, incomplete
+    attachments, differences from what was set up, and conflicts between networks. Changes nothing
+    without --repair. Exits with 1 if there are problems; a missing kernel feature is one only if a
+    network needs it.
 
     \b
     Example:
@@ -47,7 +48,9 @@ def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
 
 
 def _repair(tool: Tool) -> None:
-    """Remove leftovers and restore rules; errors are printed, and the checks afterwards report what remains."""
+    """Remove leftovers and restore rules; errors are printed, and the checks afterwards report what
+    remains.
+    """
     networks, _ = conflists.listed(tool.config)
     try:
         swept = gc.collect_stale(tool.service)

@@ -54,9 +54,9 @@ def running() -> Running | None:
 def engine(idle: float | None, quiet: bool, debug: bool) -> None:
     """Run the engine in the foreground, or manage it.
 
-    The engine serves the calls of container runtimes without starting Python for each. The first call starts it in
-    the background, and it stops after 15 minutes without a call. It has no state of its own: stopping or killing it
-    loses nothing.
+    The engine serves the calls of container runtimes without starting Python for each. The first call
+    starts it in the background, and it stops after 15 minutes without a call. It has no state of its
+    own: stopping or killing it loses nothing.
 
     \b
     Example:

@@ -1,4 +1,5 @@
-"""Commands with options in the syntax of Go's flag package, as in Consul: ``-name=x``, ``-name x``, ``--name``.
+"""Commands with options in the syntax of Go's flag package, as in Consul: ``-name=x``, ``-name x``,
+``--name``.
 
 Options come before arguments, a boolean may be ``-name=false``, and usage errors exit with 1.
 Source: https://pkg.go.dev/flag; https://developer.hashicorp.com/consul/commands.

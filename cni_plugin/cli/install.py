@@ -21,8 +21,8 @@ from weft.errors import BadOption
 def install(folder: str, replace: bool, json_output: bool) -> None:
     """Install weft's CNI plugins into FOLDER: the executable, and a symbolic link for each plugin.
 
-    Run it again after every upgrade. Other files are kept; plugins of other projects are only replaced with
-    --replace. The scripts weft-plugin and weft-engine are installed beside the Python interpreter.
+    Run it again after every upgrade. Other files are kept; plugins of other projects are only replaced
+    with --replace. The scripts weft-plugin and weft-engine are installed beside the Python interpreter.
 
     \b
     Example:

@@ -13,7 +13,9 @@ _WORST = ("maintenance", "critical", "warning", "passing")
 
 @dataclass(frozen=True, slots=True)
 class ServiceInstance:
-    """An instance. ``status`` is the worst of its checks, or "maintenance"; ``why`` is that check's output."""
+    """An instance. ``status`` is the worst of its checks, or "maintenance"; ``why`` is that check's
+    output.
+    """
 
     service: str
     id: str

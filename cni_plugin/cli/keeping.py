@@ -25,9 +25,9 @@ from weft.errors import BadOption, InUse, Missing, WeftError
 def gc(tool: Tool, dry_run: bool, json_output: bool) -> None:
     """Remove what interrupted calls and deleted containers have left behind.
 
-    Removes attachments whose network namespace no longer exists or that are incomplete, links, nftables elements and
-    files with weft's mark and no owner, leases without an attachment, and the bridges and rules of networks without
-    attachments. Nothing that is in use is removed.
+    Removes attachments whose network namespace no longer exists or that are incomplete, links, nftables
+    elements and files with weft's mark and no owner, leases without an attachment, and the bridges and
+    rules of networks without attachments. Nothing that is in use is removed.
 
     \b
     Example:
@@ -92,8 +92,8 @@ def ipam() -> None:
 def list_leases(tool: Tool, network: str, json_output: bool) -> None:
     """List leases and the utilization of each range.
 
-    HELD BY shows whether an attachment of weft holds the lease. Other leases may belong to containers of the
-    reference plugins: host-local keeps its leases in the same directory.
+    HELD BY shows whether an attachment of weft holds the lease. Other leases may belong to containers
+    of the reference plugins: host-local keeps its leases in the same directory.
 
     \b
     Example:

@@ -31,8 +31,8 @@ _HEADER = ("CONTAINER", "NETWORK", "INTERFACE", "ADDRESSES", "MAC", "PORTS", "AG
 def ps(tool: Tool, wanted: str, no_trunc: bool, quiet: bool, json_output: bool) -> None:
     """List the attachments on this host.
 
-    STATE is "attached", "half attached" (a call was interrupted) or "namespace gone" (the container has exited
-    without a detach); weft gc removes the last two.
+    STATE is "attached", "half attached" (a call was interrupted) or "namespace gone" (the container has
+    exited without a detach); weft gc removes the last two.
 
     \b
     Example:
@@ -86,8 +86,8 @@ def summary(one: Endpoint) -> Json:
 def show(tool: Tool, container: str, network: str, json_output: bool) -> None:
     """Show details of a container's attachments.
 
-    Shows the network namespace, the CNI result, the equivalent shell commands, and differences from what was set
-    up. CONTAINER may be a unique prefix of the id.
+    Shows the network namespace, the CNI result, the equivalent shell commands, and differences from
+    what was set up. CONTAINER may be a unique prefix of the id.
 
     \b
     Example:
@@ -171,7 +171,8 @@ def _show(one: Endpoint, document: Json) -> None:
 def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
     """Check attachments for differences from what was set up.
 
-    Compares links, addresses, routes, sysctls, rules and leases. Changes nothing. Exits with 1 if anything differs.
+    Compares links, addresses, routes, sysctls, rules and leases. Changes nothing. Exits with 1 if
+    anything differs.
 
     \b
     Example:

@@ -33,8 +33,8 @@ _SECTIONS = {1: "answer", 2: "authority", 3: "additional"}
 def dns_lookup(name: str, kind: str, server: str, json_output: bool) -> None:
     """Query a DNS server for a name: the agent, or a network's gateway.
 
-    TYPE is A, AAAA, SRV, TXT, PTR, NS, SOA, CNAME, MX or ANY. The default is A and AAAA, or PTR for an address. Exits
-    with 3 if the name does not exist or has no records of that type.
+    TYPE is A, AAAA, SRV, TXT, PTR, NS, SOA, CNAME, MX or ANY. The default is A and AAAA, or PTR for an
+    address. Exits with 3 if the name does not exist or has no records of that type.
 
     \b
     Example:

@@ -34,7 +34,8 @@ class _Aliased(click.Group):
 def network() -> None:
     """Manage networks.
 
-    A network is a file in the CNI configuration folder, which podman, containerd, nerdctl and Nomad also read.
+    A network is a file in the CNI configuration folder, which podman, containerd, nerdctl and Nomad
+    also read.
     """
 
 
@@ -75,8 +76,8 @@ def create(
 ) -> None:
     """Create a network and print its name.
 
-    Nothing is set up before the first container is attached. The default for NAME is weft0, weft1 …; the default
-    subnet is the first free /24 from 10.89.0.0 on.
+    Nothing is set up before the first container is attached. The default for NAME is weft0, weft1 …;
+    the default subnet is the first free /24 from 10.89.0.0 on.
 
     \b
     Options of the driver bridge, under their short and Docker's names:
@@ -129,8 +130,8 @@ def identity(network: NetworkList) -> str:
 def list_networks(tool: Tool, quiet: bool, no_trunc: bool, filters: tuple[str, ...], json_output: bool) -> None:
     """List networks, including those of other software.
 
-    DRIVER is weft's driver, or the plugin that creates the interface. There is no --format with Go templates: use
-    --json.
+    DRIVER is weft's driver, or the plugin that creates the interface. There is no --format with Go
+    templates: use --json.
 
     \b
     Example:

@@ -73,7 +73,9 @@ class Weft(click.Group):
 
 
 def _run(work: Callable[[], object]) -> int:
-    """Run the command; its exit status. An error is one line on standard error, with a hint if there is one."""
+    """Run the command; its exit status. An error is one line on standard error, with a hint if there is
+    one.
+    """
     try:
         answer = work()
         sys.stdout.flush()
@@ -121,8 +123,9 @@ def _failed(message: str, hint: str, number: int, error: Exception | None) -> in
 def weft(context: click.Context) -> None:
     """Manage container networks and services.
 
-    Container runtimes call weft's CNI plugins; this command is for operators. Every command has --json, and --help
-    with an example. services, catalog and members take options as Consul's do: -name=x, and usage errors exit with
+    Container runtimes call weft's CNI plugins; this command is for operators. Every command has --json,
+    and --help with an example. services, catalog and members take options as Consul's do: -name=x, and
+    usage errors exit with
     1. A symbolic link named consul to this command provides them as well.
     """
     tool = context.ensure_object(Tool)

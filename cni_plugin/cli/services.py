@@ -1,4 +1,6 @@
-"""``weft services``: register, deregister, list and watch, with Consul's options, output and exit statuses."""
+"""``weft services``: register, deregister, list and watch, with Consul's options, output and exit
+statuses.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ _JSON = click.option("--json", "json_output", is_flag=True, help="Print JSON.")
 def services() -> None:
     """Register, list and watch services.
 
-    Services of containers that are declared in the network's configuration are registered automatically.
+    Services of containers that are declared in the network's configuration are registered
+    automatically.
     """
 
 
@@ -57,8 +60,8 @@ def register(
 ) -> None:
     """Register services with this host's agent, from files or options.
 
-    FILE has definitions in JSON or HCL; "-" is standard input. Options except -name set what the files leave out. A
-    service that is already registered is updated.
+    FILE has definitions in JSON or HCL; "-" is standard input. Options except -name set what the files
+    leave out. A service that is already registered is updated.
 
     \b
     Example:
@@ -171,7 +174,8 @@ def list_(
 def watch(client: ApiClient, name: str, once: bool, json_output: bool) -> None:
     """Print a line for each change of a service, or of all services.
 
-    Prints the current instances first. Exits with 130 when interrupted. If the agent stops, waits until it is back.
+    Prints the current instances first. Exits with 130 when interrupted. If the agent stops, waits until
+    it is back.
 
     \b
     Example:

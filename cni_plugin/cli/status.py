@@ -34,8 +34,9 @@ _WORDS = ("passing", "warning", "critical", "maintenance")
 def status(tool: Tool, json_output: bool) -> None:
     """Show an overview: agent, engine, networks, services, warnings.
 
-    Exits with 1 if there are warnings: no agent is running, a part of it cannot start, or a service is critical. The
-    engine need not run, since the next call of a container runtime starts it. See weft doctor for detailed checks.
+    Exits with 1 if there are warnings: no agent is running, a part of it cannot start, or a service is
+    critical. The engine need not run, since the next call of a container runtime starts it. See weft
+    doctor for detailed checks.
 
     \b
     Example:

@@ -68,7 +68,9 @@ def _empty_namespace() -> AbstractContextManager[str]:
 
 
 class Tool:
-    """The state of one command. ``config`` is the folder of network lists, ``path`` those of foreign plugins."""
+    """The state of one command. ``config`` is the folder of network lists, ``path`` those of foreign
+    plugins.
+    """
 
     def __init__(
         self,

@@ -69,7 +69,9 @@ class ServiceWatcher:
         self._selector = selectors.DefaultSelector()
 
     def run(self, *, once: bool) -> None:
-        """Print until interrupted, or until the first change. Raises Unreachable (at the start only) and Refused."""
+        """Print until interrupted, or until the first change. Raises Unreachable (at the start only)
+        and Refused.
+        """
         started = lost = False
         try:
             while True:

@@ -50,7 +50,8 @@ _SETS = (
         "ipspoofchk",
         "own{v}",
     ),
-    # Numbers: nftables 1.0.6 has no name for the target of an advertisement, nor for options of neighbour discovery.
+    # Numbers: nftables 1.0.6 has no name for the target of an advertisement, nor for options of neighbour
+    # discovery.
     Set(
         ND_TARGETS6,
         "iifname . @th,64,128",

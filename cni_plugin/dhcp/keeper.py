@@ -1,4 +1,5 @@
-"""Renews DHCP leases when due, and sets links down whose lease is lost; replies to clients of its socket.
+"""Renews DHCP leases when due, and sets links down whose lease is lost; replies to clients of its
+socket.
 
 ``weft dhcp`` runs it in the foreground; ``--log`` logs every renewal.
 """
@@ -127,7 +128,9 @@ class Keeper:
 
 
 def attempt(held: StoredLease, log: _Log) -> StoredLease | None:
-    """The lease after one attempt: renewed, not renewed, or lost; None if its container no longer exists."""
+    """The lease after one attempt: renewed, not renewed, or lost; None if its container no longer
+    exists.
+    """
     times = held.lease.timers
     assert times is not None, "an infinite lease is never due"
     _, rebinding, end = times

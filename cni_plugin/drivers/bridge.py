@@ -1,9 +1,9 @@
 """``bridge``: a veth pair with its host end on a bridge.
 
-Keys: ``bridge``, ``isGateway``, ``isDefaultGateway``, ``forceAddress``, ``mtu`` (bytes), ``hairpinMode``,
-``promiscMode``, ``vlan``, ``vlanTrunk``, ``preserveDefaultVlan``, ``enabledad``, ``disableContainerInterface``,
-``portIsolation``, ``ipam``; features ``ipMasq``, ``macspoofchk`` and ``isolation``. The bridge is created if
-missing, with a fixed MAC address.
+Keys: ``bridge``, ``isGateway``, ``isDefaultGateway``, ``forceAddress``, ``mtu`` (bytes),
+``hairpinMode``, ``promiscMode``, ``vlan``, ``vlanTrunk``, ``preserveDefaultVlan``, ``enabledad``,
+``disableContainerInterface``, ``portIsolation``, ``ipam``; features ``ipMasq``, ``macspoofchk`` and
+``isolation``. The bridge is created if missing, with a fixed MAC address.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ DRIVER = Driver(
 
 @dataclass(frozen=True, slots=True)
 class BridgeNetwork:
-    """A bridge network's settings; ``detect`` is duplicate address detection, ``down`` leaves the interface down."""
+    """A bridge network's settings; ``detect`` is duplicate address detection, ``down`` leaves the
+    interface down.
+    """
 
     bridge: str
     gateway: bool = False
@@ -172,7 +174,9 @@ class BridgeNetwork:
 
 
 def _ignore_ra(link: str) -> tuple[Operation, ...]:
-    """The host ignores router advertisements (CVE-2020-10749), and its own address skips duplicate detection."""
+    """The host ignores router advertisements (CVE-2020-10749), and its own address skips duplicate
+    detection.
+    """
     return tuple(
         Setting(Side.HOST, f"net/ipv6/conf/{link}/{key}", "0", link, optional=True)
         for key in ("accept_ra", "accept_dad")

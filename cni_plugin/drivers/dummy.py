@@ -1,4 +1,6 @@
-"""``dummy``: a dummy link, which drops what it is given, to hold addresses. Keys: ``mtu`` (bytes), ``ipam``."""
+"""``dummy``: a dummy link, which drops what it is given, to hold addresses. Keys: ``mtu`` (bytes),
+``ipam``.
+"""
 
 from __future__ import annotations
 

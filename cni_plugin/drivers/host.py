@@ -1,7 +1,7 @@
 """``host``: for containers in the host's network namespace; the kernel is not changed.
 
-Keys: none, and no ``ipam``. The attachment is recorded, and its result holds the addresses of the link of the host's
-default route. Published ports are ignored, as docker and podman do.
+Keys: none, and no ``ipam``. The attachment is recorded, and its result holds the addresses of the link
+of the host's default route. Published ports are ignored, as docker and podman do.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """``host-device``: moves a link of the host into the container; DEL moves it back, down.
 
 Keys: one of ``device`` (its name), ``hwaddr``, ``kernelpath`` (under /sys/devices), ``pciBusID``, which
-runtimeConfig.deviceID (a PCI address, or an auxiliary device's name) overrides; ``enabledad``, ``ipam``. A device
-bound to a userspace driver (DPDK) has no link to move: then only addresses are reserved.
+runtimeConfig.deviceID (a PCI address, or an auxiliary device's name) overrides; ``enabledad``,
+``ipam``. A device bound to a userspace driver (DPDK) has no link to move: then only addresses are
+reserved.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""``ipvlan``: a link on a link of the host's that shares its MAC address; the kernel tells them apart by IP address.
+"""``ipvlan``: a link on a link of the host's that shares its MAC address; the kernel tells them apart
+by IP address.
 
-Keys: ``master`` (default: the link of the default route; in a chain, the one that prevResult names), ``mode``,
-``mtu`` (bytes, at most the master's), ``linkInContainer``, ``enabledad``, ``ipam`` (required unless prevResult has
-addresses, which then move to this link).
+Keys: ``master`` (default: the link of the default route; in a chain, the one that prevResult names),
+``mode``, ``mtu`` (bytes, at most the master's), ``linkInContainer``, ``enabledad``, ``ipam`` (required
+unless prevResult has addresses, which then move to this link).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _MODES = {"": 0, "l2": 0, "l3": 1, "l3s": 2}  # linux/if_link.h, enum ipvlan_mod
 
 @dataclass(frozen=True, slots=True)
 class Ipvlan:
-    """An ipvlan network's settings; ``mode`` is the kernel's number; ``inherits``: the addresses are prevResult's."""
+    """An ipvlan network's settings; ``mode`` is the kernel's number; ``inherits``: the addresses are
+    prevResult's.
+    """
 
     master: str
     side: Side

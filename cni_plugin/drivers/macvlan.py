@@ -1,7 +1,8 @@
 """``macvlan``: a link with its own MAC address on a parent link of the host.
 
-Keys: ``master`` (default: the link of the default route), ``mode``, ``mtu`` (bytes, at most the master's), ``mac``,
-``linkInContainer``, ``bcqueuelen``, ``enabledad``, ``ipam``. The host cannot be reached through its own parent link.
+Keys: ``master`` (default: the link of the default route), ``mode``, ``mtu`` (bytes, at most the
+master's), ``mac``, ``linkInContainer``, ``bcqueuelen``, ``enabledad``, ``ipam``. The host cannot be
+reached through its own parent link.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """``ptp``: a veth pair for each container, routed by the host without a bridge.
 
-Keys: ``mtu`` (bytes), ``ipam`` (required, and it must give gateways); features ``ipMasq``, ``ipspoofchk`` and
-``isolation``. The container reaches even its own subnet through the gateway, whose address is on the host end of
-every pair, as /32 or /128.
+Keys: ``mtu`` (bytes), ``ipam`` (required, and it must give gateways); features ``ipMasq``,
+``ipspoofchk`` and ``isolation``. The container reaches even its own subnet through the gateway, whose
+address is on the host end of every pair, as /32 or /128.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """``tap``: a tap device, for virtual machines that run inside the container.
 
 Keys: ``multiQueue``, ``mtu`` (bytes), ``mac``, ``owner`` and ``group`` (uid and gid that may open it),
-``selinuxContext`` (of the process that creates it), ``bridge`` (an existing one, inside the container), ``ipam``.
+``selinuxContext`` (of the process that creates it), ``bridge`` (an existing one, inside the container),
+``ipam``.
 """
 
 from __future__ import annotations

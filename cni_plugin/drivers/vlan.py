@@ -1,7 +1,8 @@
 """``vlan``: a VLAN (802.1Q) link on a parent link of the host, for one container.
 
-Keys: ``master`` (default: the link of the default route), ``vlanId`` (0 to 4094), ``mtu`` (bytes, at most the
-master's), ``linkInContainer``, ``enabledad``, ``ipam`` (required). The MAC address is the master's.
+Keys: ``master`` (default: the link of the default route), ``vlanId`` (0 to 4094), ``mtu`` (bytes, at
+most the master's), ``linkInContainer``, ``enabledad``, ``ipam`` (required). The MAC address is the
+master's.
 """
 
 from __future__ import annotations

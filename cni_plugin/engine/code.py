@@ -30,7 +30,8 @@ class Code:
         return self.unchanged
 
     def verify_folders(self) -> bool:
-        """Compare the folders' mtimes only, at most once a second; False once a file was added, removed or replaced.
+        """Compare the folders' mtimes only, at most once a second; False once a file was added, removed
+        or replaced.
 
         Every package manager replaces files by rename, so an upgrade changes the folders.
         """

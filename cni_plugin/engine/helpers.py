@@ -18,12 +18,15 @@ from _thread import allocate_lock
 from collections.abc import Callable
 
 MOST_PROCESSES = 3
-"""More do not help: all of them wait for RTNL, and each process that has served calls has 20 MiB of its own."""
+"""More do not help: all of them wait for RTNL, and each process that has served calls has 20 MiB of its
+own.
+"""
 _POLL_SECONDS = 0.05  # for which a helper polls the listener after it was woken
 
 
 class ProcessGroup:
-    """One process's view of the engine's processes: the accept turn, and in the main process the helpers.
+    """One process's view of the engine's processes: the accept turn, and in the main process the
+    helpers.
 
     ``helpers`` are the process ids of the helpers; empty in a helper.
     """
@@ -37,7 +40,9 @@ class ProcessGroup:
         self.is_helper = self._is_awake = False
 
     def fork_helpers(self, count: int, run: Callable[[], None]) -> None:
-        """Fork helpers that call ``run`` and exit. No thread may run yet. Fewer than ``count`` where fork fails."""
+        """Fork helpers that call ``run`` and exit. No thread may run yet. Fewer than ``count`` where
+        fork fails.
+        """
         with contextlib.suppress(OSError):
             for _ in range(count):
                 child = os.fork()
@@ -75,9 +80,10 @@ class ProcessGroup:
     def wait(self) -> None:
         """Wait for a connection, in a helper first for a wakeup, or until ``drain`` becomes readable.
 
-        Of many waiting threads one returns with the accept turn and keeps it until ``pass_turn``. In the main
-        process the kernel wakes only that thread, the one that began to wait last (EPOLLONESHOT, epoll(7)):
-        waking a second thread to wait in its place costs a call half a millisecond.
+        Of many waiting threads one returns with the accept turn and keeps it until ``pass_turn``. In
+        the main process the kernel wakes only that thread, the one that began to wait last
+        (EPOLLONESHOT, epoll(7)): waking a second thread to wait in its place costs a call half a
+        millisecond.
         """
         if not self.is_helper:
             self._connections.poll(maxevents=1)

@@ -1,4 +1,6 @@
-"""The kernel of one worker thread: netlink sockets that stay open, and the namespace passed with a request."""
+"""The kernel of one worker thread: netlink sockets that stay open, and the namespace passed with a
+request.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _links: dict[str, tuple[float, Link]] = {}
 
 
 class WorkerKernel(LinuxKernel):
-    """The kernel for one thread: its own netlink socket to the host's namespace, the process's one nftables client."""
+    """The kernel for one thread: its own netlink socket to the host's namespace, the process's one
+    nftables client.
+    """
 
     def __init__(self, rules: Ruleset, link_deleter: BatchDeleter) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""The engine's listening socket and lock, one pair for each network namespace, in ``/run/weft/<inode>``."""
+"""The engine's listening socket and lock, one pair for each network namespace, in
+``/run/weft/<inode>``.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class EngineSocket:
     """The listening socket, and the lock that allows one engine in a network namespace."""
 
     def __init__(self) -> None:
-        """Raises AlreadyRunning where another engine holds the lock, OSError where the folder is not usable."""
+        """Raises AlreadyRunning where another engine holds the lock, OSError where the folder is not
+        usable.
+        """
         self.folder = folder()
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         self.path = os.path.join(self.folder, SOCKET)
@@ -61,8 +65,9 @@ class EngineSocket:
             self._lock = -1
 
     def _unlink(self) -> None:
-        """Unlink our socket only. A helper holds no lock, so a new engine may own the path already: rename the
-        socket, compare, and link it back where it is the new engine's."""
+        """Unlink our socket only. A helper holds no lock, so a new engine may own the path already:
+        rename the socket, compare, and link it back where it is the new engine's.
+        """
         aside = f"{self.path}.{os.getpid()}.gone"
         with contextlib.suppress(FileNotFoundError):  # another helper has unlinked it
             os.rename(self.path, aside)

@@ -40,7 +40,9 @@ def main(arguments: list[str]) -> int:
 
 
 def serving(arguments: list[str]) -> int:
-    """``weft engine [--idle SECONDS] [--quiet | --debug]`` in the foreground, which logs; the exit status."""
+    """``weft engine [--idle SECONDS] [--quiet | --debug]`` in the foreground, which logs; the exit
+    status.
+    """
     rest = [word for word in arguments if word != "--quiet"]
     return main(rest if len(rest) < len(arguments) else [*rest, "--log"])
 

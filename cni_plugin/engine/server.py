@@ -1,8 +1,8 @@
 """The server: worker threads that accept and serve connections, and a graceful stop.
 
-Every worker accepts for itself, and the kernel wakes one for each connection. There is no dispatcher, and
-a stuck client occupies one thread until its timeout. A process at full load leaves a connection to the
-other processes (``helpers``) for a moment.
+Every worker accepts for itself, and the kernel wakes one for each connection. There is no dispatcher,
+and a stuck client occupies one thread until its timeout. A process at full load leaves a connection to
+the other processes (``helpers``) for a moment.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ _MOST_IDLE_WORKERS = 6
 """Idle threads that are kept: with more, each call would wake one whose caches are cold."""
 _STACK_BYTES = 1 << 19  # of a thread; the deepest call needs a fraction
 _GC_THRESHOLD = 50_000
-"""Allocations between two runs of the cycle collector. A call leaves next to no cycles; with the default of 700 the
-collector took a third of the Python time of a call with 200 ports."""
+"""Allocations between two runs of the cycle collector. A call leaves next to no cycles; with the
+default of 700 the collector took a third of the Python time of a call with 200 ports.
+"""
 _FULL_LOAD_WAIT = 0.02  # seconds that a connection is left to other processes at full load
 _CHECK_SECONDS = 2.0  # between two checks of idle time, socket path and code
 _DRAIN_SECONDS = frame.DEADLINE + 10
@@ -98,7 +99,9 @@ class Server:
         self._group.wait_or_kill(deadline)
 
     def _is_done(self) -> bool:
-        """Whether the engine is idle for too long, its socket is unlinked or replaced, or its code has changed."""
+        """Whether the engine is idle for too long, its socket is unlinked or replaced, or its code has
+        changed.
+        """
         with self._state:
             idle = not self._busy and time.monotonic() - self._last_request > self._idle
         return (bool(self._idle) and idle) or not self._endpoint.is_reachable or not self._shared.code.verify()
@@ -174,7 +177,9 @@ class Server:
                 self._load_dropped.notify()
 
     def _prefer_other_processes(self) -> None:
-        """At full load, wake a helper and wait for the load to drop before accepting the connection here."""
+        """At full load, wake a helper and wait for the load to drop before accepting the connection
+        here.
+        """
         if self._load >= FULL_LOAD:
             self._group.wake_helper()
             with self._state:

@@ -72,8 +72,8 @@ class SharedVerifiedGeneration(VerifiedGeneration):
 class LeaseChangeRing:
     """Lease changes (``ipam.cache``) in a shared ring buffer; a lagging reader gets None and rescans.
 
-    The mapping holds a count of all bytes ever written, then the ring. An entry is its length (4 bytes) and the
-    change; it may wrap around the end of the ring.
+    The mapping holds a count of all bytes ever written, then the ring. An entry is its length (4 bytes)
+    and the change; it may wrap around the end of the ring.
     """
 
     def __init__(self, size: int = _RING_BYTES) -> None:
@@ -82,7 +82,9 @@ class LeaseChangeRing:
         self._read = 0
 
     def publish(self, news: bytes) -> None:
-        """Append one entry; one longer than the ring is dropped, and readers rescan that directory by its mtime."""
+        """Append one entry; one longer than the ring is dropped, and readers rescan that directory by
+        its mtime.
+        """
         data = _LENGTH.pack(len(news)) + news
         if len(data) > self._size:
             return

@@ -30,7 +30,9 @@ from weft.version import newer
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all workers of a process share. ``boot`` is the kernel's boot id, ``view`` that of ``wire.frame``."""
+    """What all workers of a process share. ``boot`` is the kernel's boot id, ``view`` that of
+    ``wire.frame``.
+    """
 
     rules: Ruleset
     link_deleter: BatchDeleter
@@ -44,8 +46,9 @@ FULL_LOAD = 10
 _LOAD = {"ADD": FULL_LOAD, "DEL": 1}
 """The load of one call; at ``FULL_LOAD`` a process leaves new connections to the others.
 
-ADDs compete for the GIL and RTNL. DELs mostly wait for the kernel, which deletes links sooner in one batch than one
-by one (``netlink.batch_deletion``)."""
+ADDs compete for the GIL and RTNL. DELs mostly wait for the kernel, which deletes links sooner in one
+batch than one by one (``netlink.batch_deletion``).
+"""
 
 
 class Worker:
@@ -62,9 +65,9 @@ class Worker:
     def serve(self, client: ClientConnection, loaded: Callable[[int], AbstractContextManager[None]]) -> bool:
         """Serve one request, within ``loaded`` of its load. Raises nothing.
 
-        False where the client shows that this engine is outdated and must stop. A request is declined, and done
-        by the client in its own process, where engine and client differ in version, installation or view of the
-        file system.
+        False where the client shows that this engine is outdated and must stop. A request is declined,
+        and done by the client in its own process, where engine and client differ in version,
+        installation or view of the file system.
         """
         try:
             sent = client.receive()
@@ -95,7 +98,9 @@ class Worker:
 
 
 class _Call:
-    """One call of the service for a client, which must still be connected at the start and before every operation."""
+    """One call of the service for a client, which must still be connected at the start and before every
+    operation.
+    """
 
     def __init__(
         self, kernel: WorkerKernel, run: str, shared: Shared, client: ClientConnection, deadline: float
@@ -120,7 +125,9 @@ class _Call:
         return service.handle(request)
 
     def _begin(self) -> None:
-        """Called with the attachment's lock held: a client that gave up may have sent another request meanwhile."""
+        """Called with the attachment's lock held: a client that gave up may have sent another request
+        meanwhile.
+        """
         if not self._client.is_connected:
             raise ClientGone("the client has disconnected")
 
@@ -133,7 +140,9 @@ class _Call:
 
 
 def _log(line: str) -> None:
-    """Write to the engine's own standard error; dropped while its reader does not read, which must not block a call."""
+    """Write to the engine's own standard error; dropped while its reader does not read, which must not
+    block a call.
+    """
     poll = select.poll()
     poll.register(2, select.POLLOUT)
     try:

@@ -41,7 +41,8 @@ def compilers() -> tuple[str, ...]:
 
 
 def compile_client(output: str, run: Run) -> bool:
-    """Compile the client to ``output``, statically linked if possible; False where no compiler succeeds.
+    """Compile the client to ``output``, statically linked if possible; False where no compiler
+    succeeds.
 
     ``run`` runs a command and returns whether it succeeded.
     """

@@ -25,11 +25,13 @@ _NETAVARK_COMMANDS = ("create", "info", "setup", "teardown")
 
 
 def main(stdin: bytes | int = 0) -> int:
-    """The entry of the executable; returns its exit status: 0, or 1 with an error object on standard output.
+    """The entry of the executable; returns its exit status: 0, or 1 with an error object on standard
+    output.
 
     ``stdin`` is all of standard input where the shim has read it already.
 
-    Meanwhile descriptor 1 is a duplicate of standard error, so that no library can write into the JSON document.
+    Meanwhile descriptor 1 is a duplicate of standard error, so that no library can write into the JSON
+    document.
     """
     closed = _open_standard_descriptors()
     plugin = os.path.basename(sys.argv[0]) or "weft"
@@ -86,7 +88,8 @@ def _log() -> Callable[[str], None] | None:
 def _open_standard_descriptors() -> tuple[int, ...]:
     """Open /dev/null as each standard descriptor that is closed, and return which those were.
 
-    Otherwise the next file or socket would get that number, and be written to as standard output or error.
+    Otherwise the next file or socket would get that number, and be written to as standard output or
+    error.
     """
     closed = []
     for descriptor in (0, 1, 2):
@@ -102,7 +105,9 @@ def _open_standard_descriptors() -> tuple[int, ...]:
 
 
 def _catch_signals() -> None:
-    """Raise ``cni.Interrupted`` on SIGTERM, SIGINT and SIGHUP, once: the rollback must not be interrupted."""
+    """Raise ``cni.Interrupted`` on SIGTERM, SIGINT and SIGHUP, once: the rollback must not be
+    interrupted.
+    """
     import signal
 
     def interrupt(number: int, _frame: object) -> None:

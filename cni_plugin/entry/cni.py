@@ -31,7 +31,9 @@ _LONGEST_REASON = 200  # characters of an exception's text in a message
 
 
 class Interrupted(BaseException):
-    """Terminated by a signal. Not an Exception, so that only the rollback and the outermost handler catch it."""
+    """Terminated by a signal. Not an Exception, so that only the rollback and the outermost handler
+    catch it.
+    """
 
 
 def run(
@@ -39,9 +41,9 @@ def run(
 ) -> tuple[int, bytes]:
     """One CNI call: the exit status, and the bytes for standard output.
 
-    ``plugin`` is the name called by; ``stdin`` all of standard input, or a descriptor to read it from. ``handle``
-    does the work for every command but VERSION, and raises WeftErrors. ``log`` gets one line about the call.
-    Raises nothing itself.
+    ``plugin`` is the name called by; ``stdin`` all of standard input, or a descriptor to read it from.
+    ``handle`` does the work for every command but VERSION, and raises WeftErrors. ``log`` gets one line
+    about the call. Raises nothing itself.
     """
     started = time.monotonic()
     received, network = b"", ""

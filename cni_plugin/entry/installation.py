@@ -1,4 +1,5 @@
-"""A folder for a runtime's CNI_PATH: the executable, and a symbolic link to it for every plugin that weft replaces.
+"""A folder for a runtime's CNI_PATH: the executable, and a symbolic link to it for every plugin that
+weft replaces.
 
 Created by bin/setup for a checkout and by ``weft install`` for an installed package.
 """
@@ -25,7 +26,9 @@ COMPILED = "client"
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Paths: the Python ``interpreter``, weft's packages (``root``), its dependencies (``libraries``), ``scripts``."""
+    """Paths: the Python ``interpreter``, weft's packages (``root``), its dependencies (``libraries``),
+    ``scripts``.
+    """
 
     interpreter: str
     root: str
@@ -58,7 +61,9 @@ sys.path += {folders!r}
         return text.encode("utf-8", "surrogateescape")
 
     def client(self, compiled: bytes | None) -> bytes:
-        """The executable that runtimes call: the compiled client with this installation's paths, else one in Python."""
+        """The executable that runtimes call: the compiled client with this installation's paths, else
+        one in Python.
+        """
         if compiled is None:
             body = "from cni_plugin.entry.shim import main\n\nsys.exit(main())\n"
             return self.program("Weft's CNI plugins.", body)
@@ -78,7 +83,9 @@ sys.path += {folders!r}
 
 
 def installed() -> Installation:
-    """The installation of this process, as pip made it. Raises WeftError where its interpreter cannot be used."""
+    """The installation of this process, as pip made it. Raises WeftError where its interpreter cannot
+    be used.
+    """
     folders = (os.path.dirname(_package_folder(name)) for name in _LIBRARIES)
     root = os.path.dirname(_package_folder("weft"))
     interpreter = choose_interpreter((sys.executable, os.path.realpath(sys.executable)))
@@ -119,7 +126,8 @@ def choose_interpreter(candidates: Sequence[str]) -> str:
 def make(folder: str, installation: Installation, compiled: bytes | None, *, replace: bool) -> None:
     """Create or update the folder, and the scripts that the client executes.
 
-    Raises Conflict, having changed nothing, where other plugins have one of the names, unless ``replace``.
+    Raises Conflict, having changed nothing, where other plugins have one of the names, unless
+    ``replace``.
     """
     foreign = [name for name in modules.plugins() if _is_foreign(os.path.join(folder, name))]
     if foreign and not replace:

@@ -1,8 +1,10 @@
-"""Weft as a driver plugin of netavark, so that podman's networks can be weft's: ``create``, ``setup``, ``teardown``.
+"""Weft as a driver plugin of netavark, so that podman's networks can be weft's: ``create``, ``setup``,
+``teardown``.
 
-``weft`` is called with the verb, for the last two also with the path of the container's network namespace, and with
-JSON on standard input. Setup and teardown are an ADD and a DEL of one network made of podman's settings: its
-``options`` bear the names of weft's own keys. Source: netavark's plugin-API.md.
+``weft`` is called with the verb, for the last two also with the path of the container's network
+namespace, and with JSON on standard input. Setup and teardown are an ADD and a DEL of one network made
+of podman's settings: its ``options`` bear the names of weft's own keys. Source: netavark's
+plugin-API.md.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ Handle = Callable[[Request], Result | None]
 
 
 def run(arguments: list[str], stdin: bytes | int, handle: Handle) -> tuple[int, bytes]:
-    """One call: the exit status, and the bytes for standard output. Raises nothing but what ends the process."""
+    """One call: the exit status, and the bytes for standard output. Raises nothing but what ends the
+    process.
+    """
     try:
         return 0, _answer(arguments, stdin, handle)
     except WeftError as error:
@@ -200,7 +204,9 @@ class Network:
 
 
 class Call:
-    """What setup and teardown are given: one container's attachment to one network. Raises ConfigProblem."""
+    """What setup and teardown are given: one container's attachment to one network. Raises
+    ConfigProblem.
+    """
 
     def __init__(self, given: object) -> None:
         problems = Problems()
@@ -268,8 +274,8 @@ def status(result: Mapping[str, object], call: Call) -> Json:
 def created(value: Json) -> Json:
     """The network that podman is to remember: the one it asked for, with what it left open filled in.
 
-    A bridge gets a name, and a network whose addresses weft gives out gets subnets that nobody has. Raises
-    ConfigProblem naming everything that is wrong.
+    A bridge gets a name, and a network whose addresses weft gives out gets subnets that nobody has.
+    Raises ConfigProblem naming everything that is wrong.
     """
     problems = Problems()
     section = Section(value, "", problems)
@@ -295,7 +301,9 @@ def _object(value: object) -> Json:
 
 
 def _subnets(section: Section, network: Network) -> list[Json]:
-    """The subnets, each with a gateway where containers go out through one; free ones where none is named."""
+    """The subnets, each with a gateway where containers go out through one; free ones where none is
+    named.
+    """
     found: list[Json] = []
     versions = set()
     for one, raw in zip(section.sections("subnets"), section.items("subnets"), strict=True):

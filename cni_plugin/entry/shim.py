@@ -1,7 +1,7 @@
 """The executable in Python, for installations without a C compiler: the same client as ``shim.c``.
 
-It imports as little as possible, since starting the interpreter is most of its cost. Without an engine the call
-is served in this process (``call``).
+It imports as little as possible, since starting the interpreter is most of its cost. Without an engine
+the call is served in this process (``call``).
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def _connect() -> socket | None:
 
 
 def _exchange(connection: socket, request: bytes) -> tuple[bool, int, bytes, bytes] | None:
-    """Send the request and the container's namespace; the reply, None where the connection ends before it."""
+    """Send the request and the container's namespace; the reply, None where the connection ends before
+    it.
+    """
     from cni_plugin.wire import frame
 
     connection.settimeout(_REPLY_TIMEOUT)

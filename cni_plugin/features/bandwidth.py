@@ -1,8 +1,9 @@
 """``bandwidth``: traffic shaping of what a container receives (ingress) and sends (egress).
 
-Keys: ``ingressRate``, ``ingressBurst``, ``egressRate``, ``egressBurst``, in bits per second and bits, as seen by the
-container; if none is set, the same keys of runtimeConfig ``bandwidth``. Ingress is shaped on the host end of the veth
-pair, egress on an ``ifb`` link of the host to which it is redirected.
+Keys: ``ingressRate``, ``ingressBurst``, ``egressRate``, ``egressBurst``, in bits per second and bits,
+as seen by the container; if none is set, the same keys of runtimeConfig ``bandwidth``. Ingress is
+shaped on the host end of the veth pair, egress on an ``ifb`` link of the host to which it is
+redirected.
 """
 
 from __future__ import annotations

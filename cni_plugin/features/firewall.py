@@ -1,10 +1,12 @@
-"""``firewall``: which other containers may reach the container, and acceptance by iptables where FORWARD drops.
+"""``firewall``: which other containers may reach the container, and acceptance by iptables where
+FORWARD drops.
 
-Keys: ``ingressPolicy``: ``open``, ``same-bridge`` (containers behind other links of such networks cannot reach it)
-or ``isolated`` (nor those behind its own link); ``backend``: ``nftables``, ``iptables``, or "" for what the host needs;
-``iptablesAdminChainName`` (default CNI-ADMIN); ``firewalldZone`` is accepted. The policy is always elements of weft's
-own nftables sets: a drop there is final. An accept is not: if the policy of iptables' chain FORWARD is DROP, as Docker
-sets it, the container's traffic is accepted there as well, in CNI-FORWARD, after the administrator's rules in
+Keys: ``ingressPolicy``: ``open``, ``same-bridge`` (containers behind other links of such networks
+cannot reach it) or ``isolated`` (nor those behind its own link); ``backend``: ``nftables``,
+``iptables``, or "" for what the host needs; ``iptablesAdminChainName`` (default CNI-ADMIN);
+``firewalldZone`` is accepted. The policy is always elements of weft's own nftables sets: a drop there
+is final. An accept is not: if the policy of iptables' chain FORWARD is DROP, as Docker sets it, the
+container's traffic is accepted there as well, in CNI-FORWARD, after the administrator's rules in
 CNI-ADMIN.
 """
 

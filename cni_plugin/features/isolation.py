@@ -1,12 +1,13 @@
 """``isolation``: who may connect to a network's containers, and what they may connect to.
 
-Keys, at the top level: ``isolation``: ``closed`` (no new connections from other networks or from outside, except to
-published ports: the default for type ``weft``), ``routed`` (from outside, but not from other networks of weft),
-``open`` (the default for the reference plugins' types); ``internal``: no connections to the outside either, and to the
-host only DNS; ``hostAccess``: ``open`` (the default) or ``dns``, what containers may reach on this host; ``metadata``:
-whether they may reach clouds' metadata services and link-local addresses (not by default for type ``weft``).
-Links are elements of sets, so rules do not grow with networks. On a bridge that networks share, the strictest setting
-counts; on a bridge that existed before weft, nothing is closed unless a key says so.
+Keys, at the top level: ``isolation``: ``closed`` (no new connections from other networks or from
+outside, except to published ports: the default for type ``weft``), ``routed`` (from outside, but not
+from other networks of weft), ``open`` (the default for the reference plugins' types); ``internal``: no
+connections to the outside either, and to the host only DNS; ``hostAccess``: ``open`` (the default) or
+``dns``, what containers may reach on this host; ``metadata``: whether they may reach clouds' metadata
+services and link-local addresses (not by default for type ``weft``). Links are elements of sets, so
+rules do not grow with networks. On a bridge that networks share, the strictest setting counts; on a
+bridge that existed before weft, nothing is closed unless a key says so.
 """
 
 from __future__ import annotations
@@ -80,13 +81,17 @@ class Isolation:
 
 
 def _link(result: Result) -> str:
-    """The host's link to the containers: the bridge, its VLAN gateway link, or the host end of a veth pair."""
+    """The host's link to the containers: the bridge, its VLAN gateway link, or the host end of a veth
+    pair.
+    """
     host = [one.name for one in result.interfaces if not one.sandbox]
     return next((name for name in host[1:] if name.startswith(f"{host[0]}.")), next(iter(host), ""))
 
 
 def _is_foreign(context: Context, bridge: str) -> bool:
-    """Whether weft did not create the bridge: a default of ours must not cut off what else is behind it."""
+    """Whether weft did not create the bridge: a default of ours must not cut off what else is behind
+    it.
+    """
     there = context.facts.link(Side.HOST, bridge)
     if there is None or identity.mark_digest(there.alias):
         return False

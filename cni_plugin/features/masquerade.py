@@ -1,8 +1,8 @@
 """``ipMasq``: masquerades what a container sends outside its own subnet.
 
-Keys, at the top level: ``ipMasq``, ``ipMasqBackend``. Each address is an element of a set, so the rules do not grow
-with containers. With the backend ``iptables``, which must be set, they are rules in the chain WEFT-MASQ. Multicast is
-never masqueraded.
+Keys, at the top level: ``ipMasq``, ``ipMasqBackend``. Each address is an element of a set, so the rules
+do not grow with containers. With the backend ``iptables``, which must be set, they are rules in the
+chain WEFT-MASQ. Multicast is never masqueraded.
 """
 
 from __future__ import annotations

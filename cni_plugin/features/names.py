@@ -1,17 +1,18 @@
 """``names``: DNS names of the container, and registration of its services.
 
-Keys: ``names``: ``{}`` enables it; ``domain`` in it is a further suffix of the names (and the container's search
-domain); ``dns: false`` leaves the container's resolver alone. ``services``, at the top level or under args.cni, is a
-list of the container's services: ``name``, ``port``, ``protocol`` (tcp or udp; both if absent),
-``tags``, ``meta``, ``weight``, ``check`` (as Consul's: ``http``, ``tcp`` or ``udp`` with ``interval``, or ``ttl``),
-``virtual`` (true, or the virtual address), ``balance`` and ``sticky``. A service may also come as CNI_ARGS
-``SERVICE_NAME``, ``SERVICE_PORT`` and ``SERVICE_TAGS``. The names are those that the runtime tells (CNI_ARGS
-``K8S_POD_NAME``, args.cni.name, runtimeConfig ``aliases``) and the first twelve characters of the container's id.
+Keys: ``names``: ``{}`` enables it; ``domain`` in it is a further suffix of the names (and the
+container's search domain); ``dns: false`` leaves the container's resolver alone. ``services``, at the
+top level or under args.cni, is a list of the container's services: ``name``, ``port``, ``protocol``
+(tcp or udp; both if absent), ``tags``, ``meta``, ``weight``, ``check`` (as Consul's: ``http``, ``tcp``
+or ``udp`` with ``interval``, or ``ttl``), ``virtual`` (true, or the virtual address), ``balance`` and
+``sticky``. A service may also come as CNI_ARGS ``SERVICE_NAME``, ``SERVICE_PORT`` and ``SERVICE_TAGS``.
+The names are those that the runtime tells (CNI_ARGS ``K8S_POD_NAME``, args.cni.name, runtimeConfig
+``aliases``) and the first twelve characters of the container's id.
 
 Called as podman's plugin ``dnsname``, the key is ``domainName``.
 
-The container asks the network's gateway, where the agent answers. On a network whose gateway is not this host
-(macvlan, ipvlan) services are registered all the same, and the resolver is left alone.
+The container asks the network's gateway, where the agent answers. On a network whose gateway is not
+this host (macvlan, ipvlan) services are registered all the same, and the resolver is left alone.
 """
 
 from __future__ import annotations
@@ -138,7 +139,9 @@ def _names(request: Request) -> Iterator[str]:
 
 
 def name_problem(name: str) -> str:
-    """Why a text is not a DNS name, "" if it is; underscores are allowed, since containers' names have them."""
+    """Why a text is not a DNS name, "" if it is; underscores are allowed, since containers' names have
+    them.
+    """
     if not 0 < len(name) <= _LONGEST_NAME:
         return f"must have between 1 and {_LONGEST_NAME} characters"
     for label in name.split("."):

@@ -1,15 +1,17 @@
 """``portmap``: publishes ports of the container on the host.
 
-Keys: ``snat`` (default true), ``masqAll``, ``backend``, ``conditionsV4``, ``conditionsV6``; runtimeConfig
-``portMappings``, a list of ``hostPort``, ``containerPort``, ``protocol`` (tcp, udp, sctp) and ``hostIP``. Each mapping
-is an element of a map, so the kernel refuses a port that is published already, and the error names the attachment that
-has it; a port on which a process of the host listens is refused as well. With the backend ``iptables``, which
-conditions in iptables' syntax imply, mappings are rules in the chain WEFT-PORTS. Connections are recognised by their
-conntrack status DNAT, so ``markMasqBit`` and ``externalSetMarkChain`` (iptables only) are accepted and no mark is set.
+Keys: ``snat`` (default true), ``masqAll``, ``backend``, ``conditionsV4``, ``conditionsV6``;
+runtimeConfig ``portMappings``, a list of ``hostPort``, ``containerPort``, ``protocol`` (tcp, udp, sctp)
+and ``hostIP``. Each mapping is an element of a map, so the kernel refuses a port that is published
+already, and the error names the attachment that has it; a port on which a process of the host listens
+is refused as well. With the backend ``iptables``, which conditions in iptables' syntax imply, mappings
+are rules in the chain WEFT-PORTS. Connections are recognised by their conntrack status DNAT, so
+``markMasqBit`` and ``externalSetMarkChain`` (iptables only) are accepted and no mark is set.
 
-A port of all addresses, of 127.0.0.1 or of ::1 is reached by the host's own processes from there, too, as elements of
-``packets.LOOPBACK_PORTS4`` and its like say: where a link of the host's leads to the container (not with macvlan), and
-unless ``snat`` is false, since the container must see an address that it can answer.
+A port of all addresses, of 127.0.0.1 or of ::1 is reached by the host's own processes from there, too,
+as elements of ``packets.LOOPBACK_PORTS4`` and its like say: where a link of the host's leads to the
+container (not with macvlan), and unless ``snat`` is false, since the container must see an address that
+it can answer.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ _MASQUERADE_ALL = {4: packets.MASQUERADE_ALL4, 6: packets.MASQUERADE_ALL6}
 
 @dataclass(frozen=True, slots=True)
 class PortMapping:
-    """One published port. ``host`` is None for every address of the host; ``version`` is then 0 or its family."""
+    """One published port. ``host`` is None for every address of the host; ``version`` is then 0 or its
+    family.
+    """
 
     host_port: int
     container_port: int
@@ -109,7 +113,9 @@ class PortMap:
     def _tables(
         self, ports: tuple[PublishedPort, ...], mark: str
     ) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
-        """The chains and rules of the backend iptables; masquerading of the source stays in weft's sets."""
+        """The chains and rules of the backend iptables; masquerading of the source stays in weft's
+        sets.
+        """
         from cni_plugin.ops.iptables import TableChain, TableRules
 
         conditions = dict(self.conditions)
@@ -173,7 +179,9 @@ def _targets(context: Context) -> dict[int, Address]:
 
 
 def _ports(mapping: PortMapping, targets: dict[int, Address]) -> Iterator[PublishedPort]:
-    """The published ports of one mapping: one for each family of hostIP that the container has an address of."""
+    """The published ports of one mapping: one for each family of hostIP that the container has an
+    address of.
+    """
     from cni_plugin.ops.ports import PublishedPort
 
     versions = [mapping.version] if mapping.version else sorted(targets)
@@ -250,8 +258,8 @@ def read(request: Request, keys: Section) -> PlanPart | None:
 def _conditions(keys: Section, version: int) -> tuple[tuple[str, str], ...]:
     """The conditions of one family: iptables options, each with its part of the rule.
 
-    Source, destination and incoming link are supported, each once. Raises ConfigProblem for any other option: passing
-    options through would let a configuration run arbitrary rules.
+    Source, destination and incoming link are supported, each once. Raises ConfigProblem for any other
+    option: passing options through would let a configuration run arbitrary rules.
     """
     key = _NAMES[version]
     words = list(keys.texts(key))

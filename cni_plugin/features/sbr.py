@@ -1,9 +1,10 @@
 """``sbr``: source-based routing: packets from an address use the routes of that address's link.
 
-Keys: ``table`` (then only routing rules to that table are added), ``gateways`` (at most one of each family, instead of
-the result's), ``addSourceHints``. Without ``table`` each address gets a table of its own, the first free one from 100
-on, with a default route and the link's routes, which are moved there from the main table, so that the routes of a
-container's several links do not conflict. Put it late in a chain.
+Keys: ``table`` (then only routing rules to that table are added), ``gateways`` (at most one of each
+family, instead of the result's), ``addSourceHints``. Without ``table`` each address gets a table of its
+own, the first free one from 100 on, with a default route and the link's routes, which are moved there
+from the main table, so that the routes of a container's several links do not conflict. Put it late in a
+chain.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class SourceRouting:
                 operations.append(LinkRoute(Side.CONTAINER, there))
                 if origin is not None:
                     homes.setdefault(origin, there)
-        # Last: while routes are added to other tables, their gateways must be reachable by the main table.
-        # Routes with a gateway first: undone in reverse, each finds its gateway reachable.
+        # Last: while routes are added to other tables, their gateways must be reachable by the
+        # main table. Routes with a gateway first: undone in reverse, each finds it reachable.
         leaving = sorted(main, key=lambda route: route.route.gateway is None)
         operations += [RouteMoved(route, homes.get(route)) for route in leaving]
         return Plan(operations=tuple(operations), result=context.result)
@@ -63,7 +64,9 @@ class SourceRouting:
     def _routes(
         self, ip: ResultAddress, main: list[KernelRoute], link: str
     ) -> Iterator[tuple[KernelRoute, KernelRoute | None]]:
-        """The routes of an address's table, those without a gateway first, each with the route that it copies."""
+        """The routes of an address's table, those without a gateway first, each with the route that it
+        copies.
+        """
         version = ip.address.version
         source = ip.address.ip if self.source_hints else None
         gateway = next((one for one in self.gateways if one.version == version), ip.gateway)

@@ -1,10 +1,12 @@
-"""``macspoofchk``, ``ipspoofchk``: drops frames from a container with other source addresses than its own.
+"""``macspoofchk``, ``ipspoofchk``: drops frames from a container with other source addresses than its
+own.
 
-Keys, at the top level: ``macspoofchk`` (the source MAC address), ``ipspoofchk`` (also source IP addresses, ARP,
-neighbour discovery, DHCP server replies, VLAN tags and other protocols), ``routerAdvertisements`` (allow router
-advertisements from the port, for a router behind it). For type ``weft`` both checks are on, ``ipspoofchk`` if there is
-IPAM; for the reference plugins' types both are off. Router advertisements and redirects from a port are always
-dropped unless the key allows them (CVE-2020-10749).
+Keys, at the top level: ``macspoofchk`` (the source MAC address), ``ipspoofchk`` (also source IP
+addresses, ARP, neighbour discovery, DHCP server replies, VLAN tags and other protocols),
+``routerAdvertisements`` (allow router advertisements from the port, for a router behind it). For type
+``weft`` both checks are on, ``ipspoofchk`` if there is IPAM; for the reference plugins' types both are
+off. Router advertisements and redirects from a port are always dropped unless the key allows them
+(CVE-2020-10749).
 """
 
 from __future__ import annotations

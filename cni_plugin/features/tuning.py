@@ -1,10 +1,11 @@
 """``tuning``: sysctls of the container, and attributes of its link.
 
-Keys: ``sysctl`` (a map; ``IFNAME`` in a key stands for the interface), ``mac``, ``mtu``, ``promisc``, ``allmulti``,
-``txQLen``; the same under args.cni over them. A MAC address may also come as CNI_ARGS ``MAC`` and, over it, as
-runtimeConfig ``mac``. ``dataDir`` is accepted and not used: weft's record holds the previous values. As with the
-reference plugin an MTU is set at the container's end only. If ``/etc/cni/tuning/allowlist.conf`` exists, a sysctl's key
-must match one of its lines, which are regular expressions.
+Keys: ``sysctl`` (a map; ``IFNAME`` in a key stands for the interface), ``mac``, ``mtu``, ``promisc``,
+``allmulti``, ``txQLen``; the same under args.cni over them. A MAC address may also come as CNI_ARGS
+``MAC`` and, over it, as runtimeConfig ``mac``. ``dataDir`` is accepted and not used: weft's record
+holds the previous values. As with the reference plugin an MTU is set at the container's end only. If
+``/etc/cni/tuning/allowlist.conf`` exists, a sysctl's key must match one of its lines, which are regular
+expressions.
 """
 
 from __future__ import annotations

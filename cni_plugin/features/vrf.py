@@ -1,7 +1,8 @@
-"""``vrf``: makes the container's link a port of a VRF in the container, with its routes in the VRF's table.
+"""``vrf``: makes the container's link a port of a VRF in the container, with its routes in the VRF's
+table.
 
-Keys: ``vrfname`` (required), ``table`` (default: the first that no VRF of the container uses). Links of a container
-with the same VRF name share it; it is deleted with the last of them.
+Keys: ``vrfname`` (required), ``table`` (default: the first that no VRF of the container uses). Links of
+a container with the same VRF name share it; it is deleted with the last of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Endpoints: an interface of a container on a network, with the attachments of all plugins that set it up."""
+"""Endpoints: an interface of a container on a network, with the attachments of all plugins that set it
+up.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One interface of one container on one network; ``records`` are its plugins' attachments, first plugin first."""
+    """One interface of one container on one network; ``records`` are its plugins' attachments, first
+    plugin first.
+    """
 
     network: str
     container: str
@@ -126,7 +130,8 @@ def _state(context: ServiceContext, records: Iterable[Record]) -> State:
 
 
 def find(context: ServiceContext, container: str, interface: str = "", network: str = "") -> list[Endpoint]:
-    """The endpoints of a container, by its id or a unique prefix of at least four characters; [] if none.
+    """The endpoints of a container, by its id or a unique prefix of at least four characters; [] if
+    none.
 
     Raises UnknownContainer for an ambiguous prefix.
     """
@@ -146,7 +151,9 @@ def find(context: ServiceContext, container: str, interface: str = "", network: 
 
 
 def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -> list[str]:
-    """What differs from what ADD set up, a sentence each; without what networks share, unless ``shared``."""
+    """What differs from what ADD set up, a sentence each; without what networks share, unless
+    ``shared``.
+    """
     if one.state is State.GONE:
         return [f"its network namespace {one.namespace.path} no longer exists"]
     sentences = ["it is only partially attached"] if one.state is State.HALF else []
@@ -161,7 +168,9 @@ def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -
 
 
 def detach(context: ServiceContext, one: Endpoint) -> None:
-    """Detach: undo the attachments of all plugins, last plugin first. Raises the first error after trying all."""
+    """Detach: undo the attachments of all plugins, last plugin first. Raises the first error after
+    trying all.
+    """
     raise_all(list(_detach(context, one)))
 
 

@@ -1,8 +1,8 @@
 """CNI network lists: the files in ``/etc/cni/net.d`` that define the networks.
 
-Runtimes and weft share the folder, so it is read as libcni reads it (``*.conflist``, ``*.conf`` and ``*.json``, by
-file name), and files are created atomically. Source: CNI specification section 1, "Network
-configuration format"; libcni's ``conf.go``.
+Runtimes and weft share the folder, so it is read as libcni reads it (``*.conflist``, ``*.conf`` and
+``*.json``, by file name), and files are created atomically. Source: CNI specification section 1,
+"Network configuration format"; libcni's ``conf.go``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class UnknownNetwork(ConfigProblem):
 
 @dataclass(frozen=True, slots=True)
 class NetworkList:
-    """One network: its file, and the plugins that a runtime calls in order. ``content`` is the whole file."""
+    """One network: its file, and the plugins that a runtime calls in order. ``content`` is the whole
+    file.
+    """
 
     path: str
     name: str
@@ -110,7 +112,8 @@ def implemented(plugin: str) -> bool:
 
 
 def listed(folder: str) -> tuple[list[NetworkList], list[WeftError]]:
-    """Every network of the folder, by file name, and the errors of invalid files. A missing folder has none.
+    """Every network of the folder, by file name, and the errors of invalid files. A missing folder has
+    none.
 
     Raises StateDamaged where the folder cannot be read.
     """
@@ -133,7 +136,9 @@ def listed(folder: str) -> tuple[list[NetworkList], list[WeftError]]:
 
 
 def find(folder: str, name: str) -> NetworkList:
-    """The network of that name; of two files with the same name the first, as in libcni. Raises UnknownNetwork."""
+    """The network of that name; of two files with the same name the first, as in libcni. Raises
+    UnknownNetwork.
+    """
     found, problems = listed(folder)
     for network in found:
         if network.name == name:
@@ -159,7 +164,9 @@ def load(path: str) -> NetworkList:
 
 
 def parse(path: str, content: Json) -> NetworkList:
-    """A network list from its JSON; a lone plugin's configuration is a list of one. Raises ConfigProblem."""
+    """A network list from its JSON; a lone plugin's configuration is a list of one. Raises
+    ConfigProblem.
+    """
     section = Section(content)
     name = section.text("name")
     if problem := identifier_problem(name):
@@ -188,7 +195,8 @@ def _rank(version: str) -> int:
 
 @contextlib.contextmanager
 def locked(folder: str) -> Iterator[None]:
-    """Lock the folder against other weft processes, so that no two networks get the same name or subnet.
+    """Lock the folder against other weft processes, so that no two networks get the same name or
+    subnet.
 
     The folder is created if missing. Raises StateDamaged where it cannot be created or opened.
     """
@@ -205,9 +213,11 @@ def locked(folder: str) -> Iterator[None]:
 
 
 def write(folder: str, name: str, content: Json) -> str:
-    """Create ``NAME.conflist`` atomically, never replacing a file; its path. Raises Conflict and StateDamaged.
+    """Create ``NAME.conflist`` atomically, never replacing a file; its path. Raises Conflict and
+    StateDamaged.
 
-    The caller holds the folder's lock (``locked``), so a temporary file that exists is of a killed process.
+    The caller holds the folder's lock (``locked``), so a temporary file that exists is of a killed
+    process.
     """
     path = os.path.join(folder, f"{name}{_LIST}")
     temporary = os.path.join(folder, ".weft-new")
@@ -258,7 +268,9 @@ def subnets(network: NetworkList) -> tuple[Subnet, ...]:
 
 
 def can_conflict(subnet: Subnet) -> bool:
-    """Whether an overlap with the subnet is a conflict: not of a default route, loopback, link-local or multicast."""
+    """Whether an overlap with the subnet is a conflict: not of a default route, loopback, link-local or
+    multicast.
+    """
     special = subnet.is_loopback or subnet.is_link_local or subnet.is_multicast
     return subnet.prefixlen > 0 and not special
 

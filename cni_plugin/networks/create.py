@@ -107,7 +107,9 @@ def free_name(networks: Sequence[NetworkList], host: Namespace) -> str:
 
 
 def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], host: Namespace) -> Json:
-    """The network list. Raises BadOption for invalid options, InUse for a name, bridge or subnet in use."""
+    """The network list. Raises BadOption for invalid options, InUse for a name, bridge or subnet in
+    use.
+    """
     if problem := identity.identifier_problem(name):
         raise BadOption(f"invalid network name {name!r}: {problem}")
     if any(network.name == name for network in networks):

@@ -28,7 +28,9 @@ _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
 
 class FixedBy(StrEnum):
-    """What fixes a finding: ``weft gc``, ``weft doctor --repair``, or the operator (``person`` in ``--json``)."""
+    """What fixes a finding: ``weft gc``, ``weft doctor --repair``, or the operator (``person`` in
+    ``--json``).
+    """
 
     GC = "gc"
     REPAIR = "repair"
@@ -78,7 +80,9 @@ def _needs(networks: Sequence[NetworkList]) -> dict[str, str]:
 
 
 def _forwards(network: NetworkList) -> bool:
-    """Whether this host forwards the network's packets: its drivers say so, of others it is taken to be."""
+    """Whether this host forwards the network's packets: its drivers say so, of others it is taken to
+    be.
+    """
     routed = network.driver not in modules.drivers() or modules.declared(network.driver).routed
     return routed and not network.internal
 
@@ -97,7 +101,9 @@ def _features(network: NetworkList) -> Iterator[Feature]:
 
 
 def trials() -> tuple[probe.LinkTrial, ...]:
-    """The kinds of links that drivers and features need, which ``weft.kernel.linux.probe`` tries to create."""
+    """The kinds of links that drivers and features need, which ``weft.kernel.linux.probe`` tries to
+    create.
+    """
     declared = [(f"driver {name}", modules.declared(name).trials) for name in modules.drivers()]
     declared += [(f"feature {name}", modules.feature(name).FEATURE.trials) for name in modules.features()]
     return tuple(
@@ -210,7 +216,9 @@ def _conflicts(one: NetworkList, other: NetworkList) -> Iterator[Finding]:
 
 
 def _is_link_of(link: str, network: NetworkList) -> bool:
-    """Whether a link of the host is the network's: its bridge, its VLAN gateway, or a veth of a container."""
+    """Whether a link of the host is the network's: its bridge, its VLAN gateway, or a veth of a
+    container.
+    """
     driver = modules.declared(network.driver)
     if driver.parent is Parent.SHARED:
         # Containers on a shared parent usually have addresses of the host's own subnet there.

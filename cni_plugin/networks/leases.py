@@ -18,7 +18,9 @@ from weft.section import Problems, Section
 from weft.types import Address
 
 GRACE = 60.0
-"""Seconds for which a lease without an attachment is not stale: the ADD that took it may still be running."""
+"""Seconds for which a lease without an attachment is not stale: the ADD that took it may still be
+running.
+"""
 
 
 @dataclass(frozen=True, slots=True)

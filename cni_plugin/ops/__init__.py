@@ -1,7 +1,8 @@
-"""The operations: small reversible changes as frozen values, each with the shell commands it is equivalent to.
+"""The operations: small reversible changes as frozen values, each with the shell commands it is
+equivalent to.
 
-Undo checks weft's mark before it changes anything whose name other software could use. Operations that few
-configurations need are imported on demand: a module costs each call about a millisecond.
+Undo checks weft's mark before it changes anything whose name other software could use. Operations that
+few configurations need are imported on demand: a module costs each call about a millisecond.
 """
 
 from __future__ import annotations

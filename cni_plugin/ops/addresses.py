@@ -24,8 +24,9 @@ def namespace_of(machine: Machine, side: Side, link: str) -> Namespace:
 
 @dataclass(frozen=True, slots=True)
 class LinkAddress(Operation):
-    """An address of a link. *Equivalent to:* ``ip address add ADDRESS dev LINK``, with noprefixroute unless
-    ``prefix_route``."""
+    """An address of a link. *Equivalent to:* ``ip address add ADDRESS dev LINK``, with noprefixroute
+    unless ``prefix_route``.
+    """
 
     side: Side
     link: str
@@ -67,9 +68,9 @@ class LinkAddress(Operation):
 class Gateways(Operation):
     """The gateway addresses of a network on its bridge.
 
-    Any other IPv4 address, or an IPv6 address of an overlapping subnet, is a conflict, or removed with ``force``,
-    unless it is in ``siblings``: the gateways of the network's other subnets. ``before`` are those of the addresses
-    that the bridge had before weft used it, which undo leaves.
+    Any other IPv4 address, or an IPv6 address of an overlapping subnet, is a conflict, or removed with
+    ``force``, unless it is in ``siblings``: the gateways of the network's other subnets. ``before`` are
+    those of the addresses that the bridge had before weft used it, which undo leaves.
     """
 
     link: str
@@ -137,7 +138,9 @@ class Gateways(Operation):
 
 
 def _added(address: Cidr) -> str:
-    """An address as ``ip address add`` takes it; the kernel does not derive the broadcast address itself."""
+    """An address as ``ip address add`` takes it; the kernel does not derive the broadcast address
+    itself.
+    """
     return f"{address} broadcast +" if address.version == 4 and address.network.prefixlen < 31 else str(address)
 
 
@@ -206,8 +209,9 @@ def _text(wanted: KernelRoute) -> str:
 class Setting(Operation):
     """A sysctl. ``link`` is the link that it belongs to, if any.
 
-    Undo restores ``before``; None leaves the value, since other software may rely on it (forwarding). An ``optional``
-    one may be missing, as IPv6's are in a kernel without it. *Equivalent to:* ``sysctl -w KEY=VALUE``.
+    Undo restores ``before``; None leaves the value, since other software may rely on it (forwarding).
+    An ``optional`` one may be missing, as IPv6's are in a kernel without it. *Equivalent to:* ``sysctl
+    -w KEY=VALUE``.
     """
 
     side: Side

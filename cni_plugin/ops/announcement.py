@@ -21,9 +21,9 @@ _AGENT = Daemon("cni_plugin.agent.main", "answers names and registers services",
 class Announced(Operation):
     """A container's names, addresses and services as JSON, in a file that the agent reads.
 
-    The agent is notified, or started if none runs; the ADD goes on once it answers those names. Undo deletes the file
-    and notifies the agent.
-    *Equivalent to:* ``curl -X PUT localhost:8500/v1/agent/service/register``, and lines in a hosts file.
+    The agent is notified, or started if none runs; the ADD goes on once it answers those names. Undo
+    deletes the file and notifies the agent. *Equivalent to:* ``curl -X PUT
+    localhost:8500/v1/agent/service/register``, and lines in a hosts file.
     """
 
     mark: str

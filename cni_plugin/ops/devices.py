@@ -15,10 +15,14 @@ from weft.kernel.interface import Link, Namespace
 from weft.types import Attachment, Side
 
 _LENT = "weft-device"
-"""The start of aliases of moved links; unlike other marks, so that GC never deletes a link of the host's own."""
+"""The start of aliases of moved links; unlike other marks, so that GC never deletes a link of the
+host's own.
+"""
 
 _PATIENCE = 2.0
-"""Seconds until the kernel has moved the physical links of a deleted namespace back to the host (cleanup_net)."""
+"""Seconds until the kernel has moved the physical links of a deleted namespace back to the host
+(cleanup_net).
+"""
 
 
 def _container(machine: Machine, name: str) -> Namespace:
@@ -46,11 +50,12 @@ def _difference(link: Link | None, name: str, alias: str, mac: str, mtu: int) ->
 
 @dataclass(frozen=True, slots=True)
 class ContainerLink(Operation):
-    """A link created in the container: macvlan, ipvlan or VLAN on a ``parent`` on either side, dummy or tap.
+    """A link created in the container: macvlan, ipvlan or VLAN on a ``parent`` on either side, dummy or
+    tap.
 
-    It is created under the name ``passing`` and renamed together with setting its alias, so that a link with its final
-    name always has the alias, even if the process is killed. ``mtu`` in bytes, 0: the kernel's default. ``master`` is a
-    bridge in the container. Raises Conflict, Missing, KernelLacks.
+    It is created under the name ``passing`` and renamed together with setting its alias, so that a link
+    with its final name always has the alias, even if the process is killed. ``mtu`` in bytes, 0: the
+    kernel's default. ``master`` is a bridge in the container. Raises Conflict, Missing, KernelLacks.
     *Equivalent to:* ``ip link add NAME link PARENT type KIND …``.
     """
 
@@ -143,9 +148,10 @@ class ContainerLink(Operation):
 class LentLink(Operation):
     """A link of the host that is moved into the container; undo moves it back, down.
 
-    ``name`` is its name on the host, ``before`` the alias it had. It is found by its ``alias`` on either side: when the
-    container's namespace is deleted, the kernel moves a physical link back to the host, under any free name.
-    Raises Conflict, Missing. *Equivalent to:* ``ip link set NAME netns CONTAINER name LINK``.
+    ``name`` is its name on the host, ``before`` the alias it had. It is found by its ``alias`` on
+    either side: when the container's namespace is deleted, the kernel moves a physical link back to the
+    host, under any free name. Raises Conflict, Missing. *Equivalent to:* ``ip link set NAME netns
+    CONTAINER name LINK``.
     """
 
     name: str
@@ -266,7 +272,9 @@ def leftovers(machine: Machine, attachment: Attachment, *, on_host: bool) -> Ite
 
 
 def lent_by_name(link: Link, attachment: Attachment) -> LentLink:
-    """The operation for a link that the reference plugin moved: its alias is its name on the host, and no more."""
+    """The operation for a link that the reference plugin moved: its alias is its name on the host, and
+    no more.
+    """
     return LentLink(
         link.alias,
         link.name,

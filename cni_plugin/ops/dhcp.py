@@ -20,10 +20,11 @@ _KEEPER = Daemon("cni_plugin.dhcp.keeper", "renews DHCP leases", "weft dhcp --lo
 
 @dataclass(frozen=True, slots=True)
 class DhcpLease(Lease):
-    """A lease from a DHCP server, acquired on the container's link; weft's DHCP daemon renews it, undo releases it.
+    """A lease from a DHCP server, acquired on the container's link; weft's DHCP daemon renews it, undo
+    releases it.
 
-    ``provide`` holds options to send, as numbers and hexadecimal bytes, ``client`` the identifier likewise.
-    *Equivalent to:* ``udhcpc -i LINK``. Source: RFC 2131.
+    ``provide`` holds options to send, as numbers and hexadecimal bytes, ``client`` the identifier
+    likewise. *Equivalent to:* ``udhcpc -i LINK``. Source: RFC 2131.
     """
 
     key: str

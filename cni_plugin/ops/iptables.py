@@ -1,4 +1,5 @@
-"""Operations on iptables, for configurations with that backend. Rules are written as ``iptables-save`` prints them.
+"""Operations on iptables, for configurations with that backend. Rules are written as ``iptables-save``
+prints them.
 
 Chains belong to the network, like the base rules; an attachment's rules have its mark as their comment.
 """
@@ -18,8 +19,8 @@ _PROGRAMS = {4: "iptables", 6: "ip6tables"}
 class TableChain(Operation):
     """A chain with its fixed rules and the jumps to it, as pairs of chain and rule.
 
-    With ``first``, rules and jumps are inserted before all others. Undo deletes the chain unless it has other rules or
-    other jumps to it.
+    With ``first``, rules and jumps are inserted before all others. Undo deletes the chain unless it has
+    other rules or other jumps to it.
     """
 
     version: int

@@ -61,8 +61,8 @@ class PoolLease(Lease):
 class ForeignLease(Lease):
     """Addresses from another IPAM plugin, by its ADD, DEL, CHECK and STATUS.
 
-    ``environment`` holds the CNI_* variables of the attachment, ``config`` the network configuration as JSON
-    text. Source: CNI specification section 4, "Plugin delegation".
+    ``environment`` holds the CNI_* variables of the attachment, ``config`` the network configuration as
+    JSON text. Source: CNI specification section 4, "Plugin delegation".
     """
 
     name: str

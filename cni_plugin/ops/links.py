@@ -27,15 +27,17 @@ def has_mark(link: Link, alias: str) -> bool:
 
 
 def half_created(link: Link, mac: str) -> bool:
-    """Whether the link was created, but its process killed before it set the alias: our MAC address, no alias."""
+    """Whether the link was created, but its process killed before it set the alias: our MAC address, no
+    alias.
+    """
     return not link.alias and link.mac == mac
 
 
 def retry_while_exists(work: Callable[[], None]) -> None:
     """Retry on EEXIST for two seconds, then raise Exists.
 
-    A deleted namespace keeps its MAC addresses, VLANs and IP addresses on a shared parent link until cleanup_net has
-    run: some milliseconds, a second under load.
+    A deleted namespace keeps its MAC addresses, VLANs and IP addresses on a shared parent link until
+    cleanup_net has run: some milliseconds, a second under load.
     """
     deadline = time.monotonic() + _PATIENCE
     while True:
@@ -51,8 +53,8 @@ def retry_while_exists(work: Callable[[], None]) -> None:
 class Bridge(Operation):
     """A bridge on the host, shared by a network's attachments, with a fixed MAC address.
 
-    Without an alias it is not weft's: used as it is, never created or deleted. ``mtu`` in bytes, 0: the kernel's
-    default. *Equivalent to:* ``ip link add NAME type bridge``.
+    Without an alias it is not weft's: used as it is, never created or deleted. ``mtu`` in bytes, 0: the
+    kernel's default. *Equivalent to:* ``ip link add NAME type bridge``.
     """
 
     name: str
@@ -98,7 +100,9 @@ class Bridge(Operation):
         return True
 
     def _unfiltered(self, link: Link) -> bool:
-        """Whether weft created it for a network without VLANs; VLAN filtering of other bridges is not changed."""
+        """Whether weft created it for a network without VLANs; VLAN filtering of other bridges is not
+        changed.
+        """
         mine = bool(self.alias) and (has_mark(link, self.alias) or half_created(link, self.mac))
         return self.vlan_filtering and mine and not link.options.get("br_vlan_filtering")
 
@@ -194,7 +198,8 @@ class Veth(Operation):
         return True
 
     def undo(self, machine: Machine) -> None:
-        # Name and MAC address are both derived from the attachment: a link that has both is ours without its alias.
+        # Name and MAC address are both derived from the attachment: a link that has both is ours
+        # even without its alias.
         known = machine.host.cached_mac(self.host) == self.host_mac
         link = None if known else machine.host.link(self.host)
         if known or (link is not None and (has_mark(link, self.alias) or half_created(link, self.host_mac))):
@@ -248,7 +253,9 @@ class Veth(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Up(Operation):
-    """Bring a link up; undo sets it down unless it was up (``was``). *Equivalent to:* ``ip link set LINK up``."""
+    """Bring a link up; undo sets it down unless it was up (``was``). *Equivalent to:* ``ip link set
+    LINK up``.
+    """
 
     side: Side
     link: str
@@ -314,7 +321,9 @@ class Promiscuous(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Port(Operation):
-    """The flags of a bridge port: hairpin mode, and isolation from other isolated ports. Source: bridge(8)."""
+    """The flags of a bridge port: hairpin mode, and isolation from other isolated ports. Source:
+    bridge(8).
+    """
 
     link: str
     hairpin: bool = False

@@ -34,8 +34,8 @@ class BaseRules(Operation):
 class Elements(Operation):
     """Elements of weft's sets and maps, added and deleted in one transaction.
 
-    A runtime requests the same ports for every network of a container: the first attachment has them until it is
-    deleted.
+    A runtime requests the same ports for every network of a container: the first attachment has them
+    until it is deleted.
     """
 
     elements: tuple[Element, ...]

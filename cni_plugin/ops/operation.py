@@ -1,4 +1,6 @@
-"""The interface of operations: small reversible changes, as frozen values. The executor is the only caller."""
+"""The interface of operations: small reversible changes, as frozen values. The executor is the only
+caller.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ LinkRef = tuple[Side, str]
 
 
 Delegate = Callable[[str, str, Mapping[str, str], bytes], bytes]
-"""Runs another plugin with its name, CNI_COMMAND, further CNI_* variables and standard input; returns its output."""
+"""Runs another plugin with its name, CNI_COMMAND, further CNI_* variables and standard input; returns
+its output.
+"""
 
 
 def no_siblings(mark: str) -> frozenset[str]:
@@ -25,7 +29,8 @@ def no_siblings(mark: str) -> frozenset[str]:
 class Machine:
     """What operations act on. ``container`` is None once that namespace is gone.
 
-    ``sibling_marks`` returns the marks of the same container's other attachments, given the mark of one of them.
+    ``sibling_marks`` returns the marks of the same container's other attachments, given the mark of one
+    of them.
     """
 
     host: Namespace
@@ -55,9 +60,11 @@ class Operation:
         return None
 
     def apply(self, machine: Machine) -> bool:
-        """Make the change; False if nothing had to be changed. Raises WeftError; undo then reverts what was done.
+        """Make the change; False if nothing had to be changed. Raises WeftError; undo then reverts what
+        was done.
 
-        Conflict means that nothing was changed: what is in the way is left alone, and undo is not called.
+        Conflict means that nothing was changed: what is in the way is left alone, and undo is not
+        called.
         """
         raise NotImplementedError
 
@@ -70,11 +77,15 @@ class Operation:
         raise NotImplementedError
 
     def adapt(self, earlier: Operation) -> Operation:
-        """An earlier operation with the changes that this one made to its effect: what CHECK compares with."""
+        """An earlier operation with the changes that this one made to its effect: what CHECK compares
+        with.
+        """
         return earlier
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        """The equivalent shell commands; ``namespace`` is the path of the container's network namespace."""
+        """The equivalent shell commands; ``namespace`` is the path of the container's network
+        namespace.
+        """
         raise NotImplementedError
 
 

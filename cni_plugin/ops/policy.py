@@ -101,7 +101,8 @@ def _same(earlier: LinkRoute, route: KernelRoute) -> bool:
 class Vrf(Operation):
     """A VRF in the container, with its routing table; deleted with its last port.
 
-    Without an alias it existed before, and is used as it is. *Equivalent to:* ``ip link add NAME type vrf table N``.
+    Without an alias it existed before, and is used as it is. *Equivalent to:* ``ip link add NAME type
+    vrf table N``.
     """
 
     name: str
@@ -148,8 +149,9 @@ class Vrf(Operation):
 class InVrf(Operation):
     """A link of the container is a port of a VRF, and its routes are in the VRF's table.
 
-    The kernel sets a link down and up as it enters or leaves a VRF, which flushes its routes and its IPv6 addresses:
-    ``addresses`` and ``routes`` are added again both times. *Equivalent to:* ``ip link set LINK master VRF``.
+    The kernel sets a link down and up as it enters or leaves a VRF, which flushes its routes and its
+    IPv6 addresses: ``addresses`` and ``routes`` are added again both times. *Equivalent to:* ``ip link
+    set LINK master VRF``.
     """
 
     link: str
@@ -211,7 +213,9 @@ class InVrf(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Isolated(Operation):
-    """A bridge port isolated from other isolated ports. *Equivalent to:* ``bridge link set dev LINK isolated on``."""
+    """A bridge port isolated from other isolated ports. *Equivalent to:* ``bridge link set dev LINK
+    isolated on``.
+    """
 
     link: str
 

@@ -16,7 +16,9 @@ _HOLDERS = ("conmon", "nerdctl", "sleep")
 
 @dataclass(frozen=True, slots=True)
 class PublishedPort:
-    """A port of the host, on one address or all, and the container's address and port that it forwards to."""
+    """A port of the host, on one address or all, and the container's address and port that it forwards
+    to.
+    """
 
     protocol: str
     port: int
@@ -58,8 +60,8 @@ class PortsFree(Operation):
 class ConntrackFlush(Operation):
     """Flush stale UDP conntrack entries after publishing a port.
 
-    Clients that sent before the port was published have entries without DNAT. Applied after the rules, since a client
-    that keeps sending would get the same entry again at once.
+    Clients that sent before the port was published have entries without DNAT. Applied after the rules,
+    since a client that keeps sending would get the same entry again at once.
     """
 
     ports: tuple[PublishedPort, ...]

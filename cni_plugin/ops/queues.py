@@ -1,7 +1,7 @@
 """Traffic control: token bucket filters, and the ifb link that shapes ingress traffic.
 
-There is no queue on ingress, so it is redirected to an ``ifb`` link, which has one. Sources: tc-tbf(8), tc-mirred(8),
-``drivers/net/ifb.c``.
+There is no queue on ingress, so it is redirected to an ``ifb`` link, which has one. Sources: tc-tbf(8),
+tc-mirred(8), ``drivers/net/ifb.c``.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ _COMMANDS = {
 
 @dataclass(frozen=True, slots=True)
 class LinkSetting(Operation):
-    """One attribute of a link of the container: mac, mtu (bytes), promiscuous, all_multicast, queue_length (packets).
+    """One attribute of a link of the container: mac, mtu (bytes), promiscuous, all_multicast,
+    queue_length (packets).
 
     Undo restores ``before``; None if the same plan creates the link.
     """

@@ -14,7 +14,9 @@ from weft.types import Side
 
 @dataclass(frozen=True, slots=True)
 class Vlans(Operation):
-    """The VLANs of a bridge port, in place of the default one unless ``keep_default``. Source: bridge(8)."""
+    """The VLANs of a bridge port, in place of the default one unless ``keep_default``. Source:
+    bridge(8).
+    """
 
     link: str
     vlans: tuple[BridgeVlan, ...]
@@ -61,7 +63,8 @@ class Vlans(Operation):
 
 @dataclass(frozen=True, slots=True)
 class VlanGateway(Operation):
-    """The host's gateway link in a VLAN of a bridge: a veth pair whose other end is an access port of the bridge.
+    """The host's gateway link in a VLAN of a bridge: a veth pair whose other end is an access port of
+    the bridge.
 
     ``name`` has the gateway address. Shared by the network's attachments, and deleted with the network.
     """

@@ -1,8 +1,10 @@
-"""Facts and links that are read once: for planning, while other calls or the plan itself change the kernel.
+"""Facts and links that are read once: for planning, while other calls or the plan itself change the
+kernel.
 
-Why, measured: RTM_GETLINK waits for RTNL. It takes 0.07 ms on an idle host, and 2 ms on average (5.7 ms in the
-95th percentile) while three processes create and delete links; an ADD asks for the same few host links several
-times. And a plan that is made in two steps, before and after DHCP, must see the same facts in both.
+Why, measured: RTM_GETLINK waits for RTNL. It takes 0.07 ms on an idle host, and 2 ms on average (5.7 ms
+in the 95th percentile) while three processes create and delete links; an ADD asks for the same few host
+links several times. And a plan that is made in two steps, before and after DHCP, must see the same
+facts in both.
 """
 
 from __future__ import annotations

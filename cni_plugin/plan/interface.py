@@ -1,6 +1,7 @@
 """What drivers have in common: the container's link with its sysctls, addresses and routes.
 
-The order follows the reference plugins' ConfigureIface: settings, addresses, up, duplicate detection, routes.
+The order follows the reference plugins' ConfigureIface: settings, addresses, up, duplicate detection,
+routes.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def versions(result: Result) -> set[int]:
 def link_settings(link: str, *, detect: bool, ipv6: bool) -> tuple[Operation, ...]:
     """Sysctls of the container's link, before it is up.
 
-    Without ``detect`` there is no duplicate address detection (accept_dad=0); arp_notify and ndisc_notify have the
-    neighbours' caches updated when the link comes up.
+    Without ``detect`` there is no duplicate address detection (accept_dad=0); arp_notify and
+    ndisc_notify have the neighbours' caches updated when the link comes up.
     """
     make = Side.CONTAINER
     found: list[Operation] = [Setting(make, f"net/ipv4/conf/{link}/arp_notify", "1", link)]
@@ -152,7 +153,8 @@ def result_interface(context: Context, link: ContainerLink) -> ResultInterface:
 
 
 def parent_link(context: Context, name: str, side: Side) -> Link:
-    """The parent of a macvlan, ipvlan or VLAN link: ``master``, or the link of the default route on that side.
+    """The parent of a macvlan, ipvlan or VLAN link: ``master``, or the link of the default route on
+    that side.
 
     Raises ConfigProblem if there is none.
     """
@@ -172,7 +174,9 @@ def parent_link(context: Context, name: str, side: Side) -> Link:
 
 
 def limited_mtu(mtu: int, parent: Link) -> int:
-    """The MTU in bytes, by default the parent's; raises ConfigProblem if it is larger than the parent's."""
+    """The MTU in bytes, by default the parent's; raises ConfigProblem if it is larger than the
+    parent's.
+    """
     if mtu > parent.mtu:
         raise ConfigProblem(
             f"mtu {mtu} must be between 0 and {parent.mtu}, the MTU of the master {parent.name}",
@@ -192,7 +196,9 @@ def require_ipam(request: Request, driver: str) -> None:
 
 
 def forwarding(families: set[int]) -> tuple[Operation, ...]:
-    """Enable forwarding on the host for these IP versions. It is not disabled again: other software may rely on it."""
+    """Enable forwarding on the host for these IP versions. It is not disabled again: other software may
+    rely on it.
+    """
     keys = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
     return tuple(Setting(Side.HOST, keys[version], "1") for version in sorted(families))
 
@@ -229,8 +235,8 @@ def host_prefix(address: Address) -> Cidr:
 
 
 def read_mac(request: Request, keys: Section | None = None) -> str:
-    """The requested MAC address, "" for none. The last that is set counts: ``mac`` in the driver's ``keys``, if given,
-    CNI_ARGS MAC, args.cni.mac, runtimeConfig.mac.
+    """The requested MAC address, "" for none. The last that is set counts: ``mac`` in the driver's
+    ``keys``, if given, CNI_ARGS MAC, args.cni.mac, runtimeConfig.mac.
     """
     mac = ""
     sources = (

@@ -1,7 +1,9 @@
-"""The drivers and features: the files of ``drivers/`` and ``features/``, each imported when it is first asked for.
+"""The drivers and features: the files of ``drivers/`` and ``features/``, each imported when it is first
+asked for.
 
-A call imports the driver and the features that its configuration names; ``drivers`` and ``features`` tell the names
-alone. What needs all of them (``weft network create``, ``weft doctor``, the engine) asks ``declared`` for each.
+A call imports the driver and the features that its configuration names; ``drivers`` and ``features``
+tell the names alone. What needs all of them (``weft network create``, ``weft doctor``, the engine) asks
+``declared`` for each.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class DriverModule(Protocol):
 
 
 class FeatureModule(Protocol):
-    """A file of ``features/``. ``read`` answers None where the configuration does not ask for the feature."""
+    """A file of ``features/``. ``read`` answers None where the configuration does not ask for the
+    feature.
+    """
 
     FEATURE: Feature
 

@@ -1,7 +1,8 @@
 """A driver is a pure function from an attachment to a list of small reversible operations.
 
-``Plan`` is such a list with the result of the ADD, ``Context`` what a driver or feature may read, and ``compose`` makes
-one plan of a driver and its features. Nothing here touches the kernel. Operations: ``ops.operation``.
+``Plan`` is such a list with the result of the ADD, ``Context`` what a driver or feature may read, and
+``compose`` makes one plan of a driver and its features. Nothing here touches the kernel. Operations:
+``ops.operation``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from weft.types import Attachment, Cidr, NamespaceId, Result, Side
 class Plan:
     """What an ADD will do, and its result.
 
-    ``shared`` belongs to the network: applied where missing, kept when the attachment is deleted. ``operations`` are
-    the attachment's own, in order. ``guards`` are nftables elements of dropping rules: added before the attachment's
-    first link is created, and deleted after its last one. ``elements`` and ``shared_elements`` are the attachment's and
-    the network's other nftables elements; ``compose`` collects them so that a plan is one transaction. ``after`` is
-    applied once the elements are in place.
+    ``shared`` belongs to the network: applied where missing, kept when the attachment is deleted.
+    ``operations`` are the attachment's own, in order. ``guards`` are nftables elements of dropping
+    rules: added before the attachment's first link is created, and deleted after its last one.
+    ``elements`` and ``shared_elements`` are the attachment's and the network's other nftables elements;
+    ``compose`` collects them so that a plan is one transaction. ``after`` is applied once the elements
+    are in place.
     """
 
     shared: tuple[Operation, ...] = ()
@@ -77,9 +79,10 @@ class Facts(Protocol):
 class Context:
     """Everything a driver or feature may base its part of the plan on.
 
-    ``host`` identifies this host's namespace; ``result`` is the result so far: IPAM's for a driver, the driver's for a
-    feature, prevResult for a chained plugin. ``gateways`` are those of all subnets of the network, where weft's own
-    IPAM knows them. ``pending``: the addresses are not known yet, since DHCP needs the link that is being planned.
+    ``host`` identifies this host's namespace; ``result`` is the result so far: IPAM's for a driver, the
+    driver's for a feature, prevResult for a chained plugin. ``gateways`` are those of all subnets of
+    the network, where weft's own IPAM knows them. ``pending``: the addresses are not known yet, since
+    DHCP needs the link that is being planned.
     """
 
     attachment: Attachment
@@ -99,7 +102,9 @@ class PlanPart(Protocol):
 
 
 Reader = Callable[[Request], "PlanPart | None"]
-"""Reads the settings of a driver or feature; None if the configuration does not ask for it. Problems are collected."""
+"""Reads the settings of a driver or feature; None if the configuration does not ask for it. Problems
+are collected.
+"""
 
 
 def compose(context: Context, parts: Sequence[PlanPart]) -> Plan:

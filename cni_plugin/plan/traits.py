@@ -1,8 +1,9 @@
-"""What the file of a driver or of a feature declares, so that no other file keeps a list of drivers or features.
+"""What the file of a driver or of a feature declares, so that no other file keeps a list of drivers or
+features.
 
-A driver is a file in ``drivers/`` with ``DRIVER`` and ``read``, a feature one in ``features/`` with ``FEATURE`` and
-``read``; ``plan.modules`` finds them. These are named tuples, as a call pays for each class that it makes: a dataclass
-takes three times as long.
+A driver is a file in ``drivers/`` with ``DRIVER`` and ``read``, a feature one in ``features/`` with
+``FEATURE`` and ``read``; ``plan.modules`` finds them. These are named tuples, as a call pays for each
+class that it makes: a dataclass takes three times as long.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ class Value(Enum):
 
 
 class Option(NamedTuple):
-    """A key of the configuration that ``weft network create --opt`` or ``podman network create --opt`` sets."""
+    """A key of the configuration that ``weft network create --opt`` or ``podman network create --opt``
+    sets.
+    """
 
     key: str
     value: Value
@@ -33,7 +36,8 @@ class Option(NamedTuple):
     """Whether these names say the opposite of the key, as Docker's enable_icc does of portIsolation."""
 
     podman: bool = True
-    """Whether podman may set it, under the name of the key; False where podman's own settings say it."""
+    """Whether podman may set it, under the name of the key; False where podman's own settings say it.
+    """
 
     least: int = 0
     most: int = 0
@@ -90,7 +94,9 @@ class Driver(NamedTuple):
     """A driver, as far as others need to know it."""
 
     link_kind: str | None = None
-    """The kernel's kind of the container's link, "" for whichever the host has, None where none is made."""
+    """The kernel's kind of the container's link, "" for whichever the host has, None where none is
+    made.
+    """
 
     parent: Parent = Parent.NONE
     parent_key: str = ""
@@ -100,7 +106,8 @@ class Driver(NamedTuple):
     """The parent's name where the configuration names none; "": the link of the default route."""
 
     features: tuple[str, ...] = ()
-    """Features whose keys are at the top level, as the reference plugin of the driver's name has them."""
+    """Features whose keys are at the top level, as the reference plugin of the driver's name has them.
+    """
 
     own_features: tuple[str, ...] = ("masquerade", "names")
     """Further such features of networks that are written for weft."""
@@ -144,10 +151,14 @@ class Feature(NamedTuple):
 
     stage: Stage
     section: bool = True
-    """Whether its keys are in a section that bears its name, which asks for it; otherwise they are at the top level."""
+    """Whether its keys are in a section that bears its name, which asks for it; otherwise they are at
+    the top level.
+    """
 
     plugin: str = ""
-    """The reference plugin that weft is when it is called by this name, with nothing but the feature to do."""
+    """The reference plugin that weft is when it is called by this name, with nothing but the feature to
+    do.
+    """
 
     reads_arguments: bool = False
     """Whether that reference plugin reads CNI_ARGS, and so refuses what it cannot read there."""
@@ -164,5 +175,7 @@ class Feature(NamedTuple):
 
     @property
     def guards(self) -> bool:
-        """Whether it protects others from the container, or it from them: planned even before addresses are known."""
+        """Whether it protects others from the container, or it from them: planned even before addresses
+        are known.
+        """
         return self.stage >= Stage.PORT_GUARD

@@ -1,7 +1,7 @@
 """Selects the driver, the features and the IPAM of a configuration.
 
-Called by a reference plugin's name, weft is that plugin; called as ``weft`` it takes ``driver`` and nested
-features, so that one process does what a chain of plugins did.
+Called by a reference plugin's name, weft is that plugin; called as ``weft`` it takes ``driver`` and
+nested features, so that one process does what a chain of plugins did.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from weft.types import Result
 class Assembly:
     """The parts of one attachment. ``answer`` is what IPAM says without reserving anything.
 
-    ``link_parts`` are those of the parts that need no address to be planned: the driver, and what protects others.
-    ``on_host``: the container shares the host's network namespace, and there is nothing for a feature to do.
+    ``link_parts`` are those of the parts that need no address to be planned: the driver, and what
+    protects others. ``on_host``: the container shares the host's network namespace, and there is
+    nothing for a feature to do.
     """
 
     driver: str = ""
@@ -60,7 +61,8 @@ def read(request: Request) -> Assembly:
 
 
 def _choice(request: Request) -> tuple[str, tuple[str, ...]]:
-    """The driver's name ("" for a chained plugin) and the names of the features to look for, in their order.
+    """The driver's name ("" for a chained plugin) and the names of the features to look for, in their
+    order.
 
     A feature that the configuration does not ask for is not imported.
     """

@@ -1,9 +1,10 @@
 """Values of weft as JSON and back: the body of a record file.
 
-A dataclass is an object with its class name as ``kind``, an enum or an address an object with ``=`` and ``kind``.
+A dataclass is an object with its class name as ``kind``, an enum or an address an object with ``=`` and
+``kind``.
 
-Why not ``json.dumps``, and why ``eval``, measured: an ADD writes its record three times. CPU time in ms of
-one encoding, of a bridge's record (4.8 KB) and of one with 200 published ports (87 KB), Python 3.11:
+Why not ``json.dumps``, and why ``eval``, measured: an ADD writes its record three times. CPU time in ms
+of one encoding, of a bridge's record (4.8 KB) and of one with 200 published ports (87 KB), Python 3.11:
 
 =============================================  =====  ====
 an expression for each class (``eval``)         0.08   1.6
@@ -38,14 +39,18 @@ Kinds = Mapping[str, Callable[..., object]]
 
 
 class _Kinds(dict[str, Callable[..., object]]):
-    """Classes by name. The module of an operation that few configurations need is imported when a record has one."""
+    """Classes by name. The module of an operation that few configurations need is imported when a
+    record has one.
+    """
 
     def __missing__(self, name: str) -> Callable[..., object]:
         return ops.rare(name)
 
 
 def kinds(*classes: type) -> Kinds:
-    """Every class that a file may name, ``classes`` among them: no other is ever instantiated from a file."""
+    """Every class that a file may name, ``classes`` among them: no other is ever instantiated from a
+    file.
+    """
     found = _Kinds({"address": ip_address, "interface": ip_interface, "network": ip_network, "Side": types.Side})
     found |= {each.__name__: each for each in (*classes, *ops.COMMON)}
     for module in (types, interface, leases, ranges, host_local):

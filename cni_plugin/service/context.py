@@ -1,6 +1,8 @@
-"""What all verbs share on one host: its kernel and records, the machine that operations act on, and the locks.
+"""What all verbs share on one host: its kernel and records, the machine that operations act on, and the
+locks.
 
-Locks are taken in one order: the network's (shared), the attachment's, then the one of what networks share.
+Locks are taken in one order: the network's (shared), the attachment's, then the one of what networks
+share.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ def foreign(name: str, command: str, variables: Mapping[str, str], stdin: bytes)
 class ServiceContext:
     """A kernel, a host, and the records of what is attached there.
 
-    ``watch`` is called before every step; ``begin`` whenever an attachment's lock has been acquired, and may raise
-    to cancel the call; ``log`` gets a line for every step.
+    ``watch`` is called before every step; ``begin`` whenever an attachment's lock has been acquired,
+    and may raise to cancel the call; ``log`` gets a line for every step.
     """
 
     def __init__(
@@ -71,11 +73,15 @@ class ServiceContext:
         return self.kernel.rules
 
     def leases(self) -> HostState:
-        """What IPAM has to know about this host: its folder, the time of boot, and which leases are in use."""
+        """What IPAM has to know about this host: its folder, the time of boot, and which leases are in
+        use.
+        """
         return HostState(os.path.join(self.host.run, "ipam"), self.host.booted, self._is_leased)
 
     def _is_leased(self, network: str, owner: Owner) -> bool:
-        """Whether an attachment of this boot has been answered the lease; not one whose ADD has no addresses yet."""
+        """Whether an attachment of this boot has been answered the lease; not one whose ADD has no
+        addresses yet.
+        """
         return any(
             (record.attachment.network, record.attachment.container, record.attachment.interface)
             == (network, owner.container, owner.interface)
@@ -85,7 +91,9 @@ class ServiceContext:
 
     @contextlib.contextmanager
     def locked(self, attachment: Attachment, *, timeout: float = locks.TIMEOUT) -> Iterator[None]:
-        """Lock the attachment exclusively, and its network shared, so that it is not removed. Raises Busy."""
+        """Lock the attachment exclusively, and its network shared, so that it is not removed. Raises
+        Busy.
+        """
         records = self.records
         try:
             with (
@@ -103,7 +111,9 @@ class ServiceContext:
             self._unlink_network_lock(attachment.network)
 
     def _unlink_network_lock(self, network: str) -> None:
-        """Unlink the lock file of a network without a record: nothing is shared, or it has been removed."""
+        """Unlink the lock file of a network without a record: nothing is shared, or it has been
+        removed.
+        """
         path, record = self.records.network_lock(network), self.records.network_path(network)
         if os.path.exists(record):
             return
@@ -113,7 +123,9 @@ class ServiceContext:
                 os.unlink(path)
 
     def undo(self, record: Record) -> list[WeftError]:
-        """Undo all operations of a record, whose lock is held; the errors, [] when everything is undone."""
+        """Undo all operations of a record, whose lock is held; the errors, [] when everything is
+        undone.
+        """
         # On ENOSPC the removal goes on: an interrupted one is finished from the old record as well.
         with contextlib.suppress(StateDamaged):
             self.records.write(replace(record, phase=Phase.REMOVING))

@@ -25,7 +25,8 @@ _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG, linux/prctl.h
 def find(name: str, path: Sequence[str]) -> str:
     """The plugin's executable in the folders of CNI_PATH.
 
-    Raises ConfigProblem for a name with a slash (CVE-2021-20206) and PluginFailed where no folder has it.
+    Raises ConfigProblem for a name with a slash (CVE-2021-20206) and PluginFailed where no folder has
+    it.
     """
     if not name or "/" in name or name in (".", "..") or "\0" in name:
         raise ConfigProblem(f"ipam.type {json.dumps(name)} is not a plugin name")

@@ -15,7 +15,9 @@ from weft.errors import Conflict, WeftError
 from weft.types import Result
 
 Watch = Callable[[str, Operation], None]
-"""Called before every step with "apply" or "undo" and the operation; tests inject faults and kills here."""
+"""Called before every step with "apply" or "undo" and the operation; tests inject faults and kills
+here.
+"""
 
 Log = Callable[[str], None]
 """Gets one line for each step; None: steps are neither timed nor logged."""
@@ -38,9 +40,11 @@ def apply(operation: Operation, machine: Machine, watch: Watch = unwatched, log:
 
 
 class Attempt:
-    """A with-block in which operations are applied; on an error all that were started are undone, in reverse.
+    """A with-block in which operations are applied; on an error all that were started are undone, in
+    reverse.
 
-    What cannot be undone is added to the error's hint. The record stays on disk then, and DEL or GC try again.
+    What cannot be undone is added to the error's hint. The record stays on disk then, and DEL or GC try
+    again.
     """
 
     def __init__(self, machine: Machine, watch: Watch = unwatched, log: Log | None = None) -> None:
@@ -54,7 +58,9 @@ class Attempt:
         return self
 
     def reserve(self, lease: Lease) -> Result:
-        """Reserve the addresses of a lease. It undoes its own failure, so that it never frees an earlier lease."""
+        """Reserve the addresses of a lease. It undoes its own failure, so that it never frees an
+        earlier lease.
+        """
         self._watch("apply", lease)
         if self._log is None:
             answer = lease.reserve(self._machine)
@@ -70,7 +76,8 @@ class Attempt:
             try:
                 apply(operation, self._machine, self._watch, self._log)
             except Conflict:
-                # Nothing was changed, and undo could hit a living attachment with our own mark whose record is lost.
+                # Nothing was changed, and undo could hit a living attachment with our own mark
+                # whose record is lost.
                 self._started.pop()
                 raise
 
@@ -91,8 +98,8 @@ def remove(
 ) -> list[WeftError]:
     """Undo in reverse, continuing after errors, which are returned.
 
-    What is on a link that an operation of the list creates is not undone by itself: the kernel removes it with the
-    link.
+    What is on a link that an operation of the list creates is not undone by itself: the kernel removes
+    it with the link.
     """
     links = {link for operation in operations for link in operation.creates}
     errors: list[WeftError] = []
@@ -113,7 +120,8 @@ def remove(
 def mismatches(operations: Sequence[Operation], machine: Machine, later: Sequence[Operation] = ()) -> list[str]:
     """What differs from what the operations have set up, a sentence each.
 
-    ``later`` are the operations of plugins further on in the chain, which may have changed the same things.
+    ``later`` are the operations of plugins further on in the chain, which may have changed the same
+    things.
     """
     sentences = []
     for index, operation in enumerate(operations):

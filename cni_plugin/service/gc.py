@@ -1,8 +1,8 @@
 """Garbage collection: removes what interrupted calls left behind.
 
-Freeing too much is worse than leaking. So everything is checked again under its lock right before it is freed,
-attachments that are locked are skipped, and the kernel is listed before the records, since a call writes its
-record before it changes the kernel.
+Freeing too much is worse than leaking. So everything is checked again under its lock right before it is
+freed, attachments that are locked are skipped, and the kernel is listed before the records, since a
+call writes its record before it changes the kernel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from weft.errors import Busy, ConfigProblem, Missing, WeftError
 from weft.kernel.interface import Element
 
 _LEASE_GRACE = 60.0
-"""Seconds for which a lease without a record is kept: an ADD of the reference host-local may still be running."""
+"""Seconds for which a lease without a record is kept: an ADD of the reference host-local may still be
+running.
+"""
 
 
 @dataclass(slots=True)
@@ -71,8 +73,9 @@ def collect(context: ServiceContext, request: Request) -> None:
 
 
 def collect_stale(context: ServiceContext) -> Swept:
-    """``weft gc``, without a runtime's list of valid attachments: remove attachments whose namespace is gone,
-    partial ones, orphans, and networks without attachments."""
+    """``weft gc``, without a runtime's list of valid attachments: remove attachments whose namespace is
+    gone, partial ones, orphans, and networks without attachments.
+    """
     swept = Swept.empty()
     for record in stale_attachments(context):
         _detach(context, record, swept)
@@ -182,8 +185,10 @@ def _delete_link(context: ServiceContext, name: str, swept: Swept) -> None:
 
 
 def _free_leases(context: ServiceContext, request: Request, valid: set[tuple[str, str]], swept: Swept) -> None:
-    """Free the network's leases whose owner is neither valid nor recorded: of a killed ADD, or of the reference
-    host-local, which keeps no records; leases younger than ``_LEASE_GRACE`` are therefore kept."""
+    """Free the network's leases whose owner is neither valid nor recorded: of a killed ADD, or of the
+    reference host-local, which keeps no records; leases younger than ``_LEASE_GRACE`` are therefore
+    kept.
+    """
     assembly = assemble.read(request)
     pool = getattr(assembly.lease, "pool", None)
     if pool is None:

@@ -1,12 +1,13 @@
-"""The log on standard error or in the journal: INFO, a line for each request; DEBUG, a line for each operation.
+"""The log on standard error or in the journal: INFO, a line for each request; DEBUG, a line for each
+operation.
 
 Example::
 
-    ADD web/eth0 on blue: apply Veth: changed, 0.41 ms: ip link add veth1 type veth peer name eth0 netns …
-    ADD web/eth0 on blue: 10.9.0.5/24, 4.1 ms
+    ADD web/eth0 on blue: apply Veth: changed, 0.41 ms: ip link add veth1 type veth peer name eth0 netns
+    … ADD web/eth0 on blue: 10.9.0.5/24, 4.1 ms
 
-Off in a runtime's call unless ``WEFT_LOG`` is ``info`` or ``debug`` in its environment. ``weft engine`` in the
-foreground logs requests, and operations as well with ``--debug``.
+Off in a runtime's call unless ``WEFT_LOG`` is ``info`` or ``debug`` in its environment. ``weft engine``
+in the foreground logs requests, and operations as well with ``--debug``.
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ from weft.kernel.interface import Element
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
-    """What has weft's mark and belongs to no attachment or network: names of links, elements, paths of files."""
+    """What has weft's mark and belongs to no attachment or network: names of links, elements, paths of
+    files.
+    """
 
     links: tuple[str, ...]
     elements: tuple[Element, ...]
@@ -29,7 +31,9 @@ class Orphans:
 
 
 def orphans(context: ServiceContext) -> Orphans:
-    """What has weft's mark and no record; not a link that is the master of another, which is a network's."""
+    """What has weft's mark and no record; not a link that is the master of another, which is a
+    network's.
+    """
     all_links = context.kernel.host.links()
     masters = {link.master for link in all_links}
     links = [link for link in all_links if identity.mark_digest(link.alias) and link.name not in masters]
@@ -87,7 +91,9 @@ def element_text(element: Element) -> str:
 
 
 def _shared_digests(context: ServiceContext) -> set[str]:
-    """The mark digests of what belongs to networks: their elements, and the links of their VLAN gateways."""
+    """The mark digests of what belongs to networks: their elements, and the links of their VLAN
+    gateways.
+    """
     found = set()
     for record in context.records.networks():
         for operation in record.shared:

@@ -104,7 +104,9 @@ def attachment_of(request: Request) -> Attachment:
 
 
 def own_operations(plan: Plan) -> tuple[Operation, ...]:
-    """The attachment's own operations in order: elements that restrict a link come before it, the others after it."""
+    """The attachment's own operations in order: elements that restrict a link come before it, the
+    others after it.
+    """
     guards = (Elements(plan.guards),) if plan.guards else ()
     return (*guards, *plan.operations, *((Elements(plan.elements),) if plan.elements else ()), *plan.after)
 
@@ -121,6 +123,7 @@ def _without(plan: Plan, applied: Plan) -> Plan:
 def shared_operations(plan: Plan) -> tuple[Operation, ...]:
     """The operations of the network, with the base rules where the plan has any element."""
     rules: tuple[Operation, ...] = (BaseRules(),) if plan.elements or plan.shared_elements or plan.guards else ()
-    # One operation each: networks share single elements, and one is removed with the last network that has it.
+    # One operation each: networks share single elements, and one is removed with the last network that has
+    # it.
     elements = tuple(Elements((element,)) for element in dict.fromkeys(plan.shared_elements))
     return (*plan.shared, *rules, *elements)

@@ -1,8 +1,9 @@
 """What is attached: a file for each attachment and each network, written before the kernel is changed.
 
-A file is a line with the CRC-32 of the rest, and the rest as JSON (``codec``). It is replaced atomically by
-rename. The folder is on a tmpfs, so a record does not outlive the kernel state that it describes. A damaged
-file is renamed to ``NAME.damaged`` and reported; the marks in the kernel then show what it described.
+A file is a line with the CRC-32 of the rest, and the rest as JSON (``codec``). It is replaced
+atomically by rename. The folder is on a tmpfs, so a record does not outlive the kernel state that it
+describes. A damaged file is renamed to ``NAME.damaged`` and reported; the marks in the kernel then show
+what it described.
 """
 
 from __future__ import annotations

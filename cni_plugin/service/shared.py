@@ -34,7 +34,8 @@ def repair(context: ServiceContext) -> None:
 def remove_network(context: ServiceContext, network: str, *, timeout: float = locks.TIMEOUT) -> None:
     """Remove what belongs to the network: its bridge if weft has created it, its elements, its record.
 
-    What another network shares stays. Raises Busy while the network has attachments or a call holds its lock.
+    What another network shares stays. Raises Busy while the network has attachments or a call holds its
+    lock.
     """
     records = context.records
     with locks.hold(records.network_lock(network), timeout=timeout):
@@ -50,8 +51,9 @@ def remove_network(context: ServiceContext, network: str, *, timeout: float = lo
 
 
 def _remove_shared(context: ServiceContext, network: str) -> None:
-    """Undo what no other network shares and delete the record. The caller holds the shared lock, whose file goes with
-    the last network."""
+    """Undo what no other network shares and delete the record. The caller holds the shared lock, whose
+    file goes with the last network.
+    """
     records = context.records
     record = records.read_network(network)
     others = [other for other in records.networks() if other.network != network]
@@ -72,7 +74,8 @@ def _remove_shared(context: ServiceContext, network: str) -> None:
 def restore_elements(context: ServiceContext, current: Attachment | None) -> None:
     """Restore the elements of all networks and attachments after the ruleset was flushed.
 
-    The caller holds the shared lock. Skips ``current``, whose ADD applies its own, and attachments that are locked.
+    The caller holds the shared lock. Skips ``current``, whose ADD applies its own, and attachments that
+    are locked.
     """
     machine = context.machine(None)
     for network in list(context.records.networks()):
@@ -83,11 +86,12 @@ def restore_elements(context: ServiceContext, current: Attachment | None) -> Non
 
 
 def pass_on_ports(context: ServiceContext, ended: Record) -> None:
-    """Publish the ports of a removed attachment by the container's other attachments that ask for the same ports.
+    """Publish the ports of a removed attachment by the container's other attachments that ask for the
+    same ports.
 
-    Called after its elements are deleted and before its record, which says REMOVING: a call that is killed here is
-    repeated, and two removals at once do not wait for each other. Locks of the others are waited for: an ADD may
-    just have found the ports in use, and CHECK takes the lock as well.
+    Called after its elements are deleted and before its record, which says REMOVING: a call that is
+    killed here is repeated, and two removals at once do not wait for each other. Locks of the others
+    are waited for: an ADD may just have found the ports in use, and CHECK takes the lock as well.
     """
     if not any(isinstance(operation, Elements) and operation.published for operation in ended.operations):
         return
@@ -99,7 +103,9 @@ def pass_on_ports(context: ServiceContext, ended: Record) -> None:
 
 
 def _restore_elements(context: ServiceContext, record: Record, *, timeout: float = 0) -> None:
-    """Add the missing elements of an attachment; skip it where its lock is held for longer than ``timeout``."""
+    """Add the missing elements of an attachment; skip it where its lock is held for longer than
+    ``timeout``.
+    """
     if record.phase is Phase.REMOVING:
         return
     lock = context.records.lock(record.attachment)

@@ -23,8 +23,8 @@ from weft.types import Attachment, NamespaceId
 def delete_unrecorded(context: ServiceContext, request: Request, asked: NamespaceId) -> list[WeftError]:
     """DEL without a record: the ADD failed, the state was wiped, or another plugin made the attachment.
 
-    Removes what has the attachment's mark, and its leases; the container's link without a mark only if its MAC
-    address is the one in the caller's prevResult.
+    Removes what has the attachment's mark, and its leases; the container's link without a mark only if
+    its MAC address is the one in the caller's prevResult.
     """
     attachment = attachment_of(request)
     machine = context.machine(None)
@@ -52,7 +52,9 @@ def delete_unrecorded(context: ServiceContext, request: Request, asked: Namespac
 
 
 def _lenient_assembly(request: Request) -> assemble.Assembly | None:
-    """The parts, as far as the configuration is valid: DEL must work with a configuration that ADD refuses."""
+    """The parts, as far as the configuration is valid: DEL must work with a configuration that ADD
+    refuses.
+    """
     try:
         return assemble.read(request)
     except (WeftError, ImportError):
@@ -119,5 +121,7 @@ def _may_be_lent(driver: str) -> bool:
 
 
 def _kinds(driver: str) -> frozenset[str | None]:
-    """The kinds of links that the driver makes; those of all drivers where it is not known which it was."""
+    """The kinds of links that the driver makes; those of all drivers where it is not known which it
+    was.
+    """
     return frozenset(modules.declared(name).link_kind for name in ((driver,) if driver else modules.drivers()))

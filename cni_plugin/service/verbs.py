@@ -1,7 +1,7 @@
 """The verbs that a runtime calls: ADD, DEL, CHECK, GC, STATUS.
 
-``handle`` serves one request, in the engine and in a call's own process alike.
-Locks are taken in one order: the network's (shared), the attachment's, then the one of what networks share.
+``handle`` serves one request, in the engine and in a call's own process alike. Locks are taken in one
+order: the network's (shared), the attachment's, then the one of what networks share.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Service(ServiceContext):
     # The verbs
 
     def add(self, request: Request) -> Result:
-        """Attach. On an error everything is undone, and a network that this call was the first of is removed."""
+        """Attach. On an error everything is undone, and a network that this call was the first of is
+        removed.
+        """
         assembly = self._assemble(request)
         attachment = attachment_of(request)
         is_first = not os.path.exists(self.records.network_path(attachment.network))
@@ -115,7 +117,8 @@ class Service(ServiceContext):
     def delete(self, request: Request) -> None:
         """Detach. What is missing already is fine. Errors are raised after everything has been tried.
 
-        Nothing happens where the attachment lives in another namespace than the one that CNI_NETNS names.
+        Nothing happens where the attachment lives in another namespace than the one that CNI_NETNS
+        names.
         """
         attachment = attachment_of(request)
         requested = self.kernel.identify(request.namespace) if request.namespace else NamespaceId("")
@@ -135,7 +138,9 @@ class Service(ServiceContext):
             self.records.remove(attachment)
 
     def check(self, request: Request) -> None:
-        """Raises NotAsPlanned naming every difference from what ADD set up, UnknownContainer without an ADD."""
+        """Raises NotAsPlanned naming every difference from what ADD set up, UnknownContainer without an
+        ADD.
+        """
         assembly = self._assemble(request)
         attachment = attachment_of(request)
         with self._container(request, assembly) as container, self.locked(attachment):
@@ -155,7 +160,9 @@ class Service(ServiceContext):
             raise NotAsPlanned("; ".join(sentences), hint="DEL and ADD it again, or run weft check")
 
     def _later_operations(self, attachment: Attachment) -> tuple[Operation, ...]:
-        """The operations of the chain's plugins that may have changed what this attachment's plugin set up."""
+        """The operations of the chain's plugins that may have changed what this attachment's plugin set
+        up.
+        """
         chained = (replace(attachment, plugin=name) for name in modules.features() if name != attachment.plugin)
         records = (self.records.read(each) for each in chained)
         return tuple(operation for record in records if record is not None for operation in record.operations)
@@ -196,7 +203,8 @@ class Service(ServiceContext):
     def _container(self, request: Request, assembly: assemble.Assembly) -> Iterator[Namespace]:
         """Open the container's network namespace.
 
-        Raises NamespaceProblem where CNI_NETNS is no network namespace, or is the host's and must not be (or must be).
+        Raises NamespaceProblem where CNI_NETNS is no network namespace, or is the host's and must not
+        be (or must be).
         """
         container = self.kernel.open(request.namespace)
         try:
@@ -216,7 +224,9 @@ class Service(ServiceContext):
             container.close()
 
     def _finish_previous(self, attachment: Attachment, namespace: NamespaceId) -> None:
-        """Undo what an interrupted call has left of the attachment; raises Conflict where it is attached."""
+        """Undo what an interrupted call has left of the attachment; raises Conflict where it is
+        attached.
+        """
         record = self.records.read(attachment)
         if record is None:
             return
@@ -243,7 +253,9 @@ class Service(ServiceContext):
                 container.close()
 
     def _lives_elsewhere(self, record: Record, requested: NamespaceId) -> bool:
-        """Whether the attachment's namespace exists and is not the one that DEL names: then DEL must not touch it."""
+        """Whether the attachment's namespace exists and is not the one that DEL names: then DEL must
+        not touch it.
+        """
         if not requested.path or requested.path == record.namespace.path or requested.same(record.namespace):
             return False
         return self.is_alive(record.namespace)
@@ -253,7 +265,8 @@ class Service(ServiceContext):
     ) -> None:
         """Apply the shared operations that are lacking, under the shared lock; they are recorded first.
 
-        ``planned_on`` is the machine with the links as the planner saw them, for the check without the lock.
+        ``planned_on`` is the machine with the links as the planner saw them, for the check without the
+        lock.
         """
         seen = planned_on or machine
         if self._unrecorded(attachment.network, shared) or any(operation.mismatch(seen) for operation in shared):
@@ -285,8 +298,9 @@ class Service(ServiceContext):
 def _missing_from_previous(record: Record, request: Request) -> list[str]:
     """The addresses in ADD's result that are missing from the caller's prevResult.
 
-    For CHECK that is the result of the last plugin, which may not have passed on every interface: in Nomad's list
-    loopback comes before bridge. Addresses of interfaces that it does not have are not compared.
+    For CHECK that is the result of the last plugin, which may not have passed on every interface: in
+    Nomad's list loopback comes before bridge. Addresses of interfaces that it does not have are not
+    compared.
     """
     if request.config.previous is None:
         return []

@@ -16,8 +16,9 @@ HINT = "standard input must be one JSON object, the network configuration"
 def read(descriptor: int, *, patience: float | None = None) -> bytes:
     """All of standard input, up to the end of file.
 
-    ``patience`` is how many seconds to wait for each piece; when it passes, what came is the answer. None: for ever.
-    Raises WeftError 5 when it cannot be read or is a terminal, DecodeProblem past ``LIMIT``, having read no further.
+    ``patience`` is how many seconds to wait for each piece; when it passes, what came is the answer.
+    None: for ever. Raises WeftError 5 when it cannot be read or is a terminal, DecodeProblem past
+    ``LIMIT``, having read no further.
     """
     if os.isatty(descriptor):
         raise WeftError("standard input is a terminal", hint=HINT, code=IO_FAILURE)

@@ -1,6 +1,7 @@
 """Standard input to a ``Config``: the keys that every plugin has in common.
 
-Source: SPEC.md, "Network configuration format" and "Deriving runtime configuration from network configuration".
+Source: SPEC.md, "Network configuration format" and "Deriving runtime configuration from network
+configuration".
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ _VALID = ("cni.dev/valid-attachments", "cni.dev/attachments")
 def read(stdin: bytes, command: Command, plugin: str = "weft") -> Config:
     """The configuration on standard input.
 
-    Raises DecodeProblem for what is no JSON object, ConfigProblem for a missing or bad network name, VersionProblem
-    for a version that the plugin or the command does not have, in this order; then, for every command but DEL,
-    ConfigProblem with all else that is wrong in the common keys. A DEL must clean up after an ADD that was refused.
+    Raises DecodeProblem for what is no JSON object, ConfigProblem for a missing or bad network name,
+    VersionProblem for a version that the plugin or the command does not have, in this order; then, for
+    every command but DEL, ConfigProblem with all else that is wrong in the common keys. A DEL must
+    clean up after an ADD that was refused.
     """
     value, twice = document.decode(stdin)
     problems = Problems()
@@ -83,7 +85,8 @@ def _previous(keys: Section, version: str, problems: Problems) -> Result | None:
 def _valid(value: dict[str, object], problems: Problems) -> tuple[tuple[str, str], ...] | None:
     """What GC must keep: the union of the list and of its older name, so that it never frees too much.
 
-    ``null`` is an empty list and not an absent one: it is what Go makes of a runtime that has nothing attached.
+    ``null`` is an empty list and not an absent one: it is what Go makes of a runtime that has nothing
+    attached.
     """
     found: dict[tuple[str, str], None] = {}
     given = False

@@ -17,8 +17,8 @@ _MOST_DIGITS = 400  # of one number; Python's own limit is 4300, and a float hol
 def decode(stdin: bytes) -> tuple[dict[str, object] | None, tuple[str, ...]]:
     """The object on standard input, None for ``null``, and the keys that some object in it gives twice.
 
-    Of a key given twice the last value is kept, as Go does; whether that is a problem is the caller's to say.
-    Raises DecodeProblem for whatever is not one JSON object.
+    Of a key given twice the last value is kept, as Go does; whether that is a problem is the caller's
+    to say. Raises DecodeProblem for whatever is not one JSON object.
     """
     check_length(stdin)
     text = _text(stdin)
@@ -101,7 +101,8 @@ def _constant(text: str) -> float:
 def _examine(value: object) -> None:
     """Raises DecodeProblem for what is nested too deep or holds half a surrogate pair.
 
-    Walks without recursion; ``decode`` calls it only where the bytes show that there may be something to find.
+    Walks without recursion; ``decode`` calls it only where the bytes show that there may be something
+    to find.
     """
     level: list[object] = [value]
     for _ in range(DEEPEST):

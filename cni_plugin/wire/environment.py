@@ -1,7 +1,7 @@
 """The CNI_* variables of a call: which are required, and what values they may have.
 
-Source: SPEC.md, "Parameters". CNI_PATH may be absent, as the specification has it: a foreign plugin that is
-then not found says so itself.
+Source: SPEC.md, "Parameters". CNI_PATH may be absent, as the specification has it: a foreign plugin
+that is then not found says so itself.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ class Environment:
 
 
 def read(environ: Mapping[str, str], plugin: str, reads_arguments: Callable[[str], bool]) -> Environment:
-    """What the environment asks for; raises EnvironmentProblem for the first variable that is wrong or missing.
+    """What the environment asks for; raises EnvironmentProblem for the first variable that is wrong or
+    missing.
 
-    ``reads_arguments`` tells whether the plugin reads CNI_ARGS: those that look at none of it accept anything there,
-    as theirs do. DEL ignores what it cannot read in CNI_ARGS: the ADD that had the same has failed, and must be
-    cleaned up after.
+    ``reads_arguments`` tells whether the plugin reads CNI_ARGS: those that look at none of it accept
+    anything there, as theirs do. DEL ignores what it cannot read in CNI_ARGS: the ADD that had the same
+    has failed, and must be cleaned up after.
     """
     command = _command(environ.get("CNI_COMMAND", ""))
     path = tuple(part for part in environ.get("CNI_PATH", "").split(":") if part)
@@ -90,7 +91,9 @@ def _command(text: str) -> Command:
 
 
 def _path_problem(path: str) -> str:
-    """What is wrong with a namespace's path, "" if nothing is; whether anything is there is not looked at."""
+    """What is wrong with a namespace's path, "" if nothing is; whether anything is there is not looked
+    at.
+    """
     if not path.startswith("/"):
         return "must be an absolute path"
     if not path.isprintable():

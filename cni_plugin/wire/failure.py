@@ -7,7 +7,8 @@ from weft.errors import WeftError
 
 
 def render_error(error: WeftError, version: str) -> bytes:
-    """The error object, in the version of the call it answers, or the newest where that is none of ours.
+    """The error object, in the version of the call it answers, or the newest where that is none of
+    ours.
 
     Source: SPEC.md, "Error".
     """

@@ -1,14 +1,15 @@
 """The protocol between the shim and the engine: one request and one reply on a unix stream socket.
 
-A request is a head of 12 bytes (``WEFT``, the protocol's number, three zero bytes, the body's length) and a body: texts
-that each end with a zero byte (the client's version, the folder its code is in, its view of the file system, the
-name it was called by, the CNI_* variables), an empty text, and standard input as it came. The container's
-namespace comes as an open descriptor beside the first byte, where the path leads to one.
+A request is a head of 12 bytes (``WEFT``, the protocol's number, three zero bytes, the body's length)
+and a body: texts that each end with a zero byte (the client's version, the folder its code is in, its
+view of the file system, the name it was called by, the CNI_* variables), an empty text, and standard
+input as it came. The container's namespace comes as an open descriptor beside the first byte, where the
+path leads to one.
 
-A reply is a head of 16 bytes (``WEFT``, the protocol's number, whether the request was declined, the exit status, the
-lengths of what follows), then the bytes for standard output and those for standard error. A request that is
-declined has changed nothing: the client does the work itself. Numbers are little-endian. The same in C is
-``shim.c``.
+A reply is a head of 16 bytes (``WEFT``, the protocol's number, whether the request was declined, the
+exit status, the lengths of what follows), then the bytes for standard output and those for standard
+error. A request that is declined has changed nothing: the client does the work itself. Numbers are
+little-endian. The same in C is ``shim.c``.
 """
 
 from __future__ import annotations

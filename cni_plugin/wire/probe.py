@@ -1,7 +1,7 @@
 """The answer to VERSION.
 
-Imports next to nothing: podman asks every plugin of every network for its versions on every command, so that
-answer must cost no more than the start of the interpreter.
+Imports next to nothing: podman asks every plugin of every network for its versions on every command, so
+that answer must cost no more than the start of the interpreter.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def answer(plugin: str, stdin: bytes) -> bytes:
 def _asked(stdin: bytes) -> str:
     """The cniVersion on standard input, "" where there is none or it cannot be read.
 
-    Where the word stands there once, as it does in what every runtime sends, the value is cut out by hand:
-    importing json takes as long as the interpreter's own start.
+    Where the word stands there once, as it does in what every runtime sends, the value is cut out by
+    hand: importing json takes as long as the interpreter's own start.
     """
     found = stdin.lower().count(b"cniversion")
     if found == 0:

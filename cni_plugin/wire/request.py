@@ -25,9 +25,10 @@ class Command(StrEnum):
 class Config:
     """The network configuration. ``keys`` is the whole object: drivers read their own keys from it.
 
-    All sections share one ``problems``. For DEL nothing but the name and the version has been insisted on, and
-    what else is wrong stands there unraised; for every other command it was empty when ``config.read`` returned.
-    ``valid`` is what GC must keep, each a container id and an interface name; None where the runtime named no list.
+    All sections share one ``problems``. For DEL nothing but the name and the version has been insisted
+    on, and what else is wrong stands there unraised; for every other command it was empty when
+    ``config.read`` returned. ``valid`` is what GC must keep, each a container id and an interface name;
+    None where the runtime named no list.
     """
 
     version: str
@@ -46,8 +47,9 @@ class Config:
 class Request:
     """A call: who asks what for which container. ``plugin`` is the name that weft was called by.
 
-    ``namespace`` is CNI_NETNS as it came, "" where absent; container, interface and namespace are "" for the
-    commands that concern no container. ``environment`` and ``stdin`` are as they came, for foreign plugins.
+    ``namespace`` is CNI_NETNS as it came, "" where absent; container, interface and namespace are ""
+    for the commands that concern no container. ``environment`` and ``stdin`` are as they came, for
+    foreign plugins.
     """
 
     command: Command

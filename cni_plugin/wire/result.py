@@ -63,7 +63,8 @@ def check(result: Result, version: str) -> None:
 
 
 def parse(value: object, version: str, problems: Problems, path: str = "prevResult") -> Result:
-    """A result from JSON, in the shape of ``version`` or of the older one, which it tells apart by its keys.
+    """A result from JSON, in the shape of ``version`` or of the older one, which it tells apart by its
+    keys.
 
     What is wrong goes to ``problems`` and is left out. ``path`` is what messages call the whole.
     """
@@ -198,7 +199,9 @@ def _interface(section: Section) -> ResultInterface:
 
 
 def _address(section: Section, interfaces: int) -> ResultAddress | None:
-    """One of ``ips``, None where it has no address that can be read; -1 is no interface, as in old results."""
+    """One of ``ips``, None where it has no address that can be read; -1 is no interface, as in old
+    results.
+    """
     address: Cidr | None = section.cidr("address")
     if address is None:
         if not section.text("address"):

@@ -10,8 +10,8 @@ NEWEST = ALL[-1]
 WHEN_ABSENT = ALL[0]
 """The version of a configuration that names none (SPEC.md, "Network configuration format")."""
 
-# Of the reference plugins, which began with CNI itself but for these; told here and to shim.c since VERSION imports
-# neither drivers nor features.
+# Of the reference plugins, which began with CNI itself but for these; told here and to shim.c since
+# VERSION imports neither drivers nor features.
 FIRST_OF_PLUGIN = {"bandwidth": "0.3.0", "vrf": "0.3.1", "firewall": "0.4.0"}
 _FIRST_OF_COMMAND = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 EQUALLED = "1.9.1"
@@ -44,10 +44,10 @@ def require(version: str, command: str, plugin: str) -> None:
 def about(plugin: str) -> str:
     """The two lines that a call without CNI_COMMAND prints to standard error.
 
-    The first must be exactly ``CNI NAME plugin vSEMVER``: nerdctl takes the rest of that line as a version,
-    and Nomad the first word that is one; both refuse networks where ``bridge`` or ``firewall`` seem too old.
-    So under a reference plugin's name weft states the release that it equals, with its own as build data,
-    which comparisons of semantic versions ignore.
+    The first must be exactly ``CNI NAME plugin vSEMVER``: nerdctl takes the rest of that line as a
+    version, and Nomad the first word that is one; both refuse networks where ``bridge`` or ``firewall``
+    seem too old. So under a reference plugin's name weft states the release that it equals, with its
+    own as build data, which comparisons of semantic versions ignore.
     """
     version = __version__ if plugin == "weft" else f"{EQUALLED}+weft.{__version__}"
     return f"CNI {plugin} plugin v{version}\nCNI protocol versions supported: {', '.join(supported(plugin))}\n"

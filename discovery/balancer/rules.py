@@ -6,11 +6,11 @@ service's slot table, and a second look-up says which instance has that slot. So
 the same with ten services and with ten thousand, a change of a service is a change of some
 elements, and the algorithms differ only in how slots are assigned (``algorithms``) and chosen:
 
-``random{N}``           a random one of N slots
-``round_robin{K}_{N}``  the next one of N slots, by counter K; services share the few counters there are
-``source_hash{N}``      by the client's address, so that a client stays with its instance
-``maglev{N}``           by the client's address and port; with equal slot tables every host chooses the same instance
-``sticky{S}_{N}``       a random one when a client comes first, the same for as long as it comes again within S seconds
+``random{N}``           a random one of N slots ``round_robin{K}_{N}``  the next one of N slots, by
+counter K; services share the few counters there are ``source_hash{N}``      by the client's address, so
+that a client stays with its instance ``maglev{N}``           by the client's address and port; with
+equal slot tables every host chooses the same instance ``sticky{S}_{N}``       a random one when a
+client comes first, the same for as long as it comes again within S seconds
 
 Sticky chains keep the slot in the packet's priority while they look it up: the mark is other
 software's, and routes. A client is forgotten when it has sent nothing for the whole time; at most
@@ -306,7 +306,8 @@ def _entrances() -> Iterable[Chain]:
         Chain(
             "nat_postrouting",
             "source addresses of balanced connections",
-            # Sets and no verdict map: for each new element of a verdict map the kernel would walk all the others.
+            # Sets and no verdict map: for each new element of a verdict map the kernel would walk
+            # all the others.
             tuple(
                 Rule(f"ct status dnat {ip} daddr . {_PORT} @{instances[version]} goto {chain}", why)
                 for chain, instances, why in (

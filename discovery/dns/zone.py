@@ -1,7 +1,8 @@
 """The authoritative zones: services, nodes and virtual addresses under Consul's names.
 
-    [TAG.]NAME.service[.DC].weft     _NAME._PROTO[.service][.DC].weft     _PORT._PROTO.NAME.service[.DC].weft
-    NODE.node[.DC].weft              HEXADDRESS.addr[.DC].weft            NAME.virtual[.DC].weft
+    [TAG.]NAME.service[.DC].weft     _NAME._PROTO[.service][.DC].weft
+    _PORT._PROTO.NAME.service[.DC].weft NODE.node[.DC].weft              HEXADDRESS.addr[.DC].weft
+    NAME.virtual[.DC].weft
 
 Pure but for the clock in the SOA's serial. Answers are cached until the catalog changes one of
 their topics.

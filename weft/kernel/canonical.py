@@ -19,7 +19,9 @@ IPV6_PRIORITY = 1024
 
 
 def default_scope(route: Route, nexthop: int = 0) -> int:
-    """The scope that ``ip route add`` sets: link for IPv4 with neither gateway nor nexthop, else universe."""
+    """The scope that ``ip route add`` sets: link for IPv4 with neither gateway nor nexthop, else
+    universe.
+    """
     direct = route.gateway is None and not nexthop
     return SCOPE_LINK if route.destination.version == 4 and direct else SCOPE_UNIVERSE
 

@@ -142,8 +142,8 @@ class FdbEntry:
 class Nexthop:
     """A nexthop object, which routes refer to by its ``id``: a gateway on a link, a link, or a group.
 
-    ``group`` has ids and weights (1 to 256). ``fdb`` ones, for rows of VXLAN links, have a gateway alone,
-    or a group of such. ``protocol`` is the origin, as in ``KernelRoute``. ``id`` is 1 or more.
+    ``group`` has ids and weights (1 to 256). ``fdb`` ones, for rows of VXLAN links, have a gateway
+    alone, or a group of such. ``protocol`` is the origin, as in ``KernelRoute``. ``id`` is 1 or more.
     """
 
     id: int
@@ -313,24 +313,28 @@ class Namespace(Protocol):
         """Add a row. ``append``: another destination to a multicast or all-zero MAC address of a
         VXLAN link; ``replace``: instead of the row's destination or state. Raises ``Exists``.
 
-        *Equivalent to:* ``bridge fdb add|append|replace MAC dev LINK [dst ADDRESS] [vni VNI] [port PORT]
-        [vlan VLAN] [nhid ID] self|master permanent|static|dynamic``.
+        *Equivalent to:* ``bridge fdb add|append|replace MAC dev LINK [dst ADDRESS] [vni VNI] [port
+        PORT] [vlan VLAN] [nhid ID] self|master permanent|static|dynamic``.
         """
 
     def delete_fdb(self, link: str, entry: FdbEntry) -> None:
         """Delete a row, or the destination from a row with several. Raises ``Missing``.
 
-        A destination that the row does not have is no error. *Equivalent to:* ``bridge fdb del MAC dev LINK …``.
+        A destination that the row does not have is no error. *Equivalent to:* ``bridge fdb del MAC dev
+        LINK …``.
         """
 
     def nexthops(self) -> tuple[Nexthop, ...]:
-        """All nexthop objects and groups, by id. *Equivalent to:* ``ip nexthop show``, ``ip-nexthop(8)``."""
+        """All nexthop objects and groups, by id. *Equivalent to:* ``ip nexthop show``,
+        ``ip-nexthop(8)``.
+        """
 
     def add_nexthop(self, nexthop: Nexthop, *, replace: bool = False) -> None:
         """Add a nexthop or a group, or with ``replace`` change an existing one. Raises ``Exists``.
 
-        It lasts until its link is set down or loses its carrier; a group, until its last member is deleted.
-        *Equivalent to:* ``ip nexthop add|replace id ID [via GATEWAY] [dev LINK] [group ID,WEIGHT/…] [fdb]``.
+        It lasts until its link is set down or loses its carrier; a group, until its last member is
+        deleted. *Equivalent to:* ``ip nexthop add|replace id ID [via GATEWAY] [dev LINK] [group
+        ID,WEIGHT/…] [fdb]``.
         """
 
     def delete_nexthop(self, number: int) -> None:
@@ -455,7 +459,8 @@ class Ruleset(Protocol):
         """Which part of the tables is not installed as declared, None if all of it is."""
 
     def install(self, tables: Tables) -> None:
-        """Install the tables; elements are kept, also those of sets that had another name in an earlier release.
+        """Install the tables; elements are kept, also those of sets that had another name in an earlier
+        release.
 
         *Equivalent to:* ``nft -f RULES``, in one transaction.
         """

@@ -213,7 +213,9 @@ class FakeNamespace(FakeForwarding):
         self.kernel.settle()
 
     def settle(self) -> None:
-        """Add link-local addresses on carrier; delete IPv6 addresses without IPv6, and nexthops without carrier."""
+        """Add link-local addresses on carrier; delete IPv6 addresses without IPv6, and nexthops without
+        carrier.
+        """
         forwarding.flush_nexthops(self)
         for link in self.links_by_name.values():
             if link.sysctls["net/ipv6/conf/disable_ipv6"] == "1":

@@ -143,7 +143,9 @@ def delete(namespace: FakeState, asked: KernelRoute) -> None:
 
 
 def _may_match_nexthop(asked: KernelRoute) -> bool:
-    """Whether a request deletes routes with a nexthop: by its id, or an IPv6 one by its destination alone."""
+    """Whether a request deletes routes with a nexthop: by its id, or an IPv6 one by its destination
+    alone.
+    """
     by_destination = asked.route.destination.version == 6 and not asked.link and asked.route.gateway is None
     return bool(asked.nexthop) or by_destination
 

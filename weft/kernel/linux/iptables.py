@@ -32,9 +32,9 @@ _TIMEOUT = 30  # seconds for the xtables lock of iptables-legacy
 def save(version: int, table: str, nft_socket: NftSocket | None) -> tuple[str, ...]:
     """The table's chains and rules, () if it is not in use.
 
-    Raises KernelRefused if the program prints none or half of a table that exists: iptables-nft does so, with
-    success, for a table that nft has changed ("is incompatible, use 'nft' tool").
-    *Equivalent to:* ``iptables-save -t TABLE``.
+    Raises KernelRefused if the program prints none or half of a table that exists: iptables-nft does
+    so, with success, for a table that nft has changed ("is incompatible, use 'nft' tool"). *Equivalent
+    to:* ``iptables-save -t TABLE``.
     """
     output = _run(version, "-save", ["-t", table])
     lines = output.splitlines()

@@ -419,7 +419,9 @@ class LinuxNamespace:
             return nft_socket is not None and iptables.drops_forwarded(version, nft_socket)
 
     def _nftables(self) -> NftSocket | None:
-        """A socket to nf_tables of this namespace, which the thread has entered; None if the kernel has none."""
+        """A socket to nf_tables of this namespace, which the thread has entered; None if the kernel has
+        none.
+        """
         from weft.kernel.nft.socket import NftSocket
 
         if self._nft_socket is None:

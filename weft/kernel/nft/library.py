@@ -1,7 +1,9 @@
-"""Two ways to run nftables commands: libnftables in this process, or the ``nft`` program where it is missing.
+"""Two ways to run nftables commands: libnftables in this process, or the ``nft`` program where it is
+missing.
 
-Both take commands as ``nft -f -`` does and print protocols as numbers, so that neither a reader nor a writer
-depends on /etc/protocols. Sources: libnftables(3) (``nftables/libnftables.h`` for the flags), nft(8).
+Both take commands as ``nft -f -`` does and print protocols as numbers, so that neither a reader nor a
+writer depends on /etc/protocols. Sources: libnftables(3) (``nftables/libnftables.h`` for the flags),
+nft(8).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ Answer = tuple[str, str]
 
 
 class Runner(Protocol):
-    """Runs nftables commands in the network namespace of the thread that made it (the library) or that calls."""
+    """Runs nftables commands in the network namespace of the thread that made it (the library) or that
+    calls.
+    """
 
     def run(self, commands: str, *, terse: bool = False) -> Answer:
         """Run the commands as one transaction; ``terse`` leaves the elements of sets out of listings."""
@@ -141,7 +145,9 @@ def runner() -> Runner:
 
 
 def enter_namespace(descriptor: int) -> None:
-    """Move the calling thread to the network namespace. *Equivalent to:* ``nsenter --net=FILE``, setns(2)."""
+    """Move the calling thread to the network namespace. *Equivalent to:* ``nsenter --net=FILE``,
+    setns(2).
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.setns(descriptor, _CLONE_NEWNET):
         raise KernelRefused(f"cannot enter the network namespace: {_strerror(ctypes.get_errno())}")
@@ -159,5 +165,7 @@ def _strerror(number: int) -> str:
 
 
 def _need_netfilter() -> None:
-    """Raise KernelLacks where netfilter's netlink is missing: the library would end the process instead."""
+    """Raise KernelLacks where netfilter's netlink is missing: the library would end the process
+    instead.
+    """
     NetlinkSocket(NETLINK_NETFILTER).close()
