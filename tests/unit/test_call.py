@@ -1,4 +1,7 @@
-"""The one exit: whatever happens, one document or one sentence. Real processes where descriptors or signals matter."""
+"""The executable prints one JSON document on stdout, or one line on stderr, whatever fails.
+
+Tests of file descriptors and signals run real processes.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ Launch = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Launch]:
-    """Starts the executable under a name, with a body that defines ``service.handle``."""
+    """Start the executable under a plugin's name; ``body`` defines ``service.handle``."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(
@@ -76,7 +79,7 @@ def document(text: bytes) -> dict[str, object]:
     return value
 
 
-# In this process: what run makes of a call
+# cni.run, called in this process
 
 
 def test_a_result_is_printed_in_the_version_asked_for() -> None:
@@ -102,7 +105,7 @@ def test_a_result_is_printed_in_the_version_asked_for() -> None:
 
 
 @pytest.mark.parametrize("command", ["DEL", "CHECK"])
-def test_no_result_is_no_output(command: str) -> None:
+def test_a_call_without_a_result_prints_nothing(command: str) -> None:
     assert cni.run("bridge", ENVIRON | {"CNI_COMMAND": command}, GOOD, lambda request: None) == (0, b"")
 
 
@@ -117,7 +120,7 @@ def failing(error: BaseException) -> dict[str, object]:
     return value
 
 
-def test_a_problem_keeps_its_code() -> None:
+def test_an_error_keeps_its_cni_code() -> None:
     value = failing(Conflict("taken", hint="choose"))
     assert (value["code"], value["msg"], value["details"]) == (101, "taken", "choose")
 
@@ -136,7 +139,9 @@ def test_a_problem_keeps_its_code() -> None:
         (ExceptionGroup("two", [ValueError("a")]), "internal error: ExceptionGroup"),
     ],
 )
-def test_a_bug_is_999(error: BaseException, sentence: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unexpected_exceptions_are_code_999(
+    error: BaseException, sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     value = failing(error)
     assert value["code"] == 999
     assert sentence in str(value["msg"])
@@ -145,7 +150,7 @@ def test_a_bug_is_999(error: BaseException, sentence: str, capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_endless_recursion_is_999() -> None:
+def test_a_recursion_error_is_code_999() -> None:
     def handle(request: Request) -> Result:
         return handle(request)
 
@@ -153,13 +158,13 @@ def test_an_endless_recursion_is_999() -> None:
     assert (status, document(answer)["code"]) == (1, 999)
 
 
-def test_an_interruption_is_to_be_tried_again() -> None:
+def test_an_interrupted_call_is_code_11_try_again_later() -> None:
     assert failing(KeyboardInterrupt())["code"] == 11
     value = failing(cni.Interrupted("terminated by SIGTERM"))
     assert (value["code"], value["msg"]) == (11, "terminated by SIGTERM before the call was finished")
 
 
-def test_an_exception_that_cannot_be_printed() -> None:
+def test_an_exception_whose_str_fails_is_code_999() -> None:
     class Mute(Exception):
         def __str__(self) -> str:
             raise RuntimeError
@@ -171,7 +176,7 @@ def test_an_exception_that_cannot_be_printed() -> None:
     assert (status, document(answer)["code"]) == (1, 999)
 
 
-def test_a_result_that_the_version_cannot_say_is_a_failure() -> None:
+def test_a_result_without_a_form_in_the_requested_version_is_an_error() -> None:
     status, answer = cni.run("bridge", ENVIRON, b'{"cniVersion":"0.2.0","name":"n"}', lambda request: Result())
     assert (status, document(answer)["code"], document(answer)["cniVersion"]) == (1, 1, "0.2.0")
 
@@ -194,7 +199,7 @@ def test_version_needs_no_other_variable() -> None:
 
 
 @pytest.mark.parametrize("stdin", [b"", b"{", b"\xff", b" " * (1 << 21)])
-def test_version_takes_anything_on_standard_input(stdin: bytes) -> None:
+def test_version_ignores_invalid_standard_input(stdin: bytes) -> None:
     status, answer = cni.run("bridge", {"CNI_COMMAND": "VERSION"}, stdin, lambda request: None)
     assert (status, document(answer)["cniVersion"]) == (0, "1.1.0")
 
@@ -208,7 +213,7 @@ atexit.register(lambda: os.write(2, (chr(10) + " ".join(sys.modules)).encode()))
 HEAVY = {"pyroute2", "ctypes", "click", "dataclasses", "json", "re", "enum", "typing", "collections", "signal"}
 
 
-def test_a_bare_call_says_what_it_is(launch: Launch) -> None:
+def test_a_call_without_cni_command_prints_about(launch: Launch) -> None:
     out, err = launch(REPORT, environ={}, stdin=subprocess.DEVNULL).communicate()
     lines = err.decode().split("\n")
     assert out == b""
@@ -219,7 +224,7 @@ def test_a_bare_call_says_what_it_is(launch: Launch) -> None:
     assert err.decode().startswith(f"CNI weft plugin v{__version__}\n")
 
 
-def test_version_imports_next_to_nothing(launch: Launch) -> None:
+def test_version_imports_few_modules(launch: Launch) -> None:
     process = launch(REPORT, environ={"CNI_COMMAND": "VERSION"})
     out, err = process.communicate(b'{"cniVersion":"0.4.0"}')
     assert process.returncode == 0
@@ -251,7 +256,7 @@ def test_version_does_not_wait_for_a_pipe_that_stays_open(launch: Launch) -> Non
     assert document(process.stdout.read())["cniVersion"] == "1.1.0"
 
 
-def test_nothing_else_reaches_standard_output(launch: Launch) -> None:
+def test_prints_by_the_service_do_not_reach_standard_output(launch: Launch) -> None:
     body = """
 def handle(request):
     from weft.types import Result
@@ -270,7 +275,7 @@ service.handle = handle
         assert text in err
 
 
-def test_a_missing_service_is_an_error_object(launch: Launch) -> None:
+def test_a_failed_import_of_the_service_is_an_error_object(launch: Launch) -> None:
     process = launch("")
     out, _ = process.communicate(GOOD)
     assert (process.returncode, document(out)["code"]) == (1, 999)
@@ -292,7 +297,7 @@ service.handle = handle
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_the_work_and_lets_it_be_undone(launch: Launch, number: signal.Signals) -> None:
+def test_a_signal_aborts_the_call_and_runs_its_cleanup(launch: Launch, number: signal.Signals) -> None:
     process = launch(SLEEP.replace("NUMBER", str(int(number))))
     assert process.stdin is not None
     assert process.stderr is not None
@@ -321,19 +326,19 @@ def test_a_signal_while_reading_standard_input(launch: Launch) -> None:
 
 
 def caught(pid: int, number: signal.Signals) -> bool:
-    """Whether the process has a handler for the signal, as /proc/PID/status says."""
+    """Whether the process has a handler for the signal: SigCgt in /proc/PID/status."""
     line = next(each for each in Path(f"/proc/{pid}/status").read_text().splitlines() if each.startswith("SigCgt"))
     return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
-def test_a_closed_standard_output_stops_it_before_anything_is_done(launch: Launch) -> None:
+def test_closed_standard_output_fails_before_the_service_is_called(launch: Launch) -> None:
     process = launch(stdout=None, preexec_fn=lambda: os.close(1))
     _, err = process.communicate(GOOD)
     assert process.returncode == 1
     assert err == b"weft: standard output is closed\n"
 
 
-def test_a_full_standard_output_is_told(launch: Launch) -> None:
+def test_enospc_on_standard_output_is_reported(launch: Launch) -> None:
     with open("/dev/full", "wb") as full:
         process = launch(stdout=full)
         _, err = process.communicate(GOOD)
@@ -341,7 +346,7 @@ def test_a_full_standard_output_is_told(launch: Launch) -> None:
     assert err == b"asked\nweft: cannot write to standard output: No space left on device\n"
 
 
-def test_a_reader_that_left_is_told(launch: Launch) -> None:
+def test_a_broken_pipe_on_standard_output_is_reported(launch: Launch) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     process = launch(stdout=writing)
@@ -351,7 +356,7 @@ def test_a_reader_that_left_is_told(launch: Launch) -> None:
     assert b"cannot write to standard output: Broken pipe" in err
 
 
-def test_a_slow_reader_gets_it_all(launch: Launch) -> None:
+def test_a_slow_reader_receives_the_whole_document(launch: Launch) -> None:
     body = """
 def handle(request):
     from weft.types import Result, Route
@@ -376,24 +381,24 @@ service.handle = handle
     assert cni.run("bridge", ENVIRON, GOOD, lambda request: expected) == (0, out)
 
 
-def test_a_closed_standard_error_changes_nothing(launch: Launch) -> None:
+def test_closed_standard_error_changes_nothing(launch: Launch) -> None:
     process = launch("", stderr=None, preexec_fn=lambda: os.close(2))
     out, _ = process.communicate(GOOD)
     assert (process.returncode, document(out)["code"]) == (1, 999)
 
 
-def test_a_closed_standard_input_is_empty(launch: Launch) -> None:
+def test_closed_standard_input_is_read_as_empty(launch: Launch) -> None:
     process = launch(stdin=None, preexec_fn=lambda: os.close(0))
     out, err = process.communicate()
     assert (process.returncode, document(out)["code"], err) == (1, 6, b"")
 
 
-def test_all_closed(launch: Launch) -> None:
+def test_all_three_descriptors_closed(launch: Launch) -> None:
     process = launch(stdin=None, stdout=None, stderr=None, preexec_fn=lambda: os.closerange(0, 3))
     assert process.wait(timeout=20) == 1
 
 
-def test_a_terminal_is_no_configuration(launch: Launch) -> None:
+def test_a_terminal_is_not_read_as_configuration(launch: Launch) -> None:
     controlling, terminal = os.openpty()
     process = launch(stdin=terminal)
     out, _ = process.communicate(timeout=20)
@@ -402,7 +407,7 @@ def test_a_terminal_is_no_configuration(launch: Launch) -> None:
     assert (process.returncode, document(out)["code"]) == (1, 5)
 
 
-def test_a_hundred_megabytes_are_refused_unread(launch: Launch) -> None:
+def test_standard_input_of_100_mb_is_refused_without_reading_it_all(launch: Launch) -> None:
     body = (
         ANSWER
         + """
@@ -418,7 +423,7 @@ atexit.register(lambda: os.write(2, peak().encode()))
     out, err = process.communicate(GOOD + b" " * 100_000_000)
     assert (process.returncode, document(out)["code"]) == (1, 6)
     assert "1048576 bytes" in str(document(out)["msg"])
-    assert int(err) < 60 * 1024  # kilobytes of memory at most
+    assert int(err) < 60 * 1024  # limit of memory, KiB
 
 
 LOGGED = """
@@ -431,13 +436,13 @@ service.handle = handle
 
 
 @pytest.mark.parametrize("level", ["info", "debug", "INFO"])
-def test_a_request_is_logged_where_the_environment_says_so(launch: Launch, level: str) -> None:
+def test_requests_are_logged_if_the_environment_enables_it(launch: Launch, level: str) -> None:
     _, err = launch(LOGGED, environ=ENVIRON | {"WEFT_LOG": level}).communicate(GOOD)
     assert re.fullmatch(rb"ADD c/eth0 on n: 10\.1\.0\.5/24, [0-9.]+ ms\n", err)
 
 
 @pytest.mark.parametrize("level", ["", "off", "verbose"])
-def test_nothing_is_logged_otherwise(launch: Launch, level: str) -> None:
+def test_requests_are_not_logged_by_default(launch: Launch, level: str) -> None:
     _, err = launch(LOGGED, environ=ENVIRON | {"WEFT_LOG": level}).communicate(GOOD)
     assert err == b""
 

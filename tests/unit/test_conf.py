@@ -1,4 +1,4 @@
-"""Every conflist in conf/ is one that weft takes, and between them they show every driver and feature."""
+"""Every conflist in conf/ is accepted, and together they use every driver and feature."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def members(path: Path) -> list[dict[str, Any]]:
 
 
 def taken(conf: dict[str, Any]) -> tuple[int, dict[str, Any], list[assemble.Assembly]]:
-    """Exit status and answer of an ADD whose work is only to read the configuration, and what was read."""
+    """An ADD that only parses the configuration: exit status, output, and what was parsed."""
     read = []
 
     def handle(request: Request) -> Result:
@@ -51,12 +51,12 @@ def taken(conf: dict[str, Any]) -> tuple[int, dict[str, Any], list[assemble.Asse
     return status, json.loads(answer), read
 
 
-def test_there_are_conflists() -> None:
+def test_conf_contains_conflists() -> None:
     assert {path.stem for path in FILES} >= {"weft", "chain", "ptp", "loopback", "dual-stack", "static"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_conflist_is_taken(path: Path) -> None:
+def test_conflist_is_accepted(path: Path) -> None:
     conflist = json.loads(path.read_text(encoding="utf-8"))
     assert conflist["name"] == path.stem
     for conf in members(path):
@@ -66,8 +66,8 @@ def test_a_conflist_is_taken(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_conflist_spoiled_is_refused(path: Path) -> None:
-    """The reading is not so lenient that the test above could not fail."""
+def test_an_invalid_key_is_refused(path: Path) -> None:
+    """The previous test would pass if the parser accepted everything: it does not."""
     first = members(path)[0]
     spoiled = {**first, "type": "weft", "driver": "bridge", "mtu": "large"}
     status, answer, _ = taken(spoiled)
@@ -75,7 +75,7 @@ def test_a_conflist_spoiled_is_refused(path: Path) -> None:
     assert "mtu" in answer["msg"]
 
 
-def test_every_driver_and_feature_is_shown() -> None:
+def test_every_driver_and_feature_is_used_by_a_conflist() -> None:
     shown: set[str] = set()
     for path in FILES:
         for conf in members(path):
@@ -85,8 +85,8 @@ def test_every_driver_and_feature_is_shown() -> None:
     assert known <= shown
 
 
-def test_every_name_is_a_part_of_weft() -> None:
-    """bin/cni links no name that nothing answers to."""
+def test_every_name_in_bin_cni_is_a_plugin() -> None:
+    """bin/cni has no link under a name that weft does not implement."""
     features = {path.stem for path in (ROOT / "cni_plugin/features").glob("[!_]*.py")}
     pools = {path.stem.replace("_", "-") for path in (ROOT / "ipam").glob("[!_]*.py")}
     names = set(modules.plugins())
@@ -94,7 +94,7 @@ def test_every_name_is_a_part_of_weft() -> None:
     assert {name for name in modules.drivers() if modules.driver(name).DRIVER.plugin} <= names
 
 
-def test_weft_is_every_reference_plugin() -> None:
+def test_every_reference_plugin_has_a_link() -> None:
     made = {"bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "dummy", "tap", "loopback"}
     chained = {"portmap", "firewall", "bandwidth", "tuning", "sbr", "vrf", "dnsname"}
     assert set(modules.plugins()) == made | chained | {"host-local", "static", "dhcp"}

@@ -1,4 +1,4 @@
-"""Network lists: read as libcni reads them, written whole or not at all."""
+"""Network configuration lists: read in libcni's order, written atomically."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def put(folder: Path, name: str, content: object) -> None:
     (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-def test_the_folder_is_read_by_file_name_and_ending(tmp_path: Path) -> None:
+def test_files_are_chosen_by_extension_and_sorted_by_name(tmp_path: Path) -> None:
     put(tmp_path, "20-b.conflist", LIST)
     put(tmp_path, "10-a.conf", {"name": "single", "type": "macvlan", "cniVersion": "0.3.1"})
     put(tmp_path, "30-c.json", {"name": "third", "type": "ptp"})
@@ -63,7 +63,7 @@ def test_the_folder_is_read_by_file_name_and_ending(tmp_path: Path) -> None:
         ("\ufeff{}", "byte order mark"),
     ],
 )
-def test_what_is_wrong_is_named_with_the_file(tmp_path: Path, content: object, said: str) -> None:
+def test_errors_name_the_file(tmp_path: Path, content: object, said: str) -> None:
     put(tmp_path, "x.conflist", content)
     with pytest.raises(ConfigProblem) as caught:
         conflists.load(str(tmp_path / "x.conflist"))
@@ -71,7 +71,7 @@ def test_what_is_wrong_is_named_with_the_file(tmp_path: Path, content: object, s
     assert said in caught.value.message
 
 
-def test_a_member_gets_what_it_declares(tmp_path: Path) -> None:
+def test_a_plugin_gets_the_runtime_config_of_its_declared_capabilities(tmp_path: Path) -> None:
     put(tmp_path, "x.conflist", LIST)
     found = conflists.find(str(tmp_path), "blue")
     assert found.capabilities() == {"ips", "portMappings"}
@@ -96,7 +96,7 @@ def test_subnets_of_any_ipam_plugin() -> None:
     assert found == (ip_network("10.5.0.0/16"), ip_network("10.6.0.0/24"))
 
 
-def test_versions_offered_the_newest_known_counts() -> None:
+def test_the_newest_known_version_of_cni_versions_is_used() -> None:
     def version(**keys: object) -> str:
         return conflists.parse("x", {"name": "a", "plugins": [{"type": "x"}], **keys}).version
 
@@ -104,7 +104,7 @@ def test_versions_offered_the_newest_known_counts() -> None:
     assert version() == "0.1.0"
 
 
-def test_a_name_that_two_files_claim_is_the_firsts(tmp_path: Path) -> None:
+def test_of_two_files_with_one_network_name_the_first_wins(tmp_path: Path) -> None:
     put(tmp_path, "b.conflist", LIST)
     put(tmp_path, "a.conflist", LIST)
     assert conflists.find(str(tmp_path), "blue").path.endswith("/a.conflist")
@@ -113,7 +113,7 @@ def test_a_name_that_two_files_claim_is_the_firsts(tmp_path: Path) -> None:
     assert "blue" in caught.value.hint
 
 
-def test_writing_never_replaces_and_leaves_no_other_file(tmp_path: Path) -> None:
+def test_write_never_replaces_a_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     path = conflists.write(str(tmp_path), "blue", dict(LIST))
     assert json.loads(Path(path).read_text()) == LIST
     assert os.stat(path).st_mode & 0o777 == 0o644 & ~_umask()
@@ -133,7 +133,7 @@ def _umask() -> int:
     return mask
 
 
-def test_changes_wait_for_each_other(tmp_path: Path) -> None:
+def test_writers_of_a_directory_exclude_each_other(tmp_path: Path) -> None:
     order: list[str] = []
     inside = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Daemons beside calls of another release: an older one is replaced, an equal or newer one is kept."""
+"""A call replaces a daemon of an older release, and keeps one of the same or a newer release."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from weft.errors import WeftError
 
 
 def serve(path: Path, answer: bytes) -> subprocess.Popen[bytes]:
-    """A process that gives every caller the answer."""
+    """A daemon that sends ``answer`` to every client."""
     program = (
         "import socket, sys\n"
         "listener = socket.socket(socket.AF_UNIX)\n"
@@ -34,7 +34,7 @@ def serve(path: Path, answer: bytes) -> subprocess.Popen[bytes]:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The modules that were started; each serves the socket from then on."""
+    """The modules that were started; each then listens on the socket."""
     modules: list[str] = []
 
     def start(module: str, purpose: str) -> None:
@@ -60,7 +60,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 AGENT = Daemon("cni_plugin.agent.main", "answers names", "weft agent")
 
 
-def test_one_is_started_where_none_answers(started: list[str], tmp_path: Path) -> None:
+def test_a_daemon_is_started_if_none_answers(started: list[str], tmp_path: Path) -> None:
     AGENT.ensure(str(tmp_path / "agent.sock"))
     assert started == [AGENT.module]
 
@@ -84,12 +84,12 @@ def test_an_equal_or_newer_release_is_kept(started: list[str], tmp_path: Path, a
         process.wait(10)
 
 
-def test_a_release_before_reads_the_first_line_alone() -> None:
+def test_earlier_releases_read_only_the_first_line() -> None:
     assert REFRESHED[: len(b"looked\n")] == b"looked\n"
     assert REFRESHED.decode().splitlines() == ["looked", __version__]
 
 
-def test_what_does_not_answer_as_a_daemon_is_none(tmp_path: Path) -> None:
+def test_other_listeners_and_missing_sockets_are_not_daemons(tmp_path: Path) -> None:
     process = serve(tmp_path / "other.sock", b"HTTP/1.1 400\r\n")
     try:
         assert daemons.refresh(str(tmp_path / "other.sock")) is None
@@ -99,7 +99,7 @@ def test_what_does_not_answer_as_a_daemon_is_none(tmp_path: Path) -> None:
     assert daemons.refresh(str(tmp_path / "missing.sock")) is None
 
 
-def test_none_that_starts_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_daemon_that_does_not_start_in_time_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(daemons, "start", lambda module, purpose: None)
     monkeypatch.setattr(daemons, "_START_TIMEOUT", 0.1)
     with pytest.raises(WeftError, match=r"did not start within 0\.1 s"):

@@ -1,4 +1,4 @@
-"""The keeper of DHCP leases without a network: who finds it, when it ends, and what it cannot renew."""
+"""The keeper of DHCP leases without a network: its socket, when it exits, and failed renewals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from weft.types import NamespaceId
 
 
 def held(since: float, key: str = "k") -> StoredLease:
-    """A lease of two minutes, of a container that is gone."""
+    """A lease of two minutes for a container that no longer exists."""
     options = {
         Option.SUBNET_MASK: b"\xff\xff\xff\0", Option.SERVER_ID: b"\xc0\0\2\1", Option.LEASE_TIME: b"\0\0\0\x78",
     }  # fmt: skip
@@ -50,7 +50,7 @@ def said(folder: str) -> bytes:
         return connection.recv(100)
 
 
-def test_it_ends_when_there_is_nothing_to_keep(leases: LeaseFiles) -> None:
+def test_it_exits_without_leases(leases: LeaseFiles) -> None:
     place = DaemonSocket(leases.folder, "keeper")
     keeper = Keeper(place, leases, idle=0.2)
     thread = threading.Thread(target=keeper.run)
@@ -61,7 +61,7 @@ def test_it_ends_when_there_is_nothing_to_keep(leases: LeaseFiles) -> None:
     assert not thread.is_alive() and not os.path.exists(place.path)
 
 
-def test_it_stays_while_there_is_a_lease_and_goes_when_told(leases: LeaseFiles) -> None:
+def test_it_runs_while_there_is_a_lease_and_stops_on_request(leases: LeaseFiles) -> None:
     leases.write(held(dhcp_client.now()))
     keeper = Keeper(DaemonSocket(leases.folder, "keeper"), leases, idle=0.0)
     thread = threading.Thread(target=keeper.run)
@@ -73,7 +73,7 @@ def test_it_stays_while_there_is_a_lease_and_goes_when_told(leases: LeaseFiles) 
     assert not thread.is_alive()
 
 
-def test_it_ends_when_its_place_is_another_s(leases: LeaseFiles) -> None:
+def test_it_exits_when_its_socket_was_unlinked(leases: LeaseFiles) -> None:
     leases.write(held(dhcp_client.now()))
     place = DaemonSocket(leases.folder, "keeper")
     keeper = Keeper(place, leases)
@@ -81,15 +81,15 @@ def test_it_ends_when_its_place_is_another_s(leases: LeaseFiles) -> None:
     keeper.run()
 
 
-def test_there_is_one(leases: LeaseFiles) -> None:
+def test_a_second_keeper_is_refused(leases: LeaseFiles) -> None:
     place = DaemonSocket(leases.folder, "keeper")
     with pytest.raises(AlreadyRunning):
         DaemonSocket(leases.folder, "keeper")
     place.close()
 
 
-def test_a_lease_that_cannot_be_renewed_is_tried_again_and_at_last_forgotten(leases: LeaseFiles) -> None:
-    """The container may only be out of sight: nothing goes before the lease itself has ended."""
+def test_a_failed_renewal_is_retried_until_the_lease_expires(leases: LeaseFiles) -> None:
+    """A missing namespace does not prove that the container is gone: the lease may be needed."""
     lines: list[str] = []
     now = dhcp_client.now()
     again = attempt(held(now - 70), lines.append)
@@ -99,13 +99,13 @@ def test_a_lease_that_cannot_be_renewed_is_tried_again_and_at_last_forgotten(lea
     assert "not renewed" in lines[0] and "expired" in lines[1]
 
 
-def test_what_has_run_out_while_no_keeper_was_there_goes_at_once(leases: LeaseFiles) -> None:
+def test_leases_that_expired_without_a_keeper_are_removed_at_start(leases: LeaseFiles) -> None:
     leases.write(held(dhcp_client.now() - 500))
     keeper = Keeper(DaemonSocket(leases.folder, "keeper"), leases, idle=0.1)
     keeper.run()
     assert leases.all() == [] and os.listdir(leases.folder) == ["keeper.lock"]
 
 
-def test_what_it_is_not_told_it_says(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_option_prints_the_usage(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--nonsense"]) == 2
     assert "usage: weft dhcp" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Who may import whom: the layers of docs/architecture.md, enforced on the syntax trees of all modules."""
+"""Which folder may import which: docs/architecture.md, enforced on the modules' syntax trees."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ STANDS_ON: dict[str, str] = {
         "cni_plugin.service cni_plugin.networks cni_plugin.entry cni_plugin.engine"
     ),
 }
-"""Each folder, and all folders that its modules import. Below in the table means above in the tree."""
+"""Each folder, and all folders that its modules import. Lower rows are higher layers."""
 
 DEFERRED: dict[str, dict[str, str]] = {
-    # the agent answers DNS before it has loaded HTTP, checks and the page
+    # the agent serves DNS before HTTP, checks and the page are loaded
     "cni_plugin.agent.main": {
         "discovery.api.server": "180.1 ms",
         "discovery.health.checker": "142.0 ms",
         "discovery.page.pages": "9.2 ms",
     },
-    # each program of the command loads its own alone
+    # each program of the command loads only its own modules
     "cni_plugin.cli": {
         "cni_plugin.agent.main": "248.1 ms",
         "cni_plugin.cli.root": "158.4 ms",
@@ -86,7 +86,7 @@ DEFERRED: dict[str, dict[str, str]] = {
         "cni_plugin.agent.settings": "11.3 ms",
         "discovery.balancer.balancer": "82.1 ms",
     },
-    # only networks with a plugin that is not weft's
+    # only networks with a foreign plugin
     "cni_plugin.cli.chain": {
         "cni_plugin.service.delegate": "6.7 ms",
     },
@@ -99,7 +99,7 @@ DEFERRED: dict[str, dict[str, str]] = {
     "cni_plugin.cli.services": {
         "cni_plugin.cli.watching": "19.6 ms",
     },
-    # weft --help and commands to the agent attach nothing
+    # weft --help and the commands to the agent do not need the kernel
     "cni_plugin.cli.tool": {
         "cni_plugin.dataplane.tables": "4.8 ms",
         "cni_plugin.networks.findings": "44.5 ms",
@@ -109,7 +109,7 @@ DEFERRED: dict[str, dict[str, str]] = {
         "weft.kernel.linux.kernel": "32.0 ms",
         "weft.kernel.linux.probe": "6.5 ms",
     },
-    # VERSION, which podman asks of every plugin of every network, needs none of it
+    # VERSION, which podman calls for every plugin of every network, needs none of it
     "cni_plugin.entry.call": {
         "cni_plugin.entry.netavark": "35.1 ms",
         "cni_plugin.service.log": "45.9 ms",
@@ -127,7 +127,7 @@ DEFERRED: dict[str, dict[str, str]] = {
         "cni_plugin.wire.result": "26.0 ms",
         "traceback": "10.1 ms",
     },
-    # each verb loads its own alone
+    # each verb loads only its own modules
     "cni_plugin.entry.netavark": {
         "cni_plugin.networks.conflists": "1.4 ms",
         "cni_plugin.networks.pools": "13.4 ms",
@@ -136,7 +136,7 @@ DEFERRED: dict[str, dict[str, str]] = {
         "traceback": "1.8 ms",
         "weft.kernel.linux.kernel": "34.0 ms",
     },
-    # a call that goes to an engine does nothing itself
+    # a call that is sent to an engine
     "cni_plugin.entry.shim": {
         "cni_plugin.entry.call": "2.7 ms",
         "cni_plugin.wire.frame": "16.3 ms",
@@ -154,7 +154,7 @@ DEFERRED: dict[str, dict[str, str]] = {
         "cni_plugin.ops.ports": "3.5 ms",
         "cni_plugin.ops.iptables": "1.8 ms",
     },
-    # only where subnets are sought
+    # only the search for a free subnet
     "cni_plugin.networks.pools": {
         "netaddr": "24.9 ms",
     },
@@ -171,11 +171,11 @@ DEFERRED: dict[str, dict[str, str]] = {
         "cni_plugin.ops.dhcp": "14.8 ms",
         "ipam.dhcp": "4.1 ms",
     },
-    # only networks with a plugin that is not weft's
+    # only networks with a foreign plugin
     "cni_plugin.service.context": {
         "cni_plugin.service.delegate": "8.7 ms",
     },
-    # GC, DEL without a record, and a process of its own
+    # GC, DEL without a record, and calls without an engine
     "cni_plugin.service.verbs": {
         "cni_plugin.service.gc": "1.2 ms",
         "cni_plugin.service.log": "0.5 ms",
@@ -186,29 +186,29 @@ DEFERRED: dict[str, dict[str, str]] = {
     "cni_plugin.wire.failure": {
         "json": "12.8 ms",
     },
-    # only where standard input names the version twice
+    # only if standard input has the version twice
     "cni_plugin.wire.probe": {
         "cni_plugin.wire.document": "14.6 ms",
     },
-    # an agent without virtual addresses programs no kernel
+    # only an agent with virtual addresses
     "discovery.balancer.allocate": {
         "discovery.balancer.table": "58.7 ms",
         "weft.kernel.linux.kernel": "47.3 ms",
     },
-    # the page and the agent talk to nobody; TLS only with https
+    # the page and the agent are no clients; TLS only with https
     "discovery.consul.client": {
         "http.client": "26.4 ms",
         "ssl": "9.7 ms",
     },
-    # only pools with an index, so that static addresses open no database
+    # only pools with an index; static addresses need no database
     "ipam.index": {
         "sqlite3": "4.3 ms",
     },
-    # most calls start no daemon and end none
+    # most calls start and stop no daemon
     "weft.daemons": {
         "signal": "1.1 ms",
     },
-    # only the first process of a release finds one of another
+    # only the first process of a release stops those of another
     "weft.releases": {
         "signal": "3.4 ms",
     },
@@ -224,14 +224,14 @@ DEFERRED: dict[str, dict[str, str]] = {
         "weft.kernel.nft.ruleset": "7.1 ms",
         "weft.kernel.nft.socket": "0.6 ms",
     },
-    # privileges are looked at without trying the kernel
+    # the check of privileges does not probe the kernel
     "weft.kernel.linux.probe": {
         "threading": "1.0 ms",
         "weft.kernel.linux.kernel": "45.2 ms",
         "weft.kernel.nft.library": "5.3 ms",
         "weft.kernel.nft.ruleset": "14.2 ms",
     },
-    # 176 ms by way of pyroute2's own __init__, 11 past it
+    # 176 ms through pyroute2's own __init__, 11 ms without it
     "weft.kernel.netlink.message_classes": {
         "pyroute2": "196.5 ms",
     },
@@ -244,23 +244,25 @@ DEFERRED: dict[str, dict[str, str]] = {
         "shutil": "3.8 ms",
         "subprocess": "4.5 ms",
     },
-    # only verification after a change by others, and work in another namespace
+    # only verification after a foreign change, and other namespaces
     "weft.kernel.nft.ruleset": {
         "threading": "1.0 ms",
         "weft.kernel.nft.listing": "1.7 ms",
     },
-    # only processes that look into many namespaces
+    # only processes that read sysctls of many namespaces
     "weft.kernel.sysctl": {
         "contextlib": "0.7 ms",
         "weft.kernel.proc": "5.5 ms",
     },
 }
-"""Imports inside functions: by module, what it imports there and why. Milliseconds are what the import takes in a
-process that has loaded the importing module, isolated as the executables are (-IS), the least of three.
+"""Imports inside functions: by module, what it imports there and why.
+
+Milliseconds are what the import takes in a process that has loaded the importing module, isolated
+as the executables are (-IS), the least of three.
 """
 
 VALUES_ONLY = frozenset({"cni_plugin.drivers", "cni_plugin.features", "cni_plugin.plan.interface"})
-"""Pure: of the kernel and IPAM they see the values alone, and nothing that can tell two runs apart."""
+"""Pure: of the kernel and IPAM they see values only, and nothing that differs between two runs."""
 
 PURE_IPAM = frozenset({"ipam.values", "ipam.ranges", "ipam.allocate"})
 
@@ -269,12 +271,16 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "subprocess": ("cni_plugin.service.delegate", "weft.kernel.nft.library", "weft.kernel.linux.iptables"),
     "click": ("cni_plugin.cli",),
     "aiohttp": ("discovery.api", "discovery.health"),
-    # The delegate asks the kernel to end a plugin together with its caller (prctl), before the plugin runs; the store
-    # asks to be told of other processes' writes (inotify), and must not know the network's kernel.
+    # The delegate asks the kernel to end a plugin together with its caller (prctl), before the
+    # plugin runs; the store asks to be told of other processes' writes (inotify), and must not know
+    # the network's kernel.
     "ctypes": ("weft.kernel", "cni_plugin.service.delegate", "store.inotify"),
     "netaddr": PACKAGES,
 }
-"""Libraries, and the modules (by the start of their names) that may import them. No others are imported."""
+"""Libraries, and the modules (by the start of their names) that may import them.
+
+No others are imported.
+"""
 
 IMPURE = frozenset(
     word
@@ -284,7 +290,7 @@ IMPURE = frozenset(
     )
     for word in line.split()
 )
-"""What a pure module has no use for."""
+"""Modules that a pure module must not import."""
 
 NEVER_CALLED = ("os.system", "os.popen")
 MOST_ENTRIES = 15
@@ -293,7 +299,7 @@ MOST_ENTRIES = 15
 
 @cache
 def modules() -> Mapping[str, Path]:
-    """All modules of weft by their full names."""
+    """All modules of weft by their qualified names."""
     found = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -303,14 +309,16 @@ def modules() -> Mapping[str, Path]:
 
 
 def folder(module: str) -> str:
-    """The row of the table that a module belongs to: ``weft.kernel.netlink.links`` is of ``weft.kernel.netlink``."""
+    """The row of the table for a module; ``weft.kernel.netlink.links`` is in
+    ``weft.kernel.netlink``.
+    """
     while module not in STANDS_ON and "." in module:
         module = module.rpartition(".")[0]
     return module
 
 
 def target(name: str) -> str:
-    """The module of weft that a full name leads to: itself, or the module that holds it."""
+    """The module of weft that a qualified name is, or is defined in."""
     while name not in modules() and "." in name:
         name = name.rpartition(".")[0]
     return name
@@ -321,7 +329,10 @@ def is_inside(name: str, places: Iterator[str] | tuple[str, ...] | frozenset[str
 
 
 def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str, bool]]:
-    """Line, full name and whether it is in a function, of all that a module imports. ``from a import b`` is a.b."""
+    """All imports of a module: line, qualified name, and whether in a function.
+
+    ``from a import b`` is a.b.
+    """
     inner = {
         id(node)
         for function in ast.walk(tree)
@@ -346,7 +357,7 @@ def imported(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int
 
 
 def is_value(name: str) -> bool:
-    """Whether a pure module may use a name: IPAM's pure modules, and the kernel's classes of values."""
+    """Whether a pure module may import a name: IPAM's pure modules, the kernel's value classes."""
     if name in PURE_IPAM or name.rpartition(".")[0] in PURE_IPAM:
         return True
     package, _, last = name.rpartition(".")
@@ -354,7 +365,7 @@ def is_value(name: str) -> bool:
 
 
 def breach(module: str, name: str) -> str:
-    """Why the module may not import that name, "" if it may."""
+    """The reason why the module may not import that name, "" if it may."""
     top = name.split(".")[0]
     own, pure = folder(module), is_inside(module, VALUES_ONLY)
     if top in PACKAGES:
@@ -392,7 +403,7 @@ def breaches(module: str, source: str, is_package: bool = False) -> list[str]:
 
 
 def graph() -> dict[str, set[str]]:
-    """For each module those it imports, in functions and for types as well."""
+    """The modules that each module imports, also in functions and for types."""
     found: dict[str, set[str]] = {}
     for module, path in modules().items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -402,7 +413,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[str]:
-    """Those from which following the arrows leads back."""
+    """The modules that import themselves indirectly."""
 
     def reached(start: str) -> set[str]:
         seen: set[str] = set()
@@ -417,7 +428,7 @@ def circles(arrows: Mapping[str, set[str]]) -> list[str]:
     return [name for name in arrows if name in reached(name)]
 
 
-def test_imports_point_one_way() -> None:
+def test_imports_follow_the_table() -> None:
     found = [
         line
         for module, path in modules().items()
@@ -426,23 +437,23 @@ def test_imports_point_one_way() -> None:
     assert not found, "\n".join(found)
 
 
-def test_no_folder_stands_on_one_that_stands_on_it() -> None:
+def test_there_are_no_cycles_between_folders() -> None:
     assert circles({name: set(row.split()) for name, row in STANDS_ON.items()}) == []
 
 
-def test_no_modules_import_each_other() -> None:
+def test_there_are_no_cycles_between_modules() -> None:
     assert circles(graph()) == []
 
 
 def test_the_table_is_exact() -> None:
-    """A folder that is no longer stood on must leave the table, or the table would allow what nobody needs."""
+    """A folder that is no longer imported must be removed from the table."""
     real: dict[str, set[str]] = {name: set() for name in STANDS_ON}
     for module, names in graph().items():
         real[folder(module)] |= {folder(name) for name in names} - {folder(module)}
     assert {name: set(row.split()) for name, row in STANDS_ON.items()} == real
 
 
-def test_every_deferred_import_is_there() -> None:
+def test_every_deferred_import_of_the_table_exists() -> None:
     for module, rows in DEFERRED.items():
         path = modules()[module]
         inner = {
@@ -452,7 +463,7 @@ def test_every_deferred_import_is_there() -> None:
             assert any(is_inside(name, (row,)) for name in inner), f"{module} imports {row} in no function"
 
 
-def test_the_engine_imports_what_its_calls_would_import_in_functions() -> None:
+def test_the_engine_preloads_the_deferred_imports_of_calls() -> None:
     known = set(server.preloaded())
     late = {name for module, rows in DEFERRED.items() if module in {*known, "cni_plugin.entry.cni"} for name in rows}
     assert {name for name in late if name.split(".")[0] in PACKAGES} <= known
@@ -467,7 +478,7 @@ def test_cni_plugin_fits_a_screen() -> None:
     assert len(entries) <= MOST_ENTRIES, sorted(entries)
 
 
-def test_all_modules_are_looked_at() -> None:
+def test_all_modules_are_checked() -> None:
     assert {"weft", "weft.errors", "weft.kernel.netlink.links", "ipam", "discovery.dns.zone"} <= set(modules())
 
 
@@ -508,7 +519,7 @@ def test_all_modules_are_looked_at() -> None:
         ("cni_plugin.helpers.more", "", "give cni_plugin.helpers its place"),
     ],
 )
-def test_a_breach_is_named(module: str, source: str, said: str) -> None:
+def test_forbidden_imports_are_reported(module: str, source: str, said: str) -> None:
     [line] = breaches(module, source)
     assert line.startswith(module)
     assert said in line
@@ -529,11 +540,11 @@ def test_a_breach_is_named(module: str, source: str, said: str) -> None:
         ("discovery.balancer.table", "from weft.kernel.interface import Element\nimport store"),
     ],
 )
-def test_what_is_allowed_passes(module: str, source: str) -> None:
+def test_allowed_imports_pass(module: str, source: str) -> None:
     assert breaches(module, source) == []
 
 
-def test_circles_are_found() -> None:
+def test_cycles_are_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
 
 

@@ -1,4 +1,4 @@
-"""The documents name files, tests and links that exist, and their prose is wrapped at 100 columns."""
+"""Files, tests and links that the documents name exist, and prose is wrapped at 100 columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = 100
 
 
 def prose(page: Path) -> list[str]:
-    """The lines outside of code blocks."""
+    """Lines outside code blocks."""
     lines, code = [], False
     for line in page.read_text(encoding="utf-8").splitlines():
         code ^= line.startswith("```")
@@ -30,7 +30,7 @@ def prose(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_link_leads_to_a_file(page: Path) -> None:
+def test_every_link_refers_to_an_existing_file(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", "\n".join(prose(page)))
     broken = [each for each in targets if "://" not in each and not (page.parent / each).exists()]
     assert broken == []

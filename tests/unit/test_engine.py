@@ -1,4 +1,7 @@
-"""What the client and the engine say to each other, and when an engine makes way: no socket and no root needed."""
+"""The protocol of client and engine, and when an engine is replaced.
+
+Needs no socket and no root.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ NAMES = st.from_regex(r"CNI_[A-Z_]{1,10}", fullmatch=True)
         stdin=st.binary(max_size=200),
     )
 )
-def test_a_request_comes_out_as_it_went_in(sent: frame.RequestFrame) -> None:
+def test_a_request_frame_round_trips(sent: frame.RequestFrame) -> None:
     data = frame.request(sent)
     head, body = data[: frame.HEAD.size], data[frame.HEAD.size :]
     assert frame.length(head) == len(body)
@@ -41,7 +44,7 @@ def test_a_request_comes_out_as_it_went_in(sent: frame.RequestFrame) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_bytes_that_are_no_request_are_told_from_one(data: bytes) -> None:
+def test_malformed_request_frames_are_refused(data: bytes) -> None:
     try:
         sent = frame.parse(data)
     except frame.FrameProblem:
@@ -57,17 +60,17 @@ def test_bytes_that_are_no_request_are_told_from_one(data: bytes) -> None:
         frame.HEAD.pack(frame.MAGIC, frame.PROTOCOL, frame.LONGEST_BODY + 1),
     ],
 )
-def test_other_heads_are_refused(head: bytes) -> None:
+def test_malformed_frame_headers_are_refused(head: bytes) -> None:
     with pytest.raises(frame.FrameProblem):
         frame.length(head)
 
 
-def test_only_variables_of_cni_get_through() -> None:
+def test_only_cni_variables_are_sent() -> None:
     sent = frame.RequestFrame("1", "/r", "v", "bridge", {"CNI_COMMAND": "ADD", "LD_PRELOAD": "x", "PATH": "/"}, b"{}")
     assert frame.parse(frame.request(sent)[frame.HEAD.size :]).environment == {"CNI_COMMAND": "ADD"}
 
 
-def test_which_version_makes_way() -> None:
+def test_newer_compares_versions() -> None:
     assert newer("99.0", __version__)
     assert not newer(__version__, __version__)
     assert not newer("0.0.1", __version__)
@@ -75,7 +78,7 @@ def test_which_version_makes_way() -> None:
     assert newer(__version__, "")
 
 
-def test_a_changed_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_source_file_makes_the_code_outdated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cni_plugin" / "deep").mkdir(parents=True)
     source = tmp_path / "cni_plugin" / "deep" / "one.py"
     source.write_text("1\n")
@@ -88,10 +91,10 @@ def test_a_changed_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     os.utime(source, (1, 1))
     assert not seen.verify()
     os.utime(source, (2, 2))
-    assert not seen.verify() and not seen.verify_folders(), "once outdated, always"
+    assert not seen.verify() and not seen.verify_folders(), "outdated code stays outdated"
 
 
-def test_a_replaced_file_is_seen_at_a_glance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_source_file_changes_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ipam").mkdir()
     source, other = tmp_path / "ipam" / "one.py", tmp_path / "other.py"
     source.write_text("1\n")
@@ -104,7 +107,7 @@ def test_a_replaced_file_is_seen_at_a_glance(tmp_path: Path, monkeypatch: pytest
     assert not seen.verify_folders()
 
 
-def test_remarks_go_to_whom_the_thread_works_for(capfd: pytest.CaptureFixture[str]) -> None:
+def test_stderr_of_a_thread_goes_to_the_client_it_serves(capfd: pytest.CaptureFixture[str]) -> None:
     heard: list[bytes] = []
     stderr.redirect(heard.append)
     try:
@@ -118,7 +121,7 @@ def test_remarks_go_to_whom_the_thread_works_for(capfd: pytest.CaptureFixture[st
 
 @pytest.fixture(scope="module", params=["musl-gcc", "cc"])
 def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The C client, whose Python is a script that says how it was called."""
+    """The C client; its Python interpreter is a script that prints its arguments."""
     if shutil.which(request.param) is None:
         pytest.skip(f"no {request.param} here: bin/setup takes another compiler then, or the client in Python")
     folder = tmp_path_factory.mktemp("client with a space")
@@ -148,7 +151,7 @@ def call(client: Path, name: str, stdin: bytes = b"", **variables: str) -> tuple
 
 
 @pytest.mark.parametrize("name", ["bridge", "weft", "firewall", "vrf"])
-def test_the_client_answers_a_bare_call_as_python_does(client: Path, name: str) -> None:
+def test_the_c_client_prints_about_as_python_does(client: Path, name: str) -> None:
     assert call(client, name) == (0, b"", versions.about(name).encode())
 
 
@@ -170,11 +173,11 @@ def test_the_client_answers_a_bare_call_as_python_does(client: Path, name: str) 
         b"\0\xff" * 50,
     ],
 )
-def test_the_client_answers_version_as_python_does(client: Path, name: str, stdin: bytes) -> None:
+def test_the_c_client_answers_version_as_python_does(client: Path, name: str, stdin: bytes) -> None:
     assert call(client, name, stdin, CNI_COMMAND="VERSION") == (0, probe.answer(name, stdin), b"")
 
 
-def test_the_client_leaves_what_is_unclear_to_python(client: Path) -> None:
+def test_the_c_client_runs_python_for_anything_else(client: Path) -> None:
     stdin = b'{"cniVersion":"0.4.0","x":"cniVersion"}'
     said = b'python -IBS /launch"er bridge\n'
     assert call(client, "bridge", stdin, CNI_COMMAND="VERSION") == (0, said + stdin, b"")

@@ -1,4 +1,4 @@
-"""What the processes of an engine have in common: no root needed."""
+"""Shared memory of an engine's processes. Needs no root."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lab.waiting import until
 
 
 def in_a_child(work: Callable[[], object]) -> None:
-    """Do it in a process that parts from this one; raises AssertionError where it fails."""
+    """Run ``work`` in a forked child; raises AssertionError if it fails."""
     child = os.fork()
     if not child:
         status = 1
@@ -32,7 +32,7 @@ def in_a_child(work: Callable[[], object]) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_one_at_a_time_holds_a_region() -> None:
+def test_a_region_is_held_by_one_process_at_a_time() -> None:
     region = SharedRegion(8)
 
     def count() -> None:
@@ -50,7 +50,7 @@ def test_one_at_a_time_holds_a_region() -> None:
     assert int.from_bytes(region.memory[:8], "little") == 4000
 
 
-def test_who_is_killed_holds_nothing() -> None:
+def test_a_region_held_by_a_killed_process_is_released() -> None:
     region = SharedRegion(1)
     child = os.fork()
     if not child:
@@ -63,7 +63,7 @@ def test_who_is_killed_holds_nothing() -> None:
         os.waitpid(child, 0)
 
 
-def test_what_is_known_of_the_rules_is_known_to_all() -> None:
+def test_the_verified_generation_is_shared_between_processes() -> None:
     verified = SharedVerifiedGeneration()
     assert verified.found is None
 
@@ -77,7 +77,7 @@ def test_what_is_known_of_the_rules_is_known_to_all() -> None:
     assert verified.found is None
 
 
-def test_news_are_heard_in_order_and_by_all() -> None:
+def test_messages_arrive_in_order_in_every_process() -> None:
     ring = LeaseChangeRing(64)
     assert ring.poll() == []
 
@@ -85,14 +85,14 @@ def test_news_are_heard_in_order_and_by_all() -> None:
         ring.publish(b"a")
         ring.publish(b"b" * 20)
 
-    for _ in range(20):  # several times around
+    for _ in range(20):  # wraps around several times
         in_a_child(publish)
         ring.publish(b"")
         assert ring.poll() == [b"a", b"b" * 20, b""]
     assert ring.poll() == []
 
 
-def test_who_did_not_listen_for_long_is_told_so() -> None:
+def test_a_reader_that_was_lapped_gets_none() -> None:
     ring = LeaseChangeRing(64)
     for _ in range(3):
         ring.publish(b"x" * 30)
@@ -100,7 +100,7 @@ def test_who_did_not_listen_for_long_is_told_so() -> None:
     assert ring.poll() == []
     ring.publish(b"y")
     assert ring.poll() == [b"y"]
-    ring.publish(b"z" * 61)  # too long for anybody
+    ring.publish(b"z" * 61)  # longer than the ring
     assert ring.poll() == []
 
 
@@ -112,10 +112,10 @@ def remembering() -> Iterator[LeaseChangeRing]:
     cache._cached = cache._feed = None
 
 
-def test_one_process_follows_what_another_leases(
+def test_processes_see_each_others_leases_without_rereading_the_directory(
     tmp_path: Path, remembering: LeaseChangeRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each lease and release is known to both without either's reading the directory again."""
+    """Leases and releases are published; the directory is read again only after a foreign change."""
     state = HostState(index=str(tmp_path / "index"), booted=0.0, alive=lambda *_: True)
     path = tmp_path / "leases"
     path.mkdir()
@@ -150,7 +150,7 @@ def test_one_process_follows_what_another_leases(
     take(4)
     in_a_child(lambda: [knows(2, 3, 4), free(2), take(5), take(6), free(5)])
     knows(3, 4, 6)
-    (path / "10.1.0.9").write_text("c9\r\neth0")  # a stranger's
+    (path / "10.1.0.9").write_text("c9\r\neth0")  # written by another program
     with held() as found:
         assert found.addresses_of(Owner("c9", "eth0")) == (ip_address("10.1.0.9"),)
     assert len(reads) > 1

@@ -1,4 +1,4 @@
-"""The executor alone: order, what is undone, what is skipped, what is said."""
+"""The executor alone: the order of operations, what is undone or skipped, errors and log lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MACHINE = cast(Machine, None)
 
 @dataclass(frozen=True, slots=True)
 class Step(Operation):
-    """An operation that notes what is asked of it, and fails where it is told to."""
+    """An operation that records its calls, and fails in those that ``fails`` names."""
 
     name: str
     fails: dict[str, BaseException] = field(default_factory=dict, hash=False)
@@ -57,7 +57,7 @@ class Step(Operation):
 
 
 class Ticket(Lease):
-    """A lease that cannot be had."""
+    """A lease whose reservation fails."""
 
     def reserve(self, machine: Machine) -> Result:
         raise KernelRefused("no")
@@ -82,45 +82,45 @@ def _attempt(*steps: Step) -> Attempt:
     return attempt
 
 
-def test_applied_in_order_and_left_alone() -> None:
+def test_operations_are_applied_in_order_and_kept() -> None:
     assert _attempt(Step("a"), Step("b")).not_undone == []
     assert LOG == ["apply a", "apply b"]
 
 
-def test_a_failure_undoes_in_reverse_what_was_begun() -> None:
+def test_a_failure_undoes_all_started_operations_in_reverse() -> None:
     with pytest.raises(KernelRefused):
         _attempt(Step("a"), Step("b", {"apply": KernelRefused("no")}), Step("c"))
     assert LOG == ["apply a", "apply b", "undo b", "undo a"]
 
 
-def test_what_is_in_the_way_is_not_undone() -> None:
+def test_an_operation_that_met_a_conflict_is_not_undone() -> None:
     with pytest.raises(Conflict):
         _attempt(Step("a"), Step("b", {"apply": Conflict("taken")}))
     assert LOG == ["apply a", "apply b", "undo a"]
 
 
-def test_an_undo_that_fails_stops_nothing_and_is_said() -> None:
+def test_a_failed_undo_is_reported_and_the_others_still_run() -> None:
     with pytest.raises(KernelRefused) as caught:
         _attempt(Step("a"), Step("b", {"undo": WeftError("stuck")}), Step("c", {"apply": REFUSED}))
     assert LOG[3:] == ["undo c", "undo b", "undo a"]
     assert caught.value.hint == "ask again; not undone: stuck"
 
 
-def test_an_undoing_that_breaks_off_is_not_taken_for_done() -> None:
+def test_an_aborted_rollback_counts_as_not_undone() -> None:
     attempt = Attempt(MACHINE)
     with pytest.raises(ZeroDivisionError), attempt:
         attempt.apply([Step("a", {"undo": ZeroDivisionError()}), Step("b", {"apply": KernelRefused("no")})])
     assert attempt.not_undone != []
 
 
-def test_an_interruption_undoes_as_well() -> None:
+def test_a_keyboard_interrupt_undoes_as_well() -> None:
     with pytest.raises(KeyboardInterrupt):
         _attempt(Step("a"), Step("b", {"apply": KeyboardInterrupt()}))
     assert LOG[2:] == ["undo b", "undo a"]
 
 
-def test_a_lease_that_failed_is_not_undone() -> None:
-    """It undoes its own failure: undoing it again would free an address that it had before."""
+def test_a_failed_reservation_is_not_undone() -> None:
+    """``reserve`` cleans up after itself; undo would free an address that was reserved before."""
     seen: list[str] = []
     attempt = Attempt(MACHINE, lambda verb, operation: seen.append(verb))
     with pytest.raises(KernelRefused), attempt:
@@ -129,18 +129,18 @@ def test_a_lease_that_failed_is_not_undone() -> None:
     assert attempt.not_undone == []
 
 
-def test_what_lies_on_a_made_link_goes_with_it() -> None:
+def test_operations_on_a_created_link_are_not_undone_one_by_one() -> None:
     steps = [Step("link", made=(LINK,)), Step("address", on=LINK), Step("other", on=(Side.CONTAINER, "veth0"))]
     assert remove(steps, MACHINE) == []
     assert LOG == ["undo other", "undo link"]
 
 
-def test_what_lies_on_a_link_that_stays_is_undone() -> None:
+def test_operations_on_a_link_that_stays_are_undone() -> None:
     assert remove([Step("address", on=LINK)], MACHINE) == []
     assert LOG == ["undo address"]
 
 
-def test_the_watch_sees_every_step_before_it() -> None:
+def test_the_watch_is_called_before_every_step() -> None:
     seen: list[tuple[str, int]] = []
     first, second = Step("a"), Step("b", {"apply": KernelRefused("no")})
     attempt = Attempt(MACHINE, lambda verb, operation: seen.append((verb, len(LOG))))
@@ -149,14 +149,14 @@ def test_the_watch_sees_every_step_before_it() -> None:
     assert seen == [("apply", 0), ("apply", 1), ("undo", 2), ("undo", 3)]
 
 
-def test_mismatches_collects_errors_as_sentences() -> None:
+def test_mismatches_include_the_messages_of_errors() -> None:
     assert mismatches([Step("a"), Step("b", {"mismatch": KernelRefused("cannot look")})], MACHINE) == [
         "a is gone",
         "cannot look",
     ]
 
 
-def test_each_operation_is_logged_where_a_log_is_given() -> None:
+def test_each_operation_is_logged_if_there_is_a_log() -> None:
     lines: list[str] = []
     refused = KernelRefused("busy")
     machine = Machine(cast(Namespace, None), None, cast(Any, None), cast(Any, None), cast(Any, None))
@@ -173,7 +173,7 @@ def test_each_operation_is_logged_where_a_log_is_given() -> None:
     ]
 
 
-def test_a_reservation_is_logged_and_a_long_command_cut() -> None:
+def test_reservations_are_logged_and_long_commands_truncated() -> None:
     lines: list[str] = []
     machine = Machine(cast(Namespace, None), None, cast(Any, None), cast(Any, None), cast(Any, None))
     attempt = Attempt(machine, log=lines.append)

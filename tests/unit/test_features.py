@@ -1,4 +1,4 @@
-"""What features read and plan, on the fake kernel: VRFs, which few kernels have, and what CHECK makes of a chain."""
+"""Features on the fake kernel: parsing, plans, VRFs (which few kernels have), and CHECK of a chain."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def weft(kernel: FakeKernel, tmp_path: Any) -> Weft:
 
 
 def everything(kernel: FakeKernel) -> list[object]:
-    """All that can be compared: also limits, redirections, routing rules, iptables and what a link is like."""
+    """The whole state, with limits, redirections, routing rules, iptables and attributes of links."""
     found: list[object] = [kernel.dump()]
     for space in kernel.namespaces():
         found += [(link.limit, link.redirect, link.queue_length, link.port) for link in space.links_by_name.values()]
@@ -67,7 +67,7 @@ def everything(kernel: FakeKernel) -> list[object]:
     ],
     ids=lambda conf: "-".join(map(str, (conf["type"], *list(conf)[3:5]))),
 )
-def test_a_chain_is_added_checked_and_taken_back(kernel: FakeKernel, weft: Weft, later: dict[str, Any]) -> None:
+def test_add_check_and_del_of_a_chain(kernel: FakeKernel, weft: Weft, later: dict[str, Any]) -> None:
     result = weft.add(DRIVER, NETNS)
     weft.add({**later, "prevResult": result}, NETNS)
     weft.delete(later, NETNS)
@@ -82,7 +82,7 @@ def test_a_chain_is_added_checked_and_taken_back(kernel: FakeKernel, weft: Weft,
     assert weft.check(DRIVER, result, NETNS) == ""
 
 
-def test_two_domains_have_two_tables(kernel: FakeKernel, weft: Weft) -> None:
+def test_two_vrfs_have_two_tables(kernel: FakeKernel, weft: Weft) -> None:
     for number, name in enumerate(("red", "blue"), 1):
         driver = {**DRIVER, "name": name, "bridge": f"br{number}"}
         result = weft.add(driver, NETNS, ifname=f"eth{number}")
@@ -119,8 +119,8 @@ def test_bandwidth_needs_a_veth_pair(weft: Weft, kernel: FakeKernel) -> None:
     assert answer.code == 2 and "veth" in answer.text
 
 
-def test_a_holder_of_a_port_is_no_conflict(weft: Weft, kernel: FakeKernel) -> None:
-    """Podman's conmon and nerdctl's sleep listen so that nobody else does; a server is one who loses its port."""
+def test_a_process_that_only_reserves_the_port_is_no_conflict(weft: Weft, kernel: FakeKernel) -> None:
+    """conmon (podman) and sleep (nerdctl) only hold the port; a server that listens is a conflict."""
     result = weft.add(DRIVER, NETNS)
     mapping = {"hostPort": 80, "containerPort": 80, "protocol": "tcp"}
     conf = network("portmap", runtimeConfig={"portMappings": [mapping]}, prevResult=result)
@@ -131,8 +131,11 @@ def test_a_holder_of_a_port_is_no_conflict(weft: Weft, kernel: FakeKernel) -> No
         assert answer.code == code and (not code or process in answer.text)
 
 
-def test_only_stale_datagrams_are_forgotten(weft: Weft, kernel: FakeKernel) -> None:
-    """Those to the host that lead elsewhere than the port does; not what containers send to servers far away."""
+def test_only_stale_udp_conntrack_entries_are_flushed(weft: Weft, kernel: FakeKernel) -> None:
+    """Stale: to the host's port, with another container as its target.
+
+    Flows of containers to remote servers stay.
+    """
 
     def flow(destination: str, answers: str, port: int = 53) -> Flow:
         source = ip_address("192.0.2.9")
@@ -153,8 +156,8 @@ def test_only_stale_datagrams_are_forgotten(weft: Weft, kernel: FakeKernel) -> N
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own", "another's"])
-def test_a_bridge_begins_to_filter_when_a_network_with_vlans_joins(kernel: FakeKernel, weft: Weft, own: bool) -> None:
-    """Of weft's own; of somebody else's bridge the setting is left alone, as by the reference plugin."""
+def test_a_network_with_vlans_turns_on_vlan_filtering_of_its_bridge(kernel: FakeKernel, weft: Weft, own: bool) -> None:
+    """Only on bridges that weft created; others are left unchanged, as by the reference plugin."""
     if own:
         weft.add({**DRIVER, "name": "plain", "ipam": {}}, NETNS, ifname="eth9")
     else:

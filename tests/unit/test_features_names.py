@@ -1,4 +1,4 @@
-"""The feature ``names``: what a container is called and offers, from everywhere that a runtime may tell it."""
+"""The feature ``names``: DNS names and services of a container, from all sources."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def conf(**keys: Any) -> dict[str, Any]:
 
 
 def announced(tmp_path: Path) -> Any:
-    """What the agent would read."""
+    """The file that the agent reads."""
     mark = attachment_digest(Attachment("net", CONTAINER, "eth0", "weft"))
     return json.loads((tmp_path / "names" / f"{mark}.json").read_text())
 
@@ -89,7 +89,7 @@ def test_names_and_services_are_announced(weft: Weft, tmp_path: Path, folder: di
     assert list((tmp_path / "names").iterdir()) == []
 
 
-def test_checks_go_on_as_they_were_written(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
+def test_checks_are_passed_to_the_agent_unchanged(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
     checks = [
         {"udp": "", "interval": "5s", "timeout": "1s"},
         {"ttl": "30s", "deregister_critical_service_after": "5m"},
@@ -101,12 +101,12 @@ def test_checks_go_on_as_they_were_written(weft: Weft, tmp_path: Path, folder: d
     assert [one["check"] for one in found] == checks and found[0]["meta"] == {"weft-sticky": "1h"}
 
 
-def test_nothing_is_announced_unasked(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
+def test_nothing_is_announced_without_names_or_services(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
     answer = weft("ADD", settled(conf(), folder), NETNS, CONTAINER, args="IgnoreUnknown=1;K8S_POD_NAME=pod")
     assert answer.ok and not answer.document.get("dns") and not (tmp_path / "names").exists()
 
 
-def test_the_resolver_may_be_left_alone(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
+def test_dns_of_the_result_may_be_left_to_ipam(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
     given = settled(conf(names={"dns": False}, dns={"nameservers": ["192.0.2.1"]}), folder)
     assert weft.add(given, NETNS, CONTAINER)["dns"] == {"nameservers": ["192.0.2.1"]}
     other = settled(conf(names={}, dns={"nameservers": ["192.0.2.1"]}), folder)
@@ -143,7 +143,7 @@ def test_what_cannot_be_is_refused(
 
 
 def test_podmans_plugin_gives_names(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
-    """Called as ``dnsname``, at the end of the chain that podman writes."""
+    """Called as ``dnsname``, the last plugin of the chain that podman writes."""
     first = settled(network("bridge", dual(dataDir="/nowhere"), bridge="br0", isGateway=True), folder)
     before = weft.add(first, NETNS, CONTAINER)
     last = network("dnsname", domainName="Dns.Podman", runtimeConfig={"aliases": {"net": ["WWW"], "other": ["no"]}})

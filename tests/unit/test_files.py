@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whoever is killed while he writes them."""
+"""Atomic file replacement: a SIGKILL during a write leaves the old file or the new one."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ from weft.kernel.host import Host
 
 NETNS = "/run/netns/c1"
 WRITING = ("replace", "rename", "link")
-"""What of ``os`` puts a file that has been written into its place."""
+"""The functions of ``os`` that give a written file its final name."""
 
 
 def killed(work: Callable[[], object], at: int) -> bool:
-    """Do it in a child that gets SIGKILL before it puts its file number ``at`` into its place; False if it ended."""
+    """Run ``work`` in a child, killed before it renames file number ``at``; False if it ended
+    first.
+    """
     child = os.fork()
     if not child:
         left = at
@@ -59,7 +61,7 @@ def present(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
 
 
-def test_a_file_is_replaced_whole_and_private(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically_with_mode_0600(tmp_path: Path) -> None:
     path = str(tmp_path / "a.json")
     for content in (b"one", b"", b"x" * 100_000):
         files.write(path, content, "the file")
@@ -71,7 +73,7 @@ def test_a_file_is_replaced_whole_and_private(tmp_path: Path) -> None:
         assert present(tmp_path) == set()
 
 
-def test_what_a_killed_writer_left_goes_with_the_file_and_with_the_next(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     path = str(tmp_path / "a.json")
     assert killed(lambda: files.write(path, b"new", "the file"), 0)
     assert present(tmp_path) == {"a.tmp"}
@@ -84,7 +86,7 @@ def test_what_a_killed_writer_left_goes_with_the_file_and_with_the_next(tmp_path
     assert (Path(path).read_bytes(), present(tmp_path)) == (b"newer", {"a.json"})
 
 
-def test_what_cannot_be_is_said(tmp_path: Path) -> None:
+def test_errors_say_what_could_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for work, said in (
         (lambda: files.write(str(tmp_path / "no" / "a.json"), b"", "the lease"), "cannot write the lease .*No such"),
@@ -99,10 +101,10 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b""
 
 
-def test_a_del_leaves_nothing_of_an_add_that_was_killed_while_it_wrote(
+def test_del_removes_the_files_of_an_add_that_was_killed_while_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each file that an ADD writes: the records of attachment and network, the container's names, and the lease."""
+    """Killed at each file that an ADD writes: records of attachment and network, names, lease."""
     monkeypatch.setattr(Daemon, "ensure", lambda self, path: None)
     run, pool = tmp_path / "run", {"dataDir": str(tmp_path / "leases")}
     conf = network("weft", dual(**pool), driver="bridge", bridge="br0", isGateway=True, names={})
@@ -125,8 +127,8 @@ def test_a_del_leaves_nothing_of_an_add_that_was_killed_while_it_wrote(
     assert killings > 5
 
 
-def test_a_network_that_was_not_made_whole_is_not_there(tmp_path: Path) -> None:
-    """Also where it had its name already, and only the second name of its file was still to go."""
+def test_a_network_whose_file_was_not_completed_does_not_exist(tmp_path: Path) -> None:
+    """Also if the final name was linked, and only the temporary name was not yet unlinked."""
     content = {"name": "blue", "plugins": []}
     assert killed(lambda: conflists.write(str(tmp_path), "blue", content), 0)
     assert present(tmp_path) == {".weft-new"} and conflists.listed(str(tmp_path))[0] == []
@@ -138,13 +140,13 @@ def test_a_network_that_was_not_made_whole_is_not_there(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"name": "other"}
 
 
-def test_an_installation_that_was_killed_is_made_again(tmp_path: Path) -> None:
-    """At any moment: the next one ends it, and leaves no file of another name."""
+def test_a_killed_installation_is_completed_by_the_next(tmp_path: Path) -> None:
+    """Killed before each rename: the next installation completes it, and leaves no temporary file."""
     scripts, folder = tmp_path / "scripts", tmp_path / "cni"
     scripts.mkdir()
     one = installation.Installation("/usr/bin/python3", "/nowhere", (), str(scripts))
     wanted = {OWN_NAME, *modules.plugins()}
-    for at in range(len(wanted) + 2):  # beside the executables: two scripts
+    for at in range(len(wanted) + 2):  # the executables and two scripts
         assert killed(lambda: installation.make(str(folder), one, None, replace=False), at)
         installation.make(str(folder), one, None, replace=False)
         assert present(folder) == wanted, at
@@ -154,7 +156,7 @@ def test_an_installation_that_was_killed_is_made_again(tmp_path: Path) -> None:
             path.unlink()
 
 
-def test_a_daemon_that_was_killed_before_it_could_be_found_leaves_no_socket(
+def test_a_daemon_killed_before_renaming_its_socket_leaves_no_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_listener, "folder", lambda: str(tmp_path / "engine"))

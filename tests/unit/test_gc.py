@@ -1,4 +1,4 @@
-"""Collecting garbage beside calls that are under way: freeing too much is worse than leaking."""
+"""GC during other calls: freeing too much is worse than a leak."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def service(tmp_path: Path) -> Service:
     return made
 
 
-def test_an_add_that_ended_after_it_was_listed_is_left_alone(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_add_that_completed_after_the_listing_is_kept(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     record = Record(ATTACHMENT, NamespaceId("/run/netns/c1", 1, 2), Phase.ADDING, "boot", 1.0)
     service.records.write(replace(record, phase=Phase.ATTACHED))
     monkeypatch.setattr(gc, "stale_attachments", lambda service: [record])
@@ -34,7 +34,7 @@ def test_an_add_that_ended_after_it_was_listed_is_left_alone(service: Service, m
     assert service.records.read(ATTACHMENT) is not None
 
 
-def test_a_half_made_attachment_goes(service: Service) -> None:
+def test_an_incomplete_attachment_is_removed(service: Service) -> None:
     service.records.write(Record(ATTACHMENT, NamespaceId("/run/netns/c1", 1, 2), Phase.ADDING, "boot", 1.0))
     assert gc.collect_stale(service).attachments == [str(ATTACHMENT)]
     assert service.records.read(ATTACHMENT) is None
@@ -46,21 +46,21 @@ def _orphan(service: Service) -> str:
     return name
 
 
-def test_an_orphan_goes_with_its_lock(service: Service) -> None:
+def test_an_orphaned_link_is_removed_with_its_lock(service: Service) -> None:
     name = _orphan(service)
     assert gc.collect_stale(service).leftovers == [f"link {name}"]
     assert service.kernel.host.link(name) is None
     assert service.records.stray_files() in ([], [service.records.shared_lock()])
 
 
-def test_an_orphan_whose_attachment_somebody_works_on_stays(service: Service) -> None:
+def test_an_orphaned_link_is_skipped_while_its_attachment_is_locked(service: Service) -> None:
     name = _orphan(service)
     with hold(service.records.lock(ATTACHMENT)):
         assert gc.collect_stale(service).leftovers == []
     assert service.kernel.host.link(name) is not None
 
 
-def test_a_bridge_goes_with_its_last_orphaned_port(service: Service) -> None:
+def test_a_bridge_is_removed_with_its_last_orphaned_port(service: Service) -> None:
     host = service.kernel.host
     host.add_link("br0", "bridge", alias=identity.alias(identity.mark("bridge", "br0"), "bridge br0"))
     host.change_link(_orphan(service), master="br0")

@@ -1,4 +1,4 @@
-"""Podman's settings as weft's configuration, and what netavark is answered."""
+"""netavark plugin calls: podman's settings as weft's configuration, and the replies."""
 
 from __future__ import annotations
 
@@ -126,13 +126,13 @@ def test_ports_addresses_and_aliases() -> None:
         ({"options": {"driver": "macvlan"}, "subnets": None}, "needs a subnet"),
     ],
 )
-def test_a_network_that_cannot_be_is_not_created(keys: dict[str, Any], words: str) -> None:
+def test_invalid_networks_are_not_created(keys: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigProblem) as refused:
         netavark.created(network(**keys))
     assert words in str(refused.value)
 
 
-def test_created_networks_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_fills_in_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netavark, "_taken", list)
     keys = {"subnets": None, "network_interface": None, "ipam_options": None, "ipv6_enabled": True}
     found = netavark.created(network(**keys))
@@ -146,7 +146,7 @@ def test_created_networks_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "gateway" not in inside["subnets"][0]  # type: ignore[index]
 
 
-def test_podmans_other_networks_keep_their_subnets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_subnets_of_podmans_other_networks_are_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "red.json").write_text(json.dumps({"subnets": [{"subnet": "10.89.0.0/16"}]}))
     (tmp_path / "bad.json").write_text("{")
     monkeypatch.setattr(netavark, "FOLDER", str(tmp_path))
@@ -164,9 +164,9 @@ def test_podmans_other_networks_keep_their_subnets(monkeypatch: pytest.MonkeyPat
         (["teardown", "/run/netns/x"], b'{"network": 7}', "network"),
     ],
 )
-def test_what_cannot_be_understood_is_an_error_object(arguments: list[str], stdin: bytes, words: str) -> None:
+def test_invalid_calls_get_an_error_object(arguments: list[str], stdin: bytes, words: str) -> None:
     def handle(request: Request) -> Result | None:
-        raise AssertionError("nothing must be done")
+        raise AssertionError("the service must not be called")
 
     status, answer = netavark.run(arguments, stdin, handle)
     assert status == 1 and words in json.loads(answer)["error"], answer

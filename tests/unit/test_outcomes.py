@@ -1,4 +1,4 @@
-"""What a run of tests notes, and the check that no test is skipped everywhere."""
+"""The recorded outcomes of a test run, and the check that no test is skipped in every tier."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_expected_to_fail(): assert False
 """
 
 
-def test_a_run_is_noted(tmp_path: Path) -> None:
+def test_outcomes_of_a_run_are_recorded(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     report = tmp_path / "deep" / "er" / "report.json"
@@ -59,23 +59,23 @@ def test_a_run_is_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [("passed", ""), ("failed", "")])
-def test_a_test_that_ran_in_the_other_tier_did_run(there: tuple[str, str]) -> None:
+def test_a_test_skipped_here_and_run_in_the_other_tier_is_fine(there: tuple[str, str]) -> None:
     assert ran_nowhere({"a": ("skipped", LACKS)}, {"a": there}) == []
     assert ran_nowhere({"a": there}, {"a": ("skipped", LACKS)}) == []
 
 
-def test_a_test_that_both_skipped_or_one_had_not_is_named() -> None:
+def test_a_test_that_ran_in_no_tier_is_listed() -> None:
     skips = ("skipped", LACKS)
     assert ran_nowhere({"a": skips}, {"a": skips}) == [f"a: {LACKS}"]
     assert ran_nowhere({"a": skips}, {"b": ("passed", "")}) == [f"a: {LACKS}"]
     assert ran_nowhere({"b": ("passed", "")}, {"a": skips}) == [f"a: {LACKS}"]
 
 
-def test_a_test_about_a_lack_is_let_off() -> None:
+def test_a_test_about_a_missing_kernel_feature_may_be_skipped_everywhere() -> None:
     assert ran_nowhere({"a": ("skipped", "this kernel has VLAN filtering; this is about its lack")}, {}) == []
 
 
-def test_the_program_fails_for_what_ran_nowhere_and_for_a_run_that_did_not_end(
+def test_the_program_fails_for_tests_that_ran_nowhere_and_for_unfinished_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
@@ -88,7 +88,7 @@ def test_the_program_fails_for_what_ran_nowhere_and_for_a_run_that_did_not_end(
     assert main(str(here), str(there)) == 0
 
 
-def test_the_parts_of_a_run_are_joined_only_if_all_came_to_their_end(tmp_path: Path) -> None:
+def test_parts_of_a_run_are_joined_only_if_all_finished(tmp_path: Path) -> None:
     first, second, whole = (tmp_path / name for name in ("1.json", "2.json", "whole.json"))
     write(first, {"a": ("passed", "")})
     join(whole, [first, second])
@@ -98,7 +98,7 @@ def test_the_parts_of_a_run_are_joined_only_if_all_came_to_their_end(tmp_path: P
     assert read(whole) == {"a": ("passed", ""), "b": ("skipped", "no such kernel")}
 
 
-def test_a_summary_counts() -> None:
+def test_a_summary_counts_outcomes() -> None:
     found = {"a": ("passed", ""), "b": ("skipped", "why"), "c": ("passed", "")}
     assert summary(found) == "2 passed, 1 skipped"
     assert summary({}) == "no outcomes"

@@ -1,4 +1,4 @@
-"""Who connected to a Unix socket, on both ends, and the one policy of whom weft trusts."""
+"""SO_PEERCRED on both ends of a Unix socket, and the one policy of which users are trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What each driver and feature plans, as the list of operations that it is: nothing is done, nothing is mocked."""
+"""The plan of each driver and feature, compared as a list of operations.
+
+Nothing is applied or mocked.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ VETH = identity.host_link(Attachment("red", "c1", "eth0", "bridge"))
 
 
 def planned(plugin: str, *addresses: Conf, kernel: FakeKernel | None = None, part: int = 0, **keys: Any) -> Plan:
-    """The plan of one part (0: the driver) alone, of a container c1 on the network red."""
+    """The plan of one part (0: the driver) alone, for the container c1 on the network red."""
     kernel = kernel or FakeKernel()
     container = kernel.add("/c1")
     ipam = {"ipam": {"type": "static", "addresses": list(addresses), **keys.pop("ipam", {})}} if addresses else {}
@@ -47,12 +50,12 @@ def planned(plugin: str, *addresses: Conf, kernel: FakeKernel | None = None, par
 
 
 def at(plan: Plan, *kinds: type[Operation]) -> list[Operation]:
-    """The attachment's operations of these kinds, in order."""
+    """The attachment's operations of these classes, in order."""
     return [operation for operation in plan.operations if isinstance(operation, kinds)]
 
 
 def of(plan: Plan, collection: str) -> list[tuple[object, ...]]:
-    """The keys of the attachment's elements in a set or map, with the data."""
+    """Keys and data of the attachment's elements in a set or map."""
     return [(*one.key, *one.data) for one in plan.elements if one.collection == collection]
 
 
@@ -82,7 +85,7 @@ def test_bridge_on_layer_2() -> None:
     assert plan.shared_elements == ()
 
 
-def test_bridge_makes_the_pair_first_with_all_names_chosen() -> None:
+def test_bridge_creates_the_veth_pair_first_with_names_and_macs_given() -> None:
     (pair,) = at(bridge(FOUR), Veth)
     assert isinstance(pair, Veth)
     assert (pair.host, pair.container, pair.bridge, pair.mtu) == (VETH, "eth0", "wbr0", 1500)
@@ -106,7 +109,7 @@ def test_bridge_with_a_gateway() -> None:
     assert Setting(HOST, "net/ipv4/ip_forward", "1") in bridge(FOUR, isGateway=True).shared
 
 
-def test_bridge_with_a_gateway_that_ipam_does_not_name() -> None:
+def test_bridge_derives_a_gateway_that_ipam_does_not_give() -> None:
     plan = bridge({"address": "10.23.0.9/24"}, isGateway=True)
     assert plan.result.ips[0].gateway == ip_address("10.23.0.1")
 
@@ -145,7 +148,7 @@ def test_bridge_with_its_link_left_down() -> None:
     assert at(bridge(disableContainerInterface=True), Up, LinkAddress) == []
 
 
-def test_bridge_that_was_there_is_not_made() -> None:
+def test_an_existing_bridge_is_not_created() -> None:
     kernel = FakeKernel()
     kernel.host.add_link("wbr0", "bridge", mac="02:00:00:00:00:77")
     plan = bridge(FOUR, kernel=kernel)
@@ -153,7 +156,7 @@ def test_bridge_that_was_there_is_not_made() -> None:
     assert plan.result.interfaces[0].mac == "02:00:00:00:00:77"
 
 
-def test_bridge_that_a_killed_call_left_is_made_whole() -> None:
+def test_a_half_created_bridge_of_a_killed_call_is_completed() -> None:
     kernel = FakeKernel()
     kernel.host.add_link("wbr0", "bridge", mac=BRIDGE_MAC)
     assert bridge(FOUR, kernel=kernel).shared[0] == bridge(FOUR).shared[0]
@@ -161,13 +164,13 @@ def test_bridge_that_a_killed_call_left_is_made_whole() -> None:
 
 @pytest.mark.parametrize("asked", [{"runtimeConfig": {"mac": "02:00:00:00:00:05"}},
                                    {"args": {"cni": {"mac": "0200.0000.0005"}}}])  # fmt: skip
-def test_bridge_with_a_mac_address_asked_for(asked: Conf) -> None:
+def test_bridge_with_a_requested_mac_address(asked: Conf) -> None:
     (pair,) = at(bridge(FOUR, **asked), Veth)
     assert isinstance(pair, Veth)
     assert pair.mac == "02:00:00:00:00:05"
 
 
-def test_bridge_without_the_addresses_it_was_promised() -> None:
+def test_bridge_needs_an_address_from_ipam() -> None:
     with pytest.raises(ConfigProblem, match="IP"):
         planned("bridge", bridge="wbr0", ipam={"type": "static"})
 
@@ -203,7 +206,7 @@ def test_ptp_needs_a_gateway() -> None:
 
 
 @pytest.mark.parametrize("up", (True, False))
-def test_loopback_remembers_whether_it_was_up(up: bool) -> None:
+def test_loopback_records_whether_lo_was_up(up: bool) -> None:
     kernel = FakeKernel()
     space = kernel.add("/c1")
     if up:
@@ -216,7 +219,7 @@ def test_loopback_remembers_whether_it_was_up(up: bool) -> None:
     assert str(plan.result.ips[0].address) == "127.0.0.1/8"
 
 
-def test_loopback_of_what_is_no_container() -> None:
+def test_loopback_refuses_the_hosts_own_namespace() -> None:
     kernel = FakeKernel()
     space = kernel.add("/c1")
     space.add_address("lo", ip_interface("192.0.2.7/32"))
@@ -262,28 +265,28 @@ def test_portmap_on_one_family(host: str, four: int, six: int) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
-def test_portmap_at_the_loopback(host: str) -> None:
+def test_portmap_at_127_0_0_1(host: str) -> None:
     plan = portmap({**TCP, "hostIP": host})
     address = ip_address(host)
     assert of(plan, f"loopback_ports{address.version}_at") == [(address, "tcp", 8080)]
     assert of(plan, "loopback_ports4") == of(plan, "loopback_ports6") == []
 
 
-def test_portmap_without_a_link_of_the_hosts() -> None:
-    """Behind macvlan the host cannot reach the container, so nothing is offered at 127.0.0.1."""
+def test_portmap_without_a_link_on_the_host() -> None:
+    """The host cannot reach a macvlan container, so no port is published at 127.0.0.1."""
     plan = portmap(TCP, previous={**PREVIOUS, "interfaces": [{"name": "eth0", "sandbox": "/c1"}], "ips": [
         {"address": "10.23.0.9/24", "interface": 0}]})  # fmt: skip
     assert of(plan, "ports4") and of(plan, "loopback_ports4") == of(plan, "hairpin4") == []
 
 
 def test_portmap_behind_one_vlan_of_a_bridge() -> None:
-    """Packets come from and go to the link that has the gateway's address."""
+    """The link with the gateway's address, not the bridge, is the one that packets pass."""
     interfaces = [*PREVIOUS["interfaces"], {"name": "wbr0.5"}]
     plan = portmap(TCP, previous={**PREVIOUS, "interfaces": interfaces})
     assert [link for link, _ in of(plan, "hairpin4")] == ["wbr0", "wbr0.5"]
 
 
-def test_portmap_at_one_address() -> None:
+def test_portmap_with_a_host_ip() -> None:
     plan = portmap({**TCP, "hostIP": "192.0.2.1", "protocol": "udp"})
     assert of(plan, "ports4_at") == [(ip_address("192.0.2.1"), "udp", 8080, ip_address("10.23.0.9"), 80)]
     assert of(plan, "ports4") == of(plan, "ports6") == []
@@ -300,7 +303,7 @@ def test_portmap_masquerading_all() -> None:
     assert of(portmap(TCP), "masquerade_all4") == []
 
 
-def test_portmap_marks_all_with_the_attachment() -> None:
+def test_portmap_elements_have_the_mark_of_the_attachment() -> None:
     mark = identity.attachment_mark(Attachment("red", "c1", "eth0", "portmap"))
     assert {one.mark for one in portmap(TCP).elements} == {mark}
 
@@ -313,7 +316,7 @@ def test_portmap_marks_all_with_the_attachment() -> None:
         ([{"hostPort": 1}], "protocol"),
     ],
 )
-def test_portmap_that_cannot_be(mappings: list[Conf], word: str) -> None:
+def test_invalid_port_mappings_are_refused(mappings: list[Conf], word: str) -> None:
     only4 = {**PREVIOUS, "ips": PREVIOUS["ips"][:1]}
     with pytest.raises(ConfigProblem, match=word):
         portmap(*mappings, previous=only4)
@@ -330,13 +333,13 @@ def test_masquerade() -> None:
     assert [one.key[-1] for one in local] == [ip_network("10.23.0.0/24")]
 
 
-def test_masquerade_only_where_it_is_asked_for() -> None:
+def test_masquerade_only_if_configured() -> None:
     request = Weft().request("ADD", conf("bridge", "red", {"ipMasq": False}), "/c1")
     assert not [one for one in assemble.read(request).parts if type(one).__name__ == "Masquerade"]
 
 
-def test_an_element_is_a_value() -> None:
-    """Plans are compared: equal plans must be equal values."""
+def test_equal_elements_are_equal_values() -> None:
+    """Plans are compared, so equal plans must be equal values."""
     assert bridge(FOUR, isDefaultGateway=True) == bridge(FOUR, isDefaultGateway=True)
     assert portmap(TCP) == portmap(TCP)
     assert Element("a", (1,)) != Element("a", (2,))

@@ -1,4 +1,4 @@
-"""The plans of macvlan, ipvlan, vlan, dummy, tap, host-device and host, and whole calls of them on a fake kernel."""
+"""Plans and calls of macvlan, ipvlan, vlan, dummy, tap, host-device and host on the fake kernel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IPAM = {
 
 
 class Lab:
-    """A fake host with an uplink ``up0`` (the default route's) and another link ``up1``, and a container."""
+    """A fake host with an uplink ``up0`` (default route), another link ``up1``, and a container."""
 
     def __init__(self, folder: Path, lacks: tuple[str, ...] = ()) -> None:
         self.kernel = FakeKernel(lacks=lacks)
@@ -75,7 +75,7 @@ def made(lab: Lab, given: dict[str, Any]) -> ContainerLink:
     return first
 
 
-def test_a_macvlan_plan_is_the_link_and_what_lies_on_it(lab: Lab) -> None:
+def test_a_macvlan_plan_has_the_link_its_addresses_and_routes(lab: Lab) -> None:
     plan = lab.plan(conf("macvlan", bcqueuelen=77))
     digest = identity.attachment_digest(Attachment("net", "c1", "eth0", "macvlan"))
     assert plan[0] == ContainerLink(
@@ -101,7 +101,7 @@ def test_a_macvlan_plan_is_the_link_and_what_lies_on_it(lab: Lab) -> None:
     assert {"net/ipv4/conf/eth0/arp_notify", "net/ipv6/conf/eth0/ndisc_notify"} <= keys
 
 
-def test_the_commands_say_what_is_done(lab: Lab) -> None:
+def test_operations_as_commands(lab: Lab) -> None:
     first, second = made(lab, conf("macvlan", master="up1", mtu=1400)).commands(BOX)
     assert first.startswith("ip link add weft") and f"netns {BOX} type macvlan mode bridge" in first
     assert "link up1 " in first and " mtu 1400 " in first
@@ -120,7 +120,7 @@ def test_the_commands_say_what_is_done(lab: Lab) -> None:
         (conf("weft", driver="vlan", vlanId=3), "vlan", MAC, (("vlan_id", 3),)),
     ],
 )
-def test_what_goes_on_a_master(lab: Lab, given: dict[str, Any], kind: str, mac: str, options: Any) -> None:
+def test_options_of_links_on_a_master(lab: Lab, given: dict[str, Any], kind: str, mac: str, options: Any) -> None:
     link = made(lab, given)
     assert (link.type, link.mac, link.mtu, link.parent, link.options) == (kind, mac, 1450, "up0", options)
 
@@ -134,14 +134,14 @@ def test_a_master_in_the_container(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("plugin", ["macvlan", "ipvlan", "vlan"])
-def test_the_mtu_is_bounded_by_the_masters(lab: Lab, plugin: str) -> None:
+def test_the_mtu_is_at_most_that_of_the_master(lab: Lab, plugin: str) -> None:
     assert made(lab, conf(plugin, mtu=1449)).mtu == 1449
     assert "mtu 1451 must be between 0 and 1450" in lab.refused(conf(plugin, mtu=1451))
     text = lab.refused(conf(plugin, master="up0.12"))
     assert "up0.12" in text and "ip link add link up0 name up0.12 type vlan id 12" in text
 
 
-def test_a_dummy_and_a_tap_stand_alone(lab: Lab) -> None:
+def test_dummy_and_tap_need_no_master(lab: Lab) -> None:
     dummy = made(lab, conf("dummy"))
     assert (dummy.type, dummy.parent, dummy.mtu, dummy.options) == ("dummy", "", 1500, ())
     lab.box.add_link("br", "bridge")
@@ -150,14 +150,14 @@ def test_a_dummy_and_a_tap_stand_alone(lab: Lab) -> None:
     assert tap.options == (("tun_type", 2), ("tun_multi_queue", 1), ("tun_owner", 1), ("tun_group", 2))
 
 
-def test_a_lent_link(lab: Lab) -> None:
+def test_host_device_moves_a_link_and_records_its_former_state(lab: Lab) -> None:
     lab.kernel.host.change_link("up1", alias="mine")
     loan = lab.plan(conf("host-device", device="up1"))[0]
     digest = identity.attachment_digest(Attachment("net", "c1", "eth0", "host-device"))
     assert isinstance(loan, LentLink)
     assert (loan.name, loan.container, loan.before, loan.mac) == ("up1", "eth0", "mine", "02:00:00:00:00:02")
     assert loan.alias == f"weft-device:{digest}:up1:lent to c1/eth0 on net"
-    assert identity.mark_digest(loan.alias) == ""  # or a sweep would delete a link of the host's own
+    assert identity.mark_digest(loan.alias) == ""  # or GC would delete a link of the host
     by_mac = lab.plan(conf("host-device", hwaddr="02-00-00-00-00-02"))[0]
     assert by_mac == loan
 
@@ -185,7 +185,7 @@ def test_hardware_by_its_place(lab: Lab, monkeypatch: pytest.MonkeyPatch, keys: 
 
 
 @pytest.mark.parametrize("driver", ["vfio-pci", "uio_pci_generic", "igb_uio"])
-def test_hardware_for_user_space_is_not_moved(lab: Lab, monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
+def test_devices_with_a_userspace_driver_are_not_moved(lab: Lab, monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
     monkeypatch.setattr(KernelFacts, "device", lambda self, place: Device(driver))
     given = conf("host-device", pciBusID="0000:00:1f.6")
     answer = lab.weft.add(given, BOX)
@@ -195,7 +195,7 @@ def test_hardware_for_user_space_is_not_moved(lab: Lab, monkeypatch: pytest.Monk
 
 
 def test_a_device_is_found_in_sysfs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lab: Lab) -> None:
-    """Of a PCI card by its bus address, of a virtio card one level down; nothing outside /sys/devices."""
+    """PCI devices by bus address, virtio ones a level below; nothing outside /sys/devices."""
     look = KernelFacts(lab.kernel.host, None)
     assert look.device("/etc") is None
     assert look.device("/sys/devices/../../etc") is None
@@ -237,8 +237,8 @@ def test_the_host_driver_plans_nothing(lab: Lab) -> None:
     ids=lambda given: given["type"],
 )
 def test_a_fault_at_every_step_leaves_nothing(lab: Lab, tmp_path: Path, given: dict[str, Any]) -> None:
-    """Then an ADD that works: dns of IPAM kept, CHECK content, and DEL twice."""
-    if given["type"] == "host-device":  # it comes back down, which it is already then
+    """Then an ADD succeeds: dns of IPAM is kept, CHECK passes, DEL works twice."""
+    if given["type"] == "host-device":  # DEL leaves it down: start from that state
         lab.kernel.host.change_link("up1", up=False)
     before = lab.kernel.dump()
     steps = Steps()
@@ -259,13 +259,13 @@ def test_a_fault_at_every_step_leaves_nothing(lab: Lab, tmp_path: Path, given: d
     assert lab.kernel.dump() == before
 
 
-def test_a_kernel_that_lacks_it_is_named(tmp_path: Path) -> None:
+def test_a_missing_kernel_module_is_named(tmp_path: Path) -> None:
     lab = Lab(tmp_path, lacks=("ipvlan",))
     answer = lab.weft("ADD", conf("ipvlan"), BOX)
     assert answer.code == 102 and "eth0" in answer.text and "module ipvlan" in answer.text
 
 
-def test_what_a_killed_process_left_under_a_passing_name_goes(lab: Lab) -> None:
+def test_del_removes_a_link_that_a_killed_add_left_under_its_temporary_name(lab: Lab) -> None:
     given = conf("vlan", vlanId=5)
     before = lab.kernel.dump()
     lab.weft.add(given, BOX)
@@ -277,7 +277,7 @@ def test_what_a_killed_process_left_under_a_passing_name_goes(lab: Lab) -> None:
     assert lab.kernel.dump() == before
 
 
-def test_a_link_of_the_same_name_without_the_mark_stays(lab: Lab) -> None:
+def test_del_keeps_a_link_of_that_name_without_our_mark(lab: Lab) -> None:
     given = conf("macvlan")
     lab.weft.add(given, BOX)
     lab.box.delete_link("eth0")

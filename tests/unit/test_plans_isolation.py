@@ -1,4 +1,4 @@
-"""What the isolation and the checks of a network plan: elements, and which come before the link."""
+"""Plans of isolation and anti-spoofing: the nftables elements, and that they precede the link."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAC = "02:00:00:00:00:09"
 
 
 def planned(plugin: str, *addresses: dict[str, str], kernel: FakeKernel | None = None, **keys: Any) -> Plan:
-    """The whole plan of a container c1 on the network red."""
+    """The whole plan for the container c1 on the network red."""
     kernel = kernel or FakeKernel()
     container = kernel.add("/c1")
     ipam = {"ipam": {"type": "static", "addresses": list(addresses)}} if addresses else {}
@@ -52,7 +52,7 @@ def port(plugin: str) -> str:
     return identity.host_link(Attachment("red", "c1", "eth0", plugin))
 
 
-def test_under_the_references_name_no_router_and_nothing_else() -> None:
+def test_called_as_a_reference_plugin_only_router_advertisements_are_blocked() -> None:
     plan = planned("bridge", FOUR)
     assert keys_of(plan.guards) == {frames.NO_ROUTER_PORTS: [(port("bridge"),)]}
     assert plan.shared_elements == ()
@@ -60,7 +60,7 @@ def test_under_the_references_name_no_router_and_nothing_else() -> None:
     assert planned("ptp", FOUR).guards == ()
 
 
-def test_a_bridge_of_wefts_own_is_closed_and_its_port_checked() -> None:
+def test_called_as_weft_the_bridge_is_isolated_and_its_port_checked() -> None:
     plan = planned("weft", FOUR, SIX, driver="bridge")
     host, local = port("weft"), link_local(MAC)
     assert keys_of(plan.shared_elements) == {
@@ -82,19 +82,19 @@ def test_a_bridge_of_wefts_own_is_closed_and_its_port_checked() -> None:
     }
 
 
-def test_a_trunk_may_send_tags() -> None:
+def test_a_trunk_port_may_send_tagged_frames() -> None:
     assert frames.TRUNK_PORTS not in keys_of(planned("weft", FOUR, driver="bridge", vlan=5).guards)
     trunk = keys_of(planned("weft", FOUR, driver="bridge", vlanTrunk=[{"id": 7}]).guards)
     assert trunk[frames.TRUNK_PORTS] == [(port("weft"),)]
 
 
-def test_of_a_vlan_its_own_link_is_closed_and_not_the_bridge() -> None:
+def test_with_a_vlan_its_link_is_isolated_instead_of_the_bridge() -> None:
     shared = keys_of(planned("weft", FOUR, driver="bridge", vlan=5).shared_elements)
     assert shared[packets.CLOSED_LINKS] == [("wbr0.5",)]
 
 
-def test_a_limited_ports_link_for_shaping_is_not_taken_for_another() -> None:
-    """bandwidth puts a further link of the host into the result."""
+def test_the_ifb_link_of_bandwidth_is_not_isolated() -> None:
+    """bandwidth adds a link of the host to the result."""
     rates = {"ingressRate": 1000, "ingressBurst": 1000, "egressRate": 1000, "egressBurst": 1000}
     plan = planned("weft", FOUR, driver="bridge", bandwidth=rates)
     assert len([one for one in plan.result.interfaces if not one.sandbox]) == 3
@@ -102,7 +102,7 @@ def test_a_limited_ports_link_for_shaping_is_not_taken_for_another() -> None:
     assert keys_of(plan.guards)[frames.MAC_CHECKED_PORTS] == [(port("weft"),)]
 
 
-def test_a_ptp_container_is_closed_by_itself() -> None:
+def test_each_ptp_link_is_isolated() -> None:
     plan = planned("weft", FOUR, driver="ptp", internal=True)
     host = port("weft")
     assert plan.shared_elements == ()
@@ -114,7 +114,7 @@ def test_a_ptp_container_is_closed_by_itself() -> None:
 
 
 @pytest.mark.parametrize("alias", ["", "somebody's"])
-def test_a_bridge_of_somebody_elses_is_closed_only_if_asked(alias: str) -> None:
+def test_a_foreign_bridge_is_isolated_only_on_request(alias: str) -> None:
     kernel = FakeKernel()
     kernel.host.add_link("wbr0", "bridge", mac="02:00:00:00:00:17", alias=alias, up=True)
     assert planned("weft", FOUR, driver="bridge", kernel=kernel).shared_elements == ()
@@ -122,11 +122,11 @@ def test_a_bridge_of_somebody_elses_is_closed_only_if_asked(alias: str) -> None:
     assert packets.CLOSED_LINKS in keys_of(asked.shared_elements)
 
 
-def test_guards_come_first_and_the_base_rules_with_them() -> None:
+def test_elements_precede_the_link_and_require_the_base_rules() -> None:
     plan = planned("bridge", FOUR)
     assert [type(one).__name__ for one in own_operations(plan)][:2] == ["Elements", "Veth"]
     assert "BaseRules" in [type(one).__name__ for one in shared_operations(plan)]
 
 
-def test_the_link_local_address_is_the_kernels() -> None:
+def test_the_link_local_address_is_the_one_that_the_kernel_derives() -> None:
     assert link_local("52:74:f2:b1:a8:7f") == IPv6Address("fe80::5074:f2ff:feb1:a87f")

@@ -1,4 +1,4 @@
-"""Records: what goes in comes out, and a file that is not whole is set aside and never believed."""
+"""Records round-trip, and a damaged file is quarantined and never used."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def records(tmp_path: Path) -> Records:
 
 
 def _placed(conf: Conf, folder: Path) -> Conf:
-    """The configuration with its leases in a folder of the test's."""
+    """The configuration, with its leases in a directory of the test."""
     return {**conf, "ipam": {**conf["ipam"], "dataDir": str(folder)}} if "ipam" in conf else dict(conf)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_operation_survives(case: Case, records: Records, tmp_path: Path) -> None:
-    """What a driver plans comes back from the file as it was, to the last value."""
+    """The plan of every driver is equal after writing and reading it."""
     kernel = FakeKernel()
     space = kernel.add("/c1")
     if case.wired:
@@ -54,7 +54,7 @@ def test_every_operation_survives(case: Case, records: Records, tmp_path: Path) 
     conf, first = (_placed(one, tmp_path) for one in (case.conf, case.first))
     if first:
         conf["prevResult"] = weft.add(first, "/c1")
-        # The fake has the settings that weft's drivers use; these are what the case of tuning asks for.
+        # The fake has the sysctls that weft's drivers use; the case of tuning needs these as well.
         space.links_by_name["eth0"].sysctls["net/ipv4/conf/arp_filter"] = "0"
         space.sysctls["net/ipv4/ip_local_port_range"] = "32768 60999"
     planned = weft.preview(conf, "/c1")
@@ -86,7 +86,7 @@ def test_operations_of_earlier_releases_are_read_by_their_former_names(records: 
 def test_a_record_of_an_earlier_release_has_the_present_names_of_sets(
     case: Case, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record names the sets of elements; those that have been renamed are read by their present names."""
+    """A record names the sets of its elements; renamed sets are read by their present names."""
     elements = tuple(Element(name, ("cni0",), (), "weft:00112233445566aa") for name in TABLES.shapes)
     former = {name: old for old, name in TABLES.renamed.items()}
     written = Elements(tuple(replace(one, collection=former.get(one.collection, one.collection)) for one in elements))
@@ -137,8 +137,8 @@ def test_a_damaged_record_is_set_aside(records: Records, damage: str, capfd: pyt
     assert records.stray_files() == [str(path.with_suffix(".damaged"))]
 
 
-def test_every_byte_counts(records: Records) -> None:
-    """A record with any one byte changed, or cut off anywhere, is never believed."""
+def test_any_changed_or_missing_byte_is_detected(records: Records) -> None:
+    """A record with one byte changed, or truncated anywhere, is never used."""
     path = Path(records.path(ATTACHMENT))
     records.write(RECORD)
     whole = path.read_bytes()
@@ -151,7 +151,7 @@ def test_every_byte_counts(records: Records) -> None:
     assert records.read(ATTACHMENT) == RECORD
 
 
-def test_a_newer_record_is_left_untouched(records: Records) -> None:
+def test_a_record_of_a_newer_schema_is_left_unchanged(records: Records) -> None:
     path = Path(records.path(ATTACHMENT))
     newer = _checked(json.dumps({"schema": 2, "record": {"whatever": 1}}).encode())
     path.write_bytes(newer)
@@ -174,7 +174,7 @@ def test_a_write_that_fails_leaves_the_old_record(records: Records, monkeypatch:
     assert records.stray_files() == []
 
 
-def test_a_planted_link_is_not_followed(records: Records, tmp_path: Path) -> None:
+def test_symbolic_links_are_not_followed(records: Records, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("mine")
     Path(records.path(ATTACHMENT)).with_suffix(".tmp").symlink_to(target)
@@ -183,7 +183,7 @@ def test_a_planted_link_is_not_followed(records: Records, tmp_path: Path) -> Non
     assert target.read_text() == "mine"
 
 
-def test_files_are_private(records: Records, tmp_path: Path) -> None:
+def test_files_have_mode_0600(records: Records, tmp_path: Path) -> None:
     records.write(RECORD)
     assert Path(records.path(ATTACHMENT)).stat().st_mode & 0o777 == 0o600
     assert Path(records.path(ATTACHMENT)).parent.stat().st_mode & 0o777 == 0o700

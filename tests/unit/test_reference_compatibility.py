@@ -1,4 +1,4 @@
-"""docs/reference-compatibility.md, held to the code: which keys are looked up, and by which test each is covered."""
+"""docs/reference-compatibility.md matches the code: the keys that are read, and a test for each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NETNS = "/run/netns/c1"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``said`` begins with one of WORDS, but for weft's own keys."""
+    """One row of a table. ``said`` begins with one of WORDS, except for weft's own keys."""
 
     plugins: tuple[str, ...]
     keys: tuple[str, ...]
@@ -60,14 +60,14 @@ ROWS = rows()
 
 @cache
 def source(path: str) -> tuple[str, frozenset[str]]:
-    """A test file's text, and the names of its tests."""
+    """The text of a test file, and the names of its tests."""
     text = (ROOT / "tests" / path).read_text(encoding="utf-8")
     tests = (node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef))
     return text, frozenset(name for name in tests if name.startswith("test_"))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.plugins[0]}-{row.keys[0]}")
-def test_each_row_has_a_test_that_speaks_of_its_keys(row: Row) -> None:
+def test_the_test_of_each_row_mentions_its_keys(row: Row) -> None:
     path, _, name = row.test.partition("::")
     text, tests = source(path)
     assert name in tests, row.test
@@ -114,11 +114,12 @@ GIVEN: dict[str, tuple[dict[str, Any], ...]] = {
     "static": ({"ipam": {"addresses": [{"address": "10.1.0.2/24"}], "routes": [{"dst": "10.9.0.0/16"}]}},),
     "dhcp": ({"ipam": {"provide": [{}], "request": [{"option": 12}]}},),
 }
-"""What must be there for all keys to be looked for: objects in lists, and what decides where else to look."""
+"""Values without which some keys would not be read: objects in lists, and keys that select others.
+"""
 
 
 class Noted(dict[str, str]):
-    """The arguments of CNI_ARGS, noting what is asked for."""
+    """CNI_ARGS as a mapping that records the keys that are read."""
 
     def __init__(self, seen: set[str]) -> None:
         self._seen = seen
@@ -130,7 +131,7 @@ class Noted(dict[str, str]):
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Fills with the path of every key that is looked up."""
+    """Collects the path of every key that is looked up."""
     found: set[str] = set()
     for name in ("raw", "__contains__"):
         original = getattr(Section, name)
@@ -144,7 +145,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def leaves(paths: set[str]) -> set[str]:
-    """Without the objects and lists that only hold others."""
+    """Paths of values only, without the objects and lists that contain them."""
     return {path for path in paths if not any(other.startswith((f"{path}.", f"{path}[")) for other in paths)}
 
 
@@ -162,19 +163,19 @@ def looked_up(plugin: str, seen: set[str]) -> set[str]:
 
 
 def listed(plugin: str, *, unread: bool = False) -> set[str]:
-    """The keys of a plugin that the page says are looked up (or ``unread``: are not)."""
+    """The keys of a plugin that are read according to the page; with ``unread``, those not read."""
     mine = [row for row in ROWS if plugin in row.plugins]
     return {key for row in mine for key in row.keys if row.said.startswith("ignored") is unread}
 
 
 @pytest.mark.parametrize("plugin", modules.plugins())
-def test_what_is_read_is_what_the_page_says(seen: set[str], plugin: str) -> None:
+def test_the_keys_that_a_plugin_reads_are_on_the_page(seen: set[str], plugin: str) -> None:
     found = looked_up(plugin, seen) - listed(COMMON)
     assert sorted(found - listed(plugin)) == [], "read, and not on the page"
     assert sorted(listed(plugin) - found) == [], "on the page, and not read"
 
 
-def test_what_is_read_for_all_is_what_the_page_says(seen: set[str]) -> None:
+def test_the_keys_that_all_plugins_read_are_on_the_page(seen: set[str]) -> None:
     text = {"cniVersion": "1.1.0", "name": "net", "type": "bridge", "cni.dev/valid-attachments": [{}]}
     found = set()
     for given in (text, {**text, "cni.dev/attachments": []}):
@@ -191,7 +192,7 @@ def module(of: Any) -> str:
 
 
 def literals() -> Iterator[str]:
-    """Every key that the code of a driver, a feature or IPAM asks a section for by name."""
+    """Every key that the code of a driver, a feature or IPAM reads from a section."""
     getters = {"raw", "text", "flag", "integer", "section", "items", "sections", "texts", "address", "subnet", "cidr"}
     alone = ("interface.py", "wire/common.py", "wire/config.py")
     for pattern in (
@@ -208,8 +209,11 @@ def literals() -> Iterator[str]:
                             yield given.value
 
 
-def test_no_key_by_name_is_missing() -> None:
-    """Whatever the keys that a configuration must have for it to be asked for. ``driver`` is the name weft's own."""
+def test_no_key_in_the_source_is_missing() -> None:
+    """Covers keys that are read only with certain others.
+
+    ``driver`` belongs to the plugin name weft.
+    """
     every = {part for row in ROWS for key in row.keys for part in re.split(r"[. \[\]]+", key)}
     assert sorted(set(literals()) - every - {"driver"}) == []
     assert len(set(literals())) > 60
@@ -244,7 +248,7 @@ WITHOUT_EFFECT: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
 
 
 def planned(weft: Weft, conf: dict[str, Any]) -> Record:
-    """What an ADD would do, after a bridge's if the plugin is a chained one."""
+    """The plan of an ADD; that of a chained plugin follows a bridge."""
     if conf["type"] in modules.features():
         conf = {**conf, "prevResult": weft.add(DRIVER, NETNS)}
         weft.delete(DRIVER, NETNS)
@@ -253,13 +257,13 @@ def planned(weft: Weft, conf: dict[str, Any]) -> Record:
 
 @pytest.mark.parametrize(("conf", "keys"), WITHOUT_EFFECT, ids=lambda value: next(iter(value)))
 def test_what_has_no_effect_changes_nothing(weft: Weft, conf: dict[str, Any], keys: dict[str, Any]) -> None:
-    """With the key, the plan is the same; ``daemonSocketPath`` of dhcp is compared below, without a server."""
+    """``daemonSocketPath`` of dhcp is compared below, without a DHCP server."""
     plain, more = planned(weft, conf), planned(weft, {**conf, **keys})
     assert (more.shared, more.operations, more.result) == (plain.shared, plain.operations, plain.result)
     assert plain.operations
 
 
-def test_every_key_without_effect_is_tried() -> None:
+def test_every_key_without_effect_is_tested() -> None:
     said = {key for row in ROWS for key in row.keys if row.said.startswith(("accepted", "ignored"))}
     tried = {key for _, keys in WITHOUT_EFFECT for key in keys if key != "runtimeConfig"}
     tried |= {f"runtimeConfig.{key}" for _, keys in WITHOUT_EFFECT for key in keys.get("runtimeConfig", {})}
@@ -279,7 +283,7 @@ def uplink(kernel: FakeKernel) -> None:
 
 @pytest.mark.parametrize("driver", ["macvlan", "tap"])
 def test_a_tap_link_has_the_mac_address_asked_for(kernel: FakeKernel, weft: Weft, driver: str) -> None:
-    """CNI_ARGS, over it args.cni.mac, over it runtimeConfig.mac; and so has a macvlan link."""
+    """args.cni.mac overrides CNI_ARGS, runtimeConfig.mac overrides both; macvlan does the same."""
     uplink(kernel)
     conf: dict[str, Any] = network(
         driver, FIXED, mac="02:00:00:00:00:01", **({"master": "up0"} if driver != "tap" else {})

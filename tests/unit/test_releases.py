@@ -1,4 +1,4 @@
-"""The first process of a release waits for calls of older ones; later ones read a file."""
+"""The first process of a new release waits for calls of older ones; later processes read a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CALL = "import signal, time; print('up', flush=True); time.sleep(0.5)"
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """An engine and a call of another installation of weft, as their command lines show them."""
+    """Processes with the command lines of an engine and a call of another installation of weft."""
     found = {}
     for name, body in (("weft-engine", ENGINE), ("weft-plugin", CALL)):
         script = tmp_path / "other" / name
@@ -37,18 +37,18 @@ def processes(tmp_path: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
         process.wait()
 
 
-def test_engines_are_ended_and_calls_are_waited_for(
+def test_engines_are_terminated_and_calls_are_waited_for(
     processes: dict[str, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     supersede(str(tmp_path / "run"))
-    assert processes["weft-engine"].wait(0.5) == 7, "it was asked to end, and not killed"
+    assert processes["weft-engine"].wait(0.5) == 7, "the engine gets SIGTERM, not SIGKILL"
     assert processes["weft-plugin"].wait(0.5) == 0, "a call is never interrupted"
     assert (tmp_path / "run" / "engine.release").read_text() == __version__
     assert os.listdir(tmp_path / "run") == ["engine.release"]
 
 
 @pytest.mark.parametrize("noted", [__version__, "99.0.0"])
-def test_nobody_is_looked_for_once_a_release_is_noted(
+def test_processes_are_not_searched_once_the_release_is_recorded(
     processes: dict[str, subprocess.Popen[bytes]], tmp_path: Path, noted: str
 ) -> None:
     (tmp_path / "engine.release").write_text(noted)
@@ -57,14 +57,14 @@ def test_nobody_is_looked_for_once_a_release_is_noted(
     assert (tmp_path / "engine.release").read_text() == noted
 
 
-def test_an_older_release_gives_way(processes: dict[str, subprocess.Popen[bytes]], tmp_path: Path) -> None:
+def test_a_recorded_older_release_is_superseded(processes: dict[str, subprocess.Popen[bytes]], tmp_path: Path) -> None:
     (tmp_path / "engine.release").write_text("0.1.0")
     supersede(str(tmp_path))
     assert processes["weft-engine"].wait(0.5) == 7
     assert (tmp_path / "engine.release").read_text() == __version__
 
 
-def test_one_that_does_not_end_is_not_waited_for_long(
+def test_the_wait_for_a_call_that_does_not_end_is_bounded(
     processes: dict[str, subprocess.Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(releases, "_MAX_WAIT_SECONDS", 0.1)
@@ -74,10 +74,10 @@ def test_one_that_does_not_end_is_not_waited_for_long(
     assert (tmp_path / "run" / "engine.release").exists()
 
 
-def test_own_processes_are_none_of_another_release(
+def test_processes_started_after_the_upgrade_are_not_of_another_release(
     processes: dict[str, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same scripts, started after the files were last replaced."""
+    """They run the same files, and started after these were last replaced."""
     here = releases._program(releases._command_line(processes["weft-engine"].pid))
     monkeypatch.setattr(releases, "_program", lambda line: here)
     assert not releases._others().keys() & {process.pid for process in processes.values()}

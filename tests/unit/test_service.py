@@ -1,4 +1,4 @@
-"""The verbs through ``Service.handle`` on the fake kernel: no root, and sequences that nobody would think of."""
+"""All verbs through ``Service.handle`` on the fake kernel, without root, also in random sequences."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ RESULT = {"cniVersion": "1.1.0"}
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: no handler of weft's may do anything from here on."""
+    """Simulates SIGKILL: no handler of weft may change anything afterwards."""
 
 
 class Mortal(Records):
-    """Records that a dead process neither writes nor removes."""
+    """Records that a killed process can no longer write or remove."""
 
     def __init__(self, folder: str, dead: list[bool]) -> None:
         super().__init__(folder)
@@ -46,7 +46,10 @@ class Mortal(Records):
 
 
 class Fake(Weft):
-    """A host of dicts and a folder. ``dead`` is not empty once the process of the present call has been killed."""
+    """A fake kernel and a directory.
+
+    ``dead`` is not empty once the current call has been killed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,7 +58,7 @@ class Fake(Weft):
         self.start()
 
     def start(self) -> None:
-        """Boot: the kernel is empty, and so is /run; what is on the disk has grown old."""
+        """Boot: an empty kernel and an empty /run; files on the disk are from before the boot."""
         self.boot += 1
         self.kernel = FakeKernel()
         shutil.rmtree(self.folder / "run", ignore_errors=True)
@@ -71,7 +74,7 @@ class Fake(Weft):
         return made
 
     def dying(self, command: str, given: Conf, path: str, container: str, at: int) -> Answer:
-        """The call, killed before step ``at``."""
+        """Make the call, killed before step ``at``."""
 
         def die() -> None:
             self.dead.append(True)
@@ -94,7 +97,7 @@ class Fake(Weft):
         return conf("bridge", name, {"bridge": f"b{name}", "isGateway": True, "ipMasq": True, "ipam": ipam, **rest})
 
     def state(self) -> dict[str, object]:
-        """All there is of the host's; forwarding stays on for those who rely on it."""
+        """The state of the host without its sysctls: weft leaves forwarding on."""
         return {name: part for name, part in self.kernel.dump().items() if name in ("rules", self.kernel.host.id.path)}
 
     def leases(self, network: str) -> dict[str, str]:
@@ -125,8 +128,8 @@ def test_add_check_delete_collect(fake: Fake) -> None:
     assert not [path for path in (fake.folder / "run").rglob("*") if path.is_file() and path.parent.name != "ipam"]
 
 
-def test_calls_leave_no_lock_of_a_network_that_shares_nothing(fake: Fake) -> None:
-    """Such a lock would look like what a killed call has left."""
+def test_calls_leave_no_lock_of_a_network_without_shared_state(fake: Fake) -> None:
+    """Such a lock would look like a leftover of a killed call."""
 
     def locks() -> list[str]:
         return [path.name for path in (fake.folder / "run").rglob("*.lock")]
@@ -154,7 +157,7 @@ def test_check_of_a_list_whose_last_result_is_of_another_interface(fake: Fake) -
 
 
 def test_a_container_publishes_the_same_port_from_two_networks(fake: Fake) -> None:
-    """podman gives its whole list to every network: the first has the port, and the next one when that is gone."""
+    """podman passes all ports to every network: the first publishes them, after its DEL the next."""
 
     def of(name: str, subnet: str, port: int = 80) -> Conf:
         mappings = [{"hostPort": 8080, "containerPort": port, "protocol": "tcp"}]
@@ -182,7 +185,7 @@ def test_a_container_publishes_the_same_port_from_two_networks(fake: Fake) -> No
     assert fake.leases("red") == fake.leases("blue") == {}
 
 
-def test_a_second_add_is_refused_and_harms_nothing(fake: Fake) -> None:
+def test_a_second_add_is_refused_and_changes_nothing(fake: Fake) -> None:
     red = fake.network("red")
     result = fake.add(red, "/c1")
     assert fake("ADD", red, "/c1").code == 101
@@ -203,13 +206,13 @@ def test_check_in_another_namespace(fake: Fake) -> None:
     assert "/c1" in fake.check(red, result, "/c2")
 
 
-def test_check_looks_at_the_result_it_is_given(fake: Fake) -> None:
+def test_check_compares_the_given_prev_result(fake: Fake) -> None:
     red = fake.network("red")
     result = fake.add(red, "/c1")
     assert "10.60.0.2" in fake.check(red, {**result, "ips": []}, "/c1")
 
 
-def test_collect_keeps_what_is_valid_and_the_other_networks(fake: Fake) -> None:
+def test_gc_keeps_valid_attachments_and_other_networks(fake: Fake) -> None:
     red, blue = fake.network("red"), fake.network("blue", "10.61.0.0/28")
     kept, gone, other = fake.add(red, "/c1", "a"), fake.add(red, "/c2", "b"), fake.add(blue, "/c2", "b", "eth1")
     fake.collect(red, ("a", "eth0"))
@@ -219,14 +222,14 @@ def test_collect_keeps_what_is_valid_and_the_other_networks(fake: Fake) -> None:
     assert set(fake.leases("red").values()) == {"a"}
 
 
-def test_collect_without_a_list_frees_nothing(fake: Fake) -> None:
+def test_gc_without_valid_attachments_frees_nothing(fake: Fake) -> None:
     red = fake.network("red")
     result = fake.add(red, "/c1")
     assert fake("GC", red).code == 7
     assert fake.check(red, result, "/c1") == ""
 
 
-def test_an_exhausted_pool_is_said_before_and_after(fake: Fake) -> None:
+def test_status_and_add_report_an_exhausted_pool(fake: Fake) -> None:
     red = fake.network("red")
     assert fake("STATUS", red).ok
     for number in range(13):
@@ -239,7 +242,7 @@ def test_an_exhausted_pool_is_said_before_and_after(fake: Fake) -> None:
     assert fake.state() == before
 
 
-def test_preview_changes_nothing_and_says_what_add_does(fake: Fake) -> None:
+def test_preview_changes_nothing_and_lists_the_operations_of_add(fake: Fake) -> None:
     red = fake.network("red")
     record = fake.preview(red, "/c1")
     assert fake.state() == fake.bare
@@ -247,13 +250,13 @@ def test_preview_changes_nothing_and_says_what_add_does(fake: Fake) -> None:
     steps = Steps()
     result = fake("ADD", red, "/c1", watch=steps).document
     done = [operation for _, operation in steps.taken]
-    # The lease stands in the record with the addresses that it was answered.
+    # The lease operation differs: the record contains the addresses that were reserved.
     assert done[1:] == [*(one for one in record.shared if one in done), *record.operations[1:]]
     assert [str(ip.address) for ip in record.result.ips] == [ip["address"] for ip in result["ips"]]
 
 
-def test_a_record_stays_when_undoing_breaks_off(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault in weft itself: the record is what a DEL then finishes by."""
+def test_the_record_is_kept_if_the_rollback_is_aborted(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an unexpected exception, DEL removes the rest with the help of the record."""
     red = fake.network("red")
 
     def broken(this: object, machine: Machine) -> None:
@@ -270,7 +273,7 @@ def test_a_record_stays_when_undoing_breaks_off(fake: Fake, monkeypatch: pytest.
     assert fake.state() == fake.bare
 
 
-def test_a_reboot_frees_what_died(fake: Fake) -> None:
+def test_a_reboot_frees_the_leases_of_dead_containers(fake: Fake) -> None:
     red = fake.network("red")
     first = fake.add(red, "/c1")
     fake.start()
@@ -282,7 +285,7 @@ def test_a_reboot_frees_what_died(fake: Fake) -> None:
 
 
 class Life(RuleBasedStateMachine):
-    """Four containers on two networks, attached, looked at, collected, killed in every way, and rebooted."""
+    """Four containers on two networks: ADD, CHECK, DEL and GC, kills at any step, and reboots."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -330,7 +333,7 @@ class Life(RuleBasedStateMachine):
             assert not other
             self.results[network, container] = answer.document
         else:
-            # The other network's eth0 is in the way, whole or left by a call that was killed.
+            # eth0 belongs to the other network, attached or left over from a killed call.
             assert answer.code == 101, answer
 
     @rule(network=networks, container=containers, at=steps)
@@ -385,7 +388,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        """Somebody flushes all rules; the next ADD that works brings those of the living back."""
+        """The whole ruleset is flushed, and all attachments are deleted."""
         self.fake.kernel.rules.remove()
         for network, container in list(self.results):
             self.delete(network, container)

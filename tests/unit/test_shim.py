@@ -1,4 +1,4 @@
-"""The client without a compiler: whole answers from an engine that is quicker than the client."""
+"""The client in Python: complete replies, also if the engine closes before the client reads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ REQUEST = frame.request(frame.RequestFrame("0.1.0", "/", "1:1:1", "bridge", {"CN
 
 
 class Engine(socket.socket):
-    """The client's end, as the kernel shows it where the engine has answered and gone before the next line runs.
+    """The client's socket; the engine has replied and closed when ``sendmsg`` returns.
 
-    It takes no more than ``most`` bytes at once.
+    ``sendmsg`` takes at most ``most`` bytes.
     """
 
     most = len(REQUEST)
@@ -37,14 +37,14 @@ def ends() -> tuple[Engine, socket.socket]:
     return Engine(fileno=one.detach()), other
 
 
-def test_an_answer_that_came_before_the_client_looked_again() -> None:
+def test_a_reply_that_arrived_while_the_client_was_sending() -> None:
     connection, other = ends()
     with contextlib.closing(connection):
         connection.serve(other)
         assert shim._exchange(connection, REQUEST) == (False, 0, b"out", b"err")
 
 
-def test_a_request_that_the_socket_takes_in_pieces() -> None:
+def test_a_request_sent_in_several_pieces() -> None:
     connection, other = ends()
     with contextlib.closing(connection), contextlib.closing(other):
         connection.most = 5
@@ -53,7 +53,7 @@ def test_a_request_that_the_socket_takes_in_pieces() -> None:
         assert other.recv(1 << 16) == REQUEST
 
 
-def test_an_engine_that_is_gone() -> None:
+def test_an_engine_that_closed_the_connection() -> None:
     connection, other = ends()
     other.close()
     with contextlib.closing(connection):

@@ -1,4 +1,4 @@
-"""The whole tree passes ruff; all packages, tests/lab and benchmarks pass mypy --strict."""
+"""ruff passes for the whole tree, mypy --strict for all packages, tests/lab and benchmarks."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_types_hold() -> None:
     ],
     ids=["ruff", "mypy"],
 )
-def test_the_checkers_do_check(tmp_path: Path, command: tuple[str, ...], source: str, word: str) -> None:
-    """A misconfigured checker would accept everything."""
+def test_the_linters_find_planted_errors(tmp_path: Path, command: tuple[str, ...], source: str, word: str) -> None:
+    """A misconfigured linter would accept everything."""
     (tmp_path / "wrong.py").write_text(source)
     done = subprocess.run(
         [sys.executable, "-m", *command, "wrong.py"],
