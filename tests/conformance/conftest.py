@@ -1,5 +1,4 @@
-"""Container runtimes in private VMs or namespaces, with the plugins of bin/cni or
-WEFT_TEST_PLUGINS."""
+"""Container runtimes in private namespaces, with the plugins of bin/cni or WEFT_TEST_PLUGINS."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def conflist(kind: str) -> dict[str, Any]:
-    """The same network twice: as a chain of reference plugin types, and as the single plugin
-    ``weft``."""
+    """The same network twice: as a chain of reference plugins, and as the one plugin ``weft``."""
     if kind == "chain":
         plugins: list[dict[str, Any]] = [
             {"type": "bridge", **BRIDGE, "capabilities": {"ips": True}},
@@ -95,8 +93,7 @@ def podman(machine: Podman) -> Iterator[Podman]:
 
 @pytest.fixture
 def create(podman: Podman) -> Iterator[Callable[..., None]]:
-    """Create networks with ``podman network create``; afterwards no state of their containers is
-    left."""
+    """Create networks with ``podman network create``; afterwards none of their state is left."""
     made: list[str] = []
 
     def create(name: str, *options: str) -> None:

@@ -1,5 +1,4 @@
-"""Podman's containers on podman's networks: ports, several networks, connect and disconnect,
-pods."""
+"""Podman's containers on its networks: ports, several networks, connect, disconnect, pods."""
 
 from __future__ import annotations
 

@@ -128,8 +128,7 @@ def test_macvlan_with_dhcp_ipam(podman: Podman, create: Create, roots: list[str]
 
 
 def test_ipvlan(podman: Podman, create: Create, roots: list[str]) -> None:
-    """Podman 4.3 names no parent: weft takes the link of the default route, if the kernel has
-    ipvlan."""
+    """Podman 4.3 names no parent: weft takes the default route's link, if the kernel has ipvlan."""
     create("shared", "-d", "ipvlan", "--subnet", "192.0.2.0/24", "--ip-range", "192.0.2.128/25")
     podman.run("ip", "route", "add", "default", "via", OUTSIDE)
     try:
@@ -153,8 +152,7 @@ def test_podmans_own_network(own: None, podman: Podman, create: Create, roots: l
 
 
 def test_podman_removes_a_network(own: None, podman: Podman, roots: list[str]) -> None:
-    """Podman deletes the list and the bridge without calling a plugin; ``weft gc`` removes the
-    rest."""
+    """Podman deletes the list and the bridge, calling no plugin; ``weft gc`` removes the rest."""
     podman.podman("network", "create", "--subnet", "10.70.0.0/24", "brief")
     address = podman.up("c1", roots[0], network="brief")
     refused = podman.run("podman", "network", "rm", "brief", check=False)

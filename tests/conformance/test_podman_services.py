@@ -39,8 +39,7 @@ def shop(podman: Podman) -> Iterator[str]:
 
 
 def found(podman: Podman, container: str, name: str) -> str:
-    """What nslookup of busybox in the container prints for a name, repeated until the name
-    resolves."""
+    """The output of busybox's nslookup in the container, repeated until the name resolves."""
     outcome = podman.until("podman", "exec", container, "/bin/nslookup", name)
     assert outcome.code == 0, outcome
     return outcome.stdout

@@ -1,5 +1,4 @@
-"""The plugin calls of runtimes that no distribution packages, nerdctl and Nomad, written after
-their sources.
+"""Plugin calls of nerdctl and Nomad, which no distribution packages, after their sources.
 
 nerdctl: its hooks call DEL before each ADD, without a namespace; the list has cniVersion 1.0.0 and
 keys of nerdctl's own. Nomad: runs each file of ``cni_path`` to fingerprint it, tries an ADD three
@@ -61,8 +60,7 @@ VERSION = re.compile(r"v?\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
 
 
 class Calls(Cni):
-    """Calls plugins on a machine as libcni does: it passes prevResult along and keeps it for
-    DEL."""
+    """Calls plugins as libcni does: it passes prevResult along and keeps it for DEL."""
 
     def __init__(self, folder: Path, machine: Podman) -> None:
         super().__init__(folder)
@@ -117,8 +115,7 @@ def mapping(host: int, container: int, protocol: str, address: str = "") -> Mapp
 
 
 def test_fingerprints(own: None, calls: Calls) -> None:
-    """Without arguments and environment each plugin prints its name and version to stderr, and
-    exits 0."""
+    """Without arguments and environment each plugin prints its version to stderr, and exits 0."""
     for path in sorted(calls.folder.iterdir()):
         outcome = calls.machine.run(str(path), environment={}, check=False)
         assert (outcome.code, outcome.stdout) == (0, ""), outcome

@@ -1,5 +1,4 @@
-"""Networks of ``weft network create``, used by runtimes by name; and podman's networks, seen by
-``weft``."""
+"""Networks of ``weft network create`` used by runtimes; podman's networks seen by ``weft``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A new host namespace for each test; refuses to run where a test could change the machine's
-network."""
+"""A new host namespace for each test; refuses to run on the machine's own network."""
 
 from __future__ import annotations
 
@@ -21,8 +20,7 @@ def isolation() -> None:
 
 @pytest.fixture
 def host(isolation: None) -> Iterator[Host]:
-    """Run the test in a new network namespace that serves as the host; earlier state files are
-    removed."""
+    """Run the test in a new network namespace, which is its host; earlier state is removed."""
     made = Host()
     try:
         if engine.wanted():

@@ -1,5 +1,4 @@
-"""``weft up``, ``down``, ``status``, ``dns-lookup`` with real processes, without a service
-manager."""
+"""``weft up``, ``down``, ``status``, ``dns-lookup``: real processes, no service manager."""
 
 from __future__ import annotations
 

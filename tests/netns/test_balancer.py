@@ -282,7 +282,7 @@ def test_datagrams_move_to_another_instance_at_once(net: Wire, version: int) -> 
 
 @FAMILIES
 def test_stale_udp_conntrack_entry_is_flushed(net: Wire, host: Host, version: int) -> None:
-    """Its conntrack entry has no DNAT; it is flushed when the service appears, and at a start."""
+    """The entry has no DNAT; it is flushed when the service appears, and at a start."""
     host.run("ip", "route", "add", VIPS[version], "dev", "servers0")
     host.run("nft", "-f", "-", stdin="table inet t { chain c { type filter hook forward priority 0; ct state new; }; }")
     with net.datagrams(VIPS[version], 80) as ask:
@@ -369,8 +369,7 @@ asyncio.run(main())
 
 @FAMILIES
 def test_killed_balancer_breaks_no_connection(net: Wire, version: int) -> None:
-    """SIGKILL and restart under load, three times: no connection fails, neither established nor
-    new."""
+    """Three times SIGKILL and restart under load: neither old nor new connections fail."""
 
     def start() -> subprocess.Popen[str]:
         command = [sys.executable, "-c", PROCESS, VIPS[version], *net.servers[version][:4]]

@@ -23,8 +23,7 @@ SHOWN = pytest.mark.parametrize("shown", ["0", "1"], ids=["bridged unseen", "bri
 
 
 class Topology:
-    """Containers on weft's own networks; the server at port 80 of each replies with the container's
-    name."""
+    """Containers on weft's networks; the server at port 80 replies with the container's name."""
 
     def __init__(self, host: Host) -> None:
         self.host, self.weft = host, Weft()
@@ -185,8 +184,7 @@ def test_published_container_port_precedes_published_service(topology: Topology)
 
 
 def test_listening_process_keeps_its_port(topology: Topology) -> None:
-    """Otherwise a service registration could take over a port that a process of this host
-    serves."""
+    """Otherwise a service registration could take over a port that the host serves."""
     topology.add("a", "x", 81)
     server = Greeters(topology.host.path, {"host": ("0.0.0.0", 30080)})
     topology.offer("a", meta={"weft-publish": "30080:80"})

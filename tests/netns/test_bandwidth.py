@@ -1,5 +1,4 @@
-"""``bandwidth`` with real traffic: the configured rate in both directions, no qdisc left after
-DEL."""
+"""``bandwidth`` with real traffic: both directions at the configured rate, no qdisc after DEL."""
 
 from __future__ import annotations
 
@@ -62,8 +61,7 @@ def speed(host: Host, sender: str | None, receiver: str | None, address: str) ->
 
 
 def limited_to(rate: float, *way: Any) -> bool:
-    """Whether the rate is the limit; retried, since a loaded machine slows a stream but never
-    speeds it up."""
+    """Whether the rate is the limit; retried, as a loaded machine only ever slows a stream."""
     for _ in range(4):
         found = speed(*way)
         if found > 0.5 * rate:

@@ -271,8 +271,7 @@ def test_a_container_interface_that_stays_down(host: Host, cni: Cni) -> None:
 
 
 def test_duplicate_address_detection(host: Host, cni: Cni) -> None:
-    """Off by default, so that an address is usable at once; if on, ADD waits until DAD has
-    completed."""
+    """Off by default, so that an address is usable at once; if on, ADD waits for DAD."""
     quick = cni.add(bridge(dual(), isGateway=True), host.container())
     assert seen.setting(host, "net/ipv6/conf/eth0/accept_dad", "c1") == "0"
     assert host.ping("c1", "fd80::1")
@@ -309,7 +308,7 @@ def test_ipv6_is_enabled_if_the_container_had_it_disabled(host: Host, cni: Cni) 
 
 
 def test_which_mac_address_wins(host: Host, cni: Cni) -> None:
-    """args.cni.mac overrides CNI_ARGS, and runtimeConfig.mac overrides both."""
+    """Order of precedence: runtimeConfig.mac, args.cni.mac, CNI_ARGS."""
     asked: dict[str, object] = {}
     macs = []
     for index, more in enumerate(

@@ -92,10 +92,7 @@ def test_access_ports_of_one_vlan_reach_each_other_only(filtering: Host, cni: Cn
 
 
 def test_vlan_filtering_is_enabled_on_an_existing_bridge(filtering: Host, cni: Cni) -> None:
-    """ADD turns vlan_filtering on, without which a port's VLAN has no effect.
-
-    Other ports keep working.
-    """
+    """Without vlan_filtering a port's VLAN has no effect. Ports without a VLAN keep working."""
     attach(filtering, cni, "c1")
     attach(filtering, cni, "c2")
     attach(filtering, cni, "c3", vlan=7)

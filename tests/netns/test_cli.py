@@ -1,5 +1,4 @@
-"""``weft`` on the real kernel: the commands of an operator, and that ADD does what ``plan``
-prints."""
+"""``weft`` on the real kernel: an operator's commands, and that ADD does what ``plan`` prints."""
 
 from __future__ import annotations
 
@@ -65,8 +64,7 @@ def test_create_attach_show_detach_remove(host: Host, weft: Weft) -> None:
 
 
 def _break_and_mend(host: Host, weft: Weft) -> None:
-    """Break the network by hand: check and doctor report it, and ``doctor --repair`` restores
-    it."""
+    """Break the network by hand: check and doctor report it, ``doctor --repair`` restores it."""
     host.run("nft", "flush", "set", "inet", "weft", "masquerade4")
     host.run("nft", "delete", "chain", "inet", "weft", "raw_prerouting")
     host.run("ip", "link", "set", "weft-blue", "down")
@@ -161,8 +159,7 @@ def test_without_a_namespace_the_plan_can_be_run_with_a_variable(host: Host, wef
 
 
 def test_foreign_plugins_of_a_list_are_executed(host: Host, weft: Weft, tmp_path: Path) -> None:
-    """The reference's bandwidth plugin chained after weft's bridge: its qdisc is there until
-    detach."""
+    """The reference's bandwidth after weft's bridge: its qdisc exists until detach."""
     host.container("c1")
     weft("network", "create", "blue")
     path = CONFIG / "blue.conflist"

@@ -176,8 +176,7 @@ def test_defect_10_the_hosts_own_namespace_is_refused(host: Host, cni: Cni, driv
 
 
 def test_defect_11_an_earlier_lease_outlives_a_failed_add(host: Host, cni: Cni) -> None:
-    """A failed ADD frees only the leases that it made itself, also if the second of two sets is
-    full."""
+    """A failed ADD frees only its own leases, also if only the second of two sets is full."""
     netns = host.container()
     result = cni.add(GATEWAY, netns)
     assert seen.problem(cni, "ADD", GATEWAY, netns)["msg"]
@@ -240,8 +239,7 @@ def test_defect_15_a_route_needs_a_destination(host: Host, cni: Cni) -> None:
 
 
 def test_defect_16_the_cost_does_not_grow_with_the_leases(host: Host, cni: Cni, tmp_path: Path) -> None:
-    """Counts system calls of ADD and DEL with 10 and with 20,000 leases, apart from the directory
-    scan."""
+    """System calls of ADD and DEL with 10 and with 20,000 leases, without the directory scan."""
     conf = ipam([{"subnet": "10.64.0.0/12"}])
     netns = host.container()
 

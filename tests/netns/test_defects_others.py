@@ -36,8 +36,7 @@ def lower(host: Host) -> None:
 
 
 def device(driver: str, ipam: dict[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
-    """The configuration of a driver that needs a device: with ``up0`` as its master or as the
-    device."""
+    """The configuration of a driver that needs a device: ``up0`` is its master or the device."""
     own: dict[str, dict[str, Any]] = {
         "macvlan": {"master": "up0"},
         "ipvlan": {"master": "up0"},
@@ -79,8 +78,7 @@ def test_defect_17_a_second_add_doubles_nothing(host: Host, cni: Cni) -> None:
 
 
 def test_defect_17_conditions_are_for_their_own_network(host: Host, cni: Cni) -> None:
-    """A port with a source condition keeps it when another network publishes an unconditional port
-    and withdraws it."""
+    """A port with a source condition keeps it while another network publishes without any."""
     lan = host.lan()
     first, other = (
         bridge(pool(subnet, routes=[DEFAULT4]), bridge=name, isGateway=True, name=name)
@@ -100,8 +98,7 @@ def test_defect_17_conditions_are_for_their_own_network(host: Host, cni: Cni) ->
 
 @pytest.mark.parametrize("plugin", ["bandwidth", "tuning"])
 def test_defect_18_no_trace_in_place_of_an_answer(host: Host, cni: Cni, plugin: str) -> None:
-    """bandwidth without rates or prevResult fails with an error; args.cni alone suffices for
-    tuning."""
+    """bandwidth without rates and prevResult is an error; args.cni alone suffices for tuning."""
     netns = host.container()
     if plugin == "bandwidth":
         problem = seen.problem(cni, "ADD", network("bandwidth"), netns)

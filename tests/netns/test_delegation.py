@@ -1,5 +1,4 @@
-"""Other projects' IPAM plugins with weft's drivers, and weft's IPAM with other projects'
-drivers."""
+"""Foreign IPAM plugins with weft's drivers, and weft's IPAM with foreign drivers."""
 
 from __future__ import annotations
 
@@ -193,8 +192,7 @@ def test_check_passes_the_ipam_error_on(host: Host, cni: Cni, fake: Fake) -> Non
 
 
 def test_hanging_ipam_plugin_is_killed_with_weft(host: Host, cni: Cni, fake: Fake) -> None:
-    """A runtime that times out kills weft; the IPAM plugin must not reserve an address
-    afterwards."""
+    """If a runtime times out and kills weft, the IPAM plugin must not reserve an address."""
     fake.say(json.dumps(ANSWER), before=f"echo $$ >{fake.folder}/pid; exec sleep 60")
     environment = cni.environment("ADD", netns=host.container(), path=fake.path)
     process = subprocess.Popen(

@@ -43,8 +43,7 @@ def _on_the_host(*argv: str) -> Break:
 
 
 def _age(network: str) -> None:
-    """Leases without a record are kept for a minute, since a host-local beside weft writes no
-    records."""
+    """Leases without a record are kept for a minute: a foreign host-local writes no records."""
     for address in leases(network):
         os.utime(Path("/var/lib/cni/networks", network, address), (time.time() - 120, time.time() - 120))
 
@@ -317,8 +316,7 @@ def test_two_networks_of_one_container(host: Host) -> None:
 
 
 def test_same_container_id_in_another_namespace(host: Host) -> None:
-    """An ADD of the same container id with another namespace is refused; its DEL keeps the
-    first."""
+    """ADD of the same container id with another namespace is refused; its DEL keeps the first."""
     weft, path, other = Weft(), host.container(), host.container("c2")
     red = _bridge("red", "10.31.0.0/24", 8001)
     kept = weft.add(red, path)
@@ -334,8 +332,7 @@ def test_same_container_id_in_another_namespace(host: Host) -> None:
 
 @pytest.mark.parametrize("state", ("kept", "wiped"))
 def test_after_a_failed_add_with_an_interface_name_in_use(host: Host, state: str) -> None:
-    """The other network's ADD finds eth0 in use; its rollback and DEL keep what the first ADD
-    made."""
+    """The other network's ADD finds eth0 in use; its rollback and DEL keep the first one's."""
     weft, path = Weft(), host.container()
     red, blue = _bridge("red", "10.31.0.0/24", 8001), _bridge("blue", "10.32.0.0/24", 8002)
     kept = weft.add(red, path)
@@ -354,8 +351,7 @@ def test_after_a_failed_add_with_an_interface_name_in_use(host: Host, state: str
 
 
 def test_after_a_repeated_add(host: Host) -> None:
-    """Also if its record is lost: the container still runs, and only a DEL may remove its
-    network."""
+    """Also if its record is lost: the container still runs, and only DEL may detach it."""
     weft, path = Weft(), host.container()
     red = _bridge("red", "10.31.0.0/24", 8001)
     weft.add(red, path)
@@ -386,8 +382,7 @@ def test_published_port_in_use(host: Host) -> None:
 
 
 def test_failed_add_keeps_other_leases_of_host_local(host: Host) -> None:
-    """An ADD that fails after its lease frees that lease, and none of the same id on another
-    interface."""
+    """It frees its own lease, and none of the same id on another interface."""
     weft, path = Weft(), host.container()
     red = _bridge("red", "10.31.0.0/24")
     folder = Path("/var/lib/cni/networks/red")

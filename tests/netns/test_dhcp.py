@@ -123,8 +123,7 @@ def test_other_drivers(host: Host, cni: Cni, wire: Lan, tmp_path: Path, driver: 
 
 
 def test_features_under_weft_know_the_address(host: Host, cni: Cni, tmp_path: Path) -> None:
-    """Restrictive rules are in place before the link; those that need the address follow the
-    lease."""
+    """Restrictive rules precede the link; those that need the address follow the lease."""
     lan = host.lan()
     server = Dnsmasq(host, lan, tmp_path)
     host.run("ip", "link", "add", "br0", "address", "02:00:00:00:00:b0", "type", "bridge")

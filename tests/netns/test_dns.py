@@ -1,5 +1,4 @@
-"""DNS at the gateways of networks: which clients are answered; no query of an internal network
-leaks."""
+"""DNS at the gateways of networks: who is answered, and that internal networks leak no query."""
 
 from __future__ import annotations
 
@@ -44,8 +43,7 @@ def names(name: str, number: int, **more: Any) -> NetworkZone:
 
 
 class Topology:
-    """A host whose uplink has a name server that answers all queries; weft's DNS is at the
-    gateways."""
+    """A host with weft's DNS at the gateways; a name server on the uplink answers all queries."""
 
     def __init__(self, host: Host, folder: Path, stack: contextlib.ExitStack) -> None:
         self.host, self.weft = host, Weft()

@@ -1,5 +1,4 @@
-"""The engine: it answers as a process of its own does; a SIGKILL of either side leaves nothing
-behind."""
+"""The engine answers as a process of its own does; a SIGKILL of either side leaves nothing."""
 
 from __future__ import annotations
 
@@ -53,8 +52,7 @@ class Engine:
         until(lambda: len(engines.helpers(self.process.pid)) == process_count() - 1)
 
     def kill(self, *, whole: bool = False) -> None:
-        """SIGKILL to its main process, whose helpers then exit; with ``whole``, to the helpers
-        first."""
+        """SIGKILL to its main process, whose helpers then exit; if ``whole``, to these first."""
         if whole:
             helpers = engines.helpers(self.process.pid)
             for helper in helpers:
@@ -251,8 +249,7 @@ def test_a_client_that_is_killed_leaves_nothing_after_its_del(
 
 
 def test_request_of_a_disconnected_client_is_not_started(host: Host, engine: Engine, through: Through) -> None:
-    """If the client of an ADD disconnects while it waits for the attachment's lock, ADD does not
-    start."""
+    """An ADD waits for the attachment's lock when its client disconnects."""
     path = host.container()
     through.add(CONF, path)
     through.delete(CONF, path)
@@ -282,8 +279,7 @@ def test_concurrent_calls(host: Host, engine: Engine, through: Through) -> None:
 
 @pytest.mark.skipif(process_count() < 2, reason="with one processor an engine has no helpers")
 def test_helpers_share_the_work(host: Host, engine: Engine, through: Through) -> None:
-    """They serve calls under load, sleep otherwise, and exit with the engine, which works without
-    them."""
+    """They serve calls under load and sleep otherwise; the engine works without them."""
     helpers = engines.helpers(engine.process.pid)
     calls = [(f"c{number}", host.container(f"c{number}")) for number in range(16)]
 
@@ -336,8 +332,7 @@ def ticks(process: int) -> int:
 
 
 def test_completed_del_leaves_nothing(host: Host, engine: Engine, through: Through) -> None:
-    """The same names are used again at once, a thousand times: no state of the DEL before is
-    left."""
+    """The same names again at once, a thousand times: the DEL before has left nothing."""
     path = host.container()
     conf = {**CONF, "ipMasq": False}
     for _ in range(1000):
@@ -363,8 +358,7 @@ def start_with(cni: Cni, conf: dict[str, Any], command: str, netns: str) -> tupl
 
 
 def test_client_of_another_version_replaces_the_engine(host: Host, engine: Engine) -> None:
-    """The engine declines a client of another version and exits, so that its successor can
-    start."""
+    """The engine declines a client of another version, and exits."""
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(10)
     client.connect(str(engine.socket))
@@ -394,7 +388,7 @@ def test_operations_are_logged_for_debugging(host: Host, through: Through) -> No
 
 
 def test_the_client_in_python(host: Host, engine: Engine, cni: Cni) -> None:
-    """The client that replaces the compiled one speaks the same protocol."""
+    """The Python client, for hosts without a C compiler, speaks the same protocol."""
     path = host.container()
     script = (
         "import sys; sys.path[:0] = [sys.argv.pop(1)]; sys.argv[:] = sys.argv[1:];"

@@ -149,8 +149,8 @@ def calling(cni: Cni, command: str, path: str) -> subprocess.Popen[bytes]:
 
 
 def test_systemd_socket_outlives_the_engines(host: Host, cni: Cni, activated: Activated) -> None:
-    """A client that connects while no engine runs is served by the next one, after idle exit,
-    SIGTERM and SIGKILL."""
+    """Clients that connect while no engine runs, after idle exit or SIGKILL, are served by the
+    next."""
     path = host.container()
     for number, end in enumerate((None, signal.SIGTERM, signal.SIGKILL)):
         call = calling(cni, "ADD" if number % 2 == 0 else "DEL", path)
@@ -195,8 +195,7 @@ def test_the_rights_of_the_unit_suffice(host: Host, cni: Cni) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed here")
 def test_systemd_analyze_accepts_the_units(tmp_path: Path) -> None:
-    """systemd-analyze verify accepts the units with an existing ExecStart, and rates them as
-    hardened."""
+    """systemd-analyze verify accepts them with an existing ExecStart, and rates them hardened."""
     for unit in UNITS.iterdir():
         text = unit.read_text().replace("/usr/local/bin/weft", WEFT)
         (tmp_path / unit.name).write_text(text)

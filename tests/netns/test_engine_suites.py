@@ -33,8 +33,7 @@ def through_an_engine(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_calls_go_through_the_engine(host: Host) -> None:
-    """Operations run in another, lasting process; a watched one has its own, which is replaced if
-    killed."""
+    """Another, lasting process serves calls; watched ones have their own, replaced if killed."""
     weft, path = Weft(), host.container()
     conf = BY_NAME["bridge"].conf
     process = engine.process()

@@ -1,5 +1,4 @@
-"""The wheel as pip builds and installs it: complete, and ``weft install`` serves a runtime from
-it."""
+"""The wheel as pip builds and installs it is complete, and ``weft install`` works from it."""
 
 from __future__ import annotations
 

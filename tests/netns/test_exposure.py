@@ -20,8 +20,7 @@ DRIVERS = pytest.mark.parametrize("driver", ["bridge", "ptp"])
 
 
 class Topology:
-    """A container with one port published on all addresses and one on 127.0.0.1; a neighbour with
-    routes to it."""
+    """A container with a port on all addresses and one on 127.0.0.1; a neighbour with routes."""
 
     def __init__(self, host: Host, driver: str, *, weft: bool = True, **keys: Any) -> None:
         self.host, self.weft = host, Weft()

@@ -1,5 +1,4 @@
-"""An error before, and after, each operation of each driver: nothing is left, the next ADD
-succeeds."""
+"""An error before and after each operation of each driver leaves nothing; the next ADD works."""
 
 from __future__ import annotations
 

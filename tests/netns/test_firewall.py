@@ -23,8 +23,7 @@ PLACES = {"red": ("10.81.0.2", "fd81::2"), "blue": ("10.82.0.2", "fd82::2"), "fr
 
 
 def attach(host: Host, cni: Cni, net: str, name: str, **keys: Any) -> Any:
-    """ADD of a container on the network, with a firewall unless no keys are given; returns the
-    result."""
+    """ADD of a container, with a firewall unless no keys are given; returns the result."""
     netns = host.container(name)
     result = cni.add(NETS[net], netns, container=name)
     if keys:
@@ -46,8 +45,7 @@ def blocked(host: Host, sender: str, *addresses: str) -> list[bool]:
 
 
 def test_networks_are_kept_apart(host: Host, cni: Cni) -> None:
-    """same-bridge: open to the bridge, the host, and networks without a policy; closed to the
-    others."""
+    """same-bridge: open to bridge, host, and networks without a policy; closed to the others."""
     for name in ("red", "blue"):
         attach(host, cni, name, name, ingressPolicy="same-bridge")
     attach(host, cni, "red", "red2", ingressPolicy="same-bridge")
@@ -75,8 +73,7 @@ def test_containers_are_kept_apart(host: Host, cni: Cni) -> None:
 
 
 def test_changed_policy_replaces_the_previous_one(host: Host, cni: Cni) -> None:
-    """The reference's rules are per bridge and never deleted: isolated outlives a change to
-    same-bridge."""
+    """The reference's rules are per bridge and are never deleted, so ``isolated`` would stay."""
     attach(host, cni, "red", "c1", ingressPolicy="isolated")
     attach(host, cni, "red", "c2", ingressPolicy="isolated")
     for name in ("c1", "c2"):
@@ -102,8 +99,7 @@ def test_del_removes_all_elements(host: Host, cni: Cni) -> None:
 
 @pytest.mark.parametrize("backend", ["", "iptables"])
 def test_a_host_that_drops_lets_containers_through(host: Host, cni: Cni, backend: str) -> None:
-    """As beside Docker: outgoing packets, their replies and published ports pass, and nothing else
-    does."""
+    """As beside Docker: outgoing packets, their replies and published ports pass, nothing else."""
     lan = host.lan(default_route=True)
     use_tables(host)
     seen.forward(host)

@@ -70,8 +70,7 @@ def test_64_at_once(host: Host) -> None:
 
 
 def test_concurrent_first_adds(host: Host) -> None:
-    """32 ADDs start without a bridge, rules or directories, repeatedly; then two networks share a
-    bridge."""
+    """32 ADDs find neither bridge, rules nor directories; then two networks share a bridge."""
     weft = Weft()
     paths = [host.container(f"c{number}") for number in range(1, 33)]
     blue = {**_red(), "name": "blue", "isGateway": False, "ipam": pool("10.41.0.0/24")}
@@ -110,8 +109,7 @@ def test_additions_removals_and_collections_together(host: Host) -> None:
 
 
 class Churn:
-    """ADD and DEL of 16 containers on two networks, a few at once, each killed after a random time
-    or not."""
+    """ADD and DEL of 16 containers on two networks; some are killed after a random time."""
 
     def __init__(self, host: Host, seed: int) -> None:
         self._random = random.Random(seed)
@@ -141,8 +139,7 @@ class Churn:
         self._running[child] = time.monotonic() + self._random.uniform(0, 0.09)
 
     def wait(self, most: int) -> None:
-        """Kill those whose time is over until at most ``most`` run; AssertionError if a call
-        failed."""
+        """Kill those whose time is over until ``most`` run; AssertionError if a call failed."""
         while len(self._running) > most:
             for child, end in list(self._running.items()):
                 ended, status = os.waitpid(child, os.WNOHANG)
@@ -185,8 +182,7 @@ def test_a_thousand_kills(host: Host) -> None:
 
 
 def test_executables_killed_at_random(host: Host) -> None:
-    """The executable itself, killed while it starts, reads its input, works or writes its
-    result."""
+    """The executable itself, killed while it starts, reads, works or writes its result."""
     chance = random.Random(11)
     path, weft = host.container(), Weft()
     for number in range(48):

@@ -36,8 +36,7 @@ CONFS = {
 
 @dataclass(frozen=True)
 class Work:
-    """The cost of a call: system calls, netlink messages sent, bytes received, bytes read from
-    files."""
+    """The cost of a call: system calls, netlink messages, bytes received and read from files."""
 
     calls: int
     sent: int

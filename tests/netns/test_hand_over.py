@@ -37,8 +37,7 @@ Watch = Callable[[str, object], None]
 
 
 class PausingWeft(Weft):
-    """Weft with two more points to pause at: before and after it looks for the container's
-    siblings."""
+    """Weft that can also be paused before and after it looks for the container's siblings."""
 
     def service(self, kernel: Kernel, watch: Any = None) -> Service:
         made = super().service(kernel, watch)
@@ -55,8 +54,7 @@ class PausingWeft(Weft):
 
 
 class Call:
-    """A call in a process of its own, which is paused before step ``at`` until ``answer`` is
-    called."""
+    """A call in its own process, which is paused before step ``at`` until ``answer`` is called."""
 
     def __init__(self, work: Callable[[Watch], Answer], at: int = -1) -> None:
         (stood, standing), (go, self._go), (answer, writer) = (os.pipe() for _ in range(3))
@@ -127,8 +125,7 @@ def _ports(host: Host) -> str:
 
 
 def test_add_during_del_of_another_network(host: Host) -> None:
-    """ADD is paused before or after it finds the port in use; meanwhile DEL of the other network
-    runs."""
+    """ADD is paused before or after it finds the port in use; DEL of the other network runs."""
     for at in count():
         scene = Scene(host, "red")
         coming = scene.start("ADD", "blue", at)

@@ -1,5 +1,4 @@
-"""The host driver: containers in the host's namespace are recorded, and the kernel is not
-changed."""
+"""The host driver: containers in the host's namespace are recorded; the kernel is unchanged."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The host-device driver: it moves a link into the container, and back to the host in every
-case."""
+"""The host-device driver: it moves a link into the container, and always back to the host."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ def lend(device: str = "lan0", addresses: dict[str, Any] | None = None, **keys: 
 
 
 def wire(host: Host) -> Lan:
-    """A neighbour on a veth that the host does not use; moved once already, and down as DEL leaves
-    it."""
+    """A neighbour on a veth that the host does not use, in the state that DEL leaves."""
     lan = host.lan()
     path = host.container("before")
     host.run("ip", "link", "set", lan.link, "netns", path)

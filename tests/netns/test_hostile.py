@@ -93,8 +93,7 @@ class Untouched:
         self.path = self.ground.container
 
     def at_a_glance(self) -> list[str]:
-        """What exists apart from shared state; an ADD that is refused early creates no file at
-        all."""
+        """What exists apart from shared state: an ADD that is refused early creates no file."""
         return rest(self.path)
 
     def wholly(self) -> list[str]:

@@ -48,8 +48,7 @@ def test_published_ports(host: Host, cni: Cni, lan: Lan) -> None:
 
 
 def test_conditions_hold(host: Host, cni: Cni, lan: Lan) -> None:
-    """conditionsV4 and conditionsV6 are iptables arguments, so they select that backend by
-    themselves."""
+    """conditionsV4 and conditionsV6 are iptables arguments, so they select that backend."""
     conditions = {"conditionsV4": ["!", "-s", "10.80.0.0/24", "-i", "lan0"], "conditionsV6": ["-s", "2001:db8:99::2"]}
     conflist, runtime = published(CHAIN, [port(8080, 80)], **conditions)
     netns = host.container()
@@ -106,8 +105,7 @@ def test_masquerading(host: Host, cni: Cni, lan: Lan) -> None:
 @pytest.mark.parametrize("backend", ["nftables", "iptables"])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_port_with_a_listening_process_is_refused(host: Host, cni: Cni, lan: Lan, backend: str, protocol: str) -> None:
-    """ADD is refused with the process's name, since its socket would become unreachable; other host
-    addresses are free."""
+    """Its socket would become unreachable. At other addresses of the host the port is free."""
     serve = host.serve_tcp if protocol == "tcp" else host.serve_udp
     serve(None, 8080, "127.0.0.1")
     netns = host.container()

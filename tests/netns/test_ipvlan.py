@@ -62,8 +62,7 @@ def test_two_containers_share_the_masters_mac_address(host: Host) -> None:
 
 
 def test_in_a_chain_the_addresses_move_to_it(host: Host) -> None:
-    """The plugin before created a link on the host; without ipam its addresses move to the
-    container."""
+    """The plugin before created a link on the host; its addresses move to the container."""
     require("ipvlan")
     weft, lan, netns = Weft(), host.lan(), host.container()
     previous = {

@@ -20,8 +20,7 @@ ROUTES = [DEFAULT4, DEFAULT6]
 
 
 def conf(name: str, number: int, driver: str = "bridge", *, weft: bool = True, **keys: Any) -> dict[str, Any]:
-    """Network ``name`` on 10.NUMBER.0.0/24 and fd00:NUMBER::/64, with a gateway, without
-    masquerading."""
+    """Network ``name`` on 10.NUMBER.0.0/24 and fd00:NUMBER::/64, with a gateway, without NAT."""
     ipam = pool(f"10.{number}.0.0/24", f"fd00:{number}::/64", routes=ROUTES)
     made = bridge(ipam, name=name, bridge=f"b-{name}", isGateway=True) if driver == "bridge" else ptp(ipam, name=name)
     return {**made, **(OWN[driver] if weft else {}), **keys}
@@ -50,13 +49,11 @@ class Topology:
         return self.addresses[container]
 
     def reaches(self, client: str | None, server: str) -> bool:
-        """Whether the client reaches the server, where it should: over TCP, UDP and ICMP alike, or
-        over none."""
+        """Whether the client reaches the server, as expected: over TCP, UDP and ICMP, or none."""
         return self._reaches(client, server, expected=True)
 
     def blocked(self, client: str | None, server: str) -> bool:
-        """Whether the client reaches the server over none of TCP, UDP and ICMP, where it should
-        not."""
+        """Whether the client reaches the server over none of TCP, UDP and ICMP, as expected."""
         return not self._reaches(client, server, expected=False)
 
     def _reaches(self, client: str | None, server: str, *, expected: bool) -> bool:

@@ -20,8 +20,7 @@ from weft.files import TEMPORARY_SUFFIX
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 THOROUGHLY = ("bridge-dual", "ptp", "loopback", "macvlan", "weft-everything")
-"""Cases with every combination of step and follow-up; the others differ in their operations
-only."""
+"""Cases with every combination of step and follow-up; the others differ in operations only."""
 
 thorough = pytest.mark.parametrize(
     "case", [case for case in CASES if case.name in THOROUGHLY], ids=lambda case: case.name
@@ -38,8 +37,7 @@ class Victim:
         self._number = 0
 
     def renew(self) -> None:
-        """Create another container with the same name, on which the plugin before in the chain has
-        run."""
+        """Create another container of the same name, after the plugin before in the chain."""
         ground = self.ground
         if ground.case.first:
             ground.weft.delete(ground.case.first, self.path)
@@ -54,8 +52,7 @@ class Victim:
         return self.ground.weft(command, self.conf, where, watch=watch or unwatched)
 
     def left(self) -> list[str]:
-        """Links, leases, records and rules that are left, without those of the plugin before in the
-        chain."""
+        """What is left, without what the plugin before in the chain made."""
         first = self.ground.case.first
         if first:
             self.ground.weft.delete(first, self.path)
@@ -134,8 +131,7 @@ def test_kill_before_every_operation(host: Host, case: Case, command: str, finis
 @pytest.mark.parametrize("command", ("ADD", "DEL"))
 @every_case
 def test_kill_before_every_operation_in_turn(host: Host, case: Case, command: str) -> None:
-    """The four follow-ups alternate from step to step, so that similar cases take a quarter of the
-    time."""
+    """The four follow-ups alternate from step to step, which takes a quarter of the time."""
     _kill_at_every_step(host, case, command, [*FINISHES.values()], files=False)
 
 

@@ -1,5 +1,4 @@
-"""How the executable starts: one execve, no influence of the caller's environment, no bytecode, no
-hang."""
+"""How the executable starts: one execve, no influence of the environment, no bytecode, no hang."""
 
 from __future__ import annotations
 
@@ -62,8 +61,7 @@ def test_a_call_starts_no_other_process(cni: Cni, container: str, tmp_path: Path
 
 
 def test_callers_environment_loads_no_module(cni: Cni, container: str, tmp_path: Path) -> None:
-    """Modules in the working directory, PYTHONPATH, user site-packages and PYTHONSTARTUP are not
-    imported."""
+    """Modules in the working directory, PYTHONPATH, user site-packages, and PYTHONSTARTUP."""
     sprung = tmp_path / "sprung"
     home = tmp_path / "home"
     traps = f"open({str(sprung)!r}, 'a').write(__name__ + '\\n')\nraise SystemExit(77)\n"

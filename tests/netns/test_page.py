@@ -1,5 +1,4 @@
-"""The agent's web page in a real browser: it shows and follows the registry, and never runs its
-text as code."""
+"""The agent's web page in a real browser: it follows the registry, and never executes its text."""
 
 from __future__ import annotations
 

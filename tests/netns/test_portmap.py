@@ -37,8 +37,7 @@ def lan(host: Host) -> Lan:
 
 @pytest.mark.parametrize("driver", DRIVERS.values(), ids=DRIVERS)
 def test_a_port_is_reached_from_everywhere(host: Host, cni: Cni, lan: Lan, driver: dict[str, Any]) -> None:
-    """From the LAN without SNAT, from the host by all its addresses, from siblings, from the
-    container."""
+    """From the LAN without SNAT, from the host by all its addresses, from siblings, from itself."""
     seen.forward(host)
     before = host.snapshot()
     mappings = (port(8080, 80), port(8080, 80, "udp"))
@@ -98,8 +97,7 @@ def test_one_port_of_two_host_addresses_and_of_all_others(host: Host, cni: Cni, 
 
 
 def test_port_of_127_0_0_1_is_reachable_from_the_host_only(host: Host, cni: Cni, lan: Lan) -> None:
-    """CVE-2020-8558: a neighbour or a container that sends to 127.0.0.1 via the host reaches
-    nothing."""
+    """CVE-2020-8558: a neighbour or container that sends to 127.0.0.1 via the host fails."""
     publish(host, cni, port(8080, 80, address="127.0.0.1"))
     cni.add(CHAIN, host.container("c2"), container="c2")
     server = host.serve_tcp("c1", 80)
@@ -122,8 +120,7 @@ def test_port_of_127_0_0_1_is_reachable_from_the_host_only(host: Host, cni: Cni,
 
 
 def test_neighbour_reaches_loopback_without_the_rule(host: Host, cni: Cni, lan: Lan) -> None:
-    """Without the rule and with route_localnet the same packets arrive: proves that the test above
-    can fail."""
+    """With route_localnet the same packets arrive: proves that the test above can fail."""
     publish(host, cni, port(8080, 80, address="127.0.0.1"))
     cni.add(CHAIN, host.container("c2"), container="c2")
     secret = host.serve_udp(None, 9999, "127.0.0.1")
@@ -201,8 +198,7 @@ def test_two_networks_of_one_container(host: Host, cni: Cni, lan: Lan) -> None:
 
 
 def test_a_port_can_be_published_again_at_once(host: Host, cni: Cni, lan: Lan) -> None:
-    """A client that keeps sending from one UDP port reaches the new container, not a stale
-    conntrack target."""
+    """A client that keeps its UDP source port reaches the new container, not the old target."""
     with namespaces.inside(f"/run/netns/{lan.name}"):
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with client:
@@ -306,8 +302,7 @@ def test_conditions_beyond_addresses_and_links_are_refused(host: Host, cni: Cni)
 
 
 def test_portmap_of_the_weft_plugin(host: Host, cni: Cni, lan: Lan) -> None:
-    """``weft`` with a nested portmap: the same ports from one plugin, with one record and one
-    DEL."""
+    """``weft`` with a nested portmap: the same ports from one plugin, one record and one DEL."""
     runtime = {"portMappings": [port(8080, 80)]}
     conf = {**CHAIN, "type": "weft", "driver": "bridge", "portmap": {}, "runtimeConfig": runtime}
     netns = host.container()

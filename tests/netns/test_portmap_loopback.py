@@ -143,8 +143,7 @@ def test_bulk_data_in_both_directions(host: Host, cni: Cni, address: str, softwa
 def test_direct_client_may_use_the_same_source_port(
     host: Host, cni: Cni, address: str, inner: str, protocol: str
 ) -> None:
-    """SNAT to the gateway gives both the same tuple, so conntrack selects another source port for
-    one."""
+    """SNAT to the gateway makes both tuples equal, so conntrack picks another port for one."""
     publish(host, cni, port(8080, 80, protocol), driver=DRIVERS["ptp"])
     getattr(host, f"serve_{protocol}")("c1", 80)
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
@@ -158,8 +157,7 @@ def test_direct_client_may_use_the_same_source_port(
 
 @FAMILIES
 def test_local_services_are_unaffected(host: Host, cni: Cni, address: str) -> None:
-    """Also if their client's source port is a published port, and for connections older than the
-    mapping."""
+    """Also if their client's source port is published, and for earlier connections."""
     publish(host, cni, port(7000, 70))
     listener = socket.create_server((address, 8080), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
     older = socket.create_connection((address, 8080), timeout=PATIENTLY)
@@ -184,8 +182,7 @@ def test_local_services_are_unaffected(host: Host, cni: Cni, address: str) -> No
 
 @FAMILIES
 def test_a_port_of_one_loopback_address(host: Host, cni: Cni, address: str) -> None:
-    """Not reachable at other loopback addresses or from outside; mappings on all addresses come
-    second."""
+    """Closed at other loopback addresses and outside; mappings on all addresses come second."""
     lan = host.lan()
     publish(host, cni, port(8080, 80, address=address))
     cni.add(CHAIN, host.container("c2"), container="c2")
@@ -244,8 +241,7 @@ def test_the_same_ports_in_two_networks_of_a_container(host: Host, cni: Cni) -> 
 
 
 def test_packets_are_never_routed_outside(host: Host, cni: Cni) -> None:
-    """The bridge has no address of the host, and its subnet is routed elsewhere by the default
-    route."""
+    """The bridge has no address of the host; its subnet is behind the default route."""
     lan: Lan = host.lan(default_route=True)
     conflist, runtime = published(bridge(pool(SUBNET)), [port(8080, 80)])
     cni.add_list(conflist, host.container(), runtime)

@@ -12,8 +12,7 @@ from lab.snapshot import difference
 
 
 def test_containers_reach_each_other_and_the_host(host: Host, cni: Cni) -> None:
-    """Both families, routed by the host without NAT, CHECK, and no change left after two DELs and a
-    GC."""
+    """Both families, routed without NAT, CHECK, and nothing left after two DELs and a GC."""
     seen.forward(host)
     conf = ptp(dual())
     one, two = host.container("c1"), host.container("c2")
@@ -55,8 +54,7 @@ def test_the_outside_reaches_a_container_by_its_address(host: Host, cni: Cni) ->
 
 
 def test_all_of_the_subnet_is_behind_the_gateway(host: Host, cni: Cni) -> None:
-    """Routes as the reference's ptp adds them: /32 and /128 on both sides, no on-link subnet
-    route."""
+    """Routes as of the reference's ptp: /32 and /128 on both sides, no on-link subnet route."""
     result = cni.add(ptp(dual()), host.container())
     outer = result["interfaces"][0]["name"]
     near, behind = seen.route(host, "10.80.0.1/32", "c1"), seen.route(host, SUBNET, "c1")

@@ -67,8 +67,7 @@ def weft() -> Cni:
 
 
 def plain(value: Any) -> Any:
-    """A result without values that differ between runs (names, MACs, namespaces) and without empty
-    dns."""
+    """A result without names, MACs and namespaces, which differ between runs, and empty dns."""
     if isinstance(value, dict):
         kept = {key: plain(item) for key, item in value.items() if key != "mac" and (key, item) != ("dns", {})}
         if re.fullmatch("veth[0-9a-f]+", str(kept.get("name", ""))):
@@ -111,8 +110,7 @@ def state(host: Host, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def through(cni: Cni, conf: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
-    """ADD on a new host namespace: its result, the kernel state and the leases; then CHECK and
-    DEL."""
+    """ADD on a new host: its result, the kernel state and the leases; then CHECK and DEL."""
     host = Host()
     try:
         netns = host.container()

@@ -1,5 +1,4 @@
-"""Names and services end to end: attachments, the agent that they start, DNS, HTTP, virtual
-addresses."""
+"""Names and services end to end: attachments, the agent they start, DNS, HTTP, virtual IPs."""
 
 from __future__ import annotations
 
@@ -282,8 +281,7 @@ class Load:
 
 
 def test_sigkill_of_the_agent_breaks_no_connection(topology: Topology) -> None:
-    """Established and new connections work without it; its successor restores the registrations and
-    answers."""
+    """Connections work without it; its successor restores the registrations and answers."""
     first = topology.run_agent()
     until(topology.agent, STARTS, "the agent")
     for name in ("a", "b", "client"):
@@ -343,8 +341,7 @@ def test_cni_check_restarts_the_agent(topology: Topology) -> None:
 
 
 def test_the_rights_of_the_unit_suffice(topology: Topology) -> None:
-    """With the capabilities and sandbox of its systemd unit the agent serves DNS, checks and
-    balances."""
+    """Confined as by its systemd unit, the agent serves DNS, checks and balances."""
     topology.host.start(*confined(ROOT / "conf/systemd/weft-agent.service", WEFT, "agent"))
     until(topology.agent, STARTS, "the agent")
     topology.add("a", "blue", 10, services=[CHECKED])

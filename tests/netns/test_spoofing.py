@@ -167,8 +167,7 @@ def test_a_network_without_addresses_is_checked_for_mac_addresses(host: Host) ->
 
 
 def poison(topology: Topology) -> None:
-    """Claim the victim's and the host's addresses by ARP and ND, towards hosts with a valid
-    entry."""
+    """Claim the victim's and the host's addresses by ARP and ND."""
     mine = topology.macs["evil"]
     for to, to4, to6, pairs in (
         ("victim", VICTIM, VICTIM6, ((GATEWAY, GATEWAY6),)),
@@ -187,8 +186,7 @@ def poison(topology: Topology) -> None:
 
 @pytest.mark.parametrize(("conf", "poisoned"), [(UNCHECKED, True), (CHECKED, False)], ids=["unchecked", "checked"])
 def test_arp_and_nd_poisoning(host: Host, conf: dict[str, Any], poisoned: bool) -> None:
-    """ARP and ND poisoning: with checks the sibling's and the host's neighbour entries do not
-    change."""
+    """With checks, the neighbour entries of the sibling and of the host do not change."""
     topology = Topology(host, conf)
     host.run("sysctl", "-qw", "net.ipv4.neigh.br0.locktime=0")
     host.inside("victim", "sysctl", "-qw", "net.ipv4.neigh.eth0.locktime=0")
@@ -213,8 +211,7 @@ def test_arp_and_nd_poisoning(host: Host, conf: dict[str, Any], poisoned: bool) 
 
 @pytest.mark.parametrize("conf", [UNCHECKED, PLAIN, CHECKED], ids=["allowed", "plain", "checked"])
 def test_nobody_takes_a_container_for_a_router(host: Host, conf: dict[str, Any]) -> None:
-    """CVE-2020-10749, for siblings and the host: router advertisements of a container are
-    dropped."""
+    """CVE-2020-10749: siblings and the host get no router advertisements of a container."""
     ipam = pool(SUBNET, routes=[DEFAULT4])  # an IPv4 network, where IPv6 autoconfiguration would go unnoticed
     topology = Topology(host, {**conf, "ipam": ipam})
     before = seen.inner(topology.paths["victim"]), host.snapshot()
@@ -264,8 +261,7 @@ def test_spoofed_mac_addresses_do_not_fill_the_fdb(host: Host) -> None:
 
 @pytest.mark.parametrize("checked", [False, True])
 def test_ptp_source_addresses_are_checked(host: Host, checked: bool) -> None:
-    """The host checks source addresses when it routes; under the reference's type name it does
-    not."""
+    """The host checks sources when it routes; under the reference's type name it does not."""
     seen.hurry(host)
     conf = ptp(dual(), **({"type": "weft", "driver": "ptp"} if checked else {}))
     weft = Weft()

@@ -1,5 +1,4 @@
-"""CHECK detects each single change and reports nothing else; the next ADD restores flushed
-rules."""
+"""CHECK reports each single change and nothing else; the next ADD restores flushed rules."""
 
 from __future__ import annotations
 
@@ -72,8 +71,7 @@ def _invert(setting: Setting, record: Record) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_operation_that_is_undone_is_missed(host: Host, case: Case) -> None:
-    """Each in an attachment of its own; an undo without any effect on the host need not be
-    detected."""
+    """Each in a new attachment; an undo without an effect on the host need not be reported."""
     ground = Ground(host, case)
     missed = 0
     # The emulated kernel takes a second for an iptables command, and an ADD runs many.
@@ -247,8 +245,7 @@ def _elements(listing: str) -> list[str]:
 
 
 def test_a_bridge_that_was_deleted(host: Host) -> None:
-    """A new container has the bridge created again; CHECK reports that the old one is on no
-    bridge."""
+    """A new container has it created again; CHECK reports that the old one is on no bridge."""
     weft = Weft()
     old, new = host.container("c1"), host.container("c2")
     conf = {**WHOLE.conf, "runtimeConfig": {}}

@@ -61,8 +61,7 @@ def test_all_is_as_asked_and_then_as_before(host: Host, cni: Cni) -> None:
 
 
 def test_who_asks_last_is_heard(host: Host, cni: Cni) -> None:
-    """CNI_ARGS override the configuration, runtimeConfig overrides CNI_ARGS, args.cni overrides
-    all."""
+    """Order of precedence: args.cni, runtimeConfig, CNI_ARGS, the configuration."""
     netns = host.container()
     result = cni.add(DRIVER, netns)
     conf = tuning(mac="02:00:00:00:00:01", prevResult=result)

@@ -292,8 +292,7 @@ def test_an_upgrade_under_load(host: Host, previous: Path, link: Path) -> None:
 
 
 def test_calls_by_the_scripts_of_the_previous_release_reach_this_code(tmp_path: Path) -> None:
-    """After the files are replaced and before bin/setup, the old scripts import the modules they
-    know."""
+    """With new files and before bin/setup, the old scripts import the modules that they know."""
     for module in ("app", "shim"):
         program = (
             f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cni_plugin.{module} import main; sys.exit(main())"

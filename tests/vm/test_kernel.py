@@ -1,5 +1,4 @@
-"""The guest's kernel has every feature that weft can use, so no test is skipped there for lack of
-one."""
+"""The guest's kernel has every feature that weft can use, so that no test is skipped there."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The contract tests of weft.kernel run against the real kernel, in the namespaces of
-tests/netns."""
+"""The contract tests of weft.kernel run against the real kernel."""
 
 from __future__ import annotations
 

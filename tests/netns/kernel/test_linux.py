@@ -46,7 +46,7 @@ def test_thread_stays_in_its_namespace(topology: Topology) -> None:
 
 @pytest.mark.parametrize("change", ["mtu 1400", "down", "address 02:00:00:00:00:99", "promisc on", "name br1"])
 def test_cached_link_is_dropped_when_another_program_changes_it(host: Host, topology: Topology, change: str) -> None:
-    """The cache notices a change by another program without a request for the link."""
+    """A change by another program is noticed without a request for the link."""
     topology.host.add_link("br0", "bridge", mac=MAC, alias="weft:0011223344556677", up=True)
     first = topology.host.cached_link("br0")
     assert _still(first) == _still(topology.host.link("br0"))
@@ -106,8 +106,7 @@ def test_an_open_namespace_outlives_its_path(host: Host) -> None:
 
 
 def test_temporary_name_of_a_killed_call_is_reused(topology: Topology) -> None:
-    """A macvlan first has a temporary name in its new namespace, which a killed call leaves
-    there."""
+    """In its new namespace a macvlan first has a temporary name, which a killed call leaves."""
     topology.host.add_link("up0", "veth", mac=MAC, up=True, peer=VethPeer("wire", up=True))
     change = links.change
     killed: list[str] = []

@@ -1,5 +1,4 @@
-"""The contract tests of Nft run against the kernel, through libnftables and through the nft
-program."""
+"""The contract tests of Nft run against the kernel, through libnftables and the nft program."""
 
 from __future__ import annotations
 

@@ -328,8 +328,7 @@ def test_elements_are_written_in_one_transaction(host: Host, nft: Nft, number: i
 
 
 def test_no_process_is_started(host: Host, nft: Nft) -> None:
-    """The kernel counts all processes and threads; the full comparison's thread is not on this
-    path."""
+    """The kernel counts all processes and threads; the full comparison's thread is not used."""
     import resource
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

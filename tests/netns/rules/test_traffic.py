@@ -1,5 +1,4 @@
-"""The base rules with real traffic: a host, two containers on a bridge, and a neighbour on a
-LAN."""
+"""The base rules with real traffic: a host, two containers on a bridge, a neighbour on a LAN."""
 
 from __future__ import annotations
 
@@ -29,8 +28,7 @@ INNER = 80
 
 
 class Site:
-    """Two containers on a bridge, a third on a veth of its own, and a LAN without a route to
-    them."""
+    """Two containers on a bridge, a third on its own veth, and a LAN without a route to them."""
 
     def __init__(self, host: Host, nft: Nft) -> None:
         self.host, self.nft = host, nft
@@ -125,8 +123,7 @@ def test_outgoing_connections_are_masqueraded(site: Site) -> None:
 
 @pytest.mark.parametrize("source", [SERVER, "10.1.0.0/16"], ids=["container", "network"])
 def test_no_masquerading_within_the_network(site: Site, source: str) -> None:
-    """To another port of the bridge, and routed to a part of the subnet that is behind another
-    link."""
+    """To another bridge port, and routed to a part of the subnet that is behind another link."""
     site.host.serve_tcp("elsewhere", 80)
     site.host.inside("elsewhere", "ip", "address", "add", "10.1.99.9/32", "dev", "lo")
     site.host.run("ip", "route", "add", "10.1.99.9/32", "via", ELSEWHERE)
@@ -168,7 +165,7 @@ def test_no_masquerading_within_an_ipv6_network(site: Site) -> None:
 
 
 def test_source_127_from_outside_is_dropped(site: Site) -> None:
-    """With route_localnet set on the bridge the kernel itself would accept such a packet."""
+    """With route_localnet on the bridge, the kernel itself would accept such a packet."""
     Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet").write_text("1")
     server = site.host.serve_udp(None, 9999, GATEWAY)
     site.host.inside("sibling", "sysctl", "-q", "-w", "net.ipv4.conf.eth0.route_localnet=1")
@@ -263,8 +260,7 @@ def test_port_of_one_address_precedes_port_of_all(site: Site) -> None:
 
 @pytest.mark.parametrize("guarded", [True, False])
 def test_loopback_port_is_reachable_from_the_host_only(site: Site, guarded: bool) -> None:
-    """Closed to the LAN and to a container that sends to 127.0.0.1 through the host
-    (CVE-2020-8558)."""
+    """CVE-2020-8558: closed to the LAN and to a container that sends to 127.0.0.1 via the host."""
     site.host.serve_tcp("server", INNER)
     site.host.serve_udp(None, 9999, "127.0.0.1")
     site.add("ports4_at", "127.0.0.1", "tcp", PORT, to=(SERVER, INNER))
@@ -308,8 +304,7 @@ def test_loopback_port_is_reachable_from_the_host_only(site: Site, guarded: bool
 @pytest.mark.parametrize("guarded", [True, False])
 @pytest.mark.parametrize("family", [4, 6])
 def test_bridged_packets_to_loopback_are_dropped_in_raw_prerouting(site: Site, family: int, guarded: bool) -> None:
-    """With br_netfilter the rules see bridged packets before the kernel drops such a
-    destination."""
+    """With br_netfilter the rules see bridged packets before the kernel drops them."""
     if not site.show_bridged(True):
         pytest.skip("this kernel has no br_netfilter")
     source, loopback, inner = (SIBLING, "127.0.0.1", SERVER) if family == 4 else (SIBLING6, "::1", SERVER6)
