@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason="needs root: it makes machines of its own for the runtimes"))
+            item.add_marker(pytest.mark.skip(reason="needs root to create namespaces for the runtimes"))
 
 
 def conflist(kind: str) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def conflist(kind: str) -> dict[str, Any]:
 def network(request: pytest.FixtureRequest) -> dict[str, Any]:
     kind = str(request.param)
     if kind == "single" and chosen_folder() != OWN_FOLDER:
-        pytest.skip("only weft itself does with one plugin what a chain does")
+        pytest.skip("the reference has no single plugin for what a chain does")
     return conflist(kind)
 
 
@@ -73,7 +73,7 @@ def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own() -> None:
     """Skip tests that use weft's own commands when the plugins under test are another project's."""
     if chosen_folder() != OWN_FOLDER:
-        pytest.skip("these are not weft's plugins")
+        pytest.skip("the plugins under test are not weft's")
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,7 @@ def test_without_limits_nothing_changes_and_prevresult_is_required(host: Host, c
 
 
 @pytest.mark.parametrize("end", ["rate", "ifb", "filter"])
-def test_check_notices_what_others_changed(host: Host, cni: Cni, end: str) -> None:
+def test_check_reports_manual_changes(host: Host, cni: Cni, end: str) -> None:
     netns = host.container()
     result = cni.add(DRIVERS[0], netns)
     limits = limited(DRIVERS[0])

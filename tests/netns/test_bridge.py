@@ -359,7 +359,7 @@ def test_no_address_from_ipam_is_an_error(host: Host, cni: Cni) -> None:
     assert host.changes(before) == []
 
 
-def test_an_interface_that_is_there_is_left_alone(host: Host, cni: Cni) -> None:
+def test_existing_interface_is_left_alone(host: Host, cni: Cni) -> None:
     netns = host.container()
     conf = bridge(pool(SUBNET))
     first = cni.add(conf, netns)

@@ -50,7 +50,7 @@ def attach(host: Host, cni: Cni, name: str, **keys: Any) -> str:
 @pytest.mark.parametrize("keys", [{"vlan": 7}, {"vlanTrunk": [{"id": 7}]}, {"vlanTrunk": []}, {"vlanTrunk": [{}]}])
 def test_kernel_without_vlan_filtering_is_reported(host: Host, cni: Cni, keys: dict[str, Any]) -> None:
     if filters():
-        pytest.skip("this kernel has VLAN filtering; the tests below are about it")
+        pytest.skip("this kernel has VLAN filtering; the tests below cover it")
     before = host.snapshot()
     netns = host.container()
     problem = seen.problem(cni, "ADD", bridge(pool(SUBNET), **keys), netns)

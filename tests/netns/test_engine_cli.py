@@ -149,8 +149,7 @@ def calling(cni: Cni, command: str, path: str) -> subprocess.Popen[bytes]:
 
 
 def test_systemd_socket_outlives_the_engines(host: Host, cni: Cni, activated: Activated) -> None:
-    """Clients that connect while no engine runs, after idle exit or SIGKILL, are served by the
-    next."""
+    """Clients that connect after idle exit, SIGTERM or SIGKILL are served by the next engine."""
     path = host.container()
     for number, end in enumerate((None, signal.SIGTERM, signal.SIGKILL)):
         call = calling(cni, "ADD" if number % 2 == 0 else "DEL", path)
@@ -170,7 +169,7 @@ def test_a_socket_that_others_may_use_is_refused(host: Host, activated: Activate
     assert activated.start("--idle", "1").wait(PATIENCE) == 1
 
 
-def test_the_rights_of_the_unit_suffice(host: Host, cni: Cni) -> None:
+def test_engine_works_confined_as_by_its_unit(host: Host, cni: Cni) -> None:
     program = confined(UNITS / "weft-engine.service", WEFT, "engine")
     with subprocess.Popen(program, stderr=subprocess.DEVNULL) as engine:
         try:
@@ -193,7 +192,7 @@ def test_the_rights_of_the_unit_suffice(host: Host, cni: Cni) -> None:
             engine.terminate()
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed here")
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_analyze_accepts_the_units(tmp_path: Path) -> None:
     """systemd-analyze verify accepts them with an existing ExecStart, and rates them hardened."""
     for unit in UNITS.iterdir():

@@ -321,6 +321,6 @@ def test_elements_are_added_before_the_link_and_removed_after_it(host: Host) -> 
         ({"metadata": 1}, "metadata"),
     ],
 )
-def test_what_makes_no_sense_is_refused(host: Host, keys: dict[str, Any], word: str) -> None:
+def test_invalid_combinations_are_refused(host: Host, keys: dict[str, Any], word: str) -> None:
     answer = Weft()("ADD", conf("one", 81, **keys), host.container())
     assert answer.code == 7 and word in answer.text

@@ -249,7 +249,7 @@ def test_check_sees_what_is_broken_by_hand(host: Host, cni: Cni, broken: str) ->
     assert problem["code"] == 104 and sentence in problem["msg"], problem
 
 
-def test_an_interface_that_is_there_is_left_alone(host: Host, cni: Cni) -> None:
+def test_existing_interface_is_left_alone(host: Host, cni: Cni) -> None:
     lan = host.lan()
     netns = host.container()
     conf = macvlan(master=lan.link)

@@ -118,7 +118,7 @@ def test_static_addresses(host: Host, cni: Cni) -> None:
         (ptp(mtu="big"), 'mtu "big"'),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_done(
+def test_invalid_configuration_is_refused_before_any_change(
     host: Host, cni: Cni, conf: dict[str, object], words: str
 ) -> None:
     before = host.snapshot()

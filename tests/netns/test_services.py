@@ -340,7 +340,7 @@ def test_cni_check_restarts_the_agent(topology: Topology) -> None:
     assert topology.ask("c1", "c1") == [topology.address("c1")]
 
 
-def test_the_rights_of_the_unit_suffice(topology: Topology) -> None:
+def test_agent_works_confined_as_by_its_unit(topology: Topology) -> None:
     """Confined as by its systemd unit, the agent serves DNS, checks and balances."""
     topology.host.start(*confined(ROOT / "conf/systemd/weft-agent.service", WEFT, "agent"))
     until(topology.agent, STARTS, "the agent")

@@ -287,6 +287,6 @@ def test_ptp_source_addresses_are_checked(host: Host, checked: bool) -> None:
         ({"macspoofchk": "yes"}, "macspoofchk"),
     ],
 )
-def test_what_makes_no_sense_is_refused(host: Host, keys: dict[str, Any], word: str) -> None:
+def test_invalid_combinations_are_refused(host: Host, keys: dict[str, Any], word: str) -> None:
     answer = Weft()("ADD", {**CHECKED, **keys}, host.container())
     assert answer.code == 7 and word in answer.text

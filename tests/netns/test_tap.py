@@ -123,7 +123,7 @@ def test_what_cannot_be_is_refused(host: Host, cni: Cni, keys: dict[str, Any], c
     assert seen.links(host, "c1") == ["lo"]
 
 
-@pytest.mark.skipif(os.path.exists("/sys/fs/selinux/enforce"), reason="this machine has SELinux")
+@pytest.mark.skipif(os.path.exists("/sys/fs/selinux/enforce"), reason="SELinux is enabled")
 def test_a_context_without_selinux_is_refused(host: Host, cni: Cni) -> None:
     conf = tap(selinuxContext="system_u:system_r:container_t:s0")
     problem = seen.problem(cni, "ADD", conf, host.container())

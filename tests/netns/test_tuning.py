@@ -124,7 +124,7 @@ def test_refused_value_changes_nothing(host: Host, cni: Cni) -> None:
     assert (seen.inner(netns), seen.setting(host, KEYS[0], "c1")) == before
 
 
-def test_the_administrator_s_list(host: Host, cni: Cni, allowlist: Path) -> None:
+def test_sysctl_allowlist(host: Host, cni: Cni, allowlist: Path) -> None:
     netns = host.container()
     result = cni.add(DRIVER, netns)
     allowlist.write_text("^net\\.core\\..*$\n\n")
@@ -138,7 +138,7 @@ def test_the_administrator_s_list(host: Host, cni: Cni, allowlist: Path) -> None
     "change",
     ["mtu 1390", "address 02:00:00:00:00:09", "promisc off", "allmulticast off", "txqueuelen 5"],
 )
-def test_check_notices_what_others_changed(host: Host, cni: Cni, change: str) -> None:
+def test_check_reports_manual_changes(host: Host, cni: Cni, change: str) -> None:
     netns = host.container()
     result = cni.add(DRIVER, netns)
     told = cni.add(tuning(**ALL, prevResult=result), netns)

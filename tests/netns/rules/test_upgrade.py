@@ -105,7 +105,7 @@ def test_every_element_is_there_under_its_new_name(host: Host, nft: Nft, verb: s
     assert nft.missing(ONE_OF_EACH) == ONE_OF_EACH
 
 
-def test_what_is_deleted_first_of_all_is_gone(host: Host, nft: Nft) -> None:
+def test_delete_as_the_first_operation(host: Host, nft: Nft) -> None:
     """DEL by the new release on a host where only the previous one has run."""
     previous(host, *ONE_OF_EACH)
     nft.delete(ONE_OF_EACH)
@@ -195,7 +195,7 @@ def test_an_older_nftables_gets_no_comments(host: Host) -> None:
 
 
 @pytest.mark.parametrize("make", [LastListing, NoListing])
-def test_what_nft_does_not_print_is_not_taken_for_missing(host: Host, make: type[Library]) -> None:
+def test_empty_nft_output_is_not_taken_for_an_empty_table(host: Host, make: type[Library]) -> None:
     first, later = Nft(TABLES, make), Nft(TABLES, make)
     first.install(TABLES)
     first.add(ONE_OF_EACH)
