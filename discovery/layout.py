@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote, unquote
 
 from discovery.structs import (
@@ -36,7 +36,8 @@ VIRTUALS = ROOT + "virtual/"
 LOCAL = ROOT + "own/"
 
 Kind = TypeVar("Kind", Node, Instance, Check)
-
+Reader = Callable[[object], object]
+"""Validates the JSON of one field. Raises TypeError or ValueError."""
 
 _SAFE = ":@+ ,=~"
 _PLAIN = re.compile(r"[A-Za-z0-9_.:@+ ,=~-]*", re.ASCII)  # unchanged by quote(), and ten times as fast
@@ -131,36 +132,46 @@ def _part(name: str) -> str:
     return name if _PLAIN.fullmatch(name) else quote(name, safe=_SAFE)
 
 
-def _node(found: dict[str, Any], entry: Entry) -> Node:
+def _node(found: object, entry: Entry) -> Node:
     return _built(Node, _NODE, found, entry)
 
 
-def _instance(found: dict[str, Any], entry: Entry) -> Instance:
+def _instance(found: object, entry: Entry) -> Instance:
     return _built(Instance, _INSTANCE, found, entry)
 
 
-def _check(found: dict[str, Any], entry: Entry) -> Check:
+def _check(found: object, entry: Entry) -> Check:
     return _built(Check, _CHECK, found, entry)
 
 
-def _virtual(found: dict[str, Any], entry: Entry) -> VirtualAddress:
-    return VirtualAddress(str(found["service"]), str(found["address"]), entry.create_revision)
+def _virtual(found: object, entry: Entry) -> VirtualAddress:
+    parts = _object(found)
+    return VirtualAddress(str(parts["service"]), str(parts["address"]), entry.create_revision)
 
 
-def _built(kind: type[Kind], readers: dict[str, Callable[[Any], Any]], found: dict[str, Any], entry: Entry) -> Kind:
-    """Build an entry from decoded fields; unknown fields, of a newer weft, are ignored."""
-    parts = {name: readers[name](value) for name, value in found.items() if name in readers}
+def _built(kind: Callable[..., Kind], readers: Mapping[str, Reader], found: object, entry: Entry) -> Kind:
+    """Build an entry from decoded fields; unknown fields, of a newer weft, are ignored.
+
+    ``kind`` is a class whose fields ``readers`` return; mypy cannot match the two.
+    """
+    parts = {name: readers[name](value) for name, value in _object(found).items() if name in readers}
     return kind(**parts, create_index=entry.create_revision, modify_index=entry.mod_revision)
 
 
-def _readers(kind: type, **special: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
+def _readers(kind: type, **special: Reader) -> dict[str, Reader]:
     """The decoder of each field of a class: a string, unless ``special`` names another."""
     names = {part.name for part in fields(kind)} - {"create_index", "modify_index"}
     return {name: special.get(name, _text) for name in names}
 
 
-def _strings(value: Any) -> dict[str, str]:
-    return {_text(key): _text(part) for key, part in value.items()}
+def _object(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is not an object")
+    return value
+
+
+def _strings(value: object) -> dict[str, str]:
+    return {_text(key): _text(part) for key, part in _object(value).items()}
 
 
 def _text(value: object) -> str:
@@ -175,28 +186,53 @@ def _words(value: object) -> tuple[str, ...]:
     return tuple(_text(word) for word in value)
 
 
+def _integer(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is not an integer")
+    return value
+
+
 def _port(value: object) -> int:
     if not isinstance(value, int) or not 0 <= value <= 65535:
         raise ValueError(f"{value!r} is not a port")
     return value
 
 
+def _status(value: object) -> Status:
+    return Status(_text(value))
+
+
+def _ports(value: object) -> dict[str, int]:
+    return {_text(name): _port(port) for name, port in _object(value).items()}
+
+
+def _weights(value: object) -> Weights:
+    parts = _object(value)
+    return Weights(_integer(parts["passing"]), _integer(parts["warning"]))
+
+
+def _tagged_addresses(value: object) -> dict[str, ServiceAddress]:
+    return {_text(name): _service_address(place) for name, place in _object(value).items()}
+
+
+def _service_address(value: object) -> ServiceAddress:
+    parts = _object(value)
+    return ServiceAddress(_text(parts["address"]), _port(parts.get("port", 0)))
+
+
 _NODE = _readers(Node, meta=_strings, tagged_addresses=_strings)
 _INSTANCE = _readers(
     Instance,
-    ports=lambda value: {_text(name): _port(port) for name, port in value.items()},
+    ports=_ports,
     port=_port,
     tags=_words,
     meta=_strings,
-    weights=lambda value: Weights(int(value["passing"]), int(value["warning"])),
-    tagged_addresses=lambda value: {
-        _text(name): ServiceAddress(_text(place["address"]), _port(place.get("port", 0)))
-        for name, place in value.items()
-    },
+    weights=_weights,
+    tagged_addresses=_tagged_addresses,
     enable_tag_override=bool,
 )
-_CHECK = _readers(Check, status=Status, service_tags=_words, definition=dict)
-_BUILDERS: dict[str, Callable[[dict[str, Any], Entry], CatalogEntry]] = {
+_CHECK = _readers(Check, status=_status, service_tags=_words, definition=_object)
+_BUILDERS: dict[str, Callable[[object, Entry], CatalogEntry]] = {
     NODES: _node,
     SERVICES: _instance,
     CHECKS: _check,

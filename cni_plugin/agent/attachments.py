@@ -14,10 +14,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
-from typing import Any
 
 from discovery.consul.check_definitions import parse_check
-from discovery.consul.json_fields import Fields
+from discovery.consul.json_fields import BadField, Fields
 from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
 from discovery.page.overview import AttachmentSummary, Overview
 from discovery.registry import Registry
@@ -44,7 +43,7 @@ class Announcement:
     internal: bool
     names: tuple[str, ...]
     domain: str
-    services: tuple[Mapping[str, Any], ...]
+    services: tuple[Mapping[str, object], ...]
 
 
 class Attachments:
@@ -175,8 +174,13 @@ def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkZone]:
 
 def offers(one: Announcement) -> Iterator[tuple[Instance, tuple[CheckDefinition, ...]]]:
     """The service instances of an attachment, each with its check."""
-    for service in one.services:
-        instance = _instance(one, service)
+    for found in one.services:
+        service = Fields(found)
+        try:
+            instance = _instance(one, service)
+        except BadField as error:
+            log.warning("ignoring a service of %s: %s", one.container, error)
+            continue
         checks: tuple[CheckDefinition, ...] = ()
         asked = service.get("check")
         if isinstance(asked, Mapping):
@@ -187,25 +191,27 @@ def offers(one: Announcement) -> Iterator[tuple[Instance, tuple[CheckDefinition,
         yield instance, checks
 
 
-def _instance(one: Announcement, service: Mapping[str, Any]) -> Instance:
-    name, port = str(service["name"]), int(service.get("port", 0))
+def _instance(one: Announcement, service: Fields) -> Instance:
+    name, port = service.text("name"), service.number("port", high=65535)
+    if not name:
+        service.invalid("name", name, "must not be empty")
     place = "" if one.interface == "eth0" else f"-{one.interface}"
     tagged = {f"lan_ipv{cidr.version}": ServiceAddress(str(cidr.ip), port) for cidr in reversed(one.addresses)}
-    virtual = service.get("virtual", "")
+    virtual = service.get("virtual")
     if virtual:
         tagged["virtual"] = ServiceAddress(virtual if isinstance(virtual, str) else "", port)
-    weights = service.get("weights", {})
+    weights = service.object_("weights") or Fields({})
     return Instance(
         node="",
         id=f"{name}-{one.container[:_SHORT_ID]}{place}" + (f"-{port}" if port else ""),
         name=name,
         address=str(one.addresses[0].ip) if one.addresses else "",
         port=port,
-        protocol=str(service.get("protocol", "")),
-        tags=tuple(map(str, service.get("tags", ()))),
-        meta={str(key): str(value) for key, value in service.get("meta", {}).items()} | {"network": one.network},
+        protocol=service.text("protocol"),
+        tags=service.string_list("tags"),
+        meta=service.string_map("meta") | {"network": one.network},
         tagged_addresses=tagged,
-        weights=Weights(int(weights.get("passing", 1)), int(weights.get("warning", 1))),
+        weights=Weights(weights.number("passing", default=1), weights.number("warning", default=1)),
         owner=one.owner,
     )
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from discovery.api.router import Route
-from discovery.api.schemas import Schema
+from discovery.api.serialize import Json
+from discovery.json_schema import Schema
 from weft import __version__
 
 _FLAG = "its presence counts, or a boolean"
@@ -53,10 +53,10 @@ _ERRORS = {
 _INDEX = {"X-Consul-Index": {"schema": {"type": "integer"}, "description": "Give it as ?index to wait for a change"}}
 
 
-def describe(routes: Sequence[Route]) -> dict[str, Any]:
+def describe(routes: Sequence[Route]) -> Json:
     """The description of all routes under ``/v1/``."""
-    components: dict[str, Any] = {}
-    paths: dict[str, dict[str, Any]] = {}
+    components: Json = {}
+    paths: dict[str, Json] = {}
     for route in routes:
         if not route.path.startswith("/v1/"):
             continue
@@ -83,8 +83,8 @@ def template(route: Route) -> str:
     return f"{start}{{{name}}}" if name else start
 
 
-def _operation(route: Route, method: str, components: dict[str, Any]) -> dict[str, Any]:
-    parameters: list[dict[str, Any]] = [
+def _operation(route: Route, method: str, components: Json) -> Json:
+    parameters: list[Json] = [
         {
             "name": name,
             "in": "query",
@@ -97,16 +97,19 @@ def _operation(route: Route, method: str, components: dict[str, Any]) -> dict[st
     _, _, name = route.path.partition(":")
     if name:
         parameters.insert(0, {"name": name, "in": "path", "required": True, "schema": {"type": "string"}})
-    answer: dict[str, Any] = {"description": "Done" if route.response is None else "The answer"}
+    answer: Json = {"description": "Done" if route.response is None else "The answer"}
     if route.response is not None:
         answer["content"] = {"application/json": {"schema": _component_ref(route.response, components)}}
     if route.blocking:
         answer["headers"] = _INDEX
-    responses = {"200": answer, **{str(status): {**answer, "description": "As it is"} for status in route.statuses}}
+    responses: dict[str, Json] = {
+        "200": answer,
+        **{str(status): {**answer, "description": "As it is"} for status in route.statuses},
+    }
     for status, description in _ERRORS.items():
-        text = {"description": description, "content": {"text/plain": {"schema": {"type": "string"}}}}
+        text: Json = {"description": description, "content": {"text/plain": {"schema": {"type": "string"}}}}
         responses.setdefault(status, text)
-    found: dict[str, Any] = {"summary": route.summary, "responses": responses}
+    found: Json = {"summary": route.summary, "responses": responses}
     if parameters:
         found["parameters"] = parameters
     if route.request_body is not None:
@@ -118,19 +121,18 @@ def _operation(route: Route, method: str, components: dict[str, Any]) -> dict[st
     return found
 
 
-def _component_ref(schema: Schema, components: dict[str, Any]) -> dict[str, Any]:
+def _component_ref(schema: Schema, components: Json) -> Json:
     """The schema, with titled ones moved to components and referenced."""
-    plain = {name: _resolve(value, components) for name, value in schema.items()}
+    plain: Json = {**schema}
+    if "items" in schema:
+        plain["items"] = _component_ref(schema["items"], components)
+    if "properties" in schema:
+        plain["properties"] = {name: _component_ref(part, components) for name, part in schema["properties"].items()}
+    values = schema.get("additionalProperties", True)
+    if not isinstance(values, bool):
+        plain["additionalProperties"] = _component_ref(values, components)
     title = schema.get("title")
-    if title is None or isinstance(schema.get("type"), list):
+    if title is None or isinstance(schema["type"], list):
         return plain
     components[title] = plain
     return {"$ref": f"#/components/schemas/{title}"}
-
-
-def _resolve(value: Any, components: dict[str, Any]) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    if "type" in value and not isinstance(value["type"], Mapping):
-        return _component_ref(value, components)
-    return {name: _resolve(part, components) for name, part in value.items()}

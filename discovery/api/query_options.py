@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
-from discovery.api.schemas import Schema
 from discovery.api.serialize import Json
 from discovery.consul.filter import BadFilter, Predicate, compile_filter
+from discovery.json_schema import Schema
 from discovery.structs import Health, Node, Status
 
 Found = TypeVar("Found", list[Json], dict[str, Json])

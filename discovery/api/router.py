@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
-from discovery.api.schemas import Schema
+from discovery.json_schema import Schema
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"

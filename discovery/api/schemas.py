@@ -6,9 +6,8 @@ Source: https://developer.hashicorp.com/consul/api-docs and the structs of Consu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-Schema = Mapping[str, Any]
+from discovery.json_schema import Schema
 
 STRING: Schema = {"type": "string"}
 INTEGER: Schema = {"type": "integer"}
@@ -26,8 +25,8 @@ def map_of(values: Schema) -> Schema:
     return {"type": "object", "additionalProperties": values}
 
 
-def struct(title: str, *, optional: Mapping[str, Schema] | None = None, **properties: Schema) -> Schema:
-    """An object with these required fields."""
+def struct(title: str, optional: Mapping[str, Schema] | None = None, /, **properties: Schema) -> Schema:
+    """An object: its optional fields, then the required ones by name."""
     return {
         "title": title,
         "type": "object",
@@ -38,7 +37,8 @@ def struct(title: str, *, optional: Mapping[str, Schema] | None = None, **proper
 
 def nullable(schema: Schema) -> Schema:
     """The schema, or null."""
-    return {**schema, "type": [schema["type"], "null"]}
+    kinds = schema["type"]
+    return {**schema, "type": [*([kinds] if isinstance(kinds, str) else kinds), "null"]}
 
 
 STRINGS = list_of(STRING)
@@ -83,8 +83,8 @@ PORTS = list_of(struct("ServicePort", Name=STRING, Port=INTEGER, Default=BOOLEAN
 """Named ports, present only if a service has any: new clients (Consul 1.22) expect a list, old ones
 none.
 """
-SERVICE = struct("Service", optional={"Ports": PORTS}, **_SERVICE, **INDEXES)
-AGENT_SERVICE = struct("AgentService", optional={"Ports": PORTS, "ContentHash": STRING}, **_SERVICE, Datacenter=STRING)
+SERVICE = struct("Service", {"Ports": PORTS}, **_SERVICE, **INDEXES)
+AGENT_SERVICE = struct("AgentService", {"Ports": PORTS, "ContentHash": STRING}, **_SERVICE, Datacenter=STRING)
 CHECK = struct(
     "Check",
     Node=STRING,
@@ -105,7 +105,7 @@ CHECK = struct(
 )
 CATALOG_SERVICE = struct(
     "CatalogService",
-    optional={"ServicePorts": PORTS},
+    {"ServicePorts": PORTS},
     ID=STRING,
     Node=STRING,
     Address=STRING,
@@ -160,7 +160,7 @@ SELF = struct(
     Meta=STRING_MAP,
 )
 _ENTRY = {"LockIndex": INTEGER, "Key": STRING, "Flags": INTEGER, "Value": nullable(STRING), **INDEXES}
-KV_PAIR = struct("KVEntry", optional={"Session": STRING}, **_ENTRY)
+KV_PAIR = struct("KVEntry", {"Session": STRING}, **_ENTRY)
 SESSION = struct(
     "Session",
     ID=STRING,

@@ -10,20 +10,18 @@ https://developer.hashicorp.com/consul/api-docs/features/filtering.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from discovery.consul.regex import Regex
 from discovery.consul.regex_parser import BadRegex
+from discovery.json_schema import Schema
 
 MAX_LENGTH = 4096
 _MAX_DEPTH = 50
 _MAX_TOKENS = 1000
 
-Item = Any
-Predicate = Callable[[Item], bool]
-Schema = Mapping[str, Any]
+Predicate = Callable[[object], bool]
 
 _TOKEN = re.compile(
     r"""[ \t\r\n]*(?:(?P<text>"[^"]*"|`[^`]*`)|(?P<number>-?(?:0|[1-9]\d*)(?:\.\d+)?)(?=[ \t\r\n)\]]|$)"""
@@ -220,20 +218,26 @@ def _compile_selector(schema: Schema, path: tuple[str, ...], operator: str, valu
     name, rest = path[0], path[1:]
     if schema["type"] == "array":
         inner = _compile_selector(schema["items"], path, operator, value, negated)
-        return lambda item: any(inner(part) for part in item or ())
+        return lambda item: any(inner(part) for part in _parts(item))
     if name in schema.get("properties", {}):
         inner = _compile_selector(schema["properties"][name], rest, operator, value, negated)
-        return lambda item: inner((item or {}).get(name))
-    if "additionalProperties" in schema:
-        inner = _compile_selector(schema["additionalProperties"] or {"type": "string"}, rest, operator, value, negated)
+        return lambda item: inner(item.get(name) if isinstance(item, dict) else None)
+    values = schema.get("additionalProperties")
+    if isinstance(values, dict):
+        inner = _compile_selector(values, rest, operator, value, negated)
         missing = negated != (operator == "empty")
-        return lambda item: inner(item[name]) if name in (item or {}) else missing
+        return lambda item: inner(item[name]) if isinstance(item, dict) and name in item else missing
     raise BadFilter(f'Selector "{name[:80]}" is not valid')
+
+
+def _parts(item: object) -> list[object] | tuple[object, ...]:
+    """The parts of a list; a missing one has none."""
+    return item if isinstance(item, (list, tuple)) else ()
 
 
 def _compile_matcher(schema: Schema, operator: str, value: str, negated: bool) -> Predicate:
     kind = schema["type"]
-    test = _MATCHERS.get((kind, operator))
+    test = _MATCHERS.get((kind, operator)) if isinstance(kind, str) else None
     if test is None or (kind == "object" and "additionalProperties" not in schema):
         raise BadFilter(f'invalid operator "{operator}" for a selector of type {kind}')
     made = test(schema, value)
@@ -265,9 +269,9 @@ def _matching(schema: Schema, value: str) -> Predicate:
     except BadRegex as error:
         raise BadFilter(str(error)) from None
 
-    def test(item: Item) -> bool:
+    def test(item: object) -> bool:
         try:
-            return pattern.search(item or "")
+            return pattern.search(item if isinstance(item, str) else "")
         except BadRegex as error:
             raise BadFilter(str(error)) from None
 
@@ -275,16 +279,16 @@ def _matching(schema: Schema, value: str) -> Predicate:
 
 
 def _part_of_text(schema: Schema, value: str) -> Predicate:
-    return lambda item: value in (item or "")
+    return lambda item: value in (item if isinstance(item, str) else "")
 
 
 def _in_list(schema: Schema, value: str) -> Predicate:
     equal = _compile_matcher(schema["items"], "==", value, False)
-    return lambda item: any(equal(part) for part in item or ())
+    return lambda item: any(equal(part) for part in _parts(item))
 
 
 def _key_of(schema: Schema, value: str) -> Predicate:
-    return lambda item: value in (item or {})
+    return lambda item: isinstance(item, dict) and value in item
 
 
 def _empty(schema: Schema, value: str) -> Predicate:

@@ -14,10 +14,10 @@ import json
 import logging
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 from discovery.catalog import CHECKS, NODES, Catalog, Topic
+from discovery.consul.json_fields import Fields
 from discovery.kv import KV_PREFIX, LOCK_DELAY_PREFIX, LOCK_PREFIX, SESSION_PREFIX, KVPair, decode_pair, encode_pair
 from discovery.structs import SERF_HEALTH, Check, Status
 from store import Batch, Compare, Delete, Entry, LeaseGone, Operation, Put, Store, StoreError
@@ -50,17 +50,27 @@ class Session:
 
 def decode_session(entry: Entry) -> Session:
     """Decode a session. Raises ValueError."""
-    found: dict[str, Any] = json.loads(entry.value)
-    known = {part.name for part in fields(Session)} - {"id", "create_index", "modify_index"}
-    parts: dict[str, Any] = {
-        name: tuple(part) if isinstance(part, list) else part for name, part in found.items() if name in known
-    }
+    found = Fields(json.loads(entry.value))
     return Session(
         id=entry.key.removeprefix(SESSION_PREFIX),
+        node=found.text("node"),
+        name=found.text("name"),
+        ttl=_seconds(found, "ttl"),
+        delay=_seconds(found, "delay"),
+        behavior=found.text("behavior"),
+        checks=found.string_list("checks"),
+        service_checks=found.string_list("service_checks"),
+        lease=found.number("lease", high=2**63 - 1),
         create_index=entry.create_revision,
         modify_index=entry.mod_revision,
-        **parts,
     )
+
+
+def _seconds(found: Fields, name: str) -> float:
+    value = found.get(name)
+    if not isinstance(value, int | float):
+        found.invalid(name, value, "is not a number of seconds")
+    return value
 
 
 class SessionManager:

@@ -9,7 +9,8 @@ from importlib.resources import files
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
 from discovery.api.router import HttpResponse, Route
-from discovery.api.schemas import BOOLEAN, INTEGER, STRING, STRINGS, Schema, list_of, struct
+from discovery.api.schemas import BOOLEAN, INTEGER, STRING, STRINGS, list_of, struct
+from discovery.json_schema import Schema
 from discovery.page.overview import Overview
 
 TYPES: Mapping[str, str] = {

@@ -14,11 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("weft", "cni_plugin", "ipam", "store", "discovery", "tests", "benchmarks", "bin", "conf")
 
 
-ANY_ALLOWED = ("cni_plugin.wire", "weft.kernel")
-"""Where untyped data from outside is read: JSON of runtimes, attributes of pyroute2."""
-
-ANY_LEFT = ("discovery", "cni_plugin.agent.attachments")
-"""What still uses it and should not: remove a row once its modules no longer do."""
+ANY_ALLOWED = ("weft.kernel.netlink",)
+"""Where untyped data is read: attributes of pyroute2."""
 
 
 def importers_of_any(package: str) -> Iterator[str]:
@@ -40,8 +37,8 @@ def _is_in(module: str, rows: tuple[str, ...]) -> bool:
 
 def test_any_is_used_only_where_data_comes_in() -> None:
     found = {module for package in FOLDERS[:5] for module in importers_of_any(package)}
-    assert {module for module in found if not _is_in(module, ANY_ALLOWED + ANY_LEFT)} == set()
-    assert [row for row in ANY_LEFT if not any(_is_in(module, (row,)) for module in found)] == []
+    assert {module for module in found if not _is_in(module, ANY_ALLOWED)} == set()
+    assert [row for row in ANY_ALLOWED if not any(_is_in(module, (row,)) for module in found)] == []
 
 
 def check(*command: str, timeout: float) -> None:

@@ -297,7 +297,7 @@ def test_a_transaction_that_fails_changes_nothing(agent: LabAgent, client: consu
         ("PUT", f"kv/a?flags={2**64}", b"x", 400, "Invalid value for ?flags"),
         ("PUT", "kv/a?acquire=nobody", b"x", 400, 'invalid session "nobody"'),
         ("PUT", "kv/a?acquire=", b"x", 400, "missing session"),
-        ("PUT", "kv/" + "k" * 5000, b"x", 400, "4096 is the most"),
+        ("PUT", "kv/" + "k" * 5000, b"x", 400, "the limit is 4096"),
         ("PUT", "kv/a", b"x" * (MAX_VALUE_BYTES + 1), 413, "too large, max size"),
         ("PUT", "txn", b"{}", 400, "Failed to parse body"),
         ("PUT", "txn", b'[{"Node": {}}]', 400, "only KV is supported"),

@@ -24,6 +24,7 @@ SCHEMA = {
             "type": "object",
             "additionalProperties": {"type": "object", "properties": {"Port": {"type": "integer"}}},
         },
+        "Proxy": {"type": "object", "additionalProperties": True},
     },
 }
 ITEM = {
@@ -108,6 +109,7 @@ def test_what_it_takes(text: str, taken: bool) -> None:
         ('Tags == "v1"', "type array"),
         ('Port matches "8"', "type integer"),
         ("Weights is empty", "type object"),
+        ("Proxy.Mode == direct", 'Selector "Mode" is not valid'),
         ('Service matches "("', "closing )"),
         ("Service is odd", "empty or not empty"),
         ('"v1" Tags', "in or not in"),
@@ -145,6 +147,8 @@ def test_a_pattern_that_takes_too_long_is_an_error() -> None:
 
 WORDS = [
     "Tags",
+    "Proxy",
+    "Proxy.x",
     "Port",
     "Meta.x",
     "Service",

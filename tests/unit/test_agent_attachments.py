@@ -1,0 +1,83 @@
+"""The services that attachments announce become instances of the catalog."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from ipaddress import ip_interface
+
+import pytest
+
+from cni_plugin.agent.attachments import Announcement, offers
+from discovery.structs import ServiceAddress, Weights
+
+
+def announcement(*services: Mapping[str, object]) -> Announcement:
+    return Announcement(
+        owner="owner",
+        network="net",
+        container="0123456789abcdef",
+        interface="eth0",
+        namespace="/run/netns/c1",
+        addresses=(ip_interface("10.1.0.2/24"), ip_interface("fd00::2/64")),
+        gateways=(),
+        internal=False,
+        names=("web",),
+        domain="",
+        services=services,
+    )
+
+
+def test_service_becomes_an_instance_with_its_check() -> None:
+    service = {
+        "name": "web",
+        "port": 80,
+        "protocol": "tcp",
+        "tags": ["v1"],
+        "weights": {"passing": 3, "warning": 2},
+        "meta": {"weft-balance": "random"},
+        "virtual": True,
+        "check": {"http": "/health", "interval": "10s"},
+    }
+    [(instance, checks)] = offers(announcement(service))
+    assert (instance.id, instance.name, instance.port, instance.protocol) == ("web-0123456789ab-80", "web", 80, "tcp")
+    assert (instance.address, instance.tags, instance.owner) == ("10.1.0.2", ("v1",), "owner")
+    assert instance.weights == Weights(3, 2)
+    assert instance.meta == {"weft-balance": "random", "network": "net"}
+    assert instance.tagged_addresses == {
+        "lan_ipv4": ServiceAddress("10.1.0.2", 80),
+        "lan_ipv6": ServiceAddress("fd00::2", 80),
+        "virtual": ServiceAddress("", 80),
+    }
+    [check] = checks
+    assert (check.id, check.target, check.netns) == (
+        "service:web-0123456789ab-80",
+        "http://10.1.0.2:80/health",
+        "/run/netns/c1",
+    )
+
+
+def test_service_with_a_name_alone_has_the_defaults() -> None:
+    [(instance, checks)] = offers(announcement({"name": "web"}))
+    assert (instance.id, instance.port, instance.protocol, instance.tags) == ("web-0123456789ab", 0, "", ())
+    assert (instance.weights, instance.meta, checks) == (Weights(), {"network": "net"}, ())
+    assert "virtual" not in instance.tagged_addresses
+
+
+@pytest.mark.parametrize(
+    ("damaged", "problem"),
+    [
+        ({"port": 80}, "name"),
+        ({"name": "db", "port": "many"}, "port"),
+        ({"name": "db", "tags": "v1"}, "tags"),
+        ({"name": "db", "meta": ["v1"]}, "meta"),
+        ({"name": "db", "weights": {"passing": "1"}}, "weights.passing"),
+    ],
+)
+def test_damaged_service_is_logged_and_the_rest_is_offered(
+    caplog: pytest.LogCaptureFixture, damaged: Mapping[str, object], problem: str
+) -> None:
+    with caplog.at_level(logging.WARNING, "cni_plugin.agent.attachments"):
+        found = list(offers(announcement(damaged, {"name": "web"})))
+    assert [instance.name for instance, _ in found] == ["web"]
+    assert f"ignoring a service of 0123456789abcdef: {problem}: " in caplog.text
