@@ -108,7 +108,7 @@ class Scene:
         return Records(folder).lock(Attachment(name, "c1", LINKS[name], "weft"))
 
     def end(self, host: Host, successor: str) -> None:
-        """``successor`` has the port, in the kernel and by CHECK; then DEL of all leaves nothing."""
+        """``successor`` has the port, in the kernel and by CHECK; DEL of all leaves nothing."""
         address = self.results[successor]["ips"][0]["address"].partition("/")[0]
         assert re.search(rf"\btcp \. 8080 .* : {re.escape(address)} \. 80\b", _ports(host)), _ports(host)
         assert self.call("CHECK", successor).ok
