@@ -33,7 +33,7 @@ def through_an_engine(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_calls_go_through_the_engine(host: Host) -> None:
-    """Another, lasting process serves calls; watched ones have their own, replaced if killed."""
+    """One engine serves the calls, another the watched calls; it is replaced after SIGKILL."""
     weft, path = Weft(), host.container()
     conf = BY_NAME["bridge"].conf
     process = engine.process()

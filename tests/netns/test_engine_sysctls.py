@@ -63,7 +63,7 @@ def test_private_proc_is_not_mounted(host: Host) -> None:
 
 
 def test_read_only_proc_is_respected(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read-only /proc/sys in this mount namespace is respected."""
+    """A /proc/sys that is mounted read-only is not written through the private /proc either."""
     host.run("mount", "--bind", "/proc/sys", "/proc/sys")
     try:
         host.run("mount", "-o", "remount,bind,ro", "/proc/sys")

@@ -97,7 +97,7 @@ def test_one_port_of_two_host_addresses_and_of_all_others(host: Host, cni: Cni, 
 
 
 def test_port_of_127_0_0_1_is_reachable_from_the_host_only(host: Host, cni: Cni, lan: Lan) -> None:
-    """CVE-2020-8558: a neighbour or container that sends to 127.0.0.1 via the host fails."""
+    """CVE-2020-8558: packets to 127.0.0.1 from a neighbour or a container are dropped."""
     publish(host, cni, port(8080, 80, address="127.0.0.1"))
     cni.add(CHAIN, host.container("c2"), container="c2")
     server = host.serve_tcp("c1", 80)

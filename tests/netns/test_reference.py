@@ -67,7 +67,7 @@ def weft() -> Cni:
 
 
 def plain(value: Any) -> Any:
-    """A result without names, MACs and namespaces, which differ between runs, and empty dns."""
+    """A result without what differs between runs (names, MACs, namespaces) and empty dns."""
     if isinstance(value, dict):
         kept = {key: plain(item) for key, item in value.items() if key != "mac" and (key, item) != ("dns", {})}
         if re.fullmatch("veth[0-9a-f]+", str(kept.get("name", ""))):
