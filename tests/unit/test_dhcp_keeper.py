@@ -89,7 +89,7 @@ def test_a_second_keeper_is_refused(leases: LeaseFiles) -> None:
 
 
 def test_a_failed_renewal_is_retried_until_the_lease_expires(leases: LeaseFiles) -> None:
-    """A missing namespace does not prove that the container is gone: the lease may be needed."""
+    """The namespace may only be unreachable: the lease is kept until it expires."""
     lines: list[str] = []
     now = dhcp_client.now()
     again = attempt(held(now - 70), lines.append)

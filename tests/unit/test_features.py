@@ -105,7 +105,7 @@ def test_two_vrfs_have_two_tables(kernel: FakeKernel, weft: Weft) -> None:
         (network("tuning", sysctl={"kernel.pid_max": "5"}), 7, "kernel.pid_max"),
     ],
 )
-def test_what_cannot_be_is_refused(weft: Weft, conf: dict[str, Any], code: int, said: str) -> None:
+def test_invalid_configurations_are_refused(weft: Weft, conf: dict[str, Any], code: int, said: str) -> None:
     result = weft.add(DRIVER, NETNS)
     answer = weft("ADD", {**conf, "prevResult": result}, NETNS)
     assert answer.code == code and said in answer.text

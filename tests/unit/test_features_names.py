@@ -134,7 +134,7 @@ def test_dns_of_the_result_may_be_left_to_ipam(weft: Weft, tmp_path: Path, folde
         ({"runtimeConfig": {"aliases": {"net": ["a/b"]}}, "names": {}}, 'aliases.net "a/b" must consist of'),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_configurations_are_refused(
     weft: Weft, tmp_path: Path, folder: dict[str, str], keys: dict[str, Any], said: str
 ) -> None:
     answer = weft("ADD", settled(conf(**keys), folder), NETNS, CONTAINER)

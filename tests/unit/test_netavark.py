@@ -44,7 +44,7 @@ def test_a_bridge() -> None:
     }  # fmt: skip
 
 
-def test_an_internal_network_has_no_way_out() -> None:
+def test_an_internal_network_has_no_default_route() -> None:
     config = call(network(internal=True)).config
     assert config["internal"] is True and "ipMasq" not in config
     assert config["ipam"]["routes"] == []  # type: ignore[index]

@@ -305,5 +305,7 @@ def test_del_keeps_a_link_of_that_name_without_our_mark(lab: Lab) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else value["type"],
 )
-def test_what_cannot_be_is_refused_before_anything_changes(lab: Lab, given: dict[str, Any], words: str) -> None:
+def test_invalid_configurations_are_refused_before_anything_changes(
+    lab: Lab, given: dict[str, Any], words: str
+) -> None:
     assert words in lab.refused(given)

@@ -1,4 +1,4 @@
-"""Clients that mean no good, or are merely broken: others are still served."""
+"""Malicious and broken clients: other clients are still served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def dial(agent: LabAgent, sent: bytes = b"") -> socket.socket:
 
 
 def rest(opened: socket.socket) -> bytes:
-    """All that comes until the other side ends."""
+    """Read until the server closes the connection."""
     found = b""
     try:
         while part := opened.recv(65536):
@@ -33,7 +33,7 @@ def rest(opened: socket.socket) -> bytes:
     return found
 
 
-def test_idle_connections_are_nobodys_trouble(agent: LabAgent) -> None:
+def test_idle_connections_do_not_delay_requests(agent: LabAgent) -> None:
     idle = [dial(agent) for _ in range(1000)]
     try:
         until(lambda: len(agent.api._server.connections) >= 1000)  # type: ignore[union-attr]
@@ -45,7 +45,7 @@ def test_idle_connections_are_nobodys_trouble(agent: LabAgent) -> None:
     until(lambda: len(agent.api._server.connections) == 0)  # type: ignore[union-attr]
 
 
-def test_what_does_not_come_to_its_end_is_cut(tmp_path: Path) -> None:
+def test_incomplete_requests_time_out(tmp_path: Path) -> None:
     settings = HttpSettings(listen=("127.0.0.1:0",), header_time=0.5, body_time=0.5)
     agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), settings)
     try:
@@ -61,7 +61,7 @@ def test_what_does_not_come_to_its_end_is_cut(tmp_path: Path) -> None:
 
 
 def is_over(opened: socket.socket) -> bool:
-    """Send a little more of a head, and see whether anybody still listens."""
+    """Send another header line; whether the server has closed the connection."""
     opened.settimeout(0.2)
     try:
         opened.sendall(b"X: y\r\n")
@@ -72,7 +72,7 @@ def is_over(opened: socket.socket) -> bool:
         return True
 
 
-def test_large_bodies_are_refused_before_they_come(agent: LabAgent) -> None:
+def test_large_content_length_is_refused_before_the_body_is_read(agent: LabAgent) -> None:
     head = b"PUT /v1/kv/big HTTP/1.1\r\nHost: localhost\r\nContent-Length: 104857600\r\n"
     found = rest(dial(agent, head + b"\r\n"))
     assert found.startswith(b"HTTP/1.1 413 ")
@@ -85,7 +85,7 @@ def test_large_bodies_are_refused_before_they_come(agent: LabAgent) -> None:
     assert rest(opened).startswith(b"HTTP/1.1 200 ")
 
 
-def test_large_bodies_in_pieces_are_cut_off(agent: LabAgent) -> None:
+def test_large_chunked_bodies_are_aborted(agent: LabAgent) -> None:
     opened = dial(agent, b"PUT /v1/kv/big HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
     piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
     sent = 0
@@ -117,7 +117,7 @@ def test_large_bodies_in_pieces_are_cut_off(agent: LabAgent) -> None:
         os.urandom(4096),
     ],
 )
-def test_what_is_no_http_is_answered_or_ended(agent: LabAgent, sent: bytes) -> None:
+def test_invalid_http_gets_a_4xx_reply_or_a_closed_connection(agent: LabAgent, sent: bytes) -> None:
     opened = socket.create_connection((agent.host, agent.port), timeout=30)
     try:
         opened.sendall(sent)
@@ -129,7 +129,7 @@ def test_what_is_no_http_is_answered_or_ended(agent: LabAgent, sent: bytes) -> N
     assert agent.get("/v1/kv/a").status == 404
 
 
-def test_a_writer_that_goes_away_leaves_nothing_half_done(agent: LabAgent) -> None:
+def test_a_write_is_completed_if_the_client_disconnects(agent: LabAgent) -> None:
     for number in range(20):
         body = b'{"Name":"gone","ID":"g%d","Checks":[{"TTL":"1h"},{"TTL":"1h"}]}' % number
         head = b"PUT /v1/agent/service/register HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -143,7 +143,7 @@ def test_a_writer_that_goes_away_leaves_nothing_half_done(agent: LabAgent) -> No
         agent.put(f"/v1/agent/service/deregister/{service_id}")
 
 
-def test_web_pages_change_nothing(agent: LabAgent) -> None:
+def test_cross_site_requests_are_refused(agent: LabAgent) -> None:
     agent.put("/v1/agent/check/register", {"Name": "page", "TTL": "1h"})
     paths = (("PUT", "/v1/kv/page", b"x"), ("GET", "/v1/agent/check/pass/page", None))
     for headers in (
@@ -178,11 +178,11 @@ def test_web_pages_change_nothing(agent: LabAgent) -> None:
         ("::1:8500x", False),
     ],
 )
-def test_whose_host_it_is(host: str, own: bool) -> None:
+def test_host_headers_that_are_accepted(host: str, own: bool) -> None:
     assert (rejection_reason({"Host": host}, {"n1"}) == "") is own
 
 
-def test_the_oldest_idle_connection_makes_room(tmp_path: Path) -> None:
+def test_a_new_connection_replaces_the_oldest_idle_one(tmp_path: Path) -> None:
     settings = HttpSettings(listen=("127.0.0.1:0",), connections_of_peer=5)
     agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), settings)
     try:
@@ -194,7 +194,9 @@ def test_the_oldest_idle_connection_makes_room(tmp_path: Path) -> None:
         head = b"GET /v1/catalog/nodes?index=%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % index
         waiting = [dial(agent, head) for _ in range(5)]
         until(lambda: agent.parked() == 5)
-        assert rest(dial(agent, b"GET /v1/catalog/nodes HTTP/1.1\r\n\r\n")) == b"", "who waits stays"
+        assert rest(dial(agent, b"GET /v1/catalog/nodes HTTP/1.1\r\n\r\n")) == b"", (
+            "connections with blocking queries are kept"
+        )
         assert agent.parked() == 5
         for opened in (*idle, *waiting):
             opened.close()
@@ -202,11 +204,11 @@ def test_the_oldest_idle_connection_makes_room(tmp_path: Path) -> None:
         agent.stop()
 
 
-def test_a_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
+def test_the_unix_socket_has_mode_0600(tmp_path: Path) -> None:
     path = tmp_path / "run" / "agent.sock"
     path.parent.mkdir()
     left = socket.socket(socket.AF_UNIX)
-    left.bind(str(path))  # as one that was killed leaves it
+    left.bind(str(path))  # as a killed agent leaves it
     left.close()
     agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), HttpSettings(listen=("127.0.0.1:0", str(path))))
     try:
@@ -221,7 +223,7 @@ def test_a_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_who_does_not_take_the_answer_is_let_go(tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
     agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), HttpSettings(listen=("127.0.0.1:0",), write_time=1.0))
     try:
         for number in range(30):
@@ -237,7 +239,7 @@ def test_who_does_not_take_the_answer_is_let_go(tmp_path: Path) -> None:
         agent.stop()
 
 
-def test_it_may_be_stopped_and_started_again(tmp_path: Path) -> None:
+def test_the_server_can_be_stopped_and_restarted(tmp_path: Path) -> None:
     agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), HttpSettings(listen=("127.0.0.1:0",)))
     try:
         agent.put("/v1/kv/a", b"x")
@@ -252,6 +254,6 @@ def test_it_may_be_stopped_and_started_again(tmp_path: Path) -> None:
         agent.stop()
 
 
-def test_a_place_that_is_taken_is_told(agent: LabAgent, tmp_path: Path) -> None:
+def test_an_address_in_use_is_named(agent: LabAgent, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=f"the HTTP API cannot listen on 127.0.0.1:{agent.port}: "):
         LabAgent(tmp_path, Node("n2", "127.0.0.1"), HttpSettings(listen=(f"127.0.0.1:{agent.port}",)))

@@ -1,4 +1,4 @@
-"""``/v1/agent``, by Consul's own client for Python and by hand."""
+"""``/v1/agent``, with Consul's client for Python and with plain requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def client(agent: LabAgent) -> consul.Consul:
     return consul.Consul(host=agent.host, port=agent.port)
 
 
-def test_the_agent_tells_who_it_is(agent: LabAgent, client: consul.Consul) -> None:
+def test_agent_self(agent: LabAgent, client: consul.Consul) -> None:
     found = client.agent.self()
     assert (found["Config"]["NodeName"], found["Config"]["Datacenter"]) == ("n1", "dc1")
     [member] = client.agent.members()
@@ -23,7 +23,7 @@ def test_the_agent_tells_who_it_is(agent: LabAgent, client: consul.Consul) -> No
     assert agent.get("/v1/agent/version").json["HumanVersion"]
 
 
-def test_a_service_is_registered_seen_changed_and_ended(client: consul.Consul) -> None:
+def test_a_service_is_registered_listed_updated_and_deregistered(client: consul.Consul) -> None:
     before = set(client.agent.services())
     assert client.agent.service.register(
         "redis", "r1", address="10.0.0.5", port=6379, tags=["a", "b"], meta={"k": "v"},
@@ -51,7 +51,7 @@ def test_a_service_is_registered_seen_changed_and_ended(client: consul.Consul) -
     assert set(client.agent.services()) == before
 
 
-def test_a_service_is_there_as_soon_as_registering_is_answered(client: consul.Consul) -> None:
+def test_reads_see_a_registration_once_it_was_answered(client: consul.Consul) -> None:
     for number in range(30):
         name = f"soon{number}"
         client.agent.service.register(name)
@@ -60,7 +60,7 @@ def test_a_service_is_there_as_soon_as_registering_is_answered(client: consul.Co
         assert client.health.service(name)[1] == []
 
 
-def test_checks_are_reported(client: consul.Consul) -> None:
+def test_ttl_check_updates(client: consul.Consul) -> None:
     client.agent.service.register("api", "api1", check=consul.Check.ttl("1h"))
     found = client.agent.checks()["service:api1"]
     assert found["Name"] == "Service 'api' check"
@@ -77,12 +77,12 @@ def test_checks_are_reported(client: consul.Consul) -> None:
         assert one["Checks"][0]["Status"] == status
     client.agent.check.ttl_pass("service:api1")
     client.agent.service.register("api", "api1", port=81, check=consul.Check.ttl("1h"))
-    assert client.agent.checks()["service:api1"]["Status"] == "passing", "registering again must not flap"
+    assert client.agent.checks()["service:api1"]["Status"] == "passing", "a repeated registration must keep the status"
     client.agent.service.deregister("api1")
     assert "service:api1" not in client.agent.checks()
 
 
-def test_checks_of_nodes_and_services_come_and_go(agent: LabAgent, client: consul.Consul) -> None:
+def test_checks_of_nodes_and_services(agent: LabAgent, client: consul.Consul) -> None:
     client.agent.service.register("db", "db1")
     assert client.agent.check.register("alive", check=consul.Check.ttl("1h"), service_id="db1", notes="beats")
     assert client.agent.check.register("disk", check=consul.Check.ttl("1h"), check_id="d")
@@ -113,7 +113,7 @@ def test_maintenance(client: consul.Consul) -> None:
     client.agent.service.deregister("m1")
 
 
-def test_the_health_of_local_services(agent: LabAgent, client: consul.Consul) -> None:
+def test_health_of_local_services(agent: LabAgent, client: consul.Consul) -> None:
     for number in (1, 2):
         check = {"TTL": "1h", "Status": "passing"}
         agent.put("/v1/agent/service/register", {"Name": "h", "ID": f"h{number}", "Check": check})
@@ -133,7 +133,7 @@ def test_the_health_of_local_services(agent: LabAgent, client: consul.Consul) ->
         client.agent.service.deregister(f"h{number}")
 
 
-def test_a_service_can_be_waited_for_by_its_hash(agent: LabAgent, client: consul.Consul) -> None:
+def test_a_blocking_query_by_hash(agent: LabAgent, client: consul.Consul) -> None:
     client.agent.service.register("w", "w1", port=1)
     first = agent.get("/v1/agent/service/w1")
     digest = first.headers["X-Consul-ContentHash"]
@@ -182,7 +182,9 @@ TTL = {"TTL": "1h"}
         ("join/10.0.0.1", None, 400, "join is not supported"),
     ],
 )
-def test_what_is_refused_is_told(agent: LabAgent, path: str, body: object, status: int, said: str) -> None:
+def test_invalid_requests_are_refused_with_the_reason(
+    agent: LabAgent, path: str, body: object, status: int, said: str
+) -> None:
     before = (
         agent.get("/v1/catalog/nodes").text,
         agent.get("/v1/agent/services").text,
@@ -199,7 +201,7 @@ def test_what_is_refused_is_told(agent: LabAgent, path: str, body: object, statu
     assert after == before
 
 
-def test_a_check_that_the_agent_makes_takes_no_reports(agent: LabAgent) -> None:
+def test_only_ttl_checks_take_updates(agent: LabAgent) -> None:
     agent.put("/v1/agent/check/register", {"Name": "t", "TCP": "127.0.0.1:1", "Interval": "1h"})
     reply = agent.put("/v1/agent/check/pass/t")
     assert (reply.status, reply.text) == (400, 'CheckID "t" does not have associated TTL')
@@ -208,14 +210,14 @@ def test_a_check_that_the_agent_makes_takes_no_reports(agent: LabAgent) -> None:
     agent.put("/v1/agent/check/deregister/t")
 
 
-def test_old_clients_report_by_get(agent: LabAgent) -> None:
+def test_check_updates_by_get_as_in_old_clients(agent: LabAgent) -> None:
     agent.put("/v1/agent/check/register", {"Name": "old", "TTL": "1h"})
     assert agent.get("/v1/agent/check/pass/old?note=fine").status == 200
     assert agent.get("/v1/agent/checks").json["old"]["Output"] == "fine"
     agent.put("/v1/agent/check/deregister/old")
 
 
-def test_wrong_methods_and_paths(agent: LabAgent) -> None:
+def test_unknown_methods_and_paths(agent: LabAgent) -> None:
     reply = agent.request("POST", "/v1/agent/service/register", {"Name": "a"})
     assert (reply.status, reply.headers["Allow"], reply.text) == (405, "PUT", "method POST not allowed")
     assert agent.request("OPTIONS", "/v1/kv/a").headers["Allow"] == "DELETE,GET,PUT"
@@ -224,7 +226,7 @@ def test_wrong_methods_and_paths(agent: LabAgent) -> None:
     assert agent.request("HEAD", "/v1/catalog/nodes").body == b""
 
 
-def test_names_may_hold_anything_that_prints(agent: LabAgent, client: consul.Consul) -> None:
+def test_names_may_contain_any_printable_character(agent: LabAgent, client: consul.Consul) -> None:
     name = "a/b c%41ü"
     agent.put("/v1/agent/service/register", {"Name": name, "ID": name})
     assert agent.get("/v1/agent/service/a%2Fb%20c%2541%C3%BC").json["ID"] == name

@@ -1,4 +1,4 @@
-"""Waiting for changes: an index moves when, and only when, its answer does."""
+"""Blocking queries: the index of an answer changes if and only if the answer changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lab.agent import LabAgent, Waiting, until
 
 @pytest.fixture
 def web(agent: LabAgent) -> Iterator[str]:
-    """The path of a service's health: one instance with a TTL check that passes."""
+    """The health path of a service: one instance with a passing TTL check."""
     register(agent, "web", Check={"TTL": "1h", "Status": "passing"}, Tags=["v1"])
     yield "/v1/health/service/web"
     for name in agent.get("/v1/agent/services").json:
@@ -24,7 +24,7 @@ def register(agent: LabAgent, name: str, **fields: object) -> None:
     assert reply.status == 200, reply.text
 
 
-def test_who_waits_is_told_at_once(agent: LabAgent, web: str) -> None:
+def test_a_change_wakes_a_blocking_query(agent: LabAgent, web: str) -> None:
     before = agent.get(web)
     waiting = Waiting(agent, f"{web}?index={before.index}&wait=60s")
     agent.put("/v1/agent/check/fail/service:web")
@@ -33,7 +33,7 @@ def test_who_waits_is_told_at_once(agent: LabAgent, web: str) -> None:
     assert found.json[0]["Checks"][0]["Status"] == "critical"
 
 
-def test_who_is_behind_does_not_wait(agent: LabAgent, web: str) -> None:
+def test_a_query_with_an_old_index_returns_at_once(agent: LabAgent, web: str) -> None:
     before = agent.get(web)
     agent.put("/v1/agent/check/warn/service:web")
     found = agent.get(f"{web}?index={before.index}&wait=60s")
@@ -42,7 +42,7 @@ def test_who_is_behind_does_not_wait(agent: LabAgent, web: str) -> None:
     assert agent.get(f"{web}?index=0&wait=60s").index == found.index
 
 
-def test_a_wait_that_ends_answers_the_same(agent: LabAgent, web: str) -> None:
+def test_a_query_that_times_out_returns_the_same_answer(agent: LabAgent, web: str) -> None:
     before = agent.get(web)
     again = agent.get(f"{web}?index={before.index}&wait=20ms")
     assert (again.index, again.body) == (before.index, before.body)
@@ -50,7 +50,7 @@ def test_a_wait_that_ends_answers_the_same(agent: LabAgent, web: str) -> None:
     assert (ahead.index, ahead.body) == (before.index, before.body)
 
 
-def test_a_service_that_is_not_there_can_be_waited_for(agent: LabAgent) -> None:
+def test_a_blocking_query_for_a_service_that_does_not_exist_yet(agent: LabAgent) -> None:
     before = agent.get("/v1/health/service/late")
     assert (before.json, before.index > 0) == ([], True)
     waiting = Waiting(agent, f"/v1/health/service/late?index={before.index}&wait=60s")
@@ -62,7 +62,7 @@ def test_a_service_that_is_not_there_can_be_waited_for(agent: LabAgent) -> None:
     assert gone.reply().index > waiting.reply().index
 
 
-def test_other_services_wake_nobody(agent: LabAgent, web: str) -> None:
+def test_changes_of_other_services_wake_no_query(agent: LabAgent, web: str) -> None:
     paths = (
         web,
         "/v1/catalog/service/web",
@@ -90,8 +90,8 @@ def test_other_services_wake_nobody(agent: LabAgent, web: str) -> None:
     agent.put("/v1/agent/service/deregister/none")
 
 
-def test_what_does_not_change_the_answer_wakes_nobody(agent: LabAgent, web: str) -> None:
-    """Each of these shares its topic with what is changed, and answers the same."""
+def test_changes_that_do_not_change_the_answer_wake_no_query(agent: LabAgent, web: str) -> None:
+    """Each query watches a topic that changes, but its filter hides the change."""
     register(agent, "web", ID="web2", Tags=["v2"], Check={"TTL": "1h", "Status": "critical"})
     paths = (
         f"{web}?passing&tag=v1",
@@ -115,7 +115,7 @@ def test_what_does_not_change_the_answer_wakes_nobody(agent: LabAgent, web: str)
         assert one.reply().index > before[path]
 
 
-def test_the_index_of_an_answer_never_goes_back(agent: LabAgent, web: str) -> None:
+def test_the_index_never_decreases_and_changes_with_the_answer(agent: LabAgent, web: str) -> None:
     paths = (web, web + "?passing", "/v1/catalog/services", "/v1/health/state/critical", "/v1/catalog/node/n1")
     last = {path: agent.get(path) for path in paths}
     for number in range(30):
@@ -130,7 +130,7 @@ def test_the_index_of_an_answer_never_goes_back(agent: LabAgent, web: str) -> No
             last[path] = found
 
 
-def test_many_wait_and_all_are_told(agent: LabAgent, web: str) -> None:
+def test_a_change_wakes_all_blocking_queries(agent: LabAgent, web: str) -> None:
     before = agent.get(web).index
     waiting = [Waiting(agent, f"{web}?index={before}&wait=60s") for _ in range(40)]
     assert agent.parked() == 40
@@ -139,7 +139,7 @@ def test_many_wait_and_all_are_told(agent: LabAgent, web: str) -> None:
     until(lambda: agent.parked() == 0)
 
 
-def test_who_goes_away_waits_no_longer(agent: LabAgent, web: str) -> None:
+def test_a_disconnected_client_ends_its_blocking_query(agent: LabAgent, web: str) -> None:
     connection = agent.connect()
     connection.request("GET", f"{web}?index={agent.get(web).index}&wait=10m")
     until(lambda: agent.parked() == 1)
@@ -147,7 +147,7 @@ def test_who_goes_away_waits_no_longer(agent: LabAgent, web: str) -> None:
     until(lambda: agent.parked() == 0)
 
 
-def test_consuls_client_waits(agent: LabAgent, web: str) -> None:
+def test_blocking_queries_of_consuls_client(agent: LabAgent, web: str) -> None:
     client = consul.Consul(host=agent.host, port=agent.port)
     index, _ = client.health.service("web")
     assert client.health.service("web", index=index, wait="20ms")[0] == index
@@ -156,7 +156,7 @@ def test_consuls_client_waits(agent: LabAgent, web: str) -> None:
     assert waiting.reply().index > int(index)
 
 
-def test_registering_the_same_again_wakes_nobody(agent: LabAgent, web: str) -> None:
+def test_an_identical_registration_wakes_no_query(agent: LabAgent, web: str) -> None:
     same = {"Tags": ["v1"], "Check": {"TTL": "1h", "Status": "passing"}}
     agent.put("/v1/agent/check/warn/service:web?note=so")
     before = agent.get(web)

@@ -1,4 +1,4 @@
-"""``/v1/catalog`` and ``/v1/health``: external services, lists and what they can be asked for."""
+"""``/v1/catalog`` and ``/v1/health``: external services, lists and their parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def register(agent: LabAgent, node: str, service_id: str, status: str = "", **fi
 
 @pytest.fixture
 def webs(agent: LabAgent) -> Iterator[None]:
-    """Four instances of web: one here, three on two nodes elsewhere."""
+    """Four instances of web: one on this node, three on two other nodes."""
     agent.put("/v1/agent/service/register", {"Name": "web", "ID": "here", "Port": 80, "Tags": ["v1"]})
     register(agent, "x2", "b", "warning", Port=82, Tags=["v2", "blue"])
     register(agent, "x1", "c", "critical", Port=83, Tags=["V2"])
@@ -48,7 +48,7 @@ def ids(agent: LabAgent, path: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("webs")
-def test_both_lists_have_the_same_order(agent: LabAgent) -> None:
+def test_catalog_and_health_list_instances_in_the_same_order(agent: LabAgent) -> None:
     for query in ("", "?tag=v2", "?tag=v1&tag=blue", "?near=x2", "?node-meta=rack:b", "?near=_agent"):
         assert ids(agent, "/v1/catalog/service/web" + query) == ids(agent, "/v1/health/service/web" + query)
     assert ids(agent, "/v1/catalog/service/web") == ["here", "a", "c", "b"]
@@ -75,12 +75,12 @@ def test_both_lists_have_the_same_order(agent: LabAgent) -> None:
         ("filter=", ["here", "a", "c", "b"]),
     ],
 )
-def test_what_health_can_be_asked_for(agent: LabAgent, query: str, found: list[str]) -> None:
+def test_parameters_of_health(agent: LabAgent, query: str, found: list[str]) -> None:
     assert ids(agent, f"/v1/health/service/web?{query.replace(' ', '%20')}") == found
 
 
 @pytest.mark.usefixtures("webs")
-def test_an_instance_is_shown_whole(agent: LabAgent) -> None:
+def test_all_fields_of_an_instance(agent: LabAgent) -> None:
     [found] = agent.get("/v1/catalog/service/web?filter=ServiceID+%3D%3D+a").json
     for index in ("CreateIndex", "ModifyIndex"):
         assert found.pop(index) > 1
@@ -107,7 +107,7 @@ def test_an_instance_is_shown_whole(agent: LabAgent) -> None:
 
 
 @pytest.mark.usefixtures("webs")
-def test_lists_of_names_nodes_and_checks(agent: LabAgent, client: consul.Consul) -> None:
+def test_lists_of_services_nodes_and_checks(agent: LabAgent, client: consul.Consul) -> None:
     assert client.catalog.services()[1] == {"consul": [], "web": ["V2", "blue", "v1", "v2"]}
     assert client.catalog.services(node_meta={"rack": "c"})[1] == {"web": ["blue", "v2"]}
     assert [node["Node"] for node in client.catalog.nodes()[1]] == ["n1", "x1", "x2"]
@@ -126,7 +126,7 @@ def test_lists_of_names_nodes_and_checks(agent: LabAgent, client: consul.Consul)
 
 
 @pytest.mark.usefixtures("webs")
-def test_writing_the_same_again_changes_nothing(agent: LabAgent) -> None:
+def test_an_identical_registration_changes_nothing(agent: LabAgent) -> None:
     before = agent.get("/v1/catalog/service/web").json
     register(agent, "x2", "b", "warning", Port=82, Tags=["v2", "blue"])
     assert agent.get("/v1/catalog/service/web").json == before
@@ -134,7 +134,7 @@ def test_writing_the_same_again_changes_nothing(agent: LabAgent) -> None:
     assert agent.get("/v1/catalog/service/web").json != before
 
 
-def test_an_id_may_become_another_service(agent: LabAgent) -> None:
+def test_a_service_id_can_be_registered_under_another_name(agent: LabAgent) -> None:
     node = {"Node": "y", "Address": "10.1.0.9"}
     for name in ("first", "second"):
         agent.put("/v1/catalog/register", {**node, "Service": {"Service": name, "ID": "one"}})
@@ -149,7 +149,7 @@ def test_an_id_may_become_another_service(agent: LabAgent) -> None:
     assert agent.get("/v1/catalog/node/y").json is None
 
 
-def test_what_is_written_of_a_node_with_an_agent_goes_with_its_lease(agent: LabAgent) -> None:
+def test_catalog_entries_for_a_node_with_an_agent_are_bound_to_its_lease(agent: LabAgent) -> None:
     body = {"Node": "n1", "Address": "10.9.9.9", "Service": {"Service": "beside", "ID": "b1"}}
     assert agent.put("/v1/catalog/register", body).text == "true"
     assert agent.get("/v1/catalog/node/n1").json["Node"]["Address"] == "127.0.0.1"
@@ -184,7 +184,7 @@ def test_what_is_written_of_a_node_with_an_agent_goes_with_its_lease(agent: LabA
         ("deregister", {"Node": "n1"}, "is the local node"),
     ],
 )
-def test_what_is_refused_is_told(agent: LabAgent, path: str, body: object, said: str) -> None:
+def test_invalid_writes_are_refused_with_the_reason(agent: LabAgent, path: str, body: object, said: str) -> None:
     before = agent.get("/v1/catalog/nodes").text
     reply = agent.put(f"/v1/catalog/{path}", body)
     assert (reply.status, said in reply.text) == (400, True), reply.text
@@ -208,7 +208,7 @@ def test_what_is_refused_is_told(agent: LabAgent, path: str, body: object, said:
         ("/v1/catalog/nodes?filter=%ff", "not valid UTF-8"),
     ],
 )
-def test_what_cannot_be_asked_is_told(agent: LabAgent, path: str, said: str) -> None:
+def test_invalid_queries_are_refused_with_the_reason(agent: LabAgent, path: str, said: str) -> None:
     reply = agent.get(path)
     assert (reply.status, said in reply.text) == (400, True), reply.text
 

@@ -1,4 +1,4 @@
-"""What Prometheus, Traefik and Fabio ask for, in their order and with their parameters."""
+"""The requests of Prometheus, Traefik and Fabio, in their order and with their parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lab.agent import LabAgent, Waiting
 
 @pytest.fixture(autouse=True)
 def services(agent: LabAgent) -> Iterator[None]:
-    """web here and on a node elsewhere; db here."""
+    """web on this node and on another one; db on this node."""
     for service_id, tags in (("web1", ["traefik.enable=true", "urlprefix-/a"]), ("web2", ["canary"])):
         check = {"TTL": "1h", "Status": "passing"}
         agent.put(
@@ -27,7 +27,7 @@ def services(agent: LabAgent) -> Iterator[None]:
 
 
 def test_prometheus(agent: LabAgent) -> None:
-    """It drops an answer whose index is the last one's; it asks for each service, with the wait that Go writes."""
+    """It ignores answers with an unchanged index, and writes ``wait`` as Go prints durations."""
     assert agent.get("/v1/agent/self").json["Config"]["Datacenter"] == "dc1"
     listed = agent.get("/v1/catalog/services?dc=dc1&stale=&wait=120000ms")
     assert listed.json.keys() == {"consul", "web", "db"}
@@ -52,7 +52,7 @@ def test_prometheus(agent: LabAgent) -> None:
 
 
 def test_traefik(agent: LabAgent) -> None:
-    """It pairs catalog and health by position, with each of the three kinds of consistency."""
+    """It matches catalog and health by position, in each of the three consistency modes."""
     for consistency in ("stale", "consistent", "cached", "nothing"):
         names = agent.get(f"/v1/catalog/services?{consistency}=")
         for name in names.json:
@@ -65,7 +65,7 @@ def test_traefik(agent: LabAgent) -> None:
 
 
 def test_fabio(agent: LabAgent) -> None:
-    """It keys instances by node and id, looks up each service of a passing check, and keeps itself registered."""
+    """It keys instances by node and id, looks up services of passing checks, and registers itself."""
     self_ = agent.get("/v1/agent/self").json
     assert self_["Config"]["NodeName"] == "n1"
     fabio = {

@@ -1,4 +1,4 @@
-"""Lists of instances are the same whether they were written before or not."""
+"""Cached JSON of instances is equal to JSON serialized anew."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def instances(count: int) -> list[Health]:
     return found
 
 
-def test_only_what_changed_is_written_anew() -> None:
+def test_only_changed_instances_are_serialized_again() -> None:
     written: list[str] = []
 
     def view(one: Health) -> serialize.Json:
@@ -39,7 +39,7 @@ def test_only_what_changed_is_written_anew() -> None:
     assert written == ["w1", "w2", "w3"]
 
 
-def test_what_is_gone_is_forgotten() -> None:
+def test_removed_instances_leave_the_cache() -> None:
     lists = JsonFragments(serialize.health, lambda one: (one.node, one.instance, *one.checks))
     lists.write("web", instances(fragments.MAX_STALE + 20), fragments.MAX_STALE + 20)
     lists.write("web", instances(5), 5)

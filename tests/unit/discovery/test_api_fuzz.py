@@ -1,4 +1,4 @@
-"""Whatever is sent is answered, and never with an internal error."""
+"""Random requests are answered, and never with an internal error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OFTEN = settings(
 
 
 class Line:
-    """A connection that is kept, and made again when it ends."""
+    """A keep-alive connection that reconnects when it was closed."""
 
     def __init__(self, agent: LabAgent) -> None:
         self._connection = agent.connect(timeout=30)
@@ -224,6 +224,6 @@ def test_filters(line: Line, text: str) -> None:
     is_told(line.ask("GET", f"/v1/health/service/web?filter={quote(text, errors='replace')}"))
 
 
-def test_the_agent_is_well_after_all(agent: LabAgent) -> None:
+def test_the_agent_still_works_afterwards(agent: LabAgent) -> None:
     assert agent.get("/v1/agent/self").status == 200
     assert agent.catalog.undecodable == {}

@@ -20,7 +20,7 @@ def client(agent: LabAgent) -> consul.Consul:
     return client
 
 
-def test_a_pair_is_set_read_and_deleted(agent: LabAgent, client: consul.Consul) -> None:
+def test_put_get_and_delete(agent: LabAgent, client: consul.Consul) -> None:
     index, found = client.kv.get("app/color")
     assert (int(index) > 0, found) == (True, None)
     assert client.kv.put("app/color", "blue", flags=2**64 - 1) is True
@@ -36,7 +36,7 @@ def test_a_pair_is_set_read_and_deleted(agent: LabAgent, client: consul.Consul) 
 
 
 @pytest.mark.parametrize("value", [b"", b"\n", b"\0\xff\n{}", b"x" * MAX_VALUE_BYTES])
-def test_values_are_bytes(agent: LabAgent, client: consul.Consul, value: bytes) -> None:
+def test_values_are_arbitrary_bytes(agent: LabAgent, client: consul.Consul, value: bytes) -> None:
     assert agent.put("/v1/kv/v", value).text == "true"
     assert agent.get("/v1/kv/v?raw").body == value
     shown = agent.get("/v1/kv/v").json[0]["Value"]
@@ -44,14 +44,14 @@ def test_values_are_bytes(agent: LabAgent, client: consul.Consul, value: bytes) 
 
 
 @pytest.mark.parametrize("key", ["a b", "ü/€", "a//b", "a/../b", "%2F", "a?b", "x" * 3000, "a/"])
-def test_keys_are_text(agent: LabAgent, client: consul.Consul, key: str) -> None:
+def test_keys_are_unicode_text(agent: LabAgent, client: consul.Consul, key: str) -> None:
     path = f"/v1/kv/{quote(key, safe='/')}"
     assert agent.put(path, b"v").text == "true"
     assert agent.get(path).json[0]["Key"] == key
     assert client.kv.get("", keys=True)[1] == [key]
 
 
-def test_trees_and_names(client: consul.Consul) -> None:
+def test_recurse_and_keys(client: consul.Consul) -> None:
     for key in ("a/b/1", "a/b/2", "a/c", "ab", "b"):
         client.kv.put(key, key)
     assert [pair["Key"] for pair in client.kv.get("a/", recurse=True)[1]] == ["a/b/1", "a/b/2", "a/c"]
@@ -77,7 +77,7 @@ def test_compare_and_set(client: consul.Consul) -> None:
     assert client.kv.get("c")[1] is None
 
 
-def test_no_counting_is_lost(agent: LabAgent, client: consul.Consul) -> None:
+def test_no_cas_update_is_lost(agent: LabAgent, client: consul.Consul) -> None:
     client.kv.put("n", "0")
 
     def count() -> None:
@@ -96,7 +96,7 @@ def test_no_counting_is_lost(agent: LabAgent, client: consul.Consul) -> None:
     assert client.kv.get("n")[1]["Value"] == b"20"
 
 
-def test_waiting_for_a_key(agent: LabAgent, client: consul.Consul) -> None:
+def test_a_blocking_query_for_a_key(agent: LabAgent, client: consul.Consul) -> None:
     client.kv.put("w", "1")
     before = agent.get("/v1/kv/w").index
     waiting = Waiting(agent, f"/v1/kv/w?index={before}&wait=60s")
@@ -118,7 +118,7 @@ def test_waiting_for_a_key(agent: LabAgent, client: consul.Consul) -> None:
     assert back.reply().index > gone.reply().index
 
 
-def test_many_wait_for_one_key(agent: LabAgent, client: consul.Consul) -> None:
+def test_many_blocking_queries_for_one_key(agent: LabAgent, client: consul.Consul) -> None:
     client.kv.put("m", "1")
     index = agent.get("/v1/kv/m").index
     waiting = [Waiting(agent, f"/v1/kv/m?index={index}&wait=60s") for _ in range(20)]
@@ -128,7 +128,7 @@ def test_many_wait_for_one_key(agent: LabAgent, client: consul.Consul) -> None:
     assert all(after > index and value != base64.b64encode(b"1").decode() for after, value in found.items())
 
 
-def test_waiting_for_a_tree(agent: LabAgent, client: consul.Consul) -> None:
+def test_a_blocking_query_for_a_prefix(agent: LabAgent, client: consul.Consul) -> None:
     client.kv.put("t/a", "1")
     tree, names = agent.get("/v1/kv/t/?recurse").index, agent.get("/v1/kv/t/?keys").index
     for _ in range(3):
@@ -139,7 +139,7 @@ def test_waiting_for_a_tree(agent: LabAgent, client: consul.Consul) -> None:
     listed = Waiting(agent, f"/v1/kv/t/?keys&index={names}&wait=60s")
     client.kv.put("t/a", "2")
     assert whole.reply().index > tree
-    assert not listed.done, "the names are the same"
+    assert not listed.done, "an update does not change the list of keys"
     client.kv.put("t/b", "1")
     assert listed.reply().json == ["t/a", "t/b"]
     index = agent.get("/v1/kv/t/?recurse").index
@@ -147,7 +147,7 @@ def test_waiting_for_a_tree(agent: LabAgent, client: consul.Consul) -> None:
     assert agent.get(f"/v1/kv/t/?recurse&index={index}&wait=60s").index > index
 
 
-def test_a_lock_is_held_by_one(client: consul.Consul) -> None:
+def test_a_lock_is_held_by_one_session(client: consul.Consul) -> None:
     first, second = client.session.create("one", lock_delay=0), client.session.create("two", lock_delay=0)
     assert client.kv.put("lock", "1", acquire=first) is True
     assert client.kv.put("lock", "2", acquire=second) is False
@@ -155,7 +155,7 @@ def test_a_lock_is_held_by_one(client: consul.Consul) -> None:
     found = client.kv.get("lock")[1]
     assert (found["Session"], found["LockIndex"], found["Value"]) == (first, 1, b"3")
     client.kv.put("lock", "4")
-    assert client.kv.get("lock")[1]["Session"] == first, "who just writes takes no lock away"
+    assert client.kv.get("lock")[1]["Session"] == first, "a plain write keeps the lock"
     assert client.kv.put("lock", "5", release=second) is False
     assert client.kv.put("lock", "5", release=first) is True
     found = client.kv.get("lock")[1]
@@ -167,7 +167,7 @@ def test_a_lock_is_held_by_one(client: consul.Consul) -> None:
     client.session.destroy(first)
 
 
-def test_what_becomes_of_locks(agent: LabAgent, client: consul.Consul) -> None:
+def test_locks_when_their_session_ends(agent: LabAgent, client: consul.Consul) -> None:
     deleting = client.session.create(behavior="delete", lock_delay=0)
     for number in range(35):
         client.kv.put(f"held/{number}", "x", acquire=deleting)
@@ -178,12 +178,12 @@ def test_what_becomes_of_locks(agent: LabAgent, client: consul.Consul) -> None:
     client.kv.put("slow", "x", acquire=delaying)
     client.session.destroy(delaying)
     next_ = client.session.create()
-    assert client.kv.put("slow", "y", acquire=next_) is False, "the lock-delay has begun"
+    assert client.kv.put("slow", "y", acquire=next_) is False, "within the lock-delay"
     assert client.kv.put("slow", "y") is True
     client.session.destroy(next_)
 
 
-def test_a_session_that_is_not_renewed_ends(agent: LabAgent, client: consul.Consul) -> None:
+def test_a_session_that_is_not_renewed_expires(agent: LabAgent, client: consul.Consul) -> None:
     session = agent.put("/v1/session/create", {"TTL": "300ms", "LockDelay": "0s", "Behavior": "delete"}).json["ID"]
     assert client.kv.put("short", "x", acquire=session) is True
     index = agent.get(f"/v1/session/info/{session}").index
@@ -231,7 +231,7 @@ def operation(verb: str, key: str, value: str = "", **fields: object) -> dict[st
     return {"KV": {"Verb": verb, "Key": key, "Value": base64.b64encode(value.encode()).decode(), **fields}}
 
 
-def test_a_transaction_is_done_whole(client: consul.Consul) -> None:
+def test_a_transaction_is_atomic(client: consul.Consul) -> None:
     done = client.txn.put(
         [operation("set", "x/a", "1"), operation("set", "x/b", "2", Flags=7), operation("get", "x/a")]
     )
@@ -314,7 +314,7 @@ def test_a_transaction_that_fails_changes_nothing(agent: LabAgent, client: consu
         ("GET", "session/node/", None, 400, "Missing node name"),
     ],
 )  # fmt: skip
-def test_what_is_refused_is_told(
+def test_invalid_requests_are_refused_with_the_reason(
     agent: LabAgent, client: consul.Consul, method: str, path: str, body: bytes | None, status: int, said: str
 ) -> None:
     reply = agent.request(method, f"/v1/{path}", body)

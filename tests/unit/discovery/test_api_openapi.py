@@ -1,4 +1,4 @@
-"""The description of the API is true: compared with the routes, and real answers with it."""
+"""The OpenAPI description is compared with the routes, and real replies with its schemas."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def description(agent: LabAgent) -> dict[str, Any]:
     return described
 
 
-def test_every_route_is_described_and_nothing_else(agent: LabAgent, description: dict[str, Any]) -> None:
+def test_exactly_the_routes_are_described(agent: LabAgent, description: dict[str, Any]) -> None:
     assert description["openapi"] == "3.1.0"
     served = {(template(route), method.lower()) for route in agent.api.router.routes for method in route.methods}
     assert {(path, method) for path, methods in description["paths"].items() for method in methods} == served
 
 
-def test_every_parameter_is_explained_and_used(agent: LabAgent) -> None:
+def test_every_parameter_is_described_and_used(agent: LabAgent) -> None:
     assert {name for route in agent.api.router.routes for name in route.parameters} == PARAMETERS.keys()
 
 
-def test_every_reference_leads_somewhere(description: dict[str, Any]) -> None:
+def test_every_reference_has_a_target(description: dict[str, Any]) -> None:
     found = set()
 
     def walk(part: Any) -> None:
@@ -46,7 +46,7 @@ def test_every_reference_leads_somewhere(description: dict[str, Any]) -> None:
 
 
 def faults(value: Any, schema: dict[str, Any], known: dict[str, Any], place: str = "$") -> list[str]:
-    """Where a value differs from a schema; a field that the schema does not have is a difference."""
+    """Differences between a value and a schema; a field that is not in the schema is one, too."""
     if "$ref" in schema:
         schema = known[schema["$ref"].rpartition("/")[2]]
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
@@ -152,7 +152,7 @@ def test_answers_are_as_described(agent: LabAgent, description: dict[str, Any]) 
     assert {(method, path) for method, path, _, _ in calls} == described - other_ways
     for method, path, url, body in calls:
         if not url:
-            continue  # it would end the agent of the other tests
+            continue  # it would stop the agent of the other tests
         reply = agent.request(method.upper(), url, body)
         answer = description["paths"][path][method]["responses"].get(str(reply.status))
         assert answer is not None, f"{method} {url}: {reply.status} {reply.text}"

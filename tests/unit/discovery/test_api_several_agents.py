@@ -1,4 +1,4 @@
-"""Several agents over one store, and one agent after another."""
+"""Several agents on one store, and restarts of an agent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SETTINGS = HttpSettings(listen=("127.0.0.1:0",), session_ttl_min=0.2)
 
 @pytest.fixture
 def both(tmp_path: Path) -> Iterator[tuple[LabAgent, LabAgent]]:
-    """Two agents, each with the store's file opened on its own."""
+    """Two agents; each opens the file of the store."""
     found = [LabAgent(tmp_path, Node(name, "127.0.0.1"), SETTINGS) for name in ("n1", "n2")]
     until(lambda: len(found[0].get("/v1/agent/members").json) == 2)
     yield found[0], found[1]
@@ -24,7 +24,7 @@ def both(tmp_path: Path) -> Iterator[tuple[LabAgent, LabAgent]]:
         agent.stop()
 
 
-def test_what_one_registers_the_other_shows(both: tuple[LabAgent, LabAgent]) -> None:
+def test_a_service_registered_at_one_agent_is_listed_by_the_other(both: tuple[LabAgent, LabAgent]) -> None:
     one, other = both
     before = other.get("/v1/health/service/web")
     waiting = Waiting(other, f"/v1/health/service/web?index={before.index}&wait=60s")
@@ -38,7 +38,7 @@ def test_what_one_registers_the_other_shows(both: tuple[LabAgent, LabAgent]) -> 
         assert agent.get("/v1/catalog/service/web").index == waiting.reply().index
 
 
-def test_a_key_is_waited_for_across_agents(both: tuple[LabAgent, LabAgent]) -> None:
+def test_a_blocking_query_sees_a_write_at_another_agent(both: tuple[LabAgent, LabAgent]) -> None:
     one, other = both
     waiting = Waiting(other, f"/v1/kv/shared?index={other.get('/v1/kv/shared').index}&wait=60s")
     one.put("/v1/kv/shared", b"x")
@@ -47,7 +47,7 @@ def test_a_key_is_waited_for_across_agents(both: tuple[LabAgent, LabAgent]) -> N
     assert one.put("/v1/kv/shared?cas=0", b"y").text == "false"
 
 
-def test_the_locks_of_a_node_that_leaves_are_released_by_the_others(both: tuple[LabAgent, LabAgent]) -> None:
+def test_locks_of_a_node_that_leaves_are_released_by_another_agent(both: tuple[LabAgent, LabAgent]) -> None:
     one, other = both
     session = one.put("/v1/session/create", {"LockDelay": "0s"}).json["ID"]
     assert one.put(f"/v1/kv/leader?acquire={session}", b"n1").text == "true"
@@ -59,7 +59,7 @@ def test_the_locks_of_a_node_that_leaves_are_released_by_the_others(both: tuple[
     assert [member["Name"] for member in other.get("/v1/agent/members").json] == ["n2"]
 
 
-def test_indexes_do_not_go_back_with_a_restart(tmp_path: Path) -> None:
+def test_indexes_do_not_decrease_across_a_restart(tmp_path: Path) -> None:
     node = Node("n1", "127.0.0.1")
     paths = ("/v1/health/service/web", "/v1/health/service/gone", "/v1/catalog/services", "/v1/kv/a", "/v1/kv/gone")
     agent = LabAgent(tmp_path, node, SETTINGS)
@@ -80,7 +80,7 @@ def test_indexes_do_not_go_back_with_a_restart(tmp_path: Path) -> None:
         for path in paths:
             assert after[path].index >= before[path].index, path
             assert after[path].body == before[path].body, path
-        assert agent.get("/v1/kv/a").json[0]["Session"] == session, "a restart ends no session"
+        assert agent.get("/v1/kv/a").json[0]["Session"] == session, "sessions survive a restart"
         waiting = Waiting(agent, f"/v1/health/service/gone?index={after['/v1/health/service/gone'].index}&wait=60s")
         agent.put("/v1/agent/service/register", {"Name": "gone"})
         assert len(waiting.reply().json) == 1
@@ -88,12 +88,12 @@ def test_indexes_do_not_go_back_with_a_restart(tmp_path: Path) -> None:
         agent.stop()
 
 
-def test_what_a_session_held_is_released_though_nobody_saw_its_end(tmp_path: Path) -> None:
+def test_locks_of_a_session_that_expired_without_an_agent_are_released(tmp_path: Path) -> None:
     agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), SETTINGS)
     try:
         session = agent.put("/v1/session/create", {"TTL": "250ms", "LockDelay": "0s"}).json["ID"]
         assert agent.put(f"/v1/kv/a?acquire={session}", b"x").text == "true"
-        agent.call(agent.api.stop())  # as if the agent were gone while the lease runs out
+        agent.call(agent.api.stop())  # as if no agent ran while the lease expires
         until(lambda: agent.call(agent.store.get(f"/weft/v1/session/{session}")) is None)
     finally:
         agent.stop()

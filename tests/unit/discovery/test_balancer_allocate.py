@@ -1,4 +1,4 @@
-"""Who gets which virtual address, by a real store."""
+"""Allocation of virtual addresses, with a real store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NODES = [Node("n1", "192.0.2.1"), Node("n2", "192.0.2.2")]
 
 
 class Host:
-    """A node: its catalog, fed from the store that all share, and its allocator."""
+    """A node: its allocator, and its catalog of the shared store."""
 
     def __init__(self, store: Store, node: str, **settings: object) -> None:
         self.catalog, self.store = Catalog(), store
@@ -89,7 +89,7 @@ def test_a_service_gets_an_address_of_each_family_of_its_instances(tmp_path: Pat
 
 
 @pytest.mark.parametrize("mode", list(Mode))
-def test_the_mode_says_who_gets_one(tmp_path: Path, mode: Mode) -> None:
+def test_the_mode_selects_the_services_with_an_address(tmp_path: Path, mode: Mode) -> None:
     async def work(host: Host) -> None:
         await host.put(
             instance("plain", "10.0.0.1"), instance("container", "10.0.0.2", owner="weft:1"), asking("", "asked")
@@ -120,7 +120,7 @@ def test_the_mode_says_who_gets_one(tmp_path: Path, mode: Mode) -> None:
         ("10.79.3.3", "is in use by service db"),
     ],
 )
-def test_nobody_gets_what_is_not_theirs_to_ask_for(tmp_path: Path, address: str, said: str) -> None:
+def test_invalid_and_taken_requested_addresses_are_refused(tmp_path: Path, address: str, said: str) -> None:
     async def work(host: Host) -> None:
         await host.put(VirtualAddress("db", "10.79.3.3"), asking(address))
         await host.until(lambda: host.allocator.errors)
@@ -133,7 +133,7 @@ def test_nobody_gets_what_is_not_theirs_to_ask_for(tmp_path: Path, address: str,
     run(tmp_path, work)
 
 
-def test_a_service_that_comes_back_finds_its_address(tmp_path: Path) -> None:
+def test_a_service_that_returns_keeps_its_address(tmp_path: Path) -> None:
     async def work(host: Host) -> None:
         await host.put(instance("web", "10.0.0.1"))
         await host.until(host.addresses)
@@ -149,7 +149,7 @@ def test_a_service_that_comes_back_finds_its_address(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_the_address_of_a_service_that_is_gone_is_free_after_a_while_and_the_same_again(tmp_path: Path) -> None:
+def test_the_address_of_a_removed_service_is_freed_later_and_chosen_again(tmp_path: Path) -> None:
     async def work(one: Host, other: Host) -> None:
         await one.put(instance("web", "10.0.0.1"))
         await one.until(one.addresses)
@@ -163,7 +163,7 @@ def test_the_address_of_a_service_that_is_gone_is_free_after_a_while_and_the_sam
     run(tmp_path, work, "n1", "n2", keep=0.1)
 
 
-def test_many_services_on_two_nodes_get_one_address_each(tmp_path: Path) -> None:
+def test_many_services_on_two_nodes_get_distinct_addresses(tmp_path: Path) -> None:
     async def work(one: Host, other: Host) -> None:
         wanted = [f"s{number}" for number in range(60)]
         for name in wanted:
@@ -177,7 +177,7 @@ def test_many_services_on_two_nodes_get_one_address_each(tmp_path: Path) -> None
     run(tmp_path, work, "n1", "n2", ranges=(ip_network("10.79.0.0/24"),))
 
 
-def test_a_full_range_is_named(tmp_path: Path) -> None:
+def test_an_exhausted_range_is_reported(tmp_path: Path) -> None:
     async def work(host: Host) -> None:
         for number in range(12):
             await host.put(instance(f"s{number}", "10.0.0.1"))
@@ -188,7 +188,7 @@ def test_a_full_range_is_named(tmp_path: Path) -> None:
     run(tmp_path, work, ranges=(ip_network("10.79.0.0/29"),))
 
 
-def test_the_order_of_a_service_is_its_own_and_leaves_the_ends_out() -> None:
+def test_candidates_depend_on_the_name_and_exclude_network_and_broadcast() -> None:
     network = ip_network("10.79.0.0/29")
     found = list(candidates("web", network))
     assert len(found) == MAX_CANDIDATES and found == list(candidates("web", network)) != list(candidates("db", network))

@@ -1,4 +1,4 @@
-"""What the catalog asks for, and the elements that it becomes."""
+"""Desired services from the catalog, and the nftables elements for them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def book(**meta: str) -> Book:
 
 
 def shares(made: Book, name: str = "web", address: str = VIP, port: int = 80, protocol: str = "tcp") -> Counter[str]:
-    """Who has how many slots."""
+    """The number of slots of each backend."""
     service = desired_service(made.catalog, name, config())
     assert service is not None
     tables, taken = Program().tables_for(service)
@@ -48,7 +48,7 @@ def shares(made: Book, name: str = "web", address: str = VIP, port: int = 80, pr
     return Counter(f"{one.address}:{one.port}" for one in found.slots) if found else Counter()
 
 
-def test_healthy_instances_share_the_connections() -> None:
+def test_healthy_instances_get_slots() -> None:
     made = book()
     assert shares(made) == {"10.0.0.1:80": 6, "10.0.0.2:80": 6}
     made.health(instance("web", "10.0.0.1"), Status.WARNING)
@@ -59,7 +59,7 @@ def test_healthy_instances_share_the_connections() -> None:
     assert shares(made) == {}
 
 
-def test_weights_count_by_status_but_for_random() -> None:
+def test_weights_of_passing_and_warning_are_used_except_with_random() -> None:
     made = book()
     made.put(instance("web", "10.0.0.2", weights=Weights(3, 1)))
     assert shares(made) == {"10.0.0.1:80": 3, "10.0.0.2:80": 9}
@@ -72,7 +72,7 @@ def test_weights_count_by_status_but_for_random() -> None:
     assert shares(made) == {"10.0.0.1:80": 6, "10.0.0.2:80": 6}
 
 
-def test_ports_have_names_and_instances_their_own_numbers() -> None:
+def test_named_ports_map_to_the_port_of_each_instance() -> None:
     made = Book()
     virtually = {"virtual": ServiceAddress("", 8000)}
     made.put(instance("web", "10.0.0.1", 20001, ports={"admin": 9000}, tagged_addresses=virtually, protocol=""))
@@ -106,7 +106,7 @@ def test_each_family_has_its_own_instances() -> None:
         "::ffff:10.0.0.1",
     ],
 )
-def test_no_service_leads_where_containers_must_not_go(address: str) -> None:
+def test_forbidden_backend_addresses_are_refused(address: str) -> None:
     made = Book()
     version = 6 if ":" in address else 4
     one = {4: "10.79.0.20", 6: "fd57:6566:7400::5"}[version]
@@ -118,7 +118,7 @@ def test_no_service_leads_where_containers_must_not_go(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "127.0.0.1", "10.79.0.0", "10.79.255.255", "8.8.8.8", "224.0.0.1"])
-def test_a_virtual_address_is_nobody_elses(address: str) -> None:
+def test_virtual_addresses_that_belong_to_others_are_refused(address: str) -> None:
     assert address in virtual_address_error(ip_address(address), config())
     made = Book()
     made.put(instance("web", "10.0.0.1"), virtual("web", address))
@@ -141,7 +141,7 @@ def test_published_ports() -> None:
     assert len(service.problems) == 3 and all(one in said for one, said in zip(named, service.problems, strict=True))
 
 
-def test_what_is_said_wrongly_is_named_and_the_default_taken() -> None:
+def test_invalid_metadata_is_reported_and_defaults_are_used() -> None:
     service = desired_service(book(weft_balance="best", weft_sticky="soon", weft_slots="7").catalog, "web", config())
     assert service is not None
     assert service.policy == BalancePolicy()
@@ -160,7 +160,7 @@ def test_a_service_without_instances_keeps_its_address_and_has_no_ports() -> Non
     assert desired_service(made.catalog, "web", config()) is None
 
 
-def test_every_chain_that_is_chosen_exists() -> None:
+def test_every_chain_of_a_program_exists_in_the_ruleset() -> None:
     text = rule_tables().plain
     for algorithm in Algorithm:
         for slots in (0, 1, 12, 61, 251, 1021):
@@ -176,7 +176,7 @@ def test_every_chain_that_is_chosen_exists() -> None:
                 assert f"mod {len(table.slots)} " in rules
 
 
-def test_services_in_turn_have_counters_of_their_own() -> None:
+def test_round_robin_services_have_their_own_counters() -> None:
     program = Program()
     chains = []
     for number in range(COUNTERS + 1):
@@ -211,8 +211,8 @@ SERVICES = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(SERVICES, st.booleans()), max_size=8))
-def test_changes_lead_from_one_state_to_the_next(steps: list[tuple[VirtualService, bool]]) -> None:
-    """A kernel that refuses what is missing or there already takes every change, and has what the program believes."""
+def test_changes_transform_one_state_into_the_next(steps: list[tuple[VirtualService, bool]]) -> None:
+    """The kernel here refuses to add existing and to delete missing elements, as nf_tables does."""
     kernel: dict[tuple[str, bytes], bytes | str] = {}
     program = Program()
     for service, stays in steps:
@@ -234,7 +234,7 @@ def _apply(kernel: dict[tuple[str, bytes], bytes | str], change: ElementChange) 
         kernel[(name, key)] = data
 
 
-def test_a_start_that_finds_all_in_place_changes_nothing() -> None:
+def test_a_start_with_all_elements_in_place_changes_nothing() -> None:
     program = Program()
     service = VirtualService("web", groups=(PortGroup((FRONTS[0],), tuple((one, 1) for one in BACKENDS)),))
     tables, _ = program.tables_for(service)

@@ -1,4 +1,4 @@
-"""Definitions of checks: what is read, and what is said of what is not."""
+"""Check definitions: what is accepted, and the errors for the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def parse(scripts: bool = False, **found: object) -> CheckDefinition:
     return parse_check(Fields(found), scripts=scripts)
 
 
-def test_an_http_check_is_read() -> None:
+def test_an_http_check() -> None:
     assert parse(
         ID="api",
         Name="API",
@@ -79,14 +79,14 @@ def test_an_http_check_is_read() -> None:
         ({"AliasNode": "n2"}, "alias", ""),
     ],
 )
-def test_every_kind_is_known(found: dict[str, object], kind: str, target: str) -> None:
+def test_every_type_of_check(found: dict[str, object], kind: str, target: str) -> None:
     definition = parse(scripts=True, **found)
     assert (definition.type, definition.target) == (kind, target)
     assert definition.timeout == (30 if kind == "script" else 10)
     assert definition.initial is Status.CRITICAL
 
 
-def test_times_are_kept_within_reason() -> None:
+def test_durations_are_limited() -> None:
     assert parse(TTL=10_000_000_000).ttl == 10
     assert parse(TCP="h:1", Interval="1ns").interval == 0.1
     assert parse(TTL="1s", DeregisterCriticalServiceAfter="1s").deregister_after == 60
@@ -124,6 +124,6 @@ def test_times_are_kept_within_reason() -> None:
         ({"TTL": 1e300}, "is not a duration"),
     ],
 )
-def test_what_is_wrong_is_said(found: dict[str, object], said: str) -> None:
+def test_invalid_definitions_are_refused_with_the_reason(found: dict[str, object], said: str) -> None:
     with pytest.raises(BadField, match=said):
         parse(**found)

@@ -1,4 +1,4 @@
-"""The filter language of Consul."""
+"""Consul's filter language."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ ITEM = {
         ('Tags contains "v1" and\n\tMeta.version matches `2\\.1`', True),
     ],
 )
-def test_what_it_takes(text: str, taken: bool) -> None:
+def test_filters_that_match(text: str, taken: bool) -> None:
     assert compile_filter(text, SCHEMA)(ITEM) is taken
 
 
@@ -123,13 +123,13 @@ def test_what_it_takes(text: str, taken: bool) -> None:
         ("Port not == 80", "operator"),
     ],
 )
-def test_what_is_wrong_is_said(text: str, said: str) -> None:
+def test_invalid_filters_are_refused_with_the_reason(text: str, said: str) -> None:
     with pytest.raises(BadFilter) as raised:
         compile_filter(text, SCHEMA)
     assert said in str(raised.value)
 
 
-def test_what_is_absent_from_an_item_is_empty() -> None:
+def test_missing_fields_are_empty() -> None:
     for text, taken in (
         ("Tags is empty", True),
         ("Port == 0", True),
@@ -170,7 +170,7 @@ WORDS = [
 
 
 @given(st.one_of(st.text(max_size=80), st.lists(st.sampled_from(WORDS), max_size=20).map(" ".join)))
-def test_nothing_breaks_it(text: str) -> None:
+def test_random_filters(text: str) -> None:
     try:
         compile_filter(text, SCHEMA)(ITEM)
     except BadFilter as error:

@@ -1,4 +1,4 @@
-"""HCL, and files that define services in it or in JSON."""
+"""HCL, and service definition files in HCL or JSON."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ limits "http" "all" { rate = 1.5e3 burst = 0x10 }
 """
 
 
-def test_everything_is_read() -> None:
+def test_a_whole_file_is_parsed() -> None:
     assert hcl.parse(WHOLE) == {
         "service": {
             "name": "web",
@@ -84,7 +84,7 @@ def test_everything_is_read() -> None:
         ("a = -0.5", {"a": -0.5}),
     ],
 )
-def test_forms(text: str, found: object) -> None:
+def test_forms_of_values(text: str, found: object) -> None:
     assert hcl.parse(text) == found
 
 
@@ -117,14 +117,14 @@ def test_forms(text: str, found: object) -> None:
         ("a = " + "9" * 5000, "is no value"),
     ],
 )
-def test_errors_name_the_place(text: str, said: str) -> None:
+def test_errors_name_the_line(text: str, said: str) -> None:
     with pytest.raises(BadHcl) as error:
         hcl.parse(text)
     assert said in str(error.value), error.value
 
 
 @given(st.text(alphabet='a1={}[]",\\<E#/*\n -.:x', max_size=60))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_random_text_is_parsed_or_refused(text: str) -> None:
     try:
         found = hcl.parse(text)
     except BadHcl as error:
@@ -153,11 +153,11 @@ def written(value: object) -> str:
 
 
 @given(_VALUES)
-def test_what_is_written_is_read(value: object) -> None:
+def test_values_round_trip(value: object) -> None:
     assert hcl.parse(f"a = {written(value)}") == {"a": value}
 
 
-def test_json_and_hcl_define_the_same(tmp_path: Path) -> None:
+def test_json_and_hcl_files_are_equivalent(tmp_path: Path) -> None:
     (tmp_path / "web.hcl").write_text(
         'service {\n name = "web"\n port = 80\n check { ttl = "1m" }\n checks { tcp = "h:1" }\n}\n'
         'service { name = "db" }\ncheck { name = "disk" ttl = "1m" }\n'
@@ -181,12 +181,12 @@ def test_json_and_hcl_define_the_same(tmp_path: Path) -> None:
     assert [one["name"] for one in both.services] == ["web", "db", "web", "db"]
 
 
-def test_what_goes_to_the_api_is_a_file_too() -> None:
+def test_the_body_of_an_api_request_is_a_valid_file() -> None:
     found = definition_files.parse('{"Name": "web", "Port": 80, "Check": {"TTL": "1m"}}', "x")
     assert found.services == ({"Name": "web", "Port": 80, "checks": [{"TTL": "1m"}]},)
 
 
-def test_other_keys_are_named() -> None:
+def test_unknown_keys_are_reported() -> None:
     found = definition_files.parse('service { name = "web" }\ndatacenter = "dc1"', "web.hcl")
     assert found.ignored == ("web.hcl: datacenter",)
 
@@ -219,7 +219,7 @@ def test_a_bad_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, co
     assert said in str(error.value)
 
 
-def test_what_is_no_file_is_said(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(BadDefinitionFile, match="cannot be read"):
             definition_files.read((str(path),))

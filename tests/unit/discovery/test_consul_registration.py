@@ -1,4 +1,4 @@
-"""Registrations of services: what is read, and what is said of what is not."""
+"""Service registrations: what is accepted, and the errors for the rest."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ INSTANCE = Instance(
 SNAKE = {"TaggedAddresses": "tagged_addresses", "EnableTagOverride": "enable_tag_override"}
 
 
-def test_everything_is_read() -> None:
+def test_all_fields() -> None:
     assert parse_service(WHOLE, "n1").instance == INSTANCE
 
 
 @pytest.mark.parametrize("spell", [str.lower, str.upper, lambda name: SNAKE.get(name, name.lower())])
-def test_names_are_one_in_every_spelling(spell: object) -> None:
+def test_field_names_are_accepted_in_every_spelling(spell: object) -> None:
     assert callable(spell)
     assert parse_service({spell(name): value for name, value in WHOLE.items()}, "n1").instance == INSTANCE
 
 
-def test_a_name_is_enough() -> None:
+def test_only_the_name_is_required() -> None:
     registration = parse_service({"name": "web"}, "n1")
     assert registration.instance == Instance(node="n1", id="web", name="web")
     assert registration.checks == ()
@@ -69,7 +69,7 @@ def test_checks_get_ids_and_names() -> None:
     ]
 
 
-def test_what_go_sends_for_nothing_is_nothing() -> None:
+def test_null_and_zero_values_as_go_sends_them_are_absent() -> None:
     sent = {"Name": "web", "Tags": None, "Meta": None, "Check": None, "Checks": None, "Weights": None, "Connect": None}
     assert parse_service(sent, "n1") == parse_service({"Name": "web"}, "n1")
     assert parse_service({"Name": "web", "Check": {}}, "n1").checks == ()
@@ -111,7 +111,7 @@ def test_what_go_sends_for_nothing_is_nothing() -> None:
         ({"Name": "web", "Checks": [{"TTL": "1s"}] * 65}, "the limit is 64"),
     ],
 )
-def test_what_is_wrong_is_said(found: object, said: str) -> None:
+def test_invalid_registrations_are_refused_with_the_reason(found: object, said: str) -> None:
     with pytest.raises(BadField, match=said):
         parse_service(found, "n1")
 
@@ -119,17 +119,17 @@ def test_what_is_wrong_is_said(found: object, said: str) -> None:
 @pytest.mark.parametrize(
     "body", [b"{", b"\xff", b'"\\ud800"', b"NaN", b"[" * 100_000, b"1" * 5000, b'{"a": Infinity}', b"{} {}"]
 )
-def test_what_is_no_json_is_said(body: bytes) -> None:
+def test_invalid_json_is_refused(body: bytes) -> None:
     with pytest.raises(BadField, match="invalid JSON"):
         decode_json(body)
 
 
-def test_an_empty_body_says_nothing() -> None:
+def test_an_empty_body_is_an_empty_object() -> None:
     assert decode_json(b" \n") is None
     assert decode_json(b'{"a": "\\u00fc"}') == {"a": "ü"}
 
 
-def test_the_first_of_several_names_counts() -> None:
+def test_of_duplicate_fields_the_first_counts() -> None:
     fields = Fields({"check_id": "a", "ID": "b"})
     assert fields.text("CheckID", "ID") == "a"
     assert parse_service({"Service": "web", "ID": "x"}, "n1").instance.name == "web"
@@ -147,7 +147,7 @@ CHECK = st.dictionaries(
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), JSON | CHECK | st.lists(CHECK, max_size=2), max_size=6) | JSON)
-def test_nothing_breaks_it(found: object) -> None:
+def test_random_registrations(found: object) -> None:
     try:
         registration = parse_service(found, "n1", scripts=True)
     except BadField as error:

@@ -1,4 +1,4 @@
-"""The wire format, with dnspython as the judge; and bytes that are no DNS at all."""
+"""The wire format, compared with dnspython; and malformed messages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def name_of(labels: list[bytes]) -> dns.name.Name:
 
 
 @given(LABELS.map(name_of))
-def test_names_are_as_dnspython_has_them(name: dns.name.Name) -> None:
+def test_names_are_encoded_as_by_dnspython(name: dns.name.Name) -> None:
     wire = name.to_wire()
     assert codec.decode_name(b"\0" * 12 + wire, 12) == (wire.lower(), 12 + len(wire))
     assert codec.labels(wire) == name.labels[:-1]
@@ -48,7 +48,7 @@ def test_names_are_as_dnspython_has_them(name: dns.name.Name) -> None:
 
 
 @given(st.text(max_size=300))
-def test_text_becomes_a_name_or_is_refused(text: str) -> None:
+def test_text_is_encoded_as_a_name_or_refused(text: str) -> None:
     try:
         wire = codec.encode_name(text)
     except BadName as error:
@@ -66,7 +66,7 @@ def test_text_becomes_a_name_or_is_refused(text: str) -> None:
     st.booleans(),
     st.lists(st.tuples(st.integers(1, 65535), st.binary(max_size=40)), max_size=3),
 )
-def test_queries_are_read_as_they_were_written(
+def test_queries_of_dnspython_are_parsed(
     name: dns.name.Name, kind: int, size: int | None, do: bool, options: list[tuple[int, bytes]]
 ) -> None:
     message = dns.message.QueryMessage(id=77)
@@ -93,7 +93,7 @@ def test_queries_are_read_as_they_were_written(
         max_size=8,
     )
 )
-def test_records_of_compressed_replies_are_found(given_records: list[tuple[str, int, str]]) -> None:
+def test_replies_with_compressed_names_are_parsed(given_records: list[tuple[str, int, str]]) -> None:
     message = dns.message.make_response(dns.message.make_query("b.a.example.", "A"))
     for name, ttl, text in given_records:
         kind, _, data = text.partition(" ")
@@ -123,14 +123,14 @@ def test_records_of_compressed_replies_are_found(given_records: list[tuple[str, 
     ],
     ids=["nothing", "short", "no question", "pointer", "label type", "long", "more", "counts", "two questions"],
 )
-def test_what_is_no_query_is_not_read(data: bytes) -> None:
+def test_malformed_queries_are_refused(data: bytes) -> None:
     with pytest.raises(Malformed):
         codec.decode_query(data)
 
 
 @pytest.mark.parametrize("count", [1, 2, 20_000])
-def test_pointers_in_a_circle_end(count: int) -> None:
-    """Each points to the next, the last to the first; forward, back and to itself."""
+def test_compression_pointer_loops_end(count: int) -> None:
+    """Each points to the next, the last to the first: forwards, backwards and to itself."""
     start = 12
     back = b"".join(struct.pack("!H", 0xC000 | max(start, start + 2 * (at - 1))) for at in range(min(count, 8000)))
     for data in (bytes(12) + b"\xc0\x0c", bytes(12) + b"\xc0\x0e\xc0\x0c", bytes(12) + back):
@@ -153,7 +153,7 @@ RESPONDER, VIEWS = responder()
 
 
 def answered(data: bytes, view: View, stream: bool) -> None:
-    """Whatever comes in, what goes out is DNS, and no larger than it may be."""
+    """Check that the reply to any message is valid DNS within the size limit."""
     reply = RESPONDER.respond(data, view, stream)
     if reply is None:
         assert len(data) < 12 or data[2] & 0x80
@@ -168,7 +168,7 @@ def answered(data: bytes, view: View, stream: bool) -> None:
 
 
 @given(st.binary(max_size=600), st.sampled_from(VIEWS), st.booleans())
-def test_no_bytes_do_harm(data: bytes, view: View, stream: bool) -> None:
+def test_random_bytes(data: bytes, view: View, stream: bool) -> None:
     answered(data, view, stream)
 
 
@@ -180,16 +180,14 @@ def test_no_bytes_do_harm(data: bytes, view: View, stream: bool) -> None:
     st.integers(0, 60),
     st.sampled_from(VIEWS),
 )
-def test_no_damaged_query_does_harm(
-    name: str, kind: int, edns: bool, flips: list[tuple[int, int]], cut: int, view: View
-) -> None:
+def test_damaged_queries(name: str, kind: int, edns: bool, flips: list[tuple[int, int]], cut: int, view: View) -> None:
     wire = bytearray(dns.message.make_query(name, kind, use_edns=0 if edns else False).to_wire())
     for at, byte in flips:
         wire[at % len(wire)] = byte
     answered(bytes(wire[: len(wire) - cut % len(wire)] if cut > 30 else wire), view, False)
 
 
-def test_large_messages_are_refused_without_being_read_for_long() -> None:
+def test_large_messages_are_refused_quickly() -> None:
     noise = random.Random(1).randbytes(65535 - 12)
     for body in (noise, b"\1a" * 32000, b"\xc0\x0c" * 32000, b"\x3f" + b"a" * 63 + noise):
         for counts in (b"\0\1" + bytes(6), b"\0\1\0\0\0\0\0\x08", b"\xff" * 8):

@@ -1,4 +1,4 @@
-"""Other name servers are asked: real sockets on the loopback, and upstreams that fail, lie or answer too much."""
+"""Forwarding on real loopback sockets, with upstreams that fail, spoof or send too much."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def upstreams(*answers: Answer) -> Iterator[tuple[Upstream, ...]]:
 
 
 class Host:
-    """A server for the host whose recursors are these."""
+    """A server for the host with these recursors."""
 
     def __init__(self, stack: contextlib.ExitStack, *recursors: str, catalog: Changing | None = None) -> None:
         self.port = free_port()
@@ -68,7 +68,7 @@ def asked(host: Host, name: str, kind: str = "A", **more: object) -> list[str]:
     return sorted(item.to_text() for each in found.answer for item in each)
 
 
-def test_an_answer_is_passed_on_and_kept() -> None:
+def test_an_answer_is_forwarded_and_cached() -> None:
     with contextlib.ExitStack() as stack:
         (one,) = stack.enter_context(upstreams(says("A 192.0.2.7", "A 192.0.2.8")))
         host = Host(stack, one.address)
@@ -83,8 +83,8 @@ def test_an_answer_is_passed_on_and_kept() -> None:
         assert host.ask("www.example.com", flags=0).rcode() == dns.rcode.REFUSED
 
 
-def test_queries_cannot_be_guessed() -> None:
-    """Ids and ports are others each time, and the spelling is part of the question."""
+def test_query_ids_ports_and_spelling_are_random() -> None:
+    """Against cache poisoning: random ids, source ports, and letter case of the name (DNS 0x20)."""
     with contextlib.ExitStack() as stack:
         (one,) = stack.enter_context(upstreams(says("A 192.0.2.7", ttl=0)))
         host = Host(stack, one.address)
@@ -96,8 +96,8 @@ def test_queries_cannot_be_guessed() -> None:
         assert len(spelled) > 50
 
 
-def test_forged_answers_are_not_believed() -> None:
-    """A wrong id, another question, another spelling or source: the right answer is waited for."""
+def test_forged_answers_are_ignored() -> None:
+    """Replies with a wrong id, question or source are ignored; the right one is awaited."""
 
     def lie(query: dns.message.Message, stream: bool) -> list[bytes]:
         if stream:
@@ -119,7 +119,7 @@ def test_forged_answers_are_not_believed() -> None:
         assert asked(host, "www.example.com") == ["192.0.2.7"]
 
 
-def test_who_does_not_keep_the_spelling_is_asked_by_tcp_and_later_plainly() -> None:
+def test_an_upstream_that_changes_letter_case_is_queried_by_tcp_then_without_0x20() -> None:
     def lower(query: dns.message.Message, stream: bool) -> list[bytes]:
         plain = dns.message.make_query(query.question[0].name.to_text().lower(), "A", id=query.id)
         return [answer(plain, f"A 192.0.2.{2 if stream else 1}", ttl=0).to_wire()]
@@ -131,7 +131,7 @@ def test_who_does_not_keep_the_spelling_is_asked_by_tcp_and_later_plainly() -> N
         assert asked(host, "certainly-has-letters.example.com") == ["192.0.2.1"]
 
 
-def test_many_wrong_answers_lead_to_tcp() -> None:
+def test_many_forged_answers_cause_a_retry_by_tcp() -> None:
     def guess(query: dns.message.Message, stream: bool) -> list[bytes]:
         if stream:
             return [answer(query, "A 192.0.2.7").to_wire()]
@@ -147,7 +147,7 @@ def test_many_wrong_answers_lead_to_tcp() -> None:
         assert asked(Host(stack, one.address), "www.example.com") == ["192.0.2.7"]
 
 
-def test_what_does_not_fit_is_asked_for_by_tcp() -> None:
+def test_a_truncated_answer_is_fetched_by_tcp() -> None:
     texts = [f"A 192.0.2.{n}" for n in range(200)]
 
     def large(query: dns.message.Message, stream: bool) -> list[bytes]:
@@ -167,7 +167,7 @@ def test_what_does_not_fit_is_asked_for_by_tcp() -> None:
 
 
 @pytest.mark.parametrize("how", ["silent", "refusing", "failing", "garbage", "closed"])
-def test_another_server_is_asked_where_one_fails(how: str) -> None:
+def test_the_next_upstream_is_queried_if_one_fails(how: str) -> None:
     def bad(query: dns.message.Message, _: bool) -> list[bytes]:
         if how == "silent":
             return []
@@ -187,7 +187,7 @@ def test_another_server_is_asked_where_one_fails(how: str) -> None:
             assert asked(host, f"www{number}.example.com") == ["192.0.2.7"]
 
 
-def test_the_reason_is_told_when_nobody_answers() -> None:
+def test_servfail_has_an_extended_error_if_no_upstream_answers() -> None:
     with contextlib.ExitStack() as stack:
         (one,) = stack.enter_context(upstreams(says()))
         one.close()
@@ -199,7 +199,7 @@ def test_the_reason_is_told_when_nobody_answers() -> None:
         assert host.counters.failed == 2
 
 
-def test_weft_does_not_ask_itself() -> None:
+def test_weft_does_not_forward_to_itself() -> None:
     port = free_port()
     settings = DnsSettings(listen=(ListenAddress("127.0.0.1", port),), recursors=(f"127.0.0.1:{port}",))
     with running(Changing().catalog, settings) as own:
@@ -207,7 +207,7 @@ def test_weft_does_not_ask_itself() -> None:
         assert own.server.counters.queries == 1
 
 
-def test_a_question_that_is_under_way_is_asked_once() -> None:
+def test_identical_pending_queries_are_forwarded_once() -> None:
     with contextlib.ExitStack() as stack:
         (one,) = stack.enter_context(upstreams(lambda query, _: []))
         host = Host(stack, one.address)
@@ -220,7 +220,7 @@ def test_a_question_that_is_under_way_is_asked_once() -> None:
             assert len(one.queries) <= 2
 
 
-def test_one_client_cannot_take_all_that_may_wait() -> None:
+def test_pending_queries_of_one_client_are_limited() -> None:
     with contextlib.ExitStack() as stack:
         (one,) = stack.enter_context(upstreams(lambda query, _: []))
         host = Host(stack, one.address)
@@ -232,11 +232,11 @@ def test_one_client_cannot_take_all_that_may_wait() -> None:
             until(lambda: host.counters.queries == 300)
             assert host.counters.failed >= 300 - 128
             assert read(client.recv(4096)).rcode() == dns.rcode.SERVFAIL
-        # Another address is another client.
+        # Another source address counts as another client.
         assert ask("127.0.0.1", host.port, question("weft", "SOA"), source="127.0.0.9") is not None
 
 
-def test_a_name_instead_of_an_address_is_followed() -> None:
+def test_the_cname_of_a_service_is_resolved() -> None:
     world = Changing(Instance("n1", "far", "far", "db.example.com", 1))
     with contextlib.ExitStack() as stack:
         (one,) = stack.enter_context(upstreams(says("A 192.0.2.7", ttl=33)))
@@ -247,7 +247,7 @@ def test_a_name_instead_of_an_address_is_followed() -> None:
         ]
 
 
-def test_networks_have_their_own_servers_and_internal_ones_none(tmp_path: Path) -> None:
+def test_networks_have_their_own_upstreams_and_internal_ones_none(tmp_path: Path) -> None:
     port = free_port()
     with contextlib.ExitStack() as stack:
         one, two = stack.enter_context(upstreams(says("A 192.0.2.1"), says("A 192.0.2.2")))
@@ -284,7 +284,7 @@ def test_resolv_conf_is_read_again_when_it_changes(tmp_path: Path) -> None:
     assert [each.address for each in conf.servers()] == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
     path.unlink()
     now[0] = 6
-    assert len(conf.servers()) == 3, "what was known holds until there is something else"
+    assert len(conf.servers()) == 3, "the former servers stay while the file is missing"
 
 
 @pytest.mark.parametrize(
@@ -298,17 +298,17 @@ def test_resolv_conf_is_read_again_when_it_changes(tmp_path: Path) -> None:
         ("fe80::1%7", ("fe80::1", 53, 0, 7)),
     ],
 )
-def test_servers_as_they_are_written(written: str, place: tuple[object, ...]) -> None:
+def test_upstreams_are_parsed(written: str, place: tuple[object, ...]) -> None:
     assert parse_upstream(written).sockaddr == place
 
 
 @pytest.mark.parametrize("written", ["", "dns.example", "9.9.9.9:0", "9.9.9.9:70000", "9.9.9.9:x", "fe80::1%nolink0"])
-def test_what_is_no_server(written: str) -> None:
+def test_invalid_upstreams_are_refused(written: str) -> None:
     with pytest.raises(ValueError, match=r"does not appear|port|invalid literal|link"):
         parse_upstream(written)
 
 
-def test_replies_are_kept_as_long_as_they_may_be() -> None:
+def test_replies_are_cached_for_their_ttl() -> None:
     cache = ReplyCache()
     query = dns.message.make_query("www.example.com", "A")
     cache.put(b"a", parse_reply(answer(query, "A 192.0.2.1", "A 192.0.2.2", ttl=30).to_wire()), 100.0)
@@ -324,7 +324,7 @@ def test_replies_are_kept_as_long_as_they_may_be() -> None:
         assert (cache.get(b"b", 49.0) is not None) == kept
         assert cache.get(b"b", 51.0) is None
     cache.put(b"c", parse_reply(answer(query).to_wire()), 0.0)
-    assert cache.get(b"c", 0.0) is None, "nothing says how long there is none"
+    assert cache.get(b"c", 0.0) is None, "a negative answer without SOA is not cached"
 
 
 def test_the_cache_is_bounded() -> None:
@@ -338,7 +338,7 @@ def test_the_cache_is_bounded() -> None:
     assert cache.get(b"0", 1.0) is None
 
 
-def test_what_is_between_two_servers_is_taken_off() -> None:
+def test_the_opt_record_of_the_upstream_is_removed() -> None:
     query = dns.message.make_query("www.example.com", "A", use_edns=0)
     reply = answer(query, "A 192.0.2.1")
     reply.use_edns(0, 0, 4096, options=[dns.edns.GenericOption(dns.edns.OptionType(10), b"cookie12")])
@@ -347,7 +347,7 @@ def test_what_is_between_two_servers_is_taken_off() -> None:
     assert records(found.answer) == ["www.example.com. 60 IN A 192.0.2.1"]
 
 
-def test_nobody_is_asked_where_nobody_is_named() -> None:
+def test_queries_are_refused_without_upstreams() -> None:
     with contextlib.ExitStack() as stack:
         (one,) = stack.enter_context(upstreams(says("A 192.0.2.7")))
         host = Host(stack)

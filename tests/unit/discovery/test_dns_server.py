@@ -1,4 +1,4 @@
-"""The server on the loopback: listeners that come and go, connections, and clients that mean no good."""
+"""The server on loopback: adding and removing listeners, connections, and malicious clients."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def stack() -> Iterator[contextlib.ExitStack]:
 
 
 def closed(client: socket.socket) -> bool:
-    """Whether the server has ended the connection (waits for it)."""
+    """Whether the server closes the connection (waits for it)."""
     try:
         while client.recv(65536):
             pass
@@ -76,7 +76,7 @@ def closed(client: socket.socket) -> bool:
     return True
 
 
-def test_each_network_has_its_own_names(stack: contextlib.ExitStack) -> None:
+def test_each_network_resolves_its_own_names(stack: contextlib.ExitStack) -> None:
     served = Served(stack, BLUE, RED, listen=("127.0.0.1", "::1"))
     assert served.address_of("127.0.1.1", "db") == ["10.9.0.5"]
     assert served.address_of("127.0.2.1", "db") == ["10.8.0.5"]
@@ -87,7 +87,7 @@ def test_each_network_has_its_own_names(stack: contextlib.ExitStack) -> None:
     assert read(ask("127.0.0.1", served.port, question("db"))).rcode() == dns.rcode.REFUSED
 
 
-def test_listeners_come_and_go_without_the_others_noticing(stack: contextlib.ExitStack) -> None:
+def test_adding_and_removing_listeners_does_not_affect_others(stack: contextlib.ExitStack) -> None:
     served = Served(stack, BLUE)
     client = stack.enter_context(served.connect("127.0.1.1"))
     socket_of_blue = served.server._listeners["127.0.1.1", served.port].udp
@@ -104,7 +104,7 @@ def test_listeners_come_and_go_without_the_others_noticing(stack: contextlib.Exi
     assert client.recv(4096)
 
 
-def test_what_was_stopped_can_be_started_again(stack: contextlib.ExitStack) -> None:
+def test_the_server_can_be_stopped_and_restarted(stack: contextlib.ExitStack) -> None:
     served = Served(stack, BLUE, listen=("127.0.0.1",))
     served.running.run(served.server.stop())
     assert served.address_of("127.0.1.1", "db", timeout=BRIEFLY) is None
@@ -114,7 +114,7 @@ def test_what_was_stopped_can_be_started_again(stack: contextlib.ExitStack) -> N
     assert served.address_of("127.0.0.1", "late.service.weft") == ["10.1.0.6"]
 
 
-def test_an_address_that_is_taken_is_tried_again(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_binding_an_address_in_use_is_retried(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "BIND_RETRY_SECONDS", 0.05)
     served = Served(stack)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
@@ -128,7 +128,7 @@ def test_an_address_that_is_taken_is_tried_again(stack: contextlib.ExitStack, mo
     assert list(served.server.bind_errors) == [("no address", served.port)]
 
 
-def test_strangers_get_no_answer(stack: contextlib.ExitStack) -> None:
+def test_clients_outside_the_subnets_get_no_answer(stack: contextlib.ExitStack) -> None:
     narrow = network("blue", "127.0.1.1", subnets=("127.0.1.0/24",), records={"db": ("10.9.0.5",)})
     served = Served(stack, narrow)
     message = question("db")
@@ -140,7 +140,7 @@ def test_strangers_get_no_answer(stack: contextlib.ExitStack) -> None:
     assert served.server.counters.foreign == 2
 
 
-def test_networks_that_share_a_gateway_and_containers_on_several(stack: contextlib.ExitStack) -> None:
+def test_networks_with_one_gateway_and_containers_on_several_networks(stack: contextlib.ExitStack) -> None:
     first = network("first", "127.0.1.1", records={"db": ("10.1.1.1",)}, reverse={"127.0.3.1": "x"})
     second = network(
         "second",
@@ -156,7 +156,7 @@ def test_networks_that_share_a_gateway_and_containers_on_several(stack: contextl
         assert sorted(item.to_text() for each in reply.answer for item in each) == addresses
 
 
-def test_a_wildcard_answers_from_the_address_that_was_asked(stack: contextlib.ExitStack) -> None:
+def test_a_wildcard_listener_replies_from_the_queried_address(stack: contextlib.ExitStack) -> None:
     upstream = Upstream(lambda query, _: [dns.message.make_response(query).to_wire()])
     stack.callback(upstream.close)
     port = free_port()
@@ -169,14 +169,14 @@ def test_a_wildcard_answers_from_the_address_that_was_asked(stack: contextlib.Ex
             assert ask(address, port, question(name, "SOA")) is not None, address
 
 
-def test_many_queries_of_one_connection(stack: contextlib.ExitStack) -> None:
+def test_many_queries_on_one_connection(stack: contextlib.ExitStack) -> None:
     served = Served(stack, BLUE)
     messages = [question("db" if n % 2 else "web.service.weft") for n in range(200)]
     replies = ask_stream("127.0.1.1", served.port, *messages)
     assert [reply[:2] for reply in replies] == [message[:2] for message in messages]
 
 
-def test_a_query_may_come_in_pieces_and_the_client_end_early(stack: contextlib.ExitStack) -> None:
+def test_a_query_in_several_segments_and_an_early_shutdown(stack: contextlib.ExitStack) -> None:
     served = Served(stack, BLUE)
     message = question("db")
     client = stack.enter_context(served.connect("127.0.1.1"))
@@ -187,7 +187,7 @@ def test_a_query_may_come_in_pieces_and_the_client_end_early(stack: contextlib.E
     assert records(read(data[2:]).answer) == ["db. 0 IN A 10.9.0.5"]
 
 
-def test_answers_of_others_reach_a_connection_in_any_order(stack: contextlib.ExitStack) -> None:
+def test_forwarded_replies_arrive_in_any_order_on_a_connection(stack: contextlib.ExitStack) -> None:
     upstream = Upstream(lambda query, _: [dns.message.make_response(query).to_wire()])
     stack.callback(upstream.close)
     served = Served(stack, network("blue", "127.0.1.1", internal=False, upstreams=(upstream.address,)))
@@ -197,14 +197,14 @@ def test_answers_of_others_reach_a_connection_in_any_order(stack: contextlib.Exi
 
 
 @pytest.mark.parametrize("length", [0, 1, 11, 4097, 65535])
-def test_messages_of_impossible_lengths_end_the_connection(stack: contextlib.ExitStack, length: int) -> None:
+def test_messages_with_invalid_lengths_close_the_connection(stack: contextlib.ExitStack, length: int) -> None:
     served = Served(stack, BLUE)
     client = stack.enter_context(served.connect("127.0.1.1"))
     client.sendall(length.to_bytes(2, "big") + b"\0" * 12)
     assert closed(client)
 
 
-def test_idle_and_slow_connections_end(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_and_slow_connections_are_closed(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tcp, "IDLE_TIMEOUT", 0.3)
     monkeypatch.setattr(tcp, "WRITE_TIMEOUT", 0.3)
     served = Served(stack, BLUE)
@@ -212,7 +212,7 @@ def test_idle_and_slow_connections_end(stack: contextlib.ExitStack, monkeypatch:
     message = len(question("many.service.weft", "SRV")).to_bytes(2, "big") + question("many.service.weft", "SRV")
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     deaf.settimeout(0.2)
-    # Answers of 40 KB, which it does not read.
+    # Replies of 40 KB, which the client does not read.
     with contextlib.suppress(OSError):
         for _ in range(100_000):
             deaf.sendall(message)
@@ -229,8 +229,8 @@ def test_idle_and_slow_connections_end(stack: contextlib.ExitStack, monkeypatch:
     until(lambda: not len(served.server._connections))
 
 
-def test_connections_are_bounded_and_others_are_still_answered(stack: contextlib.ExitStack) -> None:
-    """A thousand connections that say nothing, of one client and then of many."""
+def test_connections_are_limited_and_other_clients_are_served(stack: contextlib.ExitStack) -> None:
+    """A thousand silent connections, from one client and then from many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
@@ -247,8 +247,8 @@ def test_connections_are_bounded_and_others_are_still_answered(stack: contextlib
     assert sum(held.values()) == many <= tcp.MAX_CONNECTIONS
 
 
-def test_connections_that_are_cut_off_leave_nothing(stack: contextlib.ExitStack) -> None:
-    """Half a query, then a reset: a thousand times. The server is idle afterwards (CVE-2024-8418, CVE-2026-35406)."""
+def test_reset_connections_leave_nothing(stack: contextlib.ExitStack) -> None:
+    """The server is idle after a thousand resets within a query (CVE-2024-8418, CVE-2026-35406)."""
     served = Served(stack, BLUE)
     whole = len(question("db")).to_bytes(2, "big") + question("db")
     for number in range(1000):
@@ -263,7 +263,7 @@ def test_connections_that_are_cut_off_leave_nothing(stack: contextlib.ExitStack)
 
 
 def idle(served: Served) -> bool:
-    """Whether the server's thread has come to rest: the processor time of a pause is next to none."""
+    """Whether the server is idle: almost no processor time is used during a pause."""
     for _ in range(20):
         before = time.process_time()
         time.sleep(0.5)
@@ -272,7 +272,7 @@ def idle(served: Served) -> bool:
     return False
 
 
-def test_noise_does_no_harm(stack: contextlib.ExitStack) -> None:
+def test_random_bytes(stack: contextlib.ExitStack) -> None:
     served = Served(stack, BLUE)
     noise = random.Random(7)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
@@ -286,7 +286,7 @@ def test_noise_does_no_harm(stack: contextlib.ExitStack) -> None:
     assert served.address_of("127.0.1.1", "db") == ["10.9.0.5"]
 
 
-def test_counts_are_published() -> None:
+def test_counters_are_published() -> None:
     metrics = Metrics()
     with running(Changing().catalog, DnsSettings(listen=())) as made:
         made.call(lambda: made.server._register_metrics(metrics))
@@ -297,6 +297,6 @@ def test_counts_are_published() -> None:
     assert "weft_dns_connections 0\n" in text
 
 
-def test_what_cannot_be_bound_is_an_error_and_not_a_name_to_resolve() -> None:
+def test_listen_addresses_are_not_resolved_as_names() -> None:
     with pytest.raises(ValueError, match="does not appear to be"):
         sockets.udp_socket("localhost", 0)

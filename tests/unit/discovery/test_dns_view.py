@@ -1,4 +1,4 @@
-"""Containers' names: which of them a client sees, and what never leaves the host."""
+"""Names of containers: which ones a client can resolve, and which are never forwarded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Asked:
         self.responder = Responder(Zone(world.catalog, settings), settings)
 
     def __call__(self, name: str, kind: str = "A") -> object:
-        """The data of the records, the code if there are none, or "asked" if others are asked."""
+        """The data of the records, the rcode if there are none, or "asked" if it is forwarded."""
         found = [self.responder.respond(question(name, kind), self.view) for _ in range(2)]
         if isinstance(found[0], PendingQuery):
             return "asked"
@@ -59,12 +59,12 @@ def test_names_of_containers() -> None:
     assert ask("web.service.weft") == ["10.1.0.5"]
 
 
-def test_the_time_to_live_is_the_networks() -> None:
+def test_the_ttl_is_that_of_the_network() -> None:
     reply = read(Asked(BLUE).responder.respond(question("db"), Asked(BLUE).view))
     assert records(reply.answer) == ["db. 4 IN A 10.9.0.5"]
 
 
-def test_known_names_have_no_other_records_and_are_asked_of_nobody() -> None:
+def test_other_types_of_known_names_are_empty_and_not_forwarded() -> None:
     ask = Asked(BLUE)
     for kind in ("AAAA", "MX", "TXT", "SRV", "HTTPS", "NS", "SOA"):
         assert ask("web", kind) == "NOERROR", kind
@@ -73,7 +73,7 @@ def test_known_names_have_no_other_records_and_are_asked_of_nobody() -> None:
 
 
 @pytest.mark.parametrize("upstreams", [(), None])
-def test_what_never_leaves_the_host(upstreams: tuple[str, ...] | None) -> None:
+def test_names_that_are_never_forwarded(upstreams: tuple[str, ...] | None) -> None:
     ask = Asked(BLUE, upstreams=upstreams)
     for name in (
         *("nix", "nix.dns.podman", "a.b.dns.podman", "only-red"),
@@ -84,7 +84,7 @@ def test_what_never_leaves_the_host(upstreams: tuple[str, ...] | None) -> None:
             assert ask(name, kind) == "NXDOMAIN", (name, kind)
 
 
-def test_the_rest_is_asked_of_others() -> None:
+def test_other_names_are_forwarded() -> None:
     ask = Asked(BLUE)
     for name in ("example.com", "nix.corp.example", "nix.blue", "x.web", ".", "4.3.2.1.in-addr.arpa", "web.example"):
         assert ask(name) == "asked", name
@@ -92,14 +92,14 @@ def test_the_rest_is_asked_of_others() -> None:
     assert ask("x.localhost", "AAAA") == ["::1"]
 
 
-def test_an_internal_network_asks_nobody() -> None:
+def test_queries_of_an_internal_network_are_not_forwarded() -> None:
     ask = Asked(BLUE, upstreams=None)
     assert ask("db") == ["10.9.0.5"]
     for name in ("example.com", "nix.blue", ".", "4.3.2.1.in-addr.arpa"):
         assert ask(name) == "NXDOMAIN", name
 
 
-def test_a_network_does_not_see_another() -> None:
+def test_names_of_other_networks_do_not_resolve() -> None:
     assert Asked(RED)("db") == ["10.8.0.5"]
     assert Asked(RED)("web") == "NXDOMAIN"
     assert Asked(RED)("db.blue") == "asked"
@@ -114,14 +114,14 @@ def test_names_of_addresses() -> None:
     assert ask("5.0.0.0." + "0." * 20 + "9.0.0.0.0.0.d.f.ip6.arpa", "PTR") == ["db.dns.podman."]
     assert ask("6.0.9.10.in-addr.arpa", "PTR") == ["web.dns.podman."]
     assert ask("5.0.9.10.in-addr.arpa", "A") == "NOERROR"
-    # What has no container's name may be a service's.
+    # A name that no container has may be that of a service.
     assert ask("5.0.1.10.in-addr.arpa", "PTR") == ["web.service.dc1.weft."]
     assert Asked(NetworkZone("x", reverse={"10.9.0.1": "a b"}, domains=()))("1.0.9.10.in-addr.arpa", "PTR") == [
         "a\\032b.x."
     ]
 
 
-def test_names_that_cannot_be_names_are_left_out() -> None:
+def test_invalid_names_and_addresses_are_skipped() -> None:
     strange = NetworkZone("n" * 70, records={"a": ("nonsense",), "b": ("10.0.0.1",)}, reverse={"10.9.0.1": "a..b"})
     ask = Asked(strange)
     assert ask("b") == ["10.0.0.1"]
@@ -129,7 +129,7 @@ def test_names_that_cannot_be_names_are_left_out() -> None:
     assert ask("1.0.9.10.in-addr.arpa", "PTR") == "NOERROR"
 
 
-def test_the_holder_tells_of_networks_that_change() -> None:
+def test_subscribers_are_told_of_changed_networks() -> None:
     names = NetworkZones()
     told: list[frozenset[str]] = []
     end = names.subscribe(told.append)

@@ -1,4 +1,4 @@
-"""Services, nodes and virtual addresses by DNS: what Consul's interface answers, read by dnspython."""
+"""Services, nodes and virtual addresses by DNS, as in Consul; replies are parsed by dnspython."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NXDOMAIN, NOERROR = dns.rcode.NXDOMAIN, dns.rcode.NOERROR
 
 
 class Asked:
-    """A zone to ask."""
+    """A zone that can be queried."""
 
     def __init__(self, world: Changing, told: DnsSettings | None = None, upstreams: tuple[str, ...] | None = None):
         told = told or DnsSettings()
@@ -42,13 +42,13 @@ class Asked:
         return found
 
     def answers(self, name: str, kind: str = "A", **more: object) -> list[str]:
-        """The data of the answer's records."""
+        """The data of the answer section."""
         found = self(name, kind, **more)  # type: ignore[arg-type]
         assert found.rcode() == NOERROR
         return sorted(item.to_text() for each in found.answer for item in each)
 
     def rcode(self, name: str, kind: str = "A") -> tuple[str, int]:
-        """The code, and the number of answers; what has none says where that is known from."""
+        """The rcode and the number of answers; a negative reply must have the SOA."""
         found = self(name, kind)
         assert bool(found.answer) != any("SOA" in line for line in records(found.authority))
         return dns.rcode.to_text(found.rcode()), len(records(found.answer))
@@ -71,13 +71,13 @@ def test_the_addresses_of_a_service() -> None:
     assert not found.options
 
 
-def test_the_question_comes_back_as_it_was_spelled() -> None:
+def test_the_reply_repeats_the_spelling_of_the_question() -> None:
     ask = Asked(Changing(web(1)))
     for _ in range(2):
         assert "wEb.SerVice.weFT." in records(ask("wEb.SerVice.weFT").question)[0]
 
 
-def test_what_does_not_exist_and_what_has_no_such_record() -> None:
+def test_nxdomain_and_nodata() -> None:
     ask = Asked(Changing(web(1), Instance("n1", "six", "six", "fd00::6")))
     assert ask.rcode("nix.service.weft") == ("NXDOMAIN", 0)
     assert ask.rcode("web.service.weft", "AAAA") == ("NOERROR", 0)
@@ -88,12 +88,12 @@ def test_what_does_not_exist_and_what_has_no_such_record() -> None:
     assert ask.rcode("web.weft") == ("NXDOMAIN", 0)
     assert ask.rcode("web.virtual.weft") == ("NOERROR", 0)
     assert ask.rcode("nix.node.weft") == ("NXDOMAIN", 0)
-    # Names that others are below exist (RFC 8020).
+    # Empty non-terminals exist (RFC 8020).
     for name in ("service.weft", "node.weft", "dc1.weft", "service.dc1.weft", "_tcp.web.service.weft"):
         assert ask.rcode(name) == ("NOERROR", 0), name
 
 
-def test_names_of_other_domains_are_refused() -> None:
+def test_other_domains_are_refused() -> None:
     ask = Asked(Changing(web(1)))
     for name in ("web.service.wefts", "web.service.xweft", "example.com", "."):
         assert ask(name).rcode() == dns.rcode.REFUSED
@@ -103,7 +103,7 @@ def test_names_of_other_domains_are_refused() -> None:
     assert read(ask.raw("nix.service.weft")).rcode() == NXDOMAIN
 
 
-def test_only_the_healthy() -> None:
+def test_only_healthy_instances() -> None:
     world = Changing(web(1), web(2), web(3))
     ask, strict = Asked(world), Asked(world, DnsSettings(only_passing=True))
     world.check("web-1", Status.PASSING)
@@ -120,7 +120,7 @@ def test_only_the_healthy() -> None:
     assert ask.rcode("web.service.weft") == ("NXDOMAIN", 0)
 
 
-def test_an_answer_follows_every_change() -> None:
+def test_answers_follow_changes_of_the_catalog() -> None:
     world = Changing(web(1))
     ask = Asked(world)
     assert ask.answers("web.service.weft") == ["10.1.0.1"]
@@ -137,7 +137,7 @@ def test_an_answer_follows_every_change() -> None:
     assert ask.rcode("n1.node.weft") == ("NXDOMAIN", 0)
 
 
-def test_names_that_differ_in_case_are_one() -> None:
+def test_names_are_case_insensitive() -> None:
     world = Changing(web(1))
     ask = Asked(world)
     assert ask.answers("web.service.weft") == ["10.1.0.1"]
@@ -148,7 +148,7 @@ def test_names_that_differ_in_case_are_one() -> None:
 
 
 def test_a_service_of_many_instances_on_one_node() -> None:
-    """All have a check of their own: who looks through all of them for each would take minutes."""
+    """Each has a check; an algorithm of quadratic time would take minutes."""
     world = Changing(*(Instance("n1", f"w{n}", "web", f"10.1.{n >> 8}.{n & 255}", 80) for n in range(4000)))
     checks = [Check("n1", f"c{n}", "c", Status.PASSING, service_id=f"w{n}") for n in range(4000)]
     world.put(*checks)
@@ -160,7 +160,7 @@ def test_a_service_of_many_instances_on_one_node() -> None:
     assert ask.zone.cache == {}
 
 
-def test_what_is_kept_is_what_exists() -> None:
+def test_the_cache_contains_only_names_that_exist() -> None:
     world = Changing(*(web(number) for number in range(1, 9)))
     ask = Asked(world)
     for number in range(500):
@@ -197,7 +197,7 @@ def test_services_as_rfc_2782_names_them() -> None:
     assert ask.rcode("_nix._tcp.web.service.weft", "SRV") == ("NXDOMAIN", 0)
 
 
-def test_locations_have_weights_targets_and_their_addresses() -> None:
+def test_srv_records_have_weights_targets_and_their_addresses() -> None:
     world = Changing(
         web(1, weights=Weights(7, 3)),
         Instance("n1", "own", "web", "", 81),
@@ -241,7 +241,7 @@ def test_nodes() -> None:
     assert ask.answers("far.node.weft", "A") == ["far.example.com."]
 
 
-def test_addresses_by_digits() -> None:
+def test_addr_names() -> None:
     ask = Asked(Changing())
     assert ask.answers("0a000001.addr.dc1.weft") == ["10.0.0.1"]
     assert ask.answers("fd00000000000000000000000000000F.addr.weft", "AAAA") == ["fd00::f"]
@@ -270,7 +270,7 @@ def test_names_of_addresses() -> None:
     assert ask("9.0.0.10.in-addr.arpa", "PTR").rcode() == dns.rcode.REFUSED
 
 
-def test_the_zone_itself() -> None:
+def test_soa_and_ns_of_the_zone() -> None:
     ask = Asked(Changing(Instance("n1", "consul", "consul", "", 8300)))
     assert ask.answers("weft", "SOA")[0].startswith("ns.weft. hostmaster.weft. ")
     assert ask.answers("consul", "SOA")[0].startswith("ns.consul. hostmaster.consul. ")
@@ -281,12 +281,12 @@ def test_the_zone_itself() -> None:
     assert ask.rcode("weft", "A") == ("NOERROR", 0)
 
 
-def test_any_is_answered_with_one_kind_of_record() -> None:
+def test_any_is_answered_with_one_record_type() -> None:
     ask = Asked(Changing(web(1), Instance("n1", "six", "web", "fd00::6", 80)))
     assert ask.answers("web.service.weft", "ANY") == ["10.1.0.1"]
 
 
-def test_names_instead_of_addresses() -> None:
+def test_services_with_a_host_name_have_a_cname() -> None:
     world = Changing(
         Instance("n1", "a", "far", "db.example.com", 1),
         Instance("n1", "b", "near", "n1.node.weft", 1),
@@ -307,7 +307,7 @@ def test_names_instead_of_addresses() -> None:
     assert pending.question == b"\x02db\x07example\x03com\x00\x00\x1c\x00\x01"
 
 
-def test_times_to_live() -> None:
+def test_ttls() -> None:
     world = Changing(web(1), Instance("n1", "d", "db-main", "10.1.0.7", 1), Instance("n1", "e", "x", "10.1.0.8", 1))
     ask = Asked(world, DnsSettings(node_ttl=3, service_ttl={"web": 5, "db-*": 6, "db*": 7, "*": 9}))
     found = {name: ask(f"{name}.service.weft").answer[0].ttl for name in ("web", "db-main", "x")}
@@ -315,7 +315,7 @@ def test_times_to_live() -> None:
     assert ask("n1.node.weft").answer[0].ttl == 3
 
 
-def test_answers_are_shuffled_evenly() -> None:
+def test_answers_are_rotated_evenly() -> None:
     for many in (3, 12):
         ask = Asked(Changing(*(web(number) for number in range(1, many + 1))))
         asked = question("web.service.weft")
@@ -328,17 +328,17 @@ def test_answers_are_shuffled_evenly() -> None:
 
 @pytest.mark.parametrize("kind", ["A", "SRV"])
 @pytest.mark.parametrize("size", [0, 512, 700, 1232, 4096])
-def test_what_does_not_fit_is_cut_between_records(kind: str, size: int) -> None:
+def test_replies_are_truncated_between_records(kind: str, size: int) -> None:
     instances = [Instance(f"n{n % 3}", f"w{n}", "web", f"10.1.{n}.1", 80) for n in range(200)]
     ask = Asked(Changing(Node("n0", "10.0.0.9"), Node("n2", "10.0.0.2"), *instances))
     bound = min(max(size, 512), 1232)
     raw = ask.raw("web.service.weft", kind, edns=bool(size), size=size or 512)
     found = read(raw)
     assert len(raw) <= bound  # type: ignore[arg-type]
-    assert len(raw) > bound - 120, "as much as fits"  # type: ignore[arg-type]
+    assert len(raw) > bound - 120, "truncated further than needed"  # type: ignore[arg-type]
     assert found.flags & dns.flags.TC
     if kind == "SRV":
-        # Each answer with its target's address, and no address without an answer.
+        # Each SRV record has the address of its target; there are no other addresses.
         targets = {line.split()[-1] for line in records(found.answer)}
         assert targets == {line.split()[0] for line in records(found.additional)}
     whole = read(ask.raw("web.service.weft", kind, stream=True))
@@ -353,7 +353,7 @@ def test_a_limit_of_answers() -> None:
     assert len(found) > 5
 
 
-def test_messages_that_ask_for_something_else() -> None:
+def test_zone_transfers_and_other_opcodes_are_not_implemented() -> None:
     ask = Asked(Changing(web(1)))
     assert ask("weft", "AXFR").rcode() == dns.rcode.NOTIMP
     assert ask("weft", "IXFR").rcode() == dns.rcode.NOTIMP
@@ -401,7 +401,7 @@ INSTANCES = st.tuples(
 @settings(max_examples=60)
 @given(st.lists(st.one_of(INSTANCES, st.integers(0, 5)), max_size=12), st.booleans())
 def test_answers_are_what_the_catalog_says(history: list[Step], strict: bool) -> None:
-    """After every change of a history: instances come, change their name, tags, address or health, and go."""
+    """After each random change: instances are added, changed and removed."""
     world = Changing()
     ask = Asked(world, DnsSettings(only_passing=strict))
     there: dict[int, tuple[Instance, Status | None]] = {}
@@ -439,8 +439,8 @@ def test_answers_are_what_the_catalog_says(history: list[Step], strict: bool) ->
 
 @settings(max_examples=30)
 @given(st.text(min_size=1, max_size=80), st.text(min_size=1, max_size=80), st.text(max_size=80))
-def test_no_name_does_harm(service: str, node: str, address: str) -> None:
-    """Whatever somebody registers, every answer is DNS."""
+def test_any_service_name(service: str, node: str, address: str) -> None:
+    """Whatever names are registered, every reply is valid DNS."""
     world = Changing(Node(node, address), Instance(node, "i", service, "", 80, tags=(service,), meta={node: service}))
     world.put(Instance("n1", "j", service, address, 80))
     ask = Asked(world)

@@ -1,4 +1,4 @@
-"""Who waits for keys, and what happens when the store's history is too short."""
+"""Watches of keys, and what happens when the store's history was compacted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from store.embedded import open_embedded
 
 
 class Forgetful:
-    """A store whose watches find their history gone as often as they are told to."""
+    """A store whose first ``times`` watches raise Compacted."""
 
     def __init__(self, store: Store, times: int) -> None:
         self._store = store
@@ -56,15 +56,15 @@ async def follow(path: Path, times: int) -> None:
         await store.close()
 
 
-def test_changes_wake_those_who_wait_for_them(tmp_path: Path) -> None:
+def test_a_change_wakes_its_waiters(tmp_path: Path) -> None:
     asyncio.run(follow(tmp_path, 0))
 
 
-def test_a_gap_in_the_history_is_read_over(tmp_path: Path) -> None:
+def test_after_compaction_the_keys_are_loaded_again(tmp_path: Path) -> None:
     asyncio.run(follow(tmp_path, 3))
 
 
-def test_one_reading_serves_all_who_ask_together(tmp_path: Path) -> None:
+def test_concurrent_reads_share_one_read_of_the_store(tmp_path: Path) -> None:
     async def run() -> None:
         store = await open_embedded(tmp_path / "store.db")
         changes = KeyWatcher(store, "/")

@@ -1,4 +1,4 @@
-"""Counters, gauges and histograms, and the text that Prometheus reads."""
+"""Counters, gauges and histograms, and the exposition format of Prometheus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from discovery import metrics
 from discovery.metrics import Metrics
 
 
-def test_the_text_is_what_prometheus_reads() -> None:
+def test_exposition_format() -> None:
     found = Metrics()
     found.counter("weft_asked_total", "Questions.", "type").add(2, 'a"b\\c\nd')
     found.gauge("weft_parked", "Waiting.", read=lambda: 3)
@@ -32,7 +32,7 @@ def test_the_text_is_what_prometheus_reads() -> None:
     ]
 
 
-def test_a_metric_is_one_wherever_it_is_asked_for() -> None:
+def test_one_name_is_one_metric() -> None:
     found = Metrics()
     found.counter("weft_asked_total", "Questions.").add()
     found.counter("weft_asked_total", "Questions.").add()
@@ -41,7 +41,7 @@ def test_a_metric_is_one_wherever_it_is_asked_for() -> None:
         found.gauge("weft_asked_total", "Questions.")
 
 
-def test_clients_cannot_make_series_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_series_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "SERIES", 3)
     asked = Metrics().counter("weft_asked_total", "Questions.", "name")
     for number in range(10):

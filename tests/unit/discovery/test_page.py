@@ -1,4 +1,4 @@
-"""The document that the web page shows, and how its files are served."""
+"""The JSON document of the web page, and how the files of the page are served."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def attachment(number: int, **rest: Any) -> AttachmentSummary:
 
 
 def read(found: Overview) -> Any:
-    """The document as it is now."""
+    """The current document."""
     return json.loads(asyncio.run(found.wait(0, 5))[1])
 
 
@@ -49,7 +49,7 @@ def page(book: Book) -> Overview:
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabAgent]:
-    """An agent that serves the page, too."""
+    """An agent that also serves the page."""
     node = Node("n1", "127.0.0.1")
     settings = HttpSettings(listen=("127.0.0.1:0",))
     found = LabAgent(tmp_path_factory.mktemp("page"), node, settings, lambda catalog: routes(Overview(catalog, node)))
@@ -57,7 +57,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabAgent]:
     found.stop()
 
 
-def test_all_there_is_is_in_the_document(book: Book, page: Overview) -> None:
+def test_the_document_contains_everything(book: Book, page: Overview) -> None:
     web = instance("web", "10.0.0.1", meta={"network": "blue"}, tags=("v1",), owner="mark1")
     book.put(web, virtual("web", "10.79.0.1"))
     book.health(web, Status.WARNING)
@@ -77,7 +77,7 @@ def test_all_there_is_is_in_the_document(book: Book, page: Overview) -> None:
     assert [node["Name"] for node in found["Nodes"]] == ["n1"]
 
 
-def test_who_waits_is_told_of_every_kind_of_change(book: Book, page: Overview) -> None:
+def test_every_kind_of_change_wakes_a_waiting_client(book: Book, page: Overview) -> None:
     web = instance("web", "10.0.0.1")
     check = Check(NODE.name, "maintenance", "m", Status.CRITICAL)
     changes = [
@@ -109,7 +109,7 @@ def test_who_waits_is_told_of_every_kind_of_change(book: Book, page: Overview) -
     assert all(one != other for one, other in pairwise(bodies))
 
 
-def test_nothing_new_is_nothing_but_time(book: Book, page: Overview) -> None:
+def test_without_changes_a_wait_times_out(book: Book, page: Overview) -> None:
     page.set_attachments([attachment(2), attachment(1)])
 
     async def twice() -> tuple[tuple[int, bytes], tuple[int, bytes]]:
@@ -121,13 +121,13 @@ def test_nothing_new_is_nothing_but_time(book: Book, page: Overview) -> None:
     assert first == second
 
 
-def test_a_version_of_another_agent_is_answered_at_once(page: Overview) -> None:
+def test_a_version_of_an_earlier_agent_is_answered_at_once(page: Overview) -> None:
     for version in (1, page.version + 1000):
         found, _ = asyncio.run(asyncio.wait_for(page.wait(version, 600), 10))
         assert found == page.version
 
 
-def test_many_changes_are_few_writings(book: Book, page: Overview, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_changes_are_serialized_few_times(book: Book, page: Overview, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     write = page._write
     monkeypatch.setattr(page, "_write", lambda version: (written.append(version), write(version))[1])
@@ -151,7 +151,7 @@ def test_many_changes_are_few_writings(book: Book, page: Overview, monkeypatch: 
     assert 1 <= len(written) < 20
 
 
-def test_more_than_the_bound_is_counted(book: Book, page: Overview, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_beyond_the_limit_are_counted(book: Book, page: Overview, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MAX_INSTANCES", "MAX_INSTANCES_PER_SERVICE", "MAX_ATTACHMENTS", "MAX_NODES"):
         monkeypatch.setattr(overview, name, 3)
     book.put(*(instance("a", f"10.0.0.{number}") for number in range(5)), instance("b", "10.0.1.1"))
@@ -164,7 +164,7 @@ def test_more_than_the_bound_is_counted(book: Book, page: Overview, monkeypatch:
     assert len(found["Attachments"][0]["Names"]) == overview.MAX_NAMES
 
 
-def test_when_something_changed_is_when_it_was_seen(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_change_is_when_the_agent_saw_it(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(overview.time, "time", lambda: now[0])
     book.put(instance("old", "10.0.0.1"))
@@ -181,7 +181,7 @@ def test_when_something_changed_is_when_it_was_seen(book: Book, monkeypatch: pyt
     assert 1000.0 < earliest < 1000.0 + overview._MAX_REVISION_TIMES
 
 
-def test_the_document_is_as_described(agent: LabAgent) -> None:
+def test_the_document_matches_its_schema(agent: LabAgent) -> None:
     agent.put("/v1/agent/service/register", {"Name": "web", "Port": 80, "Check": {"TTL": "1h"}})
     until(lambda: "web" in agent.get("/v1/catalog/services").json)
     reply = agent.get("/v1/weft/overview")
@@ -201,7 +201,7 @@ def test_the_document_is_as_described(agent: LabAgent) -> None:
     assert agent.get("/v1/weft/overview?index=x").status == 400
 
 
-def test_text_is_no_html_even_where_it_is_taken_for_it(agent: LabAgent) -> None:
+def test_html_in_names_is_escaped_in_the_json(agent: LabAgent) -> None:
     name = "<img src=x onerror=alert(1)>"
     agent.put("/v1/agent/service/register", {"Name": name})
     reply = agent.get("/v1/weft/overview")
@@ -226,7 +226,7 @@ def test_every_file_is_served_with_a_strict_policy(agent: LabAgent) -> None:
     assert agent.put("/ui/index.html", b"x").status == 405
 
 
-def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
+def test_the_page_has_no_inline_code_and_no_external_resources() -> None:
     html = (FILES / "index.html").read_text()
     assert not re.search(r"<style|\son\w+=|\sstyle=|<script(?![^>]*\ssrc=)", html)
     for name in TYPES:

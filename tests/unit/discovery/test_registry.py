@@ -1,4 +1,4 @@
-"""What is registered: kept over restarts, shown to everybody, and gone with its node."""
+"""Registrations: kept across restarts, visible to all agents, removed with their node."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ TTL = CheckDefinition("service:web-1", "Service 'web' check", "ttl", "web-1", tt
 
 @dataclass
 class Parts:
-    """An agent's inner parts over one file."""
+    """Registry, catalog and checker of an agent, on one store file."""
 
     registry: Registry
     catalog: Catalog
 
     async def until(self, holds: Callable[[], bool], seconds: float = 10.0) -> None:
-        """Wait until something holds; fails if it does not."""
+        """Wait for a condition; fails if it does not become true."""
         async with asyncio.timeout(seconds):
             while not holds():
                 await asyncio.sleep(0.005)
@@ -64,7 +64,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(test())  # type: ignore[arg-type]
 
 
-def test_a_service_is_seen_with_its_node_and_checks(tmp_path: Path) -> None:
+def test_the_catalog_has_a_service_with_its_node_and_checks(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as parts:
             await parts.registry.register(WEB, [TTL])
@@ -86,7 +86,7 @@ def test_a_service_is_seen_with_its_node_and_checks(tmp_path: Path) -> None:
     run(test)
 
 
-def test_a_restart_loses_nothing(tmp_path: Path) -> None:
+def test_registrations_survive_a_restart(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as parts:
             await parts.registry.register(WEB, [TTL])
@@ -109,7 +109,7 @@ def test_a_restart_loses_nothing(tmp_path: Path) -> None:
     run(test)
 
 
-def test_a_restart_writes_nothing_that_is_right(tmp_path: Path) -> None:
+def test_a_restart_writes_no_unchanged_entries(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as parts:
             await parts.registry.register(WEB, [TTL])
@@ -121,8 +121,8 @@ def test_a_restart_writes_nothing_that_is_right(tmp_path: Path) -> None:
     run(test)
 
 
-def test_what_comes_back_after_the_lease_has_ended(tmp_path: Path) -> None:
-    """An agent that was away too long registers everything again, with the statuses that it last had."""
+def test_registrations_are_restored_after_the_lease_expired(tmp_path: Path) -> None:
+    """An agent that was stopped for long registers everything again, with the last known statuses."""
 
     async def test() -> None:
         async with running(tmp_path, lease_seconds=0.2) as parts:
@@ -135,7 +135,7 @@ def test_what_comes_back_after_the_lease_has_ended(tmp_path: Path) -> None:
     run(test)
 
 
-def test_registering_again_does_not_flap(tmp_path: Path) -> None:
+def test_a_repeated_registration_keeps_the_status(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as parts:
             await parts.registry.register(WEB, [TTL])
@@ -155,7 +155,7 @@ def test_registering_again_does_not_flap(tmp_path: Path) -> None:
     run(test)
 
 
-def test_only_what_changed_wakes(tmp_path: Path) -> None:
+def test_only_changed_topics_wake_waiters(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as parts:
             await parts.registry.register(WEB, [TTL])
@@ -174,7 +174,7 @@ def test_only_what_changed_wakes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["deregister", "deregister_check", "report", "maintenance", "check"])
-def test_the_unknown_is_named(tmp_path: Path, what: str) -> None:
+def test_unknown_ids_are_named(tmp_path: Path, what: str) -> None:
     async def test() -> None:
         async with running(tmp_path) as parts:
             calls: dict[str, Callable[[], Awaitable[None]]] = {
@@ -190,7 +190,7 @@ def test_the_unknown_is_named(tmp_path: Path, what: str) -> None:
     run(test)
 
 
-def test_garbage_in_the_store_is_left_out(tmp_path: Path) -> None:
+def test_invalid_entries_of_the_store_are_skipped(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as parts:
             await parts.registry.register(WEB)
@@ -210,7 +210,7 @@ def test_garbage_in_the_store_is_left_out(tmp_path: Path) -> None:
     run(test)
 
 
-def test_a_ttl_runs_out_and_begins_again(tmp_path: Path) -> None:
+def test_a_ttl_expires_and_restarts_with_an_update(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path, checks=True) as parts:
             await parts.registry.register(
@@ -227,7 +227,7 @@ def test_a_ttl_runs_out_and_begins_again(tmp_path: Path) -> None:
 
 def test_tcp_http_and_alias_checks(tmp_path: Path) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError):  # a TCP check says nothing
+        with contextlib.suppress(asyncio.IncompleteReadError):  # a TCP check sends nothing
             await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 %s OK\r\nContent-Length: 2\r\n\r\nhi" % codes[0])
         await writer.drain()
