@@ -218,7 +218,7 @@ def _compile_selector(schema: Schema, path: tuple[str, ...], operator: str, valu
     name, rest = path[0], path[1:]
     if schema["type"] == "array":
         inner = _compile_selector(schema["items"], path, operator, value, negated)
-        return lambda item: any(inner(part) for part in _parts(item))
+        return lambda item: any(inner(part) for part in (item if isinstance(item, list) else ()))
     if name in schema.get("properties", {}):
         inner = _compile_selector(schema["properties"][name], rest, operator, value, negated)
         return lambda item: inner(item.get(name) if isinstance(item, dict) else None)
@@ -228,11 +228,6 @@ def _compile_selector(schema: Schema, path: tuple[str, ...], operator: str, valu
         missing = negated != (operator == "empty")
         return lambda item: inner(item[name]) if isinstance(item, dict) and name in item else missing
     raise BadFilter(f'Selector "{name[:80]}" is not valid')
-
-
-def _parts(item: object) -> list[object] | tuple[object, ...]:
-    """The parts of a list; a missing one has none."""
-    return item if isinstance(item, (list, tuple)) else ()
 
 
 def _compile_matcher(schema: Schema, operator: str, value: str, negated: bool) -> Predicate:
@@ -284,7 +279,7 @@ def _part_of_text(schema: Schema, value: str) -> Predicate:
 
 def _in_list(schema: Schema, value: str) -> Predicate:
     equal = _compile_matcher(schema["items"], "==", value, False)
-    return lambda item: any(equal(part) for part in _parts(item))
+    return lambda item: any(equal(part) for part in (item if isinstance(item, list) else ()))
 
 
 def _key_of(schema: Schema, value: str) -> Predicate:
