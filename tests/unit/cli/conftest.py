@@ -1,4 +1,4 @@
-"""The command on a fake kernel: one host, its network lists and its leases, all under the test's own folder."""
+"""The command on a fake kernel; networks, leases and state are in a directory of the test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from weft.kernel.linux.probe import Ability
 
 @dataclass
 class Said:
-    """How a command ended."""
+    """Exit status and output of a command."""
 
     code: int
     out: str
@@ -36,7 +36,7 @@ class Said:
 
 @dataclass
 class Weft:
-    """Runs the command; what it stands on can be looked at and broken."""
+    """Runs the command; tests may inspect and break the kernel and the files it uses."""
 
     folder: Path
     kernel: FakeKernel
@@ -63,13 +63,13 @@ class Weft:
         return Said(result.exit_code, result.stdout, result.stderr)
 
     def good(self, *arguments: str) -> str:
-        """A command that must succeed and complain of nothing; what it printed."""
+        """The output of a command that must succeed without a message on stderr."""
         said = self(*arguments)
         assert (said.code, said.err) == (0, ""), said
         return said.out
 
     def container(self, name: str) -> str:
-        """A new namespace of that name."""
+        """Create a network namespace of that name."""
         path = f"/run/netns/{name}"
         self.kernel.add(path)
         return path

@@ -1,4 +1,4 @@
-"""weft plan, attach, ps, show, check and detach on the fake kernel, foreign plugins included."""
+"""weft plan, attach, ps, show, check and detach on the fake kernel, also with foreign plugins."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ fi
 
 
 def foreign(run, fails: str = "nothing") -> None:
-    """Put a foreign plugin "stranger" behind weft's in the network blue."""
+    """Append the foreign plugin "stranger" to the plugins of the network blue."""
     folder = run.folder / "plugins"
     folder.mkdir(exist_ok=True)
     (folder / "stranger").write_text(LOGGER.format(log=run.folder / "log", fails=fails))
@@ -44,7 +44,7 @@ def blue(run):
     return run
 
 
-def test_plan_changes_nothing_and_names_every_command(blue) -> None:
+def test_plan_changes_nothing_and_prints_every_command(blue) -> None:
     before = blue.kernel.dump()
     files = sorted(os.walk(blue.folder))
     out = blue.good("plan", "blue", "c1", "-p", "8080:80/tcp")
@@ -53,13 +53,14 @@ def test_plan_changes_nothing_and_names_every_command(blue) -> None:
     shared, own = out.split("# Of this attachment:\n")
     assert shared.startswith("# Shared by all containers of network blue:\n")
     assert "ip link add weft-blue " in shared
-    assert "net/ipv6/conf/weft-blue/accept_ra=0" in shared  # lies on a bridge that is yet to be made
+    # A port of a bridge that does not exist yet.
+    assert "net/ipv6/conf/weft-blue/accept_ra=0" in shared
     assert "nsenter --net=/run/netns/c1 ip address add 10.7.0.2/24 broadcast + dev eth0" in own
     assert "tcp . 8080" in own
     assert "mkdir -p" in own
 
 
-def test_plan_leaves_out_what_is_in_place(blue) -> None:
+def test_plan_omits_operations_that_are_in_place(blue) -> None:
     blue.good("attach", "blue", "c2")
     out = blue.good("plan", "blue", "c1")
     assert "ip link add weft-blue" not in out
@@ -94,7 +95,7 @@ def test_attach_ps_show_and_detach(blue) -> None:
     assert (said.code, "is not attached to blue" in said.err) == (3, True)
 
 
-def test_attach_twice_leaves_the_first_alone(blue) -> None:
+def test_a_second_attach_is_refused_and_keeps_the_first(blue) -> None:
     blue.good("attach", "blue", "c1")
     said = blue("attach", "blue", "c1")
     assert said.code == 4
@@ -102,13 +103,13 @@ def test_attach_twice_leaves_the_first_alone(blue) -> None:
     assert blue.good("check").startswith("ok      weft-c1/eth0 on blue")
 
 
-def test_attach_answers_the_cni_result_as_json(blue) -> None:
+def test_attach_json_is_the_cni_result(blue) -> None:
     result = json.loads(blue.good("attach", "blue", "c1", "--json"))
     assert result["cniVersion"] == "1.0.0"
     assert result["interfaces"][2]["sandbox"] == "/run/netns/c1"
 
 
-def test_a_foreign_plugin_gets_results_and_capabilities_and_is_called_backwards(blue) -> None:
+def test_a_foreign_plugin_gets_prev_result_and_runtime_config(blue) -> None:
     foreign(blue)
     blue.good("attach", "blue", "c1", "-p", "8080:80")
     blue.good("detach", "blue", "c1")
@@ -121,7 +122,7 @@ def test_a_foreign_plugin_gets_results_and_capabilities_and_is_called_backwards(
     assert added["runtimeConfig"] == {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
 
 
-def test_attach_that_fails_half_way_takes_all_back(blue) -> None:
+def test_a_failed_attach_undoes_the_earlier_plugins(blue) -> None:
     before = blue.kernel.dump()
     foreign(blue, fails="ADD")
     said = blue("attach", "blue", "c1")
@@ -133,7 +134,7 @@ def test_attach_that_fails_half_way_takes_all_back(blue) -> None:
     assert blue.kernel.dump()["/run/netns/c1"] == before["/run/netns/c1"]
 
 
-def test_attach_that_the_kernel_refuses_leaves_nothing(blue) -> None:
+def test_an_attach_refused_by_the_kernel_leaves_nothing(blue) -> None:
     before = blue.kernel.dump()["/run/netns/c1"]
     blue.kernel.fail("add_address", KernelRefused("cannot: the kernel says no"), call=2)
     said = blue("attach", "blue", "c1")
@@ -142,7 +143,7 @@ def test_attach_that_the_kernel_refuses_leaves_nothing(blue) -> None:
     assert blue("ps", "-q").out == ""
 
 
-def test_check_names_what_is_broken(blue) -> None:
+def test_check_reports_what_differs(blue) -> None:
     blue.good("attach", "blue", "c1")
     blue.good("attach", "blue", "c2")
     assert blue.good("check") == "ok      weft-c1/eth0 on blue\nok      weft-c2/eth0 on blue\n"
@@ -159,7 +160,7 @@ def test_check_names_what_is_broken(blue) -> None:
     assert blue("check", "blue", "weft-c9").code == 3
 
 
-def test_check_asks_foreign_plugins_too(blue) -> None:
+def test_check_calls_foreign_plugins(blue) -> None:
     foreign(blue, fails="CHECK")
     blue.good("attach", "blue", "c1")
     said = blue("check")
@@ -167,7 +168,7 @@ def test_check_asks_foreign_plugins_too(blue) -> None:
     assert "        the plugin stranger failed: no luck" in said.out.splitlines()
 
 
-def test_detach_works_when_file_and_namespace_are_gone(blue) -> None:
+def test_detach_works_without_the_conflist_and_the_namespace(blue) -> None:
     blue.good("attach", "blue", "c1")
     (blue.config / "blue.conflist").unlink()
     blue.kernel.remove("/run/netns/c1")
@@ -176,7 +177,7 @@ def test_detach_works_when_file_and_namespace_are_gone(blue) -> None:
     assert blue("ps", "-q").out == ""
 
 
-def test_a_container_may_be_named_by_the_beginning_of_its_id(blue) -> None:
+def test_a_container_may_be_given_by_a_prefix_of_its_id(blue) -> None:
     blue.good("attach", "blue", "c1", "--container", "0123456789abcdef0123")
     blue.good("attach", "blue", "c2", "--container", "0123456789abffff")
     assert blue.good("ps", "-q") == "0123456789ab\n" * 2
@@ -201,7 +202,7 @@ def test_a_container_may_be_named_by_the_beginning_of_its_id(blue) -> None:
         (("show", "c9"), 3, "c9 is not attached"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(blue, arguments, code, said) -> None:
+def test_errors_are_one_line(blue, arguments, code, said) -> None:
     answer = blue(*arguments)
     assert answer.code == code, answer
     assert said in answer.err
@@ -217,7 +218,7 @@ def test_a_capability_that_no_plugin_has_is_an_error(blue) -> None:
     assert "no plugin of network blue publishes ports" in said.err
 
 
-def test_without_rights_nothing_is_begun(blue) -> None:
+def test_commands_that_need_root_are_refused_without_privileges(blue) -> None:
     blue.missing_privileges = "CAP_NET_ADMIN"
     for words in ("attach blue c1", "plan blue c1", "detach blue c1", "network rm blue", "gc"):
         said = blue(*words.split())
@@ -236,5 +237,5 @@ def test_without_rights_nothing_is_begun(blue) -> None:
         ("/run/user/0/a b", "weft-a-b"),
     ],
 )
-def test_a_namespace_stands_for_a_container(netns, container) -> None:
+def test_the_container_id_derived_from_a_namespace_path(netns, container) -> None:
     assert container_of(netns) == container

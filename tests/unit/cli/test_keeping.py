@@ -1,4 +1,4 @@
-"""weft gc, ipam and doctor: what is left over, who holds what, and what is wrong."""
+"""weft gc, ipam and doctor: leftovers, owners of addresses, and findings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def blue(run):
 
 
 def orphan(run) -> None:
-    """A link and a rule of an attachment that nobody has heard of."""
+    """A link and an nftables element of an attachment without a record."""
     run.kernel.host.add_link("veth0123456789", "dummy", alias="weft:0123456789abcdef:c9/eth0 on gone")
     run.kernel.rules.add([Element("masquerade4", (ip_interface("10.7.0.99").ip,), mark="weft:0123456789abcdef")])
 
@@ -37,13 +37,13 @@ def lease(run, address: str, age: float) -> None:
     os.utime(path, (then, then))
 
 
-def whats(said) -> list[str]:
+def messages(said) -> list[str]:
     return [one["what"] for one in said.json["findings"]]
 
 
-def test_a_host_in_order_gets_no_findings(blue) -> None:
+def test_a_healthy_host_has_no_findings(blue) -> None:
     said = blue("doctor", "--json")
-    assert (said.code, whats(said)) == (0, [])
+    assert (said.code, messages(said)) == (0, [])
     assert "No problems found." in blue.good("doctor")
     blue.good("detach", "blue", "c1")
     blue.good("detach", "blue", "c2")
@@ -54,7 +54,7 @@ def test_doctor_finds_leftovers_and_gc_clears_them(blue) -> None:
     orphan(blue)
     lease(blue, "10.7.0.50", 3600)
     lease(blue, "10.7.0.51", 5)
-    found = whats(blue("doctor", "--json"))
+    found = messages(blue("doctor", "--json"))
     assert found == [
         "link veth0123456789 has weft's mark and belongs to no attachment",
         "nftables element masquerade4 10.7.0.99 has weft's mark and belongs to no attachment",
@@ -73,11 +73,11 @@ def test_doctor_finds_leftovers_and_gc_clears_them(blue) -> None:
     assert blue.good("check").count("ok ") == 2
 
 
-def test_doctor_finds_dead_and_half_made_attachments(blue) -> None:
+def test_doctor_finds_dead_and_incomplete_attachments(blue) -> None:
     blue.kernel.remove("/run/netns/c1")
     record = next(one for one in blue.service.records.all() if one.attachment.container == "weft-c2")
     blue.service.records.write(replace(record, phase=Phase.ADDING))
-    found = whats(blue("doctor", "--json"))
+    found = messages(blue("doctor", "--json"))
     assert "weft-c1/eth0 on blue: its network namespace /run/netns/c1 no longer exists" in found
     assert "weft-c2/eth0 on blue: it is only partially attached" in found
     assert "half attached" in blue.good("ps")
@@ -91,7 +91,7 @@ def test_doctor_finds_drift_and_repairs_what_it_can(blue) -> None:
     blue.kernel.host.set_sysctl("net/ipv4/ip_forward", "0")
     blue.kernel.host.change_link("weft-blue", up=False)
     blue.kernel.open("/run/netns/c2").delete_address("eth0", ip_interface("10.7.0.3/24"))
-    found = whats(blue("doctor", "--json"))
+    found = messages(blue("doctor", "--json"))
     assert "IPv4 forwarding is disabled (net/ipv4/ip_forward is 0)" in found
     assert "network blue: the table inet weft is missing" in found
     assert "network blue: the bridge weft-blue is down" in found
@@ -104,7 +104,7 @@ def test_doctor_finds_drift_and_repairs_what_it_can(blue) -> None:
     assert blue("check", "blue", "weft-c1").code == 0
 
 
-def test_doctor_finds_networks_in_each_others_way(blue) -> None:
+def test_doctor_finds_conflicting_networks(blue) -> None:
     for name, subnet in (("red", "10.7.0.128/25"), ("green", "192.168.77.0/24")):
         content = blue.list("blue") | {"name": name}
         content["plugins"][0] |= {"ipam": {"type": "host-local", "ranges": [[{"subnet": subnet}]]}}
@@ -113,7 +113,7 @@ def test_doctor_finds_networks_in_each_others_way(blue) -> None:
     blue.kernel.host.add_link("lan0", "dummy", up=True)
     blue.kernel.host.add_address("lan0", ip_interface("192.168.77.5/24"))
     (blue.config / "zz.conflist").write_text("[]")
-    found = whats(blue("doctor", "--json"))
+    found = messages(blue("doctor", "--json"))
     assert "networks blue and red overlap: 10.7.0.0/24 and 10.7.0.128/25" in found
     assert "networks blue and green use the same bridge weft-blue" in found
     assert any(
@@ -122,20 +122,20 @@ def test_doctor_finds_networks_in_each_others_way(blue) -> None:
     assert any("zz.conflist" in one for one in found)
 
 
-def test_doctor_has_nothing_against_a_network_on_the_hosts_own_wire(run) -> None:
+def test_doctor_accepts_a_macvlan_network_in_the_subnet_of_its_parent(run) -> None:
     for name in ("lan0", "lan1"):
         run.kernel.host.add_link(name, "dummy", up=True)
     run.kernel.host.add_address("lan0", ip_interface("192.168.77.5/24"))
     run.good("network", "create", "wire", "-d", "macvlan", "-o", "parent=lan0", "--subnet", "192.168.77.0/24")
-    assert whats(run("doctor", "--json")) == []
+    assert messages(run("doctor", "--json")) == []
     content = run.list("wire")
     content["plugins"][0]["master"] = "lan1"
     (run.config / "wire.conflist").write_text(json.dumps(content))
-    [found] = whats(run("doctor", "--json"))
+    [found] = messages(run("doctor", "--json"))
     assert found.startswith("subnet 192.168.77.0/24 of network wire overlaps with") and "lan0" in found
 
 
-def test_doctor_knows_that_podmans_default_network_is_in_no_file(blue) -> None:
+def test_doctor_accepts_podmans_default_network_which_has_no_file(blue) -> None:
     for name in ("podman", "other"):
         content = blue.list("blue") | {"name": name}
         content["plugins"][0] |= {"bridge": f"br-{name}", "ipam": {}}
@@ -144,7 +144,7 @@ def test_doctor_knows_that_podmans_default_network_is_in_no_file(blue) -> None:
         blue.good("attach", name, f"in-{name}")
         blue.good("detach", name, f"in-{name}")
         (blue.config / f"{name}.conflist").unlink()
-    assert whats(blue("doctor", "--json")) == ["network other is set up but neither defined nor used"]
+    assert messages(blue("doctor", "--json")) == ["network other is set up but neither defined nor used"]
 
 
 def test_doctor_finds_damaged_records(blue) -> None:
@@ -154,10 +154,10 @@ def test_doctor_finds_damaged_records(blue) -> None:
         file.write(b"x")
     said = blue("doctor", "--json")
     assert said.code == 1
-    assert any("checksum mismatch, renamed" in one for one in whats(said))
+    assert any("checksum mismatch, renamed" in one for one in messages(said))
 
 
-def test_what_the_host_lacks_counts_only_where_it_is_needed(blue) -> None:
+def test_missing_abilities_are_findings_only_if_needed(blue) -> None:
     blue.abilities = (
         Ability("CAP_NET_ADMIN", "everything", essential=True),
         Ability("ipvlan", "driver ipvlan", "this kernel lacks the module ipvlan"),
@@ -166,7 +166,7 @@ def test_what_the_host_lacks_counts_only_where_it_is_needed(blue) -> None:
     assert "no: this kernel lacks the module ipvlan" in out
     blue.abilities += (Ability("nftables nat", "masquerade and portmap", "no such thing"),)
     said = blue("doctor", "--json")
-    assert (said.code, whats(said)) == (1, ["nftables nat: no such thing"])
+    assert (said.code, messages(said)) == (1, ["nftables nat: no such thing"])
     assert "network blue requires it" in said.json["findings"][0]["remedy"]
     assert {one["there"] for one in said.json["abilities"]} == {True, False}
     blue.abilities = (Ability("CAP_NET_ADMIN", "everything", "run as root", essential=True),)
@@ -186,7 +186,7 @@ def test_ipam_lists_owners_and_usage(blue) -> None:
     assert json.loads(blue.good("ipam", "ls", "--json"))["ranges"][0]["used"] == 3
 
 
-def test_ipam_frees_no_address_that_is_in_use(blue) -> None:
+def test_ipam_release_refuses_addresses_in_use(blue) -> None:
     lease(blue, "10.7.0.50", 3600)
     assert blue.good("ipam", "release", "blue", "10.7.0.50") == "10.7.0.50\n"
     assert blue("ipam", "release", "blue", "10.7.0.50").code == 3
@@ -199,7 +199,7 @@ def test_ipam_frees_no_address_that_is_in_use(blue) -> None:
     assert blue("ipam", "release", "blue", "nonsense").code == 2
 
 
-def test_a_host_that_weft_never_ran_on_is_in_order(run) -> None:
+def test_a_host_without_any_state_has_no_findings(run) -> None:
     assert run.good("gc") == "nothing to remove\n"
     assert run("doctor").code == 0
     assert len(run.good("ps").splitlines()) == 1

@@ -1,4 +1,4 @@
-"""weft network: what is written, what is refused, and how it is shown."""
+"""weft network: the conflists that are written, errors, and output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weft.kernel.interface import KernelRoute
 from weft.types import Route
 
 
-def test_create_writes_a_list_that_says_what_was_asked(run) -> None:
+def test_create_writes_a_conflist_with_the_given_options(run) -> None:
     out = run.good(
         "network", "create", "blue", "--subnet", "10.7.0.0/24", "--gateway", "10.7.0.9", "--ip-range", "10.7.0.128/25",
         "-o", "mtu=1400", "-o", "com.docker.network.bridge.enable_icc=false", "--label", "a=b",
@@ -52,7 +52,7 @@ def test_create_writes_a_list_that_says_what_was_asked(run) -> None:
     assert os.listdir(run.config) == ["blue.conflist"]
 
 
-def test_names_and_isolation_are_keys_of_their_own(run) -> None:
+def test_options_names_and_isolation(run) -> None:
     run.good("network", "create", "blue", "--names", "--internal")
     [plugin] = run.list("blue")["plugins"]
     assert plugin["names"] == {} and plugin["isGateway"] and plugin["capabilities"]["aliases"]
@@ -65,14 +65,14 @@ def test_names_and_isolation_are_keys_of_their_own(run) -> None:
     assert "mutually exclusive" in run("network", "create", "--names", "--disable-dns").err
 
 
-def test_networks_without_names_and_subnets_get_free_ones(run) -> None:
+def test_networks_without_name_and_subnet_get_free_ones(run) -> None:
     assert [run.good("network", "create") for _ in range(3)] == ["weft0\n", "weft1\n", "weft2\n"]
     subnets = [run.list(f"weft{n}")["plugins"][0]["ipam"]["ranges"][0][0]["subnet"] for n in range(3)]
     assert subnets == ["10.89.0.0/24", "10.89.1.0/24", "10.89.2.0/24"]
     assert [run.list(f"weft{n}")["plugins"][0]["bridge"] for n in range(3)] == ["weft0", "weft1", "weft2"]
 
 
-def test_a_free_subnet_is_none_of_the_hosts(run) -> None:
+def test_subnets_of_the_hosts_addresses_and_routes_are_not_chosen(run) -> None:
     from ipaddress import ip_interface, ip_network
 
     run.kernel.host.add_link("lan0", "dummy", up=True)
@@ -87,7 +87,7 @@ def test_a_free_subnet_is_none_of_the_hosts(run) -> None:
     assert "lan0" in said.err
 
 
-def test_containers_on_the_wire_may_have_the_subnet_that_the_host_has_there(run) -> None:
+def test_a_macvlan_network_may_have_the_subnet_of_its_parent(run) -> None:
     from ipaddress import ip_interface, ip_network
 
     for name, address in (("lan0", "10.89.0.77/24"), ("lan1", "192.0.2.7/24")):
@@ -101,13 +101,13 @@ def test_containers_on_the_wire_may_have_the_subnet_that_the_host_has_there(run)
     run.kernel.host.add_route(KernelRoute(Route(ip_network("0.0.0.0/0")), "lan0", protocol=4))
     run.good("network", "create", "default", *wire)
     assert run("network", "create", "blue", "--subnet", "10.89.0.0/24").code == 4
-    # A subnet that nobody named is nobody's, the host's included.
+    # A subnet chosen by weft must be free, also on the parent.
     run.good("network", "rm", "default")
     run.good("network", "create", "any", "--driver", "macvlan", "-o", "parent=lan0")
     assert run.list("any")["plugins"][0]["ipam"]["ranges"] == [[{"subnet": "10.89.1.0/24"}]]
 
 
-def test_free_subnets_go_beyond_the_first_pool() -> None:
+def test_free_subnets_come_from_further_pools() -> None:
     from ipaddress import ip_network
 
     uses = [pools.Use(ip_network("10.89.0.0/16"), "x"), pools.Use(ip_network("10.90.0.0/23"), "y")]
@@ -127,7 +127,7 @@ def test_ipv6_adds_a_unique_local_subnet(run) -> None:
     assert run.list("red")["plugins"][0]["ipam"]["ranges"] == [[{"subnet": "fd00:1::/64"}]]
 
 
-def test_an_internal_network_has_no_way_out(run) -> None:
+def test_an_internal_network_has_no_default_route(run) -> None:
     run.good("network", "create", "inside", "--internal")
     [plugin] = run.list("inside")["plugins"]
     assert (plugin["isGateway"], plugin["ipMasq"], "routes" in plugin["ipam"]) == (False, False, False)
@@ -136,7 +136,7 @@ def test_an_internal_network_has_no_way_out(run) -> None:
     assert shown["Internal"] is True
 
 
-def test_long_names_get_bridges_of_their_own(run) -> None:
+def test_long_names_get_distinct_bridge_names(run) -> None:
     names = ("application-frontend", "application-backend")
     for name in names:
         run.good("network", "create", name)
@@ -168,7 +168,7 @@ def test_long_names_get_bridges_of_their_own(run) -> None:
         (("../red",), 2, "must start with a letter or digit"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_a_line(run, arguments, code, said) -> None:
+def test_invalid_options_are_refused_with_one_line(run, arguments, code, said) -> None:
     run.good("network", "create", "blue")
     answer = run("network", "create", *arguments)
     assert answer.code == code, answer
@@ -178,7 +178,7 @@ def test_what_makes_no_sense_is_refused_in_a_line(run, arguments, code, said) ->
     assert os.listdir(run.config) == ["blue.conflist"]
 
 
-def test_ls_lists_foreign_networks_too_and_escapes_what_they_say(run) -> None:
+def test_ls_lists_foreign_networks_and_escapes_control_characters(run) -> None:
     run.good("network", "create", "blue", "--subnet", "10.7.0.0/24")
     foreign = {
         "cniVersion": "0.4.0",
@@ -211,7 +211,7 @@ def test_ls_filters_as_docker_does(run) -> None:
     assert [one["name"] for one in json.loads(run.good("network", "ls", "--json"))] == ["blue", "red"]
 
 
-def test_inspect_is_in_dockers_shape(run) -> None:
+def test_inspect_prints_dockers_format(run) -> None:
     run.good("network", "create", "blue", "--subnet", "10.7.0.0/24", "-o", "mtu=1400")
     run.container("c1")
     run.good("attach", "blue", "c1")
@@ -228,7 +228,7 @@ def test_inspect_is_in_dockers_shape(run) -> None:
     assert run("network", "inspect", "nothing").code == 3
 
 
-def test_rm_refuses_while_something_is_attached_unless_forced(run) -> None:
+def test_rm_refuses_networks_in_use_unless_forced(run) -> None:
     run.good("network", "create", "blue")
     before = run.kernel.dump()
     run.container("c1")
@@ -245,7 +245,7 @@ def test_rm_refuses_while_something_is_attached_unless_forced(run) -> None:
     assert not any(after["rules"].values())
 
 
-def test_rm_leaves_other_softwares_networks_alone_unless_forced(run) -> None:
+def test_rm_refuses_foreign_networks_unless_forced(run) -> None:
     run.config.mkdir()
     (run.config / "x.conflist").write_text(json.dumps({"name": "x", "plugins": [{"type": "macvlan"}]}))
     said = run("network", "rm", "x")
@@ -255,7 +255,7 @@ def test_rm_leaves_other_softwares_networks_alone_unless_forced(run) -> None:
     assert run("network", "rm", "x").code == 3
 
 
-def test_the_folder_comes_from_the_option_over_the_environment(run, tmp_path, monkeypatch) -> None:
+def test_the_option_for_the_directory_overrides_the_environment(run, tmp_path, monkeypatch) -> None:
     there = tmp_path / "elsewhere"
     run.good("network", "create", "blue", "--config-dir", str(there))
     assert os.listdir(there) == ["blue.conflist"]

@@ -1,7 +1,7 @@
-"""A new driver is one file and a row in the table of test configurations, and so is a new feature.
+"""A new driver or feature needs one file only (and a row in the table of test configurations).
 
-Both are written into folders of the test's own, by which the packages are extended: with no other edit all of weft
-must know them then.
+Both are written into directories that extend the packages' paths. All of weft must know them
+without another edit.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _forget() -> None:
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The two files, in folders that count as parts of their packages."""
+    """The two files, in directories on the paths of their packages."""
     for package, name, text in (("drivers", "macvtap", DRIVER), ("features", "listening", FEATURE)):
         folder = tmp_path / package
         folder.mkdir()
@@ -115,7 +115,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def weft(run) -> Weft:
-    """weft on the fake kernel of ``run``, whose host is on a wire."""
+    """weft on the fake kernel of ``run``; the host has a veth uplink."""
     host = run.kernel.host
     host.add_link("lan0", "veth", up=True, peer=VethPeer("far", up=True))
     host.add_address("lan0", ip_interface("192.0.2.1/24"))
@@ -150,8 +150,8 @@ def test_a_fault_before_every_step_leaves_nothing(run, weft: Weft) -> None:
     assert weft("ADD", CASE.conf, path).ok
 
 
-def test_delete_without_a_record_knows_its_kind_of_link(run, weft: Weft) -> None:
-    """As another plugin made it: no mark of weft's, but the MAC address that the runtime's prevResult proves."""
+def test_del_without_a_record_removes_its_kind_of_link(run, weft: Weft) -> None:
+    """Created by another plugin: without weft's mark, but with the MAC address of prevResult."""
     path = run.container("c1")
     run.kernel.open(path).add_link("eth0", "macvtap", mac="02:00:00:00:00:09", parent="lan0",
                                    parent_namespace=run.kernel.host)  # fmt: skip
@@ -160,7 +160,7 @@ def test_delete_without_a_record_knows_its_kind_of_link(run, weft: Weft) -> None
     assert run.kernel.open(path).link("eth0") is None
 
 
-def test_gc_takes_what_is_not_valid(run, weft: Weft) -> None:
+def test_gc_removes_attachments_that_are_not_valid(run, weft: Weft) -> None:
     path = run.container("c1")
     before = run.kernel.dump()
     weft.add(CASE.conf, path)
@@ -168,8 +168,8 @@ def test_gc_takes_what_is_not_valid(run, weft: Weft) -> None:
     assert run.kernel.dump() == before
 
 
-def test_network_create_makes_networks_of_it(run, weft: Weft) -> None:
-    assert "macvtap" in create.drivers()  # of which the help of the command is made as it starts
+def test_network_create_supports_it(run, weft: Weft) -> None:
+    assert "macvtap" in create.drivers()  # the help of the command is generated from it at start
     options = ("-o", "parent=lan0", "-o", "mode=vepa", "-o", "mtu=1400")
     run.good("network", "create", "-d", "macvtap", "--subnet", "192.0.2.0/24", *options, "vms")
     [plugin] = run.list("vms")["plugins"]
@@ -183,7 +183,7 @@ def test_network_create_makes_networks_of_it(run, weft: Weft) -> None:
     run.good("detach", "vms", "c1")
 
 
-def test_podman_makes_networks_of_it() -> None:
+def test_podman_can_create_networks_with_it() -> None:
     asked = {
         "name": "vms", "id": "ab" * 32, "network_interface": "lan0", "options": {"driver": "macvtap", "queue": "3"},
         "subnets": [{"subnet": "192.0.2.0/24"}], "ipam_options": None,
@@ -196,7 +196,7 @@ def test_podman_makes_networks_of_it() -> None:
     }  # fmt: skip
 
 
-def test_doctor_tries_its_links_and_names_the_network_that_needs_them(run, weft: Weft) -> None:
+def test_doctor_probes_its_kind_of_link_and_names_networks_that_need_it(run, weft: Weft) -> None:
     tried = {one.name: one for one in findings.trials()}
     assert (tried["macvtap"].kind, tried["macvtap"].serves) == ("macvtap", "driver macvtap")
     run.good("network", "create", "-d", "macvtap", "--subnet", "192.0.2.0/24", "-o", "parent=lan0", "vms")
@@ -210,7 +210,7 @@ def test_the_engine_imports_it_before_it_forks() -> None:
     assert {"cni_plugin.drivers.macvtap", "cni_plugin.features.listening"} <= set(sys.modules)
 
 
-def test_a_feature_is_asked_for_by_its_section(run, weft: Weft) -> None:
+def test_a_feature_is_configured_by_its_section(run, weft: Weft) -> None:
     path = run.container("c1")
     asked = {**CASE.conf, "listening": {}}
     result = weft.add(asked, path)

@@ -1,4 +1,4 @@
-"""The command as a whole: help, exit statuses, and one line for whatever fails."""
+"""The command as a whole: help, exit statuses, and one line for each error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def commands(group: click.Group = weft, path: tuple[str, ...] = ()):
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))
-        elif name != "agent":  # it does not answer and end, it serves
+        elif name != "agent":  # a daemon: it has no result
             yield (*path, name), command
 
 
@@ -79,7 +79,7 @@ def test_each_kind_of_failure_has_its_status(error, status) -> None:
     assert problems.status(error) == status
 
 
-def test_a_refusal_by_file_rights_is_told_apart() -> None:
+def test_eacces_has_its_own_exit_status() -> None:
     try:
         try:
             raise PermissionError(errno.EACCES, "Permission denied")
@@ -100,7 +100,7 @@ def test_an_internal_error_is_a_line_and_not_a_traceback(run, monkeypatch) -> No
     assert "Traceback" in run("ps").err
 
 
-def test_an_interrupt_is_no_traceback(run, monkeypatch) -> None:
+def test_an_interrupt_prints_no_traceback(run, monkeypatch) -> None:
     def interrupted() -> list[object]:
         raise KeyboardInterrupt
 
@@ -109,7 +109,7 @@ def test_an_interrupt_is_no_traceback(run, monkeypatch) -> None:
     assert (said.code, said.err.strip()) == (130, "weft: interrupted")
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     code = "import sys; sys.argv=['weft']; from cni_plugin.cli import main; main()"
     with subprocess.Popen(
         [sys.executable, "-c", code, "x"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -119,7 +119,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         assert process.stderr.read() == b""
 
 
-def test_columns_line_up_whatever_is_in_them(capsys) -> None:
+def test_columns_are_aligned(capsys) -> None:
     output.table(("A", "B"), [("long cell", "x"), ("\x1b[2J", "y")])
     assert capsys.readouterr().out == "A           B\nlong cell   x\n\\x1b[2J     y\n"
 

@@ -1,4 +1,4 @@
-"""Services, catalog and members on the command line, with a real agent: output and exit statuses as Consul's."""
+"""Commands services, catalog and members with a real agent: output and exit statuses as in Consul."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def call(*arguments: str, given: str = "") -> tuple[int, str, str]:
 
 
 def good(*arguments: str, given: str = "") -> str:
-    """Standard output of a command that must succeed and complain of nothing."""
+    """Standard output of a command that must succeed without a message on stderr."""
     code, out, err = call(*arguments, given=given)
     assert (code, err) == (0, ""), (code, out, err)
     return out
 
 
-def test_registering_by_options(agent: LabAgent) -> None:
+def test_register_with_options(agent: LabAgent) -> None:
     out = good(
         *("services", "register", "-name=web", "-id", "web-1", "--address=10.0.0.5", "-port", "80", "-tag=v1"),
         *("-tag", "v2", "-meta=a=b=c", "-tagged-address=lan=[fd00::1]:81", "-tagged-address", "wan=192.0.2.1"),
@@ -79,7 +79,7 @@ def test_registering_by_options(agent: LabAgent) -> None:
     assert agent.get("/v1/agent/service/web-1").status == 404
 
 
-def test_registering_files(agent: LabAgent, tmp_path: Path) -> None:
+def test_register_with_files(agent: LabAgent, tmp_path: Path) -> None:
     web, others = tmp_path / "web.hcl", tmp_path / "others.json"
     web.write_text('service {\n name = "web"\n port = 80\n tags = ["file"]\n check { id = "up" ttl = "1h" }\n}\n')
     others.write_text('{"services": [{"name": "db", "id": "db-1"}], "check": {"name": "disk", "ttl": "1h"}}')
@@ -124,7 +124,7 @@ def test_registering_files(agent: LabAgent, tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_wrong_use_ends_with_1_and_changes_nothing(agent: LabAgent, arguments: tuple[str, ...], said: str) -> None:
+def test_usage_errors_exit_with_1_and_change_nothing(agent: LabAgent, arguments: tuple[str, ...], said: str) -> None:
     before = agent.get("/v1/agent/services").body
     code, out, err = call("services", *arguments)
     assert (code, out) == (1, "")
@@ -133,7 +133,7 @@ def test_wrong_use_ends_with_1_and_changes_nothing(agent: LabAgent, arguments: t
     assert agent.get("/v1/agent/services").body == before
 
 
-def test_options_behind_a_file_are_explained() -> None:
+def test_options_after_a_file_get_a_hint() -> None:
     _, _, err = call("services", "register", "-", "-name=web", given='service { name = "web" }')
     assert err.splitlines() == [
         "Error: -name=web cannot be read: No such file or directory",
@@ -141,14 +141,14 @@ def test_options_behind_a_file_are_explained() -> None:
     ]
 
 
-def test_a_file_with_more_says_what_is_left_out(tmp_path: Path) -> None:
+def test_ignored_keys_of_a_file_are_reported(tmp_path: Path) -> None:
     (tmp_path / "a.hcl").write_text('datacenter = "dc1"\nservice { name = "web" }')
     code, out, err = call("services", "register", str(tmp_path / "a.hcl"))
     assert (code, out) == (0, "Registered service: web\n")
     assert "a.hcl: datacenter: not a definition of a service or check" in err
 
 
-def test_listing(agent: LabAgent) -> None:
+def test_catalog_services(agent: LabAgent) -> None:
     good("services", "register", "-name=web", "-id=web-1", "-address=10.0.0.5", "-port=80", "-tag=v2", "-tag=v1")
     good("services", "register", "-name=a-much-longer-name")
     for command in (("catalog", "services"), ("services", "list")):
@@ -163,7 +163,7 @@ def test_listing(agent: LabAgent) -> None:
     assert json.loads(good("services", "list", "-format=json")).keys() >= {"web"}
 
 
-def test_listing_in_detail(agent: LabAgent) -> None:
+def test_catalog_services_detailed(agent: LabAgent) -> None:
     good("services", "register", "-name=web", "-id=web-1", "-address=10.0.0.5", "-port=80", "-tag=v1")
     agent.put("/v1/agent/check/register", {"Name": "up", "ServiceID": "web-1", "TTL": "1h"})
     agent.put("/v1/agent/check/update/up", {"Status": "warning", "Output": "slow\nsecond line"})
@@ -183,7 +183,7 @@ def test_listing_in_detail(agent: LabAgent) -> None:
         agent.call(agent.store.delete(layout.store_key(virtual)))
 
 
-def test_nodes() -> None:
+def test_catalog_nodes() -> None:
     assert good("catalog", "nodes").splitlines() == [
         "Node  ID        Address    DC",
         "n1    8f2d6c5e  127.0.0.1  dc1",
@@ -210,7 +210,7 @@ def test_members() -> None:
     assert (code, err.startswith("Failed to compile status regexp: ")) == (1, True)
 
 
-def test_where_the_agent_is_asked_for(agent: LabAgent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_address_of_the_agent(agent: LabAgent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     own = f"127.0.0.1:{agent.port}"
     monkeypatch.setenv("CONSUL_HTTP_ADDR", "127.0.0.1:1")
     assert "127.0.0.1:1: Connection refused" in call("members")[2]
@@ -229,7 +229,7 @@ def test_where_the_agent_is_asked_for(agent: LabAgent, monkeypatch: pytest.Monke
     )
 
 
-def test_the_own_socket_is_asked_where_it_may_be_used(agent: LabAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_agents_unix_socket_is_the_default(agent: LabAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONSUL_HTTP_ADDR")
     monkeypatch.setattr(client, "agent_socket", lambda: str(agent.folder / "api.sock"))
     assert good("members")
@@ -248,17 +248,17 @@ def test_the_own_socket_is_asked_where_it_may_be_used(agent: LabAgent, monkeypat
         ("unix:///run/x.sock", True, "unix:///run/x.sock"),
     ],
 )
-def test_addresses_as_consul_writes_them(text: str, tls: bool, found: str) -> None:
+def test_addresses_in_consuls_syntax(text: str, tls: bool, found: str) -> None:
     assert str(client.parse_address(text, tls=tls)) == found
 
 
 @pytest.mark.parametrize("text", ["", "http://", "unix://x", "ftp://x", "host:x", "host:99999", "ho st", "::1:"])
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_addresses_are_refused(text: str) -> None:
     with pytest.raises(client.BadAgentAddress, match="is not a valid agent address"):
         client.parse_address(text)
 
 
-def test_what_answers_may_be_no_agent() -> None:
+def test_a_reply_of_another_server_is_an_error() -> None:
     import socketserver
 
     class Other(socketserver.StreamRequestHandler):
@@ -275,7 +275,7 @@ def test_what_answers_may_be_no_agent() -> None:
 
 
 class Watched:
-    """``weft services watch`` in a process of its own, whose lines are waited for."""
+    """``weft services watch`` in its own process; tests wait for its lines."""
 
     def __init__(self, *arguments: str) -> None:
         code = "import sys; from cni_plugin.cli import main; main()"
@@ -308,7 +308,7 @@ class Watched:
         self.process.stdout.close()
 
 
-def test_watching_one_service(agent: LabAgent) -> None:
+def test_watch_one_service(agent: LabAgent) -> None:
     good("services", "register", "-name=web", "-id=web-1", "-address=10.0.0.5", "-port=80")
     with Watched("web") as watched:
         assert re.fullmatch(r"[\d:]{8}  present {6}web  web-1  on n1  10.0.0.5:80  passing", watched.line())
@@ -327,7 +327,7 @@ def test_watching_one_service(agent: LabAgent) -> None:
         assert watched.ended() == 130
 
 
-def test_watching_all_services_as_json(agent: LabAgent) -> None:
+def test_watch_all_services_as_json(agent: LabAgent) -> None:
     with Watched("--json", "-once") as watched:
         first = json.loads(watched.line())
         assert (first["Change"], first["Service"]) == ("present", "consul")
@@ -339,7 +339,7 @@ def test_watching_all_services_as_json(agent: LabAgent) -> None:
         assert watched.ended() == 0
 
 
-def test_watching_without_an_agent() -> None:
+def test_watch_without_an_agent() -> None:
     code, out, err = call("services", "watch", "-http-addr=127.0.0.1:1")
     assert (code, out) == (1, "")
     assert err.startswith(
@@ -347,7 +347,7 @@ def test_watching_without_an_agent() -> None:
     )
 
 
-def test_watching_goes_on_when_the_agent_is_back(tmp_path: Path) -> None:
+def test_watch_continues_after_a_restart_of_the_agent(tmp_path: Path) -> None:
     node = Node("n2", "127.0.0.1")
     first = LabAgent(tmp_path, node, HttpSettings(listen=("127.0.0.1:0",)))
     settings = HttpSettings(listen=(f"127.0.0.1:{first.port}",))
@@ -366,7 +366,7 @@ def test_watching_goes_on_when_the_agent_is_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["weft", "consul"])
-def test_a_link_named_consul_is_consul(tmp_path: Path, name: str) -> None:
+def test_called_as_consul_the_commands_are_consuls(tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to(ROOT / "bin/weft")
     done = subprocess.run([tmp_path / name, "members", "-h"], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.startswith(f"Usage: {name} members")

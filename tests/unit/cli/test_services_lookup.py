@@ -1,4 +1,4 @@
-"""``weft dns-lookup`` and Go's way of options, without an agent; dnspython writes the replies."""
+"""``weft dns-lookup`` and options in Go's syntax, without an agent; dnspython makes the replies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RECORDS = {
 
 
 class Server:
-    """A DNS server over UDP and TCP whose replies the test writes."""
+    """A DNS server over UDP and TCP; the test provides the replies."""
 
     def __init__(self) -> None:
         self.reply: Reply = lambda query: dns.message.make_response(query).to_wire()
@@ -105,7 +105,7 @@ def test_records_are_written_as_in_a_zone_file(server: Server, kind: str, data: 
     assert ask("web.example", kind, "-server", server.place) == (0, f"web.example.  7s  {kind}  {data}\n", "")
 
 
-def test_what_is_cut_off_is_asked_for_again(server: Server) -> None:
+def test_a_truncated_reply_is_queried_by_tcp(server: Server) -> None:
     def cut(query: dns.message.Message) -> bytes:
         made = dns.message.make_response(query)
         made.flags |= dns.flags.TC
@@ -141,7 +141,7 @@ def _coded(query: dns.message.Message, code: dns.rcode.Rcode) -> bytes:
     return made.to_wire(max_size=65535)
 
 
-def test_a_name_alone_is_explained(server: Server) -> None:
+def test_a_single_label_gets_a_hint(server: Server) -> None:
     server.reply = lambda query: _coded(query, dns.rcode.NXDOMAIN)
     assert "hint: for a service query web.service.consul" in ask("web", "-server", server.place)[2]
 
@@ -165,7 +165,7 @@ def test_json_has_all_sections(server: Server) -> None:
         (("a.b", "A", "-server=127.0.0.1:1"), "weft: cannot reach 127.0.0.1 port 1: Connection refused"),
     ],
 )
-def test_wrong_use(arguments: tuple[str, ...], said: str) -> None:
+def test_usage_errors(arguments: tuple[str, ...], said: str) -> None:
     code, out, err = ask(*arguments)
     assert (code, out) == (1, "")
     assert err.startswith(said), err
@@ -195,18 +195,18 @@ PARAMETERS = (
         ("-stale -- -name", "-stale -- -name"),
     ],
 )
-def test_options_as_go_reads_them(given: str, found: str) -> None:
+def test_options_are_parsed_as_by_go(given: str, found: str) -> None:
     assert " ".join(normalize(given.split(" "), PARAMETERS)) == found
 
 
-def test_options_may_be_allowed_anywhere() -> None:
+def test_options_after_arguments() -> None:
     assert normalize(["a", "-stale", "b", "-name", "-"], PARAMETERS, anywhere=True) == [
         *("-stale", "-name", "-", "--", "a", "b"),
     ]
 
 
 @pytest.mark.parametrize("given", ["-x", "---name", "-=x", "-name", "-stale=x", "--x=y"])
-def test_wrong_options(given: str) -> None:
+def test_invalid_options(given: str) -> None:
     with pytest.raises(WrongFlag):
         normalize([given], PARAMETERS)
 
@@ -215,7 +215,7 @@ def test_wrong_options(given: str) -> None:
     ("words", "wanted"),
     [("weft ser", "services"), ("weft services re", "register"), ("weft services register -na", "-name")],
 )
-def test_shells_complete_them(words: str, wanted: str) -> None:
+def test_shell_completion_of_options(words: str, wanted: str) -> None:
     environment = {
         "PATH": os.environ["PATH"],
         "_WEFT_COMPLETE": "bash_complete",

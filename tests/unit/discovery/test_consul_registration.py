@@ -129,7 +129,7 @@ def test_an_empty_body_is_an_empty_object() -> None:
     assert decode_json(b'{"a": "\\u00fc"}') == {"a": "ü"}
 
 
-def test_of_duplicate_fields_the_first_counts() -> None:
+def test_of_alternative_field_names_the_first_present_counts() -> None:
     fields = Fields({"check_id": "a", "ID": "b"})
     assert fields.text("CheckID", "ID") == "a"
     assert parse_service({"Service": "web", "ID": "x"}, "n1").instance.name == "web"

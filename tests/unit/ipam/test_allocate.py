@@ -23,7 +23,7 @@ class Set:
 
 
 def ranges_of(bounds: list[tuple[int, int]]) -> tuple[Range, ...]:
-    """Ranges of 10.1.0.0/24 with the gateway .1."""
+    """Ranges in 10.1.0.0/24 with the gateway .1."""
     return tuple(
         Range(
             ip_network("10.1.0.0/24"),
@@ -41,7 +41,7 @@ SOME_RANGES = st.sampled_from(
 
 
 @given(SOME_RANGES, st.sets(st.integers(1, 34)), st.none() | st.integers(0, 40))
-def test_the_next_one_is_the_first_free_after_the_last(
+def test_the_next_address_is_the_first_free_one_after_the_last(
     bounds: list[tuple[int, int]], taken: set[int], last: int | None
 ) -> None:
     order = [place for first, end in bounds for place in range(first, end + 1)]
@@ -58,7 +58,7 @@ def test_the_next_one_is_the_first_free_after_the_last(
 
 
 @given(SOME_RANGES)
-def test_a_freed_address_comes_back_last(bounds: list[tuple[int, int]]) -> None:
+def test_a_freed_address_is_reused_last(bounds: list[tuple[int, int]]) -> None:
     ranges, kept = ranges_of(bounds), frozenset([ip_address("10.1.0.1")])
     first = next_free(ranges, kept, None, Set(set()))
     order, last = [first], first
@@ -70,7 +70,7 @@ def test_a_freed_address_comes_back_last(bounds: list[tuple[int, int]]) -> None:
     assert {int(each) - BASE for each in order if each is not None} == usable
 
 
-def test_a_large_ipv6_range_is_no_work() -> None:
+def test_a_large_ipv6_range_is_searched_at_once() -> None:
     subnet = ip_network("fd00::/64")
     whole = Range(subnet, Span(ip_address("fd00::1"), subnet.broadcast_address), ip_address("fd00::1"))
 

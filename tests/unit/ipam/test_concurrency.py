@@ -1,4 +1,4 @@
-"""Many processes on one lease directory: weft's, killed at random moments, and the real host-local's."""
+"""Many processes on one lease directory: weft, killed at random, and the real host-local."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def pool_of(data: Path) -> Pool:
 
 
 class Worker:
-    """A process that reserves and releases; ``maybe`` are the containers that may hold an address when it is dead."""
+    """A process that reserves and releases. ``maybe``: who may own an address after its kill."""
 
     def __init__(self, data: Path, name: str, small: int, maybe: set[str]) -> None:
         self.log = data / f"log.{name}"
@@ -93,8 +93,8 @@ class Worker:
             time.sleep(0.01)
 
     def kill(self) -> tuple[set[str], dict[str, str]]:
-        """Kill it; which containers may hold an address, and which one surely holds which."""
-        assert self.process.poll() is None, "it ended by itself"
+        """Kill it: the containers that may own an address, and those that certainly own one."""
+        assert self.process.poll() is None, "exited before it was killed"
         self.process.kill()
         self.process.wait()
         maybe, surely = set(self.inherited), {}
@@ -113,9 +113,9 @@ class Worker:
 
 
 @pytest.mark.parametrize("small", [256, 0], ids=["read", "indexed"])
-def test_nothing_is_given_twice_or_lost_whoever_is_killed(tmp_path: Path, small: int) -> None:
-    """After each kill: what the dead surely held is theirs on disk, nobody else holds it, and nothing else is held
-    than may be; a successor then releases what its predecessor may have had; at the end all is free."""
+def test_no_address_is_allocated_twice_or_lost_by_kills(tmp_path: Path, small: int) -> None:
+    """After each kill, certain owners are on disk, no address has two owners, and no other lease
+    exists. The next process releases what the killed one may have had. In the end all is free."""
     dice = Random(7)
     (tmp_path / "blue").mkdir()
     workers = {name: Worker(tmp_path, f"{name}.0", small, set()) for name in "abc"}

@@ -1,4 +1,4 @@
-"""DHCP without a network: what a configuration asks for, the bytes, the answer's meaning, and the conversation."""
+"""DHCP without a network: configuration, message format, results, and the client's state machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SERVER = IPv4Address("192.0.2.1")
 
 
 def acknowledged(**options: str) -> Message:
-    """An acknowledgement of 192.0.2.5 with the usual options; others by name, as hexadecimal bytes, "" for none."""
+    """A DHCPACK for 192.0.2.5; ``options`` override the usual ones: hexadecimal bytes, "" for none."""
     lease = {"SUBNET_MASK": "ffffff00", "SERVER_ID": SERVER.packed.hex(), "LEASE_TIME": "00000078", **options}
     found = {int(Option[name]): bytes.fromhex(data) for name, data in lease.items() if data}
     return Message(Kind.ACK, 7, MAC, yours=IPv4Address("192.0.2.5"), reply=True, options=found)
@@ -80,18 +80,18 @@ def test_settings() -> None:
         ({"provide": {}}, "list"),
     ],
 )
-def test_settings_that_cannot_be_are_named(ipam: object, words: str) -> None:
+def test_invalid_settings_are_named(ipam: object, words: str) -> None:
     _, problems = settings(ipam)
     assert problems and words in "; ".join(problems)
 
 
-def test_the_client_is_who_the_reference_says_it_is() -> None:
+def test_the_client_id_is_that_of_the_reference_plugin() -> None:
     assert dhcp.client_id("c1", "net", "eth0") == b"\0c1/net/eth0"
     assert len(dhcp.client_id("c" * 300, "net", "eth0")) == 255
 
 
 @given(st.dictionaries(st.integers(1, 254).filter(lambda n: n not in (52, 53)), st.binary(max_size=600), max_size=5))
-def test_messages_come_back_as_they_went(options: dict[int, bytes]) -> None:
+def test_messages_round_trip(options: dict[int, bytes]) -> None:
     message = Message(Kind.OFFER, 0xDEADBEEF, MAC, ANY, SERVER, 3, False, True, options)
     back = decode(encode(message))
     assert back is not None
@@ -100,7 +100,7 @@ def test_messages_come_back_as_they_went(options: dict[int, bytes]) -> None:
 
 
 @given(st.binary(max_size=400))
-def test_whatever_comes_is_a_message_or_none(data: bytes) -> None:
+def test_random_bytes_are_a_message_or_none(data: bytes) -> None:
     for whole in (data, encode(acknowledged())[:240] + data):
         message = decode(whole)
         if message is not None and not dhcp.problem(message):
@@ -111,28 +111,28 @@ def test_whatever_comes_is_a_message_or_none(data: bytes) -> None:
     assert all(name for name in search_list(data))
 
 
-def test_options_in_the_fields_for_names_count() -> None:
-    """RFC 2132, option 52."""
+def test_options_in_sname_and_file() -> None:
+    """Option overload, RFC 2132 section 9.3."""
     data = bytearray(encode(acknowledged(OVERLOAD="02")))
     data[44:53] = b"\x0c\x03webEND!"[:5] + b"\xff\0\0\0"
     message = decode(bytes(data))
     assert message is not None and message.options[Option.HOST_NAME] == b"web"
 
 
-def test_a_packet_carries_its_message() -> None:
+def test_packets_contain_the_message() -> None:
     for content in (b"odd", b"even"):
         whole = packet(content, ANY, BROADCAST)
         assert checksum(whole[:20]) == 0
         pseudo = whole[12:20] + b"\0\x11" + whole[24:26]
         assert checksum(pseudo + whole[20:]) == 0
-        assert payload(whole) is None, "it is to a server"
+        assert payload(whole) is None, "addressed to the server's port"
         turned = whole[:20] + whole[22:24] + whole[20:22] + whole[24:]
         assert payload(turned + b"padding") == content
         assert payload(turned[:-1]) is None
         assert payload(turned[:6] + b"\x20\0" + turned[8:]) is None, "a fragment"
 
 
-def test_the_answer_becomes_a_result() -> None:
+def test_the_result_of_a_lease() -> None:
     message = acknowledged(
         ROUTERS="c0000201c0000202", NAME_SERVERS="c0000235", DOMAIN=b"example.test".hex(),
         DOMAIN_SEARCH=(b"\x03one\x04test\0\x03two\xc0\x04").hex(), STATIC_ROUTES="0a000000c000020300000000c0000204",
@@ -146,7 +146,7 @@ def test_the_answer_becomes_a_result() -> None:
     assert found.dns == Dns(("192.0.2.53",), "example.test", ("one.test", "two.test"))
 
 
-def test_classless_routes_are_all_that_counts() -> None:
+def test_classless_static_routes_replace_the_router_option() -> None:
     message = acknowledged(ROUTERS="c0000201", CLASSLESS_ROUTES="18c63364c000020220cb00710100000000")
     assert dhcp.result(message, None).routes == (
         Route(IPv4Network("198.51.100.0/24"), IPv4Address("192.0.2.2")),
@@ -154,7 +154,7 @@ def test_classless_routes_are_all_that_counts() -> None:
     )
 
 
-def test_a_router_outside_the_subnet_is_on_the_link() -> None:
+def test_a_router_outside_the_subnet_gets_an_on_link_route() -> None:
     message = acknowledged(SUBNET_MASK="ffffffff", ROUTERS="c0000201")
     assert dhcp.result(message, None).routes == (
         Route(IPv4Network("192.0.2.1/32"), scope=253),
@@ -173,17 +173,17 @@ def test_a_router_outside_the_subnet_is_on_the_link() -> None:
         (replace(acknowledged(), yours=IPv4Address("127.0.0.1")), "127.0.0.1"),
     ],
 )
-def test_what_cannot_be_used_is_said(message: Message, words: str) -> None:
+def test_unusable_leases_are_refused_with_the_reason(message: Message, words: str) -> None:
     assert words in dhcp.problem(message)
 
 
 @pytest.mark.parametrize("text", [b"a b", b"x\ny", b"caf\xc3\xa9", b'"', b"\xff"])
-def test_no_text_of_a_server_breaks_a_file(text: bytes) -> None:
+def test_text_of_the_server_cannot_damage_the_lease_file(text: bytes) -> None:
     assert dhcp.result(acknowledged(DOMAIN=text.hex()), None).dns == Dns()
 
 
 class FakeWire:
-    """A transport with a server that is a function from a client's message to its answers."""
+    """A transport; the server is a function from the client's message to the replies."""
 
     mac = MAC
 
@@ -214,7 +214,7 @@ def usual(message: Message) -> list[Message]:
     return [replace(acknowledged(), kind=kind, xid=0)]
 
 
-def test_a_lease_is_got() -> None:
+def test_a_lease_is_acquired() -> None:
     transport = FakeWire(usual)
     found = dhcp_client.acquire(transport, ASKING, **QUICK)
     assert (found.server, found.server_mac, found.duration) == (SERVER, "02:00:00:00:00:99", 120.0)
@@ -225,8 +225,8 @@ def test_a_lease_is_got() -> None:
     assert request.addresses(Option.SERVER_ID) == (SERVER,)
 
 
-def test_what_others_say_does_not_count() -> None:
-    """Another transaction, another client, another client's request, an offer without a mask, another server's NAK."""
+def test_messages_that_are_not_for_this_client_are_ignored() -> None:
+    """Wrong transaction id, chaddr or op; an offer without a mask; a NAK of another server."""
 
     def noisy(message: Message) -> list[Message]:
         [good] = usual(message)
@@ -243,7 +243,7 @@ def test_what_others_say_does_not_count() -> None:
     assert dhcp_client.acquire(FakeWire(noisy), ASKING, **QUICK).server == SERVER
 
 
-def test_silence_and_refusal_are_told_apart() -> None:
+def test_timeout_and_nak_are_distinct_errors() -> None:
     with pytest.raises(dhcp_client.NoAnswer) as silent:
         dhcp_client.acquire(FakeWire(lambda message: []), ASKING, **QUICK)
     assert silent.value.code == 11
@@ -267,7 +267,7 @@ HELD = Lease(acknowledged(), SERVER, "02:00:00:00:00:99", 1000.0)
 
 
 @pytest.mark.parametrize("rebind", [False, True])
-def test_renewing_asks_the_server_and_rebinding_everybody(rebind: bool) -> None:
+def test_renewing_is_unicast_and_rebinding_is_broadcast(rebind: bool) -> None:
     transport = FakeWire(usual)
     found = dhcp_client.renew(transport, ASKING, HELD, rebind=rebind)
     assert found.message.yours == HELD.message.yours
@@ -277,7 +277,7 @@ def test_renewing_asks_the_server_and_rebinding_everybody(rebind: bool) -> None:
     assert mac == ("ff:ff:ff:ff:ff:ff" if rebind else HELD.server_mac)
 
 
-def test_another_address_is_no_renewal() -> None:
+def test_an_ack_for_another_address_is_no_renewal() -> None:
     def other(message: Message) -> list[Message]:
         return [replace(one, yours=IPv4Address("192.0.2.6")) for one in usual(message)]
 
@@ -285,7 +285,7 @@ def test_another_address_is_no_renewal() -> None:
         dhcp_client.renew(FakeWire(other), ASKING, HELD, rebind=False)
 
 
-def test_release_says_whose() -> None:
+def test_release_has_address_server_and_client_id() -> None:
     transport = FakeWire(lambda message: [])
     dhcp_client.release(transport, replace(ASKING, provide=((61, b"\1other"),)), HELD)
     [(message, mac)] = transport.sent
@@ -304,11 +304,11 @@ def test_release_says_whose() -> None:
         ({"LEASE_TIME": ""}, None),
     ],
 )
-def test_when_to_renew(options: dict[str, str], times: tuple[float, float, float] | None) -> None:
+def test_times_of_renewal(options: dict[str, str], times: tuple[float, float, float] | None) -> None:
     assert replace(HELD, message=acknowledged(**options)).timers == times
 
 
-def test_attempts_halve_the_time_that_is_left() -> None:
+def test_the_retry_interval_is_half_of_the_remaining_time() -> None:
     held = StoredLease("k", "c1/eth0 on net", NamespaceId("/run/netns/c1", 4, 7), "eth0", ASKING, HELD)
     assert [replace(held, last_attempt=when).next_attempt for when in (0, 1060, 1082.5, 1104, 1105, 1112.5)] == [
         1060, 1082.5, 1093.75, 1105, 1115, 1120,
@@ -316,7 +316,7 @@ def test_attempts_halve_the_time_that_is_left() -> None:
     assert replace(held, lost="gone").next_attempt is None
 
 
-def test_leases_are_files(tmp_path: object) -> None:
+def test_lease_files(tmp_path: object) -> None:
     leases = LeaseFiles(f"{tmp_path}/dhcp")
     leases.prepare()
     held = StoredLease("k", "c1/eth0 on net", NamespaceId("/run/netns/c1", 4, 7), "eth0", ASKING, HELD, 3.5, "why")

@@ -63,7 +63,7 @@ def state(tmp_path: Path) -> HostState:
 
 @pytest.fixture(params=["read", "indexed"])
 def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of knowing what is taken: reading the files, and the index."""
+    """Both views of the taken addresses: the directory listing, and the index."""
     if request.param == "indexed":
         monkeypatch.setattr(view_module, "SMALL", 0)
     return str(request.param)
@@ -75,7 +75,7 @@ def data(tmp_path: Path, size: str) -> str:
 
 
 def small(data: str, **more: Any) -> dict[str, Any]:
-    """A /28: 13 addresses, .2 to .14."""
+    """A /28 with 13 addresses, .2 to .14."""
     return {"subnet": "10.1.0.0/28", "dataDir": data, **more}
 
 
@@ -104,7 +104,7 @@ def test_an_answer_has_everything_but_interfaces(data: str, state: HostState, tm
     assert Path(data, "blue", "last_reserved_ip.1").read_text() == "fd00::2"
 
 
-def test_a_preview_is_what_reserve_answers_and_makes_nothing(data: str, state: HostState) -> None:
+def test_preview_equals_reserve_and_creates_no_files(data: str, state: HostState) -> None:
     pool = parse(small(data))
     expected = preview(pool, ONE, state)
     assert not os.path.exists(data)
@@ -115,7 +115,7 @@ def test_a_preview_is_what_reserve_answers_and_makes_nothing(data: str, state: H
     assert reserve(pool, TWO, state) == expected
 
 
-def test_all_addresses_are_given_then_none(data: str, state: HostState) -> None:
+def test_all_addresses_are_allocated_before_the_pool_is_exhausted(data: str, state: HostState) -> None:
     pool = parse(small(data, exclude=["10.1.0.4", "10.1.0.8/31"]))
     available(pool, state)
     given = [shown(reserve(pool, Owner(f"c{number}", "eth0"), state))[0] for number in range(10)]
@@ -130,7 +130,7 @@ def test_all_addresses_are_given_then_none(data: str, state: HostState) -> None:
     assert shown(reserve(pool, ONE, state)) == ["10.1.0.7/28"]
 
 
-def test_a_freed_address_comes_last(data: str, state: HostState) -> None:
+def test_a_freed_address_is_reused_last(data: str, state: HostState) -> None:
     pool = parse(small(data))
     given = []
     for number in range(14):
@@ -141,7 +141,7 @@ def test_a_freed_address_comes_last(data: str, state: HostState) -> None:
     assert given[13] == given[0]
 
 
-def test_one_exhausted_set_means_nothing_is_taken(data: str, state: HostState) -> None:
+def test_nothing_is_reserved_if_one_range_set_is_exhausted(data: str, state: HostState) -> None:
     pool = parse({"dataDir": data, "ranges": [[{"subnet": "10.1.0.0/28"}], [{"subnet": "10.2.0.0/30"}]]})
     reserve(pool, ONE, state)
     before = listed(pool)
@@ -150,7 +150,7 @@ def test_one_exhausted_set_means_nothing_is_taken(data: str, state: HostState) -
     assert listed(pool) == before
 
 
-def test_a_second_reservation_is_refused_and_the_first_one_stays(data: str, state: HostState) -> None:
+def test_a_second_reservation_is_refused_and_keeps_the_first(data: str, state: HostState) -> None:
     pool = parse(small(data, ranges=[[{"subnet": "fd00::/64"}]]))
     reserve(pool, ONE, state)
     with pytest.raises(Conflict, match=r"one/eth0 already has 10\.1\.0\.2"):
@@ -185,7 +185,7 @@ def test_requested_addresses(data: str, state: HostState) -> None:
         ("10.1.0.7,10.1.0.8", "is a second address of the same set: 10.1.0.7"),
     ],
 )
-def test_requests_that_cannot_be_met(data: str, text: str, said: str) -> None:
+def test_requested_addresses_that_are_refused(data: str, text: str, said: str) -> None:
     ipam = small(data, exclude=["10.1.0.5-10.1.0.6"])
     with pytest.raises(ConfigProblem, match=said) as caught:
         parse(ipam, arguments={"IP": text})
@@ -213,7 +213,7 @@ def test_the_default_directory() -> None:
     assert parse({"subnet": "10.1.0.0/28"}).directory == "/var/lib/cni/networks/blue"
 
 
-def test_what_is_lacking_is_said(data: str, state: HostState) -> None:
+def test_lacks_names_the_missing_lease(data: str, state: HostState) -> None:
     pool = parse(small(data))
     mine = (ip_interface("10.1.0.2/28"),)
     assert "does not exist" in str(lacks(pool, ONE, mine, state))
@@ -227,7 +227,7 @@ def test_what_is_lacking_is_said(data: str, state: HostState) -> None:
     assert "no valid owner" in str(lacks(pool, ONE, mine, state))
 
 
-def test_status_says_what_is_in_the_way(data: str, state: HostState, tmp_path: Path) -> None:
+def test_status_reports_problems_of_the_directory(data: str, state: HostState, tmp_path: Path) -> None:
     pool = parse(small(data))
     available(pool, state)
     assert not os.path.exists(data)
@@ -239,7 +239,7 @@ def test_status_says_what_is_in_the_way(data: str, state: HostState, tmp_path: P
         reserve(pool, ONE, state)
 
 
-def test_after_a_reboot_all_is_free_at_once(data: str, state: HostState) -> None:
+def test_a_reboot_frees_all_addresses(data: str, state: HostState) -> None:
     pool = parse(small(data))
     for number in range(13):
         reserve(pool, Owner(f"c{number}", "eth0"), state)
@@ -250,10 +250,10 @@ def test_after_a_reboot_all_is_free_at_once(data: str, state: HostState) -> None
     assert len(set(given)) == 13
 
 
-def test_an_exhausted_pool_is_doubted_after_a_while(
+def test_an_exhausted_pool_is_reread_after_a_while(
     data: str, state: HostState, size: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that was emptied in place does not show in the directory's mtime; it counts when it is needed."""
+    """Truncating a file does not change the directory's mtime; an exhausted pool is read again."""
     pool = parse(small(data))
     for number in range(13):
         reserve(pool, Owner(f"c{number}", "eth0"), state)
@@ -262,7 +262,7 @@ def test_an_exhausted_pool_is_doubted_after_a_while(
     assert shown(reserve(pool, ONE, state)) == ["10.1.0.7/28"]
 
 
-def test_a_file_that_appears_in_the_last_moment_is_respected(
+def test_a_lease_created_concurrently_by_another_program_is_kept(
     data: str, state: HostState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = parse(small(data, ranges=[[{"subnet": "fd00::/64"}]]))
@@ -279,7 +279,7 @@ def test_a_file_that_appears_in_the_last_moment_is_respected(
 
 
 class Beside(RuleBasedStateMachine):
-    """Weft and somebody who uses the directory as host-local does, against a simple model."""
+    """Weft and another program that uses the directory as host-local does, against a simple model."""
 
     small_size = 256
 

@@ -39,14 +39,14 @@ def path(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["read", "indexed"])
 def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of knowing what is taken: reading the files, and the index."""
+    """Both views of the taken addresses: the directory listing, and the index."""
     if request.param == "indexed":
         monkeypatch.setattr(view_module, "SMALL", 0)
     return str(request.param)
 
 
 def put(path: str, address: object, content: bytes) -> None:
-    """As host-local or a person would."""
+    """Write a file as host-local or an administrator would."""
     Path(path, str(address)).write_bytes(content)
 
 
@@ -71,14 +71,14 @@ def listed(path: str) -> dict[str, Owner]:
         (b"two words", None),
     ],
 )
-def test_owners_are_read_as_host_local_writes_them(content: bytes, owner: Owner | None) -> None:
+def test_owners_in_the_format_of_host_local(content: bytes, owner: Owner | None) -> None:
     assert parse_owner(content) == owner
 
 
 @given(
     st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,70}", fullmatch=True), st.sampled_from(["eth0", "-x", 'a"b', "v.10"])
 )
-def test_what_is_written_is_read(container: str, interface: str) -> None:
+def test_owners_round_trip(container: str, interface: str) -> None:
     assert parse_owner(owner_text(Owner(container, interface))) == Owner(container, interface)
 
 
@@ -86,11 +86,11 @@ def test_what_is_written_is_read(container: str, interface: str) -> None:
     "name",
     ["lock", "last_reserved_ip.0", "10.0.0.01", "10.0.0.256", "10.0.0", "fd00:0::1", "FD00::1", "fe80::1%lo", ""],
 )
-def test_other_names_are_no_addresses(name: str) -> None:
+def test_file_names_that_are_no_addresses(name: str) -> None:
     assert as_address(name) is None
 
 
-def test_leases_are_files_that_host_local_understands(path: str, state: HostState, size: str) -> None:
+def test_lease_files_have_the_format_of_host_local(path: str, state: HostState, size: str) -> None:
     with open_locked(path, "blue", state) as leases:
         assert leases.lease((A, ip_address("fd00::5")), ONE)
     assert Path(path, "10.1.0.2").read_bytes() == b"one\r\neth0"
@@ -102,7 +102,7 @@ def test_leases_are_files_that_host_local_understands(path: str, state: HostStat
         assert leases.first_free_from(6, int(ip_address("fd00::4"))) == int(ip_address("fd00::4"))
 
 
-def test_the_lock_is_as_host_local_makes_it(path: str, state: HostState) -> None:
+def test_the_lock_file_is_that_of_host_local(path: str, state: HostState) -> None:
     before = os.umask(0o022)
     try:
         with open_locked(path, "blue", state):
@@ -114,7 +114,7 @@ def test_the_lock_is_as_host_local_makes_it(path: str, state: HostState) -> None
         os.umask(before)
 
 
-def test_all_or_none(path: str, state: HostState, size: str) -> None:
+def test_several_addresses_are_leased_all_or_none(path: str, state: HostState, size: str) -> None:
     put(path, B, b"two\r\neth0")
     with open_locked(path, "blue", state) as leases:
         assert not leases.lease((A, B), ONE)
@@ -122,9 +122,7 @@ def test_all_or_none(path: str, state: HostState, size: str) -> None:
     assert listed(path) == {str(B): TWO, str(C): ONE}
 
 
-def test_a_write_that_fails_leaves_nothing(
-    path: str, state: HostState, size: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_no_file(path: str, state: HostState, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = directory_module._fill, []
 
     def full(descriptor: int, content: bytes) -> None:
@@ -142,8 +140,9 @@ def test_a_write_that_fails_leaves_nothing(
     assert os.listdir(path) == ["lock"]
 
 
-def test_without_unnamed_files_it_does_as_host_local(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_module.os, "O_TMPFILE", os.O_RDONLY)  # what makes open(".") fail with EISDIR
+def test_without_o_tmpfile_files_are_created_as_by_host_local(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that open(".") fails with EISDIR.
+    monkeypatch.setattr(directory_module.os, "O_TMPFILE", os.O_RDONLY)
     with Directory(path) as directory:
         assert directory.create(A, ONE)
         assert not directory.create(A, TWO)
@@ -152,7 +151,7 @@ def test_without_unnamed_files_it_does_as_host_local(path: str, monkeypatch: pyt
         assert found.owner == ONE
 
 
-def test_release_frees_the_owners_alone(path: str, state: HostState, size: str) -> None:
+def test_release_frees_only_addresses_of_the_owner(path: str, state: HostState, size: str) -> None:
     with open_locked(path, "blue", state) as leases:
         leases.lease((A,), ONE)
         leases.lease((B,), TWO)
@@ -169,7 +168,7 @@ def test_old_leases_without_interface_are_honoured(path: str, state: HostState, 
     assert release(path, "blue", ONE, state) == (A,)
 
 
-def test_where_nothing_is_nothing_is_made(tmp_path: Path, state: HostState) -> None:
+def test_reading_a_missing_directory_does_not_create_it(tmp_path: Path, state: HostState) -> None:
     missing = str(tmp_path / "none" / "blue")
     assert release(missing, "blue", ONE, state) == ()
     assert not release_address(missing, A, ONE, state)
@@ -177,7 +176,7 @@ def test_where_nothing_is_nothing_is_made(tmp_path: Path, state: HostState) -> N
     assert not (tmp_path / "none").exists()
 
 
-def test_a_release_never_lies(path: str, state: HostState, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_release_is_an_error(path: str, state: HostState, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     put(path, A, b"one\r\neth0")
 
     def refuse(*_: object, **__: object) -> None:
@@ -189,7 +188,7 @@ def test_a_release_never_lies(path: str, state: HostState, size: str, monkeypatc
     assert release(path, "blue", TWO, state) == ()
 
 
-def test_a_lock_that_cannot_be_opened_matters_only_to_who_has_leases(path: str, state: HostState) -> None:
+def test_an_unusable_lock_is_an_error_only_for_owners_of_leases(path: str, state: HostState) -> None:
     put(path, A, b"one\r\neth0")
     os.mkdir(Path(path, "lock"))
     put(path, "lock/file", b"")
@@ -199,7 +198,7 @@ def test_a_lock_that_cannot_be_opened_matters_only_to_who_has_leases(path: str, 
 
 
 @pytest.mark.parametrize("what", ["directory", "dangling"])
-def test_what_cannot_be_a_lock_is_cleared_away(path: str, state: HostState, what: str) -> None:
+def test_a_directory_or_link_instead_of_the_lock_is_replaced(path: str, state: HostState, what: str) -> None:
     lock = Path(path, "lock")
     if what == "directory":
         lock.mkdir()
@@ -217,7 +216,7 @@ def test_one_address_is_freed_only_from_its_owner(path: str, state: HostState, s
     assert not release_address(path, A, ONE, state)
 
 
-def test_damage_is_reclaimed(path: str, state: HostState, size: str) -> None:
+def test_damaged_lease_files_are_reclaimed(path: str, state: HostState, size: str) -> None:
     put(path, "10.1.0.10", b"")
     put(path, "10.1.0.11", b"\0" * 30)
     put(path, "10.1.0.12", b"one\r\n")
@@ -233,7 +232,7 @@ def test_damage_is_reclaimed(path: str, state: HostState, size: str) -> None:
     assert set(os.listdir(path)) == {"lock", "10.1.0.16"}
 
 
-def test_looking_changes_nothing(path: str, state: HostState, size: str) -> None:
+def test_open_readonly_changes_nothing(path: str, state: HostState, size: str) -> None:
     put(path, A, b"")
     put(path, B, b"two\r\neth0")
     before = (os.stat(path).st_mtime_ns, sorted(os.listdir(path)))
@@ -245,7 +244,7 @@ def test_looking_changes_nothing(path: str, state: HostState, size: str) -> None
 
 
 class TestReboot:
-    """Leases of before this boot whose owners weft does not know are reclaimed, once in a boot."""
+    """Leases from before this boot with unknown owners are reclaimed, once per boot."""
 
     def set_up(self, path: str) -> float:
         now = time.time()
@@ -254,7 +253,7 @@ class TestReboot:
             os.utime(Path(path, str(address)), (now - age, now - age))
         return now - 100
 
-    def test_leftovers_go_the_living_stay(self, path: str, tmp_path: Path, size: str) -> None:
+    def test_leases_of_unknown_owners_are_freed_and_others_kept(self, path: str, tmp_path: Path, size: str) -> None:
         asked = []
 
         def alive(network: str, owner: Owner) -> bool:
@@ -268,7 +267,7 @@ class TestReboot:
         assert sorted(asked, key=str) == [("blue", ONE), ("blue", TWO)]
         assert set(listed(path)) == {str(B), str(C)}
 
-    def test_a_clock_put_forward_later_frees_nothing(
+    def test_setting_the_clock_forward_later_frees_nothing(
         self, path: str, state: HostState, tmp_path: Path, size: str
     ) -> None:
         self.set_up(path)
@@ -279,7 +278,7 @@ class TestReboot:
             leases.reread()
         assert len(listed(path)) == 3
 
-    def test_a_look_passes_over_them_and_leaves_them(self, path: str, tmp_path: Path) -> None:
+    def test_open_readonly_ignores_them_without_freeing(self, path: str, tmp_path: Path) -> None:
         state = HostState(str(tmp_path / "index"), self.set_up(path), lambda network, owner: False)
         with open_readonly(path, "blue", state) as leases:
             assert leases.first_free_from(4, int(A)) == int(A)
@@ -293,7 +292,7 @@ class TestIndex:
         monkeypatch.setattr(view_module, "SMALL", 0)
 
     def used(self, path: str, state: HostState, monkeypatch: pytest.MonkeyPatch) -> bool:
-        """Whether a call gets by without reading all files."""
+        """Whether a call uses the index instead of reading all files."""
         reads: list[object] = []
         real = Directory.scan
         with monkeypatch.context() as patch:
@@ -302,7 +301,7 @@ class TestIndex:
                 pass
         return not reads
 
-    def test_it_is_believed_as_long_as_nobody_else_changes_files(
+    def test_it_is_valid_until_another_program_changes_files(
         self, path: str, state: HostState, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with open_locked(path, "blue", state) as leases:
@@ -317,7 +316,7 @@ class TestIndex:
         assert not self.used(path, state, monkeypatch)
 
     @pytest.mark.parametrize("keep", [0, 100, 5000, -1])
-    def test_it_may_be_damaged_or_gone(self, path: str, state: HostState, keep: int) -> None:
+    def test_it_may_be_damaged_or_missing(self, path: str, state: HostState, keep: int) -> None:
         with open_locked(path, "blue", state) as leases:
             leases.lease((A, C), ONE)
         [index] = Path(state.index).glob("*.index")
@@ -332,7 +331,7 @@ class TestIndex:
         assert release(path, "blue", ONE, state) in ((A, C), (C, A))
         assert listed(path) == {str(B): TWO}
 
-    def test_a_kill_before_it_is_kept_makes_it_invalid(
+    def test_a_kill_before_it_is_written_makes_it_invalid(
         self, path: str, state: HostState, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with open_locked(path, "blue", state) as leases:
@@ -344,15 +343,15 @@ class TestIndex:
         with open_locked(path, "blue", state) as leases:
             assert leases.addresses_of(TWO) == (B,)
 
-    def test_what_it_says_of_an_owner_is_checked(self, path: str, state: HostState) -> None:
+    def test_its_owners_are_verified_with_the_files(self, path: str, state: HostState) -> None:
         with open_locked(path, "blue", state) as leases:
             leases.lease((A,), ONE)
-        put(path, A, b"two\r\neth0")  # in place: the directory's mtime does not tell
+        put(path, A, b"two\r\neth0")  # in place: the directory's mtime does not change
         assert release(path, "blue", ONE, state) == ()
         assert listed(path) == {str(A): TWO}
         assert release(path, "blue", TWO, state) == (A,)
 
-    def test_its_place_may_be_unusable(self, path: str, tmp_path: Path) -> None:
+    def test_its_path_may_be_unusable(self, path: str, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
         state = HostState(str(tmp_path / "file" / "index"), 0.0, lambda network, owner: True)
         for owner, address in ((ONE, A), (TWO, B)):
@@ -365,7 +364,7 @@ NUMBERS = st.integers(0, 40) | st.integers(2**32 - 6, 2**32 - 1)
 
 
 class IndexModel(RuleBasedStateMachine):
-    """The runs of an index against a set."""
+    """The intervals of an index against a set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -427,7 +426,7 @@ def test_a_held_lock_is_waited_for(path: str, state: HostState) -> None:
 
 
 @pytest.mark.parametrize("there", ["garbage", "empty", "directory", "dangling", "fifo", "hardlink", "longer"])
-def test_a_pointer_is_only_a_hint(path: str, there: str, tmp_path: Path) -> None:
+def test_last_reserved_ip_may_be_anything(path: str, there: str, tmp_path: Path) -> None:
     pointer = Path(path, "last_reserved_ip.0")
     other = tmp_path / "precious"
     other.write_text("precious")

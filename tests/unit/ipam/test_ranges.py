@@ -19,7 +19,7 @@ def parse(
     return sets, problems.found
 
 
-def test_defaults_are_host_locals() -> None:
+def test_defaults_are_those_of_host_local() -> None:
     sets, found = parse({"Subnet": "10.1.0.0/24"})
     assert not found
     [[each]] = sets
@@ -27,7 +27,7 @@ def test_defaults_are_host_locals() -> None:
     assert size(sets[0], gateways(sets)) == 253
 
 
-def test_ipv6_reaches_to_the_last_address() -> None:
+def test_ipv6_ranges_include_the_last_address() -> None:
     [[each]], found = parse({"ranges": [[{"subnet": "fd00::/64"}]]})
     assert not found
     assert str(each.span) == "fd00::1-fd00::ffff:ffff:ffff:ffff"
@@ -98,14 +98,14 @@ def test_problems_name_key_and_value(ipam: dict[str, Any], said: str) -> None:
         ({"subnet": "fd00::/120", "rangeStart": "fd00::", "rangeEnd": "fd00::ff"}, "fd00::1-fd00::ff"),
     ],
 )
-def test_a_range_may_reach_to_the_edges_of_its_subnet(ipam: dict[str, Any], span: str) -> None:
-    """podman writes the broadcast address as the end of ``--ip-range`` where that is the subnet's upper half."""
+def test_a_range_may_include_network_and_broadcast_address(ipam: dict[str, Any], span: str) -> None:
+    """podman ends ``--ip-range`` with the broadcast address if it is the upper half of the subnet."""
     [[each]], problems = parse(ipam)
     assert problems == []
     assert str(each.span) == span
 
 
-def test_old_versions_have_room_for_one_address_of_a_family() -> None:
+def test_old_versions_allow_one_address_of_each_family() -> None:
     two = {"ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "10.2.0.0/24"}]]}
     assert parse(two)[1] == []
     assert "cniVersion 0.2.0 allows one address" in parse(two, version="0.2.0")[1][0]
@@ -113,7 +113,7 @@ def test_old_versions_have_room_for_one_address_of_a_family() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "10.0.0.1-", "10.0.0.1-fd00::1", "10.0.0.1/24", "fe80::1%eth0", "1-2-3"])
-def test_no_span(text: str) -> None:
+def test_invalid_spans(text: str) -> None:
     assert parse_span(text) is None
 
 
@@ -129,7 +129,7 @@ PLACES = st.integers(1, 62)
 
 
 @given(PLACES, PLACES, PLACES, st.lists(st.tuples(PLACES, PLACES), max_size=5))
-def test_usable_is_the_range_without_holes(one: int, other: int, gateway: int, holes: list[tuple[int, int]]) -> None:
+def test_usable_excludes_reserved_addresses(one: int, other: int, gateway: int, holes: list[tuple[int, int]]) -> None:
     def at(place: int) -> Any:
         return address_at(4, BASE + place)
 

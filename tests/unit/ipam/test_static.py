@@ -63,7 +63,7 @@ def test_later_places_replace_earlier_ones() -> None:
     ]
 
 
-def test_no_address_is_an_answer() -> None:
+def test_a_configuration_without_addresses_is_valid() -> None:
     found, problems = parse({})
     assert (shown(found), problems) == ([], [])
     assert static.result(found).ips == ()
@@ -88,13 +88,13 @@ def test_problems(ipam: dict[str, Any], arguments: dict[str, str], said: str) ->
     assert said in problems[0]
 
 
-def test_old_versions_have_room_for_one_of_a_family() -> None:
+def test_old_versions_allow_one_address_of_each_family() -> None:
     two = {"addresses": [{"address": "10.1.0.5/24"}, {"address": "10.1.0.6/24"}]}
     assert parse(two)[1] == []
     assert "allows one address" in parse(two, version="0.2.0")[1][0]
 
 
-def test_what_is_missing_is_said() -> None:
+def test_missing_addresses_are_named() -> None:
     found, _ = parse(CONFIGURED)
     assert static.lacks(found, (ip_interface("10.1.0.5/24"),)) is None
     assert static.lacks(found, ()) == "the configured address 10.1.0.5/24 is not in the attachment's result"

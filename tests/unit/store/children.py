@@ -1,4 +1,4 @@
-"""What other processes do to a store: ``python -m unit.store.children NAME ENGINE PLACE …``."""
+"""Other processes on a store: ``python -m unit.store.children FUNCTION ENGINE PATH …``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from store import Compare, Put, Store
 
 
 async def count(engine: str, place: str, times: str) -> None:
-    """Add to a counter that others add to as well."""
+    """Increment a counter that other processes increment, too."""
     store = await open_place(engine, place)
     for _ in range(int(times)):
         await add_one(store)
@@ -22,7 +22,7 @@ async def count(engine: str, place: str, times: str) -> None:
 
 
 async def add_one(store: Store) -> None:
-    """Compare and swap until it succeeds."""
+    """Increment by compare and swap, retried until it succeeds."""
     while True:
         entry = await store.get("counter")
         revision, number = (entry.mod_revision, int(entry.value)) if entry else (0, 0)
@@ -32,7 +32,7 @@ async def add_one(store: Store) -> None:
 
 
 async def write(engine: str, place: str, tag: str, times: str) -> None:
-    """Put keys of one's own, one after the other."""
+    """Put own keys, one after the other."""
     store = await open_place(engine, place)
     for number in range(int(times)):
         await store.put(f"{tag}/{number:04}", b"%d" % number)
@@ -40,7 +40,7 @@ async def write(engine: str, place: str, tag: str, times: str) -> None:
 
 
 async def lease(engine: str, place: str, seconds: str) -> None:
-    """Put a key with a lease, say so, and die."""
+    """Put a key with a lease, print a line, and exit without closing."""
     store = await open_place(engine, place)
     await store.put("leased", b"", lease=await store.grant(float(seconds)))
     print("put", flush=True)
@@ -48,7 +48,7 @@ async def lease(engine: str, place: str, seconds: str) -> None:
 
 
 def crash(engine: str, place: str, rounds: str, seed: str) -> None:
-    """Kill writers at random moments, and look after each whether all that they were told is true."""
+    """Kill writers at random; after each, check that everything reported as written is there."""
     chance = random.Random(int(seed))
     told: dict[str, tuple[int, bytes]] = {}
     highest = 0
@@ -92,7 +92,7 @@ async def _check_told(engine: str, place: str, told: dict[str, tuple[int, bytes]
     entries = {entry.key: entry for entry in found.entries}
     for key, (revision, value) in told.items():
         entry = entries[key]
-        # What was told last may have been followed by one more put that nobody lived to tell of.
+        # One more put may have been committed that was not reported before the kill.
         assert entry.mod_revision >= revision, (key, entry, revision)
         assert entry.mod_revision > revision or entry.value == value, (key, entry, value)
     for key, entry in entries.items():

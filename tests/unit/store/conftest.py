@@ -1,4 +1,4 @@
-"""Tests that are coroutines, each in an event loop of its own; and the stores that they are about."""
+"""Runs each coroutine test in its own event loop, and provides the stores under test."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.fixture(params=sorted(ENGINES))
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """An empty store of each kind; in memory, where nobody else's fsync delays it."""
+    """An empty store of each engine; on tmpfs, where fsync is fast."""
     with tempfile.TemporaryDirectory(dir=memory()) as folder:
         yield ENGINES[request.param](Path(folder), monkeypatch)

@@ -1,4 +1,4 @@
-"""The engines that the conformance tests run on. Another one is another class in ``ENGINES``."""
+"""The engines under the conformance tests. A new engine is a new class in ``ENGINES``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from store.embedded import open_embedded
 
 
 class Engine(Protocol):
-    """A place for one store, which can be opened several times, also by other processes (``children``)."""
+    """The path of a store, which may be open several times, also by other processes (``children``)."""
 
     name: str
     place: str
@@ -24,10 +24,10 @@ class Engine(Protocol):
         """Open the store; close it at the end of the block."""
 
     def stop_time(self) -> None:
-        """From now on leases run only when ``pass_time`` says so."""
+        """Stop the clock of leases; ``pass_time`` advances it."""
 
     def pass_time(self, seconds: float) -> None:
-        """Let that time pass for leases."""
+        """Advance the clock of leases."""
 
 
 class Embedded:
@@ -58,6 +58,6 @@ ENGINES: dict[str, Callable[[Path, pytest.MonkeyPatch], Engine]] = {"embedded": 
 
 
 async def open_place(name: str, place: str, history: int = 10_000) -> Store:
-    """Open an engine's store by name, as another process does."""
+    """Open a store by the name of its engine, as other processes do."""
     assert name == "embedded"
     return await open_embedded(Path(place), history=history)

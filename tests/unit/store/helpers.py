@@ -1,4 +1,4 @@
-"""What several of the store's tests do."""
+"""Helpers of several tests of the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 
 
 def memory() -> str | None:
-    """A folder in memory, if there is one."""
+    """A directory on tmpfs, if there is one."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
@@ -34,7 +34,7 @@ async def take(watch: AsyncIterator[Batch], count: int) -> list[Batch]:
 
 
 async def collect(watch: AsyncIterator[Batch], last: int) -> list[Batch]:
-    """The batches of a watch up to one of that revision."""
+    """The batches of a watch up to the given revision."""
     found: list[Batch] = []
     while not found or found[-1].revision < last:
         found.append(await soon(anext(watch)))
@@ -42,7 +42,7 @@ async def collect(watch: AsyncIterator[Batch], last: int) -> list[Batch]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until a condition holds."""
+    """Wait for a condition."""
 
     async def wait() -> None:
         while not await condition():
@@ -56,7 +56,7 @@ def state(found: Range) -> dict[str, bytes]:
 
 
 def brief(event: Event) -> tuple[str, bytes | None, bytes | None]:
-    """Key, value now, value before."""
+    """Key, current value, previous value."""
     return (
         event.key,
         None if event.entry is None else event.entry.value,
@@ -65,7 +65,7 @@ def brief(event: Event) -> tuple[str, bytes | None, bytes | None]:
 
 
 def program(name: str, *arguments: str) -> list[str]:
-    """The command that runs one of ``children``."""
+    """The command that runs a function of ``children``."""
     return [sys.executable, "-m", "unit.store.children", name, *arguments]
 
 

@@ -1,4 +1,4 @@
-"""Kills, a full disk, a disk that fails, bugs: what was answered is there, and one error is one caller's."""
+"""Kills, a full disk, I/O errors, exceptions: confirmed writes persist, others are not affected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from store.embedded import EmbeddedStore, open_embedded
 from store.transaction import Transaction
 
 
-def test_what_was_told_outlives_fifty_kills(tmp_path: Path) -> None:
+def test_confirmed_writes_survive_fifty_kills(tmp_path: Path) -> None:
     place = str(tmp_path / "store" / "store.db")
     done = subprocess.run(
         program("crash", "embedded", place, "50", "1"),
@@ -109,7 +109,7 @@ print("served on")
 """
 
 
-def test_a_full_disk_refuses_whole_writes_and_serves_on(tmp_path: Path) -> None:
+def test_on_a_full_disk_writes_fail_whole_and_reads_work(tmp_path: Path) -> None:
     unshare = [shutil.which("unshare") or "unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
     mount = 'mount -t tmpfs -o size=3m,mode=700 none "$1" && exec "$2" -c "$3" "$1"'
     probe = subprocess.run(
@@ -170,7 +170,7 @@ print("served on")
 """
 
 
-def test_a_disk_that_failed_serves_on_when_it_is_well_again(tmp_path: Path) -> None:
+def test_the_store_recovers_from_io_errors(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FAILING_DISK, str(tmp_path / "store" / "store.db")],
         cwd=ROOT,
@@ -184,7 +184,9 @@ def test_a_disk_that_failed_serves_on_when_it_is_well_again(tmp_path: Path) -> N
     assert "served on" in done.stdout
 
 
-async def test_a_bug_in_one_request_is_that_one_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_exception_in_one_request_does_not_affect_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put = Transaction._put
 
     def broken(self: Transaction, operation: Put) -> None:
@@ -207,8 +209,8 @@ async def test_a_bug_in_one_request_is_that_one_s(tmp_path: Path, monkeypatch: p
     await store.close()
 
 
-async def test_the_loop_goes_on_while_the_disk_does_not(tmp_path: Path) -> None:
-    """Whoever holds the lock stands for a disk that hangs: everything but writing goes on."""
+async def test_a_blocked_disk_does_not_block_the_event_loop(tmp_path: Path) -> None:
+    """The held write lock simulates a hanging disk: reads and watches continue."""
     path = tmp_path / "store" / "store.db"
     store = await open_embedded(path)
     await store.put("a", b"")
@@ -222,7 +224,7 @@ async def test_the_loop_goes_on_while_the_disk_does_not(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_waiting_writes_share_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pending_writes_share_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "store" / "store.db"
     store = await open_embedded(path)
     assert isinstance(store, EmbeddedStore)
@@ -235,8 +237,8 @@ async def test_waiting_writes_share_a_commit(tmp_path: Path, monkeypatch: pytest
     await store.close()
 
 
-async def test_a_renewal_asks_the_disk_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is written without fsync; a commit with one comes with the next change."""
+async def test_keep_alive_does_not_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written without fsync; the next change is committed with one."""
     path = tmp_path / "store" / "store.db"
     store = await open_embedded(path)
     assert isinstance(store, EmbeddedStore)
@@ -258,7 +260,7 @@ async def test_a_renewal_asks_the_disk_for_nothing(tmp_path: Path, monkeypatch: 
     await store.close()
 
 
-async def test_too_much_that_waits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_pending_writes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "_QUEUE_BYTES", 1_000_000)
     path = tmp_path / "store" / "store.db"
     store = await open_embedded(path)
@@ -273,7 +275,7 @@ async def test_too_much_that_waits_is_refused(tmp_path: Path, monkeypatch: pytes
     await store.close()
 
 
-async def test_the_file_does_not_grow_without_bound(tmp_path: Path) -> None:
+async def test_the_size_of_the_file_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "store" / "store.db"
     store = await open_embedded(path, history=100)
     for _ in range(40):
@@ -283,7 +285,7 @@ async def test_the_file_does_not_grow_without_bound(tmp_path: Path) -> None:
     assert path.stat().st_size < 4_000_000
 
 
-async def test_a_store_that_is_not_closed_harms_nobody(tmp_path: Path) -> None:
+async def test_a_process_that_exits_without_close(tmp_path: Path) -> None:
     script = (
         "import asyncio, sys, os; sys.path.insert(0, os.getcwd())\n"
         "from pathlib import Path\n"

@@ -1,4 +1,4 @@
-"""The embedded store's files: who may see them, what is refused, and what is put aside."""
+"""Files of the embedded store: permissions, paths that are refused, and damaged databases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def fill(path: Path, count: int = 1) -> None:
 
 
 async def refuses(path: Path, said: str) -> None:
-    """Opening raises, says that, and leaves everything as it was."""
+    """Opening raises an error with this text, and changes nothing."""
     before = sorted((str(file), os.lstat(file).st_mode, os.lstat(file).st_mtime_ns) for file in path.parent.rglob("*"))
     with pytest.raises(Unavailable, match=said) as caught:
         await open_embedded(path)
@@ -38,7 +38,7 @@ async def refuses(path: Path, said: str) -> None:
     assert [file for file in after if file not in before and not file[0].endswith(own)] == []
 
 
-async def test_files_are_for_their_owner_alone(path: Path) -> None:
+async def test_files_are_readable_by_their_owner_only(path: Path) -> None:
     mask = os.umask(0)
     try:
         store = await open_embedded(path)
@@ -52,7 +52,7 @@ async def test_files_are_for_their_owner_alone(path: Path) -> None:
     assert {"store.db", "store.db-wal", "store.db-shm", "store.db.lock"} <= set(modes)
 
 
-async def test_a_file_that_others_could_read_is_closed_to_them(path: Path) -> None:
+async def test_permissions_of_existing_files_are_restricted(path: Path) -> None:
     await fill(path)
     path.chmod(0o644)
     await fill(path)
@@ -73,7 +73,7 @@ async def test_links_are_refused(path: Path, tmp_path: Path, suffix: str) -> Non
     assert target.read_bytes() == b"precious"
 
 
-async def test_a_folder_that_is_a_link_or_open_to_others_is_refused(path: Path, tmp_path: Path) -> None:
+async def test_a_directory_that_is_a_link_or_writable_by_others_is_refused(path: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     path.parent.symlink_to(tmp_path / "real")
     await refuses(path, "is not a directory")
@@ -83,13 +83,13 @@ async def test_a_folder_that_is_a_link_or_open_to_others_is_refused(path: Path, 
     await refuses(path, "other users may write")
 
 
-async def test_what_stands_in_the_way_is_named(path: Path) -> None:
+async def test_a_directory_instead_of_the_file_is_named(path: Path) -> None:
     path.mkdir(parents=True, mode=0o700)
     path.parent.chmod(0o700)
     await refuses(path, "is not a regular file")
 
 
-async def test_somebody_elses_database_is_left_alone(path: Path) -> None:
+async def test_a_foreign_database_is_not_changed(path: Path) -> None:
     path.parent.mkdir(mode=0o700)
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE theirs (id)")
@@ -99,7 +99,7 @@ async def test_somebody_elses_database_is_left_alone(path: Path) -> None:
         await open_embedded(path, recover=True)
 
 
-async def test_a_newer_weft_s_database_is_left_alone(path: Path) -> None:
+async def test_a_database_of_a_newer_release_is_not_changed(path: Path) -> None:
     await fill(path)
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 2")
@@ -116,7 +116,7 @@ def truncate(path: Path) -> None:
 
 
 def overwrite(path: Path) -> None:
-    """Random pages but the first, so that it opens."""
+    """Random pages except the first, so that it can be opened."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(4096)
@@ -130,7 +130,7 @@ def drop_a_table(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [scribble, truncate, overwrite, drop_a_table])
-async def test_damage_is_said_and_put_aside_only_when_asked(path: Path, damage: object, caplog: object) -> None:
+async def test_a_damaged_database_is_moved_away_only_with_recover(path: Path, damage: object, caplog: object) -> None:
     await fill(path, 200)
     assert callable(damage)
     damage(path)
@@ -150,7 +150,7 @@ async def test_damage_is_said_and_put_aside_only_when_asked(path: Path, damage: 
         path.write_bytes(damaged)
 
 
-async def test_recover_leaves_a_sound_file_alone(path: Path) -> None:
+async def test_recover_keeps_an_intact_database(path: Path) -> None:
     await fill(path, 3)
     store = await open_embedded(path, recover=True)
     assert len((await store.range("")).entries) == 3
@@ -158,7 +158,7 @@ async def test_recover_leaves_a_sound_file_alone(path: Path) -> None:
     assert not list(path.parent.glob("*damaged*"))
 
 
-async def test_damage_that_shows_later_is_said(path: Path) -> None:
+async def test_damage_found_while_reading_is_reported(path: Path) -> None:
     await fill(path, 2000)
     store = await open_embedded(path)
     size = path.stat().st_size
@@ -170,7 +170,7 @@ async def test_damage_that_shows_later_is_said(path: Path) -> None:
     await store.close()
 
 
-async def test_after_a_boot_leases_have_their_full_time_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_boot_leases_get_their_full_ttl(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moment = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     monkeypatch.setattr(time, "clock_gettime_ns", lambda clock: moment)
     store = await open_embedded(path)
@@ -181,7 +181,7 @@ async def test_after_a_boot_leases_have_their_full_time_again(path: Path, monkey
     connection.execute("UPDATE state SET boot = 'an earlier one'")
     connection.commit()
     connection.close()
-    # The clock of the new boot has come further than the old lease's end; it could as well be at nothing.
+    # CLOCK_BOOTTIME of the new boot may be after or before the old expiry.
     moment += 3600 * 10**9
     store = await open_embedded(path)
     await store.keep_alive(lease)
@@ -202,7 +202,7 @@ async def first(store: Store) -> object:
     return await anext(store.watch("", 1))
 
 
-async def test_a_file_that_is_replaced_or_removed_is_noticed(path: Path) -> None:
+async def test_replacing_or_removing_the_file_is_detected(path: Path) -> None:
     for replace in (False, True):
         store = await open_embedded(path)
         await store.put("a", b"")
@@ -222,7 +222,7 @@ async def test_a_file_that_is_replaced_or_removed_is_noticed(path: Path) -> None
             file.unlink()
 
 
-async def test_a_history_must_be_some(path: Path) -> None:
+async def test_a_history_of_0_is_refused(path: Path) -> None:
     with pytest.raises(Invalid, match="history of 0"):
         await open_embedded(path, history=0)
 
@@ -232,7 +232,7 @@ async def test_another_program_s_lock_is_waited_for(path: Path) -> None:
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     writing = asyncio.create_task(store.put("a", b""))
-    assert await store.get("a") is None, "reads go on"
+    assert await store.get("a") is None, "reads work meanwhile"
     done, _ = await asyncio.wait([writing], timeout=0.2)
     assert not done
     other.execute("COMMIT")
@@ -242,7 +242,7 @@ async def test_another_program_s_lock_is_waited_for(path: Path) -> None:
     await store.close()
 
 
-async def test_many_open_an_empty_place_at_once(path: Path) -> None:
+async def test_many_processes_create_the_database_at_once(path: Path) -> None:
     stores = await asyncio.gather(*(open_embedded(path) for _ in range(8)))
     revisions = await asyncio.gather(*(store.put("a", b"") for store in stores))
     assert sorted(revisions) == list(range(1, 9))

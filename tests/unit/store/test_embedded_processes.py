@@ -1,4 +1,4 @@
-"""Several processes on one file: how they hear of each other, who has his turn, what the history may weigh."""
+"""Several processes on one file: notification, fair locking, and the size of the history."""
 
 from __future__ import annotations
 
@@ -30,14 +30,12 @@ async def hears_another_process(path: Path) -> None:
     await store.close()
 
 
-async def test_the_kernel_tells_of_another_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_inotify_reports_writes_of_another_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "_POLL_SECONDS", 100_000.0)
     await hears_another_process(path)
 
 
-async def test_where_the_kernel_cannot_looking_now_and_then_must_do(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_without_inotify_the_file_is_polled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(path: str) -> int:
         raise OSError(24, "no instances left")
 
@@ -45,7 +43,9 @@ async def test_where_the_kernel_cannot_looking_now_and_then_must_do(
     await hears_another_process(path)
 
 
-async def test_a_process_killed_before_it_could_tell_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_of_a_process_killed_before_the_notification_is_found(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = await open_embedded(path), await open_embedded(path)
     monkeypatch.setattr(writer.os, "pwrite", lambda *_: 0)
     listening = asyncio.create_task(take(one.watch("", 0), 1))
@@ -57,7 +57,7 @@ async def test_a_process_killed_before_it_could_tell_is_noticed(path: Path, monk
 
 
 def somebody_waits(path: Path) -> bool:
-    """Whether a process is next in the line of those that want to write."""
+    """Whether a process waits for the write lock."""
     with open(f"{path}.turn", "rb") as turn:
         try:
             fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,7 +66,7 @@ def somebody_waits(path: Path) -> bool:
     return False
 
 
-async def test_who_has_written_joins_the_line_at_its_end(path: Path) -> None:
+async def test_the_write_lock_is_fair(path: Path) -> None:
     store = await open_embedded(path)
     with write_lock(str(path)):
         writing = asyncio.create_task(store.put("joined", b""))
@@ -76,13 +76,13 @@ async def test_who_has_written_joins_the_line_at_its_end(path: Path) -> None:
 
         await until(waits)
     with write_lock(str(path)):
-        assert await store.get("joined"), "the one that came first has written first"
+        assert await store.get("joined"), "the first waiter writes first"
     assert await soon(writing) == 1
     await store.close()
 
 
-async def test_a_renewal_asked_for_in_time_counts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the disk kept it, and whoever asks for something meanwhile."""
+async def test_a_keep_alive_requested_in_time_renews_the_lease(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the disk blocks until after the expiry, and other requests come first."""
     moment = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     monkeypatch.setattr(time, "clock_gettime_ns", lambda clock: moment)
     store = await open_embedded(path)
@@ -97,7 +97,7 @@ async def test_a_renewal_asked_for_in_time_counts(path: Path, monkeypatch: pytes
     await store.close()
 
 
-async def test_a_history_of_large_values_is_shorter(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_size_of_the_history_is_limited(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (transaction, writer):
         monkeypatch.setattr(module, "HISTORY_BYTES", 1_000_000)
     store = await open_embedded(path)

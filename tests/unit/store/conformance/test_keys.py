@@ -11,7 +11,7 @@ from unit.store.helpers import state
 from store import Delete, Entry, Invalid, Put, Unavailable
 
 
-async def test_a_put_is_seen_by_the_next_get(engine: Engine) -> None:
+async def test_a_put_is_visible_to_the_next_get(engine: Engine) -> None:
     async with engine.open() as store:
         assert await store.get("a") is None
         first = await store.put("a", b"1")
@@ -21,7 +21,7 @@ async def test_a_put_is_seen_by_the_next_get(engine: Engine) -> None:
         assert await store.get("a") == Entry("a", b"2", first, second, 2, 0)
 
 
-async def test_a_deleted_key_begins_anew(engine: Engine) -> None:
+async def test_a_deleted_key_starts_with_version_1(engine: Engine) -> None:
     async with engine.open() as store:
         first = await store.put("a", b"1")
         await store.put("a", b"2")
@@ -29,11 +29,11 @@ async def test_a_deleted_key_begins_anew(engine: Engine) -> None:
         assert await store.get("a") is None
         assert await store.delete("a") == 0
         again = await store.put("a", b"3")
-        assert again == first + 3, "a delete that finds nothing makes no revision"
+        assert again == first + 3, "a delete without a match makes no revision"
         assert await store.get("a") == Entry("a", b"3", again, again, 1, 0)
 
 
-async def test_a_range_is_sorted_by_bytes_and_says_its_revision(engine: Engine) -> None:
+async def test_a_range_is_sorted_by_bytes_and_has_a_revision(engine: Engine) -> None:
     keys = ["p/", "p/a", "p/a\0", "p/ab", "p/b", "p/ä", "p/￿", "p/😀"]
     async with engine.open() as store:
         for key in reversed(keys):
@@ -59,7 +59,7 @@ async def test_a_prefix_is_deleted_under_one_revision(engine: Engine) -> None:
         assert after.revision == before + 1
 
 
-async def test_what_was_put_is_there_when_opened_again(engine: Engine) -> None:
+async def test_keys_persist_when_the_store_is_reopened(engine: Engine) -> None:
     async with engine.open() as store:
         revision = await store.put("a", bytes(range(256)))
     async with engine.open() as store:
@@ -67,7 +67,7 @@ async def test_what_was_put_is_there_when_opened_again(engine: Engine) -> None:
         assert await store.put("b", b"") == revision + 1
 
 
-async def test_many_at_once_have_a_revision_each(engine: Engine) -> None:
+async def test_concurrent_puts_have_distinct_revisions(engine: Engine) -> None:
     async with engine.open() as store:
         revisions = await asyncio.gather(*(store.put(f"k{number}", b"%d" % number) for number in range(300)))
         assert sorted(revisions) == list(range(1, 301))
@@ -75,7 +75,7 @@ async def test_many_at_once_have_a_revision_each(engine: Engine) -> None:
         assert found == {f"k{number}": revision for number, revision in enumerate(revisions)}
 
 
-async def test_two_that_have_it_open_see_each_others_writes(engine: Engine) -> None:
+async def test_two_open_stores_see_each_others_writes(engine: Engine) -> None:
     async with engine.open() as one, engine.open() as other:
         first = await one.put("a", b"1")
         assert await other.get("a") == Entry("a", b"1", first, first, 1, 0)
@@ -83,7 +83,7 @@ async def test_two_that_have_it_open_see_each_others_writes(engine: Engine) -> N
         assert (await one.range("a")).revision == first + 1
 
 
-async def test_the_largest_is_kept(engine: Engine) -> None:
+async def test_keys_and_values_of_maximum_size(engine: Engine) -> None:
     key, value = "ä" * 2048, b"v" * 512 * 1024
     async with engine.open() as store:
         await store.put(key, value)
@@ -94,7 +94,7 @@ async def test_the_largest_is_kept(engine: Engine) -> None:
         assert len((await store.range("k")).entries) == 128
 
 
-async def test_what_cannot_be_is_refused_by_name_and_changes_nothing(engine: Engine) -> None:
+async def test_invalid_requests_are_refused_and_change_nothing(engine: Engine) -> None:
     big = b"v" * 512 * 1024
     async with engine.open() as store:
         for said, call in (
@@ -127,7 +127,7 @@ async def test_what_cannot_be_is_refused_by_name_and_changes_nothing(engine: Eng
             store.watch("", -1)
 
 
-async def test_one_that_fails_does_not_touch_those_beside_it(engine: Engine) -> None:
+async def test_a_failed_request_does_not_affect_concurrent_ones(engine: Engine) -> None:
     async with engine.open() as store:
         calls = []
         for number in range(50):
@@ -139,19 +139,19 @@ async def test_one_that_fails_does_not_touch_those_beside_it(engine: Engine) -> 
         assert all(key.startswith("good") for key in state(await store.range("")))
 
 
-async def test_a_closed_store_says_so(engine: Engine) -> None:
+async def test_a_closed_store_refuses_requests(engine: Engine) -> None:
     async with engine.open() as store:
         waiting = [asyncio.ensure_future(store.put(f"k{number}", b"")) for number in range(20)]
         await asyncio.sleep(0)
         await store.close()
-        assert sorted(await asyncio.gather(*waiting)) == list(range(1, 21)), "what waits is finished first"
+        assert sorted(await asyncio.gather(*waiting)) == list(range(1, 21)), "pending requests are completed first"
         for call in (store.get("a"), store.put("a", b""), store.range(""), store.grant(1)):
             with pytest.raises(Unavailable, match="closed"):
                 await call
         await store.close()
 
 
-async def test_a_caller_that_goes_away_harms_nobody(engine: Engine) -> None:
+async def test_a_cancelled_request_does_not_affect_others(engine: Engine) -> None:
     async with engine.open() as store:
         calls = [asyncio.ensure_future(store.put(f"k{number}", b"")) for number in range(100)]
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Leases: what ends with them, what keeps them, and who notices."""
+"""Leases: expiry, keep-alive, revocation, and the keys attached to them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def gone(store: Store, key: str) -> None:
     await until(is_gone)
 
 
-async def test_keys_end_with_their_lease_under_one_revision(engine: Engine) -> None:
+async def test_keys_of_a_lease_are_deleted_in_one_revision(engine: Engine) -> None:
     engine.stop_time()
     async with engine.open() as store:
         lease = await store.grant(10)
@@ -42,14 +42,14 @@ async def test_keys_end_with_their_lease_under_one_revision(engine: Engine) -> N
             await store.keep_alive(lease)
 
 
-async def test_a_lease_ends_by_itself(engine: Engine) -> None:
-    """By the true clock."""
+async def test_a_lease_expires(engine: Engine) -> None:
+    """With the real clock."""
     async with engine.open() as store:
         await store.put("a", b"", lease=await store.grant(0.2))
         await gone(store, "a")
 
 
-async def test_a_lease_that_is_kept_alive_stays_and_makes_no_revision(engine: Engine) -> None:
+async def test_keep_alive_renews_a_lease_without_a_revision(engine: Engine) -> None:
     engine.stop_time()
     async with engine.open() as store:
         lease = await store.grant(10)
@@ -63,7 +63,7 @@ async def test_a_lease_that_is_kept_alive_stays_and_makes_no_revision(engine: En
         await gone(store, "a")
 
 
-async def test_another_that_has_it_open_keeps_and_uses_the_lease(engine: Engine) -> None:
+async def test_another_open_store_can_renew_and_use_the_lease(engine: Engine) -> None:
     engine.stop_time()
     async with engine.open() as one, engine.open() as other:
         lease = await one.grant(10)
@@ -74,7 +74,7 @@ async def test_another_that_has_it_open_keeps_and_uses_the_lease(engine: Engine)
         assert await one.get("a")
 
 
-async def test_a_revoked_lease_takes_its_keys_along(engine: Engine) -> None:
+async def test_revoking_a_lease_deletes_its_keys(engine: Engine) -> None:
     async with engine.open() as store:
         lease, stays = await store.grant(100), await store.grant(100)
         await store.transact([], [Put("a", b"", lease), Put("b", b"", lease), Put("c", b"", stays)])
@@ -119,7 +119,7 @@ async def test_a_lease_outlives_its_store_being_closed(engine: Engine) -> None:
         await gone(store, "b")
 
 
-async def test_setting_the_clock_ends_no_lease(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_setting_the_clock_expires_no_lease(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     years = 10 * 365 * 86400
     truth = time.time
     async with engine.open() as store:
@@ -132,7 +132,7 @@ async def test_setting_the_clock_ends_no_lease(engine: Engine, monkeypatch: pyte
             assert await store.get("a")
 
 
-async def test_others_notice_the_end_of_a_dead_process_lease(engine: Engine) -> None:
+async def test_a_lease_of_a_dead_process_expires_for_others(engine: Engine) -> None:
     async with engine.open() as store:
         watch = store.watch("", 0)
         child = await asyncio.create_subprocess_exec(
@@ -143,7 +143,7 @@ async def test_others_notice_the_end_of_a_dead_process_lease(engine: Engine) -> 
         assert [brief(event) for event in (*put.events, *end.events)] == [("leased", b"", None), ("leased", None, b"")]
 
 
-async def test_leases_are_numbers_of_their_own(engine: Engine) -> None:
+async def test_lease_ids_are_distinct(engine: Engine) -> None:
     async with engine.open() as store:
         leases = await asyncio.gather(*(store.grant(100) for _ in range(100)))
         assert len(set(leases)) == 100

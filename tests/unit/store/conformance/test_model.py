@@ -1,4 +1,4 @@
-"""Whatever is done in whatever order: the store does what a dictionary with a history would do."""
+"""Random operations: the store behaves as a dictionary with a history."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ deletes = st.builds(Delete, keys, st.booleans())
 
 
 def consistent(operations: Sequence[Operation]) -> bool:
-    """Whether a transaction may have these: no key put twice, none put and deleted."""
+    """Whether these may be in one transaction: no key put twice, none put and deleted."""
     names = [operation.key for operation in operations if isinstance(operation, Put)]
     gone = [operation for operation in operations if isinstance(operation, Delete)]
     return len(set(names)) == len(names) and not any(
@@ -66,7 +66,7 @@ comparisons = st.lists(
 
 @dataclass
 class Model:
-    """The store as a dictionary."""
+    """The model: a dictionary with a history."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
     revision: int = 0
@@ -81,7 +81,7 @@ class Model:
         return {"=": number == other, "!=": number != other, "<": number < other, ">": number > other}[compare.op]
 
     def apply(self, operations: Sequence[Operation]) -> int:
-        """Do all of it under one revision; answers how many keys were deleted."""
+        """Apply all in one revision; returns the number of deleted keys."""
         events, deleted, revision = [], 0, self.revision + 1
         for operation in operations:
             if isinstance(operation, Put):
@@ -127,7 +127,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.runner.run(work)
 
     def named(self, operations: Sequence[Operation]) -> list[Operation]:
-        """With the numbers of leases in place of 1, 2, 3; 0 where there are not that many."""
+        """Replace 1, 2, 3 by the ids of leases; 0 if there are fewer."""
         return [
             Put(operation.key, operation.value, self.lease(operation.lease))
             if isinstance(operation, Put)
@@ -160,7 +160,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(several=st.lists(puts, max_size=8))
     def put_together(self, several: list[Put]) -> None:
-        """At once; each waits in the order in which they began."""
+        """Put concurrently; revisions follow the order of the calls."""
 
         async def together() -> list[int]:
             return await asyncio.gather(*(self.store.put(put.key, put.value) for put in several))
@@ -224,6 +224,6 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("name", sorted(ENGINES))
-def test_the_store_does_what_a_dictionary_does(name: str) -> None:
+def test_the_store_behaves_as_the_model(name: str) -> None:
     machine: Callable[[], RuleBasedStateMachine] = type("Machine", (StoreMachine,), {"make": name})
     run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=25, deadline=None))

@@ -1,4 +1,4 @@
-"""Transactions: what is compared, what is done, and that no two of them come in between each other."""
+"""Transactions: comparisons, operations, and isolation from each other."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_a_comparison(engine: Engine, key: str, field: Field, op: Op, is_:
         assert set(state(await store.range(""))) == {"k", "yes" if holds else "no"}
 
 
-async def test_all_of_it_has_one_revision(engine: Engine) -> None:
+async def test_a_transaction_is_one_revision(engine: Engine) -> None:
     async with engine.open() as store:
         for key in ("a/1", "a/2", "b"):
             await store.put(key, b"old")
@@ -70,7 +70,7 @@ async def test_all_of_it_has_one_revision(engine: Engine) -> None:
         ]
 
 
-async def test_one_comparison_that_fails_is_enough(engine: Engine) -> None:
+async def test_one_failed_comparison_selects_the_failure_branch(engine: Engine) -> None:
     async with engine.open() as store:
         await store.put("a", b"")
         outcome = await store.transact([Compare("a", "version", 1), Compare("b", "version", 1)], [Delete("a")])
@@ -78,7 +78,7 @@ async def test_one_comparison_that_fails_is_enough(engine: Engine) -> None:
         assert await store.get("a")
 
 
-async def test_a_transaction_of_nothing_only_looks(engine: Engine) -> None:
+async def test_an_empty_transaction_makes_no_revision(engine: Engine) -> None:
     async with engine.open() as store:
         await store.put("a", b"")
         assert (await store.transact([], [])).revision == 1
@@ -86,7 +86,7 @@ async def test_a_transaction_of_nothing_only_looks(engine: Engine) -> None:
         assert (await store.range("")).revision == 1
 
 
-async def test_a_lease_that_is_gone_leaves_all_of_it_undone(engine: Engine) -> None:
+async def test_a_transaction_with_an_expired_lease_changes_nothing(engine: Engine) -> None:
     async with engine.open() as store:
         await store.put("a", b"")
         with pytest.raises(LeaseGone, match="lease 77"):
@@ -94,7 +94,7 @@ async def test_a_lease_that_is_gone_leaves_all_of_it_undone(engine: Engine) -> N
         found = await store.range("")
         assert (list(state(found)), found.revision) == (["a"], 1)
         outcome = await store.transact([Compare("a", "version", 5)], [Put("c", b"", lease=77)], [Put("d", b"")])
-        assert not outcome.succeeded, "a lease matters only in the branch that is taken"
+        assert not outcome.succeeded, "leases of the other branch are not checked"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ async def test_a_lease_that_is_gone_leaves_all_of_it_undone(engine: Engine) -> N
         (Compare("k", "mod", 1, "~"), "no comparison 'mod' '~'"),  # type: ignore[arg-type]
     ],
 )
-async def test_a_comparison_that_cannot_be(engine: Engine, compare: Compare, said: str) -> None:
+async def test_invalid_comparisons_are_refused(engine: Engine, compare: Compare, said: str) -> None:
     async with engine.open() as store:
         with pytest.raises(Invalid) as caught:
             await store.transact([compare], [])
@@ -141,7 +141,7 @@ async def test_no_update_of_several_processes_is_lost(engine: Engine) -> None:
         assert (entry.value, entry.version, entry.mod_revision) == (b"240", 240, 240)
 
 
-async def test_only_one_of_many_creates(engine: Engine) -> None:
+async def test_only_one_of_many_concurrent_creates_succeeds(engine: Engine) -> None:
     async with engine.open() as one, engine.open() as other:
         outcomes = await asyncio.gather(
             *(

@@ -1,4 +1,4 @@
-"""Watches: every change, in order, none lost, none twice, no revision in two parts."""
+"""Watches: every change in order, exactly once, and each revision in one batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unit.store.helpers import brief, collect, environment, program, soon, take
 from store import Batch, Compacted, Delete, Entry, Event, Put, Store
 
 
-async def test_a_watch_tells_what_is_and_what_was(engine: Engine) -> None:
+async def test_events_have_the_current_and_the_previous_entry(engine: Engine) -> None:
     async with engine.open() as store:
         watch = store.watch("a/", 0)
         await store.put("a/1", b"one")
@@ -27,7 +27,7 @@ async def test_a_watch_tells_what_is_and_what_was(engine: Engine) -> None:
         ]
 
 
-async def test_a_watch_from_an_old_revision_begins_there(engine: Engine) -> None:
+async def test_a_watch_from_an_old_revision_replays_history(engine: Engine) -> None:
     async with engine.open() as store:
         for number in range(20):
             await store.put("k", b"%d" % number)
@@ -62,7 +62,7 @@ async def test_range_then_watch_misses_nothing(engine: Engine) -> None:
         await writing
 
 
-async def test_a_batch_is_never_split_and_in_order(engine: Engine) -> None:
+async def test_batches_are_whole_and_in_order(engine: Engine) -> None:
     async with engine.open() as store:
         watches = [store.watch("", 0) for _ in range(3)]
 
@@ -80,7 +80,7 @@ async def test_a_batch_is_never_split_and_in_order(engine: Engine) -> None:
             assert [event.key.split("/")[1] for event in batch.events] == [str(part) for part in range(10)]
 
 
-async def test_a_large_revision_comes_in_one_piece_from_history(engine: Engine) -> None:
+async def test_a_large_revision_is_one_batch_from_history(engine: Engine) -> None:
     async with engine.open() as store:
         for start in range(0, 3000, 100):
             await store.transact([], [Put(f"k{number:05}", b"") for number in range(start, start + 100)])
@@ -93,22 +93,22 @@ async def test_a_large_revision_comes_in_one_piece_from_history(engine: Engine) 
         assert [batch.revision for batch in await collect(store.watch("k0001", 0), 31)] == [1, 31]
 
 
-async def test_history_that_is_gone_is_said_to_be(engine: Engine) -> None:
+async def test_a_watch_of_compacted_history_raises(engine: Engine) -> None:
     async with engine.open(history=50) as store:
         for number in range(200):
             await store.put("k", b"%d" % number)
         with pytest.raises(Compacted) as caught:
             await take(store.watch("k", 0), 1)
         oldest = caught.value.oldest
-        assert 100 < oldest <= 150, "what is asked for is kept, and not much more"
+        assert 100 < oldest <= 150, "at least the requested history is kept, and little more"
         with pytest.raises(Compacted):
             await take(store.watch("", oldest - 1), 1)
         heard = await collect(store.watch("", oldest), 200)
         assert [batch.revision for batch in heard] == list(range(oldest + 1, 201))
 
 
-async def test_watching_while_history_is_forgotten(engine: Engine) -> None:
-    """A slow reader hears all of it or that it is too late; never less."""
+async def test_a_watch_during_compaction(engine: Engine) -> None:
+    """A slow reader gets all events, or Compacted; it never misses one silently."""
     async with engine.open(history=30) as store, engine.open(history=30) as other:
 
         async def listen(pause: float, prefix: str) -> tuple[int, int]:
@@ -134,7 +134,7 @@ async def test_watching_while_history_is_forgotten(engine: Engine) -> None:
         assert {cursor for cursor, _ in await soon(asyncio.gather(*listening))} == {600}
 
 
-async def test_a_watch_after_the_future_waits_for_it(engine: Engine) -> None:
+async def test_a_watch_from_a_future_revision_waits(engine: Engine) -> None:
     async with engine.open() as store:
         watch = store.watch("", 3)
         for number in range(5):
@@ -142,7 +142,7 @@ async def test_a_watch_after_the_future_waits_for_it(engine: Engine) -> None:
         assert [batch.revision for batch in await take(watch, 2)] == [4, 5]
 
 
-async def test_a_watch_ends_when_the_store_is_closed(engine: Engine) -> None:
+async def test_closing_the_store_ends_its_watches(engine: Engine) -> None:
     async with engine.open() as store:
         await store.put("k", b"")
         heard: list[int] = []
@@ -159,7 +159,7 @@ async def test_a_watch_ends_when_the_store_is_closed(engine: Engine) -> None:
         assert [batch async for batch in store.watch("", 0)] == []
 
 
-async def test_a_watch_may_be_left(engine: Engine) -> None:
+async def test_a_cancelled_watch(engine: Engine) -> None:
     async with engine.open() as store:
         watch = store.watch("", 0)
         waiting = asyncio.ensure_future(anext(watch))
@@ -176,7 +176,7 @@ async def write_alternately(stores: list[Store], count: int) -> None:
         await stores[number % len(stores)].put(f"k{number % 3}", b"%d" % number)
 
 
-async def test_others_changes_are_heard_between_ones_own(engine: Engine) -> None:
+async def test_changes_of_other_stores_are_interleaved_in_order(engine: Engine) -> None:
     async with engine.open() as one, engine.open() as other:
         watches = [store.watch("", 0) for store in (one, other, one)]
         writing = asyncio.create_task(write_alternately([one, other], 120))
@@ -186,7 +186,7 @@ async def test_others_changes_are_heard_between_ones_own(engine: Engine) -> None
         assert heard[0] == heard[1] == heard[2]
 
 
-async def test_changes_of_several_processes_are_one_sequence(engine: Engine) -> None:
+async def test_changes_of_several_processes_have_one_order(engine: Engine) -> None:
     async with engine.open() as store:
         watch = store.watch("", 0)
         children = [
@@ -205,7 +205,7 @@ async def test_changes_of_several_processes_are_one_sequence(engine: Engine) -> 
             assert keys == [f"{tag}/{number:04}" for number in range(50)]
 
 
-async def test_a_prefix_sees_its_part_of_a_revision(engine: Engine) -> None:
+async def test_a_watch_of_a_prefix_gets_only_its_events_of_a_revision(engine: Engine) -> None:
     async with engine.open() as store:
         live = store.watch("a/", 0)
         await store.put("a/old", b"")
