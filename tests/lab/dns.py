@@ -139,7 +139,7 @@ class Upstream:
                         client.sendall(len(reply).to_bytes(2, "big") + reply)
 
 
-class Changing:
+class MutableCatalog:
     """A catalog that a test changes, one value and one revision at a time."""
 
     def __init__(self, *values: CatalogEntry) -> None:

@@ -17,7 +17,7 @@ from discovery.structs import Instance
 from lab import seen
 from lab.calls import Weft
 from lab.confs import DEFAULT4, DEFAULT6, bridge, pool
-from lab.dns import Changing, Running, Upstream, ask, ask_stream, question, read, records, running
+from lab.dns import MutableCatalog, Running, Upstream, ask, ask_stream, question, read, records, running
 from lab.host import Host
 from lab.namespaces import inside
 from lab.waiting import BRIEFLY, PATIENTLY, until
@@ -60,7 +60,7 @@ class Topology:
         ))  # fmt: skip
         resolv_conf = folder / "resolv.conf"
         resolv_conf.write_text(f"search {SEARCH}\nnameserver {self.lan.outside}\n")
-        world = Changing(Instance("n1", "w", "web", "10.1.0.5", 80))
+        world = MutableCatalog(Instance("n1", "w", "web", "10.1.0.5", 80))
         self.dns: Running = stack.enter_context(
             running(world.catalog, DnsSettings(listen=(), resolv_conf=str(resolv_conf)))
         )

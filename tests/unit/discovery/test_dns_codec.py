@@ -25,7 +25,7 @@ from discovery.dns.settings import DnsSettings
 from discovery.dns.view import View
 from discovery.dns.zone import Zone
 from discovery.structs import Instance
-from lab.dns import Changing
+from lab.dns import MutableCatalog
 
 LABELS = st.lists(st.binary(min_size=1, max_size=63), max_size=5)
 TYPES = st.sampled_from([1, 2, 5, 6, 12, 15, 16, 28, 33, 65, 99, 255, 257, 65535])
@@ -139,7 +139,7 @@ def test_compression_pointer_loops_end(count: int) -> None:
 
 
 def responder() -> tuple[Responder, tuple[View, ...]]:
-    world = Changing(Instance("n1", "web-1", "web", "10.1.0.5", 80), Instance("n1", "x", "odd name.x", "h.example"))
+    world = MutableCatalog(Instance("n1", "web-1", "web", "10.1.0.5", 80), Instance("n1", "x", "odd name.x", "h.example"))
     settings = DnsSettings()
     blue = NetworkZone("blue", records={"db": ("10.9.0.5", "fd00::5")}, reverse={"10.9.0.5": "db"})
     return Responder(Zone(world.catalog, settings), settings), (

@@ -19,7 +19,7 @@ from discovery.dns.network_zones import NetworkZone
 from discovery.dns.settings import DnsSettings, ListenAddress
 from discovery.dns.upstreams import ResolvConf, parse_upstream
 from discovery.structs import Instance
-from lab.dns import Changing, Upstream, ask, ask_stream, free_port, question, read, records, running
+from lab.dns import MutableCatalog, Upstream, ask, ask_stream, free_port, question, read, records, running
 from lab.waiting import until
 
 Answer = Callable[[dns.message.Message, bool], Iterable[bytes]]
@@ -51,10 +51,10 @@ def upstreams(*answers: Answer) -> Iterator[tuple[Upstream, ...]]:
 class Host:
     """A server for the host with these recursors."""
 
-    def __init__(self, stack: contextlib.ExitStack, *recursors: str, catalog: Changing | None = None) -> None:
+    def __init__(self, stack: contextlib.ExitStack, *recursors: str, catalog: MutableCatalog | None = None) -> None:
         self.port = free_port()
         settings = DnsSettings(listen=(ListenAddress("127.0.0.1", self.port),), recursors=recursors)
-        self.running = stack.enter_context(running((catalog or Changing()).catalog, settings))
+        self.running = stack.enter_context(running((catalog or MutableCatalog()).catalog, settings))
         self.counters = self.running.server.counters
 
     def ask(self, name: str, kind: str = "A", **more: object) -> dns.message.Message:
@@ -202,7 +202,7 @@ def test_servfail_has_an_extended_error_if_no_upstream_answers() -> None:
 def test_weft_does_not_forward_to_itself() -> None:
     port = free_port()
     settings = DnsSettings(listen=(ListenAddress("127.0.0.1", port),), recursors=(f"127.0.0.1:{port}",))
-    with running(Changing().catalog, settings) as own:
+    with running(MutableCatalog().catalog, settings) as own:
         assert read(ask("127.0.0.1", port, question("www.example.com"))).rcode() == dns.rcode.SERVFAIL
         assert own.server.counters.queries == 1
 
@@ -237,7 +237,7 @@ def test_pending_queries_of_one_client_are_limited() -> None:
 
 
 def test_the_cname_of_a_service_is_resolved() -> None:
-    world = Changing(Instance("n1", "far", "far", "db.example.com", 1))
+    world = MutableCatalog(Instance("n1", "far", "far", "db.example.com", 1))
     with contextlib.ExitStack() as stack:
         (one,) = stack.enter_context(upstreams(says("A 192.0.2.7", ttl=33)))
         host = Host(stack, one.address, catalog=world)
@@ -258,7 +258,7 @@ def test_networks_have_their_own_upstreams_and_internal_ones_none(tmp_path: Path
             NetworkZone("c", ("127.0.0.4",), upstreams=(two.address,), internal=True, **common),  # type: ignore[arg-type]
         )
         settings = DnsSettings(listen=(), network_port=port, resolv_conf=str(tmp_path / "none"))
-        stack.enter_context(running(Changing().catalog, settings, *networks))
+        stack.enter_context(running(MutableCatalog().catalog, settings, *networks))
         for address, expected in (("127.0.0.2", "192.0.2.1"), ("127.0.0.3", "192.0.2.2")):
             found = read(ask(address, port, question("www.example.com")))
             assert records(found.answer) == [f"www.example.com. 60 IN A {expected}"]

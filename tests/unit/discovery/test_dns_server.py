@@ -20,7 +20,7 @@ from discovery.dns.network_zones import ClientConfig, NetworkZone
 from discovery.dns.settings import DnsSettings, ListenAddress
 from discovery.metrics import Metrics
 from discovery.structs import Instance
-from lab.dns import Changing, Running, Upstream, ask, ask_stream, free_port, question, read, records, running
+from lab.dns import MutableCatalog, Running, Upstream, ask, ask_stream, free_port, question, read, records, running
 from lab.waiting import BRIEFLY, until
 
 
@@ -37,7 +37,7 @@ class Served:
     def __init__(self, stack: contextlib.ExitStack, *networks: NetworkZone, listen: tuple[str, ...] = ()) -> None:
         self.port = free_port()
         many = [Instance(f"n{n}", f"w{n}", "many", f"10.1.{n}.1", 80) for n in range(500)]
-        self.world = Changing(Instance("n1", "w", "web", "10.1.0.5", 80), *many)
+        self.world = MutableCatalog(Instance("n1", "w", "web", "10.1.0.5", 80), *many)
         for instance in many:
             self.world.put(type(self.world.catalog.nodes()[0])(instance.node, "10.0.0.2"))
         settings = DnsSettings(
@@ -163,7 +163,7 @@ def test_a_wildcard_listener_replies_from_the_queried_address(stack: contextlib.
     settings = DnsSettings(
         listen=(ListenAddress("0.0.0.0", port), ListenAddress("::", port)), recursors=(upstream.address,)
     )
-    stack.enter_context(running(Changing().catalog, settings))
+    stack.enter_context(running(MutableCatalog().catalog, settings))
     for address in ("127.0.0.1", "127.0.0.7", "127.1.2.3", "::1"):
         for name in ("weft", "example.com"):
             assert ask(address, port, question(name, "SOA")) is not None, address
@@ -288,7 +288,7 @@ def test_random_bytes(stack: contextlib.ExitStack) -> None:
 
 def test_counters_are_published() -> None:
     metrics = Metrics()
-    with running(Changing().catalog, DnsSettings(listen=())) as made:
+    with running(MutableCatalog().catalog, DnsSettings(listen=())) as made:
         made.call(lambda: made.server._register_metrics(metrics))
         made.call(lambda: made.server._responder.respond(question("weft"), made.server._view_for((), None)))
         text = metrics.text()

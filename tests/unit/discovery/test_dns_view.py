@@ -11,7 +11,7 @@ from discovery.dns.settings import DnsSettings
 from discovery.dns.view import View, parse_subnets
 from discovery.dns.zone import Zone
 from discovery.structs import Instance
-from lab.dns import Changing, question, read, records
+from lab.dns import MutableCatalog, question, read, records
 
 BLUE = NetworkZone(
     "blue",
@@ -31,7 +31,7 @@ LOCAL = parse_subnets(("10.9.0.0/24", "10.8.0.0/24", "fd00:9::/64", "nonsense"))
 class Asked:
     def __init__(self, *networks: NetworkZone, upstreams: tuple[str, ...] | None = ()) -> None:
         settings = DnsSettings(network_ttl=4)
-        world = Changing(Instance("n1", "w", "web", "10.1.0.5", 80), Instance("n1", "c", "both", "10.9.0.6", 80))
+        world = MutableCatalog(Instance("n1", "w", "web", "10.1.0.5", 80), Instance("n1", "c", "both", "10.9.0.6", 80))
         self.view = View(networks, settings, upstreams, lambda: LOCAL, lambda: ("corp.example",))
         self.responder = Responder(Zone(world.catalog, settings), settings)
 

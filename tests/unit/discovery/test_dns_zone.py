@@ -18,7 +18,7 @@ from discovery.dns.settings import DnsSettings
 from discovery.dns.view import View
 from discovery.dns.zone import Zone
 from discovery.structs import Check, Instance, Node, Status, VirtualAddress, Weights
-from lab.dns import Changing, question, read, records
+from lab.dns import MutableCatalog, question, read, records
 
 NXDOMAIN, NOERROR = dns.rcode.NXDOMAIN, dns.rcode.NOERROR
 
@@ -26,7 +26,7 @@ NXDOMAIN, NOERROR = dns.rcode.NXDOMAIN, dns.rcode.NOERROR
 class Asked:
     """A zone that can be queried."""
 
-    def __init__(self, world: Changing, told: DnsSettings | None = None, upstreams: tuple[str, ...] | None = None):
+    def __init__(self, world: MutableCatalog, told: DnsSettings | None = None, upstreams: tuple[str, ...] | None = None):
         told = told or DnsSettings()
         self.zone = Zone(world.catalog, told)
         self.responder = Responder(self.zone, told)
@@ -59,7 +59,7 @@ def web(number: int, **more: object) -> Instance:
 
 
 def test_the_addresses_of_a_service() -> None:
-    world = Changing(web(1), web(2), Instance("n1", "web-6", "web", "fd00::6", 80), Instance("n1", "own", "web"))
+    world = MutableCatalog(web(1), web(2), Instance("n1", "web-6", "web", "fd00::6", 80), Instance("n1", "own", "web"))
     ask = Asked(world)
     assert ask.answers("web.service.weft") == ["10.0.0.1", "10.1.0.1", "10.1.0.2"]
     assert ask.answers("web.service.consul", "AAAA") == ["fd00::6"]
@@ -72,13 +72,13 @@ def test_the_addresses_of_a_service() -> None:
 
 
 def test_the_reply_repeats_the_spelling_of_the_question() -> None:
-    ask = Asked(Changing(web(1)))
+    ask = Asked(MutableCatalog(web(1)))
     for _ in range(2):
         assert "wEb.SerVice.weFT." in records(ask("wEb.SerVice.weFT").question)[0]
 
 
 def test_nxdomain_and_nodata() -> None:
-    ask = Asked(Changing(web(1), Instance("n1", "six", "six", "fd00::6")))
+    ask = Asked(MutableCatalog(web(1), Instance("n1", "six", "six", "fd00::6")))
     assert ask.rcode("nix.service.weft") == ("NXDOMAIN", 0)
     assert ask.rcode("web.service.weft", "AAAA") == ("NOERROR", 0)
     assert ask.rcode("six.service.weft", "A") == ("NOERROR", 0)
@@ -94,17 +94,17 @@ def test_nxdomain_and_nodata() -> None:
 
 
 def test_other_domains_are_refused() -> None:
-    ask = Asked(Changing(web(1)))
+    ask = Asked(MutableCatalog(web(1)))
     for name in ("web.service.wefts", "web.service.xweft", "example.com", "."):
         assert ask(name).rcode() == dns.rcode.REFUSED
-    ask = Asked(Changing(web(1)), upstreams=("192.0.2.1",))
+    ask = Asked(MutableCatalog(web(1)), upstreams=("192.0.2.1",))
     assert isinstance(ask.raw("example.com"), PendingQuery)
     assert read(ask.raw("example.com", flags=0)).rcode() == dns.rcode.REFUSED
     assert read(ask.raw("nix.service.weft")).rcode() == NXDOMAIN
 
 
 def test_only_healthy_instances() -> None:
-    world = Changing(web(1), web(2), web(3))
+    world = MutableCatalog(web(1), web(2), web(3))
     ask, strict = Asked(world), Asked(world, DnsSettings(only_passing=True))
     world.check("web-1", Status.PASSING)
     world.check("web-2", Status.WARNING)
@@ -121,7 +121,7 @@ def test_only_healthy_instances() -> None:
 
 
 def test_answers_follow_changes_of_the_catalog() -> None:
-    world = Changing(web(1))
+    world = MutableCatalog(web(1))
     ask = Asked(world)
     assert ask.answers("web.service.weft") == ["10.1.0.1"]
     world.put(web(2))
@@ -138,7 +138,7 @@ def test_answers_follow_changes_of_the_catalog() -> None:
 
 
 def test_names_are_case_insensitive() -> None:
-    world = Changing(web(1))
+    world = MutableCatalog(web(1))
     ask = Asked(world)
     assert ask.answers("web.service.weft") == ["10.1.0.1"]
     world.put(Instance("n1", "other", "WEB", "10.1.0.9", 80))
@@ -149,7 +149,7 @@ def test_names_are_case_insensitive() -> None:
 
 def test_a_service_of_many_instances_on_one_node() -> None:
     """Each has a check; an algorithm of quadratic time would take minutes."""
-    world = Changing(*(Instance("n1", f"w{n}", "web", f"10.1.{n >> 8}.{n & 255}", 80) for n in range(4000)))
+    world = MutableCatalog(*(Instance("n1", f"w{n}", "web", f"10.1.{n >> 8}.{n & 255}", 80) for n in range(4000)))
     checks = [Check("n1", f"c{n}", "c", Status.PASSING, service_id=f"w{n}") for n in range(4000)]
     world.put(*checks)
     ask = Asked(world)
@@ -161,7 +161,7 @@ def test_a_service_of_many_instances_on_one_node() -> None:
 
 
 def test_the_cache_contains_only_names_that_exist() -> None:
-    world = Changing(*(web(number) for number in range(1, 9)))
+    world = MutableCatalog(*(web(number) for number in range(1, 9)))
     ask = Asked(world)
     for number in range(500):
         ask.raw(f"tag{number}.web.service.weft")
@@ -175,7 +175,7 @@ def test_the_cache_contains_only_names_that_exist() -> None:
 
 
 def test_tags() -> None:
-    world = Changing(web(1, tags=("v1", "Master")), web(2, tags=("v2", "a.b")))
+    world = MutableCatalog(web(1, tags=("v1", "Master")), web(2, tags=("v2", "a.b")))
     ask = Asked(world)
     assert ask.answers("v1.web.service.weft") == ["10.1.0.1"]
     assert ask.answers("master.web.service.dc1.weft") == ["10.1.0.1"]
@@ -185,7 +185,7 @@ def test_tags() -> None:
 
 
 def test_services_as_rfc_2782_names_them() -> None:
-    world = Changing(web(1, tags=("v1",)), web(2, ports={"admin": 9000}, protocol="tcp"))
+    world = MutableCatalog(web(1, tags=("v1",)), web(2, ports={"admin": 9000}, protocol="tcp"))
     ask = Asked(world)
     both = ["1 1 80 0a010001.addr.dc1.weft.", "1 1 80 0a010002.addr.dc1.weft."]
     for name in ("_web._tcp.service.weft", "_web._tcp.weft", "_web._tcp.service.dc1.weft", "_web._tcp.dc1.weft"):
@@ -198,7 +198,7 @@ def test_services_as_rfc_2782_names_them() -> None:
 
 
 def test_srv_records_have_weights_targets_and_their_addresses() -> None:
-    world = Changing(
+    world = MutableCatalog(
         web(1, weights=Weights(7, 3)),
         Instance("n1", "own", "web", "", 81),
         Instance("n1", "six", "web", "fd00::6", 82),
@@ -224,7 +224,7 @@ def test_srv_records_have_weights_targets_and_their_addresses() -> None:
 
 
 def test_nodes() -> None:
-    world = Changing(
+    world = MutableCatalog(
         Node("n2.rack1", "10.0.0.2", meta={"rfc1035-note": "plain", "os": "linux"}),
         Node("Six", "fd00::1"),
         Node("far", "far.example.com"),
@@ -242,7 +242,7 @@ def test_nodes() -> None:
 
 
 def test_addr_names() -> None:
-    ask = Asked(Changing())
+    ask = Asked(MutableCatalog())
     assert ask.answers("0a000001.addr.dc1.weft") == ["10.0.0.1"]
     assert ask.answers("fd00000000000000000000000000000F.addr.weft", "AAAA") == ["fd00::f"]
     assert ask.rcode("0a000001.addr.weft", "AAAA") == ("NOERROR", 0)
@@ -251,7 +251,7 @@ def test_addr_names() -> None:
 
 
 def test_virtual_addresses() -> None:
-    world = Changing(web(1), VirtualAddress("web", "10.200.0.1"), VirtualAddress("web", "fd01::1"))
+    world = MutableCatalog(web(1), VirtualAddress("web", "10.200.0.1"), VirtualAddress("web", "fd01::1"))
     ask = Asked(world)
     assert ask.answers("web.virtual.weft") == ["10.200.0.1"]
     assert ask.answers("web.virtual.weft", "AAAA") == ["fd01::1"]
@@ -262,7 +262,7 @@ def test_virtual_addresses() -> None:
 
 
 def test_names_of_addresses() -> None:
-    ask = Asked(Changing(web(1), Instance("n1", "six", "six", "fd00::6"), Instance("n1", "same", "same", "10.0.0.1")))
+    ask = Asked(MutableCatalog(web(1), Instance("n1", "six", "six", "fd00::6"), Instance("n1", "same", "same", "10.0.0.1")))
     assert ask.answers("1.0.0.10.in-addr.arpa", "PTR") == ["n1.node.dc1.weft."]
     assert ask.answers("1.0.1.10.in-addr.arpa", "PTR") == ["web.service.dc1.weft."]
     reverse = dns.name.from_text("6" + ".0" * 27 + ".0.0.d.f.ip6.arpa").to_text()
@@ -271,7 +271,7 @@ def test_names_of_addresses() -> None:
 
 
 def test_soa_and_ns_of_the_zone() -> None:
-    ask = Asked(Changing(Instance("n1", "consul", "consul", "", 8300)))
+    ask = Asked(MutableCatalog(Instance("n1", "consul", "consul", "", 8300)))
     assert ask.answers("weft", "SOA")[0].startswith("ns.weft. hostmaster.weft. ")
     assert ask.answers("consul", "SOA")[0].startswith("ns.consul. hostmaster.consul. ")
     found = ask("consul", "NS")
@@ -282,12 +282,12 @@ def test_soa_and_ns_of_the_zone() -> None:
 
 
 def test_any_is_answered_with_one_record_type() -> None:
-    ask = Asked(Changing(web(1), Instance("n1", "six", "web", "fd00::6", 80)))
+    ask = Asked(MutableCatalog(web(1), Instance("n1", "six", "web", "fd00::6", 80)))
     assert ask.answers("web.service.weft", "ANY") == ["10.1.0.1"]
 
 
 def test_services_with_a_host_name_have_a_cname() -> None:
-    world = Changing(
+    world = MutableCatalog(
         Instance("n1", "a", "far", "db.example.com", 1),
         Instance("n1", "b", "near", "n1.node.weft", 1),
         Instance("n1", "c", "ring", "ring.service.weft", 1),
@@ -308,7 +308,7 @@ def test_services_with_a_host_name_have_a_cname() -> None:
 
 
 def test_ttls() -> None:
-    world = Changing(web(1), Instance("n1", "d", "db-main", "10.1.0.7", 1), Instance("n1", "e", "x", "10.1.0.8", 1))
+    world = MutableCatalog(web(1), Instance("n1", "d", "db-main", "10.1.0.7", 1), Instance("n1", "e", "x", "10.1.0.8", 1))
     ask = Asked(world, DnsSettings(node_ttl=3, service_ttl={"web": 5, "db-*": 6, "db*": 7, "*": 9}))
     found = {name: ask(f"{name}.service.weft").answer[0].ttl for name in ("web", "db-main", "x")}
     assert found == {"web": 5, "db-main": 6, "x": 9}
@@ -317,7 +317,7 @@ def test_ttls() -> None:
 
 def test_answers_are_rotated_evenly() -> None:
     for many in (3, 12):
-        ask = Asked(Changing(*(web(number) for number in range(1, many + 1))))
+        ask = Asked(MutableCatalog(*(web(number) for number in range(1, many + 1))))
         asked = question("web.service.weft")
         at = len(asked) + 12
         replies = [ask.responder.respond(asked, ask.view) for _ in range(200 * many)]
@@ -330,7 +330,7 @@ def test_answers_are_rotated_evenly() -> None:
 @pytest.mark.parametrize("size", [0, 512, 700, 1232, 4096])
 def test_replies_are_truncated_between_records(kind: str, size: int) -> None:
     instances = [Instance(f"n{n % 3}", f"w{n}", "web", f"10.1.{n}.1", 80) for n in range(200)]
-    ask = Asked(Changing(Node("n0", "10.0.0.9"), Node("n2", "10.0.0.2"), *instances))
+    ask = Asked(MutableCatalog(Node("n0", "10.0.0.9"), Node("n2", "10.0.0.2"), *instances))
     bound = min(max(size, 512), 1232)
     raw = ask.raw("web.service.weft", kind, edns=bool(size), size=size or 512)
     found = read(raw)
@@ -347,14 +347,14 @@ def test_replies_are_truncated_between_records(kind: str, size: int) -> None:
 
 
 def test_a_limit_of_answers() -> None:
-    ask = Asked(Changing(*(web(number) for number in range(1, 7))), DnsSettings(answer_limit=2))
+    ask = Asked(MutableCatalog(*(web(number) for number in range(1, 7))), DnsSettings(answer_limit=2))
     found = {tuple(records(read(ask.raw("web.service.weft")).answer)) for _ in range(100)}
     assert {len(each) for each in found} == {2}
     assert len(found) > 5
 
 
 def test_zone_transfers_and_other_opcodes_are_not_implemented() -> None:
-    ask = Asked(Changing(web(1)))
+    ask = Asked(MutableCatalog(web(1)))
     assert ask("weft", "AXFR").rcode() == dns.rcode.NOTIMP
     assert ask("weft", "IXFR").rcode() == dns.rcode.NOTIMP
     message = dns.message.make_query("web.service.weft", "A")
@@ -371,7 +371,7 @@ def test_zone_transfers_and_other_opcodes_are_not_implemented() -> None:
 
 
 def test_edns() -> None:
-    ask = Asked(Changing(web(1)))
+    ask = Asked(MutableCatalog(web(1)))
     cookie = dns.edns.GenericOption(dns.edns.OptionType(10), b"12345678")
     strange = dns.message.make_query("web.service.weft", "A", use_edns=0, options=[cookie], want_dnssec=True)
     found = read(ask.responder.respond(strange.to_wire(), ask.view))
@@ -402,7 +402,7 @@ INSTANCES = st.tuples(
 @given(st.lists(st.one_of(INSTANCES, st.integers(0, 5)), max_size=12), st.booleans())
 def test_answers_are_what_the_catalog_says(history: list[Step], strict: bool) -> None:
     """After each random change: instances are added, changed and removed."""
-    world = Changing()
+    world = MutableCatalog()
     ask = Asked(world, DnsSettings(only_passing=strict))
     there: dict[int, tuple[Instance, Status | None]] = {}
     for step in history:
@@ -441,7 +441,7 @@ def test_answers_are_what_the_catalog_says(history: list[Step], strict: bool) ->
 @given(st.text(min_size=1, max_size=80), st.text(min_size=1, max_size=80), st.text(max_size=80))
 def test_any_service_name(service: str, node: str, address: str) -> None:
     """Whatever names are registered, every reply is valid DNS."""
-    world = Changing(Node(node, address), Instance(node, "i", service, "", 80, tags=(service,), meta={node: service}))
+    world = MutableCatalog(Node(node, address), Instance(node, "i", service, "", 80, tags=(service,), meta={node: service}))
     world.put(Instance("n1", "j", service, address, 80))
     ask = Asked(world)
     for name in (service, node):
@@ -458,7 +458,7 @@ def test_a_record_type_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
     caa = b"\0\5issueca.example"
     monkeypatch.setitem(rrtypes.NODE_RECORDS, 257, lambda node: [caa] if node.name == "n1" else [])
     monkeypatch.setitem(rrtypes.SERVICE_RECORDS, 257, lambda health, context: (caa, ()))
-    ask = Asked(Changing(web(1), web(2), Node("n2", "10.0.0.2")))
+    ask = Asked(MutableCatalog(web(1), web(2), Node("n2", "10.0.0.2")))
     assert ask.answers("n1.node.weft", "CAA") == ['0 issue "ca.example"']
     assert ask.rcode("n2.node.weft", "CAA") == ("NOERROR", 0)
     assert ask.answers("web.service.weft", "CAA") == ['0 issue "ca.example"']
