@@ -20,7 +20,13 @@ from discovery.dns.codec import BadName, Malformed, ParsedRecord
 DEFAULT_SERVER = ("127.0.0.1", 8600)
 _TIMEOUT = 3.0
 _TRIES = 2
-_NAMES = {number: name for name, number in rrtypes.NUMBERS.items()}
+_FOREIGN_TYPES = {
+    "HINFO": 13, "NAPTR": 35, "DS": 43, "SSHFP": 44, "RRSIG": 46, "NSEC": 47, "DNSKEY": 48, "TLSA": 52, "SVCB": 64,
+    "URI": 256, "CAA": 257,
+}  # fmt: skip
+"""Types that only other servers have records of. Source: IANA, DNS parameters."""
+_NUMBERS = {**rrtypes.NUMBERS, **_FOREIGN_TYPES}
+_NAMES = {number: name for name, number in _NUMBERS.items()}
 _RCODES = {codec.FORMERR: "FORMERR", codec.SERVFAIL: "SERVFAIL", codec.NOTIMP: "NOTIMP", codec.REFUSED: "REFUSED"}
 _SECTIONS = {1: "answer", 2: "authority", 3: "additional"}
 
@@ -33,8 +39,8 @@ _SECTIONS = {1: "answer", 2: "authority", 3: "additional"}
 def dns_lookup(name: str, kind: str, server: str, json_output: bool) -> None:
     """Query a DNS server for a name: the agent, or a network's gateway.
 
-    TYPE is A, AAAA, SRV, TXT, PTR, NS, SOA, CNAME, MX or ANY. The default is A and AAAA, or PTR for an
-    address. Exits with 3 if the name does not exist or has no records of that type.
+    TYPE is {types}, or TYPE and a number, such as TYPE65 (RFC 3597). The default is A and AAAA, or PTR
+    for an address. Exits with 3 if the name does not exist or has no records of that type.
 
     \b
     Example:
@@ -44,7 +50,7 @@ def dns_lookup(name: str, kind: str, server: str, json_output: bool) -> None:
     kinds = _kinds(name, kind)
     endpoint = _endpoint(server) if server else _own_server()
     query_name = _reverse(name) if _is_address(name) else name
-    replies = [_query(query_name, rrtypes.NUMBERS[one], endpoint) for one in kinds]
+    replies = [_query(query_name, _type_number(one), endpoint) for one in kinds]
     server_text = f"{endpoint[0]} port {endpoint[1]}"
     for reply in replies:
         code = reply[3] & 15
@@ -52,7 +58,7 @@ def dns_lookup(name: str, kind: str, server: str, json_output: bool) -> None:
             fail(f"weft: {server_text} returned {_RCODES.get(code, f'error {code}')} for {query_name}",
                  hint=_hint(code, query_name))  # fmt: skip
     found = [(one, reply) for reply in replies for one in codec.decode_records(reply)]
-    records = [_record(one, reply) for one, reply in found if one.section != 2 and one.type in _NAMES]
+    records = [_record(one, reply) for one, reply in found if one.section != 2 and one.type != codec.OPT]
     answered = any(one["section"] == "answer" for one in records)
     if json_output:
         as_json({"server": server_text, "records": records})
@@ -71,9 +77,28 @@ def dns_lookup(name: str, kind: str, server: str, json_output: bool) -> None:
 def _kinds(name: str, kind: str) -> tuple[str, ...]:
     if not kind:
         return ("PTR",) if _is_address(name) else ("A", "AAAA")
-    if kind.upper() not in rrtypes.NUMBERS:
-        fail(f"weft: unknown record type {kind!r}", hint=f"use {', '.join(rrtypes.NUMBERS)}")
-    return (kind.upper(),)
+    number = _type_number(kind.upper())
+    if not number:
+        fail(f"weft: unknown record type {kind!r}", hint=f"use {', '.join(_NUMBERS)}, or TYPE and a number")
+    if number == codec.OPT or (codec.FIRST_META <= number <= codec.LAST_META and number != codec.ANY):
+        fail(f"weft: {kind.upper()} is not a type of records")
+    return (_type_name(number),)
+
+
+def _type_number(name: str) -> int:
+    """The number of ``MX`` or ``TYPE15``; 0 for a name of no type. Source: RFC 3597 section 5."""
+    digits = name.removeprefix("TYPE")
+    if digits != name and digits.isascii() and digits.isdigit():
+        number = int(digits[:6])
+        return number if number <= 65535 else 0
+    return _NUMBERS.get(name, 0)
+
+
+def _type_name(number: int) -> str:
+    return _NAMES.get(number, f"TYPE{number}")
+
+
+dns_lookup.help = (dns_lookup.help or "").format(types=", ".join(_NUMBERS))
 
 
 def _hint(code: int, name: str) -> str:
@@ -188,6 +213,6 @@ def _record(one: ParsedRecord, reply: bytes) -> dict[str, object]:
         "section": _SECTIONS[one.section],
         "name": codec.name_to_text(one.name),
         "ttl": one.ttl,
-        "type": _NAMES.get(one.type, f"TYPE{one.type}"),
+        "type": _type_name(one.type),
         "value": rrtypes.rdata_to_text(one.type, reply, one.data_at, one.end),
     }

@@ -123,9 +123,19 @@ def encode_labels(*parts: bytes) -> bytes:
 
 
 def name_to_text(name: bytes) -> str:
-    """A name in presentation format: ``web.weft.``; other than ASCII is escaped."""
-    escaped = (label.decode("ascii", "backslashreplace").replace(".", "\\.") for label in labels(name))
-    return "".join(part + "." for part in escaped) or "."
+    """A name in presentation format: ``web.weft.``; other than printable ASCII is escaped as
+    ``\\DDD`` (RFC 1035 section 5.1).
+    """
+    return "".join("".join(map(_escape, label)) + "." for label in labels(name)) or "."
+
+
+def _escape(byte: int) -> str:
+    """A byte of a label: what is special in a zone file with a backslash, what is not printable as
+    ``\\DDD``.
+    """
+    if not 0x21 <= byte <= 0x7E:
+        return f"\\{byte:03d}"
+    return f"\\{chr(byte)}" if byte in b'".;()@$\\' else chr(byte)
 
 
 def encode_record(owner: bytes, rrtype: int, ttl: int, data: bytes) -> bytes:

@@ -29,7 +29,7 @@ from discovery.dns.codec import (
     Malformed,
     Query,
 )
-from discovery.dns.rrtypes import PTR
+from discovery.dns.rrtypes import PTR, uncompressed
 from discovery.dns.settings import DnsSettings
 from discovery.dns.view import View, parse_reverse_name
 from discovery.dns.zone import Zone
@@ -209,7 +209,9 @@ class Responder:
         rrtype = pending.query.type
         found = [one for one in codec.decode_records(message) if one.section == 1 and one.type == rrtype]
         records = [
-            AnswerRecord(codec.encode_record(cname.target, rrtype, one.ttl, message[one.data_at : one.end]))
+            AnswerRecord(
+                codec.encode_record(cname.target, rrtype, one.ttl, uncompressed(rrtype, message, one.data_at, one.end))
+            )
             for one in found
         ]
         return self.compose(pending.query, prepare(records=records, cnames=cname.cnames), pending.view, pending.tcp)

@@ -1,21 +1,26 @@
 """DNS record types: for each its number, its RFC, its encoder, and the names of weft's zones that
 have it.
 
-To add a type, add a section here, with what applies of::
+To add a type, add a section here, anywhere, with what applies of::
 
     CAA = _rrtype("CAA", 257)
 
-    @node_records(CAA)                  # NODE.node.weft: the data of each record that the node has
+    # NODE.node.weft: the data of each record that the node has
+    @node_records(CAA)
     def _node_caa(node: Node) -> list[bytes]: ...
 
-    @service_records(CAA)               # NAME.service.weft: data and additional records, per healthy
-    instance def _service_caa(health: Health, context: ServiceContext) -> ServiceRecord: ...
+    # NAME.service.weft, per healthy instance: data and additional records, None for no record
+    @service_records(CAA)
+    def _service_caa(health: Health, context: ServiceContext) -> ServiceRecord | None: ...
 
-    @presentation(CAA)                  # as a zone file has it, for ``weft dns-lookup``; else RFC
-    3597's hexadecimal def _caa_to_text(message: bytes, start: int, end: int) -> str: ...
+    # as a zone file has it, for ``weft dns-lookup``; without it, RFC 3597's hexadecimal
+    @presentation(CAA)
+    def _caa_to_text(message: bytes, start: int, end: int) -> str: ...
 
-The zone, its cache and the command go by these tables. Addresses (A, AAAA, CNAME) and the zone's
-own records (SOA, NS, PTR) are answered by ``zone`` itself, since they depend on what the name
+A type whose data has the form of another's joins that type's section and presentation, as CNAME
+that of PTR. Such records exist only at ``NODE.node`` and ``NAME.service`` (with its tag and RFC 2782
+forms). The zone, its cache and the command go by these tables. Addresses (A, AAAA, CNAME) and the
+zone's own records (SOA, NS, PTR) are answered by ``zone`` itself, since they depend on what the name
 stands for.
 """
 
@@ -24,7 +29,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6, inet_pton
 
 from discovery.dns.codec import ANY, Malformed, decode_name, encode_record, name_to_text
@@ -41,9 +46,6 @@ compressed.
 
 NUMBERS: dict[str, int] = {}
 """Type numbers by mnemonic."""
-NODE_RECORDS: dict[int, NodeRecords] = {}
-SERVICE_RECORDS: dict[int, Callable[[Health, ServiceContext], ServiceRecord]] = {}
-_PRESENTATIONS: dict[int, Presentation] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,18 @@ class ServiceContext:
     """
 
     zone: bytes
+    """The zone's name in wire format and lower case: ``b"\\x04weft\\x00"``."""
     datacenter: bytes
+    """The datacenter's label, without its length byte: ``b"dc1"``."""
     ttl: int
     port_name: str = ""
+
+
+ServiceRecords = Callable[[Health, ServiceContext], ServiceRecord | None]
+
+NODE_RECORDS: dict[int, NodeRecords] = {}
+SERVICE_RECORDS: dict[int, ServiceRecords] = {}
+_PRESENTATIONS: dict[int, Presentation] = {}
 
 
 def _rrtype(mnemonic: str, number: int) -> int:
@@ -64,9 +75,7 @@ def _rrtype(mnemonic: str, number: int) -> int:
 
 
 def node_records(rrtype: int) -> Callable[[NodeRecords], NodeRecords]:
-    """Register what nodes' names have of a type; a node without any is answered with its addresses,
-    or NODATA.
-    """
+    """Register what nodes' names have of a type; a node without any is answered NODATA."""
 
     def register(records: NodeRecords) -> NodeRecords:
         NODE_RECORDS[rrtype] = records
@@ -75,14 +84,12 @@ def node_records(rrtype: int) -> Callable[[NodeRecords], NodeRecords]:
     return register
 
 
-def service_records(
-    rrtype: int,
-) -> Callable[[Callable[[Health, ServiceContext], ServiceRecord]], Callable[[Health, ServiceContext], ServiceRecord]]:
-    """Register the record that each healthy instance contributes to its service's name."""
+def service_records(rrtype: int) -> Callable[[ServiceRecords], ServiceRecords]:
+    """Register the record that each healthy instance contributes to its service's name, None for
+    none; a service of such instances only is answered NODATA.
+    """
 
-    def register(
-        record: Callable[[Health, ServiceContext], ServiceRecord],
-    ) -> Callable[[Health, ServiceContext], ServiceRecord]:
+    def register(record: ServiceRecords) -> ServiceRecords:
         SERVICE_RECORDS[rrtype] = record
         return record
 
@@ -101,7 +108,7 @@ def presentation(*rrtypes: int) -> Callable[[Presentation], Presentation]:
 
 def rdata_to_text(rrtype: int, message: bytes, start: int, end: int) -> str:
     """A record's data in presentation format; unknown types and malformed data as ``\\# LENGTH
-    HEX`` (RFC 3597).
+    HEX`` (RFC 3597). No byte outside the data is read, but those of compressed names.
     """
     data = message[start:end]
     to_text = _PRESENTATIONS.get(rrtype)
@@ -110,7 +117,29 @@ def rdata_to_text(rrtype: int, message: bytes, start: int, end: int) -> str:
             return to_text(message, start, end)
         except (Malformed, ValueError, IndexError, struct.error):
             pass
-    return f"\\# {len(data)} {data.hex()}"
+    return f"\\# {len(data)} {data.hex()}".rstrip()
+
+
+def is_cacheable(rrtype: int) -> bool:
+    """Whether answers of a type are cached; those of made-up types are not, so that they cannot fill
+    the memory.
+    """
+    return rrtype in _ZONE_TYPES or rrtype in NODE_RECORDS or rrtype in SERVICE_RECORDS
+
+
+def uncompressed(rrtype: int, message: bytes, start: int, end: int) -> bytes:
+    """A record's data for use in another message, its names uncompressed. Raises Malformed. Source:
+    RFC 3597 section 4.
+    """
+    prefix, names = _NAMES_IN_RDATA.get(rrtype, (end - start, 0))
+    at = start + prefix
+    found = message[start:at]
+    for _ in range(names):
+        name, at = decode_name(message, at)
+        found += name
+    if at > end:
+        raise Malformed("a name exceeds its record")
+    return found + message[at:end]
 
 
 # A (RFC 1035 section 3.4.1), AAAA (RFC 3596)
@@ -146,9 +175,14 @@ def addresses_of_type(addresses: Iterable[bytes], rrtype: int) -> list[bytes]:
     return [each for each in known if len(each) == size]
 
 
-@presentation(A, AAAA)
-def _address_to_text(message: bytes, start: int, end: int) -> str:
-    return str(ip_address(message[start:end]))
+@presentation(A)
+def _a_to_text(message: bytes, start: int, end: int) -> str:
+    return str(IPv4Address(message[start:end]))
+
+
+@presentation(AAAA)
+def _aaaa_to_text(message: bytes, start: int, end: int) -> str:
+    return str(IPv6Address(message[start:end]))
 
 
 # SRV (RFC 2782)
@@ -182,8 +216,8 @@ def srv_rdata(priority: int, weight: int, port: int, target: bytes) -> bytes:
 
 @presentation(SRV)
 def _srv_to_text(message: bytes, start: int, end: int) -> str:
-    numbers = " ".join(map(str, struct.unpack_from("!HHH", message, start)))
-    return f"{numbers} {_name_at(message, start + 6)}"
+    numbers = " ".join(map(str, struct.unpack("!HHH", message[start : min(start + 6, end)])))
+    return f"{numbers} {_last_name(message, start + 6, end)}"
 
 
 # TXT (RFC 1035 section 3.3.14)
@@ -202,19 +236,39 @@ def _node_txt(node: Node) -> list[bytes]:
 
 def txt_rdata(value: str) -> bytes:
     """The data of a TXT record: one text, in character strings of at most 255 bytes."""
-    data = value.encode("utf-8", "surrogateescape")
+    data = _encode_text(value)
     pieces = [data[at : at + 255] for at in range(0, len(data), 255)] or [b""]
     return b"".join(bytes((len(piece),)) + piece for piece in pieces)
 
 
 @presentation(TXT)
 def _txt_to_text(message: bytes, start: int, end: int) -> str:
-    found = []
-    while start < end:
-        piece = message[start + 1 : min(start + 1 + message[start], end)]
-        found.append('"{}"'.format(piece.decode("utf-8", "backslashreplace").replace("\\", "\\\\").replace('"', '\\"')))
-        start += 1 + message[start]
+    found: list[str] = []
+    while start < end or not found:
+        after = start + 1 + message[start]
+        if after > end:
+            raise Malformed("a character string exceeds its record")
+        found.append(f'"{_quoted_text(message[start + 1 : after])}"')
+        start = after
     return " ".join(found)
+
+
+def _quoted_text(data: bytes) -> str:
+    """A character string within quotes: what is not printable UTF-8 as ``\\DDD`` (RFC 1035 section
+    5.1).
+    """
+    return "".join(
+        f"\\{one}"
+        if one in '"\\'
+        else one
+        if one.isprintable()
+        else "".join(f"\\{byte:03d}" for byte in _encode_text(one))
+        for one in data.decode("utf-8", "surrogateescape")
+    )
+
+
+def _encode_text(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 # PTR, NS, CNAME (RFC 1035 sections 3.3.12, 3.3.11, 3.3.1)
@@ -226,7 +280,7 @@ CNAME = _rrtype("CNAME", 5)
 
 @presentation(PTR, NS, CNAME)
 def _target_to_text(message: bytes, start: int, end: int) -> str:
-    return _name_at(message, start)
+    return _last_name(message, start, end)
 
 
 # SOA (RFC 1035 section 3.3.13)
@@ -245,7 +299,7 @@ def soa_rdata(primary: bytes, mailbox: bytes, serial: int) -> bytes:
 def _soa_to_text(message: bytes, start: int, end: int) -> str:
     primary, at = decode_name(message, start)
     mailbox, at = decode_name(message, at)
-    numbers = " ".join(map(str, struct.unpack_from("!IIIII", message, at)))
+    numbers = " ".join(map(str, struct.unpack("!IIIII", message[at:end])))
     return f"{name_to_text(primary)} {name_to_text(mailbox)} {numbers}"
 
 
@@ -256,7 +310,8 @@ MX = _rrtype("MX", 15)
 
 @presentation(MX)
 def _mx_to_text(message: bytes, start: int, end: int) -> str:
-    return f"{struct.unpack_from('!H', message, start)[0]} {_name_at(message, start + 2)}"
+    (preference,) = struct.unpack("!H", message[start : min(start + 2, end)])
+    return f"{preference} {_last_name(message, start + 2, end)}"
 
 
 # ANY (RFC 8482), a query type only
@@ -265,11 +320,16 @@ _rrtype("ANY", ANY)
 
 # HTTPS (RFC 9460): weft has none, but browsers ask for it with every name
 
-HTTPS = 65
+HTTPS = _rrtype("HTTPS", 65)
 
-CACHEABLE_TYPES = frozenset((A, AAAA, SOA, NS, ANY, HTTPS, *NODE_RECORDS, *SERVICE_RECORDS))
-"""Answers of these types are cached, so that queries of made-up types cannot fill the memory."""
+_ZONE_TYPES = frozenset((A, AAAA, SOA, NS, ANY, HTTPS))
+_NAMES_IN_RDATA = {PTR: (0, 1), NS: (0, 1), CNAME: (0, 1), SOA: (0, 2), MX: (2, 1), SRV: (6, 1)}
+"""Types whose data has names that may be compressed: the bytes before, and how many names follow."""
 
 
-def _name_at(message: bytes, at: int) -> str:
-    return name_to_text(decode_name(message, at)[0])
+def _last_name(message: bytes, at: int, end: int) -> str:
+    """The name that ends a record's data. Raises Malformed if it does not end there."""
+    name, after = decode_name(message, at)
+    if after != end:
+        raise Malformed("a name does not end with its record")
+    return name_to_text(name)

@@ -17,7 +17,7 @@ from discovery.dns import codec
 from discovery.dns.answers import AnswerRecord, PreparedAnswer, prepare
 from discovery.dns.codec import ANY, NOERROR, NXDOMAIN, QUESTION_NAME, REFUSED, encode_record
 from discovery.dns.network_zones import NetworkZone
-from discovery.dns.rrtypes import AAAA, CACHEABLE_TYPES, PTR, A, address_record, addresses_of_type, pack_address
+from discovery.dns.rrtypes import AAAA, PTR, A, address_record, addresses_of_type, is_cacheable, pack_address
 from discovery.dns.settings import DnsSettings
 
 Address = IPv4Address | IPv6Address
@@ -67,7 +67,7 @@ class View:
         found, known = self._lookup(b".".join(parts).decode("utf-8", "surrogateescape"))
         if found:
             answer = self._address_answer(found, rrtype)
-            if rrtype in CACHEABLE_TYPES:
+            if is_cacheable(rrtype):
                 if len(self.cache) >= MAX_CACHED:
                     self.cache.clear()
                 self.cache[name + rrtype.to_bytes(2, "big") + b"\0\1"] = answer

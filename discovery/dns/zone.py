@@ -23,19 +23,17 @@ from discovery.dns.answers import AnswerRecord, PreparedAnswer, negative, prepar
 from discovery.dns.codec import ANY, QUESTION_NAME, encode_record
 from discovery.dns.naming import encode_host, full_name, node_name
 from discovery.dns.rrtypes import (
-    AAAA,
-    CACHEABLE_TYPES,
     CNAME,
     NODE_RECORDS,
     NS,
     PTR,
     SERVICE_RECORDS,
     SOA,
-    A,
     ServiceContext,
     address_record,
     address_records,
     addresses_of_type,
+    is_cacheable,
     pack_address,
 )
 from discovery.dns.service_index import ServiceIndex
@@ -88,7 +86,7 @@ class Zone:
     def answer(self, name: bytes, rrtype: int, domain: bytes) -> PreparedAnswer:
         """The answer for a name in the zone ``domain``; cached."""
         answer, changes = self._answer(name, rrtype, domain)
-        if rrtype in CACHEABLE_TYPES and changes is not None:
+        if is_cacheable(rrtype) and changes is not None:
             if len(self.cache) >= MAX_CACHED:
                 self.cache.clear()
                 self._keys_by_topic.clear()
@@ -200,16 +198,18 @@ class Zone:
             return negative(name, domain, exists), None if tag or port else changes
         ttl = self._settings.ttl_of(instances[0].instance.name)
         if record := SERVICE_RECORDS.get(rrtype):
+            # Not hidden by a CNAME, as in Consul: a service's port is known to its name only.
             context = ServiceContext(domain, self._datacenter, ttl, port)
-            found = [record(one, context) for one in instances]
-            return prepare(
-                records=[
-                    AnswerRecord(encode_record(QUESTION_NAME, rrtype, ttl, data), additional)
-                    for data, additional in found
-                ]
-            ), changes
+            found = [each for one in instances if (each := record(one, context)) is not None]
+            if found:
+                return prepare(
+                    records=[
+                        AnswerRecord(encode_record(QUESTION_NAME, rrtype, ttl, data), additional)
+                        for data, additional in found
+                    ]
+                ), changes
         addresses = [address for one in instances for address in one.addresses]
-        return self._host_answer(name, domain, rrtype, addresses, ttl), changes
+        return _host_answer(name, domain, rrtype, addresses, ttl), changes
 
     def _virtual(self, name: bytes, rrtype: int, domain: bytes, wanted: bytes) -> ZoneAnswer:
         service = self._index.service(wanted)
@@ -229,24 +229,34 @@ class Zone:
             return negative(name, domain, self._index.is_empty_non_terminal(wanted)), None
         ttl = self._settings.node_ttl
         changes = (topics.node(node.name),)
-        if rrtype in NODE_RECORDS and (found := list(NODE_RECORDS[rrtype](node))):
-            return prepare(
-                records=[AnswerRecord(encode_record(QUESTION_NAME, rrtype, ttl, data)) for data in found]
-            ), changes
-        return self._host_answer(name, domain, rrtype, [node.address], ttl), changes
+        hosts = [node.address]
+        if rrtype in NODE_RECORDS and not _canonical_name(name, hosts):
+            found = list(NODE_RECORDS[rrtype](node))
+            if found:
+                return prepare(
+                    records=[AnswerRecord(encode_record(QUESTION_NAME, rrtype, ttl, data)) for data in found]
+                ), changes
+        return _host_answer(name, domain, rrtype, hosts, ttl), changes
 
-    def _host_answer(self, name: bytes, domain: bytes, rrtype: int, hosts: list[str], ttl: int) -> PreparedAnswer:
-        """The addresses among the hosts; if there are none, a CNAME to the first host name."""
-        addresses = [address for host in hosts if (address := pack_address(host))]
-        if addresses:
-            return _address_answer(name, domain, rrtype, addresses, ttl)
-        targets = sorted({target for host in hosts if (target := encode_host(host).lower()) and target != name})
-        if not targets or rrtype not in (A, AAAA, CNAME, ANY):
-            return negative(name, domain, True)
-        # A name has one CNAME and no other records (RFC 2181 section 10.1).
-        target = targets[0]
+
+def _host_answer(name: bytes, domain: bytes, rrtype: int, hosts: list[str], ttl: int) -> PreparedAnswer:
+    """The addresses among the hosts; if there are none, a CNAME to the first host name, for every
+    type. Source: RFC 1034 section 4.3.2 step 3a.
+    """
+    if target := _canonical_name(name, hosts):
         cname = encode_record(QUESTION_NAME, CNAME, ttl, target)
-        return prepare(cnames=(cname,), target=target if rrtype in (A, AAAA) else b"")
+        return prepare(cnames=(cname,), target=b"" if rrtype in (CNAME, ANY) else target)
+    return _address_answer(name, domain, rrtype, list(map(pack_address, hosts)), ttl, exists=True)
+
+
+def _canonical_name(name: bytes, hosts: list[str]) -> bytes:
+    """The first host name, if no host is an address; b"" if there is none but ``name`` itself.
+
+    A name has one CNAME and no other records (RFC 2181 section 10.1).
+    """
+    if any(map(pack_address, hosts)):
+        return b""
+    return min((target for host in hosts if (target := encode_host(host).lower()) and target != name), default=b"")
 
 
 def _address_answer(

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from cni_plugin.cli import lookup
 from cni_plugin.cli.goflags import WrongFlag, normalize
 from cni_plugin.cli.root import weft
+from discovery.dns import rrtypes
 from lab.dns import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,7 +36,9 @@ RECORDS = {
     "CNAME": "other.example.",
     "MX": "10 mail.example.",
     "SOA": "ns.example. who.example. 1 2 3 4 5",
+    "HTTPS": "\\# 3 000100",
 }
+"""Data of every record type of ``discovery.dns.rrtypes``, as a zone file has it."""
 
 
 class Server:
@@ -99,6 +102,34 @@ def answering(kind: str, *data: str) -> Reply:
     return reply
 
 
+def test_every_type_has_an_example() -> None:
+    assert set(RECORDS) == set(rrtypes.NUMBERS) - {"ANY"}
+
+
+def test_the_help_lists_every_type() -> None:
+    text = " ".join(CliRunner().invoke(weft, ["dns-lookup", "--help"]).stdout.split())
+    assert f"TYPE is {', '.join(rrtypes.NUMBERS)}" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "data"),
+    [
+        ("TYPE15", "MX", "10 mail.example."),
+        ("type65", "HTTPS", "\\# 3 000100"),
+        ("TYPE13", "HINFO", "\\# 4 01610162"),
+        ("CAA", "CAA", "\\# 8 0005697373756561"),
+        ("TYPE4711", "TYPE4711", "\\# 2 0102"),
+    ],
+)
+def test_types_by_number_and_of_other_servers(server: Server, given: str, kind: str, data: str) -> None:
+    """RFC 3597 section 5."""
+    server.reply = answering(kind, data)
+    assert ask("web.example", given, "-server", server.place) == (0, f"web.example.  7s  {kind}  {data}\n", "")
+    server.reply = lambda query: dns.message.make_response(query).to_wire()
+    code, _, err = ask("web.example", given, "-server", server.place)
+    assert (code, err) == (3, f"weft: web.example has no {kind} record on {server.place.replace(':', ' port ')}\n")
+
+
 @pytest.mark.parametrize(("kind", "data"), RECORDS.items())
 def test_records_are_written_as_in_a_zone_file(server: Server, kind: str, data: str) -> None:
     server.reply = answering(kind, data)
@@ -157,6 +188,10 @@ def test_json_has_all_sections(server: Server) -> None:
     ("arguments", "said"),
     [
         (("a.b", "BOGUS"), "weft: unknown record type 'BOGUS'\nhint: use A, AAAA, SRV"),
+        (("a.b", "TYPE65536"), "weft: unknown record type 'TYPE65536'"),
+        (("a.b", "TYPE"), "weft: unknown record type 'TYPE'"),
+        (("a.b", "TYPE41"), "weft: TYPE41 is not a type of records"),
+        (("a.b", "TYPE252"), "weft: TYPE252 is not a type of records"),
         (("a.b", "-server=x"), "weft: invalid server address 'x'"),
         (("a.b", "-server=127.0.0.1:0"), "weft: invalid server address '127.0.0.1:0'"),
         (("a..b", "-server=127.0.0.1:9"), "weft: 'a..b': a label has 1 to 63 bytes"),

@@ -9,6 +9,7 @@ import dns.edns
 import dns.flags
 import dns.message
 import dns.name
+import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from discovery.dns import codec
+from discovery.dns import codec, rrtypes
 from discovery.dns.cache import parse_reply
 from discovery.dns.codec import BadName, Malformed
 from discovery.dns.network_zones import NetworkZone
@@ -45,6 +46,69 @@ def test_names_are_encoded_as_by_dnspython(name: dns.name.Name) -> None:
     assert codec.decode_name(b"\0" * 12 + wire, 12) == (wire.lower(), 12 + len(wire))
     assert codec.labels(wire) == name.labels[:-1]
     assert codec.encode_labels(*name.labels[:-1]) == wire
+
+
+@given(LABELS.map(name_of))
+def test_names_in_text_are_read_by_dnspython(name: dns.name.Name) -> None:
+    assert codec.name_to_text(name.to_wire()) == name.to_text()
+
+
+def rdata_from_text(rrtype: int, text: str) -> bytes:
+    rdata = dns.rdata.from_text(dns.rdataclass.IN, dns.rdatatype.RdataType.make(rrtype), text)
+    return rdata.to_wire() or b""
+
+
+@given(st.one_of(st.text(), st.binary().map(lambda data: data.decode("utf-8", "surrogateescape"))))
+def test_txt_in_text_is_read_by_dnspython(value: str) -> None:
+    data = rrtypes.txt_rdata(value)
+    text = rrtypes.rdata_to_text(rrtypes.TXT, data, 0, len(data))
+    assert text.startswith('"')
+    assert text.isprintable()
+    assert rdata_from_text(rrtypes.TXT, text) == data
+
+
+PRESENTED = sorted({*rrtypes.NUMBERS.values(), 257} - {codec.ANY})
+
+
+@given(st.sampled_from(PRESENTED), st.binary(max_size=40), st.lists(st.binary(min_size=1, max_size=9), max_size=2))
+def test_data_in_text_is_the_data_of_the_record_alone(rrtype: int, data: bytes, labels: list[bytes]) -> None:
+    """Whatever follows the record in the message; data that is malformed or cut off is in hexadecimal."""
+    for rdata in (data, data + dns.name.Name((*labels, b"")).to_wire(), data[:6] + codec.encode_labels(*labels)):
+        for behind in (b"", b"\0" * 40, b"\1x\0" * 20):
+            message = bytes(codec.HEADER_LENGTH) + rdata + behind
+            end = codec.HEADER_LENGTH + len(rdata)
+            text = rrtypes.rdata_to_text(rrtype, message, codec.HEADER_LENGTH, end)
+            if text.startswith("\\#"):
+                assert text == f"\\# {len(rdata)} {rdata.hex()}".rstrip()
+            elif b"\xc0" not in rdata:
+                assert rdata_from_text(rrtype, text).lower() == rdata.lower(), text
+
+
+@pytest.mark.parametrize(
+    ("rrtype", "data"),
+    [
+        (rrtypes.SRV, b"\0\1\0\2"),
+        (rrtypes.SRV, b"\0\1\0\2\0\x50"),
+        (rrtypes.SRV, b"\0\1\0\2\0\x50\1a"),
+        (rrtypes.SRV, b"\0\1\0\2\0\x50\1a\0more"),
+        (rrtypes.MX, b"\0"),
+        (rrtypes.MX, b"\0\1"),
+        (rrtypes.PTR, b""),
+        (rrtypes.PTR, b"\1a"),
+        (rrtypes.SOA, b"\0\0" + b"\0" * 19),
+        (rrtypes.SOA, b"\0\0" + b"\0" * 21),
+        (rrtypes.TXT, b""),
+        (rrtypes.TXT, b"\5abc"),
+        (rrtypes.A, b"\x0a\0\0"),
+        (rrtypes.A, b"\x0a" * 16),
+        (rrtypes.AAAA, b"\x0a" * 4),
+    ],
+)
+def test_data_that_is_no_record_of_its_type_is_in_hexadecimal(rrtype: int, data: bytes) -> None:
+    message = bytes(codec.HEADER_LENGTH) + data + bytes(40)
+    end = codec.HEADER_LENGTH + len(data)
+    expected = f"\\# {len(data)} {data.hex()}" if data else "\\# 0"
+    assert rrtypes.rdata_to_text(rrtype, message, codec.HEADER_LENGTH, end) == expected
 
 
 @given(st.text(max_size=300))
@@ -139,7 +203,8 @@ def test_compression_pointer_loops_end(count: int) -> None:
 
 
 def responder() -> tuple[Responder, tuple[View, ...]]:
-    world = MutableCatalog(Instance("n1", "web-1", "web", "10.1.0.5", 80), Instance("n1", "x", "odd name.x", "h.example"))
+    web, odd = Instance("n1", "web-1", "web", "10.1.0.5", 80), Instance("n1", "x", "odd name.x", "h.example")
+    world = MutableCatalog(web, odd)
     settings = DnsSettings()
     blue = NetworkZone("blue", records={"db": ("10.9.0.5", "fd00::5")}, reverse={"10.9.0.5": "db"})
     return Responder(Zone(world.catalog, settings), settings), (

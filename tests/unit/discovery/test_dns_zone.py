@@ -8,6 +8,7 @@ import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
+import dns.rrset
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,9 @@ NXDOMAIN, NOERROR = dns.rcode.NXDOMAIN, dns.rcode.NOERROR
 class Asked:
     """A zone that can be queried."""
 
-    def __init__(self, world: MutableCatalog, told: DnsSettings | None = None, upstreams: tuple[str, ...] | None = None):
+    def __init__(
+        self, world: MutableCatalog, told: DnsSettings | None = None, upstreams: tuple[str, ...] | None = None
+    ) -> None:
         told = told or DnsSettings()
         self.zone = Zone(world.catalog, told)
         self.responder = Responder(self.zone, told)
@@ -262,7 +265,8 @@ def test_virtual_addresses() -> None:
 
 
 def test_names_of_addresses() -> None:
-    ask = Asked(MutableCatalog(web(1), Instance("n1", "six", "six", "fd00::6"), Instance("n1", "same", "same", "10.0.0.1")))
+    six, same = Instance("n1", "six", "six", "fd00::6"), Instance("n1", "same", "same", "10.0.0.1")
+    ask = Asked(MutableCatalog(web(1), six, same))
     assert ask.answers("1.0.0.10.in-addr.arpa", "PTR") == ["n1.node.dc1.weft."]
     assert ask.answers("1.0.1.10.in-addr.arpa", "PTR") == ["web.service.dc1.weft."]
     reverse = dns.name.from_text("6" + ".0" * 27 + ".0.0.d.f.ip6.arpa").to_text()
@@ -307,8 +311,59 @@ def test_services_with_a_host_name_have_a_cname() -> None:
     assert pending.question == b"\x02db\x07example\x03com\x00\x00\x1c\x00\x01"
 
 
+@pytest.mark.parametrize("kind", sorted({*rrtypes.NUMBERS, "CAA"} - {"ANY"}))
+def test_a_cname_answers_for_every_type(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """RFC 1034 section 4.3.2 step 3a. Only the records of services are not hidden by it, as in Consul."""
+    monkeypatch.setitem(rrtypes.NODE_RECORDS, 257, lambda node: [b"\0\5issueca.example"])
+    world = MutableCatalog(
+        Node("far", "db.example.com", meta={"os": "linux"}),
+        Node("near", "n1.node.weft", meta={"os": "bsd"}),
+        Node("n1", "10.0.0.1", meta={"os": "linux"}),
+        Instance("far", "w", "web", port=80),
+    )
+    ask = Asked(world)
+    assert records(ask("far.node.weft", kind).answer) == ["far.node.weft. 0 IN CNAME db.example.com."]
+    found = records(ask("web.service.weft", kind).answer)
+    if kind == "SRV":
+        assert found == ["web.service.weft. 0 IN SRV 1 1 80 far.node.dc1.weft."]
+    else:
+        assert found == ["web.service.weft. 0 IN CNAME db.example.com."]
+    followed = {"A": "10.0.0.1", "TXT": '"os=linux"', "CAA": '0 issue "ca.example"'}
+    assert records(ask("near.node.weft", kind).answer) == [
+        *([f"n1.node.weft. 0 IN {kind} {followed[kind]}"] if kind in followed else []),
+        "near.node.weft. 0 IN CNAME n1.node.weft.",
+    ]
+    pending = Asked(world, upstreams=("192.0.2.1",)).raw("far.node.weft", kind)
+    assert isinstance(pending, PendingQuery) == (kind != "CNAME")
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"), [("MX", "10 mail.example."), ("NS", "ns.example."), ("SOA", "ns.example. who.example. 1 2 3 4 5")]
+)
+def test_upstream_records_behind_a_cname_are_uncompressed(kind: str, data: str) -> None:
+    """A compression pointer is an offset in the upstream's message and means nothing in weft's."""
+    ask = Asked(MutableCatalog(Node("far", "a-name-of-some-length.example")), upstreams=("192.0.2.1",))
+    pending = ask.raw("far.node.weft", kind)
+    assert isinstance(pending, PendingQuery)
+    assert pending.cname is not None
+    upstream = dns.message.make_response(dns.message.make_query("a-name-of-some-length.example", kind))
+    upstream.answer.append(dns.rrset.from_text("a-name-of-some-length.example.", 7, "IN", kind, data))
+    found = read(ask.responder.append_to_cname(pending, pending.cname, upstream.to_wire()))
+    assert records(found.answer) == [
+        f"a-name-of-some-length.example. 7 IN {kind} {data}",
+        "far.node.weft. 0 IN CNAME a-name-of-some-length.example.",
+    ]
+
+
+def test_every_type_with_records_is_cached() -> None:
+    for rrtype in (*rrtypes.NODE_RECORDS, *rrtypes.SERVICE_RECORDS):
+        assert rrtypes.is_cacheable(rrtype), rrtype
+    assert not rrtypes.is_cacheable(4711)
+
+
 def test_ttls() -> None:
-    world = MutableCatalog(web(1), Instance("n1", "d", "db-main", "10.1.0.7", 1), Instance("n1", "e", "x", "10.1.0.8", 1))
+    world = MutableCatalog(web(1))
+    world.put(Instance("n1", "d", "db-main", "10.1.0.7", 1), Instance("n1", "e", "x", "10.1.0.8", 1))
     ask = Asked(world, DnsSettings(node_ttl=3, service_ttl={"web": 5, "db-*": 6, "db*": 7, "*": 9}))
     found = {name: ask(f"{name}.service.weft").answer[0].ttl for name in ("web", "db-main", "x")}
     assert found == {"web": 5, "db-main": 6, "x": 9}
@@ -441,14 +496,14 @@ def test_answers_are_what_the_catalog_says(history: list[Step], strict: bool) ->
 @given(st.text(min_size=1, max_size=80), st.text(min_size=1, max_size=80), st.text(max_size=80))
 def test_any_service_name(service: str, node: str, address: str) -> None:
     """Whatever names are registered, every reply is valid DNS."""
-    world = MutableCatalog(Node(node, address), Instance(node, "i", service, "", 80, tags=(service,), meta={node: service}))
-    world.put(Instance("n1", "j", service, address, 80))
+    world = MutableCatalog(Node(node, address, meta={node: service}), Instance("n1", "j", service, address, 80))
+    world.put(Instance(node, "i", service, "", 80, tags=(service,), meta={node: service}))
     ask = Asked(world)
     for name in (service, node):
         labels = [label for label in name.encode().split(b".") if 0 < len(label) < 64]
         for kind in (b"service", b"node", b"virtual"):
             asked = dns.name.Name((*labels, kind, b"weft", b""))
-            for wanted in ("A", "SRV", "TXT", "ANY"):
+            for wanted in rrtypes.NUMBERS:
                 for stream in (False, True):
                     read(ask.responder.respond(dns.message.make_query(asked, wanted).to_wire(), ask.view, stream))
     read(ask.raw("1.0.0.10.in-addr.arpa", "PTR"))
@@ -457,9 +512,18 @@ def test_any_service_name(service: str, node: str, address: str) -> None:
 def test_a_record_type_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
     caa = b"\0\5issueca.example"
     monkeypatch.setitem(rrtypes.NODE_RECORDS, 257, lambda node: [caa] if node.name == "n1" else [])
-    monkeypatch.setitem(rrtypes.SERVICE_RECORDS, 257, lambda health, context: (caa, ()))
-    ask = Asked(MutableCatalog(web(1), web(2), Node("n2", "10.0.0.2")))
+    monkeypatch.setitem(
+        rrtypes.SERVICE_RECORDS, 257, lambda health, context: (caa, ()) if health.instance.meta.get("ca") else None
+    )
+    world = MutableCatalog(web(1, meta={"ca": "yes"}), web(2), Node("n2", "10.0.0.2"), Instance("n1", "db", "db"))
+    ask = Asked(world)
     assert ask.answers("n1.node.weft", "CAA") == ['0 issue "ca.example"']
     assert ask.rcode("n2.node.weft", "CAA") == ("NOERROR", 0)
     assert ask.answers("web.service.weft", "CAA") == ['0 issue "ca.example"']
+    assert ask.rcode("db.service.weft", "CAA") == ("NOERROR", 0)
+    assert len(ask.zone.cache) == 4
+    world.put(web(1))
+    assert ask.rcode("web.service.weft", "CAA") == ("NOERROR", 0)
+    world.put(Instance("n1", "db", "db", meta={"ca": "yes"}))
+    assert ask.answers("db.service.weft", "CAA") == ['0 issue "ca.example"']
     assert rrtypes.rdata_to_text(257, caa, 0, len(caa)) == f"\\# {len(caa)} {caa.hex()}"
