@@ -16,6 +16,8 @@ from weft.types import Address, Cidr, Subnet
 
 _MAX_QUOTED = 80  # characters of a value in a message
 _MAX_PROBLEMS = 20  # a hostile configuration could cause 100,000
+_FROM_RUNTIME = ("runtimeConfig", "CNI_ARGS")
+"""How problems of values begin that the runtime adds to the configuration of an administrator."""
 
 
 class Problems:
@@ -29,9 +31,13 @@ class Problems:
             self.found.append(sentence)
 
     def raise_any(self) -> None:
-        """Raise ConfigProblem with all problems, if there are any."""
+        """Raise ConfigProblem with all problems, if there are any; the hint says who gave the values."""
         if self.found:
-            raise ConfigProblem("; ".join(self.found), hint="correct the network configuration")
+            from_runtime = [sentence.startswith(_FROM_RUNTIME) for sentence in self.found]
+            places = [] if all(from_runtime) else ["the network configuration"]
+            if any(from_runtime):
+                places.append("what the container runtime passes (runtimeConfig, CNI_ARGS)")
+            raise ConfigProblem("; ".join(self.found), hint=f"correct {' and '.join(places)}")
 
 
 def quoted(value: object) -> str:
@@ -65,6 +71,7 @@ class Section:
                 self._keys[folded] = item
 
     def __contains__(self, key: str) -> bool:
+        """Whether the key is given: ``in`` tells an absent key from an empty value."""
         return key.casefold() in self._keys
 
     def __bool__(self) -> bool:
@@ -139,12 +146,16 @@ class Section:
             for index, item in enumerate(self.items(key))
         ]
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        """The list of strings under ``key``."""
+    def texts(self, key: str, *, choices: Iterable[str] = ()) -> tuple[str, ...]:
+        """The list of strings under ``key``; () if it is empty or absent, which ``in`` tells apart."""
         values = self.items(key)
         texts = tuple(item for item in values if isinstance(item, str))
         if len(texts) < len(values):
             self.problem(key, "must be a list of strings")
+            return ()
+        allowed = tuple(choices)
+        if allowed and not set(texts) <= set(allowed):
+            self.problem(key, f"must be a list of {', '.join(repr(word) for word in allowed)}")
             return ()
         return texts
 

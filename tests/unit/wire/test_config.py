@@ -11,6 +11,7 @@ import pytest
 from cni_plugin.wire import config
 from cni_plugin.wire.request import Command
 from weft.errors import ConfigProblem, DecodeProblem, VersionProblem, WeftError
+from weft.section import Section
 from weft.types import Dns, Result, ResultAddress, ResultInterface
 
 WHOLE = {
@@ -107,6 +108,34 @@ def test_del_takes_what_add_refuses() -> None:
 def test_del_needs_json_and_a_name(stdin: bytes) -> None:
     with pytest.raises(WeftError):
         config.read(stdin, Command.DEL)
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ({"mtu": "x"}, "correct the network configuration"),
+        ({"runtimeConfig": {"mac": 5}}, "correct what the container runtime passes (runtimeConfig, CNI_ARGS)"),
+        (
+            {"mtu": "x", "runtimeConfig": {"mac": 5}},
+            "correct the network configuration and what the container runtime passes (runtimeConfig, CNI_ARGS)",
+        ),
+    ],
+    ids=["configuration", "runtime", "both"],
+)
+def test_the_hint_says_who_gave_the_value(values: dict[str, object], hint: str) -> None:
+    keys = Section(values)
+    keys.integer("mtu")
+    keys.section("runtimeConfig").text("mac")
+    with pytest.raises(ConfigProblem) as error:
+        keys.problems.raise_any()
+    assert error.value.hint == hint
+
+
+def test_a_list_of_choices() -> None:
+    keys = Section({"good": ["a", "b"], "empty": [], "bad": ["a", "c"]})
+    assert [keys.texts(key, choices=("a", "b")) for key in ("good", "empty", "absent", "bad")] == [("a", "b"), (), (), ()]
+    assert [key in keys for key in ("empty", "absent")] == [True, False]
+    assert keys.problems.found == ["bad [\"a\", \"c\"] must be a list of 'a', 'b'"]
 
 
 def test_a_hundred_thousand_problems_do_not_take_long() -> None:
