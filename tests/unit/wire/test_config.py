@@ -133,7 +133,8 @@ def test_the_hint_says_who_gave_the_value(values: dict[str, object], hint: str) 
 
 def test_a_list_of_choices() -> None:
     keys = Section({"good": ["a", "b"], "empty": [], "bad": ["a", "c"]})
-    assert [keys.texts(key, choices=("a", "b")) for key in ("good", "empty", "absent", "bad")] == [("a", "b"), (), (), ()]
+    found = {key: keys.texts(key, choices=("a", "b")) for key in ("good", "empty", "absent", "bad")}
+    assert found == {"good": ("a", "b"), "empty": (), "absent": (), "bad": ()}
     assert [key in keys for key in ("empty", "absent")] == [True, False]
     assert keys.problems.found == ["bad [\"a\", \"c\"] must be a list of 'a', 'b'"]
 
