@@ -15,6 +15,7 @@ from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import Json
 from cni_plugin.wire import versions
 from cni_plugin.wire.result import render
+from weft import identity
 from weft.errors import UnknownContainer
 from weft.types import Result
 
@@ -80,21 +81,29 @@ def summary(one: Endpoint) -> Json:
 
 @click.command()
 @common
-@click.argument("container", metavar="CONTAINER[/IFNAME]")
+@click.argument("container", metavar="{CONTAINER[/IFNAME]|MARK}")
 @click.argument("network", required=False, default="")
 @pass_tool
 def show(tool: Tool, container: str, network: str, json_output: bool) -> None:
     """Show details of a container's attachments.
 
     Shows the network namespace, the CNI result, the equivalent shell commands, and differences from
-    what was set up. CONTAINER may be a unique prefix of the id.
+    what was set up. CONTAINER may be a unique prefix of the id. MARK is the comment of an nftables
+    element or the alias of a link, with or without "weft:"; the mark of an object that attachments
+    share, such as a bridge, shows the networks that it belongs to.
 
     \b
     Example:
       weft show weft-c1/eth0 blue
+      weft show weft:458f29fc0a29d2e2
     """
     tool.need_records()
-    found = _find(tool, container, network)
+    digest = _mark_digest(container)
+    networks = attachments.marked_networks(tool.service, digest) if digest else []
+    if networks:
+        _show_networks(tool, digest, networks, json_output)
+        return
+    found = (attachments.marked(tool.service, digest) if digest else []) or _find(tool, container, network)
     documents = [_details(tool, one) for one in found]
     if json_output:
         as_json(documents)
@@ -105,8 +114,29 @@ def show(tool: Tool, container: str, network: str, json_output: bool) -> None:
         _show(one, document)
 
 
+def _mark_digest(text: str) -> str:
+    """The digest of a mark that may lack its prefix, "" if the text is no mark."""
+    return identity.mark_digest(text) or identity.mark_digest(f"weft:{text}")
+
+
+def _show_networks(tool: Tool, digest: str, networks: list[str], json_output: bool) -> None:
+    """Networks that share what has the mark, with the attachments to each."""
+    found = attachments.endpoints(tool.service)
+    attached = {name: [f"{one.container}/{one.interface}" for one in found if one.network == name] for name in networks}
+    mark = f"weft:{digest}"
+    if json_output:
+        as_json([{"mark": mark, "network": name, "attachments": list(attached[name])} for name in networks])
+        return
+    for index, name in enumerate(networks):
+        if index:
+            say()
+        fields([("Mark", f"{mark} (shared)"), ("Network", name), ("Attachments", ", ".join(attached[name]) or "-")])
+
+
 def _find(tool: Tool, text: str, network: str) -> list[Endpoint]:
     """The endpoints for CONTAINER[/IFNAME]. Raises UnknownContainer."""
+    if identity.mark_digest(text):
+        raise UnknownContainer(f"no attachment or network has the mark {text}", hint="see weft ps and weft gc")
     container, _, interface = text.partition("/")
     found = attachments.find(tool.service, container, interface, network)
     if not found:

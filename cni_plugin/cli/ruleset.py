@@ -29,7 +29,8 @@ def document() -> str:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield f"## `{table}`: {table.why}\n"
+    yield f"## `{table}`\n"
+    yield f"{table.why[0].upper()}{table.why[1:]}.\n"
     yield "### Sets and maps\n"
     yield "| name | type | holds | added by |\n|---|---|---|---|"
     yield from map(_set, table.sets)

@@ -18,35 +18,41 @@ ND_TARGETS6, ND_LINK_ADDRESSES = "nd_targets6", "nd_link_addresses"
 TRUNK_PORTS = "trunk_ports"
 
 _ROUTER = "icmpv6 type { nd-router-advert, nd-redirect } iifname @no_router_ports drop"
-_NO_ROUTER = "CVE-2020-10749: no router is behind this port"
-_OTHER_MAC = "another MAC address in the link-layer address option"
+_NO_ROUTER = "CVE-2020-10749: no router is behind this bridge port"
+_OTHER_MAC = "not its own MAC address in the link-layer address option"
 _SETS = (
     Set(
         NO_ROUTER_PORTS,
         "ifname",
-        "ports that no router is behind",
+        "bridge ports that may not send router advertisements or redirects",
         "all but routerAdvertisements",
         formerly=("attached",),
     ),
     Set(
         MAC_CHECKED_PORTS,
         "ifname",
-        "ports that send from known MAC addresses alone",
+        "bridge ports that may send only from their addresses in port_macs",
         "macspoofchk",
         formerly=("stationed",),
     ),
-    Set(PORT_MACS, "ifname . ether_addr", "port, and a MAC address it may use", "macspoofchk", formerly=("stations",)),
+    Set(
+        PORT_MACS,
+        "ifname . ether_addr",
+        "bridge port, and a MAC address it may use",
+        "macspoofchk",
+        formerly=("stations",),
+    ),
     Set(
         IP_CHECKED_PORTS,
         "ifname",
-        "ports that send from known IP addresses alone",
+        "bridge ports that may send only from their addresses in port_mac_ip4 and port_mac_ip6",
         "ipspoofchk",
         formerly=("addressed",),
     ),
     *sets(
         "port_mac_ip{v}",
         "ifname . ether_addr . {address}",
-        "port, its MAC address, and an IPv{v} address it may use",
+        "bridge port, its MAC address, and an IPv{v} address it may use",
         "ipspoofchk",
         "own{v}",
     ),
@@ -55,7 +61,7 @@ _SETS = (
     Set(
         ND_TARGETS6,
         "iifname . @th,64,128",
-        "port, and an IPv6 address it may advertise",
+        "bridge port, and an IPv6 address it may advertise",
         "ipspoofchk",
         typeof=True,
         formerly=("claims6",),
@@ -63,7 +69,7 @@ _SETS = (
     Set(
         ND_LINK_ADDRESSES,
         "iifname . @th,208,48",
-        "port, and a MAC address it may advertise",
+        "bridge port, and a MAC address it may advertise",
         "ipspoofchk",
         typeof=True,
         formerly=("link_addresses",),
@@ -71,7 +77,7 @@ _SETS = (
     Set(
         TRUNK_PORTS,
         "ifname",
-        "ports that may send VLAN tags; the bridge knows which",
+        "bridge ports that may send tagged frames; the bridge checks the VLAN",
         "ipspoofchk with vlanTrunk",
         formerly=("trunks",),
     ),
@@ -97,51 +103,52 @@ _CHAINS = (
             Rule("arp plen != 4 drop", "not the length of an IPv4 address"),
             Rule("arp saddr ip 0.0.0.0 accept", "a probe (RFC 5227)"),
             Rule("iifname . arp saddr ether . arp saddr ip @port_mac_ip4 accept", "its own address"),
-            Rule("drop", "another's address"),
+            Rule("drop", "not its own address"),
         ),
         formerly=("arps",),
     ),
     Chain(
         "check_ipv4",
-        "IPv4 with the port's own source addresses",
+        "IPv4 whose source address is already checked: drops DHCP server replies and redirects",
         (
             Rule("meta l4proto tcp accept", "most traffic ends here"),
-            Rule("udp sport 67 udp dport 68 drop", "no DHCP server is behind this port"),
-            Rule("icmp type redirect drop", "no router is behind this port"),
+            Rule("udp sport 67 udp dport 68 drop", "no DHCP server is behind this bridge port"),
+            Rule("icmp type redirect drop", "no router is behind this bridge port"),
         ),
         formerly=("sent4",),
     ),
     Chain(
         "check_nd_advert",
-        "neighbour advertisements",
+        "neighbour advertisements: only of the bridge port's own addresses",
         (
-            Rule("iifname . @th,64,128 != @nd_targets6 drop", "advertises another's IPv6 address"),
-            Rule("@th,192,16 != 0x0201 drop", "the target link-layer address does not come first"),
+            Rule("iifname . @th,64,128 != @nd_targets6 drop", "not its own IPv6 address"),
+            Rule("@th,192,16 != 0x0201 drop", "first option is not the target link-layer address"),
             Rule("iifname . @th,208,48 != @nd_link_addresses drop", _OTHER_MAC),
         ),
         formerly=("advertised",),
     ),
     Chain(
         "check_nd_solicit",
-        "neighbour solicitations",
+        "neighbour solicitations: only with the bridge port's own MAC address",
         (
-            Rule("@th,192,16 != 0x0101 drop", "the source link-layer address does not come first"),
+            Rule("@th,192,16 != 0x0101 drop", "first option is not the source link-layer address"),
             Rule("iifname . @th,208,48 != @nd_link_addresses drop", _OTHER_MAC),
         ),
         formerly=("solicited",),
     ),
     Chain(
         "check_ipv6",
-        "IPv6 with the port's own source addresses",
+        "IPv6 whose source address is already checked: "
+        "drops DHCP server replies, redirects, router advertisements; checks ND",
         (
             Rule("meta l4proto tcp accept", "most traffic ends here"),
-            Rule("udp sport 547 udp dport 546 drop", "no DHCPv6 server is behind this port"),
+            Rule("udp sport 547 udp dport 546 drop", "no DHCPv6 server is behind this bridge port"),
             Rule(_ROUTER, _NO_ROUTER),
             Rule("icmpv6 type nd-neighbor-advert goto check_nd_advert", "only for its own addresses"),
             Rule("icmpv6 type nd-neighbor-solicit goto check_nd_solicit", "only from its own MAC address"),
             Rule(
                 "icmpv6 type nd-router-solicit @th,64,16 != 0x0101 drop",
-                "the source link-layer address does not come first",
+                "first option is not the source link-layer address",
             ),
             Rule("icmpv6 type nd-router-solicit iifname . @th,80,48 != @nd_link_addresses drop", _OTHER_MAC),
         ),
@@ -149,9 +156,9 @@ _CHAINS = (
     ),
     Chain(
         "check_other",
-        "what ip_checked_ports may send besides IP from their own addresses",
+        "ip_checked_ports: frames that are not IP from an own address (ARP, DHCP, address detection)",
         (
-            Rule("ether type vlan iifname @trunk_ports accept", "tagged frames, which are not looked into"),
+            Rule("ether type vlan iifname @trunk_ports accept", "tagged frames, whose contents are not checked"),
             Rule("ether type arp goto check_arp", "ARP"),
             Rule(
                 "ether type ip ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
@@ -185,4 +192,10 @@ _CHAINS = (
     ),
 )
 
-TABLE = Table("bridge", "weft", "frames from containers: forged addresses are dropped", _SETS, _CHAINS)
+TABLE = Table(
+    "bridge",
+    "weft",
+    "checks of frames from containers, against forged addresses; owner of an element: weft show COMMENT",
+    _SETS,
+    _CHAINS,
+)

@@ -23,10 +23,10 @@ HAIRPIN4, HAIRPIN6 = "hairpin4", "hairpin6"
 HAIRPIN_SELF4, HAIRPIN_SELF6 = "hairpin_self4", "hairpin_self6"
 MASQUERADE_ALL4, MASQUERADE_ALL6 = "masquerade_all4", "masquerade_all6"
 CLOSED_LINKS, ROUTED_LINKS = "closed_links", "routed_links"
-ISOLATED_LINKS, INTERNAL_LINKS = "isolated_links", "internal_links"
+CLOSED_OR_ROUTED_LINKS, INTERNAL_LINKS = "closed_or_routed_links", "internal_links"
 INTRA_NETWORK_LINKS = "intra_network_links"
 INTRA_NETWORK4, INTRA_NETWORK6 = "intra_network4", "intra_network6"
-NO_METADATA_LINKS, NO_HOST_LINKS = "no_metadata_links", "no_host_links"
+NO_METADATA_LINKS, DNS_ONLY_LINKS = "no_metadata_links", "dns_only_links"
 SOURCE_CHECKED_LINKS = "source_checked_links"
 LINK_SOURCES4, LINK_SOURCES6 = "link_sources4", "link_sources6"
 INGRESS_POLICY_LINKS, INTRA_LINK = "ingress_policy_links", "intra_link"
@@ -49,7 +49,7 @@ _MASQUERADING = (
     *sets(
         "masquerade_exempt{v}",
         "{address} . {address}",
-        "container or subnet, and the subnet it reaches without masquerading",
+        "source and destination that are not masqueraded: within one network",
         "ipMasq, for each subnet",
         "local{v}",
         _INTERVAL,
@@ -60,80 +60,90 @@ _PUBLISHING = (
         "ports{v}",
         "inet_proto . inet_service",
         "{address} . inet_service",
-        "published ports of every host address: container address and port",
+        "ports published at every host address, and the container address and port of each",
         "portmap",
     ),
     *maps(
         "ports{v}_at",
         "{address} . inet_proto . inet_service",
         "{address} . inet_service",
-        "published ports of one host address: container address and port",
+        "ports published at a certain host address, and the container address and port of each",
         "portmap with hostIP",
     ),
     *sets(
         "loopback_ports{v}",
         "inet_proto . inet_service",
-        "published ports that host processes reach by a loopback address, too",
+        "published ports that host processes can also reach at {loopback}",
         "portmap",
         "loopback{v}",
     ),
     *sets(
         "loopback_ports{v}_at",
         "{address} . inet_proto . inet_service",
-        "ports published at one loopback address",
+        "ports published only at a certain loopback address",
         "portmap with a loopback hostIP",
         "loopback{v}_at",
     ),
-    *sets("hairpin{v}", "ifname . {address}", "containers with ports, by the host's link to them", "portmap"),
+    *sets(
+        "hairpin{v}",
+        "ifname . {address}",
+        "link and container with published ports: clients behind the same link are masqueraded",
+        "portmap",
+    ),
     *sets(
         "hairpin_self{v}",
         "{address} . {address}",
-        "containers with ports, twice: one that connects to its own published port",
+        "source and destination: a container that connects to its own published port",
         "portmap",
         "self{v}",
     ),
-    *sets("masquerade_all{v}", "{address}", "containers that see this host as every client", "portmap with masqAll"),
+    *sets(
+        "masquerade_all{v}",
+        "{address}",
+        "containers to which every client of a published port appears as this host (masqAll)",
+        "portmap with masqAll",
+    ),
 )
 _ISOLATION = (
     Set(
         CLOSED_LINKS,
         "ifname",
-        "links closed to new connections but to published ports",
+        "links that accept new connections only from their own network and to published ports",
         "isolation closed",
         formerly=("closed",),
     ),
     Set(
         ROUTED_LINKS,
         "ifname",
-        "links closed to other containers, open to the outside",
+        "links that accept new connections from outside, but not from closed or routed links of other networks",
         "isolation routed",
         formerly=("routed",),
     ),
     Set(
-        ISOLATED_LINKS,
+        CLOSED_OR_ROUTED_LINKS,
         "ifname",
-        "links of closed and routed networks",
+        "links of closed and routed networks, which may not connect to routed_links",
         "isolation closed and routed",
         formerly=("private",),
     ),
     Set(
         INTERNAL_LINKS,
         "ifname",
-        "links from which only their own network is reached",
+        "links that may connect only to their own network",
         "internal",
         formerly=("internal",),
     ),
     Set(
         INTRA_NETWORK_LINKS,
         "ifname . ifname",
-        "incoming and outgoing link within one network",
+        "incoming and outgoing link of the same network",
         "isolation, internal",
         formerly=("within",),
     ),
     *sets(
         "intra_network{v}",
         "ifname . {address}",
-        "link, and the subnets of its network where that has no bridge",
+        "incoming link, and a destination subnet of the same network (networks without a bridge)",
         "isolation, internal",
         "within{v}",
         _INTERVAL,
@@ -141,21 +151,21 @@ _ISOLATION = (
     Set(
         NO_METADATA_LINKS,
         "ifname",
-        "links without access to metadata services and link-local addresses",
+        "links that may not reach metadata services and link-local addresses",
         "metadata",
         formerly=("no_metadata",),
     ),
     Set(
-        NO_HOST_LINKS,
+        DNS_ONLY_LINKS,
         "ifname",
-        "links to which this host offers DNS and echo replies alone",
+        "links from which only DNS and ping of this host are allowed",
         "hostAccess, internal",
         formerly=("no_host",),
     ),
     Set(
         SOURCE_CHECKED_LINKS,
         "ifname",
-        "links whose packets' source addresses are checked",
+        "links that may send only from their addresses in link_sources4 and link_sources6",
         "ipspoofchk, by ptp",
         formerly=("sourced",),
     ),
@@ -165,22 +175,28 @@ _POLICIES = (
     Set(
         INGRESS_POLICY_LINKS,
         "ifname",
-        "links that containers with an ingress policy are behind",
+        "links of containers with an ingressPolicy",
         "firewall",
         formerly=("policed",),
     ),
-    Set(INTRA_LINK, "ifname . ifname", "the same links, twice: in and out by one link", "firewall", formerly=("same",)),
+    Set(
+        INTRA_LINK,
+        "ifname . ifname",
+        "incoming and outgoing link, where both are the same link of ingress_policy_links",
+        "firewall",
+        formerly=("same",),
+    ),
     *sets(
         "ingress_policy{v}",
         "ifname . {address}",
-        "containers that other links with a policy cannot reach",
+        "link and container: not reachable from other ingress_policy_links",
         "firewall with ingressPolicy same-bridge or isolated",
         "separate{v}",
     ),
     *sets(
         "ingress_isolated{v}",
         "ifname . {address}",
-        "containers that nothing behind their own link can reach",
+        "link and container: not reachable even from its own link",
         "firewall with ingressPolicy isolated",
         "isolated{v}",
     ),
@@ -214,13 +230,13 @@ _RAW = (
         "raw_prerouting",
         "before connection tracking: loopback addresses, forged sources, metadata services",
         (
-            Rule('iif "lo" accept', "this host's own"),
+            Rule('iif "lo" accept', "packets between this host's own processes"),
             Rule("ip daddr 127.0.0.0/8 drop", "CVE-2020-8558: with route_localnet the kernel would let it in"),
-            Rule("ip saddr 127.0.0.0/8 drop", "a loopback source comes from no wire"),
+            Rule("ip saddr 127.0.0.0/8 drop", "a loopback source never arrives on a link"),
             Rule("ip6 daddr ::1 drop", "published ports on ::1 are for this host's processes"),
-            Rule("ip6 saddr ::1 drop", "a loopback source comes from no wire"),
-            Rule("iifname @source_checked_links jump check_source", "ipspoofchk where no bridge sees the frames"),
-            Rule("iifname @no_metadata_links goto block_metadata", "metadata false"),
+            Rule("ip6 saddr ::1 drop", "a loopback source never arrives on a link"),
+            Rule("iifname @source_checked_links jump check_source", "ipspoofchk of ptp links, which have no bridge"),
+            Rule("iifname @no_metadata_links goto block_metadata", "networks with the key metadata: false"),
         ),
         hook="prerouting",
         priority="raw",
@@ -230,9 +246,9 @@ _RAW = (
 _FORWARD = (
     Chain(
         "intra_network",
-        "accepts what stays within its network, drops all else",
+        "accepts connections within one network, drops anything else",
         (
-            Rule("iifname . oifname @intra_network_links accept", "the same bridge"),
+            Rule("iifname . oifname @intra_network_links accept", "within one bridge"),
             *rules("iifname . {ip} daddr @intra_network{v} accept", "a network without a bridge, by its subnets"),
             Rule("drop", "another network, or the outside"),
         ),
@@ -240,9 +256,9 @@ _FORWARD = (
     ),
     Chain(
         "published_or_intra_network",
-        "what may enter an isolated network",
+        "what may enter a closed or routed network",
         (
-            Rule("ct status dnat accept", "by a published port"),
+            Rule("ct status dnat accept", "to a published port"),
             Rule("goto intra_network", "from the network itself"),
         ),
         formerly=("entering",),
@@ -255,8 +271,8 @@ _FORWARD = (
             Rule("iifname @internal_links goto intra_network", "internal: no way out"),
             Rule("oifname @closed_links goto published_or_intra_network", "isolation closed"),
             Rule(
-                "oifname @routed_links iifname @isolated_links goto published_or_intra_network",
-                "isolation routed: other containers may not, the outside may",
+                "oifname @routed_links iifname @closed_or_routed_links goto published_or_intra_network",
+                "isolation routed: open to the outside, not to containers of other networks",
             ),
         ),
         hook="forward",
@@ -265,11 +281,16 @@ _FORWARD = (
     ),
     Chain(
         "ingress_policy",
-        "for a container with an ingress policy: which links may reach it",
+        "which links may open connections to a container with an ingressPolicy",
         (
-            Rule("iifname . oifname != @intra_link iifname @ingress_policy_links drop", "from another such link"),
+            Rule(
+                "iifname . oifname != @intra_link iifname @ingress_policy_links drop",
+                "from another link of ingress_policy_links",
+            ),
             Rule("iifname . oifname != @intra_link return", "from the outside"),
-            *rules("oifname . {ip} daddr @ingress_isolated{v} drop", "isolated: not even from its own link"),
+            *rules(
+                "oifname . {ip} daddr @ingress_isolated{v} drop", "ingressPolicy isolated: not even from its own link"
+            ),
         ),
         formerly=("separate",),
     ),
@@ -278,7 +299,9 @@ _FORWARD = (
         "firewall: ingressPolicy of single containers",
         (
             Rule("ct state established,related accept", "only new connections are judged"),
-            *rules("oifname . {ip} daddr @ingress_policy{v} goto ingress_policy", "to a container with a policy"),
+            *rules(
+                "oifname . {ip} daddr @ingress_policy{v} goto ingress_policy", "to a container with an ingressPolicy"
+            ),
         ),
         hook="forward",
         priority="filter",
@@ -288,22 +311,22 @@ _FORWARD = (
 _INPUT = (
     Chain(
         "dns_and_echo",
-        "what a container of no_host_links may ask of this host",
+        "what containers behind dns_only_links may reach on this host",
         (
-            Rule("ct state established,related accept", "answers to what this host began"),
+            Rule("ct state established,related accept", "replies to connections that this host opened"),
             Rule(
                 "meta l4proto { tcp, udp } th dport 53 fib daddr . iif type local accept", "DNS at the link's address"
             ),
             Rule("meta l4proto { icmp, ipv6-icmp } fib daddr . iif type local accept", "ping of the gateway"),
             Rule("icmpv6 type { nd-neighbor-solicit, nd-router-solicit } accept", "neighbour discovery, multicast"),
-            Rule("drop", "hostAccess dns, or internal"),
+            Rule("drop", "anything else"),
         ),
         formerly=("visitors",),
     ),
     Chain(
         "filter_input",
-        "what containers may have of this host",
-        (Rule("iifname @no_host_links goto dns_and_echo", "hostAccess dns, or internal"),),
+        "what containers may reach on this host",
+        (Rule("iifname @dns_only_links goto dns_and_echo", "hostAccess dns, or internal"),),
         hook="input",
         priority="filter",
         formerly=("visiting",),
@@ -312,11 +335,11 @@ _INPUT = (
 _PORTS = (
     Chain(
         "dnat_published",
-        "sends a connection to a published port on to its container",
+        "translates connections to a published port to its container",
         (
             *rules(
                 "dnat {ip} to {ip} daddr . meta l4proto . th dport map @ports{v}_at",
-                "published at this host address alone, which comes first",
+                "published at this host address; takes precedence over every address",
             ),
             *rules("dnat {ip} to meta l4proto . th dport map @ports{v}", "published at every host address"),
         ),
@@ -324,7 +347,7 @@ _PORTS = (
     ),
     Chain(
         "nat_prerouting",
-        "published ports, for connections from elsewhere",
+        "published ports, for connections from other hosts and from containers",
         (Rule("fib daddr type local goto dnat_published", "to any address of this host"),),
         hook="prerouting",
         priority="dstnat",
@@ -334,7 +357,7 @@ _PORTS = (
     *(
         Chain(
             f"loopback_source{v}",
-            f"a source that the kernel lets out by another link, for connections from {loopback}",
+            f"replaces source {loopback} by {source}, because the kernel sends no loopback address out of a link",
             (
                 Rule(
                     f"{ip} daddr . meta l4proto . th dport @loopback_ports{v}_at {ip} saddr set {source} return",
@@ -354,9 +377,9 @@ _PORTS = (
     ),
     Chain(
         "mangle_output",
-        "published ports reached from a loopback address; after conntrack, which keeps the true source",
+        "published ports reached from a loopback address: replaces that source after conntrack has recorded it",
         (
-            Rule("ct status & (confirmed | dnat) == confirmed accept", "a connection to no published port"),
+            Rule("ct status & (confirmed | dnat) == confirmed accept", "not a connection to a published port"),
             Rule('oif "lo" ip saddr 127.0.0.0/8 ct direction original goto loopback_source4', "from 127.0.0.0/8"),
             Rule('oif "lo" ip6 saddr ::1 ct direction original goto loopback_source6', "from ::1"),
         ),
@@ -368,8 +391,14 @@ _PORTS = (
         "nat_output",
         "published ports, for connections of this host's own processes",
         (
-            Rule("ip saddr 127.0.0.0/8 return", "mangle_output replaced it where the port is in loopback_ports4"),
-            Rule("ip6 saddr ::1 return", "mangle_output replaced it where the port is in loopback_ports6"),
+            Rule(
+                "ip saddr 127.0.0.0/8 return",
+                "not a port published at a loopback address, or mangle_output would have replaced this source",
+            ),
+            Rule(
+                "ip6 saddr ::1 return",
+                "not a port published at a loopback address, or mangle_output would have replaced this source",
+            ),
             Rule("fib daddr type local goto dnat_published", "to any address of this host"),
         ),
         hook="output",
@@ -379,7 +408,7 @@ _PORTS = (
     ),
     Chain(
         "restore_reply_destination",
-        "this host's address and port as the connection's first packet left with them",
+        "sets a reply's destination to the address and port from which the first packet left this host",
         (
             *(Rule(f"{one} dport set ct reply proto-dst", f"{one} port") for one in ("tcp", "udp")),
             *rules("{ip} daddr set ct reply {ip} daddr", "IPv{v} address"),
@@ -388,9 +417,10 @@ _PORTS = (
     ),
     Chain(
         "filter_prerouting_reply",
-        "undoes conntrack's reverse translation: the kernel takes nothing for a loopback address from a link",
+        "replies to a loopback address: undoes conntrack's translation for now, "
+        "as the kernel drops packets to 127.0.0.0/8 from a link",
         (
-            Rule("ct status ! dnat accept", "no published port"),
+            Rule("ct status ! dnat accept", "not a connection to a published port"),
             Rule('iif != "lo" ip daddr 127.0.0.0/8 ct direction reply goto restore_reply_destination', "to 127.0.0.1"),
             Rule('iif != "lo" ip6 daddr ::1 ct direction reply goto restore_reply_destination', "to ::1"),
         ),
@@ -399,8 +429,8 @@ _PORTS = (
         formerly=("answering",),
     ),
     Chain(
-        "restore_original_source",
-        "the loopback address and port that the process connected from",
+        "restore_loopback_destination",
+        "sets a reply's destination to the loopback address and port of the process",
         (
             *(Rule(f"{one} dport set ct original proto-src", f"{one} port") for one in ("tcp", "udp")),
             *rules("{ip} daddr set ct original {ip} saddr", "IPv{v} address"),
@@ -409,16 +439,16 @@ _PORTS = (
     ),
     Chain(
         "filter_input_reply",
-        "gives replies, once the kernel has taken them, to the process at the loopback address",
+        "replies that the kernel has accepted: delivers them to the process at the loopback address",
         (
-            Rule("ct status ! dnat accept", "no published port"),
+            Rule("ct status ! dnat accept", "not a connection to a published port"),
             Rule(
-                'iif != "lo" ct direction reply ct original ip saddr 127.0.0.0/8 goto restore_original_source',
-                "asked from 127.0.0.1",
+                'iif != "lo" ct direction reply ct original ip saddr 127.0.0.0/8 goto restore_loopback_destination',
+                "the process connected from 127.0.0.0/8",
             ),
             Rule(
-                'iif != "lo" ct direction reply ct original ip6 saddr ::1 goto restore_original_source',
-                "asked from ::1",
+                'iif != "lo" ct direction reply ct original ip6 saddr ::1 goto restore_loopback_destination',
+                "the process connected from ::1",
             ),
         ),
         hook="input",
@@ -429,16 +459,22 @@ _PORTS = (
 _SNAT = (
     Chain(
         "snat_published",
-        "a published port whose replies would not come back through this host gets the host as client",
+        "masquerades connections to a published port whose replies would otherwise bypass this host",
         (
-            Rule(f"ip saddr {LOOPBACK_SOURCE4} oifname . ip daddr != @hairpin4 drop", "only to a container with ports"),
-            Rule(f"ip6 saddr {LOOPBACK_SOURCE6} oifname . ip6 daddr != @hairpin6 drop", "likewise"),
+            *(
+                Rule(
+                    f"{ip} saddr {source} oifname . {ip} daddr != @hairpin{v} drop",
+                    f"{source} may go only to a container with published ports",
+                )
+                for v, ip, source in ((4, "ip", LOOPBACK_SOURCE4), (6, "ip6", LOOPBACK_SOURCE6))
+            ),
             Rule(f"ip saddr {LOOPBACK_SOURCE4} masquerade", "from a process at 127.0.0.1"),
             Rule(f"ip6 saddr {LOOPBACK_SOURCE6} masquerade", "from a process at ::1"),
-            *rules("iifname . {ip} daddr @hairpin{v} masquerade", "client and container behind one link"),
+            *rules("iifname . {ip} daddr @hairpin{v} masquerade", "client and container behind the same link"),
             *rules(
                 "{ip} saddr . {ip} daddr @hairpin_self{v} masquerade",
-                "itself; with br_netfilter the incoming link is hidden, so the address counts, too",
+                "a container to its own published port; matched by address, "
+                "because br_netfilter hides the incoming link",
             ),
             *rules("{ip} daddr @masquerade_all{v} masquerade", "masqAll"),
         ),
@@ -446,7 +482,7 @@ _SNAT = (
     ),
     Chain(
         "masquerade_outgoing",
-        "what a container sends beyond its network gets the host's address",
+        "masquerades connections of containers to other networks",
         (
             Rule("ip daddr 224.0.0.0/4 return", "multicast keeps its source"),
             Rule("ip6 daddr ff00::/8 return", "multicast keeps its source"),
@@ -457,7 +493,7 @@ _SNAT = (
     ),
     Chain(
         "nat_postrouting",
-        "source addresses: hairpin of published ports, and ipMasq",
+        "masquerading: of connections to published ports that need it, and ipMasq",
         (
             Rule("ct status dnat jump snat_published", "connections to a published port"),
             *rules("{ip} saddr @masquerade{v} goto masquerade_outgoing", "from a container with ipMasq"),
@@ -472,7 +508,7 @@ _SNAT = (
 TABLE = Table(
     "inet",
     "weft",
-    "packets of containers: published ports, masquerading, isolation between networks",
+    "container networking (IP): published ports, masquerading, isolation; owner of an element: weft show COMMENT",
     (*_MASQUERADING, *_PUBLISHING, *_ISOLATION, *_POLICIES),
     (*_RAW, *_FORWARD, *_INPUT, *_PORTS, *_SNAT),
 )

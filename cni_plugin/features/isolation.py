@@ -66,7 +66,7 @@ class Isolation:
     def _elements(self, link: str, result: Result) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
         if self.mode != OPEN:
             yield packets.CLOSED_LINKS if self.mode == CLOSED else packets.ROUTED_LINKS, (link,)
-            yield packets.ISOLATED_LINKS, (link,)
+            yield packets.CLOSED_OR_ROUTED_LINKS, (link,)
             if self.bridged:
                 yield packets.INTRA_NETWORK_LINKS, (link, link)
             else:
@@ -77,7 +77,7 @@ class Isolation:
         if not self.metadata:
             yield packets.NO_METADATA_LINKS, (link,)
         if not self.host:
-            yield packets.NO_HOST_LINKS, (link,)
+            yield packets.DNS_ONLY_LINKS, (link,)
 
 
 def _link(result: Result) -> str:

@@ -14,7 +14,9 @@ from cni_plugin.ops import Elements
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service import executor
 from cni_plugin.service.context import ServiceContext, raise_all
+from cni_plugin.service.orphans import mark_digests
 from cni_plugin.service.records import Phase, Record
+from weft import identity
 from weft.errors import UnknownContainer, WeftError
 from weft.kernel.interface import Element
 from weft.types import NamespaceId, Result
@@ -148,6 +150,20 @@ def find(context: ServiceContext, container: str, interface: str = "", network: 
     if len(ids) > 1:
         raise UnknownContainer(f"{container} is ambiguous: {', '.join(ids)}", hint="use more characters of the id")
     return prefixed
+
+
+def marked(context: ServiceContext, digest: str) -> list[Endpoint]:
+    """The endpoints whose objects have the mark of this digest; [] if none."""
+    return [
+        one
+        for one in endpoints(context)
+        if digest in {identity.attachment_digest(record.attachment) for record in one.records}
+    ]
+
+
+def marked_networks(context: ServiceContext, digest: str) -> list[str]:
+    """The networks whose shared objects, such as a bridge, have the mark of this digest."""
+    return sorted(record.network for record in context.records.networks() if digest in mark_digests(record.shared))
 
 
 def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -> list[str]:

@@ -9,6 +9,7 @@ from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.ops.operation import Machine, Operation
 from weft.errors import Conflict
 from weft.kernel.interface import Element, Scalar
+from weft.kernel.schema import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,10 @@ class Elements(Operation):
 
     def mismatch(self, machine: Machine) -> str | None:
         missing = self._without_siblings(machine.rules().missing(self.elements), machine)
-        return f"nftables lacks {_text(missing[0])} in {missing[0].collection}" if missing else None
+        if not missing:
+            return None
+        shape = TABLES.shapes[missing[0].collection]
+        return f"nftables lacks {_text(missing[0], shape)} in {shape.name}"
 
     @property
     def published(self) -> bool:
@@ -72,22 +76,25 @@ class Elements(Operation):
         return tuple(element for element in elements if (element.collection, element.key) not in theirs)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        shapes = TABLES.shapes
+        shaped = [(TABLES.shapes[element.collection], element) for element in self.elements]
         return tuple(
-            f"nft add element {shapes[element.collection].table} {element.collection} '{{ {_text(element)} }}'"
-            for element in self.elements
+            f"nft add element {shape.table} {shape.name} '{{ {_text(element, shape)} }}'" for shape, element in shaped
         )
 
 
-def _text(element: Element) -> str:
-    data = f" : {_joined(element.data)}" if element.data else ""
-    return f'{_joined(element.key)} comment "{element.mark}"{data}'
+def _text(element: Element, shape: Shape) -> str:
+    data = f" : {_joined(element.data, shape.data)}" if element.data else ""
+    return f'{_joined(element.key, shape.key)} comment "{element.mark}"{data}'
 
 
-def _joined(parts: tuple[Scalar, ...]) -> str:
-    return " . ".join(_word(part) for part in parts)
+def _joined(parts: tuple[Scalar, ...], types: tuple[str, ...]) -> str:
+    return " . ".join(map(_word, parts, types))
 
 
-def _word(part: Scalar) -> str:
-    """A link's name in quotes; a MAC address (which has colons) and a protocol without."""
+def _word(part: Scalar, kind: str) -> str:
+    """A link's name in quotes; a MAC address (which has colons) and a protocol without; a number
+    that is a part of a packet in hexadecimal, as nft prints it.
+    """
+    if isinstance(part, int) and kind.startswith("bits"):
+        return hex(part)
     return f'"{part}"' if isinstance(part, str) and not part.isalpha() and ":" not in part else str(part)

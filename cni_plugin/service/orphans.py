@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cni_plugin.ops import Elements
+from cni_plugin.ops.operation import Operation
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.records import Phase, Record
 from weft import identity
@@ -94,10 +95,14 @@ def _shared_digests(context: ServiceContext) -> set[str]:
     """The mark digests of what belongs to networks: their elements, and the links of their VLAN
     gateways.
     """
+    return {digest for record in context.records.networks() for digest in mark_digests(record.shared)}
+
+
+def mark_digests(operations: Iterable[Operation]) -> set[str]:
+    """The digests of the marks of what operations make, elements and links; "" for a link without."""
     found = set()
-    for record in context.records.networks():
-        for operation in record.shared:
-            if isinstance(operation, Elements):
-                found |= {identity.mark_digest(element.mark) for element in operation.elements}
-            found.add(identity.mark_digest(getattr(operation, "alias", "")))
+    for operation in operations:
+        if isinstance(operation, Elements):
+            found |= {identity.mark_digest(element.mark) for element in operation.elements}
+        found.add(identity.mark_digest(getattr(operation, "alias", "")))
     return found

@@ -75,21 +75,21 @@ def _sets(ranges: tuple[Network, ...]) -> Iterator[Set]:
         "services{v}",
         "{address} . inet_proto . inet_service",
         "verdict",
-        "virtual address, protocol, port: to the chain of its algorithm",
+        "virtual address, protocol and port of a service: the chain of its algorithm",
         "services with a virtual address",
     )
     yield from maps(
         "ports{v}",
         "inet_proto . inet_service",
         "verdict",
-        "protocol, published port: to the chain of its algorithm",
+        "protocol and published port of a service: the chain of its algorithm",
         "services with a published port",
     )
     yield from maps(
         "slots{v}",
         f"{_SLOT} . numgen random mod 2",
         _BACKEND,
-        "virtual address, protocol, port, slot: an instance",
+        "virtual address, protocol, port and slot: address and port of the instance",
         "services with a virtual address",
         typeof=True,
     )
@@ -97,7 +97,7 @@ def _sets(ranges: tuple[Network, ...]) -> Iterator[Set]:
         "sticky_slots{v}",
         f"{_SLOT} . meta priority",
         _BACKEND,
-        "the same for services whose clients stick",
+        "like slots{v}, for services with the algorithm sticky",
         "services with the algorithm sticky",
         typeof=True,
     )
@@ -105,18 +105,22 @@ def _sets(ranges: tuple[Network, ...]) -> Iterator[Set]:
         "port_slots{v}",
         f"{_PORT} . numgen random mod 2",
         _BACKEND,
-        "protocol, published port, slot: an instance",
+        "protocol, published port and slot: address and port of the instance",
         "services with a published port",
         typeof=True,
     )
-    yield from sets("virtual_ips{v}", "{address}", "virtual addresses in use", "services", "virtuals{v}")
+    yield from sets("virtual_ips{v}", "{address}", "virtual addresses of services", "services", "virtuals{v}")
     place = "{address} . inet_proto . inet_service"
-    yield from sets("local_backends{v}", place, "instances on this host", "services", "near{v}")
-    yield from sets("remote_backends{v}", place, "instances on other hosts", "services", "far{v}")
+    yield from sets(
+        "local_backends{v}", place, "address, protocol and port of instances on this host", "services", "near{v}"
+    )
+    yield from sets(
+        "remote_backends{v}", place, "address, protocol and port of instances on other hosts", "services", "far{v}"
+    )
     yield from sets(
         "hairpin_self{v}",
         "{address} . {address}",
-        "instances, twice: one that connects to itself",
+        "source and destination: an instance that connects to its own service",
         "services",
         "selves{v}",
     )
@@ -134,7 +138,7 @@ def _sets(ranges: tuple[Network, ...]) -> Iterator[Set]:
             yield Set(
                 f"clients{version}_{seconds}",
                 _REMEMBERED[version],
-                f"clients of sticky services, forgotten after {seconds} s: their slot",
+                f"clients of sticky services and the slot of each, kept for {seconds} s after the last connection",
                 "the rules themselves",
                 typeof=True,
                 flags=("dynamic", "timeout"),
@@ -143,13 +147,17 @@ def _sets(ranges: tuple[Network, ...]) -> Iterator[Set]:
                 to="meta priority",
             )
     yield Set(
-        OUTSIDE_LINKS, "ifname", "links by which virtual addresses cannot be reached", "outside", formerly=("outside",)
+        OUTSIDE_LINKS,
+        "ifname",
+        "links from which only published ports may be reached, not virtual addresses",
+        "outside",
+        formerly=("outside",),
     )
     yield Set(
         HAIRPIN_LINKS,
         "ifname . ifname",
-        "bridges, twice: answers between their ports would not pass this host",
-        "the bridges there are, unless bridge-nf-call-iptables=1",
+        "incoming and outgoing link, where both are the same bridge: replies would bypass this host",
+        "every bridge of this host, unless bridge-nf-call-iptables=1",
         formerly=("turning",),
     )
 
@@ -170,42 +178,45 @@ def _choosing(choice: str) -> tuple[Rule, ...]:
 def _sticking(seconds: int, size: int) -> tuple[Rule, ...]:
     draw = f"meta priority set numgen random mod {size}"
     sends = rules(f"dnat {{ip}} to {_SLOT} . meta priority map @sticky_slots{{v}}", "to the instance that has the slot")
-    found = [Rule(draw, "a random slot for a client that is not remembered, and where no memory is left")]
+    found = [Rule(draw, "a random slot: for a client that is not remembered, also where the map of clients is full")]
     for version, client in _CLIENTS.items():
         clients = f"@clients{version}_{seconds}"
         found += [
-            Rule(f"update {clients} {{ {client} timeout {seconds}s : meta priority }}", "remembered from now on"),
-            Rule(f"meta priority set {client} map {clients}", "the slot that was remembered first"),
+            Rule(
+                f"update {clients} {{ {client} timeout {seconds}s : meta priority }}",
+                "remembers the slot, unless one is remembered, and restarts the timeout",
+            ),
+            Rule(f"meta priority set {client} map {clients}", "the remembered slot"),
         ]
-    return (*found, *sends, Rule(draw, "the slot table has become smaller: another one"), *sends)
+    return (*found, *sends, Rule(draw, "no instance has the remembered slot any more: another one"), *sends)
 
 
 def _choices() -> Iterator[Chain]:
     for size in SIZES:
-        yield Chain(f"random{size}", f"a random one of {size} slots", _choosing(f"numgen random mod {size}"))
+        yield Chain(f"random{size}", f"chooses a random one of {size} slots", _choosing(f"numgen random mod {size}"))
     for counter in range(COUNTERS):
         for size in SIZES[1:]:
             yield Chain(
                 f"{ROUND_ROBIN}{counter}_{size}",
-                f"the next one of {size} slots, by counter {counter}",
+                f"chooses the next one of {size} slots, by counter {counter}",
                 _choosing(f"numgen inc mod {size}"),
                 formerly=(f"turn{counter}_{size}",),
             )
     for size in HASHED_SIZES:
         yield Chain(
             f"{SOURCE_HASH}{size}",
-            f"one of {size} slots by the client's address",
+            f"chooses one of {size} slots by the client's address",
             _choosing(f"jhash {{ip}} saddr mod {size} seed {SEED:#x}"),
             formerly=(f"source{size}",),
         )
         yield Chain(
             f"maglev{size}",
-            f"one of {size} slots by the client's address and port",
+            f"chooses one of {size} slots by the client's address and port",
             _choosing(f"jhash {{ip}} saddr . th sport mod {size} seed {SEED:#x}"),
         )
     for seconds in STICKY_SECONDS:
         for size in STICKY_SIZES:
-            why = f"one of {size} slots, the same for a client that comes again within {seconds} s"
+            why = f"chooses one of {size} slots, the same for a client that connects again within {seconds} s"
             yield Chain(f"sticky{seconds}_{size}", why, _sticking(seconds, size))
 
 
@@ -225,7 +236,7 @@ def _entrances() -> Iterable[Chain]:
     return (
         Chain(
             "published_ports",
-            "services by a port of this host",
+            "connections to published ports of services",
             tuple(
                 Rule(
                     f"meta nfproto ipv{version} fib daddr type local meta l4proto . th dport vmap @ports{version}",
@@ -237,11 +248,13 @@ def _entrances() -> Iterable[Chain]:
         ),
         Chain(
             "nat_prerouting",
-            "connections from elsewhere; after other nat chains, so that a port which a container has published wins",
+            "connections from other hosts and from containers; ports that containers publish take precedence",
             (
-                Rule(f"iifname @{OUTSIDE_LINKS} goto published_ports", "virtual addresses are not for the outside"),
+                Rule(
+                    f"iifname @{OUTSIDE_LINKS} goto published_ports", "virtual addresses are not reachable from outside"
+                ),
                 *_lookups(),
-                Rule("goto published_ports", "no virtual address"),
+                Rule("goto published_ports", "not a virtual address"),
             ),
             hook="prerouting",
             priority="dstnat + 5",
@@ -252,10 +265,10 @@ def _entrances() -> Iterable[Chain]:
             "nat_output",
             "connections of this host's own processes",
             (
-                Rule("ip saddr 127.0.0.0/8 return", "from a loopback address no answer would come back"),
-                Rule("ip6 saddr ::1 return", "from a loopback address no answer would come back"),
+                Rule("ip saddr 127.0.0.0/8 return", "not balanced: the kernel sends no loopback address out of a link"),
+                Rule("ip6 saddr ::1 return", "not balanced: the kernel sends no loopback address out of a link"),
                 *_lookups(),
-                Rule("goto published_ports", "no virtual address"),
+                Rule("goto published_ports", "not a virtual address"),
             ),
             hook="output",
             priority="-95",
@@ -264,13 +277,16 @@ def _entrances() -> Iterable[Chain]:
         ),
         Chain(
             "reject_unserved",
-            "refuses what is still for a virtual address",
-            (Rule("meta l4proto tcp reject with tcp reset", "TCP"), Rule("reject", "all else: port unreachable")),
+            "rejects packets that are still addressed to a virtual address",
+            (
+                Rule("meta l4proto tcp reject with tcp reset", "TCP"),
+                Rule("reject", "anything else: ICMP port unreachable"),
+            ),
             formerly=("refuse",),
         ),
         Chain(
             "filter_prerouting",
-            "virtual addresses without an instance, from elsewhere",
+            "virtual addresses without an instance: packets from other hosts and from containers",
             unserved,
             hook="prerouting",
             priority="dstnat + 15",
@@ -278,7 +294,7 @@ def _entrances() -> Iterable[Chain]:
         ),
         Chain(
             "filter_output",
-            "virtual addresses without an instance, from this host",
+            "virtual addresses without an instance: packets of this host's own processes",
             unserved,
             hook="output",
             priority="-85",
@@ -286,9 +302,9 @@ def _entrances() -> Iterable[Chain]:
         ),
         Chain(
             "snat_local",
-            "for an instance on this host: the host becomes the client where answers would not pass it",
+            "to an instance on this host: masquerades connections whose replies would otherwise bypass this host",
             (
-                Rule(f"iifname . oifname @{HAIRPIN_LINKS} masquerade", "client and instance on one bridge"),
+                Rule(f"iifname . oifname @{HAIRPIN_LINKS} masquerade", "client and instance on the same bridge"),
                 *rules("{ip} saddr . {ip} daddr @hairpin_self{v} masquerade", "from the instance itself"),
                 Rule("fib saddr type local masquerade", "from this host: an instance may have no default route"),
             ),
@@ -296,10 +312,10 @@ def _entrances() -> Iterable[Chain]:
         ),
         Chain(
             "snat_remote",
-            "for an instance on another host",
+            "to an instance on another host: masquerades connections whose replies would otherwise bypass this host",
             (
-                Rule(f"iifname @{OUTSIDE_LINKS} masquerade", "answers to the outside must come back through this host"),
-                Rule("fib saddr type local masquerade", "from this host, by whatever source address"),
+                Rule(f"iifname @{OUTSIDE_LINKS} masquerade", "from outside: replies must come back through this host"),
+                Rule("fib saddr type local masquerade", "from this host, whichever source address it has"),
             ),
             formerly=("far",),
         ),
@@ -329,5 +345,13 @@ def tables(ranges: tuple[Network, ...] = ()) -> Tables:
     family, _, name = TABLE.partition(" ")
     chains = (*_choices(), *_entrances())
     return Tables(
-        (Table(family, name, "services: virtual addresses and published ports", tuple(_sets(ranges)), chains),)
+        (
+            Table(
+                family,
+                name,
+                "load balancing of services: virtual addresses and published ports; the services: weft services",
+                tuple(_sets(ranges)),
+                chains,
+            ),
+        )
     )

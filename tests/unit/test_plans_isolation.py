@@ -9,6 +9,7 @@ import pytest
 
 from cni_plugin.dataplane import frames, packets
 from cni_plugin.features.spoofing import link_local
+from cni_plugin.ops import Elements
 from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.plan import Context, Plan, compose
 from cni_plugin.service import assemble
@@ -65,7 +66,7 @@ def test_called_as_weft_the_bridge_is_isolated_and_its_port_checked() -> None:
     host, local = port("weft"), link_local(MAC)
     assert keys_of(plan.shared_elements) == {
         packets.CLOSED_LINKS: [("wbr0",)],
-        packets.ISOLATED_LINKS: [("wbr0",)],
+        packets.CLOSED_OR_ROUTED_LINKS: [("wbr0",)],
         packets.INTRA_NETWORK_LINKS: [("wbr0", "wbr0")],
         packets.NO_METADATA_LINKS: [("wbr0",)],
     }
@@ -80,6 +81,14 @@ def test_called_as_weft_the_bridge_is_isolated_and_its_port_checked() -> None:
         frames.PORT_MAC_IP6: [(host, MAC, one) for one in six],
         frames.ND_TARGETS6: [(host, int(one)) for one in six],
     }
+
+
+def test_parts_of_packets_are_hexadecimal_in_commands() -> None:
+    """As nft prints them: MAC and IPv6 addresses remain legible."""
+    plan = planned("weft", SIX, driver="bridge")
+    commands = "\n".join(Elements(plan.guards).commands(""))
+    assert f'"{port("weft")}" . 0x20000000009 comment' in commands
+    assert f'"{port("weft")}" . {int(ip_address("fd00:23::9")):#x} comment' in commands
 
 
 def test_a_trunk_port_may_send_tagged_frames() -> None:
@@ -109,7 +118,7 @@ def test_each_ptp_link_is_isolated() -> None:
     guards = keys_of(plan.guards)
     assert guards[packets.INTRA_NETWORK4] == [(host, ip_network("10.23.0.0/24"))]
     assert guards[packets.LINK_SOURCES4] == [(host, ip_address("10.23.0.9"))]
-    closed = {packets.CLOSED_LINKS, packets.INTERNAL_LINKS, packets.NO_HOST_LINKS, packets.NO_METADATA_LINKS}
+    closed = {packets.CLOSED_LINKS, packets.INTERNAL_LINKS, packets.DNS_ONLY_LINKS, packets.NO_METADATA_LINKS}
     assert closed | {packets.SOURCE_CHECKED_LINKS} <= set(guards)
 
 

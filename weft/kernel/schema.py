@@ -12,7 +12,7 @@ A :class:`Rule` without a reason and a :class:`Set` without a description cannot
     ))
 
 Named tuples, since every call imports them: a class takes 0.3 ms instead of 1 to 2. Source: nft(8).
-Comments on sets and chains need nftables 0.9.8; ``Tables.plain`` is the same text without them.
+Comments on tables, sets and chains need nftables 0.9.8; ``Tables.plain`` is the same text without them.
 """
 
 from __future__ import annotations
@@ -182,12 +182,20 @@ class Table(NamedTuple):
     def __str__(self) -> str:
         return f"{self.family} {self.name}"
 
+    def head(self, comments: bool = True) -> str:
+        """The command that adds the table, without what is in it.
+
+        A table has the comment that it was added with: the kernel does not change it.
+        """
+        return f'add table {self} {{ comment "{self.why}"; }}\n' if comments else f"add table {self}\n"
+
     def text(self, comments: bool = True) -> str:
-        """The table as ``nft -f`` reads it."""
+        """The table as ``nft -f`` reads it, its own comment included."""
         sets = (line for one in self.sets for line in one.lines(comments))
         chains = (line for one in self.chains for line in one.lines(comments))
         body = "".join(f"\t{line}\n" for line in (*sets, *chains))
-        return f"table {self} {{\n{body}}}\n"
+        comment = f'\tcomment "{self.why}"\n' if comments else ""
+        return f"table {self} {{\n{comment}{body}}}\n"
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +213,7 @@ class Tables:
 
     @cached_property
     def text(self) -> str:
-        """What ``nft -f`` reads, with a comment on each chain, set and rule."""
+        """What ``nft -f`` reads, with a comment on each table, chain, set and rule."""
         return "\n".join(table.text() for table in self.tables)
 
     @cached_property
@@ -238,16 +246,16 @@ class Tables:
         return {old: one.name for table in self.tables for one in table.chains for old in one.formerly}
 
 
-_FAMILIES = (("4", "ip", "ipv4_addr"), ("6", "ip6", "ipv6_addr"))
+_FAMILIES = (("4", "ip", "ipv4_addr", "127.0.0.1"), ("6", "ip6", "ipv6_addr", "::1"))
 
 
 def families(text: str) -> tuple[str, str]:
     """The text for IPv4 and for IPv6: ``{v}`` is the version, ``{ip}`` the header, ``{address}``
-    the type.
+    the type, ``{loopback}`` the loopback address.
     """
     first, second = (
-        text.replace("{v}", version).replace("{ip}", header).replace("{address}", kind)
-        for version, header, kind in _FAMILIES
+        text.replace("{v}", version).replace("{ip}", header).replace("{address}", kind).replace("{loopback}", loopback)
+        for version, header, kind, loopback in _FAMILIES
     )
     return first, second
 

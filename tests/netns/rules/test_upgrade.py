@@ -5,6 +5,8 @@ opens meanwhile.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -113,6 +115,31 @@ def test_delete_as_the_first_operation(host: Host, nft: Nft) -> None:
     assert not any(nft.elements(name) for name in nft.collections())
 
 
+def table_comments(host: Host) -> list[str]:
+    """The comments of tables, which ``nft list ruleset`` prints on the first line within them."""
+    lines = host.run("nft", "-t", "list", "ruleset").stdout.splitlines()
+    return [after.strip() for line, after in itertools.pairwise(lines) if line.startswith("table ")]
+
+
+def test_new_tables_and_the_stamp_have_comments(host: Host, nft: Nft) -> None:
+    nft.install(TABLES)
+    assert table_comments(host) == [f'comment "{table.why}"' for table in TABLES.tables]
+    assert "no packet comes here" in host.run("nft", "list", "chain", "inet", "weft", "stamp").stdout
+    nft.install(TABLES)
+    assert nft.lacks(TABLES) is None
+
+
+def test_a_table_with_another_comment_is_upgraded(host: Host, nft: Nft) -> None:
+    """The kernel does not change a table's comment: the former one stays and is no difference."""
+    previous(host, *ONE_OF_EACH, first='add table inet weft { comment "former"; }\n')
+    nft.install(TABLES)
+    assert nft.missing(ONE_OF_EACH) == ()
+    assert nft.lacks(TABLES) is None
+    assert table_comments(host)[0] == 'comment "former"'
+    host.run("nft", "flush", "chain", "inet", "weft", "check_source")
+    assert "check_source lacks" in (nft.lacks(TABLES) or "")
+
+
 def test_tables_of_both_releases_become_one(host: Host, nft: Nft) -> None:
     nft.install(TABLES)
     shared, new, old = (Element("intra_link", (f"cni{n}", f"cni{n}"), (), MINE) for n in range(3))
@@ -174,10 +201,10 @@ class NoListing(Library):
 
 
 class WithoutComments(Library):
-    """nftables before 0.9.8, which knows no comments of sets and chains."""
+    """nftables before 0.9.8, which knows no comments of tables, sets and chains."""
 
     def run(self, commands: str, *, terse: bool = False) -> Answer:
-        if "\t\tcomment" in commands:
+        if re.search(r"(^\s+|\{ )comment ", commands, re.MULTILINE):
             return "", "Error: syntax error, unexpected comment"
         return super().run(commands, terse=terse)
 
@@ -305,7 +332,7 @@ def test_no_port_vanishes_and_no_network_opens_while_the_rules_are_upgraded(host
     hidden = host.serve_udp("server", INNER + 1)
     nft.remove()
     closed = Element("closed_links", (BRIDGE,), (), MINE)
-    isolated = Element("isolated_links", (BRIDGE,), (), MINE)
+    isolated = Element("closed_or_routed_links", (BRIDGE,), (), MINE)
     port = Element("ports4", ("tcp", PORT), (ip_address(SERVER), INNER), MINE)
     kept = (closed, isolated, port, Element("hairpin4", (BRIDGE, ip_address(SERVER)), (), MINE))
     previous(host, *kept)

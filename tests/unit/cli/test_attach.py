@@ -10,6 +10,7 @@ import pytest
 
 from cni_plugin.cli.options import container_of
 from weft.errors import KernelRefused
+from weft.identity import mark as mark_of
 
 LOGGER = """#!/bin/sh
 stdin=$(cat)
@@ -185,6 +186,24 @@ def test_a_container_may_be_given_by_a_prefix_of_its_id(blue) -> None:
     said = blue("show", "01234567")
     assert said.code == 3
     assert "is ambiguous: " in said.err
+
+
+def test_show_finds_the_owner_of_a_mark(blue) -> None:
+    blue.good("attach", "blue", "c1", "-p", "8080:80")
+    blue.good("attach", "blue", "c2")
+    [shown] = json.loads(blue.good("show", "weft-c1", "--json"))
+    [port] = [line for line in shown["commands"] if " ports4 " in line]
+    mark = port.partition('comment "')[2].partition('"')[0]
+    for text in (mark, mark.removeprefix("weft:"), f"{mark}:weft-c1/eth0 on blue"):
+        assert json.loads(blue.good("show", text, "--json")) == [shown]
+    shared = mark_of("bridge", "weft-blue")
+    assert any(shared in line for line in shown["shared"])
+    assert json.loads(blue.good("show", shared, "--json")) == [
+        {"mark": shared, "network": "blue", "attachments": ["weft-c1/eth0", "weft-c2/eth0"]}
+    ]
+    assert "Attachments: weft-c1/eth0, weft-c2/eth0" in blue.good("show", shared.removeprefix("weft:"))
+    said = blue("show", "weft:0123456789abcdef")
+    assert (said.code, "no attachment or network has the mark weft:0123456789abcdef" in said.err) == (3, True)
 
 
 @pytest.mark.parametrize(

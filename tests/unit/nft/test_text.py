@@ -246,7 +246,7 @@ def test_every_comment_fits() -> None:
     """NFTNL_UDATA_COMMENT_MAXLEN: 128 bytes with the final zero."""
     for table in (*TABLES.tables, *balancer_tables().tables):
         comments = [one.holds for one in table.sets] + [one.why for one in table.chains]
-        comments += [rule.why for chain in table.chains for rule in chain.rules]
+        comments += [table.why, *(rule.why for chain in table.chains for rule in chain.rules)]
         assert all(comments) and all(one.by for one in table.sets)
         assert max(len(one.encode()) for one in comments) < 128
         assert not any('"' in one for one in comments)

@@ -33,6 +33,7 @@ from weft.kernel.schema import Shape, Tables
 T = TypeVar("T")
 
 _STAMP = "stamp"
+_STAMP_COMMENT = "fingerprint of this ruleset, by which weft notices changes; no packet comes here"
 _ATTEMPTS = 5  # of a transaction that another process's came before
 _LAST_GENERATION = 0xFFFFFFFF  # after which the kernel counts from 1 again
 _INTERRUPTED = "Interrupted system call"  # the rules changed while nftables read them, before it wrote
@@ -139,7 +140,7 @@ class Nft:
                 return f"the {one.kind} {name} holds other elements"
         try:
             fresh = self._declaring(
-                lambda text: in_new_namespace(lambda: _fresh_listings(text, tables.names, self._make))
+                lambda comments: in_new_namespace(lambda: _fresh_listings(tables, comments, self._make))
             )
             there = {table: self._do(f"list table {table}\n", terse=True) for table in tables.names}
             for table in tables.tables:
@@ -151,7 +152,7 @@ class Nft:
         except KernelRefused:
             return f"the nftables tables {' and '.join(tables.names)} are not as they were installed"
         with suppress(KernelRefused):
-            self._do(_stamping(tables, found))
+            self._do(_stamping(tables, found, not self._plain))
         return None
 
     def _holds(self, shape: Shape, elements: tuple[str, ...]) -> bool:
@@ -182,26 +183,26 @@ class Nft:
                     raise
         found = self._survey()
         if not found.missing:
-            self._do(_stamping(tables, found))
+            self._do(_stamping(tables, found, not self._plain))
 
     def _declare(self, found: Survey) -> None:
         def read(shape: Shape) -> list[Entry]:
             return self._ask(lambda nft_socket: dump(nft_socket, shape))
 
-        self._declaring(lambda text: self._do(script(self._tables, found, read, text)))
+        self._declaring(lambda comments: self._do(script(self._tables, found, read, comments)))
 
-    def _declaring(self, work: Callable[[str], T]) -> T:
-        """Call with the tables as text, without comments if this nftables takes none on chains
-        (before 0.9.8).
+    def _declaring(self, work: Callable[[bool], T]) -> T:
+        """Call with True, and again with False if this nftables takes no comments on tables, chains
+        and sets (before 0.9.8).
         """
         if not self._plain:
             try:
-                return work(self._tables.text)
+                return work(True)
             except KernelRefused as error:
                 if "syntax error" not in error.message:
                     raise
                 self._plain = True
-        return work(self._tables.plain)
+        return work(False)
 
     def remove(self) -> None:
         """Delete the tables with all in them; missing is fine. *Equivalent to:* ``nft delete table
@@ -437,14 +438,15 @@ def _in_thread(move: Callable[[], None], work: Callable[[], T]) -> T:
     return results[0]
 
 
-def _fresh_listings(text: str, names: tuple[str, ...], make: Callable[[], Runner]) -> dict[str, str]:
+def _fresh_listings(tables: Tables, comments: bool, make: Callable[[], Runner]) -> dict[str, str]:
     """How this nftables lists the tables where nothing else is; one listing a run, since 1.1.7
     prints only the last.
     """
     fresh = make()
+    text = tables.text if comments else tables.plain
     try:
         answers = {}
-        for name, commands in (("", text), *((name, f"list table {name}\n") for name in names)):
+        for name, commands in (("", text), *((name, f"list table {name}\n") for name in tables.names)):
             answers[name], errors = fresh.run(commands, terse=True)
             if errors:
                 refuse(errors)
@@ -458,12 +460,13 @@ def _stamp(tables: Tables, found: Survey) -> str:
     return f"base {tables.digest} made {found.fingerprint}"
 
 
-def _stamping(tables: Tables, found: Survey) -> str:
+def _stamping(tables: Tables, found: Survey, comments: bool) -> str:
     """The stamp is the comment of a rule in a chain that no packet meets: a table's comment cannot
     change.
     """
     chain = f"{tables.names[0]} {_STAMP}"
-    return f'add chain {chain}\nflush chain {chain}\nadd rule {chain} return comment "{_stamp(tables, found)}"\n'
+    why = f' {{ comment "{_STAMP_COMMENT}"; }}' if comments else ""
+    return f'add chain {chain}{why}\nflush chain {chain}\nadd rule {chain} return comment "{_stamp(tables, found)}"\n'
 
 
 def _owned(element: Element, there: Element | None) -> bool:

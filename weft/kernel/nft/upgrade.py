@@ -27,12 +27,12 @@ def outdated(wanted: Tables, there: dict[str, Shape]) -> bool:
     return not wanted.renamed.keys().isdisjoint(there)
 
 
-def script(wanted: Tables, found: Survey, read: Read, text: str) -> str:
-    """The commands that lead from what a survey found to the wanted tables, whose declaration is
-    ``text``.
+def script(wanted: Tables, found: Survey, read: Read, comments: bool) -> str:
+    """The commands that lead from what a survey found to the wanted tables, declared with
+    ``comments`` or without.
     """
     kept = _kept_chains(wanted, found)
-    lines = [f"add table {table}\nflush table {table}\n" for table in wanted.names]
+    lines = [f"{table.head(comments)}flush table {table}\n" for table in wanted.tables]
     added: list[str] = []
     for shape, handle in found.sets:
         same = wanted.shapes.get(shape.name)
@@ -49,7 +49,7 @@ def script(wanted: Tables, found: Survey, read: Read, text: str) -> str:
                 lines.append(f"flush map {shape.table} {shape.name}\n")
                 added += copies(shape, _redirected(wanted, entries))
     lines += [f"delete chain {table} {name}\n" for table, name, _ in found.chains if (table, name) not in kept]
-    return "".join([*lines, text, "\n", *added])
+    return "".join([*lines, wanted.text if comments else wanted.plain, "\n", *added])
 
 
 def _kept_chains(wanted: Tables, found: Survey) -> set[tuple[str, str]]:
