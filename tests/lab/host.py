@@ -170,8 +170,13 @@ class Host:
         """
         return traffic.fetch(self._place(name), address, port, protocol, timeout=timeout, source=source)
 
-    def ping(self, name: str | None, address: str, *, timeout: float = PATIENTLY) -> bool:
-        """Whether an echo request is answered within the seconds; one is sent every half of a second until then."""
+    def ping(self, name: str | None, address: str, *, expected: bool = True, timeout: float | None = None) -> bool:
+        """Whether an echo request is answered within ``timeout`` seconds; one is sent every half of a second.
+
+        Without it, a reply that is ``expected`` is waited for long, and one that is not, briefly.
+        """
+        if timeout is None:
+            timeout = PATIENTLY if expected else BRIEFLY
         bound = ("-i", "0.5", "-w", f"{timeout:.0f}") if timeout >= 1 else ("-W", str(timeout))
         argv = ("ping", "-n", "-q", "-c", "1", *bound, address)
         deadline = time.monotonic() + timeout
@@ -187,9 +192,9 @@ class Host:
         self, name: str | None, address: str, port: int, protocol: str = "tcp", *, expected: bool = True
     ) -> bool:
         """Whether a server answers, or for ``icmp`` the address itself; waits long where that is expected."""
-        timeout = PATIENTLY if expected else BRIEFLY
         if protocol == "icmp":
-            return self.ping(name, address, timeout=timeout)
+            return self.ping(name, address, expected=expected)
+        timeout = PATIENTLY if expected else BRIEFLY
         return self.fetch(name, address, port, protocol, timeout=timeout) is not None
 
     def snapshot(self) -> Snapshot:

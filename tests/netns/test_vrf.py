@@ -11,7 +11,6 @@ from lab.abilities import require
 from lab.confs import bridge, network, pool
 from lab.host import Host
 from lab.plugins import Cni
-from lab.waiting import BRIEFLY
 
 ROUTES = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
 NETS = {
@@ -53,7 +52,7 @@ def test_one_subnet_twice_in_two_domains(host: Host, cni: Cni) -> None:
         cni.check(vrf(ifname, name), result, netns, ifname=ifname)
         cni.check(NETS[ifname], result, netns, ifname=ifname)
     assert host.inside("c1", "ping", "-nqc1", "-w10", "-I", "red", "10.87.0.1").code == 0
-    assert host.ping("c1", "10.87.0.1", timeout=BRIEFLY) is False
+    assert host.ping("c1", "10.87.0.1", expected=False) is False
     cni.delete(vrf("eth0", "red"), netns)
     cni.delete(vrf("eth0", "red"), netns)
     assert "red" not in seen.links(host, "c1") and "blue" in seen.links(host, "c1")

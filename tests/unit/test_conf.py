@@ -81,8 +81,19 @@ def test_every_driver_and_feature_is_used_by_a_conflist() -> None:
         for conf in members(path):
             _, _, [assembly] = taken(conf)
             shown |= {assembly.driver} | {type(part).__module__.rpartition(".")[2] for part in assembly.parts}
-    known = {name.replace("-", "_") for name in (*modules.drivers(), *modules.features())}
-    assert known <= shown
+    assert unused(shown) == []
+
+
+def unused(shown: set[str]) -> list[str]:
+    """A sentence for each driver and feature that no conflist uses; those of ``shown`` are used."""
+    names = {name.replace("-", "_"): name for name in (*modules.drivers(), *modules.features())}
+    missing = sorted(name for known, name in names.items() if known not in shown and name not in shown)
+    return [f"conf/{name}.conflist is missing: no conflist in conf/ uses {name}" for name in missing]
+
+
+def test_a_missing_conflist_is_named() -> None:
+    shown = {*modules.drivers(), *modules.features()} - {"host-device"}
+    assert unused(shown) == ["conf/host-device.conflist is missing: no conflist in conf/ uses host-device"]
 
 
 def test_every_name_in_bin_cni_is_a_plugin() -> None:

@@ -13,10 +13,39 @@ from lab.guest.selection import ALWAYS, DRIVERS, FEATURES, IPAM, NOT_YET, Kind
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("folder", "covered"), [("drivers", {*DRIVERS}), ("features", {*FEATURES, *NOT_YET})])
-def test_every_driver_and_feature_is_selected(folder: str, covered: set[str]) -> None:
-    files = {path.stem for path in (ROOT / "cni_plugin" / folder).glob("*.py")} - {"__init__"}
-    assert covered == files
+def files(folder: str) -> set[str]:
+    return {path.stem for path in (ROOT / "cni_plugin" / folder).glob("*.py")} - {"__init__"}
+
+
+def without_a_row(drivers: set[str]) -> list[str]:
+    return [
+        f"driver {name.replace('_', '-')} has no Case: add a row to DRIVERS" for name in sorted(drivers - {*DRIVERS})
+    ]
+
+
+def test_every_driver_is_selected() -> None:
+    assert without_a_row(files("drivers")) == []
+    assert {*DRIVERS} == files("drivers")
+
+
+def test_a_driver_without_a_row_is_named() -> None:
+    assert without_a_row({"bridge", "no_such"}) == ["driver no-such has no Case: add a row to DRIVERS"]
+
+
+@pytest.mark.parametrize("name", sorted(files("drivers")))
+def test_a_driver_has_a_netns_test_file(name: str) -> None:
+    assert (ROOT / f"tests/netns/test_{name}.py").is_file(), f"tests/netns/test_{name}.py is missing"
+
+
+def test_every_feature_is_selected() -> None:
+    assert {*FEATURES, *NOT_YET} == files("features")
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_the_conflist_of_a_driver_exists(name: str) -> None:
+    [test] = DRIVERS[name][Kind.CONFLIST]
+    conflist = test.partition("[")[2].removesuffix("]")
+    assert (ROOT / f"conf/{conflist}.conflist").is_file(), f"conf/{conflist}.conflist is missing"
 
 
 @pytest.mark.parametrize("name", [*DRIVERS, *FEATURES, *IPAM])

@@ -1,4 +1,6 @@
-"""ruff passes for the whole tree, mypy --strict for all packages, tests/lab and benchmarks."""
+"""ruff passes for the whole tree, its formatter for packages and tests, mypy --strict for packages, tests/lab and
+benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +52,10 @@ def check(*command: str, timeout: float) -> None:
 
 def test_ruff_finds_nothing() -> None:
     check("ruff", "check", "--quiet", *(name for name in FOLDERS if (ROOT / name).is_dir()), timeout=60)
+
+
+def test_code_is_formatted() -> None:
+    check("ruff", "format", "--check", "--quiet", *FOLDERS[:6], timeout=60)
 
 
 def test_types_hold() -> None:

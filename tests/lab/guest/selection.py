@@ -1,7 +1,8 @@
 """What the vm tier always runs: for every driver and every feature at least one test of each kind.
 
-The other tests of the netns tier come to it only where the machine's own kernel had to skip them. A driver with
-further tests, and every feature, has a row here: tests/unit/test_selection.py compares with the files.
+The other tests of the netns tier come to it only where the machine's own kernel had to skip them. Every driver and
+every feature has a row here, but for drivers that have a ``Case`` and a conflist of their own name: their row is
+filled in. tests/unit/test_selection.py compares with the files.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from cni_plugin.plan import modules
+from lab.cases import CASES
 
 
 class Kind(StrEnum):
@@ -30,7 +32,13 @@ _SWEPT = {
 
 
 def _tests(conflist: str, traffic: str, case: str = "", **others: str) -> Tests:
-    """``case`` is the one of lab.cases that is swept; where none can be, ``others`` are the tests by kind."""
+    """A row: ``conflist`` is a file of conf/ without ending, ``traffic`` a test of tests/netns.
+
+    ``case`` is the name of the ``Case`` in lab.cases that the tests for all drivers run: test_truth.py,
+    test_faults.py and test_kills.py. A driver without a ``Case`` names tests of its own instead, ``truth=``,
+    ``delete=``, ``faults=`` and ``kills=``: one of each ``Kind``, several separated by spaces. Tests are written
+    without "tests/netns/test_".
+    """
     found: Tests = {Kind.CONFLIST: (f"conf.py::test_a_conflist_works[{conflist}]",), Kind.TRAFFIC: (traffic,)}
     if case:
         found |= {kind: tuple(test.format(case) for test in tests) for kind, tests in _SWEPT.items()}
@@ -65,10 +73,8 @@ DRIVERS: dict[str, Tests] = {
         kills="host.py::test_a_kill_at_every_change",
     ),
 }
-for _name in modules.drivers():  # one that has a case and a conflist of its name needs no row
-    DRIVERS.setdefault(
-        _name.replace("-", "_"), _tests(_name, f"conf.py::test_a_conflist_works[{_name}]", _name)
-    )
+for _name in sorted({*modules.drivers()} & {case.name for case in CASES}):
+    DRIVERS.setdefault(_name.replace("-", "_"), _tests(_name, f"conf.py::test_a_conflist_works[{_name}]", _name))
 FEATURES: dict[str, Tests] = {
     "masquerade": _tests("dual-stack", "masquerade.py::test_the_outside_sees_the_host[bridge]", "bridge-dual"),
     "portmap": _tests("chain", "portmap.py::test_a_port_is_reached_from_everywhere[bridge]", "portmap-chained"),
