@@ -90,6 +90,10 @@ def _missing(shared: list[Operation], machine: Machine) -> list[Operation]:
 def _print_plan(
     network: str, steps: list[Step], shared: list[Operation], there: int, path: str, everything: bool
 ) -> None:
+    own = [command for step in steps for command in _own(step, path)]
+    if not (shared or there or own):
+        say("# No commands: an attach changes nothing.")
+        return
     say(f"# Shared by all containers of network {network}:")
     if there:
         say(f"# ({there} already set up, shown with --all)")
@@ -104,9 +108,8 @@ def _print_plan(
                 say(line)
     say()
     say("# Of this attachment:")
-    for step in steps:
-        for command in _own(step, path):
-            say(command)
+    for command in own:
+        say(command)
 
 
 def _own(step: Step, path: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ from cni_plugin.service import assemble
 from cni_plugin.service.context import raise_all
 from cni_plugin.service.verbs import Service
 from cni_plugin.wire import config, environment, versions
+from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Command, Request
 from cni_plugin.wire.result import parse, render
 from weft.errors import BadOption, PluginFailed, WeftError
@@ -151,10 +152,21 @@ class Chain:
         declared = self.network.capabilities()
         for name, what in (("portMappings", "publishes ports"), ("ips", "takes addresses"), ("mac", "sets the MAC")):
             if name in self.runtime_config.capabilities() and name not in declared:
+                advice = f'add "capabilities": {{"{name}": true}} to one in {self.network.path}'
                 raise BadOption(
-                    f"no plugin of network {self.network.name} {what}",
-                    hint=f'add "capabilities": {{"{name}": true}} to one in {self.network.path}',
+                    f"no plugin of network {self.network.name} {what}", hint=self._unsupported(name) or advice
                 )
+
+    def _unsupported(self, capability: str) -> str:
+        """Why no plugin of the network could have a capability, "" if one could."""
+        driver = modules.declared(self.network.driver)
+        if len(self.network.plugins) > 1 or self.network.types[0] != OWN_NAME:
+            return ""
+        if not driver.addresses and capability in ("ips", "portMappings"):
+            return f"driver {self.network.driver} assigns no addresses"
+        if driver.link_kind is None:
+            return f"driver {self.network.driver} makes no interface"
+        return ""
 
     def _add(self, index: int, previous: Json | None) -> Json:
         if implemented(self.network.types[index]):

@@ -180,9 +180,12 @@ def _show(one: Endpoint, document: Json) -> None:
     ]
     fields([(name, value) for name, value in pairs if value])
     say()
-    say("Equivalent commands (without those shared by the network, see --json):")
-    for command in (command for each in one.operations for command in each.commands(one.namespace.path)):
-        say(f"  {command}")
+    if commands := [command for each in one.operations for command in each.commands(one.namespace.path)]:
+        say("Equivalent commands (without those shared by the network, see --json):")
+        for command in commands:
+            say(f"  {command}")
+    else:
+        say("No commands: nothing was changed for this container alone.")
     say()
     lacks = document["lacks"]
     if isinstance(lacks, list) and lacks:

@@ -14,7 +14,7 @@ from cni_plugin.wire.request import Request
 from weft.section import Section
 from weft.types import Result, ResultAddress, ResultInterface, Side
 
-DRIVER = Driver(on_host=True, own_features=())
+DRIVER = Driver(on_host=True, addresses=False, own_features=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,4 @@ class HostNetwork:
 
 
 def read(request: Request, keys: Section) -> PlanPart | None:
-    if request.config.ipam:
-        keys.problems.add("ipam is not allowed with driver host: containers share the host's addresses")
     return HostNetwork()

@@ -131,7 +131,8 @@ class Network:
         self.ipam = ipam.text("driver", choices=("", *_IPAM)) or ("host-local" if section.items("subnets") else "none")
         self.driver = driver
         if self.about.link_kind is None:
-            options.problem("driver", "is no driver that podman's networks can have")
+            listed = (name for name in modules.drivers() if modules.declared(name).link_kind is not None)
+            options.problem("driver", f"is not supported by podman's networks: must be one of {', '.join(listed)}")
 
     def _options(self, section: Section) -> Json:
         """The options as the keys of weft that they are; podman gives all of them as texts."""
@@ -282,7 +283,9 @@ def created(value: Json) -> Json:
     found: Json = dict(value)
     network = Network(section)
     asked = section.section("ipam_options").text("driver")
-    ipam = asked or network.about.default_ipam
+    ipam = asked or (network.about.default_ipam if network.about.addresses else "none")
+    if ipam != "none" and not network.about.addresses:
+        section.section("ipam_options").problem("driver", f"must be none: driver {network.driver} assigns no addresses")
     if ipam != "host-local" and section.items("subnets"):
         section.problem("subnets", f"cannot be given with the ipam driver {ipam}")
     problems.raise_any()

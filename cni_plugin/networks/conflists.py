@@ -82,7 +82,11 @@ class NetworkList:
 
     @property
     def internal(self) -> bool:
-        """Whether the network has neither a gateway nor a route to other networks."""
+        """Whether the network was created with ``--internal``, or, where its file does not say so, has
+        neither a gateway nor a route to other networks.
+        """
+        if self.notes.raw("internal") is not None:
+            return self.notes.flag("internal")
         ipam = self.main.section("ipam")
         has_route = self.main.flag("isDefaultGateway") or bool(ipam.items("routes"))
         return not has_route and not self.main.flag("isGateway")

@@ -123,9 +123,10 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
     settings = _settings(requested, driver)
     if requested.names and not driver.routed:
         routed = (name for name in drivers() if modules.declared(name).routed)
+        physical = driver.parent in (Parent.SHARED, Parent.LENT)
         raise BadOption(
             f"--names is only supported by the drivers {' and '.join(routed)}, whose gateway is this host",
-            hint=f"containers of {requested.driver} use the name servers of their physical network",
+            hint=f"containers of {requested.driver} use the name servers of their physical network" if physical else "",
         )
     if driver.bridged:
         settings[driver.parent_key] = _bridge(name, str(settings.get(driver.parent_key, "")), settings, networks, host)
@@ -133,18 +134,19 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
     if driver.parent is Parent.SHARED:
         # On a shared parent, containers get addresses of the host's own subnet there.
         own_link = (own_link or KernelFacts(host, None).default_link(Side.HOST)) if requested.subnets else ""
-    uses = pools.of_networks(networks) + pools.of_host(host)
-    subnets = _subnets(requested, [use for use in uses if not use.link or use.link != own_link])
-    capabilities = [*(["portMappings"] if driver.routed else []), "ips", "mac"]
-    capabilities += ["aliases"] if requested.names else []
+    if driver.addresses:
+        uses = pools.of_networks(networks) + pools.of_host(host)
+        subnets = _subnets(requested, [use for use in uses if not use.link or use.link != own_link])
+    else:
+        _refuse_addresses(requested)
     plugin: Json = {
         "type": OWN_NAME,
         "driver": requested.driver,
         **_gateway_and_masquerade(requested, driver, settings),
-        "capabilities": dict.fromkeys(capabilities, True),
+        **_capabilities(requested, driver),
         **({"portmap": {}} if driver.routed else {}),
         **({"names": {}} if requested.names else {}),
-        "ipam": _ipam(requested, subnets),
+        **({"ipam": _ipam(requested, subnets)} if driver.addresses else {}),
     }
     notes: Json = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -153,6 +155,30 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
         "labels": dict(requested.labels),
     }
     return {"cniVersion": VERSION, "name": name, "plugins": [plugin], OWN_KEY: notes}
+
+
+def _capabilities(requested: CreateOptions, driver: Driver) -> Json:
+    """The key ``capabilities``: what a runtime may ask for, one container at a time."""
+    given = {
+        "portMappings": driver.routed,
+        "ips": driver.addresses,
+        "mac": driver.link_kind is not None,
+        "aliases": requested.names,
+    }
+    names = [name for name, supported in given.items() if supported]
+    return {"capabilities": dict.fromkeys(names, True)} if names else {}
+
+
+def _refuse_addresses(requested: CreateOptions) -> None:
+    """Raises BadOption for options of a driver that assigns no addresses."""
+    options = {
+        "--subnet": requested.subnets,
+        "--gateway": requested.gateways,
+        "--ip-range": requested.ranges,
+        "--ipv6": requested.ipv6,
+    }
+    if given := [option for option, value in options.items() if value]:
+        raise BadOption(f"{given[0]} is not supported by driver {requested.driver}, which assigns no addresses")
 
 
 def _settings(requested: CreateOptions, driver: Driver) -> dict[str, object]:
@@ -164,7 +190,7 @@ def _settings(requested: CreateOptions, driver: Driver) -> dict[str, object]:
         if option is None:
             raise BadOption(
                 f"unknown option {name!r} for driver {requested.driver}",
-                hint=f"valid options: {', '.join(known_options(requested.driver))}",
+                hint=f"valid options: {', '.join(known_options(requested.driver)) or 'none'}",
             )
         value = _read(option, name, text)
         if found.get(option.key, value) != value:

@@ -95,7 +95,12 @@ class Driver(NamedTuple):
 
     link_kind: str | None = None
     """The kernel's kind of the container's link, "" for whichever the host has, None where none is
-    made.
+    made: then weft refuses features, which all act on a link.
+    """
+
+    addresses: bool = True
+    """Whether containers get addresses from ``ipam``; otherwise weft refuses that key, and
+    ``weft network create`` does not write it.
     """
 
     parent: Parent = Parent.NONE
@@ -110,10 +115,14 @@ class Driver(NamedTuple):
     """
 
     own_features: tuple[str, ...] = ("masquerade", "names")
-    """Further such features of networks that are written for weft."""
+    """Further such features of networks that are written for weft. A driver with a link but
+    without addresses sets it to ``()``.
+    """
 
     on_host: bool = False
-    """Whether the container shares the host's network namespace: then no feature has anything to do."""
+    """Whether the container shares the host's network namespace. Features are ignored then, as docker
+    and podman ignore published ports.
+    """
 
     plugin: bool = False
     """Whether there is a reference plugin of that name, and weft answers to it."""
@@ -128,7 +137,9 @@ class Driver(NamedTuple):
     """The key by which the host gets the gateway's address, where that can be left out."""
 
     default_ipam: str = "host-local"
-    """The IPAM driver of podman's networks that name none."""
+    """The IPAM driver of podman's networks that name none; ``weft network create`` always writes
+    host-local.
+    """
 
     creatable: bool = False
     """Whether ``weft network create`` makes networks of it."""

@@ -18,6 +18,7 @@ from cni_plugin.wire.request import Request
 from ipam import host_local, static
 from ipam.leases import Owner
 from weft.identity import digest
+from weft.section import Section
 from weft.types import Result
 
 
@@ -26,8 +27,7 @@ class Assembly:
     """The parts of one attachment. ``answer`` is what IPAM says without reserving anything.
 
     ``link_parts`` are those of the parts that need no address to be planned: the driver, and what
-    protects others. ``on_host``: the container shares the host's network namespace, and there is
-    nothing for a feature to do.
+    protects others. ``on_host``: the container shares the host's network namespace.
     """
 
     driver: str = ""
@@ -47,8 +47,14 @@ def read(request: Request) -> Assembly:
     driver, features = _choice(request)
     part = modules.driver(driver).read(request, request.config.keys) if driver else None
     parts = [part] if part is not None else []
-    if modules.declared(driver).on_host:
+    declared = modules.declared(driver)
+    if not declared.addresses and request.config.ipam:
+        request.config.keys.problems.add(f"ipam is not allowed with driver {driver}, which assigns no addresses")
+    if declared.on_host:
         return Assembly(driver, tuple(parts), on_host=True)
+    if driver and declared.link_kind is None and request.plugin == OWN_NAME:
+        _refuse_features(driver, request.config.keys)
+        features = ()
     link_parts = list(parts)
     for name in features:
         part = _feature(name, request)
@@ -82,6 +88,14 @@ def _choice(request: Request) -> tuple[str, tuple[str, ...]]:
     asked = (each for each in modules.features() if each not in top and each in keys)
     sections = {each for each in asked if modules.feature(each).FEATURE.section}
     return name, _ordered(top | sections)
+
+
+def _refuse_features(driver: str, keys: Section) -> None:
+    """Note a problem for every feature that the configuration asks for: each acts on a link."""
+    for name in modules.features():
+        declared = modules.feature(name).FEATURE
+        if (declared.section and name in keys) or any(keys.raw(key) for key in declared.keys):
+            keys.problems.add(f"{name} needs an interface, which driver {driver} does not make")
 
 
 def _ordered(features: Collection[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A new driver or feature needs one file only (and a row in the table of test configurations).
 
-Both are written into directories that extend the packages' paths. All of weft must know them
-without another edit.
+They are written into directories that extend the packages' paths. All of weft must know them
+without another edit. The driver ``null`` makes no link and assigns no addresses.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cni_plugin.ops import ContainerLink
 from cni_plugin.plan import modules
 from lab.calls import Steps, Weft
 from lab.cases import Case, conf, pool
+from weft.errors import ConfigProblem
 from weft.kernel.host import Host
 from weft.kernel.interface import KernelRoute, VethPeer
 from weft.kernel.linux.probe import Ability
@@ -64,6 +65,30 @@ class Macvtap:
 def read(request: Request, keys: Section) -> PlanPart | None:
     return Macvtap(interface.read_link(keys, "master"), keys.text("mode", choices=("", "bridge", "vepa")) or "bridge")
 '''
+NULL = '''"""``null``: no network but ``lo``. Keys: none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cni_plugin.plan.plan import Context, Plan, PlanPart
+from cni_plugin.plan.traits import Driver
+from cni_plugin.wire.request import Request
+from weft.section import Section
+from weft.types import Result
+
+DRIVER = Driver(addresses=False, creatable=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Null:
+    def plan(self, context: Context) -> Plan:
+        return Plan(result=Result(dns=context.result.dns))
+
+
+def read(request: Request, keys: Section) -> PlanPart | None:
+    return Null()
+'''
 FEATURE = '''"""``listening``: the container's link takes every frame. Keys: none."""
 
 from __future__ import annotations
@@ -95,17 +120,18 @@ CASE = Case("macvtap", conf("weft", "vms", {"driver": "macvtap", "ipam": pool("1
 def _forget() -> None:
     for known in (modules.drivers, modules.features, modules.driver, modules.feature, modules.plugins):
         known.cache_clear()
-    for name in ("cni_plugin.drivers.macvtap", "cni_plugin.features.listening"):
+    for name in ("cni_plugin.drivers.macvtap", "cni_plugin.drivers.null", "cni_plugin.features.listening"):
         sys.modules.pop(name, None)
 
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The two files, in directories on the paths of their packages."""
-    for package, name, text in (("drivers", "macvtap", DRIVER), ("features", "listening", FEATURE)):
+    """The files, in directories on the paths of their packages."""
+    for package, texts in (("drivers", {"macvtap": DRIVER, "null": NULL}), ("features", {"listening": FEATURE})):
         folder = tmp_path / package
         folder.mkdir()
-        (folder / f"{name}.py").write_text(text)
+        for name, text in texts.items():
+            (folder / f"{name}.py").write_text(text)
         path = importlib.import_module(f"cni_plugin.{package}").__path__
         monkeypatch.setattr(f"cni_plugin.{package}.__path__", [*path, str(folder)])
     _forget()
@@ -207,7 +233,9 @@ def test_doctor_probes_its_kind_of_link_and_names_networks_that_need_it(run, wef
 
 def test_the_engine_imports_it_before_it_forks() -> None:
     server.preload()
-    assert {"cni_plugin.drivers.macvtap", "cni_plugin.features.listening"} <= set(sys.modules)
+    assert {"cni_plugin.drivers.macvtap", "cni_plugin.drivers.null", "cni_plugin.features.listening"} <= set(
+        sys.modules
+    )
 
 
 def test_a_feature_is_configured_by_its_section(run, weft: Weft) -> None:
@@ -231,3 +259,102 @@ def test_a_feature_is_a_plugin_in_a_chain(run, weft: Weft) -> None:
     assert run.kernel.open(path).link("eth0").promiscuous
     weft.delete(chained, path)
     assert not run.kernel.open(path).link("eth0").promiscuous
+
+
+@pytest.mark.parametrize("driver", ["null", "loopback"])
+@pytest.mark.parametrize("feature", modules.features())
+def test_a_driver_without_a_link_refuses_every_feature(weft: Weft, run, driver: str, feature: str) -> None:
+    declared = modules.feature(feature).FEATURE
+    for key in (feature,) if declared.section else declared.keys:
+        answer = weft(
+            "ADD", conf("weft", "void", {"driver": driver, key: {} if declared.section else True}), run.container("c1")
+        )
+        assert f"{feature} needs an interface, which driver {driver} does not make" in answer.text
+        assert answer.code == 7 and "not found" not in answer.text
+        run.kernel.remove("/run/netns/c1")
+
+
+def test_a_feature_that_is_off_is_accepted_by_a_driver_without_a_link(weft: Weft, run) -> None:
+    weft.add({**conf("weft", "void", {"driver": "null"}), "ipMasq": False, "macspoofchk": False}, run.container("c1"))
+
+
+def test_a_network_without_links_and_addresses(run, weft: Weft) -> None:
+    run.good("network", "create", "-d", "null", "void")
+    assert run.list("void")["plugins"] == [{"type": "weft", "driver": "null"}]
+    [shown] = run("network", "inspect", "void").json
+    assert (shown["Internal"], shown["IPAM"]["Driver"]) == (False, "none")
+    run.container("c1")
+    assert run.good("plan", "void", "c1") == "# No commands: an attach changes nothing.\n"
+    before = run.kernel.dump()
+    run.good("attach", "void", "c1")
+    out = run.good("show", "weft-c1")
+    assert "Equivalent commands" not in out and "No commands: nothing was changed" in out
+    run.good("detach", "void", "c1")
+    assert run.kernel.dump() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--subnet", "10.7.0.0/24"), "--subnet is not supported by driver null, which assigns no addresses"),
+        (("--subnet", "10.7.0.0/24", "--gateway", "10.7.0.1"), "--subnet is not supported by driver null"),
+        (("--ip-range", "10.7.0.0/25"), "--ip-range is not supported by driver null"),
+        (("--ipv6",), "--ipv6 is not supported by driver null"),
+        (("-o", "mtu=1400"), "valid options: none"),
+        (("--names",), "only supported by the drivers"),
+    ],
+)
+def test_options_that_a_driver_without_addresses_refuses(run, arguments: tuple[str, ...], words: str) -> None:
+    said = run("network", "create", "-d", "null", *arguments, "void")
+    assert said.code != 0 and words in said.err
+    assert "physical network" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-p", "8080:80"), "driver null assigns no addresses"),
+        (("--ip", "10.7.0.9"), "driver null assigns no addresses"),
+        (("--mac", "02:00:00:00:00:01"), "driver null makes no interface"),
+    ],
+)
+def test_attach_does_not_advise_what_cannot_work(run, arguments: tuple[str, ...], words: str) -> None:
+    run.good("network", "create", "-d", "null", "void")
+    run.container("c1")
+    said = run("attach", "void", "c1", *arguments)
+    assert said.code != 0 and words in said.err and "capabilities" not in said.err
+
+
+def test_a_driver_without_addresses_refuses_ipam(run, weft: Weft) -> None:
+    answer = weft("ADD", conf("weft", "void", {"driver": "null", "ipam": pool("10.7.0.0/24")}), run.container("c1"))
+    assert "ipam is not allowed with driver null, which assigns no addresses" in answer.text
+
+
+def test_podman_is_told_which_drivers_its_networks_can_have() -> None:
+    asked = {"name": "void", "id": "ab" * 32, "options": {"driver": "null"}}
+    with pytest.raises(ConfigProblem, match="must be one of bridge, dummy, host-device, ipvlan, macvlan, macvtap, "):
+        netavark.created(asked)
+
+
+def test_podman_gets_no_subnets_from_a_driver_without_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = modules.driver("dummy")
+    monkeypatch.setattr(module, "DRIVER", module.DRIVER._replace(addresses=False))
+    monkeypatch.setattr(netavark, "_tried", lambda value: None)
+    asked = {"name": "void", "id": "ab" * 32, "options": {"driver": "dummy"}}
+    found = netavark.created(asked)
+    assert found["ipam_options"] == {"driver": "none"} and "subnets" not in found
+    with pytest.raises(ConfigProblem, match="must be none: driver dummy assigns no addresses"):
+        netavark.created({**asked, "ipam_options": {"driver": "host-local"}})
+
+
+@pytest.mark.parametrize("driver", ["macvtap", "null", *create.drivers()])
+def test_every_creatable_driver_can_be_created_read_and_planned(run, weft: Weft, driver: str) -> None:
+    """A driver that declares ``creatable``, as ``weft network create`` writes its network without options."""
+    required = {"vlan": ("-o", "vlan=5")}
+    run.good("network", "create", "-d", driver, *required.get(driver, ()), "made")
+    [plugin] = run.list("made")["plugins"]
+    assert ("ipam" in plugin) == modules.declared(driver).addresses
+    [shown] = run("network", "inspect", "made").json
+    assert (shown["Driver"], shown["Internal"]) == (driver, False)
+    run.container("c1")
+    assert "#" in run.good("plan", "made", "c1")
