@@ -1,4 +1,4 @@
-"""The contract's subject in this tier: the fake."""
+"""The contract tests run on the fake kernel in this tier."""
 
 from __future__ import annotations
 

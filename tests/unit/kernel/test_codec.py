@@ -1,4 +1,4 @@
-"""The decoder and the encoder against pyroute2's, whose attribute tables they work by."""
+"""The decoder and encoder compared with those of pyroute2, whose attribute tables they use."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_encoder_encodes_as_pyroute2_would(kind: int, fields: dict[str, Any]
 
 
 @pytest.mark.parametrize(("kind", "fields", "attributes"), MESSAGES)
-def test_the_decoder_decodes_what_was_encoded(kind: int, fields: dict[str, Any], attributes: list[Any]) -> None:
+def test_messages_round_trip(kind: int, fields: dict[str, Any], attributes: list[Any]) -> None:
     message = codec.decode(pack(kind, 5, 77, codec.encode(kind, fields, attributes)))
     assert {name: message[name] for name in fields} == fields
     for name, value in [one[:2] for one in attributes]:
@@ -98,14 +98,14 @@ def same(decoder: Decoder, name: str, value: Any) -> None:
     if not isinstance(value, dict) or "attrs" not in value:
         assert found == value, name
         return
-    if name == "VETH_INFO_PEER":  # never read back: the kernel does not send it
+    if name == "VETH_INFO_PEER":  # not decoded: the kernel never sends it
         return
     assert isinstance(found, Decoder), name
     for inner in value["attrs"]:
         same(found, inner[0], inner[1])
 
 
-def test_the_kernel_s_own_answer_is_read_as_pyroute2_reads_it() -> None:
+def test_a_reply_of_the_kernel_is_decoded_as_by_pyroute2() -> None:
     socket = RouteSocket()
     [[data]] = socket.request(request(RTM_GETLINK, 0, "look at lo", {}, [["IFLA_IFNAME", "lo"]]))
     socket.close()
@@ -124,7 +124,7 @@ def test_the_kernel_s_own_answer_is_read_as_pyroute2_reads_it() -> None:
     assert ours["index"] == theirs["index"] == 1
 
 
-def test_nonsense_is_refused_by_name_and_never_left_out() -> None:
+def test_unknown_attributes_are_refused_by_name() -> None:
     with pytest.raises(KernelRefused, match="IFLA_NONSENSE"):
         codec.encode(RTM_NEWLINK, {}, [["IFLA_NONSENSE", 1]])
     with pytest.raises(KernelRefused, match="IFLA_INFO_DATA"):
@@ -140,7 +140,7 @@ def test_a_value_that_does_not_fit_is_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 3))
-def test_a_message_that_ends_early_is_read_as_far_as_it_goes(cut: int) -> None:
+def test_a_truncated_message_is_decoded_up_to_its_end(cut: int) -> None:
     body = codec.encode(RTM_NEWLINK, {}, [["IFLA_MTU", 1400], information("bridge", ["IFLA_BR_STP_STATE", 1])])
     data = pack(RTM_NEWLINK, 0, 1, body)
     message = codec.decode(data[: max(len(data) - cut, 32)])

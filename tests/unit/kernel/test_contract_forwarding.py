@@ -1,4 +1,4 @@
-"""Neighbours, FDB rows and nexthops: on the fake here, on Linux in tests/netns/kernel."""
+"""Neighbours, FDB entries and nexthops: here on the fake kernel, in tests/netns/kernel on Linux."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAC1, MAC2, EVERY = "02:00:00:00:01:01", "02:00:00:00:01:02", "00:00:00:00:00:00
 
 
 def addressed(topology: Topology) -> Namespace:
-    """The container, with a carrier and addresses of both families on eth0."""
+    """The container; eth0 has a carrier and addresses of both families."""
     veth(topology)
     topology.container.add_address("eth0", ip_interface("10.1.0.5/24"))
     topology.container.add_address("eth0", ip_interface("fd00:1::5/64"))
@@ -29,7 +29,7 @@ def addressed(topology: Topology) -> Namespace:
 
 
 def permanent(container: Namespace, link: str = "", version: int = 0) -> set[Neighbour]:
-    """Without what the kernel learns by itself."""
+    """Permanent entries, without those that the kernel learned."""
     return {one for one in container.neighbours(link, version) if one.permanent}
 
 
@@ -37,7 +37,7 @@ def permanent(container: Namespace, link: str = "", version: int = 0) -> set[Nei
 
 
 @pytest.mark.parametrize("address", ["10.1.0.9", "fd00:1::9", "192.0.2.9"])
-def test_a_neighbour_reads_back_changes_and_goes(topology: Topology, address: str) -> None:
+def test_neighbours_are_added_replaced_and_deleted(topology: Topology, address: str) -> None:
     container = addressed(topology)
     first = Neighbour(ip_address(address), MAC1, "eth0")
     second = replace(first, mac=MAC2)
@@ -57,10 +57,10 @@ def test_a_neighbour_reads_back_changes_and_goes(topology: Topology, address: st
     assert permanent(container) == {first}
 
 
-def test_neighbours_end_with_the_link_going_down(topology: Topology) -> None:
+def test_neighbours_are_flushed_when_the_link_goes_down(topology: Topology) -> None:
     container = addressed(topology)
     container.add_neighbour(Neighbour(ONE, MAC1, "eth0"))
-    topology.host.change_link("veth0", up=False)  # a lost carrier leaves them
+    topology.host.change_link("veth0", up=False)  # losing the carrier keeps them
     assert permanent(container) == {Neighbour(ONE, MAC1, "eth0")}
     container.change_link("eth0", up=False)
     assert permanent(container) == set()
@@ -71,7 +71,7 @@ def test_neighbours_end_with_the_link_going_down(topology: Topology) -> None:
     assert permanent(container) == set()
 
 
-def test_neighbours_that_cannot_be(topology: Topology) -> None:
+def test_invalid_neighbours_are_refused(topology: Topology) -> None:
     container = addressed(topology)
     for verb in (
         lambda: container.neighbours("nope"),
@@ -111,14 +111,15 @@ def vxlan(topology: Topology) -> Namespace:
     ],
     ids=str,
 )
-def test_a_vxlan_row_reads_back_and_goes(topology: Topology, entry: FdbEntry) -> None:
+def test_vxlan_fdb_entries_are_added_and_deleted(topology: Topology, entry: FdbEntry) -> None:
     container = vxlan(topology)
     container.add_fdb("vx0", entry)
     assert container.fdb("vx0") == (entry,) and container.fdb("eth0") == ()
     for other in (entry, replace(entry, destination=TWO)):
         with pytest.raises(Exists, match=entry.mac):
             container.add_fdb("vx0", other)
-    container.delete_fdb("vx0", replace(entry, destination=TWO))  # a destination that the row does not have
+    # Another destination than that of the entry.
+    container.delete_fdb("vx0", replace(entry, destination=TWO))
     assert container.fdb("vx0") == (entry,)
     container.delete_fdb("vx0", entry)
     assert container.fdb("vx0") == ()
@@ -126,7 +127,7 @@ def test_a_vxlan_row_reads_back_and_goes(topology: Topology, entry: FdbEntry) ->
         container.delete_fdb("vx0", entry)
 
 
-def test_all_others_are_reached_at_several_hosts(topology: Topology) -> None:
+def test_the_default_fdb_entry_may_have_several_destinations(topology: Topology) -> None:
     container = vxlan(topology)
     rows = [FdbEntry(EVERY, address) for address in (ONE, TWO, THREE)]
     for row in (*rows, rows[1]):
@@ -140,17 +141,17 @@ def test_all_others_are_reached_at_several_hosts(topology: Topology) -> None:
     assert container.fdb("vx0") == ()
 
 
-def test_one_address_is_at_one_host(topology: Topology) -> None:
+def test_a_unicast_fdb_entry_has_one_destination(topology: Topology) -> None:
     container = vxlan(topology)
     first, second = FdbEntry(MAC1, ONE), FdbEntry(MAC1, TWO)
     container.add_fdb("vx0", first, replace=True)
-    container.add_fdb("vx0", second, append=True)  # which the kernel ignores
+    container.add_fdb("vx0", second, append=True)  # ignored by the kernel
     assert container.fdb("vx0") == (first,)
     container.add_fdb("vx0", second, replace=True)
     assert container.fdb("vx0") == (second,)
 
 
-def test_vxlan_rows_outlive_the_link_s_being_down_but_for_dynamic_ones(topology: Topology) -> None:
+def test_only_dynamic_vxlan_fdb_entries_are_flushed_when_the_link_goes_down(topology: Topology) -> None:
     container = vxlan(topology)
     container.add_fdb("vx0", FdbEntry(MAC1, ONE, state="dynamic"))
     container.add_fdb("vx0", FdbEntry(MAC2, ONE))
@@ -160,7 +161,7 @@ def test_vxlan_rows_outlive_the_link_s_being_down_but_for_dynamic_ones(topology:
     assert set(container.fdb("vx0")) == {FdbEntry(MAC2, ONE), FdbEntry(MAC1, TWO)}
 
 
-def test_vxlan_rows_that_cannot_be(topology: Topology) -> None:
+def test_invalid_vxlan_fdb_entries_are_refused(topology: Topology) -> None:
     container = vxlan(topology)
     for entry in (
         FdbEntry(MAC1),
@@ -187,12 +188,12 @@ def test_vxlan_rows_that_cannot_be(topology: Topology) -> None:
 
 
 def port_rows(topology: Topology) -> set[FdbEntry]:
-    """Without the port's own MAC address, which the kernel adds."""
+    """FDB entries of the port, without its own MAC address, which the kernel adds."""
     return {entry for entry in topology.host.fdb("veth0") if entry.mac != MAC}
 
 
 @pytest.mark.parametrize("state", ["permanent", "static", "dynamic"])
-def test_a_bridge_row_reads_back_changes_and_goes(topology: Topology, state: str) -> None:
+def test_bridge_fdb_entries_are_added_replaced_and_deleted(topology: Topology, state: str) -> None:
     topology.host.add_link("br0", "bridge", up=True)
     veth(topology, master="br0")
     assert FdbEntry(MAC, master=True) in topology.host.fdb("veth0")
@@ -210,7 +211,7 @@ def test_a_bridge_row_reads_back_changes_and_goes(topology: Topology, state: str
         topology.host.delete_fdb("veth0", entry)
 
 
-def test_bridge_rows_end_with_the_port(topology: Topology) -> None:
+def test_bridge_fdb_entries_are_removed_with_the_port(topology: Topology) -> None:
     topology.host.add_link("br0", "bridge", up=True)
     veth(topology, master="br0")
     static = FdbEntry(MAC1, master=True, state="static")
@@ -224,7 +225,7 @@ def test_bridge_rows_end_with_the_port(topology: Topology) -> None:
         topology.host.add_fdb("veth0", static)
 
 
-def test_bridge_rows_that_cannot_be(topology: Topology) -> None:
+def test_invalid_bridge_fdb_entries_are_refused(topology: Topology) -> None:
     topology.host.add_link("br0", "bridge", up=True)
     veth(topology, master="br0")
     for entry in (FdbEntry(EVERY, master=True), FdbEntry(MAC1, master=True, vlan=5)):
@@ -250,7 +251,7 @@ def test_bridge_rows_that_cannot_be(topology: Topology) -> None:
     ],
     ids=str,
 )
-def test_a_nexthop_reads_back_and_goes(topology: Topology, nexthop: Nexthop) -> None:
+def test_nexthops_are_added_and_deleted(topology: Topology, nexthop: Nexthop) -> None:
     container = addressed(topology)
     assert container.nexthops() == ()
     container.add_nexthop(nexthop)
@@ -264,7 +265,7 @@ def test_a_nexthop_reads_back_and_goes(topology: Topology, nexthop: Nexthop) -> 
         container.delete_nexthop(nexthop.id)
 
 
-def test_a_group_shrinks_and_ends_with_its_members(topology: Topology) -> None:
+def test_a_nexthop_group_is_removed_with_its_last_member(topology: Topology) -> None:
     container = addressed(topology)
     one, two = Nexthop(1, ONE, "eth0"), Nexthop(2, TWO, "eth0")
     group = Nexthop(9, group=((1, 3), (2, 256)))
@@ -282,7 +283,7 @@ def test_a_group_shrinks_and_ends_with_its_members(topology: Topology) -> None:
     assert container.nexthops() == ()
 
 
-def test_nexthops_end_with_the_link_s_carrier(topology: Topology) -> None:
+def test_nexthops_are_flushed_when_the_carrier_is_lost(topology: Topology) -> None:
     container = addressed(topology)
     far = Nexthop(2, FAR, fdb=True)
     for nexthop in (Nexthop(1, ONE, "eth0"), far, Nexthop(3, group=((1, 1),))):
@@ -307,7 +308,7 @@ def _added(container: Namespace, nexthop: Nexthop) -> bool:
     return True
 
 
-def test_nexthops_that_cannot_be(topology: Topology) -> None:
+def test_invalid_nexthops_are_refused(topology: Topology) -> None:
     container = addressed(topology)
     there = (Nexthop(1, ONE, "eth0"), Nexthop(2, FAR, fdb=True), Nexthop(3, group=((1, 1),)))
     for nexthop in there:
@@ -350,7 +351,7 @@ def by_nexthop(destination: str, number: int) -> KernelRoute:
         ("fd00:9::/48", Nexthop(1, ip_address("fd00:1::1"), "eth0")),
     ],
 )
-def test_a_route_by_a_nexthop_reads_back_and_goes(topology: Topology, destination: str, nexthop: Nexthop) -> None:
+def test_routes_by_nexthop_id_are_added_and_deleted(topology: Topology, destination: str, nexthop: Nexthop) -> None:
     container = addressed(topology)
     other = replace(nexthop, id=2)
     container.add_nexthop(nexthop)
@@ -373,7 +374,7 @@ def test_a_route_by_a_nexthop_reads_back_and_goes(topology: Topology, destinatio
         container.delete_route(route)
 
 
-def test_routes_end_with_their_nexthop(topology: Topology) -> None:
+def test_routes_are_removed_with_their_nexthop(topology: Topology) -> None:
     container = addressed(topology)
     for nexthop in (Nexthop(1, ONE, "eth0"), Nexthop(2, TWO, "eth0"), Nexthop(9, group=((1, 1), (2, 1)))):
         container.add_nexthop(nexthop)
@@ -388,7 +389,7 @@ def test_routes_end_with_their_nexthop(topology: Topology) -> None:
     assert container.routes() == before
 
 
-def test_routes_by_nexthops_that_cannot_be(topology: Topology) -> None:
+def test_invalid_routes_by_nexthop_id_are_refused(topology: Topology) -> None:
     container = addressed(topology)
     container.add_nexthop(Nexthop(1, ONE, "eth0"))
     container.add_nexthop(Nexthop(2, FAR, fdb=True))
@@ -406,7 +407,7 @@ def test_routes_by_nexthops_that_cannot_be(topology: Topology) -> None:
     assert container.routes() == before
 
 
-def test_vxlan_rows_by_a_group_of_nexthops(topology: Topology) -> None:
+def test_vxlan_fdb_entries_by_nexthop_group(topology: Topology) -> None:
     container = vxlan(topology)
     for nexthop in (Nexthop(1, ONE, fdb=True), Nexthop(2, TWO, fdb=True), Nexthop(9, group=((1, 1), (2, 1)), fdb=True)):
         container.add_nexthop(nexthop)
@@ -420,7 +421,7 @@ def test_vxlan_rows_by_a_group_of_nexthops(topology: Topology) -> None:
     assert container.fdb("vx0") == ()
 
 
-def test_a_nexthop_needs_its_namespace_s_link(topology: Topology) -> None:
+def test_a_nexthop_needs_a_link_in_its_namespace(topology: Topology) -> None:
     topology.host.add_link("up0", "veth", up=True, peer=VethPeer("wire", up=True))
     with pytest.raises(Missing, match="up0"):
         topology.container.add_nexthop(Nexthop(1, ONE, "up0"))

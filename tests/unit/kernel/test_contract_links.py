@@ -1,4 +1,4 @@
-"""What links do on every kernel: the fake here, the real one in tests/netns/kernel."""
+"""Links: here on the fake kernel, in tests/netns/kernel on Linux."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAC, PEER_MAC, BRIDGE_MAC = "02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:
 
 
 def veth(topology: Topology, name: str = "veth0", peer: str = "eth0", *, up: bool = True, master: str = "") -> None:
-    """A pair between the host and the first container."""
+    """Create a veth pair between the host and the first container."""
     end = VethPeer(peer, mac=PEER_MAC, mtu=1400, up=up, namespace=topology.container)
     topology.host.add_link(name, "veth", mac=MAC, mtu=1400, alias="weft:1:x", up=up, master=master, peer=end)
 
@@ -27,7 +27,7 @@ def names(namespace: Namespace) -> list[str]:
 
 
 def eventually(true: Callable[[], bool]) -> bool:
-    """Whether it becomes true within some seconds: the kernel tells of carriers a little later."""
+    """Whether it becomes true within seconds: the kernel reports carriers with a delay."""
     deadline = time.monotonic() + PATIENTLY
     while not true() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -50,7 +50,7 @@ def test_a_namespace_is_known_by_its_identity(topology: Topology) -> None:
         topology.kernel.open("/run/netns/none")
 
 
-def test_a_link_that_is_not_there_is_none_and_missing_for_every_verb(topology: Topology) -> None:
+def test_a_missing_link_is_none_and_every_verb_raises_missing(topology: Topology) -> None:
     assert topology.host.link("nope") is None
     for verb in (
         lambda: topology.host.delete_link("nope"),
@@ -68,7 +68,7 @@ def test_a_link_that_is_not_there_is_none_and_missing_for_every_verb(topology: T
     assert names(topology.host) == ["lo"]
 
 
-def test_a_veth_pair_is_as_asked_on_both_sides(topology: Topology) -> None:
+def test_a_veth_pair_has_the_given_attributes_on_both_sides(topology: Topology) -> None:
     topology.host.add_link("br0", "bridge", mac=BRIDGE_MAC, up=True)
     veth(topology, master="br0")
     here, there = topology.host.link("veth0"), topology.container.link("eth0")
@@ -87,7 +87,7 @@ def test_a_pair_without_carrier_while_one_end_is_down(topology: Topology) -> Non
     assert there is not None and not there.up
 
 
-def test_deleting_one_end_takes_the_other_and_all_it_had(topology: Topology) -> None:
+def test_deleting_one_end_removes_the_other_with_its_addresses_and_routes(topology: Topology) -> None:
     before = snapshot(topology.host), snapshot(topology.container)
     veth(topology)
     topology.host.delete_link("veth0")
@@ -96,13 +96,13 @@ def test_deleting_one_end_takes_the_other_and_all_it_had(topology: Topology) -> 
         topology.host.delete_link("veth0")
 
 
-def test_the_name_is_free_when_the_deletion_returns(topology: Topology) -> None:
+def test_the_name_is_free_when_delete_link_returns(topology: Topology) -> None:
     for _ in range(5):
         veth(topology)
         topology.host.delete_link("veth0")
 
 
-def test_a_taken_name_is_refused_on_either_side_and_nothing_is_left(topology: Topology) -> None:
+def test_a_name_in_use_is_refused_on_either_side_and_nothing_is_left(topology: Topology) -> None:
     veth(topology)
     before = snapshot(topology.host), snapshot(topology.container)
     with pytest.raises(Exists, match="veth0"):
@@ -112,7 +112,7 @@ def test_a_taken_name_is_refused_on_either_side_and_nothing_is_left(topology: To
     assert (snapshot(topology.host), snapshot(topology.container)) == before
 
 
-def test_a_link_that_cannot_be_finished_is_not_left_behind(topology: Topology) -> None:
+def test_a_link_whose_attributes_are_refused_is_removed(topology: Topology) -> None:
     before = snapshot(topology.host), snapshot(topology.container)
     with pytest.raises(KernelRefused):
         topology.host.add_link("v", "veth", alias="x" * 300, peer=VethPeer("eth0", namespace=topology.container))
@@ -126,7 +126,7 @@ def test_a_link_that_cannot_be_finished_is_not_left_behind(topology: Topology) -
 
 
 @pytest.mark.parametrize("name", ["x%d", "", "a/b", "sixteen-bytes-xx", "..", "a b"])
-def test_a_name_that_the_kernel_would_expand_or_refuse(topology: Topology, name: str) -> None:
+def test_names_that_the_kernel_expands_or_refuses(topology: Topology, name: str) -> None:
     with pytest.raises(KernelRefused):
         topology.host.add_link(name, "bridge")
     with pytest.raises(KernelRefused):
@@ -176,7 +176,7 @@ def test_deleting_a_bridge_frees_its_ports(topology: Topology) -> None:
     assert link is not None and link.master == "" and link.port == {}
 
 
-def test_a_link_changes_as_asked_and_in_nothing_else(topology: Topology) -> None:
+def test_change_link_changes_only_the_given_attributes(topology: Topology) -> None:
     veth(topology)
     before = topology.host.link("veth0")
     topology.host.change_link("veth0", mtu=1300, alias="other", promiscuous=True, mac="02:00:00:00:00:09")
@@ -215,7 +215,7 @@ def test_renaming_refuses_a_taken_name(topology: Topology) -> None:
 
 def test_a_macvlan_of_the_host_s_link_in_the_container(topology: Topology) -> None:
     topology.host.add_link("up0", "veth", mac=MAC, mtu=1450, up=True, peer=VethPeer("wire", up=True))
-    # Its name is taken on the host, and it must not matter.
+    # The name is in use on the host, which must not matter.
     topology.host.add_link("eth0", "bridge")
     topology.container.add_link(
         "eth0", "macvlan", mac=PEER_MAC, alias="weft:2:x", up=True, parent="up0", parent_namespace=topology.host,
@@ -231,7 +231,7 @@ def test_a_macvlan_of_the_host_s_link_in_the_container(topology: Topology) -> No
     assert names(topology.container) == ["lo"]
 
 
-def test_a_tap_link_lasts_and_tells_its_owner(topology: Topology) -> None:
+def test_a_tap_link_is_persistent_and_has_an_owner(topology: Topology) -> None:
     topology.container.add_link(
         "tap0", "tun", mac=MAC, mtu=1300, alias="x", up=True, options={"tun_type": 2, "tun_owner": 7}
     )
@@ -278,7 +278,7 @@ def test_vlans_of_a_bridge_port(topology: Topology) -> None:
         ("dummy", {}),
     ],
 )
-def test_every_kind_that_a_driver_needs(topology: Topology, kind: str, options: dict[str, int | str]) -> None:
+def test_every_kind_of_link_that_drivers_need(topology: Topology, kind: str, options: dict[str, int | str]) -> None:
     topology.host.add_link("up0", "veth", up=True, peer=VethPeer("wire", up=True))
     parent = "up0" if kind in ("vlan", "ipvlan", "macvlan") else ""
     try:
@@ -304,7 +304,7 @@ def test_sysctls_are_the_namespace_s_own(topology: Topology) -> None:
     assert topology.host.sysctl("net/ipv4/ip_forward") == topology.other_container.sysctl("net/ipv4/ip_forward") == "0"
 
 
-def test_sysctls_that_cannot_be(topology: Topology) -> None:
+def test_invalid_sysctls_are_refused(topology: Topology) -> None:
     assert topology.container.sysctl("net/ipv4/nonesuch") is None
     with pytest.raises(Missing, match="nonesuch"):
         topology.container.set_sysctl("net/ipv4/nonesuch", "1")

@@ -1,4 +1,4 @@
-"""Limits, routing rules and iptables on every kernel: the fake here, the real one in tests/netns/kernel."""
+"""Qdiscs, routing rules and iptables: here on the fake kernel, in tests/netns/kernel on Linux."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_limit_reads_back_as_written(topology: Topology, limit: Limit) -> None
     assert there.burst == pytest.approx(limit.burst, rel=0.001)
 
 
-def test_a_limit_changes_in_place_and_goes(topology: Topology) -> None:
+def test_a_limit_is_replaced_and_deleted(topology: Topology) -> None:
     pair(topology)
     for limit in (*LIMITS, LIMITS[0]):
         topology.host.set_limit("veth0", limit)
@@ -45,7 +45,7 @@ def test_a_limit_changes_in_place_and_goes(topology: Topology) -> None:
         assert topology.host.limit("veth0") is None
 
 
-def test_what_comes_in_is_redirected_until_it_is_not(topology: Topology) -> None:
+def test_ingress_is_redirected_and_the_redirection_removed(topology: Topology) -> None:
     pair(topology)
     for name in ("ifb0", "ifb1"):
         topology.host.add_link(name, "ifb", up=True)
@@ -63,7 +63,7 @@ def test_what_comes_in_is_redirected_until_it_is_not(topology: Topology) -> None
     topology.host.set_redirect("veth0", "")
 
 
-def test_limits_and_redirections_of_what_is_not_there(topology: Topology) -> None:
+def test_limits_and_redirections_of_missing_links(topology: Topology) -> None:
     pair(topology)
     for verb in (
         lambda: topology.host.limit("nope"),
@@ -76,7 +76,7 @@ def test_limits_and_redirections_of_what_is_not_there(topology: Topology) -> Non
             verb()
 
 
-def test_a_link_tells_of_all_multicast_and_its_queue(topology: Topology) -> None:
+def test_allmulticast_and_txqueuelen_read_back(topology: Topology) -> None:
     pair(topology)
     topology.host.change_link("veth0", all_multicast=True, queue_length=333)
     link = topology.host.link("veth0")
@@ -109,7 +109,7 @@ def test_routing_rules_of_both_families(topology: Topology) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_iptables_does_all_lines_or_none(topology: Topology, version: int) -> None:
+def test_iptables_restores_all_lines_or_none(topology: Topology, version: int) -> None:
     host = topology.host
     host.change_iptables(version, "filter", ["-N WEFT-TEST", "-A WEFT-TEST -j ACCEPT", "-I FORWARD 1 -j WEFT-TEST"])
     lines = host.iptables(version, "filter")
@@ -128,7 +128,7 @@ def test_iptables_does_all_lines_or_none(topology: Topology, version: int) -> No
     assert not any("WEFT-TEST" in line for line in topology.container.iptables(version, "filter"))
 
 
-def test_nobody_listens_and_nothing_flows_in_a_new_namespace(topology: Topology) -> None:
+def test_a_new_namespace_has_no_listeners_and_no_conntrack_entries(topology: Topology) -> None:
     assert topology.host.listeners("tcp", 80) == () and topology.host.listeners("sctp", 80) == ()
     assert topology.host.flows("udp", 53) == ()
     topology.host.delete_flows(())

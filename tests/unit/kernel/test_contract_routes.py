@@ -1,4 +1,4 @@
-"""What addresses and routes do on every kernel: the fake here, the real one in tests/netns/kernel."""
+"""Addresses and routes: here on the fake kernel, in tests/netns/kernel on Linux."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT6 = KernelRoute(Route(ip_network("::/0"), ip_address("fd00:1::1")), "eth0
 
 
 def fit(topology: Topology) -> None:
-    """eth0 in the container, up, with an address of each family and no waiting for them."""
+    """Bring eth0 of the container up, with an address of each family, without DAD."""
     veth(topology, up=False)
     topology.container.set_sysctl("net/ipv6/conf/eth0/accept_dad", "0")
     topology.host.change_link("veth0", up=True)
@@ -55,7 +55,7 @@ def test_a_link_with_a_carrier_gets_its_link_local_address(topology: Topology) -
     assert eventually(lambda: ip_interface("fe80::ff:fe00:3/64") in topology.container.addresses("eth0"))
 
 
-def test_ipv6_off_means_no_ipv6_address(topology: Topology) -> None:
+def test_disable_ipv6_removes_and_refuses_ipv6_addresses(topology: Topology) -> None:
     fit(topology)
     topology.container.set_sysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
     assert topology.container.addresses("eth0") == (FOUR,)
@@ -71,7 +71,7 @@ def test_the_loopback_gets_its_addresses_when_it_comes_up(topology: Topology) ->
     assert topology.container.addresses("lo") == (ip_interface("127.0.0.1/8"),)
 
 
-def test_an_address_brings_the_route_of_its_subnet_and_takes_it_along(topology: Topology) -> None:
+def test_the_route_of_a_subnet_is_added_and_removed_with_the_address(topology: Topology) -> None:
     fit(topology)
     four = KernelRoute(Route(FOUR.network), "eth0", source=FOUR.ip, protocol=2)
     six = KernelRoute(Route(SIX.network, priority=256), "eth0", protocol=2)
@@ -90,7 +90,7 @@ def test_an_address_without_its_subnet_s_route(topology: Topology) -> None:
     assert FOUR in topology.container.addresses("eth0") and SIX in topology.container.addresses("eth0")
 
 
-def test_the_first_address_of_an_ipv4_subnet_takes_the_others_along(topology: Topology) -> None:
+def test_removing_the_primary_ipv4_address_removes_the_secondary_ones(topology: Topology) -> None:
     fit(topology)
     second, elsewhere = ip_interface("10.1.0.6/24"), ip_interface("10.2.0.6/24")
     topology.container.add_address("eth0", second)
@@ -122,7 +122,7 @@ def way(destination: str, gateway: str = "", *, protocol: int = 119, onlink: boo
     ],
     ids=lambda route: f"{route.route.destination}-{route.route.gateway}-{route.route.table}-{route.route.scope}",
 )
-def test_a_route_reads_back_as_added_has_no_twin_and_goes(topology: Topology, route: KernelRoute) -> None:
+def test_a_route_is_added_once_and_deleted(topology: Topology, route: KernelRoute) -> None:
     fit(topology)
     before = snapshot(topology.container)
     topology.container.add_route(route)
@@ -142,7 +142,7 @@ def test_a_route_reads_back_as_added_has_no_twin_and_goes(topology: Topology, ro
 
 
 @pytest.mark.parametrize(("one", "gateway"), [(DEFAULT, "10.1.0.2"), (DEFAULT6, "fd00:1::2")])
-def test_a_second_way_to_the_same_place_is_kept_beside_the_first(
+def test_a_second_route_to_the_same_destination_is_kept_beside_the_first(
     topology: Topology, one: KernelRoute, gateway: str
 ) -> None:
     fit(topology)
@@ -166,7 +166,7 @@ def test_replacing_leaves_one_route(topology: Topology, one: KernelRoute, gatewa
     assert [route for route in topology.container.routes(family=family) if route.route.gateway] == [two]
 
 
-def test_a_route_needs_a_way_to_its_gateway(topology: Topology) -> None:
+def test_a_route_needs_a_reachable_gateway(topology: Topology) -> None:
     fit(topology)
     before = snapshot(topology.container)
     far = replace(DEFAULT, route=replace(DEFAULT.route, gateway=ip_address("192.0.2.1")))
@@ -184,7 +184,7 @@ def test_a_route_needs_a_way_to_its_gateway(topology: Topology) -> None:
     assert snapshot(topology.container) == before
 
 
-def test_a_route_without_a_link_finds_its_own(topology: Topology) -> None:
+def test_a_route_without_a_link_uses_that_of_its_gateway(topology: Topology) -> None:
     fit(topology)
     topology.container.add_route(replace(DEFAULT, link=""))
     assert DEFAULT in topology.container.routes()
@@ -203,14 +203,14 @@ def test_a_link_set_down_loses_its_routes_and_its_ipv6_addresses(topology: Topol
     )
 
 
-def test_an_ipv6_address_may_outlive_the_link_s_being_down(topology: Topology) -> None:
+def test_keep_addr_on_down_keeps_ipv6_addresses(topology: Topology) -> None:
     fit(topology)
     topology.container.set_sysctl("net/ipv6/conf/eth0/keep_addr_on_down", "1")
     topology.container.change_link("eth0", up=False)
     assert SIX in topology.container.addresses("eth0")
 
 
-def test_deleting_the_link_takes_addresses_and_routes(topology: Topology) -> None:
+def test_deleting_the_link_removes_its_addresses_and_routes(topology: Topology) -> None:
     before = snapshot(topology.container)
     fit(topology)
     topology.container.add_route(DEFAULT)
@@ -221,7 +221,7 @@ def test_deleting_the_link_takes_addresses_and_routes(topology: Topology) -> Non
         topology.container.delete_route(DEFAULT)
 
 
-def test_removing_an_address_takes_the_routes_that_need_it(topology: Topology) -> None:
+def test_removing_an_address_removes_the_routes_that_need_it(topology: Topology) -> None:
     fit(topology)
     topology.container.add_address("eth0", ip_interface("10.2.0.5/24"))
     needing = KernelRoute(Route(ip_network("10.9.0.0/16")), "eth0", source=FOUR.ip, protocol=119)

@@ -1,4 +1,4 @@
-"""What the fake offers beside the verbs: faults on demand, comparable state, missing kinds, namespaces that end."""
+"""The fake's own functions: injected faults, comparable state, missing kinds, removed namespaces."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.interface import Kernel, VethPeer
 
 
-def test_it_is_a_kernel() -> None:
+def test_it_implements_the_kernel_protocol() -> None:
     kernel: Kernel = FakeKernel()
     assert kernel.host.link("lo") is not None
 
 
-def test_a_fault_comes_at_the_call_asked_for_and_once() -> None:
+def test_a_fault_is_raised_once_at_the_chosen_call() -> None:
     kernel = FakeKernel()
     kernel.fail("add_link", KernelRefused("no"), call=2)
     kernel.host.add_link("a", "bridge")
@@ -28,7 +28,7 @@ def test_a_fault_comes_at_the_call_asked_for_and_once() -> None:
     assert kernel.calls.count("add_link") == 3
 
 
-def test_two_faults_of_one_verb_come_one_after_the_other() -> None:
+def test_two_faults_of_one_verb_are_raised_in_order() -> None:
     kernel = FakeKernel()
     kernel.fail("link", KernelRefused("first"))
     kernel.fail("link", KernelRefused("second"), call=2)
@@ -38,7 +38,7 @@ def test_two_faults_of_one_verb_come_one_after_the_other() -> None:
     assert kernel.host.link("lo") is not None
 
 
-def test_looking_at_the_state_is_no_call() -> None:
+def test_reading_the_state_counts_as_no_call() -> None:
     kernel = FakeKernel()
     kernel.fail("links", KernelRefused("no"))
     kernel.dump()
@@ -47,7 +47,7 @@ def test_looking_at_the_state_is_no_call() -> None:
         kernel.host.links()
 
 
-def test_the_dump_tells_states_apart(topology: Topology) -> None:
+def test_the_dump_differs_for_different_states(topology: Topology) -> None:
     assert isinstance(topology.kernel, FakeKernel)
     before = topology.kernel.dump()
     veth(topology)
@@ -67,7 +67,7 @@ def test_a_kernel_can_lack_kinds() -> None:
         kernel.host.add_link("x", "vlan", parent="up0", options={"vlan_id": 5})
 
 
-def test_a_namespace_ends_with_its_links_and_their_peers(topology: Topology) -> None:
+def test_removing_a_namespace_removes_its_links_and_their_peers(topology: Topology) -> None:
     assert isinstance(topology.kernel, FakeKernel)
     veth(topology)
     topology.kernel.remove(topology.container_path)
@@ -75,7 +75,7 @@ def test_a_namespace_ends_with_its_links_and_their_peers(topology: Topology) -> 
     assert not topology.kernel.identify(topology.container_path).known
 
 
-def test_detection_of_duplicates_as_a_test_wants_it(topology: Topology) -> None:
+def test_duplicate_address_detection_can_be_set_to_fail(topology: Topology) -> None:
     kernel = FakeKernel()
     space = kernel.add("/run/netns/x")
     space.set_dad_state("lo", True, False)

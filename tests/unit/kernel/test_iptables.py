@@ -1,4 +1,4 @@
-"""What iptables-save prints is believed only when it is whole: an empty answer is no empty table."""
+"""Output of iptables-save is used only if it is complete: no output is no empty table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WHOLE = "# Generated\n*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j X\nCOMMIT
 
 
 class Nftables:
-    """Answers whether a table exists."""
+    """Answers the query whether a table exists."""
 
     def __init__(self, exists: bool) -> None:
         self._exists = exists
@@ -26,7 +26,7 @@ def saved(monkeypatch: pytest.MonkeyPatch, output: str, exists: bool) -> tuple[s
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_whole_table_is_read(monkeypatch: pytest.MonkeyPatch, exists: bool) -> None:
+def test_a_complete_table_is_parsed(monkeypatch: pytest.MonkeyPatch, exists: bool) -> None:
     assert saved(monkeypatch, WHOLE, exists) == (":PREROUTING ACCEPT [0:0]", "-A PREROUTING -j X")
 
 
@@ -39,7 +39,7 @@ def test_a_whole_table_is_read(monkeypatch: pytest.MonkeyPatch, exists: bool) ->
         (WHOLE.partition("COMMIT")[0], "the table nat"),
     ],
 )
-def test_a_table_that_exists_and_is_not_printed_is_an_error(
+def test_an_existing_table_that_is_not_printed_is_an_error(
     monkeypatch: pytest.MonkeyPatch, output: str, words: str
 ) -> None:
     with pytest.raises(KernelRefused) as raised:
@@ -47,7 +47,7 @@ def test_a_table_that_exists_and_is_not_printed_is_an_error(
     assert words in str(raised.value)
 
 
-def test_half_a_table_is_an_error_whatever_nftables_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_table_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KernelRefused):
         saved(monkeypatch, WHOLE.partition("COMMIT")[0], False)
 

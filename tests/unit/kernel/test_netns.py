@@ -1,4 +1,4 @@
-"""What a path may lead to that is no network namespace: told apart, by name, without hanging or side effects."""
+"""Paths that are no network namespace are refused by name, without blocking or side effects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def refused(path: str) -> str:
     return caught.value.message
 
 
-def test_things_that_are_no_namespace(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "file").write_text("x")
     (tmp_path / "loop").symlink_to("loop")
@@ -46,7 +46,7 @@ def test_things_that_are_no_namespace(tmp_path: Path) -> None:
     assert refused("/proc/self/ns/uts").endswith("a namespace of another type")
 
 
-def test_a_namespace_is_opened_for_this_process_alone() -> None:
+def test_a_namespace_is_opened_with_close_on_exec() -> None:
     descriptor, identity = netns.open_namespace("/proc/self/ns/net")
     try:
         found = os.stat("/proc/self/ns/net")
@@ -66,7 +66,7 @@ def test_what_is_no_namespace_cannot_be_entered(tmp_path: Path) -> None:
         os.close(descriptor)
 
 
-def test_a_process_that_cannot_come_back_ends() -> None:
+def test_a_process_that_cannot_return_to_its_namespace_exits() -> None:
     program = (
         "import os; from weft.kernel import netns\n"
         "calls = []\n"

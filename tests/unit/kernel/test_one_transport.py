@@ -1,6 +1,4 @@
-"""One transport: no other module opens a netlink socket or packs a message header, and constants
-are the kernel's.
-"""
+"""No module but the transport opens netlink sockets or packs headers; constants are the kernel's."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ NLMSGHDR = re.compile(r"[=<>@!]?(?:IHHII|LHHLL|I2H2I)")
 
 
 def breaches(source: str) -> Iterator[str]:
-    """Lines that open a netlink socket, or have the layout of ``struct nlmsghdr``."""
+    """Lines that open a netlink socket, or contain the layout of ``struct nlmsghdr``."""
     for node in ast.walk(ast.parse(source)):
         name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
         if isinstance(node, ast.ImportFrom) and any(alias.name == "AF_NETLINK" for alias in node.names):
@@ -34,7 +32,7 @@ def breaches(source: str) -> Iterator[str]:
             yield f"{node.lineno}: {node.value}"
 
 
-def test_no_other_module_speaks_netlink_by_itself() -> None:
+def test_no_other_module_uses_netlink_directly() -> None:
     found = []
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -55,11 +53,11 @@ def test_no_other_module_speaks_netlink_by_itself() -> None:
         "HEADER = Struct('=IHHIIBBH')",
     ],
 )
-def test_a_breach_is_found(source: str) -> None:
+def test_violations_are_found(source: str) -> None:
     assert list(breaches(source))
 
 
-def test_the_transport_is_what_is_meant() -> None:
+def test_the_transport_itself_is_found() -> None:
     assert list(breaches((ROOT / TRANSPORT).read_text(encoding="utf-8")))
 
 
@@ -103,7 +101,7 @@ def test_constants_have_the_kernel_s_values(tmp_path: Path) -> None:
     assert all(name.startswith((*prefixes, *NOT_EXPORTED)) for name in ours)
     checked = {name: value for name, value in ours.items() if not name.startswith(NOT_EXPORTED)}
     lines = [f"#include <{header}>" for header in HEADERS]
-    # As the kernel compares them: some headers have them with a sign, some without.
+    # Compared as unsigned values: some headers declare them as signed.
     lines += [f'_Static_assert((unsigned){name} == (unsigned){value}, "{name}");' for name, value in checked.items()]
     source = tmp_path / "constants.c"
     source.write_text("#define _GNU_SOURCE\n" + "\n".join(lines) + "\n")

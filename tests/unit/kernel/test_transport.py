@@ -1,4 +1,4 @@
-"""The transport against answers that a quiet kernel seldom gives, and what importing it costs."""
+"""The transport with replies that an idle kernel rarely sends, and the modules that it imports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GET = Request(RTM_GETLINK, 0, "look", codec.encode(RTM_GETLINK, {}, []))
 
 
 class Wire:
-    """Instead of the kernel: what it answers to each send, datagram by datagram."""
+    """A fake socket: the datagrams received after each send."""
 
     def __init__(self, *rounds: list[bytes | OSError | tuple[bytes, int, int]]) -> None:
         self.rounds = list(rounds)
@@ -49,7 +49,7 @@ class Wire:
         return self.numbered(data), [], flags, (sender, 0)
 
     def numbered(self, data: bytes) -> bytes:
-        """The sequence number of the last request where a message says 0."""
+        """Replace the sequence number 0 of messages by that of the last request."""
         out = bytearray(data)
         for place in offsets(data):
             if struct.unpack_from("=I", out, place + 8)[0] == 0:
@@ -99,45 +99,45 @@ def indexes(messages: list[bytes]) -> list[int]:
     return [codec.decode(message)["index"] for message in messages]
 
 
-def test_a_dump_during_which_the_tables_changed_is_asked_for_again() -> None:
+def test_an_interrupted_dump_is_repeated() -> None:
     wire = Wire([link(1, flags=0x10), done()], [link(2), done(flags=0x10)], [link(3), link(4) + done()])
     assert indexes(on(wire).dump(GET)) == [3, 4]
     assert len(wire.sent) == 3
 
 
-def test_a_dump_of_which_a_part_was_lost_is_asked_for_again() -> None:
+def test_a_dump_with_lost_datagrams_is_repeated() -> None:
     lost = OSError(errno.ENOBUFS, "No buffer space available")
     wire = Wire([link(1), lost], [link(7, sequence=1) + done(), link(9, sequence=1), link(2)])
     wire.rounds[1] = [link(7, sequence=1), message(3, struct.pack("=i", 0), sequence=1), link(2) + done()]
     assert indexes(on(wire).dump(GET)) == [2]
 
 
-def test_a_dump_that_never_settles_is_refused() -> None:
+def test_a_dump_that_is_always_interrupted_fails() -> None:
     wire = Wire(*([link(1, flags=0x10), done()] for _ in range(10)))
     with pytest.raises(DumpInterrupted, match="kept changing"):
         on(wire).dump(GET)
 
 
-def test_an_error_at_the_end_of_a_dump_is_an_error() -> None:
+def test_an_error_in_nlmsg_done_is_raised() -> None:
     wire = Wire([link(1), message(3, struct.pack("=i", -errno.ENODEV))])
     with pytest.raises(Missing):
         on(wire).dump(GET)
 
 
-def test_answers_to_something_else_or_from_somebody_else_are_passed_over() -> None:
+def test_replies_with_another_sequence_number_or_sender_are_ignored() -> None:
     forged = (answer(errno.EPERM), 0, 4711)
     wire = Wire([answer(errno.EPERM, sequence=99), forged, link(5), answer(0)])
     assert indexes(on(wire).request(GET)[0]) == [5]
 
 
-def test_all_messages_of_a_call_leave_together_and_every_refusal_is_kept() -> None:
+def test_a_batch_is_sent_at_once_and_every_error_is_returned() -> None:
     wire = Wire([answer(0, sequence=1), answer(errno.EEXIST, sequence=2) + answer(0, sequence=3)])
     outcomes = on(wire).attempt(GET, Request(RTM_GETLINK, 0, "make", GET.body), GET)
     assert len(wire.sent) == 1 and len(unpack(wire.sent[0])) == 3
     assert [type(outcome.error) for outcome in outcomes] == [type(None), Exists, type(None)]
 
 
-def test_more_messages_than_a_buffer_holds_leave_in_several_calls() -> None:
+def test_a_batch_larger_than_the_buffer_is_split() -> None:
     rounds = [
         [answer(0, sequence=number) for number in part] for part in (range(1, 101), range(101, 201), range(201, 206))
     ]
@@ -146,12 +146,12 @@ def test_more_messages_than_a_buffer_holds_leave_in_several_calls() -> None:
 
 
 @pytest.mark.parametrize("data", [(link(1), 0x20, 0), link(1)[:20], struct.pack("=IHHII", 4, 16, 0, 0, 0)])
-def test_a_truncated_answer_is_an_error_and_no_endless_loop(data: Any) -> None:
+def test_a_truncated_reply_is_an_error(data: Any) -> None:
     with pytest.raises(KernelRefused, match="truncated"):
         on(Wire([data])).request(GET)
 
 
-def test_the_kernel_s_own_sentence_is_in_the_message() -> None:
+def test_the_extended_acknowledgement_is_in_the_message() -> None:
     with pytest.raises(KernelRefused) as caught:
         on(Wire([answer(errno.EINVAL, "Nexthop has invalid gateway.")])).request(GET)
     assert caught.value.message == "cannot look: the kernel says Nexthop has invalid gateway"
@@ -171,17 +171,17 @@ def test_the_kernel_s_own_sentence_is_in_the_message() -> None:
         (errno.EINVAL, KernelRefused, ""),
     ],
 )
-def test_every_errno_is_one_of_weft_s_errors(number: int, kind: type[KernelRefused], hint: str) -> None:
+def test_every_errno_is_mapped_to_an_error(number: int, kind: type[KernelRefused], hint: str) -> None:
     error = error_from_errno(number, "make the vlan link x", needs="the module 8021q")
     assert type(error) is kind and error.message.startswith("cannot make the vlan link x: the kernel says ")
     assert hint in error.hint
 
 
-def test_what_is_not_supported_is_no_lack_where_nothing_is_named() -> None:
+def test_eopnotsupp_without_a_kind_is_no_missing_module() -> None:
     assert type(error_from_errno(errno.EOPNOTSUPP, "delete the link lo")) is KernelRefused
 
 
-def test_pyroute2_s_machinery_is_not_imported_and_can_be_later() -> None:
+def test_pyroute2_is_not_imported_as_a_whole_but_can_be_later() -> None:
     program = (
         "import sys; import weft.kernel.linux.kernel\n"
         "heavy = {'asyncio', 'multiprocessing', 'pyroute2.config', 'pyroute2', 'subprocess'} & set(sys.modules)\n"
@@ -191,7 +191,7 @@ def test_pyroute2_s_machinery_is_not_imported_and_can_be_later() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-def test_a_full_receive_buffer_and_a_timeout_are_told_apart() -> None:
+def test_enobufs_and_a_timeout_are_distinct_errors() -> None:
     lost = OSError(errno.ENOBUFS, "No buffer space available")
     wire = Wire([lost])
     socket = on(wire)
@@ -204,7 +204,7 @@ def test_a_full_receive_buffer_and_a_timeout_are_told_apart() -> None:
         socket.receive("watch")
 
 
-def test_the_kernel_s_own_sentence_follows_an_uncapped_request() -> None:
+def test_the_extended_acknowledgement_after_an_uncapped_request() -> None:
     request = message(RTM_GETLINK, b"\0" * 21)[:37]
     text = b"Too bad\0"
     payload = struct.pack("=i", -errno.EINVAL) + request + b"\0" * 3 + struct.pack("=HH", 4 + len(text), 1) + text
@@ -212,7 +212,7 @@ def test_the_kernel_s_own_sentence_follows_an_uncapped_request() -> None:
 
 
 def test_a_multicast_group_is_joined_and_left_by_a_bound_socket() -> None:
-    """Unbound, a socket would not hear what the kernel itself causes."""
+    """An unbound socket would not receive notifications of changes by the kernel itself."""
     socket = NetlinkSocket(NETLINK_ROUTE)
     socket.join(RTNLGRP_LINK)
     assert socket.port != 0
@@ -231,7 +231,7 @@ def test_a_socket_that_has_sent_joins_a_group_too() -> None:
     socket.close()
 
 
-def test_an_answer_that_does_not_come_is_waited_for_no_longer_than_asked() -> None:
+def test_receive_times_out() -> None:
     socket = NetlinkSocket(NETLINK_ROUTE, seconds=1)
     with pytest.raises(NoAnswer, match="in 1 seconds"):
         socket.receive("wait")

@@ -1,4 +1,4 @@
-"""The namespaces of a contract test: the host and two containers, of the fake or of the kernel."""
+"""The namespaces of a contract test: host and two containers, on the fake or the real kernel."""
 
 from __future__ import annotations
 

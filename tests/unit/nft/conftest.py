@@ -1,4 +1,4 @@
-"""The contract's subject in this tier."""
+"""The contract tests run on the fake ruleset in this tier."""
 
 from __future__ import annotations
 

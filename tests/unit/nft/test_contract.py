@@ -1,4 +1,4 @@
-"""What every ruleset does: the fake here, the kernel in tests/netns/rules."""
+"""The ruleset: here on the fake, in tests/netns/rules on nf_tables."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def with_set(tables: Tables, which: str, **changes: object) -> Tables:
 
 
 def with_rule(tables: Tables, old: str, new: str) -> Tables:
-    """The tables with a part of some rule's text changed; a rule that is "" then goes."""
+    """The tables with part of a rule's text replaced; a rule whose text is then "" is removed."""
 
     def changed(chain: Chain) -> Chain:
         rules = (Rule(text, rule.why) for rule in chain.rules if (text := rule.text.replace(old, new)))
@@ -115,7 +115,7 @@ def with_rule(tables: Tables, old: str, new: str) -> Tables:
     return found
 
 
-def test_a_base_is_lacking_until_it_is_installed(rules: Ruleset) -> None:
+def test_tables_are_missing_until_installed(rules: Ruleset) -> None:
     assert "missing" in (rules.lacks(TABLES) or "")
     assert rules.collections() == ()
     rules.install(TABLES)
@@ -133,7 +133,7 @@ def test_installing_again_changes_nothing_and_keeps_elements(rules: Ruleset) -> 
     assert {name: sorted(rules.elements(name), key=repr) for name in rules.collections()} == before
 
 
-def test_another_base_replaces_the_first(rules: Ruleset) -> None:
+def test_other_tables_replace_the_first(rules: Ruleset) -> None:
     rules.install(TABLES)
     rules.add([PORT, ONE_OF_EACH[0]])
     changed = with_rule(TABLES, "ip saddr @masquerade4", "ip saddr . ip daddr @masquerade4")
@@ -143,10 +143,10 @@ def test_another_base_replaces_the_first(rules: Ruleset) -> None:
     assert rules.lacks(changed) is None
     assert rules.lacks(TABLES) is not None
     assert rules.elements("ports4") == (PORT,)
-    assert rules.elements("masquerade4") == ()  # of another type: its elements mean nothing now
+    assert rules.elements("masquerade4") == ()  # of another type: its elements are dropped
 
 
-def test_elements_of_a_former_name_are_taken_over(rules: Ruleset) -> None:
+def test_elements_of_a_renamed_set_are_migrated(rules: Ruleset) -> None:
     older = with_rule(TABLES, "@hairpin_self4", "@self4")
     older = with_set(older, "hairpin_self4", name="self4", formerly=())
     former = Element("self4", (CONTAINER, CONTAINER), (), OTHERS)
@@ -159,13 +159,13 @@ def test_elements_of_a_former_name_are_taken_over(rules: Ruleset) -> None:
     assert "self4" not in rules.collections()
 
 
-def test_no_former_name_means_two_sets() -> None:
+def test_former_names_are_unique() -> None:
     former = [old for table in TABLES.tables for one in table.sets for old in one.formerly]
     assert len(former) == len(set(former)) == len(TABLES.renamed)
     assert not set(former) & TABLES.shapes.keys()
 
 
-def test_removing_twice_is_fine(rules: Ruleset) -> None:
+def test_removing_twice_is_no_error(rules: Ruleset) -> None:
     rules.remove()
     rules.install(TABLES)
     rules.remove()
@@ -173,7 +173,7 @@ def test_removing_twice_is_fine(rules: Ruleset) -> None:
     assert "missing" in (rules.lacks(TABLES) or "")
 
 
-def test_elements_come_back_as_they_went_in(rules: Ruleset) -> None:
+def test_elements_round_trip(rules: Ruleset) -> None:
     rules.install(TABLES)
     rules.add(ONE_OF_EACH)
     there = [element for name in rules.collections() for element in rules.elements(name)]
@@ -184,7 +184,7 @@ def test_elements_come_back_as_they_went_in(rules: Ruleset) -> None:
     assert all(rules.elements(name) == () for name in rules.collections())
 
 
-def test_a_network_of_one_address_is_that_address(rules: Ruleset) -> None:
+def test_a_host_prefix_is_that_address(rules: Ruleset) -> None:
     rules.install(TABLES)
     element = Element("masquerade_exempt4", (ip_network("10.1.0.5/32"), ip_network("10.1.0.0/16")), (), MINE)
     rules.add([element])
@@ -195,7 +195,7 @@ def test_a_network_of_one_address_is_that_address(rules: Ruleset) -> None:
     assert rules.elements("masquerade_exempt4") == ()
 
 
-def test_adding_again_is_fine_and_so_is_a_mix(rules: Ruleset) -> None:
+def test_adding_existing_elements_again_is_no_error(rules: Ruleset) -> None:
     rules.install(TABLES)
     rules.add([PORT])
     rules.add([PORT])
@@ -209,7 +209,7 @@ def test_adding_again_is_fine_and_so_is_a_mix(rules: Ruleset) -> None:
     [replace(PORT, mark=OTHERS), replace(PORT, data=(ip_address("10.1.0.6"), 80)), replace(PORT, data=(CONTAINER, 81))],
     ids=["mark", "address", "port"],
 )
-def test_a_key_of_anothers_is_refused_and_nothing_is_added(rules: Ruleset, other: Element) -> None:
+def test_a_key_with_another_mark_is_refused_and_nothing_is_added(rules: Ruleset, other: Element) -> None:
     rules.install(TABLES)
     rules.add([PORT])
     with pytest.raises(Conflict) as raised:
@@ -219,7 +219,7 @@ def test_a_key_of_anothers_is_refused_and_nothing_is_added(rules: Ruleset, other
     assert rules.elements("masquerade4") == ()
 
 
-def test_twins_in_one_call_are_refused(rules: Ruleset) -> None:
+def test_duplicate_keys_in_one_call_are_refused(rules: Ruleset) -> None:
     rules.install(TABLES)
     with pytest.raises(Conflict):
         rules.add([PORT, replace(PORT, mark=OTHERS)])
@@ -227,7 +227,7 @@ def test_twins_in_one_call_are_refused(rules: Ruleset) -> None:
 
 
 @pytest.mark.parametrize("subnet", ["10.1.3.0/24", "10.1.0.0/17", "10.1.0.0/16"])
-def test_what_lies_within_anothers_interval_is_refused(rules: Ruleset, subnet: str) -> None:
+def test_overlap_with_an_interval_of_another_mark_is_refused(rules: Ruleset, subnet: str) -> None:
     rules.install(TABLES)
     network = ip_network("10.1.0.0/16")
     rules.add([Element("masquerade_exempt4", (network, network), (), OTHERS)])
@@ -239,7 +239,7 @@ def test_what_lies_within_anothers_interval_is_refused(rules: Ruleset, subnet: s
     assert len(rules.elements("masquerade_exempt4")) == 1
 
 
-def test_only_what_bears_the_same_mark_is_deleted(rules: Ruleset) -> None:
+def test_only_elements_with_the_same_mark_are_deleted(rules: Ruleset) -> None:
     rules.install(TABLES)
     theirs = replace(PORT, key=("tcp", 9090), mark=OTHERS)
     rules.add([PORT, theirs])
@@ -250,7 +250,7 @@ def test_only_what_bears_the_same_mark_is_deleted(rules: Ruleset) -> None:
 
 
 @pytest.mark.parametrize("count", [5, 200])
-def test_many_at_once_some_of_them_missing(rules: Ruleset, count: int) -> None:
+def test_deleting_many_elements_some_of_them_missing(rules: Ruleset, count: int) -> None:
     rules.install(TABLES)
     many = ports(count)
     rules.add(many)
@@ -296,7 +296,7 @@ def test_an_unknown_collection(rules: Ruleset) -> None:
 @pytest.mark.parametrize(
     ("collection", "key", "data"),
     [
-        ("masquerade4", ("localhost",), ()),  # nft would ask the name servers
+        ("masquerade4", ("localhost",), ()),  # nft would resolve it by DNS
         ("masquerade4", (CONTAINER6,), ()),
         ("masquerade4", (ip_network("10.1.0.0/16"),), ()),  # no interval set
         ("masquerade4", (3,), ()),
@@ -317,7 +317,7 @@ def test_an_unknown_collection(rules: Ruleset) -> None:
         ("hairpin4", (CONTAINER, "cni0"), ()),
     ],
 )
-def test_parts_of_a_wrong_type_are_refused(
+def test_values_of_a_wrong_type_are_refused(
     rules: Ruleset, collection: str, key: tuple[Scalar, ...], data: tuple[Scalar, ...]
 ) -> None:
     rules.install(TABLES)
@@ -329,7 +329,7 @@ def test_parts_of_a_wrong_type_are_refused(
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_is_refused_in_every_field(rules: Ruleset, text: str) -> None:
+def test_injected_syntax_is_refused_in_every_field(rules: Ruleset, text: str) -> None:
     rules.install(TABLES)
     wrong = [
         replace(PORT, collection=text),

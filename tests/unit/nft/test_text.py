@@ -1,4 +1,4 @@
-"""nftables' language, read and written without a kernel."""
+"""nftables' syntax and netlink attributes, without a kernel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from weft.types import Attachment
 SHAPES = TABLES.shapes
 
 
-def test_every_collection_has_a_name_and_is_looked_into() -> None:
+def test_every_set_and_map_has_a_constant_and_is_used_by_a_rule() -> None:
     others = ("PORTS", "PUBLISHED", "LOOPBACK_SOURCE4", "LOOPBACK_SOURCE6", "TABLE")
     constants = {**vars(packets), **vars(frames)}
     names = {value for name, value in constants.items() if name.isupper() and name[0] != "_" and name not in others}
@@ -40,7 +40,7 @@ def test_every_collection_has_a_name_and_is_looked_into() -> None:
     assert all(f"@{name}\n" in TABLES.plain or f"@{name} " in TABLES.plain for name in names)
 
 
-def test_the_base_declares_what_elements_hold() -> None:
+def test_types_of_sets_and_maps() -> None:
     assert SHAPES["masquerade4"] == Shape("masquerade4", ("ipv4_addr",))
     assert SHAPES["masquerade_exempt6"] == Shape("masquerade_exempt6", ("ipv6_addr", "ipv6_addr"), (), ("interval",))
     assert SHAPES["ports4_at"].key == ("ipv4_addr", "inet_proto", "inet_service")
@@ -52,7 +52,7 @@ def test_the_base_declares_what_elements_hold() -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("verb", ["add", "delete", "missing"])
-def test_nothing_is_run_for_hostile_text(text: str, verb: str) -> None:
+def test_nothing_is_run_for_injected_syntax(text: str, verb: str) -> None:
     """Not even the library is loaded."""
 
     def never() -> Runner:
@@ -72,18 +72,18 @@ def test_nothing_is_run_for_hostile_text(text: str, verb: str) -> None:
 
 
 class Text(str):
-    """A string that would print as another."""
+    """A string whose ``__format__`` returns another text."""
 
     def __format__(self, _: str) -> str:
         return 'lo" }; flush ruleset; #'
 
 
-def test_a_value_that_prints_as_another_is_refused() -> None:
+def test_subclasses_of_str_are_refused() -> None:
     with pytest.raises(KernelRefused):
         checked(Element("hairpin4", (Text("cni0"), ip_address("10.1.0.5")), (), MINE))
 
 
-def test_marks_of_attachments_are_taken() -> None:
+def test_marks_of_attachments_are_accepted() -> None:
     mark = attachment_mark(Attachment("net", "c1", "eth0", "weft"))
     assert checked(replace(PORT, mark=mark)).mark == mark
 
@@ -92,7 +92,7 @@ printable = st.text(st.characters(min_codepoint=1, max_codepoint=0x2FF), max_siz
 
 
 @given(printable)
-def test_a_link_name_is_one_quoted_word_or_refused(text: str) -> None:
+def test_link_names_are_quoted_or_refused(text: str) -> None:
     shape = SHAPES["hairpin4"]
     try:
         word = rendered((text, ip_address("10.1.0.5")), shape.key, shape).removesuffix(" . 10.1.0.5")
@@ -108,19 +108,19 @@ def test_a_link_name_is_one_quoted_word_or_refused(text: str) -> None:
     st.integers(0, 32).flatmap(lambda bits: st.builds(lambda n: IPv4Network((n >> (32 - bits) << (32 - bits), bits)),
                                                        st.integers(0, 2**32 - 1))),
 )  # fmt: skip
-def test_subnets_come_back(subnet: IPv4Network) -> None:
+def test_subnets_round_trip(subnet: IPv4Network) -> None:
     shape = SHAPES["masquerade_exempt4"]
     (found,) = read_back(Element(shape.name, (subnet, subnet), (), MINE))
     assert [ip_network(part) for part in found.key] == [subnet, subnet]
     assert found.mark == MINE
 
 
-def test_all_kinds_of_elements_come_back_from_the_kernels_answer() -> None:
+def test_elements_round_trip_through_netlink_attributes() -> None:
     for known in ONE_OF_EACH:
         assert read_back(known, known) == [known, known]
 
 
-def test_elements_that_are_not_wefts_are_shown_without_a_mark() -> None:
+def test_foreign_elements_have_no_mark() -> None:
     shape = Shape("odd", ("ipv4_addr", "ipv6_addr"), (), ("interval",))
     ends = [("10.0.0.1", "fd00::", "10.0.0.9", "fd00::ffff"), ("10.1.0.1", "::", "10.1.0.1", "f" * 4 + ":ffff" * 7)]
     first, second = entries([answer(*(item(*one, comment="somebody") for one in ends))], shape)
@@ -132,8 +132,8 @@ def test_elements_that_are_not_wefts_are_shown_without_a_mark() -> None:
     ]
 
 
-def test_plain_intervals_are_put_together_from_their_ends() -> None:
-    """As the kernel has them: each beginning, and flagged the first value behind; none behind the last of all."""
+def test_intervals_are_assembled_from_their_ends() -> None:
+    """Each start, and each end + 1 with NFT_SET_ELEM_INTERVAL_END, which the last may lack."""
     shape = Shape("spans", ("ipv4_addr",), (), ("interval",))
     bounds = [
         ("0.0.0.0", True), ("10.0.0.0", False), ("10.1.0.0", True), ("10.0.0.4", False), ("10.0.0.4", True),
@@ -145,7 +145,7 @@ def test_plain_intervals_are_put_together_from_their_ends() -> None:
 
 
 def read_back(*elements: Element) -> list[Element]:
-    """Elements of one collection as the kernel answers them, from the messages that make them."""
+    """Parse elements of one collection from the messages that create them."""
     shape = SHAPES[elements[0].collection]
     ((_, _, _, parts),) = creations([(shape, one) for one in elements])
     return [element(entry, shape) for entry in entries([parse(parts[2])], shape)]
@@ -195,7 +195,7 @@ table inet weft {
         ("}\n\n\tchain", "}\n\n\tset z {\n\t\ttype mark\n\t}\n\n\tchain", "there is a set z"),
     ],
 )
-def test_a_difference_is_named(old: str, new: str, words: str) -> None:
+def test_a_difference_is_reported(old: str, new: str, words: str) -> None:
     assert old in LISTED
     assert words in (difference(blocks(LISTED), blocks(LISTED.replace(old, new, 1))) or "")
 
@@ -204,12 +204,12 @@ def test_a_difference_is_named(old: str, new: str, words: str) -> None:
     ("old", "new"),
     [("# count 3", "# count 4"), ("10.0.0.1 comment", "10.0.0.2, 10.0.0.3 comment"), ("\t# count 3", "")],
 )
-def test_counts_and_elements_are_no_difference(old: str, new: str) -> None:
+def test_counters_and_elements_are_no_difference(old: str, new: str) -> None:
     assert old in LISTED
     assert difference(blocks(LISTED), blocks(LISTED.replace(old, new, 1))) is None
 
 
-def test_where_nftables_is_missing_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_nftables_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from weft.kernel.nft import library
 
     monkeypatch.setattr(library, "LIBRARY", "libnosuch.so.1")
@@ -223,7 +223,7 @@ def test_where_nftables_is_missing_the_message_says_so(monkeypatch: pytest.Monke
         ruleset.collections()
 
 
-def test_the_fake_fails_when_told_and_shows_what_it_holds() -> None:
+def test_the_fake_raises_injected_faults_and_dumps_its_state() -> None:
     fake = FakeRuleset()
     assert fake.dump() == {}
     fake.install(TABLES)
@@ -237,13 +237,13 @@ def test_the_fake_fails_when_told_and_shows_what_it_holds() -> None:
     assert fake.dump()["masquerade4"] == {"10.1.0.5": MINE}
 
 
-def test_the_documentation_is_what_is_installed() -> None:
+def test_docs_ruleset_is_up_to_date() -> None:
     written = Path(__file__).resolve().parents[3] / "docs/ruleset.md"
     assert written.read_text() == document(), "run python -m cni_plugin.cli.ruleset >docs/ruleset.md"
 
 
-def test_every_comment_fits() -> None:
-    """NFTNL_UDATA_COMMENT_MAXLEN: 128 bytes with the final zero."""
+def test_comments_fit_nftables_limit() -> None:
+    """NFTNL_UDATA_COMMENT_MAXLEN: 128 bytes including the final zero."""
     for table in (*TABLES.tables, *balancer_tables().tables):
         comments = [one.holds for one in table.sets] + [one.why for one in table.chains]
         comments += [table.why, *(rule.why for chain in table.chains for rule in chain.rules)]

@@ -1,4 +1,4 @@
-"""The keys that all plugins share, the order of their problems, and what DEL and GC make of them."""
+"""Keys common to all plugins, the order of their errors, and how DEL and GC use them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_keys_of_any_case_and_null() -> None:
     assert (read.version, read.name, read.runtime.texts("ips"), read.dns) == ("0.4.0", "n", ("::1",), Dns())
 
 
-def test_the_least_configuration() -> None:
+def test_the_smallest_configuration() -> None:
     read = config.read(b'{"name":"n"}', Command.ADD)
     assert (read.version, read.type, read.previous, bool(read.ipam)) == ("0.1.0", "", None, False)
 
@@ -76,7 +76,7 @@ def test_the_first_of_several_problems(stdin: bytes, kind: type[WeftError], mess
         config.read(stdin, Command.ADD)
 
 
-def test_all_problems_of_the_common_keys_are_told_at_once() -> None:
+def test_all_errors_of_common_keys_are_reported_together() -> None:
     with pytest.raises(ConfigProblem) as caught:
         config.read(document(dns=5, args=[], prevResult="x", ipam=True, runtimeConfig=1), Command.ADD)
     for key in ("dns", "args", "prevResult", "ipam", "runtimeConfig"):
@@ -94,7 +94,7 @@ def test_keys_that_differ_in_case_are_refused() -> None:
         config.read(b'{"cniVersion":"1.1.0","name":"n","mtu":1,"Mtu":2}', Command.ADD)
 
 
-def test_del_takes_what_add_refuses() -> None:
+def test_del_accepts_what_add_refuses() -> None:
     broken = document(dns=5, args=[], prevResult={"ips": [{"address": "x"}]}, ipam=True)[:-1] + b',"mtu":1,"mtu":2}'
     with pytest.raises(ConfigProblem):
         config.read(broken, Command.ADD)
@@ -139,14 +139,14 @@ def test_a_list_of_choices() -> None:
     assert keys.problems.found == ["bad [\"a\", \"c\"] must be a list of 'a', 'b'"]
 
 
-def test_a_hundred_thousand_problems_do_not_take_long() -> None:
+def test_100000_errors_are_reported_quickly() -> None:
     key = "abcdefghijklmnop"
     cases = ("".join(c.upper() if n >> i & 1 else c for i, c in enumerate(key)) for n in range(40_000))
     stdin = ("{" + ",".join(f'"{each}":1' for each in cases) + ',"name":"n"}').encode()
     started = time.thread_time()
     with pytest.raises(ConfigProblem):
         config.read(stdin, Command.ADD)
-    assert time.thread_time() - started < 20  # what grows by the square takes minutes
+    assert time.thread_time() - started < 20  # quadratic time would take minutes
 
 
 def valid(**keys: object) -> tuple[tuple[str, str], ...] | None:
@@ -172,11 +172,11 @@ def test_what_gc_keeps() -> None:
 @pytest.mark.parametrize(
     "attachments", [5, "a", {}, [5], ["a"], [{}], [None], [{"containerID": "a"}], [{"containerID": 1, "ifname": "x"}]]
 )
-def test_gc_frees_nothing_by_a_list_it_cannot_read(attachments: object) -> None:
+def test_gc_refuses_an_invalid_list_of_attachments(attachments: object) -> None:
     for key in (NEW, OLD):
         with pytest.raises(ConfigProblem, match=key):
             valid(**{key: attachments})
 
 
-def test_the_list_is_gcs_alone() -> None:
+def test_other_commands_ignore_the_list_of_attachments() -> None:
     assert config.read(document(**{NEW: [FIRST]}), Command.ADD).valid is None

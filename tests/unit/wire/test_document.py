@@ -1,4 +1,4 @@
-"""Reading standard input, and making one JSON object of it."""
+"""Reading standard input, and parsing it as one JSON object."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ VALUE = st.recursive(LEAF, lambda inner: st.lists(inner) | st.dictionaries(st.te
 
 
 @given(st.dictionaries(st.text(), VALUE))
-def test_what_is_written_is_read(value: dict[str, object]) -> None:
+def test_documents_round_trip(value: dict[str, object]) -> None:
     assert document.decode(json.dumps(value).encode()) == (value, ())
     assert document.decode(json.dumps(value, ensure_ascii=False).encode()) == (value, ())
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_an_object_or_a_problem(data: bytes) -> None:
+def test_random_bytes_are_an_object_or_an_error(data: bytes) -> None:
     try:
         value, _ = document.decode(data)
     except DecodeProblem as problem:
@@ -41,12 +41,12 @@ def test_a_key_given_twice_is_named_at_every_depth() -> None:
     assert sorted(twice) == ["a", "c"]
 
 
-def test_many_keys_given_twice_do_not_take_long() -> None:
+def test_many_duplicate_keys_are_found_quickly() -> None:
     pairs = ",".join(f'"k{number}":1,"k{number}":2' for number in range(30_000))
     started = time.thread_time()
     _, twice = document.decode(f"{{{pairs}}}".encode())
     assert len(twice) == 30_000
-    assert time.thread_time() - started < 10  # what grows by the square takes minutes
+    assert time.thread_time() - started < 10  # quadratic time would take minutes
 
 
 def nested(depth: int) -> bytes:
@@ -60,11 +60,11 @@ def test_nesting_has_a_limit() -> None:
             document.decode(nested(depth))
 
 
-def test_brackets_in_a_string_are_no_nesting() -> None:
+def test_brackets_in_strings_do_not_count_as_nesting() -> None:
     assert document.decode(b'{"a":"' + b"[" * 500 + b'"}')[0] == {"a": "[" * 500}
 
 
-def test_a_whole_surrogate_pair_is_fine_and_half_of_one_is_not() -> None:
+def test_lone_surrogates_are_refused() -> None:
     assert document.decode(b'{"a":"\\ud83d\\ude00"}')[0] == {"a": "\U0001f600"}
     for text in (b'{"a":"\\ud83d"}', b'{"\\ude00":1}', b'{"a":[["\\udc80"]]}'):
         with pytest.raises(DecodeProblem, match="surrogate"):
@@ -112,7 +112,7 @@ def test_reading_ends_at_the_end_of_file() -> None:
         os.close(reading)
 
 
-def test_reading_with_patience_ends_when_nothing_comes() -> None:
+def test_reading_with_a_timeout() -> None:
     reading, writing = pipe_with(b'{"a":1}', close=False)
     try:
         started = time.monotonic()
@@ -123,7 +123,7 @@ def test_reading_with_patience_ends_when_nothing_comes() -> None:
         os.close(writing)
 
 
-def test_reading_waits_for_a_pipe_that_is_not_blocking() -> None:
+def test_reading_waits_for_a_non_blocking_pipe() -> None:
     reading, writing = pipe_with(b"{", close=False)
     os.set_blocking(reading, False)
 
@@ -141,7 +141,7 @@ def test_reading_waits_for_a_pipe_that_is_not_blocking() -> None:
         os.close(reading)
 
 
-def test_no_more_is_read_than_the_limit() -> None:
+def test_reading_stops_at_the_limit() -> None:
     descriptor = os.open("/dev/zero", os.O_RDONLY)
     try:
         started = time.monotonic()
@@ -152,7 +152,7 @@ def test_no_more_is_read_than_the_limit() -> None:
         os.close(descriptor)
 
 
-def test_a_terminal_is_not_waited_for() -> None:
+def test_a_terminal_is_not_read() -> None:
     controlling, terminal = os.openpty()
     try:
         with pytest.raises(WeftError, match="terminal") as caught:
@@ -163,7 +163,7 @@ def test_a_terminal_is_not_waited_for() -> None:
         os.close(terminal)
 
 
-def test_what_cannot_be_read_is_an_io_failure() -> None:
+def test_a_failed_read_is_an_io_error() -> None:
     folder = os.open("/", os.O_RDONLY)
     try:
         with pytest.raises(WeftError, match="cannot read standard input") as caught:

@@ -1,4 +1,4 @@
-"""The CNI_* variables: what each command needs, in which order problems are reported, and CNI_ARGS."""
+"""The CNI_* variables: what each command needs, the order of errors, and CNI_ARGS."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def problem(plugin: str = "bridge", **changes: str | None) -> EnvironmentProblem
     return caught.value
 
 
-def test_a_whole_environment() -> None:
+def test_an_environment_with_all_variables() -> None:
     said = read(WHOLE | {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=web", "CNI_NETNS_OVERRIDE": "True"}, "x")
     assert said == environment.Environment(
         command=Command.ADD,
@@ -56,7 +56,7 @@ def test_del_needs_no_namespace() -> None:
 
 
 @pytest.mark.parametrize("command", ["GC", "STATUS"])
-def test_gc_and_status_look_at_no_container(command: str) -> None:
+def test_gc_and_status_ignore_container_variables(command: str) -> None:
     said = read({"CNI_COMMAND": command, "CNI_CONTAINERID": "../x", "CNI_IFNAME": "a b"}, "bridge")
     assert (said.container, said.namespace, said.interface) == ("", "", "")
 
@@ -92,13 +92,13 @@ ARGUMENTS = [
 
 @pytest.mark.parametrize("plugin", ["weft", "bridge", "macvlan", "tap", "tuning", "host-local", "static"])
 @pytest.mark.parametrize(("text", "message"), ARGUMENTS)
-def test_arguments_that_cannot_be(plugin: str, text: str, message: str) -> None:
+def test_invalid_cni_args_are_refused(plugin: str, text: str, message: str) -> None:
     for command in ("ADD", "CHECK"):
         assert message in problem(plugin, CNI_COMMAND=command, CNI_ARGS=text).message
 
 
 @pytest.mark.parametrize("text", [text for text, _ in ARGUMENTS])
-def test_del_and_plugins_that_take_no_arguments_do_not_mind(text: str) -> None:
+def test_del_and_plugins_without_arguments_ignore_invalid_cni_args(text: str) -> None:
     read(WHOLE | {"CNI_COMMAND": "DEL", "CNI_ARGS": text}, "bridge")
     read(WHOLE | {"CNI_ARGS": text}, "portmap")
 
@@ -115,6 +115,6 @@ def test_del_keeps_the_arguments_it_can_read() -> None:
     assert said.arguments == {"IP": "10.1.0.5"}
 
 
-def test_known_arguments_need_no_leniency() -> None:
+def test_known_arguments_need_no_ignore_unknown() -> None:
     said = read(WHOLE | {"CNI_ARGS": "IP=10.1.0.5/24;MAC=02:00:00:00:00:01;GATEWAY=10.1.0.1"}, "weft")
     assert said.arguments["GATEWAY"] == "10.1.0.1"

@@ -1,4 +1,4 @@
-"""Failures as the JSON that runtimes read."""
+"""Errors as JSON for the runtime."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_failure_without_one() -> None:
 
 
 @pytest.mark.parametrize("version", ["", "9.9.9", "abc", "\x1b"])
-def test_a_version_that_is_none_of_ours_becomes_the_newest(version: str) -> None:
+def test_an_unsupported_version_becomes_the_newest(version: str) -> None:
     assert json.loads(render_error(WeftError("no"), version))["cniVersion"] == "1.1.0"
 
 

@@ -1,4 +1,4 @@
-"""Input that no honest runtime sends: each is refused with its code, in one document, before anything is done."""
+"""Hostile input is refused with the right code, in one document, before anything is changed."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ ENVIRONMENT: dict[str, tuple[int, dict[str, str | None]]] = {
 
 
 def refused(environ: dict[str, str], stdin: bytes) -> dict[str, object]:
-    """Runs it; it must fail in one document that says its version, without the work being asked for."""
+    """Run a call that must fail with one document in its version, without calling the service."""
     asked: list[Request] = []
     status, answer = cni.run("bridge", environ, stdin, lambda request: asked.append(request))
     assert status == 1
@@ -173,7 +173,7 @@ def test_standard_input(case: str) -> None:
     code, stdin = STDIN[case]
     started = time.monotonic()
     assert refused(ENVIRON, stdin)["code"] == code
-    assert time.monotonic() - started < PATIENTLY  # neither works nor waits for long
+    assert time.monotonic() - started < PATIENTLY  # must be refused quickly
 
 
 @pytest.mark.parametrize("case", ENVIRONMENT)
@@ -189,13 +189,13 @@ def test_environment(case: str) -> None:
     ("command", "version", "code"),
     [("CHECK", "0.3.1", 1), ("GC", "1.0.0", 1), ("STATUS", "0.4.0", 1), ("CHECK", "abc", 1), ("GC", "", 1)],
 )
-def test_commands_that_are_newer_than_the_configuration(command: str, version: str, code: int) -> None:
+def test_commands_newer_than_the_version_of_the_configuration(command: str, version: str, code: int) -> None:
     stdin = json.dumps({"cniVersion": version, "name": "n"}).encode()
     assert refused(ENVIRON | {"CNI_COMMAND": command}, stdin)["code"] == code
 
 
 @pytest.mark.parametrize("case", [case for case, (code, _) in STDIN.items() if code == 6])
-def test_del_needs_json_too(case: str) -> None:
+def test_del_needs_json(case: str) -> None:
     assert refused(ENVIRON | {"CNI_COMMAND": "DEL"}, STDIN[case][1])["code"] == 6
 
 
@@ -222,11 +222,11 @@ OBJECT = st.dictionaries(KEYS, VALUE).map(
 
 
 @given(OBJECT, COMMANDS)
-def test_any_configuration_is_read_or_refused(value: dict[str, object], command: str) -> None:
+def test_random_configurations_are_parsed_or_refused(value: dict[str, object], command: str) -> None:
     stdin = json.dumps(value).encode()
     one_document(*cni.run("bridge", ENVIRON | {"CNI_COMMAND": command}, stdin, lambda request: None))
 
 
 @given(st.dictionaries(st.sampled_from([*ENVIRON, "CNI_ARGS", "CNI_PATH", "CNI_NETNS_OVERRIDE"]), st.text()))
-def test_any_environment_is_read_or_refused(environ: dict[str, str]) -> None:
+def test_random_environments_are_parsed_or_refused(environ: dict[str, str]) -> None:
     one_document(*cni.run("bridge", ENVIRON | environ, GOOD, lambda request: Result()))

@@ -1,4 +1,4 @@
-"""Results in every version's shape, after the specification's examples, and back."""
+"""Results in the format of every version, after the examples of the specification, and parsed back."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ EXPECTED: dict[str, dict[str, object]] = {
 EXPECTED |= {"0.1.0": EXPECTED["0.2.0"], "0.3.0": EXPECTED["0.4.0"], "0.3.1": EXPECTED["0.4.0"]}
 
 
-def test_every_version_is_expected() -> None:
+def test_every_version_is_tested() -> None:
     assert set(EXPECTED) == set(versions.ALL)
 
 
 @pytest.mark.parametrize("version", versions.ALL)
-def test_a_whole_result(version: str) -> None:
+def test_a_result_with_all_fields(version: str) -> None:
     text = result.render(WHOLE, version)
     assert json.loads(text) == EXPECTED[version] | {"cniVersion": version}
     assert text.startswith(b'{\n    "cniVersion": "')
@@ -121,7 +121,7 @@ def parsed(value: object, version: str) -> tuple[Result, list[str]]:
     return result.parse(value, version, problems), problems.found
 
 
-def test_old_shapes_are_known_by_their_keys_in_any_version() -> None:
+def test_old_formats_are_recognized_by_their_keys_in_any_version() -> None:
     value = EXPECTED["0.2.0"] | {"cniVersion": "0.2.0"}
     found, problems = parsed(value, "1.1.0")
     assert problems == []
@@ -131,12 +131,12 @@ def test_old_shapes_are_known_by_their_keys_in_any_version() -> None:
     assert found.dns == WHOLE.dns
 
 
-def test_shapes_of_0_4_in_any_later_version() -> None:
+def test_the_format_of_0_4_in_later_versions() -> None:
     assert parsed(EXPECTED["0.4.0"], "1.1.0") == parsed(EXPECTED["1.0.0"], "1.1.0")
 
 
 @pytest.mark.parametrize("index", [{}, {"interface": None}, {"interface": -1}])
-def test_an_address_of_no_interface(index: dict[str, object]) -> None:
+def test_an_address_without_interface(index: dict[str, object]) -> None:
     found, problems = parsed({"ips": [{"address": "10.1.0.5/24"} | index]}, "1.0.0")
     assert problems == []
     assert found.ips[0].interface is None
@@ -165,13 +165,13 @@ def test_an_address_of_no_interface(index: dict[str, object]) -> None:
         ("eth0", "must be an object"),
     ],
 )
-def test_what_a_result_must_not_be(value: object, sentence: str) -> None:
+def test_invalid_results_are_refused(value: object, sentence: str) -> None:
     _, problems = parsed(value, "1.0.0")
     assert any(sentence in each for each in problems), problems
     assert all(each.startswith("prevResult") for each in problems)
 
 
-def test_what_can_be_read_of_a_bad_result_is_kept() -> None:
+def test_valid_parts_of_an_invalid_result_are_kept() -> None:
     value = {"ips": [{"address": "x"}, {"address": "10.1.0.5/24"}], "routes": [{"dst": "y"}, {"dst": "10.0.0.0/8"}]}
     found, problems = parsed(value, "1.0.0")
     assert len(problems) == 2
@@ -222,14 +222,14 @@ def results(draw: st.DrawFn) -> Result:
 
 
 @given(results())
-def test_what_is_rendered_is_parsed(value: Result) -> None:
+def test_results_round_trip(value: Result) -> None:
     found, problems = parsed(json.loads(result.render(value, "1.1.0")), "1.1.0")
     assert problems == []
     assert found == value
 
 
 @given(results(), st.sampled_from(versions.ALL))
-def test_parsing_loses_only_what_the_version_cannot_say(value: Result, version: str) -> None:
+def test_only_fields_that_a_version_lacks_are_lost(value: Result, version: str) -> None:
     try:
         text = result.render(value, version)
     except VersionProblem:

@@ -1,4 +1,4 @@
-"""Which versions each plugin speaks, and the two answers that are made without reading a configuration."""
+"""Versions that each plugin supports, and the replies to VERSION and to a call without a command."""
 
 from __future__ import annotations
 
@@ -38,31 +38,31 @@ def test_a_plugin_speaks_all_from_its_first_version_on(plugin: str, first: str) 
         (b"not JSON", "1.1.0"),
     ],
 )
-def test_version_answers_in_the_version_asked_in(stdin: bytes, expected: str) -> None:
+def test_version_replies_in_the_version_of_the_request(stdin: bytes, expected: str) -> None:
     answer = probe.answer("bridge", stdin)
     assert answer.endswith(b"}\n")
     assert answer.count(b"\n") == 1
     assert json.loads(answer) == {"cniVersion": expected, "supportedVersions": list(versions.ALL)}
 
 
-def test_version_does_not_answer_in_a_version_the_plugin_lacks() -> None:
+def test_version_does_not_reply_in_an_unsupported_version() -> None:
     answer = json.loads(probe.answer("firewall", b'{"cniVersion":"0.3.1"}'))
     assert answer == {"cniVersion": "1.1.0", "supportedVersions": ["0.4.0", "1.0.0", "1.1.0"]}
 
 
 @pytest.mark.parametrize("plugin", ["bridge", "firewall", "host-local"])
-def test_about_reads_as_the_release_that_weft_equals(plugin: str) -> None:
+def test_about_names_the_reference_release_that_weft_matches(plugin: str) -> None:
     first, second, end = versions.about(plugin).split("\n")
     found = SEMVER.fullmatch(first.removeprefix(f"CNI {plugin} plugin "))
     assert found is not None
     assert tuple(int(part) for part in found.groups()[:3]) >= (1, 9, 1)
-    assert found.group(4) is None  # a pre-release would compare as older
+    assert found.group(4) is None  # a pre-release compares as older
     assert f"weft.{__version__}" in first
     assert second == "CNI protocol versions supported: " + ", ".join(versions.supported(plugin))
     assert end == ""
 
 
-def test_about_weft_states_its_own_release() -> None:
+def test_about_weft_names_its_own_release() -> None:
     assert versions.about("weft").startswith(f"CNI weft plugin v{__version__}\n")
 
 
@@ -79,7 +79,9 @@ def test_about_weft_states_its_own_release() -> None:
         ("\x1b[2J", "ADD", "weft", "incompatible CNI versions", 'config is "unreadable"'),
     ],
 )
-def test_what_a_version_does_not_allow(version: str, command: str, plugin: str, message: str, detail: str) -> None:
+def test_commands_that_a_version_does_not_allow(
+    version: str, command: str, plugin: str, message: str, detail: str
+) -> None:
     with pytest.raises(VersionProblem) as caught:
         versions.require(version, command, plugin)
     assert caught.value.code == 1
@@ -88,5 +90,5 @@ def test_what_a_version_does_not_allow(version: str, command: str, plugin: str, 
 
 
 @pytest.mark.parametrize(("version", "command"), [("0.1.0", "DEL"), ("0.4.0", "CHECK"), ("1.1.0", "GC")])
-def test_what_a_version_allows(version: str, command: str) -> None:
+def test_commands_that_a_version_allows(version: str, command: str) -> None:
     versions.require(version, command, "weft")
