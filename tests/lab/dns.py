@@ -148,7 +148,7 @@ class MutableCatalog:
         self.put(Node("n1", "10.0.0.1"), *values)
 
     def put(self, *values: CatalogEntry) -> None:
-        """These are there, or others now."""
+        """Add or replace these values."""
         self._revision += 1
         now = self._revision
         events = [
@@ -158,13 +158,13 @@ class MutableCatalog:
         self.catalog.apply(Batch(now, tuple(events)))
 
     def drop(self, *values: CatalogEntry) -> None:
-        """These are gone."""
+        """Remove these values."""
         self._revision += 1
         events = [Event(layout.store_key(one), None, None, self._revision) for one in values]
         self.catalog.apply(Batch(self._revision, tuple(events)))
 
     def check(self, service_id: str, status: Status, node: str = "n1") -> None:
-        """An instance has a check that says this."""
+        """Give an instance a check of this status."""
         self.put(Check(node, f"service:{service_id}", "check", status, service_id=service_id))
 
 
