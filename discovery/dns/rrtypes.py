@@ -195,13 +195,16 @@ def _service_srv(health: Health, context: ServiceContext) -> ServiceRecord:
     """Port and target of an instance, with the target's addresses as additional records.
 
     The target is the node's name if the instance has no address of its own, else
-    ``HEXADDRESS.addr``.
+    ``HEXADDRESS.addr``; a host name in place of the address is the target itself, which must not be
+    an alias (RFC 2782), as in Consul.
     """
     instance = health.instance
     port = instance.port_number(context.port_name) if context.port_name else instance.port
     packed = pack_address(health.address)
-    target = b"" if instance.address else node_name(health.node, context.datacenter, context.zone)
-    if not target and packed:
+    target = b""
+    if packed and not instance.address:
+        target = node_name(health.node, context.datacenter, context.zone)
+    if packed and not target:
         target = full_name(packed.hex(), b"addr", context.datacenter, context.zone)
     if not target:
         target = encode_host(health.address) or context.zone

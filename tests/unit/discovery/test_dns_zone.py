@@ -325,7 +325,7 @@ def test_a_cname_answers_for_every_type(monkeypatch: pytest.MonkeyPatch, kind: s
     assert records(ask("far.node.weft", kind).answer) == ["far.node.weft. 0 IN CNAME db.example.com."]
     found = records(ask("web.service.weft", kind).answer)
     if kind == "SRV":
-        assert found == ["web.service.weft. 0 IN SRV 1 1 80 far.node.dc1.weft."]
+        assert found == ["web.service.weft. 0 IN SRV 1 1 80 db.example.com."]
     else:
         assert found == ["web.service.weft. 0 IN CNAME db.example.com."]
     followed = {"A": "10.0.0.1", "TXT": '"os=linux"', "CAA": '0 issue "ca.example"'}
