@@ -24,7 +24,7 @@ _FOREIGN_TYPES = {
     "HINFO": 13, "NAPTR": 35, "DS": 43, "SSHFP": 44, "RRSIG": 46, "NSEC": 47, "DNSKEY": 48, "TLSA": 52, "SVCB": 64,
     "URI": 256, "CAA": 257,
 }  # fmt: skip
-"""Types that only other servers have records of. Source: IANA, DNS parameters."""
+"""Further types by name, of records of other servers. Source: IANA, DNS parameters."""
 _NUMBERS = {**rrtypes.NUMBERS, **_FOREIGN_TYPES}
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 _RCODES = {codec.FORMERR: "FORMERR", codec.SERVFAIL: "SERVFAIL", codec.NOTIMP: "NOTIMP", codec.REFUSED: "REFUSED"}
