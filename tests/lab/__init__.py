@@ -1,1 +1,1 @@
-"""What the tests are made with: throw-away hosts and containers, real traffic, and the executables."""
+"""Helpers of the tests: throw-away hosts and containers, traffic, and calls of the executables."""

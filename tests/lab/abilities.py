@@ -1,4 +1,4 @@
-"""The kernel features that tests need, probed by using them in a network namespace of their own. unshare(1), ip(8)."""
+"""Kernel features that tests need, probed in a throw-away network namespace. unshare(1), ip(8)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HOOKED = "add table {0} t; add chain {0} t c {{ type filter hook {1} priority 0
 
 @dataclass(frozen=True, slots=True)
 class Ability:
-    """``trial`` is a shell script that fails where the kernel lacks it."""
+    """A kernel feature. ``trial`` is a shell script that fails if the kernel lacks it."""
 
     name: str
     what: str
@@ -66,7 +66,7 @@ ABILITIES = {item.name: item for item in _ALL}
 
 @cache
 def lack(name: str) -> str:
-    """Why tests that need it cannot run here, "" if the kernel has it. Tried once in a process."""
+    """Why tests that need it cannot run here, "" if the kernel has it. Probed once per process."""
     ability = ABILITIES[name]
     outcome = run("unshare", "--net", "--", "sh", "-euc", ability.trial, check=False, timeout=60)
     if outcome.code == 0:
@@ -76,13 +76,13 @@ def lack(name: str) -> str:
 
 
 def require(*names: str) -> None:
-    """Skip the test, visibly, unless the kernel has all of these; "" is always there."""
+    """Skip the test, with a reason, unless the kernel has all of these; "" needs nothing."""
     if lacking := [text for text in map(lack, filter(None, names)) if text]:
         pytest.skip("; ".join(lacking))
 
 
 def require_sctp() -> None:
-    """Skip the test where this kernel has no SCTP."""
+    """Skip the test if this kernel has no SCTP."""
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A real agent's catalog, registry and HTTP API on a loopback port, in a thread of its own: clients may block."""
+"""Catalog, registry and HTTP API of an agent on a loopback port, in a thread: clients may block."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Result = TypeVar("Result")
 More = Callable[[Catalog], Iterable[Route]]
 
 EXPECTED = 20.0
-"""Seconds within which anything that is expected must have happened."""
+"""Timeout of expected events, seconds."""
 
 
 class Reply:
-    """What came back: ``json`` reads the body."""
+    """An HTTP reply; ``json`` parses the body."""
 
     def __init__(self, response: http.client.HTTPResponse) -> None:
         self.status = response.status
@@ -51,10 +51,10 @@ class Reply:
 
 
 class LabAgent:
-    """One node's service discovery over a store in a folder."""
+    """Service discovery of one node, with its store in a directory."""
 
     def __init__(self, folder: Path, node: Node, settings: HttpSettings, more: More | None = None) -> None:
-        """``more`` makes routes that are served beside the API's own."""
+        """``more`` returns additional routes."""
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self._thread.start()
@@ -76,7 +76,7 @@ class LabAgent:
         self.loop.run_forever()
 
     def call(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Run something in the agent's loop."""
+        """Run a coroutine in the event loop of the agent."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
 
     async def _start(self) -> None:
@@ -96,18 +96,18 @@ class LabAgent:
         await self.store.close()
 
     def stop(self) -> None:
-        """End it, and its thread."""
+        """Stop the agent and its thread."""
         self.call(self._stop())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
         self.loop.close()
 
     def connect(self, timeout: float = 60) -> http.client.HTTPConnection:
-        """A connection to it."""
+        """Open a connection to the API."""
         return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
 
     def request(self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> Reply:
-        """One request on a connection of its own; a body that is no bytes is sent as JSON."""
+        """Send one request on a new connection; a body other than bytes is sent as JSON."""
         sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         connection = self.connect()
         try:
@@ -117,20 +117,20 @@ class LabAgent:
             connection.close()
 
     def get(self, path: str, **headers: str) -> Reply:
-        """GET it."""
+        """Send a GET request."""
         return self.request("GET", path, headers=headers)
 
     def put(self, path: str, body: object = None, **headers: str) -> Reply:
-        """PUT it."""
+        """Send a PUT request."""
         return self.request("PUT", path, body, headers)
 
     def parked(self) -> int:
-        """How many requests wait for a change."""
+        """The number of pending blocking queries."""
         return next(int(number) for _, name, _, number in self.metrics.samples() if name == "weft_http_waiting")
 
 
 class Waiting:
-    """A request in a thread, which waits for a change already; ``done`` says whether it was answered."""
+    """A blocking query in a thread, already pending; ``done`` says whether it was answered."""
 
     def __init__(self, agent: LabAgent, path: str) -> None:
         self._reply: Reply | None = None
@@ -147,15 +147,15 @@ class Waiting:
         return self._reply is not None
 
     def reply(self) -> Reply:
-        """What it was answered with."""
+        """Wait for the reply."""
         self._thread.join(EXPECTED)
-        assert self._reply is not None, "the request still waits"
+        assert self._reply is not None, "the blocking query is still pending"
         return self._reply
 
 
 def until(test: Callable[[], bool]) -> None:
-    """Wait until something is so."""
+    """Wait for a condition."""
     end = time.monotonic() + EXPECTED
     while not test():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.01)

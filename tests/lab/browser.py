@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven by its DevTools protocol: pages are loaded, clicked and looked at as by a person.
+"""A headless Chromium driven by the DevTools protocol: pages are loaded, clicked and inspected.
 
 Source: https://chromedevtools.github.io/devtools-protocol/.
 """
@@ -19,10 +19,10 @@ from typing import Any, Self
 import aiohttp
 
 EXPECTED = 60.0
-"""Seconds for the browser to start, to answer, and for what is expected of a page, on a machine with other work."""
+"""Timeout of the start, of calls and of expected events, seconds."""
 OPTIONS = (
     "--headless=new",
-    "--no-sandbox",  # it does not run as root otherwise
+    "--no-sandbox",  # otherwise it refuses to run as root
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
@@ -37,13 +37,13 @@ OPTIONS = (
 
 
 def program() -> str | None:
-    """The browser's program, None where there is none."""
-    # Debian's launcher prints complaints about machines that have much memory.
+    """The executable of the browser, None if it is not installed."""
+    # Debian's launcher prints warnings on machines with much memory.
     return shutil.which("/usr/lib/chromium/chromium") or shutil.which("chromium")
 
 
 class Browser:
-    """One browser with one page. ``problems`` are the console's errors, and what the page raised or was refused."""
+    """A browser with one page. ``problems``: console errors, exceptions and blocked requests."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -54,7 +54,7 @@ class Browser:
     async def __aenter__(self) -> Self:
         found = program()
         assert found is not None, "chromium is not installed: bin/setup --test"
-        # A user's folders of its own: nothing of the machine's is read or written.
+        # Its own home directory: nothing of the machine's user is read or written.
         environment = {"HOME": str(self._folder), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TZ": "UTC"}
         self._process = subprocess.Popen(
             [found, *OPTIONS, f"--user-data-dir={self._folder / 'profile'}", "about:blank"],
@@ -89,7 +89,7 @@ class Browser:
         await asyncio.to_thread(self._process.wait)
 
     async def _place(self) -> str:
-        """The websocket of its page."""
+        """The websocket URL of the page."""
         file = self._folder / "profile" / "DevToolsActivePort"
         async with asyncio.timeout(EXPECTED):
             while True:
@@ -124,7 +124,7 @@ class Browser:
             self.problems.append(f"a dialog: {about['message']}")
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of the protocol and its result."""
+        """Send one command of the protocol; its result."""
         self._number += 1
         waiting = self._answers[self._number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
@@ -138,7 +138,7 @@ class Browser:
         await self.call("Page.navigate", url=url)
 
     async def size(self, width: int, height: int, *, dark: bool = False) -> None:
-        """The window's size in pixels, and whether the user prefers dark colours."""
+        """Set the size of the window in pixels, and ``prefers-color-scheme``."""
         narrow = width < 600
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=narrow
@@ -153,11 +153,11 @@ class Browser:
         return found["result"].get("value")
 
     async def text(self, selector: str = "body") -> str:
-        """What a person reads in an element; "" where there is none."""
+        """The visible text of an element; "" if there is none."""
         return str(await self.ask(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
     async def until(self, expression: str) -> None:
-        """Wait until an expression is true in the page."""
+        """Wait until an expression of JavaScript is true."""
         try:
             async with asyncio.timeout(EXPECTED):
                 while not await self.ask(f"Boolean({expression})"):
@@ -177,7 +177,7 @@ class Browser:
             await self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
 
     async def press(self, key: str, text: str = "") -> None:
-        """Press a key and let it go: "Tab", "Enter", "ArrowDown", "Escape"."""
+        """Press and release a key: "Tab", "Enter", "ArrowDown", "Escape"."""
         codes = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
         about = {"key": key, "code": key, "windowsVirtualKeyCode": codes.get(key, 0)}
         if key == "Enter":
@@ -186,10 +186,10 @@ class Browser:
         await self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 
     async def write(self, text: str) -> None:
-        """Type into what has the focus."""
+        """Type text into the focused element."""
         await self.call("Input.insertText", text=text)
 
     async def picture(self, path: Path, *, whole: bool = False) -> None:
-        """A screenshot, PNG; of the window, or of the whole page."""
+        """A screenshot (PNG) of the window or of the whole page."""
         found = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(found["data"]))

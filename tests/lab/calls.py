@@ -1,4 +1,4 @@
-"""Call weft in this process, on the real kernel or a fake one, with a place for faults between any two steps."""
+"""Call weft in this process, on the real or the fake kernel, with faults or kills at any step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from weft.kernel.linux.kernel import LinuxKernel
 from weft.types import Result
 
 STATE = ("/run/weft", "/var/lib/cni")
-"""Where weft keeps what it must remember."""
+"""Directories with weft's persistent state."""
 
 _CHANGES = frozenset({"os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.utime", "os.truncate"})
 _MESSAGES = frozenset({"socket.sendto", "socket.sendmsg"})
@@ -37,7 +37,7 @@ _MESSAGES = frozenset({"socket.sendto", "socket.sendmsg"})
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a runtime was told: the exit status and the document on standard output ({} for none)."""
+    """The answer to a call: exit status, and the document on standard output ({} for none)."""
 
     status: int
     document: dict[str, Any]
@@ -48,7 +48,7 @@ class Answer:
 
     @property
     def code(self) -> int:
-        """The CNI error code, 0 where all went well."""
+        """The CNI error code, 0 without an error."""
         return 0 if self.ok else int(self.document["code"])
 
     @property
@@ -69,7 +69,10 @@ def variables(command: str, container: str, netns: str, ifname: str, args: str =
 
 
 class Weft:
-    """weft as a function. A new kernel object for every call, as a process of its own has it, unless one is given."""
+    """weft as a function.
+
+    Each call has a new kernel object, as a process would, unless one is given.
+    """
 
     def __init__(self, kernel: Kernel | None = None, host: Host | None = None) -> None:
         self._kernel = kernel
@@ -89,7 +92,7 @@ class Weft:
         args: str = "",
         watch: Watch = unwatched,
     ) -> Answer:
-        """One call, by the name that the configuration's ``type`` says."""
+        """One call, under the plugin name in the ``type`` of the configuration."""
 
         def handle(request: Request) -> Result | None:
             kernel = self._kernel or LinuxKernel(TABLES)
@@ -114,17 +117,17 @@ class Weft:
     def check(
         self, conf: Mapping[str, Any], result: Any, netns: str, container: str = "c1", ifname: str = "eth0"
     ) -> str:
-        """What CHECK complains of, "" if it finds all well."""
+        """The error message of CHECK, "" if it succeeds."""
         answer = self("CHECK", {**conf, "prevResult": result}, netns, container, ifname)
         return "" if answer.ok else answer.text
 
     def delete(self, conf: Mapping[str, Any], netns: str = "", container: str = "c1", ifname: str = "eth0") -> None:
-        """DEL that must succeed and say nothing."""
+        """DEL that must succeed without output."""
         answer = self("DEL", conf, netns, container, ifname)
         assert answer == Answer(0, {}), answer
 
     def collect(self, conf: Mapping[str, Any], *valid: tuple[str, str]) -> None:
-        """GC of the configuration's network that must succeed; ``valid``: container ids and interface names."""
+        """GC of the network that must succeed; ``valid``: container ids and interface names."""
         keep = [{"containerID": container, "ifname": ifname} for container, ifname in valid]
         answer = self("GC", {**conf, "cniVersion": "1.1.0", "cni.dev/valid-attachments": keep})
         assert answer == Answer(0, {}), answer
@@ -140,7 +143,7 @@ class Weft:
         )  # fmt: skip
 
     def preview(self, conf: Mapping[str, Any], netns: str, container: str = "c1") -> Record:
-        """What an ADD would do now."""
+        """The record that an ADD would write, without applying it."""
         kernel = self._kernel or LinuxKernel(TABLES)
         try:
             return self.service(kernel).preview(self.request("ADD", conf, netns, container))
@@ -159,14 +162,14 @@ def _through_engine(conf: Mapping[str, Any], environ: Mapping[str, str], watch: 
 
 
 class Fault(KernelRefused):
-    """What a test lets go wrong."""
+    """The error that a test injects."""
 
 
 class Steps:
-    """Counts the steps of a call, and has something happen before one of them.
+    """Counts the steps of a call, and calls ``hurt`` before one of them.
 
-    Given to a call as its ``watch``. ``hurt`` is called before step ``at`` (from 0); never if ``at`` is -1. With
-    ``files`` every change of a file and every message to the kernel is a step, too.
+    Given to a call as its ``watch``. ``at`` counts from 0; -1 means never. With ``files``, every
+    change of a file and every message to the kernel is a step as well.
     """
 
     def __init__(self, at: int = -1, hurt: Callable[[], None] | None = None, *, files: bool = False) -> None:
@@ -186,9 +189,10 @@ def refuse() -> None:
 
 
 class Afterwards:
-    """A ``watch`` that lets step ``at`` of an ADD happen, and then fail: the kernel did it and said it did not.
+    """A ``watch`` that fails step ``at`` of an ADD after it took effect: the kernel reports an
+    error.
 
-    The operation's own apply is what fails, so the executor cannot know that it had an effect.
+    ``apply`` of the operation raises, so the executor cannot know that it had an effect.
     """
 
     def __init__(self, at: int) -> None:
@@ -213,7 +217,8 @@ class Afterwards:
             setattr(kind, name, original)
             done = original(this, machine)
             if isinstance(this, Lease):
-                # A lease takes back what it took when it fails: the file system's refusal is its own to handle.
+                # A lease undoes its own partial work when it fails, also after an error of the file
+                # system.
                 this.undo(machine)
             raise Fault(f"{this} was done, and reported as failed; {done}")
 
@@ -221,9 +226,9 @@ class Afterwards:
 
 
 def killed(work: Callable[[Steps], object], at: int, *, files: bool = False) -> bool:
-    """Run the work in a child that is killed before step ``at``; False if it came to its end before that.
+    """Run ``work`` in a child that is killed before step ``at``; False if it ended before.
 
-    Where calls go through an engine, it is the engine that is killed.
+    If calls go through an engine, the engine is killed.
     """
     steps = Steps(at, lambda: os.kill(os.getpid(), signal.SIGKILL), files=files)
     if engine.wanted():
@@ -247,14 +252,14 @@ def killed(work: Callable[[Steps], object], at: int, *, files: bool = False) -> 
 
 
 def noted(steps: Callable[[str, str], None], event: str, given: tuple[Any, ...]) -> None:
-    """An audit event of Python's, told as a step if it is a change of a file or a message to the kernel."""
+    """A Python audit event as a step, if it is a change of a file or a message to the kernel."""
     opened = event == "open" and isinstance(given[2], int) and given[2] & (os.O_CREAT | os.O_WRONLY | os.O_RDWR)
     if opened or event in _CHANGES or event in _MESSAGES:
         steps(event, str(given[0]))
 
 
 def files() -> list[str]:
-    """Every record, lease and lock there is; furniture (lease directories' locks, the engine's) aside."""
+    """All records, leases and locks, except permanent files (locks of lease directories, engine)."""
     found = []
     for folder in STATE:
         for path in Path(folder).rglob("*"):
@@ -266,7 +271,7 @@ def files() -> list[str]:
 
 
 def leases(network: str, folder: str = "/var/lib/cni/networks") -> dict[str, str]:
-    """Who holds which address of a network, as the files say: ``{"10.1.0.2": "c1 eth0"}``."""
+    """The leases of a network according to the files: ``{"10.1.0.2": "c1 eth0"}``."""
     place = Path(folder) / network
     if not place.is_dir():
         return {}
@@ -278,7 +283,7 @@ def leases(network: str, folder: str = "/var/lib/cni/networks") -> dict[str, str
 
 
 def at_once(works: Sequence[Callable[[], Answer]]) -> list[Answer]:
-    """Every work in a process of its own, all let go at the same moment; their answers in the same order."""
+    """Run each function in its own process, all started at the same moment; the answers in order."""
     start_reader, start = os.pipe()
     readers = []
     children = []

@@ -1,4 +1,4 @@
-"""One configuration for each way in which a driver can work. A new driver is tested by adding one here."""
+"""One configuration for each mode of each driver. A new driver is tested by adding one here."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Step = TypeVar("Step")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A configuration to attach containers with. ``first`` is that of the plugin before it in a chain.
+    """A configuration for attachments. ``first`` is that of the preceding plugin in a chain.
 
-    ``needs`` is a kind of link that a kernel may lack, ``wired`` whether the host has a neighbour, on ``lan0``,
-    ``tables`` whether iptables has been used before: its own chains stay when all of weft's are gone. ``beside`` are
-    the keys that another container on the network must have otherwise.
+    ``needs``: a kind of link that the kernel may lack. ``wired``: the host has a neighbour on
+    ``lan0``. ``tables``: iptables was used before, because its built-in chains stay when weft's
+    are removed. ``beside``: keys that another container on the network must set differently.
     """
 
     name: str
@@ -32,10 +32,10 @@ class Case:
 
 
 def sampled(name: str, steps: Iterable[Step], *, needs: str = "") -> Iterator[Step]:
-    """The steps that a sweep of faults or kills goes through: all of them.
+    """The steps at which faults or kills are injected; by default all of them.
 
-    Where WEFT_TEST_SAMPLE says 3, every third, from one that is another for each name. What needs something of the
-    kernel is swept whole even so: it may be swept nowhere else.
+    With WEFT_TEST_SAMPLE=3 every third, with an offset that depends on the name. Cases that need a
+    kernel feature are never sampled, as they may run in no other tier.
     """
     every = 1 if needs else int(os.environ.get("WEFT_TEST_SAMPLE", "1"))
     return islice(steps, zlib.crc32(name.encode()) % every, None, every)

@@ -1,4 +1,4 @@
-"""Run a command with a bound on its time, and leave nothing of it behind."""
+"""Run a command with a time limit; processes that it leaves are killed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Outcome:
 
     @property
     def json(self) -> Any:
-        """Standard output as the JSON it must be; raises AssertionError with all that was said if it is none."""
+        """Standard output parsed as JSON; raises AssertionError with all output if it is invalid."""
         try:
             return json.loads(self.stdout)
         except ValueError:
@@ -39,9 +39,10 @@ def run(
     folder: str | None = None,
     descriptors: tuple[int, ...] = (),
 ) -> Outcome:
-    """Run a command; raises AssertionError if it fails (unless ``check`` is False) or takes too long.
+    """Run a command; raises AssertionError if it fails (unless ``check`` is False) or takes too
+    long.
 
-    Whatever the command started in its session is killed when the time (seconds) is up.
+    All processes of its session are killed when the time limit (seconds) is reached.
     """
     with subprocess.Popen(
         argv,

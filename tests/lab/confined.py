@@ -1,4 +1,4 @@
-"""Programs with the rights that a systemd unit leaves them."""
+"""Run programs with the privileges that a systemd unit leaves them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ assert prctl(38, 1, 0, 0, 0) == 0
 prctl(65, 1, 0, 0, 0)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-"""With a bounding set, no new privileges, and (from Linux 6.3 on) no memory that is written to and executed."""
+"""Capability bounding set, no new privileges, from Linux 6.3 on no writable executable memory."""
 
 
 def confined(unit: Path, *command: str) -> list[str]:
-    """The command that runs another as the unit would: raises AssertionError if the unit is not as strict as that."""
+    """Wrap a command to run as in the unit; raises AssertionError if the unit is less strict."""
     text = unit.read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("CapabilityBoundingSet=")]
     kept = ",".join(str(_CAPABILITIES[name]) for name in line.partition("=")[2].split())

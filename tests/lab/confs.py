@@ -1,4 +1,4 @@
-"""Network configurations that tests are about, made of the few words that matter to each."""
+"""Network configurations for tests: each test gives only the keys that matter to it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SUBNET6 = "fd80::/64"
 
 
 def pool(*subnets: str, **keys: Any) -> Conf:
-    """An ``ipam`` of type host-local, one address of each subnet."""
+    """An ``ipam`` section of type host-local with one range set for each subnet."""
     return {"type": "host-local", "ranges": [[{"subnet": subnet}] for subnet in subnets], **keys}
 
 
 def network(
     plugin: str, ipam: Conf | None = None, /, *, version: str = "1.1.0", name: str = "net", **keys: Any
 ) -> Conf:
-    """The configuration of one plugin under its reference name; ``ipam`` None leaves it out."""
+    """The configuration of one plugin under its reference name; ``ipam`` None omits that section."""
     conf = {"cniVersion": version, "name": name, "type": plugin, **keys}
     return conf if ipam is None else {**conf, "ipam": ipam}
 
@@ -41,7 +41,7 @@ def dual(**keys: Any) -> Conf:
 
 
 def published(driver: Conf, mappings: Iterable[Conf], **keys: Any) -> tuple[Conf, Conf]:
-    """A conflist of a driver and portmap, and what the runtime has for its capabilities."""
+    """A conflist of a driver and portmap, and the runtime's values for its capabilities."""
     member = {key: value for key, value in driver.items() if key not in ("cniVersion", "name")}
     conflist = {
         "cniVersion": driver["cniVersion"],

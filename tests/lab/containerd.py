@@ -24,7 +24,7 @@ _LEASES = "/var/lib/cni/networks"
 
 
 class Containerd(Machine):
-    """A machine that runs containerd, with the networks of the given conflists; ctr takes the first of them."""
+    """A machine with containerd and the networks of the given conflists; ctr uses the first."""
 
     def __init__(self, plugins: Path, folder: Path, *conflists: Mapping[str, Any]) -> None:
         super().__init__(controllers=True)
@@ -43,7 +43,7 @@ class Containerd(Machine):
         return shown.split(" inet ")[1].split("/")[0]
 
     def down(self, name: str) -> None:
-        """End a detached container: ctr calls no DEL for it."""
+        """Stop a detached container: ctr calls no DEL for it."""
         self.run("ctr", "task", "rm", "--force", name, check=False)
         self.run("ctr", "container", "rm", name)
 
@@ -51,7 +51,7 @@ class Containerd(Machine):
         return self.run("ctr", "task", "exec", "--exec-id", f"{name}-{abs(hash(argv))}", name, *argv, check=False)
 
     def answered(self, name: str, address: str) -> bool:
-        """Whether an echo request of the container's is answered."""
+        """Whether an echo request of the container is answered."""
         return " 0% packet loss" in self.inside(name, "/bin/ping", "-c", "1", "-W", "1", address).stdout
 
     def weft(self, *argv: str) -> Outcome:

@@ -1,4 +1,4 @@
-"""DNS as a test sees it: a catalog of a few values, questions, and dnspython as the judge of answers."""
+"""DNS helpers: a server with a small catalog, queries, and replies parsed by dnspython."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 def free_port() -> int:
-    """A port that nobody has, by UDP or TCP, and that the kernel gives to nobody who does not ask for it."""
+    """A port that is free for UDP and TCP, below the default range of ephemeral ports."""
     while True:
         port = random.randint(12_000, 32_000)
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 class Running:
-    """A server in a thread of its own, in the network namespace of whoever makes it."""
+    """A server in its own thread, in the network namespace of its creator."""
 
     def __init__(self, catalog: Catalog, settings: DnsSettings, *networks: NetworkZone) -> None:
         self.names = NetworkZones()
@@ -58,11 +58,11 @@ class Running:
         return self.run(make())
 
     def run(self, work: Coroutine[object, object, Result]) -> Result:
-        """Have the server's thread do something."""
+        """Run a coroutine in the thread of the server."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def call(self, work: Callable[[], Result]) -> Result:
-        """The same for a function."""
+        """Run a function in the thread of the server."""
 
         async def do() -> Result:
             return work()
@@ -87,7 +87,7 @@ def running(catalog: Catalog, settings: DnsSettings, *networks: NetworkZone) -> 
 
 
 class Upstream:
-    """A name server of somebody else, by UDP and TCP. ``answer`` makes replies of a query (and whether it is TCP)."""
+    """An upstream for UDP and TCP; ``answer`` maps a query (and whether by TCP) to replies."""
 
     def __init__(
         self, answer: Callable[[dns.message.Message, bool], Iterable[bytes]], address: str = "127.0.0.1", port: int = 0
@@ -169,24 +169,27 @@ class MutableCatalog:
 
 
 def question(name: str, kind: str = "A", *, edns: bool = False, size: int = 1232, flags: int = dns.flags.RD) -> bytes:
-    """A query for the wire."""
+    """A query as bytes."""
     message = dns.message.make_query(name, kind, use_edns=0 if edns else False, payload=size, flags=flags)
     return message.to_wire()
 
 
 def read(reply: object) -> dns.message.Message:
-    """A reply, which must be one from its first byte to its last."""
+    """Parse a reply; trailing bytes are an error."""
     assert isinstance(reply, bytes), reply
     return dns.message.from_wire(reply)
 
 
 def records(section: Iterable[object]) -> list[str]:
-    """The records of a section as text, sorted: ``web.weft. 0 IN A 10.0.0.1``."""
+    """The records of a section as sorted text: ``web.weft. 0 IN A 10.0.0.1``."""
     return sorted(line for each in section for line in str(each).splitlines())
 
 
 def ask(address: str, port: int, message: bytes, *, timeout: float = PATIENTLY, source: str = "") -> bytes | None:
-    """What a server answers by UDP; None if it does not within the seconds. The question is repeated each second."""
+    """The reply of a server by UDP, None if there is none in time.
+
+    The query is repeated each second.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as client:
         if source:
@@ -209,14 +212,14 @@ def ask(address: str, port: int, message: bytes, *, timeout: float = PATIENTLY, 
 
 
 def ask_stream(address: str, port: int, *messages: bytes, timeout: float = PATIENTLY) -> list[bytes]:
-    """What a server answers by TCP to questions that are sent at once, in the order of the answers."""
+    """The replies of a server to pipelined queries by TCP, in the order of arrival."""
     deadline = time.monotonic() + timeout
     while True:
         try:
             client = socket.create_connection((address, port), timeout=timeout)
             break
         except OSError:
-            # The kernel knows no way yet, or nobody listens yet.
+            # There is no route yet, or no listener yet.
             if time.monotonic() >= deadline:
                 raise
             time.sleep(0.1)

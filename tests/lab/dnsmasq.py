@@ -1,4 +1,4 @@
-"""A real DHCP server beside the host, and weft's keeper of leases as a test sees it."""
+"""A DHCP server (dnsmasq) on the neighbour, and control of weft's keeper of DHCP leases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lab.waiting import until
 
 
 class Dnsmasq:
-    """A server on the neighbour's link; ``leases`` is its own list of who has what. ``options`` are dnsmasq's."""
+    """A server on the neighbour's link; ``leases`` is its lease file, ``options`` are dnsmasq's."""
 
     def __init__(self, host: Host, lan: Lan, folder: Path, *options: str) -> None:
         if shutil.which("dnsmasq") is None:
@@ -42,13 +42,13 @@ class Dnsmasq:
 
     @property
     def leases(self) -> list[str]:
-        """The addresses that are given out."""
+        """The addresses that are leased."""
         text = self._leases.read_text() if self._leases.exists() else ""
         return [line.split()[2] for line in text.splitlines()]
 
 
 def end_keepers() -> None:
-    """End every keeper of leases: none outlives its test."""
+    """Stop all keepers of leases, so that none outlives its test."""
     for path in Path("/run/weft").glob("*/dhcp/keeper.lock"):
         pid = int(path.read_text())
         with contextlib.suppress(ProcessLookupError):

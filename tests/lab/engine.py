@@ -1,7 +1,8 @@
-"""An engine of the test's host, for suites that are to go through it: where WEFT_TEST_ENGINE=require says so.
+"""An engine on the host of the test, for test runs with WEFT_TEST_ENGINE=require.
 
-Usually that is the executable's. A call whose steps a test watches goes to a fork of this process instead, which is an
-engine as well and tells the test of each step; it then stays for the calls that follow, with all that it remembers.
+Usually that is the executable. A call whose steps a test watches goes to a fork of this process
+instead, which is an engine as well and reports each step to the test; it serves later calls, too,
+with its caches.
 """
 
 from __future__ import annotations
@@ -37,17 +38,20 @@ from weft.types import Result
 
 PROGRAM = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "weft-engine"
 IDLE = 120
-"""Seconds after which an engine ends whose tests have died."""
-PATIENCE = 60.0  # seconds for an engine to come or to go
+"""Seconds without calls after which an engine exits, if its tests have died."""
+PATIENCE = 60.0  # seconds for an engine to start or to stop
 
 Watch = Callable[[str, Any], None]
 Reply = tuple[int, bytes]
-_KEPT = ("taken", "happened")  # what a watch learns, and tests look at
+_KEPT = ("taken", "happened")  # attributes of a watch that are returned to the test
 
 
 @dataclass(slots=True)
 class _Standing:
-    """The engine that was started last. ``owner`` is who has to end it: a fork of a test must not."""
+    """The engine that was started last.
+
+    Only the process ``owner`` stops it; a fork of a test must not.
+    """
 
     process: int
     folder: str
@@ -55,7 +59,10 @@ class _Standing:
     owner: int
 
     def alive(self) -> bool:
-        """Whether it runs; what has ended stays to be asked for its end."""
+        """Whether it runs.
+
+        A process that ended is not reaped, so that its status can be read later.
+        """
         return os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
@@ -68,21 +75,21 @@ def wanted() -> bool:
 
 
 def for_programs() -> bool:
-    """Whether the executables are to go through an engine: with WEFT_TEST_ENGINE=fork they alone, and a fork's.
+    """Whether executables use an engine: also with WEFT_TEST_ENGINE=fork, which forks it.
 
-    For machines on which starting Python takes long.
+    For machines on which Python starts slowly.
     """
     return wanted() or os.environ.get("WEFT_TEST_ENGINE") == "fork"
 
 
 def process() -> int:
-    """The process number of the engine that stands."""
+    """The process id of the running engine."""
     assert _standing is not None
     return _standing.process
 
 
 def helpers(engine: int) -> list[int]:
-    """The living processes that help an engine."""
+    """The helper processes of an engine that still run."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -93,7 +100,7 @@ def helpers(engine: int) -> list[int]:
 
 
 def ready() -> None:
-    """An engine answers on this thread's host: the one that does, or a new one."""
+    """Make sure that an engine runs on the host of this thread."""
     if _standing is not None and (_standing.owner != os.getpid() or _answers(_standing.folder)):
         return
     stop()
@@ -104,7 +111,7 @@ def ready() -> None:
 
 
 def stop() -> None:
-    """End the engine in order, if there is one."""
+    """Stop the engine with SIGTERM, if there is one."""
     global _standing
     if _standing is None or _standing.owner != os.getpid():
         return
@@ -119,11 +126,11 @@ def stop() -> None:
             break
         time.sleep(0.002)
     os.waitpid(ended.process, 0)
-    assert not alive, "the engine did not end when it was told to"
+    assert not alive, "the engine did not stop on SIGTERM"
 
 
 def was_killed() -> bool:
-    """Whether the engine ended by SIGKILL; asked where an answer was lost, so its end is waited for."""
+    """Whether the engine was ended by SIGKILL; called after a lost reply, so it waits for the end."""
     global _standing
     assert _standing is not None
     _, status = os.waitpid(_standing.process, 0)
@@ -134,9 +141,11 @@ def was_killed() -> bool:
 
 
 def call(plugin: str, variables: Mapping[str, str], stdin: bytes, watch: Watch | None, *, files: bool) -> Reply | None:
-    """One call through the engine, its steps told to ``watch``; the exit status and the output, None if none came.
+    """One call through the engine; ``watch`` gets its steps.
 
-    With ``files`` the watch is also told of every change of a file and every message to the kernel.
+    Exit status and output, None without a reply.
+
+    With ``files``, changes of files and messages to the kernel are steps as well.
     """
     if watch is None:
         ready()
@@ -150,7 +159,7 @@ def call(plugin: str, variables: Mapping[str, str], stdin: bytes, watch: Watch |
 
 
 def _answers(folder: str) -> bool:
-    """Whether an engine takes connections there."""
+    """Whether an engine accepts connections there."""
     assert _standing is not None
     if folder != listener.folder() or not _standing.alive():
         return False
@@ -163,12 +172,12 @@ def _stand(process: int, report: int) -> None:
     _standing = _Standing(process, listener.folder(), report, os.getpid())
     deadline = time.monotonic() + PATIENCE
     while not _answers(_standing.folder):
-        assert time.monotonic() < deadline, "the engine does not take connections"
+        assert time.monotonic() < deadline, "the engine does not accept connections"
         time.sleep(0.002)
 
 
 def _fork(watch: Watch | None, *, files: bool = False) -> None:
-    """Have a fork of this process be the engine; it keeps nothing open that is the test's."""
+    """Run the engine in a fork of this process; it closes all file descriptors of the test."""
     stop()
     report = os.memfd_create("watched")
     process = os.fork()
@@ -177,11 +186,12 @@ def _fork(watch: Watch | None, *, files: bool = False) -> None:
         return
     status = 1
     try:
-        gc.freeze()  # what the test made is not to be closed a second time
+        gc.freeze()  # objects of the test must not be finalized twice
         os.closerange(3, report)
         os.closerange(report + 1, 1 << 16)
         if watch is not None:
-            vars(server)["process_count"] = lambda: 1  # a helper would be watched, too, and outlive a kill
+            # Helpers would be watched, too, and outlive a kill.
+            vars(server)["process_count"] = lambda: 1
             _tell(watch, report, files=files)
         status = serve(IDLE)
     except BaseException:
@@ -191,7 +201,7 @@ def _fork(watch: Watch | None, *, files: bool = False) -> None:
 
 
 def _tell(watch: Watch, report: int, *, files: bool) -> None:
-    """In the fork: the first request's steps are told to the watch, and what that has learnt is written down."""
+    """In the fork: report steps of the first request to the watch; write the result to the memfd."""
     thread = 0
 
     class Watched(Service):
@@ -222,7 +232,7 @@ def _tell(watch: Watch, report: int, *, files: bool) -> None:
 
 
 def _exchange(sent: frame.RequestFrame) -> Reply | None:
-    """Send a request as the client does; None where the engine ended before it answered."""
+    """Send a request as the client does; None if the engine ended before it replied."""
     assert _standing is not None
     descriptors = array.array("i")
     with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
@@ -237,7 +247,7 @@ def _exchange(sent: frame.RequestFrame) -> Reply | None:
             data += piece
             if len(data) >= frame.REPLY.size and len(data) == frame.REPLY.size + sum(frame.REPLY.unpack_from(data)[4:]):
                 _, _, declined, status, length, _ = frame.REPLY.unpack_from(data)
-                assert not declined, "the engine declined: has its code changed?"
+                assert not declined, "the engine declined the request: has its code changed?"
                 errors = data[frame.REPLY.size + length :]
                 sys.stderr.write(errors.decode(errors="replace"))
                 return status, data[frame.REPLY.size : frame.REPLY.size + length]

@@ -1,4 +1,4 @@
-"""Frames made by hand, sent from a namespace past its own kernel, and what arrives elsewhere. packet(7)."""
+"""Raw frames: sent from a namespace with a packet socket, and captured elsewhere. packet(7)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def tagged(whole: bytes, vid: int) -> bytes:
 
 
 def ip(source: str, to: str, protocol: int, content: bytes, *, before: bytes = b"") -> tuple[int, bytes]:
-    """EtherType and packet. ``before`` are IPv6 extension headers, the first one hop-by-hop options."""
+    """EtherType and IP packet.
+
+    ``before``: IPv6 extension headers, of which the first is hop-by-hop.
+    """
     first, second = ip_address(source), ip_address(to)
     pseudo = first.packed + second.packed
     if first.version == 4:
@@ -63,23 +66,23 @@ def udp(source: int, to: int, content: bytes) -> bytes:
 
 
 def arp(operation: int, mac: str, address: str, to_mac: str, to: str, token: bytes = b"") -> bytes:
-    """An ARP packet: 1 asks, 2 answers. What stands behind it nobody reads."""
+    """An ARP packet: 1 is a request, 2 a reply. Trailing bytes are ignored by receivers."""
     head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation)
     return head + octets(mac) + ip_address(address).packed + octets(to_mac) + ip_address(to).packed + token
 
 
 def option(kind: int, mac: str) -> bytes:
-    """A link-layer address option of neighbour discovery: 1 the source's, 2 the target's."""
+    """A link-layer address option of neighbour discovery: 1 source, 2 target."""
     return struct.pack("!BB", kind, 1) + octets(mac)
 
 
 def note(token: bytes) -> bytes:
-    """An option that nobody knows and everybody skips."""
+    """An unknown option, which receivers skip."""
     return struct.pack("!BB", 253, 2) + token.ljust(14, b"\0")
 
 
 def advertisement(target: str, options: bytes) -> bytes:
-    """A neighbour advertisement that wants to override what is known."""
+    """A neighbour advertisement with the override flag."""
     return struct.pack("!BBHI", 136, 0, 0, 0x20000000) + ip_address(target).packed + options
 
 
@@ -88,13 +91,13 @@ def solicitation(target: str, options: bytes) -> bytes:
 
 
 def router(prefix: str, options: bytes = b"") -> bytes:
-    """A router advertisement: a default route for half an hour, and a /64 to take an address from."""
+    """A router advertisement: a default route for half an hour, and a /64 prefix for SLAAC."""
     head = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
     return head + struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 7200, 7200, 0) + ip_address(prefix).packed + options
 
 
 def send(namespace: str, frames: Iterable[bytes], link: str = "eth0") -> None:
-    """Send from a link, past all that the namespace's own kernel would say to it."""
+    """Send frames from a link with a packet socket, which bypasses the namespace's own filters."""
     with inside(namespace), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
         sender.bind((link, 0))
         for one in frames:
@@ -102,7 +105,7 @@ def send(namespace: str, frames: Iterable[bytes], link: str = "eth0") -> None:
 
 
 class Ear:
-    """Hears all that arrives at a link from the moment it is made."""
+    """Captures all frames that arrive at a link from its creation on."""
 
     def __init__(self, namespace: str, link: str = "eth0") -> None:
         with inside(namespace):
@@ -114,7 +117,7 @@ class Ear:
         self._socket.close()
 
     def heard(self, tokens: Iterable[bytes], last: bytes, *, within: float = PATIENTLY) -> set[bytes]:
-        """Which of the tokens arrived before the last one did; raises AssertionError if that never comes."""
+        """The tokens that arrived before the last; raises AssertionError if that never arrives."""
         wanted, found = set(tokens), set()
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
@@ -122,7 +125,7 @@ class Ear:
                 data, (_, _, kind, *_rest) = self._socket.recvfrom(65535)
             except TimeoutError:
                 continue
-            if kind == 4:  # PACKET_OUTGOING: sent, not arrived
+            if kind == 4:  # PACKET_OUTGOING: sent by this host
                 continue
             found |= {token for token in wanted if token in data}
             if last in data:

@@ -1,4 +1,4 @@
-"""A host and a container to attach, what they were like before, and what has become different since."""
+"""A host and a container for one case, and the changes of their state since a snapshot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 
 
 class Ground:
-    """One case on a host. ``conf`` is what an ADD of it is given: with the result of the plugin before, if any."""
+    """One case on a host.
+
+    ``conf`` is the input of an ADD, with the previous plugin's result if any.
+    """
 
     def __init__(self, host: Host, case: Case, weft: Weft | None = None) -> None:
         self.host, self.case, self.weft = host, case, weft or Weft()
@@ -36,13 +39,14 @@ class Ground:
         self.conf = case.conf
         if case.first:
             self.conf = {**case.conf, "prevResult": self.weft.add(case.first, self.container)}
-            # The chain's network outlives every attempt: so what it shares is there from the beginning.
+            # The network of the chain exists throughout, so that its shared state is in every
+            # snapshot.
             self.weft.add(self.conf, self.container)
             self.weft.delete(self.conf, self.container)
         self.remember()
 
     def remember(self) -> None:
-        """From here on ``changes`` are counted."""
+        """Take the snapshot that ``changes`` compares with."""
         self._host, self._container = self.host.snapshot(), self._inside()
         self._files = files()
 
@@ -54,23 +58,25 @@ class Ground:
         return self.weft("ADD", self.conf, self.container, watch=watch or unwatched)
 
     def delete(self, watch: Any = None, netns: str | None = None) -> Answer:
-        """DEL, with the namespace unless another path is given."""
+        """DEL, with the path of the namespace unless another is given."""
         where = self.container if netns is None else netns
         return self.weft("DEL", self.conf, where, watch=watch or unwatched)
 
     def collect(self, *valid: tuple[str, str]) -> None:
-        """GC of every plugin of the chain, last one first."""
+        """GC of every plugin of the chain, in reverse order."""
         for conf in filter(None, (self.case.conf, self.case.first)):
             self.weft.collect(conf, *valid)
 
     def no_forwarding(self) -> None:
-        """Forwarding, which stays on for those who rely on it, is off again: so an ADD has to turn it on."""
+        """Turn forwarding off, which weft leaves on, so that an ADD must turn it on."""
         self.host.run("sysctl", "-q", "-w", *(f"{key}=0" for key in FORWARDING))
 
     def changes(self) -> list[str]:
-        """What differs on the host, in the container and on the disk. Forwarding may have been turned on.
+        """The differences on the host, in the container and on disk.
 
-        Nothing is expected to, so what the kernel has yet to undo by itself is waited for.
+        Forwarding may have been turned on.
+
+        None are expected, so it waits for changes that the kernel makes asynchronously.
         """
 
         def look() -> list[str]:
@@ -81,7 +87,7 @@ class Ground:
         return at_last(look)
 
     def finish(self) -> list[str]:
-        """The chain's first plugin is taken away and all is collected; what is left of everything then."""
+        """DEL of the chain's first plugin, then GC; everything that is left afterwards."""
         if self.case.first:
             self.weft.delete(self.case.first, self.container)
         self.collect()
@@ -89,7 +95,7 @@ class Ground:
 
 
 def use_tables(host: Host) -> None:
-    """Have iptables make its tables and chains, which it never removes."""
+    """Make iptables create its tables and chains, which it never removes."""
     for program in ("iptables", "ip6tables"):
         for table, chains in (("filter", ("FORWARD",)), ("nat", ("PREROUTING", "OUTPUT", "POSTROUTING"))):
             for chain in chains:
@@ -98,7 +104,7 @@ def use_tables(host: Host) -> None:
 
 
 def at_last(look: Callable[[], list[str]]) -> list[str]:
-    """What is left to see when there is nothing, or when that has been waited for long enough."""
+    """The last value of ``look``: an empty one as soon as there is one, else that at the timeout."""
     deadline = time.monotonic() + PATIENTLY
     while (found := look()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -106,12 +112,12 @@ def at_last(look: Callable[[], list[str]]) -> list[str]:
 
 
 def steady(lines: list[str]) -> list[str]:
-    """A difference without the forwarding that weft leaves on."""
+    """A difference without the forwarding sysctls, which weft leaves on."""
     return [line for line in lines if "forwarding" not in line and "ip_forward" not in line]
 
 
 def rest(*containers: str) -> list[str]:
-    """What of weft's is on this host, and which links are in the containers, at a glance: [] where there is nothing."""
+    """Summary of weft's state on this host and links in the containers: [] if there is none."""
     kernel = LinuxKernel(TABLES)
     try:
         found = [f"link {link.name} ({link.alias})" for link in kernel.host.links() if link.name not in ("lo", "lan0")]
@@ -127,7 +133,7 @@ def rest(*containers: str) -> list[str]:
 
 
 def held_twice(network: str, paths: dict[str, str]) -> list[str]:
-    """Addresses of the network's containers (by id, with their paths) that two have, or that are leased to another."""
+    """Addresses of containers (id and path) that two have, or that are leased to another."""
     kernel = LinuxKernel(TABLES)
     owners: dict[str, str] = {}
     found = []
@@ -137,7 +143,7 @@ def held_twice(network: str, paths: dict[str, str]) -> list[str]:
             inside = kernel.open(path)
             try:
                 addresses = inside.addresses("eth0") if inside.link("eth0") else ()
-            except Missing:  # an engine is taking back what was asked for by somebody who is gone
+            except Missing:  # an engine is undoing a call whose client disconnected
                 addresses = ()
             for address in addresses:
                 text = str(address.ip)

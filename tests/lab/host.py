@@ -1,4 +1,4 @@
-"""A throw-away host: a network namespace of its own, with containers, neighbours and servers around it."""
+"""A throw-away host: a network namespace with containers, neighbours and servers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATE_FOLDERS = ("/run/weft", "/run/cni", "/var/lib/cni", "/var/lib/weft")
 
 @dataclass(frozen=True, slots=True)
 class Lan:
-    """A neighbour on a wire: ``name`` is its namespace, ``link`` the host's end, and the four addresses."""
+    """A neighbour of the host: ``name`` is its namespace, ``link`` the host's end of the veth pair."""
 
     name: str
     link: str
@@ -32,7 +32,7 @@ class Lan:
 
 
 class Host:
-    """The thread is in the host's namespace from the making to ``close``, which leaves nothing behind."""
+    """The current thread is in the host's namespace until ``close``, which removes everything."""
 
     def __init__(self) -> None:
         self._origin = namespaces.open_namespace()
@@ -67,7 +67,7 @@ class Host:
     def _forget_state() -> None:
         for folder in STATE_FOLDERS:
             shutil.rmtree(folder, ignore_errors=True)
-            # A mount point itself stays.
+            # Mount points are kept.
             for rest in Path(folder).glob("*"):
                 raise AssertionError(f"{rest} cannot be removed between two tests")
 
@@ -75,12 +75,12 @@ class Host:
         return self.path if name is None else self._namespaces[name]
 
     def container(self, name: str = "c1") -> str:
-        """A new container's namespace, its loopback down; the path for CNI_NETNS."""
+        """Create a container's namespace, with lo down; the path for CNI_NETNS."""
         self._namespaces[name] = namespaces.make(name)
         return self._namespaces[name]
 
     def remove_container(self, name: str = "c1") -> None:
-        """The container ends, as when its runtime died before it could call DEL."""
+        """Remove the container's namespace without a DEL, as if its runtime had died."""
         namespaces.remove(self._namespaces.pop(name))
 
     def run(self, *argv: str, check: bool = True, timeout: float = 60, stdin: str = "") -> Outcome:
@@ -88,11 +88,11 @@ class Host:
         return run(*argv, check=check, timeout=timeout, stdin=stdin)
 
     def inside(self, name: str, *argv: str, check: bool = True, timeout: float = 60) -> Outcome:
-        """Run a command in a container's (or the LAN's) namespace."""
+        """Run a command in the namespace of a container or LAN."""
         return run("nsenter", f"--net={self._place(name)}", "--", *argv, check=check, timeout=timeout)
 
     def start(self, *argv: str, name: str | None = None) -> subprocess.Popen[bytes]:
-        """Start a command on the host, or in a namespace; it is killed with the host."""
+        """Start a command on the host or in a namespace; ``close`` kills it."""
         command = argv if name is None else ("nsenter", f"--net={self._place(name)}", "--", *argv)
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
@@ -109,9 +109,9 @@ class Host:
         subnet6: str = "2001:db8:99::/64",
         default_route: bool = False,
     ) -> Lan:
-        """A machine next to the host. It knows no way to the containers, unless ``default_route`` sends it to the host.
+        """A machine next to the host. It has a route to containers only with ``default_route``.
 
-        The host sends all it has no route for to it.
+        The host's default route leads to it.
         """
         path = self.container(name)
         four, six = IPv4Network(subnet), IPv6Network(subnet6)
@@ -140,7 +140,7 @@ class Host:
         return found
 
     def serve_tcp(self, name: str | None, port: int, address: str = "::") -> traffic.Server:
-        """A server in a namespace (None: the host) that answers with the client's address, over both families."""
+        """A server in a namespace (None: the host) that replies with the client's address."""
         return self._serve(name, port, "tcp", address)
 
     def serve_udp(self, name: str | None, port: int, address: str = "::") -> traffic.Server:
@@ -164,14 +164,16 @@ class Host:
         timeout: float = PATIENTLY,
         source: str = "",
     ) -> str | None:
-        """Ask a server from a namespace (None: the host); the address it saw the client have, None if none answers.
+        """Query a server from a namespace (None: the host); the client address that it saw, None
+        without reply.
 
-        Whoever expects no answer gives ``timeout=BRIEFLY``.
+        Use ``timeout=BRIEFLY`` if no reply is expected.
         """
         return traffic.fetch(self._place(name), address, port, protocol, timeout=timeout, source=source)
 
     def ping(self, name: str | None, address: str, *, expected: bool = True, timeout: float | None = None) -> bool:
-        """Whether an echo request is answered within ``timeout`` seconds; one is sent every half of a second.
+        """Whether an echo request is answered within ``timeout`` seconds; one is sent every half of
+        a second.
 
         Without it, a reply that is ``expected`` is waited for long, and one that is not, briefly.
         """
@@ -181,7 +183,7 @@ class Host:
         argv = ("ping", "-n", "-q", "-c", "1", *bound, address)
         deadline = time.monotonic() + timeout
         while True:
-            # It ends early where the kernel knows no way yet.
+            # ping exits early if there is no route yet.
             if run("nsenter", f"--net={self._place(name)}", "--", *argv, check=False).code == 0:
                 return True
             if time.monotonic() >= deadline:
@@ -191,20 +193,20 @@ class Host:
     def reaches(
         self, name: str | None, address: str, port: int, protocol: str = "tcp", *, expected: bool = True
     ) -> bool:
-        """Whether a server answers, or for ``icmp`` the address itself; waits long where that is expected."""
+        """Whether a server (``icmp``: the address) replies; waits long if a reply is expected."""
         if protocol == "icmp":
             return self.ping(name, address, expected=expected)
         timeout = PATIENTLY if expected else BRIEFLY
         return self.fetch(name, address, port, protocol, timeout=timeout) is not None
 
     def snapshot(self) -> Snapshot:
-        """The host's network, to be compared with ``changes``: as it is once the kernel has nothing more to do."""
+        """Snapshot of the host's network for ``changes``, taken when the kernel has settled."""
         return settled()
 
     def changes(self, before: Snapshot, *, within: float = PATIENTLY) -> list[str]:
-        """How the host's network differs from an earlier snapshot; waits that many seconds for it not to.
+        """Differences to an earlier snapshot; waits up to ``within`` seconds for them to vanish.
 
-        Whoever expects a difference gives ``within=0``.
+        Use ``within=0`` if a difference is expected.
         """
         deadline = time.monotonic() + within
         while (found := difference(before, take())) and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""A private machine for a container runtime: its own network, mounts, processes and control groups, ended as one."""
+"""A private machine for a container runtime: its own network, mounts, processes and cgroups."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ mkdir -p /etc/cni/net.d
 ! mountpoint -q /sys/fs/cgroup || umount -R /sys/fs/cgroup
 ip link set lo up
 """
-# crun refuses a hierarchy that mixes both versions; runc wants the first with its controllers, where there is one.
+# crun refuses a hybrid hierarchy; runc needs cgroup v1 with its controllers, if mounted.
 _UNIFIED = "mount -t cgroup2 cgroup2 /sys/fs/cgroup\n"
 _CONTROLLERS = """
 mount -t tmpfs tmpfs /sys/fs/cgroup
@@ -42,7 +42,7 @@ for controller in devices memory pids cpu cpuacct cpuset freezer blkio; do
 done
 [ -n "$mounted" ] || { umount /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; }
 """
-# Process 1: forgets whoever ends (as init does), and ends with everything when the test that holds its input does.
+# Process 1: reaps children as init does, and exits, with all processes, when its stdin is closed.
 _FIRST = """
 import signal, sys
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -54,7 +54,7 @@ APPLETS = ("sh", "ip", "ping", "sleep", "cat", "wget", "httpd", "nc", "nslookup"
 
 
 class Machine:
-    """Commands run in it until ``close``; then the kernel kills all that is left."""
+    """Runs commands until ``close``; then the kernel kills all remaining processes."""
 
     def __init__(self, *, controllers: bool = False) -> None:
         script = _PREPARE + (_CONTROLLERS if controllers else _UNIFIED) + 'exec "$@"'
@@ -90,13 +90,13 @@ class Machine:
         return run(*self._command(argv), check=check, timeout=timeout, stdin=stdin, environment=environment)
 
     def start(self, *argv: str, log: Path) -> None:
-        """Start a daemon; it ends with the machine."""
+        """Start a daemon; it is killed with the machine."""
         with log.open("wb") as file:
             process = subprocess.Popen(self._command(argv), stdin=subprocess.DEVNULL, stdout=file, stderr=file)
-        process.returncode = 0  # nobody waits for it: it is killed with the machine
+        process.returncode = 0  # not waited for: it is killed with the machine
 
     def write(self, path: str, text: str) -> None:
-        """Write a file as the machine sees it."""
+        """Write a file inside the machine."""
         self.run("sh", "-c", 'mkdir -p "$(dirname "$1")" && cat >"$1"', "sh", path, stdin=text)
 
     def files(self, folder: str) -> list[str]:
@@ -108,7 +108,7 @@ class Machine:
         return sorted(link["ifname"] for link in self.run("ip", "-j", "link", "show").json)
 
     def until(self, *argv: str, timeout: float = 20) -> Outcome:
-        """Run a command again and again until it succeeds; its last outcome if it never does."""
+        """Repeat a command until it succeeds; its last outcome otherwise."""
         deadline = time.monotonic() + timeout
         while True:
             outcome = self.run(*argv, check=False)
@@ -120,14 +120,15 @@ class Machine:
 def _child(parent: int) -> int:
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # Field 4 is the parent; the name in field 2 may hold anything, its closing bracket is the last.
+            # Field 4 is the parent; field 2 may contain any character, so search for the last
+            # bracket.
             if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
                 return int(path.parent.name)
     raise AssertionError(f"process {parent} has no child")
 
 
 def make_root(folder: Path) -> Path:
-    """A container's root file system: busybox, under the names of what tests call, and a page to serve."""
+    """A container's root file system: busybox with links for its commands, and a web page."""
     for name in ("bin", "proc", "sys", "dev", "etc", "tmp", "run", "www"):
         (folder / name).mkdir(parents=True)
     busybox = shutil.which("busybox")

@@ -1,4 +1,4 @@
-"""Network namespaces made by this process and entered by its threads. setns(2), unshare(2), mount(2)."""
+"""Create network namespaces, and enter them per thread. setns(2), unshare(2), mount(2)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def _call(result: int, what: str) -> None:
 def isolation_problem(network: str = "/proc/self/ns/net", mark: Path = MARK) -> str:
     """Why tests that change the network must not run here, "" if they may.
 
-    ``tests/private`` writes the name of the namespace it made into the /run it made: whoever reads it there, and is
-    in that namespace, is apart from the machine in both. Process 1 is asked as well, where it may be.
+    ``tests/private`` writes the id of its new network namespace into its new /run: a process that
+    reads it there, and is in that namespace, is isolated in both. Process 1 is compared, too, if
+    permitted.
     """
     if os.geteuid() != 0:
         return "these tests make network namespaces and need root"
@@ -45,7 +46,7 @@ def isolation_problem(network: str = "/proc/self/ns/net", mark: Path = MARK) -> 
 
 
 def open_namespace(path: str = OWN) -> int:
-    """A descriptor of a network namespace; this thread's own if no path is given."""
+    """A file descriptor of a network namespace; of the current one without a path."""
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -61,7 +62,7 @@ def unshare() -> None:
 
 @contextlib.contextmanager
 def inside(path: str) -> Iterator[None]:
-    """Have this thread in another namespace while the block runs. Sockets made there stay there."""
+    """Run the block in another namespace. Sockets created there stay there."""
     back = open_namespace()
     there = -1
     try:
@@ -76,7 +77,7 @@ def inside(path: str) -> Iterator[None]:
 
 
 def make(name: str) -> str:
-    """A new namespace under /run/netns, as ``ip netns add`` makes it; its path."""
+    """Create a namespace under /run/netns, as ``ip netns add`` does; its path."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / name
     path.touch(exist_ok=False)
@@ -91,7 +92,7 @@ def make(name: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Forget a namespace; the kernel ends it when nobody is in it any more. Missing is fine."""
+    """Unmount and unlink a namespace, as ``ip netns del`` does. Missing is no error."""
     with contextlib.suppress(OSError):
         _call(_libc.umount2(os.fsencode(path), MNT_DETACH), f"umount {path}")
     Path(path).unlink(missing_ok=True)

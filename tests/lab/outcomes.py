@@ -1,7 +1,7 @@
-"""How every test of a run ended, in a file, and whether two runs leave a test that ran in neither.
+"""Records the outcome of every test of a run, and finds tests that ran in neither of two runs.
 
-A pytest plugin: ``--outcomes FILE`` writes. As a program: ``python -m lab.outcomes NETNS VM`` compares, and
-``python -m lab.outcomes --join FILE PART...`` makes one file of those of a run's parts.
+A pytest plugin: ``--outcomes FILE`` writes the file. As a program, ``python -m lab.outcomes NETNS
+VM`` compares two files, ``python -m lab.outcomes --join FILE PART...`` joins the parts of a run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 Outcomes = dict[str, tuple[str, str]]
-"""By a test's full name: ``passed``, ``failed`` or ``skipped``, and why."""
+"""By test id: ``passed``, ``failed`` or ``skipped``, and the reason."""
 
 
 class Recorder:
@@ -24,11 +24,11 @@ class Recorder:
         self._found: Outcomes = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """The worst of set-up, call and tear-down counts."""
+        """The worst outcome of setup, call and teardown counts."""
         if report.failed:
             self._found[report.nodeid] = ("failed", "")
         elif report.skipped:
-            # An expected failure did run; a skip tells file, line and reason.
+            # An xfail did run; ``longrepr`` of a skip is file, line and reason.
             ran = hasattr(report, "wasxfail")
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
             self._found[report.nodeid] = ("passed", "") if ran else ("skipped", reason.removeprefix("Skipped: "))
@@ -54,14 +54,14 @@ def write(path: Path, found: Outcomes) -> None:
 
 
 def join(whole: Path, parts: list[Path]) -> None:
-    """One file of several, and none where one of them did not come to its end."""
+    """Join several files into one; no file is written if a part did not finish."""
     found = [read(part) for part in parts]
     if all(found):
         write(whole, {name: outcome for one in found for name, outcome in one.items()})
 
 
 def read(path: Path) -> Outcomes:
-    """What a run wrote; nothing if it did not come to its end."""
+    """The outcomes of a run; empty if it did not finish."""
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
@@ -74,16 +74,16 @@ def skipped(found: Outcomes) -> list[str]:
 
 
 def summary(found: Outcomes) -> str:
-    """How many tests ended in which way."""
+    """The number of tests by outcome."""
     counts = Counter(outcome for outcome, _ in found.values())
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()) or "no outcomes"
 
 
 def ran_nowhere(first: Outcomes, second: Outcomes) -> list[str]:
-    """The tests that one run skipped and the other skipped or did not have, a line each.
+    """Tests that one run skipped, and the other skipped or did not contain; one line each.
 
-    A test of what weft says where the kernel lacks something needs such a kernel, which not every machine has: it
-    gives ``this kernel has …`` as its reason, and is let off.
+    A test of the error for a missing kernel feature needs a kernel without it. Such a test is
+    skipped with the reason ``this kernel has …``, and is not reported.
     """
     lines = []
     for name in sorted({*skipped(first), *skipped(second)}):

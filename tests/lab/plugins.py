@@ -1,4 +1,4 @@
-"""Call CNI plugins as a container runtime does: the executable, its environment, and JSON on standard input."""
+"""Call CNI plugins as a runtime does: the executable, its environment, and JSON on stdin."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ REFERENCE_FOLDER = Path("/usr/lib/cni")
 
 
 def chosen_folder() -> Path:
-    """Whose plugins to test: weft's, or those that WEFT_TEST_PLUGINS names (to see what the reference does)."""
+    """Directory of the plugins under test: weft's, or WEFT_TEST_PLUGINS (e.g. reference plugins)."""
     return Path(os.environ.get("WEFT_TEST_PLUGINS") or OWN_FOLDER)
 
 
 class Cni:
-    """Calls the plugins of one folder."""
+    """Calls the plugins of one directory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,7 +32,7 @@ class Cni:
     def environment(
         self, command: str, container: str = "c1", netns: str = "", ifname: str = "eth0", args: str = "", path: str = ""
     ) -> dict[str, str]:
-        """The CNI_* variables of one call, beside a bare PATH; no engine unless this process's environment says so."""
+        """The environment of a call: CNI_*, a minimal PATH, and WEFT_ENGINE=off unless wanted."""
         return {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "CNI_COMMAND": command,
@@ -59,7 +59,10 @@ class Cni:
         folder: str | None = None,
         timeout: float = 120,
     ) -> Outcome:
-        """One call of one plugin, named by the configuration's ``type`` unless given. A failure is an answer, too."""
+        """Call one plugin, by default the configuration's ``type``.
+
+        A failure is returned, not raised.
+        """
         if engine.for_programs() and self.folder == OWN_FOLDER:
             engine.ready()
         environment = self.environment(command, container, netns, ifname, args, path) | dict(extra or {})
@@ -75,17 +78,17 @@ class Cni:
         return outcome.json
 
     def check(self, conf: Config, result: Any, netns: str, **rest: Any) -> None:
-        """CHECK that must succeed and say nothing."""
+        """CHECK that must succeed without output."""
         outcome = self("CHECK", {**conf, "prevResult": result}, netns=netns, **rest)
         assert (outcome.code, outcome.stdout) == (0, ""), outcome
 
     def delete(self, conf: Config, netns: str = "", **rest: Any) -> None:
-        """DEL that must succeed and say nothing."""
+        """DEL that must succeed without output."""
         outcome = self("DEL", conf, netns=netns, **rest)
         assert (outcome.code, outcome.stdout) == (0, ""), outcome
 
     def add_list(self, conflist: Config, netns: str, runtime: Config | None = None, **rest: Any) -> Any:
-        """ADD a whole conflist, as a runtime does: each plugin is given the result of the one before."""
+        """ADD of a conflist, as by a runtime: each plugin gets the result of the previous one."""
         result = None
         for conf in self._members(conflist, runtime):
             result = self.add(conf if result is None else {**conf, "prevResult": result}, netns, **rest)
@@ -98,13 +101,13 @@ class Cni:
     def delete_list(
         self, conflist: Config, result: Any = None, netns: str = "", runtime: Config | None = None, **rest: Any
     ) -> None:
-        """DEL a whole conflist, last plugin first, each with the result of the ADD if there is one."""
+        """DEL of a conflist, in reverse order, each plugin with the result of the ADD if given."""
         for conf in reversed(self._members(conflist, runtime)):
             self.delete(conf if result is None else {**conf, "prevResult": result}, netns, **rest)
 
     @staticmethod
     def _members(conflist: Config, runtime: Config | None) -> Sequence[dict[str, Any]]:
-        """The configurations that a runtime makes of a conflist; ``runtime`` holds what it has for each capability."""
+        """The plugin configurations of a conflist; ``runtime`` has the values for the capabilities."""
         members = []
         for plugin in conflist["plugins"]:
             declared = {name for name, wanted in plugin.get("capabilities", {}).items() if wanted}

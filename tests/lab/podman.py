@@ -1,4 +1,4 @@
-"""A private machine with podman on it, its network backend CNI, and a neighbour on the wire."""
+"""A private machine with podman (network backend CNI) and a neighbour."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lab.plugins import ROOT
 from lab.waiting import PATIENTLY
 
 _LEASES = "/var/lib/cni/networks"
-# Without control groups crun needs no rights that this machine may lack, for a pod's first container either.
+# Without cgroups: crun then needs no privileges that may be missing, also for infra containers.
 _CONTAINERS_CONF = """
 [containers]
 cgroups = "disabled"
@@ -44,7 +44,7 @@ _SLEEP = ("/bin/sleep", "600")
 
 
 class Podman(Machine):
-    """A machine with podman on it, the networks of the given conflists, and a neighbour at 192.0.2.2 behind lan0."""
+    """A machine with podman, networks of the given conflists, and the neighbour 192.0.2.2 on lan0."""
 
     def __init__(self, plugins: Path, *conflists: Mapping[str, Any]) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class Podman(Machine):
     # Podman
 
     def podman(self, *argv: str) -> str:
-        """What a command that must succeed printed."""
+        """The output of a command that must succeed."""
         return self.run("podman", *argv).stdout.strip()
 
     def start_one(
         self, name: str, root: str, *options: str, network: str = "", command: tuple[str, ...] = _SLEEP
     ) -> Outcome:
-        """``podman run``, which may fail. A ``network`` of "-" gives no --network at all."""
+        """``podman run``, which may fail. With the ``network`` "-" there is no option --network."""
         where = () if network == "-" else ("--network", network or self.network)
         flags = ("--cap-add=NET_RAW", *where, "--name", name, *options)
         return self.run("podman", "run", "-d", *flags, "--rootfs", root, *command, check=False)
@@ -85,33 +85,33 @@ class Podman(Machine):
         return str(self.inspect(name, "podman" if network == "-" else network)["IPAddress"])
 
     def serve(self, name: str, root: str, *options: str, network: str = "") -> str:
-        """Start a container with a page on port 80; its address."""
+        """Start a container with a web page on port 80; its address."""
         return self.up(name, root, *options, network=network, command=("/bin/httpd", "-f", "-p", "80", "-h", "/www"))
 
     def inspect(self, name: str, network: str = "") -> dict[str, Any]:
-        """What podman knows of a container on a network."""
+        """The network settings of a container in ``podman inspect``."""
         return dict(self.state(name)["NetworkSettings"]["Networks"][network or self.network])
 
     def state(self, name: str) -> dict[str, Any]:
-        """All that podman knows of a container."""
+        """The output of ``podman inspect`` for a container."""
         [found] = json.loads(self.podman("inspect", name))
         return dict(found)
 
     def show(self, name: str, *argv: str) -> str:
-        """What busybox's ``ip`` prints in a container."""
+        """The output of busybox's ``ip`` in a container."""
         return self.podman("exec", name, "/bin/ip", *argv)
 
     def ping(self, name: str, address: str, *, expected: bool = True) -> bool:
-        """Whether an echo request is answered: asked again and again where that is expected, else once."""
+        """Whether an echo request is answered; repeated if a reply is expected, else sent once."""
         argv = ("podman", "exec", name, "/bin/ping", "-c", "1", "-W", "1", address)
         return self.until(*argv, timeout=PATIENTLY if expected else 0).code == 0
 
     def get(self, address: str, port: int, *, namespace: str = "", patience: float = PATIENTLY) -> str:
-        """The page a server has, asked for on the machine or in a namespace; "" if it cannot be had in time."""
+        """The page of a server, fetched on the machine or in a namespace; "" if that fails in time."""
         where = ("ip", "netns", "exec", namespace) if namespace else ()
         return self.until(*where, sys.executable, "-ISc", _GET, address, str(port), timeout=patience).stdout
 
-    # What is there
+    # State of the machine
 
     def weft(self, *argv: str) -> Outcome:
         """The command ``weft``, which may fail."""
@@ -122,13 +122,13 @@ class Podman(Machine):
         return [one["what"] for one in self.weft("doctor", "--json").json["findings"]]
 
     def leases(self, network: str = "") -> list[str]:
-        """The addresses that are taken on disk; of every network if "*" is given."""
+        """The leased addresses on disk; of all networks with "*"."""
         folder = _LEASES if network == "*" else f"{_LEASES}/{network or self.network}"
         names = [Path(path).name for path in self.files(folder)]
         return [name for name in names if not name.startswith(("last_reserved_ip", "lock"))]
 
     def left(self) -> list[str]:
-        """What is there of containers that are gone: leases, results, links, rules."""
+        """Leftovers of removed containers: leases, results, links, rules."""
         found = self.leases("*") + self.files("/var/lib/cni/results")
         found += [link for link in self.links() if link.startswith("veth")]
         for each in self.run("nft", "-j", "list", "ruleset").json["nftables"]:

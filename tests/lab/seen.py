@@ -1,4 +1,4 @@
-"""What iproute2 says of a namespace: the second opinion on what a result or CHECK claims."""
+"""The state of a namespace according to iproute2, to verify results and CHECK independently."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _ask(host: Host, place: str | None, *argv: str, check: bool = True) -> Outco
 
 
 def link(host: Host, name: str, place: str | None = None) -> dict[str, Any]:
-    """A link as ``ip -d`` describes it, {} if there is none. ``place`` None is the host."""
+    """A link in the format of ``ip -d -j``, {} if there is none. ``place`` None is the host."""
     outcome = _ask(host, place, "ip", "-j", "-d", "link", "show", "dev", name, check=False)
     found: dict[str, Any] = outcome.json[0] if outcome.code == 0 else {}
     return found
@@ -28,14 +28,14 @@ def links(host: Host, place: str | None = None) -> list[str]:
 
 
 def addresses(host: Host, name: str, place: str | None = None) -> list[str]:
-    """The addresses of a link with their prefix lengths, without those that the kernel makes up."""
+    """The addresses of a link with prefix lengths, without link-local addresses of the kernel."""
     found = _ask(host, place, "ip", "-j", "address", "show", "dev", name).json
     every = [(f"{one['local']}/{one['prefixlen']}", one) for entry in found for one in entry.get("addr_info", [])]
     return sorted(text for text, one in every if not one["local"].startswith("fe80:"))
 
 
 def routes(host: Host, place: str | None = None, *, name: str = "", table: str = "main") -> list[dict[str, Any]]:
-    """Unicast routes of both families as ``ip -d route`` has them, without the kernel's own link-local ones."""
+    """Unicast routes of both families as in ``ip -d route``, without the kernel's link-local ones."""
     found: list[dict[str, Any]] = []
     for family in ("-4", "-6"):
         argv = ("ip", family, "-j", "-d", "route", "show", "table", table, *(("dev", name) if name else ()))
@@ -49,7 +49,7 @@ def routes(host: Host, place: str | None = None, *, name: str = "", table: str =
 
 
 def route(host: Host, destination: str, place: str | None = None, *, table: str = "main") -> dict[str, Any]:
-    """The one route to a destination; raises AssertionError unless there is exactly one."""
+    """The route to a destination; raises AssertionError unless there is exactly one."""
     found = [one for one in routes(host, place, table=table) if one["dst"] == destination]
     assert len(found) == 1, (destination, found)
     return found[0]
@@ -60,23 +60,23 @@ def setting(host: Host, key: str, place: str | None = None) -> str:
 
 
 def inner(path: str) -> Snapshot:
-    """All of a container's network, to be compared with ``lab.snapshot.difference``."""
+    """Snapshot of a container's network, for ``lab.snapshot.difference``."""
     with namespaces.inside(path):
         return take()
 
 
 def forward(host: Host) -> None:
-    """Have the host forward already: weft switches that on and leaves it on, since others come to rely on it."""
+    """Turn forwarding on in advance: weft turns it on and leaves it on, as others may rely on it."""
     host.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 
 
 def hurry(host: Host) -> None:
-    """Have new links of the host usable for IPv6 at once: until detection is over, nothing is forwarded to them."""
+    """Turn off DAD on new links of the host: until it ends, the kernel forwards nothing to them."""
     host.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
 
 
 def collect(cni: Cni, conf: Config, valid: tuple[tuple[str, str], ...] = ()) -> None:
-    """GC that must succeed; ``valid`` are the attachments to keep, as container id and interface name."""
+    """GC that must succeed; ``valid``: container ids and interface names of attachments to keep."""
     listed = [{"containerID": container, "ifname": ifname} for container, ifname in valid]
     outcome = cni("GC", {**conf, "cniVersion": "1.1.0", "cni.dev/valid-attachments": listed})
     assert (outcome.code, outcome.stdout) == (0, ""), outcome
@@ -91,7 +91,7 @@ def problem(cni: Cni, command: str, conf: Config, netns: str = "", **rest: Any) 
 
 
 def agrees(host: Host, result: dict[str, Any], netns: str, place: str = "c1", ifname: str = "eth0") -> None:
-    """The result says what the kernel has: names, MACs, MTUs, addresses, and every route with all that it says."""
+    """Compare a result with the kernel: names, MACs, MTUs, addresses, attributes of routes."""
     for one in result["interfaces"]:
         where = place if one.get("sandbox") else None
         assert one.get("sandbox", netns) == netns

@@ -1,4 +1,4 @@
-"""Services for tests of the balancer: backends that say their name, many connections at once, a catalog by hand."""
+"""For tests of the balancer: backends that send their name, clients, and a catalog."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NODE = Node("n1", "192.0.2.1")
 
 
 class Book:
-    """A catalog that tests write into: every call is one revision."""
+    """A catalog that tests fill; every call is one revision."""
 
     def __init__(self, *nodes: Node) -> None:
         self.catalog = Catalog()
@@ -60,7 +60,7 @@ class Book:
 
 
 def instance(name: str, address: str, port: int = 80, **rest: object) -> Instance:
-    """An instance of a service on the first node, named by its address."""
+    """An instance of a service on the first node; its id is the address."""
     made = Instance(NODE.name, f"{name}-{address}-{port}", name, address, port, protocol="tcp")
     return replace(made, **rest)  # type: ignore[arg-type]
 
@@ -70,7 +70,7 @@ def virtual(name: str, address: str) -> VirtualAddress:
 
 
 def run(work: Callable[[Balancer], Awaitable[None]], book: Book, **settings: object) -> None:
-    """Run a coroutine with a balancer that is started and has done all there was to do."""
+    """Run a coroutine with a started balancer that has programmed the catalog."""
 
     async def main() -> None:
         balancer = Balancer(book.catalog, config(**settings), Metrics())
@@ -89,7 +89,7 @@ def config(**settings: object) -> BalancerSettings:
 
 
 class Greeters:
-    """Servers in one namespace, one at each place: each says its name to a client, and again whenever it is asked."""
+    """Servers in one namespace, one per address; each sends its name on connect and per request."""
 
     def __init__(self, namespace: str, places: Mapping[str, tuple[str, int]]) -> None:
         self._selector = selectors.DefaultSelector()
@@ -158,9 +158,9 @@ def picks(
     source: str = "",
     port_from: int = 0,
 ) -> Counter[str]:
-    """Who answers so many connections; "refused" and "silent" count those that nobody answers.
+    """Open ``count`` connections: the number per backend; "refused" and "silent" count failures.
 
-    They come from an address and a port that the kernel chooses, unless ``source`` and ``port_from`` do.
+    The kernel chooses the source address and port, unless ``source`` and ``port_from`` are given.
     """
     found: Counter[str] = Counter()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -194,13 +194,13 @@ def picks(
 
 
 def talk(namespace: str, address: str, port: int) -> str:
-    """Who answers a datagram; "refused" where an ICMP error does, "silent" where nothing does."""
+    """The backend that replies to a datagram, "refused" (ICMP error) or "silent"."""
     with Datagrams(namespace, address, port) as ask:
         return ask()
 
 
 class Datagrams:
-    """One socket that asks again and again. As a context it gives the function that asks."""
+    """One UDP socket for several requests. As a context manager it returns the request function."""
 
     def __init__(self, namespace: str, address: str, port: int) -> None:
         with inside(namespace):
@@ -214,28 +214,29 @@ class Datagrams:
         self._socket.close()
 
     def send(self) -> None:
-        """Ask and do not wait."""
+        """Send a request without waiting for the reply."""
         self._socket.send(b"hello")
 
     def _ask(self) -> str:
         self._socket.setblocking(False)
         with contextlib.suppress(OSError):
-            while self._socket.recv(64):  # a late second answer to the question before
+            while self._socket.recv(64):  # a late second reply to the previous request
                 pass
-        for _ in range(int(PATIENTLY)):  # a neighbour that is not known yet may cost the first
+        for _ in range(int(PATIENTLY)):  # the first may be lost while the neighbour is resolved
             self._socket.settimeout(1)
             try:
                 self._socket.send(b"hello")
                 return self._socket.recv(64).decode()
             except TimeoutError:
                 continue
-            except (ConnectionRefusedError, PermissionError):  # the latter is what a process of the host itself is told
+            # EPERM is the error for a process of the host itself.
+            except (ConnectionRefusedError, PermissionError):
                 return "refused"
         return "silent"
 
 
 class Held:
-    """Connections that stay open; as a context it gives who answered how many."""
+    """Connections that stay open; as a context manager it returns the number per backend."""
 
     def __init__(self, namespace: str, address: str, port: int, count: int) -> None:
         self.connections: list[socket.socket] = []
@@ -247,7 +248,7 @@ class Held:
                 self.owners[one.recv(64).decode()] += 1
 
     def alive(self) -> int:
-        """How many still get an answer."""
+        """The number of connections that still get a reply."""
         found = 0
         for one in self.connections:
             try:
@@ -263,7 +264,7 @@ class Held:
 
 
 class Wire:
-    """A host between a namespace with servers, one at each address, and one with a client that has many addresses."""
+    """A host between a namespace with servers, one per address, and a client with many addresses."""
 
     def __init__(self, host: Host, count: int) -> None:
         self.host = host.path
@@ -303,12 +304,12 @@ class Wire:
         self._greeters.close()
 
     def names(self, version: int) -> list[str]:
-        """What the servers say: their addresses."""
+        """The names of the servers: their addresses."""
         return self.servers[version]
 
     @contextlib.contextmanager
     def hold(self, address: str, port: int, count: int) -> Iterator[Counter[str]]:
-        """Open connections of the client that stay open."""
+        """Open connections from the client, and keep them open."""
         self._held = Held(self.client, address, port, count)
         try:
             yield self._held.owners
@@ -317,7 +318,7 @@ class Wire:
             self._held = None
 
     def alive(self) -> int:
-        """How many of them still get an answer."""
+        """The number of these that still get a reply."""
         assert self._held is not None
         return self._held.alive()
 

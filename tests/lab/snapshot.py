@@ -1,4 +1,4 @@
-"""All of a namespace's network that outlives a call, without what changes by itself; two of them can be compared."""
+"""Comparable snapshots of a namespace's network, without state that changes by itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lab.waiting import PATIENTLY
 
 Snapshot = dict[str, Any]
 
-# As few programs as can be: in an emulator starting them is what a snapshot costs.
+# As few programs as possible: in an emulator, starting them dominates the cost.
 QUERIES: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (
     (
         ("ip", "-j", "-d", "-batch", "-"),
@@ -44,7 +44,7 @@ _VOLATILE = frozenset(
     }
 )
 _VOLATILE_FLAGS = frozenset({"NO-CARRIER", "LOWER_UP", "linkdown", "dead"})
-# The kernel adds and removes these by itself, some time after a link gains or loses its carrier.
+# The kernel adds and removes these some time after a link gains or loses its carrier.
 _LINK_LOCAL = ("fe80:", "ff00:")
 _SYSCTLS = (
     "net/ipv4/ip_forward",
@@ -62,7 +62,7 @@ def _steady(value: Any, key: str = "") -> Any:
         return {name: _steady(item, name) for name, item in value.items() if name not in _VOLATILE}
     if isinstance(value, list):
         items = [_steady(item) for item in value if not _comes_and_goes(key, item)]
-        # The kernel lists a set's elements in the order of their hashes, which differs from boot to boot.
+        # The order of a set's elements depends on their hashes, which differ at each boot.
         return sorted(items, key=json.dumps) if key == "elem" else items
     return value
 
@@ -83,7 +83,7 @@ def _sysctls() -> dict[str, str]:
 
 
 def take() -> Snapshot:
-    """The network of the namespace this thread is in."""
+    """Snapshot of the current network namespace."""
     state: Snapshot = {}
     for argv, lines in QUERIES:
         said = _documents(run(*argv, stdin="".join(f"{line}\n" for line in lines.values() if line)).stdout)
@@ -95,7 +95,7 @@ def take() -> Snapshot:
 
 
 def _documents(text: str) -> list[Any]:
-    """The JSON documents of a text, one after the other."""
+    """The concatenated JSON documents of a text."""
     found, decoder = [], json.JSONDecoder()
     while text := text.lstrip():
         document, end = decoder.raw_decode(text)
@@ -105,9 +105,9 @@ def _documents(text: str) -> list[Any]:
 
 
 def settled() -> Snapshot:
-    """The network of this thread's namespace once the kernel has nothing more to do and nothing moves for a moment.
+    """Snapshot of the current namespace when no link event is pending and two snapshots are equal.
 
-    Some time after a link has found or lost its carrier the kernel notes that, and adds or removes routes.
+    The kernel handles a gained or lost carrier with a delay, and then adds or removes routes.
     """
     deadline = time.monotonic() + PATIENTLY
     found = take()
@@ -121,13 +121,13 @@ def settled() -> Snapshot:
 
 
 def _pending() -> bool:
-    """Whether the kernel has yet to note a link's carrier, or to find out whether an address is anybody's.
+    """Whether a carrier change of a link is not yet handled, or DAD of an address is not finished.
 
-    An address of its own making, which ``take`` leaves out, may be tentative for seconds.
+    Link-local addresses of the kernel, which ``take`` omits, may be tentative for seconds.
     """
     for link in json.loads(run("ip", "-j", "address", "show").stdout or "[]"):
         flags = link.get("flags", ())
-        # IFF_LOWER_UP is the carrier itself, NO-CARRIER (no IFF_RUNNING) what has been noted.
+        # IFF_LOWER_UP is the carrier; NO-CARRIER (no IFF_RUNNING) is the state that was handled.
         if "LOWER_UP" in flags and "NO-CARRIER" in flags:
             return True
         if any(one.get("tentative") and one.get("scope") == "global" for one in link.get("addr_info", ())):
@@ -136,7 +136,7 @@ def _pending() -> bool:
 
 
 def difference(before: Snapshot, after: Snapshot) -> list[str]:
-    """What was lost (-) and what was gained (+), a line each; empty if both are the same."""
+    """Removed (-) and added (+) lines; empty if both are equal."""
     lines = []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name, []), after.get(name, [])

@@ -1,4 +1,4 @@
-"""Servers that tell a client what address it came from, and clients that ask. Sockets of a chosen namespace."""
+"""Servers that reply with the client's address, and clients, with sockets in a chosen namespace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lab.namespaces import inside
 from lab.waiting import PATIENTLY
 
 PAUSE = 0.1
-"""Seconds after which a waiting server looks whether it should end."""
+"""Interval at which a waiting server checks whether it should stop, seconds."""
 
 
 def _family(address: str) -> socket.AddressFamily:
@@ -30,7 +30,7 @@ def _open(address: str, protocol: str) -> socket.socket:
 
 @dataclass
 class Server:
-    """Answers every client with the client's own address and what it sent: ``10.1.0.5 hello``."""
+    """Replies to every client with its address and what it sent: ``10.1.0.5 hello``."""
 
     namespace: str
     port: int
@@ -82,10 +82,10 @@ class Server:
 def fetch(
     namespace: str, address: str, port: int, protocol: str = "tcp", *, timeout: float = PATIENTLY, source: str = ""
 ) -> str | None:
-    """What a server answers to ``hello``: the address it saw, None if it cannot be reached in time.
+    """Send ``hello`` to a server: the client address it saw, None if it cannot be reached in time.
 
-    A refusal ends it; where the kernel knows no way, it may be about to. ``source`` is the address to send from, chosen
-    by the kernel if empty.
+    A refused connection ends the attempt; without a route it is retried. ``source`` is the source
+    address, chosen by the kernel if empty.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -112,7 +112,7 @@ def fetch(
 
 
 def _ask(client: socket.socket, deadline: float) -> bytes:
-    """Say hello, once a second where nobody repeats what is lost; the answer. Raises OSError if none comes."""
+    """Send hello, repeated each second over UDP; the reply. Raises OSError without one."""
     while True:
         client.sendall(b"hello")
         left = deadline - time.monotonic()

@@ -1,7 +1,8 @@
-"""How long a test waits: long for what it expects, since that costs nothing where it comes, and briefly for the rest.
+"""Timeouts of tests: long for expected events, which costs nothing if they occur, else short.
 
-A machine that has other work to do loses a first packet or runs a program late, and the kernel repeats a lost SYN or
-neighbour solicitation only after a second. So no test may expect anything to happen in less than ``PATIENTLY``.
+Under load a first packet may be lost or a program start late, and the kernel retransmits a lost SYN
+or neighbour solicitation only after a second. So no test may wait less than ``PATIENTLY`` for an
+expected event.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import time
 from collections.abc import Callable
 
 PATIENTLY = 10.0
-"""Seconds for what is expected to happen."""
+"""Timeout of expected events, seconds."""
 BRIEFLY = 0.4
-"""Seconds after which what is not expected counts as not happening: on a quiet machine it takes milliseconds."""
+"""Seconds after which an unexpected event counts as absent; it would take milliseconds when idle.
+"""
 
 
 def until(condition: Callable[[], object], seconds: float = PATIENTLY, what: str = "it") -> None:
-    """Wait for a condition; raises AssertionError where it does not come to pass."""
+    """Wait for a condition; raises AssertionError if it does not become true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come to pass in {seconds} s"

@@ -294,7 +294,7 @@ IMPURE = frozenset(
 
 NEVER_CALLED = ("os.system", "os.popen")
 MOST_ENTRIES = 15
-"""Files and folders in cni_plugin, so that a reader sees the whole of it at once."""
+"""Maximum number of files and folders in cni_plugin, so that a reader sees them at once."""
 
 
 @cache

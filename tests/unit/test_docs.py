@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
 BASES = ("", "cni_plugin", "discovery", "tests")
-"""Where a path in a document may start."""
+"""Directories that paths in documents are relative to."""
 FOLDERS = "|".join(
     sorted({path.name for base in BASES for path in (ROOT / base).iterdir() if path.is_dir() and path.name[0] != "."})
 )

@@ -1,1 +1,1 @@
-"""A full Debian kernel in an emulator, over this machine's own files: what bin/vm runs."""
+"""bin/vm: a full Debian kernel in an emulator, with the files of this machine."""

@@ -16,14 +16,14 @@ from lab.guest.selection import ALWAYS
 ROOT = Path(__file__).resolve().parents[3]
 REPORTS = ROOT / "build" / "outcomes"
 SECONDS = 2300.0
-"""How long the guest may take for the tests."""
+"""Time limit of the tests in the guest, seconds."""
 IN_GUEST = "/weft-exchange/reports"
 
 PARTS = 2
-"""As many as the guest has processors: each runs a part of the tests."""
+"""Test processes, one for each processor of the guest."""
 SAMPLE = 5
-"""Of the sweeps of faults and kills that the netns tier goes through whole, every fifth step."""
-# What a run in the guest has no use for, and what costs it seconds to import.
+"""The netns tier tests faults and kills at every step; this tier at every fifth."""
+# Plugins that a run in the guest does not need, and that take seconds to import.
 QUICK = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-o", "faulthandler_timeout=1200")
 
 
@@ -47,7 +47,7 @@ def _end(number: int, frame: object) -> None:
 
 
 def _test(arguments: list[str]) -> int:
-    """Run tests in the guest, all in one boot: a selection of the caller's in one process, else in as many as PARTS."""
+    """Run tests in one boot of the guest: given ones in one process, otherwise in PARTS processes."""
     everything = "--all" in arguments
     rest = [argument for argument in arguments if argument != "--all"]
     named = any(not argument.startswith("-") and (ROOT / argument.partition("::")[0]).exists() for argument in rest)
@@ -65,7 +65,8 @@ def _test(arguments: list[str]) -> int:
     kernel = image()
     seconds = 6 * 3600.0 if everything else SECONDS
     environment = {} if everything or named else {"WEFT_TEST_SAMPLE": str(SAMPLE)}
-    # Python takes seconds to start; the executables hand their calls to an engine that is a fork of the tests.
+    # Python takes seconds to start: executables send their calls to an engine forked from the
+    # tests.
     environment["WEFT_TEST_ENGINE"] = "fork"
     print(f"vm: Linux {kernel.version}", flush=True)
     status = run(kernel, Job(command, ROOT, seconds=seconds, environment=environment, reports=REPORTS))
@@ -75,7 +76,7 @@ def _test(arguments: list[str]) -> int:
 
 
 def _selection() -> list[str]:
-    """The tests that the netns tier skipped on this machine's kernel, as it reported, and those that always run."""
+    """The tests that the netns tier reported as skipped on this kernel, and those that always run."""
     found = outcomes.read(REPORTS / "netns.json")
     if not found:
         print("vm: bin/test netns has not been run, so it is not known which tests this kernel skips", file=sys.stderr)
@@ -83,9 +84,9 @@ def _selection() -> list[str]:
 
 
 def _compile(pytest: tuple[str, ...]) -> bool:
-    """Have the bytecode made here, where it takes a second: the guest would compile for minutes.
+    """Compile the bytecode on this machine, where it takes a second; the guest would take minutes.
 
-    False if there are no such tests. Raises NoGuest, with what pytest says, if the tests cannot be collected.
+    False if there are no such tests. Raises NoGuest with the output of pytest if collection fails.
     """
     writing = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     command = (*pytest, "--collect-only", "-q")

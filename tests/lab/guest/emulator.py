@@ -1,4 +1,4 @@
-"""Boot the guest, run one command in it, end it: bounded in time, and gone whatever happens to the caller."""
+"""Boot the guest, run one command, stop it: with time limits, and killed if the caller dies."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from lab.guest.image import HERE, Image, NoGuest, cache
 
 PROGRAM = "qemu-system-x86_64"
 KVM_SECONDS = 20.0
-"""How long a guest may take to boot with the processor's own help before that is taken for broken."""
+"""Time limit of the trial boot with KVM, seconds."""
 BOOT_SECONDS = 120.0
 PASSED_ON = ("TERM", "LANG", "LC_ALL", "HOME", "COLUMNS", "LINES", "PYTEST_ADDOPTS")
 
 
 class NotBooted(NoGuest):
-    """The guest never came to the command, so it may be tried again."""
+    """The guest did not reach the command, so it can be tried again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command for the guest. ``reports`` is the one folder of the machine that the guest may write to."""
+    """A command for the guest. ``reports`` is the only directory that the guest can write to."""
 
     command: Sequence[str]
     folder: Path
@@ -46,7 +46,7 @@ class Job:
 
 
 def run(image: Image, job: Job) -> int:
-    """Run the command in a guest; its exit status. Raises NoGuest if the guest does not boot, hangs or breaks down."""
+    """Run the command in a guest; its exit status. Raises NoGuest if the guest fails or hangs."""
     accelerator = "kvm" if has_kvm(image) else "tcg,thread=multi,tb-size=512"
     try:
         return _boot(image, job, accelerator, BOOT_SECONDS)
@@ -56,7 +56,10 @@ def run(image: Image, job: Job) -> int:
 
 
 def has_kvm(image: Image) -> bool:
-    """Whether a guest really boots with KVM: opening it proves nothing. Tried once a boot; the cache remembers."""
+    """Whether a guest boots with KVM; opening /dev/kvm proves nothing.
+
+    Cached until the next boot.
+    """
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     answer = cache() / "kvm"
@@ -82,7 +85,7 @@ def _boot(image: Image, job: Job, accelerator: str, boot_seconds: float, errors:
     try:
         _fill(exchange, image, job)
         with _Terminal(job.interactive):
-            # Killed by the kernel when this process ends without having said good-bye.
+            # The kernel kills it if this process ends unexpectedly (PR_SET_PDEATHSIG).
             process = subprocess.Popen(
                 ("setpriv", "--pdeathsig", "KILL", "--", *_machine(image, exchange, accelerator, job.interactive)),
                 stdin=None if job.interactive else subprocess.DEVNULL,
@@ -106,10 +109,10 @@ def _fill(exchange: Path, image: Image, job: Job) -> None:
 
 
 def _machine(image: Image, exchange: Path, accelerator: str, interactive: bool) -> tuple[str, ...]:
-    """Two processors and no network. The machine's files cannot be written: the emulator itself refuses."""
+    """Two processors, no network. The emulator exports the machine's files read-only."""
     shared = "security_model=none,multidevs=remap"
     console = "stdio,id=out,signal=off,mux=on" if interactive else "stdio,id=out,signal=off"
-    # The timer check counts ticks in a busy loop: on a loaded machine an emulated timer fails it, and Linux panics.
+    # no_timer_check: the check counts ticks in a busy loop, and fails with a panic under load.
     words = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on audit=0 nokaslr no_timer_check"
     return (
         PROGRAM, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-vga", "none",
@@ -128,7 +131,7 @@ def _escaped(path: Path) -> str:
 
 
 def _wait(process: subprocess.Popen[bytes], exchange: Path, seconds: float, boot_seconds: float) -> None:
-    """Until the emulator ends by itself, or a deadline passes."""
+    """Wait until the emulator exits, or a deadline passes."""
     start = time.monotonic()
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -136,7 +139,7 @@ def _wait(process: subprocess.Popen[bytes], exchange: Path, seconds: float, boot
             return
         passed = time.monotonic() - start
         if (exchange / "status").exists():
-            # The command has ended; what is left is switching off.
+            # The command has ended; only the power-off is left.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
             return
@@ -167,14 +170,14 @@ def _last_words(exchange: Path) -> str:
 
 
 class _Terminal:
-    """Puts the terminal's settings back that the emulator changes, even if it is killed."""
+    """Restores the terminal settings that the emulator changes, even if it is killed."""
 
     def __init__(self, interactive: bool) -> None:
         self._interactive = interactive
 
     def __enter__(self) -> None:
         if self._interactive:
-            import termios  # only a person at a terminal needs it
+            import termios  # only needed if stdin is a terminal
 
             self._kept = termios.tcgetattr(0)
 

@@ -1,4 +1,4 @@
-"""The kernel that lacks nothing: Debian's own package, fetched and unpacked beside the machine, never installed."""
+"""Debian's kernel package with all features: downloaded and unpacked, never installed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = "linux-image-amd64"
-"""The generic flavour: the one for clouds has no 9p."""
+"""The generic flavour: the cloud flavour has no 9p."""
 BOOT_MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
-"""What the kernel needs before it can see the machine's files."""
+"""Modules that are needed to mount the machine's files."""
 HERE = Path(__file__).parent
 
 
 class NoGuest(Exception):
-    """There is no virtual machine to run anything in; the message says why."""
+    """No virtual machine is available; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A kernel that can be booted. ``modules`` is the folder for /lib/modules in the guest."""
+    """A bootable kernel. ``modules`` is the directory for /lib/modules in the guest."""
 
     version: str
     folder: Path
@@ -44,7 +44,7 @@ class Image:
 
 
 def cache() -> Path:
-    """Where kernels are kept: $WEFT_CACHE, else /var/cache/weft for root, else the user's own cache."""
+    """Directory of kernels: $WEFT_CACHE, else /var/cache/weft for root, else the user's cache."""
     if chosen := os.environ.get("WEFT_CACHE"):
         return Path(chosen).resolve()
     if os.geteuid() == 0:
@@ -53,7 +53,7 @@ def cache() -> Path:
 
 
 def image() -> Image:
-    """The kernel, fetched if this is the first time. Raises NoGuest where it cannot be had."""
+    """The kernel, downloaded on first use. Raises NoGuest if that fails."""
     if (machine := os.uname().machine) != "x86_64":
         raise NoGuest(f"the virtual machine is for x86_64, this is {machine}")
     folder = cache()
@@ -83,12 +83,12 @@ def _kept(folder: Path) -> Image | None:
 
 
 def _fetch(folder: Path) -> Image:
-    """Download and unpack; renamed into place when it is whole."""
+    """Download and unpack into a temporary directory, then rename it."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="new-") as name:
         work = Path(name)
         try:
             package = _newest()
-            # As root apt would change to a user who may not write here, and complain.
+            # As root, apt would switch to a user without write permission here, and warn.
             _call("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package, folder=work, timeout=600)
         except NoGuest:
             _call("apt-get", "-q", "update", folder=work, timeout=300)
@@ -97,7 +97,7 @@ def _fetch(folder: Path) -> Image:
         archive = next(work.glob("*.deb"))
         made = work / "made"
         _call("dpkg", "-x", str(archive), str(made), folder=work, timeout=300)
-        # A kernel without usrmerge has /lib, one with it /usr/lib.
+        # A package from before usrmerge has /lib, later ones /usr/lib.
         if not (made / "lib").exists():
             (made / "lib").symlink_to("usr/lib")
         version = package.removeprefix("linux-image-")
@@ -109,7 +109,7 @@ def _fetch(folder: Path) -> Image:
 
 
 def _newest() -> str:
-    """The name of the package that the newest kernel is in."""
+    """The name of the package of the newest kernel."""
     said = _call("apt-cache", "depends", PACKAGE, folder=Path("/"), timeout=60)
     for line in said.splitlines():
         word, _, name = line.strip().partition(" ")
@@ -119,7 +119,7 @@ def _newest() -> str:
 
 
 def _make_initrd(item: Image) -> None:
-    """An initial file system that mounts the machine's own: busybox, a script, and the modules in loading order."""
+    """An initramfs that mounts the machine's root: busybox, a script, and modules in loading order."""
     script = HERE / "first.sh"
     if item.initrd.exists() and item.initrd.stat().st_mtime_ns > script.stat().st_mtime_ns:
         return

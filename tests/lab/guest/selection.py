@@ -1,8 +1,8 @@
-"""What the vm tier always runs: for every driver and every feature at least one test of each kind.
+"""Tests that always run in the vm tier: for every driver and feature, at least one of each kind.
 
-The other tests of the netns tier come to it only where the machine's own kernel had to skip them. Every driver and
-every feature has a row here, but for drivers that have a ``Case`` and a conflist of their own name: their row is
-filled in. tests/unit/test_selection.py compares with the files.
+The other tests of the netns tier come to it only where the machine's own kernel had to skip them.
+Every driver and every feature has a row here, but for drivers that have a ``Case`` and a conflist
+of their own name: their row is filled in. tests/unit/test_selection.py compares with the files.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _SWEPT = {
 def _tests(conflist: str, traffic: str, case: str = "", **others: str) -> Tests:
     """A row: ``conflist`` is a file of conf/ without ending, ``traffic`` a test of tests/netns.
 
-    ``case`` is the name of the ``Case`` in lab.cases that the tests for all drivers run: test_truth.py,
-    test_faults.py and test_kills.py. A driver without a ``Case`` names tests of its own instead, ``truth=``,
-    ``delete=``, ``faults=`` and ``kills=``: one of each ``Kind``, several separated by spaces. Tests are written
-    without "tests/netns/test_".
+    ``case`` is the name of the ``Case`` in lab.cases that the tests for all drivers run:
+    test_truth.py, test_faults.py and test_kills.py. A driver without a ``Case`` names tests of its
+    own instead, ``truth=``, ``delete=``, ``faults=`` and ``kills=``: one of each ``Kind``, several
+    separated by spaces. Tests are written without "tests/netns/test_".
     """
     found: Tests = {Kind.CONFLIST: (f"conf.py::test_a_conflist_works[{conflist}]",), Kind.TRAFFIC: (traffic,)}
     if case:
@@ -63,7 +63,7 @@ DRIVERS: dict[str, Tests] = {
         faults="host_device.py::test_a_fault_at_every_step[Steps]",
         kills="host_device.py::test_a_kill_at_every_change[ADD] host_device.py::test_a_kill_at_every_change[DEL]",
     ),
-    # It does nothing to the kernel: its addresses are the host's, and a record is all that a fault or a kill can meet.
+    # It does not change the kernel: it returns the host's addresses, and writes only a record.
     "host": _tests(
         "host",
         "host.py::test_the_hosts_addresses_are_answered",
@@ -85,7 +85,7 @@ FEATURES: dict[str, Tests] = {
     "tuning": _tests("features", "tuning.py::test_all_is_as_asked_and_then_as_before", "chain-tuning"),
     "sbr": _tests("sbr", "sbr.py::test_two_links_each_with_a_way_of_its_own", "chain-sbr"),
     "vrf": _tests("vrf", "vrf.py::test_one_subnet_twice_in_two_domains", "chain-vrf"),
-    # Under weft's own name both are the default.
+    # Called as ``weft``, both are the default.
     "isolation": _tests(
         "internal",
         "isolation.py::test_networks_of_weft_are_closed_to_each_other_and_to_the_outside[bridge]",
@@ -94,7 +94,7 @@ FEATURES: dict[str, Tests] = {
     "spoofing": _tests("isolated", "spoofing.py::test_with_checks_no_forged_frame_arrives", "weft-everything"),
 }
 NOT_YET = frozenset({"names"})
-"""Features without every kind of test: a sweep of this one would have to start and end the agent each time."""
+"""Features without every kind of test: ``names`` would need an agent at every step."""
 IPAM: dict[str, Tests] = {
     "dhcp": _tests(
         "dhcp",
@@ -109,7 +109,8 @@ ALWAYS = tuple(
     dict.fromkeys(
         (
             "tests/vm",
-            # What the tests above show to be shut is open where nothing shuts it.
+            # Without the checks the same frames arrive, so the test above proves that the checks
+            # work.
             "tests/netns/test_spoofing.py::test_without_checks_every_forged_frame_arrives",
             *(
                 test

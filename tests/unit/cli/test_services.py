@@ -25,7 +25,7 @@ from lab.agent import LabAgent, until
 
 ROOT = Path(__file__).resolve().parents[3]
 EXPECTED = 30.0
-"""Seconds within which a line that is expected must have come."""
+"""Timeout of expected lines, seconds."""
 
 
 @pytest.fixture(scope="module")

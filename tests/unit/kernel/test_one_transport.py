@@ -87,9 +87,7 @@ HEADERS = {
     "linux/netfilter/nf_conntrack_tcp.h": "TCP_CONNTRACK_",
 }
 NOT_EXPORTED = ("CTA_FILTER", "NFTNL_", "NF_DROP", "NLA_TYPE_MASK", "SOL_NETLINK", "TCPF_")
-"""Not in the headers that programs get, only in those of newer kernels, or (NLA_TYPE_MASK) of
-another width there.
-"""
+"""Not in the UAPI headers, only in newer ones, or (NLA_TYPE_MASK) of another width there."""
 
 
 def test_constants_have_the_kernel_s_values(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from store import Batch, Event, Range
 
 ROOT = Path(__file__).resolve().parents[3]
 SOON = 30.0
-"""Seconds within which what must happen has happened, on however busy a machine."""
+"""Timeout of expected events on a busy machine, seconds."""
 
 Answer = TypeVar("Answer")
 
