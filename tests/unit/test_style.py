@@ -1,5 +1,5 @@
-"""ruff passes for the whole tree, its formatter for packages and tests, mypy --strict for packages, tests/lab and
-benchmarks.
+"""ruff passes for the whole tree, its formatter for packages and tests, mypy --strict for packages,
+tests/lab and benchmarks.
 """
 
 from __future__ import annotations

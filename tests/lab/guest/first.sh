@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# Process 1 of the guest, in its initial file system: the machine's files, readable, under a layer in memory that takes
-# all writes; then the second script, which came with the command through the folder shared for that.
+# Process 1 of the guest in the initramfs: mounts the machine's files read-only under a tmpfs overlay
+# for all writes, then runs second.sh, which is in the shared directory together with the command.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys

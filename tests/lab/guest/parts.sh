@@ -1,6 +1,6 @@
 #!/bin/sh
-# parts.sh N REPORT PYTEST...: run pytest in N parts at once, each in a private place and with REPORT-K.json for its
-# outcomes; what they say, line by line, begins with the part's number. Fails if any part does.
+# parts.sh N REPORT PYTEST...: run pytest in N parallel parts, each in its own namespaces, with its
+# outcomes in REPORT-K.json; output lines start with the number of the part. Fails if a part fails.
 parts=$1
 report=$2
 shift 2
@@ -15,6 +15,6 @@ done
 wait
 for part in $(seq "$parts"); do
     status=$(cat "$ended/$part")
-    # 5: no test fell to this part.
+    # Exit status 5: this part has no tests.
     case $status in 0 | 5) ;; *) exit "${status:-1}" ;; esac
 done

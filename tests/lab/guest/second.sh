@@ -1,4 +1,5 @@
-# Process 1 of the guest, over the machine's files: what a booted system has, then the command, then the power goes off.
+# Process 1 of the guest on the machine's files: sets up what a booted system has, runs the command,
+# and powers off.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 exchange=/weft-exchange
 mount -t proc proc /proc
@@ -20,7 +21,8 @@ ln -s "$modules" /usr/lib/modules
 [ -e /lib/modules ] || ln -s "$modules" /lib/modules
 hostname weft-guest
 ip link set lo up
-# Nothing asks for the first by itself, though most hosts have it; the second makes /dev/net/tun, as udev would.
+# The first is not loaded on demand, though most hosts have it; the second makes /dev/net/tun, as
+# udev would.
 modprobe br_netfilter
 modprobe tun
 : >"$exchange/booted"
@@ -33,7 +35,7 @@ finish() {
 if [ "$interactive" = 1 ]; then
     finish setsid --ctty --wait sh "$exchange/command" <>/dev/hvc0 >&0 2>&1
 else
-    # A pipe, so that nobody takes the console for a terminal with somebody before it.
+    # A pipe, so that programs do not take the console for an interactive terminal.
     stty raw -echo </dev/hvc0
     { finish setsid --wait sh "$exchange/command"; } </dev/null 2>&1 | cat >/dev/hvc0
 fi

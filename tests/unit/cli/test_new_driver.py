@@ -349,7 +349,7 @@ def test_podman_gets_no_subnets_from_a_driver_without_addresses(monkeypatch: pyt
 
 @pytest.mark.parametrize("driver", ["macvtap", "null", *create.drivers()])
 def test_every_creatable_driver_can_be_created_read_and_planned(run, weft: Weft, driver: str) -> None:
-    """A driver that declares ``creatable``, as ``weft network create`` writes its network without options."""
+    """A driver that declares ``creatable``: ``weft network create`` without options."""
     required = {"vlan": ("-o", "vlan=5")}
     run.good("network", "create", "-d", driver, *required.get(driver, ()), "made")
     [plugin] = run.list("made")["plugins"]

@@ -51,7 +51,7 @@ from discovery.consul.regex_parser import BadRegex
         ("ü", "grün", True),
     ],
 )
-def test_it_matches_what_go_matches(pattern: str, text: str, found: bool) -> None:
+def test_matches_are_those_of_go(pattern: str, text: str, found: bool) -> None:
     assert Regex(pattern).search(text) is found
 
 

@@ -72,7 +72,7 @@ PRESENTED = sorted({*rrtypes.NUMBERS.values(), 257} - {codec.ANY})
 
 @given(st.sampled_from(PRESENTED), st.binary(max_size=40), st.lists(st.binary(min_size=1, max_size=9), max_size=2))
 def test_data_in_text_is_the_data_of_the_record_alone(rrtype: int, data: bytes, labels: list[bytes]) -> None:
-    """Whatever follows the record in the message; data that is malformed or cut off is in hexadecimal."""
+    """Independent of what follows in the message; malformed data is shown as hexadecimal."""
     for rdata in (data, data + dns.name.Name((*labels, b"")).to_wire(), data[:6] + codec.encode_labels(*labels)):
         for behind in (b"", b"\0" * 40, b"\1x\0" * 20):
             message = bytes(codec.HEADER_LENGTH) + rdata + behind

@@ -313,7 +313,7 @@ def test_services_with_a_host_name_have_a_cname() -> None:
 
 @pytest.mark.parametrize("kind", sorted({*rrtypes.NUMBERS, "CAA"} - {"ANY"}))
 def test_a_cname_answers_for_every_type(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """RFC 1034 section 4.3.2 step 3a. Only the records of services are not hidden by it, as in Consul."""
+    """RFC 1034 section 4.3.2 step 3a. It does not hide records of services, as in Consul."""
     monkeypatch.setitem(rrtypes.NODE_RECORDS, 257, lambda node: [b"\0\5issueca.example"])
     world = MutableCatalog(
         Node("far", "db.example.com", meta={"os": "linux"}),
@@ -455,7 +455,7 @@ INSTANCES = st.tuples(
 
 @settings(max_examples=60)
 @given(st.lists(st.one_of(INSTANCES, st.integers(0, 5)), max_size=12), st.booleans())
-def test_answers_are_what_the_catalog_says(history: list[Step], strict: bool) -> None:
+def test_answers_match_the_catalog(history: list[Step], strict: bool) -> None:
     """After each random change: instances are added, changed and removed."""
     world = MutableCatalog()
     ask = Asked(world, DnsSettings(only_passing=strict))

@@ -57,7 +57,7 @@ def test_a_namespace_is_opened_with_close_on_exec() -> None:
         os.close(descriptor)
 
 
-def test_what_is_no_namespace_cannot_be_entered(tmp_path: Path) -> None:
+def test_other_files_cannot_be_entered(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         with pytest.raises(KernelRefused, match="cannot enter"), netns.inside(descriptor):
