@@ -39,7 +39,17 @@ client = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=3)
 client.request("GET", "/")
 print(client.getresponse().read().decode())
 """
-_OF_CONTAINERS = ("ports", "masquerade", "hairpin", "port_mac", "ingress", "snat")
+_OF_CONTAINERS = (
+    "ports",
+    "masquerade4",
+    "masquerade6",
+    "masquerade_all",
+    "hairpin",
+    "loopback_ports",
+    "port_mac",
+    "ingress",
+    "snat",
+)
 _SLEEP = ("/bin/sleep", "600")
 
 
