@@ -17,7 +17,7 @@ from lab.commands import run
 from lab.host import Host
 from lab.plugins import ROOT, Cni
 
-PACKAGES = ("cni_plugin", "ipam", "store", "discovery")
+PACKAGES = ("weft", "cni_plugin", "ipam", "store", "discovery")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "constraints.txt")
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
 PATH = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
@@ -72,7 +72,7 @@ def test_the_wheel_is_whole(installed: Installed) -> None:
     packed = set(zipfile.ZipFile(installed.wheel).namelist())
     sources = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     assert {name for name in packed if name.endswith(".py")} == sources
-    assert ("cni_plugin/client" in packed) is installed.compiled
+    assert ("cni_plugin/entry/client" in packed) is installed.compiled
     kind = f"linux_{os.uname().machine}" if installed.compiled else "any"
     assert installed.wheel.name.endswith(f"-py3-none-{kind}.whl")
 

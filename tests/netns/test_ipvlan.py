@@ -91,7 +91,7 @@ def test_in_a_chain_the_addresses_move_to_it(host: Host) -> None:
         ({"mtu": 1501}, "mtu 1501"),
         ({"master": "nope"}, "nope"),
         ({"ipam": {}}, "ipam.type is missing"),
-        ({"prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "192.0.2.9/24"}]}}, "single named interface"),
+        ({"prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "192.0.2.9/24"}]}}, "exactly one named interface"),
     ],
 )
 def test_what_cannot_be_is_refused(host: Host, keys: dict[str, Any], words: str) -> None:
