@@ -47,7 +47,9 @@ _OF_CONTAINERS = (
     "hairpin",
     "loopback_ports",
     "port_mac",
-    "ingress",
+    "ingress_policy4",
+    "ingress_policy6",
+    "ingress_isolated",
     "snat",
 )
 _SLEEP = ("/bin/sleep", "600")
