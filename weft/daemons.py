@@ -21,7 +21,7 @@ from weft.version import newer
 
 _SYSTEMD_RUN = "/usr/bin/systemd-run"
 _ANSWER_TIMEOUT = 2.0
-_START_TIMEOUT = 10.0
+_START_TIMEOUT = 30.0  # seconds; in an emulator it takes more than 10
 _END_TIMEOUT = 5.0
 _LOOKED = "looked"
 REFRESHED = f"{_LOOKED}\n{__version__}\n".encode()
