@@ -16,7 +16,8 @@ import select
 import time
 
 import weft
-from weft import __version__
+from weft import __version__, files
+from weft.errors import StateDamaged
 from weft.version import newer
 
 _FILE = "engine.release"
@@ -39,11 +40,9 @@ def supersede(folder: str) -> None:
     except (OSError, ValueError):
         pass
     _wait_for(_others())
-    with contextlib.suppress(OSError):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        with open(f"{path}.{os.getpid()}", "w", encoding="ascii") as file:
-            file.write(__version__)
-        os.replace(f"{path}.{os.getpid()}", path)
+    with contextlib.suppress(StateDamaged):  # two that write at once write the same
+        files.make_directory(folder, "its state")
+        files.write(path, __version__.encode(), "the release")
 
 
 def _others() -> dict[int, bool]:
