@@ -14,13 +14,13 @@ import sys
 import time
 from dataclasses import dataclass
 
-from weft import __version__
+from weft import __version__, processes
 from weft.errors import WeftError
 from weft.peer_credentials import is_trusted, peer_credentials
 from weft.version import newer
 
 _SYSTEMD_RUN = "/usr/bin/systemd-run"
-_ANSWER_TIMEOUT = 2.0
+_ANSWER_TIMEOUT = 2.0  # seconds
 _START_TIMEOUT = 30.0  # seconds; in an emulator it takes more than 10
 _END_TIMEOUT = 5.0
 _LOOKED = "looked"
@@ -72,10 +72,8 @@ def start(module: str, purpose: str) -> None:
         argv[:0] = [_SYSTEMD_RUN, "--quiet", "--scope", "--collect"]
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX": "2"}
     environment |= {name: value for name, value in os.environ.items() if name == "WEFT_CONFIG"}
-    dev_null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
     try:
-        child = os.posix_spawn(argv[0], argv, environment, file_actions=dev_null, setsid=True)
-        os.waitpid(child, 0)  # exits at once: the daemon is its child, reparented to init
+        processes.spawn(argv, environment, detached=True)  # ends at once: the daemon is its child, reparented to init
     except OSError as error:
         raise WeftError(f"cannot start the process that {purpose}: {error.strerror}") from error
 
@@ -109,11 +107,13 @@ class Running:
     version: str
 
 
-def refresh(path: str) -> Running | None:
-    """Make the daemon that listens at a path re-read its files; None if no trusted one answers."""
+def refresh(path: str, timeout: float = _ANSWER_TIMEOUT) -> Running | None:
+    """Make the daemon that listens at a path re-read its files; None if no trusted one answers in
+    ``timeout`` seconds.
+    """
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     with contextlib.closing(connection):
-        connection.settimeout(_ANSWER_TIMEOUT)
+        connection.settimeout(timeout)
         try:
             connection.connect(path)
             if not is_trusted(connection):

@@ -9,6 +9,7 @@ import socket
 import time
 
 from cni_plugin.wire import frame
+from weft import processes
 from weft.peer_credentials import is_trusted, peer_credentials
 
 IO_TIMEOUT = 5.0
@@ -31,9 +32,16 @@ class ClientConnection:
 
     def close(self) -> None:
         self._connection.close()
+        self.release()
+
+    def release(self) -> None:
+        """Close the passed namespace, and wait until no process that is being started has a copy of it or
+        of others that the call has opened: each keeps a mount busy that the client may now unmount.
+        """
         if self.namespace >= 0:
             os.close(self.namespace)
             self.namespace = -1
+        processes.settle()
 
     def receive(self) -> frame.RequestFrame:
         """Read the request. Raises ClientGone, and FrameProblem for a malformed one."""
@@ -102,7 +110,11 @@ class ClientConnection:
             return False
 
     def send(self, reply: bytes) -> None:
-        """Send the reply. Raises ClientGone for a client that does not read it in time."""
+        """Send the reply, having released all that is the client's.
+
+        Raises ClientGone for a client that does not read it in time.
+        """
+        self.release()
         self._deadline = time.monotonic() + IO_TIMEOUT
         rest = memoryview(reply)
         while rest:

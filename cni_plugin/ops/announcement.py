@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 
 from cni_plugin.ops.operation import Machine, Operation
-from weft import files
+from weft import daemons, files
 from weft.daemons import Daemon
 from weft.identity import mark_digest
 
 FOLDER = "names"
 _WHAT = "the container's names"
 SOCKET = "agent.sock"
+_END_TIMEOUT = 1.0  # seconds to wait for an agent at the end of an attachment
 _AGENT = Daemon("cni_plugin.agent.main", "answers names and registers services", "weft agent")
 
 
@@ -22,7 +22,8 @@ class Announced(Operation):
     """A container's names, addresses and services as JSON, in a file that the agent reads.
 
     The agent is notified, or started if none runs; the ADD goes on once it answers those names. Undo
-    deletes the file and notifies the agent. *Equivalent to:* ``curl -X PUT
+    deletes the file and goes on once the agent, if one runs, has dropped the names and the checks, which
+    open the container's namespace. *Equivalent to:* ``curl -X PUT
     localhost:8500/v1/agent/service/register``, and lines in a hosts file.
     """
 
@@ -39,7 +40,7 @@ class Announced(Operation):
 
     def undo(self, machine: Machine) -> None:
         files.remove(self._path(machine), _WHAT)
-        tell(_socket(machine))
+        daemons.refresh(_socket(machine), _END_TIMEOUT)
 
     def mismatch(self, machine: Machine) -> str | None:
         if _content(self._path(machine)) != self.document:
@@ -60,18 +61,6 @@ def _run(machine: Machine) -> str:
 
 def _socket(machine: Machine) -> str:
     return os.path.join(_run(machine), SOCKET)
-
-
-def tell(path: str) -> None:
-    """Have the agent, if one runs, read the files again; does not wait for it."""
-    import socket
-
-    with (
-        contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)) as connection,
-        contextlib.suppress(OSError),
-    ):
-        connection.setblocking(False)
-        connection.connect(path)
 
 
 def _content(path: str) -> str | None:

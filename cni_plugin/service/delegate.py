@@ -10,10 +10,9 @@ import ctypes
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 
-from weft import stderr
+from weft import processes, stderr
 from weft.errors import ConfigProblem, PluginFailed
 
 TIMEOUT = 120
@@ -49,24 +48,18 @@ def call(name: str, command: str, variables: Mapping[str, str], stdin: bytes) ->
     environment = {**os.environ, **variables, "CNI_COMMAND": command}
     executable = find(name, [folder for folder in environment.get("CNI_PATH", "").split(":") if folder])
     try:
-        done = subprocess.run(
-            [executable],
-            input=stdin,
-            env=environment,
-            capture_output=True,
-            timeout=TIMEOUT,
-            check=False,
-            preexec_fn=_die_with_caller,
+        done = processes.run(
+            [executable], stdin, environment=environment, timeout=TIMEOUT, before_execve=_die_with_caller
         )
-    except subprocess.TimeoutExpired as error:
+    except TimeoutError as error:
         raise PluginFailed(f"the IPAM plugin {name} timed out on {command} after {TIMEOUT} s") from error
     except OSError as error:
         raise PluginFailed(f"the IPAM plugin {executable} cannot be executed: {error.strerror}") from error
-    if done.stderr:
-        stderr.write(done.stderr)
-    if done.returncode:
-        raise _failure(name, command, done.stdout, done.returncode)
-    return done.stdout
+    if done.errors:
+        stderr.write(done.errors)
+    if done.status:
+        raise _failure(name, command, done.output, done.status)
+    return done.output
 
 
 def _die_with_caller() -> None:

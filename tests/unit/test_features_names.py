@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 
 from lab.calls import Weft
 from lab.confs import dual, network
-from weft.daemons import Daemon
+from weft.daemons import REFRESHED, Daemon
 from weft.identity import attachment_digest
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
@@ -161,3 +164,28 @@ def test_podmans_plugin_gives_names(weft: Weft, tmp_path: Path, folder: dict[str
     refused = weft("ADD", {**chained, "domainName": "no name"}, NETNS, CONTAINER)
     assert refused.code == 7
     assert "domainName" in refused.text
+
+
+def test_a_del_waits_for_the_agent_to_drop_names_and_checks(
+    weft: Weft, tmp_path: Path, folder: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checks open the container's namespace, which the runtime unmounts after the DEL."""
+    weft.add(settled(conf(names={}), folder), NETNS, CONTAINER)
+    seen: list[str] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "agent.sock"))
+        listener.listen()
+
+        def agent() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                seen.extend(os.listdir(tmp_path / "names"))
+                time.sleep(0.1)
+                seen.append("dropped")
+                connection.send(REFRESHED)
+
+        thread = threading.Thread(target=agent)
+        thread.start()
+        weft.delete(settled(conf(names={}), folder), NETNS, CONTAINER)
+        assert seen == ["dropped"]
+        thread.join()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from weft import processes
 from weft.errors import KernelLacks, KernelRefused
 from weft.kernel.netlink.attributes import string
 from weft.kernel.netlink.constants import (
@@ -91,7 +92,6 @@ def _lines(output: str) -> tuple[str, ...]:
 
 
 def _run(version: int, program: str, flags: list[str], text: str = "") -> str:
-    import subprocess  # 10 ms, only for hosts with iptables
     from shutil import which
 
     name = f"{_PREFIXES[version]}{program}"
@@ -99,20 +99,17 @@ def _run(version: int, program: str, flags: list[str], text: str = "") -> str:
     if path is None:
         raise KernelLacks(f"{name} is not installed", hint="install iptables, or use the backend nftables")
     try:
-        done = subprocess.run(
+        done = processes.run(
             [path, *flags],
-            input=text,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            env={"LC_ALL": "C", "PATH": os.pathsep.join(_DIRECTORIES)},
+            text.encode(),
+            environment={"LC_ALL": "C", "PATH": os.pathsep.join(_DIRECTORIES)},
             timeout=_TIMEOUT * 2,
-            check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         raise KernelRefused(f"cannot run {path}: {error}") from error
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line and not line.startswith("# Warning")]
-        sentence = said[0] if said else f"exit status {done.returncode}"
+    if done.status:
+        lines = done.errors.decode("utf-8", "replace").splitlines()
+        said = [line for line in lines if line and not line.startswith("# Warning")]
+        sentence = said[0] if said else f"exit status {done.status}"
         raise KernelRefused(f"{name}: {sentence.removeprefix(f'{name}: ')}")
-    return done.stdout
+    return done.output.decode("utf-8", "replace")

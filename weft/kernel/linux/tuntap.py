@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Mapping
 
+from weft import processes
 from weft.errors import Exists, KernelLacks, KernelRefused
 
 _DEVICE = "/dev/net/tun"
@@ -75,8 +76,7 @@ def _add_labelled(name: str, options: Mapping[str, int | str], action: str) -> N
     try:
         with open(_LABEL, "w", encoding="utf-8") as file:
             file.write(label)
-        child = os.posix_spawnp("ip", command, os.environ)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = processes.spawn(command, os.environ)
     except OSError as error:
         raise KernelRefused(f"cannot {action} with the SELinux context {label}: {error.strerror}") from error
     finally:

@@ -12,6 +12,7 @@ import ctypes
 import os
 from typing import NoReturn, Protocol
 
+from weft import processes
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.kernel.netlink.constants import NETLINK_NETFILTER
 from weft.kernel.netlink.transport import NetlinkSocket
@@ -97,23 +98,15 @@ class Program:
         self._path = path
 
     def run(self, commands: str, *, terse: bool = False) -> Answer:
-        import subprocess  # 10 ms to import, which a host with the library never pays
-
         flags = ["-p", "-t"] if terse else ["-p"]
         try:
-            done = subprocess.run(
-                [self._path, *flags, "-f", "-"],
-                input=commands,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                env={"LC_ALL": "C"},
-                timeout=_PATIENCE,
-                check=False,
+            done = processes.run(
+                [self._path, *flags, "-f", "-"], commands.encode(), environment={"LC_ALL": "C"}, timeout=_PATIENCE
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except OSError as error:
             raise KernelRefused(f"{self._path} does not run: {error}") from error
-        return done.stdout, (done.stderr or f"exit status {done.returncode}") if done.returncode else ""
+        output, errors = (text.decode("utf-8", "replace") for text in (done.output, done.errors))
+        return output, (errors or f"exit status {done.status}") if done.status else ""
 
     def close(self) -> None: ...
 
