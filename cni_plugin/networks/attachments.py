@@ -128,7 +128,7 @@ def _state(context: ServiceContext, records: Iterable[Record]) -> State:
     found = list(records)
     if any(record.phase is not Phase.ATTACHED for record in found):
         return State.HALF
-    return State.ATTACHED if all(context.is_alive(record.namespace) for record in found) else State.GONE
+    return State.GONE if any(context.is_gone(record.namespace) for record in found) else State.ATTACHED
 
 
 def find(context: ServiceContext, container: str, interface: str = "", network: str = "") -> list[Endpoint]:
@@ -173,14 +173,15 @@ def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -
     if one.state is State.GONE:
         return [f"its network namespace {one.namespace.path} no longer exists"]
     sentences = ["it is only partially attached"] if one.state is State.HALF else []
-    if not context.is_alive(one.namespace):
+    if context.is_gone(one.namespace):
         return [*sentences, f"its network namespace {one.namespace.path} no longer exists"]
-    container = context.kernel.open(one.namespace.path)
+    container = context.open_same(one.namespace)
     try:
         operations = (*(one.shared if shared else ()), *one.operations)
         return [*sentences, *executor.mismatches(operations, context.machine(container))]
     finally:
-        container.close()
+        if container is not None:
+            container.close()
 
 
 def detach(context: ServiceContext, one: Endpoint) -> None:

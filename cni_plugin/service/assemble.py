@@ -27,7 +27,8 @@ class Assembly:
     """The parts of one attachment. ``answer`` is what IPAM says without reserving anything.
 
     ``link_parts`` are those of the parts that need no address to be planned: the driver, and what
-    protects others. ``on_host``: the container shares the host's network namespace.
+    protects others. ``on_host``: the container shares the host's network namespace. ``addresses_only``:
+    an IPAM plugin called alone, which needs no network namespace, so CNI_NETNS is not opened.
     """
 
     driver: str = ""
@@ -36,6 +37,7 @@ class Assembly:
     lease: Lease | None = None
     answer: Result = field(default_factory=Result)
     on_host: bool = False
+    addresses_only: bool = False
 
 
 def read(request: Request) -> Assembly:
@@ -43,7 +45,8 @@ def read(request: Request) -> Assembly:
     if request.plugin in IPAM:
         if request.config.ipam.text("type") not in ("", request.plugin):
             request.config.ipam.problem("type", f"must be {request.plugin!r} when that plugin is called")
-        return _addressed("", (), request, request.plugin)
+        found = _addressed("", (), request, request.plugin)
+        return replace(found, addresses_only=found.lease is None or not found.lease.needs_link)
     driver, features = _choice(request)
     part = modules.driver(driver).read(request, request.config.keys) if driver else None
     parts = [part] if part is not None else []

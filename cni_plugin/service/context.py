@@ -144,6 +144,10 @@ class ServiceContext:
         """Whether the path still leads to the same namespace (device and inode)."""
         return self.kernel.identify(namespace.path).same(namespace)
 
+    def is_gone(self, namespace: NamespaceId) -> bool:
+        """Whether there was such a namespace, and is no longer."""
+        return namespace.known and not self.is_alive(namespace)
+
     def open_same(self, namespace: NamespaceId) -> Namespace | None:
         """The record's namespace, None if it no longer exists."""
         if not self.is_alive(namespace):

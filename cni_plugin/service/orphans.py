@@ -64,11 +64,14 @@ def _is_locked(path: str) -> bool:
 
 
 def stale_attachments(context: ServiceContext) -> list[Record]:
-    """Attachments that are partially set up or removed, or whose namespace no longer exists."""
+    """Attachments that are partially set up or removed, or whose namespace no longer exists.
+
+    An IPAM plugin called alone may have no namespace: what holds the address cannot be seen then.
+    """
     return [
         record
         for record in context.records.all()
-        if record.phase is not Phase.ATTACHED or not context.is_alive(record.namespace)
+        if record.phase is not Phase.ATTACHED or context.is_gone(record.namespace)
     ]
 
 

@@ -16,7 +16,7 @@ from cni_plugin.wire.request import Request
 from cni_plugin.wire.result import check
 from weft.kernel.host import Host
 from weft.kernel.interface import Kernel, Namespace
-from weft.types import Attachment, Result, Side
+from weft.types import Attachment, NamespaceId, Result, Side
 
 EMPTY_PLAN = Plan()
 
@@ -28,11 +28,11 @@ class Planner:
         self._kernel = kernel
         self._host = host
 
-    def new_record(self, request: Request, assembly: assemble.Assembly, container: Namespace) -> Record:
+    def new_record(self, request: Request, assembly: assemble.Assembly, namespace: NamespaceId) -> Record:
         """The record of an ADD before it reserves addresses."""
         return Record(
             attachment_of(request),
-            container.id,
+            namespace,
             Phase.ADDING,
             self._host.boot,
             time.clock_gettime(time.CLOCK_BOOTTIME),
@@ -41,23 +41,23 @@ class Planner:
             operations=(assembly.lease,) if assembly.lease else (),
         )
 
-    def facts(self, container: Namespace, host: Namespace | None = None) -> Facts:
+    def facts(self, container: Namespace | None, host: Namespace | None = None) -> Facts:
         """What a plan may read of host and container; ``host`` may be a cached one (``plan.cached``)."""
         return KernelFacts(host or self._kernel.host, container)
 
     def plan_link(
-        self, record: Record, request: Request, assembly: assemble.Assembly, container: Namespace
+        self, record: Record, request: Request, assembly: assemble.Assembly, container: Namespace | None
     ) -> tuple[Facts, Plan]:
         """The plan for a lease that needs the link first (DHCP), and the facts that it was planned on."""
         facts = snapshot(self.facts(container))
         facts.link(Side.CONTAINER, request.interface)  # for the full plan, which must not see the link that this makes
-        context = self._context(record, request, container, facts, Result())
+        context = self._context(record, request, facts, Result())
         return facts, compose(replace(context, pending=True), assembly.link_parts)
 
-    def _context(self, record: Record, request: Request, container: Namespace, facts: Facts, start: Result) -> Context:
+    def _context(self, record: Record, request: Request, facts: Facts, start: Result) -> Context:
         return Context(
             record.attachment,
-            container.id,
+            record.namespace,
             f"{self._host.boot}/{self._kernel.host.id.inode}",
             request.config,
             replace(start, dns=request.config.dns or start.dns),
@@ -70,7 +70,6 @@ class Planner:
         request: Request,
         assembly: assemble.Assembly,
         answer: Result,
-        container: Namespace,
         facts: Facts,
         link_plan: Plan = EMPTY_PLAN,
     ) -> Record:
@@ -83,7 +82,7 @@ class Planner:
         start = config.previous or Result() if chained else answer
         lease = assembly.lease
         gateways = lease.gateways() if isinstance(lease, PoolLease) else ()
-        context = self._context(record, request, container, facts, start)
+        context = self._context(record, request, facts, start)
         plan = compose(replace(context, gateways=gateways), assembly.parts)
         # Not every CNI version can express every result; that must fail before the kernel is changed.
         check(plan.result, config.version)

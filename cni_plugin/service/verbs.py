@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.ops import BaseRules
-from cni_plugin.ops.operation import Machine, Operation
+from cni_plugin.ops.operation import Lease, Machine, Operation
 from cni_plugin.plan import modules
 from cni_plugin.plan.cached import link_cache
 from cni_plugin.service import assemble, executor
@@ -78,10 +78,10 @@ class Service(ServiceContext):
             raise
 
     def _attach(self, request: Request, assembly: assemble.Assembly, attachment: Attachment) -> Result:
-        with self._container(request, assembly) as container, self.locked(attachment):
+        with self._container(request, assembly) as (namespace, container), self.locked(attachment):
             machine = self.machine(container)
-            self._finish_previous(attachment, container.id)
-            record = self.planner.new_record(request, assembly, container)
+            self._finish_previous(attachment, namespace)
+            record = self.planner.new_record(request, assembly, namespace)
             attempt = executor.Attempt(machine, self.watch, self.log)
             try:
                 with attempt:
@@ -100,7 +100,7 @@ class Service(ServiceContext):
                         attempt.apply(record.operations[:-1])
                     answer = attempt.reserve(assembly.lease) if assembly.lease else assembly.answer
                     done = len(record.operations)
-                    record = self.planner.plan_record(record, request, assembly, answer, container, facts, link_plan)
+                    record = self.planner.plan_record(record, request, assembly, answer, facts, link_plan)
                     self.records.write(record)
                     planned_on = replace(machine, host=host) if link_plan is EMPTY_PLAN else machine
                     self._ensure_shared(attachment, record.shared, machine, planned_on)
@@ -117,8 +117,8 @@ class Service(ServiceContext):
     def delete(self, request: Request) -> None:
         """Detach. What is missing already is fine. Errors are raised after everything has been tried.
 
-        Nothing happens where the attachment lives in another namespace than the one that CNI_NETNS
-        names.
+        Nothing happens where CNI_NETNS names a namespace, and the attachment is in another one that
+        exists, too. A CNI_NETNS that names none is no reason: runtimes unmount its path first.
         """
         attachment = attachment_of(request)
         requested = self.kernel.identify(request.namespace) if request.namespace else NamespaceId("")
@@ -143,7 +143,7 @@ class Service(ServiceContext):
         """
         assembly = self._assemble(request)
         attachment = attachment_of(request)
-        with self._container(request, assembly) as container, self.locked(attachment):
+        with self._container(request, assembly) as (namespace, container), self.locked(attachment):
             record = self.records.read(attachment)
             if record is None or record.phase is not Phase.ATTACHED:
                 raise UnknownContainer(
@@ -151,7 +151,7 @@ class Service(ServiceContext):
                     hint="no ADD has succeeded since this host booted; DEL and ADD it again",
                 )
             sentences = []
-            if not record.namespace.same(container.id):
+            if container is not None and not record.namespace.same(namespace):
                 sentences.append(f"{attachment} is attached in {record.namespace.path}, not in {request.namespace}")
             operations = (*record.shared, *record.operations)
             sentences += executor.mismatches(operations, self.machine(container), self._later_operations(attachment))
@@ -181,10 +181,10 @@ class Service(ServiceContext):
     def preview(self, request: Request) -> Record:
         """A dry run of ADD: the record that it would write."""
         assembly = self._assemble(request)
-        with self._container(request, assembly) as container:
+        with self._container(request, assembly) as (namespace, container):
             answer = assembly.lease.preview(self.machine(container)) if assembly.lease else assembly.answer
-            record, facts = self.planner.new_record(request, assembly, container), self.planner.facts(container)
-            return self.planner.plan_record(record, request, assembly, answer, container, facts)
+            record, facts = self.planner.new_record(request, assembly, namespace), self.planner.facts(container)
+            return self.planner.plan_record(record, request, assembly, answer, facts)
 
     # Helpers of the verbs
 
@@ -200,12 +200,18 @@ class Service(ServiceContext):
         return assembly
 
     @contextlib.contextmanager
-    def _container(self, request: Request, assembly: assemble.Assembly) -> Iterator[Namespace]:
-        """Open the container's network namespace.
+    def _container(
+        self, request: Request, assembly: assemble.Assembly
+    ) -> Iterator[tuple[NamespaceId, Namespace | None]]:
+        """Open the container's network namespace; None for an IPAM plugin called alone, which needs
+        none.
 
         Raises NamespaceProblem where CNI_NETNS is no network namespace, or is the host's and must not
         be (or must be).
         """
+        if assembly.addresses_only:
+            yield self.kernel.identify(request.namespace), None
+            return
         container = self.kernel.open(request.namespace)
         try:
             own = container.id.same(self.kernel.host.id)
@@ -219,7 +225,7 @@ class Service(ServiceContext):
                     f"CNI_NETNS {request.namespace} is the host's own network namespace",
                     hint="create a network namespace for the container, or set CNI_NETNS_OVERRIDE=1",
                 )
-            yield container
+            yield container.id, container
         finally:
             container.close()
 
@@ -231,23 +237,30 @@ class Service(ServiceContext):
         if record is None:
             return
         if record.phase is Phase.ATTACHED and record.boot == self.host.boot:
-            same_namespace = record.namespace.same(namespace)
-            if same_namespace and self._has_links(record):
-                raise Conflict(f"{attachment} is already attached", hint="DEL it first")
+            same_namespace = record.namespace.same(namespace) or not record.namespace.known
+            addresses = ", ".join(str(ip.address.ip) for ip in record.result.ips)
+            attached = f"{attachment} is already attached" + (f" with {addresses}" if addresses else "")
+            if same_namespace and self._is_in_effect(record):
+                raise Conflict(attached, hint="DEL it first")
             if not same_namespace and self.is_alive(record.namespace):
                 raise Conflict(
-                    f"{attachment} is already attached in network namespace {record.namespace.path}",
+                    f"{attached} in network namespace {record.namespace.path}",
                     hint="DEL it there first, or use another container id",
                 )
         raise_all(self.undo(record))
         self.records.remove(attachment)
 
-    def _has_links(self, record: Record) -> bool:
-        """Whether the links that the record's operations create exist."""
-        makers = [operation for operation in record.operations if operation.creates]
+    def _is_in_effect(self, record: Record) -> bool:
+        """Whether the links that the record's operations create exist, or its lease where it creates
+        none.
+
+        Of a chained plugin, which has neither, an ADD may be repeated.
+        """
+        signs = [operation for operation in record.operations if operation.creates]
+        signs = signs or [operation for operation in record.operations if isinstance(operation, Lease)]
         container = self.open_same(record.namespace)
         try:
-            return bool(makers) and not executor.mismatches(makers, self.machine(container))
+            return bool(signs) and not executor.mismatches(signs, self.machine(container))
         finally:
             if container is not None:
                 container.close()
@@ -256,7 +269,7 @@ class Service(ServiceContext):
         """Whether the attachment's namespace exists and is not the one that DEL names: then DEL must
         not touch it.
         """
-        if not requested.path or requested.path == record.namespace.path or requested.same(record.namespace):
+        if not requested.known or requested.same(record.namespace):
             return False
         return self.is_alive(record.namespace)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from cni_plugin.wire.plugins import IPAM
 from cni_plugin.wire.request import Command, Config, Request
 from weft.errors import EnvironmentProblem
 from weft.identity import identifier_problem, link_name_problem
@@ -67,7 +68,7 @@ def read(environ: Mapping[str, str], plugin: str, reads_arguments: Callable[[str
     container, namespace, interface = (environ.get(f"CNI_{key}", "") for key in ("CONTAINERID", "NETNS", "IFNAME"))
     for name, value, problem in (
         ("CNI_CONTAINERID", container, identifier_problem),
-        ("CNI_NETNS", namespace, _path_problem),
+        ("CNI_NETNS", namespace, _text_problem if plugin in IPAM else _path_problem),
         ("CNI_IFNAME", interface, link_name_problem),
     ):
         if value and (sentence := problem(value)):
@@ -94,8 +95,13 @@ def _path_problem(path: str) -> str:
     """What is wrong with a namespace's path, "" if nothing is; whether anything is there is not looked
     at.
     """
-    if not path.startswith("/"):
-        return "must be an absolute path"
+    return _text_problem(path) if path.startswith("/") else "must be an absolute path"
+
+
+def _text_problem(path: str) -> str:
+    """What is wrong with CNI_NETNS where nothing opens it, "" if nothing is: virtual machines have other
+    names than paths.
+    """
     if not path.isprintable():
         return "must be printable UTF-8"
     if len(path.encode("utf-8")) > _LONGEST_PATH:

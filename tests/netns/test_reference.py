@@ -213,3 +213,19 @@ def test_both_share_one_lease_directory(host: Host, reference: Cni, weft: Cni) -
         found.append(cni.add(conf, host.container(name), container=name)["ips"][0]["address"])
     assert found == [f"10.80.0.{index}/24" for index in (2, 3, 4, 5)]
     assert host.ping("n0", "10.80.0.3") and host.ping("n3", "10.80.0.4")
+
+
+@pytest.mark.parametrize("netns", ["vm-1f3a", "/dev/null", "/no/such/path"])
+def test_ipam_alone_takes_any_string_as_namespace_and_refuses_a_second_add(
+    host: Host, reference: Cni, weft: Cni, netns: str
+) -> None:
+    """As plugins for virtual machines delegate; the second ADD must not give the first one's address to others."""
+    conf = network("host-local", pool(SUBNET), version=VERSION)
+    for cni in (reference, weft):
+        assert cni.add(conf, netns)["ips"][0]["address"] == "10.80.0.2/24"
+        refused = cni("ADD", conf, netns=netns)
+        assert refused.code == 1 and "10.80.0.2" in refused.json["msg"]
+        assert [path.name for path in Path("/var/lib/cni/networks/net").glob("10.*")] == ["10.80.0.2"]
+        cni.delete(conf, netns)
+        assert list(Path("/var/lib/cni/networks/net").glob("10.*")) == []
+        Path("/var/lib/cni/networks/net/last_reserved_ip.0").unlink()
