@@ -249,7 +249,8 @@ class Catalog:
 
     def _apply(self, event: Event) -> set[Topic]:
         """Apply one change; returns the topics it changes."""
-        change = _HANDLERS.get(event.key.removeprefix(layout.ROOT).partition("/")[0])
+        kind, names = layout.split_key(event.key)
+        change = _HANDLERS.get(kind)
         if change is None:
             return set()
         self.undecodable.pop(event.key, None)
@@ -260,10 +261,10 @@ class Catalog:
             except DecodeError as error:
                 # Treated as missing: one malformed entry must not block the others.
                 self.undecodable[event.key] = str(error)
-        return set(change(self, event.key, value))
+        return set(change(self, names, value))
 
-    def _put_node(self, key: str, value: CatalogEntry | None) -> Iterator[Topic]:
-        (name,) = layout.key_parts(key)
+    def _put_node(self, names: tuple[str, ...], value: CatalogEntry | None) -> Iterator[Topic]:
+        (name,) = names
         old = self._nodes.pop(name, None)
         if isinstance(value, Node):
             self._nodes[name] = value
@@ -272,8 +273,8 @@ class Catalog:
         for instance in self._by_node.get(name, {}).values():
             yield from (service(instance.name), health(instance.name))
 
-    def _put_instance(self, key: str, value: CatalogEntry | None) -> Iterator[Topic]:
-        name, node_name, instance_id = layout.key_parts(key)
+    def _put_instance(self, names: tuple[str, ...], value: CatalogEntry | None) -> Iterator[Topic]:
+        node_name, name, instance_id = names
         instance_key = (node_name, instance_id)
         siblings = self._by_service.setdefault(name, {})
         old = siblings.pop(instance_key, None)
@@ -292,8 +293,8 @@ class Catalog:
         if (old.tags if old else None) != (new.tags if new else None):
             yield SERVICES
 
-    def _put_check(self, key: str, value: CatalogEntry | None) -> Iterator[Topic]:
-        node_name, check_id = layout.key_parts(key)
+    def _put_check(self, names: tuple[str, ...], value: CatalogEntry | None) -> Iterator[Topic]:
+        node_name, check_id = names
         here = self._checks.setdefault(node_name, {})
         old = here.pop(check_id, None)
         new = value if isinstance(value, Check) else None
@@ -321,8 +322,8 @@ class Catalog:
         if not found:
             del self._checks_by_target[about]
 
-    def _put_virtual(self, key: str, value: CatalogEntry | None) -> Iterator[Topic]:
-        (address,) = layout.key_parts(key)
+    def _put_virtual(self, names: tuple[str, ...], value: CatalogEntry | None) -> Iterator[Topic]:
+        (address,) = names
         old = self._virtuals.pop(address, None)
         if old is not None:
             mine = self._virtuals_by_service[old.service]
@@ -360,7 +361,7 @@ def _revision(value: CatalogEntry) -> int:
     return value.create_index if isinstance(value, VirtualAddress) else value.modify_index
 
 
-_HANDLERS: dict[str, Callable[[Catalog, str, CatalogEntry | None], Iterator[Topic]]] = {
+_HANDLERS: dict[str, Callable[[Catalog, tuple[str, ...], CatalogEntry | None], Iterator[Topic]]] = {
     "node": Catalog._put_node,
     "service": Catalog._put_instance,
     "check": Catalog._put_check,

@@ -15,12 +15,23 @@ RETRY_SECONDS = 1.0
 
 
 class KeyWatcher:
-    """Watches all keys under ``root``; ``on_batch`` is called with the changes of each revision."""
+    """Watches all keys under ``root``; ``on_batch`` is called with the changes of each revision.
 
-    def __init__(self, store: Store, root: str, on_batch: Callable[[Batch], None] = lambda batch: None) -> None:
+    ``name_of`` returns the key that the subscribers of a key have subscribed to, "" for none.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        root: str,
+        on_batch: Callable[[Batch], None] = lambda batch: None,
+        *,
+        name_of: Callable[[str], str] = str,
+    ) -> None:
         self._store = store
         self._root = root
         self._on_batch = on_batch
+        self._name_of = name_of
         self._keys: dict[str, set[asyncio.Event]] = {}
         self._prefixes: dict[str, set[asyncio.Event]] = {}
         self._pending_reads: dict[tuple[str, int], asyncio.Task[Range]] = {}
@@ -91,6 +102,8 @@ class KeyWatcher:
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _notify(self, key: str) -> None:
+        if not (key := self._name_of(key)):
+            return
         for event in self._keys.get(key, ()):
             event.set()
         if self._prefixes:

@@ -1,8 +1,8 @@
 """Consul's key-value store: keys and encoding in the store.
 
-``/weft/v1/kv/KEY`` is a line of JSON (flags, lock session) followed by the raw value.
-``/weft/v1/session/ID`` is a session, bound to a lease if it has a TTL. ``/weft/v1/hold/ID/KEY``
-lists the keys that a session has locked. ``/weft/v1/delay/KEY``, bound to a lease, is a lock delay.
+``/weft/v2/kv/KEY`` is a line of JSON (flags, lock session) followed by the raw value.
+``/weft/v2/hold/ID/KEY`` lists the keys that a session has locked. ``/weft/v2/delay/KEY``, bound to
+a lease, is a lock delay.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from discovery.layout import ROOT
 from store import Entry
 
 KV_PREFIX = ROOT + "kv/"
-SESSION_PREFIX = ROOT + "session/"
 LOCK_PREFIX = ROOT + "hold/"
 LOCK_DELAY_PREFIX = ROOT + "delay/"
 

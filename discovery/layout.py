@@ -1,9 +1,10 @@
 """Keys and JSON encoding of the catalog in the store; everything decoded is validated.
 
-``/weft/v1/node/NODE``, ``/weft/v1/service/NAME/NODE/ID``, ``/weft/v1/check/NODE/ID``,
-``/weft/v1/virtual/ADDRESS``; all but the last are bound to the lease of their node. What a node's
-agent persists for itself, to survive restarts, is under ``/weft/v1/own/NODE/`` and bound to no
-lease.
+Everything that a node writes about itself is under ``/weft/v2/host/NODE/``, so that its access can
+be confined to that prefix: ``node``, ``service/NAME/ID`` and ``check/ID``, bound to the node's
+lease; ``session/ID`` (discovery.consul.sessions); and ``own/``, what its agent persists to survive
+restarts, bound to no lease. ``/weft/v2/virtual/ADDRESS`` and the keys of ``discovery.kv`` belong to
+no node. Parts of a key are percent-encoded, so that a name cannot contain "/".
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ from discovery.structs import (
 )
 from store import Entry
 
-ROOT = "/weft/v1/"
-NODES = ROOT + "node/"
-SERVICES = ROOT + "service/"
-CHECKS = ROOT + "check/"
+ROOT = "/weft/v2/"
+HOSTS = ROOT + "host/"
 VIRTUALS = ROOT + "virtual/"
-LOCAL = ROOT + "own/"
+SESSIONS = ROOT + "session/"
+"""What a watcher of all nodes' sessions subscribes to (``watched_name``)."""
 
 Kind = TypeVar("Kind", Node, Instance, Check)
 Reader = Callable[[object], object]
@@ -48,23 +48,40 @@ class DecodeError(ValueError):
 
 
 def store_key(value: CatalogEntry) -> str:
-    """The store key of a catalog entry. Parts are percent-encoded, so that a name cannot contain
-    "/".
-    """
+    """The store key of a catalog entry."""
     match value:
         case Node():
-            return NODES + _part(value.name)
+            return host_prefix(value.name) + "node"
         case Instance():
-            return f"{SERVICES}{_part(value.name)}/{_part(value.node)}/{_part(value.id)}"
+            return f"{host_prefix(value.node)}service/{encode_name(value.name)}/{encode_name(value.id)}"
         case Check():
-            return f"{CHECKS}{_part(value.node)}/{_part(value.id)}"
+            return f"{host_prefix(value.node)}check/{encode_name(value.id)}"
         case VirtualAddress():
-            return VIRTUALS + _part(value.address)
+            return VIRTUALS + encode_name(value.address)
+
+
+def host_prefix(node: str) -> str:
+    """The prefix of all keys of a node."""
+    return f"{HOSTS}{encode_name(node)}/"
 
 
 def local_key(node: str, kind: str, name: str = "") -> str:
     """The key of something that a node's agent persists: ``("n1", "service", "web-1")``."""
-    return f"{LOCAL}{_part(node)}/{_part(kind)}/{_part(name)}"
+    return f"{host_prefix(node)}own/{encode_name(kind)}/{encode_name(name)}"
+
+
+def session_key(node: str, session_id: str = "") -> str:
+    """The key of a session of a node; without an id the prefix of all of them."""
+    return f"{host_prefix(node)}session/{encode_name(session_id)}"
+
+
+def watched_name(key: str) -> str:
+    """The name by which a key is waited for: SESSIONS for any node's session, "" for other keys of
+    nodes, which the catalog has, else the key itself.
+    """
+    if not key.startswith(HOSTS):
+        return key
+    return SESSIONS if split_key(key)[0] == "session" else ""
 
 
 def encode(value: CatalogEntry) -> bytes:
@@ -82,17 +99,16 @@ def encode(value: CatalogEntry) -> bytes:
 
 def decode(entry: Entry) -> CatalogEntry:
     """Decode an entry, with the store's revisions as its indexes. Raises DecodeError."""
-    for prefix, build in _BUILDERS.items():
-        if entry.key.startswith(prefix):
-            try:
-                found = json.loads(entry.value.decode())
-                value = build(found, entry)
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                raise DecodeError(f"{entry.key}: {error}") from error
-            if store_key(value) != entry.key:
-                raise DecodeError(f"{entry.key}: the value belongs to {store_key(value)}")
-            return value
-    raise DecodeError(f"{entry.key}: unknown key prefix")
+    build = _BUILDERS.get(split_key(entry.key)[0])
+    if build is None:
+        raise DecodeError(f"{entry.key}: unknown key prefix")
+    try:
+        value = build(json.loads(entry.value.decode()), entry)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DecodeError(f"{entry.key}: {error}") from error
+    if store_key(value) != entry.key:
+        raise DecodeError(f"{entry.key}: the value belongs to {store_key(value)}")
+    return value
 
 
 def decode_local(entry: Entry) -> Instance:
@@ -122,13 +138,22 @@ def decode_check_definition(value: bytes) -> CheckDefinition:
         raise DecodeError(f"invalid check definition: {error}") from error
 
 
-def key_parts(key: str) -> tuple[str, ...]:
-    """The decoded parts of a key behind its prefix: ``("web", "n1", "web-1")`` for a service's."""
-    parts = key.removeprefix(ROOT).split("/")[1:]
-    return tuple(unquote(part) for part in parts) if "%" in key else tuple(parts)
+def split_key(key: str) -> tuple[str, tuple[str, ...]]:
+    """The kind of a key and its decoded names: ``("service", ("n1", "web", "web-1"))``.
+
+    A key that has not the parts of its kind is of kind "".
+    """
+    kind, *names = key.removeprefix(ROOT).split("/")
+    if kind == "host" and len(names) > 1:
+        node, kind, *names = names
+        names.insert(0, node)
+    if kind in _NAMES and len(names) != _NAMES[kind]:
+        return "", ()
+    return kind, tuple(unquote(name) for name in names) if "%" in key else tuple(names)
 
 
-def _part(name: str) -> str:
+def encode_name(name: str) -> str:
+    """A name as part of a key."""
     return name if _PLAIN.fullmatch(name) else quote(name, safe=_SAFE)
 
 
@@ -233,8 +258,10 @@ _INSTANCE = _readers(
 )
 _CHECK = _readers(Check, status=_status, service_tags=_words, definition=_object)
 _BUILDERS: dict[str, Callable[[object, Entry], CatalogEntry]] = {
-    NODES: _node,
-    SERVICES: _instance,
-    CHECKS: _check,
-    VIRTUALS: _virtual,
+    "node": _node,
+    "service": _instance,
+    "check": _check,
+    "virtual": _virtual,
 }
+_NAMES = {"node": 1, "service": 3, "check": 2, "virtual": 1, "session": 2, "own": 3}
+"""The number of names in a key of each kind, the node's first."""

@@ -74,19 +74,19 @@ class Publication:
 
     async def persisted(self) -> list[tuple[str, str, Entry]]:
         """What is persisted: kind, name and entry. Raises StoreError."""
-        prefix = layout.local_key(self._node, "", "").rstrip("/") + "/"
+        prefix = layout.host_prefix(self._node) + "own/"
         found = []
         for entry in (await self._local.range(prefix)).entries:
-            kind, name = layout.key_parts(entry.key)[1:3]
-            found.append((kind, name, entry))
+            what, names = layout.split_key(entry.key)
+            if what == "own":
+                found.append((names[1], names[2], entry))
         return found
 
     async def published(self) -> AsyncIterator[Entry]:
         """The node's published entries, services first. Raises StoreError."""
-        for prefix, place in ((layout.SERVICES, 1), (layout.CHECKS, 0), (layout.NODES, 0)):
-            for entry in (await self._shared.range(prefix)).entries:
-                if layout.key_parts(entry.key)[place : place + 1] == (self._node,):
-                    yield entry
+        for kind in ("service/", "check/", "node"):
+            for entry in (await self._shared.range(layout.host_prefix(self._node) + kind)).entries:
+                yield entry
 
     # Lease
 

@@ -1,8 +1,8 @@
 """The local registry: services and checks of this node, persisted and published (Consul's local
 state).
 
-What is registered through the API is persisted under ``/weft/v1/own/NODE/`` until it is
-deregistered. What is published is bound to the node's lease and expires when the host dies. What
+What is registered through the API is persisted under ``/weft/v2/host/NODE/own/`` until
+it is deregistered. What is published is bound to the node's lease and expires when the host dies. What
 attachments register is not persisted: the attachments' records are the source of truth.
 """
 

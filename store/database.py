@@ -15,7 +15,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from store.interface import Unavailable
@@ -23,7 +23,8 @@ from weft import locks
 from weft.errors import WeftError
 
 _APPLICATION = 0x77656674
-_SCHEMA = 1
+_SCHEMA = 2
+"""1 until keys were renamed (``Rename``); the tables are the same."""
 _BUSY_SECONDS = 5.0
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -63,6 +64,9 @@ _REMEDIES = {
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 log = logging.getLogger(__name__)
+
+Rename = Callable[[str, bytes], str]
+"""The key in today's layout of an entry of the first one (schema 1), by its key and value."""
 
 
 class Damaged(Unavailable):
@@ -137,8 +141,8 @@ def file_id(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def open_file(path: Path, *, recover: bool) -> sqlite3.Connection:
-    """Create the file if missing and connect for writing.
+def open_file(path: Path, *, recover: bool, rename: Rename = lambda key, value: key) -> sqlite3.Connection:
+    """Create the file if missing, rename the keys of an older one, and connect for writing.
 
     Raises Unavailable; see ``open_embedded``.
     """
@@ -147,12 +151,12 @@ def open_file(path: Path, *, recover: bool) -> sqlite3.Connection:
         _secure(path)
         with write_lock(name):
             try:
-                return _prepare(name, check=recover)
+                return _prepare(name, rename, check=recover)
             except Damaged as damage:
                 if not recover:
                     raise
                 log.warning("%s; it was renamed to %s", damage.message, _rename_damaged(name))
-                return _prepare(name, check=False)
+                return _prepare(name, rename, check=False)
     except OSError as error:
         raise Unavailable(
             f"{name}: {error.strerror}", hint="check the directory's owner, mode and free space"
@@ -220,11 +224,11 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _prepare(path: str, *, check: bool) -> sqlite3.Connection:
+def _prepare(path: str, rename: Rename, *, check: bool) -> sqlite3.Connection:
     connection = connect(path)
     try:
         with translate_errors(path):
-            _create_or_verify_schema(connection, path)
+            schema = _create_or_verify_schema(connection, path)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             # The writer makes checkpoints after it has answered, not within a commit.
@@ -232,28 +236,68 @@ def _prepare(path: str, *, check: bool) -> sqlite3.Connection:
             for columns in _COLUMNS:
                 connection.execute(columns).fetchall()
             _renew_leases_after_boot(connection, path, check)
+            if schema == 1:
+                _upgrade(connection, path, rename)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _create_or_verify_schema(connection: sqlite3.Connection, path: str) -> None:
-    """Create the tables in an empty database. Raises Unavailable for one of another program."""
+def _create_or_verify_schema(connection: sqlite3.Connection, path: str) -> int:
+    """Create the tables in an empty database; returns its schema. Raises Unavailable for one of
+    another program or a later release.
+    """
     application, schema, tables = connection.execute(
         "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)"
         " FROM pragma_application_id, pragma_user_version"
     ).fetchone()
-    if (application, schema) == (_APPLICATION, _SCHEMA):
-        return
+    if application == _APPLICATION and 1 <= schema <= _SCHEMA:
+        return int(schema)
     if application == _APPLICATION:
-        raise Unavailable(f"{path} was created by another version of weft (schema {schema})", hint="use that version")
+        raise Unavailable(
+            f"{path} was written by a later release of weft (schema {schema}, this one reads up to {_SCHEMA})",
+            hint=f"run that release, or put back the copy made before its first start ({path}.v{_SCHEMA})",
+        )
     if application or tables:
         raise Unavailable(f"{path} is a database of another program", hint="use another path")
     connection.executescript(
         f"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGIN IMMEDIATE; {_TABLES}"
         f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_SCHEMA}; COMMIT;"
     )
+    return _SCHEMA
+
+
+def _upgrade(connection: sqlite3.Connection, path: str, rename: Rename) -> None:
+    """Rename the keys of a file of schema 1, in one transaction, after a copy to ``PATH.v1``.
+
+    Revisions and leases stay; the history is compacted. Earlier releases refuse the file by its
+    schema.
+    """
+    copy = f"{path}.v1"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{copy}.new")
+    os.close(os.open(f"{copy}.new", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    with contextlib.closing(sqlite3.connect(f"{copy}.new")) as target:
+        connection.backup(target)
+        target.execute("PRAGMA journal_mode = DELETE")  # one file, without a WAL beside it
+    os.rename(f"{copy}.new", copy)
+    _sync_directory(Path(path).parent)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        rows = connection.execute("SELECT key, value FROM entries").fetchall()
+        keys = [(rename(key.decode(), value).encode(), key) for key, value in rows]
+        connection.executemany(
+            "UPDATE OR REPLACE entries SET key = ? WHERE key = ?", [new for new in keys if new[0] != new[1]]
+        )
+        connection.execute("DELETE FROM changes")
+        connection.execute("UPDATE state SET compacted = revision")
+        connection.execute(f"PRAGMA user_version = {_SCHEMA}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    log.info("%s: renamed %d keys; the file as it was is %s", path, len(keys), copy)
 
 
 def _renew_leases_after_boot(connection: sqlite3.Connection, path: str, check: bool) -> None:

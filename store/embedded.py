@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from store import reading
-from store.database import Replaced, connect, file_id, lock_path, now, open_file, translate_errors
+from store.database import Rename, Replaced, connect, file_id, lock_path, now, open_file, translate_errors
 from store.hub import Hub
 from store.inotify import drain, open_inotify
 from store.interface import (
@@ -41,12 +41,15 @@ Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
 
 
-async def open_embedded(path: Path, *, history: int = 10_000, recover: bool = False) -> Store:
+async def open_embedded(
+    path: Path, *, history: int = 10_000, recover: bool = False, rename: Rename = lambda key, value: key
+) -> Store:
     """Open the store in a file, created with mode 0600 in a directory of mode 0700 if missing.
 
     ``history`` is the number of revisions kept for watches, at most 64 MiB of values. With
     ``recover`` a damaged file is renamed to ``PATH.damaged-1`` (-2 …), logged, and replaced by an
-    empty store.
+    empty store. A file of the first layout is copied to ``PATH.v1``, and its keys become what
+    ``rename`` returns for each key and value.
 
     Leases run on CLOCK_BOOTTIME, also while no process has the store open and during suspend;
     setting the clock does not affect them. All leases are renewed at the first open after a boot,
@@ -59,7 +62,7 @@ async def open_embedded(path: Path, *, history: int = 10_000, recover: bool = Fa
     if history < 1:
         raise Invalid(f"a history of {history} revisions", hint="keep at least 1; the default is 10000")
     path = path.absolute()
-    connection = await asyncio.to_thread(open_file, path, recover=recover)
+    connection = await asyncio.to_thread(open_file, path, recover=recover, rename=rename)
     try:
         with translate_errors(str(path)):
             reader = connect(str(path))

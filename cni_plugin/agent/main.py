@@ -26,6 +26,7 @@ from cni_plugin.agent.attachments import Attachments
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
 from cni_plugin.plan.facts import KernelFacts
+from discovery import layout_v1
 from discovery.balancer.allocate import Allocator
 from discovery.balancer.balancer import Balancer
 from discovery.catalog import Catalog
@@ -103,7 +104,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
         self._file = _data(self._settings) / "catalog.db"
-        store = await open_embedded(self._file, recover=True)
+        store = await open_embedded(self._file, recover=True, rename=layout_v1.renamed)
         self._identity = file_id(str(self._file))
         try:
             parts = await self._start_parts(store)

@@ -120,7 +120,7 @@ class BlockingQueries:
 
     async def wait_for_catalog(self) -> None:
         """Wait until the catalog has applied what is in the store now. Raises StoreError."""
-        revision = (await self._store.range(layout.NODES, limit=1)).revision
+        revision = (await self._store.range(layout.ROOT, limit=1)).revision
         await self._catalog.wait_for_revision(revision, CONSISTENT_SECONDS)
 
 

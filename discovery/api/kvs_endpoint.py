@@ -19,6 +19,7 @@ from discovery.api.router import HttpResponse, endpoint
 from discovery.api.settings import MAX_VALUE_BYTES
 from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.kv_txn import KVOperation, TxnResult, apply
+from discovery.consul.sessions import SessionManager
 from discovery.key_watch import KeyWatcher
 from discovery.kv import KV_PREFIX, KVPair, decode_pair
 from store import Entry, Range, Store
@@ -33,9 +34,12 @@ _RAW_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": 
 class KvsEndpoint:
     """Handlers of keys and transactions."""
 
-    def __init__(self, store: Store, changes: KeyWatcher, blocking_queries: BlockingQueries) -> None:
+    def __init__(
+        self, store: Store, changes: KeyWatcher, sessions: SessionManager, blocking_queries: BlockingQueries
+    ) -> None:
         self._store = store
         self._changes = changes
+        self._sessions = sessions
         self._blocking = blocking_queries
 
     @endpoint(
@@ -172,7 +176,7 @@ class KvsEndpoint:
 
     async def _apply(self, operations: Sequence[KVOperation]) -> TxnResult:
         try:
-            return await apply(self._store, operations)
+            return await apply(self._store, operations, self._sessions.find)
         except BadField as error:
             raise HttpError(400, str(error)) from None
 

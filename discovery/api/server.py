@@ -35,7 +35,7 @@ from discovery.api.settings import HttpSettings
 from discovery.catalog import Catalog
 from discovery.consul.sessions import SessionManager
 from discovery.key_watch import KeyWatcher
-from discovery.layout import ROOT
+from discovery.layout import ROOT, watched_name
 from discovery.metrics import Metrics
 from discovery.registry import Registry
 from store import Invalid, Store, StoreError
@@ -73,7 +73,7 @@ class ApiServer:
         self._store = store
         self._blocking = blocking_queries = BlockingQueries(catalog, store, metrics)
         self._sessions = SessionManager(catalog, store, registry.node.name)
-        self._changes = KeyWatcher(store, ROOT, self._sessions.on_batch)
+        self._changes = KeyWatcher(store, ROOT, self._sessions.on_batch, name_of=watched_name)
         node = registry.node
         endpoints = (
             AgentEndpoint(catalog, registry, store, metrics, blocking_queries, reload=reload, leave=leave),
@@ -81,7 +81,7 @@ class ApiServer:
             AgentRegisterEndpoint(registry, blocking_queries, scripts=settings.scripts),
             HealthEndpoint(catalog, node, blocking_queries),
             CatalogEndpoint(catalog, registry, store, blocking_queries),
-            KvsEndpoint(store, self._changes, blocking_queries),
+            KvsEndpoint(store, self._changes, self._sessions, blocking_queries),
             SessionEndpoint(catalog, self._changes, self._sessions, blocking_queries, settings, node.name),
             self,
         )

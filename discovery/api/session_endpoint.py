@@ -17,7 +17,7 @@ from discovery.consul.durations import format_duration
 from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.sessions import Session, SessionManager, decode_session
 from discovery.key_watch import KeyWatcher
-from discovery.kv import SESSION_PREFIX
+from discovery.layout import SESSIONS
 from discovery.structs import SERF_HEALTH, Status
 
 READ_PARAMETERS = ("index", "wait", "stale", "consistent", "pretty", "dc")
@@ -168,10 +168,10 @@ class SessionEndpoint:
         clock = asyncio.get_running_loop().time
         end = clock() + duration
         key = ("session", kind, request.name, request.has("pretty"))
-        with self._changes.subscribe(SESSION_PREFIX, prefix=True) as changed:
+        with self._changes.subscribe(SESSIONS) as changed:
             while True:
                 changed.clear()
-                read = await self._changes.read(SESSION_PREFIX)
+                read = await self._sessions.all(self._changes.read)
                 found = [_session_json(one) for one in map(decode_session, read.entries) if predicate(one)]
                 known = self._blocking.cache_response(key, encode_json(found, request), 200, read.revision)
                 if index == 0 or known.index > index or clock() >= end:

@@ -9,13 +9,16 @@ Source: https://developer.hashicorp.com/consul/api-docs/txn; error messages are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from discovery.consul.json_fields import BadField
 from discovery.consul.sessions import decode_session
-from discovery.kv import KV_PREFIX, LOCK_DELAY_PREFIX, LOCK_PREFIX, SESSION_PREFIX, KVPair, decode_pair, encode_pair
-from store import Compare, Delete, Operation, Put, Store, Unavailable
+from discovery.kv import KV_PREFIX, LOCK_DELAY_PREFIX, LOCK_PREFIX, KVPair, decode_pair, encode_pair
+from store import Compare, Delete, Entry, Operation, Put, Store, Unavailable
+
+FindSession = Callable[[str], Awaitable[Entry | None]]
+"""Finds a session's entry by its id."""
 
 MAX_ATTEMPTS = 100
 """Attempts before giving up; each conflict means that another transaction succeeded."""
@@ -60,6 +63,7 @@ class _Txn:
     """Reads and pending writes while operations are evaluated."""
 
     store: Store
+    find_session: FindSession
     pairs: dict[str, KVPair | None] = field(default_factory=dict)
     compares: dict[tuple[str, str], Compare] = field(default_factory=dict)
     writes: dict[str, Operation] = field(default_factory=dict)
@@ -119,10 +123,10 @@ class _Txn:
         return [*deleted_prefixes, *writes.values()]
 
 
-async def apply(store: Store, operations: Sequence[KVOperation]) -> TxnResult:
+async def apply(store: Store, operations: Sequence[KVOperation], find_session: FindSession) -> TxnResult:
     """Apply all operations or none. Raises BadField for an unknown verb, StoreError."""
     for _ in range(MAX_ATTEMPTS):
-        txn = _Txn(store)
+        txn = _Txn(store, find_session)
         pairs: list[KVPair] = []
         errors: list[TxnError] = []
         for number, operation in enumerate(operations):
@@ -195,7 +199,7 @@ async def _write(txn: _Txn, operation: KVOperation, pair: KVPair | None) -> KVPa
 async def _acquire_lock(txn: _Txn, operation: KVOperation, pair: KVPair | None, new: KVPair) -> KVPair:
     if not operation.session:
         raise BadField("missing session")
-    entry = await txn.store.get(SESSION_PREFIX + operation.session)
+    entry = await txn.find_session(operation.session)
     if entry is None:
         raise BadField(f'invalid session "{operation.session[:60]}"')
     txn.expect(entry.key, entry.mod_revision)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from discovery import layout_v1
 from discovery.api.router import Route
 from discovery.api.server import ApiServer
 from discovery.api.settings import HttpSettings
@@ -80,7 +81,7 @@ class LabAgent:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
 
     async def _start(self) -> None:
-        self.store = await open_embedded(self.folder / "store.db")
+        self.store = await open_embedded(self.folder / "store.db", rename=layout_v1.renamed)
         self._feed = CatalogSync(self.catalog, self.store)
         await self._feed.start()
         self.registry = Registry(self.node, self.store, self.store)

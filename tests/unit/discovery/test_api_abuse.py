@@ -55,7 +55,7 @@ def test_incomplete_requests_time_out(tmp_path: Path) -> None:
         assert found.startswith(b"HTTP/1.1 408 ")
         assert b"did not come within" in found
         until(lambda: is_over(head))
-        assert agent.call(agent.store.range("/weft/v1/kv/")).entries == ()
+        assert agent.call(agent.store.range("/weft/v2/kv/")).entries == ()
     finally:
         agent.stop()
 

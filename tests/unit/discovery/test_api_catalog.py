@@ -153,7 +153,7 @@ def test_catalog_entries_for_a_node_with_an_agent_are_bound_to_its_lease(agent: 
     body = {"Node": "n1", "Address": "10.9.9.9", "Service": {"Service": "beside", "ID": "b1"}}
     assert agent.put("/v1/catalog/register", body).text == "true"
     assert agent.get("/v1/catalog/node/n1").json["Node"]["Address"] == "127.0.0.1"
-    entries = agent.call(agent.store.range("/weft/v1/service/beside/")).entries
+    entries = agent.call(agent.store.range("/weft/v2/host/n1/service/beside/")).entries
     assert [entry.lease > 0 for entry in entries] == [True]
     assert agent.put("/v1/catalog/deregister", {"Node": "n1", "ServiceID": "b1"}).text == "true"
     assert agent.get("/v1/catalog/service/beside").json == []

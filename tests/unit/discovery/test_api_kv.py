@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from urllib.parse import quote
 
 import consul
@@ -173,7 +174,7 @@ def test_locks_when_their_session_ends(agent: LabAgent, client: consul.Consul) -
         client.kv.put(f"held/{number}", "x", acquire=deleting)
     client.session.destroy(deleting)
     assert client.kv.get("held/", recurse=True)[1] is None
-    assert agent.call(agent.store.range("/weft/v1/hold/")).entries == ()
+    assert agent.call(agent.store.range("/weft/v2/hold/")).entries == ()
     delaying = client.session.create(lock_delay=60)
     client.kv.put("slow", "x", acquire=delaying)
     client.session.destroy(delaying)
@@ -184,13 +185,16 @@ def test_locks_when_their_session_ends(agent: LabAgent, client: consul.Consul) -
 
 
 def test_a_session_that_is_not_renewed_expires(agent: LabAgent, client: consul.Consul) -> None:
+    """After two TTLs, as in Consul: Patroni and libkv ask for half the TTL that they mean."""
     session = agent.put("/v1/session/create", {"TTL": "300ms", "LockDelay": "0s", "Behavior": "delete"}).json["ID"]
     assert client.kv.put("short", "x", acquire=session) is True
     index = agent.get(f"/v1/session/info/{session}").index
+    renewed_at = time.monotonic()
     [renewed] = agent.put(f"/v1/session/renew/{session}").json
     assert (renewed["ID"], renewed["TTL"], renewed["Behavior"]) == (session, "300ms", "delete")
     gone = Waiting(agent, f"/v1/session/info/{session}?index={index}&wait=60s")
     assert gone.reply().json == []
+    assert time.monotonic() - renewed_at >= 2 * 0.3
     until(lambda: agent.get("/v1/kv/short").status == 404)
     reply = agent.put(f"/v1/session/renew/{session}")
     assert (reply.status, reply.text) == (404, f"Session id '{session}' not found")

@@ -94,7 +94,7 @@ def test_locks_of_a_session_that_expired_without_an_agent_are_released(tmp_path:
         session = agent.put("/v1/session/create", {"TTL": "250ms", "LockDelay": "0s"}).json["ID"]
         assert agent.put(f"/v1/kv/a?acquire={session}", b"x").text == "true"
         agent.call(agent.api.stop())  # as if no agent ran while the lease expires
-        until(lambda: agent.call(agent.store.get(f"/weft/v1/session/{session}")) is None)
+        until(lambda: agent.call(agent.store.get(f"/weft/v2/host/n1/session/{session}")) is None)
     finally:
         agent.stop()
     agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), SETTINGS)

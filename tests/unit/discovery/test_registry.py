@@ -196,15 +196,15 @@ def test_invalid_entries_of_the_store_are_skipped(tmp_path: Path) -> None:
             await parts.registry.register(WEB)
             store = parts.registry._publication._shared
             bad = {
-                "/weft/v1/service/web/n1/bad": b"{",
-                "/weft/v1/service/web/n1/worse": b'{"name":"web","node":"n1","id":"worse","port":"x"}',
-                "/weft/v1/service/web/n1/other": b'{"name":"web","node":"n2","id":"other"}',
-                "/weft/v1/node/n9": b"[]",
+                "/weft/v2/host/n1/service/web/bad": b"{",
+                "/weft/v2/host/n1/service/web/worse": b'{"name":"web","node":"n1","id":"worse","port":"x"}',
+                "/weft/v2/host/n1/service/web/other": b'{"name":"web","node":"n2","id":"other"}',
+                "/weft/v2/host/n9/node": b"[]",
             }
             await store.transact((), [Put(key, value) for key, value in bad.items()])
             await parts.until(lambda: set(parts.catalog.undecodable) == set(bad))
             assert [one.id for one in parts.catalog.instances("web")] == ["web-1"]
-            await store.delete("/weft/v1/service/web/n1/bad")
+            await store.delete("/weft/v2/host/n1/service/web/bad")
             await parts.until(lambda: len(parts.catalog.undecodable) == 3)
 
     run(test)

@@ -102,9 +102,9 @@ async def test_a_foreign_database_is_not_changed(path: Path) -> None:
 async def test_a_database_of_a_newer_release_is_not_changed(path: Path) -> None:
     await fill(path)
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
-    await refuses(path, "another version of weft")
+    await refuses(path, "later release of weft")
 
 
 def scribble(path: Path) -> None:
