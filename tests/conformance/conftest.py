@@ -13,6 +13,7 @@ import pytest
 from lab.machine import make_root
 from lab.plugins import OWN_FOLDER, chosen_folder
 from lab.podman import Podman
+from lab.roots import layers
 
 NETWORK = "lab"
 SUBNET = "10.66.0.0/24"
@@ -82,6 +83,14 @@ def machine(plugin_folder: Path) -> Iterator[Podman]:
     made = Podman(plugin_folder)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def trixie(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """The layers of a Debian 13 root with weft in it."""
+    if chosen_folder() != OWN_FOLDER:
+        pytest.skip("the root contains weft, not the plugins under test")
+    return layers("trixie", tmp_path_factory.mktemp("trixie"))
 
 
 @pytest.fixture

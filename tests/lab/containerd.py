@@ -9,7 +9,6 @@ from typing import Any
 
 from lab.commands import Outcome
 from lab.machine import Machine
-from lab.plugins import ROOT
 
 _CONFIG = """
 version = 2
@@ -53,10 +52,6 @@ class Containerd(Machine):
     def answered(self, name: str, address: str) -> bool:
         """Whether an echo request of the container is answered."""
         return " 0% packet loss" in self.inside(name, "/bin/ping", "-c", "1", "-W", "1", address).stdout
-
-    def weft(self, *argv: str) -> Outcome:
-        """The command ``weft``, which may fail."""
-        return self.run(str(ROOT / "bin" / "weft"), *argv, check=False)
 
     def leases(self, network: str) -> list[str]:
         """The addresses that are taken on disk."""

@@ -12,8 +12,27 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lab import roots
 from lab.commands import Outcome, run
+from lab.plugins import ROOT
 
+# The root of another release, from layers that are not changed; all that is written is in memory.
+_PIVOT = """
+mount -t tmpfs -o mode=0755 tmpfs /run
+mkdir /run/root /run/top /run/work
+mount -t overlay overlay -o "lowerdir=$1,upperdir=/run/top,workdir=/run/work" /run/root
+mkdir -p "/run/root$2"
+mount --bind "$2" "/run/root$2"
+cd /run/root
+mount -t proc proc proc
+mount -t sysfs sysfs sys
+mount --rbind /dev dev
+mkdir old
+pivot_root . old
+umount -l /old
+rmdir /old
+shift 2
+"""
 _PREPARE = """
 mount -t tmpfs -o mode=0755 tmpfs /run
 mkdir -p /run/netns /run/lock
@@ -50,20 +69,31 @@ print("ready", flush=True)
 sys.stdin.read()
 """
 
+_CLEAN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"}
+
 APPLETS = ("sh", "ip", "ping", "sleep", "cat", "wget", "httpd", "nc", "nslookup", "hostname")
 
 
 class Machine:
-    """Runs commands until ``close``; then the kernel kills all remaining processes."""
+    """Runs commands until ``close``; then the kernel kills all remaining processes.
 
-    def __init__(self, *, controllers: bool = False) -> None:
-        script = _PREPARE + (_CONTROLLERS if controllers else _UNIFIED) + 'exec "$@"'
+    With ``layers`` (``lab.roots``) its root is another release's, in which the files of ``shared`` are
+    this machine's.
+    """
+
+    def __init__(self, *, controllers: bool = False, layers: Sequence[Path] = (), shared: Path = Path("/mnt")) -> None:
+        self.python = "/usr/bin/python3" if layers else sys.executable
+        self.weft_folder = Path(roots.PLACE) if layers else ROOT
+        self._environment = _CLEAN if layers else None
+        pivot, arguments = (_PIVOT, (":".join(map(str, layers)), str(shared))) if layers else ("", ())
+        script = pivot + _PREPARE + (_CONTROLLERS if controllers else _UNIFIED) + 'exec "$@"'
         flags = ("--net", "--mount", "--pid", "--propagation", "private", "--mount-proc", "--fork", "--kill-child")
         self._process = subprocess.Popen(
-            ("unshare", *flags, "--", "sh", "-euc", script, "sh", sys.executable, "-ISc", _FIRST),
+            ("unshare", *flags, "--", "sh", "-euc", script, "sh", *arguments, self.python, "-ISc", _FIRST),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=self._environment,
         )
         assert self._process.stdout is not None
         if self._process.stdout.readline() != b"ready\n":
@@ -87,13 +117,20 @@ class Machine:
         stdin: str = "",
         environment: Mapping[str, str] | None = None,
     ) -> Outcome:
-        return run(*self._command(argv), check=check, timeout=timeout, stdin=stdin, environment=environment)
+        given = self._environment if environment is None else environment
+        return run(*self._command(argv), check=check, timeout=timeout, stdin=stdin, environment=given)
 
     def start(self, *argv: str, log: Path) -> None:
         """Start a daemon; it is killed with the machine."""
         with log.open("wb") as file:
-            process = subprocess.Popen(self._command(argv), stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+            process = subprocess.Popen(
+                self._command(argv), stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=self._environment
+            )
         process.returncode = 0  # not waited for: it is killed with the machine
+
+    def weft(self, *argv: str) -> Outcome:
+        """The command ``weft``, which may fail."""
+        return self.run(f"{self.weft_folder}/bin/weft", *argv, check=False)
 
     def write(self, path: str, text: str) -> None:
         """Write a file inside the machine."""

@@ -1,16 +1,14 @@
-"""A private machine with podman (network backend CNI) and a neighbour."""
+"""A private machine with podman, and a neighbour."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lab.commands import Outcome
 from lab.machine import Machine
-from lab.plugins import ROOT
 from lab.waiting import PATIENTLY
 
 _LEASES = "/var/lib/cni/networks"
@@ -24,8 +22,8 @@ cgroup_manager = "cgroupfs"
 events_logger = "none"
 runtime = "crun"
 [network]
-network_backend = "cni"
-cni_plugin_dirs = ["{folder}"]
+network_backend = "{backend}"
+{backend}_plugin_dirs = ["{folder}"]
 """
 _STORAGE_CONF = """
 [storage]
@@ -56,14 +54,20 @@ _SLEEP = ("/bin/sleep", "600")
 
 
 class Podman(Machine):
-    """A machine with podman, networks of the given conflists, and the neighbour 192.0.2.2 on lan0."""
+    """A machine with podman, networks of the given conflists, and the neighbour 192.0.2.2 on lan0.
 
-    def __init__(self, plugins: Path, *conflists: Mapping[str, Any]) -> None:
-        super().__init__()
+    This machine's own podman uses CNI; that of a root of another release (``layers``) uses netavark.
+    """
+
+    def __init__(
+        self, plugins: Path, *conflists: Mapping[str, Any], layers: Sequence[Path] = (), shared: Path = Path("/mnt")
+    ) -> None:
+        super().__init__(layers=layers, shared=shared)
         self.network = str(conflists[0]["name"]) if conflists else "podman"
         for number, conflist in enumerate(conflists, 10):
             self.write(f"/etc/cni/net.d/{number}-{conflist['name']}.conflist", json.dumps(conflist))
-        self.write("/etc/containers/containers.conf", _CONTAINERS_CONF.format(folder=plugins))
+        backend = "netavark" if layers else "cni"
+        self.write("/etc/containers/containers.conf", _CONTAINERS_CONF.format(folder=plugins, backend=backend))
         self.write("/etc/containers/storage.conf", _STORAGE_CONF)
         self.write("/etc/containers/policy.json", '{"default": [{"type": "insecureAcceptAnything"}]}')
         for line in (
@@ -121,13 +125,9 @@ class Podman(Machine):
     def get(self, address: str, port: int, *, namespace: str = "", patience: float = PATIENTLY) -> str:
         """The page of a server, fetched on the machine or in a namespace; "" if that fails in time."""
         where = ("ip", "netns", "exec", namespace) if namespace else ()
-        return self.until(*where, sys.executable, "-ISc", _GET, address, str(port), timeout=patience).stdout
+        return self.until(*where, self.python, "-ISc", _GET, address, str(port), timeout=patience).stdout
 
     # State of the machine
-
-    def weft(self, *argv: str) -> Outcome:
-        """The command ``weft``, which may fail."""
-        return self.run(str(ROOT / "bin" / "weft"), *argv, check=False)
 
     def findings(self) -> list[str]:
         """What ``weft doctor`` finds."""

@@ -61,7 +61,7 @@ def image() -> Image:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise NoGuest(f"no place to keep a kernel: {error}") from error
-    with _alone(folder / "lock"):
+    with alone(folder / "lock"):
         found = _kept(folder)
         if found is None:
             found = _fetch(folder)
@@ -70,7 +70,8 @@ def image() -> Image:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
+    """Hold a lock file, creating it if necessary."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
