@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
+
+from lab.sample import offset
 
 Conf = dict[str, Any]
 Step = TypeVar("Step")
@@ -31,14 +32,13 @@ class Case:
     beside: Conf = field(default_factory=dict)
 
 
-def sampled(name: str, steps: Iterable[Step], *, needs: str = "") -> Iterator[Step]:
+def sampled(name: str, steps: Iterable[Step]) -> Iterator[Step]:
     """The steps at which faults or kills are injected; by default all of them.
 
-    With WEFT_TEST_SAMPLE=3 every third, with an offset that depends on the name. Cases that need a
-    kernel feature are never sampled, as they may run in no other tier.
+    With WEFT_TEST_SAMPLE=3 every third, with an offset that depends on the name and the commit.
     """
-    every = 1 if needs else int(os.environ.get("WEFT_TEST_SAMPLE", "1"))
-    return islice(steps, zlib.crc32(name.encode()) % every, None, every)
+    every = int(os.environ.get("WEFT_TEST_SAMPLE", "1"))
+    return islice(steps, offset(name, every), None, every)
 
 
 def pool(*subnets: str, **rest: object) -> Conf:

@@ -44,7 +44,7 @@ def test_before_every_step(host: Host, case: Case) -> None:
         ground.no_forwarding()
     names = _steps(ground)
     ground.remember()
-    for at, name in sampled(case.name, enumerate(names), needs=case.needs):
+    for at, name in sampled(case.name, enumerate(names)):
         if not case.first:
             ground.no_forwarding()
         answer = ground.add(Steps(at))
@@ -63,7 +63,7 @@ def test_after_every_step(host: Host, case: Case) -> None:
         ground.no_forwarding()
     names = _steps(ground)
     ground.remember()
-    for at, name in sampled(case.name, enumerate(names), needs=case.needs):
+    for at, name in sampled(case.name, enumerate(names)):
         if not case.first:
             ground.no_forwarding()
         fault = Afterwards(at)
@@ -90,7 +90,7 @@ def test_other_attachment_is_unaffected(host: Host, case: Case) -> None:
     assert ground.add(seen).ok
     assert ground.delete().ok
     ground.remember()
-    for at in sampled(case.name, range(len(seen.taken)), needs=case.needs):
+    for at in sampled(case.name, range(len(seen.taken))):
         assert not ground.add(Steps(at)).ok
         assert ground.changes() == [], (at, seen.taken[at])
     assert ground.weft.check(conf, result, other, "c2") == ""
@@ -109,7 +109,7 @@ def test_in_every_step_of_a_removal(host: Host, case: Case) -> None:
     assert ground.delete(seen).ok
     ground.collect(*([("c1", "eth0")] if case.first else []))
     ground.remember()
-    for at, step in sampled(case.name, enumerate(seen.taken), needs=case.needs):
+    for at, step in sampled(case.name, enumerate(seen.taken)):
         assert ground.add().ok
         answer = ground.delete(Steps(at))
         assert not answer.ok, step

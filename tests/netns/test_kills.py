@@ -108,7 +108,7 @@ def _kill_at_every_step(host: Host, case: Case, command: str, finishes: list[Fin
     """SIGKILL before each step in turn; returns the number of steps."""
     ground = Ground(host, case)
     victim = Victim(ground)
-    for at in sampled(case.name, count(), needs=case.needs):
+    for at in sampled(case.name, count()):
         victim.renew()
         if command == "DEL":
             assert victim.call("ADD").ok

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.guest.selection import ALWAYS, DRIVERS, FEATURES, IPAM, NOT_YET, Kind
+from lab import sample
+from lab.guest.selection import DRIVERS, EVERY, FEATURES, IPAM, NOT_YET, ROWS, SHORT, Kind, always
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +57,24 @@ def test_each_has_a_test_of_every_kind(name: str) -> None:
 
 def test_every_test_exists() -> None:
     """pytest refuses names that it cannot find; a whole file without ``::`` would select too much."""
-    assert all("::" in test or test == "tests/vm" for test in ALWAYS)
-    command = (sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *ALWAYS)
+    assert all("::" in test or test == "tests/vm" for test in EVERY)
+    command = (sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *EVERY)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_a_run_takes_all_short_tests_and_a_sample_of_the_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {test for row in ROWS.values() for kind, tests in row.items() if kind in SHORT for test in tests}
+    seen: set[str] = set()
+    sizes = []
+    for number in range(60):
+        monkeypatch.setenv(sample.SEED, str(number))
+        sample.seed.cache_clear()
+        run = always()
+        assert short <= {*run} <= {*EVERY}
+        assert run == always()
+        sizes.append(len(run))
+        seen |= {*run}
+    sample.seed.cache_clear()
+    assert seen == {*EVERY}, "every test is in the sample of some commit"
+    assert max(sizes) < len(EVERY) * 0.8

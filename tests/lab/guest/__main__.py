@@ -1,4 +1,4 @@
-"""bin/vm COMMAND… | bin/vm test [--all] [PYTEST ARGUMENT…]"""
+"""bin/vm COMMAND… | bin/vm test [--long | --all] [PYTEST ARGUMENT…]"""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from lab import outcomes
 from lab.guest.emulator import Job, run
 from lab.guest.image import NoGuest, image
-from lab.guest.selection import ALWAYS
+from lab.guest.selection import EVERY, always
+from lab.sample import SEED, seed
 
 ROOT = Path(__file__).resolve().parents[3]
 REPORTS = ROOT / "build" / "outcomes"
@@ -22,7 +23,7 @@ IN_GUEST = "/weft-exchange/reports"
 PARTS = 2
 """Test processes, one for each processor of the guest."""
 SAMPLE = 5
-"""The netns tier tests faults and kills at every step; this tier at every fifth."""
+"""A run of this tier tests faults, kills and CHECK at every fifth step, --long at every step."""
 # Plugins that a run in the guest does not need, and that take seconds to import.
 QUICK = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-o", "faulthandler_timeout=1200")
 
@@ -48,10 +49,10 @@ def _end(number: int, frame: object) -> None:
 
 def _test(arguments: list[str]) -> int:
     """Run tests in one boot of the guest: given ones in one process, otherwise in PARTS processes."""
-    everything = "--all" in arguments
-    rest = [argument for argument in arguments if argument != "--all"]
+    everything, long = "--all" in arguments, "--long" in arguments
+    rest = [argument for argument in arguments if argument not in ("--all", "--long")]
     named = any(not argument.startswith("-") and (ROOT / argument.partition("::")[0]).exists() for argument in rest)
-    chosen = [] if named else ["tests/vm", "tests/netns"] if everything else _selection()
+    chosen = [] if named else ["tests/vm", "tests/netns"] if everything else _selection(long)
     python = str(ROOT / ".venv" / "bin" / "python")
     pytest = (python, "-m", "pytest", *QUICK, *chosen, *rest)
     if not _compile(pytest):
@@ -63,8 +64,10 @@ def _test(arguments: list[str]) -> int:
         report.unlink(missing_ok=True)
     command = ("tests/lab/guest/parts.sh", str(parts), f"{IN_GUEST}/vm", *pytest)
     kernel = image()
-    seconds = 6 * 3600.0 if everything else SECONDS
-    environment = {} if everything or named else {"WEFT_TEST_SAMPLE": str(SAMPLE)}
+    seconds = 6 * 3600.0 if everything or long else SECONDS
+    environment = {SEED: seed()}
+    if not (everything or long or named):
+        environment["WEFT_TEST_SAMPLE"] = str(SAMPLE)
     # Python takes seconds to start: executables send their calls to an engine forked from the
     # tests.
     environment["WEFT_TEST_ENGINE"] = "fork"
@@ -75,12 +78,12 @@ def _test(arguments: list[str]) -> int:
     return status
 
 
-def _selection() -> list[str]:
-    """The tests that the netns tier reported as skipped on this kernel, and those that always run."""
+def _selection(long: bool) -> list[str]:
+    """The tests that the netns tier reported as skipped on this kernel, and those of the table."""
     found = outcomes.read(REPORTS / "netns.json")
     if not found:
         print("vm: bin/test netns has not been run, so it is not known which tests this kernel skips", file=sys.stderr)
-    return list(dict.fromkeys((*ALWAYS, *outcomes.skipped(found))))
+    return list(dict.fromkeys((*(EVERY if long else always()), *outcomes.skipped(found))))
 
 
 def _compile(pytest: tuple[str, ...]) -> bool:

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from cni_plugin.plan import modules
 from lab.cases import CASES
+from lab.sample import taken
 
 
 class Kind(StrEnum):
@@ -105,19 +106,33 @@ IPAM: dict[str, Tests] = {
         kills="dhcp.py::test_a_kill_between_any_two_steps_leaves_nothing_that_delete_does_not_end",
     ),
 }
-ALWAYS = tuple(
+ROWS: dict[str, Tests] = {**DRIVERS, **FEATURES, **IPAM}
+SHORT = frozenset({Kind.CONFLIST, Kind.TRAFFIC})
+"""The kinds that every run takes for every row."""
+SHARE = 5
+"""Of the other kinds, which inject faults and kills, a run takes the tests of one row in five."""
+EVERY = tuple(
     dict.fromkeys(
         (
             "tests/vm",
             # Without the checks the same frames arrive, so the test above proves that the checks
             # work.
             "tests/netns/test_spoofing.py::test_without_checks_every_forged_frame_arrives",
-            *(
-                test
-                for part in (*DRIVERS.values(), *FEATURES.values(), *IPAM.values())
-                for tests in part.values()
-                for test in tests
-            ),
+            *(test for row in ROWS.values() for tests in row.values() for test in tests),
         )
     )
 )
+"""All tests of the table: ``bin/vm test --long``."""
+
+
+def always() -> list[str]:
+    """The tests that a run takes even though netns ran them: EVERY but for a sample of the long ones."""
+    long = {
+        test
+        for name, row in ROWS.items()
+        for kind, tests in row.items()
+        for test in tests
+        if kind not in SHORT and not taken(f"{name} {kind.name}", SHARE)
+    }
+    kept = {test for row in ROWS.values() for kind, tests in row.items() if kind in SHORT for test in tests}
+    return [test for test in EVERY if test not in long or test in kept]
