@@ -38,7 +38,13 @@ def sampled(name: str, steps: Iterable[Step]) -> Iterator[Step]:
     With WEFT_TEST_SAMPLE=3 every third, with an offset that depends on the name and the commit.
     """
     every = int(os.environ.get("WEFT_TEST_SAMPLE", "1"))
-    return islice(steps, offset(name, every), None, every)
+    start = offset(name, every)
+    rest = iter(steps)
+    first = list(islice(rest, every))
+    if first:
+        # At least one, also if there are fewer.
+        yield first[start % len(first)]
+        yield from islice(rest, start, None, every)
 
 
 def pool(*subnets: str, **rest: object) -> Conf:
