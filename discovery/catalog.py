@@ -62,6 +62,7 @@ class Catalog:
         """Keys that could not be decoded, and why."""
         self._nodes: dict[str, Node] = {}
         self._by_service: dict[str, dict[tuple[str, str], Instance]] = {}
+        self._spellings: dict[str, set[str]] = {}
         self._by_node: dict[str, dict[str, Instance]] = {}
         self._checks: dict[str, dict[str, Check]] = {}
         self._checks_by_target: dict[tuple[str, str], dict[str, Check]] = {}
@@ -86,6 +87,17 @@ class Catalog:
     def names(self) -> Iterable[str]:
         """The names of all services, unsorted."""
         return self._by_service.keys()
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """The services with this name, case-insensitive, sorted: ``("Web", "web")``."""
+        return tuple(sorted(self._spellings.get(name.lower(), ())))
+
+    def health_of_any_case(self, name: str) -> tuple[Health, ...]:
+        """The instances of all services with this name, case-insensitive, sorted by node and id."""
+        names = self.spellings(name)
+        if len(names) == 1:
+            return self.health(names[0])
+        return tuple(sorted((one for each in names for one in self.health(each)), key=lambda one: one.instance.order))
 
     def instances(self, name: str) -> tuple[Instance, ...]:
         """The instances of a service, sorted by node and id; () if there is none."""
@@ -234,6 +246,8 @@ class Catalog:
         touched: set[Topic] = set()
         for event in batch.events:
             touched |= self._apply(event)
+        # Whoever waits for a service by another spelling waits for its name in lower case.
+        touched |= {(kind, name.lower()) for kind, name in touched if kind in ("service", "health")}
         self.index = max(self.index, batch.revision)
         for arriving, revision in self._revision_waiters.items():
             if revision <= self.index:
@@ -284,8 +298,14 @@ class Catalog:
         new = value if isinstance(value, Instance) else None
         if new is not None:
             siblings[instance_key] = here[instance_id] = new
-        if not siblings:
+        if siblings:
+            self._spellings.setdefault(name.lower(), set()).add(name)
+        else:
             del self._by_service[name]
+            spellings = self._spellings.get(name.lower(), set())
+            spellings.discard(name)
+            if not spellings:
+                self._spellings.pop(name.lower(), None)
         if not here:
             del self._by_node[node_name]
         self._reindex_address(instance_key, old.address if old else "", new.address if new else "")

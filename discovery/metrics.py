@@ -95,6 +95,11 @@ class Histogram:
             yield "_sum", self.labels, values, total
             yield "_count", self.labels, values, seen
 
+    def totals(self) -> Iterator[tuple[Labels, int, float]]:
+        """Label values, number of measurements and their sum."""
+        for values, (*counts, total) in self.values.items():
+            yield values, round(sum(counts)), total
+
 
 class Metrics:
     """All metrics of an agent, by name. Asking for one twice gives the same."""
@@ -147,6 +152,13 @@ class Metrics:
             metric = self._metrics[name]
             for ending, labels, values, number in metric.samples():
                 yield metric.kind, name + ending, dict(zip(labels, values, strict=True)), number
+
+    def totals(self) -> Iterator[tuple[str, dict[str, str], int, float]]:
+        """Every series of the histograms: name, labels, number of measurements and their sum."""
+        for name, metric in sorted(self._metrics.items()):
+            if isinstance(metric, Histogram):
+                for values, count, total in metric.totals():
+                    yield name, dict(zip(metric.labels, values, strict=True)), count, total
 
 
 def _bounded(known: dict[Labels, float] | dict[Labels, list[float]], labels: Labels) -> Labels:

@@ -11,7 +11,7 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
@@ -119,14 +119,16 @@ def _settings(whole: Section) -> Settings:
         agent.problem("meta", "must be a table of strings")
         meta = {}
     scripts = whole.section("checks").flag("scripts")
+    dns = _naming(whole.section("dns"), datacenter)
+    http = _serving(whole.section("http"), scripts)
     return Settings(
         node=node,
         datacenter=datacenter,
         address=str(address) if address is not None else "",
         data=agent.text("data"),
         meta=meta,
-        http=_serving(whole.section("http"), scripts),
-        dns=_naming(whole.section("dns"), datacenter),
+        http=replace(http, domains=dns.domains) if dns is not None else http,
+        dns=dns,
         scripts=scripts,
         balancing=_balancing(whole.section("balancer"), node),
     )

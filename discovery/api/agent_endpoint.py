@@ -11,6 +11,7 @@ from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
 from discovery.api.router import HttpResponse, endpoint
 from discovery.catalog import Catalog
+from discovery.consul import API_LEVEL
 from discovery.layout import store_key
 from discovery.metrics import Metrics
 from discovery.registry import Registry
@@ -53,15 +54,18 @@ class AgentEndpoint:
             "NodeID": node.id,
             "Server": True,
             "Revision": "",
-            "Version": __version__,
+            "Version": API_LEVEL,
+            "WeftVersion": __version__,
         }
+        leader = serialize.server_address(node)
         found = {
             "Config": config,
-            "DebugConfig": {},
-            "Coord": {"Vec": [0.0] * 8, "Error": 1.5, "Adjustment": 0.0, "Height": 1e-05},
-            "Member": serialize.member(node, (), __version__),
-            "Stats": {},
+            "DebugConfig": {"ConnectEnabled": False, "GRPCPort": -1, "GRPCTLSPort": -1},
+            "Coord": dict(serialize.COORDINATE),
+            "Member": serialize.member(node, (), API_LEVEL),
+            "Stats": {"agent": {"version": __version__}, "consul": {"leader": "true", "leader_addr": leader}},
             "Meta": dict(node.meta),
+            "xDS": {"SupportedProxies": {}, "Port": -1, "Ports": {"Plaintext": -1, "TLS": -1}},
         }
         return HttpResponse(encode_json(found, request))
 
@@ -75,7 +79,10 @@ class AgentEndpoint:
     async def members(self, request: HttpRequest) -> HttpResponse:
         own = self._registry.node
         nodes = {node.name: node for node in self._catalog.nodes() if self._runs_agent(node)} | {own.name: own}
-        found = [serialize.member(nodes[name], self._catalog.node_checks(name), __version__) for name in sorted(nodes)]
+        wan = request.boolean("wan")
+        found = [
+            serialize.member(nodes[name], self._catalog.node_checks(name), API_LEVEL, wan=wan) for name in sorted(nodes)
+        ]
         return HttpResponse(encode_json(found, request))
 
     def _runs_agent(self, node: Node) -> bool:
@@ -85,24 +92,30 @@ class AgentEndpoint:
     async def metrics(self, request: HttpRequest) -> HttpResponse:
         if request.get("format") == "prometheus":
             return HttpResponse(self._metrics.text().encode(), type="text/plain; version=0.0.4; charset=utf-8")
-        gauges, counters = [], []
+        gauges: list[serialize.Json] = []
+        counters: list[serialize.Json] = []
         for kind, name, labels, number in self._metrics.samples():
             if kind == "gauge":
                 gauges.append({"Name": name, "Value": number, "Labels": labels})
-            else:
-                counters.append({"Name": name, "Count": number, "Sum": number, "Labels": labels})
+            elif kind == "counter":
+                counters.append({"Name": name, **_sampled(round(number), number), "Labels": labels})
+        samples = [
+            {"Name": name, **_sampled(count, total), "Labels": labels}
+            for name, labels, count, total in self._metrics.totals()
+        ]
         found = {
             "Timestamp": time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime()),
             "Gauges": gauges,
             "Points": [],
             "Counters": counters,
-            "Samples": [],
+            "Samples": samples,
         }
         return HttpResponse(encode_json(found, request))
 
     @endpoint("GET", "/v1/agent/version", "This agent's version", response=schemas.VERSION)
     async def version(self, request: HttpRequest) -> HttpResponse:
-        found = {"SHA": "", "BuildDate": "1970-01-01T00:00:00Z", "HumanVersion": __version__, "FIPS": ""}
+        found = {"SHA": "", "BuildDate": "1970-01-01T00:00:00Z", "HumanVersion": API_LEVEL, "FIPS": ""}
+        found["WeftVersion"] = __version__
         return HttpResponse(encode_json(found, request))
 
     @endpoint("PUT", "/v1/agent/reload", "Reload the configuration", writes=True)
@@ -137,6 +150,11 @@ class AgentEndpoint:
         await deregister_node(self._store, self._catalog, node.name)
         await self._blocking.wait_for_catalog()
         return HttpResponse()
+
+
+def _sampled(count: int, total: float) -> serialize.Json:
+    """A metric's sum and mean; Consul's clients decode ``Count`` as an integer."""
+    return {"Count": count, "Sum": total, "Mean": total / count if count else 0.0}
 
 
 async def deregister_node(store: Store, catalog: Catalog, name: str) -> None:

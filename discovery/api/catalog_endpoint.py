@@ -13,6 +13,7 @@ from discovery.api.agent_endpoint import deregister_node
 from discovery.api.blocking_query import BlockingQueries
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
+from discovery.api.query_options import check_datacenter
 from discovery.api.router import HttpResponse, endpoint
 from discovery.catalog import Catalog
 from discovery.consul.json_fields import BadField, Fields
@@ -46,7 +47,8 @@ class CatalogEndpoint:
     async def register(self, request: HttpRequest) -> HttpResponse:
         try:
             fields = Fields(await request.json())
-            node = _node(fields, self._registry.node.datacenter)
+            check_datacenter(fields.name("Datacenter"), self._registry.node.datacenter)
+            node = self._spelled(_node(fields, self._registry.node.datacenter))
             update = not fields.boolean("SkipNodeUpdate")
             if update and not node.address:
                 raise HttpError(400, "Must provide address if SkipNodeUpdate is not set")
@@ -57,6 +59,11 @@ class CatalogEndpoint:
         await self._write(node, update, instance, checks)
         await self._blocking.wait_for_catalog()
         return HttpResponse(b"true")
+
+    def _spelled(self, node: Node) -> Node:
+        """The node under the name that it is registered with: names of nodes are case-insensitive."""
+        known = self._catalog.node(node.name)
+        return replace(node, name=known.name) if known is not None else node
 
     def _checks(self, fields: Fields, node: str, instance: Instance | None) -> list[Check]:
         one = fields.object_("Check")
@@ -118,7 +125,8 @@ class CatalogEndpoint:
     async def deregister(self, request: HttpRequest) -> HttpResponse:
         try:
             fields = Fields(await request.json())
-            name = fields.name("Node")
+            check_datacenter(fields.name("Datacenter"), self._registry.node.datacenter)
+            name = self._spelled(Node(fields.name("Node"), "")).name
             service_id, check_id = fields.name("ServiceID"), fields.name("CheckID")
         except BadField as error:
             raise HttpError(400, str(error)) from None
@@ -189,7 +197,7 @@ def _instance(fields: Fields, node: str) -> Instance | None:
 
 
 def _check(fields: Fields, node: str) -> Check:
-    if (other := fields.name("Node")) and other != node:
+    if (other := fields.name("Node")) and other.lower() != node.lower():
         raise BadField(f'check node "{other}" does not match node "{node}"')
     status = fields.text("Status") or Status.CRITICAL
     if status not in tuple(Status):

@@ -9,10 +9,14 @@ Source: RFC 6454; https://www.w3.org/TR/fetch-metadata/; RFC 9110 section 7.2.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 
+from discovery.structs import CONSUL_SERVICE, Node
+
 _LOCAL = ("localhost",)
+_OWN_NAMES = ("consul", "weft")
+"""Single labels that clients are configured with; no top-level domain has these names."""
 _OWN_SITES = ("same-origin", "none")
 
 
@@ -29,6 +33,16 @@ def rejection_reason(headers: Mapping[str, str], hosts: Collection[str]) -> str:
     if host and not _is_own_host(host, hosts):
         return f"unknown Host {host[:100]!r}: use an IP address, localhost, or a name in http.hosts"
     return ""
+
+
+def own_hosts(node: Node, domains: Iterable[str]) -> Iterator[str]:
+    """The names under which DNS and clients know this agent: ``consul``, the node's name,
+    ``consul.service.consul`` …
+    """
+    yield from (node.name, *_OWN_NAMES)
+    for domain in domains:
+        for name in (f"{CONSUL_SERVICE}.service", f"{node.name}.node"):
+            yield from (f"{name}.{domain}", f"{name}.{node.datacenter}.{domain}")
 
 
 def _hostname(host: str) -> str:

@@ -26,9 +26,11 @@ from discovery.api.router import HttpResponse, endpoint
 from discovery.catalog import CHECKS, NODES, SERVICES, Catalog, Topic
 from discovery.structs import CONSUL_SERVICE, Check, Node, Status
 
-CACHE_KEY_PARAMETERS = ("passing", "tag", "near", "node-meta", "filter", "pretty")
+CACHE_KEY_PARAMETERS = ("passing", "tag", "near", "node-meta", "filter", "peer", "pretty")
 """The parameters that a response depends on."""
-BLOCKING_PARAMETERS = ("index", "wait", "stale", "consistent", "cached", "pretty", "dc")
+BLOCKING_PARAMETERS = ("index", "wait", "stale", "consistent", "cached", "pretty", "dc", "peer")
+_EMPTY: dict[str, object] = {"services": {}, "node": None, "node services": None}
+"""What a query finds in an empty catalog; of the others it is a list."""
 OF_INSTANCES = ("tag", "near", "node-meta", "filter", *BLOCKING_PARAMETERS)
 
 
@@ -46,6 +48,9 @@ class HealthEndpoint:
         self, kind: str, request: HttpRequest, topics_: tuple[Topic, ...], build: Callable[[], object]
     ) -> HttpResponse:
         key: Hashable = (kind, request.name, tuple((name, tuple(request.all(name))) for name in CACHE_KEY_PARAMETERS))
+        if request.get("peer"):
+            # No cluster is peered, so nothing was imported from one.
+            return await self._blocking.serve(request, key, topics_, lambda: _EMPTY.get(kind, []))
         return await self._blocking.serve(request, key, topics_, build)
 
     # Services
@@ -93,13 +98,13 @@ class HealthEndpoint:
         name = _required(request, "Missing service name")
 
         def build() -> object:
-            instances = self._catalog.health(name)
+            instances = self._catalog.health_of_any_case(name)
             found = select_instances(instances, request, self._node.name, passing=False)
             if _use_fragments(request):
-                return self._catalog_lists.write(name, found, len(instances))
+                return self._catalog_lists.write(name.lower(), found, len(instances))
             return apply_filter([serialize.catalog_service(one) for one in found], request, schemas.CATALOG_SERVICE)
 
-        return await self._serve("instances", request, (topics.service(name),), build)
+        return await self._serve("instances", request, (topics.service(name.lower()),), build)
 
     @endpoint(
         "GET",
@@ -114,13 +119,13 @@ class HealthEndpoint:
         passing = request.boolean("passing")
 
         def build() -> object:
-            instances = self._catalog.health(name)
+            instances = self._catalog.health_of_any_case(name)
             found = select_instances(instances, request, self._node.name, passing=passing)
             if _use_fragments(request):
-                return self._health_lists.write(name, found, len(instances))
+                return self._health_lists.write(name.lower(), found, len(instances))
             return apply_filter([serialize.health(one) for one in found], request, schemas.HEALTH)
 
-        return await self._serve("health", request, (topics.health(name),), build)
+        return await self._serve("health", request, (topics.health(name.lower()),), build)
 
     # Nodes
 
@@ -222,13 +227,15 @@ class HealthEndpoint:
         def build() -> object:
             found = [
                 check
-                for one in select_instances(self._catalog.health(name), request, self._node.name, passing=False)
+                for one in select_instances(
+                    self._catalog.health_of_any_case(name), request, self._node.name, passing=False
+                )
                 for check in one.checks
                 if check.service_id
             ]
             return apply_filter([serialize.check(check) for check in found], request, schemas.CHECK)
 
-        return await self._serve("service checks", request, (topics.health(name),), build)
+        return await self._serve("service checks", request, (topics.health(name.lower()),), build)
 
     @endpoint(
         "GET",
@@ -273,14 +280,12 @@ class HealthEndpoint:
 
     @endpoint("GET", "/v1/status/leader", "The address of the leader", response=schemas.STRING)
     async def leader(self, request: HttpRequest) -> HttpResponse:
-        return HttpResponse(encode_json(_server_address(self._node), request))
+        return HttpResponse(encode_json(serialize.server_address(self._node), request))
 
     @endpoint("GET", "/v1/status/peers", "The addresses of all agents", response=schemas.STRINGS)
     async def peers(self, request: HttpRequest) -> HttpResponse:
         agents = [node for node in self._catalog.nodes() if self._runs_agent(node)]
-        return HttpResponse(
-            encode_json([_server_address(node) for node in agents] or [_server_address(self._node)], request)
-        )
+        return HttpResponse(encode_json([serialize.server_address(node) for node in agents or [self._node]], request))
 
     def _runs_agent(self, node: Node) -> bool:
         return self._catalog.instance(node.name, CONSUL_SERVICE) is not None
@@ -295,8 +300,3 @@ def _required(request: HttpRequest, said: str) -> str:
 def _use_fragments(request: HttpRequest) -> bool:
     """Whether cached fragments can be used: no filter, no indentation."""
     return not request.get("filter") and not request.has("pretty")
-
-
-def _server_address(node: Node) -> str:
-    host = f"[{node.address}]" if ":" in node.address else node.address
-    return f"{host}:8300"

@@ -171,7 +171,9 @@ class KvsEndpoint:
         done = await self._apply(operations)
         results = [{"KV": _kv_pair_json(pair)} for pair in done.pairs]
         errors = [{"OpIndex": failure.operation, "What": failure.reason} for failure in done.errors]
-        body = encode_json({"Results": results, "Errors": errors}, request)
+        # Null as in Consul, whose clients take a list for the other outcome.
+        answer = {"Results": None, "Errors": errors} if errors else {"Results": results, "Errors": None}
+        body = encode_json(answer, request)
         return HttpResponse(body, 409 if errors else 200)
 
     async def _apply(self, operations: Sequence[KVOperation]) -> TxnResult:

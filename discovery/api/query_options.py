@@ -14,6 +14,30 @@ from discovery.structs import Health, Node, Status
 
 Found = TypeVar("Found", list[Json], dict[str, Json])
 Item = TypeVar("Item")
+_ENTERPRISE = (
+    ("ns", "X-Consul-Namespace", "Namespaces"),
+    ("partition", "X-Consul-Partition", "Partitions"),
+)
+
+
+def check_place(request: HttpRequest, datacenter: str) -> None:
+    """Raise HttpError if a request is for another datacenter, or for a namespace or an admin
+    partition other than ``default``, with Consul's text.
+    """
+    check_datacenter(request.get("dc"), datacenter)
+    for parameter, header, what in _ENTERPRISE:
+        for kind, value in (
+            (f'query parameter: "{parameter}"', request.get(parameter)),
+            (f'header: "{header}"', request.headers.get(header, "")),
+        ):
+            if value not in ("", "default"):
+                raise HttpError(400, f"Invalid {kind} - {what} are a Consul Enterprise feature")
+
+
+def check_datacenter(name: str, own: str) -> None:
+    """Raise HttpError if a request is for another datacenter."""
+    if name and name.lower() != own.lower():
+        raise HttpError(500, "No path to datacenter")
 
 
 def apply_filter(found: Found, request: HttpRequest, schema: Schema) -> Found:

@@ -68,14 +68,12 @@ NODE = struct(
     **INDEXES,
 )
 _SERVICE: dict[str, Schema] = {
-    "Kind": STRING,
     "ID": STRING,
     "Service": STRING,
     "Tags": STRINGS,
     "Meta": STRING_MAP,
     "Port": INTEGER,
     "Address": STRING,
-    "TaggedAddresses": map_of(SERVICE_ADDRESS),
     "Weights": WEIGHTS,
     "EnableTagOverride": BOOLEAN,
 }
@@ -83,8 +81,12 @@ PORTS = list_of(struct("ServicePort", Name=STRING, Port=INTEGER, Default=BOOLEAN
 """Named ports, present only if a service has any: new clients (Consul 1.22) expect a list, old ones
 none.
 """
-SERVICE = struct("Service", {"Ports": PORTS}, **_SERVICE, **INDEXES)
-AGENT_SERVICE = struct("AgentService", {"Ports": PORTS, "ContentHash": STRING}, **_SERVICE, Datacenter=STRING)
+_IF_ANY: dict[str, Schema] = {"Kind": STRING, "TaggedAddresses": map_of(SERVICE_ADDRESS)}
+"""Present if not empty, as in Consul."""
+SERVICE = struct("Service", {"Ports": PORTS, **_IF_ANY}, **_SERVICE, **INDEXES)
+AGENT_SERVICE = struct(
+    "AgentService", {"Ports": PORTS, "ContentHash": STRING, **_IF_ANY}, **_SERVICE, Datacenter=STRING
+)
 CHECK = struct(
     "Check",
     Node=STRING,
@@ -152,12 +154,14 @@ SELF = struct(
         Server=BOOLEAN,
         Revision=STRING,
         Version=STRING,
+        WeftVersion=STRING,
     ),
     DebugConfig=ANY_OBJECT,
     Coord=ANY_OBJECT,
     Member=MEMBER,
     Stats=ANY_OBJECT,
     Meta=STRING_MAP,
+    xDS=ANY_OBJECT,
 )
 _ENTRY = {"LockIndex": INTEGER, "Key": STRING, "Flags": INTEGER, "Value": nullable(STRING), **INDEXES}
 KV_PAIR = struct("KVEntry", {"Session": STRING}, **_ENTRY)
@@ -176,8 +180,8 @@ SESSION = struct(
 )
 TXN_RESPONSE = struct(
     "Transaction",
-    Results=list_of(struct("TransactionResult", KV=KV_PAIR)),
-    Errors=list_of(struct("TransactionError", OpIndex=INTEGER, What=STRING)),
+    Results=nullable(list_of(struct("TransactionResult", KV=KV_PAIR))),
+    Errors=nullable(list_of(struct("TransactionError", OpIndex=INTEGER, What=STRING))),
 )
 METRICS = struct(
     "Metrics",
@@ -187,7 +191,7 @@ METRICS = struct(
     Counters=list_of(ANY_OBJECT),
     Samples=list_of(ANY_OBJECT),
 )
-VERSION = struct("Version", SHA=STRING, BuildDate=STRING, HumanVersion=STRING, FIPS=STRING)
+VERSION = struct("Version", SHA=STRING, BuildDate=STRING, HumanVersion=STRING, FIPS=STRING, WeftVersion=STRING)
 
 # Request bodies
 
@@ -209,7 +213,7 @@ SERVICE_REQUEST: Schema = {
     "required": ["Name"],
     "properties": {
         "Name": STRING,
-        **{name: schema for name, schema in _SERVICE.items() if name != "Service"},
+        **{name: schema for name, schema in {**_SERVICE, **_IF_ANY}.items() if name != "Service"},
         "Ports": map_of(INTEGER),
         "Check": CHECK_REQUEST,
         "Checks": list_of(CHECK_REQUEST),
@@ -224,7 +228,7 @@ CATALOG_REGISTER_REQUEST: Schema = {
         "TaggedAddresses": STRING_MAP,
         "NodeMeta": STRING_MAP,
         "SkipNodeUpdate": BOOLEAN,
-        "Service": {"type": "object", "properties": _SERVICE},
+        "Service": {"type": "object", "properties": {**_SERVICE, **_IF_ANY}},
         "Check": {"type": "object", "properties": CHECK["properties"]},
         "Checks": list_of({"type": "object", "properties": CHECK["properties"]}),
     },

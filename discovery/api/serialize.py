@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from discovery.consul.durations import format_duration
 from discovery.structs import SERF_HEALTH, Check, Health, Instance, Node, Status
 
 Json = dict[str, object]
 """A JSON object of a response."""
+COORDINATE: Json = {"Vec": [0.0] * 8, "Error": 1.5, "Adjustment": 0.0, "Height": 1e-05}
+"""The coordinate of a node without measured round trips, as Consul has it."""
 
 
 def node(found: Node) -> Json:
@@ -30,7 +33,7 @@ def _tagged_addresses(found: Node) -> dict[str, str]:
 
 def _service(found: Instance) -> Json:
     return {
-        "Kind": found.kind,
+        **({"Kind": found.kind} if found.kind else {}),
         "ID": found.id,
         "Service": found.name,
         "Tags": list(found.tags),
@@ -38,7 +41,7 @@ def _service(found: Instance) -> Json:
         "Port": found.port,
         **_ports("Ports", found),
         "Address": found.address,
-        "TaggedAddresses": _tagged_service_addresses(found),
+        **({"TaggedAddresses": _tagged_service_addresses(found)} if found.tagged_addresses else {}),
         "Weights": _weights(found),
         "EnableTagOverride": found.enable_tag_override,
     }
@@ -81,13 +84,20 @@ def check(found: Check) -> Json:
         "ServiceName": found.service_name,
         "ServiceTags": list(found.service_tags),
         "Type": found.type,
-        "Interval": str(found.definition.get("Interval", "")),
-        "Timeout": str(found.definition.get("Timeout", "")),
+        "Interval": _duration(found.definition.get("Interval")),
+        "Timeout": _duration(found.definition.get("Timeout")),
         "ExposedPort": 0,
         "Definition": dict(found.definition),
         "CreateIndex": found.create_index,
         "ModifyIndex": found.modify_index,
     }
+
+
+def _duration(written: object) -> str:
+    """A duration as Go prints it; clients may write nanoseconds."""
+    if isinstance(written, int | float) and written:
+        return format_duration(written / 1e9)
+    return str(written or "")
 
 
 def catalog_service(found: Health) -> Json:
@@ -127,13 +137,19 @@ def health(found: Health) -> Json:
     }
 
 
-def member(found: Node, checks: Iterable[Check], version: str) -> Json:
+def server_address(node: Node) -> str:
+    """The address that a Consul server on this node would have: HOST:8300."""
+    host = f"[{node.address}]" if ":" in node.address else node.address
+    return f"{host}:8300"
+
+
+def member(found: Node, checks: Iterable[Check], version: str, *, wan: bool = False) -> Json:
     """A member, in agent/members: status 1 is alive, 4 failed."""
     alive = all(one.status is Status.PASSING for one in checks if one.id == SERF_HEALTH)
     return {
-        "Name": found.name,
+        "Name": f"{found.name}.{found.datacenter}" if wan else found.name,
         "Addr": found.address,
-        "Port": 8301,
+        "Port": 8302 if wan else 8301,
         "Tags": {
             "acls": "0",
             "build": version,

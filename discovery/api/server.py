@@ -21,13 +21,14 @@ from discovery.api.agent_register_endpoint import AgentRegisterEndpoint
 from discovery.api.agent_services_endpoint import AgentServicesEndpoint
 from discovery.api.blocking_query import BlockingQueries, encode_json
 from discovery.api.catalog_endpoint import CatalogEndpoint
-from discovery.api.csrf import rejection_reason
+from discovery.api.csrf import own_hosts, rejection_reason
 from discovery.api.health_endpoint import HealthEndpoint
 from discovery.api.http_connections import HttpConnection, HttpConnections
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest, parse_parameters
 from discovery.api.kvs_endpoint import KvsEndpoint
 from discovery.api.openapi import describe
+from discovery.api.query_options import check_place
 from discovery.api.router import TEXT, HttpResponse, Route, Router, endpoint, routes_of
 from discovery.api.schemas import ANY_OBJECT
 from discovery.api.session_endpoint import SessionEndpoint
@@ -86,7 +87,7 @@ class ApiServer:
             self,
         )
         self.router = Router((*(route for each in endpoints for route in routes_of(each)), *extra_routes))
-        self._hosts = {name.lower().rstrip(".") for name in (*settings.hosts, registry.node.name)}
+        self._hosts = {name.lower().rstrip(".") for name in (*settings.hosts, *own_hosts(node, settings.domains))}
         self._requests = metrics.counter("weft_http_requests_total", "HTTP requests.", "method", "path", "code")
         self._seconds = metrics.histogram("weft_http_request_seconds", "Latency of non-blocking requests.", "method")
         self._server: HttpConnections | None = None
@@ -191,7 +192,11 @@ class ApiServer:
         async def read() -> bytes:
             return await self._body(request)
 
-        return route, HttpRequest(request.method, name, parse_parameters(query), read, request.headers)
+        api_request = HttpRequest(request.method, name, parse_parameters(query), read, request.headers)
+        # An agent answers for itself, whatever ?dc says, as in Consul.
+        datacenter = self._node.datacenter
+        check_place(api_request, datacenter if not route.path.startswith("/v1/agent/") else api_request.get("dc"))
+        return route, api_request
 
     async def _run(self, route: Route, api_request: HttpRequest) -> HttpResponse:
         if not route.writes:

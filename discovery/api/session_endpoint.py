@@ -64,8 +64,10 @@ class SessionEndpoint:
 
     def _session(self, fields: Fields) -> Session:
         node = fields.name("Node") or self._node
-        if self._catalog.node(node) is None and node != self._node:
+        known = self._catalog.node(node)
+        if known is None and node != self._node:
             raise HttpError(400, f'Missing node registration: no node "{node}"')
+        node = known.name if known is not None else node
         behavior = fields.text("Behavior") or "release"
         if behavior not in ("release", "delete"):
             raise HttpError(400, f"Invalid Behavior setting '{behavior[:40]}'")
@@ -158,7 +160,7 @@ class SessionEndpoint:
     async def of_node(self, request: HttpRequest) -> HttpResponse:
         if not request.name:
             raise HttpError(400, "Missing node name")
-        return await self._blocking_query("node", request, lambda session: session.node == request.name)
+        return await self._blocking_query("node", request, lambda session: session.node.lower() == request.name.lower())
 
     async def _blocking_query(
         self, kind: str, request: HttpRequest, predicate: Callable[[Session], bool]

@@ -4,3 +4,6 @@
 ``definition_files`` and ``hcl``; ``filter`` on ``regex``; ``kv_txn`` and ``sessions`` work on the
 store; ``client`` is the CLI's HTTP client.
 """
+
+API_LEVEL = "1.22.0"
+"""The version of Consul whose HTTP API this is; clients compare it with what they need."""

@@ -31,7 +31,6 @@ def test_a_service_is_registered_listed_updated_and_deregistered(client: consul.
         enable_tag_override=True,
     )  # fmt: skip
     assert client.agent.services()["r1"] == {
-        "Kind": "",
         "ID": "r1",
         "Service": "redis",
         "Tags": ["a", "b"],

@@ -28,7 +28,7 @@ def services(agent: LabAgent) -> Iterator[None]:
 
 def test_prometheus(agent: LabAgent) -> None:
     """It ignores answers with an unchanged index, and writes ``wait`` as Go prints durations."""
-    assert agent.get("/v1/agent/self").json["Config"]["Datacenter"] == "dc1"
+    assert agent.get("/v1/agent/self").json_of_floats["Config"]["Datacenter"] == "dc1"
     listed = agent.get("/v1/catalog/services?dc=dc1&stale=&wait=120000ms")
     assert listed.json.keys() == {"consul", "web", "db"}
     targets = {}
@@ -66,7 +66,7 @@ def test_traefik(agent: LabAgent) -> None:
 
 def test_fabio(agent: LabAgent) -> None:
     """It keys instances by node and id, looks up services of passing checks, and registers itself."""
-    self_ = agent.get("/v1/agent/self").json
+    self_ = agent.get("/v1/agent/self").json_of_floats
     assert self_["Config"]["NodeName"] == "n1"
     fabio = {
         "ID": "fabio-n1-9998", "Name": "fabio", "Address": "127.0.0.1", "Port": 9998, "Tags": ["fabio"],

@@ -277,7 +277,7 @@ def test_a_transaction_that_fails_changes_nothing(agent: LabAgent, client: consu
     for wrong, said in failing:
         reply = agent.put("/v1/txn", [operation("set", "y", "2"), wrong])
         assert reply.status == 409
-        assert reply.json["Results"] == []
+        assert reply.json["Results"] is None
         [error] = reply.json["Errors"]
         assert (error["OpIndex"], said in error["What"]) == (1, True), error
     assert client.kv.get("y")[1]["Value"] == b"1"

@@ -185,18 +185,18 @@ def test_the_document_matches_its_schema(agent: LabAgent) -> None:
     agent.put("/v1/agent/service/register", {"Name": "web", "Port": 80, "Check": {"TTL": "1h"}})
     until(lambda: "web" in agent.get("/v1/catalog/services").json)
     reply = agent.get("/v1/weft/overview")
-    assert reply.headers["Content-Type"] == "application/json" and reply.index == reply.json["Index"]
+    assert reply.headers["Content-Type"] == "application/json" and reply.index == reply.json_of_floats["Index"]
     description = describe(agent.api.router.routes)
     assert "/v1/weft/overview" in description["paths"]
     assert not [path for path in description["paths"] if "ui" in path]
-    assert reply.json.keys() == OVERVIEW["properties"].keys()
-    service = next(one for one in reply.json["Services"] if one["Name"] == "web")
+    assert reply.json_of_floats.keys() == OVERVIEW["properties"].keys()
+    service = next(one for one in reply.json_of_floats["Services"] if one["Name"] == "web")
     described = OVERVIEW["properties"]["Services"]["items"]["properties"]
     assert service.keys() == described.keys()
     assert service["Instances"][0].keys() == described["Instances"]["items"]["properties"].keys()
     assert agent.put("/v1/agent/service/deregister/web").status == 200
     changed = agent.get(f"/v1/weft/overview?index={reply.index}&wait=60s")
-    assert changed.index > reply.index and "web" not in [one["Name"] for one in changed.json["Services"]]
+    assert changed.index > reply.index and "web" not in [one["Name"] for one in changed.json_of_floats["Services"]]
     assert agent.get(f"/v1/weft/overview?index={changed.index}&wait=50ms").body == changed.body
     assert agent.get("/v1/weft/overview?index=x").status == 400
 
@@ -205,7 +205,7 @@ def test_html_in_names_is_escaped_in_the_json(agent: LabAgent) -> None:
     name = "<img src=x onerror=alert(1)>"
     agent.put("/v1/agent/service/register", {"Name": name})
     reply = agent.get("/v1/weft/overview")
-    assert b"<" not in reply.body and name in [one["Name"] for one in reply.json["Services"]]
+    assert b"<" not in reply.body and name in [one["Name"] for one in reply.json_of_floats["Services"]]
     assert reply.headers["X-Content-Type-Options"] == "nosniff"
 
 
