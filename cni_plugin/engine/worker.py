@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cni_plugin.engine import code
 from cni_plugin.engine.connection import ClientConnection, ClientGone
 from cni_plugin.engine.kernel import WorkerKernel
-from cni_plugin.entry import cni
+from cni_plugin.entry import cni, netavark
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service import delegate
 from cni_plugin.service.log import Level, operation_log
@@ -43,7 +43,7 @@ class Shared:
 
 
 FULL_LOAD = 10
-_LOAD = {"ADD": FULL_LOAD, "DEL": 1}
+_LOAD = {"ADD": FULL_LOAD, "DEL": 1, "setup": FULL_LOAD, "teardown": 1}
 """The load of one call; at ``FULL_LOAD`` a process leaves new connections to the others.
 
 ADDs compete for the GIL and RTNL. DELs mostly wait for the kernel, which deletes links sooner in one
@@ -75,7 +75,8 @@ class Worker:
             if outdated or sent.root != code.ROOT or sent.view != self._shared.view:
                 client.send(frame.declined())
                 return not outdated
-            with loaded(_LOAD.get(sent.environment.get("CNI_COMMAND", ""), 0)):
+            command = sent.netavark[0] if sent.netavark else sent.environment.get("CNI_COMMAND", "")
+            with loaded(_LOAD.get(command, 0)):
                 reply = self._reply(sent, client)
             client.send(reply)
         except (ClientGone, frame.FrameProblem) as error:
@@ -90,7 +91,10 @@ class Worker:
         try:
             self._kernel.bind_namespace(sent.environment.get("CNI_NETNS", ""), client.namespace)
             log = _log if self._shared.level else None
-            status, output = cni.run(sent.plugin, sent.environment, sent.stdin, call.handle, log)
+            if sent.netavark:
+                status, output = netavark.run(sent.netavark, sent.stdin, call.handle, log)
+            else:
+                status, output = cni.run(sent.plugin, sent.environment, sent.stdin, call.handle, log)
         finally:
             self._kernel.bind_namespace("", -1)
             stderr.redirect(None)

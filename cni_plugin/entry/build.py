@@ -5,11 +5,12 @@ It is compiled with placeholders for its paths, which each installation fills in
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 
-from cni_plugin.wire import versions
+from cni_plugin.wire import frame, versions
 from weft import __version__
 
 _FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
@@ -27,6 +28,8 @@ def definitions() -> tuple[str, ...]:
         f'-DEQUALLED="{versions.EQUALLED}"',
         "-DVERSIONS=" + ",".join(f'"{version}"' for version in versions.ALL),
         f"-DFIRSTS={firsts}",
+        f'-DNETAVARK="{frame.NETAVARK}"',
+        f"-DNETAVARK_INFO={json.dumps(versions.NETAVARK_INFO)}",
     )
 
 

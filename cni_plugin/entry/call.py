@@ -35,8 +35,8 @@ def main(stdin: bytes | int = 0) -> int:
     """
     closed = _open_standard_descriptors()
     plugin = os.path.basename(sys.argv[0]) or "weft"
-    is_netavark = _is_netavark(plugin)
-    if not os.environ.get("CNI_COMMAND") and not is_netavark:
+    netavark_arguments = arguments_of_netavark(plugin)
+    if not os.environ.get("CNI_COMMAND") and not netavark_arguments:
         stderr.write(versions.about(plugin))
         return 0
     if 1 in closed:
@@ -45,11 +45,11 @@ def main(stdin: bytes | int = 0) -> int:
     output = os.dup(1)
     os.dup2(2, 1)
     try:
-        if is_netavark:
+        if netavark_arguments:
             from cni_plugin.entry import netavark
 
             _catch_signals()
-            status, answer = netavark.run(sys.argv[1:], stdin, _handle)
+            status, answer = netavark.run(netavark_arguments, stdin, _handle, _log())
             _ignore_signals()
         elif os.environ["CNI_COMMAND"] == "VERSION":
             status, answer = cni.run(plugin, os.environ, stdin, _handle)  # importing signal would double its time
@@ -62,10 +62,12 @@ def main(stdin: bytes | int = 0) -> int:
     return status if deliver(output, answer) else 1
 
 
-def _is_netavark(plugin: str) -> bool:
-    """Whether netavark calls: its plugins get a command as an argument, those of CNI get none."""
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
-    return plugin == "weft" and not os.environ.get("CNI_COMMAND") and command in _NETAVARK_COMMANDS
+def arguments_of_netavark(plugin: str) -> list[str]:
+    """The arguments of a call by netavark, whose plugins get a command as an argument; those of CNI get
+    none.
+    """
+    called = plugin == "weft" and not os.environ.get("CNI_COMMAND") and 1 < len(sys.argv) < 4
+    return sys.argv[1:] if called and sys.argv[1] in _NETAVARK_COMMANDS else []
 
 
 def _handle(request: Request) -> Result | None:

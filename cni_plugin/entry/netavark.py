@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_network
 
 from cni_plugin.entry import cni
 from cni_plugin.plan import modules
 from cni_plugin.plan.traits import Driver, Parent, Value
-from cni_plugin.wire import channel, document
+from cni_plugin.wire import channel, document, versions
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Command, Request
-from weft import __version__
 from weft.errors import ConfigProblem, WeftError
 from weft.identity import digest
 from weft.section import Problems, Section
@@ -31,7 +29,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni_plugin.networks.pools import Use
 
-API = "1.0.0"
 FOLDER = "/etc/containers/networks"
 """Where podman keeps its networks."""
 
@@ -49,12 +46,16 @@ Json = dict[str, object]
 Handle = Callable[[Request], Result | None]
 
 
-def run(arguments: list[str], stdin: bytes | int, handle: Handle) -> tuple[int, bytes]:
+def run(
+    arguments: list[str], stdin: bytes | int, handle: Handle, log: Callable[[str], None] | None = None
+) -> tuple[int, bytes]:
     """One call: the exit status, and the bytes for standard output. Raises nothing but what ends the
     process.
+
+    ``handle`` and ``log`` are those of ``cni.run``.
     """
     try:
-        return 0, _answer(arguments, stdin, handle)
+        return 0, _answer(arguments, stdin, handle, log)
     except WeftError as error:
         return 1, _json({"error": str(error)})
     except Exception as error:
@@ -69,33 +70,32 @@ def _json(value: object) -> bytes:
     return json.dumps(value).encode("ascii")
 
 
-def _answer(arguments: list[str], stdin: bytes | int, handle: Handle) -> bytes:
+def _answer(arguments: list[str], stdin: bytes | int, handle: Handle, log: Callable[[str], None] | None) -> bytes:
     verb, places = arguments[0], arguments[1:]
     if len(places) != (verb in ("setup", "teardown")):
         raise ConfigProblem(f"usage: weft {verb}{' NETNS' if verb in ('setup', 'teardown') else ''}")
     if verb == "info":
-        return _json({"version": __version__, "api_version": API})
+        return versions.NETAVARK_INFO.encode()
     value, _ = document.decode(stdin if isinstance(stdin, bytes) else channel.read(stdin))
     if verb == "create":
         return _json(created(value or {}))
     call = Call(value or {})
     if verb == "teardown":
-        _cni("DEL", call, places[0], handle)
+        _cni("DEL", call, places[0], handle, log)
         return b""
-    return _json(status(_cni("ADD", call, places[0], handle), call))
+    return _json(status(_cni("ADD", call, places[0], handle, log), call))
 
 
-def _cni(command: str, call: Call, netns: str, handle: Handle) -> Json:
+def _cni(command: str, call: Call, netns: str, handle: Handle, log: Callable[[str], None] | None) -> Json:
     """The CNI call that a setup or teardown amounts to; raises WeftError with its message."""
     environment = {
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": call.container,
         "CNI_NETNS": netns,
         "CNI_IFNAME": call.interface,
-        "CNI_PATH": os.path.dirname(os.path.abspath(sys.argv[0])),
         "WEFT_DEBUG": os.environ.get("WEFT_DEBUG", ""),
     }
-    status, output = cni.run(OWN_NAME, environment, _json(call.config), handle)
+    status, output = cni.run(OWN_NAME, environment, _json(call.config), handle, log)
     answer: Json = json.loads(output) if output else {}
     if status:
         raise WeftError(str(answer.get("msg", "")), hint=str(answer.get("details", "")))

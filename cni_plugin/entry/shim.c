@@ -1,10 +1,11 @@
 /*
  * The executable that container runtimes call: sends the call to weft's engine and prints its reply.
  *
- * It answers VERSION and a call without CNI_COMMAND itself. In every other case (no engine, a terminal, closed
- * descriptors, WEFT_DEBUG or WEFT_LOG, a request that the engine declines) it executes the launcher, which serves
- * the call in this process. The protocol is described in wire/frame.py; shim.py is the same client in Python. The
- * build defines OWN_VERSION, EQUALLED, VERSIONS and FIRSTS; the installation fills in the paths (build.py).
+ * It answers VERSION, netavark's info and a call without CNI_COMMAND itself. In every other case (no engine, a
+ * terminal, closed descriptors, WEFT_DEBUG or WEFT_LOG, a request that the engine declines) it executes the
+ * launcher, which serves the call in this process. The protocol is described in wire/frame.py; shim.py is the same
+ * client in Python. The build defines OWN_VERSION, EQUALLED, VERSIONS, FIRSTS, NETAVARK and NETAVARK_INFO; the
+ * installation fills in the paths (build.py).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -52,6 +53,7 @@ char weft_paths[4][1024] = {"@weft python", "@weft launcher", "@weft engine", "@
 static char input[LONGEST_INPUT + 1];
 static size_t input_length;
 static const char *plugin;
+static char *netavark_command, *netavark_namespace; /* NULL in a call by CNI (netavark.py) */
 
 static int write_all(int descriptor, const char *data, size_t length) {
     while (length) {
@@ -81,8 +83,8 @@ static int deliver(const char *data, size_t length, int status) {
     return 1;
 }
 
-/* Execute the launcher, standard input rewound if it was read. `more`: up to two arguments. */
-static void execute_launcher(int input_was_read, char *const more[2]) {
+/* Execute the launcher, which serves the call in this process; standard input is rewound if it was read. */
+static void serve_here(int input_was_read) {
     if (input_was_read) {
         int copy = memfd_create("stdin", MFD_CLOEXEC);
         if (copy < 0 || write_all(copy, input, input_length) || lseek(copy, 0, SEEK_SET) || dup2(copy, 0) < 0) {
@@ -90,7 +92,7 @@ static void execute_launcher(int input_was_read, char *const more[2]) {
             _exit(1);
         }
     }
-    char *arguments[] = {PYTHON, (char *)"-IBS", LAUNCHER, (char *)plugin, more[0], more[1], NULL};
+    char *arguments[] = {PYTHON, (char *)"-IBS", LAUNCHER, (char *)plugin, netavark_command, netavark_namespace, NULL};
     execv(PYTHON, arguments);
     write_text(2, "weft: cannot execute ");
     write_text(2, PYTHON);
@@ -98,15 +100,14 @@ static void execute_launcher(int input_was_read, char *const more[2]) {
     _exit(1);
 }
 
-static void serve_here(int input_was_read) { execute_launcher(input_was_read, (char *const[2]){NULL, NULL}); }
-
-/* Whether netavark calls, which passes its plugins a command as argument (netavark.py). */
-static int is_netavark(int count, char **arguments) {
+/* Note a call by netavark or podman, which passes its plugins a command as argument. */
+static void read_netavark(int count, char **arguments) {
     static const char *const commands[] = {"create", "info", "setup", "teardown"};
     for (size_t each = 0; strcmp(plugin, "weft") == 0 && count > 1 && count < 4 && each < 4; each++)
-        if (strcmp(arguments[1], commands[each]) == 0)
-            return 1;
-    return 0;
+        if (strcmp(arguments[1], commands[each]) == 0) {
+            netavark_command = arguments[1];
+            netavark_namespace = count > 2 ? arguments[2] : NULL;
+        }
 }
 
 /* The index in `versions` of the oldest that the plugin supports. */
@@ -203,10 +204,12 @@ static int answer_version(void) {
     return deliver(text, (size_t)length, 0);
 }
 
-/* Answer CNI error 11, "try again later". */
+/* Answer CNI error 11, "try again later"; netavark's errors have no number. */
 static int fail(const char *message) {
     char text[512];
     int ambiguous;
+    if (netavark_command)
+        return deliver(text, (size_t)snprintf(text, sizeof text, "{\"error\": \"%s\"}", message), 1);
     const char *version = requested_version(0, &ambiguous);
     int length = snprintf(text, sizeof text, "{\n    \"cniVersion\": \"%s\",\n    \"code\": 11,\n    \"msg\": \"%s\"\n}",
                           version, message);
@@ -306,7 +309,15 @@ static size_t compose(char *text, size_t room) {
     size_t length = 12;
     length += (size_t)snprintf(text + length, room - length, "%s%c%s%c%ju:%ju:%ju%c%s%c", OWN_VERSION, 0, ROOT, 0,
                                (uintmax_t)mounts.st_ino, (uintmax_t)root.st_dev, (uintmax_t)root.st_ino, 0, plugin, 0);
-    for (char **each = environ; *each; each++) {
+    if (netavark_command) {
+        size_t more = (size_t)snprintf(text + length, room - length, NETAVARK "=%s", netavark_command) + 1;
+        if (netavark_namespace && length + more < room)
+            more += (size_t)snprintf(text + length + more, room - length - more, "CNI_NETNS=%s", netavark_namespace) + 1;
+        length += more;
+        if (length + 1 > room)
+            return 0;
+    }
+    for (char **each = environ; *each && !netavark_command; each++) {
         size_t more = strlen(*each) + 1;
         if (strncmp(*each, "CNI_", 4))
             continue;
@@ -410,11 +421,14 @@ int main(int count, char **arguments) {
     for (int each = 0; each < 3; each++)
         if (fcntl(each, F_GETFD) < 0)
             serve_here(0); /* which reports it */
-    if ((!command || !*command) && is_netavark(count, arguments))
-        execute_launcher(0, (char *const[2]){arguments[1], count > 2 ? arguments[2] : NULL});
-    if (!command || !*command)
-        return print_about();
-    if (strcmp(command, "VERSION") == 0)
+    if (!command || !*command) {
+        read_netavark(count, arguments);
+        if (!netavark_command)
+            return print_about();
+        if (strcmp(netavark_command, "info") == 0 && !netavark_namespace)
+            return deliver(NETAVARK_INFO, strlen(NETAVARK_INFO), 0);
+        container = netavark_namespace;
+    } else if (strcmp(command, "VERSION") == 0)
         return answer_version();
     if ((wanted && strcmp(wanted, "off") == 0) || (debug && *debug) || (log && *log) || is_own_path(container) || isatty(0) ||
         stat("/proc/self/ns/net", &own))

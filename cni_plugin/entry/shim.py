@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _REPLY_TIMEOUT = 190.0  # seconds; longer than the engine's own deadline for a request
 _START_INTERVAL = 10  # seconds between two attempts to start an engine
 _SYSTEMD_RUN = "/usr/bin/systemd-run"
+_NETAVARK = "CNI_NETAVARK"  # frame.NETAVARK
 _OWN_NAMESPACE = ("/proc/self/", "/proc/thread-self/")
 
 
@@ -31,9 +32,13 @@ def main() -> int:
     wanted = os.environ.get("WEFT_ENGINE") or "auto"
     command = os.environ.get("CNI_COMMAND", "")
     logging = os.environ.get("WEFT_DEBUG") or os.environ.get("WEFT_LOG")
-    if command in ("", "VERSION") or wanted == "off" or logging:
+    variables = {name: value for name, value in os.environ.items() if name.startswith("CNI_")}
+    if netavark := call.arguments_of_netavark(os.path.basename(sys.argv[0])):
+        variables = dict(zip((_NETAVARK, "CNI_NETNS"), netavark, strict=False))
+    answered_here = netavark == ["info"] if netavark else command in ("", "VERSION")
+    if answered_here or wanted == "off" or logging:
         return call.main()
-    if os.environ.get("CNI_NETNS", "").startswith(_OWN_NAMESPACE) or not _has_piped_input():
+    if variables.get("CNI_NETNS", "").startswith(_OWN_NAMESPACE) or not _has_piped_input():
         return call.main()
     stdin = _read_input()
     connection = _connect()
@@ -42,18 +47,17 @@ def main() -> int:
             return _fail("no engine is running in this network namespace, and WEFT_ENGINE=require is set")
         _start_engine()
         return call.main(stdin)
-    return _call_engine(connection, stdin, wanted)
+    return _call_engine(connection, stdin, wanted, variables)
 
 
-def _call_engine(connection: socket, stdin: bytes, wanted: str) -> int:
+def _call_engine(connection: socket, stdin: bytes, wanted: str, variables: dict[str, str]) -> int:
     from cni_plugin.entry import call
     from cni_plugin.wire import frame
 
-    variables = {name: value for name, value in os.environ.items() if name.startswith("CNI_")}
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     plugin = os.path.basename(sys.argv[0]) or "weft"
     sent = frame.RequestFrame(__version__, root, frame.view(), plugin, variables, stdin)
-    reply = _exchange(connection, frame.request(sent))
+    reply = _exchange(connection, frame.request(sent), variables.get("CNI_NETNS", ""))
     if reply is None:
         return _fail("the engine terminated before it replied; retry the call, which cleans up")
     declined, status, output, errors = reply
@@ -99,7 +103,7 @@ def _connect() -> socket | None:
     return None
 
 
-def _exchange(connection: socket, request: bytes) -> tuple[bool, int, bytes, bytes] | None:
+def _exchange(connection: socket, request: bytes, namespace: str = "") -> tuple[bool, int, bytes, bytes] | None:
     """Send the request and the container's namespace; the reply, None where the connection ends before
     it.
     """
@@ -107,7 +111,7 @@ def _exchange(connection: socket, request: bytes) -> tuple[bool, int, bytes, byt
 
     connection.settimeout(_REPLY_TIMEOUT)
     ancillary = []
-    descriptor = _open_namespace(os.environ.get("CNI_NETNS", ""))
+    descriptor = _open_namespace(namespace)
     if descriptor >= 0:
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptor.to_bytes(4, sys.byteorder))]
     try:
@@ -201,8 +205,11 @@ def _open_namespace(path: str) -> int:
 
 
 def _fail(message: str) -> int:
-    """Answer CNI error 11, "try again later"."""
+    """Answer CNI error 11, "try again later"; netavark's errors have no number."""
     from cni_plugin.entry import call
 
+    if not os.environ.get("CNI_COMMAND"):
+        call.deliver(1, f'{{"error": "{message}"}}'.encode())
+        return 1
     call.deliver(1, f'{{\n    "cniVersion": "1.1.0",\n    "code": 11,\n    "msg": "{message}"\n}}'.encode())
     return 1

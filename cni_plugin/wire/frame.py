@@ -1,9 +1,10 @@
 """The protocol between the shim and the engine: one request and one reply on a unix stream socket.
 
-A request is a head of 12 bytes (``WEFT``, the protocol's number, three zero bytes, the body's length)
-and a body: texts that each end with a zero byte (the client's version, the folder its code is in, its
-view of the file system, the name it was called by, the CNI_* variables), an empty text, and standard
-input as it came. The container's namespace comes as an open descriptor beside the first byte, where the
+A request is a head of 12 bytes (``WEFT``, the protocol's number, three zero bytes, the body's
+length) and a body: texts that each end with a zero byte (the client's version, the folder its code
+is in, its view of the file system, the name it was called by, the CNI_* variables), an empty text,
+and standard input as it came. A call by netavark has two: its command in ``NETAVARK``, and
+CNI_NETNS. The container's namespace comes as an open descriptor beside the first byte, where the
 path leads to one.
 
 A reply is a head of 16 bytes (``WEFT``, the protocol's number, whether the request was declined, the
@@ -19,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from struct import Struct
 
+from cni_plugin.wire.plugins import OWN_NAME
+
 PROTOCOL = 1
 MAGIC = b"WEFT"
 LONGEST_BODY = (1 << 20) + (1 << 18)
@@ -26,6 +29,9 @@ LONGEST_BODY = (1 << 20) + (1 << 18)
 
 HEAD = Struct("<4sB3xI")
 REPLY = Struct("<4sBBHII")
+NETAVARK = "CNI_NETAVARK"
+"""In the place of CNI_COMMAND: the command of a call by netavark."""
+
 DEADLINE = 180.0
 """Seconds that a request may take; another IPAM plugin alone may take 120."""
 
@@ -44,6 +50,13 @@ class RequestFrame:
     plugin: str
     environment: Mapping[str, str]
     stdin: bytes
+
+    @property
+    def netavark(self) -> list[str]:
+        """The arguments of a call by netavark; none of a call by CNI."""
+        if self.plugin != OWN_NAME or self.environment.get("CNI_COMMAND") or not self.environment.get(NETAVARK):
+            return []
+        return [self.environment[name] for name in (NETAVARK, "CNI_NETNS") if name in self.environment]
 
 
 def view() -> str:

@@ -15,6 +15,8 @@ WHEN_ABSENT = ALL[0]
 FIRST_OF_PLUGIN = {"bandwidth": "0.3.0", "vrf": "0.3.1", "firewall": "0.4.0"}
 _FIRST_OF_COMMAND = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 EQUALLED = "1.9.1"
+NETAVARK_INFO = f'{{"version": "{__version__}", "api_version": "1.0.0"}}'
+"""What a driver plugin of netavark answers to ``info``."""
 
 
 def supported(plugin: str) -> tuple[str, ...]:

@@ -7,21 +7,24 @@ from typing import Any
 
 import pytest
 
-from lab import seen
+from lab import engine, seen
 from lab.abilities import require
 from lab.commands import Outcome, run
 from lab.dnsmasq import Dnsmasq, end_keepers, until
 from lab.host import Host
 from lab.plugins import OWN_FOLDER
 
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
-
-def weft(*arguments: str, given: object = None) -> Outcome:
-    return run(
-        str(OWN_FOLDER / "weft"), *arguments, stdin="" if given is None else json.dumps(given),
-        environment=ENVIRONMENT, check=False,
-    )  # fmt: skip
+def weft(*arguments: str, given: object = None, **variables: str) -> Outcome:
+    if engine.for_programs():
+        engine.ready()
+    environment = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "WEFT_ENGINE": "require" if engine.for_programs() else "off",
+        **variables,
+    }
+    given_text = "" if given is None else json.dumps(given)
+    return run(str(OWN_FOLDER / "weft"), *arguments, stdin=given_text, environment=environment, check=False)
 
 
 def create(**keys: Any) -> dict[str, Any]:
@@ -137,3 +140,46 @@ def test_invalid_options_are_errors_and_leave_nothing(host: Host, options: dict[
     outcome = weft("setup", netns, given=attachment(network, options=options))
     assert outcome.code == 1 and words in outcome.json["error"], outcome
     assert host.changes(before) == [] and seen.links(host, "c1") == ["lo"]
+
+
+@pytest.mark.parametrize("mode", ["require", "off"])
+def test_the_engine_answers_as_a_process_of_its_own_does(
+    host: Host, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Also errors; and a call that requires an engine where none runs gets netavark's kind of error."""
+    missing = weft("create", given={"name": "blue"}, WEFT_ENGINE="require")
+    assert (missing.code, list(missing.json)) == (1, ["error"]) and "no engine" in missing.json["error"]
+    monkeypatch.setenv("WEFT_TEST_ENGINE", "require" if mode == "require" else "")
+    network = create(subnets=[{"subnet": "10.77.0.0/24"}])
+    netns = host.container()
+    given = attachment(network)
+    bad = attachment(network, options={"static_ips": ["10.99.0.9"]})
+    for arguments, asked, words in (
+        (("setup", "/nowhere"), given, "No such file"),
+        (("setup",), given, "usage: weft setup NETNS"),
+        (("create", netns), given, "usage: weft create"),
+        (("setup", netns), bad, "10.99.0.9"),
+    ):
+        refused = weft(*arguments, given=asked)
+        assert (refused.code, refused.stderr) == (1, "") and words in refused.json["error"], refused
+    environment = {"CNI_IFNAME": "eth9", "CNI_CONTAINERID": "other", "CNI_NETNS": "/nowhere", "CNI_NETAVARK": "create"}
+    answer = weft("setup", netns, given=given, **environment)
+    assert answer.code == 0 and list(answer.json["interfaces"]) == ["eth0"], answer
+    teardown(given, netns)
+    assert seen.links(host, "c1") == ["lo"]
+
+
+def test_no_call_starts_python_while_an_engine_runs(host: Host, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither setup nor teardown executes an interpreter once an engine runs."""
+    monkeypatch.setenv("WEFT_TEST_ENGINE", "require")
+    given = attachment(create())
+    netns = host.container()
+    for verb in ("setup", "teardown"):
+        trace = tmp_path / verb
+        flags = ("-f", "-qq", "-o", str(trace), "-e", "trace=execve")
+        outcome = run(
+            "strace", *flags, str(OWN_FOLDER / "weft"), verb, netns, stdin=json.dumps(given),
+            environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, check=False,
+        )  # fmt: skip
+        assert outcome.code == 0, outcome
+        assert trace.read_text().count("execve(") == 1

@@ -184,3 +184,28 @@ def test_the_c_client_runs_python_for_anything_else(client: Path) -> None:
     asked = {"WEFT_ENGINE": "off"}, {"WEFT_DEBUG": "1"}, {"WEFT_LOG": "info"}, {"CNI_NETNS": "/proc/self/ns/net"}
     for variables in asked:
         assert call(client, "bridge", stdin, CNI_COMMAND="ADD", **variables) == (0, said + stdin, b"")
+
+
+def test_the_c_client_tells_python_what_netavark_asks(client: Path) -> None:
+    def netavark(*arguments: str, **variables: str) -> bytes:
+        environment = {"WEFT_ENGINE": "off", **variables}
+        return subprocess.run(
+            [client / "weft", *arguments], env=environment, input=b"{}", capture_output=True, check=True, timeout=20
+        ).stdout
+
+    assert netavark("info") == versions.NETAVARK_INFO.encode()
+    assert netavark("setup", "/run/netns/x") == b'python -IBS /launch"er weft setup /run/netns/x\n{}'
+    assert netavark("create") == b'python -IBS /launch"er weft create\n{}'
+    assert netavark("setup", "/run/netns/x", CNI_COMMAND="ADD") == b'python -IBS /launch"er weft\n{}'
+    assert netavark("destroy") == b""
+
+
+def test_what_is_a_call_by_netavark() -> None:
+    def arguments(plugin: str = "weft", **variables: str) -> list[str]:
+        sent = frame.RequestFrame("1", "/r", "v", plugin, {f"CNI_{key}": text for key, text in variables.items()}, b"")
+        return frame.parse(frame.request(sent)[frame.HEAD.size :]).netavark
+
+    assert arguments(NETAVARK="setup", NETNS="/run/netns/x") == ["setup", "/run/netns/x"]
+    assert arguments(NETAVARK="create") == ["create"]
+    # A CNI runtime may have set the variable.
+    assert arguments(NETAVARK="setup", COMMAND="ADD") == arguments("bridge", NETAVARK="setup") == arguments() == []
