@@ -19,7 +19,9 @@ from weft.kernel.linux.probe import Ability
 
 @click.command()
 @common
-@click.option("--repair", is_flag=True, help="Remove leftovers and restore rules first, then report what remains.")
+@click.option(
+    "--repair", is_flag=True, help="Remove leftovers and restore rules; report what is fixed and what is not."
+)
 @pass_tool
 def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
     """Check this host and report problems with their remedies.
@@ -34,17 +36,26 @@ def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
       weft doctor --repair
     """
     tool.need_records()
+    abilities = tool.abilities()
+    found = _findings(tool, abilities)
+    repaired: list[Finding] | None = None
     if repair:
         tool.prepare_to("repair")
+        before = found
         _repair(tool)
-    networks, problems = conflists.listed(tool.config)
-    abilities = tool.abilities()
-    found = findings.every(tool.service, abilities, networks, problems)
+        found = _findings(tool, abilities)
+        repaired = [one for one in before if one not in found]
     if json_output:
-        as_json({"abilities": [_ability(one) for one in abilities], "findings": [_finding(one) for one in found]})
+        body = {"abilities": [_ability(one) for one in abilities], "findings": [_finding(one) for one in found]}
+        as_json(body if repaired is None else {**body, "repaired": [_finding(one) for one in repaired]})
     else:
-        _print(abilities, found)
+        _print(abilities, found, repaired)
     raise click.exceptions.Exit(1 if found else 0)
+
+
+def _findings(tool: Tool, abilities: Sequence[Ability]) -> list[Finding]:
+    networks, problems = conflists.listed(tool.config)
+    return findings.every(tool.service, abilities, networks, problems)
 
 
 def _repair(tool: Tool) -> None:
@@ -62,22 +73,28 @@ def _repair(tool: Tool) -> None:
         warn(error.message)
 
 
-def _print(abilities: Sequence[Ability], found: Sequence[Finding]) -> None:
+def _print(abilities: Sequence[Ability], found: Sequence[Finding], repaired: Sequence[Finding] | None) -> None:
+    """``repaired``: what was fixed, None without --repair."""
     say("Kernel features")
     table(
         ("  REQUIRED BY", "FEATURE", "AVAILABLE"),
         [(f"  {one.serves}", one.name, f"no: {one.problem}" if one.problem else "yes") for one in abilities],
     )
     say()
+    if repaired is not None:
+        say(f"{count(len(repaired), 'problem')} repaired")
+        for one in repaired:
+            say(f"  - {one.what}")
+        say()
     if not found:
         say("No problems found.")
         return
-    say(f"{count(len(found), 'problem')} found")
+    say(f"{count(len(found), 'problem')} {'found' if repaired is None else 'left'}")
     for one in found:
         say(f"  - {one.what}")
         say(f"    {one.remedy}")
     fixable = sum(one.fixed_by is not FixedBy.OPERATOR for one in found)
-    if fixable:
+    if fixable and repaired is None:
         say()
         say(f"weft doctor --repair fixes {fixable} of {len(found)}.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cni_plugin.ops.links import nsenter, retry_while_exists
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
@@ -124,6 +124,11 @@ class Gateways(Operation):
             if address not in self.before:
                 with contextlib.suppress(Missing):
                     machine.host.delete_address(self.link, address)
+
+    def sparing(self, kept: Operation) -> Operation:
+        if isinstance(kept, Gateways) and kept.link == self.link:
+            return replace(self, before=self.before + kept.addresses)
+        return self
 
     def mismatch(self, machine: Machine) -> str | None:
         there = self._there(machine)

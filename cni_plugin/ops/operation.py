@@ -82,6 +82,10 @@ class Operation:
         """
         return earlier
 
+    def sparing(self, kept: Operation) -> Operation:
+        """The operation to undo where ``kept`` stays in effect, so that undo leaves what both have."""
+        return self
+
     def commands(self, namespace: str) -> tuple[str, ...]:
         """The equivalent shell commands; ``namespace`` is the path of the container's network
         namespace.

@@ -122,6 +122,11 @@ class ServiceContext:
                 self.records.remove_network(network)  # an unfinished file of a killed writer
                 os.unlink(path)
 
+    def recorded_shared(self, network: str) -> tuple[Operation, ...]:
+        """The shared operations in the network's record, if it is of this boot."""
+        record = self.records.read_network(network)
+        return record.shared if record is not None and record.boot == self.host.boot else ()
+
     def undo(self, record: Record) -> list[WeftError]:
         """Undo all operations of a record, whose lock is held; the errors, [] when everything is
         undone.

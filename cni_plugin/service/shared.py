@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cni_plugin.ops import Elements
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.service import executor
 from cni_plugin.service.context import ServiceContext, raise_all
-from cni_plugin.service.records import Phase, Record
+from cni_plugin.service.records import NetworkRecord, Phase, Record
 from weft import locks
 from weft.errors import Busy, StateDamaged, WeftError
 from weft.types import Attachment
+
+_WITHDRAWAL_TIMEOUT = 5.0
+"""Seconds that a failed ADD waits to take back what it added to its network."""
 
 
 def repair(context: ServiceContext) -> None:
@@ -56,19 +59,56 @@ def _remove_shared(context: ServiceContext, network: str) -> None:
     """
     records = context.records
     record = records.read_network(network)
-    others = [other for other in records.networks() if other.network != network]
-    kept = {operation for other in others for operation in other.shared}
-    kept_links = {link for operation in kept for link in operation.creates}
-    unshared = [
-        operation
-        for operation in (record.shared if record is not None else ())
-        if operation not in kept and not kept_links.intersection(operation.creates)
-    ]
-    raise_all(context.remove(unshared, context.machine(None)))
+    raise_all(_undo_shared(context, network, record.shared if record is not None else (), ()))
     records.remove_network(network)
-    if not others:
+    if not any(records.networks()):
         with contextlib.suppress(OSError):
             os.unlink(records.shared_lock())
+
+
+def _undo_shared(
+    context: ServiceContext, network: str, operations: Sequence[Operation], staying: Sequence[Operation]
+) -> list[WeftError]:
+    """Undo shared operations of a network, except for what its ``staying`` ones or another network
+    share. The caller holds the shared lock.
+    """
+    others = (one for other in context.records.networks() if other.network != network for one in other.shared)
+    kept = dict.fromkeys((*staying, *others))
+    kept_links = {link for operation in kept for link in operation.creates}
+    undone = []
+    for operation in operations:
+        if operation not in kept and not kept_links.intersection(operation.creates):
+            for each in kept:
+                operation = operation.sparing(each)
+            undone.append(operation)
+    return context.remove(undone, context.machine(None))
+
+
+def withdraw(context: ServiceContext, network: str, before: Sequence[Operation]) -> None:
+    """Take back what a failed ADD has added to its network: all but ``before`` and what attachments
+    use.
+
+    The network's record is reduced first, then the attachments' records are read. A concurrent ADD does
+    the opposite, so that it is either seen here, or finds its operations unrecorded, and waits for the
+    lock to apply them.
+    """
+    records = context.records
+    if len(context.recorded_shared(network)) == len(before):
+        return
+    with locks.hold(records.shared_lock(), timeout=_WITHDRAWAL_TIMEOUT):
+        now = context.recorded_shared(network)
+        _write_shared(context, network, tuple(each for each in now if each in before))
+        used = {each for one in records.all() if one.attachment.network == network for each in one.shared}
+        staying = tuple(each for each in now if each in before or each in used)
+        _write_shared(context, network, staying)
+        if _undo_shared(context, network, [each for each in now if each not in staying], staying):
+            _write_shared(context, network, now)
+    if not context.recorded_shared(network):
+        remove_network(context, network, timeout=0)
+
+
+def _write_shared(context: ServiceContext, network: str, shared: tuple[Operation, ...]) -> None:
+    context.records.write_network(NetworkRecord(network, context.host.boot, shared))
 
 
 def restore_elements(context: ServiceContext, current: Attachment | None) -> None:

@@ -7,7 +7,6 @@ order: the network's (shared), the attachment's, then the one of what networks s
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -20,7 +19,7 @@ from cni_plugin.service import assemble, executor
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.planner import EMPTY_PLAN, attachment_of, own_operations, shared_operations
 from cni_plugin.service.records import NetworkRecord, Phase, Record
-from cni_plugin.service.shared import pass_on_ports, remove_network, restore_elements
+from cni_plugin.service.shared import pass_on_ports, restore_elements, withdraw
 from cni_plugin.wire.request import Command, Request
 from weft import locks
 from weft.errors import (
@@ -63,18 +62,15 @@ class Service(ServiceContext):
     # The verbs
 
     def add(self, request: Request) -> Result:
-        """Attach. On an error everything is undone, and a network that this call was the first of is
-        removed.
-        """
+        """Attach. On an error everything is undone, also what this call has added to the network."""
         assembly = self._assemble(request)
         attachment = attachment_of(request)
-        is_first = not os.path.exists(self.records.network_path(attachment.network))
+        before = self.recorded_shared(attachment.network)
         try:
             return self._attach(request, assembly, attachment)
         except BaseException:
-            if is_first and self.records.read_network(attachment.network) is not None:
-                with contextlib.suppress(WeftError):
-                    remove_network(self, attachment.network, timeout=0)
+            with contextlib.suppress(WeftError):
+                withdraw(self, attachment.network, before)
             raise
 
     def _attach(self, request: Request, assembly: assemble.Assembly, attachment: Attachment) -> Result:
@@ -294,18 +290,13 @@ class Service(ServiceContext):
         if isinstance(operation, BaseRules):
             restore_elements(self, attachment)
 
-    def _recorded_shared(self, network: str) -> tuple[Operation, ...]:
-        """The shared operations in the network's record, if it is of this boot."""
-        record = self.records.read_network(network)
-        return record.shared if record is not None and record.boot == self.host.boot else ()
-
     def _unrecorded(self, network: str, shared: Sequence[Operation]) -> tuple[Operation, ...]:
-        recorded = self._recorded_shared(network)
+        recorded = self.recorded_shared(network)
         return tuple(operation for operation in shared if operation not in recorded)
 
     def _record_shared(self, network: str, new: tuple[Operation, ...]) -> None:
         if new:
-            self.records.write_network(NetworkRecord(network, self.host.boot, self._recorded_shared(network) + new))
+            self.records.write_network(NetworkRecord(network, self.host.boot, self.recorded_shared(network) + new))
 
 
 def _missing_from_previous(record: Record, request: Request) -> list[str]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cni_plugin.networks import findings
+from cni_plugin.ops import Gateways, Veth
+from cni_plugin.ops.operation import Operation
+from cni_plugin.service.executor import Watch
+from cni_plugin.service.gc import collect_stale
 from lab.calls import Weft
 from lab.cases import Conf, conf, pool
+from weft.errors import KernelRefused
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
 
@@ -79,8 +86,6 @@ def test_ipam_alone_never_opens_the_namespace(node: Node, plugin: str, path: str
 
 def test_gc_keeps_the_lease_of_what_has_no_namespace(node: Node) -> None:
     """A virtual machine's plugin passes any string as CNI_NETNS; only its DEL, or the runtime's GC, ends the lease."""
-    from cni_plugin.service.gc import collect_stale
-
     red = pool_conf(node)
     node.weft.add(red, "vm-1f3a")
     assert collect_stale(node.weft.service(node.kernel)).attachments == []
@@ -100,3 +105,69 @@ def test_a_del_with_a_path_that_is_gone_ends_the_attachment(node: Node) -> None:
     node.weft.delete(red, "/gone")
     assert node.leases("red") == {}
     assert node.kernel.open("/c1").link("eth0") is None
+
+
+def routed(node: Node, *subnets: str, **keys: Any) -> Conf:
+    return conf("bridge", "red", {"bridge": "br0", "isGateway": True, "ipam": node.ipam(*subnets), **keys})
+
+
+def network_state(node: Node) -> tuple[object, list[str]]:
+    """The host without its sysctls, and what doctor says of attachments and networks."""
+    service = node.weft.service(node.kernel)
+    host = node.kernel.dump()[node.kernel.host.id.path]
+    assert isinstance(host, dict)
+    state = {name: part for name, part in host.items() if name != "sysctls"}
+    return (state, node.kernel.dump()["rules"]), [one.what for one in findings.of_attachments(service)]
+
+
+def test_a_refused_add_takes_back_what_it_added_to_its_network(node: Node) -> None:
+    """Not only the first ADD of a network: another gateway must not stay on the bridge, nor in the network's record."""
+    node.weft.add(routed(node, "10.60.0.0/28"), "/c1")
+    before = network_state(node)
+    assert before[1] == []
+    refused = [
+        node.weft("ADD", routed(node, "10.61.0.0/28"), "/c2", "c2"),  # the bridge has another address
+        node.weft("ADD", routed(node, "10.60.0.0/28", "fd60::/64", ipMasq=True), "/c2", "c2", watch=failing_at(Veth)),
+        node.weft(
+            "ADD", routed(node, "10.60.0.0/28", "fd60::/64", ipMasq=True), "/c2", "c2", watch=failing_at(Gateways)
+        ),
+    ]
+    assert [answer.ok for answer in refused] == [False, False, False]
+    assert network_state(node) == before
+    assert node.weft.add(routed(node, "10.60.0.0/28", "fd60::/64"), "/c2", "c2")["ips"][1]["gateway"] == "fd60::1"
+
+
+def test_what_another_attachment_uses_stays_after_a_refused_add(node: Node) -> None:
+    """c2 is attached with the same new gateway while the ADD of c3 that added it fails."""
+    node.kernel.add("/c3")
+    node.weft.add(routed(node, "10.60.0.0/28"), "/c1")
+    dual = routed(node, "10.60.0.0/28", "fd60::/64")
+
+    def fail(verb: str, operation: Operation) -> None:
+        if verb == "apply" and isinstance(operation, Veth):
+            node.weft.add(dual, "/c2", "c2")
+            raise KernelRefused("no more links")
+
+    assert not node.weft("ADD", dual, "/c3", "c3", watch=fail).ok
+    assert ip_interface("fd60::1/64") in node.kernel.host.addresses("br0")
+    assert network_state(node)[1] == []
+
+
+def test_a_gateway_of_both_stays_when_the_other_ranges_are_refused(node: Node) -> None:
+    """The same gateway with other sibling ranges is another operation; undoing it must not take the address."""
+    node.weft.add(routed(node, "10.60.0.0/28"), "/c1")
+    more = {"ipam": {**node.ipam(), "ranges": [[{"subnet": "10.60.0.0/28"}, {"subnet": "10.61.0.0/28"}]]}}
+    deleted: list[str] = []
+    original = node.kernel.host.delete_address
+    node.kernel.host.delete_address = lambda link, address: (deleted.append(str(address)), original(link, address))  # type: ignore[method-assign]
+    assert not node.weft("ADD", routed(node, **more), "/c2", "c2", watch=failing_at(Veth)).ok
+    assert deleted == []
+    assert network_state(node)[1] == []
+
+
+def failing_at(kind: type[Operation]) -> Watch:
+    def watch(verb: str, operation: Operation) -> None:
+        if verb == "apply" and isinstance(operation, kind):
+            raise KernelRefused(f"no {kind.__name__}")
+
+    return watch

@@ -102,6 +102,18 @@ def test_doctor_finds_drift_and_repairs_what_it_can(blue) -> None:
     assert {one["mends"] for one in said.json["findings"]} == {"person"}
     assert all(one["what"].startswith("weft-c2/eth0 on blue: ") for one in said.json["findings"])
     assert blue("check", "blue", "weft-c1").code == 0
+    assert {one["what"] for one in said.json["repaired"]} == set(found) - {one["what"] for one in said.json["findings"]}
+
+
+def test_doctor_counts_only_what_it_has_repaired(blue) -> None:
+    """A restored rule counts; a gateway address that conflicts with another address of the bridge does not."""
+    blue.kernel.host.delete_address("weft-blue", ip_interface("10.7.0.1/24"))
+    blue.kernel.host.add_address("weft-blue", ip_interface("10.99.0.1/24"))
+    blue.kernel.host.set_sysctl("net/ipv4/ip_forward", "0")
+    said = blue("doctor", "--repair").out
+    assert "1 problem repaired\n  - IPv4 forwarding is disabled" in said
+    assert "1 problem left\n  - network blue: weft-blue lacks the gateway address 10.7.0.1/24" in said
+    assert "--repair fixes" not in said
 
 
 def test_doctor_finds_conflicting_networks(blue) -> None:
