@@ -22,7 +22,7 @@ from weft import identity
 from weft.errors import ConfigProblem
 from weft.kernel.interface import BridgeVlan
 from weft.section import Section
-from weft.types import Result, ResultInterface, Side
+from weft.types import Cidr, Result, ResultInterface, Side
 
 _LAST_VLAN = 4094
 
@@ -55,8 +55,10 @@ DRIVER = Driver(
 
 @dataclass(frozen=True, slots=True)
 class BridgeNetwork:
-    """A bridge network's settings; ``detect`` is duplicate address detection, ``down`` leaves the
-    interface down.
+    """A bridge network's settings.
+
+    ``detect`` is duplicate address detection, ``down`` leaves the interface down. ``routers``: the
+    gateways that IPAM tells of are other machines (DHCP), never addresses of this host.
     """
 
     bridge: str
@@ -75,12 +77,13 @@ class BridgeNetwork:
     isolated: bool = False
     mac: str = ""
     addressed: bool = False
+    routers: bool = False
 
     def plan(self, context: Context) -> Plan:
         found = context.result
         if self.addressed and not found.ips and not context.pending:
             raise ConfigProblem("IPAM plugin returned missing IP config", hint="set a subnet or addresses in ipam")
-        if self.gateway:
+        if self.gateway and not self.routers:
             found = interface.with_gateways(found)
         if self.default_gateway:
             found = replace(found, routes=interface.default_routes(found))
@@ -124,7 +127,7 @@ class BridgeNetwork:
 
     def _vlan_gateway(self, context: Context, mtu: int) -> VlanGateway | None:
         """The link with the gateway address where the network is one VLAN of the bridge."""
-        if not (self.vlan and self.gateway):
+        if not (self.vlan and self.gateway) or self.routers:
             return None
         name = f"{self.bridge}.{self.vlan}"
         return VlanGateway(
@@ -140,10 +143,11 @@ class BridgeNetwork:
     def _shared(
         self, bridge: Bridge, vlan_gateway: VlanGateway | None, context: Context, found: Result
     ) -> tuple[Operation, ...]:
-        shared: list[Operation] = [bridge, *_ignore_ra(self.bridge)]
+        # A bridge that weft did not create may be the link by which the host learns its own routes.
+        shared: list[Operation] = [bridge, *(_ignore_ra(self.bridge) if bridge.alias else ())]
         if self.promiscuous:
             shared.append(Promiscuous(self.bridge))
-        if not self.gateway:
+        if not self.gateway or self.routers:
             return tuple(shared)
         if vlan_gateway:
             shared += [vlan_gateway, *_ignore_ra(vlan_gateway.name)]
@@ -155,9 +159,11 @@ class BridgeNetwork:
             # On a bridge that weft did not create, addresses from before the network must outlive it.
             there = () if vlan_gateway or bridge.alias else context.facts.addresses(Side.HOST, link)
             before = tuple(address for address in gateways if address in there)
+            if not (vlan_gateway or bridge.alias):
+                _refuse_routers(context, link, gateways)
             shared.append(Gateways(link, gateways, context.gateways, self.force_address, before))
-        shared += interface.forwarding(interface.versions(found))
-        return tuple(shared)
+        # First, and so undone last: then no link of the network is taken for another router's.
+        return (*interface.forwarding(interface.versions(found)), *shared)
 
     def _port(self, host: str) -> tuple[Operation, ...]:
         operations: list[Operation] = []
@@ -171,6 +177,20 @@ class BridgeNetwork:
         # A trunk without an access VLAN keeps VLAN 1 for untagged frames, as the reference does.
         access = BridgeVlan(self.vlan or 1, pvid=True, untagged=True)
         return (access, *(BridgeVlan(vid) for vid in self.trunk if vid != access.vid))
+
+
+def _refuse_routers(context: Context, bridge: str, gateways: tuple[Cidr, ...]) -> None:
+    """Raises ConfigProblem for a gateway that is this host's own router: with its address the host
+    would cut itself, and everybody else on that bridge, off from it.
+    """
+    for route in context.facts.routes(Side.HOST, bridge):
+        if any(route.route.gateway == gateway.ip for gateway in gateways):
+            raise ConfigProblem(
+                f"gateway {route.route.gateway} is another machine: this host's own route to "
+                f"{route.route.destination} leads over it",
+                hint=f"set isGateway and isDefaultGateway to false and give ipam a route with this gateway, or "
+                f"set ipam.gateway to a free address for {bridge}",
+            )
 
 
 def _ignore_ra(link: str) -> tuple[Operation, ...]:
@@ -205,6 +225,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
         isolated=keys.flag("portIsolation"),
         mac=interface.read_mac(request),
         addressed=addressed,
+        routers=request.config.ipam.text("type") == "dhcp",
     )
     if found.hairpin and found.promiscuous:
         keys.problem("hairpinMode", "cannot be set together with promiscMode")

@@ -21,6 +21,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from cni_plugin.plan import modules
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.plugins import OWN_NAME
@@ -47,12 +48,13 @@ class Names:
     domain: str = ""
     resolver: bool = True
     internal: bool = False
+    gateway_is_host: bool = False
 
     def plan(self, context: Context) -> Plan:
         from cni_plugin.ops.announcement import Announced  # only networks with names need it
 
         mark = identity.attachment_mark(context.attachment)
-        gateways = _gateways(context)
+        gateways = self._gateways(context)
         document = {
             "network": context.attachment.network,
             "container": context.attachment.container,
@@ -69,6 +71,15 @@ class Names:
         result = self._resolved(context.result, gateways) if self.resolver else context.result
         return Plan(after=(announced,), result=result)
 
+    def _gateways(self, context: Context) -> list[str]:
+        """The addresses of this host at which the container reaches the agent, IPv4 first."""
+        found = {ip.gateway for ip in context.result.ips if ip.gateway is not None}
+        hosts = [one for one in context.result.interfaces if not one.sandbox]
+        if not self.gateway_is_host:
+            # Whether a gateway is this host's is known from its addresses only.
+            found &= {cidr.ip for one in hosts for cidr in context.facts.addresses(Side.HOST, one.name)}
+        return [str(one) for one in sorted(found, key=lambda one: (one.version, int(one)))] if hosts else []
+
     def _resolved(self, result: Result, gateways: list[str]) -> Result:
         """The result with the agent as the first name server, before those of the configuration."""
         if not gateways:
@@ -77,17 +88,6 @@ class Names:
         search = (self.domain, *dns.search) if self.domain and self.domain not in dns.search else dns.search
         servers = (*gateways, *(one for one in dns.nameservers if one not in gateways))
         return replace(result, dns=replace(dns, nameservers=servers, search=search))
-
-
-def _gateways(context: Context) -> list[str]:
-    """The addresses of this host at which the container reaches the agent, IPv4 first."""
-    found = {ip.gateway for ip in context.result.ips if ip.gateway is not None}
-    hosts = [one for one in context.result.interfaces if not one.sandbox]
-    if context.config.previous is not None and hosts:
-        # Chained: whether a gateway is this host's is known from its addresses only.
-        held = {cidr.ip for one in hosts for cidr in context.facts.addresses(Side.HOST, one.name)}
-        found &= held
-    return [str(one) for one in sorted(found, key=lambda one: (one.version, int(one)))] if hosts else []
 
 
 def read(request: Request, keys: Section) -> PlanPart | None:
@@ -104,7 +104,16 @@ def read(request: Request, keys: Section) -> PlanPart | None:
         _domain(section, "domain"),
         section.flag("dns", True),
         keys.flag("internal"),
+        _gateway_is_host(request, keys),
     )
+
+
+def _gateway_is_host(request: Request, keys: Section) -> bool:
+    """Whether the driver gives this host the address of the gateway: not one that DHCP tells of."""
+    driver = modules.of_request(request)
+    asked = not driver.gateway_key or keys.flag(driver.gateway_key) or keys.flag("isDefaultGateway")
+    made = request.config.previous is None and driver.routed
+    return made and asked and request.config.ipam.text("type") != "dhcp"
 
 
 def _asked(request: Request, keys: Section) -> bool:

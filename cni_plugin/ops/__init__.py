@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from cni_plugin.ops.addresses import Detection, Gateways, LinkAddress, LinkRoute, Setting
+from cni_plugin.ops.addresses import Detection, Forwarding6, Gateways, LinkAddress, LinkRoute, Setting
 from cni_plugin.ops.leases import ForeignLease, PoolLease
 from cni_plugin.ops.links import Bridge, Port, Promiscuous, Up, Veth
 from cni_plugin.ops.nftables import BaseRules, Elements
@@ -47,6 +47,7 @@ COMMON: tuple[type, ...] = (
     Detection,
     Elements,
     ForeignLease,
+    Forwarding6,
     Gateways,
     LinkAddress,
     LinkRoute,
@@ -85,6 +86,7 @@ __all__ = [
     "DhcpLease",
     "Elements",
     "ForeignLease",
+    "Forwarding6",
     "Gateways",
     "Ifb",
     "InVrf",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 
-from cni_plugin.ops import ContainerLink, Detection, LinkAddress, LinkRoute, Setting, Up, Veth
+from cni_plugin.ops import ContainerLink, Detection, Forwarding6, LinkAddress, LinkRoute, Setting, Up, Veth
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.plan import Context, Plan
 from cni_plugin.plan.traits import Option, Value
@@ -196,11 +196,11 @@ def require_ipam(request: Request, driver: str) -> None:
 
 
 def forwarding(families: set[int]) -> tuple[Operation, ...]:
-    """Enable forwarding on the host for these IP versions. It is not disabled again: other software may
-    rely on it.
+    """Enable forwarding on the host for these IP versions. IPv4's is not disabled again: other software
+    may rely on it.
     """
-    keys = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
-    return tuple(Setting(Side.HOST, keys[version], "1") for version in sorted(families))
+    found: tuple[tuple[int, Operation], ...] = ((4, Setting(Side.HOST, "net/ipv4/ip_forward", "1")), (6, Forwarding6()))
+    return tuple(operation for version, operation in found if version in families)
 
 
 def on_interface(result: Result, index: int) -> tuple[ResultAddress, ...]:

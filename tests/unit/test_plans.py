@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cni_plugin.ops import Bridge, Gateways, LinkAddress, LinkRoute, Port, Promiscuous, Setting, Up, Veth
+from cni_plugin.ops import Bridge, Forwarding6, Gateways, LinkAddress, LinkRoute, Port, Promiscuous, Setting, Up, Veth
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.plan import Context, Plan
@@ -122,8 +122,8 @@ def test_bridge_with_a_default_gateway_in_two_families() -> None:
         route(INSIDE, "eth0", "0.0.0.0/0", "10.23.0.1"),
         route(INSIDE, "eth0", "::/0", "fd00:23::1"),
     ]
-    forwarding = [one.key for one in plan.shared if isinstance(one, Setting) and not one.link]
-    assert forwarding == ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"]
+    forwarding = [one for one in plan.shared if isinstance(one, Forwarding6 | Setting) and not one.on_link]
+    assert forwarding == [Setting(HOST, "net/ipv4/ip_forward", "1"), Forwarding6()]
     assert [one.interface for one in plan.result.ips] == [2, 2]
 
 
