@@ -20,20 +20,26 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 
+from cni_plugin.dataplane import packets
 from cni_plugin.plan import modules
+from cni_plugin.plan.interface import hairpin
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
+from weft.kernel.interface import Element
 from weft.section import Section, quoted
 from weft.service_options import MAX_WEIGHT, NETWORK_CHECKS, TTL_CHECK, Algorithm
-from weft.types import Result, Side
+from weft.types import Address, Result, Side
 
 FEATURE = Feature(Stage.NAMES, section=False, plugin="dnsname", keys=("names", "services"))
 SHORT = 12
 """Characters of a container's id that it is known by, as with docker and podman."""
+_DNS, _PORT = ("udp", "tcp"), 53
+_AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
 _LONGEST_LABEL = 63
 _LONGEST_NAME = 200
 _CHECKS = (*NETWORK_CHECKS, TTL_CHECK)
@@ -55,6 +61,7 @@ class Names:
 
         mark = identity.attachment_mark(context.attachment)
         gateways = self._gateways(context)
+        services = [json.loads(text) for text in self.services]
         document = {
             "network": context.attachment.network,
             "container": context.attachment.container,
@@ -65,11 +72,17 @@ class Names:
             "internal": self.internal,
             "names": list(self.names),
             "domain": self.domain,
-            "services": [json.loads(text) for text in self.services],
+            "services": services,
         }
         announced = Announced(mark, json.dumps(document, sort_keys=True))
         result = self._resolved(context.result, gateways) if self.resolver else context.result
-        return Plan(after=(announced,), result=result)
+        virtual = any(one.get("virtual") for one in services)
+        return Plan(
+            operations=hairpin(context) if virtual else (),
+            shared_elements=tuple(_answered_here(ip_address(one), protocol) for one in gateways for protocol in _DNS),
+            after=(announced,),
+            result=result,
+        )
 
     def _gateways(self, context: Context) -> list[str]:
         """The addresses of this host at which the container reaches the agent, IPv4 first."""
@@ -88,6 +101,14 @@ class Names:
         search = (self.domain, *dns.search) if self.domain and self.domain not in dns.search else dns.search
         servers = (*gateways, *(one for one in dns.nameservers if one not in gateways))
         return replace(result, dns=replace(dns, nameservers=servers, search=search))
+
+
+def _answered_here(gateway: Address, protocol: str) -> Element:
+    """The gateway's port 53, published as itself: the agent listens there, and a container that
+    publishes the port at every host address must not get the network's queries.
+    """
+    mark = identity.mark("names", str(gateway))
+    return Element(_AT[gateway.version], (gateway, protocol, _PORT), (gateway, _PORT), mark)
 
 
 def read(request: Request, keys: Section) -> PlanPart | None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.dataplane import packets
 from cni_plugin.ops.operation import Operation
+from cni_plugin.plan.interface import hairpin
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.request import Request
@@ -104,6 +105,7 @@ class PortMap:
                 PortsFree(ports),
                 *((ConntrackFlushOnUndo(datagrams),) if datagrams else ()),
                 *lines,
+                *(hairpin(context) if self.snat else ()),
             ),
             elements=tuple(dict.fromkeys(elements)),
             after=(ConntrackFlush(datagrams),) if datagrams else (),

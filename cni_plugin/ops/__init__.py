@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cni_plugin.ops.dhcp import DhcpLease
     from cni_plugin.ops.iptables import TableChain, TableRules
     from cni_plugin.ops.policy import InVrf, Isolated, RoutedFrom, RouteMoved, Vrf
-    from cni_plugin.ops.ports import ConntrackFlush, ConntrackFlushOnUndo, PortsFree, PublishedPort
+    from cni_plugin.ops.ports import ConntrackFlush, ConntrackFlushOnUndo, Hairpin, PortsFree, PublishedPort
     from cni_plugin.ops.queues import Ifb, Limited, Redirected
     from cni_plugin.ops.tuning import LinkSetting
     from cni_plugin.ops.vlans import VlanGateway, Vlans
@@ -31,7 +31,7 @@ _RARE = {
     "DhcpLease": "dhcp",
     "Announced": "announcement",
     **dict.fromkeys(("InVrf", "Isolated", "RouteMoved", "RoutedFrom", "Vrf"), "policy"),
-    **dict.fromkeys(("ConntrackFlushOnUndo", "ConntrackFlush", "PortsFree", "PublishedPort"), "ports"),
+    **dict.fromkeys(("ConntrackFlushOnUndo", "ConntrackFlush", "Hairpin", "PortsFree", "PublishedPort"), "ports"),
     **dict.fromkeys(("Ifb", "Limited", "Redirected"), "queues"),
     **dict.fromkeys(("TableChain", "TableRules"), "iptables"),
     "LinkSetting": "tuning",
@@ -88,6 +88,7 @@ __all__ = [
     "ForeignLease",
     "Forwarding6",
     "Gateways",
+    "Hairpin",
     "Ifb",
     "InVrf",
     "Isolated",

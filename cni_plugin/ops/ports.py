@@ -1,15 +1,21 @@
-"""Operations around published ports: checking that they are free, and flushing stale conntrack entries."""
+"""Operations around published ports: checking that they are free, flushing stale conntrack entries,
+hairpin mode of a bridge port.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cni_plugin.ops.operation import Machine, Operation
-from weft.errors import Conflict
+from cni_plugin.dataplane import packets
+from cni_plugin.ops.links import Port
+from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from weft.errors import Conflict, Missing
 from weft.kernel.interface import Flow
-from weft.types import Address
+from weft.types import Address, Side
 
+_AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
 _HOLDERS = ("conmon", "nerdctl", "sleep")
 """Processes that podman and nerdctl have bind published ports to reserve them; they never accept."""
 
@@ -38,6 +44,8 @@ class PortsFree(Operation):
             for address, process in machine.host.listeners(wanted.protocol, wanted.port):
                 if address.version != wanted.target.version or process.split(" (")[0] in _HOLDERS:
                     continue
+                if wanted.host is None and _answered_here(machine, address, wanted):
+                    continue
                 if wanted.host is None or int(address) == 0 or address == wanted.host:
                     raise Conflict(
                         f"host port {wanted.port}/{wanted.protocol} is in use: {process} listens on {address}",
@@ -54,6 +62,13 @@ class PortsFree(Operation):
     def commands(self, namespace: str) -> tuple[str, ...]:
         flags = {"tcp": "t", "udp": "u", "sctp": "S"}
         return tuple(f"ss -Hlnp{flags[port.protocol]} '( sport = :{port.port} )' # nobody" for port in self.ports)
+
+
+def _answered_here(machine: Machine, address: Address, port: PublishedPort) -> bool:
+    """Whether weft's agent listens there, which "every host address" does not include."""
+    key, data = (address, port.protocol, port.port), (address, port.port)
+    there = machine.rules().elements(_AT[address.version])
+    return any((one.key, one.data) == (key, data) for one in there)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +131,49 @@ class ConntrackFlushOnUndo(Operation):
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hairpin(Operation):
+    """A bridge port that may send a frame back to where it came from. *Equivalent to:* ``bridge link
+    set dev LINK hairpin on``.
+
+    Not where the bridge is promiscuous, since frames would come back twice.
+    """
+
+    link: str
+
+    @property
+    def on_link(self) -> LinkRef | None:
+        return (Side.HOST, self.link)
+
+    def _wanted(self, machine: Machine) -> bool:
+        link = machine.host.link(self.link)
+        bridge = machine.host.link(link.master) if link is not None and link.port else None
+        return bridge is not None and not bridge.promiscuous
+
+    def apply(self, machine: Machine) -> bool:
+        if not self._wanted(machine):
+            return False
+        machine.host.change_port(self.link, {"brport_mode": 1})
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        if self._wanted(machine):
+            with contextlib.suppress(Missing):
+                machine.host.change_port(self.link, {"brport_mode": 0})
+
+    def mismatch(self, machine: Machine) -> str | None:
+        link = machine.host.link(self.link)
+        if link is None or not self._wanted(machine) or link.port.get("brport_mode", 1) == 1:
+            return None
+        return f"hairpin is off for the port {self.link}"
+
+    def adapt(self, earlier: Operation) -> Operation:
+        return replace(earlier, hairpin=True) if isinstance(earlier, Port) and earlier.link == self.link else earlier
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        return (f"bridge link set dev {self.link} hairpin on",)
 
 
 def _has_stale_nat(flow: Flow, port: PublishedPort) -> bool:

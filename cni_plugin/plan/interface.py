@@ -287,6 +287,22 @@ def host_end(context: Context) -> str:
     return ""
 
 
+def hairpin(context: Context) -> tuple[Operation, ...]:
+    """Lets the container reach itself by an address that this host translates.
+
+    br_netfilter (Docker and Kubernetes load it) translates frames on the bridge, which then leave by
+    the port that they came from, and the kernel drops them unless it is in hairpin mode.
+    """
+    port = host_end(context)
+    first = next((one.name for one in context.result.interfaces if not one.sandbox), port)
+    there = context.facts.link(Side.HOST, port)
+    if port == first or (there is not None and there.port.get("brport_mode") == 1):
+        return ()
+    from cni_plugin.ops.ports import Hairpin
+
+    return (Hairpin(port),)
+
+
 def own_addresses(context: Context) -> tuple[ResultAddress, ...]:
     """The result's addresses that are on the attachment's interface."""
     interfaces = context.result.interfaces

@@ -313,3 +313,31 @@ def test_portmap_of_the_weft_plugin(host: Host, cni: Cni, lan: Lan) -> None:
     cni.check(conf, result, netns)
     cni.delete(conf, netns)
     assert "8080" not in host.run("nft", "list", "ruleset").stdout
+
+
+@pytest.mark.parametrize("policy", ["", "weft", "promiscMode"])
+def test_a_container_reaches_itself_with_br_netfilter(host: Host, cni: Cni, lan: Lan, policy: str) -> None:
+    """br_netfilter translates on the bridge, which sends a frame back only by a port in hairpin mode."""
+    abilities.require("bridge_netfilter")
+    host.run("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1", "net.bridge.bridge-nf-call-ip6tables=1")
+    conf = bridge(dual(), isGateway=True, ipMasq=True, hairpinMode=False, promiscMode=policy == "promiscMode")
+    mappings = (port(8080, 80), port(8080, 80, "udp"))
+    netns = host.container()
+    if policy == "weft":
+        runtime = {"portMappings": list(mappings)}
+        conf = {**conf, "type": "weft", "driver": "bridge", "portmap": {}, "runtimeConfig": runtime}
+        cni.check(conf, cni.add(conf, netns), netns)
+    else:
+        conflist, runtime = published(conf, mappings)
+        cni.check_list(conflist, cni.add_list(conflist, netns, runtime), netns, runtime)
+    ports = host.run("bridge", "-j", "-d", "link", "show").json
+    modes = {one["ifname"]: one.get("hairpin") for one in ports if one.get("master") == "br0"}
+    # On a promiscuous bridge every frame would come back twice.
+    assert list(modes.values()) == [policy != "promiscMode"]
+    if policy == "promiscMode":
+        return
+    host.serve_tcp("c1", 80)
+    host.serve_udp("c1", 80)
+    for protocol in ("tcp", "udp"):
+        for address in (lan.host, "10.80.0.1", lan.host6):
+            assert host.fetch("c1", address, 8080, protocol) is not None, (protocol, address)

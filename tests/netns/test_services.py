@@ -387,3 +387,40 @@ def _left(topology: Topology) -> int:
     """The number of packets to port 53 that left by the uplink."""
     listed = topology.host.run("nft", "-j", "list", "counter", "inet", "watch", "dns").json["nftables"]
     return int(next(one["counter"]["packets"] for one in listed if "counter" in one))
+
+
+@pytest.mark.parametrize("first", ["names", "port"])
+def test_a_container_at_port_53_of_every_host_address_does_not_answer_for_the_agent(
+    topology: Topology, first: str
+) -> None:
+    """Whichever comes first, the network's names are the agent's, and all other addresses the container's."""
+    lan = topology.host.lan()
+    mappings = [{"hostPort": 53, "containerPort": 53, "protocol": kind} for kind in ("udp", "tcp")]
+
+    def publish() -> None:
+        topology.add("dns", "red", 11, names={"dns": False}, portmap={}, runtimeConfig={"portMappings": mappings})
+        topology.servers["dns/53"] = Greeters("/run/netns/dns", {"dns": ("::", 53)})
+
+    def name() -> None:
+        topology.add("c1", "blue", 10)
+        topology.add("c2", "blue", 10)
+
+    for step in (name, publish) if first == "names" else (publish, name):
+        step()
+    for kind in ("A", "AAAA"):
+        assert topology.ask("c1", "c2", kind) == topology.ask_stream("c1", "c2", kind) != []
+        assert topology.ask("c1", "c2", kind) == [topology.address("c2", 4 if kind == "A" else 6)]
+    for address in (lan.host, lan.host6):
+        assert picks(f"/run/netns/{lan.name}", address, 53, 1) == Counter({"dns": 1})
+    # At the gateway itself the port is the agent's.
+    mapping = {**mappings[0], "hostIP": "10.10.0.1"}
+    conf = {**topology.confs["c1"], "portmap": {}, "runtimeConfig": {"portMappings": [mapping]}}
+    problem = seen.problem(topology.cni, "ADD", conf, topology.host.container("c9"), container="c9")
+    assert "53/udp" in problem["msg"], problem
+    topology.delete("dns")
+    assert topology.ask("c1", "c2") == [topology.address("c2")]
+    for container in ("c1", "c2"):
+        topology.delete(container)
+    for conf in (topology.confs["c1"], topology.confs["dns"]):
+        seen.collect(topology.cni, conf)
+    assert "weft" not in topology.host.run("nft", "list", "tables").stdout.replace("weft-services", "")
