@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import click
 
-from cni_plugin.cli.keeping import free_stale_leases
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.networks import conflists, findings
+from cni_plugin.networks import conflists, findings, leases
 from cni_plugin.networks.findings import Finding, FixedBy
 from cni_plugin.service import gc, shared
 from weft.errors import WeftError
@@ -65,7 +64,7 @@ def _repair(tool: Tool) -> None:
     networks, _ = conflists.listed(tool.config)
     try:
         swept = gc.collect_stale(tool.service)
-        free_stale_leases(tool, networks)
+        leases.free_stale(tool.service, networks)
         for error in swept.errors:
             warn(error.message)
         shared.repair(tool.service)

@@ -40,7 +40,7 @@ def gc(tool: Tool, dry_run: bool, json_output: bool) -> None:
         return
     swept = collect_stale(tool.service)
     freed = [f"attachment {name}" for name in swept.attachments] + list(swept.leftovers)
-    freed += free_stale_leases(tool, networks)
+    freed += leases.free_stale(tool.service, networks)
     _report(freed, swept.errors, dry_run, json_output)
     raise_all(swept.errors)
 
@@ -63,21 +63,8 @@ def garbage(tool: Tool, networks: list[NetworkList]) -> list[str]:
     found += [element_text(element) for element in left.elements]
     found += list(left.files)
     found += [f"network {name}" for name in unused_networks(tool.service)]
-    return found + [_lease_text(lease) for lease in leases.stale(tool.service, networks)]
-
-
-def free_stale_leases(tool: Tool, networks: list[NetworkList]) -> list[str]:
-    """Free the leases without an attachment; returns them as text."""
-    by_name = {network.name: network for network in networks}
-    return [
-        _lease_text(lease)
-        for lease in leases.stale(tool.service, networks)
-        if leases.free(tool.service, by_name[lease.network], lease)
-    ]
-
-
-def _lease_text(lease: LeaseEntry) -> str:
-    return f"address {lease.address} of {lease.owner} on {lease.network}"
+    stale = leases.stale(tool.service, networks)
+    return found + [leases.text(lease.network, lease.address, lease.owner) for lease in stale]
 
 
 @click.group()

@@ -314,9 +314,10 @@ def _remove(tool: Tool, one: NetworkList, force: bool) -> None:
     for each in attached:
         attachments.detach(tool.service, each)
     unattached = [lease for lease in leases.listed(tool.service, one) if not lease.attached]
-    if any(lease.age < leases.GRACE or not one.weft for lease in unattached) and not force:
-        held = ", ".join(f"{lease.address} of {lease.owner}" for lease in unattached[:3])
-        raise InUse(f"network {one.name} has active leases: {held}", hint="use --force to release them")
+    stale = {lease.address for lease in leases.stale(tool.service, [one])}
+    held = [f"{lease.address} of {lease.owner}" for lease in unattached if lease.address not in stale]
+    if held and not force:
+        raise InUse(f"network {one.name} has active leases: {', '.join(held[:3])}", hint="use --force to release them")
     for lease in unattached:
         leases.free(tool.service, one, lease)
     remove_network(tool.service, one.name)

@@ -14,6 +14,7 @@ from cni_plugin.ops import Elements
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service import executor
 from cni_plugin.service.context import ServiceContext, raise_all
+from cni_plugin.service.holders import Holders
 from cni_plugin.service.orphans import mark_digests
 from cni_plugin.service.records import Phase, Record
 from weft import identity
@@ -118,17 +119,18 @@ def endpoints(context: ServiceContext) -> list[Endpoint]:
         attachment = record.attachment
         key = attachment.network, attachment.container, attachment.interface
         groups.setdefault(key, []).append(record)
+    holders = Holders(context)
     return [
-        Endpoint(*key, records=tuple(sorted(group, key=lambda each: each.made)), state=_state(context, group))
+        Endpoint(*key, records=tuple(sorted(group, key=lambda each: each.made)), state=_state(holders, group))
         for key, group in sorted(groups.items())
     ]
 
 
-def _state(context: ServiceContext, records: Iterable[Record]) -> State:
+def _state(holders: Holders, records: Iterable[Record]) -> State:
     found = list(records)
     if any(record.phase is not Phase.ATTACHED for record in found):
         return State.HALF
-    return State.GONE if any(context.is_gone(record.namespace) for record in found) else State.ATTACHED
+    return State.ATTACHED if all(holders.lives(record) for record in found) else State.GONE
 
 
 def find(context: ServiceContext, container: str, interface: str = "", network: str = "") -> list[Endpoint]:

@@ -142,7 +142,7 @@ def of_leftovers(context: ServiceContext, networks: Sequence[NetworkList]) -> It
     for name in set(unused_networks(context)) - {network.name for network in networks} - {_WITHOUT_FILE}:
         yield Finding(f"network {name} is set up but neither defined nor used", _GC, FixedBy.GC)
     for lease in leases.stale(context, networks):
-        what = f"address {lease.address} on {lease.network} is leased to {lease.owner}, which is not attached"
+        what = f"address {lease.address} on {lease.network} is leased to {lease.owner}, which is gone"
         yield Finding(what, _GC, FixedBy.GC)
 
 

@@ -10,17 +10,13 @@ from dataclasses import dataclass
 
 from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.service.context import ServiceContext
+from cni_plugin.service.gc import free_leases, unheld_leases
 from ipam import host_local
-from ipam.directory import LOCK, POINTER
+from ipam.directory import LOCK, POINTER, LeaseFile
 from ipam.ranges import Pool, describe, gateways, size
 from ipam.values import Owner
 from weft.section import Problems, Section
 from weft.types import Address
-
-GRACE = 60.0
-"""Seconds for which a lease without an attachment is not stale: the ADD that took it may still be
-running.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +99,32 @@ def usage(network: NetworkList, leases: Iterable[LeaseEntry]) -> list[Usage]:
 
 
 def stale(context: ServiceContext, networks: Iterable[NetworkList]) -> list[LeaseEntry]:
-    """Leases that no attachment holds, of networks that only weft serves."""
+    """Leases that nothing holds any more: no attachment, link, namespace or runtime."""
+    found = []
+    for network in networks:
+        own_pool, entries = pool(network), listed(context, network)
+        if own_pool is not None and entries:
+            files = [LeaseFile(one.address, one.owner, time.time() - one.age) for one in entries]
+            unheld = {lease.address for lease in unheld_leases(context, own_pool, files)}
+            found += [entry for entry in entries if entry.address in unheld]
+    return found
+
+
+def free_stale(context: ServiceContext, networks: Iterable[NetworkList]) -> list[str]:
+    """Free the leases that nothing holds; returns them as text. Raises Busy and StateDamaged."""
+    pools = ((network, pool(network)) for network in networks)
     return [
-        lease
-        for network in networks
-        if network.weft
-        for lease in listed(context, network)
-        if not lease.attached and lease.age >= GRACE
+        text(network.name, lease.address, lease.owner)
+        for network, own_pool in pools
+        if own_pool is not None
+        for lease in free_leases(context, own_pool)
+        if lease.owner is not None
     ]
+
+
+def text(network: str, address: Address, owner: Owner) -> str:
+    """A lease as messages name it."""
+    return f"address {address} of {owner} on {network}"
 
 
 def free(context: ServiceContext, network: NetworkList, lease: LeaseEntry) -> bool:

@@ -16,19 +16,18 @@ from functools import partial
 
 from cni_plugin.service import assemble
 from cni_plugin.service.context import ServiceContext, raise_all
+from cni_plugin.service.holders import Holders
 from cni_plugin.service.orphans import element_text, orphans, stale_attachments, unused_networks
 from cni_plugin.service.records import Record
 from cni_plugin.service.shared import pass_on_ports, remove_network
 from cni_plugin.wire.request import Request
-from ipam import host_local
-from weft import identity, locks
+from ipam.directory import LeaseFile
+from ipam.leases import open_locked
+from ipam.ranges import Pool
+from weft import identity, locks, stderr
 from weft.errors import Busy, ConfigProblem, Missing, WeftError
 from weft.kernel.interface import Element
-
-_LEASE_GRACE = 60.0
-"""Seconds for which a lease without a record is kept: an ADD of the reference host-local may still be
-running.
-"""
+from weft.types import Attachment
 
 
 @dataclass(slots=True)
@@ -64,8 +63,8 @@ def collect(context: ServiceContext, request: Request) -> None:
             continue
         if (attachment.container, attachment.interface) not in valid and record.made < started:
             _detach(context, record, swept)
-    _free_leases(context, request, valid, swept)
     sweep(context, swept)
+    _free_leases(context, request, valid, swept)
     if not any(record.attachment.network == request.config.name for record in context.records.all()):
         with contextlib.suppress(Busy):
             remove_network(context, request.config.name, timeout=1.0)
@@ -89,11 +88,11 @@ def collect_stale(context: ServiceContext) -> Swept:
     return swept
 
 
-def _detach(context: ServiceContext, record: Record, swept: Swept) -> None:
+def _detach(context: ServiceContext, record: Record, swept: Swept, *, timeout: float = 1.0) -> None:
     """Remove one attachment, unless it is locked or its record has changed since it was listed."""
     attachment = record.attachment
     try:
-        with context.locked(attachment, timeout=1.0):
+        with context.locked(attachment, timeout=timeout):
             current = context.records.read(attachment)
             # An ADD whose record was listed while it ran may have finished meanwhile.
             if current is None or (current.made, current.phase) != (record.made, record.phase):
@@ -185,28 +184,68 @@ def _delete_link(context: ServiceContext, name: str, swept: Swept) -> None:
 
 
 def _free_leases(context: ServiceContext, request: Request, valid: set[tuple[str, str]], swept: Swept) -> None:
-    """Free the network's leases whose owner is neither valid nor recorded: of a killed ADD, or of the
-    reference host-local, which keeps no records; leases younger than ``_LEASE_GRACE`` are therefore
-    kept.
+    """Free the network's leases that are neither of a valid attachment nor held otherwise: of a killed
+    ADD, or of the reference host-local, which keeps no records.
     """
-    assembly = assemble.read(request)
-    pool = getattr(assembly.lease, "pool", None)
+    pool = getattr(assemble.read(request).lease, "pool", None)
     if pool is None:
         return
-    state = context.leases()
-    recorded = {
-        (record.attachment.container, record.attachment.interface)
-        for record in context.records.all()
-        if record.attachment.network == pool.network
-    }
-    for address, owner, modified in list(host_local.owners(pool.directory)):
-        pair = (owner.container, owner.interface)
-        if pair in valid or pair in recorded or time.time() - modified < _LEASE_GRACE:
-            continue
-        if not owner.interface and any(container == owner.container for container, _ in valid):
-            continue
-        try:
-            if host_local.release_address(pool.directory, address, owner, state):
-                swept.leftovers.append(f"lease {address} of {owner}")
-        except WeftError as error:
-            swept.errors.append(error)
+    try:
+        freed = free_leases(context, pool, valid=frozenset(valid))
+        swept.leftovers += [f"lease {lease.address} of {lease.owner}" for lease in freed]
+    except WeftError as error:
+        swept.errors.append(error)
+
+
+def unheld_leases(
+    context: ServiceContext, pool: Pool, leases: Iterable[LeaseFile], besides: Attachment | None = None
+) -> list[LeaseFile]:
+    """The leases of a pool that nothing holds (``holders``)."""
+    holders = Holders(context, besides)
+    return [lease for lease in leases if not holders.holder(pool.network, lease)]
+
+
+def free_leases(
+    context: ServiceContext,
+    pool: Pool,
+    *,
+    valid: frozenset[tuple[str, str]] = frozenset(),
+    besides: Attachment | None = None,
+) -> list[LeaseFile]:
+    """Free the leases of a pool that nothing holds and that are not of a ``valid`` container and
+    interface; those that were freed.
+
+    The directory is locked from before they are looked at, so that none changes its owner meanwhile.
+    Raises Busy and StateDamaged.
+    """
+    with contextlib.suppress(FileNotFoundError), open_locked(pool.directory, pool.network, context.leases()) as leases:
+        found = [lease for lease in leases.directory.scan() if lease.owner and not _is_valid(lease, valid)]
+        unheld = unheld_leases(context, pool, found, besides)
+        return [lease for lease in unheld if lease.owner and leases.free(lease.address, lease.owner)]
+    return []
+
+
+def _is_valid(lease: LeaseFile, valid: frozenset[tuple[str, str]]) -> bool:
+    owner = lease.owner
+    if owner is None or (owner.container, owner.interface) in valid:
+        return True
+    return not owner.interface and any(container == owner.container for container, _ in valid)
+
+
+def make_room(context: ServiceContext, pool: Pool, attachment: Attachment) -> bool:
+    """For an ADD that got no address: remove the network's attachments whose namespace is gone, and
+    free the leases that nothing holds; whether there were any. Raises StateDamaged.
+
+    ``attachment`` is the one being added. Those that are locked by another call are skipped.
+    """
+    swept = Swept.empty()
+    for record in stale_attachments(context):
+        if record.attachment.network == pool.network and record.attachment != attachment:
+            _detach(context, record, swept, timeout=0)
+    freed = [
+        *swept.attachments,
+        *(f"{one.address} of {one.owner}" for one in free_leases(context, pool, besides=attachment)),
+    ]
+    if freed:
+        stderr.write(f"weft: freed on {pool.network}, whose containers are gone: {', '.join(freed)}\n")
+    return bool(freed)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from cni_plugin.ops import Elements
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service.context import ServiceContext
+from cni_plugin.service.holders import Holders
 from cni_plugin.service.records import Phase, Record
 from weft import identity
 from weft.errors import Missing
@@ -68,10 +69,9 @@ def stale_attachments(context: ServiceContext) -> list[Record]:
 
     An IPAM plugin called alone may have no namespace: what holds the address cannot be seen then.
     """
+    holders = Holders(context)
     return [
-        record
-        for record in context.records.all()
-        if record.phase is not Phase.ATTACHED or context.is_gone(record.namespace)
+        record for record in context.records.all() if record.phase is not Phase.ATTACHED or not holders.lives(record)
     ]
 
 

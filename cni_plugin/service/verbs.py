@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cni_plugin.dataplane.tables import TABLES
-from cni_plugin.ops import BaseRules
+from cni_plugin.ops import BaseRules, PoolLease
 from cni_plugin.ops.operation import Lease, Machine, Operation
 from cni_plugin.plan import modules
 from cni_plugin.plan.cached import link_cache
@@ -28,6 +28,7 @@ from weft.errors import (
     Conflict,
     NamespaceProblem,
     NotAsPlanned,
+    PoolExhausted,
     UnknownContainer,
     WeftError,
 )
@@ -94,7 +95,7 @@ class Service(ServiceContext):
                         self.records.write(record)
                         self._ensure_shared(attachment, record.shared, machine)
                         attempt.apply(record.operations[:-1])
-                    answer = attempt.reserve(assembly.lease) if assembly.lease else assembly.answer
+                    answer = self._reserve(attempt, assembly.lease, attachment) if assembly.lease else assembly.answer
                     done = len(record.operations)
                     record = self.planner.plan_record(record, request, assembly, answer, facts, link_plan)
                     self.records.write(record)
@@ -109,6 +110,21 @@ class Service(ServiceContext):
                     self.records.remove(attachment)
                 raise
             return record.result
+
+    def _reserve(self, attempt: executor.Attempt, lease: Lease, attachment: Attachment) -> Result:
+        """Reserve addresses; where a pool has none, or one is leased to a container that is gone, once
+        more after its leases that nothing holds are freed.
+        """
+        try:
+            return attempt.reserve(lease)
+        except (Conflict, PoolExhausted):
+            if not isinstance(lease, PoolLease):
+                raise
+            from cni_plugin.service.gc import make_room
+
+            if not make_room(self, lease.pool, attachment):
+                raise
+        return attempt.reserve(lease)
 
     def delete(self, request: Request) -> None:
         """Detach. What is missing already is fine. Errors are raised after everything has been tried.
@@ -172,7 +188,20 @@ class Service(ServiceContext):
         except WeftError as error:
             raise WeftError(f"nftables cannot be used: {error.message}", hint=error.hint, code=NOT_AVAILABLE) from error
         if assembly.lease:
-            assembly.lease.available(self.machine(None))
+            self._available(assembly.lease, attachment_of(request))
+
+    def _available(self, lease: Lease, attachment: Attachment) -> None:
+        machine = self.machine(None)
+        try:
+            lease.available(machine)
+        except WeftError:
+            if not isinstance(lease, PoolLease):
+                raise
+            from cni_plugin.service.gc import make_room
+
+            if not make_room(self, lease.pool, attachment):
+                raise
+            lease.available(machine)
 
     def preview(self, request: Request) -> Record:
         """A dry run of ADD: the record that it would write."""

@@ -99,15 +99,15 @@ class Machine:
         if self._process.stdout.readline() != b"ready\n":
             _, error = self._process.communicate(timeout=5)
             raise AssertionError(f"the private machine could not be made: {error.decode()}")
-        self._first = _child(self._process.pid)
+        self.first = _child(self._process.pid)
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._first, signal.SIGKILL)
+            os.kill(self.first, signal.SIGKILL)
         self._process.communicate(timeout=20)
 
     def _command(self, argv: Sequence[str]) -> tuple[str, ...]:
-        return ("nsenter", f"--target={self._first}", "--net", "--mount", "--pid", "--", *argv)
+        return ("nsenter", f"--target={self.first}", "--net", "--mount", "--pid", "--", *argv)
 
     def run(
         self,

@@ -507,6 +507,12 @@ class Kernel(Protocol):
     def open(self, path: str) -> Namespace:
         """Open the namespace at a path. Raises ``NamespaceProblem`` if it is not one."""
 
+    def others(self) -> tuple[str, ...]:
+        """A path of every network namespace but the host's that a process is in or a mount keeps.
+
+        *Equivalent to:* ``lsns -t net -o PATH``.
+        """
+
     def close(self) -> None: ...
 
 

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -73,6 +74,33 @@ def identify(path: str) -> NamespaceId:
         return NamespaceId(path)
     os.close(descriptor)
     return identity
+
+
+def others(own: NamespaceId) -> tuple[str, ...]:
+    """A path of every network namespace but ``own`` that a process is in or a mount keeps.
+
+    Processes and mounts that this process cannot see (of another PID or mount namespace) are missing.
+    Source: ``proc(5)``, ``lsns(8)``.
+    """
+    found = {(own.device, own.inode): ""}
+    for path in (*_of_processes(), *_mounted()):
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            found.setdefault((status.st_dev, status.st_ino), path)
+    return tuple(filter(None, found.values()))
+
+
+def _of_processes() -> Iterator[str]:
+    return (f"/proc/{name}/ns/net" for name in os.listdir("/proc") if name.isdigit())
+
+
+def _mounted() -> Iterator[str]:
+    """The mount points of network namespaces, as ``ip netns`` and container runtimes make them."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split(" ")
+            if fields[3].startswith("net:["):
+                yield re.sub(r"\\([0-7]{3})", lambda escaped: chr(int(escaped[1], 8)), fields[4])
 
 
 @contextlib.contextmanager

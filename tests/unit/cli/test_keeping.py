@@ -58,7 +58,7 @@ def test_doctor_finds_leftovers_and_gc_clears_them(blue) -> None:
     assert found == [
         "link veth0123456789 has weft's mark and belongs to no attachment",
         "nftables element masquerade4 10.7.0.99 has weft's mark and belongs to no attachment",
-        "address 10.7.0.50 on blue is leased to c9/eth0, which is not attached",
+        "address 10.7.0.50 on blue is leased to c9/eth0, which is gone",
     ]
     before = blue.kernel.dump()
     assert "would free link veth0123456789" in blue.good("gc", "--dry-run")

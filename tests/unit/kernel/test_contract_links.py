@@ -46,6 +46,9 @@ def test_a_namespace_is_known_by_its_identity(topology: Topology) -> None:
         topology.other_container.id
     )
     assert not topology.kernel.identify("/run/netns/none").known
+    others = [topology.kernel.identify(path) for path in topology.kernel.others()]
+    assert sum(each.same(topology.container.id) for each in others) == 1
+    assert not any(each.same(topology.host.id) for each in others)
     with pytest.raises(NamespaceProblem, match="/run/netns/none"):
         topology.kernel.open("/run/netns/none")
 

@@ -66,6 +66,10 @@ class FakeKernel(CallLog):
         self._namespaces[path].opened += 1
         return self._namespaces[path]
 
+    def others(self) -> tuple[str, ...]:
+        self.called("others")
+        return tuple(path for path, one in self._namespaces.items() if one is not self.host)
+
     def close(self) -> None: ...
 
     def dump(self) -> dict[str, object]:

@@ -461,6 +461,9 @@ class LinuxKernel:
     def open(self, path: str) -> Namespace:
         return LinuxNamespace(*netns.open_namespace(path))
 
+    def others(self) -> tuple[str, ...]:
+        return netns.others(self.host.id)
+
     def close(self) -> None:
         self.host.close()
         if self._rules is not None:

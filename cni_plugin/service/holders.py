@@ -1,0 +1,151 @@
+"""Who holds a lease, as far as this host shows it now: a lease is freed only where nothing does.
+
+A DEL ends a lease. Where none comes (the node restarted without a boot of its kernel and /run is new, a
+runtime lost its state or does not call DEL) the lease file outlives its container. Nobody holds it if
+
+- it is older than ``GRACE``,
+- no attachment has a record of it, and no link of the host has the attachment's mark,
+- no network namespace has the address on an interface of the owner's name,
+- the result that libcni cached for the runtime is missing, or names only namespaces that are gone,
+- and, without such a result, no neighbour of the host has the address: it may be a virtual machine's.
+
+Read-only; ``gc`` frees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from functools import cached_property
+
+from cni_plugin.plan import modules
+from cni_plugin.service.context import ServiceContext
+from cni_plugin.service.records import Record
+from cni_plugin.wire.plugins import OWN_NAME
+from ipam.directory import LeaseFile
+from ipam.values import Owner
+from weft import identity
+from weft.errors import WeftError
+from weft.types import Address, Attachment
+
+GRACE = 60.0
+"""Seconds for which every lease is held: the ADD that took it, of weft or of host-local, may still run."""
+
+RESULTS = "/var/lib/cni/results"
+"""Where libcni, and so every runtime that uses it, keeps the result of each ADD until DEL has succeeded.
+Source: libcni's ``api.go``, CacheDir.
+"""
+
+
+class Holders:
+    """What is known at one moment; each part is read when it is first needed.
+
+    ``besides`` is an attachment whose record does not count: that of the ADD that asks.
+    """
+
+    def __init__(self, context: ServiceContext, besides: Attachment | None = None) -> None:
+        self._context = context
+        self._besides = besides
+
+    def holder(self, network: str, lease: LeaseFile) -> str:
+        """What holds the lease, "" if nothing does. A file without a valid owner is left to IPAM."""
+        owner = lease.owner
+        if owner is None:
+            return "a file without an owner"
+        if time.time() - lease.modified < GRACE:
+            return "a recent ADD"
+        if (network, owner.container, owner.interface) in self._recorded or (
+            not owner.interface and (network, owner.container) in {one[:2] for one in self._recorded}
+        ):
+            return "attachment"
+        if not self._marks.isdisjoint(_digests(network, owner)):
+            return "a link with its mark"
+        if place := self._place(lease.address, owner):
+            return f"namespace {place}"
+        paths = _cached_namespaces(network, owner)
+        if paths is None:
+            mac = self._neighbours.get(lease.address)
+            return f"neighbour {mac}" if mac else ""
+        if not paths:
+            return "a cached result of the runtime"
+        return next((f"namespace {path}" for path in paths if self._is_container(path)), "")
+
+    def lives(self, record: Record) -> bool:
+        """Whether the attachment's namespace exists: at its path, or elsewhere with an address of the
+        container's attachments, as a pod's does when its runtime was killed and /run is new. One that had
+        no namespace lives.
+        """
+        return not self._context.is_gone(record.namespace) or any(
+            self._place(ip.address.ip, Owner(one.attachment.container, one.attachment.interface))
+            for one in self._records
+            if one.attachment.container == record.attachment.container and one.namespace.same(record.namespace)
+            for ip in one.result.ips
+            if not ip.address.is_loopback
+        )
+
+    def _place(self, address: Address, owner: Owner) -> str:
+        found = self._addresses.get(address, {})
+        return next((path for name, path in found.items() if owner.interface in ("", name)), "")
+
+    def _is_container(self, path: str) -> bool:
+        found = self._context.kernel.identify(path)
+        return found.known and not found.same(self._context.kernel.host.id)
+
+    @cached_property
+    def _records(self) -> list[Record]:
+        return [record for record in self._context.records.all() if record.attachment != self._besides]
+
+    @cached_property
+    def _recorded(self) -> set[tuple[str, str, str]]:
+        attachments = (record.attachment for record in self._records)
+        return {(one.network, one.container, one.interface) for one in attachments}
+
+    @cached_property
+    def _marks(self) -> set[str]:
+        return {identity.mark_digest(link.alias) for link in self._context.kernel.host.links()} - {""}
+
+    @cached_property
+    def _neighbours(self) -> dict[Address, str]:
+        return {one.address: one.mac for one in self._context.kernel.host.neighbours() if one.mac}
+
+    @cached_property
+    def _addresses(self) -> dict[Address, dict[str, str]]:
+        """The addresses in all other namespaces: the names of their interfaces, with a namespace each."""
+        found: dict[Address, dict[str, str]] = {}
+        for path in self._context.kernel.others():
+            for name, address in self._of_namespace(path):
+                found.setdefault(address, {}).setdefault(name, path)
+        return found
+
+    def _of_namespace(self, path: str) -> Iterator[tuple[str, Address]]:
+        with contextlib.suppress(WeftError):  # it may end meanwhile
+            namespace = self._context.kernel.open(path)
+            try:
+                for link in namespace.links():
+                    yield from ((link.name, cidr.ip) for cidr in namespace.addresses(link.name))
+            finally:
+                namespace.close()
+
+
+def _digests(network: str, owner: Owner) -> set[str]:
+    """The digests in the marks that links of the owner have: of the plugins that make links."""
+    names = (OWN_NAME, *modules.drivers())
+    return {identity.attachment_digest(Attachment(network, owner.container, owner.interface, name)) for name in names}
+
+
+def _cached_namespaces(network: str, owner: Owner) -> tuple[str, ...] | None:
+    """The namespaces that libcni's cached result of the attachment names; None without such a result."""
+    path = os.path.join(RESULTS, f"{network}-{owner.container}-{owner.interface}")
+    try:
+        with open(path, "rb") as file:
+            document = json.load(file)
+        result = document.get("result", document)
+        sandboxes = {str(one["sandbox"]) for one in result.get("interfaces", ()) if one.get("sandbox")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, LookupError):
+        return ()  # whatever it is, a runtime knows the attachment
+    return tuple(sorted(sandboxes))

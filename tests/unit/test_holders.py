@@ -1,0 +1,204 @@
+"""Leases whose containers are gone, of a node that restarted without a boot of its kernel: freed, but none that
+anything holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from ipaddress import ip_address, ip_interface
+from pathlib import Path
+
+import pytest
+
+from cni_plugin.service import holders
+from cni_plugin.service.gc import collect_stale, free_leases
+from ipam.ranges import Pool
+from lab.calls import Weft
+from lab.cases import Conf, conf, pool
+from weft import identity
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.host import Host
+from weft.kernel.interface import Neighbour
+from weft.types import Attachment
+
+BOOTED = time.time() - 5000
+
+
+class Node(Weft):
+    """A node of the fake kernel. Its folder has /run, the leases and libcni's cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.restart()
+
+    def restart(self) -> None:
+        """Start without a boot of the kernel, as a node that is a container: /run and all links are new."""
+        self.kernel = FakeKernel()
+        shutil.rmtree(self.folder / "run", ignore_errors=True)
+        super().__init__(self.kernel, Host(str(self.folder / "run"), "the boot", BOOTED))
+
+    def network(self, kind: str = "weft") -> Conf:
+        """A network for five containers."""
+        keys: Conf = {
+            "bridge": "b0",
+            "isGateway": True,
+            "ipam": pool("10.60.0.0/29", dataDir=str(self.folder / "disk")),
+        }
+        return conf(kind, "red", {"driver": "bridge", **keys} if kind == "weft" else keys)
+
+    def fill(self, network: Conf, age: float = 1000) -> None:
+        for number in range(1, 6):
+            self.kernel.add(f"/run/netns/c{number}")
+            self.add(network, f"/run/netns/c{number}", f"c{number}")
+        self.grow_old(age)
+
+    def grow_old(self, age: float = 1000) -> None:
+        for path in (self.folder / "disk/red").iterdir():
+            os.utime(path, (time.time() - age, time.time() - age))
+
+    def leases(self) -> dict[str, str]:
+        files = (self.folder / "disk/red").glob("10.*")
+        return {path.name: path.read_text().split()[0] for path in files}
+
+    def cached(self, container: str, *sandboxes: str) -> None:
+        """The result that libcni has cached, with these sandboxes."""
+        interfaces = [{"name": "b0"}, *({"name": "eth0", "sandbox": one} for one in sandboxes)]
+        folder = self.folder / "results"
+        folder.mkdir(exist_ok=True)
+        document = {"kind": "cniCacheV1", "result": {"cniVersion": "1.0.0", "interfaces": interfaces}}
+        (folder / f"red-{container}-eth0").write_text(json.dumps(document))
+
+    def unheld(self) -> list[str]:
+        """What GC frees now, by container."""
+        before = self.leases()
+        free_leases(self.service(self.kernel), Pool(network="red", directory=str(self.folder / "disk/red"), sets=()))
+        return sorted(before[address] for address in before.keys() - self.leases().keys())
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    monkeypatch.setattr(holders, "RESULTS", str(tmp_path / "results"))
+    return Node(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["weft", "bridge"])
+def test_the_same_container_is_added_again(node: Node, kind: str) -> None:
+    network = node.network(kind)
+    node.fill(network)
+    node.restart()
+    node.kernel.add("/run/netns/c1")
+    assert node("ADD", network, "/run/netns/c1").ok
+    assert list(node.leases().values()) == ["c1"]  # the others' are free as well
+
+
+def test_a_full_pool_has_room_again(node: Node) -> None:
+    network = node.network()
+    node.fill(network)
+    node.kernel.add("/run/netns/new")
+    assert node("ADD", network, "/run/netns/new", "new").code == 100
+    node.restart()
+    node.kernel.add("/run/netns/new")
+    assert node("STATUS", network).ok
+    assert node("ADD", network, "/run/netns/new", "new").ok
+    assert list(node.leases().values()) == ["new"]
+
+
+def test_a_requested_address_is_taken_from_a_container_that_is_gone(node: Node) -> None:
+    network = node.network()
+    node.fill(network)
+    node.kernel.add("/run/netns/new")
+    refused = node("ADD", network, "/run/netns/new", "new", args="IP=10.60.0.3")
+    assert refused.code == 101 and "is leased to c2/eth0" in refused.text
+    node.kernel.remove("/run/netns/c2")  # its runtime called no DEL; the others still run
+    assert node("ADD", network, "/run/netns/new", "new", args="IP=10.60.0.3").ok
+    assert sorted(node.leases().values()) == ["c1", "c3", "c4", "c5", "new"]
+
+
+def test_recent_leases_and_those_of_attachments_are_held(node: Node) -> None:
+    node.fill(node.network())
+    assert node.unheld() == []
+    node.restart()
+    node.grow_old(10)
+    assert node.unheld() == []  # an ADD of the real host-local may still run
+    node.grow_old(100)
+    assert node.unheld() == ["c1", "c2", "c3", "c4", "c5"]
+
+
+def _link(node: Node) -> None:
+    mark = identity.attachment_mark(Attachment("red", "c1", "eth0", "bridge"))
+    node.kernel.host.add_link("veth1", "dummy", alias=identity.alias(mark, "c1/eth0 on red"))
+
+
+def _namespace(node: Node) -> None:
+    """One that is not at the path of its ADD any more: its process lives, its mount is gone."""
+    inside = node.kernel.add("/proc/77/ns/net")
+    inside.add_link("eth0", "dummy")
+    inside.add_address("eth0", ip_interface("10.60.0.2/29"))
+
+
+def _neighbour(node: Node) -> None:
+    node.kernel.host.add_link("tap0", "dummy", up=True)
+    node.kernel.host.add_neighbour(Neighbour(ip_address("10.60.0.2"), "02:00:00:00:00:09", "tap0"))
+
+
+def _cached(node: Node) -> None:
+    node.kernel.add("/run/netns/other")
+    node.cached("c1", "/run/netns/other")
+
+
+def _cached_without_sandbox(node: Node) -> None:
+    node.cached("c1")
+
+
+def _damaged_cache(node: Node) -> None:
+    node.cached("c1")
+    (node.folder / "results/red-c1-eth0").write_text("[1")
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [_link, _namespace, _neighbour, _cached, _cached_without_sandbox, _damaged_cache],
+    ids=lambda one: one.__name__,
+)
+def test_a_lease_that_anything_holds_stays(node: Node, hold: Callable[[Node], None]) -> None:
+    network = node.network()
+    node.fill(network)
+    node.restart()
+    hold(node)
+    assert node.unheld() == ["c2", "c3", "c4", "c5"]
+    node.kernel.add("/run/netns/new")
+    again = node("ADD", network, "/run/netns/new", "c1")
+    assert again.code == 101 and "already has 10.60.0.2" in again.text
+
+
+def test_what_shows_nothing_holds_no_lease(node: Node) -> None:
+    """A cached result whose namespace is gone, or is the host's (a reused process id); the address in a namespace
+    under another name.
+    """
+    network = node.network()
+    node.fill(network)
+    node.restart()
+    node.cached("c1", "/run/netns/c1")
+    node.cached("c2", node.kernel.host.id.path)
+    inside = node.kernel.add("/run/netns/lab")
+    inside.add_link("wan0", "dummy")
+    inside.add_address("wan0", ip_interface("10.60.0.4/29"))
+    assert node.unheld() == ["c1", "c2", "c3", "c4", "c5"]
+
+
+def test_gc_keeps_an_attachment_whose_namespace_lost_its_mount(node: Node) -> None:
+    """The runtime was killed and /run/netns is new, but the container's processes live: containerd's pods."""
+    network = node.network()
+    node.fill(network)
+    for number in (1, 2):
+        node.add(conf("loopback", "lo", {}), f"/run/netns/c{number}", f"c{number}", "lo")
+    moved = node.kernel._namespaces.pop("/run/netns/c1")
+    node.kernel._namespaces["/proc/77/ns/net"] = moved
+    node.kernel.remove("/run/netns/c2")
+    found = collect_stale(node.service(node.kernel)).attachments
+    assert sorted(found) == ["c2/eth0 on red", "c2/lo on lo"]
+    assert sorted(node.leases().values()) == ["c1", "c3", "c4", "c5"]
