@@ -18,7 +18,7 @@ from pathlib import Path
 from discovery.api.settings import HttpSettings as Serving
 from discovery.balancer.settings import BalancerSettings, Mode
 from discovery.consul.durations import parse_duration
-from discovery.dns.codec import encode_name
+from discovery.dns.codec import DEFAULT_UDP_SIZE, encode_name
 from discovery.dns.settings import DnsSettings as Naming
 from discovery.dns.settings import ListenAddress
 from discovery.dns.upstreams import parse_upstream
@@ -42,7 +42,7 @@ _KEYS: Mapping[str, frozenset[str]] = {
                 "service_ttl",
                 "network_ttl",
             ),
-            *("answer_limit", "enabled"),
+            *("answer_limit", "udp_size", "enabled"),
         }
     ),
     "checks": frozenset({"scripts"}),
@@ -146,6 +146,9 @@ def _naming(section: Section, datacenter: str) -> Naming | None:
     if not section.flag("enabled", True):
         return None
     usual = Naming()
+    udp_size = section.integer("udp_size", least=0, most=65507) or 0
+    if 0 < udp_size < DEFAULT_UDP_SIZE:
+        section.problem("udp_size", f"must be {DEFAULT_UDP_SIZE} to 65507, or 0 for what is not fragmented")
     for key, check in (("domains", encode_name), ("recursors", parse_upstream)):
         for text in section.texts(key):
             try:
@@ -167,6 +170,7 @@ def _naming(section: Section, datacenter: str) -> Naming | None:
         service_ttl={str(name): _ttl(section, f"service_ttl.{name}", value) for name, value in ttls.items()},
         network_ttl=_ttl(section, "network_ttl", section.raw("network_ttl")),
         answer_limit=section.integer("answer_limit", least=0, most=1000) or 0,
+        udp_size=udp_size,
     )
 
 

@@ -92,7 +92,6 @@ class Responder:
     def __init__(self, zone: Zone, settings: DnsSettings) -> None:
         self.counters = Counters()
         self._zone = zone
-        self._udp_size = settings.udp_size
         self._limit = settings.answer_limit or MAX_MESSAGE
 
     def respond(self, data: bytes, view: View, tcp: bool = False) -> bytes | PendingQuery | None:
@@ -109,7 +108,7 @@ class Responder:
         if not tail and data[4:12] == _COUNTS_PLAIN:
             size, opt, counts = codec.DEFAULT_UDP_SIZE, b"", answer.counts
         elif len(tail) == 11 and tail[:3] == _OPT_START and tail[5:] == _OPT_NO_OPTIONS and data[4:12] == _COUNTS_EDNS:
-            size, opt, counts = min(max(tail[3] << 8 | tail[4], 512), self._udp_size), _PLAIN_OPT, answer.counts_edns
+            size, opt, counts = min(max(tail[3] << 8 | tail[4], 512), view.udp_size), _PLAIN_OPT, answer.counts_edns
         else:
             return self._respond(data, view, tcp, answer)
         bodies = answer.bodies
@@ -179,7 +178,7 @@ class Responder:
     def compose(self, query: Query, answer: PreparedAnswer, view: View, tcp: bool, flags: int = AA) -> bytes:
         """Encode a reply; truncated (TC) to what the client accepts."""
         opt = (codec.opt_record(do=True) if query.do else _PLAIN_OPT) if query.edns else b""
-        size = MAX_MESSAGE if tcp else min(query.size, self._udp_size)
+        size = MAX_MESSAGE if tcp else min(query.size, view.udp_size)
         if answer.bodies and len(answer.records) <= self._limit:
             body = answer.bodies[int(random() * len(answer.bodies))]
             header = codec.encode_header(query.id, flags | QR | query.flags & RD | view.recursion | answer.rcode)
@@ -226,7 +225,7 @@ class Responder:
         opt = codec.opt_record(do=query.do) if query.edns else b""
         dropped = AA | TC | RD | (0 if query.do or query.flags & AD else AD)
         flags = int.from_bytes(message[2:4], "big") & ~dropped | QR | RA | query.flags & RD
-        size = MAX_MESSAGE if pending.tcp else min(query.size, self._udp_size)
+        size = MAX_MESSAGE if pending.tcp else min(query.size, pending.view.udp_size)
         if len(message) + len(opt) > size:
             self.counters.truncated += 1
             return codec.encode_header(query.id, flags | TC, 1, 0, 0, int(query.edns)) + query.question + opt

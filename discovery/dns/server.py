@@ -64,7 +64,7 @@ class DnsServer:
         self._forwarder = Forwarder(self._resolv_conf, lambda: self._listeners.keys())
         self._listeners: dict[SocketAddress, _Listener] = {}
         self._connections = TcpConnections()
-        self._views: dict[tuple[tuple[str, ...], tuple[str, ...]], View] = {}
+        self._views: dict[tuple[tuple[str, ...], tuple[str, ...], int], View] = {}
         self._local_subnets: tuple[Subnet, ...] = ()
         self._reconciling = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -210,7 +210,8 @@ class DnsServer:
             return None
         if not listener.networks:
             # A public listener answers all clients, but recurses for private addresses only.
-            return self._view_for((), self._settings.recursors or None if address.is_private else None)
+            size = self._udp_size(source, own=address.is_loopback)
+            return self._view_for((), self._settings.recursors or None if address.is_private else None, size)
         served = [network for name in listener.networks if (network := self.names.network(name))]
         matching = [one for one in served if any(_contains(each, address) for each in parse_subnets(one.subnets))]
         if not matching:
@@ -223,14 +224,29 @@ class DnsServer:
         networks = (home, *peers)
         upstreams = holder.upstreams or next((one.upstreams for one in networks if one.upstreams), ())
         reachable = any(not one.internal for one in networks)
-        return self._view_for(tuple(one.network for one in networks), upstreams if reachable else None)
+        size = self._udp_size(source, own=True)
+        return self._view_for(tuple(one.network for one in networks), upstreams if reachable else None, size)
 
-    def _view_for(self, networks: tuple[str, ...], upstreams: tuple[str, ...] | None) -> View:
-        key = (networks, ("none",) if upstreams is None else upstreams)
+    def _udp_size(self, client: str, *, own: bool) -> int:
+        """The largest UDP reply to a client: what is not fragmented. Of a client that is not this
+        host's or on its networks (``own``) the path is unknown.
+        """
+        try:
+            size = sockets.unfragmented_size(client)
+        except OSError:
+            size = codec.EDNS_UDP_SIZE
+        if not own and size < sockets.LOOPBACK_PAYLOAD:
+            size = codec.EDNS_UDP_SIZE
+        return max(min(size, self._settings.udp_size or size), codec.DEFAULT_UDP_SIZE)
+
+    def _view_for(self, networks: tuple[str, ...], upstreams: tuple[str, ...] | None, udp_size: int) -> View:
+        key = (networks, ("none",) if upstreams is None else upstreams, udp_size)
         found = self._views.get(key)
         if found is None:
             known = [one for name in networks if (one := self.names.network(name))]
-            found = View(known, self._settings, upstreams, lambda: self._local_subnets, self._resolv_conf.search)
+            found = View(
+                known, self._settings, upstreams, lambda: self._local_subnets, self._resolv_conf.search, udp_size
+            )
             self._views[key] = found
         return found
 

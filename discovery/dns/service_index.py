@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
+from discovery.dns.naming import ACE_PREFIX, unicode_label
 from discovery.structs import Health, Node, Status
 
 
@@ -45,6 +46,9 @@ class ServiceIndex:
     def service(self, name: bytes) -> IndexedService | None:
         """A service by lower-case name; None if there is none."""
         names = self._names.get(name)
+        if not names and name.startswith(ACE_PREFIX):
+            name = unicode_label(name)
+            names = self._names.get(name)
         if not names:
             return None
         found = self._services.get(name)
@@ -55,6 +59,8 @@ class ServiceIndex:
     def node(self, name: bytes) -> Node | None:
         """A node by lower-case name; None if there is none."""
         found = self._nodes.get(name)
+        if found is None and ACE_PREFIX in name:
+            found = self._nodes.get(b".".join(map(unicode_label, name.split(b"."))))
         return self._catalog.node(found) if found is not None else None
 
     def is_empty_non_terminal(self, name: bytes) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from discovery.dns.codec import EDNS_UDP_SIZE
-
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
@@ -27,7 +25,8 @@ class DnsSettings:
 
     ``service_ttl``: by service name, by prefix ("db-*"), or for all ("*"); exact names win, then
     the longest prefix. ``network_ttl``: of container names. ``answer_limit``: most records in an
-    answer, shuffled per reply; 0 for all. ``udp_size``: largest UDP reply in bytes.
+    answer, shuffled per reply; 0 for all. ``udp_size``: largest UDP reply in bytes; 0 for what is
+    not fragmented: what the MTU carries to this host and its containers, else 1232.
 
     *Equivalent to:* Consul's ``domain``, ``alt_domain``, ``recursors`` and ``dns_config``
     (``a_record_limit``).
@@ -43,7 +42,7 @@ class DnsSettings:
     service_ttl: Mapping[str, int] = field(default_factory=dict)
     network_ttl: int = 0
     answer_limit: int = 0
-    udp_size: int = EDNS_UDP_SIZE
+    udp_size: int = 0
     network_port: int = 53
 
     def ttl_of(self, service: str) -> int:

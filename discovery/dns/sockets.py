@@ -11,6 +11,12 @@ from ipaddress import ip_address
 IP_FREEBIND = 15
 IPV6_FREEBIND = 78
 IP_PKTINFO = 8
+IP_MTU = 14
+IPV6_MTU = 24
+MAX_UDP_PAYLOAD = 65507
+"""Bytes of a UDP datagram over IPv4."""
+LOOPBACK_PAYLOAD = MAX_UDP_PAYLOAD - 20
+"""Only the loopback link, whose MTU is 65536, carries so many."""
 SO_RCVBUFFORCE = 33
 RECEIVE_BUFFER = 1 << 20
 """Socket receive buffer in bytes; about a thousand queries."""
@@ -36,6 +42,20 @@ def udp_socket(address: str, port: int) -> socket.socket:
 def tcp_socket(address: str, port: int) -> socket.socket:
     """A bound TCP socket, not listening yet. Raises OSError, ValueError."""
     return _bind(address, port, socket.SOCK_STREAM)
+
+
+def unfragmented_size(address: str) -> int:
+    """The largest UDP payload that is not fragmented on the way to an address of this host or of a
+    directly connected network, in bytes. Raises OSError.
+
+    *Equivalent to:* ``ip route get ADDRESS``, its mtu less the IP and UDP headers. Source: ip(7),
+    ipv6(7).
+    """
+    v6 = ":" in address
+    with socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((address, 53))  # sends nothing
+        mtu = sock.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU) if v6 else sock.getsockopt(socket.IPPROTO_IP, IP_MTU)
+    return min(mtu - (48 if v6 else 28), MAX_UDP_PAYLOAD)
 
 
 def is_wildcard(address: str) -> bool:

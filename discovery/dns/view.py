@@ -15,7 +15,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 
 from discovery.dns import codec
 from discovery.dns.answers import AnswerRecord, PreparedAnswer, prepare
-from discovery.dns.codec import ANY, NOERROR, NXDOMAIN, QUESTION_NAME, REFUSED, encode_record
+from discovery.dns.codec import ANY, EDNS_UDP_SIZE, NOERROR, NXDOMAIN, QUESTION_NAME, REFUSED, encode_record
+from discovery.dns.naming import unicode_label
 from discovery.dns.network_zones import NetworkZone
 from discovery.dns.rrtypes import AAAA, PTR, A, address_record, addresses_of_type, is_cacheable, pack_address
 from discovery.dns.settings import DnsSettings
@@ -35,6 +36,7 @@ class View:
     ``upstreams`` are the servers to forward to: None for none, () for those of the host's
     resolv.conf. ``local`` returns the subnets of all networks of this host, whose reverse names are
     not forwarded, ``search`` the search domains that containers inherit from the host.
+    ``udp_size`` is the largest UDP reply in bytes.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class View:
         upstreams: tuple[str, ...] | None = None,
         local: Callable[[], Sequence[Subnet]] = tuple,
         search: Callable[[], Collection[str]] = tuple,
+        udp_size: int = EDNS_UDP_SIZE,
     ) -> None:
         self.cache: dict[bytes, PreparedAnswer] = {}
         """Answers by question: the name in lower case, type and class."""
         self.networks = tuple(networks)
         self.upstreams = upstreams
+        self.udp_size = udp_size
         self.recursion = codec.RA if upstreams is not None else 0
         # Stub resolvers retry after REFUSED; NXDOMAIN fails fast on internal networks.
         self.refusal = NXDOMAIN if networks else REFUSED
@@ -64,7 +68,7 @@ class View:
             return self._pointer(address, rrtype)
         if not self.networks or not parts:
             return None
-        found, known = self._lookup(b".".join(parts).decode("utf-8", "surrogateescape"))
+        found, known = self._lookup(b".".join(map(unicode_label, parts)).decode("utf-8", "surrogateescape"))
         if found:
             answer = self._address_answer(found, rrtype)
             if is_cacheable(rrtype):

@@ -122,8 +122,7 @@ class Zone:
         labels = codec.labels(name[: len(name) - len(domain)] + b"\0")
         if not labels:
             return self._apex(name, rrtype, domain), (topics.health(CONSUL_SERVICE), topics.NODES)
-        if labels[-1] == self._datacenter:
-            labels = labels[:-1]
+        labels = self._without_place(labels)
         if not labels or (len(labels) == 1 and labels[0] in _CATEGORIES):
             return negative(name, domain, True), ()
         match labels:
@@ -140,6 +139,17 @@ class Zone:
             case (*_, protocol) if protocol.startswith(b"_"):
                 return self._service(name, rrtype, domain, list(labels))
         return negative(name, domain, False), None
+
+    def _without_place(self, labels: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """The labels without this place at their end, in both of Consul's forms: ``dc1``, or any of
+        ``default.ns``, ``default.ap`` and ``dc1.dc``.
+        """
+        if labels[-1] == self._datacenter:
+            return labels[:-1]
+        for kind, here in ((b"dc", self._datacenter), (b"ap", b"default"), (b"ns", b"default")):
+            if labels[-2:] == (here, kind):
+                labels = labels[:-2]
+        return labels
 
     # The zone itself
 

@@ -106,6 +106,19 @@ def topology(host: Host, tmp_path: Path) -> Iterator[Topology]:
         yield Topology(host, tmp_path, stack)
 
 
+@pytest.mark.parametrize(("gateway", "most"), [("10.21.0.1", 1400 - 28), ("fd00:21::1", 1400 - 48)])
+def test_a_reply_is_as_large_as_the_bridge_carries(topology: Topology, gateway: str, most: int) -> None:
+    """A client that accepts 4096 bytes gets whole datagrams of the MTU; one that accepts less, less."""
+    topology.add("c1", conf("wide", 21, mtu=1400))
+    many = {"db": tuple(f"10.21.1.{n}" for n in range(1, 251))}
+    topology.serve(NetworkZone("wide", (gateway,), ("10.21.0.0/24", "fd00:21::/64"), records=many, internal=True))
+    with inside(topology.host._place("c1")):
+        sizes = [len(ask(gateway, 53, question("db", edns=True, size=size)) or b"") for size in (4096, 1232, 600)]
+    assert [bound - 16 < size <= bound for size, bound in zip(sizes, (most, 1232, 600), strict=True)] == [True] * 3, (
+        sizes
+    )
+
+
 def test_containers_are_answered_at_their_gateway(topology: Topology) -> None:
     """The server starts before the bridge exists."""
     topology.serve(names("blue", 10))

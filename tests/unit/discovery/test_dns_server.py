@@ -87,6 +87,28 @@ def test_each_network_resolves_its_own_names(stack: contextlib.ExitStack) -> Non
     assert read(ask("127.0.0.1", served.port, question("db"))).rcode() == dns.rcode.REFUSED
 
 
+@pytest.mark.parametrize("place", ["127.0.0.1", "::1"])
+def test_loopback_carries_what_the_client_accepts(stack: contextlib.ExitStack, place: str) -> None:
+    """HAProxy accepts 8192 bytes and takes a server that is not in the reply for dead."""
+    served = Served(stack, listen=(place,))
+    for size, kind, whole in ((65535, "SRV", 500), (8192, "A", 256), (4096, "A", 0)):
+        raw = ask(place, served.port, question("many.service.weft", kind, edns=True, size=size))
+        assert raw is not None and (not read(raw).flags & dns.flags.TC) is bool(whole)
+        assert len(read(raw).answer[0]) == whole if whole else size - 40 < len(raw) <= size
+    raw = ask(place, served.port, question("many.service.weft"))
+    assert raw is not None and len(raw) <= 512
+
+
+def test_the_size_of_udp_replies_can_be_set(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(stack, listen=("127.0.0.1",))
+    size = served.server._udp_size
+    assert size("127.0.0.1", own=True) == 65507 and size("203.0.113.9", own=False) == 1232
+    monkeypatch.setattr(sockets, "unfragmented_size", lambda address: 1472)
+    assert (size("10.0.0.2", own=True), size("10.0.0.2", own=False)) == (1472, 1232)
+    served.server._settings = DnsSettings(udp_size=600)
+    assert (size("10.0.0.2", own=True), size("10.0.0.2", own=False)) == (600, 600)
+
+
 def test_adding_and_removing_listeners_does_not_affect_others(stack: contextlib.ExitStack) -> None:
     served = Served(stack, BLUE)
     client = stack.enter_context(served.connect("127.0.1.1"))
@@ -290,7 +312,7 @@ def test_counters_are_published() -> None:
     metrics = Metrics()
     with running(MutableCatalog().catalog, DnsSettings(listen=())) as made:
         made.call(lambda: made.server._register_metrics(metrics))
-        made.call(lambda: made.server._responder.respond(question("weft"), made.server._view_for((), None)))
+        made.call(lambda: made.server._responder.respond(question("weft"), made.server._view_for((), None, 1232)))
         text = metrics.text()
     assert "weft_dns_queries_total 1\n" in text
     assert "# TYPE weft_dns_queries_total counter" in text

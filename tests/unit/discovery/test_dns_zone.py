@@ -401,6 +401,28 @@ def test_replies_are_truncated_between_records(kind: str, size: int) -> None:
     assert len(records(whole.answer)) == 200
 
 
+@pytest.mark.parametrize("place", ["dc1", "dc1.dc", "default.ns.dc1.dc", "default.ns.default.ap.dc1.dc", "default.ap"])
+def test_this_place_in_every_form_of_consul(place: str) -> None:
+    ask = Asked(MutableCatalog(web(1), VirtualAddress("web", "10.79.0.1")))
+    assert ask.answers(f"web.service.{place}.consul") == ["10.1.0.1"]
+    assert ask.answers(f"N1.node.{place}.consul") == ["10.0.0.1"]
+    assert ask.answers(f"web.virtual.{place}.consul") == ["10.79.0.1"]
+    for other in ("dc2", "dc2.dc", "team.ns.dc1.dc", "dc1.dc.dc"):
+        assert ask.rcode(f"web.service.{other}.consul") == ("NXDOMAIN", 0)
+
+
+def test_unicode_names_as_resolvers_send_them() -> None:
+    unicode = Instance("bücherei", "b", "bücher", "10.1.0.9", 80)
+    world = MutableCatalog(Node("bücherei", "10.0.0.9"), unicode)
+    ask = Asked(world)
+    assert ask.answers("xn--bcher-kva.service.weft") == ["10.1.0.9"]
+    assert ask.answers("XN--Bcherei-n2a.node.weft") == ["10.0.0.9"]
+    for invalid in ("xn--", "xn--bcher", "xn--99999999999"):
+        assert ask.rcode(f"{invalid}.service.weft") == ("NXDOMAIN", 0)
+    world.drop(unicode)
+    assert ask.rcode("xn--bcher-kva.service.weft") == ("NXDOMAIN", 0)
+
+
 def test_a_limit_of_answers() -> None:
     ask = Asked(MutableCatalog(*(web(number) for number in range(1, 7))), DnsSettings(answer_limit=2))
     found = {tuple(records(read(ask.raw("web.service.weft")).answer)) for _ in range(100)}
