@@ -44,6 +44,7 @@ class Announcement:
     names: tuple[str, ...]
     domain: str
     services: tuple[Mapping[str, object], ...]
+    nameservers: tuple[str, ...] = ()
 
 
 class Attachments:
@@ -133,6 +134,7 @@ def _announcement(path: str) -> Announcement | None:
             names=tuple(map(str, found["names"])),
             domain=str(found["domain"]),
             services=tuple(dict(one) for one in found["services"]),
+            nameservers=tuple(map(str, found.get("nameservers", ()))),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("ignoring %s: %s", path, error)
@@ -168,6 +170,7 @@ def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkZone]:
             records={name: tuple(found) for name, found in records.items()},
             reverse=reverse,
             domains=tuple(sorted({one.domain for one in members if one.domain})),
+            upstreams=tuple(dict.fromkeys(server for one in members for server in one.nameservers)),
             clients=clients,
         )
 

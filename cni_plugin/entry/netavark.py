@@ -41,6 +41,7 @@ _IPAM = ("host-local", "dhcp", "none")
 _EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 _LAST_PORT = 65535
 _LONGEST_ALIAS = 253
+_DOMAIN = "dns.podman"  # the search domain of netavark's own networks
 
 Json = dict[str, object]
 Handle = Callable[[Request], Result | None]
@@ -123,6 +124,7 @@ class Network:
         self._section = section
         self.name = section.text("name")
         self.internal = section.flag("internal")
+        self.asks_names = section.flag("dns_enabled")
         options = section.section("options")
         driver = options.text("driver") or "bridge"
         self.about = modules.declared(driver)
@@ -153,6 +155,8 @@ class Network:
                     found[key] = int(text)
             elif value is not None:
                 found[key] = text
+            elif key == "names":
+                section.problem(given, "is no option: podman's networks have names, without --disable-dns")
             else:
                 listed = ", ".join(sorted(_every_option()))
                 section.problem(given, f"is for an option that weft does not know; it knows {listed}")
@@ -172,7 +176,20 @@ class Network:
             config |= {"internal": True} if self.internal else {"ipMasq": True}
         if self.ipam != "none":
             config["ipam"] = self._ipam()
+        if self.asks_names and self.can_have_names and self._gateways():
+            servers = list(self._section.texts("network_dns_servers"))
+            config["names"] = {"domain": _DOMAIN, **({"nameservers": servers} if servers else {})}
         return config
+
+    @property
+    def can_have_names(self) -> bool:
+        """Whether containers can reach this host's name server: at their gateway."""
+        return self.about.routed
+
+    @property
+    def has_gateway(self) -> bool:
+        """Whether subnets get a gateway: on an internal network only for names, it is no way out."""
+        return not self.internal or (self.asks_names and self.can_have_names)
 
     def _gateways(self) -> set[int]:
         """The IP versions that a way out is known for."""
@@ -220,8 +237,11 @@ class Call:
         needed = {"container_id": self.container, "interface_name": self.interface, "network.name": network.name}
         for key in (key for key, text in needed.items() if not text):
             problems.add(f"{key} is missing: podman gives one")
-        self.servers = section.section("network").texts("network_dns_servers")
         self.config = network.config()
+        named = "names" in self.config
+        self.servers = () if named else section.section("network").texts("network_dns_servers")
+        if named and (name := section.text("container_name")):
+            self.config["args"] = {"cni": {"name": name}}
         runtime: Json = {}
         if mac := own.text("static_mac"):
             runtime["mac"] = mac
@@ -294,6 +314,7 @@ def created(value: Json) -> Json:
     if ipam == "host-local":
         found["subnets"] = _subnets(section, network)
     found["ipam_options"] = {**_object(value.get("ipam_options")), "driver": ipam}
+    found["dns_enabled"] = network.asks_names and network.can_have_names and ipam == "host-local"
     # What setup would refuse is refused now: the same reading, for a container that there might be.
     _tried(found)
     return found
@@ -315,7 +336,7 @@ def _subnets(section: Section, network: Network) -> list[Json]:
             one.problems.add(f"{one.at('subnet')} is missing")
             continue
         versions.add(subnet.version)
-        gateway = gateway or ("" if network.internal else _gateway(subnet))
+        gateway = gateway or (_gateway(subnet) if network.has_gateway else "")
         found.append({**_object(raw), **({"gateway": gateway} if gateway else {})})
     section.problems.raise_any()
     if not found and network.about.parent is Parent.SHARED:
@@ -339,7 +360,7 @@ def _free(version: int, network: Network) -> Json:
     uses = _taken()
     subnet: Subnet = pools.free_ipv4(uses) if version == 4 else pools.free_ipv6(uses)
     found: Json = {"subnet": str(subnet)}
-    return found if network.internal else {**found, "gateway": _gateway(subnet)}
+    return {**found, "gateway": _gateway(subnet)} if network.has_gateway else found
 
 
 def _taken() -> list[Use]:

@@ -1,7 +1,8 @@
 """``names``: DNS names of the container, and registration of its services.
 
 Keys: ``names``: ``{}`` enables it; ``domain`` in it is a further suffix of the names (and the
-container's search domain); ``dns: false`` leaves the container's resolver alone. ``services``, at the
+container's search domain); ``nameservers`` are asked for all other names in the place of the host's;
+``dns: false`` leaves the container's resolver alone. ``services``, at the
 top level or under args.cni, is a list of the container's services: ``name``, ``port``, ``protocol``
 (tcp or udp; both if absent), ``tags``, ``meta``, ``weight``, ``check`` (as Consul's: ``http``, ``tcp``
 or ``udp`` with ``interval``, or ``ttl``), ``virtual`` (true, or the virtual address), ``balance`` and
@@ -55,6 +56,7 @@ class Names:
     resolver: bool = True
     internal: bool = False
     gateway_is_host: bool = False
+    nameservers: tuple[str, ...] = ()
 
     def plan(self, context: Context) -> Plan:
         from cni_plugin.ops.announcement import Announced  # only networks with names need it
@@ -73,6 +75,7 @@ class Names:
             "names": list(self.names),
             "domain": self.domain,
             "services": services,
+            **({"nameservers": list(self.nameservers)} if self.nameservers else {}),
         }
         announced = Announced(mark, json.dumps(document, sort_keys=True))
         result = self._resolved(context.result, gateways) if self.resolver else context.result
@@ -126,6 +129,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
         section.flag("dns", True),
         keys.flag("internal"),
         _gateway_is_host(request, keys),
+        tuple(text for text in section.texts("nameservers") if section.parse_address("nameservers", text)),
     )
 
 

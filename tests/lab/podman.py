@@ -145,6 +145,15 @@ class Podman(Machine):
         found += [link for link in self.links() if link.startswith("veth")]
         for each in self.run("nft", "-j", "list", "ruleset").json["nftables"]:
             one = each.get("set") or each.get("map") or {}
-            if one.get("elem") and one["name"].startswith(_OF_CONTAINERS):
-                found.append(f"{one['name']} {one['elem']}")
+            if one.get("name", "").startswith(_OF_CONTAINERS):
+                elements = [element for element in one.get("elem", ()) if not _is_name_server(element)]
+                found += [f"{one['name']} {elements}"] if elements else []
         return found
+
+
+def _is_name_server(element: Any) -> bool:
+    """Whether an element keeps port 53 of a gateway for the agent: it is the network's, not a container's."""
+    match element:
+        case [{"elem": {"val": {"concat": [address, _, 53]}}}, {"concat": [target, 53]}]:
+            return bool(address == target)
+    return False

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import ip_interface
 
 import pytest
 
-from cni_plugin.agent.attachments import Announcement, offers
+from cni_plugin.agent.attachments import Announcement, networks, offers
 from discovery.structs import ServiceAddress, Weights
 
 
@@ -81,3 +82,9 @@ def test_damaged_service_is_logged_and_the_rest_is_offered(
         found = list(offers(announcement(damaged, {"name": "web"})))
     assert [instance.name for instance, _ in found] == ["web"]
     assert f"ignoring a service of 0123456789abcdef: {problem}: " in caplog.text
+
+
+def test_a_network_forwards_to_the_servers_of_its_containers() -> None:
+    one = replace(announcement(), nameservers=("192.0.2.53", "192.0.2.54"))
+    [zone] = networks([one, announcement()])
+    assert zone.upstreams == ("192.0.2.53", "192.0.2.54")

@@ -44,6 +44,33 @@ def test_a_bridge() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("driver", ["bridge", "ptp"])
+def test_names_where_podman_asks_for_them(driver: str) -> None:
+    """The container asks its gateway, and the agent the servers that podman's network names."""
+    own = ["192.0.2.53"]
+    found = call(network(dns_enabled=True, options={"driver": driver}, network_dns_servers=own), aliases=["w"])
+    assert found.config["names"] == {"domain": "dns.podman", "nameservers": own} and found.servers == ()
+    assert found.config["args"] == {"cni": {"name": "web"}}
+    assert found.config["runtimeConfig"] == {"aliases": {"blue": ["w"]}}
+    none = call(network(network_dns_servers=own))
+    assert "names" not in none.config and none.servers == ("192.0.2.53",)
+
+
+def test_podman_records_whether_there_are_names() -> None:
+    inside = network(internal=True, dns_enabled=True, subnets=[{"subnet": "10.77.0.0/24"}])
+    found = netavark.created(inside)
+    assert found["dns_enabled"] is True and found["subnets"] == [{"subnet": "10.77.0.0/24", "gateway": "10.77.0.1"}]
+    config = call(found).config
+    assert config["isGateway"] is True and config["internal"] is True
+    assert config["ipam"]["routes"] == []  # type: ignore[index]
+    shared = network(options={"driver": "macvlan"}, dns_enabled=True)
+    assert netavark.created(shared)["dns_enabled"] is False
+    assert "names" not in call(shared).config
+    bare = network(dns_enabled=True, subnets=None, ipam_options={"driver": "none"})
+    assert netavark.created(bare)["dns_enabled"] is False
+    assert netavark.created(network())["dns_enabled"] is False
+
+
 def test_an_internal_network_has_no_default_route() -> None:
     config = call(network(internal=True)).config
     assert config["internal"] is True and "ipMasq" not in config
@@ -111,6 +138,8 @@ def test_ports_addresses_and_aliases() -> None:
     [
         ({"options": {"nonsense": "1"}}, "nonsense"),
         ({"options": {"driver": "nope"}}, "nope"),
+        ({"options": {"names": ""}}, "--disable-dns"),
+        ({"dns_enabled": True, "network_dns_servers": ["ns1"]}, '"ns1" is not an IP address'),
         ({"options": {"driver": "loopback"}}, "loopback"),
         ({"options": {"mtu": "large"}}, "large"),
         ({"options": {"mtu": "20"}}, "mtu 20"),
