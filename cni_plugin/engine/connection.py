@@ -98,6 +98,11 @@ class ClientConnection:
             raise ClientGone("i/o timeout")
 
     @property
+    def pid(self) -> int:
+        """The client's process, 0 in another PID namespace."""
+        return peer_credentials(self._connection)[0]
+
+    @property
     def is_connected(self) -> bool:
         """Whether the client still waits for the reply."""
         if not self._readable.poll(0):

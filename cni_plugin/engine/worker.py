@@ -125,6 +125,7 @@ class _Call:
             delegate=delegate.call,
             begin=self._begin,
             log=operation_log(request, _log) if self._shared.level is Level.DEBUG else None,
+            caller=self._client.pid,
         )
         return service.handle(request)
 

@@ -30,7 +30,7 @@ class Machine:
     """What operations act on. ``container`` is None once that namespace is gone.
 
     ``sibling_marks`` returns the marks of the same container's other attachments, given the mark of one
-    of them.
+    of them. ``caller`` is the process that a runtime has started for this call, 0 if there is none.
     """
 
     host: Namespace
@@ -39,6 +39,7 @@ class Machine:
     leases: HostState
     delegate: Delegate
     sibling_marks: Callable[[str], frozenset[str]] = no_siblings
+    caller: int = 0
 
     def side(self, side: Side) -> Namespace | None:
         return self.host if side is Side.HOST else self.container

@@ -16,8 +16,6 @@ from weft.kernel.interface import Flow
 from weft.types import Address, Side
 
 _AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
-_HOLDERS = ("conmon", "nerdctl", "sleep")
-"""Processes that podman and nerdctl have bind published ports to reserve them; they never accept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +39,15 @@ class PortsFree(Operation):
 
     def apply(self, machine: Machine) -> bool:
         for wanted in self.ports:
-            for address, process in machine.host.listeners(wanted.protocol, wanted.port):
-                if address.version != wanted.target.version or process.split(" (")[0] in _HOLDERS:
+            for found in machine.host.listeners(wanted.protocol, wanted.port, machine.caller):
+                if found.address.version != wanted.target.version or found.reserved:
                     continue
-                if wanted.host is None and _answered_here(machine, address, wanted):
+                if wanted.host is None and _answered_here(machine, found.address, wanted):
                     continue
-                if wanted.host is None or int(address) == 0 or address == wanted.host:
+                if wanted.host is None or int(found.address) == 0 or found.address == wanted.host:
                     raise Conflict(
-                        f"host port {wanted.port}/{wanted.protocol} is in use: {process} listens on {address}",
+                        f"host port {wanted.port}/{wanted.protocol} is in use: "
+                        f"{found.process} listens on {found.address}",
                         hint="publish another port, or stop that process",
                     )
         return False

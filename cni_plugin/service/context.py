@@ -35,7 +35,8 @@ class ServiceContext:
     """A kernel, a host, and the records of what is attached there.
 
     ``watch`` is called before every step; ``begin`` whenever an attachment's lock has been acquired,
-    and may raise to cancel the call; ``log`` gets a line for every step.
+    and may raise to cancel the call; ``log`` gets a line for every step. ``caller`` is the process that
+    a runtime has started for the call, 0 if there is none.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class ServiceContext:
         begin: Callable[[], None] = lambda: None,
         delegate: Delegate = foreign,
         log: executor.Log | None = None,
+        caller: int = 0,
     ) -> None:
         self.kernel = kernel
         self.host = host
+        self.caller = caller
         self.records = Records(host.run)
         self.planner = Planner(kernel, host)
         self.watch = watch
@@ -59,7 +62,9 @@ class ServiceContext:
 
     def machine(self, container: Namespace | None) -> Machine:
         """What the operations of one call act on."""
-        return Machine(self.kernel.host, container, self._rules, self.leases(), self._delegate, self._sibling_marks)
+        return Machine(
+            self.kernel.host, container, self._rules, self.leases(), self._delegate, self._sibling_marks, self.caller
+        )
 
     def _sibling_marks(self, mark: str) -> frozenset[str]:
         """The marks of the other attachments of the same container."""

@@ -7,6 +7,7 @@ order: the network's (shared), the attachment's, then the one of what networks s
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -357,6 +358,6 @@ def handle(request: Request) -> Result | None:
         log = operation_log(request, write) if level(request.environment) is Level.DEBUG else None
     kernel = LinuxKernel(TABLES)
     try:
-        return Service(kernel, Host.current(kernel), log=log).handle(request)
+        return Service(kernel, Host.current(kernel), log=log, caller=os.getpid()).handle(request)
     finally:
         kernel.close()

@@ -194,9 +194,9 @@ class Proxier:
         busy: dict[Frontend, str] = {}
         for frontend in frontends(service):
             if frontend.address is None and frontend not in self._program.tables and not self._program.owner(frontend):
-                for address, who in self._open_table().host.listeners(frontend.protocol, frontend.port):
-                    if address.version == frontend.version:
-                        busy[frontend] = who
+                for listener in self._open_table().host.listeners(frontend.protocol, frontend.port):
+                    if listener.address.version == frontend.version:
+                        busy[frontend] = listener.process
         if not busy:
             return service, ()
         groups = (

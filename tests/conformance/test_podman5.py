@@ -28,3 +28,24 @@ def test_containers_reach_each_other_and_the_world(podman: Podman, create: Creat
     first, second = podman.up("c1", roots[0], network="green"), podman.up("c2", roots[1], network="green")
     assert podman.ping("c1", second) and podman.ping("c2", first)
     assert podman.ping("c1", OUTSIDE)
+
+
+def test_published_ports(podman: Podman, create: Create, roots: list[str]) -> None:
+    """Podman itself has bound them when it has weft called; what another process serves stays its own."""
+    create("green", *ONE)
+    podman.serve("web", roots[0], "-p", "8080:80", "-p", "127.0.0.1:8081-8082:80-81", network="green")
+    assert "weft was here" in podman.get("192.0.2.1", 8080, namespace="outside")
+    assert "weft was here" in podman.get("127.0.0.1", 8080)
+    assert "weft was here" in podman.get("127.0.0.1", 8081)
+    assert podman.get("192.0.2.1", 8081, namespace="outside", patience=0) == ""
+    podman.podman("network", "reload", "web")
+    assert "weft was here" in podman.get("192.0.2.1", 8080, namespace="outside")
+    # What serves has only [::1], which podman's own bind does not notice.
+    podman.podman("network", "create", "-d", "weft", "-o", "driver=bridge", "--ipv6", "six")
+    serving = "echo $$ >/run/service.pid; exec podman system service -t0 tcp://[::1]:9000"
+    podman.start("sh", "-c", serving, log=Path("/dev/null"))
+    assert podman.until("sh", "-c", "ss -Hltn sport = 9000 | grep -q .").code == 0
+    refused = podman.start_one("other", roots[1], "-p", "9000:80", network="six")
+    assert refused.code and "port 9000/tcp is in use: podman" in refused.stderr, refused
+    podman.run("sh", "-c", "kill $(cat /run/service.pid)")
+    podman.podman("network", "rm", "-f", "six")

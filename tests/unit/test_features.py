@@ -11,7 +11,7 @@ from lab.calls import Weft
 from lab.confs import bridge, network
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
-from weft.kernel.interface import Flow
+from weft.kernel.interface import Flow, Listener
 
 NETNS = "/run/netns/c1"
 DRIVER = bridge(
@@ -120,13 +120,11 @@ def test_bandwidth_needs_a_veth_pair(weft: Weft, kernel: FakeKernel) -> None:
 
 
 def test_a_process_that_only_reserves_the_port_is_no_conflict(weft: Weft, kernel: FakeKernel) -> None:
-    """conmon (podman) and sleep (nerdctl) only hold the port; a server that listens is a conflict."""
     result = weft.add(DRIVER, NETNS)
     mapping = {"hostPort": 80, "containerPort": 80, "protocol": "tcp"}
     conf = network("portmap", runtimeConfig={"portMappings": [mapping]}, prevResult=result)
-    listeners = kernel.host.sockets
-    for process, code in (("nginx (7)", 101), ("conmon (8)", 0)):
-        listeners["tcp", 80] = [(ip_address("0.0.0.0"), process)]
+    for process, reserved, code in (("nginx (7)", False, 101), ("podman (8)", True, 0)):
+        kernel.host.sockets["tcp", 80] = [Listener(ip_address("0.0.0.0"), process, reserved)]
         answer = weft("ADD", conf, NETNS)
         assert answer.code == code and (not code or process in answer.text)
 

@@ -408,10 +408,12 @@ class Namespace(Protocol):
         *Equivalent to:* ``conntrack -D``.
         """
 
-    def listeners(self, protocol: str, port: int) -> tuple[tuple[Address, str], ...]:
-        """The sockets bound to a port (``tcp``, ``udp``): address, and process as "nginx (4711)".
+    def listeners(self, protocol: str, port: int, caller: int = 0) -> tuple[Listener, ...]:
+        """The sockets that listen on a port (``tcp``, ``udp``).
 
         A wildcard socket has the unspecified address, a dual-stack one an entry for each family.
+        ``caller`` is the process of a runtime's call, 0 if there is none: podman reserves the port of a
+        call that it has made.
         *Equivalent to:* ``ss -lnp sport = PORT``.
         """
 
@@ -430,6 +432,18 @@ class Namespace(Protocol):
 
     def drops_forwarded(self, version: int) -> bool:
         """Whether the policy of the iptables FORWARD chain is DROP, as Docker sets it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket, with its process as "nginx (4711)".
+
+    ``reserved``: the process only keeps others from binding the port, and never accepts.
+    """
+
+    address: Address
+    process: str
+    reserved: bool = False
 
 
 Scalar = Address | Subnet | int | str

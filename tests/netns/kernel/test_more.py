@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 from ipaddress import ip_address
 
 import pytest
 
 from lab.host import Host
+from weft.kernel.interface import Listener
 from weft.kernel.linux.kernel import LinuxKernel
 
 
@@ -33,11 +37,40 @@ def test_listener_is_reported_with_its_process(host: Host, protocol: str) -> Non
                 assert kernel.host.listeners(protocol, 8080) == ()
                 server.listen()
             there = kernel.host.listeners(protocol, 8080)
-            assert [str(one) for one, _ in there] == found
-            assert all(who.endswith(name) for _, who in there)
+            assert [str(one.address) for one in there] == found
+            assert all(one.process.endswith(name) and not one.reserved for one in there)
             assert kernel.host.listeners(protocol, 8081) == ()
     assert kernel.host.listeners(protocol, 8080) == ()
     kernel.close()
+
+
+LISTENING = """
+import socket, subprocess, sys
+server = socket.create_server(("127.0.0.1", 8080))
+open("/proc/self/comm", "w").write(sys.argv[1])
+# Its child's child is the call: podman calls netavark, which calls weft.
+subprocess.run(("sh", "-c", "sleep 600 & echo $!; wait"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "is_ancestor", "reserved"),
+    [
+        ("podman", True, True),  # it binds the port before it has weft called
+        ("podman", False, False),  # podman system service tcp://127.0.0.1:8080
+        ("nomad", True, False),  # its own API
+        ("conmon", False, True),  # podman network reload
+    ],
+)
+def test_port_is_reserved_by_an_ancestor_of_the_call(host: Host, name: str, is_ancestor: bool, reserved: bool) -> None:
+    kernel = LinuxKernel()
+    with subprocess.Popen((sys.executable, "-ISc", LISTENING, name), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        caller = int(process.stdout.readline())
+        found = kernel.host.listeners("tcp", 8080, caller if is_ancestor else os.getpid())
+        os.kill(caller, signal.SIGKILL)
+    kernel.close()
+    assert found == (Listener(ip_address("127.0.0.1"), f"{name} ({process.pid})", reserved),)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from weft.errors import Exists, KernelLacks, Missing
 from weft.kernel.fake.iptables import FakeIptables
 from weft.kernel.fake.links import FakeState
-from weft.kernel.interface import Flow, Limit, RoutingRule
-from weft.types import Address
+from weft.kernel.interface import Flow, Limit, Listener, RoutingRule
 
 
 class FakeTraffic(FakeState):
@@ -18,7 +17,7 @@ class FakeTraffic(FakeState):
         super().__init__()
         self.rule_list: list[RoutingRule] = []
         self.conntrack: list[Flow] = []
-        self.sockets: dict[tuple[str, int], list[tuple[Address, str]]] = {}
+        self.sockets: dict[tuple[str, int], list[Listener]] = {}
         self.tables = {4: FakeIptables(), 6: FakeIptables()}
 
     def _called(self, verb: str) -> None:
@@ -74,7 +73,7 @@ class FakeTraffic(FakeState):
         gone = set(flows)
         self.conntrack = [flow for flow in self.conntrack if flow not in gone]
 
-    def listeners(self, protocol: str, port: int) -> tuple[tuple[Address, str], ...]:
+    def listeners(self, protocol: str, port: int, caller: int = 0) -> tuple[Listener, ...]:
         self._called("listeners")
         return tuple(self.sockets.get((protocol, port), ()))
 

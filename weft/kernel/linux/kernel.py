@@ -23,6 +23,7 @@ from weft.kernel.interface import (
     KernelRoute,
     Limit,
     Link,
+    Listener,
     Namespace,
     Neighbour,
     Nexthop,
@@ -395,9 +396,9 @@ class LinuxNamespace:
             self._conntrack = Conntrack()
         return self._conntrack
 
-    def listeners(self, protocol: str, port: int) -> tuple[tuple[Address, str], ...]:
+    def listeners(self, protocol: str, port: int, caller: int = 0) -> tuple[Listener, ...]:
         with self._entered():
-            return sock_diag.listeners(protocol, port)
+            return sock_diag.listeners(protocol, port, caller)
 
     def iptables(self, version: int, table: str) -> tuple[str, ...]:
         from weft.kernel.linux import iptables
