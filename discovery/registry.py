@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from discovery import layout
-from discovery.publication import Publication
+from discovery.check_deadlines import CheckDeadlines, decode_state
+from discovery.local_checks import TTL_EXPIRED, LocalChecks
+from discovery.publication import BATCH, Publication
 from discovery.structs import (
     CONSUL_SERVICE,
     NODE_MAINT,
@@ -34,6 +35,8 @@ from store import LeaseGone, Operation, Store, StoreError
 
 log = logging.getLogger(__name__)
 
+PROGRESS_SECONDS = 30.0
+"""How often the time that checks have been critical is persisted."""
 CHECK_UPDATE_INTERVAL = 5.0
 """Changes of a check's output alone are published at most this often (check_update_interval)."""
 
@@ -62,10 +65,8 @@ class Registry:
         self._lease_seconds = lease_seconds
         self._publication = Publication(node.name, local, shared, lease_seconds)
         self._instances: dict[str, Instance] = {}
-        self._checks: dict[str, Check] = {}
-        self._definitions: dict[str, CheckDefinition] = {}
-        self._listeners: list[Callable[[], None]] = []
-        self._update_listeners: list[Callable[[str, Status], None]] = []
+        self._local = LocalChecks()
+        self._unsaved: dict[str, None] = {}
         self._lock = asyncio.Lock()
         self._deferred: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -78,21 +79,26 @@ class Registry:
 
     def checks(self) -> dict[str, Check]:
         """The checks by id with their latest output, without the agent's own (``serfHealth``)."""
-        return {name: one for name, one in self._checks.items() if name != SERF_HEALTH}
+        return {name: one for name, one in self._local.checks.items() if name != SERF_HEALTH}
 
     def definitions(self) -> dict[str, CheckDefinition]:
         """The check definitions by id."""
-        return dict(self._definitions)
+        return dict(self._local.definitions)
 
-    def subscribe(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` whenever the check definitions have changed."""
-        self._listeners.append(listener)
+    def definition(self, check_id: str) -> CheckDefinition | None:
+        """The definition of a check."""
+        return self._local.definitions.get(check_id)
 
-    def subscribe_updates(self, listener: Callable[[str, Status], None]) -> None:
-        """Call ``listener`` with check id and status after each update, including unchanged
-        ones.
+    @property
+    def deadlines(self) -> CheckDeadlines:
+        """When TTL checks expire, and how long checks have been critical."""
+        return self._local.deadlines
+
+    def subscribe(self, listener: Callable[[str], None]) -> None:
+        """Call ``listener`` with the id of each check that is registered, changed, removed, or whose
+        TTL starts again.
         """
-        self._update_listeners.append(listener)
+        self._local.subscribe(listener)
 
     # Registration
 
@@ -120,41 +126,47 @@ class Registry:
             instance = self._registered_instance(definition.service_id) if definition.service_id else None
             check = self._check(definition, instance)
             await self._write([self._persist_check(definition)], [check])
-            self._checks[check.id] = check
-            self._definitions[definition.id] = definition
-            self._notify()
+            self._add_checks([check], [definition])
 
     async def deregister_check(self, check_id: str) -> None:
         """Deregister a check. Raises NotRegistered, StoreError."""
         async with self._lock:
             check = self._registered_check(check_id)
-            await self._write([self._publication.forget(kind, check_id) for kind in ("check", "status")], (), [check])
+            await self._write(self._forget_check(check_id), (), [check])
             self._drop_check(check_id)
-            self._notify()
 
     async def update_check(self, check_id: str, status: Status, output: str) -> None:
         """Update a check's status and output; output alone is published after
-        CHECK_UPDATE_INTERVAL.
+        CHECK_UPDATE_INTERVAL. The TTL of a TTL check starts again.
         """
         async with self._lock:
             old = self._registered_check(check_id)
-            new = replace(old, status=status, output=output)
-            await self._update_check(old, new)
-        for listener in tuple(self._update_listeners):
-            listener(check_id, status)
+            definition = self._local.definitions.get(check_id)
+            if definition is not None and definition.ttl:
+                self._local.renew(definition)
+                self._unsaved[check_id] = None
+            await self._update_check(old, replace(old, status=status, output=output))
+
+    async def expire_check(self, check_id: str) -> None:
+        """Make a TTL check critical, if it was not reported meanwhile. Raises StoreError."""
+        async with self._lock:
+            remaining = self.deadlines.remaining(check_id)
+            if remaining is not None and remaining <= 0:
+                old = self._registered_check(check_id)
+                await self._update_check(old, replace(old, status=Status.CRITICAL, output=TTL_EXPIRED))
 
     async def _update_check(self, old: Check, new: Check) -> None:
+        self.deadlines.track(new.id, new.status)
         if new == old:
             return
         if new.status is old.status and old.output:
-            self._checks[new.id] = new
+            self._local.checks[new.id] = new
             self._deferred.setdefault(new.id, time.monotonic() + CHECK_UPDATE_INTERVAL)
             return
-        persistent = new.id in self._definitions and not self._owner_of(new)
-        persisted = [self._publication.persist("status", new.id, json.dumps(new.status).encode())] if persistent else []
-        await self._write(persisted, [new])
-        self._checks[new.id] = new
+        await self._write([self._persist_state(new)] if new.id in self._local.definitions else [], [new])
+        self._local.checks[new.id] = new
         self._deferred.pop(new.id, None)
+        self._unsaved.pop(new.id, None)
 
     async def maintenance(self, enable: bool, reason: str = "", instance_id: str = "") -> None:
         """Enable or disable maintenance mode of an instance, or without an id of this node.
@@ -168,7 +180,7 @@ class Registry:
             notes = reason or f"Maintenance mode is enabled for this {what}, but no reason was provided."
             name = f"{what.capitalize()} Maintenance Mode"
             await self.register_check(CheckDefinition(check_id, name, "maintenance", instance_id, notes))
-        elif check_id in self._checks:
+        elif check_id in self._local.checks:
             await self.deregister_check(check_id)
 
     async def offer(self, owner: str, offered: Sequence[tuple[Instance, Sequence[CheckDefinition]]]) -> None:
@@ -195,39 +207,36 @@ class Registry:
         ids = {check.id for check in checks}
         stale = [
             check
-            for check in self._checks.values()
-            if replace_checks and check.service_id == instance.id and check.id not in ids and not check.maintenance
+            for check in (self._local.of(instance.id) if replace_checks else ())
+            if check.id not in ids and not check.maintenance
         ]
         removed: list[CatalogEntry] = [*stale]
         if old is not None and old.name != instance.name:
             removed.append(old)
         # Clients re-register periodically; what is unchanged must not wake blocking queries.
-        published: list[CatalogEntry] = [check for check in checks if check != self._checks.get(check.id)]
+        published: list[CatalogEntry] = [check for check in checks if check != self._local.checks.get(check.id)]
         persisted: list[Operation] = []
         if instance != old:
             published.insert(0, instance)
             persisted = [self._publication.persist("service", instance.id, layout.encode(instance))]
-        persisted += [self._persist_check(one) for one in definitions if one != self._definitions.get(one.id)]
-        persisted += [self._publication.forget(kind, check.id) for check in stale for kind in ("check", "status")]
-        await self._write(persisted if persist else [], published, removed)
+        persisted += [self._persist_check(one) for one in definitions if one != self._local.definitions.get(one.id)]
+        if not persist:
+            persisted = []
+        persisted += [operation for check in stale for operation in self._forget_check(check.id)]
+        await self._write(persisted, published, removed)
         self._instances[instance.id] = instance
         for check in stale:
             self._drop_check(check.id)
-        self._checks |= {check.id: check for check in checks}
-        self._definitions |= {definition.id: definition for definition in definitions}
-        if definitions or stale:
-            self._notify()
+        self._add_checks(checks, definitions)
 
     async def _deregister(self, instance: Instance) -> None:
-        checks = [check for check in self._checks.values() if check.service_id == instance.id]
-        persisted = [self._publication.forget("service", instance.id)]
-        persisted += [self._publication.forget(kind, check.id) for check in checks for kind in ("check", "status")]
-        await self._write([] if instance.owner else persisted, (), [instance, *checks])
+        checks = self._local.of(instance.id)
+        persisted = [] if instance.owner else [self._publication.forget("service", instance.id)]
+        persisted += [operation for check in checks for operation in self._forget_check(check.id)]
+        await self._write(persisted, (), [instance, *checks])
         del self._instances[instance.id]
         for check in checks:
             self._drop_check(check.id)
-        if checks:
-            self._notify()
 
     # Life cycle
 
@@ -237,7 +246,8 @@ class Registry:
         await self._restore_published()
         await self._publication.acquire_lease()
         await self._publish_all()
-        self._tasks = [asyncio.create_task(self._renew_loop()), asyncio.create_task(self._deferred_loop())]
+        loops = (self._renew_loop(), self._deferred_loop(), self._progress_loop())
+        self._tasks = [asyncio.create_task(each) for each in loops]
 
     async def stop(self) -> None:
         """Stop. What is published stays until the lease expires, so that a restart goes
@@ -246,6 +256,11 @@ class Registry:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            self._note_progress()
+            with contextlib.suppress(StoreError):
+                await self._save_states()
+        self._tasks = []
 
     async def leave(self) -> None:
         """Unpublish everything at once; what is persisted is published again on the next start."""
@@ -253,23 +268,25 @@ class Registry:
         await self._publication.revoke_lease()
 
     async def _load_persisted(self) -> None:
-        statuses: dict[str, Status] = {}
         for kind, name, entry in await self._publication.persisted():
             try:
                 if kind == "service":
                     self._instances[name] = layout.decode_local(entry)
                 elif kind == "check":
-                    self._definitions[name] = layout.decode_check_definition(entry.value)
+                    self._local.definitions[name] = layout.decode_check_definition(entry.value)
                 elif kind == "status":
-                    statuses[name] = Status(json.loads(entry.value))
+                    self._local.states[name] = decode_state(entry.value)
             except (layout.DecodeError, ValueError) as error:
                 log.warning("ignoring persisted %s: %s", entry.key, error)
-        for definition in self._definitions.values():
-            check = self._check(definition, self._instances.get(definition.service_id))
-            self._checks[check.id] = replace(check, status=statuses.get(check.id, check.status))
+        definitions = tuple(self._local.definitions.values())
+        checks = [self._check(one, self._instances.get(one.service_id)) for one in definitions]
+        self._add_checks(checks, definitions)
 
     async def _restore_published(self) -> None:
-        """Restore attachments' instances and the last check outputs from what is published."""
+        """Restore attachments' instances and the last check outputs from what is published.
+
+        The states of other checks are forgotten: their attachments ended while no agent ran.
+        """
         async for entry in self._publication.published():
             try:
                 value = layout.decode(entry)
@@ -278,19 +295,22 @@ class Registry:
             if isinstance(value, Instance) and value.owner and value.id not in self._instances:
                 self._instances[value.id] = replace(value, create_index=0, modify_index=0)
             elif isinstance(value, Check):
-                mine = self._checks.get(value.id)
+                mine = self._local.checks.get(value.id)
                 if mine is None and self._owner_of(value):
-                    self._checks[value.id] = replace(value, create_index=0, modify_index=0)
-                elif mine is not None and mine.status is value.status:
-                    self._checks[value.id] = replace(mine, output=value.output)
+                    self._add_checks([replace(value, create_index=0, modify_index=0)], ())
+                elif mine is not None and mine.status is value.status and not mine.output:
+                    self._local.checks[value.id] = replace(mine, output=value.output)
+        gone = [name for name in self._local.states if name not in self._local.checks]
+        await self._publication.write([self._publication.forget("status", name) for name in gone], ())
+        self._local.states = {name: state for name, state in self._local.states.items() if name not in gone}
 
     async def _publish_all(self) -> None:
         """Publish the node and everything registered on it. Raises StoreError."""
         alive = "Agent alive and reachable"
         name = self.node.name
-        self._checks[SERF_HEALTH] = Check(name, SERF_HEALTH, "Serf Health Status", Status.PASSING, output=alive)
+        self._local.checks[SERF_HEALTH] = Check(name, SERF_HEALTH, "Serf Health Status", Status.PASSING, output=alive)
         self._instances[CONSUL_SERVICE] = Instance(name, CONSUL_SERVICE, CONSUL_SERVICE, port=self._port)
-        await self._publication.replace_all((self.node, *self._instances.values(), *self._checks.values()))
+        await self._publication.replace_all((self.node, *self._instances.values(), *self._local.checks.values()))
 
     async def _republish(self) -> None:
         """Publish everything again after the lease had expired. Raises StoreError."""
@@ -312,12 +332,16 @@ class Registry:
                 log.warning("failed to renew lease of node %s: %s", self.node.name, error)
 
     async def _deferred_loop(self) -> None:
-        """Publish deferred check outputs."""
+        """Publish deferred check outputs, and persist deadlines."""
         while True:
             await asyncio.sleep(1)
+            try:
+                await self._save_states()
+            except StoreError as error:
+                log.warning("failed to persist the deadlines of checks: %s", error)
             due = [check_id for check_id, when in self._deferred.items() if when <= time.monotonic()]
             async with self._lock:
-                checks = [self._checks[check_id] for check_id in due if check_id in self._checks]
+                checks = [self._local.checks[check_id] for check_id in due if check_id in self._local.checks]
                 try:
                     await self._write((), checks)
                 except StoreError as error:
@@ -325,6 +349,33 @@ class Registry:
                     continue
                 for check_id in due:
                     self._deferred.pop(check_id, None)
+
+    async def _progress_loop(self) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            self._note_progress()
+
+    def _note_progress(self) -> None:
+        """Have the time persisted that checks have been critical, where it leads to
+        deregistration.
+        """
+        for check_id in self.deadlines.critical():
+            definition = self._local.definitions.get(check_id)
+            if definition is not None and definition.deregister_after:
+                self._unsaved[check_id] = None
+
+    async def _save_states(self) -> None:
+        """Persist the states of checks whose deadlines have changed. Raises StoreError."""
+        while names := list(self._unsaved)[:BATCH]:
+            async with self._lock:
+                for name in names:
+                    self._unsaved.pop(name, None)
+                checks = [self._local.checks[name] for name in names if name in self._local.definitions]
+                try:
+                    await self._publication.write([self._persist_state(check) for check in checks], ())
+                except StoreError:
+                    self._unsaved |= dict.fromkeys(names)
+                    raise
 
     # Store
 
@@ -345,22 +396,14 @@ class Registry:
     def _persist_check(self, definition: CheckDefinition) -> Operation:
         return self._publication.persist("check", definition.id, layout.encode_check_definition(definition))
 
+    def _persist_state(self, check: Check) -> Operation:
+        return self._publication.persist("status", check.id, self.deadlines.encode(check.id, check.status))
+
+    def _forget_check(self, check_id: str) -> list[Operation]:
+        return [self._publication.forget(kind, check_id) for kind in ("check", "status")]
+
     def _check(self, definition: CheckDefinition, instance: Instance | None) -> Check:
-        """The check of a definition, with its current status and output."""
-        old = self._checks.get(definition.id)
-        return Check(
-            node=self.node.name,
-            id=definition.id,
-            name=definition.name,
-            status=old.status if old else definition.initial,
-            service_id=definition.service_id,
-            service_name=instance.name if instance else "",
-            service_tags=instance.tags if instance else (),
-            notes=definition.notes,
-            output=old.output if old else "",
-            type=definition.type,
-            definition=definition.asked,
-        )
+        return self._local.check(self.node.name, definition, instance)
 
     def _registered_instance(self, instance_id: str) -> Instance:
         found = self._instances.get(instance_id)
@@ -369,7 +412,7 @@ class Registry:
         return found
 
     def _registered_check(self, check_id: str) -> Check:
-        found = self._checks.get(check_id)
+        found = self._local.checks.get(check_id)
         if found is None:
             raise NotRegistered("check", check_id)
         return found
@@ -378,10 +421,12 @@ class Registry:
         instance = self._instances.get(check.service_id)
         return instance.owner if instance else ""
 
-    def _drop_check(self, check_id: str) -> None:
-        for table in (self._checks, self._definitions, self._deferred):
-            table.pop(check_id, None)
+    def _add_checks(self, checks: Sequence[Check], definitions: Sequence[CheckDefinition]) -> None:
+        for check in checks:
+            self._local.put(check)
+        self._unsaved |= dict.fromkeys(self._local.define(definitions))
 
-    def _notify(self) -> None:
-        for listener in tuple(self._listeners):
-            listener()
+    def _drop_check(self, check_id: str) -> None:
+        self._local.drop(check_id)
+        for table in (self._deferred, self._unsaved):
+            table.pop(check_id, None)

@@ -136,11 +136,12 @@ class Check:
 class CheckDefinition:
     """How a check is executed; times in seconds.
 
-    ``type`` as in Check. ``target`` is a URL (http), HOST:PORT (tcp, udp) or ""; an alias check
-    follows ``alias_service`` on ``alias_node``. The three thresholds are consecutive results before
-    the status changes (0: the first one does). The service is deregistered after
-    ``deregister_after`` seconds in critical state; 0 is never. ``netns`` is the path of the network
-    namespace to probe from; "" is the host's. ``initial`` is the status before the first result.
+    ``type`` as in Check. ``target`` is a URL (http), HOST:PORT (tcp, udp), HOST:PORT/SERVICE (grpc)
+    or ""; an alias check follows ``alias_service`` on ``alias_node``. ``tls`` is TLS for tcp and
+    grpc. The three thresholds are consecutive results before the status changes (0: the first one
+    does). The service is deregistered after ``deregister_after`` seconds in critical state; 0 is
+    never. ``netns`` is the path of the network namespace to probe from; "" is the host's.
+    ``initial`` is the status before the first result.
     """
 
     id: str
@@ -156,6 +157,8 @@ class CheckDefinition:
     method: str = "GET"
     headers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     body: str = ""
+    disable_redirects: bool = False
+    tls: bool = False
     tls_skip_verify: bool = False
     tls_server_name: str = ""
     arguments: tuple[str, ...] = ()

@@ -162,7 +162,7 @@ class AgentRegisterEndpoint:
         return await self._update(request.name, Status(status), output)
 
     async def _update(self, check_id: str, status: Status, output: str) -> HttpResponse:
-        definition = self._registry.definitions().get(check_id)
+        definition = self._registry.definition(check_id)
         if definition is None:
             raise _unknown_check(check_id)
         if definition.type != TTL_CHECK:

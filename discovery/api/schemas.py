@@ -50,9 +50,11 @@ CHECK_DEFINITION: Schema = {
     "title": "CheckDefinition",
     "type": "object",
     "properties": {
-        **dict.fromkeys(("HTTP", "Method", "Body", "TCP", "UDP", "TLSServerName", "AliasNode", "AliasService"), STRING),
+        **dict.fromkeys(
+            ("HTTP", "Method", "Body", "TCP", "UDP", "GRPC", "TLSServerName", "AliasNode", "AliasService"), STRING
+        ),
         **dict.fromkeys(("Interval", "Timeout", "TTL", "DeregisterCriticalServiceAfter"), STRING),
-        "TLSSkipVerify": BOOLEAN,
+        **dict.fromkeys(("TLSSkipVerify", "DisableRedirects", "TCPUseTLS", "GRPCUseTLS"), BOOLEAN),
         "Header": map_of(STRINGS),
         "ScriptArgs": STRINGS,
     },
@@ -198,7 +200,7 @@ VERSION = struct("Version", SHA=STRING, BuildDate=STRING, HumanVersion=STRING, F
 CHECK_REQUEST: Schema = {
     "title": "CheckRegistration",
     "type": "object",
-    "description": "TTL, or Interval and one of HTTP, TCP, UDP, Args; or AliasService. Times as Go writes them: 10s.",
+    "description": "TTL, or Interval and one of HTTP, TCP, UDP, GRPC, Args; or AliasService. Times are Go's: 10s.",
     "properties": {
         **dict.fromkeys(("ID", "CheckID", "Name", "ServiceID", "Notes", "Status"), STRING),
         **CHECK_DEFINITION["properties"],

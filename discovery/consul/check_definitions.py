@@ -7,13 +7,16 @@ Sources: https://developer.hashicorp.com/consul/api-docs/agent/check and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from importlib.util import find_spec
 
+from discovery.check_targets import parse_url, split_host_port
 from discovery.consul.durations import format_duration
 from discovery.consul.json_fields import BadField, Fields
 from discovery.structs import CheckDefinition, Status
 from weft.service_options import NETWORK_CHECKS, TTL_CHECK
 
+PROBED = (*NETWORK_CHECKS, "grpc")
+"""The types of checks over the network; in a container's namespace all but the last."""
 MIN_INTERVAL = 0.1
 """Seconds; shorter intervals are raised to this, to bound the load on the agent."""
 MIN_DEREGISTER_AFTER = 60.0
@@ -25,9 +28,21 @@ _SCRIPTS_OFF = (
     " 'enable_local_script_checks' to true"
 )
 _NO_CHECK = "Must provide TTL or Script/DockerContainerID/HTTP/TCP and Interval"
-_UNSUPPORTED_TYPES = {
-    "GRPC": "gRPC", "H2PING": "HTTP/2 ping", "OSService": "operating system service", "DockerContainerID": "Docker",
-}  # fmt: skip
+_UNSUPPORTED = {
+    "H2PING": "HTTP/2 ping checks are not supported; use HTTP or TCP",
+    "OSService": "operating system service checks are not supported; use Args with systemctl is-active",
+    "DockerContainerID": "Docker checks are not supported; use Args with docker exec, or a check over the network",
+    "Script": "no longer supported, use Args",
+    "ProxyHTTP": "checks through a Connect proxy are not supported",
+    "ProxyGRPC": "checks through a Connect proxy are not supported",
+}
+"""Keys that mean another check than the rest of the definition, and what to do instead."""
+_OPTIONS = {
+    "DisableRedirects": ("http",),
+    "TCPUseTLS": ("tcp",),
+    "GRPCUseTLS": ("grpc",),
+}
+"""Options that change the meaning of one type of check; they are refused with others."""
 
 
 def parse_check(fields: Fields, *, scripts: bool = False, service_id: str = "") -> CheckDefinition:
@@ -44,6 +59,12 @@ def parse_check(fields: Fields, *, scripts: bool = False, service_id: str = "") 
     critical = fields.number("FailuresBeforeCritical")
     if warning > critical:
         raise BadField("Invalid check: FailuresBeforeWarning can't be higher than FailuresBeforeCritical")
+    for option, kinds in _OPTIONS.items():
+        if fields.boolean(option) and kind not in kinds:
+            raise BadField(f"Invalid check: {option} has no meaning for a {kind} check")
+    tls = fields.boolean("TCPUseTLS") or fields.boolean("GRPCUseTLS")
+    if kind == "grpc" and fields.boolean("TLSSkipVerify"):
+        raise BadField("Invalid check: TLSSkipVerify: not supported for gRPC checks; trust the authority on this host")
     status = fields.text("Status")
     name = fields.name("Name")
     timeout, after = fields.duration("Timeout"), fields.duration("DeregisterCriticalServiceAfter")
@@ -64,6 +85,8 @@ def parse_check(fields: Fields, *, scripts: bool = False, service_id: str = "") 
         method=fields.name("Method") or "GET",
         headers=_headers(fields),
         body=fields.text("Body", longest=64 * 1024),
+        disable_redirects=fields.boolean("DisableRedirects"),
+        tls=tls,
         tls_skip_verify=fields.boolean("TLSSkipVerify"),
         tls_server_name=fields.name("TLSServerName"),
         arguments=fields.string_list("Args", "ScriptArgs"),
@@ -87,19 +110,15 @@ def _status(text: str) -> Status:
 
 def _check_type(fields: Fields) -> tuple[str, str]:
     """The type of a check and its target. Raises BadField."""
-    for name, kind in _UNSUPPORTED_TYPES.items():
+    for name, instead in _UNSUPPORTED.items():
         if fields.get(name):
-            raise BadField(f"Invalid check: {name}: {kind} checks are not supported; use HTTP, TCP, UDP, TTL or Args")
-    if fields.get("Script"):
-        raise BadField("Invalid check: Script: no longer supported, use Args")
+            raise BadField(f"Invalid check: {name}: {instead}")
     kinds: list[tuple[str, str]] = []
     if fields.string_list("Args", "ScriptArgs"):
         kinds.append(("script", ""))
-    if address := fields.text("HTTP"):
-        kinds.append(("http", _url(address)))
-    for kind in ("tcp", "udp"):
+    for kind in PROBED:
         if address := fields.text(kind.upper()):
-            kinds.append((kind, _host_port(kind.upper(), address)))
+            kinds.append((kind, _target(kind, address)))
     if fields.get("AliasService") or fields.get("AliasNode"):
         kinds.append(("alias", ""))
     if fields.get("TTL") and not kinds:
@@ -114,7 +133,7 @@ def _check_type(fields: Fields) -> tuple[str, str]:
 
 
 def _validate_timing(kind: str, interval: float, ttl: float) -> None:
-    regular = kind in ("script", *NETWORK_CHECKS)
+    regular = kind in ("script", *PROBED)
     problem = ""
     if interval > 0 and ttl > 0:
         problem = "Interval and TTL cannot both be specified"
@@ -130,26 +149,19 @@ def _validate_timing(kind: str, interval: float, ttl: float) -> None:
         raise BadField(f"Invalid check: {problem}")
 
 
-def _url(address: str) -> str:
+def _target(kind: str, address: str) -> str:
+    """The target of a check as the client wrote it. Raises BadField."""
+    name = kind.upper()
+    wanted = "URL, expected e.g. http://10.0.0.5:8080/health" if kind == "http" else "address, expected HOST:PORT"
+    if kind == "grpc" and find_spec("grpc") is None:
+        raise BadField("Invalid check: GRPC: gRPC checks need grpcio on this agent: pip install 'weft[grpc]'")
     try:
-        fields = urlsplit(address)
-        whole = (
-            fields.scheme in ("http", "https") and bool(fields.hostname) and (fields.port is None or fields.port > 0)
-        )
-    except ValueError:
-        whole = False
-    if not whole or any(character.isspace() or not character.isprintable() for character in address):
-        raise BadField(
-            f"Invalid check: HTTP: {address[:100]!r} is not a valid URL, expected e.g. http://10.0.0.5:8080/health"
-        )
-    return address
-
-
-def _host_port(name: str, address: str) -> str:
-    host, _, port = address.rpartition(":")
-    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
-    if not host or not 0 < number <= 65535 or any(character.isspace() for character in host) or not host.isprintable():
-        raise BadField(f"Invalid check: {name}: {address[:100]!r} is not a valid address, expected HOST:PORT")
+        if kind == "http":
+            parse_url(address)
+        else:
+            split_host_port(address.partition("/")[0] if kind == "grpc" else address, kind)
+    except ValueError as error:
+        raise BadField(f"Invalid check: {name}: {address[:100]!r} is not a valid {wanted}: it {error}") from None
     return address
 
 
@@ -172,11 +184,10 @@ def _echo_definition(fields: Fields) -> Mapping[str, object]:
     """The definition in Consul's field names, echoed in responses (``Definition``)."""
     times = {name: fields.duration(name) for name in ("Interval", "Timeout", "TTL", "DeregisterCriticalServiceAfter")}
     asked: dict[str, object] = {name: format_duration(seconds) for name, seconds in times.items() if seconds > 0}
-    for name in ("HTTP", "Method", "Body", "TCP", "UDP", "TLSServerName", "AliasNode", "AliasService"):
+    for name in ("HTTP", "Method", "Body", "TCP", "UDP", "GRPC", "TLSServerName", "AliasNode", "AliasService"):
         if text := fields.text(name, longest=64 * 1024):
             asked[name] = text
-    if fields.boolean("TLSSkipVerify"):
-        asked["TLSSkipVerify"] = True
+    asked |= {name: True for name in ("TLSSkipVerify", *_OPTIONS) if fields.boolean(name)}
     if headers := _headers(fields):
         asked["Header"] = {name: list(values) for name, values in headers.items()}
     if arguments := fields.string_list("Args", "ScriptArgs"):

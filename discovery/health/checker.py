@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import random
+import resource
 import time
 from collections.abc import Awaitable, Callable
 
 from discovery.catalog import Catalog, node_checks
-from discovery.health.probes import probe
+from discovery.health.probes import Prober
 from discovery.health.status_handler import StatusHandler
 from discovery.metrics import Metrics
 from discovery.registry import NotRegistered, Registry
@@ -20,11 +21,17 @@ from weft.service_options import NETWORK_CHECKS, TTL_CHECK
 
 log = logging.getLogger(__name__)
 
-MAX_CONCURRENT = 64
-"""Checks that run concurrently."""
+MAX_CONCURRENT = 4096
+"""Checks that run concurrently, if the limit of open files permits: a target that does not answer
+holds a socket for its timeout.
+"""
+_OTHER_FILES = 8192 + 512
+"""Open files that are left to the rest of the agent, first of all connections to the API."""
 REAP_SECONDS = 5.0
 """Seconds between looking for services to deregister."""
 _ALIAS_SECONDS = 600.0
+_RETRY_SECONDS = 1.0
+_PROBED = (*NETWORK_CHECKS, "grpc")
 _MIN_INTERVAL = 0.1  # seconds
 
 
@@ -36,10 +43,14 @@ class Checker:
         self._catalog = catalog
         self._scripts = scripts
         self._running: dict[str, tuple[CheckDefinition, asyncio.Task[None]]] = {}
-        self._ttl_resets: dict[str, asyncio.Event] = {}
-        self._reporting: set[str] = set()
-        self._critical_since: dict[str, float] = {}
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._expiring: set[asyncio.Task[None]] = set()
+        self._prober = Prober(_concurrent_checks())
+        self._runners: dict[str, Callable[[CheckDefinition], Awaitable[None]]] = {
+            **dict.fromkeys(_PROBED, self._run_interval),
+            "script": self._run_script,
+            "alias": self._run_alias,
+        }
         self._reaper: asyncio.Task[None] | None = None
         self._started = False
         self._executed = metrics.counter("weft_checks_total", "Health checks executed.", "type", "status")
@@ -47,14 +58,17 @@ class Checker:
     async def start(self) -> None:
         """Start all checks, spread over their intervals, and follow the registry."""
         self._registry.subscribe(self._reconcile)
-        self._registry.subscribe_updates(self._on_update)
-        self._reconcile()
+        for check_id in self._registry.definitions():
+            self._reconcile(check_id)
         self._started = True
         self._reaper = asyncio.create_task(self._reap())
 
     async def stop(self) -> None:
         """Stop; checks keep their status."""
-        tasks = [task for _, task in self._running.values()]
+        tasks = [*(task for _, task in self._running.values()), *self._expiring]
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
         if self._reaper is not None:
             tasks.append(self._reaper)
         self._running.clear()
@@ -62,27 +76,58 @@ class Checker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _reconcile(self) -> None:
-        """Start and stop checks as registered."""
-        wanted = self._registry.definitions()
-        for name, (definition, task) in list(self._running.items()):
-            if wanted.get(name) != definition:
-                task.cancel()
-                del self._running[name]
-                self._critical_since.pop(name, None)
-                self._ttl_resets.pop(name, None)
-        for name, definition in wanted.items():
-            if name not in self._running and definition.type in self._runners():
-                runner = self._runners()[definition.type]
-                self._running[name] = (definition, asyncio.create_task(self._supervise(definition, runner)))
+    def _reconcile(self, check_id: str) -> None:
+        """Start, restart or stop a check as registered."""
+        definition = self._registry.definition(check_id)
+        running = self._running.get(check_id)
+        if running is not None and running[0] != definition:
+            running[1].cancel()
+            del self._running[check_id]
+        if definition is None or definition.type != TTL_CHECK:
+            self._cancel_timer(check_id)
+        else:
+            self._set_timer(check_id)
+        if definition is not None and check_id not in self._running and definition.type in self._runners:
+            runner = self._runners[definition.type]
+            self._running[check_id] = (definition, asyncio.create_task(self._supervise(definition, runner)))
 
-    def _runners(self) -> dict[str, Callable[[CheckDefinition], Awaitable[None]]]:
-        return {
-            **dict.fromkeys(NETWORK_CHECKS, self._run_interval),
-            "script": self._run_script,
-            TTL_CHECK: self._run_ttl,
-            "alias": self._run_alias,
-        }
+    # TTL checks have a timer each; when it fires, their deadline may have moved
+
+    def _set_timer(self, check_id: str, at_least: float = 0.0) -> None:
+        """Have a timer fire no later than the check expires."""
+        remaining = self._registry.deadlines.remaining(check_id)
+        if remaining is None:
+            return
+        loop = asyncio.get_running_loop()
+        due = loop.time() + max(remaining, at_least)
+        timer = self._timers.get(check_id)
+        if timer is None or timer.when() > due:
+            self._cancel_timer(check_id)
+            self._timers[check_id] = loop.call_at(due, self._on_timer, check_id)
+
+    def _cancel_timer(self, check_id: str) -> None:
+        if (timer := self._timers.pop(check_id, None)) is not None:
+            timer.cancel()
+
+    def _on_timer(self, check_id: str) -> None:
+        self._timers.pop(check_id, None)
+        remaining = self._registry.deadlines.remaining(check_id)
+        if remaining is not None and remaining > 0:
+            self._set_timer(check_id)
+        elif remaining is not None:
+            task = asyncio.create_task(self._expire(check_id))
+            self._expiring.add(task)
+            task.add_done_callback(self._expiring.discard)
+
+    async def _expire(self, check_id: str) -> None:
+        """Make it critical; the next report sets a timer again."""
+        try:
+            await self._registry.expire_check(check_id)
+        except NotRegistered:
+            pass
+        except StoreError as error:
+            log.warning("check %s: %s", check_id, error)
+            self._set_timer(check_id, _RETRY_SECONDS)
 
     async def _supervise(
         self, definition: CheckDefinition, runner: Callable[[CheckDefinition], Awaitable[None]]
@@ -107,8 +152,7 @@ class Checker:
             await asyncio.sleep(random.uniform(0, interval))
         due = time.monotonic()
         while True:
-            async with self._slots:
-                status, text = await probe(definition)
+            status, text = await self._prober.probe(definition)
             self._executed.add(1, definition.type, status.value)
             new_status = handler.update(status)
             if new_status is not None:
@@ -122,18 +166,6 @@ class Checker:
             return
         await self._report(definition, Status.CRITICAL, "script checks are disabled on this agent")
         await asyncio.Event().wait()
-
-    async def _run_ttl(self, definition: CheckDefinition) -> None:
-        """Set a TTL check critical when it has not been updated in time."""
-        ttl_reset = self._ttl_resets[definition.id] = asyncio.Event()
-        while True:
-            ttl_reset.clear()
-            try:
-                async with asyncio.timeout(definition.ttl):
-                    await ttl_reset.wait()
-            except TimeoutError:
-                await self._report(definition, Status.CRITICAL, "TTL expired")
-                await ttl_reset.wait()
 
     async def _run_alias(self, definition: CheckDefinition) -> None:
         """Follow the health of another service or node."""
@@ -156,39 +188,30 @@ class Checker:
             await self._catalog.wait((node_checks(node),), seen, _ALIAS_SECONDS)
 
     async def _report(self, definition: CheckDefinition, status: Status, text: str) -> None:
-        self._reporting.add(definition.id)
-        try:
-            await self._registry.update_check(definition.id, status, text)
-        finally:
-            self._reporting.discard(definition.id)
-
-    def _on_update(self, check_id: str, status: Status) -> None:
-        """A check was updated, by a client (which resets the TTL) or by this checker."""
-        if check_id not in self._reporting and check_id in self._ttl_resets:
-            self._ttl_resets[check_id].set()
-        self._track_critical(check_id, status)
-
-    def _track_critical(self, check_id: str, status: Status) -> None:
-        """Remember since when a check is critical."""
-        if status is Status.CRITICAL:
-            self._critical_since.setdefault(check_id, time.monotonic())
-        else:
-            self._critical_since.pop(check_id, None)
+        await self._registry.update_check(definition.id, status, text)
 
     async def _reap(self) -> None:
         """Deregister services with a check critical for longer than its deregister_after."""
         while True:
             await asyncio.sleep(REAP_SECONDS)
-            now = time.monotonic()
-            for check_id, since in list(self._critical_since.items()):
-                definition = self._registry.definitions().get(check_id)
+            for check_id, seconds in self._registry.deadlines.critical().items():
+                definition = self._registry.definition(check_id)
                 if definition is None or not definition.deregister_after or not definition.service_id:
                     continue
-                if now - since >= definition.deregister_after:
+                if seconds >= definition.deregister_after:
                     log.warning(
                         "deregistering service %s: check %s critical for %d seconds",
-                        *(definition.service_id, check_id, now - since),
+                        *(definition.service_id, check_id, seconds),
                     )
-                    self._critical_since.pop(check_id, None)
                     with contextlib.suppress(NotRegistered, StoreError):
                         await self._registry.deregister(definition.service_id)
+
+
+def _concurrent_checks() -> int:
+    """How many checks the limit of open files permits, after raising it as far as permitted."""
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONCURRENT + _OTHER_FILES
+    if files < wanted:
+        files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    return min(MAX_CONCURRENT, max(files - _OTHER_FILES, 128))

@@ -1,4 +1,4 @@
-"""Probes: one execution of a check over HTTP, TCP or UDP, or of a script.
+"""Probes: one execution of a check over HTTP, TCP, UDP or gRPC, or of a script.
 
 Each returns a status and an output, and raises nothing: errors are critical, with the reason as
 output.
@@ -12,38 +12,121 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from urllib.parse import urlsplit
 
 import aiohttp
+from aiohappyeyeballs import start_connection
+from aiohttp.abc import AbstractResolver, ResolveResult
 
+from discovery.check_targets import parse_url, split_host_port
+from discovery.health.grpc_probe import serving_status
+from discovery.health.resolver import Address, Resolver
 from discovery.structs import CheckDefinition, Status
 from weft.errors import WeftError
 from weft.kernel import netns
 
 ProbeResult = tuple[Status, str]
+AddressInfo = tuple[int, int, int, str, tuple[object, ...]]
+"""As getaddrinfo(3) returns it."""
 
+STALL_SECONDS = 0.5
+"""A timeout that is noticed this late is this process's doing: it was stopped, or busy."""
 _UDP_SECONDS = 1.0
 """Seconds to wait for ICMP port unreachable: most UDP services ignore an empty datagram."""
+_NEXT_ADDRESS_SECONDS = 0.3
+"""Before the next address of a host is tried as well, as Go does (RFC 8305)."""
+_MAX_HEADER = 1024 * 1024
+_MAX_HEADERS = 10_000
 _TOO_MANY = 429
 _REDIRECTS = 10
+_HEADERS = {"User-Agent": "Consul Health Check", "Accept": "text/plain, text/*, */*"}
+"""Consul's, unless the check has its own: services exclude them from logs by the first."""
 
 
-async def probe(definition: CheckDefinition) -> ProbeResult:
-    """Execute a check once, within its timeout."""
-    probe_type = {"http": _http, "tcp": _tcp, "udp": _udp, "script": _script}[definition.type]
-    try:
-        async with asyncio.timeout(definition.timeout):
-            status, text = await probe_type(definition)
-    except TimeoutError:
-        status, text = Status.CRITICAL, f"{_describe(definition)}: timeout after {definition.timeout:g} seconds"
-    except (OSError, WeftError, ValueError, aiohttp.ClientError) as error:
-        status, text = Status.CRITICAL, f"{_describe(definition)}: {_reason(error)}"
-    return status, text[: definition.output_max_size]
+class Prober:
+    """Executes checks; at most ``concurrent`` at a time."""
+
+    def __init__(self, concurrent: int, resolver: Resolver | None = None) -> None:
+        self._resolver = resolver or Resolver()
+        self._slots = asyncio.Semaphore(concurrent)
+
+    async def probe(self, definition: CheckDefinition) -> ProbeResult:
+        """Execute a check once. Its timeout starts when it has a slot and its lookup a thread.
+
+        A timeout that this process is late to notice counts only the second time in a row.
+        """
+        result = await self._attempt(definition)
+        return result or await self._attempt(definition) or (Status.CRITICAL, _timed_out(definition))
+
+    async def _attempt(self, definition: CheckDefinition) -> ProbeResult | None:
+        """One attempt; None if the timeout was noticed late."""
+        host = _host(definition)
+        try:
+            lookup = await self._resolver.start(host) if host else None
+            async with self._slots, asyncio.timeout(definition.timeout) as limit:
+                status, text = await self._execute(definition, host, lookup)
+        except TimeoutError:
+            if asyncio.get_running_loop().time() - (limit.when() or 0.0) > STALL_SECONDS:
+                return None
+            status, text = Status.CRITICAL, _timed_out(definition)
+        except (OSError, WeftError, ValueError, aiohttp.ClientError) as error:
+            status, text = Status.CRITICAL, f"{_describe(definition)}: {_reason(error)}"
+        return status, text[: definition.output_max_size]
+
+    async def _execute(
+        self, definition: CheckDefinition, host: str, lookup: asyncio.Future[Sequence[Address]] | None
+    ) -> ProbeResult:
+        match definition.type:
+            case "script":
+                return await _script(definition)
+            case "grpc":
+                return await serving_status(definition)
+            case "http":
+                return await _http(definition, _Resolver(self._resolver, host, lookup))
+        assert lookup is not None
+        found = await asyncio.shield(lookup)
+        return await (_tcp if definition.type == "tcp" else _udp)(definition, found)
+
+
+class _Resolver(AbstractResolver):
+    """The resolver of one HTTP probe; redirects may lead to other hosts."""
+
+    def __init__(self, resolver: Resolver, host: str, lookup: asyncio.Future[Sequence[Address]] | None) -> None:
+        self._resolver = resolver
+        self._host = host
+        self._lookup = lookup
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        lookup = self._lookup if host == self._host else None
+        found = await asyncio.shield(lookup or await self._resolver.start(host))
+        return [
+            {"hostname": host, "host": address, "port": port, "family": of, "proto": 0, "flags": socket.AI_NUMERICHOST}
+            for of, address in found
+        ]
+
+    async def close(self) -> None:
+        """Lookups in progress are others' as well."""
+
+
+def _host(definition: CheckDefinition) -> str:
+    """The host that a check looks up, "" if there is none."""
+    if definition.type in ("tcp", "udp"):
+        return split_host_port(definition.target, definition.type)[0]
+    return urlsplit(parse_url(definition.target)).hostname or "" if definition.type == "http" else ""
+
+
+def _timed_out(definition: CheckDefinition) -> str:
+    return f"{_describe(definition)}: timeout after {definition.timeout:g} seconds"
 
 
 def _reason(error: Exception) -> str:
     number = getattr(error, "errno", None)
-    return os.strerror(number) if number else str(error) or type(error).__name__
+    known = isinstance(number, int) and number > 0 and not isinstance(error, ssl.SSLError)
+    return os.strerror(number) if known and number is not None else str(error) or type(error).__name__
 
 
 def _describe(definition: CheckDefinition) -> str:
@@ -64,30 +147,56 @@ def _in_netns(path: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-async def _http(definition: CheckDefinition) -> ProbeResult:
-    def open_socket(info: tuple[int, int, int, str, object]) -> socket.socket:
+def _sockets(definition: CheckDefinition) -> Callable[[AddressInfo], socket.socket]:
+    """Creates sockets in the check's namespace."""
+
+    def open_socket(info: AddressInfo) -> socket.socket:
         with _in_netns(definition.netns):
             sock = socket.socket(info[0], info[1] | socket.SOCK_CLOEXEC, info[2])
         sock.setblocking(False)
         return sock
 
-    context: ssl.SSLContext | bool = True
-    if definition.tls_skip_verify:
-        context = ssl.create_default_context()
+    return open_socket
+
+
+@cache
+def _tls(verify: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if not verify:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connector = aiohttp.TCPConnector(force_close=True, ssl=context, socket_factory=open_socket)
+    return context
+
+
+async def _http(definition: CheckDefinition, resolver: AbstractResolver) -> ProbeResult:
+    connector = aiohttp.TCPConnector(
+        force_close=True,
+        ssl=_tls(not definition.tls_skip_verify),
+        resolver=resolver,
+        use_dns_cache=False,
+        socket_factory=_sockets(definition),
+        happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS,
+    )
     headers = [(name, value) for name, values in definition.headers.items() for value in values]
-    async with (
-        aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
-        session.request(
-            definition.method,
-            definition.target,
-            headers=headers,
-            data=definition.body or None,
-            max_redirects=_REDIRECTS,
-            server_hostname=definition.tls_server_name or None,
-        ) as answer,
-    ):
+    named = {name.lower() for name in definition.headers}
+    headers += [(name, value) for name, value in _HEADERS.items() if name.lower() not in named]
+    session = aiohttp.ClientSession(
+        connector=connector,
+        auto_decompress=False,
+        timeout=aiohttp.ClientTimeout(),
+        max_line_size=_MAX_HEADER,
+        max_field_size=_MAX_HEADER,
+        max_headers=_MAX_HEADERS,
+    )
+    request = session.request(
+        definition.method,
+        parse_url(definition.target),
+        headers=headers,
+        data=definition.body or None,
+        allow_redirects=not definition.disable_redirects,
+        max_redirects=_REDIRECTS,
+        server_hostname=definition.tls_server_name or None,
+    )
+    async with session, request as answer:
         body = await answer.content.read(definition.output_max_size)
         text = f"HTTP {definition.method} {definition.target}: {answer.status} {answer.reason}"
         text += f" Output: {body.decode('utf-8', 'replace')}"
@@ -96,34 +205,53 @@ async def _http(definition: CheckDefinition) -> ProbeResult:
         return Status.WARNING if answer.status == _TOO_MANY else Status.CRITICAL, text
 
 
-async def _tcp(definition: CheckDefinition) -> ProbeResult:
-    sock, address = await _socket(definition, socket.SOCK_STREAM)
+async def _tcp(definition: CheckDefinition, found: Sequence[Address]) -> ProbeResult:
+    loop = asyncio.get_running_loop()
+    host, port = split_host_port(definition.target, "tcp")
+    infos = [_info(address, socket.SOCK_STREAM, port) for address in found]
+    sock = await start_connection(
+        infos, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, socket_factory=_sockets(definition)
+    )
     with contextlib.closing(sock):
-        await asyncio.get_running_loop().sock_connect(sock, address)
+        if definition.tls:
+            transport, _ = await loop.create_connection(
+                asyncio.Protocol,
+                sock=sock,
+                ssl=_tls(not definition.tls_skip_verify),
+                server_hostname=definition.tls_server_name or host,
+            )
+            transport.abort()
     return Status.PASSING, f"TCP connect {definition.target}: Success"
 
 
-async def _udp(definition: CheckDefinition) -> ProbeResult:
+async def _udp(definition: CheckDefinition, found: Sequence[Address]) -> ProbeResult:
+    """An address that does not answer "port unreachable" is enough."""
+    port = split_host_port(definition.target, "udp")[1]
+    for last, address in enumerate(found, 1):
+        try:
+            await _send(definition, _info(address, socket.SOCK_DGRAM, port))
+            break
+        except OSError:
+            if last == len(found):
+                raise
+    return Status.PASSING, f"UDP send to {definition.target}: Success"
+
+
+async def _send(definition: CheckDefinition, info: AddressInfo) -> None:
     loop = asyncio.get_running_loop()
-    sock, address = await _socket(definition, socket.SOCK_DGRAM)
-    with contextlib.closing(sock):
-        await loop.sock_connect(sock, address)
+    with contextlib.closing(_sockets(definition)(info)) as sock:
+        await loop.sock_connect(sock, info[4])
         await loop.sock_sendall(sock, b"\0")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(_UDP_SECONDS, definition.timeout / 2)):
                 await loop.sock_recv(sock, 1)
-    return Status.PASSING, f"UDP send to {definition.target}: Success"
 
 
-async def _socket(definition: CheckDefinition, kind: socket.SocketKind) -> tuple[socket.socket, tuple[object, ...]]:
-    """A socket in the check's namespace, and the address to connect to."""
-    host, _, port = definition.target.rpartition(":")
-    found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=kind)
-    family, _, protocol, _, address = found[0]
-    with _in_netns(definition.netns):
-        sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
-    sock.setblocking(False)
-    return sock, address
+def _info(address: Address, kind: socket.SocketKind, port: int) -> AddressInfo:
+    ((family, _, protocol, name, place), *_) = socket.getaddrinfo(
+        address[1], port, type=kind, flags=socket.AI_NUMERICHOST
+    )
+    return int(family), int(kind), protocol, name, place
 
 
 async def _script(definition: CheckDefinition) -> ProbeResult:

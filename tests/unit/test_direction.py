@@ -200,6 +200,10 @@ DEFERRED: dict[str, dict[str, str]] = {
         "http.client": "26.4 ms",
         "ssl": "9.7 ms",
     },
+    # only gRPC checks, where grpcio is installed
+    "discovery.health.grpc_probe": {
+        "grpc": "280.1 ms",
+    },
     # only pools with an index; static addresses need no database
     "ipam.index": {
         "sqlite3": "4.3 ms",
@@ -273,6 +277,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "subprocess": ("weft.processes",),
     "click": ("cni_plugin.cli",),
     "aiohttp": ("discovery.api", "discovery.health"),
+    "aiohappyeyeballs": ("discovery.health",),
+    "grpc": ("discovery.health.grpc_probe",),
     # The delegate asks the kernel to end a plugin together with its caller (prctl), before the
     # plugin runs; the store asks to be told of other processes' writes (inotify), and must not know
     # the network's kernel.

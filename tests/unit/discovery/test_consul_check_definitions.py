@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from discovery.consul import check_definitions
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import BadField, Fields
 from discovery.structs import CheckDefinition, Status
@@ -74,6 +75,10 @@ def test_an_http_check() -> None:
         ({"ttl": 10_000_000_000}, "ttl", ""),
         ({"tcp": "10.0.0.5:6379", "interval": "1s"}, "tcp", "10.0.0.5:6379"),
         ({"UDP": "[fd00::5]:53", "interval": "1s"}, "udp", "[fd00::5]:53"),
+        ({"HTTP": "http://[127.0.0.1]:9998/health", "interval": "1s"}, "http", "http://[127.0.0.1]:9998/health"),
+        ({"HTTP": "http://a/ b", "interval": "1s"}, "http", "http://a/ b"),
+        ({"TCP": ":9000", "interval": "1s"}, "tcp", ":9000"),
+        ({"TCP": "db:ssh", "interval": "1s"}, "tcp", "db:ssh"),
         ({"ScriptArgs": ["/bin/true"], "Interval": "1s"}, "script", ""),
         ({"alias_service": "db"}, "alias", ""),
         ({"AliasNode": "n2"}, "alias", ""),
@@ -84,6 +89,26 @@ def test_every_type_of_check(found: dict[str, object], kind: str, target: str) -
     assert (definition.type, definition.target) == (kind, target)
     assert definition.timeout == (30 if kind == "script" else 10)
     assert definition.initial is Status.CRITICAL
+
+
+def test_options_that_change_the_meaning() -> None:
+    tls = parse(TCP="a:1", TCPUseTLS=True, TLSSkipVerify=True, TLSServerName="web", Interval="1s")
+    assert (tls.tls, tls.tls_skip_verify, tls.tls_server_name) == (True, True, "web")
+    assert tls.asked["TCPUseTLS"] is True
+    http = parse(HTTP="http://a/", DisableRedirects=True, Interval="1s")
+    assert http.disable_redirects and http.asked["DisableRedirects"] is True
+    assert not parse(HTTP="http://a/", Interval="1s").disable_redirects
+
+
+def test_grpc_checks_need_grpcio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_definitions, "find_spec", lambda name: None)
+    with pytest.raises(BadField, match=r"need grpcio on this agent: pip install 'weft\[grpc\]'"):
+        parse(GRPC="a:1", Interval="1s")
+    monkeypatch.setattr(check_definitions, "find_spec", lambda name: name)
+    found = parse(GRPC="a:1/web", GRPCUseTLS=True, Interval="1s")
+    assert (found.type, found.target, found.tls) == ("grpc", "a:1/web", True)
+    with pytest.raises(BadField, match="TLSSkipVerify: not supported for gRPC"):
+        parse(GRPC="a:1", GRPCUseTLS=True, TLSSkipVerify=True, Interval="1s")
 
 
 def test_durations_are_limited() -> None:
@@ -104,13 +129,18 @@ def test_durations_are_limited() -> None:
         ({"HTTP": "http://a/", "Interval": "1s", "TTL": "1s"}, "Interval and TTL cannot both be specified"),
         ({"HTTP": "ftp://a/", "Interval": "1s"}, "is not a valid URL"),
         ({"HTTP": "http://a:99999/", "Interval": "1s"}, "is not a valid URL"),
-        ({"HTTP": "http://a/ b", "Interval": "1s"}, "is not a valid URL"),
+        ({"HTTP": "http://a b/", "Interval": "1s"}, "is not a valid URL"),
+        ({"HTTP": "a:80/", "Interval": "1s"}, "is not a valid URL, expected .*: it has no scheme http or https"),
         ({"HTTP": "http://[::1/", "Interval": "1s"}, "is not a valid URL"),
         ({"TCP": "10.0.0.5", "Interval": "1s"}, "is not a valid address, expected HOST:PORT"),
         ({"TCP": "10.0.0.5:0", "Interval": "1s"}, "is not a valid address, expected HOST:PORT"),
         ({"TCP": "a:1", "UDP": "a:1", "Interval": "1s"}, "only one check type may be set, found tcp and udp"),
-        ({"GRPC": "a:1", "Interval": "1s"}, "gRPC checks are not supported"),
-        ({"DockerContainerID": "x", "Shell": "sh", "Interval": "1s"}, "Docker checks are not supported"),
+        ({"DockerContainerID": "x", "Shell": "sh", "Interval": "1s"}, "DockerContainerID: Docker .*docker exec"),
+        ({"H2PING": "a:1", "Interval": "1s"}, "H2PING: HTTP/2 ping checks are not supported; use HTTP or TCP"),
+        ({"OSService": "web", "Interval": "1s"}, "OSService: .*systemctl is-active"),
+        ({"HTTP": "http://a/", "ProxyHTTP": "http://b/", "Interval": "1s"}, "ProxyHTTP: .*Connect proxy"),
+        ({"HTTP": "http://a/", "TCPUseTLS": True, "Interval": "1s"}, "TCPUseTLS has no meaning for a http check"),
+        ({"TCP": "a:1", "DisableRedirects": True, "Interval": "1s"}, "DisableRedirects has no meaning for a tcp"),
         ({"Script": "true", "Interval": "1s"}, "no longer supported, use Args"),
         ({"Args": ["true"], "Interval": "1s"}, "Scripts are disabled on this agent"),
         ({"AliasService": "a", "Interval": "1s"}, "Interval cannot be set for Alias checks"),
