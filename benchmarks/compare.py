@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import podman_runs
 from calls import ENGINE, IN_PROCESS, REFERENCE_PLUGINS, ROOT, Call, Chain, Contender, run_concurrently
 from cases import CONCURRENT, MANY_PORTS, SERIAL, VERSION, Case
 from growth import growth
@@ -146,7 +147,7 @@ def row(name: str, times: dict[str, Times]) -> Row:
 
 
 def show(found: Row) -> None:
-    for command in ("ADD", "DEL"):
+    for command in ("ADD", "DEL", "run"):
         if command in found:
             parts = [f"{who} {value:8.2f} ms" for who, value in found[command]["ms"].items()]
             parts += [f"{who}/reference {value:.3f}" for who, value in found[command].get("ratio", {}).items()]
@@ -179,6 +180,9 @@ def main() -> None:
         jobs.append(
             (f"{case.name}, 64 at once", lambda case=case: concurrent(case, 64, few, contenders, numbers))  # type: ignore[misc]
         )
+    for release in (4, 5):
+        for name in podman_runs.cases(release):
+            jobs.append((name, lambda name=name: row(name, {"run": podman_runs.measure(name, rounds)})))  # type: ignore[misc]
     engine = start_engine() if ENGINE in contenders else None
     try:
         rows = [job() for name, job in jobs if options.only in name]

@@ -76,9 +76,25 @@ def test_a_network_without_names(podman: Podman, create: Create, roots: list[str
 
 
 def test_servers_of_a_network(podman: Podman, create: Create, roots: list[str]) -> None:
-    """The agent forwards to them; the container keeps asking its gateway."""
+    """The agent forwards to them; the container keeps asking its gateway, also with a server of its own."""
     create("green", *GREEN, "--dns", "192.0.2.2")
     podman.up("c1", roots[0], network="green")
-    assert podman.podman("exec", "c1", "/bin/cat", "/etc/resolv.conf").split("nameserver ")[1:] == ["10.91.0.1"]
-    [announced] = [path for path in podman.files("/run/weft") if "/names/" in path]
-    assert '"nameservers": ["192.0.2.2"]' in podman.run("cat", announced).stdout
+    podman.up("c2", roots[1], "--dns", "192.0.2.3", network="green")
+    for container in ("c1", "c2"):
+        text = podman.podman("exec", container, "/bin/cat", "/etc/resolv.conf")
+        assert text.split("nameserver ")[1].split() == ["10.91.0.1"], text
+    announced = [path for path in podman.files("/run/weft") if "/names/" in path]
+    assert all('"nameservers": ["192.0.2.2"]' in podman.run("cat", path).stdout for path in announced)
+    assert len(announced) == 2
+
+
+def test_an_alias_that_is_the_name_and_a_resolver_with_a_zone(podman: Podman, create: Create, roots: list[str]) -> None:
+    """One record, and an answer on the host too. containers/aardvark-dns#120, #508; podman#24456."""
+    podman.write("/etc/resolv.conf", "nameserver fe80::1%lan0\n")
+    create("green", *GREEN)
+    podman.up("c1", roots[0], "--network-alias", "c1", network="green")
+    podman.up("c2", roots[1], network="green")
+    addresses(podman, "c2", "c1")
+    said = podman.podman("exec", "c2", "/bin/nslookup", "-type=a", "c1.dns.podman")
+    assert said.count("10.91.0.2") == 1, said
+    assert "10.91.0.2" in podman.run("busybox", "nslookup", "-type=a", "c1", "10.91.0.1").stdout

@@ -98,6 +98,11 @@ def root(name: str) -> Path:
     return _cached(f"{name}-{_key(recipe)}", build)
 
 
+def is_built(name: str) -> bool:
+    """Whether the root is in the cache."""
+    return (cache() / f"{name}-{_key(RECIPES[name])}").is_dir()
+
+
 def _libraries(name: str) -> Path:
     """The layer with weft's virtual environment for the Python of a root, fetched by this machine's
     pip.
