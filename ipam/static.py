@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 
 from weft.cni_keys import dns, routes
 from weft.section import Section, quoted
@@ -32,16 +32,21 @@ def read(
 ) -> Static:
     """The addresses of ``ipam.addresses`` and CNI_ARGS ``IP`` (with ``GATEWAY`` for its subnet).
 
-    ``args.cni.ips`` replaces these, and ``runtimeConfig.ips`` all others; neither has gateways.
-    Problems are added to the sections. An empty list of addresses is valid.
+    ``args.cni.ips`` replaces these, and ``runtimeConfig.ips`` all others; neither has gateways. An
+    address without a prefix length, as podman passes it, takes the place of the configured address in
+    whose subnet it is, with its prefix length and gateway. Problems are added to the sections. An empty
+    list of addresses is valid.
     """
-    found = _configured(ipam) + _from_arguments(ipam, arguments)
+    configured = _configured(ipam)
+    asked = [text.strip() for text in arguments.get("IP", "").split(",") if text]
+    bare = [_bare(text) for text in asked]
+    found = [one for one in configured if not any(each is not None and each in one.address.network for each in bare)]
+    found += _requested(Section({}, "CNI_ARGS", ipam.problems), "IP", asked, configured)
     found = _with_gateways(ipam, found, arguments)
     for section in (args_cni, runtime):
         texts = section.texts("ips")
         if texts:
-            parsed = (section.parse_cidr("ips", text) for text in texts)
-            found = [ResultAddress(cidr) for cidr in parsed if cidr is not None]
+            found = _requested(section, "ips", texts, configured)
     _check_together(ipam, found, version)
     return Static(tuple(found), routes(ipam), dns(ipam.section("dns")))
 
@@ -72,15 +77,34 @@ def _configured(ipam: Section) -> list[ResultAddress]:
     return found
 
 
-def _from_arguments(ipam: Section, arguments: Mapping[str, str]) -> list[ResultAddress]:
-    """CNI_ARGS ``IP=10.1.0.5/24,fd00::5/64``."""
+def _requested(
+    section: Section, key: str, texts: Sequence[str], configured: Sequence[ResultAddress]
+) -> list[ResultAddress]:
+    """The addresses that the runtime asks for: ``10.1.0.5/24``, or ``10.1.0.5`` of a configured subnet."""
     found = []
-    for text in arguments.get("IP", "").split(","):
-        if text:
-            cidr = Section({}, "CNI_ARGS", ipam.problems).parse_cidr("IP", text.strip())
-            if cidr is not None:
-                found.append(ResultAddress(cidr))
+    for text in texts:
+        address = _bare(text)
+        if address is None:
+            cidr = section.parse_cidr(key, text)
+            found += [ResultAddress(cidr)] if cidr is not None else []
+            continue
+        like = next((one for one in configured if address in one.address.network), None)
+        if like is not None:
+            found.append(replace(like, address=ip_interface((address, like.address.network.prefixlen))))
+        else:
+            section.problems.add(
+                f"{section.at(key)} {quoted(text)} has no prefix length, and no address in ipam.addresses is of its "
+                "subnet: add one there, or pass the prefix length"
+            )
     return found
+
+
+def _bare(text: str) -> Address | None:
+    """An address without a prefix length; None for anything else."""
+    try:
+        return None if "%" in text else ip_address(text)
+    except ValueError:
+        return None
 
 
 def _with_gateways(ipam: Section, found: list[ResultAddress], arguments: Mapping[str, str]) -> list[ResultAddress]:

@@ -283,6 +283,7 @@ _FORWARD = (
         "ingress_policy",
         "which links may open connections to a container with an ingressPolicy",
         (
+            Rule("ct status dnat accept", "to a published port"),
             Rule(
                 "iifname . oifname != @intra_link iifname @ingress_policy_links drop",
                 "from another link of ingress_policy_links",

@@ -47,6 +47,10 @@ _CONDITIONS = {
     "-i": "-i", "--in-interface": "-i",
 }  # fmt: skip
 _ORDER = ("-s", "-d", "-i")
+_LINK_LOCAL = (
+    "is link-local, and the kernel forwards no packets of link-local clients: use another address of the host, or "
+    "leave out hostIP to publish the port at all of them"
+)
 _NAMES = {4: "conditionsV4", 6: "conditionsV6"}
 _ANYWHERE = {4: packets.PORTS4, 6: packets.PORTS6}
 _AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
@@ -90,7 +94,7 @@ class PortMap:
         targets = _targets(context)
         mark = identity.attachment_mark(context.attachment)
         links = _links(context)
-        ports = tuple(port for mapping in self.mappings for port in _ports(mapping, targets))
+        ports = _published(self.mappings, targets)
         elements = [] if self.tables else [_element(port, mark) for port in ports]
         for target in targets.values():
             if any(port.target == target for port in ports):
@@ -180,20 +184,31 @@ def _targets(context: Context) -> dict[int, Address]:
     return found
 
 
-def _ports(mapping: PortMapping, targets: dict[int, Address]) -> Iterator[PublishedPort]:
-    """The published ports of one mapping: one for each family of hostIP that the container has an
-    address of.
+def _published(mappings: tuple[PortMapping, ...], targets: dict[int, Address]) -> tuple[PublishedPort, ...]:
+    """The published ports of all mappings: of each, one for each family of hostIP that the container
+    has an address of.
+
+    0.0.0.0 is every address for a container without IPv4, and :: for one without IPv6, unless another
+    mapping has that port: runtimes give one of them (nerdctl 0.0.0.0) where their user gave none.
     """
     from cni_plugin.ops.ports import PublishedPort
 
-    versions = [mapping.version] if mapping.version else sorted(targets)
-    for version in versions:
-        if version not in targets:
-            raise ConfigProblem(
-                f"hostIP {mapping.host or ('0.0.0.0' if version == 4 else '::')} of host port {mapping.host_port} is "
-                f"IPv{version}, but the container has no IPv{version} address",
-            )
-        yield PublishedPort(mapping.protocol, mapping.host_port, targets[version], mapping.container_port, mapping.host)
+    found: dict[PublishedPort, None] = {}
+    for mapping in sorted(mappings, key=lambda one: one.version not in (0, *targets)):
+        versions = [mapping.version] if mapping.version in targets else sorted(targets)
+        if mapping.version not in (0, *targets):
+            if mapping.host is not None:
+                raise ConfigProblem(
+                    f"hostIP {mapping.host} of host port {mapping.host_port} is IPv{mapping.version}, but the "
+                    f"container has no IPv{mapping.version} address",
+                    hint=f"leave out hostIP to publish the port at every IPv{versions[0]} address of the host",
+                )
+            if any((one.protocol, one.port, one.host) == (mapping.protocol, mapping.host_port, None) for one in found):
+                continue
+        for version in versions:
+            target = targets[version], mapping.container_port
+            found[PublishedPort(mapping.protocol, mapping.host_port, *target, mapping.host)] = None
+    return tuple(found)
 
 
 def _element(port: PublishedPort, mark: str) -> Element:
@@ -300,6 +315,19 @@ def _value(keys: Section, key: str, option: str, value: str, version: int) -> st
     return ""
 
 
+def _host(entry: Section) -> Address | None:
+    """The hostIP, None with a problem added where no port can be published there."""
+    text = entry.text("hostIP")
+    try:
+        found = ip_address(text.split("%")[0])
+    except ValueError:
+        return entry.address("hostIP")
+    if found.version == 6 and found.is_link_local:
+        entry.problem("hostIP", _LINK_LOCAL)
+        return None
+    return entry.address("hostIP")
+
+
 def _mapping(entry: Section) -> PortMapping | None:
     """One entry of portMappings; None, with its problems added, if it is invalid."""
     known = len(entry.problems.found)
@@ -307,7 +335,7 @@ def _mapping(entry: Section) -> PortMapping | None:
     protocol = entry.text("protocol").lower()
     if protocol not in PROTOCOLS:
         entry.problem("protocol", f"must be one of {', '.join(PROTOCOLS)}")
-    host = entry.address("hostIP")
+    host = _host(entry)
     if len(entry.problems.found) > known:
         return None
     if host_port is None or container_port is None:

@@ -48,7 +48,7 @@ class PortsFree(Operation):
                     raise Conflict(
                         f"host port {wanted.port}/{wanted.protocol} is in use: "
                         f"{found.process} listens on {found.address}",
-                        hint="publish another port, or stop that process",
+                        hint=_way_out(wanted, found.address),
                     )
         return False
 
@@ -61,6 +61,12 @@ class PortsFree(Operation):
     def commands(self, namespace: str) -> tuple[str, ...]:
         flags = {"tcp": "t", "udp": "u", "sctp": "S"}
         return tuple(f"ss -Hlnp{flags[port.protocol]} '( sport = :{port.port} )' # nobody" for port in self.ports)
+
+
+def _way_out(wanted: PublishedPort, address: Address) -> str:
+    """Beside a process on one address only, such as systemd-resolved on 127.0.0.53, there is room."""
+    at = "publish it at one address of the host (hostIP), " if wanted.host is None and int(address) != 0 else ""
+    return f"{at or 'publish another port, '}or stop that process"
 
 
 def _answered_here(machine: Machine, address: Address, port: PublishedPort) -> bool:

@@ -72,6 +72,20 @@ def test_containers_are_kept_apart(host: Host, cni: Cni) -> None:
     assert host.ping("c1", "10.81.0.1") and host.fetch(None, "10.81.0.3", 80) is not None
 
 
+@pytest.mark.parametrize("policy", ["same-bridge", "isolated"])
+def test_published_ports_are_open_to_other_networks(host: Host, cni: Cni, policy: str) -> None:
+    """By the host's addresses, as from outside; the container's own addresses stay closed to them."""
+    lan = host.lan()
+    result = attach(host, cni, "red", "red", ingressPolicy=policy)
+    _, runtime = published(NETS["red"], [port(8080, 80)])
+    netns = "/run/netns/red"
+    cni.add({**network("portmap", name="red", runtimeConfig=runtime), "prevResult": result}, netns, container="red")
+    attach(host, cni, "blue", "blue", ingressPolicy=policy)
+    assert blocked(host, "blue", *PLACES["red"]) == [True, True]
+    for address in (lan.host, lan.host6, "10.82.0.1", "fd82::1", "10.81.0.1"):
+        assert host.reaches("blue", address, 8080), address
+
+
 def test_changed_policy_replaces_the_previous_one(host: Host, cni: Cni) -> None:
     """The reference's rules are per bridge and are never deleted, so ``isolated`` would stay."""
     attach(host, cni, "red", "c1", ingressPolicy="isolated")

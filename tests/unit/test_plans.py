@@ -264,6 +264,20 @@ def test_portmap_on_one_family(host: str, four: int, six: int) -> None:
     assert (len(of(plan, "ports4")), len(of(plan, "ports6"))) == (four, six)
 
 
+@pytest.mark.parametrize(("host", "family"), [("0.0.0.0", 6), ("::", 4)])
+def test_portmap_on_a_family_that_the_container_lacks(host: str, family: int) -> None:
+    """nerdctl passes 0.0.0.0 where its user gave no address. Another mapping of the port takes precedence."""
+    only = {**PREVIOUS, "ips": [one for one in PREVIOUS["ips"] if (":" in one["address"]) == (family == 6)]}
+    target = ip_address("10.23.0.9" if family == 4 else "fd00:23::9")
+    assert of(portmap({**TCP, "hostIP": host}, previous=only), f"ports{family}") == [("tcp", 8080, target, 80)]
+    both = ({**TCP, "hostIP": "0.0.0.0"}, {**TCP, "hostIP": "::"})
+    assert of(portmap(*both, previous=only), f"ports{family}") == [("tcp", 8080, target, 80)]
+    own = {**TCP, "containerPort": 81, "hostIP": "0.0.0.0" if family == 4 else "::"}
+    plan = portmap({**TCP, "hostIP": host}, own, previous=only)
+    assert of(plan, f"ports{family}") == [("tcp", 8080, target, 81)]
+    assert of(plan, f"ports{10 - family}") == []
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
 def test_portmap_at_127_0_0_1(host: str) -> None:
     plan = portmap({**TCP, "hostIP": host})
@@ -312,6 +326,8 @@ def test_portmap_elements_have_the_mark_of_the_attachment() -> None:
     ("mappings", "word"),
     [
         ([{**TCP, "hostIP": "fd00::1"}], "IPv6"),
+        ([{**TCP, "hostIP": "fe80::1"}], "forwards no packets of link-local clients: use another address"),
+        ([{**TCP, "hostIP": "fe80::1%eth0"}], 'hostIP "fe80::1%eth0" is link-local'),
         ([TCP, {**TCP, "containerPort": 81}], "twice"),
         ([{"hostPort": 1}], "protocol"),
     ],

@@ -63,6 +63,15 @@ def test_later_places_replace_earlier_ones() -> None:
     ]
 
 
+def test_an_address_without_prefix_length_takes_the_configured_ones_place() -> None:
+    """As podman passes ``--ip``: one address in CNI_ARGS, several in runtimeConfig."""
+    dual = {"addresses": [*CONFIGURED["addresses"], {"address": "fd00::5/64"}]}
+    assert shown(parse(dual, {"IP": "10.1.0.9"})[0]) == [("fd00::5/64", None), ("10.1.0.9/24", "10.1.0.1")]
+    several = {"ips": ["10.1.0.9", "fd00::9"]}
+    assert shown(parse(dual, {}, {}, several)[0]) == [("10.1.0.9/24", "10.1.0.1"), ("fd00::9/64", None)]
+    assert shown(parse(dual, {"IP": "10.1.0.9/24"})[0])[0] == ("10.1.0.5/24", "10.1.0.1")  # as the reference
+
+
 def test_a_configuration_without_addresses_is_valid() -> None:
     found, problems = parse({})
     assert (shown(found), problems) == ([], [])
@@ -76,7 +85,12 @@ def test_a_configuration_without_addresses_is_valid() -> None:
         ({"addresses": [{"address": "10.1.0.5"}]}, {}, 'ipam.addresses[0].address "10.1.0.5" is not'),
         ({"addresses": [{"address": "10.1.0.5/24", "gateway": "fd00::1"}]}, {}, "not of the same family as"),
         ({"addresses": [{"address": "10.1.0.5/24"}] * 2}, {}, "10.1.0.5 is configured twice"),
-        ({}, {"IP": "10.1.0.5"}, 'CNI_ARGS.IP "10.1.0.5" is not'),
+        ({}, {"IP": "x"}, 'CNI_ARGS.IP "x" is not'),
+        (
+            CONFIGURED,
+            {"IP": "10.2.0.5"},
+            'CNI_ARGS.IP "10.2.0.5" has no prefix length, and no address in ipam.addresses',
+        ),
         ({}, {"GATEWAY": "x"}, 'CNI_ARGS GATEWAY "x" is not'),
         ({"routes": [{"gw": "10.1.0.1"}]}, {}, "ipam.routes[0].dst is missing"),
         ({"routes": [{"dst": "10.0.0.0/8", "gw": "fd00::1"}]}, {}, 'ipam.routes[0].gw "fd00::1" is not of the same'),
