@@ -159,6 +159,8 @@ class BridgeNetwork:
             # On a bridge that weft did not create, addresses from before the network must outlive it.
             there = () if vlan_gateway or bridge.alias else context.facts.addresses(Side.HOST, link)
             before = tuple(address for address in gateways if address in there)
+            if any(gateway.version == 6 for gateway in gateways):
+                shared.append(interface.enable_ipv6(link))
             if not (vlan_gateway or bridge.alias):
                 _refuse_routers(context, link, gateways)
             shared.append(Gateways(link, gateways, context.gateways, self.force_address, before))

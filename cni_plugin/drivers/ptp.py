@@ -77,11 +77,14 @@ def _host_end(host: str, ip: ResultAddress) -> tuple[Operation, ...]:
     """The gateway's address on the host end, and the route to the container."""
     assert ip.gateway is not None
     route = Route(ip_network(ip.address.ip), scope=_LINK_SCOPE if ip.address.version == 4 else None)
-    no_dad: tuple[Operation, ...] = ()
+    ipv6: tuple[Operation, ...] = ()
     if ip.address.version == 6:
-        no_dad = (Setting(Side.HOST, f"net/ipv6/conf/{host}/accept_dad", "0", host, optional=True),)
+        ipv6 = (
+            interface.enable_ipv6(host),
+            Setting(Side.HOST, f"net/ipv6/conf/{host}/accept_dad", "0", host, optional=True),
+        )
     return (
-        *no_dad,
+        *ipv6,
         LinkAddress(Side.HOST, host, interface.host_prefix(ip.gateway)),
         LinkRoute(Side.HOST, KernelRoute(route, host, protocol=identity.ROUTE_PROTOCOL)),
     )

@@ -56,6 +56,13 @@ def link_settings(link: str, *, detect: bool, ipv6: bool) -> tuple[Operation, ..
     return tuple(found)
 
 
+def enable_ipv6(link: str) -> Setting:
+    """IPv6 on a link of the host that gets an IPv6 address, on a host that has it disabled
+    (net.ipv6.conf.default.disable_ipv6=1).
+    """
+    return Setting(Side.HOST, f"net/ipv6/conf/{link}/disable_ipv6", "0", link, optional=True)
+
+
 def configure(link: str, result: Result, *, detect: bool = False, prefix_routes: bool = True) -> tuple[Operation, ...]:
     """The operations that give a new link of the container the result's addresses and bring it up."""
     ipv6 = 6 in versions(result)
