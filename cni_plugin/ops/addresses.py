@@ -121,6 +121,11 @@ class Gateways(Operation):
                 changed = True
         return changed
 
+    def replaces(self, earlier: Operation) -> bool:
+        if not isinstance(earlier, Gateways) or earlier.link != self.link:
+            return False
+        return not {*earlier.addresses} <= {*self.addresses, *self.siblings}
+
     def undo(self, machine: Machine) -> None:
         for address in self.addresses:
             if address not in self.before:

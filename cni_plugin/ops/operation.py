@@ -87,6 +87,12 @@ class Operation:
         """The operation to undo where ``kept`` stays in effect, so that undo leaves what both have."""
         return self
 
+    def replaces(self, earlier: Operation) -> bool:
+        """Whether the effect of an earlier shared operation must be undone for this one, as the network's
+        configuration has changed.
+        """
+        return False
+
     def commands(self, namespace: str) -> tuple[str, ...]:
         """The equivalent shell commands; ``namespace`` is the path of the container's network
         namespace.

@@ -111,6 +111,26 @@ def _write_shared(context: ServiceContext, network: str, shared: tuple[Operation
     context.records.write_network(NetworkRecord(network, context.host.boot, shared))
 
 
+def undo_replaced(
+    context: ServiceContext, attachment: Attachment, shared: Sequence[Operation], machine: Machine
+) -> None:
+    """Undo what the network's former configuration set up and ``shared`` replaces, such as a bridge's
+    gateway before the network got another subnet. What another attachment or network uses stays.
+
+    The caller holds the shared lock.
+    """
+    recorded = context.recorded_shared(attachment.network)
+    replaced = [old for old in recorded if any(new.replaces(old) for new in shared)]
+    if not replaced:
+        return
+    used = {one for record in context.records.all() if record.attachment != attachment for one in record.shared}
+    used |= {one for other in context.records.networks() if other.network != attachment.network for one in other.shared}
+    ended = [old for old in replaced if old not in used]
+    raise_all(context.remove(ended, machine))
+    kept = tuple(one for one in recorded if one not in ended)
+    context.records.write_network(NetworkRecord(attachment.network, context.host.boot, kept))
+
+
 def restore_elements(context: ServiceContext, current: Attachment | None) -> None:
     """Restore the elements of all networks and attachments after the ruleset was flushed.
 

@@ -20,7 +20,7 @@ from cni_plugin.service import assemble, executor
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.planner import EMPTY_PLAN, attachment_of, own_operations, shared_operations
 from cni_plugin.service.records import NetworkRecord, Phase, Record
-from cni_plugin.service.shared import pass_on_ports, restore_elements, withdraw
+from cni_plugin.service.shared import pass_on_ports, restore_elements, undo_replaced, withdraw
 from cni_plugin.wire.request import Command, Request
 from weft import locks
 from weft.errors import (
@@ -310,6 +310,7 @@ class Service(ServiceContext):
         seen = planned_on or machine
         if self._unrecorded(attachment.network, shared) or any(operation.mismatch(seen) for operation in shared):
             with locks.hold(self.records.shared_lock()):
+                undo_replaced(self, attachment, shared, machine)
                 self._record_shared(attachment.network, self._unrecorded(attachment.network, shared))
                 for operation in shared:
                     if operation.mismatch(machine) is not None:

@@ -168,6 +168,24 @@ def test_another_address_on_the_bridge_needs_force(host: Host, cni: Cni) -> None
     assert seen.addresses(host, "br0") == ["10.80.0.1/24"]
 
 
+def test_the_gateway_follows_a_changed_subnet_once_nobody_is_attached(host: Host, cni: Cni) -> None:
+    """As when a Kubernetes node is registered anew and gets another podCIDR."""
+    before, after = (bridge(pool(f"10.{one}.0.0/24", f"fd{one}::/64"), isGateway=True) for one in (80, 81))
+    cni.add(before, host.container())
+    second = host.container("c2")
+    problem = seen.problem(cni, "ADD", after, second, container="c2")
+    assert problem["code"] == 101 and "already has the IP address 10.80.0.1/24" in problem["msg"]
+    assert seen.addresses(host, "br0") == ["10.80.0.1/24", "fd80::1/64"]
+    cni.delete(before, "/run/netns/c1")
+    host.run("ip", "address", "add", "192.0.2.9/32", "dev", "br0")  # an administrator's
+    assert "192.0.2.9/32" in seen.problem(cni, "ADD", after, second, container="c2")["msg"]
+    host.run("ip", "address", "delete", "192.0.2.9/32", "dev", "br0")
+    result = cni.add(after, second, container="c2")
+    assert seen.addresses(host, "br0") == ["10.81.0.1/24", "fd81::1/64"]
+    assert host.ping("c2", "10.81.0.1") and host.ping("c2", "fd81::1")
+    cni.check(after, result, second, container="c2")
+
+
 def test_two_subnets_of_one_family_share_a_bridge(host: Host, cni: Cni) -> None:
     netns = host.container()
     conf = bridge(pool(SUBNET, "10.81.0.0/24"), isGateway=True)
