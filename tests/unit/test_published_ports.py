@@ -14,6 +14,7 @@ from cni_plugin.service.verbs import Service
 from weft.errors import Conflict
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
+from weft.kernel.interface import Listener
 
 PORT = PublishedPort("udp", 53, ip_address("10.1.0.2"), 53)
 
@@ -22,7 +23,7 @@ PORT = PublishedPort("udp", 53, ip_address("10.1.0.2"), 53)
 def test_beside_a_process_on_one_address_the_hint_names_host_ip(tmp_path: Path, address: str, named: bool) -> None:
     """systemd-resolved listens on 127.0.0.53; DNAT of every address would cut the host off from its names."""
     kernel = FakeKernel()
-    kernel.host.sockets["udp", 53] = [(ip_address(address), "systemd-resolve (7)")]
+    kernel.host.sockets["udp", 53] = [Listener(ip_address(address), "systemd-resolve (7)")]
     kernel.rules.install(TABLES)
     machine = Service(kernel, Host(str(tmp_path), "boot", 0.0)).machine(None)
     with pytest.raises(Conflict, match=rf"systemd-resolve \(7\) listens on {address}") as refused:
