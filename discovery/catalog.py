@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from discovery import layout
 from discovery.layout import DecodeError, decode
-from discovery.structs import CatalogEntry, Check, Health, Instance, Node, VirtualAddress
+from discovery.structs import CatalogEntry, Check, Health, Instance, Node, PreparedQuery, VirtualAddress
 from store import Batch, Entry, Event
 
 Topic = tuple[str, str]
@@ -23,6 +23,8 @@ SERVICES: Topic = ("services", "")
 NODES: Topic = ("nodes", "")
 CHECKS: Topic = ("checks", "")
 VIRTUALS: Topic = ("virtuals", "")
+QUERIES: Topic = ("queries", "")
+"""All prepared queries."""
 
 Listener = Callable[[int, frozenset[Topic]], None]
 
@@ -67,6 +69,7 @@ class Catalog:
         self._checks: dict[str, dict[str, Check]] = {}
         self._checks_by_target: dict[tuple[str, str], dict[str, Check]] = {}
         self._virtuals: dict[str, VirtualAddress] = {}
+        self._queries: dict[str, PreparedQuery] = {}
         self._virtuals_by_service: dict[str, dict[str, VirtualAddress]] = {}
         self._by_address: dict[str, set[tuple[str, str]]] = {}
         self._initial_revision = 1
@@ -162,6 +165,10 @@ class Catalog:
     def all_virtual_addresses(self) -> Mapping[str, VirtualAddress]:
         """Every virtual address."""
         return self._virtuals
+
+    def queries(self) -> Mapping[str, PreparedQuery]:
+        """The prepared queries by id."""
+        return self._queries
 
     def find_by_address(self, address: str) -> tuple[Node | Instance, ...]:
         """Nodes, then instances, with this address; addresses are compared as text."""
@@ -357,6 +364,13 @@ class Catalog:
             yield virtual(value.service)
         yield VIRTUALS
 
+    def _put_query(self, names: tuple[str, ...], value: CatalogEntry | None) -> Iterator[Topic]:
+        (query_id,) = names
+        self._queries.pop(query_id, None)
+        if isinstance(value, PreparedQuery):
+            self._queries[query_id] = value
+        yield QUERIES
+
     def _reindex_address(self, holder: tuple[str, str], old: str, new: str) -> None:
         """Update the index by address."""
         if old == new:
@@ -375,6 +389,7 @@ class Catalog:
         for checks in self._checks.values():
             yield from checks.values()
         yield from self._virtuals.values()
+        yield from self._queries.values()
 
 
 def _revision(value: CatalogEntry) -> int:
@@ -386,4 +401,5 @@ _HANDLERS: dict[str, Callable[[Catalog, tuple[str, ...], CatalogEntry | None], I
     "service": Catalog._put_instance,
     "check": Catalog._put_check,
     "virtual": Catalog._put_virtual,
+    "query": Catalog._put_query,
 }

@@ -3,8 +3,9 @@
 Everything that a node writes about itself is under ``/weft/v2/host/NODE/``, so that its access can
 be confined to that prefix: ``node``, ``service/NAME/ID`` and ``check/ID``, bound to the node's
 lease; ``session/ID`` (discovery.consul.sessions); and ``own/``, what its agent persists to survive
-restarts, bound to no lease. ``/weft/v2/virtual/ADDRESS`` and the keys of ``discovery.kv`` belong to
-no node. Parts of a key are percent-encoded, so that a name cannot contain "/".
+restarts, bound to no lease. ``/weft/v2/virtual/ADDRESS``, ``/weft/v2/query/ID`` and the keys of
+``discovery.kv`` and ``discovery.consul.events`` belong to no node. Parts of a key are
+percent-encoded, so that a name cannot contain "/".
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from discovery.structs import (
     CheckDefinition,
     Instance,
     Node,
+    PreparedQuery,
     ServiceAddress,
     Status,
     VirtualAddress,
@@ -32,10 +34,11 @@ from store import Entry
 ROOT = "/weft/v2/"
 HOSTS = ROOT + "host/"
 VIRTUALS = ROOT + "virtual/"
+QUERIES = ROOT + "query/"
 SESSIONS = ROOT + "session/"
 """What a watcher of all nodes' sessions subscribes to (``watched_name``)."""
 
-Kind = TypeVar("Kind", Node, Instance, Check)
+Kind = TypeVar("Kind", Node, Instance, Check, PreparedQuery)
 Reader = Callable[[object], object]
 """Validates the JSON of one field. Raises TypeError or ValueError."""
 
@@ -58,6 +61,8 @@ def store_key(value: CatalogEntry) -> str:
             return f"{host_prefix(value.node)}check/{encode_name(value.id)}"
         case VirtualAddress():
             return VIRTUALS + encode_name(value.address)
+        case PreparedQuery():
+            return QUERIES + encode_name(value.id)
 
 
 def host_prefix(node: str) -> str:
@@ -169,6 +174,10 @@ def _check(found: object, entry: Entry) -> Check:
     return _built(Check, _CHECK, found, entry)
 
 
+def _query(found: object, entry: Entry) -> PreparedQuery:
+    return _built(PreparedQuery, _QUERY, found, entry)
+
+
 def _virtual(found: object, entry: Entry) -> VirtualAddress:
     parts = _object(found)
     return VirtualAddress(str(parts["service"]), str(parts["address"]), entry.create_revision)
@@ -217,6 +226,12 @@ def _integer(value: object) -> int:
     return value
 
 
+def _seconds(value: object) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"{value!r} is not a number")
+    return value
+
+
 def _port(value: object) -> int:
     if not isinstance(value, int) or not 0 <= value <= 65535:
         raise ValueError(f"{value!r} is not a port")
@@ -256,12 +271,24 @@ _INSTANCE = _readers(
     tagged_addresses=_tagged_addresses,
     enable_tag_override=bool,
 )
+_QUERY = _readers(
+    PreparedQuery,
+    tags=_words,
+    ignore_checks=_words,
+    only_passing=bool,
+    remove_empty_tags=bool,
+    node_meta=_strings,
+    service_meta=_strings,
+    failover=_object,
+    ttl=_seconds,
+)
 _CHECK = _readers(Check, status=_status, service_tags=_words, definition=_object)
 _BUILDERS: dict[str, Callable[[object, Entry], CatalogEntry]] = {
     "node": _node,
     "service": _instance,
     "check": _check,
     "virtual": _virtual,
+    "query": _query,
 }
-_NAMES = {"node": 1, "service": 3, "check": 2, "virtual": 1, "session": 2, "own": 3}
+_NAMES = {"node": 1, "service": 3, "check": 2, "virtual": 1, "query": 1, "session": 2, "own": 3}
 """The number of names in a key of each kind, the node's first."""

@@ -225,7 +225,31 @@ class VirtualAddress:
     create_index: int = 0
 
 
-CatalogEntry = Node | Instance | Check | VirtualAddress
+@dataclass(frozen=True, slots=True)
+class PreparedQuery:
+    """A stored query for the healthy instances of a service. ``template`` is its type, "" for a
+    query that is no template; ``tags`` that begin with "!" must be absent; ``ttl`` is that of DNS
+    in seconds, None for the service's; ``failover`` is kept as the client wrote it.
+    """
+
+    id: str
+    name: str = ""
+    service: str = ""
+    tags: tuple[str, ...] = ()
+    only_passing: bool = False
+    ignore_checks: tuple[str, ...] = ()
+    near: str = ""
+    node_meta: Mapping[str, str] = field(default_factory=dict)
+    service_meta: Mapping[str, str] = field(default_factory=dict)
+    ttl: float | None = None
+    template: str = ""
+    remove_empty_tags: bool = False
+    failover: Mapping[str, object] = field(default_factory=dict)
+    create_index: int = 0
+    modify_index: int = 0
+
+
+CatalogEntry = Node | Instance | Check | VirtualAddress | PreparedQuery
 """Anything that the catalog stores."""
 
 

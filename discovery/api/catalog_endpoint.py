@@ -48,7 +48,7 @@ class CatalogEndpoint:
         try:
             fields = Fields(await request.json())
             check_datacenter(fields.name("Datacenter"), self._registry.node.datacenter)
-            node = self._spelled(_node(fields, self._registry.node.datacenter))
+            node = self._spelled(parse_node(fields, self._registry.node.datacenter))
             update = not fields.boolean("SkipNodeUpdate")
             if update and not node.address:
                 raise HttpError(400, "Must provide address if SkipNodeUpdate is not set")
@@ -70,7 +70,7 @@ class CatalogEndpoint:
         found = [*([one] if one is not None and fields.get("Check") else []), *fields.objects("Checks")]
         if len(found) > MAX_CHECKS:
             raise BadField(f"Checks: {len(found)} checks, the limit is {MAX_CHECKS}")
-        checks = [_check(part, node) for part in found]
+        checks = [parse_external_check(part, node) for part in found]
         return [self._of_service(check, instance) for check in checks]
 
     def _of_service(self, check: Check, instance: Instance | None) -> Check:
@@ -171,11 +171,12 @@ class CatalogEndpoint:
             await self._store.transact((), operations[start : start + 100])
 
 
-def _node(fields: Fields, datacenter: str) -> Node:
+def parse_node(fields: Fields, datacenter: str) -> Node:
+    """A node without an agent. Raises BadField."""
     name = fields.name("Node")
     if not name:
         raise BadField("Must provide node")
-    meta = fields.string_map("NodeMeta")
+    meta = fields.string_map("NodeMeta", "Meta")
     check_metadata(meta, "Invalid Node Meta: ")
     return Node(
         name=name,
@@ -196,7 +197,8 @@ def _instance(fields: Fields, node: str) -> Instance | None:
     return parse_instance(service, node)
 
 
-def _check(fields: Fields, node: str) -> Check:
+def parse_external_check(fields: Fields, node: str) -> Check:
+    """A check with the status that the client reports. Raises BadField."""
     if (other := fields.name("Node")) and other.lower() != node.lower():
         raise BadField(f'check node "{other}" does not match node "{node}"')
     status = fields.text("Status") or Status.CRITICAL

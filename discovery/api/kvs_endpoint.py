@@ -1,4 +1,4 @@
-"""``/v1/kv`` and ``/v1/txn``: the key-value store.
+"""``/v1/kv``: the key-value store.
 
 Reads come from the store itself. The index of a single key is its ModifyIndex; of a list, or of a
 missing key, the store's revision when the response last changed.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from collections.abc import Callable, Sequence
 
 from discovery.api import schemas
@@ -17,22 +16,20 @@ from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
 from discovery.api.router import HttpResponse, endpoint
 from discovery.api.settings import MAX_VALUE_BYTES
-from discovery.consul.json_fields import BadField, Fields
+from discovery.consul.json_fields import BadField
 from discovery.consul.kv_txn import KVOperation, TxnResult, apply
 from discovery.consul.sessions import SessionManager
 from discovery.key_watch import KeyWatcher
 from discovery.kv import KV_PREFIX, KVPair, decode_pair
 from store import Entry, Range, Store
 
-MAX_TXN_OPS = 64
-"""Operations in one transaction, as in Consul."""
 READ_PARAMETERS = ("recurse", "keys", "raw", "separator", "index", "wait", "stale", "consistent", "pretty", "dc")
 _WRITE_VERBS = {"cas": "cas", "acquire": "lock", "release": "unlock"}
 _RAW_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
 
 
 class KvsEndpoint:
-    """Handlers of keys and transactions."""
+    """Handlers of keys."""
 
     def __init__(
         self, store: Store, changes: KeyWatcher, sessions: SessionManager, blocking_queries: BlockingQueries
@@ -121,7 +118,7 @@ class KvsEndpoint:
         operation = KVOperation(
             verb=_WRITE_VERBS[asked[0]] if asked else "set",
             key=request.name,
-            value=_check_size(await request.read()),
+            value=check_size(await request.read()),
             flags=request.number("flags"),
             index=request.number("cas"),
             session=request.get(asked[0]) if asked and asked[0] != "cas" else "",
@@ -148,34 +145,6 @@ class KvsEndpoint:
         operation = KVOperation(verb, request.name, index=request.number("cas"))
         return HttpResponse(b"false" if (await self._apply([operation])).errors else b"true")
 
-    @endpoint(
-        "PUT",
-        "/v1/txn",
-        "Apply several operations on keys atomically",
-        parameters=("dc",),
-        response=schemas.TXN_RESPONSE,
-        statuses=(409,),
-        request_body=schemas.TXN_REQUEST,
-        writes=True,
-    )
-    async def transact(self, request: HttpRequest) -> HttpResponse:
-        found = await request.json()
-        if not isinstance(found, list):
-            raise HttpError(400, "Failed to parse body: not a list of operations")
-        if len(found) > MAX_TXN_OPS:
-            raise HttpError(413, f"Transaction contains too many operations ({len(found)} > {MAX_TXN_OPS})")
-        try:
-            operations = [_parse_operation(Fields(part, f"[{number}].")) for number, part in enumerate(found)]
-        except BadField as error:
-            raise HttpError(400, f"Failed to parse body: {error}") from None
-        done = await self._apply(operations)
-        results = [{"KV": _kv_pair_json(pair)} for pair in done.pairs]
-        errors = [{"OpIndex": failure.operation, "What": failure.reason} for failure in done.errors]
-        # Null as in Consul, whose clients take a list for the other outcome.
-        answer = {"Results": None, "Errors": errors} if errors else {"Results": results, "Errors": None}
-        body = encode_json(answer, request)
-        return HttpResponse(body, 409 if errors else 200)
-
     async def _apply(self, operations: Sequence[KVOperation]) -> TxnResult:
         try:
             return await apply(self._store, operations, self._sessions.find)
@@ -192,7 +161,8 @@ async def wait_event(event: asyncio.Event, wait: float) -> None:
         pass
 
 
-def _check_size(value: bytes) -> bytes:
+def check_size(value: bytes) -> bytes:
+    """The value, if it is not too large. Raises HttpError."""
     if len(value) > MAX_VALUE_BYTES:
         raise HttpError(413, f"Request body({len(value)} bytes) too large, max size: {MAX_VALUE_BYTES} bytes.")
     return value
@@ -201,11 +171,11 @@ def _check_size(value: bytes) -> bytes:
 def _single_key(read: Range, key: str) -> Sequence[object] | None:
     """The key itself, the first one of its prefix."""
     entries = [entry for entry in read.entries if entry.key == KV_PREFIX + key]
-    return [_kv_pair_json(decode_pair(entry)) for entry in entries] or None
+    return [kv_pair_json(decode_pair(entry)) for entry in entries] or None
 
 
 def _recurse(read: Range) -> Sequence[object] | None:
-    return [_kv_pair_json(decode_pair(entry)) for entry in read.entries] or None
+    return [kv_pair_json(decode_pair(entry)) for entry in read.entries] or None
 
 
 def _key_names(read: Range, prefix: str, separator: str) -> Sequence[object] | None:
@@ -224,32 +194,10 @@ def _truncate_at_separator(entry: Entry, prefix: str, separator: str) -> str:
     return prefix + head + found
 
 
-def _kv_pair_json(pair: KVPair) -> dict[str, object]:
+def kv_pair_json(pair: KVPair) -> dict[str, object]:
+    """A key as Consul's JSON."""
     value = base64.b64encode(pair.value).decode() if pair.value else None
     found: dict[str, object] = {"LockIndex": pair.lock_index, "Key": pair.key, "Flags": pair.flags, "Value": value}
     if pair.session:
         found["Session"] = pair.session
     return {**found, "CreateIndex": pair.create_index, "ModifyIndex": pair.modify_index}
-
-
-def _parse_operation(fields: Fields) -> KVOperation:
-    found = fields.object_("KV")
-    if found is None:
-        raise BadField("unknown operation, only KV is supported")
-    verb = found.text("Verb", longest=40)
-    key = found.text("Key")
-    if not key and verb not in ("get-tree", "delete-tree"):
-        found.invalid("Key", key, "must not be empty")
-    text = found.text("Value", longest=2**20)
-    try:
-        value = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        found.invalid("Value", text, "is not valid base64")
-    return KVOperation(
-        verb,
-        key,
-        _check_size(value),
-        found.number("Flags", high=2**64 - 1),
-        found.number("Index", high=2**64 - 1),
-        found.text("Session"),
-    )

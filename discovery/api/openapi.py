@@ -23,7 +23,10 @@ PARAMETERS: Mapping[str, str] = {
     "hash": "the ContentHash that the answer must differ from",
     "index": "the X-Consul-Index that the answer must be past",
     "keys": f"names only; {_FLAG}",
+    "limit": "the most instances wanted",
+    "name": "only events of this name",
     "near": "the node whose items come first; _agent is this one",
+    "node": "a regular expression that is kept with the event",
     "node-meta": "KEY:VALUE that the node must have; may be repeated",
     "note": "what the check says",
     "peer": "the cluster that instances were imported from; none is, so nothing is found",
@@ -35,6 +38,7 @@ PARAMETERS: Mapping[str, str] = {
     "recurse": f"all keys that begin so; {_FLAG}",
     "release": "unlock the key, which this session holds",
     "replace-existing-checks": f"end the service's checks that are not named; {_FLAG}",
+    "service": "a regular expression that is kept with the event",
     "separator": "names are cut behind the first of these after the prefix",
     "stale": "accepted: every answer comes from this agent's memory",
     "tag": "a tag that the instance must have; may be repeated",
@@ -45,6 +49,7 @@ PARAMETERS: Mapping[str, str] = {
 
 _ERRORS = {
     "400": "What is wrong with the request, in a sentence",
+    "401": "There are no ACLs",
     "403": "The request comes from another site's page",
     "404": "There is no such thing",
     "405": "The path is not served for this method",
@@ -80,8 +85,8 @@ def describe(routes: Sequence[Route]) -> Json:
 
 def template(route: Route) -> str:
     """The path in OpenAPI's notation: ``/v1/kv/{key}``."""
-    start, _, name = route.path.partition(":")
-    return f"{start}{{{name}}}" if name else start
+    start, name, rest = route.parts
+    return f"{start}{{{name}}}{rest}" if name else start
 
 
 def _operation(route: Route, method: str, components: Json) -> Json:
@@ -95,8 +100,7 @@ def _operation(route: Route, method: str, components: Json) -> Json:
         }
         for name in route.parameters
     ]
-    _, _, name = route.path.partition(":")
-    if name:
+    if name := route.parts[1]:
         parameters.insert(0, {"name": name, "in": "path", "required": True, "schema": {"type": "string"}})
     answer: Json = {"description": "Done" if route.response is None else "The answer"}
     if route.response is not None:

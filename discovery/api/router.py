@@ -36,8 +36,8 @@ Method = TypeVar("Method", bound=Callable[..., Awaitable[HttpResponse]])
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path. A path that ends in ``:name`` matches the rest of the request's,
-    slashes included.
+    """One method of one path. A path with ``:name`` matches the rest of the request's, slashes
+    included, up to what follows the name.
 
     ``response`` is the schema of a successful body, None if it is empty; ``statuses`` are those
     beside 200 and errors. ``blocking``: supports blocking queries (``?index``). ``writes``: changes
@@ -56,6 +56,15 @@ class Route:
     blocking: bool = False
     writes: bool = False
     deprecated_methods: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """What is before the variable part, its name, and what is after it: ``("/v1/query/",
+        "query", "/execute")``.
+        """
+        prefix, _, rest = self.path.partition(":")
+        name, slash, suffix = rest.partition("/")
+        return prefix, name, slash + suffix
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -112,10 +121,14 @@ class Router:
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes = tuple(routes)
         self._exact: dict[str, dict[str, Route]] = {}
-        self._prefixes: dict[str, dict[str, Route]] = {}
+        self._prefixes: dict[str, dict[str, dict[str, Route]]] = {}
         for route in self.routes:
-            prefix, colon, _ = route.path.partition(":")
-            methods = (self._prefixes if colon else self._exact).setdefault(prefix, {})
+            prefix, name, suffix = route.parts
+            methods = (
+                self._prefixes.setdefault(prefix, {}).setdefault(suffix, {})
+                if name
+                else self._exact.setdefault(prefix, {})
+            )
             for method in route.methods:
                 methods[method] = route
 
@@ -141,10 +154,14 @@ class Router:
         exact = self._exact.get(path) or self._exact.get(path.rstrip("/"))
         if exact is not None:
             return exact, ""
-        if found := self._prefixes.get(path + "/"):
+        if found := self._prefixes.get(path + "/", {}).get(""):
             return found, ""
         end = len(path)
         while (end := path.rfind("/", 0, end)) > 0:
-            if found := self._prefixes.get(path[: end + 1]):
-                return found, path[end + 1 :]
+            name = path[end + 1 :]
+            for suffix, methods in self._prefixes.get(path[: end + 1], {}).items():
+                if suffix and name.endswith(suffix):
+                    return methods, name.removesuffix(suffix)
+            if found := self._prefixes.get(path[: end + 1], {}).get(""):
+                return found, name
         raise HttpError(404, f"Invalid URL path: not a recognized HTTP API endpoint: {path[:100]}")

@@ -182,7 +182,9 @@ SESSION = struct(
 )
 TXN_RESPONSE = struct(
     "Transaction",
-    Results=nullable(list_of(struct("TransactionResult", KV=KV_PAIR))),
+    Results=nullable(
+        list_of(struct("TransactionResult", {"KV": KV_PAIR, "Node": NODE, "Service": SERVICE, "Check": CHECK}))
+    ),
     Errors=nullable(list_of(struct("TransactionError", OpIndex=INTEGER, What=STRING))),
 )
 METRICS = struct(
@@ -192,6 +194,47 @@ METRICS = struct(
     Points=list_of(ANY_OBJECT),
     Counters=list_of(ANY_OBJECT),
     Samples=list_of(ANY_OBJECT),
+)
+EVENT = struct(
+    "Event",
+    ID=STRING,
+    Name=STRING,
+    Payload=nullable(STRING),
+    NodeFilter=STRING,
+    ServiceFilter=STRING,
+    TagFilter=STRING,
+    Version=INTEGER,
+    LTime=INTEGER,
+)
+QUERY = struct(
+    "PreparedQuery",
+    ID=STRING,
+    Name=STRING,
+    Session=STRING,
+    Token=STRING,
+    Template=struct("QueryTemplate", Type=STRING, Regexp=STRING, RemoveEmptyTags=BOOLEAN),
+    Service=struct(
+        "QueryService",
+        Service=STRING,
+        Failover=ANY_OBJECT,
+        OnlyPassing=BOOLEAN,
+        IgnoreCheckIDs=STRINGS,
+        Near=STRING,
+        Tags=STRINGS,
+        NodeMeta=STRING_MAP,
+        ServiceMeta=STRING_MAP,
+        Connect=BOOLEAN,
+    ),
+    DNS=struct("QueryDNS", TTL=STRING),
+    **INDEXES,
+)
+QUERY_RESULT = struct(
+    "QueryResult",
+    Service=STRING,
+    Nodes=list_of(HEALTH),
+    DNS=struct("QueryDNS", TTL=STRING),
+    Datacenter=STRING,
+    Failovers=INTEGER,
 )
 VERSION = struct("Version", SHA=STRING, BuildDate=STRING, HumanVersion=STRING, FIPS=STRING, WeftVersion=STRING)
 
@@ -256,6 +299,11 @@ SESSION_REQUEST: Schema = {
         "ServiceChecks": list_of({"type": "object", "properties": {"ID": STRING}}),
     },
 }
+QUERY_REQUEST: Schema = {
+    "title": "QueryRequest",
+    "type": "object",
+    "properties": {**{name: QUERY["properties"][name] for name in ("Name", "Template", "Service", "DNS")}},
+}
 TXN_REQUEST = list_of(
     {
         "title": "Operation",
@@ -269,7 +317,10 @@ TXN_REQUEST = list_of(
                     "Flags": INTEGER,
                     "Index": INTEGER,
                 },
-            }
+            },
+            "Node": {"type": "object", "properties": {"Verb": STRING, "Node": ANY_OBJECT}},
+            "Service": {"type": "object", "properties": {"Verb": STRING, "Node": STRING, "Service": ANY_OBJECT}},
+            "Check": {"type": "object", "properties": {"Verb": STRING, "Check": ANY_OBJECT}},
         },
     }
 )

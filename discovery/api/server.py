@@ -22,17 +22,22 @@ from discovery.api.agent_services_endpoint import AgentServicesEndpoint
 from discovery.api.blocking_query import BlockingQueries, encode_json
 from discovery.api.catalog_endpoint import CatalogEndpoint
 from discovery.api.csrf import own_hosts, rejection_reason
+from discovery.api.disabled_endpoint import routes as disabled_routes
+from discovery.api.event_endpoint import EventEndpoint
 from discovery.api.health_endpoint import HealthEndpoint
 from discovery.api.http_connections import HttpConnection, HttpConnections
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest, parse_parameters
+from discovery.api.internal_endpoint import InternalEndpoint
 from discovery.api.kvs_endpoint import KvsEndpoint
 from discovery.api.openapi import describe
+from discovery.api.query_endpoint import QueryEndpoint
 from discovery.api.query_options import check_place
 from discovery.api.router import TEXT, HttpResponse, Route, Router, endpoint, routes_of
 from discovery.api.schemas import ANY_OBJECT
 from discovery.api.session_endpoint import SessionEndpoint
 from discovery.api.settings import HttpSettings
+from discovery.api.txn_endpoint import TxnEndpoint
 from discovery.catalog import Catalog
 from discovery.consul.sessions import SessionManager
 from discovery.key_watch import KeyWatcher
@@ -83,10 +88,16 @@ class ApiServer:
             HealthEndpoint(catalog, node, blocking_queries),
             CatalogEndpoint(catalog, registry, store, blocking_queries),
             KvsEndpoint(store, self._changes, self._sessions, blocking_queries),
+            TxnEndpoint(catalog, store, self._sessions, node, blocking_queries),
+            EventEndpoint(store, self._changes, blocking_queries),
+            QueryEndpoint(catalog, store, node, blocking_queries),
+            InternalEndpoint(catalog, node, blocking_queries),
             SessionEndpoint(catalog, self._changes, self._sessions, blocking_queries, settings, node.name),
             self,
         )
-        self.router = Router((*(route for each in endpoints for route in routes_of(each)), *extra_routes))
+        self.router = Router(
+            (*(route for each in endpoints for route in routes_of(each)), *disabled_routes(), *extra_routes)
+        )
         self._hosts = {name.lower().rstrip(".") for name in (*settings.hosts, *own_hosts(node, settings.domains))}
         self._requests = metrics.counter("weft_http_requests_total", "HTTP requests.", "method", "path", "code")
         self._seconds = metrics.histogram("weft_http_request_seconds", "Latency of non-blocking requests.", "method")

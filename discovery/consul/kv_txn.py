@@ -1,8 +1,8 @@
-"""Consul's KV operations, single or as a transaction, with optimistic concurrency.
+"""Consul's transactions: operations on keys (of the catalog: ``catalog_txn``), all or none.
 
-The operations are evaluated on what is read; the writes are then committed on the condition that no
-key read has changed, else everything is evaluated again. Keys added meanwhile below a prefix
-(``get-tree``, ``delete-tree``) are not detected.
+Concurrency is optimistic: the operations are evaluated on what is read; the writes are then
+committed on the condition that no key read has changed, else everything is evaluated again. Keys
+added meanwhile below a prefix (``get-tree``, ``delete-tree``) are not detected.
 
 Source: https://developer.hashicorp.com/consul/api-docs/txn; error messages are Consul's.
 """
@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from discovery.consul.json_fields import BadField
 from discovery.consul.sessions import decode_session
 from discovery.kv import KV_PREFIX, LOCK_DELAY_PREFIX, LOCK_PREFIX, KVPair, decode_pair, encode_pair
+from discovery.layout import store_key
+from discovery.structs import CatalogEntry, VirtualAddress
 from store import Compare, Delete, Entry, Operation, Put, Store, Unavailable
 
 FindSession = Callable[[str], Awaitable[Entry | None]]
@@ -37,6 +40,10 @@ class KVOperation:
     index: int = 0
     session: str = ""
 
+    async def run(self, txn: Txn) -> Sequence[KVPair]:
+        """Evaluate it in a transaction. Raises OperationFailed, BadField, StoreError."""
+        return await _run_operation(txn, self)
+
 
 @dataclass(frozen=True, slots=True)
 class TxnError:
@@ -48,18 +55,18 @@ class TxnError:
 
 @dataclass(frozen=True, slots=True)
 class TxnResult:
-    """The resulting pairs in order; or the errors, and then nothing was changed."""
+    """The resulting pairs and entries in order; or the errors, and then nothing was changed."""
 
-    pairs: tuple[KVPair, ...] = ()
+    results: tuple[KVPair | CatalogEntry, ...] = ()
     errors: tuple[TxnError, ...] = ()
 
 
-class _OperationFailed(Exception):
+class OperationFailed(Exception):
     """The operation failed."""
 
 
 @dataclass(slots=True)
-class _Txn:
+class Txn:
     """Reads and pending writes while operations are evaluated."""
 
     store: Store
@@ -69,8 +76,11 @@ class _Txn:
     writes: dict[str, Operation] = field(default_factory=dict)
     deleted_prefixes: list[str] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)
+    entries: dict[str, CatalogEntry | None] = field(default_factory=dict)
+    """Catalog entries by key, as read or written."""
 
     async def read(self, key: str) -> KVPair | None:
+        """A key; the transaction fails if it changes meanwhile."""
         if key not in self.pairs:
             entry = await self.store.get(KV_PREFIX + key)
             self.pairs[key] = decode_pair(entry) if entry else None
@@ -80,6 +90,7 @@ class _Txn:
         return pair
 
     def expect(self, key: str, revision: int) -> None:
+        """Let the transaction fail if a store key has another revision."""
         self.compares[key, "mod"] = Compare(key, "mod", revision)
 
     async def read_tree(self, prefix: str) -> list[KVPair]:
@@ -92,7 +103,7 @@ class _Txn:
         if old is not None and old.comparable == pair.comparable:
             return old  # a no-op write must not wake blocking queries
         self.pairs[pair.key] = pair
-        self.changed.add(pair.key)
+        self.changed.add(KV_PREFIX + pair.key)
         self.writes[KV_PREFIX + pair.key] = Put(KV_PREFIX + pair.key, encode_pair(pair))
         for session in {old.session if old else "", pair.session} - {""}:
             hold = f"{LOCK_PREFIX}{session}/{pair.key}"
@@ -123,34 +134,42 @@ class _Txn:
         return [*deleted_prefixes, *writes.values()]
 
 
-async def apply(store: Store, operations: Sequence[KVOperation], find_session: FindSession) -> TxnResult:
+class TxnOperation(Protocol):
+    """One operation of a transaction."""
+
+    async def run(self, txn: Txn) -> Sequence[KVPair | CatalogEntry]:
+        """Evaluate it; returns the results. Raises OperationFailed, BadField, StoreError."""
+
+
+async def apply(store: Store, operations: Sequence[TxnOperation], find_session: FindSession) -> TxnResult:
     """Apply all operations or none. Raises BadField for an unknown verb, StoreError."""
     for _ in range(MAX_ATTEMPTS):
-        txn = _Txn(store, find_session)
-        pairs: list[KVPair] = []
+        txn = Txn(store, find_session)
+        results: list[KVPair | CatalogEntry] = []
         errors: list[TxnError] = []
         for number, operation in enumerate(operations):
             try:
-                pairs += await _run_operation(txn, operation)
-            except _OperationFailed as error:
+                results += await operation.run(txn)
+            except OperationFailed as error:
                 errors.append(TxnError(number, str(error)))
         if errors:
             return TxnResult((), tuple(errors))
         outcome = await store.transact(tuple(txn.compares.values()), txn.operations())
         if outcome.succeeded:
-            return TxnResult(tuple(_with_indexes(pair, txn, outcome.revision) for pair in pairs))
+            return TxnResult(tuple(_with_indexes(one, txn, outcome.revision) for one in results))
     raise Unavailable(
         f"transaction of {len(operations)} operations failed", hint="too many concurrent writes to the same keys"
     )
 
 
-def _with_indexes(pair: KVPair, txn: _Txn, revision: int) -> KVPair:
-    if pair.key not in txn.changed:
-        return pair
-    return replace(pair, create_index=pair.create_index or revision, modify_index=revision)
+def _with_indexes(found: KVPair | CatalogEntry, txn: Txn, revision: int) -> KVPair | CatalogEntry:
+    key = KV_PREFIX + found.key if isinstance(found, KVPair) else store_key(found)
+    if key not in txn.changed or isinstance(found, VirtualAddress):
+        return found
+    return replace(found, create_index=found.create_index or revision, modify_index=revision)
 
 
-async def _run_operation(txn: _Txn, operation: KVOperation) -> list[KVPair]:
+async def _run_operation(txn: Txn, operation: KVOperation) -> list[KVPair]:
     match operation.verb:
         case "get-tree":
             return await txn.read_tree(operation.key)
@@ -165,12 +184,12 @@ async def _run_operation(txn: _Txn, operation: KVOperation) -> list[KVPair]:
             return [replace(await _write(txn, operation, pair), value=b"")]
         case "delete" | "delete-cas":
             if operation.verb == "delete-cas" and pair is not None and pair.modify_index != operation.index:
-                raise _OperationFailed(f'failed to delete key "{operation.key}", index is stale')
+                raise OperationFailed(f'failed to delete key "{operation.key}", index is stale')
             txn.delete(operation.key)
             return []
         case "get":
             if pair is None:
-                raise _OperationFailed(f'key "{operation.key}" doesn\'t exist')
+                raise OperationFailed(f'key "{operation.key}" doesn\'t exist')
             return [pair]
         case "get-or-empty":
             return [pair or KVPair(operation.key)]
@@ -179,24 +198,24 @@ async def _run_operation(txn: _Txn, operation: KVOperation) -> list[KVPair]:
     raise BadField(f'unknown KV verb "{operation.verb[:40]}"')
 
 
-async def _write(txn: _Txn, operation: KVOperation, pair: KVPair | None) -> KVPair:
+async def _write(txn: Txn, operation: KVOperation, pair: KVPair | None) -> KVPair:
     new = replace(pair or KVPair(operation.key), value=operation.value, flags=operation.flags)
     if operation.verb == "cas" and (pair.modify_index if pair else 0) != operation.index:
-        raise _OperationFailed(f'failed to set key "{operation.key}", index is stale')
+        raise OperationFailed(f'failed to set key "{operation.key}", index is stale')
     if operation.verb == "lock":
         new = await _acquire_lock(txn, operation, pair, new)
     if operation.verb == "unlock":
         if not operation.session:
             raise BadField("missing session")
         if pair is None or pair.session != operation.session:
-            raise _OperationFailed(
+            raise OperationFailed(
                 f'failed to unlock key "{operation.key}", lock isn\'t held, or is held by another session'
             )
         new = replace(new, session="", delay=0.0, behavior="release")
     return txn.put(new)
 
 
-async def _acquire_lock(txn: _Txn, operation: KVOperation, pair: KVPair | None, new: KVPair) -> KVPair:
+async def _acquire_lock(txn: Txn, operation: KVOperation, pair: KVPair | None, new: KVPair) -> KVPair:
     if not operation.session:
         raise BadField("missing session")
     entry = await txn.find_session(operation.session)
@@ -207,7 +226,7 @@ async def _acquire_lock(txn: _Txn, operation: KVOperation, pair: KVPair | None, 
         return new
     delayed = await txn.store.get(LOCK_DELAY_PREFIX + operation.key)
     if (pair is not None and pair.session) or delayed is not None:
-        raise _OperationFailed(f'failed to lock key "{operation.key}", lock is already held')
+        raise OperationFailed(f'failed to lock key "{operation.key}", lock is already held')
     txn.expect(LOCK_DELAY_PREFIX + operation.key, 0)
     session = decode_session(entry)
     return replace(
@@ -222,18 +241,18 @@ async def _acquire_lock(txn: _Txn, operation: KVOperation, pair: KVPair | None, 
 def _check(operation: KVOperation, pair: KVPair | None) -> list[KVPair]:
     if operation.verb == "check-not-exists":
         if pair is not None:
-            raise _OperationFailed(f'key "{operation.key}" exists')
+            raise OperationFailed(f'key "{operation.key}" exists')
         return []
     if pair is None:
         what = "index" if operation.verb == "check-index" else "lock"
-        raise _OperationFailed(f'failed to check {what} for key "{operation.key}", key doesn\'t exist')
+        raise OperationFailed(f'failed to check {what} for key "{operation.key}", key doesn\'t exist')
     if operation.verb == "check-index" and pair.modify_index != operation.index:
-        raise _OperationFailed(
+        raise OperationFailed(
             f'failed index check for key "{operation.key}", '
             f"current modify index {pair.modify_index} != {operation.index}"
         )
     if operation.verb == "check-session" and pair.session != operation.session:
-        raise _OperationFailed(
+        raise OperationFailed(
             f'failed session check for key "{operation.key}", current session "{pair.session}" != "{operation.session}"'
         )
     return [pair]

@@ -2,7 +2,7 @@
 
     [TAG.]NAME.service[.DC].weft     _NAME._PROTO[.service][.DC].weft
     _PORT._PROTO.NAME.service[.DC].weft NODE.node[.DC].weft              HEXADDRESS.addr[.DC].weft
-    NAME.virtual[.DC].weft
+    NAME.virtual[.DC].weft              QUERY.query[.DC].weft
 
 Pure but for the clock in the SOA's serial. Answers are cached until the catalog changes one of
 their topics.
@@ -13,7 +13,7 @@ Sources: the DNS interface of Consul; RFC 2782 (SRV), RFC 8020 (empty non-termin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from discovery import catalog as topics
@@ -38,11 +38,12 @@ from discovery.dns.rrtypes import (
 )
 from discovery.dns.service_index import ServiceIndex
 from discovery.dns.settings import DnsSettings
-from discovery.structs import CONSUL_SERVICE, Instance, Node
+from discovery.prepared_queries import execute, find_query
+from discovery.structs import CONSUL_SERVICE, Health, Instance, Node
 
 MAX_CACHED = 100_000
 MAX_NAME_SERVERS = 3
-_CATEGORIES = (b"service", b"node", b"addr", b"virtual")
+_CATEGORIES = (b"service", b"node", b"addr", b"virtual", b"query")
 _PROTOCOLS = (b"_tcp", b"_udp")
 ZoneAnswer = tuple[PreparedAnswer, tuple[Topic, ...] | None]
 """An answer and the topics that invalidate it; None for one that is not cached."""
@@ -134,6 +135,8 @@ class Zone:
                 return _address_answer(name, domain, rrtype, _parse_hex_address(address)), None
             case (service, b"virtual"):
                 return self._virtual(name, rrtype, domain, service)
+            case (*rest, b"query"):
+                return self._query(name, rrtype, domain, b".".join(rest)), None
             case (b"ns",):
                 return self._name_server(name, rrtype, domain), (topics.health(CONSUL_SERVICE), topics.NODES)
             case (*_, protocol) if protocol.startswith(b"_"):
@@ -207,6 +210,23 @@ class Zone:
             exists = bool(service.instances) if tag in _PROTOCOLS else tag in service.empty_non_terminals
             return negative(name, domain, exists), None if tag or port else changes
         ttl = self._settings.ttl_of(instances[0].instance.name)
+        return self._instances(name, rrtype, domain, instances, ttl, port), changes
+
+    def _query(self, name: bytes, rrtype: int, domain: bytes, wanted: bytes) -> PreparedAnswer:
+        """A prepared query. Not cached: template names are unbounded."""
+        query = find_query(self._catalog.queries(), wanted.decode("utf-8", "surrogateescape"))
+        if query is None:
+            return negative(name, domain, False)
+        instances = tuple(execute(self._catalog, query))
+        if not instances:
+            return negative(name, domain, True)
+        ttl = int(query.ttl) if query.ttl is not None else self._settings.ttl_of(query.service)
+        return self._instances(name, rrtype, domain, instances, ttl)
+
+    def _instances(
+        self, name: bytes, rrtype: int, domain: bytes, instances: Sequence[Health], ttl: int, port: str = ""
+    ) -> PreparedAnswer:
+        """The records of some instances of a service."""
         if record := SERVICE_RECORDS.get(rrtype):
             # Not hidden by a CNAME, as in Consul: a service's port is known to its name only.
             context = ServiceContext(domain, self._datacenter, ttl, port)
@@ -217,9 +237,9 @@ class Zone:
                         AnswerRecord(encode_record(QUESTION_NAME, rrtype, ttl, data), additional)
                         for data, additional in found
                     ]
-                ), changes
+                )
         addresses = [address for one in instances for address in one.addresses]
-        return _host_answer(name, domain, rrtype, addresses, ttl), changes
+        return _host_answer(name, domain, rrtype, addresses, ttl)
 
     def _virtual(self, name: bytes, rrtype: int, domain: bytes, wanted: bytes) -> ZoneAnswer:
         service = self._index.service(wanted)

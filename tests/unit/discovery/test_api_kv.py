@@ -304,7 +304,7 @@ def test_a_transaction_that_fails_changes_nothing(agent: LabAgent, client: consu
         ("PUT", "kv/" + "k" * 5000, b"x", 400, "the limit is 4096"),
         ("PUT", "kv/a", b"x" * (MAX_VALUE_BYTES + 1), 413, "too large, max size"),
         ("PUT", "txn", b"{}", 400, "Failed to parse body"),
-        ("PUT", "txn", b'[{"Node": {}}]', 400, "only KV is supported"),
+        ("PUT", "txn", b'[{"Node": {}}]', 400, "Node.Node: null is missing"),
         ("PUT", "txn", b'[{"KV": {"Verb": "dance", "Key": "a"}}]', 400, 'unknown KV verb "dance"'),
         ("PUT", "txn", b'[{"KV": {"Verb": "set", "Key": "a", "Value": "*"}}]', 400, "is not valid base64"),
         ("PUT", "txn", b'[{"KV": {"Verb": "set"}}]', 400, "must not be empty"),

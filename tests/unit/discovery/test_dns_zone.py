@@ -18,7 +18,7 @@ from discovery.dns.responder import PendingQuery, Responder
 from discovery.dns.settings import DnsSettings
 from discovery.dns.view import View
 from discovery.dns.zone import Zone
-from discovery.structs import Check, Instance, Node, Status, VirtualAddress, Weights
+from discovery.structs import Check, Instance, Node, PreparedQuery, Status, VirtualAddress, Weights
 from lab.dns import MutableCatalog, question, read, records
 
 NXDOMAIN, NOERROR = dns.rcode.NXDOMAIN, dns.rcode.NOERROR
@@ -549,3 +549,21 @@ def test_a_record_type_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
     world.put(Instance("n1", "db", "db", meta={"ca": "yes"}))
     assert ask.answers("db.service.weft", "CAA") == ['0 issue "ca.example"']
     assert rrtypes.rdata_to_text(257, caa, 0, len(caa)) == f"\\# {len(caa)} {caa.hex()}"
+
+
+def test_prepared_queries() -> None:
+    query = PreparedQuery("id-1", "near-db", "Web", ("v1",), ttl=7.0)
+    template = PreparedQuery("id-2", "t-", "${name.suffix}", template="name_prefix_match")
+    world = MutableCatalog(web(1, tags=("v1",)), web(2), query, template)
+    ask = Asked(world)
+    for name in ("near-db", "NEAR-DB", "id-1"):
+        for place in ("query.weft", "query.dc1.consul"):
+            assert records(ask(f"{name}.{place}").answer) == [f"{name}.{place}. 7 IN A 10.1.0.1"]
+    assert ask.answers("near-db.query.weft", "SRV") == ["1 1 80 0a010001.addr.dc1.weft."]
+    assert ask.answers("t-web.query.weft") == ["10.1.0.1", "10.1.0.2"]
+    assert ask.rcode("t-none.query.weft") == ("NOERROR", 0)
+    assert ask.rcode("none.query.weft") == ("NXDOMAIN", 0)
+    world.check("web-1", Status.CRITICAL)
+    assert ask.rcode("near-db.query.weft") == ("NOERROR", 0)
+    world.drop(query)
+    assert ask.rcode("near-db.query.weft") == ("NXDOMAIN", 0)

@@ -1,0 +1,161 @@
+"""``/v1/txn``: several operations on keys, nodes, services and checks, all or none."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import replace
+
+from discovery.api import schemas, serialize
+from discovery.api.blocking_query import BlockingQueries, encode_json
+from discovery.api.catalog_endpoint import parse_external_check, parse_node
+from discovery.api.http_error import HttpError
+from discovery.api.http_request import HttpRequest
+from discovery.api.kvs_endpoint import check_size, kv_pair_json
+from discovery.api.router import HttpResponse, endpoint
+from discovery.catalog import Catalog
+from discovery.consul.catalog_txn import CatalogOperation
+from discovery.consul.json_fields import BadField, Fields
+from discovery.consul.kv_txn import KVOperation, TxnOperation, apply
+from discovery.consul.registration import parse_instance
+from discovery.consul.sessions import SessionManager
+from discovery.kv import KVPair
+from discovery.structs import CatalogEntry, Check, Instance, Node
+from store import Store
+
+MAX_OPERATIONS = 64
+"""Operations in one transaction, as in Consul."""
+_READS = ("get", "delete", "delete-cas")
+_MAX_INDEX = 2**64 - 1
+
+
+class TxnEndpoint:
+    """The handler of transactions."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        sessions: SessionManager,
+        node: Node,
+        blocking_queries: BlockingQueries,
+    ) -> None:
+        self._sessions = sessions
+        self._catalog = catalog
+        self._store = store
+        self._node = node
+        self._blocking = blocking_queries
+
+    @endpoint(
+        "PUT",
+        "/v1/txn",
+        "Apply several operations on keys, nodes, services and checks atomically",
+        parameters=("dc",),
+        response=schemas.TXN_RESPONSE,
+        statuses=(409,),
+        request_body=schemas.TXN_REQUEST,
+        writes=True,
+    )
+    async def transact(self, request: HttpRequest) -> HttpResponse:
+        asked = await request.json()
+        if not isinstance(asked, list):
+            raise HttpError(400, "Failed to parse body: not a list of operations")
+        if len(asked) > MAX_OPERATIONS:
+            raise HttpError(413, f"Transaction contains too many operations ({len(asked)} > {MAX_OPERATIONS})")
+        try:
+            names = {one.name.lower(): one.name for one in self._catalog.nodes()}
+            operations = [self._parsed(Fields(part, f"[{number}]."), names) for number, part in enumerate(asked)]
+        except BadField as error:
+            raise HttpError(400, f"Failed to parse body: {error}") from None
+        try:
+            done = await apply(self._store, operations, self._sessions.find)
+        except BadField as error:
+            raise HttpError(400, str(error)) from None
+        if any(isinstance(one, CatalogOperation) for one in operations):
+            await self._blocking.wait_for_catalog()
+        # Null as in Consul, whose clients take a list for the other outcome.
+        errors = [{"OpIndex": failure.operation, "What": failure.reason} for failure in done.errors] or None
+        results = None if errors else [_result(one) for one in done.results]
+        body = encode_json({"Results": results, "Errors": errors}, request)
+        return HttpResponse(body, 409 if errors else 200)
+
+    def _parsed(self, fields: Fields, names: dict[str, str]) -> TxnOperation:
+        """An operation. ``names`` are those of the nodes, by their lower case; a new one is added."""
+        if (found := fields.object_("KV")) is not None:
+            return _kv_operation(found)
+        for name, parse in (("Node", self._node_value), ("Service", _service_value), ("Check", _check_value)):
+            if (found := fields.object_(name)) is not None:
+                inner = found.object_(name)
+                if inner is None:
+                    found.invalid(name, None, "is missing")
+                verb = found.text("Verb", longest=40)
+                index = inner.number("ModifyIndex", high=_MAX_INDEX)
+                value = parse(found, inner, verb)
+                return CatalogOperation(verb, _spelled(value, names), self._catalog, index)
+        raise BadField("unknown operation: only KV, Node, Service and Check are supported")
+
+    def _node_value(self, fields: Fields, inner: Fields, verb: str) -> Node:
+        node = parse_node(inner, self._node.datacenter)
+        if verb.startswith("delete") and node.name.lower() == self._node.name.lower():
+            raise BadField(f"{node.name} is the local node; deregister its services, or use agent/leave")
+        if verb not in _READS and not node.address:
+            raise BadField("Must provide address if SkipNodeUpdate is not set")
+        return node
+
+
+def _spelled(value: Node | Instance | Check, names: dict[str, str]) -> Node | Instance | Check:
+    """The value with the node's name as it is registered: names of nodes are case-insensitive."""
+    if isinstance(value, Node):
+        return replace(value, name=names.setdefault(value.name.lower(), value.name))
+    return replace(value, node=names.get(value.node.lower(), value.node))
+
+
+def _kv_operation(found: Fields) -> KVOperation:
+    verb = found.text("Verb", longest=40)
+    key = found.text("Key")
+    if not key and verb not in ("get-tree", "delete-tree"):
+        found.invalid("Key", key, "must not be empty")
+    text = found.text("Value", longest=2**20)
+    try:
+        value = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        found.invalid("Value", text, "is not valid base64")
+    return KVOperation(
+        verb,
+        key,
+        check_size(value),
+        found.number("Flags", high=_MAX_INDEX),
+        found.number("Index", high=_MAX_INDEX),
+        found.text("Session"),
+    )
+
+
+def _service_value(fields: Fields, inner: Fields, verb: str) -> Instance:
+    node = fields.name("Node")
+    if not node:
+        raise BadField("Must provide node")
+    if verb in _READS:
+        return Instance(node, inner.name("ID") or inner.name("Service", "Name"), inner.name("Service", "Name"))
+    if not inner.name("Service", "Name"):
+        raise BadField("Must provide service name (Service.Service)")
+    return parse_instance(inner, node)
+
+
+def _check_value(fields: Fields, inner: Fields, verb: str) -> Check:
+    node = inner.name("Node")
+    if not node:
+        raise BadField("Must provide node")
+    return parse_external_check(inner, node)
+
+
+def _result(found: KVPair | CatalogEntry) -> serialize.Json:
+    match found:
+        case KVPair():
+            return {"KV": kv_pair_json(found)}
+        case Node():
+            return {"Node": serialize.node(found)}
+        case Instance():
+            return {"Service": serialize.service(found)}
+        case Check():
+            return {"Check": serialize.check(found)}
+    raise AssertionError(found)
