@@ -1,7 +1,8 @@
 """``sbr``: source-based routing: packets from an address use the routes of that address's link.
 
 Keys: ``table`` (then only routing rules to that table are added), ``gateways`` (at most one of each
-family, instead of the result's), ``addSourceHints``. Without ``table`` each address gets a table of its
+family, instead of the result's), ``addSourceHints`` (the routes name the address as their source, and
+the one to its subnet stays in the main table, too). Without ``table`` each address gets a table of its
 own, the first free one from 100 on, with a default route and the link's routes, which are moved there
 from the main table, so that the routes of a container's several links do not conflict. Put it late in a
 chain.
@@ -58,8 +59,21 @@ class SourceRouting:
         # Last: while routes are added to other tables, their gateways must be reachable by the
         # main table. Routes with a gateway first: undone in reverse, each finds it reachable.
         leaving = sorted(main, key=lambda route: route.route.gateway is None)
-        operations += [RouteMoved(route, homes.get(route)) for route in leaving]
+        for route in leaving:
+            hinted = self._hinted(route, addresses)
+            if hinted != route:
+                operations.append(RouteMoved(route, hinted or homes.get(route)))
+            if hinted is not None and hinted != route:
+                operations.append(LinkRoute(Side.CONTAINER, hinted))
         return Plan(operations=tuple(operations), result=context.result)
+
+    def _hinted(self, route: KernelRoute, addresses: tuple[ResultAddress, ...]) -> KernelRoute | None:
+        """What stays of a route in the main table: with source hints, that to an address's subnet."""
+        destination = route.route.destination
+        source = next((ip.address.ip for ip in addresses if ip.address.network == destination), None)
+        if not self.source_hints or source is None or route.route.gateway is not None:
+            return None
+        return route if route.source == source else replace(route, source=source, protocol=ROUTE_PROTOCOL)
 
     def _routes(
         self, ip: ResultAddress, main: list[KernelRoute], link: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cni_plugin.ops.policy import InVrf, Vrf
-from cni_plugin.plan.interface import own_addresses, planned_routes, read_link
+from cni_plugin.plan.interface import permanent_addresses, planned_routes, read_link
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, LinkTrial, Stage
 from cni_plugin.wire.request import Request
@@ -21,7 +21,8 @@ from weft.types import Side
 
 FEATURE = Feature(Stage.DOMAIN, plugin="vrf", trials=(LinkTrial("vrf", "vrf", (("vrf_table", 10),)),))
 _LARGEST_TABLE = 2**32 - 1
-_KERNEL = 2
+_KERNEL = (2, 9)
+"""RTPROT_KERNEL, RTPROT_RA: the routes to addresses' subnets, and those of router advertisements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,13 @@ class VirtualRouting:
         if self.name == interface:
             raise ConfigProblem(f"vrfname {self.name} is the interface's own name", hint="use another vrfname")
         table, alias = self._domain(context)
-        # The kernel adds the prefix routes to the VRF's table itself.
-        routes = [route for route in planned_routes(context) if route.protocol != _KERNEL]
-        addresses = tuple(ip.address for ip in own_addresses(context) if ip.address.version == 6)
+        # The kernel adds these to the VRF's table itself.
+        routes = tuple(route for route in planned_routes(context) if route.protocol not in _KERNEL)
+        addresses, without_route = permanent_addresses(context, 6)
         return Plan(
             operations=(
                 Vrf(self.name, table, alias),
-                InVrf(interface, self.name, table, addresses, tuple(routes)),
+                InVrf(interface, self.name, table, addresses, routes, without_route),
             ),
             result=context.result,
         )

@@ -264,6 +264,11 @@ class Setting(Operation):
             return None
         return f"{self.key} is {there} instead of {self.value} in the {self.side}"
 
+    def adapt(self, earlier: Operation) -> Operation:
+        if isinstance(earlier, Setting) and (earlier.side, earlier.key) == (self.side, self.key):
+            return replace(earlier, value=self.value)
+        return earlier
+
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"{nsenter(self.side, namespace)}sysctl -w {self.key}={self.value}",)
 

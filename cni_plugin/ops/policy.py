@@ -6,9 +6,12 @@ Sources: ip-rule(8), ip-vrf(8), ``Documentation/networking/vrf.rst``, bridge(8).
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from cni_plugin.ops.addresses import LinkRoute, namespace_of
+from cni_plugin.ops.devices import ContainerLink
 from cni_plugin.ops.links import Port, has_mark, nsenter
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Exists, KernelRefused, Missing
@@ -75,8 +78,11 @@ class RouteMoved(Operation):
         there = namespace_of(machine, Side.CONTAINER, self.route.link).routes(
             link=self.route.link, table=wanted.route.table or _MAIN
         )
-        # The kernel adds the prefix route again whenever the address is added again.
-        if any(one.route == wanted.route for one in there):
+        # The kernel adds the prefix route again whenever the address is added again. Another source or
+        # protocol shows a route that was added instead.
+        if any(
+            (one.route, one.source, one.protocol) == (wanted.route, wanted.source, wanted.protocol) for one in there
+        ):
             return f"the route {self.route.route.destination} of {self.route.link} is in its first table again"
         return None
 
@@ -147,11 +153,12 @@ class Vrf(Operation):
 
 @dataclass(frozen=True, slots=True)
 class InVrf(Operation):
-    """A link of the container is a port of a VRF, and its routes are in the VRF's table.
+    """A link of the container is a port of a VRF, and its routes of the main table are in the VRF's.
 
-    The kernel sets a link down and up as it enters or leaves a VRF, which flushes its routes and its
-    IPv6 addresses: ``addresses`` and ``routes`` are added again both times. *Equivalent to:* ``ip link
-    set LINK master VRF``.
+    The kernel sets a link down and up as it enters or leaves a VRF, which takes its routes and its IPv6
+    addresses: all of ``addresses`` and ``routes`` are added again both times. ``without_route`` are
+    addresses without the kernel's route to their subnet. Raises Conflict if the link has another master.
+    *Equivalent to:* ``ip link set LINK master VRF``.
     """
 
     link: str
@@ -159,6 +166,7 @@ class InVrf(Operation):
     table: int
     addresses: tuple[Cidr, ...] = ()
     routes: tuple[KernelRoute, ...] = ()
+    without_route: tuple[Cidr, ...] = ()
 
     @property
     def on_link(self) -> LinkRef | None:
@@ -166,8 +174,16 @@ class InVrf(Operation):
 
     def apply(self, machine: Machine) -> bool:
         container = namespace_of(machine, Side.CONTAINER, self.link)
+        link = container.link(self.link)
+        if link is not None and link.master not in ("", self.vrf):
+            raise Conflict(
+                f"{self.link} cannot enter the VRF {self.vrf}: it is a port of {link.master}",
+                hint=f"remove vrf, or what makes it a port of {link.master}",
+            )
         container.change_link(self.link, master=self.vrf)
-        self._restore(container, self.table)
+        for step in self._restoration(container, self.routes, [self._moved(route) for route in self.routes]):
+            with contextlib.suppress(Exists):
+                step()
         return True
 
     def undo(self, machine: Machine) -> None:
@@ -175,36 +191,52 @@ class InVrf(Operation):
         link = container.link(self.link) if container is not None else None
         if container is None or link is None or link.master != self.vrf:
             return
-        with contextlib.suppress(KernelRefused):
+        try:
             container.change_link(self.link, master="")
-            self._restore(container, 0)
+        except KernelRefused:
+            return
+        for step in self._restoration(container, [self._moved(route) for route in self.routes], self.routes):
+            with contextlib.suppress(KernelRefused):
+                step()
 
-    def _restore(self, container: Namespace, table: int) -> None:
-        for address in self.addresses:
-            with contextlib.suppress(Exists):
-                container.add_address(self.link, address)
-        for route in self.routes:
-            with contextlib.suppress(Exists):
-                container.add_route(self._in(route, table) if table else route)
+    def _restoration(
+        self, container: Namespace, before: Sequence[KernelRoute], after: Sequence[KernelRoute]
+    ) -> Iterator[Callable[[], None]]:
+        """What adds the addresses and routes again. An IPv6 route that has next hops on other links has
+        stayed in its former table, and is deleted there.
+        """
+        for prefix_route, addresses in ((True, self.addresses), (False, self.without_route)):
+            for address in addresses:
+                yield partial(container.add_address, self.link, address, prefix_route=prefix_route)
+        for old, new in zip(before, after, strict=True):
+            if old.route.destination.version == 6 and old != new:
+                with contextlib.suppress(Missing):
+                    container.delete_route(old)
+            yield partial(container.add_route, new)
 
-    @staticmethod
-    def _in(route: KernelRoute, table: int) -> KernelRoute:
-        return replace(route, route=replace(route.route, table=table))
+    def _moved(self, route: KernelRoute) -> KernelRoute:
+        """The route in the VRF's table, if it is of the main table."""
+        if (route.route.table or _MAIN) != _MAIN:
+            return route
+        return replace(route, route=replace(route.route, table=self.table))
 
     def mismatch(self, machine: Machine) -> str | None:
         container = namespace_of(machine, Side.CONTAINER, self.link)
         link = container.link(self.link)
         if link is None or link.master != self.vrf:
             return f"{self.link} is not in the VRF {self.vrf}"
-        there = [one.route for one in container.routes(link=self.link, table=self.table)]
+        there = [one.route for one in container.routes(link=self.link)]
         for route in self.routes:
-            if canonical(self._in(route, self.table)).route not in there:
-                return f"the route {route.route.destination} of {self.link} is missing in the table {self.table}"
+            moved = canonical(self._moved(route)).route
+            if moved not in there:
+                return f"the route {moved.destination} of {self.link} is missing in the table {moved.table or _MAIN}"
         return None
 
     def adapt(self, earlier: Operation) -> Operation:
-        if isinstance(earlier, LinkRoute) and (earlier.side, earlier.route.link) == (Side.CONTAINER, self.link):
-            return replace(earlier, route=self._in(earlier.route, self.table))
+        if isinstance(earlier, LinkRoute) and earlier.on_link == self.on_link:
+            return replace(earlier, route=self._moved(earlier.route))
+        if isinstance(earlier, ContainerLink) and (Side.CONTAINER, earlier.name) == self.on_link:
+            return replace(earlier, master=self.vrf)
         return earlier
 
     def commands(self, namespace: str) -> tuple[str, ...]:

@@ -44,8 +44,8 @@ class _Snapshot:
     def device(self, place: str) -> Device | None:
         return self._once(self._facts.device, place)
 
-    def addresses(self, side: Side, link: str) -> tuple[Cidr, ...]:
-        return self._once(self._facts.addresses, side, link)
+    def addresses(self, side: Side, link: str, permanent: bool = False) -> tuple[Cidr, ...]:
+        return self._once(self._facts.addresses, side, link, permanent)
 
     def sysctl(self, side: Side, key: str) -> str | None:
         return self._once(self._facts.sysctl, side, key)

@@ -53,10 +53,10 @@ class KernelFacts:
                 return Device(os.path.basename(driver) if os.path.exists(driver) else "", _links_of(path))
         return None
 
-    def addresses(self, side: Side, link: str) -> tuple[Cidr, ...]:
+    def addresses(self, side: Side, link: str, permanent: bool = False) -> tuple[Cidr, ...]:
         namespace = self._side(side)
         try:
-            return namespace.addresses(link) if namespace is not None else ()
+            return namespace.addresses(link, permanent=permanent) if namespace is not None else ()
         except Missing:
             return ()
 

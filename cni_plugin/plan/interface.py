@@ -333,13 +333,44 @@ def planned_routes(context: Context) -> tuple[KernelRoute, ...]:
         return tuple(
             one for one in there if not (one.route.destination.version == 6 and one.route.destination.is_link_local)
         )
-    found = []
-    for ip in own_addresses(context):
-        subnet = ip.address.network
-        if subnet.prefixlen < subnet.max_prefixlen:
-            metric = None if subnet.version == 4 else _KERNEL_METRIC
-            source = ip.address.ip if subnet.version == 4 else None
-            found.append(KernelRoute(Route(subnet, priority=metric), interface, source, _KERNEL_PROTOCOL))
-    result = replace(context.result, ips=own_addresses(context))
-    made = (one.route for one in routes(interface, result) if isinstance(one, LinkRoute))
-    return (*found, *made)
+    mine = (Side.CONTAINER, interface)
+    found = [
+        _prefix_route(one.link, one.address)
+        for one in context.operations
+        if isinstance(one, LinkAddress) and one.on_link == mine and one.prefix_route
+    ]
+    made = (one.route for one in context.operations if isinstance(one, LinkRoute) and one.on_link == mine)
+    return (*(route for route in found if route is not None), *made)
+
+
+def _prefix_route(link: str, address: Cidr) -> KernelRoute | None:
+    """The route to an address's subnet that the kernel adds with it, None for a host prefix."""
+    subnet = address.network
+    if subnet.prefixlen == subnet.max_prefixlen:
+        return None
+    if subnet.version == 4:
+        return KernelRoute(Route(subnet), link, address.ip, _KERNEL_PROTOCOL)
+    return KernelRoute(Route(subnet, priority=_KERNEL_METRIC), link, None, _KERNEL_PROTOCOL)
+
+
+def permanent_addresses(context: Context, version: int) -> tuple[tuple[Cidr, ...], tuple[Cidr, ...]]:
+    """The addresses of the attachment's interface, as they are or as the same plan will add them: those
+    with the kernel's route to their subnet, and those without. None that a router advertisement gave.
+    """
+    interface = context.attachment.interface
+    if context.facts.link(Side.CONTAINER, interface) is None:
+        found = [one for one in context.operations if isinstance(one, LinkAddress)]
+        mine = [one for one in found if one.on_link == (Side.CONTAINER, interface) and one.address.version == version]
+        return (
+            tuple(one.address for one in mine if one.prefix_route),
+            tuple(one.address for one in mine if not one.prefix_route),
+        )
+    there = context.facts.addresses(Side.CONTAINER, interface, True)
+    routes = context.facts.routes(Side.CONTAINER, interface)
+    routed = {one.route.destination for one in routes if one.protocol == _KERNEL_PROTOCOL}
+    every = [one for one in there if one.version == version]
+    has_route = [one.network in routed or one.network.prefixlen == one.max_prefixlen for one in every]
+    return (
+        tuple(one for one, has in zip(every, has_route, strict=True) if has),
+        tuple(one for one, has in zip(every, has_route, strict=True) if not has),
+    )

@@ -59,7 +59,8 @@ class Facts(Protocol):
     def device(self, location: str) -> Device | None:
         """The device at a path in /sys/devices, a PCI address, or an auxiliary device's name."""
 
-    def addresses(self, side: Side, link: str) -> tuple[Cidr, ...]: ...
+    def addresses(self, side: Side, link: str, permanent: bool = False) -> tuple[Cidr, ...]:
+        """The addresses of a link; ``permanent``: only those without a lifetime."""
 
     def sysctl(self, side: Side, key: str) -> str | None: ...
 
@@ -82,7 +83,7 @@ class Context:
     ``host`` identifies this host's namespace; ``result`` is the result so far: IPAM's for a driver, the
     driver's for a feature, prevResult for a chained plugin. ``gateways`` are those of all subnets of
     the network, where weft's own IPAM knows them. ``pending``: the addresses are not known yet, since
-    DHCP needs the link that is being planned.
+    DHCP needs the link that is being planned. ``operations`` are those of the plan so far.
     """
 
     attachment: Attachment
@@ -93,6 +94,7 @@ class Context:
     facts: Facts
     gateways: tuple[Cidr, ...] = ()
     pending: bool = False
+    operations: tuple[Operation, ...] = ()
 
 
 class PlanPart(Protocol):
@@ -111,8 +113,8 @@ def compose(context: Context, parts: Sequence[PlanPart]) -> Plan:
     """One plan of a driver and its features, in order; each sees the result of those before it."""
     whole = Plan(result=context.result)
     for part in parts:
-        if context.result is not whole.result:
-            context = replace(context, result=whole.result)
+        if whole.operations or context.result is not whole.result:
+            context = replace(context, result=whole.result, operations=whole.operations)
         step = part.plan(context)
         whole = Plan(
             shared=whole.shared + tuple(one for one in step.shared if one not in whole.shared),

@@ -87,6 +87,10 @@ def test_other_gateways_and_source_hints(host: Host, cni: Cni) -> None:
     default = seen.route(host, "0.0.0.0/0", "c1", table="100")
     assert (default["gateway"], default["prefsrc"]) == ("10.85.0.77", "10.85.0.2")
     assert seen.route(host, "::/0", "c1", table="101")["gateway"] == "fd85::77"
+    for subnet, source in (("10.85.0.0/24", "10.85.0.2"), ("fd85::/64", "fd85::2")):
+        assert seen.route(host, subnet, "c1")["prefsrc"] == source
+    assert seen.route(host, "10.85.0.0/24", "c1")["scope"] == "link"
+    assert {one["dst"] for one in seen.routes(host, "c1")} == {"10.85.0.0/24", "fd85::/64"}
     cni.check(sbr("eth0", **keys), result, netns)
     cni.check(NETS["eth0"], result, netns)
     problem = seen.problem(cni, "ADD", {**sbr("eth1", gateways=["10.0.0.1", "10.0.0.2"]), "prevResult": result}, netns)

@@ -11,6 +11,7 @@ from lab.abilities import require
 from lab.confs import bridge, network, pool
 from lab.host import Host
 from lab.plugins import Cni
+from lab.snapshot import difference
 
 ROUTES = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
 NETS = {
@@ -69,6 +70,24 @@ def test_a_domain_that_is_shared_goes_with_its_last_link(host: Host, cni: Cni) -
     assert seen.link(host, "eth1", "c1")["master"] == "red"
     cni.delete(vrf("eth1", "red"), netns, ifname="eth1")
     assert "red" not in seen.links(host, "c1")
+
+
+def test_ipv6_addresses_and_next_hops_of_the_link_move_along(host: Host, cni: Cni) -> None:
+    """The default routes of both links are one IPv6 route with two next hops, which stays as the link is set down."""
+    netns = host.container()
+    results = {ifname: cni.add(NETS[ifname], netns, ifname=ifname) for ifname in NETS}
+    host.inside("c1", "ip", "address", "add", "fd99::7/64", "dev", "eth0", "nodad")
+    before = seen.inner(netns)
+    cni.add({**vrf("eth0", "red"), "prevResult": results["eth0"]}, netns)
+    assert seen.addresses(host, "eth0", "c1") == ["10.87.0.2/24", "fd87::2/64", "fd99::7/64"]
+    assert {one["dev"] for one in seen.routes(host, "c1")} == {"eth1"}
+    assert {"0.0.0.0/0", "::/0", "fd87::/64", "fd99::/64"} <= {one["dst"] for one in seen.routes(host, "c1", table="1")}
+    cni.check(vrf("eth0", "red"), results["eth0"], netns)
+    cni.check(NETS["eth0"], results["eth0"], netns)
+    problem = seen.problem(cni, "ADD", {**vrf("eth0", "blue"), "name": "other", "prevResult": results["eth0"]}, netns)
+    assert problem["code"] == 101 and "port of red" in problem["msg"]
+    cni.delete(vrf("eth0", "red"), netns)
+    assert difference(before, seen.inner(netns)) == []
 
 
 @pytest.mark.parametrize(("name", "said"), [("", "vrfname"), ("lo", "lo"), ("eth0", "eth0")])

@@ -12,13 +12,15 @@ import pytest
 from cni_plugin.networks import findings
 from cni_plugin.ops import Gateways, Veth
 from cni_plugin.ops.operation import Operation
+from cni_plugin.plan import modules
 from cni_plugin.service.executor import Watch
 from cni_plugin.service.gc import collect_stale
 from lab.calls import Weft
-from lab.cases import Conf, conf, pool
+from lab.cases import FIXED, Conf, conf, pool
 from weft.errors import KernelRefused
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
+from weft.kernel.interface import VethPeer
 
 
 class Node:
@@ -171,3 +173,201 @@ def failing_at(kind: type[Operation]) -> Watch:
             raise KernelRefused(f"no {kind.__name__}")
 
     return watch
+
+
+CHAINED: dict[str, Conf] = {
+    "vrf": {"vrfname": "red"},
+    "sbr": {},
+    "sbr-hints": {"addSourceHints": True},
+    "sbr-table": {"table": 4000},
+    "tuning": {
+        "sysctl": {"net.ipv4.conf.IFNAME.arp_notify": "0", "net.ipv6.conf.IFNAME.accept_dad": "2"},
+        "mac": "02:00:00:00:00:77", "mtu": 1400, "promisc": True, "allmulti": True, "txQLen": 9,
+    },
+    "bandwidth": {"ingressRate": 8000, "ingressBurst": 8000, "egressRate": 8000, "egressBurst": 8000},
+    "firewall": {"ingressPolicy": "isolated"},
+    "firewall-iptables": {"backend": "iptables"},
+    "portmap": {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}},
+    "portmap-iptables": {
+        "backend": "iptables",
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+    },
+}  # fmt: skip
+"""Every chained plugin, by its name and what its keys make it do; but dnsname, which changes nothing in the kernel."""
+
+
+def drivers(node: Node) -> dict[str, Conf]:
+    """Every driver that makes an interface, on a host with what it needs."""
+    fixed = {
+        "type": "static",
+        "addresses": [
+            {"address": "10.60.0.2/24", "gateway": "10.60.0.1"}, {"address": "fd60::2/64", "gateway": "fd60::1"},
+        ],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}, {"dst": "10.77.0.0/16", "gw": "10.60.0.1"}],
+    }  # fmt: skip
+    return {
+        "bridge": {"bridge": "br0", "isGateway": True, "hairpinMode": True, "ipam": fixed},
+        "ptp": {"ipam": fixed},
+        "macvlan": {"master": "lan0", "ipam": fixed},
+        "ipvlan": {"master": "lan0", "ipam": fixed},
+        "vlan": {"master": "lan0", "vlanId": 5, "ipam": fixed},
+        "host-device": {"device": "nic0", "ipam": fixed},
+        "dummy": {"ipam": fixed},
+        "tap": {"ipam": fixed},
+    }
+
+
+NO_HOST_LINK = ("macvlan", "ipvlan", "vlan", "host-device", "dummy", "tap")
+NOT_TOGETHER = {
+    **{("bandwidth", driver): "requires a veth pair" for driver in NO_HOST_LINK},
+    **{("firewall", driver): "requires a link of the host" for driver in NO_HOST_LINK},
+}
+"""What is refused, with the reason: the kernel has no such thing."""
+
+
+def test_every_driver_that_makes_an_interface_is_among_the_pairs(node: Node) -> None:
+    assert {*drivers(node), "loopback", "host"} == {*modules.drivers()}
+    assert {name.partition("-")[0] for name in CHAINED} == {
+        modules.feature(name).FEATURE.plugin for name in modules.features() if modules.feature(name).FEATURE.plugin
+    } - {"dnsname"}
+
+
+@pytest.mark.parametrize("chained", CHAINED)
+@pytest.mark.parametrize("driver", ["bridge", "ptp", "macvlan", "ipvlan", "vlan", "host-device", "dummy", "tap"])
+def test_check_of_a_driver_before_every_chained_plugin(node: Node, driver: str, chained: str) -> None:
+    """What a plugin changes of an earlier one's work is no error of CHECK, and is restored by its DEL."""
+    node.kernel.host.add_link("lan0", "veth", up=True, peer=VethPeer("far0", up=True))
+    node.kernel.host.add_link("nic0", "veth", up=True, peer=VethPeer("far1", up=True))
+    plugin = chained.partition("-")[0]
+    first = conf(driver, "red", drivers(node)[driver])
+    result = node.weft.add(first, "/c1")
+    alone = inside(node)
+    later = conf(plugin, "red", {**CHAINED[chained], "prevResult": result})
+    answer = node.weft("ADD", later, "/c1")
+    if reason := NOT_TOGETHER.get((chained, driver)):
+        assert not answer.ok and reason in answer.text
+        assert inside(node) == alone
+        assert node.weft.check(first, result, "/c1") == ""
+        return
+    told = answer.document
+    assert answer.ok, answer
+    assert node.weft.check(later, told, "/c1") == ""
+    assert node.weft.check(first, told, "/c1") == ""
+    service = node.weft.service(node.kernel)
+    assert [one.what for one in findings.of_attachments(service)] == []
+    node.weft.delete({**later, "prevResult": told}, "/c1")
+    assert inside(node) == alone
+    assert node.weft.check(first, result, "/c1") == ""
+    node.weft.delete(first, "/c1")
+
+
+def inside(node: Node) -> dict[str, object]:
+    """The container, with attributes of its links that a dump does not have."""
+    space = node.kernel.open("/c1")
+    links = {
+        link.name: (link.master, link.promiscuous, link.all_multicast, link.queue_length) for link in space.links()
+    }
+    return {"state": node.kernel.dump()["/c1"], "links": links, "rules": sorted(map(str, space.routing_rules()))}
+
+
+def dual_links(node: Node, driver: str = "ptp") -> tuple[dict[str, Conf], dict[str, Any]]:
+    """Two interfaces of one container, each with default routes of both families: IPv6 makes them one of two next
+    hops."""
+    confs, results = {}, {}
+    for number, ifname in enumerate(("eth0", "eth1"), 1):
+        ipam = {
+            "type": "static",
+            "addresses": [
+                {"address": f"10.6{number}.0.2/24", "gateway": f"10.6{number}.0.1"},
+                {"address": f"fd6{number}::2/64", "gateway": f"fd6{number}::1"},
+            ],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+        }
+        keys = {"bridge": f"br{number}", "isGateway": True} if driver == "bridge" else {}
+        confs[ifname] = conf(driver, f"net{number}", {"ipam": ipam, **keys})
+        results[ifname] = node.weft.add(confs[ifname], "/c1", ifname=ifname)
+    return confs, results
+
+
+def routes_of(node: Node, table: int, link: str = "") -> list[tuple[str, str, str]]:
+    found = node.kernel.open("/c1").routes(table=table, link=link)
+    return sorted((str(one.route.destination), str(one.route.gateway or one.source or ""), one.link) for one in found)
+
+
+@pytest.mark.parametrize("driver", ["bridge", "ptp"])
+def test_vrf_keeps_all_addresses_and_takes_its_next_hops_from_the_main_table(node: Node, driver: str) -> None:
+    confs, results = dual_links(node, driver)
+    space = node.kernel.open("/c1")
+    space.add_address("eth0", ip_interface("fd99::7/64"))  # by hand: no prevResult names it
+    before = inside(node)
+    addresses = {one for one in space.addresses("eth0") if not one.is_link_local}
+    later = conf("vrf", "net1", {"vrfname": "red", "table": 77, "prevResult": results["eth0"]})
+    told = node.weft.add(later, "/c1")
+    assert {one for one in space.addresses("eth0") if not one.is_link_local} == addresses
+    assert [one for one in routes_of(node, 254) if one[2] == "eth0"] == []
+    assert [one for one in routes_of(node, 254) if one[0] == "::/0"] == [("::/0", "fd62::1", "eth1")]
+    assert ("::/0", "fd61::1", "eth0") in routes_of(node, 77)
+    assert (("fd61::/64", "", "eth0") in routes_of(node, 77)) is (driver == "bridge")  # ptp: by the gateway alone
+    assert node.weft.check(later, told, "/c1") == ""
+    assert node.weft.check(confs["eth0"], told, "/c1") == ""
+    node.weft.delete(later, "/c1")
+    assert inside(node) == before
+
+
+def test_a_vrf_that_fails_leaves_addresses_and_routes(node: Node) -> None:
+    _, results = dual_links(node)
+    space = node.kernel.open("/c1")
+    space.add_address("eth0", ip_interface("fd99::7/64"))
+    before = inside(node)
+    later = conf("vrf", "net1", {"vrfname": "red", "prevResult": results["eth0"]})
+    for verb, call in (("add_address", 1), ("add_route", 1), ("add_route", 3), ("change_link", 1)):
+        node.kernel.fail(verb, KernelRefused("no"), call=call)
+        assert not node.weft("ADD", later, "/c1").ok
+        assert inside(node) == before, (verb, call)
+
+
+def test_vrf_refuses_a_link_with_another_master(node: Node) -> None:
+    """It was taken from the bridge of the container, and never given back."""
+    space = node.kernel.open("/c1")
+    space.add_link("inner", "bridge", up=True)
+    for name, keys in (("a", {"bridge": "inner"}), ("b", {})):
+        first = conf("tap", name, {"ipam": {**FIXED, "addresses": [{"address": "10.60.0.2/24"}]}, **keys})
+        result = node.weft.add(first, "/c1", ifname=name)
+        if name == "b":
+            space.add_link("blue", "vrf", options={"vrf_table": 9})
+            space.change_link(name, master="blue")
+        before = inside(node)
+        later = conf("vrf", name, {"vrfname": "red", "prevResult": result})
+        answer = node.weft("ADD", later, "/c1", ifname=name)
+        assert answer.code == 101 and ("inner" if name == "a" else "blue") in answer.text
+        assert inside(node) == before
+
+
+def test_sbr_with_source_hints_leaves_the_subnet_in_the_main_table(node: Node) -> None:
+    confs, results = dual_links(node, "bridge")
+    before = inside(node)
+    later = conf("sbr", "net1", {"addSourceHints": True, "prevResult": results["eth0"]})
+    told = node.weft.add(later, "/c1")
+    main = [
+        one for one in node.kernel.open("/c1").routes(table=254, link="eth0") if not one.route.destination.is_link_local
+    ]
+    assert sorted((str(one.route.destination), str(one.source), one.route.scope) for one in main) == [
+        ("10.61.0.0/24", "10.61.0.2", None),  # None: the default scope of a route without a gateway, link
+        ("fd61::/64", "fd61::2", None),
+    ]
+    assert node.weft.check(later, told, "/c1") == node.weft.check(confs["eth0"], told, "/c1") == ""
+    node.weft.delete(later, "/c1")
+    assert inside(node) == before
+
+
+def test_nested_sbr_and_vrf_know_the_routes_of_ptp(node: Node) -> None:
+    """The subnet is routed through the gateway: a table of their own must have that route, not the kernel's usual."""
+    ipam = {**FIXED, "addresses": [{"address": "10.60.0.2/24", "gateway": "10.60.0.1"}]}
+    for feature, keys, table in (("sbr", {}, 100), ("vrf", {"vrfname": "red", "table": 77}, 77)):
+        whole = conf("weft", feature, {"driver": "ptp", "ipam": ipam, feature: keys})
+        result = node.weft.add(whole, "/c1")
+        near = [("10.60.0.1/32", "10.60.0.2", "eth0"), ("10.60.0.0/24", "10.60.0.1", "eth0")]
+        assert {*near} <= {*routes_of(node, table)}
+        assert [one for one in routes_of(node, 254) if one[0] != "fe80::/64"] == []
+        assert node.weft.check(whole, result, "/c1") == ""
+        node.weft.delete(whole, "/c1")

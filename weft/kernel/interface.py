@@ -254,9 +254,10 @@ class Namespace(Protocol):
     def delete_vlans(self, name: str, vids: Iterable[int]) -> None:
         """*Equivalent to:* ``bridge vlan del dev NAME vid VID`` for each; ignores missing ones."""
 
-    def addresses(self, link: str, version: int = 0) -> tuple[Cidr, ...]:
+    def addresses(self, link: str, version: int = 0, *, permanent: bool = False) -> tuple[Cidr, ...]:
         """The link's addresses of an IP version (0: both), including IPv6 link-local ones.
 
+        ``permanent``: only those without a lifetime, which no router advertisement has given.
         *Equivalent to:* ``ip [-4|-6] address show dev LINK``.
         """
 

@@ -9,9 +9,9 @@ import pytest
 from unit.kernel.test_contract_links import eventually, veth
 from unit.kernel.topology import Topology
 
-from weft.errors import Exists, KernelRefused, Missing
+from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.kernel.canonical import canonical
-from weft.kernel.interface import KernelRoute
+from weft.kernel.interface import KernelRoute, VethPeer
 from weft.kernel.snapshot import snapshot
 from weft.types import Route
 
@@ -229,3 +229,33 @@ def test_removing_an_address_removes_the_routes_that_need_it(topology: Topology)
     topology.container.add_route(needing)
     topology.container.delete_address("eth0", FOUR)
     assert needing not in topology.container.routes()
+
+
+def test_a_vrf_takes_ipv6_addresses_and_leaves_next_hops(topology: Topology) -> None:
+    """Entering a VRF sets a link down and up: IPv6 addresses and routes go, but not its next hop of an IPv6 route
+    that another link has, too.
+    """
+    inside = topology.container
+    try:
+        inside.add_link("red", "vrf", up=True, options={"vrf_table": 1001})
+    except KernelLacks as error:
+        pytest.skip(str(error))
+    for number in (1, 2):
+        peer = VethPeer(f"eth{number}", up=True, namespace=inside)
+        topology.host.add_link(f"veth{number}", "veth", up=True, peer=peer)
+        inside.set_sysctl(f"net/ipv6/conf/eth{number}/accept_dad", "0")
+        inside.add_address(f"eth{number}", ip_interface(f"10.{number}.0.2/24"))
+        inside.add_address(f"eth{number}", ip_interface(f"fd0{number}::2/64"))
+        for destination, gateway in (("0.0.0.0/0", f"10.{number}.0.1"), ("::/0", f"fd0{number}::1")):
+            route = Route(ip_network(destination), ip_address(gateway))
+            inside.add_route(KernelRoute(route, f"eth{number}", protocol=119))
+    inside.change_link("eth1", master="red")
+    assert [str(one) for one in inside.addresses("eth1") if not one.is_link_local] == ["10.1.0.2/24"]
+    assert [str(one.route.destination) for one in inside.routes(link="eth1", table=1001, family=4)] == ["10.1.0.0/24"]
+    there = [(str(one.route.destination), one.link) for one in inside.routes(table=254, family=6) if one.route.gateway]
+    assert sorted(there) == [("::/0", "eth1"), ("::/0", "eth2")]
+    assert [one.link for one in inside.routes(table=254, family=4) if one.route.gateway] == ["eth2"]
+    inside.delete_link("red")
+    link = inside.link("eth1")
+    assert link is not None and (link.master, link.up) == ("", True)
+    assert [str(one.route.destination) for one in inside.routes(link="eth1", family=4)] == ["10.1.0.0/24"]

@@ -130,8 +130,8 @@ class FakeLink:
         self.fdb = [entry for entry in self.fdb if not entry.master]
 
     def flush(self) -> None:
-        """Delete what does not outlive the link's being set down."""
-        self.routes, self.neighbours = [], []
+        """Delete what does not outlive the link's being set down, but routes."""
+        self.neighbours = []
         self.fdb = [entry for entry in self.fdb if entry.state != "dynamic"]
 
     def link_local(self) -> Cidr:

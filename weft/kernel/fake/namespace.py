@@ -193,8 +193,14 @@ class FakeNamespace(FakeForwarding):
         if upper is link.master:
             return
         bridge = upper is not None and upper.kind == "bridge"
+        was_up = link.up
+        domains = {one for one in (link.master, upper) if one is not None and one.kind == "vrf"}
+        if domains:  # drivers/net/vrf.c, cycle_netdev
+            self._set_up(link, False)
         link.release()
         link.master = upper
+        if domains:
+            self._set_up(link, was_up)
         link.port = dict(PORT) if bridge else {}
         link.vlans = {1: _DEFAULT_VLAN} if bridge else {}
 
@@ -208,6 +214,7 @@ class FakeNamespace(FakeForwarding):
                 routes.connect(link, address)
         elif before and not up:
             link.flush()
+            routes.flush(link)
             keep = link.sysctls["net/ipv6/conf/keep_addr_on_down"] == "1" and link.kind != "loopback"
             link.addresses = [cidr for cidr in link.addresses if cidr.version == 4 or (keep and not cidr.is_link_local)]
         self.kernel.settle()
@@ -225,7 +232,7 @@ class FakeNamespace(FakeForwarding):
                 continue
             automatic = link.kind != "loopback" and link.sysctls["net/ipv6/conf/addr_gen_mode"] == "0"
             has = any(cidr.version == 6 and cidr.is_link_local for cidr in link.addresses)
-            if link.carrier and automatic and not has and link.master is None:
+            if link.carrier and automatic and not has and (link.master is None or link.master.kind == "vrf"):
                 link.addresses.append(link.link_local())
                 routes.connect(link, link.link_local())
 
@@ -242,9 +249,9 @@ class FakeNamespace(FakeForwarding):
         if space.links_by_name.get(link.name) is not link:
             return
         del space.links_by_name[link.name]
-        for port in space.links_by_name.values():
+        for port in list(space.links_by_name.values()):
             if port.master is link:
-                port.release()
+                self._set_master(port, None, "")
         if link.peer is not None:
             self._remove(link.peer)
         for other in self.kernel.namespaces():
@@ -289,7 +296,7 @@ class FakeNamespace(FakeForwarding):
             raise KernelRefused(f"cannot {doing}: the kernel says Operation not supported")
         return link
 
-    def addresses(self, link: str, version: int = 0) -> tuple[Cidr, ...]:
+    def addresses(self, link: str, version: int = 0, *, permanent: bool = False) -> tuple[Cidr, ...]:
         self.kernel.called("addresses")
         held = self.existing(link, f"list the addresses of {link}")
         found = (cidr for cidr in held.addresses if version in (0, cidr.version))

@@ -15,11 +15,13 @@ def prefix_route(link: FakeLink, address: Cidr) -> KernelRoute | None:
     """The prefix route that the kernel adds with an address, None without one."""
     if address in link.without_route or (link.kind == "loopback" and address.version == 4):
         return None
+    table = int(link.master.options["vrf_table"]) if link.master is not None and link.master.kind == "vrf" else None
     if address.version == 4:
         if address.network.prefixlen == 32:
             return None
-        return KernelRoute(Route(address.network), link.name, source=address.ip, protocol=PROTOCOL_KERNEL)
-    return KernelRoute(Route(address.network, priority=256), link.name, protocol=PROTOCOL_KERNEL)
+        route = Route(address.network, table=table)
+        return KernelRoute(route, link.name, source=address.ip, protocol=PROTOCOL_KERNEL)
+    return KernelRoute(Route(address.network, priority=256, table=table), link.name, protocol=PROTOCOL_KERNEL)
 
 
 def connect(link: FakeLink, address: Cidr) -> None:
@@ -40,6 +42,15 @@ def disconnect(link: FakeLink, address: Cidr) -> None:
         link.routes = [route for route in link.routes if not _same_but_source(mine, route)]
     for other in link.namespace.links_by_name.values():
         other.routes = [route for route in other.routes if address.version == 6 or route.source != address.ip]
+
+
+def flush(link: FakeLink) -> None:
+    """Delete the routes of a link that is set down; an IPv6 multipath route stays while it has a next hop
+    on another link, and is whole again once the link is up.
+    """
+    others = [one for other in link.namespace.links_by_name.values() if other is not link for one in other.routes]
+    shared = {_key(one) for one in others if one.route.destination.version == 6 and one.route.gateway is not None}
+    link.routes = [one for one in link.routes if one.route.gateway is not None and _key(one) in shared]
 
 
 def _same_but_source(one: KernelRoute, two: KernelRoute) -> bool:

@@ -292,8 +292,9 @@ class LinuxNamespace:
     def delete_vlans(self, name: str, vids: Iterable[int]) -> None:
         vlans.delete(self._socket, name, vids)
 
-    def addresses(self, link: str, version: int = 0) -> tuple[Cidr, ...]:
-        return addresses.of_link(self._socket, self._index(link, f"list the addresses of {link}"), link, version)
+    def addresses(self, link: str, version: int = 0, *, permanent: bool = False) -> tuple[Cidr, ...]:
+        index = self._index(link, f"list the addresses of {link}")
+        return addresses.of_link(self._socket, index, link, version, permanent=permanent)
 
     def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
         index = self._index(link, f"add the address {address} to {link}")

@@ -18,6 +18,7 @@ from weft.kernel.netlink.constants import (
     IFA_F_DADFAILED,
     IFA_F_NODAD,
     IFA_F_NOPREFIXROUTE,
+    IFA_F_PERMANENT,
     IFA_F_TENTATIVE,
     IFA_FLAGS,
     IFA_LOCAL,
@@ -37,10 +38,16 @@ _FAMILY, _PREFIX, _INDEX, _ATTRIBUTES = 16, 17, 20, 24  # offsets in a message
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
 
 
-def of_link(socket: RouteSocket, index: int, name: str, version: int = 0) -> tuple[Cidr, ...]:
-    """The link's addresses, of one IP version where given, IPv4 first, in the kernel's order."""
+def of_link(
+    socket: RouteSocket, index: int, name: str, version: int = 0, *, permanent: bool = False
+) -> tuple[Cidr, ...]:
+    """The link's addresses, of one IP version where given, IPv4 first, in the kernel's order.
+
+    ``permanent``: only those without a lifetime, which no router advertisement has given.
+    """
     families = [_FAMILIES[version]] if version else [AF_INET, AF_INET6]
-    return tuple(_cidr(message) for family in families for message in _messages(socket, index, name, family))
+    found = (message for family in families for message in _messages(socket, index, name, family))
+    return tuple(_cidr(message) for message in found if not permanent or _flags(message) & IFA_F_PERMANENT)
 
 
 def tentative(socket: RouteSocket, index: int, name: str) -> tuple[bool, bool]:
