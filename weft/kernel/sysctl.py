@@ -19,6 +19,21 @@ _ROOT = "/proc/sys/"
 _DIRECTORIES = ("net/ipv4/", "net/ipv6/")
 _LONGEST = 1 << 16
 
+_OPEN_HINTS = {
+    errno.EROFS: "/proc/sys is mounted read-only",
+    errno.EACCES: "the sysctl is read-only",
+    errno.EPERM: "CAP_NET_ADMIN is required",
+}
+_WRITE_HINTS = {
+    errno.ENOENT: "this value is not available: the kernel module that provides it may be missing",
+    errno.EINVAL: "the sysctl does not take this value",
+    errno.ERANGE: "the value is out of range",
+    errno.EBUSY: "the sysctl cannot be changed while it is in use",
+    errno.EPERM: "the kernel does not permit this value here, or CAP_NET_ADMIN is missing",
+    errno.EACCES: "the kernel does not permit this value here",
+}
+"""What an error of write(2) means, other than of open(2): the sysctl exists."""
+
 _private_proc: PrivateProc | None = None
 
 
@@ -71,19 +86,16 @@ class Sysctls:
         setting = f"cannot set the sysctl {key} to {value!r}"
         try:
             descriptor = self._open(key, os.O_WRONLY)
-            try:
-                os.write(descriptor, value.encode("utf-8", "surrogateescape"))
-            finally:
-                os.close(descriptor)
         except FileNotFoundError as error:
             raise Missing(f"{setting}: no such sysctl in this network namespace") from error
         except OSError as error:
-            hint = {
-                errno.EROFS: "/proc/sys is mounted read-only",
-                errno.EACCES: "the sysctl is read-only",
-                errno.EPERM: "CAP_NET_ADMIN is required",
-            }.get(error.errno or 0, "")
-            raise KernelRefused(f"{setting}: the kernel says {error.strerror}", hint=hint) from error
+            raise _refusal(setting, error, _OPEN_HINTS) from error
+        try:
+            os.write(descriptor, value.encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            raise _refusal(setting, error, _WRITE_HINTS) from error
+        finally:
+            os.close(descriptor)
 
     def _open(self, key: str, flags: int) -> int:
         directory, rest = _split(key)
@@ -92,6 +104,10 @@ class Sysctls:
         if directory not in self._directories:
             self._directories[directory] = _open_directory(directory)
         return os.open(rest, flags | os.O_CLOEXEC, dir_fd=self._directories[directory])
+
+
+def _refusal(setting: str, error: OSError, hints: dict[int, str]) -> KernelRefused:
+    return KernelRefused(f"{setting}: the kernel says {error.strerror}", hint=hints.get(error.errno or 0, ""))
 
 
 @lru_cache(512)

@@ -313,6 +313,10 @@ def test_invalid_sysctls_are_refused(topology: Topology) -> None:
         topology.container.set_sysctl("net/ipv4/nonesuch", "1")
     with pytest.raises(KernelRefused, match="ip_forward to 'maybe'"):
         topology.container.set_sysctl("net/ipv4/ip_forward", "maybe")
+    # ENOENT of write(2), whereas that of open(2) means that there is no such sysctl.
+    with pytest.raises(KernelRefused, match="tcp_congestion_control to 'nosuch'") as refused:
+        topology.container.set_sysctl("net/ipv4/tcp_congestion_control", "nosuch")
+    assert not isinstance(refused.value, Missing) and "this value is not available" in refused.value.hint
     for key in ("kernel/hostname", "net/../kernel/hostname", "/net/ipv4/ip_forward", "net", "net//ipv4", ""):
         with pytest.raises(KernelRefused):
             topology.container.sysctl(key)

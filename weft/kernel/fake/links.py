@@ -71,6 +71,7 @@ GLOBAL = {
     "net/ipv4/ip_nonlocal_bind": "0",
     "net/ipv4/ip_unprivileged_port_start": "1024",
     "net/ipv4/ping_group_range": "1\t0",
+    "net/ipv4/tcp_congestion_control": "cubic",
     "net/ipv4/tcp_keepalive_time": "7200",
     "net/core/somaxconn": "4096",
     "net/netfilter/nf_conntrack_max": "65536",

@@ -7,6 +7,7 @@ from weft.kernel import sysctl
 from weft.kernel.fake.links import CONF, GLOBAL, FakeState
 
 _ALL = {"net/ipv6/conf": {"accept_dad": "0"}, "net/ipv4/conf": {}}
+_AVAILABLE = {"net/ipv4/tcp_congestion_control": ("reno", "cubic")}
 
 
 def fresh() -> dict[str, str]:
@@ -45,6 +46,11 @@ def write(namespace: FakeState, key: str, value: str) -> None:
     values, name = _locate(namespace, key)
     if name not in values:
         raise Missing(f"cannot set the sysctl {key} to {value!r}: no such sysctl in this network namespace")
+    if value.strip() not in _AVAILABLE.get(key, (value.strip(),)):
+        hint = "this value is not available: the kernel module that provides it may be missing"
+        raise KernelRefused(
+            f"cannot set the sysctl {key} to {value!r}: the kernel says No such file or directory", hint=hint
+        )
     if values[name].isdigit() and not value.strip().lstrip("-").isdigit():
         raise KernelRefused(f"cannot set the sysctl {key} to {value!r}: the kernel says Invalid argument")
     values[name] = value
