@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 
-from cni_plugin.ops import Bridge, Gateways, Port, Promiscuous, Setting, VlanGateway, Vlans
+from cni_plugin.ops import Bridge, Gateways, PinnedMac, Port, Promiscuous, Setting, VlanGateway, Vlans
 from cni_plugin.ops.links import half_created
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import interface
@@ -25,6 +25,7 @@ from weft.section import Section
 from weft.types import Cidr, Result, ResultInterface, Side
 
 _LAST_VLAN = 4094
+_NO_MAC = "00:00:00:00:00:00"
 
 DRIVER = Driver(
     link_kind="veth",
@@ -91,7 +92,7 @@ class BridgeNetwork:
         bridge, bridge_interface = self._bridge(context, pair.mtu)
         vlan_gateway = self._vlan_gateway(context, pair.mtu)
         return Plan(
-            shared=self._shared(bridge, vlan_gateway, context, found),
+            shared=self._shared(bridge, bridge_interface.mac, vlan_gateway, context, found),
             operations=(
                 pair,
                 *self._port(pair.host),
@@ -122,7 +123,10 @@ class BridgeNetwork:
         # A bridge takes the smallest MTU of its ports (br_mtu_auto_adjust).
         shown = ResultInterface(self.bridge, mac, "", mtu if there is None else min(mtu, there.mtu))
         if there is not None and there.alias != alias and not half_created(there, mac):
-            return Bridge(self.bridge, "", "", 0, self.filtering), replace(shown, mac=there.mac)
+            # A bridge whose last port has left, and whose MAC address nobody has set, has none. It must
+            # not get that of a bridge of weft's, which would be taken for a half-created one.
+            kept = there.mac if there.mac != _NO_MAC else identity.mac(context.host, "adopted bridge", self.bridge)
+            return Bridge(self.bridge, "", "", 0, self.filtering), replace(shown, mac=kept)
         return Bridge(self.bridge, alias, mac, mtu, self.filtering), shown
 
     def _vlan_gateway(self, context: Context, mtu: int) -> VlanGateway | None:
@@ -141,10 +145,12 @@ class BridgeNetwork:
         )
 
     def _shared(
-        self, bridge: Bridge, vlan_gateway: VlanGateway | None, context: Context, found: Result
+        self, bridge: Bridge, mac: str, vlan_gateway: VlanGateway | None, context: Context, found: Result
     ) -> tuple[Operation, ...]:
         # A bridge that weft did not create may be the link by which the host learns its own routes.
         shared: list[Operation] = [bridge, *(_ignore_ra(self.bridge) if bridge.alias else ())]
+        if not bridge.alias:
+            shared.append(PinnedMac(self.bridge, mac))
         if self.promiscuous:
             shared.append(Promiscuous(self.bridge))
         if not self.gateway or self.routers:

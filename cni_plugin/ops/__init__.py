@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.ops.addresses import Detection, Forwarding6, Gateways, LinkAddress, LinkRoute, Setting
 from cni_plugin.ops.leases import ForeignLease, PoolLease
-from cni_plugin.ops.links import Bridge, Port, Promiscuous, Up, Veth
+from cni_plugin.ops.links import Bridge, PinnedMac, Port, Promiscuous, Up, Veth
 from cni_plugin.ops.nftables import BaseRules, Elements
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ COMMON: tuple[type, ...] = (
     Gateways,
     LinkAddress,
     LinkRoute,
+    PinnedMac,
     PoolLease,
     Port,
     Promiscuous,
@@ -97,6 +98,7 @@ __all__ = [
     "LinkAddress",
     "LinkRoute",
     "LinkSetting",
+    "PinnedMac",
     "PoolLease",
     "Port",
     "PortsFree",

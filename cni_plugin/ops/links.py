@@ -144,6 +144,42 @@ class Bridge(Operation):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PinnedMac(Operation):
+    """Keep a bridge's MAC address: one that nobody has set is the lowest of its ports', so it would
+    change with every container, and peers would have an old one in their caches.
+
+    Not reset by undo, which the kernel has no way for, and no mismatch if the bridge's owner sets
+    another. *Equivalent to:* ``ip link set BRIDGE address MAC``. Source: ``net/bridge/br_stp_if.c``,
+    br_stp_recalculate_bridge_id.
+    """
+
+    link: str
+    mac: str
+
+    @property
+    def on_link(self) -> LinkRef | None:
+        return (Side.HOST, self.link)
+
+    @property
+    def hidden(self) -> bool:
+        return True
+
+    def apply(self, machine: Machine) -> bool:
+        with contextlib.suppress(Missing):  # then the bridge itself is reported
+            machine.host.change_link(self.link, mac=self.mac)
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        return None
+
+    def mismatch(self, machine: Machine) -> str | None:
+        return None
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        return (f"ip link set {self.link} address {self.mac}",)
+
+
 def no_vlan_filtering(bridge: str) -> KernelLacks:
     """The error for a kernel without bridge VLAN filtering."""
     return KernelLacks(

@@ -60,6 +60,14 @@ class Operation:
         """The link that this operation configures, None if its effect belongs to no link."""
         return None
 
+    @property
+    def hidden(self) -> bool:
+        """Whether the kernel does not show the effect, so that ``mismatch`` cannot tell if it is missing.
+
+        A shared operation of that kind is applied when it is first recorded for a network.
+        """
+        return False
+
     def apply(self, machine: Machine) -> bool:
         """Make the change; False if nothing had to be changed. Raises WeftError; undo then reverts what
         was done.

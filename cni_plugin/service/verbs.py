@@ -311,9 +311,10 @@ class Service(ServiceContext):
         if self._unrecorded(attachment.network, shared) or any(operation.mismatch(seen) for operation in shared):
             with locks.hold(self.records.shared_lock()):
                 undo_replaced(self, attachment, shared, machine)
-                self._record_shared(attachment.network, self._unrecorded(attachment.network, shared))
+                new = self._unrecorded(attachment.network, shared)
+                self._record_shared(attachment.network, new)
                 for operation in shared:
-                    if operation.mismatch(machine) is not None:
+                    if (operation.hidden and operation in new) or operation.mismatch(machine) is not None:
                         self._apply_shared(operation, attachment, machine)
 
     def _apply_shared(self, operation: Operation, attachment: Attachment, machine: Machine) -> None:

@@ -229,3 +229,20 @@ def test_ipam_alone_takes_any_string_as_namespace_and_refuses_a_second_add(
         cni.delete(conf, netns)
         assert list(Path("/var/lib/cni/networks/net").glob("10.*")) == []
         Path("/var/lib/cni/networks/net/last_reserved_ip.0").unlink()
+
+
+@pytest.mark.parametrize("gateway", [True, False])
+def test_the_mac_address_of_a_bridge_that_somebody_else_made(host: Host, weft: Cni, gateway: bool) -> None:
+    """The reference pins it with the gateway's address alone, and fails (could not set bridge's mac) if it is zero."""
+    host.run("ip", "link", "add", "br0", "type", "bridge")
+    host.run("ip", "link", "add", "gone", "type", "veth", "peer", "name", "gone0")
+    host.run("ip", "link", "set", "gone", "master", "br0")
+    host.run("ip", "link", "delete", "gone")
+    assert seen.link(host, "br0")["address"] == "00:00:00:00:00:00"
+    conf = bridge(pool(SUBNET), version=VERSION, isGateway=gateway)
+    results = [weft.add(conf, host.container(name), container=name) for name in ("c1", "c2")]
+    told = {result["interfaces"][0]["mac"] for result in results}
+    assert told == {seen.link(host, "br0")["address"]}
+    weft.delete(conf, "/run/netns/c1", container="c1")
+    assert told == {seen.link(host, "br0")["address"]}
+    weft.check(conf, results[1], "/run/netns/c2", container="c2")

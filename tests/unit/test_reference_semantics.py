@@ -371,3 +371,31 @@ def test_nested_sbr_and_vrf_know_the_routes_of_ptp(node: Node) -> None:
         assert [one for one in routes_of(node, 254) if one[0] != "fe80::/64"] == []
         assert node.weft.check(whole, result, "/c1") == ""
         node.weft.delete(whole, "/c1")
+
+
+@pytest.mark.parametrize("gateway", [True, False])
+@pytest.mark.parametrize("ports", [0, 1])
+def test_the_result_names_the_mac_address_of_a_bridge_that_is_not_wefts(node: Node, gateway: bool, ports: int) -> None:
+    """Nobody has set it: it was the lowest of the ports', and so another one with each container."""
+    host = node.kernel.host
+    host.add_link("br0", "bridge", up=True)
+    host.add_link("gone", "dummy", up=True, master="br0")
+    if ports:
+        host.add_link("nic0", "dummy", mac="fe:00:00:00:00:01", up=True, master="br0")
+    host.delete_link("gone")  # without any port, it has the MAC address 00:00:00:00:00:00 now
+
+    def mac() -> str:
+        link = host.link("br0")
+        assert link is not None
+        return link.mac
+
+    before = mac()
+    red = conf("bridge", "red", {"bridge": "br0", "isGateway": gateway, "ipam": node.ipam()})
+    results = [node.weft.add(red, "/c1"), node.weft.add(red, "/c2", "c2")]
+    told = {result["interfaces"][0]["mac"] for result in results}
+    assert told == {mac()} == ({before} if ports else told) and mac() != "00:00:00:00:00:00"
+    node.weft.delete(red, "/c1")
+    assert node.weft.check(red, results[1], "/c2", "c2") == "" and told == {mac()}
+    host.change_link("br0", mac="06:00:00:00:00:09")  # the owner of the bridge may
+    assert node.weft.check(red, results[1], "/c2", "c2") == ""
+    assert node.weft.add(red, "/c1")["interfaces"][0]["mac"] == mac() == "06:00:00:00:00:09"

@@ -322,3 +322,28 @@ def test_invalid_sysctls_are_refused(topology: Topology) -> None:
             topology.container.sysctl(key)
         with pytest.raises(KernelRefused):
             topology.container.set_sysctl(key, "1")
+
+
+def test_a_bridge_takes_the_lowest_mac_address_of_its_ports_until_one_is_set(topology: Topology) -> None:
+    host = topology.host
+    host.add_link("br0", "bridge", up=True)
+
+    def mac() -> str:
+        link = host.link("br0")
+        assert link is not None
+        return link.mac
+
+    own = mac()
+    for name, address in (("a", "06:00:00:00:00:02"), ("b", "06:00:00:00:00:01"), ("c", "06:00:00:00:00:03")):
+        host.add_link(name, "veth", mac=address, up=True, master="br0", peer=VethPeer(f"{name}x"))
+    assert mac() == "06:00:00:00:00:01" != own
+    host.delete_link("b")
+    assert mac() == "06:00:00:00:00:02"
+    host.change_link("br0", mac=mac())
+    host.delete_link("a")
+    assert mac() == "06:00:00:00:00:02"
+    host.add_link("br1", "bridge", up=True)
+    host.change_link("c", master="br1")
+    host.change_link("c", master="")
+    other = host.link("br1")
+    assert other is not None and other.mac == "00:00:00:00:00:00"

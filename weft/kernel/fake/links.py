@@ -110,6 +110,14 @@ class FakeLink:
     dad: tuple[bool, bool] = (False, False)
     limit: Limit | None = None
     redirect: str = ""
+    mac_set: bool = False
+    """Whether the MAC address was given (NET_ADDR_SET): otherwise a bridge takes the lowest of its ports'."""
+
+    def follow_ports(self) -> None:
+        """Source: ``net/bridge/br_stp_if.c``, br_stp_recalculate_bridge_id."""
+        if self.kind == "bridge" and not self.mac_set:
+            ports = [link.mac for link in self.namespace.links_by_name.values() if link.master is self]
+            self.mac = min(ports, default="00:00:00:00:00:00")
 
     @property
     def carrier(self) -> bool:
@@ -127,8 +135,10 @@ class FakeLink:
 
     def release(self) -> None:
         """Take the link from its master."""
-        self.master, self.port, self.vlans = None, {}, {}
+        before, self.master, self.port, self.vlans = self.master, None, {}, {}
         self.fdb = [entry for entry in self.fdb if not entry.master]
+        if before is not None:
+            before.follow_ports()
 
     def flush(self) -> None:
         """Delete what does not outlive the link's being set down, but routes."""

@@ -123,8 +123,9 @@ class FakeNamespace(FakeForwarding):
 
     def _put(self, name: str, kind: str, *, mac: str = "", mtu: int = 1500, parent: FakeLink | None = None) -> FakeLink:
         self._index += 1
-        mac = mac or identity.mac("fake", self.id.path, str(self._index))
+        given, mac = bool(mac), mac or identity.mac("fake", self.id.path, str(self._index))
         made = FakeLink(name, kind, self._index, mac, mtu, self, parent=parent, options=dict(OPTIONS.get(kind, {})))
+        made.mac_set = given
         made.sysctls = sysctls.of_new_link(self.sysctls)
         if kind == "bridge":
             made.vlans = {1: _DEFAULT_VLAN}
@@ -164,7 +165,9 @@ class FakeNamespace(FakeForwarding):
         if (new_name not in (None, name)) or target is not self:
             target._check_new(new_name or name, doing)
             self._move(link, target, new_name or name)
-        link.mac, link.mtu = mac or link.mac, mtu or link.mtu
+        link.mac, link.mtu, link.mac_set = mac or link.mac, mtu or link.mtu, link.mac_set or mac is not None
+        if mac is not None and link.master is not None:
+            link.master.follow_ports()
         link.alias = link.alias if alias is None else alias
         link.promiscuous = link.promiscuous if promiscuous is None else promiscuous
         link.all_multicast = link.all_multicast if all_multicast is None else all_multicast
@@ -203,6 +206,8 @@ class FakeNamespace(FakeForwarding):
             self._set_up(link, was_up)
         link.port = dict(PORT) if bridge else {}
         link.vlans = {1: _DEFAULT_VLAN} if bridge else {}
+        if upper is not None:
+            upper.follow_ports()
 
     def _set_up(self, link: FakeLink, up: bool) -> None:
         before, link.up = link.up, up
@@ -249,6 +254,7 @@ class FakeNamespace(FakeForwarding):
         if space.links_by_name.get(link.name) is not link:
             return
         del space.links_by_name[link.name]
+        link.release()
         for port in list(space.links_by_name.values()):
             if port.master is link:
                 self._set_master(port, None, "")
