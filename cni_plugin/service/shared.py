@@ -93,7 +93,7 @@ def withdraw(context: ServiceContext, network: str, before: Sequence[Operation])
     lock to apply them.
     """
     records = context.records
-    if len(context.recorded_shared(network)) == len(before):
+    if all(each in before for each in context.recorded_shared(network)):
         return
     with locks.hold(records.shared_lock(), timeout=_WITHDRAWAL_TIMEOUT):
         now = context.recorded_shared(network)
