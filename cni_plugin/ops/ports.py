@@ -12,7 +12,7 @@ from cni_plugin.dataplane import packets
 from cni_plugin.ops.links import Port
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Missing
-from weft.kernel.interface import Flow
+from weft.kernel.interface import Flow, Listener
 from weft.types import Address, Side
 
 _AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
@@ -38,8 +38,15 @@ class PortsFree(Operation):
     ports: tuple[PublishedPort, ...]
 
     def apply(self, machine: Machine) -> bool:
+        asked: dict[str, set[int]] = {}
         for wanted in self.ports:
-            for found in machine.host.listeners(wanted.protocol, wanted.port, machine.caller):
+            asked.setdefault(wanted.protocol, set()).add(wanted.port)
+        there: dict[tuple[str, int], list[Listener]] = {}
+        for protocol, ports in asked.items():
+            for found in machine.host.listeners(protocol, ports, machine.caller):
+                there.setdefault((protocol, found.port), []).append(found)
+        for wanted in self.ports:
+            for found in there.get((wanted.protocol, wanted.port), ()):
                 if found.address.version != wanted.target.version or found.reserved:
                     continue
                 if wanted.host is None and _answered_here(machine, found.address, wanted):

@@ -194,7 +194,7 @@ class Proxier:
         busy: dict[Frontend, str] = {}
         for frontend in frontends(service):
             if frontend.address is None and frontend not in self._program.tables and not self._program.owner(frontend):
-                for listener in self._open_table().host.listeners(frontend.protocol, frontend.port):
+                for listener in self._open_table().host.listeners(frontend.protocol, (frontend.port,)):
                     if listener.address.version == frontend.version:
                         busy[frontend] = listener.process
         if not busy:

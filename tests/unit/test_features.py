@@ -124,7 +124,7 @@ def test_a_process_that_only_reserves_the_port_is_no_conflict(weft: Weft, kernel
     mapping = {"hostPort": 80, "containerPort": 80, "protocol": "tcp"}
     conf = network("portmap", runtimeConfig={"portMappings": [mapping]}, prevResult=result)
     for process, reserved, code in (("nginx (7)", False, 101), ("podman (8)", True, 0)):
-        kernel.host.sockets["tcp", 80] = [Listener(ip_address("0.0.0.0"), process, reserved)]
+        kernel.host.sockets["tcp", 80] = [Listener(ip_address("0.0.0.0"), 80, process, reserved)]
         answer = weft("ADD", conf, NETNS)
         assert answer.code == code and (not code or process in answer.text)
 

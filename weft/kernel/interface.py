@@ -7,7 +7,7 @@ OSError. Links are referred to by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -409,8 +409,8 @@ class Namespace(Protocol):
         *Equivalent to:* ``conntrack -D``.
         """
 
-    def listeners(self, protocol: str, port: int, caller: int = 0) -> tuple[Listener, ...]:
-        """The sockets that listen on a port (``tcp``, ``udp``).
+    def listeners(self, protocol: str, ports: Collection[int], caller: int = 0) -> tuple[Listener, ...]:
+        """The sockets that listen on any of the ports (``tcp``, ``udp``).
 
         A wildcard socket has the unspecified address, a dual-stack one an entry for each family.
         ``caller`` is the process of a runtime's call, 0 if there is none: podman reserves the port of a
@@ -443,6 +443,7 @@ class Listener:
     """
 
     address: Address
+    port: int
     process: str
     reserved: bool = False
 

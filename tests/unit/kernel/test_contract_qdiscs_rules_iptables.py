@@ -129,7 +129,7 @@ def test_iptables_restores_all_lines_or_none(topology: Topology, version: int) -
 
 
 def test_a_new_namespace_has_no_listeners_and_no_conntrack_entries(topology: Topology) -> None:
-    assert topology.host.listeners("tcp", 80) == () and topology.host.listeners("sctp", 80) == ()
+    assert topology.host.listeners("tcp", [80]) == () and topology.host.listeners("sctp", [80]) == ()
     assert topology.host.flows("udp", 53) == ()
     topology.host.delete_flows(())
     assert not topology.host.drops_forwarded(4) and not topology.host.drops_forwarded(6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from weft.errors import Exists, KernelLacks, Missing
 from weft.kernel.fake.iptables import FakeIptables
@@ -73,9 +73,9 @@ class FakeTraffic(FakeState):
         gone = set(flows)
         self.conntrack = [flow for flow in self.conntrack if flow not in gone]
 
-    def listeners(self, protocol: str, port: int, caller: int = 0) -> tuple[Listener, ...]:
+    def listeners(self, protocol: str, ports: Collection[int], caller: int = 0) -> tuple[Listener, ...]:
         self._called("listeners")
-        return tuple(self.sockets.get((protocol, port), ()))
+        return tuple(one for port in ports for one in self.sockets.get((protocol, port), ()))
 
     def iptables(self, version: int, table: str) -> tuple[str, ...]:
         self._called("iptables")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -397,9 +397,9 @@ class LinuxNamespace:
             self._conntrack = Conntrack()
         return self._conntrack
 
-    def listeners(self, protocol: str, port: int, caller: int = 0) -> tuple[Listener, ...]:
+    def listeners(self, protocol: str, ports: Collection[int], caller: int = 0) -> tuple[Listener, ...]:
         with self._entered():
-            return sock_diag.listeners(protocol, port, caller)
+            return sock_diag.listeners(protocol, ports, caller)
 
     def iptables(self, version: int, table: str) -> tuple[str, ...]:
         from weft.kernel.linux import iptables

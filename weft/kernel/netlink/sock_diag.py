@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct, unpack_from
+from typing import NamedTuple
 
 from weft.errors import KernelRefused
 from weft.kernel.interface import Listener
@@ -47,53 +48,66 @@ _INET_DIAG_MSG_SIZE = 72
 _SPORT, _SRC, _INODE = 4, 8, 68
 
 
-def listeners(protocol: str, port: int, caller: int = 0) -> tuple[Listener, ...]:
+def listeners(protocol: str, ports: Collection[int], caller: int = 0) -> tuple[Listener, ...]:
     """The listening sockets; () for protocols other than tcp and udp. ``caller`` is the process of a
     runtime's call.
 
+    The processes are looked up together: podman binds each of a container's ports itself.
     *Equivalent to:* ``ss -lnp sport = PORT``.
     """
-    if protocol not in _PROTOCOLS:
+    if protocol not in _PROTOCOLS or not ports:
         return ()
-    found: list[Listener] = []
     with contextlib.closing(NetlinkSocket(NETLINK_SOCK_DIAG, seconds=_SECONDS)) as socket:
-        for family in (AF_INET, AF_INET6):
-            for address, inode, v6only in _sockets(socket, family, protocol, port):
-                process, reserved = _holder(inode, caller)
-                found.append(Listener(address, process, reserved))
-                if isinstance(address, IPv6Address) and not int(address) and not v6only:
-                    found.append(Listener(IPv4Address(0), process, reserved))
+        sockets = [one for family in (AF_INET, AF_INET6) for one in _sockets(socket, family, protocol, ports)]
+    holders = _holders({one.inode for one in sockets})
+    callers = frozenset(_ancestors(caller)) if holders else frozenset()
+    found: list[Listener] = []
+    for one in sockets:
+        process, reserved = _holder(one.inode, holders, callers)
+        found.append(Listener(one.address, one.port, process, reserved))
+        if isinstance(one.address, IPv6Address) and not int(one.address) and not one.v6only:
+            found.append(Listener(IPv4Address(0), one.port, process, reserved))
     return tuple(dict.fromkeys(found))
 
 
-def _sockets(socket: NetlinkSocket, family: int, protocol: str, port: int) -> list[tuple[Address, int, bool]]:
-    """Address, inode, and whether it is for IPv6 only, of the sockets that listen at the port."""
+class _Socket(NamedTuple):
+    address: Address
+    port: int
+    inode: int
+    v6only: bool
+
+
+def _sockets(socket: NetlinkSocket, family: int, protocol: str, ports: Collection[int]) -> list[_Socket]:
+    """The sockets that listen at the ports."""
     number, states = _PROTOCOLS[protocol]
-    body = _INET_DIAG_REQ_V2.pack(family, number, 0, states, port.to_bytes(2, "big"))
+    only = next(iter(ports)) if len(ports) == 1 else 0  # 0: those of all ports
+    body = _INET_DIAG_REQ_V2.pack(family, number, 0, states, only.to_bytes(2, "big"))
     try:
         messages = socket.dump(Request(SOCK_DIAG_BY_FAMILY, 0, "list the listening sockets", body))
     except NoAnswer:
         raise
     except KernelRefused:  # this kernel has no such module loaded, and so no way to tell
         return []
-    found: list[tuple[Address, int, bool]] = []
+    found: list[_Socket] = []
     for message in (message[HEADER_SIZE:] for message in messages):
-        if unpack_from("!H", message, _SPORT)[0] == port:
+        if (port := unpack_from("!H", message, _SPORT)[0]) in ports:
             source = message[_SRC : _SRC + 4] if family == AF_INET else message[_SRC : _SRC + 16]
             address = IPv4Address(source) if family == AF_INET else IPv6Address(source)
             v6only = parse(message, _INET_DIAG_MSG_SIZE).get(INET_DIAG_SKV6ONLY, b"\0")
-            found.append((address, unpack_from("=I", message, _INODE)[0], bool(v6only[0])))
+            found.append(_Socket(address, port, unpack_from("=I", message, _INODE)[0], bool(v6only[0])))
     return found
 
 
-def _holder(inode: int, caller: int) -> tuple[str, bool]:
-    """A process that has the socket open, and whether all that have it open only reserve the port."""
+def _holder(inode: int, found: Mapping[int, list[int]], callers: Collection[int]) -> tuple[str, bool]:
+    """A process that has the socket open, and whether all that have it open only reserve the port.
+
+    ``found`` are the processes by inode, ``callers`` the call's process and its ancestors.
+    """
     if not inode:
         return "the kernel", False
-    holders = [(pid, _stat(pid)[0]) for pid in _open_in(inode)]
+    holders = [(pid, _stat(pid)[0]) for pid in found.get(inode, ())]
     if not holders:
         return "a process that cannot be seen from here", False
-    callers = frozenset(_ancestors(caller))
     serving = [
         (pid, name)
         for pid, name in holders
@@ -103,13 +117,22 @@ def _holder(inode: int, caller: int) -> tuple[str, bool]:
     return f"{name} ({pid})", not serving
 
 
-def _open_in(inode: int) -> Iterator[int]:
-    link = f"socket:[{inode}]"
-    for process in filter(str.isdigit, os.listdir("/proc")):
-        folder = f"/proc/{process}/fd"
-        with contextlib.suppress(OSError):
-            if any(os.readlink(f"{folder}/{descriptor}") == link for descriptor in os.listdir(folder)):
-                yield int(process)
+def _holders(inodes: Collection[int]) -> dict[int, list[int]]:
+    """The processes that have each of the sockets open, by inode. Reads the descriptors of all processes."""
+    links = {f"socket:[{inode}]": inode for inode in inodes if inode}
+    found: dict[int, list[int]] = {}
+    for process in filter(str.isdigit, os.listdir("/proc")) if links else ():
+        for link in links.keys() & set(_opened(f"/proc/{process}/fd")):
+            found.setdefault(links[link], []).append(int(process))
+    return found
+
+
+def _opened(folder: str) -> Iterator[str]:
+    """What the descriptors in a directory refer to; one that is closed meanwhile is left out."""
+    with contextlib.suppress(OSError):
+        for descriptor in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                yield os.readlink(f"{folder}/{descriptor}")
 
 
 def _ancestors(pid: int) -> Iterator[int]:
