@@ -136,6 +136,8 @@ def of_leftovers(context: ServiceContext, networks: Sequence[NetworkList]) -> It
     for element in found.elements:
         text = element_text(element)
         yield Finding(f"nftables element {text} has weft's mark and belongs to no attachment", _GC, FixedBy.GC)
+    for name in found.unrecorded:
+        yield Finding(f"{name} runs, but its record is lost, with /run/weft", "restart the container")
     for path in found.files:
         if not path.endswith(".damaged"):
             yield Finding(f"file {path} was left by a killed call", _GC, FixedBy.GC)

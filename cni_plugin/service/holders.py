@@ -20,6 +20,7 @@ import os
 import time
 from collections.abc import Iterator
 from functools import cached_property
+from ipaddress import ip_interface
 
 from cni_plugin.plan import modules
 from cni_plugin.service.context import ServiceContext
@@ -63,7 +64,7 @@ class Holders:
             return "attachment"
         if not self._marks.isdisjoint(_digests(network, owner)):
             return "a link with its mark"
-        if place := self._place(lease.address, owner):
+        if place := self.place(lease.address, owner):
             return f"namespace {place}"
         paths = _cached_namespaces(network, owner)
         if paths is None:
@@ -71,7 +72,7 @@ class Holders:
             return f"neighbour {mac}" if mac else ""
         if not paths:
             return "a cached result of the runtime"
-        return next((f"namespace {path}" for path in paths if self._is_container(path)), "")
+        return next((f"namespace {path}" for path in paths if self.is_container(path)), "")
 
     def lives(self, record: Record) -> bool:
         """Whether the attachment's namespace exists: at its path, or elsewhere with an address of the
@@ -79,18 +80,20 @@ class Holders:
         no namespace lives.
         """
         return not self._context.is_gone(record.namespace) or any(
-            self._place(ip.address.ip, Owner(one.attachment.container, one.attachment.interface))
+            self.place(ip.address.ip, Owner(one.attachment.container, one.attachment.interface))
             for one in self._records
             if one.attachment.container == record.attachment.container and one.namespace.same(record.namespace)
             for ip in one.result.ips
             if not ip.address.is_loopback
         )
 
-    def _place(self, address: Address, owner: Owner) -> str:
+    def place(self, address: Address, owner: Owner) -> str:
+        """The namespace that has the address on an interface of the owner's name, "" if none has."""
         found = self._addresses.get(address, {})
         return next((path for name, path in found.items() if owner.interface in ("", name)), "")
 
-    def _is_container(self, path: str) -> bool:
+    def is_container(self, path: str) -> bool:
+        """Whether a path is a network namespace, and not the host's."""
         found = self._context.kernel.identify(path)
         return found.known and not found.same(self._context.kernel.host.id)
 
@@ -130,6 +133,26 @@ class Holders:
                 namespace.close()
 
 
+def cached_attachments(context: ServiceContext) -> dict[str, str]:
+    """The attachments whose namespaces live by libcni's cached results, for each of their marks' digests.
+
+    Their records may be lost, with /run; then these results tell a running container's links and
+    elements from those of an ADD that was killed, which has none.
+    """
+    found: dict[str, str] = {}
+    holders = Holders(context)
+    with contextlib.suppress(OSError):
+        for name in os.listdir(RESULTS):
+            document = _document(os.path.join(RESULTS, name))
+            network, container, interface = (str(document.get(key)) for key in ("networkName", "containerId", "ifName"))
+            places = (holders.place(address, Owner(container, interface)) for address in _addresses(document))
+            if any(map(holders.is_container, _sandboxes(document))) or any(places):
+                for plugin in (OWN_NAME, *modules.drivers(), *modules.plugins()):
+                    attachment = Attachment(network, container, interface, plugin)
+                    found[identity.attachment_digest(attachment)] = str(attachment)
+    return found
+
+
 def _digests(network: str, owner: Owner) -> set[str]:
     """The digests in the marks that links of the owner have: of the plugins that make links."""
     names = (OWN_NAME, *modules.drivers())
@@ -137,15 +160,38 @@ def _digests(network: str, owner: Owner) -> set[str]:
 
 
 def _cached_namespaces(network: str, owner: Owner) -> tuple[str, ...] | None:
-    """The namespaces that libcni's cached result of the attachment names; None without such a result."""
+    """The namespaces that libcni's cached result of the attachment names; None without such a result, ()
+    for one that cannot be read: whatever it is, a runtime knows the attachment.
+    """
     path = os.path.join(RESULTS, f"{network}-{owner.container}-{owner.interface}")
+    return _sandboxes(_document(path)) if os.path.lexists(path) else None
+
+
+def _document(path: str) -> dict[str, object]:
+    """A cached result; {} if it cannot be read."""
     try:
         with open(path, "rb") as file:
-            document = json.load(file)
-        result = document.get("result", document)
-        sandboxes = {str(one["sandbox"]) for one in result.get("interfaces", ()) if one.get("sandbox")}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, AttributeError, LookupError):
-        return ()  # whatever it is, a runtime knows the attachment
-    return tuple(sorted(sandboxes))
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sandboxes(document: dict[str, object]) -> tuple[str, ...]:
+    """The namespaces that a cached result names."""
+    return tuple(sorted({str(one["sandbox"]) for one in _members(document, "interfaces") if one.get("sandbox")}))
+
+
+def _addresses(document: dict[str, object]) -> Iterator[Address]:
+    """The addresses in a cached result, without those of loopback."""
+    for one in _members(document, "ips"):
+        with contextlib.suppress(ValueError):
+            address = ip_interface(str(one.get("address"))).ip
+            if not address.is_loopback:
+                yield address
+
+
+def _members(document: dict[str, object], key: str) -> list[dict[str, object]]:
+    result = document.get("result", document)
+    found = result.get(key) if isinstance(result, dict) else None
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

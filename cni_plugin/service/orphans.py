@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cni_plugin.ops import Elements
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service.context import ServiceContext
-from cni_plugin.service.holders import Holders
+from cni_plugin.service.holders import Holders, cached_attachments
 from cni_plugin.service.records import Phase, Record
 from weft import identity
 from weft.errors import Missing
@@ -25,11 +25,15 @@ from weft.kernel.interface import Element
 class Orphans:
     """What has weft's mark and belongs to no attachment or network: names of links, elements, paths of
     files.
+
+    ``unrecorded`` are attachments that such links or elements belong to and that are none: their
+    records are lost, but their containers run.
     """
 
     links: tuple[str, ...]
     elements: tuple[Element, ...]
     files: tuple[str, ...]
+    unrecorded: tuple[str, ...] = ()
 
 
 def orphans(context: ServiceContext) -> Orphans:
@@ -42,10 +46,19 @@ def orphans(context: ServiceContext) -> Orphans:
     elements = list(marked_elements(context))
     known = context.records.digests() | _shared_digests(context)
     lock = context.records.shared_lock()  # its file is created by every sweep
+    unknown = {
+        identity.mark_digest(one) for one in (*(link.alias for link in links), *(each.mark for each in elements))
+    }
+    unknown -= known
+    running = cached_attachments(context) if unknown else {}
+    unrecorded = tuple(sorted({running[mark] for mark in unknown if mark in running}))
+    if unrecorded:  # the record of their network is lost, too: which elements are the network's is not known
+        elements = []
     return Orphans(
-        tuple(link.name for link in links if identity.mark_digest(link.alias) not in known),
-        tuple(element for element in elements if identity.mark_digest(element.mark) not in known),
+        tuple(link.name for link in links if identity.mark_digest(link.alias) in unknown - running.keys()),
+        tuple(element for element in elements if identity.mark_digest(element.mark) in unknown),
         tuple(path for path in context.records.stray_files() if path != lock and not _is_locked(path)),
+        unrecorded,
     )
 
 

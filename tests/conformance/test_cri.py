@@ -103,7 +103,7 @@ def test_pods_from_start_to_end(node: Node) -> None:
 
 @pytest.mark.parametrize("kind", ["single"], indirect=True)
 def test_pods_outlive_a_killed_runtime(own: None, node: Node) -> None:
-    """Its mounts of their namespaces are lost as well; gc and doctor take nothing from them."""
+    """Its mounts of their namespaces are lost as well, or weft's records are: gc takes nothing from them."""
     pod, server = serve(node, "web", 8080)
     node.kill_runtime()
     node.run("sh", "-c", "umount /run/netns/cni-* && rm -f /run/netns/cni-*")
@@ -111,6 +111,11 @@ def test_pods_outlive_a_killed_runtime(own: None, node: Node) -> None:
     assert node.weft("gc").stdout == "nothing to remove\n"
     assert page(node, "127.0.0.1:8080") and sorted(node.leases("pods")) == sorted(pod.addresses)
     node.start_runtime()
+    other = node.pod("other")
+    node.run("rm", "-rf", "/run/weft")
+    freed = node.weft("gc").stdout
+    assert "lease" not in freed and "address" not in freed and page(node, "127.0.0.1:8080"), freed
+    node.end(other)
     until(lambda: pings(node, server, "10.66.0.1"), what="an answer of the gateway")
     node.end(pod)
     assert node.leases("pods") == []

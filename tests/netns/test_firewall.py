@@ -84,6 +84,9 @@ def test_published_ports_are_open_to_other_networks(host: Host, cni: Cni, policy
     assert blocked(host, "blue", *PLACES["red"]) == [True, True]
     for address in (lan.host, lan.host6, "10.82.0.1", "fd82::1", "10.81.0.1"):
         assert host.reaches("blue", address, 8080), address
+    if policy == "same-bridge":
+        attach(host, cni, "red", "red2", ingressPolicy=policy)
+        assert host.reaches("red2", lan.host, 8080) and host.reaches("red2", lan.host6, 8080)
 
 
 def test_changed_policy_replaces_the_previous_one(host: Host, cni: Cni) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from cni_plugin.service import holders
 from cni_plugin.service.gc import collect_stale, free_leases
+from cni_plugin.service.orphans import orphans
 from ipam.ranges import Pool
 from lab.calls import Weft
 from lab.cases import Conf, conf, pool
@@ -69,7 +70,8 @@ class Node(Weft):
         interfaces = [{"name": "b0"}, *({"name": "eth0", "sandbox": one} for one in sandboxes)]
         folder = self.folder / "results"
         folder.mkdir(exist_ok=True)
-        document = {"kind": "cniCacheV1", "result": {"cniVersion": "1.0.0", "interfaces": interfaces}}
+        names = {"networkName": "red", "containerId": container, "ifName": "eth0"}
+        document = {"kind": "cniCacheV1", **names, "result": {"cniVersion": "1.0.0", "interfaces": interfaces}}
         (folder / f"red-{container}-eth0").write_text(json.dumps(document))
 
     def unheld(self) -> list[str]:
@@ -202,3 +204,22 @@ def test_gc_keeps_an_attachment_whose_namespace_lost_its_mount(node: Node) -> No
     found = collect_stale(node.service(node.kernel)).attachments
     assert sorted(found) == ["c2/eth0 on red", "c2/lo on lo"]
     assert sorted(node.leases().values()) == ["c1", "c3", "c4", "c5"]
+
+
+def test_gc_leaves_a_running_container_whose_record_is_lost(node: Node) -> None:
+    """libcni has cached the result of an ADD that succeeded; a killed ADD left none."""
+    network = node.network() | {"ipMasq": True}
+    node.fill(network)
+    shutil.rmtree(node.folder / "run")
+    node.cached("c1", "/run/netns/c1")
+    node.cached("c2", "/run/netns/gone")
+    service = node.service(node.kernel)
+    service.records.prepare()
+    kept = identity.host_link(Attachment("red", "c1", "eth0", "weft"))
+    assert orphans(service).unrecorded == ("c1/eth0 on red",)
+    swept = collect_stale(service)
+    assert [link.name for link in node.kernel.host.links() if link.name.startswith("veth")] == [kept]
+    assert not any(one.startswith("masquerade") for one in swept.leftovers)
+    assert node.unheld() == ["c2", "c3", "c4", "c5"]
+    node.delete(network, "/run/netns/c1")
+    assert node.leases() == {} and orphans(service).unrecorded == ()
