@@ -21,16 +21,8 @@ from cni_plugin.wire import channel, document, versions
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Command, Request
 from weft.errors import ConfigProblem, WeftError
-from weft.identity import digest
 from weft.section import Problems, Section
 from weft.types import Result, Subnet
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from cni_plugin.networks.pools import Use
-
-FOLDER = "/etc/containers/networks"
-"""Where podman keeps its networks."""
 
 _VERSION = "1.1.0"
 _OWN_OPTIONS = {
@@ -310,7 +302,9 @@ def created(value: Json) -> Json:
         section.problem("subnets", f"cannot be given with the ipam driver {ipam}")
     problems.raise_any()
     if network.about.bridged and not section.text("network_interface"):
-        found["network_interface"] = f"wbr-{digest('netavark', section.text('id') or network.name)[:8]}"
+        from cni_plugin.networks import podman
+
+        found["network_interface"] = podman.bridge_name(section.text("id") or network.name)
     if ipam == "host-local":
         found["subnets"] = _subnets(section, network)
     found["ipam_options"] = {**_object(value.get("ipam_options")), "driver": ipam}
@@ -343,6 +337,8 @@ def _subnets(section: Section, network: Network) -> list[Json]:
         raise ConfigProblem(
             f"the driver {network.driver} needs a subnet: that of the wire", hint="--subnet, or --ipam-driver dhcp"
         )
+    if found and network.about.bridged:
+        _require_free(found, section.text("network_interface"))
     if not found:
         found.append(_free(4, network))
     if section.flag("ipv6_enabled") and 6 not in versions:
@@ -350,42 +346,26 @@ def _subnets(section: Section, network: Network) -> list[Json]:
     return found
 
 
+def _require_free(subnets: list[Json], bridge: str) -> None:
+    """Raises InUse where another link of the host, or another network, has one of the subnets."""
+    from cni_plugin.networks import podman, pools
+
+    uses = [use for use in podman.subnets_in_use(routes=False) if not bridge or use.link != bridge]
+    for one in subnets:
+        pools.require_free(ip_network(str(one["subnet"])), uses)
+
+
 def _gateway(subnet: Subnet) -> str:
     return str(subnet.network_address + 1)
 
 
 def _free(version: int, network: Network) -> Json:
-    from cni_plugin.networks import pools
+    from cni_plugin.networks import podman, pools
 
-    uses = _taken()
+    uses = podman.subnets_in_use()
     subnet: Subnet = pools.free_ipv4(uses) if version == 4 else pools.free_ipv6(uses)
     found: Json = {"subnet": str(subnet)}
     return {**found, "gateway": _gateway(subnet)} if network.has_gateway else found
-
-
-def _taken() -> list[Use]:
-    """The subnets of this host, of CNI's networks and of podman's."""
-    from cni_plugin.networks import conflists, pools
-    from weft.kernel.linux.kernel import LinuxKernel
-
-    kernel = LinuxKernel()
-    try:
-        uses = pools.of_host(kernel.host)
-    finally:
-        kernel.close()
-    uses += pools.of_networks(conflists.listed(conflists.FOLDER)[0])
-    try:
-        names = sorted(name for name in os.listdir(FOLDER) if name.endswith(".json"))
-    except OSError:
-        names = []
-    for name in names:
-        try:
-            with open(os.path.join(FOLDER, name), encoding="utf-8") as file:
-                subnets = json.load(file).get("subnets") or ()
-            uses += [pools.Use(ip_network(one["subnet"]), f"podman's network {name[:-5]}") for one in subnets]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # podman will say what is wrong with it
-    return uses
 
 
 def _tried(network: Json) -> None:

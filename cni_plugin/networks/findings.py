@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
 
-from cni_plugin.networks import attachments, conflists, leases, pools
+from cni_plugin.networks import attachments, conflists, leases, podman, pools
 from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import NetworkList
-from cni_plugin.ops import Elements
+from cni_plugin.ops import Elements, Gateways
 from cni_plugin.plan import modules
 from cni_plugin.plan.traits import Feature, LinkTrial, Parent
 from cni_plugin.service import executor
@@ -20,6 +20,7 @@ from weft.errors import WeftError
 from weft.kernel.linux import probe
 from weft.kernel.linux.probe import Ability
 from weft.section import Section
+from weft.types import Subnet
 
 _WITHOUT_FILE = "podman"
 """podman keeps its default network's list in memory only."""
@@ -141,11 +142,37 @@ def of_leftovers(context: ServiceContext, networks: Sequence[NetworkList]) -> It
     for path in found.files:
         if not path.endswith(".damaged"):
             yield Finding(f"file {path} was left by a killed call", _GC, FixedBy.GC)
-    for name in set(unused_networks(context)) - {network.name for network in networks} - {_WITHOUT_FILE}:
+    of_podman = podman.listed()
+    defined = {_WITHOUT_FILE, *(network.name for network in networks), *(one.name for one in of_podman)}
+    for name in sorted((set(unused_networks(context)) - defined) | set(podman.forgotten(context, of_podman))):
         yield Finding(f"network {name} is set up but neither defined nor used", _GC, FixedBy.GC)
     for lease in leases.stale(context, networks):
         what = f"address {lease.address} on {lease.network} is leased to {lease.owner}, which is gone"
         yield Finding(what, _GC, FixedBy.GC)
+
+
+def of_subnets(context: ServiceContext) -> Iterator[Finding]:
+    """Networks whose containers this host does not reach, since another link has their subnet, too."""
+    host, unused = context.kernel.host, unused_networks(context)
+    networks = list(context.records.networks())
+    gateways = [(one.network, each) for one in networks for each in one.shared if isinstance(each, Gateways)]
+    idle = {each.link for name, each in gateways if name in unused}
+    for name, each in gateways:
+        for link in host.links():
+            for there in host.addresses(link.name) if link.name != each.link else ():
+                if each.link in idle or not any(_has(address.network, there.network) for address in each.addresses):
+                    continue
+                what = f"{link.name} has {there}, an address of the subnet of network {name} on {each.link}"
+                if link.name in idle:
+                    yield Finding(what, _GC, FixedBy.GC)
+                else:
+                    yield Finding(what, f"use another subnet for {name}, or delete that address")
+
+
+def _has(subnet: Subnet, other: Subnet) -> bool:
+    """Whether the other subnet is the same or a part, so that its route is the one that is used."""
+    same = subnet.version == other.version and not other.is_link_local
+    return same and other.prefixlen >= subnet.prefixlen and subnet.overlaps(other)
 
 
 def of_attachments(context: ServiceContext) -> Iterator[Finding]:
@@ -262,6 +289,7 @@ def every(
         *of_host(abilities, networks),
         *of_files(context, problems),
         *of_networks(context, networks),
+        *of_subnets(context),
         *forwarding,
         *(one for one in of_attachments(context) if not any(f"{key} is " in one.what for key in reported)),
         *of_leftovers(context, networks),

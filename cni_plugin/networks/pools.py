@@ -39,8 +39,8 @@ def of_networks(networks: Iterable[NetworkList]) -> list[Use]:
     return [Use(subnet, f"network {network.name}") for network in networks for subnet in subnets(network)]
 
 
-def of_host(host: Namespace) -> list[Use]:
-    """The subnets that the host has addresses in or routes to."""
+def of_host(host: Namespace, *, routes: bool = True) -> list[Use]:
+    """The subnets that the host has addresses in or, with ``routes``, routes to."""
     found: dict[tuple[Subnet, str], Use] = {}
     for link in host.links():
         for address in host.addresses(link.name):
@@ -48,7 +48,7 @@ def of_host(host: Namespace) -> list[Use]:
                 (address.network, link.name),
                 Use(address.network, f"the address {address} of this host's {link.name}", link.name),
             )
-    for known in host.routes():
+    for known in host.routes() if routes else ():
         destination = known.route.destination
         via = f"this host's route to {destination}" + (f" over {known.link}" if known.link else "")
         found.setdefault((destination, known.link), Use(destination, via, known.link))

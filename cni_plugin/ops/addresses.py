@@ -85,6 +85,11 @@ class Gateways(Operation):
     def on_link(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
+    def excludes(self, other: Gateways) -> bool:
+        """Whether the host cannot have both: another link with one of the subnets."""
+        links = self.link != other.link
+        return links and any(_overlap(one, another) for one in self.addresses for another in other.addresses)
+
     def _there(self, machine: Machine) -> tuple[Cidr, ...]:
         """The link's addresses of the gateways' IP versions."""
         versions = sorted({address.version for address in self.addresses})

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Sequence
 
-from cni_plugin.ops import Elements
+from cni_plugin.ops import Elements, Gateways
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.service import executor
 from cni_plugin.service.context import ServiceContext, raise_all
@@ -105,6 +105,37 @@ def withdraw(context: ServiceContext, network: str, before: Sequence[Operation])
             _write_shared(context, network, now)
     if not context.recorded_shared(network):
         remove_network(context, network, timeout=0)
+
+
+def retire(context: ServiceContext, network: str, shared: Sequence[Operation]) -> None:
+    """Remove the bridges that have a subnet which ``shared`` gives to another bridge: those of networks
+    without attachments, and the network's own of before it was changed, unless an attachment uses it.
+
+    Runtimes call no plugin when a network is removed, or created again with another bridge. Of two
+    bridges with one subnet the host uses the older, where nobody is. The caller does not hold the
+    shared lock.
+    """
+    gateways = [each for each in shared if isinstance(each, Gateways)]
+    for other in list(context.records.networks()):
+        theirs = [each for each in other.shared if isinstance(each, Gateways)]
+        if not any(one.excludes(each) for one in gateways for each in theirs):
+            continue
+        if other.network == network:
+            _retire_former(context, network, shared)
+        else:
+            with contextlib.suppress(WeftError):  # it is in use, or a call is just about to
+                remove_network(context, other.network, timeout=0)
+
+
+def _retire_former(context: ServiceContext, network: str, shared: Sequence[Operation]) -> None:
+    """Undo the shared operations of the network that neither ``shared`` nor an attachment has."""
+    records = context.records
+    with locks.hold(records.shared_lock()):
+        now = context.recorded_shared(network)
+        used = {each for one in records.all() if one.attachment.network == network for each in one.shared}
+        staying = tuple(each for each in now if each in shared or each in used)
+        if not _undo_shared(context, network, [each for each in now if each not in staying], (*staying, *shared)):
+            _write_shared(context, network, staying)
 
 
 def _write_shared(context: ServiceContext, network: str, shared: tuple[Operation, ...]) -> None:

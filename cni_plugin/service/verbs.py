@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cni_plugin.dataplane.tables import TABLES
-from cni_plugin.ops import BaseRules, PoolLease
+from cni_plugin.ops import BaseRules, Gateways, PoolLease
 from cni_plugin.ops.operation import Lease, Machine, Operation
 from cni_plugin.plan import modules
 from cni_plugin.plan.cached import link_cache
@@ -20,7 +20,7 @@ from cni_plugin.service import assemble, executor
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.planner import EMPTY_PLAN, attachment_of, own_operations, shared_operations
 from cni_plugin.service.records import NetworkRecord, Phase, Record
-from cni_plugin.service.shared import pass_on_ports, restore_elements, undo_replaced, withdraw
+from cni_plugin.service.shared import pass_on_ports, restore_elements, retire, undo_replaced, withdraw
 from cni_plugin.wire.request import Command, Request
 from weft import locks
 from weft.errors import (
@@ -308,7 +308,10 @@ class Service(ServiceContext):
         lock.
         """
         seen = planned_on or machine
-        if self._unrecorded(attachment.network, shared) or any(operation.mismatch(seen) for operation in shared):
+        new = self._unrecorded(attachment.network, shared)
+        if any(isinstance(each, Gateways) for each in new):
+            retire(self, attachment.network, shared)
+        if new or any(operation.mismatch(seen) for operation in shared):
             with locks.hold(self.records.shared_lock()):
                 undo_replaced(self, attachment, shared, machine)
                 new = self._unrecorded(attachment.network, shared)

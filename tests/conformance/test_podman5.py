@@ -49,3 +49,21 @@ def test_published_ports(podman: Podman, create: Create, roots: list[str]) -> No
     assert refused.code and "port 9000/tcp is in use: podman" in refused.stderr, refused
     podman.run("sh", "-c", "kill $(cat /run/service.pid)")
     podman.podman("network", "rm", "-f", "six")
+
+
+def test_a_network_that_is_removed_and_created_again(podman: Podman, create: Create, roots: list[str]) -> None:
+    """Podman calls no plugin to remove a network; its new bridge gets another name."""
+    podman.podman("network", "create", *ONE, "green")
+    first = podman.defined("green")["network_interface"]
+    podman.serve("web", roots[0], "-p", "8080:80", network="green")
+    podman.podman("rm", "-fa", "-t0")
+    podman.podman("network", "rm", "green")
+    assert "network green is set up but neither defined nor used" in podman.findings()
+    create("green", *ONE)
+    second = podman.defined("green")["network_interface"]
+    assert first not in podman.links() and second != first
+    podman.serve("web", roots[0], "-p", "8080:80", network="green")
+    assert "weft was here" in podman.get("127.0.0.1", 8080)
+    assert podman.findings() == []
+    taken = podman.run("podman", "network", "create", *ONE, "blue", check=False)
+    assert taken.code and "overlaps" in taken.stderr and "10.91.0.0/24" in taken.stderr

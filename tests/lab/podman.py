@@ -108,6 +108,11 @@ class Podman(Machine):
         """The network settings of a container in ``podman inspect``."""
         return dict(self.state(name)["NetworkSettings"]["Networks"][network or self.network])
 
+    def defined(self, network: str) -> dict[str, Any]:
+        """The output of ``podman network inspect`` for a network."""
+        [found] = json.loads(self.podman("network", "inspect", network))
+        return dict(found)
+
     def state(self, name: str) -> dict[str, Any]:
         """The output of ``podman inspect`` for a container."""
         [found] = json.loads(self.podman("inspect", name))

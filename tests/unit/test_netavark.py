@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
 from cni_plugin.entry import netavark
+from cni_plugin.networks import podman
+from cni_plugin.networks.pools import Use
 from cni_plugin.wire.request import Request
-from weft.errors import ConfigProblem
+from weft.errors import ConfigProblem, InUse
 from weft.types import Result
+
+
+@pytest.fixture(autouse=True)
+def unused_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No subnet of this machine is in the way of ``create``."""
+    monkeypatch.setattr(podman, "subnets_in_use", lambda routes=True: [])
+
 
 SUBNET = {"subnet": "10.77.0.0/24", "gateway": "10.77.0.1", "lease_range": None}
 
@@ -161,8 +170,7 @@ def test_invalid_networks_are_not_created(keys: dict[str, Any], words: str) -> N
     assert words in str(refused.value)
 
 
-def test_create_fills_in_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netavark, "_taken", list)
+def test_create_fills_in_defaults() -> None:
     keys = {"subnets": None, "network_interface": None, "ipam_options": None, "ipv6_enabled": True}
     found = netavark.created(network(**keys))
     four, six = found["subnets"]  # type: ignore[misc]
@@ -175,11 +183,15 @@ def test_create_fills_in_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "gateway" not in inside["subnets"][0]  # type: ignore[index]
 
 
-def test_subnets_of_podmans_other_networks_are_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "red.json").write_text(json.dumps({"subnets": [{"subnet": "10.89.0.0/16"}]}))
-    (tmp_path / "bad.json").write_text("{")
-    monkeypatch.setattr(netavark, "FOLDER", str(tmp_path))
-    assert "10.89.0.0/16" in [str(use.subnet) for use in netavark._taken()]
+def test_create_refuses_a_subnet_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As podman does for networks of its own drivers; macvlan's subnet is that of the host's link."""
+    used = Use(ip_network("10.77.0.0/16"), "the address 10.77.0.1/16 of this host's eth0", "eth0")
+    monkeypatch.setattr(podman, "subnets_in_use", lambda routes=True: [used])
+    with pytest.raises(InUse) as refused:
+        netavark.created(network(network_interface=None))
+    assert "10.77.0.0/24 with 10.77.0.0/16, the address 10.77.0.1/16 of this host's eth0" in str(refused.value)
+    netavark.created(network(network_interface="eth0"))
+    netavark.created(network(options={"driver": "macvlan"}, network_interface="eth0"))
 
 
 @pytest.mark.parametrize(
