@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from discovery.catalog import Catalog, node_checks
-from discovery.health.probes import Prober
+from discovery.health.probes import STALL_SECONDS, Prober
 from discovery.health.status_handler import StatusHandler
 from discovery.metrics import Metrics
 from discovery.registry import NotRegistered, Registry
@@ -110,10 +110,14 @@ class Checker:
             timer.cancel()
 
     def _on_timer(self, check_id: str) -> None:
-        self._timers.pop(check_id, None)
+        loop = asyncio.get_running_loop()
+        timer = self._timers.pop(check_id)
         remaining = self._registry.deadlines.remaining(check_id)
         if remaining is not None and remaining > 0:
             self._set_timer(check_id)
+        elif loop.time() - timer.when() > STALL_SECONDS:
+            # This process was stopped, or busy: reports of the time before may not be read yet.
+            self._timers[check_id] = loop.call_later(_RETRY_SECONDS, self._on_timer, check_id)
         elif remaining is not None:
             task = asyncio.create_task(self._expire(check_id))
             self._expiring.add(task)

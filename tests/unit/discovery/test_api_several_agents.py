@@ -59,6 +59,20 @@ def test_locks_of_a_node_that_leaves_are_released_by_another_agent(both: tuple[L
     assert [member["Name"] for member in other.get("/v1/agent/members").json] == ["n2"]
 
 
+def test_a_session_without_checks_outlives_its_node(both: tuple[LabAgent, LabAgent]) -> None:
+    """hashicorp/consul#20424: with empty NodeChecks it ends by its TTL, or when it is destroyed."""
+    one, other = both
+    session = one.put("/v1/session/create", {"NodeChecks": [], "TTL": "1h", "LockDelay": "0s"}).json["ID"]
+    assert one.put(f"/v1/kv/leader?acquire={session}", b"n1").text == "true"
+    assert one.put("/v1/agent/leave").status == 200
+    until(lambda: [member["Name"] for member in other.get("/v1/agent/members").json] == ["n2"])
+    mine = other.put("/v1/session/create", {"LockDelay": "0s"}).json["ID"]
+    assert other.put(f"/v1/kv/leader?acquire={mine}", b"n2").text == "false"
+    assert other.put(f"/v1/session/renew/{session}").status == 200
+    assert other.put(f"/v1/session/destroy/{session}").text == "true"
+    assert other.put(f"/v1/kv/leader?acquire={mine}", b"n2").text == "true"
+
+
 def test_indexes_do_not_decrease_across_a_restart(tmp_path: Path) -> None:
     node = Node("n1", "127.0.0.1")
     paths = ("/v1/health/service/web", "/v1/health/service/gone", "/v1/catalog/services", "/v1/kv/a", "/v1/kv/gone")

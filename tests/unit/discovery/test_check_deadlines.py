@@ -95,6 +95,23 @@ def test_reports_are_stored_without_a_graceful_stop(tmp_path: Path) -> None:
     run(test)
 
 
+def test_registering_again_extends_no_ttl(tmp_path: Path) -> None:
+    """hashicorp/consul#6231: a check that nobody reports any more must not stay passing."""
+
+    async def test() -> None:
+        async with running(tmp_path, checks=True) as parts:
+            await parts.registry.register(WEB, [HOUR])
+            await parts.registry.update_check(HOUR.id, Status.PASSING, "fine")
+            before = parts.registry.deadlines.remaining(HOUR.id)
+            await asyncio.sleep(0.1)
+            await parts.registry.register(WEB, [HOUR], replace_checks=True)
+            after = parts.registry.deadlines.remaining(HOUR.id)
+            assert before is not None and after is not None and after <= before - 0.1
+            assert parts.registry.checks()[HOUR.id].status is Status.PASSING
+
+    run(test)
+
+
 def test_a_report_of_the_same_status_publishes_nothing(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as parts:
@@ -106,6 +123,25 @@ def test_a_report_of_the_same_status_publishes_nothing(tmp_path: Path) -> None:
                 await parts.registry.update_check(HOUR.id, Status.PASSING, "fine")
             await parts.registry.stop()
             assert parts.catalog.node_checks("n1")[1].modify_index == index
+
+    run(test)
+
+
+def test_a_report_that_came_while_the_agent_was_stopped_counts(tmp_path: Path) -> None:
+    """As after SIGSTOP: when it goes on, the timer is due and the report is still in the socket."""
+
+    async def test() -> None:
+        async with running(tmp_path, checks=True) as parts:
+            await registered(parts.registry, offered=False)
+            await parts.registry.update_check(SHORT.id, Status.PASSING, "fine")
+            statuses: set[Status] = set()
+            parts.catalog.subscribe(lambda *_: statuses.update(status for _, status in parts.health("web")))
+            await parts.until(lambda: parts.health("web") == [("web-1", Status.PASSING)])
+            time.sleep(2.0)
+            await asyncio.sleep(0.3)
+            await parts.registry.update_check(SHORT.id, Status.PASSING, "fine")
+            assert Status.CRITICAL not in statuses
+            await parts.until(lambda: Status.CRITICAL in statuses)
 
     run(test)
 
