@@ -4,7 +4,7 @@ Run by ``benchmarks/checks`` in private namespaces; all traffic is on loopback. 
 two TTL checks, reported every TTL / 2, and a TCP check, nine of ten at a target that accepts and one at a
 target that never answers. Some targets are closed, others become silent, and some TTL checks are no
 longer reported: the time until each is critical in the HTTP API is compared with interval + timeout,
-or the TTL. Wall-clock times; ``--nice`` gives agent and DNS client priority over other load.
+or the TTL. Wall-clock times; on a busy machine run it by ``chrt -r 1``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ class Options:
     timeout: float
     ttl: float
     queries: float
-    nice: int
 
 
 @dataclass
@@ -189,9 +188,8 @@ def _name(number: int) -> str:
     return f"{'closed' if number % 2 else 'silent'} {number}"
 
 
-def ask(names: int, queries: float, nice: int, results: multiprocessing.Queue[list[float]], until: float) -> None:
+def ask(names: int, queries: float, results: multiprocessing.Queue[list[float]], until: float) -> None:
     """Query random services by DNS until then; puts the seconds that each took, in a process of its own."""
-    os.setpriority(os.PRIO_PROCESS, 0, nice)
     found: list[float] = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.connect(("127.0.0.1", 8600))
@@ -234,6 +232,7 @@ async def measure(options: Options, process: int) -> None:
         await ready(session)
         empty = usage(process)
         took = await register(session, options, targets)
+        print(f"registered {options.services} services in {took:.0f} s", flush=True)
         tasks = [asyncio.create_task(report(session, options, stopped, seen))]
         await asyncio.sleep(max(options.interval + options.timeout, options.ttl))  # each check has run
         own = range(2 * options.deaths)
@@ -242,7 +241,7 @@ async def measure(options: Options, process: int) -> None:
         watched = {_name(number): number for number in own} | {f"ttl {number}": number for number in expiring}
         tasks += [asyncio.create_task(watch(session, name, f"s{number}", seen)) for name, number in watched.items()]
         results: multiprocessing.Queue[list[float]] = multiprocessing.Queue()
-        arguments = (options.services, options.queries, options.nice, results, time.time() + options.seconds)
+        arguments = (options.services, options.queries, results, time.time() + options.seconds)
         client = multiprocessing.Process(target=ask, args=arguments)
         client.start()
         before, begun = usage(process), time.perf_counter()
@@ -256,7 +255,7 @@ async def measure(options: Options, process: int) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     show(options, seen, latencies)
     busy = (after.processor - before.processor) / elapsed
-    print(f"registered in {took:.0f} s; load of the machine {os.getloadavg()[0]:.0f}")
+    print(f"load of the machine {os.getloadavg()[0]:.0f}")
     print(
         f"agent: {busy:.0%} of a processor, {after.memory:.0f} MiB (at most {after.most:.0f}, empty {empty.memory:.0f})"
     )
@@ -297,14 +296,9 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=10.0)
     parser.add_argument("--ttl", type=float, default=60.0)
     parser.add_argument("--queries", type=float, default=200.0, help="DNS queries a second")
-    parser.add_argument("--nice", type=int, default=0, help="of the agent and the DNS client")
     options = Options(**vars(parser.parse_args()))
     commands.run("ip", "link", "set", "lo", "up")
-    agent = subprocess.Popen(
-        [str(ROOT / "bin" / "weft"), "agent"],
-        stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: os.setpriority(os.PRIO_PROCESS, 0, options.nice),
-    )
+    agent = subprocess.Popen([str(ROOT / "bin" / "weft"), "agent"], stderr=subprocess.DEVNULL)
     try:
         asyncio.run(measure(options, agent.pid))
     finally:
