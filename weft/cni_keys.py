@@ -11,8 +11,8 @@ _MAX_UINT32 = 2**32 - 1
 def routes(section: Section, key: str = "routes") -> tuple[Route, ...]:
     """The routes under a key: ``dst`` and, each optional, ``gw mtu advmss priority table scope``.
 
-    A missing ``dst``, one with host bits set, and a gateway of the other family are problems. 0 for
-    ``mtu``, ``advmss`` and ``priority`` means unset. Source: CNI SPEC.md, "Success" (routes).
+    A missing ``dst`` and a gateway of the other family are problems. 0 for ``mtu``, ``advmss`` and
+    ``priority`` means unset. Source: CNI SPEC.md, "Success" (routes).
     """
     found = []
     for each in section.sections(key):
@@ -20,7 +20,7 @@ def routes(section: Section, key: str = "routes") -> tuple[Route, ...]:
             if "dst" not in each or each.raw("dst") == "":
                 each.problems.add(f"{each.at('dst')} is missing: a route needs a destination")
             continue
-        destination, gateway = each.subnet("dst"), each.address("gw")
+        written, gateway = each.cidr("dst"), each.address("gw")
         numbers = {
             "mtu": each.integer("mtu", least=0, most=_MAX_UINT32) or None,
             "advmss": each.integer("advmss", least=0, most=_MAX_UINT32) or None,
@@ -28,13 +28,22 @@ def routes(section: Section, key: str = "routes") -> tuple[Route, ...]:
             "table": each.integer("table", least=0, most=_MAX_UINT32),
             "scope": each.integer("scope", least=0, most=255),
         }
-        if destination is None:
+        if written is None:
             continue
+        destination = written.network
+        given = each.text("dst") if written.ip != destination.network_address else ""
         if gateway is not None and gateway.version != destination.version:
             each.problem("gw", f"is not of the same family as {each.at('dst')} {destination}")
             continue
-        found.append(Route(destination, gateway, **numbers))
+        found.append(Route(destination, gateway, **numbers, given=given))
     return tuple(found)
+
+
+def sets_dns(section: Section) -> bool:
+    """Whether an object ``dns`` is set, so that it overrides that of IPAM: an empty list counts, as with
+    the reference's bridge and ptp, but not an empty domain.
+    """
+    return any(key in section for key in ("nameservers", "search", "options")) or bool(section.text("domain"))
 
 
 def dns(section: Section) -> Dns:

@@ -21,6 +21,8 @@ TEMPORARY_PREFIX = "weft"
 
 _MARK = re.compile(r"^weft:([0-9a-f]{16})(?::|$)")
 _ALIAS_BYTES = 255
+ALTNAME_BYTES = 127
+"""The longest alternative name of a link (ALTIFNAMSIZ without its zero byte)."""
 _LINK_NAME = re.compile(r"^[^\x00-\x20\x7f-\U0010ffff/:%\"\\*]+$")
 _IDENTIFIER = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$")
 _MAC = re.compile(r"^[0-9a-fA-F]{1,2}([:-][0-9a-fA-F]{1,2}){5}$|^[0-9a-fA-F]{4}(\.[0-9a-fA-F]{4}){2}$")
@@ -28,16 +30,17 @@ LONGEST_IDENTIFIER = 255
 
 
 @lru_cache(512)
-def link_name_problem(name: str) -> str:
+def link_name_problem(name: str, longest: int = 15) -> str:
     """Why a link's name is invalid, "" if it is valid.
 
     ``%`` is rejected because the kernel expands it, other characters because they break terminals,
-    logs or nft scripts.
+    logs or nft scripts. ``longest`` is ``ALTNAME_BYTES`` where an existing link may be named by an
+    alternative name (ip-link(8), ``property add altname``).
     """
     if not name:
         return "must not be empty"
-    if len(name.encode("utf-8", "surrogateescape")) > 15:
-        return "must not be longer than 15 bytes"
+    if len(name.encode("utf-8", "surrogateescape")) > longest:
+        return f"must not be longer than {longest} bytes"
     if name in (".", ".."):
         return "is not a valid link name"
     if not _LINK_NAME.fullmatch(name):

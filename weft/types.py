@@ -72,7 +72,8 @@ class Route:
     """A route with the keys of CNI 1.1.0.
 
     ``mtu`` and ``advmss`` are bytes, ``priority`` is the metric, ``table`` the routing table's id,
-    ``scope`` rtm_scope (0 universe, 253 link, 254 host).
+    ``scope`` rtm_scope (0 universe, 253 link, 254 host). ``given`` is the destination as written, where
+    that has host bits set, which a result repeats; "" otherwise.
     """
 
     destination: Subnet
@@ -82,6 +83,7 @@ class Route:
     priority: int | None = None
     table: int | None = None
     scope: int | None = None
+    given: str = ""
 
 
 @dataclass(frozen=True, slots=True)

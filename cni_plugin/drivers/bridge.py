@@ -81,6 +81,9 @@ class BridgeNetwork:
     routers: bool = False
 
     def plan(self, context: Context) -> Plan:
+        there = context.facts.link(Side.HOST, self.bridge)
+        if there is not None and there.name != self.bridge:  # an alternative name
+            return replace(self, bridge=there.name).plan(context)
         found = context.result
         if self.addressed and not found.ips and not context.pending:
             raise ConfigProblem("IPAM plugin returned missing IP config", hint="set a subnet or addresses in ipam")

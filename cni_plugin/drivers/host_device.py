@@ -58,9 +58,9 @@ class HostDevice:
 
     def _link(self, context: Context) -> Link:
         """The link; raises ConfigProblem if there is no such link, or it cannot be moved."""
-        links = {link.name: link for link in context.facts.links(Side.HOST)}
+        links = {} if self.name else {link.name: link for link in context.facts.links(Side.HOST)}
         if self.name:
-            found, what = links.get(self.name), f"device {self.name}"
+            found, what = context.facts.link(Side.HOST, self.name), f"device {self.name}"
         elif self.mac:
             found = next((link for link in links.values() if link.mac == self.mac and link.name != "lo"), None)
             what = f"hwaddr {self.mac}"
@@ -81,7 +81,8 @@ class HostDevice:
 
 def read(request: Request, keys: Section) -> PlanPart | None:
     override = request.config.runtime.text("deviceID")
-    name, mac, path = interface.read_link(keys, "device") if keys.text("device") else "", "", keys.text("kernelpath")
+    name = interface.read_link(keys, "device", longest=identity.ALTNAME_BYTES) if keys.text("device") else ""
+    mac, path = "", keys.text("kernelpath")
     bus = override or keys.text("pciBusID")
     if keys.text("hwaddr"):
         try:

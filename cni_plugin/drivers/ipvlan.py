@@ -14,6 +14,7 @@ from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
 from cni_plugin.wire.request import Request
+from weft.identity import ALTNAME_BYTES
 from weft.section import Section
 from weft.types import Result, Side
 
@@ -55,7 +56,7 @@ class Ipvlan:
         )
         found, before = context.result, context.config.previous
         if self.inherits and before is not None:
-            found = replace(before, dns=found.dns or before.dns)
+            found = replace(before, dns=before.dns if context.config.dns is None else context.config.dns)
         return interface.attach(
             link, interface.result_interface(context, link), found, detect=self.detect, addressed=not context.pending
         )
@@ -79,7 +80,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
 
 def _master(keys: Section, before: Result | None) -> str:
     """The parent's name, "" for the default; in a chain, the interface in prevResult."""
-    name = interface.read_link(keys, "master")
+    name = interface.read_link(keys, "master", longest=ALTNAME_BYTES)
     if name or before is None:
         return name
     if len(before.interfaces) != 1 or not before.interfaces[0].name:

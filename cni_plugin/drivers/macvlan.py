@@ -14,6 +14,7 @@ from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
 from cni_plugin.wire.request import Request
 from weft.errors import ConfigProblem
+from weft.identity import ALTNAME_BYTES
 from weft.section import Section
 from weft.types import Side
 
@@ -80,10 +81,10 @@ class Macvlan:
 
 def read(request: Request, keys: Section) -> PlanPart | None:
     return Macvlan(
-        master=interface.read_link(keys, "master"),
+        master=interface.read_link(keys, "master", longest=ALTNAME_BYTES),
         side=interface.read_side(keys),
         mode=keys.text("mode", choices=("", *_MODES)) or "bridge",
-        mtu=interface.read_mtu(keys),
+        mtu=interface.read_mtu(keys, negative=False),
         mac=interface.read_mac(request, keys),
         queue=keys.integer("bcqueuelen", least=0, most=_LONGEST_QUEUE) or 0,
         detect=keys.flag("enabledad"),

@@ -13,6 +13,7 @@ from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
 from cni_plugin.wire.request import Request
+from weft.identity import ALTNAME_BYTES
 from weft.section import Section
 from weft.types import Side
 
@@ -66,9 +67,9 @@ class Vlan:
 def read(request: Request, keys: Section) -> PlanPart | None:
     interface.require_ipam(request, "vlan")
     return Vlan(
-        master=interface.read_link(keys, "master"),
+        master=interface.read_link(keys, "master", longest=ALTNAME_BYTES),
         side=interface.read_side(keys),
         vid=keys.integer("vlanId", least=0, most=_LAST_VLAN) or 0,
-        mtu=interface.read_mtu(keys),
+        mtu=interface.read_mtu(keys, negative=False),
         detect=keys.flag("enabledad"),
     )

@@ -6,7 +6,7 @@ and ``hostIP``. Each mapping is an element of a map, so the kernel refuses a por
 already, and the error names the attachment that has it; a port on which a process of the host listens
 is refused as well. With the backend ``iptables``, which conditions in iptables' syntax imply, mappings
 are rules in the chain WEFT-PORTS. Connections are recognised by their conntrack status DNAT, so
-``markMasqBit`` and ``externalSetMarkChain`` (iptables only) are accepted and no mark is set.
+``markMasqBit`` and ``externalSetMarkChain`` (not with nftables) are accepted and no mark is set.
 
 A port of all addresses, of 127.0.0.1 or of ::1 is reached by the host's own processes from there, too,
 as elements of ``packets.LOOPBACK_PORTS4`` and its like say: where a link of the host's leads to the
@@ -253,8 +253,8 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     if keys.text("externalSetMarkChain"):
         if bit is not None:
             keys.problem("externalSetMarkChain", "cannot be given together with markMasqBit")
-        if backend != "iptables":
-            keys.problem("externalSetMarkChain", "requires the backend iptables")
+        if backend == "nftables":
+            keys.problem("externalSetMarkChain", "cannot be given together with the backend nftables")
     mappings: dict[tuple[str, Address | None, int, int], PortMapping] = {}
     for entry in request.config.runtime.sections("portMappings"):
         mapping = _mapping(entry)

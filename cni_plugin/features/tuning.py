@@ -104,7 +104,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     mac = _mac(keys) or ""
     asked = read_mac(request)  # this has args.cni below CNI_ARGS, so it is read again
     attributes["mac"] = _mac(given) or asked or mac
-    attributes["mtu"] = read_mtu(given) or read_mtu(keys)
+    attributes["mtu"] = read_mtu(given, negative=False) or read_mtu(keys, negative=False)
     for key, name in (("promisc", "promiscuous"), ("allmulti", "all_multicast")):
         wanted = given if key in given else keys
         # promisc false is ignored, as in the reference; allmulti false is set.

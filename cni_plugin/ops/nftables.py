@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from cni_plugin.dataplane.packets import PORTS
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.ops.operation import Machine, Operation
-from weft.errors import Conflict
+from weft.errors import Conflict, KernelLacks
 from weft.kernel.interface import Element, Scalar
 from weft.kernel.schema import Shape
 
@@ -21,8 +22,9 @@ class BaseRules(Operation):
         return True
 
     def undo(self, machine: Machine) -> None:
-        if all(not machine.rules().elements(name) for name in machine.rules().collections()):
-            machine.rules().remove()
+        with contextlib.suppress(KernelLacks):
+            if all(not machine.rules().elements(name) for name in machine.rules().collections()):
+                machine.rules().remove()
 
     def mismatch(self, machine: Machine) -> str | None:
         return machine.rules().lacks(TABLES)

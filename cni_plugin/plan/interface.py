@@ -85,6 +85,12 @@ def routes(link: str, result: Result) -> tuple[Operation, ...]:
             first.setdefault(ip.gateway.version, ip.gateway)
     operations = []
     for route in result.routes:
+        if route.given and route.destination.version == 4:
+            raise ConfigProblem(
+                f"the route's dst {route.given} has host bits set, which the kernel refuses in IPv4",
+                hint=f"set dst to {route.destination}",
+            )
+        route = replace(route, given="")
         if route.gateway is None and route.scope != _LINK_SCOPE:
             route = replace(route, gateway=first.get(route.destination.version))
         operations.append(LinkRoute(Side.CONTAINER, KernelRoute(route, link, protocol=ROUTE_PROTOCOL)))
@@ -261,20 +267,25 @@ def read_mac(request: Request, keys: Section | None = None) -> str:
     return mac
 
 
-def read_mtu(keys: Section, key: str = "mtu") -> int:
-    """The MTU in bytes, 0 if not set; zero and negative values count as not set, as in the reference."""
+def read_mtu(keys: Section, key: str = "mtu", *, negative: bool = True) -> int:
+    """The MTU in bytes, 0 if not set; zero counts as not set, and so does a ``negative`` one where the
+    reference ignores it.
+    """
     value = keys.integer(key) or 0
-    if value <= 0:
+    if value == 0 or (value < 0 and negative):
         return 0
     if not SMALLEST_MTU <= value <= LARGEST_MTU:
         keys.problem(key, f"must be between {SMALLEST_MTU} and {LARGEST_MTU}")
     return value
 
 
-def read_link(keys: Section, key: str, default: str = "") -> str:
-    """A link's name. Without a ``default`` an empty one counts as not set: podman writes it so."""
+def read_link(keys: Section, key: str, default: str = "", *, longest: int = 15) -> str:
+    """A link's name. Without a ``default`` an empty one counts as not set: podman writes it so.
+
+    ``longest`` is ``identity.ALTNAME_BYTES`` for a link that exists already.
+    """
     name = keys.text(key, default)
-    problem = link_name_problem(name)
+    problem = link_name_problem(name, longest)
     if problem and (name or (default and key in keys)):
         keys.problem(key, problem)
     return name

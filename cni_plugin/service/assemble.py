@@ -13,6 +13,7 @@ from cni_plugin.ops import ForeignLease, PoolLease
 from cni_plugin.ops.operation import Lease
 from cni_plugin.plan import modules
 from cni_plugin.plan.plan import PlanPart
+from cni_plugin.plan.traits import Stage
 from cni_plugin.wire.plugins import IPAM, OWN_NAME
 from cni_plugin.wire.request import Request
 from ipam import host_local, static
@@ -29,6 +30,8 @@ class Assembly:
     ``link_parts`` are those of the parts that need no address to be planned: the driver, and what
     protects others. ``on_host``: the container shares the host's network namespace. ``addresses_only``:
     an IPAM plugin called alone, which needs no network namespace, so CNI_NETNS is not opened.
+    ``uses_rules``: the configuration asks for a feature that needs nftables. ``unasked`` are the parts
+    that protect others although the configuration does not ask for it, as the reference does not.
     """
 
     driver: str = ""
@@ -38,16 +41,30 @@ class Assembly:
     answer: Result = field(default_factory=Result)
     on_host: bool = False
     addresses_only: bool = False
+    uses_rules: bool = False
+    unasked: tuple[PlanPart, ...] = ()
+
+    def without_unasked(self) -> Assembly:
+        """What can be done on a kernel without nftables: all that the configuration asks for."""
+        return replace(
+            self,
+            parts=tuple(part for part in self.parts if part not in self.unasked),
+            link_parts=tuple(part for part in self.link_parts if part not in self.unasked),
+            unasked=(),
+        )
 
 
 def read(request: Request) -> Assembly:
     """The parts, validated; every problem is noted in the configuration's problems and none is raised."""
     if request.plugin in IPAM:
+        if "ipam" not in request.config.keys:
+            request.config.keys.problems.add(f"ipam is missing: {request.plugin} reads its settings there")
         if request.config.ipam.text("type") not in ("", request.plugin):
             request.config.ipam.problem("type", f"must be {request.plugin!r} when that plugin is called")
         found = _addressed("", (), request, request.plugin)
         return replace(found, addresses_only=found.lease is None or not found.lease.needs_link)
     driver, features = _choice(request)
+    keys = request.config.keys
     part = modules.driver(driver).read(request, request.config.keys) if driver else None
     parts = [part] if part is not None else []
     declared = modules.declared(driver)
@@ -58,15 +75,21 @@ def read(request: Request) -> Assembly:
     if driver and declared.link_kind is None and request.plugin == OWN_NAME:
         _refuse_features(driver, request.config.keys)
         features = ()
-    link_parts = list(parts)
+    link_parts, uses_rules = list(parts), False
+    unasked: list[PlanPart] = []
     for name in features:
         part = _feature(name, request)
         if part is not None:
             parts.append(part)
-            if modules.feature(name).FEATURE.guards:
+            feature = modules.feature(name).FEATURE
+            if feature.guards:
                 link_parts.append(part)
+            if feature.guards and request.plugin != OWN_NAME and not any(key in keys for key in feature.keys):
+                unasked.append(part)
+            else:
+                uses_rules |= feature.stage >= Stage.SOURCE_NAT
     found = _addressed(driver, tuple(parts), request, request.config.ipam.text("type") if driver else "")
-    return replace(found, link_parts=tuple(link_parts))
+    return replace(found, link_parts=tuple(link_parts), uses_rules=uses_rules, unasked=tuple(unasked))
 
 
 def _choice(request: Request) -> tuple[str, tuple[str, ...]]:

@@ -17,7 +17,7 @@ from functools import partial
 from cni_plugin.service import assemble
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.holders import Holders
-from cni_plugin.service.orphans import element_text, orphans, stale_attachments, unused_networks
+from cni_plugin.service.orphans import collections, element_text, orphans, stale_attachments, unused_networks
 from cni_plugin.service.records import Record
 from cni_plugin.service.shared import pass_on_ports, remove_network
 from cni_plugin.wire.request import Request
@@ -126,8 +126,8 @@ def _sweep_table(context: ServiceContext, swept: Swept) -> None:
     """Delete the table itself where no network is recorded and it has no elements."""
     rules = context.kernel.rules
     with contextlib.suppress(Busy), locks.hold(context.records.shared_lock(), timeout=0):
-        collections = rules.collections()
-        if collections and not any(context.records.networks()) and not any(map(rules.elements, collections)):
+        names = collections(context)
+        if names and not any(context.records.networks()) and not any(map(rules.elements, names)):
             rules.remove()
             swept.leftovers.append("table inet weft")
 

@@ -17,7 +17,7 @@ from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.holders import Holders, cached_attachments
 from cni_plugin.service.records import Phase, Record
 from weft import identity
-from weft.errors import Missing
+from weft.errors import KernelLacks, Missing
 from weft.kernel.interface import Element
 
 
@@ -95,11 +95,19 @@ def unused_networks(context: ServiceContext) -> list[str]:
 
 
 def marked_elements(context: ServiceContext) -> Iterator[Element]:
-    """Every marked element of weft's table."""
+    """Every marked element of weft's table; none on a kernel without nftables."""
     rules = context.kernel.rules
-    for collection in rules.collections():
+    for collection in collections(context):
         with contextlib.suppress(Missing):  # another GC has removed the table meanwhile
             yield from (each for each in rules.elements(collection) if identity.mark_digest(each.mark))
+
+
+def collections(context: ServiceContext) -> tuple[str, ...]:
+    """The names of weft's sets and maps; none on a kernel without nftables."""
+    try:
+        return context.kernel.rules.collections()
+    except KernelLacks:
+        return ()
 
 
 def element_text(element: Element) -> str:

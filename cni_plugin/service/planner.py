@@ -60,7 +60,7 @@ class Planner:
             record.namespace,
             f"{self._host.boot}/{self._kernel.host.id.inode}",
             request.config,
-            replace(start, dns=request.config.dns or start.dns),
+            start if request.config.dns is None else replace(start, dns=request.config.dns),
             facts,
         )
 

@@ -27,6 +27,7 @@ from weft.errors import (
     NOT_AVAILABLE,
     ConfigProblem,
     Conflict,
+    KernelLacks,
     NamespaceProblem,
     NotAsPlanned,
     PoolExhausted,
@@ -66,6 +67,14 @@ class Service(ServiceContext):
     def add(self, request: Request) -> Result:
         """Attach. On an error everything is undone, also what this call has added to the network."""
         assembly = self._assemble(request)
+        try:
+            return self._attach_or_withdraw(request, assembly)
+        except KernelLacks:
+            if not assembly.unasked:
+                raise
+            return self._attach_or_withdraw(request, assembly.without_unasked())
+
+    def _attach_or_withdraw(self, request: Request, assembly: assemble.Assembly) -> Result:
         attachment = attachment_of(request)
         before = self.recorded_shared(attachment.network)
         try:
@@ -184,8 +193,8 @@ class Service(ServiceContext):
         """Raises a WeftError with code 50 when an ADD could not be served now."""
         assembly = self._assemble(request)
         try:
-            rules = self.kernel.rules
-            rules.collections()
+            if assembly.uses_rules:
+                self.kernel.rules.collections()
         except WeftError as error:
             raise WeftError(f"nftables cannot be used: {error.message}", hint=error.hint, code=NOT_AVAILABLE) from error
         if assembly.lease:

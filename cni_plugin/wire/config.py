@@ -41,7 +41,7 @@ def read(stdin: bytes, command: Command, plugin: str = "weft") -> Config:
         ipam=keys.section("ipam"),
         runtime=keys.section("runtimeConfig"),
         args_cni=keys.section("args").section("cni"),
-        dns=cni_keys.dns(keys.section("dns")),
+        dns=cni_keys.dns(keys.section("dns")) if cni_keys.sets_dns(keys.section("dns")) else None,
         previous=_previous(keys, version, problems),
         valid=_valid(value or {}, problems) if command is Command.GC else None,
     )

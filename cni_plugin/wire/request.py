@@ -38,7 +38,7 @@ class Config:
     ipam: Section
     runtime: Section
     args_cni: Section
-    dns: Dns
+    dns: Dns | None
     previous: Result | None
     valid: tuple[tuple[str, str], ...] | None
 

@@ -139,7 +139,7 @@ def _address_json(address: ResultAddress, version: str) -> Json:
 
 
 def _plain_route(route: Route) -> Json:
-    body: Json = {"dst": str(route.destination)}
+    body: Json = {"dst": route.given or str(route.destination)}
     if route.gateway is not None:
         body["gw"] = str(route.gateway)
     return body

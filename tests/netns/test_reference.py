@@ -246,3 +246,26 @@ def test_the_mac_address_of_a_bridge_that_somebody_else_made(host: Host, weft: C
     weft.delete(conf, "/run/netns/c1", container="c1")
     assert told == {seen.link(host, "br0")["address"]}
     weft.check(conf, results[1], "/run/netns/c2", container="c2")
+
+
+LONG = "enp129s0f1npv17-on-the-second-adapter-of-the-left-rack-named-by-systemd.link"
+
+
+@pytest.mark.parametrize("name", ["nic-a", LONG], ids=["short", "long"])
+@pytest.mark.parametrize("plugin", ["macvlan", "host-device", "bridge"])
+def test_alternative_names_name_links(host: Host, weft: Cni, plugin: str, name: str) -> None:
+    """systemd gives links such names, of up to 127 bytes; those of up to 15 can name a bridge, too."""
+    kind = ["type", "bridge"] if plugin == "bridge" else ["type", "veth", "peer", "name", "far0"]
+    host.run("ip", "link", "add", "lan9", "up", *kind)
+    host.run("ip", "link", "property", "add", "dev", "lan9", "altname", name)
+    key = {"macvlan": "master", "host-device": "device", "bridge": "bridge"}[plugin]
+    conf = network(plugin, STATIC, version=VERSION, **{key: name})
+    netns = host.container()
+    if plugin == "bridge" and name == LONG:
+        assert "15 bytes" in seen.problem(weft, "ADD", conf, netns)["msg"]
+        return
+    result = weft.add(conf, netns)
+    weft.check(conf, result, netns)
+    assert seen.addresses(host, "eth0", "c1") == ["10.80.0.5/24", "fd80::5/64"]
+    weft.delete(conf, netns)
+    assert seen.link(host, "lan9").get("altnames") == [name]

@@ -17,7 +17,7 @@ from cni_plugin.service.executor import Watch
 from cni_plugin.service.gc import collect_stale
 from lab.calls import Weft
 from lab.cases import FIXED, Conf, conf, pool
-from weft.errors import KernelRefused
+from weft.errors import KernelLacks, KernelRefused
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
 from weft.kernel.interface import VethPeer
@@ -399,3 +399,92 @@ def test_the_result_names_the_mac_address_of_a_bridge_that_is_not_wefts(node: No
     host.change_link("br0", mac="06:00:00:00:00:09")  # the owner of the bridge may
     assert node.weft.check(red, results[1], "/c2", "c2") == ""
     assert node.weft.add(red, "/c1")["interfaces"][0]["mac"] == mac() == "06:00:00:00:00:09"
+
+
+@pytest.mark.parametrize("lacking", [("install",), ("lacks", "install", "add", "delete", "elements", "collections")])
+def test_a_plain_bridge_needs_no_nftables(tmp_path: Path, lacking: tuple[str, ...]) -> None:
+    """A kernel without nf_tables, or without its family inet, has bridges, addresses and routes all the same."""
+    node = Node(tmp_path)
+
+    def lacks(*_: object, **__: object) -> None:
+        raise KernelLacks("nftables: Operation not supported")
+
+    for verb in lacking:
+        setattr(node.kernel.rules, verb, lacks)
+    for red in (routed(node), conf("ptp", "line", {"ipam": node.ipam("10.61.0.0/28")}), pool_conf(node, "host-local")):
+        result = node.weft.add(red, "/c1")
+        assert node.weft.check(red, result, "/c1") == ""
+        assert node.weft("STATUS", red).ok
+        node.weft.delete(red, "/c1")
+        node.weft.delete(red, "/c1")  # without a record it looks for what has weft's mark
+        node.weft.collect(red)
+    assert node.kernel.host.link("br0") is None
+    answer = node.weft("ADD", routed(node, ipMasq=True), "/c1")
+    assert not answer.ok and "nftables" in answer.text
+    if "collections" in lacking:
+        assert node.weft("STATUS", routed(node, ipMasq=True)).code == 50
+    node.weft.delete(routed(node, ipMasq=True), "/c1")
+    assert node.leases("red") == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, {"nameservers": ["192.0.2.53"]}),
+        ({"nameservers": None}, {"nameservers": ["192.0.2.53"]}),
+        ({"domain": ""}, {"nameservers": ["192.0.2.53"]}),
+        ({"nameservers": []}, None),
+        ({"search": []}, None),
+        ({"domain": "example.org"}, {"domain": "example.org"}),
+    ],
+)
+def test_a_given_dns_overrides_ipam_even_with_an_empty_list(node: Node, given: Any, said: Any) -> None:
+    ipam = {**FIXED, "dns": {"nameservers": ["192.0.2.53"]}}
+    red = conf("bridge", "red", {"ipam": ipam, "dns": given})
+    assert node.weft.add(red, "/c1").get("dns") == said
+
+
+@pytest.mark.parametrize("plugin", ["static", "host-local"])
+def test_ipam_alone_refuses_a_configuration_without_ipam(node: Node, plugin: str) -> None:
+    answer = node.weft("ADD", conf(plugin, "red", {}), "/c1")
+    assert (answer.code, "ipam is missing" in answer.text) == (7, True)
+    node.weft.delete(conf(plugin, "red", {}), "/c1")
+
+
+def test_destinations_with_host_bits(node: Node) -> None:
+    """CRI-O ships one. The kernel masks it in IPv6 and refuses it in IPv4; IPAM answers what was written."""
+    routes = [{"dst": "1100:200::1/24"}, {"dst": "10.9.0.1/16"}]
+    for plugin, ipam in (("static", {**FIXED, "routes": routes}), ("host-local", node.ipam(routes=routes))):
+        assert node.weft.add(conf(plugin, "red", {"ipam": ipam}), "/c1")["routes"] == routes
+        node.weft.delete(conf(plugin, "red", {"ipam": ipam}), "/c1")
+    six = conf(
+        "bridge", "six", {"isGateway": True, "ipam": node.ipam("10.60.0.0/28", "1100:200::/64", routes=routes[:1])}
+    )
+    result = node.weft.add(six, "/c1")
+    assert result["routes"] == routes[:1] and node.weft.check(six, result, "/c1") == ""
+    assert "1100:200::/24" in [str(one.route.destination) for one in node.kernel.open("/c1").routes()]
+    tuned = conf("tuning", "six", {"prevResult": result})
+    assert node.weft.add(tuned, "/c1")["routes"] == routes[:1]
+    refused = node.weft("ADD", conf("ptp", "four", {"ipam": node.ipam(routes=routes[1:])}), "/c2")
+    assert (refused.code, "10.9.0.1/16" in refused.text, "10.9.0.0/16" in refused.text) == (7, True, True)
+    assert node.leases("four") == {}
+
+
+@pytest.mark.parametrize("plugin", ["macvlan", "vlan", "tuning"])
+def test_a_negative_mtu_that_the_reference_or_the_kernel_refuses(node: Node, plugin: str) -> None:
+    node.kernel.host.add_link("lan0", "dummy", up=True)
+    first = conf("bridge", "red", {"ipam": FIXED, "mtu": -100})  # ignored, as by the reference
+    result = node.weft.add(first, "/c1")
+    keys = {"prevResult": result} if plugin == "tuning" else {"master": "lan0", "ipam": FIXED}
+    answer = node.weft("ADD", conf(plugin, "other", {"mtu": -100, **keys}), "/c1", ifname="eth1")
+    assert (answer.code, "mtu -100" in answer.text) == (7, True)
+
+
+def test_external_set_mark_chain_without_a_backend(node: Node) -> None:
+    """As in what Kubernetes, containerd and AKS document."""
+    result = node.weft.add(routed(node), "/c1")
+    ports = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+    for keys, code in (({}, 0), ({"backend": "iptables"}, 0), ({"backend": "nftables"}, 7), ({"markMasqBit": 5}, 7)):
+        later = conf("portmap", "red", {"externalSetMarkChain": "KUBE-MARK-MASQ", "snat": True, **keys})
+        assert node.weft("ADD", {**later, "runtimeConfig": ports, "prevResult": result}, "/c1").code == code
+        node.weft.delete(later, "/c1")

@@ -46,6 +46,7 @@ def canonical(route: KernelRoute) -> KernelRoute:
         priority=priority,
         table=None if wanted.table in (0, MAIN_TABLE) else wanted.table,
         scope=scope,
+        given="",
     )
     return replace(route, route=plain, protocol=route.protocol or PROTOCOL_BOOT)
 

@@ -129,9 +129,10 @@ _NO_STATISTICS = ("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)
 
 
 def _message(socket: RouteSocket, name: str) -> bytes | None:
-    if identity.link_name_problem(name):
+    if identity.link_name_problem(name, identity.ALTNAME_BYTES):
         return None
-    attributes = [_NO_STATISTICS, ("IFLA_IFNAME", name)]
+    # The kernel looks up an alternative name that fits under IFLA_IFNAME, too.
+    attributes = [_NO_STATISTICS, ("IFLA_IFNAME" if len(name) <= 15 else "IFLA_ALT_IFNAME", name)]
     try:
         action = f"look up the link {name}"
         ((message,),) = socket.request(request(RTM_GETLINK, 0, action, {}, attributes, single=True))
