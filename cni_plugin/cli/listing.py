@@ -13,6 +13,7 @@ from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments
 from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import Json
+from cni_plugin.networks.firewalls import dropped
 from cni_plugin.wire import versions
 from cni_plugin.wire.result import render
 from weft import identity
@@ -218,7 +219,11 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
         found = [one for one in attachments.endpoints(tool.service) if not network or one.network == network]
         if network and not found:
             tool.network(network)
-    results = [(one, problems(tool, one)) for one in found]
+    losses = dropped(tool.service, network)
+    results = [
+        (one, [*problems(tool, one), *(each.sentence for each in losses if each.network == one.network)])
+        for one in found
+    ]
     broken = sum(bool(sentences) for _, sentences in results)
     if json_output:
         as_json([{**summary(one), "lacks": sentences} for one, sentences in results])
@@ -230,7 +235,7 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
         if not results:
             say("no attachments" + (f" on network {network}" if network else ""))
         elif broken:
-            say(f"{broken} of {count(len(results), 'attachment')} broken; detach and attach to fix")
+            say(f"{broken} of {count(len(results), 'attachment')} broken; weft doctor says how to fix it")
     raise click.exceptions.Exit(1 if broken else 0)
 
 

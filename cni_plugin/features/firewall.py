@@ -111,7 +111,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     if backend == "firewalld":
         raise ConfigProblem(
             f"{keys.at('backend')} firewalld is not supported",
-            hint="remove it: weft's rules work beside firewalld's",
+            hint="use type weft, which has firewalld trust its networks, or put the bridge in a zone",
             code=UNSUPPORTED_FIELD,
         )
     keys.text("firewalldZone")

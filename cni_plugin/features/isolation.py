@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cni_plugin.dataplane import packets
+from cni_plugin.ops.firewalls import passed_on
 from cni_plugin.plan import modules
+from cni_plugin.plan.interface import host_link
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Option, Stage, Value
 from cni_plugin.wire.plugins import OWN_NAME
@@ -53,15 +55,16 @@ class Isolation:
 
     def plan(self, context: Context) -> Plan:
         result = context.result
-        link = _link(result)
+        link = host_link(result)
         if not link or (self.bridged and not self.asked and _is_foreign(context, link)):
             return Plan(result=result)
         # A bridge belongs to the network, the host end of a ptp pair to one container.
         mark = identity.mark("link", link) if self.bridged else identity.attachment_mark(context.attachment)
         elements = tuple(dict.fromkeys(Element(name, key, mark=mark) for name, key in self._elements(link, result)))
+        shared = (passed_on(link, (ip.address.network for ip in result.ips), bridged=self.bridged),)
         if self.bridged:
-            return Plan(shared_elements=elements, result=result)
-        return Plan(guards=elements, result=result)
+            return Plan(shared=shared, shared_elements=elements, result=result)
+        return Plan(shared=shared, guards=elements, result=result)
 
     def _elements(self, link: str, result: Result) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
         if self.mode != OPEN:
@@ -78,14 +81,6 @@ class Isolation:
             yield packets.NO_METADATA_LINKS, (link,)
         if not self.host:
             yield packets.DNS_ONLY_LINKS, (link,)
-
-
-def _link(result: Result) -> str:
-    """The host's link to the containers: the bridge, its VLAN gateway link, or the host end of a veth
-    pair.
-    """
-    host = [one.name for one in result.interfaces if not one.sandbox]
-    return next((name for name in host[1:] if name.startswith(f"{host[0]}.")), next(iter(host), ""))
 
 
 def _is_foreign(context: Context, bridge: str) -> bool:

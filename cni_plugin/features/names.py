@@ -24,8 +24,10 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from cni_plugin.dataplane import packets
+from cni_plugin.ops.firewalls import passed_on
+from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import modules
-from cni_plugin.plan.interface import hairpin
+from cni_plugin.plan.interface import hairpin, host_link
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.plugins import OWN_NAME
@@ -81,6 +83,7 @@ class Names:
         result = self._resolved(context.result, gateways) if self.resolver else context.result
         virtual = any(one.get("virtual") for one in services)
         return Plan(
+            shared=_questions_passed(context, gateways) if self.resolver else (),
             operations=hairpin(context) if virtual else (),
             shared_elements=tuple(_answered_here(ip_address(one), protocol) for one in gateways for protocol in _DNS),
             after=(announced,),
@@ -112,6 +115,16 @@ def _answered_here(gateway: Address, protocol: str) -> Element:
     """
     mark = identity.mark("names", str(gateway))
     return Element(_AT[gateway.version], (gateway, protocol, _PORT), (gateway, _PORT), mark)
+
+
+def _questions_passed(context: Context, gateways: list[str]) -> tuple[Operation, ...]:
+    """What lets the container ask the gateways where another firewall drops what it asks."""
+    if not gateways:
+        return ()
+    link = host_link(context.result)
+    bridged = link != identity.host_link(context.attachment)
+    subnets = (ip.address.network for ip in context.result.ips)
+    return (passed_on(link, subnets, bridged=bridged, names=tuple(map(ip_address, gateways))),)
 
 
 def read(request: Request, keys: Section) -> PlanPart | None:

@@ -10,6 +10,7 @@ from itertools import combinations
 from cni_plugin.networks import attachments, conflists, leases, podman, pools
 from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import NetworkList
+from cni_plugin.networks.firewalls import dropped
 from cni_plugin.ops import Elements, Gateways
 from cni_plugin.plan import modules
 from cni_plugin.plan.traits import Feature, LinkTrial, Parent
@@ -139,6 +140,8 @@ def of_leftovers(context: ServiceContext, networks: Sequence[NetworkList]) -> It
         yield Finding(f"nftables element {text} has weft's mark and belongs to no attachment", _GC, FixedBy.GC)
     for name in found.unrecorded:
         yield Finding(f"{name} runs, but its record is lost, with /run/weft", "restart the container")
+    for mark in found.rules:
+        yield Finding(f"iptables rules with the comment {mark} belong to no network", _GC, FixedBy.GC)
     for path in found.files:
         if not path.endswith(".damaged"):
             yield Finding(f"file {path} was left by a killed call", _GC, FixedBy.GC)
@@ -276,6 +279,12 @@ def of_forwarding(context: ServiceContext, networks: Sequence[NetworkList]) -> I
             yield Finding(f"IPv{version} forwarding is disabled ({_FORWARDING[version]} is 0)", _REPAIR, FixedBy.REPAIR)
 
 
+def of_firewalls(context: ServiceContext) -> Iterator[Finding]:
+    """What other firewalls drop of networks' packets, and have no mechanism of their own for."""
+    for one in dropped(context):
+        yield Finding(f"network {one.network}: {one.sentence}", one.remedy)
+
+
 def every(
     context: ServiceContext,
     abilities: Sequence[Ability],
@@ -292,6 +301,7 @@ def every(
         *of_subnets(context),
         *forwarding,
         *(one for one in of_attachments(context) if not any(f"{key} is " in one.what for key in reported)),
+        *of_firewalls(context),
         *of_leftovers(context, networks),
     ]
     return list(dict.fromkeys(found))

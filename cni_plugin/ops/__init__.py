@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cni_plugin.ops.addresses import Detection, Forwarding6, Gateways, LinkAddress, LinkRoute, Setting
+from cni_plugin.ops.firewalls import PassedOn
 from cni_plugin.ops.leases import ForeignLease, PoolLease
 from cni_plugin.ops.links import Bridge, PinnedMac, Port, Promiscuous, Up, Veth
 from cni_plugin.ops.nftables import BaseRules, Elements
@@ -51,6 +52,7 @@ COMMON: tuple[type, ...] = (
     Gateways,
     LinkAddress,
     LinkRoute,
+    PassedOn,
     PinnedMac,
     PoolLease,
     Port,
@@ -98,6 +100,7 @@ __all__ = [
     "LinkAddress",
     "LinkRoute",
     "LinkSetting",
+    "PassedOn",
     "PinnedMac",
     "PoolLease",
     "Port",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
+from cni_plugin.ops.firewalls import commented as commented
 from cni_plugin.ops.operation import Machine, Operation
 from weft.errors import KernelLacks
 
@@ -108,8 +109,3 @@ class TableRules(Operation):
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return tuple(f"{_PROGRAMS[self.version]} -t {self.table} {line}" for line in self._lines())
-
-
-def commented(mark: str) -> str:
-    """The match that has the mark as its comment."""
-    return f'-m comment --comment "{mark}"'

@@ -291,6 +291,14 @@ def read_link(keys: Section, key: str, default: str = "", *, longest: int = 15) 
     return name
 
 
+def host_link(result: Result) -> str:
+    """The host's link to the containers: the bridge, its VLAN gateway link, or the host end of a veth
+    pair.
+    """
+    host = [one.name for one in result.interfaces if not one.sandbox]
+    return next((name for name in host[1:] if name.startswith(f"{host[0]}.")), next(iter(host), ""))
+
+
 def host_end(context: Context) -> str:
     """The host end of the container's veth pair, "" if its link is of another kind."""
     planned = identity.host_link(context.attachment)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from cni_plugin.ops.firewalls import remove_rules
 from cni_plugin.service import assemble
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.holders import Holders
@@ -117,6 +118,8 @@ def sweep(context: ServiceContext, swept: Swept) -> None:
     for mark in dict.fromkeys(identity.mark_digest(element.mark) for element in found.elements):
         marked = [element for element in found.elements if identity.mark_digest(element.mark) == mark]
         _unless_recorded(context, mark, partial(_delete_elements, context, marked, swept))
+    for mark in found.rules:
+        _unless_recorded(context, identity.mark_digest(mark), partial(_delete_rules, context, mark, swept))
     for path in found.files:
         _unlink(path, swept)
     _sweep_table(context, swept)
@@ -181,6 +184,14 @@ def _delete_link(context: ServiceContext, name: str, swept: Swept) -> None:
     with contextlib.suppress(Missing):
         context.kernel.host.delete_link(name)
         swept.leftovers.append(f"link {name}")
+
+
+def _delete_rules(context: ServiceContext, mark: str, swept: Swept) -> None:
+    """Delete rules from other firewalls' chains, unless a network has got them since the listing."""
+    with contextlib.suppress(WeftError), locks.hold(context.records.shared_lock(), timeout=1.0):
+        if mark in orphans(context).rules:
+            remove_rules(context.kernel.host, {mark})
+            swept.leftovers.append(f"iptables rules with the comment {mark}")
 
 
 def _free_leases(context: ServiceContext, request: Request, valid: set[tuple[str, str]], swept: Swept) -> None:

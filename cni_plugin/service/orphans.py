@@ -24,7 +24,7 @@ from weft.kernel.interface import Element
 @dataclass(frozen=True, slots=True)
 class Orphans:
     """What has weft's mark and belongs to no attachment or network: names of links, elements, paths of
-    files.
+    files, marks of rules in other firewalls' chains.
 
     ``unrecorded`` are attachments that such links or elements belong to and that are none: their
     records are lost, but their containers run.
@@ -33,6 +33,7 @@ class Orphans:
     links: tuple[str, ...]
     elements: tuple[Element, ...]
     files: tuple[str, ...]
+    rules: tuple[str, ...] = ()
     unrecorded: tuple[str, ...] = ()
 
 
@@ -44,6 +45,7 @@ def orphans(context: ServiceContext) -> Orphans:
     masters = {link.master for link in all_links}
     links = [link for link in all_links if identity.mark_digest(link.alias) and link.name not in masters]
     elements = list(marked_elements(context))
+    rules = sorted({mark for chain in context.kernel.host.firewalls().user_chains for mark in chain.marks})
     known = context.records.digests() | _shared_digests(context)
     lock = context.records.shared_lock()  # its file is created by every sweep
     unknown = {
@@ -53,11 +55,12 @@ def orphans(context: ServiceContext) -> Orphans:
     running = cached_attachments(context) if unknown else {}
     unrecorded = tuple(sorted({running[mark] for mark in unknown if mark in running}))
     if unrecorded:  # the record of their network is lost, too: which elements are the network's is not known
-        elements = []
+        elements, rules = [], []
     return Orphans(
         tuple(link.name for link in links if identity.mark_digest(link.alias) in unknown - running.keys()),
         tuple(element for element in elements if identity.mark_digest(element.mark) in unknown),
         tuple(path for path in context.records.stray_files() if path != lock and not _is_locked(path)),
+        tuple(mark for mark in rules if identity.mark_digest(mark) not in known),
         unrecorded,
     )
 
@@ -128,5 +131,5 @@ def mark_digests(operations: Iterable[Operation]) -> set[str]:
     for operation in operations:
         if isinstance(operation, Elements):
             found |= {identity.mark_digest(element.mark) for element in operation.elements}
-        found.add(identity.mark_digest(getattr(operation, "alias", "")))
+        found |= {identity.mark_digest(getattr(operation, key, "")) for key in ("alias", "mark")}
     return found

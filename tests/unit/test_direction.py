@@ -225,7 +225,11 @@ DEFERRED: dict[str, dict[str, str]] = {
     },
     # a call without an engine loads only what its plan needs
     "weft.kernel.linux.kernel": {
+        "weft.kernel.linux.filters": "13.3 ms",
+        "weft.kernel.linux.firewalld": "3.5 ms",
+        "weft.kernel.linux.firewalls": "1.9 ms",
         "weft.kernel.linux.iptables": "0.8 ms",
+        "weft.kernel.linux.legacy": "8.8 ms",
         "weft.kernel.netlink.conntrack": "0.8 ms",
         "weft.kernel.nft.ruleset": "7.1 ms",
         "weft.kernel.nft.socket": "0.6 ms",

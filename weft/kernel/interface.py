@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from weft.kernel.schema import Tables
 from weft.types import Address, Cidr, NamespaceId, Route, Subnet
+
+if TYPE_CHECKING:
+    from weft.kernel.verdicts import BaseChain
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,21 +421,80 @@ class Namespace(Protocol):
         *Equivalent to:* ``ss -lnp sport = PORT``.
         """
 
-    def iptables(self, version: int, table: str) -> tuple[str, ...]:
+    def iptables(self, version: int, table: str, backend: str = "") -> tuple[str, ...]:
         """A table's chains and rules in ``iptables-save`` format: ``:CHAIN POLICY``, ``-A …``.
 
-        Raises ``KernelLacks`` if iptables is not installed. *Equivalent to:* ``iptables-save -t
-        TABLE``.
+        ``backend`` is ``nft``, ``legacy``, or "" for the one that the administrator chose. Raises
+        ``KernelLacks`` if iptables is not installed. *Equivalent to:* ``iptables-save -t TABLE``.
         """
 
-    def change_iptables(self, version: int, table: str, lines: Iterable[str]) -> None:
-        """Apply lines (``-N``, ``-A``, ``-I``, ``-D``, ``-X``) atomically.
+    def change_iptables(self, version: int, table: str, lines: Iterable[str], backend: str = "") -> None:
+        """Apply lines (``-N``, ``-A``, ``-I``, ``-D``, ``-F``, ``-X``) atomically.
 
         *Equivalent to:* ``iptables-restore --noflush``.
         """
 
     def drops_forwarded(self, version: int) -> bool:
         """Whether the policy of the iptables FORWARD chain is DROP, as Docker sets it."""
+
+    def firewalls(self) -> Firewalls:
+        """What other firewalls there are.
+
+        *Equivalent to:* ``iptables -S DOCKER-USER`` …, ``nft list table inet firewalld``.
+        """
+
+    def base_chains(self) -> tuple[BaseChain, ...]:
+        """Other programs' base chains of the hooks forward and input, of nftables and of iptables.
+
+        *Equivalent to:* ``nft list ruleset``, ``iptables-save -t filter``.
+        """
+
+    def firewalld_zone(self, place: str, *, permanent: bool = False) -> str | None:
+        """firewalld's zone of a link or subnet, "" for none, None if no firewalld answers.
+
+        *Equivalent to:* ``firewall-cmd [--permanent] --get-zone-of-interface=LINK``.
+        """
+
+    def set_firewalld_zone(self, place: str, zone: str) -> None:
+        """Put a link or subnet in a zone, or "" take it from its zone, in the running configuration.
+
+        *Equivalent to:* ``firewall-cmd --zone=ZONE --add-interface=LINK``.
+        """
+
+
+USER_CHAINS = {
+    4: ("DOCKER-USER", "ufw-user-forward", "ufw-user-input"),
+    6: ("DOCKER-USER", "ufw6-user-forward", "ufw6-user-input"),
+}
+"""Chains of iptables' table filter that other firewalls keep for administrators' rules, by IP version."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserChain:
+    """One of ``USER_CHAINS``, weft's marks in its rules' comments, and whether the policy of the base
+    chain that leads there ``drops`` what no rule accepts.
+
+    ``backend`` is ``nft`` or ``legacy``, since both iptables may be in use.
+    """
+
+    version: int
+    name: str
+    marks: frozenset[str]
+    drops: bool = True
+    backend: str = "nft"
+
+
+@dataclass(frozen=True, slots=True)
+class Firewalls:
+    """The chains of ``USER_CHAINS`` that exist, and whether firewalld's table does."""
+
+    user_chains: tuple[UserChain, ...] = ()
+    firewalld: bool = False
+
+
+def hook_of(chain: str) -> str:
+    """The built-in chain that leads to one of ``USER_CHAINS``."""
+    return "INPUT" if chain.endswith("-input") else "FORWARD"
 
 
 @dataclass(frozen=True, slots=True)

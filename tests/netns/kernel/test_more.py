@@ -13,7 +13,7 @@ from ipaddress import ip_address
 import pytest
 
 from lab.host import Host
-from weft.kernel.interface import Listener
+from weft.kernel.interface import Listener, UserChain
 from weft.kernel.linux.kernel import LinuxKernel
 
 
@@ -127,6 +127,28 @@ def test_drop_policy_is_detected_in_both_iptables_backends(host: Host) -> None:
     assert not kernel.host.drops_forwarded(4)
     if host.run("ip6tables-legacy", "-P", "FORWARD", "DROP", check=False).code == 0:
         assert kernel.host.drops_forwarded(6) and not kernel.host.drops_forwarded(4)
+    kernel.close()
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_user_chains_of_both_iptables_backends(host: Host, backend: str, version: int) -> None:
+    program = f"{'iptables' if version == 4 else 'ip6tables'}-{backend}"
+    if host.run(program, "-N", "DOCKER-USER", check=False).code:
+        pytest.skip(f"{program} does not work here")
+    kernel, mark = LinuxKernel(), "weft:0123456789abcdef"
+    host.run(program, "-N", "OTHER")
+    host.run(program, "-A", "OTHER", "-m", "comment", "--comment", "weft:fedcba9876543210")
+    for policy in ("ACCEPT", "DROP"):
+        host.run(program, "-P", "FORWARD", policy)
+        expected = UserChain(version, "DOCKER-USER", frozenset(), policy == "DROP", backend)
+        assert kernel.host.firewalls().user_chains == (expected,)
+    line = f'-A DOCKER-USER -m comment --comment "{mark}" -j RETURN'
+    kernel.host.change_iptables(version, "filter", [line], backend)
+    [found] = kernel.host.firewalls().user_chains
+    assert found.marks == {mark} and line in kernel.host.iptables(version, "filter", backend)
+    [chain] = [one for one in kernel.host.base_chains() if one.hook == "forward" and version in one.versions]
+    assert (chain.policy, chain.owner) == ("drop", program.removesuffix("-nft"))
     kernel.close()
 
 

@@ -8,7 +8,7 @@ import pytest
 from unit.kernel.topology import Topology
 
 from weft.errors import Exists, KernelRefused, Missing
-from weft.kernel.interface import Limit, RoutingRule, VethPeer
+from weft.kernel.interface import USER_CHAINS, Limit, RoutingRule, UserChain, VethPeer
 
 
 def pair(topology: Topology) -> None:
@@ -126,6 +126,24 @@ def test_iptables_restores_all_lines_or_none(topology: Topology, version: int) -
     host.change_iptables(version, "filter", ["-D FORWARD -j WEFT-TEST", "-D WEFT-TEST -j ACCEPT", "-X WEFT-TEST"])
     assert not any("WEFT-TEST" in line for line in host.iptables(version, "filter"))
     assert not any("WEFT-TEST" in line for line in topology.container.iptables(version, "filter"))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_chains_for_administrators_and_the_marks_in_them(topology: Topology, version: int) -> None:
+    host, (forward, _, received) = topology.host, USER_CHAINS[version]
+    assert host.firewalls().user_chains == ()
+    mark = "weft:0123456789abcdef"
+    lines = [f"-N {forward}", f'-A {forward} -i blue0 -m comment --comment "{mark}" -j ACCEPT', f"-N {received}"]
+    host.change_iptables(version, "filter", lines)
+    assert set(host.firewalls().user_chains) == {
+        UserChain(version, forward, frozenset({mark}), drops=False),
+        UserChain(version, received, frozenset(), drops=False),
+    }
+    assert lines[1] in host.iptables(version, "filter")
+    assert topology.container.firewalls().user_chains == () and not host.firewalls().firewalld
+    assert {chain.name for chain in host.base_chains()} >= {"FORWARD"}
+    host.change_iptables(version, "filter", [f"-F {forward}", f"-X {forward}", f"-X {received}"])
+    assert host.firewalls().user_chains == ()
 
 
 def test_a_new_namespace_has_no_listeners_and_no_conntrack_entries(topology: Topology) -> None:

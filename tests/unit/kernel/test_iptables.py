@@ -21,7 +21,7 @@ class Nftables:
 
 
 def saved(monkeypatch: pytest.MonkeyPatch, output: str, exists: bool) -> tuple[str, ...]:
-    monkeypatch.setattr(iptables, "_run", lambda *_: output)
+    monkeypatch.setattr(iptables, "_run", lambda *_, **__: output)
     return iptables.save(4, "nat", Nftables(exists))  # type: ignore[arg-type]
 
 

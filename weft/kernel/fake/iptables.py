@@ -13,17 +13,18 @@ _BUILT_IN = {
 
 
 class FakeIptables:
-    """One family's tables, each a dict of chains. ``forward`` is the policy of FORWARD."""
+    """One family's tables, each a dict of chains. ``forward`` and ``input`` are policies."""
 
     def __init__(self) -> None:
         self.chains: dict[str, dict[str, list[str]]] = {
             table: {name: [] for name in names} for table, names in _BUILT_IN.items()
         }
         self.forward = "ACCEPT"
+        self.input = "ACCEPT"
 
     def save(self, table: str) -> tuple[str, ...]:
         chains = self.chains[table]
-        policies = {"FORWARD": self.forward} if table == "filter" else {}
+        policies = {"FORWARD": self.forward, "INPUT": self.input} if table == "filter" else {}
         heads = [
             f":{name} {policies.get(name, 'ACCEPT') if name in _BUILT_IN[table] else '-'} [0:0]" for name in chains
         ]
@@ -47,6 +48,8 @@ class FakeIptables:
                     if rule not in after[chain]:
                         raise KernelRefused(f"iptables-restore: no such rule in {chain}: {rule}")
                     after[chain].remove(rule)
+                case "-F":
+                    after[chain] = []
                 case "-X":
                     used = any(f"-j {chain}" in rule for rules in after.values() for rule in rules)
                     if after[chain] or used or chain in _BUILT_IN[table]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 
 from weft.errors import Exists, KernelLacks, Missing
 from weft.kernel.fake.iptables import FakeIptables
 from weft.kernel.fake.links import FakeState
-from weft.kernel.interface import Flow, Limit, Listener, RoutingRule
+from weft.kernel.interface import USER_CHAINS, Firewalls, Flow, Limit, Listener, RoutingRule, UserChain, hook_of
+from weft.kernel.verdicts import BaseChain, of_iptables
+
+_PROGRAMS = {4: "iptables", 6: "ip6tables"}
+_MARKS = re.compile(r"weft:[0-9a-f]{16}")
 
 
 class FakeTraffic(FakeState):
@@ -19,6 +24,9 @@ class FakeTraffic(FakeState):
         self.conntrack: list[Flow] = []
         self.sockets: dict[tuple[str, int], list[Listener]] = {}
         self.tables = {4: FakeIptables(), 6: FakeIptables()}
+        self.zones: dict[str, str] | None = None
+        """firewalld's zones of links; None: no firewalld."""
+        self.permanent_zones: dict[str, str] = {}
 
     def _called(self, verb: str) -> None:
         raise NotImplementedError
@@ -77,17 +85,47 @@ class FakeTraffic(FakeState):
         self._called("listeners")
         return tuple(one for port in ports for one in self.sockets.get((protocol, port), ()))
 
-    def iptables(self, version: int, table: str) -> tuple[str, ...]:
+    def iptables(self, version: int, table: str, backend: str = "") -> tuple[str, ...]:
         self._called("iptables")
         return self._table(version).save(table)
 
-    def change_iptables(self, version: int, table: str, lines: Iterable[str]) -> None:
+    def change_iptables(self, version: int, table: str, lines: Iterable[str], backend: str = "") -> None:
         self._called("change_iptables")
         self._table(version).restore(table, lines)
 
     def drops_forwarded(self, version: int) -> bool:
         self._called("drops_forwarded")
         return version in self.tables and self.tables[version].forward == "DROP"
+
+    def firewalls(self) -> Firewalls:
+        self._called("firewalls")
+        found = (
+            UserChain(
+                version,
+                name,
+                frozenset(mark for rule in table.chains["filter"][name] for mark in _MARKS.findall(rule)),
+                (table.input if hook_of(name) == "INPUT" else table.forward) == "DROP",
+            )
+            for version, table in self.tables.items()
+            for name in USER_CHAINS[version]
+            if name in table.chains["filter"]
+        )
+        return Firewalls(tuple(found), self.zones is not None)
+
+    def base_chains(self) -> tuple[BaseChain, ...]:
+        self._called("base_chains")
+        found = [(version, table.save("filter")) for version, table in self.tables.items()]
+        return tuple(chain for version, lines in found for chain in of_iptables(lines, _PROGRAMS[version], version))
+
+    def firewalld_zone(self, place: str, *, permanent: bool = False) -> str | None:
+        self._called("firewalld_zone")
+        zones = self.permanent_zones if permanent else self.zones
+        return zones.get(place, "") if zones is not None else None
+
+    def set_firewalld_zone(self, place: str, zone: str) -> None:
+        self._called("set_firewalld_zone")
+        assert self.zones is not None
+        self.zones[place] = zone
 
     def _table(self, version: int) -> FakeIptables:
         if version not in self.tables:

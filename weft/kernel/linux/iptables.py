@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from weft import processes
 from weft.errors import KernelLacks, KernelRefused
+from weft.kernel.linux.firewalls import legacy_in_use
 from weft.kernel.netlink.attributes import string
 from weft.kernel.netlink.constants import (
     NF_DROP,
@@ -25,31 +26,30 @@ from weft.kernel.nft.socket import NftSocket
 
 _DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin")
 _PREFIXES = {4: "iptables", 6: "ip6tables"}
-_TABLES_IN_USE = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
 _FAMILIES = {4: "ip", 6: "ip6"}
 _TIMEOUT = 30  # seconds for the xtables lock of iptables-legacy
 
 
-def save(version: int, table: str, nft_socket: NftSocket | None) -> tuple[str, ...]:
+def save(version: int, table: str, nft_socket: NftSocket | None, backend: str = "") -> tuple[str, ...]:
     """The table's chains and rules, () if it is not in use.
 
     Raises KernelRefused if the program prints none or half of a table that exists: iptables-nft does
     so, with success, for a table that nft has changed ("is incompatible, use 'nft' tool"). *Equivalent
     to:* ``iptables-save -t TABLE``.
     """
-    output = _run(version, "-save", ["-t", table])
+    output = _run(version, "-save", ["-t", table], backend=backend)
     lines = output.splitlines()
-    whole = f"*{table}" in lines and "COMMIT" in lines
-    if not whole and (f"*{table}" in lines or _exists(version, table, nft_socket)):
+    whole = (f"*{table}" in lines and "COMMIT" in lines) or backend == "legacy"
+    if not whole and (f"*{table}" in lines or exists(version, table, nft_socket)):
         said = next((line.removeprefix("# ") for line in lines if line.startswith("# ")), "nothing")
         raise KernelRefused(f"{_PREFIXES[version]}-save does not print the table {table}, which exists: {said}")
     return _lines(output)
 
 
-def restore(version: int, table: str, lines: Iterable[str]) -> None:
+def restore(version: int, table: str, lines: Iterable[str], backend: str = "") -> None:
     """Apply lines atomically. *Equivalent to:* ``iptables-restore --noflush``."""
     text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
-    _run(version, "-restore", ["--noflush", f"--wait={_TIMEOUT}"], text)
+    _run(version, "-restore", ["--noflush", f"--wait={_TIMEOUT}"], text, backend)
 
 
 def drops_forwarded(version: int, nft_socket: NftSocket) -> bool:
@@ -61,14 +61,12 @@ def drops_forwarded(version: int, nft_socket: NftSocket) -> bool:
     try:
         if _nftables_policy(version, nft_socket) == NF_DROP.to_bytes(4, "big"):
             return True
-        with open(_TABLES_IN_USE[version], encoding="ascii", errors="replace") as tables:
-            legacy = "filter" in tables.read().split()
-        return legacy and _policy(_lines(_run(version, "-legacy-save", ["-t", "filter"]))) == "DROP"
-    except (KernelRefused, OSError):
+        return legacy_in_use(version) and _policy(save(version, "filter", None, "legacy")) == "DROP"
+    except KernelRefused:
         return False
 
 
-def _exists(version: int, table: str, nft_socket: NftSocket | None) -> bool:
+def exists(version: int, table: str, nft_socket: NftSocket | None) -> bool:
     """Whether iptables-nft has the table; iptables-legacy prints its own always."""
     if nft_socket is None:
         return False
@@ -91,11 +89,14 @@ def _lines(output: str) -> tuple[str, ...]:
     return tuple(line for line in output.splitlines() if line.startswith((":", "-")))
 
 
-def _run(version: int, program: str, flags: list[str], text: str = "") -> str:
+def _run(version: int, program: str, flags: list[str], text: str = "", backend: str = "") -> str:
     from shutil import which
 
     name = f"{_PREFIXES[version]}{program}"
-    path = which(name, path=os.pathsep.join((os.environ.get("PATH", ""), *_DIRECTORIES)))
+    folders = os.pathsep.join((os.environ.get("PATH", ""), *_DIRECTORIES))
+    # A distribution with one backend only may not have its suffixed names.
+    path = which(f"{_PREFIXES[version]}-{backend}{program}", path=folders) if backend else None
+    path = path or which(name, path=folders)
     if path is None:
         raise KernelLacks(f"{name} is not installed", hint="install iptables, or use the backend nftables")
     try:

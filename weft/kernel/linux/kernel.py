@@ -19,6 +19,7 @@ from weft.kernel.canonical import describe
 from weft.kernel.interface import (
     BridgeVlan,
     FdbEntry,
+    Firewalls,
     Flow,
     KernelRoute,
     Limit,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from weft.kernel.netlink.conntrack import Conntrack
     from weft.kernel.nft.socket import NftSocket
     from weft.kernel.schema import Tables
+    from weft.kernel.verdicts import BaseChain
 
 
 class LinuxNamespace:
@@ -401,17 +403,17 @@ class LinuxNamespace:
         with self._entered():
             return sock_diag.listeners(protocol, ports, caller)
 
-    def iptables(self, version: int, table: str) -> tuple[str, ...]:
+    def iptables(self, version: int, table: str, backend: str = "") -> tuple[str, ...]:
         from weft.kernel.linux import iptables
 
         with self._entered():
-            return iptables.save(version, table, self._nftables())
+            return iptables.save(version, table, self._nftables(), backend)
 
-    def change_iptables(self, version: int, table: str, lines: Iterable[str]) -> None:
+    def change_iptables(self, version: int, table: str, lines: Iterable[str], backend: str = "") -> None:
         from weft.kernel.linux import iptables
 
         with self._entered():
-            iptables.restore(version, table, lines)
+            iptables.restore(version, table, lines, backend)
 
     def drops_forwarded(self, version: int) -> bool:
         from weft.kernel.linux import iptables
@@ -419,6 +421,38 @@ class LinuxNamespace:
         with self._entered():
             nft_socket = self._nftables()
             return nft_socket is not None and iptables.drops_forwarded(version, nft_socket)
+
+    def firewalls(self) -> Firewalls:
+        from weft.kernel.linux import firewalls
+
+        with self._entered():
+            nft_socket = self._nftables()
+            found = firewalls.firewalls(nft_socket) if nft_socket is not None else Firewalls()
+            if used := [version for version in (4, 6) if firewalls.legacy_in_use(version)]:
+                from weft.kernel.linux import legacy
+
+                more = tuple(chain for version in used for chain in legacy.user_chains(version))
+                found = Firewalls(found.user_chains + more, found.firewalld)
+            return found
+
+    def base_chains(self) -> tuple[BaseChain, ...]:
+        from weft.kernel.linux import filters
+
+        with self._entered():
+            return filters.base_chains(self._nftables())
+
+    def firewalld_zone(self, place: str, *, permanent: bool = False) -> str | None:
+        from weft.kernel.linux import firewalld
+
+        return firewalld.permanent_zone(place) if permanent else firewalld.zone(place)
+
+    def set_firewalld_zone(self, place: str, zone: str) -> None:
+        from weft.kernel.linux import firewalld
+
+        if zone:
+            firewalld.add(zone, place)
+        elif there := firewalld.zone(place):
+            firewalld.remove(there, place)
 
     def _nftables(self) -> NftSocket | None:
         """A socket to nf_tables of this namespace, which the thread has entered; None if the kernel has
