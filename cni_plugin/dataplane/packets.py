@@ -264,10 +264,21 @@ _FORWARD = (
         formerly=("entering",),
     ),
     Chain(
+        "drop_untranslatable",
+        "packets of no known connection (after its end, or out of its window), which the kernel does not masquerade",
+        (
+            *rules("{ip} saddr . {ip} daddr @masquerade_exempt{v} return", "within its own network"),
+            Rule("drop", "would leave this host with the container's address"),
+        ),
+    ),
+    Chain(
         "filter_forward",
         "isolation: which networks may open connections to which",
         (
             Rule("ct state established,related accept", "only new connections are judged"),
+            *rules(
+                "ct state invalid {ip} saddr @masquerade{v} jump drop_untranslatable", "from a container with ipMasq"
+            ),
             Rule("iifname @internal_links goto intra_network", "internal: no way out"),
             Rule("oifname @closed_links goto published_or_intra_network", "isolation closed"),
             Rule(

@@ -43,7 +43,9 @@ class Masquerade:
         mark = identity.attachment_mark(context.attachment)
         return Plan(
             shared_elements=tuple(_intra_subnet(ip) for ip in context.result.ips),
-            elements=tuple(
+            # As the guards, from before the link is there until it is gone: else its last packets leave
+            # the host with the container's address.
+            guards=tuple(
                 Element(_SOURCES[ip.address.version], (ip.address.ip,), mark=mark) for ip in context.result.ips
             ),
             result=context.result,

@@ -107,7 +107,7 @@ class PortMap:
             shared=chains,
             operations=(
                 PortsFree(ports),
-                *((ConntrackFlushOnUndo(datagrams),) if datagrams else ()),
+                ConntrackFlushOnUndo(ports),
                 *lines,
                 *(hairpin(context) if self.snat else ()),
             ),

@@ -96,11 +96,13 @@ class ConntrackFlush(Operation):
     def apply(self, machine: Machine) -> bool:
         stale: list[Flow] = []
         own: set[Address] | None = None
-        for port in self.ports:
-            found = [flow for flow in machine.host.flows(port.protocol, port.port) if _has_stale_nat(flow, port)]
-            if found and port.host is None and own is None:
-                own = _own_addresses(machine)
-            stale += [flow for flow in found if flow.destination == port.host or flow.destination in (own or ())]
+        for protocol, number, version in _distinct(self.ports):
+            there = machine.host.flows(protocol, number, version)
+            for port in self.ports:
+                found = [flow for flow in there if _is_of(flow, port) and _has_stale_nat(flow, port)]
+                if found and port.host is None and own is None:
+                    own = _own_addresses(machine)
+                stale += [flow for flow in found if flow.destination == port.host or flow.destination in (own or ())]
         if stale:
             machine.host.delete_flows(dict.fromkeys(stale))
         return bool(stale)
@@ -117,9 +119,11 @@ class ConntrackFlush(Operation):
 
 @dataclass(frozen=True, slots=True)
 class ConntrackFlushOnUndo(Operation):
-    """Flush UDP conntrack entries to the container once a port is no longer published.
+    """Flush conntrack entries to the container once a port is no longer published.
 
-    Only undo does anything; it is listed before the rules, so that it is undone after them.
+    Else its clients' next packets would still be sent to the container's address: to another container
+    that has got it, or out of the host. Only undo does anything; it is listed between the link and the
+    rules, so that it is undone after these and before the container is gone.
     """
 
     ports: tuple[PublishedPort, ...]
@@ -128,13 +132,15 @@ class ConntrackFlushOnUndo(Operation):
         return False
 
     def undo(self, machine: Machine) -> None:
-        ended: list[Flow] = []
-        for port in self.ports:
-            ended += [
-                flow
-                for flow in machine.host.flows(port.protocol, port.port)
-                if (flow.reply_source, flow.reply_port) == (port.target, port.target_port)
-            ]
+        if machine.host.sysctl("net/netfilter/nf_conntrack_count") == "0":
+            return
+        targets = {(port.protocol, port.port, port.target, port.target_port) for port in self.ports}
+        ended = [
+            flow
+            for protocol, number, version in _distinct(self.ports)
+            for flow in machine.host.flows(protocol, number, version)
+            if (flow.protocol, flow.port, flow.reply_source, flow.reply_port) in targets
+        ]
         if ended:
             machine.host.delete_flows(dict.fromkeys(ended))
 
@@ -186,6 +192,15 @@ class Hairpin(Operation):
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"bridge link set dev {self.link} hairpin on",)
+
+
+def _distinct(ports: tuple[PublishedPort, ...]) -> tuple[tuple[str, int, int], ...]:
+    """Protocols, ports and IP versions, each once: for each the kernel walks its whole table."""
+    return tuple(dict.fromkeys((port.protocol, port.port, port.target.version) for port in ports))
+
+
+def _is_of(flow: Flow, port: PublishedPort) -> bool:
+    return (flow.protocol, flow.port) == (port.protocol, port.port)
 
 
 def _has_stale_nat(flow: Flow, port: PublishedPort) -> bool:

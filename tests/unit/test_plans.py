@@ -56,7 +56,7 @@ def at(plan: Plan, *kinds: type[Operation]) -> list[Operation]:
 
 def of(plan: Plan, collection: str) -> list[tuple[object, ...]]:
     """Keys and data of the attachment's elements in a set or map."""
-    return [(*one.key, *one.data) for one in plan.elements if one.collection == collection]
+    return [(*one.key, *one.data) for one in (*plan.guards, *plan.elements) if one.collection == collection]
 
 
 def route(side: Side, link: str, to: str, via: str = "", source: str = "", scope: int | None = None) -> LinkRoute:
@@ -345,6 +345,8 @@ def test_masquerade() -> None:
     plan = planned("bridge", FOUR, SIX, bridge="wbr0", ipMasq=True, part=1)
     assert of(plan, "masquerade4") == [(ip_address("10.23.0.9"),)]
     assert of(plan, "masquerade6") == [(ip_address("fd00:23::9"),)]
+    # Until the link is gone: its last packets must not leave with the container's address.
+    assert {one.collection for one in plan.guards} == {"masquerade4", "masquerade6"} and not plan.elements
     local = [one for one in (*plan.shared_elements, *plan.elements) if one.collection == "masquerade_exempt4"]
     assert [one.key[-1] for one in local] == [ip_network("10.23.0.0/24")]
 

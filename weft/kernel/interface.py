@@ -400,8 +400,9 @@ class Namespace(Protocol):
         *Equivalent to:* ``ip rule delete from SOURCE table TABLE protocol PROTOCOL``.
         """
 
-    def flows(self, protocol: str, port: int) -> tuple[Flow, ...]:
-        """The conntrack entries of a protocol (``udp``) and original destination port.
+    def flows(self, protocol: str, port: int, version: int = 0) -> tuple[Flow, ...]:
+        """The conntrack entries of a protocol (``udp``), original destination port and IP version (0:
+        both).
 
         *Equivalent to:* ``conntrack -L -p PROTOCOL --orig-port-dst PORT``.
         """

@@ -59,7 +59,7 @@ TAMPERING = [
     ("add set inet weft extra { type mark; }", "there is a set extra that is not weft's"),
     ("add table inet weft { flags dormant; }", "the table has “flags dormant”"),
     (
-        f"{NO_MASQUERADING}\ndelete set inet weft masquerade4",
+        f"{NO_MASQUERADING}\nflush chain inet weft filter_forward\ndelete set inet weft masquerade4",
         "the set masquerade4 is missing",
     ),
     (

@@ -72,9 +72,13 @@ class FakeTraffic(FakeState):
                 return
         raise Missing(f"cannot delete the routing rule from {rule.source}: the kernel says No such file or directory")
 
-    def flows(self, protocol: str, port: int) -> tuple[Flow, ...]:
+    def flows(self, protocol: str, port: int, version: int = 0) -> tuple[Flow, ...]:
         self._called("flows")
-        return tuple(flow for flow in self.conntrack if (flow.protocol, flow.port) == (protocol, port))
+        return tuple(
+            flow
+            for flow in self.conntrack
+            if (flow.protocol, flow.port) == (protocol, port) and version in (0, flow.destination.version)
+        )
 
     def delete_flows(self, flows: Iterable[Flow]) -> None:
         self._called("delete_flows")

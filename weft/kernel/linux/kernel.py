@@ -384,9 +384,9 @@ class LinuxNamespace:
 
     # Rarely needed by a runtime's call, so imported on use.
 
-    def flows(self, protocol: str, port: int) -> tuple[Flow, ...]:
+    def flows(self, protocol: str, port: int, version: int = 0) -> tuple[Flow, ...]:
         with self._entered():
-            return self._connections().flows(protocol, port)
+            return self._connections().flows(protocol, port, version=version)
 
     def delete_flows(self, flows: Iterable[Flow]) -> None:
         with self._entered():

@@ -79,19 +79,20 @@ class Conntrack:
             self._socket = None
 
     def flows(
-        self, protocol: str, port: int = 0, destination: Address | None = None, *, live: bool = False
+        self, protocol: str, port: int = 0, destination: Address | None = None, *, version: int = 0, live: bool = False
     ) -> tuple[Flow, ...]:
         """The connections to a port (0: to any), before any translation.
 
-        The kernel walks its whole table for it, 5 ms for each IP version where that has 262,144
-        buckets. ``destination`` selects those to one address, ``live`` leaves out TCP connections
+        The kernel walks its whole table for it, 5 ms for each IP version (``version`` 0: both)
+        where that has 262,144 buckets. ``destination`` selects those to one address, ``live`` leaves out TCP connections
         that have ended. *Equivalent to:* ``conntrack -L -p PROTOCOL --orig-port-dst PORT --orig-dst
         DESTINATION``.
         """
         found = []
-        for version in _FAMILIES if destination is None else (destination.version,):
-            for body in self._list(version, _filter(PROTOCOLS[protocol], port, destination)):
-                flow = _flow(body, protocol, version)
+        versions = (version,) if version else _FAMILIES if destination is None else (destination.version,)
+        for one in versions:
+            for body in self._list(one, _filter(PROTOCOLS[protocol], port, destination)):
+                flow = _flow(body, protocol, one)
                 # Kernels before 5.8 ignore the filter and list everything.
                 if flow is None or port not in (0, flow.port) or (live and not _is_live(body)):
                     continue
