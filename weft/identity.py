@@ -16,6 +16,9 @@ from weft.types import Attachment
 ROUTE_PROTOCOL = 119
 """rtm_protocol of weft's routes (``ip route show proto 119``); unassigned in rt_protos."""
 
+NEIGHBOUR_PROTOCOL = 120
+"""FRA_PROTOCOL of routing rules that an attachment adds for another link of its container."""
+
 TEMPORARY_PREFIX = "weft"
 """Prefix of the name of a link while it is being created."""
 
@@ -116,6 +119,11 @@ def host_link(attachment: Attachment) -> str:
 def temporary_link(attachment: Attachment) -> str:
     """The name of an attachment's link while it is being created; unique across namespaces."""
     return TEMPORARY_PREFIX + digest("passing", attachment_digest(attachment))[:10]
+
+
+def routing_table(link: str) -> int:
+    """The number of the routing table for packets from the addresses of a container's link."""
+    return (ROUTE_PROTOCOL << 24) + int(digest("table", link)[:6], 16)
 
 
 def mac(host: str, *parts: str) -> str:

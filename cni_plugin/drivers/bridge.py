@@ -100,7 +100,7 @@ class BridgeNetwork:
                 pair,
                 *self._port(pair.host),
                 *(() if self.down else interface.configure(pair.container, found, detect=self.detect)),
-                *(() if self.down else interface.routes(pair.container, found)),
+                *(() if self.down else interface.routes(context, pair.container, found)),
             ),
             result=replace(
                 found,

@@ -23,7 +23,7 @@ class Dummy:
 
     def plan(self, context: Context) -> Plan:
         link = interface.container_link(context, "dummy", mtu=self.mtu or interface.DEFAULT_MTU)
-        return interface.attach(link, interface.result_interface(context, link), context.result)
+        return interface.attach(context, link, interface.result_interface(context, link), context.result)
 
 
 def read(request: Request, keys: Section) -> PlanPart | None:

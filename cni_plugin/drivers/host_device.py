@@ -49,6 +49,7 @@ class HostDevice:
             moved.container, link.mac, context.namespace.path, link.mtu, pci_id=self.bus
         )
         return interface.attach(
+            context,
             moved,
             interface_in_result,
             context.result,

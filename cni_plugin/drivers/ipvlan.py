@@ -58,7 +58,12 @@ class Ipvlan:
         if self.inherits and before is not None:
             found = replace(before, dns=before.dns if context.config.dns is None else context.config.dns)
         return interface.attach(
-            link, interface.result_interface(context, link), found, detect=self.detect, addressed=not context.pending
+            context,
+            link,
+            interface.result_interface(context, link),
+            found,
+            detect=self.detect,
+            addressed=not context.pending,
         )
 
 

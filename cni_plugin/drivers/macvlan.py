@@ -71,6 +71,7 @@ class Macvlan:
             options=tuple(options),
         )
         return interface.attach(
+            context,
             link,
             interface.result_interface(context, link),
             context.result,

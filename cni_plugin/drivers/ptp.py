@@ -66,8 +66,9 @@ class PointToPoint:
                 Setting(Side.HOST, f"net/ipv6/conf/{host}/accept_ra", "0", host, optional=True),
                 *(one for ip in found.ips for one in _host_end(host, ip)),
                 *interface.configure(link, found, prefix_routes=False),
-                *(one for ip in found.ips for one in _container_routes(link, ip)),
-                *interface.routes(link, found),
+                *interface.routes(
+                    context, link, found, tuple(one for ip in found.ips for one in _container_routes(link, ip))
+                ),
             ),
             result=result,
         )
@@ -90,7 +91,7 @@ def _host_end(host: str, ip: ResultAddress) -> tuple[Operation, ...]:
     )
 
 
-def _container_routes(link: str, ip: ResultAddress) -> tuple[Operation, ...]:
+def _container_routes(link: str, ip: ResultAddress) -> tuple[LinkRoute, ...]:
     """The gateway is on-link; the rest of the subnet is routed through it."""
     assert ip.gateway is not None
     near = Route(ip_network(ip.gateway), scope=_LINK_SCOPE if ip.address.version == 4 else None)

@@ -46,6 +46,7 @@ class Tap:
         mtu = self.mtu or interface.DEFAULT_MTU
         link = interface.container_link(context, "tun", mac=self.mac, mtu=mtu, master=self.bridge, options=self.options)
         return interface.attach(
+            context,
             link,
             interface.result_interface(context, link),
             context.result,

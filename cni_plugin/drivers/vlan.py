@@ -56,6 +56,7 @@ class Vlan:
             options=(("vlan_id", self.vid),),
         )
         return interface.attach(
+            context,
             link,
             interface.result_interface(context, link),
             context.result,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cni_plugin.ops.devices import ContainerLink, LentLink
     from cni_plugin.ops.dhcp import DhcpLease
     from cni_plugin.ops.iptables import TableChain, TableRules
-    from cni_plugin.ops.policy import InVrf, Isolated, RoutedFrom, RouteMoved, Vrf
+    from cni_plugin.ops.policy import InVrf, Isolated, RoutedBeside, RoutedFrom, RouteMoved, Vrf
     from cni_plugin.ops.ports import ConntrackFlush, ConntrackFlushOnUndo, Hairpin, PortsFree, PublishedPort
     from cni_plugin.ops.queues import Ifb, Limited, Redirected
     from cni_plugin.ops.tuning import LinkSetting
@@ -31,7 +31,7 @@ _RARE = {
     **dict.fromkeys(("ContainerLink", "LentLink"), "devices"),
     "DhcpLease": "dhcp",
     "Announced": "announcement",
-    **dict.fromkeys(("InVrf", "Isolated", "RouteMoved", "RoutedFrom", "Vrf"), "policy"),
+    **dict.fromkeys(("InVrf", "Isolated", "RouteMoved", "RoutedBeside", "RoutedFrom", "Vrf"), "policy"),
     **dict.fromkeys(("ConntrackFlushOnUndo", "ConntrackFlush", "Hairpin", "PortsFree", "PublishedPort"), "ports"),
     **dict.fromkeys(("Ifb", "Limited", "Redirected"), "queues"),
     **dict.fromkeys(("TableChain", "TableRules"), "iptables"),
@@ -109,6 +109,7 @@ __all__ = [
     "PublishedPort",
     "Redirected",
     "RouteMoved",
+    "RoutedBeside",
     "RoutedFrom",
     "Setting",
     "TableChain",

@@ -15,7 +15,7 @@ from cni_plugin.ops.devices import ContainerLink
 from cni_plugin.ops.links import Port, has_mark, nsenter
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Exists, KernelRefused, Missing
-from weft.kernel.canonical import canonical
+from weft.kernel.canonical import canonical, describe
 from weft.kernel.interface import KernelRoute, Namespace, RoutingRule
 from weft.types import Cidr, Side
 
@@ -47,6 +47,65 @@ class RoutedFrom(Operation):
     def commands(self, namespace: str) -> tuple[str, ...]:
         words = f"from {self.rule.source} table {self.rule.table} protocol {self.rule.protocol}"
         return (f"{nsenter(Side.CONTAINER, namespace)}ip rule add {words}",)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedBeside(Operation):
+    """Packets from the addresses of another ``link`` of the container leave by that link, as those of
+    the attachment's ``own`` link leave by this one.
+
+    The other attachment was alone when it was made, and has no such rules of its own. Undo leaves them
+    where a third link needs them still; what is of a link that is gone has no effect.
+    """
+
+    link: str
+    own: str
+    rules: tuple[RoutingRule, ...]
+    routes: tuple[KernelRoute, ...]
+
+    def apply(self, machine: Machine) -> bool:
+        container = namespace_of(machine, Side.CONTAINER, self.link)
+        for route in self.routes:
+            with contextlib.suppress(Exists, Missing):
+                container.add_route(route)
+        for rule in self.rules:
+            with contextlib.suppress(Exists):
+                container.add_routing_rule(rule)
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        container = machine.container
+        if container is None:
+            return
+        if any(one.link not in ("", "lo", self.link, self.own) for one in container.routes(table=_MAIN)):
+            return
+        for rule in self.rules:
+            with contextlib.suppress(Missing):
+                container.delete_routing_rule(rule)
+        tables = {rule.table for rule in container.routing_rules()}
+        for route in reversed(self.routes):
+            if route.route.table not in tables:  # else the other attachment has rules of its own by now
+                with contextlib.suppress(KernelRefused):
+                    container.delete_route(route)
+
+    def mismatch(self, machine: Machine) -> str | None:
+        container = namespace_of(machine, Side.CONTAINER, self.link)
+        if container.link(self.link) is None:
+            return None
+        held = {cidr.ip for cidr in container.addresses(self.link)}
+        there = {(rule.source, rule.table) for rule in container.routing_rules()}
+        for rule in self.rules:
+            if rule.source.network_address in held and (rule.source, rule.table) not in there:
+                return f"no routing rule sends {rule.source} to table {rule.table}"
+        return None
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        inside = nsenter(Side.CONTAINER, namespace)
+        rules = (f"from {rule.source} table {rule.table} protocol {rule.protocol}" for rule in self.rules)
+        return (
+            *(f"{inside}ip route append {describe(route)}" for route in self.routes),
+            *(f"{inside}ip rule add {words}" for words in rules),
+        )
 
 
 @dataclass(frozen=True, slots=True)

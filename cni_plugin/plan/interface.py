@@ -74,11 +74,28 @@ def configure(link: str, result: Result, *, detect: bool = False, prefix_routes:
     )
 
 
-def routes(link: str, result: Result) -> tuple[Operation, ...]:
+def routes(
+    context: Context, link: str, result: Result, near: tuple[LinkRoute, ...] | None = None
+) -> tuple[Operation, ...]:
     """The result's routes over the container's link.
 
-    A route without a gateway gets the first gateway of its family, unless its scope is link.
+    Where the container has other links, these come after theirs, and what the link's addresses send
+    leaves by it (``plan.routing``). ``near`` are routes to the gateways, instead of those that the
+    kernel adds with the addresses.
     """
+    made = (*(near or ()), *_routes(link, result))
+    if context.pending or any(feature in context.config.keys for feature in ("sbr", "vrf")):
+        return made
+    others = [one for one in context.facts.routes(Side.CONTAINER) if one.link not in ("", "lo", link)]
+    if not others:
+        return made
+    from cni_plugin.plan.routing import beside
+
+    return beside(context, link, result, made, others, connected=near is None)
+
+
+def _routes(link: str, result: Result) -> tuple[LinkRoute, ...]:
+    """A route without a gateway gets the first gateway of its family, unless its scope is link."""
     first: dict[int, Address] = {}
     for ip in result.ips:
         if ip.gateway is not None:
@@ -141,6 +158,7 @@ def container_link(
 
 
 def attach(
+    context: Context,
     creation: Operation,
     link: ResultInterface,
     found: Result,
@@ -155,7 +173,7 @@ def attach(
     if addressed and not found.ips:
         raise ConfigProblem("IPAM plugin returned missing IP config", hint="set a subnet or addresses in ipam")
     return Plan(
-        operations=(creation, *configure(link.name, found, detect=detect), *routes(link.name, found)),
+        operations=(creation, *configure(link.name, found, detect=detect), *routes(context, link.name, found)),
         result=replace(found, interfaces=(link,), ips=on_interface(found, 0)),
     )
 

@@ -84,9 +84,9 @@ class Conntrack:
         """The connections to a port (0: to any), before any translation.
 
         The kernel walks its whole table for it, 5 ms for each IP version (``version`` 0: both)
-        where that has 262,144 buckets. ``destination`` selects those to one address, ``live`` leaves out TCP connections
-        that have ended. *Equivalent to:* ``conntrack -L -p PROTOCOL --orig-port-dst PORT --orig-dst
-        DESTINATION``.
+        where that has 262,144 buckets. ``destination`` selects those to one address, ``live`` leaves
+        out TCP connections that have ended. *Equivalent to:* ``conntrack -L -p PROTOCOL
+        --orig-port-dst PORT --orig-dst DESTINATION``.
         """
         found = []
         versions = (version,) if version else _FAMILIES if destination is None else (destination.version,)
