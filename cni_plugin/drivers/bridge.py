@@ -173,8 +173,8 @@ class BridgeNetwork:
             if not (vlan_gateway or bridge.alias):
                 _refuse_routers(context, link, gateways)
             shared.append(Gateways(link, gateways, context.gateways, self.force_address, before))
-        # First, and so undone last: then no link of the network is taken for another router's.
-        return (*interface.forwarding(interface.versions(found)), *shared)
+        # Last: it cannot always be taken back, and what comes before may fail.
+        return (*shared, *interface.forwarding(interface.versions(found)))
 
     def _port(self, host: str) -> tuple[Operation, ...]:
         operations: list[Operation] = []
