@@ -7,13 +7,16 @@ this process has it any more calls ``settle``.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from _thread import allocate_lock
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-_starting = allocate_lock()
-"""Held from before the fork until the new process has executed its program."""
+_PATIENCE = 1.0  # seconds; a program on a network file system that hangs must not delay all calls
+_starting: set[object] = set()
+"""One for each process that has been forked and has not executed its program yet."""
+_changed = threading.Condition()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ def run(
     import subprocess
 
     pipe = subprocess.PIPE
-    with _starting:
+    with _start():
         process = subprocess.Popen(
             argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, preexec_fn=before_execve
         )
@@ -62,12 +65,29 @@ def spawn(argv: Sequence[str], environment: Mapping[str, str], *, detached: bool
     there and lives on. Raises OSError.
     """
     actions = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)] if detached else ()
-    with _starting:  # posix_spawn(3) returns when the program has been executed
+    with _start():  # posix_spawn(3) returns when the program has been executed
         child = os.posix_spawnp(argv[0], list(argv), environment, file_actions=actions, setsid=detached)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def settle() -> None:
-    """Wait until no process is between fork and execve: what was closed before is closed there, too."""
-    with _starting:
-        pass
+    """Wait for the processes that are between fork and execve now: what this thread has closed is then
+    closed there, too.
+    """
+    with _changed:
+        before = frozenset(_starting)
+        if before:
+            _changed.wait_for(lambda: before.isdisjoint(_starting), _PATIENCE)
+
+
+@contextlib.contextmanager
+def _start() -> Iterator[None]:
+    one = object()
+    with _changed:
+        _starting.add(one)
+    try:
+        yield
+    finally:
+        with _changed:
+            _starting.remove(one)
+            _changed.notify_all()

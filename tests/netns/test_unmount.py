@@ -18,7 +18,8 @@ from lab.host import Host
 from lab.plugins import OWN_FOLDER, Cni
 
 KINDS = (
-    "ptp", "bridge-dual", "loopback", "macvlan", "tap", "ipvlan", "vlan", "dummy", "portmap-chained", "weft-features"
+    "ptp", "bridge-dual", "loopback", "macvlan", "tap", "ipvlan", "vlan", "dummy", "portmap-chained", "weft-features",
+    "chain-tuning", "chain-sbr", "chain-bandwidth", "chain-vrf",
 )  # fmt: skip
 PLUGIN = """#!/bin/sh
 cat >/dev/null
@@ -83,8 +84,18 @@ def test_every_verb_of_every_kind(host: Host, through: Cni, case: Case) -> None:
         lambda: through("ADD", conf, netns=mount.path),
         lambda: through.delete(conf, mount.path),
     )
-    rounds = 3 if case.tables else 6
+    rounds = 2 if case.tables else 3
     assert [error for _ in range(rounds) for call in calls for error in refused(mount, call, 1)] == []
+    mount.close()
+
+
+def test_a_device_of_the_host(host: Host, through: Cni) -> None:
+    host.run("ip", "link", "add", "dev0", "type", "veth", "peer", "name", "dev1")
+    mount = Mount(host.container())
+    device = conf("host-device", "device", {"device": "dev0"})
+    for _ in range(3):
+        assert refused(mount, lambda: through.add(device, mount.path), 1) == []
+        assert refused(mount, lambda: through.delete(device, mount.path), 1) == []
     mount.close()
 
 
@@ -125,7 +136,7 @@ def test_while_another_call_starts_processes(host: Host, through: Cni, tmp_path:
             through.add(line, mount.path)
             through.delete(line, mount.path)
 
-        assert refused(mount, once, 60) == []
+        assert refused(mount, once, 20) == []
     finally:
         done.set()
         starter.join()
