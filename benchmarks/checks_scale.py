@@ -197,8 +197,8 @@ def ask(names: int, queries: float, results: multiprocessing.Queue[list[float]],
         while time.time() < until:
             message = question(f"s{random.randrange(names)}.service.consul")
             begun = time.perf_counter()
-            client.send(message)
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(OSError):
+                client.send(message)
                 client.recv(4096)
             found.append(time.perf_counter() - begun)
             time.sleep(random.expovariate(queries))
@@ -234,7 +234,10 @@ async def measure(options: Options, process: int) -> None:
         took = await register(session, options, targets)
         print(f"registered {options.services} services in {took:.0f} s", flush=True)
         tasks = [asyncio.create_task(report(session, options, stopped, seen))]
-        await asyncio.sleep(max(options.interval + options.timeout, options.ttl))  # each check has run
+        # Each check has run, each TTL check was reported.
+        await asyncio.sleep(options.interval + options.timeout)
+        while len(seen.reported) < 2 * options.services:
+            await asyncio.sleep(1)
         own = range(2 * options.deaths)
         accepting = [number for number in range(len(own), options.services) if number % 10 != 9]
         expiring = random.sample(accepting, options.deaths)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import TypeVar
 from urllib.parse import quote, unquote
 
@@ -43,6 +43,7 @@ Reader = Callable[[object], object]
 """Validates the JSON of one field. Raises TypeError or ValueError."""
 
 _SAFE = ":@+ ,=~"
+_EMPTY: tuple[object, ...] = ("", (), {}, [])
 _PLAIN = re.compile(r"[A-Za-z0-9_.:@+ ,=~-]*", re.ASCII)  # unchanged by quote(), and ten times as fast
 
 
@@ -93,13 +94,9 @@ def encode(value: CatalogEntry) -> bytes:
     """JSON of a catalog entry, without empty fields and indexes (those are the store's
     revisions).
     """
-    found = asdict(value)
-    return json.dumps(
-        {name: part for name, part in found.items() if part not in ("", (), {}, []) and not name.endswith("_index")},
-        separators=(",", ":"),
-        ensure_ascii=False,
-        sort_keys=True,
-    ).encode()
+    return _json(
+        {name: part for name, part in _parts(value).items() if part not in _EMPTY and not name.endswith("_index")}
+    )
 
 
 def decode(entry: Entry) -> CatalogEntry:
@@ -126,7 +123,7 @@ def decode_local(entry: Entry) -> Instance:
 
 def encode_check_definition(definition: CheckDefinition) -> bytes:
     """JSON of a check definition, as its node's agent persists it."""
-    return json.dumps(asdict(definition), separators=(",", ":"), ensure_ascii=False, sort_keys=True).encode()
+    return _json(_parts(definition))
 
 
 def decode_check_definition(value: bytes) -> CheckDefinition:
@@ -155,6 +152,15 @@ def split_key(key: str) -> tuple[str, tuple[str, ...]]:
     if kind in _NAMES and len(names) != _NAMES[kind]:
         return "", ()
     return kind, tuple(unquote(name) for name in names) if "%" in key else tuple(names)
+
+
+def _json(found: dict[str, object]) -> bytes:
+    return json.dumps(found, separators=(",", ":"), ensure_ascii=False, sort_keys=True, default=_parts).encode()
+
+
+def _parts(value: CatalogEntry | CheckDefinition | Weights | ServiceAddress) -> dict[str, object]:
+    """The fields of a value. dataclasses.asdict copies all that is in them, ten times as slow."""
+    return {part.name: getattr(value, part.name) for part in fields(value)}
 
 
 def encode_name(name: str) -> str:

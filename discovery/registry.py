@@ -135,9 +135,11 @@ class Registry:
             await self._write(self._forget_check(check_id), (), [check])
             self._drop_check(check_id)
 
-    async def update_check(self, check_id: str, status: Status, output: str) -> None:
+    async def update_check(self, check_id: str, status: Status, output: str) -> bool:
         """Update a check's status and output; output alone is published after
         CHECK_UPDATE_INTERVAL. The TTL of a TTL check starts again.
+
+        Returns whether anything was published. Raises NotRegistered, StoreError.
         """
         async with self._lock:
             old = self._registered_check(check_id)
@@ -145,7 +147,7 @@ class Registry:
             if definition is not None and definition.ttl:
                 self._local.renew(definition)
                 self._unsaved[check_id] = None
-            await self._update_check(old, replace(old, status=status, output=output))
+            return await self._update_check(old, replace(old, status=status, output=output))
 
     async def expire_check(self, check_id: str) -> None:
         """Make a TTL check critical, if it was not reported meanwhile. Raises StoreError."""
@@ -155,18 +157,19 @@ class Registry:
                 old = self._registered_check(check_id)
                 await self._update_check(old, replace(old, status=Status.CRITICAL, output=TTL_EXPIRED))
 
-    async def _update_check(self, old: Check, new: Check) -> None:
+    async def _update_check(self, old: Check, new: Check) -> bool:
         self.deadlines.track(new.id, new.status)
         if new == old:
-            return
+            return False
         if new.status is old.status and old.output:
             self._local.checks[new.id] = new
             self._deferred.setdefault(new.id, time.monotonic() + CHECK_UPDATE_INTERVAL)
-            return
+            return False
         await self._write([self._persist_state(new)] if new.id in self._local.definitions else [], [new])
         self._local.checks[new.id] = new
         self._deferred.pop(new.id, None)
         self._unsaved.pop(new.id, None)
+        return True
 
     async def maintenance(self, enable: bool, reason: str = "", instance_id: str = "") -> None:
         """Enable or disable maintenance mode of an instance, or without an id of this node.

@@ -168,10 +168,11 @@ class AgentRegisterEndpoint:
         if definition.type != TTL_CHECK:
             raise HttpError(400, f'CheckID "{check_id}" does not have associated TTL')
         try:
-            await self._registry.update_check(check_id, status, output[: definition.output_max_size])
+            published = await self._registry.update_check(check_id, status, output[: definition.output_max_size])
         except NotRegistered:
             raise _unknown_check(check_id) from None
-        await self._blocking.wait_for_catalog()
+        if published:
+            await self._blocking.wait_for_catalog()
         return HttpResponse()
 
 
