@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import http.client
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ import statistics
 import subprocess
 import time
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import aiohttp
@@ -52,9 +54,8 @@ class Options:
 
 @dataclass
 class Watch:
-    """The last report of each TTL check; deaths: when each happened, and when it was noticed."""
+    """Deaths: when each happened, and when it was noticed."""
 
-    reported: dict[str, float] = field(default_factory=dict)
     died: dict[str, float] = field(default_factory=dict)
     noticed: dict[str, float] = field(default_factory=dict)
 
@@ -141,23 +142,28 @@ async def register(session: aiohttp.ClientSession, options: Options, targets: Ta
     return time.perf_counter() - begun
 
 
-async def report(session: aiohttp.ClientSession, options: Options, stopped: set[str], seen: Watch) -> None:
-    """Report all TTL checks every half TTL, evenly, for ever; but not the ``stopped`` ones."""
-    period = options.ttl / 2
-    names = [f"service:s{number}:{check}" for number in range(options.services) for check in (1, 2)]
+def report(services: int, ttl: float, control: Connection) -> None:
+    """Report all TTL checks every half TTL, evenly, in a process of its own.
 
-    async def worker(share: list[str]) -> None:
-        while True:
-            begun = time.perf_counter()
-            for place, name in enumerate(share):
-                await asyncio.sleep(begun + place * period / len(share) - time.perf_counter())
-                if name not in stopped:
-                    seen.reported[name] = time.perf_counter()
-                    async with session.put(f"{API}/v1/agent/check/pass/{name}"):
-                        pass
-            await asyncio.sleep(begun + period - time.perf_counter())
-
-    await asyncio.gather(*(worker(names[start::CONNECTIONS]) for start in range(CONNECTIONS)))
+    What comes from ``control`` is no longer reported; for None it answers when each last was, and ends.
+    """
+    names = [f"service:s{number}:{check}" for number in range(services) for check in (1, 2)]
+    last: dict[str, float] = {}
+    stopped: set[str] = set()
+    client = http.client.HTTPConnection("127.0.0.1", 8500)
+    while True:
+        begun = time.perf_counter()
+        for place, name in enumerate(names):
+            time.sleep(max(begun + place * ttl / 2 / len(names) - time.perf_counter(), 0))
+            while control.poll():
+                if (end := control.recv()) is None:
+                    control.send(last)
+                    return
+                stopped.add(end)
+            if name not in stopped:
+                last[name] = time.perf_counter()
+                client.request("PUT", f"/v1/agent/check/pass/{name}")
+                client.getresponse().read()
 
 
 async def watch(session: aiohttp.ClientSession, name: str, service: str, seen: Watch) -> None:
@@ -171,16 +177,14 @@ async def watch(session: aiohttp.ClientSession, name: str, service: str, seen: W
                 return
 
 
-async def die(options: Options, targets: Targets, expiring: list[int], stopped: set[str], seen: Watch) -> None:
+async def die(options: Options, targets: Targets, expiring: list[int], reporter: Connection, seen: Watch) -> None:
     """Spread the deaths over the time that leaves enough to notice the last ones."""
     span = options.seconds - max(options.interval + options.timeout, options.ttl) - 5
     for number in range(2 * options.deaths):
         (targets.close if number % 2 else targets.silence)(number)
         seen.died[_name(number)] = time.perf_counter()
         if number % 2 and number // 2 < len(expiring):
-            check = f"service:s{expiring[number // 2]}:1"
-            stopped.add(check)
-            seen.died[f"ttl {expiring[number // 2]}"] = seen.reported[check]
+            reporter.send(f"service:s{expiring[number // 2]}:1")
         await asyncio.sleep(span / (2 * options.deaths))
 
 
@@ -226,33 +230,35 @@ def usage(process: int) -> Usage:
 async def measure(options: Options, process: int) -> None:
     targets = Targets(options.deaths)
     connector = aiohttp.TCPConnector(limit=0)
-    stopped: set[str] = set()
     seen = Watch()
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout()) as session:
         await ready(session)
         empty = usage(process)
+        reporter, control = multiprocessing.Pipe()
+        reporting = multiprocessing.Process(target=report, args=(options.services, options.ttl, control), daemon=True)
+        reporting.start()
         took = await register(session, options, targets)
         print(f"registered {options.services} services in {took:.0f} s", flush=True)
-        tasks = [asyncio.create_task(report(session, options, stopped, seen))]
-        # Each check has run, each TTL check was reported.
-        await asyncio.sleep(options.interval + options.timeout)
-        while len(seen.reported) < 2 * options.services:
-            await asyncio.sleep(1)
+        await asyncio.sleep(max(options.interval + options.timeout, options.ttl / 2) + 5)  # each check has run
         own = range(2 * options.deaths)
         accepting = [number for number in range(len(own), options.services) if number % 10 != 9]
         expiring = random.sample(accepting, options.deaths)
         watched = {_name(number): number for number in own} | {f"ttl {number}": number for number in expiring}
-        tasks += [asyncio.create_task(watch(session, name, f"s{number}", seen)) for name, number in watched.items()]
+        tasks = [asyncio.create_task(watch(session, name, f"s{number}", seen)) for name, number in watched.items()]
         results: multiprocessing.Queue[list[float]] = multiprocessing.Queue()
         arguments = (options.services, options.queries, results, time.time() + options.seconds)
-        client = multiprocessing.Process(target=ask, args=arguments)
+        client = multiprocessing.Process(target=ask, args=arguments, daemon=True)
         client.start()
         before, begun = usage(process), time.perf_counter()
-        await die(options, targets, expiring, stopped, seen)
+        await die(options, targets, expiring, reporter, seen)
         await asyncio.sleep(begun + options.seconds - time.perf_counter())
         after, elapsed = usage(process), time.perf_counter() - begun
         latencies = sorted(await asyncio.to_thread(results.get))
         client.join()
+        reporter.send(None)
+        last = await asyncio.to_thread(reporter.recv)
+        seen.died |= {f"ttl {number}": last[f"service:s{number}:1"] for number in expiring}
+        reporting.join()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -293,11 +299,11 @@ def show(options: Options, seen: Watch, latencies: list[float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/checks", description=__doc__)
     parser.add_argument("--services", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--seconds", type=float, default=180.0)
     parser.add_argument("--deaths", type=int, default=100, help="of each kind")
     parser.add_argument("--interval", type=float, default=30.0)
     parser.add_argument("--timeout", type=float, default=10.0)
-    parser.add_argument("--ttl", type=float, default=60.0)
+    parser.add_argument("--ttl", type=float, default=120.0)
     parser.add_argument("--queries", type=float, default=200.0, help="DNS queries a second")
     options = Options(**vars(parser.parse_args()))
     commands.run("ip", "link", "set", "lo", "up")

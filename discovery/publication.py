@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from discovery import layout
-from discovery.structs import CatalogEntry
+from discovery.check_deadlines import State, decode_state
+from discovery.structs import CatalogEntry, CheckDefinition, Instance
 from store import Delete, Entry, LeaseGone, Operation, Put, Store
+
+log = logging.getLogger(__name__)
 
 BATCH = 100
 """Operations in one transaction; etcd's default limit is 128."""
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """What a node's agent has persisted: instances and states of checks by id, definitions."""
+
+    instances: dict[str, Instance] = field(default_factory=dict)
+    definitions: list[CheckDefinition] = field(default_factory=list)
+    states: dict[str, State] = field(default_factory=dict)
 
 
 class Publication:
@@ -72,14 +86,21 @@ class Publication:
 
     # Reading
 
-    async def persisted(self) -> list[tuple[str, str, Entry]]:
-        """What is persisted: kind, name and entry. Raises StoreError."""
-        prefix = layout.host_prefix(self._node) + "own/"
-        found = []
-        for entry in (await self._local.range(prefix)).entries:
+    async def persisted(self) -> Persisted:
+        """What is persisted; malformed entries are ignored. Raises StoreError."""
+        found = Persisted()
+        for entry in (await self._local.range(layout.host_prefix(self._node) + "own/")).entries:
             what, names = layout.split_key(entry.key)
-            if what == "own":
-                found.append((names[1], names[2], entry))
+            try:
+                match (what, *names[1:]):
+                    case ("own", "service", name):
+                        found.instances[name] = layout.decode_local(entry)
+                    case ("own", "check", _):
+                        found.definitions.append(layout.decode_check_definition(entry.value))
+                    case ("own", "status", name):
+                        found.states[name] = decode_state(entry.value)
+            except (layout.DecodeError, ValueError) as error:
+                log.warning("ignoring persisted %s: %s", entry.key, error)
         return found
 
     async def published(self) -> AsyncIterator[Entry]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from discovery import layout
-from discovery.check_deadlines import CheckDeadlines, decode_state
+from discovery.check_deadlines import CheckDeadlines
 from discovery.local_checks import TTL_EXPIRED, LocalChecks
 from discovery.publication import BATCH, Publication
 from discovery.structs import (
@@ -271,19 +271,11 @@ class Registry:
         await self._publication.revoke_lease()
 
     async def _load_persisted(self) -> None:
-        for kind, name, entry in await self._publication.persisted():
-            try:
-                if kind == "service":
-                    self._instances[name] = layout.decode_local(entry)
-                elif kind == "check":
-                    self._local.definitions[name] = layout.decode_check_definition(entry.value)
-                elif kind == "status":
-                    self._local.states[name] = decode_state(entry.value)
-            except (layout.DecodeError, ValueError) as error:
-                log.warning("ignoring persisted %s: %s", entry.key, error)
-        definitions = tuple(self._local.definitions.values())
-        checks = [self._check(one, self._instances.get(one.service_id)) for one in definitions]
-        self._add_checks(checks, definitions)
+        found = await self._publication.persisted()
+        self._instances |= found.instances
+        self._local.states = found.states
+        checks = [self._check(one, self._instances.get(one.service_id)) for one in found.definitions]
+        self._add_checks(checks, found.definitions)
 
     async def _restore_published(self) -> None:
         """Restore attachments' instances and the last check outputs from what is published.

@@ -46,7 +46,7 @@ async def open_embedded(
 ) -> Store:
     """Open the store in a file, created with mode 0600 in a directory of mode 0700 if missing.
 
-    ``history`` is the number of revisions kept for watches, at most 64 MiB of values. With
+    ``history`` is the number of revisions kept for watches, at most 64 MiB. With
     ``recover`` a damaged file is renamed to ``PATH.damaged-1`` (-2 …), logged, and replaced by an
     empty store. A file of the first layout is copied to ``PATH.v1``, and its keys become what
     ``rename`` returns for each key and value.

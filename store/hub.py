@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from store.interface import Batch, Compacted, StoreError, Unavailable
-from store.reading import Page, value_bytes
+from store.reading import Page, event_bytes
 
 _BUFFER_EVENTS = 4096
 _BUFFER_BYTES = 16 * 1024 * 1024
@@ -134,7 +134,7 @@ class Hub:
 
 
 def _batch_bytes(batch: Batch) -> int:
-    return sum(map(value_bytes, batch.events))
+    return sum(map(event_bytes, batch.events))
 
 
 def _filtered(batch: Batch, prefix: str) -> Batch | None:

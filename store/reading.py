@@ -41,9 +41,14 @@ def prefix_end(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes((prefix[-1] + 1,)) if prefix else _END
 
 
-def value_bytes(event: Event) -> int:
-    """The size of an event's values in bytes."""
-    return sum(len(entry.value) for entry in (event.entry, event.previous) if entry)
+ROW_BYTES = 64
+"""What SQLite and the numbers of a change take, about."""
+
+
+def event_bytes(event: Event) -> int:
+    """The size of an event in bytes: of many small values, keys and numbers are most of it."""
+    values = sum(len(entry.value) for entry in (event.entry, event.previous) if entry)
+    return ROW_BYTES + len(event.key) + values
 
 
 def get(connection: sqlite3.Connection, key: bytes) -> Entry | None:
@@ -110,7 +115,7 @@ def _take(rows: Iterable[Row]) -> tuple[tuple[Batch, ...], bool]:
         events = tuple(_event(row) for row in members)
         batches.append(Batch(revision, events))
         count += len(events)
-        size += sum(map(value_bytes, events))
+        size += sum(map(event_bytes, events))
     return tuple(batches), True
 
 

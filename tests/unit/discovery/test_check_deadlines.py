@@ -95,6 +95,23 @@ def test_reports_are_stored_without_a_graceful_stop(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_check_without_a_stored_state_gets_a_whole_ttl(tmp_path: Path) -> None:
+    """Killed before it was stored, or stored by an earlier release."""
+
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            await parts.registry.register(WEB, [SHORT])
+        store = await open_embedded(tmp_path / "catalog.db")
+        await store.delete(layout.local_key("n1", "status", SHORT.id))
+        await store.close()
+        async with running(tmp_path, checks=True) as parts:
+            remaining = parts.registry.deadlines.remaining(SHORT.id)
+            assert remaining is not None and 0 < remaining <= SHORT.ttl
+            await parts.until(lambda: parts.registry.checks()[SHORT.id].output == "TTL expired")
+
+    run(test)
+
+
 def test_registering_again_extends_no_ttl(tmp_path: Path) -> None:
     """hashicorp/consul#6231: a check that nobody reports any more must not stay passing."""
 
