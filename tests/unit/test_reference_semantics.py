@@ -488,3 +488,57 @@ def test_external_set_mark_chain_without_a_backend(node: Node) -> None:
         later = conf("portmap", "red", {"externalSetMarkChain": "KUBE-MARK-MASQ", "snat": True, **keys})
         assert node.weft("ADD", {**later, "runtimeConfig": ports, "prevResult": result}, "/c1").code == code
         node.weft.delete(later, "/c1")
+
+
+SBR_REPORTS: dict[str, tuple[Conf, Conf, list[tuple[int, str, str]]]] = {
+    # containernetworking/plugins#893: the address is the runtime's and has no gateway, the route has one.
+    "plugins-893": (
+        {"routes": [{"dst": "0.0.0.0/0", "gw": "10.60.0.254"}]},
+        {"ips": ["10.60.0.204/24"]},
+        [(100, "0.0.0.0/0", "10.60.0.254"), (100, "10.60.0.0/24", "10.60.0.204")],
+    ),
+    # openshift/containernetworking-plugins#222: the same in IPv6, whose default route stayed in the main table.
+    "openshift-222": (
+        {"routes": [{"dst": "0.0.0.0/0", "gw": "10.60.0.254"}, {"dst": "::/0", "gw": "fd60::fe"}]},
+        {"ips": ["10.60.0.204/24", "fd60::204/64"]},
+        [(100, "0.0.0.0/0", "10.60.0.254"), (101, "::/0", "fd60::fe"), (101, "fd60::/64", "")],
+    ),
+    # containernetworking/plugins#654, multus-cni#706: no gateway anywhere but in the plugin's own key.
+    "plugins-654": (
+        {},
+        {"ips": ["10.60.0.204/24"]},
+        [(100, "0.0.0.0/0", "10.60.0.1"), (100, "10.60.0.0/24", "10.60.0.204")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SBR_REPORTS)
+def test_reports_of_default_routes_that_sbr_forgets(node: Node, name: str) -> None:
+    ipam, runtime, expected = SBR_REPORTS[name]
+    node.kernel.host.add_link("lan0", "dummy", up=True)
+    keys = {"master": "lan0", "ipam": {"type": "static", **ipam}, "runtimeConfig": runtime}
+    first = conf("ipvlan", "red", keys)
+    result = node.weft.add(first, "/c1", ifname="eth1")
+    gateways = {"gateways": ["10.60.0.1"]} if name == "plugins-654" else {}
+    told = node.weft.add(conf("sbr", "red", {**gateways, "prevResult": result}), "/c1", ifname="eth1")
+    for table, destination, gateway in expected:
+        assert (destination, gateway, "eth1") in routes_of(node, table)
+    assert [one for one in routes_of(node, 254) if one[0] != "fe80::/64"] == []
+    assert node.weft.check(first, told, "/c1", ifname="eth1") == ""
+
+
+def test_tuning_may_switch_ipv6_off_after_a_driver(node: Node) -> None:
+    """containernetworking/cni#289: a common list, where the driver's own sysctls are of IPv6, too."""
+    for name, keys in (("bridge", {"bridge": "br0", "isGateway": True}), ("ipvlan", {"master": "lan0"})):
+        if name == "ipvlan":
+            node.kernel.host.add_link("lan0", "dummy", up=True)
+        first = conf(name, name, {"ipam": node.ipam(f"10.6{len(name)}.0.0/28"), **keys})
+        result = node.weft.add(first, "/c1", ifname=name)
+        sysctl = {"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv6.conf.default.disable_ipv6": "1"}
+        later = conf("tuning", name, {"sysctl": sysctl, "prevResult": result})
+        told = node.weft.add(later, "/c1", ifname=name)
+        assert node.weft.check(first, told, "/c1", ifname=name) == ""
+        assert node.weft.check(later, told, "/c1", ifname=name) == ""
+        node.weft.delete(later, "/c1", ifname=name)
+        node.weft.delete(first, "/c1", ifname=name)
+        assert node.kernel.open("/c1").sysctl("net/ipv6/conf/all/disable_ipv6") == "0"
