@@ -167,3 +167,43 @@ def test_a_network_with_vlans_turns_on_vlan_filtering_of_its_bridge(kernel: Fake
     assert weft.check(conf, result, NETNS) == ""
     kernel.host.change_link("br0", options={"br_vlan_filtering": 0})
     assert ("br0 does not filter VLANs" in weft.check(conf, result, NETNS)) is own
+
+
+def test_hairpin_mode_of_an_isolated_port_in_a_chain(weft: Weft, kernel: FakeKernel) -> None:
+    """CHECK of the bridge knows what portmap has changed, and DEL of portmap takes it back."""
+    conf = {**DRIVER, "portIsolation": True}
+    result = weft.add(conf, NETNS)
+    name = result["interfaces"][1]["name"]
+    chained = network(
+        "portmap", runtimeConfig={"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]}
+    )
+    weft.add({**chained, "prevResult": result}, NETNS)
+
+    def mode() -> int:
+        link = kernel.host.link(name)
+        assert link is not None
+        return link.port.get("brport_mode", 0)
+
+    assert mode() == 1
+    assert weft.check(conf, result, NETNS) == "" and weft.check(chained, result, NETNS) == ""
+    weft.delete(chained)
+    assert mode() == 0
+    assert weft.check(conf, result, NETNS) == ""
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_connections_end_with_their_port(weft: Weft, kernel: FakeKernel, protocol: str) -> None:
+    result = weft.add(DRIVER, NETNS)
+    conf = network(
+        "portmap", runtimeConfig={"portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": protocol}]}
+    )
+    weft.add({**conf, "prevResult": result}, NETNS)
+
+    def flow(target: str, number: int = 8080) -> Flow:
+        client, host = ip_address("192.0.2.9"), ip_address("192.0.2.1")
+        return Flow(protocol, client, 4000, host, 80, ip_address(target), number)
+
+    others = [flow("10.80.0.3"), flow("10.80.0.2", 8081)]
+    kernel.host.conntrack = [flow("10.80.0.2"), *others]
+    weft.delete(conf)
+    assert kernel.host.conntrack == others

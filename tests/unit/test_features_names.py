@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from weft.daemons import REFRESHED, Daemon
 from weft.identity import attachment_digest
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
+from weft.kernel.interface import Listener
 from weft.types import Attachment
 
 NETNS = "/run/netns/c1"
@@ -25,10 +27,15 @@ CONTAINER = "0123456789abcdef"
 
 
 @pytest.fixture
-def weft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weft:
+def kernel() -> FakeKernel:
+    made = FakeKernel()
+    made.add(NETNS)
+    return made
+
+
+@pytest.fixture
+def weft(kernel: FakeKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weft:
     monkeypatch.setattr(Daemon, "ensure", lambda self, path: None)
-    kernel = FakeKernel()
-    kernel.add(NETNS)
     return Weft(kernel, Host(str(tmp_path), "boot", 0.0))
 
 
@@ -189,3 +196,42 @@ def test_a_del_waits_for_the_agent_to_drop_names_and_checks(
         weft.delete(settled(conf(names={}), folder), NETNS, CONTAINER)
         assert seen == ["dropped"]
         thread.join()
+
+
+def test_port_53_of_the_gateways_stays_the_agents(
+    weft: Weft, kernel: FakeKernel, tmp_path: Path, folder: dict[str, str]
+) -> None:
+    """Whichever comes first, and a port of every address comes beside; at the gateway itself it is refused."""
+    mapping = {"hostPort": 53, "containerPort": 5353, "protocol": "udp"}
+
+    def publish(**keys: Any) -> Any:
+        runtime = {"portMappings": [{**mapping, **keys}]}
+        return weft("ADD", settled(conf(portmap={}, runtimeConfig=runtime), folder), NETNS, "publisher")
+
+    given = settled(conf(name="blue", names={}), folder)
+    assert publish().ok
+    weft.add(given, NETNS, CONTAINER, "eth1")
+    gateway = ip_address("10.80.0.1")
+    (own,) = [one for one in kernel.rules.elements("ports4_at") if one.key[:2] == (gateway, "udp")]
+    assert own.data == (gateway, 53)
+    kernel.host.sockets["udp", 53] = [Listener(gateway, 53, "weft-agent (7)")]
+    weft.delete(settled(conf(portmap={}), folder), NETNS, "publisher")
+    assert publish().ok
+    weft.delete(settled(conf(portmap={}), folder), NETNS, "publisher")
+    for keys, listener in (({"hostIP": "10.80.0.1"}, gateway), ({}, ip_address("10.99.0.1"))):
+        kernel.host.sockets["udp", 53] = [Listener(listener, 53, "weft-agent (7)")]
+        refused = publish(**keys)
+        assert refused.code == 101 and "weft-agent (7)" in refused.text
+
+
+def test_a_virtual_address_puts_the_port_in_hairpin_mode(
+    weft: Weft, kernel: FakeKernel, folder: dict[str, str]
+) -> None:
+    """With br_netfilter the container could not reach itself by it."""
+    for services, mode in (([{"name": "web", "port": 80}], 0), ([{"name": "web", "port": 80, "virtual": True}], 1)):
+        given = settled(conf(services=services), folder)
+        result = weft.add(given, NETNS, CONTAINER)
+        port = kernel.host.link(result["interfaces"][1]["name"])
+        assert port is not None and port.port.get("brport_mode", 0) == mode
+        assert weft.check(given, result, NETNS, CONTAINER) == ""
+        weft.delete(given, NETNS, CONTAINER)
