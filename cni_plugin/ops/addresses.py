@@ -310,8 +310,10 @@ class Forwarding6(Operation):
             and host.sysctl(_of(one.name, "forwarding")) == "0"
         ]
         if used:
-            addressed = [one.name for one in links if one.name not in used and _is_addressed(host, one.name)]
-            files.write(_remembered(machine), "\n".join((" ".join(used), " ".join(addressed))).encode(), _WHAT)
+            before, addressed = _remembered(machine)
+            addressed += [one.name for one in links if one.name not in used and _is_addressed(host, one.name)]
+            text = "\n".join(" ".join(dict.fromkeys(names)) for names in ((*before, *used), addressed))
+            files.write(_memory(machine), text.encode(), _WHAT)
         for name in used:
             host.set_sysctl(_of(name, "accept_ra"), "2")
         host.set_sysctl(_of("all", "forwarding"), "1")
@@ -319,10 +321,8 @@ class Forwarding6(Operation):
 
     def undo(self, machine: Machine) -> None:
         host = machine.host
-        try:
-            with open(_remembered(machine), encoding="utf-8") as file:
-                used, before = (line.split() for line in file.read().split("\n"))
-        except (FileNotFoundError, ValueError):
+        used, before = _remembered(machine)
+        if not used:
             return
         if any(
             one.name not in ("lo", *used, *before) and not identity.mark_digest(one.alias)
@@ -334,7 +334,7 @@ class Forwarding6(Operation):
         for name in used:
             if host.sysctl(_of(name, "accept_ra")) == "2":
                 host.set_sysctl(_of(name, "accept_ra"), "1")
-        files.remove(_remembered(machine), _WHAT)
+        files.remove(_memory(machine), _WHAT)
 
     def mismatch(self, machine: Machine) -> str | None:
         key = _of("all", "forwarding")
@@ -349,9 +349,18 @@ class Forwarding6(Operation):
 _WHAT = "the links whose accept_ra is set to 2, in"
 
 
-def _remembered(machine: Machine) -> str:
-    """The file with the links whose accept_ra was changed, and those that had IPv6 addresses then."""
+def _memory(machine: Machine) -> str:
     return os.path.join(os.path.dirname(machine.leases.index), "accept_ra")
+
+
+def _remembered(machine: Machine) -> tuple[list[str], list[str]]:
+    """The links whose accept_ra was changed, and those that had IPv6 addresses then."""
+    try:
+        with open(_memory(machine), encoding="utf-8") as file:
+            used, addressed = (line.split() for line in file.read().split("\n"))
+            return used, addressed
+    except (FileNotFoundError, ValueError):
+        return [], []
 
 
 def _of(link: str, key: str) -> str:
