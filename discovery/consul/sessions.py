@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 RELEASE_BATCH = 30
 """Keys released in one transaction."""
 MAX_ATTEMPTS = 100
+_PASSED = -1
+"""In place of the lease of a lock delay that has passed."""
 TTL_MULTIPLIER = 2.0
 """A session expires this many TTLs after its last renewal, as in Consul (``SessionTTLMultiplier``).
 Patroni and libkv rely on it: they ask for half the TTL that they mean.
@@ -246,7 +248,13 @@ class SessionManager:
             operations: list[Operation] = list(also)
             for lock in locks:
                 await self._release_key(lock, session_id, compares, operations, lease)
-            if (await self._store.transact(compares, operations)).succeeded:
+            try:
+                done = (await self._store.transact(compares, operations)).succeeded
+            except LeaseGone:
+                # A lock delay may be shorter than the time to write it (Patroni's is 1 ms): it has passed.
+                lease = dict.fromkeys(lease, _PASSED)
+                continue
+            if done:
                 also = []
                 if len(locks) < RELEASE_BATCH:
                     return
@@ -273,7 +281,8 @@ class SessionManager:
         if pair.delay > 0:
             if pair.delay not in leases:
                 leases[pair.delay] = await self._store.grant(pair.delay)
-            operations.append(Put(LOCK_DELAY_PREFIX + key, b"", leases[pair.delay]))
+            if leases[pair.delay] != _PASSED:
+                operations.append(Put(LOCK_DELAY_PREFIX + key, b"", leases[pair.delay]))
 
 
 def _encode(session: Session) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from discovery.api.settings import MAX_VALUE_BYTES
 from lab.agent import LabAgent, Waiting, until
+from store import LeaseGone, Put
 
 
 @pytest.fixture
@@ -324,3 +326,27 @@ def test_invalid_requests_are_refused_with_the_reason(
     reply = agent.request(method, f"/v1/{path}", body)
     assert (reply.status, said in reply.text) == (status, True), reply.text
     assert agent.get("/v1/kv/?keys").json == []
+
+
+def test_a_lock_delay_shorter_than_its_writing_has_passed(
+    agent: LabAgent, client: consul.Consul, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patroni's is 1 ms. On a loaded machine the lease of the delay expired before the transaction
+    that releases the key, which failed until the machine was idle: no failover.
+    """
+    session = agent.put("/v1/session/create", {"LockDelay": "1ms", "Behavior": "delete"}).json["ID"]
+    assert client.kv.put("leader", "n1", acquire=session)
+    grant = agent.store.grant
+
+    async def loaded(seconds: float) -> int:
+        lease = await grant(seconds)
+        while True:
+            try:
+                await agent.store.transact((), (Put("late", b"", lease),))
+            except LeaseGone:
+                return lease
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(agent.store, "grant", loaded)
+    assert agent.put(f"/v1/session/destroy/{session}").body == b"true"
+    assert agent.get("/v1/kv/leader").status == 404
