@@ -24,6 +24,8 @@ PARAMETERS: Mapping[str, str] = {
     "index": "the X-Consul-Index that the answer must be past",
     "keys": f"names only; {_FLAG}",
     "limit": "the most instances wanted",
+    "logjson": f"the log as JSON; {_FLAG}",
+    "loglevel": "the lowest level wanted: trace, debug, info, warn or err; info if not given",
     "name": "only events of this name",
     "near": "the node whose items come first; _agent is this one",
     "node": "a regular expression that is kept with the event",

@@ -7,7 +7,7 @@ async def version(self, request: HttpRequest) -> HttpResponse: ...
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict, TypeVar, Unpack
 from urllib.parse import unquote_to_bytes
@@ -22,12 +22,16 @@ TEXT = "text/plain; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """A response: an encoded body, and headers beside the common ones."""
+    """A response: an encoded body, and headers beside the common ones.
+
+    With ``stream`` its items are the body, until it ends or the client disconnects.
+    """
 
     body: bytes = b""
     status: int = 200
     type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
+    stream: AsyncIterator[bytes] | None = None
 
 
 Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]

@@ -10,7 +10,7 @@ import resource
 import socket
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest, parse_parameters
 from discovery.api.internal_endpoint import InternalEndpoint
 from discovery.api.kvs_endpoint import KvsEndpoint
+from discovery.api.monitor_endpoint import MonitorEndpoint
 from discovery.api.openapi import describe
 from discovery.api.query_endpoint import QueryEndpoint
 from discovery.api.query_options import check_place
@@ -91,6 +92,7 @@ class ApiServer:
             TxnEndpoint(catalog, store, self._sessions, node, blocking_queries),
             EventEndpoint(store, self._changes, blocking_queries),
             QueryEndpoint(catalog, store, node, blocking_queries),
+            MonitorEndpoint(),
             InternalEndpoint(catalog, node, blocking_queries),
             SessionEndpoint(catalog, self._changes, self._sessions, blocking_queries, settings, node.name),
             self,
@@ -180,10 +182,31 @@ class ApiServer:
         if "index" not in request.rel_url.raw_query_string:
             self._seconds.observe(time.monotonic() - started, method)
         headers = {"Content-Type": answer.type, **answer.headers}
+        if answer.stream is not None:
+            return await self._send(answer.stream, request, headers)
         response = web.Response(body=answer.body, status=answer.status, headers=headers)
         # An unread body would be parsed as the next request.
         if close or not request.content.is_eof():
             response.force_close()
+        return response
+
+    async def _send(
+        self, stream: AsyncIterator[bytes], request: web.BaseRequest, headers: dict[str, str]
+    ) -> web.StreamResponse:
+        """Send a response of unknown length until it ends or the client disconnects."""
+        connection = request.protocol
+        assert isinstance(connection, HttpConnection) and self._server is not None
+        self._server.mark_busy(connection)  # else it would be closed when idle
+        try:
+            response = web.StreamResponse(headers=headers)
+            await response.prepare(request)
+            async for part in stream:
+                await response.write(part)
+            await response.write_eof()
+        finally:
+            self._server.mark_idle(connection)
+            if isinstance(stream, AsyncGenerator):
+                await stream.aclose()
         return response
 
     def _route_request(self, request: web.BaseRequest) -> tuple[Route, HttpRequest]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from discovery.api import disabled_endpoint
 from discovery.consul import events
-from lab.agent import LabAgent, Waiting
+from lab.agent import LabAgent, Waiting, until
 
 
 def register(agent: LabAgent, service_id: str, *tags: str, status: str = "passing", **more: object) -> None:
@@ -210,3 +211,22 @@ def test_no_refusal_is_without_a_reason() -> None:
         assert route.path.startswith("/v1/") and (
             route.writes or route.method == "GET" or "discovery-chain" in route.path
         )
+
+
+def test_the_log_is_followed(agent: LabAgent) -> None:
+    assert agent.get("/v1/agent/monitor?loglevel=loud").text == "Unknown log level: loud"
+    log = logging.getLogger("weft.test")
+    for query, expected in (
+        ("loglevel=warn", b"[WARN]  weft.test: two\n"),
+        ("logjson&loglevel=WARN", b'"@message": "two", "@module": "weft.test"'),
+    ):
+        before = len(logging.getLogger().handlers)
+        client = agent.connect()
+        client.request("GET", f"/v1/agent/monitor?{query}")
+        until(lambda before=before: len(logging.getLogger().handlers) == before + 1)
+        log.info("one")
+        log.warning("two")
+        assert expected in client.getresponse().readline()
+        client.close()
+        log.warning("nobody reads")
+        until(lambda before=before: len(logging.getLogger().handlers) == before)

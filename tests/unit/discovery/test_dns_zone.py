@@ -567,3 +567,29 @@ def test_prepared_queries() -> None:
     assert ask.rcode("near-db.query.weft") == ("NOERROR", 0)
     world.drop(query)
     assert ask.rcode("near-db.query.weft") == ("NXDOMAIN", 0)
+
+
+def test_a_template_that_leads_to_itself() -> None:
+    """A host whose name is in query.consul, and a template for every name, ended all servers
+    (hashicorp/consul#4040).
+    """
+    every = PreparedQuery("id", "", "${name.full}", template="name_prefix_match")
+    world = MutableCatalog(every, Node("n2", "loop.query.consul"), Instance("n2", "l", "loop", "loop.query.consul", 80))
+    ask = Asked(world, upstreams=())
+    for name in ("loop.query.consul", "loop.service.consul", "n2.node.consul", "none.query.consul"):
+        for kind in ("A", "SRV", "ANY"):
+            assert ask.raw(name, kind) is not None
+
+
+def test_a_limit_of_answers_with_edns() -> None:
+    """hashicorp/consul#3355: the limit was ignored with EDNS."""
+    ask = Asked(MutableCatalog(*(web(number) for number in range(1, 40))), DnsSettings(answer_limit=3))
+    for size in (512, 4096):
+        assert len(read(ask.raw("web.service.weft", edns=True, size=size)).answer[0]) == 3
+
+
+def test_a_domain_that_only_ends_alike_is_not_ours() -> None:
+    """hashicorp/consul#6741: every domain that ended in "consul" was taken for the zone."""
+    ask = Asked(MutableCatalog(web(1)))
+    for name in ("web.service.myconsul", "web.service.my-weft", "web.serviceconsul"):
+        assert read(ask.raw(name)).rcode() == dns.rcode.REFUSED

@@ -1,0 +1,68 @@
+"""Starts weft's agent for a client's tests; copied next to them as weft_agent.py."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.request
+
+CONFIG = """
+[agent]
+node = "client-tests"
+data = "{folder}/data"
+[http]
+listen = ["127.0.0.1:8500"]
+[dns]
+enabled = false
+[checks]
+scripts = true
+[balancer]
+enabled = false
+"""
+
+
+class Agent:
+    """An agent at 127.0.0.1:8500 with its catalog in a folder."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self._config = folder / "weft.toml"
+        self._config.write_text(CONFIG.format(folder=folder))
+        self._log = folder / "log"
+        self._process = None
+
+    def start(self) -> None:
+        """Start it, and wait until it serves."""
+        with open(self._log, "ab") as log:
+            command = [os.environ["WEFT"], "agent", "--config", str(self._config)]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        end = time.monotonic() + 60
+        while self._process.poll() is None and time.monotonic() < end:
+            try:
+                with urllib.request.urlopen("http://127.0.0.1:8500/v1/status/leader", timeout=5) as reply:
+                    if reply.status == 200:
+                        return
+            except OSError:
+                time.sleep(0.05)
+        raise RuntimeError(f"the agent does not serve: {self._log.read_text()}")
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it by a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(30)
+
+
+@contextlib.contextmanager
+def running():
+    """An agent with an empty catalog."""
+    with tempfile.TemporaryDirectory() as folder:
+        agent = Agent(pathlib.Path(folder) / "weft")
+        try:
+            agent.start()
+            yield
+        finally:
+            agent.stop()
