@@ -284,6 +284,17 @@ def test_a_mapping_that_cannot_be_is_refused_by_name(host: Host, cni: Cni, mappi
     assert host.changes(before) == []
 
 
+def test_every_address_of_a_container_with_ipv6_only(host: Host, cni: Cni, lan: Lan) -> None:
+    """nerdctl passes hostIP 0.0.0.0 where its user gave none."""
+    netns = host.container()
+    result = cni.add(bridge(pool("fd80::/64", routes=[{"dst": "::/0"}]), isGateway=True), netns)
+    runtime = {"portMappings": [{**port(8080, 80), "hostIP": "0.0.0.0"}]}
+    cni.add(network("portmap", prevResult=result, runtimeConfig=runtime), netns)
+    host.serve_tcp("c1", 80)
+    assert host.fetch(lan.name, lan.host6, 8080) == lan.outside6
+    assert host.fetch(None, "::1", 8080) is not None
+
+
 def test_keys_in_the_case_that_containerd_sends(host: Host, cni: Cni, lan: Lan) -> None:
     netns = host.container()
     result = cni.add(CHAIN, netns)
