@@ -132,3 +132,18 @@ def test_a_network_on_the_lan_beside_one_behind_the_host(host: Host, cni: Cni, l
             cni.delete(confs[name], netns, ifname=link)
         rules = host.inside("c1", "ip", "rule").stdout + host.inside("c1", "ip", "-6", "rule").stdout
         assert not [line for line in rules.splitlines() if "from all" not in line], rules
+
+
+@pytest.mark.parametrize("order", [("inner", "red"), ("red", "inner")], ids=["internal first", "internal last"])
+def test_an_internal_network_is_never_the_way_out(host: Host, cni: Cni, lan: Lan, order: tuple[str, str]) -> None:
+    """podman#16233: with a default route of the internal network, the outside was a matter of luck."""
+    inner = bridge(pool("10.3.0.0/24", "fd00:3::/64"), bridge="b-inner", name="inner")
+    confs = {"red": conf("bridge", "red", 1), "inner": {**inner, "type": "weft", "driver": "bridge", "internal": True}}
+    netns = host.container()
+    for number, name in enumerate(order):
+        cni.check(confs[name], cni.add(confs[name], netns, ifname=f"eth{number}"), netns, ifname=f"eth{number}")
+    cni.add(confs["inner"], host.container("c2"), container="c2")
+    host.serve_tcp(lan.name, 80)
+    host.serve_tcp("c2", 80)
+    for address, client in ((FAR, lan.host), (FAR6, lan.host6), ("10.3.0.3", "10.3.0.2"), ("fd00:3::3", "fd00:3::2")):
+        assert host.fetch("c1", address, 80) == client
