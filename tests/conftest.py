@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="sample",
         help=f"tests marked long: one in {SHARE}, chosen by the commit, unless they are named one by one",
     )
+    parser.addoption("--sid", action="store_true", help="only the tests in a Debian sid root, which others leave out")
     parser.addoption("--part", metavar="K/N", default="1/1", help="run one of N parts of the tests, by their names")
 
 
@@ -32,7 +33,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if Path(__file__).parent / tier in item.path.parents:
                 item.add_marker(tier)
     mine, parts = map(int, config.getoption("--part").split("/"))
-    others = [item for item in items if zlib.crc32(item.nodeid.encode()) % parts != mine - 1 or _too_long(config, item)]
+    others = [
+        item
+        for item in items
+        if zlib.crc32(item.nodeid.encode()) % parts != mine - 1
+        or _too_long(config, item)
+        or (item.get_closest_marker("sid") is not None) is not config.getoption("--sid")
+    ]
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in set(others)]

@@ -7,6 +7,7 @@ then, which decides: an accept here opens nothing that ``isolation`` closes.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -56,10 +57,14 @@ class PassedOn(Operation):
         host, changed = machine.host, False
         there = host.firewalls()
         for version, backend, chains in _grouped(there.user_chains):
-            changed |= _change(host, version, backend, partial(self._missing, host, chains))
-        for place in self._zoneless(host) if there.firewalld else ():
-            host.set_firewalld_zone(place, TRUSTED)
-            changed = True
+            # No reason to fail: iptables may be missing here, or refuse a table that nft has changed, and
+            # the administrator may let the packets pass in another way. ``mismatch`` tells.
+            with contextlib.suppress(KernelRefused):
+                changed |= _change(host, version, backend, partial(self._missing, host, chains))
+        with contextlib.suppress(KernelRefused):
+            for place in self._zoneless(host) if there.firewalld else ():
+                host.set_firewalld_zone(place, TRUSTED)
+                changed = True
         return changed
 
     def undo(self, machine: Machine) -> None:
@@ -75,7 +80,10 @@ class PassedOn(Operation):
         for chain in there.user_chains:
             if chain.drops and self.mark not in chain.marks and self._rules(chain):
                 return f"{_PROGRAMS[chain.version]} lacks the rules for {self._about} in {chain.name}"
-        place = next(self._zoneless(machine.host), "") if there.firewalld else ""
+        try:
+            place = next(self._zoneless(machine.host), "") if there.firewalld else ""
+        except KernelRefused as error:
+            return error.message
         return f"firewalld has {place} in no zone, so it rejects what comes from there" if place else None
 
     def commands(self, namespace: str) -> tuple[str, ...]:

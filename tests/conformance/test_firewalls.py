@@ -88,6 +88,7 @@ def test_docker_started_afterwards(machine: Firewalled, root_image: Path) -> Non
     assert machine.rules() == []
 
 
+@pytest.mark.long
 def test_ufw(machine: Firewalled) -> None:
     """The rules are in ufw's chains for its administrator's rules, after those; a reload empties the chains."""
     machine.attach()
@@ -108,12 +109,13 @@ def test_ufw(machine: Firewalled) -> None:
     assert machine.rules() == []
 
 
+@pytest.mark.long
 def test_firewalld(machine: Firewalled) -> None:
     """Links and subnets are in the zone trusted, unless an administrator has put them in another."""
     machine.firewalld()
     machine.attach()
     assert_working(machine)
-    machine.run("firewall-cmd", "--reload")
+    machine.reload()
     assert sorted(machine.problems()) == [
         "firewalld has 10.82.0.0/24 in no zone, so it rejects what comes from there",
         "firewalld has weft-blue in no zone, so it rejects what comes from there",
@@ -125,7 +127,7 @@ def test_firewalld(machine: Firewalled) -> None:
     assert machine.run("firewall-cmd", "--get-zone-of-interface=weft-blue", check=False).code != 0
 
     machine.run("firewall-cmd", "--permanent", "--zone=internal", "--add-interface=weft-blue")
-    machine.run("firewall-cmd", "--reload")
+    machine.reload()
     machine.run("ip", "netns", "delete", "c1")
     machine.run("ip", "netns", "delete", "c2")
     machine.attach()

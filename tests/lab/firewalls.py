@@ -154,8 +154,12 @@ class Firewalled(Machine):
         """Start D-Bus and firewalld as Debian ships it, with lan0 in the zone public."""
         self.write("/run/dbus/system.conf", _BUS)
         self.run("dbus-daemon", "--config-file=/run/dbus/system.conf", "--fork")
+        self.run("firewall-offline-cmd", "--zone=public", "--add-interface=lan0")
         self.start("firewalld", "--nofork", "--nopid", log=self.folder / "firewalld")
-        ready = self.until("firewall-cmd", "--state")
+        ready = self.until("firewall-cmd", "--state", timeout=60)
         assert ready.code == 0, (ready, (self.folder / "firewalld").read_text()[-2000:])
-        self.run("firewall-cmd", "--permanent", "--zone=public", "--add-interface=lan0")
-        self.run("firewall-cmd", "--reload")
+
+    def reload(self) -> None:
+        """Reload firewalld; on a busy machine it takes longer than firewall-cmd waits for."""
+        reloaded = self.until("firewall-cmd", "--reload", timeout=90)
+        assert reloaded.code == 0, reloaded

@@ -58,6 +58,21 @@ class Recipe:
 
 RECIPES = {
     "trixie": Recipe("trixie", (*_COMMON, "aardvark-dns", "netavark")),
+    # Optional: the newest nftables, which changes what and how it prints, before Debian releases it.
+    "sid": Recipe(
+        "sid",
+        (
+            *_COMMON,
+            "aardvark-dns",
+            "busybox-static",
+            "dnsmasq-base",
+            "netavark",
+            "python3-dnspython",
+            "python3-hypothesis",
+            "python3-pytest",
+            "strace",
+        ),
+    ),
 }
 """The roots, by name. To add one, add a row: it is built when it is first used."""
 

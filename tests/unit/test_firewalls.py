@@ -14,6 +14,7 @@ from cni_plugin.service import gc, shared
 from cni_plugin.service.verbs import Service
 from lab.calls import Weft
 from lab.confs import network
+from weft.errors import KernelRefused
 from weft.kernel.fake.iptables import FakeIptables
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.fake.namespace import FakeNamespace
@@ -113,6 +114,24 @@ def test_a_firewall_that_drops_nothing_gets_no_rules(weft: Weft, host: FakeNames
     host.tables[4].forward = "ACCEPT"
     weft.add(BRIDGE, NETNS)
     assert rules(host, "DOCKER-USER") == ["-j RETURN"]
+
+
+def test_an_add_does_not_fail_because_of_another_firewall(
+    monkeypatch: pytest.MonkeyPatch, weft: Weft, host: FakeNamespace
+) -> None:
+    """iptables refuses a table that nft has changed; without its program, Docker's chain is there all the same."""
+
+    def refuse(*_: object, **__: object) -> tuple[str, ...]:
+        raise KernelRefused("table `filter' is incompatible, use 'nft' tool")
+
+    docker(host.tables[4], "docker0")
+    monkeypatch.setattr(host, "iptables", refuse)
+    result = weft.add(BRIDGE, NETNS)
+    assert "iptables lacks the rules for blue0 in DOCKER-USER" in weft.check(BRIDGE, result, NETNS)
+    host.zones = {}
+    monkeypatch.setattr(host, "firewalld_zone", refuse)
+    host.tables[4].forward = "ACCEPT"
+    assert "use 'nft' tool" in weft.check(BRIDGE, result, NETNS)
 
 
 def test_rules_come_back_with_the_next_add_and_by_repair(
