@@ -46,6 +46,10 @@ _AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
 _LONGEST_LABEL = 63
 _LONGEST_NAME = 200
 _CHECKS = (*NETWORK_CHECKS, TTL_CHECK)
+_CHECK_TEXTS = ("interval", "timeout", "deregister_critical_service_after", "method", "body", "tls_server_name")
+_CHECK_FLAGS = ("tls_skip_verify", "tcp_use_tls", "disable_redirects")
+_CHECK_NUMBERS = ("success_before_passing", "failures_before_warning", "failures_before_critical")
+"""The options of checks, in Consul's names; its agent reads their values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +250,15 @@ def _check(section: Section, port: int | None) -> dict[str, object]:
         section.problems.add(f"{section.path} must have one of {', '.join(_CHECKS)}")
         return {}
     found: dict[str, object] = {}
-    for key in (*_CHECKS, "interval", "timeout", "deregister_critical_service_after", "method", "body"):
+    for key in (*_CHECKS, *_CHECK_TEXTS):
         if key in section:
             found[key] = section.text(key)
+    found |= {key: section.flag(key) for key in _CHECK_FLAGS if key in section}
+    found |= {key: section.integer(key, least=0) for key in _CHECK_NUMBERS if key in section}
+    if "header" in section:
+        found["header"] = header = section.raw("header")
+        if not isinstance(header, dict) or not all(isinstance(values, list) for values in header.values()):
+            section.problem("header", 'must be an object of lists, e.g. {"Host": ["web"]}')
     if kinds[0] != TTL_CHECK and "interval" not in found:
         section.problems.add(f'{section.at("interval")} is missing, e.g. "10s"')
     if port is None and kinds[0] != TTL_CHECK:

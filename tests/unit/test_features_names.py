@@ -103,6 +103,10 @@ def test_checks_are_passed_to_the_agent_unchanged(weft: Weft, tmp_path: Path, fo
     checks = [
         {"udp": "", "interval": "5s", "timeout": "1s"},
         {"ttl": "30s", "deregister_critical_service_after": "5m"},
+        {"tcp": ":443", "interval": "1s", "tcp_use_tls": True, "tls_skip_verify": True, "tls_server_name": "web"},
+        {"http": "/", "interval": "1s", "header": {"Host": ["web"]}, "disable_redirects": True},
+        {"udp": "", "interval": "1s", "failures_before_warning": 1, "failures_before_critical": 3},
+        {"tcp": "", "interval": "1s", "success_before_passing": 2},
         {"http": "/", "interval": "5s", "method": "POST", "body": "{}"},
     ]
     services = [{"name": "web", "port": 80, "sticky": "1h", "check": check} for check in checks]
@@ -137,6 +141,10 @@ def test_dns_of_the_result_may_be_left_to_ipam(weft: Weft, tmp_path: Path, folde
         ({"services": [{"name": "web", "meta": {"a": 1}}]}, "services[0].meta"),
         ({"services": [{"name": "web", "port": 1, "check": {}}]}, "services[0].check must have one of"),
         ({"services": [{"name": "web", "port": 1, "check": {"http": "/"}}]}, "services[0].check.interval is missing"),
+        (
+            {"services": [{"name": "web", "port": 1, "check": {"ttl": "1s", "header": {"Host": "web"}}}]},
+            "services[0].check.header",
+        ),
         (
             {"services": [{"name": "web", "check": {"tcp": "", "interval": "1s"}}]},
             "requires the service to have a port",
