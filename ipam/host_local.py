@@ -133,7 +133,7 @@ def _choose(pool: Pool, owner: Owner, leases: Leases) -> tuple[Address, ...]:
     held = leases.addresses_of(owner)
     chosen = []
     for index, ranges in enumerate(pool.sets):
-        already = [address for address in held if any(address in each.span for each in ranges)]
+        already = [address for address in held if any(address in each.requests for each in ranges)]
         if already:
             raise Conflict(
                 f"{owner} already has {already[0]} of {describe(ranges)} on {pool.network}",
@@ -151,7 +151,7 @@ def _choose(pool: Pool, owner: Owner, leases: Leases) -> tuple[Address, ...]:
 def _requested(pool: Pool, index: int) -> Address | None:
     """The address that the runtime requests from a set, None without one."""
     ranges = pool.sets[index]
-    return next((address for address in pool.requested if any(address in each.span for each in ranges)), None)
+    return next((address for address in pool.requested if any(address in each.requests for each in ranges)), None)
 
 
 def _check_free(pool: Pool, address: Address, leases: Leases) -> None:
@@ -186,6 +186,6 @@ def _next(pool: Pool, index: int, last: Address | None, leases: Leased) -> Addre
 def _result(pool: Pool, chosen: tuple[Address, ...]) -> Result:
     ips = []
     for ranges, address in zip(pool.sets, chosen, strict=True):
-        each = next(one for one in ranges if address in one.span)
+        each = next(one for one in ranges if address in one.requests)
         ips.append(ResultAddress(ip_interface(f"{address}/{each.subnet.prefixlen}"), each.gateway))
     return Result(ips=tuple(ips), routes=pool.routes, dns=pool.dns)

@@ -89,7 +89,7 @@ def _requests(arguments: Mapping[str, str], args_cni: Section, runtime: Section)
 
 
 def _set_of(address: Address, sets: Sets) -> int | None:
-    return next((index for index, ranges in enumerate(sets) if any(address in each.span for each in ranges)), None)
+    return next((index for index, ranges in enumerate(sets) if any(address in each.requests for each in ranges)), None)
 
 
 def _not_available(address: Address, sets: Sets, never: frozenset[Address]) -> str:
@@ -100,7 +100,7 @@ def _not_available(address: Address, sets: Sets, never: frozenset[Address]) -> s
     if address in never:
         return "is a gateway"
     for each in sets[index]:
-        if address in each.span and any(address in span for span in each.exclude):
+        if address in each.requests and any(address in span for span in each.exclude):
             return "is excluded"
     return ""
 

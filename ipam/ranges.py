@@ -7,7 +7,7 @@ An attachment gets one address from each *set* of ranges. Keys and defaults are 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
 from weft.section import Section, quoted
@@ -36,12 +36,21 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A range of a subnet to lease from, its exclusions, and the gateway of its addresses."""
+    """A range of a subnet to lease from, its exclusions, and the gateway of its addresses.
+
+    With ``request_outside`` a runtime may request any host address of the subnet.
+    """
 
     subnet: Subnet
     span: Span
     gateway: Address | None
     exclude: tuple[Span, ...] = ()
+    request_outside: bool = False
+
+    @property
+    def requests(self) -> Span:
+        """The addresses that a runtime may request."""
+        return _hosts(self.subnet) if self.request_outside else self.span
 
 
 Sets = tuple[tuple[Range, ...], ...]
@@ -98,7 +107,7 @@ def describe(ranges: tuple[Range, ...]) -> str:
     return ", ".join(str(each.span) for each in ranges)
 
 
-_KEYS = ("subnet", "rangeStart", "rangeEnd", "gateway", "exclude", "ranges")
+_KEYS = ("subnet", "rangeStart", "rangeEnd", "gateway", "exclude", "ranges", "requestOutsideRange")
 _parsed: dict[str, Sets] = {}
 """Parsed configurations by their text: each attachment of a network has the same one."""
 _MAX_PARSED, _MAX_TEXT = 256, 4096
@@ -121,23 +130,23 @@ def read_sets(ipam: Section, runtime: Section, version: str) -> Sets:
 
 
 def _sets(ipam: Section, runtime: Section, version: str) -> Sets:
-    common = tuple(_spans(ipam, "exclude"))
-    named: list[list[tuple[str, Range]]] = list(_nested(runtime, "ipRanges", common))
+    common, outside = tuple(_spans(ipam, "exclude")), ipam.flag("requestOutsideRange")
+    named: list[list[tuple[str, Range]]] = list(_nested(runtime, "ipRanges", common, outside))
     if "subnet" in ipam:
-        found = _range(ipam, common)
+        found = _range(ipam, common, outside)
         named.append([(ipam.path, found)] if found else [])
     else:
         for key in ("rangeStart", "rangeEnd"):
             if key in ipam:
                 ipam.problem(key, f"needs {ipam.at('subnet')} beside it")
-    named.extend(_nested(ipam, "ranges", common))
+    named.extend(_nested(ipam, "ranges", common, outside))
     if not named and not ipam.problems.found:
         ipam.problems.add(f"{ipam.at('ranges')} is missing: there is no range to lease from")
     _check_together(ipam, named, version)
     return tuple(tuple(each for _, each in ranges) for ranges in named)
 
 
-def _nested(section: Section, key: str, common: tuple[Span, ...]) -> Iterator[list[tuple[str, Range]]]:
+def _nested(section: Section, key: str, common: tuple[Span, ...], outside: bool) -> Iterator[list[tuple[str, Range]]]:
     """The sets in a list of lists of ranges."""
     for outer, members in enumerate(section.items(key)):
         path = f"{section.at(key)}[{outer}]"
@@ -149,12 +158,12 @@ def _nested(section: Section, key: str, common: tuple[Span, ...]) -> Iterator[li
         found = []
         for inner, member in enumerate(members):
             each = Section(member, f"{path}[{inner}]", section.problems)
-            if isinstance(member, dict) and (one := _range(each, common, own=True)):
+            if isinstance(member, dict) and (one := _range(each, common, outside, own=True)):
                 found.append((each.path, one))
         yield found
 
 
-def _range(section: Section, common: tuple[Span, ...], *, own: bool = False) -> Range | None:
+def _range(section: Section, common: tuple[Span, ...], request_outside: bool, *, own: bool = False) -> Range | None:
     """A range, with host-local's defaults. ``own``: it may have its own ``exclude``."""
     if not section.text("subnet"):
         section.problems.add(f"{section.at('subnet')} is missing")
@@ -186,7 +195,8 @@ def _range(section: Section, common: tuple[Span, ...], *, own: bool = False) -> 
             if not each.overlaps(inside):
                 section.problem("exclude", f"has {each}, which is not in {subnet}")
             spans += (each,)
-    return Range(subnet, span, gateway, tuple(each for each in spans if each.overlaps(span)))
+    found = Range(subnet, span, gateway, request_outside=request_outside)
+    return replace(found, exclude=tuple(each for each in spans if each.overlaps(found.requests)))
 
 
 def _hosts(subnet: Subnet) -> Span:

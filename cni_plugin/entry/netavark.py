@@ -210,7 +210,8 @@ class Network:
             there = {route["dst"] for route in routes}
             defaults = [_EVERYWHERE[version] for version in sorted(self._gateways())]
             routes += [{"dst": one, "priority": metric or 0} for one in defaults if one not in there]
-        return {"type": "host-local", "ranges": ranges, "routes": routes}
+        # Podman's --ip-range bounds what is given out, not what --ip may ask for.
+        return {"type": "host-local", "ranges": ranges, "routes": routes, "requestOutsideRange": True}
 
 
 class Call:

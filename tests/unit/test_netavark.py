@@ -48,7 +48,7 @@ def test_a_bridge() -> None:
         "isGateway": True, "ipMasq": True,
         "ipam": {
             "type": "host-local", "ranges": [[{"subnet": "10.77.0.0/24", "gateway": "10.77.0.1"}]],
-            "routes": [{"dst": "0.0.0.0/0", "priority": 0}],
+            "routes": [{"dst": "0.0.0.0/0", "priority": 0}], "requestOutsideRange": True,
         },
     }  # fmt: skip
 
@@ -107,6 +107,7 @@ def test_options_ranges_and_routes() -> None:
             {"dst": "10.0.0.0/8", "gw": "10.77.0.9", "priority": 0},
             {"dst": "0.0.0.0/0", "priority": 50}, {"dst": "::/0", "priority": 50},
         ],
+        "requestOutsideRange": True,
     }  # fmt: skip
 
 

@@ -173,6 +173,26 @@ def test_requested_addresses(data: str, state: HostState) -> None:
     assert shown(reserve(parse(ipam), TWO, state)) == ["10.1.0.2/28", "fd00::2/64"]
 
 
+def test_request_outside_the_range(data: str, state: HostState) -> None:
+    """The range bounds what is allocated; the subnet, its gateway and exclusions bound requests."""
+    ipam = small(data, rangeStart="10.1.0.8", rangeEnd="10.1.0.9", exclude=["10.1.0.5"])
+    with pytest.raises(ConfigProblem, match=r"is in none of the ranges 10\.1\.0\.8-10\.1\.0\.9"):
+        parse(ipam, arguments={"IP": "10.1.0.3"})
+    ipam["requestOutsideRange"] = True
+    for text, said in (("10.1.0.16", "in none of"), ("10.1.0.15", "in none of"), ("10.1.0.1", "a gateway")):
+        with pytest.raises(ConfigProblem, match=said):
+            parse(ipam, arguments={"IP": text})
+    with pytest.raises(ConfigProblem, match="is excluded"):
+        parse(ipam, runtime={"ips": ["10.1.0.5"]})
+    requested = parse(ipam, arguments={"IP": "10.1.0.3"})
+    assert shown(reserve(requested, ONE, state)) == ["10.1.0.3/28"]
+    with pytest.raises(Conflict, match=r"10\.1\.0\.3 of blue is leased to one/eth0"):
+        reserve(requested, TWO, state)
+    with pytest.raises(Conflict, match=r"one/eth0 already has 10\.1\.0\.3"):
+        reserve(parse(ipam), ONE, state)
+    assert shown(reserve(parse(ipam), TWO, state)) == ["10.1.0.8/28"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
