@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from cni_plugin.dataplane.packets import PORTS
+from cni_plugin.dataplane.packets import PORTS, PORTS4, PORTS4_AT, PORTS6, PORTS6_AT
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.ops.operation import Machine, Operation
 from weft.errors import Conflict, KernelLacks
 from weft.kernel.interface import Element, Scalar
 from weft.kernel.schema import Shape
+
+_EVERY_ADDRESS = {PORTS4_AT: PORTS4, PORTS6_AT: PORTS6}
+_ONE_ADDRESS = {PORTS4: PORTS4_AT, PORTS6: PORTS6_AT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,11 @@ class Elements(Operation):
         except Conflict:
             # A sibling may have released them since; the second try fails where another container has them.
             machine.rules().add(self._without_siblings(self.elements, machine))
+        # Looked for afterwards, so that of two calls at once at least one sees the other.
+        other = self._overlapping(machine) if self.published else None
+        if other is not None:
+            machine.rules().delete(self.elements)
+            raise Conflict(_published(other), hint="publish another port, or both at addresses of their own (hostIP)")
         return True
 
     def undo(self, machine: Machine) -> None:
@@ -66,6 +74,27 @@ class Elements(Operation):
         """Whether they include published ports."""
         return any(element.collection in PORTS for element in self.elements)
 
+    def _overlapping(self, machine: Machine) -> Element | None:
+        """A port of another container on one address that these publish on every address, or the other
+        way round.
+        """
+        rules, mark = machine.rules(), self.elements[0].mark
+        whole = {
+            (_EVERY_ADDRESS[one.collection], one.key[1:]): one.data
+            for one in self.elements
+            if one.collection in _EVERY_ADDRESS
+        }
+        found = (
+            list(rules.existing(Element(name, key, data, mark) for (name, key), data in whole.items())) if whole else []
+        )
+        for name, at in _ONE_ADDRESS.items():
+            ports = {one.key for one in self.elements if one.collection == name}
+            found += [one for one in rules.elements(at) if one.key[1:] in ports] if ports else []
+        # An address that leads to itself is one where weft's agent answers, of which no other has a part.
+        others = [one for one in found if one.mark != mark and one.data != (one.key[0], one.key[-1])]
+        siblings = machine.sibling_marks(mark) if others else frozenset()
+        return next((one for one in others if one.mark not in siblings), None)
+
     @staticmethod
     def _without_siblings(elements: tuple[Element, ...], machine: Machine) -> tuple[Element, ...]:
         """The elements whose keys no other attachment of the same container has."""
@@ -82,6 +111,11 @@ class Elements(Operation):
         return tuple(
             f"nft add element {shape.table} {shape.name} '{{ {_text(element, shape)} }}'" for shape, element in shaped
         )
+
+
+def _published(element: Element) -> str:
+    address, protocol, port = element.key if len(element.key) == 3 else ("every address", *element.key)
+    return f"host port {port}/{protocol} on {address} belongs to {element.mark}"
 
 
 def _text(element: Element, shape: Shape) -> str:

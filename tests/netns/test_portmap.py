@@ -81,19 +81,32 @@ def test_mapping_with_hostip_is_bound_to_that_address(host: Host, cni: Cni, lan:
     assert host.fetch(None, "127.0.0.1", 8080, timeout=0.5) is None
 
 
-def test_one_port_of_two_host_addresses_and_of_all_others(host: Host, cni: Cni, lan: Lan) -> None:
-    """The most specific mapping wins: a port of one address may lead elsewhere than that of all."""
+def test_one_port_of_two_host_addresses(host: Host, cni: Cni, lan: Lan) -> None:
+    """A port may lead to another container at each address; one of every address includes them all."""
     host.run("ip", "address", "add", "192.0.2.77/24", "dev", lan.link)
-    publish(host, cni, port(8080, 80))
+    publish(host, cni, port(8080, 80, address=lan.host))
     publish(host, cni, port(8080, 81, address="192.0.2.77"), name="c2")
     first, second = host.serve_tcp("c1", 80), host.serve_tcp("c2", 81)
     assert host.fetch(lan.name, lan.host, 8080) == lan.outside
     assert (len(first.clients), len(second.clients)) == (1, 0)
     assert host.fetch(lan.name, "192.0.2.77", 8080) == lan.outside
     assert (len(first.clients), len(second.clients)) == (1, 1)
-    withdraw(cni, name="c2")
-    assert host.fetch(lan.name, "192.0.2.77", 8080) == lan.outside
-    assert (len(first.clients), len(second.clients)) == (2, 1)
+
+    def refused(mapping: dict[str, Any]) -> str:
+        driver, portmap = Cni._members(*published(CHAIN, [mapping]))
+        netns = host.container("c4")
+        result = cni.add(driver, netns, container="c4")
+        before = host.snapshot()
+        problem = seen.problem(cni, "ADD", {**portmap, "prevResult": result}, netns, container="c4")
+        assert problem["code"] == 101 and host.changes(before) == []
+        cni.delete(driver, netns, container="c4")
+        host.remove_container("c4")
+        return str(problem["msg"])
+
+    assert refused(port(8080, 80)).startswith("host port 8080/tcp on 192.0.2.")
+    publish(host, cni, port(8081, 80), name="c3")
+    for address in ("127.0.0.1", lan.host6):
+        assert "host port 8081/tcp on every address belongs to c3/eth0" in refused(port(8081, 82, address=address))
 
 
 def test_port_of_127_0_0_1_is_reachable_from_the_host_only(host: Host, cni: Cni, lan: Lan) -> None:

@@ -185,6 +185,49 @@ def test_a_container_publishes_the_same_port_from_two_networks(fake: Fake) -> No
     assert fake.leases("red") == fake.leases("blue") == {}
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "protocol", "refused"),
+    [
+        ("", "127.0.0.1", "tcp", "every address"),
+        ("127.0.0.1", "", "tcp", "127.0.0.1"),
+        ("0.0.0.0", "192.0.2.1", "tcp", "every address"),
+        ("192.0.2.1", "0.0.0.0", "udp", "192.0.2.1"),
+        ("", "::1", "tcp", "every address"),
+        ("fd00::9", "::", "tcp", "fd00::9"),
+        ("::", "127.0.0.1", "tcp", ""),
+        ("127.0.0.1", "192.0.2.1", "tcp", ""),
+        ("0.0.0.0", "::1", "tcp", ""),
+    ],
+)
+def test_a_port_of_every_address_includes_that_of_one(
+    fake: Fake, first: str, second: str, protocol: str, refused: str
+) -> None:
+    """Docker refuses both orders as "port is already allocated"; hostPort 8081 is the second of a range."""
+
+    def of(name: str, host: str, protocol: str = "tcp") -> Conf:
+        mappings = [
+            {"hostPort": port, "containerPort": 80, "protocol": protocol, "hostIP": host}
+            for port in ((8080, 8081) if name == "red" else (8081,))
+        ]
+        number = {"red": 60, "blue": 61}[name]
+        ranges = [[{"subnet": f"10.{number}.0.0/28"}], [{"subnet": f"fd{number}::/64"}]]
+        ipam = {"type": "host-local", "ranges": ranges, "dataDir": str(fake.folder / "disk")}
+        network = conf("bridge", name, {"bridge": f"b{name}", "isGateway": True, "driver": "bridge", "ipam": ipam})
+        return {**network, "type": "weft", "portmap": {}, "runtimeConfig": {"portMappings": mappings}}
+
+    red = of("red", first, protocol)
+    fake.add(red, "/c1")
+    before = fake.state()
+    answer = fake("ADD", of("blue", second, protocol), "/c2", "c2")
+    assert answer.ok is not bool(refused)
+    if refused:
+        assert f"host port 8081/{protocol} on {refused} belongs to c1/eth0 on red" in answer.text
+        assert fake.state() == before
+        # Podman passes all ports to each network of the container.
+        assert fake("ADD", of("blue", second, protocol), "/c1", "c1", ifname="eth1").ok
+        assert fake("ADD", of("blue", second, "sctp"), "/c2", "c2").ok
+
+
 def test_a_second_add_is_refused_and_changes_nothing(fake: Fake) -> None:
     red = fake.network("red")
     result = fake.add(red, "/c1")

@@ -561,6 +561,12 @@ class Ruleset(Protocol):
         *Equivalent to:* ``nft delete element inet weft …``.
         """
 
+    def existing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
+        """The installed elements with the keys of the given ones, whatever their data and mark.
+
+        *Equivalent to:* ``nft get element inet weft …``.
+        """
+
     def missing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
         """The elements that are not installed with the same data and mark."""
 

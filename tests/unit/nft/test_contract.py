@@ -179,8 +179,10 @@ def test_elements_round_trip(rules: Ruleset) -> None:
     there = [element for name in rules.collections() for element in rules.elements(name)]
     assert sorted(there, key=repr) == sorted(ONE_OF_EACH, key=repr)
     assert rules.missing(ONE_OF_EACH) == ()
+    theirs = [replace(element, mark=OTHERS) for element in ONE_OF_EACH]
+    assert sorted(rules.existing(theirs), key=repr) == sorted(ONE_OF_EACH, key=repr)
     rules.delete(ONE_OF_EACH)
-    assert rules.missing(ONE_OF_EACH) == ONE_OF_EACH
+    assert rules.missing(ONE_OF_EACH) == ONE_OF_EACH and rules.existing(theirs) == ()
     assert all(rules.elements(name) == () for name in rules.collections())
 
 

@@ -78,6 +78,11 @@ class FakeRuleset(CallLog):
             if existing is not None and existing.mark == element.mark:
                 del self._held[element.collection][normal(element.key)]
 
+    def existing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
+        self.called("existing")
+        found = ((element.key, self._held.get(element.collection, {})) for element in map(checked, elements))
+        return tuple(held[key] for key, held in found if key in held)
+
     def missing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
         self.called("missing")
         return tuple(element for element in [checked(element) for element in elements] if not self._has(element))

@@ -254,6 +254,10 @@ class Nft:
                 return
         raise Busy("others keep changing the same nftables elements", hint="try again")
 
+    def existing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
+        """The elements with the keys of the given ones. *Equivalent to:* ``nft get element inet weft …``."""
+        return tuple(self._there(self._keyed(elements, missing_ok=True)).values())
+
     def missing(self, elements: Iterable[Element]) -> tuple[Element, ...]:
         """The elements that do not exist with the same data and mark."""
         given = tuple(elements)
