@@ -137,7 +137,7 @@ def _sets(ipam: Section, runtime: Section, version: str) -> Sets:
         named.append([(ipam.path, found)] if found else [])
     else:
         for key in ("rangeStart", "rangeEnd"):
-            if key in ipam:
+            if ipam.raw(key) not in (None, ""):  # templates leave empty ones
                 ipam.problem(key, f"needs {ipam.at('subnet')} beside it")
     named.extend(_nested(ipam, "ranges", common, outside))
     if not named and not ipam.problems.found:

@@ -27,6 +27,13 @@ def test_defaults_are_those_of_host_local() -> None:
     assert size(sets[0], gateways(sets)) == 253
 
 
+def test_empty_addresses_that_a_template_leaves_are_absent() -> None:
+    empty = {"rangeStart": "", "rangeEnd": "", "gateway": ""}
+    for ipam in ({**empty, "ranges": [[{"subnet": "10.1.0.0/24", **empty}]]}, {"subnet": "10.1.0.0/24", **empty}):
+        sets, found = parse(ipam)
+        assert (found, describe(sets[0]), str(sets[0][0].gateway)) == ([], "10.1.0.1-10.1.0.254", "10.1.0.1")
+
+
 def test_ipv6_ranges_include_the_last_address() -> None:
     [[each]], found = parse({"ranges": [[{"subnet": "fd00::/64"}]]})
     assert not found
