@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
+import signal
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -148,3 +152,38 @@ def test_idle_agent_keeps_running_while_the_stay_file_exists(host: Host) -> None
     assert process.poll() is None
     stay.unlink()
     until(lambda: process.poll() is not None, EXPECTED, "the agent's end")
+
+
+def test_ttls_go_on_while_the_agent_is_dead(host: Host, weft: Weft) -> None:
+    """SIGKILL, and a start after one TTL has passed: that check is critical in the first answer."""
+
+    def asked(method: str, path: str, body: object = None) -> bytes:
+        connection = http.client.HTTPConnection("127.0.0.1", 8500, timeout=EXPECTED)
+        with contextlib.closing(connection):
+            connection.request(method, path, None if body is None else json.dumps(body))
+            return connection.getresponse().read()
+
+    def statuses() -> dict[str, str]:
+        return {one["Name"]: one["Status"] for one in json.loads(asked("GET", "/v1/agent/checks")).values()}
+
+    def stored() -> set[str]:
+        found = sqlite3.connect(f"file:{folder()}/agent/catalog.db?mode=ro", uri=True)
+        with contextlib.closing(found):
+            rows = found.execute(
+                'SELECT CAST(key AS TEXT) FROM entries WHERE CAST(value AS TEXT) LIKE \'%"passing","expires"%\''
+            )
+            return {key.rpartition("/")[2] for (key,) in rows}
+
+    agent = json.loads(weft("up", "--json").stdout)["agent"]["pid"]
+    for name, ttl in (("short", "6s"), ("long", "1h")):
+        check = {"Name": name, "CheckID": name, "TTL": ttl}
+        asked("PUT", "/v1/agent/service/register", {"Name": name, "Port": 1, "Check": check})
+        asked("PUT", f"/v1/agent/check/pass/{name}")
+    reported = time.monotonic()
+    until(lambda: stored() == {"short", "long"})
+    os.kill(agent, signal.SIGKILL)
+    until(lambda: not alive(agent))
+    time.sleep(max(reported + 6 - time.monotonic(), 0))
+    weft("up")
+    assert statuses() == {"short": "critical", "long": "passing"}
+    assert b"TTL expired" in asked("GET", "/v1/agent/checks")
