@@ -82,7 +82,7 @@ class Elements(Operation):
         whole = {
             (_EVERY_ADDRESS[one.collection], one.key[1:]): one.data
             for one in self.elements
-            if one.collection in _EVERY_ADDRESS
+            if one.collection in _EVERY_ADDRESS and not _is_agents(one)
         }
         found = (
             list(rules.existing(Element(name, key, data, mark) for (name, key), data in whole.items())) if whole else []
@@ -90,8 +90,7 @@ class Elements(Operation):
         for name, at in _ONE_ADDRESS.items():
             ports = {one.key for one in self.elements if one.collection == name}
             found += [one for one in rules.elements(at) if one.key[1:] in ports] if ports else []
-        # An address that leads to itself is one where weft's agent answers, of which no other has a part.
-        others = [one for one in found if one.mark != mark and one.data != (one.key[0], one.key[-1])]
+        others = [one for one in found if one.mark != mark and not _is_agents(one)]
         siblings = machine.sibling_marks(mark) if others else frozenset()
         return next((one for one in others if one.mark not in siblings), None)
 
@@ -111,6 +110,11 @@ class Elements(Operation):
         return tuple(
             f"nft add element {shape.table} {shape.name} '{{ {_text(element, shape)} }}'" for shape, element in shaped
         )
+
+
+def _is_agents(element: Element) -> bool:
+    """Whether the port leads to itself: weft's agent answers there, and every other address is free."""
+    return element.data == (element.key[0], element.key[-1])
 
 
 def _published(element: Element) -> str:
