@@ -72,7 +72,6 @@ def test_conditions_hold(host: Host, cni: Cni, lan: Lan) -> None:
         ({"conditionsV4": ["ip", "saddr", "1.2.3.4"], "backend": "nftables"}, 2, "conditionsV4"),
         ({"conditionsV6": ["!", "-p", "tcp"]}, 2, "conditionsV6"),
         ({"conditionsV6": ["-s"]}, 2, "conditionsV6"),
-        ({"externalSetMarkChain": "KUBE-MARK-MASQ"}, 7, "externalSetMarkChain"),
         ({"externalSetMarkChain": "X", "markMasqBit": 3, "backend": "iptables"}, 7, "markMasqBit"),
     ],
 )
