@@ -59,7 +59,7 @@ class Macvtap:
         parent = interface.parent_link(context, self.master, Side.HOST)
         options = (("macvtap_mode", self.mode),)
         link = interface.container_link(context, "macvtap", parent=parent.name, mtu=parent.mtu, options=options)
-        return interface.attach(link, interface.result_interface(context, link), context.result)
+        return interface.attach(context, link, interface.result_interface(context, link), context.result)
 
 
 def read(request: Request, keys: Section) -> PlanPart | None:
