@@ -17,7 +17,7 @@ from lab.roots import PLACE, layers
 pytestmark = pytest.mark.sid
 FILES = (
     "rules", "kernel", "test_bridge.py", "test_delete.py", "test_firewall.py", "test_firewalls.py", "test_iptables.py",
-    "test_isolation.py", "test_masquerade.py", "test_portmap.py", "test_ptp.py", "test_spoofing.py", "test_upgrade.py",
+    "test_isolation.py", "test_masquerade.py", "test_portmap.py", "test_ptp.py", "test_spoofing.py",
 )  # fmt: skip
 
 
