@@ -23,7 +23,7 @@ PORT = PublishedPort("udp", 53, ip_address("10.1.0.2"), 53)
 def test_beside_a_process_on_one_address_the_hint_names_host_ip(tmp_path: Path, address: str, named: bool) -> None:
     """systemd-resolved listens on 127.0.0.53; DNAT of every address would cut the host off from its names."""
     kernel = FakeKernel()
-    kernel.host.sockets["udp", 53] = [Listener(ip_address(address), "systemd-resolve (7)")]
+    kernel.host.sockets["udp", 53] = [Listener(ip_address(address), 53, "systemd-resolve (7)")]
     kernel.rules.install(TABLES)
     machine = Service(kernel, Host(str(tmp_path), "boot", 0.0)).machine(None)
     with pytest.raises(Conflict, match=rf"systemd-resolve \(7\) listens on {address}") as refused:
