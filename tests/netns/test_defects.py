@@ -165,12 +165,23 @@ def test_defect_09_the_result_tells_the_mtu(host: Host, cni: Cni, driver: str) -
     assert {one.get("mtu") for one in older["interfaces"]} == {None}
 
 
-@pytest.mark.parametrize("driver", ["bridge", "ptp", "loopback", "host-local"])
+@pytest.mark.parametrize("driver", ["bridge", "ptp", "loopback"])
 def test_defect_10_the_hosts_own_namespace_is_refused(host: Host, cni: Cni, driver: str) -> None:
     """The error is one JSON document, and nothing is configured."""
     conf = network(driver, {**pool(SUBNET), "type": "host-local"})
     before = host.snapshot()
     assert seen.problem(cni, "ADD", conf, host.path)["code"] == 8
+    assert host.changes(before) == []
+    assert leased() == []
+
+
+def test_defect_10_ipam_alone_configures_nothing_in_the_hosts_own_namespace(host: Host, cni: Cni) -> None:
+    """host-local alone only leases: it takes any CNI_NETNS, as the reference does."""
+    conf = network("host-local", {**pool(SUBNET), "type": "host-local"})
+    before = host.snapshot()
+    assert cni.add(conf, host.path)["ips"][0]["address"] == "10.80.0.2/24"
+    assert leased() == ["10.80.0.2"]
+    cni.delete(conf, host.path)
     assert host.changes(before) == []
     assert leased() == []
 
