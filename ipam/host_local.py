@@ -100,7 +100,9 @@ def lacks(pool: Pool, owner: Owner, expected: tuple[Cidr, ...], state: HostState
 
 
 def available(pool: Pool, state: HostState) -> None:
-    """STATUS: raise WeftError with code 50 and the reason if an ADD would fail now."""
+    """STATUS: raise WeftError with code 50 and the reason if an ADD would fail now, PoolExhausted with
+    the same code where no address is free.
+    """
     try:
         with open_locked(pool.directory, pool.network, state, timeout=_STATUS_TIMEOUT) as leases:
             for index in range(len(pool.sets)):
@@ -118,7 +120,8 @@ def available(pool: Pool, state: HostState) -> None:
                 code=NOT_AVAILABLE,
             ) from None
     except WeftError as error:
-        raise WeftError(error.message, hint=error.hint, code=NOT_AVAILABLE) from error
+        kind = PoolExhausted if isinstance(error, PoolExhausted) else WeftError
+        raise kind(error.message, hint=error.hint, code=NOT_AVAILABLE) from error
 
 
 class _NoLeases:

@@ -204,7 +204,7 @@ class Service(ServiceContext):
         machine = self.machine(None)
         try:
             lease.available(machine)
-        except WeftError:
+        except PoolExhausted:
             if not isinstance(lease, PoolLease):
                 raise
             from cni_plugin.service.gc import make_room
