@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"tests marked long: one in {SHARE}, chosen by the commit, unless they are named one by one",
     )
     parser.addoption("--sid", action="store_true", help="only the tests in a Debian sid root, which others leave out")
-    parser.addoption("--part", metavar="K/N", default="1/1", help="run one of N parts of the tests, by their names")
+    parser.addoption("--part", metavar="K/N", default="1/1", help="run one of N parts of the tests, in turn")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -32,17 +31,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for tier in TIERS:
             if Path(__file__).parent / tier in item.path.parents:
                 item.add_marker(tier)
+    left_out = {item for item in items if _too_long(config, item) or _is_sid(item) is not config.getoption("--sid")}
+    kept = [item for item in items if item not in left_out]
+    # In turn: the slow cases of a test, which follow each other, are spread over the parts.
     mine, parts = map(int, config.getoption("--part").split("/"))
-    others = [
-        item
-        for item in items
-        if zlib.crc32(item.nodeid.encode()) % parts != mine - 1
-        or _too_long(config, item)
-        or (item.get_closest_marker("sid") is not None) is not config.getoption("--sid")
-    ]
-    if others:
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item not in set(others)]
+    taken_here = kept[mine - 1 :: parts]
+    chosen = {*taken_here}
+    if len(chosen) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = taken_here
+
+
+def _is_sid(item: pytest.Item) -> bool:
+    return item.get_closest_marker("sid") is not None
 
 
 def _too_long(config: pytest.Config, item: pytest.Item) -> bool:
