@@ -134,13 +134,11 @@ class ConntrackFlushOnUndo(Operation):
     def undo(self, machine: Machine) -> None:
         if machine.host.sysctl("net/netfilter/nf_conntrack_count") == "0":
             return
-        targets = {(port.protocol, port.port, port.target, port.target_port) for port in self.ports}
-        ended = [
-            flow
-            for protocol, number, version in _distinct(self.ports)
-            for flow in machine.host.flows(protocol, number, version)
-            if (flow.protocol, flow.port, flow.reply_source, flow.reply_port) in targets
-        ]
+        ended: list[Flow] = []
+        for target in dict.fromkeys(port.target for port in self.ports):
+            ports = {(port.protocol, port.port, port.target_port) for port in self.ports if port.target == target}
+            there = machine.host.translated_flows(target, {(protocol, number) for protocol, number, _ in ports})
+            ended += [flow for flow in there if (flow.protocol, flow.port, flow.reply_port) in ports]
         if ended:
             machine.host.delete_flows(dict.fromkeys(ended))
 

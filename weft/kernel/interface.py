@@ -407,6 +407,13 @@ class Namespace(Protocol):
         *Equivalent to:* ``conntrack -L -p PROTOCOL --orig-port-dst PORT``.
         """
 
+    def translated_flows(self, target: Address, ports: Collection[tuple[str, int]]) -> tuple[Flow, ...]:
+        """The conntrack entries of any of the ports (protocol and original destination port) whose
+        replies come from ``target``.
+
+        *Equivalent to:* ``conntrack -L --reply-src TARGET``.
+        """
+
     def delete_flows(self, flows: Iterable[Flow]) -> None:
         """Delete conntrack entries; missing ones are ignored.
 

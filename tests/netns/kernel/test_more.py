@@ -112,6 +112,11 @@ def test_conntrack_flows_are_listed_and_deleted(host: Host, address: str) -> Non
     assert (flow.source, flow.destination, flow.port) == (place, place, 5300)
     assert (flow.reply_source, flow.reply_port) == (place, 5300) and flow.source_port > 1023
     assert kernel.host.flows("tcp", 5300) == ()
+    many = {("udp", number) for number in range(5290, 5301)}
+    for ports in ({("udp", 5300), ("tcp", 5300)}, many):
+        assert kernel.host.translated_flows(place, ports) == (flow,)
+    assert kernel.host.translated_flows(place, {("tcp", 5300)}) == ()
+    assert kernel.host.translated_flows(place + 1, many) == ()
     for _ in range(2):
         kernel.host.delete_flows([flow])
         assert kernel.host.flows("udp", 5300) == ()

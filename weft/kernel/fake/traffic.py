@@ -10,6 +10,7 @@ from weft.kernel.fake.iptables import FakeIptables
 from weft.kernel.fake.links import FakeState
 from weft.kernel.interface import USER_CHAINS, Firewalls, Flow, Limit, Listener, RoutingRule, UserChain, hook_of
 from weft.kernel.verdicts import BaseChain, of_iptables
+from weft.types import Address
 
 _PROGRAMS = {4: "iptables", 6: "ip6tables"}
 _MARKS = re.compile(r"weft:[0-9a-f]{16}")
@@ -78,6 +79,12 @@ class FakeTraffic(FakeState):
             flow
             for flow in self.conntrack
             if (flow.protocol, flow.port) == (protocol, port) and version in (0, flow.destination.version)
+        )
+
+    def translated_flows(self, target: Address, ports: Collection[tuple[str, int]]) -> tuple[Flow, ...]:
+        self._called("translated_flows")
+        return tuple(
+            flow for flow in self.conntrack if flow.reply_source == target and (flow.protocol, flow.port) in ports
         )
 
     def delete_flows(self, flows: Iterable[Flow]) -> None:

@@ -388,6 +388,10 @@ class LinuxNamespace:
         with self._entered():
             return self._connections().flows(protocol, port, version=version)
 
+    def translated_flows(self, target: Address, ports: Collection[tuple[str, int]]) -> tuple[Flow, ...]:
+        with self._entered():
+            return self._connections().translated(target, ports)
+
     def delete_flows(self, flows: Iterable[Flow]) -> None:
         with self._entered():
             self._connections().delete(flows)

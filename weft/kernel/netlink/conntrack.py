@@ -8,7 +8,7 @@ container that is gone. Sources: ``linux/netfilter/nfnetlink_conntrack.h``,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from ipaddress import ip_address
 from struct import Struct
 
@@ -20,9 +20,11 @@ from weft.kernel.netlink.constants import (
     AF_INET6,
     CTA_FILTER,
     CTA_FILTER_F_CTA_IP_DST,
+    CTA_FILTER_F_CTA_IP_SRC,
     CTA_FILTER_F_CTA_PROTO_DST_PORT,
     CTA_FILTER_F_CTA_PROTO_NUM,
     CTA_FILTER_ORIG_FLAGS,
+    CTA_FILTER_REPLY_FLAGS,
     CTA_IP_V4_DST,
     CTA_IP_V4_SRC,
     CTA_IP_V6_DST,
@@ -52,6 +54,8 @@ from weft.kernel.netlink.transport import HEADER_SIZE, NetlinkSocket, Request
 from weft.types import Address
 
 PROTOCOLS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "sctp": IPPROTO_SCTP}
+_NAMES = {number: name for name, number in PROTOCOLS.items()}
+_FEW_PORTS = 8  # for more, one listing of a protocol is cheaper than one walk for each
 _SUBSYSTEM = NFNL_SUBSYS_CTNETLINK << 8
 _LIVE = range(TCP_CONNTRACK_SYN_SENT, TCP_CONNTRACK_CLOSE_WAIT + 1)
 _CTA_IP = {4: (CTA_IP_V4_SRC, CTA_IP_V4_DST), 6: (CTA_IP_V6_SRC, CTA_IP_V6_DST)}
@@ -92,13 +96,35 @@ class Conntrack:
         versions = (version,) if version else _FAMILIES if destination is None else (destination.version,)
         for one in versions:
             for body in self._list(one, _filter(PROTOCOLS[protocol], port, destination)):
-                flow = _flow(body, protocol, one)
+                flow = _flow(body, one)
                 # Kernels before 5.8 ignore the filter and list everything.
-                if flow is None or port not in (0, flow.port) or (live and not _is_live(body)):
+                if flow is None or flow.protocol != protocol or port not in (0, flow.port):
+                    continue
+                if live and not _is_live(body):
                     continue
                 if destination is None or flow.destination == destination:
                     found.append(flow)
         return tuple(found)
+
+    def translated(self, target: Address, ports: Collection[tuple[str, int]]) -> tuple[Flow, ...]:
+        """The connections to any of the ports (protocol and port, before translation) that ``target``
+        answers.
+
+        The kernel walks its table once; for IPv6, where its filter of addresses is inverted (6.18),
+        once for each port or protocol. *Equivalent to:* ``conntrack -L --reply-src TARGET``.
+        """
+        found: Iterable[Flow | None]
+        if target.version == 4:
+            found = (_flow(body, 4) for body in self._list(4, _filter_of_replies(target)))
+        else:
+            few = ports if len(ports) <= _FEW_PORTS else {(protocol, 0) for protocol, _ in ports}
+            found = (flow for protocol, port in few for flow in self.flows(protocol, port, version=6))
+        wanted = frozenset(ports)
+        return tuple(
+            flow
+            for flow in found
+            if flow is not None and flow.reply_source == target and (flow.protocol, flow.port) in wanted
+        )
 
     def count(self) -> int:
         """How many connections are tracked.
@@ -172,20 +198,33 @@ def _filter(protocol: int, port: int, destination: Address | None) -> bytes:
     return nested(CTA_TUPLE_ORIG, original) + nested(CTA_FILTER, selected)
 
 
+def _filter_of_replies(source: Address) -> bytes:
+    """The source of replies to look for, IPv4."""
+    reply = nested(CTA_TUPLE_IP, attribute(CTA_IP_V4_SRC, source.packed))
+    selected = attribute(CTA_FILTER_REPLY_FLAGS, CTA_FILTER_F_CTA_IP_SRC.to_bytes(4, "little"))
+    return nested(CTA_TUPLE_REPLY, reply) + nested(CTA_FILTER, selected)
+
+
 def _is_live(body: Attributes) -> bool:
     """Whether a TCP connection has not ended; the entries of other protocols do not tell."""
     tcp = parse(body.get(CTA_PROTOINFO, b"")).get(CTA_PROTOINFO_TCP)
     return tcp is None or parse(tcp).get(CTA_PROTOINFO_TCP_STATE, b"\0")[0] in _LIVE
 
 
-def _flow(body: Attributes, protocol: str, version: int) -> Flow | None:
-    """A connection of the protocol, None for another's."""
+def _flow(body: Attributes, version: int) -> Flow | None:
+    """A connection, None of a protocol without ports."""
     original, reply = _tuple(body.get(CTA_TUPLE_ORIG, b""), version), _tuple(body.get(CTA_TUPLE_REPLY, b""), version)
-    if original is None or reply is None or original[0] != PROTOCOLS[protocol]:
+    if original is None or reply is None or original[0] not in _NAMES:
         return None
     source, source_port, destination, port = original[1:]
     return Flow(
-        protocol, ip_address(source), source_port, ip_address(destination), port, ip_address(reply[1]), reply[2]
+        _NAMES[original[0]],
+        ip_address(source),
+        source_port,
+        ip_address(destination),
+        port,
+        ip_address(reply[1]),
+        reply[2],
     )
 
 
