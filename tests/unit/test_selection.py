@@ -67,7 +67,7 @@ def test_a_run_takes_all_short_tests_and_a_sample_of_the_long_ones(monkeypatch: 
     short = {test for row in ROWS.values() for kind, tests in row.items() if kind in SHORT for test in tests}
     seen: set[str] = set()
     sizes = []
-    for number in range(60):
+    for number in range(200):
         monkeypatch.setenv(sample.SEED, str(number))
         sample.seed.cache_clear()
         run = always()

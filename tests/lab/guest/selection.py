@@ -109,8 +109,8 @@ IPAM: dict[str, Tests] = {
 ROWS: dict[str, Tests] = {**DRIVERS, **FEATURES, **IPAM}
 SHORT = frozenset({Kind.CONFLIST, Kind.TRAFFIC})
 """The kinds that every run takes for every row."""
-SHARE = 5
-"""Of the other kinds, which inject faults and kills, a run takes the tests of one row in five."""
+SHARE = 10
+"""Of the other kinds, which inject faults and kills, a run takes the tests of one row in ten."""
 EVERY = tuple(
     dict.fromkeys(
         (
