@@ -96,9 +96,10 @@ class ConntrackFlush(Operation):
     def apply(self, machine: Machine) -> bool:
         stale: list[Flow] = []
         own: set[Address] | None = None
-        for protocol, number, version in _distinct(self.ports):
-            there = machine.host.flows(protocol, number, version)
-            for port in self.ports:
+        for version in sorted({port.target.version for port in self.ports}):
+            ports = [port for port in self.ports if port.target.version == version]
+            there = machine.host.flows({(port.protocol, port.port) for port in ports}, version)
+            for port in ports:
                 found = [flow for flow in there if _is_of(flow, port) and _has_stale_nat(flow, port)]
                 if found and port.host is None and own is None:
                     own = _own_addresses(machine)
@@ -190,11 +191,6 @@ class Hairpin(Operation):
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"bridge link set dev {self.link} hairpin on",)
-
-
-def _distinct(ports: tuple[PublishedPort, ...]) -> tuple[tuple[str, int, int], ...]:
-    """Protocols, ports and IP versions, each once: for each the kernel walks its whole table."""
-    return tuple(dict.fromkeys((port.protocol, port.port, port.target.version) for port in ports))
 
 
 def _is_of(flow: Flow, port: PublishedPort) -> bool:

@@ -400,11 +400,11 @@ class Namespace(Protocol):
         *Equivalent to:* ``ip rule delete from SOURCE table TABLE protocol PROTOCOL``.
         """
 
-    def flows(self, protocol: str, port: int, version: int = 0) -> tuple[Flow, ...]:
-        """The conntrack entries of a protocol (``udp``), original destination port and IP version (0:
-        both).
+    def flows(self, ports: Collection[tuple[str, int]], version: int = 0) -> tuple[Flow, ...]:
+        """The conntrack entries of any of the ports (protocol and original destination port) and of an
+        IP version (0: both).
 
-        *Equivalent to:* ``conntrack -L -p PROTOCOL --orig-port-dst PORT``.
+        *Equivalent to:* ``conntrack -L -p PROTOCOL --orig-port-dst PORT`` for each.
         """
 
     def translated_flows(self, target: Address, ports: Collection[tuple[str, int]]) -> tuple[Flow, ...]:

@@ -107,11 +107,11 @@ def test_conntrack_flows_are_listed_and_deleted(host: Host, address: str) -> Non
     host.serve_udp(None, 5301)
     for port in (5300, 5301):
         assert host.fetch(None, address, port, "udp") == address
-    [flow] = kernel.host.flows("udp", 5300)
+    [flow] = kernel.host.flows({("udp", 5300)})
     place = ip_address(address)
     assert (flow.source, flow.destination, flow.port) == (place, place, 5300)
     assert (flow.reply_source, flow.reply_port) == (place, 5300) and flow.source_port > 1023
-    assert kernel.host.flows("tcp", 5300) == ()
+    assert kernel.host.flows({("tcp", 5300)}) == ()
     many = {("udp", number) for number in range(5290, 5301)}
     for ports in ({("udp", 5300), ("tcp", 5300)}, many):
         assert kernel.host.translated_flows(place, ports) == (flow,)
@@ -119,8 +119,8 @@ def test_conntrack_flows_are_listed_and_deleted(host: Host, address: str) -> Non
     assert kernel.host.translated_flows(place + 1, many) == ()
     for _ in range(2):
         kernel.host.delete_flows([flow])
-        assert kernel.host.flows("udp", 5300) == ()
-    assert len(kernel.host.flows("udp", 5301)) == 1
+        assert kernel.host.flows({("udp", 5300)}) == ()
+    assert len(kernel.host.flows({("udp", 5301)})) == 1
     kernel.close()
 
 

@@ -148,6 +148,6 @@ def test_chains_for_administrators_and_the_marks_in_them(topology: Topology, ver
 
 def test_a_new_namespace_has_no_listeners_and_no_conntrack_entries(topology: Topology) -> None:
     assert topology.host.listeners("tcp", [80]) == () and topology.host.listeners("sctp", [80]) == ()
-    assert topology.host.flows("udp", 53) == ()
+    assert topology.host.flows({("udp", 53)}) == ()
     topology.host.delete_flows(())
     assert not topology.host.drops_forwarded(4) and not topology.host.drops_forwarded(6)

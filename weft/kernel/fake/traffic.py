@@ -73,12 +73,12 @@ class FakeTraffic(FakeState):
                 return
         raise Missing(f"cannot delete the routing rule from {rule.source}: the kernel says No such file or directory")
 
-    def flows(self, protocol: str, port: int, version: int = 0) -> tuple[Flow, ...]:
+    def flows(self, ports: Collection[tuple[str, int]], version: int = 0) -> tuple[Flow, ...]:
         self._called("flows")
         return tuple(
             flow
             for flow in self.conntrack
-            if (flow.protocol, flow.port) == (protocol, port) and version in (0, flow.destination.version)
+            if (flow.protocol, flow.port) in ports and version in (0, flow.destination.version)
         )
 
     def translated_flows(self, target: Address, ports: Collection[tuple[str, int]]) -> tuple[Flow, ...]:

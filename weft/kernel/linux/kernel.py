@@ -384,9 +384,9 @@ class LinuxNamespace:
 
     # Rarely needed by a runtime's call, so imported on use.
 
-    def flows(self, protocol: str, port: int, version: int = 0) -> tuple[Flow, ...]:
+    def flows(self, ports: Collection[tuple[str, int]], version: int = 0) -> tuple[Flow, ...]:
         with self._entered():
-            return self._connections().flows(protocol, port, version=version)
+            return self._connections().to_ports(ports, version)
 
     def translated_flows(self, target: Address, ports: Collection[tuple[str, int]]) -> tuple[Flow, ...]:
         with self._entered():

@@ -106,6 +106,13 @@ class Conntrack:
                     found.append(flow)
         return tuple(found)
 
+    def to_ports(self, ports: Collection[tuple[str, int]], version: int = 0) -> tuple[Flow, ...]:
+        """The connections to any of the ports (protocol and port), before any translation."""
+        wanted = frozenset(ports)
+        few = wanted if len(wanted) <= _FEW_PORTS else {(protocol, 0) for protocol, _ in wanted}
+        found = (flow for protocol, port in few for flow in self.flows(protocol, port, version=version))
+        return tuple(flow for flow in found if (flow.protocol, flow.port) in wanted)
+
     def translated(self, target: Address, ports: Collection[tuple[str, int]]) -> tuple[Flow, ...]:
         """The connections to any of the ports (protocol and port, before translation) that ``target``
         answers.
@@ -113,13 +120,11 @@ class Conntrack:
         The kernel walks its table once; for IPv6, where its filter of addresses is inverted (6.18),
         once for each port or protocol. *Equivalent to:* ``conntrack -L --reply-src TARGET``.
         """
-        found: Iterable[Flow | None]
-        if target.version == 4:
-            found = (_flow(body, 4) for body in self._list(4, _filter_of_replies(target)))
-        else:
-            few = ports if len(ports) <= _FEW_PORTS else {(protocol, 0) for protocol, _ in ports}
-            found = (flow for protocol, port in few for flow in self.flows(protocol, port, version=6))
+        if target.version == 6:
+            return tuple(flow for flow in self.to_ports(ports, 6) if flow.reply_source == target)
+        found = (_flow(body, 4) for body in self._list(4, _filter_of_replies(target)))
         wanted = frozenset(ports)
+        # Kernels before 5.8 ignore the filter here, too.
         return tuple(
             flow
             for flow in found
