@@ -16,7 +16,8 @@ import re
 from dataclasses import dataclass
 
 from cni_plugin.dataplane import packets
-from cni_plugin.ops.iptables import TableChain, TableRules, commented
+from cni_plugin.ops.firewalls import commented
+from cni_plugin.ops.iptables import TableChain, TableRules
 from cni_plugin.ops.operation import Operation
 from cni_plugin.ops.policy import Isolated
 from cni_plugin.plan.interface import host_end, own_addresses

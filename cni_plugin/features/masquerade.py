@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cni_plugin.dataplane import packets
+from cni_plugin.ops.firewalls import commented
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Option, Stage, Value
@@ -71,8 +72,6 @@ class MasqueradeByIptables:
 
 
 def _lines(ip: ResultAddress, mark: str) -> Iterator[str]:
-    from cni_plugin.ops.iptables import commented
-
     address = ip.address
     source = f"-s {address.ip}/{address.max_prefixlen}"
     yield f"{source} -d {address.network} {commented(mark)} -j ACCEPT"

@@ -22,6 +22,7 @@ from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 from cni_plugin.dataplane import packets
+from cni_plugin.ops.firewalls import commented
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan.interface import hairpin
 from cni_plugin.plan.plan import Context, Plan, PlanPart
@@ -228,8 +229,6 @@ def _loopback(port: PublishedPort, mark: str) -> Element:
 
 def _line(port: PublishedPort, conditions: dict[str, str], mark: str) -> str:
     """The port's iptables rule, in the order of iptables-save."""
-    from cni_plugin.ops.iptables import commented
-
     conditions = dict(conditions)
     if port.host is not None:
         if "-d" in conditions:

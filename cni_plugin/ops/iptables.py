@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from cni_plugin.ops.firewalls import commented as commented
+from cni_plugin.ops.firewalls import commented
 from cni_plugin.ops.operation import Machine, Operation
 from weft.errors import KernelLacks
 

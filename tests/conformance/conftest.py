@@ -13,7 +13,7 @@ import pytest
 from lab.machine import make_root
 from lab.plugins import OWN_FOLDER, chosen_folder
 from lab.podman import Podman
-from lab.roots import layers
+from lab.roots import PLACE, layers
 
 NETWORK = "lab"
 SUBNET = "10.66.0.0/24"
@@ -91,6 +91,14 @@ def trixie(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     if chosen_folder() != OWN_FOLDER:
         pytest.skip("the root contains weft, not the plugins under test")
     return layers("trixie", tmp_path_factory.mktemp("trixie"))
+
+
+@pytest.fixture(scope="module")
+def podman5(trixie: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    """The podman of that root, with netavark."""
+    made = Podman(Path(PLACE) / "bin" / "cni", layers=trixie, shared=tmp_path_factory.getbasetemp())
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lab.podman import Podman
-from lab.roots import PLACE
 
 Create = Callable[..., None]
 OUTSIDE = "192.0.2.2"
@@ -19,10 +18,8 @@ TWO = ("-d", "weft", "-o", "driver=bridge", "--subnet", "10.92.0.0/24")
 
 
 @pytest.fixture(scope="module")
-def machine(trixie: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
-    made = Podman(Path(PLACE) / "bin" / "cni", layers=trixie, shared=tmp_path_factory.getbasetemp())
-    yield made
-    made.close()
+def machine(podman5: Podman) -> Podman:
+    return podman5
 
 
 def test_containers_reach_each_other_and_the_world(podman: Podman, create: Create, roots: list[str]) -> None:

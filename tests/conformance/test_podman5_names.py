@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from lab.podman import Podman
-from lab.roots import PLACE
 
 Create = Callable[..., None]
 GREEN = ("-d", "weft", "-o", "driver=bridge", "--subnet", "10.91.0.0/24")
@@ -16,10 +14,8 @@ RED = ("-d", "weft", "-o", "driver=bridge", "--subnet", "10.92.0.0/24")
 
 
 @pytest.fixture(scope="module")
-def machine(trixie: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
-    made = Podman(Path(PLACE) / "bin" / "cni", layers=trixie, shared=tmp_path_factory.getbasetemp())
-    yield made
-    made.close()
+def machine(podman5: Podman) -> Podman:
+    return podman5
 
 
 def addresses(podman: Podman, container: str, name: str, *, expected: bool = True) -> list[str]:
