@@ -10,12 +10,11 @@ from pathlib import Path
 
 from discovery.api import schemas, serialize
 from discovery.api.blocking_query import BlockingQueries, encode_json
+from discovery.api.health_endpoint import BLOCKING_PARAMETERS
 from discovery.api.http_request import HttpRequest
 from discovery.api.router import HttpResponse, endpoint
 from discovery.catalog import CHECKS, NODES, SERVICES, Catalog
 from discovery.structs import Health, Node, Status
-
-_PARAMETERS = ("index", "wait", "stale", "consistent", "cached", "pretty", "dc", "peer")
 
 
 class InternalEndpoint:
@@ -32,7 +31,7 @@ class InternalEndpoint:
         "GET",
         "/v1/internal/ui/services",
         "Every service with the number of its instances in each state",
-        parameters=_PARAMETERS,
+        parameters=BLOCKING_PARAMETERS,
         response=schemas.list_of(schemas.ANY_OBJECT),
         blocking=True,
     )
@@ -71,7 +70,7 @@ class InternalEndpoint:
         "GET",
         "/v1/internal/ui/nodes",
         "Every node with its services and checks",
-        parameters=_PARAMETERS,
+        parameters=BLOCKING_PARAMETERS,
         response=schemas.list_of(schemas.ANY_OBJECT),
         blocking=True,
     )

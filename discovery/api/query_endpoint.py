@@ -10,6 +10,7 @@ from discovery.api.blocking_query import BlockingQueries, consul_headers, encode
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
 from discovery.api.router import HttpResponse, endpoint
+from discovery.api.session_endpoint import READ_PARAMETERS
 from discovery.catalog import QUERIES, Catalog
 from discovery.consul.durations import format_duration
 from discovery.consul.json_fields import BadField, Fields
@@ -19,7 +20,6 @@ from discovery.structs import Node, PreparedQuery
 from store import Store
 
 MAX_QUERIES = 10_000
-_READ_PARAMETERS = ("index", "wait", "stale", "consistent", "pretty", "dc")
 
 
 class QueryEndpoint:
@@ -52,7 +52,7 @@ class QueryEndpoint:
         "GET",
         "/v1/query",
         "All prepared queries",
-        parameters=_READ_PARAMETERS,
+        parameters=READ_PARAMETERS,
         response=schemas.list_of(schemas.QUERY),
         blocking=True,
     )
@@ -66,7 +66,7 @@ class QueryEndpoint:
         "GET",
         "/v1/query/:query",
         "One prepared query, by id",
-        parameters=_READ_PARAMETERS,
+        parameters=READ_PARAMETERS,
         response=schemas.list_of(schemas.QUERY),
         blocking=True,
     )
