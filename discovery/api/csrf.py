@@ -1,8 +1,8 @@
-"""Rejects cross-site requests that change something.
+"""Rejects requests of other sites' pages, reads included.
 
 The API listens where every process of the host can reach it, browsers included, and those run
 untrusted pages. A cross-site request is recognized by Origin or Sec-Fetch-Site, DNS rebinding by
-Host.
+Host: to the browser a rebound page and the API are one site, so that it could also read the answer.
 
 Source: RFC 6454; https://www.w3.org/TR/fetch-metadata/; RFC 9110 section 7.2.
 """
@@ -20,14 +20,16 @@ _OWN_NAMES = ("consul", "weft")
 _OWN_SITES = ("same-origin", "none")
 
 
-def rejection_reason(headers: Mapping[str, str], hosts: Collection[str]) -> str:
+def rejection_reason(headers: Mapping[str, str], hosts: Collection[str], *, writes: bool = True) -> str:
     """Why a request is rejected, "" if it is not. ``hosts`` are this agent's names in lower
     case.
+
+    A read may come from a link on another site, whose pages cannot see what it leads to.
     """
     if origin := headers.get("Origin"):
         return f"cross-origin request from {origin[:100]!r} rejected"
     site = headers.get("Sec-Fetch-Site", "none")
-    if site not in _OWN_SITES:
+    if site not in _OWN_SITES and (writes or not _is_link(headers)):
         return f"cross-site request rejected (Sec-Fetch-Site: {site[:40]})"
     host = _hostname(headers.get("Host", ""))
     if host and not _is_own_host(host, hosts):
@@ -43,6 +45,11 @@ def own_hosts(node: Node, domains: Iterable[str]) -> Iterator[str]:
     for domain in domains:
         for name in (f"{CONSUL_SERVICE}.service", f"{node.name}.node"):
             yield from (f"{name}.{domain}", f"{name}.{node.datacenter}.{domain}")
+
+
+def _is_link(headers: Mapping[str, str]) -> bool:
+    """Whether the browser opens the answer in a tab of its own."""
+    return headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
 
 
 def _hostname(host: str) -> str:

@@ -45,7 +45,7 @@ class Route:
 
     ``response`` is the schema of a successful body, None if it is empty; ``statuses`` are those
     beside 200 and errors. ``blocking``: supports blocking queries (``?index``). ``writes``: changes
-    state, so cross-site requests are refused. ``deprecated_methods`` are served as well, for old
+    state, so links of other sites are refused, too. ``deprecated_methods`` are served as well, for old
     clients.
     """
 

@@ -218,8 +218,8 @@ class ApiServer:
         if not raw_path.startswith("/"):
             raise HttpError(400, "Invalid request target: must be an absolute path")
         route, name = self.router.find(request.method, raw_path)
-        if route.writes and request.protocol.transport is not None:
-            why = rejection_reason(request.headers, self._hosts)
+        if request.protocol.transport is not None:
+            why = rejection_reason(request.headers, self._hosts, writes=route.writes)
             if why and _family(request.protocol.transport) != socket.AF_UNIX:
                 raise HttpError(403, why)
 

@@ -14,11 +14,11 @@ class HttpSettings:
     """Settings of the HTTP API. Times in seconds, sizes in bytes.
 
     ``listen``: ``HOST:PORT``, ``[IPV6]:PORT``, or the path of a unix socket, created with mode
-    0600. ``hosts``: Host names accepted in requests that change something, beside addresses,
-    ``localhost`` and the agent's own names, which end in ``domains``. ``scripts``: accept script
-    checks over HTTP; off, since they run as root for whoever reaches the API. ``header_time``: for
-    a request header once begun; ``body_time``: for the body; ``idle_time``: between requests;
-    ``write_time``: for the client to read a response.
+    0600. ``hosts``: Host names accepted in requests, beside addresses, ``localhost`` and the
+    agent's own names, which end in ``domains``. ``scripts``: accept script checks over HTTP; off,
+    since they run as root for whoever reaches the API. ``header_time``: for a request header once
+    begun; ``body_time``: for the body; ``idle_time``: between requests; ``write_time``: for the
+    client to read a response.
     """
 
     listen: tuple[str, ...] = ("127.0.0.1:8500",)

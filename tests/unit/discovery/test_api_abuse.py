@@ -145,7 +145,10 @@ def test_a_write_is_completed_if_the_client_disconnects(agent: LabAgent) -> None
 
 def test_cross_site_requests_are_refused(agent: LabAgent) -> None:
     agent.put("/v1/agent/check/register", {"Name": "page", "TTL": "1h"})
-    paths = (("PUT", "/v1/kv/page", b"x"), ("GET", "/v1/agent/check/pass/page", None))
+    paths = (
+        *(("PUT", "/v1/kv/page", b"x"), ("GET", "/v1/agent/check/pass/page", None)),
+        *(("GET", "/v1/kv/?recurse", None), ("GET", "/v1/catalog/nodes", None)),
+    )
     for headers in (
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
@@ -153,8 +156,11 @@ def test_cross_site_requests_are_refused(agent: LabAgent) -> None:
         {"Sec-Fetch-Site": "cross-site"},
     ):
         for method, path, body in paths:
-            assert agent.request(method, path, body, headers).status == 403
-        assert agent.get("/v1/catalog/nodes", **headers).status == 200
+            assert agent.request(method, path, body, headers).status == 403, path
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert agent.get("/v1/catalog/nodes", **link).status == 200
+    assert agent.get("/v1/catalog/nodes", **(link | {"Sec-Fetch-Dest": "iframe"})).status == 403
+    assert agent.get("/v1/agent/check/pass/page", **link).status == 403
     assert agent.get("/v1/kv/page").status == 404
     assert agent.get("/v1/agent/checks").json["page"]["Status"] == "critical"
     for host in ("localhost:8500", "127.0.0.1", "[::1]:8500", "N1:8500"):
