@@ -135,6 +135,7 @@ def decode_check_definition(value: bytes) -> CheckDefinition:
         parts["initial"] = Status(parts["initial"])
         parts["headers"] = {name: tuple(values) for name, values in parts["headers"].items()}
         parts["arguments"] = tuple(parts["arguments"])
+        parts["reachable"] = tuple(parts.get("reachable", ()))
         return CheckDefinition(**parts)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DecodeError(f"invalid check definition: {error}") from error

@@ -140,8 +140,10 @@ class CheckDefinition:
     or ""; an alias check follows ``alias_service`` on ``alias_node``. ``tls`` is TLS for tcp and
     grpc. The three thresholds are consecutive results before the status changes (0: the first one
     does). The service is deregistered after ``deregister_after`` seconds in critical state; 0 is
-    never. ``netns`` is the path of the network namespace to probe from; "" is the host's.
-    ``initial`` is the status before the first result.
+    never. ``netns`` is the path of the network namespace to probe from, and ``netns_inode`` the
+    inode that it must have (0: any); "" is the host's. Such a check, which a container brings,
+    connects only to ``reachable`` addresses and that namespace's loopback, at the port of its
+    target. ``initial`` is the status before the first result.
     """
 
     id: str
@@ -170,6 +172,8 @@ class CheckDefinition:
     failures_before_critical: int = 0
     deregister_after: float = 0.0
     netns: str = ""
+    netns_inode: int = 0
+    reachable: tuple[str, ...] = ()
     asked: Mapping[str, object] = field(default_factory=dict)
     """The definition as the client wrote it, echoed in responses (``Definition`` of a check)."""
 
@@ -256,3 +260,11 @@ CatalogEntry = Node | Instance | Check | VirtualAddress | PreparedQuery
 def worst_status(checks: Iterable[Check]) -> Status:
     """The worst status of several checks; passing for none."""
     return max((check.status for check in checks), key=lambda status: status.rank, default=Status.PASSING)
+
+
+def cut_output(text: str, size: int) -> str:
+    """The output of a check that is kept: at most ``size`` bytes of UTF-8, without half a character.
+
+    What a service answers may contain lone surrogates, which cannot be stored; they become "?".
+    """
+    return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore")

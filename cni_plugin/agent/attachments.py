@@ -21,6 +21,7 @@ from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
 from discovery.page.overview import AttachmentSummary, Overview
 from discovery.registry import Registry
 from discovery.structs import CheckDefinition, Instance, ServiceAddress, Weights
+from weft.service_options import NETWORK_CHECKS, TTL_CHECK
 from weft.types import Cidr
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Announcement:
     domain: str
     services: tuple[Mapping[str, object], ...]
     nameservers: tuple[str, ...] = ()
+    namespace_inode: int = 0
 
 
 class Attachments:
@@ -135,6 +137,7 @@ def _announcement(path: str) -> Announcement | None:
             domain=str(found["domain"]),
             services=tuple(dict(one) for one in found["services"]),
             nameservers=tuple(map(str, found.get("nameservers", ()))),
+            namespace_inode=int(found.get("namespace_inode", 0)),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("ignoring %s: %s", path, error)
@@ -233,5 +236,13 @@ def _check(one: Announcement, instance: Instance, asked: Mapping[str, object]) -
         if kind in whole and not given.strip(":0123456789"):
             whole[kind] = f"{host}:{given.strip(':')}" if given.strip(":") else place
     found = parse_check(Fields(whole), service_id=instance.id)
-    name = found.name or f"Service '{instance.name}' check"
-    return replace(found, id=f"service:{instance.id}", name=name, netns=one.namespace)
+    if found.type not in (*NETWORK_CHECKS, TTL_CHECK):
+        raise BadField(f"a container's check cannot be of type {found.type}")
+    return replace(
+        found,
+        id=f"service:{instance.id}",
+        name=found.name or f"Service '{instance.name}' check",
+        netns=one.namespace,
+        netns_inode=one.namespace_inode,
+        reachable=tuple(str(cidr.ip) for cidr in one.addresses),
+    )

@@ -75,6 +75,7 @@ class Names:
             "container": context.attachment.container,
             "interface": context.attachment.interface,
             "namespace": context.namespace.path,
+            "namespace_inode": context.namespace.inode,
             "addresses": [str(ip.address) for ip in context.result.ips],
             "gateways": gateways,
             "internal": self.internal,

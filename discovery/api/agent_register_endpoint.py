@@ -13,7 +13,7 @@ from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.registration import parse_service
 from discovery.registry import NotRegistered, Registry
-from discovery.structs import CONSUL_SERVICE, SERF_HEALTH, Status
+from discovery.structs import CONSUL_SERVICE, SERF_HEALTH, Status, cut_output
 from weft.service_options import TTL_CHECK
 
 
@@ -168,7 +168,9 @@ class AgentRegisterEndpoint:
         if definition.type != TTL_CHECK:
             raise HttpError(400, f'CheckID "{check_id}" does not have associated TTL')
         try:
-            published = await self._registry.update_check(check_id, status, output[: definition.output_max_size])
+            published = await self._registry.update_check(
+                check_id, status, cut_output(output, definition.output_max_size)
+            )
         except NotRegistered:
             raise _unknown_check(check_id) from None
         if published:

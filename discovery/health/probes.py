@@ -12,8 +12,9 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -23,8 +24,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from discovery.check_targets import parse_url, split_host_port
 from discovery.health.grpc_probe import serving_status
 from discovery.health.resolver import Address, Resolver
-from discovery.structs import CheckDefinition, Status
-from weft.errors import WeftError
+from discovery.structs import CheckDefinition, Status, cut_output
+from weft.errors import NamespaceProblem, WeftError
 from weft.kernel import netns
 
 ProbeResult = tuple[Status, str]
@@ -73,7 +74,7 @@ class Prober:
             status, text = Status.CRITICAL, _timed_out(definition)
         except (OSError, WeftError, ValueError, aiohttp.ClientError) as error:
             status, text = Status.CRITICAL, f"{_describe(definition)}: {_reason(error)}"
-        return status, text[: definition.output_max_size]
+        return status, cut_output(text, definition.output_max_size)
 
     async def _execute(
         self, definition: CheckDefinition, host: str, lookup: asyncio.Future[Sequence[Address]] | None
@@ -84,7 +85,12 @@ class Prober:
             case "grpc":
                 return await serving_status(definition)
             case "http":
-                return await _http(definition, _Resolver(self._resolver, host, lookup))
+                resolver = _Resolver(self._resolver, host, lookup)
+                if not definition.netns or lookup is None:
+                    return await _http(definition, resolver, _sockets(definition))
+                # Redirects to other hosts are refused: only where the target itself is, is connected to.
+                target = {address for _, address in await asyncio.shield(lookup)}
+                return await _http(definition, resolver, _sockets(definition, target))
         assert lookup is not None
         found = await asyncio.shield(lookup)
         return await (_tcp if definition.type == "tcp" else _udp)(definition, found)
@@ -119,12 +125,22 @@ def _host(definition: CheckDefinition) -> str:
     return urlsplit(parse_url(definition.target)).hostname or "" if definition.type == "http" else ""
 
 
+def _port(definition: CheckDefinition) -> int:
+    """The port of a check's target."""
+    if definition.type in ("tcp", "udp"):
+        return split_host_port(definition.target, definition.type)[1]
+    url = urlsplit(parse_url(definition.target))
+    return url.port or (443 if url.scheme == "https" else 80)
+
+
 def _timed_out(definition: CheckDefinition) -> str:
     return f"{_describe(definition)}: timeout after {definition.timeout:g} seconds"
 
 
 def _reason(error: Exception) -> str:
     number = getattr(error, "errno", None)
+    if number == 0 and isinstance(error, OSError):
+        return (error.strerror or str(error)).replace("[Errno 0] ", "")  # of _sockets
     known = isinstance(number, int) and number > 0 and not isinstance(error, ssl.SSLError)
     return os.strerror(number) if known and number is not None else str(error) or type(error).__name__
 
@@ -134,29 +150,71 @@ def _describe(definition: CheckDefinition) -> str:
 
 
 @contextlib.contextmanager
-def _in_netns(path: str) -> Iterator[None]:
-    """Enter the check's network namespace; sockets created within stay in it."""
-    if not path:
-        yield
+def _in_netns(definition: CheckDefinition) -> Iterator[bool]:
+    """Enter the check's network namespace, if it has one; sockets created within stay in it. Yields
+    whether it is another one than this process's.
+
+    Raises NamespaceProblem for a path that has become another namespace: that of a process whose id
+    was reused, for instance.
+    """
+    if not definition.netns:
+        yield False
         return
-    descriptor, _ = netns.open_namespace(path)
+    descriptor, found = netns.open_namespace(definition.netns)
+    own = os.stat(netns.CURRENT).st_ino
     try:
+        if definition.netns_inode not in (0, found.inode):
+            raise NamespaceProblem(f"{definition.netns} is not the container's network namespace any more")
         with netns.inside(descriptor):
-            yield
+            yield found.inode != own
     finally:
         os.close(descriptor)
 
 
-def _sockets(definition: CheckDefinition) -> Callable[[AddressInfo], socket.socket]:
-    """Creates sockets in the check's namespace."""
+def _sockets(
+    definition: CheckDefinition, target: Collection[str] | None = None
+) -> Callable[[AddressInfo], socket.socket]:
+    """Creates sockets in the check's namespace; for a container's check, only for the container's
+    addresses, those of ``target`` alone if given, and the port of the check's target.
+    """
+    port = _port(definition)
 
     def open_socket(info: AddressInfo) -> socket.socket:
-        with _in_netns(definition.netns):
-            sock = socket.socket(info[0], info[1] | socket.SOCK_CLOEXEC, info[2])
+        try:
+            with _in_netns(definition) as own_loopback:
+                if definition.netns:
+                    _refuse_elsewhere(definition, target, port, info, own_loopback=own_loopback)
+                sock = socket.socket(info[0], info[1] | socket.SOCK_CLOEXEC, info[2])
+        except WeftError as error:
+            # aiohappyeyeballs tries the next address after an OSError, and loses any other error.
+            raise OSError(0, error.message) from error
         sock.setblocking(False)
         return sock
 
     return open_socket
+
+
+def _refuse_elsewhere(
+    definition: CheckDefinition, target: Collection[str] | None, port: int, info: AddressInfo, *, own_loopback: bool
+) -> None:
+    """Raises WeftError unless the address is the container's."""
+    address = str(info[4][0])
+    found = ip_address(address)
+    found = getattr(found, "ipv4_mapped", None) or found
+    own = {ip_address(text) for text in definition.reachable}
+    permitted = found in own or (own_loopback and found.is_loopback)
+    if not permitted:
+        raise WeftError(
+            f"refused to connect to {address}: a container's check reaches the container alone, "
+            f"{', '.join(definition.reachable) or 'which has no address'}",
+            hint="register the check through the HTTP API",
+        )
+    if info[4][1] != port or (target is not None and address not in target):
+        raise WeftError(
+            f"refused to be redirected to {address} port {info[4][1]}: a container's check is redirected on the "
+            "same host and port only",
+            hint="register the check through the HTTP API",
+        )
 
 
 @cache
@@ -167,13 +225,15 @@ def _tls(verify: bool) -> ssl.SSLContext:
     return context
 
 
-async def _http(definition: CheckDefinition, resolver: AbstractResolver) -> ProbeResult:
+async def _http(
+    definition: CheckDefinition, resolver: AbstractResolver, sockets: Callable[[AddressInfo], socket.socket]
+) -> ProbeResult:
     connector = aiohttp.TCPConnector(
         force_close=True,
         ssl=_tls(not definition.tls_skip_verify),
         resolver=resolver,
         use_dns_cache=False,
-        socket_factory=_sockets(definition),
+        socket_factory=sockets,
         happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS,
     )
     headers = [(name, value) for name, values in definition.headers.items() for value in values]

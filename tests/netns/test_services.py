@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -226,6 +228,54 @@ def test_failing_instance_is_removed_and_restored(topology: Topology) -> None:
     topology.servers["a"] = Greeters("/run/netns/a", {"a": ("::", 80)})
     topology.until_healthy("a", "b")
     until(lambda: set(topology.picks("client")) == {"a", "b"})
+
+
+def test_a_containers_check_reaches_nothing_but_the_container(topology: Topology) -> None:
+    """Neither by a redirect nor by its target: the agent, which is root, connects for it."""
+    gateway = "10.10.0.1"
+    seen: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            own = self.path == "/moves"
+            self.send_response(302 if own else 200)
+            self.send_header("Location", f"http://{gateway}:8001/secret" if own else "/")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    checks = {
+        "moves": {"http": "http://localhost:8001/moves"},
+        "host": {"tcp": f"{gateway}:8001"},
+        "datagram": {"udp": f"{gateway}:8001"},
+        "loopback": {"http": "http://127.0.0.1:8001/own"},
+    }
+    services = [
+        {"name": name, "port": 8001, "check": {**target, "interval": "200ms", "timeout": "5s"}}
+        for name, target in checks.items()
+    ]
+    topology.add("a", "blue", 10, services=services)
+    with contextlib.ExitStack() as stack:
+        for place in (topology.host.path, "/run/netns/a"):
+            with inside(place):
+                server = stack.enter_context(http.server.ThreadingHTTPServer(("0.0.0.0", 8001), Handler))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+
+        def outputs() -> dict[str, tuple[str, str]]:
+            found = topology.api("/v1/agent/checks").values()
+            return {one["ServiceName"]: (one["Status"], one["Output"]) for one in found}
+
+        until(lambda: all(output for _, output in outputs().values()) and outputs()["loopback"][0] == "passing")
+        for name in ("moves", "host", "datagram"):
+            until(lambda name=name: "refused to" in outputs()[name][1])
+            assert outputs()[name][0] == "critical"
+        # From within the container the host's server can be reached: it is the agent that refuses.
+        with inside("/run/netns/a"):
+            socket.create_connection((gateway, 8001), PATIENTLY).close()
+    assert set(seen) == {"/moves", "/own"}
 
 
 def test_a_removed_container_is_withdrawn(topology: Topology) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -292,3 +293,83 @@ async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not holds():
             await asyncio.sleep(0.005)
+
+
+ELSEWHERE = "refused to be redirected to 127.0.0.1 port"
+OTHER_HOST = "refused to connect to 127.0.0.1: a container's check reaches the container alone, 127.0.0.2"
+
+
+@pytest.fixture
+def of_container(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CheckDefinition]:
+    """A check of a container at 127.0.0.2, "in" the test's own namespace, which no rights are needed
+    to enter.
+    """
+    path = "/proc/self/ns/net"
+    monkeypatch.setattr(probes.netns, "inside", lambda _: contextlib.nullcontext())
+
+    def build(*reachable: str, **fields: object) -> CheckDefinition:
+        return replace(check(**fields), netns=path, reachable=reachable or ("127.0.0.2",))
+
+    return build
+
+
+def test_a_containers_check_is_not_redirected_elsewhere(of_container: Callable[..., CheckDefinition]) -> None:
+    """Nor to another port of the container, nor to another name of it (aardvark's and Consul's do)."""
+
+    async def run(location: str, moved: str) -> tuple[Status, str, list[str]]:
+        def redirect(path: str) -> bytes:
+            if path == "/here":
+                return ok(path)
+            place = location.format(host=host, own=own)
+            return f"HTTP/1.1 {moved} Moved\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
+
+        async with http(ok) as (host, seen), http(redirect) as (own, _):
+            definition = of_container("127.0.0.1", HTTP=f"http://127.0.0.1:{own}/")
+            status, text = await Prober(64).probe(definition)
+            return status, text, seen
+
+    for moved in ("301", "302", "303", "307", "308"):
+        assert asyncio.run(run("/here", moved))[0] is Status.PASSING
+        status, text, seen = asyncio.run(run("http://127.0.0.1:{host}/v1/agent/leave", moved))
+        assert (status, seen) == (Status.CRITICAL, []) and ELSEWHERE in text, text
+    status, text, seen = asyncio.run(run("http://127.0.0.2:{own}/here", "302"))
+    assert (status, seen) == (Status.CRITICAL, []) and "refused to connect to 127.0.0.2" in text
+    status, text, seen = asyncio.run(run("http://localhost:{host}/", "302"))
+    assert (status, seen) == (Status.CRITICAL, []) and ("refused to" in text), text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::ffff:127.0.0.1]", "elsewhere.example"])
+def test_a_containers_check_reaches_the_container_alone(
+    of_container: Callable[..., CheckDefinition], host: str
+) -> None:
+    """By address or by a name that resolves elsewhere, by each protocol."""
+    resolver = Resolver(lambda _: (V4,))
+
+    async def run() -> None:
+        async with http(ok) as (port, requests):
+            for fields in (
+                {"HTTP": f"http://{host}:{port}/"},
+                {"TCP": f"{host}:{port}"},
+                {"UDP": f"{host}:{port}"},
+            ):
+                status, text = await Prober(64, resolver).probe(of_container(**fields))
+                assert status is Status.CRITICAL and "reaches the container alone" in text, text
+                assert host.startswith("[") or OTHER_HOST in text, text
+            assert requests == []
+
+    asyncio.run(run())
+
+
+def test_a_containers_check_ends_with_its_namespace(of_container: Callable[..., CheckDefinition]) -> None:
+    """A process id in its path may have become another process's, in the host's namespace."""
+    definition = replace(of_container("127.0.0.1", TCP="127.0.0.1:1"), netns_inode=1)
+    status, text = result(definition)
+    assert status is Status.CRITICAL and "is not the container's network namespace any more" in text
+
+
+def test_what_a_service_answers_can_be_stored() -> None:
+    """Its reason may be no UTF-8, and its body is cut to bytes, not characters."""
+    strange = b"HTTP/1.1 500 \xff\xfe\r\nContent-Length: 9000\r\n\r\n" + "ü".encode() * 4500
+    status, text, _ = probe_http(lambda _: strange, "http://127.0.0.1:{port}/")
+    assert status is Status.CRITICAL and "Output: ü" in text
+    assert 4000 < len(text.encode()) <= 4096
