@@ -8,10 +8,11 @@ file any more is deregistered, also after a restart of the agent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 
@@ -21,11 +22,16 @@ from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
 from discovery.page.overview import AttachmentSummary, Overview
 from discovery.registry import Registry
 from discovery.structs import CheckDefinition, Instance, ServiceAddress, Weights
+from weft import remarks
+from weft.container_names import looked_up, not_served
+from weft.errors import StateDamaged
+from weft.remarks import Remarks
 from weft.service_options import NETWORK_CHECKS, TTL_CHECK
 from weft.types import Cidr
 
 log = logging.getLogger(__name__)
 
+FOLDER = "names"
 _MOST_BYTES = 1 << 20  # of a file
 _SHORT_ID = 12
 
@@ -50,10 +56,23 @@ class Announcement:
 
 
 class Attachments:
-    """Publishes the files of one folder."""
+    """Publishes the files of the folder ``names`` in ``run``, the host's folder below /run.
 
-    def __init__(self, folder: str, names: NetworkZones, registry: Registry, overview: Overview | None = None) -> None:
-        self._folder = folder
+    ``permitted``: domains, other than the networks' own, below which names are served.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        names: NetworkZones,
+        registry: Registry,
+        overview: Overview | None = None,
+        permitted: Collection[str] = (),
+    ) -> None:
+        self._run = run
+        self._folder = os.path.join(run, FOLDER)
+        self._permitted = permitted
+        self._remarked = {owner: remarks.read(run, owner) for owner in remarks.owners(run)}
         self._names = names
         self._registry = registry
         self._overview = overview
@@ -70,7 +89,7 @@ class Attachments:
         """Read the files, and update DNS and the registry. Raises StoreError."""
         async with self._lock:
             found = self._read()
-            self._names.replace(networks(found.values()))
+            self._names.replace(networks(found.values(), self._permitted))
             if self._overview is not None:
                 self._overview.set_attachments(self._summaries())
             for owner in (self._registry.owners() | self._offered.keys()) - found.keys():
@@ -80,6 +99,24 @@ class Attachments:
                 if self._offered.get(owner) != one:
                     await self._registry.offer(owner, list(offers(one)))
                     self._offered[owner] = one
+            self._remark(found)
+
+    def _remark(self, found: Mapping[str, Announcement]) -> None:
+        """Log and write down what is not as the attachments ask for it."""
+        for owner in self._remarked.keys() - found.keys():
+            remarks.remove(self._run, owner)
+            del self._remarked[owner]
+        for owner, one in found.items():
+            now = Remarks((), unserved(one, self._permitted))
+            before = self._remarked.get(owner, Remarks())
+            if now == before:
+                continue
+            for sentence in (*now.refused, *now.unserved):
+                if sentence not in (*before.refused, *before.unserved):
+                    log.warning("%s/%s on %s: %s", one.container, one.interface, one.network, sentence)
+            with contextlib.suppress(StateDamaged):
+                remarks.write(self._run, owner, now)
+                self._remarked[owner] = now
 
     def _summaries(self) -> Iterator[AttachmentSummary]:
         """The attachments for the web page; a file is as old as its attachment."""
@@ -144,7 +181,16 @@ def _announcement(path: str) -> Announcement | None:
         return None
 
 
-def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkZone]:
+def unserved(one: Announcement, permitted: Collection[str] = ()) -> tuple[str, ...]:
+    """Why some of an attachment's names are not served, a sentence each."""
+    return tuple(filter(None, (_not_served(one, name, permitted) for name in one.names)))
+
+
+def _not_served(one: Announcement, name: str, permitted: Collection[str]) -> str:
+    return not_served(name, tuple(filter(None, (one.domain, one.network.lower()))), permitted)
+
+
+def networks(announcements: Iterable[Announcement], permitted: Collection[str] = ()) -> Iterator[NetworkZone]:
     """The DNS zone of each network that has containers."""
     together: dict[str, list[Announcement]] = {}
     on: dict[str, set[str]] = {}
@@ -157,12 +203,13 @@ def networks(announcements: Iterable[Announcement]) -> Iterator[NetworkZone]:
         clients: dict[str, ClientConfig] = {}
         for one in members:
             addresses = [str(cidr.ip) for cidr in one.addresses]
-            for name in one.names:
-                records.setdefault(name, {}).update(dict.fromkeys(addresses))
+            served = [name for name in one.names if not _not_served(one, name, permitted)]
+            for name in served:
+                records.setdefault(looked_up(name), {}).update(dict.fromkeys(addresses))
             others = tuple(sorted(on[one.container] - {network}))
             for address in addresses:
-                if one.names:
-                    reverse[address] = one.names[0]
+                if served:
+                    reverse[address] = served[0]
                 if others:
                     clients[address] = ClientConfig(others)
         yield NetworkZone(

@@ -129,7 +129,8 @@ class Agent:
         registry = Registry(await asyncio.to_thread(_node, settings, self._folder), store, store, port=port)
         domain = settings.dns.domains[0] if settings.dns is not None else ""
         overview = Overview(catalog, registry.node, domain=domain)
-        attachments = Attachments(os.path.join(self._folder, "names"), names, registry, overview)
+        permitted = settings.dns.alias_domains if settings.dns is not None else ()
+        attachments = Attachments(self._folder, names, registry, overview, permitted)
         await self._start_part("registry", registry)
         await self._start_part("catalog", CatalogSync(catalog, store))
         dns = DnsServer(catalog, names, settings.dns, metrics) if settings.dns is not None else None

@@ -42,7 +42,7 @@ _KEYS: Mapping[str, frozenset[str]] = {
                 "service_ttl",
                 "network_ttl",
             ),
-            *("answer_limit", "udp_size", "enabled"),
+            *("answer_limit", "udp_size", "enabled", "alias_domains"),
         }
     ),
     "checks": frozenset({"scripts"}),
@@ -149,7 +149,7 @@ def _naming(section: Section, datacenter: str) -> Naming | None:
     udp_size = section.integer("udp_size", least=0, most=65507) or 0
     if 0 < udp_size < DEFAULT_UDP_SIZE:
         section.problem("udp_size", f"must be {DEFAULT_UDP_SIZE} to 65507, or 0 for what is not fragmented")
-    for key, check in (("domains", encode_name), ("recursors", parse_upstream)):
+    for key, check in (("domains", encode_name), ("alias_domains", encode_name), ("recursors", parse_upstream)):
         for text in section.texts(key):
             try:
                 check(text)
@@ -171,6 +171,7 @@ def _naming(section: Section, datacenter: str) -> Naming | None:
         network_ttl=_ttl(section, "network_ttl", section.raw("network_ttl")),
         answer_limit=section.integer("answer_limit", least=0, most=1000) or 0,
         udp_size=udp_size,
+        alias_domains=tuple(one.strip(".").lower() for one in section.texts("alias_domains")),
     )
 
 

@@ -155,6 +155,7 @@ def _details(tool: Tool, one: Endpoint) -> Json:
         "shared": [command for each in one.shared for command in each.commands(path)],
         "commands": [command for each in one.operations for command in each.commands(path)],
         "lacks": attachments.mismatches(tool.service, one),
+        "remarks": attachments.remarks(tool.service, one),
     }
 
 
@@ -188,6 +189,12 @@ def _show(one: Endpoint, document: Json) -> None:
     else:
         say("No commands: nothing was changed for this container alone.")
     say()
+    remarks = document["remarks"]
+    if isinstance(remarks, list) and remarks:
+        say("Names and services:")
+        for sentence in remarks:
+            say(f"  {sentence}")
+        say()
     lacks = document["lacks"]
     if isinstance(lacks, list) and lacks:
         say("Differences:")

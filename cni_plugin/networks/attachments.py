@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cni_plugin.dataplane.packets import PORTS4, PORTS4_AT, PORTS6, PORTS6_AT
-from cni_plugin.ops import Elements
+from cni_plugin.ops import Announced, Elements
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service import executor
 from cni_plugin.service.context import ServiceContext, raise_all
@@ -184,6 +184,15 @@ def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -
     finally:
         if container is not None:
             container.close()
+
+
+def remarks(context: ServiceContext, one: Endpoint) -> list[str]:
+    """What the agent does not do as the endpoint asks: names that it does not serve, services that it
+    does not register.
+    """
+    machine = context.machine(None)
+    found = [each.remarks(machine) for each in one.operations if isinstance(each, Announced)]
+    return [sentence for each in found for sentence in (*each.refused, *each.unserved)]
 
 
 def detach(context: ServiceContext, one: Endpoint) -> None:

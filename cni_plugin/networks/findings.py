@@ -279,6 +279,13 @@ def of_forwarding(context: ServiceContext, networks: Sequence[NetworkList]) -> I
             yield Finding(f"IPv{version} forwarding is disabled ({_FORWARDING[version]} is 0)", _REPAIR, FixedBy.REPAIR)
 
 
+def of_names(context: ServiceContext) -> Iterator[Finding]:
+    """Names that the agent does not serve, and services that it does not register."""
+    for one in attachments.endpoints(context):
+        for sentence in attachments.remarks(context, one):
+            yield Finding(f"{one}: {sentence}", "give it another name, or permit this one")
+
+
 def of_firewalls(context: ServiceContext) -> Iterator[Finding]:
     """What other firewalls drop of networks' packets, and have no mechanism of their own for."""
     for one in dropped(context):
@@ -302,6 +309,7 @@ def every(
         *forwarding,
         *(one for one in of_attachments(context) if not any(f"{key} is " in one.what for key in reported)),
         *of_firewalls(context),
+        *of_names(context),
         *of_leftovers(context, networks),
     ]
     return list(dict.fromkeys(found))

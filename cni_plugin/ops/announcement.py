@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass
 
 from cni_plugin.ops.operation import Machine, Operation
-from weft import daemons, files
+from weft import daemons, files, remarks
 from weft.daemons import Daemon
 from weft.identity import mark_digest
+from weft.remarks import Remarks
 
 FOLDER = "names"
 _WHAT = "the container's names"
@@ -40,6 +41,7 @@ class Announced(Operation):
 
     def undo(self, machine: Machine) -> None:
         files.remove(self._path(machine), _WHAT)
+        remarks.remove(_run(machine), mark_digest(self.mark))
         daemons.refresh(_socket(machine), _END_TIMEOUT)
 
     def mismatch(self, machine: Machine) -> str | None:
@@ -47,6 +49,10 @@ class Announced(Operation):
             return f"the container's names are not in {self._path(machine)}"
         _AGENT.ensure(_socket(machine))
         return None
+
+    def remarks(self, machine: Machine) -> Remarks:
+        """What the agent does not do as asked."""
+        return remarks.read(_run(machine), mark_digest(self.mark))
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"weft agent  # reads {self.document}",)

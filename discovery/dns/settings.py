@@ -25,7 +25,8 @@ class DnsSettings:
 
     ``service_ttl``: by service name, by prefix ("db-*"), or for all ("*"); exact names win, then
     the longest prefix. ``network_ttl``: of container names. ``answer_limit``: most records in an
-    answer, shuffled per reply; 0 for all. ``udp_size``: largest UDP reply in bytes; 0 for what is
+    answer, shuffled per reply; 0 for all. ``alias_domains``: domains at and below which containers'
+    names are served, beside those of their networks. ``udp_size``: largest UDP reply in bytes; 0 for what is
     not fragmented: what the MTU carries to this host and its containers, else 1232.
 
     *Equivalent to:* Consul's ``domain``, ``alt_domain``, ``recursors`` and ``dns_config``
@@ -44,6 +45,7 @@ class DnsSettings:
     answer_limit: int = 0
     udp_size: int = 0
     network_port: int = 53
+    alias_domains: tuple[str, ...] = ()
 
     def ttl_of(self, service: str) -> int:
         """The TTL of a service's records."""

@@ -154,7 +154,9 @@ def topology(host: Host, cni: Cni) -> Iterator[Topology]:
 def test_containers_find_each_other_by_name(topology: Topology) -> None:
     """By each of its names, directly after ADD, on its own networks only."""
     assert not topology.agent()
-    keys = {"names": {"domain": "lab.example"}, "runtimeConfig": {"aliases": {"blue": ["Db", "db.inner"]}}}
+    misleading = ["www.example.com", "localhost", "wpad", "host.containers.internal"]
+    aliases = ["Db", "db.lab.example", *misleading]
+    keys = {"names": {"domain": "lab.example"}, "runtimeConfig": {"aliases": {"blue": aliases}}}
     result = topology.add("c1", "blue", 10, args="IgnoreUnknown=1;K8S_POD_NAME=shop", **keys)
     started = topology.agent()
     assert started
@@ -162,11 +164,18 @@ def test_containers_find_each_other_by_name(topology: Topology) -> None:
     topology.add("c2", "blue", 10, names={"domain": "lab.example"})
     topology.add("c3", "red", 11, isolation="open")
     assert topology.agent() == started
-    for name in ("shop", "db", "DB", "db.inner", "c1", "shop.lab.example"):
+    for name in ("shop", "db", "DB", "db.lab.example", "c1", "shop.lab.example"):
         assert topology.ask("c2", name) == topology.ask_stream("c2", name) == [topology.address("c1")], name
         assert (
             topology.ask("c2", name, "AAAA") == topology.ask_stream("c2", name, "AAAA") == [topology.address("c1", 6)]
         ), name
+    # Names that its siblings would take for another's are not served, and that is told.
+    assert topology.ask("c2", "wpad") == ["NXDOMAIN"]
+    assert topology.ask("c2", "localhost") == ["127.0.0.1"]
+    assert topology.address("c1") not in topology.ask("c2", "www.example.com", timeout=BRIEFLY)
+    for command in (["show", "c1", "blue"], ["doctor"]):
+        shown = topology.host.run(WEFT, *command, check=False).stdout
+        assert all(f"name {name} is not served: " in shown for name in misleading), shown
     assert topology.ask("c1", "c2") == [topology.address("c2")]
     assert topology.ask("c1", "2.0.10.10.in-addr.arpa", "PTR") == ["shop.lab.example."]
     for name in ("shop", "c1", "db"):

@@ -9,7 +9,7 @@ from ipaddress import ip_interface
 
 import pytest
 
-from cni_plugin.agent.attachments import Announcement, networks, offers
+from cni_plugin.agent.attachments import Announcement, networks, offers, unserved
 from discovery.structs import ServiceAddress, Weights
 
 
@@ -88,3 +88,39 @@ def test_a_network_forwards_to_the_servers_of_its_containers() -> None:
     one = replace(announcement(), nameservers=("192.0.2.53", "192.0.2.54"))
     [zone] = networks([one, announcement()])
     assert zone.upstreams == ("192.0.2.53", "192.0.2.54")
+
+
+MISLEADING = (
+    *("www.example.com", "com", "localhost", "wpad", "isatap", "local", "internal", "_gateway", "xn--localhost-"),
+    *("host.containers.internal", "host.docker.internal", "gateway.docker.internal", "127.0.0.1", "127.1"),
+    *("x.localhost", "_dmarc.example", "metadata.google.internal", "web.service.consul", "dns.podman"),
+    # clients append their search domains
+    *("www.example.com.blue", "www.example.com.lab.example", "wpad.lab.example", "localhost.blue", "web.red"),
+)
+HONEST = (
+    *("web", "my_app", "_http", "123456789012", "1", "app", "dev", "shop", "db", "consul", "xn--bcher-kva"),
+    *("web.blue", "web.lab.example", "lab", "0123456789ab"),
+)
+
+
+def test_names_that_mislead_siblings_are_not_served() -> None:
+    one = replace(announcement(), network="Blue", domain="lab.example", names=(*MISLEADING, *HONEST))
+    [zone] = networks([one])
+    assert set(zone.records) == {*HONEST, "bücher"} - {"xn--bcher-kva"}
+    assert zone.reverse["10.1.0.2"] == "web"
+    sentences = unserved(one)
+    assert len(sentences) == len(MISLEADING)
+    assert sentences[0].startswith("name www.example.com is not served: it has several labels, and is none below")
+    assert "name wpad.lab.example is not served: wpad is reserved" in sentences
+
+
+def test_an_operator_permits_domains() -> None:
+    one = replace(announcement(), names=("web.shop.example", "shop.example", "evilshop.example", "www.example.com"))
+    [zone] = networks([one], ("shop.example",))
+    assert set(zone.records) == {"web.shop.example", "shop.example"}
+    assert len(unserved(one, ("shop.example",))) == 2
+
+
+def test_a_container_without_a_served_name_has_no_reverse_name() -> None:
+    [zone] = networks([replace(announcement(), names=("localhost",))])
+    assert (zone.records, zone.reverse) == ({}, {})
