@@ -162,13 +162,16 @@ def _mark_of_link(context: ServiceContext, name: str) -> str:
 
 
 def _unless_recorded(context: ServiceContext, mark: str, take: Callable[[], None]) -> None:
-    """Call ``take``, unless the marked attachment is locked or has a record.
+    """Call ``take``, unless the marked attachment is locked or has a record. Without a mark (the link is
+    gone) there is nothing to take.
 
     An ADD may have started since the listing.
     """
+    if not mark:
+        return
     lock = context.records.lock_of(mark)
     with contextlib.suppress(Busy), locks.hold(lock, timeout=0):
-        if mark and mark not in context.records.digests():
+        if mark not in context.records.digests():
             take()
             with contextlib.suppress(OSError):
                 os.unlink(lock)

@@ -56,7 +56,9 @@ class Answer:
         return f"{self.document.get('msg', '')}: {self.document.get('details', '')}"
 
 
-def variables(command: str, container: str, netns: str, ifname: str, args: str = "") -> dict[str, str]:
+def variables(
+    command: str, container: str, netns: str, ifname: str, args: str = "", path: str = "/nowhere"
+) -> dict[str, str]:
     """The CNI_* variables of one call."""
     return {
         "CNI_COMMAND": command,
@@ -64,18 +66,19 @@ def variables(command: str, container: str, netns: str, ifname: str, args: str =
         "CNI_NETNS": netns,
         "CNI_IFNAME": ifname,
         "CNI_ARGS": args,
-        "CNI_PATH": "/nowhere",
+        "CNI_PATH": path,
     }
 
 
 class Weft:
     """weft as a function.
 
-    Each call has a new kernel object, as a process would, unless one is given.
+    Each call has a new kernel object, as a process would, unless one is given. ``path`` is CNI_PATH.
     """
 
-    def __init__(self, kernel: Kernel | None = None, host: Host | None = None) -> None:
+    def __init__(self, kernel: Kernel | None = None, host: Host | None = None, path: str = "/nowhere") -> None:
         self._kernel = kernel
+        self._path = path
         self._host = host
 
     def service(self, kernel: Kernel, watch: Watch = unwatched) -> Service:
@@ -102,7 +105,7 @@ class Weft:
                 if self._kernel is None:
                     kernel.close()
 
-        environ = variables(command, container, netns, ifname, args)
+        environ = variables(command, container, netns, ifname, args, self._path)
         if engine.wanted() and self._kernel is None and self._host is None:
             return _through_engine(conf, environ, None if watch is unwatched else watch)
         status, output = cni.run(str(conf["type"]), environ, json.dumps(conf).encode(), handle)
