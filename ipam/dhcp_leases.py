@@ -80,8 +80,7 @@ class LeaseFiles:
     def read(self, key: str) -> StoredLease | None:
         """The lease, None if its file is missing or invalid."""
         try:
-            with open(self._path(key), encoding="ascii") as file:
-                return _parsed(key, json.load(file))
+            return _parsed(key, json.loads(files.read(self._path(key))))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

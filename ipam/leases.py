@@ -7,15 +7,13 @@ the ``View`` of leased addresses says: that decides only which addresses are tri
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import stat
-import time
 from collections.abc import Iterator
 
 from ipam.directory import LOCK, Directory
 from ipam.values import HostState, Owner
 from ipam.view import View
+from weft import files
 from weft.errors import StateDamaged
 from weft.locks import TIMEOUT, hold
 from weft.types import Address
@@ -126,7 +124,7 @@ def open_locked(path: str, network: str, state: HostState, *, timeout: float = T
     Raises FileNotFoundError if it does not exist, Busy if the lock is not acquired within
     ``timeout`` seconds, StateDamaged if files cannot be read or written.
     """
-    with Directory(path) as directory, _locked(directory, timeout):
+    with Directory(path) as directory, hold(os.path.join(directory.path, LOCK), timeout=timeout, mode=_LOCK_MODE):
         leases = Leases(directory, network, state, write=True)
         try:
             yield leases
@@ -152,55 +150,13 @@ def open_readonly(path: str, network: str, state: HostState) -> Iterator[Leases]
         yield leases
 
 
-@contextlib.contextmanager
-def _locked(directory: Directory, timeout: float) -> Iterator[None]:
-    path = os.path.join(directory.path, LOCK)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(hold(path, timeout=timeout, mode=_LOCK_MODE))
-        except StateDamaged:
-            if not _clear_lock_path(directory):
-                raise
-            stack.enter_context(hold(path, timeout=timeout, mode=_LOCK_MODE))
-        yield
-
-
-def _clear_lock_path(directory: Directory) -> bool:
-    """Remove a dangling symlink or empty directory at the lock's path; whether to retry.
-
-    The directory itself is locked meanwhile, so that of two processes none removes the other's new
-    lock.
-    """
-    try:
-        fcntl.flock(directory.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another process does the same
-        time.sleep(0.01)
-        return True
-    try:
-        status = os.stat(LOCK, dir_fd=directory.descriptor, follow_symlinks=False)
-        if stat.S_ISDIR(status.st_mode):
-            os.rmdir(LOCK, dir_fd=directory.descriptor)
-            return True
-        if stat.S_ISLNK(status.st_mode) and not os.path.exists(os.path.join(directory.path, LOCK)):
-            os.unlink(LOCK, dir_fd=directory.descriptor)
-            return True
-        return stat.S_ISREG(status.st_mode)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    finally:
-        fcntl.flock(directory.descriptor, fcntl.LOCK_UN)
-
-
 def make_directory(path: str) -> None:
     """Create a network's lease directory, mode 0755 like host-local's. Raises StateDamaged."""
     try:
-        os.makedirs(path, mode=0o755, exist_ok=True)
-    except OSError as error:
-        raise StateDamaged(
-            f"cannot create the lease directory {path}: {error.strerror}", hint="check the disk, or set ipam.dataDir"
-        ) from error
+        files.make_directory(path, "leases", 0o755)
+    except StateDamaged as error:
+        message = error.message.replace("the directory", "the lease directory", 1)
+        raise StateDamaged(message, hint="check the disk, or set ipam.dataDir") from error
 
 
 def release(path: str, network: str, owner: Owner, state: HostState) -> tuple[Address, ...]:

@@ -23,6 +23,7 @@ from ipam.cache import LeaseTable
 from ipam.directory import Directory, LeaseFile, new_generation
 from ipam.index import Index, IndexDamaged
 from ipam.values import HostState, Owner
+from weft import files
 from weft.errors import StateDamaged
 from weft.identity import digest
 from weft.types import Address
@@ -164,14 +165,14 @@ class View:
             return LeaseTable(owners)
         index = None
         try:
-            os.makedirs(self._state.index, mode=0o700, exist_ok=True)
+            files.make_directory(self._state.index, "the index of leases")
             path = self._beside("index")
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             index = Index(path)
             index.build(owners.items(), self._directory.generation())
             return index
-        except (IndexDamaged, OSError):
+        except (IndexDamaged, OSError, StateDamaged):
             if index:
                 index.close()
             return LeaseTable(owners)
@@ -207,8 +208,8 @@ class View:
 def _touch(path: str) -> bool:
     """Create a file; False if that fails."""
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    except OSError:
+        files.make_directory(os.path.dirname(path), "the index of leases")
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
+    except (OSError, StateDamaged):
         return False
     return True

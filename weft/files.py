@@ -1,30 +1,102 @@
-"""Atomic file replacement: write a temporary file in the same directory, then rename(2) it.
+"""State files: directories with explicit modes, reading that never blocks, and atomic replacement.
 
-Each file has one temporary name, so that a file left by a killed writer is overwritten by the next
-writer or removed with the file. Callers hold a lock while they write or remove.
+A file is replaced by a temporary file in the same directory and rename(2). Each file has one
+temporary name, so that a file left by a killed writer is replaced by the next writer or removed
+with the file. Callers hold a lock while they write or remove.
+
+Whoever could once write to a directory of weft's (umask 0, an older release) may have left a FIFO,
+symlink, hard link or directory under the name of a file: nothing is read or written through these.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
+import time
 
+from weft import stderr
 from weft.errors import StateDamaged
+
+ROOT = "/run/weft"
+"""All state of weft that does not survive a boot. What it contains is accessible to root only."""
+DAMAGED_SUFFIX = ".damaged"
+"""Suffix of what was renamed because it is no file that weft can use; it replaces the extension."""
 
 TEMPORARY_SUFFIX = ".tmp"
 """Suffix of the temporary file; it replaces the file's own extension."""
 
 
-def make_directory(path: str, what: str) -> None:
-    """Create a directory, mode 0700, for ``what``. Raises StateDamaged."""
-    if os.path.isdir(path):
-        return
+def make_directory(path: str, what: str, mode: int = 0o700) -> None:
+    """Create a directory and its parents for ``what``, with a mode whatever the umask is.
+
+    One of weft's own that others than its owner can write to, or a parent below ``/run/weft``, gets
+    a safe mode. Raises StateDamaged, also if it belongs to another user.
+    """
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        if path.startswith(f"{ROOT}/"):
+            parent = os.path.dirname(path)
+            make_directory(parent, what, 0o755 if parent == ROOT else mode)
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            _make(path, mode)
+            return
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        own = path == ROOT or path.startswith(f"{ROOT}/")
+        if own and status.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"it belongs to uid {status.st_uid}")
+        open_to_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX
+        if open_to_others and status.st_uid == os.geteuid():
+            os.chmod(path, stat.S_IMODE(status.st_mode) & mode)
+            stderr.write(f"weft: others could write to {path}: mode {stat.S_IMODE(status.st_mode):o} changed\n")
     except OSError as error:
         raise StateDamaged(
             f"cannot create the directory {path}: {error.strerror}", hint=f"weft keeps {what} there"
         ) from error
+
+
+def _make(path: str, mode: int) -> None:
+    """mkdir(2) with missing parents; the umask restricts no mode and a race is no error."""
+    parent = os.path.dirname(path)
+    if parent and not os.path.isdir(parent):
+        _make(parent, mode)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, mode & 0o700)
+        os.chmod(path, mode)
+
+
+def read(path: str, most: int = 1 << 30) -> bytes:
+    """The content of a regular file, at most so many bytes. Raises OSError, also for another kind.
+
+    Source: ``open(2)``, O_NONBLOCK: a FIFO without a writer would block.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if status.st_uid not in (0, os.geteuid()):
+            raise OSError(errno.EPERM, f"belongs to uid {status.st_uid}")
+        content = b""
+        while piece := os.read(descriptor, min(1 << 20, most - len(content))):
+            content += piece
+        return content
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(path: str) -> str:
+    """Rename what is at a path and no file that weft can use; its new path. Raises OSError."""
+    stem = os.path.splitext(path)[0]
+    aside = f"{stem}{DAMAGED_SUFFIX}"
+    if os.path.lexists(aside):
+        aside = f"{stem}-{time.time_ns()}{DAMAGED_SUFFIX}"
+    os.rename(path, aside)
+    stderr.write(f"weft: {path} is damaged, renamed to {aside}\n")
+    return aside
 
 
 def write(path: str, content: bytes, what: str) -> None:
@@ -34,7 +106,7 @@ def write(path: str, content: bytes, what: str) -> None:
     """
     temporary = _temporary(path)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = _create(temporary)
         try:
             while content:
                 content = content[os.write(descriptor, content) :]
@@ -50,13 +122,32 @@ def write(path: str, content: bytes, what: str) -> None:
         ) from error
 
 
+def _create(path: str) -> int:
+    """Create and open a temporary file, in place of one that exists. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags, 0o600)
+    except FileExistsError:
+        try:
+            os.unlink(path)  # not truncated: it may be a hard link
+        except IsADirectoryError:
+            set_aside(path)
+        return os.open(path, flags, 0o600)
+
+
 def remove(path: str, what: str) -> None:
-    """Unlink a file and its temporary file, if they exist. Raises StateDamaged."""
+    """Unlink a file and its temporary file, if they exist; what is a directory is set aside.
+
+    Raises StateDamaged.
+    """
     for each in (path, _temporary(path)):
         try:
             os.unlink(each)
         except FileNotFoundError:
             continue
+        except IsADirectoryError:
+            with contextlib.suppress(OSError):
+                set_aside(each)
         except OSError as error:
             raise StateDamaged(f"cannot remove {what} {each}: {error.strerror}") from error
 

@@ -7,17 +7,22 @@ The kernel releases a flock when its holder exits.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 import time
 from _thread import allocate_lock
 from collections.abc import Iterable, Iterator
 
+from weft import files
 from weft.errors import Busy, StateDamaged
 
 TIMEOUT = 30.0
 """Seconds to wait for a lock before CNI error 11 (try again later)."""
 
+_NO_FILE = frozenset((errno.ELOOP, errno.EISDIR, errno.ENXIO))
+"""Errors of open(2) for a symlink, a directory and a socket."""
 _MIN_SLEEP = 0.0005
 _MAX_SLEEP = 0.02
 
@@ -26,8 +31,9 @@ _MAX_SLEEP = 0.02
 def hold(path: str, *, shared: bool = False, timeout: float = TIMEOUT, mode: int = 0o600) -> Iterator[int]:
     """Hold a lock file; yields its descriptor.
 
-    It is created if missing, in an existing directory. The holder may unlink it: a waiter then
-    finds that the path leads to another inode and starts over. Raises Busy after ``timeout``
+    It is created if missing, in an existing directory; what is there and no regular file is renamed
+    first. The holder may unlink it: a waiter then finds that the path leads to another inode and
+    starts over. Raises Busy after ``timeout``
     seconds, StateDamaged if the path cannot be opened.
     """
     deadline = time.monotonic() + timeout
@@ -78,11 +84,36 @@ def _thread_lock(path: str, timeout: float) -> Iterator[None]:
 def _open(path: str, mode: int) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
+        try:
+            descriptor = os.open(path, flags, mode)
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+        else:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return descriptor
+            os.close(descriptor)
+        _clear(path)
         return os.open(path, flags, mode)
     except OSError as error:
         raise StateDamaged(
             f"cannot open the lock {path}: {error.strerror}", hint="remove what is at that path and try again"
         ) from error
+
+
+def _clear(path: str) -> None:
+    """Rename what is at a lock's path and no regular file.
+
+    The directory is locked meanwhile: of two processes none renames the other's new lock.
+    """
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode):
+                files.set_aside(path)
+    finally:
+        os.close(directory)
 
 
 def _acquire(descriptor: int, path: str, kind: int, deadline: float) -> None:

@@ -34,9 +34,8 @@ def supersede(folder: str) -> None:
     """
     path = f"{folder}/{_FILE}"
     try:
-        with open(path, encoding="ascii") as file:
-            if not newer(__version__, file.read(64)):
-                return
+        if not newer(__version__, files.read(path, 64).decode()):
+            return
     except (OSError, ValueError):
         pass
     _wait_for(_others())

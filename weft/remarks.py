@@ -34,8 +34,8 @@ def owners(run: str) -> set[str]:
 
 def read(run: str, owner: str) -> Remarks:
     """The remarks on an attachment; none where the file is missing or invalid."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(_path(run, owner), "rb") as file:
-        found = json.loads(file.read(_MOST_BYTES))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(files.read(_path(run, owner), _MOST_BYTES))
         return Remarks(tuple(map(str, found["refused"])), tuple(map(str, found["unserved"])))
     return Remarks()
 

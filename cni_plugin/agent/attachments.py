@@ -22,7 +22,7 @@ from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
 from discovery.page.overview import AttachmentSummary, Overview
 from discovery.registry import Registry
 from discovery.structs import CheckDefinition, Instance, ServiceAddress, Weights
-from weft import remarks
+from weft import files, remarks
 from weft.container_names import looked_up, not_served
 from weft.errors import StateDamaged
 from weft.remarks import Remarks
@@ -159,8 +159,7 @@ class Attachments:
 def _announcement(path: str) -> Announcement | None:
     """The announcement in a file; None, and a warning in the log, for an invalid one."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), encoding="utf-8") as file:
-            found = json.loads(file.read(_MOST_BYTES))
+        found = json.loads(files.read(path, _MOST_BYTES))
         return Announcement(
             owner=os.path.basename(path).removesuffix(".json"),
             network=str(found["network"]),

@@ -39,7 +39,7 @@ from discovery.registry import Registry
 from discovery.structs import Node
 from store import Store
 from store.embedded import open_embedded
-from weft import __version__
+from weft import __version__, files
 from weft.daemon_socket import AlreadyRunning, DaemonSocket, file_id
 from weft.daemons import REFRESHED
 from weft.errors import StateDamaged, WeftError
@@ -305,7 +305,7 @@ def _serve(path: str, idle: float) -> int:
     try:
         settings = configuration.read(path)
         folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        files.make_directory(folder, "the agent's state")
         place = DaemonSocket(folder, "agent")
     except AlreadyRunning:
         print("weft: an agent is already running in this network namespace", file=sys.stderr)

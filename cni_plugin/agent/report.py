@@ -39,8 +39,7 @@ def write(folder: str, report: Report) -> None:
 def read(folder: str) -> Report | None:
     """The report of the last agent, which may have stopped since; None if missing or invalid."""
     try:
-        with open(os.path.join(folder, NAME), encoding="utf-8") as file:
-            found = json.loads(file.read(_MOST_BYTES))
+        found = json.loads(files.read(os.path.join(folder, NAME), _MOST_BYTES))
         return Report(
             process=int(found["process"]),
             started=float(found["started"]),

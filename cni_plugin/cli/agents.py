@@ -18,7 +18,7 @@ from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.engine import listener
 from discovery.consul.client import AgentAddress, ApiClient, ApiError, Unreachable
-from weft import daemons, locks
+from weft import daemons, files, locks
 from weft.errors import Busy, WeftError
 
 _START_SECONDS = 60.0
@@ -91,7 +91,7 @@ def up(tool: Tool, config: str | None, json_output: bool) -> None:
         from cni_plugin.agent import settings  # imports much of the agent
 
         settings.read()
-    os.makedirs(listener.folder(), mode=0o700, exist_ok=True)
+    files.make_directory(listener.folder(), "the agent's state")
     with open(_keep_running_path(), "w", encoding="ascii"):
         pass
     if already is None:

@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 
+from weft import files
 from weft.daemon_socket import AlreadyRunning, bind, file_id
 
 BACKLOG = 512
@@ -31,9 +32,10 @@ class EngineSocket:
         usable.
         """
         self.folder = folder()
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        files.make_directory(self.folder, "its sockets")
         self.path = os.path.join(self.folder, SOCKET)
-        self._lock = os.open(os.path.join(self.folder, LOCK), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        self._lock = os.open(os.path.join(self.folder, LOCK), flags, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -148,10 +148,12 @@ def _start_engine() -> None:
     folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
     attempt = f"{folder}/engine.start"
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        for each in (os.path.dirname(folder), folder):  # makedirs gives parents the mode that the umask leaves
+            if not os.path.isdir(each):
+                os.mkdir(each, 0o700)
         if os.path.exists(attempt) and 0 <= time.time() - os.stat(attempt).st_mtime < _START_INTERVAL:
             return
-        os.close(os.open(attempt, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        os.close(os.open(attempt, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600))
         os.utime(attempt)
         child = os.fork()
     except OSError:

@@ -18,6 +18,7 @@ from ipaddress import ip_interface
 from cni_plugin.plan import modules
 from cni_plugin.wire import document, versions
 from cni_plugin.wire.plugins import OWN_NAME
+from weft import files
 from weft.errors import ConfigProblem, Conflict, StateDamaged, WeftError
 from weft.identity import identifier_problem
 from weft.section import Section, quoted
@@ -205,7 +206,7 @@ def locked(folder: str) -> Iterator[None]:
     The folder is created if missing. Raises StateDamaged where it cannot be created or opened.
     """
     try:
-        os.makedirs(folder, mode=0o755, exist_ok=True)
+        files.make_directory(folder, "networks", 0o755)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise StateDamaged(f"cannot open {folder}: {error.strerror}") from error

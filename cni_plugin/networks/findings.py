@@ -127,7 +127,7 @@ def of_files(context: ServiceContext, problems: Sequence[WeftError]) -> Iterator
         yield Finding(problem.message, problem.hint or "correct or remove the file")
     for path in orphans(context).files:
         if path.endswith(".damaged"):
-            yield Finding(f"record {path}: checksum mismatch, renamed", _GC, FixedBy.GC)
+            yield Finding(f"{path} was damaged or no regular file, renamed", _GC, FixedBy.GC)
 
 
 def of_leftovers(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:

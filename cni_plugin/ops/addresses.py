@@ -356,10 +356,9 @@ def _memory(machine: Machine) -> str:
 def _remembered(machine: Machine) -> tuple[list[str], list[str]]:
     """The links whose accept_ra was changed, and those that had IPv6 addresses then."""
     try:
-        with open(_memory(machine), encoding="utf-8") as file:
-            used, addressed = (line.split() for line in file.read().split("\n"))
-            return used, addressed
-    except (FileNotFoundError, ValueError):
+        used, addressed = (line.split() for line in files.read(_memory(machine)).decode().split("\n"))
+        return used, addressed
+    except (OSError, ValueError):
         return [], []
 
 

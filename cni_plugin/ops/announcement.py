@@ -71,7 +71,6 @@ def _socket(machine: Machine) -> str:
 
 def _content(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+        return files.read(path).decode()
     except (OSError, UnicodeDecodeError):
         return None

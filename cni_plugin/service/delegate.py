@@ -11,6 +11,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from weft import processes, stderr
 from weft.errors import ConfigProblem, PluginFailed
@@ -49,7 +50,7 @@ def call(name: str, command: str, variables: Mapping[str, str], stdin: bytes) ->
     executable = find(name, [folder for folder in environment.get("CNI_PATH", "").split(":") if folder])
     try:
         done = processes.run(
-            [executable], stdin, environment=environment, timeout=TIMEOUT, before_execve=_die_with_caller
+            [executable], stdin, environment=environment, timeout=TIMEOUT, before_execve=partial(_die_with, os.getpid())
         )
     except TimeoutError as error:
         raise PluginFailed(f"the IPAM plugin {name} timed out on {command} after {TIMEOUT} s") from error
@@ -62,8 +63,11 @@ def call(name: str, command: str, variables: Mapping[str, str], stdin: bytes) ->
     return done.output
 
 
-def _die_with_caller() -> None:
+def _die_with(caller: int) -> None:
+    """In the child: be killed with the caller. Source: ``PR_SET_PDEATHSIG(2const)``."""
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != caller:  # it was killed between fork and prctl
+        os._exit(1)
 
 
 def _failure(name: str, command: str, stdout: bytes, status: int) -> PluginFailed:

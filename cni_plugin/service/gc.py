@@ -143,7 +143,10 @@ def _unlink(path: str, swept: Swept) -> None:
             record = f"{path.rpartition('.')[0]}.json"
             with contextlib.suppress(FileNotFoundError):
                 if path != lock:
-                    os.unlink(path)
+                    if os.path.isdir(path) and not os.path.islink(path):
+                        os.rmdir(path)
+                    else:
+                        os.unlink(path)
                     swept.leftovers.append(path)
             if not os.path.exists(record):
                 os.unlink(lock)

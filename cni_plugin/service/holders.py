@@ -28,13 +28,14 @@ from cni_plugin.service.records import Record
 from cni_plugin.wire.plugins import OWN_NAME
 from ipam.directory import LeaseFile
 from ipam.values import Owner
-from weft import identity
+from weft import files, identity
 from weft.errors import WeftError
 from weft.types import Address, Attachment
 
 GRACE = 60.0
 """Seconds for which every lease is held: the ADD that took it, of weft or of host-local, may still run."""
 
+_MOST_BYTES = 1 << 20
 RESULTS = "/var/lib/cni/results"
 """Where libcni, and so every runtime that uses it, keeps the result of each ADD until DEL has succeeded.
 Source: libcni's ``api.go``, CacheDir.
@@ -170,8 +171,7 @@ def _cached_namespaces(network: str, owner: Owner) -> tuple[str, ...] | None:
 def _document(path: str) -> dict[str, object]:
     """A cached result; {} if it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            found = json.load(file)
+        found = json.loads(files.read(path, _MOST_BYTES))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

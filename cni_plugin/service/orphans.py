@@ -67,8 +67,9 @@ def orphans(context: ServiceContext) -> Orphans:
 
 def _is_locked(path: str) -> bool:
     """Whether the lock of a stray file, or the lock file itself, is held. Creates no lock file."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        descriptor = os.open(f"{path.rpartition('.')[0]}.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(f"{path.rpartition('.')[0]}.lock", flags)
     except OSError:
         return False
     try:

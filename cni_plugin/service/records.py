@@ -9,6 +9,7 @@ what it described.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -20,7 +21,7 @@ from typing import TypeVar
 
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service import codec
-from weft import files, stderr, types
+from weft import files, types
 from weft.errors import StateDamaged
 from weft.identity import attachment_digest, attachment_mark, digest
 
@@ -82,7 +83,7 @@ class Records:
         self._networks = os.path.join(folder, "networks")
 
     def prepare(self) -> None:
-        """Create the folders, accessible to root only. Raises StateDamaged where that fails."""
+        """Create the folders, accessible to root only, or make them so. Raises StateDamaged."""
         for folder in (self._attachments, self._networks):
             files.make_directory(folder, "its records")
 
@@ -158,7 +159,7 @@ class Records:
                 for name in sorted(names):
                     stem, _, ending = name.rpartition(".")
                     unused_lock = ending == "lock" and f"{stem}.json" not in names
-                    if unused_lock or name.endswith((files.TEMPORARY_SUFFIX, ".damaged")):
+                    if unused_lock or name.endswith((files.TEMPORARY_SUFFIX, files.DAMAGED_SUFFIX)):
                         found.append(os.path.join(folder, name))
         return found
 
@@ -173,10 +174,13 @@ def _files(folder: str) -> list[str]:
 
 def _read(path: str, kind: type[_AnyRecord]) -> _AnyRecord | None:
     try:
-        content = _content(path)
+        content = files.read(path)
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno in _NO_RECORD:
+            _set_aside(path)
+            return None
         raise StateDamaged(f"cannot read {path}: {error.strerror}") from error
     cached = _cache.get(path)
     if cached is not None and cached.content == content and isinstance(cached.record, kind):
@@ -197,21 +201,17 @@ def _read(path: str, kind: type[_AnyRecord]) -> _AnyRecord | None:
         _remember(path, _Cached(content, found, {}))
         return found
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        with contextlib.suppress(OSError):
-            os.replace(path, f"{path[: -len('.json')]}.damaged")
-        stderr.write(f"weft: {path} is damaged, renamed to {path[: -len('.json')]}.damaged\n")
+        _set_aside(path)
         return None
 
 
-def _content(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        content = b""
-        while piece := os.read(descriptor, 1 << 20):
-            content += piece
-        return content
-    finally:
-        os.close(descriptor)
+_NO_RECORD = frozenset((errno.EINVAL, errno.ELOOP, errno.ENXIO, errno.EPERM))
+"""Errors of ``files.read`` for a directory or FIFO, a symlink, a socket, and another user's file."""
+
+
+def _set_aside(path: str) -> None:
+    with contextlib.suppress(OSError):
+        files.set_aside(path)
 
 
 @dataclass(slots=True)

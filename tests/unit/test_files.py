@@ -96,9 +96,8 @@ def test_errors_say_what_could_not_be_written(tmp_path: Path) -> None:
         with pytest.raises(StateDamaged, match=said):
             work()
     (tmp_path / "a.tmp").symlink_to(tmp_path / "file")
-    with pytest.raises(StateDamaged):
-        files.write(str(tmp_path / "a.json"), b"planted", "the lease")
-    assert (tmp_path / "file").read_bytes() == b""
+    files.write(str(tmp_path / "a.json"), b"planted", "the lease")
+    assert ((tmp_path / "file").read_bytes(), (tmp_path / "a.json").read_bytes()) == (b"", b"planted")
 
 
 def test_del_removes_the_files_of_an_add_that_was_killed_while_writing(

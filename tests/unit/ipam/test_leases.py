@@ -188,20 +188,15 @@ def test_a_failed_release_is_an_error(path: str, state: HostState, size: str, mo
     assert release(path, "blue", TWO, state) == ()
 
 
-def test_an_unusable_lock_is_an_error_only_for_owners_of_leases(path: str, state: HostState) -> None:
-    put(path, A, b"one\r\neth0")
-    os.mkdir(Path(path, "lock"))
-    put(path, "lock/file", b"")
-    with pytest.raises(StateDamaged, match="lock"):
-        release(path, "blue", ONE, state)
-    assert release(path, "blue", TWO, state) == ()
-
-
-@pytest.mark.parametrize("what", ["directory", "dangling"])
+@pytest.mark.parametrize("what", ["directory", "full", "dangling", "fifo"])
 def test_a_directory_or_link_instead_of_the_lock_is_replaced(path: str, state: HostState, what: str) -> None:
     lock = Path(path, "lock")
     if what == "directory":
         lock.mkdir()
+    elif what == "full":
+        Path(lock, "sub").mkdir(parents=True)
+    elif what == "fifo":
+        os.mkfifo(lock)
     else:
         lock.symlink_to("/nonexistent/lock")
     with open_locked(path, "blue", state) as leases:
