@@ -49,6 +49,18 @@ def test_every_path_exists(page: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_named_test_exists(page: Path) -> None:
+    named = re.findall(r"`((?:unit|netns|conformance|clients)/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not (file := ROOT / "tests" / path).is_file()
+        or not re.search(rf"^(async )?def {name}\(", file.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert missing == []
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in GENERATED], ids=lambda page: page.stem)
 def test_prose_is_wrapped(page: Path) -> None:
     long = [line for line in prose(page) if len(line) > COLUMNS and line[0] not in "|!" and " " in line[:COLUMNS]]

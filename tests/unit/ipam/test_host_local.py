@@ -270,6 +270,21 @@ def test_a_reboot_frees_all_addresses(data: str, state: HostState) -> None:
     assert len(set(given)) == 13
 
 
+@pytest.mark.parametrize("years", [-60, -10, 10])
+def test_a_clock_that_jumps_frees_no_lease_of_an_attachment(data: str, state: HostState, years: int) -> None:
+    """The time of the boot is computed from the clock: after a jump all leases seem to be of another boot,
+    or of the future. The attachments' records, which have the boot's id, decide.
+    """
+    pool = parse(small(data))
+    for number in range(12):
+        reserve(pool, Owner(f"c{number}", "eth0"), state)
+    jumped = HostState(state.index + "2", time.time() + years * 31_557_600, lambda network, owner: True)
+    reserve(pool, ONE, jumped)
+    assert len({address for address, _, _ in owners(pool.directory)}) == 13
+    with pytest.raises(PoolExhausted):
+        reserve(pool, Owner("one-more", "eth0"), jumped)
+
+
 def test_an_exhausted_pool_is_reread_after_a_while(
     data: str, state: HostState, size: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
