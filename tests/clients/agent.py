@@ -1,10 +1,13 @@
-"""Starts weft's agent for a client's tests; copied next to them as weft_agent.py."""
+"""Starts weft's agent for a client's tests; copied next to them as weft_agent.py. Called as a script,
+it runs a command meanwhile.
+"""
 
 import contextlib
 import os
 import pathlib
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -25,9 +28,10 @@ enabled = false
 
 
 class Agent:
-    """An agent at 127.0.0.1:8500 with its catalog in a folder."""
+    """An agent at 127.0.0.1:8500 with its catalog in a folder. ``weft`` is the executable."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, weft: str = "") -> None:
+        self._weft = weft or os.environ["WEFT"]
         folder.mkdir(exist_ok=True)
         self._config = folder / "weft.toml"
         self._config.write_text(CONFIG.format(folder=folder))
@@ -37,7 +41,7 @@ class Agent:
     def start(self) -> None:
         """Start it, and wait until it serves."""
         with open(self._log, "ab") as log:
-            command = [os.environ["WEFT"], "agent", "--config", str(self._config)]
+            command = [self._weft, "agent", "--config", str(self._config)]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         end = time.monotonic() + 60
         while self._process.poll() is None and time.monotonic() < end:
@@ -66,3 +70,8 @@ def running():
             yield
         finally:
             agent.stop()
+
+
+if __name__ == "__main__":
+    with running():
+        sys.exit(subprocess.run(sys.argv[1:], check=False).returncode)

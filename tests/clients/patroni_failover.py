@@ -48,7 +48,7 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
-        self.agent = weft_agent.Agent(folder / "weft")
+        self.agent = weft_agent.Agent(folder / "weft")  # replaced by ``upgrade``
 
     def start(self, name: str) -> None:
         rest, port = NODES[name]
@@ -143,6 +143,30 @@ def failover(lab: Lab) -> None:
     until(lambda: lab.role("n1") == "replica", 180)
     assert lab.leader() == "n2"
     step("n1 follows n2")
+    if previous := os.environ.get("WEFT_PREVIOUS"):
+        upgrade(lab, previous)
+
+
+def upgrade(lab: Lab, previous: str) -> None:
+    """The agent of an earlier commit is replaced by this one while n2 leads: first back, with an
+    empty catalog as after an installation, then on.
+    """
+    lab.agent.stop()
+    for name in ("n1", "n2"):
+        os.kill(lab.nodes[name].pid, signal.SIGTERM)
+        lab.nodes.pop(name).wait(60)
+    lab.agent = weft_agent.Agent(lab.folder / "upgraded", previous)
+    lab.agent.start()
+    for name in ("n2", "n1"):
+        lab.start(name)
+    until(lambda: lab.leader() in NODES and {lab.role(name) for name in NODES} == {"replica", "primary"}, 180)
+    leader = lab.leader()
+    lab.agent.stop()
+    lab.agent = weft_agent.Agent(lab.folder / "upgraded")
+    lab.agent.start()
+    lab.stays(leader, 2 * TTL)
+    assert lab.role(leader) in ("primary", "master")
+    step(f"{leader} leads after the agent was upgraded")
 
 
 def main() -> None:

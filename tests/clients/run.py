@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Run the test suites of Consul's clients against weft's agent: ``bin/test clients [SUITE...]``.
 
-Each suite is the client's own, from its source distribution on the package index, unchanged but for
-the fixture that starts a server. A test that fails and is not in known_failures.toml is an error,
-and so is one that is there and passes. ``patroni`` is a failover of two PostgreSQL nodes instead.
-Needs root (tests/private), the package index, and for patroni Debian's package postgresql.
+py-consul's and tooz's suites are the clients' own, from their source distributions on the package
+index, unchanged but for the fixture that starts a server. npm consul and consulate are published
+without their tests: npm_consul.cjs and consulate_methods.py call every method that they have. A
+test that fails and is not in known_failures.toml is an error, and so is one that is there and
+passes. ``patroni`` is failovers of two PostgreSQL nodes, ``proxies`` HAProxy and nginx. ``--sample``
+runs what takes seconds. Needs root (tests/private), the package index, and ``bin/setup --clients``.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ BUILD = ROOT / "build" / "clients"
 @dataclass(frozen=True, slots=True)
 class Suite:
     """A client: the requirement whose source distribution has the tests, what they need beside it,
-    the conftest.py that replaces or joins theirs, and pytest's arguments.
+    the conftest.py that replaces or joins theirs, pytest's arguments, and the tests of a sample.
     """
 
     requirement: str
     needs: tuple[str, ...]
     conftest: str
     arguments: tuple[str, ...]
+    sample: str
 
 
 PATRONI = ("patroni[consul]==4.1.5", "psycopg2-binary")
@@ -42,27 +45,56 @@ SUITES = {
         ("pytest", "pytest-asyncio", "aiohttp"),
         "py_consul_conftest.py",
         ("tests", "-o", "addopts=", "-o", "asyncio_mode=auto"),
+        "test_kv or test_session",
     ),
     "tooz": Suite(
         "tooz[consul]==6.3.0",
         ("pytest", "testtools", "fixtures", "ddt", "requests", "setuptools<81", "oslo.utils<8"),
         "tooz_conftest.py",
         ("tooz/tests/test_coordination.py",),
+        "lock or leader",
     ),
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Methods:
+    """A client without published tests: its requirement, and our script that calls its methods."""
+
+    requirement: str
+    script: str
+    needs: tuple[str, ...] = ()
+
+
+METHODS = {
+    "npm-consul": Methods("consul@2.0.1", "npm_consul.cjs"),
+    "consulate": Methods("consulate==0.6.0", "consulate_methods.py", ("setuptools<81",)),
+}
+LABS = {"patroni": "patroni_failover.py"}
+PREVIOUS = "869076e"
+"""A commit whose agent is replaced by today's while Patroni runs."""
+
+
 def main(names: list[str]) -> int:
     """Run these suites, all by default; the exit status."""
+    sample = names == ["--sample"]
+    if sample:
+        names = [*SUITES, *METHODS]
     known = tomllib.loads((HERE / "known_failures.toml").read_text())
     wrong = False
-    for name in names or (*SUITES, "patroni"):
-        if name == "patroni":
+    for name in names or (*SUITES, *METHODS, *LABS):
+        if name in LABS:
             wrong = patroni() != 0 or wrong
             continue
-        passed, failed, skipped = run(name, SUITES[name])
+        if name in METHODS:
+            if name.startswith("npm") and shutil.which("npm") is None:
+                print(f"{name}: not run, there is no npm")
+                continue
+            passed, failed, skipped = *call_methods(name, METHODS[name]), 0
+        else:
+            passed, failed, skipped = run(name, SUITES[name], sample=sample)
         failed -= known.get(f"{name}-busy", {}).keys()
-        expected = known.get(name, {})
+        expected = {test: why for test, why in known.get(name, {}).items() if not sample or test in passed | failed}
         print(f"{name}: {len(passed)} of {len(passed) + len(failed)} pass, {skipped} skipped")
         for test in sorted(failed - expected.keys()):
             print(f"  fails: {test}")
@@ -87,12 +119,27 @@ def patroni() -> int:
     for file, name in (("agent.py", "weft_agent.py"), ("patroni_failover.py", "patroni_failover.py")):
         shutil.copy(HERE / file, folder / name)
     command = [ROOT / "tests" / "private", python, folder / "patroni_failover.py"]
-    environment = {**os.environ, "WEFT": str(ROOT / "bin" / "weft")}
-    return subprocess.run(command, env=environment, check=False, timeout=1200).returncode
+    environment = {**os.environ, "WEFT": str(ROOT / "bin" / "weft"), "WEFT_PREVIOUS": previous_release()}
+    return subprocess.run(command, env=environment, check=False, timeout=1800).returncode
 
 
-def run(name: str, suite: Suite) -> tuple[set[str], set[str], int]:
+def previous_release() -> str:
+    """The executable of the commit PREVIOUS, unpacked; "" in a checkout without it."""
+    folder = BUILD / PREVIOUS
+    if not (folder / "bin/weft").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        archive = subprocess.run(["git", "-C", ROOT, "archive", PREVIOUS], stdout=subprocess.PIPE, check=False)
+        if archive.returncode:
+            print(f"patroni: not upgraded from {PREVIOUS}, which is not in this checkout")
+            return ""
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        (folder / ".venv").symlink_to(ROOT / ".venv")
+    return str(folder / "bin" / "weft")
+
+
+def run(name: str, suite: Suite, *, sample: bool) -> tuple[set[str], set[str], int]:
     """The tests that pass, those that fail, and how many were skipped."""
+    arguments = [*suite.arguments, *(("-k", suite.sample) if sample else ())]
     python, source = prepared(name, suite)
     shutil.copy(HERE / suite.conftest, source / "conftest.py")
     shutil.copy(HERE / "agent.py", source / "weft_agent.py")
@@ -101,7 +148,7 @@ def run(name: str, suite: Suite) -> tuple[set[str], set[str], int]:
     environment = {**os.environ, "WEFT": str(ROOT / "bin" / "weft")}
     with open(BUILD / f"{name}.log", "wb") as log:
         subprocess.run(
-            [*command, f"--junitxml={report}", *suite.arguments],
+            [*command, f"--junitxml={report}", *arguments],
             cwd=source, env=environment, stdout=log, stderr=log, check=False, timeout=3600,
         )  # fmt: skip
     passed: set[str] = set()
@@ -116,11 +163,46 @@ def run(name: str, suite: Suite) -> tuple[set[str], set[str], int]:
     return passed - failed, failed, skipped
 
 
+def call_methods(name: str, client: Methods) -> tuple[set[str], set[str]]:
+    """The methods that do what they should, and those that do not."""
+    folder = BUILD / name
+    script = folder / client.script
+    stamp = folder / "stamp"
+    wanted = repr(client)
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if name.startswith("npm"):
+            (folder / "package.json").write_text("{}")
+            command = ["npm", "install", "--silent", "--no-audit", "--no-fund", client.requirement]
+            subprocess.run(command, cwd=folder, check=True, timeout=600)
+        else:
+            subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+            pip = [folder / "venv/bin/python", "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
+            subprocess.run([*pip, "install", client.requirement, *client.needs], check=True, timeout=600)
+        stamp.write_text(wanted)
+    shutil.copy(HERE / client.script, script)
+    shutil.copy(HERE / "agent.py", folder / "weft_agent.py")
+    python = folder / "venv/bin/python"
+    command = [ROOT / "tests/private", sys.executable, folder / "weft_agent.py", "node", script]
+    if not name.startswith("npm"):
+        command = [ROOT / "tests/private", python, folder / "weft_agent.py", python, script]
+    environment = {**os.environ, "WEFT": str(ROOT / "bin" / "weft")}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True, timeout=600)
+    (BUILD / f"{name}.log").write_text(done.stdout)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("ok ", "failed "))]
+    passed = {line.removeprefix("ok ") for line in lines if line.startswith("ok ")}
+    failed = {line.removeprefix("failed ").partition(": ")[0] for line in lines if line.startswith("failed ")}
+    if not passed:
+        failed.add("the script itself")
+    return passed, failed
+
+
 def prepared(name: str, suite: Suite) -> tuple[Path, Path]:
     """The interpreter of a virtual environment with the client, and the client's sources."""
     folder = BUILD / name
     stamp = folder / "stamp"
-    wanted = repr(suite)
+    wanted = repr((suite.requirement, suite.needs))
     python = folder / "venv" / "bin" / "python"
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
