@@ -10,26 +10,22 @@ import _socket
 import contextlib
 import os
 import select
-import sys
 import time
 from dataclasses import dataclass
 
-from weft import __version__, processes
-from weft.errors import WeftError
+from weft import __version__, detached, processes
+from weft.errors import Busy, WeftError
 from weft.peer_credentials import is_trusted, peer_credentials
 from weft.version import newer
 
-_SYSTEMD_RUN = "/usr/bin/systemd-run"
 _ANSWER_TIMEOUT = 2.0  # seconds
 _START_TIMEOUT = 30.0  # seconds; in an emulator it takes more than 10
 _END_TIMEOUT = 5.0
+_SILENT_SECONDS = 5.0  # without an answer and without using a CPU: hung
+_LOOK_SECONDS = 0.5  # between two looks at a daemon that does not answer
 _LOOKED = "looked"
 REFRESHED = f"{_LOOKED}\n{__version__}\n".encode()
 """What a daemon writes after it has re-read its files. weft 0.1 knows only the first line."""
-_PROGRAM = (
-    "import os, sys; os.fork() and os._exit(0); os.closerange(3, 4096); os.chdir('/'); "
-    "sys.path[:] = eval(sys.argv.pop(1)); from {module} import main; sys.exit(main([]))"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +41,14 @@ class Daemon:
 
         One is started if none runs; one of an older release is stopped first.
         """
-        running = refresh(path)
+        running = self._ask(path)
         if running is not None and not newer(__version__, running.version):
             return
         if running is not None and running.process:  # 0: in another pid namespace
             end(running.process, _END_TIMEOUT)
         start(self.module, self.purpose)
         deadline = time.monotonic() + _START_TIMEOUT
-        while refresh(path) is None:
+        while self._ask(path) is None:
             if time.monotonic() > deadline:
                 raise WeftError(
                     f"the process that {self.purpose} did not start within {_START_TIMEOUT:g} s",
@@ -60,22 +56,54 @@ class Daemon:
                 )
             time.sleep(0.02)
 
+    def _ask(self, path: str) -> Running | None:
+        """As ``refresh``, but wait for a daemon that is busy or starting. Raises Busy for one that is
+        stopped or hung, which a new one cannot replace while it holds the lock.
+        """
+        with contextlib.closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)) as asked:
+            asked.settimeout(_LOOK_SECONDS)
+            try:
+                asked.connect(path)
+                if not is_trusted(asked):
+                    return None
+            except BlockingIOError:  # its backlog is full
+                raise Busy(f"the process that {self.purpose} does not accept connections", hint="try again") from None
+            except OSError:
+                return None
+            process = peer_credentials(asked)[0]
+            started, used, last = time.monotonic(), -1, time.monotonic()
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    return _received(asked, process)
+                state, ticks, now = *_activity(process), time.monotonic()
+                if ticks != used:
+                    used, last = ticks, now
+                if state in ("T", "t") or now - last > _SILENT_SECONDS or now - started > _START_TIMEOUT:
+                    how = "is stopped" if state in ("T", "t") else f"has not answered for {now - started:.0f} s"
+                    raise Busy(
+                        f"the process that {self.purpose} {how} (pid {process})",
+                        hint=f"resume it with kill -CONT {process}, or end it with kill -KILL {process}; try again",
+                    )
+
 
 def start(module: str, purpose: str) -> None:
-    """Start a module's ``main`` as a daemon in this thread's network namespace.
+    """Start a module's ``main`` as a daemon in this thread's network namespace (``weft.detached``).
 
-    It is detached (double fork, setsid, standard descriptors on /dev/null, in a systemd scope of
-    its own where systemd runs). Raises WeftError, which names ``purpose``.
+    Raises WeftError, which names ``purpose``: Busy where this process is under restrictions that the
+    daemon would inherit.
     """
-    argv = [sys.executable, "-IBSc", _PROGRAM.format(module=module), repr(sys.path)]
-    if os.path.exists("/run/systemd/system") and os.path.exists(_SYSTEMD_RUN):
-        argv[:0] = [_SYSTEMD_RUN, "--quiet", "--scope", "--collect"]
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX": "2"}
     environment |= {name: value for name, value in os.environ.items() if name == "WEFT_CONFIG"}
     try:
-        processes.spawn(argv, environment, detached=True)  # ends at once: the daemon is its child, reparented to init
-    except OSError as error:
-        raise WeftError(f"cannot start the process that {purpose}: {error.strerror}") from error
+        done = processes.run(detached.program(module), b"", environment=environment, timeout=_START_TIMEOUT)
+    except (OSError, TimeoutError) as error:
+        raise WeftError(f"cannot start the process that {purpose}: {error}") from error
+    if done.status == detached.REFUSED:
+        raise Busy(
+            f"no process {purpose}, and this one cannot start it, because that would inherit "
+            f"{done.errors.decode('utf-8', 'replace').strip()}",
+            hint="run it as a service, as in conf/systemd",
+        )
 
 
 def end(process: int, seconds: float) -> bool:
@@ -118,10 +146,27 @@ def refresh(path: str, timeout: float = _ANSWER_TIMEOUT) -> Running | None:
             connection.connect(path)
             if not is_trusted(connection):
                 return None
-            process, _, _ = peer_credentials(connection)
-            answer = connection.recv(64).decode("ascii", "replace").splitlines()
+            return _received(connection, peer_credentials(connection)[0])
         except OSError:
             return None
+
+
+def _received(connection: _socket.socket, process: int) -> Running | None:
+    """The daemon's answer, None for another program's. Raises TimeoutError."""
+    try:
+        answer = connection.recv(64).decode("ascii", "replace").splitlines()
+    except ConnectionError:
+        return None
     if answer[:1] != [_LOOKED]:
         return None
     return Running(process, answer[1] if len(answer) > 1 else "")
+
+
+def _activity(process: int) -> tuple[str, int]:
+    """A process's state and the clock ticks that it has run. Source: ``proc_pid_stat(5)``."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return "", 0
+    return fields[0], int(fields[11]) + int(fields[12])

@@ -76,9 +76,13 @@ def status(json_output: bool) -> None:
     found = running()
     if json_output:
         details = {"pid": found.process, "socket": found.socket, "ageSeconds": round(found.age, 1)} if found else {}
-        as_json({"running": found is not None, **details, **({"residentKiB": found.memory} if found else {})})
+        refused = listener.refusal() if found is None else ""
+        memory = {"residentKiB": found.memory} if found else {}
+        as_json({"running": found is not None, **details, **memory, **({"refusal": refused} if refused else {})})
     elif found is None:
         say("engine not running; the next call of a container runtime starts it")
+        if refused := listener.refusal():
+            say(f"the last one did not start, because it would have inherited from its caller {refused}")
     else:
         pairs = [("Process", str(found.process)), ("Socket", found.socket), ("Age", age(found.age))]
         fields([*pairs, ("Memory", f"{found.memory / 1024:.1f} MiB")])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import select
 import socket
 import time
+from _thread import allocate_lock
 
 from cni_plugin.wire import frame
 from weft import processes
@@ -27,6 +29,8 @@ class ClientConnection:
         self._connection = connection
         self._deadline = time.monotonic() + IO_TIMEOUT
         self.namespace = -1
+        self._wants_progress = False
+        self._writing = allocate_lock()
         self._readable = select.poll()
         self._readable.register(connection, select.POLLIN)
 
@@ -49,12 +53,20 @@ class ClientConnection:
         head = self._receive_some(frame.HEAD.size, with_descriptor=True)
         while len(head) < frame.HEAD.size:
             head += self._receive_some(frame.HEAD.size - len(head))
-        length = frame.length(head)
+        length, wants_progress = frame.read_head(head)
         pieces, left = [], length
         while left:
             pieces.append(self._receive_some(min(left, 1 << 18)))
             left -= len(pieces[-1])
-        return frame.parse(b"".join(pieces))
+        request = frame.parse(b"".join(pieces))
+        self._wants_progress = wants_progress
+        return request
+
+    def show_progress(self) -> None:
+        """Tell a client that waits for its reply that this process is alive; from any thread."""
+        with self._writing, contextlib.suppress(OSError):
+            if self._wants_progress:
+                self._connection.send(frame.WORKING, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def _check_credentials(self) -> None:
         if not is_trusted(self._connection):
@@ -120,6 +132,8 @@ class ClientConnection:
         Raises ClientGone for a client that does not read it in time.
         """
         self.release()
+        with self._writing:
+            self._wants_progress = False
         self._deadline = time.monotonic() + IO_TIMEOUT
         rest = memoryview(reply)
         while rest:

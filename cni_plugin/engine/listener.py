@@ -17,11 +17,26 @@ from weft.daemon_socket import AlreadyRunning, bind, file_id
 BACKLOG = 512
 SOCKET = "engine.sock"
 LOCK = "engine.lock"
+ATTEMPT = "engine.start"
+"""Its mtime is the last attempt of a call to start an engine; after an "x", why that one did not serve."""
 
 
 def folder() -> str:
     """The folder of this thread's network namespace under /run/weft."""
     return f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}"
+
+
+def note_refusal(reason: str) -> None:
+    """Note why an engine that a call has started does not serve; "": it does."""
+    with contextlib.suppress(OSError), open(f"{folder()}/{ATTEMPT}", "w", encoding="utf-8") as file:
+        file.write(f"x{reason}")
+
+
+def refusal() -> str:
+    """Why the engine that a call has started last did not serve; "": it did."""
+    with contextlib.suppress(OSError), open(f"{folder()}/{ATTEMPT}", encoding="utf-8") as file:
+        return file.read(1024)[1:]
+    return ""
 
 
 class EngineSocket:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import sys
 
+from cni_plugin.engine import listener
 from cni_plugin.engine.server import IDLE, serve
 from cni_plugin.service import log
-from weft import stderr
+from weft import detached, stderr
+from weft.capabilities import ENGINE
+from weft.errors import Busy
 
 
 def main(arguments: list[str]) -> int:
-    """``[--idle SECONDS] [--log | --debug]``; the exit status.
+    """``[--idle SECONDS] [--log | --debug] [--detached]``; the exit status.
+
+    ``--detached``, as a runtime's call starts it: it does not start under restrictions of its caller
+    (``weft.detached``), and notes them for ``weft engine status``.
 
     The environment may have ``WEFT_ENGINE_IDLE`` in seconds, and ``WEFT_LOG``: ``info`` or ``debug``.
     """
@@ -27,6 +33,13 @@ def main(arguments: list[str]) -> int:
                 level = max(level, log.Level.INFO)
             elif word == "--debug":
                 level = log.Level.DEBUG
+            elif word == "--detached":
+                try:
+                    detached.settle(ENGINE)
+                except Busy as error:
+                    listener.note_refusal(error.message)
+                    return detached.REFUSED
+                listener.note_refusal("")
             elif word == "--idle":
                 idle = float(rest.pop(0))
             else:

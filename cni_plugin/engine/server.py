@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import mmap
 import os
+import resource
 import select
 import signal
 import socket
@@ -31,6 +33,7 @@ from cni_plugin.wire import frame
 from ipam import cache
 from weft import stderr
 from weft.daemon_socket import AlreadyRunning
+from weft.errors import WeftError
 from weft.kernel import sysctl
 from weft.kernel.host import boot_id
 from weft.kernel.netlink.batch_deletion import BatchDeleter
@@ -48,8 +51,11 @@ _GC_THRESHOLD = 50_000
 """Allocations between two runs of the cycle collector. A call leaves next to no cycles; with the
 default of 700 the collector took a third of the Python time of a call with 200 ports.
 """
+_SPARE_DESCRIPTORS, _SPARE_BYTES = 16, 16 << 20
+"""What a process must be able to get, or calls fail: a call has a dozen descriptors open."""
+_RESERVED_DESCRIPTORS = 4
+"""Held open, so that without any others the backlog can still be declined."""
 _FULL_LOAD_WAIT = 0.02  # seconds that a connection is left to other processes at full load
-_CHECK_SECONDS = 2.0  # between two checks of idle time, socket path and code
 _DRAIN_SECONDS = frame.DEADLINE + 10
 _PRELOADED = (
     *("cni_plugin.drivers", "cni_plugin.features", "cni_plugin.ops", "cni_plugin.plan", "cni_plugin.service"),
@@ -68,9 +74,11 @@ class Server:
         self._idle = idle
         self._state = threading.Lock()
         self._load_dropped = threading.Condition(self._state)
-        self._workers = self._busy = self._load = 0
+        self._clients: set[ClientConnection] = set()
+        self._workers = self._load = 0
         self._last_request = time.monotonic()
-        self._stopping = self._draining = False
+        self._stopping = self._draining = self._is_short = False
+        self._spare = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_RESERVED_DESCRIPTORS)]
         self._stop, self._stop_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         drain, self._drain_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         group.prepare_to_wait(drain)
@@ -85,7 +93,8 @@ class Server:
         """Serve until stopped. Returns when all accepted requests have been answered."""
         self._start_worker()
         while not self._stopping:
-            main_ended, _, _ = select.select([self._stop, *self._group.lifeline], [], [], _CHECK_SECONDS)
+            main_ended, _, _ = select.select([self._stop, *self._group.lifeline], [], [], frame.PROGRESS)
+            self._show_progress()
             self._group.reap()
             if main_ended or (not self._group.is_helper and self._is_done()):
                 self.stop()
@@ -94,8 +103,12 @@ class Server:
         self._draining = True
         os.write(self._drain_end, b"x")
         deadline = time.monotonic() + _DRAIN_SECONDS
+        shown = time.monotonic()
         while self._workers and time.monotonic() < deadline:
             time.sleep(0.005)
+            if time.monotonic() - shown > frame.PROGRESS:
+                shown = time.monotonic()
+                self._show_progress()
         self._group.wait_or_kill(deadline)
 
     def _is_done(self) -> bool:
@@ -103,28 +116,47 @@ class Server:
         changed.
         """
         with self._state:
-            idle = not self._busy and time.monotonic() - self._last_request > self._idle
+            idle = not self._clients and time.monotonic() - self._last_request > self._idle
         return (bool(self._idle) and idle) or not self._endpoint.is_reachable or not self._shared.code.verify()
 
     def _start_worker(self) -> None:
         """Start a worker. The caller holds ``_state``, or no worker runs yet."""
         self._workers += 1
-        threading.Thread(target=self._run_worker, name="worker", daemon=True).start()
+        try:
+            threading.Thread(target=self._run_worker, name="worker", daemon=True).start()
+        except (RuntimeError, MemoryError):  # the limit of threads
+            self._workers -= 1
+            self._stop_without("threads")
+
+    def _show_progress(self) -> None:
+        with self._state:
+            clients = [*self._clients]
+        for client in clients:
+            client.show_progress()
 
     def _run_worker(self) -> None:
-        worker = Worker(self._shared)
+        try:
+            worker = Worker(self._shared)
+        except (OSError, WeftError) as error:
+            with self._state:
+                self._workers -= 1
+            stderr.write(f"weft: no worker: {error}\n")
+            self._stop_without(shortage())
+            return
         counted = True
         try:
             while counted and (client := self._accept_next()) is not None:
                 try:
-                    if not worker.serve(client, self._loaded):
+                    if not worker.serve(client, self._loaded, is_short=self._is_short):
                         self.stop()
+                    elif worker.failed:
+                        self._stop_without(shortage())
                 finally:
                     client.close()
                     with self._state:
-                        self._busy -= 1
+                        self._clients.discard(client)
                         self._last_request = time.monotonic()
-                        if self._workers - self._busy > _MOST_IDLE_WORKERS:
+                        if self._workers - len(self._clients) > _MOST_IDLE_WORKERS:
                             self._workers -= 1
                             counted = False
         finally:
@@ -145,12 +177,16 @@ class Server:
                 self._group.pass_turn()
             if connection is None and draining:
                 return None
+        client = ClientConnection(connection)
+        # accept(2) returns the lowest free number, so this one tells how many are in use.
+        if connection.fileno() + _SPARE_DESCRIPTORS > resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+            self._stop_without("descriptors")
         with self._state:
-            self._busy += 1
+            self._clients.add(client)
             self._last_request = time.monotonic()
-            if self._busy == self._workers and self._workers < MOST_WORKERS:
+            if len(self._clients) == self._workers and self._workers < MOST_WORKERS:
                 self._start_worker()
-        return ClientConnection(connection)
+        return client
 
     def _accept(self) -> socket.socket | None:
         if not self._draining:
@@ -161,8 +197,22 @@ class Server:
             pass
         except OSError as error:  # EMFILE, or ECONNABORTED
             stderr.write(f"weft: accept failed: {error}\n")
+            self._stop_without(shortage())
             time.sleep(0.05)
+            with contextlib.suppress(OSError):
+                return self._endpoint.listener.accept()[0]
         return None
+
+    def _stop_without(self, resource: str) -> None:
+        """Stop where this process has run out of a resource ("": it has not): its clients, those in the
+        backlog too, then serve themselves.
+        """
+        if resource and not self._is_short:
+            self._is_short = True
+            stderr.write(f"weft: out of {resource}, stopping\n")
+            for descriptor in self._spare:
+                os.close(descriptor)
+            self.stop()
 
     @contextlib.contextmanager
     def _loaded(self, load: int) -> Iterator[None]:
@@ -184,6 +234,24 @@ class Server:
             self._group.wake_helper()
             with self._state:
                 self._load_dropped.wait_for(lambda: self._load < FULL_LOAD, _FULL_LOAD_WAIT)
+
+
+def shortage() -> str:
+    """What this process cannot get more of: "descriptors", "memory"; "" if nothing is short."""
+    opened: list[int] = []
+    try:
+        while len(opened) < _SPARE_DESCRIPTORS:
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return "descriptors"
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    try:
+        mmap.mmap(-1, _SPARE_BYTES).close()
+    except (OSError, MemoryError):
+        return "memory"
+    return ""
 
 
 def serve(idle: float = IDLE, level: Level = Level.OFF) -> int:

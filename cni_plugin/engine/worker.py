@@ -58,21 +58,25 @@ class Worker:
         self._shared = shared
         self._kernel = WorkerKernel(shared.rules, shared.link_deleter)
         self._run = f"/run/weft/{self._kernel.host.id.inode}"
+        self.failed = False
 
     def close(self) -> None:
         self._kernel.host.close()
 
-    def serve(self, client: ClientConnection, loaded: Callable[[int], AbstractContextManager[None]]) -> bool:
-        """Serve one request, within ``loaded`` of its load. Raises nothing.
+    def serve(
+        self, client: ClientConnection, loaded: Callable[[int], AbstractContextManager[None]], *, is_short: bool = False
+    ) -> bool:
+        """Serve one request, within ``loaded`` of its load. Raises nothing. ``failed`` tells whether it failed.
 
         False where the client shows that this engine is outdated and must stop. A request is declined,
         and done by the client in its own process, where engine and client differ in version,
-        installation or view of the file system.
+        installation or view of the file system, or ``is_short`` of resources.
         """
+        self.failed = False
         try:
             sent = client.receive()
             outdated = not self._shared.code.verify_folders() or newer(sent.version, code.VERSION)
-            if outdated or sent.root != code.ROOT or sent.view != self._shared.view:
+            if outdated or is_short or sent.root != code.ROOT or sent.view != self._shared.view:
                 client.send(frame.declined())
                 return not outdated
             command = sent.netavark[0] if sent.netavark else sent.environment.get("CNI_COMMAND", "")
@@ -98,6 +102,7 @@ class Worker:
         finally:
             self._kernel.bind_namespace("", -1)
             stderr.redirect(None)
+        self.failed = status != 0
         return frame.reply(status, output, b"".join(messages))
 
 

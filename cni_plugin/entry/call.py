@@ -119,6 +119,7 @@ def _catch_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by the runtime, it would make wait(2) fail
 
 
 def _ignore_signals() -> None:

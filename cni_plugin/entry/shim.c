@@ -33,6 +33,12 @@
 #define LONGEST_VARIABLES (1u << 17)
 #define SEND_SECONDS 10
 #define REPLY_SECONDS 190
+#ifndef SILENCE_SECONDS
+#define SILENCE_SECONDS 25
+#endif
+#define LOOK_SECONDS 5
+#define DECLINED 1
+#define WORKING 2
 #define PROTOCOL 1
 
 extern char **environ;
@@ -245,7 +251,7 @@ static void start_engine(const char *folder) {
     int null = open("/dev/null", O_RDWR);
     for (int each = 0; each < 3; each++)
         dup2(null, each);
-    for (int each = 3; syscall(SYS_close_range, 3, ~0u, 0) && each < 4096; each++)
+    for (int each = 3; syscall(SYS_close_range, 3, ~0u, 0) && each < 1 << 20; each++)
         close(each);
     if (chdir("/"))
         _exit(1);
@@ -254,12 +260,7 @@ static void start_engine(const char *folder) {
     strncat(idle, wanted ? wanted : "900", 20);
     char *environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX=2",
                            idle, NULL};
-    if (access("/run/systemd/system", F_OK) == 0 && access("/usr/bin/systemd-run", X_OK) == 0) {
-        char *scope[] = {"/usr/bin/systemd-run", "--quiet", "--scope", "--collect", PYTHON, "-IBS",
-                         ENGINE, NULL};
-        execve(scope[0], scope, environment);
-    }
-    char *arguments[] = {PYTHON, "-IBS", ENGINE, NULL};
+    char *arguments[] = {PYTHON, "-IBS", ENGINE, "--detached", NULL};
     execve(PYTHON, arguments, environment);
     _exit(1);
 }
@@ -290,6 +291,13 @@ static int connect_engine(const char *folder) {
         return found;
     close(found);
     return -1;
+}
+
+/* Seconds of the monotonic clock. */
+static time_t now(void) {
+    struct timespec found;
+    clock_gettime(CLOCK_MONOTONIC, &found);
+    return found.tv_sec;
 }
 
 static void put_u32(char *place, uint32_t value) {
@@ -327,7 +335,7 @@ static size_t compose(char *text, size_t room) {
         length += more;
     }
     text[length++] = 0;
-    memcpy(text, "WEFT\1\0\0\0", 8);
+    memcpy(text, "WEFT\1\1\0\0", 8); /* the second 1: progress is understood */
     put_u32(text + 8, (uint32_t)(length - 12 + input_length));
     return length;
 }
@@ -362,12 +370,42 @@ static int send_request(int engine, char *text, size_t length, int namespace) {
     return 0;
 }
 
+static pid_t peer_of(int engine) {
+    struct ucred peer = {0};
+    socklen_t length = sizeof peer;
+    getsockopt(engine, SOL_SOCKET, SO_PEERCRED, &peer, &length);
+    return peer.pid; /* 0 in another PID namespace */
+}
+
+/* Whether a process is stopped, by a signal or a debugger. Source: proc_pid_stat(5). */
+static int is_stopped(pid_t process) {
+    char path[32], text[256];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)process);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = file < 0 ? -1 : read(file, text, sizeof text - 1);
+    if (file >= 0)
+        close(file);
+    text[length > 0 ? length : 0] = 0;
+    const char *state = strrchr(text, ')');
+    return state && (state[2] == 'T' || state[2] == 't');
+}
+
+/* Receive `length` bytes; -1 where the connection ends before, -2 where a stopped or hung engine sends none. */
 static int receive(int engine, char *place, size_t length) {
+    int silent = 0;
     while (length) {
         struct pollfd ready = {engine, POLLIN, 0};
-        int found = poll(&ready, 1, REPLY_SECONDS * 1000);
+        int step = SILENCE_SECONDS < LOOK_SECONDS ? SILENCE_SECONDS : LOOK_SECONDS;
+        int found = poll(&ready, 1, step * 1000);
         if (found < 0 && errno == EINTR)
             continue;
+        if (found == 0) {
+            silent += step;
+            if (silent >= SILENCE_SECONDS || is_stopped(peer_of(engine)))
+                return -2;
+            continue;
+        }
+        silent = 0;
         ssize_t got = found > 0 ? read(engine, place, length) : 0;
         if (got < 0 && errno == EINTR)
             continue;
@@ -379,6 +417,27 @@ static int receive(int engine, char *place, size_t length) {
     return 0;
 }
 
+/* Receive the reply's head, after those that say that the engine is working on it; as `receive`. */
+static int receive_head(int engine, unsigned char *head) {
+    for (time_t start = now(); now() - start < REPLY_SECONDS;) {
+        int failed = receive(engine, (char *)head, 16);
+        if (failed || head[5] != WORKING)
+            return failed;
+    }
+    return -1;
+}
+
+/* An engine that does not answer, although it has the request. */
+static int fail_silent(int engine) {
+    char text[300];
+    int process = (int)peer_of(engine);
+    snprintf(text, sizeof text,
+             "the engine (pid %d) is stopped or hung; resume it with kill -CONT %d, or end it with kill -KILL %d, and "
+             "retry the call, which cleans up",
+             process, process, process);
+    return fail(text);
+}
+
 /* Exchange request and reply; the exit status. A declined request has changed nothing and is served here. */
 static int call_engine(int engine, int namespace, int required) {
     static char text[LONGEST_VARIABLES];
@@ -387,14 +446,17 @@ static int call_engine(int engine, int namespace, int required) {
     size_t length = compose(text, sizeof text);
     if (!length)
         serve_here(1);
-    if (send_request(engine, text, length, namespace) || receive(engine, (char *)head, sizeof head))
+    if (send_request(engine, text, length, namespace))
         return fail(lost);
+    int failed = receive_head(engine, head);
+    if (failed)
+        return failed == -2 ? fail_silent(engine) : fail(lost);
     uint32_t output = get_u32(head + 8), errors = get_u32(head + 12);
     if (memcmp(head, "WEFT", 4) || head[4] != PROTOCOL || output > LONGEST_REPLY || errors > LONGEST_REPLY)
         return fail("malformed reply from the engine");
-    if (head[5] && required)
+    if (head[5] == DECLINED && required)
         return fail("the engine has another version or mount namespace, and WEFT_ENGINE=require is set");
-    if (head[5])
+    if (head[5] == DECLINED)
         serve_here(1);
     char *data = malloc((size_t)output + errors + 1);
     if (!data || receive(engine, data, (size_t)output + errors))

@@ -12,15 +12,20 @@ import sys
 import time
 
 from weft import __version__
-from weft.peer_credentials import is_trusted
+from weft.peer_credentials import is_trusted, peer_credentials
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
 
+_SEND_SECONDS = 10  # for the connection and for each part of the request
 _REPLY_TIMEOUT = 190.0  # seconds; longer than the engine's own deadline for a request
 _START_INTERVAL = 10  # seconds between two attempts to start an engine
-_SYSTEMD_RUN = "/usr/bin/systemd-run"
+_LOOK_SECONDS = 5.0  # between two looks at an engine that sends nothing
+_SILENT = (
+    "the engine (pid {0}) is stopped or hung; resume it with kill -CONT {0}, or end it with kill -KILL {0}, and "
+    "retry the call, which cleans up"
+)
 _NETAVARK = "CNI_NETAVARK"  # frame.NETAVARK
 _OWN_NAMESPACE = ("/proc/self/", "/proc/thread-self/")
 
@@ -57,7 +62,10 @@ def _call_engine(connection: socket, stdin: bytes, wanted: str, variables: dict[
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     plugin = os.path.basename(sys.argv[0]) or "weft"
     sent = frame.RequestFrame(__version__, root, frame.view(), plugin, variables, stdin)
-    reply = _exchange(connection, frame.request(sent), variables.get("CNI_NETNS", ""))
+    try:
+        reply = _exchange(connection, frame.request(sent, progress=True), variables.get("CNI_NETNS", ""))
+    except TimeoutError:
+        return _fail(_SILENT.format(peer_credentials(connection)[0]))
     if reply is None:
         return _fail("the engine terminated before it replied; retry the call, which cleans up")
     declined, status, output, errors = reply
@@ -93,7 +101,11 @@ def _connect() -> socket | None:
     """Connect to the engine of this network namespace; None where none is running."""
     path = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}/engine.sock"
     found = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    seconds = _SEND_SECONDS.to_bytes(8, sys.byteorder) + bytes(
+        8
+    )  # struct timeval; settimeout would not wait in connect
     try:
+        found.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, seconds)
         found.connect(path)
         if is_trusted(found):
             return found
@@ -105,11 +117,12 @@ def _connect() -> socket | None:
 
 def _exchange(connection: socket, request: bytes, namespace: str = "") -> tuple[bool, int, bytes, bytes] | None:
     """Send the request and the container's namespace; the reply, None where the connection ends before
-    it.
+    it. Raises TimeoutError where the engine shows no progress.
     """
     from cni_plugin.wire import frame
 
-    connection.settimeout(_REPLY_TIMEOUT)
+    deadline = time.monotonic() + _REPLY_TIMEOUT
+    connection.settimeout(frame.SILENCE)
     ancillary = []
     descriptor = _open_namespace(namespace)
     if descriptor >= 0:
@@ -120,10 +133,14 @@ def _exchange(connection: socket, request: bytes, namespace: str = "") -> tuple[
             connection.sendall(rest)
         data = b""
         while _is_incomplete(data):
-            piece = connection.recv(1 << 18)
-            if not piece:
+            piece = _receive(connection, frame.SILENCE)
+            if not piece or time.monotonic() > deadline:
                 return None
             data += piece
+            while data.startswith(frame.WORKING):
+                data = data[len(frame.WORKING) :]
+    except TimeoutError:
+        raise
     except OSError:
         return None
     magic, protocol, declined, status, length, _ = frame.REPLY.unpack_from(data)
@@ -131,6 +148,29 @@ def _exchange(connection: socket, request: bytes, namespace: str = "") -> tuple[
         return None
     body = data[frame.REPLY.size :]
     return bool(declined), status, body[:length], body[length:]
+
+
+def _receive(connection: socket, silence: float) -> bytes:
+    """The next bytes. Raises TimeoutError where the engine is stopped, or sends none for ``silence``
+    seconds.
+    """
+    since = time.monotonic()
+    connection.settimeout(min(_LOOK_SECONDS, silence))
+    while True:
+        try:
+            return connection.recv(1 << 18)
+        except TimeoutError:
+            if time.monotonic() - since >= silence or _is_stopped(peer_credentials(connection)[0]):
+                raise
+
+
+def _is_stopped(process: int) -> bool:
+    """Whether a process is stopped, by a signal or a debugger. Source: ``proc_pid_stat(5)``."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:  # 0: in another PID namespace
+        return False
 
 
 def _is_incomplete(data: bytes) -> bool:
@@ -159,7 +199,10 @@ def _start_engine() -> None:
     except OSError:
         return
     if child:
-        os.waitpid(child, 0)  # it exits at once; the engine is its child, reparented to init
+        try:  # noqa: SIM105 -- importing contextlib costs the client more
+            os.waitpid(child, 0)  # it exits at once; the engine is its child, reparented to init
+        except ChildProcessError:  # the runtime ignores SIGCHLD, which is inherited
+            pass
         return
     try:
         _daemonize_engine()
@@ -174,7 +217,7 @@ def _daemonize_engine() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    os.closerange(3, 4096)
+    os.closerange(3, 1 << 20)
     os.chdir("/")
     environment = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -182,11 +225,10 @@ def _daemonize_engine() -> None:
         "WEFT_ENGINE_IDLE": os.environ.get("WEFT_ENGINE_IDLE", "900"),
     }
     script = (
-        "import sys; sys.path[:] = eval(sys.argv.pop(1)); from cni_plugin.engine.main import end, main; end(main([]))"
+        "import sys; sys.path[:] = eval(sys.argv.pop(1)); "
+        "from cni_plugin.engine.main import end, main; end(main(['--detached']))"
     )
     argv = [sys.executable, "-IBSc", script, repr(sys.path)]
-    if os.path.exists("/run/systemd/system") and os.path.exists(_SYSTEMD_RUN):
-        argv[:0] = [_SYSTEMD_RUN, "--quiet", "--scope", "--collect"]
     os.execve(argv[0], argv, environment)
 
 

@@ -1,15 +1,17 @@
 """The protocol between the shim and the engine: one request and one reply on a unix stream socket.
 
-A request is a head of 12 bytes (``WEFT``, the protocol's number, three zero bytes, the body's
-length) and a body: texts that each end with a zero byte (the client's version, the folder its code
-is in, its view of the file system, the name it was called by, the CNI_* variables), an empty text,
-and standard input as it came. A call by netavark has two: its command in ``NETAVARK``, and
-CNI_NETNS. The container's namespace comes as an open descriptor beside the first byte, where the
-path leads to one.
+A request is a head of 12 bytes (``WEFT``, the protocol's number, 1 where the client understands
+progress, two zero bytes, the body's length) and a body: texts that each end with a zero byte (the
+client's version, the folder its code is in, its view of the file system, the name it was called by,
+the CNI_* variables), an empty text, and standard input as it came. A call by netavark has two: its
+command in ``NETAVARK``, and CNI_NETNS. The container's namespace comes as an open descriptor beside
+the first byte, where the path leads to one.
 
-A reply is a head of 16 bytes (``WEFT``, the protocol's number, whether the request was declined, the
+A reply is a head of 16 bytes (``WEFT``, the protocol's number, 1 where the request was declined, the
 exit status, the lengths of what follows), then the bytes for standard output and those for standard
-error. A request that is declined has changed nothing: the client does the work itself. Numbers are
+error. A request that is declined has changed nothing: the client does the work itself. Before the
+reply, progress is a head with 2 in the place of "declined" and nothing after it, every ``PROGRESS``
+seconds; an engine that sends none for ``SILENCE`` seconds is stopped or hung. Numbers are
 little-endian. The same in C is ``shim.c``.
 """
 
@@ -27,10 +29,13 @@ MAGIC = b"WEFT"
 LONGEST_BODY = (1 << 20) + (1 << 18)
 """Bytes: standard input at its longest, and more than the variables may take."""
 
-HEAD = Struct("<4sB3xI")
+HEAD = Struct("<4sB?2xI")
 REPLY = Struct("<4sBBHII")
 NETAVARK = "CNI_NETAVARK"
 """In the place of CNI_COMMAND: the command of a call by netavark."""
+
+PROGRESS, SILENCE = 2.0, 25.0
+"""Seconds between two messages of progress, and without any until the client gives up."""
 
 DEADLINE = 180.0
 """Seconds that a request may take; another IPAM plugin alone may take 120."""
@@ -65,20 +70,20 @@ def view() -> str:
     return f"{mounts.st_ino}:{root.st_dev}:{root.st_ino}"
 
 
-def request(sent: RequestFrame) -> bytes:
-    """The request as bytes."""
+def request(sent: RequestFrame, *, progress: bool = False) -> bytes:
+    """The request as bytes; ``progress``: the client understands progress."""
     texts = [sent.version, sent.root, sent.view, sent.plugin]
     texts += [f"{name}={value}" for name, value in sent.environment.items()]
     body = b"".join(os.fsencode(text) + b"\0" for text in texts) + b"\0" + sent.stdin
-    return HEAD.pack(MAGIC, PROTOCOL, len(body)) + body
+    return HEAD.pack(MAGIC, PROTOCOL, progress, len(body)) + body
 
 
-def length(head: bytes) -> int:
-    """The body's length; raises FrameProblem."""
-    magic, protocol, found = HEAD.unpack(head)
+def read_head(head: bytes) -> tuple[int, bool]:
+    """The body's length, and whether the client understands progress; raises FrameProblem."""
+    magic, protocol, progress, found = HEAD.unpack(head)
     if magic != MAGIC or protocol != PROTOCOL or found > LONGEST_BODY:
         raise FrameProblem("not a request of this protocol")
-    return int(found)
+    return int(found), bool(progress)
 
 
 def parse(body: bytes) -> RequestFrame:
@@ -105,3 +110,7 @@ def reply(status: int, output: bytes, errors: bytes = b"") -> bytes:
 
 def declined() -> bytes:
     return REPLY.pack(MAGIC, PROTOCOL, 1, 0, 0, 0)
+
+
+WORKING = REPLY.pack(MAGIC, PROTOCOL, 2, 0, 0, 0)
+"""The message of progress."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from weft import __version__, daemons
 from weft.daemons import REFRESHED, Daemon
-from weft.errors import WeftError
+from weft.errors import Busy, WeftError
 
 
 def serve(path: Path, answer: bytes) -> subprocess.Popen[bytes]:
@@ -105,3 +106,39 @@ def test_a_daemon_that_does_not_start_in_time_is_an_error(monkeypatch: pytest.Mo
     with pytest.raises(WeftError, match=r"did not start within 0\.1 s"):
         AGENT.ensure(str(tmp_path / "agent.sock"))
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "hung"])
+def test_a_daemon_that_does_not_answer_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: list[str], stopped: bool
+) -> None:
+    monkeypatch.setattr(daemons, "_SILENT_SECONDS", 60.0 if stopped else 0.5)
+    program = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(8); "
+    program += "print(flush=True); time.sleep(300)"
+    path = tmp_path / "agent.sock"
+    process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stdout.readline()
+        if stopped:
+            process.send_signal(signal.SIGSTOP)
+        with pytest.raises(Busy, match="is stopped" if stopped else "has not answered for"):
+            AGENT.ensure(str(path))
+        assert started == []
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_daemon_that_is_busy_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(daemons, "_SILENT_SECONDS", 1.0)
+    program = (
+        "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(8); "
+        "print(flush=True); c = s.accept()[0]; end = time.monotonic() + 2.5\n"
+        "while time.monotonic() < end: pass\n"
+        "c.send(bytes.fromhex(sys.argv[2]))"
+    )
+    path = tmp_path / "agent.sock"
+    argv = [sys.executable, "-c", program, str(path), REFRESHED.hex()]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        AGENT.ensure(str(path))

@@ -286,7 +286,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     # The delegate asks the kernel to end a plugin together with its caller (prctl), before the
     # plugin runs; the store asks to be told of other processes' writes (inotify), and must not know
     # the network's kernel.
-    "ctypes": ("weft.kernel", "cni_plugin.service.delegate", "store.inotify"),
+    "ctypes": ("weft.kernel", "weft.inherited", "weft.confinement", "cni_plugin.service.delegate", "store.inotify"),
     "netaddr": PACKAGES,
 }
 """Libraries, and the modules (by the start of their names) that may import them.

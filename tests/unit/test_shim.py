@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 from cni_plugin.entry import shim
 from cni_plugin.wire import frame
@@ -58,3 +63,32 @@ def test_an_engine_that_closed_the_connection() -> None:
     other.close()
     with contextlib.closing(connection):
         assert shim._exchange(connection, REQUEST) is None
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a connection to an engine that does not reply; the client gives up after 0.2 s."""
+    monkeypatch.setattr(frame, "SILENCE", 0.2)
+    client, engine = socket.socketpair()
+    with client, engine:
+        yield client, engine
+
+
+def test_an_engine_that_sends_nothing_is_hung(silent: tuple[socket.socket, socket.socket]) -> None:
+    with pytest.raises(TimeoutError):
+        shim._exchange(silent[0], b"request")
+
+
+def test_an_engine_that_shows_progress_is_waited_for(silent: tuple[socket.socket, socket.socket]) -> None:
+    client, engine = silent
+
+    def work() -> None:
+        for _ in range(8):
+            engine.sendall(frame.WORKING)
+            time.sleep(0.05)
+        engine.sendall(frame.WORKING + frame.reply(0, b"out", b"err"))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    assert shim._exchange(client, b"request") == (False, 0, b"out", b"err")
+    worker.join()
