@@ -229,6 +229,7 @@ class Agent:
         """Write the status file, if it has changed."""
         node, dns = parts.registry.node, parts.dns
         problems = [f"{name}: {why}" for name, why in self.problems.items()]
+        problems += [f"http: {why}" for why in parts.api.problems]
         now = Report(
             process=os.getpid(),
             started=self._started,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
+from discovery.api.settings import AclSettings, TlsSettings
 from discovery.api.settings import HttpSettings as Serving
 from discovery.balancer.settings import BalancerSettings, Mode
 from discovery.consul.durations import parse_duration
@@ -29,7 +30,9 @@ PATH = "/etc/weft/weft.toml"
 DATA = "/var/lib/weft"
 _KEYS: Mapping[str, frozenset[str]] = {
     "agent": frozenset({"node", "datacenter", "address", "data", "meta"}),
-    "http": frozenset({"listen", "hosts"}),
+    "http": frozenset({"listen", "hosts", "readers", "writers"}),
+    "acl": frozenset({"enabled", "default_policy", "tokens"}),
+    "tls": frozenset({"ca_file", "cert_file", "key_file", "verify_incoming"}),
     "dns": frozenset(
         {
             *(
@@ -50,6 +53,7 @@ _KEYS: Mapping[str, frozenset[str]] = {
         {"enabled", "mode", "ranges", "allowed", "outside", "published_from", "published_to", "drain", "keep"}
     ),
 }
+_USER = re.compile(r"\*|@?[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?")
 _NODE = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?\Z")
 
 
@@ -120,12 +124,14 @@ def _settings(whole: Section) -> Settings:
         meta = {}
     scripts = whole.section("checks").flag("scripts")
     dns = _naming(whole.section("dns"), datacenter)
-    http = _serving(whole.section("http"), scripts)
+    data = agent.text("data")
+    acl = _acl(whole.section("acl"), data or DATA)
+    http = replace(_serving(whole.section("http"), scripts, acl), tls=_tls(whole.section("tls")))
     return Settings(
         node=node,
         datacenter=datacenter,
         address=str(address) if address is not None else "",
-        data=agent.text("data"),
+        data=data,
         meta=meta,
         http=replace(http, domains=dns.domains) if dns is not None else http,
         dns=dns,
@@ -134,12 +140,56 @@ def _settings(whole: Section) -> Settings:
     )
 
 
-def _serving(section: Section, scripts: bool) -> Serving:
+def _serving(section: Section, scripts: bool, acl: AclSettings) -> Serving:
     listen = tuple(
         f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         for address, port in _places(section, "listen", ("127.0.0.1:8500",), 8500)
     )
-    return Serving(listen=listen, hosts=section.texts("hosts"), scripts=scripts)
+    # With tokens a request without one is the anonymous token's, also root's, unless this says otherwise.
+    usual = () if acl.enabled else Serving().writers
+    return Serving(
+        listen=listen,
+        hosts=section.texts("hosts"),
+        scripts=scripts,
+        readers=_users(section, "readers"),
+        writers=_users(section, "writers") if "writers" in section else usual,
+        acl=acl,
+    )
+
+
+def _users(section: Section, key: str) -> tuple[str, ...]:
+    """Users, and groups as ``@group``."""
+    names = section.texts(key)
+    for name in names:
+        if not _USER.fullmatch(name):
+            section.problem(key, f'holds {name!r}; write "user", "@group", a numeric id, or "*" for everybody')
+    return names
+
+
+def _acl(section: Section, data: str) -> AclSettings:
+    tokens = section.section("tokens")
+    given = section.raw("tokens")
+    for key in given.keys() - {"initial_management", "default"} if isinstance(given, dict) else ():
+        tokens.problem(
+            key, "is not used: weft's agent writes to its store itself; valid keys: default, initial_management"
+        )
+    return AclSettings(
+        enabled=section.flag("enabled"),
+        allow=section.text("default_policy", "deny", choices=("allow", "deny")) == "allow",
+        initial_management=tokens.text("initial_management"),
+        default=tokens.text("default"),
+        data=data,
+    )
+
+
+def _tls(section: Section) -> TlsSettings | None:
+    ca, certificate, key = (section.text(name) for name in ("ca_file", "cert_file", "key_file"))
+    verify = section.flag("verify_incoming")
+    if bool(certificate) != bool(key):
+        section.problem("cert_file", "and tls.key_file must be set together")
+    if verify and not (ca and certificate):
+        section.problem("verify_incoming", "needs tls.ca_file, tls.cert_file and tls.key_file")
+    return TlsSettings(certificate, key, ca, verify) if certificate and key else None
 
 
 def _naming(section: Section, datacenter: str) -> Naming | None:

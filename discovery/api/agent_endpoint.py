@@ -10,6 +10,7 @@ from discovery.api.blocking_query import BlockingQueries, encode_json
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
 from discovery.api.router import HttpResponse, endpoint
+from discovery.api.visibility import visible_names
 from discovery.catalog import Catalog
 from discovery.consul import API_LEVEL
 from discovery.layout import store_key
@@ -47,6 +48,7 @@ class AgentEndpoint:
     @endpoint("GET", "/v1/agent/self", "This agent's configuration and member", response=schemas.SELF)
     async def self_(self, request: HttpRequest) -> HttpResponse:
         node = self._registry.node
+        request.acl.require("agent", node.name)
         config = {
             "Datacenter": node.datacenter,
             "PrimaryDatacenter": node.datacenter,
@@ -81,7 +83,8 @@ class AgentEndpoint:
         nodes = {node.name: node for node in self._catalog.nodes() if self._runs_agent(node)} | {own.name: own}
         wan = request.boolean("wan")
         found = [
-            serialize.member(nodes[name], self._catalog.node_checks(name), API_LEVEL, wan=wan) for name in sorted(nodes)
+            serialize.member(nodes[name], self._catalog.node_checks(name), API_LEVEL, wan=wan)
+            for name in sorted(visible_names(request, "node", nodes))
         ]
         return HttpResponse(encode_json(found, request))
 
@@ -90,6 +93,7 @@ class AgentEndpoint:
 
     @endpoint("GET", "/v1/agent/metrics", "This agent's metrics", parameters=("format",), response=schemas.METRICS)
     async def metrics(self, request: HttpRequest) -> HttpResponse:
+        request.acl.require("agent", self._registry.node.name)
         if request.get("format") == "prometheus":
             return HttpResponse(self._metrics.text().encode(), type="text/plain; version=0.0.4; charset=utf-8")
         gauges: list[serialize.Json] = []
@@ -120,12 +124,14 @@ class AgentEndpoint:
 
     @endpoint("PUT", "/v1/agent/reload", "Reload the configuration", writes=True)
     async def reload(self, request: HttpRequest) -> HttpResponse:
+        request.acl.require_write("agent", self._registry.node.name)
         if self._reload is not None:
             await self._reload()
         return HttpResponse()
 
     @endpoint("PUT", "/v1/agent/leave", "Stop this agent and deregister its services", writes=True)
     async def leave(self, request: HttpRequest) -> HttpResponse:
+        request.acl.require_write("agent", self._registry.node.name)
         await (self._leave or self._registry.leave)()
         return HttpResponse()
 
@@ -142,6 +148,7 @@ class AgentEndpoint:
     )
     async def force_leave(self, request: HttpRequest) -> HttpResponse:
         name = request.name
+        request.acl.require_write("operator")
         if name == self._registry.node.name:
             raise HttpError(400, f"{name} is the local node; use agent/leave")
         node = self._catalog.node(name)

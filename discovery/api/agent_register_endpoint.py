@@ -43,6 +43,11 @@ class AgentRegisterEndpoint:
         instance = registration.instance
         if CONSUL_SERVICE in (instance.id, instance.name):
             raise HttpError(400, f'Invalid service name: "{CONSUL_SERVICE}" is reserved for the agent')
+        request.acl.require_write("service", instance.name)
+        # What it replaces may be another service's.
+        self._require_service_write(request, instance.id)
+        for definition in registration.checks:
+            self._require_known_check_write(request, definition.id)
         asked = request.get("replace-existing-checks") in ("", "true")
         replace_checks = request.has("replace-existing-checks") and asked
         await self._registry.register(instance, registration.checks, replace_checks=replace_checks)
@@ -51,6 +56,7 @@ class AgentRegisterEndpoint:
 
     @endpoint("PUT", "/v1/agent/service/deregister/:id", "Deregister a service", writes=True)
     async def deregister(self, request: HttpRequest) -> HttpResponse:
+        self._require_service_write(request, request.name)
         try:
             await self._registry.deregister(request.name)
         except NotRegistered:
@@ -68,6 +74,7 @@ class AgentRegisterEndpoint:
     async def maintain_service(self, request: HttpRequest) -> HttpResponse:
         if not request.name:
             raise HttpError(400, "Missing service ID")
+        self._require_service_write(request, request.name)
         return await self._maintain(request, request.name)
 
     @endpoint(
@@ -78,6 +85,7 @@ class AgentRegisterEndpoint:
         writes=True,
     )
     async def maintain_node(self, request: HttpRequest) -> HttpResponse:
+        request.acl.require_write("node", self._registry.node.name)
         return await self._maintain(request, "")
 
     async def _maintain(self, request: HttpRequest, instance_id: str) -> HttpResponse:
@@ -90,6 +98,28 @@ class AgentRegisterEndpoint:
             raise _unknown_service(instance_id) from None
         await self._blocking.wait_for_catalog()
         return HttpResponse()
+
+    # Permissions
+
+    def _require_service_write(self, request: HttpRequest, instance_id: str) -> None:
+        """Raise PermissionDenied unless the caller may write the service of this instance, if there is
+        one.
+        """
+        known = self._registry.instances().get(instance_id)
+        if known is not None:
+            request.acl.require_write("service", known.name)
+
+    def _require_check_write(self, request: HttpRequest, service_id: str) -> None:
+        """The same for a check of a service, or of the node."""
+        if service_id:
+            self._require_service_write(request, service_id)
+        else:
+            request.acl.require_write("node", self._registry.node.name)
+
+    def _require_known_check_write(self, request: HttpRequest, check_id: str) -> None:
+        known = self._registry.checks().get(check_id)
+        if known is not None:
+            self._require_check_write(request, known.service_id)
 
     # Checks
 
@@ -105,6 +135,8 @@ class AgentRegisterEndpoint:
         definition = replace(definition, id=definition.id or definition.name)
         if definition.id == SERF_HEALTH:
             raise HttpError(400, f'Invalid check: "{SERF_HEALTH}" is reserved for the agent')
+        self._require_check_write(request, definition.service_id)
+        self._require_known_check_write(request, definition.id)
         try:
             await self._registry.register_check(definition)
         except NotRegistered:
@@ -116,6 +148,7 @@ class AgentRegisterEndpoint:
     async def deregister_check(self, request: HttpRequest) -> HttpResponse:
         if request.name == SERF_HEALTH:
             raise _unknown_check(request.name)
+        self._require_known_check_write(request, request.name)
         try:
             await self._registry.deregister_check(request.name)
         except NotRegistered:
@@ -128,21 +161,21 @@ class AgentRegisterEndpoint:
         deprecated_methods=("GET",),
     )  # fmt: skip
     async def pass_check(self, request: HttpRequest) -> HttpResponse:
-        return await self._update(request.name, Status.PASSING, request.get("note"))
+        return await self._update(request, Status.PASSING, request.get("note"))
 
     @endpoint(
         "PUT", "/v1/agent/check/warn/:id", "Report a TTL check as warning", parameters=("note",), writes=True,
         deprecated_methods=("GET",),
     )  # fmt: skip
     async def warn_check(self, request: HttpRequest) -> HttpResponse:
-        return await self._update(request.name, Status.WARNING, request.get("note"))
+        return await self._update(request, Status.WARNING, request.get("note"))
 
     @endpoint(
         "PUT", "/v1/agent/check/fail/:id", "Report a TTL check as critical", parameters=("note",), writes=True,
         deprecated_methods=("GET",),
     )  # fmt: skip
     async def fail_check(self, request: HttpRequest) -> HttpResponse:
-        return await self._update(request.name, Status.CRITICAL, request.get("note"))
+        return await self._update(request, Status.CRITICAL, request.get("note"))
 
     @endpoint(
         "PUT",
@@ -159,9 +192,11 @@ class AgentRegisterEndpoint:
             raise HttpError(400, f"Request decode failed: {error}") from None
         if status not in tuple(Status):
             raise HttpError(400, f"Invalid check status: '{status[:40]}'")
-        return await self._update(request.name, Status(status), output)
+        return await self._update(request, Status(status), output)
 
-    async def _update(self, check_id: str, status: Status, output: str) -> HttpResponse:
+    async def _update(self, request: HttpRequest, status: Status, output: str) -> HttpResponse:
+        check_id = request.name
+        self._require_known_check_write(request, check_id)
         definition = self._registry.definition(check_id)
         if definition is None:
             raise _unknown_check(check_id)

@@ -15,6 +15,7 @@ from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
 from discovery.api.query_options import apply_filter
 from discovery.api.router import TEXT, HttpResponse, endpoint
+from discovery.api.visibility import visible_checks, visible_instances
 from discovery.catalog import Catalog
 from discovery.registry import Registry
 from discovery.structs import Check, Instance, worst_status
@@ -47,7 +48,7 @@ class AgentServicesEndpoint:
     )
     async def services(self, request: HttpRequest) -> HttpResponse:
         datacenter = self._registry.node.datacenter
-        instances = self._registry.instances()
+        instances = {one.id: one for one in visible_instances(request, self._registry.instances().values())}
         found = {name: serialize.agent_service(instances[name], datacenter) for name in sorted(instances)}
         return HttpResponse(encode_json(apply_filter(found, request, schemas.AGENT_SERVICE), request))
 
@@ -69,6 +70,7 @@ class AgentServicesEndpoint:
             instance = self._registry.instances().get(request.name)
             if instance is None:
                 raise HttpError(404, f"unknown service ID: {request.name}")
+            request.acl.require("service", instance.name)
             found = serialize.agent_service(instance, node.datacenter)
             digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
             if request.get("hash") != digest or clock() >= end:
@@ -84,7 +86,7 @@ class AgentServicesEndpoint:
         response=schemas.map_of(schemas.CHECK),
     )
     async def checks(self, request: HttpRequest) -> HttpResponse:
-        checks = self._registry.checks()
+        checks = {one.id: one for one in visible_checks(request, self._registry.checks().values())}
         found = {name: serialize.check(checks[name]) for name in sorted(checks)}
         return HttpResponse(encode_json(apply_filter(found, request, schemas.CHECK), request))
 
@@ -97,6 +99,7 @@ class AgentServicesEndpoint:
         statuses=(429, 503),
     )
     async def health_by_name(self, request: HttpRequest) -> HttpResponse:
+        request.acl.require("service", request.name)
         instances = [one for _, one in sorted(self._registry.instances().items()) if one.name == request.name]
         found = [self._health(one) for one in instances]
         if not found:
@@ -117,6 +120,7 @@ class AgentServicesEndpoint:
         instance = self._registry.instances().get(request.name)
         if instance is None:
             raise HttpError(404, f"ServiceId {request.name} not found")
+        request.acl.require("service", instance.name)
         found = self._health(instance)
         return _health_response(found, found["AggregatedStatus"], request)
 

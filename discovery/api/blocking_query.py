@@ -33,12 +33,15 @@ JITTER = 16
 
 @dataclass(slots=True)
 class CachedResponse:
-    """The last response to a query: body, index, and the revision that it was computed from."""
+    """The last response to a query: body, index, and the revision that it was computed from.
+
+    ``filtered``: something is missing that the caller may not see.
+    """
 
     body: bytes
-    status: int
     index: int
     revision: int
+    filtered: bool = False
 
 
 class BlockingQueries:
@@ -82,30 +85,35 @@ class BlockingQueries:
         self, key: Hashable, topics: tuple[Topic, ...], request: HttpRequest, build: Callable[[], object]
     ) -> CachedResponse:
         revision = self._catalog.changed(*topics)
-        cached = self._cache.get(key)
+        place = (request.acl.key, key)
+        cached = self._cache.get(place)
         if cached is not None and cached.revision == revision:
-            self._cache.move_to_end(key)
+            self._cache.move_to_end(place)
+            request.filtered = cached.filtered
             return cached
+        request.filtered = False
         built = build()
         body = built if isinstance(built, bytes) else encode_json(built, request)
-        return self.cache_response(key, body, 200, revision)
+        return self.cache_response(request, key, body, revision)
 
-    def cache_response(self, key: Hashable, body: bytes, status: int, revision: int, index: int = 0) -> CachedResponse:
-        """Cache a response computed from a revision; unchanged it keeps its index.
+    def cache_response(
+        self, request: HttpRequest, key: Hashable, body: bytes, revision: int, index: int = 0
+    ) -> CachedResponse:
+        """Cache a response computed from a revision, for callers that see the same; unchanged it keeps
+        its index.
 
         Otherwise its index is ``index``, or the revision if that is 0.
         """
+        key = (request.acl.key, key)
         cached = self._cache.get(key)
         if cached is not None and cached.revision > revision:
+            request.filtered = cached.filtered
             return cached  # a concurrent, later read has been cached
         if cached is not None:
             del self._cache[key]
             self._cached_bytes -= len(cached.body)
-        if cached is not None and cached.body == body and cached.status == status:
-            index = cached.index
-        else:
-            index = max(index or revision, 1)
-        found = CachedResponse(body, status, index, revision)
+        index = cached.index if cached is not None and cached.body == body else max(index or revision, 1)
+        found = CachedResponse(body, index, revision, request.filtered)
         self._cache[key] = found
         self._cached_bytes += len(body)
         while len(self._cache) > CACHE_ENTRIES or (self._cached_bytes > CACHE_BYTES and len(self._cache) > 1):
@@ -116,7 +124,7 @@ class BlockingQueries:
     def answer(self, found: CachedResponse, request: HttpRequest) -> HttpResponse:
         """A response with the headers of every read."""
         headers = consul_headers(found.index, request)
-        return HttpResponse(found.body, found.status, headers=headers)
+        return HttpResponse(found.body, headers=headers)
 
     async def wait_for_catalog(self) -> None:
         """Wait until the catalog has applied what is in the store now. Raises StoreError."""

@@ -54,11 +54,30 @@ class CatalogEndpoint:
                 raise HttpError(400, "Must provide address if SkipNodeUpdate is not set")
             instance = _instance(fields, node.name)
             checks = self._checks(fields, node.name, instance)
+            self._require_write(request, node, update, instance, checks)
         except BadField as error:
             raise HttpError(400, str(error)) from None
         await self._write(node, update, instance, checks)
         await self._blocking.wait_for_catalog()
         return HttpResponse(b"true")
+
+    def _require_write(
+        self, request: HttpRequest, node: Node, update: bool, instance: Instance | None, checks: list[Check]
+    ) -> None:
+        """Raise PermissionDenied unless the caller may write what this registers or replaces."""
+        acl = request.acl
+        known = self._catalog.node(node.name)
+        if update and (known is None or encode(known) != encode(node)):
+            acl.require_write("node", node.name)
+        if instance is not None:
+            acl.require_write("service", instance.name)
+            replaced = self._catalog.instance(node.name, instance.id)
+            if replaced is not None:
+                acl.require_write("service", replaced.name)
+        known_checks = {one.id: one for one in self._catalog.node_checks(node.name)}
+        for check in checks:
+            for one in (check, known_checks.get(check.id, check)):
+                acl.require_write(*(("service", one.service_name) if one.service_name else ("node", node.name)))
 
     def _spelled(self, node: Node) -> Node:
         """The node under the name that it is registered with: names of nodes are case-insensitive."""
@@ -132,6 +151,7 @@ class CatalogEndpoint:
             raise HttpError(400, str(error)) from None
         if not name:
             raise HttpError(400, "Must provide node")
+        self._require_deregister(request, name, service_id, check_id)
         own = name == self._registry.node.name
         if own:
             await self._deregister_own(service_id, check_id)
@@ -143,6 +163,18 @@ class CatalogEndpoint:
             await deregister_node(self._store, self._catalog, name)
         await self._blocking.wait_for_catalog()
         return HttpResponse(b"true")
+
+    def _require_deregister(self, request: HttpRequest, node: str, service_id: str, check_id: str) -> None:
+        """Raise PermissionDenied unless the caller may write the node, or the service that goes."""
+        acl = request.acl
+        service = ""
+        if service_id:
+            instance = self._catalog.instance(node, service_id)
+            service = instance.name if instance is not None else ""
+        elif check_id:
+            service = next((one.service_name for one in self._catalog.node_checks(node) if one.id == check_id), "")
+        if not (service and acl.writes("service", service)):
+            acl.require_write("node", node)
 
     async def _deregister_own(self, service_id: str, check_id: str) -> None:
         """Deregister from the local registry; what is only in the catalog is deleted there."""

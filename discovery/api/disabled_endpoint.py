@@ -1,4 +1,4 @@
-"""The endpoints of what weft does not have: ACLs, Connect, config entries, peerings …
+"""The endpoints of what weft does not have: auth methods, Connect, config entries, peerings …
 
 They answer as Consul's do where these are turned off, which clients understand: ``ACL support
 disabled``, empty lists, a refusal that says why.
@@ -19,6 +19,7 @@ from discovery.api.router import Handler, HttpResponse, Route
 _READ = ("GET",)
 _WRITE = ("PUT", "DELETE")
 _NO_ACL = (401, "ACL support disabled")
+_NO_LOGIN = (400, "auth methods are not supported: create a token with PUT /v1/acl/token")
 _NO_CONNECT = (500, "Connect must be enabled in order to use this endpoint")
 _NO_CONFIG = (400, "config entries are not supported: weft has no service mesh that would use them")
 _NO_INTENTIONS = (400, "intentions are not supported: weft has no Connect; limit access with its isolation of networks")
@@ -42,23 +43,12 @@ class _Disabled:
 
 
 _REFUSED = (
+    _Disabled(("acl/login", "acl/logout"), ("PUT", "POST"), _NO_LOGIN),
     _Disabled(
-        (
-            *("acl/bootstrap", "acl/login", "acl/logout", "acl/policy", "acl/role", "acl/token"),
-            *("acl/auth-method", "acl/binding-rule", "agent/token/:type"),
-            *("acl/policy/:id", "acl/role/:id", "acl/token/:id", "acl/auth-method/:name", "acl/binding-rule/:id"),
-        ),
-        _WRITE,
-        _NO_ACL,
+        ("acl/auth-method", "acl/binding-rule", "acl/auth-method/:name", "acl/binding-rule/:id"), _WRITE, _NO_LOGIN
     ),
     _Disabled(
-        (
-            *("acl/policies", "acl/roles", "acl/tokens", "acl/auth-methods", "acl/binding-rules", "acl/replication"),
-            *("acl/policy/:id", "acl/role/:id", "acl/token/:id", "acl/auth-method/:name", "acl/binding-rule/:id"),
-            *("acl/templated-policies", "acl/templated-policy/name/:name"),
-        ),
-        _READ,
-        _NO_ACL,
+        ("acl/auth-methods", "acl/binding-rules", "acl/auth-method/:name", "acl/binding-rule/:id"), _READ, _NO_LOGIN
     ),
     _Disabled(
         (
@@ -107,12 +97,13 @@ _EMPTY_LISTS = (
 )
 
 
-def routes() -> Iterator[Route]:
-    """All of these."""
+def routes(*, acls: bool = False) -> Iterator[Route]:
+    """All of these; ``acls`` whether there are tokens."""
     for one in (*_REFUSED, *_NOT_FOUND):
+        why = _NO_ACL if one.why is _NO_LOGIN and not acls else one.why
         for path in one.paths:
             for method in one.methods:
-                yield Route(method, f"/v1/{path}", "Not supported", _refusal(*one.why), writes=method != "GET")
+                yield Route(method, f"/v1/{path}", "Not supported", _refusal(*why), writes=method != "GET")
     for path in _EMPTY_LISTS:
         yield Route("GET", f"/v1/{path}", "Nothing: not supported", _empty_list, response=_NOTHING, blocking=True)
     yield Route(

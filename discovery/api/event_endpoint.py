@@ -38,6 +38,7 @@ class EventEndpoint:
     async def fire(self, request: HttpRequest) -> HttpResponse:
         if not request.name:
             raise HttpError(400, "Missing name")
+        request.acl.require_write("event", request.name)
         payload = await request.read()
         if len(payload) > events.MAX_PAYLOAD:
             most = events.MAX_PAYLOAD
@@ -69,8 +70,9 @@ class EventEndpoint:
             while True:
                 changed.clear()
                 read = await self._changes.read(events.EVENTS)
-                body = encode_json(events.listed(read.entries, request.get("name")), request)
-                known = self._blocking.cache_response(key, body, 200, read.revision)
+                listed = events.listed(read.entries, request.get("name"))
+                listed = request.readable("event", listed, lambda one: str(one["Name"]))
+                known = self._blocking.cache_response(request, key, encode_json(listed, request), read.revision)
                 if index == 0 or known.index != index or clock() >= end:
                     return HttpResponse(known.body, headers=consul_headers(known.index, request))
                 await self._blocking.block(wait_event(changed, end - clock()))

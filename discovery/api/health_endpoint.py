@@ -23,8 +23,9 @@ from discovery.api.query_options import (
     sort_near,
 )
 from discovery.api.router import HttpResponse, endpoint
+from discovery.api.visibility import visible_checks, visible_health, visible_instances, visible_names, visible_nodes
 from discovery.catalog import CHECKS, NODES, SERVICES, Catalog, Topic
-from discovery.structs import CONSUL_SERVICE, Check, Node, Status
+from discovery.structs import CONSUL_SERVICE, Check, Instance, Node, Status
 
 CACHE_KEY_PARAMETERS = ("passing", "tag", "near", "node-meta", "filter", "peer", "pretty")
 """The parameters that a response depends on."""
@@ -65,12 +66,11 @@ class HealthEndpoint:
     )
     async def services(self, request: HttpRequest) -> HttpResponse:
         def build() -> object:
-            found = {name: list(tags) for name, tags in self._catalog.services().items()}
             if request.has("node-meta") or request.get("filter"):
                 found = self._filtered_services(request)
-            elif CONSUL_SERVICE not in found:
-                found = {CONSUL_SERVICE: [], **found}
-            return found
+            else:
+                found = {CONSUL_SERVICE: [], **{name: list(tags) for name, tags in self._catalog.services().items()}}
+            return visible_names(request, "service", found)
 
         topics_ = (SERVICES, NODES) if request.has("node-meta") or request.get("filter") else (SERVICES,)
         return await self._serve("services", request, topics_, build)
@@ -81,7 +81,7 @@ class HealthEndpoint:
         test = parse_filter(request, schemas.CATALOG_SERVICE)
         found: dict[str, set[str]] = {}
         for name in sorted(self._catalog.names()):
-            for one in self._catalog.health(name):
+            for one in visible_health(request, self._catalog.health(name)):
                 if one.node.name in nodes and test(serialize.catalog_service(one)):
                     found.setdefault(name, set()).update(one.instance.tags)
         return {name: sorted(tags) for name, tags in found.items()}
@@ -99,7 +99,7 @@ class HealthEndpoint:
 
         def build() -> object:
             instances = self._catalog.health_of_any_case(name)
-            found = select_instances(instances, request, self._node.name, passing=False)
+            found = select_instances(visible_health(request, instances), request, self._node.name, passing=False)
             if _use_fragments(request):
                 return self._catalog_lists.write(name.lower(), found, len(instances))
             return apply_filter([serialize.catalog_service(one) for one in found], request, schemas.CATALOG_SERVICE)
@@ -120,7 +120,7 @@ class HealthEndpoint:
 
         def build() -> object:
             instances = self._catalog.health_of_any_case(name)
-            found = select_instances(instances, request, self._node.name, passing=passing)
+            found = select_instances(visible_health(request, instances), request, self._node.name, passing=passing)
             if _use_fragments(request):
                 return self._health_lists.write(name.lower(), found, len(instances))
             return apply_filter([serialize.health(one) for one in found], request, schemas.HEALTH)
@@ -140,7 +140,7 @@ class HealthEndpoint:
     async def nodes(self, request: HttpRequest) -> HttpResponse:
         def build() -> object:
             wanted = requested_meta(request)
-            found = [node for node in self._catalog.nodes() if matches_meta(node.meta, wanted)]
+            found = [node for node in visible_nodes(request, self._catalog.nodes()) if matches_meta(node.meta, wanted)]
             found = sort_near(found, request, self._node.name, lambda node: node.name)
             return apply_filter([serialize.node(node) for node in found], request, schemas.NODE)
 
@@ -158,10 +158,11 @@ class HealthEndpoint:
         name = _required(request, "Missing node name")
 
         def build() -> object:
-            node = self._catalog.node(name)
-            if node is None:
+            found = self._visible_node(request, name)
+            if found is None:
                 return None
-            services = {one.id: serialize.service(one) for one in self._catalog.node_instances(node.name)}
+            node, instances = found
+            services = {one.id: serialize.service(one) for one in instances}
             return {"Node": serialize.node(node), "Services": apply_filter(services, request, schemas.SERVICE)}
 
         return await self._serve("node", request, self._topics_of(name), build)
@@ -178,13 +179,20 @@ class HealthEndpoint:
         name = _required(request, "Missing node name")
 
         def build() -> object:
-            node = self._catalog.node(name)
-            if node is None:
+            found = self._visible_node(request, name)
+            if found is None:
                 return None
-            services = [serialize.service(one) for one in self._catalog.node_instances(node.name)]
+            node, instances = found
+            services = [serialize.service(one) for one in instances]
             return {"Node": serialize.node(node), "Services": apply_filter(services, request, schemas.SERVICE)}
 
         return await self._serve("node services", request, self._topics_of(name), build)
+
+    def _visible_node(self, request: HttpRequest, name: str) -> tuple[Node, list[Instance]] | None:
+        node = self._catalog.node(name)
+        if node is None or not visible_nodes(request, [node]):
+            return None
+        return node, visible_instances(request, self._catalog.node_instances(node.name))
 
     def _topics_of(self, name: str) -> tuple[Topic, ...]:
         """The topics of a node, whose name is case-insensitive and may not exist yet."""
@@ -207,9 +215,8 @@ class HealthEndpoint:
         real = node.name if node is not None else name
 
         def build() -> object:
-            return apply_filter(
-                [serialize.check(one) for one in self._catalog.node_checks(real)], request, schemas.CHECK
-            )
+            checks = visible_checks(request, self._catalog.node_checks(real))
+            return apply_filter([serialize.check(one) for one in checks], request, schemas.CHECK)
 
         return await self._serve("node checks", request, (topics.node_checks(real),), build)
 
@@ -233,6 +240,7 @@ class HealthEndpoint:
                 for check in one.checks
                 if check.service_id
             ]
+            found = visible_checks(request, found)
             return apply_filter([serialize.check(check) for check in found], request, schemas.CHECK)
 
         return await self._serve("service checks", request, (topics.health(name.lower()),), build)
@@ -255,7 +263,7 @@ class HealthEndpoint:
             if request.has("node-meta"):
                 nodes = nodes_matching_meta(self._catalog.nodes(), request)
                 found = [one for one in found if one.node in nodes]
-            found = sort_near(found, request, self._node.name, lambda one: one.node)
+            found = sort_near(visible_checks(request, found), request, self._node.name, lambda one: one.node)
             return apply_filter([serialize.check(one) for one in found], request, schemas.CHECK)
 
         topics_ = (CHECKS, NODES) if request.has("node-meta") else (CHECKS,)
@@ -276,7 +284,7 @@ class HealthEndpoint:
     async def virtual_addresses(self, request: HttpRequest) -> HttpResponse:
         names = sorted({one.service for one in self._catalog.all_virtual_addresses().values()})
         found = {name: [one.address for one in self._catalog.virtual_addresses(name)] for name in names}
-        return HttpResponse(encode_json(found, request))
+        return HttpResponse(encode_json(visible_names(request, "service", found), request))
 
     @endpoint("GET", "/v1/status/leader", "The address of the leader", response=schemas.STRING)
     async def leader(self, request: HttpRequest) -> HttpResponse:

@@ -14,6 +14,7 @@ from typing import Required, TypedDict, Unpack
 
 from aiohttp import web
 
+from discovery.api.callers import Caller
 from discovery.api.settings import HttpSettings
 from discovery.metrics import Metrics
 
@@ -47,14 +48,15 @@ class _ConnectionOptions(TypedDict, total=False):
 
 
 class HttpConnection(web.RequestHandler):
-    """A connection. ``idle_since`` is None during a request, ``request_started`` the arrival of its
-    first byte.
+    """A connection. ``caller`` is who opened it; ``idle_since`` is None during a request,
+    ``request_started`` the arrival of its first byte.
     """
 
-    __slots__ = ("client", "idle_since", "request_started")
+    __slots__ = ("caller", "client", "idle_since", "request_started")
 
     def __init__(self, manager: web.Server, **options: Unpack[_ConnectionOptions]) -> None:
         super().__init__(manager, **options)
+        self.caller = Caller(unknown=True)
         self.client = ""
         self.idle_since: float | None = None
         self.request_started: float | None = None
@@ -68,7 +70,9 @@ class HttpConnection(web.RequestHandler):
 class HttpConnections(web.Server):
     """The HTTP server, with its limits on connections."""
 
-    def __init__(self, handler: Handler, settings: HttpSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, handler: Handler, settings: HttpSettings, metrics: Metrics, identify: Callable[[socket.socket], Caller]
+    ) -> None:
         super().__init__(
             handler,
             handler_cancellation=True,
@@ -82,6 +86,7 @@ class HttpConnections(web.Server):
             auto_decompress=False,
         )
         self._settings = settings
+        self._identify = identify
         self._per_client: Counter[str] = Counter()
         self._open: dict[HttpConnection, None] = {}
         self._refused = metrics.counter("weft_http_refused_total", "Connections closed by a limit.", "reason")
@@ -102,6 +107,8 @@ class HttpConnections(web.Server):
         self._open[handler] = None
         self._per_client[handler.client] += 1
         raw = transport.get_extra_info("socket")
+        if raw is not None:
+            handler.caller = self._identify(raw)
         if raw is not None and raw.family != socket.AF_UNIX:
             # The kernel closes connections whose client does not read.
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self._settings.write_time * 1000))

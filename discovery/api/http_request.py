@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
+from discovery.acl.authorizer import Authorizer
 from discovery.api.http_error import HttpError
 from discovery.consul.durations import parse_duration
 from discovery.consul.json_fields import BadField, decode_json
@@ -17,6 +19,7 @@ DEFAULT_WAIT = 300.0
 MAX_WAIT = 600.0
 _NUMBER = re.compile(r"\d{1,20}", re.ASCII)
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
+Item = TypeVar("Item")
 _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
 
@@ -28,7 +31,35 @@ class HttpRequest:
     name: str
     parameters: Mapping[str, Sequence[str]]
     read: Callable[[], Awaitable[bytes]]
+    authorize: Callable[[], Authorizer]
     headers: Mapping[str, str] = field(default_factory=dict)
+    query: str = ""
+    """The query string as it was sent."""
+    filtered: bool = False
+    """Whether something is missing in the answer that the caller may not see."""
+
+    @property
+    def acl(self) -> Authorizer:
+        """What the caller may do now: a token may be deleted while its blocking query waits. Raises
+        PermissionDenied.
+        """
+        return self.authorize()
+
+    def visible(self, items: Iterable[Item], test: Callable[[Item], bool]) -> list[Item]:
+        """The items that the caller may see."""
+        all_ = list(items)
+        found = [one for one in all_ if test(one)]
+        self.filtered |= len(found) != len(all_)
+        return found
+
+    def readable(self, resource: str, items: Iterable[Item], name_of: Callable[[Item], str]) -> list[Item]:
+        """The items whose names the caller may read. Raises PermissionDenied for a user of this host who
+        may read none.
+        """
+        acl = self.acl
+        acl.require_list(resource)
+        self.filtered = False
+        return list(items) if acl.manages else self.visible(items, lambda one: acl.allows(resource, name_of(one)))
 
     def has(self, name: str) -> bool:
         """Whether a parameter is present: ``?stale``."""

@@ -13,6 +13,7 @@ from discovery.api.blocking_query import BlockingQueries, encode_json
 from discovery.api.health_endpoint import BLOCKING_PARAMETERS
 from discovery.api.http_request import HttpRequest
 from discovery.api.router import HttpResponse, endpoint
+from discovery.api.visibility import visible_checks, visible_health, visible_instances, visible_nodes
 from discovery.catalog import CHECKS, NODES, SERVICES, Catalog
 from discovery.structs import Health, Node, Status
 
@@ -39,7 +40,8 @@ class InternalEndpoint:
         def build() -> object:
             if request.get("peer"):
                 return []
-            return [self._summary(name, self._catalog.health(name)) for name in sorted(self._catalog.names())]
+            found = {name: tuple(visible_health(request, self._catalog.health(name))) for name in self._catalog.names()}
+            return [self._summary(name, found[name]) for name in sorted(found) if found[name]]
 
         key = ("ui services", request.get("peer"), request.has("pretty"))
         return await self._blocking.serve(request, key, (SERVICES, NODES, CHECKS), build)
@@ -76,20 +78,23 @@ class InternalEndpoint:
     )
     async def nodes(self, request: HttpRequest) -> HttpResponse:
         def build() -> object:
-            return [] if request.get("peer") else [self._node_json(one) for one in self._catalog.nodes()]
+            nodes = visible_nodes(request, self._catalog.nodes())
+            return [] if request.get("peer") else [self._node_json(request, one) for one in nodes]
 
         key = ("ui nodes", request.get("peer"), request.has("pretty"))
         return await self._blocking.serve(request, key, (SERVICES, NODES, CHECKS), build)
 
-    def _node_json(self, node: Node) -> serialize.Json:
+    def _node_json(self, request: HttpRequest, node: Node) -> serialize.Json:
+        instances = visible_instances(request, self._catalog.node_instances(node.name))
         return {
             **serialize.node(node),
-            "Services": [serialize.service(one) for one in self._catalog.node_instances(node.name)],
-            "Checks": [serialize.check(one) for one in self._catalog.node_checks(node.name)],
+            "Services": [serialize.service(one) for one in instances],
+            "Checks": [serialize.check(one) for one in visible_checks(request, self._catalog.node_checks(node.name))],
         }
 
     @endpoint("GET", "/v1/operator/usage", "The number of nodes, services and instances", response=schemas.ANY_OBJECT)
     async def usage(self, request: HttpRequest) -> HttpResponse:
+        request.acl.require("operator")
         names = list(self._catalog.names())
         instances = sum(len(self._catalog.instances(name)) for name in names)
         own = len(self._catalog.instances("consul"))
@@ -127,6 +132,7 @@ class InternalEndpoint:
         "GET", "/v1/agent/host", "The host that this agent runs on", parameters=("pretty",), response=schemas.ANY_OBJECT
     )
     async def host(self, request: HttpRequest) -> HttpResponse:
+        request.acl.require("operator")
         return HttpResponse(encode_json(_host(), request))
 
 

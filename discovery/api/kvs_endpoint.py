@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from discovery.acl.rules import Access
 from discovery.api import schemas
 from discovery.api.blocking_query import BlockingQueries, consul_headers, encode_json
 from discovery.api.http_error import HttpError
@@ -21,7 +22,7 @@ from discovery.consul.kv_txn import KVOperation, TxnResult, apply
 from discovery.consul.sessions import SessionManager
 from discovery.key_watch import KeyWatcher
 from discovery.kv import KV_PREFIX, KVPair, decode_pair
-from store import Entry, Range, Store
+from store import Entry, Store
 
 READ_PARAMETERS = ("recurse", "keys", "raw", "separator", "index", "wait", "stale", "consistent", "pretty", "dc")
 _WRITE_VERBS = {"cas": "cas", "acquire": "lock", "release": "unlock"}
@@ -68,7 +69,7 @@ class KvsEndpoint:
         request: HttpRequest,
         asked: tuple[str, ...],
         prefix: bool,
-        build: Callable[[Range], Sequence[object] | None],
+        build: Callable[[Iterable[Entry]], Sequence[object] | None],
         *,
         raw: bool = False,
     ) -> HttpResponse:
@@ -82,14 +83,13 @@ class KvsEndpoint:
             while True:
                 changed.clear()
                 found = await self._changes.read(place, limit=0 if prefix else 1)
-                listed = build(found)
+                listed = build(_visible(request, found.entries, prefix=prefix))
                 at = 0 if prefix or listed is None else found.entries[0].mod_revision
                 body = encode_json(listed, request) if listed is not None else b""
                 # A single key's response changes with its revision, however it is formatted.
                 shown = body if prefix else str(at).encode()
-                known = self._blocking.cache_response(
-                    ("kv", *asked, request.has("pretty")), shown, 200, found.revision, at
-                )
+                key = ("kv", *asked, request.has("pretty"))
+                known = self._blocking.cache_response(request, key, shown, found.revision, at)
                 if index == 0 or known.index > index or clock() >= end:
                     headers = consul_headers(known.index, request)
                     if listed is None:
@@ -112,6 +112,7 @@ class KvsEndpoint:
     async def write(self, request: HttpRequest) -> HttpResponse:
         if not request.name:
             raise HttpError(400, "Missing key name")
+        request.acl.require_write("key", request.name)
         asked = [name for name in _WRITE_VERBS if request.has(name)]
         if len(asked) > 1:
             raise HttpError(400, f"Conflicting flags: {' and '.join(asked)}")
@@ -138,10 +139,13 @@ class KvsEndpoint:
             raise HttpError(400, "Conflicting flags: recurse and cas")
         if request.has("recurse"):
             verb = "delete-tree"
+            if not request.acl.writes_tree(request.name):
+                raise request.acl.denied("key", request.name, Access.WRITE)
         elif not request.name:
             raise HttpError(400, "Missing key name")
         else:
             verb = "delete-cas" if request.has("cas") else "delete"
+            request.acl.require_write("key", request.name)
         operation = KVOperation(verb, request.name, index=request.number("cas"))
         return HttpResponse(b"false" if (await self._apply([operation])).errors else b"true")
 
@@ -168,20 +172,30 @@ def check_size(value: bytes) -> bytes:
     return value
 
 
-def _single_key(read: Range, key: str) -> Sequence[object] | None:
+def _visible(request: HttpRequest, entries: Sequence[Entry], *, prefix: bool) -> Iterable[Entry]:
+    """The keys that the caller may read. Raises PermissionDenied for a single key, and for a user of
+    this host who may read none.
+    """
+    if prefix:
+        return request.readable("key", entries, lambda entry: entry.key.removeprefix(KV_PREFIX))
+    request.acl.require("key", request.name)
+    return entries
+
+
+def _single_key(read: Iterable[Entry], key: str) -> Sequence[object] | None:
     """The key itself, the first one of its prefix."""
-    entries = [entry for entry in read.entries if entry.key == KV_PREFIX + key]
+    entries = [entry for entry in read if entry.key == KV_PREFIX + key]
     return [kv_pair_json(decode_pair(entry)) for entry in entries] or None
 
 
-def _recurse(read: Range) -> Sequence[object] | None:
-    return [kv_pair_json(decode_pair(entry)) for entry in read.entries] or None
+def _recurse(read: Iterable[Entry]) -> Sequence[object] | None:
+    return [kv_pair_json(decode_pair(entry)) for entry in read] or None
 
 
-def _key_names(read: Range, prefix: str, separator: str) -> Sequence[object] | None:
+def _key_names(read: Iterable[Entry], prefix: str, separator: str) -> Sequence[object] | None:
     """The key names, truncated behind the separator and deduplicated."""
     names: dict[str, None] = {}
-    for entry in read.entries:
+    for entry in read:
         names[_truncate_at_separator(entry, prefix, separator)] = None
     return list(names) if names or not prefix else None
 

@@ -58,6 +58,7 @@ class MonitorEndpoint:
         parameters=("loglevel", "logjson"),
     )
     async def monitor(self, request: HttpRequest) -> HttpResponse:
+        request.acl.require("operator")
         name = request.get("loglevel") or "info"
         level = _LEVELS.get(name.lower())
         if level is None:

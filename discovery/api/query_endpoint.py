@@ -5,12 +5,14 @@ from __future__ import annotations
 import uuid
 from dataclasses import replace
 
+from discovery.acl.authorizer import Authorizer
 from discovery.api import schemas, serialize
 from discovery.api.blocking_query import BlockingQueries, consul_headers, encode_json
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
 from discovery.api.router import HttpResponse, endpoint
 from discovery.api.session_endpoint import READ_PARAMETERS
+from discovery.api.visibility import visible_health
 from discovery.catalog import QUERIES, Catalog
 from discovery.consul.durations import format_duration
 from discovery.consul.json_fields import BadField, Fields
@@ -45,6 +47,7 @@ class QueryEndpoint:
         if len(self._catalog.queries()) >= MAX_QUERIES:
             raise HttpError(400, f"there are {MAX_QUERIES} prepared queries; delete some")
         query = await self._parsed(request, str(uuid.uuid4()))
+        _require_write(request, query)
         await self._write(query)
         return HttpResponse(encode_json({"ID": query.id}, request))
 
@@ -58,7 +61,10 @@ class QueryEndpoint:
     )
     async def list_(self, request: HttpRequest) -> HttpResponse:
         def build() -> object:
-            return [_json(one) for _, one in sorted(self._catalog.queries().items())]
+            acl = request.acl
+            acl.require_list("query")
+            found = [one for _, one in sorted(self._catalog.queries().items())]
+            return [_json(one) for one in request.visible(found, lambda one: _is_readable(acl, one))]
 
         return await self._blocking.serve(request, ("queries", request.has("pretty")), (QUERIES,), build)
 
@@ -72,7 +78,9 @@ class QueryEndpoint:
     )
     async def get(self, request: HttpRequest) -> HttpResponse:
         def build() -> object:
-            return [_json(self._required(request, by_id=True))]
+            query = self._required(request, by_id=True)
+            _require_read(request, query)
+            return [_json(query)]
 
         return await self._blocking.serve(request, ("query", request.name, request.has("pretty")), (QUERIES,), build)
 
@@ -86,11 +94,16 @@ class QueryEndpoint:
     )
     async def update(self, request: HttpRequest) -> HttpResponse:
         old = self._required(request, by_id=True)
-        await self._write(await self._parsed(request, old.id))
+        _require_write(request, old)
+        query = await self._parsed(request, old.id)
+        _require_write(request, query)
+        await self._write(query)
         return HttpResponse()
 
     @endpoint("DELETE", "/v1/query/:query", "Delete a prepared query, by id", parameters=("dc",), writes=True)
     async def delete(self, request: HttpRequest) -> HttpResponse:
+        known = self._catalog.queries().get(request.name)
+        _require_write(request, known or PreparedQuery(request.name))
         await self._store.delete(store_key(PreparedQuery(request.name)))
         await self._blocking.wait_for_catalog()
         return HttpResponse()
@@ -106,6 +119,7 @@ class QueryEndpoint:
         query = self._required(request)
         near = request.get("near") or query.near
         found = execute(self._catalog, query, self._node.name if near == "_agent" else near)
+        found = list(visible_health(request, found))
         if limit := request.number("limit"):
             del found[limit:]
         result = {
@@ -124,7 +138,9 @@ class QueryEndpoint:
         response=schemas.struct("QueryExplained", Query=schemas.QUERY),
     )
     async def explain(self, request: HttpRequest) -> HttpResponse:
-        return HttpResponse(encode_json({"Query": _json(self._required(request))}, request))
+        query = self._required(request)
+        _require_read(request, query)
+        return HttpResponse(encode_json({"Query": _json(query)}, request))
 
     def _required(self, request: HttpRequest, *, by_id: bool = False) -> PreparedQuery:
         queries = self._catalog.queries()
@@ -148,6 +164,21 @@ class QueryEndpoint:
         await self._blocking.wait_for_catalog()
 
 
+def _is_readable(acl: Authorizer, query: PreparedQuery) -> bool:
+    """A query without a name is for whoever knows its id, and listed for those who manage all."""
+    return acl.allows("query", query.name) if query.name else acl.manages or acl.local_user
+
+
+def _require_read(request: HttpRequest, query: PreparedQuery) -> None:
+    if query.name or request.acl.local_user:
+        request.acl.require("query", query.name)
+
+
+def _require_write(request: HttpRequest, query: PreparedQuery) -> None:
+    """Raise PermissionDenied; unlike Consul's also without a name, so that not everybody can fill the store."""
+    request.acl.require_write("query", query.name)
+
+
 def _parse(fields: Fields, query_id: str) -> PreparedQuery:
     """A query as clients write it. Raises BadField."""
     empty = Fields({})
@@ -156,6 +187,8 @@ def _parse(fields: Fields, query_id: str) -> PreparedQuery:
         raise BadField("Must provide a Service name to query")
     if fields.text("Session"):
         fields.invalid("Session", fields.text("Session"), "is not supported: delete the query yourself")
+    if fields.text("Token"):
+        raise BadField("Token is not supported: a query is executed with the permissions of whoever executes it")
     failover = service.get("Failover") or {}
     if not isinstance(failover, dict):
         service.invalid("Failover", failover, "is not an object")

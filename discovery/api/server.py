@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import resource
 import socket
-import stat
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
+from discovery.acl.authorizer import Authorizer, PermissionDenied
+from discovery.acl.records import ACLS, BOOTSTRAP, acl_key, encode_acl
+from discovery.acl.rules import Access
+from discovery.acl.tokens import Tokens
+from discovery.api import listeners
+from discovery.api.acl_policy_endpoint import AclPolicyEndpoint
+from discovery.api.acl_token_endpoint import AclTokenEndpoint, management_token
+from discovery.api.acl_writer import AclWriter
 from discovery.api.agent_endpoint import AgentEndpoint, Hook
 from discovery.api.agent_register_endpoint import AgentRegisterEndpoint
 from discovery.api.agent_services_endpoint import AgentServicesEndpoint
 from discovery.api.blocking_query import BlockingQueries, encode_json
+from discovery.api.callers import Caller, Callers, secret_of
 from discovery.api.catalog_endpoint import CatalogEndpoint
 from discovery.api.csrf import own_hosts, rejection_reason
 from discovery.api.disabled_endpoint import routes as disabled_routes
@@ -45,7 +52,7 @@ from discovery.key_watch import KeyWatcher
 from discovery.layout import ROOT, watched_name
 from discovery.metrics import Metrics
 from discovery.registry import Registry
-from store import Invalid, Store, StoreError
+from store import Batch, Compare, Invalid, Put, Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +87,11 @@ class ApiServer:
         self._store = store
         self._blocking = blocking_queries = BlockingQueries(catalog, store, metrics)
         self._sessions = SessionManager(catalog, store, registry.node.name)
-        self._changes = KeyWatcher(store, ROOT, self._sessions.on_batch, name_of=watched_name)
+        self._changes = KeyWatcher(store, ROOT, self._on_batch, name_of=watched_name)
         node = registry.node
+        acl = settings.acl
+        self._tokens = Tokens(allow=acl.allow, default=acl.default, datacenter=node.datacenter)
+        acls = AclWriter(store, self._changes, enabled=acl.enabled)
         endpoints = (
             AgentEndpoint(catalog, registry, store, metrics, blocking_queries, reload=reload, leave=leave),
             AgentServicesEndpoint(catalog, registry, blocking_queries),
@@ -95,33 +105,42 @@ class ApiServer:
             MonitorEndpoint(),
             InternalEndpoint(catalog, node, blocking_queries),
             SessionEndpoint(catalog, self._changes, self._sessions, blocking_queries, settings, node.name),
+            AclTokenEndpoint(self._tokens, acls, acl, node.name),
+            AclPolicyEndpoint(self._tokens, acls),
             self,
         )
-        self.router = Router(
-            (*(route for each in endpoints for route in routes_of(each)), *disabled_routes(), *extra_routes)
-        )
+        own = tuple(route for each in endpoints for route in routes_of(each))
+        self.router = Router((*own, *disabled_routes(acls=acl.enabled), *extra_routes))
         self._hosts = {name.lower().rstrip(".") for name in (*settings.hosts, *own_hosts(node, settings.domains))}
         self._requests = metrics.counter("weft_http_requests_total", "HTTP requests.", "method", "path", "code")
         self._seconds = metrics.histogram("weft_http_request_seconds", "Latency of non-blocking requests.", "method")
         self._server: HttpConnections | None = None
+        self._callers: Callers | None = None
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._pending_writes: set[asyncio.Future[HttpResponse]] = set()
         self.addresses: tuple[str, ...] = ()
         """The listening addresses once started, with the actual port for port 0."""
+        self.problems: tuple[str, ...] = ()
+        """Why it does not listen at some address that is configured."""
 
     async def start(self) -> None:
         """Start listening. Raises StoreError, or OSError that names the address."""
-        self._server = HttpConnections(self._handle, self._settings, self._metrics)
+        self._callers = Callers(self._settings)
+        self._server = HttpConnections(self._handle, self._settings, self._metrics, self._callers.identify)
         self._sweeper = asyncio.create_task(self._server.sweep())
         loop = asyncio.get_running_loop()
         try:
             self._sessions.start()
-            await self._changes.start(self._sessions.load)
-            for address in self._settings.listen:
-                sock = _listen(address)
-                self.addresses += (_format_address(address, sock),)
-                self._listeners.append(await loop.create_server(self._server, sock=sock, backlog=BACKLOG))
+            await self._make_management_token()
+            await self._changes.start(self._load)
+            listen, self.problems = listeners.allowed(self._settings)
+            tls = listeners.tls_context(self._settings.tls)
+            for address in listen:
+                sock = listeners.bind(address)
+                self.addresses += (listeners.format_address(address, sock),)
+                remote = tls if listeners.is_remote(address) else None
+                self._listeners.append(await loop.create_server(self._server, sock=sock, backlog=BACKLOG, ssl=remote))
         except BaseException:
             await self.stop()
             raise
@@ -145,10 +164,32 @@ class ApiServer:
             await asyncio.gather(self._sweeper, return_exceptions=True)
         await self._changes.stop()
         await self._sessions.stop()
+        if self._callers is not None:
+            self._callers.close()
 
     @endpoint("GET", "/v1/openapi.json", "This description", response=ANY_OBJECT)
     async def openapi(self, api_request: HttpRequest) -> HttpResponse:
         return HttpResponse(encode_json(describe(self.router.routes), api_request))
+
+    # Changes of the store
+
+    async def _make_management_token(self) -> None:
+        """Make the token that the configuration names, once; then there is no bootstrap."""
+        if not self._settings.acl.enabled or not (secret := self._settings.acl.initial_management):
+            return
+        token = management_token(secret, "Initial Management Token")
+        made = [Put(acl_key(token), encode_acl(token))]
+        if (await self._store.transact([Compare(acl_key(token), "mod", 0)], made)).succeeded:
+            await self._store.transact([Compare(BOOTSTRAP, "mod", 0)], [Put(BOOTSTRAP, b"")])
+
+    async def _load(self) -> int:
+        found = await self._store.range(ACLS)
+        self._tokens.load(found.entries)
+        return min(found.revision, await self._sessions.load())
+
+    def _on_batch(self, batch: Batch) -> None:
+        self._sessions.on_batch(batch)
+        self._tokens.on_batch(batch)
 
     # One request
 
@@ -160,12 +201,17 @@ class ApiServer:
         started = time.monotonic()
         path, close = "other", False
         try:
-            route, api_request = self._route_request(request)
+            authorize = await self._authorize(request, connection.caller)
+            route, api_request = self._route_request(request, authorize)
             path = route.path
             answer = await self._run(route, api_request)
+            if api_request.filtered:
+                answer = replace(answer, headers={**answer.headers, "X-Consul-Results-Filtered-By-ACLs": "true"})
         except HttpError as problem:
             close = problem.close
             answer = HttpResponse(problem.text.encode("utf-8", "replace"), problem.status, TEXT, problem.headers)
+        except PermissionDenied as error:
+            answer = HttpResponse(str(error).encode("utf-8", "replace"), 403, TEXT)
         except Invalid as error:
             answer = HttpResponse(str(error).encode(), 400, TEXT)
         except StoreError as error:
@@ -209,7 +255,24 @@ class ApiServer:
                 await stream.aclose()
         return response
 
-    def _route_request(self, request: web.BaseRequest) -> tuple[Route, HttpRequest]:
+    async def _authorize(self, request: web.BaseRequest, caller: Caller) -> Callable[[], Authorizer]:
+        """What tells the caller's permissions: its token, if tokens are used and it sent one, else who
+        it is. Raises PermissionDenied.
+        """
+        assert self._callers is not None
+        if not self._settings.acl.enabled:
+            authorizer = await self._callers.authorizer(caller)
+            return lambda: authorizer
+        secret = secret_of(request.headers, request.rel_url.raw_query_string)
+        if not secret and (caller.owner or caller.uid is not None):
+            authorizer = await self._callers.authorizer(caller)
+            if authorizer.manages or authorizer.level:
+                return lambda: authorizer
+        return partial(self._tokens.authorizer, secret)
+
+    def _route_request(
+        self, request: web.BaseRequest, authorize: Callable[[], Authorizer]
+    ) -> tuple[Route, HttpRequest]:
         """The route and the parsed request. Raises HttpError."""
         length = request.content_length or 0
         if length > self._settings.body_bytes:
@@ -220,13 +283,17 @@ class ApiServer:
         route, name = self.router.find(request.method, raw_path)
         if request.protocol.transport is not None:
             why = rejection_reason(request.headers, self._hosts, writes=route.writes)
-            if why and _family(request.protocol.transport) != socket.AF_UNIX:
+            transport = request.protocol.transport
+            # With TLS the browser has compared the page's name with the certificate.
+            if why and _family(transport) != socket.AF_UNIX and transport.get_extra_info("sslcontext") is None:
                 raise HttpError(403, why)
 
         async def read() -> bytes:
             return await self._body(request)
 
-        api_request = HttpRequest(request.method, name, parse_parameters(query), read, request.headers)
+        api_request = HttpRequest(
+            request.method, name, parse_parameters(query), read, authorize, request.headers, query
+        )
         # An agent answers for itself, whatever ?dc says, as in Consul.
         datacenter = self._node.datacenter
         check_place(api_request, datacenter if not route.path.startswith("/v1/agent/") else api_request.get("dc"))
@@ -235,6 +302,8 @@ class ApiServer:
     async def _run(self, route: Route, api_request: HttpRequest) -> HttpResponse:
         if not route.writes:
             return await route.handler(api_request)
+        if api_request.acl.local_user:
+            raise api_request.acl.denied(f"{route.method} {route.path}", api_request.name, Access.WRITE)
         # A write is completed even if the client disconnects.
         writing: asyncio.Future[HttpResponse] = asyncio.ensure_future(route.handler(api_request))
         self._pending_writes.add(writing)
@@ -279,56 +348,6 @@ def _apply_file_limit(settings: HttpSettings) -> HttpSettings:
         files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
     return replace(settings, connections=min(settings.connections, max(files - RESERVED_FILES, 16)))
-
-
-def _listen(address: str) -> socket.socket:
-    """A socket bound to ``HOST:PORT`` or a unix socket path. Raises OSError."""
-    try:
-        if address.startswith("/"):
-            return _listen_unix(Path(address))
-        host, _, port = address.rpartition(":")
-        host = host.strip("[]")
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        with contextlib.ExitStack() as undo:
-            undo.callback(sock.close)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if sock.family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind((host, int(port)))
-            undo.pop_all()
-        return sock
-    except (OSError, ValueError, OverflowError) as error:
-        raise OSError(f"the HTTP API cannot listen on {address}: {error}") from error
-
-
-def _listen_unix(path: Path) -> socket.socket:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(path.lstat().st_mode) and not _blocking(path):
-            path.unlink()  # stale socket of a killed process
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.bind(str(path))
-        os.chmod(path, 0o600)  # no connection is possible before listen(2)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _blocking(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        try:
-            client.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
-def _format_address(address: str, sock: socket.socket) -> str:
-    if sock.family == socket.AF_UNIX:
-        return address
-    return f"{address.rpartition(':')[0]}:{sock.getsockname()[1]}"
 
 
 def _family(transport: asyncio.BaseTransport) -> int | None:

@@ -59,6 +59,7 @@ class SessionEndpoint:
             session = self._session(Fields({} if found is None else found))
         except BadField as error:
             raise HttpError(400, f"Request decode failed: {error}") from None
+        request.acl.require_write("session", session.node)
         session = await self._sessions.create(session)
         return HttpResponse(encode_json({"ID": session.id}, request))
 
@@ -109,8 +110,15 @@ class SessionEndpoint:
         writes=True,
     )
     async def destroy(self, request: HttpRequest) -> HttpResponse:
-        await self._sessions.destroy(_required_id(request))
+        await self._require_write(request, _required_id(request))
+        await self._sessions.destroy(request.name)
         return HttpResponse(b"true")
+
+    async def _require_write(self, request: HttpRequest, session_id: str) -> None:
+        """Raise PermissionDenied unless the caller may write the node's sessions."""
+        entry = await self._sessions.find(session_id)
+        if entry is not None:
+            request.acl.require_write("session", decode_session(entry).node)
 
     @endpoint(
         "PUT",
@@ -121,7 +129,8 @@ class SessionEndpoint:
         writes=True,
     )
     async def renew(self, request: HttpRequest) -> HttpResponse:
-        session = await self._sessions.renew(_required_id(request))
+        await self._require_write(request, _required_id(request))
+        session = await self._sessions.renew(request.name)
         if session is None:
             raise HttpError(404, f"Session id '{request.name}' not found")
         return HttpResponse(encode_json([_session_json(session)], request))
@@ -174,8 +183,10 @@ class SessionEndpoint:
             while True:
                 changed.clear()
                 read = await self._sessions.all(self._changes.read)
-                found = [_session_json(one) for one in map(decode_session, read.entries) if predicate(one)]
-                known = self._blocking.cache_response(key, encode_json(found, request), 200, read.revision)
+                wanted = [one for one in map(decode_session, read.entries) if predicate(one)]
+                listed = request.readable("session", wanted, lambda one: one.node)
+                body = encode_json([_session_json(one) for one in listed], request)
+                known = self._blocking.cache_response(request, key, body, read.revision)
                 if index == 0 or known.index > index or clock() >= end:
                     return HttpResponse(known.body, headers=consul_headers(known.index, request))
                 await self._blocking.block(wait_event(changed, end - clock()))

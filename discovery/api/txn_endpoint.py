@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from dataclasses import replace
 
+from discovery.acl.authorizer import Authorizer, PermissionDenied
+from discovery.acl.rules import Access
 from discovery.api import schemas, serialize
 from discovery.api.blocking_query import BlockingQueries, encode_json
 from discovery.api.catalog_endpoint import parse_external_check, parse_node
@@ -16,7 +19,7 @@ from discovery.api.router import HttpResponse, endpoint
 from discovery.catalog import Catalog
 from discovery.consul.catalog_txn import CatalogOperation
 from discovery.consul.json_fields import BadField, Fields
-from discovery.consul.kv_txn import KVOperation, TxnOperation, apply
+from discovery.consul.kv_txn import KVOperation, apply
 from discovery.consul.registration import parse_instance
 from discovery.consul.sessions import SessionManager
 from discovery.kv import KVPair
@@ -26,6 +29,8 @@ from store import Store
 MAX_OPERATIONS = 64
 """Operations in one transaction, as in Consul."""
 _READS = ("get", "delete", "delete-cas")
+READ_VERBS = ("get", "get-tree", "check-index", "check-session", "check-not-exists", "get-or-empty")
+"""Verbs that only read."""
 _MAX_INDEX = 2**64 - 1
 
 
@@ -67,19 +72,36 @@ class TxnEndpoint:
             operations = [self._parsed(Fields(part, f"[{number}]."), names) for number, part in enumerate(asked)]
         except BadField as error:
             raise HttpError(400, f"Failed to parse body: {error}") from None
+        if denied := self._denied(request.acl, operations):
+            body = encode_json({"Results": None, "Errors": denied}, request)
+            return HttpResponse(body, 409)
         try:
             done = await apply(self._store, operations, self._sessions.find)
         except BadField as error:
             raise HttpError(400, str(error)) from None
         if any(isinstance(one, CatalogOperation) for one in operations):
             await self._blocking.wait_for_catalog()
+        acl = request.acl
+        visible = request.visible(done.results, lambda one: acl.allows(*_permission(one)))
         # Null as in Consul, whose clients take a list for the other outcome.
         errors = [{"OpIndex": failure.operation, "What": failure.reason} for failure in done.errors] or None
-        results = None if errors else [_result(one) for one in done.results]
+        results = None if errors else [_result(one) for one in visible]
         body = encode_json({"Results": results, "Errors": errors}, request)
         return HttpResponse(body, 409 if errors else 200)
 
-    def _parsed(self, fields: Fields, names: dict[str, str]) -> TxnOperation:
+    def _denied(self, acl: Authorizer, operations: Sequence[KVOperation | CatalogOperation]) -> list[serialize.Json]:
+        """The operations that the caller may not do. Raises PermissionDenied for a user of this host."""
+        denied: list[serialize.Json] = []
+        for number, one in enumerate(operations):
+            try:
+                _require(acl, one)
+            except PermissionDenied as error:
+                if acl.local_user:
+                    raise
+                denied.append({"OpIndex": number, "What": str(error)})
+        return denied
+
+    def _parsed(self, fields: Fields, names: dict[str, str]) -> KVOperation | CatalogOperation:
         """An operation. ``names`` are those of the nodes, by their lower case; a new one is added."""
         if (found := fields.object_("KV")) is not None:
             return _kv_operation(found)
@@ -108,6 +130,35 @@ def _spelled(value: Node | Instance | Check, names: dict[str, str]) -> Node | In
     if isinstance(value, Node):
         return replace(value, name=names.setdefault(value.name.lower(), value.name))
     return replace(value, node=names.get(value.node.lower(), value.node))
+
+
+def _require(acl: Authorizer, operation: KVOperation | CatalogOperation) -> None:
+    """Raise PermissionDenied unless the caller may do this. Keys below a prefix are filtered."""
+    access = Access.READ if operation.verb in READ_VERBS else Access.WRITE
+    if isinstance(operation, CatalogOperation):
+        for value in operation.subjects():
+            acl.require(*_permission(value), access)
+    elif operation.verb == "delete-tree":
+        if not acl.writes_tree(operation.key):
+            raise acl.denied("key", operation.key, access)
+    elif operation.verb != "get-tree" or acl.local_user:
+        acl.require("key", operation.key, access)
+
+
+def _permission(value: KVPair | CatalogEntry) -> tuple[str, str]:
+    """The resource and the name that a permission for this is about."""
+    match value:
+        case KVPair():
+            return "key", value.key
+        case Node():
+            return "node", value.name
+        case Instance():
+            return "service", value.name
+        case Check() if value.service_name:
+            return "service", value.service_name
+        case Check():
+            return "node", value.node
+    raise AssertionError(value)
 
 
 def _kv_operation(found: Fields) -> KVOperation:

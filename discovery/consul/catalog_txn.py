@@ -29,6 +29,25 @@ class CatalogOperation:
     catalog: Catalog
     index: int = 0
 
+    def subjects(self) -> Sequence[CatalogEntry]:
+        """What it reads or writes, for the caller's permissions: the value, and what it replaces. A check
+        is its service's.
+        """
+        value, catalog = self.value, self.catalog
+        old: CatalogEntry | None
+        match value:
+            case Node():
+                old = catalog.node(value.name)
+            case Instance():
+                old = catalog.instance(value.node, value.id)
+            case Check():
+                service = catalog.instance(value.node, value.service_id) if value.service_id else None
+                value = replace(value, service_name=service.name) if service is not None else value
+                old = next((one for one in catalog.node_checks(value.node) if one.id == value.id), None)
+        if old is not None and self.verb in ("get", "delete", "delete-cas"):
+            return (old,)
+        return (value, old) if old is not None else (value,)
+
     async def run(self, txn: Txn) -> Sequence[CatalogEntry]:
         """Evaluate it in a transaction. Raises OperationFailed, BadField, StoreError."""
         if self.verb not in VERBS:

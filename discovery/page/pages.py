@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.resources import files
 
+from discovery.acl.rules import Access
 from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
 from discovery.api.router import HttpResponse, Route
@@ -106,6 +107,9 @@ def routes(overview: Overview) -> tuple[Route, ...]:
 
 
 async def _overview(overview: Overview, request: HttpRequest) -> HttpResponse:
+    for resource in ("node", "service"):
+        if not request.acl.allows_all(resource):
+            raise request.acl.denied(resource, "", Access.READ)
     index, seconds = request.blocking_options()
     version, body = await overview.wait(index, seconds)
     headers = {"X-Consul-Index": str(version), "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}

@@ -18,6 +18,7 @@ node = "client-tests"
 data = "{folder}/data"
 [http]
 listen = ["127.0.0.1:8500"]
+writers = ["root", "postgres"]
 [dns]
 enabled = false
 [checks]

@@ -28,11 +28,12 @@ STANDS_ON: dict[str, str] = {
     "discovery.consul": "weft store discovery",
     "discovery.dns": "discovery",
     "discovery.health": "weft weft.kernel store discovery",
-    "discovery.api": "weft store discovery discovery.consul",
+    "discovery.acl": "store discovery discovery.consul",
+    "discovery.api": "weft weft.kernel.netlink store discovery discovery.acl discovery.consul",
     "discovery.balancer": (
         "weft weft.kernel weft.kernel.nft weft.kernel.netlink weft.kernel.linux store discovery discovery.consul"
     ),
-    "discovery.page": "weft discovery discovery.api",
+    "discovery.page": "weft discovery discovery.acl discovery.api",
     "cni_plugin": "",
     "cni_plugin.dataplane": "weft.kernel",
     "cni_plugin.wire": "weft",
