@@ -1,6 +1,8 @@
 """The table ``bridge weft``: what a bridge takes from the ports that containers are behind.
 
-One chain that frames enter, before the bridge has learned anything from them. Link-layer addresses
+One chain that frames enter, before the bridge has learned anything from them: also those to the reserved
+addresses 01:80:c2:00:00:0x, which the kernel hands to the host before this hook unless the port's
+group_fwd_mask has their bit (``ops.links.Port``). Link-layer addresses
 within neighbour discovery are checked where they must stand first (RFC 4861, 4.3 and 4.4); what a
 fragment hides the receiver ignores (RFC 6980). Nearly all that a checked port sends is its own by
 one look-up, after which TCP is accepted.
@@ -19,6 +21,9 @@ TRUNK_PORTS = "trunk_ports"
 
 _ROUTER = "icmpv6 type { nd-router-advert, nd-redirect } iifname @no_router_ports drop"
 _NO_ROUTER = "CVE-2020-10749: no router is behind this bridge port"
+_RESERVED = "meta pkttype multicast ether daddr 01:80:c2:00:00:00-01:80:c2:00:00:0f"
+_LINK_ONLY = "addresses of one link (STP, LLDP, LACP ...), which no bridge forwards; containers are no switches"
+_HIDDEN = "not an EtherType of its own after one VLAN tag"
 _OTHER_MAC = "not its own MAC address in the link-layer address option"
 _SETS = (
     Set(
@@ -177,11 +182,25 @@ _CHAINS = (
         formerly=("contents",),
     ),
     Chain(
+        "check_encapsulation",
+        "headers that would hide the contents from the rules: stacked VLAN tags, SNAP",
+        (
+            Rule("meta protocol { 8021q, 8021ad } drop", "a tag within a tag (VU#855201): receivers remove both"),
+            Rule("meta protocol 0x0004 @nh,0,48 0xaaaa03000000 drop", "an EtherType in a SNAP header (RFC 1042)"),
+        ),
+    ),
+    Chain(
         "filter_prerouting",
         "frames from containers, before the bridge learns their source addresses",
         (
+            Rule(f"{_RESERVED} iifname @no_router_ports drop", _LINK_ONLY),
+            Rule(f"{_RESERVED} iifname @mac_checked_ports drop", _LINK_ONLY),
             Rule("ether type ip iifname . ether saddr . ip saddr @port_mac_ip4 goto check_ipv4", "its own address"),
             Rule("ether type ip6 iifname . ether saddr . ip6 saddr @port_mac_ip6 goto check_ipv6", "its own address"),
+            Rule("meta protocol { 0x0004, 8021q, 8021ad } iifname @no_router_ports jump check_encapsulation", _HIDDEN),
+            Rule(
+                "meta protocol { 0x0004, 8021q, 8021ad } iifname @mac_checked_ports jump check_encapsulation", _HIDDEN
+            ),
             Rule(f"meta protocol ip6 {_ROUTER}", _NO_ROUTER),
             Rule("iifname @mac_checked_ports jump check_mac", "macspoofchk"),
             Rule("iifname @ip_checked_ports goto check_other", "ipspoofchk"),

@@ -177,9 +177,7 @@ class BridgeNetwork:
         return (*shared, *interface.forwarding(interface.versions(found)))
 
     def _port(self, host: str) -> tuple[Operation, ...]:
-        operations: list[Operation] = []
-        if self.hairpin or self.isolated:
-            operations.append(Port(host, self.hairpin, self.isolated))
+        operations: list[Operation] = [Port(host, self.hairpin, self.isolated, reserved=True)]
         if self.filtering:
             operations.append(Vlans(host, self._vlans(), self.keep_default_vlan))
         return tuple(operations)

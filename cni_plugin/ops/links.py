@@ -13,6 +13,8 @@ from weft.kernel.interface import Link, VethPeer
 from weft.types import Side
 
 _PATIENCE = 2.0  # seconds
+ALL_RESERVED = 0xFFFD
+"""group_fwd_mask of all reserved addresses but :01 (pause), which the kernel does not take."""
 
 
 def nsenter(side: Side, namespace: str) -> str:
@@ -357,20 +359,25 @@ class Promiscuous(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Port(Operation):
-    """The flags of a bridge port: hairpin mode, and isolation from other isolated ports. Source:
-    bridge(8).
+    """The flags of a bridge port: hairpin mode, isolation from other isolated ports, and whether frames
+    to the ``reserved`` addresses 01:80:c2:00:00:0x pass the bridge's rules as all others do.
+
+    Otherwise the kernel learns their source and hands them to the host as if the port were a link of its
+    own, before any rule. Those to :01 (pause) it drops. Sources: bridge(8), ``net/bridge/br_input.c``.
     """
 
     link: str
     hairpin: bool = False
     isolated: bool = False
+    reserved: bool = False
 
     @property
     def on_link(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def _wanted(self) -> dict[str, int]:
-        return {"brport_mode": int(self.hairpin), "brport_isolated": int(self.isolated)}
+        flags = {"brport_mode": int(self.hairpin), "brport_isolated": int(self.isolated)}
+        return {**flags, "brport_group_fwd_mask": ALL_RESERVED} if self.reserved else flags
 
     def apply(self, machine: Machine) -> bool:
         machine.host.change_port(self.link, {name: value for name, value in self._wanted().items() if value})
@@ -384,11 +391,18 @@ class Port(Operation):
         link = machine.host.link(self.link)
         if link is None:
             return f"the host's link {self.link} is missing"
-        for (name, wanted), word in zip(self._wanted().items(), ("hairpin", "isolated"), strict=True):
+        for (name, wanted), word in zip(self._wanted().items(), ("hairpin", "isolated"), strict=False):
             if link.port.get(name, 0) != wanted:
                 return f"{word} is {'off' if wanted else 'on'} for the port {self.link}"
+        mask = link.port.get("brport_group_fwd_mask", 0)
+        if self.reserved and mask != ALL_RESERVED:
+            return f"group_fwd_mask of the port {self.link} is {mask:#x} instead of {ALL_RESERVED:#x}"
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         words = (" hairpin on" if self.hairpin else "") + (" isolated on" if self.isolated else "")
-        return (f"bridge link set dev {self.link}{words}",)
+        mask = f"ip link set {self.link} type bridge_slave group_fwd_mask {ALL_RESERVED:#x}"
+        return (
+            *((f"bridge link set dev {self.link}{words}",) if words else ()),
+            *((mask,) if self.reserved else ()),
+        )

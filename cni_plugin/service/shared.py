@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Sequence
 
-from cni_plugin.ops import Elements, Gateways
+from cni_plugin.ops import Elements, Gateways, Port, Veth
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.service import executor
 from cni_plugin.service.context import ServiceContext, raise_all
@@ -214,3 +214,6 @@ def _apply_elements(operations: Iterable[Operation], machine: Machine) -> None:
         if isinstance(operation, Elements):
             with contextlib.suppress(WeftError):
                 operation.apply(machine)
+        elif isinstance(operation, Veth) and operation.bridge:
+            with contextlib.suppress(WeftError):  # a port that an earlier release has created
+                Port(operation.host, reserved=True).apply(machine)

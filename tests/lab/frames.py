@@ -39,9 +39,14 @@ def frame(source: str, protocol: int, content: bytes, to: str = BROADCAST) -> by
     return octets(to) + octets(source) + struct.pack("!H", protocol) + content
 
 
-def tagged(whole: bytes, vid: int) -> bytes:
-    """The same frame with an 802.1Q tag."""
-    return whole[:12] + struct.pack("!HH", 0x8100, vid) + whole[12:]
+def tagged(whole: bytes, vid: int, protocol: int = 0x8100) -> bytes:
+    """The same frame with a VLAN tag: 802.1Q, or 802.1ad (0x88a8)."""
+    return whole[:12] + struct.pack("!HH", protocol, vid) + whole[12:]
+
+
+def snap(whole: bytes) -> bytes:
+    """The same frame with a length and its EtherType in a SNAP header (RFC 1042)."""
+    return whole[:12] + struct.pack("!H", len(whole) - 6) + b"\xaa\xaa\x03\0\0\0" + whole[12:]
 
 
 def ip(source: str, to: str, protocol: int, content: bytes, *, before: bytes = b"") -> tuple[int, bytes]:

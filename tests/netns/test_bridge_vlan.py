@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from lab import seen
+from lab import frames, seen
 from lab.commands import run
 from lab.confs import SUBNET, bridge, pool
+from lab.frames import UDP
 from lab.host import Host
 from lab.plugins import Cni
 
@@ -106,6 +107,32 @@ def test_a_trunk_carries_tagged_vlans_and_vlan_1_bare(filtering: Host, cni: Cni)
     both = attach(filtering, cni, "c2", vlan=5, vlanTrunk=[{"id": 7}])
     assert vlans(filtering, both) == {5: ["Egress Untagged", "PVID"], 7: []}
     assert not filtering.ping("c1", "10.80.0.3", timeout=0.5)
+
+
+def test_a_trunk_port_sends_one_tag_and_an_access_port_none(filtering: Host, cni: Cni) -> None:
+    """A second tag would reach another VLAN once the bridge has removed the first (VLAN hopping)."""
+    checked = {"type": "weft", "driver": "bridge"}
+    attach(filtering, cni, "c1", vlan=5, vlanTrunk=[{"id": 7}], **checked)
+    attach(filtering, cni, "c2", vlan=5, vlanTrunk=[{"id": 7}], **checked)
+    attach(filtering, cni, "c3", vlan=7, **checked)
+    listening = frames.Ear("/run/netns/c2")
+    for name, address, expected in (("c1", "10.80.0.2", {b"<one tag>"}), ("c3", "10.80.0.4", set())):
+        mac = seen.link(filtering, "eth0", name)["address"]
+
+        def packet(token: bytes, mac: str = mac, address: str = address) -> bytes:
+            return frames.frame(mac, *frames.ip(address, "255.255.255.255", UDP, frames.udp(4000, 4000, token)))
+
+        kinds = {
+            b"<one tag>": frames.tagged(packet(b"<one tag>"), 7),
+            b"<two tags>": frames.tagged(frames.tagged(packet(b"<two tags>"), 7), 7),
+            b"<priority>": frames.tagged(frames.tagged(packet(b"<priority>"), 7), 0),
+            b"<hopping>": frames.tagged(frames.tagged(packet(b"<hopping>"), 7), 5),
+            b"<provider>": frames.tagged(frames.tagged(packet(b"<provider>"), 7), 0, 0x88A8),
+        }
+        end = f"<end {name}>".encode()
+        frames.send(f"/run/netns/{name}", [*kinds.values(), packet(end)])
+        assert listening.heard(kinds, end) == expected
+    listening.close()
 
 
 def test_the_default_vlan_stays_if_it_is_to(filtering: Host, cni: Cni) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import time
 from collections.abc import Callable
@@ -100,10 +101,25 @@ def forgeries(topology: Topology) -> dict[bytes, bytes]:
     found[b"<tag>"] = frames.tagged(found[b"<tag>"], 7)
     add("tagged ra", claim(own, lambda rest: frames.router(PREFIX, rest)))
     found[b"<tagged ra>"] = frames.tagged(found[b"<tagged ra>"], 1)
+    for outer, inner in STACKS:  # VU#855201
+        name = f"{outer:x} {inner:x} ra"
+        add(name, claim(own, lambda rest: frames.router(PREFIX, rest)))
+        token = f"<{name}>".encode()
+        found[token] = frames.tagged(frames.tagged(found[token], 0, inner), 0, outer)
+    add("snap ra", claim(own, lambda rest: frames.router(PREFIX, rest)))
+    found[b"<snap ra>"] = frames.snap(found[b"<snap ra>"])
+    for last in range(2, 16):
+        name = f"reserved {last:x}"
+        add(name, packet(EVIL))
+        token = f"<{name}>".encode()
+        found[token] = frames.octets(f"01:80:c2:00:00:{last:02x}") + found[token][6:]
     return found
 
 
-ROUTERS = {b"<ra>", b"<ra behind>", b"<redirect6>", b"<tagged ra>"}
+STACKS = [(outer, inner) for outer in (0x8100, 0x88A8) for inner in (0x8100, 0x88A8)]
+STACKED = {f"<{outer:x} {inner:x} ra>".encode() for outer, inner in STACKS}
+RESERVED = {f"<reserved {last:x}>".encode() for last in range(2, 16)}
+ROUTERS = {b"<ra>", b"<ra behind>", b"<redirect6>", b"<tagged ra>", b"<snap ra>"} | STACKED | RESERVED
 
 
 def arrived(topology: Topology) -> tuple[set[bytes], set[bytes], set[bytes]]:
@@ -257,6 +273,53 @@ def test_spoofed_mac_addresses_do_not_fill_the_fdb(host: Host) -> None:
     topology.send(*(frames.frame(f"02:00:00:00:00:{number:02x}", *content) for number in range(200)))
     known = host.run("bridge", "fdb", "show", "br", "br0").stdout
     assert topology.macs["victim"] in known and "02:00:00:00:00:" not in known
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {**CHECKED, "hostAccess": "dns"},
+        {**CHECKED, "internal": True},
+        {**CHECKED, "hairpinMode": True},
+        {**CHECKED, "promiscMode": True, "hostAccess": "dns"},
+        {**PLAIN, "macspoofchk": True, "hostAccess": "dns"},
+        {**UNCHECKED, "hostAccess": "dns"},
+    ],
+    ids=["dns", "internal", "hairpin", "promiscuous", "macspoofchk", "unchecked"],
+)
+def test_reserved_addresses_lead_past_no_rule(host: Host, conf: dict[str, Any]) -> None:
+    """The kernel hands frames to 01:80:c2:00:00:0x to the host before the bridge's rules: with the
+    port's group_fwd_mask it does not, whether or not they are dropped there.
+    """
+    topology = Topology(host, conf)
+    port = next(one["name"] for one in topology.results["evil"]["interfaces"] if one["name"].startswith("veth"))
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("0.0.0.0", 4000))
+    server.settimeout(BRIEFLY)
+    sent = []
+    for last in range(16):
+        for mac, source in ((FORGED, VICTIM), (FORGED, "8.8.8.8"), (topology.macs["evil"], EVIL)):
+            _, content = frames.ip(source, GATEWAY, UDP, frames.udp(4000, 4000, b"<handed up>"))
+            made = frames.frame(mac, 0x0800, content, f"01:80:c2:00:00:{last:02x}")
+            sent += [made, frames.tagged(made, 0), frames.tagged(made, 0, 0x88A8)]
+    topology.send(*sent)
+    with server, pytest.raises(TimeoutError):
+        server.recv(100)
+    known = host.run("bridge", "fdb", "show", "br", "br0").stdout
+    assert (FORGED in known) is bool(conf.get("routerAdvertisements"))  # unchecked: any MAC address is its own
+    assert seen.link(host, port)["linkinfo"]["info_slave_data"]["group_fwd_mask"] == "0xfffd"
+
+
+def test_check_and_repair_know_the_ports_mask(host: Host) -> None:
+    topology = Topology(host, CHECKED)
+    port = next(one["name"] for one in topology.results["evil"]["interfaces"] if one["name"].startswith("veth"))
+    host.run("ip", "link", "set", port, "type", "bridge_slave", "group_fwd_mask", "0")
+    problem = topology.weft.check(topology.conf, topology.results["evil"], topology.paths["evil"], "evil")
+    assert f"group_fwd_mask of the port {port} is 0x0 instead of 0xfffd" in problem
+    host.run("nft", "flush", "ruleset")  # as after an upgrade: rules are installed, elements and ports restored
+    topology.weft.add(CHECKED, host.container("third"), "third")
+    for name, path in topology.paths.items():
+        assert topology.weft.check(topology.conf, topology.results[name], path, name) == ""
 
 
 @pytest.mark.parametrize("checked", [False, True])

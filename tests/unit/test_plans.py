@@ -133,10 +133,10 @@ def test_bridge_keeps_the_default_route_that_ipam_gives() -> None:
 
 
 def test_bridge_ports() -> None:
-    assert at(bridge(FOUR), Port) == []
-    assert at(bridge(FOUR, hairpinMode=True), Port) == [Port(VETH, hairpin=True)]
-    assert at(bridge(FOUR, portIsolation=True), Port) == [Port(VETH, isolated=True)]
-    assert at(bridge(FOUR, portIsolation=True, hairpinMode=True), Port) == [Port(VETH, True, True)]
+    assert at(bridge(FOUR), Port) == [Port(VETH, reserved=True)]
+    assert at(bridge(FOUR, hairpinMode=True), Port) == [Port(VETH, hairpin=True, reserved=True)]
+    assert at(bridge(FOUR, portIsolation=True), Port) == [Port(VETH, isolated=True, reserved=True)]
+    assert at(bridge(FOUR, portIsolation=True, hairpinMode=True), Port) == [Port(VETH, True, True, True)]
 
 
 def test_bridge_promiscuous() -> None:
