@@ -11,6 +11,7 @@ nft(8), ``linux/netfilter_ipv4.h``, the reference plugins ``portmap`` and ``brid
 
 from __future__ import annotations
 
+from cni_plugin.dataplane import limits
 from weft.kernel.schema import Chain, Rule, Set, Table, maps, rules, sets
 
 MASQUERADE4, MASQUERADE6 = "masquerade4", "masquerade6"
@@ -235,6 +236,7 @@ _RAW = (
             Rule("ip saddr 127.0.0.0/8 drop", "a loopback source never arrives on a link"),
             Rule("ip6 daddr ::1 drop", "published ports on ::1 are for this host's processes"),
             Rule("ip6 saddr ::1 drop", "a loopback source never arrives on a link"),
+            Rule("udp dport 53 iifname @limited_links jump limit_dns", "limits"),
             Rule("iifname @source_checked_links jump check_source", "ipspoofchk of ptp links, which have no bridge"),
             Rule("iifname @no_metadata_links goto block_metadata", "networks with the key metadata: false"),
         ),
@@ -279,6 +281,7 @@ _FORWARD = (
             *rules(
                 "ct state invalid {ip} saddr @masquerade{v} jump drop_untranslatable", "from a container with ipMasq"
             ),
+            Rule("iifname @limited_links jump limit_forwarded", "limits"),
             Rule("iifname @internal_links goto intra_network", "internal: no way out"),
             Rule("oifname @closed_links goto published_or_intra_network", "isolation closed"),
             Rule(
@@ -338,7 +341,10 @@ _INPUT = (
     Chain(
         "filter_input",
         "what containers may reach on this host",
-        (Rule("iifname @dns_only_links goto dns_and_echo", "hostAccess dns, or internal"),),
+        (
+            Rule("iifname @limited_links jump limit_connections", "limits"),
+            Rule("iifname @dns_only_links goto dns_and_echo", "hostAccess dns, or internal"),
+        ),
         hook="input",
         priority="filter",
         formerly=("visiting",),
@@ -521,6 +527,6 @@ TABLE = Table(
     "inet",
     "weft",
     "container networking (IP): published ports, masquerading, isolation; owner of an element: weft show COMMENT",
-    (*_MASQUERADING, *_PUBLISHING, *_ISOLATION, *_POLICIES),
-    (*_RAW, *_FORWARD, *_INPUT, *_PORTS, *_SNAT),
+    (*_MASQUERADING, *_PUBLISHING, *_ISOLATION, *_POLICIES, *limits.SETS),
+    (*limits.CHAINS, *_RAW, *_FORWARD, *_INPUT, *_PORTS, *_SNAT),
 )

@@ -24,7 +24,7 @@ from weft.types import ResultAddress, ResultInterface, Route, Side
 
 DRIVER = Driver(
     link_kind="veth",
-    features=("masquerade", "spoofing", "isolation"),
+    features=("masquerade", "spoofing", "isolation", "limits"),
     plugin=True,
     routed=True,
     creatable=True,

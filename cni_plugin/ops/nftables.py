@@ -10,9 +10,10 @@ from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.ops.operation import Machine, Operation
 from weft.errors import Conflict, KernelLacks
 from weft.kernel.interface import Element, Scalar
-from weft.kernel.schema import Shape
+from weft.kernel.schema import Shape, limit_text
 
 _EVERY_ADDRESS = {PORTS4_AT: PORTS4, PORTS6_AT: PORTS6}
+_DYNAMIC = frozenset(name for name, shape in TABLES.shapes.items() if "dynamic" in shape.flags)
 _ONE_ADDRESS = {PORTS4: PORTS4_AT, PORTS6: PORTS6_AT}
 
 
@@ -26,7 +27,9 @@ class BaseRules(Operation):
 
     def undo(self, machine: Machine) -> None:
         with contextlib.suppress(KernelLacks):
-            if all(not machine.rules().elements(name) for name in machine.rules().collections()):
+            # What packets added to a dynamic set belongs to no attachment.
+            held = (name for name in machine.rules().collections() if name not in _DYNAMIC)
+            if all(not machine.rules().elements(name) for name in held):
                 machine.rules().remove()
 
     def mismatch(self, machine: Machine) -> str | None:
@@ -124,7 +127,8 @@ def _published(element: Element) -> str:
 
 def _text(element: Element, shape: Shape) -> str:
     data = f" : {_joined(element.data, shape.data)}" if element.data else ""
-    return f'{_joined(element.key, shape.key)} comment "{element.mark}"{data}'
+    limit = f" {limit_text(shape.limit, element.limit)}" if shape.limit else ""
+    return f'{_joined(element.key, shape.key)}{limit} comment "{element.mark}"{data}'
 
 
 def _joined(parts: tuple[Scalar, ...], types: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cni_plugin.dataplane import frames, packets
+from cni_plugin.dataplane import frames, limits, packets
 from cni_plugin.features.spoofing import link_local
 from cni_plugin.ops import Elements
 from cni_plugin.plan.facts import KernelFacts
@@ -17,6 +17,7 @@ from cni_plugin.service.planner import attachment_of, own_operations, shared_ope
 from lab.calls import Weft
 from lab.cases import conf
 from weft import identity
+from weft.errors import ConfigProblem
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.interface import Element
 from weft.types import Attachment
@@ -24,6 +25,8 @@ from weft.types import Attachment
 FOUR = {"address": "10.23.0.9/24", "gateway": "10.23.0.1"}
 SIX = {"address": "fd00:23::9/64", "gateway": "fd00:23::1"}
 MAC = "02:00:00:00:00:09"
+LIMITED4 = (limits.DNS_QUERIES4, limits.NEW_CONNECTIONS4, limits.NEW_NEXTHOPS4, limits.CONNECTIONS_SAMPLED4)
+LIMITED6 = (limits.DNS_QUERIES6, limits.NEW_CONNECTIONS6, limits.NEW_NEXTHOPS6, limits.CONNECTIONS_SAMPLED6)
 
 
 def planned(plugin: str, *addresses: dict[str, str], kernel: FakeKernel | None = None, **keys: Any) -> Plan:
@@ -69,6 +72,7 @@ def test_called_as_weft_the_bridge_is_isolated_and_its_port_checked() -> None:
         packets.CLOSED_OR_ROUTED_LINKS: [("wbr0",)],
         packets.INTRA_NETWORK_LINKS: [("wbr0", "wbr0")],
         packets.NO_METADATA_LINKS: [("wbr0",)],
+        limits.LIMITED_LINKS: [("wbr0",)],
     }
     six = [IPv6Address("fd00:23::9"), local]
     assert keys_of(plan.guards) == {
@@ -80,6 +84,8 @@ def test_called_as_weft_the_bridge_is_isolated_and_its_port_checked() -> None:
         frames.PORT_MAC_IP4: [(host, MAC, ip_address("10.23.0.9"))],
         frames.PORT_MAC_IP6: [(host, MAC, one) for one in six],
         frames.ND_TARGETS6: [(host, int(one)) for one in six],
+        **{name: [("wbr0", ip_address("10.23.0.9"))] for name in LIMITED4},
+        **{name: [("wbr0", one) for one in six] for name in LIMITED6},
     }
 
 
@@ -126,9 +132,43 @@ def test_each_ptp_link_is_isolated() -> None:
 def test_a_foreign_bridge_is_isolated_only_on_request(alias: str) -> None:
     kernel = FakeKernel()
     kernel.host.add_link("wbr0", "bridge", mac="02:00:00:00:00:17", alias=alias, up=True)
-    assert planned("weft", FOUR, driver="bridge", kernel=kernel).shared_elements == ()
+    assert keys_of(planned("weft", FOUR, driver="bridge", kernel=kernel).shared_elements) == {
+        limits.LIMITED_LINKS: [("wbr0",)]
+    }
     asked = planned("weft", FOUR, driver="bridge", kernel=kernel, isolation="closed")
     assert packets.CLOSED_LINKS in keys_of(asked.shared_elements)
+
+
+def limited(plugin: str, **given: Any) -> dict[str, tuple[int, ...]]:
+    guards = planned(plugin, FOUR, driver="bridge", **given).guards
+    return {element.collection: element.limit for element in guards if element.limit}
+
+
+def test_limits_have_defaults_for_weft_s_own_networks_and_zero_removes_one() -> None:
+    usual = {
+        limits.DNS_QUERIES4: (1000, 2000),
+        limits.NEW_CONNECTIONS4: (50000, 50000),
+        limits.NEW_NEXTHOPS4: (50, 256),
+        limits.CONNECTIONS_SAMPLED4: (1024,),
+    }
+    assert limited("weft") == usual
+    assert limited("bridge") == {}
+    given = {"dnsQueries": 5, "newConnections": 0, "connections": 100}
+    assert limited("bridge", limits=given) == {limits.DNS_QUERIES4: (5, 10), limits.CONNECTIONS4: (100,)}
+    assert limited("weft", limits={**given, "newNeighbours": 300}) == {
+        limits.DNS_QUERIES4: (5, 10),
+        limits.CONNECTIONS4: (100,),
+        limits.NEW_NEXTHOPS4: (300, 300),
+    }
+    kernel = FakeKernel()
+    kernel.host.set_sysctl("net/netfilter/nf_conntrack_max", "8000")
+    guards = planned("weft", FOUR, driver="bridge", kernel=kernel).guards
+    assert next(one.limit for one in guards if one.collection == limits.CONNECTIONS4) == (2000,)
+    none = dict.fromkeys(("dnsQueries", "newConnections", "connections", "newNeighbours"), 0)
+    assert limited("weft", limits=none) == {}
+    for wrong in (-1, "many", True):
+        with pytest.raises(ConfigProblem, match=r"limits\.dnsQueries"):
+            planned("weft", FOUR, driver="bridge", limits={"dnsQueries": wrong})
 
 
 def test_elements_precede_the_link_and_require_the_base_rules() -> None:

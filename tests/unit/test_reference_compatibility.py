@@ -101,7 +101,8 @@ def test_no_key_is_described_twice() -> None:
 # Which keys are looked up
 
 GIVEN: dict[str, tuple[dict[str, Any], ...]] = {
-    "bridge": ({"vlanTrunk": [{}]},),
+    "bridge": ({"vlanTrunk": [{}], "limits": {}},),
+    "ptp": ({"limits": {}},),
     "portmap": ({"runtimeConfig": {"portMappings": [{}]}},),
     "bandwidth": ({"runtimeConfig": {"bandwidth": {}}}, {"ingressRate": 1}),
     "host-local": (

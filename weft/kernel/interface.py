@@ -526,13 +526,15 @@ class Element:
     """An element of a set (``data`` empty) or map in weft's table; its comment is its owner's mark.
 
     ``key`` and ``data`` are the fields of a concatenation; strings are protocols (``tcp``) or link
-    names.
+    names. ``limit`` is that of a set whose elements have one (``Set.limit``): packets a second and
+    the burst, or a number of connections.
     """
 
     collection: str
     key: tuple[Scalar, ...]
     data: tuple[Scalar, ...] = ()
     mark: str = ""
+    limit: tuple[int, ...] = ()
 
 
 class Ruleset(Protocol):
@@ -579,6 +581,12 @@ class Ruleset(Protocol):
 
     def elements(self, collection: str) -> tuple[Element, ...]:
         """All elements of a set or map. *Equivalent to:* ``nft list set inet weft NAME``."""
+
+    def exceeded(self, collection: str) -> tuple[tuple[Element, int], ...]:
+        """All elements of a set with limits, and how many packets exceeded the limit of each.
+
+        *Equivalent to:* ``nft list set inet weft NAME``.
+        """
 
     def collections(self) -> tuple[str, ...]:
         """The names of the table's sets and maps, () if the table does not exist."""

@@ -42,6 +42,7 @@ _BITS = re.compile(r"@[a-z]+,[0-9]+,([0-9]+)")
 class Shape:
     """What a set or map holds: the types of its key's parts, and of its data's (none: it is a set).
 
+    ``limit`` is the expression by which each element counts (``limit``, ``connlimit``), if any.
     ``bits64`` is a number of 64 bits as packets have it, ``integer`` one of 32 bits as the CPU has
     it (nftables gives both no name). ``table`` is the family and the name of its table.
     """
@@ -51,6 +52,7 @@ class Shape:
     data: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     table: str = "inet weft"
+    limit: str = ""
 
     @property
     def kind(self) -> str:
@@ -86,7 +88,8 @@ class Set(NamedTuple):
     ``type`` is that of its elements, as nft has it, or expressions if ``typeof``. ``formerly`` are
     the names it had in earlier releases; its elements are taken over from there. ``elements`` are
     part of the definition (None: they come and go at run time). ``timeout`` is in seconds, 0 for
-    none.
+    none. ``limit`` is what each element has of its own, with other numbers: packets match only
+    beyond it, and are counted.
     """
 
     name: str
@@ -100,6 +103,7 @@ class Set(NamedTuple):
     formerly: tuple[str, ...] = ()
     elements: tuple[str, ...] | None = None
     to: str = ""
+    limit: str = ""
 
     @property
     def kind(self) -> str:
@@ -131,6 +135,8 @@ class Set(NamedTuple):
             yield f"\ttimeout {self.timeout}s;"
         if self.size:
             yield f"\tsize {self.size};"
+        if self.limit:
+            yield f"\t{self.limit} counter;"
         if self.elements:
             yield f"\telements = {{ {', '.join(self.elements)} }};"
         if comments:
@@ -139,7 +145,8 @@ class Set(NamedTuple):
 
     def shape(self, table: str) -> Shape:
         """The types of an element's parts."""
-        return Shape(self.name, _parts(self.type), _parts(self.to), tuple(sorted(self.flags)), table)
+        counts = "connlimit" if self.limit.startswith("ct count") else self.limit.partition(" ")[0]
+        return Shape(self.name, _parts(self.type), _parts(self.to), tuple(sorted(self.flags)), table, counts)
 
 
 class Chain(NamedTuple):
@@ -246,6 +253,14 @@ class Tables:
         return {old: one.name for table in self.tables for one in table.chains for old in one.formerly}
 
 
+def limit_text(kind: str, numbers: tuple[int, ...]) -> str:
+    """The limit and the counter of an element (``Set.limit``), as nft reads them."""
+    if kind == "connlimit":
+        return f"ct count over {numbers[0]} counter"
+    rate, burst = numbers
+    return f"limit rate over {rate}/second burst {burst} packets counter"
+
+
 _FAMILIES = (("4", "ip", "ipv4_addr", "127.0.0.1"), ("6", "ip6", "ipv6_addr", "::1"))
 
 
@@ -265,10 +280,31 @@ def rules(text: str, why: str) -> tuple[Rule, ...]:
     return tuple(Rule(one, because) for one, because in zip(families(text), families(why), strict=True))
 
 
-def sets(name: str, key: str, holds: str, by: str, formerly: str = "", flags: tuple[str, ...] = ()) -> tuple[Set, ...]:
+def sets(
+    name: str,
+    key: str,
+    holds: str,
+    by: str,
+    formerly: str = "",
+    flags: tuple[str, ...] = (),
+    *,
+    timeout: int = 0,
+    size: int = 0,
+    limit: str = "",
+) -> tuple[Set, ...]:
     """A set for each family; ``{v}`` in the names, too."""
     return tuple(
-        Set(called, declared, held, by, flags=flags, formerly=(before,) if before else ())
+        Set(
+            called,
+            declared,
+            held,
+            by,
+            flags=flags,
+            formerly=(before,) if before else (),
+            timeout=timeout,
+            size=size,
+            limit=limit,
+        )
         for called, declared, held, before in zip(*map(families, (name, key, holds, formerly)), strict=True)
     )
 

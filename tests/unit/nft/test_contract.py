@@ -68,7 +68,20 @@ ONE_OF_EACH = (
     Element("nd_targets6", ("veth0", int(CONTAINER6)), (), MINE),
     Element("nd_link_addresses", ("veth0", 0x02420A010005), (), MINE),
     Element("trunk_ports", ("veth0",), (), MINE),
+    Element("limited_links", ("br0",), (), MINE),
+    *(
+        Element(f"{name}{address.version}", ("br0", address), (), MINE, limit)
+        for name, limit in (
+            ("dns_queries", (1000, 2000)),
+            ("new_connections", (4_000_000_000, 1)),
+            ("new_nexthops", (50, 256)),
+            ("connections", (1,)),
+            ("connections_sampled", (4096,)),
+        )
+        for address in (CONTAINER, CONTAINER6)
+    ),
 )
+DYNAMIC = {f"{name}{version}" for name in ("too_many_connections", "nexthops") for version in (4, 6)}
 PORT = Element("ports4", ("tcp", 8080), (CONTAINER, 80), MINE)
 
 HOSTILE = (
@@ -120,7 +133,7 @@ def test_tables_are_missing_until_installed(rules: Ruleset) -> None:
     assert rules.collections() == ()
     rules.install(TABLES)
     assert rules.lacks(TABLES) is None
-    assert set(rules.collections()) == {element.collection for element in ONE_OF_EACH}
+    assert set(rules.collections()) - DYNAMIC == {element.collection for element in ONE_OF_EACH}
     assert all(rules.elements(name) == () for name in rules.collections())
 
 
@@ -265,6 +278,27 @@ def test_deleting_many_elements_some_of_them_missing(rules: Ruleset, count: int)
     rules.delete(many)
     assert rules.elements("ports4") == ()
     assert rules.missing(many) == many
+
+
+def test_limits_of_elements(rules: Ruleset) -> None:
+    rules.install(TABLES)
+    one = Element("dns_queries4", ("br0", CONTAINER), (), MINE, (10, 20))
+    rules.add([one])
+    rules.add([one])
+    assert rules.exceeded("dns_queries4") == ((one, 0),)
+    other = replace(one, limit=(11, 20))
+    assert (rules.missing([one]), rules.missing([other])) == ((), (other,))
+    with pytest.raises(Conflict):
+        rules.add([other])
+    for wrong in ((), (1,), (0, 5), (1, 1 << 32), (1, 2, 3)):
+        with pytest.raises(KernelRefused, match="limit"):
+            rules.add([replace(one, limit=wrong)])
+    with pytest.raises(KernelRefused, match="limit"):
+        rules.add([Element("limited_links", ("br0",), (), MINE, (1, 2))])
+    rules.install(with_set(TABLES, "dns_queries4", limit="limit rate over 5/second burst 5 packets"))
+    assert rules.missing([one]) == ()
+    rules.delete([one])
+    assert rules.elements("dns_queries4") == ()
 
 
 def test_without_the_table(rules: Ruleset) -> None:

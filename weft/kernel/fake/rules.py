@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from weft.errors import Missing
 from weft.kernel.fake.calls import CallLog
 from weft.kernel.interface import Element, Scalar
+from weft.kernel.nft.limits import checked_limit
 from weft.kernel.nft.text import checked, conflict, normal, rendered
 from weft.kernel.schema import Shape, Tables
 
@@ -93,6 +94,9 @@ class FakeRuleset(CallLog):
             raise Missing(f"weft's tables have no set or map {collection!r}")
         return tuple(self._held[collection].values())
 
+    def exceeded(self, collection: str) -> tuple[tuple[Element, int], ...]:
+        return tuple((element, 0) for element in self.elements(collection))
+
     def collections(self) -> tuple[str, ...]:
         self.called("collections")
         return tuple(self._held)
@@ -110,6 +114,7 @@ class FakeRuleset(CallLog):
             return False
         rendered(element.key, shape.key, shape)
         rendered(element.data, shape.data, shape)
+        checked_limit(shape.limit, element.limit, shape.name)
         return True
 
     def _covering(self, element: Element) -> Element | None:
@@ -125,7 +130,7 @@ def _sorted_items(held: dict[Key, Element]) -> list[tuple[Key, Element]]:
 
 
 def _normal(element: Element) -> Element:
-    return Element(element.collection, normal(element.key), normal(element.data), element.mark)
+    return replace(element, key=normal(element.key), data=normal(element.data))
 
 
 def _same(element: Element, existing: Element) -> bool:

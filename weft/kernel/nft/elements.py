@@ -24,6 +24,7 @@ from weft.kernel.netlink.constants import (
     NLM_F_CREATE,
     NLM_F_EXCL,
 )
+from weft.kernel.nft.limits import expressions
 from weft.kernel.nft.lookup import comment, keys, packed
 from weft.kernel.nft.socket import Change
 from weft.kernel.schema import Shape
@@ -71,6 +72,8 @@ def _changes(kind: int, flags: int, items: Iterable[tuple[Shape, bytes]]) -> lis
 
 def _pack(shape: Shape, element: Element) -> bytes:
     found = keys(shape, element.key) + attribute(NFTA_SET_ELEM_USERDATA, comment(element.mark))
+    if shape.limit:
+        found += expressions(shape.limit, element.limit)
     if not shape.data:
         return found
     return found + nested(NFTA_SET_ELEM_DATA, attribute(NFTA_DATA_VALUE, packed(element.data, shape.data)))

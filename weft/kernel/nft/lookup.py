@@ -35,6 +35,7 @@ from weft.kernel.netlink.constants import (
     NFTA_VERDICT_CODE,
     NFTNL_UDATA_SET_ELEM_COMMENT,
 )
+from weft.kernel.nft.limits import of_element
 from weft.kernel.nft.socket import NftSocket
 from weft.kernel.nft.text import PROTOCOLS, Entry, own_mark
 from weft.kernel.schema import Shape
@@ -159,7 +160,7 @@ def readable(shape: Shape) -> bool:
 
 def element(entry: Entry, shape: Shape) -> Element:
     """With its mark, "" where the comment is none of weft's."""
-    return Element(shape.name, entry.key, entry.data, own_mark(entry.comment))
+    return Element(shape.name, entry.key, entry.data, own_mark(entry.comment), entry.limit)
 
 
 def _element(answer: Attributes, shape: Shape) -> Element:
@@ -172,10 +173,13 @@ def _entry(found: Attributes, shape: Shape) -> Entry:
     data = parse(found[NFTA_SET_ELEM_DATA]) if shape.data else {}
     if shape.data == ("verdict",):
         return Entry(_values(first, last, shape.key), (_verdict(data),), _comment(found))
+    limit, exceeded = of_element(found) if shape.limit else ((), 0)
     return Entry(
         _values(first, last, shape.key),
         _values(data.get(NFTA_DATA_VALUE, b""), data.get(NFTA_DATA_VALUE, b""), shape.data),
         _comment(found),
+        limit,
+        exceeded,
     )
 
 

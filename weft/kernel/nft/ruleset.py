@@ -22,6 +22,7 @@ from weft.kernel.interface import Element
 from weft.kernel.nft.elements import creations, deletions, writable
 from weft.kernel.nft.generation import VerifiedGeneration
 from weft.kernel.nft.library import Answer, Runner, enter_namespace, leave_namespace, refuse, runner
+from weft.kernel.nft.limits import checked_limit
 from weft.kernel.nft.lookup import dump, keys, look_up, owned
 from weft.kernel.nft.lookup import element as marked
 from weft.kernel.nft.socket import Change, NftSocket, nft_error
@@ -276,6 +277,14 @@ class Nft:
         entries = self._ask(lambda nft_socket: dump(nft_socket, shape))
         return tuple(marked(entry, shape) for entry in entries)
 
+    def exceeded(self, collection: str) -> tuple[tuple[Element, int], ...]:
+        """The elements of a set with limits, and the packets that exceeded each; one dump."""
+        shape = self._shape(collection)
+        if shape is None:
+            raise Missing(f"weft's tables have no set {collection!r}")
+        entries = self._ask(lambda nft_socket: dump(nft_socket, shape))
+        return tuple((marked(entry, shape), entry.exceeded) for entry in entries)
+
     def collections(self) -> tuple[str, ...]:
         """The names of the sets and maps, () where the tables are missing."""
         return tuple(self._declared())
@@ -294,6 +303,7 @@ class Nft:
                     continue
                 raise Missing(f"weft's tables have no set or map {element.collection}", hint="install the rules")
             rendered(element.data, shape.data, shape)
+            checked_limit(shape.limit, element.limit, shape.name)
             twin = keyed.setdefault((element.collection, rendered(element.key, shape.key, shape)), element)
             if twin is not element and not _same(element, twin):
                 raise conflict(element, twin)
@@ -479,4 +489,4 @@ def _owned(element: Element, there: Element | None) -> bool:
 
 def _same(element: Element, there: Element) -> bool:
     """Whether both are one element, however its single addresses are written."""
-    return _owned(element, there) and normal(there.data) == normal(element.data)
+    return _owned(element, there) and (normal(there.data), there.limit) == (normal(element.data), element.limit)

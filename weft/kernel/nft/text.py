@@ -36,6 +36,8 @@ class Entry:
     key: tuple[Scalar, ...]
     data: tuple[Scalar, ...] = ()
     comment: str = ""
+    limit: tuple[int, ...] = ()
+    exceeded: int = 0
 
 
 def checked(element: Element) -> Element:
