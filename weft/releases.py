@@ -44,6 +44,15 @@ def supersede(folder: str) -> None:
         files.write(path, __version__.encode(), "the release")
 
 
+def is_current(folder: str) -> bool:
+    """Whether this process is of the release that has used this network namespace last."""
+    try:
+        with open(f"{folder}/{_FILE}", encoding="ascii") as file:
+            return file.read(64) == __version__
+    except (OSError, ValueError):
+        return False
+
+
 def _others() -> dict[int, bool]:
     """The processes of other releases in this network namespace, by their ids; True for an engine's
     first process.

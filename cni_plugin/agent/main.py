@@ -47,6 +47,7 @@ from weft.kernel.linux.kernel import LinuxKernel
 from weft.types import Side
 
 if TYPE_CHECKING:
+    from cni_plugin.agent.following import Following
     from discovery.api.router import Route
     from discovery.api.server import ApiServer
     from discovery.health.checker import Checker
@@ -141,6 +142,8 @@ class Agent:
             await self._start_part("virtual addresses", Allocator(catalog, store, settings.balancing, metrics))
             await self._start_part("balancer", Balancer(catalog, settings.balancing, metrics))
         # The HTTP library takes a third of a second to import; DNS is served meanwhile.
+        following = await asyncio.to_thread(_following)
+        await self._start_part("follower", following(self._folder, metrics))
         new_server, new_checker, page_routes = await asyncio.to_thread(_http)
         await self._start_part("checks", new_checker(registry, catalog, metrics, scripts=settings.scripts))
         serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
@@ -259,6 +262,13 @@ class Agent:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the agent failed: %r", error, exc_info=error)
+
+
+def _following() -> type[Following]:
+    """Import what restores rules and links: the service of CNI calls."""
+    from cni_plugin.agent.following import Following
+
+    return Following
 
 
 def _http() -> tuple[type[ApiServer], type[Checker], Callable[[Overview], tuple[Route, ...]]]:

@@ -19,6 +19,8 @@ from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments
 from cni_plugin.networks.attachments import State
+from cni_plugin.service import restorations
+from cni_plugin.service.restorations import Restorations
 from discovery.structs import CONSUL_SERVICE
 from weft import __version__
 from weft.errors import WeftError
@@ -50,6 +52,7 @@ def status(tool: Tool, json_output: bool) -> None:
     attached = attachments.endpoints(tool.service)
     gone = sum(one.state is not State.ATTACHED for one in attached)
     networks = len(tool.networks())
+    restored = restorations.read(tool.service.host.run)
     if gone:
         warnings.append(f"{count(gone, 'attachment')} incomplete or without a namespace: run weft gc")
     healths = Counter(one.status for one in instances)
@@ -76,6 +79,7 @@ def status(tool: Tool, json_output: bool) -> None:
                 "services": services,
                 "instances": dict(healths),
                 "virtualAddresses": virtual,
+                "restorations": restored.count,
                 "warnings": warnings,
             }
         )
@@ -91,6 +95,7 @@ def status(tool: Tool, json_output: bool) -> None:
                 ("Services", str(services)),
                 *([("Instances", held)] if instances else []),
                 ("Virtual addresses", str(virtual)),
+                *_of_restorations(restored),
             ]
         )  # fmt: skip
         say()
@@ -140,3 +145,9 @@ def _services(agent: Running | None, warnings: list[str]) -> tuple[list[ServiceI
     if len(critical) > _MOST_LISTED:
         warnings.append(f"{len(critical) - _MOST_LISTED} more are critical: weft services list -detailed")
     return found, virtual
+
+
+def _of_restorations(found: Restorations) -> list[tuple[str, str]]:
+    if not found.count:
+        return []
+    return [("Restored", f"{count(found.count, 'change')} of other programs, last {age(time.time() - found.last)} ago")]

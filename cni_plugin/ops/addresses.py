@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 
 from cni_plugin.ops.links import nsenter, retry_while_exists
-from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft import files, identity
 from weft.errors import Busy, Conflict, Exists, KernelRefused, Missing
 from weft.kernel.canonical import canonical
@@ -60,6 +60,9 @@ class LinkAddress(Operation):
         if self.address in namespace.addresses(self.link):
             return None
         return f"{self.link} lacks the address {self.address}"
+
+    def restore(self, machine: Machine) -> bool:
+        return self.side is Side.HOST and reapply(self, machine)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         word = "" if self.prefix_route else " noprefixroute"
@@ -202,6 +205,9 @@ class LinkRoute(Operation):
         text = _text(self.route)
         return f"the route {text} is missing" if near is None else f"the route {text} is now {_text(near)}"
 
+    def restore(self, machine: Machine) -> bool:
+        return self.side is Side.HOST and reapply(self, machine)
+
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"{nsenter(self.side, namespace)}ip route append {_text(self.route)} proto {self.route.protocol}",)
 
@@ -273,6 +279,9 @@ class Setting(Operation):
         if isinstance(earlier, Setting) and (earlier.side, earlier.key) == (self.side, self.key):
             return replace(earlier, value=self.value)
         return earlier
+
+    def restore(self, machine: Machine) -> bool:
+        return self.side is Side.HOST and reapply(self, machine)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"{nsenter(self.side, namespace)}sysctl -w {self.key}={self.value}",)

@@ -10,7 +10,7 @@ import contextlib
 from dataclasses import dataclass
 
 from cni_plugin.ops.firewalls import commented
-from cni_plugin.ops.operation import Machine, Operation
+from cni_plugin.ops.operation import Machine, Operation, reapply
 from weft.errors import KernelLacks
 
 _PROGRAMS = {4: "iptables", 6: "ip6tables"}
@@ -106,6 +106,9 @@ class TableRules(Operation):
         there = machine.host.iptables(self.version, self.table)
         missing = next((line for line in self._lines() if line not in there), None)
         return f"{_PROGRAMS[self.version]} lacks the rule {missing} in {self.table}" if missing else None
+
+    def restore(self, machine: Machine) -> bool:
+        return reapply(self, machine)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return tuple(f"{_PROGRAMS[self.version]} -t {self.table} {line}" for line in self._lines())

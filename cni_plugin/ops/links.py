@@ -69,6 +69,10 @@ class Bridge(Operation):
     def creates(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.name),) if self.alias else ()
 
+    @property
+    def marks(self) -> frozenset[str]:
+        return frozenset({self.alias})
+
     def apply(self, machine: Machine) -> bool:
         link = machine.host.link(self.name)
         if link is None:
@@ -280,6 +284,15 @@ class Veth(Operation):
         mtu = self.container_mtu or self.mtu
         return f"the MTU of {self.container} is {link.mtu} instead of {mtu}" if link.mtu != mtu else None
 
+    def restore(self, machine: Machine) -> bool:
+        link = machine.host.link(self.host)
+        if link is None or link.kind != "veth" or self._host_mismatch(machine) is None:
+            return False
+        if self.bridge and machine.host.link(self.bridge) is None:
+            return False
+        machine.host.change_link(self.host, up=True, mtu=self.mtu, master=self.bridge)
+        return True
+
     def commands(self, namespace: str) -> tuple[str, ...]:
         master = f" master {self.bridge}" if self.bridge else ""
         peer = f"peer name {self.container} address {self.mac} mtu {self.mtu} netns {namespace}"
@@ -398,6 +411,13 @@ class Port(Operation):
         if self.reserved and mask != ALL_RESERVED:
             return f"group_fwd_mask of the port {self.link} is {mask:#x} instead of {ALL_RESERVED:#x}"
         return None
+
+    def restore(self, machine: Machine) -> bool:
+        # A plugin later in the chain may have set flags that this one has not.
+        link = machine.host.link(self.link)
+        if link is None or not link.master or all(link.port.get(name, 0) for name, on in self._wanted().items() if on):
+            return False
+        return self.apply(machine)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         words = (" hairpin on" if self.hairpin else "") + (" isolated on" if self.isolated else "")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cni_plugin.dataplane.packets import PORTS, PORTS4, PORTS4_AT, PORTS6, PORTS6_AT
 from cni_plugin.dataplane.tables import TABLES
-from cni_plugin.ops.operation import Machine, Operation
+from cni_plugin.ops.operation import Machine, Operation, reapply
 from weft.errors import Conflict, KernelLacks
 from weft.kernel.interface import Element, Scalar
 from weft.kernel.schema import Shape, limit_text
@@ -73,6 +73,10 @@ class Elements(Operation):
         return f"nftables lacks {_text(missing[0], shape)} in {shape.name}"
 
     @property
+    def marks(self) -> frozenset[str]:
+        return frozenset(element.mark for element in self.elements)
+
+    @property
     def published(self) -> bool:
         """Whether they include published ports."""
         return any(element.collection in PORTS for element in self.elements)
@@ -107,6 +111,9 @@ class Elements(Operation):
         there = [element for name in ports for element in machine.rules().elements(name) if element.mark in siblings]
         theirs = {(element.collection, element.key) for element in there}
         return tuple(element for element in elements if (element.collection, element.key) not in theirs)
+
+    def restore(self, machine: Machine) -> bool:
+        return reapply(self, machine)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         shaped = [(TABLES.shapes[element.collection], element) for element in self.elements]

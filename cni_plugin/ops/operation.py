@@ -56,6 +56,11 @@ class Operation:
         return ()
 
     @property
+    def marks(self) -> frozenset[str]:
+        """The marks of a shared operation's objects, as the kernel's notifications have them."""
+        return frozenset()
+
+    @property
     def on_link(self) -> LinkRef | None:
         """The link that this operation configures, None if its effect belongs to no link."""
         return None
@@ -85,6 +90,12 @@ class Operation:
         """How the state differs from what ``apply`` left, in a sentence; None if it does not."""
         raise NotImplementedError
 
+    def restore(self, machine: Machine) -> bool:
+        """Make the change again where another program has reverted it while the container runs; whether
+        something was changed. Nothing is where only a new ADD can. ``machine`` has no container.
+        """
+        return False
+
     def adapt(self, earlier: Operation) -> Operation:
         """An earlier operation with the changes that this one made to its effect: what CHECK compares
         with.
@@ -106,6 +117,11 @@ class Operation:
         namespace.
         """
         raise NotImplementedError
+
+
+def reapply(operation: Operation, machine: Machine) -> bool:
+    """Apply the operation if the kernel differs from what it left; whether that was needed."""
+    return operation.mismatch(machine) is not None and operation.apply(machine)
 
 
 class Lease(Operation):

@@ -13,7 +13,7 @@ from functools import partial
 from cni_plugin.ops.addresses import LinkRoute, namespace_of
 from cni_plugin.ops.devices import ContainerLink
 from cni_plugin.ops.links import Port, has_mark, nsenter
-from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft.errors import Conflict, Exists, KernelRefused, Missing
 from weft.kernel.canonical import canonical, describe
 from weft.kernel.interface import KernelRoute, Namespace, RoutingRule
@@ -335,6 +335,9 @@ class Isolated(Operation):
 
     def adapt(self, earlier: Operation) -> Operation:
         return replace(earlier, isolated=True) if isinstance(earlier, Port) and earlier.link == self.link else earlier
+
+    def restore(self, machine: Machine) -> bool:
+        return reapply(self, machine)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"bridge link set dev {self.link} isolated on",)

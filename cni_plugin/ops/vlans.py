@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 
 from cni_plugin.ops.links import half_created, has_mark, no_vlan_filtering
-from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft.errors import Conflict, KernelLacks, Missing
 from weft.kernel.interface import BridgeVlan, Link, VethPeer
 from weft.types import Side
@@ -51,6 +51,9 @@ class Vlans(Operation):
             return f"the port {self.link} has VLANs that are not configured: {sorted(extra)}"
         return None
 
+    def restore(self, machine: Machine) -> bool:
+        return reapply(self, machine)
+
     def commands(self, namespace: str) -> tuple[str, ...]:
         first = () if self.keep_default else (f"bridge vlan del dev {self.link} vid 1",)
         return first + tuple(
@@ -83,6 +86,10 @@ class VlanGateway(Operation):
 
     def _is_ours(self, link: Link) -> bool:
         return has_mark(link, self.alias) or half_created(link, self.mac)
+
+    @property
+    def marks(self) -> frozenset[str]:
+        return frozenset({self.alias})
 
     def apply(self, machine: Machine) -> bool:
         link = machine.host.link(self.name)

@@ -5,6 +5,7 @@ Every driver's ADD, rollback, DEL and CHECK are these few functions; no driver h
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -135,6 +136,18 @@ def mismatches(operations: Sequence[Operation], machine: Machine, later: Sequenc
         if sentence:
             sentences.append(sentence)
     return sentences
+
+
+def restore(operations: Sequence[Operation], machine: Machine) -> int:
+    """Restore what other programs have reverted while the container runs; how many operations that were.
+
+    What fails is left to CHECK to report.
+    """
+    changed = 0
+    for operation in operations:
+        with contextlib.suppress(WeftError):
+            changed += operation.restore(machine)
+    return changed
 
 
 def _logged(log: Log, verb: str, operation: Operation, machine: Machine, step: Callable[[Machine], _T]) -> _T:

@@ -112,6 +112,10 @@ class Records:
     def read(self, attachment: types.Attachment) -> Record | None:
         return _read(self.path(attachment), Record)
 
+    def read_digest(self, digest: str) -> Record | None:
+        """The record of the attachment with this digest in its marks."""
+        return _read(f"{self._attachments}/{digest}.json", Record)
+
     def read_network(self, network: str) -> NetworkRecord | None:
         return _read(self.network_path(network), NetworkRecord)
 
@@ -139,6 +143,13 @@ class Records:
             record = _read(path, NetworkRecord)
             if record is not None:
                 yield record
+
+    def networks_written(self) -> int:
+        """When a network's record was written or removed last, in nanoseconds; 0 without networks."""
+        try:
+            return os.stat(self._networks).st_mtime_ns
+        except OSError:
+            return 0
 
     def digests(self) -> set[str]:
         """The digests of all attachments that have a record, even a damaged one."""

@@ -4,34 +4,53 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from cni_plugin.ops import Elements, Gateways, Port, Veth
 from cni_plugin.ops.operation import Machine, Operation
-from cni_plugin.service import executor
+from cni_plugin.service import executor, restorations
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.records import NetworkRecord, Phase, Record
 from weft import locks
 from weft.errors import Busy, StateDamaged, WeftError
+from weft.identity import attachment_digest
 from weft.types import Attachment
 
 _WITHDRAWAL_TIMEOUT = 5.0
 """Seconds that a failed ADD waits to take back what it added to its network."""
 
 
-def repair(context: ServiceContext) -> None:
-    """Restore what networks share, and the elements of all attachments. Raises the first error."""
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """How many operations were applied again, and the digests of attachments that calls hold locked."""
+
+    changed: int = 0
+    locked: frozenset[str] = frozenset()
+
+    def __add__(self, other: Restored) -> Restored:
+        return Restored(self.changed + other.changed, self.locked | other.locked)
+
+
+def repair(context: ServiceContext, *, attachments: bool = True) -> Restored:
+    """Restore what networks share, and what of all attachments needs no new ADD. Raises the first error."""
     machine = context.machine(None)
     errors: list[WeftError] = []
+    found = Restored()
+    if not any(context.records.networks()):
+        return found
     with locks.hold(context.records.shared_lock()):
         for operation in dict.fromkeys(one for network in context.records.networks() for one in network.shared):
             try:
                 if operation.mismatch(machine) is not None:
                     executor.apply(operation, machine, context.watch, context.log)
+                    found += Restored(1)
             except WeftError as error:
                 errors.append(error)
-        restore_elements(context, None)
+        if attachments:
+            found += restore_all(context)
     raise_all(errors)
+    return found
 
 
 def remove_network(context: ServiceContext, network: str, *, timeout: float = locks.TIMEOUT) -> None:
@@ -62,6 +81,7 @@ def _remove_shared(context: ServiceContext, network: str) -> None:
     raise_all(_undo_shared(context, network, record.shared if record is not None else (), ()))
     records.remove_network(network)
     if not any(records.networks()):
+        restorations.forget(context.host.run)
         with contextlib.suppress(OSError):
             os.unlink(records.shared_lock())
 
@@ -162,18 +182,25 @@ def undo_replaced(
     context.records.write_network(NetworkRecord(attachment.network, context.host.boot, kept))
 
 
-def restore_elements(context: ServiceContext, current: Attachment | None) -> None:
-    """Restore the elements of all networks and attachments after the ruleset was flushed.
+def restore_all(context: ServiceContext, current: Attachment | None = None, link: str = "") -> Restored:
+    """Restore the elements of all networks, and what of their attachments needs no new ADD.
 
     The caller holds the shared lock. Skips ``current``, whose ADD applies its own, and attachments that
-    are locked.
+    are locked. ``link``: only what networks and attachments have on that bridge.
     """
     machine = context.machine(None)
+    found = Restored()
     for network in list(context.records.networks()):
-        _apply_elements(network.shared, machine)
+        if not link:
+            found += Restored(executor.restore(network.shared, machine))
     for record in list(context.records.all()):
-        if record.attachment != current:
-            _restore_elements(context, record)
+        if record.attachment != current and (not link or _is_on(record, link)):
+            found += restore_attachment(context, record)
+    return found
+
+
+def _is_on(record: Record, bridge: str) -> bool:
+    return any(isinstance(one, Veth) and one.bridge == bridge for one in record.operations)
 
 
 def pass_on_ports(context: ServiceContext, ended: Record) -> None:
@@ -190,30 +217,37 @@ def pass_on_ports(context: ServiceContext, ended: Record) -> None:
     with contextlib.suppress(StateDamaged):
         for record in list(context.records.all()):
             if record.attachment.container == attachment.container and record.attachment != attachment:
-                _restore_elements(context, record, timeout=locks.TIMEOUT)
+                restore_attachment(context, record, timeout=locks.TIMEOUT)
 
 
-def _restore_elements(context: ServiceContext, record: Record, *, timeout: float = 0) -> None:
-    """Add the missing elements of an attachment; skip it where its lock is held for longer than
+def restore_attachment(context: ServiceContext, record: Record, *, timeout: float = 0) -> Restored:
+    """Restore what of an attachment needs no new ADD; skip it where its lock is held for longer than
     ``timeout``.
     """
     if record.phase is Phase.REMOVING:
-        return
+        return Restored()
     lock = context.records.lock(record.attachment)
-    with contextlib.suppress(WeftError), locks.hold(lock, timeout=timeout):
-        current = context.records.read(record.attachment)
-        if current is None:
-            with contextlib.suppress(OSError):
-                os.unlink(lock)
-        elif current.phase is Phase.ATTACHED:
-            _apply_elements(current.operations, context.machine(None))
+    try:
+        with locks.hold(lock, timeout=timeout):
+            current = context.records.read(record.attachment)
+            if current is None:
+                with contextlib.suppress(OSError):
+                    os.unlink(lock)
+            elif current.phase is Phase.ATTACHED:
+                machine = context.machine(None)
+                restored = Restored(executor.restore(current.operations, machine))
+                _reserve_ports(current, machine)
+                return restored
+    except Busy:
+        return Restored(locked=frozenset({attachment_digest(record.attachment)}))
+    except WeftError:
+        pass
+    return Restored()
 
 
-def _apply_elements(operations: Iterable[Operation], machine: Machine) -> None:
-    for operation in operations:
-        if isinstance(operation, Elements):
+def _reserve_ports(record: Record, machine: Machine) -> None:
+    """Set the flag of ports that an earlier release has created."""
+    for operation in record.operations:
+        if isinstance(operation, Veth) and operation.bridge:
             with contextlib.suppress(WeftError):
-                operation.apply(machine)
-        elif isinstance(operation, Veth) and operation.bridge:
-            with contextlib.suppress(WeftError):  # a port that an earlier release has created
-                Port(operation.host, reserved=True).apply(machine)
+                Port(operation.host, reserved=True).restore(machine)

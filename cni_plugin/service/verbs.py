@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cni_plugin.dataplane.tables import TABLES
-from cni_plugin.ops import BaseRules, Gateways, PoolLease
+from cni_plugin.ops import BaseRules, Bridge, Gateways, PoolLease
 from cni_plugin.ops.operation import Lease, Machine, Operation
 from cni_plugin.plan import modules
 from cni_plugin.plan.cached import link_cache
@@ -20,7 +20,7 @@ from cni_plugin.service import assemble, executor
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.planner import EMPTY_PLAN, attachment_of, own_operations, shared_operations
 from cni_plugin.service.records import NetworkRecord, Phase, Record
-from cni_plugin.service.shared import pass_on_ports, restore_elements, retire, undo_replaced, withdraw
+from cni_plugin.service.shared import pass_on_ports, restore_all, retire, undo_replaced, withdraw
 from cni_plugin.wire.request import Command, Request
 from weft import locks
 from weft.errors import (
@@ -324,15 +324,20 @@ class Service(ServiceContext):
             with locks.hold(self.records.shared_lock()):
                 undo_replaced(self, attachment, shared, machine)
                 new = self._unrecorded(attachment.network, shared)
+                remade: list[str] = []
                 self._record_shared(attachment.network, new)
                 for operation in shared:
                     if (operation.hidden and operation in new) or operation.mismatch(machine) is not None:
                         self._apply_shared(operation, attachment, machine)
+                        if isinstance(operation, Bridge) and operation not in new:  # somebody has deleted it
+                            remade.append(operation.name)
+                for bridge in remade:
+                    restore_all(self, attachment, bridge)
 
     def _apply_shared(self, operation: Operation, attachment: Attachment, machine: Machine) -> None:
         executor.apply(operation, machine, self.watch, self.log)
         if isinstance(operation, BaseRules):
-            restore_elements(self, attachment)
+            restore_all(self, attachment)
 
     def _unrecorded(self, network: str, shared: Sequence[Operation]) -> tuple[Operation, ...]:
         recorded = self.recorded_shared(network)

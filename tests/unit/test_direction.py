@@ -41,8 +41,8 @@ STANDS_ON: dict[str, str] = {
     "cni_plugin.ops": "weft weft.kernel weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire",
     "cni_plugin.plan": "weft weft.kernel cni_plugin.wire cni_plugin.ops",
     "cni_plugin.agent": (
-        "weft weft.kernel.linux store discovery discovery.consul discovery.dns discovery.health discovery.api "
-        "discovery.balancer discovery.page cni_plugin.plan"
+        "weft weft.kernel weft.kernel.linux store discovery discovery.consul discovery.dns discovery.health "
+        "discovery.api discovery.balancer discovery.page cni_plugin.dataplane cni_plugin.plan cni_plugin.service"
     ),
     "cni_plugin.drivers": "weft weft.kernel cni_plugin.wire cni_plugin.ops cni_plugin.plan",
     "cni_plugin.features": "weft weft.kernel cni_plugin.dataplane cni_plugin.wire cni_plugin.ops cni_plugin.plan",
@@ -70,6 +70,7 @@ STANDS_ON: dict[str, str] = {
 DEFERRED: dict[str, dict[str, str]] = {
     # the agent serves DNS before HTTP, checks and the page are loaded
     "cni_plugin.agent.main": {
+        "cni_plugin.agent.following": "41.6 ms",
         "discovery.api.server": "180.1 ms",
         "discovery.health.checker": "142.0 ms",
         "discovery.page.pages": "9.2 ms",

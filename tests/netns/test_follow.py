@@ -1,0 +1,141 @@
+"""The engine and the agent restore within a second what other programs change."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_plugin.service import restorations
+from lab.calls import Weft
+from lab.confs import DEFAULT4, DEFAULT6, pool, port
+from lab.host import Host
+from lab.plugins import ROOT
+from lab.waiting import until
+from weft.releases import supersede
+
+FOLDER = ROOT / ".venv" / "bin"
+EXPECTED = 30.0
+"""Seconds on a loaded machine; the figure of the promise is measured by ``test_leaks.py``."""
+
+
+def network(name: str, number: int, **keys: Any) -> dict[str, Any]:
+    return {
+        "cniVersion": "1.1.0", "name": name, "type": "weft", "driver": "bridge", "bridge": f"b-{name}",
+        "isDefaultGateway": True, "ipMasq": True, "portmap": {},
+        "ipam": pool(f"10.{number}.0.0/24", f"fd00:{number}::/64", routes=[DEFAULT4, DEFAULT6]), **keys,
+    }  # fmt: skip
+
+
+SHOP = network("shop", 91, hairpinMode=True, runtimeConfig={"portMappings": [port(8080, 80)]})
+DEN = network("den", 92, internal=True, ipMasq=False)
+PAIR = {
+    "cniVersion": "1.1.0", "name": "pair", "type": "weft", "driver": "ptp", "ipMasq": True,
+    "ipam": pool("10.93.0.0/24", "fd00:93::/64", routes=[DEFAULT4, DEFAULT6]),
+}  # fmt: skip
+
+
+def folder() -> Path:
+    return Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}")
+
+
+@contextlib.contextmanager
+def daemon(program: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A running ``engine`` or ``agent`` of the test's host."""
+    argv = [FOLDER / "weft-engine", "--log"] if program == "engine" else [ROOT / "bin" / "weft", "agent"]
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        until(lambda: (folder() / f"{program}.sock").exists() or process.poll() is not None, 60, program)
+        assert process.poll() is None, process.communicate()
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+class Ground:
+    """Three networks with a container each, and CHECK of all."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self.weft, self.results = host, Weft(), {}
+        folder().mkdir(parents=True, exist_ok=True)
+        supersede(str(folder()))
+        for conf in (SHOP, DEN, PAIR):
+            path = host.container(conf["name"])
+            self.results[conf["name"]] = conf, path, self.weft.add(conf, path, conf["name"])
+        self.port = self.results["shop"][2]["interfaces"][1]["name"]
+        self.pair = self.results["pair"][2]["interfaces"][0]["name"]
+
+    def complaints(self) -> list[str]:
+        checks = (self.weft.check(conf, answer, path, name) for name, (conf, path, answer) in self.results.items())
+        return [one for one in checks if one]
+
+    def restored(self, *command: str) -> None:
+        """Run a command that breaks something; CHECK sees it, and it is restored."""
+        before = restorations.read(str(folder())).count
+        self.host.run(*command)
+        until(lambda: restorations.read(str(folder())).count > before, EXPECTED, f"counting {command}")
+        until(lambda: not self.complaints(), EXPECTED, f"restoring after {command}")
+
+
+RULES = (
+    ("nft", "flush", "ruleset"),
+    ("nft", "delete", "table", "inet", "weft"),
+    ("nft", "delete", "table", "bridge", "weft"),
+    ("nft", "flush", "chain", "inet", "weft", "filter_forward"),
+    ("nft", "flush", "set", "inet", "weft", "closed_links"),
+    ("nft", "flush", "set", "inet", "weft", "masquerade4"),
+    ("nft", "flush", "map", "inet", "weft", "ports4"),
+)
+
+
+@pytest.mark.parametrize("program", ["engine", "agent"])
+def test_rules_that_another_program_deletes_come_back(host: Host, program: str) -> None:
+    ground = Ground(host)
+    with daemon(program):
+        until(lambda: not ground.complaints(), EXPECTED, "no complaint")
+        for command in RULES:
+            ground.restored(*command)
+        assert host.ping("shop", "10.91.0.1")
+
+
+def test_links_that_another_program_changes_come_back(host: Host) -> None:
+    ground = Ground(host)
+    with daemon("engine"):
+        for command in (
+            ("ip", "link", "delete", "b-shop"),
+            ("ip", "link", "set", "b-den", "down"),
+            ("ip", "link", "set", ground.port, "nomaster"),
+            ("ip", "link", "set", ground.port, "down"),
+            ("ip", "link", "set", ground.pair, "down"),
+            ("ip", "address", "flush", "dev", "b-shop"),
+        ):
+            ground.restored(*command)
+            assert host.ping("shop", "10.91.0.1") and host.ping("den", "10.92.0.1") and host.ping("pair", "10.93.0.1")
+
+
+def test_flushing_in_a_loop_does_not_occupy_the_processor(host: Host) -> None:
+    ground = Ground(host)
+    with daemon("engine") as engine:
+        until(lambda: not ground.complaints(), EXPECTED, "no complaint")
+        stat = Path(f"/proc/{engine.pid}/stat")
+
+        def used() -> float:
+            fields = stat.read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+        before, started = used(), time.monotonic()
+        while time.monotonic() - started < 4:
+            host.run("nft", "flush", "ruleset")
+        share = (used() - before) / (time.monotonic() - started)
+        assert share < 0.5, share
+        until(lambda: not ground.complaints(), EXPECTED, "restoring")
+    log = engine.stderr
+    assert log is not None
