@@ -9,6 +9,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
+from cni_plugin.dataplane import guard
 from cni_plugin.dataplane.tables import TABLES
 from discovery.balancer.rules import tables
 from weft.kernel.schema import Chain, Set, Table
@@ -24,17 +25,19 @@ from the values that it installs them from. `nft list ruleset` shows the same se
 
 def document() -> str:
     """The page, as Markdown."""
-    parts = [_HEAD, *(line for table in (*TABLES.tables, *tables().tables) for line in _table(table))]
+    parts = [_HEAD, *(line for table in (*TABLES.tables, guard.TABLE, *tables().tables) for line in _table(table))]
     return "\n".join(parts)
 
 
 def _table(table: Table) -> Iterator[str]:
     yield f"## `{table}`\n"
     yield f"{table.why[0].upper()}{table.why[1:]}.\n"
-    yield "### Sets and maps\n"
-    yield "| name | type | holds | added by |\n|---|---|---|---|"
-    yield from map(_set, table.sets)
-    yield "\n### Base chains, in the order of their hooks\n"
+    if table.sets:
+        yield "### Sets and maps\n"
+        yield "| name | type | holds | added by |\n|---|---|---|---|"
+        yield from map(_set, table.sets)
+        yield ""
+    yield "### Base chains, in the order of their hooks\n"
     for chain in sorted((one for one in table.chains if one.hook), key=_order):
         yield from _chain([chain])
     yield "### Chains that rules lead to\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cni_plugin.dataplane import frames, packets
+from cni_plugin.dataplane import frames, guard, packets
 from weft.kernel.schema import Tables
 
-TABLES = Tables((packets.TABLE, frames.TABLE))
+TABLES = Tables((packets.TABLE, frames.TABLE), beside=(str(guard.TABLE),))

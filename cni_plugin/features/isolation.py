@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cni_plugin.dataplane import packets
+from cni_plugin.dataplane import guard, packets
+from cni_plugin.ops import LinkGroup
 from cni_plugin.ops.firewalls import passed_on
 from cni_plugin.plan import modules
 from cni_plugin.plan.interface import host_link
@@ -62,9 +63,17 @@ class Isolation:
         mark = identity.mark("link", link) if self.bridged else identity.attachment_mark(context.attachment)
         elements = tuple(dict.fromkeys(Element(name, key, mark=mark) for name, key in self._elements(link, result)))
         shared = (passed_on(link, (ip.address.network for ip in result.ips), bridged=self.bridged),)
+        group = (LinkGroup(link, bits),) if (bits := self._bits()) else ()
         if self.bridged:
-            return Plan(shared=shared, shared_elements=elements, result=result)
-        return Plan(shared=shared, guards=elements, result=result)
+            return Plan(shared=(*group, *shared), shared_elements=elements, result=result)
+        return Plan(shared=shared, operations=group, guards=elements, result=result)
+
+    def _bits(self) -> int:
+        """The policy in the link's group."""
+        bits = {CLOSED: guard.CLOSED, ROUTED: guard.ROUTED, OPEN: 0}[self.mode]
+        bits |= guard.INTERNAL * self.internal | guard.NO_METADATA * (not self.metadata)
+        bits |= guard.DNS_ONLY * (not self.host)
+        return bits | (0 if self.bridged or not bits else guard.PAIR)
 
     def _elements(self, link: str, result: Result) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
         if self.mode != OPEN:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.ops.addresses import Detection, Forwarding6, Gateways, LinkAddress, LinkRoute, Setting
 from cni_plugin.ops.firewalls import PassedOn
+from cni_plugin.ops.groups import LinkGroup
 from cni_plugin.ops.leases import ForeignLease, PoolLease
 from cni_plugin.ops.links import Bridge, PinnedMac, Port, Promiscuous, Up, Veth
 from cni_plugin.ops.nftables import BaseRules, Elements
@@ -51,6 +52,7 @@ COMMON: tuple[type, ...] = (
     Forwarding6,
     Gateways,
     LinkAddress,
+    LinkGroup,
     LinkRoute,
     PassedOn,
     PinnedMac,
@@ -98,6 +100,7 @@ __all__ = [
     "LentLink",
     "Limited",
     "LinkAddress",
+    "LinkGroup",
     "LinkRoute",
     "LinkSetting",
     "PassedOn",

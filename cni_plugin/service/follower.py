@@ -12,6 +12,7 @@ import select
 import time
 from collections.abc import Callable
 
+from cni_plugin.dataplane import guard
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.service import restorations
 from cni_plugin.service.context import ServiceContext
@@ -20,6 +21,7 @@ from weft import releases
 from weft.errors import WeftError
 from weft.identity import mark_digest
 from weft.kernel.linux.host_events import EVERYTHING, Changes, HostEvents
+from weft.kernel.nft.owned import OwnedTable
 
 SETTLE = 0.05
 """Seconds from a notification to the look, so that one look serves a burst of changes."""
@@ -27,6 +29,7 @@ SHARE = 0.2
 """The part of one CPU that restoring may take while another program keeps changing things."""
 _RETRY = 0.2  # seconds to the next look at attachments that a call held locked, or after an error
 _AFTERWARDS = 1.0  # seconds to one more look at the rules of other firewalls, which a reload takes
+_CLAIM = 1.0  # seconds between two attempts to own the guard table, which the owner's death ends silently
 _LOG_INTERVAL = 10.0  # seconds between two lines
 
 
@@ -45,6 +48,7 @@ class Follower:
         self._settle = settle
         self._logged = float("-inf")
         self._unlogged = 0
+        self._guard = OwnedTable(guard.TABLE)
         self._networks: tuple[int, frozenset[str]] = (0, frozenset())
 
     def run(self, stop: int) -> None:
@@ -53,16 +57,19 @@ class Follower:
         events = HostEvents(TABLES.names)
         try:
             pending, again, rested = EVERYTHING, 0.0, 0.0
-            while pending or events.wait(stop):
+            while pending or events.wait(stop, None if self._guard.owned else _CLAIM):
                 # No event wakes this: how many there are must not matter.
                 if _is_ready(stop, max(self._settle, again, rested - time.monotonic())):
                     break
                 pending |= events.read()
                 started = time.thread_time()
-                pending, again = self._look(context, pending)
+                seen = pending
+                pending, again = self._look(context, pending) if pending else (pending, 0.0)
+                self._keep_guard(context, seen)
                 used = time.thread_time() - started
                 rested = time.monotonic() + used / SHARE - used
         finally:
+            self._guard.close()
             events.close()
             context.kernel.close()
 
@@ -83,6 +90,17 @@ class Follower:
         if changes.firewalls and restored.changed:
             return Changes(firewalls=True), _AFTERWARDS
         return Changes(), 0.0
+
+    def _keep_guard(self, context: ServiceContext, changes: Changes) -> None:
+        """Own the table of constant drops while there are networks, as soon as no other process does."""
+        try:
+            if any(context.records.networks()):
+                if self._guard.supported and releases.is_current(context.host.run):
+                    self._guard.claim()
+            elif self._guard.owned or changes.deleted:
+                self._guard.remove()
+        except WeftError as error:
+            self._report(f"the table {guard.TABLE} cannot be installed: {error}", 0)
 
     def _restore(self, context: ServiceContext, changes: Changes) -> Restored:
         if not any(context.records.networks()):

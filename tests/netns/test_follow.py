@@ -8,17 +8,20 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cni_plugin.dataplane import guard
 from cni_plugin.service import restorations
 from lab.calls import Weft
 from lab.confs import DEFAULT4, DEFAULT6, pool, port
 from lab.host import Host
 from lab.plugins import ROOT
 from lab.waiting import until
+from weft.kernel.nft.owned import OwnedTable
 from weft.releases import supersede
 
 FOLDER = ROOT / ".venv" / "bin"
@@ -35,6 +38,7 @@ def network(name: str, number: int, **keys: Any) -> dict[str, Any]:
 
 
 SHOP = network("shop", 91, hairpinMode=True, runtimeConfig={"portMappings": [port(8080, 80)]})
+SHOP_ALONE = {key: value for key, value in SHOP.items() if key != "runtimeConfig"}
 DEN = network("den", 92, internal=True, ipMasq=False)
 PAIR = {
     "cniVersion": "1.1.0", "name": "pair", "type": "weft", "driver": "ptp", "ipMasq": True,
@@ -64,14 +68,18 @@ class Ground:
     """Three networks with a container each, and CHECK of all."""
 
     def __init__(self, host: Host) -> None:
-        self.host, self.weft, self.results = host, Weft(), {}
+        self.host, self.weft = host, Weft()
+        self.results: dict[str, tuple[dict[str, Any], str, Any]] = {}
         folder().mkdir(parents=True, exist_ok=True)
         supersede(str(folder()))
         for conf in (SHOP, DEN, PAIR):
-            path = host.container(conf["name"])
-            self.results[conf["name"]] = conf, path, self.weft.add(conf, path, conf["name"])
+            self.add(conf["name"], conf)
         self.port = self.results["shop"][2]["interfaces"][1]["name"]
         self.pair = self.results["pair"][2]["interfaces"][0]["name"]
+
+    def add(self, container: str, conf: dict[str, Any]) -> None:
+        path = self.host.container(container)
+        self.results[container] = conf, path, self.weft.add(conf, path, container)
 
     def complaints(self) -> list[str]:
         checks = (self.weft.check(conf, answer, path, name) for name, (conf, path, answer) in self.results.items())
@@ -139,3 +147,90 @@ def test_flushing_in_a_loop_does_not_occupy_the_processor(host: Host) -> None:
         until(lambda: not ground.complaints(), EXPECTED, "restoring")
     log = engine.stderr
     assert log is not None
+
+
+GUARD = ("nft", "list", "table", "inet", "weft-guard")
+OPEN = network("free", 94, isolation="open", metadata=False)
+
+
+def guarded(host: Host) -> bool:
+    return "filter_forward" in host.run(*GUARD, check=False).stdout
+
+
+def has_owned_tables(host: Host) -> bool:
+    """Whether this kernel has NFT_TABLE_F_PERSIST (Linux 6.9)."""
+    table = OwnedTable(guard.TABLE)
+    try:
+        return table.claim()
+    finally:
+        table.remove()
+
+
+def test_constant_drops_survive_a_flush(host: Host) -> None:
+    """With the engine stopped, so that nothing restores; then the agent owns the table."""
+    if not has_owned_tables(host):
+        pytest.skip("the kernel has no owned tables that persist")
+    lan = host.lan(default_route=True)
+    ground = Ground(host)
+    ground.add("free", OPEN)
+    ground.add("shop2", SHOP_ALONE)
+    for name in ("shop", "shop2", "den", "pair", "free", None, lan.name):
+        host.serve_tcp(name, 80)
+    host.run("ip", "address", "add", "169.254.169.254/32", "dev", lan.link, "scope", "global")
+    addresses = {name: answer["ips"][0]["address"].split("/")[0] for name, (_, _, answer) in ground.results.items()}
+
+    def opened() -> list[str]:
+        """The boundaries that are open and must not be, after those that must be open were."""
+        assert host.reaches("shop2", addresses["shop"], 80)
+        assert host.reaches(lan.name, addresses["free"], 80)
+        assert host.reaches("shop", addresses["free"], 80)
+        assert host.reaches("shop", "10.91.0.1", 80)
+        closed = [
+            (lan.name, addresses["shop"]), (lan.name, addresses["den"]), (lan.name, addresses["pair"]),
+            ("shop", addresses["den"]), ("den", addresses["shop"]), ("shop", addresses["pair"]),
+            ("pair", addresses["shop"]), ("free", addresses["shop"]), ("den", lan.outside), ("den", lan.host),
+            ("shop", "169.254.169.254"),
+        ]  # fmt: skip
+        with ThreadPoolExecutor(len(closed)) as threads:
+            found = threads.map(lambda one: host.reaches(*one, 80, expected=False), closed)
+            return [f"{where} {to}" for (where, to), reached in zip(closed, found, strict=True) if reached]
+
+    with daemon("agent"), daemon("engine"):
+        until(lambda: guarded(host) and not ground.complaints(), EXPECTED, "a guard")
+        assert host.reaches(lan.name, lan.host, 8080)
+        assert opened() == []
+    with daemon("engine") as engine:
+        until(lambda: "flags owner" in host.run(*GUARD).stdout, EXPECTED, "an owner")
+        engine.send_signal(signal.SIGSTOP)
+        host.run("nft", "flush", "ruleset")
+        assert host.run("nft", "list", "tables").stdout.strip() == "table inet weft-guard"
+        assert opened() == []
+        engine.send_signal(signal.SIGCONT)
+        until(lambda: not ground.complaints(), EXPECTED, "restoring")
+        with daemon("agent"):
+            engine.kill()
+            until(lambda: "flags owner" in host.run(*GUARD).stdout, EXPECTED, "the agent as owner")
+            for name, (conf, path, _) in ground.results.items():
+                ground.weft.delete(conf, path, name)
+                ground.weft.collect(conf)
+            until(lambda: not host.run("nft", "list", "ruleset").stdout, EXPECTED, "no rule")
+
+
+def test_guard_is_closed_by_the_groups_of_links(host: Host) -> None:
+    """Proves that the test above can fail: without its groups the table drops nothing."""
+    if not has_owned_tables(host):
+        pytest.skip("the kernel has no owned tables that persist")
+    lan = host.lan(default_route=True)
+    ground = Ground(host)
+    host.serve_tcp("shop", 80)
+    address = ground.results["shop"][2]["ips"][0]["address"].split("/")[0]
+    table = OwnedTable(guard.TABLE)
+    assert table.claim()
+    try:
+        host.run("nft", "flush", "ruleset")
+        assert not host.reaches(lan.name, address, 80, expected=False)
+        host.run("ip", "link", "set", "b-shop", "group", "default")
+        assert host.reaches(lan.name, address, 80)
+        assert "group" in ground.complaints()[0]
+    finally:
+        table.remove()

@@ -47,7 +47,8 @@ STANDS_ON: dict[str, str] = {
     "cni_plugin.drivers": "weft weft.kernel cni_plugin.wire cni_plugin.ops cni_plugin.plan",
     "cni_plugin.features": "weft weft.kernel cni_plugin.dataplane cni_plugin.wire cni_plugin.ops cni_plugin.plan",
     "cni_plugin.service": (
-        "weft weft.kernel weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire cni_plugin.ops cni_plugin.plan"
+        "weft weft.kernel weft.kernel.nft weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire cni_plugin.ops "
+        "cni_plugin.plan"
     ),
     "cni_plugin.networks": (
         "weft weft.kernel weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire cni_plugin.ops "

@@ -40,6 +40,7 @@ class Link:
     carrier: bool = False
     all_multicast: bool = False
     queue_length: int = 0
+    group: int = 0
     options: Mapping[str, int | str] = field(default_factory=dict)
     port: Mapping[str, int] = field(default_factory=dict)
 
@@ -233,6 +234,7 @@ class Namespace(Protocol):
         promiscuous: bool | None = None,
         all_multicast: bool | None = None,
         queue_length: int | None = None,
+        group: int | None = None,
         new_name: str | None = None,
         namespace: Namespace | None = None,
         options: Mapping[str, int | str] | None = None,

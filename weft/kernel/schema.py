@@ -212,6 +212,8 @@ class Tables:
     """
 
     tables: tuple[Table, ...] = ()
+    beside: tuple[str, ...] = ()
+    """Tables that are installed otherwise, and removed with these."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -76,11 +76,11 @@ def test_limits_and_redirections_of_missing_links(topology: Topology) -> None:
             verb()
 
 
-def test_allmulticast_and_txqueuelen_read_back(topology: Topology) -> None:
+def test_allmulticast_txqueuelen_and_group_read_back(topology: Topology) -> None:
     pair(topology)
-    topology.host.change_link("veth0", all_multicast=True, queue_length=333)
+    topology.host.change_link("veth0", all_multicast=True, queue_length=333, group=0x77660003)
     link = topology.host.link("veth0")
-    assert link is not None and (link.all_multicast, link.queue_length) == (True, 333)
+    assert link is not None and (link.all_multicast, link.queue_length, link.group) == (True, 333, 0x77660003)
     topology.host.change_link("veth0", all_multicast=False)
     link = topology.host.link("veth0")
     assert link is not None and not link.all_multicast and link.queue_length == 333

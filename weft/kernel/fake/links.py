@@ -99,6 +99,7 @@ class FakeLink:
     promiscuous: bool = False
     all_multicast: bool = False
     queue_length: int = 1000
+    group: int = 0
     options: dict[str, int | str] = field(default_factory=dict)
     port: dict[str, int] = field(default_factory=dict)
     vlans: dict[int, BridgeVlan] = field(default_factory=dict)
@@ -169,6 +170,7 @@ class FakeLink:
             carrier=self.carrier,
             all_multicast=self.all_multicast,
             queue_length=self.queue_length,
+            group=self.group,
             options=dict(self.options),
             port=dict(self.port),
         )

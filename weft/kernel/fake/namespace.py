@@ -151,6 +151,7 @@ class FakeNamespace(FakeForwarding):
         promiscuous: bool | None = None,
         all_multicast: bool | None = None,
         queue_length: int | None = None,
+        group: int | None = None,
         new_name: str | None = None,
         namespace: Namespace | None = None,
         options: Mapping[str, int | str] | None = None,
@@ -172,6 +173,7 @@ class FakeNamespace(FakeForwarding):
         link.promiscuous = link.promiscuous if promiscuous is None else promiscuous
         link.all_multicast = link.all_multicast if all_multicast is None else all_multicast
         link.queue_length = link.queue_length if queue_length is None else queue_length
+        link.group = link.group if group is None else group
         link.options.update(options or {})
         if master is not None:
             target._set_master(link, upper, doing)

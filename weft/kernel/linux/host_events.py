@@ -103,9 +103,9 @@ class HostEvents:
         self._links.close()
         self._nftables.close()
 
-    def wait(self, stop: int) -> bool:
-        """Wait for a notification; False once ``stop`` is readable."""
-        ready, _, _ = select.select([stop, self._links.fileno(), self._nftables.fileno()], [], [])
+    def wait(self, stop: int, seconds: float | None) -> bool:
+        """Wait for a notification, at most so long; False once ``stop`` is readable."""
+        ready, _, _ = select.select([stop, self._links.fileno(), self._nftables.fileno()], [], [], seconds)
         return stop not in ready
 
     def read(self) -> Changes:

@@ -240,13 +240,14 @@ class LinuxNamespace:
         promiscuous: bool | None = None,
         all_multicast: bool | None = None,
         queue_length: int | None = None,
+        group: int | None = None,
         new_name: str | None = None,
         namespace: Namespace | None = None,
         options: Mapping[str, int | str] | None = None,
     ) -> None:
         asked = {
             "up": up, "mac": mac, "mtu": mtu, "alias": alias, "master": master, "promiscuous": promiscuous,
-            "all-multicast": all_multicast, "queue length": queue_length, "name": new_name,
+            "all-multicast": all_multicast, "queue length": queue_length, "group": group, "name": new_name,
             "namespace": namespace.id.path if namespace is not None else None, **(options or {}),
         }  # fmt: skip
         said = ", ".join(f"{key} {value}" for key, value in asked.items() if value is not None)
@@ -267,6 +268,7 @@ class LinuxNamespace:
             promiscuous=promiscuous,
             all_multicast=all_multicast,
             queue_length=queue_length,
+            group=group,
             new_name=new_name,
             target=_descriptor_of(namespace) if namespace is not None else None,
             options=options,

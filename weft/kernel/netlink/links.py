@@ -27,6 +27,7 @@ from weft.kernel.netlink.constants import (
     IFF_UP,
     IFLA_ADDRESS,
     IFLA_AF_SPEC,
+    IFLA_GROUP,
     IFLA_IFALIAS,
     IFLA_IFNAME,
     IFLA_INET6_ADDR_GEN_MODE,
@@ -159,6 +160,7 @@ def _link(message: bytes, found: Attributes, master: str) -> Link:
         carrier=bool(flags & IFF_LOWER_UP),
         all_multicast=bool(flags & IFF_ALLMULTI),
         queue_length=get_int(found, IFLA_TXQLEN),
+        group=get_int(found, IFLA_GROUP),
         options=LinkOptions(message, "IFLA_INFO_DATA") if IFLA_INFO_DATA in info else {},
         port=LinkOptions(message, "IFLA_INFO_SLAVE_DATA") if get_string(info, IFLA_INFO_SLAVE_KIND) == "bridge" else {},
     )
@@ -283,6 +285,7 @@ def change(
     promiscuous: bool | None = None,
     all_multicast: bool | None = None,
     queue_length: int | None = None,
+    group: int | None = None,
     new_name: str | None = None,
     target: int | None = None,
     options: Mapping[str, int | str] | None = None,
@@ -299,6 +302,8 @@ def change(
         attributes.append(["IFLA_MASTER", index(socket, master, action) if master else 0])
     if queue_length is not None:
         attributes.append(["IFLA_TXQLEN", queue_length])
+    if group is not None:
+        attributes.append(["IFLA_GROUP", group])
     if target is not None:
         attributes.append(["IFLA_NET_NS_FD", target])
     if options:

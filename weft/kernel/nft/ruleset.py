@@ -211,6 +211,9 @@ class Nft:
         """
         # "add" first, so that missing is fine with any version.
         self._do("".join(f"add table {table}\ndelete table {table}\n" for table in self._tables.names))
+        for table in self._tables.beside:
+            with suppress(KernelRefused):  # missing, or another process's, which deletes it
+                self._do(f"delete table {table}\n")
 
     # Elements
 

@@ -1,0 +1,115 @@
+"""The table ``inet weft-guard``: drops that need no elements, in a table that survives a flush.
+
+The follower of engine or agent owns it (NFT_TABLE_F_OWNER, NFT_TABLE_F_PERSIST), so that nobody else
+can change or flush it. A link's group has its network's policy as bits; nothing is dropped here that
+``inet weft`` accepts. Masquerading, published ports and single addresses are elements, and come back
+when ``inet weft`` is restored.
+"""
+
+from __future__ import annotations
+
+from weft.kernel.schema import Chain, Rule, Table, Tables
+
+GROUP, GROUP_MASK = 0x77660000, 0xFFFF0000
+"""The group of weft's links: "wf" in the upper half, the policy in the lower."""
+CLOSED, ROUTED, INTERNAL, DNS_ONLY, NO_METADATA, PAIR = 1, 2, 4, 8, 16, 32
+"""The policy: `isolation`, `internal`, `hostAccess: dns`, `metadata: false`; PAIR is the host end of a ptp pair."""
+
+
+def _has(group: str, bits: int) -> str:
+    return f"{group} & {GROUP_MASK | bits:#x} == {GROUP | bits:#x}"
+
+
+_DNS = "DNS at the link's address"
+TABLE = Table(
+    "inet",
+    "weft-guard",
+    "drops that need no elements; owned by weft's engine or agent, so that no other program flushes it",
+    (),
+    (
+        Chain(
+            "intra_network",
+            "accepts connections within one network, drops anything else",
+            (
+                Rule(f"{_has('iifgroup', PAIR)} {_has('oifgroup', PAIR)} accept", "two ptp pairs: inet weft decides"),
+                Rule("fib daddr . iif oif exists accept", "leaves by the link that it came from"),
+                Rule("drop", "another network, or the outside"),
+            ),
+        ),
+        Chain(
+            "published_or_intra_network",
+            "what may enter a closed or routed network",
+            (
+                Rule("ct status dnat accept", "to a published port"),
+                Rule("goto intra_network", "from the network itself"),
+            ),
+        ),
+        Chain(
+            "block_metadata",
+            "keeps containers from metadata services (credentials) and link-local addresses",
+            (
+                Rule("udp dport 53 return", "some clouds serve DNS at such an address"),
+                Rule("tcp dport 53 return", "some clouds serve DNS at such an address"),
+                Rule("ip daddr 100.100.100.200 fib daddr . iif type != local drop", "a cloud's metadata service"),
+                Rule("ip daddr 169.254.0.0/16 fib daddr . iif type != local drop", "metadata services, link-local"),
+                Rule("ip6 daddr fd00:ec2::254 drop", "a cloud's metadata service"),
+                Rule("ip6 daddr fd20:ce::254 drop", "a cloud's metadata service"),
+            ),
+        ),
+        Chain(
+            "dns_and_echo",
+            "what containers with hostAccess dns may reach on this host",
+            (
+                Rule("ct state established,related accept", "replies to connections that this host opened"),
+                Rule("udp dport 53 fib daddr . iif type local accept", _DNS),
+                Rule("tcp dport 53 fib daddr . iif type local accept", _DNS),
+                Rule("meta l4proto icmp fib daddr . iif type local accept", "ping of the gateway"),
+                Rule("meta l4proto ipv6-icmp fib daddr . iif type local accept", "ping of the gateway"),
+                Rule("icmpv6 type nd-neighbor-solicit accept", "neighbour discovery, multicast"),
+                Rule("icmpv6 type nd-router-solicit accept", "neighbour discovery, multicast"),
+                Rule("drop", "anything else"),
+            ),
+        ),
+        Chain(
+            "raw_prerouting",
+            "before connection tracking: loopback addresses, metadata services",
+            (
+                Rule('iif "lo" accept', "packets between this host's own processes"),
+                Rule("ip daddr 127.0.0.0/8 drop", "CVE-2020-8558: with route_localnet the kernel would let it in"),
+                Rule("ip saddr 127.0.0.0/8 drop", "a loopback source never arrives on a link"),
+                Rule("ip6 daddr ::1 drop", "published ports on ::1 are for this host's processes"),
+                Rule("ip6 saddr ::1 drop", "a loopback source never arrives on a link"),
+                Rule(f"{_has('iifgroup', NO_METADATA)} goto block_metadata", "the key metadata: false"),
+            ),
+            hook="prerouting",
+            priority="raw",
+        ),
+        Chain(
+            "filter_forward",
+            "isolation: which networks may open connections to which",
+            (
+                Rule("ct state established,related accept", "only new connections are judged"),
+                Rule(f"{_has('iifgroup', INTERNAL)} goto intra_network", "internal: no way out"),
+                Rule(f"{_has('oifgroup', CLOSED)} goto published_or_intra_network", "isolation closed"),
+                Rule(
+                    f"{_has('oifgroup', ROUTED)} {_has('iifgroup', CLOSED)} goto published_or_intra_network",
+                    "isolation routed: not from containers of other networks",
+                ),
+                Rule(
+                    f"{_has('oifgroup', ROUTED)} {_has('iifgroup', ROUTED)} goto published_or_intra_network",
+                    "isolation routed: not from containers of other networks",
+                ),
+            ),
+            hook="forward",
+            priority="filter",
+        ),
+        Chain(
+            "filter_input",
+            "what containers may reach on this host",
+            (Rule(f"{_has('iifgroup', DNS_ONLY)} goto dns_and_echo", "hostAccess dns, or internal"),),
+            hook="input",
+            priority="filter",
+        ),
+    ),
+)
+TABLES = Tables((TABLE,))

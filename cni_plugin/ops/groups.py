@@ -1,0 +1,66 @@
+"""The group of a host's link (IFLA_GROUP), from which the table ``inet weft-guard`` knows its network's policy."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+
+from cni_plugin.dataplane.guard import GROUP, GROUP_MASK
+from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
+from weft.errors import Missing
+from weft.types import Side
+
+
+@dataclass(frozen=True, slots=True)
+class LinkGroup(Operation):
+    """The bits of ``dataplane.guard`` in a link's group; a group that an administrator has set is kept.
+
+    Undo leaves the bits ``spared``, those of other networks on the same bridge. *Equivalent to:* ``ip link
+    set LINK group N``.
+    """
+
+    link: str
+    bits: int
+    spared: int = 0
+
+    @property
+    def on_link(self) -> LinkRef | None:
+        return (Side.HOST, self.link)
+
+    def _there(self, machine: Machine) -> int | None:
+        """The bits of the link now, None where it is missing or its group is an administrator's."""
+        link = machine.host.link(self.link)
+        if link is None or (link.group and link.group & GROUP_MASK != GROUP):
+            return None
+        return link.group & ~GROUP_MASK
+
+    def apply(self, machine: Machine) -> bool:
+        there = self._there(machine)
+        if there is None or there & self.bits == self.bits:
+            return False
+        machine.host.change_link(self.link, group=GROUP | there | self.bits)
+        return True
+
+    def undo(self, machine: Machine) -> None:
+        there = self._there(machine)
+        if there:
+            left = there & ~self.bits | self.spared
+            with contextlib.suppress(Missing):
+                machine.host.change_link(self.link, group=GROUP | left if left else 0)
+
+    def sparing(self, kept: Operation) -> Operation:
+        if isinstance(kept, LinkGroup) and kept.link == self.link:
+            return replace(self, spared=self.spared | kept.bits)
+        return self
+
+    def mismatch(self, machine: Machine) -> str | None:
+        there = self._there(machine)
+        if there is None or there & self.bits == self.bits:
+            return None
+        return f"the link {self.link} is not in the group {GROUP | there | self.bits:#x}"
+
+    def restore(self, machine: Machine) -> bool:
+        return reapply(self, machine)
+
+    def commands(self, namespace: str) -> tuple[str, ...]:
+        return (f"ip link set {self.link} group {GROUP | self.bits}",)
