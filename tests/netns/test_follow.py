@@ -70,6 +70,7 @@ class Ground:
     def __init__(self, host: Host) -> None:
         self.host, self.weft = host, Weft()
         self.results: dict[str, tuple[dict[str, Any], str, Any]] = {}
+        self.lan: Any = None
         folder().mkdir(parents=True, exist_ok=True)
         supersede(str(folder()))
         for conf in (SHOP, DEN, PAIR):

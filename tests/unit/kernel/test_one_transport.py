@@ -86,7 +86,16 @@ HEADERS = {
     "linux/netfilter/nfnetlink_conntrack.h": "CTA_ IPCTNL_",
     "linux/netfilter/nf_conntrack_tcp.h": "TCP_CONNTRACK_",
 }
-NOT_EXPORTED = ("CTA_FILTER", "NFTNL_", "NF_DROP", "NLA_TYPE_MASK", "SOL_NETLINK", "TCPF_")
+NOT_EXPORTED = (
+    "CTA_FILTER",
+    "NFTNL_",
+    "NFT_TABLE_F_",
+    "NFTA_TABLE_OWNER",
+    "NF_DROP",
+    "NLA_TYPE_MASK",
+    "SOL_NETLINK",
+    "TCPF_",
+)
 """Not in the UAPI headers, only in newer ones, or (NLA_TYPE_MASK) of another width there."""
 
 

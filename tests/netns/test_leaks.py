@@ -1,0 +1,239 @@
+"""The leak probe: no packet crosses a closed boundary while rules are flushed, engines and agents are
+killed and stopped, networks and containers come and go, and an earlier release is replaced.
+
+``WEFT_LEAK_SECONDS`` is how long (60; by ``bin/test long`` 900), ``WEFT_LEAK_SEED`` repeats a run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+from netns import test_follow as follow
+from netns.test_follow import Ground, folder, has_owned_tables, network
+
+from lab.host import Host
+from lab.leaks import Boundary, Probe
+from lab.plugins import ROOT
+from lab.waiting import until
+
+SECONDS = float(os.environ.get("WEFT_LEAK_SECONDS", "60"))
+LONG_SECONDS = float(os.environ.get("WEFT_LEAK_SECONDS", "900"))
+BACK = 30.0
+"""Seconds for everything to be restored on a loaded machine, until the next event."""
+FREE = network("free", 94, isolation="open")
+CELL = network("cell", 95, hostAccess="dns")
+LOOPBACK = 18081  # published at 127.0.0.1 only
+HOP = 18082  # where the container has it
+VIP4, VIP6 = "10.79.0.10", "fd57:6566:7400::10"
+METADATA = "169.254.169.254"
+
+
+def boundaries(host: Host, ground: Ground) -> list[Boundary]:
+    """Every boundary in both families and by every protocol."""
+    address: dict[tuple[str, int], str] = {}
+    for name, (_, _, answer) in ground.results.items():
+        for one in answer["ips"]:
+            plain = one["address"].split("/")[0]
+            address[name, 6 if ":" in plain else 4] = plain
+    lan = ground.lan
+    near = {4: lan.host, 6: lan.host6}
+    far = {4: lan.outside, 6: lan.outside6}
+    gateway = {4: "10.92.0.1", 6: "fd00:92::1"}
+    found: list[Boundary] = []
+
+    def path(name: str, source: str, target: str, where: dict[int, str], **rest: Any) -> None:
+        for version, protocol in product((4, 6), ("tcp", "udp", "icmp")):
+            if version in where:
+                found.append(
+                    Boundary(f"{name} v{version}", f"/run/netns/{source}", where[version], target, protocol, **rest)
+                )
+
+    def of(name: str) -> dict[int, str]:
+        return {version: address[name, version] for version in (4, 6)}
+
+    for source, target in (("shop", "den"), ("den", "shop"), ("shop", "pair"), ("pair", "cell"), ("free", "shop")):
+        path(f"{source} to {target}", source, f"/run/netns/{target}", of(target))
+    for target in ("shop", "den", "pair"):
+        path(f"LAN to {target}", lan.name, f"/run/netns/{target}", of(target))
+    path("den to outside", "den", f"/run/netns/{lan.name}", far)
+    path("shop to metadata", "shop", f"/run/netns/{lan.name}", {4: METADATA})
+    path("LAN to virtual", lan.name, "/run/netns/shop", {4: VIP4, 6: VIP6})
+    for name, where in (("gateway", gateway), ("host", near)):
+        for version, protocol in product((4, 6), ("tcp", "udp")):
+            found.append(
+                Boundary(f"den to {name} v{version}", "/run/netns/den", where[version], host.path, protocol, link="")
+            )
+    macs = [host.inside(lan.name, "cat", "/sys/class/net/eth0/address").stdout.strip(), ""]
+    macs[1] = host.run("ip", "-br", "link", "show", lan.link).stdout.split()[2]
+    for to in ("127.0.0.1", lan.host):
+        rest = {"port": LOOPBACK, "heard": HOP, "hop": " ".join(macs)}
+        found.append(
+            Boundary(
+                f"LAN to published at 127.0.0.1 by {to}", f"/run/netns/{lan.name}", to, "/run/netns/shop", "udp", **rest
+            )
+        )
+    path("LAN to free", lan.name, "/run/netns/free", of("free"), open=True)
+    path("shop to outside", "shop", f"/run/netns/{lan.name}", far, open=True)
+    return found
+
+
+class Daemons:
+    """Engine and agent, which are started again after they are killed."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        for name, argv in (
+            ("engine", [ROOT / ".venv" / "bin" / "weft-engine"]), ("agent", [ROOT / "bin" / "weft", "agent"])
+        ):  # fmt: skip
+            if name not in self.running or self.running[name].poll() is not None:
+                self.running[name] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for name in self.running:
+            until(lambda name=name: (folder() / f"{name}.sock").exists(), 60, name)  # type: ignore[misc]
+
+    def kill(self, name: str) -> None:
+        self.running[name].kill()
+        self.running[name].wait(60)
+
+    def freeze(self, name: str, seconds: float) -> None:
+        self.running[name].send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        self.running[name].send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        for process in self.running.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.running.values():
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def prepare(host: Host) -> Ground:
+    """Closed, internal, ptp and open networks, each with a container, beside a LAN with routes to all."""
+    lan = host.lan(default_route=True)
+    ground = Ground(host)
+    ground.lan = lan
+    ground.add("free", FREE)
+    ground.add("cell", CELL)
+    host.inside(lan.name, "ip", "address", "add", f"{METADATA}/32", "dev", "eth0")
+    host.run("ip", "route", "add", f"{METADATA}/32", "dev", lan.link)
+    return ground
+
+
+FLUSHES = (
+    ("nft", "flush", "ruleset"),
+    ("nft", "delete", "table", "inet", "weft"),
+    ("nft", "delete", "table", "bridge", "weft"),
+    ("nft", "flush", "chain", "inet", "weft", "filter_forward"),
+    ("nft", "flush", "set", "inet", "weft", "closed_links"),
+)
+
+
+def run_events(host: Host, ground: Ground, probe: Probe, seconds: float, chance: random.Random) -> dict[str, int]:
+    """Events until the time is over; the packets that crossed in the time until a flush was restored."""
+    daemons, told, number = Daemons(), dict[str, int](), 0
+    daemons.start()
+    until(lambda: follow.guarded(host) and not ground.complaints(), BACK, "everything in place")
+
+    def flush() -> None:
+        """What crosses from here until the rules are back is counted and told."""
+        before = probe.heard(allowed=False)
+        host.run(*chance.choice(FLUSHES), check=False)
+        until(lambda: not ground.complaints(), BACK, "restoring")
+        for name, heard in probe.heard(allowed=False).items():
+            if heard > before[name]:
+                told[name] = told.get(name, 0) + heard - before[name]
+
+    def attach() -> None:
+        nonlocal number
+        number += 1
+        conf = chance.choice([network(f"n{number % 7}", 100 + number % 7), follow.SHOP_ALONE, follow.PAIR, FREE])
+        name = f"x{number}"
+        path = host.container(name)
+        ground.weft.add(conf, path, name)
+        time.sleep(chance.random() / 5)
+        ground.weft.delete(conf, path, name)
+        host.remove_container(name)
+        if conf["name"].startswith("n"):
+            ground.weft.collect(conf)
+
+    events: list[Callable[[], None]] = [
+        flush,
+        attach,
+        attach,
+        lambda: daemons.kill("engine"),
+        lambda: daemons.kill("agent"),
+        lambda: daemons.freeze("engine", chance.random()),
+        lambda: daemons.freeze("agent", chance.random()),
+    ]
+    leaked: dict[str, int] = {}
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline:
+            chance.choice(events)()
+            daemons.start()
+            assert probe.alive
+            leaked = {name: count - told.get(name, 0) for name, count in probe.heard(allowed=False).items()}
+            assert not any(leaked.values()), {name: count for name, count in leaked.items() if count}
+    finally:
+        daemons.stop()
+    return told
+
+
+def check_leaks(host: Host, seconds: float) -> None:
+    seed = int(os.environ.get("WEFT_LEAK_SEED", random.SystemRandom().randrange(1 << 32)))
+    owned = has_owned_tables(host)
+    ground = prepare(host)
+    probe = Probe(boundaries(host, ground))
+    try:
+        until(lambda: all(probe.heard(allowed=True).values()), BACK, "traffic where it is allowed")
+        told = run_events(host, ground, probe, seconds, random.Random(seed))
+        print(f"seed {seed}: {probe.sent()} packets sent, crossed while rules were flushed: {told or 0}")
+        if owned:
+            assert not any(count for name, count in told.items() if " to pair" not in name and "pair to" not in name), (
+                told
+            )
+        assert all(probe.heard(allowed=True).values())
+    finally:
+        probe.close()
+
+
+def test_no_packet_crosses_a_closed_boundary(host: Host) -> None:
+    check_leaks(host, SECONDS)
+
+
+@pytest.mark.long
+def test_no_packet_crosses_a_closed_boundary_for_long(host: Host) -> None:
+    check_leaks(host, LONG_SECONDS)
+
+
+def test_the_probe_sees_each_hole(host: Host) -> None:
+    """Without weft's rules every boundary leaks, but those that the kernel itself keeps closed."""
+    ground = prepare(host)
+    probe = Probe(boundaries(host, ground))
+    try:
+        until(lambda: all(probe.heard(allowed=True).values()), BACK, "traffic where it is allowed")
+        assert not any(probe.heard(allowed=False).values())
+        host.run("nft", "flush", "ruleset")
+        kept = ("127.0.0.1", "virtual")  # nothing translates them then
+        until(
+            lambda: all(
+                count for name, count in probe.heard(allowed=False).items() if not any(one in name for one in kept)
+            ),
+            BACK,
+            "packets through every hole",
+        )
+    finally:
+        probe.close()
