@@ -38,7 +38,7 @@ class BalancerSettings:
     ``ranges`` are weft's alone: connections to unassigned addresses are rejected. Services may
     request addresses of these and of ``allowed``. ``published`` is the range of host ports that
     services may publish. ``outside`` are interfaces from which virtual addresses are not reachable;
-    None for those of the default routes. ``drain`` is the draining period of deregistered
+    None for all but containers' links. ``drain`` is the draining period of deregistered
     instances, ``keep`` how long an address stays reserved without instances, ``interval`` the
     period of resyncs.
     """

@@ -16,7 +16,7 @@ from discovery.balancer.program import Data, Key
 from discovery.balancer.settings import Address, Network
 from weft.errors import Exists, KernelRefused, Missing
 from weft.identity import ROUTE_PROTOCOL, mac
-from weft.kernel.interface import KernelRoute, Namespace
+from weft.kernel.interface import KernelRoute, Link, Namespace
 from weft.kernel.linux.kernel import LinuxKernel
 from weft.kernel.netlink.neighbours import bridge_ports, resolve
 from weft.kernel.nft.batch import ElementSocket
@@ -33,6 +33,9 @@ ends there. The loopback would do for IPv4, but routes of IPv6 by it refuse; and
 make virtual addresses this host's own, with all that listens on any address.
 """
 _LINK_SETS = (rules.OUTSIDE_LINKS, rules.HAIRPIN_LINKS)
+_OWN = "weft:"  # how the aliases of links that weft has created begin
+_CONTAINERS = ("veth", "tun", "vxlan", "geneve")
+"""Kinds of links that a bridge has for containers and virtual machines, here or on other hosts."""
 MAPS = tuple(
     names[version]
     for names in (
@@ -161,7 +164,8 @@ class KernelTable:
         host = self._kernel.host
         if outside is None:
             default = (ip_network("0.0.0.0/0"), ip_network("::/0"))
-            outside = tuple(route.link for route in host.routes() if route.route.destination in default)
+            uplinks = {route.link for route in host.routes() if route.route.destination in default}
+            outside = outside_links(host.links(), uplinks)
         filtered = all(host.sysctl(f"net/bridge/bridge-nf-call-{what}") == "1" for what in ("iptables", "ip6tables"))
         bridges = (
             () if filtered else tuple(link.name for link in host.links() if link.kind == "bridge" and link.name != LINK)
@@ -205,6 +209,29 @@ class KernelTable:
         self._nft.remove()
         with suppress(Missing):
             self._kernel.host.delete_link(LINK)
+
+
+def outside_links(links: Collection[Link], uplinks: Collection[str]) -> tuple[str, ...]:
+    """All links but those known to be containers': links that weft has created, and bridges whose ports are
+    only those of containers and virtual machines. ``uplinks`` are never containers'.
+
+    A bridge with another port has other machines behind it. A set of what is outside, and not of what is
+    inside: then a container can call services from its first packet, whether or not the agent runs.
+    """
+    ports: dict[str, list[Link]] = {}
+    for link in links:
+        ports.setdefault(link.master, []).append(link)
+    inside = {"lo", LINK}
+    for link in links:
+        if link.kind == "bridge":
+            contained = all(
+                port.kind in _CONTAINERS or port.alias.startswith(_OWN) for port in ports.get(link.name, ())
+            )
+        else:
+            contained = link.alias.startswith(_OWN)
+        if contained:
+            inside.add(link.name)
+    return tuple(link.name for link in links if link.name not in inside or link.name in uplinks)
 
 
 def _padded(name: str) -> bytes:

@@ -171,6 +171,31 @@ def test_outside_reaches_published_ports_but_no_virtual_address(topology: Topolo
     run(work, topology.book, outside=None)
 
 
+@FAMILIES
+def test_virtual_addresses_are_for_containers_and_this_host(topology: Topology, version: int) -> None:
+    """Not for a second LAN, whose link has no default route; for containers of every kind of link."""
+    host = topology.host
+    second = host.lan("second", link="lan1", subnet="198.51.100.0/24", subnet6="2001:db8:98::/64", default_route=True)
+    for route in (f"default via {second.outside} dev lan1", f"default via {second.outside6} dev lan1"):
+        host.run("ip", *(["-6"] if ":" in route else []), "route", "del", *route.split())
+    host.run("ip", "link", "add", "b-z", "type", "bridge")  # not created by weft
+    topology.add("s", "v", 80)
+    topology.add("a", "x", 81)
+    topology.add("b", "y", 82, driver="ptp")
+    topology.add("c", "z", 83)
+    topology.offer("s")
+
+    async def work(balancer: Balancer) -> None:
+        for client in ("a", "b", "c", None):
+            assert topology.asks(client, VIPS[version], 2) == {"s": 2}, client
+        for client in ("outside", "second"):
+            assert topology.asks(client, VIPS[version], 2) == {"refused": 2}, client
+        topology.add("d", "w", 84, driver="ptp")  # no link that the agent has seen
+        assert topology.asks("d", VIPS[version], 2) == {"s": 2}
+
+    run(work, topology.book, outside=None)
+
+
 def test_published_container_port_precedes_published_service(topology: Topology) -> None:
     topology.add("a", "x", 81)
     mapping = {"hostPort": 30080, "containerPort": 80, "protocol": "tcp"}
