@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Default histogram buckets, in seconds."""
@@ -34,6 +34,12 @@ class Counter:
         """Increment; as many label values as the metric has labels."""
         key = _bounded(self.values, labels)
         self.values[key] = self.values.get(key, 0.0) + amount
+
+    def replace(self, values: Mapping[Labels, float]) -> None:
+        """All values, where somebody else counts."""
+        self.values = {}
+        for labels, number in values.items():
+            self.add(number, *labels)
 
     def samples(self) -> Iterator[tuple[str, Sequence[str], Labels, float]]:
         """Its series: name suffix, label names, label values, value."""
@@ -106,6 +112,16 @@ class Metrics:
 
     def __init__(self) -> None:
         self._metrics: dict[str, Counter | Gauge | Histogram] = {}
+        self._before: list[Callable[[], Awaitable[None]]] = []
+
+    def read_before(self, read: Callable[[], Awaitable[None]]) -> None:
+        """Have ``read`` awaited by ``refresh``, for values that take some time to read."""
+        self._before.append(read)
+
+    async def refresh(self) -> None:
+        """Read the values of ``read_before``: before ``text`` and ``samples``."""
+        for read in self._before:
+            await read()
 
     def counter(self, name: str, help_text: str, *labels: str, read: Callable[[], float] | None = None) -> Counter:
         """A counter, made when it is first asked for: ``counter("weft_dns_queries_total",

@@ -14,6 +14,7 @@ from cni_plugin.networks import attachments
 from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import Json
 from cni_plugin.networks.firewalls import dropped
+from cni_plugin.networks.limits import LimitUse, limits_of
 from cni_plugin.wire import versions
 from cni_plugin.wire.result import render
 from weft import identity
@@ -112,7 +113,7 @@ def show(tool: Tool, container: str, network: str, json_output: bool) -> None:
     for index, (one, document) in enumerate(zip(found, documents, strict=True)):
         if index:
             say()
-        _show(one, document)
+        _show(one, document, limits_of(tool.service, one))
 
 
 def _mark_digest(text: str) -> str:
@@ -152,6 +153,10 @@ def _details(tool: Tool, one: Endpoint) -> Json:
         **summary(one),
         "plugins": [record.attachment.plugin for record in one.records],
         "result": answer(one.result, one.records[-1].version),
+        "limits": [
+            {"key": each.key, "address": each.address, "limit": list(each.limit), "exceeded": each.exceeded}
+            for each in limits_of(tool.service, one)
+        ],
         "shared": [command for each in one.shared for command in each.commands(path)],
         "commands": [command for each in one.operations for command in each.commands(path)],
         "lacks": attachments.mismatches(tool.service, one),
@@ -164,7 +169,7 @@ def answer(result: Result, version: str) -> object:
     return json.loads(render(result, version if versions.at_least(version, "0.3.0") else versions.NEWEST))
 
 
-def _show(one: Endpoint, document: Json) -> None:
+def _show(one: Endpoint, document: Json, limits: tuple[LimitUse, ...]) -> None:
     gateways = dict.fromkeys(str(ip.gateway) for ip in one.result.ips if ip.gateway)
     routes = [f"{each.destination}" + (f" via {each.gateway}" if each.gateway else "") for each in one.result.routes]
     pairs = [
@@ -178,6 +183,7 @@ def _show(one: Endpoint, document: Json) -> None:
         ("Routes", "\n".join(routes)),
         ("MAC", one.mac),
         ("Ports", "\n".join(one.ports)),
+        ("Limits", "\n".join(map(str, limits))),
         ("Plugins", ", ".join(record.attachment.plugin for record in one.records)),
     ]
     fields([(name, value) for name, value in pairs if value])

@@ -16,6 +16,14 @@ CONNECTIONS4, CONNECTIONS6 = "connections4", "connections6"
 CONNECTIONS_SAMPLED4, CONNECTIONS_SAMPLED6 = "connections_sampled4", "connections_sampled6"
 NEW_NEXTHOPS4, NEW_NEXTHOPS6 = "new_nexthops4", "new_nexthops6"
 
+KEYS = {
+    "dnsQueries": (DNS_QUERIES4, DNS_QUERIES6),
+    "newConnections": (NEW_CONNECTIONS4, NEW_CONNECTIONS6),
+    "connections": (CONNECTIONS4, CONNECTIONS6, CONNECTIONS_SAMPLED4, CONNECTIONS_SAMPLED6),
+    "newNeighbours": (NEW_NEXTHOPS4, NEW_NEXTHOPS6),
+}
+"""The key in ``limits`` of each limit, and its sets."""
+
 SAMPLED = 16
 """One new connection in so many is counted against a large limit.
 

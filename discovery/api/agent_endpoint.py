@@ -94,6 +94,7 @@ class AgentEndpoint:
     @endpoint("GET", "/v1/agent/metrics", "This agent's metrics", parameters=("format",), response=schemas.METRICS)
     async def metrics(self, request: HttpRequest) -> HttpResponse:
         request.acl.require("agent", self._registry.node.name)
+        await self._metrics.refresh()
         if request.get("format") == "prometheus":
             return HttpResponse(self._metrics.text().encode(), type="text/plain; version=0.0.4; charset=utf-8")
         gauges: list[serialize.Json] = []

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cni_plugin.agent.limits import exceeded
 from cni_plugin.dataplane import limits
 from cni_plugin.dataplane.tables import TABLES
 from lab import seen
@@ -75,6 +76,7 @@ def test_dns_queries_are_limited_before_the_name_server(host: Host) -> None:
     allowed = 200 + 100 * (time.monotonic() - started) + 1
     until(lambda: site.exceeded(limits.DNS_QUERIES4) >= 3000 - allowed)
     assert server.clients.count(EVIL) <= allowed
+    assert exceeded()["dnsQueries", "br0", EVIL] == site.exceeded(limits.DNS_QUERIES4)
     assert site.flows() < 3000 / 2
     # Queries to other name servers are not this host's.
     before = site.exceeded(limits.DNS_QUERIES4)

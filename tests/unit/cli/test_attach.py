@@ -89,6 +89,8 @@ def test_attach_ps_show_and_detach(blue) -> None:
     [shown] = json.loads(blue.good("show", "weft-c1/eth0", "--json"))
     assert shown["lacks"] == []
     assert shown["result"]["ips"][0]["gateway"] == "10.7.0.1"
+    assert {"key": "dnsQueries", "address": "10.7.0.9", "limit": [1000, 2000], "exceeded": 0} in shown["limits"]
+    assert "connections 16384 from 10.7.0.9: 0 packets dropped" in blue.good("show", "weft-c1/eth0")
     assert "No differences from what was set up." in blue.good("show", "weft-c1", "blue")
     assert blue.good("detach", "blue", "c1") == "weft-c1/eth0\n"
     assert len(blue.good("ps").splitlines()) == 1

@@ -41,6 +41,7 @@ def test_every_set_and_map_has_a_constant_and_is_used_by_a_rule() -> None:
         "TABLE",
         "SAMPLED",
         "EXACT",
+        "KEYS",
         "SETS",
         "CHAINS",
     )
