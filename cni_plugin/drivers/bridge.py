@@ -46,6 +46,7 @@ DRIVER = Driver(
         Option("portIsolation", Value.FLAG, ("icc", "com.docker.network.bridge.enable_icc"), inverted=True),
         Option("hairpinMode", Value.FLAG, ("hairpin",)),
         Option("promiscMode", Value.FLAG),
+        interface.OVERLAP,
     ),
     trials=(
         LinkTrial("bridge", "bridge"),

@@ -28,7 +28,7 @@ DRIVER = Driver(
     plugin=True,
     routed=True,
     creatable=True,
-    options=(interface.MTU,),
+    options=(interface.MTU, interface.OVERLAP),
 )
 _LINK_SCOPE = 253
 

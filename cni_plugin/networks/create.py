@@ -9,10 +9,11 @@ from ipaddress import ip_address, ip_network
 
 from cni_plugin.networks import pools
 from cni_plugin.networks.conflists import OWN_KEY, Json, NetworkList
-from cni_plugin.networks.pools import Use
 from cni_plugin.plan import modules
 from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.traits import Driver, Option, Parent, Value
+from cni_plugin.service import overlaps
+from cni_plugin.service.overlaps import Use
 from cni_plugin.wire.plugins import OWN_NAME
 from weft import identity
 from weft.errors import BadOption, InUse
@@ -135,7 +136,10 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
         # On a shared parent, containers get addresses of the host's own subnet there.
         own_link = (own_link or KernelFacts(host, None).default_link(Side.HOST)) if requested.subnets else ""
     if driver.addresses:
-        uses = pools.of_networks(networks) + pools.of_host(host)
+        uses = pools.of_networks(networks)
+        if not settings.get(overlaps.KEY) or not requested.subnets:
+            uses += pools.of_host(host)
+            uses += overlaps.of_virtual_ranges() if driver.routed else ()
         subnets = _subnets(requested, [use for use in uses if not use.link or use.link != own_link])
     else:
         _refuse_addresses(requested)

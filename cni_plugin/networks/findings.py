@@ -14,9 +14,10 @@ from cni_plugin.networks.firewalls import dropped
 from cni_plugin.ops import Elements, Gateways
 from cni_plugin.plan import modules
 from cni_plugin.plan.traits import Feature, LinkTrial, Parent
-from cni_plugin.service import executor
+from cni_plugin.service import executor, overlaps
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.orphans import element_text, orphans, unused_networks
+from ipam import ranges
 from weft.errors import WeftError
 from weft.kernel.linux import probe
 from weft.kernel.linux.probe import Ability
@@ -219,16 +220,42 @@ def of_networks(context: ServiceContext, networks: Sequence[NetworkList]) -> Ite
             )
     for one, other in combinations(names.values(), 2):
         yield from _conflicts(one, other)
-    host = pools.of_host(context.kernel.host)
+    host = [*pools.of_host(context.kernel.host), *overlaps.of_virtual_ranges()]
     for network in names.values():
         foreign = [use for use in host if not _is_link_of(use.link, network)]
         for subnet in conflists.subnets(network):
+            if what := overlaps.special(subnet):
+                yield Finding(f"subnet {subnet} of network {network.name} contains {what}", "use another subnet")
             use = pools.first_overlap(subnet, foreign)
             if use is not None and not _is_other_network(use, network, names):
                 yield Finding(
                     f"subnet {subnet} of network {network.name} overlaps with {use.by}",
                     "use another subnet: containers of the network cannot reach those addresses",
                 )
+
+
+def of_pools(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterator[Finding]:
+    """Networks on the LAN (macvlan, ipvlan) that lease addresses of this host or of its routers."""
+    shared = [one for one in networks if modules.declared(one.driver).parent is Parent.SHARED]
+    if not shared:
+        return
+    host = context.kernel.host
+    taken = {address.ip: f"this host's {link}" for link, address in host.all_addresses()}
+    gateways = (one.route.gateway for one in host.routes())
+    taken |= {gateway: "a router of this host" for gateway in gateways if gateway is not None and gateway not in taken}
+    for network in shared:
+        ipam = network.main.section("ipam")
+        if ipam.text("type") != "host-local":
+            continue
+        sets = ranges.read_sets(ipam, Section({}), "")
+        for each in (one for together in sets for one in together):
+            for address, owner in taken.items():
+                excluded = address == each.gateway or any(address in span for span in each.exclude)
+                if address.version == each.subnet.version and address in each.span and not excluded:
+                    yield Finding(
+                        f"network {network.name} leases {address}, an address of {owner}",
+                        "add it to ipam.exclude, or set rangeStart and rangeEnd",
+                    )
 
 
 def _conflicts(one: NetworkList, other: NetworkList) -> Iterator[Finding]:
@@ -260,7 +287,7 @@ def _is_link_of(link: str, network: NetworkList) -> bool:
     return link == network.bridge or link.startswith(f"{network.bridge}.")
 
 
-def _is_other_network(use: pools.Use, network: NetworkList, names: dict[str, NetworkList]) -> bool:
+def _is_other_network(use: overlaps.Use, network: NetworkList, names: dict[str, NetworkList]) -> bool:
     """Whether the link is another network's: that overlap is reported once, as one of two networks."""
     return any(_is_link_of(use.link, other) for other in names.values() if other is not network)
 
@@ -305,6 +332,7 @@ def every(
         *of_host(abilities, networks),
         *of_files(context, problems),
         *of_networks(context, networks),
+        *of_pools(context, networks),
         *of_subnets(context),
         *forwarding,
         *(one for one in of_attachments(context) if not any(f"{key} is " in one.what for key in reported)),

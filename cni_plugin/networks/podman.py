@@ -12,6 +12,7 @@ from ipaddress import ip_network
 
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.networks import conflists, pools
+from cni_plugin.service import overlaps
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.orphans import unused_networks
 from cni_plugin.service.shared import remove_network
@@ -69,7 +70,7 @@ def forgotten(context: ServiceContext, networks: list[PodmanNetwork]) -> list[st
     return found
 
 
-def subnets_in_use(*, routes: bool = True) -> list[pools.Use]:
+def subnets_in_use(*, routes: bool = True) -> list[overlaps.Use]:
     """The subnets of this host, of CNI's networks and of podman's; without ``routes`` not those that the
     host only has routes to. Bridges of networks that podman has removed are removed first.
     """
@@ -84,4 +85,4 @@ def subnets_in_use(*, routes: bool = True) -> list[pools.Use]:
     finally:
         kernel.close()
     uses += pools.of_networks(conflists.listed(conflists.FOLDER)[0])
-    return uses + [pools.Use(subnet, f"podman's network {one.name}") for one in networks for subnet in one.subnets]
+    return uses + [overlaps.Use(subnet, f"podman's network {one.name}") for one in networks for subnet in one.subnets]

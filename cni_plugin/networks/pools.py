@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from cni_plugin.networks.conflists import NetworkList, can_conflict, subnets
-from weft.errors import InUse, PoolExhausted
+from cni_plugin.service import overlaps
+from cni_plugin.service.overlaps import Use
+from weft.errors import BadOption, InUse, PoolExhausted
 from weft.kernel.interface import Namespace
 from weft.types import Subnet
 
@@ -25,15 +26,6 @@ _PREFIX = 24
 _ATTEMPTS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
-    """A subnet in use: ``by`` what, and on which link of the host; "" where it is a network's."""
-
-    subnet: Subnet
-    by: str
-    link: str = ""
-
-
 def of_networks(networks: Iterable[NetworkList]) -> list[Use]:
     """The subnets of the networks."""
     return [Use(subnet, f"network {network.name}") for network in networks for subnet in subnets(network)]
@@ -42,12 +34,8 @@ def of_networks(networks: Iterable[NetworkList]) -> list[Use]:
 def of_host(host: Namespace, *, routes: bool = True) -> list[Use]:
     """The subnets that the host has addresses in or, with ``routes``, routes to."""
     found: dict[tuple[Subnet, str], Use] = {}
-    for link in host.links():
-        for address in host.addresses(link.name):
-            found.setdefault(
-                (address.network, link.name),
-                Use(address.network, f"the address {address} of this host's {link.name}", link.name),
-            )
+    for use in overlaps.of_addresses(host):
+        found.setdefault((use.subnet, use.link), use)
     for known in host.routes() if routes else ():
         destination = known.route.destination
         via = f"this host's route to {destination}" + (f" over {known.link}" if known.link else "")
@@ -61,7 +49,11 @@ def first_overlap(subnet: Subnet, uses: Iterable[Use]) -> Use | None:
 
 
 def require_free(subnet: Subnet, uses: Iterable[Use]) -> None:
-    """Raises InUse, with docker's message and what it overlaps with."""
+    """Raises BadOption for addresses of special use, InUse with docker's message and what it overlaps
+    with.
+    """
+    if what := overlaps.special(subnet):
+        raise BadOption(f"invalid --subnet {subnet}: it contains {what}", hint="choose another --subnet")
     other = first_overlap(subnet, uses)
     if other is not None:
         raise InUse(

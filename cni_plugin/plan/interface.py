@@ -25,6 +25,7 @@ DEFAULT_MTU = 1500
 SMALLEST_MTU = 68
 LARGEST_MTU = 65535
 MTU = Option("mtu", Value.NUMBER, ("mtu", "com.docker.network.driver.mtu"), least=SMALLEST_MTU, most=LARGEST_MTU)
+OVERLAP = Option("allowOverlap", Value.FLAG, ("allow-overlap",))
 MASTER = Option("master", Value.LINK, ("parent", "master"), podman=False)
 _LINK_SCOPE = 253
 _KERNEL_PROTOCOL = 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from cni_plugin.dataplane.tables import TABLES
@@ -16,7 +16,7 @@ from cni_plugin.ops import BaseRules, Bridge, Gateways, PoolLease
 from cni_plugin.ops.operation import Lease, Machine, Operation
 from cni_plugin.plan import modules
 from cni_plugin.plan.cached import link_cache
-from cni_plugin.service import assemble, executor
+from cni_plugin.service import assemble, executor, overlaps
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.planner import EMPTY_PLAN, attachment_of, own_operations, shared_operations
 from cni_plugin.service.records import NetworkRecord, Phase, Record
@@ -110,7 +110,10 @@ class Service(ServiceContext):
                     record = self.planner.plan_record(record, request, assembly, answer, facts, link_plan)
                     self.records.write(record)
                     planned_on = replace(machine, host=host) if link_plan is EMPTY_PLAN else machine
-                    self._ensure_shared(attachment, record.shared, machine, planned_on)
+                    whole = record
+                    self._ensure_shared(
+                        attachment, record.shared, machine, planned_on, lambda: overlaps.refuse(self, request, whole)
+                    )
                     attempt.apply(record.operations[done:])
                     self.records.write(replace(record, phase=Phase.ATTACHED))
             except BaseException as error:
@@ -309,12 +312,17 @@ class Service(ServiceContext):
         return self.is_alive(record.namespace)
 
     def _ensure_shared(
-        self, attachment: Attachment, shared: Sequence[Operation], machine: Machine, planned_on: Machine | None = None
+        self,
+        attachment: Attachment,
+        shared: Sequence[Operation],
+        machine: Machine,
+        planned_on: Machine | None = None,
+        refuse: Callable[[], None] = lambda: None,
     ) -> None:
         """Apply the shared operations that are lacking, under the shared lock; they are recorded first.
 
         ``planned_on`` is the machine with the links as the planner saw them, for the check without the
-        lock.
+        lock. ``refuse`` is called where there are new ones, before they are recorded; it may raise.
         """
         seen = planned_on or machine
         new = self._unrecorded(attachment.network, shared)
@@ -322,6 +330,8 @@ class Service(ServiceContext):
             retire(self, attachment.network, shared)
         if new or any(operation.mismatch(seen) for operation in shared):
             with locks.hold(self.records.shared_lock()):
+                if new:
+                    refuse()
                 undo_replaced(self, attachment, shared, machine)
                 new = self._unrecorded(attachment.network, shared)
                 remade: list[str] = []

@@ -8,17 +8,11 @@ from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
+from weft.virtual_ranges import RANGES
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-RANGES: tuple[Network, ...] = (ip_network("10.79.0.0/16"), ip_network("fd57:6566:7400::/112"))
-"""The default ranges of virtual addresses.
-
-10.79.0.0/16 avoids the defaults of Docker (172.16.0.0/12, 192.168.0.0/16), podman (10.88 to
-10.255), Kubernetes (10.96.0.0/12; k3s 10.42 and 10.43; flannel 10.244), OpenShift (10.128.0.0/14),
-OpenVPN (10.8), Google's auto networks (10.128.0.0/9) and the 10.0.0.0/16 of most clouds. The other
-is a unique local range (RFC 4193).
-"""
 _METADATA = tuple(ip_network(text) for text in ("100.100.100.200/32", "fd00:ec2::254/128", "fd20:ce::254/128"))
 
 

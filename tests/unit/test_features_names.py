@@ -109,10 +109,11 @@ def test_checks_are_passed_to_the_agent_unchanged(weft: Weft, tmp_path: Path, fo
         {"tcp": "", "interval": "1s", "success_before_passing": 2},
         {"http": "/", "interval": "5s", "method": "POST", "body": "{}"},
     ]
-    services = [{"name": "web", "port": 80, "sticky": "1h", "check": check} for check in checks]
+    services = [{"name": "web", "port": 80, "sticky": "1h", "shared": True, "check": check} for check in checks]
     weft.add(settled(conf(services=services), folder), NETNS, CONTAINER)
     found = announced(tmp_path)["services"]
     assert [one["check"] for one in found] == checks and found[0]["meta"] == {"weft-sticky": "1h"}
+    assert found[0]["shared"] is True
 
 
 def test_nothing_is_announced_without_names_or_services(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
@@ -216,7 +217,7 @@ def test_port_53_of_the_gateways_stays_the_agents(
         runtime = {"portMappings": [{**mapping, **keys}]}
         return weft("ADD", settled(conf(portmap={}, runtimeConfig=runtime), folder), NETNS, "publisher")
 
-    given = settled(conf(name="blue", names={}), folder)
+    given = settled(conf(name="blue", names={}, allowOverlap=True), folder)
     assert publish().ok
     weft.add(given, NETNS, CONTAINER, "eth1")
     gateway = ip_address("10.80.0.1")

@@ -266,6 +266,12 @@ class Namespace(Protocol):
         *Equivalent to:* ``ip [-4|-6] address show dev LINK``.
         """
 
+    def all_addresses(self) -> tuple[tuple[str, Cidr], ...]:
+        """The addresses of all links, each with its link's name, in two dumps however many there are.
+
+        *Equivalent to:* ``ip -o address show``.
+        """
+
     def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
         """Add an address; for IPv6 with ``nodad`` where the sysctl ``accept_dad`` is 0.
 

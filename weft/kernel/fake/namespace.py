@@ -310,6 +310,10 @@ class FakeNamespace(FakeForwarding):
         found = (cidr for cidr in held.addresses if version in (0, cidr.version))
         return tuple(sorted(found, key=lambda cidr: cidr.version))
 
+    def all_addresses(self) -> tuple[tuple[str, Cidr], ...]:
+        self.kernel.called("all_addresses")
+        return tuple((link.name, cidr) for link in self.links() for cidr in self.existing(link.name, "").addresses)
+
     def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
         self.kernel.called("add_address")
         doing = f"add the address {address} to {link}"

@@ -300,6 +300,9 @@ class LinuxNamespace:
         index = self._index(link, f"list the addresses of {link}")
         return addresses.of_link(self._socket, index, link, version, permanent=permanent)
 
+    def all_addresses(self) -> tuple[tuple[str, Cidr], ...]:
+        return addresses.of_all(self._socket)
+
     def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
         index = self._index(link, f"add the address {address} to {link}")
         detect = address.version == 4 or self.sysctl(f"net/ipv6/conf/{link}/accept_dad") != "0"

@@ -31,6 +31,7 @@ from weft.kernel.netlink.constants import (
     RTM_GETADDR,
     RTM_NEWADDR,
 )
+from weft.kernel.netlink.ioctls import link_name
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
 from weft.types import Cidr
 
@@ -48,6 +49,22 @@ def of_link(
     families = [_FAMILIES[version]] if version else [AF_INET, AF_INET6]
     found = (message for family in families for message in _messages(socket, index, name, family))
     return tuple(_cidr(message) for message in found if not permanent or _flags(message) & IFA_F_PERMANENT)
+
+
+def of_all(socket: RouteSocket) -> tuple[tuple[str, Cidr], ...]:
+    """The addresses of all links with the links' names, IPv4 first."""
+    names: dict[int, str] = {}
+    found = []
+    for family in (AF_INET, AF_INET6):
+        fields = {"family": family, "index": 0}
+        for message in socket.dump(request(RTM_GETADDR, 0, "list the addresses", fields)):
+            if message[_FAMILY] != family:
+                continue
+            index = int.from_bytes(message[_INDEX : _INDEX + 4], byteorder)
+            if index not in names:
+                names[index] = link_name(socket.fileno(), index)
+            found.append((names[index], _cidr(message)))
+    return tuple(found)
 
 
 def tentative(socket: RouteSocket, index: int, name: str) -> tuple[bool, bool]:
