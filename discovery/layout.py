@@ -4,7 +4,8 @@ Everything that a node writes about itself is under ``/weft/v2/host/NODE/``, so 
 be confined to that prefix: ``node``, ``service/NAME/ID`` and ``check/ID``, bound to the node's
 lease; ``session/ID`` (discovery.consul.sessions); and ``own/``, what its agent persists to survive
 restarts, bound to no lease. ``/weft/v2/virtual/ADDRESS``, ``/weft/v2/query/ID`` and the keys of
-``discovery.kv`` and ``discovery.consul.events`` belong to no node. Parts of a key are
+``discovery.kv`` and ``discovery.consul.events`` belong to no node, and ``offer/SERVICE/NETWORK/NODE``
+to a node's lease (``discovery.claims``). Parts of a key are
 percent-encoded, so that a name cannot contain "/".
 """
 
@@ -35,6 +36,7 @@ ROOT = "/weft/v2/"
 HOSTS = ROOT + "host/"
 VIRTUALS = ROOT + "virtual/"
 QUERIES = ROOT + "query/"
+OFFERS = ROOT + "offer/"
 SESSIONS = ROOT + "session/"
 """What a watcher of all nodes' sessions subscribes to (``watched_name``)."""
 
@@ -74,6 +76,14 @@ def host_prefix(node: str) -> str:
 def local_key(node: str, kind: str, name: str = "") -> str:
     """The key of something that a node's agent persists: ``("n1", "service", "web-1")``."""
     return f"{host_prefix(node)}own/{encode_name(kind)}/{encode_name(name)}"
+
+
+def offer_key(service: str, network: str = "", node: str = "") -> str:
+    """The key of a network's claim to a service on a node; without them, the prefix of all claims to
+    it, which is the key that every claim changes.
+    """
+    prefix = f"{OFFERS}{encode_name(service.lower())}/"
+    return f"{prefix}{encode_name(network)}/{encode_name(node)}" if node else prefix
 
 
 def session_key(node: str, session_id: str = "") -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from discovery import layout
 from discovery.check_deadlines import State, decode_state
+from discovery.claims import Claims
 from discovery.structs import CatalogEntry, CheckDefinition, Instance
 from store import Delete, Entry, LeaseGone, Operation, Put, Store
 
@@ -39,6 +40,7 @@ class Publication:
         self._shared = shared
         self._ttl = ttl
         self._lease = 0
+        self._claims = Claims(node, shared)
 
     # Operations
 
@@ -58,6 +60,14 @@ class Publication:
     def forget(self, kind: str, name: str) -> Operation:
         """Forget something persisted; a missing one is no error."""
         return Delete(layout.local_key(self._node, kind, name))
+
+    async def claim(self, service: str, network: str, *, shared: bool | None = None, force: bool = False) -> str:
+        """Claim a service for a network's instances (``Claims.claim``). Raises LeaseGone, StoreError."""
+        return await self._claims.claim(service, network, self._lease, shared=shared, force=force)
+
+    def withdraw(self, service: str, network: str) -> Operation:
+        """End a claim; a missing one is no error."""
+        return self._claims.withdraw(service, network)
 
     async def write(self, persisted: Sequence[Operation], published: Sequence[Operation]) -> None:
         """Write ``persisted`` first, then ``published``; in one transaction if it is the same

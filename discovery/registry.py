@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from discovery import layout
@@ -31,7 +31,7 @@ from discovery.structs import (
     Node,
     Status,
 )
-from store import LeaseGone, Operation, Store, StoreError
+from store import Entry, LeaseGone, Operation, Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,25 @@ class NotRegistered(LookupError):
         super().__init__(f"{what} {name!r} is not registered on this node")
         self.what = what
         self.name = name
+
+
+class Taken(ValueError):
+    """The id of a service or check belongs to an attachment."""
+
+
+def _restored_before(entry: Entry) -> tuple[bool, int]:
+    return layout.split_key(entry.key)[0] != "service", entry.create_revision
+
+
+def _endpoint(instance: Instance) -> tuple[str, int, str]:
+    return instance.name, instance.port, instance.protocol
+
+
+def _continued(checks: Sequence[CheckDefinition], earlier: Sequence[Check]) -> list[CheckDefinition]:
+    """The definitions, with the status of the one check that they continue under another id."""
+    if len(checks) != 1 or len(earlier) != 1:
+        return list(checks)
+    return [replace(checks[0], initial=earlier[0].status)]
 
 
 class Registry:
@@ -108,9 +127,12 @@ class Registry:
         """Register an instance; one of the same id is updated, and checks that remain keep their
         status.
 
-        ``replace_checks`` deregisters the instance's checks that are not given. Raises StoreError.
+        ``replace_checks`` deregisters the instance's checks that are not given. Raises Taken for an id
+        that belongs to an attachment, StoreError.
         """
         async with self._lock:
+            if why := self._taken(instance, checks):
+                raise Taken(why)
             await self._register(instance, checks, replace_checks, persist=True)
 
     async def deregister(self, instance_id: str) -> None:
@@ -120,10 +142,13 @@ class Registry:
 
     async def register_check(self, definition: CheckDefinition) -> None:
         """Register a check of an instance, or without ``service_id`` of the node. Raises
-        NotRegistered, StoreError.
+        NotRegistered, Taken for an id that belongs to an attachment, StoreError.
         """
         async with self._lock:
             instance = self._registered_instance(definition.service_id) if definition.service_id else None
+            there = self._local.checks.get(definition.id)
+            if there is not None and there.service_id != definition.service_id and self._owner_of(there):
+                raise Taken(f"check {definition.id} is that of {there.service_id}, a service of an attachment")
             check = self._check(definition, instance)
             await self._write([self._persist_check(definition)], [check])
             self._add_checks([check], [definition])
@@ -186,16 +211,79 @@ class Registry:
         elif check_id in self._local.checks:
             await self.deregister_check(check_id)
 
-    async def offer(self, owner: str, offered: Sequence[tuple[Instance, Sequence[CheckDefinition]]]) -> None:
-        """Replace what an attachment has registered; an empty sequence deregisters all. Raises
+    async def offer(
+        self,
+        owner: str,
+        offered: Sequence[tuple[Instance, Sequence[CheckDefinition]]],
+        *,
+        shared: Collection[str] = (),
+        reserved: Collection[str] = (),
+    ) -> tuple[str, ...]:
+        """Replace what an attachment has registered; an empty sequence deregisters all. Returns why some
+        instances are not registered, a sentence each.
+
+        ``shared`` are the names of services that other networks may add instances to, ``reserved``
+        those that no attachment may offer. What the attachment has registered already stays. Raises
         StoreError.
         """
         async with self._lock:
-            wanted = {instance.id for instance, _ in offered}
-            for old in [one for one in self._instances.values() if one.owner == owner and one.id not in wanted]:
+            before = [one for one in self._instances.values() if one.owner == owner]
+            held = {one.name.lower() for one in before}
+            refused: list[str] = []
+            kept: set[str] = set()
+            for given, checks in offered:
+                instance = replace(given, owner=owner)
+                existing = instance.name.lower() in held
+                why = self._taken(instance, checks)
+                if not why and not existing and instance.name.lower() in (CONSUL_SERVICE, *reserved):
+                    why = f"service {instance.name} is not registered: the name is reserved"
+                if why := why or await self._claim(instance, shared=instance.name in shared, force=existing):
+                    refused.append(why)
+                    continue
+                definitions = _continued(checks, self._predecessors(instance, before))
+                await self._register(instance, definitions, replace_checks=True, persist=False)
+                kept.add(instance.id)
+            for old in [one for one in before if one.id not in kept]:
                 await self._deregister(old)
-            for instance, checks in offered:
-                await self._register(replace(instance, owner=owner), checks, replace_checks=True, persist=False)
+            return tuple(refused)
+
+    def _taken(self, instance: Instance, checks: Sequence[CheckDefinition]) -> str:
+        """Why an instance would overwrite what somebody else has registered, "" if it would not."""
+        there = self._instances.get(instance.id)
+        if there is not None and there.owner != instance.owner:
+            whose = "an attachment" if there.owner else "a registration through the API"
+            return f"service {instance.name} is not registered: its id {instance.id} is that of {whose}"
+        for one in checks:
+            check = self._local.checks.get(one.id)
+            if check is not None and check.service_id != instance.id and (instance.owner or self._owner_of(check)):
+                return f"service {instance.name} is not registered: check {one.id} is that of {check.service_id}"
+        return ""
+
+    async def _claim(self, instance: Instance, *, shared: bool, force: bool) -> str:
+        """Why the instance's network may not offer its service, "" if it may. Raises StoreError."""
+        for _ in range(2):
+            try:
+                other = await self._publication.claim(instance.name, instance.network, shared=shared, force=force)
+                break
+            except LeaseGone:
+                await self._republish()
+        else:
+            raise LeaseGone(0)
+        if not other:
+            return ""
+        return (
+            f"service {instance.name} is not registered: network {other} offered it first, and {instance.network} may "
+            f'call it, but not add instances unless both set "shared": true for it'
+        )
+
+    def _predecessors(self, instance: Instance, before: Sequence[Instance]) -> list[Check]:
+        """The checks of what the attachment had registered as another id for the same service and port:
+        earlier releases formed the ids differently.
+        """
+        if instance.id in self._instances:
+            return []
+        same = [one for one in before if (one.name, one.port, one.protocol) == _endpoint(instance)]
+        return [check for one in same for check in self._local.of(one.id) if not check.maintenance]
 
     def owners(self) -> set[str]:
         """The marks of the attachments that have registered instances."""
@@ -234,9 +322,13 @@ class Registry:
 
     async def _deregister(self, instance: Instance) -> None:
         checks = self._local.of(instance.id)
+        siblings = (one for one in self._instances.values() if one.id != instance.id)
+        last = not any((one.name.lower(), one.network) == (instance.name.lower(), instance.network) for one in siblings)
         persisted = [] if instance.owner else [self._publication.forget("service", instance.id)]
         persisted += [operation for check in checks for operation in self._forget_check(check.id)]
         await self._write(persisted, (), [instance, *checks])
+        if instance.owner and last:
+            await self._publication.write((), [self._publication.withdraw(instance.name, instance.network)])
         del self._instances[instance.id]
         for check in checks:
             self._drop_check(check.id)
@@ -248,6 +340,7 @@ class Registry:
         await self._load_persisted()
         await self._restore_published()
         await self._publication.acquire_lease()
+        await self._claim_all()
         await self._publish_all()
         loops = (self._renew_loop(), self._deferred_loop(), self._progress_loop())
         self._tasks = [asyncio.create_task(each) for each in loops]
@@ -282,7 +375,9 @@ class Registry:
 
         The states of other checks are forgotten: their attachments ended while no agent ran.
         """
-        async for entry in self._publication.published():
+        entries = [entry async for entry in self._publication.published()]
+        # Services first, as they are, but the oldest instances before others: their network offered first.
+        for entry in sorted(entries, key=_restored_before):
             try:
                 value = layout.decode(entry)
             except layout.DecodeError:
@@ -311,7 +406,14 @@ class Registry:
         """Publish everything again after the lease had expired. Raises StoreError."""
         log.warning("lease of node %s expired, registering its services again", self.node.name)
         await self._publication.acquire_lease()
+        await self._claim_all()
         await self._publish_all()
+
+    async def _claim_all(self) -> None:
+        """Claim the services of attachments that were registered before. Raises StoreError."""
+        found = {(one.name, one.network): None for one in self._instances.values() if one.owner}
+        for name, network in found:
+            await self._publication.claim(name, network, force=True)
 
     async def _renew_loop(self) -> None:
         """Renew the lease; if it has expired (suspend, store outage), publish everything again."""

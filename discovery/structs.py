@@ -33,6 +33,8 @@ SERF_HEALTH = "serfHealth"
 NODE_MAINT = "_node_maintenance"
 SERVICE_MAINT_PREFIX = "_service_maintenance:"
 """Ids of maintenance checks; the second is followed by the service id."""
+NETWORK_META = "network"
+"""The metadata key of an attachment's instances that has their network."""
 CONSUL_SERVICE = "consul"
 """The service that every agent registers: its HTTP API. Many clients expect it."""
 
@@ -96,6 +98,11 @@ class Instance:
     def port_number(self, name: str) -> int:
         """The named port, by its name in lower case; 0 if the instance has none of that name."""
         return next((number for each, number in self.ports.items() if each.lower() == name), 0)
+
+    @property
+    def network(self) -> str:
+        """The network of the attachment that it stands for, "" if it was registered through the API."""
+        return self.meta.get(NETWORK_META, "") if self.owner else ""
 
     @property
     def order(self) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 
@@ -21,7 +21,7 @@ from discovery.consul.json_fields import BadField, Fields
 from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
 from discovery.page.overview import AttachmentSummary, Overview
 from discovery.registry import Registry
-from discovery.structs import CheckDefinition, Instance, ServiceAddress, Weights
+from discovery.structs import NETWORK_META, CheckDefinition, Instance, ServiceAddress, Weights
 from weft import files, remarks
 from weft.container_names import looked_up, not_served
 from weft.errors import StateDamaged
@@ -58,7 +58,8 @@ class Announcement:
 class Attachments:
     """Publishes the files of the folder ``names`` in ``run``, the host's folder below /run.
 
-    ``permitted``: domains, other than the networks' own, below which names are served.
+    ``permitted``: domains, other than the networks' own, below which names are served. ``reserved``
+    returns the names, in lower case, that no service may have.
     """
 
     def __init__(
@@ -68,16 +69,19 @@ class Attachments:
         registry: Registry,
         overview: Overview | None = None,
         permitted: Collection[str] = (),
+        reserved: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._run = run
         self._folder = os.path.join(run, FOLDER)
         self._permitted = permitted
+        self._reserved = reserved
         self._remarked = {owner: remarks.read(run, owner) for owner in remarks.owners(run)}
         self._names = names
         self._registry = registry
         self._overview = overview
         self._known: dict[str, tuple[tuple[int, int], Announcement | None]] = {}
         self._offered: dict[str, Announcement] = {}
+        self._refused: dict[str, tuple[str, ...]] = {}
         self._lock = asyncio.Lock()
 
     @property
@@ -97,17 +101,25 @@ class Attachments:
                 self._offered.pop(owner, None)
             for owner, one in found.items():
                 if self._offered.get(owner) != one:
-                    await self._registry.offer(owner, list(offers(one)))
-                    self._offered[owner] = one
+                    shared = {str(each.get("name")) for each in one.services if each.get("shared") is True}
+                    refused = await self._registry.offer(
+                        owner, list(offers(one)), shared=shared, reserved=self._reserved()
+                    )
+                    if refused:
+                        self._refused[owner] = refused  # asked for again each time
+                    else:
+                        self._offered[owner] = one
+                        self._refused.pop(owner, None)
             self._remark(found)
 
     def _remark(self, found: Mapping[str, Announcement]) -> None:
         """Log and write down what is not as the attachments ask for it."""
+        self._refused = {owner: why for owner, why in self._refused.items() if owner in found}
         for owner in self._remarked.keys() - found.keys():
             remarks.remove(self._run, owner)
             del self._remarked[owner]
         for owner, one in found.items():
-            now = Remarks((), unserved(one, self._permitted))
+            now = Remarks(self._refused.get(owner, ()), unserved(one, self._permitted))
             before = self._remarked.get(owner, Remarks())
             if now == before:
                 continue
@@ -245,9 +257,9 @@ def offers(one: Announcement) -> Iterator[tuple[Instance, tuple[CheckDefinition,
 
 def _instance(one: Announcement, service: Fields) -> Instance:
     name, port = service.text("name"), service.number("port", high=65535)
+    protocol = service.text("protocol")
     if not name:
         service.invalid("name", name, "must not be empty")
-    place = "" if one.interface == "eth0" else f"-{one.interface}"
     tagged = {f"lan_ipv{cidr.version}": ServiceAddress(str(cidr.ip), port) for cidr in reversed(one.addresses)}
     virtual = service.get("virtual")
     if virtual:
@@ -255,17 +267,25 @@ def _instance(one: Announcement, service: Fields) -> Instance:
     weights = service.object_("weights") or Fields({})
     return Instance(
         node="",
-        id=f"{name}-{one.container[:_SHORT_ID]}{place}" + (f"-{port}" if port else ""),
+        id=_instance_id(one, name, port, protocol),
         name=name,
         address=str(one.addresses[0].ip) if one.addresses else "",
         port=port,
-        protocol=service.text("protocol"),
+        protocol=protocol,
         tags=service.string_list("tags"),
-        meta=service.string_map("meta") | {"network": one.network},
+        meta=service.string_map("meta") | {NETWORK_META: one.network},
         tagged_addresses=tagged,
         weights=Weights(weights.number("passing", default=1), weights.number("warning", default=1)),
         owner=one.owner,
     )
+
+
+def _instance_id(one: Announcement, name: str, port: int, protocol: str) -> str:
+    """The id of an instance: the attachment's mark tells it from those of all other attachments, as the
+    beginning of a container's id does not.
+    """
+    parts = (name, one.container[:_SHORT_ID], one.owner, str(port or ""), protocol if port else "")
+    return "-".join(filter(None, parts))
 
 
 def _check(one: Announcement, instance: Instance, asked: Mapping[str, object]) -> CheckDefinition:

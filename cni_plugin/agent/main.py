@@ -133,7 +133,11 @@ class Agent:
         domain = settings.dns.domains[0] if settings.dns is not None else ""
         overview = Overview(catalog, registry.node, domain=domain)
         permitted = settings.dns.alias_domains if settings.dns is not None else ()
-        attachments = Attachments(self._folder, names, registry, overview, permitted)
+
+        def node_names() -> set[str]:
+            return {one.name.lower() for one in (registry.node, *catalog.nodes())}
+
+        attachments = Attachments(self._folder, names, registry, overview, permitted, node_names)
         await self._start_part("registry", registry)
         await self._start_part("catalog", CatalogSync(catalog, store))
         dns = DnsServer(catalog, names, settings.dns, metrics) if settings.dns is not None else None

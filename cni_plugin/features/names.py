@@ -5,8 +5,9 @@ container's search domain); ``nameservers`` are asked for all other names in the
 ``dns: false`` leaves the container's resolver alone. ``services``, at the
 top level or under args.cni, is a list of the container's services: ``name``, ``port``, ``protocol``
 (tcp or udp; both if absent), ``tags``, ``meta``, ``weight``, ``check`` (as Consul's: ``http``, ``tcp``
-or ``udp`` with ``interval``, or ``ttl``), ``virtual`` (true, or the virtual address), ``balance`` and
-``sticky``. A service may also come as CNI_ARGS ``SERVICE_NAME``, ``SERVICE_PORT`` and ``SERVICE_TAGS``.
+or ``udp`` with ``interval``, or ``ttl``), ``virtual`` (true, or the virtual address), ``balance``,
+``sticky`` and ``shared`` (other networks that set it, too, may add instances). A service may also come
+as CNI_ARGS ``SERVICE_NAME``, ``SERVICE_PORT`` and ``SERVICE_TAGS``.
 The names are those that the runtime tells (CNI_ARGS ``K8S_POD_NAME``, args.cni.name, runtimeConfig
 ``aliases``) and the first twelve characters of the container's id.
 
@@ -222,6 +223,8 @@ def _service(section: Section) -> dict[str, object]:
         if value := section.text(key, choices=choices):
             meta[f"weft-{key}"] = value
     found["meta"] = meta
+    if section.flag("shared"):
+        found["shared"] = True
     if "virtual" in section:
         found["virtual"] = _virtual(section)
     if "check" in section:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cni_plugin.ops.operation import Machine, Operation
 from weft import daemons, files, remarks
 from weft.daemons import Daemon
+from weft.errors import Conflict
 from weft.identity import mark_digest
 from weft.remarks import Remarks
 
@@ -37,6 +38,9 @@ class Announced(Operation):
             files.make_directory(os.path.dirname(path), "containers' names")
             files.write(path, self.document.encode(), _WHAT)
         _AGENT.ensure(_socket(machine))
+        if refused := self.remarks(machine).refused:
+            self.undo(machine)
+            raise Conflict("; ".join(refused), hint="give the service another name, or see docs/services.md")
         return True
 
     def undo(self, machine: Machine) -> None:

@@ -12,7 +12,7 @@ from discovery.api.router import HttpResponse, endpoint
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.registration import parse_service
-from discovery.registry import NotRegistered, Registry
+from discovery.registry import NotRegistered, Registry, Taken
 from discovery.structs import CONSUL_SERVICE, SERF_HEALTH, Status, cut_output
 from weft.service_options import TTL_CHECK
 
@@ -50,7 +50,10 @@ class AgentRegisterEndpoint:
             self._require_known_check_write(request, definition.id)
         asked = request.get("replace-existing-checks") in ("", "true")
         replace_checks = request.has("replace-existing-checks") and asked
-        await self._registry.register(instance, registration.checks, replace_checks=replace_checks)
+        try:
+            await self._registry.register(instance, registration.checks, replace_checks=replace_checks)
+        except Taken as error:
+            raise HttpError(409, str(error)) from None
         await self._blocking.wait_for_catalog()
         return HttpResponse()
 
@@ -141,6 +144,8 @@ class AgentRegisterEndpoint:
             await self._registry.register_check(definition)
         except NotRegistered:
             raise HttpError(404, f'ServiceID "{definition.service_id}" does not exist') from None
+        except Taken as error:
+            raise HttpError(409, str(error)) from None
         await self._blocking.wait_for_catalog()
         return HttpResponse()
 

@@ -112,10 +112,10 @@ def item(label: str) -> str:
 
 
 def test_the_drawing_follows_what_happens(page: Page) -> None:
-    web = {"name": "web", "port": 80, "tags": ["v1"], "check": {"ttl": "1h", "status": "passing"}}
+    web = {"name": "web", "port": 80, "tags": ["v1"], "shared": True, "check": {"ttl": "1h", "status": "passing"}}
     container = page.announce("web-1", "blue", 2, web)
     page.announce("job-1", "green", 3)
-    checked = f"service:web-{container[:12]}-80"
+    checked = f"service:web-{container[:12]}-web-1-eth0-80"
 
     async def look(browser: Browser) -> None:
         assert await browser.ask("location.pathname") == "/ui/"
@@ -157,7 +157,7 @@ def test_details_search_and_keyboard(page: Page) -> None:
         await browser.click(item("Service web"))
         for text in ("web.service.weft", "10.71.0.2:80", "team: a", "blue"):
             await browser.until(shows(text, "#detail"))
-        page.put(f"/v1/agent/check/fail/service:web-{container[:12]}-80?note=disk+full")
+        page.put(f"/v1/agent/check/fail/service:web-{container[:12]}-web-1-eth0-80?note=disk+full")
         await browser.until(shows("disk full", "#detail"))
 
         await browser.press("Escape")

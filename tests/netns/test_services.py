@@ -307,6 +307,30 @@ def test_a_removed_container_is_withdrawn(topology: Topology) -> None:
         held.close()
 
 
+def test_containers_and_networks_do_not_take_each_others_services(topology: Topology) -> None:
+    """Two ids with the same beginning are two instances; only the first network adds instances."""
+    twins = ["0123456789abcdef-1", "0123456789abcdef-2"]
+    for twin in twins:
+        topology.add(twin, "blue", 10, services=[WEB])
+    both = sorted(map(topology.address, twins))
+    assert topology.healthy() == both
+    path = topology.host.container("c")
+    for network, name in (("red", "web"), ("red", "Consul")):
+        conf = {**topology.confs[twins[0]], "name": network, "bridge": "b-red", "services": [{**WEB, "name": name}]}
+        conf["ipam"] = pool("10.11.0.0/24", routes=[DEFAULT4])
+        problem = seen.problem(topology.cni, "ADD", conf, path, container="c")
+        wanted = "network blue offered it first" if name == "web" else "reserved"
+        assert problem["code"] == 101 and wanted in problem["msg"], problem
+        assert topology.healthy() == both
+    topology.add("client", "red", 11)
+    until(lambda: set(topology.picks("client")) == set(twins))  # to call it is free
+    topology.delete(twins[1])
+    until(lambda: topology.healthy() == [topology.address(twins[0])])
+    topology.delete(twins[0])
+    topology.add("new", "red", 11, services=[WEB])
+    topology.until_healthy("new")
+
+
 class Load:
     """Connections and DNS queries in a loop while the block runs; records all outcomes."""
 

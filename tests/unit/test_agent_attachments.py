@@ -41,7 +41,12 @@ def test_service_becomes_an_instance_with_its_check() -> None:
         "check": {"http": "/health", "interval": "10s"},
     }
     [(instance, checks)] = offers(announcement(service))
-    assert (instance.id, instance.name, instance.port, instance.protocol) == ("web-0123456789ab-80", "web", 80, "tcp")
+    assert (instance.id, instance.name, instance.port, instance.protocol) == (
+        "web-0123456789ab-owner-80-tcp",
+        "web",
+        80,
+        "tcp",
+    )
     assert (instance.address, instance.tags, instance.owner) == ("10.1.0.2", ("v1",), "owner")
     assert instance.weights == Weights(3, 2)
     assert instance.meta == {"weft-balance": "random", "network": "net"}
@@ -52,7 +57,7 @@ def test_service_becomes_an_instance_with_its_check() -> None:
     }
     [check] = checks
     assert (check.id, check.target, check.netns) == (
-        "service:web-0123456789ab-80",
+        "service:web-0123456789ab-owner-80-tcp",
         "http://10.1.0.2:80/health",
         "/run/netns/c1",
     )
@@ -60,7 +65,7 @@ def test_service_becomes_an_instance_with_its_check() -> None:
 
 def test_service_with_a_name_alone_has_the_defaults() -> None:
     [(instance, checks)] = offers(announcement({"name": "web"}))
-    assert (instance.id, instance.port, instance.protocol, instance.tags) == ("web-0123456789ab", 0, "", ())
+    assert (instance.id, instance.port, instance.protocol, instance.tags) == ("web-0123456789ab-owner", 0, "", ())
     assert (instance.weights, instance.meta, checks) == (Weights(), {"network": "net"}, ())
     assert "virtual" not in instance.tagged_addresses
 

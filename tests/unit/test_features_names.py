@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lab.calls import Weft
-from lab.confs import dual, network
+from lab.confs import dual, network, pool
 from weft.daemons import REFRESHED, Daemon
 from weft.identity import attachment_digest
 from weft.kernel.fake.kernel import FakeKernel
@@ -217,17 +217,18 @@ def test_port_53_of_the_gateways_stays_the_agents(
         runtime = {"portMappings": [{**mapping, **keys}]}
         return weft("ADD", settled(conf(portmap={}, runtimeConfig=runtime), folder), NETNS, "publisher")
 
-    given = settled(conf(name="blue", names={}, allowOverlap=True), folder)
+    ipam = pool("10.81.0.0/24", dataDir="/nowhere")
+    given = settled({**conf(name="blue", names={}), "bridge": "br1", "ipam": ipam}, folder)
     assert publish().ok
     weft.add(given, NETNS, CONTAINER, "eth1")
-    gateway = ip_address("10.80.0.1")
+    gateway = ip_address("10.81.0.1")
     (own,) = [one for one in kernel.rules.elements("ports4_at") if one.key[:2] == (gateway, "udp")]
     assert own.data == (gateway, 53)
     kernel.host.sockets["udp", 53] = [Listener(gateway, 53, "weft-agent (7)")]
     weft.delete(settled(conf(portmap={}), folder), NETNS, "publisher")
     assert publish().ok
     weft.delete(settled(conf(portmap={}), folder), NETNS, "publisher")
-    for keys, listener in (({"hostIP": "10.80.0.1"}, gateway), ({}, ip_address("10.99.0.1"))):
+    for keys, listener in (({"hostIP": "10.81.0.1"}, gateway), ({}, ip_address("10.99.0.1"))):
         kernel.host.sockets["udp", 53] = [Listener(listener, 53, "weft-agent (7)")]
         refused = publish(**keys)
         assert refused.code == 101 and "weft-agent (7)" in refused.text

@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from discovery import catalog as topics
+from discovery import layout
 from discovery.catalog import Catalog
 from discovery.catalog_sync import CatalogSync
 from discovery.health.checker import Checker
 from discovery.metrics import Metrics
-from discovery.registry import NotRegistered, Registry
+from discovery.registry import NotRegistered, Registry, Taken
 from discovery.structs import CheckDefinition, Instance, Node, Status
 from store import Put
 from store.embedded import open_embedded
@@ -268,5 +269,121 @@ def test_scripts_run_only_where_enabled(tmp_path: Path) -> None:
             await parts.registry.register(WEB, [script])
             await parts.until(lambda: "disabled" in parts.registry.checks()["s"].output)
             assert not mark.exists()
+
+    run(test)
+
+
+def offered(owner: str, network: str, name: str = "web", **keys: object) -> tuple[Instance, list[CheckDefinition]]:
+    """What the attachment ``owner`` on a network offers."""
+    one = Instance("", f"{name}-{owner}", name, "192.0.2.11", 80, meta={"network": network})
+    return replace(one, **keys), []
+
+
+async def offer(parts: Parts, owner: str, network: str, name: str = "web", *, shared: bool = False) -> str:
+    """Offer a service; why it is refused, "" if it is not."""
+    refused = await parts.registry.offer(owner, [offered(owner, network, name)], shared=(name,) if shared else ())
+    return "; ".join(refused)
+
+
+def test_only_the_network_that_offered_a_service_first_adds_instances(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            assert await offer(parts, "a", "blue") == ""
+            assert await offer(parts, "b", "blue") == ""
+            why = await offer(parts, "c", "red", "Web", shared=True)
+            assert "network blue offered it first, and red may call it" in why
+            await parts.registry.register(WEB)  # by hand: always
+            await parts.until(lambda: len(parts.health("web")) == 3)
+        async with running(tmp_path) as parts:  # the order after a restart is another
+            assert "offered it first" in await offer(parts, "c", "red")
+            assert await offer(parts, "b", "blue") == await offer(parts, "a", "blue") == ""
+            for owner in ("a", "b"):
+                assert "offered it first" in await offer(parts, "c", "red")
+                await parts.registry.offer(owner, [])
+            assert await offer(parts, "c", "red") == ""
+            assert "network red offered it first" in await offer(parts, "a", "blue")
+
+    run(test)
+
+
+def test_networks_that_share_a_service_both_add_instances(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            assert await offer(parts, "a", "blue", shared=True) == ""
+            assert await offer(parts, "b", "red", shared=True) == ""
+            assert "network blue offered it first" in await offer(parts, "c", "green")
+            # The first network takes its permission back: what is there stays, nobody new comes.
+            assert await offer(parts, "a", "blue") == ""
+            assert await offer(parts, "b", "red", shared=True) == ""
+            assert "offered it first" in await offer(parts, "d", "red", shared=True)
+
+    run(test)
+
+
+def test_two_agents_claim_a_service_in_one_transaction_each(tmp_path: Path) -> None:
+    async def test() -> None:
+        store = await open_embedded(tmp_path / "catalog.db")
+        nodes = [Registry(Node(f"n{number}", "192.0.2.1"), store, store, lease_seconds=2.0) for number in range(4)]
+        for each in nodes:
+            await each.start()
+        tries = [each.offer(f"o{number}", [offered(f"o{number}", f"net{number}")]) for number, each in enumerate(nodes)]
+        refused = await asyncio.gather(*tries)
+        assert sorted(map(bool, refused)) == [False, True, True, True]
+        winner = refused.index(())
+        other = (winner + 1) % 4
+        await nodes[winner].leave()  # its lease ends, and its claims
+        assert await nodes[other].offer("late", [offered("late", "net9")]) == ()
+        for number, each in enumerate(nodes):
+            if number != winner:
+                await each.stop()
+        await store.close()
+
+    run(test)
+
+
+def test_nobody_overwrites_another_ones_instance_or_check(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            await parts.registry.register(WEB, [TTL])
+            taken, mine = replace(offered("a", "blue")[0], id="web-1"), offered("a", "blue")[0]
+            assert "that of a registration through the API" in (await parts.registry.offer("a", [(taken, [])]))[0]
+            check = replace(TTL, service_id=mine.id)
+            assert "check service:web-1 is that of web-1" in (await parts.registry.offer("a", [(mine, [check])]))[0]
+            assert await parts.registry.offer("a", [(mine, [])]) == ()
+            assert "that of an attachment" in (await parts.registry.offer("b", [(mine, [])]))[0]
+            await parts.registry.offer("b", [])
+            assert mine.id in parts.registry.instances()
+            with pytest.raises(Taken, match="that of an attachment"):
+                await parts.registry.register(replace(WEB, id=mine.id))
+            for name in ("consul", "Consul", "n1"):
+                found = offered("c", "blue", name)
+                (why,) = await parts.registry.offer("c", [found], reserved={"n1"})
+                assert "the name is reserved" in why
+
+    run(test)
+
+
+def test_an_upgrade_replaces_the_ids_and_keeps_the_health(tmp_path: Path) -> None:
+    """Earlier releases named instances by the beginning of a container's id, and had no claims."""
+
+    async def test() -> None:
+        async with running(tmp_path) as parts:
+            old = replace(offered("a", "blue")[0], id="web-0123456789ab-80")
+            await parts.registry.offer("a", [(old, [replace(TTL, id="service:" + old.id, service_id=old.id)])])
+            await parts.registry.update_check("service:" + old.id, Status.PASSING, "fine")
+            store = parts.registry._publication._shared
+            await store.delete(layout.OFFERS, prefix=True)
+            red = replace(offered("b", "red")[0], id="web-abcdef012345-80")
+            assert await parts.registry.offer("b", [(red, [])]) == ()
+            await store.delete(layout.OFFERS, prefix=True)
+        async with running(tmp_path) as parts:
+            new, check = offered("a", "blue")[0], replace(TTL, id="service:web-a", service_id="web-a")
+            assert await parts.registry.offer("a", [(new, [check])]) == ()
+            wanted = [("web-a", Status.PASSING), ("web-abcdef012345-80", Status.PASSING)]
+            await parts.until(lambda: parts.health("web") == wanted)
+            # Both networks had instances before, and keep them; blue was first.
+            assert await offer(parts, "b", "red") == ""
+            assert "network blue offered it first" in await offer(parts, "c", "red")
+            assert await offer(parts, "d", "blue") == ""
 
     run(test)
