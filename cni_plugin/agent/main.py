@@ -28,6 +28,7 @@ from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
 from cni_plugin.plan.facts import KernelFacts
 from discovery import layout_v1
+from discovery.acl.tokens import Tokens
 from discovery.balancer.allocate import Allocator
 from discovery.balancer.balancer import Balancer
 from discovery.catalog import Catalog
@@ -140,7 +141,12 @@ class Agent:
         attachments = Attachments(self._folder, names, registry, overview, permitted, node_names)
         await self._start_part("registry", registry)
         await self._start_part("catalog", CatalogSync(catalog, store))
-        dns = DnsServer(catalog, names, settings.dns, metrics) if settings.dns is not None else None
+        acl = settings.http.acl
+        tokens = Tokens(allow=acl.allow, default=acl.default, datacenter=registry.node.datacenter)
+        visible = tokens.default_reads if acl.enabled else lambda kind, name: True
+        dns = DnsServer(catalog, names, settings.dns, metrics, visible) if settings.dns is not None else None
+        if dns is not None and acl.enabled:
+            tokens.on_change = dns.permissions_changed
         if dns is not None:
             await self._start_part("dns", dns)
         await self._refresh(attachments, dns)
@@ -159,7 +165,7 @@ class Agent:
             asyncio.get_running_loop().call_later(_REPLY_SECONDS, self._ended.set)  # after the response has been sent
 
         more = page_routes(overview)
-        api = new_server(catalog, registry, store, serving, metrics, leave=leave, extra_routes=more)
+        api = new_server(catalog, registry, store, serving, metrics, leave=leave, extra_routes=more, tokens=tokens)
         await self._start_part("http", api)
         gc.freeze()
         return Parts(registry, attachments, dns, api)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from discovery.acl.authorizer import MANAGEMENT, NOT_FOUND, Authorizer, PermissionDenied, explain_token
 from discovery.acl.identities import NODE, SERVICE, template_rules
@@ -36,6 +36,9 @@ class Tokens:
     """
 
     def __init__(self, *, allow: bool, default: str, datacenter: str) -> None:
+        self.on_change: Callable[[], None] = lambda: None
+        """Is called after a change."""
+        self.loaded = False
         self.default = default
         self.bootstrapped = 0
         """The revision at which a first token was made; 0 before."""
@@ -47,12 +50,16 @@ class Tokens:
         self._undecodable: set[str] = set()
         self._by_digest: dict[str, Token] = {}
         self._authorizers: dict[str, Authorizer] = {}
-        self.load(())
+        self._fill(())
 
     # Changes
 
     def load(self, entries: Iterable[Entry]) -> None:
-        """Replace the contents by these entries."""
+        """Replace the contents by these entries, all that the store has."""
+        self.loaded = True
+        self._fill(entries)
+
+    def _fill(self, entries: Iterable[Entry]) -> None:
         self._records = {f"{ACLS}policy/{one.id}": one for one in BUILTIN_POLICIES}
         self._by_digest = {}
         self._undecodable = set()
@@ -70,9 +77,15 @@ class Tokens:
         if events:
             self._changed()
 
+    def set_default(self, secret: str) -> None:
+        """Set the token of requests without one."""
+        self.default = secret
+        self._changed()
+
     def _changed(self) -> None:
         self._authorizers.clear()
         self.changes += 1
+        self.on_change()
 
     def _change(self, key: str, entry: Entry | None) -> None:
         if key == BOOTSTRAP:
@@ -136,6 +149,13 @@ class Tokens:
         return found if found is not None and not _expired(found) else None
 
     # Permissions
+
+    def default_reads(self, resource: str, name: str) -> bool:
+        """Whether a request without a token may read this; none before all tokens are known."""
+        try:
+            return self.loaded and self.authorizer("").allows(resource, name)
+        except PermissionDenied:
+            return False
 
     def authorizer(self, secret: str) -> Authorizer:
         """What the token with this secret may do, "" for none: the default or anonymous token.

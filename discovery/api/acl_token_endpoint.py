@@ -198,10 +198,9 @@ class AclTokenEndpoint:
                 400, f"{request.name[:60]} is not used: weft's agent writes to the store itself; the type is default"
             )
         try:
-            self._tokens.default = Fields(await request.json()).text("Token")
+            self._tokens.set_default(Fields(await request.json()).text("Token"))
         except BadField as error:
             raise HttpError(400, f"Request decode failed: {error}") from None
-        self._tokens.changes += 1
         return HttpResponse()
 
     async def _create(self, request: HttpRequest, token: Token, secret: str) -> HttpResponse:

@@ -66,7 +66,7 @@ RESERVED_FILES = 256
 class ApiServer:
     """Consul's HTTP API. ``reload`` and ``leave`` implement agent/reload and agent/leave.
 
-    ``extra_routes`` are served beside its own.
+    ``extra_routes`` are served beside its own. ``tokens`` it fills from the store.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class ApiServer:
         reload: Hook | None = None,
         leave: Hook | None = None,
         extra_routes: Iterable[Route] = (),
+        tokens: Tokens | None = None,
     ) -> None:
         self._settings = settings = _apply_file_limit(settings or HttpSettings())
         self._metrics = metrics = metrics or Metrics()
@@ -90,7 +91,7 @@ class ApiServer:
         self._changes = KeyWatcher(store, ROOT, self._on_batch, name_of=watched_name)
         node = registry.node
         acl = settings.acl
-        self._tokens = Tokens(allow=acl.allow, default=acl.default, datacenter=node.datacenter)
+        self._tokens = tokens or Tokens(allow=acl.allow, default=acl.default, datacenter=node.datacenter)
         acls = AclWriter(store, self._changes, enabled=acl.enabled)
         endpoints = (
             AgentEndpoint(catalog, registry, store, metrics, blocking_queries, reload=reload, leave=leave),

@@ -17,6 +17,7 @@ from discovery.dns.codec import SERVFAIL, Malformed
 from discovery.dns.forwarder import Forwarder
 from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
 from discovery.dns.responder import COUNTER_HELP, Counters, PendingQuery, Responder
+from discovery.dns.service_index import Visible
 from discovery.dns.settings import DnsSettings
 from discovery.dns.tcp import TcpConnection, TcpConnections
 from discovery.dns.upstreams import ResolvConf
@@ -52,14 +53,21 @@ class DnsServer:
     """Serves services to all clients, and container names to clients on the same network."""
 
     def __init__(
-        self, catalog: Catalog, names: NetworkZones, settings: DnsSettings, metrics: Metrics | None = None
+        self,
+        catalog: Catalog,
+        names: NetworkZones,
+        settings: DnsSettings,
+        metrics: Metrics | None = None,
+        visible: Visible = lambda kind, name: True,
     ) -> None:
         self.names = names
         self.bind_errors: dict[SocketAddress, str] = {}
         """Addresses that could not be bound, and why."""
         self._settings = settings
         self._resolv_conf = ResolvConf(settings.resolv_conf)
-        self._zone = Zone(catalog, settings)
+        self._zone = Zone(catalog, settings, visible)
+        self.permissions_changed = self._zone.permissions_changed
+        """Is called when ``visible`` answers differently."""
         self._responder = Responder(self._zone, settings)
         self._forwarder = Forwarder(self._resolv_conf, lambda: self._listeners.keys())
         self._listeners: dict[SocketAddress, _Listener] = {}

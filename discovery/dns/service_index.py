@@ -7,13 +7,16 @@ query.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from discovery import catalog as topics
 from discovery.catalog import Catalog, Topic
 from discovery.dns.naming import ACE_PREFIX, unicode_label
 from discovery.structs import Health, Node, Status
+
+Visible = Callable[[str, str], bool]
+"""Whether queries may see a node or service, by ``node`` or ``service`` and its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,13 @@ class IndexedService:
 
 
 class ServiceIndex:
-    """Looks up services and nodes. ``only_passing`` excludes instances in warning state."""
+    """Looks up services and nodes. ``only_passing`` excludes instances in warning state, ``visible``
+    what queries may not see.
+    """
 
-    def __init__(self, catalog: Catalog, only_passing: bool) -> None:
+    def __init__(self, catalog: Catalog, only_passing: bool, visible: Visible) -> None:
         self._catalog = catalog
+        self._visible = visible
         self._worst_rank = (Status.PASSING if only_passing else Status.WARNING).rank
         self._names: dict[bytes, set[str]] = {}
         self._services: dict[bytes, IndexedService] = {}
@@ -45,15 +51,14 @@ class ServiceIndex:
 
     def service(self, name: bytes) -> IndexedService | None:
         """A service by lower-case name; None if there is none."""
-        names = self._names.get(name)
-        if not names and name.startswith(ACE_PREFIX):
+        if name not in self._names and name.startswith(ACE_PREFIX):
             name = unicode_label(name)
-            names = self._names.get(name)
-        if not names:
-            return None
         found = self._services.get(name)
         if found is None:
-            found = self._services[name] = self._service(tuple(sorted(names)))
+            names = sorted(each for each in self._names.get(name, ()) if self._visible("service", each))
+            if not names:
+                return None
+            found = self._services[name] = self._service(tuple(names))
         return found
 
     def node(self, name: bytes) -> Node | None:
@@ -61,7 +66,7 @@ class ServiceIndex:
         found = self._nodes.get(name)
         if found is None and ACE_PREFIX in name:
             found = self._nodes.get(b".".join(map(unicode_label, name.split(b"."))))
-        return self._catalog.node(found) if found is not None else None
+        return self._catalog.node(found) if found is not None and self._visible("node", found) else None
 
     def is_empty_non_terminal(self, name: bytes) -> bool:
         """Whether node names end in this name: ``rack1`` for ``n2.rack1``."""
@@ -101,7 +106,12 @@ class ServiceIndex:
             self._nodes[lower] = node.name
 
     def _service(self, names: tuple[str, ...]) -> IndexedService:
-        found = [one for name in names for one in self._catalog.health(name) if one.status.rank <= self._worst_rank]
+        found = [
+            one
+            for name in names
+            for one in self._catalog.health(name)
+            if one.status.rank <= self._worst_rank and self._visible("node", one.node.name)
+        ]
         by_tag: dict[bytes, list[Health]] = {}
         for one in found:
             for tag in dict.fromkeys(map(_fold, one.instance.tags)):

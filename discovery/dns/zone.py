@@ -36,7 +36,7 @@ from discovery.dns.rrtypes import (
     is_cacheable,
     pack_address,
 )
-from discovery.dns.service_index import ServiceIndex
+from discovery.dns.service_index import ServiceIndex, Visible
 from discovery.dns.settings import DnsSettings
 from discovery.prepared_queries import execute, find_query
 from discovery.structs import CONSUL_SERVICE, Health, Instance, Node
@@ -50,9 +50,12 @@ ZoneAnswer = tuple[PreparedAnswer, tuple[Topic, ...] | None]
 
 
 class Zone:
-    """Answers queries for services, nodes and virtual addresses from the catalog."""
+    """Answers queries for services, nodes and virtual addresses from the catalog; ``visible`` says
+    which of them.
+    """
 
-    def __init__(self, catalog: Catalog, settings: DnsSettings) -> None:
+    def __init__(self, catalog: Catalog, settings: DnsSettings, visible: Visible = lambda kind, name: True) -> None:
+        self._visible = visible
         self.cache: dict[bytes, PreparedAnswer] = {}
         """Answers by question: the name in lower case, type and class."""
         self._catalog = catalog
@@ -68,7 +71,7 @@ class Zone:
         if self._unsubscribe is None:
             self.cache.clear()
             self._keys_by_topic.clear()
-            self._index = ServiceIndex(self._catalog, self._settings.only_passing)
+            self._index = ServiceIndex(self._catalog, self._settings.only_passing, self._visible)
             self._unsubscribe = self._catalog.subscribe(self._on_change)
 
     def close(self) -> None:
@@ -101,16 +104,27 @@ class Zone:
         """PTR records of an address: its node's, else its services', else its virtual service's;
         None if unknown.
         """
-        found = self._catalog.find_by_address(str(address))
+        found = [one for one in self._catalog.find_by_address(str(address)) if self._is_visible(one)]
         zone = self._domains[0]
         targets = [node_name(one, self._datacenter, zone) for one in found if isinstance(one, Node)] or [
             full_name(one.name, b"service", self._datacenter, zone) for one in found if isinstance(one, Instance)
         ]
         service = self._catalog.virtual_address_service(str(address))
-        if not targets and service:
+        if not targets and service and self._visible("service", service):
             targets = [full_name(service, b"virtual", b"", zone)]
         records = [AnswerRecord(encode_record(QUESTION_NAME, PTR, 0, target)) for target in targets if target]
         return prepare(records=records) if records else None
+
+    def permissions_changed(self) -> None:
+        """Drop all that was computed from what ``visible`` said before."""
+        if self._unsubscribe is not None:
+            self.close()
+            self.open()
+
+    def _is_visible(self, one: Node | Instance) -> bool:
+        if isinstance(one, Node):
+            return self._visible("node", one.name)
+        return self._visible("node", one.node) and self._visible("service", one.name)
 
     def _on_change(self, _: int, changed: frozenset[Topic]) -> None:
         """Drop the cached answers that depend on these topics."""
@@ -176,7 +190,8 @@ class Zone:
         return _address_answer(name, domain, rrtype, [pack_address(node.address) for node in self._servers()])
 
     def _servers(self) -> list[Node]:
-        return [health.node for health in self._catalog.health(CONSUL_SERVICE)]
+        nodes = [health.node for health in self._catalog.health(CONSUL_SERVICE)]
+        return [node for node in nodes if self._is_visible(node)]
 
     # Services
 
@@ -217,7 +232,8 @@ class Zone:
         query = find_query(self._catalog.queries(), wanted.decode("utf-8", "surrogateescape"))
         if query is None:
             return negative(name, domain, False)
-        instances = tuple(execute(self._catalog, query))
+        found = execute(self._catalog, query)
+        instances = tuple(one for one in found if self._is_visible(one.node) and self._is_visible(one.instance))
         if not instances:
             return negative(name, domain, True)
         ttl = int(query.ttl) if query.ttl is not None else self._settings.ttl_of(query.service)

@@ -18,7 +18,7 @@ node = "client-tests"
 data = "{folder}/data"
 [http]
 listen = ["127.0.0.1:8500"]
-writers = ["root", "postgres"]
+{writers}
 [dns]
 enabled = false
 [checks]
@@ -28,14 +28,26 @@ enabled = false
 """
 
 
-class Agent:
-    """An agent at 127.0.0.1:8500 with its catalog in a folder. ``weft`` is the executable."""
+WRITERS = 'writers = ["root", "postgres"]'
+MANAGEMENT = "5b7a1f0e-4c1d-4a57-9a0e-6d3f0c2b9e11"
+"""The secret of the token that may do everything, with ACLS."""
+ACLS = f"""
+[acl]
+enabled = true
+tokens.initial_management = "{MANAGEMENT}"
+"""
 
-    def __init__(self, folder: pathlib.Path, weft: str = "") -> None:
+
+class Agent:
+    """An agent at 127.0.0.1:8500 with its catalog in a folder. ``weft`` is the executable; ``acls``:
+    with tokens.
+    """
+
+    def __init__(self, folder: pathlib.Path, weft: str = "", acls: bool = False) -> None:
         self._weft = weft or os.environ["WEFT"]
         folder.mkdir(exist_ok=True)
         self._config = folder / "weft.toml"
-        self._config.write_text(CONFIG.format(folder=folder))
+        self._config.write_text(CONFIG.format(folder=folder, writers=WRITERS * (not acls)) + ACLS * acls)
         self._log = folder / "log"
         self._process = None
 
@@ -62,13 +74,13 @@ class Agent:
 
 
 @contextlib.contextmanager
-def running():
-    """An agent with an empty catalog."""
+def running(acls: bool = False):
+    """An agent with an empty catalog; ``acls``: with tokens."""
     with tempfile.TemporaryDirectory() as folder:
-        agent = Agent(pathlib.Path(folder) / "weft")
+        agent = Agent(pathlib.Path(folder) / "weft", acls=acls)
         try:
             agent.start()
-            yield
+            yield agent
         finally:
             agent.stop()
 

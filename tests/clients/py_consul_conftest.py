@@ -20,7 +20,8 @@ def consul_instance():
 
 @pytest.fixture
 def acl_consul_instance():
-    pytest.skip("weft has no ACLs")
+    with weft_agent.running(acls=True):
+        yield Instance(None, 8500, VERSION), weft_agent.MANAGEMENT
 
 
 @pytest.fixture

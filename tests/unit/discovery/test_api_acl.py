@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
+from discovery.acl.tokens import Tokens
 from discovery.api.disabled_endpoint import routes as disabled_routes
 from discovery.api.settings import AclSettings, HttpSettings
+from discovery.dns.codec import encode_name
+from discovery.dns.rrtypes import A
+from discovery.dns.settings import DnsSettings
+from discovery.dns.zone import Zone
 from discovery.structs import Node
 from lab.agent import LabAgent, Reply, Waiting, until
 
@@ -325,3 +331,37 @@ def test_the_default_token(tmp_path: Path) -> None:
         assert agent.put("/v1/kv/a", b"x").status == 200
     finally:
         agent.stop()
+
+
+def test_dns_has_the_permissions_of_the_default_token(tmp_path: Path) -> None:
+    agent = LabAgent(tmp_path, Node("n1", "192.0.2.1"), settings(tmp_path))
+    try:
+        for name in ("web", "db"):
+            service = {"Name": name, "Address": "192.0.2.9", "Port": 80}
+            agent.put("/v1/agent/service/register", service, **_token(ROOT))
+        tokens = agent.api._tokens
+        zone = Zone(agent.catalog, DnsSettings(), tokens.default_reads)
+        tokens.on_change = zone.permissions_changed
+
+        def found(name: str) -> int:
+            async def ask() -> int:
+                return len(zone.answer(encode_name(name), A, encode_name("consul")).records)
+
+            return agent.call(ask())
+
+        names = ("web.service.consul", "db.service.consul", "n1.node.consul")
+        assert [found(name) for name in names] == [0, 0, 0]
+        rules = 'service "web" { policy = "read" } node_prefix "" { policy = "read" }'
+        agent.put("/v1/acl/policy", {"Name": "dns", "Rules": rules}, **_token(ROOT))
+        anonymous = "/v1/acl/token/00000000-0000-0000-0000-000000000002"
+        assert agent.put(anonymous, {"Policies": [{"Name": "dns"}]}, **_token(ROOT)).status == 200
+        assert [found(name) for name in names] == [1, 0, 1]
+        assert zone.pointer(IPv4Address("192.0.2.9")) is not None
+        agent.put(anonymous, {}, **_token(ROOT))
+        assert [found(name) for name in names] == [0, 0, 0]
+        assert zone.pointer(IPv4Address("192.0.2.9")) is None
+        zone.close()
+    finally:
+        agent.stop()
+    unread = Tokens(allow=True, default="", datacenter="dc1")
+    assert not unread.default_reads("service", "web")  # before the store was read
