@@ -101,6 +101,10 @@ def _choice(request: Request) -> tuple[str, tuple[str, ...]]:
     keys = request.config.keys
     if chained := modules.feature_of(request.plugin):
         return "", (chained,)
+    if request.plugin not in (OWN_NAME, *modules.drivers()):
+        known = ", ".join(modules.plugins())
+        keys.problems.add(f"weft was called as {request.plugin!r}, which is the name of no plugin; those are {known}")
+        return "", ()
     if request.plugin != OWN_NAME:
         return request.plugin, _ordered(modules.driver(request.plugin).DRIVER.features)
     name = keys.text("driver")

@@ -33,12 +33,14 @@ from weft.kernel.netlink.constants import (
 )
 from weft.kernel.netlink.ioctls import link_name
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
+from weft.kernel.netlink.transport import parses_answer
 from weft.types import Cidr
 
 _FAMILY, _PREFIX, _INDEX, _ATTRIBUTES = 16, 17, 20, 24  # offsets in a message
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
 
 
+@parses_answer
 def of_link(
     socket: RouteSocket, index: int, name: str, version: int = 0, *, permanent: bool = False
 ) -> tuple[Cidr, ...]:

@@ -50,7 +50,7 @@ from weft.kernel.netlink.constants import (
     TCP_CONNTRACK_CLOSE_WAIT,
     TCP_CONNTRACK_SYN_SENT,
 )
-from weft.kernel.netlink.transport import HEADER_SIZE, NetlinkSocket, Request
+from weft.kernel.netlink.transport import HEADER_SIZE, NetlinkSocket, Request, parses_answer
 from weft.types import Address
 
 PROTOCOLS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "sctp": IPPROTO_SCTP}
@@ -210,12 +210,14 @@ def _filter_of_replies(source: Address) -> bytes:
     return nested(CTA_TUPLE_REPLY, reply) + nested(CTA_FILTER, selected)
 
 
+@parses_answer
 def _is_live(body: Attributes) -> bool:
     """Whether a TCP connection has not ended; the entries of other protocols do not tell."""
     tcp = parse(body.get(CTA_PROTOINFO, b"")).get(CTA_PROTOINFO_TCP)
     return tcp is None or parse(tcp).get(CTA_PROTOINFO_TCP_STATE, b"\0")[0] in _LIVE
 
 
+@parses_answer
 def _flow(body: Attributes, version: int) -> Flow | None:
     """A connection, None of a protocol without ports."""
     original, reply = _tuple(body.get(CTA_TUPLE_ORIG, b""), version), _tuple(body.get(CTA_TUPLE_REPLY, b""), version)

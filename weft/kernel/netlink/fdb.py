@@ -35,12 +35,13 @@ from weft.kernel.netlink.constants import (
 )
 from weft.kernel.netlink.neighbours import NDMSG, Row, list_rows
 from weft.kernel.netlink.rtnetlink import RouteSocket
-from weft.kernel.netlink.transport import Request
+from weft.kernel.netlink.transport import Request, parses_answer
 
 _STATES = {"permanent": NUD_PERMANENT, "static": NUD_NOARP, "dynamic": NUD_REACHABLE}
 _VXLAN_STATES = {"permanent": NUD_PERMANENT, "static": NUD_NOARP | NUD_PERMANENT, "dynamic": NUD_REACHABLE}
 
 
+@parses_answer
 def list_fdb(socket: RouteSocket, name: str) -> tuple[FdbEntry, ...]:
     """The rows of a VXLAN link's own table, and those of a bridge that lead to this port."""
     action = f"list the forwarding database of {name}"

@@ -52,7 +52,7 @@ from weft.kernel.netlink.constants import (
 from weft.kernel.netlink.errors import module
 from weft.kernel.netlink.ioctls import link_attributes, link_index, link_name
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
-from weft.kernel.netlink.transport import HEADER_SIZE
+from weft.kernel.netlink.transport import HEADER_SIZE, parses_answer
 
 _ATTRIBUTES = 32  # their offset in a message
 _CACHE_SIZE = 1000
@@ -60,6 +60,7 @@ _CACHE_SECONDS = 10.0
 _UNKNOWN_KIND = "Unknown device type"
 
 
+@parses_answer
 def get(socket: RouteSocket, name: str) -> Link | None:
     """The link of that name, None if there is none; one filtered request."""
     message = _message(socket, name)
@@ -117,6 +118,7 @@ def cache_index(socket: RouteSocket, name: str) -> None:
         socket.link_indexes[name] = number
 
 
+@parses_answer
 def list_links(socket: RouteSocket) -> tuple[Link, ...]:
     """Every link, in the order of their indexes."""
     messages = socket.dump(request(RTM_GETLINK, 0, "list the links", {}, [_NO_STATISTICS]))
@@ -129,6 +131,7 @@ def list_links(socket: RouteSocket) -> tuple[Link, ...]:
 _NO_STATISTICS = ("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)
 
 
+@parses_answer
 def _message(socket: RouteSocket, name: str) -> bytes | None:
     if identity.link_name_problem(name, identity.ALTNAME_BYTES):
         return None
@@ -176,6 +179,7 @@ class LinkOptions(Mapping[str, Any]):
         self._name = name
         self._known: dict[str, Any] | None = None
 
+    @parses_answer
     def _decode(self) -> dict[str, Any]:
         if self._known is None:
             message = codec.decode(self._message)

@@ -33,7 +33,7 @@ from weft.kernel.netlink.constants import (
 )
 from weft.kernel.netlink.ioctls import link_name
 from weft.kernel.netlink.rtnetlink import RouteSocket
-from weft.kernel.netlink.transport import HEADER_SIZE, Request
+from weft.kernel.netlink.transport import HEADER_SIZE, Request, parses_answer
 from weft.types import Address
 
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
@@ -51,6 +51,7 @@ class Row(NamedTuple):
     attributes: Attributes
 
 
+@parses_answer
 def list_rows(socket: RouteSocket, family: int, action: str, index: int = 0) -> list[Row]:
     """The rows of one address family, of one link where given."""
     request = Request(RTM_GETNEIGH, 0, action, NDMSG.pack(family, index if family == AF_BRIDGE else 0, 0, 0, 0))
@@ -62,6 +63,7 @@ def list_rows(socket: RouteSocket, family: int, action: str, index: int = 0) -> 
     return rows
 
 
+@parses_answer
 def list_neighbours(socket: RouteSocket, index: int, version: int) -> tuple[Neighbour, ...]:
     """Neighbours of a link (0: of all), of one IP version (0: of both), IPv4 first; without those
     that need no ARP.

@@ -30,7 +30,7 @@ from weft.kernel.netlink.constants import (
 )
 from weft.kernel.netlink.ioctls import link_name
 from weft.kernel.netlink.rtnetlink import RouteSocket
-from weft.kernel.netlink.transport import HEADER_SIZE, Request
+from weft.kernel.netlink.transport import HEADER_SIZE, Request, parses_answer
 
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
 _NEEDS = "nexthop objects (Linux 5.3)"
@@ -38,6 +38,7 @@ _NHMSG = Struct("=BBBBI")  # family, scope, protocol, reserved, flags
 _NEXTHOP_GRP = Struct("=IBBH")  # id, weight less one, the weight's high byte, reserved
 
 
+@parses_answer
 def list_nexthops(socket: RouteSocket) -> tuple[Nexthop, ...]:
     """Every nexthop and group, by id."""
     messages = socket.dump(Request(RTM_GETNEXTHOP, 0, "list the nexthops", _NHMSG.pack(0, 0, 0, 0, 0), _NEEDS))

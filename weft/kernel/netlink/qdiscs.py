@@ -34,6 +34,7 @@ from weft.kernel.netlink.constants import (
 )
 from weft.kernel.netlink.ioctls import link_name
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
+from weft.kernel.netlink.transport import parses_answer
 
 _INGRESS_HANDLE = TC_H_INGRESS & TC_H_MAJ_MASK
 _TICK_NANOSECONDS = 64  # PSCHED_SHIFT in net/pkt_sched.h
@@ -41,6 +42,7 @@ _MAX_U32 = 0xFFFFFFFF
 _PRIORITY = 119 << 16  # marks weft's filter, as ROUTE_PROTOCOL does routes
 
 
+@parses_answer
 def limit(socket: RouteSocket, name: str) -> Limit | None:
     """The rate limit of the link's root qdisc, None where that is no tbf."""
     for message in _qdiscs(socket, name):
@@ -70,6 +72,7 @@ def set_limit(socket: RouteSocket, name: str, wanted: Limit | None) -> None:
     socket.request(request(RTM_NEWQDISC, flags, action, fields, attributes, needs="the tbf qdisc (sch_tbf)"))
 
 
+@parses_answer
 def redirect(socket: RouteSocket, name: str) -> str:
     """The link to which ingress is redirected, "" where it is not."""
     for message in _filters(socket, name):

@@ -36,11 +36,13 @@ from weft.kernel.netlink.constants import (
 )
 from weft.kernel.netlink.ioctls import link_name
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
+from weft.kernel.netlink.transport import parses_answer
 from weft.types import Address, Route
 
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
 
 
+@parses_answer
 def list_routes(socket: RouteSocket, *, index: int = 0, family: int = 0, table: int = 0) -> tuple[KernelRoute, ...]:
     """Unicast routes, of one link, family or table where given; each next hop of a multipath route
     by itself.

@@ -23,10 +23,12 @@ from weft.kernel.netlink.constants import (
     RTM_NEWRULE,
 )
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
+from weft.kernel.netlink.transport import parses_answer
 
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
 
 
+@parses_answer
 def list_rules(socket: RouteSocket) -> tuple[RoutingRule, ...]:
     """The rules that select a table by source address, IPv4 first, in the kernel's order."""
     found: list[RoutingRule] = []

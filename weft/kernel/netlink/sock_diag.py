@@ -28,7 +28,7 @@ from weft.kernel.netlink.constants import (
     TCPF_CLOSE,
     TCPF_LISTEN,
 )
-from weft.kernel.netlink.transport import HEADER_SIZE, NetlinkSocket, NoAnswer, Request
+from weft.kernel.netlink.transport import HEADER_SIZE, NetlinkSocket, NoAnswer, Request, parses_answer
 from weft.types import Address
 
 _RESERVING = ("conmon", "nerdctl", "sleep")
@@ -122,6 +122,7 @@ class _Socket(NamedTuple):
     v6only: bool
 
 
+@parses_answer
 def _sockets(socket: NetlinkSocket, family: int, protocol: str, ports: Collection[int]) -> list[_Socket]:
     """The sockets that listen at the ports."""
     number, states = _PROTOCOLS[protocol]

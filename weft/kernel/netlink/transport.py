@@ -18,11 +18,14 @@ from __future__ import annotations
 import errno
 from _socket import socket
 from _thread import allocate_lock
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import wraps
 from struct import Struct
+from struct import error as StructError
 from sys import byteorder
+from typing import ParamSpec, TypeVar
 
 from weft.errors import KernelRefused
 from weft.kernel.netlink.attributes import get_string, parse
@@ -64,6 +67,9 @@ from weft.kernel.netlink.errors import error_from_errno
 
 HEADER_SIZE = 16
 """Bytes of a ``struct nlmsghdr``, before what its family defines."""
+
+Parameters = ParamSpec("Parameters")
+Found = TypeVar("Found")
 
 _NLMSGHDR = Struct("=IHHII")
 _ERRNO = Struct("=i")
@@ -142,6 +148,21 @@ class Outcome:
             self.messages.append(message)
             self.complete = self.request.single
         return self.complete
+
+
+def parses_answer(read: Callable[Parameters, Found]) -> Callable[Parameters, Found]:
+    """Decorates a function that reads the kernel's answers: where one is malformed (an attribute is
+    missing or has another size), the function raises KernelRefused.
+    """
+
+    @wraps(read)
+    def reads(*args: Parameters.args, **named: Parameters.kwargs) -> Found:
+        try:
+            return read(*args, **named)
+        except (ValueError, LookupError, TypeError, AttributeError, StructError) as error:
+            raise KernelRefused(f"cannot read the kernel's answer ({read.__name__}): {error!r}") from error
+
+    return reads
 
 
 class NetlinkSocket:

@@ -25,11 +25,12 @@ from weft.kernel.netlink.constants import (
 )
 from weft.kernel.netlink.decoder import Decoder
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
-from weft.kernel.netlink.transport import Request
+from weft.kernel.netlink.transport import Request, parses_answer
 
 _NEEDS = "VLAN filtering of bridges (CONFIG_BRIDGE_VLAN_FILTERING)"
 
 
+@parses_answer
 def of_port(socket: RouteSocket, name: str) -> tuple[BridgeVlan, ...]:
     """The VLANs of a bridge port or a bridge, by number; () without VLAN filtering in the kernel."""
     index = links.index(socket, name, f"list the VLANs of {name}")
