@@ -17,6 +17,7 @@ from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
+from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import ConfigProblem
@@ -80,6 +81,7 @@ class BridgeNetwork:
     mac: str = ""
     addressed: bool = False
     routers: bool = False
+    own: bool = False
 
     def plan(self, context: Context) -> Plan:
         there = context.facts.link(Side.HOST, self.bridge)
@@ -175,7 +177,18 @@ class BridgeNetwork:
                 _refuse_routers(context, link, gateways)
             shared.append(Gateways(link, gateways, context.gateways, self.force_address, before))
         # Last: it cannot always be taken back, and what comes before may fail.
-        return (*shared, *interface.forwarding(interface.versions(found)))
+        versions = interface.versions(found)
+        return (*shared, *interface.forwarding(versions), *(self._sysctls() if bridge.alias and 4 in versions else ()))
+
+    def _sysctls(self) -> tuple[Operation, ...]:
+        """What a new bridge has and another program may change: that it forwards, and, unless a reference
+        plugin after this one may want it, that 127.0.0.0/8 is this host's own.
+        """
+        values = {"forwarding": "1", **({"route_localnet": "0"} if self.own else {})}
+        return tuple(
+            Setting(Side.HOST, f"net/ipv4/conf/{self.bridge}/{key}", value, self.bridge, optional=True)
+            for key, value in values.items()
+        )
 
     def _port(self, host: str) -> tuple[Operation, ...]:
         operations: list[Operation] = [Port(host, self.hairpin, self.isolated, reserved=True)]
@@ -236,6 +249,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
         mac=interface.read_mac(request),
         addressed=addressed,
         routers=request.config.ipam.text("type") == "dhcp",
+        own=request.plugin == OWN_NAME,
     )
     if found.hairpin and found.promiscuous:
         keys.problem("hairpinMode", "cannot be set together with promiscMode")

@@ -94,16 +94,33 @@ class Bridge(Operation):
             )
         aliasless = bool(self.alias) and half_created(link, self.mac)
         unfiltered = self._unfiltered(link)
-        if link.up and not aliasless and not unfiltered:
+        mtu = self._wanted_mtu(machine, link)
+        if link.up and not aliasless and not unfiltered and mtu == link.mtu:
             return False
         change = {"br_vlan_filtering": 1} if unfiltered else None
         try:
-            machine.host.change_link(self.name, up=True, alias=self.alias if aliasless else None, options=change)
+            machine.host.change_link(
+                self.name,
+                up=True,
+                mtu=mtu if mtu != link.mtu else None,
+                alias=self.alias if aliasless else None,
+                options=change,
+            )
         except KernelLacks as error:
             if unfiltered:
                 raise no_vlan_filtering(self.name) from error
             raise
         return True
+
+    def _wanted_mtu(self, machine: Machine, link: Link) -> int:
+        """The smallest MTU of the ports, which the kernel keeps a bridge at until somebody sets one.
+
+        Source: br_mtu_auto_adjust in ``net/bridge/br_if.c``.
+        """
+        if not self.mtu or link.mtu == self.mtu or not has_mark(link, self.alias):
+            return link.mtu
+        ports = [port.mtu for port in machine.host.links() if port.master == self.name]
+        return min(ports, default=link.mtu)
 
     def _unfiltered(self, link: Link) -> bool:
         """Whether weft created it for a network without VLANs; VLAN filtering of other bridges is not
@@ -137,6 +154,9 @@ class Bridge(Operation):
             return f"the bridge {self.name} lacks its alias"
         if self._unfiltered(link):
             return f"the bridge {self.name} does not filter VLANs"
+        mtu = self._wanted_mtu(machine, link)
+        if mtu != link.mtu:
+            return f"the MTU of the bridge {self.name} is {link.mtu} instead of {mtu}"
         return None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
