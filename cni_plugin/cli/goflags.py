@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import click
 
@@ -109,9 +109,11 @@ def pairs(texts: Sequence[str]) -> dict[str, str]:
 _OPTIONS = (
     click.option("-http-addr", metavar="ADDRESS", help="The agent. Default: $WEFT_HTTP_ADDR, $CONSUL_HTTP_ADDR, "
                  "the Unix socket of this namespace's agent, else 127.0.0.1:8500."),
-    click.option("-token", metavar="TOKEN", help="ACL token. Default: $CONSUL_HTTP_TOKEN."),
+    click.option("-token", metavar="TOKEN", help="ACL token. Default: $WEFT_HTTP_TOKEN, $CONSUL_HTTP_TOKEN."),
     click.option("-token-file", metavar="FILE", help="File with the ACL token."),
     click.option("-ca-file", metavar="FILE", help="CA file for TLS. Default: $CONSUL_CACERT."),
+    click.option("-client-cert", metavar="FILE", help="Client certificate. Default: $CONSUL_CLIENT_CERT."),
+    click.option("-client-key", metavar="FILE", help="Its key. Default: $CONSUL_CLIENT_KEY."),
     click.option("-datacenter", metavar="NAME", help="The datacenter to query."),
     click.option("-stale", is_flag=True, help="Allow stale reads from any server."),
 )  # fmt: skip
@@ -126,12 +128,15 @@ def api_command(command: Command) -> Command:
         token: str | None,
         token_file: str | None,
         ca_file: str | None,
+        client_cert: str | None,
+        client_key: str | None,
         datacenter: str | None,
         stale: bool,
         **rest: object,
     ) -> object:
         try:
-            client = _client(http_addr, _token(token, token_file), ca_file, datacenter, stale)
+            files = _TlsFiles(ca_file, client_cert, client_key)
+            client = _client(http_addr, _token(token, token_file), files, datacenter, stale)
         except WeftError as error:
             fail_with("Error connecting to Consul agent", error)
         try:
@@ -147,7 +152,13 @@ def api_command(command: Command) -> Command:
     return decorated  # type: ignore[return-value]
 
 
-def _client(address: str | None, token: str, ca_file: str | None, datacenter: str | None, stale: bool) -> ApiClient:
+class _TlsFiles(NamedTuple):
+    ca: str | None
+    certificate: str | None
+    key: str | None
+
+
+def _client(address: str | None, token: str, files: _TlsFiles, datacenter: str | None, stale: bool) -> ApiClient:
     """Raises BadAddress."""
     environ = os.environ
     text = address or environ.get("WEFT_HTTP_ADDR") or environ.get("CONSUL_HTTP_ADDR")
@@ -156,7 +167,9 @@ def _client(address: str | None, token: str, ca_file: str | None, datacenter: st
         parse_address(text, tls=tls) if text else default_address(),
         token=token,
         parameters=[*([("dc", datacenter)] if datacenter else []), *([("stale", "")] if stale else [])],
-        ca_file=ca_file or environ.get("CONSUL_CACERT", ""),
+        ca_file=files.ca or environ.get("CONSUL_CACERT", ""),
+        certificate=files.certificate or environ.get("CONSUL_CLIENT_CERT", ""),
+        key_file=files.key or environ.get("CONSUL_CLIENT_KEY", ""),
         verify=environ.get("CONSUL_HTTP_SSL_VERIFY") not in _FALSE,
     )
 
@@ -166,7 +179,7 @@ def _token(given: str | None, file: str | None) -> str:
         return given
     path = file or os.environ.get("CONSUL_HTTP_TOKEN_FILE", "")
     if not path:
-        return os.environ.get("CONSUL_HTTP_TOKEN", "")
+        return os.environ.get("WEFT_HTTP_TOKEN") or os.environ.get("CONSUL_HTTP_TOKEN", "")
     try:
         with open(path, encoding="utf-8") as text:
             return text.read(4096).strip()

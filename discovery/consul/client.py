@@ -112,7 +112,8 @@ class ApiClient:
     """A client of one agent, with one persistent connection.
 
     ``parameters`` are sent with every request (``("dc", "dc1")``). ``ca_file`` holds the CA
-    certificates for TLS; ``verify=False`` disables verification.
+    certificates for TLS, ``certificate`` and ``key_file`` the client's; ``verify=False`` disables
+    verification.
     """
 
     def __init__(
@@ -122,12 +123,16 @@ class ApiClient:
         token: str = "",
         parameters: Parameters = (),
         ca_file: str = "",
+        certificate: str = "",
+        key_file: str = "",
         verify: bool = True,
     ) -> None:
         self.address = address
         self._headers = {"X-Consul-Token": token} if token else {}
         self._parameters = tuple(parameters)
         self._ca_file = ca_file
+        self._certificate = certificate
+        self._key_file = key_file
         self._verify = verify
         self._connection: HTTPConnection | None = None
 
@@ -198,6 +203,8 @@ class ApiClient:
         import ssl
 
         context = ssl.create_default_context(cafile=self._ca_file or None)
+        if self._certificate:
+            context.load_cert_chain(self._certificate, self._key_file or None)
         if not self._verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE

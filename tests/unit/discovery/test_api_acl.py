@@ -365,3 +365,27 @@ def test_dns_has_the_permissions_of_the_default_token(tmp_path: Path) -> None:
         agent.stop()
     unread = Tokens(allow=True, default="", datacenter="dc1")
     assert not unread.default_reads("service", "web")  # before the store was read
+
+
+def test_reports_of_others(acl: LabAgent) -> None:
+    """hashicorp/consul#798: the agent's default token is not used for a request that has its own.
+    hashicorp/consul#5290: whoever reaches the API registers no check that runs a program.
+    hashicorp/terraform-provider-consul#239: who may only read ACLs sees no secret, and can tell so.
+    """
+    reader = made(acl, 'acl = "read"')
+    assert acl.put("/v1/agent/token/default", {"Token": ROOT}, **_token(ROOT)).status == 200
+    try:
+        assert acl.get("/v1/kv/app/a").status == 200
+        assert acl.get("/v1/kv/app/a", **reader).status == 403
+    finally:
+        acl.put("/v1/agent/token/default", {"Token": ""}, **_token(ROOT))
+    script = {"Name": "s", "Args": ["/bin/true"], "Interval": "1h"}
+    assert acl.put("/v1/agent/check/register", script, **_token(ROOT)).status == 400
+    assert {one["SecretID"] for one in acl.get("/v1/acl/tokens", **reader).json} == {"<hidden>", "anonymous"}
+    # What a token may not read is in no answer, cached, filtered or indented.
+    few = made(acl, 'service "web" { policy = "read" } node "n1" { policy = "read" }')
+    for path in ("/v1/catalog/services", "/v1/health/service/db", "/v1/internal/ui/nodes", "/v1/catalog/node/n1"):
+        for query in ("", "?pretty", "?cached", '?filter=Node.Node != "x"' if path.endswith("/db") else "?stale"):
+            whole = acl.get((path + query).replace(" ", "%20"), **_token(ROOT))
+            assert '"db"' in whole.text, path
+            assert '"db"' not in acl.get((path + query).replace(" ", "%20"), **few).text, (path, query)

@@ -8,8 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from cni_plugin.agent import settings as configuration
+from cni_plugin.cli.root import weft
 from discovery.api import listeners
 from discovery.api.settings import AclSettings, HttpSettings, TlsSettings
 from discovery.structs import Node
@@ -77,6 +79,19 @@ def test_tls_and_client_certificates_beyond_loopback(tmp_path: Path, monkeypatch
         assert get("client") == 200
         # The certificate has told the name; a rebound page would have none.
         assert get("client", "agent.example") == 200
+        address = f"https://127.0.0.1:{agent.port}"
+        for name, value in (
+            ("CONSUL_HTTP_ADDR", address),
+            ("CONSUL_CACERT", str(tmp_path / "ca.pem")),
+            ("CONSUL_CLIENT_CERT", str(tmp_path / "client.pem")),
+            ("CONSUL_CLIENT_KEY", str(tmp_path / "client.key")),
+            ("CONSUL_HTTP_TOKEN", "none"),
+        ):
+            monkeypatch.setenv(name, value)
+        listed = CliRunner().invoke(weft, ["services", "list"])
+        assert listed.exit_code == 1 and "ACL not found" in listed.output
+        monkeypatch.setenv("WEFT_HTTP_TOKEN", ROOT)
+        assert "consul" in CliRunner().invoke(weft, ["services", "list", "-detailed"]).output
         for certificate in ("", "other"):
             with pytest.raises((ssl.SSLError, ConnectionError)):
                 get(certificate)
