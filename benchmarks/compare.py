@@ -22,6 +22,7 @@ import podman_runs
 from calls import ENGINE, IN_PROCESS, REFERENCE_PLUGINS, ROOT, Call, Chain, Contender, run_concurrently
 from cases import CONCURRENT, MANY_PORTS, SERIAL, VERSION, Case
 from growth import growth
+from guards import guards
 from long import endurance, pools
 
 from lab import namespaces
@@ -163,10 +164,18 @@ def main() -> None:
     parser.add_argument("--without", action="append", default=[], help="skip a contender: reference, weft, in process")
     parser.add_argument("--long", action="store_true", help="also measure growth, large pools and endurance")
     parser.add_argument("--pairs", type=int, default=20000, help="ADD and DEL pairs of the endurance run")
+    parser.add_argument(
+        "--against", type=Path, metavar="DIR", help="measure only what the guards cost: ratios to the checkout DIR"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the results to FILE as JSON")
     options = parser.parse_args()
     if problem := namespaces.isolation_problem():
         sys.exit(f"benchmarks: {problem}; use benchmarks/run")
+    if options.against is not None:
+        rows = guards(options.against.resolve(), options.rounds)
+        if options.json:
+            Path(options.json).write_text(json.dumps({"load": os.getloadavg(), "rows": rows}, indent=2) + "\n")
+        return
     contenders = [each for each in CONTENDERS if each.name not in options.without]
     numbers = Numbers()
     rounds = options.rounds
