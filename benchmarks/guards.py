@@ -108,7 +108,8 @@ def _row(name: str, ratios: Sequence[float], values: Sequence[tuple[float, float
     verdict = "worse" if high < 1 - WORST else "ok"
     if len(ratios) < 20:
         verdict += ", but fewer than 20 rounds"
-    print(f"{name:30} {_amount(new)} against {_amount(old)}: {median:.3f} [{low:.3f}, {high:.3f}] {verdict}", flush=True)
+    shown = f"{median:.3f} [{low:.3f}, {high:.3f}] {verdict}"
+    print(f"{name:30} {_amount(new)} against {_amount(old)}: {shown}", flush=True)
     return {"case": name, "new": new, "old": old, "ratio": median, "interval": [low, high], "rounds": len(ratios)}
 
 

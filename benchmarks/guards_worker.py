@@ -17,11 +17,11 @@ from collections.abc import Callable
 
 sys.path[:0] = [sys.argv[1], f"{sys.argv[1]}/tests"]
 
-from lab import seen
-from lab.calls import Weft
-from lab.confs import DEFAULT4, bridge, pool
-from lab.host import Host
-from lab.namespaces import inside
+from lab import seen  # noqa: E402
+from lab.calls import Weft  # noqa: E402
+from lab.confs import DEFAULT4, bridge, pool  # noqa: E402
+from lab.host import Host  # noqa: E402
+from lab.namespaces import inside  # noqa: E402
 
 _SECONDS = 0.35
 _CONNECTIONS = 400

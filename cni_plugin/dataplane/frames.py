@@ -19,7 +19,9 @@ PORT_MAC_IP4, PORT_MAC_IP6 = "port_mac_ip4", "port_mac_ip6"
 ND_TARGETS6, ND_LINK_ADDRESSES = "nd_targets6", "nd_link_addresses"
 TRUNK_PORTS = "trunk_ports"
 
-_ROUTER = "icmpv6 type { nd-router-advert, nd-redirect } iifname @no_router_ports drop"
+_ROUTER = "icmpv6 type { mld-listener-query, nd-router-advert, nd-redirect } iifname @no_router_ports drop"
+_QUERY = "igmp type membership-query iifname @no_router_ports drop"
+_NO_QUERIER = "no multicast router is behind this bridge port"
 _NO_ROUTER = "CVE-2020-10749: no router is behind this bridge port"
 _RESERVED = "meta pkttype multicast ether daddr 01:80:c2:00:00:00-01:80:c2:00:00:0f"
 _LINK_ONLY = "addresses of one link (STP, LLDP, LACP ...), which no bridge forwards; containers are no switches"
@@ -29,7 +31,7 @@ _SETS = (
     Set(
         NO_ROUTER_PORTS,
         "ifname",
-        "bridge ports that may not send router advertisements or redirects",
+        "bridge ports that may not send router advertisements, redirects or multicast queries",
         "all but routerAdvertisements",
         formerly=("attached",),
     ),
@@ -119,6 +121,7 @@ _CHAINS = (
             Rule("meta l4proto tcp accept", "most traffic ends here"),
             Rule("udp sport 67 udp dport 68 drop", "no DHCP server is behind this bridge port"),
             Rule("icmp type redirect drop", "no router is behind this bridge port"),
+            Rule(_QUERY, _NO_QUERIER),
         ),
         formerly=("sent4",),
     ),
@@ -202,6 +205,7 @@ _CHAINS = (
                 "meta protocol { 0x0004, 8021q, 8021ad } iifname @mac_checked_ports jump check_encapsulation", _HIDDEN
             ),
             Rule(f"meta protocol ip6 {_ROUTER}", _NO_ROUTER),
+            Rule(f"meta protocol ip {_QUERY}", _NO_QUERIER),
             Rule("iifname @mac_checked_ports jump check_mac", "macspoofchk"),
             Rule("iifname @ip_checked_ports goto check_other", "ipspoofchk"),
         ),

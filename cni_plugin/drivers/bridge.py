@@ -2,7 +2,8 @@
 
 Keys: ``bridge``, ``isGateway``, ``isDefaultGateway``, ``forceAddress``, ``mtu`` (bytes),
 ``hairpinMode``, ``promiscMode``, ``vlan``, ``vlanTrunk``, ``preserveDefaultVlan``, ``enabledad``,
-``disableContainerInterface``, ``portIsolation``, ``ipam``; features ``ipMasq``, ``macspoofchk`` and
+``disableContainerInterface``, ``portIsolation``, ``limits.macLearning``,
+``limits.multicastGroups``, ``ipam``; features ``ipMasq``, ``macspoofchk`` and
 ``isolation``. The bridge is created if missing, with a fixed MAC address.
 """
 
@@ -26,6 +27,7 @@ from weft.section import Section
 from weft.types import Cidr, Result, ResultInterface, Side
 
 _LAST_VLAN = 4094
+_GROUPS, _MOST_GROUPS = 256, 2**31 - 1
 _NO_MAC = "00:00:00:00:00:00"
 
 DRIVER = Driver(
@@ -61,7 +63,8 @@ class BridgeNetwork:
     """A bridge network's settings.
 
     ``detect`` is duplicate address detection, ``down`` leaves the interface down. ``routers``: the
-    gateways that IPAM tells of are other machines (DHCP), never addresses of this host.
+    gateways that IPAM tells of are other machines (DHCP), never addresses of this host. ``learning``,
+    ``router`` and ``groups`` are of the container's port (``ops.links.Port``).
     """
 
     bridge: str
@@ -82,6 +85,9 @@ class BridgeNetwork:
     addressed: bool = False
     routers: bool = False
     own: bool = False
+    learning: bool = True
+    router: bool = True
+    groups: int = 0
 
     def plan(self, context: Context) -> Plan:
         there = context.facts.link(Side.HOST, self.bridge)
@@ -101,7 +107,7 @@ class BridgeNetwork:
             shared=self._shared(bridge, bridge_interface.mac, vlan_gateway, context, found),
             operations=(
                 pair,
-                *self._port(pair.host),
+                *self._port(pair.host, pair.mac),
                 *(() if self.down else interface.configure(pair.container, found, detect=self.detect)),
                 *(() if self.down else interface.routes(context, pair.container, found)),
             ),
@@ -190,11 +196,14 @@ class BridgeNetwork:
             for key, value in values.items()
         )
 
-    def _port(self, host: str) -> tuple[Operation, ...]:
-        operations: list[Operation] = [Port(host, self.hairpin, self.isolated, reserved=True)]
+    def _port(self, host: str, mac: str) -> tuple[Operation, ...]:
+        operations: list[Operation] = []
         if self.filtering:
             operations.append(Vlans(host, self._vlans(), self.keep_default_vlan))
-        return tuple(operations)
+        # After the VLANs: the row in the forwarding database is of each VLAN of the port.
+        known = "" if self.learning else mac
+        port = Port(host, self.hairpin, self.isolated, reserved=True, router=self.router, groups=self.groups, mac=known)
+        return (*operations, port)
 
     def _vlans(self) -> tuple[BridgeVlan, ...]:
         # A trunk without an access VLAN keeps VLAN 1 for untagged frames, as the reference does.
@@ -231,6 +240,9 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     default_gateway = keys.flag("isDefaultGateway")
     trunk, trunked = _trunk(keys)
     vlan = keys.integer("vlan", least=0, most=_LAST_VLAN) or 0
+    own, limits = request.plugin == OWN_NAME, keys.section("limits")
+    checked = own and keys.flag("macspoofchk", own)
+    groups = limits.integer("multicastGroups", least=0, most=_MOST_GROUPS)
     found = BridgeNetwork(
         bridge=interface.read_link(keys, "bridge", DRIVER.default_parent),
         gateway=keys.flag("isGateway") or default_gateway,
@@ -250,6 +262,9 @@ def read(request: Request, keys: Section) -> PlanPart | None:
         addressed=addressed,
         routers=request.config.ipam.text("type") == "dhcp",
         own=request.plugin == OWN_NAME,
+        learning=limits.flag("macLearning", not checked or bool(trunk)),
+        router=not own or keys.flag("routerAdvertisements"),
+        groups=groups if groups is not None else _GROUPS if own else 0,
     )
     if found.hairpin and found.promiscuous:
         keys.problem("hairpinMode", "cannot be set together with promiscMode")

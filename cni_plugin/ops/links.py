@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Exists, KernelLacks, Missing
-from weft.kernel.interface import Link, VethPeer
+from weft.kernel.interface import FdbEntry, Link, VethPeer
 from weft.types import Side
 
 _PATIENCE = 2.0  # seconds
@@ -397,12 +397,19 @@ class Port(Operation):
 
     Otherwise the kernel learns their source and hands them to the host as if the port were a link of its
     own, before any rule. Those to :01 (pause) it drops. Sources: bridge(8), ``net/bridge/br_input.c``.
+
+    Without ``router`` the port gets no multicast that nobody behind it has joined, whatever queries it
+    sends. ``groups`` is how many multicast groups may be joined behind it, 0 for any number (from kernel
+    6.3). ``mac`` is then the only address behind it; without one the bridge learns addresses.
     """
 
     link: str
     hairpin: bool = False
     isolated: bool = False
     reserved: bool = False
+    router: bool = True
+    groups: int = 0
+    mac: str = ""
 
     @property
     def on_link(self) -> LinkRef | None:
@@ -412,13 +419,30 @@ class Port(Operation):
         flags = {"brport_mode": int(self.hairpin), "brport_isolated": int(self.isolated)}
         return {**flags, "brport_group_fwd_mask": ALL_RESERVED} if self.reserved else flags
 
+    def _bounds(self) -> dict[str, int]:
+        found = {} if self.router else {"brport_multicast_router": 0}
+        found |= {"brport_mcast_max_groups": self.groups} if self.groups else {}
+        return found | ({"brport_learning": 0} if self.mac else {})
+
     def apply(self, machine: Machine) -> bool:
-        machine.host.change_port(self.link, {name: value for name, value in self._wanted().items() if value})
+        changes = {name: value for name, value in self._wanted().items() if value} | self._bounds()
+        if changes:
+            machine.host.change_port(self.link, changes)
+        if self.mac:
+            machine.host.add_fdb(self.link, self._row, replace=True)
         return True
+
+    @property
+    def _row(self) -> FdbEntry:
+        return FdbEntry(self.mac, master=True, state="static")
 
     def undo(self, machine: Machine) -> None:
         with contextlib.suppress(Missing):
-            machine.host.change_port(self.link, dict.fromkeys(self._wanted(), 0))
+            usual = {"brport_multicast_router": 1, "brport_mcast_max_groups": 0, "brport_learning": 1}
+            bounds = {name: usual[name] for name in self._bounds()}
+            machine.host.change_port(self.link, dict.fromkeys(self._wanted(), 0) | bounds)
+            if self.mac:
+                machine.host.delete_fdb(self.link, self._row)
 
     def mismatch(self, machine: Machine) -> str | None:
         link = machine.host.link(self.link)
@@ -430,19 +454,31 @@ class Port(Operation):
         mask = link.port.get("brport_group_fwd_mask", 0)
         if self.reserved and mask != ALL_RESERVED:
             return f"group_fwd_mask of the port {self.link} is {mask:#x} instead of {ALL_RESERVED:#x}"
+        for name, wanted in self._bounds().items():
+            there = link.port.get(name, wanted)  # an older kernel does not have all of them
+            if there != wanted:
+                return f"{name.removeprefix('brport_')} of the port {self.link} is {there} instead of {wanted}"
+        if self.mac and all((one.mac, one.state) != (self.mac, "static") for one in machine.host.fdb(self.link)):
+            return f"the forwarding database lacks {self.mac} behind {self.link}"
         return None
 
     def restore(self, machine: Machine) -> bool:
         # A plugin later in the chain may have set flags that this one has not.
         link = machine.host.link(self.link)
-        if link is None or not link.master or all(link.port.get(name, 0) for name, on in self._wanted().items() if on):
+        if link is None or not link.master:
+            return False
+        flags = all(link.port.get(name, 0) for name, on in self._wanted().items() if on)
+        if flags and all(link.port.get(name, wanted) == wanted for name, wanted in self._bounds().items()):
             return False
         return self.apply(machine)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         words = (" hairpin on" if self.hairpin else "") + (" isolated on" if self.isolated else "")
+        words += (" learning off" if self.mac else "") + ("" if self.router else " mcast_router 0")
+        words += f" mcast_max_groups {self.groups}" if self.groups else ""
         mask = f"ip link set {self.link} type bridge_slave group_fwd_mask {ALL_RESERVED:#x}"
         return (
             *((f"bridge link set dev {self.link}{words}",) if words else ()),
             *((mask,) if self.reserved else ()),
+            *((f"bridge fdb replace {self.mac} dev {self.link} master static",) if self.mac else ()),
         )

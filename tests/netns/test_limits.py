@@ -14,7 +14,7 @@ import pytest
 from cni_plugin.agent.limits import exceeded
 from cni_plugin.dataplane import limits
 from cni_plugin.dataplane.tables import TABLES
-from lab import seen
+from lab import frames, seen
 from lab.calls import Weft
 from lab.confs import DEFAULT4, bridge, pool
 from lab.ground import rest
@@ -124,6 +124,37 @@ def test_addresses_that_the_host_resolves_are_limited(host: Host, limit: int) ->
     # What the container talks to already, and its sibling's peers, can still be reached.
     host.serve_udp("outside", 7, site.lan.outside)
     assert host.fetch("sibling", site.lan.outside, 7, "udp") is not None
+
+
+def test_a_port_is_bounded(host: Host) -> None:
+    """No MAC address is learnt, no router port made by queries, and no more groups are joined than allowed."""
+    site = Site(host, multicastGroups=9, macLearning=False)
+    port, mac = site.results["evil"]["interfaces"][1]["name"], site.results["evil"]["interfaces"][2]["mac"]
+    rows = host.run("bridge", "-j", "fdb", "show", "dev", port).json
+    assert [one["state"] for one in rows if one["mac"] == mac] == ["static"]
+    assert host.ping("sibling", EVIL)
+    query = struct.pack("!BBH4s", 0x11, 100, 0xEE9B, bytes(4))
+    frames.send(
+        site.paths["evil"], [frames.frame(mac, *frames.ip(EVIL, "224.0.0.1", 2, query), to="01:00:5e:00:00:01")]
+    )
+    with inside(site.paths["evil"]):
+        joined = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+    for number in range(30):  # a socket may join 20 groups
+        group = socket.inet_aton(f"239.1.1.{number}") + socket.inet_aton(EVIL)
+        joined[number // 15].setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+    assert host.ping("evil", GATEWAY)  # the reports have been sent before
+    mdb = host.run("bridge", "-j", "-d", "mdb", "show").json[0]
+    assert not any(one.get("port") == port for routers in mdb.get("router", {}).values() for one in routers)
+    groups = [one for one in mdb["mdb"] if one["port"] == port]
+    assert len(groups) <= 9
+    assert site.weft.check(site.conf, site.results["evil"], site.paths["evil"], "evil") == ""
+    host.run("bridge", "link", "set", "dev", port, "learning", "on")
+    assert "learning" in site.weft.check(site.conf, site.results["evil"], site.paths["evil"], "evil")
+    host.run("bridge", "link", "set", "dev", port, "learning", "off")
+    host.run("bridge", "fdb", "del", mac, "dev", port, "master")
+    assert mac in site.weft.check(site.conf, site.results["evil"], site.paths["evil"], "evil")
+    for one in joined:
+        one.close()
 
 
 def test_a_limit_is_checked_and_ends_with_its_container(host: Host) -> None:

@@ -50,7 +50,7 @@ PORT = {
     "brport_mode": 0, "brport_guard": 0, "brport_protect": 0, "brport_fast_leave": 0, "brport_learning": 1,
     "brport_unicast_flood": 1, "brport_mcast_flood": 1, "brport_bcast_flood": 1, "brport_proxyarp": 0,
     "brport_isolated": 0, "brport_locked": 0, "brport_neigh_suppress": 0, "brport_cost": 2, "brport_priority": 32,
-    "brport_group_fwd_mask": 0,
+    "brport_group_fwd_mask": 0, "brport_multicast_router": 1, "brport_mcast_max_groups": 0,
 }  # fmt: skip
 
 CONF = {
