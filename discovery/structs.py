@@ -240,7 +240,8 @@ class VirtualAddress:
 class PreparedQuery:
     """A stored query for the healthy instances of a service. ``template`` is its type, "" for a
     query that is no template; ``tags`` that begin with "!" must be absent; ``ttl`` is that of DNS
-    in seconds, None for the service's; ``failover`` is kept as the client wrote it.
+    in seconds, None for the service's; ``failover`` is kept as the client wrote it. With a
+    ``session`` it is deleted when that ends.
     """
 
     id: str
@@ -256,6 +257,7 @@ class PreparedQuery:
     template: str = ""
     remove_empty_tags: bool = False
     failover: Mapping[str, object] = field(default_factory=dict)
+    session: str = ""
     create_index: int = 0
     modify_index: int = 0
 

@@ -27,10 +27,6 @@ _NO_PEERING = (400, "peering is disabled")
 _NO_KEYRING = (500, "keyring is not in use: nodes do not gossip, they find each other through the store")
 _NO_COORDINATES = (400, "coordinates are not supported: round trips between nodes are not measured")
 _NO_RAFT = (500, "there is no Raft: weft's data are in its store; use etcdctl member for an etcd cluster")
-_NO_SNAPSHOT = (
-    400,
-    "snapshots are not supported: save keys with consul kv export, all of the store by a copy of catalog.db",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +79,6 @@ _REFUSED = (
         _NO_RAFT,
     ),
     _Disabled(("operator/raft/transfer-leader",), ("POST",), _NO_RAFT),
-    _Disabled(("snapshot",), ("GET", "PUT"), _NO_SNAPSHOT),
 )
 _NOT_FOUND = (
     _Disabled(("connect/intentions/exact", "connect/intentions/:id"), _READ, (404, "Intention not found")),

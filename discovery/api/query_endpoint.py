@@ -16,6 +16,7 @@ from discovery.api.visibility import visible_health
 from discovery.catalog import QUERIES, Catalog
 from discovery.consul.durations import format_duration
 from discovery.consul.json_fields import BadField, Fields
+from discovery.consul.sessions import SessionManager
 from discovery.layout import encode, store_key
 from discovery.prepared_queries import PREFIX_MATCH, VARIABLE, VARIABLES, execute, find_query
 from discovery.structs import Node, PreparedQuery
@@ -27,9 +28,12 @@ MAX_QUERIES = 10_000
 class QueryEndpoint:
     """Handlers of prepared queries."""
 
-    def __init__(self, catalog: Catalog, store: Store, node: Node, blocking_queries: BlockingQueries) -> None:
+    def __init__(
+        self, catalog: Catalog, store: Store, sessions: SessionManager, node: Node, blocking_queries: BlockingQueries
+    ) -> None:
         self._catalog = catalog
         self._store = store
+        self._sessions = sessions
         self._node = node
         self._blocking = blocking_queries
 
@@ -157,6 +161,8 @@ class QueryEndpoint:
         for other in self._catalog.queries().values():
             if query.name and other.id != query.id and other.name.lower() == query.name.lower():
                 raise HttpError(400, f"name '{query.name}' aliases an existing query name")
+        if query.session and await self._sessions.find(query.session) is None:
+            raise HttpError(400, f"invalid session {query.session[:60]!r}")
         return query
 
     async def _write(self, query: PreparedQuery) -> None:
@@ -185,8 +191,6 @@ def _parse(fields: Fields, query_id: str) -> PreparedQuery:
     service, dns = fields.object_("Service") or empty, fields.object_("DNS") or empty
     if not service.name("Service"):
         raise BadField("Must provide a Service name to query")
-    if fields.text("Session"):
-        fields.invalid("Session", fields.text("Session"), "is not supported: delete the query yourself")
     if fields.text("Token"):
         raise BadField("Token is not supported: a query is executed with the permissions of whoever executes it")
     failover = service.get("Failover") or {}
@@ -204,6 +208,7 @@ def _parse(fields: Fields, query_id: str) -> PreparedQuery:
         service_meta=service.string_map("ServiceMeta"),
         ttl=dns.duration("TTL") if dns.text("TTL") else None,
         failover=failover,
+        session=fields.text("Session"),
     )
     if service.boolean("Connect"):
         service.invalid("Connect", True, "is not supported: weft has no Connect")
@@ -227,7 +232,7 @@ def _json(query: PreparedQuery) -> serialize.Json:
     return {
         "ID": query.id,
         "Name": query.name,
-        "Session": "",
+        "Session": query.session,
         "Token": "",
         "Template": {"Type": query.template, "Regexp": "", "RemoveEmptyTags": query.remove_empty_tags},
         "Service": {

@@ -46,7 +46,7 @@ class Route:
     ``response`` is the schema of a successful body, None if it is empty; ``statuses`` are those
     beside 200 and errors. ``blocking``: supports blocking queries (``?index``). ``writes``: changes
     state, so links of other sites are refused, too. ``deprecated_methods`` are served as well, for old
-    clients.
+    clients. ``body_bytes``: the longest body where it is not the setting's.
     """
 
     method: str
@@ -60,6 +60,7 @@ class Route:
     blocking: bool = False
     writes: bool = False
     deprecated_methods: tuple[str, ...] = ()
+    body_bytes: int = 0
 
     @property
     def parts(self) -> tuple[str, str, str]:
@@ -86,6 +87,7 @@ class RouteOptions(TypedDict, total=False):
     blocking: bool
     writes: bool
     deprecated_methods: tuple[str, ...]
+    body_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,7 +302,7 @@ SESSION_REQUEST: Schema = {
 QUERY_REQUEST: Schema = {
     "title": "QueryRequest",
     "type": "object",
-    "properties": {**{name: QUERY["properties"][name] for name in ("Name", "Template", "Service", "DNS")}},
+    "properties": {**{name: QUERY["properties"][name] for name in ("Name", "Session", "Template", "Service", "DNS")}},
 }
 TXN_REQUEST = list_of(
     {
@@ -321,6 +321,7 @@ TXN_REQUEST = list_of(
             "Node": {"type": "object", "properties": {"Verb": STRING, "Node": ANY_OBJECT}},
             "Service": {"type": "object", "properties": {"Verb": STRING, "Node": STRING, "Service": ANY_OBJECT}},
             "Check": {"type": "object", "properties": {"Verb": STRING, "Check": ANY_OBJECT}},
+            "Session": {"type": "object", "properties": {"Verb": STRING, "Session": ANY_OBJECT}},
         },
     }
 )

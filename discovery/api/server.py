@@ -45,6 +45,7 @@ from discovery.api.router import TEXT, HttpResponse, Route, Router, endpoint, ro
 from discovery.api.schemas import ANY_OBJECT
 from discovery.api.session_endpoint import SessionEndpoint
 from discovery.api.settings import HttpSettings
+from discovery.api.snapshot_endpoint import SnapshotEndpoint
 from discovery.api.txn_endpoint import TxnEndpoint
 from discovery.catalog import Catalog
 from discovery.consul.sessions import SessionManager
@@ -102,7 +103,8 @@ class ApiServer:
             KvsEndpoint(store, self._changes, self._sessions, blocking_queries),
             TxnEndpoint(catalog, store, self._sessions, node, blocking_queries),
             EventEndpoint(store, self._changes, blocking_queries),
-            QueryEndpoint(catalog, store, node, blocking_queries),
+            SnapshotEndpoint(store, self._sessions, blocking_queries),
+            QueryEndpoint(catalog, store, self._sessions, node, blocking_queries),
             MonitorEndpoint(),
             InternalEndpoint(catalog, node, blocking_queries),
             SessionEndpoint(catalog, self._changes, self._sessions, blocking_queries, settings, node.name),
@@ -275,13 +277,14 @@ class ApiServer:
         self, request: web.BaseRequest, authorize: Callable[[], Authorizer]
     ) -> tuple[Route, HttpRequest]:
         """The route and the parsed request. Raises HttpError."""
-        length = request.content_length or 0
-        if length > self._settings.body_bytes:
-            raise self._too_large(length)
         raw_path, _, query = request.raw_path.partition("?")
         if not raw_path.startswith("/"):
             raise HttpError(400, "Invalid request target: must be an absolute path")
         route, name = self.router.find(request.method, raw_path)
+        most = route.body_bytes or self._settings.body_bytes
+        length = request.content_length or 0
+        if length > most:
+            raise _too_large(length, most)
         if request.protocol.transport is not None:
             why = rejection_reason(request.headers, self._hosts, writes=route.writes)
             transport = request.protocol.transport
@@ -290,7 +293,7 @@ class ApiServer:
                 raise HttpError(403, why)
 
         async def read() -> bytes:
-            return await self._body(request)
+            return await self._body(request, most)
 
         api_request = HttpRequest(
             request.method, name, parse_parameters(query), read, authorize, request.headers, query
@@ -316,7 +319,7 @@ class ApiServer:
         if not writing.cancelled():
             writing.exception()  # retrieve it: the client may have disconnected
 
-    async def _body(self, request: web.BaseRequest) -> bytes:
+    async def _body(self, request: web.BaseRequest, most: int) -> bytes:
         """Read the body, limited in size and time. Raises HttpError."""
         if request.headers.get("Expect", "").lower() == "100-continue" and request.protocol.transport is not None:
             request.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -325,8 +328,8 @@ class ApiServer:
             async with asyncio.timeout(self._settings.body_time):
                 async for chunk in request.content.iter_any():
                     found += chunk
-                    if len(found) > self._settings.body_bytes:
-                        raise self._too_large(len(found))
+                    if len(found) > most:
+                        raise _too_large(len(found), most)
         except TimeoutError:
             text = f"The body did not come within {self._settings.body_time:g} s"
             raise HttpError(408, text, close=True) from None
@@ -334,9 +337,9 @@ class ApiServer:
             raise HttpError(400, "Malformed request body", close=True) from None
         return bytes(found)
 
-    def _too_large(self, size: int) -> HttpError:
-        most = self._settings.body_bytes
-        return HttpError(413, f"Request body({size} bytes) too large, max size: {most} bytes.", close=True)
+
+def _too_large(size: int, most: int) -> HttpError:
+    return HttpError(413, f"Request body({size} bytes) too large, max size: {most} bytes.", close=True)
 
 
 def _apply_file_limit(settings: HttpSettings) -> HttpSettings:

@@ -21,7 +21,8 @@ from discovery.consul.catalog_txn import CatalogOperation
 from discovery.consul.json_fields import BadField, Fields
 from discovery.consul.kv_txn import KVOperation, apply
 from discovery.consul.registration import parse_instance
-from discovery.consul.sessions import SessionManager
+from discovery.consul.session_txn import SessionOperation
+from discovery.consul.sessions import SessionManager, decode_session
 from discovery.kv import KVPair
 from discovery.structs import CatalogEntry, Check, Instance, Node
 from store import Store
@@ -32,6 +33,7 @@ _READS = ("get", "delete", "delete-cas")
 READ_VERBS = ("get", "get-tree", "check-index", "check-session", "check-not-exists", "get-or-empty")
 """Verbs that only read."""
 _MAX_INDEX = 2**64 - 1
+_Operation = KVOperation | CatalogOperation | SessionOperation
 
 
 class TxnEndpoint:
@@ -70,6 +72,9 @@ class TxnEndpoint:
         try:
             names = {one.name.lower(): one.name for one in self._catalog.nodes()}
             operations = [self._parsed(Fields(part, f"[{number}]."), names) for number, part in enumerate(asked)]
+            for one in operations:
+                if isinstance(one, SessionOperation) and (entry := await self._sessions.find(one.id)) is not None:
+                    request.acl.require_write("session", decode_session(entry).node)
         except BadField as error:
             raise HttpError(400, f"Failed to parse body: {error}") from None
         if denied := self._denied(request.acl, operations):
@@ -89,7 +94,7 @@ class TxnEndpoint:
         body = encode_json({"Results": results, "Errors": errors}, request)
         return HttpResponse(body, 409 if errors else 200)
 
-    def _denied(self, acl: Authorizer, operations: Sequence[KVOperation | CatalogOperation]) -> list[serialize.Json]:
+    def _denied(self, acl: Authorizer, operations: Sequence[_Operation]) -> list[serialize.Json]:
         """The operations that the caller may not do. Raises PermissionDenied for a user of this host."""
         denied: list[serialize.Json] = []
         for number, one in enumerate(operations):
@@ -101,7 +106,7 @@ class TxnEndpoint:
                 denied.append({"OpIndex": number, "What": str(error)})
         return denied
 
-    def _parsed(self, fields: Fields, names: dict[str, str]) -> KVOperation | CatalogOperation:
+    def _parsed(self, fields: Fields, names: dict[str, str]) -> _Operation:
         """An operation. ``names`` are those of the nodes, by their lower case; a new one is added."""
         if (found := fields.object_("KV")) is not None:
             return _kv_operation(found)
@@ -114,7 +119,12 @@ class TxnEndpoint:
                 index = inner.number("ModifyIndex", high=_MAX_INDEX)
                 value = parse(found, inner, verb)
                 return CatalogOperation(verb, _spelled(value, names), self._catalog, index)
-        raise BadField("unknown operation: only KV, Node, Service and Check are supported")
+        if (found := fields.object_("Session")) is not None:
+            inner = found.object_("Session") or Fields({})
+            if not inner.text("ID"):
+                raise BadField("Must provide the session's ID (Session.ID)")
+            return SessionOperation(found.text("Verb", longest=40), inner.text("ID"))
+        raise BadField("unknown operation: only KV, Node, Service, Check and Session are supported")
 
     def _node_value(self, fields: Fields, inner: Fields, verb: str) -> Node:
         node = parse_node(inner, self._node.datacenter)
@@ -132,8 +142,12 @@ def _spelled(value: Node | Instance | Check, names: dict[str, str]) -> Node | In
     return replace(value, node=names.get(value.node.lower(), value.node))
 
 
-def _require(acl: Authorizer, operation: KVOperation | CatalogOperation) -> None:
-    """Raise PermissionDenied unless the caller may do this. Keys below a prefix are filtered."""
+def _require(acl: Authorizer, operation: _Operation) -> None:
+    """Raise PermissionDenied unless the caller may do this. Keys below a prefix are filtered; of
+    sessions, ``transact`` knows the node.
+    """
+    if isinstance(operation, SessionOperation):
+        return
     access = Access.READ if operation.verb in READ_VERBS else Access.WRITE
     if isinstance(operation, CatalogOperation):
         for value in operation.subjects():

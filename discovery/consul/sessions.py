@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from discovery.catalog import CHECKS, NODES, Catalog, Topic
 from discovery.consul.json_fields import Fields
 from discovery.kv import KV_PREFIX, LOCK_DELAY_PREFIX, LOCK_PREFIX, KVPair, decode_pair, encode_pair
-from discovery.layout import HOSTS, session_key, split_key
+from discovery.layout import HOSTS, session_key, split_key, store_key
 from discovery.structs import SERF_HEALTH, Check, Status
 from store import Batch, Compare, Delete, Entry, LeaseGone, Operation, Put, Range, Store, StoreError
 
@@ -113,6 +113,9 @@ class SessionManager:
             self._sessions
         ):
             self._ended.put_nowait((session, ""))
+        for query in self._catalog.queries().values():
+            if query.session and query.session not in self._sessions:
+                self._ended.put_nowait((query.session, ""))
         self._on_checks_changed(0, frozenset((CHECKS,)))
         return found.revision
 
@@ -229,6 +232,8 @@ class SessionManager:
                 if key:
                     await self._destroy(await self._store.get(key))
                 await self.release(session_id)
+                for query in [one for one in self._catalog.queries().values() if one.session == session_id]:
+                    await self._store.delete(store_key(query))
             except StoreError as error:
                 log.warning("releasing locks of session %s failed, retrying: %s", session_id, error)
                 await asyncio.sleep(1)

@@ -154,7 +154,7 @@ def test_the_nearest_come_first(agent: LabAgent) -> None:
     [
         ({}, "Must provide a Service name to query"),
         ({"Service": {"Service": "x", "Connect": True}}, "Connect: true is not supported: weft has no Connect"),
-        ({"Service": {"Service": "x"}, "Session": "s"}, 'Session: "s" is not supported'),
+        ({"Service": {"Service": "x"}, "Session": "s"}, "invalid session 's'"),
         ({"Service": {"Service": "x"}, "Template": {"Type": "other"}}, "is not supported, only name_prefix_match"),
         (
             {"Service": {"Service": "x"}, "Template": {"Type": "name_prefix_match", "Regexp": "^a"}},

@@ -172,6 +172,8 @@ def test_answers_are_as_described(agent: LabAgent, description: dict[str, Any]) 
         ("put", "/v1/agent/force-leave/{node}", "/v1/agent/force-leave/x", None),
         ("put", "/v1/agent/leave", "", None),
         ("get", "/v1/agent/monitor", "", None),
+        ("get", "/v1/snapshot", "", None),  # an archive: test_api_snapshot
+        ("put", "/v1/snapshot", "", None),
     ]
     off = [(route.method.lower(), template(route)) for route in disabled_endpoint.routes(acls=False)]
     off += [  # without tokens

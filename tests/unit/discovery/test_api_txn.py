@@ -103,7 +103,8 @@ def test_a_service_whose_name_changes(agent: LabAgent) -> None:
         ({"Service": {"Verb": "set", "Service": {"Service": "x"}}}, "Must provide node"),
         ({"Service": {"Verb": "set", "Node": "far", "Service": {"ID": "x"}}}, "Must provide service name"),
         ({"Check": {"Verb": "set", "Check": {"Node": "far", "Name": "c", "Status": "odd"}}}, "Bad check status"),
-        ({"Session": {"Verb": "delete"}}, "only KV, Node, Service and Check are supported"),
+        ({"Session": {"Verb": "delete"}}, "Must provide the session's ID"),
+        ({"Intention": {}}, "only KV, Node, Service, Check and Session are supported"),
     ],
 )
 def test_bad_operations_are_refused(agent: LabAgent, operation: dict[str, Any], said: str) -> None:
