@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,15 @@ def daemon(program: str) -> Iterator[subprocess.Popen[bytes]]:
 class Ground:
     """Three networks with a container each, and CHECK of all."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, attach: Callable[[dict[str, Any], str, str], Any] | None = None) -> None:
+        """``attach`` is how containers are attached, by default by this release in this process."""
         self.host, self.weft = host, Weft()
+        self.attach = attach or self.weft.add
         self.results: dict[str, tuple[dict[str, Any], str, Any]] = {}
         self.lan: Any = None
-        folder().mkdir(parents=True, exist_ok=True)
-        supersede(str(folder()))
+        if attach is None:
+            folder().mkdir(parents=True, exist_ok=True)
+            supersede(str(folder()))
         for conf in (SHOP, DEN, PAIR):
             self.add(conf["name"], conf)
         self.port = self.results["shop"][2]["interfaces"][1]["name"]
@@ -80,7 +83,7 @@ class Ground:
 
     def add(self, container: str, conf: dict[str, Any]) -> None:
         path = self.host.container(container)
-        self.results[container] = conf, path, self.weft.add(conf, path, container)
+        self.results[container] = conf, path, self.attach(conf, path, container)
 
     def complaints(self) -> list[str]:
         checks = (self.weft.check(conf, answer, path, name) for name, (conf, path, answer) in self.results.items())
