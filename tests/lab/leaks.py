@@ -26,6 +26,7 @@ _ALL = 0x0003  # ETH_P_ALL
 _OUTGOING = 4  # PACKET_OUTGOING
 _COUNTS = struct.Struct("=QQ")
 _FIRST = 20000  # the port and identifier of the first boundary
+_STEP = 1000  # between the identifiers of a boundary, a new one each second
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,8 @@ class _Loop:
             elif one.protocol == "udp":
                 sender.sendto(b"leak", (one.address, number))
             else:
+                # A connection that was opened while rules were missing goes on afterwards, as any other.
+                number += _STEP * (int(time.monotonic()) % 40)
                 head = struct.pack("!BBHHH", 8 if version == 4 else 128, 0, 0, number, 0)
                 total = sum(struct.unpack("!4H", head))
                 total = (total & 0xFFFF) + (total >> 16)
@@ -213,5 +216,5 @@ def _of(data: bytes) -> tuple[str, int, int] | None:
     if protocol == socket.IPPROTO_UDP:
         return "udp", version, int.from_bytes(rest[2:4], "big")
     if protocol in (ICMP, ICMP6) and rest[:1] in (b"\x08", b"\x80"):
-        return "icmp", version, int.from_bytes(rest[4:6], "big")
+        return "icmp", version, _FIRST + (int.from_bytes(rest[4:6], "big") - _FIRST) % _STEP
     return None

@@ -40,9 +40,11 @@ HOP = 18082  # where the container has it
 WEB, API = 18101, 18102
 VIPS = {WEB: "10.79.77.1", API: "10.79.77.2"}
 SERVING = network(
-    "web", 96,
-    names={"services": [{"name": f"s{port}", "port": port, "virtual": address} for port, address in VIPS.items()]},
-)  # fmt: skip
+    "web",
+    96,
+    names={},
+    services=[{"name": f"s{port}", "port": port, "virtual": address} for port, address in VIPS.items()],
+)
 METADATA = "169.254.169.254"
 
 
