@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from cni_plugin.dataplane import guard, packets
 from cni_plugin.dataplane.guard import GROUP, GROUP_MASK
+from cni_plugin.ops.links import Veth
+from cni_plugin.ops.nftables import Elements
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft.errors import Missing
 from weft.types import Side
+
+_POLICIES = {
+    packets.CLOSED_LINKS: guard.CLOSED,
+    packets.ROUTED_LINKS: guard.ROUTED,
+    packets.INTERNAL_LINKS: guard.INTERNAL,
+    packets.DNS_ONLY_LINKS: guard.DNS_ONLY,
+    packets.NO_METADATA_LINKS: guard.NO_METADATA,
+}
+
+
+def of_elements(operations: Sequence[Operation]) -> Iterator[LinkGroup]:
+    """The groups that say what the elements of an earlier release's record say."""
+    bits: dict[str, int] = {}
+    pairs = {one.host for one in operations if isinstance(one, Veth) and not one.bridge}
+    for element in (each for one in operations if isinstance(one, Elements) for each in one.elements):
+        if element.collection in _POLICIES:
+            link = str(element.key[0])
+            bits[link] = bits.get(link, guard.PAIR * (link in pairs)) | _POLICIES[element.collection]
+    return (LinkGroup(link, each) for link, each in bits.items())
 
 
 @dataclass(frozen=True, slots=True)

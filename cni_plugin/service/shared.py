@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cni_plugin.ops import Elements, Gateways, Port, Veth
+from cni_plugin.ops import Elements, Gateways, Port, Veth, groups
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.service import executor, restorations
 from cni_plugin.service.context import ServiceContext, raise_all
@@ -47,6 +47,8 @@ def repair(context: ServiceContext, *, attachments: bool = True) -> Restored:
                     found += Restored(1)
             except WeftError as error:
                 errors.append(error)
+        for network in context.records.networks():
+            _set_attributes(network.shared, machine)
         if attachments:
             found += restore_all(context)
     raise_all(errors)
@@ -236,7 +238,7 @@ def restore_attachment(context: ServiceContext, record: Record, *, timeout: floa
             elif current.phase is Phase.ATTACHED:
                 machine = context.machine(None)
                 restored = Restored(executor.restore(current.operations, machine))
-                _reserve_ports(current, machine)
+                _set_attributes(current.operations, machine)
                 return restored
     except Busy:
         return Restored(locked=frozenset({attachment_digest(record.attachment)}))
@@ -245,9 +247,7 @@ def restore_attachment(context: ServiceContext, record: Record, *, timeout: floa
     return Restored()
 
 
-def _reserve_ports(record: Record, machine: Machine) -> None:
-    """Set the flag of ports that an earlier release has created."""
-    for operation in record.operations:
-        if isinstance(operation, Veth) and operation.bridge:
-            with contextlib.suppress(WeftError):
-                Port(operation.host, reserved=True).restore(machine)
+def _set_attributes(operations: Sequence[Operation], machine: Machine) -> None:
+    """Set the flag of ports and the groups of links that an earlier release has created."""
+    ports = [Port(one.host, reserved=True) for one in operations if isinstance(one, Veth) and one.bridge]
+    executor.restore((*ports, *groups.of_elements(operations)), machine)
