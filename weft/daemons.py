@@ -13,7 +13,7 @@ import select
 import time
 from dataclasses import dataclass
 
-from weft import __version__, detached, processes
+from weft import __version__, confinement, detached, inherited, processes
 from weft.errors import Busy, WeftError
 from weft.peer_credentials import is_trusted, peer_credentials
 from weft.version import newer
@@ -94,6 +94,7 @@ def start(module: str, purpose: str) -> None:
     """
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX": "2"}
     environment |= {name: value for name, value in os.environ.items() if name == "WEFT_CONFIG"}
+    environment[inherited.CHECKED] = str(confinement.own_filters)
     try:
         done = processes.run(detached.program(module), b"", environment=environment, timeout=_START_TIMEOUT)
     except (OSError, TimeoutError) as error:

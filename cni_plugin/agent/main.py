@@ -41,7 +41,8 @@ from discovery.registry import Registry
 from discovery.structs import Node
 from store import Store
 from store.embedded import open_embedded
-from weft import __version__, files
+from weft import __version__, confinement, files
+from weft.capabilities import AGENT
 from weft.daemon_socket import AlreadyRunning, DaemonSocket, file_id
 from weft.daemons import REFRESHED
 from weft.errors import StateDamaged, WeftError
@@ -325,6 +326,7 @@ starts an agent automatically; weft up starts one in the background.
 
 
 def _serve(path: str, idle: float) -> int:
+    confinement.confine(AGENT)
     try:
         settings = configuration.read(path)
         folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"

@@ -18,7 +18,8 @@ from dataclasses import replace
 
 from ipam import dhcp_client
 from ipam.dhcp_leases import LeaseFiles, StoredLease
-from weft import stderr
+from weft import confinement, stderr
+from weft.capabilities import ENGINE
 from weft.daemon_socket import AlreadyRunning, DaemonSocket
 from weft.daemons import REFRESHED
 from weft.errors import Busy, KernelRefused, NamespaceProblem, WeftError
@@ -178,6 +179,7 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--log"]):
         stderr.write("usage: weft dhcp [--log]\n")
         return 2
+    confinement.confine(ENGINE)
     folder = f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}/dhcp"
     leases = LeaseFiles(folder)
     try:

@@ -8,7 +8,7 @@ import sys
 from cni_plugin.engine import listener
 from cni_plugin.engine.server import IDLE, serve
 from cni_plugin.service import log
-from weft import detached, stderr
+from weft import confinement, detached, stderr
 from weft.capabilities import ENGINE
 from weft.errors import Busy
 
@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
     except (ValueError, IndexError) as error:
         stderr.write(f"weft engine: invalid argument: {error}\nSee 'weft engine --help'.\n")
         return 2
+    confinement.confine(ENGINE)
     return serve(idle, level)
 
 

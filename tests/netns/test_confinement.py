@@ -1,0 +1,91 @@
+"""Engine, helpers and agent that an ADD starts have the capabilities of their units, and what they execute, too."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from netns.test_callers import AUTO, CONF, NAMED, call, listener, status
+
+from cni_plugin.engine.helpers import process_count
+from lab import engine as engines
+from lab.host import Host
+from lab.plugins import OWN_FOLDER, ROOT, Cni
+from lab.waiting import until
+from weft import daemons
+from weft.capabilities import AGENT, ENGINE
+
+FORBIDDEN = f"""#!{ROOT}/.venv/bin/python -IBS
+import ctypes, errno, json, os, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def failed(name, *arguments):
+    return ctypes.get_errno() if getattr(libc, name)(*arguments) == -1 else 0
+def family(number):
+    try:
+        socket.socket(number, socket.SOCK_SEQPACKET).close()
+    except OSError as error:
+        return error.errno
+found = {{
+    "mount": failed("mount", b"x", b"/mnt", b"tmpfs", 0, None), "chroot": failed("chroot", b"/tmp"),
+    "unshare": failed("unshare", 0x00020000), "ptrace": failed("ptrace", 16, 1, None, None),
+    "setuid": failed("setuid", 1), "chmod": failed("chmod", sys.argv[0].encode(), 0o4755),
+    "sethostname": failed("sethostname", b"x", 1), "alg": family(38), "vsock": family(40),
+    "bpf": failed("syscall", 321 if os.uname().machine == "x86_64" else 280, 99),
+    "status": open("/proc/self/status").read(),
+}}
+json.dump(found, open(os.path.dirname(sys.argv[0]) + "/found", "w"))
+print(json.dumps({{"cniVersion": "1.0.0", "ips": [{{"address": "10.83.0.9/24"}}]}}))
+"""
+
+
+def mask(capabilities: Any) -> str:
+    return f"{sum(1 << one for one in capabilities):016x}"
+
+
+def assert_confined(found: dict[str, str], capabilities: Any) -> None:
+    assert [found[name] for name in ("CapInh", "CapAmb", "NoNewPrivs", "Seccomp")] == ["0" * 16, "0" * 16, "1", "2"]
+    assert {found[name] for name in ("CapPrm", "CapEff")} == {mask(capabilities)}
+
+
+@pytest.fixture
+def folder(host: Host) -> Iterator[Path]:
+    """The folder of the host's state; daemons that were started there are ended."""
+    found = Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}")
+    yield found
+    for name in ("engine.sock", "agent.sock"):
+        with contextlib.suppress(OSError):
+            assert daemons.end(listener(found / name), 60)
+
+
+def test_what_an_add_starts_is_confined(host: Host, folder: Path, tmp_path: Path) -> None:
+    cni, path = Cni(OWN_FOLDER), host.container()
+    plugin = tmp_path / "forbidden"
+    plugin.write_text(FORBIDDEN)
+    plugin.chmod(0o755)
+    environment = cni.environment("ADD", netns=path) | AUTO
+    assert call((str(OWN_FOLDER / "bridge"),), environment, CONF)[0] == 0
+    until((folder / "engine.sock").exists, 60, "an engine")
+    engine = listener(folder / "engine.sock")
+    until(lambda: len(engines.helpers(engine)) == process_count() - 1)
+    for process in (engine, *engines.helpers(engine)):
+        assert_confined(status(process), ENGINE)
+        assert status(process)["CapBnd"] == mask(ENGINE)
+    required = {"WEFT_ENGINE": "require", "CNI_PATH": f"{tmp_path}:{OWN_FOLDER}"}
+    other = cni.environment("ADD", "c2", host.container("c2")) | required
+    conf = {**CONF, "ipam": {"type": "forbidden"}}
+    code, answer, _ = call((str(OWN_FOLDER / "bridge"),), other, conf)
+    assert code == 0, answer
+    found = json.loads((tmp_path / "found").read_text())
+    pairs = (line.partition(":") for line in found.pop("status").splitlines())
+    assert_confined({name: value.strip() for name, _, value in pairs}, ENGINE)
+    assert {name for name, number in found.items() if number != 1} == set(), found  # EPERM
+    named = cni.environment("ADD", "c3", host.container("c3")) | {"WEFT_ENGINE": "require"}
+    code, answer, _ = call((str(OWN_FOLDER / "weft"),), named, NAMED)
+    assert code == 0, answer
+    # Its bounding set is the engine's, which cannot reduce it; no_new_privs keeps NET_RAW from coming back.
+    assert_confined(status(listener(folder / "agent.sock")), AGENT)
