@@ -10,11 +10,12 @@ from cni_plugin.cli.chain import Chain, Target
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import age, as_json, count, fields, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.networks import attachments
+from cni_plugin.networks import attachments, conflists
 from cni_plugin.networks.attachments import Endpoint, State
-from cni_plugin.networks.conflists import Json
+from cni_plugin.networks.conflists import Json, NetworkList
 from cni_plugin.networks.firewalls import dropped
 from cni_plugin.networks.limits import LimitUse, limits_of
+from cni_plugin.service import executor
 from cni_plugin.wire import versions
 from cni_plugin.wire.result import render
 from weft import identity
@@ -232,10 +233,12 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
         found = [one for one in attachments.endpoints(tool.service) if not network or one.network == network]
         if network and not found:
             tool.network(network)
-    losses = dropped(tool.service, network)
+    losses: dict[str, list[str]] = {}
+    for each in dropped(tool.service.reading_once(), network):
+        losses.setdefault(each.network, []).append(each.sentence)
+    networks, known = _first_of_each_name(tool), executor.Known()
     results = [
-        (one, [*problems(tool, one), *(each.sentence for each in losses if each.network == one.network)])
-        for one in found
+        (one, [*problems(tool, one, networks.get(one.network), known), *losses.get(one.network, ())]) for one in found
     ]
     broken = sum(bool(sentences) for _, sentences in results)
     if json_output:
@@ -252,10 +255,15 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
     raise click.exceptions.Exit(1 if broken else 0)
 
 
-def problems(tool: Tool, one: Endpoint) -> list[str]:
+def _first_of_each_name(tool: Tool) -> dict[str, NetworkList]:
+    """The networks by their names; of two with the same name the first, as in libcni."""
+    networks, _ = conflists.listed(tool.config)
+    return {network.name: network for network in reversed(networks)}
+
+
+def problems(tool: Tool, one: Endpoint, network: NetworkList | None, known: executor.Known) -> list[str]:
     """Differences from what was set up, then the errors of the foreign plugins' CHECK."""
-    found = attachments.mismatches(tool.service, one)
-    network = tool.network_if_known(one.network)
+    found = attachments.mismatches(tool.service, one, known=known)
     if one.state is State.ATTACHED and network is not None:
         previous = answer(one.result, one.records[-1].version)
         chain = Chain(tool.service, network, Target(one.container, one.namespace.path, one.interface), tool.path)

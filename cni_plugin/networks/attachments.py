@@ -114,6 +114,7 @@ def _port(element: Element) -> str:
 
 def endpoints(context: ServiceContext) -> list[Endpoint]:
     """All endpoints of this host, by network, container and interface."""
+    context = context.reading_once()
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in context.records.all():
         attachment = record.attachment
@@ -168,9 +169,11 @@ def marked_networks(context: ServiceContext, digest: str) -> list[str]:
     return sorted(record.network for record in context.records.networks() if digest in mark_digests(record.shared))
 
 
-def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -> list[str]:
+def mismatches(
+    context: ServiceContext, one: Endpoint, *, shared: bool = True, known: executor.Known | None = None
+) -> list[str]:
     """What differs from what ADD set up, a sentence each; without what networks share, unless
-    ``shared``.
+    ``shared``. ``known`` is for the shared operations of many endpoints.
     """
     if one.state is State.GONE:
         return [f"its network namespace {one.namespace.path} no longer exists"]
@@ -179,8 +182,9 @@ def mismatches(context: ServiceContext, one: Endpoint, *, shared: bool = True) -
         return [*sentences, f"its network namespace {one.namespace.path} no longer exists"]
     container = context.open_same(one.namespace)
     try:
-        operations = (*(one.shared if shared else ()), *one.operations)
-        return [*sentences, *executor.mismatches(operations, context.machine(container))]
+        of_network = one.shared if shared else ()
+        machine, operations = context.machine(container), (*of_network, *one.operations)
+        return [*sentences, *executor.mismatches(operations, machine, shared=len(of_network), known=known)]
     finally:
         if container is not None:
             container.close()

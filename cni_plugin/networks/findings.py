@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import combinations
 
 from cni_plugin.networks import attachments, conflists, leases, podman, pools
 from cni_plugin.networks.attachments import Endpoint, State
@@ -157,34 +156,32 @@ def of_leftovers(context: ServiceContext, networks: Sequence[NetworkList]) -> It
 
 def of_subnets(context: ServiceContext) -> Iterator[Finding]:
     """Networks whose containers this host does not reach, since another link has their subnet, too."""
-    host, unused = context.kernel.host, unused_networks(context)
+    unused = set(unused_networks(context))
     networks = list(context.records.networks())
     gateways = [(one.network, each) for one in networks for each in one.shared if isinstance(each, Gateways)]
     idle = {each.link for name, each in gateways if name in unused}
+    there = [one for one in context.kernel.host.all_addresses() if not one[1].is_link_local]
+    in_subnet = pools.Subnets([address.network for _, address in there])
     for name, each in gateways:
-        for link in host.links():
-            for there in host.addresses(link.name) if link.name != each.link else ():
-                if each.link in idle or not any(_has(address.network, there.network) for address in each.addresses):
-                    continue
-                what = f"{link.name} has {there}, an address of the subnet of network {name} on {each.link}"
-                if link.name in idle:
-                    yield Finding(what, _GC, FixedBy.GC)
-                else:
-                    yield Finding(what, f"use another subnet for {name}, or delete that address")
-
-
-def _has(subnet: Subnet, other: Subnet) -> bool:
-    """Whether the other subnet is the same or a part, so that its route is the one that is used."""
-    same = subnet.version == other.version and not other.is_link_local
-    return same and other.prefixlen >= subnet.prefixlen and subnet.overlaps(other)
+        if each.link in idle:
+            continue
+        for number in in_subnet.within(address.network for address in each.addresses):
+            link, address = there[number]
+            if link == each.link:
+                continue
+            what = f"{link} has {address}, an address of the subnet of network {name} on {each.link}"
+            if link in idle:
+                yield Finding(what, _GC, FixedBy.GC)
+            else:
+                yield Finding(what, f"use another subnet for {name}, or delete that address")
 
 
 def of_attachments(context: ServiceContext) -> Iterator[Finding]:
     """What differs from what ADD set up; what networks share is checked once."""
     seen: set[str] = set()
-    machine = context.machine(None)
+    machine, known = context.machine(None), executor.Known()
     for network in context.records.networks():
-        for sentence in executor.mismatches(network.shared, machine):
+        for sentence in executor.mismatches(network.shared, machine, shared=len(network.shared), known=known):
             if sentence not in seen:
                 seen.add(sentence)
                 yield Finding(f"network {network.network}: {sentence}", _REPAIR, FixedBy.REPAIR)
@@ -194,8 +191,9 @@ def of_attachments(context: ServiceContext) -> Iterator[Finding]:
             why = gone if one.state is State.GONE else "it is only partially attached"
             yield Finding(f"{one}: {why}", _GC, FixedBy.GC)
             continue
-        missing_elements = _missing_elements(context, one)
-        for sentence in attachments.mismatches(context, one, shared=False):
+        sentences = attachments.mismatches(context, one, shared=False)
+        missing_elements = _missing_elements(context, one) if sentences else set()
+        for sentence in sentences:
             if sentence in missing_elements:
                 yield Finding(f"{one}: {sentence}", _REPAIR, FixedBy.REPAIR)
             else:
@@ -218,15 +216,15 @@ def of_networks(context: ServiceContext, networks: Sequence[NetworkList]) -> Ite
                 f"{network.path} and {other.path} both define network {network.name}",
                 "remove one of them; runtimes use the first",
             )
-    for one, other in combinations(names.values(), 2):
-        yield from _conflicts(one, other)
+    yield from _conflicts(list(names.values()))
     host = [*pools.of_host(context.kernel.host), *overlaps.of_virtual_ranges()]
+    in_use = pools.Subnets([use.subnet for use in host])
     for network in names.values():
-        foreign = [use for use in host if not _is_link_of(use.link, network)]
         for subnet in conflists.subnets(network):
             if what := overlaps.special(subnet):
                 yield Finding(f"subnet {subnet} of network {network.name} contains {what}", "use another subnet")
-            use = pools.first_overlap(subnet, foreign)
+            uses = (host[number] for number in in_use.overlapping(subnet))
+            use = next((each for each in uses if not _is_link_of(each.link, network)), None)
             if use is not None and not _is_other_network(use, network, names):
                 yield Finding(
                     f"subnet {subnet} of network {network.name} overlaps with {use.by}",
@@ -258,20 +256,32 @@ def of_pools(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterat
                     )
 
 
-def _conflicts(one: NetworkList, other: NetworkList) -> Iterator[Finding]:
-    for subnet in conflists.subnets(one):
-        use = pools.first_overlap(subnet, pools.of_networks([other]))
-        if use is not None:
-            yield Finding(
-                f"networks {one.name} and {other.name} overlap: {subnet} and {use.subnet}",
-                "use another subnet for one of them",
-            )
-    same = one.bridge and one.bridge == other.bridge and one.main.integer("vlan") == other.main.integer("vlan")
-    if same:
-        yield Finding(
-            f"networks {one.name} and {other.name} use the same bridge {one.bridge}",
-            "use another bridge for one of them: their containers are not isolated from each other",
-        )
+def _conflicts(networks: Sequence[NetworkList]) -> Iterator[Finding]:
+    """Networks with overlapping subnets, or on one bridge, each with all that come after it."""
+    owned = [(place, subnet) for place, network in enumerate(networks) for subnet in conflists.subnets(network)]
+    in_use = pools.Subnets([subnet for _, subnet in owned])
+    bridges: dict[tuple[str, int | None], list[int]] = {}
+    for place, one in enumerate(networks):
+        if one.bridge:
+            bridges.setdefault((one.bridge, one.main.integer("vlan")), []).append(place)
+    for place, one in enumerate(networks):
+        reported: set[tuple[Subnet, int]] = set()
+        for subnet in conflists.subnets(one):
+            for number in in_use.overlapping(subnet):
+                other, theirs = owned[number]
+                if other > place and (subnet, other) not in reported:
+                    reported.add((subnet, other))
+                    yield Finding(
+                        f"networks {one.name} and {networks[other].name} overlap: {subnet} and {theirs}",
+                        "use another subnet for one of them",
+                    )
+        same = bridges[one.bridge, one.main.integer("vlan")] if one.bridge else ()
+        for other in same:
+            if other > place:
+                yield Finding(
+                    f"networks {one.name} and {networks[other].name} use the same bridge {one.bridge}",
+                    "use another bridge for one of them: their containers are not isolated from each other",
+                )
 
 
 def _is_link_of(link: str, network: NetworkList) -> bool:
@@ -326,6 +336,7 @@ def every(
     problems: Sequence[WeftError],
 ) -> list[Finding]:
     """All findings, those of the host first."""
+    context = context.reading_once()
     forwarding = list(of_forwarding(context, networks))
     reported = [key for key in _FORWARDING.values() if any(key in one.what for one in forwarding)]
     found = [

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.gc import free_leases, unheld_leases
+from cni_plugin.service.holders import Holders
 from ipam import host_local
 from ipam.directory import LOCK, POINTER, LeaseFile
 from ipam.ranges import Pool, describe, gateways, size
@@ -57,14 +58,25 @@ def pool(network: NetworkList) -> Pool | None:
 
 def listed(context: ServiceContext, network: NetworkList) -> list[LeaseEntry]:
     """The leases of a network, by address. Raises StateDamaged where they cannot be read."""
+    return _listed(network, _attached(context).get(network.name, set()))
+
+
+_Attached = set[tuple[str, str]]
+
+
+def _attached(context: ServiceContext) -> dict[str, _Attached]:
+    """The attached containers with their interfaces, by network."""
+    found: dict[str, _Attached] = {}
+    for record in context.records.all():
+        attachment = record.attachment
+        found.setdefault(attachment.network, set()).add((attachment.container, attachment.interface))
+    return found
+
+
+def _listed(network: NetworkList, attached: _Attached) -> list[LeaseEntry]:
     own_pool = pool(network)
     if own_pool is None:
         return []
-    attached = {
-        (record.attachment.container, record.attachment.interface)
-        for record in context.records.all()
-        if record.attachment.network == network.name
-    }
     containers = {container for container, _ in attached}
     now = time.time()
     found = [
@@ -100,19 +112,22 @@ def usage(network: NetworkList, leases: Iterable[LeaseEntry]) -> list[Usage]:
 
 def stale(context: ServiceContext, networks: Iterable[NetworkList]) -> list[LeaseEntry]:
     """Leases that nothing holds any more: no attachment, link, namespace or runtime."""
-    found = []
+    context = context.reading_once()
+    found, holders, attached = [], Holders(context), _attached(context)
     for network in networks:
-        own_pool, entries = pool(network), listed(context, network)
+        own_pool, entries = pool(network), _listed(network, attached.get(network.name, set()))
+        entries = [one for one in entries if not one.attached]
         if own_pool is not None and entries:
             files = [LeaseFile(one.address, one.owner, time.time() - one.age) for one in entries]
-            unheld = {lease.address for lease in unheld_leases(context, own_pool, files)}
+            unheld = {lease.address for lease in unheld_leases(holders, own_pool, files)}
             found += [entry for entry in entries if entry.address in unheld]
     return found
 
 
-def free_stale(context: ServiceContext, networks: Iterable[NetworkList]) -> list[str]:
+def free_stale(context: ServiceContext, networks: Sequence[NetworkList]) -> list[str]:
     """Free the leases that nothing holds; returns them as text. Raises Busy and StateDamaged."""
-    pools = ((network, pool(network)) for network in networks)
+    left = {lease.network for lease in stale(context, networks)}  # looked at again under the pool's lock
+    pools = ((network, pool(network)) for network in networks if network.name in left)
     return [
         text(network.name, lease.address, lease.owner)
         for network, own_pool in pools

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from itertools import islice
 
 from cni_plugin.networks.conflists import NetworkList, can_conflict, subnets
 from cni_plugin.service import overlaps
@@ -24,6 +26,42 @@ _POOLS = (
 )
 _PREFIX = 24
 _ATTEMPTS = 64
+
+
+class Subnets:
+    """Which of many subnets overlap with another, as their places in the list, in order.
+
+    Two subnets overlap if one contains the other, so those that contain it are found by their
+    prefixes, and those in it lie between its first and last address.
+    """
+
+    def __init__(self, subnets: Sequence[Subnet]) -> None:
+        self._places: dict[tuple[int, int, int], list[int]] = {}
+        for place, subnet in enumerate(subnets):
+            key = subnet.version, int(subnet.network_address), subnet.prefixlen
+            self._places.setdefault(key, []).append(place)
+        self._sorted = sorted(self._places)
+        self._lengths = sorted({(version, length) for version, _, length in self._places})
+
+    def overlapping(self, subnet: Subnet) -> list[int]:
+        found = self.within([subnet])
+        number = int(subnet.network_address)
+        for version, length in self._lengths:
+            if version == subnet.version and length < subnet.prefixlen:
+                rest = subnet.max_prefixlen - length
+                found += self._places.get((version, number >> rest << rest, length), ())
+        return sorted(found)
+
+    def within(self, subnets: Iterable[Subnet]) -> list[int]:
+        """Those that are the same as one of the subnets or a part of it."""
+        found: set[int] = set()
+        for subnet in subnets:
+            low = bisect_left(self._sorted, (subnet.version, int(subnet.network_address), subnet.prefixlen))
+            for key in islice(self._sorted, low, None):
+                if key[:2] > (subnet.version, int(subnet.broadcast_address)):
+                    break
+                found.update(self._places[key])
+        return sorted(found)
 
 
 def of_networks(networks: Iterable[NetworkList]) -> list[Use]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
 from json.encoder import encode_basestring_ascii
 from typing import cast
@@ -30,6 +31,7 @@ from weft.kernel import interface
 
 KIND = "kind"
 _VALUE = "="
+_MOST_PARSED = 1024
 
 Writer = Callable[[object], str]
 
@@ -51,7 +53,14 @@ def kinds(*classes: type) -> Kinds:
     """Every class that a file may name, ``classes`` among them: no other is ever instantiated from a
     file.
     """
-    found = _Kinds({"address": ip_address, "interface": ip_interface, "network": ip_network, "Side": types.Side})
+    parsers: dict[str, Callable[..., object]] = {
+        "address": ip_address,
+        "interface": ip_interface,
+        "network": ip_network,
+        "Side": types.Side,
+    }
+    # Parsing an address takes 10 us, and the records of a network repeat its own.
+    found = _Kinds({name: lru_cache(_MOST_PARSED)(parse) for name, parse in parsers.items()})
     found |= {each.__name__: each for each in (*classes, *ops.COMMON)}
     for module in (types, interface, leases, ranges, host_local):
         for name, value in vars(module).items():

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
+from typing import Self
 
 from cni_plugin.ops.operation import Delegate, Machine, Operation
 from cni_plugin.service import executor
 from cni_plugin.service.planner import Planner
-from cni_plugin.service.records import Phase, Record, Records
+from cni_plugin.service.records import Phase, Record, Records, RecordsOnce
 from ipam.leases import HostState, Owner
 from weft import identity, locks
 from weft.errors import Busy, StateDamaged, WeftError
@@ -53,12 +55,20 @@ class ServiceContext:
         self.kernel = kernel
         self.host = host
         self.caller = caller
-        self.records = Records(host.run)
+        self.records: Records = Records(host.run)
         self.planner = Planner(kernel, host)
         self.watch = watch
         self.log = log
         self._begin = begin
         self._delegate = delegate
+
+    def reading_once(self) -> Self:
+        """The same with the records as they are now: for a look at everything that changes nothing."""
+        if isinstance(self.records, RecordsOnce):
+            return self
+        found = copy(self)
+        found.records = RecordsOnce(self.host.run)
+        return found
 
     def machine(self, container: Namespace | None) -> Machine:
         """What the operations of one call act on."""

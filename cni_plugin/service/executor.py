@@ -118,24 +118,44 @@ def remove(
     return errors
 
 
-def mismatches(operations: Sequence[Operation], machine: Machine, later: Sequence[Operation] = ()) -> list[str]:
+Known = dict[Operation, str | None]
+"""What was found for shared operations: many attachments have the same, and each is compared once."""
+
+
+def mismatches(
+    operations: Sequence[Operation],
+    machine: Machine,
+    later: Sequence[Operation] = (),
+    *,
+    shared: int = 0,
+    known: Known | None = None,
+) -> list[str]:
     """What differs from what the operations have set up, a sentence each.
 
     ``later`` are the operations of plugins further on in the chain, which may have changed the same
-    things.
+    things. The first ``shared`` operations are shared ones; what is ``known`` of these is added to it.
     """
     sentences = []
     for index, operation in enumerate(operations):
         expected = operation
         for change in (*operations[index + 1 :], *later):
             expected = change.adapt(expected)
-        try:
-            sentence = expected.mismatch(machine)
-        except WeftError as error:
-            sentence = str(error)
+        if known is None or index >= shared:
+            sentence = _mismatch(expected, machine)
+        else:
+            if expected not in known:
+                known[expected] = _mismatch(expected, machine)
+            sentence = known[expected]
         if sentence:
             sentences.append(sentence)
     return sentences
+
+
+def _mismatch(operation: Operation, machine: Machine) -> str | None:
+    try:
+        return operation.mismatch(machine)
+    except WeftError as error:
+        return str(error)
 
 
 def restore(operations: Sequence[Operation], machine: Machine) -> int:

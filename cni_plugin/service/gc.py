@@ -77,10 +77,10 @@ def collect_stale(context: ServiceContext) -> Swept:
     gone, partial ones, orphans, and networks without attachments.
     """
     swept = Swept.empty()
-    for record in stale_attachments(context):
+    for record in stale_attachments(context.reading_once()):
         _detach(context, record, swept)
     sweep(context, swept)
-    for network in unused_networks(context):
+    for network in unused_networks(context.reading_once()):
         try:
             remove_network(context, network, timeout=1.0)
             swept.leftovers.append(f"network {network}")
@@ -110,11 +110,11 @@ def _detach(context: ServiceContext, record: Record, swept: Swept, *, timeout: f
 
 def sweep(context: ServiceContext, swept: Swept) -> None:
     """Remove what has weft's mark and no record: links, elements, stale lock files, unfinished records."""
-    found = orphans(context)
+    found = orphans(context.reading_once())
     _sweep_links(context, found.links, swept)
     if found.links:
         # A bridge is an orphan only once its ports are deleted.
-        _sweep_links(context, orphans(context).links, swept)
+        _sweep_links(context, orphans(context.reading_once()).links, swept)
     for mark in dict.fromkeys(identity.mark_digest(element.mark) for element in found.elements):
         marked = [element for element in found.elements if identity.mark_digest(element.mark) == mark]
         _unless_recorded(context, mark, partial(_delete_elements, context, marked, swept))
@@ -174,7 +174,7 @@ def _unless_recorded(context: ServiceContext, mark: str, take: Callable[[], None
         return
     lock = context.records.lock_of(mark)
     with contextlib.suppress(Busy), locks.hold(lock, timeout=0):
-        if mark not in context.records.digests():
+        if not context.records.is_recorded(mark):
             take()
             with contextlib.suppress(OSError):
                 os.unlink(lock)
@@ -214,11 +214,8 @@ def _free_leases(context: ServiceContext, request: Request, valid: set[tuple[str
         swept.errors.append(error)
 
 
-def unheld_leases(
-    context: ServiceContext, pool: Pool, leases: Iterable[LeaseFile], besides: Attachment | None = None
-) -> list[LeaseFile]:
-    """The leases of a pool that nothing holds (``holders``)."""
-    holders = Holders(context, besides)
+def unheld_leases(holders: Holders, pool: Pool, leases: Iterable[LeaseFile]) -> list[LeaseFile]:
+    """The leases of a pool that nothing holds."""
     return [lease for lease in leases if not holders.holder(pool.network, lease)]
 
 
@@ -237,7 +234,7 @@ def free_leases(
     """
     with contextlib.suppress(FileNotFoundError), open_locked(pool.directory, pool.network, context.leases()) as leases:
         found = [lease for lease in leases.directory.scan() if lease.owner and not _is_valid(lease, valid)]
-        unheld = unheld_leases(context, pool, found, besides)
+        unheld = unheld_leases(Holders(context.reading_once(), besides), pool, found)
         return [lease for lease in unheld if lease.owner and leases.free(lease.address, lease.owner)]
     return []
 
@@ -256,7 +253,7 @@ def make_room(context: ServiceContext, pool: Pool, attachment: Attachment) -> bo
     ``attachment`` is the one being added. Those that are locked by another call are skipped.
     """
     swept = Swept.empty()
-    for record in stale_attachments(context):
+    for record in stale_attachments(context.reading_once()):
         if record.attachment.network == pool.network and record.attachment != attachment:
             _detach(context, record, swept, timeout=0)
     freed = [

@@ -60,7 +60,7 @@ class Holders:
         if time.time() - lease.modified < GRACE:
             return "a recent ADD"
         if (network, owner.container, owner.interface) in self._recorded or (
-            not owner.interface and (network, owner.container) in {one[:2] for one in self._recorded}
+            not owner.interface and (network, owner.container) in self._recorded_containers
         ):
             return "attachment"
         if not self._marks.isdisjoint(_digests(network, owner)):
@@ -82,8 +82,8 @@ class Holders:
         """
         return not self._context.is_gone(record.namespace) or any(
             self.place(ip.address.ip, Owner(one.attachment.container, one.attachment.interface))
-            for one in self._records
-            if one.attachment.container == record.attachment.container and one.namespace.same(record.namespace)
+            for one in self._of_container.get(record.attachment.container, ())
+            if one.namespace.same(record.namespace)
             for ip in one.result.ips
             if not ip.address.is_loopback
         )
@@ -106,6 +106,17 @@ class Holders:
     def _recorded(self) -> set[tuple[str, str, str]]:
         attachments = (record.attachment for record in self._records)
         return {(one.network, one.container, one.interface) for one in attachments}
+
+    @cached_property
+    def _recorded_containers(self) -> set[tuple[str, str]]:
+        return {(network, container) for network, container, _ in self._recorded}
+
+    @cached_property
+    def _of_container(self) -> dict[str, list[Record]]:
+        found: dict[str, list[Record]] = {}
+        for record in self._records:
+            found.setdefault(record.attachment.container, []).append(record)
+        return found
 
     @cached_property
     def _marks(self) -> set[str]:

@@ -155,6 +155,10 @@ class Records:
         """The digests of all attachments that have a record, even a damaged one."""
         return {os.path.basename(path)[: -len(".json")] for path in _files(self._attachments)}
 
+    def is_recorded(self, digest: str) -> bool:
+        """Whether the attachment of that digest has a record, even a damaged one."""
+        return os.path.lexists(f"{self._attachments}/{digest}.json")
+
     def name_marks(self, text: str) -> str:
         """The text with the mark of every attachment replaced by its name."""
         for record in self.all():
@@ -173,6 +177,29 @@ class Records:
                     if unused_lock or name.endswith((files.TEMPORARY_SUFFIX, files.DAMAGED_SUFFIX)):
                         found.append(os.path.join(folder, name))
         return found
+
+
+class RecordsOnce(Records):
+    """The records as they were when they were first asked for: what looks at all of them several times
+    reads each once.
+
+    What changes something reads each again under its lock, from ``Records``.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self._all: tuple[Record, ...] | None = None
+        self._of_networks: tuple[NetworkRecord, ...] | None = None
+
+    def all(self) -> Iterator[Record]:
+        if self._all is None:
+            self._all = tuple(super().all())
+        return iter(self._all)
+
+    def networks(self) -> Iterator[NetworkRecord]:
+        if self._of_networks is None:
+            self._of_networks = tuple(super().networks())
+        return iter(self._of_networks)
 
 
 def _files(folder: str) -> list[str]:
@@ -237,13 +264,19 @@ class _Cached:
 _cache: dict[str, _Cached] = {}
 """The records used last, by path; an entry is valid while the file has the same content."""
 
-_MOST_CACHED = 128
+_most_cached = 128
+
+
+def cache_all() -> None:
+    """Cache every record: for a short-lived process that reads all of them several times. 10 KB each."""
+    global _most_cached
+    _most_cached = 1 << 20
 
 
 def _remember(path: str, cached: _Cached) -> None:
     _cache.pop(path, None)
     _cache[path] = cached
-    while len(_cache) > _MOST_CACHED:
+    while len(_cache) > _most_cached:
         with contextlib.suppress(StopIteration, RuntimeError):  # another thread may evict at the same time
             _cache.pop(next(iter(_cache)), None)
 

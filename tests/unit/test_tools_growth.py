@@ -1,0 +1,161 @@
+"""What ``ps``, ``check``, ``doctor``, ``gc`` and ``status`` do grows with what is attached, not with its square.
+
+Counted on the fake kernel: requests to the kernel, and files opened or listed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_plugin.cli import listing, tool
+from cni_plugin.networks import attachments, conflists, findings, leases, pools
+from cni_plugin.service import gc, records
+from cni_plugin.service.verbs import Service
+from ipam import host_local_config
+from lab.calls import Weft
+from lab.cases import conf, pool
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.fake.namespace import FakeNamespace
+from weft.kernel.host import Host
+
+FEW, MANY, EACH = 10, 40, 3
+_FILES = ("open", "os.listdir", "os.scandir", "os.rename", "os.remove")
+
+
+class Filled:
+    """A host with so many networks of three containers each."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.kernel = FakeKernel()
+        self.config = folder / "net.d"
+        self.config.mkdir(parents=True)
+        host = Host(str(folder / "run"), "boot", time.time() - 3600)
+        weft = Weft(self.kernel, host)
+        for number in range(count):
+            keys = {"driver": "bridge", "bridge": f"b{number}", "isGateway": True, "ipMasq": True}
+            given = conf("weft", f"n{number}", {**keys, "ipam": pool(f"10.9.{number}.0/24")})
+            conflists.write(
+                str(self.config), f"n{number}", {"cniVersion": "1.1.0", "name": f"n{number}", "plugins": [given]}
+            )
+            for each in range(EACH):
+                path = f"/run/netns/c{number}-{each}"
+                self.kernel.add(path)
+                weft.add(given, path, f"c{number}-{each}")
+        for path in (folder / "leases").rglob("10.*"):
+            os.utime(path, (time.time() - 600,) * 2)  # older than those that are held whoever has them
+        self.context = Service(self.kernel, host)
+
+    def lists(self) -> Any:
+        return conflists.listed(str(self.config))
+
+
+def _ps(filled: Filled) -> None:
+    assert len(attachments.endpoints(filled.context)) % EACH == 0
+
+
+def _check(filled: Filled) -> None:
+    weft = tool.Tool(config=str(filled.config), make=lambda: filled.context, missing_privileges=lambda: "")
+    with pytest.raises(SystemExit) as ended:
+        listing.check.main(["--json"], obj=weft, prog_name="check")
+    assert ended.value.code == 0
+
+
+def _doctor(filled: Filled) -> None:
+    assert findings.every(filled.context, (), *filled.lists()) == []
+
+
+def _gc(filled: Filled) -> None:
+    swept = gc.collect_stale(filled.context)
+    assert (swept.attachments, swept.leftovers, swept.errors) == ([], [], [])
+    assert leases.free_stale(filled.context, filled.lists()[0]) == []
+
+
+def _gone(filled: Filled) -> None:
+    """GC after half of the containers are gone."""
+    paths = [path for path in filled.kernel.others() if path.endswith(("-0", "-1"))]
+    for path in paths:
+        filled.kernel.remove(path)
+    assert len(gc.collect_stale(filled.context).attachments) == len(paths)
+
+
+TOOLS: dict[str, Callable[[Filled], None]] = {"ps": _ps, "check": _check, "doctor": _doctor, "gc": _gc, "gone": _gone}
+counted: Counter[str] | None = None
+
+
+def _count(event: str, given: tuple[object, ...]) -> None:
+    if counted is not None and event in _FILES:
+        counted["files"] += 1
+
+
+sys.addaudithook(_count)
+
+
+def work(filled: Filled, use: Callable[[Filled], None], monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What one use of a tool costs, with an empty cache of records."""
+    global counted
+    records._cache.clear()
+    found: Counter[str] = Counter()
+    with monkeypatch.context() as patched:
+        for name in dir(FakeNamespace):
+            method = getattr(FakeNamespace, name)
+            if not name.startswith("_") and callable(method):
+                patched.setattr(FakeNamespace, name, _counting(found, method))
+        decode = records.codec.decode
+        patched.setattr(records.codec, "decode", lambda *given: found.update(decoded=1) or decode(*given))
+        subnets = conflists.subnets
+        patched.setattr(conflists, "subnets", lambda network: found.update(subnets=1) or subnets(network))
+        counted = found
+        try:
+            use(filled)
+        finally:
+            counted = None
+    return found
+
+
+def _counting(found: Counter[str], method: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*given: Any, **keys: Any) -> Any:
+        found["kernel"] += 1
+        return method(*given, **keys)
+
+    return called
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_work_is_linear(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_most_cached", 8)  # as if there were many more records than are cached
+    found = {}
+    for count in (FEW, MANY):
+        monkeypatch.setattr(host_local_config, "DATA_DIRECTORY", str(tmp_path / f"{count}" / "leases"))
+        found[count] = work(Filled(tmp_path / f"{count}", count), TOOLS[name], monkeypatch)
+    factor = 1.25 * MANY / FEW  # a square would be 4 * MANY / FEW
+    for what, many in found[MANY].items():
+        assert many <= factor * found[FEW][what] + 20, (what, found)
+    assert found[MANY]["files"] >= MANY * EACH, found
+
+
+def test_overlaps_are_found_as_by_comparing_all() -> None:
+    from ipaddress import ip_network
+    from random import Random
+
+    chance = Random(3)
+    for _ in range(200):
+        subnets = [
+            ip_network((chance.randrange(1 << 8) << 24, chance.randrange(1, 9)), strict=False)
+            if chance.random() < 0.8
+            else ip_network((chance.randrange(1 << 8) << 120, chance.randrange(1, 9)), strict=False)
+            for _ in range(12)
+        ]
+        index = pools.Subnets(subnets)
+        for one in subnets:
+            wanted = [place for place, each in enumerate(subnets) if each.version == one.version and each.overlaps(one)]
+            assert index.overlapping(one) == wanted
+            inner = [place for place in wanted if subnets[place].prefixlen >= one.prefixlen]
+            assert index.within([one]) == inner
