@@ -12,6 +12,7 @@ from weft.cni_keys import routes
 from weft.section import Section, quoted
 from weft.types import Address, Dns
 
+_LONGEST_PATH = 1024
 DATA_DIRECTORY = "/var/lib/cni/networks"
 _MAX_RESOLV_CONF = 65536
 
@@ -31,8 +32,8 @@ def read(
     ``runtimeConfig``. Problems are added to the sections; the pool is then incomplete.
     """
     data = ipam.text("dataDir") or DATA_DIRECTORY
-    if not data.startswith("/"):
-        ipam.problem("dataDir", "must be an absolute path")
+    if not data.startswith("/") or not data.isprintable() or ".." in data.split("/") or len(data) > _LONGEST_PATH:
+        ipam.problem("dataDir", "must be an absolute path without '..' and control characters")
     sets = read_sets(ipam, runtime, version)
     return Pool(
         network=network,

@@ -35,7 +35,7 @@ def plugin_path() -> tuple[str, ...]:
 
 def _service() -> Service:
     from cni_plugin.dataplane.tables import TABLES
-    from cni_plugin.service import log, records
+    from cni_plugin.service import log
     from cni_plugin.service.verbs import Service
     from weft.kernel.host import Host
     from weft.kernel.linux.kernel import LinuxKernel
@@ -43,9 +43,10 @@ def _service() -> Service:
     kernel = LinuxKernel(TABLES)
     host = Host.current(kernel)
     supersede(host.run)
-    records.cache_all()
     is_debug = log.level(os.environ) is log.Level.DEBUG
-    return Service(kernel, host, log=log.write if is_debug else None)
+    made = Service(kernel, host, log=log.write if is_debug else None)
+    made.records.cache_all()
+    return made
 
 
 def _missing_privileges() -> str:

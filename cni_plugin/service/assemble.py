@@ -171,6 +171,12 @@ def _addressed(driver: str, parts: tuple[PlanPart, ...], request: Request, ipam:
         return Assembly(driver, parts, answer=static.result(fixed))
     if ipam == "dhcp":
         return Assembly(driver, parts, lease=_dhcp(request))
+    if ipam == OWN_NAME or ipam in modules.plugins():
+        # It would be this very attachment, and wait for its own lock.
+        config.ipam.problem(
+            "type", f"must be an IPAM plugin, which {ipam} is not: host-local, static, dhcp or a foreign one"
+        )
+        return Assembly(driver, parts)
     return Assembly(driver, parts, lease=foreign(request, ipam))
 
 
@@ -194,8 +200,6 @@ def _dhcp(request: Request) -> Lease:
 
 def foreign(request: Request, ipam: str) -> ForeignLease:
     """The lease that another IPAM plugin holds for the request's attachment."""
-    if ipam == OWN_NAME:
-        request.config.ipam.problem("type", "must be an IPAM plugin: host-local, static or a foreign one")
     variables = {
         "CNI_CONTAINERID": request.container,
         "CNI_NETNS": request.namespace,

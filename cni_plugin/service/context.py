@@ -67,7 +67,7 @@ class ServiceContext:
         if isinstance(self.records, RecordsOnce):
             return self
         found = copy(self)
-        found.records = RecordsOnce(self.host.run)
+        found.records = RecordsOnce(self.host.run, self.records)
         return found
 
     def machine(self, container: Namespace | None) -> Machine:

@@ -87,6 +87,14 @@ class Records:
         for folder in (self._attachments, self._networks):
             files.make_directory(folder, "its records")
 
+    @staticmethod
+    def cache_all() -> None:
+        """Cache every record, 10 KB each: for a short-lived process that reads all of them several
+        times.
+        """
+        global _most_cached
+        _most_cached = 1 << 20
+
     def path(self, attachment: types.Attachment) -> str:
         return f"{self._attachments}/{attachment_digest(attachment)}.json"
 
@@ -186,19 +194,20 @@ class RecordsOnce(Records):
     What changes something reads each again under its lock, from ``Records``.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, records: Records) -> None:
         super().__init__(folder)
+        self._records = records
         self._all: tuple[Record, ...] | None = None
         self._of_networks: tuple[NetworkRecord, ...] | None = None
 
     def all(self) -> Iterator[Record]:
         if self._all is None:
-            self._all = tuple(super().all())
+            self._all = tuple(self._records.all())
         return iter(self._all)
 
     def networks(self) -> Iterator[NetworkRecord]:
         if self._of_networks is None:
-            self._of_networks = tuple(super().networks())
+            self._of_networks = tuple(self._records.networks())
         return iter(self._of_networks)
 
 
@@ -265,12 +274,6 @@ _cache: dict[str, _Cached] = {}
 """The records used last, by path; an entry is valid while the file has the same content."""
 
 _most_cached = 128
-
-
-def cache_all() -> None:
-    """Cache every record: for a short-lived process that reads all of them several times. 10 KB each."""
-    global _most_cached
-    _most_cached = 1 << 20
 
 
 def _remember(path: str, cached: _Cached) -> None:
