@@ -42,7 +42,7 @@ OTHER_TYPE = (
 NO_MASQUERADING = "flush chain inet weft nat_postrouting\nflush chain inet weft masquerade_outgoing"
 TAMPERING = [
     ("delete table inet weft", "the table inet weft is missing"),
-    ("flush table inet weft", "the chain check_source lacks"),
+    ("flush table inet weft", "the chain limit_dns lacks"),
     ("delete table bridge weft", "the table bridge weft is missing"),
     ("flush chain bridge weft check_other", "in the table bridge weft, the chain check_other lacks"),
     ("add table bridge weft { flags dormant; }", "in the table bridge weft, the table has “flags dormant”"),

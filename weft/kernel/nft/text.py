@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from weft.errors import Conflict, KernelRefused
 from weft.identity import link_name_problem
 from weft.kernel.interface import Element, Scalar
-from weft.kernel.schema import Shape
+from weft.kernel.schema import Shape, limit_text
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _FAMILIES: dict[str, tuple[type, type]] = {
@@ -97,6 +97,7 @@ def commands(verb: str, elements: Iterable[tuple[Shape, Element]]) -> str:
     for shape, element in elements:
         text = rendered(element.key, shape.key, shape)
         if verb == "create":
+            text += f" {limit_text(shape.limit, element.limit)}" if shape.limit and element.limit else ""
             text += f' comment "{element.mark}"'
             text += f" : {rendered(element.data, shape.data, shape)}" if shape.data else ""
         grouped.setdefault(shape.name, (shape, []))[1].append(text)
@@ -113,6 +114,7 @@ def copies(shape: Shape, entries: Iterable[Entry]) -> list[str]:
     for entry in entries:
         with suppress(KernelRefused):
             text = " . ".join(_copied(part, name, shape) for part, name in zip(entry.key, shape.key, strict=True))
+            text += f" {limit_text(shape.limit, entry.limit)}" if shape.limit and entry.limit else ""
             if entry.comment and entry.comment.isprintable() and '"' not in entry.comment:
                 text += f' comment "{entry.comment}"'
             if shape.data:
