@@ -219,6 +219,8 @@ class AclPolicyEndpoint:
 
 
 def _found(record: Record | None, kind: str, name: str) -> Record:
+    if record is None and kind != "record" and len(name) != 36:
+        raise HttpError(400, f"failed ACL {kind} lookup: {name[:60]!r} is no UUID")
     if record is None:
         raise HttpError(404, f"Requested {kind} does not exist: ACL not found: {name[:60]!r}")
     return record

@@ -60,7 +60,7 @@ class AclTokenEndpoint:
         found = await request.json()
         secret = _secret(Fields(found), "BootstrapSecret") if found is not None else str(uuid.uuid4())
         token = management_token(secret, "Bootstrap Token (Global Management)")
-        if not await self._writer.write([Put(BOOTSTRAP, b""), _put(token)], Compare(BOOTSTRAP, "mod", index)):
+        if not await self._writer.write([Put(BOOTSTRAP, b"{}"), _put(token)], Compare(BOOTSTRAP, "mod", index)):
             raise HttpError(403, "Permission denied: ACL bootstrap no longer allowed")
         if reset is not None:
             reset.unlink(missing_ok=True)

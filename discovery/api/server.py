@@ -142,8 +142,14 @@ class ApiServer:
             for address in listen:
                 sock = listeners.bind(address)
                 self.addresses += (listeners.format_address(address, sock),)
-                remote = tls if listeners.is_remote(address) else None
-                self._listeners.append(await loop.create_server(self._server, sock=sock, backlog=BACKLOG, ssl=remote))
+                if tls is None or not listeners.is_remote(address):
+                    made = await loop.create_server(self._server, sock=sock, backlog=BACKLOG)
+                else:
+                    made = await loop.create_server(
+                        self._server, sock=sock, backlog=BACKLOG, ssl=tls,
+                        ssl_handshake_timeout=self._settings.header_time,
+                    )  # fmt: skip
+                self._listeners.append(made)
         except BaseException:
             await self.stop()
             raise
@@ -183,7 +189,7 @@ class ApiServer:
         token = management_token(secret, "Initial Management Token")
         made = [Put(acl_key(token), encode_acl(token))]
         if (await self._store.transact([Compare(acl_key(token), "mod", 0)], made)).succeeded:
-            await self._store.transact([Compare(BOOTSTRAP, "mod", 0)], [Put(BOOTSTRAP, b"")])
+            await self._store.transact([Compare(BOOTSTRAP, "mod", 0)], [Put(BOOTSTRAP, b"{}")])
 
     async def _load(self) -> int:
         found = await self._store.range(ACLS)
