@@ -44,8 +44,7 @@ class Floor:
             each.close()
 
     def add(self) -> float:
-        """Create a veth pair: one end on the bridge, the other with address and default route, both up.
-        """
+        """Create a veth pair: one end on the bridge, the other with address and default route, both up."""
         started = time.perf_counter()
         peer = [["IFLA_IFNAME", "eth0"], ["IFLA_NET_NS_FD", self._container.descriptor]]
         data = {"attrs": [["VETH_INFO_PEER", {"attrs": peer}]]}

@@ -30,8 +30,7 @@ _CASE = Case("growth", masquerade=True)
 
 @dataclass(slots=True)
 class Side:
-    """A host with its own engine and one container to measure with. ``limit``: attachments to create.
-    """
+    """A host with its own engine and one container to measure with. ``limit``: attachments to create."""
 
     contender: Contender
     number: int
@@ -147,8 +146,7 @@ def _measure(sides: Sequence[Side], rounds: int) -> Times:
 
 
 def _row(count: int, times: Times) -> Row:
-    """Medians: ``ms`` is wall-clock time; ``processor ms`` is CPU time, which other load affects least.
-    """
+    """Medians: ``ms`` is wall-clock time; ``processor ms`` is CPU time, which other load affects least."""
     row: Row = {"case": "growth", "attachments": count, "load": os.getloadavg()[0]}
     for command in ("ADD", "DEL"):
         medians = {

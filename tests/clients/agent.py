@@ -39,15 +39,16 @@ tokens.initial_management = "{MANAGEMENT}"
 
 
 class Agent:
-    """An agent at 127.0.0.1:8500 with its catalog in a folder. ``weft`` is the executable; ``acls``:
-    with tokens.
+    """An agent at 127.0.0.1:8500 with its catalog in a folder. ``weft`` is the executable of another
+    release, which may not know ``writers``; ``acls``: with tokens.
     """
 
     def __init__(self, folder: pathlib.Path, weft: str = "", acls: bool = False) -> None:
         self._weft = weft or os.environ["WEFT"]
         folder.mkdir(exist_ok=True)
         self._config = folder / "weft.toml"
-        self._config.write_text(CONFIG.format(folder=folder, writers=WRITERS * (not acls)) + ACLS * acls)
+        writers = WRITERS * (not acls and not weft)
+        self._config.write_text(CONFIG.format(folder=folder, writers=writers) + ACLS * acls)
         self._log = folder / "log"
         self._process = None
 

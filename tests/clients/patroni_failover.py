@@ -152,7 +152,7 @@ def upgrade(lab: Lab, previous: str) -> None:
     empty catalog as after an installation, then on.
     """
     lab.agent.stop()
-    for name in ("n1", "n2"):
+    for name in tuple(lab.nodes):
         os.kill(lab.nodes[name].pid, signal.SIGTERM)
         lab.nodes.pop(name).wait(60)
     lab.agent = weft_agent.Agent(lab.folder / "upgraded", previous)

@@ -236,3 +236,51 @@ def test_instances_at_metadata_and_loopback_addresses_are_refused(topology: Topo
         assert talk("/run/netns/a", VIPS[version], 80) == "refused"
 
     run(work, topology.book)
+
+
+def test_what_an_instance_on_another_network_sees_as_the_client(topology: Topology) -> None:
+    """The client, unless ``ipMasq`` of its network masquerades it, as the reference does."""
+    topology.add("plain", "x", 81)
+    topology.add("masked", "m", 83, ipMasq=True)
+    topology.add("b", "y", 82)
+    topology.offer("b")
+
+    async def work(balancer: Balancer) -> None:
+        seen_by: dict[str, set[str]] = {}
+        for name in ("plain", "masked"):
+            topology._servers[2].clients["b"].clear()
+            assert topology.asks(name, VIPS[4], 4) == {"b": 4}
+            seen_by[name] = {one.removeprefix("::ffff:") for one in topology._servers[2].clients["b"]}
+        assert seen_by == {"plain": {topology.addresses["plain"][4]}, "masked": {"10.82.0.1"}}
+
+    run(work, topology.book)
+
+
+def test_a_published_service_is_not_at_loopback_but_at_the_addresses_of_the_host(topology: Topology) -> None:
+    topology.add("b", "y", 82)
+    topology.offer("b", meta={"weft-publish": "30080:80"})
+
+    async def work(balancer: Balancer) -> None:
+        assert topology.asks(None, topology.lan.host, 4, 30080) == {"b": 4}
+        assert topology.asks(None, "127.0.0.1", 2, 30080) == {"refused": 2}
+        assert topology.asks(None, VIPS[4], 4) == {"b": 4}
+
+    run(work, topology.book, outside=None)
+
+
+def test_a_udp_server_of_the_host_answers_behind_a_virtual_address_if_it_is_bound_to_its_own(
+    topology: Topology,
+) -> None:
+    """One that is bound to 0.0.0.0 answers from the bridge's address, which is no reply."""
+    topology.add("a", "x", 81)
+    here = topology.lan.host
+    topology._servers.append(Greeters(topology.host.path, {"bound": (here, 5301), "any": ("0.0.0.0", 5302)}))
+    for name, port, vip in (("bound", 5301, "10.79.0.20"), ("any", 5302, "10.79.0.21")):
+        topology.book.put(instance(name, here, port, protocol="udp"), virtual(name, vip))
+
+    async def work(balancer: Balancer) -> None:
+        assert await asyncio.to_thread(talk, "/run/netns/a", "10.79.0.20", 5301) == "bound"
+        assert await asyncio.to_thread(talk, "/run/netns/a", "10.79.0.21", 5302) != "any"
+        assert "10.81.0.2" in topology._servers[1].clients["any"]  # it was asked
+
+    run(work, topology.book)
