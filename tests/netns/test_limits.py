@@ -91,7 +91,7 @@ def test_connections_are_limited(host: Host, limit: int, sent: int, most: int) -
     host.serve_udp("outside", 7, site.lan.outside)
     before = site.flows()
     site.flood(_connections(site.lan.outside, sent))
-    assert limit * 0.8 <= site.flows() - before <= most + 5  # the host's own
+    assert limit / 2 <= site.flows() - before <= max(most, 100)  # and the host's own
     assert site.exceeded(limits.CONNECTIONS4 if limit == 50 else limits.CONNECTIONS_SAMPLED4) > 0
     assert host.fetch("sibling", site.lan.outside, 7, "udp") is not None
     assert [site.weft.check(site.conf, site.results[name], site.paths[name], name) for name in site.paths] == ["", ""]
