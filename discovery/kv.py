@@ -57,7 +57,13 @@ def decode_pair(entry: Entry) -> KVPair:
     head, line, value = entry.value.partition(b"\n")
     if not line:
         raise ValueError(f"{entry.key} is not a key-value pair")
-    found = json.loads(head) if head else {}
+    try:
+        return _pair(entry, json.loads(head) if head else {}, value)
+    except (AttributeError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{entry.key} is not a key-value pair: {error}") from None
+
+
+def _pair(entry: Entry, found: dict[str, str | int | float], value: bytes) -> KVPair:
     return KVPair(
         key=entry.key.removeprefix(KV_PREFIX),
         value=value,
