@@ -24,9 +24,11 @@ def rejection_reason(headers: Mapping[str, str], hosts: Collection[str], *, writ
     """Why a request is rejected, "" if it is not. ``hosts`` are this agent's names in lower
     case.
 
-    A read may come from a link on another site, whose pages cannot see what it leads to.
+    A read may come from a link on another site, whose pages cannot see what it leads to. Browsers send
+    the API's own Origin when its page loads a module script.
     """
-    if origin := headers.get("Origin"):
+    origin = headers.get("Origin")
+    if origin and (writes or origin.partition("://")[2] != headers.get("Host")):
         return f"cross-origin request from {origin[:100]!r} rejected"
     site = headers.get("Sec-Fetch-Site", "none")
     if site not in _OWN_SITES and (writes or not _is_link(headers)):

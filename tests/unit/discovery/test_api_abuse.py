@@ -161,6 +161,11 @@ def test_cross_site_requests_are_refused(agent: LabAgent) -> None:
     assert agent.get("/v1/catalog/nodes", **link).status == 200
     assert agent.get("/v1/catalog/nodes", **(link | {"Sec-Fetch-Dest": "iframe"})).status == 403
     assert agent.get("/v1/agent/check/pass/page", **link).status == 403
+    own = {"Host": "localhost:8500", "Origin": "http://localhost:8500", "Sec-Fetch-Site": "same-origin"}
+    assert agent.get("/v1/catalog/nodes", **own).status == 200  # as for a module script of the page
+    assert agent.get("/v1/agent/check/pass/page", **own).status == 403
+    assert agent.get("/v1/catalog/nodes", **(own | {"Origin": "http://localhost:80"})).status == 403
+    assert agent.get("/v1/catalog/nodes", Host="evil.example", Origin="http://evil.example").status == 403
     assert agent.get("/v1/kv/page").status == 404
     assert agent.get("/v1/agent/checks").json["page"]["Status"] == "critical"
     for host in ("localhost:8500", "127.0.0.1", "[::1]:8500", "N1:8500"):
