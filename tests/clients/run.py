@@ -70,7 +70,7 @@ METHODS = {
     "npm-consul": Methods("consul@2.0.1", "npm_consul.cjs"),
     "consulate": Methods("consulate==0.6.0", "consulate_methods.py", ("setuptools<81",)),
 }
-LABS = {"patroni": "patroni_failover.py"}
+LABS = ("patroni", "proxies")
 PREVIOUS = "869076e"
 """A commit whose agent is replaced by today's while Patroni runs."""
 
@@ -84,7 +84,7 @@ def main(names: list[str]) -> int:
     wrong = False
     for name in names or (*SUITES, *METHODS, *LABS):
         if name in LABS:
-            wrong = patroni() != 0 or wrong
+            wrong = (patroni() if name == "patroni" else proxies()) != 0 or wrong
             continue
         if name in METHODS:
             if name.startswith("npm") and shutil.which("npm") is None:
@@ -121,6 +121,20 @@ def patroni() -> int:
     command = [ROOT / "tests" / "private", python, folder / "patroni_failover.py"]
     environment = {**os.environ, "WEFT": str(ROOT / "bin" / "weft"), "WEFT_PREVIOUS": previous_release()}
     return subprocess.run(command, env=environment, check=False, timeout=1800).returncode
+
+
+def proxies() -> int:
+    """HAProxy and nginx by SRV; the exit status. nginx is in a Debian sid root, which is built first."""
+    folder = BUILD / "proxies"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, name in (("agent.py", "weft_agent.py"), ("proxies.py", "proxies.py")):
+        shutil.copy(HERE / file, folder / name)
+    libraries = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    build = [sys.executable, "-c", "from lab import roots; print(roots.root('sid'))"]
+    root = subprocess.run(build, env=libraries, check=True, stdout=subprocess.PIPE, text=True, timeout=1800).stdout
+    environment = {**libraries, "WEFT": str(ROOT / "bin" / "weft"), "NGINX_ROOT": root.strip()}
+    command = [ROOT / "tests" / "private", sys.executable, folder / "proxies.py"]
+    return subprocess.run(command, env=environment, check=False, timeout=600).returncode
 
 
 def previous_release() -> str:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import tomllib
@@ -67,6 +68,7 @@ RECIPES = {
             "busybox-static",
             "dnsmasq-base",
             "netavark",
+            "nginx",
             "python3-dnspython",
             "python3-hypothesis",
             "python3-pytest",
@@ -193,13 +195,21 @@ def _cached(name: str, build: Callable[[Path], None]) -> Path:
     return kept
 
 
+def start(below: Sequence[Path], top: Path, work: Path, *argv: str) -> subprocess.Popen[bytes]:
+    """Start a command in a root; what it writes is in ``top``. ``work`` is an empty directory beside it."""
+    return subprocess.Popen(_command(below, top, work, argv))
+
+
+def _command(below: Sequence[Path], top: Path, work: Path, argv: Sequence[str]) -> tuple[str, ...]:
+    script = ("sh", "-euc", _OVERLAY, "sh", ":".join(map(str, below)), str(top), str(work), *argv)
+    return ("unshare", "--mount", "--propagation", "private", "--", *script)
+
+
 def _inside(below: Sequence[Path], top: Path, *argv: str) -> Outcome:
     """Run a command in a root; what it writes is in ``top``."""
     work = Path(tempfile.mkdtemp(dir=top.parent))
     try:
-        lower = ":".join(map(str, below))
-        script = ("sh", "-euc", _OVERLAY, "sh", lower, str(top), str(work), *argv)
-        return run("unshare", "--mount", "--propagation", "private", "--", *script, timeout=300)
+        return run(*_command(below, top, work, argv), timeout=300)
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(work)
