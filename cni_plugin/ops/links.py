@@ -400,11 +400,12 @@ class Port(Operation):
 
     Without ``router`` the port gets no multicast that nobody behind it has joined, whatever queries it
     sends. ``groups`` is how many multicast groups may be joined behind it, 0 for any number (from kernel
-    6.3). ``mac`` is then the only address behind it; without one the bridge learns addresses.
+    6.3). ``hairpin`` is None where a later plugin of the chain decides. ``mac`` is the only address
+    behind it; without one the bridge learns addresses.
     """
 
     link: str
-    hairpin: bool = False
+    hairpin: bool | None = False
     isolated: bool = False
     reserved: bool = False
     router: bool = True
@@ -416,7 +417,8 @@ class Port(Operation):
         return (Side.HOST, self.link)
 
     def _wanted(self) -> dict[str, int]:
-        flags = {"brport_mode": int(self.hairpin), "brport_isolated": int(self.isolated)}
+        flags = {} if self.hairpin is None else {"brport_mode": int(self.hairpin)}
+        flags["brport_isolated"] = int(self.isolated)
         return {**flags, "brport_group_fwd_mask": ALL_RESERVED} if self.reserved else flags
 
     def _bounds(self) -> dict[str, int]:
@@ -448,9 +450,10 @@ class Port(Operation):
         link = machine.host.link(self.link)
         if link is None:
             return f"the host's link {self.link} is missing"
-        for (name, wanted), word in zip(self._wanted().items(), ("hairpin", "isolated"), strict=False):
-            if link.port.get(name, 0) != wanted:
-                return f"{word} is {'off' if wanted else 'on'} for the port {self.link}"
+        flags = self._wanted()
+        for name, word in (("brport_mode", "hairpin"), ("brport_isolated", "isolated")):
+            if link.port.get(name, 0) != flags.get(name, link.port.get(name, 0)):
+                return f"{word} is {'off' if flags[name] else 'on'} for the port {self.link}"
         mask = link.port.get("brport_group_fwd_mask", 0)
         if self.reserved and mask != ALL_RESERVED:
             return f"group_fwd_mask of the port {self.link} is {mask:#x} instead of {ALL_RESERVED:#x}"

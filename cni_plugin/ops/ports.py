@@ -187,7 +187,7 @@ class Hairpin(Operation):
         return f"hairpin is off for the port {self.link}"
 
     def adapt(self, earlier: Operation) -> Operation:
-        return replace(earlier, hairpin=True) if isinstance(earlier, Port) and earlier.link == self.link else earlier
+        return replace(earlier, hairpin=None) if isinstance(earlier, Port) and earlier.link == self.link else earlier
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         return (f"bridge link set dev {self.link} hairpin on",)
