@@ -26,7 +26,8 @@ from weft.types import Route
 NETNS = "/run/netns/c1"
 IPAM = {"type": "static", "addresses": [{"address": "10.80.0.2/24", "gateway": "10.80.0.1"}]}
 BRIDGE = network("weft", driver="bridge", bridge="blue0", isGateway=True, ipam=IPAM)
-PTP = network("weft", driver="ptp", name="points", ipam=IPAM)
+OTHER = {"type": "static", "addresses": [{"address": "10.81.0.2/24", "gateway": "10.81.0.1"}]}
+PTP = network("weft", driver="ptp", name="points", ipam=OTHER)
 
 
 @pytest.fixture
@@ -102,8 +103,8 @@ def test_ufw_s_own_rules_come_first(weft: Weft, host: FakeNamespace) -> None:
     weft.add(PTP, NETNS)
     assert rules(host, "ufw-user-forward") == [
         "-i lan0 -j DROP",
-        "-s 10.80.0.0/24 -i veth+ -j WEFT-FORWARD",
-        "-d 10.80.0.0/24 -o veth+ -j WEFT-FORWARD",
+        "-s 10.81.0.0/24 -i veth+ -j WEFT-FORWARD",
+        "-d 10.81.0.0/24 -o veth+ -j WEFT-FORWARD",
     ]
     assert rules(host, "WEFT-FORWARD") == ["-j ACCEPT"]
     assert rules(host, "ufw-user-input") == []
@@ -156,10 +157,10 @@ def test_the_last_network_takes_the_rules_back(service: Service, weft: Weft, hos
     before = host.tables[4].save("filter")
     weft.add(BRIDGE, NETNS)
     weft.add(PTP, NETNS, ifname="eth1")
-    assert host.zones == {"blue0": "trusted", "10.80.0.0/24": "trusted"}
+    assert host.zones == {"blue0": "trusted", "10.81.0.0/24": "trusted"}
     weft.delete(BRIDGE, NETNS)
     shared.remove_network(service, BRIDGE["name"])
-    assert rules(host, "WEFT-FORWARD") and host.zones == {"blue0": "", "10.80.0.0/24": "trusted"}
+    assert rules(host, "WEFT-FORWARD") and host.zones == {"blue0": "", "10.81.0.0/24": "trusted"}
     weft.delete(PTP, NETNS, ifname="eth1")
     shared.remove_network(service, PTP["name"])
     assert host.tables[4].save("filter") == before

@@ -92,6 +92,7 @@ FEATURES: dict[str, Tests] = {
         "isolation.py::test_networks_of_weft_are_closed_to_each_other_and_to_the_outside[bridge]",
         "weft-everything",
     ),
+    "limits": _tests("isolated", "limits.py::test_dns_queries_are_limited_before_the_name_server", "weft-everything"),
     "spoofing": _tests("isolated", "spoofing.py::test_with_checks_no_forged_frame_arrives", "weft-everything"),
 }
 NOT_YET = frozenset({"names"})
@@ -127,12 +128,7 @@ EVERY = tuple(
 
 def always() -> list[str]:
     """The tests that a run takes even though netns ran them: EVERY but for a sample of the long ones."""
-    long = {
-        test
-        for name, row in ROWS.items()
-        for kind, tests in row.items()
-        for test in tests
-        if kind not in SHORT and not taken(f"{name} {kind.name}", SHARE)
-    }
-    kept = {test for row in ROWS.values() for kind, tests in row.items() if kind in SHORT for test in tests}
-    return [test for test in EVERY if test not in long or test in kept]
+    rows = [(f"{name} {kind.name}", kind, tests) for name, row in ROWS.items() for kind, tests in row.items()]
+    mine = {test for name, kind, tests in rows if kind in SHORT or taken(name, SHARE) for test in tests}
+    left = {test for _, _, tests in rows for test in tests} - mine
+    return [test for test in EVERY if test not in left]

@@ -111,7 +111,8 @@ def test_doctor_counts_only_what_it_has_repaired(blue) -> None:
     blue.kernel.host.add_address("weft-blue", ip_interface("10.99.0.1/24"))
     blue.kernel.host.set_sysctl("net/ipv4/ip_forward", "0")
     said = blue("doctor", "--repair").out
-    assert "1 problem repaired\n  - IPv4 forwarding is disabled" in said
+    assert "2 problems repaired\n  - IPv4 forwarding is disabled" in said
+    assert "  - network blue: net/ipv4/conf/weft-blue/forwarding is 0 instead of 1" in said
     assert "1 problem left\n  - network blue: weft-blue lacks the gateway address 10.7.0.1/24" in said
     assert "--repair fixes" not in said
 
@@ -138,7 +139,8 @@ def test_doctor_accepts_a_macvlan_network_in_the_subnet_of_its_parent(run) -> No
     for name in ("lan0", "lan1"):
         run.kernel.host.add_link(name, "dummy", up=True)
     run.kernel.host.add_address("lan0", ip_interface("192.168.77.5/24"))
-    run.good("network", "create", "wire", "-d", "macvlan", "-o", "parent=lan0", "--subnet", "192.168.77.0/24")
+    run.good("network", "create", "wire", "-d", "macvlan", "-o", "parent=lan0", "--subnet", "192.168.77.0/24",
+             "--ip-range", "192.168.77.128/25")  # fmt: skip
     assert messages(run("doctor", "--json")) == []
     content = run.list("wire")
     content["plugins"][0]["master"] = "lan1"

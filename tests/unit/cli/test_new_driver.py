@@ -197,7 +197,8 @@ def test_gc_removes_attachments_that_are_not_valid(run, weft: Weft) -> None:
 def test_network_create_supports_it(run, weft: Weft) -> None:
     assert "macvtap" in create.drivers()  # the help of the command is generated from it at start
     options = ("-o", "parent=lan0", "-o", "mode=vepa", "-o", "mtu=1400")
-    run.good("network", "create", "-d", "macvtap", "--subnet", "192.0.2.0/24", *options, "vms")
+    subnet = ("--subnet", "192.0.2.0/24", "--ip-range", "192.0.2.128/25")
+    run.good("network", "create", "-d", "macvtap", *subnet, *options, "vms")
     [plugin] = run.list("vms")["plugins"]
     keys = {key: plugin[key] for key in ("driver", "master", "mode", "mtu")}
     assert keys == {"driver": "macvtap", "master": "lan0", "mode": "vepa", "mtu": 1400}
@@ -225,7 +226,8 @@ def test_podman_can_create_networks_with_it() -> None:
 def test_doctor_probes_its_kind_of_link_and_names_networks_that_need_it(run, weft: Weft) -> None:
     tried = {one.name: one for one in findings.trials()}
     assert (tried["macvtap"].kind, tried["macvtap"].serves) == ("macvtap", "driver macvtap")
-    run.good("network", "create", "-d", "macvtap", "--subnet", "192.0.2.0/24", "-o", "parent=lan0", "vms")
+    subnet = ("--subnet", "192.0.2.0/24", "--ip-range", "192.0.2.128/25")
+    run.good("network", "create", "-d", "macvtap", *subnet, "-o", "parent=lan0", "vms")
     run.abilities = (Ability("macvtap", "driver macvtap", "this kernel has none"),)
     [found] = run("doctor", "--json").json["findings"]
     assert found["what"] == "macvtap: this kernel has none" and "network vms requires it" in found["remedy"]

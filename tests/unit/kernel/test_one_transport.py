@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("weft", "ipam", "store", "discovery", "cni_plugin")
 TRANSPORT = "weft/kernel/netlink/transport.py"
 CONSTANTS = "weft/kernel/netlink/constants.py"
+SECCOMP = "weft/confinement.py"
+"""Names the socket families that daemons may open."""
 NLMSGHDR = re.compile(r"[=<>@!]?(?:IHHII|LHHLL|I2H2I)")
 
 
@@ -37,7 +39,7 @@ def test_no_other_module_uses_netlink_directly() -> None:
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             name = str(path.relative_to(ROOT))
-            if name not in (TRANSPORT, CONSTANTS):
+            if name not in (TRANSPORT, CONSTANTS, SECCOMP):
                 source = path.read_text(encoding="utf-8")
                 if "AF_NETLINK" in source or "HH" in source:  # parsing all takes seconds
                     found += [f"{name}:{line}" for line in breaches(source)]
