@@ -6,14 +6,13 @@ import contextlib
 from dataclasses import dataclass
 
 from cni_plugin.dataplane.packets import PORTS, PORTS4, PORTS4_AT, PORTS6, PORTS6_AT
-from cni_plugin.dataplane.tables import TABLES
+from cni_plugin.dataplane.tables import TABLES, in_use
 from cni_plugin.ops.operation import Machine, Operation, reapply
 from weft.errors import Conflict, KernelLacks
 from weft.kernel.interface import Element, Scalar
 from weft.kernel.schema import Shape, limit_text
 
 _EVERY_ADDRESS = {PORTS4_AT: PORTS4, PORTS6_AT: PORTS6}
-_DYNAMIC = frozenset(name for name, shape in TABLES.shapes.items() if "dynamic" in shape.flags)
 _ONE_ADDRESS = {PORTS4: PORTS4_AT, PORTS6: PORTS6_AT}
 
 
@@ -27,9 +26,7 @@ class BaseRules(Operation):
 
     def undo(self, machine: Machine) -> None:
         with contextlib.suppress(KernelLacks):
-            # What packets added to a dynamic set belongs to no attachment.
-            held = (name for name in machine.rules().collections() if name not in _DYNAMIC)
-            if all(not machine.rules().elements(name) for name in held):
+            if not in_use(machine.rules()):
                 machine.rules().remove()
 
     def mismatch(self, machine: Machine) -> str | None:

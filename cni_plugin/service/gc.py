@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from cni_plugin.dataplane.tables import in_use
 from cni_plugin.ops.firewalls import remove_rules
 from cni_plugin.service import assemble
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.holders import Holders
 from cni_plugin.service.orphans import collections, element_text, orphans, stale_attachments, unused_networks
 from cni_plugin.service.records import Record
-from cni_plugin.service.shared import pass_on_ports, remove_network
+from cni_plugin.service.shared import pass_on_ports, remove_network, shared_locked
 from cni_plugin.wire.request import Request
 from ipam.directory import LeaseFile
 from ipam.leases import open_locked
@@ -128,9 +129,8 @@ def sweep(context: ServiceContext, swept: Swept) -> None:
 def _sweep_table(context: ServiceContext, swept: Swept) -> None:
     """Delete the table itself where no network is recorded and it has no elements."""
     rules = context.kernel.rules
-    with contextlib.suppress(Busy), locks.hold(context.records.shared_lock(), timeout=0):
-        names = collections(context)
-        if names and not any(context.records.networks()) and not any(map(rules.elements, names)):
+    with contextlib.suppress(Busy), shared_locked(context, timeout=0):
+        if collections(context) and not any(context.records.networks()) and not in_use(rules):
             rules.remove()
             swept.leftovers.append("table inet weft")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cni_plugin.ops import Elements, Gateways, Port, Veth, groups
@@ -39,7 +39,7 @@ def repair(context: ServiceContext, *, attachments: bool = True) -> Restored:
     found = Restored()
     if not any(context.records.networks()):
         return found
-    with locks.hold(context.records.shared_lock()):
+    with shared_locked(context):
         for operation in dict.fromkeys(one for network in context.records.networks() for one in network.shared):
             try:
                 if operation.mismatch(machine) is not None:
@@ -53,6 +53,20 @@ def repair(context: ServiceContext, *, attachments: bool = True) -> Restored:
             found += restore_all(context)
     raise_all(errors)
     return found
+
+
+@contextlib.contextmanager
+def shared_locked(context: ServiceContext, *, timeout: float = locks.TIMEOUT) -> Iterator[None]:
+    """Lock what networks share. Without a network the lock file is removed: the last one's has gone, and
+    this call has made another.
+    """
+    with locks.hold(context.records.shared_lock(), timeout=timeout):
+        try:
+            yield
+        finally:
+            if not any(context.records.networks()):
+                with contextlib.suppress(OSError):
+                    os.unlink(context.records.shared_lock())
 
 
 def remove_network(context: ServiceContext, network: str, *, timeout: float = locks.TIMEOUT) -> None:
