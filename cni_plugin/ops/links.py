@@ -478,10 +478,12 @@ class Port(Operation):
     def commands(self, namespace: str) -> tuple[str, ...]:
         words = (" hairpin on" if self.hairpin else "") + (" isolated on" if self.isolated else "")
         words += (" learning off" if self.mac else "") + ("" if self.router else " mcast_router 0")
-        words += f" mcast_max_groups {self.groups}" if self.groups else ""
+        # An option of iproute2 6.3; without it the port has no limit of groups.
+        groups = f"bridge link set dev {self.link} mcast_max_groups {self.groups} 2>&- || true"
         mask = f"ip link set {self.link} type bridge_slave group_fwd_mask {ALL_RESERVED:#x}"
         return (
             *((f"bridge link set dev {self.link}{words}",) if words else ()),
+            *((groups,) if self.groups else ()),
             *((mask,) if self.reserved else ()),
             *((f"bridge fdb replace {self.mac} dev {self.link} master static",) if self.mac else ()),
         )
