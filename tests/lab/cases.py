@@ -106,6 +106,7 @@ CASES = (
                 "ipam": _DUAL, "bandwidth": SLOW, "tuning": TUNED, "sbr": {}, "firewall": {"ingressPolicy": "isolated"},
             },
         ),
+        beside={"tuning": {**TUNED, "mac": "02:00:00:AA:BB:02"}},
         tables=True,
     ),
     Case("bridge", conf("bridge", "plain", {"bridge": "wbr0", "ipam": pool("10.20.0.0/24")})),

@@ -89,9 +89,15 @@ def take() -> Snapshot:
         said = _documents(run(*argv, stdin="".join(f"{line}\n" for line in lines.values() if line)).stdout)
         state.update(zip(lines, map(_steady, said or [[]]), strict=True))
     rules = state["nft"]["nftables"]
-    state["nft"] = [item for item in rules if item]
+    state["nft"] = [_of_rules(item) for item in rules if item]
     state["sysctl"] = _sysctls()
     return state
+
+
+def _of_rules(item: dict[str, Any]) -> dict[str, Any]:
+    """An object of a ruleset, without elements that packets have added and the kernel times out."""
+    found = item.get("set", {})
+    return {"set": {**found, "elem": []}} if "timeout" in found.get("flags", ()) else item
 
 
 def _documents(text: str) -> list[Any]:

@@ -245,7 +245,8 @@ def test_the_next_add_brings_the_rules_back(host: Host, flush: str) -> None:
 
 def _elements(listing: str) -> list[str]:
     sets = [one.get("set") or one.get("map") for one in json.loads(listing)["nftables"]]
-    return [json.dumps([one["name"], element]) for one in sets if one for element in one.get("elem", [])]
+    lasting = [one for one in sets if one and "timeout" not in one.get("flags", ())]
+    return [json.dumps([one["name"], element]) for one in lasting for element in one.get("elem", [])]
 
 
 def test_a_bridge_that_was_deleted(host: Host) -> None:
