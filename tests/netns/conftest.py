@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from lab import engine
+from lab.callers import started_daemons
 from lab.host import Host
 from lab.namespaces import isolation_problem
 from lab.plugins import Cni, chosen_folder
@@ -35,3 +37,10 @@ def host(isolation: None) -> Iterator[Host]:
 def cni() -> Cni:
     """Calls the executables in bin/cni, or in the directory that WEFT_TEST_PLUGINS names."""
     return Cni(chosen_folder())
+
+
+@pytest.fixture
+def folder(host: Host) -> Iterator[Path]:
+    """The folder of the host's state; daemons that a call has started there are ended."""
+    with started_daemons() as found:
+        yield found

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from netns.test_callers import AUTO, CONF, NAMED, call, listener, status
-
 from cni_plugin.engine.helpers import process_count
 from lab import engine as engines
+from lab.callers import AUTO, CONF, NAMED, call, listener, status
 from lab.host import Host
 from lab.plugins import OWN_FOLDER, ROOT, Cni
 from lab.waiting import until
-from weft import daemons
 from weft.capabilities import AGENT, ENGINE
 
 FORBIDDEN = f"""#!{ROOT}/.venv/bin/python -IBS
@@ -50,16 +44,6 @@ def mask(capabilities: Any) -> str:
 def assert_confined(found: dict[str, str], capabilities: Any) -> None:
     assert [found[name] for name in ("CapInh", "CapAmb", "NoNewPrivs", "Seccomp")] == ["0" * 16, "0" * 16, "1", "2"]
     assert {found[name] for name in ("CapPrm", "CapEff")} == {mask(capabilities)}
-
-
-@pytest.fixture
-def folder(host: Host) -> Iterator[Path]:
-    """The folder of the host's state; daemons that were started there are ended."""
-    found = Path(f"/run/weft/{os.stat('/proc/thread-self/ns/net').st_ino}")
-    yield found
-    for name in ("engine.sock", "agent.sock"):
-        with contextlib.suppress(OSError):
-            assert daemons.end(listener(found / name), 60)
 
 
 def test_what_an_add_starts_is_confined(host: Host, folder: Path, tmp_path: Path) -> None:
