@@ -49,8 +49,9 @@ def _is_sid(item: pytest.Item) -> bool:
 def _too_long(config: pytest.Config, item: pytest.Item) -> bool:
     """Whether a long test is left to ``bin/test long``."""
     which = config.getoption("--long")
-    if which == "all" or item.get_closest_marker("long") is None:
+    mark = item.get_closest_marker("long")
+    if which == "all" or mark is None:
         return False
     if any("::" in argument and item.nodeid.startswith(argument.removeprefix("./")) for argument in config.args):
         return False
-    return which == "none" or not taken(item.nodeid, SHARE)
+    return which == "none" or not mark.kwargs.get("sampled", True) or not taken(item.nodeid, SHARE)
