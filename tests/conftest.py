@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--sid", action="store_true", help="only the tests in a Debian sid root, which others leave out")
     parser.addoption("--part", metavar="K/N", default="1/1", help="run one of N parts of the tests, in turn")
+
+
+def pytest_configure() -> None:
+    """A shell starts background jobs with SIGINT ignored, which programs that tests start would inherit."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
