@@ -73,6 +73,7 @@ Found = TypeVar("Found")
 
 _NLMSGHDR = Struct("=IHHII")
 _ERRNO = Struct("=i")
+_LAST_ERRNO = 4095  # MAX_ERRNO in include/linux/err.h
 _TIMEVAL = Struct("=qq")
 _DATAGRAM_SIZE = 1 << 16
 _MODULES = {
@@ -159,7 +160,7 @@ def parses_answer(read: Callable[Parameters, Found]) -> Callable[Parameters, Fou
     def reads(*args: Parameters.args, **named: Parameters.kwargs) -> Found:
         try:
             return read(*args, **named)
-        except (ValueError, LookupError, TypeError, AttributeError, StructError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, StructError) as error:
             raise KernelRefused(f"cannot read the kernel's answer ({read.__name__}): {error!r}") from error
 
     return reads
@@ -409,6 +410,8 @@ def parse_error(kind: int, flags: int, message: bytes) -> tuple[int, str]:
     if len(message) < HEADER_SIZE + _ERRNO.size:
         return 0, ""
     number = -_ERRNO.unpack_from(message, HEADER_SIZE)[0]
+    if not 0 <= number <= _LAST_ERRNO:
+        return errno.EPROTO, ""
     if not number or not flags & NLM_F_ACK_TLVS:
         return number, ""
     offset = HEADER_SIZE + _ERRNO.size
