@@ -161,6 +161,11 @@ def guarded(host: Host) -> bool:
     return "filter_forward" in host.run(*GUARD, check=False).stdout
 
 
+def is_owned(host: Host) -> bool:
+    """Whether a living process owns the table."""
+    return "flags owner" in host.run(*GUARD, check=False).stdout
+
+
 def has_owned_tables(host: Host) -> bool:
     """Whether this kernel has NFT_TABLE_F_PERSIST (Linux 6.9)."""
     table = OwnedTable(guard.TABLE)
