@@ -199,13 +199,10 @@ class AclPolicyEndpoint:
     ) -> Record:
         self._require_write(request)
         found = await request.json()
-        try:
-            fields = Fields({} if found is None else found)
-            if fields.text("ID") not in ("", old.id):
-                raise BadField("ID: cannot be chosen or changed")
-            return parse(fields, self._tokens, old)
-        except BadField as error:
-            raise HttpError(400, str(error)) from None
+        fields = Fields({} if found is None else found)
+        if fields.text("ID") not in ("", old.id):
+            raise BadField("ID: cannot be chosen or changed")
+        return parse(fields, self._tokens, old)
 
     async def _write(self, record: Policy | Role) -> None:
         guard = Compare(acl_key(record), "mod", record.modify_index)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from discovery.acl.authorizer import NOT_FOUND, PermissionDenied
-from discovery.acl.json_records import parse_token, token_json
+from discovery.acl.json_records import HIDDEN, parse_token, token_json
 from discovery.acl.records import (
     ANONYMOUS_ID,
     BOOTSTRAP,
@@ -112,13 +112,10 @@ class AclTokenEndpoint:
     async def create(self, request: HttpRequest) -> HttpResponse:
         self._writer.require_enabled()
         request.acl.require_write("acl")
-        try:
-            fields = await self._fields(request)
-            accessor = _uuid(fields, "AccessorID") or str(uuid.uuid4())
-            secret = _secret(fields, "SecretID")
-            token = parse_token(fields, self._tokens, Token(accessor, digest(secret), created=time.time()))
-        except BadField as error:
-            raise HttpError(400, str(error)) from None
+        fields = await self._fields(request)
+        accessor = _uuid(fields, "AccessorID") or str(uuid.uuid4())
+        secret = _secret(fields, "SecretID")
+        token = parse_token(fields, self._tokens, Token(accessor, digest(secret), created=time.time()))
         return await self._create(request, token, secret)
 
     @endpoint(
@@ -135,10 +132,7 @@ class AclTokenEndpoint:
         source, secret = self._known(request.name), str(uuid.uuid4())
         if source.id == ANONYMOUS_ID:
             raise HttpError(400, "Cannot clone the anonymous token")
-        try:
-            description = (await self._fields(request)).text("Description")
-        except BadField as error:
-            raise HttpError(400, str(error)) from None
+        description = (await self._fields(request)).text("Description")
         token = replace(
             source,
             id=str(uuid.uuid4()),
@@ -160,15 +154,12 @@ class AclTokenEndpoint:
         self._writer.require_enabled()
         request.acl.require_write("acl")
         old = self._known(request.name)
-        try:
-            fields = await self._fields(request)
-            if fields.text("AccessorID") not in ("", request.name, old.id):
-                raise BadField("AccessorID: is not the token's that is updated")
-            if fields.text("SecretID") not in ("", "<hidden>") and digest(fields.text("SecretID")) != old.digest:
-                raise BadField("SecretID: a token's secret cannot be changed; create another token")
-            token = parse_token(fields, self._tokens, old)
-        except BadField as error:
-            raise HttpError(400, str(error)) from None
+        fields = await self._fields(request)
+        if fields.text("AccessorID") not in ("", request.name, old.id):
+            raise BadField("AccessorID: is not the token's that is updated")
+        if fields.text("SecretID") not in ("", HIDDEN) and digest(fields.text("SecretID")) != old.digest:
+            raise BadField("SecretID: a token's secret cannot be changed; create another token")
+        token = parse_token(fields, self._tokens, old)
         await self._writer.write([await self._leased(token)])
         return self._shown(request, token.id)
 

@@ -36,10 +36,7 @@ class AgentRegisterEndpoint:
         writes=True,
     )
     async def register(self, request: HttpRequest) -> HttpResponse:
-        try:
-            registration = parse_service(await request.json(), self._registry.node.name, scripts=self._scripts)
-        except BadField as error:
-            raise HttpError(400, str(error)) from None
+        registration = parse_service(await request.json(), self._registry.node.name, scripts=self._scripts)
         instance = registration.instance
         if CONSUL_SERVICE in (instance.id, instance.name):
             raise HttpError(400, f'Invalid service name: "{CONSUL_SERVICE}" is reserved for the agent')
@@ -128,13 +125,10 @@ class AgentRegisterEndpoint:
 
     @endpoint("PUT", "/v1/agent/check/register", "Register a check", request_body=schemas.CHECK_REQUEST, writes=True)
     async def register_check(self, request: HttpRequest) -> HttpResponse:
-        try:
-            fields = Fields(await request.json())
-            if not fields.name("Name"):
-                raise HttpError(400, "Missing check name")
-            definition = parse_check(fields, scripts=self._scripts)
-        except BadField as error:
-            raise HttpError(400, str(error)) from None
+        fields = Fields(await request.json())
+        if not fields.name("Name"):
+            raise HttpError(400, "Missing check name")
+        definition = parse_check(fields, scripts=self._scripts)
         definition = replace(definition, id=definition.id or definition.name)
         if definition.id == SERF_HEALTH:
             raise HttpError(400, f'Invalid check: "{SERF_HEALTH}" is reserved for the agent')

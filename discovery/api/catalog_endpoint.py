@@ -45,18 +45,15 @@ class CatalogEndpoint:
         writes=True,
     )
     async def register(self, request: HttpRequest) -> HttpResponse:
-        try:
-            fields = Fields(await request.json())
-            check_datacenter(fields.name("Datacenter"), self._registry.node.datacenter)
-            node = self._spelled(parse_node(fields, self._registry.node.datacenter))
-            update = not fields.boolean("SkipNodeUpdate")
-            if update and not node.address:
-                raise HttpError(400, "Must provide address if SkipNodeUpdate is not set")
-            instance = _instance(fields, node.name)
-            checks = self._checks(fields, node.name, instance)
-            self._require_write(request, node, update, instance, checks)
-        except BadField as error:
-            raise HttpError(400, str(error)) from None
+        fields = Fields(await request.json())
+        check_datacenter(fields.name("Datacenter"), self._registry.node.datacenter)
+        node = self._spelled(parse_node(fields, self._registry.node.datacenter))
+        update = not fields.boolean("SkipNodeUpdate")
+        if update and not node.address:
+            raise HttpError(400, "Must provide address if SkipNodeUpdate is not set")
+        instance = _instance(fields, node.name)
+        checks = self._checks(fields, node.name, instance)
+        self._require_write(request, node, update, instance, checks)
         await self._write(node, update, instance, checks)
         await self._blocking.wait_for_catalog()
         return HttpResponse(b"true")
@@ -142,13 +139,10 @@ class CatalogEndpoint:
         writes=True,
     )
     async def deregister(self, request: HttpRequest) -> HttpResponse:
-        try:
-            fields = Fields(await request.json())
-            check_datacenter(fields.name("Datacenter"), self._registry.node.datacenter)
-            name = self._spelled(Node(fields.name("Node"), "")).name
-            service_id, check_id = fields.name("ServiceID"), fields.name("CheckID")
-        except BadField as error:
-            raise HttpError(400, str(error)) from None
+        fields = Fields(await request.json())
+        check_datacenter(fields.name("Datacenter"), self._registry.node.datacenter)
+        name = self._spelled(Node(fields.name("Node"), "")).name
+        service_id, check_id = fields.name("ServiceID"), fields.name("CheckID")
         if not name:
             raise HttpError(400, "Must provide node")
         self._require_deregister(request, name, service_id, check_id)

@@ -17,7 +17,6 @@ from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest
 from discovery.api.router import HttpResponse, endpoint
 from discovery.api.settings import MAX_VALUE_BYTES
-from discovery.consul.json_fields import BadField
 from discovery.consul.kv_txn import KVOperation, TxnResult, apply
 from discovery.consul.sessions import SessionManager
 from discovery.key_watch import KeyWatcher
@@ -150,10 +149,7 @@ class KvsEndpoint:
         return HttpResponse(b"false" if (await self._apply([operation])).errors else b"true")
 
     async def _apply(self, operations: Sequence[KVOperation]) -> TxnResult:
-        try:
-            return await apply(self._store, operations, self._sessions.find)
-        except BadField as error:
-            raise HttpError(400, str(error)) from None
+        return await apply(self._store, operations, self._sessions.find)
 
 
 async def wait_event(event: asyncio.Event, wait: float) -> None:

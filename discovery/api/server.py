@@ -48,6 +48,7 @@ from discovery.api.settings import HttpSettings
 from discovery.api.snapshot_endpoint import SnapshotEndpoint
 from discovery.api.txn_endpoint import TxnEndpoint
 from discovery.catalog import Catalog
+from discovery.consul.json_fields import BadField
 from discovery.consul.sessions import SessionManager
 from discovery.key_watch import KeyWatcher
 from discovery.layout import ROOT, watched_name
@@ -221,6 +222,8 @@ class ApiServer:
             answer = HttpResponse(problem.text.encode("utf-8", "replace"), problem.status, TEXT, problem.headers)
         except PermissionDenied as error:
             answer = HttpResponse(str(error).encode("utf-8", "replace"), 403, TEXT)
+        except BadField as error:
+            answer = HttpResponse(str(error).encode("utf-8", "replace"), 400, TEXT)
         except Invalid as error:
             answer = HttpResponse(str(error).encode(), 400, TEXT)
         except StoreError as error:

@@ -80,10 +80,7 @@ class TxnEndpoint:
         if denied := self._denied(request.acl, operations):
             body = encode_json({"Results": None, "Errors": denied}, request)
             return HttpResponse(body, 409)
-        try:
-            done = await apply(self._store, operations, self._sessions.find)
-        except BadField as error:
-            raise HttpError(400, str(error)) from None
+        done = await apply(self._store, operations, self._sessions.find)
         if any(isinstance(one, CatalogOperation) for one in operations):
             await self._blocking.wait_for_catalog()
         acl = request.acl

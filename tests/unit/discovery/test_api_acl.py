@@ -69,6 +69,8 @@ def test_bootstrap_once_and_again_after_a_reset(tmp_path: Path) -> None:
     agent = LabAgent(tmp_path, Node("n1", "127.0.0.1"), settings(tmp_path, initial_management=""))
     try:
         assert agent.get("/v1/acl/tokens").status == 403
+        refused = agent.put("/v1/acl/bootstrap", {"BootstrapSecret": "secret"})
+        assert (refused.status, refused.text) == (400, "BootstrapSecret: must be a UUID")
         first = agent.put("/v1/acl/bootstrap").json
         assert first["Policies"] == [{"ID": "00000000-0000-0000-0000-000000000001", "Name": "global-management"}]
         assert agent.put("/v1/kv/a", b"x", **_token(first["SecretID"])).status == 200
