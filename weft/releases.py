@@ -47,8 +47,7 @@ def supersede(folder: str) -> None:
 def is_current(folder: str) -> bool:
     """Whether this process is of the release that has used this network namespace last."""
     try:
-        with open(f"{folder}/{_FILE}", encoding="ascii") as file:
-            return file.read(64) == __version__
+        return files.read(f"{folder}/{_FILE}", 64).decode() == __version__
     except (OSError, ValueError):
         return False
 

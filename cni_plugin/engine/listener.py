@@ -34,8 +34,8 @@ def note_refusal(reason: str) -> None:
 
 def refusal() -> str:
     """Why the engine that a call has started last did not serve; "": it did."""
-    with contextlib.suppress(OSError), open(f"{folder()}/{ATTEMPT}", encoding="utf-8") as file:
-        return file.read(1024)[1:]
+    with contextlib.suppress(OSError):
+        return files.read(f"{folder()}/{ATTEMPT}", 1024).decode("utf-8", "replace")[1:]
     return ""
 
 

@@ -26,8 +26,7 @@ class Restorations:
 def read(folder: str) -> Restorations:
     """The count in the state directory of this network namespace."""
     try:
-        with open(os.path.join(folder, _FILE), encoding="ascii") as file:
-            found = json.loads(file.read(_MOST_BYTES))
+        found = json.loads(files.read(os.path.join(folder, _FILE), _MOST_BYTES))
         return Restorations(int(found["count"]), float(found["last"]))
     except (OSError, ValueError, KeyError, TypeError):
         return Restorations()
