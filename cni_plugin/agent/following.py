@@ -6,13 +6,8 @@ import logging
 import os
 import threading
 
-from cni_plugin.dataplane.tables import TABLES
-from cni_plugin.service import restorations
-from cni_plugin.service.context import ServiceContext
-from cni_plugin.service.follower import Follower
+from cni_plugin.service import follower, restorations
 from discovery.metrics import Metrics
-from weft.kernel.host import Host
-from weft.kernel.linux.kernel import LinuxKernel
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +28,12 @@ class Following:
         self._stop, self._stop_end = -1, -1
 
     async def start(self) -> None:
-        """Start the thread, unless WEFT_FOLLOW is "off"."""
-        if os.environ.get("WEFT_FOLLOW") == "off":
+        """Start the thread, if it is wanted."""
+        if not follower.is_wanted():
             return
         self._stop, self._stop_end = os.pipe2(os.O_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        follow = follower.Follower(log.warning, settle=_SETTLE)
+        self._thread = threading.Thread(target=follow.run, args=(self._stop,), name="follower", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
@@ -45,14 +41,3 @@ class Following:
         if self._thread is not None:
             os.close(self._stop_end)
             self._thread = None
-
-    def _run(self) -> None:
-        try:
-            Follower(_connect, log.warning, settle=_SETTLE).run(self._stop)
-        except Exception as error:  # without it, the next ADD restores
-            log.error("changes of the host are not followed: %r", error)
-
-
-def _connect() -> ServiceContext:
-    kernel = LinuxKernel(TABLES)
-    return ServiceContext(kernel, Host.current(kernel))

@@ -28,8 +28,7 @@ from cni_plugin.engine.helpers import ProcessGroup, process_count
 from cni_plugin.engine.listener import EngineSocket
 from cni_plugin.engine.shared import LeaseChangeRing, SharedVerifiedGeneration
 from cni_plugin.engine.worker import FULL_LOAD, Shared, Worker
-from cni_plugin.service.context import ServiceContext
-from cni_plugin.service.follower import Follower
+from cni_plugin.service import follower
 from cni_plugin.service.log import Level
 from cni_plugin.wire import frame
 from ipam import cache
@@ -37,8 +36,7 @@ from weft import stderr
 from weft.daemon_socket import AlreadyRunning
 from weft.errors import WeftError
 from weft.kernel import sysctl
-from weft.kernel.host import Host, boot_id
-from weft.kernel.linux.kernel import LinuxKernel
+from weft.kernel.host import boot_id
 from weft.kernel.netlink.batch_deletion import BatchDeleter
 from weft.kernel.nft.ruleset import Nft
 from weft.releases import supersede
@@ -71,7 +69,12 @@ class Server:
     """Serves a socket until it is told to stop, is outdated, unreachable, or idle for too long."""
 
     def __init__(
-        self, endpoint: EngineSocket, shared: Shared, idle: float, group: ProcessGroup, follow: Follower | None = None
+        self,
+        endpoint: EngineSocket,
+        shared: Shared,
+        idle: float,
+        group: ProcessGroup,
+        follow: follower.Follower | None = None,
     ) -> None:
         self._follow = follow
         self._endpoint = endpoint
@@ -99,7 +102,7 @@ class Server:
         """Serve until stopped. Returns when all accepted requests have been answered."""
         self._start_worker()
         if self._follow is not None and not self._group.is_helper:
-            threading.Thread(target=self._run_follower, args=(self._follow,), name="follower", daemon=True).start()
+            threading.Thread(target=self._follow.run, args=(self._stop,), name="follower", daemon=True).start()
         while not self._stopping:
             main_ended, _, _ = select.select([self._stop, *self._group.lifeline], [], [], frame.PROGRESS)
             self._show_progress()
@@ -118,12 +121,6 @@ class Server:
                 shown = time.monotonic()
                 self._show_progress()
         self._group.wait_or_kill(deadline)
-
-    def _run_follower(self, follower: Follower) -> None:
-        try:
-            follower.run(self._stop)
-        except Exception as error:  # without it, the next ADD restores
-            stderr.write(f"weft: changes of the host are not followed: {error!r}\n")
 
     def _is_done(self) -> bool:
         """Whether the engine is idle for too long, its socket is unlinked or replaced, or its code has
@@ -294,7 +291,8 @@ def serve(idle: float = IDLE, level: Level = Level.OFF) -> int:
     def run() -> None:
         cache.enable(lease_changes)
         shared = Shared(Nft(TABLES, verified=verified), BatchDeleter(), code, frame.view(), boot_id(), level)
-        server = Server(endpoint, shared, idle, group, _follower())
+        follow = follower.Follower(lambda line: stderr.write(f"weft: {line}\n")) if follower.is_wanted() else None
+        server = Server(endpoint, shared, idle, group, follow)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -307,18 +305,6 @@ def serve(idle: float = IDLE, level: Level = Level.OFF) -> int:
     group.fork_helpers(process_count() - 1, run_helper)
     run()
     return 0
-
-
-def _follower() -> Follower | None:
-    """What restores after other programs' changes, None where WEFT_FOLLOW is "off"."""
-    if os.environ.get("WEFT_FOLLOW") == "off":
-        return None
-
-    def connect() -> ServiceContext:
-        kernel = LinuxKernel(TABLES)
-        return ServiceContext(kernel, Host.current(kernel))
-
-    return Follower(connect, lambda line: stderr.write(f"weft: {line}\n"))
 
 
 def preloaded() -> list[str]:

@@ -8,6 +8,7 @@ itself: notifications tell which objects changed, and ``service.shared`` restore
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from collections.abc import Callable
@@ -20,7 +21,9 @@ from cni_plugin.service.shared import Restored, repair, restore_attachment
 from weft import releases
 from weft.errors import WeftError
 from weft.identity import mark_digest
+from weft.kernel.host import Host
 from weft.kernel.linux.host_events import EVERYTHING, Changes, HostEvents
+from weft.kernel.linux.kernel import LinuxKernel
 from weft.kernel.nft.owned import OwnedTable
 
 SETTLE = 0.05
@@ -33,17 +36,18 @@ _CLAIM = 1.0  # seconds between two attempts to own the guard table, which the o
 _LOG_INTERVAL = 10.0  # seconds between two lines
 
 
+def is_wanted() -> bool:
+    """Whether engine and agent follow the host: WEFT_FOLLOW is not "off"."""
+    return os.environ.get("WEFT_FOLLOW") != "off"
+
+
 class Follower:
     """Follows the network namespace of the thread that runs it.
 
-    ``connect`` makes the context, in that thread. ``settle``: SETTLE, or more for one that leaves the
-    work to another process while that lives.
+    ``settle``: SETTLE, or more for one that leaves the work to another process while that lives.
     """
 
-    def __init__(
-        self, connect: Callable[[], ServiceContext], log: Callable[[str], None], *, settle: float = SETTLE
-    ) -> None:
-        self._connect = connect
+    def __init__(self, log: Callable[[str], None], *, settle: float = SETTLE) -> None:
         self._log = log
         self._settle = settle
         self._logged = float("-inf")
@@ -52,8 +56,17 @@ class Follower:
         self._networks: tuple[int, frozenset[str]] = (0, frozenset())
 
     def run(self, stop: int) -> None:
-        """Follow until the descriptor ``stop`` becomes readable. Raises KernelRefused without netlink."""
-        context = self._connect()
+        """Follow until the descriptor ``stop`` becomes readable. Raises nothing: what cannot be followed is
+        logged, and the next ADD restores.
+        """
+        try:
+            self._follow(stop)
+        except Exception as error:
+            self._log(f"changes of the host are not followed: {error!r}")
+
+    def _follow(self, stop: int) -> None:
+        kernel = LinuxKernel(TABLES)
+        context = ServiceContext(kernel, Host.current(kernel))
         events = HostEvents(TABLES.names)
         try:
             pending, again, rested = EVERYTHING, 0.0, 0.0
@@ -71,7 +84,7 @@ class Follower:
         finally:
             self._guard.close()
             events.close()
-            context.kernel.close()
+            kernel.close()
 
     def _look(self, context: ServiceContext, changes: Changes) -> tuple[Changes, float]:
         """Restore what was changed; what to look at again, and after how many seconds."""
