@@ -76,7 +76,7 @@ SETS = (
         "new_nexthops{v}",
         "ifname . {address}",
         "link, container, and how many addresses a second it may make this host resolve",
-        "limits: newNexthops",
+        "limits: newNeighbours",
         limit="limit rate over 50/second burst 256 packets",
     ),
     *sets(
