@@ -13,7 +13,7 @@ import select
 import time
 from dataclasses import dataclass
 
-from weft import __version__, confinement, detached, inherited, processes
+from weft import __version__, confinement, detached, inherited, proc_stat, processes
 from weft.errors import Busy, WeftError
 from weft.peer_credentials import is_trusted, peer_credentials
 from weft.version import newer
@@ -164,10 +164,9 @@ def _received(connection: _socket.socket, process: int) -> Running | None:
 
 
 def _activity(process: int) -> tuple[str, int]:
-    """A process's state and the clock ticks that it has run. Source: ``proc_pid_stat(5)``."""
+    """A process's state and the clock ticks that it has run."""
     try:
-        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
+        fields = proc_stat.fields(process)
     except OSError:
         return "", 0
     return fields[0], int(fields[11]) + int(fields[12])

@@ -16,7 +16,7 @@ import select
 import time
 
 import weft
-from weft import __version__, files
+from weft import __version__, files, proc_stat
 from weft.errors import StateDamaged
 from weft.version import newer
 
@@ -94,19 +94,13 @@ def _program(line: bytes) -> bytes:
 
 def _parent(process: int) -> int:
     """Source: ``proc_pid_stat(5)``, ppid."""
-    return int(_stat(process)[1])
+    return int(proc_stat.fields(process)[1])
 
 
 def _started(process: int) -> float:
     """When a process started, in seconds of the wall clock. Source: ``proc_pid_stat(5)``, starttime."""
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    return booted + int(_stat(process)[19]) / os.sysconf("SC_CLK_TCK")
-
-
-def _stat(process: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on. Raises OSError for a process that is gone."""
-    with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
-        return file.read().rpartition(")")[2].split()
+    return booted + int(proc_stat.fields(process)[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _wait_for(processes: dict[int, bool]) -> None:

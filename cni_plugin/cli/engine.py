@@ -14,7 +14,7 @@ from cni_plugin.cli.output import age, as_json, fields, say
 from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.engine import listener
-from weft import daemons, locks
+from weft import daemons, locks, proc_stat
 from weft.errors import Busy, WeftError
 
 _START_SECONDS = 10.0
@@ -37,8 +37,7 @@ def running() -> Running | None:
     process = locks.holder(os.path.join(folder, listener.LOCK))
     with contextlib.suppress(OSError, IndexError, ValueError):
         if process:
-            with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-                words = file.read().rpartition(")")[2].split()
+            words = proc_stat.fields(process)
             seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - int(words[19]) / os.sysconf("SC_CLK_TCK")
             memory = int(words[21]) * os.sysconf("SC_PAGE_SIZE") // 1024
             return Running(process, os.path.join(folder, listener.SOCKET), seconds, memory)
