@@ -241,7 +241,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     trunk, trunked = _trunk(keys)
     vlan = keys.integer("vlan", least=0, most=_LAST_VLAN) or 0
     own, limits = request.plugin == OWN_NAME, keys.section("limits")
-    checked = own and keys.flag("macspoofchk", own)
+    checked = own and keys.flag("macspoofchk", True)
     groups = limits.integer("multicastGroups", least=0, most=_MOST_GROUPS)
     found = BridgeNetwork(
         bridge=interface.read_link(keys, "bridge", DRIVER.default_parent),
@@ -261,7 +261,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
         mac=interface.read_mac(request),
         addressed=addressed,
         routers=request.config.ipam.text("type") == "dhcp",
-        own=request.plugin == OWN_NAME,
+        own=own,
         learning=limits.flag("macLearning", not checked or bool(trunk)),
         router=not own or keys.flag("routerAdvertisements"),
         groups=groups if groups is not None else _GROUPS if own else 0,

@@ -101,11 +101,9 @@ def _connect() -> socket | None:
     """Connect to the engine of this network namespace; None where none is running."""
     path = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}/engine.sock"
     found = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    seconds = _SEND_SECONDS.to_bytes(8, sys.byteorder) + bytes(
-        8
-    )  # struct timeval; settimeout would not wait in connect
+    timeval = _SEND_SECONDS.to_bytes(8, sys.byteorder) + bytes(8)  # settimeout would not wait in connect
     try:
-        found.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, seconds)
+        found.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, timeval)
         found.connect(path)
         if is_trusted(found):
             return found

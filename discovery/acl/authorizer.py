@@ -136,12 +136,13 @@ def _never(permission: str, name: str) -> str:
 MANAGEMENT = Authorizer("management", Rules(), _never, manages=True)
 """May do everything."""
 
-USER_RULES = parse_rules(
+_CATALOG = (
     'node_prefix "" { policy = "read" } service_prefix "" { policy = "read" } agent_prefix "" { policy = "read" }'
 )
+USER_RULES = parse_rules(_CATALOG)
 """What every user of this host may read: the catalog, and the agent's own data."""
 READER_RULES = parse_rules(
-    'node_prefix "" { policy = "read" } service_prefix "" { policy = "read" } agent_prefix "" { policy = "read" } '
+    f"{_CATALOG} "
     'key_prefix "" { policy = "list" } session_prefix "" { policy = "read" } event_prefix "" { policy = "read" } '
     'query_prefix "" { policy = "read" } operator = "read"'
 )

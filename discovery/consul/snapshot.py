@@ -43,7 +43,7 @@ class BadArchive(ValueError):
 def selected(entries: Iterable[Entry]) -> dict[str, bytes]:
     """The keys and values that belong in a snapshot."""
     entries = tuple(entries)
-    leased = {entry.key.removesuffix("node") for entry in entries if entry.lease and split_key(entry.key)[0] == "node"}
+    leased = _live_nodes(entries)
     found = {}
     for entry in entries:
         if entry.key.startswith(HOSTS):
@@ -155,7 +155,7 @@ async def restore(store: Store, state: Mapping[str, bytes]) -> int:
     """
     entries = (await store.range(ROOT)).entries
     current = selected(entries)
-    live = {entry.key.removesuffix("node") for entry in entries if entry.lease and split_key(entry.key)[0] == "node"}
+    live = _live_nodes(entries)
     operations: list[Operation] = [
         Put(key, value) for key, value in state.items() if current.get(key) != value and not _is_of(key, live)
     ]
@@ -163,6 +163,11 @@ async def restore(store: Store, state: Mapping[str, bytes]) -> int:
     for batch in _batches(operations):
         await store.transact((), batch)
     return len(operations)
+
+
+def _live_nodes(entries: Iterable[Entry]) -> set[str]:
+    """The prefixes of the nodes whose agents run: their keys have a lease."""
+    return {entry.key.removesuffix("node") for entry in entries if entry.lease and split_key(entry.key)[0] == "node"}
 
 
 def _is_of(key: str, live: set[str]) -> bool:
