@@ -23,6 +23,7 @@ _START_TIMEOUT = 30.0  # seconds; in an emulator it takes more than 10
 _END_TIMEOUT = 5.0
 _SILENT_SECONDS = 5.0  # without an answer and without using a CPU: hung
 _LOOK_SECONDS = 0.5  # between two looks at a daemon that does not answer
+_PASSED_ON = ("WEFT_CONFIG", "WEFT_FOLLOW")  # of the environment
 _LOOKED = "looked"
 REFRESHED = f"{_LOOKED}\n{__version__}\n".encode()
 """What a daemon writes after it has re-read its files. weft 0.1 knows only the first line."""
@@ -93,7 +94,7 @@ def start(module: str, purpose: str) -> None:
     daemon would inherit.
     """
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX": "2"}
-    environment |= {name: value for name, value in os.environ.items() if name == "WEFT_CONFIG"}
+    environment |= {name: value for name, value in os.environ.items() if name in _PASSED_ON}
     environment[inherited.CHECKED] = str(confinement.own_filters)
     try:
         done = processes.run(detached.program(module), b"", environment=environment, timeout=_START_TIMEOUT)

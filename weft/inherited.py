@@ -50,7 +50,7 @@ _NEEDED = {
     resource.RLIMIT_CPU: ("RLIMIT_CPU", 1 << 31),
 }
 """Hard limits below which a daemon would fail sooner or later."""
-KEPT_VARIABLES = ("PATH", "MALLOC_ARENA_MAX", "WEFT_CONFIG", "WEFT_ENGINE_IDLE", "WEFT_LOG", CHECKED)
+KEPT_VARIABLES = ("PATH", "MALLOC_ARENA_MAX", "WEFT_CONFIG", "WEFT_ENGINE_IDLE", "WEFT_FOLLOW", "WEFT_LOG", CHECKED)
 _CGROUP_LIMITS = ("memory.max", "memory.high", "pids.max", "cpu.max", "cpuset.cpus", "cgroup.freeze")
 _UNLIMITED = ("", "max", "0")
 _SET_TIMERSLACK, _TIMERSLACK_NS = 29, 50_000  # linux/prctl.h; the default of proc_pid_timerslack_ns(5)

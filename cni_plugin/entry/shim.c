@@ -258,8 +258,9 @@ static void start_engine(const char *folder) {
     char idle[64] = "WEFT_ENGINE_IDLE=";
     const char *wanted = getenv("WEFT_ENGINE_IDLE");
     strncat(idle, wanted ? wanted : "900", 20);
+    const char *follow = getenv("WEFT_FOLLOW");
     char *environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX=2",
-                           idle, NULL};
+                           idle, follow && strcmp(follow, "off") == 0 ? "WEFT_FOLLOW=off" : NULL, NULL};
     char *arguments[] = {PYTHON, "-IBS", ENGINE, "--detached", NULL};
     execve(PYTHON, arguments, environment);
     _exit(1);

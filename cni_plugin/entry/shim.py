@@ -221,6 +221,7 @@ def _daemonize_engine() -> None:
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "MALLOC_ARENA_MAX": "2",
         "WEFT_ENGINE_IDLE": os.environ.get("WEFT_ENGINE_IDLE", "900"),
+        **({"WEFT_FOLLOW": "off"} if os.environ.get("WEFT_FOLLOW") == "off" else {}),
     }
     script = (
         "import sys; sys.path[:] = eval(sys.argv.pop(1)); "

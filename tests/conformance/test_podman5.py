@@ -102,8 +102,9 @@ def test_two_networks_connect_disconnect_and_restart(podman: Podman, create: Cre
     assert "weft was here" in podman.get("192.0.2.1", 8080, namespace="outside")
     podman.podman("network", "connect", "--ip", "10.91.0.33", "green", "web")
     assert "inet 10.91.0.33/24" in podman.show("web", "address")
-    podman.run("nft", "flush", "ruleset")
-    podman.podman("network", "reload", "--all")
+    podman.flush_unfollowed()
+    assert podman.get("192.0.2.1", 8080, namespace="outside", patience=0) == ""
+    podman.run("podman", "network", "reload", "--all", environment=podman.unfollowed)
     assert "weft was here" in podman.get("192.0.2.1", 8080, namespace="outside")
     podman.podman("restart", "-t0", "web", "far")
     assert "inet 10.91.0.33/24" in podman.show("web", "address")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,19 @@ class Podman(Machine):
         """The page of a server, fetched on the machine or in a namespace; "" if that fails in time."""
         where = ("ip", "netns", "exec", namespace) if namespace else ()
         return self.until(*where, self.python, "-ISc", _GET, address, str(port), timeout=patience).stdout
+
+    # Without engine and agent
+
+    @property
+    def unfollowed(self) -> dict[str, str]:
+        """The environment of a command that starts neither engine nor agent."""
+        return {**(self._environment or os.environ), "WEFT_ENGINE": "off", "WEFT_FOLLOW": "off"}
+
+    def flush_unfollowed(self) -> None:
+        """Flush all rules once engine and agent, which would restore them, are stopped."""
+        stopped = self.weft("down")
+        assert stopped.code == 0, stopped
+        self.run("nft", "flush", "ruleset")
 
     # State of the machine
 

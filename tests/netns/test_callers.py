@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,8 @@ PYTHON_CLIENT = (
 )  # fmt: skip
 CLIENTS = pytest.mark.parametrize("client", [(C_CLIENT,), PYTHON_CLIENT], ids=["c", "python"])
 
+UNFOLLOWED = 1.0
+"""Seconds in which an idle machine's engine or agent restores what was flushed, three times over."""
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -101,6 +104,22 @@ def test_an_engine_inherits_nothing(host: Host, folder: Path, cni: Cni, client: 
     names = [word.partition(b"=")[0] for word in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")]
     assert set(names) <= {b"", b"PATH", b"MALLOC_ARENA_MAX", b"WEFT_ENGINE_IDLE"}
     assert not [path for path in folder.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o002]
+
+
+@pytest.mark.parametrize("client", [(str(OWN_FOLDER / "weft"),), (*PYTHON_CLIENT[:-1], "/x/weft")], ids=["c", "python"])
+def test_what_a_call_starts_follows_nothing_where_it_says_so(
+    host: Host, folder: Path, cni: Cni, client: tuple[str, ...]
+) -> None:
+    environment = cni.environment("ADD", netns=host.container()) | AUTO | {"WEFT_FOLLOW": "off"}
+    code, answer, _ = call(client, environment, NAMED)
+    assert code == 0, answer
+    until((folder / "engine.sock").exists, 60, "an engine")
+    for name in ("engine.sock", "agent.sock"):
+        process = listener(folder / name)
+        assert b"WEFT_FOLLOW=off" in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"), name
+    host.run("nft", "flush", "ruleset")
+    time.sleep(UNFOLLOWED)
+    assert "table inet weft" not in host.run("nft", "list", "tables").stdout.splitlines()
 
 
 def seccomp() -> None:
