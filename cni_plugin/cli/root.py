@@ -26,6 +26,7 @@ from cni_plugin.cli.problems import status as exit_status
 from cni_plugin.cli.services import services
 from cni_plugin.cli.status import status
 from cni_plugin.cli.tool import Tool
+from cni_plugin.cli.trace import trace
 from weft import __version__
 from weft.errors import WeftError
 
@@ -34,7 +35,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Attachments", ("ps", "show", "check")),
     ("Attach without a container runtime", ("plan", "attach", "detach")),
     ("Services", ("services", "catalog", "members", "dns-lookup")),
-    ("Diagnostics", ("status", "doctor", "gc")),
+    ("Diagnostics", ("status", "doctor", "trace", "gc")),
     ("Install and run", ("install", "up", "down", "agent", "engine", "completion")),
 )
 
@@ -171,6 +172,6 @@ def completion(shell: str, json_output: bool) -> None:
         click.echo(script)
 
 
-for command in (network, ipam, ps, show, check, plan, attach, detach, doctor, gc, install, engine, services, catalog,
-                members, dns_lookup, agent, up, down, status):  # fmt: skip
+for command in (network, ipam, ps, show, check, plan, attach, detach, doctor, trace, gc, install, engine, services,
+                catalog, members, dns_lookup, agent, up, down, status):  # fmt: skip
     weft.add_command(command)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lab import seen
+from lab import seen, tracing
 from lab.calls import Weft
 from lab.confs import DEFAULT4, DEFAULT6, bridge, pool, ptp
 from lab.frames import link_local
@@ -66,7 +66,17 @@ class Topology:
         with ThreadPoolExecutor(len(ways)) as pool:
             found = dict(zip(ways, pool.map(try_one, ways), strict=True))
         assert len(set(found.values())) == 1, found
+        for address, kind in ways:
+            self._traced(client, address, kind, found[address, kind])
         return next(iter(found.values()))
+
+    def _traced(self, client: str | None, address: str, kind: str, reached: bool) -> None:
+        """``weft trace`` says the same."""
+        start = client
+        if client == self.lan.name:
+            start = self.lan.outside6 if ":" in address else self.lan.outside
+        said, why = tracing.reaches(start, address, 53 if kind == "udp" else 80, kind)
+        assert said == reached, f"{kind} from {client} to {address} {'arrives' if reached else 'is lost'}:\n{why}"
 
 
 DRIVERS = pytest.mark.parametrize("driver", ["bridge", "ptp"])

@@ -22,6 +22,7 @@ STANDS_ON: dict[str, str] = {
     "weft.kernel.nft": "weft weft.kernel weft.kernel.netlink",
     "weft.kernel.fake": "weft weft.kernel weft.kernel.nft",
     "weft.kernel.linux": "weft weft.kernel weft.kernel.nft weft.kernel.netlink",
+    "weft.kernel.trace": "weft weft.kernel",
     "ipam": "weft",
     "store": "weft",
     "discovery": "store",
@@ -52,8 +53,8 @@ STANDS_ON: dict[str, str] = {
         "cni_plugin.plan"
     ),
     "cni_plugin.networks": (
-        "weft weft.kernel weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire cni_plugin.ops "
-        "cni_plugin.plan cni_plugin.service"
+        "weft weft.kernel weft.kernel.linux weft.kernel.trace ipam cni_plugin.dataplane cni_plugin.wire "
+        "cni_plugin.ops cni_plugin.plan cni_plugin.service"
     ),
     "cni_plugin.entry": "weft cni_plugin.wire cni_plugin.plan cni_plugin.service cni_plugin.networks",
     "cni_plugin.entry.former": "cni_plugin.entry",
@@ -62,9 +63,9 @@ STANDS_ON: dict[str, str] = {
         "cni_plugin.wire cni_plugin.ops cni_plugin.service cni_plugin.entry"
     ),
     "cni_plugin.cli": (
-        "weft weft.kernel weft.kernel.linux discovery discovery.consul discovery.dns discovery.balancer "
-        "cni_plugin.dataplane cni_plugin.wire cni_plugin.dhcp cni_plugin.ops cni_plugin.plan cni_plugin.agent "
-        "cni_plugin.service cni_plugin.networks cni_plugin.entry cni_plugin.engine"
+        "weft weft.kernel weft.kernel.linux weft.kernel.trace discovery discovery.consul discovery.dns "
+        "discovery.balancer cni_plugin.dataplane cni_plugin.wire cni_plugin.dhcp cni_plugin.ops cni_plugin.plan "
+        "cni_plugin.agent cni_plugin.service cni_plugin.networks cni_plugin.entry cni_plugin.engine"
     ),
 }
 """Each folder, and all folders that its modules import. Lower rows are higher layers."""

@@ -15,6 +15,7 @@ from weft.kernel.schema import Tables
 from weft.types import Address, Cidr, NamespaceId, Route, Subnet
 
 if TYPE_CHECKING:
+    from weft.kernel.route_lookup import FoundRoute, RouteQuestion
     from weft.kernel.verdicts import BaseChain
 
 
@@ -290,6 +291,12 @@ class Namespace(Protocol):
         *Equivalent to:* ``ip [-4|-6] route show table TABLE dev LINK``.
         """
 
+    def find_route(self, question: RouteQuestion) -> FoundRoute:
+        """The route that one packet takes; a refusal is one of its types.
+
+        *Equivalent to:* ``ip route get DESTINATION from SOURCE iif LINK``.
+        """
+
     def add_route(self, route: KernelRoute, *, replace: bool = False) -> None:
         """Raises ``Exists``.
 
@@ -463,6 +470,13 @@ class Namespace(Protocol):
         """Other programs' base chains of the hooks forward and input, of nftables and of iptables.
 
         *Equivalent to:* ``nft list ruleset``, ``iptables-save -t filter``.
+        """
+
+    def nftables_listing(self, what: str, *, as_json: bool = False) -> str:
+        """Of all nftables rules here, or of ``chain FAMILY TABLE NAME``: as text with handles, or as
+        libnftables-json(5). "" where there is no such chain, or no nftables.
+
+        *Equivalent to:* ``nft --handle --numeric-protocol list WHAT``.
         """
 
     def firewalld_zone(self, place: str, *, permanent: bool = False) -> str | None:

@@ -12,6 +12,7 @@ from unit.kernel.topology import Topology
 from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.kernel.canonical import canonical
 from weft.kernel.interface import KernelRoute, VethPeer
+from weft.kernel.route_lookup import RouteQuestion, RouteType
 from weft.kernel.snapshot import snapshot
 from weft.types import Route
 
@@ -183,6 +184,29 @@ def test_a_route_needs_a_reachable_gateway(topology: Topology) -> None:
     topology.container.change_link("eth0", up=True)
     topology.container.add_address("eth0", SIX)
     assert snapshot(topology.container) == before
+
+
+@pytest.mark.parametrize(
+    ("destination", "found"),
+    [
+        ("10.1.0.5", (RouteType.LOCAL, "lo", None, None)),
+        ("10.1.0.9", (RouteType.UNICAST, "eth0", None, "10.1.0.5")),
+        ("192.0.2.1", (RouteType.UNICAST, "eth0", "10.1.0.1", "10.1.0.5")),
+        ("fd00:1::9", (RouteType.UNICAST, "eth0", None, "fd00:1::5")),
+        ("2001:db8::1", (RouteType.UNICAST, "eth0", "fd00:1::1", "fd00:1::5")),
+    ],
+)
+def test_the_route_of_one_packet(
+    topology: Topology, destination: str, found: tuple[RouteType, str, str | None, str | None]
+) -> None:
+    fit(topology)
+    assert topology.container.find_route(RouteQuestion(ip_address("192.0.2.1"))).type is RouteType.NONE
+    topology.container.add_route(DEFAULT)
+    topology.container.add_route(DEFAULT6)
+    route = topology.container.find_route(RouteQuestion(ip_address(destination)))
+    kind, link, gateway, source = found
+    assert (route.type, route.link, route.gateway and str(route.gateway)) == (kind, link, gateway)
+    assert source is None or str(route.source) == source
 
 
 def test_a_route_without_a_link_uses_that_of_its_gateway(topology: Topology) -> None:

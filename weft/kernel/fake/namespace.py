@@ -13,6 +13,7 @@ from weft.kernel.fake import forwarding, routes, sysctls
 from weft.kernel.fake.forwarding import FakeForwarding
 from weft.kernel.fake.links import KINDS, MORE_OPTIONS, OPTIONS, PORT, FakeLink
 from weft.kernel.interface import BridgeVlan, KernelRoute, Link, Namespace, VethPeer
+from weft.kernel.route_lookup import FoundRoute, RouteQuestion
 from weft.kernel.snapshot import snapshot
 from weft.types import Cidr, NamespaceId
 
@@ -351,6 +352,10 @@ class FakeNamespace(FakeForwarding):
         if link:
             self.existing(link, f"list the routes of {link}")
         return routes.listed(self, link, family, table)
+
+    def find_route(self, question: RouteQuestion) -> FoundRoute:
+        self.kernel.called("find_route")
+        return routes.found(self, question)
 
     def add_route(self, route: KernelRoute, *, replace: bool = False) -> None:
         self.kernel.called("add_route")

@@ -8,6 +8,7 @@ from weft.errors import Exists, KernelRefused, Missing
 from weft.kernel.canonical import LOCAL_TABLE, MAIN_TABLE, PROTOCOL_KERNEL, canonical, describe
 from weft.kernel.fake.links import FakeLink, FakeState
 from weft.kernel.interface import KernelRoute, Nexthop
+from weft.kernel.route_lookup import FoundRoute, RouteQuestion, RouteType
 from weft.types import Address, Cidr, Route
 
 
@@ -194,3 +195,22 @@ def listed(namespace: FakeState, link: str, family: int, table: int) -> tuple[Ke
 def _links(namespace: FakeState, route: KernelRoute) -> set[str]:
     nexthop = namespace.nexthops_by_id[route.nexthop]
     return {namespace.nexthops_by_id[number].link for number, _ in nexthop.group} or {nexthop.link}
+
+
+def found(namespace: FakeState, question: RouteQuestion) -> FoundRoute:
+    """The route to an address: this namespace's own, else the longest prefix of the main table."""
+    to = question.destination
+    if to.is_loopback or any(cidr.ip == to for cidr in namespace.every_address()):
+        return FoundRoute(RouteType.LOCAL, "lo", table=MAIN_TABLE)
+    there = [one for link in namespace.links_by_name.values() for one in link.routes if one.route.table is None]
+    fitting = [one for one in there if one.route.destination.version == to.version and to in one.route.destination]
+    if not fitting:
+        return FoundRoute(RouteType.NONE)
+    best = min(fitting, key=lambda one: (-one.route.destination.prefixlen, one.route.priority or 0))
+    source = best.source
+    if source is None:
+        own = namespace.links_by_name[best.link].addresses
+        source = next(
+            (one.ip for one in own if one.version == to.version and one.is_link_local == to.is_link_local), None
+        )
+    return FoundRoute(RouteType.UNICAST, best.link, best.route.gateway, source, MAIN_TABLE, best.route.mtu or 0)

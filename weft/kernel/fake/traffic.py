@@ -128,6 +128,10 @@ class FakeTraffic(FakeState):
         found = [(version, table.save("filter")) for version, table in self.tables.items()]
         return tuple(chain for version, lines in found for chain in of_iptables(lines, _PROGRAMS[version], version))
 
+    def nftables_listing(self, what: str, *, as_json: bool = False) -> str:
+        self._called("nftables_listing")
+        return ""
+
     def firewalld_zone(self, place: str, *, permanent: bool = False) -> str | None:
         self._called("firewalld_zone")
         zones = self.permanent_zones if permanent else self.zones

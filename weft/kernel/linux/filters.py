@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 
-from weft.errors import KernelRefused
+from weft.errors import KernelLacks, KernelRefused
 from weft.kernel.linux import firewalls, iptables
 from weft.kernel.nft.library import runner
 from weft.kernel.nft.socket import NftSocket
@@ -63,3 +63,16 @@ def _run(what: str, answer: tuple[str, str]) -> list[dict[str, object]]:
         return []  # another program has deleted the table meanwhile
     document: list[dict[str, object]] = json.loads(output)["nftables"]
     return document
+
+
+def listing(what: str, *, as_json: bool) -> str:
+    """What ``nft list WHAT`` prints in this thread's network namespace; see ``Namespace.nftables_listing``."""
+    try:
+        library = runner()
+    except KernelLacks:
+        return ""
+    try:
+        output, errors = library.run(f"list {what}\n", as_json=as_json, handles=not as_json)
+    finally:
+        library.close()
+    return "" if errors else output

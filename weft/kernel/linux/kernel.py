@@ -40,6 +40,7 @@ from weft.kernel.netlink import (
     neighbours,
     nexthops,
     qdiscs,
+    route_lookup,
     routes,
     rules,
     sock_diag,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from weft.kernel.netlink.batch_deletion import BatchDeleter
     from weft.kernel.netlink.conntrack import Conntrack
     from weft.kernel.nft.socket import NftSocket
+    from weft.kernel.route_lookup import FoundRoute, RouteQuestion
     from weft.kernel.schema import Tables
     from weft.kernel.verdicts import BaseChain
 
@@ -319,6 +321,9 @@ class LinuxNamespace:
         index = self._index(link, f"list the routes of {link}") if link else 0
         return routes.list_routes(self._socket, index=index, family=family, table=table)
 
+    def find_route(self, question: RouteQuestion) -> FoundRoute:
+        return route_lookup.find(self._socket, question, self.link(question.incoming) if question.incoming else None)
+
     def add_route(self, route: KernelRoute, *, replace: bool = False) -> None:
         index = self._index(route.link, f"add the route {describe(route)}") if route.link else 0
         routes.add(self._socket, route, index, replace=replace)
@@ -449,6 +454,12 @@ class LinuxNamespace:
 
         with self._entered():
             return filters.base_chains(self._nftables())
+
+    def nftables_listing(self, what: str, *, as_json: bool = False) -> str:
+        from weft.kernel.linux import filters
+
+        with self._entered():
+            return filters.listing(what, as_json=as_json)
 
     def firewalld_zone(self, place: str, *, permanent: bool = False) -> str | None:
         from weft.kernel.linux import firewalld

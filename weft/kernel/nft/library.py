@@ -24,6 +24,7 @@ _PATIENCE = 30  # seconds for one run of the program
 _NUMERIC_PROTOCOL = 1 << 7
 _TERSE = 1 << 11
 _JSON = 1 << 4
+_HANDLE = 1 << 3
 _CLONE_NEWNET = 0x40000000
 
 
@@ -36,9 +37,9 @@ class Runner(Protocol):
     calls.
     """
 
-    def run(self, commands: str, *, terse: bool = False, as_json: bool = False) -> Answer:
+    def run(self, commands: str, *, terse: bool = False, as_json: bool = False, handles: bool = False) -> Answer:
         """Run the commands as one transaction; ``terse`` leaves the elements of sets out of listings,
-        which ``as_json`` are libnftables-json(5).
+        which ``as_json`` are libnftables-json(5) and else may have ``handles``.
         """
 
     def close(self) -> None: ...
@@ -71,11 +72,11 @@ class Library:
             self.close()
             raise KernelRefused("libnftables cannot keep its output in memory")
 
-    def run(self, commands: str, *, terse: bool = False, as_json: bool = False) -> Answer:
+    def run(self, commands: str, *, terse: bool = False, as_json: bool = False, handles: bool = False) -> Answer:
         library, context = self._library, self._context
         if not context:
             raise KernelRefused("the nftables library is closed")
-        flags = _NUMERIC_PROTOCOL | (_TERSE if terse else 0) | (_JSON if as_json else 0)
+        flags = _NUMERIC_PROTOCOL | (_TERSE if terse else 0) | (_JSON if as_json else 0) | (_HANDLE if handles else 0)
         library.nft_ctx_output_set_flags(context, flags)
         failed = library.nft_run_cmd_from_buffer(context, commands.encode("ascii"))
         output = (library.nft_ctx_get_output_buffer(context) or b"").decode("utf-8", "replace")
@@ -101,8 +102,8 @@ class Program:
             raise KernelLacks(f"there is neither {LIBRARY} nor a program {PROGRAM}", hint="install nftables")
         self._path = path
 
-    def run(self, commands: str, *, terse: bool = False, as_json: bool = False) -> Answer:
-        flags = ["-p", *(["-t"] if terse else []), *(["-j"] if as_json else [])]
+    def run(self, commands: str, *, terse: bool = False, as_json: bool = False, handles: bool = False) -> Answer:
+        flags = ["-p", *(["-t"] if terse else []), *(["-j"] if as_json else []), *(["-a"] if handles else [])]
         try:
             done = processes.run(
                 [self._path, *flags, "-f", "-"], commands.encode(), environment={"LC_ALL": "C"}, timeout=_PATIENCE

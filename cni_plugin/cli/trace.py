@@ -1,0 +1,103 @@
+"""``weft trace``: what becomes of a packet, and what decides it."""
+
+from __future__ import annotations
+
+import click
+
+from cni_plugin.cli.options import common
+from cni_plugin.cli.output import as_json, say
+from cni_plugin.cli.problems import FAILED
+from cni_plugin.cli.tool import Tool, pass_tool
+from cni_plugin.networks.conflists import Json
+from cni_plugin.networks.trace import Question, Traced, rule_text
+from cni_plugin.networks.trace import trace as follow
+from weft.kernel.trace.hops import Hop
+
+_PORTS = click.IntRange(1, 65535)
+
+
+@click.command()
+@common
+@click.argument("start", metavar="FROM")
+@click.argument("end", metavar="TO")
+@click.option("--port", type=_PORTS, default=None, help="The destination port. Default: ICMP echo, without a port.")
+@click.option(
+    "--proto", type=click.Choice(["tcp", "udp", "sctp", "icmp"]), default=None, help="Default: tcp with --port."
+)
+@click.option("-6", "six", is_flag=True, help="Follow IPv6 where both ends have addresses of both versions.")
+@pass_tool
+def trace(tool: Tool, start: str, end: str, port: int | None, proto: str | None, six: bool, json_output: bool) -> None:
+    """Follow a packet through this host, and say what decides on its way.
+
+    FROM and TO are containers (an id of weft ps, a unique prefix, or ID/IFNAME), "host", or addresses. An
+    address that no container has is another machine's, or a service's virtual address. The first packet
+    of a connection is followed through routes, bridges and all nftables rules as the kernel has them now;
+    nothing is sent. Exits with 1 if it is not delivered.
+
+    \b
+    Example:
+      weft trace web db --port 5432
+      weft trace 192.0.2.7 web --port 80
+    """
+    tool.need_records()
+    protocol = proto or ("tcp" if port else "icmp")
+    if protocol != "icmp" and port is None:
+        raise click.UsageError(f"--proto {protocol} needs --port")
+    if protocol == "icmp" and port is not None:
+        raise click.UsageError("ICMP has no ports: leave out --port")
+    found = follow(tool.service, Question(start, end, protocol, port or 0, 6 if six else 0))
+    if json_output:
+        as_json(_document(tool, found))
+    else:
+        _print(tool, found)
+    if not found.way.delivered:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _print(tool: Tool, found: Traced) -> None:
+    say(str(found.packet))
+    names = [hop.place or "host" for hop in found.way.hops]
+    width = max(map(len, names), default=0)
+    before = ""
+    for name, hop in zip(names, found.way.hops, strict=True):
+        say(f"  {'' if name == before else name:<{width}}  {hop.sentence}")
+        before = name
+        for line in _details(tool, hop):
+            say(f"  {'':<{width}}      {line}")
+    say(_end(found))
+
+
+def _details(tool: Tool, hop: Hop) -> list[str]:
+    """The rules that decided, as nft lists them, or the command that shows what decided."""
+    if hop.rule is None:
+        return [f"$ {hop.command}"] if hop.command else []
+    rules = [*hop.rule.trail, hop.rule.rule]
+    texts = [rule_text(tool.service, one.table, one.chain, one.handle) if one.handle else "" for one in rules]
+    lines = [f"{one.chain}: {text or 'policy of the chain'}" for one, text in zip(rules, texts, strict=True)]
+    return [*lines, f"$ {hop.command}"]
+
+
+def _end(found: Traced) -> str:
+    way = found.way
+    if not way.delivered:
+        return f"not delivered: {way.hops[-1].sentence}" if way.hops else "not delivered"
+    unsure = " (as far as the rules tell)" if any(not hop.certain for hop in way.hops) else ""
+    return f"{'refused: nothing listens there' if way.listening is False else 'delivered'}{unsure}"
+
+
+def _document(tool: Tool, found: Traced) -> Json:
+    return {
+        "packet": str(found.packet),
+        "delivered": found.way.delivered,
+        "listening": found.way.listening,
+        "hops": [
+            {
+                "place": hop.place or "host",
+                "what": hop.sentence,
+                "command": hop.command,
+                "certain": hop.certain,
+                "rules": [line for line in _details(tool, hop) if not line.startswith("$ ")],
+            }
+            for hop in found.way.hops
+        ],
+    }
