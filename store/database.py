@@ -15,16 +15,20 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from store.interface import Unavailable
-from weft import locks
+from store.interface import StoreError, Unavailable
+from weft import files, locks
 from weft.errors import WeftError
 
 _APPLICATION = 0x77656674
-_SCHEMA = 2
+SCHEMA = 2
 """1 until keys were renamed (``Rename``); the tables are the same."""
+MOST_REVISIONS = 1 << 53
+"""What JSON's numbers can count; a greater one in a file is damage."""
+SUFFIXES = ("", "-wal", "-shm", ".lock", ".turn")
+"""The store's files, by what follows the path."""
 _BUSY_SECONDS = 5.0
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -75,8 +79,9 @@ class Damaged(Unavailable):
     def __init__(self, path: str, what: str) -> None:
         super().__init__(
             f"{path} is damaged: {what}",
-            hint="restore a backup, or rename it to start with an empty store (weft does with recover)",
+            hint=f"restore a backup, or remove {path}* to start with an empty store (weft restores it with recover)",
         )
+        self.what = what
 
 
 class Replaced(Unavailable):
@@ -113,15 +118,10 @@ def write_lock(path: str) -> Iterator[int]:
     A second lock, ``.turn``, is a queue: whoever has just written waits behind the others. Raises
     Unavailable after 30 s.
     """
-    try:
-        with contextlib.ExitStack() as held:
-            with locks.hold(f"{path}.turn"):
-                descriptor = held.enter_context(locks.hold(lock_path(path)))
-            yield descriptor
-    except Unavailable:
-        raise
-    except WeftError as error:
-        raise Unavailable(error.message, hint=error.hint) from error
+    with refused_files(path), contextlib.ExitStack() as held:
+        with locks.hold(f"{path}.turn"):
+            descriptor = held.enter_context(locks.hold(lock_path(path)))
+        yield descriptor
 
 
 def lock_path(path: str) -> str:
@@ -141,26 +141,59 @@ def file_id(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def open_file(path: Path, *, recover: bool, rename: Rename = lambda key, value: key) -> sqlite3.Connection:
+def open_file(
+    path: Path, *, check: bool, expected: int = 0, rename: Rename = lambda key, value: key
+) -> sqlite3.Connection:
     """Create the file if missing, rename the keys of an older one, and connect for writing.
 
-    Raises Unavailable; see ``open_embedded``.
+    ``check``: check its integrity, whether or not the host has booted since. ``expected``: a revision
+    that it had, besides the one in the lock file. The caller holds ``write_lock``. Raises Damaged, also
+    where the file is empty or of an earlier revision, and Unavailable; see ``open_embedded``.
     """
     name = str(path)
+    expected = max(expected, last_revision(name))
+    with refused_files(name):
+        if expected and not os.path.lexists(name):
+            raise Damaged(name, f"it is missing, and revision {expected} was confirmed")
+        _create(path)
+        return _prepare(name, rename, check=check, expected=expected)
+
+
+@contextlib.contextmanager
+def refused_files(name: str) -> Iterator[None]:
+    """Raise errors of files and of locks as Unavailable."""
     try:
-        _secure(path)
-        with write_lock(name):
-            try:
-                return _prepare(name, rename, check=recover)
-            except Damaged as damage:
-                if not recover:
-                    raise
-                log.warning("%s; it was renamed to %s", damage.message, _rename_damaged(name))
-                return _prepare(name, rename, check=False)
+        yield
+    except StoreError:
+        raise
+    except WeftError as error:
+        raise Unavailable(error.message, hint=error.hint) from error
     except OSError as error:
         raise Unavailable(
             f"{name}: {error.strerror}", hint="check the directory's owner, mode and free space"
         ) from error
+
+
+def last_revision(path: str) -> int:
+    """The last revision that a process wrote, 0 where the lock file does not tell.
+
+    It is there twice, so that a damaged number is none; earlier releases wrote it once.
+    """
+    try:
+        content = files.read(lock_path(path), 16)
+    except OSError:
+        return 0
+    number = int.from_bytes(content[:8], "big")
+    return number if content[8:] in (b"", content[:8]) and number <= MOST_REVISIONS else 0
+
+
+def write_revision(lock: int, revision: int) -> None:
+    """Write the last revision, which inotify reports to other processes.
+
+    The WAL is no signal: it is written before the commit is visible.
+    """
+    with contextlib.suppress(OSError):
+        os.pwrite(lock, revision.to_bytes(8, "big") * 2, 0)
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -182,8 +215,8 @@ def unavailable(path: str, error: sqlite3.Error) -> Unavailable:
     return Unavailable(f"{path}: {reason}: {error}", hint=hint)
 
 
-def _secure(path: Path) -> None:
-    """Create directory (0700) and file (0600); refuse what other users can write."""
+def secure_directory(path: Path) -> None:
+    """Create the file's directory (0700) if missing. Raises Unavailable if other users can write to it."""
     directory = path.parent
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = os.lstat(directory)
@@ -194,29 +227,49 @@ def _secure(path: Path) -> None:
             f"other users may write to {directory} (owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o})",
             hint="chown it to weft's user, and chmod 700",
         )
-    # SQLite creates its two other files with the same mode. An existing file is only lstat'ed:
-    # closing any descriptor of it would release the POSIX locks of an SQLite connection in this
-    # process.
+
+
+def irregular(path: str, suffixes: Iterable[str] = SUFFIXES) -> list[str]:
+    """Those of the store's files that are no regular files with one link."""
+    return [name for suffix in suffixes if (status := _status(name := f"{path}{suffix}")) and not _is_regular(status)]
+
+
+def refuse_irregular(path: str) -> None:
+    """Raise Unavailable if one of the files is a link or no file."""
+    for name in irregular(path):
+        raise Unavailable(f"{name} is not a regular file with one link", hint="remove it, or use another path")
+
+
+def _create(path: Path) -> None:
+    """Create the file (0600); refuse links and what is no file.
+
+    SQLite creates its two other files with the same mode. An existing file is only lstat'ed: closing
+    any descriptor of it would release the POSIX locks of an SQLite connection in this process.
+    """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        _sync_directory(directory)
-        _sync_directory(directory.parent)
-    for suffix in ("", "-wal", "-shm", ".lock", ".turn"):
-        _secure_file(f"{path}{suffix}")
+        sync_directory(path.parent)
+        sync_directory(path.parent.parent)
+    refuse_irregular(str(path))
+    for suffix in SUFFIXES:
+        status = _status(f"{path}{suffix}")
+        if status is not None and status.st_mode & 0o077:
+            os.chmod(f"{path}{suffix}", 0o600)
 
 
-def _secure_file(name: str) -> None:
+def _status(name: str) -> os.stat_result | None:
     try:
-        status = os.lstat(name)
+        return os.lstat(name)
     except FileNotFoundError:
-        return
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        raise Unavailable(f"{name} is not a regular file with one link", hint="remove it, or use another path")
-    if status.st_mode & 0o077:
-        os.chmod(name, 0o600)
+        return None
 
 
-def _sync_directory(directory: Path) -> None:
+def _is_regular(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+
+
+def sync_directory(directory: Path) -> None:
+    """Make new names in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -224,17 +277,20 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _prepare(path: str, rename: Rename, *, check: bool) -> sqlite3.Connection:
+def _prepare(path: str, rename: Rename, *, check: bool, expected: int) -> sqlite3.Connection:
     connection = connect(path)
     try:
         with translate_errors(path):
-            schema = _create_or_verify_schema(connection, path)
+            schema = _create_or_verify_schema(connection, path, expected)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             # The writer makes checkpoints after it has answered, not within a commit.
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             for columns in _COLUMNS:
                 connection.execute(columns).fetchall()
+            ((revision,),) = connection.execute("SELECT revision FROM state").fetchall()
+            if revision < expected:
+                raise Damaged(path, f"it ends with revision {revision}, and {expected} was confirmed")
             _renew_leases_after_boot(connection, path, check)
             if schema == 1:
                 _upgrade(connection, path, rename)
@@ -244,28 +300,38 @@ def _prepare(path: str, rename: Rename, *, check: bool) -> sqlite3.Connection:
     return connection
 
 
-def _create_or_verify_schema(connection: sqlite3.Connection, path: str) -> int:
-    """Create the tables in an empty database; returns its schema. Raises Unavailable for one of
-    another program or a later release.
+def _create_or_verify_schema(connection: sqlite3.Connection, path: str, expected: int) -> int:
+    """Create the tables in an empty database; returns its schema. Raises Damaged if it had a revision,
+    Unavailable for one of another program or a later release.
     """
     application, schema, tables = connection.execute(
         "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)"
         " FROM pragma_application_id, pragma_user_version"
     ).fetchone()
-    if application == _APPLICATION and 1 <= schema <= _SCHEMA:
+    if application == _APPLICATION and 1 <= schema <= SCHEMA:
         return int(schema)
     if application == _APPLICATION:
         raise Unavailable(
-            f"{path} was written by a later release of weft (schema {schema}, this one reads up to {_SCHEMA})",
-            hint=f"run that release, or put back the copy made before its first start ({path}.v{_SCHEMA})",
+            f"{path} was written by a later release of weft (schema {schema}, this one reads up to {SCHEMA})",
+            hint=f"run that release, or put back the copy made before its first start ({path}.v{SCHEMA})",
         )
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if names >= {"state", "entries", "leases", "changes"}:
+        raise Damaged(path, f"its application id is {application:x} and its schema {schema}")
     if application or tables:
         raise Unavailable(f"{path} is a database of another program", hint="use another path")
+    if expected:
+        raise Damaged(path, f"it is empty, and revision {expected} was confirmed")
+    create_tables(connection, "WAL")
+    return SCHEMA
+
+
+def create_tables(connection: sqlite3.Connection, journal: str, schema: int = SCHEMA) -> None:
+    """Create the tables of an empty store."""
     connection.executescript(
-        f"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGIN IMMEDIATE; {_TABLES}"
-        f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_SCHEMA}; COMMIT;"
+        f"PRAGMA journal_mode = {journal}; PRAGMA synchronous = FULL; BEGIN IMMEDIATE; {_TABLES}"
+        f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {schema}; COMMIT;"
     )
-    return _SCHEMA
 
 
 def _upgrade(connection: sqlite3.Connection, path: str, rename: Rename) -> None:
@@ -282,7 +348,7 @@ def _upgrade(connection: sqlite3.Connection, path: str, rename: Rename) -> None:
         connection.backup(target)
         target.execute("PRAGMA journal_mode = DELETE")  # one file, without a WAL beside it
     os.rename(f"{copy}.new", copy)
-    _sync_directory(Path(path).parent)
+    sync_directory(Path(path).parent)
     connection.execute("BEGIN IMMEDIATE")
     try:
         rows = connection.execute("SELECT key, value FROM entries").fetchall()
@@ -292,7 +358,7 @@ def _upgrade(connection: sqlite3.Connection, path: str, rename: Rename) -> None:
         )
         connection.execute("DELETE FROM changes")
         connection.execute("UPDATE state SET compacted = revision")
-        connection.execute(f"PRAGMA user_version = {_SCHEMA}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA}")
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
@@ -314,18 +380,3 @@ def _renew_leases_after_boot(connection: sqlite3.Connection, path: str, check: b
         connection.execute("UPDATE leases SET deadline = ? + CAST(seconds * 1e9 AS INTEGER)", (now(),))
         connection.execute("UPDATE state SET boot = ?", (boot,))
         connection.execute("COMMIT")
-
-
-def _rename_damaged(path: str) -> str:
-    """Rename the file and its WAL to an unused name."""
-    number = 1
-    while os.path.lexists(f"{path}.damaged-{number}"):
-        number += 1
-    aside = f"{path}.damaged-{number}"
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(f"{path}-wal", f"{aside}-wal")
-    os.rename(path, aside)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{path}-shm")
-    _secure(Path(path))
-    return aside

@@ -7,13 +7,28 @@ import contextlib
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from store import reading
-from store.database import Rename, Replaced, connect, file_id, lock_path, now, open_file, translate_errors
+from store import reading, recovery
+from store.database import (
+    Damaged,
+    Rename,
+    Replaced,
+    connect,
+    file_id,
+    last_revision,
+    lock_path,
+    now,
+    open_file,
+    refuse_irregular,
+    secure_directory,
+    translate_errors,
+    write_lock,
+)
 from store.hub import Hub
 from store.inotify import drain, open_inotify
 from store.interface import (
@@ -26,15 +41,19 @@ from store.interface import (
     Outcome,
     Put,
     Range,
-    Store,
     StoreError,
     Unavailable,
 )
 from store.limits import check_number, check_seconds, check_transaction, encoded
+from store.transaction import Transaction
 from store.writer import Writer
 
 _POLL_SECONDS = 1.0
 """Polling interval for changes by other processes and expired leases, besides inotify."""
+_COPY_SECONDS = 60.0
+"""Between two copies of a store that changes."""
+_COPY_SHARE = 0.01
+"""The part of the time that making copies may take, however large the store is."""
 
 Answer = TypeVar("Answer")
 
@@ -42,13 +61,20 @@ log = logging.getLogger(__name__)
 
 
 async def open_embedded(
-    path: Path, *, history: int = 10_000, recover: bool = False, rename: Rename = lambda key, value: key
-) -> Store:
+    path: Path,
+    *,
+    history: int = 10_000,
+    recover: bool = False,
+    suspected: str = "",
+    rename: Rename = lambda key, value: key,
+) -> EmbeddedStore:
     """Open the store in a file, created with mode 0600 in a directory of mode 0700 if missing.
 
-    ``history`` is the number of revisions kept for watches, at most 64 MiB. With
-    ``recover`` a damaged file is renamed to ``PATH.damaged-1`` (-2 …), logged, and replaced by an
-    empty store. A file of the first layout is copied to ``PATH.v1``, and its keys become what
+    ``history`` is the number of revisions kept for watches, at most 64 MiB. With ``recover`` a file
+    that is damaged, missing although it was written, or older than what was confirmed is set aside,
+    and what can be read of it and of its last copy makes a new one (``store.recovery``); the copy is
+    renewed every minute in which there were changes. ``suspected`` is damage that was met while
+    the file was open. A file of the first layout is copied to ``PATH.v1``, and its keys become what
     ``rename`` returns for each key and value.
 
     Leases run on CLOCK_BOOTTIME, also while no process has the store open and during suspend;
@@ -62,7 +88,8 @@ async def open_embedded(
     if history < 1:
         raise Invalid(f"a history of {history} revisions", hint="keep at least 1; the default is 10000")
     path = path.absolute()
-    connection = await asyncio.to_thread(open_file, path, recover=recover, rename=rename)
+    opened = recovery.open_recovering if recover else _open
+    connection = await asyncio.to_thread(opened, path, rename, suspected)
     try:
         with translate_errors(str(path)):
             reader = connect(str(path))
@@ -71,15 +98,34 @@ async def open_embedded(
     except BaseException:
         connection.close()
         raise
-    return EmbeddedStore(str(path), connection, reader, revision, history)
+    return EmbeddedStore(str(path), connection, reader, revision, history, copied=recover)
+
+
+def _open(path: Path, rename: Rename, suspected: str) -> sqlite3.Connection:
+    secure_directory(path)
+    refuse_irregular(str(path))
+    with write_lock(str(path)):
+        return open_file(path, check=bool(suspected), rename=rename)
 
 
 class EmbeddedStore:
-    """See ``Store``. One thread writes and one reads: the disk never blocks the event loop."""
+    """See ``Store``. One thread writes and one reads: the disk never blocks the event loop.
+
+    ``copied``: keep a copy of it for recovery.
+    """
 
     def __init__(
-        self, path: str, connection: sqlite3.Connection, reader: sqlite3.Connection, revision: int, history: int
+        self,
+        path: str,
+        connection: sqlite3.Connection,
+        reader: sqlite3.Connection,
+        revision: int,
+        history: int,
+        *,
+        copied: bool = False,
     ) -> None:
+        self.damage = ""
+        """Damage of the file that was met while reading or writing it, "" if none was."""
         self._path = path
         self._identity = file_id(path)
         self._reader = reader
@@ -90,6 +136,9 @@ class EmbeddedStore:
         self._inotify = self._watch_lock_file()
         self._maintenance = asyncio.create_task(self._maintain(), name="store-maintain")
         self._closing: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+        self._copied_revision = -1
+        self._copying = asyncio.create_task(self._keep_copy(), name="store-copy") if copied else None
 
     async def get(self, key: str) -> Entry | None:
         data = encoded(key)
@@ -111,22 +160,22 @@ class EmbeddedStore:
     ) -> Outcome:
         check_transaction(compare, success, failure)
         size = sum(len(operation.value) for operation in (*success, *failure) if isinstance(operation, Put))
-        return await self._writer.submit(lambda writes: writes.transact(compare, success, failure), size=size)
+        return await self._submit(lambda writes: writes.transact(compare, success, failure), size=size)
 
     async def grant(self, seconds: float) -> int:
         check_seconds(seconds)
-        lease = await self._writer.submit(lambda writes: writes.grant(seconds), relaxed=True)
+        lease = await self._submit(lambda writes: writes.grant(seconds), relaxed=True)
         self._wakeup.set()
         return lease
 
     async def keep_alive(self, lease: int) -> None:
         check_number("lease", lease)
         asked = now()
-        await self._writer.submit(lambda writes: writes.keep_alive(lease, asked), relaxed=True)
+        await self._submit(lambda writes: writes.keep_alive(lease, asked), relaxed=True)
 
     async def revoke(self, lease: int) -> None:
         check_number("lease", lease)
-        await self._writer.submit(lambda writes: writes.revoke(lease))
+        await self._submit(lambda writes: writes.revoke(lease))
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
         encoded(prefix, prefix=True)
@@ -142,6 +191,9 @@ class EmbeddedStore:
     async def _close(self) -> None:
         self._maintenance.cancel()
         await asyncio.gather(self._maintenance, return_exceptions=True)
+        self._ended.set()
+        if self._copying is not None:
+            await self._copying
         if self._inotify is not None:
             asyncio.get_running_loop().remove_reader(self._inotify)
             os.close(self._inotify)
@@ -149,16 +201,61 @@ class EmbeddedStore:
         self._reader.close()
         await self._writer.close()
 
+    async def _submit(self, work: Callable[[Transaction], Answer], *, relaxed: bool = False, size: int = 0) -> Answer:
+        try:
+            return await self._writer.submit(work, relaxed=relaxed, size=size)
+        except Damaged as error:
+            self.damage = error.what
+            raise
+
     async def _read(self, function: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        def read() -> Answer:
+        if self._closing:
+            raise Unavailable(f"{self._path} has been closed", hint="open it again")
+
+        def read(reader: sqlite3.Connection) -> Answer:
             if file_id(self._path) != self._identity:
                 raise Replaced(self._path)
+            return function(reader)
+
+        return await self._read_any(read)
+
+    async def _read_any(self, function: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """Read from the open file, even if its path leads to another one."""
+
+        def read() -> Answer:
             with translate_errors(self._path):
                 return function(self._reader)
 
-        if self._closing:
-            raise Unavailable(f"{self._path} has been closed", hint="open it again")
-        return await asyncio.get_running_loop().run_in_executor(self._readers, read)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, read)
+        except Damaged as error:
+            self.damage = error.what
+            raise
+
+    async def _keep_copy(self) -> None:
+        """Copy the store when it was opened, from time to time while it changes, and when it is closed."""
+        while True:
+            started, is_last = time.monotonic(), self._ended.is_set()
+            try:
+                await self._copy()
+            except StoreError as error:
+                log.warning("no copy of %s was made: %s", self._path, error)
+            if is_last:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(_COPY_SECONDS, (time.monotonic() - started) / _COPY_SHARE)):
+                    await self._ended.wait()
+
+    async def _copy(self) -> None:
+        """Write the copy, if there were changes since; of a file that was deleted, too, which still is open.
+
+        Raises Unavailable.
+        """
+        if self.damage or self._copied_revision == self._hub.latest:
+            return
+        contents = await self._read_any(recovery.read)
+        await asyncio.to_thread(recovery.write_backup, self._path, contents)
+        self._copied_revision = contents.revision
 
     async def _changes(self, prefix: str, after: int) -> reading.Page:
         data = prefix.encode()
@@ -175,9 +272,8 @@ class EmbeddedStore:
 
     def _on_inotify(self, descriptor: int) -> None:
         drain(descriptor)
-        with contextlib.suppress(OSError), open(lock_path(self._path), "rb") as lock:
-            if int.from_bytes(lock.read(8), "big") != self._hub.latest:
-                self._wakeup.set()
+        if last_revision(self._path) != self._hub.latest:
+            self._wakeup.set()
 
     async def _maintain(self) -> None:
         """Follow other processes' commits, revoke expired leases, and notice a replaced file."""
@@ -191,7 +287,7 @@ class EmbeddedStore:
                 if state.deadline is not None:
                     pause = min(pause, (state.deadline - now()) / 1e9)
                 if pause <= 0:
-                    await self._writer.submit(lambda _: None, relaxed=True)
+                    await self._submit(lambda _: None, relaxed=True)
                     continue
             except Replaced as error:
                 self._hub.fail(error)

@@ -59,7 +59,7 @@ def get(connection: sqlite3.Connection, key: bytes) -> Entry | None:
 
 
 def get_range(connection: sqlite3.Connection, prefix: bytes, limit: int) -> Range:
-    with _snapshot(connection):
+    with snapshot(connection):
         revision, _ = _state(connection)
         rows = connection.execute(
             "SELECT key, value, create_revision, mod_revision, version, lease FROM entries"
@@ -71,7 +71,7 @@ def get_range(connection: sqlite3.Connection, prefix: bytes, limit: int) -> Rang
 
 def get_changes(connection: sqlite3.Connection, prefix: bytes, after: int) -> Page:
     """The next changes after a revision, in whole revisions. Raises Compacted."""
-    with _snapshot(connection):
+    with snapshot(connection):
         revision, compacted = _state(connection)
         if after < compacted:
             raise Compacted(compacted)
@@ -92,7 +92,8 @@ def get_state(connection: sqlite3.Connection) -> State:
 
 
 @contextlib.contextmanager
-def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Several queries of one state of the store."""
     connection.execute("BEGIN")
     try:
         yield

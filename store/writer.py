@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sqlite3
 import threading
 from collections import deque
@@ -12,7 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from store.database import Replaced, file_id, now, primary_code, translate_errors, unavailable, write_lock
+from store.database import (
+    Replaced,
+    file_id,
+    now,
+    primary_code,
+    translate_errors,
+    unavailable,
+    write_lock,
+    write_revision,
+)
 from store.interface import Batch, StoreError, Unavailable
 from store.transaction import HISTORY_BYTES, Transaction
 
@@ -143,10 +151,7 @@ class Writer:
             return
         self._deliver(deliveries, batches)
         if batches:
-            # Notifies other processes by inotify. The WAL is no signal: it is written before the
-            # commit is visible.
-            with contextlib.suppress(OSError):
-                os.pwrite(lock, batches[-1].revision.to_bytes(8, "big"), 0)
+            write_revision(lock, batches[-1].revision)
 
     def _commit(self, group: list[_Request]) -> tuple[list[Callable[[], None]], list[Batch]]:
         """One SQLite transaction; returns callbacks that deliver the results, and the changes."""

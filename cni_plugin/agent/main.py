@@ -17,10 +17,9 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from cni_plugin.agent import limits
+from cni_plugin.agent import catalog_file, limits
 from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
@@ -88,7 +87,7 @@ class Agent:
     never.
     """
 
-    def __init__(self, settings: Settings, place: DaemonSocket, *, idle: float = 0.0) -> None:
+    def __init__(self, settings: Settings, place: DaemonSocket, *, idle: float = 0.0, damage: str = "") -> None:
         self._settings = settings
         self._place = place
         self._folder = os.path.dirname(place.path)
@@ -99,16 +98,23 @@ class Agent:
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_parts: list[Part] = []
+        self._is_recovering = False
+        self.damage = damage
+        """Damage of the store's file that was met while it was open."""
         self.problems: dict[str, str] = {}
         """The parts that could not start, with the error."""
 
-    async def run(self) -> None:
-        """Serve until a signal or idle. Raises StoreError where the store cannot be opened."""
+    async def run(self) -> bool:
+        """Serve until a signal or idle; whether to start again, with the store's file recovered.
+
+        Raises StoreError where the store cannot be opened.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
-        self._file = _data(self._settings) / "catalog.db"
-        store = await open_embedded(self._file, recover=True, rename=layout_v1.renamed)
+        self._file = catalog_file.path(self._settings)
+        store = await open_embedded(self._file, recover=True, suspected=self.damage, rename=layout_v1.renamed)
+        self._store = store
         self._identity = file_id(str(self._file))
         try:
             parts = await self._start_parts(store)
@@ -117,7 +123,8 @@ class Agent:
             _notify("READY=1")
             await self._ended.wait()
         finally:
-            _notify("STOPPING=1")
+            if not self._is_recovering:
+                _notify("STOPPING=1")
             self._place.close()
             for task in self._tasks:
                 task.cancel()
@@ -126,6 +133,7 @@ class Agent:
                 with contextlib.suppress(Exception):
                     await part.stop()
             await store.close()
+        return self._is_recovering
 
     async def _start_parts(self, store: Store) -> Parts:
         settings, metrics, catalog, names = self._settings, Metrics(), Catalog(), NetworkZones()
@@ -225,9 +233,10 @@ class Agent:
             if not self._place.is_reachable:
                 log.info("the socket was unlinked or replaced by another agent, stopping")
                 self._ended.set()
-            if file_id(str(self._file)) != self._identity:
-                # The catalog in memory has no file; the next agent registers all attachments again.
-                log.error("%s was removed or replaced, stopping", self._file)
+            if file_id(str(self._file)) != self._identity or self._store.damage:
+                why = self._store.damage or "it was removed or replaced"
+                log.error("%s is damaged: %s; starting again", self._file, why)
+                self.damage, self._is_recovering = self._store.damage, True
                 self._ended.set()
             await self._refresh(parts.attachments, parts.dns)
             self._report(parts)
@@ -332,6 +341,10 @@ def _serve(path: str, idle: float) -> int:
         folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
         files.make_directory(folder, "the agent's state")
         place = DaemonSocket(folder, "agent")
+        agent = Agent(settings, place, idle=idle)
+        while asyncio.run(agent.run()):
+            place.listen()  # close() has kept the lock
+            agent = Agent(settings, place, idle=idle, damage=agent.damage)
     except AlreadyRunning:
         print("weft: an agent is already running in this network namespace", file=sys.stderr)
         return 3
@@ -340,25 +353,7 @@ def _serve(path: str, idle: float) -> int:
         if isinstance(error, WeftError) and error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
         return 1
-    try:
-        asyncio.run(Agent(settings, place, idle=idle).run())
-    except WeftError as error:
-        print(f"weft: {error}", file=sys.stderr)
-        return 1
     return 0
-
-
-def _data(settings: Settings) -> Path:
-    """The folder of the catalog: under /run for a network namespace other than init's, which ends with
-    the boot.
-    """
-    if settings.data:
-        return Path(settings.data)
-    inode = os.stat("/proc/self/ns/net").st_ino
-    with contextlib.suppress(OSError):
-        if os.stat("/proc/1/ns/net").st_ino == inode:
-            return Path(configuration.DATA)
-    return Path(f"/run/weft/{inode}/agent")
 
 
 def _node(settings: Settings, folder: str) -> Node:

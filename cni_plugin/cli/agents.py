@@ -49,6 +49,13 @@ def running() -> Running | None:
     return Running(process, found if found and found.process == process else None)
 
 
+def catalog_damages() -> list[tuple[str, str]]:
+    """What happened to the catalog's file and is not confirmed yet, each with what to do."""
+    from cni_plugin.agent import catalog_file  # imports the configuration's parsers and the store
+
+    return [(one.what, one.remedy) for one in catalog_file.damages()]
+
+
 @click.command()
 @click.option("--config", metavar="FILE", help="Configuration file. Default: $WEFT_CONFIG, else /etc/weft/weft.toml.")
 def agent(config: str | None) -> int:

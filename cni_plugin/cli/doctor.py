@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import click
 
+from cni_plugin.cli import agents
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
 from cni_plugin.cli.tool import Tool, pass_tool
@@ -54,7 +55,8 @@ def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
 
 def _findings(tool: Tool, abilities: Sequence[Ability]) -> list[Finding]:
     networks, problems = conflists.listed(tool.config)
-    return findings.every(tool.service, abilities, networks, problems)
+    catalog = [Finding(what, remedy) for what, remedy in agents.catalog_damages()]
+    return findings.every(tool.service, abilities, networks, problems) + catalog
 
 
 def _repair(tool: Tool) -> None:

@@ -53,6 +53,7 @@ def status(tool: Tool, json_output: bool) -> None:
     gone = sum(one.state is not State.ATTACHED for one in attached)
     networks = len(tool.networks())
     restored = restorations.read(tool.service.host.run)
+    warnings += [f"{what}: {remedy}" for what, remedy in agents.catalog_damages()]
     if gone:
         warnings.append(f"{count(gone, 'attachment')} incomplete or without a namespace: run weft gc")
     healths = Counter(one.status for one in instances)

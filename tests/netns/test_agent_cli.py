@@ -187,3 +187,35 @@ def test_ttls_go_on_while_the_agent_is_dead(host: Host, weft: Weft) -> None:
     weft("up")
     assert statuses() == {"short": "critical", "long": "passing"}
     assert b"TTL expired" in asked("GET", "/v1/agent/checks")
+
+
+def test_a_damaged_catalog_is_restored_and_reported(host: Host, weft: Weft) -> None:
+    """Emptied while no agent runs, then deleted while one runs: nothing is lost, and both are reported
+    until the stated command.
+    """
+    catalog = folder() / "agent/catalog.db"
+
+    def services() -> bool:
+        return "web" in weft("services", "list", check=False).stdout.split()
+
+    def reported() -> list[str]:
+        found = json.loads(weft("doctor", "--json", check=False).stdout)["findings"]
+        found = [one for one in found if str(catalog) in one["what"]]
+        return [one["remedy"].partition("then remove the report: ")[2] for one in found]
+
+    weft("up")
+    weft("services", "register", "-name=web", "-address=10.9.0.5", "-port=80")
+    weft("down")
+    os.truncate(catalog, 0)
+    agent = json.loads(weft("up", "--json").stdout)["agent"]["pid"]
+    assert services()
+    (command,) = reported()
+    assert command in weft("status", check=False).stdout
+    run("sh", "-c", command)
+    assert weft("status").code == 0
+
+    catalog.unlink()
+    until(lambda: catalog.exists() and services(), EXPECTED, "the agent to restore its catalog")
+    assert alive(agent)
+    run("sh", "-c", reported()[0])
+    assert reported() == []
