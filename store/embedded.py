@@ -182,6 +182,11 @@ class EmbeddedStore:
         check_number("after", after)
         return self._hub.watch(prefix, after)
 
+    @property
+    def lost(self) -> str:
+        why = self.damage or ("" if file_id(self._path) == self._identity else "it was removed or replaced")
+        return f"{self._path} is damaged: {why}" if why else ""
+
     async def close(self) -> None:
         if self._closing is None:
             self._hub.close()

@@ -51,7 +51,9 @@ class Compacted(StoreError):
 
 
 class Unavailable(StoreError):
-    """The store is closed, its disk full or its file damaged. The message names the file."""
+    """The store is closed, its disk full or its file damaged, or no member of its cluster answers. The
+    message names the file or the members.
+    """
 
     code = STATE_DAMAGED
 
@@ -187,6 +189,12 @@ class Store(Protocol):
         Ends when the store is closed. Raises Compacted if the history is compacted, at the start or
         because the reader is too slow.
         *Equivalent to:* ``etcdctl watch --prefix PREFIX --rev AFTER+1``.
+        """
+
+    @property
+    def lost(self) -> str:
+        """Why the store has to be opened again: its file is damaged, removed or replaced; "" if it is
+        not.
         """
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from weft.errors import WeftError
 
 def path(settings: Settings) -> Path:
     """The file: under /run for a network namespace other than init's, which ends with the boot."""
-    return _folder(settings) / "catalog.db"
+    return folder(settings) / "catalog.db"
 
 
 def damages() -> list[Damage]:
@@ -28,7 +28,8 @@ def damages() -> list[Damage]:
         return []
 
 
-def _folder(settings: Settings) -> Path:
+def folder(settings: Settings) -> Path:
+    """What the agent keeps is here."""
     if settings.data:
         return Path(settings.data)
     inode = os.stat("/proc/self/ns/net").st_ino

@@ -19,14 +19,14 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from cni_plugin.agent import catalog_file, limits
+from cni_plugin.agent import limits
 from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
+from cni_plugin.agent.stores import open_store
 from cni_plugin.plan.facts import KernelFacts
-from discovery import layout_v1
 from discovery.acl.tokens import Tokens
 from discovery.balancer.allocate import Allocator
 from discovery.balancer.balancer import Balancer
@@ -39,10 +39,10 @@ from discovery.page.overview import Overview
 from discovery.registry import Registry
 from discovery.structs import Node
 from store import Store
-from store.embedded import open_embedded
+from store.embedded import EmbeddedStore
 from weft import __version__, confinement, files
 from weft.capabilities import AGENT
-from weft.daemon_socket import AlreadyRunning, DaemonSocket, file_id
+from weft.daemon_socket import AlreadyRunning, DaemonSocket
 from weft.daemons import REFRESHED
 from weft.errors import StateDamaged, WeftError
 from weft.kernel.linux.kernel import LinuxKernel
@@ -112,14 +112,11 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
-        self._file = catalog_file.path(self._settings)
-        store = await open_embedded(self._file, recover=True, suspected=self.damage, rename=layout_v1.renamed)
-        self._store = store
-        self._identity = file_id(str(self._file))
+        store = await open_store(self._settings, self.damage)
         try:
             parts = await self._start_parts(store)
             self._report(parts)
-            self._serve_socket(parts)
+            self._serve_socket(parts, store)
             _notify("READY=1")
             await self._ended.wait()
         finally:
@@ -197,7 +194,7 @@ class Agent:
 
     # Attachments
 
-    def _serve_socket(self, parts: Parts) -> None:
+    def _serve_socket(self, parts: Parts, store: Store) -> None:
         """Refresh on request over the socket, and periodically."""
         listener = self._place.listener
 
@@ -207,7 +204,7 @@ class Agent:
                 self._task(self._answer(connection, parts))
 
         asyncio.get_running_loop().add_reader(listener.fileno(), asked)
-        self._task(self._watch(parts))
+        self._task(self._watch(parts, store))
 
     async def _answer(self, connection: socket.socket, parts: Parts) -> None:
         with connection:
@@ -227,16 +224,16 @@ class Agent:
         if dns is not None:
             await dns.set_networks(dns.names.networks())
 
-    async def _watch(self, parts: Parts) -> None:
+    async def _watch(self, parts: Parts, store: Store) -> None:
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
             if not self._place.is_reachable:
                 log.info("the socket was unlinked or replaced by another agent, stopping")
                 self._ended.set()
-            if file_id(str(self._file)) != self._identity or self._store.damage:
-                why = self._store.damage or "it was removed or replaced"
-                log.error("%s is damaged: %s; starting again", self._file, why)
-                self.damage, self._is_recovering = self._store.damage, True
+            if why := store.lost:
+                log.error("%s; starting again", why)
+                self.damage = store.damage if isinstance(store, EmbeddedStore) else ""
+                self._is_recovering = True
                 self._ended.set()
             await self._refresh(parts.attachments, parts.dns)
             self._report(parts)

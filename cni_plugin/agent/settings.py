@@ -10,8 +10,9 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from discovery.dns.codec import DEFAULT_UDP_SIZE, encode_name
 from discovery.dns.settings import DnsSettings as Naming
 from discovery.dns.settings import ListenAddress
 from discovery.dns.upstreams import parse_upstream
+from store.etcd.settings import EtcdSettings
 from weft.errors import ConfigProblem
 from weft.section import Problems, Section
 
@@ -32,6 +34,7 @@ _KEYS: Mapping[str, frozenset[str]] = {
     "agent": frozenset({"node", "datacenter", "address", "data", "meta"}),
     "http": frozenset({"listen", "hosts", "readers", "writers"}),
     "acl": frozenset({"enabled", "default_policy", "tokens"}),
+    "store": frozenset({"endpoints", "ca", "cert", "key", "user", "password_file", "prefix"}),
     "tls": frozenset({"ca_file", "cert_file", "key_file", "verify_incoming"}),
     "dns": frozenset(
         {
@@ -54,13 +57,15 @@ _KEYS: Mapping[str, frozenset[str]] = {
     ),
 }
 _USER = re.compile(r"\*|@?[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?")
+_ENDPOINT = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})/?")
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._-]+)+")
 _NODE = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The agent's settings. ``address`` "": the first address of the default route's link; ``data`` is
-    a folder.
+    a folder; without ``store``, an etcd cluster, the catalog is a file in it.
     """
 
     node: str
@@ -72,6 +77,7 @@ class Settings:
     dns: Naming | None = field(default_factory=Naming)
     scripts: bool = False
     balancing: BalancerSettings | None = None
+    store: EtcdSettings | None = None
 
 
 def read(path: str = "") -> Settings:
@@ -103,10 +109,17 @@ def read(path: str = "") -> Settings:
 def _check_keys(found: Mapping[str, object], problems: Problems) -> None:
     for name, table in found.items():
         if name not in _KEYS:
-            problems.add(f"unknown section [{name}]; valid sections: {', '.join(f'[{one}]' for one in _KEYS)}")
+            sections = ", ".join(f"[{one}]" for one in _KEYS)
+            problems.add(f"unknown section [{name}]{_similar(name, _KEYS)}; valid sections: {sections}")
         elif isinstance(table, dict):
             for key in table.keys() - _KEYS[name]:
-                problems.add(f"unknown key {name}.{key}; valid keys: {', '.join(sorted(_KEYS[name]))}")
+                keys = sorted(_KEYS[name])
+                problems.add(f"unknown key {name}.{key}{_similar(key, keys)}; valid keys: {', '.join(keys)}")
+
+
+def _similar(name: str, known: Iterable[str]) -> str:
+    found = get_close_matches(name, known, 1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def _settings(whole: Section) -> Settings:
@@ -137,6 +150,7 @@ def _settings(whole: Section) -> Settings:
         dns=dns,
         scripts=scripts,
         balancing=_balancing(whole.section("balancer"), node),
+        store=_store(whole.section("store")) if "store" in whole else None,
     )
 
 
@@ -190,6 +204,45 @@ def _tls(section: Section) -> TlsSettings | None:
     if verify and not (ca and certificate):
         section.problem("verify_incoming", "needs tls.ca_file, tls.cert_file and tls.key_file")
     return TlsSettings(certificate, key, ca, verify) if certificate and key else None
+
+
+def _store(section: Section) -> EtcdSettings:
+    """The cluster; the folder of its state is set when it is opened."""
+    endpoints: list[str] = []
+    schemes = set()
+    for text in section.texts("endpoints"):
+        match = _ENDPOINT.fullmatch(text)
+        if match is None or int(match[3]) > 65535:
+            section.problem("endpoints", f'holds {text!r}; write "https://10.0.0.1:2379" or "http://name:2379"')
+            continue
+        schemes.add(match[1])
+        endpoints.append(f"{match[2]}:{match[3]}")
+    if not endpoints and not section.problems.found:
+        section.problem("endpoints", 'must name the cluster, like ["https://10.0.0.1:2379"]')
+    if len(schemes) > 1:
+        section.problem("endpoints", "must be all https or all http")
+    ca, cert, key, user, password = (section.text(one) for one in ("ca", "cert", "key", "user", "password_file"))
+    if bool(cert) != bool(key):
+        section.problem("cert", "and store.key must be set together")
+    if (ca or cert) and "http" in schemes:
+        section.problem("ca" if ca else "cert", "is of no use to endpoints with http://")
+    if bool(user) != bool(password):
+        section.problem("user", "and store.password_file must be set together; a certificate names its user itself")
+    prefix = section.text("prefix")
+    if prefix and not _PREFIX.fullmatch(prefix):
+        section.problem("prefix", 'must begin with "/" and not end with it, like "/site-a"')
+    return EtcdSettings(
+        tuple(dict.fromkeys(endpoints)),
+        "",
+        tls="https" in schemes,
+        ca=ca,
+        cert=cert,
+        key=key,
+        user=user,
+        password_file=password,
+        prefix=prefix,
+        operations=f"{prefix}/weft/operation/",
+    )
 
 
 def _naming(section: Section, datacenter: str) -> Naming | None:

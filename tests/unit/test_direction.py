@@ -25,6 +25,7 @@ STANDS_ON: dict[str, str] = {
     "weft.kernel.trace": "weft weft.kernel",
     "ipam": "weft",
     "store": "weft",
+    "store.etcd": "weft store",
     "discovery": "store",
     "discovery.consul": "weft store discovery",
     "discovery.dns": "discovery",
@@ -42,7 +43,7 @@ STANDS_ON: dict[str, str] = {
     "cni_plugin.ops": "weft weft.kernel weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire",
     "cni_plugin.plan": "weft weft.kernel cni_plugin.wire cni_plugin.ops",
     "cni_plugin.agent": (
-        "weft weft.kernel.linux store discovery discovery.acl discovery.consul discovery.dns "
+        "weft weft.kernel.linux store store.etcd discovery discovery.acl discovery.consul discovery.dns "
         "discovery.health discovery.api discovery.balancer discovery.page cni_plugin.dataplane cni_plugin.plan "
         "cni_plugin.service"
     ),
@@ -77,6 +78,10 @@ DEFERRED: dict[str, dict[str, str]] = {
         "discovery.api.server": "180.1 ms",
         "discovery.health.checker": "142.0 ms",
         "discovery.page.pages": "9.2 ms",
+    },
+    # only hosts of a cluster
+    "cni_plugin.agent.stores": {
+        "store.etcd.client": "568.2 ms",
     },
     # each program of the command loads only its own modules
     "cni_plugin.cli": {
@@ -292,7 +297,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "click": ("cni_plugin.cli",),
     "aiohttp": ("discovery.api", "discovery.health"),
     "aiohappyeyeballs": ("discovery.health",),
-    "grpc": ("discovery.health.grpc_probe",),
+    "grpc": ("discovery.health.grpc_probe", "store.etcd"),
+    "google": ("store.etcd.rpc_pb2",),
     # The delegate asks the kernel to end a plugin together with its caller (prctl), before the
     # plugin runs; the store asks to be told of other processes' writes (inotify), and must not know
     # the network's kernel.

@@ -1,4 +1,4 @@
-"""The engines under the conformance tests. A new engine is a new class in ``ENGINES``."""
+"""The engines under the conformance tests: ``ENGINES`` in the unit tier, etcd's in netns (``etcd_engine``)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class Engine(Protocol):
     def pass_time(self, seconds: float) -> None:
         """Advance the clock of leases."""
 
+    def close(self) -> None:
+        """Leave nothing behind."""
+
 
 class Embedded:
     name = "embedded"
@@ -53,11 +56,18 @@ class Embedded:
     def pass_time(self, seconds: float) -> None:
         self._now += int(seconds * 1e9)
 
+    def close(self) -> None:
+        """Nothing: the folder is the fixture's."""
+
 
 ENGINES: dict[str, Callable[[Path, pytest.MonkeyPatch], Engine]] = {"embedded": Embedded}
 
 
 async def open_place(name: str, place: str, history: int = 10_000) -> Store:
     """Open a store by the name of its engine, as other processes do."""
+    if name == "etcd":
+        from unit.store import etcd_engine
+
+        return await etcd_engine.open_place(place)
     assert name == "embedded"
     return await open_embedded(Path(place), history=history)

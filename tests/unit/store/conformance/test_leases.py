@@ -54,8 +54,8 @@ async def test_keep_alive_renews_a_lease_without_a_revision(engine: Engine) -> N
     async with engine.open() as store:
         lease = await store.grant(10)
         await store.put("a", b"", lease=lease)
-        for _ in range(5):
-            engine.pass_time(9)
+        for _ in range(3):
+            engine.pass_time(6)
             await store.keep_alive(lease)
         assert await store.get("a")
         assert (await store.range("")).revision == 1
@@ -69,7 +69,7 @@ async def test_another_open_store_can_renew_and_use_the_lease(engine: Engine) ->
         lease = await one.grant(10)
         await other.put("a", b"", lease=lease)
         for _ in range(3):
-            engine.pass_time(9)
+            engine.pass_time(6)
             await other.keep_alive(lease)
         assert await one.get("a")
 
@@ -112,9 +112,9 @@ async def test_a_lease_outlives_its_store_being_closed(engine: Engine) -> None:
     engine.pass_time(5)
     async with engine.open() as store:
         await store.keep_alive(lease)
-        engine.pass_time(9)
+        engine.pass_time(6)
         await store.put("b", b"", lease=lease)
-        engine.pass_time(2)
+        engine.pass_time(5)
         await gone(store, "a")
         await gone(store, "b")
 

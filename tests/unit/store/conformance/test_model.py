@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from unit.store.engines import ENGINES
+from unit.store.engines import ENGINES, Engine
 from unit.store.helpers import collect, memory
 
 from store import Batch, Compacted, Compare, Delete, Entry, Event, LeaseGone, Operation, Put, Store
@@ -102,12 +102,12 @@ class Model:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    make: str
+    make: Callable[[Path], Engine]
 
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp(dir=memory()))
-        self.engine = ENGINES[self.make](self.folder, pytest.MonkeyPatch())
+        self.engine = type(self).make(self.folder)
         self.runner = asyncio.Runner()
         self.model = Model()
         self.leases: list[int] = []
@@ -121,6 +121,7 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "runner"):
             self.run(self.context.__aexit__(None, None, None))
             self.runner.close()
+            self.engine.close()
             shutil.rmtree(self.folder)
 
     def run(self, work: Coroutine[object, object, Answer]) -> Answer:
@@ -225,5 +226,10 @@ class StoreMachine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("name", sorted(ENGINES))
 def test_the_store_behaves_as_the_model(name: str) -> None:
-    machine: Callable[[], RuleBasedStateMachine] = type("Machine", (StoreMachine,), {"make": name})
-    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=25, deadline=None))
+    run_model(lambda folder: ENGINES[name](folder, pytest.MonkeyPatch()), 25)
+
+
+def run_model(make: Callable[[Path], Engine], examples: int) -> None:
+    """Compare the model with the stores of an engine."""
+    machine: Callable[[], RuleBasedStateMachine] = type("Machine", (StoreMachine,), {"make": staticmethod(make)})
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=25, deadline=None))

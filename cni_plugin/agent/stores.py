@@ -1,0 +1,23 @@
+"""The store of the agent: the cluster that its settings name, else a file of this host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cni_plugin.agent import catalog_file
+from cni_plugin.agent.settings import Settings
+from discovery import layout_v1
+from store import Store, Unavailable
+from store.embedded import open_embedded
+
+
+async def open_store(settings: Settings, damage: str) -> Store:
+    """Open it; ``damage`` is what was met in the file while it was open before. Raises StoreError."""
+    if settings.store is None:
+        path = catalog_file.path(settings)
+        return await open_embedded(path, recover=True, suspected=damage, rename=layout_v1.renamed)
+    try:
+        from store.etcd.client import open_etcd
+    except ImportError as error:
+        raise Unavailable(f"[store] needs grpcio and protobuf: {error}", hint="pip install 'weft[cluster]'") from error
+    return await open_etcd(replace(settings.store, state=str(catalog_file.folder(settings) / "etcd")))

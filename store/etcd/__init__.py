@@ -1,0 +1,1 @@
+"""The store on an etcd cluster, by gRPC (``weft[cluster]``): ``client.open_etcd``."""
