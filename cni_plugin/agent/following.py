@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 
+from cni_plugin.dataplane.guard import Owner
 from cni_plugin.service import follower, restorations
 from discovery.metrics import Metrics
 
@@ -32,7 +33,7 @@ class Following:
         if not follower.is_wanted():
             return
         self._stop, self._stop_end = os.pipe2(os.O_CLOEXEC)
-        follow = follower.Follower(log.warning, settle=_SETTLE)
+        follow = follower.Follower(Owner.AGENT, log.warning, settle=_SETTLE)
         self._thread = threading.Thread(target=follow.run, args=(self._stop,), name="follower", daemon=True)
         self._thread.start()
 

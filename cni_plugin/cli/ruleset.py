@@ -25,7 +25,10 @@ from the values that it installs them from. `nft list ruleset` shows the same se
 
 def document() -> str:
     """The page, as Markdown."""
-    parts = [_HEAD, *(line for table in (*TABLES.tables, guard.TABLE, *tables().tables) for line in _table(table))]
+    *guards, last = guard.TABLES.values()
+    last = last._replace(why=f"{last.why}; the same rules are in {' and '.join(f'`{one}`' for one in guards)}")
+    every = (*TABLES.tables, last, *tables().tables)
+    parts = [_HEAD, *(line for table in every for line in _table(table))]
     return "\n".join(parts)
 
 

@@ -1,14 +1,17 @@
-"""The table ``inet weft-guard``: drops that need no elements, in a table that survives a flush.
+"""The tables ``inet weft-guard-engine`` and ``inet weft-guard-agent``: drops that need no elements, in
+tables that survive a flush.
 
-The follower of engine or agent owns it (NFT_TABLE_F_OWNER, NFT_TABLE_F_PERSIST), so that nobody else
-can change or flush it. A link's group has its network's policy as bits; nothing is dropped here that
-``inet weft`` accepts. Masquerading, published ports and single addresses are elements, and come back
-when ``inet weft`` is restored.
+Each daemon's follower owns one (NFT_TABLE_F_OWNER, NFT_TABLE_F_PERSIST), so that nobody else can change
+or flush it; both have the same rules, so that the death of one daemon opens nothing. A link's group has
+its network's policy as bits; nothing is dropped here that ``inet weft`` accepts. Masquerading,
+published ports and single addresses are elements, and come back when ``inet weft`` is restored.
 """
 
 from __future__ import annotations
 
-from weft.kernel.schema import Chain, Rule, Table, Tables
+from enum import StrEnum
+
+from weft.kernel.schema import Chain, Rule, Table
 
 GROUP, GROUP_MASK = 0x77660000, 0xFFFF0000
 """The group of weft's links: "wf" in the upper half, the policy in the lower."""
@@ -16,15 +19,22 @@ CLOSED, ROUTED, INTERNAL, DNS_ONLY, NO_METADATA, PAIR = 1, 2, 4, 8, 16, 32
 """The policy: `isolation`, `internal`, `hostAccess: dns`, `metadata: false`; PAIR is the host end of a ptp pair."""
 
 
+class Owner(StrEnum):
+    """The daemons that own a table each."""
+
+    ENGINE = "engine"
+    AGENT = "agent"
+
+
 def _has(group: str, bits: int) -> str:
     return f"{group} & {GROUP_MASK | bits:#x} == {GROUP | bits:#x}"
 
 
 _DNS = "DNS at the link's address"
-TABLE = Table(
+_RULES = Table(
     "inet",
     "weft-guard",
-    "drops that need no elements; owned by weft's engine or agent, so that no other program flushes it",
+    "drops that need no elements",
     (),
     (
         Chain(
@@ -112,4 +122,11 @@ TABLE = Table(
         ),
     ),
 )
-TABLES = Tables((TABLE,))
+TABLES = {
+    owner: _RULES._replace(
+        name=f"{_RULES.name}-{owner}",
+        why=f"drops that need no elements; owned by weft's {owner}, so that no other program flushes it",
+    )
+    for owner in Owner
+}
+"""The table of each owner."""

@@ -6,7 +6,7 @@ from cni_plugin.dataplane import frames, guard, packets
 from weft.kernel.interface import Ruleset
 from weft.kernel.schema import Tables
 
-TABLES = Tables((packets.TABLE, frames.TABLE), beside=(str(guard.TABLE),))
+TABLES = Tables((packets.TABLE, frames.TABLE), beside=tuple(map(str, guard.TABLES.values())))
 _DYNAMIC = frozenset(name for name, shape in TABLES.shapes.items() if "dynamic" in shape.flags)
 
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from importlib import import_module
 
+from cni_plugin.dataplane.guard import Owner
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.engine import listener
 from cni_plugin.engine.code import Code
@@ -291,8 +292,8 @@ def serve(idle: float = IDLE, level: Level = Level.OFF) -> int:
     def run() -> None:
         cache.enable(lease_changes)
         shared = Shared(Nft(TABLES, verified=verified), BatchDeleter(), code, frame.view(), boot_id(), level)
-        follow = follower.Follower(lambda line: stderr.write(f"weft: {line}\n")) if follower.is_wanted() else None
-        server = Server(endpoint, shared, idle, group, follow)
+        follow = follower.Follower(Owner.ENGINE, lambda line: stderr.write(f"weft: {line}\n"))
+        server = Server(endpoint, shared, idle, group, follow if follower.is_wanted() else None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

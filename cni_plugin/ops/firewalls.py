@@ -53,6 +53,10 @@ class PassedOn(Operation):
     subnets: tuple[Subnet, ...] = ()
     names: tuple[Address, ...] = ()
 
+    @property
+    def in_firewalls(self) -> bool:
+        return True
+
     def apply(self, machine: Machine) -> bool:
         host, changed = machine.host, False
         there = host.firewalls()
@@ -78,7 +82,7 @@ class PassedOn(Operation):
     def mismatch(self, machine: Machine) -> str | None:
         there = machine.host.firewalls()
         for chain in there.user_chains:
-            if chain.drops and self.mark not in chain.marks and self._rules(chain):
+            if chain.drops and chain.marks.count(self.mark) < len(self._rules(chain)):
                 return f"{_PROGRAMS[chain.version]} lacks the rules for {self._about} in {chain.name}"
         try:
             place = next(self._zoneless(machine.host), "") if there.firewalld else ""
@@ -156,7 +160,7 @@ def remove_rules(host: Namespace, marks: set[str]) -> None:
     to it.
     """
     for version, backend, chains in _grouped(host.firewalls().user_chains):
-        if any(marks & chain.marks for chain in chains):
+        if any(marks.intersection(chain.marks) for chain in chains):
             _change(host, version, backend, partial(_removal, marks))
 
 

@@ -1,4 +1,4 @@
-"""The group of a host's link (IFLA_GROUP), from which the table ``inet weft-guard`` knows its network's policy."""
+"""The group of a host's link (IFLA_GROUP), from which ``dataplane.guard`` knows its network's policy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft.errors import Missing
 from weft.types import Side
 
-_POLICIES = {
+POLICIES = {
     packets.CLOSED_LINKS: guard.CLOSED,
     packets.ROUTED_LINKS: guard.ROUTED,
     packets.INTERNAL_LINKS: guard.INTERNAL,
@@ -28,9 +28,9 @@ def of_elements(operations: Sequence[Operation]) -> Iterator[LinkGroup]:
     bits: dict[str, int] = {}
     pairs = {one.host for one in operations if isinstance(one, Veth) and not one.bridge}
     for element in (each for one in operations if isinstance(one, Elements) for each in one.elements):
-        if element.collection in _POLICIES:
+        if element.collection in POLICIES:
             link = str(element.key[0])
-            bits[link] = bits.get(link, guard.PAIR * (link in pairs)) | _POLICIES[element.collection]
+            bits[link] = bits.get(link, guard.PAIR * (link in pairs)) | POLICIES[element.collection]
     return (LinkGroup(link, each) for link, each in bits.items())
 
 

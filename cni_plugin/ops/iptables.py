@@ -31,6 +31,10 @@ class TableChain(Operation):
     rules: tuple[str, ...] = ()
     first: bool = False
 
+    @property
+    def in_firewalls(self) -> bool:
+        return True
+
     def _lines(self) -> tuple[str, ...]:
         """The rules and jumps, as iptables-save prints them."""
         jumps = tuple(f"-A {chain} {rule}" for chain, rule in self.jumps)
@@ -84,6 +88,10 @@ class TableRules(Operation):
     chain: str
     mark: str
     rules: tuple[str, ...]
+
+    @property
+    def in_firewalls(self) -> bool:
+        return True
 
     def apply(self, machine: Machine) -> bool:
         there = machine.host.iptables(self.version, self.table)

@@ -66,6 +66,13 @@ class Operation:
         return None
 
     @property
+    def in_firewalls(self) -> bool:
+        """Whether the effect is in rules that other programs keep as well, such as Docker, ufw, firewalld:
+        it is restored once they do not change them any more.
+        """
+        return False
+
+    @property
     def hidden(self) -> bool:
         """Whether the kernel does not show the effect, so that ``mismatch`` cannot tell if it is missing.
 

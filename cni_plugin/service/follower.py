@@ -17,7 +17,7 @@ from cni_plugin.dataplane import guard
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.service import restorations
 from cni_plugin.service.context import ServiceContext
-from cni_plugin.service.shared import Restored, repair, restore_attachment
+from cni_plugin.service.shared import Restored, Where, repair, restore_attachment
 from weft import releases
 from weft.errors import WeftError
 from weft.identity import mark_digest
@@ -30,9 +30,15 @@ SETTLE = 0.05
 """Seconds from a notification to the look, so that one look serves a burst of changes."""
 SHARE = 0.2
 """The part of one CPU that restoring may take while another program keeps changing things."""
+QUIET = 1.0
+"""Seconds for which nobody has changed other firewalls' rules before weft's are restored there: a reload
+that finds other rules than it has just written fails.
+"""
+LONGEST = 5.0
+"""Seconds from a deletion there to the restoration, however busy other programs are."""
 _RETRY = 0.2  # seconds to the next look at attachments that a call held locked, or after an error
-_AFTERWARDS = 1.0  # seconds to one more look at the rules of other firewalls, which a reload takes
-_CLAIM = 1.0  # seconds between two attempts to own the guard table, which the owner's death ends silently
+_CLAIM = 1.0  # seconds to the next attempt to own the guard's table, whose former owner may not have ended yet
+_NEVER = 86400.0  # seconds; select(2) knows no infinity
 _LOG_INTERVAL = 10.0  # seconds between two lines
 
 
@@ -44,15 +50,18 @@ def is_wanted() -> bool:
 class Follower:
     """Follows the network namespace of the thread that runs it.
 
-    ``settle``: SETTLE, or more for one that leaves the work to another process while that lives.
+    ``owner``: whose table of constant drops it keeps. ``settle``: SETTLE, or more for one that leaves
+    the work to another process while that lives.
     """
 
-    def __init__(self, log: Callable[[str], None], *, settle: float = SETTLE) -> None:
+    def __init__(self, owner: guard.Owner, log: Callable[[str], None], *, settle: float = SETTLE) -> None:
         self._log = log
         self._settle = settle
         self._logged = float("-inf")
         self._unlogged = 0
-        self._guard = OwnedTable(guard.TABLE)
+        others = (table for other, table in guard.TABLES.items() if other is not owner)
+        self._guard = OwnedTable(guard.TABLES[owner], others)
+        self._firewalls = _Postponed(QUIET + settle)
         self._networks: tuple[int, frozenset[str]] = (0, frozenset())
 
     def run(self, stop: int) -> None:
@@ -70,15 +79,20 @@ class Follower:
         events = HostEvents(TABLES.names)
         try:
             pending, again, rested = EVERYTHING, 0.0, 0.0
-            while pending or events.wait(stop, None if self._guard.owned else _CLAIM):
+            self._firewalls.note(pending)
+            claim = self._keep_guard(context, pending)
+            while pending or events.wait(stop, min(claim, self._firewalls.seconds)):
                 # No event wakes this: how many there are must not matter.
                 if _is_ready(stop, max(self._settle, again, rested - time.monotonic())):
                     break
-                pending |= events.read()
+                seen = events.read()
+                self._firewalls.note(seen)
+                pending |= seen
                 started = time.thread_time()
-                seen = pending
-                pending, again = self._look(context, pending) if pending else (pending, 0.0)
-                self._keep_guard(context, seen)
+                claim = self._keep_guard(context, pending)
+                pending, again = self._look(context, pending)
+                if not self._firewalls.seconds:
+                    self._look_at_firewalls(context)
                 used = time.thread_time() - started
                 rested = time.monotonic() + used / SHARE - used
         finally:
@@ -86,49 +100,61 @@ class Follower:
             events.close()
             kernel.close()
 
-    def _look(self, context: ServiceContext, changes: Changes) -> tuple[Changes, float]:
-        """Restore what was changed; what to look at again, and after how many seconds."""
-        if not releases.is_current(context.host.run):  # another release's rules are not ours to judge
-            return Changes(), 0.0
+    def _keep_guard(self, context: ServiceContext, changes: Changes) -> float:
+        """Own the table of constant drops while there are networks; the seconds to the next attempt."""
         try:
-            restored = self._restore(context, changes)
+            if not any(context.records.networks()):
+                if self._guard.owned or changes.deleted:
+                    self._guard.remove()
+                return _NEVER
+            if self._guard.supported and releases.is_current(context.host.run):
+                self._guard.claim()
+        except WeftError as error:
+            self._report(f"the table of constant drops cannot be installed: {error}", 0)
+        return _CLAIM if self._guard.supported and not self._guard.owned else _NEVER
+
+    def _look(self, context: ServiceContext, changes: Changes) -> tuple[Changes, float]:
+        """Restore what is weft's own; what to look at again, and after how many seconds."""
+        restored = self._attempt(context, lambda: self._restore(context, changes))
+        if restored is None:
+            return changes, _RETRY * 5
+        return Changes(marks=restored.locked), _RETRY if restored.locked else 0.0
+
+    def _look_at_firewalls(self, context: ServiceContext) -> None:
+        """Restore what weft has in other firewalls' rules."""
+        self._firewalls.clear()
+        restored = self._attempt(context, lambda: repair(context, where=Where.FIREWALLS))
+        if restored is None or restored.locked:
+            self._firewalls.note(EVERYTHING)
+
+    def _attempt(self, context: ServiceContext, restore: Callable[[], Restored]) -> Restored | None:
+        """Restore, and report it; None where that failed."""
+        if not releases.is_current(context.host.run):  # another release's rules are not ours to judge
+            return Restored()
+        try:
+            restored = restore()
         except WeftError as error:
             self._report(f"cannot restore what another program has changed: {error}", 0)
-            return changes, _RETRY * 5
+            return None
         if restored.changed:
             restorations.note(context.host.run)
             self._report("another program has changed what weft had set up, restored", restored.changed)
-        if restored.locked:
-            return Changes(marks=restored.locked), _RETRY
-        if changes.firewalls and restored.changed:
-            return Changes(firewalls=True), _AFTERWARDS
-        return Changes(), 0.0
-
-    def _keep_guard(self, context: ServiceContext, changes: Changes) -> None:
-        """Own the table of constant drops while there are networks, as soon as no other process does."""
-        try:
-            if any(context.records.networks()):
-                if self._guard.supported and releases.is_current(context.host.run):
-                    self._guard.claim()
-            elif self._guard.owned or changes.deleted:
-                self._guard.remove()
-        except WeftError as error:
-            self._report(f"the table {guard.TABLE} cannot be installed: {error}", 0)
+        return restored
 
     def _restore(self, context: ServiceContext, changes: Changes) -> Restored:
-        if not any(context.records.networks()):
+        if not changes or not any(context.records.networks()):
             return Restored()
         rules = changes.deleted or (changes.tables and context.kernel.rules.lacks(TABLES) is not None)
         networks = self._network_marks(context)
         if rules or not changes.marks.isdisjoint(networks):
-            return repair(context)
+            return repair(context, where=Where.OWN)
         found = Restored()
-        if changes.firewalls or changes.addresses:
-            found = repair(context, attachments=False)
+        if changes.addresses:
+            found = repair(context, attachments=False, where=Where.OWN)
         for digest in changes.marks:
             record = context.records.read_digest(digest)
             if record is not None:
-                found += restore_attachment(context, record)
+                found += restore_attachment(context, record, where=Where.OWN)
         return found
 
     def _network_marks(self, context: ServiceContext) -> frozenset[str]:
@@ -148,6 +174,34 @@ class Follower:
         if now - self._logged >= _LOG_INTERVAL:
             self._log(f"{sentence}: {self._unlogged}" if self._unlogged else sentence)
             self._logged, self._unlogged = now, 0
+
+
+class _Postponed:
+    """The look at other firewalls' rules: ``quiet`` seconds after their last change, LONGEST after the
+    first deletion.
+    """
+
+    def __init__(self, quiet: float) -> None:
+        self._quiet = quiet
+        self._since: float | None = None
+        self._last = 0.0
+
+    def note(self, changes: Changes) -> None:
+        now = time.monotonic()
+        if changes.firewalls and self._since is None:
+            self._since = now
+        if changes.firewalls or changes.others:
+            self._last = now
+
+    def clear(self) -> None:
+        self._since = None
+
+    @property
+    def seconds(self) -> float:
+        """The seconds until it is due, 0 once it is."""
+        if self._since is None:
+            return _NEVER
+        return max(0.0, min(self._last + self._quiet, self._since + LONGEST) - time.monotonic())
 
 
 def _is_ready(descriptor: int, seconds: float) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Flag, auto
 
-from cni_plugin.ops import Elements, Gateways, Port, Veth, groups
+from cni_plugin.dataplane.packets import PORTS
+from cni_plugin.ops import BaseRules, Elements, Gateways, Port, Veth, groups
 from cni_plugin.ops.operation import Machine, Operation
 from cni_plugin.service import executor, restorations
 from cni_plugin.service.context import ServiceContext, raise_all
@@ -17,8 +19,23 @@ from weft.errors import Busy, StateDamaged, WeftError
 from weft.identity import attachment_digest
 from weft.types import Attachment
 
+_TRANSACTION = 8192  # elements, about a MiB
 _WITHDRAWAL_TIMEOUT = 5.0
 """Seconds that a failed ADD waits to take back what it added to its network."""
+
+
+class Where(Flag):
+    """What to restore: what is weft's own, and what is in other firewalls' rules."""
+
+    OWN = auto()
+    FIREWALLS = auto()
+
+    def of(self, operations: Iterable[Operation]) -> list[Operation]:
+        """The operations that have their effect there."""
+        return [one for one in operations if (Where.FIREWALLS if one.in_firewalls else Where.OWN) in self]
+
+
+ANYWHERE = Where.OWN | Where.FIREWALLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +49,7 @@ class Restored:
         return Restored(self.changed + other.changed, self.locked | other.locked)
 
 
-def repair(context: ServiceContext, *, attachments: bool = True) -> Restored:
+def repair(context: ServiceContext, *, attachments: bool = True, where: Where = ANYWHERE) -> Restored:
     """Restore what networks share, and what of all attachments needs no new ADD. Raises the first error."""
     machine = context.machine(None)
     errors: list[WeftError] = []
@@ -40,19 +57,31 @@ def repair(context: ServiceContext, *, attachments: bool = True) -> Restored:
     if not any(context.records.networks()):
         return found
     with shared_locked(context):
-        for operation in dict.fromkeys(one for network in context.records.networks() for one in network.shared):
-            try:
-                if operation.mismatch(machine) is not None:
-                    executor.apply(operation, machine, context.watch, context.log)
-                    found += Restored(1)
-            except WeftError as error:
-                errors.append(error)
+        shared = dict.fromkeys(one for network in context.records.networks() for one in network.shared)
+        tables = [one for one in where.of(shared) if isinstance(one, BaseRules)]
+        found += _reapply(context, tables, errors)
+        if attachments and tables:
+            found += restore_elements(context)
+        found += _reapply(context, [one for one in where.of(shared) if one not in tables], errors)
         for network in context.records.networks():
             _set_attributes(network.shared, machine)
         if attachments:
-            found += restore_all(context)
+            found += restore_all(context, where=where)
     raise_all(errors)
     return found
+
+
+def _reapply(context: ServiceContext, operations: Sequence[Operation], errors: list[WeftError]) -> Restored:
+    """Apply the operations that the kernel lacks; errors are added to the list."""
+    machine, changed = context.machine(None), 0
+    for operation in operations:
+        try:
+            if operation.mismatch(machine) is not None:
+                executor.apply(operation, machine, context.watch, context.log)
+                changed += 1
+        except WeftError as error:
+            errors.append(error)
+    return Restored(changed)
 
 
 @contextlib.contextmanager
@@ -198,7 +227,41 @@ def undo_replaced(
     context.records.write_network(NetworkRecord(attachment.network, context.host.boot, kept))
 
 
-def restore_all(context: ServiceContext, current: Attachment | None = None, link: str = "") -> Restored:
+def restore_elements(context: ServiceContext) -> Restored:
+    """Add the missing elements of all networks and attachments in one transaction, those first that close
+    networks: what takes longer comes afterwards. Published ports are left to ``restore_all``, since another
+    container may have taken them.
+
+    The caller holds the shared lock, but of no attachment: what a removal has undone meanwhile is deleted
+    again. Raises nothing: ``restore_all`` tries each operation by itself.
+    """
+    rules = context.machine(None).rules()
+    attached = [record for record in context.records.all() if record.phase is Phase.ATTACHED]
+    every = [one.shared for one in context.records.networks()] + [one.operations for one in attached]
+    operations = [one for each in every for one in each if isinstance(one, Elements)]
+    elements = dict.fromkeys(one for each in operations for one in each.elements if one.collection not in PORTS)
+    closing_first = sorted(elements, key=lambda one: one.collection not in groups.POLICIES)
+    try:
+        missing = rules.missing(closing_first)
+        for start in range(0, len(missing), _TRANSACTION):
+            rules.add(missing[start : start + _TRANSACTION])
+        if missing:
+            gone = [one for one in attached if not _is_attached(context, one.attachment)]
+            marks = {mark for record in gone for one in record.operations for mark in one.marks}
+            rules.delete(one for one in missing if one.mark in marks)
+    except WeftError:
+        return Restored()
+    return Restored(sum(not set(missing).isdisjoint(one.elements) for one in operations))
+
+
+def _is_attached(context: ServiceContext, attachment: Attachment) -> bool:
+    current = context.records.read(attachment)
+    return current is not None and current.phase is Phase.ATTACHED
+
+
+def restore_all(
+    context: ServiceContext, current: Attachment | None = None, link: str = "", *, where: Where = ANYWHERE
+) -> Restored:
     """Restore the elements of all networks, and what of their attachments needs no new ADD.
 
     The caller holds the shared lock. Skips ``current``, whose ADD applies its own, and attachments that
@@ -208,10 +271,10 @@ def restore_all(context: ServiceContext, current: Attachment | None = None, link
     found = Restored()
     for network in list(context.records.networks()):
         if not link:
-            found += Restored(executor.restore(network.shared, machine))
+            found += Restored(executor.restore(where.of(network.shared), machine))
     for record in list(context.records.all()):
         if record.attachment != current and (not link or _is_on(record, link)):
-            found += restore_attachment(context, record)
+            found += restore_attachment(context, record, where=where)
     return found
 
 
@@ -236,11 +299,13 @@ def pass_on_ports(context: ServiceContext, ended: Record) -> None:
                 restore_attachment(context, record, timeout=locks.TIMEOUT)
 
 
-def restore_attachment(context: ServiceContext, record: Record, *, timeout: float = 0) -> Restored:
+def restore_attachment(
+    context: ServiceContext, record: Record, *, timeout: float = 0, where: Where = ANYWHERE
+) -> Restored:
     """Restore what of an attachment needs no new ADD; skip it where its lock is held for longer than
     ``timeout``.
     """
-    if record.phase is Phase.REMOVING:
+    if record.phase is Phase.REMOVING or not where.of(record.operations):
         return Restored()
     lock = context.records.lock(record.attachment)
     try:
@@ -251,7 +316,7 @@ def restore_attachment(context: ServiceContext, record: Record, *, timeout: floa
                     os.unlink(lock)
             elif current.phase is Phase.ATTACHED:
                 machine = context.machine(None)
-                restored = Restored(executor.restore(current.operations, machine))
+                restored = Restored(executor.restore(where.of(current.operations), machine))
                 _set_attributes(current.operations, machine)
                 return restored
     except Busy:

@@ -20,7 +20,7 @@ from cni_plugin.service import assemble, executor, overlaps
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.planner import EMPTY_PLAN, attachment_of, own_operations, shared_operations
 from cni_plugin.service.records import NetworkRecord, Phase, Record
-from cni_plugin.service.shared import pass_on_ports, restore_all, retire, undo_replaced, withdraw
+from cni_plugin.service.shared import pass_on_ports, restore_all, restore_elements, retire, undo_replaced, withdraw
 from cni_plugin.wire.request import Command, Request
 from weft import locks
 from weft.errors import (
@@ -347,6 +347,7 @@ class Service(ServiceContext):
     def _apply_shared(self, operation: Operation, attachment: Attachment, machine: Machine) -> None:
         executor.apply(operation, machine, self.watch, self.log)
         if isinstance(operation, BaseRules):
+            restore_elements(self)
             restore_all(self, attachment)
 
     def _unrecorded(self, network: str, shared: Sequence[Operation]) -> tuple[Operation, ...]:

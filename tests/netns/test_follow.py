@@ -153,22 +153,18 @@ def test_flushing_in_a_loop_does_not_occupy_the_processor(host: Host) -> None:
     assert log is not None
 
 
-GUARD = ("nft", "list", "table", "inet", "weft-guard")
 OPEN = network("free", 94, isolation="open", metadata=False)
 
 
-def guarded(host: Host) -> bool:
-    return "filter_forward" in host.run(*GUARD, check=False).stdout
-
-
-def is_owned(host: Host) -> bool:
-    """Whether a living process owns the table."""
-    return "flags owner" in host.run(*GUARD, check=False).stdout
+def is_owned(host: Host, *programs: str) -> bool:
+    """Whether each of these daemons owns its table of constant drops."""
+    tables = (host.run("nft", "list", "table", "inet", f"weft-guard-{one}", check=False).stdout for one in programs)
+    return all("flags owner" in text and "filter_forward" in text for text in tables)
 
 
 def has_owned_tables(host: Host) -> bool:
     """Whether this kernel has NFT_TABLE_F_PERSIST (Linux 6.9)."""
-    table = OwnedTable(guard.TABLE)
+    table = OwnedTable(guard.TABLES[guard.Owner.ENGINE])
     try:
         return table.claim()
     finally:
@@ -176,7 +172,9 @@ def has_owned_tables(host: Host) -> bool:
 
 
 def test_constant_drops_survive_a_flush(host: Host) -> None:
-    """With the engine stopped, so that nothing restores; then the agent owns the table."""
+    """With the engine stopped, so that nothing restores; and, whichever daemon is killed, in the other's
+    table.
+    """
     if not has_owned_tables(host):
         pytest.skip("the kernel has no owned tables that persist")
     lan = host.lan(default_route=True)
@@ -205,20 +203,26 @@ def test_constant_drops_survive_a_flush(host: Host) -> None:
             return [f"{where} {to}" for (where, to), reached in zip(closed, found, strict=True) if reached]
 
     with daemon("agent"), daemon("engine"):
-        until(lambda: guarded(host) and not ground.complaints(), EXPECTED, "a guard")
+        until(lambda: is_owned(host, "engine", "agent") and not ground.complaints(), EXPECTED, "two guards")
         assert host.reaches(lan.name, lan.host, 8080)
         assert opened() == []
     with daemon("engine") as engine:
-        until(lambda: "flags owner" in host.run(*GUARD).stdout, EXPECTED, "an owner")
+        until(lambda: is_owned(host, "engine"), EXPECTED, "an owner")
         engine.send_signal(signal.SIGSTOP)
         host.run("nft", "flush", "ruleset")
-        assert host.run("nft", "list", "tables").stdout.strip() == "table inet weft-guard"
+        assert host.run("nft", "list", "tables").stdout.strip() == "table inet weft-guard-engine"
         assert opened() == []
         engine.send_signal(signal.SIGCONT)
         until(lambda: not ground.complaints(), EXPECTED, "restoring")
-        with daemon("agent"):
+        with daemon("agent") as agent:
+            until(lambda: is_owned(host, "engine", "agent"), EXPECTED, "two owners")
+            agent.send_signal(signal.SIGSTOP)
             engine.kill()
-            until(lambda: "flags owner" in host.run(*GUARD).stdout, EXPECTED, "the agent as owner")
+            engine.wait()
+            host.run("nft", "flush", "ruleset")
+            assert host.run("nft", "list", "tables").stdout.strip() == "table inet weft-guard-agent"
+            agent.send_signal(signal.SIGCONT)
+            until(lambda: not ground.complaints(), EXPECTED, "restoring")
             for name, (conf, path, _) in ground.results.items():
                 ground.weft.delete(conf, path, name)
                 ground.weft.collect(conf)
@@ -233,7 +237,7 @@ def test_guard_is_closed_by_the_groups_of_links(host: Host) -> None:
     ground = Ground(host)
     host.serve_tcp("shop", 80)
     address = ground.results["shop"][2]["ips"][0]["address"].split("/")[0]
-    table = OwnedTable(guard.TABLE)
+    table = OwnedTable(guard.TABLES[guard.Owner.ENGINE])
     assert table.claim()
     try:
         host.run("nft", "flush", "ruleset")

@@ -6,13 +6,14 @@ killed and stopped, networks and containers come and go, and an earlier release 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,15 @@ class Daemons:
         self.running[name].kill()
         self.running[name].wait(60)
 
-    def freeze(self, name: str, seconds: float) -> None:
+    @contextlib.contextmanager
+    def stopped(self, name: str, seconds: float) -> Iterator[None]:
+        """Stop a daemon by SIGSTOP, until some time after the block."""
         self.running[name].send_signal(signal.SIGSTOP)
-        time.sleep(seconds)
-        self.running[name].send_signal(signal.SIGCONT)
+        try:
+            yield
+            time.sleep(seconds)
+        finally:
+            self.running[name].send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         for process in self.running.values():
@@ -168,16 +174,26 @@ FLUSHES = (
 def run_events(
     host: Host, ground: Ground, daemons: Daemons, probe: Probe, seconds: float, chance: random.Random, *, owned: bool
 ) -> dict[str, int]:
-    """Events until the time is over; the packets that crossed in the time until a flush was restored."""
-    told, number = dict[str, int](), 0
-    until(lambda: follow.guarded(host) and not ground.complaints(), BACK, "everything in place")
+    """Events until the time is over; the packets that crossed in the time until a flush was restored.
 
-    def flush() -> None:
+    ``owned``: whether the kernel has owned tables. A daemon is killed while the other one owns its
+    table of constant drops: without both daemons the next flush opens networks.
+    """
+    told, number = dict[str, int](), 0
+    until(lambda: not owned or follow.is_owned(host, "engine", "agent"), BACK, "two owners")
+    until(lambda: not ground.complaints(), BACK, "everything in place")
+
+    def kill(name: str, other: str) -> None:
+        until(lambda: not owned or follow.is_owned(host, other), BACK, f"the {other} as owner")
+        daemons.kill(name)
+        if chance.random() < 0.5:
+            flush()
+
+    def flush(stopped: str = "") -> None:
         """What crosses from here until the rules are back is counted and told."""
-        if owned:  # in between, the table of an owner that has been killed can be flushed
-            until(lambda: follow.is_owned(host), BACK, "an owner of the guard's table")
         before = probe.heard(allowed=False)
-        host.run(*chance.choice(FLUSHES), check=False)
+        with daemons.stopped(stopped, chance.random()) if stopped else contextlib.nullcontext():
+            host.run(*chance.choice(FLUSHES), check=False)
         until(lambda: not ground.complaints(), BACK, "restoring")
         for name, heard in probe.heard(allowed=False).items():
             if heard > before[name]:
@@ -199,10 +215,10 @@ def run_events(
     events: dict[str, Callable[[], None]] = {
         "flush": flush,
         "attach and detach": attach,
-        "kill the engine": lambda: daemons.kill("engine"),
-        "kill the agent": lambda: daemons.kill("agent"),
-        "stop the engine": lambda: daemons.freeze("engine", chance.random()),
-        "stop the agent": lambda: daemons.freeze("agent", chance.random()),
+        "kill the engine": lambda: kill("engine", "agent"),
+        "kill the agent": lambda: kill("agent", "engine"),
+        "flush while the engine is stopped": lambda: flush("engine"),
+        "flush while the agent is stopped": lambda: flush("agent"),
     }
     first, done = chance.sample(sorted(events), len(events)), list[str]()
     leaked: dict[str, int] = {}

@@ -507,4 +507,4 @@ def test_a_container_at_port_53_of_every_host_address_does_not_answer_for_the_ag
     for conf in (topology.confs["c1"], topology.confs["dns"]):
         seen.collect(topology.cni, conf)
     tables = topology.host.run("nft", "list", "tables").stdout.split()
-    assert {one for one in tables if "weft" in one} <= {"weft-services", "weft-guard"}
+    assert {one for one in tables if "weft" in one} <= {"weft-services", "weft-guard-engine", "weft-guard-agent"}

@@ -501,15 +501,15 @@ USER_CHAINS = {
 
 @dataclass(frozen=True, slots=True)
 class UserChain:
-    """One of ``USER_CHAINS``, weft's marks in its rules' comments, and whether the policy of the base
-    chain that leads there ``drops`` what no rule accepts.
+    """One of ``USER_CHAINS``, weft's marks in its rules' comments (sorted; one for each rule that has one),
+    and whether the policy of the base chain that leads there ``drops`` what no rule accepts.
 
     ``backend`` is ``nft`` or ``legacy``, since both iptables may be in use.
     """
 
     version: int
     name: str
-    marks: frozenset[str]
+    marks: tuple[str, ...]
     drops: bool = True
     backend: str = "nft"
 

@@ -146,12 +146,12 @@ def test_user_chains_of_both_iptables_backends(host: Host, backend: str, version
     host.run(program, "-A", "OTHER", "-m", "comment", "--comment", "weft:fedcba9876543210")
     for policy in ("ACCEPT", "DROP"):
         host.run(program, "-P", "FORWARD", policy)
-        expected = UserChain(version, "DOCKER-USER", frozenset(), policy == "DROP", backend)
+        expected = UserChain(version, "DOCKER-USER", (), policy == "DROP", backend)
         assert kernel.host.firewalls().user_chains == (expected,)
     line = f'-A DOCKER-USER -m comment --comment "{mark}" -j RETURN'
     kernel.host.change_iptables(version, "filter", [line], backend)
     [found] = kernel.host.firewalls().user_chains
-    assert found.marks == {mark} and line in kernel.host.iptables(version, "filter", backend)
+    assert found.marks == (mark,) and line in kernel.host.iptables(version, "filter", backend)
     [chain] = [one for one in kernel.host.base_chains() if one.hook == "forward" and version in one.versions]
     assert (chain.policy, chain.owner) == ("drop", program.removesuffix("-nft"))
     kernel.close()

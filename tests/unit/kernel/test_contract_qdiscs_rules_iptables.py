@@ -133,11 +133,12 @@ def test_chains_for_administrators_and_the_marks_in_them(topology: Topology, ver
     host, (forward, _, received) = topology.host, USER_CHAINS[version]
     assert host.firewalls().user_chains == ()
     mark = "weft:0123456789abcdef"
-    lines = [f"-N {forward}", f'-A {forward} -i blue0 -m comment --comment "{mark}" -j ACCEPT', f"-N {received}"]
+    rules = [f'-A {forward} {way} blue0 -m comment --comment "{mark}" -j ACCEPT' for way in ("-i", "-o")]
+    lines = [f"-N {forward}", *rules, f"-N {received}"]
     host.change_iptables(version, "filter", lines)
     assert set(host.firewalls().user_chains) == {
-        UserChain(version, forward, frozenset({mark}), drops=False),
-        UserChain(version, received, frozenset(), drops=False),
+        UserChain(version, forward, (mark, mark), drops=False),
+        UserChain(version, received, (), drops=False),
     }
     assert lines[1] in host.iptables(version, "filter")
     assert topology.container.firewalls().user_chains == () and not host.firewalls().firewalld

@@ -114,7 +114,7 @@ class FakeTraffic(FakeState):
             UserChain(
                 version,
                 name,
-                frozenset(mark for rule in table.chains["filter"][name] for mark in _MARKS.findall(rule)),
+                tuple(sorted(mark for rule in table.chains["filter"][name] for mark in _MARKS.findall(rule))),
                 (table.input if hook_of(name) == "INPUT" else table.forward) == "DROP",
             )
             for version, table in self.tables.items()

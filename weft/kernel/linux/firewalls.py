@@ -70,5 +70,5 @@ def legacy_in_use(version: int) -> bool:
         os.close(descriptor)
 
 
-def marks_in(data: bytes) -> frozenset[str]:
-    return frozenset(mark.decode() for mark in _MARKS.findall(data))
+def marks_in(data: bytes) -> tuple[str, ...]:
+    return tuple(sorted(mark.decode() for mark in _MARKS.findall(data)))

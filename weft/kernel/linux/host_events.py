@@ -53,30 +53,34 @@ class Changes:
     """What was changed since the last look.
 
     ``deleted``: one of the watched tables, or all notifications were lost. ``tables``: a chain, rule
-    or set of a watched table. ``firewalls``: something of another table was deleted. ``addresses``:
-    an address was removed. ``marks``: the digests in the marks of changed links and deleted elements.
+    or set of a watched table. ``firewalls``: something of another table was deleted; ``others``: it
+    was changed in any way, apart from elements of sets. ``addresses``: an address was removed.
+    ``marks``: the digests in the marks of changed links and deleted elements.
     """
 
     deleted: bool = False
     tables: bool = False
     firewalls: bool = False
+    others: bool = False
     addresses: bool = False
     marks: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
-        return self.deleted or self.tables or self.firewalls or self.addresses or bool(self.marks)
+        """Whether something of weft's own was changed."""
+        return self.deleted or self.tables or self.addresses or bool(self.marks)
 
     def __or__(self, other: Changes) -> Changes:
         return Changes(
             self.deleted or other.deleted,
             self.tables or other.tables,
             self.firewalls or other.firewalls,
+            self.others or other.others,
             self.addresses or other.addresses,
             self.marks | other.marks,
         )
 
 
-EVERYTHING = Changes(deleted=True, tables=True, firewalls=True, addresses=True)
+EVERYTHING = Changes(deleted=True, tables=True, firewalls=True, others=True, addresses=True)
 """A look at everything is needed: at first, and after notifications were lost (ENOBUFS)."""
 
 
@@ -136,19 +140,20 @@ class HostEvents:
         return EVERYTHING
 
     def _of_nftables(self, messages: list[Message]) -> Changes:
-        deleted = tables = firewalls = False
+        deleted = tables = firewalls = others = False
         marks: set[str] = set()
         for _, kind, _, message in messages:
             if kind >> 8 != NFNL_SUBSYS_NFTABLES or (kind := kind & 0xFF) in (NFT_MSG_NEWGEN, NFT_MSG_NEWSETELEM):
                 continue
             if not any(name in message for name in self._names):
                 firewalls |= kind in _DELETIONS
+                others |= kind != NFT_MSG_DELSETELEM
             elif kind == NFT_MSG_DELSETELEM:
                 marks.update(one.decode() for one in _MARK.findall(message))
             else:
                 tables = True
                 deleted |= kind == NFT_MSG_DELTABLE
-        return Changes(deleted, tables, firewalls, marks=frozenset(marks))
+        return Changes(deleted, tables, firewalls, others, marks=frozenset(marks))
 
     def _of_links(self, messages: list[Message]) -> Changes:
         marks: set[str] = set()

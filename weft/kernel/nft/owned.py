@@ -1,14 +1,15 @@
 """A table that this process owns: others can neither change nor flush it, and it outlives its owner.
 
 NFT_TABLE_F_OWNER is since Linux 5.12, NFT_TABLE_F_PERSIST since 6.9. Once the owner's socket is closed
-the table stays, and is anybody's: the next owner replaces it. The rules are compiled by libnftables in
+the table stays, and is anybody's, without a notification: the next owner replaces it. The rules are
+compiled by libnftables in
 an empty network namespace and copied, since only the owner's socket may add them. Source:
 ``nf_tables_updtable``, ``nft_flush``, ``nft_rcv_nl_event`` in ``net/netfilter/nf_tables_api.c``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from weft.errors import KernelRefused
 from weft.kernel.netlink.attributes import attribute, string
@@ -49,10 +50,14 @@ _RULE: tuple[int, ...] = (NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSION
 class OwnedTable:
     """One table in the calling thread's network namespace; its rules use no sets, not even anonymous
     ones.
+
+    ``others`` are tables with the same rules that other processes own. What their owners have left
+    is deleted once this table is claimed, so that no earlier release's rules stay.
     """
 
-    def __init__(self, table: Table, make: Callable[[], Runner] = runner) -> None:
+    def __init__(self, table: Table, others: Iterable[Table] = (), make: Callable[[], Runner] = runner) -> None:
         self._table = table
+        self._others = tuple(others)
         self._make = make
         self._socket: NftSocket | None = None
         self._claimed = False
@@ -76,12 +81,12 @@ class OwnedTable:
             return self._claimed
         if self._socket is None:
             self._socket = NftSocket()
-        there = self._there(self._socket)
+        there = self._there(self._socket, self._table)
         if there and int.from_bytes(there.get(NFTA_TABLE_OWNER, b""), "big"):
             return False
         name = string(NFTA_TABLE_NAME, self._table.name)
         flags = attribute(NFTA_TABLE_FLAGS, (NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST).to_bytes(4, "big"))
-        changes: list[Change] = [(NFT_MSG_DELTABLE, 0, self._table.family, (name,))] if there is not None else []
+        changes: list[Change] = [_deletion(self._table)] if there is not None else []
         changes.append((NFT_MSG_NEWTABLE, NLM_F_CREATE, self._table.family, (name, flags)))
         try:
             changes += in_new_namespace(self._compiled)
@@ -91,15 +96,15 @@ class OwnedTable:
             raise
         self._claimed = not refused
         self._supported = there is not None or not refused
+        if self._claimed:
+            self._delete(self._socket, self._others)
         return self._claimed
 
     def remove(self) -> None:
-        """Delete the table, unless another process owns it; missing is fine."""
+        """Delete the table and the others, but what another process owns; missing is fine."""
         socket = self._socket or NftSocket()
         try:
-            if self._there(socket) is not None:
-                name = string(NFTA_TABLE_NAME, self._table.name)
-                socket.transact([(NFT_MSG_DELTABLE, 0, self._table.family, (name,))])
+            self._delete(socket, (self._table, *self._others))
         finally:
             socket.close()
             self._socket, self._claimed = None, False
@@ -110,9 +115,16 @@ class OwnedTable:
             self._socket.close()
             self._socket, self._claimed = None, False
 
-    def _there(self, socket: NftSocket) -> dict[int, bytes] | None:
-        (found,) = socket.get(NFT_MSG_GETTABLE, [(self._table.family, (string(NFTA_TABLE_NAME, self._table.name),))])
+    @staticmethod
+    def _there(socket: NftSocket, table: Table) -> dict[int, bytes] | None:
+        (found,) = socket.get(NFT_MSG_GETTABLE, [(table.family, (string(NFTA_TABLE_NAME, table.name),))])
         return found
+
+    def _delete(self, socket: NftSocket, tables: Iterable[Table]) -> None:
+        """Delete tables, each in a transaction of its own: the kernel refuses what another process owns."""
+        for table in tables:
+            if self._there(socket, table) is not None:
+                socket.transact([_deletion(table)])
 
     def _compiled(self) -> list[Change]:
         """The messages that add the chains and rules, in a namespace where nothing else is."""
@@ -133,3 +145,7 @@ class OwnedTable:
         finally:
             socket.close()
             library.close()
+
+
+def _deletion(table: Table) -> Change:
+    return NFT_MSG_DELTABLE, 0, table.family, (string(NFTA_TABLE_NAME, table.name),)
