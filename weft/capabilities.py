@@ -23,5 +23,10 @@ and port 68 for DHCP. SYS_PTRACE, DAC_OVERRIDE: open namespaces and directories 
 AGENT = tuple(one for one in Capability if one is not Capability.NET_RAW)
 """As the engine, without packet sockets; port 53 instead of 68."""
 
-NEEDED = {"cni_plugin.engine.main": ENGINE, "cni_plugin.dhcp.keeper": ENGINE, "cni_plugin.agent.main": AGENT}
+NEEDED = {
+    "cni_plugin.engine.main": ENGINE,
+    "cni_plugin.dhcp.keeper": ENGINE,
+    "cni_plugin.docker.server": ENGINE,
+    "cni_plugin.agent.main": AGENT,
+}
 """By the module of a daemon's ``main``."""

@@ -99,8 +99,8 @@ def set_aside(path: str) -> str:
     return aside
 
 
-def write(path: str, content: bytes, what: str) -> None:
-    """Replace a file atomically, mode 0600.
+def write(path: str, content: bytes, what: str, *, durable: bool = False) -> None:
+    """Replace a file atomically, mode 0600; a ``durable`` one is on the disk when this returns.
 
     Raises StateDamaged, naming ``what``; the old file remains.
     """
@@ -110,9 +110,13 @@ def write(path: str, content: bytes, what: str) -> None:
         try:
             while content:
                 content = content[os.write(descriptor, content) :]
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
+        if durable:
+            _sync_directory(os.path.dirname(path))
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -120,6 +124,14 @@ def write(path: str, content: bytes, what: str) -> None:
             f"cannot write {what} {path}: {error.strerror}",
             hint="check the free space of /run, and that it is mounted read-write",
         ) from error
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _create(path: str) -> int:

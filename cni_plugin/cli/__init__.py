@@ -15,6 +15,10 @@ def main() -> None:
         from cni_plugin.agent.main import serving as agent
 
         sys.exit(agent(sys.argv[2:]))
+    if sys.argv[1:2] == ["docker"] and not {"-h", "--help"} & set(sys.argv[2:]):
+        from cni_plugin.docker.server import main as drive
+
+        sys.exit(drive(sys.argv[2:]))
     if sys.argv[1:2] == ["dhcp"]:
         from cni_plugin.dhcp.keeper import main as keep
 

@@ -11,6 +11,7 @@ import click
 
 from cni_plugin.agent import report as reports
 from cni_plugin.agent.report import Report
+from cni_plugin.cli import docker as drivers
 from cni_plugin.cli import engine as engines
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, say, warn
@@ -83,6 +84,8 @@ def agent(config: str | None) -> int:
 def up(tool: Tool, config: str | None, json_output: bool) -> None:
     """Start the agent and the engine in the background, and wait until they are ready.
 
+    Where dockerd runs, the driver for its networks is started, too.
+
     Running daemons are not restarted. The agent runs until weft down; the engine stops after 15 minutes
     without a call, and the next call starts it again. Exits with 1 if a part of the agent cannot start.
 
@@ -105,12 +108,14 @@ def up(tool: Tool, config: str | None, json_output: bool) -> None:
         daemons.start("cni_plugin.agent.main", "answers names and registers services")
     found = _wait_until_ready()
     engine, new_engine = engines.start()
+    driver, new_driver = drivers.start()
     if json_output:
         as_json(
             {
                 "agent": {"pid": found.process, "started": already is None, "http": found.http, "dns": found.dns,
                           "problems": found.problems},
                 "engine": {"pid": engine.process, "started": new_engine},
+                **({"docker": {"pid": driver, "started": new_driver}} if driver else {}),
             }
         )  # fmt: skip
     else:
@@ -118,6 +123,8 @@ def up(tool: Tool, config: str | None, json_output: bool) -> None:
         say(f"  HTTP on {', '.join(found.http) or 'no address'}")
         say(f"  DNS on {', '.join(found.dns) or 'no address'}")
         say(f"engine {'started' if new_engine else 'already running'}, process {engine.process}")
+        if driver:
+            say(f"driver for Docker {'started' if new_driver else 'already running'}, process {driver}")
         for problem in found.problems:
             warn(problem)
     raise click.exceptions.Exit(FAILED if found.problems else 0)
@@ -156,7 +163,7 @@ def _responds(found: Running) -> bool:
 @click.option("--services", is_flag=True, help="Also remove the services' virtual addresses from the kernel.")
 @pass_tool
 def down(tool: Tool, services: bool, json_output: bool) -> None:
-    """Stop the agent and the engine.
+    """Stop the agent, the engine and the driver for Docker's networks.
 
     Containers keep their networks, and services their virtual addresses (unless --services). DNS and
     health checks stop until weft up, or until the next attachment that needs the agent.
@@ -174,6 +181,9 @@ def down(tool: Tool, services: bool, json_output: bool) -> None:
     engine = engines.stop()
     if not json_output:
         say(f"engine stopped, process {engine}" if engine else "engine not running")
+    driver = drivers.stop()
+    if driver and not json_output:
+        say(f"driver for Docker stopped, process {driver}")
     if services:
         from discovery.balancer.balancer import remove_all  # imports all of balancing
 

@@ -12,6 +12,7 @@ import click
 from cni_plugin.cli.agents import agent, down, up
 from cni_plugin.cli.attaching import attach, detach, plan
 from cni_plugin.cli.catalog import catalog, members
+from cni_plugin.cli.docker import docker
 from cni_plugin.cli.doctor import doctor
 from cni_plugin.cli.engine import engine
 from cni_plugin.cli.install import install
@@ -36,7 +37,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Attach without a container runtime", ("plan", "attach", "detach")),
     ("Services", ("services", "catalog", "members", "dns-lookup")),
     ("Diagnostics", ("status", "doctor", "trace", "gc")),
-    ("Install and run", ("install", "up", "down", "agent", "engine", "completion")),
+    ("Install and run", ("install", "up", "down", "agent", "engine", "docker", "completion")),
 )
 
 _FIRST_STEPS = (
@@ -173,5 +174,5 @@ def completion(shell: str, json_output: bool) -> None:
 
 
 for command in (network, ipam, ps, show, check, plan, attach, detach, doctor, trace, gc, install, engine, services,
-                catalog, members, dns_lookup, agent, up, down, status):  # fmt: skip
+                catalog, members, dns_lookup, agent, docker, up, down, status):  # fmt: skip
     weft.add_command(command)

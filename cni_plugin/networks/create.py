@@ -121,7 +121,7 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
             hint="for other plugins, write the network list by hand",
         )
     driver = modules.declared(requested.driver)
-    settings = _settings(requested, driver)
+    settings = settings_of(requested, driver)
     if requested.names and not driver.routed:
         routed = (name for name in drivers() if modules.declared(name).routed)
         physical = driver.parent in (Parent.SHARED, Parent.LENT)
@@ -146,7 +146,7 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
     plugin: Json = {
         "type": OWN_NAME,
         "driver": requested.driver,
-        **_gateway_and_masquerade(requested, driver, settings),
+        **gateway_and_masquerade(requested, driver, settings),
         **_capabilities(requested, driver),
         **({"portmap": {}} if driver.routed else {}),
         **({"names": {}} if requested.names else {}),
@@ -185,7 +185,7 @@ def _refuse_addresses(requested: CreateOptions) -> None:
         raise BadOption(f"{given[0]} is not supported by driver {requested.driver}, which assigns no addresses")
 
 
-def _settings(requested: CreateOptions, driver: Driver) -> dict[str, object]:
+def settings_of(requested: CreateOptions, driver: Driver) -> dict[str, object]:
     """The driver's keys that the options set. Raises BadOption, listing the valid options."""
     found: dict[str, object] = {}
     names: dict[str, str] = {}
@@ -221,7 +221,7 @@ def _bridge(
     return plain[: longest - len(tail)] + tail
 
 
-def _gateway_and_masquerade(requested: CreateOptions, driver: Driver, settings: dict[str, object]) -> dict[str, object]:
+def gateway_and_masquerade(requested: CreateOptions, driver: Driver, settings: dict[str, object]) -> dict[str, object]:
     """The driver's keys with their defaults: gateway and masquerade, unless the network is internal."""
     if requested.internal and settings.get("ipMasq"):
         raise BadOption("--internal and ip-masq=true are mutually exclusive")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cni_plugin.ops.links import has_mark, nsenter, retry_while_exists
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
@@ -55,7 +55,8 @@ class ContainerLink(Operation):
 
     It is created under the name ``passing`` and renamed together with setting its alias, so that a link
     with its final name always has the alias, even if the process is killed. ``mtu`` in bytes, 0: the
-    kernel's default. ``master`` is a bridge in the container. Raises Conflict, Missing, KernelLacks.
+    kernel's default. ``master`` is a bridge in the container. ``handed``: it is for the runtime to move,
+    from the host's namespace. Raises Conflict, Missing, KernelLacks.
     *Equivalent to:* ``ip link add NAME link PARENT type KIND …``.
     """
 
@@ -69,10 +70,17 @@ class ContainerLink(Operation):
     side: Side = Side.HOST
     master: str = ""
     options: tuple[tuple[str, int | str], ...] = ()
+    handed: bool = False
 
     @property
     def creates(self) -> tuple[LinkRef, ...]:
         return ((Side.CONTAINER, self.name),)
+
+    def handed_over(self) -> ContainerLink:
+        return replace(self, handed=True)
+
+    def settled(self, link: str) -> ContainerLink:
+        return replace(self, name=link, handed=False)
 
     def apply(self, machine: Machine) -> bool:
         container = _container(machine, self.name)
@@ -112,6 +120,8 @@ class ContainerLink(Operation):
         parent = machine.side(self.side)
         if self.parent and parent is not None and parent.link(self.parent) is None:
             return f"the {self.side}'s link {self.parent} is missing, and {self.name} with it"
+        if self.handed:
+            return None
         link = machine.container.link(self.name) if machine.container is not None else None
         return _difference(link, self.name, self.alias, self.mac, self.mtu) or (
             self._kind_mismatch(link) if link else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Exists, KernelLacks, Missing
@@ -219,6 +219,7 @@ class Veth(Operation):
     """A veth pair: the host end is up, on ``bridge`` if given; the container end is still down.
 
     ``container_mtu`` is the MTU that CHECK expects of the container end if ``tuning`` has changed it.
+    ``handed``: the container end is for the runtime to move, from the host's namespace.
     *Equivalent to:* ``ip link add HOST type veth peer name CONTAINER netns NETNS``.
     """
 
@@ -230,10 +231,17 @@ class Veth(Operation):
     mtu: int
     bridge: str = ""
     container_mtu: int = 0
+    handed: bool = False
 
     @property
     def creates(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.host), (Side.CONTAINER, self.container))
+
+    def handed_over(self) -> Veth:
+        return replace(self, handed=True)
+
+    def settled(self, link: str) -> Veth:
+        return replace(self, container=link, handed=False)
 
     def apply(self, machine: Machine) -> bool:
         if machine.container is None:
@@ -275,7 +283,7 @@ class Veth(Operation):
                     machine.container.delete_link(self.container)
 
     def mismatch(self, machine: Machine) -> str | None:
-        return self._host_mismatch(machine) or self._container_mismatch(machine)
+        return self._host_mismatch(machine) or (None if self.handed else self._container_mismatch(machine))
 
     def _host_mismatch(self, machine: Machine) -> str | None:
         link = machine.host.link(self.host)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from ipam.leases import HostState
 from weft.kernel.interface import Namespace, Ruleset
@@ -71,6 +72,20 @@ class Operation:
         it is restored once they do not change them any more.
         """
         return False
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the operation configures the container's network namespace, and no link of the host."""
+        on = self.on_link
+        return (on[0] if on is not None else getattr(self, "side", Side.HOST)) is Side.CONTAINER
+
+    def handed_over(self) -> Self:
+        """The operation where the runtime moves the link that it creates into the container itself."""
+        return self
+
+    def settled(self, link: str) -> Self:
+        """The operation once the runtime has moved the link, and named it."""
+        return self
 
     @property
     def hidden(self) -> bool:

@@ -84,6 +84,8 @@ def routes(
     leaves by it (``plan.routing``). ``near`` are routes to the gateways, instead of those that the
     kernel adds with the addresses.
     """
+    if context.handed_over:
+        return ()
     made = (*(near or ()), *_routes(link, result))
     if context.pending or any(feature in context.config.keys for feature in ("sbr", "vrf")):
         return made

@@ -84,6 +84,7 @@ class Context:
     driver's for a feature, prevResult for a chained plugin. ``gateways`` are those of all subnets of
     the network, where weft's own IPAM knows them. ``pending``: the addresses are not known yet, since
     DHCP needs the link that is being planned. ``operations`` are those of the plan so far.
+    ``handed_over``: as in the request.
     """
 
     attachment: Attachment
@@ -95,6 +96,7 @@ class Context:
     gateways: tuple[Cidr, ...] = ()
     pending: bool = False
     operations: tuple[Operation, ...] = ()
+    handed_over: bool = False
 
 
 class PlanPart(Protocol):
@@ -125,4 +127,9 @@ def compose(context: Context, parts: Sequence[PlanPart]) -> Plan:
             after=whole.after + step.after,
             result=step.result,
         )
-    return whole
+    return replace(whole, operations=_outside(whole.operations)) if context.handed_over else whole
+
+
+def _outside(operations: Sequence[Operation]) -> tuple[Operation, ...]:
+    """The operations without those in the container, where the runtime configures the link itself."""
+    return tuple(one.handed_over() if one.creates else one for one in operations if one.creates or not one.is_inside)

@@ -62,6 +62,7 @@ class Planner:
             request.config,
             start if request.config.dns is None else replace(start, dns=request.config.dns),
             facts,
+            handed_over=request.handed_over,
         )
 
     def plan_record(

@@ -49,7 +49,8 @@ class Request:
 
     ``namespace`` is CNI_NETNS as it came, "" where absent; container, interface and namespace are ""
     for the commands that concern no container. ``environment`` and ``stdin`` are as they came, for
-    foreign plugins.
+    foreign plugins. ``handed_over``: the runtime moves the container's link into its namespace itself,
+    and configures it there, as Docker does; it is made on the host.
     """
 
     command: Command
@@ -63,3 +64,4 @@ class Request:
     environment: Mapping[str, str]
     config: Config
     stdin: bytes
+    handed_over: bool = False

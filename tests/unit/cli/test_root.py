@@ -22,7 +22,7 @@ def commands(group: click.Group = weft, path: tuple[str, ...] = ()):
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))
-        elif name != "agent":  # a daemon: it has no result
+        elif name not in ("agent", "docker"):  # daemons: they have no result
             yield (*path, name), command
 
 

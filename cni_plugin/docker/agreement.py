@@ -1,0 +1,249 @@
+"""The driver's state agrees with Docker's: what Docker no longer has is removed, what it still has is kept.
+
+Docker calls a driver once. A call is lost where the driver was down (``docker network rm``), or was
+killed before it answered, or dockerd was killed between two calls. Docker's API says what there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Protocol, TypeVar
+
+from cni_plugin.docker.addresses import Addresses
+from cni_plugin.docker.api import DockerApi, NoDocker
+from cni_plugin.docker.calls import Calls
+from cni_plugin.docker.driver import Networks
+from cni_plugin.docker.networks import Pooled, Wanted
+from cni_plugin.docker.state import Endpoint, Kept, Network, Pool
+from cni_plugin.wire.plugins import OWN_NAME
+from weft import stderr
+from weft.errors import WeftError
+from weft.section import Section
+from weft.types import Address, Subnet
+
+GRACE = 5.0
+"""Seconds between the two looks at Docker's API that something must be missing in: Docker knows of a
+network or an endpoint only after the driver's answer.
+"""
+_RETRY_SECONDS = 1.0
+_AGAIN_SECONDS = 300.0
+_JOINED = (("container", "start"), ("network", "connect"))
+_T = TypeVar("_T")
+
+
+class Blocking(Protocol):
+    """Runs blocking work in a thread."""
+
+    def __call__(self, work: Callable[[], _T]) -> Awaitable[_T]: ...
+
+
+@dataclass(slots=True)
+class Seen:
+    """What Docker has of this driver, at one moment."""
+
+    networks: dict[str, Section] = field(default_factory=dict)
+    endpoints: set[str] = field(default_factory=set)
+    addresses: dict[Subnet, set[Address]] = field(default_factory=dict)
+    """Of each subnet whose addresses weft gives out, those that are in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surplus:
+    """Files of what Docker does not have; of pools, single addresses."""
+
+    networks: frozenset[str]
+    endpoints: frozenset[Endpoint]
+    pools: frozenset[tuple[str, float]]
+    addresses: frozenset[tuple[str, str, float]]
+
+    def also_in(self, later: Surplus) -> Surplus:
+        return Surplus(
+            self.networks & later.networks,
+            self.endpoints & later.endpoints,
+            self.pools & later.pools,
+            self.addresses & later.addresses,
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.networks or self.endpoints or self.pools or self.addresses)
+
+
+class Agreement:
+    """Compares, and follows Docker's events. ``run`` does its blocking work in the driver's threads."""
+
+    def __init__(
+        self,
+        api: DockerApi,
+        kept: Kept,
+        calls: Calls,
+        driver: Networks,
+        addresses: Addresses,
+        blocking: Blocking,
+    ) -> None:
+        self._api = api
+        self._kept = kept
+        self._calls = calls
+        self._driver = driver
+        self._addresses = addresses
+        self._blocking = blocking
+
+    async def run(self) -> None:
+        """Until cancelled. dockerd need not run."""
+        while True:
+            with contextlib.suppress(NoDocker):
+                await self._follow()
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _follow(self) -> None:
+        """Agree, then go on with each event, until dockerd ends."""
+        events = self._api.events()
+        await anext(events, None)
+        agreeing = asyncio.create_task(self._agree_again())
+        try:
+            async for event in events:
+                if (event.get("Type"), event.get("Action")) in _JOINED:
+                    await self.settle()
+        finally:
+            agreeing.cancel()
+            with contextlib.suppress(asyncio.CancelledError, NoDocker):
+                await agreeing
+
+    async def _agree_again(self) -> None:
+        while True:
+            pause = _RETRY_SECONDS
+            with contextlib.suppress(NoDocker):
+                await self.agree()
+                pause = _AGAIN_SECONDS
+            await asyncio.sleep(pause)
+
+    async def settle(self) -> None:
+        """Note where Docker has moved links since their containers' Join."""
+        await self._work(self._settle)
+
+    def _settle(self) -> None:
+        for endpoint in list(self._kept.all(Endpoint)):
+            network = self._kept.read(Network, endpoint.network)
+            if network is not None and endpoint.sandbox:
+                self._calls.settle(network, endpoint)
+
+    async def _work(self, work: Callable[[], object], about: str = "") -> None:
+        """Run in a thread, and log what it was ``about``. What fails is tried again the next time."""
+        try:
+            await self._blocking(work)
+            if about:
+                stderr.write(f"weft docker: removed {about}, which Docker no longer has\n")
+        except WeftError as error:
+            stderr.write(f"weft docker: {error}\n")
+
+    async def agree(self) -> None:
+        """Keep the networks that Docker has and weft lost, and remove what Docker does not have. Raises
+        NoDocker.
+        """
+        seen = await self._seen()
+        for name, section in seen.networks.items():
+            await self._work(partial(self._restore, name, section))
+        await self.settle()
+        surplus = await self._blocking(partial(self._surplus, seen))
+        if surplus:
+            await asyncio.sleep(GRACE)
+            seen = await self._seen()
+            surplus = surplus.also_in(await self._blocking(partial(self._surplus, seen)))
+            await self._remove(surplus)
+
+    async def _seen(self) -> Seen:
+        found = Seen()
+        for section in await self._api.networks(OWN_NAME):
+            found.networks[section.text("Id")] = section
+            ipam = section.section("IPAM")
+            own = ipam.text("Driver") == OWN_NAME
+            for config in ipam.sections("Config") if own else ():
+                subnet = config.subnet("Subnet")
+                if subnet is not None:
+                    found.addresses[subnet] = set(_given(config))
+            containers = section.section("Containers")
+            raw = section.raw("Containers")
+            for name in list(raw) if isinstance(raw, dict) else ():
+                one = containers.section(name)
+                found.endpoints.add(one.text("EndpointID"))
+                for key in ("IPv4Address", "IPv6Address"):
+                    if text := one.text(key):
+                        address = ip_interface(text).ip
+                        for subnet, used in found.addresses.items():
+                            if address.version == subnet.version and address in subnet:
+                                used.add(address)
+        return found
+
+    def _restore(self, name: str, section: Section) -> None:
+        """Keep a network that Docker has, and weft does not: its file is lost."""
+        if self._kept.read(Network, name) is None:
+            self._driver.keep(wanted(section, {ip_network(one.subnet): one.gateway for one in self._kept.all(Pool)}))
+            stderr.write(f"weft docker: network {section.text('Name')} ({name[:12]}) is kept again\n")
+
+    def _surplus(self, seen: Seen) -> Surplus:
+        pools = list(self._kept.all(Pool))
+        unused = [one for one in pools if ip_network(one.subnet) not in seen.addresses]
+        return Surplus(
+            frozenset(one.id for one in self._kept.all(Network) if one.id not in seen.networks),
+            frozenset(one for one in self._kept.all(Endpoint) if one.id not in seen.endpoints),
+            frozenset((one.id, one.made) for one in unused),
+            frozenset(
+                (pool.id, text, made)
+                for pool in pools
+                if pool not in unused
+                for text, made in pool.taken.items()
+                if text != pool.gateway and ip_address(text) not in seen.addresses[ip_network(pool.subnet)]
+            ),
+        )
+
+    async def _remove(self, surplus: Surplus) -> None:
+        for endpoint in surplus.endpoints:
+            await self._work(partial(self._driver.remove_endpoint, endpoint), f"endpoint {endpoint.id[:12]}")
+        for network in surplus.networks:
+            await self._work(partial(self._driver.forget, network), f"network {network[:12]}")
+        for pool, _ in surplus.pools:
+            await self._work(partial(self._kept.remove, Pool, pool), f"pool {pool}")
+        for pool, text, made in surplus.addresses:
+            await self._work(partial(self._free, pool, text, made), f"address {text}")
+
+    def _free(self, pool: str, text: str, made: float) -> None:
+        self._addresses.free(pool, [ip_address(text)], before=made + 0.001)
+
+
+def wanted(section: Section, gateways: Mapping[Subnet, str]) -> Wanted:
+    """What CreateNetwork was passed, from ``docker network inspect``.
+
+    That has no gateway where the user gave none. It is that of weft's pool, or the first address: Docker's
+    own IPAM gives out that.
+    """
+    raw = section.raw("Options")
+    options = section.section("Options")
+    pools = []
+    for config in section.section("IPAM").sections("Config"):
+        subnet = config.subnet("Subnet")
+        if subnet is not None:
+            first = _first(config.subnet("IPRange") or subnet, subnet)
+            gateway = config.text("Gateway").partition("/")[0] or gateways.get(subnet, first)
+            pools.append(Pooled(subnet, f"{gateway}/{subnet.prefixlen}" if gateway else ""))
+    return Wanted(
+        section.text("Id"),
+        {name: options.text(name) for name in (raw if isinstance(raw, dict) else ())},
+        tuple(pools),
+        section.flag("Internal"),
+    )
+
+
+def _first(part: Subnet, subnet: Subnet) -> str:
+    return str(part[1] if part[0] == subnet[0] and part.num_addresses > 1 else part[0])
+
+
+def _given(config: Section) -> Iterable[Address]:
+    """The gateway and the auxiliary addresses of a subnet."""
+    raw = config.raw("AuxiliaryAddresses")
+    others = config.section("AuxiliaryAddresses")
+    texts = [config.text("Gateway"), *(others.text(name) for name in (raw if isinstance(raw, dict) else ()))]
+    return [ip_interface(text).ip for text in texts if text]

@@ -1,0 +1,165 @@
+"""CNI calls for endpoints of Docker's, by the service: ADD at Join, DEL at Leave."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from ipaddress import ip_interface
+
+from cni_plugin.dataplane import packets
+from cni_plugin.dataplane.tables import TABLES
+from cni_plugin.docker.state import Endpoint, Json, Network
+from cni_plugin.ops import Elements
+from cni_plugin.service.handing import settle
+from cni_plugin.service.planner import attachment_of
+from cni_plugin.service.records import Record
+from cni_plugin.service.shared import remove_network
+from cni_plugin.service.verbs import Service
+from cni_plugin.wire import config, environment, result
+from cni_plugin.wire.plugins import OWN_NAME
+from cni_plugin.wire.request import Command, Request
+from weft.errors import Missing, NamespaceProblem
+from weft.kernel.host import Host
+from weft.kernel.linux.kernel import LinuxKernel
+from weft.kernel.netns import CURRENT
+from weft.types import Attachment, Result
+
+VERSION = "1.1.0"
+PORTS = "portmap"
+"""The plugin that publishes the ports of an endpoint: an attachment of its own, chained to the first, as
+Docker asks for them later, and only on one of the container's networks.
+"""
+_PORTS = (packets.PORTS4, packets.PORTS4_AT, packets.PORTS6, packets.PORTS6_AT)
+_LINK_PREFIX = "weft"
+
+
+def link_name(endpoint: str) -> str:
+    """The name under which an endpoint's link is made on the host, for Docker to move it."""
+    return f"{_LINK_PREFIX}{endpoint[:11]}"
+
+
+class Calls:
+    """The service on this host's kernel, one for each thread."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+
+    @property
+    def service(self) -> Service:
+        found: Service | None = getattr(self._own, "service", None)
+        if found is None:
+            kernel = LinuxKernel(TABLES)
+            found = self._own.service = Service(kernel, Host.current(kernel))
+            found.records.prepare()
+        return found
+
+    def add(self, network: Network, endpoint: Endpoint) -> Result:
+        """Make the endpoint's link, for Docker to move. What an earlier call has left of it is removed."""
+        request = _request(Command.ADD, network, endpoint)
+        if self.service.records.read(attachment_of(request)) is not None:
+            self.remove(network, endpoint)
+        return self.service.add(request)
+
+    def preview(self, network: Network, endpoint: Endpoint) -> None:
+        """Raises WeftError where ``add`` would be refused. Nothing is changed."""
+        self.service.preview(_request(Command.ADD, network, endpoint))
+
+    def publish(self, network: Network, endpoint: Endpoint, mappings: list[Json]) -> None:
+        """Publish ports of an endpoint that has joined. Raises WeftError: Conflict for a port that is in use."""
+        before = self.service.records.read(attachment_of(_request(Command.ADD, network, endpoint)))
+        if before is None:
+            raise Missing(f"endpoint {endpoint.id} has not joined a container")
+        self.withdraw(network, endpoint)
+        previous = json.loads(result.render(before.result, VERSION))
+        keys: Json = {"runtimeConfig": {"portMappings": mappings}, "prevResult": previous}
+        self.service.add(_request(Command.ADD, network, endpoint, PORTS, keys))
+
+    def published(self) -> set[tuple[str, int]]:
+        """The protocol and number of every port that attachments of this host publish."""
+        operations = (one for record in self.service.records.all() for one in record.operations)
+        elements = (each for one in operations if isinstance(one, Elements) for each in one.elements)
+        return {(str(each.key[-2]), int(str(each.key[-1]))) for each in elements if each.collection in _PORTS}
+
+    def listening(self, protocol: str, ports: range) -> set[int]:
+        """The ports among these on which processes of the host listen."""
+        return {one.port for one in self.service.kernel.host.listeners(protocol, ports)}
+
+    def withdraw(self, network: Network, endpoint: Endpoint) -> None:
+        """Publish the endpoint's ports no longer."""
+        request = _request(Command.DEL, network, endpoint, PORTS)
+        if self.service.records.read(attachment_of(request)) is not None:
+            self.service.delete(request)
+
+    def remove(self, network: Network, endpoint: Endpoint) -> None:
+        """Remove the endpoint's link wherever it is, and its rules. What is gone already is fine."""
+        self.withdraw(network, endpoint)
+        self.settle(network, endpoint)
+        request = _request(Command.DEL, network, endpoint)
+        if self.service.records.read(attachment_of(request)) is not None:
+            # Without a namespace: it may be in the container's, which is no reason to leave it.
+            request = replace(request, namespace="")
+        elif self.service.kernel.host.link(link_name(endpoint.id)) is None:
+            return
+        self.service.delete(request)  # of a link that Docker has moved back after Leave, by its mark
+
+    def settle(self, network: Network, endpoint: Endpoint) -> bool:
+        """Find the link in the container's namespace, once Docker has moved it; whether it is known."""
+        try:
+            return bool(endpoint.sandbox) and settle(self.service, attachment(network, endpoint), endpoint.sandbox)
+        except NamespaceProblem:
+            return False
+
+    def remove_network(self, network: Network) -> None:
+        """Remove what belongs to the network. Raises Busy while endpoints have joined."""
+        remove_network(self.service, network.name)
+
+    def record(self, network: Network, endpoint: Endpoint) -> Record | None:
+        return self.service.records.read(attachment(network, endpoint))
+
+
+def attachment(network: Network, endpoint: Endpoint) -> Attachment:
+    return Attachment(network.name, endpoint.id, link_name(endpoint.id), OWN_NAME)
+
+
+def _request(
+    command: Command, network: Network, endpoint: Endpoint, plugin: str = OWN_NAME, keys: Json | None = None
+) -> Request:
+    """The call, on the host's own namespace: Docker makes the container's only after Join."""
+    environ = {
+        "CNI_COMMAND": command.value,
+        "CNI_CONTAINERID": endpoint.id,
+        "CNI_NETNS": CURRENT,
+        "CNI_IFNAME": link_name(endpoint.id),
+        "CNI_NETNS_OVERRIDE": "1",
+    }
+    content = _attached(network, endpoint) if plugin == OWN_NAME else _chained(network, plugin)
+    stdin = json.dumps({**content, **(keys or {})}).encode()
+    call = environment.read(environ, plugin, lambda _: False)
+    read = config.read(stdin, command, plugin)
+    return replace(call.request(plugin, environ, read, stdin), handed_over=True)
+
+
+def _attached(network: Network, endpoint: Endpoint) -> Json:
+    """The network's configuration with the addresses that IPAM, weft's or Docker's, has given."""
+    found = dict(network.config)
+    addresses = []
+    for address in endpoint.addresses:
+        gateway = gateway_of(network, address)
+        addresses.append({"address": address, **({"gateway": gateway} if gateway else {})})
+    if addresses:
+        found["ipam"] = {"type": "static", "addresses": addresses}
+    if endpoint.mac:
+        found["runtimeConfig"] = {"mac": endpoint.mac}
+    return found
+
+
+def _chained(network: Network, plugin: str) -> Json:
+    return {"cniVersion": VERSION, "name": network.name, "type": plugin}
+
+
+def gateway_of(network: Network, address: str) -> str:
+    """The gateway of the network's subnet that an address with a prefix length is in, "" if it has none."""
+    subnet = ip_interface(address).network
+    gateways = (ip_interface(text) for text in network.gateways)
+    return next((str(one.ip) for one in gateways if one.version == subnet.version and one.ip in subnet), "")

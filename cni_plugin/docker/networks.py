@@ -1,0 +1,141 @@
+"""From ``docker network create -d weft`` to the CNI configuration of the network's attachments."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from cni_plugin.docker.calls import VERSION
+from cni_plugin.docker.state import Json, Network
+from cni_plugin.networks import create, podman, pools
+from cni_plugin.networks.create import CreateOptions
+from cni_plugin.plan import modules
+from cni_plugin.service.overlaps import KEY, Use
+from cni_plugin.wire.plugins import OWN_NAME
+from weft.errors import BadOption, InUse
+from weft.section import Problems, Section
+from weft.types import Subnet
+
+GENERIC = "com.docker.network.generic"
+_DRIVER, _BINDING = "driver", "com.docker.network.bridge.host_binding_ipv4"
+_PREFIX = "com.docker.network.container_iface_prefix"
+_OWN = (_DRIVER, _BINDING, _PREFIX)
+_LATER = ("overlay",)
+_SHORT_ID, _SHORT_BRIDGE = 12, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """A subnet of the network as Docker passes it, with its gateway and that one's prefix length."""
+
+    subnet: Subnet
+    gateway: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What Docker passes for a network."""
+
+    id: str
+    options: dict[str, str]
+    pools: tuple[Pooled, ...] = ()
+    internal: bool = False
+
+
+def read(call: Section) -> Wanted:
+    """The body of CreateNetwork. Raises ConfigProblem.
+
+    Source: moby's ``libnetwork/drivers/remote/api``, CreateNetworkRequest.
+    """
+    options = call.section("Options")
+    generic = options.section(GENERIC)
+    raw = options.raw(GENERIC)
+    names = list(raw) if isinstance(raw, dict) else []
+    found = Wanted(
+        call.text("NetworkID"),
+        {name: generic.text(name) for name in names},
+        tuple(_pooled([*call.sections("IPv4Data"), *call.sections("IPv6Data")])),
+        options.flag("com.docker.network.internal"),
+    )
+    versions = {one.subnet.version for one in found.pools}
+    if options.flag("com.docker.network.enable_ipv6") and versions == {4}:
+        call.problems.add("--ipv6 needs a subnet: give --subnet with an IPv6 one, such as fd00:1::/64")
+    call.problems.raise_any()
+    return found
+
+
+def _pooled(sections: Iterable[Section]) -> Iterator[Pooled]:
+    for one in sections:
+        subnet = one.subnet("Pool")
+        if subnet is not None:
+            yield Pooled(subnet, one.text("Gateway"))
+
+
+def build(wanted: Wanted, others: Iterable[Network]) -> Network:
+    """The network. Raises BadOption for an option, InUse for a subnet or bridge that is in use."""
+    name = wanted.options.get(_DRIVER) or "bridge"
+    if name in _LATER:
+        raise BadOption(
+            f"driver {name} is not supported by weft's Docker driver yet",
+            hint=f"choose one of {', '.join(_drivers())}, or Docker's own {name} driver",
+        )
+    if name not in _drivers():
+        raise BadOption(f"unknown driver {name!r}: -o driver must be one of {', '.join(_drivers())}")
+    driver = modules.declared(name)
+    own = {key: text for key, text in wanted.options.items() if key not in _OWN}
+    requested = CreateOptions(driver=name, internal=wanted.internal, options=own)
+    keys = create.gateway_and_masquerade(requested, driver, create.settings_of(requested, driver))
+    gateways = tuple(one.gateway for one in wanted.pools if one.gateway)
+    if driver.gateway_key:
+        keys[driver.gateway_key] = bool(gateways)
+    if driver.bridged:
+        keys.setdefault(driver.parent_key, f"weft-{wanted.id[:_SHORT_BRIDGE]}")
+        _require_bridge(str(keys[driver.parent_key]), keys, others)
+    if driver.routed:
+        _require_gateways(wanted, name)
+        if not keys.get(KEY):
+            _require_free(wanted, str(keys.get(driver.parent_key, "")))
+    config: Json = {
+        "cniVersion": VERSION,
+        "name": f"docker-{wanted.id[:_SHORT_ID]}",
+        "type": OWN_NAME,
+        "driver": name,
+        **keys,
+    }
+    binding = _binding(wanted.options.get(_BINDING, ""))
+    return Network(
+        wanted.id, name, config, gateways, wanted.internal, binding, wanted.options.get(_PREFIX, ""), time.time()
+    )
+
+
+def _drivers() -> tuple[str, ...]:
+    return tuple(name for name in create.drivers() if modules.declared(name).addresses)
+
+
+def _binding(text: str) -> str:
+    if text:
+        problems = Problems()
+        Section({_BINDING: text}, "", problems).address(_BINDING)
+        problems.raise_any()
+    return text
+
+
+def _require_bridge(bridge: str, keys: dict[str, object], others: Iterable[Network]) -> None:
+    """Raises InUse for a bridge of another network of Docker's, unless both are VLANs of it."""
+    for other in others:
+        if other.config.get("bridge") == bridge and other.config.get("vlan") == keys.get("vlan"):
+            raise InUse(f"bridge {bridge} is already in use by network {other.id[:_SHORT_ID]}")
+
+
+def _require_gateways(wanted: Wanted, name: str) -> None:
+    without = [str(one.subnet) for one in wanted.pools if not one.gateway]
+    if without:
+        raise BadOption(f"driver {name} needs a gateway, and {without[0]} has none", hint="give --gateway")
+
+
+def _require_free(wanted: Wanted, bridge: str) -> None:
+    """Raises InUse where something else of this host has one of the subnets."""
+    uses: list[Use] = [one for one in podman.subnets_in_use(routes=False) if not bridge or one.link != bridge]
+    for one in wanted.pools:
+        pools.require_free(one.subnet, uses)

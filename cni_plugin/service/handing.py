@@ -1,0 +1,52 @@
+"""Links that a runtime moves into the container's namespace itself, as Docker does: where they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cni_plugin.ops import ContainerLink, Veth
+from cni_plugin.ops.links import has_mark
+from cni_plugin.ops.operation import Operation
+from cni_plugin.service.context import ServiceContext
+from cni_plugin.service.records import Phase
+from weft.kernel.interface import Link, Namespace
+from weft.types import Attachment
+
+
+def settle(context: ServiceContext, attachment: Attachment, path: str) -> bool:
+    """Note that the runtime has moved the attachment's link to the namespace at ``path``, under which name:
+    from now on CHECK and GC see it there. Whether the link is known to be in a container's namespace.
+
+    Raises NamespaceProblem without such a namespace, Busy.
+    """
+    with context.locked(attachment):
+        record = context.records.read(attachment)
+        if record is None or record.phase is not Phase.ATTACHED:
+            return False
+        if not any(_is_handed(one) for one in record.operations):
+            return True
+        namespace = context.kernel.open(path)
+        try:
+            name = next((_find(namespace, one) for one in record.operations if _is_handed(one)), "")
+            if name and not namespace.id.same(context.kernel.host.id):
+                operations = tuple(one.settled(name) if _is_handed(one) else one for one in record.operations)
+                context.records.write(replace(record, namespace=namespace.id, operations=operations))
+                return True
+        finally:
+            namespace.close()
+    return False
+
+
+def _is_handed(operation: Operation) -> bool:
+    return isinstance(operation, Veth | ContainerLink) and operation.handed
+
+
+def _find(namespace: Namespace, operation: Operation) -> str:
+    """The name of the operation's link there, "" if it is not there."""
+    return next((link.name for link in namespace.links() if _is_of(link, operation)), "")
+
+
+def _is_of(link: Link, operation: Operation) -> bool:
+    if isinstance(operation, Veth):
+        return (link.kind, link.mac) == ("veth", operation.mac)
+    return isinstance(operation, ContainerLink) and has_mark(link, operation.alias)

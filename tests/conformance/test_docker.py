@@ -1,0 +1,160 @@
+"""A real dockerd with ``weft docker``: the literal commands of ``docker network``, and traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.docked import Docked
+from lab.waiting import until
+
+pytestmark = pytest.mark.usefixtures("own")
+
+
+@pytest.fixture(scope="module")
+def docked(tmp_path_factory: pytest.TempPathFactory, root_image: Path) -> Iterator[Docked]:
+    made = Docked(tmp_path_factory.mktemp("docked"), str(root_image))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def machine(docked: Docked) -> Iterator[Docked]:
+    """The machine; after the test nothing is left of its containers and networks."""
+    yield docked
+    names = docked.ask("ps", "-aq").split()
+    if names:
+        docked.ask("rm", "-f", *names)
+    networks = docked.ask("network", "ls", "-q", "--filter", "driver=weft").split()
+    if networks:
+        docked.ask("network", "rm", *networks)
+    assert docked.left() == [], docked.log()
+
+
+def test_networks_ports_and_containers_at_run_time(machine: Docked) -> None:
+    machine.ask("network", "create", "-d", "weft", "my-net")
+    machine.ask("network", "create", "-d", "weft", "-o", "driver=bridge", "--subnet", "10.91.0.0/24", "other")
+    address = machine.serve("my-container", "--net=my-net", "-p", "8080:80", "-p", "192.0.2.1:8090-8095:80")
+    machine.serve("client", "--net=other")
+
+    # Published ports, also at one address and of a range; names by Docker.
+    assert machine.page("outside", "192.0.2.1:8080") and machine.page("outside", "192.0.2.1:8090")
+    ports = machine.weft("ps").stdout
+    assert "8080->80/tcp" in ports and "192.0.2.1:8090->80/tcp" in ports
+    machine.ask("run", "-d", "--net=other", "-p", "8080:80", "page", "/bin/sleep", "60", fails=True)
+
+    # Networks are closed to each other; connect and disconnect at run time.
+    assert not machine.gets("client", address, expected=False)
+    machine.ask("network", "connect", "--ip", "172.18.0.77", "my-net", "client", fails=True)  # no subnet of the user's
+    machine.ask("network", "connect", "--alias", "visitor", "my-net", "client")
+    assert machine.gets("client", "my-container") and machine.gets("my-container", "visitor")
+    until(lambda: machine.problems() == [])
+    machine.ask("network", "disconnect", "my-net", "client")
+    assert not machine.gets("client", address, expected=False)
+
+    # The whole of it is checked, in the containers' namespaces, too.
+    until(lambda: "/run/docker/netns" in machine.weft("show", "--json", _endpoint(machine, "my-container")).stdout)
+    assert machine.problems() == []
+    machine.ask("stop", "-t", "0", "my-container")
+    assert not machine.page("outside", "192.0.2.1:8080", expected=False)
+    machine.ask("start", "my-container")
+    assert machine.page("outside", "192.0.2.1:8080")
+
+
+def _endpoint(machine: Docked, name: str) -> str:
+    [found] = machine.inspect(name)["NetworkSettings"]["Networks"].values()
+    return str(found["EndpointID"])
+
+
+def test_addresses_by_weft(machine: Docked) -> None:
+    """--ipam-driver weft: subnet, gateway, range, reserved addresses, and those of single containers."""
+    options = ("--subnet", "10.92.0.0/24", "--gateway", "10.92.0.9", "--ip-range", "10.92.0.64/26")
+    reserved = ("--aux-address", "router=10.92.0.65")
+    create = ("network", "create", "-d", "weft", "--ipam-driver", "weft")
+    machine.ask(*create, *options, *reserved, "--ipv6", "--subnet", "fd00:92::/64", "fixed")
+    assert machine.serve("one", "--net=fixed") == "10.92.0.64"
+    given = ("--ip", "10.92.0.5", "--ip6", "fd00:92::5")
+    assert machine.serve("two", "--net=fixed", *given) == "10.92.0.5"
+    assert machine.serve("three", "--net=fixed") == "10.92.0.66"
+    assert machine.gets("one", "10.92.0.5") and machine.gets("one", "[fd00:92::5]")
+    assert "default via 10.92.0.9" in machine.ask("exec", "one", "/bin/ip", "route")
+    assert "Address already in use" in machine.ask(
+        "run", "-d", "--net=fixed", "--ip", "10.92.0.5", "page", "/bin/sleep", "60", fails=True
+    )
+    # A subnet is chosen that nobody has.
+    machine.ask(*create, "chosen")
+    [config] = machine.inspect("chosen")["IPAM"]["Config"]
+    assert config["Subnet"].startswith("10.")
+    assert "Pool overlaps with other one" in machine.ask(*create, "--subnet", "10.92.0.0/25", "again", fails=True)
+
+
+def test_drivers(machine: Docked) -> None:
+    create = ("network", "create", "-d", "weft")
+    machine.ask(*create, "-o", "driver=ptp", "--subnet", "10.93.0.0/24", "points")
+    machine.ask(*create, "-o", "driver=macvlan", "-o", "parent=lan0", "--subnet", "192.0.2.0/24", "--gateway",
+                "192.0.2.2", "--ip-range", "192.0.2.128/25", "lan")  # fmt: skip
+    machine.ask(*create, "--internal", "--subnet", "10.94.0.0/24", "inner")
+    points = [machine.serve(name, "--net=points") for name in ("p1", "p2")]
+    assert machine.gets("p1", points[1]) and machine.gets("p2", points[0])
+    machine.serve("l1", "--net=lan")
+    ping = ("docker", "exec", "l1", "/bin/ping", "-c1", "-W1", "192.0.2.2")
+    assert machine.until(*ping).code == 0
+    machine.serve("i1", "--net=inner")
+    assert "default" not in machine.ask("exec", "i1", "/bin/ip", "route")
+    assert machine.run("docker", "exec", "i1", *ping[3:], check=False).code != 0
+    until(lambda: machine.problems() == [])
+    machine.ask("network", "connect", "inner", "l1")
+    machine.ask("network", "disconnect", "lan", "l1")
+    for options, said in (
+        (("-o", "driver=overlay"), "driver overlay is not supported by weft's Docker driver yet"),
+        (("-o", "colour=red"), "unknown option 'colour' for driver bridge"),
+        (("--subnet", "192.0.2.0/25"), "Pool overlaps with other one on this address space"),
+        (("-o", "driver=macvlan", "-o", "parent=lan9", "--subnet", "10.95.0.0/24"), 'master "lan9" not found'),
+    ):
+        assert said in machine.ask(*create, *options, "refused", fails=True)
+
+
+def test_nothing_is_lost(machine: Docked) -> None:
+    """The driver is killed and dockerd is killed; what Docker removed meanwhile is gone with the next start."""
+    create = ("network", "create", "-d", "weft", "--ipam-driver", "weft")
+    machine.ask(*create, "--subnet", "10.96.0.0/24", "kept")
+    machine.ask(*create, "--subnet", "10.97.0.0/24", "lost")
+    machine.serve("always", "--net=kept", "--restart=always", "-p", "8080:80")
+    machine.serve("gone", "--net=lost")
+
+    machine.kill_driver()
+    assert machine.page("outside", "192.0.2.1:8080")
+    machine.drive()
+    assert machine.serve("more", "--net=kept") == "10.96.0.3"
+
+    machine.docker()  # stopped and started: no CreateNetwork, no RequestPool is repeated
+    assert machine.page("outside", "192.0.2.1:8080")
+    machine.ask("start", "more")
+    assert machine.gets("more", "always")
+
+    # The files of one network are lost, those of others are of what Docker does not have.
+    machine.kill_driver()
+    lost = machine.ask("network", "inspect", "-f", "{{.Id}}", "lost")
+    machine.run("rm", f"/var/lib/weft/docker/networks/{lost}.json")
+    for name in machine.kept():
+        if "/networks/" in name:
+            text = machine.run("cat", name).stdout.replace(Path(name).stem, "f" * 64)
+            text = text.replace(Path(name).stem[:12], "f" * 12).replace(Path(name).stem[:10], "f" * 10)
+            machine.write(f"/var/lib/weft/docker/networks/{'f' * 64}.json", text)
+    machine.drive()
+    machine.until("test", "-e", f"/var/lib/weft/docker/networks/{lost}.json")
+    gone = machine.until("test", "!", "-e", f"/var/lib/weft/docker/networks/{'f' * 64}.json", timeout=30)
+    assert gone.code == 0, machine.log()
+    assert machine.page("outside", "192.0.2.1:8080")
+    machine.ask("start", "gone")
+
+    before = machine.endpoints()[0]
+    machine.kill_docker()
+    machine.docker()  # it starts its containers anew
+    until(lambda: machine.inspect("always")["State"]["Running"], 30)
+    until(lambda: machine.endpoints()[0] == machine.endpoints()[1], 30)
+    assert machine.endpoints()[0].isdisjoint(before)
+    assert machine.page("outside", "192.0.2.1:8080")
+    until(lambda: machine.problems() == [])

@@ -1,0 +1,79 @@
+"""A private machine with a real dockerd and weft's driver for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lab.commands import Outcome
+from lab.firewalls import Firewalled
+
+_SOCKET = "/run/docker/plugins/weft.sock"
+_PID = "/run/weft-docker.pid"
+_GET = ("/bin/busybox", "timeout", "2", "/bin/busybox", "wget", "-q", "-O", "-")
+
+
+class Docked(Firewalled):
+    """dockerd, ``weft docker``, and the neighbour ``outside`` (192.0.2.2)."""
+
+    def __init__(self, folder: Path, root: str) -> None:
+        super().__init__(folder)
+        self.drive()
+        self.docker()
+        self.image(root)
+
+    def drive(self) -> None:
+        """Start the driver, and wait until it listens."""
+        self.run("rm", "-f", _SOCKET)
+        script = f"echo $$ >{_PID}; exec {self.weft_folder}/bin/weft docker"
+        self.start("sh", "-c", script, log=self.folder / "driver")
+        ready = self.until("test", "-S", _SOCKET, timeout=60)
+        assert ready.code == 0, self.log()
+
+    def kill_driver(self) -> None:
+        """Kill the driver without notice; its socket stays."""
+        self.run("sh", "-c", f"kill -KILL $(cat {_PID}); while test -d /proc/$(cat {_PID}); do sleep 0.05; done")
+
+    def kill_docker(self) -> None:
+        """Kill dockerd without notice; its containers go on."""
+        pid = self.run("cat", "/run/docker.pid").stdout.strip()
+        self.run("sh", "-c", f"kill -KILL {pid}; while test -d /proc/{pid}; do sleep 0.05; done; rm /run/docker.pid")
+
+    def endpoints(self) -> tuple[set[str], set[str]]:
+        """The endpoints that the driver keeps, and those that Docker has."""
+        networks = self.ask("network", "ls", "-q", "--filter", "driver=weft").split()
+        members = [one for name in networks for one in self.inspect(name)["Containers"].values()]
+        kept = {Path(name).stem for name in self.kept() if "/endpoints/" in name}
+        return kept, {str(one["EndpointID"]) for one in members}
+
+    def log(self) -> str:
+        return (self.folder / "driver").read_text()[-4000:]
+
+    def ask(self, *argv: str, fails: bool = False) -> str:
+        """The output of a docker command, which must succeed; of one that ``fails``, its error."""
+        outcome: Outcome = self.run("docker", *argv, check=False, timeout=120)
+        assert (outcome.code != 0) is fails, (outcome, self.log())
+        return (outcome.stderr if fails else outcome.stdout).strip()
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        [found] = json.loads(self.ask("inspect", name))
+        return dict(found)
+
+    def address(self, name: str, network: str) -> str:
+        return str(self.inspect(name)["NetworkSettings"]["Networks"][network]["IPAddress"])
+
+    def gets(self, name: str, place: str, *, expected: bool = True) -> bool:
+        """Whether a container gets a web page of weft's tests."""
+        argv = ("docker", "exec", name, *_GET, f"http://{place}/")
+        outcome = self.until(*argv, timeout=10) if expected else self.run(*argv, check=False)
+        return "weft was here" in outcome.stdout
+
+    def kept(self) -> list[str]:
+        """The files of the driver's state."""
+        return self.files("/var/lib/weft/docker")
+
+    def left(self) -> list[str]:
+        """What is left of weft's attachments and networks."""
+        found = self.files("/run/weft/*/attachments") + self.files("/run/weft/*/networks") + self.kept()
+        return found + [name for name in self.links() if name.startswith(("weft", "veth"))]

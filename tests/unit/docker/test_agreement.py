@@ -1,0 +1,137 @@
+"""What the driver keeps for Docker, compared with what Docker's API says that there is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+
+from cni_plugin.docker import agreement as module
+from cni_plugin.docker.addresses import Addresses
+from cni_plugin.docker.agreement import Agreement
+from cni_plugin.docker.api import DockerApi
+from cni_plugin.docker.driver import Networks
+from cni_plugin.docker.state import Endpoint, Kept, Network, Pool
+from lab.libnetwork import ENDPOINT, NETWORK, Fake, address_of, call, created, joined, pool_of
+from weft.section import Problems, Section
+
+_T = TypeVar("_T")
+
+
+class FakeApi(DockerApi):
+    """Docker's networks. ``looks`` are the answers; the last one is repeated."""
+
+    def __init__(self, *looks: list[dict[str, Any]]) -> None:
+        super().__init__("/nowhere")
+        self._looks = list(looks)
+
+    async def networks(self, driver: str) -> list[Section]:
+        found = self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
+        return [Section(one, "network", Problems()) for one in found]
+
+
+def network(ipam: str = "default", endpoints: tuple[str, ...] = (), **config: object) -> dict[str, Any]:
+    containers = {
+        str(place): {"EndpointID": one, "IPv4Address": "172.18.0.2/16"} for place, one in enumerate(endpoints)
+    }
+    given = {"Subnet": "172.18.0.0/16", **config}
+    return {
+        "Id": NETWORK,
+        "Name": "blue",
+        "Driver": "weft",
+        "IPAM": {"Driver": ipam, "Config": [given]},
+        "Options": {"com.docker.network.driver.mtu": "1400"},
+        "Containers": containers,
+        "Internal": False,
+    }
+
+
+Agree = Callable[..., None]
+
+
+@pytest.fixture
+def agree(
+    kept: Kept,
+    calls: Fake,
+    driver: Networks,
+    addresses: Addresses,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Agree:
+    monkeypatch.setattr(module, "GRACE", 0.0)
+
+    async def blocking(work: Callable[[], _T]) -> _T:
+        return work()
+
+    def agree(*looks: list[dict[str, Any]]) -> None:
+        asyncio.run(Agreement(FakeApi(*looks), kept, calls, driver, addresses, blocking).agree())
+
+    return agree
+
+
+def test_what_docker_has_is_kept(agree: Agree, driver: Networks, kept: Kept) -> None:
+    created(driver)
+    joined(driver)
+    agree([network(endpoints=(ENDPOINT,))])
+    assert [one.id for one in kept.all(Network)] == [NETWORK]
+    assert [one.id for one in kept.all(Endpoint)] == [ENDPOINT]
+
+
+def test_what_docker_does_not_have_is_removed(agree: Agree, driver: Networks, kept: Kept, calls: Fake) -> None:
+    created(driver)
+    joined(driver)
+    agree([network()])
+    assert list(kept.all(Endpoint)) == [] and list(calls.service.records.all()) == []
+    assert len(list(kept.all(Network))) == 1
+    agree([])
+    assert list(kept.all(Network)) == [] and list(calls.service.records.networks()) == []
+
+
+def test_what_docker_is_about_to_have_is_kept(agree: Agree, driver: Networks, kept: Kept) -> None:
+    """Docker knows of an endpoint only after the driver's answer: one look that misses it is no reason."""
+    created(driver)
+    joined(driver)
+    agree([network()], [network(endpoints=(ENDPOINT,))])
+    assert len(list(kept.all(Endpoint))) == 1
+    agree([], [network(endpoints=(ENDPOINT,))])
+    assert len(list(kept.all(Network))) == 1
+
+
+def test_a_lost_network_is_kept_again(agree: Agree, driver: Networks, kept: Kept) -> None:
+    agree([network(Gateway="172.18.0.9")])
+    assert driver.network(NETWORK).gateways == ("172.18.0.9/16",)
+    assert driver.network(NETWORK).config["mtu"] == 1400
+    kept.remove(Network, NETWORK)
+    agree([network(IPRange="172.18.4.0/24")])
+    assert driver.network(NETWORK).gateways == ("172.18.4.0/16",)
+    kept.remove(Network, NETWORK)
+    agree([network()])
+    assert driver.network(NETWORK).gateways == ("172.18.0.1/16",)
+
+
+def test_addresses_and_pools_that_nobody_has(
+    agree: Agree,
+    driver: Networks,
+    kept: Kept,
+    addresses: Addresses,
+) -> None:
+    pool = str(pool_of(addresses, "172.18.0.0/16")["PoolID"])
+    address_of(addresses, pool, RequestAddressType="com.docker.network.gateway")
+    for text in ("172.18.0.7", "172.18.0.2", "172.18.0.3"):
+        address_of(addresses, pool, text)
+    seen = network("weft", (ENDPOINT,), AuxiliaryAddresses={"router": "172.18.0.7"})
+    agree([seen])
+    [found] = kept.all(Pool)
+    assert sorted(found.taken) == ["172.18.0.1", "172.18.0.2", "172.18.0.7"]
+    # Taken again between the two looks, by a container that Docker is about to start.
+    address_of(addresses, pool, "172.18.0.3")
+    agree([network("weft", (ENDPOINT,))], [seen | {"Containers": {}}])
+    assert "172.18.0.3" not in next(iter(kept.all(Pool))).taken
+    agree([])
+    assert list(kept.all(Pool)) == []
+
+
+def test_unknown_endpoints_of_calls_are_no_error(driver: Networks) -> None:
+    driver.leave(call(NetworkID=NETWORK, EndpointID=ENDPOINT))
+    driver.delete_endpoint(call(NetworkID=NETWORK, EndpointID=ENDPOINT))
