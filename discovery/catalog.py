@@ -238,7 +238,7 @@ class Catalog:
     def load(self, entries: Iterable[Entry], revision: int) -> None:
         """Replace the contents by these entries, as of a revision."""
         found = {entry.key: entry for entry in entries}
-        held = {layout.store_key(value): value for value in self._entries()}
+        held = {layout.store_key(value): value for value in self.entries()}
         events = [Event(key, None, None, revision) for key in held if key not in found] + [
             Event(key, entry, None, entry.mod_revision)
             for key, entry in found.items()
@@ -382,7 +382,8 @@ class Catalog:
         if new:
             self._by_address.setdefault(new, set()).add(holder)
 
-    def _entries(self) -> Iterator[CatalogEntry]:
+    def entries(self) -> Iterator[CatalogEntry]:
+        """Everything that it has."""
         yield from self._nodes.values()
         for instances in self._by_node.values():
             yield from instances.values()

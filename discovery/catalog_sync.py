@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Protocol
 
 from discovery import layout
 from discovery.catalog import Catalog
-from store import Compacted, Store, StoreError
+from store import Batch, Compacted, Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -15,11 +16,22 @@ RETRY_SECONDS = 1.0
 """Delay before the next attempt after an error of the store."""
 
 
-class CatalogSync:
-    """Keeps one catalog in sync with one store."""
+class Follower(Protocol):
+    """Another copy of the catalog, which is never behind it: who reads both sees no older state there."""
 
-    def __init__(self, catalog: Catalog, store: Store) -> None:
+    def reload(self) -> None:
+        """The catalog was loaded anew."""
+
+    def apply(self, batch: Batch) -> None:
+        """Changes that the catalog applies next."""
+
+
+class CatalogSync:
+    """Keeps one catalog in sync with one store, and a copy of it."""
+
+    def __init__(self, catalog: Catalog, store: Store, copy: Follower | None = None) -> None:
         self._catalog = catalog
+        self._copy = copy
         self._store = store
         self._task: asyncio.Task[None] | None = None
 
@@ -37,12 +49,16 @@ class CatalogSync:
     async def _load(self) -> int:
         found = await self._store.range(layout.ROOT)
         self._catalog.load(found.entries, found.revision)
+        if self._copy is not None:
+            self._copy.reload()
         return found.revision
 
     async def _follow(self, after: int) -> None:
         while True:
             try:
                 async for batch in self._store.watch(layout.ROOT, after):
+                    if self._copy is not None:
+                        self._copy.apply(batch)
                     self._catalog.apply(batch)
                     after = batch.revision
             except Compacted:

@@ -307,5 +307,7 @@ _BUILDERS: dict[str, Callable[[object, Entry], CatalogEntry]] = {
     "virtual": _virtual,
     "query": _query,
 }
+CATALOG_KINDS = frozenset(_BUILDERS)
+"""The kinds of keys that are entries of the catalog."""
 _NAMES = {"node": 1, "service": 3, "check": 2, "virtual": 1, "query": 1, "session": 2, "own": 3}
 """The number of names in a key of each kind, the node's first."""

@@ -9,6 +9,9 @@ class Capability(IntEnum):
     """Source: linux/capability.h."""
 
     DAC_OVERRIDE = 1
+    SETGID = 6
+    SETUID = 7
+    SETPCAP = 8
     NET_BIND_SERVICE = 10
     NET_ADMIN = 12
     NET_RAW = 13
@@ -16,11 +19,15 @@ class Capability(IntEnum):
     SYS_ADMIN = 21
 
 
-ENGINE = tuple(Capability)
+SPAWNER = (Capability.SETGID, Capability.SETUID, Capability.SETPCAP)
+"""Of the agent's process that starts its workers, which have none: to become another user, and to empty
+the bounding set.
+"""
+ENGINE = tuple(one for one in Capability if one not in SPAWNER)
 """NET_ADMIN: configure networks. SYS_ADMIN: enter namespaces. NET_RAW, NET_BIND_SERVICE: packet sockets
 and port 68 for DHCP. SYS_PTRACE, DAC_OVERRIDE: open namespaces and directories of other users.
 """
-AGENT = tuple(one for one in Capability if one is not Capability.NET_RAW)
+AGENT = tuple(one for one in ENGINE if one is not Capability.NET_RAW)
 """As the engine, without packet sockets; port 53 instead of 68."""
 
 NEEDED = {

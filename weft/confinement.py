@@ -12,9 +12,9 @@ import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
-from weft.capabilities import AGENT, ENGINE, Capability
+from weft.capabilities import AGENT, ENGINE, SPAWNER, Capability
 from weft.inherited import filters
 
 own_filters = 0
@@ -54,8 +54,28 @@ _WRITE_EXECUTE, _EXECUTE, _SHM_EXEC = 6, 4, 0o100000
 _LAST_FAMILY = 64
 
 _HOST = (socket.AF_UNIX, socket.AF_NETLINK, socket.AF_INET, socket.AF_INET6)
-FAMILIES = {AGENT: _HOST, ENGINE: (*_HOST, socket.AF_PACKET)}
-"""The socket families of a daemon with these capabilities."""
+FAMILIES = {
+    AGENT: _HOST,
+    ENGINE: (*_HOST, socket.AF_PACKET),
+    SPAWNER: (socket.AF_INET, socket.AF_INET6),  # its workers', which inherit the filter
+}
+"""The socket families of a process with these capabilities."""
+
+WORKER_CALLS = (
+    "accept", "accept4", "bind", "brk", "clock_getres", "clock_gettime", "clock_nanosleep", "close", "connect",
+    "epoll_create1", "epoll_ctl", "epoll_pwait", "epoll_pwait2", "epoll_wait", "exit", "exit_group", "fcntl", "fstat",
+    "futex", "getegid", "geteuid", "getgid", "getpeername", "getpid", "getppid", "getrandom", "getrusage",
+    "getsockname", "getsockopt", "gettid", "gettimeofday", "getuid", "listen", "lseek", "madvise", "membarrier",
+    "mremap", "munmap", "nanosleep", "poll", "ppoll", "pselect6", "read", "readv", "recvfrom", "recvmmsg", "recvmsg",
+    "restart_syscall", "rseq", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_yield", "select", "sendmmsg",
+    "sendmsg", "sendto", "set_robust_list", "setsockopt", "shutdown", "sigaltstack", "times", "write", "writev",
+)  # fmt: skip
+"""All that a worker may call, beside ``_worker_conditional``: no file is opened, no process or thread
+started, no signal sent, and no socket made but of IP.
+"""
+_EXECUTABLE = 4  # PROT_EXEC
+_FIONBIO, _FIOCLEX = 0x5421, 0x5451  # asm-generic/ioctls.h
+_NO_TYPE_FLAGS = 0x7FF  # of socket(2)'s type, without SOCK_CLOEXEC and SOCK_NONBLOCK
 
 Rule = tuple[str, int, int, int, int]
 """A system call, the number of an argument, a comparison, and its one or two operands."""
@@ -67,6 +87,10 @@ class _Comparison(ctypes.Structure):
     _fields_ = (("arg", ctypes.c_uint), ("op", ctypes.c_int), ("a", ctypes.c_uint64), ("b", ctypes.c_uint64))
 
 
+AddRule = Callable[..., None]
+"""Adds a system call, the action for it, and the comparisons of its arguments that must hold."""
+
+
 def confine(capabilities: tuple[Capability, ...]) -> None:
     """Confine this process and all that it starts; call it before the first thread starts.
 
@@ -74,18 +98,43 @@ def confine(capabilities: tuple[Capability, ...]) -> None:
     --bounding-set … --inh-caps -all --ambient-caps -all --no-new-privs``.
     """
     global own_filters
+    _reduce(capabilities)
+    with contextlib.suppress(OSError):
+        _deny(_library(), FAMILIES[capabilities])
+    own_filters = filters()
+
+
+def confine_worker() -> bool:
+    """Leave this process no capability, and the system calls of WORKER_CALLS alone; all others fail with
+    EPERM. Whether libseccomp is there.
+
+    Raises nothing. What the process needs of files has been read, and all modules are imported.
+    """
+    _reduce(())
+    try:
+        _allow(_library())
+    except OSError:
+        return False
+    return True
+
+
+def bound(capabilities: tuple[Capability, ...]) -> None:
+    """Drop all other capabilities from the bounding set; without SETPCAP it stays as it is."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for number in range(64):
+        if number not in capabilities and libc.prctl(_CAPBSET_READ, number, 0, 0, 0) == 1:
+            libc.prctl(_CAPBSET_DROP, number, 0, 0, 0)
+
+
+def _reduce(capabilities: tuple[Capability, ...]) -> None:
+    """Drop all other capabilities for good, and the ways to gain any."""
     libc = ctypes.CDLL(None, use_errno=True)
     kept = sum(1 << one for one in capabilities)
-    for number in range(64):
-        if not kept >> number & 1 and libc.prctl(_CAPBSET_READ, number, 0, 0, 0) == 1:
-            libc.prctl(_CAPBSET_DROP, number, 0, 0, 0)
+    bound(capabilities)
     libc.prctl(_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0, 0, 0)
     _limit_capabilities(libc, kept)
     libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(_SET_MDWE, _MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)
-    with contextlib.suppress(OSError):
-        _filter(ctypes.CDLL(_LIBRARY), FAMILIES[capabilities])
-    own_filters = filters()
 
 
 def _limit_capabilities(libc: ctypes.CDLL, kept: int) -> None:
@@ -123,8 +172,15 @@ def _conditional(families: frozenset[int]) -> list[Rule]:
     return [*rules, ("shmat", 2, _MASKED_EQUAL, _SHM_EXEC, _SHM_EXEC)]
 
 
-def _filter(library: ctypes.CDLL, families: Iterable[int]) -> None:
-    """Deny system calls. A deny-list as in the units: foreign IPAM plugins and script checks inherit it."""
+def _worker_conditional() -> list[Rule]:
+    """The calls that a worker may make with some arguments."""
+    rules: list[Rule] = [(call, 2, _MASKED_EQUAL, _EXECUTABLE, 0) for call in ("mmap", "mmap2", "mprotect")]
+    return [*rules, *(("ioctl", 1, _EQUAL, request, 0) for request in (_FIONBIO, _FIOCLEX))]
+
+
+def _library() -> ctypes.CDLL:
+    """libseccomp. Raises OSError where it is not installed."""
+    library = ctypes.CDLL(_LIBRARY)
     pointer, unsigned = ctypes.c_void_p, ctypes.c_uint32
     library.seccomp_init.restype = pointer
     library.seccomp_init.argtypes = [unsigned]
@@ -132,21 +188,46 @@ def _filter(library: ctypes.CDLL, families: Iterable[int]) -> None:
     for name in ("seccomp_load", "seccomp_release"):
         getattr(library, name).argtypes = [pointer]
     library.seccomp_attr_set.argtypes = [pointer, ctypes.c_int, unsigned]
-    context = library.seccomp_init(_ALLOW)
+    return library
+
+
+@contextlib.contextmanager
+def _filter(library: ctypes.CDLL, otherwise: int) -> Iterator[AddRule]:
+    """A filter that is loaded at the end; ``otherwise`` is the action for calls without a rule."""
+    context = library.seccomp_init(otherwise)
     if not context:
-        return
+        raise OSError("libseccomp: out of memory")
     library.seccomp_attr_set(context, _BAD_ARCHITECTURE, _ERRNO_EPERM)
     library.seccomp_attr_set(context, _OPTIMIZE, 2)
 
-    def deny(call: str, action: int, *conditions: _Comparison) -> None:
+    def add(call: str, action: int, *conditions: _Comparison) -> None:
         if (number := library.seccomp_syscall_resolve_name(call.encode())) != -1:
             array = (_Comparison * len(conditions))(*conditions)
             library.seccomp_rule_add_array(context, action, number, len(conditions), array)
 
-    for call in DENIED:
-        deny(call, _ERRNO_EPERM)
-    deny("clone3", _ERRNO_ENOSYS)  # its flags are in memory; the C library then uses clone
-    for call, argument, comparison, one, other in _conditional(frozenset(families)):
-        deny(call, _ERRNO_EPERM, _Comparison(argument, comparison, one, other))
+    yield add
     library.seccomp_load(context)
     library.seccomp_release(context)
+
+
+def _deny(library: ctypes.CDLL, families: Iterable[int]) -> None:
+    """Deny system calls. A deny-list as in the units: foreign IPAM plugins and script checks inherit it."""
+    with _filter(library, _ALLOW) as add:
+        for call in DENIED:
+            add(call, _ERRNO_EPERM)
+        add("clone3", _ERRNO_ENOSYS)  # its flags are in memory; the C library then uses clone
+        for call, argument, comparison, one, other in _conditional(frozenset(families)):
+            add(call, _ERRNO_EPERM, _Comparison(argument, comparison, one, other))
+
+
+def _allow(library: ctypes.CDLL) -> None:
+    """Allow a worker's system calls alone."""
+    with _filter(library, _ERRNO_EPERM) as add:
+        for call in WORKER_CALLS:
+            add(call, _ALLOW)
+        for call, argument, comparison, one, other in _worker_conditional():
+            add(call, _ALLOW, _Comparison(argument, comparison, one, other))
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                own = _Comparison(0, _EQUAL, family, 0), _Comparison(1, _MASKED_EQUAL, _NO_TYPE_FLAGS, kind)
+                add("socket", _ALLOW, *own)

@@ -19,10 +19,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from cni_plugin.agent import limits
+from cni_plugin.agent import dns_front, dns_worker, limits
 from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
+from cni_plugin.agent.dns_front import DnsFront
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
 from cni_plugin.agent.stores import open_store
@@ -33,7 +34,6 @@ from discovery.balancer.balancer import Balancer
 from discovery.catalog import Catalog
 from discovery.catalog_sync import CatalogSync
 from discovery.dns.network_zones import NetworkZones
-from discovery.dns.server import DnsServer
 from discovery.metrics import Metrics
 from discovery.page.overview import Overview
 from discovery.registry import Registry
@@ -46,6 +46,7 @@ from weft.daemon_socket import AlreadyRunning, DaemonSocket
 from weft.daemons import REFRESHED
 from weft.errors import StateDamaged, WeftError
 from weft.kernel.linux.kernel import LinuxKernel
+from weft.spawner import Spawner
 from weft.types import Side
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Parts:
 
     registry: Registry
     attachments: Attachments
-    dns: DnsServer | None
+    dns: DnsFront | None
     api: ApiServer
 
 
@@ -87,8 +88,11 @@ class Agent:
     never.
     """
 
-    def __init__(self, settings: Settings, place: DaemonSocket, *, idle: float = 0.0, damage: str = "") -> None:
+    def __init__(
+        self, settings: Settings, place: DaemonSocket, spawner: Spawner, *, idle: float = 0.0, damage: str = ""
+    ) -> None:
         self._settings = settings
+        self._spawner = spawner
         self._place = place
         self._folder = os.path.dirname(place.path)
         self._idle = idle
@@ -112,6 +116,8 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
+        spawner_end = os.pidfd_open(self._spawner.process)
+        loop.add_reader(spawner_end, self._on_spawner_ended, spawner_end)
         store = await open_store(self._settings, self.damage)
         try:
             parts = await self._start_parts(store)
@@ -130,7 +136,15 @@ class Agent:
                 with contextlib.suppress(Exception):
                     await part.stop()
             await store.close()
+            loop.remove_reader(spawner_end)
+            os.close(spawner_end)
         return self._is_recovering
+
+    def _on_spawner_ended(self, descriptor: int) -> None:
+        """A process with threads must not fork another one."""
+        asyncio.get_running_loop().remove_reader(descriptor)
+        log.error("the process that starts workers has ended, stopping")
+        self._ended.set()
 
     async def _start_parts(self, store: Store) -> Parts:
         settings, metrics, catalog, names = self._settings, Metrics(), Catalog(), NetworkZones()
@@ -146,13 +160,15 @@ class Agent:
 
         attachments = Attachments(self._folder, names, registry, overview, permitted, node_names)
         await self._start_part("registry", registry)
-        await self._start_part("catalog", CatalogSync(catalog, store))
         acl = settings.http.acl
         tokens = Tokens(allow=acl.allow, default=acl.default, datacenter=registry.node.datacenter)
-        visible = tokens.default_reads if acl.enabled else lambda kind, name: True
-        dns = DnsServer(catalog, names, settings.dns, metrics, visible) if settings.dns is not None else None
-        if dns is not None and acl.enabled:
-            tokens.on_change = dns.permissions_changed
+        dns: DnsFront | None = None
+        if settings.dns is not None:
+            visible = tokens.default_reads if acl.enabled else None
+            dns = DnsFront(catalog, names, settings.dns, metrics, self._spawner, visible)
+            if acl.enabled:
+                tokens.on_change = dns.permissions_changed
+        await self._start_part("catalog", CatalogSync(catalog, store, dns.feed if dns is not None else None))
         if dns is not None:
             await self._start_part("dns", dns)
         await self._refresh(attachments, dns)
@@ -212,7 +228,7 @@ class Agent:
             with contextlib.suppress(OSError):
                 connection.send(REFRESHED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
-    async def _refresh(self, attachments: Attachments, dns: DnsServer | None) -> None:
+    async def _refresh(self, attachments: Attachments, dns: DnsFront | None) -> None:
         """Read the attachments' files; then DNS serves their names."""
         try:
             await attachments.refresh()
@@ -332,16 +348,24 @@ starts an agent automatically; weft up starts one in the background.
 
 
 def _serve(path: str, idle: float) -> int:
+    spawner = Spawner({dns_front.NAME: dns_worker.run})
     confinement.confine(AGENT)
+    try:
+        return _serve_confined(path, spawner, idle)
+    finally:
+        spawner.close()
+
+
+def _serve_confined(path: str, spawner: Spawner, idle: float) -> int:
     try:
         settings = configuration.read(path)
         folder = f"/run/weft/{os.stat('/proc/self/ns/net').st_ino}"
         files.make_directory(folder, "the agent's state")
         place = DaemonSocket(folder, "agent")
-        agent = Agent(settings, place, idle=idle)
+        agent = Agent(settings, place, spawner, idle=idle)
         while asyncio.run(agent.run()):
             place.listen()  # close() has kept the lock
-            agent = Agent(settings, place, idle=idle, damage=agent.damage)
+            agent = Agent(settings, place, spawner, idle=idle, damage=agent.damage)
     except AlreadyRunning:
         print("weft: an agent is already running in this network namespace", file=sys.stderr)
         return 3

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from discovery.dns import codec
 from discovery.dns.cache import CachedReply, ReplyCache, parse_reply
 from discovery.dns.codec import CD, FORMERR, NOTIMP, QR, RD, REFUSED, SERVFAIL, TC, Malformed
-from discovery.dns.upstreams import ResolvConf, Upstream, parse_upstreams
+from discovery.dns.upstreams import HostServers, Upstream, parse_upstreams
 
 MAX_INFLIGHT = 1024
 """Upstream queries in flight; each has a socket."""
@@ -63,7 +63,7 @@ class Forwarder:
     queried.
     """
 
-    def __init__(self, resolv_conf: ResolvConf, own: Callable[[], Collection[tuple[str, int]]]) -> None:
+    def __init__(self, resolv_conf: HostServers, own: Callable[[], Collection[tuple[str, int]]]) -> None:
         self.cache = ReplyCache()
         self._resolv_conf = resolv_conf
         self._own = own

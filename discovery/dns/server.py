@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+from typing import Protocol
 
 from discovery.catalog import Catalog
 from discovery.dns import codec, sockets
 from discovery.dns.codec import SERVFAIL, Malformed
 from discovery.dns.forwarder import Forwarder
+from discovery.dns.listeners import Listeners, SocketAddress
 from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
 from discovery.dns.responder import COUNTER_HELP, Counters, PendingQuery, Responder
 from discovery.dns.service_index import Visible
 from discovery.dns.settings import DnsSettings
 from discovery.dns.tcp import TcpConnection, TcpConnections
-from discovery.dns.upstreams import ResolvConf
+from discovery.dns.upstreams import HostServers, ResolvConf
 from discovery.dns.view import Subnet, View, parse_subnets
 from discovery.dns.zone import Zone
 from discovery.metrics import Metrics
@@ -29,12 +30,8 @@ MAX_BURST = 64
 """Datagrams read from one socket before the event loop runs other sockets."""
 MAX_QUERY_BYTES = 4096
 MAX_CACHED_SOURCES = 65_536
-BIND_RETRY_SECONDS = 2.0
-"""Seconds until binding an address in use is retried."""
 _NO_REACHABLE_SERVER = codec.ede_option(22, "no name server answered")
-_log = logging.getLogger("weft.dns")
 
-SocketAddress = tuple[str, int]
 Send = Callable[[bytes | None], None]
 
 
@@ -50,7 +47,11 @@ class _Listener:
 
 
 class DnsServer:
-    """Serves services to all clients, and container names to clients on the same network."""
+    """Serves services to all clients, and container names to clients on the same network.
+
+    It binds its listeners itself, unless ``binds`` is false: then ``open``, ``assign`` and ``withdraw``
+    are called for those that another process has bound.
+    """
 
     def __init__(
         self,
@@ -59,12 +60,16 @@ class DnsServer:
         settings: DnsSettings,
         metrics: Metrics | None = None,
         visible: Visible = lambda kind, name: True,
+        *,
+        binds: bool = True,
+        resolv_conf: HostServers | None = None,
     ) -> None:
         self.names = names
-        self.bind_errors: dict[SocketAddress, str] = {}
-        """Addresses that could not be bound, and why."""
+        self.before_queries: Callable[[], None] = lambda: None
+        """Is called before queries are answered, when some have come."""
         self._settings = settings
-        self._resolv_conf = ResolvConf(settings.resolv_conf)
+        self._resolv_conf = resolv_conf or ResolvConf(settings.resolv_conf)
+        self._bound = Listeners(names, settings, self) if binds else None
         self._zone = Zone(catalog, settings, visible)
         self.permissions_changed = self._zone.permissions_changed
         """Is called when ``visible`` answers differently."""
@@ -74,17 +79,19 @@ class DnsServer:
         self._connections = TcpConnections()
         self._views: dict[tuple[tuple[str, ...], tuple[str, ...], int], View] = {}
         self._local_subnets: tuple[Subnet, ...] = ()
-        self._reconciling = asyncio.Lock()
-        self._wake = asyncio.Event()
-        self._follower: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
         if metrics is not None:
-            self._register_metrics(metrics)
+            export(metrics, self)
 
     @property
     def addresses(self) -> tuple[SocketAddress, ...]:
         """The addresses that are listened on."""
         return tuple(self._listeners)
+
+    @property
+    def bind_errors(self) -> dict[SocketAddress, str]:
+        """Addresses that could not be bound, and why."""
+        return self._bound.bind_errors if self._bound is not None else {}
 
     @property
     def counters(self) -> Counters:
@@ -96,17 +103,16 @@ class DnsServer:
         self._zone.open()
         self._unsubscribe = self.names.subscribe(self._on_networks_changed)
         self._on_networks_changed(frozenset())
-        await self._reconcile()
-        self._follower = asyncio.get_running_loop().create_task(self._follow_networks())
+        if self._bound is not None:
+            await self._bound.start()
 
     async def stop(self) -> None:
         """Close all sockets and cancel all queries."""
         self._unsubscribe()
-        if self._follower is not None:
-            self._follower.cancel()
-            await asyncio.gather(self._follower, return_exceptions=True)
-        for listener in tuple(self._listeners.values()):
-            self._close(listener)
+        if self._bound is not None:
+            await self._bound.stop()
+        for address in tuple(self._listeners):
+            self.withdraw(address)
         self._connections.close()
         await self._forwarder.close()
         self._zone.close()
@@ -114,16 +120,17 @@ class DnsServer:
     async def set_networks(self, networks: Iterable[NetworkZone]) -> None:
         """Replace the networks; returns when all listeners that can be bound are."""
         self.names.replace(networks)
-        await self._reconcile()
+        if self._bound is not None:
+            await self._bound.reconcile()
 
-    def _register_metrics(self, metrics: Metrics) -> None:
-        """Export the counters."""
-        for name, purpose in COUNTER_HELP.items():
-            metrics.counter(f"weft_dns_{name}_total", purpose, read=partial(getattr, self.counters, name))
-        metrics.gauge("weft_dns_connections", "TCP connections.", read=lambda: len(self._connections))
-        metrics.gauge("weft_dns_asked", "Upstream queries in flight.", read=self._inflight)
+    @property
+    def connections(self) -> int:
+        """TCP connections."""
+        return len(self._connections)
 
-    def _inflight(self) -> int:
+    @property
+    def inflight(self) -> int:
+        """Upstream queries in flight."""
         return self._forwarder.inflight
 
     # Listeners
@@ -134,73 +141,32 @@ class DnsServer:
         self._views = {key: view for key, view in self._views.items() if key[0] and not changed & set(key[0])}
         for listener in self._listeners.values():
             listener.sources.clear()
-        self._wake.set()
 
-    async def _follow_networks(self) -> None:
-        """Reconcile listeners with the networks; retry addresses in use."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BIND_RETRY_SECONDS if self.bind_errors else None):
-                    await self._wake.wait()
-            self._wake.clear()
-            await self._reconcile()
-
-    def _wanted_listeners(self) -> dict[SocketAddress, tuple[str, ...]]:
-        listeners: dict[SocketAddress, tuple[str, ...]] = {
-            (each.address, each.port): () for each in self._settings.listen
-        }
-        for network in self.names.networks():
-            for gateway in network.gateways:
-                address = (gateway, self._settings.network_port)
-                listeners[address] = (*listeners.get(address, ()), network.network)
-        return listeners
-
-    async def _reconcile(self) -> None:
-        """Open missing listeners and close stale ones; others are untouched."""
-        async with self._reconciling:
-            wanted = self._wanted_listeners()
-            for address in self._listeners.keys() - wanted.keys():
-                self._close(self._listeners.pop(address))
-            self.bind_errors = {address: why for address, why in self.bind_errors.items() if address in wanted}
-            for address, networks in wanted.items():
-                held = self._listeners.get(address)
-                if held is None:
-                    await self._open(address, networks)
-                elif held.networks != networks:
-                    held.networks = networks
-                    held.sources.clear()
-
-    async def _open(self, address: SocketAddress, networks: tuple[str, ...]) -> None:
+    async def open(
+        self, address: SocketAddress, networks: tuple[str, ...], udp: socket.socket, tcp: socket.socket
+    ) -> None:
+        """Serve networks on listening sockets, which this server owns from now on."""
         loop = asyncio.get_running_loop()
-        with contextlib.ExitStack() as stack:
-            try:
-                udp = sockets.udp_socket(*address)
-                stack.callback(udp.close)
-                listening = sockets.tcp_socket(*address)
-                stack.callback(listening.close)
-                sources: dict[str, View | None] = {}
-                answer = partial(self._answer_tcp, address)
-                tcp_server = await loop.create_server(
-                    lambda: TcpConnection(self._connections, answer), sock=listening, backlog=sockets.BACKLOG
-                )
-            except (OSError, ValueError) as error:
-                why = f"cannot listen on {address[0]} port {address[1]}: {getattr(error, 'strerror', None) or error}"
-                if self.bind_errors.get(address) != why:
-                    _log.warning("%s; retrying every %g s", why, BIND_RETRY_SECONDS)
-                self.bind_errors[address] = why
-                return
-            stack.pop_all()
-        self.bind_errors.pop(address, None)
-        listener = _Listener(address, networks, udp, tcp_server, sources)
-        self._listeners[address] = listener
+        answer = partial(self._answer_tcp, address)
+        tcp_server = await loop.create_server(
+            lambda: TcpConnection(self._connections, answer), sock=tcp, backlog=sockets.BACKLOG
+        )
+        listener = self._listeners[address] = _Listener(address, networks, udp, tcp_server, {})
         drain = self._read_wildcard_datagrams if sockets.is_wildcard(address[0]) else self._read_datagrams
         loop.add_reader(udp.fileno(), drain, listener)
 
-    def _close(self, listener: _Listener) -> None:
-        self._listeners.pop(listener.address, None)
-        asyncio.get_running_loop().remove_reader(listener.udp.fileno())
-        listener.udp.close()
-        listener.tcp_server.close()
+    def assign(self, address: SocketAddress, networks: tuple[str, ...]) -> None:
+        """Serve other networks at an address."""
+        if (listener := self._listeners.get(address)) is not None:
+            listener.networks = networks
+            listener.sources.clear()
+
+    def withdraw(self, address: SocketAddress) -> None:
+        """Close a listener; an unknown one is no error."""
+        if (listener := self._listeners.pop(address, None)) is not None:
+            asyncio.get_running_loop().remove_reader(listener.udp.fileno())
+            listener.udp.close()
+            listener.tcp_server.close()
 
     # Views
 
@@ -262,6 +228,7 @@ class DnsServer:
 
     def _read_datagrams(self, listener: _Listener) -> None:
         """Answer queued datagrams, at most MAX_BURST."""
+        self.before_queries()
         sock = listener.udp
         receive, sources, respond = sock.recvfrom, listener.sources, self._responder.respond
         try:
@@ -283,6 +250,7 @@ class DnsServer:
 
     def _read_wildcard_datagrams(self, listener: _Listener) -> None:
         """The same on a wildcard address: the reply's source is the query's destination."""
+        self.before_queries()
         sock = listener.udp
         for _ in range(MAX_BURST):
             try:
@@ -302,6 +270,7 @@ class DnsServer:
                 send(reply)
 
     def _answer_tcp(self, address: SocketAddress, data: bytes, client: str, send: Send) -> bool:
+        self.before_queries()
         listener = self._listeners.get(address)
         view = (listener.sources.get(client) or self._view(listener, client)) if listener else None
         if view is None:
@@ -338,6 +307,31 @@ class DnsServer:
                 send(responder.relay(pending, message))
         except Malformed:
             send(responder.error_reply(pending.query, SERVFAIL, pending.view))
+
+
+class Measured(Protocol):
+    """What the metrics are read from."""
+
+    @property
+    def counters(self) -> Counters: ...
+
+    @property
+    def connections(self) -> int: ...
+
+    @property
+    def inflight(self) -> int: ...
+
+
+def export(metrics: Metrics, of: Measured) -> None:
+    """Export the counters of a DNS server."""
+
+    def read(name: str) -> float:
+        return float(getattr(of.counters, name))
+
+    for name, purpose in COUNTER_HELP.items():
+        metrics.counter(f"weft_dns_{name}_total", purpose, read=partial(read, name))
+    metrics.gauge("weft_dns_connections", "TCP connections.", read=lambda: of.connections)
+    metrics.gauge("weft_dns_asked", "Upstream queries in flight.", read=lambda: of.inflight)
 
 
 def _contains(subnet: Subnet, address: object) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
+from typing import Protocol
 
 PORT = 53
 MAX_SERVERS = 3
@@ -72,6 +73,14 @@ def parse_upstreams(texts: Iterable[str]) -> tuple[Upstream, ...]:
         except ValueError:
             continue
     return tuple(dict.fromkeys(found))
+
+
+class HostServers(Protocol):
+    """The host's name servers and search domains."""
+
+    def servers(self) -> tuple[Upstream, ...]: ...
+
+    def search(self) -> frozenset[str]: ...
 
 
 class ResolvConf:

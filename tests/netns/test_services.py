@@ -417,7 +417,7 @@ def test_cni_check_restarts_the_agent(topology: Topology) -> None:
     killed = topology.agent()
     os.kill(killed, signal.SIGKILL)
     until(lambda: not topology.agent())
-    assert topology.ask("c1", "c1", timeout=BRIEFLY) == ["silent"]
+    until(lambda: topology.ask("c1", "c1", timeout=BRIEFLY) == ["silent"], what="the end of its worker")
     topology.cni.check(topology.confs["c1"], topology.results["c1"], "/run/netns/c1", container="c1")
     assert topology.agent() not in (0, killed)
     assert topology.ask("c1", "c1") == [topology.address("c1")]

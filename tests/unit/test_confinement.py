@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from weft.capabilities import AGENT, ENGINE, Capability
+from weft.capabilities import AGENT, ENGINE, SPAWNER, Capability
 
 ROOT = Path(__file__).resolve().parents[2]
-UNITS = {"engine": (ENGINE, 5.0), "docker": (ENGINE, 5.0), "agent": (AGENT, 4.8)}
+UNITS = {"engine": (ENGINE, 5.0), "docker": (ENGINE, 5.0), "agent": ((*AGENT, *SPAWNER), 5.1)}
 """Capabilities, and the exposure level of ``systemd-analyze security``, which docs/internals.md explains."""
 
 PROGRAM = """

@@ -28,7 +28,7 @@ STANDS_ON: dict[str, str] = {
     "store.etcd": "weft store",
     "discovery": "store",
     "discovery.consul": "weft store discovery",
-    "discovery.dns": "discovery",
+    "discovery.dns": "store discovery",
     "discovery.health": "weft weft.kernel store discovery",
     "discovery.acl": "store discovery discovery.consul",
     "discovery.api": "weft weft.kernel.netlink store discovery discovery.acl discovery.consul",
@@ -312,7 +312,14 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     # The delegate asks the kernel to end a plugin together with its caller (prctl), before the
     # plugin runs; the store asks to be told of other processes' writes (inotify), and must not know
     # the network's kernel.
-    "ctypes": ("weft.kernel", "weft.inherited", "weft.confinement", "cni_plugin.service.delegate", "store.inotify"),
+    "ctypes": (
+        "weft.kernel",
+        "weft.inherited",
+        "weft.confinement",
+        "weft.spawner",
+        "cni_plugin.service.delegate",
+        "store.inotify",
+    ),
     "netaddr": PACKAGES,
 }
 """Libraries, and the modules (by the start of their names) that may import them.

@@ -15,7 +15,7 @@ import dns.message
 import dns.rcode
 import pytest
 
-from discovery.dns import server, sockets, tcp
+from discovery.dns import listeners, server, sockets, tcp
 from discovery.dns.network_zones import ClientConfig, NetworkZone
 from discovery.dns.settings import DnsSettings, ListenAddress
 from discovery.metrics import Metrics
@@ -137,7 +137,7 @@ def test_the_server_can_be_stopped_and_restarted(stack: contextlib.ExitStack) ->
 
 
 def test_binding_an_address_in_use_is_retried(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "BIND_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(listeners, "BIND_RETRY_SECONDS", 0.05)
     served = Served(stack)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.1.1", served.port))
@@ -311,7 +311,7 @@ def test_random_bytes(stack: contextlib.ExitStack) -> None:
 def test_counters_are_published() -> None:
     metrics = Metrics()
     with running(MutableCatalog().catalog, DnsSettings(listen=())) as made:
-        made.call(lambda: made.server._register_metrics(metrics))
+        made.call(lambda: server.export(metrics, made.server))
         made.call(lambda: made.server._responder.respond(question("weft"), made.server._view_for((), None, 1232)))
         text = metrics.text()
     assert "weft_dns_queries_total 1\n" in text

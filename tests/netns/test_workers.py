@@ -1,0 +1,100 @@
+"""What parses DNS runs without privileges, and its loss is short and touches no connection."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from netns.test_services import CHECKED, STARTS, Load, Topology
+
+from lab.callers import status
+from lab.host import Host
+from lab.plugins import Cni
+from lab.services import Held
+from lab.waiting import until
+from weft.capabilities import AGENT, SPAWNER, Capability
+
+NOBODY = ["65534"] * 4
+_SLOW = 5.0
+"""Times longer than on an idle machine, at most."""
+
+
+@pytest.fixture
+def topology(host: Host, cni: Cni) -> Iterator[Topology]:
+    made = Topology(host, cni)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def children(process: int) -> dict[str, int]:
+    """The processes that a process has started, by name."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                found[Path(f"/proc/{child}/comm").read_text().strip()] = int(child)
+    return found
+
+
+def worker(topology: Topology, name: str = "weft-dns") -> int:
+    """The process id of an agent's worker, 0 if there is none."""
+    return children(children(topology.agent()).get("weft-spawner", 0)).get(name, 0)
+
+
+def mask(capabilities: tuple[Capability, ...]) -> str:
+    return f"{sum(1 << one for one in capabilities):016x}"
+
+
+def capabilities(process: int) -> list[str]:
+    found = status(process)
+    return [found[f"Cap{name}"] for name in ("Prm", "Eff", "Inh", "Amb")]
+
+
+def test_what_parses_dns_has_no_privilege_and_is_replaced(topology: Topology) -> None:
+    for name in ("a", "client"):
+        topology.add(name, "blue", 10, services=[] if name == "client" else [CHECKED])
+    topology.until_healthy("a")
+    agent = topology.agent()
+    spawner, none = children(agent)["weft-spawner"], "0" * 16
+    assert capabilities(agent) == [mask(AGENT), mask(AGENT), none, none]
+    assert capabilities(spawner) == [mask(SPAWNER), mask(SPAWNER), none, none]
+    found = status(worker(topology))
+    assert [found[f"Cap{name}"] for name in ("Prm", "Eff", "Inh", "Amb", "Bnd")] == [none] * 5
+    assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
+    assert found["Uid"].split() == found["Gid"].split() == NOBODY and not found["Groups"]
+
+    held = Held("/run/netns/client", topology.virtual(), 80, 5)
+    try:
+        with Load(topology, "client") as load:
+            until(lambda: load.answers[topology.address("a")] > 5)
+            for number in (signal.SIGKILL, signal.SIGSTOP):
+                before = worker(topology)
+                os.kill(before, number)
+                began, answered = time.monotonic(), load.answers[topology.address("a")]
+                until(lambda: worker(topology) not in (0, before), STARTS, "another process")  # noqa: B023
+                until(lambda: load.answers[topology.address("a")] > answered + 1, STARTS, "DNS")  # noqa: B023
+                seconds = time.monotonic() - began
+                print(f"DNS was back {seconds:.2f} s after {number.name}")
+                assert seconds < 2 * _SLOW
+        assert set(load.connections) == {"a"}
+        assert set(load.answers) <= {topology.address("a"), "silent"}
+        assert held.alive() == 5
+    finally:
+        held.close()
+    assert topology.agent() == agent
+    left = (spawner, worker(topology))
+    os.kill(agent, signal.SIGKILL)
+    until(lambda: not any(_lives(one) for one in left), what="the end of the agent's processes")
+
+
+def _lives(process: int) -> bool:
+    with contextlib.suppress(OSError):
+        return status(process)["State"][0] not in "ZX"
+    return False

@@ -1,0 +1,268 @@
+"""Processes that parse what others send: what they may call, how they start and end, and what is refused
+of what they say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from cni_plugin.agent.dns_front import DnsFront
+from discovery.catalog import Catalog
+from discovery.dns.network_zones import NetworkZones
+from discovery.dns.settings import DnsSettings
+from discovery.metrics import Metrics
+from lab.waiting import PATIENTLY
+from weft.pair import Message, Pair
+from weft.spawner import Spawner
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CONFINED = """
+import ctypes, errno, os, signal, socket, sys, threading
+sys.path.insert(0, sys.argv[1])
+from weft import confinement
+ctypes.CDLL(confinement._LIBRARY)
+libc = ctypes.CDLL(None, use_errno=True)
+own = os.getpid()
+buffer = ctypes.create_string_buffer(1)
+page = ctypes.addressof(buffer) & ~4095
+status = open("/proc/self/status")
+assert confinement.confine_worker()
+def failed(what, *arguments):
+    try:
+        what(*arguments).close()
+    except OSError as error:
+        return error.errno == errno.EPERM
+    except RuntimeError as error:
+        return "start new thread" in str(error)
+for what in ((open, "/etc/passwd"), (os.stat, "/"), (os.listdir, "/proc"), (os.unlink, "/x"), (os.fork,), (os.pipe,),
+             (os.kill, own, 0), (os.execv, "/bin/true", ["true"]), (os.chmod, "/x", 0), (os.setresuid, 0, 0, 0),
+             (os.mkdir, "/x"), (os.chdir, "/"), (os.memfd_create, "x"), (socket.socketpair,),
+             (threading.Thread(target=own).start,)):
+    assert failed(*what), what
+for family, kind in ((1, 1), (1, 2), (16, 3), (17, 3), (17, 2), (2, 3), (10, 3), (38, 5), (40, 1)):
+    assert failed(socket.socket, family, kind), (family, kind)
+for family, kind in ((2, 1), (2, 2), (10, 1), (10, 2)):
+    socket.socket(family, kind).close()
+for call in (("mount", b"x", b"/mnt", b"tmpfs", 0, None), ("unshare", 0x10000000), ("ptrace", 16, 1, None, None),
+             ("setns", 0, 0), ("prctl", 8, 1), ("mprotect", ctypes.c_void_p(page), 1, 7)):
+    assert libc[call[0]](*call[1:]) == -1 and ctypes.get_errno() == errno.EPERM, call
+lines = dict(line.split(None, 1) for line in status if line.startswith(("Cap", "NoNewPrivs", "Seccomp:")))
+assert [int(lines[f"Cap{one}:"], 16) for one in ("Inh", "Prm", "Eff", "Amb")] == [0] * 4, lines
+assert (int(lines["NoNewPrivs:"]), int(lines["Seccomp:"])) == (1, 2), lines
+"""
+
+FAILING = """
+import os, socket, sys
+sys.path.insert(0, sys.argv[1])
+from weft.spawner import Spawner
+def echo(end):
+    while data := end.recv(10):
+        end.sendall(data)
+def fail(end):
+    raise ValueError("no")
+def status(process):
+    with open(f"/proc/{process}/status") as file:
+        return dict(line.split(":", 1) for line in file)
+os.pipe()
+spawner = Spawner({"echo": echo, "fail": fail})
+processes = [spawner.process]
+for _ in range(3):
+    process, end = spawner.start("echo")
+    processes.append(process)
+    end.sendall(b"x")
+    assert end.recv(10) == b"x"
+    assert len(os.listdir(f"/proc/{process}/fd")) == 4, "standard descriptors and the pair"
+    if os.geteuid() == 0:
+        found = status(process)
+        assert found["Uid"].split() == found["Gid"].split() == ["65534"] * 4 and not found["Groups"].strip(), found
+        assert int(found["CapBnd"], 16) == int(found["CapPrm"], 16) == 0, found
+    spawner.kill(process)
+    assert end.recv(10) == b""
+spawner.kill(1)
+spawner.kill(os.getpid())
+process, end = spawner.start("fail")
+assert end.recv(10) == b""
+try:
+    spawner.start("other")
+except Exception as error:
+    print(error)
+process, end = spawner.start("echo")
+processes.append(process)
+spawner.close()
+assert not [one for one in processes if os.path.exists(f"/proc/{one}") and status(one)["State"].strip()[0] != "Z"]
+"""
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-Ic", program, str(ROOT)], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_a_worker_opens_no_file_and_starts_nothing() -> None:
+    done = run(CONFINED)
+    if "cannot open shared object" in done.stderr:
+        pytest.skip("no libseccomp here: a worker then has only its user and no capabilities")
+    assert done.returncode == 0, done.stderr
+
+
+def test_workers_start_and_end_with_their_daemon() -> None:
+    done = run(FAILING)
+    assert done.returncode == 0, done.stderr
+    assert "ValueError: no" in done.stderr
+
+
+class Ends:
+    """A pair whose other end a test has."""
+
+    def __init__(self) -> None:
+        own, self.other = socket.socketpair()
+        self.other.setblocking(False)
+        self.messages: list[Message] = []
+        self.ended: list[str] = []
+        self.pair = Pair(own, 100, lambda message, descriptors: self.messages.append(message), self.ended.append)
+
+
+async def wait(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENTLY
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+def framed(text: bytes, descriptors: int = 0) -> bytes:
+    return len(text).to_bytes(4, "big") + bytes((descriptors,)) + text
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        framed(b"[" + b"1," * 60 + b"1]"), framed(b'["x"'), framed(b"{}"), framed(b"[]"), framed(b"\xff"),
+        framed(b'["x"]', 1), b"\xff" * 5, framed(b"[" * 99),
+    ],
+    ids=["large", "no JSON", "no list", "empty", "no text", "descriptor", "length", "deep"],
+)  # fmt: skip
+def test_what_is_no_message_ends_the_pair(sent: bytes) -> None:
+    async def test() -> None:
+        ends = Ends()
+        ends.other.send(framed(b'["good"]') + sent)
+        await wait(lambda: ends.ended)
+        assert ends.ended[0]
+        assert ends.messages == [["good"]]
+        assert not ends.pair.is_open
+
+    asyncio.run(test())
+
+
+def test_descriptors_that_nobody_expects_end_the_pair() -> None:
+    async def test() -> None:
+        ends = Ends()
+        before = len(os.listdir("/proc/self/fd"))
+        socket.send_fds(ends.other, [framed(b'["x"]')], [0, 1])
+        await wait(lambda: ends.ended)
+        assert "descriptors" in ends.ended[0] and not ends.messages
+        assert len(os.listdir("/proc/self/fd")) == before - 1, "the pair's own is closed, and those that came"
+
+    asyncio.run(test())
+
+
+def test_large_messages_and_their_descriptors_arrive_in_order() -> None:
+    async def test() -> None:
+        one, other = socket.socketpair()
+        found: list[tuple[Message, list[int]]] = []
+        receiver = Pair(one, 1 << 24, lambda *both: found.append(both), lambda why: None, descriptors=4)
+        sender = Pair(other, 100, lambda *both: None, lambda why: None)
+        read, write = os.pipe()
+        text = "x" * 2_000_000
+        for number in range(3):
+            sender.send([number, text], [write] if number == 1 else [])
+        os.close(write)
+        await wait(lambda: len(found) == 3)
+        assert [(message[0], len(descriptors)) for message, descriptors in found] == [(0, 0), (1, 1), (2, 0)]
+        assert all(message[1] == text for message, _ in found)
+        os.write(found[1][1][0], b"y")
+        assert os.read(read, 1) == b"y"
+        receiver.close()
+        sender.close()
+
+    asyncio.run(test())
+
+
+class FakeSpawner(Spawner):
+    """Starts workers that a test plays."""
+
+    def __init__(self) -> None:
+        self.workers: list[socket.socket] = []
+        self.killed: list[int] = []
+
+    def start(self, name: str) -> tuple[int, socket.socket]:
+        own, other = socket.socketpair()
+        other.setblocking(False)
+        self.workers.append(other)
+        return os.getpid() + len(self.workers), own
+
+    def kill(self, process: int) -> None:
+        self.killed.append(process)
+
+
+COUNTS = [1, 2, *range(9)]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ["pong", 1, *COUNTS[:-1]], ["pong", 1, *COUNTS, 1], ["pong", 99, *COUNTS], ["pong", 0, *COUNTS],
+        ["pong", 1, *COUNTS[:-1], -1], ["pong", 1, *COUNTS[:-1], True], ["pong", 1, *COUNTS[:-1], "1"],
+        ["pong", 1, *COUNTS[:-1], 1e9], ["pong", 1, *COUNTS[:-1], 1 << 70], ["open", "0.0.0.0", 53], [["pong"]],
+        ["pong", *["x" * 500] * 4],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_worker_that_says_anything_else_is_replaced(answer: Message) -> None:
+    async def test(spawner: FakeSpawner, front: DnsFront) -> None:
+        spawner.workers[0].send(framed(json.dumps(answer).encode()))
+        await wait(lambda: len(spawner.workers) == 2)
+        assert spawner.killed
+        assert front.counters.queries == 0
+
+    served(test)
+
+
+def test_counts_of_a_replaced_worker_are_kept() -> None:
+    async def test(spawner: FakeSpawner, front: DnsFront) -> None:
+        for number in range(2):
+            worker = spawner.workers[number]
+            said = json.dumps(["pong", number + 1, *COUNTS[:2], 10, *COUNTS[3:]]).encode()
+            worker.send(framed(said))
+            await wait(lambda: front.counters.queries == 10 * (number + 1))  # noqa: B023
+            worker.close()
+            await wait(lambda: len(spawner.workers) == number + 2)  # noqa: B023
+
+    served(test)
+
+
+def served(test: Callable[[FakeSpawner, DnsFront], Awaitable[None]]) -> None:
+    async def run() -> None:
+        spawner = FakeSpawner()
+        settings = DnsSettings(listen=())
+        front = DnsFront(Catalog(), NetworkZones(), settings, Metrics(), spawner)
+        starting = asyncio.create_task(front.start())
+        await wait(lambda: spawner.workers)
+        try:
+            await test(spawner, front)
+        finally:
+            starting.cancel()
+            await front.stop()
+
+    asyncio.run(run())
