@@ -16,7 +16,7 @@ from cni_plugin.networks import create as creating
 from cni_plugin.networks.attachments import Endpoint
 from cni_plugin.networks.conflists import Json, NetworkList
 from cni_plugin.networks.create import CreateOptions
-from cni_plugin.service.shared import remove_network
+from cni_plugin.service.removal import remove_network
 from weft.errors import BadOption, ConfigProblem, InUse
 
 _ALIASES = {"list": "ls", "remove": "rm"}

@@ -15,7 +15,7 @@ from cni_plugin.networks import conflists, pools
 from cni_plugin.service import overlaps
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.orphans import unused_networks
-from cni_plugin.service.shared import remove_network
+from cni_plugin.service.removal import remove_network
 from weft.errors import WeftError
 from weft.identity import digest
 from weft.kernel.host import Host

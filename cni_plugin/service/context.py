@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import cache
 from typing import Self
 
 from cni_plugin.ops.operation import Delegate, Machine, Operation
@@ -78,11 +79,9 @@ class ServiceContext:
 
     def _sibling_marks(self, mark: str) -> frozenset[str]:
         """The marks of the other attachments of the same container."""
-        containers = {
-            identity.attachment_mark(record.attachment): record.attachment.container for record in self.records.all()
-        }
-        container = containers.get(mark)
-        return frozenset(other for other, each in containers.items() if each == container and other != mark)
+        record = self.records.read_digest(identity.mark_digest(mark))
+        others = self.records.of_container(record.attachment.container) if record is not None else ()
+        return frozenset(identity.attachment_mark(other.attachment) for other in others) - {mark}
 
     def _rules(self) -> Ruleset:
         return self.kernel.rules
@@ -91,15 +90,17 @@ class ServiceContext:
         """What IPAM has to know about this host: its folder, the time of boot, and which leases are in
         use.
         """
-        return HostState(os.path.join(self.host.run, "ipam"), self.host.booted, self._is_leased)
+        leased = cache(self._leased)  # read once, and only where a lease is older than the boot
+        return HostState(
+            os.path.join(self.host.run, "ipam"), self.host.booted, lambda network, owner: (network, owner) in leased()
+        )
 
-    def _is_leased(self, network: str, owner: Owner) -> bool:
-        """Whether an attachment of this boot has been answered the lease; not one whose ADD has no
-        addresses yet.
+    def _leased(self) -> frozenset[tuple[str, Owner]]:
+        """The networks and owners of the leases that attachments of this boot have been answered; not of
+        one whose ADD has no addresses yet.
         """
-        return any(
-            (record.attachment.network, record.attachment.container, record.attachment.interface)
-            == (network, owner.container, owner.interface)
+        return frozenset(
+            (record.attachment.network, Owner(record.attachment.container, record.attachment.interface))
             for record in self.records.all()
             if record.boot == self.host.boot and record.result.ips
         )

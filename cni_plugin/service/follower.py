@@ -8,16 +8,18 @@ itself: notifications tell which objects changed, and ``service.shared`` restore
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cni_plugin.dataplane import guard
 from cni_plugin.dataplane.tables import TABLES
 from cni_plugin.service import restorations
 from cni_plugin.service.context import ServiceContext
-from cni_plugin.service.shared import Restored, Where, repair, restore_attachment
+from cni_plugin.service.shared import Concerned, Restored, Where, repair, repair_concerned, restore_attachment
 from weft import releases
 from weft.errors import WeftError
 from weft.identity import mark_digest
@@ -144,13 +146,13 @@ class Follower:
     def _restore(self, context: ServiceContext, changes: Changes) -> Restored:
         if not changes or not any(context.records.networks()):
             return Restored()
-        rules = changes.deleted or (changes.tables and context.kernel.rules.lacks(TABLES) is not None)
-        networks = self._network_marks(context)
-        if rules or not changes.marks.isdisjoint(networks):
+        if changes.deleted or (changes.tables and context.kernel.rules.lacks(TABLES) is not None):
             return repair(context, where=Where.OWN)
         found = Restored()
-        if changes.addresses:
-            found = repair(context, attachments=False, where=Where.OWN)
+        # Only the networks that it concerns: with a thousand of them, each new bridge makes notifications.
+        marks, links = changes.marks & self._network_marks(context), _names(changes.addresses)
+        if marks or links:
+            found = repair_concerned(context, Concerned(marks, links))
         for digest in changes.marks:
             record = context.records.read_digest(digest)
             if record is not None:
@@ -202,6 +204,15 @@ class _Postponed:
         if self._since is None:
             return _NEVER
         return max(0.0, min(self._last + self._quiet, self._since + LONGEST) - time.monotonic())
+
+
+def _names(indexes: Iterable[int]) -> frozenset[str]:
+    """The names of the links that still exist, in this thread's network namespace."""
+    found = set()
+    for index in indexes:
+        with contextlib.suppress(OSError):
+            found.add(socket.if_indextoname(index))
+    return frozenset(found)
 
 
 def _is_ready(descriptor: int, seconds: float) -> bool:

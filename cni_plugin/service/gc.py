@@ -21,7 +21,8 @@ from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.holders import Holders
 from cni_plugin.service.orphans import collections, element_text, orphans, stale_attachments, unused_networks
 from cni_plugin.service.records import Record
-from cni_plugin.service.shared import pass_on_ports, remove_network, shared_locked
+from cni_plugin.service.removal import remove_network, remove_networks
+from cni_plugin.service.shared import pass_on_ports, shared_locked
 from cni_plugin.wire.request import Request
 from ipam.directory import LeaseFile
 from ipam.leases import open_locked
@@ -81,12 +82,10 @@ def collect_stale(context: ServiceContext) -> Swept:
     for record in stale_attachments(context.reading_once()):
         _detach(context, record, swept)
     sweep(context, swept)
-    for network in unused_networks(context.reading_once()):
-        try:
-            remove_network(context, network, timeout=1.0)
-            swept.leftovers.append(f"network {network}")
-        except WeftError as error:
-            swept.errors.append(error)
+    unused = unused_networks(context.reading_once())
+    errors = remove_networks(context, unused, timeout=1.0)
+    swept.leftovers += [f"network {network}" for network in unused if network not in errors]
+    swept.errors += dict.fromkeys(errors.values())  # one for all whose shared lock was held
     return swept
 
 

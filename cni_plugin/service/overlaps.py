@@ -168,18 +168,25 @@ def _host_use(context: ServiceContext, record: Record, subnet: Subnet, before: S
     held = {(use.link, use.subnet) for use in addresses}
     if any((one.link, subnet) in held for one in gateways):
         return None  # the network is set up, and only its record is lost
-    own = {one.link for one in (*gateways, *_gateways(before))} | _unused_bridges(context)
-    for use in (*addresses, *of_routes(host), *of_virtual_ranges()):
-        if overlap(use.subnet, subnet) and use.link not in own and not _is_in_vrf(host, use.link):
-            return use
-    return None
+    own = {one.link for one in (*gateways, *_gateways(before))}
+    met = [
+        use
+        for use in (*addresses, *of_routes(host), *of_virtual_ranges())
+        if overlap(use.subnet, subnet) and use.link not in own and not _is_in_vrf(host, use.link)
+    ]
+    unused = _unused_bridges(context, {use.link for use in met}) if met else set()
+    return next((use for use in met if use.link not in unused), None)
 
 
-def _unused_bridges(context: ServiceContext) -> set[str]:
-    """The bridges of networks without attachments: ADD removes those that are in the way."""
+def _unused_bridges(context: ServiceContext, links: set[str]) -> set[str]:
+    """Those of the links that are the bridges of networks without attachments: ADD removes those that are
+    in the way.
+    """
+    owners = {one.network: {each.link for each in _gateways(one.shared)} & links for one in context.records.networks()}
+    if not any(owners.values()):
+        return set()
     used = {record.attachment.network for record in context.records.all()}
-    unused = [one for one in context.records.networks() if one.network not in used]
-    return {each.link for one in unused for each in _gateways(one.shared)}
+    return {link for network, theirs in owners.items() if network not in used for link in theirs}
 
 
 def _is_in_vrf(host: Namespace, name: str) -> bool:

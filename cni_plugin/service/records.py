@@ -13,6 +13,8 @@ import errno
 import functools
 import json
 import os
+import stat
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -146,6 +148,14 @@ class Records:
             if record is not None:
                 yield record
 
+    def of_container(self, container: str) -> Iterator[Record]:
+        """The records of a container's attachments: others are read, but not parsed."""
+        text = codec.encode(container).encode()
+        for path in _files(self._attachments):
+            record = _read(path, Record, text)
+            if record is not None and record.attachment.container == container:
+                yield record
+
     def networks(self) -> Iterator[NetworkRecord]:
         for path in _files(self._networks):
             record = _read(path, NetworkRecord)
@@ -205,6 +215,9 @@ class RecordsOnce(Records):
             self._all = tuple(self._records.all())
         return iter(self._all)
 
+    def of_container(self, container: str) -> Iterator[Record]:
+        return (record for record in self.all() if record.attachment.container == container)
+
     def networks(self) -> Iterator[NetworkRecord]:
         if self._of_networks is None:
             self._of_networks = tuple(self._records.networks())
@@ -219,8 +232,14 @@ def _files(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name in names if name.endswith(".json")]
 
 
-def _read(path: str, kind: type[_AnyRecord]) -> _AnyRecord | None:
+def _read(path: str, kind: type[_AnyRecord], text: bytes = b"") -> _AnyRecord | None:
+    """The record of a file; None also where the file does not have the ``text``."""
+    cache = _cache_of(kind)
+    cached = cache.get(path)
     try:
+        file = _identity(path)
+        if cached is not None and cached.file is not None and cached.file == file and isinstance(cached.record, kind):
+            return cached.record
         content = files.read(path)
     except FileNotFoundError:
         return None
@@ -229,9 +248,11 @@ def _read(path: str, kind: type[_AnyRecord]) -> _AnyRecord | None:
             _set_aside(path)
             return None
         raise StateDamaged(f"cannot read {path}: {error.strerror}") from error
-    cached = _cache.get(path)
     if cached is not None and cached.content == content and isinstance(cached.record, kind):
+        cached.file = file
         return cached.record
+    if text not in content:
+        return None
     checksum, _, body = content.partition(b"\n")
     try:
         if int(checksum, 16) != zlib.crc32(body):
@@ -245,13 +266,24 @@ def _read(path: str, kind: type[_AnyRecord]) -> _AnyRecord | None:
         found = codec.decode(document["record"], _kinds())
         if not isinstance(found, kind):
             raise ValueError("not this kind of record")
-        _remember(path, _Cached(content, found, {}))
+        _remember(cache, path, _Cached(content, found, {}, file))
         return found
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         _set_aside(path)
         return None
 
 
+def _identity(path: str) -> tuple[int, int, int] | None:
+    """What changes whenever a file is replaced or written to: inode, ctime and size; None for one changed
+    so lately that another change might leave the same ctime. Raises OSError.
+    """
+    status = os.stat(path, follow_symlinks=False)
+    if not stat.S_ISREG(status.st_mode) or time.time_ns() - status.st_ctime_ns < _CTIME_RESOLUTION:
+        return None
+    return status.st_ino, status.st_ctime_ns, status.st_size
+
+
+_CTIME_RESOLUTION = 20_000_000  # ns; a tick of the slowest kernel is 10 ms
 _NO_RECORD = frozenset((errno.EINVAL, errno.ELOOP, errno.ENXIO, errno.EPERM))
 """Errors of ``files.read`` for a directory or FIFO, a symlink, a socket, and another user's file."""
 
@@ -263,30 +295,42 @@ def _set_aside(path: str) -> None:
 
 @dataclass(slots=True)
 class _Cached:
-    """A file as this process last read or wrote it. ``texts`` are its fields with their JSON."""
+    """A file as this process last read or wrote it. ``texts`` are its fields with their JSON.
+
+    While the file has the same identity, it is not read again.
+    """
 
     content: bytes
     record: Record | NetworkRecord
     texts: dict[str, tuple[object, str]]
+    file: tuple[int, int, int] | None = None
 
 
 _cache: dict[str, _Cached] = {}
-"""The records used last, by path; an entry is valid while the file has the same content."""
+"""The records of attachments used last, by path; an entry is valid while the file has the same content."""
+_cache_of_networks: dict[str, _Cached] = {}
+"""The same for networks: whoever sets one up looks at all of them."""
 
 _most_cached = 128
+_MOST_NETWORKS = 4096
 
 
-def _remember(path: str, cached: _Cached) -> None:
-    _cache.pop(path, None)
-    _cache[path] = cached
-    while len(_cache) > _most_cached:
+def _cache_of(kind: type) -> dict[str, _Cached]:
+    return _cache if kind is Record else _cache_of_networks
+
+
+def _remember(cache: dict[str, _Cached], path: str, cached: _Cached) -> None:
+    cache.pop(path, None)
+    cache[path] = cached
+    while len(cache) > (_most_cached if cache is _cache else _MOST_NETWORKS):
         with contextlib.suppress(StopIteration, RuntimeError):  # another thread may evict at the same time
-            _cache.pop(next(iter(_cache)), None)
+            cache.pop(next(iter(cache)), None)
 
 
 def _texts(path: str, record: Record | NetworkRecord) -> dict[str, tuple[object, str]]:
     """The fields as JSON; a field that is the same object as in the cached record is not encoded again."""
-    before = _cache[path].texts if path in _cache else {}
+    cached = _cache_of(type(record)).get(path)
+    before = cached.texts if cached is not None else {}
     texts = {}
     for name in _FIELDS[type(record)]:
         value = getattr(record, name)
@@ -312,9 +356,10 @@ def _write(path: str, record: Record | NetworkRecord) -> None:
     body = f'{{"schema": {SCHEMA}, "record": {{"{codec.KIND}": "{type(record).__name__}"{inner}}}}}'.encode()
     content = f"{zlib.crc32(body):08x}\n".encode() + body
     files.write(path, content, "the record")
-    _remember(path, _Cached(content, record, texts))
+    _remember(_cache_of(type(record)), path, _Cached(content, record, texts))
 
 
 def _remove(path: str) -> None:
-    _cache.pop(path, None)
+    for cache in (_cache, _cache_of_networks):
+        cache.pop(path, None)
     files.remove(path, "the record")

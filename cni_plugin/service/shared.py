@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from enum import Flag, auto
 
 from cni_plugin.dataplane.packets import PORTS
 from cni_plugin.ops import BaseRules, Elements, Gateways, Port, Veth, groups
 from cni_plugin.ops.operation import Machine, Operation
-from cni_plugin.service import executor, restorations
+from cni_plugin.service import executor
 from cni_plugin.service.context import ServiceContext, raise_all
 from cni_plugin.service.records import NetworkRecord, Phase, Record
+from cni_plugin.service.removal import remove_network, undo_shared
 from weft import locks
 from weft.errors import Busy, StateDamaged, WeftError
-from weft.identity import attachment_digest
+from weft.identity import attachment_digest, mark_digest
 from weft.types import Attachment
 
 _TRANSACTION = 8192  # elements, about a MiB
@@ -71,6 +72,45 @@ def repair(context: ServiceContext, *, attachments: bool = True, where: Where = 
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Concerned:
+    """The networks that share an object with one of these digests in its mark, or something on one of these
+    links of the host.
+    """
+
+    marks: Set[str]
+    links: Set[str]
+
+    def __contains__(self, network: NetworkRecord) -> bool:
+        return any(
+            (one.on_link is not None and one.on_link[1] in self.links)
+            or any(mark_digest(mark) in self.marks for mark in one.marks)
+            for one in network.shared
+        )
+
+
+def repair_concerned(context: ServiceContext, concerned: Concerned) -> Restored:
+    """Restore what these networks share; where something was missing, also what of their attachments needs
+    no new ADD. Looks at nothing of other networks, and not in other firewalls' rules. Raises the first error.
+    """
+    machine, where = context.machine(None), Where.OWN
+    errors: list[WeftError] = []
+    with shared_locked(context):
+        networks = [one for one in context.records.networks() if one in concerned]
+        found = _reapply(context, where.of(dict.fromkeys(one for each in networks for one in each.shared)), errors)
+        for network in networks:
+            _set_attributes(network.shared, machine)
+            found += Restored(executor.restore(where.of(network.shared), machine))
+    if found.changed:
+        # Not under the shared lock: calls would wait for all of a large network's attachments.
+        names = {network.network for network in networks}
+        for record in list(context.records.all()):
+            if record.attachment.network in names:
+                found += restore_attachment(context, record, where=where)
+    raise_all(errors)
+    return found
+
+
 def _reapply(context: ServiceContext, operations: Sequence[Operation], errors: list[WeftError]) -> Restored:
     """Apply the operations that the kernel lacks; errors are added to the list."""
     machine, changed = context.machine(None), 0
@@ -98,57 +138,6 @@ def shared_locked(context: ServiceContext, *, timeout: float = locks.TIMEOUT) ->
                     os.unlink(context.records.shared_lock())
 
 
-def remove_network(context: ServiceContext, network: str, *, timeout: float = locks.TIMEOUT) -> None:
-    """Remove what belongs to the network: its bridge if weft has created it, its elements, its record.
-
-    What another network shares stays. Raises Busy while the network has attachments or a call holds its
-    lock.
-    """
-    records = context.records
-    with locks.hold(records.network_lock(network), timeout=timeout):
-        attached = [str(record.attachment) for record in records.all() if record.attachment.network == network]
-        if attached:
-            raise Busy(
-                f"network {network} has active endpoints: {', '.join(sorted(attached))}", hint="detach them first"
-            )
-        with locks.hold(records.shared_lock(), timeout=timeout):
-            _remove_shared(context, network)
-        with contextlib.suppress(OSError):
-            os.unlink(records.network_lock(network))
-
-
-def _remove_shared(context: ServiceContext, network: str) -> None:
-    """Undo what no other network shares and delete the record. The caller holds the shared lock, whose
-    file goes with the last network.
-    """
-    records = context.records
-    record = records.read_network(network)
-    raise_all(_undo_shared(context, network, record.shared if record is not None else (), ()))
-    records.remove_network(network)
-    if not any(records.networks()):
-        restorations.forget(context.host.run)
-        with contextlib.suppress(OSError):
-            os.unlink(records.shared_lock())
-
-
-def _undo_shared(
-    context: ServiceContext, network: str, operations: Sequence[Operation], staying: Sequence[Operation]
-) -> list[WeftError]:
-    """Undo shared operations of a network, except for what its ``staying`` ones or another network
-    share. The caller holds the shared lock.
-    """
-    others = (one for other in context.records.networks() if other.network != network for one in other.shared)
-    kept = dict.fromkeys((*staying, *others))
-    kept_links = {link for operation in kept for link in operation.creates}
-    undone = []
-    for operation in operations:
-        if operation not in kept and not kept_links.intersection(operation.creates):
-            for each in kept:
-                operation = operation.sparing(each)
-            undone.append(operation)
-    return context.remove(undone, context.machine(None))
-
-
 def withdraw(context: ServiceContext, network: str, before: Sequence[Operation]) -> None:
     """Take back what a failed ADD has added to its network: all but ``before`` and what attachments
     use.
@@ -166,7 +155,7 @@ def withdraw(context: ServiceContext, network: str, before: Sequence[Operation])
         used = {each for one in records.all() if one.attachment.network == network for each in one.shared}
         staying = tuple(each for each in now if each in before or each in used)
         _write_shared(context, network, staying)
-        if _undo_shared(context, network, [each for each in now if each not in staying], staying):
+        if undo_shared(context, network, [each for each in now if each not in staying], staying):
             _write_shared(context, network, now)
     if not context.recorded_shared(network):
         remove_network(context, network, timeout=0)
@@ -199,7 +188,7 @@ def _retire_former(context: ServiceContext, network: str, shared: Sequence[Opera
         now = context.recorded_shared(network)
         used = {each for one in records.all() if one.attachment.network == network for each in one.shared}
         staying = tuple(each for each in now if each in shared or each in used)
-        if not _undo_shared(context, network, [each for each in now if each not in staying], (*staying, *shared)):
+        if not undo_shared(context, network, [each for each in now if each not in staying], (*staying, *shared)):
             _write_shared(context, network, staying)
 
 
@@ -294,8 +283,8 @@ def pass_on_ports(context: ServiceContext, ended: Record) -> None:
         return
     attachment = ended.attachment
     with contextlib.suppress(StateDamaged):
-        for record in list(context.records.all()):
-            if record.attachment.container == attachment.container and record.attachment != attachment:
+        for record in list(context.records.of_container(attachment.container)):
+            if record.attachment != attachment:
                 restore_attachment(context, record, timeout=locks.TIMEOUT)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from cni_plugin.networks.firewalls import dropped
 from cni_plugin.ops import PassedOn
-from cni_plugin.service import gc, shared
+from cni_plugin.service import gc, removal, shared
 from cni_plugin.service.verbs import Service
 from lab.calls import Weft
 from lab.confs import network
@@ -159,10 +159,10 @@ def test_the_last_network_takes_the_rules_back(service: Service, weft: Weft, hos
     weft.add(PTP, NETNS, ifname="eth1")
     assert host.zones == {"blue0": "trusted", "10.81.0.0/24": "trusted"}
     weft.delete(BRIDGE, NETNS)
-    shared.remove_network(service, BRIDGE["name"])
+    removal.remove_network(service, BRIDGE["name"])
     assert rules(host, "WEFT-FORWARD") and host.zones == {"blue0": "", "10.81.0.0/24": "trusted"}
     weft.delete(PTP, NETNS, ifname="eth1")
-    shared.remove_network(service, PTP["name"])
+    removal.remove_network(service, PTP["name"])
     assert host.tables[4].save("filter") == before
     assert set(host.zones.values()) == {""}
 
@@ -173,7 +173,7 @@ def test_an_administrator_s_zone_is_kept(service: Service, weft: Weft, host: Fak
     assert host.zones == {"blue0": "internal"}
     host.zones["blue0"] = host.permanent_zones["blue0"] = "trusted"
     weft.delete(BRIDGE, NETNS)
-    shared.remove_network(service, BRIDGE["name"])
+    removal.remove_network(service, BRIDGE["name"])
     assert host.zones == {"blue0": "trusted"}
 
 

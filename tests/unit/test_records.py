@@ -92,7 +92,7 @@ def test_a_record_of_an_earlier_release_has_the_present_names_of_sets(
     written = Elements(tuple(replace(one, collection=former.get(one.collection, one.collection)) for one in elements))
     network = NetworkRecord(case.conf["name"], "boot", (written,))
     records.write_network(network)
-    monkeypatch.setattr(records_module, "_cache", {})
+    monkeypatch.setattr(records_module, "_cache_of_networks", {})
     assert records.read_network(network.network) == replace(network, shared=(Elements(elements),))
 
 

@@ -44,6 +44,7 @@ from weft.kernel.netlink.transport import Message, NetlinkSocket
 _MARK = re.compile(rb"weft:([0-9a-f]{16})")
 _BUFFER = 1 << 22  # bytes
 _LINK_FLAGS, _LINK_ATTRIBUTES = 24, 32  # offsets of ifi_flags and of the attributes in a message of a link
+_ADDRESS_LINK = 20  # offset of ifa_index in a message of an address
 _MOST_DATAGRAMS = 4000  # read at once from one socket; more than that is as good as lost
 _DELETIONS = (NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE)
 
@@ -54,20 +55,21 @@ class Changes:
 
     ``deleted``: one of the watched tables, or all notifications were lost. ``tables``: a chain, rule
     or set of a watched table. ``firewalls``: something of another table was deleted; ``others``: it
-    was changed in any way, apart from elements of sets. ``addresses``: an address was removed.
-    ``marks``: the digests in the marks of changed links and deleted elements.
+    was changed in any way, apart from elements of sets. ``addresses``: the links, by
+    index, of which an address was removed. ``marks``: the digests in the marks of changed links and
+    deleted elements.
     """
 
     deleted: bool = False
     tables: bool = False
     firewalls: bool = False
     others: bool = False
-    addresses: bool = False
+    addresses: frozenset[int] = frozenset()
     marks: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         """Whether something of weft's own was changed."""
-        return self.deleted or self.tables or self.addresses or bool(self.marks)
+        return self.deleted or self.tables or bool(self.addresses or self.marks)
 
     def __or__(self, other: Changes) -> Changes:
         return Changes(
@@ -75,12 +77,12 @@ class Changes:
             self.tables or other.tables,
             self.firewalls or other.firewalls,
             self.others or other.others,
-            self.addresses or other.addresses,
+            self.addresses | other.addresses,
             self.marks | other.marks,
         )
 
 
-EVERYTHING = Changes(deleted=True, tables=True, firewalls=True, others=True, addresses=True)
+EVERYTHING = Changes(deleted=True, tables=True, firewalls=True, others=True)
 """A look at everything is needed: at first, and after notifications were lost (ENOBUFS)."""
 
 
@@ -157,14 +159,15 @@ class HostEvents:
 
     def _of_links(self, messages: list[Message]) -> Changes:
         marks: set[str] = set()
-        addresses = False
+        addresses: set[int] = set()
         for _, kind, _, message in messages:
             if kind in (RTM_NEWLINK, RTM_DELLINK) and (found := _MARK.search(message)):
                 digest = found[1].decode()
                 if self._is_changed(digest, kind, message):
                     marks.add(digest)
-            addresses |= kind == RTM_DELADDR
-        return Changes(addresses=addresses, marks=frozenset(marks))
+            if kind == RTM_DELADDR:
+                addresses.add(int.from_bytes(message[_ADDRESS_LINK : _ADDRESS_LINK + 4], byteorder))
+        return Changes(addresses=frozenset(addresses), marks=frozenset(marks))
 
     def _is_changed(self, digest: str, kind: int, message: bytes) -> bool:
         """Whether a link is not as every link of weft's is once it is set up: most notifications are of
