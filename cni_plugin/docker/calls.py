@@ -14,7 +14,7 @@ from cni_plugin.ops import Elements
 from cni_plugin.service.handing import settle
 from cni_plugin.service.planner import attachment_of
 from cni_plugin.service.records import Record
-from cni_plugin.service.shared import remove_network
+from cni_plugin.service.removal import remove_network
 from cni_plugin.service.verbs import Service
 from cni_plugin.wire import config, environment, result
 from cni_plugin.wire.plugins import OWN_NAME
