@@ -57,6 +57,9 @@ def _too_long(config: pytest.Config, item: pytest.Item) -> bool:
     """Whether a long test is left to ``bin/test long``."""
     which = config.getoption("--long")
     mark = item.get_closest_marker("long")
+    parameters = getattr(item, "callspec", None)
+    if mark is None and parameters is not None and getattr(parameters.params.get("case"), "long", False):
+        mark = pytest.mark.long.mark
     if which == "all" or mark is None:
         return False
     if any("::" in argument and item.nodeid.startswith(argument.removeprefix("./")) for argument in config.args):

@@ -77,6 +77,10 @@ class Section:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
+    def unknown(self, known: Iterable[str]) -> tuple[str, ...]:
+        """The keys that are given and not known, in lower case."""
+        return tuple(sorted(self._keys.keys() - {key.casefold() for key in known}))
+
     def at(self, key: str) -> str:
         """The path of a key, for messages."""
         return f"{self.path}.{key}" if self.path else key

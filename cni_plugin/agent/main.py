@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from cni_plugin.agent import dns_front, dns_worker, limits
+from cni_plugin.agent import dns_front, dns_worker, limits, uplink
 from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
@@ -149,6 +149,7 @@ class Agent:
     async def _start_parts(self, store: Store) -> Parts:
         settings, metrics, catalog, names = self._settings, Metrics(), Catalog(), NetworkZones()
         limits.export(metrics)
+        uplink.export(metrics)
         port = int(settings.http.listen[0].rpartition(":")[2]) if settings.http.listen else 0
         registry = Registry(await asyncio.to_thread(_node, settings, self._folder), store, store, port=port)
         domain = settings.dns.domains[0] if settings.dns is not None else ""

@@ -25,6 +25,7 @@ from discovery.dns.settings import DnsSettings as Naming
 from discovery.dns.settings import ListenAddress
 from discovery.dns.upstreams import parse_upstream
 from store.etcd.settings import EtcdSettings
+from weft import uplink
 from weft.errors import ConfigProblem
 from weft.section import Problems, Section
 
@@ -52,6 +53,7 @@ _KEYS: Mapping[str, frozenset[str]] = {
         }
     ),
     "checks": frozenset({"scripts"}),
+    "uplink": uplink.KEYS,
     "balancer": frozenset(
         {"enabled", "mode", "ranges", "allowed", "outside", "published_from", "published_to", "drain", "keep"}
     ),
@@ -136,6 +138,7 @@ def _settings(whole: Section) -> Settings:
         agent.problem("meta", "must be a table of strings")
         meta = {}
     scripts = whole.section("checks").flag("scripts")
+    uplink.read(whole.section("uplink"))  # for what attaches containers; invalid values are refused here, too
     dns = _naming(whole.section("dns"), datacenter)
     data = agent.text("data")
     acl = _acl(whole.section("acl"), data or DATA)

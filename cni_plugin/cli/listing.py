@@ -15,6 +15,7 @@ from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import Json, NetworkList
 from cni_plugin.networks.firewalls import dropped
 from cni_plugin.networks.limits import LimitUse, limits_of
+from cni_plugin.networks.uplink import UplinkUse, uplink_of
 from cni_plugin.service import executor
 from cni_plugin.wire import versions
 from cni_plugin.wire.result import render
@@ -114,7 +115,7 @@ def show(tool: Tool, container: str, network: str, json_output: bool) -> None:
     for index, (one, document) in enumerate(zip(found, documents, strict=True)):
         if index:
             say()
-        _show(one, document, limits_of(tool.service, one))
+        _show(one, document, limits_of(tool.service, one), uplink_of(tool.service, one))
 
 
 def _mark_digest(text: str) -> str:
@@ -158,6 +159,20 @@ def _details(tool: Tool, one: Endpoint) -> Json:
             {"key": each.key, "address": each.address, "limit": list(each.limit), "exceeded": each.exceeded}
             for each in limits_of(tool.service, one)
         ],
+        "uplink": [
+            {
+                "direction": each.direction,
+                "class": each.classid,
+                "owner": each.owner,
+                "weight": each.weight,
+                "floor": each.floor,
+                "ceil": each.ceil,
+                "priority": each.priority,
+                "sent": each.traffic.sent if each.traffic is not None else None,
+                "dropped": each.traffic.drops if each.traffic is not None else None,
+            }
+            for each in uplink_of(tool.service, one)
+        ],
         "shared": [command for each in one.shared for command in each.commands(path)],
         "commands": [command for each in one.operations for command in each.commands(path)],
         "lacks": attachments.mismatches(tool.service, one),
@@ -170,7 +185,7 @@ def answer(result: Result, version: str) -> object:
     return json.loads(render(result, version if versions.at_least(version, "0.3.0") else versions.NEWEST))
 
 
-def _show(one: Endpoint, document: Json, limits: tuple[LimitUse, ...]) -> None:
+def _show(one: Endpoint, document: Json, limits: tuple[LimitUse, ...], uplink: tuple[UplinkUse, ...]) -> None:
     gateways = dict.fromkeys(str(ip.gateway) for ip in one.result.ips if ip.gateway)
     routes = [f"{each.destination}" + (f" via {each.gateway}" if each.gateway else "") for each in one.result.routes]
     pairs = [
@@ -185,6 +200,7 @@ def _show(one: Endpoint, document: Json, limits: tuple[LimitUse, ...]) -> None:
         ("MAC", one.mac),
         ("Ports", "\n".join(one.ports)),
         ("Limits", "\n".join(map(str, limits))),
+        ("Uplink", "\n".join(map(str, uplink))),
         ("Plugins", ", ".join(record.attachment.plugin for record in one.records)),
     ]
     fields([(name, value) for name, value in pairs if value])

@@ -11,7 +11,7 @@ nft(8), ``linux/netfilter_ipv4.h``, the reference plugins ``portmap`` and ``brid
 
 from __future__ import annotations
 
-from cni_plugin.dataplane import limits
+from cni_plugin.dataplane import limits, uplink
 from weft.kernel.schema import Chain, Rule, Set, Table, maps, rules, sets
 
 MASQUERADE4, MASQUERADE6 = "masquerade4", "masquerade6"
@@ -527,6 +527,6 @@ TABLE = Table(
     "inet",
     "weft",
     "container networking (IP): published ports, masquerading, isolation; owner of an element: weft show COMMENT",
-    (*_MASQUERADING, *_PUBLISHING, *_ISOLATION, *_POLICIES, *limits.SETS),
-    (*limits.CHAINS, *_RAW, *_FORWARD, *_INPUT, *_PORTS, *_SNAT),
+    (*_MASQUERADING, *_PUBLISHING, *_ISOLATION, *_POLICIES, *limits.SETS, *uplink.SETS),
+    (*limits.CHAINS, *uplink.CHAINS, *_RAW, *_FORWARD, *_INPUT, *_PORTS, *_SNAT),
 )

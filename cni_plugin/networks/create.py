@@ -88,8 +88,11 @@ def drivers() -> tuple[str, ...]:
 
 
 def _options(driver: Driver) -> tuple[Option, ...]:
-    """The options of a driver and its features."""
-    features = (option for name in driver.features for option in modules.feature(name).FEATURE.options)
+    """The options of a driver and its features, and of those with a section that routed networks may ask for."""
+    names = [*driver.features]
+    if driver.routed:
+        names += (name for name in modules.features() if modules.feature(name).FEATURE.section and name not in names)
+    features = (option for name in names for option in modules.feature(name).FEATURE.options)
     return tuple(option for option in (*driver.options, *features) if option.names)
 
 
@@ -168,6 +171,7 @@ def _capabilities(requested: CreateOptions, driver: Driver) -> Json:
         "ips": driver.addresses,
         "mac": driver.link_kind is not None,
         "aliases": requested.names,
+        "uplink": any(name.startswith("uplink-") for name in requested.options),
     }
     names = [name for name, supported in given.items() if supported]
     return {"capabilities": dict.fromkeys(names, True)} if names else {}
@@ -200,6 +204,17 @@ def settings_of(requested: CreateOptions, driver: Driver) -> dict[str, object]:
         if found.get(option.key, value) != value:
             raise BadOption(f"options {names[option.key]} and {name} have conflicting values")
         found[option.key], names[option.key] = value, name
+    return _in_sections(found)
+
+
+def _in_sections(settings: dict[str, object]) -> dict[str, object]:
+    """The settings with those of a section (``uplink.weight``) in it."""
+    found: dict[str, object] = {}
+    for key, value in settings.items():
+        section, _, inner = key.rpartition(".")
+        place = found.setdefault(section, {}) if section else found
+        assert isinstance(place, dict)
+        place[inner] = value
     return found
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cni_plugin.ops.ports import ConntrackFlush, ConntrackFlushOnUndo, Hairpin, PortsFree, PublishedPort
     from cni_plugin.ops.queues import Ifb, Limited, Redirected
     from cni_plugin.ops.tuning import LinkSetting
+    from cni_plugin.ops.uplink import UplinkClass, UplinkScheduler
     from cni_plugin.ops.vlans import VlanGateway, Vlans
 
 _RARE = {
@@ -37,6 +38,7 @@ _RARE = {
     **dict.fromkeys(("Ifb", "Limited", "Redirected"), "queues"),
     **dict.fromkeys(("TableChain", "TableRules"), "iptables"),
     "LinkSetting": "tuning",
+    **dict.fromkeys(("UplinkClass", "UplinkScheduler"), "uplink"),
     **dict.fromkeys(("VlanGateway", "Vlans"), "vlans"),
 }
 
@@ -118,6 +120,8 @@ __all__ = [
     "TableChain",
     "TableRules",
     "Up",
+    "UplinkClass",
+    "UplinkScheduler",
     "Veth",
     "VlanGateway",
     "Vlans",

@@ -141,8 +141,10 @@ def _joined(parts: tuple[Scalar, ...], types: tuple[str, ...]) -> str:
 
 def _word(part: Scalar, kind: str) -> str:
     """A link's name in quotes; a MAC address (which has colons) and a protocol without; a number
-    that is a part of a packet in hexadecimal, as nft prints it.
+    that is a part of a packet in hexadecimal, and a class as tc has it, as nft prints them.
     """
+    if isinstance(part, int) and kind == "classid":
+        return f"{part >> 16:x}:{part & 0xFFFF:x}"
     if isinstance(part, int) and kind.startswith("bits"):
         return hex(part)
     return f'"{part}"' if isinstance(part, str) and not part.isalpha() and ":" not in part else str(part)

@@ -10,7 +10,7 @@ import contextlib
 from dataclasses import dataclass
 
 from cni_plugin.ops.links import has_mark
-from cni_plugin.ops.operation import LinkRef, Machine, Operation
+from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
 from weft.errors import Conflict, Missing
 from weft.kernel.interface import Limit
 from weft.types import Side
@@ -53,19 +53,24 @@ class Limited(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Ifb(Operation):
-    """An ifb link on the host. ``mtu`` in bytes."""
+    """An ifb link on the host. ``mtu`` in bytes. A ``shared`` one belongs to networks."""
 
     name: str
     alias: str
     mac: str
     mtu: int
+    shared: bool = False
 
     @property
     def creates(self) -> tuple[LinkRef, ...]:
         return ((Side.HOST, self.name),)
 
     def apply(self, machine: Machine) -> bool:
-        if machine.host.link(self.name) is not None:
+        there = machine.host.link(self.name)
+        if self.shared and there is not None and there.kind == "ifb" and has_mark(there, self.alias):
+            machine.host.change_link(self.name, up=True)
+            return not there.up
+        if there is not None:
             raise Conflict(f"link {self.name} already exists", hint="DEL the attachment that created it first")
         machine.host.add_link(self.name, "ifb", mac=self.mac, mtu=self.mtu, alias=self.alias, up=True)
         return True
@@ -93,33 +98,38 @@ class Ifb(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Redirected(Operation):
-    """Ingress traffic of a link of the host is redirected to another link (mirred)."""
+    """Ingress (or egress) traffic of a link of the host is redirected to another link (mirred)."""
 
     link: str
     target: str
+    egress: bool = False
 
     @property
     def on_link(self) -> LinkRef | None:
         return (Side.HOST, self.link)
 
     def apply(self, machine: Machine) -> bool:
-        machine.host.set_redirect(self.link, self.target)
+        machine.host.set_redirect(self.link, self.target, egress=self.egress)
         return True
 
     def undo(self, machine: Machine) -> None:
         with contextlib.suppress(Missing):
-            if machine.host.redirect(self.link) in ("", self.target):
-                machine.host.set_redirect(self.link, "")
+            if machine.host.redirect(self.link, egress=self.egress) in ("", self.target):
+                machine.host.set_redirect(self.link, "", egress=self.egress)
 
     def mismatch(self, machine: Machine) -> str | None:
-        there = machine.host.redirect(self.link)
+        there = machine.host.redirect(self.link, egress=self.egress)
         if there == self.target:
             return None
-        return f"ingress traffic of {self.link} is redirected to {there or 'nothing'} instead of {self.target}"
+        way = "egress" if self.egress else "ingress"
+        return f"{way} traffic of {self.link} is redirected to {there or 'nothing'} instead of {self.target}"
+
+    def restore(self, machine: Machine) -> bool:
+        return self.egress and reapply(self, machine)
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        match = "parent ffff: protocol all u32 match u32 0 0"
+        match = f"parent {'ffff:fff3' if self.egress else 'ffff:'} protocol all u32 match u32 0 0"
         return (
-            f"tc qdisc add dev {self.link} ingress",
+            f"tc qdisc add dev {self.link} {'clsact' if self.egress else 'ingress'}",
             f"tc filter add dev {self.link} {match} action mirred egress redirect dev {self.target}",
         )

@@ -10,11 +10,14 @@ facts in both.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from cni_plugin.plan.plan import Device, Facts
-from weft.kernel.interface import KernelRoute, Link, Namespace, RoutingRule
+from weft.kernel.interface import Element, KernelRoute, Link, Namespace, RoutingRule
 from weft.types import Cidr, Side
+
+if TYPE_CHECKING:
+    from weft.uplink import Uplink
 
 _T = TypeVar("_T")
 
@@ -58,6 +61,12 @@ class _Snapshot:
 
     def drops_forwarded(self, version: int) -> bool:
         return self._once(self._facts.drops_forwarded, version)
+
+    def uplink(self) -> Uplink:
+        return self._once(self._facts.uplink)
+
+    def elements(self, collection: str) -> tuple[Element, ...]:
+        return self._once(self._facts.elements, collection)
 
     def lines(self, path: str) -> tuple[str, ...] | None:
         return self._once(self._facts.lines, path)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cni_plugin.plan.plan import Device
-from weft.errors import ConfigProblem, Missing
-from weft.kernel.interface import KernelRoute, Link, Namespace, RoutingRule
+from weft.errors import ConfigProblem, KernelLacks, Missing
+from weft.kernel.interface import Element, KernelRoute, Link, Namespace, RoutingRule, Ruleset
 from weft.types import Cidr, Side
+
+if TYPE_CHECKING:
+    from weft.uplink import Uplink
 
 _BUSES = ("/sys/bus/pci/devices", "/sys/bus/auxiliary/devices")
 _DEVICES = "/sys/devices/"
@@ -22,6 +27,7 @@ class KernelFacts:
 
     host: Namespace
     container: Namespace | None
+    rules: Callable[[], Ruleset] | None = None
 
     def _side(self, side: Side) -> Namespace | None:
         return self.host if side is Side.HOST else self.container
@@ -77,6 +83,17 @@ class KernelFacts:
 
     def drops_forwarded(self, version: int) -> bool:
         return self.host.drops_forwarded(version)
+
+    def uplink(self) -> Uplink:
+        from weft.uplink import configured
+
+        return configured()
+
+    def elements(self, collection: str) -> tuple[Element, ...]:
+        try:
+            return self.rules().elements(collection) if self.rules is not None else ()
+        except (Missing, KernelLacks):
+            return ()
 
     def lines(self, path: str) -> tuple[str, ...] | None:
         try:

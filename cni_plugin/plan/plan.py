@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cni_plugin.ops.operation import Operation
 from cni_plugin.wire.request import Config, Request
 from weft.kernel.interface import Element, KernelRoute, Link, RoutingRule
 from weft.types import Attachment, Cidr, NamespaceId, Result, Side
+
+if TYPE_CHECKING:
+    from weft.uplink import Uplink
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,12 @@ class Facts(Protocol):
 
     def drops_forwarded(self, version: int) -> bool:
         """Whether the policy of the host's iptables chain FORWARD is DROP."""
+
+    def uplink(self) -> Uplink:
+        """The host's uplink as weft.toml describes it. Raises ConfigProblem."""
+
+    def elements(self, collection: str) -> tuple[Element, ...]:
+        """The elements of a set or map of weft's table, () before that is installed."""
 
     def lines(self, path: str) -> tuple[str, ...] | None:
         """The lines of an administrator's file, None if there is no such file."""

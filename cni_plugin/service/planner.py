@@ -43,7 +43,7 @@ class Planner:
 
     def facts(self, container: Namespace | None, host: Namespace | None = None) -> Facts:
         """What a plan may read of host and container; ``host`` may be a cached one (``plan.cached``)."""
-        return KernelFacts(host or self._kernel.host, container)
+        return KernelFacts(host or self._kernel.host, container, lambda: self._kernel.rules)
 
     def plan_link(
         self, record: Record, request: Request, assembly: assemble.Assembly, container: Namespace | None

@@ -21,6 +21,7 @@ class Case:
     ``needs``: a kind of link that the kernel may lack. ``wired``: the host has a neighbour on
     ``lan0``. ``tables``: iptables was used before, because its built-in chains stay when weft's
     are removed. ``beside``: keys that another container on the network must set differently.
+    ``settings`` is what weft.toml has. ``long``: its tests are marked long.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Case:
     wired: bool = False
     tables: bool = False
     beside: Conf = field(default_factory=dict)
+    settings: str = ""
+    long: bool = False
 
 
 def sampled(name: str, steps: Iterable[Step]) -> Iterator[Step]:
@@ -80,6 +83,9 @@ TUNED: Conf = {
     "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net.ipv4.ip_local_port_range": "30000 60000"},
     "mac": "02:00:00:AA:BB:01", "mtu": 1400, "promisc": True, "allmulti": True, "txQLen": 99,
 }  # fmt: skip
+UPLINK: Conf = {"weight": 3, "floor": "2mbit", "ceil": {"up": "9mbit"}}
+_OWN_CLASS: Conf = {"args": {"cni": {"uplink": {"floor": "1mbit", "priority": 1}}}, "uplink": UPLINK}
+_UPLINK = '[uplink]\nlink = "lan0"\nup = "20mbit"\ndown = "90mbit"\n'
 _CHAINED: Conf = {"bridge": "wbr0", "isGateway": True, "ipam": _DUAL}
 
 FEATURE_CASES = tuple(
@@ -108,6 +114,17 @@ CASES = (
         ),
         beside={"tuning": {**TUNED, "mac": "02:00:00:AA:BB:02"}},
         tables=True,
+    ),
+    *(
+        Case(
+            f"weft-uplink{suffix}",
+            conf("weft", "paced", {**keys, "ipam": pool("10.20.0.0/24"), **_OWN_CLASS}),
+            wired=True, settings=_UPLINK, long=True,
+        )
+        for suffix, keys in (
+            ("", {"driver": "bridge", "bridge": "wbr0", "isGateway": True}),
+            ("-ptp", {"driver": "ptp"}),
+        )
     ),
     Case("bridge", conf("bridge", "plain", {"bridge": "wbr0", "ipam": pool("10.20.0.0/24")})),
     Case("bridge-dual", conf("bridge", "dual", {"bridge": "wbr0", "isGateway": True, "ipMasq": True, "ipam": _DUAL})),

@@ -32,6 +32,8 @@ class Ground:
         require(case.needs)
         if case.wired:
             host.lan()
+        if case.settings:
+            host.configure(case.settings)
         if case.tables:
             use_tables(host)
         self.container = host.container()

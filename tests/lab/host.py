@@ -17,6 +17,7 @@ from lab.snapshot import Snapshot, difference, settled, take
 from lab.waiting import BRIEFLY, PATIENTLY
 
 STATE_FOLDERS = ("/run/weft", "/run/cni", "/var/lib/cni", "/var/lib/weft")
+CONFIGURATION = Path("/etc/weft/weft.toml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,14 @@ class Host:
             # Mount points are kept.
             for rest in Path(folder).glob("*"):
                 raise AssertionError(f"{rest} cannot be removed between two tests")
+        if CONFIGURATION.parent.is_mount():  # private
+            CONFIGURATION.unlink(missing_ok=True)
+
+    @staticmethod
+    def configure(text: str) -> None:
+        """Write weft.toml, which is removed with the host."""
+        assert CONFIGURATION.parent.is_mount(), "/etc/weft is not private; run tests/private"
+        CONFIGURATION.write_text(text)
 
     def _place(self, name: str | None) -> str:
         return self.path if name is None else self._namespaces[name]

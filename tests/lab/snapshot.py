@@ -30,6 +30,7 @@ QUERIES: tuple[tuple[tuple[str, ...], dict[str, str]], ...] = (
 
 _VOLATILE = frozenset(
     {"valid_life_time", "preferred_life_time", "operstate", "tentative", "handle", "metainfo", "expires", "packets"}
+    | {"direct_packets_stat"}
     | {
         "bytes",
         "cacheinfo",

@@ -19,7 +19,7 @@ FILES = sorted((ROOT / "conf").glob("*.conflist"))
 RUNTIME = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
 NEEDS = {name: name for name in ("macvlan", "ipvlan", "dummy", "vrf")}
 NEEDS |= {"vlan-link": "vlan", "tap": "tun", "dhcp": "macvlan"}
-WIRED = ("macvlan", "ipvlan", "vlan-link", "host", "dhcp")
+WIRED = ("macvlan", "ipvlan", "vlan-link", "host", "dhcp", "uplink")
 """Networks whose master is the link of the default route."""
 
 
@@ -37,6 +37,8 @@ def test_a_conflist_works(host: Host, path: Path, tmp_path: Path) -> None:
     if any("vlan" in plugin for plugin in conflist["plugins"]) and lacks_vlan_filtering():
         pytest.skip("this kernel has no VLAN filtering on bridges (bin/vm has)")
     require(NEEDS.get(path.stem, ""))
+    if path.stem == "uplink":
+        host.configure('[uplink]\nup = "45mbit"\ndown = "95mbit"\n')
     if path.stem in WIRED:
         lan = host.lan()
         if path.stem == "dhcp":

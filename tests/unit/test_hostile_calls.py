@@ -60,6 +60,8 @@ CONFIGURATIONS: list[tuple[str, Conf]] = [
     *(("weft", _ports(protocol=name)) for name in ("icmp", "tcp; flush ruleset", 6)),
     *(("weft", _ports(hostIP=text)) for text in ("1.2.3.4; flush", "x", 5)),
     *_each("weft", WEFT, "bandwidth", "x", 5, [], {"ingressRate": -1}, {"ingressRate": "x"}),
+    *_each("weft", WEFT, "uplink", "x", 5, [], {"weight": "x"}, {"floor": True}, {"ceil": {"up": []}}, {"rate": 1}),
+    *_each("weft", {**WEFT, "uplink": {}}, "runtimeConfig", {"uplink": 5}, {"uplink": {"weight": HUGE}}),
     *_each("weft", WEFT, "names", "x", 5, [1], {"domain": 5}, {"domain": "a b"}),
     *_each("weft", {**WEFT, "names": {}}, "services", "x", 5, [5], [{}], [{"name": 5}], [{"name": "a b"}]),
     *(("weft", _service(port=port)) for port in (65536, "80")),

@@ -98,6 +98,35 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class TrafficClass:
+    """A class of a link's HTB scheduler, by the minor of its classid.
+
+    ``parent`` is 0 for the class that has all others below it. ``rate`` (guaranteed) and ``ceil`` (with
+    what others leave) are bytes per second. Of classes without others below, ``quantum`` is how many
+    bytes it sends in its turn of what others leave, and those with a lower ``priority`` (0 to 7) come
+    first. Source: ``tc-htb(8)``.
+    """
+
+    number: int
+    parent: int
+    rate: int
+    ceil: int
+    quantum: int
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTraffic:
+    """What the queue of a class has sent and dropped, and the bytes that wait there."""
+
+    number: int
+    sent: int = 0
+    packets: int = 0
+    drops: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RoutingRule:
     """A policy routing rule: ``ip rule from SOURCE table TABLE``.
 
@@ -384,17 +413,66 @@ class Namespace(Protocol):
         delete …``.
         """
 
-    def redirect(self, link: str) -> str:
-        """The link that all ingress traffic is redirected to (act_mirred), "" without a redirect.
+    def redirect(self, link: str, *, egress: bool = False) -> str:
+        """The link that all ingress (or egress) traffic is redirected to (act_mirred), "" without a
+        redirect.
 
-        *Equivalent to:* ``tc filter show dev LINK ingress``.
+        *Equivalent to:* ``tc filter show dev LINK ingress|egress``.
         """
 
-    def set_redirect(self, link: str, target: str) -> None:
-        """Redirect all ingress traffic to ``target``; "" deletes weft's filter and no other.
+    def set_redirect(self, link: str, target: str, *, egress: bool = False) -> None:
+        """Redirect all ingress (or egress) traffic to ``target``; "" deletes weft's filter and no other.
 
-        *Equivalent to:* ``tc qdisc add dev LINK ingress; tc filter add dev LINK parent ffff:
-        protocol all u32 match u32 0 0 action mirred egress redirect dev TARGET``.
+        Redirected egress returns to the link after the target's queue.
+        *Equivalent to:* ``tc qdisc add dev LINK ingress|clsact; tc filter add dev LINK parent
+        ffff:|ffff:fff3 protocol all u32 match u32 0 0 action mirred egress redirect dev TARGET``.
+        """
+
+    def root_qdisc(self, link: str) -> str:
+        """The link's root qdisc as ``KIND MAJOR:``, "" for the kernel's own choice, which has no handle.
+
+        *Equivalent to:* ``tc qdisc show dev LINK root``.
+        """
+
+    def add_scheduler(self, link: str, major: int, default: int) -> None:
+        """Make an HTB the link's root qdisc; what has no class of it goes to the class ``default``, with
+        0 past all of them. Raises ``Exists`` where a root qdisc was set, ``KernelLacks``.
+
+        *Equivalent to:* ``tc qdisc add dev LINK root handle MAJOR: htb default DEFAULT``.
+        """
+
+    def delete_scheduler(self, link: str, major: int) -> None:
+        """Delete the link's root qdisc if it is an HTB of that major, with its classes.
+
+        *Equivalent to:* ``tc qdisc delete dev LINK root``.
+        """
+
+    def classes(self, link: str) -> tuple[TrafficClass, ...]:
+        """The classes of the link's HTB by number, () without one.
+
+        *Equivalent to:* ``tc class show dev LINK``.
+        """
+
+    def set_class(self, link: str, major: int, wanted: TrafficClass, *, leaf: bool) -> None:
+        """Add or change a class. A ``leaf`` gets a queue: fq_codel, or a plain one on kernels without it.
+
+        Of a class below 200 Mbit/s large packets are segmented, so that others need not wait for them.
+
+        Raises ``Missing`` without the HTB; where the parent is missing, it becomes a root. *Equivalent
+        to:* ``tc class replace dev LINK parent MAJOR:PARENT classid MAJOR:NUMBER htb rate … ceil …
+        quantum … prio …``.
+        """
+
+    def delete_class(self, link: str, major: int, number: int) -> None:
+        """Delete a class; a missing one is ignored, one with others below it refused.
+
+        *Equivalent to:* ``tc class delete dev LINK classid MAJOR:NUMBER``.
+        """
+
+    def class_traffic(self, link: str) -> tuple[ClassTraffic, ...]:
+        """What the queues of the link's classes have sent and dropped, () without an HTB.
+
+        *Equivalent to:* ``tc -s qdisc show dev LINK``.
         """
 
     def routing_rules(self) -> tuple[RoutingRule, ...]:
@@ -640,6 +718,7 @@ class Kernel(Protocol):
 
 __all__ = [
     "BridgeVlan",
+    "ClassTraffic",
     "Element",
     "FdbEntry",
     "Flow",
@@ -654,5 +733,6 @@ __all__ = [
     "Ruleset",
     "Scalar",
     "Subnet",
+    "TrafficClass",
     "VethPeer",
 ]

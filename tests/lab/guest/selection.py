@@ -83,6 +83,7 @@ FEATURES: dict[str, Tests] = {
     "bandwidth": _tests(
         "features", "bandwidth.py::test_both_directions_are_as_fast_as_allowed[bridge]", "chain-bandwidth"
     ),
+    "uplink": _tests("uplink", "uplink.py::test_networks_share_by_weight_and_borrow_what_is_idle[up]", "weft-uplink"),
     "tuning": _tests("features", "tuning.py::test_all_is_as_asked_and_then_as_before", "chain-tuning"),
     "sbr": _tests("sbr", "sbr.py::test_two_links_each_with_a_way_of_its_own", "chain-sbr"),
     "vrf": _tests("vrf", "vrf.py::test_one_subnet_twice_in_two_domains", "chain-vrf"),

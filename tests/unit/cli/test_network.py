@@ -65,6 +65,15 @@ def test_options_names_and_isolation(run) -> None:
     assert "mutually exclusive" in run("network", "create", "--names", "--disable-dns").err
 
 
+def test_a_share_of_the_uplink_is_a_section(run) -> None:
+    run.good("network", "create", "blue", "-o", "uplink-weight=3", "-o", "uplink-floor=10mbit", "-o", "mtu=1400")
+    [plugin] = run.list("blue")["plugins"]
+    assert plugin["uplink"] == {"weight": 3, "floor": "10mbit"}
+    assert plugin["mtu"] == 1400 and plugin["capabilities"]["uplink"] is True
+    assert "must be a number from 1 to 100" in run("network", "create", "-o", "uplink-weight=0").err
+    assert "unknown option 'uplink-weight'" in run("network", "create", "-d", "macvlan", "-o", "uplink-weight=2").err
+
+
 def test_networks_without_name_and_subnet_get_free_ones(run) -> None:
     assert [run.good("network", "create") for _ in range(3)] == ["weft0\n", "weft1\n", "weft2\n"]
     subnets = [run.list(f"weft{n}")["plugins"][0]["ipam"]["ranges"][0][0]["subnet"] for n in range(3)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
 from unit.kernel.topology import Topology
 
 from weft.errors import Exists, KernelRefused, Missing
-from weft.kernel.interface import USER_CHAINS, Limit, RoutingRule, UserChain, VethPeer
+from weft.kernel.interface import USER_CHAINS, Limit, RoutingRule, TrafficClass, UserChain, VethPeer
 
 
 def pair(topology: Topology) -> None:
@@ -61,6 +62,66 @@ def test_ingress_is_redirected_and_the_redirection_removed(topology: Topology) -
     topology.host.delete_link("ifb0")
     assert topology.host.redirect("veth0") == ""
     topology.host.set_redirect("veth0", "")
+
+
+def test_egress_is_redirected_beside_ingress(topology: Topology) -> None:
+    pair(topology)
+    for name in ("ifb0", "ifb1"):
+        topology.host.add_link(name, "ifb", up=True)
+    topology.host.set_redirect("veth0", "ifb1", egress=True)
+    assert topology.host.redirect("veth0", egress=True) == "ifb1"
+    assert topology.host.redirect("veth0") == ""
+    topology.host.set_redirect("veth0", "ifb0")
+    assert (topology.host.redirect("veth0"), topology.host.redirect("veth0", egress=True)) == ("ifb0", "ifb1")
+    topology.host.set_redirect("veth0", "", egress=True)
+    assert (topology.host.redirect("veth0"), topology.host.redirect("veth0", egress=True)) == ("ifb0", "")
+    topology.host.set_redirect("veth0", "")
+
+
+_ROOT = TrafficClass(1, 0, 3_000_000, 3_000_000, 10_000, 0)
+_INNER = TrafficClass(16, 1, 1_000, 3_000_000, 20_000, 4)
+_LEAF = TrafficClass(17, 16, 500_000, 6_000_000_000, 60_000, 7)
+
+
+def test_classes_read_back_as_written(topology: Topology) -> None:
+    pair(topology)
+    host = topology.host
+    assert (host.root_qdisc("veth0"), host.classes("veth0"), host.class_traffic("veth0")) == ("", (), ())
+    host.add_scheduler("veth0", 0x7765, 17)
+    assert host.root_qdisc("veth0") == "htb 7765:"
+    with pytest.raises(Exists):
+        host.add_scheduler("veth0", 0x7765, 17)
+    for one in (_ROOT, _INNER, _LEAF):
+        host.set_class("veth0", 0x7765, one, leaf=one is _LEAF)
+    assert host.classes("veth0") == (_ROOT, _INNER, _LEAF)
+    assert [one.number for one in host.class_traffic("veth0")] == [17]
+    for slower in (replace(_LEAF, ceil=2_000_000, priority=0), replace(_LEAF, rate=9_000, quantum=1_600)):
+        host.set_class("veth0", 0x7765, slower, leaf=True)
+        assert host.classes("veth0") == (_ROOT, _INNER, slower)
+    with pytest.raises(KernelRefused, match="in use"):
+        host.delete_class("veth0", 0x7765, 16)
+    for number in (17, 17, 16):
+        host.delete_class("veth0", 0x7765, number)
+    assert host.classes("veth0") == (_ROOT,)
+    host.delete_scheduler("veth0", 0x7766)
+    assert host.root_qdisc("veth0") == "htb 7765:"
+    for _ in range(2):
+        host.delete_scheduler("veth0", 0x7765)
+        assert host.root_qdisc("veth0") == ""
+
+
+def test_a_class_needs_its_scheduler(topology: Topology) -> None:
+    pair(topology)
+    with pytest.raises(Missing):
+        topology.host.set_class("veth0", 0x7765, _ROOT, leaf=False)
+    topology.host.set_limit("veth0", LIMITS[0])
+    assert topology.host.root_qdisc("veth0").startswith("tbf ")
+    with pytest.raises(Exists):
+        topology.host.add_scheduler("veth0", 0x7765, 0)
+    topology.host.set_limit("veth0", None)
+    topology.host.add_scheduler("veth0", 0x7765, 0)
+    topology.host.set_class("veth0", 0x7765, _LEAF, leaf=True)
+    assert topology.host.classes("veth0") == (replace(_LEAF, parent=0),)
 
 
 def test_limits_and_redirections_of_missing_links(topology: Topology) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Interface
 
 from weft.errors import Missing
-from weft.kernel.interface import BridgeVlan, FdbEntry, KernelRoute, Limit, Link, Neighbour, Nexthop
+from weft.kernel.interface import BridgeVlan, FdbEntry, KernelRoute, Limit, Link, Neighbour, Nexthop, TrafficClass
 from weft.types import Cidr
 
 KINDS = frozenset(
@@ -112,6 +112,9 @@ class FakeLink:
     dad: tuple[bool, bool] = (False, False)
     limit: Limit | None = None
     redirect: str = ""
+    redirect_egress: str = ""
+    root_qdisc: str = ""
+    classes: dict[int, TrafficClass] = field(default_factory=dict)
     mac_set: bool = False
     """Whether the MAC address was given (NET_ADDR_SET): otherwise a bridge takes the lowest of its ports'."""
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
-from weft.errors import Exists, KernelLacks, Missing
+from weft.errors import Exists, KernelLacks, KernelRefused, Missing
 from weft.kernel.fake.iptables import FakeIptables
 from weft.kernel.fake.links import FakeState
-from weft.kernel.interface import USER_CHAINS, Firewalls, Flow, Limit, Listener, RoutingRule, UserChain, hook_of
+from weft.kernel.interface import (
+    USER_CHAINS,
+    ClassTraffic,
+    Firewalls,
+    Flow,
+    Limit,
+    Listener,
+    RoutingRule,
+    TrafficClass,
+    UserChain,
+    hook_of,
+)
 from weft.kernel.verdicts import BaseChain, of_iptables
 from weft.types import Address
 
@@ -40,17 +52,68 @@ class FakeTraffic(FakeState):
         self._called("set_limit")
         self.existing(link, f"set the rate limit of {link}").limit = limit
 
-    def redirect(self, link: str) -> str:
+    def redirect(self, link: str, *, egress: bool = False) -> str:
         self._called("redirect")
-        target = self.existing(link, f"list the filters of {link}").redirect
+        there = self.existing(link, f"list the filters of {link}")
+        target = there.redirect_egress if egress else there.redirect
         return target if target in self.links_by_name else ""
 
-    def set_redirect(self, link: str, target: str) -> None:
+    def set_redirect(self, link: str, target: str, *, egress: bool = False) -> None:
         self._called("set_redirect")
-        doing = f"redirect the ingress of {link} to {target}"
+        doing = f"redirect the {'egress' if egress else 'ingress'} of {link} to {target}"
         if target:
             self.existing(target, doing)
-        self.existing(link, doing).redirect = target
+        if egress:
+            self.existing(link, doing).redirect_egress = target
+        else:
+            self.existing(link, doing).redirect = target
+
+    def root_qdisc(self, link: str) -> str:
+        self._called("root_qdisc")
+        there = self.existing(link, f"list the queueing disciplines of {link}")
+        return "tbf 1:" if there.limit is not None else there.root_qdisc
+
+    def add_scheduler(self, link: str, major: int, default: int) -> None:
+        self._called("add_scheduler")
+        doing = f"make the scheduler htb of {link}"
+        there = self.existing(link, doing)
+        if there.root_qdisc or there.limit is not None:
+            raise Exists(f"cannot {doing}: the kernel says Exclusivity flag on, cannot modify")
+        there.root_qdisc = f"htb {major:x}:"
+
+    def delete_scheduler(self, link: str, major: int) -> None:
+        self._called("delete_scheduler")
+        there = self.existing(link, f"delete the scheduler htb of {link}")
+        if there.root_qdisc == f"htb {major:x}:":
+            there.root_qdisc, there.classes = "", {}
+
+    def classes(self, link: str) -> tuple[TrafficClass, ...]:
+        self._called("classes")
+        there = self.existing(link, f"list the classes of {link}")
+        return tuple(there.classes[number] for number in sorted(there.classes))
+
+    def set_class(self, link: str, major: int, wanted: TrafficClass, *, leaf: bool) -> None:
+        self._called("set_class")
+        doing = f"set the class {major:x}:{wanted.number:x} of {link}"
+        there = self.existing(link, doing)
+        if there.root_qdisc != f"htb {major:x}:":
+            raise Missing(f"cannot {doing}: the kernel says Failed to find specified qdisc")
+        # Without the parent it has none, see htb_change_class.
+        there.classes[wanted.number] = wanted if wanted.parent in there.classes else replace(wanted, parent=0)
+
+    def delete_class(self, link: str, major: int, number: int) -> None:
+        self._called("delete_class")
+        doing = f"delete the class {major:x}:{number:x} of {link}"
+        there = self.existing(link, doing)
+        if any(one.parent == number for one in there.classes.values()):
+            raise KernelRefused(f"cannot {doing}: the kernel says HTB class in use", hint="it is in use")
+        there.classes.pop(number, None)
+
+    def class_traffic(self, link: str) -> tuple[ClassTraffic, ...]:
+        self._called("class_traffic")
+        there = self.existing(link, f"list the queueing disciplines of {link}").classes
+        parents = {one.parent for one in there.values()}
+        return tuple(ClassTraffic(number) for number in sorted(there) if number not in parents)
 
     def routing_rules(self) -> tuple[RoutingRule, ...]:
         self._called("routing_rules")

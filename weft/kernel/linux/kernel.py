@@ -18,6 +18,7 @@ from weft.kernel import netns, sysctl
 from weft.kernel.canonical import describe
 from weft.kernel.interface import (
     BridgeVlan,
+    ClassTraffic,
     FdbEntry,
     Firewalls,
     Flow,
@@ -29,6 +30,7 @@ from weft.kernel.interface import (
     Neighbour,
     Nexthop,
     RoutingRule,
+    TrafficClass,
     VethPeer,
 )
 from weft.kernel.linux import tuntap
@@ -36,6 +38,7 @@ from weft.kernel.netlink import (
     addresses,
     deletion,
     fdb,
+    htb,
     links,
     neighbours,
     nexthops,
@@ -377,11 +380,32 @@ class LinuxNamespace:
     def set_limit(self, link: str, limit: Limit | None) -> None:
         qdiscs.set_limit(self._socket, link, limit)
 
-    def redirect(self, link: str) -> str:
-        return qdiscs.redirect(self._socket, link)
+    def redirect(self, link: str, *, egress: bool = False) -> str:
+        return qdiscs.redirect(self._socket, link, egress)
 
-    def set_redirect(self, link: str, target: str) -> None:
-        qdiscs.set_redirect(self._socket, link, target)
+    def set_redirect(self, link: str, target: str, *, egress: bool = False) -> None:
+        qdiscs.set_redirect(self._socket, link, target, egress)
+
+    def root_qdisc(self, link: str) -> str:
+        return htb.root_qdisc(self._socket, link)
+
+    def add_scheduler(self, link: str, major: int, default: int) -> None:
+        htb.add_scheduler(self._socket, link, major, default)
+
+    def delete_scheduler(self, link: str, major: int) -> None:
+        htb.delete_scheduler(self._socket, link, major)
+
+    def classes(self, link: str) -> tuple[TrafficClass, ...]:
+        return htb.classes(self._socket, link)
+
+    def set_class(self, link: str, major: int, wanted: TrafficClass, *, leaf: bool) -> None:
+        htb.set_class(self._socket, link, major, wanted, leaf=leaf)
+
+    def delete_class(self, link: str, major: int, number: int) -> None:
+        htb.delete_class(self._socket, link, major, number)
+
+    def class_traffic(self, link: str) -> tuple[ClassTraffic, ...]:
+        return htb.class_traffic(self._socket, link)
 
     def routing_rules(self) -> tuple[RoutingRule, ...]:
         return rules.list_rules(self._socket)

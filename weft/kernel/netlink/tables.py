@@ -65,6 +65,59 @@ class Tbf(Layout):
     )
 
 
+class HtbParameters(Layout):
+    """``struct tc_htb_opt``; the times are in the kernel's ticks of 64 ns."""
+
+    fields = (
+        ("cell_log", "B"), ("link_layer", "B"), ("overhead", "H"), ("cell_align", "h"), ("mpu", "H"), ("rate", "I"),
+        ("ceil_cell_log", "B"), ("ceil_link_layer", "B"), ("ceil_overhead", "H"), ("ceil_cell_align", "h"),
+        ("ceil_mpu", "H"), ("ceil", "I"), ("buffer", "I"), ("ceil_buffer", "I"), ("quantum", "I"), ("level", "I"),
+        ("priority", "I"),
+    )  # fmt: skip
+
+
+class HtbDefaults(Layout):
+    """``struct tc_htb_glob``."""
+
+    fields = (("version", "I"), ("rate_to_quantum", "I"), ("default", "I"), ("debug", "I"), ("direct", "I"))
+
+
+class Htb(Layout):
+    """The hierarchical token bucket: a class's options, or the qdisc's."""
+
+    parameters, defaults, number, long = HtbParameters, HtbDefaults, Number, Long
+    nla_map = (
+        (1, "TCA_HTB_PARMS", "parameters"),
+        (2, "TCA_HTB_INIT", "defaults"),
+        (5, "TCA_HTB_DIRECT_QLEN", "number"),
+        (6, "TCA_HTB_RATE64", "long"),
+        (7, "TCA_HTB_CEIL64", "long"),
+    )
+
+
+class Fifo(Layout):
+    """``struct tc_fifo_qopt``: the limit of a pfifo, in packets."""
+
+    fields = (("limit", "I"),)
+
+
+class BasicStatistics(Layout):
+    """``struct gnet_stats_basic``."""
+
+    fields = (("bytes", "Q"), ("packets", "I"))
+
+
+class QueueStatistics(Layout):
+    """``struct gnet_stats_queue``."""
+
+    fields = (("length", "I"), ("backlog", "I"), ("drops", "I"), ("requeues", "I"), ("overlimits", "I"))
+
+
+class Statistics(Layout):
+    basic, queue = BasicStatistics, QueueStatistics
+    nla_map = ((1, "TCA_STATS_BASIC", "basic"), (3, "TCA_STATS_QUEUE", "queue"))
+
+
 class MirredParameters(Layout):
     """``struct tc_mirred``."""
 
@@ -106,7 +159,8 @@ class U32(Layout):
 
 
 class TrafficControl(Layout):
-    """A queueing discipline or a filter (``struct tcmsg``)."""
+    """A queueing discipline, a class or a filter (``struct tcmsg``)."""
 
-    kinds = {"tbf": Tbf, "u32": U32}  # noqa: RUF012
-    nla_map = ((1, "TCA_KIND", "asciiz"), (2, "TCA_OPTIONS", "options"))
+    statistics = Statistics
+    kinds = {"tbf": Tbf, "u32": U32, "htb": Htb, "pfifo": Fifo}  # noqa: RUF012
+    nla_map = ((1, "TCA_KIND", "asciiz"), (2, "TCA_OPTIONS", "options"), (7, "TCA_STATS2", "statistics"))
