@@ -14,6 +14,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -34,11 +35,14 @@ _SET_PDEATHSIG, _SET_NAME = 1, 15  # linux/prctl.h
 Work = Callable[[socket.socket], None]
 """What a worker does with its end of the pair; it confines itself before it reads from it."""
 
+Prepare = Callable[[], Work]
+"""Imports and reads what the worker needs, before it becomes another user."""
+
 
 class Spawner:
     """In the daemon: starts and ends workers, by the names in ``workers``. One thread uses it."""
 
-    def __init__(self, workers: Mapping[str, Work]) -> None:
+    def __init__(self, workers: Mapping[str, Prepare]) -> None:
         """Fork it. Call it before the first thread starts. Raises OSError."""
         self._control, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         gc.collect()
@@ -92,7 +96,7 @@ class Spawner:
 class _Process:
     """The process itself."""
 
-    def __init__(self, control: socket.socket, workers: Mapping[str, Work]) -> None:
+    def __init__(self, control: socket.socket, workers: Mapping[str, Prepare]) -> None:
         self._control = control
         self._workers = workers
         self._running: set[int] = set()
@@ -141,6 +145,9 @@ class _Process:
         parent = os.getppid()
         end = socket.socket(fileno=descriptor)  # is closed by exit
         _close_others(end)
+        work = self._workers[name]()
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         confinement.bound(())
         try:
             os.setgroups([])
@@ -152,7 +159,7 @@ class _Process:
         self._libc.prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         self._libc.prctl(_SET_NAME, f"weft-{name}".encode(), 0, 0, 0)
         if os.getppid() == parent:
-            self._workers[name](end)
+            work(end)
 
     def _kill(self, process: int) -> int:
         if process in self._running:

@@ -46,11 +46,12 @@ from weft.daemon_socket import AlreadyRunning, DaemonSocket
 from weft.daemons import REFRESHED
 from weft.errors import StateDamaged, WeftError
 from weft.kernel.linux.kernel import LinuxKernel
-from weft.spawner import Spawner
+from weft.spawner import Spawner, Work
 from weft.types import Side
 
 if TYPE_CHECKING:
     from cni_plugin.agent.following import Following
+    from cni_plugin.agent.probe_front import ProbeFront
     from discovery.api.router import Route
     from discovery.api.server import ApiServer
     from discovery.health.checker import Checker
@@ -179,8 +180,12 @@ class Agent:
         # The HTTP library takes a third of a second to import; DNS is served meanwhile.
         following = await asyncio.to_thread(_following)
         await self._start_part("follower", following(self._folder, metrics))
-        new_server, new_checker, page_routes = await asyncio.to_thread(_http)
-        await self._start_part("checks", new_checker(registry, catalog, metrics, scripts=settings.scripts))
+        new_server, new_checker, new_prober, page_routes = await asyncio.to_thread(_http)
+        prober = new_prober(self._spawner, metrics)
+        await self._start_part("probes", prober)
+        await self._start_part(
+            "checks", new_checker(registry, catalog, metrics, scripts=settings.scripts, prober=prober)
+        )
         serving = replace(settings.http, listen=(*settings.http.listen, os.path.join(self._folder, "api.sock")))
 
         async def leave() -> None:
@@ -307,13 +312,14 @@ def _following() -> type[Following]:
     return Following
 
 
-def _http() -> tuple[type[ApiServer], type[Checker], Callable[[Overview], tuple[Route, ...]]]:
-    """Import what needs the HTTP library: the API server, the checker and the page's routes."""
+def _http() -> tuple[type[ApiServer], type[Checker], type[ProbeFront], Callable[[Overview], tuple[Route, ...]]]:
+    """Import what needs the HTTP library: the API server, the checker, its prober and the page's routes."""
+    from cni_plugin.agent.probe_front import ProbeFront
     from discovery.api.server import ApiServer
     from discovery.health.checker import Checker
     from discovery.page.pages import routes
 
-    return ApiServer, Checker, routes
+    return ApiServer, Checker, ProbeFront, routes
 
 
 def main(arguments: list[str]) -> int:
@@ -349,12 +355,19 @@ starts an agent automatically; weft up starts one in the background.
 
 
 def _serve(path: str, idle: float) -> int:
-    spawner = Spawner({dns_front.NAME: dns_worker.run})
+    spawner = Spawner({dns_front.NAME: lambda: dns_worker.run, "probes": _prepare_probes})
     confinement.confine(AGENT)
     try:
         return _serve_confined(path, spawner, idle)
     finally:
         spawner.close()
+
+
+def _prepare_probes() -> Work:
+    """Import the HTTP library, in the worker that executes checks."""
+    from cni_plugin.agent import probe_worker
+
+    return probe_worker.prepare()
 
 
 def _serve_confined(path: str, spawner: Spawner, idle: float) -> int:

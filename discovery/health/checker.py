@@ -9,9 +9,10 @@ import random
 import resource
 import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from discovery.catalog import Catalog, node_checks
-from discovery.health.probes import STALL_SECONDS, Prober
+from discovery.health.probes import STALL_SECONDS, Prober, ProbeResult
 from discovery.health.status_handler import StatusHandler
 from discovery.metrics import Metrics
 from discovery.registry import NotRegistered, Registry
@@ -35,17 +36,31 @@ _PROBED = (*NETWORK_CHECKS, "grpc")
 _MIN_INTERVAL = 0.1  # seconds
 
 
-class Checker:
-    """Runs the checks of a registry. ``scripts`` allows script checks."""
+class Probing(Protocol):
+    """Executes checks, as Prober."""
 
-    def __init__(self, registry: Registry, catalog: Catalog, metrics: Metrics, *, scripts: bool = False) -> None:
+    async def probe(self, definition: CheckDefinition) -> ProbeResult: ...
+
+
+class Checker:
+    """Runs the checks of a registry. ``scripts`` allows script checks; ``prober`` executes them all."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        catalog: Catalog,
+        metrics: Metrics,
+        *,
+        scripts: bool = False,
+        prober: Probing | None = None,
+    ) -> None:
         self._registry = registry
         self._catalog = catalog
         self._scripts = scripts
         self._running: dict[str, tuple[CheckDefinition, asyncio.Task[None]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._expiring: set[asyncio.Task[None]] = set()
-        self._prober = Prober(_concurrent_checks())
+        self._prober = prober or Prober(concurrent_checks())
         self._runners: dict[str, Callable[[CheckDefinition], Awaitable[None]]] = {
             **dict.fromkeys(_PROBED, self._run_interval),
             "script": self._run_script,
@@ -211,7 +226,7 @@ class Checker:
                         await self._registry.deregister(definition.service_id)
 
 
-def _concurrent_checks() -> int:
+def concurrent_checks() -> int:
     """How many checks the limit of open files permits, after raising it as far as permitted."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONCURRENT + _OTHER_FILES

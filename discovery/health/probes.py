@@ -12,9 +12,10 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
-from ipaddress import ip_address
+from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -22,15 +23,16 @@ from aiohappyeyeballs import start_connection
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from discovery.check_targets import parse_url, split_host_port
+from discovery.health import namespaces
 from discovery.health.grpc_probe import serving_status
+from discovery.health.namespaces import AddressInfo
 from discovery.health.resolver import Address, Resolver
 from discovery.structs import CheckDefinition, Status, cut_output
-from weft.errors import NamespaceProblem, WeftError
-from weft.kernel import netns
+from weft.errors import WeftError
 
 ProbeResult = tuple[Status, str]
-AddressInfo = tuple[int, int, int, str, tuple[object, ...]]
-"""As getaddrinfo(3) returns it."""
+OpenSocket = Callable[[CheckDefinition, AddressInfo, Collection[str] | None], socket.socket]
+"""As ``namespaces.open_socket``, which it is where the prober is in the agent."""
 
 STALL_SECONDS = 0.5
 """A timeout that is noticed this late is this process's doing: it was stopped, or busy."""
@@ -46,11 +48,23 @@ _HEADERS = {"User-Agent": "Consul Health Check", "Accept": "text/plain, text/*, 
 """Consul's, unless the check has its own: services exclude them from logs by the first."""
 
 
+Sockets = Callable[[AddressInfo], socket.socket]
+
+
+class Lookups(Protocol):
+    """Looks hosts up, as Resolver."""
+
+    async def start(self, host: str) -> asyncio.Future[Sequence[Address]]: ...
+
+
 class Prober:
     """Executes checks; at most ``concurrent`` at a time."""
 
-    def __init__(self, concurrent: int, resolver: Resolver | None = None) -> None:
+    def __init__(
+        self, concurrent: int, resolver: Lookups | None = None, open_socket: OpenSocket = namespaces.open_socket
+    ) -> None:
         self._resolver = resolver or Resolver()
+        self._open_socket = open_socket
         self._slots = asyncio.Semaphore(concurrent)
 
     async def probe(self, definition: CheckDefinition) -> ProbeResult:
@@ -63,7 +77,7 @@ class Prober:
 
     async def _attempt(self, definition: CheckDefinition) -> ProbeResult | None:
         """One attempt; None if the timeout was noticed late."""
-        host = _host(definition)
+        host = target_host(definition)
         try:
             lookup = await self._resolver.start(host) if host else None
             async with self._slots, asyncio.timeout(definition.timeout) as limit:
@@ -87,19 +101,33 @@ class Prober:
             case "http":
                 resolver = _Resolver(self._resolver, host, lookup)
                 if not definition.netns or lookup is None:
-                    return await _http(definition, resolver, _sockets(definition))
+                    return await _http(definition, resolver, self._sockets(definition))
                 # Redirects to other hosts are refused: only where the target itself is, is connected to.
                 target = {address for _, address in await asyncio.shield(lookup)}
-                return await _http(definition, resolver, _sockets(definition, target))
+                return await _http(definition, resolver, self._sockets(definition, target))
         assert lookup is not None
         found = await asyncio.shield(lookup)
-        return await (_tcp if definition.type == "tcp" else _udp)(definition, found)
+        return await (_tcp if definition.type == "tcp" else _udp)(definition, found, self._sockets(definition))
+
+    def _sockets(self, definition: CheckDefinition, target: Collection[str] | None = None) -> Sockets:
+        """Creates the sockets of a check."""
+
+        def open_socket(info: AddressInfo) -> socket.socket:
+            try:
+                sock = self._open_socket(definition, info, target)
+            except WeftError as error:
+                # aiohappyeyeballs tries the next address after an OSError, and loses any other error.
+                raise OSError(0, error.message) from error
+            sock.setblocking(False)
+            return sock
+
+        return open_socket
 
 
 class _Resolver(AbstractResolver):
     """The resolver of one HTTP probe; redirects may lead to other hosts."""
 
-    def __init__(self, resolver: Resolver, host: str, lookup: asyncio.Future[Sequence[Address]] | None) -> None:
+    def __init__(self, resolver: Lookups, host: str, lookup: asyncio.Future[Sequence[Address]] | None) -> None:
         self._resolver = resolver
         self._host = host
         self._lookup = lookup
@@ -118,19 +146,11 @@ class _Resolver(AbstractResolver):
         """Lookups in progress are others' as well."""
 
 
-def _host(definition: CheckDefinition) -> str:
+def target_host(definition: CheckDefinition) -> str:
     """The host that a check looks up, "" if there is none."""
     if definition.type in ("tcp", "udp"):
         return split_host_port(definition.target, definition.type)[0]
     return urlsplit(parse_url(definition.target)).hostname or "" if definition.type == "http" else ""
-
-
-def _port(definition: CheckDefinition) -> int:
-    """The port of a check's target."""
-    if definition.type in ("tcp", "udp"):
-        return split_host_port(definition.target, definition.type)[1]
-    url = urlsplit(parse_url(definition.target))
-    return url.port or (443 if url.scheme == "https" else 80)
 
 
 def _timed_out(definition: CheckDefinition) -> str:
@@ -149,72 +169,15 @@ def _describe(definition: CheckDefinition) -> str:
     return definition.target or " ".join(definition.arguments)
 
 
-@contextlib.contextmanager
-def _in_netns(definition: CheckDefinition) -> Iterator[bool]:
-    """Enter the check's network namespace, if it has one; sockets created within stay in it. Yields
-    whether it is another one than this process's.
-
-    Raises NamespaceProblem for a path that has become another namespace: that of a process whose id
-    was reused, for instance.
-    """
-    if not definition.netns:
-        yield False
-        return
-    descriptor, found = netns.open_namespace(definition.netns)
-    own = os.stat(netns.CURRENT).st_ino
-    try:
-        if definition.netns_inode not in (0, found.inode):
-            raise NamespaceProblem(f"{definition.netns} is not the container's network namespace any more")
-        with netns.inside(descriptor):
-            yield found.inode != own
-    finally:
-        os.close(descriptor)
-
-
-def _sockets(
-    definition: CheckDefinition, target: Collection[str] | None = None
-) -> Callable[[AddressInfo], socket.socket]:
-    """Creates sockets in the check's namespace; for a container's check, only for the container's
-    addresses, those of ``target`` alone if given, and the port of the check's target.
-    """
-    port = _port(definition)
-
-    def open_socket(info: AddressInfo) -> socket.socket:
-        try:
-            with _in_netns(definition) as own_loopback:
-                if definition.netns:
-                    _refuse_elsewhere(definition, target, port, info, own_loopback=own_loopback)
-                sock = socket.socket(info[0], info[1] | socket.SOCK_CLOEXEC, info[2])
-        except WeftError as error:
-            # aiohappyeyeballs tries the next address after an OSError, and loses any other error.
-            raise OSError(0, error.message) from error
-        sock.setblocking(False)
-        return sock
-
-    return open_socket
-
-
-def _refuse_elsewhere(
-    definition: CheckDefinition, target: Collection[str] | None, port: int, info: AddressInfo, *, own_loopback: bool
-) -> None:
-    """Raises WeftError unless the address is the container's."""
-    address = str(info[4][0])
-    found = ip_address(address)
-    found = getattr(found, "ipv4_mapped", None) or found
-    own = {ip_address(text) for text in definition.reachable}
-    permitted = found in own or (own_loopback and found.is_loopback)
-    if not permitted:
-        raise WeftError(
-            f"refused to connect to {address}: a container's check reaches the container alone, "
-            f"{', '.join(definition.reachable) or 'which has no address'}",
-            hint="register the check through the HTTP API",
-        )
-    if info[4][1] != port or (target is not None and address not in target):
-        raise WeftError(
-            f"refused to be redirected to {address} port {info[4][1]}: a container's check is redirected on the "
-            "same host and port only",
-            hint="register the check through the HTTP API",
-        )
+def load_authorities() -> None:
+    """Read all certificate authorities of the host now, for a process that opens no file later."""
+    folder = ssl.get_default_verify_paths().capath
+    paths = sorted(path for path in Path(folder).glob("*.[0-9]")) if folder else []
+    for verify in (True, False):
+        context = _tls(verify)
+        for path in paths if verify else ():
+            with contextlib.suppress(OSError):  # ssl.SSLError is one
+                context.load_verify_locations(path)
 
 
 @cache
@@ -225,9 +188,7 @@ def _tls(verify: bool) -> ssl.SSLContext:
     return context
 
 
-async def _http(
-    definition: CheckDefinition, resolver: AbstractResolver, sockets: Callable[[AddressInfo], socket.socket]
-) -> ProbeResult:
+async def _http(definition: CheckDefinition, resolver: AbstractResolver, sockets: Sockets) -> ProbeResult:
     connector = aiohttp.TCPConnector(
         force_close=True,
         ssl=_tls(not definition.tls_skip_verify),
@@ -265,12 +226,12 @@ async def _http(
         return Status.WARNING if answer.status == _TOO_MANY else Status.CRITICAL, text
 
 
-async def _tcp(definition: CheckDefinition, found: Sequence[Address]) -> ProbeResult:
+async def _tcp(definition: CheckDefinition, found: Sequence[Address], sockets: Sockets) -> ProbeResult:
     loop = asyncio.get_running_loop()
     host, port = split_host_port(definition.target, "tcp")
     infos = [_info(address, socket.SOCK_STREAM, port) for address in found]
     sock = await start_connection(
-        infos, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, socket_factory=_sockets(definition)
+        infos, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, socket_factory=sockets
     )
     with contextlib.closing(sock):
         if definition.tls:
@@ -284,12 +245,12 @@ async def _tcp(definition: CheckDefinition, found: Sequence[Address]) -> ProbeRe
     return Status.PASSING, f"TCP connect {definition.target}: Success"
 
 
-async def _udp(definition: CheckDefinition, found: Sequence[Address]) -> ProbeResult:
+async def _udp(definition: CheckDefinition, found: Sequence[Address], sockets: Sockets) -> ProbeResult:
     """An address that does not answer "port unreachable" is enough."""
     port = split_host_port(definition.target, "udp")[1]
     for last, address in enumerate(found, 1):
         try:
-            await _send(definition, _info(address, socket.SOCK_DGRAM, port))
+            await _send(definition, _info(address, socket.SOCK_DGRAM, port), sockets)
             break
         except OSError:
             if last == len(found):
@@ -297,9 +258,9 @@ async def _udp(definition: CheckDefinition, found: Sequence[Address]) -> ProbeRe
     return Status.PASSING, f"UDP send to {definition.target}: Success"
 
 
-async def _send(definition: CheckDefinition, info: AddressInfo) -> None:
+async def _send(definition: CheckDefinition, info: AddressInfo, sockets: Sockets) -> None:
     loop = asyncio.get_running_loop()
-    with contextlib.closing(_sockets(definition)(info)) as sock:
+    with contextlib.closing(sockets(info)) as sock:
         await loop.sock_connect(sock, info[4])
         await loop.sock_sendall(sock, b"\0")
         with contextlib.suppress(TimeoutError):

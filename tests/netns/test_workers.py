@@ -1,4 +1,4 @@
-"""What parses DNS runs without privileges, and its loss is short and touches no connection."""
+"""What parses DNS and answers to checks runs without privileges; its loss is short and touches nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from netns.test_services import CHECKED, STARTS, Load, Topology
 from lab.callers import status
 from lab.host import Host
 from lab.plugins import Cni
-from lab.services import Held
+from lab.services import Greeters, Held
 from lab.waiting import until
 from weft.capabilities import AGENT, SPAWNER, Capability
 
@@ -57,6 +57,13 @@ def capabilities(process: int) -> list[str]:
     return [found[f"Cap{name}"] for name in ("Prm", "Eff", "Inh", "Amb")]
 
 
+def assert_unprivileged(process: int) -> None:
+    found = status(process)
+    assert {found[f"Cap{name}"] for name in ("Prm", "Eff", "Inh", "Amb", "Bnd")} == {"0" * 16}
+    assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
+    assert found["Uid"].split() == found["Gid"].split() == NOBODY and not found["Groups"]
+
+
 def test_what_parses_dns_has_no_privilege_and_is_replaced(topology: Topology) -> None:
     for name in ("a", "client"):
         topology.add(name, "blue", 10, services=[] if name == "client" else [CHECKED])
@@ -65,10 +72,7 @@ def test_what_parses_dns_has_no_privilege_and_is_replaced(topology: Topology) ->
     spawner, none = children(agent)["weft-spawner"], "0" * 16
     assert capabilities(agent) == [mask(AGENT), mask(AGENT), none, none]
     assert capabilities(spawner) == [mask(SPAWNER), mask(SPAWNER), none, none]
-    found = status(worker(topology))
-    assert [found[f"Cap{name}"] for name in ("Prm", "Eff", "Inh", "Amb", "Bnd")] == [none] * 5
-    assert (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2")
-    assert found["Uid"].split() == found["Gid"].split() == NOBODY and not found["Groups"]
+    assert_unprivileged(worker(topology))
 
     held = Held("/run/netns/client", topology.virtual(), 80, 5)
     try:
@@ -92,6 +96,21 @@ def test_what_parses_dns_has_no_privilege_and_is_replaced(topology: Topology) ->
     left = (spawner, worker(topology))
     os.kill(agent, signal.SIGKILL)
     until(lambda: not any(_lives(one) for one in left), what="the end of the agent's processes")
+
+
+def test_what_reads_answers_to_checks_has_no_privilege_and_is_replaced(topology: Topology) -> None:
+    topology.add("a", "blue", 10, services=[CHECKED])
+    topology.until_healthy("a")
+    before = worker(topology, "weft-probes")
+    assert_unprivileged(before)
+    os.kill(before, signal.SIGKILL)
+    topology.servers["a"].close()
+    until(lambda: topology.healthy() == [], STARTS, "a critical check")
+    before = worker(topology, "weft-probes")
+    os.kill(before, signal.SIGSTOP)
+    topology.servers["a"] = Greeters("/run/netns/a", {"a": ("::", 80)})
+    topology.until_healthy("a")
+    assert worker(topology, "weft-probes") not in (0, before)
 
 
 def _lives(process: int) -> bool:

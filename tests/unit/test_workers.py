@@ -5,6 +5,7 @@ of what they say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -12,16 +13,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cni_plugin.agent.dns_front import DnsFront
+from cni_plugin.agent.probe_front import ProbeFront
 from discovery.catalog import Catalog
 from discovery.dns.network_zones import NetworkZones
 from discovery.dns.settings import DnsSettings
+from discovery.health.probes import ProbeResult
 from discovery.metrics import Metrics
+from discovery.structs import CheckDefinition, Status
 from lab.waiting import PATIENTLY
+from weft.kernel import netns
 from weft.pair import Message, Pair
 from weft.spawner import Spawner
 
@@ -75,7 +81,7 @@ def status(process):
     with open(f"/proc/{process}/status") as file:
         return dict(line.split(":", 1) for line in file)
 os.pipe()
-spawner = Spawner({"echo": echo, "fail": fail})
+spawner = Spawner({"echo": lambda: echo, "fail": lambda: fail})
 processes = [spawner.process]
 for _ in range(3):
     process, end = spawner.start("echo")
@@ -250,6 +256,112 @@ def test_counts_of_a_replaced_worker_are_kept() -> None:
             await wait(lambda: len(spawner.workers) == number + 2)  # noqa: B023
 
     served(test)
+
+
+HTTP = CheckDefinition("h", "h", "http", target="http://web:80/", interval=1.0)
+INSIDE = CheckDefinition(
+    "c", "c", "tcp", target="127.0.0.1:80", interval=1.0, netns="/proc/self/ns/net", reachable=("127.0.0.1",)
+)
+
+
+def probed(definition: CheckDefinition, test: Callable[[FakeSpawner, ProbeFront], Awaitable[None]]) -> ProbeResult:
+    """The result of a check, whose worker the test plays."""
+
+    async def run() -> ProbeResult:
+        spawner = FakeSpawner()
+        front = ProbeFront(spawner, Metrics())
+        probing = asyncio.create_task(front.probe(definition))
+        await wait(lambda: spawner.workers)
+        try:
+            await test(spawner, front)
+            return await asyncio.wait_for(probing, PATIENTLY)
+        finally:
+            probing.cancel()
+            await front.stop()
+
+    return asyncio.run(run())
+
+
+def say(worker: socket.socket, *message: object) -> None:
+    worker.send(framed(json.dumps(message).encode()))
+
+
+def test_a_check_that_a_worker_has_not_finished_is_executed_by_the_next() -> None:
+    async def test(spawner: FakeSpawner, front: ProbeFront) -> None:
+        spawner.workers[0].close()
+        await wait(lambda: len(spawner.workers) == 2)
+        say(spawner.workers[1], "result", 1, "passing", "x" * 10_000)
+
+    assert probed(HTTP, test) == (Status.PASSING, "x" * HTTP.output_max_size)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ["result", 1, "fine", ""], ["result", 2, "passing", ""], ["result", "1", "passing", ""],
+        ["result", 1, "passing"], ["lookup", 1, 1, "x" * 2000], ["lookup", 1, -1, "web"], ["lookup", 1, 1, 7],
+        ["socket", 1], ["pong", 1, 1],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_worker_that_says_no_result_is_replaced(message: Message) -> None:
+    async def test(spawner: FakeSpawner, front: ProbeFront) -> None:
+        say(spawner.workers[0], *message)
+        await wait(lambda: len(spawner.workers) == 2)
+        say(spawner.workers[1], "result", 1, "warning", "")
+
+    assert probed(HTTP, test)[0] is Status.WARNING
+
+
+def test_a_containers_check_looks_up_no_other_host() -> None:
+    async def test(spawner: FakeSpawner, front: ProbeFront) -> None:
+        say(spawner.workers[0], "lookup", 1, 1, "example.com")
+        await wait(lambda: len(spawner.workers) == 2)
+        say(spawner.workers[1], "result", 1, "passing", "")
+
+    probed(replace(INSIDE, type="http", target="http://127.0.0.1/"), test)
+
+
+@pytest.mark.parametrize(
+    ("definition", "request_", "said"),
+    [
+        (INSIDE, [1, 2, "127.0.0.1", 80], ""),
+        (INSIDE, [1, 2, "127.0.0.1", 81], "same host and port"),
+        (INSIDE, [1, 2, "127.0.0.2", 80], "reaches the container alone"),
+        (INSIDE, [1, 2, "::1", 80], "no such address"),
+        (INSIDE, [1, 16, "127.0.0.1", 80], "no such check"),
+        (INSIDE, [2, 2, "127.0.0.1", 80], "no such check"),
+        (INSIDE, [1, 2, "127.0.0.1", "80"], "no such address"),
+        (INSIDE, [1, 2, "localhost", 80], "does not appear"),
+        (INSIDE, [1], "not enough"),
+        (INSIDE, {}, "not enough"),
+        (INSIDE, [[1], 2, "127.0.0.1", 80], "unhashable"),
+        (HTTP, [1, 2, "127.0.0.1", 80], "no such check"),
+        (replace(INSIDE, netns_inode=1), [1, 2, "127.0.0.1", 80], "not the container's network namespace"),
+    ],
+    ids=str,
+)
+def test_sockets_are_opened_as_the_check_permits(
+    definition: CheckDefinition, request_: object, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netns, "inside", lambda descriptor: contextlib.nullcontext())  # needs root
+
+    async def test(spawner: FakeSpawner, front: ProbeFront) -> None:
+        worker = spawner.workers[0]
+        worker.setblocking(True)
+        _, (control, *_), _, _ = await asyncio.to_thread(socket.recv_fds, worker, 1 << 16, 4)
+        with socket.socket(fileno=control) as asking:
+            asking.send(json.dumps(request_).encode())
+            answer, found, _, _ = await asyncio.to_thread(socket.recv_fds, asking, 1024, 4)
+        assert bool(found) is not bool(said)
+        if said:
+            assert said in json.loads(answer)[1]
+        for one in found:
+            with socket.socket(fileno=one) as opened:
+                assert (opened.family, opened.type) == (socket.AF_INET, socket.SOCK_STREAM)
+        say(worker, "result", 1, "passing", "")
+
+    probed(definition, test)
 
 
 def served(test: Callable[[FakeSpawner, DnsFront], Awaitable[None]]) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import Fields
-from discovery.health import probes
+from discovery.health import namespaces, probes
 from discovery.health.probes import Prober
 from discovery.health.resolver import MAX_LOOKUPS, Address, Resolver
 from discovery.structs import CheckDefinition, Status
@@ -276,7 +276,7 @@ def test_a_timeout_while_the_agent_was_stopped_does_not_count(monkeypatch: pytes
     """As after SIGSTOP, or a suspended virtual machine: the target had no time to answer."""
     attempts: list[float] = []
 
-    async def stalled(definition: CheckDefinition, found: Sequence[Address]) -> tuple[Status, str]:
+    async def stalled(definition: CheckDefinition, found: Sequence[Address], sockets: object) -> tuple[Status, str]:
         attempts.append(time.monotonic())
         await asyncio.sleep(0)
         if len(attempts) == 1:
@@ -305,7 +305,7 @@ def of_container(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CheckDefiniti
     to enter.
     """
     path = "/proc/self/ns/net"
-    monkeypatch.setattr(probes.netns, "inside", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(namespaces.netns, "inside", lambda _: contextlib.nullcontext())
 
     def build(*reachable: str, **fields: object) -> CheckDefinition:
         return replace(check(**fields), netns=path, reachable=reachable or ("127.0.0.2",))
