@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from weft.kernel.interface import KernelRoute
-from weft.types import Route
 
 MAIN_TABLE, LOCAL_TABLE = 254, 255
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST = 0, 253, 254
@@ -18,12 +17,12 @@ IPV6_PRIORITY = 1024
 """The default metric of IPv6 routes (IP6_RT_PRIO_USER)."""
 
 
-def default_scope(route: Route, nexthop: int = 0) -> int:
-    """The scope that ``ip route add`` sets: link for IPv4 with neither gateway nor nexthop, else
-    universe.
+def default_scope(route: KernelRoute) -> int:
+    """The scope that ``ip route add`` sets: link for an IPv4 unicast route with neither gateway nor
+    nexthop, else universe.
     """
-    direct = route.gateway is None and not nexthop
-    return SCOPE_LINK if route.destination.version == 4 and direct else SCOPE_UNIVERSE
+    direct = route.route.gateway is None and not route.nexthop and not route.unreachable
+    return SCOPE_LINK if route.route.destination.version == 4 and direct else SCOPE_UNIVERSE
 
 
 def canonical(route: KernelRoute) -> KernelRoute:
@@ -37,7 +36,7 @@ def canonical(route: KernelRoute) -> KernelRoute:
     if wanted.destination.version == 6:
         scope = None  # IPv6 routes have none
         priority = None if priority == IPV6_PRIORITY else priority
-    elif scope == default_scope(wanted, route.nexthop):
+    elif scope == default_scope(route):
         scope = None
     plain = replace(
         wanted,
@@ -53,7 +52,8 @@ def canonical(route: KernelRoute) -> KernelRoute:
 
 def describe(route: KernelRoute) -> str:
     """The route in the format of ``ip route``."""
-    words = [str(route.route.destination)]
+    words = ["unreachable"] if route.unreachable else []
+    words.append(str(route.route.destination))
     for word, value in (
         ("via", route.route.gateway),
         ("dev", route.link),

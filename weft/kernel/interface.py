@@ -63,7 +63,7 @@ class KernelRoute:
 
     ``protocol`` is rtm_protocol, the route's origin (2 kernel, 3 boot, 4 static,
     ``weft.identity.ROUTE_PROTOCOL``). A table of None is 254 (main). ``nexthop`` is the id of a
-    nexthop object, instead of a gateway and a link.
+    nexthop object, instead of a gateway and a link. An ``unreachable`` one has none of these.
     """
 
     route: Route
@@ -72,6 +72,7 @@ class KernelRoute:
     protocol: int = 0
     onlink: bool = False
     nexthop: int = 0
+    unreachable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,10 @@ class Nexthop:
     protocol: int = 0
 
 
+Row = Neighbour | FdbEntry | Nexthop | KernelRoute
+"""What ``Namespace.add_rows`` and ``delete_rows`` take."""
+
+
 @dataclass(frozen=True, slots=True)
 class Flow:
     """A conntrack entry: its original tuple, and the source of its reply tuple (``answers``)."""
@@ -302,10 +307,11 @@ class Namespace(Protocol):
         *Equivalent to:* ``ip -o address show``.
         """
 
-    def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
+    def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True, link_scope: bool = False) -> None:
         """Add an address; for IPv6 with ``nodad`` where the sysctl ``accept_dad`` is 0.
 
-        *Equivalent to:* ``ip address add CIDR dev LINK [noprefixroute]``.
+        With ``link_scope`` an IPv4 one is no source of packets that leave by other links.
+        *Equivalent to:* ``ip address add CIDR dev LINK [noprefixroute] [scope link]``.
         """
 
     def delete_address(self, link: str, address: Cidr) -> None:
@@ -326,10 +332,16 @@ class Namespace(Protocol):
         *Equivalent to:* ``ip route get DESTINATION from SOURCE iif LINK``.
         """
 
+    def unreachable_routes(self) -> tuple[KernelRoute, ...]:
+        """The unreachable routes of the main table. *Equivalent to:* ``ip [-4|-6] route show type
+        unreachable``.
+        """
+
     def add_route(self, route: KernelRoute, *, replace: bool = False) -> None:
         """Raises ``Exists``.
 
-        *Equivalent to:* ``ip route append|replace DST via GW dev LINK …``, ``ip route … DST nhid ID``.
+        *Equivalent to:* ``ip route append|replace DST via GW dev LINK …``, ``ip route … DST nhid ID``,
+        ``ip route … unreachable DST``.
         """
 
     def delete_route(self, route: KernelRoute) -> None:
@@ -389,6 +401,20 @@ class Namespace(Protocol):
         """Delete a nexthop or a group by its id, with the routes and FDB rows that refer to it.
 
         Raises ``Missing``. *Equivalent to:* ``ip nexthop delete id ID``.
+        """
+
+    def add_rows(self, link: str, rows: Iterable[Row]) -> None:
+        """Add or replace many rows, in this order; FDB entries are those of the VXLAN link ``link``.
+
+        All are tried; the first refusal is raised at the end. *Equivalent to:* ``ip -batch``, ``bridge
+        -batch`` with ``replace`` for each.
+        """
+
+    def delete_rows(self, link: str, rows: Iterable[Row]) -> None:
+        """Delete many rows, in this order; missing ones are ignored.
+
+        All are tried; the first refusal is raised at the end. *Equivalent to:* ``ip -batch``, ``bridge
+        -batch`` with ``delete`` for each.
         """
 
     def sysctl(self, key: str) -> str | None:
@@ -730,6 +756,7 @@ __all__ = [
     "Neighbour",
     "Nexthop",
     "RoutingRule",
+    "Row",
     "Ruleset",
     "Scalar",
     "Subnet",

@@ -11,7 +11,7 @@ from unit.kernel.topology import Topology
 
 from weft.errors import Exists, KernelRefused, Missing
 from weft.kernel.canonical import canonical
-from weft.kernel.interface import FdbEntry, KernelRoute, Namespace, Neighbour, Nexthop, VethPeer
+from weft.kernel.interface import FdbEntry, KernelRoute, Namespace, Neighbour, Nexthop, Row, VethPeer
 from weft.types import Route
 
 ONE, TWO, THREE = (ip_address(f"10.1.0.{number}") for number in (1, 2, 3))
@@ -429,3 +429,31 @@ def test_a_nexthop_needs_a_link_in_its_namespace(topology: Topology) -> None:
     topology.host.add_link("up0", "veth", up=True, peer=VethPeer("wire", up=True))
     with pytest.raises(Missing, match="up0"):
         topology.container.add_nexthop(Nexthop(1, ONE, "up0"))
+
+
+def test_many_rows_are_added_replaced_and_deleted(topology: Topology) -> None:
+    """In the order that they depend on each other; a refusal does not stop the others."""
+    container = vxlan(topology)
+    near = ip_address("fe80::77:1")
+    route = KernelRoute(Route(ip_network("10.9.1.0/24"), mtu=1400), protocol=119, nexthop=0x77000001)
+    rows: list[Row] = [
+        Neighbour(near, MAC1, "vx0"),
+        FdbEntry(MAC1, ONE),
+        Nexthop(0x77000001, near, "vx0", protocol=119),
+        route,
+    ]
+    container.add_rows("vx0", rows)
+    container.add_rows("vx0", [FdbEntry(MAC1, TWO), *rows[2:]])
+    assert permanent(container, "vx0") == {rows[0]}
+    assert container.fdb("vx0") == (FdbEntry(MAC1, TWO),)
+    assert container.nexthops() == (rows[2],)
+    assert canonical(route) in container.routes(link="vx0")
+    with pytest.raises(KernelRefused, match=EVERY[:5]):
+        container.add_rows("vx0", [FdbEntry("00:00:00:00:09:09"), FdbEntry(MAC2, ONE)])
+    assert {one.mac for one in container.fdb("vx0")} == {MAC1, MAC2}
+    container.delete_rows("vx0", [route, rows[2], FdbEntry(MAC1), FdbEntry(MAC2), rows[0]])
+    container.delete_rows("vx0", [route, rows[2], FdbEntry(MAC1), rows[0]])
+    assert container.nexthops() == () and container.fdb("vx0") == ()
+    assert canonical(route) not in container.routes(link="vx0")
+    with pytest.raises(Missing, match="nope"):
+        container.add_rows("nope", [FdbEntry(MAC1, ONE)])

@@ -283,3 +283,27 @@ def test_a_vrf_takes_ipv6_addresses_and_leaves_next_hops(topology: Topology) -> 
     link = inside.link("eth1")
     assert link is not None and (link.master, link.up) == ("", True)
     assert [str(one.route.destination) for one in inside.routes(link="eth1", family=4)] == ["10.1.0.0/24"]
+
+
+@pytest.mark.parametrize("subnet", ["10.9.0.0/16", "fd00:9::/48"])
+def test_unreachable_routes_are_added_and_deleted(topology: Topology, subnet: str) -> None:
+    fit(topology)
+    container = topology.container
+    route = KernelRoute(Route(ip_network(subnet), priority=9999), protocol=119, unreachable=True)
+    before = container.routes()
+    container.add_route(route)
+    assert container.unreachable_routes() == (route,) and container.routes() == before
+    with pytest.raises(Exists, match="unreachable"):
+        container.add_route(route)
+    container.add_route(route, replace=True)
+    assert container.unreachable_routes() == (route,)
+    container.delete_route(route)
+    assert container.unreachable_routes() == ()
+    with pytest.raises(Missing, match="unreachable"):
+        container.delete_route(route)
+
+
+def test_an_address_of_link_scope(topology: Topology) -> None:
+    fit(topology)
+    topology.container.add_address("eth0", ip_interface("10.1.9.1/32"), link_scope=True)
+    assert ip_interface("10.1.9.1/32") in topology.container.addresses("eth0")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace as changed
 
-from weft.errors import Exists, KernelRefused, Missing
+from weft.errors import Exists, KernelRefused, Missing, WeftError
 from weft.kernel.fake import routes
 from weft.kernel.fake.links import FakeLink, FakeState
 from weft.kernel.fake.traffic import FakeTraffic
-from weft.kernel.interface import FdbEntry, Neighbour, Nexthop
+from weft.kernel.interface import FdbEntry, Neighbour, Nexthop, Row
 from weft.types import Address
 
 _EVERY_MAC = "00:00:00:00:00:00"
@@ -176,6 +177,44 @@ class FakeForwarding(FakeTraffic):
         if number not in self.nexthops_by_id:
             raise Missing(f"cannot delete the nexthop {number}: the kernel says No such file or directory")
         _remove_nexthop(self, number)
+
+    def add_rows(self, link: str, rows: Iterable[Row]) -> None:
+        self._each(rows, lambda row: self._add_row(link, row))
+
+    def delete_rows(self, link: str, rows: Iterable[Row]) -> None:
+        self._each(rows, lambda row: self._delete_row(link, row), Missing)
+
+    def _each(self, rows: Iterable[Row], work: Callable[[Row], None], *ignored: type[WeftError]) -> None:
+        first: WeftError | None = None
+        for row in rows:
+            try:
+                work(row)
+            except ignored:
+                continue
+            except WeftError as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+    def _add_row(self, link: str, row: Row) -> None:
+        if isinstance(row, FdbEntry):
+            self.add_fdb(link, row, replace=True)
+        elif isinstance(row, Neighbour):
+            self.add_neighbour(row, replace=True)
+        elif isinstance(row, Nexthop):
+            self.add_nexthop(row, replace=True)
+        else:
+            routes.add(self, row, replacing=True)
+
+    def _delete_row(self, link: str, row: Row) -> None:
+        if isinstance(row, FdbEntry):
+            self.delete_fdb(link, row)
+        elif isinstance(row, Neighbour):
+            self.delete_neighbour(row.link, row.address)
+        elif isinstance(row, Nexthop):
+            self.delete_nexthop(row.id)
+        else:
+            routes.delete(self, row)
 
 
 def flush_nexthops(state: FakeState) -> None:

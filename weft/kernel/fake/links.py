@@ -35,7 +35,14 @@ OPTIONS: dict[str, dict[str, int | str]] = {
     "ipvlan": {"ipvlan_mode": 1, "ipvlan_flags": 0},
     "vlan": {"vlan_id": 0, "vlan_protocol": 0x8100},
     "vrf": {"vrf_table": 0},
-    "vxlan": {"vxlan_id": 0, "vxlan_port": 8472, "vxlan_learning": 1, "vxlan_ttl": 0, "vxlan_ageing": 300},
+    "vxlan": {
+        "vxlan_id": 0,
+        "vxlan_port": 8472,
+        "vxlan_learning": 1,
+        "vxlan_ttl": 0,
+        "vxlan_ageing": 300,
+        "vxlan_df": 0,
+    },
     "tun": {"tun_type": 2, "tun_pi": 0, "tun_vnet_hdr": 0, "tun_multi_queue": 0, "tun_persist": 1},
 }
 MORE_OPTIONS = {
@@ -186,6 +193,8 @@ class FakeState:
         self.links_by_name: dict[str, FakeLink] = {}
         self.nexthops_by_id: dict[int, Nexthop] = {}
         self.nexthop_routes: list[KernelRoute] = []
+        self.rejected: list[KernelRoute] = []
+        """The unreachable routes."""
         self.sysctls: dict[str, str] = {}
 
     def existing(self, name: str, doing: str) -> FakeLink:

@@ -315,7 +315,7 @@ class FakeNamespace(FakeForwarding):
         self.kernel.called("all_addresses")
         return tuple((link.name, cidr) for link in self.links() for cidr in self.existing(link.name, "").addresses)
 
-    def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
+    def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True, link_scope: bool = False) -> None:
         self.kernel.called("add_address")
         doing = f"add the address {address} to {link}"
         held = self.existing(link, doing)
@@ -356,6 +356,10 @@ class FakeNamespace(FakeForwarding):
     def find_route(self, question: RouteQuestion) -> FoundRoute:
         self.kernel.called("find_route")
         return routes.found(self, question)
+
+    def unreachable_routes(self) -> tuple[KernelRoute, ...]:
+        self.kernel.called("unreachable_routes")
+        return tuple(sorted(self.rejected, key=lambda one: one.route.destination.version))
 
     def add_route(self, route: KernelRoute, *, replace: bool = False) -> None:
         self.kernel.called("add_route")

@@ -64,6 +64,9 @@ def add(namespace: FakeState, asked: KernelRoute, *, replacing: bool) -> None:
     if asked.nexthop:
         _add_by_nexthop(namespace, asked, doing, replacing=replacing)
         return
+    if asked.unreachable:
+        _reject(namespace, canonical(asked), doing, replacing=replacing)
+        return
     link = _outgoing(namespace, asked, doing)
     if not link.up:
         raise KernelRefused(f"cannot {doing}: the kernel says Device for nexthop is not up", hint="the link is down")
@@ -107,6 +110,13 @@ def _add_by_nexthop(namespace: FakeState, asked: KernelRoute, doing: str, *, rep
     namespace.nexthop_routes.append(route)
 
 
+def _reject(namespace: FakeState, route: KernelRoute, doing: str, *, replacing: bool) -> None:
+    same = [existing for existing in namespace.rejected if _key(existing) == _key(route)]
+    if same and not replacing:
+        raise Exists(f"cannot {doing}: the kernel says File exists")
+    namespace.rejected = [existing for existing in namespace.rejected if existing not in same] + [route]
+
+
 def _is_ipv4(namespace: FakeState, nexthop: Nexthop) -> bool:
     members = [namespace.nexthops_by_id[number] for number, _ in nexthop.group] or [nexthop]
     return any(member.gateway is None or member.gateway.version == 4 for member in members)
@@ -140,12 +150,16 @@ def reachable(link: FakeLink, gateway: Address) -> bool:
 def delete(namespace: FakeState, asked: KernelRoute) -> None:
     """Delete the first route that matches. Raises ``Missing``."""
     wanted = canonical(asked)
+    for existing in namespace.rejected if asked.unreachable else ():
+        if _matches(existing, wanted, asked):
+            namespace.rejected.remove(existing)
+            return
     for existing in namespace.nexthop_routes if _may_match_nexthop(asked) else ():
         if asked.nexthop in (0, existing.nexthop) and _matches(existing, wanted, asked):
             namespace.nexthop_routes.remove(existing)
             return
     for link in namespace.links_by_name.values():
-        for existing in link.routes if not asked.nexthop else ():
+        for existing in link.routes if not (asked.nexthop or asked.unreachable) else ():
             if (not asked.link or link.name == asked.link) and _matches(existing, wanted, asked):
                 link.routes.remove(existing)
                 return

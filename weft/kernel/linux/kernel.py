@@ -30,6 +30,7 @@ from weft.kernel.interface import (
     Neighbour,
     Nexthop,
     RoutingRule,
+    Row,
     TrafficClass,
     VethPeer,
 )
@@ -45,6 +46,7 @@ from weft.kernel.netlink import (
     qdiscs,
     route_lookup,
     routes,
+    rows,
     rules,
     sock_diag,
     vlans,
@@ -308,10 +310,12 @@ class LinuxNamespace:
     def all_addresses(self) -> tuple[tuple[str, Cidr], ...]:
         return addresses.of_all(self._socket)
 
-    def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True) -> None:
+    def add_address(self, link: str, address: Cidr, *, prefix_route: bool = True, link_scope: bool = False) -> None:
         index = self._index(link, f"add the address {address} to {link}")
         detect = address.version == 4 or self.sysctl(f"net/ipv6/conf/{link}/accept_dad") != "0"
-        addresses.add(self._socket, index, link, address, detect=detect, prefix_route=prefix_route)
+        addresses.add(
+            self._socket, index, link, address, detect=detect, prefix_route=prefix_route, link_scope=link_scope
+        )
 
     def delete_address(self, link: str, address: Cidr) -> None:
         index = self._index(link, f"delete the address {address} from {link}")
@@ -326,6 +330,9 @@ class LinuxNamespace:
 
     def find_route(self, question: RouteQuestion) -> FoundRoute:
         return route_lookup.find(self._socket, question, self.link(question.incoming) if question.incoming else None)
+
+    def unreachable_routes(self) -> tuple[KernelRoute, ...]:
+        return routes.list_unreachable(self._socket)
 
     def add_route(self, route: KernelRoute, *, replace: bool = False) -> None:
         index = self._index(route.link, f"add the route {describe(route)}") if route.link else 0
@@ -365,6 +372,12 @@ class LinuxNamespace:
 
     def delete_nexthop(self, number: int) -> None:
         nexthops.delete(self._socket, number)
+
+    def add_rows(self, link: str, wanted: Iterable[Row]) -> None:
+        rows.add(self._socket, link, wanted)
+
+    def delete_rows(self, link: str, gone: Iterable[Row]) -> None:
+        rows.delete(self._socket, link, gone)
 
     def sysctl(self, key: str) -> str | None:
         with self._entered():

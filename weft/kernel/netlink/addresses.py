@@ -102,13 +102,21 @@ def _interface(packed: bytes, prefix: int) -> Cidr:
 
 
 def add(
-    socket: RouteSocket, index: int, name: str, address: Cidr, *, detect: bool = True, prefix_route: bool = True
+    socket: RouteSocket,
+    index: int,
+    name: str,
+    address: Cidr,
+    *,
+    detect: bool = True,
+    prefix_route: bool = True,
+    link_scope: bool = False,
 ) -> None:
     """Give the link an address; without ``detect`` an IPv6 one is usable at once.
 
     Raises ``Exists``.
 
-    Without ``prefix_route`` the kernel adds no route to the address's subnet.
+    Without ``prefix_route`` the kernel adds no route to the address's subnet; ``link_scope`` is
+    scope link.
     """
     action = f"add the address {address} to {name}"
     fields, attributes = _target(index, address)
@@ -117,7 +125,7 @@ def add(
     flags = (0 if prefix_route else IFA_F_NOPREFIXROUTE) | (0 if detect else IFA_F_NODAD)
     if flags:
         attributes.append(["IFA_FLAGS", flags])
-    fields["scope"] = _scope(address)
+    fields["scope"] = RT_SCOPE_LINK if link_scope else _scope(address)
     socket.request(request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, action, fields, attributes, needs=_needs(address)))
 
 

@@ -81,6 +81,16 @@ def add(socket: RouteSocket, name: str, entry: FdbEntry, *, append: bool, replac
     socket.request(_request(socket, RTM_NEWNEIGH, flags, action, name, entry))
 
 
+def own_row(name: str, index: int, entry: FdbEntry, *, deleted: bool) -> Request:
+    """The request that adds or replaces, or deletes, a row of a VXLAN link's own table."""
+    action = f"{'delete' if deleted else 'replace'} the FDB entry {_describe(name, entry)}"
+    if entry.master or entry.state not in _VXLAN_STATES:
+        raise KernelRefused(f"cannot {action}: it is no row of a VXLAN link")
+    kind, flags = (RTM_DELNEIGH, 0) if deleted else (RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE)
+    body = NDMSG.pack(AF_BRIDGE, index, _VXLAN_STATES[entry.state], NTF_SELF, 0)
+    return Request(kind, flags, action, body + _attributes(entry), needs="FDB rows of this kind of link")
+
+
 def delete(socket: RouteSocket, name: str, entry: FdbEntry) -> None:
     """Delete a row; raises ``Missing``."""
     socket.request(_request(socket, RTM_DELNEIGH, 0, f"delete the FDB entry {_describe(name, entry)}", name, entry))

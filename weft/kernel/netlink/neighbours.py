@@ -81,16 +81,26 @@ def list_neighbours(socket: RouteSocket, index: int, version: int) -> tuple[Neig
 
 def add(socket: RouteSocket, neighbour: Neighbour, index: int, *, replace: bool) -> None:
     """Add a permanent neighbour (``replace``: or change it); raises ``Exists``."""
+    socket.request(adding(neighbour, index, replace=replace))
+
+
+def adding(neighbour: Neighbour, index: int, *, replace: bool) -> Request:
+    """The request of ``add``."""
     action = f"{'replace' if replace else 'add'} the neighbour {neighbour.address} on {neighbour.link}"
     flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
     body = _key(neighbour.address, index, NUD_PERMANENT) + mac_address(NDA_LLADDR, neighbour.mac)
-    socket.request(Request(RTM_NEWNEIGH, flags, action, body, needs=f"IPv{neighbour.address.version}"))
+    return Request(RTM_NEWNEIGH, flags, action, body, needs=f"IPv{neighbour.address.version}")
 
 
 def delete(socket: RouteSocket, address: Address, index: int, link: str) -> None:
     """Delete a neighbour; raises ``Missing``."""
+    socket.request(deleting(address, index, link))
+
+
+def deleting(address: Address, index: int, link: str) -> Request:
+    """The request of ``delete``."""
     action = f"delete the neighbour {address} on {link}"
-    socket.request(Request(RTM_DELNEIGH, 0, action, _key(address, index), needs=f"IPv{address.version}"))
+    return Request(RTM_DELNEIGH, 0, action, _key(address, index), needs=f"IPv{address.version}")
 
 
 def _key(address: Address, index: int, state: int = 0) -> bytes:

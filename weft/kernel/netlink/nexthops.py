@@ -63,6 +63,11 @@ def _nexthop(socket: RouteSocket, message: bytes) -> Nexthop:
 
 def add(socket: RouteSocket, nexthop: Nexthop, index: int, *, replace: bool) -> None:
     """Add a nexthop or a group (``replace``: or change it); raises ``Exists``."""
+    socket.request(adding(nexthop, index, replace=replace))
+
+
+def adding(nexthop: Nexthop, index: int, *, replace: bool) -> Request:
+    """The request of ``add``."""
     action = f"{'replace' if replace else 'add'} the nexthop {describe(nexthop)}"
     if nexthop.id < 1:  # the kernel would choose one
         raise KernelRefused(f"cannot {action}: the id must be 1 or more")
@@ -80,7 +85,7 @@ def add(socket: RouteSocket, nexthop: Nexthop, index: int, *, replace: bool) -> 
     if nexthop.fdb:
         body += attribute(NHA_FDB, b"")
     flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
-    socket.request(Request(RTM_NEWNEXTHOP, flags, action, body, _NEEDS))
+    return Request(RTM_NEWNEXTHOP, flags, action, body, _NEEDS)
 
 
 def _checked(nexthop: Nexthop, action: str) -> tuple[tuple[int, int], ...]:
@@ -92,8 +97,13 @@ def _checked(nexthop: Nexthop, action: str) -> tuple[tuple[int, int], ...]:
 
 def delete(socket: RouteSocket, number: int) -> None:
     """Delete a nexthop or a group; raises ``Missing``."""
+    socket.request(deleting(number))
+
+
+def deleting(number: int) -> Request:
+    """The request of ``delete``."""
     body = _NHMSG.pack(0, 0, 0, 0, 0) + integer(NHA_ID, number)
-    socket.request(Request(RTM_DELNEXTHOP, 0, f"delete the nexthop {number}", body, _NEEDS))
+    return Request(RTM_DELNEXTHOP, 0, f"delete the nexthop {number}", body, _NEEDS)
 
 
 def describe(nexthop: Nexthop) -> str:

@@ -5,6 +5,7 @@ Source: ``ip-route(8)``, ``rtnetlink(7)``, ``net/ipv4/fib_*.c``, ``net/ipv6/rout
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
@@ -32,11 +33,12 @@ from weft.kernel.netlink.constants import (
     RTM_GETROUTE,
     RTM_NEWROUTE,
     RTN_UNICAST,
+    RTN_UNREACHABLE,
     RTNH_F_ONLINK,
 )
 from weft.kernel.netlink.ioctls import link_name
 from weft.kernel.netlink.rtnetlink import RouteSocket, request
-from weft.kernel.netlink.transport import parses_answer
+from weft.kernel.netlink.transport import Request, parses_answer
 from weft.types import Address, Route
 
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
@@ -55,23 +57,31 @@ def list_routes(socket: RouteSocket, *, index: int = 0, family: int = 0, table: 
     return tuple(found)
 
 
-def _messages(socket: RouteSocket, version: int, index: int, table: int) -> list[Any]:
+@parses_answer
+def list_unreachable(socket: RouteSocket) -> tuple[KernelRoute, ...]:
+    """The unreachable routes of the main table."""
+    found = (message for version in (4, 6) for message in _messages(socket, version, 0, MAIN_TABLE, RTN_UNREACHABLE))
+    routes = (replace(_route(message, None, "", onlink=False), unreachable=True) for message in found)
+    return tuple(map(canonical, routes))
+
+
+def _messages(socket: RouteSocket, version: int, index: int, table: int, kind: int = RTN_UNICAST) -> list[Any]:
     attributes: list[Any] = []
     if table:
         attributes.append(["RTA_TABLE", table])
     if index and version == 4:  # IPv6 compares the first next hop only, and would hide the others' routes
         attributes.append(["RTA_OIF", index])
-    fields = {"family": _FAMILIES[version], "type": RTN_UNICAST}
+    fields = {"family": _FAMILIES[version], "type": kind}
     try:
         answers = socket.dump(request(RTM_GETROUTE, 0, "list the routes", fields, attributes))
     except Missing:  # the table does not exist yet
         return []
-    return [message for message in map(decode, answers) if _selected(message, table)]
+    return [message for message in map(decode, answers) if _selected(message, table, kind)]
 
 
-def _selected(message: Any, table: int) -> bool:
+def _selected(message: Any, table: int, kind: int) -> bool:
     here = _table(message)
-    if message["type"] != RTN_UNICAST or message["flags"] & RTM_F_CLONED:
+    if message["type"] != kind or message["flags"] & RTM_F_CLONED:
         return False
     return here == table if table else here != LOCAL_TABLE
 
@@ -141,6 +151,11 @@ def add(socket: RouteSocket, route: KernelRoute, index: int, *, replace: bool) -
     """Add a route beside those to its destination (``replace``: instead of one); raises ``Exists``
     for a duplicate.
     """
+    socket.request(adding(route, index, replace=replace))
+
+
+def adding(route: KernelRoute, index: int, *, replace: bool) -> Request:
+    """The request of ``add``."""
     action = f"{'replace' if replace else 'add'} the route {describe(route)}"
     fields, attributes = _message(route, index)
     fields["proto"] = route.protocol or PROTOCOL_BOOT
@@ -152,7 +167,7 @@ def add(socket: RouteSocket, route: KernelRoute, index: int, *, replace: bool) -
     if metrics:
         attributes.append(["RTA_METRICS", {"attrs": metrics}])
     flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_APPEND)
-    socket.request(request(RTM_NEWROUTE, flags, action, fields, attributes, needs=_needs(route)))
+    return request(RTM_NEWROUTE, flags, action, fields, attributes, needs=_needs(route))
 
 
 def delete(socket: RouteSocket, route: KernelRoute, index: int) -> None:
@@ -160,10 +175,15 @@ def delete(socket: RouteSocket, route: KernelRoute, index: int) -> None:
 
     Raises ``Missing``.
     """
+    socket.request(deleting(route, index))
+
+
+def deleting(route: KernelRoute, index: int) -> Request:
+    """The request of ``delete``."""
     fields, attributes = _message(route, index)
     fields["proto"] = route.protocol
     action = f"delete the route {describe(route)}"
-    socket.request(request(RTM_DELROUTE, 0, action, fields, attributes, needs=_needs(route)))
+    return request(RTM_DELROUTE, 0, action, fields, attributes, needs=_needs(route))
 
 
 def _message(route: KernelRoute, index: int) -> tuple[dict[str, Any], list[Any]]:
@@ -174,8 +194,8 @@ def _message(route: KernelRoute, index: int) -> tuple[dict[str, Any], list[Any]]
         "family": _FAMILIES[version],
         "dst_len": wanted.destination.prefixlen,
         "table": table if table < 256 else RT_TABLE_COMPAT,
-        "scope": default_scope(wanted, route.nexthop) if wanted.scope is None else wanted.scope,
-        "type": RTN_UNICAST,
+        "scope": default_scope(route) if wanted.scope is None else wanted.scope,
+        "type": RTN_UNREACHABLE if route.unreachable else RTN_UNICAST,
         "flags": RTNH_F_ONLINK if route.onlink else 0,
     }
     attributes: list[Any] = [["RTA_TABLE", table]]

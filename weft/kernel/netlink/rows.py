@@ -1,0 +1,71 @@
+"""Many neighbours, FDB rows, nexthops and routes at once, as an overlay network's peers need them.
+
+The requests go out a window at a time, so that the cost of a row is that of its message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from weft.errors import Missing
+from weft.kernel.interface import FdbEntry, KernelRoute, Neighbour, Nexthop, Row
+from weft.kernel.netlink import fdb, links, neighbours, nexthops, routes
+from weft.kernel.netlink.rtnetlink import RouteSocket
+from weft.kernel.netlink.transport import Request
+
+
+def add(socket: RouteSocket, link: str, rows: Iterable[Row]) -> None:
+    """Add or replace the rows, in this order; raises the first refusal once all were tried."""
+    index = _Indexes(socket)
+    socket.request(*[_adding(link, row, index) for row in rows])
+
+
+def delete(socket: RouteSocket, link: str, rows: Iterable[Row]) -> None:
+    """Delete the rows, in this order; raises the first refusal once all were tried, but none for a
+    missing row.
+    """
+    index, listed = _Indexes(socket), list(rows)
+    outcomes = socket.attempt(*[_deleting(link, row, index) for row in listed])
+    for row, outcome in zip(listed, outcomes, strict=True):
+        error = outcome.error
+        if error is not None and not isinstance(error, Missing) and not _lost_nexthop(socket, row):
+            raise error
+
+
+def _lost_nexthop(socket: RouteSocket, row: Row) -> bool:
+    """Whether the row is a route whose nexthop has gone, and the route with it: that is EINVAL."""
+    if not isinstance(row, KernelRoute) or not row.nexthop:
+        return False
+    return all(one.id != row.nexthop for one in nexthops.list_nexthops(socket))
+
+
+class _Indexes(dict[str, int]):
+    """The indexes of links, each looked up once; raises ``Missing``."""
+
+    def __init__(self, socket: RouteSocket) -> None:
+        super().__init__({"": 0})
+        self._socket = socket
+
+    def __missing__(self, name: str) -> int:
+        found = self[name] = links.index(self._socket, name, f"change what is on {name}")
+        return found
+
+
+def _adding(link: str, row: Row, index: _Indexes) -> Request:
+    if isinstance(row, FdbEntry):
+        return fdb.own_row(link, index[link], row, deleted=False)
+    if isinstance(row, Neighbour):
+        return neighbours.adding(row, index[row.link], replace=True)
+    if isinstance(row, Nexthop):
+        return nexthops.adding(row, index[row.link], replace=True)
+    return routes.adding(row, index[row.link], replace=True)
+
+
+def _deleting(link: str, row: Row, index: _Indexes) -> Request:
+    if isinstance(row, FdbEntry):
+        return fdb.own_row(link, index[link], row, deleted=True)
+    if isinstance(row, Neighbour):
+        return neighbours.deleting(row.address, index[row.link], row.link)
+    if isinstance(row, Nexthop):
+        return nexthops.deleting(row.id)
+    return routes.deleting(row, index[row.link])
