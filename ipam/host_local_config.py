@@ -31,21 +31,26 @@ def read(
     ``arguments`` are the CNI_ARGS, ``args_cni`` is the object ``args.cni``, ``runtime`` is
     ``runtimeConfig``. Problems are added to the sections; the pool is then incomplete.
     """
-    data = ipam.text("dataDir") or DATA_DIRECTORY
-    if not data.startswith("/") or not data.isprintable() or ".." in data.split("/") or len(data) > _LONGEST_PATH:
-        ipam.problem("dataDir", "must be an absolute path without '..' and control characters")
     sets = read_sets(ipam, runtime, version)
     return Pool(
         network=network,
-        directory=os.path.join(data, network),
+        directory=directory(ipam, network),
         sets=sets,
         routes=routes(ipam),
-        dns=_resolv_conf(ipam),
-        requested=_requested(ipam, sets, arguments, args_cni, runtime),
+        dns=resolv_conf(ipam),
+        requested=requested(ipam, sets, arguments, args_cni, runtime),
     )
 
 
-def _requested(
+def directory(ipam: Section, network: str) -> str:
+    """The lease directory of a network: ``dataDir`` is that of all networks."""
+    data = ipam.text("dataDir") or DATA_DIRECTORY
+    if not data.startswith("/") or not data.isprintable() or ".." in data.split("/") or len(data) > _LONGEST_PATH:
+        ipam.problem("dataDir", "must be an absolute path without '..' and control characters")
+    return os.path.join(data, network)
+
+
+def requested(
     ipam: Section,
     sets: Sets,
     arguments: Mapping[str, str],
@@ -106,7 +111,7 @@ def _not_available(address: Address, sets: Sets, never: frozenset[Address]) -> s
     return ""
 
 
-def _resolv_conf(ipam: Section) -> Dns:
+def resolv_conf(ipam: Section) -> Dns:
     """The DNS settings in the file ``resolvConf``. Source: ``resolv.conf(5)``."""
     path = ipam.text("resolvConf")
     if not path:

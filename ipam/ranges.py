@@ -38,7 +38,8 @@ class Span:
 class Range:
     """A range of a subnet to lease from, its exclusions, and the gateway of its addresses.
 
-    With ``request_outside`` a runtime may request any host address of the subnet.
+    With ``request_outside`` a runtime may request any host address of the subnet; one ``on_request``
+    leases only requested addresses.
     """
 
     subnet: Subnet
@@ -46,6 +47,7 @@ class Range:
     gateway: Address | None
     exclude: tuple[Span, ...] = ()
     request_outside: bool = False
+    on_request: bool = False
 
     @property
     def requests(self) -> Span:
@@ -83,7 +85,11 @@ def gateways(sets: Sets) -> frozenset[Address]:
 
 
 def usable(each: Range, gateways: frozenset[Address]) -> list[tuple[int, int]]:
-    """The intervals of a range that may be leased, ascending: without exclusions and gateways."""
+    """The intervals of a range that may be leased without a request, ascending: without exclusions
+    and gateways.
+    """
+    if each.on_request:
+        return []
     holes = [(int(span.first), int(span.last)) for span in each.exclude]
     holes += [(int(address), int(address)) for address in gateways if address in each.span]
     start, end = int(each.span.first), int(each.span.last)

@@ -10,11 +10,15 @@ from __future__ import annotations
 import re
 from _blake2 import blake2b  # hashlib would load OpenSSL, which takes 4 ms
 from functools import lru_cache
+from ipaddress import IPv6Address
 
 from weft.types import Attachment
 
 ROUTE_PROTOCOL = 119
 """rtm_protocol of weft's routes (``ip route show proto 119``); unassigned in rt_protos."""
+
+OVERLAY_GATEWAY6 = IPv6Address("fe80::1")
+"""The gateway of an overlay network's IPv6 containers, on every host."""
 
 NEIGHBOUR_PROTOCOL = 120
 """FRA_PROTOCOL of routing rules that an attachment adds for another link of its container."""
@@ -133,3 +137,19 @@ def mac(host: str, *parts: str) -> str:
     """
     octets = blake2b("\0".join((host, *parts)).encode("utf-8", "surrogateescape"), digest_size=6).digest()
     return ":".join(f"{octet:02x}" for octet in ((octets[0] & 0xFC) | 0x02, *octets[1:]))
+
+
+def link_local(mac: str) -> IPv6Address:
+    """The link-local address that the kernel derives from the MAC address (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:])
+
+
+def overlay_bridge(network: str) -> str:
+    """The name of an overlay network's bridge."""
+    return "wov" + digest("overlay", network)[:10]
+
+
+def overlay_vxlan(bridge: str) -> str:
+    """The name of the VXLAN link that belongs to an overlay network's bridge."""
+    return "wvx" + bridge.removeprefix("wov")

@@ -15,8 +15,9 @@ from weft.kernel.schema import Chain, Rule, Table
 
 GROUP, GROUP_MASK = 0x77660000, 0xFFFF0000
 """The group of weft's links: "wf" in the upper half, the policy in the lower."""
-CLOSED, ROUTED, INTERNAL, DNS_ONLY, NO_METADATA, PAIR = 1, 2, 4, 8, 16, 32
-"""The policy: `isolation`, `internal`, `hostAccess: dns`, `metadata: false`; PAIR is the host end of a ptp pair."""
+CLOSED, ROUTED, INTERNAL, DNS_ONLY, NO_METADATA, PAIR, OVERLAY = 1, 2, 4, 8, 16, 32, 64
+"""The policy: `isolation`, `internal`, `hostAccess: dns`, `metadata: false`; PAIR is the host end of a ptp pair,
+OVERLAY the bridge or the VXLAN link of an overlay network."""
 
 
 class Owner(StrEnum):
@@ -42,6 +43,10 @@ _RULES = Table(
             "accepts connections within one network, drops anything else",
             (
                 Rule(f"{_has('iifgroup', PAIR)} {_has('oifgroup', PAIR)} accept", "two ptp pairs: inet weft decides"),
+                Rule(
+                    f"{_has('iifgroup', OVERLAY)} {_has('oifgroup', OVERLAY)} accept",
+                    "bridges and VXLAN links of overlay networks: inet weft decides",
+                ),
                 Rule("fib daddr . iif oif exists accept", "leaves by the link that it came from"),
                 Rule("drop", "another network, or the outside"),
             ),

@@ -30,6 +30,8 @@ INTRA_NETWORK4, INTRA_NETWORK6 = "intra_network4", "intra_network6"
 NO_METADATA_LINKS, DNS_ONLY_LINKS = "no_metadata_links", "dns_only_links"
 SOURCE_CHECKED_LINKS = "source_checked_links"
 LINK_SOURCES4, LINK_SOURCES6 = "link_sources4", "link_sources6"
+OVERLAY_LINKS, OVERLAY_VNIS = "overlay_links", "overlay_vnis"
+OVERLAY_PEERS4, OVERLAY_PEERS6 = "overlay_peers4", "overlay_peers6"
 INGRESS_POLICY_LINKS, INTRA_LINK = "ingress_policy_links", "intra_link"
 INGRESS_POLICY4, INGRESS_POLICY6 = "ingress_policy4", "ingress_policy6"
 INGRESS_ISOLATED4, INGRESS_ISOLATED6 = "ingress_isolated4", "ingress_isolated6"
@@ -202,8 +204,45 @@ _POLICIES = (
         "isolated{v}",
     ),
 )
+_VNI = "udp dport . @th,96,24"
+"""UDP port and VNI of a VXLAN packet: other programs may use the same port with other VNIs. RFC 7348."""
+_OVERLAY = (
+    Set(
+        OVERLAY_LINKS,
+        "ifname",
+        "VXLAN links, from which packets may go only to the bridge of the same network and to this host",
+        "driver overlay",
+    ),
+    Set(OVERLAY_VNIS, _VNI, "UDP port and VNI of overlay networks", "driver overlay", typeof=True),
+    *(
+        Set(
+            f"overlay_peers{v}",
+            f"{ip} saddr . {_VNI}",
+            "a peer's address, and UDP port and VNI of an overlay network that it takes part in",
+            "driver overlay, for each peer",
+            typeof=True,
+        )
+        for v, ip in ((4, "ip"), (6, "ip6"))
+    ),
+)
 
 _RAW = (
+    Chain(
+        "overlay_outer",
+        "VXLAN packets of overlay networks: only from their peers, and without connection tracking",
+        (
+            Rule("iifname @closed_or_routed_links drop", "made by a container"),
+            *rules(f"{{ip}} saddr . {_VNI} @overlay_peers{{v}} notrack accept", "from a peer"),
+            Rule("drop", "from an unknown address"),
+        ),
+    ),
+    Chain(
+        "raw_output",
+        "VXLAN packets of overlay networks are not tracked, and so never translated",
+        (Rule(f"{_VNI} @overlay_vnis notrack", "to a peer"),),
+        hook="output",
+        priority="raw",
+    ),
     Chain(
         "check_source",
         "source addresses of links in source_checked_links",
@@ -231,6 +270,7 @@ _RAW = (
         "raw_prerouting",
         "before connection tracking: loopback addresses, forged sources, metadata services",
         (
+            Rule(f"{_VNI} @overlay_vnis goto overlay_outer", "VXLAN of an overlay network"),
             Rule('iif "lo" accept', "packets between this host's own processes"),
             Rule("ip daddr 127.0.0.0/8 drop", "CVE-2020-8558: with route_localnet the kernel would let it in"),
             Rule("ip saddr 127.0.0.0/8 drop", "a loopback source never arrives on a link"),
@@ -281,6 +321,7 @@ _FORWARD = (
             *rules(
                 "ct state invalid {ip} saddr @masquerade{v} jump drop_untranslatable", "from a container with ipMasq"
             ),
+            Rule("iifname @overlay_links goto intra_network", "from a peer of an overlay network"),
             Rule("iifname @limited_links jump limit_forwarded", "limits"),
             Rule("iifname @internal_links goto intra_network", "internal: no way out"),
             Rule("oifname @closed_links goto published_or_intra_network", "isolation closed"),
@@ -527,6 +568,6 @@ TABLE = Table(
     "inet",
     "weft",
     "container networking (IP): published ports, masquerading, isolation; owner of an element: weft show COMMENT",
-    (*_MASQUERADING, *_PUBLISHING, *_ISOLATION, *_POLICIES, *limits.SETS, *uplink.SETS),
+    (*_MASQUERADING, *_PUBLISHING, *_ISOLATION, *_POLICIES, *_OVERLAY, *limits.SETS, *uplink.SETS),
     (*limits.CHAINS, *uplink.CHAINS, *_RAW, *_FORWARD, *_INPUT, *_PORTS, *_SNAT),
 )

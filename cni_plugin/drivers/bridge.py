@@ -64,7 +64,9 @@ class BridgeNetwork:
 
     ``detect`` is duplicate address detection, ``down`` leaves the interface down. ``routers``: the
     gateways that IPAM tells of are other machines (DHCP), never addresses of this host. ``learning``,
-    ``router`` and ``groups`` are of the container's port (``ops.links.Port``).
+    ``router`` and ``groups`` are of the container's port (``ops.links.Port``). ``bridge_mac`` is the MAC
+    address of a bridge that this network creates, "" for one of this host's. In the IP versions
+    ``prefix_routes`` the subnet is on the container's link.
     """
 
     bridge: str
@@ -88,6 +90,8 @@ class BridgeNetwork:
     learning: bool = True
     router: bool = True
     groups: int = 0
+    bridge_mac: str = ""
+    prefix_routes: tuple[int, ...] = (4, 6)
 
     def plan(self, context: Context) -> Plan:
         there = context.facts.link(Side.HOST, self.bridge)
@@ -108,7 +112,13 @@ class BridgeNetwork:
             operations=(
                 pair,
                 *self._port(pair.host, pair.mac),
-                *(() if self.down else interface.configure(pair.container, found, detect=self.detect)),
+                *(
+                    ()
+                    if self.down
+                    else interface.configure(
+                        pair.container, found, detect=self.detect, prefix_routes=self.prefix_routes
+                    )
+                ),
                 *(() if self.down else interface.routes(context, pair.container, found)),
             ),
             result=replace(
@@ -131,7 +141,7 @@ class BridgeNetwork:
         """The bridge as it is, or as it will be created, and its interface in the result."""
         there = context.facts.link(Side.HOST, self.bridge)
         alias = identity.alias(identity.mark("bridge", self.bridge), f"bridge {self.bridge}")
-        mac = identity.mac(context.host, "bridge", self.bridge)
+        mac = self.bridge_mac or identity.mac(context.host, "bridge", self.bridge)
         # A bridge takes the smallest MTU of its ports (br_mtu_auto_adjust).
         shown = ResultInterface(self.bridge, mac, "", mtu if there is None else min(mtu, there.mtu))
         if there is not None and there.alias != alias and not half_created(there, mac):
@@ -160,7 +170,7 @@ class BridgeNetwork:
         self, bridge: Bridge, mac: str, vlan_gateway: VlanGateway | None, context: Context, found: Result
     ) -> tuple[Operation, ...]:
         # A bridge that weft did not create may be the link by which the host learns its own routes.
-        shared: list[Operation] = [bridge, *(_ignore_ra(self.bridge) if bridge.alias else ())]
+        shared: list[Operation] = [bridge, *(ignore_ra(self.bridge) if bridge.alias else ())]
         if not bridge.alias:
             shared.append(PinnedMac(self.bridge, mac))
         if self.promiscuous:
@@ -168,7 +178,7 @@ class BridgeNetwork:
         if not self.gateway or self.routers:
             return tuple(shared)
         if vlan_gateway:
-            shared += [vlan_gateway, *_ignore_ra(vlan_gateway.name)]
+            shared += [vlan_gateway, *ignore_ra(vlan_gateway.name)]
         gateways = tuple(
             dict.fromkeys(ip_interface((ip.gateway, ip.address.network.prefixlen)) for ip in found.ips if ip.gateway)
         )
@@ -184,9 +194,9 @@ class BridgeNetwork:
             shared.append(Gateways(link, gateways, context.gateways, self.force_address, before))
         # Last: it cannot always be taken back, and what comes before may fail.
         versions = interface.versions(found)
-        return (*shared, *interface.forwarding(versions), *(self._sysctls() if bridge.alias and 4 in versions else ()))
+        return (*shared, *interface.forwarding(versions), *(self.sysctls() if bridge.alias and 4 in versions else ()))
 
-    def _sysctls(self) -> tuple[Operation, ...]:
+    def sysctls(self) -> tuple[Operation, ...]:
         """What a new bridge has and another program may change: that it forwards, and, unless a reference
         plugin after this one may want it, that 127.0.0.0/8 is this host's own.
         """
@@ -225,7 +235,7 @@ def _refuse_routers(context: Context, bridge: str, gateways: tuple[Cidr, ...]) -
             )
 
 
-def _ignore_ra(link: str) -> tuple[Operation, ...]:
+def ignore_ra(link: str) -> tuple[Operation, ...]:
     """The host ignores router advertisements (CVE-2020-10749), and its own address skips duplicate
     detection.
     """

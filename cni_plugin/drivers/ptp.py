@@ -65,7 +65,7 @@ class PointToPoint:
                 # The host ignores router advertisements from the container (CVE-2020-10749).
                 Setting(Side.HOST, f"net/ipv6/conf/{host}/accept_ra", "0", host, optional=True),
                 *(one for ip in found.ips for one in _host_end(host, ip)),
-                *interface.configure(link, found, prefix_routes=False),
+                *interface.configure(link, found, prefix_routes=()),
                 *interface.routes(
                     context, link, found, tuple(one for ip in found.ips for one in _container_routes(link, ip))
                 ),

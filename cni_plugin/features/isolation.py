@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from cni_plugin.dataplane import guard, packets
 from cni_plugin.ops import LinkGroup
 from cni_plugin.ops.firewalls import passed_on
-from cni_plugin.plan import modules
+from cni_plugin.plan import interface, modules
 from cni_plugin.plan.interface import host_link
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Option, Stage, Value
@@ -60,10 +60,14 @@ class Isolation:
         if not link or (self.bridged and not self.asked and _is_foreign(context, link)):
             return Plan(result=result)
         # A bridge belongs to the network, the host end of a ptp pair to one container.
+        tunnel = interface.tunnel(result)
         mark = identity.mark("link", link) if self.bridged else identity.attachment_mark(context.attachment)
-        elements = tuple(dict.fromkeys(Element(name, key, mark=mark) for name, key in self._elements(link, result)))
+        found = (*self._elements(link, result), *(self._tunnelled(link, tunnel, result) if tunnel else ()))
+        elements = tuple(dict.fromkeys(Element(name, key, mark=mark) for name, key in found))
         shared = (passed_on(link, (ip.address.network for ip in result.ips), bridged=self.bridged),)
-        group = (LinkGroup(link, bits),) if (bits := self._bits()) else ()
+        bits = self._bits()
+        bits |= guard.OVERLAY if bits and tunnel else 0
+        group = tuple(LinkGroup(one, bits) for one in (link, tunnel) if one and bits)
         if self.bridged:
             return Plan(shared=(*group, *shared), shared_elements=elements, result=result)
         return Plan(shared=shared, operations=group, guards=elements, result=result)
@@ -91,6 +95,11 @@ class Isolation:
         if not self.host:
             yield packets.DNS_ONLY_LINKS, (link,)
 
+    def _tunnelled(self, link: str, tunnel: str, result: Result) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
+        """The same for the VXLAN link of an overlay network: what it leads to is the same network."""
+        yield from self._elements(tunnel, result)
+        yield packets.INTRA_NETWORK_LINKS, (link, tunnel)
+
 
 def _is_foreign(context: Context, bridge: str) -> bool:
     """Whether weft did not create the bridge: a default of ours must not cut off what else is behind
@@ -115,6 +124,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     if internal and keys.flag("ipMasq"):
         keys.problem("ipMasq", "cannot be set together with internal, which allows no outgoing connections")
     metadata = keys.flag("metadata", mode == OPEN) and not internal
-    asked = any(key in keys for key in FEATURE.keys)
-    found = Isolation(modules.of_request(request).bridged, mode, internal, metadata, host == "open", asked)
+    driver = modules.of_request(request)
+    asked = any(key in keys for key in FEATURE.keys) or not driver.parent_key  # such a bridge is never foreign
+    found = Isolation(driver.bridged, mode, internal, metadata, host == "open", asked)
     return found if own or asked else None

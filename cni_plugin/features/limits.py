@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cni_plugin.dataplane import limits
-from cni_plugin.features.spoofing import link_local
 from cni_plugin.plan import modules
 from cni_plugin.plan.interface import host_link
 from cni_plugin.plan.plan import Context, Plan, PlanPart
@@ -62,7 +61,7 @@ class Limits:
             return Plan(result=result)
         sources: list[Address] = [ip.address.ip for ip in result.ips]
         if any(source.version == 6 for source in sources) and inner.mac:
-            sources.append(link_local(inner.mac))
+            sources.append(identity.link_local(inner.mac))
         mark = identity.attachment_mark(context.attachment)
         connections = _share(context) if self.connections is None else self.connections
         own = tuple(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv6Address
 
 from cni_plugin.dataplane import frames, packets
 from cni_plugin.plan import modules
@@ -77,7 +76,7 @@ class Spoofing:
             return
         yield frames.IP_CHECKED_PORTS, (port,)
         yield frames.ND_LINK_ADDRESSES, (port, int(inner.mac.replace(":", ""), 16))
-        for address in (*own, link_local(inner.mac)):
+        for address in (*own, identity.link_local(inner.mac)):
             yield _OWN[address.version], (port, inner.mac, address)
             if address.version == 6:
                 yield frames.ND_TARGETS6, (port, int(address))
@@ -89,7 +88,7 @@ class Spoofing:
     ) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
         if self.addresses and own:
             yield packets.SOURCE_CHECKED_LINKS, (port,)
-            for address in (*own, link_local(inner.mac)):
+            for address in (*own, identity.link_local(inner.mac)):
                 yield _SOURCES[address.version], (port, address)
 
 
@@ -97,12 +96,6 @@ def _port(result: Result, bridged: bool) -> str:
     """The host end of the veth pair; with a bridge it is the result's second interface."""
     host = [one.name for one in result.interfaces if not one.sandbox]
     return next(iter(host[1:] if bridged else host), "")
-
-
-def link_local(mac: str) -> IPv6Address:
-    """The link-local address that the kernel derives from the MAC address (RFC 4291, appendix A)."""
-    octets = bytes.fromhex(mac.replace(":", ""))
-    return IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:])
 
 
 def read(request: Request, keys: Section) -> PlanPart | None:

@@ -118,6 +118,8 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
         raise BadOption(f"invalid network name {name!r}: {problem}")
     if any(network.name == name for network in networks):
         raise InUse(f"network with name {name} already exists", hint="choose another name, or remove that one first")
+    if reason := modules.declared(requested.driver).not_creatable:
+        raise BadOption(f"weft network create makes no networks of driver {requested.driver}", hint=reason)
     if requested.driver not in drivers():
         raise BadOption(
             f"unknown driver {requested.driver!r}: must be one of {', '.join(drivers())}",

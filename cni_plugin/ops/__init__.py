@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cni_plugin.ops.devices import ContainerLink, LentLink
     from cni_plugin.ops.dhcp import DhcpLease
     from cni_plugin.ops.iptables import TableChain, TableRules
+    from cni_plugin.ops.overlay import KnownPeers, OverlayRows, VxlanLink
     from cni_plugin.ops.policy import InVrf, Isolated, RoutedBeside, RoutedFrom, RouteMoved, Vrf
     from cni_plugin.ops.ports import ConntrackFlush, ConntrackFlushOnUndo, Hairpin, PortsFree, PublishedPort
     from cni_plugin.ops.queues import Ifb, Limited, Redirected
@@ -37,6 +38,7 @@ _RARE = {
     **dict.fromkeys(("ConntrackFlushOnUndo", "ConntrackFlush", "Hairpin", "PortsFree", "PublishedPort"), "ports"),
     **dict.fromkeys(("Ifb", "Limited", "Redirected"), "queues"),
     **dict.fromkeys(("TableChain", "TableRules"), "iptables"),
+    **dict.fromkeys(("KnownPeers", "OverlayRows", "VxlanLink"), "overlay"),
     "LinkSetting": "tuning",
     **dict.fromkeys(("UplinkClass", "UplinkScheduler"), "uplink"),
     **dict.fromkeys(("VlanGateway", "Vlans"), "vlans"),
@@ -99,12 +101,14 @@ __all__ = [
     "Ifb",
     "InVrf",
     "Isolated",
+    "KnownPeers",
     "LentLink",
     "Limited",
     "LinkAddress",
     "LinkGroup",
     "LinkRoute",
     "LinkSetting",
+    "OverlayRows",
     "PassedOn",
     "PinnedMac",
     "PoolLease",
@@ -126,5 +130,6 @@ __all__ = [
     "VlanGateway",
     "Vlans",
     "Vrf",
+    "VxlanLink",
     "rare",
 ]

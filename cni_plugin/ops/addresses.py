@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass, replace
+from ipaddress import ip_interface
 
 from cni_plugin.ops.links import nsenter, retry_while_exists
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
@@ -76,6 +77,9 @@ class Gateways(Operation):
     Any other IPv4 address, or an IPv6 address of an overlapping subnet, is a conflict, or removed with
     ``force``, unless it is in ``siblings``: the gateways of the network's other subnets. ``before`` are
     those of the addresses that the bridge had before weft used it, which undo leaves.
+
+    ``anycast``: every host has them, so they are the host's alone as /32 of scope link, and fe80::1 for
+    IPv6; ``addresses`` have the prefix length of the network's subnet.
     """
 
     link: str
@@ -83,10 +87,16 @@ class Gateways(Operation):
     siblings: tuple[Cidr, ...] = ()
     force: bool = False
     before: tuple[Cidr, ...] = ()
+    anycast: bool = False
 
     @property
     def on_link(self) -> LinkRef | None:
         return (Side.HOST, self.link)
+
+    @property
+    def held(self) -> tuple[Cidr, ...]:
+        """The addresses as the link has them."""
+        return tuple(map(_anycast, self.addresses)) if self.anycast else self.addresses
 
     def excludes(self, other: Gateways) -> bool:
         """Whether the host cannot have both: another link with one of the subnets."""
@@ -99,7 +109,7 @@ class Gateways(Operation):
         return tuple(one for version in versions for one in machine.host.addresses(self.link, version))
 
     def _foreign(self, there: tuple[Cidr, ...]) -> list[Cidr]:
-        wanted = {*self.addresses, *self.siblings}
+        wanted = {*self.held, *self.siblings}
         versions = {address.version for address in self.addresses}
         return [
             one
@@ -122,10 +132,10 @@ class Gateways(Operation):
             with contextlib.suppress(Missing):
                 machine.host.delete_address(self.link, address)
         changed = bool(foreign)
-        for address in self.addresses:
+        for address in self.held:
             if address not in there:
                 with contextlib.suppress(Exists):
-                    machine.host.add_address(self.link, address)
+                    machine.host.add_address(self.link, address, link_scope=self.anycast)
                 changed = True
         return changed
 
@@ -135,26 +145,31 @@ class Gateways(Operation):
         return not {*earlier.addresses} <= {*self.addresses, *self.siblings}
 
     def undo(self, machine: Machine) -> None:
-        for address in self.addresses:
+        for address in self.held:
             if address not in self.before:
                 with contextlib.suppress(Missing):
                     machine.host.delete_address(self.link, address)
 
     def sparing(self, kept: Operation) -> Operation:
         if isinstance(kept, Gateways) and kept.link == self.link:
-            return replace(self, before=self.before + kept.addresses)
+            return replace(self, before=self.before + kept.held)
         return self
 
     def mismatch(self, machine: Machine) -> str | None:
         there = self._there(machine)
-        for address in self.addresses:
+        for address in self.held:
             if address not in there:
                 return f"{self.link} lacks the gateway address {address}"
         foreign = self._foreign(there)
         return f"{self.link} has the address {foreign[0]} besides the gateway's" if foreign else None
 
     def commands(self, namespace: str) -> tuple[str, ...]:
-        return tuple(f"ip address add {_added(address)} dev {self.link}" for address in self.addresses)
+        scope = " scope link" if self.anycast else ""
+        return tuple(f"ip address add {_added(address)} dev {self.link}{scope}" for address in self.held)
+
+
+def _anycast(address: Cidr) -> Cidr:
+    return ip_interface(address.ip) if address.version == 4 else ip_interface((identity.OVERLAY_GATEWAY6, 64))
 
 
 def _added(address: Cidr) -> str:

@@ -112,6 +112,12 @@ class Operation:
         """How the state differs from what ``apply`` left, in a sentence; None if it does not."""
         raise NotImplementedError
 
+    def is_missing(self, machine: Machine) -> bool:
+        """Whether a shared operation has to be applied: each ADD asks, without a lock. An operation that
+        has much to compare looks only at what tells whether the comparison is worth it.
+        """
+        return self.mismatch(machine) is not None
+
     def restore(self, machine: Machine) -> bool:
         """Make the change again where another program has reverted it while the container runs; whether
         something was changed. Nothing is where only a new ADD can. ``machine`` has no container.

@@ -64,12 +64,17 @@ def enable_ipv6(link: str) -> Setting:
     return Setting(Side.HOST, f"net/ipv6/conf/{link}/disable_ipv6", "0", link, optional=True)
 
 
-def configure(link: str, result: Result, *, detect: bool = False, prefix_routes: bool = True) -> tuple[Operation, ...]:
-    """The operations that give a new link of the container the result's addresses and bring it up."""
+def configure(
+    link: str, result: Result, *, detect: bool = False, prefix_routes: tuple[int, ...] = (4, 6)
+) -> tuple[Operation, ...]:
+    """The operations that give a new link of the container the result's addresses and bring it up.
+
+    ``prefix_routes`` are the IP versions in which the subnet of an address is on the link.
+    """
     ipv6 = 6 in versions(result)
     return (
         *link_settings(link, detect=detect, ipv6=ipv6),
-        *(LinkAddress(Side.CONTAINER, link, ip.address, prefix_routes) for ip in result.ips),
+        *(LinkAddress(Side.CONTAINER, link, ip.address, ip.address.version in prefix_routes) for ip in result.ips),
         Up(Side.CONTAINER, link),
         *((Detection(link),) if detect and ipv6 else ()),
     )
@@ -318,6 +323,12 @@ def host_link(result: Result) -> str:
     """
     host = [one.name for one in result.interfaces if not one.sandbox]
     return next((name for name in host[1:] if name.startswith(f"{host[0]}.")), next(iter(host), ""))
+
+
+def tunnel(result: Result) -> str:
+    """The VXLAN link of an overlay network, "" for any other network."""
+    host = [one.name for one in result.interfaces if not one.sandbox]
+    return next((name for name in host[1:] if name == identity.overlay_vxlan(host[0])), "")
 
 
 def host_end(context: Context) -> str:

@@ -144,6 +144,9 @@ class Driver(NamedTuple):
     creatable: bool = False
     """Whether ``weft network create`` makes networks of it."""
 
+    not_creatable: str = ""
+    """Why it does not, and who does."""
+
     created_with: tuple[tuple[str, bool], ...] = ()
     """Keys that such a network has unless an option says otherwise."""
 

@@ -171,6 +171,8 @@ def _addressed(driver: str, parts: tuple[PlanPart, ...], request: Request, ipam:
         return Assembly(driver, parts, answer=static.result(fixed))
     if ipam == "dhcp":
         return Assembly(driver, parts, lease=_dhcp(request))
+    if ipam == "blocks":
+        return Assembly(driver, parts, lease=PoolLease(_blocks(request), owner(request)))
     if ipam == OWN_NAME or ipam in modules.plugins():
         # It would be this very attachment, and wait for its own lock.
         config.ipam.problem(
@@ -178,6 +180,20 @@ def _addressed(driver: str, parts: tuple[PlanPart, ...], request: Request, ipam:
         )
         return Assembly(driver, parts)
     return Assembly(driver, parts, lease=foreign(request, ipam))
+
+
+def _blocks(request: Request) -> host_local.Pool:
+    """The pool of this host's blocks of an overlay network; what it needs is imported only here."""
+    from ipam import blocks
+
+    config = request.config
+    return blocks.read(
+        config.ipam,
+        network=config.name,
+        arguments=request.arguments,
+        args_cni=config.args_cni,
+        runtime=config.runtime,
+    )
 
 
 def _dhcp(request: Request) -> Lease:

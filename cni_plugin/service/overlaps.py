@@ -166,7 +166,8 @@ def _host_use(context: ServiceContext, record: Record, subnet: Subnet, before: S
     gateways = _gateways(record.shared)
     addresses = list(of_addresses(host))
     held = {(use.link, use.subnet) for use in addresses}
-    if any((one.link, subnet) in held for one in gateways):
+    anycast = {(one.link, each.network) for one in gateways if one.anycast for each in one.held}
+    if not held.isdisjoint(anycast | {(one.link, subnet) for one in gateways}):
         return None  # the network is set up, and only its record is lost
     own = {one.link for one in (*gateways, *_gateways(before))}
     met = [

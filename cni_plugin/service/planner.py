@@ -122,7 +122,8 @@ def _without(plan: Plan, applied: Plan) -> Plan:
 
 def shared_operations(plan: Plan) -> tuple[Operation, ...]:
     """The operations of the network, with the base rules where the plan has any element."""
-    rules: tuple[Operation, ...] = (BaseRules(),) if plan.elements or plan.shared_elements or plan.guards else ()
+    uses = (plan.elements or plan.shared_elements or plan.guards) and BaseRules() not in plan.shared
+    rules: tuple[Operation, ...] = (BaseRules(),) if uses else ()
     # One operation each: networks share single elements, and one is removed with the last network that has
     # it.
     elements = tuple(Elements((element,)) for element in dict.fromkeys(plan.shared_elements))

@@ -328,7 +328,7 @@ class Service(ServiceContext):
         new = self._unrecorded(attachment.network, shared)
         if any(isinstance(each, Gateways) for each in new):
             retire(self, attachment.network, shared)
-        if new or any(operation.mismatch(seen) for operation in shared):
+        if new or any(operation.is_missing(seen) for operation in shared):
             with locks.hold(self.records.shared_lock()):
                 if new:
                     refuse()

@@ -20,8 +20,9 @@ class Case:
 
     ``needs``: a kind of link that the kernel may lack. ``wired``: the host has a neighbour on
     ``lan0``. ``tables``: iptables was used before, because its built-in chains stay when weft's
-    are removed. ``beside``: keys that another container on the network must set differently.
-    ``settings`` is what weft.toml has. ``long``: its tests are marked long.
+    are removed. ``overlay``: the network's files are those of conf/overlay. ``beside``: keys that
+    another container on the network must set differently. ``settings`` is what weft.toml has.
+    ``long``: its tests are marked long.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Case:
     needs: str = ""
     wired: bool = False
     tables: bool = False
+    overlay: bool = False
     beside: Conf = field(default_factory=dict)
     settings: str = ""
     long: bool = False
@@ -142,6 +144,8 @@ CASES = (
     Case("ipvlan", conf("ipvlan", "ipv", {"ipam": pool("192.0.2.0/25")}), needs="ipvlan", wired=True),
     Case("vlan", conf("vlan", "tag", {"vlanId": 42, "ipam": pool("10.29.0.0/24")}), needs="vlan", wired=True,
          beside={"vlanId": 43}),
+    Case("overlay", conf("weft", "overlay", {"driver": "overlay", "ipMasq": True, "ipam": {"type": "blocks"}}),
+         needs="vxlan", overlay=True),
     Case("dummy", conf("dummy", "held", {"ipam": pool("10.30.0.0/24", "fd00:30::/64")}), needs="dummy"),
     Case(
         "portmap-chained",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,10 @@ from lab.abilities import require
 from lab.calls import Answer, Weft, files, leases
 from lab.cases import Case
 from lab.host import Host
+from lab.plugins import ROOT
 from lab.snapshot import Snapshot, difference, take
 from lab.waiting import PATIENTLY
+from weft import overlay
 from weft.errors import Missing
 from weft.kernel.linux.kernel import LinuxKernel
 
@@ -36,6 +39,8 @@ class Ground:
             host.configure(case.settings)
         if case.tables:
             use_tables(host)
+        if case.overlay:
+            overlay_files()
         self.container = host.container()
         self.bare = host.snapshot()
         self.conf = case.conf
@@ -94,6 +99,11 @@ class Ground:
             self.weft.delete(self.case.first, self.container)
         self.collect()
         return at_last(lambda: steady(difference(self.bare, take())) + files())
+
+
+def overlay_files() -> None:
+    """Write the files of the network "overlay", as the cluster's side would: those of conf/overlay."""
+    shutil.copytree(ROOT / "conf" / "overlay", overlay.FOLDER)
 
 
 def use_tables(host: Host) -> None:

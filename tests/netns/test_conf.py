@@ -11,6 +11,7 @@ import pytest
 from lab.abilities import require
 from lab.commands import run
 from lab.dnsmasq import Dnsmasq, end_keepers
+from lab.ground import overlay_files
 from lab.host import Host
 from lab.namespaces import OWN
 from lab.plugins import OWN_FOLDER, ROOT, Cni
@@ -18,7 +19,7 @@ from lab.plugins import OWN_FOLDER, ROOT, Cni
 FILES = sorted((ROOT / "conf").glob("*.conflist"))
 RUNTIME = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
 NEEDS = {name: name for name in ("macvlan", "ipvlan", "dummy", "vrf")}
-NEEDS |= {"vlan-link": "vlan", "tap": "tun", "dhcp": "macvlan"}
+NEEDS |= {"overlay": "vxlan", "vlan-link": "vlan", "tap": "tun", "dhcp": "macvlan"}
 WIRED = ("macvlan", "ipvlan", "vlan-link", "host", "dhcp", "uplink")
 """Networks whose master is the link of the default route."""
 
@@ -43,6 +44,8 @@ def test_a_conflist_works(host: Host, path: Path, tmp_path: Path) -> None:
         lan = host.lan()
         if path.stem == "dhcp":
             Dnsmasq(host, lan, tmp_path)
+    if path.stem == "overlay":
+        overlay_files()
     if path.stem == "host-device":
         host.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth1-far")
     cni = Cni(OWN_FOLDER)

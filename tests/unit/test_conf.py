@@ -13,6 +13,7 @@ from cni_plugin.plan import modules
 from cni_plugin.service import assemble
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
+from weft import overlay
 from weft.types import Result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,12 @@ PREVIOUS = {
     "interfaces": [{"name": "eth0", "sandbox": "/run/netns/c1"}],
     "ips": [{"address": "10.1.0.5/24", "interface": 0}],
 }
+
+
+@pytest.fixture(autouse=True)
+def overlay_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster's side writes the files of overlay networks to a folder of the host."""
+    monkeypatch.setattr(overlay, "FOLDER", str(ROOT / "conf" / "overlay"))
 
 
 def members(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from cni_plugin.dataplane import frames, limits, packets
-from cni_plugin.features.spoofing import link_local
 from cni_plugin.ops import Elements
 from cni_plugin.plan.facts import KernelFacts
 from cni_plugin.plan.plan import Context, Plan, compose
@@ -18,6 +17,7 @@ from lab.calls import Weft
 from lab.cases import conf
 from weft import identity
 from weft.errors import ConfigProblem
+from weft.identity import link_local
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.interface import Element
 from weft.types import Attachment

@@ -18,6 +18,8 @@ from cni_plugin.service import records as records_module
 from cni_plugin.service.records import NetworkRecord, Phase, Record, Records
 from lab.calls import Weft
 from lab.cases import CASES, Case, Conf
+from lab.plugins import ROOT
+from weft import overlay
 from weft.errors import StateDamaged
 from weft.kernel.fake.kernel import FakeKernel
 from weft.kernel.host import Host
@@ -41,8 +43,11 @@ def _placed(conf: Conf, folder: Path) -> Conf:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_operation_survives(case: Case, records: Records, tmp_path: Path) -> None:
+def test_every_operation_survives(
+    case: Case, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The plan of every driver is equal after writing and reading it."""
+    monkeypatch.setattr(overlay, "FOLDER", str(ROOT / "conf" / "overlay"))
     kernel = FakeKernel()
     space = kernel.add("/c1")
     if case.wired:

@@ -29,11 +29,13 @@ _TYPES = {
     "iifname": "ifname",
     "ip daddr": "ipv4_addr",
     "ip saddr": "ipv4_addr",
+    "ip6 saddr": "ipv6_addr",
     "ip6 daddr": "ipv6_addr",
     "meta l4proto": "inet_proto",
     "meta priority": "classid",
     "numgen random mod 2": "integer",
     "th dport": "inet_service",
+    "udp dport": "inet_service",
 }
 _BITS = re.compile(r"@[a-z]+,[0-9]+,([0-9]+)")
 

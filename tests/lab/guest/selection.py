@@ -55,6 +55,7 @@ DRIVERS: dict[str, Tests] = {
     "ipvlan": _tests("ipvlan", "ipvlan.py::test_modes", "ipvlan"),
     "vlan": _tests("vlan-link", "vlan.py::test_frames_bear_the_tag", "vlan"),
     "dummy": _tests("dummy", "dummy.py::test_it_holds_its_addresses", "dummy"),
+    "overlay": _tests("overlay", "overlay.py::test_all_pairs_reach_each_other_with_their_own_addresses", "overlay"),
     "tap": _tests("tap", "tap.py::test_a_program_receives_what_is_sent_to_it", "tap"),
     "host_device": _tests(
         "host-device",

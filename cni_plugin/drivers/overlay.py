@@ -1,0 +1,134 @@
+"""``overlay``: a bridge network that is the same on all hosts of a cluster, over VXLAN.
+
+Keys: ``mtu`` (bytes), ``hairpinMode``, ``portIsolation``, ``limits``, ``ipam`` with ``type: blocks``
+(``ipam.blocks``); features ``ipMasq``, ``macspoofchk`` and ``isolation``. It is the bridge driver, with
+a VXLAN link beside the bridge: packets to other hosts' blocks are routed there, so containers share no
+layer 2 with other hosts. What the cluster decides is in the network's files (``weft.overlay``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cni_plugin.drivers import bridge
+from cni_plugin.ops import BaseRules, Elements, Gateways, KnownPeers, OverlayRows, Setting, VxlanLink
+from cni_plugin.ops.operation import Operation
+from cni_plugin.ops.overlay import tunnel_elements, vni_element
+from cni_plugin.plan import interface
+from cni_plugin.plan.plan import Context, Plan, PlanPart
+from cni_plugin.plan.traits import Driver, LinkTrial, Option, Parent, Value
+from cni_plugin.wire.request import Request
+from weft import identity, overlay
+from weft.errors import Busy
+from weft.overlay import OverlayNetwork
+from weft.section import Section
+from weft.types import Result, ResultInterface, Route, Side
+
+_OF_BRIDGE = ("bridge", "isGateway", "isDefaultGateway", "forceAddress", "promiscMode", "vlan", "vlanTrunk")
+
+DRIVER = Driver(
+    link_kind="veth",
+    parent=Parent.MADE,
+    features=("masquerade", "spoofing", "isolation", "limits"),
+    routed=True,
+    default_ipam="blocks",
+    options=(
+        interface.MTU,
+        Option("portIsolation", Value.FLAG, ("icc", "com.docker.network.bridge.enable_icc"), inverted=True),
+        Option("hairpinMode", Value.FLAG, ("hairpin",)),
+    ),
+    trials=(LinkTrial("bridge", "bridge"), LinkTrial("VXLAN", "vxlan", (("vxlan_id", 1), ("vxlan_port", 4789)))),
+    not_creatable="the cluster's agent makes overlay networks: it chooses the VNI, claims this host's blocks in the "
+    "store and writes the network's files; docs/overlay.md has their format",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """An overlay network: ``base`` are the settings of its bridge, ``path`` is the network's file.
+
+    ``internal``: containers get no default route.
+    """
+
+    base: bridge.BridgeNetwork
+    path: str
+    internal: bool = False
+
+    def plan(self, context: Context) -> Plan:
+        name = context.attachment.network
+        lines = context.facts.lines(self.path)
+        if lines is None:
+            raise Busy(f"{self.path} is missing, the file of overlay network {name}", hint=DRIVER.not_creatable)
+        network = overlay.parse_network("\n".join(lines), self.path, name)
+        base = replace(
+            self.base,
+            mtu=self.base.mtu or network.mtu,
+            # The same on every host, so that a container that moves keeps the gateway that it knows.
+            bridge_mac=identity.mac("overlay", name, str(network.vni)),
+        )
+        link = identity.overlay_vxlan(base.bridge)
+        plan = base.plan(replace(context, result=self._routed(context.result, network)))
+        return replace(
+            plan,
+            shared=(*self._guards(network), *plan.shared, *self._shared(network, link, context.result)),
+            shared_elements=(
+                *plan.shared_elements,
+                *tunnel_elements(_mark(network), link, base.bridge),
+            ),
+            result=replace(
+                plan.result,
+                interfaces=(*plan.result.interfaces, ResultInterface(link, network.mac, "", network.mtu)),
+            ),
+        )
+
+    def _routed(self, found: Result, network: OverlayNetwork) -> Result:
+        """IPAM's result with the routes: IPv6 containers reach also their own subnet by the gateway."""
+        six = tuple(Route(one, identity.OVERLAY_GATEWAY6) for one in network.subnets if one.version == 6)
+        found = replace(found, routes=(*found.routes, *six))
+        return found if self.internal else replace(found, routes=interface.default_routes(found))
+
+    def _guards(self, network: OverlayNetwork) -> tuple[Operation, ...]:
+        """The rules for VXLAN packets, in force before the VXLAN link is there and until it is gone."""
+        mark = _mark(network)
+        return (BaseRules(), Elements((vni_element(mark, network),)), KnownPeers(mark, network.name, self.path))
+
+    def _shared(self, network: OverlayNetwork, link: str, found: Result) -> tuple[Operation, ...]:
+        """What the network has on this host beside the bridge."""
+        versions: set[int] = {one.version for one in network.subnets}
+        mark, there = identity.mark("link", link), self.base.bridge
+        settings = {
+            # Answers to ARP requests for containers of other hosts, at once.
+            f"net/ipv4/conf/{there}/proxy_arp": "1",
+            f"net/ipv4/neigh/{there}/proxy_delay": "0",
+        }
+        return (
+            *((interface.enable_ipv6(there),) if 6 in versions else ()),
+            *self.base.sysctls(),
+            *(Setting(Side.HOST, key, value, there) for key, value in settings.items()),
+            Gateways(there, network.gateways, anycast=True),
+            VxlanLink(link, identity.alias(mark, f"overlay {network.name}"), network.name, self.path),
+            interface.enable_ipv6(link),  # nexthops are IPv6 addresses of the link
+            *bridge.ignore_ra(link),
+            # An answer of a virtual address's instance comes in by the VXLAN link of the client's network.
+            Setting(Side.HOST, f"net/ipv4/conf/{link}/rp_filter", "2", link),
+            Setting(Side.HOST, f"net/ipv4/conf/{link}/forwarding", "1", link),
+            OverlayRows(there, link, mark, network.name, self.path, network.subnets),
+            *interface.forwarding(versions),
+        )
+
+
+def _mark(network: OverlayNetwork) -> str:
+    return identity.mark("overlay", network.name)
+
+
+def read(request: Request, keys: Section) -> PlanPart | None:
+    for key in _OF_BRIDGE:
+        if key in keys:
+            keys.problem(key, "is not a key of driver overlay")
+    if request.config.ipam.text("type") != "blocks":
+        request.config.ipam.problem("type", "must be 'blocks' for driver overlay")
+    found = bridge.read(request, keys)
+    if not isinstance(found, bridge.BridgeNetwork):
+        return None
+    base = replace(found, bridge=identity.overlay_bridge(request.config.name), prefix_routes=(4,))
+    return Overlay(base, overlay.configured_path(request.config.ipam, request.config.name), keys.flag("internal"))
