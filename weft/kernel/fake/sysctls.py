@@ -16,7 +16,8 @@ def fresh() -> dict[str, str]:
     for folder, settings in CONF.items():
         for name, value in settings.items():
             values[f"{folder}/default/{name}"] = value
-            values[f"{folder}/all/{name}"] = _ALL[folder].get(name, value)
+            if folder in _ALL:  # neighbour tables have no "all"
+                values[f"{folder}/all/{name}"] = _ALL[folder].get(name, value)
     return values
 
 
@@ -30,10 +31,11 @@ def _locate(namespace: FakeState, key: str) -> tuple[dict[str, str], str]:
     why = sysctl.problem(key)
     if why:
         raise KernelRefused(f"invalid sysctl {key!r}: it {why}")
-    folder, _, rest = key.partition("/conf/")
-    link, _, name = rest.rpartition("/")
-    if link in namespace.links_by_name:
-        return namespace.links_by_name[link].sysctls, f"{folder}/conf/{name}"
+    for folder in CONF:
+        if key.startswith(f"{folder}/"):
+            link, _, name = key.removeprefix(f"{folder}/").rpartition("/")
+            if link in namespace.links_by_name:
+                return namespace.links_by_name[link].sysctls, f"{folder}/{name}"
     return namespace.sysctls, key
 
 
