@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from lab.firewalls import Firewalled
-from lab.waiting import until
 
 pytestmark = pytest.mark.usefixtures("own")
 
@@ -16,6 +15,14 @@ pytestmark = pytest.mark.usefixtures("own")
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Firewalled]:
     made = Firewalled(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def unfollowed(tmp_path: Path) -> Iterator[Firewalled]:
+    """Neither engine nor agent restores anything."""
+    made = Firewalled(tmp_path, followed=False)
     yield made
     made.close()
 
@@ -52,8 +59,9 @@ def test_docker_started_before_and_again(machine: Firewalled, root_image: Path) 
 
 
 @pytest.mark.long
-def test_docker_started_afterwards(machine: Firewalled, root_image: Path) -> None:
+def test_docker_started_afterwards(unfollowed: Firewalled, root_image: Path) -> None:
     """Nothing tells weft that packets are dropped now: check says it, the next ADD or doctor --repair cures it."""
+    machine = unfollowed
     machine.attach()
     machine.docker()
     # weft has enabled forwarding, so Docker drops nothing, and nothing needs to be accepted.
@@ -94,10 +102,11 @@ def test_ufw(machine: Firewalled) -> None:
     """The rules are in ufw's chains for its administrator's rules, after those; a reload empties the chains."""
     machine.attach()
     machine.ufw()
-    assert len(machine.problems()) == 3
-    assert machine.weft("doctor", "--repair").code == 0
+    machine.restored()
     assert_working(machine)
     machine.run("ufw", "reload")
+    machine.restored()
+    assert_working(machine)
     machine.add("c3", "blue")
     assert machine.page("outside", "192.0.2.1:8080") and machine.answered("c3")
     # The administrator's rules that are there come first.
@@ -111,14 +120,24 @@ def test_ufw(machine: Firewalled) -> None:
 
 
 @pytest.mark.long
+def test_ufw_unfollowed(unfollowed: Firewalled) -> None:
+    """Where nothing restores the rules, check says which are missing, and doctor --repair adds them."""
+    machine = unfollowed
+    machine.attach()
+    machine.ufw()
+    assert len(machine.problems()) == 3
+    assert machine.weft("doctor", "--repair").code == 0
+    assert_working(machine)
+
+
+@pytest.mark.long
 def test_firewalld(machine: Firewalled) -> None:
     """Links and subnets are in the zone trusted, unless an administrator has put them in another."""
     machine.firewalld()
     machine.attach()
     assert_working(machine)
     machine.reload()
-    until(lambda: machine.problems() == [])  # the engine restores what the reload has removed
-    assert machine.weft("doctor", "--repair").code == 0
+    machine.restored()
     assert_working(machine)
     machine.remove("c1", "c2")
     assert machine.run("firewall-cmd", "--zone=trusted", "--list-all").stdout.count("10.82.0.0/24") == 0

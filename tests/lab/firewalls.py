@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lab.machine import Machine
 from lab.unpacked import FIREWALLS, overlay, unpack
-from lab.waiting import BRIEFLY, PATIENTLY
+from lab.waiting import BRIEFLY, PATIENTLY, until
 
 _BUS = """<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>
 <policy context="default"><allow user="*"/><allow own="*"/><allow send_type="method_call"/>
@@ -22,6 +23,8 @@ MANAGE_BUILTINS=no
 IPT_SYSCTL=/etc/ufw/sysctl.conf
 IPT_MODULES=""
 """
+RESTORED = 60.0
+"""Seconds on a loaded machine; elsewhere it takes one after the last change, at most five."""
 _GET = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=2).read().decode())"
 _COPY = "cp /usr/share/ufw/iptables/*.rules /usr/share/ufw/ufw.conf /usr/share/ufw/*.init /etc/ufw/"
 
@@ -33,8 +36,11 @@ class Firewalled(Machine):
     points, which has no bridge.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, followed: bool = True) -> None:
+        """``followed``: engine and agent restore what others delete."""
         super().__init__(controllers=True)
+        if not followed:
+            self._environment = {**os.environ, "WEFT_FOLLOW": "off"}
         overlay(self, unpack(*FIREWALLS))
         self.folder = folder
         self.run("sh", "-c", "mkdir -p /run/docker-data /run/dbus /run/www; echo weft was here >/run/www/index.html")
@@ -82,6 +88,10 @@ class Firewalled(Machine):
         found = self.weft("check", "--json").json
         assert found
         return [sentence for one in found for sentence in one["lacks"]]
+
+    def restored(self) -> None:
+        """Wait until engine or agent has restored what another firewall has removed."""
+        until(lambda: self.problems() == [], RESTORED, "weft's rules in the other firewall")
 
     def findings(self) -> dict[str, str]:
         """What ``weft doctor`` finds, with its remedies."""
