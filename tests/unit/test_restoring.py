@@ -1,0 +1,92 @@
+"""The elements of all networks and attachments are restored at once, and none of what a DEL removes meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from cni_plugin.dataplane.packets import CLOSED_LINKS, PORTS, PORTS4
+from cni_plugin.ops.groups import POLICIES
+from cni_plugin.service import shared
+from lab.calls import Weft
+from lab.confs import network, port
+from weft.kernel.fake.kernel import FakeKernel
+from weft.kernel.host import Host
+from weft.kernel.interface import Element
+
+
+def pool(number: int) -> dict[str, Any]:
+    """Addresses of a network."""
+    return {"type": "static", "addresses": [{"address": f"10.{number}.0.2/24", "gateway": f"10.{number}.0.1"}]}
+
+
+CONFS = {
+    "c1": network(
+        "weft", driver="bridge", bridge="blue0", name="blue", isGateway=True, ipMasq=True, portmap={}, ipam=pool(80),
+        runtimeConfig={"portMappings": [port(8080, 80)]},
+    ),
+    "c2": network("weft", driver="ptp", name="points", ipam=pool(81)),
+    "c3": network("weft", driver="ptp", name="others", ipMasq=True, ipam=pool(82)),
+}  # fmt: skip
+
+
+@pytest.fixture
+def kernel() -> FakeKernel:
+    made = FakeKernel()
+    for name in CONFS:
+        made.add(f"/run/netns/{name}")
+    return made
+
+
+@pytest.fixture
+def weft(kernel: FakeKernel, tmp_path: Any) -> Weft:
+    made = Weft(kernel, Host(str(tmp_path), "boot", 0.0))
+    for name, conf in CONFS.items():
+        made.add(conf, f"/run/netns/{name}", name)
+    return made
+
+
+def watch(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, before: Callable[[], object] = lambda: None
+) -> list[list[str]]:
+    """The collections of each transaction that adds elements, from now on."""
+    found: list[list[str]] = []
+    add = kernel.rules.add
+
+    def watched(elements: Iterable[Element]) -> None:
+        given = tuple(elements)
+        found.append([one.collection for one in given])
+        if len(found) == 1:
+            before()
+        add(given)
+
+    monkeypatch.setattr(kernel.rules, "add", watched)
+    return found
+
+
+def test_all_but_ports_comes_back_in_one_transaction(
+    kernel: FakeKernel, weft: Weft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What closes networks before all else, also that of ptp, which is an element for each attachment."""
+    before = kernel.rules.dump()
+    kernel.rules.remove()
+    found = watch(kernel, monkeypatch)
+    shared.repair(weft.service(kernel))
+    assert kernel.rules.dump() == before
+    first, *others = found
+    assert first.count(CLOSED_LINKS) == len(CONFS) and not PORTS.intersection(first)
+    closing = [name in POLICIES for name in first]
+    assert closing == sorted(closing, reverse=True)
+    assert len(others) == 1 and PORTS4 in others[0] and not POLICIES.keys() & others[0]
+
+
+def test_what_is_removed_meanwhile_does_not_come_back(
+    kernel: FakeKernel, weft: Weft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.rules.remove()
+    found = watch(kernel, monkeypatch, lambda: weft.delete(CONFS["c2"], "/run/netns/c2", "c2"))
+    shared.repair(weft.service(kernel))
+    assert found[0].count(CLOSED_LINKS) == len(CONFS)
+    assert len(kernel.rules.elements(CLOSED_LINKS)) == len(CONFS) - 1
