@@ -10,6 +10,7 @@ from cni_plugin.cli import agents
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import as_json, count, say, table, warn
 from cni_plugin.cli.tool import Tool, pass_tool
+from cni_plugin.docker import diagnosis
 from cni_plugin.networks import conflists, findings, leases
 from cni_plugin.networks.findings import Finding, FixedBy
 from cni_plugin.service import gc, shared
@@ -56,7 +57,8 @@ def doctor(tool: Tool, repair: bool, json_output: bool) -> None:
 def _findings(tool: Tool, abilities: Sequence[Ability]) -> list[Finding]:
     networks, problems = conflists.listed(tool.config)
     catalog = [Finding(what, remedy) for what, remedy in agents.catalog_damages()]
-    return findings.every(tool.service, abilities, networks, problems) + catalog
+    docker = list(diagnosis.findings(tool.service.host.run))
+    return findings.every(tool.service, abilities, networks, problems) + catalog + docker
 
 
 def _repair(tool: Tool) -> None:

@@ -18,6 +18,7 @@ MASQUERADE4, MASQUERADE6 = "masquerade4", "masquerade6"
 MASQUERADE_EXEMPT4, MASQUERADE_EXEMPT6 = "masquerade_exempt4", "masquerade_exempt6"
 PORTS4, PORTS6 = "ports4", "ports6"
 PORTS4_AT, PORTS6_AT = "ports4_at", "ports6_at"
+DNS_SERVER4, DNS_SERVER6 = "dns_server4", "dns_server6"
 LOOPBACK_PORTS4, LOOPBACK_PORTS6 = "loopback_ports4", "loopback_ports6"
 LOOPBACK_PORTS4_AT, LOOPBACK_PORTS6_AT = "loopback_ports4_at", "loopback_ports6_at"
 HAIRPIN4, HAIRPIN6 = "hairpin4", "hairpin6"
@@ -72,6 +73,13 @@ _PUBLISHING = (
         "{address} . inet_service",
         "ports published at a certain host address, and the container address and port of each",
         "portmap with hostIP",
+    ),
+    *maps(
+        "dns_server{v}",
+        "ifname",
+        "{address}",
+        "links whose containers' queries to any DNS server are answered by this host, and its address there",
+        "names with redirectDns",
     ),
     *sets(
         "loopback_ports{v}",
@@ -407,7 +415,13 @@ _PORTS = (
     Chain(
         "nat_prerouting",
         "published ports, for connections from other hosts and from containers",
-        (Rule("fib daddr type local goto dnat_published", "to any address of this host"),),
+        (
+            Rule("fib daddr type local goto dnat_published", "to any address of this host"),
+            *rules(
+                "meta l4proto { tcp, udp } th dport 53 dnat {ip} to iifname map @dns_server{v}",
+                "queries of containers to other DNS servers, which their runtime has set",
+            ),
+        ),
         hook="prerouting",
         priority="dstnat",
         type="nat",

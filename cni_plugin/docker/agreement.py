@@ -18,8 +18,9 @@ from cni_plugin.docker.addresses import Addresses
 from cni_plugin.docker.api import DockerApi, NoDocker
 from cni_plugin.docker.calls import Calls
 from cni_plugin.docker.driver import Networks
+from cni_plugin.docker.naming import Naming
 from cni_plugin.docker.networks import Pooled, Wanted
-from cni_plugin.docker.state import Endpoint, Kept, Network, Pool
+from cni_plugin.docker.state import Endpoint, Json, Kept, Network, Pool
 from cni_plugin.wire.plugins import OWN_NAME
 from weft import stderr
 from weft.errors import WeftError
@@ -32,7 +33,10 @@ network or an endpoint only after the driver's answer.
 """
 _RETRY_SECONDS = 1.0
 _AGAIN_SECONDS = 300.0
-_JOINED = (("container", "start"), ("network", "connect"))
+_TOLD = (("container", "start"), ("container", "rename"), ("network", "connect"))
+"""Events after which a container may be on another network, or has another name."""
+_NO_CONTAINER = "ep-"
+"""How Docker's API names an endpoint that no container has joined."""
 _T = TypeVar("_T")
 
 
@@ -48,6 +52,7 @@ class Seen:
 
     networks: dict[str, Section] = field(default_factory=dict)
     endpoints: set[str] = field(default_factory=set)
+    containers: set[str] = field(default_factory=set)
     addresses: dict[Subnet, set[Address]] = field(default_factory=dict)
     """Of each subnet whose addresses weft gives out, those that are in use."""
 
@@ -90,6 +95,7 @@ class Agreement:
         self._calls = calls
         self._driver = driver
         self._addresses = addresses
+        self._naming = Naming(kept, calls)
         self._blocking = blocking
 
     async def run(self) -> None:
@@ -106,8 +112,9 @@ class Agreement:
         agreeing = asyncio.create_task(self._agree_again())
         try:
             async for event in events:
-                if (event.get("Type"), event.get("Action")) in _JOINED:
+                if (event.get("Type"), event.get("Action")) in _TOLD:
                     await self.settle()
+                    await self._announce(_container(event), again=True)
         finally:
             agreeing.cancel()
             with contextlib.suppress(asyncio.CancelledError, NoDocker):
@@ -148,12 +155,20 @@ class Agreement:
         for name, section in seen.networks.items():
             await self._work(partial(self._restore, name, section))
         await self.settle()
+        for name in sorted(seen.containers):
+            await self._announce(name, again=False)
         surplus = await self._blocking(partial(self._surplus, seen))
         if surplus:
             await asyncio.sleep(GRACE)
             seen = await self._seen()
             surplus = surplus.also_in(await self._blocking(partial(self._surplus, seen)))
             await self._remove(surplus)
+
+    async def _announce(self, name: str, *, again: bool) -> None:
+        """Publish the names of a container that runs."""
+        container = await self._api.container(name)
+        if container is not None and container.section("State").flag("Running"):
+            await self._work(partial(self._naming.announce, container, again=again))
 
     async def _seen(self) -> Seen:
         found = Seen()
@@ -169,6 +184,8 @@ class Agreement:
             raw = section.raw("Containers")
             for name in list(raw) if isinstance(raw, dict) else ():
                 one = containers.section(name)
+                if not str(name).startswith(_NO_CONTAINER):
+                    found.containers.add(str(name))
                 found.endpoints.add(one.text("EndpointID"))
                 for key in ("IPv4Address", "IPv6Address"):
                     if text := one.text(key):
@@ -212,6 +229,12 @@ class Agreement:
 
     def _free(self, pool: str, text: str, made: float) -> None:
         self._addresses.free(pool, [ip_address(text)], before=made + 0.001)
+
+
+def _container(event: Json) -> str:
+    """The id of the container that an event is about."""
+    actor = Section(event).section("Actor")
+    return actor.text("ID") if event.get("Type") == "container" else actor.section("Attributes").text("container")
 
 
 def wanted(section: Section, gateways: Mapping[Subnet, str]) -> Wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import defaultdict
 from dataclasses import replace
 from ipaddress import ip_interface
 
@@ -26,9 +27,9 @@ from weft.kernel.netns import CURRENT
 from weft.types import Attachment, Result
 
 VERSION = "1.1.0"
-PORTS = "portmap"
-"""The plugin that publishes the ports of an endpoint: an attachment of its own, chained to the first, as
-Docker asks for them later, and only on one of the container's networks.
+PORTS, NAMES = "portmap", "dnsname"
+"""The plugins that publish the ports and names of an endpoint: attachments of their own, chained to the
+first. Docker asks for ports later, and only on one of the container's networks; names come from its API.
 """
 _PORTS = (packets.PORTS4, packets.PORTS4_AT, packets.PORTS6, packets.PORTS6_AT)
 _LINK_PREFIX = "weft"
@@ -44,6 +45,8 @@ class Calls:
 
     def __init__(self) -> None:
         self._own = threading.local()
+        # Names are published while Docker may remove the endpoint already.
+        self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
 
     @property
     def service(self) -> Service:
@@ -67,13 +70,21 @@ class Calls:
 
     def publish(self, network: Network, endpoint: Endpoint, mappings: list[Json]) -> None:
         """Publish ports of an endpoint that has joined. Raises WeftError: Conflict for a port that is in use."""
-        before = self.service.records.read(attachment_of(_request(Command.ADD, network, endpoint)))
-        if before is None:
-            raise Missing(f"endpoint {endpoint.id} has not joined a container")
-        self.withdraw(network, endpoint)
-        previous = json.loads(result.render(before.result, VERSION))
-        keys: Json = {"runtimeConfig": {"portMappings": mappings}, "prevResult": previous}
-        self.service.add(_request(Command.ADD, network, endpoint, PORTS, keys))
+        self._chain(network, endpoint, PORTS, {"runtimeConfig": {"portMappings": mappings}})
+
+    def announce(self, network: Network, endpoint: Endpoint, keys: Json) -> None:
+        """Publish the names and services of an endpoint that has joined. Raises WeftError."""
+        self._chain(network, endpoint, NAMES, keys)
+
+    def _chain(self, network: Network, endpoint: Endpoint, plugin: str, keys: Json) -> None:
+        with self._locks[endpoint.id]:
+            before = self.service.records.read(attachment(network, endpoint))
+            if before is None:
+                raise Missing(f"endpoint {endpoint.id} has not joined a container")
+            self._withdraw(network, endpoint, plugin)
+            previous = json.loads(result.render(before.result, VERSION))
+            whole = {**keys, "prevResult": previous}
+            self.service.add(_request(Command.ADD, network, endpoint, plugin, whole))
 
     def published(self) -> set[tuple[str, int]]:
         """The protocol and number of every port that attachments of this host publish."""
@@ -85,23 +96,36 @@ class Calls:
         """The ports among these on which processes of the host listen."""
         return {one.port for one in self.service.kernel.host.listeners(protocol, ports)}
 
-    def withdraw(self, network: Network, endpoint: Endpoint) -> None:
-        """Publish the endpoint's ports no longer."""
-        request = _request(Command.DEL, network, endpoint, PORTS)
+    def withdraw(self, network: Network, endpoint: Endpoint, plugin: str = PORTS) -> None:
+        """Publish the endpoint's ports, or names, no longer."""
+        with self._locks[endpoint.id]:
+            self._withdraw(network, endpoint, plugin)
+
+    def _withdraw(self, network: Network, endpoint: Endpoint, plugin: str) -> None:
+        request = _request(Command.DEL, network, endpoint, plugin)
         if self.service.records.read(attachment_of(request)) is not None:
             self.service.delete(request)
 
+    def is_announced(self, network: Network, endpoint: Endpoint) -> bool:
+        return self.service.records.read(replace(attachment(network, endpoint), plugin=NAMES)) is not None
+
     def remove(self, network: Network, endpoint: Endpoint) -> None:
         """Remove the endpoint's link wherever it is, and its rules. What is gone already is fine."""
-        self.withdraw(network, endpoint)
-        self.settle(network, endpoint)
-        request = _request(Command.DEL, network, endpoint)
-        if self.service.records.read(attachment_of(request)) is not None:
-            # Without a namespace: it may be in the container's, which is no reason to leave it.
-            request = replace(request, namespace="")
-        elif self.service.kernel.host.link(link_name(endpoint.id)) is None:
-            return
-        self.service.delete(request)  # of a link that Docker has moved back after Leave, by its mark
+        with self._locks[endpoint.id]:
+            for plugin in (NAMES, PORTS):
+                self._withdraw(network, endpoint, plugin)
+            self.settle(network, endpoint)
+            request = _request(Command.DEL, network, endpoint)
+            if self.service.records.read(attachment_of(request)) is not None:
+                # Without a namespace: it may be in the container's, which is no reason to leave it.
+                request = replace(request, namespace="")
+            elif self.service.kernel.host.link(link_name(endpoint.id)) is None:
+                return
+            self.service.delete(request)  # of a link that Docker has moved back after Leave, by its mark
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """The endpoint is gone for good."""
+        self._locks.pop(endpoint.id, None)
 
     def settle(self, network: Network, endpoint: Endpoint) -> bool:
         """Find the link in the container's namespace, once Docker has moved it; whether it is known."""
@@ -155,7 +179,8 @@ def _attached(network: Network, endpoint: Endpoint) -> Json:
 
 
 def _chained(network: Network, plugin: str) -> Json:
-    return {"cniVersion": VERSION, "name": network.name, "type": plugin}
+    internal = {"internal": True} if network.internal else {}
+    return {"cniVersion": VERSION, "name": network.name, "type": plugin, **internal}
 
 
 def gateway_of(network: Network, address: str) -> str:

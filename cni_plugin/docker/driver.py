@@ -107,6 +107,7 @@ class Networks:
         if network is not None:
             self._calls.remove(network, endpoint)
         self._kept.remove(Endpoint, endpoint.id)
+        self._calls.forget(endpoint)
 
     def join(self, call: Section) -> Json:
         """Make the endpoint's link: Docker moves it into the sandbox, and sets addresses and routes."""

@@ -20,7 +20,8 @@ from weft.types import Subnet
 GENERIC = "com.docker.network.generic"
 _DRIVER, _BINDING = "driver", "com.docker.network.bridge.host_binding_ipv4"
 _PREFIX = "com.docker.network.container_iface_prefix"
-_OWN = (_DRIVER, _BINDING, _PREFIX)
+_NAMES = "names"
+_OWN = (_DRIVER, _BINDING, _PREFIX, _NAMES)
 _LATER = ("overlay",)
 _SHORT_ID, _SHORT_BRIDGE = 12, 10
 
@@ -104,8 +105,9 @@ def build(wanted: Wanted, others: Iterable[Network]) -> Network:
         **keys,
     }
     binding = _binding(wanted.options.get(_BINDING, ""))
+    names = create.flag(_NAMES, wanted.options.get(_NAMES, "true"))
     return Network(
-        wanted.id, name, config, gateways, wanted.internal, binding, wanted.options.get(_PREFIX, ""), time.time()
+        wanted.id, name, config, gateways, wanted.internal, binding, wanted.options.get(_PREFIX, ""), names, time.time()
     )
 
 

@@ -33,7 +33,8 @@ Json = dict[str, object]
 class Network:
     """A network. ``config`` is the CNI configuration of its attachments, without their addresses;
     ``gateways`` are addresses with prefix lengths, ``binding`` the host address of published ports that
-    name none, ``prefix`` how names of interfaces in containers begin. ``made`` is seconds since the epoch.
+    name none, ``prefix`` how names of interfaces in containers begin, ``names`` whether containers' names
+    are published. ``made`` is seconds since the epoch.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Network:
     internal: bool = False
     binding: str = ""
     prefix: str = ""
+    names: bool = True
     made: float = 0.0
 
     @property

@@ -2,6 +2,7 @@
 
 Keys: ``names``: ``{}`` enables it; ``domain`` in it is a further suffix of the names (and the
 container's search domain); ``nameservers`` are asked for all other names in the place of the host's;
+``redirectDns``: the agent answers the container's queries to other servers, too, if they pass this host;
 ``dns: false`` leaves the container's resolver alone. ``services``, at the
 top level or under args.cni, is a list of the container's services: ``name``, ``port``, ``protocol``
 (tcp or udp; both if absent), ``tags``, ``meta``, ``weight``, ``check`` (as Consul's: ``http``, ``tcp``
@@ -11,7 +12,8 @@ as CNI_ARGS ``SERVICE_NAME``, ``SERVICE_PORT`` and ``SERVICE_TAGS``.
 The names are those that the runtime tells (CNI_ARGS ``K8S_POD_NAME``, args.cni.name, runtimeConfig
 ``aliases``) and the first twelve characters of the container's id.
 
-Called as podman's plugin ``dnsname``, the key is ``domainName``.
+Called as podman's plugin ``dnsname``, the key is ``domainName``; ``services``, ``internal`` and
+``redirectDns`` at the top level are as above.
 
 The container asks the network's gateway, where the agent answers. On a network whose gateway is not
 this host (macvlan, ipvlan) services are registered all the same, and the resolver is left alone.
@@ -28,7 +30,7 @@ from cni_plugin.dataplane import packets
 from cni_plugin.ops.firewalls import passed_on
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import modules
-from cni_plugin.plan.interface import hairpin, host_link
+from cni_plugin.plan.interface import hairpin, host_end, host_link
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Feature, Stage
 from cni_plugin.wire.plugins import OWN_NAME
@@ -44,6 +46,7 @@ SHORT = 12
 """Characters of a container's id that it is known by, as with docker and podman."""
 _DNS, _PORT = ("udp", "tcp"), 53
 _AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
+_SERVER = {4: packets.DNS_SERVER4, 6: packets.DNS_SERVER6}
 _LONGEST_LABEL = 63
 _LONGEST_NAME = 200
 _CHECKS = (*NETWORK_CHECKS, TTL_CHECK)
@@ -64,6 +67,7 @@ class Names:
     internal: bool = False
     gateway_is_host: bool = False
     nameservers: tuple[str, ...] = ()
+    redirect: bool = False
 
     def plan(self, context: Context) -> Plan:
         from cni_plugin.ops.announcement import Announced  # only networks with names need it
@@ -88,10 +92,16 @@ class Names:
         announced = Announced(mark, json.dumps(document, sort_keys=True))
         result = self._resolved(context.result, gateways) if self.resolver else context.result
         virtual = any(one.get("virtual") for one in services)
+        redirected = _redirected(context, gateways) if self.redirect else ()
+        own = host_link(context.result) == host_end(context)  # not the link of a network
         return Plan(
             shared=_questions_passed(context, gateways) if self.resolver else (),
             operations=hairpin(context) if virtual else (),
-            shared_elements=tuple(_answered_here(ip_address(one), protocol) for one in gateways for protocol in _DNS),
+            shared_elements=(
+                *(_answered_here(ip_address(one), protocol) for one in gateways for protocol in _DNS),
+                *(() if own else redirected),
+            ),
+            elements=redirected if own else (),
             after=(announced,),
             result=result,
         )
@@ -123,6 +133,17 @@ def _answered_here(gateway: Address, protocol: str) -> Element:
     return Element(_AT[gateway.version], (gateway, protocol, _PORT), (gateway, _PORT), mark)
 
 
+def _redirected(context: Context, gateways: list[str]) -> tuple[Element, ...]:
+    """The link whose containers' queries to any server go to the gateway."""
+    link = host_link(context.result)
+    own = link == host_end(context)
+    mark = identity.attachment_mark(context.attachment) if own else identity.mark("dns of", link)
+    first: dict[int, Address] = {}
+    for text in gateways:
+        first.setdefault(ip_address(text).version, ip_address(text))
+    return tuple(Element(_SERVER[version], (link,), (address,), mark) for version, address in first.items())
+
+
 def _questions_passed(context: Context, gateways: list[str]) -> tuple[Operation, ...]:
     """What lets the container ask the gateways where another firewall drops what it asks."""
     if not gateways:
@@ -134,21 +155,24 @@ def _questions_passed(context: Context, gateways: list[str]) -> tuple[Operation,
 
 
 def read(request: Request, keys: Section) -> PlanPart | None:
-    if request.plugin == FEATURE.plugin:
-        return Names(_called(request), domain=_domain(keys, "domainName"))
     if request.plugin == OWN_NAME and not _asked(request, keys):
         return None
     section = keys.section("names")
     offered = (*keys.sections("services"), *request.config.args_cni.sections("services"))
     services = [*(_service(one) for one in offered), *_argued(request)]
+    texts = tuple(json.dumps(one, sort_keys=True) for one in services)
+    if request.plugin == FEATURE.plugin:
+        domain, internal, redirect = _domain(keys, "domainName"), keys.flag("internal"), keys.flag("redirectDns")
+        return Names(_called(request), texts, domain, internal=internal, redirect=redirect)
     return Names(
         _called(request),
-        tuple(json.dumps(one, sort_keys=True) for one in services),
+        texts,
         _domain(section, "domain"),
         section.flag("dns", True),
         keys.flag("internal"),
         _gateway_is_host(request, keys),
         tuple(text for text in section.texts("nameservers") if section.parse_address("nameservers", text)),
+        section.flag("redirectDns"),
     )
 
 

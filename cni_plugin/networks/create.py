@@ -43,7 +43,7 @@ class CreateOptions:
     labels: dict[str, str] = field(default_factory=dict)
 
 
-def _flag(name: str, text: str) -> bool:
+def flag(name: str, text: str) -> bool:
     if text.casefold() not in _FLAGS:
         raise BadOption(f"invalid value {text!r} for option {name}: must be true or false")
     return _FLAGS[text.casefold()]
@@ -71,7 +71,7 @@ def _read(option: Option, name: str, text: str) -> object:
     """The value of an option as the driver's key has it. Raises BadOption."""
     match option.value:
         case Value.FLAG:
-            return _flag(name, text) != option.inverted
+            return flag(name, text) != option.inverted
         case Value.NUMBER:
             return _number(name, text, option.least, option.most)
         case Value.CHOICE:

@@ -116,6 +116,26 @@ def test_drivers(machine: Docked) -> None:
         assert said in machine.ask(*create, *options, "refused", fails=True)
 
 
+def test_names_and_services(machine: Docked) -> None:
+    """Docker tells the driver no names: they come from its API. Its resolver's queries reach weft's agent."""
+    machine.ask("network", "create", "-d", "weft", "my-net")
+    labels = ("--label", "weft.service=web:80", "--label", "weft.check=http:/", "--label", "weft.check.interval=1s")
+    address = machine.serve("shop", "--net=my-net", "--network-alias", "store", *labels)
+    machine.serve("old", "--net=my-net", "--label", "SERVICE_80_NAME=legacy", "--label", "SERVICE_80_TAGS=v1")
+    machine.serve("client", "--net=my-net")
+    for name in ("web.service.consul", "store.my-net", "v1.legacy.service.consul", "shop"):
+        assert machine.resolves("client", name), (name, machine.log())
+    assert machine.gets("client", "web.service.consul")
+    asked = ("busybox", "nslookup", "shop.my-net", "172.18.0.1")  # this host, as networks that are not Docker's
+    assert address in machine.until(*asked).stdout
+    until(lambda: machine.problems() == [])
+    machine.ask("rename", "shop", "mall")
+    assert machine.resolves("client", "mall.my-net")
+    machine.ask("stop", "-t", "0", "mall")
+    gone = machine.until("sh", "-c", "! docker exec client /bin/nslookup web.service.consul")
+    assert gone.code == 0, gone
+
+
 def test_nothing_is_lost(machine: Docked) -> None:
     """The driver is killed and dockerd is killed; what Docker removed meanwhile is gone with the next start."""
     create = ("network", "create", "-d", "weft", "--ipam-driver", "weft")

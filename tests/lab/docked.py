@@ -69,6 +69,10 @@ class Docked(Firewalled):
         outcome = self.until(*argv, timeout=10) if expected else self.run(*argv, check=False)
         return "weft was here" in outcome.stdout
 
+    def resolves(self, name: str, query: str) -> bool:
+        """Whether a container gets an answer of Docker's resolver."""
+        return self.until("docker", "exec", name, "/bin/nslookup", query).code == 0
+
     def kept(self) -> list[str]:
         """The files of the driver's state."""
         return self.files("/var/lib/weft/docker")
@@ -76,4 +80,5 @@ class Docked(Firewalled):
     def left(self) -> list[str]:
         """What is left of weft's attachments and networks."""
         found = self.files("/run/weft/*/attachments") + self.files("/run/weft/*/networks") + self.kept()
-        return found + [name for name in self.links() if name.startswith(("weft", "veth"))]
+        links = [name for name in self.links() if name.startswith(("weft", "veth"))]
+        return found + [name for name in links if name != "weft-services"]  # the agent's

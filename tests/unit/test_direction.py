@@ -65,7 +65,7 @@ STANDS_ON: dict[str, str] = {
     ),
     "cni_plugin.docker": (
         "weft weft.kernel weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire cni_plugin.ops cni_plugin.plan "
-        "cni_plugin.service cni_plugin.networks"
+        "cni_plugin.features cni_plugin.service cni_plugin.networks"
     ),
     "cni_plugin.cli": (
         "weft weft.kernel weft.kernel.linux weft.kernel.trace discovery discovery.consul discovery.dns "

@@ -31,6 +31,9 @@ class FakeApi(DockerApi):
         found = self._looks.pop(0) if len(self._looks) > 1 else self._looks[0]
         return [Section(one, "network", Problems()) for one in found]
 
+    async def container(self, name: str) -> Section | None:
+        return None
+
 
 def network(ipam: str = "default", endpoints: tuple[str, ...] = (), **config: object) -> dict[str, Any]:
     containers = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ from cni_plugin.docker import ports
 from cni_plugin.docker.addresses import Addresses
 from cni_plugin.docker.calls import link_name
 from cni_plugin.docker.driver import Networks
+from cni_plugin.docker.naming import Naming
 from cni_plugin.docker.state import Endpoint, Kept, Network, Pool
 from cni_plugin.networks import attachments
 from cni_plugin.service.gc import collect_stale
 from lab.libnetwork import ENDPOINT, GENERIC, NETWORK, SANDBOX, Fake, address_of, call, created, ended, joined, pool_of
-from weft import identity
+from weft import daemons, identity
 from weft.errors import BadOption, Conflict, InUse, Missing, PoolExhausted, WeftError
 from weft.section import Section
 
@@ -276,3 +279,40 @@ def test_ports_need_a_routed_network(driver: Networks) -> None:
     asked = [{"Proto": 6, "Port": 80, "HostPort": 8080, "HostPortEnd": 8080}]
     with pytest.raises(BadOption, match="ports cannot be published on a network of driver macvlan"):
         driver.publish(call(NetworkID=NETWORK, EndpointID=ENDPOINT, Options={ports.PORTMAP: asked}))
+
+
+# Names
+
+
+def test_names_come_from_dockers_api(
+    driver: Networks, calls: Fake, kept: Kept, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(daemons.Daemon, "ensure", lambda *_: None)
+    created(driver)
+    joined(driver)
+    container = Section(
+        {
+            "Id": "f" * 64,
+            "Name": "/shop",
+            "Config": {"Labels": {"weft.service": "web:80,bad"}, "Env": ["A=b"], "ExposedPorts": {"80/tcp": {}}},
+            "NetworkSettings": {"Networks": {"my-net": {"EndpointID": ENDPOINT, "Aliases": ["store", "not a name"]}}},
+        }
+    )
+    naming = Naming(kept, calls)
+    naming.announce(container, again=False)
+    [path] = (tmp_path / "run" / "names").iterdir()
+    found = json.loads(path.read_text())
+    assert {"shop", "store", "f" * 12} <= set(found["names"]) and found["domain"] == "my-net"
+    assert [(one["name"], one["port"]) for one in found["services"]] == [("web", 80)]
+    [server] = calls.kernel.rules.elements("dns_server4")
+    assert (server.key, server.data) == (("weft-a9fe288e78",), (ip_address("172.18.0.1"),))
+    before = path.read_text()
+    renamed = Section({"Name": "/mall", "Id": "f" * 64, "NetworkSettings": container.raw("NetworkSettings")})
+    naming.announce(renamed, again=False)
+    assert path.read_text() == before
+    naming.announce(renamed)
+    assert "mall" in json.loads(path.read_text())["names"]
+    ended(driver)
+    assert not path.exists()
+    naming.announce(container)  # it has ended meanwhile
+    assert not path.exists()

@@ -1,0 +1,76 @@
+"""Names and services of Docker's containers, from its API: the driver itself is told only ids.
+
+Docker answers names of its own networks at 127.0.0.11. The agent answers them to everybody else, and
+the services that labels ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cni_plugin.docker import labels
+from cni_plugin.docker.calls import Calls
+from cni_plugin.docker.state import Endpoint, Json, Kept, Network
+from cni_plugin.features.names import name_problem
+from weft import stderr
+from weft.errors import WeftError
+from weft.section import Section
+
+_SHORT_ID = 12
+
+
+class Naming:
+    """Publishes what Docker calls containers. Blocking."""
+
+    def __init__(self, kept: Kept, calls: Calls) -> None:
+        self._kept = kept
+        self._calls = calls
+
+    def announce(self, container: Section, *, again: bool = True) -> None:
+        """Publish the names and services of a container on each of weft's networks; without ``again`` only
+        where nothing is published yet. What cannot be published is logged: the container runs already.
+        """
+        found = _services(container)
+        name = container.text("Name").lstrip("/")
+        for problem in found.problems:
+            stderr.write(f"weft docker: {name}: {problem}\n")
+        for label, joined in _networks(container):
+            endpoint = self._kept.read(Endpoint, joined.text("EndpointID"))
+            network = self._kept.read(Network, endpoint.network) if endpoint is not None else None
+            if endpoint is None or network is None or not endpoint.sandbox or not network.names:
+                continue
+            if not again and self._calls.is_announced(network, endpoint):
+                continue
+            try:
+                self._calls.announce(network, endpoint, _keys(container, joined, network.name, label, found.services))
+            except WeftError as error:
+                stderr.write(f"weft docker: names of {name} on {label}: {error}\n")
+
+
+def _keys(container: Section, joined: Section, network: str, label: str, services: list[Json]) -> Json:
+    aliases = (*joined.texts("Aliases"), *joined.texts("DNSNames"), container.text("Id")[:_SHORT_ID])
+    keys: Json = {
+        "args": {"cni": {"name": container.text("Name").lstrip("/")}},
+        "runtimeConfig": {"aliases": {network: [one for one in dict.fromkeys(aliases) if not name_problem(one)]}},
+        "services": services,
+        # Docker's resolver asks the servers of the host's resolv.conf or of --dns, from the container.
+        "redirectDns": True,
+    }
+    return keys | ({"domainName": label.lower()} if not name_problem(label) else {})
+
+
+def _networks(container: Section) -> Iterator[tuple[str, Section]]:
+    """The container's networks by their names in Docker."""
+    section = container.section("NetworkSettings").section("Networks")
+    raw = container.section("NetworkSettings").raw("Networks")
+    for name in list(raw) if isinstance(raw, dict) else ():
+        yield str(name), section.section(str(name))
+
+
+def _services(container: Section) -> labels.Found:
+    config = container.section("Config")
+    given, raw = config.section("Labels"), config.raw("Labels")
+    texts = {str(name): given.text(str(name)) for name in (raw if isinstance(raw, dict) else ())}
+    environment = dict(one.partition("=")[::2] for one in config.texts("Env"))
+    exposed = config.raw("ExposedPorts")
+    return labels.read(texts, environment, list(exposed) if isinstance(exposed, dict) else ())
