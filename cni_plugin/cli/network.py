@@ -16,6 +16,7 @@ from cni_plugin.networks import create as creating
 from cni_plugin.networks.attachments import Endpoint
 from cni_plugin.networks.conflists import Json, NetworkList
 from cni_plugin.networks.create import CreateOptions
+from cni_plugin.service import overlay
 from cni_plugin.service.removal import remove_network
 from weft.errors import BadOption, ConfigProblem, InUse
 
@@ -323,3 +324,25 @@ def _remove(tool: Tool, one: NetworkList, force: bool) -> None:
     remove_network(tool.service, one.name)
     leases.remove_directory(one)
     conflists.remove(one)
+
+
+@network.command()
+@common
+@click.option("-n", "--dry-run", is_flag=True, help="Only print what differs.")
+@click.argument("name")
+@pass_tool
+def reconcile(tool: Tool, dry_run: bool, name: str, json_output: bool) -> None:
+    """Make the kernel as the files of an overlay network say. Prints what differed.
+
+    The cluster's agent does the same whenever it has replaced the files.
+
+    \b
+    Example:
+      weft network reconcile blue
+    """
+    tool.prepare_to("reconcile a network")
+    found = (overlay.differences if dry_run else overlay.reconcile)(tool.service, name)
+    if json_output:
+        as_json(found)
+    for sentence in () if json_output else found:
+        say(sentence)

@@ -17,6 +17,7 @@ from cni_plugin.service import executor, overlaps
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.orphans import element_text, orphans, unused_networks
 from ipam import ranges
+from weft import identity
 from weft.errors import WeftError
 from weft.kernel.linux import probe
 from weft.kernel.linux.probe import Ability
@@ -167,7 +168,7 @@ def of_subnets(context: ServiceContext) -> Iterator[Finding]:
             continue
         for number in in_subnet.within(address.network for address in each.addresses):
             link, address = there[number]
-            if link == each.link:
+            if link in (each.link, identity.overlay_vxlan(each.link)):
                 continue
             what = f"{link} has {address}, an address of the subnet of network {name} on {each.link}"
             if link in idle:

@@ -12,7 +12,7 @@ from cni_plugin.networks.conflists import NetworkList
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.gc import free_leases, unheld_leases
 from cni_plugin.service.holders import Holders
-from ipam import host_local
+from ipam import blocks, host_local
 from ipam.directory import LOCK, POINTER, LeaseFile
 from ipam.ranges import Pool, describe, gateways, size
 from ipam.values import Owner
@@ -42,16 +42,19 @@ class Usage:
 
 
 def pool(network: NetworkList) -> Pool | None:
-    """The network's host-local pool; None for another IPAM plugin, or an invalid configuration."""
+    """The network's pool, of type host-local or blocks; None for another IPAM plugin, or an invalid configuration."""
     for plugin in network.plugins:
         problems = Problems()
         ipam = Section(plugin, "", problems).section("ipam")
-        if ipam.text("type") != "host-local":
+        kind, empty = ipam.text("type"), Section(None)
+        if kind == "host-local":
+            found = host_local.read(
+                ipam, network=network.name, version=network.version, arguments={}, args_cni=empty, runtime=empty
+            )
+        elif kind == "blocks":
+            found = blocks.read(ipam, network=network.name, arguments={}, args_cni=empty, runtime=empty)
+        else:
             continue
-        empty = Section(None)
-        found = host_local.read(
-            ipam, network=network.name, version=network.version, arguments={}, args_cni=empty, runtime=empty
-        )
         return None if problems.found else found
     return None
 

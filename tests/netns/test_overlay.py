@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from cni_plugin.dataplane.tables import TABLES
+from cni_plugin.networks import findings
 from discovery.balancer.balancer import Balancer
 from lab import frames, namespaces
 from lab.abilities import require
@@ -23,6 +26,7 @@ from lab.snapshot import difference, take
 from lab.waiting import BRIEFLY, until
 from weft import identity
 from weft.errors import StateDamaged
+from weft.kernel.linux.kernel import LinuxKernel
 
 BRIDGE, LINK = identity.overlay_bridge("a"), identity.overlay_vxlan(identity.overlay_bridge("a"))
 VIP = "10.79.0.10"
@@ -336,6 +340,19 @@ def test_check_reports_each_change_and_reconcile_repairs_it(cluster: Cluster) ->
         assert (answer.code, word in answer.text) == (104, True), (name, answer)
         cluster.reconcile("a", 1, everything=True)
     assert cluster.host.ping("a1", address(found[2])) and cluster.host.ping("a1", address(found[2], 6))
+
+
+def test_doctor_sees_a_subnet_that_another_link_has(cluster: Cluster) -> None:
+    """And none where the network is alone, although its own address is on the VXLAN link."""
+
+    def found() -> list[str]:
+        with namespaces.inside(cluster.members[1].path), contextlib.closing(LinuxKernel(TABLES)) as kernel:
+            return [one.what for one in findings.of_subnets(cluster.weft.service(kernel))]
+
+    cluster.add("a", 1, "a1")
+    assert found() == []
+    cluster.run(1, "ip", "address", "add", "10.60.77.1/24", "dev", "eth0")
+    assert ["10.60.77.1" in one for one in found()] == [True]
 
 
 def test_a_host_that_uses_the_subnet_does_not_join(cluster: Cluster) -> None:
