@@ -121,6 +121,12 @@ class Registry:
 
     # Registration
 
+    async def publish_node(self, node: Node) -> None:
+        """Publish this node with other properties, under the name that it has. Raises StoreError."""
+        async with self._lock:
+            self.node = node
+            await self._publish_all()
+
     async def register(
         self, instance: Instance, checks: Sequence[CheckDefinition] = (), *, replace_checks: bool = False
     ) -> None:

@@ -14,12 +14,12 @@ import signal
 import socket
 import sys
 import time
-import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from cni_plugin.agent import dns_front, dns_worker, limits, uplink
+from cni_plugin.agent import node as own_node
 from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
 from cni_plugin.agent.attachments import Attachments
@@ -27,7 +27,6 @@ from cni_plugin.agent.dns_front import DnsFront
 from cni_plugin.agent.report import Report
 from cni_plugin.agent.settings import Settings
 from cni_plugin.agent.stores import open_store
-from cni_plugin.plan.facts import KernelFacts
 from discovery.acl.tokens import Tokens
 from discovery.balancer.allocate import Allocator
 from discovery.balancer.balancer import Balancer
@@ -37,7 +36,6 @@ from discovery.dns.network_zones import NetworkZones
 from discovery.metrics import Metrics
 from discovery.page.overview import Overview
 from discovery.registry import Registry
-from discovery.structs import Node
 from store import Store
 from store.embedded import EmbeddedStore
 from weft import __version__, confinement, files
@@ -45,9 +43,7 @@ from weft.capabilities import AGENT
 from weft.daemon_socket import AlreadyRunning, DaemonSocket
 from weft.daemons import REFRESHED
 from weft.errors import StateDamaged, WeftError
-from weft.kernel.linux.kernel import LinuxKernel
 from weft.spawner import Spawner, Work
-from weft.types import Side
 
 if TYPE_CHECKING:
     from cni_plugin.agent.following import Following
@@ -152,7 +148,7 @@ class Agent:
         limits.export(metrics)
         uplink.export(metrics)
         port = int(settings.http.listen[0].rpartition(":")[2]) if settings.http.listen else 0
-        registry = Registry(await asyncio.to_thread(_node, settings, self._folder), store, store, port=port)
+        registry = Registry(await asyncio.to_thread(own_node.read, settings), store, store, port=port)
         domain = settings.dns.domains[0] if settings.dns is not None else ""
         overview = Overview(catalog, registry.node, domain=domain)
         permitted = settings.dns.alias_domains if settings.dns is not None else ()
@@ -257,6 +253,8 @@ class Agent:
                 self.damage = store.damage if isinstance(store, EmbeddedStore) else ""
                 self._is_recovering = True
                 self._ended.set()
+            with contextlib.suppress(WeftError):  # of the store, which logs it
+                await own_node.follow(self._settings, parts.registry)
             await self._refresh(parts.attachments, parts.dns)
             self._report(parts)
             if parts.attachments.count or parts.registry.instances():
@@ -389,28 +387,6 @@ def _serve_confined(path: str, spawner: Spawner, idle: float) -> int:
             print(f"hint: {error.hint}", file=sys.stderr)
         return 1
     return 0
-
-
-def _node(settings: Settings, folder: str) -> Node:
-    """This host's node in the catalog."""
-    address = settings.address or _own_address()
-    machine = ""
-    with contextlib.suppress(OSError), open("/etc/machine-id", encoding="ascii", errors="replace") as file:
-        machine = file.read().strip()
-    number = uuid.uuid5(uuid.NAMESPACE_OID, f"weft {machine} {settings.node}")
-    meta = {"weft-version": __version__, **settings.meta}
-    tagged = {"lan": address, "wan": address}
-    return Node(settings.node, address, str(number), settings.datacenter, meta, tagged)
-
-
-def _own_address() -> str:
-    """The first address of the default route's link, 127.0.0.1 where there is none."""
-    with contextlib.closing(LinuxKernel()) as kernel:
-        look = KernelFacts(kernel.host, None)
-        link = look.default_link(Side.HOST)
-        addresses = look.addresses(Side.HOST, link) if link else ()
-        usable = [one for one in addresses if not one.ip.is_link_local]
-        return str(min(usable, key=lambda one: one.version).ip) if usable else "127.0.0.1"
 
 
 def _notify(state: str) -> None:

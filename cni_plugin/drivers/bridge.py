@@ -1,6 +1,7 @@
 """``bridge``: a veth pair with its host end on a bridge.
 
-Keys: ``bridge``, ``isGateway``, ``isDefaultGateway``, ``forceAddress``, ``mtu`` (bytes),
+Keys: ``bridge``, ``isGateway``, ``isDefaultGateway``, ``forceAddress``, ``mtu`` (bytes; under weft's
+own name that of the host's uplink by default),
 ``hairpinMode``, ``promiscMode``, ``vlan``, ``vlanTrunk``, ``preserveDefaultVlan``, ``enabledad``,
 ``disableContainerInterface``, ``portIsolation``, ``limits.macLearning``,
 ``limits.multicastGroups``, ``ipam``; features ``ipMasq``, ``macspoofchk`` and
@@ -63,10 +64,10 @@ class BridgeNetwork:
     """A bridge network's settings.
 
     ``detect`` is duplicate address detection, ``down`` leaves the interface down. ``routers``: the
-    gateways that IPAM tells of are other machines (DHCP), never addresses of this host. ``learning``,
-    ``router`` and ``groups`` are of the container's port (``ops.links.Port``). ``bridge_mac`` is the MAC
-    address of a bridge that this network creates, "" for one of this host's. In the IP versions
-    ``prefix_routes`` the subnet is on the container's link.
+    gateways that IPAM tells of are other machines (DHCP), never addresses of this host. ``follows``:
+    the default MTU is the uplink's. ``learning``, ``router`` and ``groups`` are of the container's port
+    (``ops.links.Port``). ``bridge_mac`` is the MAC address of a bridge that this network creates, ""
+    for one of this host's. In the IP versions ``prefix_routes`` the subnet is on the container's link.
     """
 
     bridge: str
@@ -74,6 +75,7 @@ class BridgeNetwork:
     default_gateway: bool = False
     force_address: bool = False
     mtu: int = 0
+    follows: bool = False
     hairpin: bool = False
     promiscuous: bool = False
     vlan: int = 0
@@ -104,7 +106,7 @@ class BridgeNetwork:
             found = interface.with_gateways(found)
         if self.default_gateway:
             found = replace(found, routes=interface.default_routes(found))
-        pair = interface.veth_pair(context, mtu=self.mtu or interface.DEFAULT_MTU, mac=self.mac, bridge=self.bridge)
+        pair = interface.veth_pair(context, mtu=self.mtu, follows=self.follows, mac=self.mac, bridge=self.bridge)
         bridge, bridge_interface = self._bridge(context, pair.mtu)
         vlan_gateway = self._vlan_gateway(context, pair.mtu)
         return Plan(
@@ -259,6 +261,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
         default_gateway=default_gateway,
         force_address=keys.flag("forceAddress"),
         mtu=interface.read_mtu(keys),
+        follows=own and not keys.flag("internal"),
         hairpin=keys.flag("hairpinMode"),
         promiscuous=keys.flag("promiscMode"),
         vlan=vlan,

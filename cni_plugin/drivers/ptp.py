@@ -1,6 +1,7 @@
 """``ptp``: a veth pair for each container, routed by the host without a bridge.
 
-Keys: ``mtu`` (bytes), ``ipam`` (required, and it must give gateways); features ``ipMasq``,
+Keys: ``mtu`` (bytes; under weft's own name that of the host's uplink by default), ``ipam``
+(required, and it must give gateways); features ``ipMasq``,
 ``ipspoofchk`` and ``isolation``. The container reaches even its own subnet through the gateway, whose
 address is on the host end of every pair, as /32 or /128.
 """
@@ -15,6 +16,7 @@ from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import interface
 from cni_plugin.plan.plan import Context, Plan, PlanPart
 from cni_plugin.plan.traits import Driver
+from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from weft import identity
 from weft.errors import ConfigProblem
@@ -38,6 +40,7 @@ class PointToPoint:
     """A ptp network's settings."""
 
     mtu: int
+    follows: bool = False
 
     def plan(self, context: Context) -> Plan:
         found = context.result
@@ -48,7 +51,7 @@ class PointToPoint:
                 raise ConfigProblem(
                     f"IPAM returned {ip.address} without a gateway, which ptp requires", hint="set ipam.gateway"
                 )
-        pair = interface.veth_pair(context, mtu=self.mtu or interface.DEFAULT_MTU)
+        pair = interface.veth_pair(context, mtu=self.mtu, follows=self.follows)
         host, link = pair.host, pair.container
         result = replace(
             found,
@@ -106,4 +109,4 @@ def _container_routes(link: str, ip: ResultAddress) -> tuple[LinkRoute, ...]:
 def read(request: Request, keys: Section) -> PlanPart | None:
     if not request.config.ipam.text("type"):
         keys.problems.add("ipam.type is missing: ptp requires addresses")
-    return PointToPoint(mtu=interface.read_mtu(keys))
+    return PointToPoint(interface.read_mtu(keys), follows=request.plugin == OWN_NAME and not keys.flag("internal"))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import Conflict, Exists, KernelLacks, Missing
+from weft.kernel import default_route
 from weft.kernel.interface import FdbEntry, Link, VethPeer
 from weft.types import Side
 
@@ -220,6 +221,7 @@ class Veth(Operation):
 
     ``container_mtu`` is the MTU that CHECK expects of the container end if ``tuning`` has changed it.
     ``handed``: the container end is for the runtime to move, from the host's namespace.
+    ``follows``: nobody has set the MTU, it was that of the uplink when the pair was created.
     *Equivalent to:* ``ip link add HOST type veth peer name CONTAINER netns NETNS``.
     """
 
@@ -232,6 +234,7 @@ class Veth(Operation):
     bridge: str = ""
     container_mtu: int = 0
     handed: bool = False
+    follows: bool = False
 
     @property
     def creates(self) -> tuple[LinkRef, ...]:
@@ -283,7 +286,8 @@ class Veth(Operation):
                     machine.container.delete_link(self.container)
 
     def mismatch(self, machine: Machine) -> str | None:
-        return self._host_mismatch(machine) or (None if self.handed else self._container_mismatch(machine))
+        inside = None if self.handed else self._container_mismatch(machine)
+        return self._host_mismatch(machine) or inside or self._uplink_mismatch(machine)
 
     def _host_mismatch(self, machine: Machine) -> str | None:
         link = machine.host.link(self.host)
@@ -311,6 +315,15 @@ class Veth(Operation):
             return f"{self.container} has the MAC address {link.mac} instead of {self.mac}"
         mtu = self.container_mtu or self.mtu
         return f"the MTU of {self.container} is {link.mtu} instead of {mtu}" if link.mtu != mtu else None
+
+    def _uplink_mismatch(self, machine: Machine) -> str | None:
+        mtu = self.container_mtu or self.mtu
+        now = default_route.mtu(machine.host) if self.follows else 0
+        return (
+            f"the MTU of {self.container} is {mtu}, and that of the host's uplink is only {now} now"
+            if (0 < now < mtu)
+            else None
+        )
 
     def restore(self, machine: Machine) -> bool:
         link = machine.host.link(self.host)

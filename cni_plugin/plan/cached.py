@@ -44,6 +44,9 @@ class _Snapshot:
     def default_link(self, side: Side) -> str:
         return self._once(self._facts.default_link, side)
 
+    def uplink_mtu(self) -> int:
+        return self._once(self._facts.uplink_mtu)
+
     def device(self, place: str) -> Device | None:
         return self._once(self._facts.device, place)
 

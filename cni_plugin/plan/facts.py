@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.plan.plan import Device
 from weft.errors import ConfigProblem, KernelLacks, Missing
+from weft.kernel import default_route
 from weft.kernel.interface import Element, KernelRoute, Link, Namespace, RoutingRule, Ruleset
 from weft.types import Cidr, Side
 
@@ -50,6 +51,9 @@ class KernelFacts:
             if found:
                 return min(found, key=lambda one: one.route.priority or 0).link
         return ""
+
+    def uplink_mtu(self) -> int:
+        return default_route.mtu(self.host)
 
     def device(self, location: str) -> Device | None:
         paths = (location,) if location.startswith("/") else tuple(f"{bus}/{location}" for bus in _BUSES)

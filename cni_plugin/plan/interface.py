@@ -122,8 +122,12 @@ def _routes(link: str, result: Result) -> tuple[LinkRoute, ...]:
     return tuple(operations)
 
 
-def veth_pair(context: Context, *, mtu: int, mac: str = "", bridge: str = "") -> Veth:
-    """The veth pair of an attachment; names and MAC addresses are derived from the attachment."""
+def veth_pair(context: Context, *, mtu: int, follows: bool, mac: str = "", bridge: str = "") -> Veth:
+    """The veth pair of an attachment; names and MAC addresses are derived from the attachment.
+
+    ``follows``: without ``mtu`` it has the MTU of the host's uplink, else 1500 as the reference plugins.
+    """
+    uplink = context.facts.uplink_mtu() if follows and not mtu else 0
     attachment = context.attachment
     who = (attachment.network, attachment.container, attachment.interface)
     return Veth(
@@ -132,8 +136,9 @@ def veth_pair(context: Context, *, mtu: int, mac: str = "", bridge: str = "") ->
         alias=identity.alias(identity.attachment_mark(attachment), str(attachment)),
         host_mac=identity.mac(context.host, "host", *who),
         mac=mac or identity.mac(context.host, "container", *who),
-        mtu=mtu,
+        mtu=mtu or min(uplink, LARGEST_MTU) or DEFAULT_MTU,
         bridge=bridge,
+        follows=bool(uplink),
     )
 
 

@@ -59,6 +59,9 @@ class Facts(Protocol):
     def default_link(self, side: Side) -> str:
         """The link of the default route, IPv4 before IPv6, "" if there is none."""
 
+    def uplink_mtu(self) -> int:
+        """The MTU of the host's uplink in bytes, 0 without one."""
+
     def device(self, location: str) -> Device | None:
         """The device at a path in /sys/devices, a PCI address, or an auxiliary device's name."""
 

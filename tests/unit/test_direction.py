@@ -43,8 +43,8 @@ STANDS_ON: dict[str, str] = {
     "cni_plugin.ops": "weft weft.kernel weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire",
     "cni_plugin.plan": "weft weft.kernel cni_plugin.wire cni_plugin.ops",
     "cni_plugin.agent": (
-        "weft weft.kernel.linux store store.etcd discovery discovery.acl discovery.consul discovery.dns "
-        "discovery.health discovery.api discovery.balancer discovery.page cni_plugin.dataplane cni_plugin.plan "
+        "weft weft.kernel weft.kernel.linux store store.etcd discovery discovery.acl discovery.consul discovery.dns "
+        "discovery.health discovery.api discovery.balancer discovery.page cni_plugin.dataplane "
         "cni_plugin.service"
     ),
     "cni_plugin.drivers": "weft weft.kernel cni_plugin.wire cni_plugin.ops cni_plugin.plan",
