@@ -112,6 +112,16 @@ class Directory:
         except OSError as error:
             raise self._damaged("list", "", error) from error
 
+    def modified(self) -> Iterator[tuple[str, float]]:
+        """The file names in the directory with their mtimes, in wall-clock seconds. Raises StateDamaged."""
+        try:
+            with os.scandir(self.descriptor) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        yield entry.name, entry.stat(follow_symlinks=False).st_mtime
+        except OSError as error:
+            raise self._damaged("list", "", error) from error
+
     def scan(self, names: list[str] | None = None) -> Iterator[LeaseFile]:
         """All leases, or those among ``names``. Raises StateDamaged."""
         for name in self.names() if names is None else names:

@@ -72,7 +72,7 @@ class Leases:
         try:
             for address in addresses:
                 self._changed = True
-                if not self.directory.create(address, owner):
+                if not (self.directory.create(address, owner) or self._replace(address, owner)):
                     self._remove(created)
                     return False
                 created.append(address)
@@ -82,6 +82,10 @@ class Leases:
         for address in addresses:
             self._view.add(address, owner)
         return True
+
+    def _replace(self, address: Address, owner: Owner) -> bool:
+        """Lease an address of which an earlier boot has left a lease."""
+        return self._view.reclaim(address) and self.directory.create(address, owner)
 
     def _remove(self, addresses: list[Address]) -> None:
         for address in addresses:

@@ -30,12 +30,14 @@ class HostState:
 
     ``index`` is a directory on a tmpfs, mode 0700, for the indexes of large lease directories; it
     may be deleted at any time. ``booted`` is the time of the boot in wall-clock seconds (now minus
-    uptime). ``alive(network, owner)``: whether weft has a record of that attachment from this boot.
+    uptime). ``alive(network, owner)``: whether weft has a record of that attachment from this boot;
+    ``unused(network)``: whether it has none of any attachment to the network, False if that is not known.
     """
 
     index: str
     booted: float
     alive: Callable[[str, Owner], bool]
+    unused: Callable[[str], bool] = lambda network: False
 
 
 def owner_text(owner: Owner) -> bytes:

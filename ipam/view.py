@@ -5,7 +5,10 @@ caches small ones (``ipam/cache.py``). All of these are hints: only creating a l
 address.
 
 Reading the files also reclaims leases from before the boot, whose containers are gone. That is done
-once in a boot (a stamp beside the index, on a tmpfs). A lease is reclaimed if its file is older
+once in a boot (a stamp beside the index, on a tmpfs). In a large directory of a network without
+attachments they count as free at once, and are removed by the calls that follow, each for
+``_PURGE_SECONDS``; where the directory was not changed since the boot, its files are not even looked at.
+A lease is reclaimed if its file is older
 than the boot and weft has no record of its owner from this boot. Both times are wall-clock times.
 If the clock is put forward after the boot, leases of this boot look older than it: weft's own are
 kept because of their records, others only at the first reading in a boot. If the clock is put back,
@@ -16,11 +19,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 
 from ipam import cache
 from ipam.cache import LeaseTable
-from ipam.directory import Directory, LeaseFile, new_generation
+from ipam.directory import Directory, LeaseFile, as_address, new_generation
 from ipam.index import Index, IndexDamaged
 from ipam.values import HostState, Owner
 from weft import files
@@ -32,6 +36,7 @@ SMALL = 256
 """Up to so many files a directory is read (4 ms) instead of opening its index (8 ms)."""
 
 _MARGIN = 5.0  # seconds by which a file must be older than the boot
+_PURGE_SECONDS = 0.02
 _FRESH = 60.0  # seconds for which an index is trusted that a pool is exhausted
 
 
@@ -49,6 +54,8 @@ class View:
         cached = cache.lookup(directory) if write else None
         self._is_cached = cached is not None
         self._reclaimed = self._is_cached or os.path.exists(self._beside("seen"))
+        self._old_before = state.booted - _MARGIN
+        self._is_purging = not self._reclaimed and self._read_purging()
         self._leases: Index | LeaseTable = self._load() if cached is None else cached
 
     def _beside(self, suffix: str) -> str:
@@ -105,12 +112,23 @@ class View:
             if len(self._leases) <= SMALL:
                 cache.store(self._directory, self._leases)
             return
+        if self._is_purging and not self._reclaimed:
+            self._purge()
         mtime = new_generation()
         with self._dropping_damaged_index():
             self._leases.commit(mtime)
         if isinstance(self._leases, Index):
             self.close()
             self._directory.set_generation(mtime)
+
+    def reclaim(self, address: Address) -> bool:
+        """Free an address of which an earlier boot has left a lease that was not removed yet; whether its
+        name is free now.
+        """
+        if self._reclaimed or not (self._write and self._is_purging):
+            return False
+        lease = self._directory.read(address)
+        return lease is None or (self._is_orphaned(lease) and self._reclaim(address))
 
     def close(self) -> None:
         """Close the index. Without ``commit`` after a change it is invalid from then on."""
@@ -135,7 +153,7 @@ class View:
         if len(names) <= SMALL:
             return self._read(names)
         path = self._beside("index")
-        if self._reclaimed and os.path.exists(path):
+        if (self._reclaimed or self._is_purging) and os.path.exists(path):
             index = None
             with contextlib.suppress(IndexDamaged):
                 index = Index(path)
@@ -143,6 +161,8 @@ class View:
                     return index
             if index:
                 index.close()
+        if not self._reclaimed and self._write and (self._is_purging or self._begin_purging()):
+            return self._index(self._recent_owners())
         return self._read(self._directory.names())
 
     def _read_now(self) -> LeaseTable:
@@ -160,7 +180,10 @@ class View:
         """Read the files, and build the index of a large directory."""
         if len(names) <= SMALL or not self._write:
             return self._table(names)
-        owners = self._owners(names)
+        return self._index(self._owners(names))
+
+    def _index(self, owners: dict[Address, Owner | None]) -> Index | LeaseTable:
+        """A new index of these leases."""
         if not self._directory.set_generation(new_generation()):
             return LeaseTable(owners)
         index = None
@@ -177,6 +200,52 @@ class View:
                 index.close()
             return LeaseTable(owners)
 
+    # Leases of an earlier boot in a large directory
+
+    def _read_purging(self) -> bool:
+        """Whether those leases are being removed. Then a clock that is put forward makes no lease old, and one
+        that is put back takes the time of the boot with it.
+        """
+        try:
+            self._old_before = min(self._old_before, float(files.read(self._beside("purging"), 64)))
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def _begin_purging(self) -> bool:
+        """From now on count those leases as free; False where weft may have attachments with one."""
+        if not self._state.unused(self._network):
+            return False
+        try:
+            files.make_directory(self._state.index, "the index of leases")
+            files.write(self._beside("purging"), repr(self._old_before).encode(), "the state of leases")
+        except StateDamaged:
+            return False
+        self._is_purging = True
+        return True
+
+    def _recent_owners(self) -> dict[Address, Owner | None]:
+        """The owners of this boot's leases; none if no file was added to the directory since."""
+        if self._directory.generation()[2] < self._old_before * 1e9:
+            return {}
+        recent = [name for name, modified in self._directory.modified() if modified >= self._old_before]
+        leases = [lease for lease in self._directory.scan(recent) if not self._is_orphaned(lease)]
+        return {lease.address: lease.owner for lease in leases}
+
+    def _purge(self) -> None:
+        """Remove some of those leases; where none is left, all is as after reading all files."""
+        deadline = time.monotonic() + _PURGE_SECONDS
+        removed = False
+        with contextlib.suppress(StateDamaged):
+            for name, modified in self._directory.modified():
+                if time.monotonic() > deadline:
+                    return
+                address = as_address(name)
+                if modified < self._old_before and address is not None:
+                    removed |= self.reclaim(address)
+        if not removed:
+            self._reclaimed = _touch(self._beside("seen"))
+
     def _owners(self, names: list[str]) -> dict[Address, Owner | None]:
         """The owners of all leases; orphaned leases are removed, or skipped without ``write``."""
         owners: dict[Address, Owner | None] = {}
@@ -192,7 +261,7 @@ class View:
             return False
         if lease.owner is None:
             return True
-        old = not self._reclaimed and lease.modified < self._state.booted - _MARGIN
+        old = not self._reclaimed and lease.modified < self._old_before
         return old and not self._state.alive(self._network, lease.owner)
 
     def _reclaim(self, address: Address) -> bool:

@@ -92,7 +92,10 @@ class ServiceContext:
         """
         leased = cache(self._leased)  # read once, and only where a lease is older than the boot
         return HostState(
-            os.path.join(self.host.run, "ipam"), self.host.booted, lambda network, owner: (network, owner) in leased()
+            os.path.join(self.host.run, "ipam"),
+            self.host.booted,
+            lambda network, owner: (network, owner) in leased(),
+            lambda network: not any(each == network for each, _ in leased()),
         )
 
     def _leased(self) -> frozenset[tuple[str, Owner]]:
