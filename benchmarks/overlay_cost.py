@@ -251,7 +251,7 @@ def traffic(rounds: int) -> dict[str, Any]:
         near = cluster.add("a", 1, "near")
         paths = {
             "weft": ("a1", "a2", address(results[2])),
-            "by hand": by_hand(cluster, "h", 70, 200, rules=True),
+            "by hand": by_hand(cluster, "m", 70, 200, rules=True),
             "bare": by_hand(cluster, "n", 71, 201, rules=False),
             "one host": ("a1", "near", address(near)),
         }

@@ -14,7 +14,6 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
 from weft.errors import Exists, KernelLacks, Missing
 from weft.identity import ROUTE_PROTOCOL, link_local
-from weft.kernel.canonical import canonical
 from weft.kernel.interface import FdbEntry, KernelRoute, Namespace, Neighbour, Nexthop, Row
 from weft.overlay import OverlayNetwork, Peer
 from weft.types import Address, Cidr, Route, Subnet
@@ -107,7 +106,7 @@ def _put(rows: Rows, row: Row | Cidr) -> None:
     elif isinstance(row, Nexthop):
         rows[_NEXTHOP, row.id] = row
     else:
-        row = canonical(row)
+        # In its canonical form, as the kernel lists it.
         rows[_ROUTE, (row.route.destination, row.route.priority, row.route.table, row.unreachable)] = row
 
 
