@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from cni_plugin.agent import catalog_file
@@ -16,6 +17,8 @@ async def open_store(settings: Settings, damage: str) -> Store:
     if settings.store is None:
         path = catalog_file.path(settings)
         return await open_embedded(path, recover=True, suspected=damage, rename=layout_v1.renamed)
+    # gRPC's C core writes every refused handshake to stderr, several a second; errors have the cause.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from store.etcd.client import open_etcd
     except ImportError as error:

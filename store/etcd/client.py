@@ -15,8 +15,8 @@ from store.etcd.errors import Answered
 from store.etcd.messages import Keys
 from store.etcd.record import Record, WrongCluster
 from store.etcd.settings import EtcdSettings
-from store.etcd.slots import Slots
-from store.etcd.transaction import Applied, Missed, Transaction
+from store.etcd.slots import Slot, Slots
+from store.etcd.transaction import Transaction
 from store.etcd.watches import Watches
 from store.interface import (
     Batch,
@@ -114,18 +114,7 @@ class EtcdStore:
                 raise Unavailable("too many transactions wait for the etcd cluster; this one was not sent") from None
             try:
                 transaction = Transaction(self._keys, compare, success, failure, self._slots.token())
-                while True:
-                    found = transaction.result(slot, await self._send(transaction, transaction.request(slot), end))
-                    if isinstance(found, Applied):
-                        if found.wrote:
-                            slot.revision = found.outcome.revision
-                            self._note(slot.key, slot.revision)
-                        return found.outcome
-                    known, slot.revision = slot.revision, found.revision
-                    self._check(slot.key, known, found.revision)
-                    if found.value.startswith(transaction.token):
-                        self._note(slot.key, slot.revision)
-                        return await self._earlier(transaction, found, end)
+                return await self._transact(transaction, slot, end)
             finally:
                 self._slots.give_back(slot)
 
@@ -227,6 +216,29 @@ class EtcdStore:
                 return Range(tuple(entries), revision)
             start = found.kvs[-1].key + b"\0"
 
+    async def _transact(self, transaction: Transaction, slot: Slot, end: float) -> Outcome:
+        while True:
+            branch = transaction.direct() or transaction.decide(await self._send(transaction, transaction.look(), end))
+            if isinstance(branch, Outcome):
+                return branch
+            reply = await self._send(transaction, transaction.request(branch, slot), end)
+            if reply.succeeded:
+                slot.revision = reply.header.revision
+                self._note(slot)
+                deleted = sum(one.response_delete_range.deleted for one in reply.responses)
+                return Outcome(branch.succeeded, slot.revision, deleted)
+            found = reply.responses[0].response_range.kvs
+            revision = found[0].mod_revision if found else 0
+            if revision == slot.revision:
+                if not branch.looked:
+                    return Outcome(False, reply.header.revision, 0)
+                continue  # what was looked at has changed
+            self._check(slot, revision)
+            slot.revision = revision
+            if found and found[0].value.startswith(transaction.token):
+                self._note(slot)
+                return await self._earlier(transaction, found[0])
+
     async def _send(self, transaction: Transaction, request: rpc.TxnRequest, end: float) -> rpc.TxnResponse:
         operations = (*transaction.success, *transaction.failure)
         what = f"transaction of {len(operations)} operations"
@@ -251,32 +263,33 @@ class EtcdStore:
 
     # Operation tokens
 
-    def _note(self, key: bytes, revision: int) -> None:
+    def _note(self, slot: Slot) -> None:
         """The first slot is what the cluster is known by."""
-        if key == self._slots.key(0):
-            self._record.marker = revision
+        if slot.key == self._slots.key(0):
+            self._record.marker = slot.revision
 
-    def _check(self, key: bytes, known: int, revision: int) -> None:
+    def _check(self, slot: Slot, revision: int) -> None:
+        """A slot's revision only grows."""
         try:
-            self._record.check_marker(f"key {key.decode()}", revision, known)
+            self._record.check_marker(f"key {slot.key.decode()}", revision, slot.revision)
         except WrongCluster as error:
             self._connection.refuse(error)
             raise
 
-    async def _earlier(self, transaction: Transaction, found: Missed, end: float) -> Outcome:
+    async def _earlier(self, transaction: Transaction, token: rpc.KeyValue) -> Outcome:
         """The outcome of a transaction whose reply was lost, from its token and the revision before."""
-        succeeded = found.value.endswith(b"1")
+        succeeded, revision = token.value.endswith(b"1"), token.mod_revision
         gone: set[bytes] = set()
         for operation in transaction.success if succeeded else transaction.failure:
             if isinstance(operation, Delete):
                 start, stop = self._keys.bounds(operation)
-                request = rpc.RangeRequest(key=start, range_end=stop, revision=found.revision - 1, keys_only=True)
-                what = f"read what {operation.key!r} deleted at revision {found.revision}"
+                request = rpc.RangeRequest(key=start, range_end=stop, revision=revision - 1, keys_only=True)
+                what = f"read what {operation.key!r} deleted at revision {revision}"
                 try:
                     gone.update(one.key for one in (await self._range(request, what)).kvs)
                 except _CompactedRead:
                     raise Unavailable(f"{what}: compacted", hint="the transaction was applied") from None
-        return Outcome(succeeded, found.revision, len(gone))
+        return Outcome(succeeded, revision, len(gone))
 
     async def _keep_record(self) -> None:
         while True:

@@ -276,7 +276,7 @@ class Connection:
 
     async def _unavailable(self, what: str) -> Unavailable:
         if self.settings.tls:
-            unclear = [one for one in self._members if "TLS" in one.problem or "closed" in one.problem]
+            unclear = [one for one in self._members if one.problem and one.problem != "connection refused"]
             found = await asyncio.gather(*(tls.problem(one.address, self.settings) for one in unclear))
             for member, problem in zip(unclear, found, strict=True):
                 member.problem = problem or member.problem

@@ -40,7 +40,7 @@ def store_error(answered: Answered, what: str, user: str) -> StoreError:
     if "too many operations" in details:
         return Invalid(
             f"{what}: more than --max-txn-ops of this etcd allows",
-            hint="its default is 128, of which weft uses 2; start etcd with --max-txn-ops 130 or split the transaction",
+            hint="its default is 128, of which weft uses 1; start etcd with --max-txn-ops 129 or split the transaction",
         )
     if "request is too large" in details or "larger than max" in details:
         return Invalid(
@@ -52,9 +52,10 @@ def store_error(answered: Answered, what: str, user: str) -> StoreError:
             f"{what}: the database of etcd is full", hint="compact and defragment it, then: etcdctl alarm disarm"
         )
     if answered.code == "PERMISSION_DENIED":
-        whose = f"user {user}" if user else "the user that this certificate names (CN)"
+        whose = f"user {user}" if user else "the user that store.cert names (its CN), if any,"
         return Unavailable(
-            f"{what}: etcd permits {whose} no access", hint="grant its role readwrite to weft's keys with --prefix"
+            f"{what}: etcd permits {whose} no access",
+            hint="grant its role readwrite to weft's keys with --prefix, or set store.user and store.password_file",
         )
     if "user name is empty" in details:
         return Unavailable(
@@ -74,7 +75,9 @@ def _brief(details: str) -> str:
         ("Network is unreachable", "network is unreachable"),
         ("Socket closed", "the connection was closed"),
         ("DNS resolution failed", "its name cannot be resolved"),
-        ("Ssl handshake failed", "the TLS handshake failed"),
+        ("handshake failed", "the TLS handshake failed"),
+        ("Unwrap failed", "the TLS connection failed"),
+        ("Hostname Verification Check failed", "its certificate is for another name"),
         ("no leader", "this member has no leader"),
         ("leader changed", "the leader changed"),
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from store import interface
@@ -90,12 +89,3 @@ class Keys:
     def bounds(self, delete: interface.Delete) -> tuple[bytes, bytes]:
         """The range of keys that a deletion is about; its end is empty for one key."""
         return self.all(delete.key) if delete.prefix else (self.full(delete.key), b"")
-
-    def missing(self, delete: interface.Delete) -> rpc.Compare:
-        """True if a deletion has nothing to delete: no key of a range has a version but 0."""
-        start, end = self.bounds(delete)
-        return rpc.Compare(result=rpc.Compare.EQUAL, target=rpc.Compare.VERSION, key=start, version=0, range_end=end)
-
-
-def has_put(operations: Sequence[Operation]) -> bool:
-    return any(isinstance(operation, interface.Put) for operation in operations)

@@ -1,91 +1,110 @@
 """One transaction of the interface as one of etcd's, with its operation token.
 
-etcd has no test for "deleted something", so a branch that only deletes is a transaction of its own, in
-which nothing is written where there is nothing to delete: a token alone would be a revision.
+Most have something to put if their comparisons hold, and nothing to do otherwise: they are sent as they
+are. The others are looked at first, in a transaction that changes nothing: which branch it is, and what
+there is to delete, because a token alone would be a revision. Then the branch is sent on condition that
+this is still so. etcd's nested transactions could do both at once, but etcd 3.4.23 does not check
+permissions within them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from store.etcd import rpc_pb2 as rpc
-from store.etcd.messages import Keys, has_put
+from store.etcd.messages import Keys
 from store.etcd.slots import Slot
-from store.interface import Compare, Delete, Operation, Outcome
+from store.interface import Compare, Delete, Operation, Outcome, Put
 
 
 @dataclass(frozen=True, slots=True)
-class Missed:
-    """The slot was not as expected: what is there instead. ``revision`` 0: it does not exist."""
+class Branch:
+    """The operations to be applied, and on which conditions; ``looked``: those that were looked at."""
 
-    revision: int
-    value: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """``wrote``: the slot has this revision now."""
-
-    outcome: Outcome
-    wrote: bool
+    succeeded: bool
+    compare: Sequence[rpc.Compare]
+    operations: Sequence[Operation]
+    looked: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """Without operations for failure it is flat, and its comparisons and the slot's are one list: etcd
-    before 3.4.41 does not check permissions within nested ones.
-    """
-
     keys: Keys
     compare: Sequence[Compare]
     success: Sequence[Operation]
     failure: Sequence[Operation]
     token: bytes
 
-    def request(self, slot: Slot) -> rpc.TxnRequest:
-        compare = [self.keys.compare(one) for one in self.compare]
-        success = self._branch(self.success, slot, b"1")
-        unchanged = rpc.Compare(
-            result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=slot.key, mod_revision=slot.revision
+    def direct(self) -> Branch | None:
+        """The branch, where there is no need to look."""
+        if self.failure or not _has_put(self.success):
+            return None
+        return Branch(True, self._compares(), self.success, looked=False)
+
+    def look(self) -> rpc.TxnRequest:
+        """Read what decides between the branches, and what they would delete."""
+        compared = [rpc.RangeRequest(key=self.keys.full(one.key), keys_only=True) for one in self.compare]
+        success, failure = (
+            [self._first(one) for one in operations if isinstance(one, Delete)]
+            for operations in (self.success, self.failure)
         )
-        look = rpc.RequestOp(request_range=rpc.RangeRequest(key=slot.key))
-        if not self.failure:
-            return rpc.TxnRequest(compare=[*compare, unchanged], success=success, failure=[look])
-        both = rpc.TxnRequest(compare=compare, success=success, failure=self._branch(self.failure, slot, b"0"))
-        return rpc.TxnRequest(compare=[unchanged], success=[rpc.RequestOp(request_txn=both)], failure=[look])
+        return rpc.TxnRequest(compare=self._compares(), success=_ranges(success), failure=_ranges(compared + failure))
 
-    def _branch(self, operations: Sequence[Operation], slot: Slot, which: bytes) -> list[rpc.RequestOp]:
-        if not operations:
-            return []
-        put = rpc.RequestOp(request_put=rpc.PutRequest(key=slot.key, value=self.token + which))
-        found = [*(self.keys.operation(one) for one in operations), put]
-        if has_put(operations):
-            return found
-        missing = [self.keys.missing(one) for one in operations if isinstance(one, Delete)]
-        return [rpc.RequestOp(request_txn=rpc.TxnRequest(compare=missing, failure=found))]
+    def decide(self, reply: rpc.TxnResponse) -> Branch | Outcome:
+        """The branch after a look; the outcome where it has no effect."""
+        found = [one.response_range for one in reply.responses]
+        operations, compare = self.success, self._compares()
+        if not reply.succeeded:
+            # As long as these keys have these revisions the comparisons do not hold.
+            operations = self.failure
+            compare = [
+                _mod(self.keys.full(one.key), _revision(there)) for one, there in zip(self.compare, found, strict=False)
+            ]
+            found = found[len(self.compare) :]
+        if not _has_put(operations):
+            deletes = [one for one in operations if isinstance(one, Delete)]
+            present = [bool(there.kvs) for there in found]
+            if not any(present):
+                return Outcome(reply.succeeded, reply.header.revision, 0)
+            compare += [self._exists(one, there) for one, there in zip(deletes, present, strict=True)]
+            operations = [one for one, there in zip(deletes, present, strict=True) if there]
+        return Branch(reply.succeeded, compare, operations, looked=True)
 
-    def result(self, slot: Slot, reply: rpc.TxnResponse) -> Applied | Missed:
-        """What a reply says."""
-        if reply.succeeded:
-            inner = reply.responses[0].response_txn if self.failure else reply
-            operations = self.success if inner.succeeded else self.failure
-            wrote, deleted = _read(operations, inner.responses)
-            return Applied(Outcome(inner.succeeded, reply.header.revision, deleted), wrote)
-        found = reply.responses[0].response_range.kvs
-        there = Missed(found[0].mod_revision, found[0].value) if found else Missed(0, b"")
-        if not self.failure and there.revision == slot.revision:
-            return Applied(Outcome(False, reply.header.revision, 0), wrote=False)
-        return there
+    def request(self, branch: Branch, slot: Slot) -> rpc.TxnRequest:
+        """Apply a branch, and put the token in the slot; otherwise read what is there."""
+        put = rpc.PutRequest(key=slot.key, value=self.token + (b"1" if branch.succeeded else b"0"))
+        return rpc.TxnRequest(
+            compare=[*branch.compare, _mod(slot.key, slot.revision)],
+            success=[*map(self.keys.operation, branch.operations), rpc.RequestOp(request_put=put)],
+            failure=_ranges([rpc.RangeRequest(key=slot.key)]),
+        )
+
+    def _compares(self) -> list[rpc.Compare]:
+        return [self.keys.compare(one) for one in self.compare]
+
+    def _first(self, delete: Delete) -> rpc.RangeRequest:
+        start, end = self.keys.bounds(delete)
+        return rpc.RangeRequest(key=start, range_end=end, limit=1, keys_only=True)
+
+    def _exists(self, delete: Delete, there: bool) -> rpc.Compare:
+        """Whether a deletion has something to delete: a range without keys has version 0, and no key has."""
+        start, end = self.keys.bounds(delete)
+        result = rpc.Compare.GREATER if there else rpc.Compare.EQUAL
+        return rpc.Compare(result=result, target=rpc.Compare.VERSION, key=start, version=0, range_end=end)
 
 
-def _read(operations: Sequence[Operation], responses: Sequence[rpc.ResponseOp]) -> tuple[bool, int]:
-    """Whether a branch has written, and how many keys it has deleted."""
-    if not operations:
-        return False, 0
-    if not has_put(operations):
-        inner = responses[0].response_txn
-        if inner.succeeded:
-            return False, 0
-        responses = inner.responses
-    return True, sum(one.response_delete_range.deleted for one in responses)
+def _has_put(operations: Iterable[Operation]) -> bool:
+    return any(isinstance(operation, Put) for operation in operations)
+
+
+def _mod(key: bytes, revision: int) -> rpc.Compare:
+    return rpc.Compare(result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=key, mod_revision=revision)
+
+
+def _revision(found: rpc.RangeResponse) -> int:
+    return found.kvs[0].mod_revision if found.kvs else 0
+
+
+def _ranges(requests: Iterable[rpc.RangeRequest]) -> list[rpc.RequestOp]:
+    return [rpc.RequestOp(request_range=one) for one in requests]

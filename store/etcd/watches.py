@@ -19,6 +19,8 @@ _Result = TypeVar("_Result")
 
 _WAITING = 16
 """Responses read ahead; then etcd has to wait."""
+_MOST_PATIENCE = 60.0
+"""Seconds of silence."""
 
 
 class Watches:
@@ -38,10 +40,10 @@ class Watches:
     async def watch(self, prefix: str, after: int) -> AsyncIterator[Batch]:
         """See ``Store.watch``. Raises WrongCluster, Unavailable without permission."""
         what = f"watch {prefix!r}"
-        cursor = after
+        cursor, patience = after, self._connection.settings.silent_seconds
         while not self._closed.is_set():
             opening = asyncio.ensure_future(
-                self._connection.run(lambda member: self._open(member, prefix, cursor), what, math.inf)  # noqa: B023
+                self._connection.run(lambda member: self._open(member, prefix, cursor, patience), what, math.inf)  # noqa: B023
             )
             try:
                 stream = await self._unless_closed(opening)
@@ -52,10 +54,13 @@ class Watches:
             self._streams.add(stream)
             try:
                 while (response := await stream.next()) is not None:
+                    patience = self._connection.settings.silent_seconds
                     for batch in stream.batches(response, cursor):
                         cursor = batch.revision
                         yield batch
             except (NoAnswer, TokenExpired) as error:
+                # A busy member is silent while it reads a long history: starting again and again would never end.
+                patience = min(patience * 2, _MOST_PATIENCE)
                 self._connection.lost(stream.member, str(error))
             except Answered as answered:
                 raise self._connection.error(answered, what) from None
@@ -63,10 +68,10 @@ class Watches:
                 self._streams.discard(stream)
                 stream.close()
 
-    async def _open(self, member: Member, prefix: str, after: int) -> _Stream:
+    async def _open(self, member: Member, prefix: str, after: int, silent: float) -> _Stream:
         """Start a watch; raises as ``Connection.call``, and Compacted."""
         start, end = self._keys.all(prefix)
-        stream = _Stream(self._connection, member, self._keys)
+        stream = _Stream(self._connection, member, self._keys, silent)
         try:
             # From the last revision on, which is left out: etcd says that it is compacted where an event after it
             # may be gone. Revision 1 has no events, and 0 would be "now".
@@ -93,11 +98,11 @@ class Watches:
 class _Stream:
     """A stream of one watch. etcd says nothing while nothing changes: it is asked for a sign of life."""
 
-    def __init__(self, connection: Connection, member: Member, keys: Keys) -> None:
+    def __init__(self, connection: Connection, member: Member, keys: Keys, silent: float) -> None:
         self.member = member
         self._connection = connection
         self._keys = keys
-        self._silent = connection.settings.silent_seconds
+        self._silent = silent
         method = member.channel.stream_stream(WATCH.path, lambda request: request.SerializeToString(), WATCH.parse)
         self._call = method(metadata=connection.metadata())
         self._responses: asyncio.Queue[rpc.WatchResponse | Exception | None] = asyncio.Queue(_WAITING)
@@ -106,7 +111,7 @@ class _Stream:
 
     async def start(self, request: rpc.WatchCreateRequest) -> None:
         try:
-            async with asyncio.timeout(self._connection.settings.attempt_seconds):
+            async with asyncio.timeout(self._silent):
                 await self._write(rpc.WatchRequest(create_request=request))
                 response = await self._get()
         except TimeoutError:

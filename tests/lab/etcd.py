@@ -33,9 +33,10 @@ class Cluster:
         members: int = 3,
         options: tuple[str, ...] = (),
         tls: Mapping[str, str] | None = None,
+        login: tuple[str, ...] = (),
         port: int = 2379,
     ) -> None:
-        """``tls`` are the options of certificates: members then serve https."""
+        """``tls`` are the options of certificates: members then serve https; ``login`` those of etcdctl."""
         self.number = number
         self.bridge = f"{BRIDGE}{number}"
         self.addresses = [f"10.77.{number}.{one}" for one in range(1, members + 1)]
@@ -48,7 +49,7 @@ class Cluster:
         self._options = options
         self._port = port
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._login: tuple[str, ...] = ()
+        self._login = login
         self._initial = ",".join(f"m{at}=http://{one}:2380" for at, one in enumerate(self.addresses))
         lines = [f"link add {self.bridge} type bridge", f"address add 10.77.{number}.254/24 dev {self.bridge}"]
         run("ip", "-batch", "-", stdin="\n".join([*lines, f"link set {self.bridge} up"]))
@@ -65,6 +66,17 @@ class Cluster:
         lines = (f"address add {self.addresses[member]}/24 dev eth0", "link set eth0 up", "link set lo up")
         run("nsenter", f"--net={path}", "ip", "-batch", "-", stdin="\n".join(lines))
         return path
+
+    def reach(self, host: str) -> str:
+        """Connect another namespace, given by its path, to the cluster; the name of its link there."""
+        with namespaces.inside(f"/proc/{os.getpid()}/fd/{self.home}"):
+            run("ip", "link", "add", "etcd-host", "type", "veth", "peer", "name", "etcd0")
+            run("ip", "link", "set", "etcd0", "netns", host)
+            run("ip", "link", "set", "etcd-host", "master", self.bridge, "up")
+        with namespaces.inside(host):
+            run("ip", "address", "add", f"10.77.{self.number}.100/24", "dev", "etcd0")
+            run("ip", "link", "set", "etcd0", "up")
+        return "etcd0"
 
     def start(self, member: int) -> None:
         """Start a member that does not run."""
@@ -83,12 +95,10 @@ class Cluster:
             *("--listen-client-urls", client, "--advertise-client-urls", client),
             *("--initial-cluster", self._initial, "--initial-cluster-token", "weft"),
             *self._options,
-            *(part for name, value in self._tls.items() for part in (f"--{name}", value)),
+            *(f"--{name}={value}" for name, value in self._tls.items()),
         ]
         with open(self.folder / f"m{member}.log", "ab") as log:
-            self._processes[member] = subprocess.Popen(
-                [part for part in argv if part], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            self._processes[member] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def wait(self) -> None:
         """Wait until the cluster serves."""
@@ -118,13 +128,10 @@ class Cluster:
             time.sleep(0.05)
         raise AssertionError("the etcd cluster has no leader")
 
-    def log_in(self, *options: str) -> None:
-        """Options of etcdctl from now on: a user, certificates."""
-        self._login = options
-
-    def ctl(self, *argv: str, check: bool = True) -> Outcome:
-        """Run etcdctl, on all members."""
-        endpoints = ",".join(f"{self._scheme}://{one}" for one in self.endpoints)
+    def ctl(self, *argv: str, check: bool = True, endpoint: int | None = None) -> Outcome:
+        """Run etcdctl, on all members or one."""
+        used = self.endpoints if endpoint is None else self.endpoints[endpoint : endpoint + 1]
+        endpoints = ",".join(f"{self._scheme}://{one}" for one in used)
         command = (str(self._binary / "etcdctl"), "--endpoints", endpoints, *self._login, *argv)
         with namespaces.inside(f"/proc/{os.getpid()}/fd/{self.home}"):
             return run(*command, environment={**os.environ, "ETCDCTL_API": "3"}, check=check)

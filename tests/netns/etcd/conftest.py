@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # as the agent does
+
 from unit.store.conftest import pytest_pyfunc_call
 from unit.store.etcd_engine import Etcd
 
@@ -16,8 +20,8 @@ __all__ = ["pytest_pyfunc_call"]
 
 @pytest.fixture(scope="session")
 def cluster(isolation: None) -> Iterator[Cluster]:
-    """Three members. More operations a transaction than by default: the suite has 128, weft needs 2."""
-    made = Cluster(1, options=("--max-txn-ops", "130"))
+    """Three members. More operations a transaction than by default: the suite has 128, weft adds one."""
+    made = Cluster(1, options=("--max-txn-ops", "129"))
     try:
         yield made
     finally:
