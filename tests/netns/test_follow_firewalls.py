@@ -94,14 +94,13 @@ def test_rules_in_other_firewalls_come_back(walled: Ground, host: Host) -> None:
     [chain] = [name for name in CHAINS if f":{name} -" in rules(host)[1]]
     mine = next(line for line in rules(host)[0] if line.startswith(f"-A {chain} "))
     tables = listed(host, "inet weft")
-    for program, command in (
-        ("iptables-nft", f"-D {mine.removeprefix('-A ')}".replace('"', "")),
-        ("iptables-nft", f"-F {chain}"),
-        ("ip6tables-nft", "-F"),
-        ("iptables-nft", "-F FORWARD"),
-        ("iptables-nft", "-F"),
+    for command, other in (
+        (f"-D {mine.removeprefix('-A ')}".replace('"', ""), f"-F {CHAINS[chain]}"),
+        (f"-F {chain}", "-F FORWARD"),
+        ("-F", "-F"),
     ):
-        host.run(program, *command.split())
+        host.run("iptables-nft", *command.split())
+        host.run("ip6tables-nft", *other.split())
         others = [rules(host, version)[1] for version in (4, 6)]
         until(lambda: {version: sorted(rules(host, version)[0]) for version in (4, 6)} == own, EXPECTED, command)
         assert [rules(host, version)[1] for version in (4, 6)] == others
