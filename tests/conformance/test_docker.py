@@ -8,14 +8,21 @@ from pathlib import Path
 import pytest
 
 from lab.docked import Docked
+from lab.roots import layers
 from lab.waiting import until
 
 pytestmark = pytest.mark.usefixtures("own")
 
 
-@pytest.fixture(scope="module")
-def docked(tmp_path_factory: pytest.TempPathFactory, root_image: Path) -> Iterator[Docked]:
-    made = Docked(tmp_path_factory.mktemp("docked"), str(root_image))
+@pytest.fixture(scope="module", params=["20.10", pytest.param("26", marks=pytest.mark.long)])
+def docked(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, root_image: Path
+) -> Iterator[Docked]:
+    """Docker of Debian 12, unpacked, and of Debian 13, in a root of its own."""
+    below = layers("docker", tmp_path_factory.mktemp("docker")) if request.param == "26" else ()
+    shared = tmp_path_factory.getbasetemp()
+    made = Docked(tmp_path_factory.mktemp("docked"), str(root_image), layers=below, shared=shared)
+    assert made.ask("version", "-f", "{{.Server.Version}}").startswith(request.param)
     yield made
     made.close()
 
@@ -137,6 +144,7 @@ def test_names_and_services(machine: Docked) -> None:
     assert gone.code == 0, gone
 
 
+@pytest.mark.long
 def test_nothing_is_lost(machine: Docked) -> None:
     """The driver is killed and dockerd is killed; what Docker removed meanwhile is gone with the next start."""
     create = ("network", "create", "-d", "weft", "--ipam-driver", "weft")

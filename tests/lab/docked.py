@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ _GET = ("/bin/busybox", "timeout", "2", "/bin/busybox", "wget", "-q", "-O", "-")
 class Docked(Firewalled):
     """dockerd, ``weft docker``, and the neighbour ``outside`` (192.0.2.2)."""
 
-    def __init__(self, folder: Path, root: str) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, root: str, *, layers: Sequence[Path] = (), shared: Path = Path("/mnt")) -> None:
+        super().__init__(folder, layers=layers, shared=shared)
         self.drive()
         self.docker()
         self.image(root)

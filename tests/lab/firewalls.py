@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab.machine import Machine
@@ -36,12 +37,17 @@ class Firewalled(Machine):
     points, which has no bridge.
     """
 
-    def __init__(self, folder: Path, *, followed: bool = True) -> None:
-        """``followed``: engine and agent restore what others delete."""
-        super().__init__(controllers=True)
+    def __init__(
+        self, folder: Path, *, followed: bool = True, layers: Sequence[Path] = (), shared: Path = Path("/mnt")
+    ) -> None:
+        """``followed``: engine and agent restore what others delete. ``layers`` are a root that has the
+        firewalls (``lab.roots``).
+        """
+        super().__init__(controllers=True, layers=layers, shared=shared)
         if not followed:
             self._environment = {**os.environ, "WEFT_FOLLOW": "off"}
-        overlay(self, unpack(*FIREWALLS))
+        if not layers:
+            overlay(self, unpack(*FIREWALLS))
         self.folder = folder
         self.run("sh", "-c", "mkdir -p /run/docker-data /run/dbus /run/www; echo weft was here >/run/www/index.html")
         for line in (

@@ -59,6 +59,24 @@ class Recipe:
 
 RECIPES = {
     "trixie": Recipe("trixie", (*_COMMON, "aardvark-dns", "netavark")),
+    "docker": Recipe(
+        "trixie",
+        (
+            "busybox-static",
+            "ca-certificates",
+            "docker-cli",
+            "docker.io",
+            "iproute2",
+            "iptables",
+            "iputils-ping",
+            "kmod",
+            "libnftables1",
+            "nftables",
+            "procps",
+            "python3",
+            "python3-venv",
+        ),
+    ),
     # Optional: the newest nftables, which changes what and how it prints, before Debian releases it.
     "sid": Recipe(
         "sid",
