@@ -74,6 +74,10 @@ ONE_OF_EACH = (
     Element("nd_targets6", ("veth0", int(CONTAINER6)), (), MINE),
     Element("nd_link_addresses", ("veth0", 0x02420A010005), (), MINE),
     Element("trunk_ports", ("veth0",), (), MINE),
+    Element("uplink_links", ("eth0",), (), MINE),
+    Element("uplink_classes", (0x77650010,), (), f"{MINE}:blue"),
+    Element("uplink_class4", (CONTAINER,), (0x77650011,), MINE),
+    Element("uplink_class6", (CONTAINER6,), (0x77657001,), MINE),
     Element("limited_links", ("br0",), (), MINE),
     *(
         Element(f"{name}{address.version}", ("br0", address), (), MINE, limit)
