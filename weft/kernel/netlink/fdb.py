@@ -81,9 +81,9 @@ def add(socket: RouteSocket, name: str, entry: FdbEntry, *, append: bool, replac
     socket.request(_request(socket, RTM_NEWNEIGH, flags, action, name, entry))
 
 
-def own_row(name: str, index: int, entry: FdbEntry, *, deleted: bool) -> Request:
+def own_row(name: str, index: int, entry: FdbEntry, *, deleted: bool, action: str = "") -> Request:
     """The request that adds or replaces, or deletes, a row of a VXLAN link's own table."""
-    action = f"{'delete' if deleted else 'replace'} the FDB entry {_describe(name, entry)}"
+    action = action or f"{'delete' if deleted else 'replace'} the FDB entry {_describe(name, entry)}"
     if entry.master or entry.state not in _VXLAN_STATES:
         raise KernelRefused(f"cannot {action}: it is no row of a VXLAN link")
     kind, flags = (RTM_DELNEIGH, 0) if deleted else (RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE)

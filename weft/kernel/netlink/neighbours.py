@@ -84,9 +84,9 @@ def add(socket: RouteSocket, neighbour: Neighbour, index: int, *, replace: bool)
     socket.request(adding(neighbour, index, replace=replace))
 
 
-def adding(neighbour: Neighbour, index: int, *, replace: bool) -> Request:
+def adding(neighbour: Neighbour, index: int, *, replace: bool, action: str = "") -> Request:
     """The request of ``add``."""
-    action = f"{'replace' if replace else 'add'} the neighbour {neighbour.address} on {neighbour.link}"
+    action = action or f"{'replace' if replace else 'add'} the neighbour {neighbour.address} on {neighbour.link}"
     flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
     body = _key(neighbour.address, index, NUD_PERMANENT) + mac_address(NDA_LLADDR, neighbour.mac)
     return Request(RTM_NEWNEIGH, flags, action, body, needs=f"IPv{neighbour.address.version}")

@@ -66,9 +66,9 @@ def add(socket: RouteSocket, nexthop: Nexthop, index: int, *, replace: bool) -> 
     socket.request(adding(nexthop, index, replace=replace))
 
 
-def adding(nexthop: Nexthop, index: int, *, replace: bool) -> Request:
+def adding(nexthop: Nexthop, index: int, *, replace: bool, action: str = "") -> Request:
     """The request of ``add``."""
-    action = f"{'replace' if replace else 'add'} the nexthop {describe(nexthop)}"
+    action = action or f"{'replace' if replace else 'add'} the nexthop {describe(nexthop)}"
     if nexthop.id < 1:  # the kernel would choose one
         raise KernelRefused(f"cannot {action}: the id must be 1 or more")
     family = AF_INET if nexthop.link else AF_UNSPEC  # a link alone is for IPv4

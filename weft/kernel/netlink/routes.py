@@ -154,9 +154,9 @@ def add(socket: RouteSocket, route: KernelRoute, index: int, *, replace: bool) -
     socket.request(adding(route, index, replace=replace))
 
 
-def adding(route: KernelRoute, index: int, *, replace: bool) -> Request:
+def adding(route: KernelRoute, index: int, *, replace: bool, action: str = "") -> Request:
     """The request of ``add``."""
-    action = f"{'replace' if replace else 'add'} the route {describe(route)}"
+    action = action or f"{'replace' if replace else 'add'} the route {describe(route)}"
     fields, attributes = _message(route, index)
     fields["proto"] = route.protocol or PROTOCOL_BOOT
     metrics: list[Any] = []

@@ -13,11 +13,18 @@ from weft.kernel.netlink import fdb, links, neighbours, nexthops, routes
 from weft.kernel.netlink.rtnetlink import RouteSocket
 from weft.kernel.netlink.transport import Request
 
+_QUIET = "add a row"
+"""What a request is called until it is refused: to describe each takes as long as the request."""
+
 
 def add(socket: RouteSocket, link: str, rows: Iterable[Row]) -> None:
     """Add or replace the rows, in this order; raises the first refusal once all were tried."""
-    index = _Indexes(socket)
-    socket.request(*[_adding(link, row, index) for row in rows])
+    index, listed = _Indexes(socket), list(rows)
+    outcomes = socket.attempt(*[_adding(link, row, index, _QUIET) for row in listed])
+    for row, outcome in zip(listed, outcomes, strict=True):
+        if outcome.errno:
+            outcome.request = _adding(link, row, index)  # which says what was refused
+            raise socket.to_error(outcome)
 
 
 def delete(socket: RouteSocket, link: str, rows: Iterable[Row]) -> None:
@@ -51,14 +58,14 @@ class _Indexes(dict[str, int]):
         return found
 
 
-def _adding(link: str, row: Row, index: _Indexes) -> Request:
+def _adding(link: str, row: Row, index: _Indexes, action: str = "") -> Request:
     if isinstance(row, FdbEntry):
-        return fdb.own_row(link, index[link], row, deleted=False)
+        return fdb.own_row(link, index[link], row, deleted=False, action=action)
     if isinstance(row, Neighbour):
-        return neighbours.adding(row, index[row.link], replace=True)
+        return neighbours.adding(row, index[row.link], replace=True, action=action)
     if isinstance(row, Nexthop):
-        return nexthops.adding(row, index[row.link], replace=True)
-    return routes.adding(row, index[row.link], replace=True)
+        return nexthops.adding(row, index[row.link], replace=True, action=action)
+    return routes.adding(row, index[row.link], replace=True, action=action)
 
 
 def _deleting(link: str, row: Row, index: _Indexes) -> Request:
