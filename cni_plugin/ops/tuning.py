@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from cni_plugin.ops.addresses import namespace_of
 from cni_plugin.ops.devices import ContainerLink, LentLink
-from cni_plugin.ops.links import Veth, nsenter
+from cni_plugin.ops.links import Veth, nsenter, retry_while_exists
 from cni_plugin.ops.operation import LinkRef, Machine, Operation
 from weft.errors import KernelRefused, Missing
 from weft.kernel.interface import Link, Namespace
@@ -67,7 +67,7 @@ class LinkSetting(Operation):
     def _set(self, namespace: Namespace, value: Value) -> None:
         match self.attribute:
             case "mac":
-                namespace.change_link(self.link, mac=str(value))
+                retry_while_exists(lambda: namespace.change_link(self.link, mac=str(value)))
             case "mtu":
                 namespace.change_link(self.link, mtu=int(value))
             case "promiscuous":

@@ -8,12 +8,14 @@ import pytest
 
 from lab import seen
 from lab.abilities import require
+from lab.calls import Weft
 from lab.confs import DEFAULT4, network, pool
 from lab.host import Host
 from lab.plugins import REFERENCE_FOLDER, Cni
 from lab.snapshot import difference
 
 LAN, LAN6 = "192.0.2.0/25", "2001:db8:99::/112"
+MAC = "02:00:00:00:00:77"
 
 
 @pytest.fixture(autouse=True)
@@ -278,3 +280,31 @@ def test_the_answer_is_the_reference_plugins_own(host: Host, cni: Cni, version: 
         answers.append(answer)
         plugins.delete(own, netns, container=name)
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("driver", ["macvlan", "ipvlan"])
+def test_an_add_right_after_the_namespace_was_removed(host: Host, driver: str) -> None:
+    """The old link, which has the same MAC address, goes when the kernel has removed the namespace."""
+    require(driver)
+    lan, weft = host.lan(), Weft()
+    conf = {**macvlan(master=lan.link), "type": driver}
+    for turn in range(20):
+        path = host.container()
+        weft.add(conf, path)
+        if turn % 2:
+            weft.delete(conf, path)
+        host.remove_container()
+    weft.add(conf, host.container())
+
+
+@pytest.mark.parametrize("keys", [{"runtimeConfig": {"mac": MAC}}, {"tuning": {"mac": MAC}}], ids=["driver", "tuning"])
+def test_a_mac_address_that_a_dying_namespace_has_is_waited_for(host: Host, keys: dict[str, Any]) -> None:
+    lan, weft = host.lan(), Weft()
+    host.container("dying")
+    host.run("ip", "link", "add", "old", "link", lan.link, "address", MAC, "type", "macvlan", "mode", "bridge")
+    host.run("ip", "link", "set", "old", "netns", "dying")
+    host.inside("dying", "ip", "link", "set", "old", "up")
+    end = host.start("sh", "-c", "sleep 0.5; ip link delete old", name="dying")
+    weft.add({**macvlan(master=lan.link), "type": "weft", "driver": "macvlan", **keys}, host.container())
+    assert seen.link(host, "eth0", "c1")["address"] == MAC
+    assert end.wait(30) == 0
