@@ -148,6 +148,8 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
         subnets = _subnets(requested, [use for use in uses if not use.link or use.link != own_link])
     else:
         _refuse_addresses(requested)
+    # Containers on a shared parent are neighbours of the host and its routers.
+    taken = sorted(pools.taken(host), key=int) if driver.parent is Parent.SHARED else []
     plugin: Json = {
         "type": OWN_NAME,
         "driver": requested.driver,
@@ -155,7 +157,7 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
         **_capabilities(requested, driver),
         **({"portmap": {}} if driver.routed else {}),
         **({"names": {}} if requested.names else {}),
-        **({"ipam": _ipam(requested, subnets)} if driver.addresses else {}),
+        **({"ipam": _ipam(requested, subnets, taken)} if driver.addresses else {}),
     }
     notes: Json = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -278,8 +280,10 @@ def _subnet(option: str, text: str) -> Subnet:
     raise BadOption(f"invalid {option} {text!r}: not a subnet{suggestion}")
 
 
-def _ipam(requested: CreateOptions, subnets: tuple[Subnet, ...]) -> Json:
-    """The ipam section: one range set for each subnet; a container gets an address of each."""
+def _ipam(requested: CreateOptions, subnets: tuple[Subnet, ...], taken: Sequence[Address]) -> Json:
+    """The ipam section: one range set for each subnet; a container gets an address of each, but none
+    that is ``taken``.
+    """
     ranges: dict[Subnet, Json] = {subnet: {"subnet": str(subnet)} for subnet in subnets}
     for text in requested.gateways:
         address = _address("--gateway", text)
@@ -294,6 +298,10 @@ def _ipam(requested: CreateOptions, subnets: tuple[Subnet, ...]) -> Json:
             raise BadOption(f"--ip-range {text}: {subnet} already has a range")
         first, last = _usable(subnet, first, last)
         ranges[subnet] |= {"rangeStart": str(first), "rangeEnd": str(last)}
+    for subnet, one in ranges.items():
+        gateway = one.get("gateway", str(subnet.network_address + 1))
+        if excluded := [str(each) for each in taken if each in subnet and str(each) != gateway]:
+            one["exclude"] = excluded
     ipam: Json = {"type": "host-local", "ranges": [[one] for one in ranges.values()]}
     if not requested.internal:
         default = {4: "0.0.0.0/0", 6: "::/0"}

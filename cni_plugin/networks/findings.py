@@ -238,10 +238,7 @@ def of_pools(context: ServiceContext, networks: Sequence[NetworkList]) -> Iterat
     shared = [one for one in networks if modules.declared(one.driver).parent is Parent.SHARED]
     if not shared:
         return
-    host = context.kernel.host
-    taken = {address.ip: f"this host's {link}" for link, address in host.all_addresses()}
-    gateways = (one.route.gateway for one in host.routes())
-    taken |= {gateway: "a router of this host" for gateway in gateways if gateway is not None and gateway not in taken}
+    taken = pools.taken(context.kernel.host)
     for network in shared:
         ipam = network.main.section("ipam")
         if ipam.text("type") != "host-local":

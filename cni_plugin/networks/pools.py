@@ -13,7 +13,7 @@ from cni_plugin.service import overlaps
 from cni_plugin.service.overlaps import Use
 from weft.errors import BadOption, InUse, PoolExhausted
 from weft.kernel.interface import Namespace
-from weft.types import Subnet
+from weft.types import Address, Subnet
 
 FIRST = IPv4Network("10.89.0.0/16")
 """The first pool of podman as well."""
@@ -26,6 +26,15 @@ _POOLS = (
 )
 _PREFIX = 24
 _ATTEMPTS = 64
+
+
+def taken(host: Namespace) -> dict[Address, str]:
+    """The addresses on the LAN that no container may lease, each with whose it is: the host's own, and
+    those of its routers.
+    """
+    found = {address.ip: f"this host's {link}" for link, address in host.all_addresses()}
+    gateways = (one.route.gateway for one in host.routes())
+    return {gateway: "a router of this host" for gateway in gateways if gateway is not None} | found
 
 
 class Subnets:

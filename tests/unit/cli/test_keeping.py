@@ -6,13 +6,14 @@ import json
 import os
 import time
 from dataclasses import replace
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
 from cni_plugin.service.records import Phase
-from weft.kernel.interface import Element
+from weft.kernel.interface import Element, KernelRoute
 from weft.kernel.linux.probe import Ability
+from weft.types import Route
 
 
 @pytest.fixture
@@ -147,6 +148,26 @@ def test_doctor_accepts_a_macvlan_network_in_the_subnet_of_its_parent(run) -> No
     (run.config / "wire.conflist").write_text(json.dumps(content))
     [found] = messages(run("doctor", "--json"))
     assert found.startswith("subnet 192.168.77.0/24 of network wire overlaps with") and "lan0" in found
+
+
+@pytest.mark.parametrize("driver", ["macvlan", "ipvlan"])
+def test_a_network_on_the_lan_leases_neither_the_hosts_nor_the_routers_address(run, driver: str) -> None:
+    """Without a range; doctor tells of a network that would."""
+    run.kernel.host.add_link("lan0", "dummy", up=True)
+    for address in ("192.168.77.5/24", "fd77::5/64"):
+        run.kernel.host.add_address("lan0", ip_interface(address))
+    router = Route(ip_network("0.0.0.0/0"), ip_address("192.168.77.254"))
+    run.kernel.host.add_route(KernelRoute(router, "lan0", protocol=4))
+    run.good("network", "create", "wire", "-d", driver, "-o", "parent=lan0", "--subnet", "192.168.77.0/24",
+             "--subnet", "fd77::/64")  # fmt: skip
+    content = run.list("wire")
+    ranges = content["plugins"][0]["ipam"]["ranges"]
+    assert [one["exclude"] for [one] in ranges] == [["192.168.77.5", "192.168.77.254"], ["fd77::5"]]
+    assert messages(run("doctor", "--json")) == []
+    for [one] in ranges:
+        del one["exclude"]
+    (run.config / "wire.conflist").write_text(json.dumps(content))
+    assert len(messages(run("doctor", "--json"))) == 3
 
 
 def test_doctor_accepts_podmans_default_network_which_has_no_file(blue) -> None:
