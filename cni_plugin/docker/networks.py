@@ -112,7 +112,7 @@ def build(wanted: Wanted, others: Iterable[Network]) -> Network:
 
 
 def _drivers() -> tuple[str, ...]:
-    return tuple(name for name in create.drivers() if modules.declared(name).addresses)
+    return tuple(name for name in create.drivers() if modules.declared(name).addresses and name not in _LATER)
 
 
 def _binding(text: str) -> str:
