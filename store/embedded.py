@@ -184,7 +184,13 @@ class EmbeddedStore:
 
     @property
     def lost(self) -> str:
-        why = self.damage or ("" if file_id(self._path) == self._identity else "it was removed or replaced")
+        why = self.damage
+        if not why:
+            try:
+                replaced = file_id(self._path) != self._identity
+            except Replaced:
+                replaced = True
+            why = "it was removed or replaced" if replaced else ""
         return f"{self._path} is damaged: {why}" if why else ""
 
     async def close(self) -> None:

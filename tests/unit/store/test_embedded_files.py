@@ -206,12 +206,14 @@ async def test_replacing_or_removing_the_file_is_detected(path: Path) -> None:
     for replace in (False, True):
         store = await open_embedded(path)
         await store.put("a", b"")
+        assert store.lost == ""
         watching = asyncio.create_task(first(store))
         await asyncio.sleep(0.05)
         path.rename(f"{path}.old")
         if replace:
             Path(f"{path}.lock").unlink()  # it is not damaged, but another one
             await fill(path)
+        assert "it was removed or replaced" in store.lost
         with pytest.raises(Unavailable, match="removed or replaced"):
             await store.put("a", b"lost if it were written")
         with pytest.raises(Unavailable, match="removed or replaced"):
