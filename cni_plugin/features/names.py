@@ -157,13 +157,13 @@ def _questions_passed(context: Context, gateways: list[str]) -> tuple[Operation,
 def read(request: Request, keys: Section) -> PlanPart | None:
     if request.plugin == OWN_NAME and not _asked(request, keys):
         return None
-    section = keys.section("names")
     offered = (*keys.sections("services"), *request.config.args_cni.sections("services"))
     services = [*(_service(one) for one in offered), *_argued(request)]
     texts = tuple(json.dumps(one, sort_keys=True) for one in services)
     if request.plugin == FEATURE.plugin:
         domain, internal, redirect = _domain(keys, "domainName"), keys.flag("internal"), keys.flag("redirectDns")
         return Names(_called(request), texts, domain, internal=internal, redirect=redirect)
+    section = keys.section("names")
     return Names(
         _called(request),
         texts,

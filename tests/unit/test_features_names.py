@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cni_plugin.ops import Elements
 from lab.calls import Weft
 from lab.confs import dual, network, pool
 from weft.daemons import REFRESHED, Daemon
@@ -180,6 +181,22 @@ def test_podmans_plugin_gives_names(weft: Weft, tmp_path: Path, folder: dict[str
     refused = weft("ADD", {**chained, "domainName": "no name"}, NETNS, CONTAINER)
     assert refused.code == 7
     assert "domainName" in refused.text
+
+
+def test_podmans_plugin_offers_services_and_redirects_dns(weft: Weft, tmp_path: Path, folder: dict[str, str]) -> None:
+    """``services``, ``internal`` and ``redirectDns``, which podman's plugin does not have."""
+    first = settled(network("bridge", dual(dataDir="/nowhere"), bridge="br0", isGateway=True), folder)
+    before = weft.add(first, NETNS, CONTAINER)
+    last = network("dnsname", services=[{"name": "web", "port": 80}], internal=True, redirectDns=True)
+    chained = {**last, "prevResult": before, "args": {"cni": {"services": [{"name": "db", "port": 5432}]}}}
+    weft.add(chained, NETNS, CONTAINER)
+    mark = attachment_digest(Attachment("net", CONTAINER, "eth0", "dnsname"))
+    found = json.loads((tmp_path / "names" / f"{mark}.json").read_text())
+    assert [one["name"] for one in found["services"]] == ["web", "db"] and found["internal"]
+    record = weft.preview(chained, NETNS)
+    elements = [each for one in record.shared if isinstance(one, Elements) for each in one.elements]
+    redirected = [each for each in elements if each.collection in ("dns_server4", "dns_server6")]
+    assert {str(each.data[0]) for each in redirected} == {"10.80.0.1", "fd80::1"}
 
 
 def test_a_del_waits_for_the_agent_to_drop_names_and_checks(

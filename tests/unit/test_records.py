@@ -48,6 +48,9 @@ def test_every_operation_survives(
 ) -> None:
     """The plan of every driver is equal after writing and reading it."""
     monkeypatch.setattr(overlay, "FOLDER", str(ROOT / "conf" / "overlay"))
+    settings = tmp_path / "weft.toml"
+    settings.write_text(case.settings)
+    monkeypatch.setenv("WEFT_CONFIG", str(settings))
     kernel = FakeKernel()
     space = kernel.add("/c1")
     if case.wired:

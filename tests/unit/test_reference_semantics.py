@@ -226,7 +226,8 @@ NOT_TOGETHER = {
 
 
 def test_every_driver_that_makes_an_interface_is_among_the_pairs(node: Node) -> None:
-    assert {*drivers(node), "loopback", "host"} == {*modules.drivers()}
+    # overlay is the bridge driver with more rows, and needs files of its network.
+    assert {*drivers(node), "loopback", "host", "overlay"} == {*modules.drivers()}
     assert {name.partition("-")[0] for name in CHAINED} == {
         modules.feature(name).FEATURE.plugin for name in modules.features() if modules.feature(name).FEATURE.plugin
     } - {"dnsname"}

@@ -99,7 +99,7 @@ def test_a_failed_copy_changes_nothing(file: Path) -> None:
 def test_code_of_the_first_layout_refuses_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the schema in its header; the sentence is this release's, as it will refuse a later one."""
     asyncio.run(opened(file))
-    monkeypatch.setattr(database, "_SCHEMA", 1)
+    monkeypatch.setattr(database, "SCHEMA", 1)
     with pytest.raises(
         Unavailable, match=r"written by a later release of weft \(schema 2, this one reads up to 1\)"
     ) as no:

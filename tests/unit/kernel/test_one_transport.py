@@ -77,7 +77,7 @@ HEADERS = {
     "linux/neighbour.h": "NDA_ NUD_ NTF_",
     "linux/nexthop.h": "NHA_",
     "linux/fib_rules.h": "FR_",
-    "linux/pkt_sched.h": "TC_H_",
+    "linux/pkt_sched.h": "TC_H_ TC_LINKLAYER_",
     "linux/pkt_cls.h": "TC_U32_ TC_ACT_",
     "linux/tc_act/tc_mirred.h": "TCA_",
     "linux/sock_diag.h": "SOCK_DIAG_",

@@ -184,6 +184,8 @@ async def test_commits_that_a_damaged_wal_has_lost_are_noticed(path: Path) -> No
     """SQLite ends at the first damaged frame without an error; the lock file has the last revision."""
     store = await open_embedded(path, recover=True)
     await store.put("a", b"")
+    await store.close()
+    store = await open_embedded(path, recover=True)
     await has_copy(path, 1)
     for number in range(10):
         await store.put(f"k{number}", b"")
