@@ -19,7 +19,6 @@ from netns.rules.test_traffic import BRIDGE, INNER, PORT, SERVER, Site
 from unit.nft.test_contract import DYNAMIC, MINE, ONE_OF_EACH, OTHERS
 from unit.nft.test_contract import PORT as PUBLISHED
 
-from cni_plugin.dataplane import limits
 from cni_plugin.dataplane.tables import TABLES
 from discovery.balancer import rules as balancer
 from discovery.balancer.settings import RANGES
@@ -37,9 +36,9 @@ from weft.kernel.schema import Tables
 
 RELEASE = Path(__file__).parent / "previous_release"
 FORMER = {name: old for old, name in TABLES.renamed.items()}
-NEW = {one.name for one in limits.SETS}
-"""Sets that the previous release did not have."""
-FORMER_ELEMENTS = tuple(one for one in ONE_OF_EACH if one.collection not in NEW)
+DECLARED = set(re.findall(r"^\s*(?:add )?(?:set|map) (?:\w+ \w+ )?(\w+)", (RELEASE / "weft.nft").read_text(), re.M))
+"""The sets and maps that the previous release had, by the names of that release."""
+FORMER_ELEMENTS = tuple(one for one in ONE_OF_EACH if FORMER.get(one.collection, one.collection) in DECLARED)
 
 
 def load(host: Host, text: str) -> None:
