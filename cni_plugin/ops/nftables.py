@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 
 from cni_plugin.dataplane.packets import PORTS, PORTS4, PORTS4_AT, PORTS6, PORTS6_AT
 from cni_plugin.dataplane.tables import TABLES, in_use
@@ -51,13 +52,27 @@ class Elements(Operation):
             machine.rules().add(self.elements)
         except Conflict:
             # A sibling may have released them since; the second try fails where another container has them.
-            machine.rules().add(self._without_siblings(self.elements, machine))
+            try:
+                machine.rules().add(self._without_siblings(self.elements, machine))
+            except Conflict as error:
+                raise self._explained(error, machine) from error
         # Looked for afterwards, so that of two calls at once at least one sees the other.
         other = self._overlapping(machine) if self.published else None
         if other is not None:
             machine.rules().delete(self.elements)
             raise Conflict(_published(other), hint="publish another port, or both at addresses of their own (hostIP)")
         return True
+
+    def _explained(self, error: Conflict, machine: Machine) -> Conflict:
+        """The error, or one that names the MAC address that another container has on the same link: its
+        link-local address is the key of elements.
+        """
+        mine = {one.mark for one in self.elements}
+        for one in machine.rules().existing(self.elements):
+            if one.mark not in mine and (mac := _mac_within(one.key[-1])):
+                sentence = f"the MAC address {mac} on {one.key[0]} belongs to {one.mark}"
+                return Conflict(sentence, hint=f"give this container another MAC address; weft show {one.mark}")
+        return error
 
     def undo(self, machine: Machine) -> None:
         machine.rules().delete(self.elements)
@@ -122,6 +137,14 @@ class Elements(Operation):
 def _is_agents(element: Element) -> bool:
     """Whether the port leads to itself: weft's agent answers there, and every other address is free."""
     return element.data == (element.key[0], element.key[-1])
+
+
+def _mac_within(part: Scalar) -> str:
+    """The MAC address that a link-local address is made of (RFC 4291, appendix A), "" if it is of none."""
+    if not isinstance(part, IPv6Address) or not part.is_link_local or part.packed[11:13] != b"\xff\xfe":
+        return ""
+    octets = bytes((part.packed[8] ^ 2,)) + part.packed[9:11] + part.packed[13:]
+    return ":".join(f"{octet:02x}" for octet in octets)
 
 
 def _published(element: Element) -> str:

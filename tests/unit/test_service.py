@@ -185,6 +185,20 @@ def test_a_container_publishes_the_same_port_from_two_networks(fake: Fake) -> No
     assert fake.leases("red") == fake.leases("blue") == {}
 
 
+def test_a_mac_address_that_a_sibling_has_is_refused_by_its_name(fake: Fake) -> None:
+    """Its link-local address would be one element for both; nothing is left of the second."""
+    ranges = [[{"subnet": "10.60.0.0/28"}], [{"subnet": "fd60::/64"}]]
+    ipam = {"type": "host-local", "ranges": ranges, "dataDir": str(fake.folder / "disk")}
+    network = conf("bridge", "red", {"bridge": "bred", "isGateway": True, "driver": "bridge", "ipam": ipam})
+    red = {**network, "type": "weft", "runtimeConfig": {"mac": "02:00:00:00:00:07"}}
+    fake.add(red, "/c1")
+    before = fake.state()
+    answer = fake("ADD", red, "/c2", "c2")
+    assert not answer.ok
+    assert "the MAC address 02:00:00:00:00:07 on bred belongs to c1/eth0 on red" in answer.text
+    assert fake.state() == before
+
+
 @pytest.mark.parametrize(
     ("first", "second", "protocol", "refused"),
     [
