@@ -32,15 +32,7 @@ class Ground:
 
     def __init__(self, host: Host, case: Case, weft: Weft | None = None) -> None:
         self.host, self.case, self.weft = host, case, weft or Weft()
-        require(case.needs)
-        if case.wired:
-            host.lan()
-        if case.settings:
-            host.configure(case.settings)
-        if case.tables:
-            use_tables(host)
-        if case.overlay:
-            overlay_files()
+        prepare(host, case)
         self.container = host.container()
         self.bare = host.snapshot()
         self.conf = case.conf
@@ -99,6 +91,19 @@ class Ground:
             self.weft.delete(self.case.first, self.container)
         self.collect()
         return at_last(lambda: steady(difference(self.bare, take())) + files())
+
+
+def prepare(host: Host, case: Case) -> None:
+    """What the case needs of its host; skips the test where the kernel lacks something."""
+    require(case.needs)
+    if case.wired:
+        host.lan()
+    if case.settings:
+        host.configure(case.settings)
+    if case.tables:
+        use_tables(host)
+    if case.overlay:
+        overlay_files()
 
 
 def overlay_files() -> None:

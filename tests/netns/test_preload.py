@@ -11,10 +11,9 @@ import sys
 
 import pytest
 
-from lab.abilities import require
 from lab.calls import variables
 from lab.cases import CASES, Case
-from lab.ground import use_tables
+from lab.ground import prepare
 from lab.host import Host
 from lab.plugins import ROOT
 
@@ -48,11 +47,7 @@ print(json.dumps([imported, [one for one in results if one[2]]]))
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_no_call_imports_a_module(host: Host, case: Case) -> None:
-    require(case.needs)
-    if case.wired:
-        host.lan()
-    if case.tables:
-        use_tables(host)
+    prepare(host, case)
     confs = [conf for conf in (case.first, case.conf) if conf]
     text = json.dumps([confs, variables("", "c1", host.container(), "eth0")])
     command = [sys.executable, "-c", _SCRIPT, str(ROOT)]

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from lab import engine, namespaces
-from lab.abilities import require
 from lab.cases import CASES, Case, conf, pool
-from lab.ground import use_tables
+from lab.ground import prepare
 from lab.host import Host
 from lab.plugins import OWN_FOLDER, Cni
 
@@ -67,11 +66,7 @@ def refused(mount: Mount, call: Callable[[], Any], times: int) -> list[str]:
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in KINDS], ids=lambda case: case.name)
 def test_every_verb_of_every_kind(host: Host, through: Cni, case: Case) -> None:
-    require(case.needs)
-    if case.wired:
-        host.lan()
-    if case.tables:
-        use_tables(host)
+    prepare(host, case)
     mount = Mount(host.container())
     conf, result = case.conf, {}
     if case.first:
