@@ -15,6 +15,7 @@ from lab.cases import EVERYWHERE, Conf, conf, pool
 from lab.ground import held_twice, rest
 from lab.host import Host
 from lab.plugins import chosen_folder
+from lab.waiting import until
 
 MANY = 64
 KILLS = 1000
@@ -201,4 +202,5 @@ def test_executables_killed_at_random(host: Host) -> None:
             process.wait()
         assert held_twice("red", {"c1": path}) == []
     weft.collect(_red())
-    assert rest(path) == []
+    # An engine that a call has started may hold the shared lock once more, whose file goes with it.
+    until(lambda: rest(path) == [], what=f"the removal of {rest(path)}")
