@@ -26,6 +26,8 @@ _NO_ROUTER = "CVE-2020-10749: no router is behind this bridge port"
 _RESERVED = "meta pkttype multicast ether daddr 01:80:c2:00:00:00-01:80:c2:00:00:0f"
 _LINK_ONLY = "addresses of one link (STP, LLDP, LACP ...), which no bridge forwards; containers are no switches"
 _HIDDEN = "not an EtherType of its own after one VLAN tag"
+_UNSPECIFIED = "ether type ip6 ip6 saddr :: exthdr frag missing"
+"""Neighbour discovery is never fragmented (RFC 6980)."""
 _OTHER_MAC = "not its own MAC address in the link-layer address option"
 _SETS = (
     Set(
@@ -173,11 +175,11 @@ _CHAINS = (
                 "a DHCP client without an address",
             ),
             Rule(
-                "ether type ip6 ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . @th,64,128 @nd_targets6 accept",
+                f"{_UNSPECIFIED} icmpv6 type nd-neighbor-solicit iifname . @th,64,128 @nd_targets6 accept",
                 "duplicate address detection for its own addresses",
             ),
             Rule(
-                "ether type ip6 ip6 saddr :: icmpv6 type { 131, 132, 143, nd-router-solicit } accept",
+                f"{_UNSPECIFIED} icmpv6 type {{ 131, 132, 143, nd-router-solicit }} accept",
                 "MLD reports and router solicitation before it has an address",
             ),
             Rule("drop", "forged addresses and other protocols"),
