@@ -45,7 +45,7 @@ def test_only_private_namespaces_are_accepted(host: Host, tmp_path: Path) -> Non
 
 def test_pytest_ends_at_once_where_it_is_not_private() -> None:
     """Runs without the private /run, so that even a bug cannot reach the machine's network."""
-    program = ("sh", "-c", 'umount /run && exec "$@"', "sh", sys.executable, "-m", "pytest", "-q", __file__)
+    program = ("sh", "-c", 'umount --lazy /run && exec "$@"', "sh", sys.executable, "-m", "pytest", "-q", __file__)
     outcome = run("unshare", "--mount", *program, check=False, timeout=60)
     assert outcome.code == 3, outcome
     assert "known to be private" in outcome.stdout + outcome.stderr
