@@ -1,4 +1,4 @@
-"""One etcd cluster for all tests here; each has a store of its own on it."""
+"""One etcd cluster for all tests of a file; each has a store of its own on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lab.etcd import Cluster
 __all__ = ["pytest_pyfunc_call"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(isolation: None) -> Iterator[Cluster]:
     """Three members. More operations a transaction than by default: the suite has 128, weft adds one."""
     made = Cluster(1, options=("--max-txn-ops", "129"))
