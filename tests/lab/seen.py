@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_network
 from typing import Any
 
@@ -14,6 +15,11 @@ from lab.snapshot import Snapshot, take
 
 def _ask(host: Host, place: str | None, *argv: str, check: bool = True) -> Outcome:
     return host.run(*argv, check=check) if place is None else host.inside(place, *argv, check=check)
+
+
+def named(number: int | str, rules: str) -> bool:
+    """Whether a listing of rules has a port, as a number of its own and not as a part of an address."""
+    return re.search(rf"(?<![0-9a-f:]){number}(?![0-9a-f:])", rules) is not None
 
 
 def link(host: Host, name: str, place: str | None = None) -> dict[str, Any]:

@@ -260,7 +260,7 @@ def test_del_needs_no_mappings(host: Host, cni: Cni) -> None:
     """DEL without runtimeConfig: runtimes may no longer know what they published."""
     publish(host, cni, port(8080, 80))
     withdraw(cni)
-    assert "8080" not in host.run("nft", "list", "ruleset").stdout
+    assert not seen.named(8080, host.run("nft", "list", "ruleset").stdout)
 
 
 def test_without_mappings_nothing_changes(host: Host, cni: Cni) -> None:
@@ -336,7 +336,7 @@ def test_portmap_of_the_weft_plugin(host: Host, cni: Cni, lan: Lan) -> None:
     assert host.fetch(None, "127.0.0.1", 8080) == "10.80.0.1"
     cni.check(conf, result, netns)
     cni.delete(conf, netns)
-    assert "8080" not in host.run("nft", "list", "ruleset").stdout
+    assert not seen.named(8080, host.run("nft", "list", "ruleset").stdout)
 
 
 @pytest.mark.parametrize("policy", ["", "weft", "promiscMode"])
