@@ -22,8 +22,8 @@ IN_GUEST = "/weft-exchange/reports"
 
 PARTS = 2
 """Test processes, one for each processor of the guest."""
-SAMPLE = 8
-"""A run of this tier tests faults, kills and CHECK at every eighth step, --long at every step."""
+SAMPLE = 12
+"""A run of this tier tests faults, kills and CHECK at every twelfth step, --long at every step."""
 # Plugins that a run in the guest does not need, and that take seconds to import.
 QUICK = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-o", "faulthandler_timeout=1200")
 
