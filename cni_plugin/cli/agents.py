@@ -137,8 +137,8 @@ def _wait_until_ready() -> Report:
     while True:
         found = running()
         if found is not None and found.report is not None:
-            http_problems = [problem for problem in found.report.problems if problem.startswith("http:")]
-            if http_problems or _responds(found):
+            failed = not found.report.http and any(each.startswith("http:") for each in found.report.problems)
+            if failed or _responds(found):
                 return found.report
         if (found is None and has_appeared) or time.monotonic() > deadline:
             raise WeftError("the agent failed to start", hint=_FOREGROUND)

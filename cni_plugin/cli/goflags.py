@@ -108,7 +108,7 @@ def pairs(texts: Sequence[str]) -> dict[str, str]:
 
 _OPTIONS = (
     click.option("-http-addr", metavar="ADDRESS", help="The agent. Default: $WEFT_HTTP_ADDR, $CONSUL_HTTP_ADDR, "
-                 "the Unix socket of this namespace's agent, else 127.0.0.1:8500."),
+                 "the Unix socket of this namespace's agent; not as root: 127.0.0.1:8500."),
     click.option("-token", metavar="TOKEN", help="ACL token. Default: $WEFT_HTTP_TOKEN, $CONSUL_HTTP_TOKEN."),
     click.option("-token-file", metavar="FILE", help="File with the ACL token."),
     click.option("-ca-file", metavar="FILE", help="CA file for TLS. Default: $CONSUL_CACERT."),

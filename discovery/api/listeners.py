@@ -85,7 +85,13 @@ def bind(address: str) -> socket.socket:
             undo.pop_all()
         return sock
     except (OSError, ValueError, OverflowError) as error:
-        raise OSError(f"the HTTP API cannot listen on {address}: {error}") from error
+        raise refused(address, error) from error
+
+
+def refused(address: str, error: Exception) -> OSError:
+    """The error for an address that cannot be listened on."""
+    why = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return OSError(f"the HTTP API cannot listen on {address}: {why}")
 
 
 def _listen_unix(path: Path) -> socket.socket:

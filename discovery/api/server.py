@@ -6,11 +6,11 @@ import asyncio
 import logging
 import resource
 import socket
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from aiohttp import web
 
@@ -37,6 +37,7 @@ from discovery.api.http_error import HttpError
 from discovery.api.http_request import HttpRequest, parse_parameters
 from discovery.api.internal_endpoint import InternalEndpoint
 from discovery.api.kvs_endpoint import KvsEndpoint
+from discovery.api.listening import Listening
 from discovery.api.monitor_endpoint import MonitorEndpoint
 from discovery.api.openapi import describe
 from discovery.api.query_endpoint import QueryEndpoint
@@ -120,51 +121,50 @@ class ApiServer:
         self._seconds = metrics.histogram("weft_http_request_seconds", "Latency of non-blocking requests.", "method")
         self._server: HttpConnections | None = None
         self._callers: Callers | None = None
-        self._listeners: list[asyncio.Server] = []
+        self._listening: Listening | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._pending_writes: set[asyncio.Future[HttpResponse]] = set()
-        self.addresses: tuple[str, ...] = ()
+        self._refused: tuple[str, ...] = ()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
         """The listening addresses once started, with the actual port for port 0."""
-        self.problems: tuple[str, ...] = ()
+        return self._listening.addresses if self._listening is not None else ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
         """Why it does not listen at some address that is configured."""
+        return (*self._refused, *(self._listening.problems if self._listening is not None else ()))
 
     async def start(self) -> None:
-        """Start listening. Raises StoreError, or OSError that names the address."""
+        """Start listening, at an address that is in use once it is free. Raises StoreError, and OSError for TLS
+        files.
+        """
         self._callers = Callers(self._settings)
         self._server = HttpConnections(self._handle, self._settings, self._metrics, self._callers.identify)
         self._sweeper = asyncio.create_task(self._server.sweep())
-        loop = asyncio.get_running_loop()
         try:
             self._sessions.start()
             await self._make_management_token()
             await self._changes.start(self._load)
-            listen, self.problems = listeners.allowed(self._settings)
-            tls = listeners.tls_context(self._settings.tls)
-            for address in listen:
-                sock = listeners.bind(address)
-                self.addresses += (listeners.format_address(address, sock),)
-                if tls is None or not listeners.is_remote(address):
-                    made = await loop.create_server(self._server, sock=sock, backlog=BACKLOG)
-                else:
-                    made = await loop.create_server(
-                        self._server, sock=sock, backlog=BACKLOG, ssl=tls,
-                        ssl_handshake_timeout=self._settings.header_time,
-                    )  # fmt: skip
-                self._listeners.append(made)
+            listen, self._refused = listeners.allowed(self._settings)
+            self._listening = Listening(listen, listeners.tls_context(self._settings.tls), self._new_listener)
+            await self._listening.start()
         except BaseException:
             await self.stop()
             raise
-        log.info("HTTP API at %s", ", ".join(self.addresses))
+
+    async def _new_listener(self, sock: socket.socket, tls: ssl.SSLContext | None) -> asyncio.Server:
+        assert self._server is not None
+        limit = self._settings.header_time if tls is not None else None
+        return await asyncio.get_running_loop().create_server(
+            self._server, sock=sock, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=limit
+        )
 
     async def stop(self) -> None:
         """Stop: pending writes are completed, blocking queries are cut off."""
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
-        for address in self.addresses:
-            if address.startswith("/"):
-                Path(address).unlink(missing_ok=True)
-        self.addresses = ()
+        if self._listening is not None:
+            await self._listening.stop()
         if self._pending_writes:
             await asyncio.wait(set(self._pending_writes), timeout=5)
         if self._server is not None:

@@ -90,9 +90,32 @@ def parse_address(text: str, *, tls: bool = False) -> AgentAddress:
 
 
 def default_address() -> AgentAddress:
-    """The address of this network namespace's agent: its socket if accessible, else TCP."""
+    """The address of this network namespace's agent: its socket; for users that may not open it TCP.
+
+    Raises Unreachable where that port belongs to another user's server, which must not see a token.
+    """
     path = agent_socket()
-    return AgentAddress(path=path) if os.access(path, os.R_OK | os.W_OK) else parse_address(TCP)
+    if os.geteuid() == 0 or os.access(path, os.R_OK | os.W_OK):
+        return AgentAddress(path=path)
+    address = parse_address(TCP)
+    owners = _listening_users(address.port)
+    if owners and not owners <= {0, os.geteuid()}:
+        raise Unreachable(
+            f"the server at {TCP} is not this host's agent: it belongs to user {min(owners - {0})}",
+            hint="name the agent's address: -http-addr, or CONSUL_HTTP_ADDR",
+        )
+    return address
+
+
+def _listening_users(port: int) -> set[int]:
+    """The users whose sockets listen on a TCP port of IPv4. Source: proc_net_tcp.txt of the kernel."""
+    found = set()
+    with contextlib.suppress(OSError), open("/proc/net/tcp", encoding="ascii") as file:
+        for line in file.readlines()[1:]:
+            _, local, _, state, _, _, _, user, *_ = line.split()
+            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                found.add(int(user))
+    return found
 
 
 def agent_socket() -> str:

@@ -112,17 +112,30 @@ def test_dns_lookup_of_many_instances_uses_tcp(weft: Weft) -> None:
     assert len(weft("dns-lookup", "many.service.consul", "A").stdout.splitlines()) == 199
 
 
-def test_listener_that_cannot_bind_is_reported(weft: Weft) -> None:
+def test_a_port_in_use_is_reported_and_the_unix_socket_is_served(weft: Weft) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 8500))
         other.listen()
         up = weft("up", check=False)
         assert up.code == 1
-        assert "weft: http: the HTTP API cannot listen on 127.0.0.1:8500: " in up.stderr
-        assert "HTTP on no address" in up.stdout
+        assert "weft: http: the HTTP API cannot listen on 127.0.0.1:8500: Address already in use; " in up.stderr
+        assert "listen in [http] of weft.toml" in up.stderr
+        assert f"HTTP on {folder()}/api.sock\n" in up.stdout
+        # Commands ask the agent by its socket, never the server that has the port.
+        weft("services", "register", "-name=web", "-address=10.9.0.5", "-port=80")
+        assert "web" in weft("services", "list").stdout.split()
+        other.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            other.accept()
         status = weft("status", check=False)
         assert (status.code, "http: the HTTP API cannot listen on 127.0.0.1:8500" in status.stdout) == (1, True)
     until(lambda: weft("status", check=False).code == 0, EXPECTED, "the HTTP API to listen once its port is free")
+    weft("down")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 8500))
+        other.listen()
+        nobody = weft("services", "list", check=False)
+        assert nobody.code == 1 and f"cannot connect to the agent at unix://{folder()}/api.sock" in nobody.stderr
 
 
 def test_invalid_configuration_starts_no_process(weft: Weft, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -233,8 +234,27 @@ def test_the_agents_unix_socket_is_the_default(agent: LabAgent, monkeypatch: pyt
     monkeypatch.delenv("CONSUL_HTTP_ADDR")
     monkeypatch.setattr(client, "agent_socket", lambda: str(agent.folder / "api.sock"))
     assert good("members")
-    monkeypatch.setattr(client, "agent_socket", lambda: str(agent.folder / "none.sock"))
-    assert str(client.default_address()) == "http://127.0.0.1:8500"
+    # Root never asks whoever has TCP port 8500; other users ask it only if it is root's or their own.
+    missing = str(agent.folder / "none.sock")
+    monkeypatch.setattr(client, "agent_socket", lambda: missing)
+    monkeypatch.setattr(client.os, "geteuid", lambda: 0)
+    assert client.default_address().path == missing
+    monkeypatch.setattr(client.os, "geteuid", lambda: 1000)
+    for owners, refused in ((set(), False), ({0}, False), ({1000}, False), ({1001}, True), ({0, 1001}, True)):
+        monkeypatch.setattr(client, "_listening_users", lambda _, owners=owners: owners)
+        if refused:
+            code, _, err = call("services", "list")
+            assert code == 1 and "not this host's agent: it belongs to user 1001" in err
+        else:
+            assert str(client.default_address()) == "http://127.0.0.1:8500"
+
+
+def test_the_users_of_a_listening_port() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        assert client._listening_users(server.getsockname()[1]) == set()
+        server.listen()
+        assert client._listening_users(server.getsockname()[1]) == {os.getuid()}
 
 
 @pytest.mark.parametrize(

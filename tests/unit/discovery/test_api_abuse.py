@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from discovery.api import listening
 from discovery.api.csrf import rejection_reason
 from discovery.api.settings import HttpSettings
 from discovery.structs import Node
@@ -265,6 +266,22 @@ def test_the_server_can_be_stopped_and_restarted(tmp_path: Path) -> None:
         agent.stop()
 
 
-def test_an_address_in_use_is_named(agent: LabAgent, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=f"the HTTP API cannot listen on 127.0.0.1:{agent.port}: "):
-        LabAgent(tmp_path, Node("n2", "127.0.0.1"), HttpSettings(listen=(f"127.0.0.1:{agent.port}",)))
+def test_an_address_in_use_is_named_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "RETRY_SECONDS", 0.05)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken, path = f"127.0.0.1:{other.getsockname()[1]}", str(tmp_path / "api.sock")
+        agent = LabAgent(tmp_path, Node("n2", "127.0.0.1"), HttpSettings(listen=("127.0.0.1:0", taken, path)))
+        try:
+            assert agent.get("/v1/status/leader").status == 200
+            assert agent.api.addresses[1:] == (path,)
+            assert [one.partition("; ")[0] for one in agent.api.problems] == [
+                f"the HTTP API cannot listen on {taken}: Address already in use"
+            ]
+            other.close()
+            until(lambda: not agent.api.problems)
+            assert agent.api.addresses[1:] == (taken, path)
+        finally:
+            agent.stop()
+        assert not (tmp_path / "api.sock").exists()
