@@ -102,7 +102,7 @@ class Section:
             self.problem(key, "must be a string")
             return default
         if allowed and value not in allowed:
-            self.problem(key, f"must be one of {', '.join(repr(word) for word in allowed)}")
+            self.problem(key, f"must be one of {', '.join(repr(str(word)) for word in allowed)}")
             return default
         return value
 

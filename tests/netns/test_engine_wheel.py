@@ -17,7 +17,7 @@ from lab.commands import run
 from lab.host import Host
 from lab.plugins import ROOT, Cni
 
-PACKAGES = ("weft", "cni_plugin", "ipam", "store", "discovery")
+PACKAGES = ("weft", "cni_plugin", "ipam", "store", "discovery", "cluster")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "constraints.txt")
 PYTHON = str(ROOT / ".venv" / "bin" / "python")
 PATH = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}

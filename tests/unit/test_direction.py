@@ -13,7 +13,7 @@ import pytest
 from cni_plugin.engine import server
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("weft", "ipam", "store", "discovery", "cni_plugin")
+PACKAGES = ("weft", "ipam", "store", "discovery", "cluster", "cni_plugin")
 
 STANDS_ON: dict[str, str] = {
     "weft": "",
@@ -36,6 +36,7 @@ STANDS_ON: dict[str, str] = {
         "weft weft.kernel weft.kernel.nft weft.kernel.netlink weft.kernel.linux store discovery discovery.consul"
     ),
     "discovery.page": "weft discovery discovery.acl discovery.api",
+    "cluster": "weft store",
     "cni_plugin": "",
     "cni_plugin.dataplane": "weft.kernel",
     "cni_plugin.wire": "weft",
@@ -320,6 +321,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "aiohappyeyeballs": ("discovery.health",),
     "grpc": ("discovery.health.grpc_probe", "store.etcd"),
     "google": ("store.etcd.rpc_pb2",),
+    "cryptography": ("cluster.authority",),
     # The delegate asks the kernel to end a plugin together with its caller (prctl), before the
     # plugin runs; the store asks to be told of other processes' writes (inotify), and must not know
     # the network's kernel.

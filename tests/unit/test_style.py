@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("weft", "cni_plugin", "ipam", "store", "discovery", "tests", "benchmarks", "bin", "conf")
+FOLDERS = ("weft", "cni_plugin", "ipam", "store", "discovery", "cluster", "tests", "benchmarks", "bin", "conf")
 
 
 ANY_ALLOWED = ("weft.kernel.netlink",)

@@ -14,7 +14,7 @@ import pytest
 from weft.kernel.netlink import constants
 
 ROOT = Path(__file__).resolve().parents[3]
-PACKAGES = ("weft", "ipam", "store", "discovery", "cni_plugin")
+PACKAGES = ("weft", "ipam", "store", "discovery", "cluster", "cni_plugin")
 TRANSPORT = "weft/kernel/netlink/transport.py"
 CONSTANTS = "weft/kernel/netlink/constants.py"
 SECCOMP = "weft/confinement.py"
