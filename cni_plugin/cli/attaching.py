@@ -141,8 +141,8 @@ def attach(
 ) -> None:
     """Attach a network namespace to a network, as a container runtime would.
 
-    NETNS is a name of "ip netns", a path, or a process id. On an error everything is undone. With
-    --json, prints the CNI result.
+    NETNS is a name of "ip netns", a path, or a process id. Also brings its lo up, as a runtime does; it
+    stays up. On an error everything is undone. With --json, prints the CNI result.
 
     \b
     Example:

@@ -7,12 +7,14 @@ process, the others are executed. Source: CNI specification sections 3 and 4; li
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from cni_plugin.networks.conflists import Json, NetworkList, implemented
+from cni_plugin.ops import Up
 from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import modules
 from cni_plugin.service import assemble
@@ -23,8 +25,9 @@ from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Command, Request
 from cni_plugin.wire.result import parse, render
 from weft.errors import BadOption, PluginFailed, WeftError
+from weft.kernel.interface import Namespace
 from weft.section import Problems
-from weft.types import Attachment, Result
+from weft.types import Attachment, Result, Side
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,13 @@ class Chain:
                 end = index if implemented(self.network.types[index]) else index + 1
                 self._delete_quietly(end, previous)
                 raise
+        try:
+            with self._namespace() as container:
+                for operation in _loopback(container):
+                    operation.apply(self.service.machine(container))
+        except BaseException:
+            self._delete_quietly(len(self.network.plugins), previous)
+            raise
         return previous or {}
 
     def delete(self, previous: Json | None) -> None:
@@ -123,6 +133,9 @@ class Chain:
             result = record.result
             previous = self._rendered(result)
             steps.append(Step(plugin, record.shared, record.operations))
+        if not any(isinstance(each, Up) and each.link == "lo" for step in steps for each in step.own):
+            with self._namespace() as container:
+                steps.append(Step("loopback", own=_loopback(container)))
         return steps, result
 
     def validate(self) -> None:
@@ -196,6 +209,15 @@ class Chain:
         for _ in self._delete(end, previous):
             pass
 
+    @contextlib.contextmanager
+    def _namespace(self) -> Iterator[Namespace]:
+        """The target's namespace, opened. Raises NamespaceProblem."""
+        container = self.service.kernel.open(self.target.namespace)
+        try:
+            yield container
+        finally:
+            container.close()
+
     def _rendered(self, result: Result) -> Json:
         value = json.loads(render(result, self.network.version))
         return value if isinstance(value, dict) else {}
@@ -226,3 +248,11 @@ class Chain:
         except PluginFailed as error:
             error.message = error.message.replace("the IPAM plugin", "the plugin", 1)
             raise
+
+
+def _loopback(container: Namespace) -> tuple[Operation, ...]:
+    """What brings ``lo`` up, as every runtime does; it stays up after a detach, for whatever else is
+    attached.
+    """
+    lo = container.link("lo")
+    return () if lo is None or lo.up else (Up(Side.CONTAINER, "lo"),)

@@ -8,6 +8,7 @@ from ipaddress import ip_interface
 
 import pytest
 
+from cni_plugin.cli import chain
 from cni_plugin.cli.options import container_of
 from weft.errors import KernelRefused
 from weft.identity import mark as mark_of
@@ -104,6 +105,31 @@ def test_a_second_attach_is_refused_and_keeps_the_first(blue) -> None:
     assert said.code == 4
     assert "already attached to blue" in said.err
     assert blue.good("check").startswith("ok      weft-c1/eth0 on blue")
+
+
+def test_attach_brings_lo_up_and_the_plan_says_so(blue) -> None:
+    command = "nsenter --net=/run/netns/c1 ip link set lo up"
+    assert command in blue.good("plan", "blue", "c1").splitlines()
+    assert command in json.loads(blue.good("plan", "blue", "c1", "--json"))["commands"]
+    container = blue.kernel.open("/run/netns/c1")
+    assert not container.link("lo").up
+    blue.good("attach", "blue", "c1")
+    assert container.link("lo").up
+    assert command not in blue.good("plan", "blue", "c1", "--ifname", "eth1")
+    blue.good("detach", "blue", "c1")
+    assert container.link("lo").up
+
+
+def test_an_attach_that_cannot_bring_lo_up_is_undone(blue, monkeypatch) -> None:
+    def refused(container):
+        raise KernelRefused("no lo today")
+
+    before = blue.kernel.dump()
+    monkeypatch.setattr(chain, "_loopback", refused)
+    said = blue("attach", "blue", "c1")
+    assert (said.code, "no lo today" in said.err) == (1, True)
+    assert len(blue.good("ps").splitlines()) == 1
+    assert blue.kernel.dump()["/run/netns/c1"] == before["/run/netns/c1"]
 
 
 def test_attach_json_is_the_cni_result(blue) -> None:
