@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface
 
+from cni_plugin.agent.recorded import Recorded
 from discovery.consul.check_definitions import parse_check
 from discovery.consul.json_fields import BadField, Fields
 from discovery.dns.network_zones import ClientConfig, NetworkZone, NetworkZones
@@ -79,6 +80,7 @@ class Attachments:
         self._names = names
         self._registry = registry
         self._overview = overview
+        self._recorded = Recorded(run)
         self._known: dict[str, tuple[tuple[int, int], Announcement | None]] = {}
         self._offered: dict[str, Announcement] = {}
         self._refused: dict[str, tuple[str, ...]] = {}
@@ -95,7 +97,9 @@ class Attachments:
             found = self._read()
             self._names.replace(networks(found.values(), self._permitted))
             if self._overview is not None:
-                self._overview.set_attachments(self._summaries())
+                # Parsing a thousand records for the first time takes a second.
+                recorded = await asyncio.to_thread(self._recorded.read)
+                self._overview.set_attachments(_joined(self._summaries(), recorded))
             for owner in (self._registry.owners() | self._offered.keys()) - found.keys():
                 await self._registry.offer(owner, ())
                 self._offered.pop(owner, None)
@@ -166,6 +170,12 @@ class Attachments:
             now[entry.name] = held if held is not None and held[0] == state else (state, _announcement(entry.path))
         self._known = now
         return {one.owner: one for _, one in now.values() if one is not None}
+
+
+def _joined(announced: Iterable[AttachmentSummary], recorded: Iterable[AttachmentSummary]) -> list[AttachmentSummary]:
+    """The announced attachments, and those that have only a record."""
+    found = {(one.network, one.container, one.interface): one for one in recorded}
+    return list((found | {(one.network, one.container, one.interface): one for one in announced}).values())
 
 
 def _announcement(path: str) -> Announcement | None:

@@ -57,6 +57,18 @@ def catalog_damages() -> list[tuple[str, str]]:
     return [(one.what, one.remedy) for one in catalog_file.damages()]
 
 
+def virtual_addresses_in_kernel() -> int:
+    """How many virtual addresses the kernel serves, also while no agent runs; 0 where it may not be
+    asked.
+    """
+    from discovery.balancer.balancer import served  # imports all of balancing
+
+    try:
+        return served()
+    except WeftError:
+        return 0
+
+
 @click.command()
 @click.option("--config", metavar="FILE", help="Configuration file. Default: $WEFT_CONFIG, else /etc/weft/weft.toml.")
 def agent(config: str | None) -> int:

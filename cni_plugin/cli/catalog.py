@@ -128,6 +128,7 @@ def _print_instances(
                     "Address": one.address,
                     "Port": one.port,
                     "Status": one.status,
+                    "Checked": one.checked,
                     "Output": one.why,
                     "Tags": list(one.tags),
                     "VirtualAddresses": list(virtual.get(one.service, ())),
@@ -141,7 +142,7 @@ def _print_instances(
         table(
             ("INSTANCE", "SERVICE", "NODE", "ADDRESS", "STATUS", "TAGS", "VIRTUAL ADDRESS"),
             [
-                (one.id, one.service, one.node, one.place, one.status, ",".join(one.tags) or "-",
+                (one.id, one.service, one.node, one.place, one.health, ",".join(one.tags) or "-",
                  ", ".join(virtual.get(one.service, ())) or "-")
                 for one in found
             ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from discovery.consul.client import ApiClient, ApiError, api_path, list_of_objects
 from discovery.structs import NODE_MAINT, SERVICE_MAINT_PREFIX
@@ -14,7 +14,7 @@ _WORST = ("maintenance", "critical", "warning", "passing")
 @dataclass(frozen=True, slots=True)
 class ServiceInstance:
     """An instance. ``status`` is the worst of its checks, or "maintenance"; ``why`` is that check's
-    output.
+    output. ``checked``: it has a check of its own; without one it is passing as in Consul.
     """
 
     service: str
@@ -25,6 +25,12 @@ class ServiceInstance:
     status: str
     why: str = ""
     tags: tuple[str, ...] = ()
+    checked: bool = field(default=True, compare=False)
+
+    @property
+    def health(self) -> str:
+        """The status for people: "no check" instead of passing where nothing checks the instance."""
+        return self.status if self.checked or self.status != "passing" else "no check"
 
     @property
     def place(self) -> str:
@@ -37,7 +43,8 @@ def parse_instances(answer: object) -> Iterator[ServiceInstance]:
     """The instances in a response of ``/v1/health/service/NAME``."""
     for one in list_of_objects(answer):
         node, service = _object(one.get("Node")), _object(one.get("Service"))
-        status, why = worst(list_of_objects(one.get("Checks")))
+        checks = list_of_objects(one.get("Checks"))
+        status, why = worst(checks)
         port, tags = service.get("Port"), service.get("Tags")
         yield ServiceInstance(
             service=str(service.get("Service", "")),
@@ -48,6 +55,7 @@ def parse_instances(answer: object) -> Iterator[ServiceInstance]:
             status=status,
             why=why,
             tags=tuple(map(str, tags)) if isinstance(tags, list) else (),
+            checked=any(check.get("ServiceID") for check in checks),
         )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
 
 import click
 
+from cni_plugin.agent import report as reports
 from cni_plugin.cli import agents
 from cni_plugin.cli import engine as engines
 from cni_plugin.cli.agents import Running
@@ -19,6 +21,7 @@ from cni_plugin.cli.problems import FAILED
 from cni_plugin.cli.tool import Tool, pass_tool
 from cni_plugin.networks import attachments
 from cni_plugin.networks.attachments import State
+from cni_plugin.ops.announcement import FOLDER
 from cni_plugin.service import restorations
 from cni_plugin.service.restorations import Restorations
 from discovery.structs import CONSUL_SERVICE
@@ -27,7 +30,7 @@ from weft.errors import WeftError
 
 _MOST_LISTED = 10
 """Critical instances that are listed one by one."""
-_WORDS = ("passing", "warning", "critical", "maintenance")
+_WORDS = ("passing", "no check", "warning", "critical", "maintenance")
 
 
 @click.command()
@@ -36,9 +39,10 @@ _WORDS = ("passing", "warning", "critical", "maintenance")
 def status(tool: Tool, json_output: bool) -> None:
     """Show an overview: agent, engine, networks, services, warnings.
 
-    Exits with 1 if there are warnings: no agent is running, a part of it cannot start, or a service is
-    critical. The engine need not run, since the next call of a container runtime starts it. See weft
-    doctor for detailed checks.
+    Exits with 1 if there are warnings: an agent is needed and none is running, a part of it cannot start,
+    or a service is critical. An agent is needed for names and services of containers, for virtual
+    addresses, and after weft up. The engine need not run, since the next call of a container runtime
+    starts it. See weft doctor for detailed checks.
 
     \b
     Example:
@@ -47,16 +51,19 @@ def status(tool: Tool, json_output: bool) -> None:
     tool.need_records()
     warnings: list[str] = []
     agent, engine = agents.running(), engines.running()
-    instances, virtual = _services(agent, warnings)
+    instances, virtual = _services(agent, warnings) if agent is not None else ([], agents.virtual_addresses_in_kernel())
+    if agent is None and (why := _needs_agent(tool.service.host.run, virtual)):
+        warnings.append(f"agent not running, {why}: no DNS and no health checks; run weft up")
     instances = [one for one in instances if one.service != CONSUL_SERVICE]
     attached = attachments.endpoints(tool.service)
     gone = sum(one.state is not State.ATTACHED for one in attached)
-    networks = len(tool.networks())
+    networks = len({one.name for one in tool.networks()} | {one.network for one in attached})
     restored = restorations.read(tool.service.host.run)
     warnings += [f"{what}: {remedy}" for what, remedy in agents.catalog_damages()]
     if gone:
         warnings.append(f"{count(gone, 'attachment')} incomplete or without a namespace: run weft gc")
     healths = Counter(one.status for one in instances)
+    unchecked = sum(one.health != one.status for one in instances)
     services = len({one.service for one in instances})
     report = agent.report if agent else None
     if json_output:
@@ -79,13 +86,15 @@ def status(tool: Tool, json_output: bool) -> None:
                 "attachments": len(attached),
                 "services": services,
                 "instances": dict(healths),
+                "unchecked": unchecked,
                 "virtualAddresses": virtual,
                 "restorations": restored.count,
                 "warnings": warnings,
             }
         )
     else:
-        held = f"{len(instances)} ({', '.join(f'{healths[word]} {word}' for word in _WORDS if healths[word])})"
+        shown = Counter(one.health for one in instances)
+        held = f"{len(instances)} ({', '.join(f'{shown[word]} {word}' for word in _WORDS if shown[word])})"
         fields(
             [
                 *_of_agent(agent),
@@ -121,11 +130,21 @@ def _of_agent(agent: Running | None) -> Sequence[tuple[str, str]]:
     ]
 
 
-def _services(agent: Running | None, warnings: list[str]) -> tuple[list[ServiceInstance], int]:
+def _needs_agent(run: str, virtual: int) -> str:
+    """What an agent should run for, "" if nothing needs one."""
+    try:
+        announced = sum(name.endswith(".json") for name in os.listdir(os.path.join(run, FOLDER)))
+    except OSError:
+        announced = 0
+    if announced:
+        return f"{count(announced, 'attachment')} with names or services"
+    if virtual:
+        return f"the kernel serves {count(virtual, 'virtual address')} as it was last told"
+    return "weft up has started one" if os.path.exists(os.path.join(run, reports.STAY)) else ""
+
+
+def _services(agent: Running, warnings: list[str]) -> tuple[list[ServiceInstance], int]:
     """The agent's instances and the number of virtual addresses; adds to ``warnings``."""
-    if agent is None:
-        warnings.append("agent not running: no DNS and no health checks; run weft up")
-        return [], 0
     report = agent.report
     if report is not None:
         warnings += report.problems

@@ -239,6 +239,18 @@ class Balancer:
                 self._logged.pop(name, None)
 
 
+def served() -> int:
+    """How many virtual addresses the kernel serves in this thread's namespace, with or without an agent.
+
+    Raises KernelRefused. *Equivalent to:* ``nft list set inet weft-services virtual_ips4``.
+    """
+    table = KernelTable(())
+    try:
+        return len(table.virtual_addresses()) if table.installed else 0
+    finally:
+        table.close()
+
+
 def remove_all() -> None:
     """Remove table and device in this thread's namespace; new connections to services then fail.
 

@@ -133,6 +133,10 @@ class KernelTable:
         """
         self._elements.write(delete, add)
 
+    def virtual_addresses(self) -> list[bytes]:
+        """The virtual addresses in the kernel, each in network byte order."""
+        return [key for names in rules.VIRTUAL_IPS.values() for key, _ in self._elements.read(names)]
+
     def read(self) -> dict[Key, Data]:
         """Every element of a service."""
         return {(name, key): data for name in MAPS for key, data in self._elements.read(name)}

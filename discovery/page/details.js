@@ -48,7 +48,7 @@ const KINDS = {
     const one = owner?.Instances.find((instance) => instance.Node === node && instance.ID === name);
     if (!one) return null;
     return ["Instance", one.title, [
-      element("p", {}, state(one.Status), " of ", link("service", service, service)),
+      element("p", {}, state(one.Status, one.Checked), " of ", link("service", service, service)),
       section("Service addresses", addresses(owner, model.data)),
       card(one, model, found(more, one), true),
     ]];
@@ -136,6 +136,7 @@ function found(more, one) {
 
 function line(one) {
   return element("p", { class: "line" }, mark(one.Status), link("instance", one.key, one.service),
+    one.Checked ? null : element("span", { class: "faint" }, "no check"),
     element("span", { class: "faint code" }, endpoint(one.Addresses[0] ?? "", one.Port)));
 }
 
@@ -149,6 +150,7 @@ function card(one, model, health, whole = false) {
       ["Address", one.Addresses.map((address) => code(endpoint(address, one.Port)))],
       ["Ports", ports.length ? ports.join(", ") : null],
       ["Protocol", one.Protocol],
+      ["Health", one.Checked ? null : "no check, so it counts as passing"],
       ["Container", one.container ? link("container", one.container, model.containers.find((container) => container.id === one.container)?.name ?? one.container) : null],
       ["Network", one.network ? link("network", one.network, networkName(one.network)) : null],
       ["Node", link("node", one.Node, one.Node)],

@@ -188,6 +188,7 @@ class Overview:
             "Port": instance.port,
             "Protocol": instance.protocol,
             "Status": "maintenance" if one.maintenance else one.status.value,
+            "Checked": any(check.service_id for check in one.checks),
             "Network": instance.meta.get("network", ""),
             "Owner": instance.owner,
             "Changed": self._time_of(max(revision, instance.modify_index)),

@@ -71,6 +71,7 @@ _INSTANCE = struct(
     **dict.fromkeys(("ID", "Node", "Protocol", "Status", "Network", "Owner"), STRING),
     Addresses=STRINGS,
     Port=INTEGER,
+    Checked=BOOLEAN,
     Changed=SECONDS,
 )
 _SERVICE = struct(

@@ -37,8 +37,9 @@ export function mark(status) {
   return drawn("svg", { class: "sign", viewBox: "0 0 14 14", width: 14, height: 14, "aria-hidden": "true" }, shape(status, 14));
 }
 
-export function state(status) {
-  return element("span", { class: `state ${status}` }, mark(status), status);
+export function state(status, checked = true) {
+  const unchecked = !checked && status === "passing";
+  return element("span", { class: `state ${status}` }, mark(unchecked ? "none" : status), unchecked ? "no check" : status);
 }
 
 export function counts(found) {

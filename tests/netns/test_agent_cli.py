@@ -54,8 +54,9 @@ def alive(process: int) -> bool:
 def test_up_status_down(host: Host, weft: Weft) -> None:
     before = host.snapshot()
     down = weft("status", check=False)
-    assert (down.code, down.stdout.splitlines()[0].split()) == (1, ["Agent:", "not", "running"])
-    assert "agent not running" in down.stdout
+    # Nothing needs an agent yet.
+    assert (down.code, down.stdout.splitlines()[0].split()) == (0, ["Agent:", "not", "running"])
+    assert "No warnings." in down.stdout
     up = json.loads(weft("up", "--json").stdout)
     processes = [up["agent"]["pid"], up["engine"]["pid"]]
     assert up["agent"]["started"] and up["engine"]["started"] and all(map(alive, processes))
@@ -68,6 +69,7 @@ def test_up_status_down(host: Host, weft: Weft) -> None:
     weft("network", "create", "blue", "--subnet", "10.7.0.0/24")
     good = json.loads(weft("status", "--json").stdout)
     assert (good["services"], good["instances"], good["networks"]) == (1, {"passing": 1}, 1)
+    assert good["unchecked"] == 1 and "1 (1 no check)" in weft("status").stdout
     assert (good["agent"]["pid"], good["engine"]["pid"], good["warnings"]) == (*processes, [])
     assert "No warnings." in weft("status").stdout
     (CONFIG / "db.hcl").write_text(
@@ -77,6 +79,12 @@ def test_up_status_down(host: Host, weft: Weft) -> None:
     bad = weft("status", check=False)
     assert bad.code == 1
     assert "  - db is critical, db on " in bad.stdout
+
+    os.kill(processes[0], signal.SIGKILL)
+    until(lambda: not alive(processes[0]))
+    dead = weft("status", check=False)
+    assert dead.code == 1 and "  - agent not running, weft up has started one: " in dead.stdout
+    processes[0] = json.loads(weft("up", "--json").stdout)["agent"]["pid"]
 
     first, second = weft("down").stdout.splitlines()
     assert first == f"agent stopped, process {processes[0]}"

@@ -46,7 +46,7 @@ STANDS_ON: dict[str, str] = {
     "cni_plugin.agent": (
         "weft weft.kernel weft.kernel.linux store store.etcd discovery discovery.acl discovery.consul discovery.dns "
         "discovery.health discovery.api discovery.balancer discovery.page cni_plugin.dataplane "
-        "cni_plugin.service"
+        "cni_plugin.ops cni_plugin.service"
     ),
     "cni_plugin.drivers": "weft weft.kernel cni_plugin.wire cni_plugin.ops cni_plugin.plan",
     "cni_plugin.features": "weft weft.kernel cni_plugin.dataplane cni_plugin.wire cni_plugin.ops cni_plugin.plan",
