@@ -33,6 +33,8 @@ ALTNAME_BYTES = 127
 _LINK_NAME = re.compile(r"^[^\x00-\x20\x7f-\U0010ffff/:%\"\\*]+$")
 _IDENTIFIER = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$")
 _MAC = re.compile(r"^[0-9a-fA-F]{1,2}([:-][0-9a-fA-F]{1,2}){5}$|^[0-9a-fA-F]{4}(\.[0-9a-fA-F]{4}){2}$")
+_PRINTED_MAC = re.compile(r"[0-9a-f][02468ace](?::[0-9a-f]{2}){5}")
+_ZERO_MAC = "00:00:00:00:00:00"
 LONGEST_IDENTIFIER = 255
 
 
@@ -68,6 +70,8 @@ def identifier_problem(text: str) -> str:
 
 def normal_mac(text: str) -> str:
     """A unicast MAC address as the kernel prints it. Raises ValueError for anything else."""
+    if _PRINTED_MAC.fullmatch(text) and text != _ZERO_MAC:
+        return text
     if not _MAC.match(text):
         raise ValueError("is not a MAC address, like 02:42:0a:00:00:05")
     if "." in text:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import itertools
 import json
+from _socket import AF_INET, inet_pton  # without the socket module's enumerations, which take milliseconds
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_interface, ip_network
 
 from weft import files
 from weft.errors import Busy, StateDamaged
@@ -170,7 +171,6 @@ def read_peers(network: OverlayNetwork, path: str) -> tuple[Peer, ...]:
     for number, item in enumerate(keys.items("peers")):
         peer = _peer(item, f"peers[{number}]", keys.problems)
         if peer is not None and not (problem := _peer_problem(peer, network, known)):
-            known |= dict.fromkeys((peer.mac, peer.underlay, *peer.blocks), peer.name)
             found.append(peer)
         elif peer is not None:
             keys.problems.add(f"peers[{number}] {quoted(peer.name)} {problem}")
@@ -191,13 +191,30 @@ def _peer(item: object, path: str, problems: Problems) -> Peer | None:
         name, blocks = item["name"], item["blocks"]
         if not isinstance(name, str) or not isinstance(blocks, list):
             raise TypeError("name must be a string, and blocks a list")
-        address = ip_address(_text(item["underlay"]))
-        return Peer(name, address, normal_mac(_text(item["mac"])), tuple(ip_network(_text(one)) for one in blocks), mtu)
+        parts = tuple([_subnet(_text(one)) for one in blocks])
+        return Peer(name, _address(_text(item["underlay"])), normal_mac(_text(item["mac"])), parts, mtu)
     except KeyError as error:
         problems.add(f"{path} lacks the key {error.args[0]}")
     except (ValueError, TypeError) as error:
         problems.add(f"{path}: {error}")
     return None
+
+
+def _address(text: str) -> Address:
+    """``ip_address``, in a third of its time for IPv4."""
+    try:
+        return IPv4Address(inet_pton(AF_INET, text))
+    except OSError:
+        return ip_address(text)
+
+
+def _subnet(text: str) -> Subnet:
+    """``ip_network``, in half of its time for IPv4."""
+    address, _, prefix = text.partition("/")
+    try:
+        return IPv4Network((inet_pton(AF_INET, address), int(prefix)))
+    except (OSError, ValueError):
+        return ip_network(text)
 
 
 def _text(value: object) -> str:
@@ -212,7 +229,7 @@ def _peer_problem(peer: Peer, network: OverlayNetwork, known: dict[object, str])
     if problem := _underlay_problem(peer.underlay, network.subnets):
         return f"has an underlay address that {problem}"
     for key in (peer.mac, peer.underlay, *peer.blocks):
-        if key in known:
+        if known.setdefault(key, peer.name) is not peer.name:
             return f"has {key}, which {known[key]} has"
     for block in peer.blocks:
         if network.subnet_of(block) is None:
@@ -236,8 +253,8 @@ def _overlap(blocks: tuple[Subnet, ...]) -> str:
 
 
 def _contains(subnet: Subnet, block: Subnet) -> bool:
-    low, high = int(subnet.network_address), int(subnet.broadcast_address)
-    return low <= int(block.network_address) and int(block.broadcast_address) <= high
+    differing = int(subnet.network_address) ^ int(block.network_address)
+    return block.prefixlen >= subnet.prefixlen and not differing >> (subnet.max_prefixlen - subnet.prefixlen)
 
 
 def _subnets(keys: Section, key: str) -> tuple[Subnet, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cni_plugin.dataplane import packets
 from cni_plugin.ops.links import half_created, has_mark
 from cni_plugin.ops.operation import LinkRef, Machine, Operation, reapply
-from cni_plugin.ops.overlay_rows import Changes, Rows, actual, changes, desired, undoing
+from cni_plugin.ops.overlay_rows import Changes, Rows, actual, changes, collection_paused, desired, undoing
 from weft import identity, overlay
 from weft.errors import Busy, Conflict, Exists, Missing, WeftError
 from weft.kernel.interface import Element, Link, Namespace
@@ -182,8 +182,9 @@ class OverlayRows(Operation):
 
     def apply(self, machine: Machine) -> bool:
         stamp = _stamp(self.path)
-        pending = self.pending(machine)
-        pending.make(machine.host, self.link)
+        with collection_paused():
+            pending = self.pending(machine)
+            pending.make(machine.host, self.link)
         alias = identity.alias(self.mark, f"{stamp} overlay {self.network}")
         link = machine.host.link(self.link)
         if link is not None and link.alias != alias:
@@ -200,7 +201,8 @@ class OverlayRows(Operation):
     def mismatch(self, machine: Machine) -> str | None:
         if machine.host.link(self.link) is None or machine.host.link(self.bridge) is None:
             return f"the links of overlay network {self.network} are missing"
-        return self.pending(machine).first
+        with collection_paused():
+            return self.pending(machine).first
 
     def commands(self, namespace: str) -> tuple[str, ...]:
         found = overlay.read_network(self.path, self.network)

@@ -8,6 +8,7 @@ Level-triggered: no event is remembered, so one that was missed does not matter.
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
@@ -33,6 +34,20 @@ Rows = dict[Key, Row | Cidr]
 _ADDRESS, _NEIGHBOUR, _FDB, _NEXTHOP, _ROUTE = range(5)
 
 
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """Without Python's garbage collector, which would go through all rows again and again; none of
+    them refers to itself.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def desired(
     network: OverlayNetwork, peers: Iterable[Peer], bridge: str, link: str, nexthops: Sequence[Nexthop]
 ) -> Rows:
@@ -47,16 +62,19 @@ def desired(
         _put(found, KernelRoute(Route(subnet, priority=_UNREACHABLE_METRIC), protocol=ROUTE_PROTOCOL, unreachable=True))
     ids = {one.gateway: one.id for one in nexthops if one.link == link and FIRST_NEXTHOP <= one.id <= LAST_NEXTHOP}
     free = _free(nexthops)
+    own = network.own
+    # Keys as in _put, but without finding out what each row is: there may be 50,000 peers.
     for peer in peers:
         # The gateway is derived from the MAC address, so that no number has to be agreed on.
         gateway = link_local(peer.mac)
         number = ids.get(gateway) or next(free)
-        _put(found, Neighbour(gateway, peer.mac, link))
-        _put(found, FdbEntry(peer.mac, peer.underlay))
-        _put(found, Nexthop(number, gateway, link, protocol=ROUTE_PROTOCOL))
+        found[_NEIGHBOUR, gateway] = Neighbour(gateway, peer.mac, link)
+        found[_FDB, peer.mac] = FdbEntry(peer.mac, peer.underlay)
+        found[_NEXTHOP, number] = Nexthop(number, gateway, link, (), False, False, ROUTE_PROTOCOL)
         for block in peer.blocks:
-            route = Route(block, mtu=peer.mtu or None)
-            _put(found, KernelRoute(route, "", network.own.get(block.version), ROUTE_PROTOCOL, nexthop=number))
+            route = Route(block, None, peer.mtu or None)
+            source = own.get(block.version)
+            found[_ROUTE, _route_key(route)] = KernelRoute(route, "", source, ROUTE_PROTOCOL, False, number)
     return found
 
 
@@ -107,7 +125,12 @@ def _put(rows: Rows, row: Row | Cidr) -> None:
         rows[_NEXTHOP, row.id] = row
     else:
         # In its canonical form, as the kernel lists it.
-        rows[_ROUTE, (row.route.destination, row.route.priority, row.route.table, row.unreachable)] = row
+        rows[_ROUTE, _route_key(row.route, unreachable=row.unreachable)] = row
+
+
+def _route_key(route: Route, *, unreachable: bool = False) -> tuple[object, ...]:
+    at = route.destination
+    return at.version, int(at.network_address), at.prefixlen, route.priority, route.table, unreachable
 
 
 @dataclass(frozen=True, slots=True)

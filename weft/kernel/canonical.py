@@ -6,9 +6,8 @@ The kernel and ``ip`` fill in unset attributes and omit defaults. Pure. Source: 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from weft.kernel.interface import KernelRoute
+from weft.types import Route
 
 MAIN_TABLE, LOCAL_TABLE = 254, 255
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST = 0, 253, 254
@@ -38,16 +37,11 @@ def canonical(route: KernelRoute) -> KernelRoute:
         priority = None if priority == IPV6_PRIORITY else priority
     elif scope == default_scope(route):
         scope = None
-    plain = replace(
-        wanted,
-        mtu=wanted.mtu or None,
-        advmss=wanted.advmss or None,
-        priority=priority,
-        table=None if wanted.table in (0, MAIN_TABLE) else wanted.table,
-        scope=scope,
-        given="",
-    )
-    return replace(route, route=plain, protocol=route.protocol or PROTOCOL_BOOT)
+    table = None if wanted.table in (0, MAIN_TABLE) else wanted.table
+    # Made anew: dataclasses.replace takes three times as long, and there may be 50,000 routes.
+    plain = Route(wanted.destination, wanted.gateway, wanted.mtu or None, wanted.advmss or None, priority, table, scope)
+    protocol = route.protocol or PROTOCOL_BOOT
+    return KernelRoute(plain, route.link, route.source, protocol, route.onlink, route.nexthop, route.unreachable)
 
 
 def describe(route: KernelRoute) -> str:

@@ -69,7 +69,7 @@ HEADERS = {
     "linux/if_ether.h": "ETH_",
     "linux/in.h": "IPPROTO_",
     "linux/netlink.h": "NETLINK_ NLMSG_ NLMSGERR_ NLM_ NLA_",
-    "linux/rtnetlink.h": "RTM_ RTMGRP_ RTNLGRP_ RTN_ RTNH_ RT_ RTEXT_",
+    "linux/rtnetlink.h": "RTM_ RTMGRP_ RTNLGRP_ RTN_ RTNH_ RT_ RTA_ RTAX_ RTEXT_",
     "linux/if.h": "IFF_",
     "linux/if_link.h": "IFLA_ IN6_",
     "linux/if_bridge.h": "BRIDGE_",

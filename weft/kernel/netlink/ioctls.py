@@ -39,6 +39,18 @@ def link_name(descriptor: int, index: int) -> str:
     return os.fsdecode(answer[:16].split(b"\0", 1)[0])
 
 
+class LinkNames(dict[int, str]):
+    """The names of links by index, each looked up once; "" for 0 and where there is none."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__({0: ""})
+        self._descriptor = descriptor
+
+    def __missing__(self, index: int) -> str:
+        found = self[index] = link_name(self._descriptor, index)
+        return found
+
+
 def link_index(descriptor: int, name: str) -> int:
     """The index of an existing link; 0 if it does not exist, but the kernel probes for a module."""
     try:

@@ -31,7 +31,7 @@ from weft.kernel.netlink.constants import (
     RTM_GETNEIGH,
     RTM_NEWNEIGH,
 )
-from weft.kernel.netlink.ioctls import link_name
+from weft.kernel.netlink.ioctls import LinkNames
 from weft.kernel.netlink.rtnetlink import RouteSocket
 from weft.kernel.netlink.transport import HEADER_SIZE, Request, parses_answer
 from weft.types import Address
@@ -68,14 +68,13 @@ def list_neighbours(socket: RouteSocket, index: int, version: int) -> tuple[Neig
     """Neighbours of a link (0: of all), of one IP version (0: of both), IPv4 first; without those
     that need no ARP.
     """
-    found = []
+    found, names = [], LinkNames(socket.fileno())
     for family in [_FAMILIES[version]] if version else [AF_INET, AF_INET6]:
         for row in list_rows(socket, family, "list the neighbours", index):
             if row.state and not row.state & NUD_NOARP and NDA_DST in row.attributes:
                 mac = row.attributes.get(NDA_LLADDR, b"").hex(":")
-                link = link_name(socket.fileno(), row.link)
                 address = ip_address(row.attributes[NDA_DST])
-                found.append(Neighbour(address, mac, link, permanent=bool(row.state & NUD_PERMANENT)))
+                found.append(Neighbour(address, mac, names[row.link], permanent=bool(row.state & NUD_PERMANENT)))
     return tuple(found)
 
 

@@ -28,7 +28,7 @@ from weft.kernel.netlink.constants import (
     RTM_NEWNEXTHOP,
     RTNH_F_ONLINK,
 )
-from weft.kernel.netlink.ioctls import link_name
+from weft.kernel.netlink.ioctls import LinkNames
 from weft.kernel.netlink.rtnetlink import RouteSocket
 from weft.kernel.netlink.transport import HEADER_SIZE, Request, parses_answer
 
@@ -42,10 +42,11 @@ _NEXTHOP_GRP = Struct("=IBBH")  # id, weight less one, the weight's high byte, r
 def list_nexthops(socket: RouteSocket) -> tuple[Nexthop, ...]:
     """Every nexthop and group, by id."""
     messages = socket.dump(Request(RTM_GETNEXTHOP, 0, "list the nexthops", _NHMSG.pack(0, 0, 0, 0, 0), _NEEDS))
-    return tuple(sorted((_nexthop(socket, message) for message in messages), key=lambda one: one.id))
+    names = LinkNames(socket.fileno())
+    return tuple(sorted((_nexthop(message, names) for message in messages), key=lambda one: one.id))
 
 
-def _nexthop(socket: RouteSocket, message: bytes) -> Nexthop:
+def _nexthop(message: bytes, names: LinkNames) -> Nexthop:
     _, _, protocol, _, flags = _NHMSG.unpack_from(message, HEADER_SIZE)
     found = parse(message, HEADER_SIZE + _NHMSG.size)
     gateway, index = found.get(NHA_GATEWAY), get_int(found, NHA_OIF)
@@ -53,7 +54,7 @@ def _nexthop(socket: RouteSocket, message: bytes) -> Nexthop:
     return Nexthop(
         id=get_int(found, NHA_ID),
         gateway=ip_address(gateway) if gateway else None,
-        link=link_name(socket.fileno(), index) if index else "",
+        link=names[index],
         group=tuple((number, low + (high << 8) + 1) for number, low, high, _ in members),
         fdb=NHA_FDB in found,
         onlink=bool(flags & RTNH_F_ONLINK),

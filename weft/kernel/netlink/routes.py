@@ -5,11 +5,14 @@ Source: ``ip-route(8)``, ``rtnetlink(7)``, ``net/ipv4/fib_*.c``, ``net/ipv6/rout
 
 from __future__ import annotations
 
-from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Any
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from struct import Struct
+from struct import error as StructError
+from sys import byteorder
+from typing import NamedTuple
 
-from weft.errors import Missing
+from weft.errors import KernelRefused, Missing
 from weft.kernel.canonical import (
     IPV6_PRIORITY,
     LOCAL_TABLE,
@@ -20,7 +23,7 @@ from weft.kernel.canonical import (
     describe,
 )
 from weft.kernel.interface import KernelRoute
-from weft.kernel.netlink.codec import attribute, decode
+from weft.kernel.netlink.attributes import Attributes, attribute, get_int, integer, parse
 from weft.kernel.netlink.constants import (
     AF_INET,
     AF_INET6,
@@ -28,6 +31,18 @@ from weft.kernel.netlink.constants import (
     NLM_F_CREATE,
     NLM_F_REPLACE,
     RT_TABLE_COMPAT,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_METRICS,
+    RTA_MULTIPATH,
+    RTA_NH_ID,
+    RTA_OIF,
+    RTA_PREFSRC,
+    RTA_PRIORITY,
+    RTA_TABLE,
+    RTA_VIA,
+    RTAX_ADVMSS,
+    RTAX_MTU,
     RTM_DELROUTE,
     RTM_F_CLONED,
     RTM_GETROUTE,
@@ -36,12 +51,16 @@ from weft.kernel.netlink.constants import (
     RTN_UNREACHABLE,
     RTNH_F_ONLINK,
 )
-from weft.kernel.netlink.ioctls import link_name
-from weft.kernel.netlink.rtnetlink import RouteSocket, request
-from weft.kernel.netlink.transport import Request, parses_answer
+from weft.kernel.netlink.ioctls import LinkNames
+from weft.kernel.netlink.rtnetlink import RouteSocket
+from weft.kernel.netlink.transport import HEADER_SIZE, Request, parses_answer
 from weft.types import Address, Route
 
 _FAMILIES = {4: AF_INET, 6: AF_INET6}
+_RTMSG = Struct("=BBBBBBBBI")
+"""Family, prefix length of destination and source, TOS, table, protocol, scope, type, flags."""
+_RTNEXTHOP = Struct("=HBBi")
+"""Length, flags, weight, link."""
 
 
 @parses_answer
@@ -49,11 +68,11 @@ def list_routes(socket: RouteSocket, *, index: int = 0, family: int = 0, table: 
     """Unicast routes, of one link, family or table where given; each next hop of a multipath route
     by itself.
     """
-    known: dict[int, str] = {}
     found: list[KernelRoute] = []
+    names = LinkNames(socket.fileno())
     for version in (family,) if family else (4, 6):
         for message in _messages(socket, version, index, table):
-            found += _routes(socket, message, index, known)
+            found += _routes(message, index, names)
     return tuple(found)
 
 
@@ -61,90 +80,100 @@ def list_routes(socket: RouteSocket, *, index: int = 0, family: int = 0, table: 
 def list_unreachable(socket: RouteSocket) -> tuple[KernelRoute, ...]:
     """The unreachable routes of the main table."""
     found = (message for version in (4, 6) for message in _messages(socket, version, 0, MAIN_TABLE, RTN_UNREACHABLE))
-    routes = (replace(_route(message, None, "", onlink=False), unreachable=True) for message in found)
-    return tuple(map(canonical, routes))
+    return tuple(_route(message, unreachable=True) for message in found)
 
 
-def _messages(socket: RouteSocket, version: int, index: int, table: int, kind: int = RTN_UNICAST) -> list[Any]:
-    attributes: list[Any] = []
+class _Message(NamedTuple):
+    """A route as the kernel lists it: the fields of ``struct rtmsg``, and its attributes."""
+
+    version: int
+    prefix: int
+    table: int
+    protocol: int
+    scope: int
+    flags: int
+    attributes: Attributes
+
+
+def _messages(socket: RouteSocket, version: int, index: int, table: int, kind: int = RTN_UNICAST) -> list[_Message]:
+    body = _RTMSG.pack(_FAMILIES[version], 0, 0, 0, 0, 0, 0, kind, 0)
     if table:
-        attributes.append(["RTA_TABLE", table])
+        body += integer(RTA_TABLE, table)
     if index and version == 4:  # IPv6 compares the first next hop only, and would hide the others' routes
-        attributes.append(["RTA_OIF", index])
-    fields = {"family": _FAMILIES[version], "type": kind}
+        body += integer(RTA_OIF, index)
     try:
-        answers = socket.dump(request(RTM_GETROUTE, 0, "list the routes", fields, attributes))
+        answers = socket.dump(Request(RTM_GETROUTE, 0, "list the routes", body))
     except Missing:  # the table does not exist yet
         return []
-    return [message for message in map(decode, answers) if _selected(message, table, kind)]
-
-
-def _selected(message: Any, table: int, kind: int) -> bool:
-    here = _table(message)
-    if message["type"] != kind or message["flags"] & RTM_F_CLONED:
-        return False
-    return here == table if table else here != LOCAL_TABLE
-
-
-def _table(message: Any) -> int:
-    return int(attribute(message, "RTA_TABLE") or message["table"])
-
-
-def _routes(socket: RouteSocket, message: Any, index: int, known: dict[int, str]) -> list[KernelRoute]:
-    hops = attribute(message, "RTA_MULTIPATH")
-    if not hops:
-        hops = [message]
-    nexthop = attribute(message, "RTA_NH_ID")
-    if nexthop:  # the kernel lists its gateways and links too
-        links = {hop["oif"] if hop is not message else attribute(message, "RTA_OIF") for hop in hops}
-        return [_route(message, None, "", onlink=False, nexthop=nexthop)] if not index or index in links else []
-    routes = []
-    for hop in hops:
-        out = int(hop["oif"] if hop is not message else attribute(message, "RTA_OIF") or 0)
-        if index and out != index:
+    found = []
+    for answer in answers:
+        _, prefix, _, _, small, protocol, scope, there, flags = _RTMSG.unpack_from(answer, HEADER_SIZE)
+        if there != kind or flags & RTM_F_CLONED:
             continue
-        if out not in known:
-            known[out] = link_name(socket.fileno(), out) if out else ""
-        onlink = bool((hop["flags"] | (message["flags"] if hop is message else 0)) & RTNH_F_ONLINK)
-        routes.append(_route(message, hop, known[out], onlink))
-    return routes
+        attributes = parse(answer, HEADER_SIZE + _RTMSG.size)
+        number = get_int(attributes, RTA_TABLE) or small
+        if number == table if table else number != LOCAL_TABLE:
+            found.append(_Message(version, prefix, number, protocol, scope, flags, attributes))
+    return found
 
 
-def _route(message: Any, hop: Any, link: str, onlink: bool, nexthop: int = 0) -> KernelRoute:
-    metrics = attribute(message, "RTA_METRICS")
-    source = attribute(message, "RTA_PREFSRC")
+def _routes(message: _Message, index: int, names: LinkNames) -> list[KernelRoute]:
+    found = message.attributes
+    hops = [(get_int(found, RTA_OIF), message.flags, found)]
+    if RTA_MULTIPATH in found:
+        hops = [(out, flags | message.flags, hop) for out, flags, hop in _hops(found[RTA_MULTIPATH])]
+    nexthop = get_int(found, RTA_NH_ID)
+    if nexthop:  # the kernel lists its gateways and links too
+        here = not index or any(out == index for out, _, _ in hops)
+        return [_route(message, nexthop=nexthop)] if here else []
+    return [
+        _route(message, gateway=_gateway(hop), link=names[out], onlink=bool(flags & RTNH_F_ONLINK))
+        for out, flags, hop in hops
+        if index in (0, out)
+    ]
+
+
+def _hops(data: bytes) -> Iterator[tuple[int, int, Attributes]]:
+    """The next hops of a multipath route: link, flags and attributes of each."""
+    offset = 0
+    while offset + _RTNEXTHOP.size <= len(data):
+        length, flags, _, out = _RTNEXTHOP.unpack_from(data, offset)
+        if length < _RTNEXTHOP.size:
+            return
+        yield out, flags, parse(data[offset : offset + length], _RTNEXTHOP.size)
+        offset += (length + 3) & ~3
+
+
+def _route(
+    message: _Message,
+    *,
+    gateway: Address | None = None,
+    link: str = "",
+    onlink: bool = False,
+    nexthop: int = 0,
+    unreachable: bool = False,
+) -> KernelRoute:
+    found = message.attributes
+    metrics = parse(found[RTA_METRICS]) if RTA_METRICS in found else {}
+    source = found.get(RTA_PREFSRC)
+    destination = found.get(RTA_DST) or bytes(4 if message.version == 4 else 16)
+    network = IPv4Network if message.version == 4 else IPv6Network
     route = Route(
-        destination=_destination(message),
-        gateway=_gateway(hop) if hop is not None else None,
-        mtu=attribute(metrics, "RTAX_MTU"),
-        advmss=attribute(metrics, "RTAX_ADVMSS"),
-        priority=attribute(message, "RTA_PRIORITY"),
-        table=_table(message),
-        scope=int(message["scope"]),
+        destination=network((destination, message.prefix)),
+        gateway=gateway,
+        mtu=get_int(metrics, RTAX_MTU) or None,
+        advmss=get_int(metrics, RTAX_ADVMSS) or None,
+        priority=get_int(found, RTA_PRIORITY) or None,
+        table=message.table,
+        scope=message.scope,
     )
-    return canonical(
-        KernelRoute(
-            route=route,
-            link=link,
-            source=ip_address(source) if source else None,
-            protocol=int(message["proto"]),
-            onlink=onlink,
-            nexthop=nexthop,
-        )
-    )
+    source_address = ip_address(source) if source else None
+    return canonical(KernelRoute(route, link, source_address, message.protocol, onlink, nexthop, unreachable))
 
 
-def _destination(message: Any) -> IPv4Network | IPv6Network:
-    nowhere = "0.0.0.0" if message["family"] == AF_INET else "::"
-    return ip_network(f"{attribute(message, 'RTA_DST') or nowhere}/{message['dst_len']}")
-
-
-def _gateway(hop: Any) -> Address | None:
-    text = attribute(hop, "RTA_GATEWAY")
-    if text is None:
-        via = attribute(hop, "RTA_VIA")  # an IPv4 route through an IPv6 gateway
-        text = via["addr"] if via else None
-    return ip_address(text) if text else None
+def _gateway(hop: Attributes) -> Address | None:
+    packed = hop.get(RTA_GATEWAY) or hop.get(RTA_VIA, b"")[2:]  # RTA_VIA: an IPv4 route by an IPv6 gateway
+    return ip_address(packed) if packed else None
 
 
 def add(socket: RouteSocket, route: KernelRoute, index: int, *, replace: bool) -> None:
@@ -157,17 +186,14 @@ def add(socket: RouteSocket, route: KernelRoute, index: int, *, replace: bool) -
 def adding(route: KernelRoute, index: int, *, replace: bool, action: str = "") -> Request:
     """The request of ``add``."""
     action = action or f"{'replace' if replace else 'add'} the route {describe(route)}"
-    fields, attributes = _message(route, index)
-    fields["proto"] = route.protocol or PROTOCOL_BOOT
-    metrics: list[Any] = []
-    if route.route.mtu:
-        metrics.append(["RTAX_MTU", route.route.mtu])
-    if route.route.advmss:
-        metrics.append(["RTAX_ADVMSS", route.route.advmss])
-    if metrics:
-        attributes.append(["RTA_METRICS", {"attrs": metrics}])
+    body = _body(route, index, route.protocol or PROTOCOL_BOOT, action)
+    wanted = route.route
+    if wanted.mtu or wanted.advmss:
+        metrics = integer(RTAX_MTU, wanted.mtu) if wanted.mtu else b""
+        metrics += integer(RTAX_ADVMSS, wanted.advmss) if wanted.advmss else b""
+        body += attribute(RTA_METRICS, metrics)
     flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_APPEND)
-    return request(RTM_NEWROUTE, flags, action, fields, attributes, needs=_needs(route))
+    return Request(RTM_NEWROUTE, flags, action, body, _needs(route))
 
 
 def delete(socket: RouteSocket, route: KernelRoute, index: int) -> None:
@@ -180,42 +206,45 @@ def delete(socket: RouteSocket, route: KernelRoute, index: int) -> None:
 
 def deleting(route: KernelRoute, index: int) -> Request:
     """The request of ``delete``."""
-    fields, attributes = _message(route, index)
-    fields["proto"] = route.protocol
     action = f"delete the route {describe(route)}"
-    return request(RTM_DELROUTE, 0, action, fields, attributes, needs=_needs(route))
+    return Request(RTM_DELROUTE, 0, action, _body(route, index, route.protocol, action), _needs(route))
 
 
-def _message(route: KernelRoute, index: int) -> tuple[dict[str, Any], list[Any]]:
+def _body(route: KernelRoute, index: int, protocol: int, action: str) -> bytes:
+    """The request without metrics. Raises KernelRefused where a value does not fit."""
     wanted = route.route
-    version = wanted.destination.version
+    destination, gateway = wanted.destination, wanted.gateway
+    version = destination.version
     table = wanted.table or MAIN_TABLE
-    fields: dict[str, Any] = {
-        "family": _FAMILIES[version],
-        "dst_len": wanted.destination.prefixlen,
-        "table": table if table < 256 else RT_TABLE_COMPAT,
-        "scope": default_scope(route) if wanted.scope is None else wanted.scope,
-        "type": RTN_UNREACHABLE if route.unreachable else RTN_UNICAST,
-        "flags": RTNH_F_ONLINK if route.onlink else 0,
-    }
-    attributes: list[Any] = [["RTA_TABLE", table]]
-    if wanted.destination.prefixlen:
-        attributes.append(["RTA_DST", str(wanted.destination.network_address)])
-    if wanted.gateway is not None and wanted.gateway.version == version:
-        attributes.append(["RTA_GATEWAY", str(wanted.gateway)])
-    elif wanted.gateway is not None:
-        via = {"family": _FAMILIES[wanted.gateway.version], "addr": str(wanted.gateway)}
-        attributes.append(["RTA_VIA", via])
+    try:
+        body = _RTMSG.pack(
+            _FAMILIES[version],
+            destination.prefixlen,
+            0,
+            0,
+            table if table < 256 else RT_TABLE_COMPAT,
+            protocol,
+            default_scope(route) if wanted.scope is None else wanted.scope,
+            RTN_UNREACHABLE if route.unreachable else RTN_UNICAST,
+            RTNH_F_ONLINK if route.onlink else 0,
+        )
+    except StructError as error:
+        raise KernelRefused(f"cannot {action}: a value does not fit in the request: {error}") from error
+    body += integer(RTA_TABLE, table)
+    if destination.prefixlen:
+        body += attribute(RTA_DST, destination.network_address.packed)
+    if gateway is not None and gateway.version == version:
+        body += attribute(RTA_GATEWAY, gateway.packed)
+    elif gateway is not None:
+        body += attribute(RTA_VIA, _FAMILIES[gateway.version].to_bytes(2, byteorder) + gateway.packed)
     if index:
-        attributes.append(["RTA_OIF", index])
+        body += integer(RTA_OIF, index)
     if route.nexthop:
-        attributes.append(["RTA_NH_ID", route.nexthop])
+        body += integer(RTA_NH_ID, route.nexthop)
     if route.source is not None:
-        attributes.append(["RTA_PREFSRC", str(route.source)])
+        body += attribute(RTA_PREFSRC, route.source.packed)
     priority = wanted.priority or (IPV6_PRIORITY if version == 6 else 0)
-    if priority:
-        attributes.append(["RTA_PRIORITY", priority])
-    return fields, attributes
+    return body + (integer(RTA_PRIORITY, priority) if priority else b"")
 
 
 def _needs(route: KernelRoute) -> str:

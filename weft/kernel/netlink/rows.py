@@ -9,22 +9,22 @@ from collections.abc import Iterable
 
 from weft.errors import Missing
 from weft.kernel.interface import FdbEntry, KernelRoute, Neighbour, Nexthop, Row
-from weft.kernel.netlink import fdb, links, neighbours, nexthops, routes
+from weft.kernel.netlink import fdb, links, neighbours, nexthops, packed_rows, routes
+from weft.kernel.netlink.constants import NLM_F_CREATE, NLM_F_REPLACE
 from weft.kernel.netlink.rtnetlink import RouteSocket
-from weft.kernel.netlink.transport import Request
+from weft.kernel.netlink.transport import Body, Request
 
-_QUIET = "add a row"
+_REPLACE = NLM_F_CREATE | NLM_F_REPLACE
+_QUIET = "change rows"
 """What a request is called until it is refused: to describe each takes as long as the request."""
 
 
 def add(socket: RouteSocket, link: str, rows: Iterable[Row]) -> None:
     """Add or replace the rows, in this order; raises the first refusal once all were tried."""
     index, listed = _Indexes(socket), list(rows)
-    outcomes = socket.attempt(*[_adding(link, row, index, _QUIET) for row in listed])
-    for row, outcome in zip(listed, outcomes, strict=True):
-        if outcome.errno:
-            outcome.request = _adding(link, row, index)  # which says what was refused
-            raise socket.to_error(outcome)
+    for place, outcome in socket.attempt_many((_added(link, row, index) for row in listed), _QUIET):
+        outcome.request = _adding(link, listed[place], index)  # which says what was refused
+        raise socket.to_error(outcome)
 
 
 def delete(socket: RouteSocket, link: str, rows: Iterable[Row]) -> None:
@@ -32,11 +32,20 @@ def delete(socket: RouteSocket, link: str, rows: Iterable[Row]) -> None:
     missing row.
     """
     index, listed = _Indexes(socket), list(rows)
-    outcomes = socket.attempt(*[_deleting(link, row, index) for row in listed])
-    for row, outcome in zip(listed, outcomes, strict=True):
+    for place, outcome in socket.attempt_many((_body(_deleting(link, row, index)) for row in listed), _QUIET):
+        outcome.request = _deleting(link, listed[place], index)
         error = outcome.error
-        if error is not None and not isinstance(error, Missing) and not _lost_nexthop(socket, row):
+        if error is not None and not isinstance(error, Missing) and not _lost_nexthop(socket, listed[place]):
             raise error
+
+
+def _added(link: str, row: Row, index: _Indexes) -> Body:
+    packed = packed_rows.pack(row, index[link if isinstance(row, FdbEntry) else row.link])
+    return (packed[0], _REPLACE, packed[1]) if packed is not None else _body(_adding(link, row, index, _QUIET))
+
+
+def _body(request: Request) -> Body:
+    return request.type, request.flags, request.body
 
 
 def _lost_nexthop(socket: RouteSocket, row: Row) -> bool:

@@ -18,10 +18,11 @@ from __future__ import annotations
 import errno
 from _socket import socket
 from _thread import allocate_lock
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
+from itertools import islice
 from struct import Struct
 from struct import error as StructError
 from sys import byteorder
@@ -70,6 +71,9 @@ HEADER_SIZE = 16
 
 Parameters = ParamSpec("Parameters")
 Found = TypeVar("Found")
+
+Body = tuple[int, int, bytes]
+"""A request's type, flags and body."""
 
 _NLMSGHDR = Struct("=IHHII")
 _ERRNO = Struct("=i")
@@ -249,6 +253,41 @@ class NetlinkSocket:
         parts = (requests[first : first + self._window] for first in range(0, len(requests), self._window))
         return [outcome for part in parts for outcome in self._exchange(part)]
 
+    def attempt_many(self, bodies: Iterable[Body], action: str) -> list[tuple[int, Outcome]]:
+        """Send all, many at once, and return those that the kernel refused: their places, and outcomes.
+
+        Each is packed as it is sent, and the kernel acknowledges the last of each window alone. Not for
+        requests that messages answer. ``action`` is what all of them do together.
+        """
+        rest, done = iter(bodies), 0
+        refused: list[tuple[int, Outcome]] = []
+        while part := list(islice(rest, _MANY)):
+            refused += [(done + place, outcome) for place, outcome in self._exchange_many(part, action)]
+            done += len(part)
+        return refused
+
+    def _exchange_many(self, bodies: list[Body], action: str) -> list[tuple[int, Outcome]]:
+        with self._lock:
+            first = self.reserve(len(bodies))
+            last = first + len(bodies) - 1
+            packed = [
+                pack(kind, flags | (NLM_F_REQUEST if sequence < last else _REQUEST_ACK), sequence, body)
+                for sequence, (kind, flags, body) in enumerate(bodies, first)
+            ]
+            self.send(b"".join(packed), action)
+            refused = []
+            complete = False
+            while not complete:
+                for sequence, kind, flags, message in self.receive(action):
+                    if first <= sequence <= last:
+                        of_kind, with_flags, body = bodies[sequence - first]
+                        outcome = Outcome(Request(of_kind, with_flags, action, body))
+                        outcome.take(kind, flags, message)
+                        complete = sequence == last
+                        if outcome.errno:
+                            refused.append((sequence - first, outcome))
+            return refused
+
     def dump(self, request: Request, *, attempts: int = _DUMP_ATTEMPTS, consistent: bool = True) -> list[bytes]:
         """All messages that answer a dump, listed again while the tables change meanwhile.
 
@@ -371,6 +410,8 @@ class NetlinkSocket:
         return unpack(data)
 
 
+_MANY = 500
+"""Requests of ``attempt_many`` at once: all their refusals fit the receive buffer."""
 _REQUEST_ACK, _REQUEST_DUMP = NLM_F_REQUEST | NLM_F_ACK, NLM_F_REQUEST | NLM_F_DUMP
 
 
