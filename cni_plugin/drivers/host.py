@@ -14,7 +14,7 @@ from cni_plugin.wire.request import Request
 from weft.section import Section
 from weft.types import Result, ResultAddress, ResultInterface, Side
 
-DRIVER = Driver(on_host=True, addresses=False, own_features=())
+DRIVER = Driver(on_host=True, addresses=False, own_features=(), creatable=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,7 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
             uses += overlaps.of_virtual_ranges() if driver.routed else ()
         subnets = _subnets(requested, [use for use in uses if not use.link or use.link != own_link])
     else:
-        _refuse_addresses(requested)
+        _refuse_addresses(requested, driver)
     # Containers on a shared parent are neighbours of the host and its routers.
     taken = sorted(pools.taken(host), key=int) if driver.parent is Parent.SHARED else []
     plugin: Json = {
@@ -181,8 +181,10 @@ def _capabilities(requested: CreateOptions, driver: Driver) -> Json:
     return {"capabilities": dict.fromkeys(names, True)} if names else {}
 
 
-def _refuse_addresses(requested: CreateOptions) -> None:
+def _refuse_addresses(requested: CreateOptions, driver: Driver) -> None:
     """Raises BadOption for options of a driver that assigns no addresses."""
+    if driver.on_host and requested.internal:
+        raise BadOption(f"--internal is not supported by driver {requested.driver}, whose containers are on the host")
     options = {
         "--subnet": requested.subnets,
         "--gateway": requested.gateways,
