@@ -29,7 +29,7 @@ def read(ipam: Section, *, network: str, arguments: Mapping[str, str], args_cni:
     sets: Sets = ()
     try:
         found = overlay.read_network(overlay.configured_path(ipam, network), network)
-        sets = tuple(_sets(found))
+        sets = tuple(sets_of(found))
         if len(sets) < len(found.subnets):
             missing = [str(one) for one in found.subnets if one.version not in found.own]
             ipam.problems.add(f"this host has no block of {' and '.join(missing)} yet, the subnet of {network}")
@@ -45,7 +45,7 @@ def read(ipam: Section, *, network: str, arguments: Mapping[str, str], args_cni:
     )
 
 
-def _sets(network: OverlayNetwork) -> Iterator[tuple[Range, ...]]:
+def sets_of(network: OverlayNetwork) -> Iterator[tuple[Range, ...]]:
     """A set for each subnet of which this host has blocks: its free parts, and the static ones."""
     for subnet in network.subnets:
         blocks = [one for one in network.blocks if one.version == subnet.version]

@@ -11,11 +11,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
+from cni_plugin.docker import overlays
 from cni_plugin.docker.state import Json, Kept, Network, Pool
 from cni_plugin.networks import podman, pools
 from cni_plugin.service.overlaps import Use, special
 from ipam.allocate import next_free
-from ipam.ranges import Range, Span, address_at
+from ipam.host_local_config import DATA_DIRECTORY
+from ipam.leases import owners
+from ipam.ranges import Range, Span, address_at, describe
 from weft.errors import BadOption, Conflict, InUse, Missing, PoolExhausted
 from weft.identity import digest
 from weft.section import Section
@@ -45,15 +48,17 @@ class Addresses:
                     raise InUse(f"Pool overlaps with other one on this address space: {subnet} with {other}")
             if part and not _is_within(_subnet(part), subnet):
                 raise BadOption(f"invalid --ip-range {part}: it is not in {subnet}")
+            network = overlays.of_subnet(subnet)
             # An id of its own for each request: Docker may still release the former pool of a subnet.
             pool = Pool(digest("pool", str(subnet), str(time.time_ns())), str(subnet), part, made=time.time())
-            self._kept.write(pool)
+            self._kept.write(replace(pool, overlay=network.name if network is not None else ""))
         return {"PoolID": pool.id, "Pool": str(subnet), "Data": {}}
 
     def _free(self, v6: bool, others: list[Subnet]) -> Subnet:
         uses = [*podman.subnets_in_use(), *(Use(one, "a pool of Docker's") for one in others)]
         gateways = (ip_interface(text) for one in self._kept.all(Network) for text in one.gateways)
         uses += [Use(one.network, "a network of Docker's") for one in gateways]
+        uses += overlays.uses()
         return pools.free_ipv6(uses) if v6 else pools.free_ipv4(uses)
 
     def release_pool(self, call: Section) -> Json:
@@ -71,30 +76,42 @@ class Addresses:
             asked = call.address("Address")
             call.problems.raise_any()
             taken = frozenset(map(ip_address, pool.taken))
-            found = asked if asked is not None else self._next(pool, subnet, taken)
+            is_gateway = call.section("Options").text("RequestAddressType") == GATEWAY
+            if pool.overlay:
+                found = self._of_overlay(pool, subnet, asked, taken, is_gateway=is_gateway)
+            else:
+                found = asked if asked is not None else self._next(_ranges(pool, subnet), pool.last, taken)
             if found is None:
                 raise PoolExhausted(f"no available addresses in {pool.part or pool.subnet}")
             if found not in subnet:
                 raise BadOption(f"address {found} is not in the pool {subnet}")
             if found in taken:
                 raise Conflict(f"Address already in use: {found}")
-            is_gateway = call.section("Options").text("RequestAddressType") == GATEWAY
             last = pool.last if asked is not None or is_gateway else str(found)
             gateway = str(found) if is_gateway else pool.gateway
             self._kept.write(replace(pool, taken={**pool.taken, str(found): time.time()}, last=last, gateway=gateway))
         return {"Address": f"{found}/{subnet.prefixlen}", "Data": {}}
 
     @staticmethod
-    def _next(pool: Pool, subnet: Subnet, taken: frozenset[Address]) -> Address | None:
-        part = ip_network(pool.part) if pool.part else subnet
-        reserved = 1 if subnet.num_addresses > 2 else 0
-        low, high = int(subnet[0]) + reserved, int(subnet[-1]) - (reserved if subnet.version == 4 else 0)
-        first, last = max(low, int(part[0])), min(high, int(part[-1]))
-        if first > last:
-            return None
-        span = Span(address_at(subnet.version, first), address_at(subnet.version, last))
-        one = Range(subnet, span, None)
-        return next_free((one,), frozenset(), ip_address(pool.last) if pool.last else None, _Taken(taken))
+    def _next(ranges: tuple[Range, ...], last: str, taken: frozenset[Address]) -> Address | None:
+        return next_free(ranges, frozenset(), ip_address(last) if last else None, _Taken(taken))
+
+    def _of_overlay(
+        self, pool: Pool, subnet: Subnet, asked: Address | None, taken: frozenset[Address], *, is_gateway: bool
+    ) -> Address | None:
+        """An address of this host's blocks that no other attachment of the network leases either."""
+        if is_gateway:
+            found = overlays.gateway(pool.overlay, subnet)
+            if asked not in (None, found):
+                raise BadOption(f"--gateway {asked} is not that of overlay network {pool.overlay}: {found}")
+            return found
+        ranges = overlays.ranges(pool.overlay, subnet)
+        if asked is not None and not any(asked in one.requests for one in ranges):
+            raise BadOption(f"address {asked} is not in this host's blocks: {describe(ranges)}")
+        leased = frozenset(address for address, _, _ in owners(f"{DATA_DIRECTORY}/{pool.overlay}"))
+        if asked in leased:
+            raise Conflict(f"Address already in use: {asked}")
+        return asked if asked is not None else self._next(ranges, pool.last, taken | leased)
 
     def release_address(self, call: Section) -> Json:
         """Release an address; one that is not taken is fine."""
@@ -126,6 +143,18 @@ class _Taken:
         while (version, number) in self._numbers:
             number += 1
         return number
+
+
+def _ranges(pool: Pool, subnet: Subnet) -> tuple[Range, ...]:
+    """What is given out to those that ask for no address of their own."""
+    part = ip_network(pool.part) if pool.part else subnet
+    reserved = 1 if subnet.num_addresses > 2 else 0
+    low, high = int(subnet[0]) + reserved, int(subnet[-1]) - (reserved if subnet.version == 4 else 0)
+    first, last = max(low, int(part[0])), min(high, int(part[-1]))
+    if first > last:
+        return ()
+    span = Span(address_at(subnet.version, first), address_at(subnet.version, last))
+    return (Range(subnet, span, None),)
 
 
 def _subnet(text: str) -> Subnet:

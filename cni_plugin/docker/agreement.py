@@ -246,12 +246,13 @@ def wanted(section: Section, gateways: Mapping[Subnet, str]) -> Wanted:
     raw = section.raw("Options")
     options = section.section("Options")
     pools = []
+    own = section.section("IPAM").text("Driver") == OWN_NAME
     for config in section.section("IPAM").sections("Config"):
         subnet = config.subnet("Subnet")
         if subnet is not None:
             first = _first(config.subnet("IPRange") or subnet, subnet)
             gateway = config.text("Gateway").partition("/")[0] or gateways.get(subnet, first)
-            pools.append(Pooled(subnet, f"{gateway}/{subnet.prefixlen}" if gateway else ""))
+            pools.append(Pooled(subnet, f"{gateway}/{subnet.prefixlen}" if gateway else "", own))
     return Wanted(
         section.text("Id"),
         {name: options.text(name) for name in (raw if isinstance(raw, dict) else ())},

@@ -10,6 +10,7 @@ from ipaddress import ip_interface
 
 from cni_plugin.dataplane import packets
 from cni_plugin.dataplane.tables import TABLES
+from cni_plugin.docker import overlays
 from cni_plugin.docker.state import Endpoint, Json, Network
 from cni_plugin.ops import Elements
 from cni_plugin.service.handing import settle
@@ -171,11 +172,12 @@ def _attached(network: Network, endpoint: Endpoint) -> Json:
     for address in endpoint.addresses:
         gateway = gateway_of(network, address)
         addresses.append({"address": address, **({"gateway": gateway} if gateway else {})})
-    if addresses:
+    runtime: Json = {"mac": endpoint.mac} if endpoint.mac else {}
+    if addresses and network.driver == overlays.DRIVER:
+        runtime["ips"] = list(endpoint.addresses)  # leased like those of all attachments of the network
+    elif addresses:
         found["ipam"] = {"type": "static", "addresses": addresses}
-    if endpoint.mac:
-        found["runtimeConfig"] = {"mac": endpoint.mac}
-    return found
+    return found | ({"runtimeConfig": runtime} if runtime else {})
 
 
 def _chained(network: Network, plugin: str) -> Json:

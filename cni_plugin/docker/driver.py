@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Interface, ip_interface
 
-from cni_plugin.docker import networks, ports
+from cni_plugin.docker import networks, overlays, ports
 from cni_plugin.docker.calls import Calls, gateway_of, link_name
 from cni_plugin.docker.state import Endpoint, Json, Kept, Network
 from cni_plugin.plan import modules
@@ -59,7 +59,8 @@ class Networks:
         if self._kept.read(Network, wanted.id) is not None:
             return  # Docker repeats a call whose answer it has not got
         made = networks.build(wanted, self._kept.all(Network))
-        self._calls.preview(made, Endpoint("0" * 64, made.id, tuple(_examples(wanted)), ""))
+        examples = () if made.driver == overlays.DRIVER else tuple(_examples(wanted))
+        self._calls.preview(made, Endpoint("0" * 64, made.id, examples, ""))
         self._kept.write(made)
 
     def delete_network(self, call: Section) -> Json:
@@ -121,12 +122,13 @@ class Networks:
             # Otherwise Docker connects the container to docker_gwbridge, too.
             "DisableGatewayService": True,
         }
-        gateways = {one: gateway_of(network, str(one)) for one in addresses}
+        gateways = {one: _hop(network, one) for one in addresses}
         if not network.internal:
             for one, gateway in gateways.items():
                 found["Gateway" if one.version == 4 else "GatewayIPv6"] = gateway
-        if network.driver == "ptp":
-            found["StaticRoutes"] = [route for one, gateway in gateways.items() for route in _through(one, gateway)]
+        routed = [one for one in addresses if _is_routed(network, one)]
+        if routed:
+            found["StaticRoutes"] = [route for one in routed for route in _through(one, gateways[one])]
         return found
 
     def leave(self, call: Section) -> Json:
@@ -170,6 +172,18 @@ def _examples(wanted: networks.Wanted) -> Iterator[str]:
         place = next((place for place in (2, 1, 0, -1) if abs(place) < one.subnet.num_addresses
                       and one.subnet[place] != gateway), 0)  # fmt: skip
         yield f"{one.subnet[place]}/{one.subnet.prefixlen}"
+
+
+def _hop(network: Network, address: Cidr) -> str:
+    """The gateway of a container with this address."""
+    if network.driver == overlays.DRIVER and address.version == 6:
+        return str(identity.OVERLAY_GATEWAY6)  # the subnet's stands for it
+    return gateway_of(network, str(address))
+
+
+def _is_routed(network: Network, address: Cidr) -> bool:
+    """Whether the rest of the subnet is reached through the gateway."""
+    return network.driver == "ptp" or (network.driver == overlays.DRIVER and address.version == 6)
 
 
 def _through(address: Cidr, gateway: str) -> Iterator[Json]:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from cni_plugin.docker import overlays
+from cni_plugin.docker.addresses import SPACE
 from cni_plugin.docker.calls import VERSION
 from cni_plugin.docker.state import Json, Network
 from cni_plugin.networks import create, podman, pools
@@ -22,16 +24,19 @@ _DRIVER, _BINDING = "driver", "com.docker.network.bridge.host_binding_ipv4"
 _PREFIX = "com.docker.network.container_iface_prefix"
 _NAMES = "names"
 _OWN = (_DRIVER, _BINDING, _PREFIX, _NAMES)
-_LATER = ("overlay",)
 _SHORT_ID, _SHORT_BRIDGE = 12, 10
 
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """A subnet of the network as Docker passes it, with its gateway and that one's prefix length."""
+    """A subnet of the network as Docker passes it, with its gateway and that one's prefix length.
+
+    ``own``: weft gives out its addresses.
+    """
 
     subnet: Subnet
     gateway: str = ""
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +75,12 @@ def _pooled(sections: Iterable[Section]) -> Iterator[Pooled]:
     for one in sections:
         subnet = one.subnet("Pool")
         if subnet is not None:
-            yield Pooled(subnet, one.text("Gateway"))
+            yield Pooled(subnet, one.text("Gateway"), one.text("AddressSpace") == SPACE)
 
 
 def build(wanted: Wanted, others: Iterable[Network]) -> Network:
     """The network. Raises BadOption for an option, InUse for a subnet or bridge that is in use."""
     name = wanted.options.get(_DRIVER) or "bridge"
-    if name in _LATER:
-        raise BadOption(
-            f"driver {name} is not supported by weft's Docker driver yet",
-            hint=f"choose one of {', '.join(_drivers())}, or Docker's own {name} driver",
-        )
     if name not in _drivers():
         raise BadOption(f"unknown driver {name!r}: -o driver must be one of {', '.join(_drivers())}")
     driver = modules.declared(name)
@@ -90,19 +90,24 @@ def build(wanted: Wanted, others: Iterable[Network]) -> Network:
     gateways = tuple(one.gateway for one in wanted.pools if one.gateway)
     if driver.gateway_key:
         keys[driver.gateway_key] = bool(gateways)
-    if driver.bridged:
+    config_name, ipam = f"docker-{wanted.id[:_SHORT_ID]}", {}
+    if name == overlays.DRIVER:
+        config_name = _overlay(wanted, others)
+        ipam = {"ipam": {"type": driver.default_ipam}}
+    elif driver.bridged:
         keys.setdefault(driver.parent_key, f"weft-{wanted.id[:_SHORT_BRIDGE]}")
         _require_bridge(str(keys[driver.parent_key]), keys, others)
-    if driver.routed:
+    if driver.routed and not ipam:
         _require_gateways(wanted, name)
         if not keys.get(KEY):
             _require_free(wanted, str(keys.get(driver.parent_key, "")))
     config: Json = {
         "cniVersion": VERSION,
-        "name": f"docker-{wanted.id[:_SHORT_ID]}",
+        "name": config_name,
         "type": OWN_NAME,
         "driver": name,
         **keys,
+        **ipam,
     }
     binding = _binding(wanted.options.get(_BINDING, ""))
     names = create.flag(_NAMES, wanted.options.get(_NAMES, "true"))
@@ -111,8 +116,22 @@ def build(wanted: Wanted, others: Iterable[Network]) -> Network:
     )
 
 
+def _overlay(wanted: Wanted, others: Iterable[Network]) -> str:
+    """The name of the overlay network. Raises BadOption, InUse where Docker has it already."""
+    if not all(one.own for one in wanted.pools):
+        raise BadOption(
+            "driver overlay needs --ipam-driver weft: Docker's own would give one address to containers of two hosts"
+        )
+    found = overlays.require([one.subnet for one in wanted.pools])
+    for other in others:
+        if other.name == found.name:
+            raise InUse(f"overlay network {found.name} is already Docker's network {other.id[:_SHORT_ID]}")
+    return found.name
+
+
 def _drivers() -> tuple[str, ...]:
-    return tuple(name for name in create.drivers() if modules.declared(name).addresses and name not in _LATER)
+    names = {*create.drivers(), overlays.DRIVER}
+    return tuple(name for name in sorted(names) if modules.declared(name).addresses)
 
 
 def _binding(text: str) -> str:
@@ -139,5 +158,6 @@ def _require_gateways(wanted: Wanted, name: str) -> None:
 def _require_free(wanted: Wanted, bridge: str) -> None:
     """Raises InUse where something else of this host has one of the subnets."""
     uses: list[Use] = [one for one in podman.subnets_in_use(routes=False) if not bridge or one.link != bridge]
+    uses += overlays.uses()
     for one in wanted.pools:
         pools.require_free(one.subnet, uses)

@@ -72,7 +72,8 @@ class Pool:
     """A subnet that weft gives addresses of; ``part`` is the range for those that Docker does not ask for.
 
     ``taken`` has the time at which each address was given out, ``last`` the one that was last. Docker's API
-    does not tell the ``gateway`` where its user gave none.
+    does not tell the ``gateway`` where its user gave none. ``overlay`` is the overlay network whose subnet
+    it is: then its addresses are those of this host's blocks.
     """
 
     id: str
@@ -82,6 +83,7 @@ class Pool:
     last: str = ""
     gateway: str = ""
     made: float = 0.0
+    overlay: str = ""
 
 
 _Kept = TypeVar("_Kept", Network, Endpoint, Pool)

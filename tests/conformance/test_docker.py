@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,59 @@ def _endpoint(machine: Docked, name: str) -> str:
     return str(found["EndpointID"])
 
 
+OVERLAY = {
+    "format": 1,
+    "network": "blue",
+    "vni": 100,
+    "mac": "02:77:00:00:00:01",
+    "underlay": "192.0.2.1",
+    "mtu": 1450,
+    "subnets": ["10.60.0.0/16", "fd00:60::/48"],
+    "blocks": ["10.60.1.0/29", "fd00:60:0:1::/64"],
+}
+FOLDER = "/var/lib/weft/overlay"
+
+
+def test_the_commands_that_weft_was_asked_for(machine: Docked) -> None:
+    """Docker's documented commands with -d weft, and weft's own, as a person types them."""
+    shell = ("sh", "-euxc")
+    machine.run(
+        *shell, "docker network create -d weft my-net && docker network create -d weft -o driver=bridge my-bridge"
+    )
+    said = machine.run(
+        "script", "-qec", "docker run -it --net=my-net --name=my-container page /bin/ip address", "/dev/null"
+    )
+    assert "eth0" in said.stdout and "172." in said.stdout
+    machine.run(
+        *shell,
+        f"PATH=$PATH:{machine.weft_folder}/bin; for i in bridge host; do weft network create -d $i my-$i; done",
+    )
+
+
+def test_an_overlay_network(machine: Docked) -> None:
+    """The addresses are those of this host's blocks, also beside attachments that are not Docker's."""
+    machine.write(f"{FOLDER}/blue.json", json.dumps(OVERLAY))
+    machine.write(f"{FOLDER}/blue.peers.json", json.dumps({"format": 1, "network": "blue", "peers": []}))
+    create = ("network", "create", "-d", "weft", "-o", "driver=overlay")
+    subnets = ("--subnet", "10.60.0.0/16", "--ipv6", "--subnet", "fd00:60::/48")
+    assert "driver overlay needs --ipam-driver weft" in machine.ask(*create, *subnets, "blue", fails=True)
+    own = (*create, "--ipam-driver", "weft")
+    assert "no overlay network with the subnet 10.99.0.0/16" in machine.ask(
+        *own, "--subnet", "10.99.0.0/16", "blue", fails=True
+    )
+    machine.ask(*own, *subnets, "blue")
+    assert machine.serve("o1", "--net=blue") == "10.60.1.2"
+    assert machine.serve("o2", "--net=blue", "--ip", "10.60.1.5", "-p", "8080:80") == "10.60.1.5"
+    assert "is not in this host's blocks: 10.60.1." in machine.ask(
+        "run", "-d", "--net=blue", "--ip", "10.60.2.5", "page", "/bin/sleep", "60", fails=True
+    )
+    six = machine.inspect("o2")["NetworkSettings"]["Networks"]["blue"]["GlobalIPv6Address"]
+    assert machine.gets("o1", "10.60.1.5") and machine.gets("o1", f"[{six}]")
+    assert machine.page("outside", "192.0.2.1:8080")
+    assert "default via fe80::1" in machine.ask("exec", "o1", "/bin/ip", "-6", "route")
+    until(lambda: machine.problems() == [])
+
+
 def test_addresses_by_weft(machine: Docked) -> None:
     """--ipam-driver weft: subnet, gateway, range, reserved addresses, and those of single containers."""
     options = ("--subnet", "10.92.0.0/24", "--gateway", "10.92.0.9", "--ip-range", "10.92.0.64/26")
@@ -115,7 +169,7 @@ def test_drivers(machine: Docked) -> None:
     machine.ask("network", "connect", "inner", "l1")
     machine.ask("network", "disconnect", "lan", "l1")
     for options, said in (
-        (("-o", "driver=overlay"), "driver overlay is not supported by weft's Docker driver yet"),
+        (("-o", "driver=overlay"), "driver overlay needs --ipam-driver weft"),
         (("-o", "colour=red"), "unknown option 'colour' for driver bridge"),
         (("--subnet", "192.0.2.0/25"), "Pool overlaps with other one on this address space"),
         (("-o", "driver=macvlan", "-o", "parent=lan9", "--subnet", "10.95.0.0/24"), 'master "lan9" not found'),

@@ -130,7 +130,7 @@ def test_an_internal_network_has_no_way_out(driver: Networks) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"driver": "overlay"}, "driver overlay is not supported by weft's Docker driver yet"),
+        ({"driver": "overlay"}, "driver overlay needs --ipam-driver weft"),
         ({"driver": "nothing"}, "unknown driver 'nothing': -o driver must be one of bridge, ipvlan, macvlan"),
         ({"mtu": "many"}, "invalid value 'many' for option mtu"),
         ({"colour": "red"}, "unknown option 'colour' for driver bridge"),
