@@ -49,6 +49,17 @@ def quoted(value: object) -> str:
     return text if len(text) <= _MAX_QUOTED else text[: _MAX_QUOTED - 1] + "…"
 
 
+def similar(name: str, known: Iterable[str]) -> str:
+    """``; did you mean NAME?`` with the most similar of the known names, compared without case and
+    underscores; "" if none is.
+    """
+    from difflib import get_close_matches
+
+    folded = {one.casefold().replace("_", ""): one for one in known}
+    found = get_close_matches(name.casefold().replace("_", ""), folded, 1)
+    return f"; did you mean {folded[found[0]]}?" if found else ""
+
+
 class Section:
     """A JSON object in a configuration, with its path (``ipam.ranges[0][1]``) for messages."""
 
@@ -80,6 +91,12 @@ class Section:
     def unknown(self, known: Iterable[str]) -> tuple[str, ...]:
         """The keys that are given and not known, in lower case."""
         return tuple(sorted(self._keys.keys() - {key.casefold() for key in known}))
+
+    def refuse_unknown(self, known: Iterable[str]) -> None:
+        """Record a problem with every key that is not known, for objects that are weft's own."""
+        keys = tuple(known)
+        for key in self.unknown(keys):
+            self.problem(key, f"is unknown{similar(key, keys)}; the keys are {', '.join(keys)}")
 
     def at(self, key: str) -> str:
         """The path of a key, for messages."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from weft.errors import ConfigProblem
 from weft.identity import link_name_problem
-from weft.section import Problems, Section
+from weft.section import Problems, Section, similar
 from weft.virtual_ranges import CONFIGURATION
 
 KEYS = frozenset({"up", "down", "link", "weight"})
@@ -83,7 +83,7 @@ def configured() -> Uplink:
     found = read(section)
     unknown = sorted(table.keys() - KEYS) if isinstance(table, dict) else ()
     for key in unknown:
-        problems.add(f"unknown key uplink.{key}; valid keys: {', '.join(sorted(KEYS))}")
+        problems.add(f"unknown key uplink.{key}{similar(key, KEYS)}; valid keys: {', '.join(sorted(KEYS))}")
     if problems.found:
         raise ConfigProblem(f"{path}: {'; '.join(problems.found)}", hint="correct the section [uplink] of the file")
     return found

@@ -10,9 +10,8 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from discovery.dns.upstreams import parse_upstream
 from store.etcd.settings import EtcdSettings
 from weft import uplink
 from weft.errors import ConfigProblem
-from weft.section import Problems, Section
+from weft.section import Problems, Section, similar
 
 PATH = "/etc/weft/weft.toml"
 DATA = "/var/lib/weft"
@@ -112,16 +111,11 @@ def _check_keys(found: Mapping[str, object], problems: Problems) -> None:
     for name, table in found.items():
         if name not in _KEYS:
             sections = ", ".join(f"[{one}]" for one in _KEYS)
-            problems.add(f"unknown section [{name}]{_similar(name, _KEYS)}; valid sections: {sections}")
+            problems.add(f"unknown section [{name}]{similar(name, _KEYS)}; valid sections: {sections}")
         elif isinstance(table, dict):
             for key in table.keys() - _KEYS[name]:
                 keys = sorted(_KEYS[name])
-                problems.add(f"unknown key {name}.{key}{_similar(key, keys)}; valid keys: {', '.join(keys)}")
-
-
-def _similar(name: str, known: Iterable[str]) -> str:
-    found = get_close_matches(name, known, 1)
-    return f"; did you mean {found[0]}?" if found else ""
+                problems.add(f"unknown key {name}.{key}{similar(key, keys)}; valid keys: {', '.join(keys)}")
 
 
 def _settings(whole: Section) -> Settings:

@@ -54,6 +54,11 @@ _CHECK_TEXTS = ("interval", "timeout", "deregister_critical_service_after", "met
 _CHECK_FLAGS = ("tls_skip_verify", "tcp_use_tls", "disable_redirects")
 _CHECK_NUMBERS = ("success_before_passing", "failures_before_warning", "failures_before_critical")
 """The options of checks, in Consul's names; its agent reads their values."""
+_CHECK_KEYS = (*_CHECKS, *_CHECK_TEXTS, *_CHECK_FLAGS, *_CHECK_NUMBERS, "header")
+_SERVICE_KEYS = (
+    "name", "port", "protocol", "tags", "meta", "weight", "check", "virtual", "balance", "sticky", "shared",
+)  # fmt: skip
+_NAMES_KEYS = ("domain", "nameservers", "redirectDns", "dns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +169,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
         domain, internal, redirect = _domain(keys, "domainName"), keys.flag("internal"), keys.flag("redirectDns")
         return Names(_called(request), texts, domain, internal=internal, redirect=redirect)
     section = keys.section("names")
+    section.refuse_unknown(_NAMES_KEYS)
     return Names(
         _called(request),
         texts,
@@ -231,6 +237,7 @@ def name_problem(name: str) -> str:
 
 def _service(section: Section) -> dict[str, object]:
     """One service, with the keys that the agent's registration takes."""
+    section.refuse_unknown(_SERVICE_KEYS)
     name = section.text("name")
     if not name or name_problem(name):
         section.problem("name", name_problem(name) or "is missing")
@@ -273,6 +280,7 @@ def _virtual(section: Section) -> bool | str:
 
 
 def _check(section: Section, port: int | None) -> dict[str, object]:
+    section.refuse_unknown(_CHECK_KEYS)
     kinds = [kind for kind in _CHECKS if kind in section]
     if len(kinds) != 1:
         section.problems.add(f"{section.path} must have one of {', '.join(_CHECKS)}")

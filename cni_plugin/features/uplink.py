@@ -173,8 +173,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
 
 
 def _share(keys: Section, default: Share) -> Share:
-    for key in keys.unknown(_KEYS):
-        keys.problem(key, f"is unknown; the keys are {', '.join(_KEYS)}")
+    keys.refuse_unknown(_KEYS)
     weight = keys.integer("weight", least=1, most=MOST_WEIGHT)
     priority = keys.integer("priority", least=0, most=_LEAST_PRIORITY)
     floors, ceils = _rates(keys, "floor"), _rates(keys, "ceil")
@@ -195,6 +194,5 @@ def _rates(keys: Section, key: str) -> tuple[int, int]:
         both = rate(keys, key)
         return both, both
     each = keys.section(key)
-    for name in each.unknown(("up", "down")):
-        each.problem(name, "is unknown; the keys are up, down")
+    each.refuse_unknown(("up", "down"))
     return rate(each, "up"), rate(each, "down")

@@ -16,12 +16,27 @@ from dataclasses import dataclass
 
 from discovery.consul import hcl
 from discovery.consul.json_fields import BadField, decode_json
+from weft.section import similar
 
 MAX_FILE_BYTES = 1 << 20
 """Bytes of a definition file."""
 JsonObject = dict[str, object]
 _SERVICES, _CHECKS = ("service", "services"), ("check", "checks")
 _STANDARD_INPUT = "-"
+_CHECK_KEYS = frozenset((
+    "id", "check_id", "name", "service_id", "notes", "status", "interval", "timeout", "ttl", "http", "tcp", "udp",
+    "grpc", "args", "script_args", "alias_node", "alias_service", "method", "header", "body", "disable_redirects",
+    "tcp_use_tls", "grpc_use_tls", "tls_skip_verify", "tls_server_name", "deregister_critical_service_after",
+    "output_max_size", "success_before_passing", "failures_before_warning", "failures_before_critical",
+    "h2ping", "h2ping_use_tls", "os_service", "docker_container_id", "shell", "script", "proxy_http", "proxy_grpc",
+    "type", "namespace", "partition",
+))  # fmt: skip
+_SERVICE_KEYS = frozenset((
+    "id", "name", "tags", "address", "port", "ports", "protocol", "socket_path", "tagged_addresses", "meta", "kind",
+    "enable_tag_override", "weights", "token", "check", "checks", "connect", "proxy", "locality", "namespace",
+    "partition",
+))  # fmt: skip
+"""All keys of Consul, also those whose values weft refuses; each is written with or without underscores."""
 
 
 class BadDefinitionFile(ValueError):
@@ -64,18 +79,34 @@ def parse(text: str, where: str) -> ServiceDefinitions:
     services = [one for key in _SERVICES if key in keys for one in _objects(found[keys[key]], f"{where}: {key}")]
     checks = [one for key in _CHECKS if key in keys for one in _objects(found[keys[key]], f"{where}: {key}")]
     ignored = [f"{where}: {keys[key]}" for key in keys if key not in (*_SERVICES, *_CHECKS)]
+    for key in keys.keys() - {*_SERVICES, *_CHECKS}:
+        if hint := similar(key, (*_SERVICES, *_CHECKS)):
+            raise BadDefinitionFile(f"{where}: unknown key {keys[key]}{hint}")
+    for each in checks:
+        _check_keys(each, _CHECK_KEYS, f"{where}: check")
     return ServiceDefinitions(tuple(_service(one, where) for one in services), tuple(checks), tuple(ignored))
 
 
 def _service(found: Mapping[str, object], where: str) -> JsonObject:
     """A service with all its checks under ``checks``."""
     service, checks = {}, []
+    _check_keys(found, _SERVICE_KEYS, f"{where}: service")
     for key, value in found.items():
         if key.lower() in _CHECKS:
             checks += _objects(value, f"{where}: {key}")
         else:
             service[key] = value
+    for each in checks:
+        _check_keys(each, _CHECK_KEYS, f"{where}: check")
     return {**service, "checks": checks} if checks else service
+
+
+def _check_keys(found: Mapping[str, object], known: frozenset[str], where: str) -> None:
+    """Refuse keys that no release of Consul has. Raises BadDefinitionFile."""
+    plain = {key.replace("_", "") for key in known}
+    for key in found:
+        if key.replace("_", "").lower() not in plain:
+            raise BadDefinitionFile(f"{where}: unknown key {key[:60]}{similar(key, sorted(known))}")
 
 
 def _objects(value: object, place: str) -> list[JsonObject]:

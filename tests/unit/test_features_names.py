@@ -135,6 +135,13 @@ def test_dns_of_the_result_may_be_left_to_ipam(weft: Weft, tmp_path: Path, folde
     [
         ({"names": {"domain": "a b"}}, 'names.domain "a b" must consist of'),
         ({"names": []}, "names must be an object"),
+        ({"names": {"domian": "shop"}}, 'names.domian "shop" is unknown; did you mean domain?'),
+        ({"names": {"redirectDNs": True, "x": 1}}, "names.x 1 is unknown; the keys are domain, nameservers"),
+        ({"services": [{"name": "web", "prot": 80}]}, "services[0].prot 80 is unknown; did you mean port?"),
+        (
+            {"services": [{"name": "web", "port": 1, "check": {"htttp": "/", "interval": "1s"}}]},
+            'services[0].check.htttp "/" is unknown; did you mean http?',
+        ),
         ({"services": [{"port": 80}]}, "services[0].name"),
         ({"services": [{"name": "web", "port": 0}]}, "services[0].port 0 must be between 1"),
         ({"services": [{"name": "web", "protocol": "icmp"}]}, 'services[0].protocol "icmp" must be one of'),

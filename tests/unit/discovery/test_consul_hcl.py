@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from discovery.api.schemas import CHECK_REQUEST, SERVICE_REQUEST
 from discovery.consul import definition_files, hcl
 from discovery.consul.definition_files import BadDefinitionFile
 from discovery.consul.hcl import BadHcl
@@ -189,6 +191,33 @@ def test_the_body_of_an_api_request_is_a_valid_file() -> None:
 def test_unknown_keys_are_reported() -> None:
     found = definition_files.parse('service { name = "web" }\ndatacenter = "dc1"', "web.hcl")
     assert found.ignored == ("web.hcl: datacenter",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('service { nmae = "web" }', "web.hcl: service: unknown key nmae; did you mean name?"),
+        ('service { name = "web" tag = ["a"] }', "unknown key tag; did you mean tags?"),
+        ('service { name = "web" check { intervall = "1s" } }', "check: unknown key intervall; did you mean interval?"),
+        ('check { name = "disk" TTLs = "1m" }', "web.hcl: check: unknown key TTLs; did you mean ttl?"),
+        ('service { name = "web" }\ncheks { ttl = "1m" }', "web.hcl: unknown key cheks; did you mean checks?"),
+        ('{"Name": "web", "Prot": 80}', "web.hcl: service: unknown key Prot; did you mean port?"),
+    ],
+)
+def test_a_typo_is_refused(content: str, said: str) -> None:
+    with pytest.raises(definition_files.BadDefinitionFile) as caught:
+        definition_files.parse(content, "web.hcl")
+    assert said in str(caught.value)
+
+
+def test_every_key_of_the_api_may_be_in_a_file() -> None:
+    def plain(keys: Iterable[str]) -> set[str]:
+        return {key.replace("_", "").lower() for key in keys}
+
+    # CreateIndex and the like are of answers.
+    of_answers = {"createindex", "modifyindex", "datacenter"}
+    assert plain(SERVICE_REQUEST["properties"]) - of_answers <= plain(definition_files._SERVICE_KEYS)
+    assert plain(CHECK_REQUEST["properties"]) - of_answers <= plain(definition_files._CHECK_KEYS)
 
 
 def test_standard_input_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
