@@ -26,7 +26,7 @@ FORMAT = 1
 PORT = 4789
 """The UDP port of VXLAN (RFC 7348)."""
 
-_LAST_VNI, _LAST_PORT = 2**24 - 1, 2**16 - 1
+LAST_VNI, _LAST_PORT = 2**24 - 1, 2**16 - 1
 _LEAST_MTU, _LEAST_MTU6, _MOST_MTU = 68, 1280, 65535
 
 
@@ -49,6 +49,7 @@ class OverlayNetwork:
     gateway: Address | None = None
     static: tuple[Subnet, ...] = ()
     port: int = PORT
+    kept: bool = False
 
     @cached_property
     def own(self) -> dict[int, Address]:
@@ -123,11 +124,20 @@ def read_network(path: str, name: str) -> OverlayNetwork:
     return parse_network(_read(path, f"overlay network {name}"), path, name)
 
 
+def is_kept(path: str) -> bool:
+    """Whether the network's file says that this host has the network also without containers."""
+    try:
+        found = json.loads(files.read(path))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("kept") is True
+
+
 def parse_network(text: str, path: str, name: str) -> OverlayNetwork:
     """The network of a file's text. Raises StateDamaged naming each invalid value."""
     keys = _section(text, path, name)
     problems = keys.problems
-    vni = keys.integer("vni", least=1, most=_LAST_VNI)
+    vni = keys.integer("vni", least=1, most=LAST_VNI)
     underlay = keys.address("underlay")
     subnets, blocks, static = (_subnets(keys, key) for key in ("subnets", "blocks", "static"))
     least = _LEAST_MTU6 if any(one.version == 6 for one in subnets) else _LEAST_MTU
@@ -147,7 +157,17 @@ def parse_network(text: str, path: str, name: str) -> OverlayNetwork:
         keys.problem("blocks", problem)
     mac = _mac(keys)
     found = OverlayNetwork(
-        name, vni or 0, mac, underlay or OVERLAY_GATEWAY6, mtu or 0, subnets, blocks, gateway, static, port or PORT
+        name,
+        vni or 0,
+        mac,
+        underlay or OVERLAY_GATEWAY6,
+        mtu or 0,
+        subnets,
+        blocks,
+        gateway,
+        static,
+        port or PORT,
+        keys.flag("kept"),
     )
     for key, parts in (("blocks", blocks), ("static", static)):
         for one in parts:
@@ -170,7 +190,7 @@ def read_peers(network: OverlayNetwork, path: str) -> tuple[Peer, ...]:
     found = []
     for number, item in enumerate(keys.items("peers")):
         peer = _peer(item, f"peers[{number}]", keys.problems)
-        if peer is not None and not (problem := _peer_problem(peer, network, known)):
+        if peer is not None and not (problem := peer_problem(peer, network, known)):
             found.append(peer)
         elif peer is not None:
             keys.problems.add(f"peers[{number}] {quoted(peer.name)} {problem}")
@@ -223,7 +243,10 @@ def _text(value: object) -> str:
     return value
 
 
-def _peer_problem(peer: Peer, network: OverlayNetwork, known: dict[object, str]) -> str:
+def peer_problem(peer: Peer, network: OverlayNetwork, known: dict[object, str]) -> str:
+    """Why a peer cannot be one of the network, "" if it can; ``known`` is what others have, and who; this
+    peer is added.
+    """
     if peer.underlay.version != network.underlay.version:
         return f"has the underlay address {peer.underlay}, not IPv{network.underlay.version} as this host's"
     if problem := _underlay_problem(peer.underlay, network.subnets):

@@ -1,0 +1,142 @@
+"""Creating and removing overlay networks: one transaction each, on the condition that the list of networks
+is as it was read.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+from cluster import records
+from cluster.blocks import static_problem
+from cluster.records import Member, Network
+from store import Compare, Delete, Operation, Put, Range, Store, Unavailable
+from weft import identity, overlay
+from weft.errors import BadOption, InUse, Missing
+from weft.types import Subnet
+
+_ATTEMPTS = 8
+_FIRST_VNI = 1 << 16
+"""Swarm's and Calico's VNIs are below."""
+
+
+class SubnetInUse(InUse):
+    """Another network of the cluster has a part of the subnet."""
+
+
+async def create(store: Store, wanted: Network) -> Network:
+    """Store a network, with a VNI that no other has; its ``vni`` and ``revision`` are ignored.
+
+    Raises InUse naming the network whose name or subnet it has, BadOption, StoreError.
+    """
+    check(wanted)
+    for _ in range(_ATTEMPTS):
+        found = await store.range(records.ROOT)
+        _require_free(wanted, found)
+        network = replace(wanted, vni=_free_vni(found))
+        outcome = await store.transact(
+            [*_unchanged(found), Compare(network.key, "create", 0), Compare(records.vni_key(network.vni), "create", 0)],
+            [
+                Put(network.key, records.encode(network)),
+                Put(records.vni_key(network.vni), network.name.encode()),
+                Put(records.LIST, network.name.encode()),
+            ],
+        )
+        if outcome.succeeded:
+            return replace(network, revision=outcome.revision)
+    raise Unavailable(f"network {wanted.name} was not created: the list of networks keeps changing")
+
+
+async def remove(store: Store, name: str, *, force: bool = False) -> None:
+    """Remove a network with its blocks. Raises InUse naming the hosts with containers on it, unless ``force``;
+    Missing, StoreError.
+    """
+    for _ in range(_ATTEMPTS):
+        found = await store.range(records.ROOT)
+        values = {one.key: records.decode(one) for one in found.entries if _is_about(one.key, name)}
+        network = values.get(f"{records.ROOT}network/{name}")
+        if not isinstance(network, Network):
+            raise Missing(f"network {name} is no network of the cluster")
+        members = [one for one in values.values() if isinstance(one, Member)]
+        if (attached := sorted(one.node for one in members if one.attached)) and not force:
+            hosts = ", ".join(attached)
+            raise InUse(f"network {name} has containers on {hosts}", hint="remove them there first, or use --force")
+        deletions: list[Operation] = [
+            Delete(network.key),
+            Delete(records.vni_key(network.vni)),
+            Delete(records.blocks_prefix(name), prefix=True),
+            Delete(f"{records.ROOT}wanted/{name}/", prefix=True),
+            Put(records.LIST, name.encode()),
+        ]
+        # Each host deletes its own record of it when it has removed the network.
+        same = [Compare(network.key, "mod", network.revision)]
+        same += [Compare(records.member_key(one.node, name), "mod", one.revision) for one in members[:_MOST_COMPARED]]
+        if (await store.transact([*_unchanged(found), *same], deletions)).succeeded:
+            return
+    raise Unavailable(f"network {name} was not removed: its hosts' records keep changing")
+
+
+_MOST_COMPARED = 64
+"""Of etcd's 128 operations a transaction."""
+
+
+def check(network: Network) -> None:
+    """Raises BadOption for what cannot be a network, whatever others there are."""
+    if problem := identity.identifier_problem(network.name):
+        raise BadOption(f"invalid network name {network.name!r}: {problem}")
+    for subnet, length in zip(network.subnets, network.blocks, strict=True):
+        longest = 30 if subnet.version == 4 else 126
+        if not subnet.prefixlen < length <= longest:
+            raise BadOption(
+                f"invalid subnet {subnet}: too small for blocks with a prefix of {length}, one for each host",
+                hint="a block for each host: a /27 or wider for blocks of 16 addresses, a /16 for blocks of 256",
+            )
+    for static in network.static:
+        if problem := static_problem(network, static):
+            raise BadOption(f"invalid static range {static}: it {problem}")
+    four = next((one for one in network.subnets if one.version == 4), None)
+    gateway = network.gateway
+    if gateway is not None and (not isinstance(gateway, IPv4Address) or four is None or gateway not in four):
+        raise BadOption(f"invalid gateway {gateway}: it is no IPv4 address of a subnet")
+
+
+def _require_free(wanted: Network, found: Range) -> None:
+    for entry in found.entries:
+        if not entry.key.startswith(f"{records.ROOT}network/"):
+            continue
+        other = records.decode(entry)
+        assert isinstance(other, Network)
+        if other.name == wanted.name:
+            raise InUse(f"network with name {wanted.name} already exists", hint="choose another name")
+        for subnet in wanted.subnets:
+            theirs = next((one for one in other.subnets if _overlap(one, subnet)), None)
+            if theirs is not None:
+                raise SubnetInUse(
+                    f"subnet {subnet} overlaps with {theirs} of network {other.name} of the cluster",
+                    hint="choose another --subnet, or omit it to use a free one",
+                )
+
+
+def _overlap(one: Subnet, other: Subnet) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def _free_vni(found: Range) -> int:
+    taken = {one.key for one in found.entries}
+    while True:
+        vni = _FIRST_VNI + secrets.randbelow(overlay.LAST_VNI - _FIRST_VNI)
+        if records.vni_key(vni) not in taken:
+            return vni
+
+
+def _unchanged(found: Range) -> list[Compare]:
+    """That the list of networks is the one that was read."""
+    revision = next((one.mod_revision for one in found.entries if one.key == records.LIST), 0)
+    return [Compare(records.LIST, "mod", revision)]
+
+
+def _is_about(key: str, name: str) -> bool:
+    return key == f"{records.ROOT}network/{name}" or (
+        key.startswith(f"{records.ROOT}member/") and key.rpartition("/")[2] == name
+    )

@@ -1,0 +1,164 @@
+"""What the store says of the cluster's overlay networks: read once, then followed; kept in a file, so that a
+host starts while no store answers.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import Iterable
+
+from cluster import records
+from cluster.blocks import Blocks
+from cluster.records import Block, DecodeError, Member, Network
+from store import Batch, Entry, Range
+from weft import files
+
+log = logging.getLogger(__name__)
+
+MOST_LOST = 0.2
+"""Of the other hosts' records, how many may be missing in a list that is read anew."""
+_FEW = 4
+_FORMAT = 1
+_MOST_BYTES = 1 << 30
+
+
+class View:
+    """Networks, blocks and members, by key; ``revision`` is what they were read at, 0 from a file."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.version = 0
+        """Counts the changes."""
+        self.damaged: dict[str, str] = {}
+        """Keys that cannot be decoded, with the reason; they are ignored."""
+        self.held: set[str] = set()
+        """Keys that the store lacks, and that are believed to be lost there, not removed."""
+        self._entries: dict[str, Entry] = {}
+        self._values: dict[str, Network | Block | Member] = {}
+
+    # Reading
+
+    def networks(self) -> dict[str, Network]:
+        return {one.name: one for one in self._values.values() if isinstance(one, Network)}
+
+    def network(self, name: str) -> Network | None:
+        found = self._values.get(f"{records.ROOT}network/{name}")
+        return found if isinstance(found, Network) else None
+
+    def blocks(self, network: Network) -> Blocks:
+        prefix = records.blocks_prefix(network.name)
+        found = [one for key, one in self._values.items() if key.startswith(prefix) and isinstance(one, Block)]
+        return Blocks(network, tuple(sorted(found, key=lambda one: (one.created, one.subnet.version))))
+
+    def members(self, network: str) -> dict[str, Member]:
+        found = (one for one in self._values.values() if isinstance(one, Member))
+        return {one.node: one for one in found if one.network == network}
+
+    def member(self, node: str, network: str) -> Member | None:
+        found = self._values.get(records.member_key(node, network))
+        return found if isinstance(found, Member) else None
+
+    def wanted(self, network: str) -> dict[str, list[int]]:
+        """The hosts that ask for a block, with the IP versions."""
+        prefix = f"{records.ROOT}wanted/{network}/"
+        found: dict[str, list[int]] = {}
+        for key, entry in self._entries.items():
+            if key.startswith(prefix):
+                words = entry.value.decode("utf-8", "replace").split()
+                found[key.removeprefix(prefix)] = [int(one) for one in words if one in ("4", "6")]
+        return found
+
+    def entry(self, key: str) -> Entry | None:
+        return self._entries.get(key)
+
+    # Following
+
+    def load(self, found: Range, node: str = "") -> None:
+        """Replace everything by what was read; but what is missing there without having been removed is held
+        (``held``): where the store is older than what was known, and where it lacks too many of the records
+        of hosts other than ``node``.
+        """
+        there = {one.key for one in found.entries}
+        missing = {key: entry for key, entry in self._entries.items() if key not in there}
+        regressed = _list_revision(found.entries) < _list_revision(self._entries.values())
+        others = [key for key, one in self._values.items() if isinstance(one, Block | Member) and one.node != node]
+        vanished = [key for key in others if key in missing]
+        kept = missing if regressed or len(vanished) > max(MOST_LOST * len(others), _FEW) else {}
+        self._entries, self._values, self.damaged = {}, {}, {}
+        for entry in (*kept.values(), *found.entries):
+            self._put(entry)
+        self.held = set(kept)
+        self.revision = found.revision
+        self.version += 1
+
+    def drop_held(self) -> None:
+        """Believe the store after all."""
+        for key in self.held:
+            self._forget(key)
+        self.held = set()
+        self.version += 1
+
+    def apply(self, batch: Batch) -> None:
+        """Apply the changes of one revision."""
+        for event in batch.events:
+            self.held.discard(event.key)
+            if event.entry is not None:
+                self._put(event.entry)
+            else:
+                self._forget(event.key)
+        self.revision = batch.revision
+        self.version += 1
+
+    def _forget(self, key: str) -> None:
+        self._entries.pop(key, None)
+        self._values.pop(key, None)
+        self.damaged.pop(key, None)
+
+    def _put(self, entry: Entry) -> None:
+        self._entries[entry.key] = entry
+        try:
+            value = records.decode(entry)
+        except DecodeError as error:
+            self.damaged[entry.key] = str(error)
+            self._values.pop(entry.key, None)
+            log.error("ignored: %s", error)
+            return
+        self.damaged.pop(entry.key, None)
+        if value is not None:
+            self._values[entry.key] = value
+
+    # The file
+
+    def save(self, path: str) -> None:
+        """Write it to a file. Raises StateDamaged."""
+        found = [
+            [one.key, base64.b64encode(one.value).decode(), one.create_revision, one.mod_revision, one.version]
+            for one in self._entries.values()
+        ]
+        text = json.dumps({"format": _FORMAT, "revision": self.revision, "entries": found})
+        files.write(path, text.encode(), "the list of the cluster's networks", durable=True)
+
+    def restore(self, path: str) -> bool:
+        """Read the file, if there is one that can be used; whether there was."""
+        try:
+            found = json.loads(files.read(path, _MOST_BYTES))
+            if found["format"] != _FORMAT:
+                raise ValueError(f"format {found['format']}")
+            entries = [
+                Entry(str(key), base64.b64decode(value), int(created), int(modified), int(version))
+                for key, value, created, modified, version in found["entries"]
+            ]
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.error("ignored: %s: %s", path, error)
+            return False
+        self.load(Range(tuple(entries), 0))
+        self.held = set()
+        return True
+
+
+def _list_revision(entries: Iterable[Entry]) -> int:
+    return next((one.mod_revision for one in entries if one.key == records.LIST), 0)
