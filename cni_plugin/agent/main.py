@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from cni_plugin.agent import dns_front, dns_worker, limits, uplink
+from cni_plugin.agent import catalog_file, dns_front, dns_worker, limits, uplink
 from cni_plugin.agent import node as own_node
 from cni_plugin.agent import report as reports
 from cni_plugin.agent import settings as configuration
@@ -47,6 +47,8 @@ from weft.spawner import Spawner, Work
 
 if TYPE_CHECKING:
     from cni_plugin.agent.following import Following
+    from cni_plugin.agent.overlay_host import OverlayHost
+    from cni_plugin.agent.overlays import Overlays
     from cni_plugin.agent.probe_front import ProbeFront
     from discovery.api.router import Route
     from discovery.api.server import ApiServer
@@ -78,6 +80,7 @@ class Parts:
     attachments: Attachments
     dns: DnsFront | None
     api: ApiServer
+    overlays: Overlays
 
 
 class Agent:
@@ -188,11 +191,16 @@ class Agent:
             await registry.leave()
             asyncio.get_running_loop().call_later(_REPLY_SECONDS, self._ended.set)  # after the response has been sent
 
-        more = page_routes(overview)
+        new_overlays, new_host, overlay_routes = await asyncio.to_thread(_overlay)
+        data = str(catalog_file.folder(settings) / "overlay")
+        node = registry.node.name
+        overlays = new_overlays(node, store, new_host(node, settings.address, data), data, metrics)
+        await self._start_part("overlay networks", overlays)
+        more = (*page_routes(overview), *overlay_routes(overlays, store))
         api = new_server(catalog, registry, store, serving, metrics, leave=leave, extra_routes=more, tokens=tokens)
         await self._start_part("http", api)
         gc.freeze()
-        return Parts(registry, attachments, dns, api)
+        return Parts(registry, attachments, dns, api, overlays)
 
     async def _start_part(self, name: str, part: Part) -> None:
         """Start a part; on an error go on without it and retry later."""
@@ -227,6 +235,7 @@ class Agent:
     async def _answer(self, connection: socket.socket, parts: Parts) -> None:
         with connection:
             await self._refresh(parts.attachments, parts.dns)
+            await parts.overlays.look_again()
             with contextlib.suppress(OSError):
                 connection.send(REFRESHED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
@@ -256,8 +265,9 @@ class Agent:
             with contextlib.suppress(WeftError):  # of the store, which logs it
                 await own_node.follow(self._settings, parts.registry)
             await self._refresh(parts.attachments, parts.dns)
+            await parts.overlays.look_again()
             self._report(parts)
-            if parts.attachments.count or parts.registry.instances():
+            if parts.attachments.count or parts.registry.instances() or parts.overlays.count:
                 self._busy = time.monotonic()
             elif self._idle and time.monotonic() - self._busy > self._idle and not self._is_kept_running:
                 self._ended.set()
@@ -272,6 +282,7 @@ class Agent:
         node, dns = parts.registry.node, parts.dns
         problems = [f"{name}: {why}" for name, why in self.problems.items()]
         problems += [f"http: {why}" for why in parts.api.problems]
+        problems += [f"network {name}: {why}" if name else why for name, why in parts.overlays.problems.items()]
         now = Report(
             process=os.getpid(),
             started=self._started,
@@ -308,6 +319,15 @@ def _following() -> type[Following]:
     from cni_plugin.agent.following import Following
 
     return Following
+
+
+def _overlay() -> tuple[type[Overlays], type[OverlayHost], Callable[[Overlays, Store], tuple[Route, ...]]]:
+    """Import what overlay networks need: the service of CNI calls."""
+    from cni_plugin.agent.overlay_endpoint import routes
+    from cni_plugin.agent.overlay_host import OverlayHost
+    from cni_plugin.agent.overlays import Overlays
+
+    return Overlays, OverlayHost, routes
 
 
 def _http() -> tuple[type[ApiServer], type[Checker], type[ProbeFront], Callable[[Overview], tuple[Route, ...]]]:

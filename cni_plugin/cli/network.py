@@ -7,6 +7,7 @@ from hashlib import sha256
 
 import click
 
+from cni_plugin.cli import clustered
 from cni_plugin.cli.chain import Chain, Target
 from cni_plugin.cli.options import common, pairs
 from cni_plugin.cli.output import as_json, say, table
@@ -16,6 +17,7 @@ from cni_plugin.networks import create as creating
 from cni_plugin.networks.attachments import Endpoint
 from cni_plugin.networks.conflists import Json, NetworkList
 from cni_plugin.networks.create import CreateOptions
+from cni_plugin.plan import modules
 from cni_plugin.service import overlay
 from cni_plugin.service.removal import remove_network
 from weft.errors import BadOption, ConfigProblem, InUse
@@ -81,6 +83,9 @@ def create(
     the default subnet is the first free /24 from 10.89.0.0 on.
 
     \b
+    Networks of driver overlay are created on all hosts of the cluster, by default with a free /16.
+
+    
     Options of the driver bridge, under their short and Docker's names:
       mtu       com.docker.network.driver.mtu: bytes
       bridge    com.docker.network.bridge.name: the bridge's name
@@ -100,6 +105,13 @@ def create(
         driver, subnets, gateways, ranges, ipv6, internal, names, pairs("--opt", options), pairs("--label", labels)
     )
     host = tool.service.kernel.host
+    if modules.declared(driver).clustered:
+        chosen = clustered.create(tool, name, requested)
+        if json_output:
+            as_json(inspected(tool, tool.network(chosen), []))
+        else:
+            say(chosen)
+        return
     with conflists.locked(tool.config):
         existing = tool.networks()
         chosen = name or creating.free_name(existing, host)
@@ -118,8 +130,8 @@ def create(
 
 
 def identity(network: NetworkList) -> str:
-    """The network's id, computed as podman does."""
-    return sha256(network.name.encode()).hexdigest()
+    """The network's id, computed as podman does, or the cluster's."""
+    return network.cluster.text("id") or sha256(network.name.encode()).hexdigest()
 
 
 @network.command(name="ls")
@@ -222,7 +234,7 @@ def inspected(tool: Tool, one: NetworkList, attached: list[Endpoint]) -> Json:
         "Name": one.name,
         "Id": identity(one),
         "Created": one.notes.text("created"),
-        "Scope": "local",
+        "Scope": "swarm" if clustered.is_clustered(one) else "local",
         "Driver": one.driver,
         "EnableIPv4": any(subnet.version == 4 for subnet in conflists.subnets(one)),
         "EnableIPv6": any(subnet.version == 6 for subnet in conflists.subnets(one)),
@@ -241,6 +253,7 @@ def inspected(tool: Tool, one: NetworkList, attached: list[Endpoint]) -> Json:
             "Plugins": list(one.types),
             "Bridge": one.bridge,
             "Interfaces": [f"{each.container}/{each.interface}" for each in attached],
+            **clustered.described(one),
         },
     }
 
@@ -295,8 +308,11 @@ def remove(tool: Tool, force: bool, names: tuple[str, ...], json_output: bool) -
     tool.prepare_to("remove a network")
     removed = []
     for name in names:
-        with conflists.locked(tool.config):
-            _remove(tool, tool.network(name), force)
+        if clustered.is_clustered(tool.network_if_known(name)):
+            clustered.remove(tool, name, force)
+        else:
+            with conflists.locked(tool.config):
+                _remove(tool, tool.network(name), force)
         removed.append(name)
         if not json_output:
             say(name)

@@ -36,10 +36,17 @@ DRIVER = Driver(
         interface.MTU,
         Option("portIsolation", Value.FLAG, ("icc", "com.docker.network.bridge.enable_icc"), inverted=True),
         Option("hairpinMode", Value.FLAG, ("hairpin",)),
+        Option("cluster.static", Value.TEXT, ("static",), podman=False),
+        Option("cluster.port", Value.NUMBER, ("port",), least=1, most=65535, podman=False),
+        Option("cluster.blockLength", Value.NUMBER, ("block-length",), least=8, most=30, podman=False),
     ),
     trials=(LinkTrial("bridge", "bridge"), LinkTrial("VXLAN", "vxlan", (("vxlan_id", 1), ("vxlan_port", 4789)))),
-    not_creatable="the cluster's agent makes overlay networks: it chooses the VNI, claims this host's blocks in the "
-    "store and writes the network's files; docs/overlay.md has their format",
+    creatable=True,
+    clustered=True,
+)
+_NO_FILE = (
+    "the agent writes it once this host has claimed a block of addresses: weft status says whether it runs, weft "
+    "network inspect why this host does not take part; docs/overlay.md has its format"
 )
 
 
@@ -58,7 +65,7 @@ class Overlay:
         name = context.attachment.network
         lines = context.facts.lines(self.path)
         if lines is None:
-            raise Busy(f"{self.path} is missing, the file of overlay network {name}", hint=DRIVER.not_creatable)
+            raise Busy(f"{self.path} is missing, the file of overlay network {name}", hint=_NO_FILE)
         network = overlay.parse_network("\n".join(lines), self.path, name)
         base = replace(
             self.base,

@@ -13,14 +13,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 
 from cni_plugin.plan import modules
 from cni_plugin.wire import document, versions
 from cni_plugin.wire.plugins import OWN_NAME
 from weft import files
 from weft.errors import ConfigProblem, Conflict, StateDamaged, WeftError
-from weft.identity import identifier_problem
+from weft.identity import identifier_problem, overlay_bridge
 from weft.section import Section, quoted
 from weft.types import Subnet
 
@@ -76,9 +76,16 @@ class NetworkList:
         return Section(self.content.get(OWN_KEY) if isinstance(self.content.get(OWN_KEY), dict) else None)
 
     @property
+    def cluster(self) -> Section:
+        """What the cluster has stored of the network, empty for a network of this host."""
+        return self.notes.section("cluster")
+
+    @property
     def bridge(self) -> str:
         """The network's bridge, "" for a network without."""
         driver = modules.declared(self.driver)
+        if driver.clustered:
+            return overlay_bridge(self.name)
         return self.main.text(driver.parent_key) or driver.default_parent if driver.bridged else ""
 
     @property
@@ -217,14 +224,14 @@ def locked(folder: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write(folder: str, name: str, content: Json) -> str:
-    """Create ``NAME.conflist`` atomically, never replacing a file; its path. Raises Conflict and
+def write(folder: str, name: str, content: Json, *, prefix: str = "") -> str:
+    """Create ``NAME.conflist``, with a prefix, atomically, never replacing a file; its path. Raises Conflict and
     StateDamaged.
 
     The caller holds the folder's lock (``locked``), so a temporary file that exists is of a killed
     process.
     """
-    path = os.path.join(folder, f"{name}{_LIST}")
+    path = os.path.join(folder, f"{prefix}{name}{_LIST}")
     temporary = os.path.join(folder, ".weft-new")
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -259,6 +266,9 @@ def remove(network: NetworkList) -> None:
 def subnets(network: NetworkList) -> tuple[Subnet, ...]:
     """Every subnet in the configuration of the list's IPAM plugins, weft's or not."""
     found: dict[Subnet, None] = {}
+    for text in network.cluster.texts("subnets"):
+        with contextlib.suppress(ValueError):
+            found[ip_network(text)] = None
     for plugin in network.plugins:
         ipam = Section(plugin).section("ipam")
         texts = [ipam.text("subnet")]

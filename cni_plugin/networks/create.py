@@ -110,16 +110,20 @@ def free_name(networks: Sequence[NetworkList], host: Namespace) -> str:
     return f"weft{number}"
 
 
-def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], host: Namespace) -> Json:
-    """The network list. Raises BadOption for invalid options, InUse for a name, bridge or subnet in
-    use.
+def build(
+    name: str,
+    requested: CreateOptions,
+    networks: Sequence[NetworkList],
+    host: Namespace,
+    others: Sequence[Use] = (),
+) -> Json:
+    """The network list; ``others`` are more subnets in use. Raises BadOption for invalid options, InUse for a
+    name, bridge or subnet in use.
     """
     if problem := identity.identifier_problem(name):
         raise BadOption(f"invalid network name {name!r}: {problem}")
     if any(network.name == name for network in networks):
         raise InUse(f"network with name {name} already exists", hint="choose another name, or remove that one first")
-    if reason := modules.declared(requested.driver).not_creatable:
-        raise BadOption(f"weft network create makes no networks of driver {requested.driver}", hint=reason)
     if requested.driver not in drivers():
         raise BadOption(
             f"unknown driver {requested.driver!r}: must be one of {', '.join(drivers())}",
@@ -134,18 +138,19 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
             f"--names is only supported by the drivers {' and '.join(routed)}, whose gateway is this host",
             hint=f"containers of {requested.driver} use the name servers of their physical network" if physical else "",
         )
-    if driver.bridged:
+    if driver.bridged and driver.parent_key:
         settings[driver.parent_key] = _bridge(name, str(settings.get(driver.parent_key, "")), settings, networks, host)
     own_link = str(settings.get(driver.parent_key, ""))
     if driver.parent is Parent.SHARED:
         # On a shared parent, containers get addresses of the host's own subnet there.
         own_link = (own_link or KernelFacts(host, None).default_link(Side.HOST)) if requested.subnets else ""
     if driver.addresses:
-        uses = pools.of_networks(networks)
+        uses = [*pools.of_networks(networks), *others]
         if not settings.get(overlaps.KEY) or not requested.subnets:
             uses += pools.of_host(host)
             uses += overlaps.of_virtual_ranges() if driver.routed else ()
-        subnets = _subnets(requested, [use for use in uses if not use.link or use.link != own_link])
+        uses = [use for use in uses if not use.link or use.link != own_link]
+        subnets = _subnets(requested, uses, pools.OVERLAY if driver.clustered else pools.LOCAL)
     else:
         _refuse_addresses(requested, driver)
     # Containers on a shared parent are neighbours of the host and its routers.
@@ -159,13 +164,35 @@ def build(name: str, requested: CreateOptions, networks: Sequence[NetworkList], 
         **({"names": {}} if requested.names else {}),
         **({"ipam": _ipam(requested, subnets, taken)} if driver.addresses else {}),
     }
+    cluster: Json = {}
+    if driver.clustered:
+        cluster = {"cluster": clustered(requested, subnets, plugin.pop("cluster", {}))}
+        plugin["ipam"] = {"type": driver.default_ipam}
     notes: Json = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "internal": requested.internal,
         "options": dict(requested.options),
         "labels": dict(requested.labels),
+        **cluster,
     }
     return {"cniVersion": VERSION, "name": name, "plugins": [plugin], OWN_KEY: notes}
+
+
+def clustered(requested: CreateOptions, subnets: Sequence[Subnet], settings: object) -> Json:
+    """What the cluster stores of a network beside its configuration. Raises BadOption."""
+    given = settings if isinstance(settings, dict) else {}
+    if requested.ranges:
+        raise BadOption("--ip-range is not supported by overlay networks, whose hosts have blocks of the subnet")
+    gateway = ""
+    for text in requested.gateways:
+        address = _address("--gateway", text)
+        _subnet_of("--gateway", text, (address,), [one for one in subnets if one.version == 4])
+        if gateway:
+            raise BadOption("an overlay network has one --gateway, of IPv4")
+        gateway = str(address)
+    static = [str(_subnet("option static", one)) for one in str(given.get("static", "")).split(",") if one]
+    found = {"subnets": [str(one) for one in subnets], "static": static, "gateway": gateway}
+    return {key: value for key, value in {**given, **found}.items() if value}
 
 
 def _capabilities(requested: CreateOptions, driver: Driver) -> Json:
@@ -254,7 +281,7 @@ def gateway_and_masquerade(requested: CreateOptions, driver: Driver, settings: d
     return {**gateway, "ipMasq": external, **dict(driver.created_with), **internal, **settings}
 
 
-def _subnets(requested: CreateOptions, uses: Sequence[Use]) -> tuple[Subnet, ...]:
+def _subnets(requested: CreateOptions, uses: Sequence[Use], kind: pools.Default) -> tuple[Subnet, ...]:
     """The requested subnets, or free ones. Raises BadOption, InUse and PoolExhausted."""
     found: list[Subnet] = []
     for text in requested.subnets:
@@ -262,7 +289,7 @@ def _subnets(requested: CreateOptions, uses: Sequence[Use]) -> tuple[Subnet, ...
         pools.require_free(subnet, [*uses, *(Use(one, "another --subnet of this network") for one in found)])
         found.append(subnet)
     if not requested.subnets:
-        found.append(pools.free_ipv4(uses))
+        found.append(pools.free_ipv4(uses, kind))
     if requested.ipv6 and not any(subnet.version == 6 for subnet in found):
         found.append(pools.free_ipv6(uses))
     return tuple(found)

@@ -292,6 +292,8 @@ def _is_link_of(link: str, network: NetworkList) -> bool:
         return link == network.main.text(driver.parent_key, link)
     if not network.bridge:
         return link.startswith("veth")
+    if driver.clustered and link == identity.overlay_vxlan(network.bridge):
+        return True
     return link == network.bridge or link.startswith(f"{network.bridge}.")
 
 

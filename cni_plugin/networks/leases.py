@@ -156,11 +156,17 @@ def free(context: ServiceContext, network: NetworkList, lease: LeaseEntry) -> bo
 def remove_directory(network: NetworkList) -> None:
     """Remove the network's lease directory if it has no leases."""
     known = pool(network)
-    if known is None or not os.path.isdir(known.directory) or any(True for _ in host_local.owners(known.directory)):
+    if known is not None:
+        remove_unused(known.directory)
+
+
+def remove_unused(directory: str) -> None:
+    """Remove a lease directory if it has no leases."""
+    if not os.path.isdir(directory) or any(True for _ in host_local.owners(directory)):
         return
     # A directory with files of others is not removed.
     with contextlib.suppress(OSError):
-        for name in os.listdir(known.directory):
+        for name in os.listdir(directory):
             if name == LOCK or name.startswith(POINTER):
-                os.unlink(os.path.join(known.directory, name))
-        os.rmdir(known.directory)
+                os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import islice
 
@@ -24,8 +25,20 @@ _POOLS = (
     IPv4Network("172.16.0.0/12"),
     IPv4Network("192.168.0.0/16"),
 )
-_PREFIX = 24
 _ATTEMPTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Default:
+    """Where subnets come from that nobody has chosen, and their prefix length."""
+
+    pools: tuple[IPv4Network, ...]
+    length: int
+
+
+LOCAL = Default(_POOLS, 24)
+OVERLAY = Default((IPv4Network("10.128.0.0/9"), *_POOLS), 16)
+"""A block for each of 256 hosts."""
 
 
 def taken(host: Namespace) -> dict[Address, str]:
@@ -109,15 +122,15 @@ def require_free(subnet: Subnet, uses: Iterable[Use]) -> None:
         )
 
 
-def free_ipv4(uses: Sequence[Use]) -> IPv4Network:
-    """The first free /24 of the default pools, from 10.89.0.0/16 on. Raises PoolExhausted."""
+def free_ipv4(uses: Sequence[Use], kind: Default = LOCAL) -> IPv4Network:
+    """The first free subnet of the default pools: a /24, from 10.89.0.0/16 on. Raises PoolExhausted."""
     from netaddr import IPNetwork, IPSet  # 50 ms to import, needed by this command only
 
     taken = IPSet([str(use.subnet) for use in uses if use.subnet.version == 4])
-    for pool in _POOLS:
+    for pool in kind.pools:
         for block in (IPSet([str(pool)]) - taken).iter_cidrs():
-            if block.prefixlen <= _PREFIX:
-                first = next(IPNetwork(block).subnet(_PREFIX))
+            if block.prefixlen <= kind.length:
+                first = next(IPNetwork(block).subnet(kind.length))
                 return IPv4Network(str(first))
     raise PoolExhausted(
         "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network",

@@ -144,8 +144,8 @@ class Driver(NamedTuple):
     creatable: bool = False
     """Whether ``weft network create`` makes networks of it."""
 
-    not_creatable: str = ""
-    """Why it does not, and who does."""
+    clustered: bool = False
+    """Whether its networks are the same on all hosts of a cluster, and stored there."""
 
     created_with: tuple[tuple[str, bool], ...] = ()
     """Keys that such a network has unless an option says otherwise."""

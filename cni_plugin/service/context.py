@@ -129,6 +129,15 @@ class ServiceContext:
         finally:
             self._unlink_network_lock(attachment.network)
 
+    @contextlib.contextmanager
+    def network_locked(self, network: str) -> Iterator[None]:
+        """Lock the network shared, so that it is not removed. Raises Busy."""
+        try:
+            with locks.hold(self.records.network_lock(network), shared=True, timeout=locks.TIMEOUT):
+                yield
+        finally:
+            self._unlink_network_lock(network)
+
     def _unlink_network_lock(self, network: str) -> None:
         """Unlink the lock file of a network without a record: nothing is shared, or it has been
         removed.

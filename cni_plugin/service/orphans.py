@@ -16,6 +16,7 @@ from cni_plugin.ops.operation import Operation
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.holders import Holders, cached_attachments
 from cni_plugin.service.records import Phase, Record
+from cni_plugin.service.removal import is_kept
 from weft import identity
 from weft.errors import KernelLacks, Missing
 from weft.kernel.interface import Element
@@ -93,9 +94,10 @@ def stale_attachments(context: ServiceContext) -> list[Record]:
 
 
 def unused_networks(context: ServiceContext) -> list[str]:
-    """Networks that have a record and no attachment."""
+    """Networks that have a record and no attachment, but those that this host is to have all the same."""
     used = {record.attachment.network for record in context.records.all()}
-    return [record.network for record in context.records.networks() if record.network not in used]
+    unused = (record for record in context.records.networks() if record.network not in used)
+    return [record.network for record in unused if not is_kept(record.shared)]
 
 
 def marked_elements(context: ServiceContext) -> Iterator[Element]:

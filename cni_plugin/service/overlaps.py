@@ -18,6 +18,7 @@ from cni_plugin.ops.operation import Operation
 from cni_plugin.plan import modules
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.records import Record
+from cni_plugin.service.removal import is_kept
 from cni_plugin.wire.plugins import OWN_NAME
 from cni_plugin.wire.request import Request
 from ipam.ranges import Span
@@ -183,7 +184,11 @@ def _unused_bridges(context: ServiceContext, links: set[str]) -> set[str]:
     """Those of the links that are the bridges of networks without attachments: ADD removes those that are
     in the way.
     """
-    owners = {one.network: {each.link for each in _gateways(one.shared)} & links for one in context.records.networks()}
+    owners = {
+        one.network: {each.link for each in _gateways(one.shared)} & links
+        for one in context.records.networks()
+        if not is_kept(one.shared)
+    }
     if not any(owners.values()):
         return set()
     used = {record.attachment.network for record in context.records.all()}

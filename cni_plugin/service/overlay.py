@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from cni_plugin.ops import KnownPeers, OverlayRows, VxlanLink
 from cni_plugin.ops.operation import Operation
-from cni_plugin.service import executor
+from cni_plugin.service import assemble, executor, overlaps
 from cni_plugin.service.context import ServiceContext
 from cni_plugin.service.shared import shared_locked
+from cni_plugin.service.verbs import Service
+from cni_plugin.wire import config
+from cni_plugin.wire.plugins import OWN_NAME
+from cni_plugin.wire.request import Command, Request
 from weft.errors import Missing
+from weft.types import NamespaceId
 
 
 def operations(context: ServiceContext, network: str) -> tuple[Operation, ...]:
@@ -52,3 +57,36 @@ def reconcile(context: ServiceContext, network: str) -> list[str]:
                     found.append(sentence)
                     changed = changed or isinstance(operation, VxlanLink)
     return found
+
+
+def set_up(service: Service, text: bytes) -> None:
+    """Set up what containers of the network will share, without one; ``text`` is the plugin's configuration.
+
+    Nothing is changed where it is set up already. Raises Conflict where this host uses the network's
+    subnet, ConfigProblem, Busy, StateDamaged and KernelRefused.
+    """
+    request, assembly = _read(text)
+    record = service.planner.new_record(request, assembly, NamespaceId(""))
+    record = service.planner.plan_shared(record, request, assembly)
+    machine = service.machine(None)
+    with service.network_locked(request.config.name):
+        service.ensure_shared(
+            record.attachment, record.shared, machine, refuse=lambda: overlaps.refuse(service, request, record)
+        )
+
+
+def validate(text: bytes) -> None:
+    """Raises ConfigProblem naming all that is wrong with a plugin's configuration."""
+    _read(text)
+
+
+def _read(text: bytes) -> tuple[Request, assemble.Assembly]:
+    read = config.read(text, Command.ADD, OWN_NAME)
+    request = Request(Command.ADD, OWN_NAME, _NOBODY, "", "eth0", (), {}, False, {}, read, text)
+    assembly = assemble.read(request)
+    read.keys.problems.raise_any()
+    return request, assembly
+
+
+_NOBODY = "weft"
+"""The container of no attachment."""

@@ -54,6 +54,12 @@ class Planner:
         context = self._context(record, request, facts, Result())
         return facts, compose(replace(context, pending=True), assembly.link_parts)
 
+    def plan_shared(self, record: Record, request: Request, assembly: assemble.Assembly) -> Record:
+        """The record with what the network shares, for no container and without addresses."""
+        context = self._context(record, request, snapshot(self.facts(None)), Result())
+        plan = compose(replace(context, pending=True), assembly.link_parts)
+        return replace(record, shared=shared_operations(plan))
+
     def _context(self, record: Record, request: Request, facts: Facts, start: Result) -> Context:
         return Context(
             record.attachment,

@@ -10,10 +10,11 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from cni_plugin.ops import OverlayRows
 from cni_plugin.ops.operation import LinkRef, Operation
 from cni_plugin.service import restorations
 from cni_plugin.service.context import ServiceContext, raise_all
-from weft import locks
+from weft import locks, overlay
 from weft.errors import Busy, StateDamaged, WeftError
 
 _TOGETHER = 32
@@ -65,6 +66,13 @@ def _kind(operation: Operation) -> object:
     return type(operation), getattr(operation, "link", "")
 
 
+def is_kept(shared: Iterable[Operation]) -> bool:
+    """Whether these are the shared operations of a network that this host has also without containers: the
+    cluster's agent removes it.
+    """
+    return any(isinstance(one, OverlayRows) and overlay.is_kept(one.path) for one in shared)
+
+
 def undo_shared(
     context: ServiceContext, network: str, operations: Sequence[Operation], staying: Sequence[Operation]
 ) -> list[WeftError]:
@@ -109,6 +117,9 @@ def _remove_together(context: ServiceContext, networks: Sequence[str], timeout: 
         for network, attached in _attached(context, locked).items():
             names = ", ".join(sorted(attached))
             errors[network] = Busy(f"network {network} has active endpoints: {names}", hint="detach them first")
+        for network in locked:
+            if network not in errors and is_kept(context.recorded_shared(network)):
+                errors[network] = Busy(f"network {network} is one of the cluster's", hint="weft network rm removes it")
         unused = [network for network in locked if network not in errors]
         try:
             with locks.hold(records.shared_lock(), timeout=timeout):

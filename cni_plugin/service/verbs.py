@@ -103,7 +103,7 @@ class Service(ServiceContext):
                             shared=shared_operations(link_plan),
                         )
                         self.records.write(record)
-                        self._ensure_shared(attachment, record.shared, machine)
+                        self.ensure_shared(attachment, record.shared, machine)
                         attempt.apply(record.operations[:-1])
                     answer = self._reserve(attempt, assembly.lease, attachment) if assembly.lease else assembly.answer
                     done = len(record.operations)
@@ -111,7 +111,7 @@ class Service(ServiceContext):
                     self.records.write(record)
                     planned_on = replace(machine, host=host) if link_plan is EMPTY_PLAN else machine
                     whole = record
-                    self._ensure_shared(
+                    self.ensure_shared(
                         attachment, record.shared, machine, planned_on, lambda: overlaps.refuse(self, request, whole)
                     )
                     attempt.apply(record.operations[done:])
@@ -311,7 +311,7 @@ class Service(ServiceContext):
             return False
         return self.is_alive(record.namespace)
 
-    def _ensure_shared(
+    def ensure_shared(
         self,
         attachment: Attachment,
         shared: Sequence[Operation],

@@ -174,6 +174,10 @@ class ApiClient:
         content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") if body is not None else b""
         return read_reply(self._exchange("PUT", path, parameters, content), self.address)
 
+    def delete(self, path: str, parameters: Parameters = ()) -> ApiReply:
+        """DELETE a path under ``/v1/``. Raises Unreachable, ApiError."""
+        return read_reply(self._exchange("DELETE", path, parameters, None), self.address)
+
     def send(self, path: str, parameters: Parameters = (), *, seconds: float = REPLY_TIMEOUT) -> HTTPConnection:
         """Send a GET on a new connection; ``read_reply`` receives the response. Raises
         Unreachable.

@@ -43,11 +43,6 @@ STANDS_ON: dict[str, str] = {
     "cni_plugin.dhcp": "weft weft.kernel weft.kernel.linux ipam",
     "cni_plugin.ops": "weft weft.kernel weft.kernel.linux ipam cni_plugin.dataplane cni_plugin.wire",
     "cni_plugin.plan": "weft weft.kernel cni_plugin.wire cni_plugin.ops",
-    "cni_plugin.agent": (
-        "weft weft.kernel weft.kernel.linux store store.etcd discovery discovery.acl discovery.consul discovery.dns "
-        "discovery.health discovery.api discovery.balancer discovery.page cni_plugin.dataplane "
-        "cni_plugin.ops cni_plugin.service"
-    ),
     "cni_plugin.drivers": "weft weft.kernel cni_plugin.wire cni_plugin.ops cni_plugin.plan",
     "cni_plugin.features": "weft weft.kernel cni_plugin.dataplane cni_plugin.wire cni_plugin.ops cni_plugin.plan",
     "cni_plugin.service": (
@@ -55,8 +50,13 @@ STANDS_ON: dict[str, str] = {
         "cni_plugin.plan"
     ),
     "cni_plugin.networks": (
-        "weft weft.kernel weft.kernel.linux weft.kernel.trace ipam cni_plugin.dataplane cni_plugin.wire "
+        "weft weft.kernel weft.kernel.linux weft.kernel.trace ipam cluster cni_plugin.dataplane cni_plugin.wire "
         "cni_plugin.ops cni_plugin.plan cni_plugin.service"
+    ),
+    "cni_plugin.agent": (
+        "weft weft.kernel weft.kernel.linux ipam store store.etcd discovery discovery.acl discovery.consul "
+        "discovery.dns discovery.health discovery.api discovery.balancer discovery.page cluster cni_plugin.dataplane "
+        "cni_plugin.ops cni_plugin.service cni_plugin.networks"
     ),
     "cni_plugin.entry": "weft cni_plugin.wire cni_plugin.plan cni_plugin.service cni_plugin.networks",
     "cni_plugin.entry.former": "cni_plugin.entry",
@@ -81,6 +81,9 @@ DEFERRED: dict[str, dict[str, str]] = {
     # the agent serves DNS before HTTP, checks and the page are loaded
     "cni_plugin.agent.main": {
         "cni_plugin.agent.following": "41.6 ms",
+        "cni_plugin.agent.overlay_endpoint": "206.1 ms",
+        "cni_plugin.agent.overlay_host": "142.9 ms",
+        "cni_plugin.agent.overlays": "150.3 ms",
         "cni_plugin.agent.probe_front": "300.8 ms",
         "cni_plugin.agent.probe_worker": "313.5 ms",
         "discovery.api.server": "180.1 ms",

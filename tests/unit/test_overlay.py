@@ -6,12 +6,15 @@ import json
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from cluster import networks
+from cni_plugin.networks import clustered
 from cni_plugin.networks.create import CreateOptions, build
 from cni_plugin.ops.overlay_rows import FIRST_NEXTHOP, Rows, actual, changes, desired
+from cni_plugin.service.overlaps import Use
 from ipam import blocks, host_local
 from ipam.values import HostState, Owner
 from lab.calls import Weft
@@ -243,8 +246,28 @@ def test_the_kernel_is_as_the_files_say_after_one_call(write: Callable[..., str]
     assert actual(kernel.host, "br", "vx", (), ()) == {}
 
 
-def test_network_create_names_what_is_needed() -> None:
-    kernel = FakeKernel()
-    with pytest.raises(BadOption) as caught:
-        build("blue", CreateOptions(driver="overlay"), (), kernel.host)
-    assert "overlay" in caught.value.message and "docs/overlay.md" in caught.value.hint
+def test_network_create_leaves_blocks_to_the_cluster() -> None:
+    host = FakeKernel().host
+    options = CreateOptions(
+        "overlay", ("10.60.0.0/16",), ("10.60.0.9",), options={"static": "10.60.250.0/24", "mtu": "1400"}
+    )
+    found = build("blue", options, (), host)
+    (plugin,) = cast(list[dict[str, object]], found["plugins"])
+    assert plugin["ipam"] == {"type": "blocks"} and plugin["mtu"] == 1400 and "cluster" not in plugin
+    network = clustered.network_of(found)
+    assert network.gateway == ip_address("10.60.0.9") and network.static == (ip_network("10.60.250.0/24"),)
+    assert network.blocks == (24,) and network.plugin == plugin
+    free = clustered.network_of(build("red", CreateOptions("overlay", ipv6=True), (), host, [Use(
+        ip_network("10.128.0.0/16"), "network blue of the cluster")]))  # fmt: skip
+    assert free.subnets[0] == ip_network("10.129.0.0/16") and free.blocks == (24, 80)
+    for wrong in (
+        CreateOptions("overlay", ranges=("10.60.0.0/24",)),
+        CreateOptions("overlay", ("10.60.0.0/16",), ("10.61.0.1",)),
+        CreateOptions("overlay", options={"port": "0"}),
+    ):
+        with pytest.raises(BadOption):
+            build("blue", wrong, (), host)
+    for text, said in (("10.60.0.0/28", "too small"), ("10.60.0.0/16", "whole blocks")):
+        with pytest.raises(BadOption, match=said):
+            options = CreateOptions("overlay", (text,), options={"static": "10.60.0.16/28"})
+            networks.check(clustered.network_of(build("b", options, (), host)))

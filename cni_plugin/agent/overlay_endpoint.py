@@ -1,0 +1,160 @@
+"""The agent's endpoints for overlay networks, which ``weft network`` and netavark's plugin use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from cluster import networks
+from cluster.records import Member, Network
+from cni_plugin.agent.overlays import Overlays
+from cni_plugin.networks import clustered
+from discovery.api import schemas
+from discovery.api.http_error import HttpError
+from discovery.api.http_request import HttpRequest
+from discovery.api.router import HttpResponse, Route, endpoint, routes_of
+from discovery.json_schema import Schema
+from store import Store, StoreError
+from weft.errors import BadOption, ConfigProblem, InUse, Missing, WeftError
+
+_WAIT = 10.0
+"""Seconds that a request waits until this host has done its part."""
+_BLOCK = schemas.struct("OverlayBlock", Subnet=schemas.STRING, Node=schemas.STRING)
+_HOST = schemas.struct(
+    "OverlayHost",
+    **dict.fromkeys(("Node", "Underlay", "MAC", "Problem"), schemas.STRING),
+    MTU=schemas.INTEGER,
+    ProbedMTU=schemas.INTEGER,
+    Attached=schemas.BOOLEAN,
+    Blocks=schemas.STRINGS,
+)
+NETWORK: Schema = schemas.struct(
+    "OverlayNetwork",
+    **dict.fromkeys(("Name", "ID", "Gateway", "Problem"), schemas.STRING),
+    VNI=schemas.INTEGER,
+    Port=schemas.INTEGER,
+    Subnets=schemas.STRINGS,
+    Static=schemas.STRINGS,
+    Blocks=schemas.list_of(_BLOCK),
+    Hosts=schemas.list_of(_HOST),
+)
+
+
+class OverlayEndpoint:
+    """Handlers of ``/v1/weft/networks`` and ``/v1/weft/network/NAME``."""
+
+    def __init__(self, overlays: Overlays, store: Store) -> None:
+        self._overlays = overlays
+        self._store = store
+
+    @endpoint(
+        "GET",
+        "/v1/weft/networks",
+        "The overlay networks of the cluster, with blocks and hosts (not in Consul)",
+        response=schemas.list_of(NETWORK),
+    )
+    async def networks(self, request: HttpRequest) -> HttpResponse:
+        request.acl.require("operator")
+        found = self._overlays.view.networks()
+        return _answer([self._described(found[name]) for name in sorted(found)])
+
+    @endpoint(
+        "PUT",
+        "/v1/weft/network/:name",
+        "Create an overlay network: a network list with what the cluster stores of it (not in Consul)",
+        request_body=schemas.ANY_OBJECT,
+        response=NETWORK,
+        statuses=(409,),
+        writes=True,
+    )
+    async def create(self, request: HttpRequest) -> HttpResponse:
+        request.acl.require_write("operator")
+        body = await request.json()
+        if not isinstance(body, Mapping) or body.get("name") != request.name:
+            raise HttpError(400, f"the body must be a network list with the name {request.name[:80]!r}")
+        try:
+            wanted = clustered.network_of(body, request.get("id"))
+            networks.check(wanted)
+            await self._overlays.validate(wanted)
+            made = await networks.create(self._store, wanted)
+        except WeftError as error:
+            raise _http(error) from error
+        name = made.name
+        await self._overlays.passed(
+            lambda: name in self._overlays.problems or name in self._overlays.look.joined, _WAIT
+        )
+        return _answer(self._described(made))
+
+    @endpoint(
+        "DELETE",
+        "/v1/weft/network/:name",
+        "Remove an overlay network from all hosts (not in Consul)",
+        parameters=("force",),
+        response=schemas.BOOLEAN,
+        statuses=(404, 409),
+        writes=True,
+    )
+    async def remove(self, request: HttpRequest) -> HttpResponse:
+        request.acl.require_write("operator")
+        name = request.name
+        try:
+            await networks.remove(self._store, name, force=request.boolean("force"))
+        except WeftError as error:
+            raise _http(error) from error
+        gone = lambda: name not in self._overlays.look.joined or bool(self._overlays.problems.get(name))  # noqa: E731
+        await self._overlays.passed(gone, _WAIT)
+        return _answer(True)
+
+    def _described(self, network: Network) -> dict[str, object]:
+        overlays = self._overlays
+        blocks = overlays.view.blocks(network)
+        owners, members = blocks.owners(), overlays.view.members(network.name)
+        return {
+            "Name": network.name,
+            "ID": network.id,
+            "VNI": network.vni,
+            "Port": network.port,
+            "Subnets": [str(one) for one in network.subnets],
+            "Gateway": str(network.gateway or ""),
+            "Static": [str(one) for one in network.static],
+            "Problem": overlays.problems.get(network.name, ""),
+            "Blocks": [
+                {"Subnet": str(part), "Node": node} for node in sorted(owners) for part in sorted(owners[node], key=str)
+            ],
+            "Hosts": [
+                _host(one, [str(part) for part in owners.get(one.node, ())], overlays.mtus.get(one.node, 0))
+                for one in sorted(members.values(), key=lambda one: one.node)
+            ],
+        }
+
+
+def _host(member: Member, blocks: list[str], probed: int) -> dict[str, object]:
+    return {
+        "Node": member.node,
+        "Underlay": member.underlay,
+        "MAC": member.mac,
+        "MTU": member.mtu,
+        "ProbedMTU": probed,
+        "Attached": member.attached,
+        "Problem": member.problem,
+        "Blocks": blocks,
+    }
+
+
+def _answer(value: object) -> HttpResponse:
+    return HttpResponse(json.dumps(value).encode())
+
+
+def _http(error: WeftError) -> HttpError:
+    if isinstance(error, Missing):
+        return HttpError(404, str(error))
+    if isinstance(error, InUse):
+        return HttpError(409, str(error))
+    if isinstance(error, BadOption | ConfigProblem):
+        return HttpError(400, str(error))
+    return HttpError(503 if isinstance(error, StoreError) else 500, str(error))
+
+
+def routes(overlays: Overlays, store: Store) -> tuple[Route, ...]:
+    """The routes that the agent's HTTP server serves in addition."""
+    return routes_of(OverlayEndpoint(overlays, store))

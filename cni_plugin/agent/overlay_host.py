@@ -1,0 +1,198 @@
+"""Overlay networks on this host, as the agent makes them: files for ADD and for runtimes, and the kernel.
+
+Everything here blocks, and is called in one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
+
+from cluster.host_files import Host, Json, inner_mtu, network_file, text
+from cluster.records import Network
+from cni_plugin.dataplane.tables import TABLES
+from cni_plugin.networks import clustered, conflists, leases, pools
+from cni_plugin.networks.clustered import Folders
+from cni_plugin.service import overlaps
+from cni_plugin.service import overlay as overlays
+from cni_plugin.service.removal import remove_network
+from cni_plugin.service.verbs import Service
+from ipam.directory import as_address
+from ipam.host_local_config import DATA_DIRECTORY
+from weft import files, identity
+from weft.errors import Busy, Missing, WeftError
+from weft.kernel import default_route
+from weft.kernel.host import Host as ThisHost
+from weft.kernel.linux.kernel import LinuxKernel
+from weft.types import Address
+
+_PODMAN = "/etc/containers"
+_SOMEWHERE = ip_address("192.0.2.1")
+"""An underlay address (RFC 5737) to try a configuration with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found on this host: the networks with a file of the agent's (``joined``), those with
+    containers, the leases of each, and why it cannot take part in one that it has not joined.
+    """
+
+    host: Host | None
+    joined: frozenset[str] = frozenset()
+    attached: Mapping[str, int] = field(default_factory=dict)
+    leased: Mapping[str, frozenset[Address]] = field(default_factory=dict)
+    conflicts: Mapping[str, str] = field(default_factory=dict)
+
+
+class OverlayHost:
+    """``node`` is this host's name; ``address`` the configured one of the underlay, "" for the uplink's."""
+
+    def __init__(self, node: str, address: str, folder: str) -> None:
+        self._node = node
+        self._address = address
+        cni = os.environ.get("WEFT_CNI_CONFIG") or conflists.FOLDER
+        self.folders = Folders(cni, os.path.join(_PODMAN, "networks"), folder)
+
+    @contextlib.contextmanager
+    def _service(self) -> Iterator[Service]:
+        kernel = LinuxKernel(TABLES)
+        try:
+            service = Service(kernel, ThisHost.current(kernel))
+            service.records.prepare()
+            yield service
+        finally:
+            kernel.close()
+
+    def look(self, networks: Iterable[Network]) -> Look:
+        """Look at everything. Raises WeftError."""
+        with self._service() as service:
+            attached: dict[str, int] = {}
+            for record in service.records.all():
+                attached[record.attachment.network] = attached.get(record.attachment.network, 0) + 1
+            known = list(networks)
+            joined = frozenset(self.folders.joined())
+            names = joined | {one.name for one in known}
+            leased = {name: frozenset(_leased(name)) for name in names}
+            new = [one for one in known if not service.recorded_shared(one.name)]
+            conflicts = self._conflicts(service, new) if new else {}
+            return Look(self._underlay(service), joined, attached, leased, conflicts)
+
+    def _underlay(self, service: Service) -> Host | None:
+        host = service.kernel.host
+        address = ip_address(self._address) if self._address else default_route.address(host)
+        for name, there in host.all_addresses():
+            if there.ip == address and (link := host.link(name)) is not None:
+                return Host(self._node, there.ip, link.mtu)
+        return None
+
+    def _conflicts(self, service: Service, networks: Iterable[Network]) -> dict[str, str]:
+        """What on this host has a network's subnet already: an address, a route, or another network."""
+        host = service.kernel.host
+        uses = [*overlaps.of_addresses(host), *overlaps.of_routes(host), *overlaps.of_virtual_ranges()]
+        found = {}
+        for network in networks:
+            others = [one for one in conflists.listed(self.folders.cni)[0] if one.name != network.name]
+            bridge = identity.overlay_bridge(network.name)
+            own = {bridge, identity.overlay_vxlan(bridge)}
+            every = [*(use for use in uses if use.link not in own), *pools.of_networks(others)]
+            for subnet in network.subnets:
+                use = pools.first_overlap(subnet, every)
+                if use is not None:
+                    found[network.name] = f"its subnet {subnet} overlaps with {use.subnet}: {use.by}"
+                    break
+        return found
+
+    def stamp(self) -> tuple[object, ...]:
+        """What changes when a container comes or goes, a network's record does, or this host's address."""
+        found: list[object] = []
+        for name in self.folders.joined():
+            with contextlib.suppress(OSError):
+                found.append((name, os.stat(os.path.join(DATA_DIRECTORY, name)).st_mtime_ns))
+        with contextlib.closing(LinuxKernel()) as kernel:
+            records = os.path.join(ThisHost.current(kernel).run, "networks")
+            with contextlib.suppress(OSError):
+                found.append(os.stat(records).st_mtime_ns)
+            found.append(self._address or str(default_route.address(kernel.host)))
+        return tuple(found)
+
+    def join(self, network: Network, own: Json, peers: Json, full: bool) -> list[str]:
+        """Write the network's files, set it up, and offer it to runtimes; what differed. Without ``full`` the
+        kernel is compared only where a file has changed. Raises WeftError.
+        """
+        path = self.folders.network_file(network.name)
+        files.make_directory(self.folders.overlay, "the files of overlay networks")
+        changed = _replace(self.folders.peers_file(network.name), text(peers))
+        changed |= _replace(path, text(own))
+        content = clustered.conflist(network, self.folders)
+        config = conflists.parse(path, content).plugin_config(0, {}, None)
+        with self._service() as service:
+            found: list[str] = []
+            if full or changed:
+                with contextlib.suppress(Missing):  # it is not set up yet
+                    found = overlays.reconcile(service, network.name)
+            overlays.set_up(service, json.dumps(config).encode())
+        clustered.offer(network, self.folders, podman=os.path.isdir(_PODMAN))
+        return found
+
+    def withhold(self, network: str, own: Json) -> frozenset[Address]:
+        """Lease from these blocks alone from now on; the leases that there are then."""
+        _replace(self.folders.network_file(network), text(own))
+        return frozenset(_leased(network))
+
+    def leave(self, name: str) -> str:
+        """Remove a network that the cluster has no more; why it is still there, "" if it is not. Raises
+        WeftError.
+        """
+        clustered.withdraw(name, self.folders)
+        path = self.folders.network_file(name)
+        with self._service() as service:
+            containers = sorted(str(one.attachment) for one in service.records.all() if one.attachment.network == name)
+            if containers:
+                return f"removed from the cluster, and still used here by {', '.join(containers[:3])}"
+            files.remove(path, "the file of an overlay network")
+            try:
+                remove_network(service, name)
+            except Busy as error:
+                return error.message
+        files.remove(self.folders.peers_file(name), "the file of peers")
+        with contextlib.suppress(WeftError):
+            leases.remove_unused(os.path.join(DATA_DIRECTORY, name))
+        return ""
+
+    def validate(self, network: Network) -> None:
+        """Raises ConfigProblem where a container could not be attached to such a network, WeftError."""
+        with tempfile.TemporaryDirectory(prefix="weft-") as folder:
+            there = replace(self.folders, overlay=folder)
+            lengths = zip(network.subnets, network.blocks, strict=True)
+            own = tuple(ip_network((one.network_address, length)) for one, length in lengths)
+            path = there.network_file(network.name)
+            host = Host(self._node, _SOMEWHERE, 1500)
+            found = network_file(replace(network, vni=network.vni or 1), host, own, (), inner_mtu(host, ()), {})
+            files.write(path, text(found), "a file to try")
+            config = conflists.parse(path, clustered.conflist(network, there)).plugin_config(0, {}, None)
+            overlays.validate(json.dumps(config).encode())
+
+
+def _leased(network: str) -> Iterator[Address]:
+    """The leased addresses, by the names of their files."""
+    try:
+        names = os.listdir(os.path.join(DATA_DIRECTORY, network))
+    except OSError:
+        return
+    for name in names:
+        if (found := as_address(name)) is not None:
+            yield found
+
+
+def _replace(path: str, content: bytes) -> bool:
+    """Replace a file, if it differs: its readers take a new one for a change. Whether it did."""
+    with contextlib.suppress(OSError):
+        if files.read(path) == content:
+            return False
+    files.write(path, content, "the file of an overlay network", durable=True)
+    return True

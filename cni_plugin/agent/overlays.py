@@ -1,0 +1,402 @@
+"""The agent's part for overlay networks: follows the store, claims blocks, and makes this host as both say.
+
+What should be and what is are compared as a whole on each pass: after changes of the store, when
+containers come and go, and every few minutes. Without a store the last known state is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from cluster import nodes, records
+from cluster.blocks import Blocks, Change, Usage, Wish, decide, freed
+from cluster.host_files import Host, inner_mtu, network_file, own_blocks, peers_file, vtep
+from cluster.records import Member, Network
+from cluster.view import View
+from cni_plugin.agent.overlay_host import Look, OverlayHost
+from discovery.metrics import Metrics
+from store import Compacted, Compare, Delete, Put, Store, StoreError
+from weft.errors import WeftError
+from weft.types import Subnet
+
+log = logging.getLogger(__name__)
+
+PERIOD = 300.0
+"""Seconds between two passes without a cause, a fifth more or less."""
+IDLE = 600.0
+"""Seconds that a block has no lease before it is given back."""
+GRACE = 3600.0
+"""Seconds after which the blocks of a removed node are free, unless it is known to be powered off."""
+_SETTLE = 0.02
+_RETRY = 1.0
+_HOLD = 600.0
+"""Seconds that records are kept which a list of the store lacks although nobody has removed them."""
+Found = TypeVar("Found")
+
+
+class Overlays:
+    """A part of the agent. ``folder`` keeps what was last known of the store."""
+
+    def __init__(self, node: str, store: Store, host: OverlayHost, folder: str, metrics: Metrics) -> None:
+        self.node = node
+        self.view = View()
+        self.look = Look(None)
+        self.problems: dict[str, str] = {}
+        """Why this host does not take part in a network, or what is wrong with it, by its name."""
+        self.mtus: dict[str, int] = {}
+        """The largest inner packet that reached a peer, in bytes, by its node name; as probed."""
+        self.store_problem = ""
+        self._store = store
+        self._host = host
+        self._path = os.path.join(folder, "networks.json")
+        self._thread = ThreadPoolExecutor(1, "overlay")
+        self._wake = asyncio.Event()
+        self._passed = asyncio.Condition()
+        self._passes = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._full = True
+        self._stamp: tuple[object, ...] = ()
+        self._known = False  # whether the store or the file has been read
+        self._saved = 0
+        self._held_since = 0.0
+        self._look_for_removed = 0.0
+        self._idle_since: dict[tuple[str, Subnet], float] = {}
+        self._withheld: dict[str, dict[Subnet, tuple[Subnet, int]]] = {}
+        metrics.counter("weft_overlay_passes_total", "Comparisons of overlay networks.", read=lambda: self._passes)
+
+    @property
+    def count(self) -> int:
+        """How many networks the cluster has: the agent is needed as long as there are any."""
+        return len(self.view.networks())
+
+    async def start(self) -> None:
+        """Apply what was last known, then follow the store."""
+        self._known = await asyncio.to_thread(self.view.restore, self._path)
+        self._wake.set()
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._work())]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def look_again(self) -> None:
+        """Make a pass if something has changed on this host."""
+        if not self.view.networks() and not self.look.joined:
+            return
+        stamp = await self._run(self._host.stamp)
+        if stamp != self._stamp:
+            self._stamp, self._full = stamp, True
+            self._wake.set()
+
+    async def passed(self, ready: Callable[[], bool], seconds: float) -> bool:
+        """Wait for what a pass brings about; whether it came in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._passed:
+                await self._passed.wait_for(ready)
+                return True
+        return False
+
+    async def validate(self, network: Network) -> None:
+        """Raises ConfigProblem where containers could not be attached to such a network."""
+        await self._run(self._host.validate, network)
+
+    # The store
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                found = await self._store.range(records.ROOT)
+                self.view.load(found, self.node)
+                self._known, self.store_problem = True, ""
+                self._note_held()
+                self._wake.set()
+                async for batch in self._store.watch(records.ROOT, found.revision):
+                    self.view.apply(batch)
+                    self._wake.set()
+            except Compacted:
+                log.info("the list of networks is read again: its history is compacted")
+            except StoreError as error:
+                if not self.store_problem:
+                    log.warning("the cluster's networks are not followed, retrying: %s", error)
+                self.store_problem = error.message
+            await asyncio.sleep(_RETRY)
+
+    def _note_held(self) -> None:
+        if self.view.held:
+            self._held_since = time.monotonic()
+            log.error(
+                "the store lacks %d records of networks that nobody has removed; they are kept: %s …",
+                len(self.view.held),
+                ", ".join(sorted(self.view.held)[:3]),
+            )
+
+    # Passes
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(PERIOD * random.uniform(0.8, 1.2)):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._full = True
+            self._wake.clear()
+            await asyncio.sleep(_SETTLE)
+            try:
+                await self._pass()
+                self.problems.pop("", None)
+            except WeftError as error:
+                if self.problems.get("") != str(error):
+                    log.error("overlay networks are not compared: %s", error)
+                self.problems[""] = str(error)
+            except OSError as error:
+                self.problems[""] = str(error)
+            self._passes += 1
+            async with self._passed:
+                self._passed.notify_all()
+
+    async def _pass(self) -> None:
+        if not self._known:
+            return
+        networks = self.view.networks()
+        if not networks and not self.look.joined and not await self._run(self._host.folders.joined):
+            return  # nothing is loaded, and no kernel opened, on a host without overlay networks
+        full, self._full = self._full, False
+        self.look = look = await self._run(self._host.look, list(networks.values()))
+        for network in networks.values():
+            await self._guarded(network.name, self._network(network, look, full))
+        for name in sorted(look.joined - networks.keys()):
+            await self._guarded(name, self._leave(name))
+        for name in self.problems.keys() - networks.keys() - look.joined - {""}:
+            del self.problems[name]
+        with contextlib.suppress(StoreError):
+            await self._reassert()
+            await self._free_removed(networks)
+        if self.view.version != self._saved:
+            self._saved = self.view.version
+            await self._run(self.view.save, self._path)
+
+    async def _guarded(self, name: str, work: object) -> None:
+        """Do one network's part; an error is its problem and no other's."""
+        try:
+            problem = await work  # type: ignore[misc]
+        except StoreError as error:
+            self.store_problem = error.message
+            return
+        except WeftError as error:
+            problem = str(error)
+        if problem and self.problems.get(name) != problem:
+            log.error("network %s: %s", name, problem)
+        self.problems[name] = problem
+        if not problem:
+            del self.problems[name]
+
+    async def _network(self, network: Network, look: Look, full: bool) -> str:
+        """Make this host's part of one network as it should be; why it does not take part, "" if it does."""
+        problem = look.conflicts.get(network.name, "")
+        if look.host is None:
+            problem = problem or "this host has no address for VXLAN packets: set [agent] address in weft.toml"
+        blocks, leased = self.view.blocks(network), look.leased.get(network.name, frozenset())
+        if not problem:
+            problem = await self._join(network, blocks, look, full)
+        member = self._member(network, look, problem)
+        await self._publish(network, member)
+        usage = Usage(leased, self._idle(network, blocks, leased))
+        for step in decide(
+            blocks, self.node, usage, self.view.wanted(network.name), random.randrange(1 << 24), joined=not problem
+        ):
+            await self._take(network, blocks, step, look)
+        return problem
+
+    async def _join(self, network: Network, blocks: Blocks, look: Look, full: bool) -> str:
+        own = self._own(network, blocks, look)
+        missing = {one.version for one in network.subnets} - {one.version for one in own}
+        if missing:
+            return ""  # the claim is on its way
+        files = self._files(network, blocks, look, own)
+        try:
+            for sentence in await self._run(self._host.join, network, *files, full):
+                log.info("network %s: %s", network.name, sentence)
+        except WeftError as error:
+            return str(error)
+        return ""
+
+    def _own(self, network: Network, blocks: Blocks, look: Look) -> tuple[Subnet, ...]:
+        withheld = self._withheld.get(network.name, {})
+        for part, (subnet, revision) in list(withheld.items()):
+            there = blocks.at(subnet)
+            if there is None or there.revision != revision:
+                del withheld[part]  # it is given away, or somebody has changed it
+        leased = look.leased.get(network.name, frozenset())
+        return own_blocks(blocks, self.node, leased, withheld)
+
+    def _files(
+        self, network: Network, blocks: Blocks, look: Look, own: tuple[Subnet, ...]
+    ) -> tuple[dict[str, object], dict[str, object]]:
+        assert look.host is not None
+        members = self.view.members(network.name)
+        mtu = inner_mtu(look.host, members.values())
+        kept = blocks.of(self.node)
+        fenced = tuple(one for one in own if not any(one.version == k.version and one.overlaps(k) for k in kept))
+        mtus = {node: min(found, mtu) for node, found in self.mtus.items() if found < mtu}
+        return (
+            network_file(network, look.host, own, fenced, mtu, {}),
+            peers_file(network, look.host, blocks, members, mtus),
+        )
+
+    def _member(self, network: Network, look: Look, problem: str) -> Member:
+        host = look.host or Host(self.node, network.subnets[0][0], 0)
+        attached = bool(look.attached.get(network.name))
+        underlay = str(look.host.underlay) if look.host is not None else ""
+        return Member(self.node, network.name, underlay, vtep(network, self.node), host.mtu, attached, problem)
+
+    async def _publish(self, network: Network, member: Member) -> None:
+        """Write how this host takes part, where that has changed."""
+        key, there = (
+            records.member_key(self.node, network.name),
+            self.view.entry(records.member_key(self.node, network.name)),
+        )
+        value = records.encode(member)
+        if there is not None and there.value == value:
+            return
+        await self._store.transact([Compare(network.key, "mod", network.revision)], [Put(key, value)])
+
+    def _idle(self, network: Network, blocks: Blocks, leased: frozenset[object]) -> frozenset[Subnet]:
+        now, found = time.monotonic(), set()
+        parts = blocks.of(self.node)
+        for part in parts:
+            key = (network.name, part)
+            if any(one in part for one in leased):
+                self._idle_since.pop(key, None)
+            elif now - self._idle_since.setdefault(key, now) >= IDLE:
+                found.add(part)
+        for key in [one for one in self._idle_since if one[0] == network.name and one[1] not in parts]:
+            del self._idle_since[key]
+        return frozenset(found)
+
+    async def _take(self, network: Network, blocks: Blocks, step: Change | Wish, look: Look) -> None:
+        """Make one decision true, if the store is as it was when it was made."""
+        same = [Compare(network.key, "mod", network.revision)]
+        wanted = records.wanted_key(network.name, self.node)
+        if isinstance(step, Wish):
+            versions = {*self.view.wanted(network.name).get(self.node, ()), step.version}
+            if self.view.wanted(network.name).get(self.node) != sorted(versions):
+                text = " ".join(map(str, sorted(versions)))
+                await self._store.transact(same, [Put(wanted, text.encode())])
+            return
+        key = records.block_key(network.name, step.subnet)
+        if step.withhold is not None and not await self._withheld_now(network, blocks, step, look):
+            return
+        same.append(Compare(key, "mod", step.old.revision if step.old is not None else 0))
+        operations: list[Put | Delete] = [Put(key, records.encode(step.new)) if step.new is not None else Delete(key)]
+        if step.served:
+            served = records.wanted_key(network.name, step.served)
+            same.append(Compare(served, "create", 0, "!="))
+            operations.append(Delete(served))
+        elif step.old is None and self.view.entry(wanted) is not None:
+            operations.append(Delete(wanted))
+        outcome = await self._store.transact(same, operations)
+        log.info(
+            "network %s: block %s %s",
+            network.name,
+            step.withhold or step.subnet,
+            ("claimed" if step.old is None else "given back" if not step.served else f"lent to {step.served}")
+            if outcome.succeeded
+            else "was changed by another host meanwhile",
+        )
+        if not outcome.succeeded and step.withhold is not None:
+            self._withheld[network.name].pop(step.withhold, None)
+            self._wake.set()
+
+    async def _withheld_now(self, network: Network, blocks: Blocks, step: Change, look: Look) -> bool:
+        """Stop leasing from a block; whether nothing of it is leased then."""
+        assert step.withhold is not None and step.old is not None
+        if network.name not in look.joined or look.host is None:
+            return not any(one in step.withhold for one in look.leased.get(network.name, ()))
+        kept = self._withheld.setdefault(network.name, {})
+        kept[step.withhold] = (step.old.subnet, step.old.revision)
+        own = own_blocks(blocks, self.node, look.leased.get(network.name, ()), kept)
+        leased = await self._run(self._host.withhold, network.name, self._files(network, blocks, look, own)[0])
+        if any(one in step.withhold for one in leased):
+            del kept[step.withhold]
+            self._wake.set()
+            return False
+        return True
+
+    async def _leave(self, name: str) -> str:
+        if self.view.held:
+            return ""
+        problem = await self._run(self._host.leave, name)
+        if not problem:
+            key = records.member_key(self.node, name)
+            if self.view.entry(key) is not None:
+                network = f"{records.ROOT}network/{name}"
+                await self._store.transact([Compare(network, "create", 0)], [Delete(key)])
+            log.info("network %s was removed", name)
+        return problem
+
+    # A store that was restored, and nodes that were removed
+
+    async def _reassert(self) -> None:
+        """Write again what the store has lost of this host's, and of the networks; believe it about the rest
+        after a while.
+        """
+        if not self.view.held:
+            return
+        for key in sorted(self.view.held):
+            entry = self.view.entry(key)
+            if entry is not None and self._is_own(key):
+                await self._store.transact([Compare(key, "create", 0)], [Put(key, entry.value)])
+        if time.monotonic() - self._held_since > _HOLD:
+            self.view.drop_held()
+            self._wake.set()
+
+    def _is_own(self, key: str) -> bool:
+        kind, *names = key.removeprefix(records.ROOT).split("/")
+        if kind in ("network", "vni") or key == records.LIST:
+            return True
+        if kind == "member":
+            return names[0] == self.node
+        network = self.view.network(names[0]) if kind == "block" else None
+        blocks = self.view.blocks(network).all if network is not None else ()
+        return any(one.node == self.node and records.block_key(names[0], one.subnet) == key for one in blocks)
+
+    async def _free_removed(self, networks: dict[str, Network]) -> None:
+        """Free the blocks of nodes that were removed, once they certainly use them no more."""
+        if not networks or time.monotonic() < self._look_for_removed:
+            return
+        self._look_for_removed = time.monotonic() + PERIOD * random.uniform(0.8, 1.2)
+        for node, revision in await self._removed():
+            gone = Compare(nodes.record_key(node), "mod", revision)
+            for name, blocks in ((name, self.view.blocks(one)) for name, one in networks.items()):
+                for change in filter(None, (freed(block, node) for block in blocks.all)):
+                    key = records.block_key(name, change.subnet)
+                    assert change.old is not None
+                    operation = Put(key, records.encode(change.new)) if change.new is not None else Delete(key)
+                    same = [gone, Compare(key, "mod", change.old.revision)]
+                    await self._store.transact(same, [operation])
+
+    async def _removed(self) -> list[tuple[str, int]]:
+        """The nodes whose blocks are to be freed, with the revisions of their records."""
+        gone = []
+        for entry in (await self._store.range(nodes.ROOT)).entries:
+            if "/" in entry.key.removeprefix(nodes.ROOT):
+                continue
+            with contextlib.suppress(nodes.DecodeError):
+                found = nodes.decode(entry)
+                if found.state is nodes.State.REMOVED and (found.powered_off or time.time() - found.removed > GRACE):
+                    gone.append((found.name, entry.mod_revision))
+        return gone
+
+    async def _run(self, work: Callable[..., Found], *arguments: object) -> Found:
+        """Call what blocks, one at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
