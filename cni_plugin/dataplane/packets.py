@@ -19,6 +19,7 @@ MASQUERADE_EXEMPT4, MASQUERADE_EXEMPT6 = "masquerade_exempt4", "masquerade_exemp
 PORTS4, PORTS6 = "ports4", "ports6"
 PORTS4_AT, PORTS6_AT = "ports4_at", "ports6_at"
 DNS_SERVER4, DNS_SERVER6 = "dns_server4", "dns_server6"
+DNS_REDIRECTED4, DNS_REDIRECTED6 = "dns_redirected4", "dns_redirected6"
 LOOPBACK_PORTS4, LOOPBACK_PORTS6 = "loopback_ports4", "loopback_ports6"
 LOOPBACK_PORTS4_AT, LOOPBACK_PORTS6_AT = "loopback_ports4_at", "loopback_ports6_at"
 HAIRPIN4, HAIRPIN6 = "hairpin4", "hairpin6"
@@ -78,7 +79,13 @@ _PUBLISHING = (
         "dns_server{v}",
         "ifname",
         "{address}",
-        "links whose containers' queries to any DNS server are answered by this host, and its address there",
+        "links from which this host answers queries to other DNS servers, and its address there",
+        "names with redirectDns",
+    ),
+    *sets(
+        "dns_redirected{v}",
+        "ifname . {address}",
+        "link, and a DNS server to which queries from there are answered by this host",
         "names with redirectDns",
     ),
     *sets(
@@ -418,8 +425,9 @@ _PORTS = (
         (
             Rule("fib daddr type local goto dnat_published", "to any address of this host"),
             *rules(
-                "meta l4proto { tcp, udp } th dport 53 dnat {ip} to iifname map @dns_server{v}",
-                "queries of containers to other DNS servers, which their runtime has set",
+                "meta l4proto { tcp, udp } th dport 53 iifname . {ip} daddr @dns_redirected{v} "
+                "dnat {ip} to iifname map @dns_server{v}",
+                "queries of containers to the DNS servers that their runtime uses",
             ),
         ),
         hook="prerouting",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cni_plugin.docker import labels
+from cni_plugin.docker import labels, resolvers
 from cni_plugin.docker.calls import Calls
 from cni_plugin.docker.state import Endpoint, Json, Kept, Network
 from cni_plugin.features.names import name_problem
@@ -53,8 +53,8 @@ def _keys(container: Section, joined: Section, network: str, label: str, service
         "args": {"cni": {"name": container.text("Name").lstrip("/")}},
         "runtimeConfig": {"aliases": {network: [one for one in dict.fromkeys(aliases) if not name_problem(one)]}},
         "services": services,
-        # Docker's resolver asks the servers of the host's resolv.conf or of --dns, from the container.
-        "redirectDns": True,
+        # Docker's resolver asks them from the container. Not others: who names a server means that one.
+        "redirectDns": resolvers.asked_from_containers(),
     }
     return keys | ({"domainName": label.lower()} if not name_problem(label) else {})
 

@@ -2,7 +2,7 @@
 
 Keys: ``names``: ``{}`` enables it; ``domain`` in it is a further suffix of the names (and the
 container's search domain); ``nameservers`` are asked for all other names in the place of the host's;
-``redirectDns``: the agent answers the container's queries to other servers, too, if they pass this host;
+``redirectDns``: servers the container's queries to which the agent answers, too, if they pass this host;
 ``dns: false`` leaves the container's resolver alone. ``services``, at the
 top level or under args.cni, is a list of the container's services: ``name``, ``port``, ``protocol``
 (tcp or udp; both if absent), ``tags``, ``meta``, ``weight``, ``check`` (as Consul's: ``http``, ``tcp``
@@ -47,6 +47,7 @@ SHORT = 12
 _DNS, _PORT = ("udp", "tcp"), 53
 _AT = {4: packets.PORTS4_AT, 6: packets.PORTS6_AT}
 _SERVER = {4: packets.DNS_SERVER4, 6: packets.DNS_SERVER6}
+_REDIRECTED = {4: packets.DNS_REDIRECTED4, 6: packets.DNS_REDIRECTED6}
 _LONGEST_LABEL = 63
 _LONGEST_NAME = 200
 _CHECKS = (*NETWORK_CHECKS, TTL_CHECK)
@@ -72,7 +73,7 @@ class Names:
     internal: bool = False
     gateway_is_host: bool = False
     nameservers: tuple[str, ...] = ()
-    redirect: bool = False
+    redirect: tuple[Address, ...] = ()
 
     def plan(self, context: Context) -> Plan:
         from cni_plugin.ops.announcement import Announced  # only networks with names need it
@@ -97,7 +98,7 @@ class Names:
         announced = Announced(mark, json.dumps(document, sort_keys=True))
         result = self._resolved(context.result, gateways) if self.resolver else context.result
         virtual = any(one.get("virtual") for one in services)
-        redirected = _redirected(context, gateways) if self.redirect else ()
+        redirected = self._redirected(context, gateways)
         own = host_link(context.result) == host_end(context)  # not the link of a network
         return Plan(
             shared=_questions_passed(context, gateways) if self.resolver else (),
@@ -129,6 +130,23 @@ class Names:
         servers = (*gateways, *(one for one in dns.nameservers if one not in gateways))
         return replace(result, dns=replace(dns, nameservers=servers, search=search))
 
+    def _redirected(self, context: Context, gateways: list[str]) -> tuple[Element, ...]:
+        """The link whose containers' queries to certain servers go to the gateway."""
+        link = host_link(context.result)
+        own = link == host_end(context)
+        mark = identity.attachment_mark(context.attachment) if own else identity.mark("dns of", link)
+        answering: dict[int, Address] = {}
+        for text in gateways:
+            answering.setdefault(ip_address(text).version, ip_address(text))
+        asked = [one for one in self.redirect if one.version in answering]
+        return (
+            *(
+                Element(_SERVER[one], (link,), (answering[one],), mark)
+                for one in sorted({one.version for one in asked})
+            ),
+            *(Element(_REDIRECTED[one.version], (link, one), (), mark) for one in asked),
+        )
+
 
 def _answered_here(gateway: Address, protocol: str) -> Element:
     """The gateway's port 53, published as itself: the agent listens there, and a container that
@@ -136,17 +154,6 @@ def _answered_here(gateway: Address, protocol: str) -> Element:
     """
     mark = identity.mark("names", str(gateway))
     return Element(_AT[gateway.version], (gateway, protocol, _PORT), (gateway, _PORT), mark)
-
-
-def _redirected(context: Context, gateways: list[str]) -> tuple[Element, ...]:
-    """The link whose containers' queries to any server go to the gateway."""
-    link = host_link(context.result)
-    own = link == host_end(context)
-    mark = identity.attachment_mark(context.attachment) if own else identity.mark("dns of", link)
-    first: dict[int, Address] = {}
-    for text in gateways:
-        first.setdefault(ip_address(text).version, ip_address(text))
-    return tuple(Element(_SERVER[version], (link,), (address,), mark) for version, address in first.items())
 
 
 def _questions_passed(context: Context, gateways: list[str]) -> tuple[Operation, ...]:
@@ -166,7 +173,7 @@ def read(request: Request, keys: Section) -> PlanPart | None:
     services = [*(_service(one) for one in offered), *_argued(request)]
     texts = tuple(json.dumps(one, sort_keys=True) for one in services)
     if request.plugin == FEATURE.plugin:
-        domain, internal, redirect = _domain(keys, "domainName"), keys.flag("internal"), keys.flag("redirectDns")
+        domain, internal, redirect = _domain(keys, "domainName"), keys.flag("internal"), _servers(keys, "redirectDns")
         return Names(_called(request), texts, domain, internal=internal, redirect=redirect)
     section = keys.section("names")
     section.refuse_unknown(_NAMES_KEYS)
@@ -178,8 +185,13 @@ def read(request: Request, keys: Section) -> PlanPart | None:
         keys.flag("internal"),
         _gateway_is_host(request, keys),
         tuple(text for text in section.texts("nameservers") if section.parse_address("nameservers", text)),
-        section.flag("redirectDns"),
+        _servers(section, "redirectDns"),
     )
+
+
+def _servers(section: Section, key: str) -> tuple[Address, ...]:
+    found = (section.parse_address(key, text) for text in section.texts(key))
+    return tuple(dict.fromkeys(one for one in found if one is not None))
 
 
 def _gateway_is_host(request: Request, keys: Section) -> bool:

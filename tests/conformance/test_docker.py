@@ -187,6 +187,11 @@ def test_names_and_services(machine: Docked) -> None:
     for name in ("web.service.consul", "store.my-net", "v1.legacy.service.consul", "shop"):
         assert machine.resolves("client", name), (name, machine.log())
     assert machine.gets("client", "web.service.consul")
+    # A container's own server is asked itself, and not replaced by the agent.
+    machine.serve("chooser", "--net=my-net", "--dns", "192.0.2.2")
+    machine.answers("192.0.2.99")
+    asked = machine.until("docker", "exec", "chooser", "/bin/nslookup", "web.service.consul")
+    assert "192.0.2.99" in asked.stdout, asked
     gateway = f"{address.rpartition('.')[0]}.1"
     asked = ("busybox", "nslookup", "shop.my-net", gateway)  # by others than Docker's containers
     assert address in machine.until(*asked).stdout

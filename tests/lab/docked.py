@@ -14,6 +14,19 @@ _SOCKET = "/run/docker/plugins/weft.sock"
 _PID = "/run/weft-docker.pid"
 _GET = ("/bin/busybox", "timeout", "2", "/bin/busybox", "wget", "-q", "-O", "-")
 
+_ANSWERS = """
+import socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind((sys.argv[1], 53))
+while True:
+    query, client = server.recvfrom(512)
+    end = query.index(b"\\0", 12) + 5
+    asked = query[end - 4 : end - 2] == b"\\0\\1"
+    record = b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4" + socket.inet_aton(sys.argv[2])
+    counts = b"\\0\\1\\0" + bytes([asked]) + bytes(4)
+    server.sendto(query[:2] + b"\\x81\\x80" + counts + query[12:end] + record * asked, client)
+"""
+
 
 class Docked(Firewalled):
     """dockerd, ``weft docker``, and the neighbour ``outside`` (192.0.2.2)."""
@@ -73,6 +86,11 @@ class Docked(Firewalled):
     def resolves(self, name: str, query: str) -> bool:
         """Whether a container gets an answer of Docker's resolver."""
         return self.until("docker", "exec", name, "/bin/nslookup", query).code == 0
+
+    def answers(self, address: str) -> None:
+        """Start a DNS server at the neighbour, 192.0.2.2, that knows one address for every name."""
+        argv = ("ip", "netns", "exec", "outside", self.python, "-ISc", _ANSWERS, "192.0.2.2", address)
+        self.start(*argv, log=self.folder / "dns")
 
     def kept(self) -> list[str]:
         """The files of the driver's state."""

@@ -194,7 +194,8 @@ def test_podmans_plugin_offers_services_and_redirects_dns(weft: Weft, tmp_path: 
     """``services``, ``internal`` and ``redirectDns``, which podman's plugin does not have."""
     first = settled(network("bridge", dual(dataDir="/nowhere"), bridge="br0", isGateway=True), folder)
     before = weft.add(first, NETNS, CONTAINER)
-    last = network("dnsname", services=[{"name": "web", "port": 80}], internal=True, redirectDns=True)
+    last = network("dnsname", services=[{"name": "web", "port": 80}], internal=True,
+                   redirectDns=["192.0.2.53", "2001:db8::53"])  # fmt: skip
     chained = {**last, "prevResult": before, "args": {"cni": {"services": [{"name": "db", "port": 5432}]}}}
     weft.add(chained, NETNS, CONTAINER)
     mark = attachment_digest(Attachment("net", CONTAINER, "eth0", "dnsname"))
@@ -204,6 +205,8 @@ def test_podmans_plugin_offers_services_and_redirects_dns(weft: Weft, tmp_path: 
     elements = [each for one in record.shared if isinstance(one, Elements) for each in one.elements]
     redirected = [each for each in elements if each.collection in ("dns_server4", "dns_server6")]
     assert {str(each.data[0]) for each in redirected} == {"10.80.0.1", "fd80::1"}
+    asked = [each for each in elements if each.collection in ("dns_redirected4", "dns_redirected6")]
+    assert [tuple(map(str, each.key)) for each in asked] == [("br0", "192.0.2.53"), ("br0", "2001:db8::53")]
 
 
 def test_a_del_waits_for_the_agent_to_drop_names_and_checks(

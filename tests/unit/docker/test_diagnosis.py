@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from cni_plugin.docker import resolvers
 from cni_plugin.docker.diagnosis import findings
 from weft import locks
 
@@ -64,3 +67,19 @@ def test_a_resolver_that_docker_asks_from_the_host(
         if asked
         else []
     )
+
+
+def test_the_servers_of_the_dockerd_that_runs(root: Path) -> None:
+    assert resolvers.servers(str(root)) == ["192.0.2.53"]
+    options = ("--dns", "192.0.2.7,192.0.2.8", "--dns-search", "lan", "--dns=::1", "--dns=fe80::1%eth0")
+    with subprocess.Popen([sys.executable, "-Ic", "input()", *options], stdin=subprocess.PIPE) as process:
+        try:
+            write(root, "/run/docker.pid", str(process.pid))
+            assert resolvers.servers(str(root)) == ["192.0.2.7", "192.0.2.8", "::1", "fe80::1%eth0"]
+            assert resolvers.asked_from_containers(str(root)) == ["192.0.2.7", "192.0.2.8"]
+            write(root, "/etc/docker/daemon.json", json.dumps({"dns": ["192.0.2.9"]}))
+            assert resolvers.servers(str(root)) == ["192.0.2.9"]
+        finally:
+            process.kill()
+    (root / "etc/docker/daemon.json").unlink()
+    assert resolvers.servers(str(root)) == ["192.0.2.53"]

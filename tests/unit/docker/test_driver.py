@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cni_plugin.docker import ports
+from cni_plugin.docker import ports, resolvers
 from cni_plugin.docker.addresses import Addresses
 from cni_plugin.docker.calls import link_name
 from cni_plugin.docker.driver import Networks
@@ -288,6 +288,7 @@ def test_names_come_from_dockers_api(
     driver: Networks, calls: Fake, kept: Kept, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(daemons.Daemon, "ensure", lambda *_: None)
+    monkeypatch.setattr(resolvers, "servers", lambda root="": ["192.0.2.53", "127.0.0.1", "fe80::1%eth0", "none"])
     created(driver)
     joined(driver)
     container = Section(
@@ -306,6 +307,8 @@ def test_names_come_from_dockers_api(
     assert [(one["name"], one["port"]) for one in found["services"]] == [("web", 80)]
     [server] = calls.kernel.rules.elements("dns_server4")
     assert (server.key, server.data) == (("weft-a9fe288e78",), (ip_address("172.18.0.1"),))
+    [asked] = calls.kernel.rules.elements("dns_redirected4")
+    assert asked.key == ("weft-a9fe288e78", ip_address("192.0.2.53"))
     before = path.read_text()
     renamed = Section({"Name": "/mall", "Id": "f" * 64, "NetworkSettings": container.raw("NetworkSettings")})
     naming.announce(renamed, again=False)

@@ -37,6 +37,8 @@ ONE_OF_EACH = (
     Element("loopback_ports6", ("udp", 8080), (), MINE),
     Element("dns_server4", ("br0",), (CONTAINER,), MINE),
     Element("dns_server6", ("br0",), (CONTAINER6,), MINE),
+    Element("dns_redirected4", ("br0", CONTAINER), (), MINE),
+    Element("dns_redirected6", ("br0", CONTAINER6), (), MINE),
     Element("loopback_ports4_at", (ip_address("127.0.0.1"), "tcp", 8080), (), MINE),
     Element("loopback_ports6_at", (ip_address("::1"), "sctp", 8080), (), MINE),
     Element("hairpin4", ("cni0", CONTAINER), (), MINE),
