@@ -152,8 +152,11 @@ def attach(
     tool.prepare_to("attach")
     found = tool.network(network)
     endpoint = target(tool.service, netns, container, ifname)
-    existing = attachments.find(tool.service, endpoint.container, ifname, network)
-    if any(one.container == endpoint.container and one.state is attachments.State.ATTACHED for one in existing):
+    same = (network, endpoint.container, ifname)
+    existing = [
+        one for one in attachments.endpoints(tool.service) if (one.network, one.container, one.interface) == same
+    ]
+    if any(one.state is attachments.State.ATTACHED for one in existing):
         raise Conflict(
             f"{endpoint.container}/{ifname} is already attached to {network}",
             hint=f"use another --ifname or --container, or run weft detach {network} {netns} first",
@@ -180,30 +183,35 @@ def _result_lines(result: Result, endpoint: Target, publish: tuple[str, ...]) ->
 
 @click.command()
 @common
-@click.argument("network")
-@click.argument("who", metavar="NETNS|CONTAINER")
+@click.argument("network", metavar="[NETWORK]")
+@click.argument("who", metavar="NETNS|CONTAINER", required=False, default="")
 @click.option("--container", metavar="ID", default="", help="The container's id, if the argument is a namespace.")
 @click.option("--ifname", default="", help="The interface. Default: all of the container on this network.")
 @pass_tool
 def detach(tool: Tool, network: str, who: str, container: str, ifname: str, json_output: bool) -> None:
-    """Detach a container, or a network namespace, from a network.
+    """Detach a container, or a network namespace, from a network, or from all of them.
 
-    Also works if the namespace or the network's file no longer exists: weft keeps records of its
-    attachments.
+    CONTAINER is a name or id of weft ps. Also works if the namespace or the network's file no longer
+    exists: weft keeps records of its attachments.
 
     \b
     Example:
       weft detach blue c1
+      weft detach c1
     """
     tool.prepare_to("detach")
+    if not who:
+        network, who = "", network
     found = _attached(tool, network, who, container, ifname)
-    known = tool.network_if_known(network)
     if not found:
+        if not network:
+            raise UnknownContainer(f"{container or who} is not attached", hint="see weft ps")
         _detach_foreign(tool, network, who, container, ifname)
         return
     errors: list[WeftError] = []
     for one in found:
         path = one.namespace.path if tool.service.is_alive(one.namespace) else ""
+        known = tool.network_if_known(one.network)
         if known is not None:
             previous = answer(one.result, one.records[-1].version)
             endpoint = Target(one.container, path, one.interface)
@@ -234,7 +242,9 @@ def _attached(tool: Tool, network: str, who: str, container: str, ifname: str) -
     return [
         one
         for one in attachments.endpoints(tool.service)
-        if one.network == network and one.namespace.same(namespace) and (not ifname or one.interface == ifname)
+        if one.network == (network or one.network)
+        and one.namespace.same(namespace)
+        and (not ifname or one.interface == ifname)
     ]
 
 

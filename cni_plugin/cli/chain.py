@@ -86,7 +86,7 @@ class Chain:
                 raise
         try:
             with self._namespace() as container:
-                for operation in _loopback(container):
+                for operation in self._loopback(container):
                     operation.apply(self.service.machine(container))
         except BaseException:
             self._delete_quietly(len(self.network.plugins), previous)
@@ -135,7 +135,7 @@ class Chain:
             steps.append(Step(plugin, record.shared, record.operations))
         if not any(isinstance(each, Up) and each.link == "lo" for step in steps for each in step.own):
             with self._namespace() as container:
-                steps.append(Step("loopback", own=_loopback(container)))
+                steps.append(Step("loopback", own=self._loopback(container)))
         return steps, result
 
     def validate(self) -> None:
@@ -218,6 +218,15 @@ class Chain:
         finally:
             container.close()
 
+    def _loopback(self, container: Namespace) -> tuple[Operation, ...]:
+        """What brings ``lo`` up, as every runtime does; it stays up after a detach, for whatever else is
+        attached. Not on the host, whose lo is not weft's.
+        """
+        lo = container.link("lo")
+        if lo is None or lo.up or modules.declared(self.network.driver).on_host:
+            return ()
+        return (Up(Side.CONTAINER, "lo"),)
+
     def _rendered(self, result: Result) -> Json:
         value = json.loads(render(result, self.network.version))
         return value if isinstance(value, dict) else {}
@@ -248,11 +257,3 @@ class Chain:
         except PluginFailed as error:
             error.message = error.message.replace("the IPAM plugin", "the plugin", 1)
             raise
-
-
-def _loopback(container: Namespace) -> tuple[Operation, ...]:
-    """What brings ``lo`` up, as every runtime does; it stays up after a detach, for whatever else is
-    attached.
-    """
-    lo = container.link("lo")
-    return () if lo is None or lo.up else (Up(Side.CONTAINER, "lo"),)

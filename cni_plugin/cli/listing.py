@@ -10,11 +10,12 @@ from cni_plugin.cli.chain import Chain, Target
 from cni_plugin.cli.options import common
 from cni_plugin.cli.output import age, as_json, count, fields, say, table
 from cni_plugin.cli.tool import Tool, pass_tool
-from cni_plugin.networks import attachments, conflists
+from cni_plugin.networks import attachments, conflists, owners
 from cni_plugin.networks.attachments import Endpoint, State
 from cni_plugin.networks.conflists import Json, NetworkList
 from cni_plugin.networks.firewalls import dropped
 from cni_plugin.networks.limits import LimitUse, limits_of
+from cni_plugin.networks.owners import OwnerName
 from cni_plugin.networks.uplink import UplinkUse, uplink_of
 from cni_plugin.service import executor
 from cni_plugin.wire import versions
@@ -23,8 +24,7 @@ from weft import identity
 from weft.errors import UnknownContainer
 from weft.types import Result
 
-_SHORT_ID = 12
-_HEADER = ("CONTAINER", "NETWORK", "INTERFACE", "ADDRESSES", "MAC", "PORTS", "AGE", "STATE")
+_HEADER = ("NAME", "CONTAINER", "NETWORK", "INTERFACE", "ADDRESSES", "MAC", "PORTS", "AGE", "STATE")
 
 
 @click.command()
@@ -36,6 +36,9 @@ _HEADER = ("CONTAINER", "NETWORK", "INTERFACE", "ADDRESSES", "MAC", "PORTS", "AG
 def ps(tool: Tool, wanted: str, no_trunc: bool, quiet: bool, json_output: bool) -> None:
     """List the attachments on this host.
 
+    NAME is what the container's owner calls it: podman, nerdctl, ctr, Kubernetes, ip netns. Every command
+    takes it, the id, or a unique prefix of the id.
+
     STATE is "attached", "half attached" (a call was interrupted) or "namespace gone" (the container has
     exited without a detach); weft gc removes the last two.
 
@@ -45,18 +48,20 @@ def ps(tool: Tool, wanted: str, no_trunc: bool, quiet: bool, json_output: bool) 
     """
     tool.need_records()
     found = [one for one in attachments.endpoints(tool.service) if not wanted or one.network == wanted]
+    named = owners.names(one.container for one in found)
     if json_output:
-        as_json([summary(one) for one in found])
+        as_json([summary(one, named.get(one.container)) for one in found])
     elif quiet:
-        for identity in dict.fromkeys(one.container for one in found):
-            say(identity if no_trunc else identity[:_SHORT_ID])
+        for container in dict.fromkeys(one.container for one in found):
+            say(container if no_trunc else owners.short(container, named.get(container)))
     else:
-        table(_HEADER, [_row(one, no_trunc) for one in found])
+        table(_HEADER, [_row(one, named.get(one.container), no_trunc) for one in found])
 
 
-def _row(one: Endpoint, no_trunc: bool) -> tuple[str, ...]:
+def _row(one: Endpoint, name: OwnerName | None, no_trunc: bool) -> tuple[str, ...]:
     return (
-        one.container if no_trunc else one.container[:_SHORT_ID],
+        name.name if name else "-",
+        one.container if no_trunc else owners.short(one.container, name),
         one.network,
         one.interface,
         ", ".join(one.addresses) or "-",
@@ -67,10 +72,11 @@ def _row(one: Endpoint, no_trunc: bool) -> tuple[str, ...]:
     )
 
 
-def summary(one: Endpoint) -> Json:
+def summary(one: Endpoint, name: OwnerName | None) -> Json:
     """An attachment in ``--json`` output."""
     return {
         "container": one.container,
+        "name": name.name if name else None,
         "network": one.network,
         "interface": one.interface,
         "addresses": list(one.addresses),
@@ -92,13 +98,14 @@ def show(tool: Tool, container: str, network: str, json_output: bool) -> None:
     """Show details of a container's attachments.
 
     Shows the network namespace, the CNI result, the equivalent shell commands, and differences from
-    what was set up. CONTAINER may be a unique prefix of the id. MARK is the comment of an nftables
-    element or the alias of a link, with or without "weft:"; the mark of an object that attachments
-    share, such as a bridge, shows the networks that it belongs to.
+    what was set up. CONTAINER is a name or id of weft ps, or a unique prefix of the id. MARK is the
+    comment of an nftables element or the alias of a link, with or without "weft:"; the mark of an
+    object that attachments share, such as a bridge, shows the networks that it belongs to.
 
     \b
     Example:
-      weft show weft-c1/eth0 blue
+      weft show c1
+      weft show c1/eth0 blue
       weft show weft:458f29fc0a29d2e2
     """
     tool.need_records()
@@ -149,10 +156,14 @@ def _find(tool: Tool, text: str, network: str) -> list[Endpoint]:
     return found
 
 
+def _name(one: Endpoint) -> OwnerName | None:
+    return owners.names((one.container,)).get(one.container)
+
+
 def _details(tool: Tool, one: Endpoint) -> Json:
     path = one.namespace.path
     return {
-        **summary(one),
+        **summary(one, _name(one)),
         "plugins": [record.attachment.plugin for record in one.records],
         "result": answer(one.result, one.records[-1].version),
         "limits": [
@@ -189,6 +200,7 @@ def _show(one: Endpoint, document: Json, limits: tuple[LimitUse, ...], uplink: t
     gateways = dict.fromkeys(str(ip.gateway) for ip in one.result.ips if ip.gateway)
     routes = [f"{each.destination}" + (f" via {each.gateway}" if each.gateway else "") for each in one.result.routes]
     pairs = [
+        ("Name", str(document["name"] or "")),
         ("Container", one.container),
         ("Network", f"{one.network} ({one.driver})" if one.driver else one.network),
         ("Interface", one.interface),
@@ -229,7 +241,7 @@ def _show(one: Endpoint, document: Json, limits: tuple[LimitUse, ...], uplink: t
 
 @click.command()
 @common
-@click.argument("network", required=False, default="")
+@click.argument("network", metavar="[NETWORK]", required=False, default="")
 @click.argument("container", metavar="[CONTAINER[/IFNAME]]", required=False, default="")
 @pass_tool
 def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
@@ -240,9 +252,13 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
 
     \b
     Example:
-      weft check blue weft-c1
+      weft check c1
+      weft check blue c1
     """
     tool.need_records()
+    if network and not container and tool.network_if_known(network) is None:
+        container = network if attachments.find(tool.service, network.partition("/")[0]) else ""
+        network = "" if container else network
     if container:
         found = _find(tool, container, network)
     else:
@@ -258,7 +274,8 @@ def check(tool: Tool, network: str, container: str, json_output: bool) -> None:
     ]
     broken = sum(bool(sentences) for _, sentences in results)
     if json_output:
-        as_json([{**summary(one), "lacks": sentences} for one, sentences in results])
+        named = owners.names(one.container for one, _ in results)
+        as_json([{**summary(one, named.get(one.container)), "lacks": sentences} for one, sentences in results])
     else:
         for one, sentences in results:
             say(f"{'broken' if sentences else 'ok'.ljust(6)}  {one}")

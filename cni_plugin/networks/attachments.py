@@ -5,11 +5,13 @@ up.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from cni_plugin.dataplane.packets import PORTS4, PORTS4_AT, PORTS6, PORTS6_AT
+from cni_plugin.networks import owners
+from cni_plugin.networks.owners import OwnerName
 from cni_plugin.ops import Announced, Elements
 from cni_plugin.ops.operation import Operation
 from cni_plugin.service import executor
@@ -135,24 +137,35 @@ def _state(holders: Holders, records: Iterable[Record]) -> State:
 
 
 def find(context: ServiceContext, container: str, interface: str = "", network: str = "") -> list[Endpoint]:
-    """The endpoints of a container, by its id or a unique prefix of at least four characters; [] if
-    none.
+    """The endpoints of a container, by its id, the name that its owner has for it, or a unique prefix of
+    the id of at least four characters; [] if none.
 
-    Raises UnknownContainer for an ambiguous prefix.
+    Raises UnknownContainer for an ambiguous name or prefix.
     """
     found = [
         one
         for one in endpoints(context)
         if (not network or one.network == network) and (not interface or one.interface == interface)
     ]
-    exact = [one for one in found if one.container == container]
-    if exact or len(container) < _SHORTEST_PREFIX:
+    if exact := [one for one in found if one.container == container]:
         return exact
-    prefixed = [one for one in found if one.container.startswith(container)]
-    ids = sorted({one.container for one in prefixed})
-    if len(ids) > 1:
-        raise UnknownContainer(f"{container} is ambiguous: {', '.join(ids)}", hint="use more characters of the id")
-    return prefixed
+    named = owners.names(one.container for one in found)
+    matching = {one for one, name in named.items() if container in name.words}
+    if not matching and len(container) >= _SHORTEST_PREFIX:
+        matching = {
+            one.container
+            for one in found
+            if any(word.startswith(container) for word in (one.container, *_ids(named, one.container)))
+        }
+    if len(matching) > 1:
+        listed = ", ".join(f"{one} ({named[one].name})" if one in named else one for one in sorted(matching))
+        raise UnknownContainer(f"{container} is ambiguous: {listed}", hint="use more characters, or the whole id")
+    return [one for one in found if one.container in matching]
+
+
+def _ids(named: Mapping[str, OwnerName], container: str) -> tuple[str, ...]:
+    """The ids that the owner has for a container: with containerd without its namespace."""
+    return tuple(word for word in named[container].words if container.endswith(word)) if container in named else ()
 
 
 def marked(context: ServiceContext, digest: str) -> list[Endpoint]:

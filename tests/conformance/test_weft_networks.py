@@ -57,6 +57,8 @@ def test_podman_uses_them_by_name(networks: Podman, roots: list[str]) -> None:
 
     [row] = [one for one in podman.weft("ps", "--json").json if one["network"] == "blue"]
     assert "10.80.0.77/24" in json.dumps(row) and "8080" in json.dumps(row)
+    assert row["name"] == "web"
+    assert "No differences" in podman.weft("show", "web", "blue").stdout
     podman.podman("restart", "-t0", "web")
     assert len(podman.leases("*")) == 5
     for name in ("wire", "closed"):
@@ -92,7 +94,9 @@ def test_ctr_uses_the_only_network(driver: str, plugin_folder: Path, roots: list
     try:
         assert containerd.weft("network", "create", "blue", "-d", driver, "--subnet", "10.80.0.0/24").code == 0
         assert containerd.up("c1", roots[0]) == "10.80.0.2"
-        assert "c1" in containerd.weft("ps").stdout
+        [row] = containerd.weft("ps", "--json").json
+        assert (row["name"], row["container"]) == ("c1", "default-c1")
+        assert containerd.weft("check", "c1").code == 0
         containerd.down("c1")
     finally:
         containerd.close()

@@ -46,9 +46,10 @@ def test_create_attach_show_detach_remove(host: Host, weft: Weft) -> None:
     assert host.ping("c1", "10.7.0.3") and host.ping("c2", "10.7.0.1")
     host.serve_tcp("c1", 80)
     assert host.fetch(None, "127.0.0.1", 8080) is not None
-    lines = [line.split()[:3] for line in weft("ps").stdout.splitlines()]
-    assert lines == [["CONTAINER", "NETWORK", "INTERFACE"], ["weft-c1", "blue", "eth0"], ["weft-c2", "blue", "eth0"]]
-    assert "No differences from what was set up." in weft("show", "weft-c1/eth0").stdout
+    lines = [line.split()[:4] for line in weft("ps").stdout.splitlines()]
+    assert lines[0] == ["NAME", "CONTAINER", "NETWORK", "INTERFACE"]
+    assert lines[1:] == [["c1", "weft-c1", "blue", "eth0"], ["c2", "weft-c2", "blue", "eth0"]]
+    assert "No differences from what was set up." in weft("show", "c1/eth0").stdout
     assert weft("check").code == 0
     assert json.loads(weft("doctor", "--json").stdout)["findings"] == []
     _break_and_mend(host, weft)

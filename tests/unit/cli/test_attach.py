@@ -10,6 +10,8 @@ import pytest
 
 from cni_plugin.cli import chain
 from cni_plugin.cli.options import container_of
+from cni_plugin.networks import owners
+from cni_plugin.networks.owners import OwnerName
 from weft.errors import KernelRefused
 from weft.identity import mark as mark_of
 
@@ -83,9 +85,9 @@ def test_attach_ps_show_and_detach(blue) -> None:
     out = blue.good("attach", "blue", "c1", "-p", "127.0.0.1:8080:80", "--ip", "10.7.0.9", "--mac", "02:00:00:00:00:09")
     assert out == "weft-c1/eth0: 10.7.0.9/24, gateway 10.7.0.1, mac 02:00:00:00:00:09\npublished: 127.0.0.1:8080:80\n"
     header, line = blue.good("ps").splitlines()
-    assert " ".join(header.split()) == "CONTAINER NETWORK INTERFACE ADDRESSES MAC PORTS AGE STATE"
+    assert " ".join(header.split()) == "NAME CONTAINER NETWORK INTERFACE ADDRESSES MAC PORTS AGE STATE"
     assert line.split() == [
-        "weft-c1", "blue", "eth0", "10.7.0.9/24", "02:00:00:00:00:09", "127.0.0.1:8080->80/tcp", "0s", "attached",
+        "c1", "weft-c1", "blue", "eth0", "10.7.0.9/24", "02:00:00:00:00:09", "127.0.0.1:8080->80/tcp", "0s", "attached",
     ]  # fmt: skip
     [shown] = json.loads(blue.good("show", "weft-c1/eth0", "--json"))
     assert shown["lacks"] == []
@@ -97,6 +99,30 @@ def test_attach_ps_show_and_detach(blue) -> None:
     assert len(blue.good("ps").splitlines()) == 1
     said = blue("detach", "blue", "c1")
     assert (said.code, "is not attached to blue" in said.err) == (3, True)
+
+
+def test_a_container_has_the_name_of_its_owner_everywhere(blue, monkeypatch) -> None:
+    digits = "0123456789abcdef" * 4
+    source = {digits: OwnerName("web"), f"default-{digits[::-1]}": OwnerName("db", (digits[::-1],))}
+    monkeypatch.setattr(owners, "SOURCES", (*owners.SOURCES, lambda ids: ((i, source[i]) for i in ids & source.keys())))
+    blue.good("attach", "blue", "c1", "--container", digits)
+    blue.good("attach", "blue", "c2", "--container", f"default-{digits[::-1]}")
+    rows = [line.split()[:2] for line in blue.good("ps").splitlines()[1:]]
+    assert rows == [["web", "0123456789ab"], ["db", "fedcba987654"]]
+    assert digits in blue.good("ps", "--no-trunc")
+    assert [one["name"] for one in json.loads(blue.good("ps", "--json"))] == ["web", "db"]
+    assert blue.good("ps", "-q").split() == ["0123456789ab", "fedcba987654"]
+    for word in ("web", "web/eth0", "0123", digits):
+        assert blue.good("show", word).startswith("Name:") and f"Container: {digits}\n" in blue.good("show", word)
+        assert blue.good("check", word) == blue.good("check", "blue", word) == f"ok      {digits}/eth0 on blue\n"
+    assert json.loads(blue.good("show", "fedcba", "--json"))[0]["name"] == "db"
+    assert blue("show", "nobody").code == 3
+    source[f"default-{digits[::-1]}"] = OwnerName("web")
+    said = blue("detach", "web")
+    assert (said.code, "web is ambiguous: " in said.err) == (3, True)
+    assert blue.good("detach", digits) == f"{digits}/eth0\n"
+    assert blue.good("detach", "blue", "web").startswith("default-fedcba")
+    assert (blue("detach", "web").code, len(blue.good("ps").splitlines())) == (3, 1)
 
 
 def test_a_second_attach_is_refused_and_keeps_the_first(blue) -> None:
@@ -121,11 +147,11 @@ def test_attach_brings_lo_up_and_the_plan_says_so(blue) -> None:
 
 
 def test_an_attach_that_cannot_bring_lo_up_is_undone(blue, monkeypatch) -> None:
-    def refused(container):
+    def refused(self, container):
         raise KernelRefused("no lo today")
 
     before = blue.kernel.dump()
-    monkeypatch.setattr(chain, "_loopback", refused)
+    monkeypatch.setattr(chain.Chain, "_loopback", refused)
     said = blue("attach", "blue", "c1")
     assert (said.code, "no lo today" in said.err) == (1, True)
     assert len(blue.good("ps").splitlines()) == 1

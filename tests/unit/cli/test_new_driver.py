@@ -286,6 +286,9 @@ def test_a_network_without_links_and_addresses(run, weft: Weft) -> None:
     [shown] = run("network", "inspect", "void").json
     assert (shown["Internal"], shown["IPAM"]["Driver"]) == (False, "none")
     run.container("c1")
+    lo_up = "nsenter --net=/run/netns/c1 ip link set lo up"
+    assert run.good("plan", "void", "c1").endswith(f"# Of this attachment:\n{lo_up}\n")
+    run.kernel.open("/run/netns/c1").change_link("lo", up=True)
     assert run.good("plan", "void", "c1") == "# No commands: an attach changes nothing.\n"
     before = run.kernel.dump()
     run.good("attach", "void", "c1")
